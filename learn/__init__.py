@@ -1,0 +1,1 @@
+"""Play, fuse and learn: environments, collection, fusion modules, learners and evaluation."""

@@ -1,0 +1,174 @@
+"""Atari games, played one way that is stated: protocol, screen, seeds and autoreset in one place.
+
+All play, for collecting and for evaluating, goes through `make_env`: ale-py's native vector
+environment, the whole RGB screen, rewards as the game gives them. Autoreset is SAME_STEP: the step
+that ends an episode returns the next episode's first frame and, in `info["final_obs"]`, the true
+last frame of the old one. That last frame is ale-py's: if a game ends inside the four frames of a
+step before the last two of them, it shows the screen of the step before.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import gymnasium
+import msgspec
+import numpy as np
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from wsa.store.errors import UsageError
+from wsa.store.records import Protocol
+
+FRAME_SKIP = 4
+MAX_STEPS = 27_000  # 30 minutes of play at 60 Hz, the field's limit (108 000 emulator frames).
+
+# `classic` is what NoopFrameskip-v4 environments with the usual wrappers did; `v5` is the protocol
+# of Machado et al. (2018), as ALE/*-v5. Scores under the two must not be compared.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "classic": {"sticky": 0.0, "noop_max": 30, "fire_reset": True, "full_action_space": False},
+    "v5": {"sticky": 0.25, "noop_max": 0, "fire_reset": False, "full_action_space": True},
+}
+
+
+@functools.cache
+def games() -> dict[str, str]:
+    """ALE game ids and the names of their ROMs, `{"MsPacman": "ms_pacman", ...}`, sorted."""
+    gymnasium.register_envs(ale_py)
+    specs = (s for s in gymnasium.registry.values() if s.id.startswith("ALE/"))
+    found = {
+        s.id.removeprefix("ALE/").removesuffix("-v5"): str(s.kwargs["game"])
+        for s in specs
+        if s.id.endswith("-v5")
+    }
+    return dict(sorted(found.items()))
+
+
+def check_game(game: str) -> str:
+    """Return `game` if it is an ALE game.
+
+    Raises:
+        UsageError: It is not; the message gives the nearest names.
+    """
+    if game in games():
+        return game
+    lower = {name.lower(): name for name in games()}
+    close = difflib.get_close_matches(game.lower().removeprefix("ale/"), lower, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(lower[name] for name in close)}? " if close else ""
+    raise UsageError(
+        "unknown-game",
+        f"{game!r} is not an ALE game. {hint}Games are spelled like Seaquest, MsPacman or "
+        "SpaceInvaders; 'wsa list --games' shows all.",
+    )
+
+
+@functools.cache
+def screen(game: str) -> tuple[int, int]:
+    """Height and width of a game's screen in pixels; 210 x 160 for most games."""
+    quiet_emulator()
+    emulator = ale_py.ALEInterface()
+    emulator.loadROM(_rom(game))
+    height, width = emulator.getScreenDims()
+    return height, width
+
+
+def emulator_identity(game: str) -> tuple[str, str]:
+    """Version of ale-py and MD5 of the game's ROM, as recorded in every segment."""
+    return ale_py.__version__, hashlib.md5(_rom(game).read_bytes()).hexdigest()
+
+
+def _rom(game: str) -> Path:
+    path = ale_py.roms.get_rom_path(games()[check_game(game)])
+    assert path is not None, f"ale-py registers {game} without its ROM"
+    return Path(path)
+
+
+def quiet_emulator() -> None:
+    """Keep the emulator's banner off the terminal."""
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+
+
+def protocol(
+    game: str, name: str, sticky: float | None = None, max_steps: int = MAX_STEPS
+) -> Protocol:
+    """Spell out a protocol for a game.
+
+    Args:
+        game: ALE game id.
+        name: `classic` or `v5`.
+        sticky: Overrides the protocol's sticky-action probability; the name becomes `custom`.
+        max_steps: Steps after which an episode is truncated.
+
+    Raises:
+        UsageError: No such game or protocol, or a value out of range.
+    """
+    check_game(game)
+    if name not in PROTOCOLS:
+        raise UsageError(
+            "bad-option", f"{name!r} is not a protocol; choose from {', '.join(PROTOCOLS)}."
+        )
+    details = dict(PROTOCOLS[name])
+    if sticky is not None and sticky != details["sticky"]:
+        if not 0 <= sticky < 1:
+            raise UsageError(
+                "bad-option", f"--sticky must be at least 0 and below 1, not {sticky}."
+            )
+        details["sticky"], name = sticky, "custom"
+    if max_steps < 1:
+        raise UsageError("bad-option", f"--max-episode-steps must be positive, not {max_steps}.")
+    stated = Protocol(
+        name=name,
+        frame_skip=FRAME_SKIP,
+        max_pool=True,
+        max_steps=max_steps,
+        actions=(),
+        **details,
+    )
+    env = make_env(game, stated, 1)
+    actions = tuple(action.name for action in env.ale.get_action_set())
+    env.close()
+    return msgspec.structs.replace(stated, actions=actions)
+
+
+def make_env(game: str, stated: Protocol, num_envs: int) -> AtariVectorEnv:
+    """A vector of environments that play `game` by `stated`.
+
+    Observations are (num_envs, 1, H, W, 3) uint8; rewards are raw; actions index
+    `stated.actions`. With `reset(seed=s)` environment i is seeded with s + i, and what it does
+    then does not depend on how many others there are.
+    """
+    quiet_emulator()
+    height, width = screen(game)
+    env = AtariVectorEnv(
+        games()[game],
+        num_envs,
+        grayscale=False,
+        img_height=height,
+        img_width=width,
+        stack_num=1,
+        frameskip=stated.frame_skip,
+        maxpool=stated.max_pool,
+        noop_max=stated.noop_max,
+        use_fire_reset=stated.fire_reset,
+        reward_clipping=False,
+        episodic_life=False,
+        life_loss_info=False,
+        repeat_action_probability=stated.sticky,
+        full_action_space=stated.full_action_space,
+        max_num_frames_per_episode=stated.max_steps * stated.frame_skip,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+    assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    return env
+
+
+def pictures(observations: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Drop the stack axis: (n, 1, H, W, 3) to (n, H, W, 3)."""
+    assert observations.shape[1] == 1
+    return observations[:, 0]

@@ -1,0 +1,90 @@
+"""Every error wsa raises on purpose, sorted by what the caller should do about it.
+
+    WsaError
+    ├── UsageError      exit 2   the command asks for something that cannot be: change the command
+    ├── MissingError    exit 3   something is not there yet: make it first (the message says how)
+    ├── ConflictError   exit 4   two things disagree and nothing was written: choose one
+    ├── DamagedError    exit 5   stored bytes are not what was committed: verify, then re-encode
+    └── StorageError    exit 6   the disk or the bucket refused: free space, or try again later
+
+Each instance carries `kind`, a stable code that scripts may compare, `exit_code`, and a message of
+one or a few lines: what was found, where, and what to do. Kinds are only ever added.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+Kind = Literal[
+    "bad-name",
+    "bad-option",
+    "unknown-game",
+    "unknown-model",
+    "no-store",
+    "no-frames",
+    "not-encoded",
+    "no-weights",
+    "no-run",
+    "other-format",
+    "other-weights",
+    "other-bytes",
+    "model-drift",
+    "step-error",
+    "not-finite",
+    "run-exists",
+    "bad-record",
+    "bad-array",
+    "bad-bytes",
+    "lost-file",
+    "no-space",
+    "unavailable",
+]
+
+
+class WsaError(Exception):
+    """Base of all of wsa's own errors.
+
+    Args:
+        kind: The stable code of this failure.
+        message: What was found and where, ending with what to do about it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type[WsaError], tuple[str, str]]:
+        """Travel whole between processes, kind included."""
+        return type(self), (self.kind, str(self))
+
+
+class UsageError(WsaError, ValueError):
+    """The command asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class MissingError(WsaError, LookupError):
+    """Something that is needed has not been made yet."""
+
+    exit_code = 3
+
+
+class ConflictError(WsaError):
+    """Two things disagree; nothing was written."""
+
+    exit_code = 4
+
+
+class DamagedError(WsaError):
+    """Stored bytes are not what was committed."""
+
+    exit_code = 5
+
+
+class StorageError(WsaError, OSError):
+    """The place where the store lives refused a read or a write."""
+
+    exit_code = 6

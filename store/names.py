@@ -1,0 +1,90 @@
+"""The one grammar for every name that becomes part of a path in a store.
+
+A name that is not in this grammar never reaches a file system, so none can leave the store's
+root. Each parser returns its argument or raises `UsageError`; the path functions are the only
+place where a path inside a store is spelled.
+
+    game       Seaquest                        an ALE game: a capital, then letters and digits
+    alias      lite0                           what a user calls a model
+    model key  lite0-1f0c9b2a7d3e              alias, dash, 12 hex of the model's identity
+    segment    9c41d0a2b7f3-e003-000002048     collection run, environment, first step
+"""
+
+from __future__ import annotations
+
+import re
+
+from wsa.store.errors import UsageError
+
+_GAME = re.compile(r"[A-Z][A-Za-z0-9]{0,63}", re.ASCII)
+_ALIAS = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
+_MODEL_KEY = re.compile(r"([a-z][a-z0-9_]{0,63})-([0-9a-f]{12})", re.ASCII)
+_SEGMENT = re.compile(r"([0-9a-f]{12})-e([0-9]{3})-([0-9]{9})", re.ASCII)
+
+STORE_FILE = "wsa.json"
+
+
+def game(name: str) -> str:
+    """Return `name` if it is spelled like an ALE game."""
+    if not _GAME.fullmatch(name):
+        raise UsageError("bad-name", f"{name!r} is not a game's name; write it like 'Seaquest'.")
+    return name
+
+
+def alias(name: str) -> str:
+    """Return `name` if it may be a model's alias."""
+    if not _ALIAS.fullmatch(name):
+        raise UsageError(
+            "bad-name",
+            f"{name!r} is not a model alias; use small letters, digits and '_', at most 64.",
+        )
+    return name
+
+
+def model_key(name: str) -> str:
+    """Return `name` if it is a model key, `<alias>-<12 hex>`."""
+    if not _MODEL_KEY.fullmatch(name):
+        raise UsageError("bad-name", f"{name!r} is not a model key; 'wsa models' lists them.")
+    return name
+
+
+def make_model_key(model_alias: str, identity: str) -> str:
+    """Join an alias and the first 12 hex digits of a model's identity hash."""
+    return model_key(f"{alias(model_alias)}-{identity[:12]}")
+
+
+def key_alias(key: str) -> str:
+    """Return the alias that a model key begins with."""
+    return model_key(key).rsplit("-", 1)[0]
+
+
+def segment(name: str) -> str:
+    """Return `name` if it is a segment's id."""
+    if not _SEGMENT.fullmatch(name):
+        raise UsageError("bad-name", f"{name!r} is not a segment's id; 'wsa list' shows them.")
+    return name
+
+
+def make_segment(run: str, env: int, start: int) -> str:
+    """Spell the id of the segment that begins at step `start` of environment `env`."""
+    return segment(f"{run}-e{env:03d}-{start:09d}")
+
+
+def segment_path(game_name: str, segment_id: str) -> str:
+    """Where a segment's Zarr group lies, relative to the store."""
+    return f"games/{game(game_name)}/segments/{segment(segment_id)}"
+
+
+def embedding_path(game_name: str, key: str, segment_id: str) -> str:
+    """Where the embeddings of one segment by one model lie, relative to the store."""
+    return f"games/{game(game_name)}/embeddings/{model_key(key)}/{segment(segment_id)}"
+
+
+def model_path(key: str) -> str:
+    """Where a model's spec lies, relative to the store."""
+    return f"models/{model_key(key)}"
+
+
+def commit_path(object_id: str) -> str:
+    """Where the record that makes an object visible lies, relative to the store."""
+    return f"commits/{object_id[:2]}/{object_id}.json"

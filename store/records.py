@@ -1,0 +1,238 @@
+"""What is written as JSON in a store: frozen, typed, versioned, and read back strictly.
+
+A `Commit` makes one object visible. It lists the object's files with their lengths and blake3,
+so a file that is missing, cut or changed is found, and it carries what plans and tables need
+(`meta`), so that neither has to open an array. Unknown fields are refused: a newer wsa that needs
+another field writes another version.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from wsa.store import keys, names
+from wsa.store.errors import DamagedError
+
+VERSION = 1
+MAX_RECORD_BYTES = 4 << 20
+
+
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of an object: path inside the store, length in bytes, hex blake3-256."""
+
+    path: str
+    bytes: int
+    blake3: str
+
+
+class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a game was played: everything that changes what an agent sees or earns.
+
+    Attributes:
+        name: `classic`, `v5`, or `custom` where a detail was overridden.
+        frame_skip: Emulator frames per step.
+        sticky: Probability that the emulator repeats the last action (Machado et al., 2018).
+        noop_max: Up to this many no-ops at a reset.
+        fire_reset: Whether FIRE is pressed at a reset in games that wait for it.
+        full_action_space: All 18 actions, or the game's minimal set.
+        max_pool: Pixel-wise maximum over the last two emulator frames of a step.
+        max_steps: Steps after which an episode is truncated.
+        actions: The meaning of each action index.
+    """
+
+    name: str
+    frame_skip: int
+    sticky: float
+    noop_max: int
+    fire_reset: bool
+    full_action_space: bool
+    max_pool: bool
+    max_steps: int
+    actions: tuple[str, ...]
+
+
+class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="segment"):
+    """A run of steps and their distinct frames, written once by one process.
+
+    Attributes:
+        game: ALE game id.
+        segment: The segment's id.
+        run: 12 hex over everything that determines the steps (game, protocol, policy, seed, ...).
+        env: Index of the environment within the run.
+        start: Steps this environment had played before the segment.
+        rows: Rows, observation-only ones included.
+        steps: Agent steps, that is rows with an action.
+        frames: Distinct frames.
+        height, width: Screen size in pixels.
+        indexed: Whether frames are palette indices (True) or RGB.
+        episodes: Lengths and raw returns of the episodes that ended here, as (steps, return).
+        protocol: How the game was played.
+        policy: Who played, as given to `wsa collect --policy`.
+        seed: The run's seed; environment i uses seed + i.
+        emulator: Version of ale-py, and the MD5 digest of the game's ROM.
+    """
+
+    game: str
+    segment: str
+    run: str
+    env: int
+    start: int
+    rows: int
+    steps: int
+    frames: int
+    height: int
+    width: int
+    indexed: bool
+    episodes: tuple[tuple[int, float], ...]
+    protocol: Protocol
+    policy: str
+    seed: int
+    emulator: tuple[str, str]
+
+
+class EmbeddingMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="embedding"):
+    """The embeddings of one segment's frames by one model.
+
+    Attributes:
+        game: ALE game id.
+        segment: The segment's id.
+        model: The model key.
+        shape: Shape of the array, (frames, *embedding shape).
+        dtype: `float16`, or `float32` where a value exceeds float16's range.
+        passes: Frames that went through the model for this object.
+        copied: Frames whose embedding was copied because the same frame had been encoded before.
+    """
+
+    game: str
+    segment: str
+    model: str
+    shape: tuple[int, ...]
+    dtype: str
+    passes: int
+    copied: int
+
+
+class ModelMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="model"):
+    """A model's spec, probe vectors and, where its output is reduced, its basis."""
+
+    model: str
+
+
+Meta = SegmentMeta | EmbeddingMeta | ModelMeta
+
+
+class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The record whose publication makes an object visible.
+
+    Attributes:
+        version: Version of the record, 1.
+        meta: What the object is.
+        files: Its files.
+        author: Who wrote it, `user@host`.
+        time: When, ISO 8601 in UTC.
+        command: The command line that wrote it.
+        check: Hex blake3-256 of the record's canonical JSON without this field.
+    """
+
+    version: int
+    meta: Meta
+    files: tuple[File, ...]
+    author: str
+    time: str
+    command: str
+    check: str = ""
+
+    @property
+    def path(self) -> str:
+        """Path of the object that this record makes visible."""
+        return meta_path(self.meta)
+
+    @property
+    def id(self) -> str:
+        """Hex blake3-128 of the object's path."""
+        return keys.object_id(self.path)
+
+
+def meta_path(meta: Meta) -> str:
+    """Path inside the store of the object that `meta` describes."""
+    if isinstance(meta, SegmentMeta):
+        return names.segment_path(meta.game, meta.segment)
+    if isinstance(meta, EmbeddingMeta):
+        return names.embedding_path(meta.game, meta.model, meta.segment)
+    return names.model_path(meta.model)
+
+
+def seal(commit: Commit) -> Commit:
+    """Fill in `check`."""
+    bare = msgspec.structs.replace(commit, check="")
+    return msgspec.structs.replace(commit, check=keys.checksum(keys.canonical(bare)))
+
+
+def write_commit(commit: Commit) -> bytes:
+    """Canonical JSON of a sealed record."""
+    return keys.canonical(seal(commit))
+
+
+def read_commit(data: bytes, where: str) -> Commit:
+    """Parse a commit record.
+
+    Args:
+        data: The file's bytes.
+        where: The record's path inside the store, for messages.
+
+    Raises:
+        DamagedError: The bytes are not a whole and consistent record of this version.
+    """
+    commit = read_json(data, Commit, where)
+    if commit.version != VERSION:
+        raise DamagedError(
+            "bad-record",
+            f"{where} is a record of version {commit.version}; this wsa reads version {VERSION}. "
+            "Update wsa.",
+        )
+    if seal(commit).check != commit.check:
+        raise DamagedError("bad-record", _damaged(where, "its checksum does not fit its content"))
+    try:
+        expected = names.commit_path(commit.id)
+        prefix = commit.path + "/"
+    except ValueError as error:
+        raise DamagedError("bad-record", _damaged(where, str(error))) from None
+    if where != expected:
+        raise DamagedError("bad-record", _damaged(where, f"it belongs at {expected}"))
+    for file in commit.files:
+        if not file.path.startswith(prefix) or ".." in file.path or "\\" in file.path:
+            raise DamagedError(
+                "bad-record", _damaged(where, f"it names {file.path!r}, outside {prefix}")
+            )
+    return commit
+
+
+T = TypeVar("T")
+
+
+def read_json(data: bytes, kind: type[T], where: str) -> T:
+    """Decode JSON strictly into `kind`, with a size limit and no surprises.
+
+    Raises:
+        DamagedError: Too large, not JSON, or not of that type.
+    """
+    if len(data) > MAX_RECORD_BYTES:
+        raise DamagedError("bad-record", _damaged(where, f"it has {len(data)} bytes"))
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise DamagedError("bad-record", _damaged(where, str(error))) from None
+
+
+def _damaged(where: str, why: str) -> str:
+    return (
+        f"{where} is damaged: {why}. 'wsa verify' shows what it concerns; delete that file and "
+        "run 'wsa collect' or 'wsa encode' again to remake the object."
+    )
+
+
+def to_builtins(value: Any) -> Any:
+    """Plain dicts and lists, for printing as JSON."""
+    return msgspec.to_builtins(value)

@@ -1,0 +1,58 @@
+"""Open a store, or start one: the folder with `wsa.json` in it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from wsa.store import keys, names, records
+from wsa.store.backends import Backend, open_backend
+from wsa.store.errors import ConflictError, MissingError
+
+FORMAT = 1
+
+
+class Root(msgspec.Struct, frozen=True):
+    """Content of `wsa.json`."""
+
+    format: int
+
+
+def open_store(url: str, *, create: bool = False) -> Backend:
+    """Open the store at `url`.
+
+    Args:
+        url: A folder.
+        create: Start a store if there is none; the folder must be new or empty.
+
+    Raises:
+        MissingError: There is no store, or the folder holds something else.
+        ConflictError: The store is of another format.
+        DamagedError: `wsa.json` cannot be read.
+        StorageError: The place refused.
+    """
+    backend = open_backend(url)
+    try:
+        data = backend.get(names.STORE_FILE)
+    except FileNotFoundError:
+        if next(backend.list(""), None) is not None:
+            raise MissingError(
+                "no-store",
+                f"{backend.url} is not a wsa store: it holds files but no {names.STORE_FILE}. "
+                "Give another path with --store, or an empty folder to start a store there.",
+            ) from None
+        if not create:
+            raise MissingError(
+                "no-store",
+                f"There is no store at {backend.url} yet. Start one with 'wsa collect --game "
+                "Seaquest', or name another with --store or WSA_STORE.",
+            ) from None
+        backend.put_new(names.STORE_FILE, keys.canonical(Root(FORMAT)))
+        data = backend.get(names.STORE_FILE)
+    root = records.read_json(data, Root, names.STORE_FILE)
+    if root.format != FORMAT:
+        raise ConflictError(
+            "other-format",
+            f"{backend.url} is a store of format {root.format}; this wsa reads format {FORMAT}. "
+            "Use the wsa that wrote it, or name another store with --store.",
+        )
+    return backend
