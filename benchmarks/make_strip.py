@@ -1,0 +1,105 @@
+"""Make `encode/strip.npz`: eight real frames of every ALE game, the same bytes each time.
+
+    python benchmarks/make_strip.py
+
+Every game is played with random actions under the classic protocol. Of its first 400 steps four
+pairs of consecutive frames are kept, spread over the time, each frame different from the others.
+The file is part of the identity of every model whose output is reduced by a basis fitted on it:
+making it anew with another emulator makes other model keys.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.encode.strip import PATH
+from wsa.learn import env as games
+from wsa.store import keys
+
+STEPS = 400
+PAIRS = 4
+SEED = 20_001
+
+
+def play(game: str) -> NDArray[np.uint8]:
+    """Play one game and keep four pairs of frames.
+
+    Returns:
+        (8, H, W, 3) uint8; rows 2i and 2i + 1 are what consecutive steps showed.
+    """
+    stated = games.protocol(game, "classic")
+    generator = np.random.default_rng(SEED)
+    env = games.make_env(game, stated, 1)
+    observations, _ = env.reset(seed=SEED)
+    frames = [games.pictures(observations)[0].copy()]
+    joined = []  # joined[t]: frames t and t + 1 are of one episode
+    for _ in range(STEPS):
+        action = generator.integers(len(stated.actions), size=1)
+        observations, _, terminated, truncated, _ = env.step(action)
+        frames.append(games.pictures(observations)[0].copy())
+        joined.append(not (terminated | truncated)[0])
+    env.close()
+    firsts = choose([keys.frame_digest(frame) for frame in frames], joined)
+    return np.stack([frames[t + i] for t in firsts for i in (0, 1)])
+
+
+def choose(digests: list[bytes], joined: list[bool]) -> list[int]:
+    """First steps of the pairs to keep, in order.
+
+    Where a game shows too few different frames, as on a title screen, frames repeat.
+    """
+    chosen: list[int] = []
+    for i in range(PAIRS):
+        target = (i + 0.5) * STEPS / PAIRS
+        shown = {digests[t + j] for t in chosen for j in (0, 1)}
+
+        def worth(t: int, shown: set[bytes] = shown, target: float = target) -> tuple[float, ...]:
+            new = len({digests[t], digests[t + 1]} - shown)
+            return -new, t in chosen, abs(t - target)
+
+        chosen.append(min((t for t in range(STEPS) if joined[t]), key=worth))
+    return sorted(chosen)
+
+
+def pack(played: dict[str, NDArray[np.uint8]]) -> bytes:
+    """The npz file for the frames of each game; `wsa.encode.strip.load_strip` reads it."""
+    members: dict[str, NDArray[np.generic]] = {}
+    palettes = []
+    pixels: dict[int, list[NDArray[np.uint8]]] = {}
+    for frames in played.values():
+        red, green, blue = np.moveaxis(frames.astype(np.int32), -1, 0)
+        colours, indices = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
+        # 123 at the most in any of the games; more than 256 would need another format.
+        assert len(colours) <= 256, f"eight frames show {len(colours)} colours"
+        palettes.append(np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1))
+        indices = indices.astype(np.uint8)
+        # Frames of a game are alike; what changed from one to the next compresses better.
+        indices[1:] ^= indices[:-1].copy()
+        pixels.setdefault(frames.shape[1], []).append(indices)
+    members["game"] = np.array(list(played))
+    members["height"] = np.array([frames.shape[1] for frames in played.values()], np.int32)
+    members["colours"] = np.array([len(colours) for colours in palettes], np.int32)
+    members["palette"] = np.concatenate(palettes).astype(np.uint8)
+    for height in sorted(pixels):
+        members[f"pixels_{height}"] = np.stack(pixels[height])
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in members.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, array, allow_pickle=False)
+            # numpy's own savez writes the time of day into the file.
+            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, content.getvalue(), compresslevel=9)
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    data = pack({game: play(game) for game in games.games()})
+    Path(PATH).write_bytes(data)
+    print(f"{PATH}: {len(data)} bytes, {keys.checksum(data)}")

@@ -1,0 +1,74 @@
+"""The strip: eight real frames of every ALE game, shipped with wsa and the same for everybody.
+
+Bases that reduce a model's output are fitted on it, so that two labs' embeddings agree without
+having met, and a model's probe vectors are its embeddings of a few of these frames.
+`benchmarks/make_strip.py` made the file and says how. Changing a byte of it changes model keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.store import keys
+
+PATH = Path(__file__).with_name("strip.npz")
+
+PROBE_GAMES = (
+    "Seaquest",
+    "Pong",
+    "Breakout",
+    "MsPacman",
+    "SpaceInvaders",
+    "Qbert",
+    "BeamRider",
+    "Enduro",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StripGame:
+    """One game's part of the strip.
+
+    Attributes:
+        game: ALE game id.
+        frames: (8, H, W, 3) uint8 RGB, four pairs: rows 2i and 2i + 1 are what two consecutive
+            steps showed. Most screens are 210 x 160; some games have 214 to 250 rows.
+    """
+
+    game: str
+    frames: NDArray[np.uint8]
+
+
+def load_strip() -> list[StripGame]:
+    """The whole strip, sorted by game."""
+    with np.load(PATH, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    palettes = np.split(arrays["palette"], np.cumsum(arrays["colours"])[:-1])
+    pixels = {height: iter(arrays[f"pixels_{height}"]) for height in np.unique(arrays["height"])}
+    strip = []
+    for game, height, palette in zip(arrays["game"], arrays["height"], palettes, strict=True):
+        # Each frame is stored as its difference from the one before.
+        indices = np.bitwise_xor.accumulate(next(pixels[height]), axis=0)
+        strip.append(StripGame(str(game), palette[indices]))
+    return sorted(strip, key=lambda part: part.game)
+
+
+def probe_frames() -> NDArray[np.uint8]:
+    """The frames that probe vectors are computed from.
+
+    Returns:
+        (16, 210, 160, 3) uint8: for each of `PROBE_GAMES` a pair of consecutive frames, so that an
+        error can be compared with what changes from one step to the next.
+    """
+    strip = {part.game: part.frames for part in load_strip()}
+    # The third pair is of a time when the game is under way.
+    return np.concatenate([strip[game][4:6] for game in PROBE_GAMES])
+
+
+def strip_digest() -> str:
+    """Hex blake3-256 of the strip's file."""
+    return keys.checksum(PATH.read_bytes())
