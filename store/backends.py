@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from wsa.store.errors import UsageError
+from wsa.store.errors import DamagedError, UsageError
+from wsa.store.records import MAX_RECORD_BYTES
 
 
 class Backend(Protocol):
@@ -13,7 +14,8 @@ class Backend(Protocol):
 
     Paths are relative, with forward slashes, and come from `wsa.store.names`. A file appears
     whole or not at all, and is never changed. Every verb raises `StorageError` when the place
-    refuses; `get` raises `FileNotFoundError` when there is no such file.
+    refuses and `DamagedError` when the path leads out of it; `get` raises `FileNotFoundError`
+    when there is no such file. What is not a plain file (a folder, a pipe) counts as none.
     """
 
     @property
@@ -42,19 +44,39 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(url: str) -> Backend:
-    """The backend for a folder.
+def get_small(backend: Backend, path: str) -> bytes:
+    """A JSON file's bytes.
 
     Raises:
-        UsageError: The URL's scheme is not served.
+        FileNotFoundError: There is no such file.
+        DamagedError: It is larger than any that wsa writes; it is not read.
+    """
+    length = backend.stat(path) or 0
+    if length > MAX_RECORD_BYTES:
+        raise DamagedError(
+            "bad-record", f"{backend.url}/{path} is refused: it has {length} bytes. Remove it."
+        )
+    return backend.get(path)
+
+
+def open_backend(url: str) -> Backend:
+    """The backend for a folder, given as a path or as `file:///path`.
+
+    Raises:
+        UsageError: The URL's scheme is not served, or it names no folder.
     """
     from wsa.store.local import LocalBackend
 
     scheme, separator, rest = url.partition("://")
-    if not separator:
+    if url and not separator:
         return LocalBackend(url)
-    if scheme == "file":
+    if scheme == "file" and rest.startswith("/"):
         return LocalBackend(rest)
+    if not url or scheme == "file":
+        raise UsageError(
+            "bad-option",
+            f"--store {url!r} names no folder. Write it like /lab/wsa or file:///lab/wsa.",
+        )
     raise UsageError(
         "bad-option",
         f"--store {url}: this version keeps stores in folders only, not on {scheme}://. "

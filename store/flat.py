@@ -15,6 +15,8 @@ the snapshot alone, not on the order in which segments were appended.
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +29,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from wsa.store import keys, layout, names, publish, records
-from wsa.store.errors import ConflictError, DamagedError, MissingError
+from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.reader import Snapshot
 from wsa.store.records import SegmentMeta
 
@@ -38,6 +40,9 @@ ROW = np.dtype(
         *((name, kind) for name, kind in layout.ROW_FIELDS.items() if name != "frame"),
     ]
 )
+
+
+MAX_CONTENTS_BYTES = 1 << 30
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -77,13 +82,12 @@ class FlatMap:
     def __init__(self, folder: Path, contents: Contents, snapshot: Snapshot) -> None:
         self.models = contents.models
         self.shapes = contents.shapes
-        widths = [int(np.prod(shape)) for shape in self.shapes]
+        widths = [math.prod(shape) for shape in self.shapes]
         edges = np.cumsum([0, *widths])
-        self.columns = [slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        self.columns = [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
         metas = {meta.segment: meta for meta in snapshot.segments(contents.game)}
         parts = sorted((p for p in contents.parts if p.segment in metas), key=lambda p: p.segment)
-        total_rows = max(p.row + p.rows for p in contents.parts)
-        total_frames = max(p.frame + p.frames for p in contents.parts)
+        total_rows, total_frames = _end(contents.parts)
         self.rows = np.memmap(folder / "rows.bin", ROW, "r", shape=(total_rows,))
         self.embeddings = np.memmap(
             folder / "embeddings.bin", contents.dtype, "r", shape=(total_frames, int(edges[-1]))
@@ -129,11 +133,20 @@ class FlatMap:
 
         Args:
             rows: (n,) rows.
-            depth: Frames in a stack.
+            depth: Frames in a stack, at most `layout.MAX_STACK_FRAMES`.
 
         Returns:
             (n, depth) int64, rows of `embeddings`.
+
+        Raises:
+            UsageError: The stack is deeper than what segments repeat of each other.
         """
+        if not 1 <= depth <= layout.MAX_STACK_FRAMES:
+            raise UsageError(
+                "bad-option",
+                f"A stack of {depth} frames: segments hold what stacks of 1 to "
+                f"{layout.MAX_STACK_FRAMES} need. Choose one of these.",
+            )
         back = np.arange(depth - 1, -1, -1)
         at = np.maximum(rows[:, None] - back, self.rows["first"][rows][:, None])
         return self.rows["frame"][at]  # type: ignore[no-any-return]
@@ -156,10 +169,14 @@ def materialise(
         cache: Where to keep the files; default `cache_folder()`.
 
     Raises:
+        UsageError: No model is named.
         MissingError: No frames, or a segment not encoded by one of the models.
+        ConflictError: A model's embeddings are not all of one shape.
         DamagedError: Stored bytes are not what was committed.
         StorageError: No room for the copy.
     """
+    if not models:
+        raise UsageError("bad-option", "Name at least one model with --models.")
     segments = snapshot.segments(game)
     if not segments:
         raise MissingError(
@@ -172,8 +189,8 @@ def materialise(
     name = keys.identity([snapshot.backend.url, game, list(models)])[:24]
     folder = (cache or cache_folder()) / "flat" / name
     with publish.storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / "lock"):
+        publish.make_folder(folder)
+    with publish.storage_errors(folder), filelock.FileLock(folder / "lock"):
         contents = _contents(folder / "flat.json")
         wanted = {meta.segment: _check(snapshot, game, models, meta) for meta in segments}
         fits = (
@@ -181,6 +198,7 @@ def materialise(
             and contents.shapes == shapes
             and contents.dtype == dtype
             and all(wanted.get(p.segment, p.check) == p.check for p in contents.parts)
+            and _whole(folder, contents)
         )
         if contents is None or not fits:
             # Another store stood at this path, or an object was made anew: start over. Files are
@@ -192,7 +210,8 @@ def materialise(
         new = [meta for meta in segments if meta.segment not in present]
         if new:
             contents = _append(folder, contents, snapshot, new, wanted)
-    return FlatMap(folder, contents, snapshot)
+        # Under the lock: whoever comes next may replace the files.
+        return FlatMap(folder, contents, snapshot)
 
 
 def _require_encoded(
@@ -234,9 +253,32 @@ def _check(snapshot: Snapshot, game: str, models: Sequence[str], meta: SegmentMe
 
 def _contents(path: Path) -> Contents | None:
     try:
-        return records.read_json(path.read_bytes(), Contents, str(path))
+        return records.read_json(path.read_bytes(), Contents, str(path), MAX_CONTENTS_BYTES)
     except (FileNotFoundError, DamagedError):
         return None
+
+
+def _end(parts: Sequence[Part]) -> tuple[int, int]:
+    """Rows and embedding rows that the parts take."""
+    return max((p.row + p.rows for p in parts), default=0), max(
+        (p.frame + p.frames for p in parts), default=0
+    )
+
+
+def _frame_bytes(contents: Contents) -> int:
+    width = sum(math.prod(shape) for shape in contents.shapes)
+    return width * np.dtype(contents.dtype).itemsize
+
+
+def _whole(folder: Path, contents: Contents) -> bool:
+    """Whether the files are as long as `flat.json` says: cleaners of caches cut and remove."""
+    rows, frames = _end(contents.parts)
+    try:
+        return (folder / "rows.bin").stat().st_size >= rows * ROW.itemsize and (
+            folder / "embeddings.bin"
+        ).stat().st_size >= frames * _frame_bytes(contents)
+    except FileNotFoundError:
+        return False
 
 
 def _append(
@@ -248,14 +290,12 @@ def _append(
 ) -> Contents:
     """Write new segments behind those that are there, then replace `flat.json`."""
     parts = list(contents.parts)
-    row = max((p.row + p.rows for p in parts), default=0)
-    frame = max((p.frame + p.frames for p in parts), default=0)
-    width = sum(int(np.prod(shape)) for shape in contents.shapes)
+    row, frame = _end(parts)
     dtype = np.dtype(contents.dtype)
     with (
         publish.storage_errors(folder / "embeddings.bin"),
         _at(folder / "rows.bin", row * ROW.itemsize) as rows_file,
-        _at(folder / "embeddings.bin", frame * width * dtype.itemsize) as embeddings_file,
+        _at(folder / "embeddings.bin", frame * _frame_bytes(contents)) as embeddings_file,
     ):
         for meta in new:
             rows = snapshot.read_rows(meta)

@@ -19,7 +19,7 @@ DIGEST_BYTES = 16
 
 def canonical(value: object) -> bytes:
     """JSON with sorted keys and no spaces: equal values give equal bytes."""
-    return msgspec.json.encode(value, order="deterministic")
+    return msgspec.json.encode(value, order="sorted")
 
 
 def checksum(data: bytes | bytearray | memoryview) -> str:

@@ -3,7 +3,7 @@
 Both directions are pure functions between numpy arrays and `{relative path: bytes}`, so that every
 byte passes through `publish` on its way out and through its commit record's checksum on its way in.
 Before Zarr sees stored metadata, `check_metadata` refuses anything that is not Zarr format 3, not
-of the expected shape and type, or that names a codec outside a short list. Every chunk ends with a
+of the expected shape and type, too large, or that names a codec outside a short list. Every chunk ends with a
 crc32c, so that people who read the arrays with plain Zarr notice damage too.
 """
 
@@ -21,12 +21,15 @@ from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from wsa.store.errors import DamagedError
+from wsa.store.errors import DamagedError, UsageError
 
 FRAMES_PER_CHUNK = 32
 EMBEDDINGS_PER_CHUNK = 256
 MAX_METADATA_BYTES = 64 << 10
-MAX_CHUNK_BYTES = 1 << 30
+# What one array may take in memory, whole or padded to whole chunks.
+MAX_ARRAY_BYTES = 4 << 30
+# A segment that begins inside an episode repeats this many frames less one before its first step.
+MAX_STACK_FRAMES = 4
 
 CODECS = frozenset({"bytes", "transpose", "zstd", "blosc", "crc32c", "sharding_indexed"})
 
@@ -45,6 +48,8 @@ ROW_FIELDS: dict[str, str] = {
     "episode": "int32",
 }
 
+DTYPES = frozenset({"float16", "float32", *ROW_FIELDS.values()})
+
 Arrays = dict[str, NDArray[Any]]
 Files = dict[str, bytes]
 
@@ -55,6 +60,9 @@ def encode_segment(arrays: Arrays) -> Files:
     Args:
         arrays: `frames` (F, H, W) or (F, H, W, 3) uint8, `digest` (F, 16) uint8, `palette`
             (256, 3) uint8 where frames are indices, and every field of `ROW_FIELDS` (rows,).
+
+    Raises:
+        UsageError: An array is larger than `MAX_ARRAY_BYTES`.
     """
     memory = MemoryStore()
     zarr.create_group(memory, zarr_format=3)
@@ -67,7 +75,11 @@ def encode_segment(arrays: Arrays) -> Files:
 
 
 def encode_embedding(array: NDArray[np.floating[Any]]) -> Files:
-    """Files of one embedding array (F, *shape), float16 or float32."""
+    """Files of one embedding array (F, *shape), float16 or float32.
+
+    Raises:
+        UsageError: It is larger than `MAX_ARRAY_BYTES`.
+    """
     memory = MemoryStore()
     _create(memory, None, array, rows_per_chunk=EMBEDDINGS_PER_CHUNK, compress="blosc")
     return _files(memory)
@@ -92,27 +104,31 @@ def decode_array(
     where = f"{where}/{prefix}".rstrip("/")
     own = {path[len(prefix) :]: data for path, data in files.items() if path.startswith(prefix)}
     chunks = check_metadata(own.get("zarr.json"), shape, dtype, where)
-    if len(own) - 1 != chunks:
+    # Zarr would read zeros in place of a chunk that is absent.
+    if math.prod(chunks) > len(own) or any(name not in own for name in _chunk_names(chunks)):
         raise DamagedError(
             "lost-file",
-            f"{where} has {len(own) - 1} chunks in place of {chunks}. Run 'wsa verify'.",
+            f"{where} lacks some of its {math.prod(chunks)} chunks; there are "
+            f"{', '.join(sorted(own))}. Run 'wsa verify'.",
         )
     buffer = default_buffer_prototype().buffer
     memory = MemoryStore({path: buffer.from_bytes(data) for path, data in own.items()})
     try:
         result = zarr.open_array(memory, mode="r", zarr_format=3)[...]
-    except Exception as error:  # Codecs raise what they like on damaged bytes.
+    except Exception as error:  # noqa: BLE001  Codecs raise what they like on damaged bytes.
         raise DamagedError(
             "bad-bytes", f"{where} cannot be decoded: {error}. Run 'wsa verify'."
         ) from None
     return np.asarray(result)
 
 
-def check_metadata(data: bytes | None, shape: tuple[int, ...], dtype: str, where: str) -> int:
-    """Refuse array metadata that is not exactly what this format writes.
+def check_metadata(
+    data: bytes | None, shape: tuple[int, ...], dtype: str, where: str
+) -> tuple[int, ...]:
+    """Refuse array metadata that this format would not write.
 
     Returns:
-        The number of stored chunks the array must have.
+        How many stored chunks the array must have along each axis.
 
     Raises:
         DamagedError: It is absent, malformed, of another shape or type, or names other codecs.
@@ -125,6 +141,9 @@ def check_metadata(data: bytes | None, shape: tuple[int, ...], dtype: str, where
 
     if len(data) > MAX_METADATA_BYTES:
         raise refuse(f"it has {len(data)} bytes")
+    if dtype not in DTYPES:
+        raise refuse(f"its record says {dtype!r}, which is not one of {', '.join(sorted(DTYPES))}")
+    itemsize = np.dtype(dtype).itemsize
     try:
         found = msgspec.json.decode(data, type=dict[str, Any])
         if found["zarr_format"] != 3 or found["node_type"] != "array":
@@ -133,17 +152,29 @@ def check_metadata(data: bytes | None, shape: tuple[int, ...], dtype: str, where
             raise refuse(f"it says {found['shape']} {found['data_type']}, not {shape} {dtype}")
         if found["chunk_grid"]["name"] != "regular" or found.get("storage_transformers"):
             raise refuse("its chunk grid is not the regular one")
+        keys = found["chunk_key_encoding"]
+        if keys["name"] != "default" or keys.get("configuration", {}) not in ({}, _SLASH):
+            raise refuse("its chunks are not named as c/0/0")
         chunk = tuple(found["chunk_grid"]["configuration"]["chunk_shape"])
         if len(chunk) != len(shape) or any(type(n) is not int or n < 1 for n in chunk):
             raise refuse(f"its chunk shape is {chunk}")
-        if math.prod(chunk) * np.dtype(dtype).itemsize > MAX_CHUNK_BYTES:
-            raise refuse(f"its chunks of shape {chunk} are larger than {MAX_CHUNK_BYTES} bytes")
+        if max(math.prod(chunk), math.prod(shape)) * itemsize > MAX_ARRAY_BYTES:
+            raise refuse(f"{shape} in chunks of {chunk} takes more than {MAX_ARRAY_BYTES} bytes")
         for codec in _codec_names(found["codecs"]):
             if codec not in CODECS:
                 raise refuse(f"codec {codec!r} is not one of {', '.join(sorted(CODECS))}")
-    except (msgspec.MsgspecError, KeyError, TypeError, RecursionError) as error:
+    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise refuse(str(error) or type(error).__name__) from None
-    return math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True))
+    return tuple(-(-n // c) for n, c in zip(shape, chunk, strict=True))
+
+
+_SLASH = {"separator": "/"}
+
+
+def _chunk_names(chunks: tuple[int, ...]) -> list[str]:
+    if not math.prod(chunks):
+        return []
+    return ["/".join(["c", *map(str, at)]) for at in np.ndindex(*chunks)]
 
 
 def _codec_names(codecs: list[dict[str, Any]]) -> list[str]:
@@ -168,6 +199,12 @@ def _create(
     rows = len(array)
     inner = max(1, min(rows_per_chunk, rows))
     whole = -(-rows // inner) * inner
+    if whole * array[:1].nbytes > MAX_ARRAY_BYTES:
+        raise UsageError(
+            "bad-option",
+            f"{name or 'An embedding'} of shape {array.shape} takes more than {MAX_ARRAY_BYTES} "
+            "bytes. Collect shorter segments: lower --segment-steps.",
+        )
     last = (*range(1, array.ndim), 0)
     codec = (
         ZstdCodec(level=3)

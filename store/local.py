@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from wsa.store.errors import DamagedError
-from wsa.store.publish import storage_errors, write_once
+from wsa.store.publish import TEMPORARY, storage_errors, write_once
 
 
 class LocalBackend:
     """Files below one folder. No path and no symbolic link leads out of it."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = Path(os.path.expanduser(root)).absolute()  # noqa: PTH111  Path's raises.
 
     @property
     def url(self) -> str:
@@ -25,21 +26,23 @@ class LocalBackend:
         """The file's bytes; `FileNotFoundError` if there is none."""
         full = self._inside(path)
         with storage_errors(full):
-            try:
-                return full.read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                pass
+            if _length(full) is not None:
+                try:
+                    return full.read_bytes()
+                except FileNotFoundError:
+                    pass  # It was removed just now.
         raise FileNotFoundError(full)
 
     def put_new(self, path: str, data: bytes) -> bool:
         """Publish a file unless one is there; whether this call did."""
+        self._inside(TEMPORARY)
         return write_once(self.root, self._inside(path), data)
 
     def list(self, prefix: str) -> Iterator[str]:
         """Paths of all files below the folder `prefix`, in no order."""
         folder = self._inside(prefix)
         with storage_errors(folder):
-            for parent, _, files in os.walk(folder):
+            for parent, _, files in os.walk(folder, onerror=_refuse):
                 base = Path(parent).relative_to(self.root)
                 for name in files:
                     yield (base / name).as_posix()
@@ -54,17 +57,33 @@ class LocalBackend:
         """The file's length in bytes, or None if there is none."""
         full = self._inside(path)
         with storage_errors(full):
-            try:
-                return full.stat().st_size
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+            return _length(full)
 
     def _inside(self, path: str) -> Path:
         full = self.root / path
-        if not full.resolve().is_relative_to(self.root.resolve()):
+        try:
+            inside = full.resolve().is_relative_to(self.root.resolve())
+        except (ValueError, RuntimeError):  # A NUL byte, or links that run in a circle.
+            inside = False
+        if not inside:
             raise DamagedError(
                 "bad-record",
-                f"{path} leads out of the store {self.root}. Someone planted a path or a link "
+                f"{path!r} leads out of the store {self.root}. Someone planted a path or a link "
                 "there; remove it.",
             )
         return full
+
+
+def _length(path: Path) -> int | None:
+    """Bytes of a plain file; None for anything else, which reading might hang on."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _refuse(error: OSError) -> None:
+    """Stop a listing that would be incomplete; a folder that is not there is merely empty."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error

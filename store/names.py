@@ -8,6 +8,8 @@ place where a path inside a store is spelled.
     alias      lite0                           what a user calls a model
     model key  lite0-1f0c9b2a7d3e              alias, dash, 12 hex of the model's identity
     segment    9c41d0a2b7f3-e003-000002048     collection run, environment, first step
+
+Windows reads `CON`, `nul` and their like as devices in any folder, so no game or alias is one.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ import re
 
 from wsa.store.errors import UsageError
 
-_GAME = re.compile(r"[A-Z][A-Za-z0-9]{0,63}", re.ASCII)
-_ALIAS = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
-_MODEL_KEY = re.compile(r"([a-z][a-z0-9_]{0,63})-([0-9a-f]{12})", re.ASCII)
+_NO_DEVICE = r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?![A-Za-z0-9_]))"
+_GAME = re.compile(_NO_DEVICE + r"[A-Z][A-Za-z0-9]{0,63}", re.ASCII)
+_ALIAS = re.compile(_NO_DEVICE + r"[a-z][a-z0-9_]{0,63}", re.ASCII)
+_MODEL_KEY = re.compile(_ALIAS.pattern + r"-[0-9a-f]{12}", re.ASCII)
 _SEGMENT = re.compile(r"([0-9a-f]{12})-e([0-9]{3})-([0-9]{9})", re.ASCII)
 
 STORE_FILE = "wsa.json"

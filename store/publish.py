@@ -58,18 +58,21 @@ def write_once(root: Path, path: Path, data: bytes) -> bool:
         StorageError: No space, or the folder refused.
     """
     with storage_errors(path):
-        temporary_folder = root / TEMPORARY
-        make_folder(temporary_folder, root)
-        make_folder(path.parent, root)
-        temporary = temporary_folder / uuid.uuid4().hex
+        temporary = root / TEMPORARY / uuid.uuid4().hex
+        make_folder(temporary.parent)
+        make_folder(path.parent)
         try:
             _write(temporary, data)
             try:
                 os.link(temporary, path)
+                published = True
             except FileExistsError:
-                return False
+                # Over NFS the reply to a link that was made can be lost, and its repetition then
+                # finds the name taken: by this very file, as the number of its names tells.
+                published = temporary.stat().st_nlink == 2
+            # The loser flushes too: what it builds on the winner's file must not outlive it.
             flush_folder(path.parent)
-            return True
+            return published
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -91,12 +94,11 @@ def replace(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def make_folder(folder: Path, root: Path) -> None:
-    """Make `folder` and its parents below `root`, each flushed into its own parent."""
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its parents, each flushed into its own parent."""
     if folder.is_dir():
         return
-    if folder != root:
-        make_folder(folder.parent, root)
+    make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     flush_folder(folder.parent)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.store import keys, layout, names, records
-from wsa.store.backends import Backend
+from wsa.store.backends import Backend, get_small
 from wsa.store.errors import DamagedError, MissingError
 from wsa.store.records import Commit, EmbeddingMeta, File, ModelMeta, SegmentMeta
 
@@ -94,19 +94,23 @@ class Snapshot:
 
     def read_file(self, file: File) -> bytes:
         """One file's bytes, checked against its record."""
-        try:
-            data = self.backend.get(file.path)
-        except FileNotFoundError:
+        length = self.backend.stat(file.path)
+        if length == file.bytes:  # Otherwise it may be of any size, and is not worth reading.
+            try:
+                data = self.backend.get(file.path)
+                if keys.checksum(data) == file.blake3:
+                    return data
+            except FileNotFoundError:
+                length = None
+        if length is None:
             raise DamagedError(
                 "lost-file", f"{file.path} is gone from {self.backend.url}. Run 'wsa verify'."
-            ) from None
-        if len(data) != file.bytes or keys.checksum(data) != file.blake3:
-            raise DamagedError(
-                "bad-bytes",
-                f"{file.path} in {self.backend.url} is not what was committed "
-                f"({len(data)} bytes, {file.bytes} committed). Run 'wsa verify'.",
             )
-        return data
+        raise DamagedError(
+            "bad-bytes",
+            f"{file.path} in {self.backend.url} is not what was committed "
+            f"({length} bytes, {file.bytes} committed). Run 'wsa verify'.",
+        )
 
     def read_array(self, meta: SegmentMeta, name: str) -> NDArray[Any]:
         """One array of a segment: `frames`, `digest`, `palette`, or a row field."""
@@ -141,9 +145,9 @@ class Snapshot:
         )
         return array
 
-    def read_model(self, key: str) -> dict[str, bytes]:
+    def read_model(self, key: str, prefix: str = "") -> dict[str, bytes]:
         """Files of a model: `spec.json`, `probe.safetensors`, perhaps `basis.safetensors`."""
-        return self.read_files(self.commit(names.model_path(key)))
+        return self.read_files(self.commit(names.model_path(key)), prefix)
 
     def _metas(self, kind: type[M]) -> Iterable[M]:
         return (c.meta for c in self.commits.values() if isinstance(c.meta, kind))
@@ -154,19 +158,56 @@ def take_snapshot(backend: Backend, earlier: Snapshot | None = None) -> Snapshot
 
     Args:
         backend: The store.
-        earlier: A snapshot of the same store; its records are not read again.
+        earlier: A snapshot of the same store; its records are not read again, so an object that
+            was removed and made anew since is not noticed.
 
     Raises:
         DamagedError: A record is damaged.
     """
     known = {} if earlier is None else {c.id: c for c in earlier.commits.values()}
     commits = {}
-    for path in backend.list("commits"):
-        identifier = path.rpartition("/")[2].removesuffix(".json")
-        commit = known.get(identifier)
+    for path in list_records(backend):
+        commit = known.get(path.rpartition("/")[2].removesuffix(".json"))
         if commit is None:
-            commit = records.read_commit(backend.get(path), path)
-        commits[commit.path] = commit
+            commit = read_record(backend, path)
+        if commit is not None:
+            commits[commit.path] = commit
+    return Snapshot(backend, commits)
+
+
+def list_records(backend: Backend) -> list[str]:
+    """Paths of all commit records, sorted.
+
+    Anything else in `commits/` is passed over: the half-made files of a copying tool, for one.
+    """
+    return sorted(path for path in backend.list("commits") if path.endswith(".json"))
+
+
+def read_record(backend: Backend, path: str) -> Commit | None:
+    """The record at `path`, or None if it has been removed.
+
+    Raises:
+        DamagedError: It is not a whole and consistent record.
+    """
+    try:
+        return records.read_commit(get_small(backend, path), path)
+    except FileNotFoundError:
+        return None
+
+
+def take_objects(backend: Backend, paths: Iterable[str]) -> Snapshot:
+    """A snapshot of a few objects, without reading every record of the store.
+
+    Raises:
+        MissingError: One of them is not committed.
+        DamagedError: A record is damaged.
+    """
+    commits = {}
+    for path in paths:
+        commit = read_record(backend, names.commit_path(keys.object_id(path)))
+        if commit is None:
+            raise MissingError("not-encoded", f"The store {backend.url} has no {path}.")
+        commits[path] = commit
     return Snapshot(backend, commits)
 
 

@@ -2,13 +2,15 @@
 
 A `Commit` makes one object visible. It lists the object's files with their lengths and blake3,
 so a file that is missing, cut or changed is found, and it carries what plans and tables need
-(`meta`), so that neither has to open an array. Unknown fields are refused: a newer wsa that needs
-another field writes another version.
+(`meta`), so that neither has to open an array. A record is canonical JSON with its own checksum:
+not one byte of it can differ unnoticed. Unknown fields are refused: a newer wsa that needs another
+field writes another version.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import re
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -18,12 +20,17 @@ from wsa.store.errors import DamagedError
 VERSION = 1
 MAX_RECORD_BYTES = 4 << 20
 
+# Below an object: no empty, hidden or dotted step, nothing that a file system reads in its own way.
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*", re.ASCII)
+
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One file of an object: path inside the store, length in bytes, hex blake3-256."""
 
-    path: str
-    bytes: int
+    path: Annotated[str, msgspec.Meta(max_length=400)]
+    bytes: Count
     blake3: str
 
 
@@ -77,13 +84,13 @@ class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     game: str
     segment: str
     run: str
-    env: int
-    start: int
-    rows: int
-    steps: int
-    frames: int
-    height: int
-    width: int
+    env: Count
+    start: Count
+    rows: Count
+    steps: Count
+    frames: Count
+    height: Count
+    width: Count
     indexed: bool
     episodes: tuple[tuple[int, float], ...]
     protocol: Protocol
@@ -108,10 +115,10 @@ class EmbeddingMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
     game: str
     segment: str
     model: str
-    shape: tuple[int, ...]
-    dtype: str
-    passes: int
-    copied: int
+    shape: tuple[Count, ...]
+    dtype: Annotated[str, msgspec.Meta(pattern="^float(16|32)\\Z")]
+    passes: Count
+    copied: Count
 
 
 class ModelMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="model"):
@@ -185,14 +192,15 @@ def read_commit(data: bytes, where: str) -> Commit:
     Raises:
         DamagedError: The bytes are not a whole and consistent record of this version.
     """
-    commit = read_json(data, Commit, where)
-    if commit.version != VERSION:
+    version = read_json(data, _Version, where).version  # First: later ones have other fields.
+    if version != VERSION:
         raise DamagedError(
             "bad-record",
-            f"{where} is a record of version {commit.version}; this wsa reads version {VERSION}. "
+            f"{where} is a record of version {version}; this wsa reads version {VERSION}. "
             "Update wsa.",
         )
-    if seal(commit).check != commit.check:
+    commit = read_json(data, Commit, where)
+    if write_commit(commit) != data:
         raise DamagedError("bad-record", _damaged(where, "its checksum does not fit its content"))
     try:
         expected = names.commit_path(commit.id)
@@ -202,23 +210,27 @@ def read_commit(data: bytes, where: str) -> Commit:
     if where != expected:
         raise DamagedError("bad-record", _damaged(where, f"it belongs at {expected}"))
     for file in commit.files:
-        if not file.path.startswith(prefix) or ".." in file.path or "\\" in file.path:
+        if not file.path.startswith(prefix) or not _FILE.fullmatch(file.path, len(prefix)):
             raise DamagedError(
                 "bad-record", _damaged(where, f"it names {file.path!r}, outside {prefix}")
             )
     return commit
 
 
+class _Version(msgspec.Struct):
+    version: int
+
+
 T = TypeVar("T")
 
 
-def read_json(data: bytes, kind: type[T], where: str) -> T:
+def read_json(data: bytes, kind: type[T], where: str, limit_bytes: int = MAX_RECORD_BYTES) -> T:
     """Decode JSON strictly into `kind`, with a size limit and no surprises.
 
     Raises:
         DamagedError: Too large, not JSON, or not of that type.
     """
-    if len(data) > MAX_RECORD_BYTES:
+    if len(data) > limit_bytes:
         raise DamagedError("bad-record", _damaged(where, f"it has {len(data)} bytes"))
     try:
         return msgspec.json.decode(data, type=kind)

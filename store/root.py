@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from wsa.store import keys, names, records
-from wsa.store.backends import Backend, open_backend
+from wsa.store.backends import Backend, get_small, open_backend
 from wsa.store.errors import ConflictError, MissingError
+from wsa.store.publish import TEMPORARY
 
 FORMAT = 1
 
@@ -31,10 +32,13 @@ def open_store(url: str, *, create: bool = False) -> Backend:
         StorageError: The place refused.
     """
     backend = open_backend(url)
+    # In this order: whoever starts the store just now puts its first file before all others.
+    # What a writer was killed over is in `tmp/`, and does not make the folder another's.
+    strange = any(not path.startswith(f"{TEMPORARY}/") for path in backend.list(""))
     try:
-        data = backend.get(names.STORE_FILE)
+        data = get_small(backend, names.STORE_FILE)
     except FileNotFoundError:
-        if next(backend.list(""), None) is not None:
+        if strange:
             raise MissingError(
                 "no-store",
                 f"{backend.url} is not a wsa store: it holds files but no {names.STORE_FILE}. "
@@ -47,7 +51,7 @@ def open_store(url: str, *, create: bool = False) -> Backend:
                 "Seaquest', or name another with --store or WSA_STORE.",
             ) from None
         backend.put_new(names.STORE_FILE, keys.canonical(Root(FORMAT)))
-        data = backend.get(names.STORE_FILE)
+        data = get_small(backend, names.STORE_FILE)
     root = records.read_json(data, Root, names.STORE_FILE)
     if root.format != FORMAT:
         raise ConflictError(

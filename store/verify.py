@@ -10,10 +10,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from wsa.store import keys, layout, names, records
+from wsa.store import keys, layout, names
 from wsa.store.backends import Backend
-from wsa.store.errors import DamagedError
-from wsa.store.reader import Snapshot, segment_array, segment_arrays
+from wsa.store.errors import DamagedError, StorageError
+from wsa.store.reader import (
+    Snapshot,
+    list_records,
+    read_record,
+    segment_array,
+    segment_arrays,
+)
 from wsa.store.records import Commit, EmbeddingMeta, SegmentMeta
 
 
@@ -23,7 +29,7 @@ class Damage:
 
     Attributes:
         path: The object's path, or its record's where that is what is damaged.
-        concerns: Game, segment, model and rows, as far as they are known.
+        concerns: Game, segment, model and rows, as far as they can be told.
         why: What was found.
     """
 
@@ -40,7 +46,7 @@ class Report:
         objects: Committed objects read.
         files: Files read.
         bytes: Bytes read.
-        leftovers: Files below `games/`, `models/` and `tmp/` that no record names.
+        leftovers: Files that no record names.
         damage: What is damaged, sorted by path.
     """
 
@@ -59,34 +65,56 @@ def verify(
     Args:
         backend: The store.
         on_object: Called with (objects done, objects in all) after each.
+
+    Raises:
+        StorageError: The store cannot be listed. What cannot be read is damage.
     """
+    # Before the records: what is committed meanwhile is then whole, and no leftover.
+    present = set(backend.list(""))
     damage: list[Damage] = []
     commits: dict[str, Commit] = {}
-    for path in sorted(backend.list("commits")):
+    unreadable: dict[str, str] = {}
+    for path in list_records(backend):
         try:
-            commit = records.read_commit(backend.get(path), path)
-        except DamagedError as error:
-            damage.append(Damage(path, "unknown: its record cannot be read", str(error)))
+            commit = read_record(backend, path)
+        except (DamagedError, StorageError) as error:
+            unreadable[path] = str(error)
         else:
-            commits[commit.path] = commit
+            if commit is not None:
+                commits[commit.path] = commit
     snapshot = Snapshot(backend, commits)
     for done, path in enumerate(sorted(commits), 1):
         try:
             _verify_object(snapshot, commits[path])
-        except DamagedError as error:
+        except (DamagedError, StorageError) as error:
             damage.append(Damage(path, concerns(commits[path]), str(error)))
         on_object(done, len(commits))
     named = {file.path for commit in commits.values() for file in commit.files}
-    leftovers = sum(
-        path not in named for folder in ("games", "models", "tmp") for path in backend.list(folder)
-    )
+    leftovers = {
+        path
+        for path in present - named - {names.STORE_FILE}
+        if not (path.startswith("commits/") and path.endswith(".json"))
+    }
+    # A record's name is the hash of its object's path, so the files that lie there tell which.
+    objects = {names.commit_path(keys.object_id(path)): path for path in map(_object, leftovers)}
+    for path, why in unreadable.items():
+        what = objects.get(path, "an object none of whose files are left")
+        damage.append(Damage(path, f"the record of {what}", why))
     return Report(
         objects=len(commits),
         files=len(named) + len(commits),
         bytes=sum(f.bytes for c in commits.values() for f in c.files),
-        leftovers=leftovers,
+        leftovers=len(leftovers),
         damage=tuple(sorted(damage, key=lambda d: d.path)),
     )
+
+
+def _object(file: str) -> str:
+    """Path of the object that a file would belong to."""
+    parts = file.split("/")
+    if parts[0] == "games":
+        return "/".join(parts[: 5 if parts[2:3] == ["embeddings"] else 4])
+    return "/".join(parts[:2])
 
 
 def concerns(commit: Commit) -> str:
@@ -115,5 +143,7 @@ def _verify_object(snapshot: Snapshot, commit: Commit) -> None:
 
 def remedy(damage: Damage, commit_file: str | None = None) -> str:
     """What to type to get the object back."""
+    if damage.path.startswith("commits/"):
+        return f"remove {damage.path}, then run 'wsa collect' or 'wsa encode' again"
     record = commit_file or names.commit_path(keys.object_id(damage.path))
     return f"remove {record} and {damage.path}, then run 'wsa collect' or 'wsa encode' again"

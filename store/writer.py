@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import getpass
+import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from wsa.store import keys, layout, names, records
 from wsa.store.backends import Backend
 from wsa.store.errors import ConflictError, DamagedError
+from wsa.store.reader import segment_array, segment_arrays
 from wsa.store.records import Commit, EmbeddingMeta, File, Meta, ModelMeta, SegmentMeta
 
 FLOAT16_MAX = 65504.0
@@ -37,7 +39,16 @@ def commit_segment(backend: Backend, meta: SegmentMeta, arrays: layout.Arrays) -
 
     Returns:
         True if this call made it visible, False if it was already.
+
+    Raises:
+        ConflictError: Other bytes lie in its place, and no record names them.
+        UsageError: An array is too large.
+        ValueError: `arrays` are not what `meta` says; nothing is written.
     """
+    if sorted(arrays) != sorted(segment_arrays(meta)):
+        raise ValueError(f"a segment has {segment_arrays(meta)}, not {list(arrays)}")
+    for name, array in arrays.items():
+        _require(name, array, *segment_array(meta, name))
 
     def same(theirs: Mapping[str, bytes]) -> bool:
         where = names.segment_path(meta.game, meta.segment)
@@ -65,9 +76,13 @@ def commit_embedding(
         True if this call made them visible, False if they were already.
 
     Raises:
-        ConflictError: A value is NaN or infinite; nothing is written.
+        ConflictError: A value is NaN or infinite and nothing is written; or other bytes lie in
+            their place, and no record names them.
+        UsageError: The array is too large.
+        ValueError: The array is not what `meta` says; nothing is written.
     """
-    bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    _require("embedding", array, meta.shape, meta.dtype)
+    bad = ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
     if bad.any():
         raise ConflictError(
             "not-finite",
@@ -79,10 +94,12 @@ def commit_embedding(
     def same(theirs: Mapping[str, bytes]) -> bool:
         where = names.embedding_path(meta.game, meta.model, meta.segment)
         other = layout.decode_array(theirs, None, array.shape, meta.dtype, where)
-        # Another machine may have computed them, with other rounding. Rows may differ by far less
-        # than two different frames do.
-        spread = np.abs(array - array.mean(axis=0)).mean()
-        return bool(np.abs(array - other).mean() <= 0.01 * spread + 1e-6)
+        # Another machine may have computed them, with other rounding. No row may differ by more
+        # than a hundredth of what frames differ by, or the last bit of a float16.
+        mine = array.astype(np.float64)
+        spread = np.abs(mine - mine.mean(axis=0)).mean()
+        apart = np.abs(mine - other).reshape(len(mine), -1).mean(axis=1).max()
+        return bool(apart <= 0.01 * spread + 2**-10 * np.abs(mine).mean())
 
     return _commit(backend, meta, layout.encode_embedding(array), same)
 
@@ -105,33 +122,56 @@ def _commit(
     files: layout.Files,
     same: Callable[[Mapping[str, bytes]], bool],
 ) -> bool:
+    path = records.meta_path(meta)
+    try:
+        record_path, _ = _record(meta, {})
+        records.read_commit(_record(meta, {})[1], record_path)
+    except DamagedError as error:
+        raise ValueError(f"{meta} would give a record that cannot be read: {error}") from None
     if committed(backend, meta):
         return False
-    path = records.meta_path(meta)
     stored = dict(files)
     for name, data in files.items():
         if not backend.put_new(f"{path}/{name}", data):
-            stored[name] = backend.get(f"{path}/{name}")
+            stored[name] = _get(backend, f"{path}/{name}")
     if stored != files and not _same(same, stored):
+        if committed(backend, meta):
+            return False
         raise ConflictError(
             "other-bytes",
             f"{path} holds files that no record names and that differ from what was to be "
             f"written. Remove {backend.url}/{path} and run the same command again.",
         )
-    commit = records.seal(
-        Commit(
-            version=records.VERSION,
-            meta=meta,
-            files=tuple(
-                File(f"{path}/{name}", len(data), keys.checksum(data))
-                for name, data in sorted(stored.items())
-            ),
-            author=f"{getpass.getuser()}@{socket.gethostname()}",
-            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            command=command_line(),
-        )
+    return backend.put_new(*_record(meta, stored))
+
+
+def _record(meta: Meta, files: Mapping[str, bytes]) -> tuple[str, bytes]:
+    """Where the record of an object goes, and its bytes."""
+    commit = Commit(
+        version=records.VERSION,
+        meta=meta,
+        files=tuple(
+            File(f"{records.meta_path(meta)}/{name}", len(data), keys.checksum(data))
+            for name, data in sorted(files.items())
+        ),
+        author=author(),
+        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command_line(),
     )
-    return backend.put_new(names.commit_path(commit.id), records.write_commit(commit))
+    return names.commit_path(commit.id), records.write_commit(commit)
+
+
+def _require(name: str, array: NDArray[Any], shape: tuple[int, ...], dtype: str) -> None:
+    if array.shape != shape or array.dtype != dtype:
+        raise ValueError(f"{name} is {array.shape} {array.dtype}; its record says {shape} {dtype}")
+
+
+def _get(backend: Backend, path: str) -> bytes:
+    """Bytes of a file that is there; none if it is a folder or a pipe."""
+    try:
+        return backend.get(path)
+    except FileNotFoundError:
+        return b""
 
 
 def _same(same: Callable[[Mapping[str, bytes]], bool], stored: Mapping[str, bytes]) -> bool:
@@ -141,6 +181,20 @@ def _same(same: Callable[[Mapping[str, bytes]], bool], stored: Mapping[str, byte
         return False
 
 
+def author() -> str:
+    """`user@host`, or the user's number where it has no name, as in many containers."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on.
+        user = str(os.getuid())
+    return _text(f"{user}@{socket.gethostname()}")
+
+
 def command_line() -> str:
     """The command this process was started with, for the record."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return _text(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+
+
+def _text(words: str) -> str:
+    """What came from the system, as text that JSON can hold."""
+    return words.encode(errors="backslashreplace").decode()
