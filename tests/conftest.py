@@ -1,0 +1,69 @@
+"""Fixtures that every room's tests may use, and the hypothesis profiles.
+
+`HYPOTHESIS_PROFILE=nightly` runs ten times as many examples.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from wsa.store import layout
+from wsa.store.backends import Backend
+from wsa.store.records import SegmentMeta
+from wsa.store.root import open_store
+
+# Machines that run tests are busy: no deadlines. Session fixtures only are used under @given.
+settings.register_profile(
+    "default", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("nightly", settings.get_profile("default"), max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+KIT = Path(__file__).with_name("store_kit.py")
+
+
+def _load() -> ModuleType:
+    # `tests` is no package: helpers are loaded by their place and handed out as fixtures.
+    spec = importlib.util.spec_from_file_location("store_kit", KIT)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def kit() -> ModuleType:
+    """`tests/store_kit.py`: fake segments, embeddings and models, and processes to kill."""
+    return sys.modules.get("store_kit") or _load()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Backend:
+    """An empty store, opened."""
+    return open_store(str(tmp_path / "store"), create=True)
+
+
+@pytest.fixture(scope="session")
+def fake_segment(kit: ModuleType) -> Callable[..., tuple[SegmentMeta, layout.Arrays]]:
+    """`store_kit.fake_segment`: a valid segment of noise, `(meta, arrays)`, without an emulator."""
+    made: Callable[..., tuple[SegmentMeta, layout.Arrays]] = kit.fake_segment
+    return made
+
+
+@pytest.fixture
+def nursery(kit: ModuleType, tmp_path: Path) -> Iterator[Any]:
+    """A `store_kit.Nursery`, which starts real processes quickly."""
+    folder = tmp_path / "nursery"
+    folder.mkdir()
+    with kit.nursery(folder) as made:
+        yield made

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from wsa.store import keys, names
+from wsa.store.errors import UsageError
+from wsa.store.local import LocalBackend
+
+PARSERS = (names.game, names.alias, names.model_key, names.segment)
+
+HEX = st.text("0123456789abcdef", min_size=12, max_size=12)
+GAMES = st.from_regex(r"\A[A-Z][A-Za-z0-9]{0,63}\Z")
+ALIASES = st.from_regex(r"\A[a-z][a-z0-9_]{0,63}\Z")
+
+GOOD = {
+    names.game: "Seaquest",
+    names.alias: "lite0",
+    names.model_key: "lite0-1f0c9b2a7d3e",
+    names.segment: "9c41d0a2b7f3-e003-000002048",
+}
+
+HOSTILE = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "/etc/passwd",
+    "a/../../b",
+    "Pong/../..",
+    "Pong\0",
+    "Pong\n",
+    " Pong",
+    "Pong.",
+    "Pong/",
+    "\\\\host\\share",
+    "C:Pong",
+    "\uff30ong",  # A full-width P, which some file systems fold to P.
+    "P\u043eng",  # A Cyrillic o.
+    "Pong\u202e",
+    "\u017fegment",  # A long s.
+    "\u212a",  # The Kelvin sign, whose small letter is k.
+    "P" + "o" * 299,
+    "p" * 300,
+    "CON",
+    "Nul",
+    "COM1",
+    "con",
+    "aux",
+    "lpt9",
+    "aux-1f0c9b2a7d3e",
+    "-rf",
+    "~root",
+    "$HOME",
+    "é",
+    "x-1F0C9B2A7D3E",
+    "x-1f0c9b2a7d3",
+    "x-1f0c9b2a7d3e\n",
+    "9c41d0a2b7f3-e0003-000002048",
+    "9c41d0a2b7f3-e003-00000204\uff18",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("parse", PARSERS)
+def test_hostile_names_are_refused(parse, name):
+    with pytest.raises(UsageError) as refused:
+        parse(name)
+    assert refused.value.kind == "bad-name"
+    assert refused.value.exit_code == 2
+
+
+def test_each_grammar_takes_its_own_names_only():
+    for parse in PARSERS:
+        for owner, name in GOOD.items():
+            if owner is parse:
+                assert parse(name) == name
+            else:
+                with pytest.raises(UsageError):
+                    parse(name)
+
+
+def devices(name: str) -> bool:
+    stem = name.lower()
+    return stem in {"con", "prn", "aux", "nul"} or (
+        stem[:3] in {"com", "lpt"} and len(stem) == 4 and stem[3].isdigit()
+    )
+
+
+@given(ALIASES.filter(lambda a: not devices(a)), HEX)
+@example("con_", "0" * 12)
+@example("com", "0" * 12)
+def test_model_keys_round_trip(alias, digits):
+    key = names.make_model_key(alias, digits + "ffff")
+    assert key == f"{alias}-{digits}"
+    assert names.model_key(key) == key
+    assert names.key_alias(key) == alias
+
+
+@given(HEX, st.integers(0, 999), st.integers(0, 10**9 - 1))
+def test_segment_ids_round_trip_and_sort_by_start(run, env, start):
+    made = names.make_segment(run, env, start)
+    back_run, back_env, back_start = names.segment(made).split("-")
+    assert (back_run, int(back_env[1:]), int(back_start)) == (run, env, start)
+    assert names.make_segment(run, env, 0) <= made
+
+
+@pytest.mark.parametrize("env, start", [(1000, 0), (-1, 0), (0, 10**9), (0, -1)])
+def test_numbers_that_a_segment_id_cannot_hold_are_refused(env, start):
+    with pytest.raises(UsageError):
+        names.make_segment("0123456789ab", env, start)
+
+
+ANY = st.one_of(
+    st.text(max_size=80),
+    st.sampled_from([*HOSTILE, *GOOD.values()]),
+    st.lists(st.sampled_from(["..", ".", "/", "\\", "\0", "Pong", "lite0", "-", "é"])).map("".join),
+    GAMES,
+    ALIASES,
+)
+
+
+@given(ANY, ANY, ANY)
+def test_no_path_leaves_the_root(tmp_path_factory, game, key, segment):
+    root = tmp_path_factory.getbasetemp() / "root"
+    for make in (
+        lambda: names.segment_path(game, segment),
+        lambda: names.embedding_path(game, key, segment),
+        lambda: names.segment_path(game, GOOD[names.segment]),
+        lambda: names.embedding_path("Pong", key, GOOD[names.segment]),
+        lambda: names.model_path(key),
+    ):
+        try:
+            path = make()
+        except UsageError as refused:
+            assert refused.kind == "bad-name"
+            continue
+        assert (root / path).resolve().is_relative_to(root.resolve())
+        assert path.isascii() and path == unicodedata.normalize("NFKC", path)
+        assert all(part not in ("", ".", "..") for part in path.split("/"))
+        assert max(map(len, path.split("/"))) <= 80
+        assert LocalBackend(root)._inside(path) == root / path
+
+
+@given(st.text())
+def test_a_record_is_named_by_its_object_alone(path):
+    record = Path(names.commit_path(keys.object_id(path)))
+    assert record.parts[0] == "commits" and record.stem.startswith(record.parts[1])
+    assert len(record.stem) == 32 and set(record.stem) <= set("0123456789abcdef")

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import json
+import random
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsa.store import keys, names, records
+from wsa.store.errors import DamagedError
+from wsa.store.records import Commit, EmbeddingMeta, File, ModelMeta, Protocol, SegmentMeta
+
+HEX = st.text("0123456789abcdef", min_size=12, max_size=12)
+COUNT = st.integers(0, 2**62 - 1)
+TEXT = st.text(max_size=20)
+FLOAT = st.floats(allow_nan=False, allow_infinity=False)
+GAME = st.sampled_from(["Pong", "Seaquest", "MsPacman"])
+SEGMENT = st.builds(names.make_segment, HEX, st.integers(0, 999), st.integers(0, 10**9 - 1))
+MODEL = st.builds("{}-{}".format, st.sampled_from(["vit", "lite0", "con_x"]), HEX)
+
+PROTOCOL = st.builds(Protocol, name=TEXT, sticky=FLOAT, actions=st.lists(TEXT).map(tuple))
+SEGMENT_META = st.builds(
+    SegmentMeta,
+    game=GAME,
+    segment=SEGMENT,
+    run=HEX,
+    **dict.fromkeys(("env", "start", "rows", "steps", "frames", "height", "width"), COUNT),
+    episodes=st.lists(st.tuples(st.integers(0, 2**40), FLOAT), max_size=3).map(tuple),
+    protocol=PROTOCOL,
+)
+EMBEDDING_META = st.builds(
+    EmbeddingMeta,
+    game=GAME,
+    segment=SEGMENT,
+    model=MODEL,
+    shape=st.lists(COUNT, max_size=4).map(tuple),
+    dtype=st.sampled_from(["float16", "float32"]),
+    passes=COUNT,
+    copied=COUNT,
+)
+META = st.one_of(SEGMENT_META, EMBEDDING_META, st.builds(ModelMeta, model=MODEL))
+
+
+def commit_of(meta, command="wsa encode", files=("zarr.json", "c/0/0"), **changes):
+    path = records.meta_path(meta)
+    commit = Commit(
+        version=1,
+        meta=meta,
+        files=tuple(File(f"{path}/{name}", len(name), "0" * 64) for name in files),
+        author="ann@lab",
+        time="2026-11-22T10:00:00+00:00",
+        command=command,
+    )
+    return msgspec.structs.replace(commit, **changes)
+
+
+def where(commit):
+    return names.commit_path(commit.id)
+
+
+@given(META, TEXT)
+def test_round_trip(meta, command):
+    commit = commit_of(meta, command)
+    data = records.write_commit(commit)
+    back = records.read_commit(data, where(commit))
+    assert back == records.seal(commit)
+    assert back.meta == meta and back.path == records.meta_path(meta)
+    assert records.write_commit(back) == data
+
+
+@given(META, st.data())
+def test_no_byte_of_a_record_can_change(meta, data):
+    commit = commit_of(meta)
+    written = bytearray(records.write_commit(commit))
+    at = data.draw(st.integers(0, len(written) - 1))
+    written[at] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(DamagedError) as damaged:
+        records.read_commit(bytes(written), where(commit))
+    assert damaged.value.kind == "bad-record" and damaged.value.exit_code == 5
+
+
+def test_every_bit_of_a_record_counts(fake_segment):
+    # An exponent may be written e or E and mean the same number: one bit apart.
+    meta = msgspec.structs.replace(fake_segment()[0], episodes=((3, 1e300), (4, 0.1)))
+    commit = commit_of(meta)
+    data = records.write_commit(commit)
+    assert b"1e300" in data
+    for at in range(len(data)):
+        for bit in range(8):
+            flipped = bytearray(data)
+            flipped[at] ^= 1 << bit
+            with pytest.raises(DamagedError):
+                records.read_commit(bytes(flipped), where(commit))
+
+
+@given(META, st.data())
+def test_a_record_that_is_cut_or_longer_is_refused(meta, data):
+    commit = commit_of(meta)
+    written = records.write_commit(commit)
+    cut = written[: data.draw(st.integers(0, len(written) - 1))]
+    for other in (cut, written + b" ", written + written, b"\xff" + written):
+        with pytest.raises(DamagedError):
+            records.read_commit(other, where(commit))
+
+
+@given(META, META)
+def test_a_record_at_another_place_is_refused(meta, other):
+    commit, elsewhere = commit_of(meta), commit_of(other)
+    if where(commit) == where(elsewhere):
+        return
+    with pytest.raises(DamagedError, match="it belongs at"):
+        records.read_commit(records.write_commit(commit), where(elsewhere))
+
+
+def forge(commit, change):
+    """A record changed by someone who can also compute its checksum."""
+    content = json.loads(records.write_commit(commit))
+    change(content)
+    content["check"] = ""
+    content["check"] = keys.checksum(keys.canonical(content))
+    return keys.canonical(content)
+
+
+def put(*path, value):
+    def change(content):
+        for step in path[:-1]:
+            content = content[step]
+        content[path[-1]] = value
+
+    return change
+
+
+FORGED = {
+    "unknown field": put("colour", value="red"),
+    "unknown field within": put("meta", "colour", value=1),
+    "unknown kind": put("meta", "type", value="pickle"),
+    "number for text": put("author", value=1),
+    "negative rows": put("meta", "rows", value=-1),
+    "rows beyond all memory": put("meta", "rows", value=2**62),
+    "a real number of rows": put("meta", "rows", value=1.5),
+    "game outside": put("meta", "game", value="../../etc"),
+    "segment outside": put("meta", "segment", value=".."),
+    "negative length": put("files", 0, "bytes", value=-5),
+    "file elsewhere": put("files", 0, "path", value="wsa.json"),
+    "file above": put("files", 0, "path", value="games/Pong/segments/x/../../../y"),
+    "list for record": lambda content: content.__setitem__("meta", []),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_forged_records_are_refused(fake_segment, name):
+    commit = commit_of(fake_segment()[0])
+    assert records.read_commit(forge(commit, lambda _: None), where(commit)).meta == commit.meta
+    with pytest.raises(DamagedError) as damaged:
+        records.read_commit(forge(commit, FORGED[name]), where(commit))
+    assert damaged.value.kind == "bad-record"
+
+
+@pytest.mark.parametrize("dtype", ["object", "float64", "string", "float16\n", "S999999999", ""])
+def test_an_embedding_has_one_of_two_types(kit, dtype):
+    meta = EmbeddingMeta("Pong", kit.fake_segment()[0].segment, kit.key(), (2, 3), "float16", 2, 0)
+    commit = commit_of(meta)
+    with pytest.raises(DamagedError, match="dtype"):
+        records.read_commit(forge(commit, put("meta", "dtype", value=dtype)), where(commit))
+
+
+BELOW = [
+    "",
+    "/",
+    "/etc/passwd",
+    "a//b",
+    "./a",
+    "a/..",
+    "../a",
+    "a/./b",
+    "..a",
+    ".hidden",
+    "a\\b",
+    "a\0b",
+    "a\nb",
+    "a b",
+    "a/",
+    "é",
+    "c/0\n",
+    "x" * 500,
+]
+
+
+@pytest.mark.parametrize("name", BELOW)
+def test_a_file_below_an_object_has_a_plain_path(fake_segment, name):
+    commit = commit_of(fake_segment()[0], files=(name,))
+    with pytest.raises(DamagedError):
+        records.read_commit(records.write_commit(commit), where(commit))
+
+
+@given(st.text(max_size=40))
+def test_no_accepted_file_path_leaves_its_object(kit, tmp_path_factory, name):
+    commit = commit_of(kit.fake_segment()[0], files=(name,))
+    try:
+        records.read_commit(records.write_commit(commit), where(commit))
+    except DamagedError:
+        return
+    root = tmp_path_factory.getbasetemp().resolve()
+    file = (root / commit.files[0].path).resolve()
+    assert file.is_relative_to(root / commit.path) and file != root / commit.path
+
+
+@pytest.mark.parametrize("extra", [{}, {"colour": "red"}, {"meta": {"type": "dream"}}])
+def test_a_later_version_is_refused_with_the_advice_to_update(fake_segment, extra):
+    commit = commit_of(fake_segment()[0])
+    content = {**json.loads(records.write_commit(commit)), "version": 2, **extra}
+    with pytest.raises(DamagedError, match=r"version 2.*Update wsa"):
+        records.read_commit(keys.canonical(content), where(commit))
+
+
+DEEP = b"[" * 200_000 + b"]" * 200_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0" * 100,
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"version":1}',
+        b'{"version":true}',
+        b'{"version":' + b"9" * 5000 + b"}",
+        DEEP,
+        b'{"version":1,"meta":' + DEEP + b"}",
+        b'{"version":1,"x":' + DEEP + b"}",
+        b'{"version":2,"x":' + DEEP + b"}",
+        b'{"a":' * 100_000,
+        b'{"version":1}' + b" " * records.MAX_RECORD_BYTES,
+    ],
+    ids=lambda data: f"{data[:14]!r} of {len(data)} bytes",
+)
+def test_what_is_no_record_is_refused(data):
+    with pytest.raises(DamagedError) as damaged:
+        records.read_commit(data, "commits/00/00.json")
+    assert damaged.value.kind == "bad-record"
+    assert len(str(damaged.value)) < 1000
+
+
+def test_noise_is_refused():
+    rng = random.Random(1)
+    for _ in range(500):
+        with pytest.raises(DamagedError):
+            records.read_commit(rng.randbytes(rng.randrange(200)), "commits/00/00.json")
+
+
+def test_a_record_prints_as_plain_json(fake_segment):
+    plain = records.to_builtins(commit_of(fake_segment()[0]))
+    assert json.loads(json.dumps(plain))["meta"]["game"] == "Pong"

@@ -1,0 +1,350 @@
+"""What the tests of the store share: objects made without an emulator, and processes to kill.
+
+`tests/conftest.py` hands this module out as the fixture `kit`. Run as a program it is the
+*nursery*: it has imported everything once and forks a child for each line it reads, so that a test
+can start and kill dozens of real processes in a second. `Nursery` is the other end of the pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.store import flat, keys, layout, names, writer
+from wsa.store.backends import Backend
+from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta
+from wsa.store.root import open_store
+
+GAME = "Pong"
+RUN = "0123456789ab"
+PROTOCOL = Protocol(
+    name="v5",
+    frame_skip=4,
+    sticky=0.25,
+    noop_max=0,
+    fire_reset=False,
+    full_action_space=False,
+    max_pool=True,
+    max_steps=27000,
+    actions=("NOOP", "FIRE", "RIGHT"),
+)
+
+
+def key(alias: str = "lite0") -> str:
+    """A model key that depends on the alias alone."""
+    return names.make_model_key(alias, keys.identity(alias))
+
+
+def fake_segment(
+    number: int = 0,
+    *,
+    game: str = GAME,
+    run: str = RUN,
+    env: int = 0,
+    steps: int = 12,
+    frames: int | None = None,
+    height: int = 6,
+    width: int = 5,
+    indexed: bool = True,
+    ends: tuple[int, ...] = (),
+    cut: bool = False,
+) -> tuple[SegmentMeta, layout.Arrays]:
+    """A valid segment of noise, the same for the same arguments.
+
+    Args:
+        number: Which of a run's segments; it begins at step `number * steps`.
+        steps: Steps it holds.
+        frames: Distinct frames; as many as rows if not given.
+        ends: Steps of the segment, from 0, after which an episode ended.
+        cut: Whether it begins inside an episode, with three rows of context.
+    """
+    rng = np.random.default_rng([number, env, steps, *game.encode(), int(run, 16)])
+    kinds: list[tuple[bool, bool, int, bool]] = []  # context, is_first, action, ended
+    kinds += [(True, False, -1, False)] * 3 if cut else []
+    first = not cut
+    for step in range(steps):
+        kinds.append((False, first, int(rng.integers(3)), step in ends))
+        first = step in ends
+        if first or step == steps - 1:
+            kinds.append((False, False, -1, False))
+    rows = len(kinds)
+    count = min(frames or rows, rows)
+    if indexed:
+        pixels = rng.integers(0, 256, (count, height, width), np.uint8)
+        palette = rng.permutation(256).astype(np.uint8)[:, None].repeat(3, axis=1)
+        rgb = palette[pixels]
+    else:
+        palette = None
+        rgb = pixels = rng.integers(0, 256, (count, height, width, 3), np.uint8)
+    shown = np.concatenate([np.arange(count), rng.integers(0, count, rows - count)])
+    arrays: layout.Arrays = {
+        "frames": pixels,
+        "digest": np.frombuffer(
+            b"".join(keys.frame_digest(frame) for frame in rgb), np.uint8
+        ).reshape(-1, keys.DIGEST_BYTES),
+        "frame": shown.astype(np.int32),
+        "action": np.array([k[2] for k in kinds], np.int16),
+        "reward": rng.integers(-1, 2, rows).astype(np.float32),
+        "terminated": np.array([k[3] for k in kinds]),
+        "truncated": np.zeros(rows, np.bool_),
+        "is_first": np.array([k[1] for k in kinds]),
+        "context": np.array([k[0] for k in kinds]),
+        "lives": rng.integers(0, 4, rows).astype(np.uint8),
+        "episode": np.cumsum([k[1] for k in kinds]).astype(np.int32),
+    }
+    if palette is not None:
+        arrays["palette"] = palette
+    start = number * steps
+    meta = SegmentMeta(
+        game=game,
+        segment=names.make_segment(run, env, start),
+        run=run,
+        env=env,
+        start=start,
+        rows=rows,
+        steps=steps,
+        frames=count,
+        height=height,
+        width=width,
+        indexed=indexed,
+        episodes=tuple((end + 1, 1.5) for end in ends),
+        protocol=PROTOCOL,
+        policy="random",
+        seed=7,
+        emulator=("0.12.0", "60e0ea3cbe0913d39803477945e9e5ec"),
+    )
+    return meta, arrays
+
+
+def fake_embedding(
+    meta: SegmentMeta,
+    model: str,
+    shape: tuple[int, ...] = (3,),
+    dtype: str = "float16",
+    scale: float = 1.0,
+) -> tuple[EmbeddingMeta, NDArray[Any]]:
+    """Embeddings of a segment that depend on each frame's digest and the model alone."""
+    _, arrays = by_id(meta)
+    seeds = arrays["digest"].view("<u4")
+    noise = [np.random.default_rng([*model.encode(), *row]).normal(size=shape) for row in seeds]
+    array = np.asarray(noise).reshape(meta.frames, *shape) * scale
+    array = array.astype(dtype)
+    return EmbeddingMeta(meta.game, meta.segment, model, array.shape, dtype, meta.frames, 0), array
+
+
+_MADE: dict[str, tuple[SegmentMeta, layout.Arrays]] = {}
+
+
+def by_id(meta: SegmentMeta) -> tuple[SegmentMeta, layout.Arrays]:
+    """The segment that `add_segment` put into a store."""
+    return _MADE[f"{meta.game}/{meta.segment}"]
+
+
+def add_segment(
+    backend: Backend, number: int = 0, **options: Any
+) -> tuple[SegmentMeta, layout.Arrays]:
+    """Commit a `fake_segment`."""
+    meta, arrays = remember(number, **options)
+    writer.commit_segment(backend, meta, arrays)
+    return meta, arrays
+
+
+def remember(number: int = 0, **options: Any) -> tuple[SegmentMeta, layout.Arrays]:
+    """Make a `fake_segment` whose embeddings can be made."""
+    made = fake_segment(number, **options)
+    _MADE[f"{made[0].game}/{made[0].segment}"] = made
+    return made
+
+
+def add_embedding(backend: Backend, meta: SegmentMeta, model: str, **options: Any) -> NDArray[Any]:
+    """Commit a `fake_embedding`."""
+    described, array = fake_embedding(meta, model, **options)
+    writer.commit_embedding(backend, described, array)
+    return array
+
+
+def add_model(backend: Backend, model: str) -> dict[str, bytes]:
+    """Commit a model's files."""
+    files = {"spec.json": f'{{"key":"{model}"}}'.encode(), "probe.safetensors": bytes(range(200))}
+    writer.commit_model(backend, ModelMeta(model), files)
+    return files
+
+
+def check_whole(snapshot: Snapshot, segments: list[SegmentMeta], models: list[str]) -> int:
+    """Read what a snapshot shows of these objects and compare it; returns how many were there."""
+    seen = 0
+    for meta in segments:
+        _, arrays = by_id(meta)
+        if names.segment_path(meta.game, meta.segment) in snapshot.commits:
+            seen += 1
+            for name, array in arrays.items():
+                np.testing.assert_array_equal(snapshot.read_array(meta, name), array)
+        for model in models:
+            if names.embedding_path(meta.game, model, meta.segment) in snapshot.commits:
+                seen += 1
+                np.testing.assert_array_equal(
+                    snapshot.read_embedding(meta.game, model, meta.segment),
+                    fake_embedding(meta, model)[1],
+                )
+    return seen
+
+
+# What children of the nursery do. Each acknowledges what is done by a line in its log.
+
+
+def write_all(say: Callable[[str], None], url: str, numbers: list[int], aliases: list[str]) -> None:
+    """Commit segments and their embeddings, in the order given."""
+    backend = open_store(url, create=True)
+    for number in numbers:
+        meta, arrays = remember(number)
+        won = writer.commit_segment(backend, meta, arrays)
+        say(f"{names.segment_path(meta.game, meta.segment)} {won:d}")
+        for alias in aliases:
+            described, array = fake_embedding(meta, key(alias))
+            won = writer.commit_embedding(backend, described, array)
+            say(f"{names.embedding_path(meta.game, key(alias), meta.segment)} {won:d}")
+
+
+def put(say: Callable[[str], None], url: str, path: str, content: str, at: float) -> None:
+    """Publish one file at a given moment."""
+    backend = open_store(url)
+    time.sleep(max(0.0, at - time.time()))
+    say(f"{backend.put_new(path, content.encode() * 5000):d}")
+
+
+def start_store(say: Callable[[str], None], url: str, at: float) -> None:
+    """Start a store at a given moment, and put something into it."""
+    time.sleep(max(0.0, at - time.time()))
+    backend = open_store(url, create=True)
+    backend.put_new(f"games/{os.getpid()}", b"x")
+    say("1")
+
+
+def materialise(
+    say: Callable[[str], None], url: str, aliases: list[str], cache: str, slow_s: float
+) -> None:
+    """Materialise, sleeping before each segment is read."""
+    read_rows = Snapshot.read_rows
+
+    def slowly(self: Snapshot, meta: SegmentMeta) -> dict[str, NDArray[Any]]:
+        say(meta.segment)
+        time.sleep(slow_s)
+        return read_rows(self, meta)
+
+    Snapshot.read_rows = slowly  # type: ignore[method-assign]
+    snapshot = take_snapshot(open_store(url))
+    made = flat.materialise(snapshot, GAME, [key(a) for a in aliases], Path(cache))
+    say(f"{len(made.rows)} {keys.checksum(made.embeddings.tobytes() + made.rows.tobytes())}")
+
+
+VERBS = {f.__name__: f for f in (write_all, put, start_store, materialise)}
+
+
+class Child:
+    """A process of the nursery."""
+
+    def __init__(self, pid: int, log: Path) -> None:
+        self.pid = pid
+        self._log = log
+
+    def said(self) -> list[str]:
+        """Whole lines it has written so far."""
+        text = self._log.read_text() if self._log.exists() else ""
+        return text.split("\n")[:-1]
+
+    def kill(self) -> None:
+        """SIGKILL, if it still runs."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+class Nursery:
+    """Starts processes that do one of `VERBS`.
+
+    Args:
+        folder: Where their logs go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, verb: str, *args: Any) -> Child:
+        """Fork a child that does `verb`."""
+        self._count += 1
+        log = self._folder / f"{self._count}.log"
+        return Child(int(self._ask({"verb": verb, "args": args, "log": str(log)})), log)
+
+    def wait(self, *children: Child) -> list[int]:
+        """Wait for each; their exit codes, negative for a signal. 1: its traceback is on stderr."""
+        return [int(self._ask({"wait": child.pid})) for child in children]
+
+    def close(self) -> None:
+        """End the nursery."""
+        with self._process:
+            assert self._process.stdin
+            self._process.stdin.close()
+
+    def _ask(self, question: dict[str, Any]) -> str:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline()
+
+
+@contextlib.contextmanager
+def nursery(folder: Path) -> Iterator[Nursery]:
+    """A nursery for the time of a test."""
+    made = Nursery(folder)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _child(verb: str, args: list[Any], log: str) -> int:
+    """Write each line in one call, so that a kill leaves whole lines and perhaps a part of one."""
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def say(line: str) -> None:
+        os.write(handle, line.encode() + b"\n")
+
+    try:
+        VERBS[verb](say, *args)
+    except Exception as error:  # noqa: BLE001  Whatever it is, the test shall see it.
+        traceback.print_exc()
+        return getattr(error, "exit_code", 1)
+    return 0
+
+
+def _serve() -> None:
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "wait" in question:
+            _, status = os.waitpid(question["wait"], 0)
+            answer = os.waitstatus_to_exitcode(status)
+        else:
+            answer = os.fork()
+            if not answer:
+                os._exit(_child(**question))
+        print(answer, flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
