@@ -1,1 +1,1 @@
-"""Frames in, committed embeddings out: models, preprocessing, the one forward function, and jobs."""
+"""Frames in, committed embeddings out: models, preprocessing, one forward function, jobs."""

@@ -1,0 +1,136 @@
+"""A frozen linear map from a grid of features to a few hundred numbers.
+
+Pooled features lose small things, such as a ball; a grid keeps them but is large (7 x 7 x 1280). A
+principal component analysis, fitted once on the strip of all games, brings it to 512 numbers. It is
+done in two steps, so that the map is megabytes rather than hundreds: first the channels, the same
+way at every place of the grid, to at most `CHANNELS`; then the whole grid. Both are PCA, both
+linear; docs/design/003-output.md has what the first step costs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from wsa.store import keys
+from wsa.store.errors import UsageError
+
+CHANNELS = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Basis:
+    """The map x -> ((x - channel_mean) channels, flattened, - grid_mean) grid.
+
+    Attributes:
+        channel_mean: (C,) float32.
+        channels: (C, c) float32.
+        grid_mean: (places x c,) float32.
+        grid: (places x c, K) float32.
+    """
+
+    channel_mean: Tensor
+    channels: Tensor
+    grid_mean: Tensor
+    grid: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(B, places, C) to (B, K), row by row.
+
+        One product over the batch would round differently for every batch size.
+        """
+        return torch.stack(
+            [
+                (((one - self.channel_mean) @ self.channels).flatten() - self.grid_mean) @ self.grid
+                for one in features
+            ]
+        )
+
+    def to(self, device: torch.device) -> Basis:
+        """The same map on a device."""
+        return Basis(*(tensor.to(device) for tensor in dataclasses.astuple(self)))
+
+
+def recipe(strip: str) -> str:
+    """What stands for a basis in a model's identity: how it is fitted, and on what.
+
+    Not its bytes: fits of two machines differ in their last bits (by 0.0003 of a game's step for
+    EfficientNet-Lite0), and two labs that encode with the same model should find the same key.
+
+    Args:
+        strip: Digest of the strip.
+    """
+    return keys.identity(["pca of channels, then of the grid", CHANNELS, strip])
+
+
+def fit(features: Tensor, numbers: int) -> Basis:
+    """Fit the map.
+
+    Args:
+        features: (n, places, C) float32, the strip's.
+        numbers: K, at most n - 1 and at most places x C.
+
+    Raises:
+        UsageError: K is too large.
+    """
+    count, places, width = features.shape
+    if numbers > min(count - 1, places * width):
+        raise UsageError(
+            "bad-option",
+            f"pca:{numbers} asks for more numbers than {count} strip frames of {places} x {width} "
+            f"features can give; ask for at most {min(count - 1, places * width)}.",
+        )
+    mean = features.mean(dim=(0, 1), dtype=torch.float64).float()
+    if places > 1 and width > CHANNELS:
+        flat = (features - mean).flatten(0, 1)
+        channels = _leading(flat, CHANNELS)
+    else:
+        channels = torch.eye(width)
+    narrow = ((features - mean) @ channels).flatten(1)
+    grid_mean = narrow.mean(dim=0, dtype=torch.float64).float()
+    grid = _leading(narrow - grid_mean, numbers)
+    fitted = Basis(mean, channels, grid_mean, grid)
+    return load(save(fitted))  # As it will be read: rounded to half precision.
+
+
+def save(basis: Basis) -> bytes:
+    """Safetensors bytes; the two matrices in half precision."""
+    return safetensors.torch.save(_halves(basis))
+
+
+def load(data: bytes) -> Basis:
+    """Read what `save` wrote."""
+    tensors = safetensors.torch.load(data)
+    return Basis(*(tensors[field.name].to(torch.float32) for field in dataclasses.fields(Basis)))
+
+
+def _halves(basis: Basis) -> dict[str, Tensor]:
+    return {
+        "channel_mean": basis.channel_mean,
+        "channels": basis.channels.half(),
+        "grid_mean": basis.grid_mean,
+        "grid": basis.grid.half(),
+    }
+
+
+def _leading(centred: Tensor, numbers: int) -> Tensor:
+    """(n, D) centred rows to the (D, numbers) leading principal directions.
+
+    Each is signed so that its largest entry is positive, which makes a fit repeatable.
+    """
+    rows, width = centred.shape
+    wide = centred.double()
+    if width <= rows:
+        _, vectors = torch.linalg.eigh(wide.T @ wide)
+        directions = vectors[:, -numbers:].flip(1)
+    else:
+        values, vectors = torch.linalg.eigh(wide @ wide.T)
+        scale = values[-numbers:].flip(0).clamp_min(1e-12).sqrt()
+        directions = wide.T @ vectors[:, -numbers:].flip(1) / scale
+    largest = directions.abs().argmax(dim=0)
+    signs = directions[largest, torch.arange(numbers)].sign()
+    signed: Tensor = (directions * signs).float().contiguous()
+    return signed

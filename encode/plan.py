@@ -1,0 +1,125 @@
+"""What has to be encoded: pure, printable, and exact about every pass.
+
+For each model the segments without an embedding object are listed. Within them a frame goes through
+the model only if its digest was never seen by that model: not in any committed segment of any
+game, and not earlier in the plan. Every other frame is a copy of a row of another object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.store.index import DigestIndex
+from wsa.store.reader import Snapshot
+from wsa.store.records import SegmentMeta
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """Rows to copy from another segment's embeddings by the same model.
+
+    Attributes:
+        game: Game of the source segment.
+        segment: The source segment.
+        source: (n,) int64, its rows.
+        target: (n,) int64, the rows they become.
+    """
+
+    game: str
+    segment: str
+    source: NDArray[np.int64]
+    target: NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One embedding object to write.
+
+    Attributes:
+        model: The model key.
+        meta: The segment.
+        own: (n,) int64, frames that go through the model.
+        copies: Where the other rows come from.
+    """
+
+    model: str
+    meta: SegmentMeta
+    own: NDArray[np.int64]
+    copies: tuple[Copy, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything to be done, model by model, segment by segment; copies only look back.
+
+    Attributes:
+        items: Objects to write.
+        present: Objects that were asked for and are there already.
+    """
+
+    items: tuple[Item, ...]
+    present: int
+
+    @property
+    def passes(self) -> int:
+        """Frames that will go through a model."""
+        return sum(len(item.own) for item in self.items)
+
+    @property
+    def copies(self) -> int:
+        """Frames that will not, because the same frame went through before."""
+        return sum(item.meta.frames - len(item.own) for item in self.items)
+
+
+def make_plan(snapshot: Snapshot, models: Sequence[str], games: Sequence[str]) -> Plan:
+    """Plan the encoding of `games` by `models`, both in the order given."""
+    segments = snapshot.segments()
+    digests = _Digests(snapshot)
+    items: list[Item] = []
+    present = 0
+    for model in models:
+        encoded = {(e.game, e.segment) for e in snapshot.embeddings(model=model)}
+        done = [m for m in segments if (m.game, m.segment) in encoded]
+        missing = [m for game in games for m in segments if m.game == game and m not in done]
+        present += sum(m.game in games for m in done)
+        items += _plan_model(model, done, missing, digests) if missing else []
+    return Plan(tuple(items), present)
+
+
+class _Digests:
+    """Digests of segments' frames, read once each."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._read: dict[str, NDArray[np.uint8]] = {}
+
+    def __call__(self, meta: SegmentMeta) -> NDArray[np.uint8]:
+        if meta.segment not in self._read:
+            self._read[meta.segment] = self._snapshot.read_digests(meta)
+        return self._read[meta.segment]
+
+
+def _plan_model(
+    model: str, done: list[SegmentMeta], missing: list[SegmentMeta], digests: _Digests
+) -> list[Item]:
+    """One model's items: number all frames in order, and let each find where it stands first."""
+    ordered = [*done, *missing]
+    edges = np.cumsum([0, *(m.frames for m in ordered)])
+    everything = np.concatenate([digests(m) for m in ordered])
+    first = DigestIndex(everything).find(everything)
+    items = []
+    for at in range(len(done), len(ordered)):
+        origin = first[edges[at] : edges[at + 1]]
+        own = np.flatnonzero(origin == np.arange(edges[at], edges[at + 1]))
+        owners = np.searchsorted(edges, origin, side="right") - 1
+        copies = []
+        for owner in np.unique(owners[owners != at]):
+            target = np.flatnonzero(owners == owner)
+            meta = ordered[owner]
+            copies.append(Copy(meta.game, meta.segment, origin[target] - edges[owner], target))
+        items.append(Item(model, ordered[at], own, tuple(copies)))
+    return items

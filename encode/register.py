@@ -1,0 +1,261 @@
+"""From what a user asks for to a model in the store, and from a model in the store to an encoder.
+
+Registering builds the model, finds its basis in the store or fits it on the strip, embeds the probe
+frames, and commits spec, basis and probe. Whoever opens a registered model embeds the probe frames
+again: a wrong mean, another resize kernel, a swapped file or a drifted library is refused before
+one row is written or one action taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+import timm
+import torch
+import torchvision
+from numpy.typing import NDArray
+from timm.data.config import resolve_model_data_config
+from torch import nn
+
+from wsa.encode import basis as bases
+from wsa.encode import models, probe, strip
+from wsa.encode.basis import Basis
+from wsa.encode.forward import Encoder
+from wsa.encode.models import Request
+from wsa.encode.spec import Identity, ModelSpec, Preprocessing, model_key, parse_output
+from wsa.store import keys, names, records
+from wsa.store.errors import ConflictError, MissingError
+from wsa.store.reader import Snapshot
+from wsa.store.records import ModelMeta
+from wsa.store.writer import commit_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Registered:
+    """A registered model.
+
+    Attributes:
+        spec: Its spec.
+        fitted: Strip frames that went through it now to fit its basis.
+        request: What was asked for; a worker opens the model with it.
+    """
+
+    spec: ModelSpec
+    fitted: int
+    request: Request
+
+
+def find(snapshot: Snapshot, request: Request) -> ModelSpec | None:
+    """The registered model that `request` asks for, judged without building it, or None.
+
+    Only a weights file is read, since another may lie at the same path now.
+    """
+    for key in snapshot.models:
+        spec = read_spec(snapshot, key)
+        asked = (request.alias, request.timm_name, request.source, request.output)
+        if (spec.alias, spec.timm_name, spec.source, spec.identity.output) != asked:
+            continue
+        if spec.identity.precision != request.precision:
+            continue
+        if request.source.startswith("file:"):
+            if weights_digest(models.build(request)) != spec.identity.weights:
+                continue
+        return spec
+    return None
+
+
+def read_spec(snapshot: Snapshot, key: str) -> ModelSpec:
+    """A registered model's spec.
+
+    Raises:
+        MissingError: No such model.
+        DamagedError: The spec cannot be read.
+    """
+    if key not in snapshot.models:
+        raise MissingError(
+            "not-encoded",
+            f"The store {snapshot.backend.url} has no model {key}. 'wsa models' lists them.",
+        )
+    where = f"{names.model_path(key)}/spec.json"
+    return records.read_json(snapshot.read_model(key, "spec.json")["spec.json"], ModelSpec, where)
+
+
+def register(
+    snapshot: Snapshot, request: Request, max_step_error: float, device: str = "cpu"
+) -> Registered:
+    """Build a model and commit it unless it is in the store.
+
+    Args:
+        snapshot: The store.
+        request: What the user asks for.
+        max_step_error: Largest step-relative error of a reduced precision.
+        device: Where to run the strip.
+
+    Raises:
+        MissingError: No weights.
+        ConflictError: Wrong weights, a drifted model, or a precision that errs too much.
+    """
+    module = models.build(request)
+    identity = _identity(module, request)
+    key = model_key(request.alias, identity)
+    if key in snapshot.models:
+        basis = _stored_basis(snapshot, key, identity)
+        check_probe(snapshot, key, _encoder(module, identity, basis, device)(strip.probe_frames()))
+        return Registered(read_spec(snapshot, key), 0, request)
+    exact = msgspec.structs.replace(identity, precision="fp32")
+    basis, fitted = _fit_basis(module, exact, device)
+    found = _encoder(module, identity, basis, device)(strip.probe_frames())
+    error = 0.0
+    if identity != exact:
+        reference = _encoder(module, exact, basis, device)(strip.probe_frames())
+        error = probe.step_error(found, reference)
+    if not error <= max_step_error:
+        raise ConflictError(
+            "step-error",
+            f"{request.alias} in {request.precision} errs by {error:.3g} of what changes from one "
+            f"step of a game to the next; the limit is {max_step_error:g}. Nothing was written. "
+            "Use --precision fp32, or allow it with --max-step-error.",
+        )
+    spec = ModelSpec(
+        alias=request.alias,
+        timm_name=request.timm_name,
+        identity=identity,
+        shape=found.shape[1:],
+        source=request.source,
+        licence=request.licence,
+        step_error=error,
+        libraries={
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+            "timm": str(timm.__version__),
+        },
+    )
+    files = {"spec.json": keys.canonical(spec), "probe.safetensors": probe.save(found)}
+    if basis is not None:
+        files["basis.safetensors"] = bases.save(basis)
+    commit_model(snapshot.backend, ModelMeta(key), files)
+    return Registered(spec, fitted, request)
+
+
+def open_model(
+    snapshot: Snapshot,
+    key: str,
+    *,
+    weights: Mapping[str, str] | None = None,
+    source: str | None = None,
+    device: str = "cpu",
+) -> Encoder:
+    """Build a registered model and make sure that it is the one that filled the store.
+
+    Args:
+        snapshot: A snapshot that has the model.
+        key: The model key.
+        weights: Weights files by alias, where this machine keeps them elsewhere.
+        source: Where the weights are on this machine, if not where they were.
+        device: Where to run.
+
+    Raises:
+        MissingError: No such model, or no weights for it here.
+        ConflictError: Other weights, or other embeddings of the probe frames.
+    """
+    spec = read_spec(snapshot, key)
+    if weights and spec.alias in weights:
+        source = models.parse_request(spec.alias, weights).source
+    request = Request(
+        alias=spec.alias,
+        timm_name=spec.timm_name,
+        source=source or spec.source,
+        output=spec.identity.output,
+        precision=spec.identity.precision,
+    )
+    module = models.build(request)
+    digest = weights_digest(module)
+    if digest != spec.identity.weights:
+        raise ConflictError(
+            "other-weights",
+            f"The weights found here for {spec.alias} ({digest[:12]}) are not those of {key} "
+            f"({spec.identity.weights[:12]}). Give the right file with --weights "
+            f"{spec.alias}=PATH.safetensors, or encode with these under their own key.",
+        )
+    basis = _stored_basis(snapshot, key, spec.identity)
+    encoder = _encoder(module, spec.identity, basis, device)
+    check_probe(snapshot, key, encoder(strip.probe_frames()))
+    encoder.passes = 0
+    return encoder
+
+
+def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> None:
+    """Compare embeddings of the probe frames with those stored.
+
+    Raises:
+        ConflictError: They differ by more than a tenth of what changes from step to step.
+    """
+    stored = probe.load(snapshot.read_model(key, "probe.safetensors")["probe.safetensors"])
+    error = probe.step_error(found, stored)
+    if not error <= probe.MAX_STEP_ERROR:
+        spec = read_spec(snapshot, key)
+        made = ", ".join(f"{name} {version}" for name, version in spec.libraries.items())
+        raise ConflictError(
+            "model-drift",
+            f"{key} does not give the embeddings here that it gave when the store was filled: they "
+            f"differ by {error:.3g} of what changes from step to step (limit "
+            f"{probe.MAX_STEP_ERROR}). It was made with {made}. Install those versions, or encode "
+            "anew into another store.",
+        )
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Hex blake3-256 of a model's tensors, without a classifier."""
+    return keys.tensors_digest({n: t.numpy() for n, t in module.state_dict().items()})
+
+
+def _identity(module: nn.Module, request: Request) -> Identity:
+    config = resolve_model_data_config(module)
+    _, height, width = config["input_size"]
+    return Identity(
+        architecture=request.architecture,
+        weights=weights_digest(module),
+        random=request.source == "random",
+        preprocessing=Preprocessing(
+            geometry="squash",
+            height=height,
+            width=width,
+            interpolation=config["interpolation"],
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+        ),
+        output=request.output,
+        basis=bases.recipe(strip.strip_digest()) if parse_output(request.output).pca else "",
+        window=1,
+        precision=request.precision,
+    )
+
+
+def _stored_basis(snapshot: Snapshot, key: str, identity: Identity) -> Basis | None:
+    if not identity.basis:
+        return None
+    return bases.load(snapshot.read_model(key, "basis.safetensors")["basis.safetensors"])
+
+
+def _fit_basis(module: nn.Module, identity: Identity, device: str) -> tuple[Basis | None, int]:
+    """Fit the basis that an output asks for on the strip; also how many frames it took."""
+    numbers = parse_output(identity.output).pca
+    if not numbers:
+        return None, 0
+    encoder = _encoder(module, identity, None, device)
+    features = torch.cat([encoder.features(game.frames) for game in strip.load_strip()])
+    return bases.fit(features, numbers), encoder.passes
+
+
+def _encoder(module: nn.Module, identity: Identity, basis: Basis | None, device: str) -> Encoder:
+    return Encoder(
+        module,
+        identity.preprocessing,
+        parse_output(identity.output),
+        basis,
+        identity.precision,
+        device,
+    )

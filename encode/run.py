@@ -1,0 +1,169 @@
+"""Drive an encoding: register the models, plan, keep the workers busy, and count.
+
+A segment is two tasks: `embed` runs its own frames, `commit` joins them with copied rows and
+commits. Only commits wait for each other, and only where one copies from another, so the models
+never wait. A bounded number of segments is in flight; what is committed stays, so the same command
+continues after any interruption.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+from distributed import Client, Future, as_completed
+
+from wsa.encode import cluster, job
+from wsa.encode.events import Listener, ModelReady, Planned, SegmentDone
+from wsa.encode.models import Request
+from wsa.encode.plan import Plan, make_plan
+from wsa.encode.register import Registered, find
+from wsa.store.backends import Backend
+from wsa.store.errors import MissingError
+from wsa.store.reader import Snapshot, take_snapshot
+
+IN_FLIGHT_PER_WORKER = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeReport:
+    """What an encoding did.
+
+    Attributes:
+        models: The models, registered.
+        done: One entry a segment and model that was encoded now.
+        present: Objects that were there already.
+        seconds: Wall time.
+    """
+
+    models: tuple[Registered, ...]
+    done: tuple[SegmentDone, ...]
+    present: int
+    seconds: float
+
+    @property
+    def passes(self) -> int:
+        """Frames that went through a model."""
+        return sum(d.passes for d in self.done)
+
+    @property
+    def copied(self) -> int:
+        """Frames that did not, because the same frame had gone through before."""
+        return sum(d.copied for d in self.done)
+
+
+def encode(
+    backend: Backend,
+    requests: Sequence[Request],
+    games: Sequence[str] = (),
+    *,
+    scheduler: str = "local",
+    workers: int = 0,
+    device: str = "auto",
+    max_step_error: float = 0.1,
+    listen: Listener = lambda event: None,
+) -> EncodeReport:
+    """Run each model once over every frame that it has not seen.
+
+    Args:
+        backend: The store.
+        requests: Models.
+        games: Games; all that the store has where empty.
+        scheduler, workers: As `wsa.encode.cluster.connect` takes them.
+        device: `cpu`, `cuda` or `auto`.
+        max_step_error: Largest step-relative error of a reduced precision.
+        listen: Called with every event.
+
+    Raises:
+        MissingError: No frames, or no weights.
+        ConflictError: Wrong weights, a drifted model, too low a precision, or NaN embeddings.
+        StorageError: The store refused.
+    """
+    started = time.perf_counter()
+    snapshot = take_snapshot(backend)
+    games = wanted_games(snapshot, games)
+    registered = [
+        Registered(spec, 0, request)
+        for request in requests
+        if (spec := find(snapshot, request)) is not None
+    ]
+    plan = make_plan(snapshot, [r.spec.key for r in registered], games)
+    if len(registered) == len(requests) and not plan.items:
+        listen(Planned(0, 0, 0))
+        return EncodeReport(tuple(registered), (), plan.present, time.perf_counter() - started)
+    with cluster.connect(scheduler, workers) as (client, threads):
+        futures = [
+            client.submit(
+                job.register_model, backend.url, r, max_step_error, device, threads, pure=False
+            )
+            for r in requests
+        ]
+        registered = client.gather(futures)
+        for one in registered:
+            listen(ModelReady(one.spec, one.fitted))
+        plan = make_plan(take_snapshot(backend, snapshot), [r.spec.key for r in registered], games)
+        listen(Planned(len(plan.items), plan.passes, plan.copies))
+        sources = {r.spec.key: r.request.source for r in registered}
+        done = _drive(client, backend.url, plan, sources, device, threads, listen)
+    return EncodeReport(tuple(registered), tuple(done), plan.present, time.perf_counter() - started)
+
+
+def wanted_games(snapshot: Snapshot, games: Sequence[str]) -> list[str]:
+    """The games asked for, or all.
+
+    Raises:
+        MissingError: The store has no frames of one of them.
+    """
+    for game in games:
+        if game not in snapshot.games:
+            raise MissingError(
+                "no-frames",
+                f"The store {snapshot.backend.url} has no frames of {game}. Collect some: "
+                f"wsa collect --game {game}",
+            )
+    if not snapshot.games:
+        raise MissingError(
+            "no-frames",
+            f"The store {snapshot.backend.url} is empty. Collect some frames first: "
+            "wsa collect --game Seaquest",
+        )
+    return list(games) or snapshot.games
+
+
+def _drive(
+    client: Client,
+    store: str,
+    plan: Plan,
+    sources: dict[str, str],
+    device: str,
+    threads: int,
+    listen: Listener,
+) -> list[SegmentDone]:
+    waiting = iter(plan.items)
+    flying: dict[tuple[str, str, str], Future] = {}
+    finished: list[SegmentDone] = []
+    completed = as_completed()
+
+    def launch() -> None:
+        item = next(waiting, None)
+        if item is None:
+            return
+        embedded = client.submit(
+            job.embed, store, item, sources[item.model], device, threads, pure=False
+        )
+        copied_from = [(item.model, c.game, c.segment) for c in item.copies]
+        after = [flying[name] for name in copied_from if name in flying]
+        future = client.submit(job.commit, store, item, embedded, after, pure=False)
+        flying[item.model, item.meta.game, item.meta.segment] = future
+        completed.add(future)
+
+    for _ in range(IN_FLIGHT_PER_WORKER * max(1, len(client.scheduler_info()["workers"]))):
+        launch()
+    for future in completed:
+        done: SegmentDone = future.result()
+        del flying[done.model, done.game, done.segment]
+        finished.append(done)
+        listen(done)
+        launch()
+    return finished
