@@ -2,9 +2,15 @@
 
 All play, for collecting and for evaluating, goes through `make_env`: ale-py's native vector
 environment, the whole RGB screen, rewards as the game gives them. Autoreset is SAME_STEP: the step
-that ends an episode returns the next episode's first frame and, in `info["final_obs"]`, the true
-last frame of the old one. That last frame is ale-py's: if a game ends inside the four frames of a
-step before the last two of them, it shows the screen of the step before.
+that ends an episode returns the next episode's first frame and, in `info["final_obs"]`, the last
+frame of the old one.
+
+That last frame is true where an episode was cut by its limit of steps, so a value may be
+bootstrapped from it. Where the *game* ended, it is what ale-py 0.12 makes of it, and
+`gymnasium.wrappers.AtariPreprocessing` too: both stop before they look at the screen on which the
+game ended. If the game ended in the first, second or third of the four emulator frames of a step,
+the last frame is the frame before it again; in the fourth, the pixel-wise maximum of the frame
+before it and the third screen. Nothing learns from that picture: nothing follows it.
 """
 
 from __future__ import annotations
@@ -28,6 +34,7 @@ from wsa.store.records import Protocol
 
 FRAME_SKIP = 4
 MAX_STEPS = 27_000  # 30 minutes of play at 60 Hz, the field's limit (108 000 emulator frames).
+_NEVER = 1 << 30  # emulator frames; ale-py counts them in an int
 
 # `classic` is what NoopFrameskip-v4 environments with the usual wrappers did; `v5` is the protocol
 # of Machado et al. (2018), as ALE/*-v5. Scores under the two must not be compared.
@@ -120,8 +127,11 @@ def protocol(
                 "bad-option", f"--sticky must be at least 0 and below 1, not {sticky}."
             )
         details["sticky"], name = sticky, "custom"
-    if max_steps < 1:
-        raise UsageError("bad-option", f"--max-episode-steps must be positive, not {max_steps}.")
+    if not 1 <= max_steps <= _NEVER // FRAME_SKIP:
+        raise UsageError(
+            "bad-option",
+            f"--max-episode-steps must be from 1 to {_NEVER // FRAME_SKIP}, not {max_steps}.",
+        )
     stated = Protocol(
         name=name,
         frame_skip=FRAME_SKIP,
@@ -136,6 +146,45 @@ def protocol(
     return msgspec.structs.replace(stated, actions=actions)
 
 
+class _Env(AtariVectorEnv):
+    """The native environment, with episodes cut after `max_steps` steps.
+
+    ale-py's own limit stops inside the last step, so that its last frame is no true one. The
+    wrappers of others cut between steps; so does this.
+    """
+
+    def __init__(self, rom: str, num_envs: int, max_steps: int, **details: Any) -> None:
+        super().__init__(rom, num_envs, max_num_frames_per_episode=_NEVER, **details)
+        self._max_steps = max_steps
+        self._played = np.zeros(num_envs, np.int64)
+
+    def reset(
+        self, *, seed: int | NDArray[Any] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
+        """Begin episodes, everywhere or where `options["reset_mask"]` says."""
+        self._played[(options or {}).get("reset_mask", ...)] = 0
+        result: tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]
+        result = super().reset(seed=seed, options=options)
+        return result
+
+    def step(
+        self, actions: NDArray[np.integer[Any]]
+    ) -> tuple[
+        NDArray[np.uint8], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, NDArray[Any]]
+    ]:
+        """Take one step in each environment; episodes that reach the limit are truncated."""
+        observations, rewards, terminated, truncated, info = super().step(actions)
+        self._played += 1
+        self._played[terminated] = 0
+        cut = self._played >= self._max_steps
+        if not cut.any():
+            return observations, rewards, terminated, truncated, info
+        final = info.get("final_obs", observations).copy()
+        final[cut] = observations[cut]
+        observations, info = self.reset(options={"reset_mask": cut})
+        return observations, rewards, terminated, truncated | cut, {**info, "final_obs": final}
+
+
 def make_env(game: str, stated: Protocol, num_envs: int) -> AtariVectorEnv:
     """A vector of environments that play `game` by `stated`.
 
@@ -145,9 +194,10 @@ def make_env(game: str, stated: Protocol, num_envs: int) -> AtariVectorEnv:
     """
     quiet_emulator()
     height, width = screen(game)
-    env = AtariVectorEnv(
+    env = _Env(
         games()[game],
         num_envs,
+        stated.max_steps,
         grayscale=False,
         img_height=height,
         img_width=width,
@@ -161,7 +211,6 @@ def make_env(game: str, stated: Protocol, num_envs: int) -> AtariVectorEnv:
         life_loss_info=False,
         repeat_action_probability=stated.sticky,
         full_action_space=stated.full_action_space,
-        max_num_frames_per_episode=stated.max_steps * stated.frame_skip,
         autoreset_mode=AutoresetMode.SAME_STEP,
     )
     assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
