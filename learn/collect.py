@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wsa.learn import env as games
+from wsa.learn.colours import Colours, Screen
 from wsa.store import keys, layout, names
 from wsa.store.backends import Backend
 from wsa.store.errors import UsageError
@@ -129,24 +130,24 @@ def collect(
     """
     if not plan.missing:
         return []
-    written: list[SegmentMeta] = []
-    recorders = [_Recorder(plan, env) for env in range(plan.num_envs)]
+    recorders = [_Recorder(pieces) for pieces in plan.pieces]
     generators = [np.random.default_rng([plan.seed, env]) for env in range(plan.num_envs)]
     last = max(start + length for pieces in plan.pieces for start, length in pieces[-1:])
-    done = 0
-    colours = _Colours()
+    colours = Colours()
     env = games.make_env(plan.game, plan.protocol, plan.num_envs)
+    writer = _Writer(plan, backend, colours)
     try:
         observations, info = env.reset(seed=plan.seed)
-        seen = colours.screens(observations)
+        seen = colours.screens(observations, [recorder.wants(0) for recorder in recorders])
         for i, recorder in enumerate(recorders):
             recorder.begin(seen[i], int(info["lives"][i]))
         for step in range(last):
             actions = np.array([g.integers(len(plan.protocol.actions)) for g in generators])
             observations, rewards, terminated, truncated, info = env.step(actions)
+            wanted = [recorder.wants(step + 1) for recorder in recorders]
             ended = terminated | truncated
-            seen = colours.screens(observations)
-            final = colours.screens(info["final_obs"]) if ended.any() else seen
+            seen = colours.screens(observations, wanted)
+            final = colours.screens(info["final_obs"], ended & wanted) if ended.any() else seen
             for i, recorder in enumerate(recorders):
                 recorder.step(
                     int(actions[i]),
@@ -157,77 +158,26 @@ def collect(
                     0 if ended[i] else int(info["lives"][i]),
                 )
                 if recorder.full:
-                    meta, arrays = recorder.take(colours)
-                    done += meta.steps
-                    if commit_segment(backend, meta, arrays):
-                        written.append(meta)
-                    on_steps(done, plan.missing)
+                    writer.write(i, recorder.take())
+                    on_steps(writer.written, plan.missing)
                 if ended[i]:
                     recorder.begin(seen[i], int(info["lives"][i]))
             if step % 64 == 0:
                 waiting = sum(recorder.steps for recorder in recorders)
-                on_steps(done + waiting, plan.missing)
+                on_steps(writer.written + waiting, plan.missing)
+        writer.finish(0)
+        on_steps(writer.written, plan.missing)
+        return writer.visible
     finally:
+        writer.close()
         env.close()
-    return written
-
-
-class _Screen(NamedTuple):
-    """A frame's identity and its pixels as numbers of colours, (H, W)."""
-
-    digest: bytes
-    pixels: NDArray[np.uint16]
-
-
-class _Colours:
-    """Turns RGB screens into numbers of colours, as many as a run shows."""
-
-    def __init__(self) -> None:
-        self._number = np.full(1 << 24, -1, np.int32)
-        self._packed = np.zeros(0, np.int32)
-
-    def screens(self, observations: NDArray[np.uint8]) -> list[_Screen]:
-        """(n, 1, H, W, 3) uint8 to n screens; new colours are numbered as they appear."""
-        frames = games.pictures(observations)
-        wide = frames.astype(np.int32)
-        packed = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
-        numbers = self._number[packed]
-        if numbers.min() < 0:
-            new = np.unique(packed[numbers < 0])
-            self._number[new] = len(self._packed) + np.arange(len(new))
-            self._packed = np.concatenate([self._packed, new])
-            numbers = self._number[packed]
-        compact = np.uint8 if len(self._packed) <= 256 else np.uint16
-        return [
-            _Screen(keys.frame_digest(frame), pixels)
-            for frame, pixels in zip(frames, numbers.astype(compact), strict=True)
-        ]
-
-    def frames(self, screens: list[_Screen]) -> layout.Arrays:
-        """`frames` as palette indices with their `palette`, or as RGB where 256 do not suffice.
-
-        The palette is sorted by colour, so that the same screens give the same bytes whatever
-        was seen before them.
-        """
-        numbers = np.stack([screen.pixels for screen in screens])
-        used = np.unique(numbers)
-        packed = np.sort(self._packed[used])
-        rgb = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8)
-        place = np.zeros(len(self._packed), np.int64)
-        place[used] = np.searchsorted(packed, self._packed[used])
-        indices = place[numbers]
-        if len(used) > 256:
-            return {"frames": rgb[indices]}
-        palette = np.zeros((256, 3), np.uint8)
-        palette[: len(used)] = rgb
-        return {"frames": indices.astype(np.uint8), "palette": palette}
 
 
 @dataclasses.dataclass
 class _Row:
     """One row in the making; fields as in `layout.ROW_FIELDS`."""
 
-    screen: _Screen
+    screen: Screen
     lives: int
     episode: int
     is_first: bool
@@ -238,13 +188,24 @@ class _Row:
     truncated: bool = False
 
 
-class _Recorder:
-    """Turns the steps of one environment into segments."""
+class _Cut(NamedTuple):
+    """What a segment is made of: its place in the run, its rows, the episodes that ended in it."""
 
-    def __init__(self, plan: CollectPlan, env: int) -> None:
-        self._plan = plan
-        self._env = env
-        self._pieces = deque(plan.pieces[env])
+    start: int
+    steps: int
+    rows: list[_Row]
+    episodes: list[tuple[int, float]]
+
+
+class _Recorder:
+    """Cuts the steps of one environment into segments.
+
+    Args:
+        pieces: Intervals to cut out, as (first step, steps), in order.
+    """
+
+    def __init__(self, pieces: Sequence[tuple[int, int]]) -> None:
+        self._pieces = deque(pieces)
         self._played = 0
         self._episode = -1
         self._length = 0
@@ -259,7 +220,11 @@ class _Recorder:
         """Whether the segment in the making has all its steps."""
         return bool(self._pieces) and self.steps == self._pieces[0][1]
 
-    def begin(self, screen: _Screen, lives: int) -> None:
+    def wants(self, at: int) -> bool:
+        """Whether the frame after `at` steps will stand in a segment, be it as context."""
+        return bool(self._pieces) and at > self._pieces[0][0] - STACK
+
+    def begin(self, screen: Screen, lives: int) -> None:
         """Take the first frame of an episode."""
         self._episode += 1
         self._length, self._return = 0, 0.0
@@ -272,7 +237,7 @@ class _Recorder:
         reward: float,
         terminated: bool,
         truncated: bool,
-        screen: _Screen,
+        screen: Screen,
         lives: int,
     ) -> None:
         """Take an action and what followed: reward, end, and the true next frame."""
@@ -297,38 +262,75 @@ class _Recorder:
         self._played += 1
         self._recent.append(following)
 
-    def take(self, colours: _Colours) -> tuple[SegmentMeta, layout.Arrays]:
+    def take(self) -> _Cut:
         """The finished segment; the next one begins."""
-        plan, (start, steps) = self._plan, self._pieces.popleft()
-        rows, self._rows, self.steps = self._rows, [], 0
-        episodes, self._episodes = self._episodes, []
-        distinct = {row.screen.digest: row.screen for row in rows}
+        cut = _Cut(*self._pieces.popleft(), self._rows, self._episodes)
+        self._rows, self._episodes, self.steps = [], [], 0
+        return cut
+
+
+class _Writer:
+    """Commits segments in a thread of its own, so that play goes on while the disk is waited for."""
+
+    def __init__(self, plan: CollectPlan, backend: Backend, colours: Colours) -> None:
+        self._plan = plan
+        self._backend = backend
+        self._colours = colours
+        self._emulator = games.emulator_identity(plan.game)
+        self._thread = ThreadPoolExecutor(1, "commit")
+        self._waiting: deque[Future[tuple[SegmentMeta, bool]]] = deque()
+        self.written = 0  # steps
+        self.visible: list[SegmentMeta] = []
+
+    def write(self, env: int, cut: _Cut) -> None:
+        """Have a segment committed; waits while as many as there are environments are under way."""
+        self._waiting.append(self._thread.submit(self._commit, env, cut))
+        self.finish(self._plan.num_envs)
+
+    def finish(self, most: int) -> None:
+        """Wait until at most `most` segments are under way.
+
+        Raises:
+            WsaError: A segment could not be committed.
+        """
+        while self._waiting and (len(self._waiting) > most or self._waiting[0].done()):
+            meta, visible = self._waiting.popleft().result()
+            self.written += meta.steps
+            if visible:
+                self.visible.append(meta)
+
+    def close(self) -> None:
+        """Finish the segment being written; drop those that wait, which are soon played again."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _commit(self, env: int, cut: _Cut) -> tuple[SegmentMeta, bool]:
+        plan = self._plan
+        distinct = {row.screen.digest: row.screen for row in cut.rows}
         number = {digest: i for i, digest in enumerate(distinct)}
-        arrays = colours.frames(list(distinct.values()))
-        arrays["digest"] = np.frombuffer(b"".join(distinct), np.uint8).reshape(
-            -1, keys.DIGEST_BYTES
-        )
-        arrays["frame"] = np.array([number[row.screen.digest] for row in rows], np.int32)
+        arrays = self._colours.frames(list(distinct.values()))
+        digests = np.frombuffer(b"".join(distinct), np.uint8)
+        arrays["digest"] = digests.reshape(-1, keys.DIGEST_BYTES)
+        arrays["frame"] = np.array([number[row.screen.digest] for row in cut.rows], np.int32)
         for name, kind in layout.ROW_FIELDS.items():
             if name != "frame":
-                arrays[name] = np.array([getattr(row, name) for row in rows], kind)
+                arrays[name] = np.array([getattr(row, name) for row in cut.rows], kind)
         height, width = arrays["frames"].shape[1:3]
         meta = SegmentMeta(
             game=plan.game,
-            segment=names.make_segment(plan.run, self._env, start),
+            segment=names.make_segment(plan.run, env, cut.start),
             run=plan.run,
-            env=self._env,
-            start=start,
-            rows=len(rows),
-            steps=steps,
+            env=env,
+            start=cut.start,
+            rows=len(cut.rows),
+            steps=cut.steps,
             frames=len(distinct),
             height=height,
             width=width,
             indexed="palette" in arrays,
-            episodes=tuple(episodes),
+            episodes=tuple(cut.episodes),
             protocol=plan.protocol,
             policy=plan.policy,
             seed=plan.seed,
-            emulator=games.emulator_identity(plan.game),
+            emulator=self._emulator,
         )
-        return meta, arrays
+        return meta, commit_segment(self._backend, meta, arrays)

@@ -1,0 +1,92 @@
+"""Screens as numbers of colours: a third of the memory, and what a segment's palette is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.learn.env import pictures
+from wsa.store import keys, layout
+
+
+class Screen(NamedTuple):
+    """A frame's identity and its pixels as numbers of colours, (H, W) uint8 or uint16."""
+
+    digest: bytes
+    pixels: NDArray[Any]
+
+
+UNSEEN = Screen(b"", np.zeros((0, 0), np.uint8))
+
+
+class Colours:
+    """Turns RGB screens into numbers of colours, as many as a run shows.
+
+    An Atari shows 128 colours, and the maximum of two of them is one of fewer than 2^15.
+    """
+
+    def __init__(self) -> None:
+        self._number = np.full(1 << 24, -1, np.int16)
+        self._packed = np.zeros(0, np.int32)
+
+    def screens(
+        self, observations: NDArray[np.uint8], wanted: Sequence[bool] | NDArray[np.bool_]
+    ) -> list[Screen]:
+        """(n, 1, H, W, 3) uint8 to n screens; new colours are numbered as they appear.
+
+        Only `wanted` ones are looked at, which makes playing through what is stored cheap.
+        """
+        frames = pictures(observations)
+        if not all(wanted):
+            some = iter(self.screens(observations[np.asarray(wanted)], [True] * sum(wanted)))
+            return [next(some) if want else UNSEEN for want in wanted]
+        if not len(frames):
+            return []
+        count, height, width, _ = frames.shape
+        # OpenCV pads pixels to four bytes ten times faster than numpy; the fourth is 255.
+        padded = cv2.cvtColor(frames.reshape(-1, width, 3), cv2.COLOR_RGB2BGRA)
+        packed = padded.view(np.int32).reshape(count, height, width) & 0xFFFFFF
+        numbers = self._number.take(packed)
+        if numbers.min() < 0:
+            new = np.unique(packed[numbers < 0])
+            self._number[new] = len(self._packed) + np.arange(len(new))
+            self._packed = np.concatenate([self._packed, new])
+            numbers = self._number.take(packed)
+        compact = np.uint8 if len(self._packed) <= 256 else np.uint16
+        return [
+            Screen(keys.frame_digest(frame), pixels)
+            for frame, pixels in zip(frames, numbers.astype(compact), strict=True)
+        ]
+
+    def frames(self, screens: list[Screen]) -> layout.Arrays:
+        """`frames` as palette indices with their `palette`, or as RGB where 256 do not suffice.
+
+        The palette is sorted by colour, so that the same screens give the same bytes whatever
+        was seen before them.
+        """
+        all_packed = self._packed  # another thread may be adding to it
+        shown = np.zeros(len(all_packed), np.bool_)
+        for screen in screens:
+            shown |= _histogram(screen.pixels, len(shown)) > 0
+        packed = np.sort(all_packed[shown])
+        rgb = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8)
+        place = np.searchsorted(packed, all_packed)
+        if len(packed) > 256:
+            return {"frames": np.stack([rgb[place[screen.pixels]] for screen in screens])}
+        index = place.clip(max=255).astype(np.uint8)
+        palette = np.zeros((256, 3), np.uint8)
+        palette[: len(packed)] = rgb
+        return {
+            "frames": np.stack([index.take(screen.pixels) for screen in screens]),
+            "palette": palette,
+        }
+
+
+def _histogram(pixels: NDArray[Any], colours: int) -> NDArray[np.float32]:
+    """How often each number of a colour occurs, (colours,)."""
+    counts: NDArray[np.float32] = cv2.calcHist([pixels], [0], None, [colours], [0, colours])
+    return counts.reshape(-1)

@@ -1,0 +1,473 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from gymnasium import Env, make
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from wsa.learn import env as games
+from wsa.learn.collect import NO_ACTION, STACK, CollectPlan, collect, plan_collection
+from wsa.learn.colours import Colours, Screen
+from wsa.store import flat, keys
+from wsa.store.backends import Backend
+from wsa.store.errors import StorageError, UsageError
+from wsa.store.layout import ROW_FIELDS
+from wsa.store.local import LocalBackend
+from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.records import EmbeddingMeta, Protocol, SegmentMeta
+from wsa.store.root import open_store
+from wsa.store.verify import verify
+from wsa.store.writer import commit_embedding
+
+
+def stated(game: str, name: str = "classic", max_steps: int = 27_000, **changes: Any) -> Protocol:
+    return msgspec.structs.replace(games.protocol(game, name, max_steps=max_steps), **changes)
+
+
+def plan_for(backend: Backend, protocol: Protocol, game: str, **options: Any) -> CollectPlan:
+    details: dict[str, Any] = {"steps": 300, "num_envs": 2, "seed": 7, "segment_steps": 64}
+    return plan_collection(
+        take_snapshot(backend), game, protocol, policy="random", **{**details, **options}
+    )
+
+
+def play(folder: Path, protocol: Protocol, game: str, **options: Any) -> Snapshot:
+    """Collect into the store at `folder` and open it."""
+    backend = open_store(str(folder), create=True)
+    collect(plan_for(backend, protocol, game, **options), backend)
+    return take_snapshot(backend)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of the store's objects."""
+    found = (path for path in (folder / "games").rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def committed(snapshot: Snapshot) -> dict[str, Any]:
+    """What the records say, but for who wrote them and when."""
+    return {path: (commit.meta, commit.files) for path, commit in snapshot.commits.items()}
+
+
+class Line:
+    """The steps that one environment of a store has played, joined over its segments."""
+
+    def __init__(self, snapshot: Snapshot, game: str, env: int) -> None:
+        self.steps: list[dict[str, Any]] = []
+        self.shown: list[bytes] = []  # digest of each step's frame
+        self.next: list[bytes] = []  # and of the one that followed
+        for meta in snapshot.segments(game):
+            if meta.env != env:
+                continue
+            assert meta.start == len(self.steps)
+            rows = snapshot.read_rows(meta)
+            digest = [d.tobytes() for d in snapshot.read_digests(meta)]
+            for i in np.flatnonzero(rows["action"] != NO_ACTION):
+                self.steps.append({k: rows[k][i].item() for k in ROW_FIELDS if k != "frame"})
+                self.shown.append(digest[rows["frame"][i]])
+                self.next.append(digest[rows["frame"][i + 1]])
+
+
+@pytest.fixture(scope="module")
+def breakout(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """Three environments with games that end and games that are cut, in small segments."""
+    folder = tmp_path_factory.mktemp("breakout")
+    return play(
+        folder,
+        stated("Breakout", max_steps=160),
+        "Breakout",
+        steps=1000,
+        num_envs=3,
+        segment_steps=37,
+    )
+
+
+def test_as_many_steps_as_asked_and_every_episode_whole(breakout: Snapshot) -> None:
+    metas = breakout.segments("Breakout")
+    assert sum(meta.steps for meta in metas) == 1002  # the same for each of three environments
+    ends = {"terminated": 0, "truncated": 0}
+    for env in range(3):
+        line = Line(breakout, "Breakout", env)
+        assert len(line.steps) == 334
+        lengths: list[int] = []
+        returns: list[float] = []
+        length, total = 0, 0.0
+        for at, step in enumerate(line.steps):
+            assert step["is_first"] == (length == 0) and step["episode"] == len(lengths)
+            assert not step["context"]
+            length, total = length + 1, total + step["reward"]
+            over = step["terminated"] or step["truncated"]
+            assert not (step["terminated"] and step["truncated"])
+            assert step["truncated"] == (length == 160 and not step["terminated"])
+            if not over and at + 1 < len(line.steps):
+                assert line.next[at] == line.shown[at + 1]
+            if over:
+                lengths.append(length)
+                returns.append(total)
+                ends["terminated"] += step["terminated"]
+                ends["truncated"] += step["truncated"]
+                length, total = 0, 0.0
+        told = [e for meta in metas if meta.env == env for e in meta.episodes]
+        assert told == list(zip(lengths, returns, strict=True))
+        assert sum(lengths) + length == len(line.steps)
+    assert ends["terminated"] >= 2 and ends["truncated"] >= 2
+
+
+def test_a_row_without_action_is_context_an_end_or_the_closing_one(breakout: Snapshot) -> None:
+    for meta in breakout.segments("Breakout"):
+        rows = breakout.read_rows(meta)
+        over = rows["terminated"] | rows["truncated"]
+        idle = rows["action"] == NO_ACTION
+        assert not (rows["context"] & ~idle).any() and not over[idle].any()
+        assert (rows["reward"][idle] == 0).all()
+        after_end = np.concatenate([[False], over[:-1]])
+        last = np.arange(meta.rows) == meta.rows - 1
+        np.testing.assert_array_equal(idle, rows["context"] | after_end | last)
+        assert idle[-1] and not rows["is_first"][after_end].any()
+        assert (rows["lives"][after_end] == 0).all()
+        assert meta.rows == meta.steps + idle.sum()
+        assert len(set(map(bytes, breakout.read_digests(meta)))) == meta.frames
+
+
+def test_a_cut_inside_an_episode_is_bridged_by_context(breakout: Snapshot) -> None:
+    bridged = set()
+    for env in range(3):
+        metas = [meta for meta in breakout.segments("Breakout") if meta.env == env]
+        line = Line(breakout, "Breakout", env)
+        for meta in metas:
+            rows = breakout.read_rows(meta)
+            digest = breakout.read_digests(meta)[rows["frame"]]
+            count = int(rows["context"].sum())
+            assert rows["context"][:count].all()
+            since = meta.start  # steps of this episode before the cut
+            while since and not (
+                line.steps[since - 1]["terminated"] or line.steps[since - 1]["truncated"]
+            ):
+                since -= 1
+            assert count == min(STACK - 1, meta.start - since)
+            bridged.add(count)
+            shown = line.shown[meta.start - count : meta.start]
+            assert [d.tobytes() for d in digest[:count]] == shown
+            assert rows["is_first"][0] == (meta.start - count == since)
+            if count:
+                # The segment before it ends with the frame that this one goes on from.
+                assert line.next[meta.start - 1] == digest[count].tobytes()
+    assert 3 in bridged and 0 in bridged
+
+
+def test_frames_are_what_their_digests_say(breakout: Snapshot) -> None:
+    for meta in breakout.segments("Breakout")[::5]:
+        frames = breakout.read_frames(meta)
+        digests = [keys.frame_digest(frame) for frame in frames]
+        assert digests == [d.tobytes() for d in breakout.read_digests(meta)]
+
+
+def test_a_segment_may_begin_less_than_three_steps_into_an_episode(tmp_path: Path) -> None:
+    snapshot = play(
+        tmp_path, stated("Pong", max_steps=7), "Pong", steps=60, num_envs=1, segment_steps=5
+    )
+    counts = [int(snapshot.read_array(m, "context").sum()) for m in snapshot.segments("Pong")]
+    # Segments begin at steps 0, 5, 10, ...; episodes at 0, 7, 14, ...
+    assert counts == [min(3, start % 7) for start in range(0, 60, 5)]
+
+
+REFEREE_GAMES = [
+    ("Breakout", 27_000, 250),  # games end
+    ("Pong", 33, 110),  # episodes are cut
+    ("Seaquest", 27_000, 170),
+    ("MsPacman", 27_000, 60),
+    ("SpaceInvaders", 90, 200),  # both
+    ("AirRaid", 27_000, 60),  # 250 rows
+    ("JourneyEscape", 27_000, 200),  # more colours than a palette holds
+    ("Carnival", 27_000, 150),  # 214 rows, games end
+]
+
+
+def referee(game: str, max_steps: int) -> Env[Any, Any]:
+    """What everybody else uses."""
+    height, width = games.screen(game)
+    env: Env[Any, Any] = make(
+        f"ALE/{game}-v5", frameskip=1, repeat_action_probability=0.0, full_action_space=False
+    )
+    env = AtariPreprocessing(
+        env, noop_max=0, frame_skip=4, screen_size=(width, height), grayscale_obs=False
+    )
+    return FrameStackObservation(TimeLimit(env, max_steps), STACK, padding_type="reset")
+
+
+@pytest.mark.parametrize(("game", "max_steps", "each"), REFEREE_GAMES)
+def test_equal_to_gymnasium_step_by_step(
+    game: str, max_steps: int, each: int, tmp_path: Path
+) -> None:
+    """Frames, stacks of four, rewards and ends, last frames and segment borders included."""
+    protocol = stated(game, max_steps=max_steps, noop_max=0, fire_reset=False)
+    snapshot = play(tmp_path, protocol, game, steps=2 * each, num_envs=2, segment_steps=37)
+    model = "digest-000000000000"
+    for meta in snapshot.segments(game):
+        # An embedding that tells which frame it is of.
+        vectors = snapshot.read_digests(meta).astype(np.float16)
+        record = EmbeddingMeta(game, meta.segment, model, vectors.shape, "float16", meta.frames, 0)
+        commit_embedding(snapshot.backend, record, vectors)
+    snapshot = take_snapshot(snapshot.backend)
+    table = flat.materialise(snapshot, game, [model], cache=tmp_path / "cache")
+    stacks = table.digests[table.stack(table.steps, STACK)]
+    following = table.digests[table.stack(table.steps + 1, STACK)]
+    rows = table.rows[table.steps]
+    assert len(rows) == 2 * each
+    env = referee(game, max_steps)
+    assert tuple(env.unwrapped.get_action_meanings()) == protocol.actions  # type: ignore[attr-defined]
+    for i in range(2):
+        observation, info = env.reset(seed=7 + i)
+        for t in range(i * each, (i + 1) * each):
+            assert_shows(observation, stacks[t], f"step {t}")
+            assert rows["lives"][t] == info["lives"]
+            observation, reward, terminated, truncated, info = env.step(int(rows["action"][t]))
+            assert_shows(observation, following[t], f"after step {t}")
+            assert reward == rows["reward"][t]
+            assert terminated == rows["terminated"][t]
+            # TimeLimit calls a game that ends in its last step truncated too; wsa does not.
+            assert (truncated and not terminated) == rows["truncated"][t]
+            if terminated or truncated:
+                observation, info = env.reset()
+    env.close()
+
+
+def assert_shows(stack: NDArray[np.uint8], digests: NDArray[np.uint8], where: str) -> None:
+    shown = [keys.frame_digest(frame) for frame in stack]
+    assert shown == [digest.tobytes() for digest in digests], where
+
+
+@pytest.mark.parametrize("name", ["classic", "v5"])
+def test_play_does_not_depend_on_how_it_was_divided(name: str, tmp_path: Path) -> None:
+    """Not on the number of environments, nor on the length of segments."""
+    protocol = stated("SpaceInvaders", name, max_steps=150)
+    one = play(tmp_path / "1", protocol, "SpaceInvaders", steps=200, num_envs=1, segment_steps=200)
+    five = play(tmp_path / "5", protocol, "SpaceInvaders", steps=1000, num_envs=5, segment_steps=41)
+    ours, theirs = Line(one, "SpaceInvaders", 0), Line(five, "SpaceInvaders", 0)
+    assert ours.steps == theirs.steps
+    assert ours.shown == theirs.shown and ours.next == theirs.next
+    assert Line(five, "SpaceInvaders", 1).shown != theirs.shown
+    assert max(step["reward"] for step in theirs.steps) > 1
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(calls: int) -> Callable[[int, int], None]:
+    left = iter(range(calls))
+
+    def on_steps(done: int, total: int) -> None:
+        assert 0 <= done <= total
+        if next(left, None) is None:
+            raise Interrupted
+
+    return on_steps
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """A store collected in one go: its files and records."""
+    folder = tmp_path_factory.mktemp("whole")
+    snapshot = play(folder, stated("Pong", "v5"), "Pong")
+    return contents(folder), committed(snapshot)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_interrupted_collection_continues(seed: int, tmp_path: Path, whole: Any) -> None:
+    generator = np.random.default_rng(seed)
+    backend = open_store(str(tmp_path), create=True)
+    for calls in [*generator.integers(0, 9, size=3), 99]:
+        plan = plan_for(backend, stated("Pong", "v5"), "Pong")
+        if calls == 99 or plan.missing == 0:
+            collect(plan, backend)
+        else:
+            with pytest.raises(Interrupted):
+                # The fewer segments are missing, the fewer times it is called.
+                collect(plan, backend, interrupt_after(min(calls, plan.missing // 64)))
+    assert plan_for(backend, stated("Pong", "v5"), "Pong").missing == 0
+    assert (contents(tmp_path), committed(take_snapshot(backend))) == whole
+
+
+class Failing(LocalBackend):
+    """A folder that is full after some files."""
+
+    left = 0
+
+    def put_new(self, path: str, data: bytes) -> bool:
+        if not self.left:
+            raise StorageError("no-space", "No room left.")
+        self.left -= 1
+        return super().put_new(path, data)
+
+
+@pytest.mark.parametrize("files", [0, 17, 90])
+def test_a_full_disk_ends_collection_and_costs_nothing(
+    files: int, tmp_path: Path, whole: Any
+) -> None:
+    backend = open_store(str(tmp_path), create=True)
+    failing = Failing(tmp_path)
+    failing.left = files
+    with pytest.raises(StorageError):
+        collect(plan_for(failing, stated("Pong", "v5"), "Pong"), failing)
+    collect(plan_for(backend, stated("Pong", "v5"), "Pong"), backend)
+    assert (contents(tmp_path), committed(take_snapshot(backend))) == whole
+
+
+def test_the_same_command_writes_nothing_and_more_steps_extend(tmp_path: Path) -> None:
+    protocol = stated("Breakout", max_steps=100)
+    first = play(tmp_path / "a", protocol, "Breakout", steps=180, segment_steps=50)
+    before = contents(tmp_path / "a")
+    full = Failing(tmp_path / "a")
+    assert collect(plan_for(full, protocol, "Breakout", steps=180, segment_steps=50), full) == []
+    assert collect(plan_for(full, protocol, "Breakout", steps=99, segment_steps=8), full) == []
+    longer = plan_for(full, protocol, "Breakout", steps=400, segment_steps=70)
+    assert longer.pieces == (((90, 70), (160, 40)),) * 2
+    more = play(tmp_path / "a", protocol, "Breakout", steps=400, segment_steps=70)
+    assert before.items() <= contents(tmp_path / "a").items()
+    assert committed(first).items() <= committed(more).items()
+    once = play(tmp_path / "b", protocol, "Breakout", steps=400, segment_steps=400)
+    for env in range(2):
+        ours, theirs = Line(more, "Breakout", env), Line(once, "Breakout", env)
+        assert (ours.steps, ours.shown, ours.next) == (theirs.steps, theirs.shown, theirs.next)
+    assert verify(more.backend).damage == ()
+
+
+def test_a_lost_segment_is_made_again_the_same(tmp_path: Path, whole: Any) -> None:
+    snapshot = play(tmp_path, stated("Pong", "v5"), "Pong")
+    for commit in list(snapshot.commits.values())[1::3]:
+        for file in commit.files:
+            snapshot.backend.delete(file.path)
+        snapshot.backend.delete(f"commits/{commit.id[:2]}/{commit.id}.json")
+    after = play(tmp_path, stated("Pong", "v5"), "Pong", num_envs=2)
+    assert (contents(tmp_path), committed(after)) == whole
+
+
+SCRIPT = """
+import sys
+from wsa.learn import env
+from wsa.learn.collect import collect, plan_collection
+from wsa.store.reader import take_snapshot
+from wsa.store.root import open_store
+backend = open_store(sys.argv[1], create=True)
+plan = plan_collection(take_snapshot(backend), "Pong", env.protocol("Pong", "v5"),
+    steps=300, num_envs=2, policy="random", seed=7, segment_steps=64)
+print("ready", flush=True)
+sys.stdin.readline()
+print(len(collect(plan, backend)))
+"""
+
+
+def test_two_processes_with_the_same_plan_end_with_one_set(tmp_path: Path, whole: Any) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+    answers = []
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        answer, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        answers.append(int(answer))
+    snapshot = take_snapshot(open_store(str(tmp_path)))
+    assert (contents(tmp_path), committed(snapshot)) == whole
+    assert sum(answers) == len(snapshot.commits)  # each was made visible by one of them
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("steps", 0),
+        ("num_envs", 0),
+        ("num_envs", 1000),
+        ("segment_steps", 0),
+        ("segment_steps", 65537),
+        ("seed", -1),
+        ("policy", "best"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_played(
+    option: str, value: Any, tmp_path: Path
+) -> None:
+    backend = open_store(str(tmp_path), create=True)
+    options: dict[str, Any] = {"steps": 9, "num_envs": 1, "segment_steps": 9, "seed": 0}
+    options = {"policy": "random", **options, option: value}
+    with pytest.raises(UsageError, match=option.replace("_", "-")):
+        plan_collection(take_snapshot(backend), "Pong", stated("Pong"), **options)
+
+
+def check_screens(folder: Path, game: str, steps: int) -> SegmentMeta:
+    """Collect a game and compare every stored frame with its digest."""
+    snapshot = play(
+        folder, games.protocol(game, "classic"), game, steps=steps, num_envs=1, segment_steps=999
+    )
+    (meta,) = snapshot.segments(game)
+    assert (meta.height, meta.width) == games.screen(game)
+    digests = [keys.frame_digest(frame) for frame in snapshot.read_frames(meta)]
+    assert digests == [d.tobytes() for d in snapshot.read_digests(meta)]
+    return meta
+
+
+def test_a_game_of_250_rows(tmp_path: Path) -> None:
+    assert check_screens(tmp_path, "Adventure", 40).height == 250
+
+
+def test_a_game_of_more_than_256_colours_is_kept_as_rgb(tmp_path: Path) -> None:
+    assert check_screens(tmp_path, "Pong", 60).indexed
+    assert not check_screens(tmp_path, "JourneyEscape", 200).indexed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("game", list(games.games()))
+def test_every_game(game: str, tmp_path: Path) -> None:
+    check_screens(tmp_path, game, 40)
+
+
+@given(
+    counts=st.lists(st.sampled_from([1, 2, 7, 200, 256, 257, 300, 400]), min_size=1, max_size=4),
+    seed=st.integers(0, 2**16),
+)
+def test_colours_lose_nothing_and_do_not_depend_on_the_past(counts: list[int], seed: int) -> None:
+    """Screens of so many random colours each, some of them shared."""
+    generator = np.random.default_rng(seed)
+    pool = generator.integers(0, 256, (max(counts), 3), dtype=np.uint8)
+    screens = np.stack([pool[generator.integers(0, n, (20, 21))] for n in counts])[:, None]
+    fresh, used = Colours(), Colours()
+    used.screens(generator.integers(0, 256, (3, 1, 20, 21, 3), dtype=np.uint8), [True] * 3)
+    stored = []
+    for colours in (fresh, used):
+        seen: list[Screen] = []
+        for screen in screens:  # one by one: early ones are kept with fewer colours known
+            seen += colours.screens(screen[None], [True])
+        assert [s.digest for s in seen] == [keys.frame_digest(s[0]) for s in screens]
+        stored.append(colours.frames(seen))
+    assert stored[0].keys() == stored[1].keys()
+    for name, array in stored[0].items():
+        assert array.dtype == np.uint8
+        np.testing.assert_array_equal(array, stored[1][name])
+    frames = stored[0]["frames"]
+    distinct = len(np.unique(screens.reshape(-1, 3), axis=0))
+    assert ("palette" in stored[0]) == (distinct <= 256)
+    if "palette" in stored[0]:
+        frames = stored[0]["palette"][frames]
+    np.testing.assert_array_equal(frames, screens[:, 0])
