@@ -31,7 +31,8 @@ MAX_ARRAY_BYTES = 4 << 30
 # A segment that begins inside an episode repeats this many frames less one before its first step.
 MAX_STACK_FRAMES = 4
 
-CODECS = frozenset({"bytes", "transpose", "zstd", "blosc", "crc32c", "sharding_indexed"})
+# Of a chunk. A stored chunk may also be a shard of such chunks, one level deep.
+CODECS = frozenset({"bytes", "transpose", "zstd", "blosc", "crc32c"})
 
 # What a segment says of each row, with the type it is stored as. Row i is an observation; its
 # action, reward and ends are what followed it. A row whose action is -1 holds an observation only:
@@ -104,8 +105,8 @@ def decode_array(
     where = f"{where}/{prefix}".rstrip("/")
     own = {path[len(prefix) :]: data for path, data in files.items() if path.startswith(prefix)}
     chunks = check_metadata(own.get("zarr.json"), shape, dtype, where)
-    # Zarr would read zeros in place of a chunk that is absent.
-    if math.prod(chunks) > len(own) or any(name not in own for name in _chunk_names(chunks)):
+    # Zarr would read zeros in place of a chunk that is absent, or of a shard that is empty.
+    if math.prod(chunks) > len(own) or not all(own.get(name) for name in _chunk_names(chunks)):
         raise DamagedError(
             "lost-file",
             f"{where} lacks some of its {math.prod(chunks)} chunks; there are "
@@ -160,10 +161,14 @@ def check_metadata(
             raise refuse(f"its chunk shape is {chunk}")
         if max(math.prod(chunk), math.prod(shape)) * itemsize > MAX_ARRAY_BYTES:
             raise refuse(f"{shape} in chunks of {chunk} takes more than {MAX_ARRAY_BYTES} bytes")
-        for codec in _codec_names(found["codecs"]):
-            if codec not in CODECS:
-                raise refuse(f"codec {codec!r} is not one of {', '.join(sorted(CODECS))}")
-    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        codecs = found["codecs"]
+        if len(codecs) == 1 and codecs[0]["name"] == "sharding_indexed":
+            inner = codecs[0]["configuration"]
+            codecs = [*inner["codecs"], *inner["index_codecs"]]
+        for codec in codecs:
+            if codec["name"] not in CODECS:
+                raise refuse(f"codec {codec['name']!r} is not one of {', '.join(sorted(CODECS))}")
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise refuse(str(error) or type(error).__name__) from None
     return tuple(-(-n // c) for n, c in zip(shape, chunk, strict=True))
 
@@ -175,16 +180,6 @@ def _chunk_names(chunks: tuple[int, ...]) -> list[str]:
     if not math.prod(chunks):
         return []
     return ["/".join(["c", *map(str, at)]) for at in np.ndindex(*chunks)]
-
-
-def _codec_names(codecs: list[dict[str, Any]]) -> list[str]:
-    found: list[str] = []
-    for codec in codecs:
-        found.append(codec["name"])
-        if codec["name"] == "sharding_indexed":
-            inner = codec["configuration"]
-            found += _codec_names(inner["codecs"]) + _codec_names(inner["index_codecs"])
-    return found
 
 
 def _create(
