@@ -1,0 +1,448 @@
+"""Writer and reader together: what becomes visible, when, and what happens to leftovers."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+
+import msgspec
+import numpy as np
+import pytest
+
+from wsa.store import layout, names, records, writer
+from wsa.store.errors import ConflictError, DamagedError, MissingError, StorageError, UsageError
+from wsa.store.reader import Snapshot, take_objects, take_snapshot
+from wsa.store.records import EmbeddingMeta, ModelMeta
+from wsa.store.verify import verify
+
+
+class Dying:
+    """A backend whose process dies at put number `left`."""
+
+    def __init__(self, backend, left):
+        self._backend, self.left = backend, left
+
+    def __getattr__(self, name):
+        return getattr(self._backend, name)
+
+    def put_new(self, path, data):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self._backend.put_new(path, data)
+
+
+def embedding(kit, store, shape=(3,), **options):
+    meta, _ = kit.add_segment(store, **options)
+    return meta, *kit.fake_embedding(meta, kit.key(), shape)
+
+
+def all_files(store):
+    return {path: store.get(path) for path in store.list("")}
+
+
+def test_a_commit_is_seen_whole_by_later_snapshots_only(store, kit):
+    key = kit.key()
+    before = take_snapshot(store)
+    meta, _ = kit.add_segment(store, indexed=False)
+    between = take_snapshot(store)
+    kit.add_embedding(store, meta, key, shape=(2, 3, 3))
+    files = kit.add_model(store, key)
+    after = take_snapshot(store)
+    assert (before.games, before.segments(), before.models) == ([], [], [])
+    assert between.segments() == [meta] and between.embeddings() == []
+    with pytest.raises(MissingError) as missing:
+        between.read_embedding(meta.game, key, meta.segment)
+    assert missing.value.kind == "not-encoded"
+    assert kit.check_whole(before, [meta], [key]) == 0
+    assert kit.check_whole(between, [meta], [key]) == 1
+    assert after.games == [meta.game] and after.segments(meta.game) == [meta]
+    assert after.segments("Seaquest") == []
+    assert after.models == [key] and after.read_model(key) == files
+    assert [e.segment for e in after.embeddings(meta.game, key)] == [meta.segment]
+    np.testing.assert_array_equal(
+        after.read_embedding(meta.game, key, meta.segment),
+        kit.fake_embedding(meta, key, (2, 3, 3))[1],
+    )
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_frames_are_read_as_rgb_and_fit_their_digests(store, kit, indexed):
+    meta, arrays = kit.add_segment(store, indexed=indexed, steps=40)
+    frames = take_snapshot(store).read_frames(meta)
+    assert frames.shape == (meta.frames, meta.height, meta.width, 3) and frames.dtype == np.uint8
+    for frame, digest in zip(frames, arrays["digest"], strict=True):
+        assert kit.keys.frame_digest(frame) == digest.tobytes()
+
+
+def test_a_snapshot_may_build_on_an_earlier_one(store, kit, monkeypatch):
+    first, _ = kit.add_segment(store, 0)
+    early = take_snapshot(store)
+    second, _ = kit.add_segment(store, 1)
+    read = []
+    real = records.read_commit
+    monkeypatch.setattr(
+        records, "read_commit", lambda data, where: read.append(where) or real(data, where)
+    )
+    later = take_snapshot(store, early)
+    assert later.segments() == [first, second] and len(read) == 1
+    assert early.segments() == [first]
+    assert take_snapshot(store).commits == later.commits
+
+
+def test_a_few_objects_are_found_without_the_others(store, kit):
+    meta, _ = kit.add_segment(store, 0)
+    kit.add_segment(store, 1)
+    path = names.segment_path(meta.game, meta.segment)
+    assert take_objects(store, [path]).commits == {path: take_snapshot(store).commit(path)}
+    with pytest.raises(MissingError):
+        take_objects(store, [path, names.model_path(kit.key())])
+
+
+def test_nothing_is_visible_before_the_record(store, kit):
+    """The writer dies at each of its writes in turn; the next one completes its work."""
+    meta, arrays = kit.remember(0)
+    for done in range(100):
+        try:
+            writer.commit_segment(Dying(store, done), meta, arrays)
+            break
+        except KeyboardInterrupt:
+            assert take_snapshot(store).commits == {}
+            assert verify(store).leftovers == done
+            assert not verify(store).damage
+            for path in all_files(store):
+                if path != "wsa.json":
+                    store.delete(path)
+    assert done == 2 * len(arrays) + 2
+    assert kit.check_whole(take_snapshot(store), [meta], []) == 1
+
+
+def test_the_second_commit_changes_nothing(store, kit):
+    meta, arrays = kit.remember(0)
+    described, array = kit.fake_embedding(meta, kit.key())
+    files = {"spec.json": b"{}"}
+    commits = [
+        lambda: writer.commit_segment(store, meta, arrays),
+        lambda: writer.commit_embedding(store, described, array),
+        lambda: writer.commit_model(store, ModelMeta(kit.key()), files),
+    ]
+    for commit in commits:
+        assert commit()
+        before = all_files(store)
+        assert not commit()
+        assert all_files(store) == before
+    assert writer.committed(store, meta) and writer.committed(store, described)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 5, 13, 24])
+def test_files_of_a_dead_writer_are_adopted(store, kit, kept):
+    meta, arrays = kit.remember(0)
+    with pytest.raises(KeyboardInterrupt):
+        writer.commit_segment(Dying(store, kept), meta, arrays)
+    assert writer.commit_segment(store, meta, arrays)
+    report = verify(store)
+    assert (report.damage, report.leftovers) == ((), 0)
+    kit.check_whole(take_snapshot(store), [meta], [])
+
+
+def respelled(files):
+    """The same arrays as another release might have written them."""
+    return {
+        name: data.replace(b"  ", b" ") if name.endswith("zarr.json") else data
+        for name, data in files.items()
+    }
+
+
+def leave(store, path, files):
+    for name, data in files.items():
+        store.put_new(f"{path}/{name}", data)
+
+
+def test_leftovers_of_the_same_content_in_other_bytes_are_adopted(store, kit):
+    meta, arrays = kit.remember(0)
+    files = layout.encode_segment(arrays)
+    path = names.segment_path(meta.game, meta.segment)
+    leave(store, path, respelled(files))
+    assert respelled(files) != files
+    assert writer.commit_segment(store, meta, arrays)
+    kit.check_whole(take_snapshot(store), [meta], [])
+    assert not verify(store).damage
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("name", ["frames", "reward", "is_first", "digest", "palette"])
+def test_leftovers_of_another_segment_are_a_conflict(store, kit, name, whole):
+    meta, arrays = kit.remember(0)
+    other = {n: a.copy() for n, a in arrays.items()}
+    flat = other[name].reshape(-1)
+    flat[-1] = not flat[-1] if name == "is_first" else flat[-1] + 1
+    path = names.segment_path(meta.game, meta.segment)
+    files = layout.encode_segment(other)
+    leave(store, path, files if whole else {n: d for n, d in files.items() if name in n})
+    before = all_files(store)
+    with pytest.raises(ConflictError) as conflict:
+        writer.commit_segment(store, meta, arrays)
+    assert (conflict.value.kind, conflict.value.exit_code) == ("other-bytes", 4)
+    assert path in str(conflict.value) and "Remove" in str(conflict.value)
+    assert take_snapshot(store).commits == {}
+    assert before.items() <= all_files(store).items(), "nothing is overwritten"
+    for left in list(store.list(path)):  # What the message says.
+        store.delete(left)
+    assert writer.commit_segment(store, meta, arrays)
+
+
+@pytest.mark.parametrize("junk", [b"", b"\0" * 300, b"{}"])
+def test_leftover_junk_is_a_conflict_not_a_record(store, kit, junk):
+    meta, arrays = kit.remember(0)
+    path = names.segment_path(meta.game, meta.segment)
+    store.put_new(f"{path}/reward/c/0", junk)
+    with pytest.raises(ConflictError):
+        writer.commit_segment(store, meta, arrays)
+
+
+def test_a_folder_in_place_of_a_file_is_a_conflict(store, kit):
+    meta, arrays = kit.remember(0)
+    path = names.segment_path(meta.game, meta.segment)
+    (store.root / path / "reward" / "c" / "0").mkdir(parents=True)
+    with pytest.raises(ConflictError):
+        writer.commit_segment(store, meta, arrays)
+
+
+def test_embeddings_rounded_by_another_machine_are_adopted(store, kit):
+    meta, described, array = embedding(kit, store, (8,))
+    rounded = np.nextafter(array, np.float16(0))
+    path = names.embedding_path(meta.game, kit.key(), meta.segment)
+    leave(store, path, layout.encode_embedding(rounded))
+    assert writer.commit_embedding(store, described, array)
+    found = take_snapshot(store).read_embedding(meta.game, kit.key(), meta.segment)
+    np.testing.assert_array_equal(found, rounded)  # One set of bytes, which the record names.
+    assert not verify(store).damage
+
+
+@pytest.mark.parametrize("steps", [1, 12, 400])
+@pytest.mark.parametrize("wrong", ["one row", "all rows", "rows shifted", "half", "zeros"])
+def test_leftovers_of_other_embeddings_are_a_conflict(store, kit, wrong, steps):
+    meta, described, array = embedding(kit, store, (8,), steps=steps)
+    other = array.copy()
+    if wrong == "one row":
+        other[steps // 2] += 0.5
+    elif wrong == "all rows":
+        other = kit.fake_embedding(meta, kit.key("vit"), (8,))[1]
+    elif wrong == "rows shifted":
+        other = np.roll(array, 1, axis=0)
+    elif wrong == "half":
+        other = other[: len(other) // 2]
+    else:
+        other[-1] = 0
+    path = names.embedding_path(meta.game, kit.key(), meta.segment)
+    leave(store, path, layout.encode_embedding(other))
+    with pytest.raises(ConflictError) as conflict:
+        writer.commit_embedding(store, described, array)
+    assert conflict.value.kind == "other-bytes"
+    assert take_snapshot(store).embeddings() == []
+
+
+def test_large_embeddings_are_compared_without_overflow(store, kit):
+    meta, described, array = embedding(kit, store)
+    array = np.where(array > 0, np.float16(65000), np.float16(-65000))
+    path = names.embedding_path(meta.game, kit.key(), meta.segment)
+    leave(store, path, layout.encode_embedding(-array))
+    with pytest.raises(ConflictError):
+        writer.commit_embedding(store, described, array)
+
+
+def test_whoever_comes_second_with_other_content_yields(store, kit, monkeypatch):
+    """The other writer commits between this one's look and its own record."""
+    meta, described, array = embedding(kit, store)
+    real = store.put_new
+
+    class Raced(Dying):
+        def put_new(self, path, data):
+            if self.left:
+                self.left = 0
+                assert writer.commit_embedding(store, described, -array)
+            return real(path, data)
+
+    assert not writer.commit_embedding(Raced(store, 1), described, array)
+    found = take_snapshot(store).read_embedding(meta.game, kit.key(), meta.segment)
+    np.testing.assert_array_equal(found, -array)
+    assert not verify(store).damage
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 2)])
+def test_embeddings_that_are_not_finite_are_refused(store, kit, bad, shape):
+    meta, described, array = embedding(kit, store, shape)
+    array[4, 0] = bad
+    before = all_files(store)
+    with pytest.raises(ConflictError) as conflict:
+        writer.commit_embedding(store, described, array)
+    assert (conflict.value.kind, conflict.value.exit_code) == ("not-finite", 4)
+    for word in (kit.key(), meta.game, meta.segment, "frame 4", f"1 of {meta.frames}"):
+        assert word in str(conflict.value)
+    assert all_files(store) == before
+
+
+@pytest.mark.parametrize(
+    "value, dtype",
+    [
+        (0, np.float16),
+        (65504, np.float16),
+        (-65504, np.float16),
+        (65505, np.float32),
+        (-1e30, np.float32),
+        (np.inf, np.float32),
+        (np.nan, np.float32),
+    ],
+)
+def test_what_exceeds_float16_is_stored_as_float32(value, dtype):
+    array = np.array([[0, 1], [value, 2]], np.float32)
+    assert writer.embedding_dtype(array) is dtype
+    assert np.isfinite(array.astype(dtype)).all() or not np.isfinite(value)
+
+
+def test_no_embeddings_at_all_are_float16():
+    assert writer.embedding_dtype(np.zeros((0, 3), np.float32)) is np.float16
+
+
+def test_arrays_that_do_not_fit_their_record_are_refused(store, kit):
+    meta, arrays = kit.remember(0)
+    for wrong in (
+        {**arrays, "reward": arrays["reward"][:-1]},
+        {**arrays, "reward": arrays["reward"].astype(np.float64)},
+        {**arrays, "frames": arrays["frames"][:, :-1]},
+        {**arrays, "extra": arrays["reward"]},
+        {n: a for n, a in arrays.items() if n != "palette"},
+    ):
+        with pytest.raises(ValueError):
+            writer.commit_segment(store, meta, wrong)
+    described, array = kit.fake_embedding(meta, kit.key())
+    for wrong in (array[:-1], array.astype(np.float32), array[:, :2], array[..., None]):
+        with pytest.raises(ValueError):
+            writer.commit_embedding(store, described, wrong)
+    assert list(all_files(store)) == ["wsa.json"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"episodes": ((1, float("nan")),)}, {"rows": -1}, {"seed": "7"}, {"env": 2**63}]
+)
+def test_a_record_that_could_not_be_read_is_not_written(store, kit, change):
+    meta, arrays = kit.remember(0)
+    with pytest.raises(ValueError):
+        writer.commit_segment(store, msgspec.structs.replace(meta, **change), arrays)
+    assert list(all_files(store)) == ["wsa.json"]
+
+
+@pytest.mark.parametrize("field, value", [("game", "../Pong"), ("segment", "x/../..")])
+def test_names_are_checked_before_they_are_paths(store, kit, field, value):
+    meta, arrays = kit.remember(0)
+    with pytest.raises(UsageError) as refused:
+        writer.commit_segment(store, msgspec.structs.replace(meta, **{field: value}), arrays)
+    assert refused.value.kind == "bad-name"
+    with pytest.raises(UsageError):
+        writer.commit_model(store, ModelMeta("../x"), {"spec.json": b""})
+    assert list(all_files(store)) == ["wsa.json"]
+
+
+def test_records_say_who_and_how(store, kit, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/wsa", "collect", "--game", "caf\udce9"])
+    monkeypatch.setattr(getpass, "getuser", lambda: "ann")
+    meta, _ = kit.add_segment(store)
+    commit = take_snapshot(store).commit(names.segment_path(meta.game, meta.segment))
+    assert commit.author.startswith("ann@") and commit.time.endswith("+00:00")
+    assert commit.command == "wsa collect --game caf\\udce9"
+
+
+@pytest.mark.parametrize("error", [KeyError("uid"), OSError("no name")])
+def test_a_user_without_a_name_is_a_number(store, kit, monkeypatch, error):
+    def getuser():
+        raise error
+
+    monkeypatch.setattr(getpass, "getuser", getuser)
+    assert writer.author().startswith(f"{os.getuid()}@")
+    kit.add_segment(store)
+
+
+def test_models_of_a_game_have_encoded_all_of_it(store, kit):
+    vit, lite = kit.key("vit"), kit.key("lite0")
+    metas = [kit.add_segment(store, number)[0] for number in range(2)]
+    other, _ = kit.add_segment(store, game="Seaquest")
+    for meta in (*metas, other):
+        kit.add_embedding(store, meta, vit)
+    kit.add_embedding(store, metas[0], lite)
+    snapshot = take_snapshot(store)
+    assert snapshot.models_of("Pong") == [vit] and snapshot.models_of("Seaquest") == [vit]
+    assert snapshot.models_of("Breakout") == []
+    kit.add_embedding(store, metas[1], lite)
+    assert take_snapshot(store).models_of("Pong") == sorted([vit, lite])
+    assert snapshot.models_of("Pong") == [vit]
+    assert take_snapshot(store).games == ["Pong", "Seaquest"]
+    assert [e.model for e in take_snapshot(store).embeddings("Seaquest")] == [vit]
+
+
+def test_objects_never_committed_are_missing(store, kit):
+    snapshot = take_snapshot(store)
+    meta = kit.remember(0)[0]
+    for read in (
+        lambda: snapshot.read_rows(meta),
+        lambda: snapshot.read_model(kit.key()),
+        lambda: snapshot.read_embedding("Pong", kit.key(), meta.segment),
+    ):
+        with pytest.raises(MissingError):
+            read()
+
+
+def test_half_made_files_of_copying_tools_are_no_records(store, kit):
+    meta, _ = kit.add_segment(store)
+    (record,) = store.list("commits")
+    for name in (f".{record[-10:]}.Xa12", "x.json.part", ".DS_Store"):
+        store.put_new(f"{record.rpartition('/')[0]}/{name}", b"half")
+    assert take_snapshot(store).segments() == [meta]
+    report = verify(store)
+    assert (report.damage, report.leftovers) == ((), 3)
+
+
+def test_a_record_removed_while_it_is_listed_is_not_seen(store, kit, monkeypatch):
+    kit.add_segment(store, 0)
+    kit.add_segment(store, 1)
+    one, two = sorted(store.list("commits"))
+    listed = list(store.list("commits"))
+    monkeypatch.setattr(type(store), "list", lambda self, prefix: iter(listed))
+    store.delete(one)
+    assert len(take_snapshot(store).commits) == 1
+    assert two in listed
+
+
+def test_a_damaged_record_is_refused_until_it_is_removed(store, kit):
+    metas = [kit.add_segment(store, number)[0] for number in range(3)]
+    record = store.root / names.commit_path(
+        kit.keys.object_id(names.segment_path("Pong", metas[1].segment))
+    )
+    record.write_bytes(record.read_bytes()[:-1])
+    with pytest.raises(DamagedError, match=record.stem) as damaged:
+        take_snapshot(store)
+    assert damaged.value.kind == "bad-record"
+    record.unlink()
+    assert kit.check_whole(take_snapshot(store), metas, []) == 2
+    assert kit.add_segment(store, 1)
+    assert kit.check_whole(take_snapshot(store), metas, []) == 3
+
+
+def test_a_store_that_cannot_be_listed_is_no_empty_store(store, kit, monkeypatch):
+    kit.add_segment(store)
+    monkeypatch.setattr(
+        os, "scandir", lambda path: (_ for _ in ()).throw(PermissionError(13, "no"))
+    )
+    with pytest.raises(StorageError):
+        take_snapshot(store)
+
+
+def test_snapshots_hold_embedding_metas_as_written(store, kit):
+    meta, _ = kit.add_segment(store)
+    kit.add_embedding(store, meta, kit.key(), dtype="float32", scale=1e6)
+    (found,) = take_snapshot(store).embeddings()
+    assert found == EmbeddingMeta(
+        "Pong", meta.segment, kit.key(), (meta.frames, 3), "float32", meta.frames, 0
+    )
+    assert isinstance(take_snapshot(store), Snapshot)
