@@ -72,21 +72,25 @@ class Colours:
         shown = np.zeros(len(all_packed), np.bool_)
         for screen in screens:
             shown |= _histogram(screen.pixels, len(shown)) > 0
+        # Frame by frame: a segment's worth of temporaries would be several hundred megabytes.
+        shape = (len(screens), *screens[0].pixels.shape)
+        if shown.sum() > 256:
+            frames = np.empty((*shape, 3), np.uint8)
+            for i, screen in enumerate(screens):
+                padded = all_packed.take(screen.pixels).view(np.uint8).reshape(*shape[1:], 4)
+                frames[i] = cv2.cvtColor(padded, cv2.COLOR_BGRA2RGB)
+            return {"frames": frames}
         packed = np.sort(all_packed[shown])
-        rgb = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8)
-        place = np.searchsorted(packed, all_packed)
-        if len(packed) > 256:
-            return {"frames": np.stack([rgb[place[screen.pixels]] for screen in screens])}
-        index = place.clip(max=255).astype(np.uint8)
         palette = np.zeros((256, 3), np.uint8)
-        palette[: len(packed)] = rgb
-        return {
-            "frames": np.stack([index.take(screen.pixels) for screen in screens]),
-            "palette": palette,
-        }
+        palette[: len(packed)] = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
+        index = np.searchsorted(packed, all_packed).astype(np.uint8)
+        frames = np.empty(shape, np.uint8)
+        for i, screen in enumerate(screens):
+            index.take(screen.pixels, out=frames[i], mode="clip")
+        return {"frames": frames, "palette": palette}
 
 
-def _histogram(pixels: NDArray[Any], colours: int) -> NDArray[np.float32]:
-    """How often each number of a colour occurs, (colours,)."""
-    counts: NDArray[np.float32] = cv2.calcHist([pixels], [0], None, [colours], [0, colours])
+def _histogram(pixels: NDArray[Any], colours: int) -> NDArray[Any]:
+    """How often each number of a colour occurs, (colours,) float32."""
+    counts: NDArray[Any] = cv2.calcHist([pixels], [0], None, [colours], [0, colours])
     return counts.reshape(-1)

@@ -25,6 +25,7 @@ import ale_py
 import gymnasium
 import msgspec
 import numpy as np
+from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
@@ -91,7 +92,7 @@ def emulator_identity(game: str) -> tuple[str, str]:
 
 
 def _rom(game: str) -> Path:
-    path = ale_py.roms.get_rom_path(games()[check_game(game)])
+    path = roms.get_rom_path(games()[check_game(game)])
     assert path is not None, f"ale-py registers {game} without its ROM"
     return Path(path)
 

@@ -8,6 +8,7 @@ import gymnasium
 import msgspec
 import numpy as np
 import pytest
+from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
 from numpy.typing import NDArray
 
@@ -124,7 +125,7 @@ class Emulator:
         self.ale = ale_py.ALEInterface()
         self.ale.setFloat("repeat_action_probability", 0.0)
         self.ale.setInt("random_seed", seed)
-        self.ale.loadROM(ale_py.roms.get_rom_path(games.games()[game]))
+        self.ale.loadROM(str(roms.get_rom_path(games.games()[game])))
         self.actions = self.ale.getMinimalActionSet()
 
     def step(self, action: int) -> list[NDArray[np.uint8]]:
