@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from wsa.store.verify import verify
 from wsa.store.writer import commit_embedding
 
 
+@functools.cache
 def stated(game: str, name: str = "classic", max_steps: int = 27_000, **changes: Any) -> Protocol:
     return msgspec.structs.replace(games.protocol(game, name, max_steps=max_steps), **changes)
 
