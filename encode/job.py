@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode.events import SegmentDone
-from wsa.encode.forward import Encoder
+from wsa.encode.forward import Encoder, choose_device
 from wsa.encode.models import Request
 from wsa.encode.plan import Item
 from wsa.encode.register import Registered, open_model, register
@@ -32,13 +32,6 @@ from wsa.store.writer import commit_embedding, embedding_dtype
 MODELS_KEPT = 8
 
 _one_at_a_time = threading.Lock()
-
-
-def choose_device(device: str) -> str:
-    """`auto` is the GPU where there is one."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def set_threads(threads: int) -> None:

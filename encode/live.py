@@ -49,6 +49,16 @@ class LiveEncoder:
         self.remembered = 0
 
     @property
+    def width(self) -> int:
+        """Numbers in a fused embedding."""
+        return self._flat.width
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of a fused embedding."""
+        return self._flat.embeddings.dtype
+
+    @property
     def passes(self) -> int:
         """Frames that went through a model, summed over the models."""
         return sum(encoder.passes for encoder in self._encoders)

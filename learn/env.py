@@ -222,3 +222,13 @@ def pictures(observations: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Drop the stack axis: (n, 1, H, W, 3) to (n, H, W, 3)."""
     assert observations.shape[1] == 1
     return observations[:, 0]
+
+
+def describe(stated: Protocol) -> str:
+    """A protocol in a line."""
+    start = "FIRE at a reset, " if stated.fire_reset else ""
+    return (
+        f"protocol {stated.name} (sticky actions {stated.sticky:g}, up to {stated.noop_max} "
+        f"no-ops, {start}{len(stated.actions)} actions, skip {stated.frame_skip}, "
+        f"at most {stated.max_steps:,} steps an episode)"
+    )

@@ -1,0 +1,72 @@
+"""What an encoding would take, for `wsa encode --dry-run`: passes, bytes, minutes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+
+from wsa.encode import register, strip
+from wsa.encode.cluster import cores
+from wsa.encode.forward import choose_device
+from wsa.encode.models import Request
+from wsa.encode.plan import make_plan
+from wsa.store.reader import Snapshot
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """One model's share of the work.
+
+    Attributes:
+        alias: The model.
+        objects: Embedding objects to write.
+        passes: Frames to run through the model.
+        copies: Frames whose embedding is copied.
+        strip: Frames of the strip to run, to fit the model's basis.
+        bytes: Size of the embeddings before compression, which saves about a third.
+        minutes: Time, from the rate of one batch measured just now.
+    """
+
+    alias: str
+    objects: int
+    passes: int
+    copies: int
+    strip: int
+    bytes: int
+    minutes: float
+
+
+def estimate(
+    snapshot: Snapshot, request: Request, games: Sequence[str], workers: int, device: str
+) -> Estimate:
+    """Plan one model and time a batch of it; nothing is written.
+
+    Raises:
+        MissingError: No weights.
+    """
+    spec = register.find(snapshot, request)
+    # Of a model that is not in the store, nothing has been encoded under whatever key it will get.
+    plan = make_plan(snapshot, [spec.key if spec else f"{request.alias}-{'0' * 12}"], games)
+    encoder = register.unreduced(request, choose_device(device))
+    frames = strip.probe_frames()
+    encoder(frames[: encoder.batch])
+    started = time.perf_counter()
+    width = encoder(frames).reshape(len(frames), -1).shape[1]
+    seconds_a_frame = (time.perf_counter() - started) / len(frames)
+    numbers = encoder.output.pca or width
+    if spec is not None:
+        numbers = math.prod(spec.shape)
+    fits = encoder.output.pca and spec is None
+    fit = sum(len(game.frames) for game in strip.load_strip()) if fits else 0
+    parallel = 1 if encoder.device.type == "cuda" else max(1, (workers or cores()) / cores())
+    return Estimate(
+        alias=request.alias,
+        objects=len(plan.items),
+        passes=plan.passes,
+        copies=plan.copies,
+        strip=fit,
+        bytes=2 * numbers * sum(item.meta.frames for item in plan.items),
+        minutes=(plan.passes + fit) * seconds_a_frame / parallel / 60,
+    )

@@ -1,0 +1,94 @@
+"""What users may set when they encode, and the kinds of value that all commands share.
+
+The dataclasses are the command line: tyro makes flags, types, defaults and help of them. Nothing
+heavy is imported here, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Annotated, Literal
+
+import platformdirs
+from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+
+def _split(words: list[str]) -> tuple[str, ...]:
+    return tuple(word for word in words[0].split(",") if word)
+
+
+# One word with commas, as in --models vit,resnet,clip; tyro's own lists are separated by spaces.
+Names = Annotated[
+    tuple[str, ...],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME[,NAME...]",
+        instance_from_str=_split,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda names: [",".join(names)],
+    ),
+]
+
+Pairs = Annotated[
+    tuple[str, ...],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="ALIAS=FILE[,ALIAS=FILE...]",
+        instance_from_str=_split,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda pairs: [",".join(pairs)],
+    ),
+]
+
+
+def default_store() -> str:
+    """`WSA_STORE`, or a folder of the user's data."""
+    return os.environ.get("WSA_STORE") or str(platformdirs.user_data_path("wsa") / "store")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreOptions:
+    """Options of every verb that reads a store."""
+
+    store: str = dataclasses.field(default_factory=default_store)
+    """Folder of the store; also WSA_STORE."""
+    json: bool = False
+    """Print the result as JSON, for scripts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelsOptions(StoreOptions):
+    """Options of `wsa models`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyOptions(StoreOptions):
+    """Options of `wsa verify`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeOptions(StoreOptions):
+    """Options of `wsa encode`."""
+
+    models: Names = ("vit", "resnet", "clip")
+    """Aliases ('wsa models' lists them), timm:NAME, or either with :random for untrained weights."""
+    game: Names = ()
+    """ALE games; all in the store if none is named."""
+    output: str = "grid:7+pca:512"
+    """What is kept: pooled, grid:N, and either with +pca:K."""
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
+    """Arithmetic. Less than fp32 is refused where it errs by more than --max-step-error."""
+    max_step_error: float = 0.1
+    """Largest error, as a share of what changes from one step of a game to the next."""
+    weights: Pairs = ()
+    """Safetensors files for machines without a hub, as vit=path.safetensors."""
+    scheduler: str = "local"
+    """local: worker processes here; inproc: this process; or tcp://HOST:PORT of a Dask scheduler."""
+    workers: int = 0
+    """Worker processes of the local scheduler; 0 is one a core, or one a GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models run."""
+    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+    """Print what would be done, its size and its time, and stop."""

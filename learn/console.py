@@ -1,0 +1,136 @@
+"""How wsa speaks: progress with rate and time left, and tables.
+
+Progress and remarks go to standard error, results to standard output, so that a script may read one
+and a person both. Where standard error is no terminal, progress is a plain line now and then.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+PLAIN_LINE_EVERY_S = 10.0
+
+
+def say(text: str) -> None:
+    """A remark to the person, not part of the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print aligned columns; numbers to the right."""
+    cells = [[_text(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    right = [all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(columns))]
+
+    def line(values: Sequence[str]) -> str:
+        placed = [
+            v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True)
+        ]
+        return "  ".join(placed).rstrip()
+
+    if title:
+        print(title)
+    print(line(list(columns)))
+    print(line(["-" * width for width in widths]))
+    for row in cells:
+        print(line(row))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value)
+
+
+def size(count: float) -> str:
+    """Bytes in words: 1.4 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 1:02:03."""
+    return str(datetime.timedelta(seconds=round(max(0.0, seconds))))
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere: done, total, rate, time left.
+
+    Args:
+        what: What is being done.
+        unit: What is counted, in the plural.
+        total: How many there are, once known.
+        shown: False keeps silent.
+    """
+
+    def __init__(self, what: str, unit: str, total: int = 0, shown: bool = True) -> None:
+        self._what, self._unit, self._total = what, unit, total
+        self._shown = shown
+        self._began = self._spoke = time.monotonic()
+        self._done = 0
+        self._bar = None
+        if shown and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                TextColumn,
+                TimeRemainingColumn,
+            )
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn(f"{unit} {{task.fields[rate]}}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task(what, total=total or None, rate="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._shown and self._done:
+            self._speak(time.monotonic())
+
+    def update(self, done: int, total: int | None = None) -> None:
+        """Say how many are done, of how many."""
+        self._done = done
+        self._total = self._total if total is None else total
+        now = time.monotonic()
+        if self._bar is not None:
+            rate = f"{done / max(now - self._began, 1e-9):,.1f}/s"
+            self._bar.update(self._task, completed=done, total=self._total, rate=rate)
+        elif self._shown and now - self._spoke > PLAIN_LINE_EVERY_S:
+            self._speak(now)
+
+    def _speak(self, now: float) -> None:
+        self._spoke = now
+        rate = self._done / max(now - self._began, 1e-9)
+        left = (self._total - self._done) / rate if rate and self._total else 0
+        of = f" of {self._total:,}" if self._total else ""
+        say(f"{self._what}: {self._done:,}{of} {self._unit}, {rate:,.1f}/s, {duration(left)} left")

@@ -1,0 +1,84 @@
+"""Is this machine ready? One line each for Python, libraries, device, games, weights, store, disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from wsa.store.errors import WsaError
+from wsa.store.flat import cache_folder
+from wsa.store.reader import take_snapshot
+from wsa.store.root import open_store
+
+LIBRARIES = ("zarr", "numcodecs", "torch", "torchvision", "timm", "dask", "gymnasium", "ale-py")
+FLOORS = {"zarr": (3, 1, 6), "numcodecs": (0, 16, 6)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One line of the report; `ok` is None where it is neither good nor bad."""
+
+    what: str
+    ok: bool | None
+    found: str
+
+
+def examine(store: str) -> Iterator[Finding]:
+    """Look at everything; nothing is changed."""
+    yield Finding("python", sys.version_info >= (3, 11), platform.python_version())
+    for name in LIBRARIES:
+        version = importlib.metadata.version(name)
+        parts = tuple(int(p) for p in version.split(".")[:3] if p.isdigit())
+        yield Finding(name, parts >= FLOORS.get(name, ()), version)
+    yield _device()
+    yield _games()
+    yield from _weights()
+    yield _store(store)
+    for what, path in (("store disk", Path(store)), ("cache disk", cache_folder())):
+        if "://" not in str(path):
+            yield _disk(what, path)
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return Finding("device", True, torch.cuda.get_device_name(0))
+    return Finding("device", None, f"CPU, {torch.get_num_threads()} threads; no GPU found")
+
+
+def _games() -> Finding:
+    from wsa.learn import env
+
+    return Finding("games", True, f"{len(env.games())} ALE games with their ROMs")
+
+
+def _weights() -> Iterator[Finding]:
+    from wsa.encode import models
+
+    for alias in models.ALIASES:
+        request = models.parse_request(alias, {})
+        found = models.local_weights(request)
+        where = found or "not on this machine; fetched from the hub when asked for"
+        yield Finding(f"weights {alias}", True if found else None, f"{request.timm_name}: {where}")
+
+
+def _store(url: str) -> Finding:
+    try:
+        snapshot = take_snapshot(open_store(url))
+    except WsaError as error:
+        return Finding("store", None if error.exit_code == 3 else False, str(error))
+    games = ", ".join(snapshot.games) or "no games"
+    return Finding("store", True, f"{url}: {len(snapshot.commits)} objects, {games}")
+
+
+def _disk(what: str, path: Path) -> Finding:
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    return Finding(what, free > 1e9, f"{free / 1e9:.1f} GB free at {path}")

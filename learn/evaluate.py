@@ -1,0 +1,206 @@
+"""Play full games with a trained network and live embeddings, and report raw returns.
+
+Every frame is looked up first and run through the backbones only on a miss, by the same function
+that filled the store. Each environment plays a fixed share of the episodes, so that short games are
+not counted more often than long ones. Returns are whole games' raw scores, never clipped, and lives
+are not episodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsa.learn import env as games
+from wsa.learn.features import LiveStacks
+from wsa.learn.heads import QNetwork
+from wsa.store import records
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """One game played to its end.
+
+    Attributes:
+        env: Environment that played it.
+        seed: That environment's seed.
+        returned: Sum of raw rewards.
+        steps: Agent steps; emulator frames are four times as many.
+        truncated: Whether the step limit ended it.
+    """
+
+    env: int
+    seed: int
+    returned: float
+    steps: int
+    truncated: bool
+
+
+class Policy(Protocol):
+    """Chooses actions for some of the environments."""
+
+    def __call__(
+        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Act.
+
+        Args:
+            frames: (n, H, W, 3) uint8 RGB, the newest screens.
+            first: (n,) whether each begins an episode.
+            envs: (n,) which environments they are of.
+
+        Returns:
+            (n,) actions.
+        """
+        ...
+
+
+class RandomPolicy:
+    """Uniform random actions: what the returns of others are compared with."""
+
+    def __init__(self, actions: int, seed: int) -> None:
+        self._actions = actions
+        self._generator = np.random.default_rng(seed)
+
+    def __call__(
+        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Draw (n,) actions."""
+        return self._generator.integers(self._actions, size=len(envs))
+
+
+class GreedyPolicy:
+    """The action a network values most; a random one with probability `epsilon`.
+
+    Args:
+        network: The trained network.
+        stacks: Live embeddings.
+        actions: Number of actions.
+        epsilon: The field evaluates with 0.001.
+        seed: Of the random actions.
+    """
+
+    def __init__(
+        self, network: QNetwork, stacks: LiveStacks, actions: int, epsilon: float, seed: int
+    ) -> None:
+        self._network = network.eval()
+        self._stacks = stacks
+        self._random = RandomPolicy(actions, seed)
+        self._epsilon = epsilon
+        self._generator = np.random.default_rng([seed, 1])
+
+    def __call__(
+        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Value and choose (n,) actions."""
+        stacks = self._stacks.see(frames, first, envs)
+        with torch.inference_mode():
+            values = self._network(stacks.to(self._network.mean.device))[0]
+        greedy = values.argmax(dim=1).cpu().numpy()
+        explore = self._generator.random(len(envs)) < self._epsilon
+        return np.where(explore, self._random(frames, first, envs), greedy)
+
+
+def play(
+    game: str,
+    protocol: records.Protocol,
+    policy: Policy,
+    episodes: int,
+    seed: int,
+    *,
+    num_envs: int = 4,
+    video: Path | None = None,
+    on_step: Callable[[int, int], None] = lambda steps, episodes: None,
+) -> list[Episode]:
+    """Play whole games.
+
+    Args:
+        game: ALE game id.
+        protocol: How to play.
+        policy: Who plays.
+        episodes: Games to finish.
+        seed: Environment i is seeded with seed + i.
+        num_envs: Environments side by side, at most one for each episode.
+        video: Folder for films of the first environment's episodes.
+        on_step: Called with (steps played, episodes finished).
+
+    Returns:
+        The episodes, by environment and in the order played.
+    """
+    count = min(num_envs, episodes)
+    share = np.array([len(range(i, episodes, count)) for i in range(count)])
+    finished: list[list[Episode]] = [[] for _ in range(count)]
+    returns, lengths = np.zeros(count), np.zeros(count, np.int64)
+    first = np.ones(count, np.bool_)
+    total = 0
+    films = _Films(video)
+    env = games.make_env(game, protocol, count)
+    try:
+        observations, _ = env.reset(seed=seed)
+        while (
+            playing := np.flatnonzero([len(f) < s for f, s in zip(finished, share, strict=True)])
+        ).size:
+            frames = games.pictures(observations)
+            actions = np.zeros(count, np.int64)
+            actions[playing] = policy(frames[playing], first[playing], playing)
+            if playing[0] == 0:
+                films.frame(frames[0])
+            observations, rewards, terminated, truncated, _ = env.step(actions)
+            first = terminated | truncated
+            returns += rewards
+            lengths += 1
+            total += len(playing)
+            for i in np.flatnonzero(first):
+                if len(finished[i]) < share[i]:
+                    finished[i].append(
+                        Episode(
+                            env=int(i),
+                            seed=seed + int(i),
+                            returned=float(returns[i]),
+                            steps=int(lengths[i]),
+                            truncated=bool(truncated[i]),
+                        )
+                    )
+                    if i == 0:
+                        films.end()
+                returns[i], lengths[i] = 0, 0
+            on_step(total, sum(map(len, finished)))
+    finally:
+        films.end()
+        env.close()
+    return [episode for episodes_of_env in finished for episode in episodes_of_env]
+
+
+class _Films:
+    """Writes `episode_0.mp4`, `episode_1.mp4`, ... into a folder, 15 steps a second as played."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._count = 0
+        self._writer: Any = None
+
+    def frame(self, picture: NDArray[np.uint8]) -> None:
+        if self._folder is None:
+            return
+        import cv2
+
+        height, width = picture.shape[:2]
+        if self._writer is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = str(self._folder / f"episode_{self._count}.mp4")
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(path, code, 15.0, (2 * width, 2 * height))
+        large = np.repeat(np.repeat(picture, 2, axis=0), 2, axis=1)
+        self._writer.write(np.ascontiguousarray(large[..., ::-1]))
+
+    def end(self) -> None:
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None
+            self._count += 1

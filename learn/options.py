@@ -1,0 +1,150 @@
+"""What users may set when they collect, train, evaluate and look; see `wsa.encode.options`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from wsa.encode.options import Names, Pairs, StoreOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectOptions(StoreOptions):
+    """Options of `wsa collect`."""
+
+    game: str = "Seaquest"
+    """ALE game."""
+    steps: int = 100_000
+    """Agent steps in all; an emulator plays four frames in each."""
+    num_envs: int = 8
+    """Environments side by side."""
+    policy: str = "random"
+    """Who plays."""
+    seed: int = 1
+    """Environment i is seeded with seed + i."""
+    protocol: Literal["classic", "v5"] = "classic"
+    """classic: no sticky actions, up to 30 no-ops, FIRE at a reset, minimal actions.
+    v5: sticky actions 0.25, all 18 actions."""
+    sticky: float | None = None
+    """Overrides the protocol's sticky-action probability."""
+    max_episode_steps: int = 27_000
+    """Steps after which an episode is truncated."""
+    segment_steps: int = 1024
+    """Steps in a segment, the unit that is written, encoded and committed."""
+    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+    """Print what would be done and stop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnOptions(StoreOptions):
+    """Options of `wsa learn`."""
+
+    game: str = "Seaquest"
+    """ALE game."""
+    protocol: str = ""
+    """Which data, where the game was played under several protocols."""
+    models: Names = ()
+    """Aliases or keys; every model that has encoded the game if none is named."""
+    fusion: Literal["wsa"] = "wsa"
+    """How embeddings become one state vector."""
+    context: str = "mean"
+    """What WSA's scorer is conditioned on: a model's alias, or the mean of all."""
+    algo: Literal["dqn"] = "dqn"
+    """double DQN, offline, with a conservative term."""
+    updates: int = 100_000
+    """Gradient steps."""
+    batch_size: int = 32
+    """Transitions in a batch."""
+    learning_rate: float = 1e-4
+    """Of Adam."""
+    gamma: float = 0.99
+    """Discount of a step."""
+    target_network_frequency: int = 1000
+    """Gradient steps between copies to the target network."""
+    cql_alpha: float = 1.0
+    """Weight of the conservative term; 0 is plain double DQN."""
+    clip_rewards: bool = True
+    """Train on the sign of rewards; reports are always of raw ones."""
+    frame_stack: int = 4
+    """Frames in a state."""
+    fusion_size: int = 256
+    """Length of the fused state vector."""
+    seed: int = 1
+    """Of initialisation and draws."""
+    exp_name: str = "wsa"
+    """Part of the run's name."""
+    run_dir: str = ""
+    """The run's folder; runs/GAME__EXP_NAME__SEED__TIME if not given. One that is there continues."""
+    resume: str = ""
+    """Folder of a run to continue as it was begun; other options are ignored."""
+    log_frequency: int = 100
+    """Gradient steps between lines of metrics."""
+    save_frequency: int = 10_000
+    """Gradient steps between checkpoints."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+    """Print what the run would be and stop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """Options of `wsa eval`."""
+
+    run: Positional[str]
+    """Folder of a run that 'wsa learn' made."""
+    episodes: int = 10
+    """Games to play."""
+    epsilon: float = 0.001
+    """Probability of a random action."""
+    seed: int = 10_000
+    """Environment i is seeded with seed + i; apart from training's."""
+    num_envs: int = 4
+    """Environments side by side."""
+    video: bool = False
+    """Film the first environment's games into RUN/videos."""
+    weights: Pairs = ()
+    """Safetensors files, where this machine keeps them elsewhere than where they were encoded."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models run."""
+    json: bool = False
+    """Print the result as JSON, for scripts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ListOptions(StoreOptions):
+    """Options of `wsa list`."""
+
+    games: bool = False
+    """List all ALE games instead, whether collected or not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowOptions(StoreOptions):
+    """Options of `wsa show`."""
+
+    game: Positional[str] = "Seaquest"
+    """ALE game."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DoctorOptions(StoreOptions):
+    """Options of `wsa doctor`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoOptions:
+    """Options of `wsa demo`."""
+
+    folder: str = ".demo"
+    """Where its store, cache and run are kept; the same command again reuses them."""
+    game: str = "Seaquest"
+    """ALE game."""
+    steps: int = 1000
+    """Agent steps to collect."""
+    updates: int = 2000
+    """Gradient steps."""
+    episodes: int = 2
+    """Games to play."""
