@@ -265,6 +265,15 @@ class Child:
         text = self._log.read_text() if self._log.exists() else ""
         return text.split("\n")[:-1]
 
+    def wait_for(self, lines: int, timeout_s: float) -> bool:
+        """Wait until it has written so many lines; whether it did in time."""
+        end = time.monotonic() + timeout_s
+        while len(self.said()) < lines:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.0005)
+        return True
+
     def kill(self) -> None:
         """SIGKILL, if it still runs."""
         with contextlib.suppress(ProcessLookupError):

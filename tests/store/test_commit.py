@@ -22,9 +22,8 @@ class Dying:
 
     def __init__(self, backend, left):
         self._backend, self.left = backend, left
-
-    def __getattr__(self, name):
-        return getattr(self._backend, name)
+        self.url, self.get, self.list = backend.url, backend.get, backend.list
+        self.delete, self.stat = backend.delete, backend.stat
 
     def put_new(self, path, data):
         if not self.left:

@@ -1,0 +1,140 @@
+"""P1, P3: writers are killed at any moment and write side by side; nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from wsa.store import names
+from wsa.store.reader import take_snapshot
+from wsa.store.root import open_store
+from wsa.store.verify import verify
+
+ALIASES = ["lite0", "vit"]
+
+
+def plan(kit, numbers):
+    """Segments and the paths of every object that `write_all` commits."""
+    metas = [kit.remember(number)[0] for number in numbers]
+    paths = []
+    for meta in metas:
+        paths.append(names.segment_path(meta.game, meta.segment))
+        paths += [names.embedding_path(meta.game, kit.key(a), meta.segment) for a in ALIASES]
+    return metas, paths
+
+
+def acknowledged(child):
+    return {line.split()[0] for line in child.said()}
+
+
+def kill_often(kit, nursery, url, moments, numbers, seed):
+    """Kill a writer again and again; its successors go on where it was stopped."""
+    rng = random.Random(seed)
+    metas, paths = plan(kit, numbers)
+    said: set[str] = set()
+    killed = torn = 0
+    for _ in range(moments):
+        child = nursery.start("write_all", url, numbers, ALIASES)
+        # Most are killed within an object that is not there yet; some right at the start.
+        goal = rng.choice([0, len(said) + rng.randrange(3)])
+        assert child.wait_for(min(goal, len(paths)), 60)
+        time.sleep(rng.random() * 0.03)
+        child.kill()
+        killed += nursery.wait(child) == [-9]
+        said |= acknowledged(child)
+        store = open_store(url, create=True)
+        snapshot = take_snapshot(store)
+        assert said <= set(snapshot.commits), "an acknowledged commit is there"
+        assert kit.check_whole(snapshot, metas, [kit.key(a) for a in ALIASES]) == len(
+            snapshot.commits
+        )
+        report = verify(store)
+        assert not report.damage
+        torn += report.leftovers > 0
+    child = nursery.start("write_all", url, numbers, ALIASES)
+    assert nursery.wait(child) == [0]
+    assert acknowledged(child) == set(paths)
+    store = open_store(url)
+    assert kit.check_whole(take_snapshot(store), metas, [kit.key(a) for a in ALIASES]) == len(paths)
+    report = verify(store)
+    assert not report.damage
+    # Nothing but half-written files is left over; they never got a name of an object's.
+    left = list(store.list("tmp"))
+    assert report.leftovers == len(left) <= moments
+    return killed, torn
+
+
+def test_a_killed_writer_loses_nothing_acknowledged(tmp_path, kit, nursery):
+    killed, torn = kill_often(kit, nursery, str(tmp_path / "store"), 25, list(range(12)), 1)
+    assert killed >= 15 and torn >= 5, "the kills came in the middle of work"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_a_writer_killed_200_times_loses_nothing_acknowledged(tmp_path, kit, nursery):
+    killed, torn = kill_often(kit, nursery, str(tmp_path / "store"), 200, list(range(80)), 2)
+    assert killed >= 120 and torn >= 40
+
+
+def write_side_by_side(kit, nursery, url, processes, rounds, size, seed):
+    """Overlapping sets in different orders, one of the writers killed in every third round."""
+    rng = random.Random(seed)
+    everything: set[str] = set()
+    for turn in range(rounds):
+        numbers = list(range(turn * size, (turn + 1) * size))
+        metas, paths = plan(kit, numbers)
+        children = [
+            nursery.start(
+                "write_all", url, rng.sample(numbers, rng.randrange(2, size + 1)), ALIASES
+            )
+            for _ in range(processes - 1)
+        ]
+        children.append(nursery.start("write_all", url, rng.sample(numbers, size), ALIASES))
+        if turn % 3 == 2:
+            time.sleep(rng.random() * 0.1)
+            children[0].kill()
+        codes = nursery.wait(*children)
+        assert set(codes[1:]) == {0} and codes[0] in (0, -9)
+        won = [line.split()[0] for child in children for line in child.said() if line.endswith("1")]
+        assert len(won) == len(set(won)), "an object is made visible once"
+        missing = set(paths) - set(won)
+        assert len(missing) <= (codes[0] == -9), "only the killed one's last word may be lost"
+        everything |= set(paths)
+        snapshot = take_snapshot(open_store(url))
+        assert set(snapshot.commits) == everything
+        kit.check_whole(snapshot, metas, [kit.key(a) for a in ALIASES])
+    report = verify(open_store(url))
+    assert not report.damage
+    assert report.objects == len(everything) == rounds * size * (1 + len(ALIASES))
+
+
+def test_four_writers_make_every_object_once(tmp_path, kit, nursery):
+    write_side_by_side(kit, nursery, str(tmp_path / "store"), 4, 3, 4, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_eight_writers_make_every_object_once_in_a_hundred_rounds(tmp_path, kit, nursery):
+    write_side_by_side(kit, nursery, str(tmp_path / "store"), 8, 100, 6, 2)
+
+
+def test_readers_beside_writers_see_whole_objects_only(tmp_path, kit, nursery):
+    """P2: every snapshot taken meanwhile holds what was acknowledged before it, all of it whole."""
+    url = str(tmp_path / "store")
+    numbers = list(range(8))
+    metas, paths = plan(kit, numbers)
+    children = [
+        nursery.start("write_all", url, order, ALIASES) for order in (numbers, numbers[::-1])
+    ]
+    store = open_store(url, create=True)
+    seen = [0]
+    while seen[-1] < len(paths):
+        before = set().union(*map(acknowledged, children))
+        snapshot = take_snapshot(store)
+        assert before <= set(snapshot.commits)
+        seen.append(kit.check_whole(snapshot, metas, [kit.key(a) for a in ALIASES]))
+        assert seen[-1] == len(snapshot.commits) >= seen[-2]
+    assert nursery.wait(*children) == [0, 0]
+    assert len(set(seen)) > 3, "it was read while it grew"
