@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode.events import SegmentDone
-from wsa.encode.forward import Encoder, choose_device
+from wsa.encode.forward import Encoder, choose_device, stored
 from wsa.encode.models import Request
 from wsa.encode.plan import Item
-from wsa.encode.register import Registered, open_model, register
+from wsa.encode.register import Registered, open_model, read_spec, register
 from wsa.store import names
 from wsa.store.errors import ConflictError
 from wsa.store.reader import take_objects, take_snapshot
@@ -58,17 +58,19 @@ def embed(
         (n, *shape) in the type they are stored as, and the seconds it took.
     """
     started = time.perf_counter()
-    set_threads(threads)
-    encoder = _model(store, item.model, source, choose_device(device))
     backend = open_store(store)
+    if not len(item.own):
+        spec = read_spec(take_objects(backend, [names.model_path(item.model)]), item.model)
+        return np.zeros((0, *spec.shape), np.float16), time.perf_counter() - started
+    set_threads(threads)
     segment = take_objects(backend, [names.segment_path(item.meta.game, item.meta.segment)])
     frames = segment.read_frames(item.meta)[item.own]
-    before = encoder.passes
-    with _one_at_a_time:
+    with _one_at_a_time:  # A worker that somebody else started may have several threads.
+        encoder = _model(store, item.model, source, choose_device(device))
+        before = encoder.passes
         found = encoder(frames)
-    assert encoder.passes - before == len(item.own)
-    with np.errstate(over="ignore"):
-        return found.astype(embedding_dtype(found)), time.perf_counter() - started
+        assert encoder.passes - before == len(item.own)
+    return stored(found), time.perf_counter() - started
 
 
 def commit(
@@ -96,6 +98,9 @@ def commit(
     whole[item.own] = own
     for copy, part in zip(item.copies, parts, strict=True):
         whole[copy.target] = part
+    # Rows were rounded one by one, so this loses nothing; and the type is the same whichever rows
+    # were copied.
+    whole = whole.astype(embedding_dtype(whole), copy=False)
     passes, copied = len(item.own), item.meta.frames - len(item.own)
     meta = EmbeddingMeta(
         game=item.meta.game,

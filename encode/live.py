@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.encode.forward import Encoder
+from wsa.encode.forward import Encoder, stored
 from wsa.store import keys
+from wsa.store.errors import ConflictError
 from wsa.store.flat import FlatMap
 from wsa.store.index import DigestIndex
 
@@ -76,6 +77,9 @@ class LiveEncoder:
 
         Returns:
             (n, width) of the flat map's dtype, the models side by side.
+
+        Raises:
+            ConflictError: A model gave NaN, or a number too large for the flat map.
         """
         digests = [keys.frame_digest(frame) for frame in frames]
         rows = self._index.find(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16))
@@ -97,7 +101,7 @@ class LiveEncoder:
         if new:
             missed = self._run(frames[list(new.values())])
             for digest, row in zip(new, missed, strict=True):
-                self._memory[digest] = row
+                self._memory[digest] = row.copy()  # A view would keep the whole batch in memory.
         for i in np.flatnonzero(~known):
             out[i] = self._memory[digests[i]]
         while len(self._memory) > self._remember:
@@ -105,5 +109,16 @@ class LiveEncoder:
         return out
 
     def _run(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
-        parts = [encoder(frames).reshape(len(frames), -1) for encoder in self._encoders]
-        return np.concatenate(parts, axis=1).astype(self._flat.embeddings.dtype)
+        parts = []
+        for key, encoder in zip(self._flat.models, self._encoders, strict=True):
+            with np.errstate(over="ignore"):
+                part = stored(encoder(frames)).reshape(len(frames), -1).astype(self.dtype)
+            if not np.isfinite(part).all():
+                raise ConflictError(
+                    "not-finite",
+                    f"Model {key} gave an embedding that is not a number, or too large for "
+                    f"{self.dtype}, for a frame just played. Check the weights file; if the model "
+                    "was encoded with --precision, try fp32.",
+                )
+            parts.append(part)
+        return np.concatenate(parts, axis=1)

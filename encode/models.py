@@ -10,6 +10,7 @@ which are read with `weights_only=True` after their SHA-256 has been compared.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import importlib.util
 import re
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import timm
 import torch
 from torch import nn
@@ -115,34 +117,66 @@ def parse_request(
     """
     name, random = (text[:-7], True) if text.endswith(":random") else (text, False)
     if name.startswith("timm:"):
-        timm_name = name.removeprefix("timm:")
+        timm_name = _tagged(name.removeprefix("timm:"))
         alias = re.sub(r"[^a-z0-9]+", "_", timm_name.lower()).strip("_")
     elif name in ALIASES:
         alias, timm_name = name, ALIASES[name]
     else:
+        close = difflib.get_close_matches(name, ALIASES, 1)
         raise UsageError(
             "unknown-model",
-            f"{name!r} is not a model; choose from {', '.join(ALIASES)}, or give any timm model "
-            "as timm:<name>.",
+            f"{name!r} is not a model{f' (did you mean {close[0]}?)' if close else ''}; choose "
+            f"from {', '.join(ALIASES)}, or give any timm model as timm:<name>.",
         )
-    if not timm.is_model(timm_name.partition(".")[0]):
-        close = timm.list_models(f"*{timm_name.partition('.')[0][:12]}*")[:3]
-        hint = f" Near it: {', '.join(close)}." if close else ""
-        raise UsageError("unknown-model", f"timm has no architecture {timm_name!r}.{hint}")
     if random:
         source = "random"
     elif name in weights or alias in weights:
-        path = Path(weights.get(name, weights.get(alias, ""))).expanduser().absolute()
-        if not path.is_file() or path.suffix != ".safetensors":
-            raise UsageError(
-                "bad-option",
-                f"--weights {name}={path}: give a .safetensors file that exists. A torch archive "
-                "can be converted with safetensors.torch.save_file(state_dict, path).",
-            )
-        source = f"file:{path}"
+        source = weights_source(name, weights[name] if name in weights else weights[alias])
     else:
         source = "package" if name in PACKAGES else "hub"
     return Request(names.alias(alias), timm_name, source, output, precision)
+
+
+def weights_source(name: str, file: str) -> str:
+    """`Request.source` of a weights file.
+
+    Args:
+        name: The model, as the user calls it.
+        file: Where the file lies.
+
+    Raises:
+        UsageError: There is no such file, or it is not a safetensors file.
+    """
+    path = Path(file).expanduser().absolute()
+    if not path.is_file() or path.suffix != ".safetensors":
+        raise UsageError(
+            "bad-option",
+            f"--weights {name}={path}: give a .safetensors file that exists. A torch archive "
+            "can be converted with safetensors.torch.save_file(state_dict, path).",
+        )
+    return f"file:{path}"
+
+
+def _tagged(timm_name: str) -> str:
+    """A timm model's full name: with the tag of its default weights where none was given.
+
+    Raises:
+        UsageError: timm has no such model.
+    """
+    architecture, _, tag = timm_name.partition(".")
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), 3)
+        hint = f" Near it: {', '.join(close)}." if close else ""
+        raise UsageError("unknown-model", f"timm has no architecture {timm_name!r}.{hint}")
+    try:
+        config = timm.get_pretrained_cfg(timm_name)
+    except RuntimeError:
+        known = timm.list_models(f"{architecture}.*", pretrained=True)
+        raise UsageError(
+            "unknown-model",
+            f"timm has no weights {tag!r} of {architecture}. It has: {', '.join(known) or 'none'}.",
+        ) from None
+    return f"{architecture}.{config.tag}" if config and config.tag else architecture
 
 
 def build(request: Request) -> Any:
@@ -170,21 +204,54 @@ def build(request: Request) -> Any:
 
 
 def _create(request: Request, file: Path | None) -> Any:
-    """timm's model with its classifier, so that a file's tensors are compared one by one."""
+    """timm's model with its classifier; the file must have its tensors, no fewer and no more.
+
+    With another number of classes timm would load a file loosely, and leave what it does not find
+    at random.
+    """
     if file is None:
         return timm.create_model(request.timm_name, pretrained=False)
     try:
-        return timm.create_model(
-            request.timm_name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}
-        )
+        try:
+            return _load(request, {"file": str(file)})
+        except RuntimeError:
+            whole = _with_classifier(request, file)
+            if whole is None:
+                raise
+            return _load(request, {"state_dict": whole})
     except Exception as error:  # noqa: BLE001  timm and torch raise many kinds here.
-        first = str(error).strip().splitlines()
+        why = " ".join(str(error).split())
         raise ConflictError(
             "other-weights",
-            f"{file} does not hold the weights of {request.timm_name} "
-            f"({' '.join(first[:2])[:200]}). Give the file that belongs to this architecture, or "
-            "name the architecture it belongs to as timm:<name>.",
+            f"{file} does not hold the weights of {request.timm_name} ({why[:200]}). Give the "
+            "file that belongs to this architecture, or name the architecture it belongs to as "
+            "timm:<name>.",
         ) from None
+
+
+def _load(request: Request, source: dict[str, Any]) -> Any:
+    model: Any = timm.create_model(
+        request.timm_name, pretrained=True, pretrained_cfg_overlay=source
+    )
+    model.pretrained_cfg.pop("state_dict", None)  # Or the tensors would be kept twice.
+    return model
+
+
+def _with_classifier(request: Request, file: Path) -> dict[str, torch.Tensor] | None:
+    """A file's tensors with timm's classifier, which is dropped in the end, in place of none or
+    another; or None if its own is like timm's.
+    """
+    tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(file)
+    model: Any = timm.create_model(request.timm_name, pretrained=False)
+    classifiers = model.pretrained_cfg.get("classifier") or ()
+    prefixes = [classifiers] if isinstance(classifiers, str) else list(classifiers)
+    missing = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name.startswith(tuple(f"{prefix}." for prefix in prefixes))
+        and (name not in tensors or tensors[name].shape != tensor.shape)
+    }
+    return {**tensors, **missing} if missing else None
 
 
 def _hub_file(request: Request) -> Path:

@@ -23,7 +23,7 @@ from torch import nn
 from wsa.encode import basis as bases
 from wsa.encode import models, probe, strip
 from wsa.encode.basis import Basis
-from wsa.encode.forward import Encoder
+from wsa.encode.forward import Encoder, check_precision
 from wsa.encode.models import Request
 from wsa.encode.spec import Identity, ModelSpec, Preprocessing, model_key, parse_output
 from wsa.store import keys, names, records
@@ -60,9 +60,9 @@ def find(snapshot: Snapshot, request: Request) -> ModelSpec | None:
             continue
         if spec.identity.precision != request.precision:
             continue
-        if request.source.startswith("file:"):
-            if weights_digest(models.build(request)) != spec.identity.weights:
-                continue
+        file = request.source.startswith("file:")
+        if file and weights_digest(models.build(request)) != spec.identity.weights:
+            continue
         return spec
     return None
 
@@ -97,7 +97,9 @@ def register(
     Raises:
         MissingError: No weights.
         ConflictError: Wrong weights, a drifted model, or a precision that errs too much.
+        UsageError: A precision that the device does not have, or an output the model cannot give.
     """
+    check_precision(request.precision, device)
     module = models.build(request)
     identity = _identity(module, request)
     key = model_key(request.alias, identity)
@@ -163,7 +165,7 @@ def open_model(
     """
     spec = read_spec(snapshot, key)
     if weights and spec.alias in weights:
-        source = models.parse_request(spec.alias, weights).source
+        source = models.weights_source(spec.alias, weights[spec.alias])
     request = Request(
         alias=spec.alias,
         timm_name=spec.timm_name,
@@ -218,8 +220,18 @@ def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> Non
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Hex blake3-256 of a model's tensors, without a classifier."""
-    return keys.tensors_digest({n: t.numpy() for n, t in module.state_dict().items()})
+    """Hex blake3-256 of a model's tensors, without a classifier.
+
+    Batch norm's count of training batches changes no number that the model returns, and not every
+    file has it.
+    """
+    return keys.tensors_digest(
+        {
+            name: tensor.numpy()
+            for name, tensor in module.state_dict().items()
+            if not name.endswith("num_batches_tracked")
+        }
+    )
 
 
 def _identity(module: nn.Module, request: Request) -> Identity:
