@@ -10,25 +10,18 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from gymnasium import Env, make
-from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from wsa.learn import env as games
 from wsa.learn.collect import NO_ACTION, STACK, CollectPlan, collect, plan_collection
-from wsa.learn.colours import Colours, Screen
-from wsa.store import flat, keys
+from wsa.store import keys
 from wsa.store.backends import Backend
 from wsa.store.errors import StorageError, UsageError
 from wsa.store.layout import ROW_FIELDS
 from wsa.store.local import LocalBackend
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import EmbeddingMeta, Protocol, SegmentMeta
+from wsa.store.records import Protocol, SegmentMeta
 from wsa.store.root import open_store
 from wsa.store.verify import verify
-from wsa.store.writer import commit_embedding
 
 
 @functools.cache
@@ -181,72 +174,6 @@ def test_a_segment_may_begin_less_than_three_steps_into_an_episode(tmp_path: Pat
     counts = [int(snapshot.read_array(m, "context").sum()) for m in snapshot.segments("Pong")]
     # Segments begin at steps 0, 5, 10, ...; episodes at 0, 7, 14, ...
     assert counts == [min(3, start % 7) for start in range(0, 60, 5)]
-
-
-REFEREE_GAMES = [
-    ("Breakout", 27_000, 250),  # games end
-    ("Pong", 33, 110),  # episodes are cut
-    ("Seaquest", 27_000, 170),
-    ("MsPacman", 27_000, 60),
-    ("SpaceInvaders", 90, 200),  # both
-    ("AirRaid", 27_000, 60),  # 250 rows
-    ("JourneyEscape", 27_000, 200),  # more colours than a palette holds
-    ("Carnival", 27_000, 150),  # 214 rows, games end
-]
-
-
-def referee(game: str, max_steps: int) -> Env[Any, Any]:
-    """What everybody else uses."""
-    height, width = games.screen(game)
-    env: Env[Any, Any] = make(
-        f"ALE/{game}-v5", frameskip=1, repeat_action_probability=0.0, full_action_space=False
-    )
-    env = AtariPreprocessing(
-        env, noop_max=0, frame_skip=4, screen_size=(width, height), grayscale_obs=False
-    )
-    return FrameStackObservation(TimeLimit(env, max_steps), STACK, padding_type="reset")
-
-
-@pytest.mark.parametrize(("game", "max_steps", "each"), REFEREE_GAMES)
-def test_equal_to_gymnasium_step_by_step(
-    game: str, max_steps: int, each: int, tmp_path: Path
-) -> None:
-    """Frames, stacks of four, rewards and ends, last frames and segment borders included."""
-    protocol = stated(game, max_steps=max_steps, noop_max=0, fire_reset=False)
-    snapshot = play(tmp_path, protocol, game, steps=2 * each, num_envs=2, segment_steps=37)
-    model = "digest-000000000000"
-    for meta in snapshot.segments(game):
-        # An embedding that tells which frame it is of.
-        vectors = snapshot.read_digests(meta).astype(np.float16)
-        record = EmbeddingMeta(game, meta.segment, model, vectors.shape, "float16", meta.frames, 0)
-        commit_embedding(snapshot.backend, record, vectors)
-    snapshot = take_snapshot(snapshot.backend)
-    table = flat.materialise(snapshot, game, [model], cache=tmp_path / "cache")
-    stacks = table.digests[table.stack(table.steps, STACK)]
-    following = table.digests[table.stack(table.steps + 1, STACK)]
-    rows = table.rows[table.steps]
-    assert len(rows) == 2 * each
-    env = referee(game, max_steps)
-    assert tuple(env.unwrapped.get_action_meanings()) == protocol.actions  # type: ignore[attr-defined]
-    for i in range(2):
-        observation, info = env.reset(seed=7 + i)
-        for t in range(i * each, (i + 1) * each):
-            assert_shows(observation, stacks[t], f"step {t}")
-            assert rows["lives"][t] == info["lives"]
-            observation, reward, terminated, truncated, info = env.step(int(rows["action"][t]))
-            assert_shows(observation, following[t], f"after step {t}")
-            assert reward == rows["reward"][t]
-            assert terminated == rows["terminated"][t]
-            # TimeLimit calls a game that ends in its last step truncated too; wsa does not.
-            assert (truncated and not terminated) == rows["truncated"][t]
-            if terminated or truncated:
-                observation, info = env.reset()
-    env.close()
-
-
-def assert_shows(stack: NDArray[np.uint8], digests: NDArray[np.uint8], where: str) -> None:
-    shown = [keys.frame_digest(frame) for frame in stack]
-    assert shown == [digest.tobytes() for digest in digests], where
 
 
 @pytest.mark.parametrize("name", ["classic", "v5"])
@@ -443,33 +370,3 @@ def test_a_game_of_more_than_256_colours_is_kept_as_rgb(tmp_path: Path) -> None:
 @pytest.mark.parametrize("game", list(games.games()))
 def test_every_game(game: str, tmp_path: Path) -> None:
     check_screens(tmp_path, game, 40)
-
-
-@given(
-    counts=st.lists(st.sampled_from([1, 2, 7, 200, 256, 257, 300, 400]), min_size=1, max_size=4),
-    seed=st.integers(0, 2**16),
-)
-def test_colours_lose_nothing_and_do_not_depend_on_the_past(counts: list[int], seed: int) -> None:
-    """Screens of so many random colours each, some of them shared."""
-    generator = np.random.default_rng(seed)
-    pool = generator.integers(0, 256, (max(counts), 3), dtype=np.uint8)
-    screens = np.stack([pool[generator.integers(0, n, (20, 21))] for n in counts])[:, None]
-    fresh, used = Colours(), Colours()
-    used.screens(generator.integers(0, 256, (3, 1, 20, 21, 3), dtype=np.uint8), [True] * 3)
-    stored = []
-    for colours in (fresh, used):
-        seen: list[Screen] = []
-        for screen in screens:  # one by one: early ones are kept with fewer colours known
-            seen += colours.screens(screen[None], [True])
-        assert [s.digest for s in seen] == [keys.frame_digest(s[0]) for s in screens]
-        stored.append(colours.frames(seen))
-    assert stored[0].keys() == stored[1].keys()
-    for name, array in stored[0].items():
-        assert array.dtype == np.uint8
-        np.testing.assert_array_equal(array, stored[1][name])
-    frames = stored[0]["frames"]
-    distinct = len(np.unique(screens.reshape(-1, 3), axis=0))
-    assert ("palette" in stored[0]) == (distinct <= 256)
-    if "palette" in stored[0]:
-        frames = stored[0]["palette"][frames]
-    np.testing.assert_array_equal(frames, screens[:, 0])

@@ -1,0 +1,100 @@
+"""What is collected, against the environments and wrappers that everybody else uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from gymnasium import Env, make
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit
+from numpy.typing import NDArray
+
+from wsa.learn import env as games
+from wsa.learn.collect import STACK, collect, plan_collection
+from wsa.store import flat, keys
+from wsa.store.reader import take_snapshot
+from wsa.store.records import EmbeddingMeta
+from wsa.store.root import open_store
+from wsa.store.writer import commit_embedding
+
+REFEREE_GAMES = [
+    ("Breakout", 27_000, 250),  # games end
+    ("Pong", 33, 110),  # episodes are cut
+    ("Seaquest", 27_000, 170),
+    ("MsPacman", 27_000, 60),
+    ("SpaceInvaders", 90, 200),  # both
+    ("AirRaid", 27_000, 60),  # 250 rows
+    ("JourneyEscape", 27_000, 200),  # more colours than a palette holds
+    ("Carnival", 27_000, 150),  # 214 rows, games end
+]
+
+
+def referee(game: str, max_steps: int) -> Env[Any, Any]:
+    """What everybody else uses."""
+    height, width = games.screen(game)
+    env: Env[Any, Any] = make(
+        f"ALE/{game}-v5", frameskip=1, repeat_action_probability=0.0, full_action_space=False
+    )
+    env = AtariPreprocessing(
+        env, noop_max=0, frame_skip=4, screen_size=(width, height), grayscale_obs=False
+    )
+    return FrameStackObservation(TimeLimit(env, max_steps), STACK, padding_type="reset")
+
+
+@pytest.mark.parametrize(("game", "max_steps", "each"), REFEREE_GAMES)
+def test_equal_to_gymnasium_step_by_step(
+    game: str, max_steps: int, each: int, tmp_path: Path
+) -> None:
+    """Frames, stacks of four, rewards and ends, last frames and segment borders included."""
+    protocol = msgspec.structs.replace(
+        games.protocol(game, "classic", max_steps=max_steps), noop_max=0, fire_reset=False
+    )
+    backend = open_store(str(tmp_path), create=True)
+    plan = plan_collection(
+        take_snapshot(backend),
+        game,
+        protocol,
+        steps=2 * each,
+        num_envs=2,
+        policy="random",
+        seed=7,
+        segment_steps=37,
+    )
+    collect(plan, backend)
+    snapshot = take_snapshot(backend)
+    model = "digest-000000000000"
+    for meta in snapshot.segments(game):
+        # An embedding that tells which frame it is of.
+        vectors = snapshot.read_digests(meta).astype(np.float16)
+        record = EmbeddingMeta(game, meta.segment, model, vectors.shape, "float16", meta.frames, 0)
+        commit_embedding(snapshot.backend, record, vectors)
+    snapshot = take_snapshot(snapshot.backend)
+    table = flat.materialise(snapshot, game, [model], cache=tmp_path / "cache")
+    stacks = table.digests[table.stack(table.steps, STACK)]
+    following = table.digests[table.stack(table.steps + 1, STACK)]
+    rows = table.rows[table.steps]
+    assert len(rows) == 2 * each
+    env = referee(game, max_steps)
+    assert tuple(env.unwrapped.get_action_meanings()) == protocol.actions  # type: ignore[attr-defined]
+    for i in range(2):
+        observation, info = env.reset(seed=7 + i)
+        for t in range(i * each, (i + 1) * each):
+            assert_shows(observation, stacks[t], f"step {t}")
+            assert rows["lives"][t] == info["lives"]
+            observation, reward, terminated, truncated, info = env.step(int(rows["action"][t]))
+            assert_shows(observation, following[t], f"after step {t}")
+            assert reward == rows["reward"][t]
+            assert terminated == rows["terminated"][t]
+            # TimeLimit calls a game that ends in its last step truncated too; wsa does not.
+            assert (truncated and not terminated) == rows["truncated"][t]
+            if terminated or truncated:
+                observation, info = env.reset()
+    env.close()
+
+
+def assert_shows(stack: NDArray[np.uint8], digests: NDArray[np.uint8], where: str) -> None:
+    shown = [keys.frame_digest(frame) for frame in stack]
+    assert shown == [digest.tobytes() for digest in digests], where
