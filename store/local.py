@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -50,8 +51,8 @@ class LocalBackend:
     def delete(self, path: str) -> None:
         """Remove a file; nothing happens if there is none."""
         full = self._inside(path)
-        with storage_errors(full):
-            full.unlink(missing_ok=True)
+        with storage_errors(full), contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            full.unlink()
 
     def stat(self, path: str) -> int | None:
         """The file's length in bytes, or None if there is none."""
