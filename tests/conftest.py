@@ -41,6 +41,18 @@ def _load() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_power_cut() -> Iterator[None]:
+    """Tests do not outlive a power cut, so their own process need not wait for the disk.
+
+    That files are flushed, and in which order, is tested by watching the calls; the processes of
+    the nursery flush for real.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def kit() -> ModuleType:
     """`tests/store_kit.py`: fake segments, embeddings and models, and processes to kill."""

@@ -102,6 +102,7 @@ def test_a_few_objects_are_found_without_the_others(store, kit):
 def test_nothing_is_visible_before_the_record(store, kit):
     """The writer dies at each of its writes in turn; the next one completes its work."""
     meta, arrays = kit.remember(0)
+    done = 0
     for done in range(100):
         try:
             writer.commit_segment(Dying(store, done), meta, arrays)
