@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import platformdirs
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
+
+from wsa.store.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from wsa.store.backends import Backend
+    from wsa.store.reader import Snapshot
 
 
 def _split(words: list[str]) -> tuple[str, ...]:
@@ -92,3 +99,44 @@ class EncodeOptions(StoreOptions):
     """Where models run."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
     """Print what would be done, its size and its time, and stop."""
+
+
+def open_snapshot(
+    store: str, *, create: bool = False, or_empty: bool = False
+) -> tuple[Backend, Snapshot]:
+    """A store and a snapshot of it.
+
+    Args:
+        store: URL of the store.
+        create: Start a store if there is none.
+        or_empty: Without a store, behave as if it were empty, and make nothing.
+
+    Raises:
+        MissingError: There is no store.
+    """
+    from wsa.store.backends import open_backend
+    from wsa.store.reader import Snapshot, take_snapshot
+    from wsa.store.root import open_store
+
+    try:
+        backend = open_store(store, create=create)
+    except MissingError:
+        if not or_empty:
+            raise
+        backend = open_backend(store)
+        return backend, Snapshot(backend, {})
+    return backend, take_snapshot(backend)
+
+
+def weights_files(pairs: Sequence[str]) -> dict[str, str]:
+    """`--weights` as a dict from alias to file.
+
+    Raises:
+        UsageError: A pair has no '='.
+    """
+    for pair in pairs:
+        if "=" not in pair:
+            raise UsageError(
+                "bad-option", f"--weights {pair}: write ALIAS=FILE, as vit=path.safetensors."
+            )
+    return dict(pair.split("=", 1) for pair in pairs)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -81,6 +82,25 @@ def read_spec(snapshot: Snapshot, key: str) -> ModelSpec:
         )
     where = f"{names.model_path(key)}/spec.json"
     return records.read_json(snapshot.read_model(key, "spec.json")["spec.json"], ModelSpec, where)
+
+
+def describe(snapshot: Snapshot, key: str) -> dict[str, Any]:
+    """A registered model, as a row of a table."""
+    spec = read_spec(snapshot, key)
+    embeddings = snapshot.embeddings(model=key)
+    return {
+        "key": key,
+        "model": spec.title,
+        "timm": spec.timm_name,
+        "weights": spec.source,
+        "licence": spec.licence,
+        "output": spec.identity.output,
+        "shape": list(spec.shape),
+        "precision": spec.identity.precision,
+        "step_error": spec.step_error,
+        "frames": sum(e.shape[0] for e in embeddings),
+        "passes": sum(e.passes for e in embeddings),
+    }
 
 
 def register(

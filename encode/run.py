@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from distributed import Client, Future, as_completed
 
@@ -51,6 +52,18 @@ class EncodeReport:
     def copied(self) -> int:
         """Frames that did not, because the same frame had gone through before."""
         return sum(d.copied for d in self.done)
+
+    def summary(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "models": {r.spec.key: {"random": r.spec.identity.random} for r in self.models},
+            "objects": len(self.done),
+            "present": self.present,
+            "passes": self.passes,
+            "copied": self.copied,
+            "strip_passes": sum(r.fitted for r in self.models),
+            "seconds": self.seconds,
+        }
 
 
 def encode(

@@ -73,11 +73,19 @@ class DQNConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a training did: the network, and updates per second over the part just run."""
+    """What a training did just now.
+
+    Attributes:
+        network: The trained network.
+        updates: Gradient steps made.
+        updates_per_s: Their rate.
+        passes: Frames that went through a backbone meanwhile: 0.
+    """
 
     network: QNetwork
     updates: int
     updates_per_s: float
+    passes: int
 
 
 def make_network(
@@ -131,14 +139,14 @@ def train(
         for step in range(start + 1, config.updates + 1):
             loss, scalars = update_loss(config, online, target, batches.draw(), device)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             if step % config.target_network_frequency == 0:
                 target.load_state_dict(online.state_dict())
             if step % config.log_frequency == 0 or step == config.updates:
                 now = time.perf_counter()
                 weights = scalars.pop("weights").tolist()
-                line = {key: float(value) for key, value in scalars.items()}
+                line = {key: value.item() for key, value in scalars.items()}
                 for key, weight in zip(flat.models, weights, strict=True):
                     line[f"wsa/weight/{key}"] = weight
                 line["charts/learning_rate"] = config.learning_rate
@@ -151,8 +159,10 @@ def train(
                 checkpoint.save(checkpoints, step, modules, optimizer, {"draws": batches.state()})
             if stop.asked:
                 raise KeyboardInterrupt
-    assert Encoder.total_passes == passes_before, "offline training must not run a backbone"
-    return Trained(online, step - start, (step - start) / (time.perf_counter() - began))
+    passes = Encoder.total_passes - passes_before
+    assert passes == 0, "offline training must not run a backbone"
+    seconds = time.perf_counter() - began
+    return Trained(online, step - start, (step - start) / seconds, passes)
 
 
 def update_loss(

@@ -159,7 +159,7 @@ class _Env(AtariVectorEnv):
         self._max_steps = max_steps
         self._played = np.zeros(num_envs, np.int64)
 
-    def reset(
+    def reset(  # type: ignore[override]  # ale-py types its result by an unbound variable.
         self, *, seed: int | NDArray[Any] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
         """Begin episodes, everywhere or where `options["reset_mask"]` says."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wsa.encode.register import read_spec
+from wsa.encode.register import describe
 from wsa.store import names, records
 from wsa.store.errors import MissingError
 from wsa.store.reader import Snapshot
@@ -99,26 +99,7 @@ def card(snapshot: Snapshot, game: str) -> dict[str, Any]:
         "collections": sorted({f"{m.policy}, seed {m.seed}, run {m.run}" for m in metas}),
         "emulator": sorted({f"ale-py {m.emulator[0]}, ROM MD5 {m.emulator[1]}" for m in metas}),
         "returns": {"min": min(returns), "max": max(returns)} if returns else None,
-        "encoders": [model_row(snapshot, key) for key in summary.models],
+        "encoders": [describe(snapshot, key) for key in summary.models],
         "authors": sorted({c.author for c in commits}),
         "commands": sorted({c.command for c in commits}),
-    }
-
-
-def model_row(snapshot: Snapshot, key: str) -> dict[str, Any]:
-    """A registered model for a table."""
-    spec = read_spec(snapshot, key)
-    embeddings = snapshot.embeddings(model=key)
-    return {
-        "key": key,
-        "model": spec.title,
-        "timm": spec.timm_name,
-        "weights": spec.source,
-        "licence": spec.licence,
-        "output": spec.identity.output,
-        "shape": list(spec.shape),
-        "precision": spec.identity.precision,
-        "step_error": spec.step_error,
-        "frames": sum(e.shape[0] for e in embeddings),
-        "passes": sum(e.passes for e in embeddings),
     }

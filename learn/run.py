@@ -16,7 +16,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -253,6 +253,25 @@ class Evaluation:
     random: tuple[Episode, ...]
     live: LiveEncoder
     seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """The evaluation as JSON values; returns are raw."""
+        mean, spread = mean_return(self.episodes)
+        random_mean, random_spread = mean_return(self.random)
+        return {
+            "updates": self.updates,
+            "episodes": len(self.episodes),
+            "return_mean": mean,
+            "return_std": spread,
+            "random_return_mean": random_mean,
+            "random_return_std": random_spread,
+            "frames": self.live.frames,
+            "found_in_store": self.live.found,
+            "seen_before_live": self.live.remembered,
+            "hit_rate": round(self.live.hit_rate, 4),
+            "backbone_passes": self.live.passes,
+            "seconds": self.seconds,
+        }
 
 
 def evaluate(

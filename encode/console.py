@@ -7,11 +7,12 @@ and a person both. Where standard error is no terminal, progress is a plain line
 from __future__ import annotations
 
 import datetime
+import json
 import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 PLAIN_LINE_EVERY_S = 10.0
 
@@ -25,7 +26,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     """Print aligned columns; numbers to the right."""
     cells = [[_text(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    right = [all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(columns))]
+    right = [any(isinstance(row[i], (int, float)) for row in rows) for i in range(len(columns))]
 
     def line(values: Sequence[str]) -> str:
         placed = [
@@ -134,3 +135,37 @@ class Progress:
         left = (self._total - self._done) / rate if rate and self._total else 0
         of = f" of {self._total:,}" if self._total else ""
         say(f"{self._what}: {self._done:,}{of} {self._unit}, {rate:,.1f}/s, {duration(left)} left")
+
+
+def result(as_json: bool, values: dict[str, Any]) -> int:
+    """Print a verb's result, as JSON or a line for each value; returns exit code 0."""
+    if as_json:
+        print(json.dumps(values, indent=2, default=str))
+    else:
+        _values(values, "")
+    return 0
+
+
+def _values(values: dict[str, Any], indent: str) -> None:
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        label = f"{indent}{name.replace('_', ' '):<{width}}  "
+        if isinstance(value, dict):
+            print(label.rstrip())
+            _values(value, indent + "  ")
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], dict):
+            print(label.rstrip())
+            for one in value:
+                _values(one, indent + "  ")
+        else:
+            print(label + _value(value))
+
+
+def _value(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, float):
+        return f"{value:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

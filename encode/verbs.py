@@ -1,0 +1,113 @@
+"""The verbs `encode` and `models`: from options to a printed result and an exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from wsa.encode import console, events
+from wsa.encode.models import ALIASES, Request, local_weights, parse_request
+from wsa.encode.options import EncodeOptions, ModelsOptions, open_snapshot, weights_files
+from wsa.encode.register import describe
+from wsa.encode.run import EncodeReport, wanted_games
+from wsa.encode.run import encode as run
+from wsa.encode.spec import parse_output
+from wsa.store.backends import Backend
+from wsa.store.errors import UsageError
+from wsa.store.reader import Snapshot
+
+
+def encode(o: EncodeOptions) -> int:
+    """`wsa encode`."""
+    parse_output(o.output)
+    if not o.models:
+        raise UsageError("bad-option", "--models names no model; write --models vit,resnet,clip.")
+    weights = weights_files(o.weights)
+    requests = [parse_request(name, weights, o.output, o.precision) for name in o.models]
+    backend, snapshot = open_snapshot(o.store)
+    games = wanted_games(snapshot, o.game)
+    for request in requests:
+        console.say(
+            f"{request.alias}: {request.timm_name}, {request.output}, weights from "
+            f"{request.source}, licence {request.licence}"
+        )
+    if o.dry_run:
+        return _dry(o, snapshot, requests, games)
+    report = run_with_progress(backend, requests, games, o)
+    if o.json:
+        return console.result(True, report.summary())
+    rows = []
+    for one in report.models:
+        mine = [d for d in report.done if d.model == one.spec.key]
+        made, saved = sum(d.passes for d in mine), sum(d.copied for d in mine)
+        rows.append([one.spec.key, one.spec.title, len(mine), made, saved, one.fitted])
+    columns = ["model", "weights of", "objects", "passes made", "passes saved", "strip passes"]
+    console.table("", columns, rows)
+    print(f"{report.present} objects were there already; {console.duration(report.seconds)}")
+    return 0
+
+
+def run_with_progress(
+    backend: Backend, requests: Sequence[Request], games: Sequence[str], o: EncodeOptions
+) -> EncodeReport:
+    """Encode, and say how far it is."""
+    done = total = 0
+    with console.Progress("encode", "frames", shown=not o.json) as progress:
+
+        def listen(event: events.Event) -> None:
+            nonlocal total, done
+            if isinstance(event, events.ModelReady) and event.fitted:
+                console.say(f"{event.spec.key}: basis fitted on {event.fitted} strip frames")
+            elif isinstance(event, events.Planned):
+                total = event.passes + event.copies
+            elif isinstance(event, events.SegmentDone):
+                done += event.passes + event.copied
+            progress.update(done, total)
+
+        return run(
+            backend,
+            requests,
+            games,
+            scheduler=o.scheduler,
+            workers=o.workers,
+            device=o.device,
+            max_step_error=o.max_step_error,
+            listen=listen,
+        )
+
+
+def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: list[str]) -> int:
+    from wsa.encode.estimate import estimate
+
+    lines = [estimate(snapshot, request, games, o.workers, o.device) for request in requests]
+    if o.json:
+        return console.result(True, {line.alias: dataclasses.asdict(line) for line in lines})
+    console.table(
+        f"To do in {snapshot.backend.url} for {', '.join(games)}; nothing was changed:",
+        ["model", "objects", "passes", "copies", "strip passes", "at most", "minutes"],
+        [
+            [e.alias, e.objects, e.passes, e.copies, e.strip, console.size(e.bytes), e.minutes]
+            for e in lines
+        ],
+    )
+    return 0
+
+
+def models(o: ModelsOptions) -> int:
+    """`wsa models`."""
+    backend, snapshot = open_snapshot(o.store, or_empty=True)
+    stored = [describe(snapshot, key) for key in snapshot.models]
+    known = [parse_request(alias, {}) for alias in ALIASES]
+    if o.json:
+        aliases = {r.alias: dataclasses.asdict(r) | {"licence": r.licence} for r in known}
+        return console.result(True, {"aliases": aliases, "stored": stored})
+    console.table(
+        "Aliases; any other model of timm is timm:NAME",
+        ["alias", "timm", "licence", "weights here"],
+        [[r.alias, r.timm_name, r.licence, local_weights(r)] for r in known],
+    )
+    shown = ["key", "model", "output", "precision", "licence", "frames", "passes"]
+    console.table(
+        f"\nIn {backend.url}", shown, [[row[column] for column in shown] for row in stored]
+    )
+    return 0

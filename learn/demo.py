@@ -1,0 +1,126 @@
+"""All of wsa on one game in a few minutes: collect, encode, train, play, and one table of it.
+
+The rooms are called as the verbs call them. Encoding is passed in, because a learner never drives
+an encoding itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from wsa.encode import console
+from wsa.encode.models import Request, parse_request
+from wsa.encode.options import open_snapshot
+from wsa.learn import env, run
+from wsa.learn.collect import collect, plan_collection
+from wsa.learn.dqn import DQNConfig, Trained
+from wsa.learn.options import DemoOptions
+from wsa.learn.report import summarise, total_bytes
+from wsa.store.backends import Backend
+from wsa.store.reader import Snapshot
+
+# Pretrained on ImageNet, and brought by the package installer: no model hub is needed.
+MODELS = ("lite0", "lite1", "lite2")
+
+# Encodes a game by models; returns their keys and the strip frames it took to fit their bases.
+Encode = Callable[[Backend, Sequence[Request], str], tuple[list[str], int]]
+
+
+def demo(o: DemoOptions, encode: Encode) -> int:
+    """`wsa demo`."""
+    started = time.perf_counter()
+    folder = Path(o.folder).absolute()
+    os.environ.setdefault("WSA_CACHE", str(folder / "cache"))
+    backend, snapshot = open_snapshot(str(folder / "store"), create=True)
+    requests = [parse_request(name, {}) for name in MODELS]
+
+    console.say(f"1/4 collect {o.steps:,} steps of {o.game} by a random policy")
+    plan = plan_collection(
+        snapshot,
+        o.game,
+        env.protocol(o.game, "classic"),
+        steps=o.steps,
+        num_envs=4,
+        policy="random",
+        seed=1,
+        segment_steps=128,
+    )
+    with console.Progress("collect", "steps", plan.missing) as progress:
+        collect(plan, backend, progress.update)
+
+    console.say(f"2/4 encode with {', '.join(r.timm_name for r in requests)}, pretrained")
+    models, strip_passes = encode(backend, requests, o.game)
+
+    console.say(f"3/4 train WSA and double DQN offline, {o.updates:,} updates from the cache")
+    _, snapshot = open_snapshot(str(folder / "store"))
+    config = run.make_config(
+        snapshot,
+        o.game,
+        models,
+        run.MEAN_CONTEXT,
+        1,
+        DQNConfig(updates=o.updates, target_network_frequency=250),
+    )
+    run_folder = run.new_folder(folder / "runs", config, "demo")
+    run.begin(run_folder, config)
+    with console.Progress("learn", "updates", o.updates) as progress:
+        trained = run.learn(run_folder, config, "cpu", lambda step, _: progress.update(step))
+
+    console.say(f"4/4 play {o.episodes} full games with live embeddings")
+    with console.Progress("eval", "steps") as progress:
+        seen = run.evaluate(run_folder, o.episodes, on_step=lambda steps, _: progress.update(steps))
+    _summary(o, snapshot, config, strip_passes, trained, seen)
+    print(f"\nrun {run_folder}")
+    print(f"all of it took {console.duration(time.perf_counter() - started)}")
+    return 0
+
+
+def _summary(
+    o: DemoOptions,
+    snapshot: Snapshot,
+    config: run.RunConfig,
+    strip_passes: int,
+    trained: Trained,
+    seen: run.Evaluation,
+) -> None:
+    game = summarise(snapshot, o.game)
+    objects = [e for e in snapshot.embeddings(o.game) if e.model in config.models]
+    count = len(config.models)
+    per_update = 2 * config.hyperparameters.batch_size
+    hits = seen.live.found + seen.live.remembered
+    mean, spread = run.mean_return(seen.episodes)
+    random_mean, random_spread = run.mean_return(seen.random)
+    rows = [
+        ("steps", game.steps, f"{game.emulator_frames:,} emulator frames, {game.episodes} games"),
+        ("distinct frames", game.frames, f"in {game.segments} segments"),
+        ("models", count, ", ".join(config.models)),
+        (
+            "passes to encode",
+            sum(e.passes for e in objects),
+            f"{sum(e.copied for e in objects):,} saved: the same frame had been encoded",
+        ),
+        ("passes to fit bases", strip_passes, "strip frames of 104 games; once for each model"),
+        (
+            "passes to train",
+            trained.passes,
+            f"{trained.updates * per_update * count:,} saved: updates x states x models",
+        ),
+        (
+            "passes to play",
+            seen.live.passes,
+            f"{hits * count:,} saved: {seen.live.hit_rate:.1%} of frames were in the cache",
+        ),
+        (
+            "store",
+            console.size(total_bytes(snapshot)),
+            f"{console.size(game.bytes)} frames, {console.size(game.embedded)} embeddings, bases",
+        ),
+        ("updates per second", round(trained.updates_per_s), "WSA + double DQN, batch 32, CPU"),
+        ("return, trained", mean, f"raw, +- {spread:,.0f} over {o.episodes} games"),
+        ("return, random", random_mean, f"raw, +- {random_spread:,.0f} over {o.episodes} games"),
+    ]
+    title = f"\n{o.game}, {env.describe(config.protocol)}"
+    console.table(title, ["what", "", "remarks"], rows)

@@ -1,0 +1,192 @@
+"""The verbs that play, train, judge and look: from options to a printed result and an exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+from wsa.encode import console
+from wsa.encode.options import VerifyOptions, open_snapshot, weights_files
+from wsa.learn import env
+from wsa.learn.options import (
+    CollectOptions,
+    DoctorOptions,
+    EvalOptions,
+    LearnOptions,
+    ListOptions,
+    ShowOptions,
+)
+from wsa.store.errors import DamagedError, MissingError
+
+
+def collect(o: CollectOptions) -> int:
+    """`wsa collect`."""
+    from wsa.learn.collect import collect as play
+    from wsa.learn.collect import estimate, plan_collection
+
+    protocol = env.protocol(o.game, o.protocol, o.sticky, o.max_episode_steps)
+    backend, snapshot = open_snapshot(o.store, create=not o.dry_run, or_empty=o.dry_run)
+    plan = plan_collection(
+        snapshot,
+        o.game,
+        protocol,
+        steps=o.steps,
+        num_envs=o.num_envs,
+        policy=o.policy,
+        seed=o.seed,
+        segment_steps=o.segment_steps,
+    )
+    console.say(
+        f"{o.game}, {env.describe(protocol)}, into {backend.url}: {plan.missing:,} of "
+        f"{plan.steps:,} steps to play ({plan.missing * protocol.frame_skip:,} emulator frames)"
+    )
+    if o.dry_run:
+        return console.result(o.json, estimate(plan))
+    started = time.perf_counter()
+    with console.Progress("collect", "steps", plan.missing, shown=not o.json) as progress:
+        written = play(plan, backend, progress.update)
+    steps = sum(m.steps for m in written)
+    return console.result(
+        o.json,
+        {
+            "segments": len(written),
+            "steps": steps,
+            "distinct_frames": sum(m.frames for m in written),
+            "episodes": sum(len(m.episodes) for m in written),
+            "steps_per_s": steps / (time.perf_counter() - started),
+        },
+    )
+
+
+def learn(o: LearnOptions) -> int:
+    """`wsa learn`."""
+    from wsa.encode.forward import choose_device
+    from wsa.learn import run
+    from wsa.learn.dqn import DQNConfig
+
+    if o.resume:
+        folder = Path(o.resume)
+        config = run.read_config(folder)
+    else:
+        env.check_game(o.game)
+        hyperparameters = DQNConfig(
+            **{f.name: getattr(o, f.name) for f in dataclasses.fields(DQNConfig)}
+        )
+        _, snapshot = open_snapshot(o.store)
+        config = run.make_config(
+            snapshot, o.game, o.models, o.context, o.seed, hyperparameters, o.protocol
+        )
+        folder = Path(o.run_dir) if o.run_dir else run.new_folder(Path("runs"), config, o.exp_name)
+    console.say(
+        f"{config.game}, {len(config.segments)} segments; models {', '.join(config.models)}; "
+        f"context {config.context}; run {folder}"
+    )
+    if o.dry_run:
+        return 0
+    run.begin(folder, config)
+    total = config.hyperparameters.updates
+    device = choose_device(o.device)
+    with console.Progress("learn", "updates", total, shown=not o.json) as progress:
+        trained = run.learn(folder, config, device, lambda step, _: progress.update(step))
+    return console.result(
+        o.json,
+        {
+            "run": str(folder),
+            "updates": trained.updates,
+            "updates_per_s": trained.updates_per_s,
+            "backbone_passes": trained.passes,
+        },
+    )
+
+
+def evaluate(o: EvalOptions) -> int:
+    """`wsa eval`."""
+    from wsa.encode.forward import choose_device
+    from wsa.learn import run
+
+    with console.Progress("eval", "steps", shown=not o.json) as progress:
+        evaluation = run.evaluate(
+            Path(o.run),
+            o.episodes,
+            epsilon=o.epsilon,
+            seed=o.seed,
+            weights=weights_files(o.weights),
+            video=o.video,
+            device=choose_device(o.device),
+            num_envs=o.num_envs,
+            on_step=lambda steps, episodes: progress.update(steps),
+        )
+    return console.result(o.json, evaluation.summary())
+
+
+def verify(o: VerifyOptions) -> int:
+    """`wsa verify`."""
+    from wsa.store.root import open_store
+    from wsa.store.verify import verify as check
+
+    backend = open_store(o.store)
+    with console.Progress("verify", "objects", shown=not o.json) as progress:
+        report = check(backend, progress.update)
+    values = dataclasses.asdict(report)
+    damage = values.pop("damage")
+    console.result(o.json, values | ({"damage": damage} if o.json else {"damaged": len(damage)}))
+    for found in report.damage if not o.json else ():
+        print(f"damaged: {found.concerns}\n  {found.why}")
+    return DamagedError.exit_code if report.damage else 0
+
+
+def list_games(o: ListOptions) -> int:
+    """`wsa list`."""
+    from wsa.learn.report import summarise
+
+    if o.games:
+        print("\n".join(env.games()))
+        return 0
+    backend, snapshot = open_snapshot(o.store)
+    found = [summarise(snapshot, game) for game in snapshot.games]
+    if o.json:
+        return console.result(True, {s.game: dataclasses.asdict(s) for s in found})
+    console.table(
+        backend.url,
+        ["game", "segments", "steps", "distinct frames", "episodes", "mean return", "size"],
+        [
+            [
+                s.game,
+                s.segments,
+                s.steps,
+                s.frames,
+                s.episodes,
+                s.mean_return,
+                console.size(s.bytes),
+            ]
+            for s in found
+        ],
+    )
+    for s in found:
+        coverage = ", ".join(f"{key} {share:.0%}" for key, share in s.models.items())
+        print(f"{s.game} embeddings, {console.size(s.embedded)}: {coverage or 'none yet'}")
+    return 0
+
+
+def show(o: ShowOptions) -> int:
+    """`wsa show`."""
+    from wsa.learn.report import card
+
+    env.check_game(o.game)
+    _, snapshot = open_snapshot(o.store)
+    return console.result(o.json, card(snapshot, o.game))
+
+
+def doctor(o: DoctorOptions) -> int:
+    """`wsa doctor`."""
+    from wsa.learn.doctor import examine
+
+    findings = list(examine(o.store))
+    if o.json:
+        console.result(True, {f.what: {"ok": f.ok, "found": f.found} for f in findings})
+    else:
+        marks = {True: "ok", False: "BAD", None: "-"}
+        rows = [[f.what, marks[f.ok], f.found] for f in findings]
+        console.table("", ["what", "", "found"], rows)
+    return MissingError.exit_code if any(f.ok is False for f in findings) else 0
