@@ -1,0 +1,78 @@
+"""What the benchmarks share: interleaved timing in one run, and Markdown tables.
+
+Absolute times on shared machines are noise, so every figure is a ratio of things measured side by
+side: each contender is timed in turn, round after round, and the median of each is compared.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from wsa.learn import env
+from wsa.learn.collect import collect, plan_collection
+from wsa.store.backends import Backend
+from wsa.store.reader import take_snapshot
+from wsa.store.root import open_store
+
+
+@contextmanager
+def store_of(game: str, steps: int) -> Iterator[tuple[Backend, Path]]:
+    """A store in a temporary folder with `steps` of a game by a random policy, and that folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        backend = open_store(f"{folder}/store", create=True)
+        plan = plan_collection(
+            take_snapshot(backend),
+            game,
+            env.protocol(game, "classic"),
+            steps=steps,
+            num_envs=4,
+            policy="random",
+            seed=1,
+            segment_steps=256,
+        )
+        collect(plan, backend)
+        yield backend, Path(folder)
+
+
+def interleave(
+    contenders: dict[str, Callable[[], float]], rounds: int = 5
+) -> dict[str, list[float]]:
+    """Rates of each contender, one a round, the order turning from round to round."""
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders)
+    for turn in range(rounds):
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            rates[name].append(contenders[name]())
+    return rates
+
+
+def rate(work: Callable[[], int], seconds: float = 2.0) -> float:
+    """How much work a second, from calling `work` for at least `seconds`; it returns its amount."""
+    started, done = time.perf_counter(), 0
+    while (spent := time.perf_counter() - started) < seconds:
+        done += work()
+    return done / spent
+
+
+def table(unit: str, rates: dict[str, list[float]], base: str) -> None:
+    """Print medians, their range, and their ratio to `base`, as Markdown."""
+    middle = statistics.median(rates[base])
+    print(f"| | {unit} (median of {len(rates[base])}) | range | ratio |")
+    print("| --- | --- | --- | --- |")
+    for name, found in rates.items():
+        median = statistics.median(found)
+        spread = f"{min(found):,.1f} to {max(found):,.1f}"
+        print(f"| {name} | {median:,.1f} | {spread} | {median / middle:.2f} |")
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a Markdown table."""
+    print("| " + " | ".join(columns) + " |")
+    print("| " + " | ".join("---" for _ in columns) + " |")
+    for row in rows:
+        print("| " + " | ".join(map(str, row)) + " |")
