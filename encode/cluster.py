@@ -11,6 +11,12 @@ from distributed import Client, LocalCluster
 
 from wsa.store.errors import StorageError, UsageError
 
+WAIT_FOR_WORKERS_S = 60
+
+# Even without a dashboard a scheduler serves HTTP, by default on port 8787, with a warning where
+# somebody else has that: another encode, or a notebook.
+_ANY_PORT = {"dashboard_address": "127.0.0.1:0"}
+
 
 def cores() -> int:
     """Cores this process may use."""
@@ -33,7 +39,13 @@ def connect(scheduler: str, workers: int) -> Iterator[tuple[Client, int]]:
     """
     logging.getLogger("distributed").setLevel(logging.ERROR)
     if scheduler == "inproc":
-        client = Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None)
+        client = Client(
+            processes=False,
+            n_workers=1,
+            threads_per_worker=1,
+            dashboard_address=None,
+            scheduler_kwargs=_ANY_PORT,
+        )
         with client:
             yield client, 0
     elif scheduler == "local":
@@ -43,6 +55,7 @@ def connect(scheduler: str, workers: int) -> Iterator[tuple[Client, int]]:
                 threads_per_worker=1,
                 dashboard_address=None,
                 silence_logs=logging.ERROR,
+                scheduler_kwargs=_ANY_PORT,
             ) as cluster,
             Client(cluster) as client,
         ):
@@ -57,6 +70,14 @@ def connect(scheduler: str, workers: int) -> Iterator[tuple[Client, int]]:
                 "scheduler' and workers with 'dask worker', or leave --scheduler out.",
             ) from None
         with client:
+            try:
+                client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS_S)
+            except TimeoutError:
+                raise StorageError(
+                    "unavailable",
+                    f"The Dask scheduler at {scheduler} has no workers. Start some: dask worker "
+                    f"{scheduler}",
+                ) from None
             yield client, 0
     else:
         raise UsageError(

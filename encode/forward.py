@@ -111,7 +111,7 @@ class Encoder:
 
     def _features(self, frames: NDArray[np.uint8]) -> Tensor:
         """One batch (B, H, W, 3) to (B, places, C)."""
-        part = torch.from_numpy(np.ascontiguousarray(frames))
+        part = torch.from_numpy(np.array(frames))  # A copy: torch takes no read-only arrays.
         if self.device.type != "cpu" and len(frames) < self.batch:
             part = torch.cat([part, part[-1:].expand(self.batch - len(part), -1, -1, -1)])
         with torch.inference_mode(), self._arithmetic():

@@ -1,0 +1,156 @@
+"""What the tests of encoding share: real frames, tiny models, stores of chosen frames, a counter.
+
+Models are timm's `test_*` architectures, which run a frame in milliseconds; what needs trained
+weights uses the EfficientNet-Lites that a package brings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from wsa.encode import models, register, strip
+from wsa.encode.forward import Encoder
+from wsa.encode.models import Request
+from wsa.encode.spec import parse_output
+from wsa.store import keys, layout, writer
+from wsa.store.backends import Backend
+from wsa.store.records import SegmentMeta
+
+Frames = NDArray[np.uint8]
+
+
+@pytest.fixture(scope="session")
+def frames() -> Frames:
+    """Sixteen real frames, pairs of consecutive steps of eight games, (16, 210, 160, 3)."""
+    return strip.probe_frames()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Request]:
+    """A request for one of timm's test models with random weights: `tiny("vit", "grid:2")`."""
+
+    def ask(name: str, output: str = "pooled", **options: Any) -> Request:
+        return models.parse_request(f"timm:test_{name}:random", {}, output, **options)
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def encoder_of() -> Callable[..., Encoder]:
+    """An encoder without a store or a basis: `encoder_of(request)`."""
+
+    def make(request: Request, **options: Any) -> Encoder:
+        module = models.build(request)
+        how = register._identity(module, request).preprocessing
+        return Encoder(module, how, parse_output(request.output), **options)
+
+    return make
+
+
+@pytest.fixture
+def ran() -> Iterator[list[int]]:
+    """Batch sizes seen by any first layer of a network, in this process: the true count."""
+    seen: list[int] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            seen.append(len(args[0]))
+
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    yield seen
+    handle.remove()
+
+
+@pytest.fixture(scope="session")
+def noise() -> Callable[[int], Frames]:
+    """`noise(i)` is a small frame that differs for every i."""
+
+    def make(number: int) -> Frames:
+        return np.random.default_rng(number).integers(0, 256, (12, 10, 3), np.uint8)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def segment_of(kit: ModuleType) -> Callable[..., tuple[SegmentMeta, layout.Arrays]]:
+    """A segment of chosen frames: `segment_of(number, frames, game="Pong")`."""
+
+    def make(
+        number: int, shown: Sequence[Frames], game: str = "Pong"
+    ) -> tuple[SegmentMeta, layout.Arrays]:
+        height, width, _ = shown[0].shape
+        meta, arrays = kit.fake_segment(
+            number, game=game, env=len(shown), steps=1, height=height, width=width, indexed=False
+        )
+        count = len(shown)
+        rows = {name: np.resize(arrays[name], count) for name in layout.ROW_FIELDS}
+        rows["frame"] = np.arange(count, dtype=np.int32)
+        digests = b"".join(keys.frame_digest(frame) for frame in shown)
+        whole: layout.Arrays = {
+            **rows,
+            "frames": np.stack(shown),
+            "digest": np.frombuffer(digests, np.uint8).reshape(count, -1),
+        }
+        fields = {name: getattr(meta, name) for name in meta.__struct_fields__}
+        return SegmentMeta(**{**fields, "rows": count, "frames": count}), whole
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fill(
+    segment_of: Callable[..., tuple[SegmentMeta, layout.Arrays]],
+    noise: Callable[[int], Frames],
+) -> Callable[..., list[SegmentMeta]]:
+    """`fill(store, [[0, 1], [1, 2]])` commits segments of `noise` frames with these numbers."""
+
+    def commit(
+        backend: Backend, numbers: Sequence[Sequence[int]], game: str = "Pong", first: int = 0
+    ) -> list[SegmentMeta]:
+        metas = []
+        for at, shown in enumerate(numbers, first):
+            meta, arrays = segment_of(at, [noise(i) for i in shown], game)
+            writer.commit_segment(backend, meta, arrays)
+            metas.append(meta)
+        return metas
+
+    return commit
+
+
+@dataclasses.dataclass
+class Tree:
+    """Checksums of all files below a folder."""
+
+    root: Path
+
+    def __call__(self) -> dict[str, str]:
+        return {
+            str(path.relative_to(self.root)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(self.root.rglob("*"))
+            if path.is_file()
+        }
+
+
+@pytest.fixture
+def tree(store: Backend) -> Tree:
+    """`tree()` is the store's every file with its checksum."""
+    return Tree(Path(store.url))
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Tests change how many cores torch uses; none inherits that."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

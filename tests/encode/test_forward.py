@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from wsa.encode.forward import Encoder, stored
+from wsa.encode.models import Request, parse_request
+from wsa.encode.preprocess import preprocess
+from wsa.encode.spec import parse_output
+from wsa.store.errors import UsageError
+
+Ask = Callable[..., Request]
+Make = Callable[..., Encoder]
+
+# One of each layout of features: maps (NCHW), tokens behind prefix tokens, maps (NHWC).
+LAYOUTS = {
+    "timm:test_resnet:random": (96, 5),
+    "timm:test_convnext:random": (64, 5),
+    "timm:test_vit:random": (64, 10),
+    "timm:test_vit4:random": (96, 10),
+    "timm:test_mambaout:random": (64, 5),
+    "timm:swin_s3_tiny_224:random": (768, 7),
+}
+
+
+def brute_force(encoder: Encoder, frames: NDArray[np.uint8], side: int) -> NDArray[np.float64]:
+    """Average forward_features over the cells of a grid, by loops; PyTorch's rule for edges."""
+    pixels = preprocess(torch.from_numpy(frames), encoder.preprocessing)
+    with torch.inference_mode():
+        features = encoder.module.forward_features(pixels).double().numpy()
+    if features.ndim == 3:
+        patches = features[:, encoder.module.num_prefix_tokens :]
+        height, width = encoder.module.patch_embed.grid_size
+        features = patches.reshape(len(frames), height, width, -1)
+    elif features.shape[1] != features.shape[2]:
+        features = features.transpose(0, 2, 3, 1)
+    cells = features.shape[1]
+    out = np.zeros((len(frames), side, side, features.shape[3]))
+    for i in range(side):
+        for j in range(side):
+            rows = slice(i * cells // side, -(-(i + 1) * cells // side))
+            columns = slice(j * cells // side, -(-(j + 1) * cells // side))
+            out[:, i, j] = features[:, rows, columns].mean(axis=(1, 2))
+    return out
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if "swin" in n else n for n in LAYOUTS]
+)
+def test_a_grid_is_the_average_of_the_models_own_features(
+    name: str, frames: NDArray[np.uint8], encoder_of: Make
+) -> None:
+    width, cells = LAYOUTS[name]
+    encoder = encoder_of(parse_request(name, {}, "grid:3"))
+    found = encoder(frames[:2])
+    assert found.shape == (2, 3, 3, width) and found.dtype == np.float32
+    np.testing.assert_allclose(found, brute_force(encoder, frames[:2], 3), rtol=1e-4, atol=1e-5)
+    encoder.output = parse_output(f"grid:{cells}")
+    whole = encoder(frames[:2])
+    np.testing.assert_allclose(whole, brute_force(encoder, frames[:2], cells), rtol=1e-4, atol=1e-5)
+    # Of a place, not of another: were rows and columns swapped, this would be the transpose.
+    assert np.abs(whole - whole.swapaxes(1, 2)).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit", "vit3", "mambaout", "convnext"])
+def test_pooled_is_the_models_own_input_to_its_classifier(
+    name: str, frames: NDArray[np.uint8], encoder_of: Make, tiny: Ask
+) -> None:
+    encoder = encoder_of(tiny(name))
+    with torch.inference_mode():
+        pixels = preprocess(torch.from_numpy(frames[:3]), encoder.preprocessing)
+        wanted = encoder.module(pixels).numpy()  # Its classifier is the identity.
+    np.testing.assert_allclose(encoder(frames[:3]), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(
+    frames: NDArray[np.uint8], encoder_of: Make, tiny: Ask
+) -> dict[str, tuple[Encoder, NDArray[np.float32]]]:
+    """Encoders, and what each gives for every frame on its own, on one core."""
+    found = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    # Of these the first three have been seen to differ with batch or threads when run in batches.
+    for name in ("convnext2", "efficientnet", "vit3", "resnet"):
+        encoder = encoder_of(tiny(name, "grid:2"))
+        found[name] = encoder, np.concatenate([encoder(frame[None]) for frame in frames])
+    torch.set_num_threads(threads)
+    return found
+
+
+@settings(max_examples=25)
+@given(
+    name=st.sampled_from(["convnext2", "efficientnet", "vit3", "resnet"]),
+    picked=st.lists(st.integers(0, 15), min_size=1, max_size=12),
+    threads=st.sampled_from([1, 2, 3]),
+)
+def test_an_embedding_depends_on_its_frame_alone(
+    name: str,
+    picked: list[int],
+    threads: int,
+    alone: dict[str, tuple[Encoder, NDArray[np.float32]]],
+    frames: NDArray[np.uint8],
+) -> None:
+    encoder, wanted = alone[name]
+    torch.set_num_threads(threads)
+    before = encoder.passes
+    np.testing.assert_array_equal(encoder(frames[picked]), wanted[picked])
+    assert encoder.passes - before == len(picked)
+    assert torch.get_num_threads() == threads, "the caller's threads are left as they were"
+
+
+def test_trained_weights_give_the_same_with_any_neighbours_and_threads(
+    frames: NDArray[np.uint8], encoder_of: Make
+) -> None:
+    encoder = encoder_of(parse_request("lite0", {}, "grid:7"))
+    torch.set_num_threads(1)
+    alone = np.concatenate([encoder(frame[None]) for frame in frames[:6]])
+    torch.set_num_threads(2)
+    np.testing.assert_array_equal(encoder(frames[5::-1]), alone[::-1])
+    np.testing.assert_array_equal(encoder(frames[3:4]), alone[3:4])
+
+
+def test_passes_are_the_frames_that_the_network_saw(
+    frames: NDArray[np.uint8], encoder_of: Make, tiny: Ask, ran: list[int]
+) -> None:
+    total = Encoder.total_passes
+    encoder = encoder_of(tiny("resnet"))
+    assert encoder.passes == 0 and not ran
+    for picked in (1, 5, 16):
+        encoder(frames[:picked])
+    encoder.features(frames[:4])
+    assert encoder.passes == sum(ran) == 26 == Encoder.total_passes - total
+
+
+def test_a_failing_frame_leaves_torchs_threads_as_they_were(
+    frames: NDArray[np.uint8], encoder_of: Make, tiny: Ask
+) -> None:
+    encoder = encoder_of(tiny("resnet"))
+    torch.set_num_threads(2)
+    for count in (1, 3):
+        with pytest.raises(RuntimeError):
+            encoder(frames[:count, :, :, :2])
+        assert torch.get_num_threads() == 2
+    assert encoder.passes == 0
+
+
+def test_frames_may_be_mapped_turned_or_read_only(
+    frames: NDArray[np.uint8], encoder_of: Make, tiny: Ask
+) -> None:
+    encoder = encoder_of(tiny("resnet"))
+    locked = frames[:2].copy()
+    locked.flags.writeable = False
+    wanted = encoder(frames[:2])
+    np.testing.assert_array_equal(encoder(locked), wanted)
+    np.testing.assert_array_equal(encoder(locked[::-1]), wanted[::-1])
+    np.testing.assert_array_equal(encoder(np.asfortranarray(locked)), wanted)
+
+
+def test_tf32_needs_a_gpu(encoder_of: Make, tiny: Ask) -> None:
+    with pytest.raises(UsageError, match="tf32 needs an NVIDIA GPU"):
+        encoder_of(tiny("resnet"), precision="tf32")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_global_flags_are_left_as_they_were(
+    precision: Any, frames: NDArray[np.uint8], encoder_of: Make, tiny: Ask
+) -> None:
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    encoder = encoder_of(tiny("resnet"), precision=precision)
+    assert np.isfinite(encoder(frames[:1])).all()
+    assert flags == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=2
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_a_row_is_stored_the_same_beside_any_other_rows(rows: list[list[float]]) -> None:
+    found = np.array(rows, np.float32)
+    together = stored(found)
+    for row, ours in zip(found, together, strict=True):
+        apart = stored(row[None])[0]
+        np.testing.assert_array_equal(apart.astype(np.float32), ours.astype(np.float32))
+        if np.abs(row).max() <= 65504:
+            np.testing.assert_array_equal(ours, row.astype(np.float16))
+        else:
+            np.testing.assert_array_equal(ours, row)
+    assert np.isfinite(together).all()
+    assert together.dtype == (np.float16 if np.abs(found).max() <= 65504 else np.float32)
+
+
+def test_what_is_not_a_number_is_stored_as_such() -> None:
+    found = stored(np.array([[1, np.nan], [np.inf, 2], [3, 4]], np.float32))
+    assert np.isnan(found[0, 1]) and np.isinf(found[1, 0]) and np.isfinite(found[2]).all()

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from numpy.typing import NDArray
+
+from wsa.encode import basis as bases
+from wsa.encode import models, preprocess, probe, register, strip
+from wsa.encode.models import Request, parse_request
+from wsa.encode.register import find, open_model, read_spec
+from wsa.encode.spec import Identity, Preprocessing, model_key
+from wsa.store.backends import Backend
+from wsa.store.errors import ConflictError, MissingError, UsageError
+from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.root import open_store
+from wsa.store.verify import verify
+
+Ask = Callable[..., Request]
+REDUCED = "grid:2+pca:32"
+STRIP_FRAMES = 832
+
+
+def put(store: Backend, request: Request, max_step_error: float = 0.1) -> register.Registered:
+    return register.register(take_snapshot(store), request, max_step_error)
+
+
+# The measure.
+
+VECTORS = arrays.arrays(np.float32, (6, 3), elements=st.floats(-100, 100, width=32))
+
+
+@given(VECTORS, st.floats(0.01, 100), st.integers(0, 99))
+def test_a_step_error_scales_with_the_error(
+    reference: NDArray[Any], scale: float, seed: int
+) -> None:
+    reference = reference.astype(np.float64)
+    reference[1::2] += [1.0, 0, 0]  # Every step changes something, on most draws.
+    off = np.random.default_rng(seed).normal(size=reference.shape)
+    assert probe.step_error(reference, reference) == 0
+    one = probe.step_error(reference + off, reference)
+    assert one > 0
+    assert probe.step_error(reference + scale * off, reference) == pytest.approx(scale * one)
+
+
+def test_a_step_error_of_one_is_one_step() -> None:
+    reference = np.array([[0.0], [2], [10], [12], [20], [22]])
+    assert probe.step_error(reference + 2, reference) == 1
+    assert probe.step_error(reference - 0.5, reference) == 0.25
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_or_of_another_shape_is_infinitely_wrong(bad: float) -> None:
+    reference = np.arange(8.0).reshape(4, 2)
+    broken = reference.copy()
+    broken[2, 1] = bad
+    assert probe.step_error(broken, reference) == np.inf
+    assert probe.step_error(reference, broken) == np.inf
+    assert probe.step_error(reference[:, :1], reference) == np.inf
+    assert probe.step_error(reference.reshape(4, 2, 1), reference) == np.inf
+
+
+def test_probe_vectors_are_kept_exactly() -> None:
+    vectors = np.random.default_rng(0).normal(size=(4, 2, 2)).astype(np.float32)
+    np.testing.assert_array_equal(probe.load(probe.save(vectors)), vectors)
+
+
+# The key.
+
+IDENTITY = Identity(
+    architecture="resnet18",
+    weights="00",
+    random=False,
+    preprocessing=Preprocessing("squash", 224, 224, "bicubic", (0.5,) * 3, (0.5,) * 3),
+    output="grid:7+pca:512",
+    basis="aa",
+    window=1,
+    precision="fp32",
+)
+OTHER: dict[str, Any] = {
+    "architecture": "resnet34",
+    "weights": "01",
+    "random": True,
+    "output": "grid:7+pca:511",
+    "basis": "ab",
+    "window": 4,
+    "precision": "bf16",
+}
+OTHER_PIXELS: dict[str, Any] = {
+    "geometry": "crop",
+    "height": 225,
+    "width": 225,
+    "interpolation": "bilinear",
+    "mean": (0.5, 0.5, 0.51),
+    "std": (0.5, 0.5, 0.51),
+}
+
+
+def test_whatever_changes_an_embedding_changes_the_key() -> None:
+    assert {*OTHER, "preprocessing"} == set(Identity.__struct_fields__)
+    assert set(OTHER_PIXELS) == set(Preprocessing.__struct_fields__)
+    replace = msgspec.structs.replace
+    others = [replace(IDENTITY, **{name: value}) for name, value in OTHER.items()]
+    others += [
+        replace(IDENTITY, preprocessing=replace(IDENTITY.preprocessing, **{name: value}))
+        for name, value in OTHER_PIXELS.items()
+    ]
+    keys = [model_key("m", identity) for identity in [IDENTITY, *others]]
+    assert len(set(keys)) == len(keys)
+    assert model_key("m", replace(IDENTITY)) == keys[0] != model_key("n", IDENTITY)
+
+
+def test_the_key_does_not_change_from_one_version_of_wsa_to_the_next() -> None:
+    assert model_key("m", IDENTITY) == "m-6f883fa4820c"
+
+
+def test_library_versions_are_noted_and_not_in_the_key(
+    store: Backend, tmp_path: Path, tiny: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = put(store, tiny("resnet")).spec
+    assert spec.libraries["torchvision"] == torchvision.__version__
+    monkeypatch.setattr(torchvision, "__version__", "99.0")
+    other = put(open_store(str(tmp_path / "other"), create=True), tiny("resnet")).spec
+    assert other.libraries["torchvision"] == "99.0"
+    assert other.key == spec.key
+
+
+def test_a_count_of_training_batches_is_no_part_of_the_weights(tiny: Ask) -> None:
+    module = models.build(tiny("resnet"))
+    before = register.weights_digest(module)
+    counters = [b for n, b in module.named_buffers() if n.endswith("num_batches_tracked")]
+    for counter in counters:
+        counter.fill_(12345)
+    assert counters and register.weights_digest(module) == before
+    next(module.parameters()).view(-1)[0] += 1e-3
+    assert register.weights_digest(module) != before
+
+
+# Registering and opening. The reduced model is fitted once for the whole file.
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    store: Backend
+    request: Request
+    first: register.Registered
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return take_snapshot(self.store)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory, tiny: Ask) -> Fitted:
+    store = open_store(str(tmp_path_factory.mktemp("fitted") / "store"), create=True)
+    request = tiny("vit", REDUCED)
+    return Fitted(store, request, put(store, request))
+
+
+def test_a_basis_is_fitted_on_the_strip_once(fitted: Fitted, ran: list[int]) -> None:
+    assert fitted.first.fitted == STRIP_FRAMES == sum(len(g.frames) for g in strip.load_strip())
+    again = put(fitted.store, fitted.request)
+    assert again.fitted == 0 and again.spec == fitted.first.spec
+    assert sum(ran) == len(strip.probe_frames()), "nothing but the probe frames ran"
+    assert fitted.snapshot.models == [fitted.first.spec.key]
+    assert verify(fitted.store).damage == () and verify(fitted.store).leftovers == 0
+
+
+def test_a_spec_says_what_the_model_is(fitted: Fitted) -> None:
+    spec = read_spec(fitted.snapshot, fitted.first.spec.key)
+    assert spec == fitted.first.spec
+    assert spec.identity.random and spec.title.endswith("(random weights)")
+    assert spec.shape == (32,) and spec.step_error == 0
+    assert spec.identity.basis == bases.recipe(strip.strip_digest())
+    raw = json.loads(fitted.snapshot.read_model(spec.key)["spec.json"])
+    assert raw["identity"]["preprocessing"]["geometry"] == "squash"
+    with pytest.raises(MissingError, match="wsa models"):
+        read_spec(fitted.snapshot, "vit-0123456789ab")
+
+
+def test_it_is_found_without_building_it(
+    fitted: Fitted, tiny: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "build", lambda request: pytest.fail("it was built"))
+    assert find(fitted.snapshot, fitted.request) == fitted.first.spec
+    for other in (
+        tiny("vit", "grid:2+pca:33"),
+        tiny("vit2", REDUCED),
+        tiny("vit", REDUCED, precision="bf16"),
+        parse_request("timm:test_vit", {}, REDUCED),
+    ):
+        assert find(fitted.snapshot, other) is None
+
+
+def test_an_opened_model_has_made_no_passes_and_gives_the_probe_vectors(
+    fitted: Fitted, frames: NDArray[np.uint8]
+) -> None:
+    encoder = open_model(fitted.snapshot, fitted.first.spec.key)
+    assert encoder.passes == 0
+    files = fitted.snapshot.read_model(fitted.first.spec.key)
+    np.testing.assert_array_equal(encoder(frames), probe.load(files["probe.safetensors"]))
+
+
+def test_another_basis_is_noticed(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = bases.load
+
+    def bent(data: bytes) -> bases.Basis:
+        basis = real(data)
+        return dataclasses.replace(basis, grid=basis.grid.flip(1))
+
+    monkeypatch.setattr(bases, "load", bent)
+    with pytest.raises(ConflictError) as caught:
+        open_model(fitted.snapshot, fitted.first.spec.key)
+    assert caught.value.kind == "model-drift" and caught.value.exit_code == 4
+
+
+@pytest.fixture(scope="module")
+def lite(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backend, str]:
+    store = open_store(str(tmp_path_factory.mktemp("lite") / "store"), create=True)
+    return store, put(store, parse_request("lite0", {}, "pooled")).spec.key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+        {"interpolation": "bilinear"},
+        {"height": 240, "width": 240},
+    ],
+    ids=["mean", "interpolation", "size"],
+)
+def test_preprocessing_that_is_not_what_it_was_is_refused(
+    change: dict[str, Any], lite: tuple[Backend, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(frames: torch.Tensor, how: Preprocessing) -> torch.Tensor:
+        return preprocess.preprocess(frames, msgspec.structs.replace(how, **change))
+
+    monkeypatch.setattr("wsa.encode.forward.preprocess", changed)
+    with pytest.raises(ConflictError, match="changes from step to step") as caught:
+        open_model(take_snapshot(lite[0]), lite[1])
+    assert caught.value.kind == "model-drift"
+    with pytest.raises(ConflictError):
+        put(lite[0], parse_request("lite0", {}, "pooled"))
+
+
+@pytest.fixture
+def by_file(store: Backend, tmp_path: Path, tiny: Ask) -> tuple[Path, str]:
+    """A model registered from a weights file, `(file, key)`."""
+    file = tmp_path / "w.safetensors"
+    tensors = models.build(tiny("resnet")).state_dict()
+    safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, file)
+    request = parse_request("timm:test_resnet", {"timm:test_resnet": str(file)}, "pooled")
+    return file, put(store, request).spec.key
+
+
+def test_weights_that_changed_under_the_same_name_are_noticed(
+    store: Backend, by_file: tuple[Path, str]
+) -> None:
+    file, key = by_file
+    request = parse_request("timm:test_resnet", {"timm:test_resnet": str(file)}, "pooled")
+    found = find(take_snapshot(store), request)
+    assert found is not None and found.key == key
+    tensors = safetensors.torch.load_file(file)
+    tensors["conv1.0.weight"].view(-1)[0] += 1e-3
+    file.unlink()
+    safetensors.torch.save_file(tensors, file)
+    assert find(take_snapshot(store), request) is None
+    with pytest.raises(ConflictError, match="not those of") as caught:
+        open_model(take_snapshot(store), key)
+    assert caught.value.kind == "other-weights"
+    assert put(store, request).spec.key != key
+
+
+def test_a_weights_file_may_lie_elsewhere_on_another_machine(
+    store: Backend, by_file: tuple[Path, str]
+) -> None:
+    file, key = by_file
+    alias = read_spec(take_snapshot(store), key).alias
+    moved = file.rename(file.with_name("moved.safetensors"))
+    encoder = open_model(take_snapshot(store), key, weights={alias: str(moved)})
+    assert encoder.passes == 0
+    assert open_model(take_snapshot(store), key, source=f"file:{moved}").passes == 0
+    with pytest.raises(ConflictError):
+        open_model(take_snapshot(store), key)
+
+
+# Precision.
+
+
+def test_bf16_on_a_cpu_is_refused_and_may_be_allowed(
+    store: Backend, lite: tuple[Backend, str]
+) -> None:
+    request = parse_request("lite0", {}, "pooled", "bf16")
+    before = set(store.list(""))
+    with pytest.raises(ConflictError, match="--max-step-error") as caught:
+        put(store, request)
+    assert caught.value.kind == "step-error" and caught.value.exit_code == 4
+    assert set(store.list("")) == before, "nothing was written"
+    spec = put(store, request, max_step_error=10).spec
+    assert spec.key != lite[1] and 0.1 < spec.step_error < 10
+    assert open_model(take_snapshot(store), spec.key).precision == "bf16"
+
+
+def test_tf32_on_a_cpu_is_refused_before_anything_runs(
+    store: Backend, tiny: Ask, ran: list[int]
+) -> None:
+    with pytest.raises(UsageError, match="tf32"):
+        put(store, tiny("vit", REDUCED, precision="tf32"))
+    assert not ran and take_snapshot(store).models == []
+
+
+def test_more_numbers_than_the_strip_gives_are_refused(
+    store: Backend, tiny: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = strip.load_strip()[:1]
+    monkeypatch.setattr(strip, "load_strip", lambda: short)
+    monkeypatch.setattr(strip, "probe_frames", lambda: short[0].frames)
+    with pytest.raises(UsageError, match="at most 7"):
+        put(store, tiny("vit", "grid:2+pca:32"))
+    assert take_snapshot(store).models == []
