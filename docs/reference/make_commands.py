@@ -1,0 +1,43 @@
+"""Write docs/reference/commands.md from the commands' own help.
+
+    python docs/reference/make_commands.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from unittest import mock
+
+from wsa import cli
+
+
+def page() -> str:
+    """The page, the same on every machine: 100 columns, no colour, no folder of this user."""
+    with mock.patch.dict(os.environ, COLUMNS="100", NO_COLOR="1", WSA_STORE="$WSA_STORE"):
+        return _page()
+
+
+def _page() -> str:
+    parts = [
+        "# Commands\n\n",
+        "Made from the commands' own help by `docs/reference/make_commands.py`.\n\n",
+        f"```text\n{_help([])}```\n",
+    ]
+    for name, verb in cli.VERBS.items():
+        parts.append(f"\n## wsa {name}\n\n{verb.what[0].upper() + verb.what[1:]}.\n\n")
+        parts.append(f"```text\n{_help([name])}```\n")
+    return "".join(parts)
+
+
+def _help(verb: list[str]) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        cli.main([*verb, "--help"])
+    return "".join(line.rstrip() + "\n" for line in out.getvalue().splitlines())
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("commands.md").write_text(page())
