@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Sequence
 
+import torch
+
 from wsa.encode import register, strip
 from wsa.encode.cluster import cores
 from wsa.encode.forward import choose_device
@@ -60,7 +62,7 @@ def estimate(
         numbers = math.prod(spec.shape)
     fits = encoder.output.pca and spec is None
     fit = sum(len(game.frames) for game in strip.load_strip()) if fits else 0
-    parallel = 1 if encoder.device.type == "cuda" else max(1, (workers or cores()) / cores())
+    parallel = 1 if encoder.device.type == "cuda" else max(1, (workers or cores()) / torch.get_num_threads())
     return Estimate(
         alias=request.alias,
         objects=len(plan.items),

@@ -11,6 +11,7 @@ one core, and several cores run several frames; on a GPU every batch is padded t
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
@@ -61,6 +62,7 @@ class Encoder:
     """
 
     total_passes: ClassVar[int] = 0
+    _counting: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(
         self,
@@ -106,7 +108,8 @@ class Encoder:
         else:
             found = [function(part) for part in parts]
         self.passes += len(frames)
-        Encoder.total_passes += len(frames)
+        with Encoder._counting:
+            Encoder.total_passes += len(frames)
         return torch.cat(found)
 
     def _features(self, frames: NDArray[np.uint8]) -> Tensor:

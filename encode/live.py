@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class LiveEncoder:
         self._flat = flat
         self._index = DigestIndex(flat.digests)
         self._encoders = list(encoders)
+        self._threads = ThreadPoolExecutor(len(self._encoders) or 1)
         self._memory: OrderedDict[bytes, NDArray[Any]] = OrderedDict()
         self._remember = remember
         self.frames = 0
@@ -109,16 +111,19 @@ class LiveEncoder:
         return out
 
     def _run(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
-        parts = []
-        for key, encoder in zip(self._flat.models, self._encoders, strict=True):
-            with np.errstate(over="ignore"):
-                part = stored(encoder(frames)).reshape(len(frames), -1).astype(self.dtype)
-            if not np.isfinite(part).all():
-                raise ConflictError(
-                    "not-finite",
-                    f"Model {key} gave an embedding that is not a number, or too large for "
-                    f"{self.dtype}, for a frame just played. Check the weights file; if the model "
-                    "was encoded with --precision, try fp32.",
-                )
-            parts.append(part)
+        """Every model over frames (n, H, W, 3), a thread for each model: (n, width)."""
+        each = [frames] * len(self._encoders)
+        parts = list(self._threads.map(self._run_one, self._flat.models, self._encoders, each))
         return np.concatenate(parts, axis=1)
+
+    def _run_one(self, key: str, encoder: Encoder, frames: NDArray[np.uint8]) -> NDArray[Any]:
+        with np.errstate(over="ignore"):
+            part = stored(encoder(frames)).reshape(len(frames), -1).astype(self.dtype)
+        if not np.isfinite(part).all():
+            raise ConflictError(
+                "not-finite",
+                f"Model {key} gave an embedding that is not a number, or too large for "
+                f"{self.dtype}, for a frame just played. Check the weights file; if the model "
+                "was encoded with --precision, try fp32.",
+            )
+        return part
