@@ -5,13 +5,16 @@ Learning" (arXiv 2507.07197). For models i = 1..m with state embeddings u_i and 
 
     E_i = ReLU(LN(W_i u_i + b_i))           adapters, one for each model
     c   = ReLU(LN(W_0 u_0 + b_0))           context, or the mean of the E_i
-    s_i = f([c ; E_i])                      one scorer, shared by all models: its name
+    s_i = f([c ; E_i])                      one MLP, shared by all models: the method's name
     w   = softmax(s)                        (m,), sums to 1
     R   = sum_i w_i E_i                     the state vector
 
 The authors' code differs from their text and from itself; these defaults mend what was found wrong
 there (docs/explain/wsa.md): scores have no ReLU, so a model can be turned off and no row is stuck at
-uniform weights, and adapters are normalised, so none dies on embeddings of another scale.
+uniform weights, and adapters are normalised, so none dies on embeddings of another scale. f has a
+hidden layer, as their text says: in their code it is one linear map, and then c adds the same to
+every score, which the softmax takes away again. The context would do nothing and learn nothing
+(Brody et al., 2022, arXiv 2105.14491, for attention over graphs).
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class WeightSharingAttention(nn.Module):
         self._context = context
         self.adapters = nn.ModuleList(_adapter(width, size) for width in widths)
         self.context = None if context is None else _adapter(widths[context], size)
-        self.scorer = nn.Linear(2 * size, 1)
+        self.scorer = nn.Sequential(nn.Linear(2 * size, size), nn.ReLU(), nn.Linear(size, 1))
 
     def forward(self, embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Fuse.
