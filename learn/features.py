@@ -55,12 +55,15 @@ class OfflineBatches:
         self._gathered = np.empty((batch_size * (depth + 1), flat.width), flat.embeddings.dtype)
 
     def draw(self) -> Batch:
-        """The next batch; its tensors are the caller's until the next draw."""
+        """The next batch; its states are the caller's until the next draw.
+
+        Raises:
+            UsageError: `depth` is more than what segments repeat of each other.
+        """
         steps = self._flat.steps
         rows = steps[self._generator.integers(len(steps), size=self._batch_size)]
-        back = np.arange(self._depth - 1, -2, -1)  # k - 1 frames ago ... now, and the next frame
-        at = np.maximum(rows[:, None] - back, self._flat.rows["first"][rows][:, None])
-        frames = self._flat.rows["frame"][at]
+        state = self._flat.stack(rows, self._depth)
+        frames = np.column_stack([state, self._flat.rows["frame"][rows + 1]])
         self._flat.gather(frames.ravel(), self._gathered)
         here = self._flat.rows[rows]
         return Batch(
@@ -80,7 +83,7 @@ class OfflineBatches:
 
 
 def moments(flat: FlatMap, most: int = 20_000) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each embedding number over the data, (width,) float32 each.
+    """Mean and standard deviation of each embedding number over the steps, (width,) float32 each.
 
     All frames of one game are alike, so what tells them apart is a small part of an embedding;
     learners subtract the mean and divide by the deviation. Numbers that hardly vary are not blown
@@ -88,14 +91,18 @@ def moments(flat: FlatMap, most: int = 20_000) -> tuple[Tensor, Tensor]:
 
     Args:
         flat: The data.
-        most: Frames to look at, evenly spaced.
+        most: Steps to look at, evenly spaced.
     """
-    rows = np.unique(np.linspace(0, len(flat.embeddings) - 1, most).astype(np.int64))
-    sample = np.asarray(flat.embeddings[rows], np.float32)
-    mean, deviation = sample.mean(axis=0), sample.std(axis=0)
+    # By way of the steps: the flat map's files may hold other segments than this snapshot's.
+    at = np.unique(np.linspace(0, len(flat.steps) - 1, most).astype(np.int64))
+    frames = flat.rows["frame"][flat.steps[at]]
+    mean, deviation = np.empty(flat.width, np.float32), np.empty(flat.width, np.float32)
     for columns in flat.columns:
-        floor = 0.01 * deviation[columns].mean() + 1e-6
-        deviation[columns] = np.maximum(deviation[columns], floor)
+        # float64: in float32 a sum over rows loses what little differs between frames.
+        sample = flat.embeddings[frames, columns].astype(np.float64)
+        spread = sample.std(axis=0)
+        mean[columns] = sample.mean(axis=0)
+        deviation[columns] = np.maximum(spread, 0.01 * spread.mean() + 1e-6)
     return torch.from_numpy(mean), torch.from_numpy(deviation)
 
 

@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from wsa.learn.features import LiveStacks, OfflineBatches, moments
+from wsa.store import layout
+from wsa.store.backends import Backend
+from wsa.store.errors import UsageError
+from wsa.store.flat import FlatMap, materialise
+from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.records import SegmentMeta
+from wsa.store.writer import commit_segment
+
+ALIASES = {"lite0": (3,), "vit": (2, 2)}
+
+
+def add(
+    kit: ModuleType,
+    store: Backend,
+    number: int,
+    change: Callable[[SegmentMeta, layout.Arrays], Any] = lambda meta, arrays: None,
+    **options: Any,
+) -> SegmentMeta:
+    """Commit a fake segment, changed, and its embeddings by both models."""
+    meta, arrays = kit.remember(number, **options)
+    change(meta, arrays)
+    commit_segment(store, meta, arrays)
+    for alias, shape in ALIASES.items():
+        kit.add_embedding(store, meta, kit.key(alias), shape=shape)
+    return meta  # type: ignore[no-any-return]
+
+
+def truncate(meta: SegmentMeta, arrays: layout.Arrays) -> None:
+    """Every other end was one of the step limit."""
+    ends = np.flatnonzero(arrays["terminated"])[::2]
+    arrays["terminated"][ends] = False
+    arrays["truncated"][ends] = True
+    arrays["reward"] *= 7  # Rewards that clipping would change.
+
+
+@pytest.fixture
+def data(kit: ModuleType, store: Backend, tmp_path: Path) -> tuple[Snapshot, FlatMap]:
+    """Episodes that end either way, some at once, and cuts inside others."""
+    add(kit, store, 0, truncate, steps=11, ends=(0, 1, 5), frames=8)
+    add(kit, store, 1, truncate, steps=11, ends=(2, 6, 10), frames=8, cut=True)
+    add(kit, store, 2, truncate, steps=11, ends=(), frames=8, cut=False)
+    add(kit, store, 0, truncate, env=1, steps=11, ends=(3,), frames=8)
+    snapshot = take_snapshot(store)
+    return snapshot, materialise(snapshot, kit.GAME, [kit.key(a) for a in ALIASES], tmp_path / "c")
+
+
+Step = tuple[list[bytes], list[bytes], int, float, bool]
+
+
+def steps_of(kit: ModuleType, snapshot: Snapshot, depth: int) -> list[Step]:
+    """Every step by brute force: walk each segment, hold the last frames in a list."""
+    found: list[Step] = []
+    for meta in snapshot.segments(kit.GAME):
+        rows = snapshot.read_rows(meta)
+        parts = [
+            snapshot.read_embedding(kit.GAME, kit.key(alias), meta.segment).reshape(meta.frames, -1)
+            for alias in ALIASES
+        ]
+        fused = np.concatenate(parts, axis=1)
+        stack: list[bytes] = []
+        pending: tuple[list[bytes], int] | None = None
+        for i in range(meta.rows):
+            now = fused[rows["frame"][i]].tobytes()
+            stack = [now] * depth if rows["is_first"][i] or not stack else [*stack[1:], now]
+            if pending is not None:
+                state, at = pending
+                values = (rows["action"][at], rows["reward"][at], rows["terminated"][at])
+                found.append((state, [*state[1:], now], *(v.item() for v in values)))
+                pending = None
+            if rows["action"][i] >= 0:
+                pending = (stack, i)
+        assert pending is None
+    return found
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_draws_are_the_steps_of_the_store(
+    kit: ModuleType, data: tuple[Snapshot, FlatMap], depth: int
+) -> None:
+    snapshot, flat = data
+    expected = {
+        (*state, *following, action, reward, end)
+        for state, following, action, reward, end in steps_of(kit, snapshot, depth)
+    }
+    batches = OfflineBatches(flat, depth, 64, seed=3)
+    seen = set()
+    for _ in range(20):
+        batch = batches.draw()
+        assert batch.states.shape == (64, depth + 1, 7) and batch.states.dtype == torch.float16
+        assert batch.actions.dtype == torch.int64
+        assert batch.rewards.dtype == batch.terminated.dtype == torch.float32
+        for i in range(64):
+            frames = [frame.numpy().tobytes() for frame in batch.states[i]]
+            end = bool(batch.terminated[i])
+            values = (batch.actions[i].item(), batch.rewards[i].item(), end)
+            seen.add((*frames[:-1], *frames[1:], *values))
+    assert seen == expected
+    rewards = {key[-2] for key in seen}
+    assert rewards == {-7.0, 0.0, 7.0}
+
+
+def test_only_terminated_is_an_end(kit: ModuleType, data: tuple[Snapshot, FlatMap]) -> None:
+    _, flat = data
+    steps = flat.rows[flat.steps]
+    assert steps["truncated"].sum() == 5 and steps["terminated"].sum() == 2
+    batches = OfflineBatches(flat, 1, 4000, seed=0)
+    share = batches.draw().terminated.mean().item()
+    assert share == pytest.approx(2 / len(steps), abs=0.02)
+
+
+def test_draws_are_uniform(kit: ModuleType, data: tuple[Snapshot, FlatMap]) -> None:
+    _, flat = data
+    drawn = np.zeros(len(flat.rows))
+
+    class Recorder:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(flat, name)
+
+        def stack(self, rows: NDArray[np.int64], depth: int) -> NDArray[np.int64]:
+            np.add.at(drawn, rows, 1)
+            return flat.stack(rows, depth)
+
+    recorder: Any = Recorder()
+    OfflineBatches(recorder, 4, 44_000, seed=1).draw()
+    assert set(np.flatnonzero(drawn)) == set(flat.steps)
+    assert len(flat.steps) == 44
+    assert drawn[flat.steps].min() > 850 and drawn[flat.steps].max() < 1150
+
+
+def test_a_deeper_stack_than_segments_hold_is_refused(data: tuple[Snapshot, FlatMap]) -> None:
+    for depth in (0, layout.MAX_STACK_FRAMES + 1):
+        with pytest.raises(UsageError, match="Choose one of these"):
+            OfflineBatches(data[1], depth, 8, seed=0).draw()
+
+
+def content(batches: OfflineBatches) -> list[bytes]:
+    batch = batches.draw()
+    return [
+        tensor.numpy().tobytes()
+        for tensor in (batch.states, batch.actions, batch.rewards, batch.terminated)
+    ]
+
+
+def test_a_saved_state_continues_from_every_point(data: tuple[Snapshot, FlatMap]) -> None:
+    batches = OfflineBatches(data[1], 4, 3, seed=5)
+    states, drawn = [], []
+    for _ in range(50):
+        states.append(json.dumps(batches.state()))
+        drawn.append(content(batches))
+    assert len({line[0] for line in drawn}) > 45
+    other = OfflineBatches(data[1], 4, 3, seed=99)
+    for at, state in enumerate(states):
+        other.restore(json.loads(state))
+        assert [content(other) for _ in range(min(3, 50 - at))] == drawn[at : at + 3]
+
+
+def test_moments_are_of_the_steps(kit: ModuleType, data: tuple[Snapshot, FlatMap]) -> None:
+    snapshot, flat = data
+    now = np.stack(
+        [np.frombuffer(step[0][0], np.float16) for step in steps_of(kit, snapshot, 1)]
+    ).astype(np.float64)
+    mean, deviation = moments(flat)
+    assert mean.dtype == deviation.dtype == torch.float32
+    np.testing.assert_allclose(mean.numpy(), now.mean(axis=0), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(deviation.numpy(), now.std(axis=0), rtol=1e-6)
+
+
+def test_moments_do_not_depend_on_other_segments_in_the_cache(
+    kit: ModuleType, store: Backend, data: tuple[Snapshot, FlatMap], tmp_path: Path
+) -> None:
+    snapshot, flat = data
+    before = moments(flat)
+    add(kit, store, 7, steps=30, env=3)
+    models = [kit.key(a) for a in ALIASES]
+    cache = tmp_path / "c"
+    later = moments(materialise(take_snapshot(store), kit.GAME, models, cache))
+    again = moments(materialise(snapshot, kit.GAME, models, cache))
+    fresh = moments(materialise(snapshot, kit.GAME, models, tmp_path / "other"))
+    for i in range(2):
+        assert torch.equal(before[i], again[i]) and torch.equal(before[i], fresh[i])
+        assert not torch.equal(before[i], later[i])
+
+
+def flat_of(embeddings: NDArray[Any], columns: list[slice]) -> Any:
+    """As much of a flat map as `moments` needs, one step a frame."""
+    rows = np.zeros(len(embeddings), [("frame", "<i8")])
+    rows["frame"] = np.arange(len(embeddings))
+    return SimpleNamespace(
+        embeddings=embeddings,
+        columns=columns,
+        rows=rows,
+        steps=np.arange(len(embeddings)),
+        width=embeddings.shape[1],
+    )
+
+
+def test_moments_keep_what_little_differs_and_do_not_blow_up_what_does_not() -> None:
+    generator = np.random.default_rng(0)
+    embeddings = np.zeros((20_000, 5), np.float32)
+    embeddings[:, 0] = 1000 + 0.01 * generator.standard_normal(20_000)
+    embeddings[:, 1] = 3.0
+    embeddings[:, 2] = 5 * generator.standard_normal(20_000)
+    embeddings[:, 3:] = 7.0
+    mean, deviation = moments(flat_of(embeddings, [slice(0, 3), slice(3, 5)]))
+    exact = embeddings.astype(np.float64)
+    np.testing.assert_allclose(mean.numpy(), exact.mean(axis=0), rtol=1e-7)
+    floor = 0.01 * exact.std(axis=0)[:3].mean() + 1e-6
+    np.testing.assert_allclose(
+        deviation.numpy(), [floor, floor, exact[:, 2].std(), 1e-6, 1e-6], rtol=1e-5
+    )
+    alone = moments(flat_of(embeddings[:, :1], [slice(0, 1)]))[1].item()
+    assert alone == pytest.approx(exact[:, 0].std(), rel=1e-5)
+
+
+class FakeEncoder:
+    """Embeds a frame as its first numbers."""
+
+    width = 3
+    dtype = np.dtype(np.float16)
+
+    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float16]:
+        return frames.reshape(len(frames), -1)[:, :3].astype(np.float16)
+
+
+class Script(gymnasium.Env[NDArray[np.uint8], int]):
+    """An environment that shows pictures of noise, with episodes of given lengths."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (2, 2, 3), np.uint8)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, number: int) -> None:
+        self._generator = np.random.default_rng(number)
+        self._left = 0
+
+    def _show(self) -> NDArray[np.uint8]:
+        return self._generator.integers(0, 256, (2, 2, 3), np.uint8)
+
+    def reset(self, **_: Any) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        self._left = int(self._generator.integers(1, 7))
+        return self._show(), {}
+
+    def step(self, action: int) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+        self._left -= 1
+        return self._show(), 0.0, self._left == 0, False, {}
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_live_stacks_are_gymnasiums(depth: int) -> None:
+    count = 3
+    envs = [
+        gymnasium.wrappers.FrameStackObservation(Script(i), depth, padding_type="reset")
+        for i in range(count)
+    ]
+    encoder: Any = FakeEncoder()
+    stacks = LiveStacks(encoder, count, depth)
+    generator = np.random.default_rng(0)
+    shown = [env.reset()[0] for env in envs]
+    first = np.ones(count, np.bool_)
+    episodes = 0
+    for _ in range(80):
+        # Those that do not play keep their stack.
+        playing = np.flatnonzero(generator.random(count) < 0.6)
+        if not playing.size:
+            continue
+        newest = np.stack([shown[i][-1] for i in playing])
+        found = stacks.see(newest, first[playing], playing)
+        assert found.shape == (len(playing), depth, 3) and found.dtype == torch.float16
+        for place, i in enumerate(playing):
+            np.testing.assert_array_equal(found[place].numpy(), encoder(shown[i]))
+            shown[i], _, ended, _, _ = envs[i].step(0)
+            first[i] = ended
+            if ended:
+                shown[i] = envs[i].reset()[0]
+                episodes += 1
+    assert episodes > 20
+
+
+def test_live_stacks_given_away_are_not_changed_later() -> None:
+    encoder: Any = FakeEncoder()
+    stacks = LiveStacks(encoder, 1, 2)
+    frames = np.arange(24, dtype=np.uint8).reshape(2, 1, 2, 2, 3)
+    one = np.zeros(1, np.int64)
+    before = stacks.see(frames[0], np.ones(1, np.bool_), one)
+    kept = before.clone()
+    stacks.see(frames[1], np.zeros(1, np.bool_), one)
+    assert torch.equal(before, kept)
+
+
+def test_live_stacks_equal_cached_ones_of_the_same_episodes(
+    kit: ModuleType, store: Backend, tmp_path: Path
+) -> None:
+    from wsa.encode.live import LiveEncoder
+
+    add(kit, store, 0, steps=40, ends=(0, 5, 20), frames=25)
+    snapshot = take_snapshot(store)
+    flat = materialise(snapshot, kit.GAME, [kit.key(a) for a in ALIASES], tmp_path / "c")
+    live = LiveEncoder(flat, [])
+    stacks = LiveStacks(live, 1, 4)
+    meta = snapshot.segments()[0]
+    rows, frames = snapshot.read_rows(meta), snapshot.read_frames(meta)
+    for i in range(meta.rows):
+        shown = frames[rows["frame"][i]][None]
+        found = stacks.see(shown, rows["is_first"][i : i + 1], np.zeros(1, np.int64))
+        cached = flat.embeddings[flat.stack(np.array([i]), 4)[0]]
+        assert found[0].numpy().tobytes() == cached.tobytes()
+    assert live.found == live.frames == meta.rows and live.passes == 0
