@@ -1,8 +1,10 @@
 """A learner's whole state in one safetensors file, written whole or not at all.
 
 Tensors hold weights and optimiser state; the file's metadata holds the rest as JSON: step, random
-states, where the draws stand. A run continued from a checkpoint goes on exactly as if it had not
-stopped.
+states, where the draws stand, and a checksum over all of it. A run continued from a checkpoint goes
+on exactly as if it had not stopped.
+
+A damaged checkpoint is never passed over: whoever wants an older one removes it, knowingly.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from wsa.store import publish
+from wsa.store import keys, publish
 from wsa.store.errors import DamagedError, MissingError
 
 
@@ -41,7 +43,8 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # None: it was set by something other than Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _ask(self, number: int, frame: object) -> None:
         if self.asked:
@@ -56,7 +59,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     extra: dict[str, Any],
 ) -> Path:
-    """Write `<folder>/<step>.safetensors`.
+    """Write `<folder>/<step>.safetensors`, and remove what a killed process left half written.
 
     Args:
         folder: The run's `checkpoints/`.
@@ -75,18 +78,21 @@ def save(
             tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).cpu().contiguous()
     tensors["torch_random_state"] = torch.get_rng_state()
     metadata = {"step": str(step), "extra": json.dumps(extra)}
+    metadata["check"] = _check(metadata, tensors)
     path = folder / f"{step:09d}.safetensors"
+    for left in folder.glob(".[0-9]*.safetensors.*"):
+        left.unlink(missing_ok=True)
     publish.replace(path, safetensors.torch.save(tensors, metadata))
     return path
 
 
 def latest(folder: Path) -> Path:
-    """The newest checkpoint of a run.
+    """The newest checkpoint of a run, whether or not it can be read.
 
     Raises:
         MissingError: There is none.
     """
-    found = sorted(folder.glob("[0-9]*.safetensors"))
+    found = all_of(folder)
     if not found:
         raise MissingError(
             "no-run",
@@ -94,6 +100,12 @@ def latest(folder: Path) -> Path:
             "example runs/Seaquest__wsa__1__1700000000.",
         )
     return found[-1]
+
+
+def all_of(folder: Path) -> list[Path]:
+    """A run's checkpoints, oldest first."""
+    found = (path for path in folder.glob("*.safetensors") if path.stem.isdecimal())
+    return sorted(found, key=lambda path: int(path.stem))
 
 
 def load(
@@ -107,12 +119,16 @@ def load(
         The step, and `extra` as it was saved.
 
     Raises:
-        DamagedError: The file cannot be read or does not fit the networks.
+        DamagedError: The file is not what was saved, or does not fit the networks; these and the
+            optimiser may have been changed.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        check = metadata.pop("check")
+        if _check(metadata, tensors) != check:
+            raise ValueError("its bytes are not those that were saved")
         for name, module in modules.items():
             module.load_state_dict(_below(tensors, name))
         if optimizer is not None:
@@ -124,11 +140,22 @@ def load(
             torch.set_rng_state(tensors["torch_random_state"])
         return int(metadata["step"]), json.loads(metadata["extra"])
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        others = [other.name for other in all_of(path.parent) if other != path]
         raise DamagedError(
             "bad-bytes",
-            f"{path} cannot be read as a checkpoint of this run ({error}). Remove it: the run "
-            "continues from the one before.",
+            f"{path} cannot be read as a checkpoint of this run ({error}). No file was changed. "
+            + (
+                f"Remove it and run the same command again: {others[-1]} is then the newest."
+                if others
+                else "The run has no other: remove it, and 'wsa learn --resume "
+                f"{path.parent.parent}' begins the run anew."
+            ),
         ) from None
+
+
+def _check(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return keys.identity([metadata, keys.tensors_digest(arrays)])
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
+
+from wsa.store import publish
 
 
 class Metrics:
@@ -22,21 +26,28 @@ class Metrics:
 
     def __init__(self, folder: Path, start: int = 0) -> None:
         path = folder / "metrics.jsonl"
-        kept = []
+        kept = b""
         if path.exists():
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if _step(line) <= start]
-        path.write_text("".join(kept))
+            lines = path.read_bytes().splitlines()
+            kept = b"".join(line + b"\n" for line in lines if _step(line) <= start)
+        publish.replace(path, kept)
         self._lines = path.open("a")
-        self._board = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        # TensorBoard forgets what another file has of these steps.
+        self._board = SummaryWriter(str(folder), purge_step=start + 1)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """One line of scalars at `step`."""
-        line = {"step": step, "time": round(time.time(), 3), **scalars}
+        """One line of scalars at `step`; what is not a finite number is null, as JSON has it."""
+        finite = {key: value if math.isfinite(value) else None for key, value in scalars.items()}
+        line = {"step": step, "time": round(time.time(), 3), **finite}
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
         for key, value in scalars.items():
             self._board.add_scalar(key, value, step)
+
+    def flush(self) -> None:
+        """Make what was written durable, as the checkpoint that continues from here will be."""
+        os.fsync(self._lines.fileno())
+        self._board.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -51,9 +62,9 @@ class Metrics:
         self._board.close()
 
 
-def _step(line: str) -> int:
+def _step(line: bytes) -> int:
     """Step of a line; one that was cut off counts as later than all."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return 1 << 62

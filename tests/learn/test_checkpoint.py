@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import ast
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import wsa.learn
+from wsa.learn import checkpoint
+from wsa.store.errors import DamagedError, MissingError
+
+
+class Learner:
+    """A network and its optimiser."""
+
+    def __init__(self, seed: int, width: int = 4) -> None:
+        torch.manual_seed(seed)
+        self.net = nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2))
+        self.net.register_buffer("mean", torch.randn(3))
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.01, fused=True)
+
+    def learn(self, updates: int) -> None:
+        for _ in range(updates):
+            self.optimizer.zero_grad()
+            self.net(torch.randn(5, 3)).square().sum().backward()
+            self.optimizer.step()
+
+    def save(self, folder: Path, step: int) -> Path:
+        return checkpoint.save(folder, step, {"online": self.net}, self.optimizer, {"at": [step]})
+
+    def load(self, path: Path) -> tuple[int, dict[str, Any]]:
+        return checkpoint.load(path, {"online": self.net}, self.optimizer)
+
+    def numbers(self) -> list[Any]:
+        state = self.optimizer.state_dict()["state"]
+        return [t.tolist() for t in self.net.state_dict().values()] + [
+            {key: value.tolist() for key, value in one.items()} for one in state.values()
+        ]
+
+
+def test_a_loaded_learner_goes_on_as_the_saved_one(tmp_path: Path) -> None:
+    one, other = Learner(1), Learner(2)
+    one.learn(3)
+    path = one.save(tmp_path, 3)
+    assert path == tmp_path / "000000003.safetensors" == checkpoint.latest(tmp_path)
+    one.learn(4)
+    torch.manual_seed(77)
+    assert other.load(path) == (3, {"at": [3]})
+    other.learn(4)  # Its batches come from torch's generator, which was saved.
+    assert other.numbers() == one.numbers()
+
+
+def test_a_network_alone_can_be_loaded(tmp_path: Path) -> None:
+    one, other = Learner(1), Learner(2)
+    path = one.save(tmp_path, 0)
+    before = torch.get_rng_state()
+    assert checkpoint.load(path, {"online": other.net})[0] == 0
+    assert torch.equal(torch.get_rng_state(), before)
+    assert other.numbers() == one.numbers()
+
+
+def test_the_newest_is_the_one_of_most_updates(tmp_path: Path) -> None:
+    learner = Learner(1)
+    for step in (5, 1_000_000_000, 999_999_999, 40):
+        learner.save(tmp_path, step)
+    for name in (".000000099.safetensors.ab12", "notes.safetensors", "7.txt"):
+        (tmp_path / name).touch()
+    assert [int(p.stem) for p in checkpoint.all_of(tmp_path)] == [5, 40, 999999999, 1000000000]
+    assert checkpoint.latest(tmp_path).stem == "1000000000"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_without_a_checkpoint(tmp_path: Path, exists: bool) -> None:
+    folder = tmp_path if exists else tmp_path / "none"
+    with pytest.raises(MissingError, match="wsa learn") as caught:
+        checkpoint.latest(folder)
+    assert caught.value.kind == "no-run"
+    assert checkpoint.all_of(folder) == []
+
+
+def damage(path: Path) -> list[bytes]:
+    """Ways in which a file can be another than it was."""
+    data = path.read_bytes()
+    flipped = [
+        data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+        for at in random.Random(0).sample(range(len(data)), 60)
+    ]
+    zeros = data[:-64] + bytes(64)
+    return [b"", b"{}", data[:7], data[: len(data) // 2], data[:-1], data + b"\0", zeros, *flipped]
+
+
+def test_a_damaged_file_is_refused_and_nothing_else_touched(tmp_path: Path) -> None:
+    learner = Learner(1)
+    learner.learn(2)
+    learner.save(tmp_path, 10)
+    path = learner.save(tmp_path, 20)
+    whole = path.read_bytes()
+    for data in damage(path):
+        assert data != whole
+        path.write_bytes(data)
+        before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+        other = Learner(2)
+        numbers = other.numbers()
+        with pytest.raises(DamagedError) as caught:
+            other.load(path)
+        assert caught.value.kind == "bad-bytes"
+        assert str(path) in str(caught.value)
+        assert "Remove it" in str(caught.value)
+        assert "000000010.safetensors is then the newest" in str(caught.value)
+        assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+        assert other.numbers() == numbers
+    path.unlink()  # The remedy is true.
+    assert Learner(2).load(checkpoint.latest(tmp_path))[0] == 10
+
+
+def test_the_only_checkpoint_damaged_says_that_the_run_begins_anew(tmp_path: Path) -> None:
+    learner = Learner(1)
+    path = learner.save(tmp_path / "run" / "checkpoints", 10)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DamagedError, match="no other") as caught:
+        learner.load(path)
+    assert f"wsa learn --resume {tmp_path / 'run'}' begins the run anew" in str(caught.value)
+
+
+def test_another_networks_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = Learner(1).save(tmp_path, 10)
+    with pytest.raises(DamagedError, match="size mismatch"):
+        Learner(1, width=5).load(path)
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    learner = Learner(1)
+    learner.learn(1)
+    data = learner.save(tmp_path, 1).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    assert data[8:9] == b"{" and data[7 + length : 8 + length] in (b"}", b" ")
+    folder = Path(wsa.learn.__file__).parent
+    for file in (*folder.glob("*.py"), *(folder.parent / "encode").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                modules = {alias.name for alias in node.names} | {getattr(node, "module", "")}
+                assert not modules & {"pickle", "cloudpickle", "joblib", "dill"}, file
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert "weights_only=True" in ast.unparse(node), file
+
+
+# Forks a process for each line it reads, since importing torch takes seconds.
+SAVERS = """
+import itertools, os, sys, torch
+from pathlib import Path
+from torch import nn
+from wsa.learn import checkpoint
+folder, log = map(Path, sys.argv[1:])
+torch.set_num_threads(1)
+for line in sys.stdin:
+    pid = os.fork()
+    if pid:
+        print(pid, flush=True)
+        os.waitpid(pid, 0)
+        print("dead", flush=True)
+        continue
+    net = nn.Linear(300, 300)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for step in itertools.count(int(line) + 1):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.fill_(step)
+        checkpoint.save(folder, step, {"online": net}, optimizer, {"step": step})
+        log.write_text(str(step))
+"""
+
+
+def test_a_killed_process_leaves_the_newest_that_it_finished(tmp_path: Path) -> None:
+    folder, log = tmp_path / "checkpoints", tmp_path / "log"
+    net = nn.Linear(300, 300)
+    last = 0
+    generator = random.Random(0)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVERS, str(folder), str(log)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdin and process.stdout
+        for _ in range(15):
+            log.write_text(str(last))
+            process.stdin.write(f"{last}\n")
+            process.stdin.flush()
+            pid = int(process.stdout.readline())
+            while log.read_text() in ("", str(last)):
+                time.sleep(0.001)
+            time.sleep(generator.uniform(0, 0.05))
+            os.kill(pid, signal.SIGKILL)
+            assert process.stdout.readline() == "dead\n"
+            newest = checkpoint.latest(folder)
+            step, extra = checkpoint.load(newest, {"online": net})
+            assert step == extra["step"] == int(newest.stem) > last
+            assert (net.weight == step).all()
+            assert step >= int(log.read_text() or 0)
+            last = step
+        process.stdin.close()
+    for path in checkpoint.all_of(folder):
+        assert checkpoint.load(path, {"online": net})[0] == int(path.stem)
+    left = [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    assert len(left) <= 1  # Each save clears what the killed one before it left.
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".000000003.safetensors.0123456789abcdef"
+    left.write_bytes(b"half")
+    other = tmp_path / ".keep"
+    other.touch()
+    Learner(1).save(tmp_path, 4)
+    assert not left.exists() and other.exists()
+
+
+def test_signals_are_given_back() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with checkpoint.StopRequest() as stop:
+        assert not stop.asked
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
