@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from wsa.learn.heads import QNetwork
 from wsa.learn.metrics import Metrics
 from wsa.store.errors import UsageError
 from wsa.store.flat import FlatMap
+from wsa.store.layout import MAX_STACK_FRAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,15 @@ class DQNConfig:
                     "bad-option",
                     f"--{field.replace('_', '-')} must be at least 1, not {getattr(self, field)}.",
                 )
-        if not (self.learning_rate > 0 and 0 <= self.gamma <= 1 and self.cql_alpha >= 0):
+        if self.frame_stack > MAX_STACK_FRAMES:
+            raise UsageError(
+                "bad-option",
+                f"--frame-stack must be at most {MAX_STACK_FRAMES}, not {self.frame_stack}: "
+                "segments repeat no more frames of each other.",
+            )
+        if not (
+            0 < self.learning_rate < inf and 0 <= self.gamma <= 1 and 0 <= self.cql_alpha < inf
+        ):
             raise UsageError(
                 "bad-option",
                 "--learning-rate must be positive, --gamma from 0 to 1, --cql-alpha at least 0.",
@@ -77,7 +87,7 @@ class Trained:
 
     Attributes:
         network: The trained network.
-        updates: Gradient steps made.
+        updates: Gradient steps made now; 0 where the run was finished already.
         updates_per_s: Their rate.
         passes: Frames that went through a backbone meanwhile: 0.
     """
@@ -116,6 +126,10 @@ def train(
         folder: The run's folder.
         device: Where to train.
         on_update: Called with every line of metrics.
+
+    Raises:
+        DamagedError: The newest checkpoint is damaged.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been saved.
     """
     passes_before = Encoder.total_passes
     torch.manual_seed(seed)
@@ -124,16 +138,19 @@ def train(
     online.set_moments(*moments(flat))
     target = make_network(config, widths, actions, context)
     target.load_state_dict(online.state_dict())
-    online.to(device), target.to(device)
+    online.to(device)
+    target.to(device)
     optimizer = torch.optim.Adam(online.parameters(), lr=config.learning_rate, fused=True)
     batches = OfflineBatches(flat, config.frame_stack, config.batch_size, seed)
     modules: dict[str, nn.Module] = {"online": online, "target": target}
     checkpoints = folder / "checkpoints"
     start = 0
-    if any(checkpoints.glob("[0-9]*.safetensors")):
+    if checkpoint.all_of(checkpoints):
         start, extra = checkpoint.load(checkpoint.latest(checkpoints), modules, optimizer)
         batches.restore(extra["draws"])
-    step = start
+    if start >= config.updates:
+        return Trained(online, 0, 0.0, 0)
+    step = logged = start
     began = lap = time.perf_counter()
     with Metrics(folder, start) as metrics, checkpoint.StopRequest() as stop:
         for step in range(start + 1, config.updates + 1):
@@ -150,14 +167,18 @@ def train(
                 for key, weight in zip(flat.models, weights, strict=True):
                     line[f"wsa/weight/{key}"] = weight
                 line["charts/learning_rate"] = config.learning_rate
-                line["time/updates_per_s"] = config.log_frequency / (now - lap)
+                line["time/updates_per_s"] = (step - logged) / (now - lap)
                 line["cache/backbone_passes"] = Encoder.total_passes - passes_before
-                lap = now
+                # Without a cache each update runs every model on a batch of states and of next states.
+                line["cache/backbone_passes_saved"] = 2 * config.batch_size * len(widths) * step
+                lap, logged = now, step
                 metrics.write(step, line)
                 on_update(step, line)
-            if step % config.save_frequency == 0 or step == config.updates or stop.asked:
+            stopping = stop.asked  # Once: a signal may come between the lines below.
+            if step % config.save_frequency == 0 or step == config.updates or stopping:
+                metrics.flush()
                 checkpoint.save(checkpoints, step, modules, optimizer, {"draws": batches.state()})
-            if stop.asked:
+            if stopping:
                 raise KeyboardInterrupt
     passes = Encoder.total_passes - passes_before
     assert passes == 0, "offline training must not run a backbone"
