@@ -202,11 +202,50 @@ def check_whole(snapshot: Snapshot, segments: list[SegmentMeta], models: list[st
     return seen
 
 
+class Dying:
+    """A backend whose process dies at put number `left`."""
+
+    def __init__(self, backend: Backend, left: int) -> None:
+        self._backend, self.left = backend, left
+        self.url, self.get, self.list = backend.url, backend.get, backend.list
+        self.delete, self.stat = backend.delete, backend.stat
+
+    def put_new(self, path: str, data: bytes) -> bool:
+        """Publish a file, while it lives."""
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self._backend.put_new(path, data)
+
+
+def all_files(backend: Backend) -> dict[str, bytes]:
+    """Every file of a store."""
+    return {path: backend.get(path) for path in backend.list("")}
+
+
 # What children of the nursery do. Each acknowledges what is done by a line in its log.
 
 
-def write_all(say: Callable[[str], None], url: str, numbers: list[int], aliases: list[str]) -> None:
-    """Commit segments and their embeddings, in the order given."""
+def write_all(
+    say: Callable[[str], None],
+    url: str,
+    numbers: list[int],
+    aliases: list[str],
+    calls: int | None = None,
+) -> None:
+    """Commit segments and their embeddings, in the order given; die after some system calls."""
+    if calls is not None:
+        left = iter(range(calls))
+
+        def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any) -> Any:
+                if next(left, None) is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*args)
+
+            return call
+
+        os.fsync, os.link, os.open = counted(os.fsync), counted(os.link), counted(os.open)
     backend = open_store(url, create=True)
     for number in numbers:
         meta, arrays = remember(number)

@@ -6,6 +6,7 @@ import random
 import shutil
 import time
 
+import filelock
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -167,6 +168,22 @@ def test_the_same_again_reads_no_embedding_and_writes_nothing(
             p.name: p.stat().st_mtime_ns for p in folder_of(tmp_path).iterdir() if p.name != "lock"
         }.items()
     )
+
+
+def test_a_map_is_opened_before_anyone_may_replace_it(store, kit, models, tmp_path, monkeypatch):
+    fill(store, kit, range(1))
+    held = []
+
+    def opened(folder, contents, snapshot):
+        try:
+            with filelock.FileLock(folder / "lock", timeout=0):
+                held.append(False)
+        except filelock.Timeout:
+            held.append(True)
+
+    monkeypatch.setattr(flat, "FlatMap", opened)
+    flat.materialise(take_snapshot(store), "Pong", models, tmp_path)
+    assert held == [True]
 
 
 def test_sampling_order_is_the_snapshots_whatever_was_appended_first(store, kit, models, tmp_path):

@@ -33,6 +33,13 @@ def test_an_index_is_a_dictionary_of_first_rows(stored, wanted):
     assert first_seen(array(stored)).tolist() == [model[d] for d in stored]
 
 
+def test_of_many_equal_digests_the_first_is_found():
+    few = np.random.default_rng(0).integers(0, 256, (3, 16), np.uint8)
+    which = np.random.default_rng(1).integers(0, 3, 5000)
+    first = [int(np.argmax(which == i)) for i in range(3)]
+    assert DigestIndex(few[which]).find(few).tolist() == first
+
+
 def test_digests_may_lie_anyhow_in_memory():
     wide = np.random.default_rng(0).integers(0, 256, (50, 32), np.uint8)
     index = DigestIndex(wide[::2, ::2])

@@ -46,7 +46,8 @@ def test_a_folder_with_other_files_is_no_store(tmp_path, create):
 def test_a_file_is_no_store(tmp_path):
     (tmp_path / "file").write_text("x")
     fails(MissingError, "no-store", 3, tmp_path / "file")
-    fails(StorageError, "unavailable", 6, tmp_path / "file", create=True)
+    fails(MissingError, "no-store", 3, tmp_path / "file", create=True)
+    fails(MissingError, "no-store", 3, tmp_path / "file" / "below", create=True)
     assert (tmp_path / "file").read_text() == "x"
 
 
