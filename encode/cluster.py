@@ -15,7 +15,8 @@ WAIT_FOR_WORKERS_S = 60
 
 # Even without a dashboard a scheduler serves HTTP, by default on port 8787, with a warning where
 # somebody else has that: another encode, or a notebook.
-_ANY_PORT = {"dashboard_address": "127.0.0.1:0"}
+_ANY_PORT = "127.0.0.1:0"
+_NO_DASHBOARD = {"dashboard": False}
 
 
 def cores() -> int:
@@ -43,8 +44,8 @@ def connect(scheduler: str, workers: int) -> Iterator[tuple[Client, int]]:
             processes=False,
             n_workers=1,
             threads_per_worker=1,
-            dashboard_address=None,
-            scheduler_kwargs=_ANY_PORT,
+            dashboard_address=_ANY_PORT,
+            scheduler_kwargs=_NO_DASHBOARD,
         )
         with client:
             yield client, 0
@@ -53,9 +54,9 @@ def connect(scheduler: str, workers: int) -> Iterator[tuple[Client, int]]:
             LocalCluster(
                 n_workers=workers or cores(),
                 threads_per_worker=1,
-                dashboard_address=None,
+                dashboard_address=_ANY_PORT,
                 silence_logs=logging.ERROR,
-                scheduler_kwargs=_ANY_PORT,
+                scheduler_kwargs=_NO_DASHBOARD,
             ) as cluster,
             Client(cluster) as client,
         ):

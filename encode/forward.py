@@ -156,7 +156,8 @@ class Encoder:
         """Exactly the precision asked for; cuDNN has TF32 on by default, so it is set either way."""
         tf32 = reduced and self.precision == "tf32"
         dtype = _AUTOCAST.get(self.precision) if reduced else None
-        cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        cuda: Any = torch.backends.cuda.matmul
+        cudnn: Any = torch.backends.cudnn
         before = cuda.allow_tf32, cudnn.allow_tf32
         cuda.allow_tf32, cudnn.allow_tf32 = tf32, tf32
         try:

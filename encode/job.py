@@ -87,17 +87,22 @@ def commit(
     started = time.perf_counter()
     own, seconds = embedded
     backend = open_store(store)
-    paths = [names.embedding_path(c.game, item.model, c.segment) for c in item.copies]
+    this = item.meta.game, item.meta.segment
+    copies = [copy for copy in item.copies if (copy.game, copy.segment) != this]
+    repeats = [copy for copy in item.copies if (copy.game, copy.segment) == this]
+    paths = [names.embedding_path(c.game, item.model, c.segment) for c in copies]
     sources = take_objects(backend, paths)
-    parts = [sources.read_embedding(c.game, item.model, c.segment)[c.source] for c in item.copies]
+    parts = [sources.read_embedding(c.game, item.model, c.segment)[c.source] for c in copies]
     if {part.shape[1:] for part in parts} - {own.shape[1:]}:
         raise ConflictError("other-bytes", f"{item.model} has embeddings of several shapes.")
     whole = np.zeros(
         (item.meta.frames, *own.shape[1:]), np.result_type(own.dtype, *(p.dtype for p in parts))
     )
     whole[item.own] = own
-    for copy, part in zip(item.copies, parts, strict=True):
+    for copy, part in zip(copies, parts, strict=True):
         whole[copy.target] = part
+    for copy in repeats:
+        whole[copy.target] = whole[copy.source]
     # Rows were rounded one by one, so this loses nothing; and the type is the same whichever rows
     # were copied.
     whole = whole.astype(embedding_dtype(whole), copy=False)

@@ -20,11 +20,11 @@ from wsa.store.records import SegmentMeta
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
-    """Rows to copy from another segment's embeddings by the same model.
+    """Rows to copy from embeddings by the same model.
 
     Attributes:
         game: Game of the source segment.
-        segment: The source segment.
+        segment: The source segment; the one that is written where that repeats a frame.
         source: (n,) int64, its rows.
         target: (n,) int64, the rows they become.
     """
@@ -84,7 +84,8 @@ def make_plan(snapshot: Snapshot, models: Sequence[str], games: Sequence[str]) -
     for model in models:
         encoded = {(e.game, e.segment) for e in snapshot.embeddings(model=model)}
         done = [m for m in segments if (m.game, m.segment) in encoded]
-        missing = [m for game in games for m in segments if m.game == game and m not in done]
+        todo = [m for m in segments if (m.game, m.segment) not in encoded]
+        missing = [m for game in games for m in todo if m.game == game]
         present += sum(m.game in games for m in done)
         items += _plan_model(model, done, missing, digests) if missing else []
     return Plan(tuple(items), present)
@@ -95,12 +96,13 @@ class _Digests:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._read: dict[str, NDArray[np.uint8]] = {}
+        self._read: dict[tuple[str, str], NDArray[np.uint8]] = {}
 
     def __call__(self, meta: SegmentMeta) -> NDArray[np.uint8]:
-        if meta.segment not in self._read:
-            self._read[meta.segment] = self._snapshot.read_digests(meta)
-        return self._read[meta.segment]
+        name = meta.game, meta.segment  # An id alone may be that of another game's segment too.
+        if name not in self._read:
+            self._read[name] = self._snapshot.read_digests(meta)
+        return self._read[name]
 
 
 def _plan_model(
@@ -114,11 +116,12 @@ def _plan_model(
     items = []
     for at in range(len(done), len(ordered)):
         origin = first[edges[at] : edges[at + 1]]
-        own = np.flatnonzero(origin == np.arange(edges[at], edges[at + 1]))
+        seen = origin != np.arange(edges[at], edges[at + 1])
+        own = np.flatnonzero(~seen)
         owners = np.searchsorted(edges, origin, side="right") - 1
         copies = []
-        for owner in np.unique(owners[owners != at]):
-            target = np.flatnonzero(owners == owner)
+        for owner in np.unique(owners[seen]):  # In order, so the segment itself comes last.
+            target = np.flatnonzero(seen & (owners == owner))
             meta = ordered[owner]
             copies.append(Copy(meta.game, meta.segment, origin[target] - edges[owner], target))
         items.append(Item(model, ordered[at], own, tuple(copies)))

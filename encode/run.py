@@ -112,7 +112,7 @@ def encode(
             )
             for r in requests
         ]
-        registered = client.gather(futures)
+        registered = [future.result() for future in futures]
         for one in registered:
             listen(ModelReady(one.spec, one.fitted))
         plan = make_plan(take_snapshot(backend, snapshot), [r.spec.key for r in registered], games)

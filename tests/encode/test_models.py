@@ -229,6 +229,7 @@ def ask(name: str, home: Path, **environment: str) -> subprocess.CompletedProces
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
 
 

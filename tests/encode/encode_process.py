@@ -1,0 +1,36 @@
+"""A process that encodes: `encode_process.py STORE SCHEDULER MODEL`, one line an event.
+
+Started by `test_processes.py`, which kills it, interrupts it, or starts two at once.
+"""
+
+import sys
+
+from wsa.encode.events import Event, Planned, SegmentDone
+from wsa.encode.models import parse_request
+from wsa.encode.run import encode
+from wsa.store.errors import WsaError
+from wsa.store.root import open_store
+
+
+def say(event: Event) -> None:
+    if isinstance(event, Planned | SegmentDone):
+        print(type(event).__name__, event.passes, flush=True)
+
+
+def main(url: str, scheduler: str, model: str) -> int:
+    request = parse_request(model, {}, "pooled")
+    try:
+        report = encode(
+            open_store(url), [request], scheduler=scheduler, workers=2, device="cpu", listen=say
+        )
+    except WsaError as error:
+        print(error.kind, error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    print("report", report.passes, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from wsa.encode import job
+from wsa.encode.forward import Encoder
+from wsa.encode.live import LiveEncoder
+from wsa.encode.models import Request, parse_request
+from wsa.encode.register import open_model
+from wsa.encode.run import encode
+from wsa.store import flat, writer
+from wsa.store.backends import Backend
+from wsa.store.errors import ConflictError
+from wsa.store.flat import FlatMap
+from wsa.store.reader import take_snapshot
+
+Ask = Callable[..., Request]
+Frames = NDArray[np.uint8]
+
+
+@pytest.fixture
+def mapped(
+    store: Backend, tmp_path: Path, segment_of: Callable[..., Any]
+) -> Callable[..., tuple[FlatMap, list[Encoder]]]:
+    """Encode frames with models, and open what a learner would: a flat map and encoders."""
+
+    def make(frames: Frames, requests: Sequence[Request]) -> tuple[FlatMap, list[Encoder]]:
+        job._model.cache_clear()
+        writer.commit_segment(store, *segment_of(0, list(frames)))
+        done = encode(store, requests, scheduler="inproc", device="cpu")
+        snapshot = take_snapshot(store)
+        keys = [model.spec.key for model in done.models]
+        found = flat.materialise(snapshot, "Pong", keys, tmp_path / "cache")
+        return found, [open_model(snapshot, key) for key in keys]
+
+    return make
+
+
+class Unknown:
+    """A flat map that knows none of its frames, so that every one has to be run."""
+
+    def __init__(self, known: FlatMap) -> None:
+        self.digests = np.zeros((0, 16), np.uint8)
+        self.embeddings = known.embeddings
+        self.models, self.width = known.models, known.width
+
+
+def check_cached_is_live(found: FlatMap, encoders: list[Encoder], frames: Frames) -> None:
+    cached = LiveEncoder(found, encoders)
+    rows = cached(frames)
+    assert cached.passes == 0 and cached.found == len(frames) and cached.hit_rate == 1
+    blank: Any = Unknown(found)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        live = LiveEncoder(blank, encoders)
+        before = live.passes
+        alone = np.concatenate([live(frame[None]) for frame in frames])
+        np.testing.assert_array_equal(alone, rows)
+        assert alone.dtype == rows.dtype == np.float16
+        assert live.passes - before == len(frames) * len(encoders)
+        assert (live.frames, live.found, live.remembered) == (len(frames), 0, 0)
+    together = LiveEncoder(blank, encoders)(frames[::-1])
+    np.testing.assert_array_equal(together[::-1], rows)
+
+
+def test_cached_is_live_to_the_last_bit(
+    mapped: Callable[..., tuple[FlatMap, list[Encoder]]], frames: Frames
+) -> None:
+    requests = [parse_request(f"lite{i}", {}, "grid:7") for i in range(3)]
+    found, encoders = mapped(frames[:3], requests)
+    assert found.width == 3 * 7 * 7 * 1280
+    check_cached_is_live(found, encoders, frames[:3])
+
+
+@pytest.mark.slow
+def test_cached_is_live_with_the_default_output(
+    mapped: Callable[..., tuple[FlatMap, list[Encoder]]], frames: Frames
+) -> None:
+    found, encoders = mapped(frames, [parse_request(f"lite{i}", {}) for i in range(3)])
+    assert found.width == 3 * 512
+    check_cached_is_live(found, encoders, frames)
+
+
+@pytest.fixture
+def played(
+    mapped: Callable[..., tuple[FlatMap, list[Encoder]]], frames: Frames, tiny: Ask
+) -> tuple[FlatMap, list[Encoder]]:
+    """Two tiny models; frames 0 to 3 are in the store, the rest are not."""
+    return mapped(frames[:4], [tiny("resnet"), tiny("vit", "grid:2")])
+
+
+def test_every_frame_is_found_remembered_or_run(
+    played: tuple[FlatMap, list[Encoder]], frames: Frames, ran: list[int]
+) -> None:
+    live = LiveEncoder(*played)
+    asked = np.array([0, 5, 1, 5, 6, 0, 7, 6])  # 5 and 6 stand twice in one call.
+    rows = live(frames[asked])
+    assert rows.shape == (8, live.width) and rows.dtype == live.dtype
+    assert (live.frames, live.found, live.remembered, live.passes) == (8, 3, 2, 3 * 2)
+    again = live(frames[asked])
+    np.testing.assert_array_equal(again, rows)
+    assert (live.frames, live.found, live.remembered, live.passes) == (16, 6, 7, 3 * 2)
+    assert sum(ran) == live.passes
+    assert live.hit_rate == (6 + 7) / 16
+    for at, picked in enumerate(asked):
+        wanted = np.concatenate([e(frames[picked][None]).ravel() for e in played[1]])
+        np.testing.assert_array_equal(rows[at], wanted.astype(np.float16))
+
+
+@pytest.mark.parametrize("remember", [0, 1, 2])
+def test_memory_is_bounded_and_never_loses_a_frame_of_this_call(
+    remember: int, played: tuple[FlatMap, list[Encoder]], frames: Frames
+) -> None:
+    live = LiveEncoder(*played, remember=remember)
+    wanted = LiveEncoder(*played)(frames)
+    for _ in range(2):
+        np.testing.assert_array_equal(live(frames[4:7]), wanted[4:7])
+        assert len(live._memory) == remember
+    # What is kept is what was seen last, and holds no other frame's embedding in memory.
+    live(frames[[5, 8]])
+    before = live.passes
+    live(frames[8 : 8 + min(remember, 1)])
+    assert live.passes == before
+    assert sum(row.nbytes if row.base is None else 1 << 40 for row in live._memory.values()) == (
+        remember * live.width * live.dtype.itemsize
+    )
+
+
+def test_no_frames_are_no_embeddings(played: tuple[FlatMap, list[Encoder]], frames: Frames) -> None:
+    live = LiveEncoder(*played)
+    assert live(frames[:0]).shape == (0, live.width)
+    assert (live.frames, live.passes, live.hit_rate) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, 1e6])
+def test_what_the_store_would_refuse_is_not_played_with(
+    bad: float,
+    played: tuple[FlatMap, list[Encoder]],
+    frames: Frames,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = Encoder.__call__
+    monkeypatch.setattr(Encoder, "__call__", lambda self, shown: real(self, shown) * 0 + bad)
+    live = LiveEncoder(*played)
+    live(frames[:4])
+    with pytest.raises(ConflictError, match=played[0].models[0]) as caught:
+        live(frames[4:5])
+    assert caught.value.kind == "not-finite"

@@ -1,0 +1,166 @@
+"""Real processes: a cluster, one that is killed, one that is interrupted, two at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+
+from wsa.encode.forward import Encoder, stored
+from wsa.encode.models import Request
+from wsa.store.backends import Backend
+from wsa.store.reader import take_snapshot
+from wsa.store.records import SegmentMeta
+from wsa.store.verify import verify
+
+Fill = Callable[..., list[SegmentMeta]]
+Start = Callable[[str], "subprocess.Popen[str]"]
+SCRIPT = Path(__file__).with_name("encode_process.py")
+MODEL = "timm:test_resnet:random"
+
+
+@pytest.fixture
+def start(store: Backend, tmp_path: Path) -> Iterator[Start]:
+    """`start(scheduler)` begins to encode the store, as the leader of a group of processes."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(scheduler: str) -> subprocess.Popen[str]:
+        errors = (tmp_path / f"{len(started)}.err").open("w")
+        with errors:
+            process = subprocess.Popen(
+                [sys.executable, str(SCRIPT), store.url, scheduler, MODEL],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout
+        process.stdout.close()
+
+
+def until(process: subprocess.Popen[str], word: str) -> list[psutil.Process]:
+    """Read lines until one begins with `word`; returns the processes that it has started."""
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith(word):
+            return psutil.Process(process.pid).children(recursive=True)
+    raise AssertionError(f"it ended with {process.wait()} before {word}")
+
+
+def none_left(children: list[psutil.Process]) -> bool:
+    _, alive = psutil.wait_procs(children, timeout=20)
+    return not alive
+
+
+def overlapping(count: int, each: int = 6) -> list[list[int]]:
+    """Segments that repeat frames of those before: of three frames one is new to the store."""
+    rng = np.random.default_rng(0)
+    return [rng.choice(count * each // 3, each, replace=False).tolist() for _ in range(count)]
+
+
+def check(
+    store: Backend,
+    segments: list[list[int]],
+    encoder: Encoder,
+    noise: Callable[[int], NDArray[np.uint8]],
+) -> None:
+    """Everything is encoded, each frame went through once, every row is right, no byte is bad."""
+    snapshot = take_snapshot(store)
+    (key,) = snapshot.models
+    embeddings = snapshot.embeddings(model=key)
+    assert len(embeddings) == len(segments)
+    assert sum(e.passes for e in embeddings) == len({n for shown in segments for n in shown})
+    for meta, shown in zip(snapshot.segments("Pong"), segments, strict=True):
+        rows = snapshot.read_embedding("Pong", key, meta.segment)
+        np.testing.assert_array_equal(rows, stored(encoder(np.stack([noise(n) for n in shown]))))
+    report = verify(store)
+    assert report.damage == () and report.objects == 2 * len(segments) + 1
+
+
+@pytest.fixture(scope="module")
+def encoder(encoder_of: Callable[..., Encoder], tiny: Callable[..., Request]) -> Encoder:
+    return encoder_of(tiny("resnet"))
+
+
+def test_a_killed_encoding_is_completed_by_the_same_command(
+    store: Backend,
+    fill: Fill,
+    start: Start,
+    encoder: Encoder,
+    noise: Callable[[int], NDArray[np.uint8]],
+    tmp_path: Path,
+) -> None:
+    segments = overlapping(60)
+    fill(store, segments)
+    killed = start("local")
+    children = until(killed, "SegmentDone")
+    assert len(children) >= 2
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert none_left(children)
+    done = take_snapshot(store).embeddings()
+    assert 1 <= len(done) < len(segments)
+    assert verify(store).damage == ()
+    again = start("local")
+    out, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, (tmp_path / "1.err").read_text()
+    total = len({n for shown in segments for n in shown})
+    assert f"report {total - sum(e.passes for e in done)}\n" in out, "nothing ran twice"
+    check(store, segments, encoder, noise)
+    assert (tmp_path / "1.err").read_text() == "", "the cluster's own logs are quiet"
+
+
+@pytest.mark.slow
+def test_an_interrupt_leaves_no_process_and_a_whole_store(
+    store: Backend, fill: Fill, start: Start, tmp_path: Path
+) -> None:
+    for whole_group in (True, False):  # As a terminal sends it, and as `kill -INT` does.
+        fill(store, overlapping(60), "Pong" if whole_group else "Breakout")
+        process = start("local")
+        children = until(process, "SegmentDone")
+        began = time.monotonic()
+        if whole_group:
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            os.kill(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 130 and time.monotonic() - began < 30
+        assert len(children) >= 2 and none_left(children)
+        assert verify(store).damage == ()
+    assert "Traceback" not in (tmp_path / "0.err").read_text() + (tmp_path / "1.err").read_text()
+
+
+@pytest.mark.slow
+def test_two_encodings_at_once_make_one_object_each(
+    store: Backend,
+    fill: Fill,
+    start: Start,
+    encoder: Encoder,
+    noise: Callable[[int], NDArray[np.uint8]],
+) -> None:
+    segments = overlapping(40)
+    fill(store, segments)
+    both = [start("inproc") for _ in range(2)]
+    for process in both:
+        process.communicate(timeout=250)
+        assert process.returncode == 0
+    check(store, segments, encoder, noise)
+    assert verify(store).leftovers == 0
