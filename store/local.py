@@ -8,15 +8,25 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from wsa.store.errors import DamagedError
+from wsa.store.errors import DamagedError, MissingError
 from wsa.store.publish import TEMPORARY, storage_errors, write_once
 
 
 class LocalBackend:
-    """Files below one folder. No path and no symbolic link leads out of it."""
+    """Files below one folder. No path and no symbolic link leads out of it.
+
+    Raises:
+        MissingError: What is there is no folder.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(os.path.expanduser(root)).absolute()  # noqa: PTH111  Path's raises.
+        file = _file_in_the_way(self.root)
+        if file is not None:
+            raise MissingError(
+                "no-store",
+                f"{file} is a file, and a store is a folder. Give another path with --store.",
+            )
 
     @property
     def url(self) -> str:
@@ -73,6 +83,12 @@ class LocalBackend:
                 "there; remove it.",
             )
         return full
+
+
+def _file_in_the_way(folder: Path) -> Path | None:
+    with contextlib.suppress(OSError):  # Who may not look there is told so by the first read.
+        return next((place for place in (folder, *folder.parents) if place.is_file()), None)
+    return None
 
 
 def _length(path: Path) -> int | None:

@@ -6,7 +6,7 @@ import msgspec
 
 from wsa.store import keys, names, records
 from wsa.store.backends import Backend, get_small, open_backend
-from wsa.store.errors import ConflictError, MissingError
+from wsa.store.errors import ConflictError, DamagedError, MissingError
 from wsa.store.publish import TEMPORARY
 
 FORMAT = 1
@@ -52,7 +52,15 @@ def open_store(url: str, *, create: bool = False) -> Backend:
             ) from None
         backend.put_new(names.STORE_FILE, keys.canonical(Root(FORMAT)))
         data = get_small(backend, names.STORE_FILE)
-    root = records.read_json(data, Root, names.STORE_FILE)
+    try:
+        root = records.read_json(data, Root, names.STORE_FILE)
+    except DamagedError:
+        whole = keys.canonical(Root(FORMAT)).decode()
+        raise DamagedError(
+            "bad-record",
+            f"{backend.url}/{names.STORE_FILE} is damaged. If {backend.url} is a store of this "
+            f"wsa, that file's whole content is {whole} and nothing else is lost: write that.",
+        ) from None
     if root.format != FORMAT:
         raise ConflictError(
             "other-format",

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from wsa.store.errors import ConflictError, DamagedError, MissingError, StorageError, UsageError
+from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.root import open_store
 
 
