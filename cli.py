@@ -9,14 +9,17 @@ Exit codes: 0 done, 2 usage, 3 not found, 4 conflict, 5 damage found, 6 storage 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wsa import __version__
-from wsa.store.errors import UsageError, WsaError
+from wsa.store.errors import StorageError, UsageError, WsaError
 
 if TYPE_CHECKING:
     from wsa.encode.models import Request
@@ -116,20 +119,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise UsageError("bad-option", _unknown_verb(verb))
-        code: int = _load(VERBS[verb].function)(_parse(verb, rest))
+        code: int = _run(verb, rest)
+        sys.stdout.flush()
         return code
     except WsaError as error:
-        print(f"wsa {verb}: {error}", file=sys.stderr)
-        return error.exit_code
+        return _fail(verb, str(error), error.exit_code)
     except KeyboardInterrupt:
-        print(
-            f"wsa {verb}: interrupted. Nothing committed is lost; the same command continues.",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
-    except BrokenPipeError:
+        why = "interrupted. Nothing committed is lost; the same command continues."
+        return _fail(verb, why, INTERRUPTED)
+    except BrokenPipeError:  # The reader of the output, as in `wsa list | head -1`, has enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # Of a file outside the store: a run's, a cache's, a video's.
+        where = f"{error.filename}: " if error.filename else ""
+        why = f"{where}{error.strerror or error}. Put it right and run the same command again."
+        return _fail(verb, why, StorageError.exit_code)
+
+
+def _fail(verb: str, why: str, code: int) -> int:
+    print(f"wsa {verb}: {why}", file=sys.stderr)
+    return code
 
 
 def _overview() -> str:
@@ -152,22 +161,40 @@ def _unknown_verb(verb: str) -> str:
     return f"there is no such verb. {hint}'wsa --help' lists them."
 
 
-def _parse(name: str, arguments: list[str]) -> Any:
-    """Options of a verb; `SystemExit` after help (0) or a usage error (2)."""
+def _run(name: str, arguments: list[str]) -> int:
+    """Parse a verb's options and call its function; help is shown instead where asked for."""
     import tyro
 
     verb = VERBS[name]
+    said = io.StringIO()
     try:
-        return tyro.cli(
-            _load(verb.options),
-            prog=f"wsa {name}",
-            description=verb.what[0].upper() + verb.what[1:] + ".",
-            args=arguments,
-        )
+        with contextlib.redirect_stderr(said):
+            options = tyro.cli(
+                _load(verb.options),
+                prog=f"wsa {name}",
+                description=verb.what[0].upper() + verb.what[1:] + ".",
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
     except SystemExit as stop:
-        if not stop.code:
-            print(f"\nexample:\n  {verb.example}")
-        raise
+        if stop.code:
+            raise UsageError("bad-option", _one_line(name, said.getvalue())) from None
+        print(f"\nexample:\n  {verb.example}")
+        return 0
+    code: int = _load(verb.function)(options)
+    return code
+
+
+def _one_line(name: str, box: str) -> str:
+    """What tyro says in a box of several parts, as a line."""
+    parts = [" ".join(part.split()) for part in re.split(r"^ *-{3,} *$", box, flags=re.MULTILINE)]
+    said = parts[1] if len(parts) > 1 else parts[0]
+    said = re.sub(r"invalid literal for int\(\).*?: (.*)", r"\1 is not a whole number", said)
+    said = re.sub(r"no type matching .* from \[(.*?)\]\. Got errors.*", r"\1 is not a number", said)
+    said = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", said)
+    flags = [flag for p in parts if p.startswith("Perhaps") for flag in re.findall(r" --[\w-]+", p)]
+    hint = f" Perhaps you meant{flags[0]}." if flags else ""
+    return f"{said.rstrip('.')}.{hint} 'wsa {name} --help' lists the options."
 
 
 def _load(place: str) -> Any:

@@ -132,9 +132,11 @@ class Progress:
     def _speak(self, now: float) -> None:
         self._spoke = now
         rate = self._done / max(now - self._began, 1e-9)
-        left = (self._total - self._done) / rate if rate and self._total else 0
-        of = f" of {self._total:,}" if self._total else ""
-        say(f"{self._what}: {self._done:,}{of} {self._unit}, {rate:,.1f}/s, {duration(left)} left")
+        of = left = ""
+        if self._total:
+            of = f" of {self._total:,}"
+            left = f", {duration((self._total - self._done) / rate)} left" if rate else ""
+        say(f"{self._what}: {self._done:,}{of} {self._unit}, {rate:,.1f}/s{left}")
 
 
 def result(as_json: bool, values: dict[str, Any]) -> int:
@@ -149,7 +151,9 @@ def result(as_json: bool, values: dict[str, Any]) -> int:
 def _values(values: dict[str, Any], indent: str) -> None:
     width = max(map(len, values), default=0)
     for name, value in values.items():
-        label = f"{indent}{name.replace('_', ' '):<{width}}  "
+        # What is no identifier is no field's name but a value, such as a model key.
+        spoken = name.replace("_", " ") if name.isidentifier() else name
+        label = f"{indent}{spoken:<{width}}  "
         if isinstance(value, dict):
             print(label.rstrip())
             _values(value, indent + "  ")
@@ -167,5 +171,5 @@ def _value(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, float):
-        return f"{value:,.2f}"
+        return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

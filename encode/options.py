@@ -15,6 +15,7 @@ import platformdirs
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from wsa.encode import console
 from wsa.store.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class EncodeOptions(StoreOptions):
 def open_snapshot(
     store: str, *, create: bool = False, or_empty: bool = False
 ) -> tuple[Backend, Snapshot]:
-    """A store and a snapshot of it.
+    """A store and a snapshot of it; says which store it is.
 
     Args:
         store: URL of the store.
@@ -121,10 +122,12 @@ def open_snapshot(
     try:
         backend = open_store(store, create=create)
     except MissingError:
-        if not or_empty:
-            raise
         backend = open_backend(store)
+        if not or_empty or any(backend.list("")):
+            raise
+        console.say(f"store {backend.url}, not there yet")
         return backend, Snapshot(backend, {})
+    console.say(f"store {backend.url}")
     return backend, take_snapshot(backend)
 
 

@@ -19,17 +19,17 @@ from wsa.store.reader import Snapshot
 
 def encode(o: EncodeOptions) -> int:
     """`wsa encode`."""
-    parse_output(o.output)
-    if not o.models:
-        raise UsageError("bad-option", "--models names no model; write --models vit,resnet,clip.")
+    _check(o)
     weights = weights_files(o.weights)
-    requests = [parse_request(name, weights, o.output, o.precision) for name in o.models]
+    asked = (parse_request(name, weights, o.output, o.precision) for name in o.models)
+    requests = list(dict.fromkeys(asked))
     backend, snapshot = open_snapshot(o.store)
     games = wanted_games(snapshot, o.game)
     for request in requests:
+        weights_from = "untrained" if request.source == "random" else f"from {request.source}"
         console.say(
-            f"{request.alias}: {request.timm_name}, {request.output}, weights from "
-            f"{request.source}, licence {request.licence}"
+            f"{request.alias}: {request.timm_name}, output {request.output}, weights "
+            f"{weights_from}, licence {request.licence}"
         )
     if o.dry_run:
         return _dry(o, snapshot, requests, games)
@@ -45,6 +45,30 @@ def encode(o: EncodeOptions) -> int:
     console.table("", columns, rows)
     print(f"{report.present} objects were there already; {console.duration(report.seconds)}")
     return 0
+
+
+def _check(o: EncodeOptions) -> None:
+    """Refuse what cannot be, before anything is opened.
+
+    Raises:
+        UsageError: A value is out of range.
+    """
+    parse_output(o.output)
+    if not o.models:
+        raise UsageError("bad-option", "--models names no model; write --models vit,resnet,clip.")
+    if o.workers < 0:
+        raise UsageError(
+            "bad-option", f"--workers must be 0, for one a core, or more, not {o.workers}."
+        )
+    if not o.max_step_error >= 0:
+        raise UsageError(
+            "bad-option", f"--max-step-error must be 0 or more, not {o.max_step_error:g}."
+        )
+    if o.scheduler not in ("local", "inproc") and "://" not in o.scheduler:
+        raise UsageError(
+            "bad-option",
+            f"--scheduler {o.scheduler!r} is not one; write local, inproc, or tcp://HOST:PORT.",
+        )
 
 
 def run_with_progress(
@@ -83,7 +107,7 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
     if o.json:
         return console.result(True, {line.alias: dataclasses.asdict(line) for line in lines})
     console.table(
-        f"To do in {snapshot.backend.url} for {', '.join(games)}; nothing was changed:",
+        f"To do for {', '.join(games)}; nothing was changed:",
         ["model", "objects", "passes", "copies", "strip passes", "at most", "minutes"],
         [
             [e.alias, e.objects, e.passes, e.copies, e.strip, console.size(e.bytes), e.minutes]
@@ -95,7 +119,7 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
 
 def models(o: ModelsOptions) -> int:
     """`wsa models`."""
-    backend, snapshot = open_snapshot(o.store, or_empty=True)
+    _, snapshot = open_snapshot(o.store, or_empty=True)
     stored = [describe(snapshot, key) for key in snapshot.models]
     known = [parse_request(alias, {}) for alias in ALIASES]
     if o.json:
@@ -107,7 +131,9 @@ def models(o: ModelsOptions) -> int:
         [[r.alias, r.timm_name, r.licence, local_weights(r)] for r in known],
     )
     shown = ["key", "model", "output", "precision", "licence", "frames", "passes"]
-    console.table(
-        f"\nIn {backend.url}", shown, [[row[column] for column in shown] for row in stored]
-    )
+    if stored:
+        rows = [[row[column] for column in shown] for row in stored]
+        console.table("\nIn the store", shown, rows)
+    else:
+        print("\nThe store has no models yet; 'wsa encode --models lite0' would bring the first.")
     return 0

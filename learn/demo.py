@@ -20,7 +20,7 @@ from wsa.learn.dqn import DQNConfig, Trained
 from wsa.learn.options import DemoOptions
 from wsa.learn.report import summarise, total_bytes
 from wsa.store.backends import Backend
-from wsa.store.reader import Snapshot
+from wsa.store.reader import Snapshot, take_snapshot
 
 # Pretrained on ImageNet, and brought by the package installer: no model hub is needed.
 MODELS = ("lite0", "lite1", "lite2")
@@ -55,7 +55,7 @@ def demo(o: DemoOptions, encode: Encode) -> int:
     models, strip_passes = encode(backend, requests, o.game)
 
     console.say(f"3/4 train WSA and double DQN offline, {o.updates:,} updates from the cache")
-    _, snapshot = open_snapshot(str(folder / "store"))
+    snapshot = take_snapshot(backend, snapshot)
     config = run.make_config(
         snapshot,
         o.game,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import platform
 import shutil
 import sys
@@ -32,10 +31,7 @@ class Finding:
 def examine(store: str) -> Iterator[Finding]:
     """Look at everything; nothing is changed."""
     yield Finding("python", sys.version_info >= (3, 11), platform.python_version())
-    for name in LIBRARIES:
-        version = importlib.metadata.version(name)
-        parts = tuple(int(p) for p in version.split(".")[:3] if p.isdigit())
-        yield Finding(name, parts >= FLOORS.get(name, ()), version)
+    yield from map(_library, LIBRARIES)
     yield _device()
     yield _games()
     yield from _weights()
@@ -43,6 +39,18 @@ def examine(store: str) -> Iterator[Finding]:
     for what, path in (("store disk", Path(store)), ("cache disk", cache_folder())):
         if "://" not in str(path):
             yield _disk(what, path)
+
+
+def _library(name: str) -> Finding:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, False, f"not installed; pip install {name}")
+    floor = FLOORS.get(name, ())
+    if tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) >= floor:
+        return Finding(name, True, version)
+    needed = ".".join(map(str, floor))
+    return Finding(name, False, f"{version}; pip install '{name}>={needed}'")
 
 
 def _device() -> Finding:

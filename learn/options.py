@@ -93,7 +93,7 @@ class LearnOptions(StoreOptions):
 class EvalOptions:
     """Options of `wsa eval`."""
 
-    run: Positional[str]
+    run: Annotated[Positional[str], arg(metavar="RUN")]
     """Folder of a run that 'wsa learn' made."""
     episodes: int = 10
     """Games to play."""
@@ -125,7 +125,7 @@ class ListOptions(StoreOptions):
 class ShowOptions(StoreOptions):
     """Options of `wsa show`."""
 
-    game: Positional[str] = "Seaquest"
+    game: Annotated[Positional[str], arg(metavar="GAME")] = "Seaquest"
     """ALE game."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from wsa.learn.options import (
     ListOptions,
     ShowOptions,
 )
-from wsa.store.errors import DamagedError, MissingError
+from wsa.store import names
+from wsa.store.errors import DamagedError, MissingError, UsageError
+from wsa.store.reader import Snapshot
 
 
 def collect(o: CollectOptions) -> int:
@@ -38,7 +41,7 @@ def collect(o: CollectOptions) -> int:
         segment_steps=o.segment_steps,
     )
     console.say(
-        f"{o.game}, {env.describe(protocol)}, into {backend.url}: {plan.missing:,} of "
+        f"{o.game}, {env.describe(protocol)}: {plan.missing:,} of "
         f"{plan.steps:,} steps to play ({plan.missing * protocol.frame_skip:,} emulator frames)"
     )
     if o.dry_run:
@@ -65,28 +68,34 @@ def learn(o: LearnOptions) -> int:
     from wsa.learn import run
     from wsa.learn.dqn import DQNConfig
 
+    _check_seed(o.seed)
     if o.resume:
         folder = Path(o.resume)
         config = run.read_config(folder)
+        _, snapshot = open_snapshot(config.store)
     else:
         env.check_game(o.game)
         hyperparameters = DQNConfig(
             **{f.name: getattr(o, f.name) for f in dataclasses.fields(DQNConfig)}
         )
         _, snapshot = open_snapshot(o.store)
+        models = [_stored_name(snapshot, name) for name in o.models]
+        context = o.context if o.context == run.MEAN_CONTEXT else _stored_name(snapshot, o.context)
         config = run.make_config(
-            snapshot, o.game, o.models, o.context, o.seed, hyperparameters, o.protocol
+            snapshot, o.game, models, context, o.seed, hyperparameters, o.protocol
         )
         folder = Path(o.run_dir) if o.run_dir else run.new_folder(Path("runs"), config, o.exp_name)
     console.say(
         f"{config.game}, {len(config.segments)} segments; models {', '.join(config.models)}; "
         f"context {config.context}; run {folder}"
     )
+    device = choose_device(o.device)
     if o.dry_run:
-        return 0
+        from wsa.learn.estimate import estimate as estimate_run
+
+        return console.result(o.json, estimate_run(snapshot, config, device))
     run.begin(folder, config)
     total = config.hyperparameters.updates
-    device = choose_device(o.device)
     with console.Progress("learn", "updates", total, shown=not o.json) as progress:
         trained = run.learn(folder, config, device, lambda step, _: progress.update(step))
     return console.result(
@@ -100,12 +109,41 @@ def learn(o: LearnOptions) -> int:
     )
 
 
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**31 - 1000:
+        raise UsageError("bad-option", f"--seed must be from 0 to {2**31 - 1001}, not {seed}.")
+
+
+def _stored_name(snapshot: Snapshot, name: str) -> str:
+    """A model as `wsa encode` takes it (`timm:NAME`, `vit:random`), as the alias in a store.
+
+    Raises:
+        UsageError: Nobody knows such a model.
+    """
+    from wsa.encode.models import parse_request
+
+    stored = {alias for key in snapshot.models for alias in (key, names.key_alias(key))}
+    return name if name in stored else parse_request(name, {}).alias
+
+
 def evaluate(o: EvalOptions) -> int:
     """`wsa eval`."""
     from wsa.encode.forward import choose_device
     from wsa.learn import run
 
-    with console.Progress("eval", "steps", shown=not o.json) as progress:
+    _check_seed(o.seed)
+    console.say(f"store {run.read_config(Path(o.run)).store}")
+    # The run's games, then as many of a random policy to compare with.
+    with console.Progress("eval", "games", 2 * o.episodes, shown=not o.json) as progress:
+        before = now = 0
+
+        def on_step(steps: int, episodes: int) -> None:
+            nonlocal before, now
+            if episodes < now:
+                before = o.episodes
+            now = min(episodes, o.episodes)
+            progress.update(before + now)
+
         evaluation = run.evaluate(
             Path(o.run),
             o.episodes,
@@ -115,7 +153,7 @@ def evaluate(o: EvalOptions) -> int:
             video=o.video,
             device=choose_device(o.device),
             num_envs=o.num_envs,
-            on_step=lambda steps, episodes: progress.update(steps),
+            on_step=on_step,
         )
     return console.result(o.json, evaluation.summary())
 
@@ -126,6 +164,7 @@ def verify(o: VerifyOptions) -> int:
     from wsa.store.verify import verify as check
 
     backend = open_store(o.store)
+    console.say(f"store {backend.url}")
     with console.Progress("verify", "objects", shown=not o.json) as progress:
         report = check(backend, progress.update)
     values = dataclasses.asdict(report)
@@ -141,14 +180,17 @@ def list_games(o: ListOptions) -> int:
     from wsa.learn.report import summarise
 
     if o.games:
-        print("\n".join(env.games()))
+        print(json.dumps(list(env.games()), indent=2) if o.json else "\n".join(env.games()))
         return 0
-    backend, snapshot = open_snapshot(o.store)
+    _, snapshot = open_snapshot(o.store)
     found = [summarise(snapshot, game) for game in snapshot.games]
     if o.json:
         return console.result(True, {s.game: dataclasses.asdict(s) for s in found})
+    if not found:
+        console.say("It is empty. Collect some frames: wsa collect --game Seaquest")
+        return 0
     console.table(
-        backend.url,
+        "",
         ["game", "segments", "steps", "distinct frames", "episodes", "mean return", "size"],
         [
             [
