@@ -8,6 +8,7 @@ are not episodes.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from wsa.learn import env as games
 from wsa.learn.features import LiveStacks
 from wsa.learn.heads import QNetwork
 from wsa.store import records
+from wsa.store.errors import StorageError, UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +134,13 @@ def play(
 
     Returns:
         The episodes, by environment and in the order played.
+
+    Raises:
+        UsageError: No episodes or no environments.
+        StorageError: Films cannot be written.
     """
+    if episodes < 1 or num_envs < 1:
+        raise UsageError("bad-option", "--episodes and --num-envs must be at least 1.")
     count = min(num_envs, episodes)
     share = np.array([len(range(i, episodes, count)) for i in range(count)])
     finished: list[list[Episode]] = [[] for _ in range(count)]
@@ -177,6 +185,32 @@ def play(
     return [episode for episodes_of_env in finished for episode in episodes_of_env]
 
 
+def write_csv(
+    path: Path, updates: int, epsilon: float, played: list[Episode], random: list[Episode]
+) -> None:
+    """Append episodes to a table, one a line.
+
+    Args:
+        path: The table.
+        updates: Updates the network had had.
+        epsilon: Probability of a random action.
+        played: Games of the network, policy `run`.
+        random: Games of a random policy.
+    """
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(
+                ["updates", "policy", "epsilon", "env", "seed", "return", "steps", "truncated"]
+            )
+        for policy, episodes in (("run", played), ("random", random)):
+            for e in episodes:
+                writer.writerow(
+                    [updates, policy, epsilon, e.env, e.seed, e.returned, e.steps, e.truncated]
+                )
+
+
 class _Films:
     """Writes `episode_0.mp4`, `episode_1.mp4`, ... into a folder, 15 steps a second as played."""
 
@@ -196,6 +230,12 @@ class _Films:
             path = str(self._folder / f"episode_{self._count}.mp4")
             code = cv2.VideoWriter.fourcc(*"mp4v")
             self._writer = cv2.VideoWriter(path, code, 15.0, (2 * width, 2 * height))
+            if not self._writer.isOpened():
+                raise StorageError(
+                    "unavailable",
+                    f"{path} cannot be written. Check that you may write there and that there is "
+                    "room, or leave out --video.",
+                )
         large = np.repeat(np.repeat(picture, 2, axis=0), 2, axis=1)
         self._writer.write(np.ascontiguousarray(large[..., ::-1]))
 

@@ -6,27 +6,29 @@ runs/{game}__{exp_name}__{seed}__{time}/
     metrics.jsonl    scalars, one line each; TensorBoard events beside them
     checkpoints/     {updates}.safetensors
     eval.csv         episodes played by `wsa eval`
+    lock             held while a process trains the run
     videos/          with --video
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import filelock
 import msgspec
 import numpy as np
 import torch
 
 from wsa.encode.live import LiveEncoder
-from wsa.encode.register import open_model
+from wsa.encode.models import ALIASES
+from wsa.encode.register import open_model, read_spec
 from wsa.learn import checkpoint, dqn
 from wsa.learn import env as games
-from wsa.learn.evaluate import Episode, GreedyPolicy, Policy, RandomPolicy, play
+from wsa.learn.evaluate import Episode, GreedyPolicy, Policy, RandomPolicy, play, write_csv
 from wsa.learn.features import LiveStacks
 from wsa.store import keys, names, publish, records
 from wsa.store.errors import ConflictError, MissingError, UsageError
@@ -89,23 +91,39 @@ def choose_models(snapshot: Snapshot, game: str, asked: Sequence[str]) -> list[s
                 "--models vit,resnet,clip",
             )
         return ready
-    chosen = []
-    for name in asked:
-        fitting = [key for key in ready if name in (key, names.key_alias(key))]
-        if not fitting:
-            raise MissingError(
-                "not-encoded",
-                f"{name} has not encoded every segment of {game} in {url}. Run: wsa encode --game "
-                f"{game} --models {name}",
-            )
-        if len(fitting) > 1:
-            raise UsageError(
-                "bad-option",
-                f"{name} may be any of {', '.join(fitting)}; give the whole key. 'wsa models' "
-                "shows how they differ.",
-            )
-        chosen += fitting
-    return chosen
+    return list(dict.fromkeys(_choose(snapshot, game, ready, name) for name in asked))
+
+
+def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:
+    fitting = [key for key in ready if name in (key, names.key_alias(key))]
+    if len(fitting) > 1:
+        raise _ambiguous(name, fitting)
+    if fitting:
+        return fitting[0]
+    known = [key for key in snapshot.models if name in (key, names.key_alias(key))]
+    options = name
+    if len(known) == 1:  # Spelled so that it makes this very model, not one of another output.
+        spec = read_spec(snapshot, known[0])
+        options = spec.alias if spec.alias in ALIASES else f"timm:{spec.timm_name}"
+        options += ":random" if spec.identity.random else ""
+        options += f" --output {spec.identity.output}"
+        if spec.identity.precision != "fp32":
+            options += f" --precision {spec.identity.precision}"
+        if spec.source.startswith("file:"):
+            options += f" --weights {spec.alias}={spec.source.removeprefix('file:')}"
+    raise MissingError(
+        "not-encoded",
+        f"{name} has not encoded every segment of {game} in {snapshot.backend.url}. Run: "
+        f"wsa encode --game {game} --models {options}",
+    )
+
+
+def _ambiguous(name: str, fitting: list[str]) -> UsageError:
+    return UsageError(
+        "bad-option",
+        f"{name} may be any of {', '.join(fitting)}; give the whole key. 'wsa models' shows how "
+        "they differ.",
+    )
 
 
 def make_config(
@@ -133,11 +151,20 @@ def make_config(
             raise UsageError(
                 "bad-option", f"--context {context}: choose from {aliases}, or {MEAN_CONTEXT}."
             )
+        if len(fitting) > 1:
+            raise _ambiguous(f"--context {context}", fitting)
         context = fitting[0]
     segments = [m for m in snapshot.segments(game) if protocol in ("", m.protocol.name)]
     protocols = {meta.protocol for meta in segments}
     if len(protocols) != 1:
         played = ", ".join(sorted({m.protocol.name for m in snapshot.segments(game)}))
+        if len({p.name for p in protocols}) == 1:
+            raise UsageError(
+                "bad-option",
+                f"{game} was played in {len(protocols)} ways that are all called "
+                f"{protocols.pop().name}; 'wsa show {game}' shows how they differ. Data and "
+                "scores of two must not be mixed: collect each into a store of its own.",
+            )
         raise UsageError(
             "bad-option",
             f"{game} was played under these protocols: {played}. Data and scores of two must not "
@@ -198,16 +225,28 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def open_data(config: RunConfig) -> tuple[Snapshot, FlatMap]:
-    """The run's data: its segments only, materialised."""
+    """The run's data: its segments only, materialised.
+
+    Raises:
+        MissingError: The store has lost some of them.
+        DamagedError: Stored bytes are not what was committed.
+    """
     whole = take_snapshot(open_store(config.store))
-    wanted = set(config.segments)
-    metas = {
-        names.segment_path(m.game, m.segment)
-        for m in whole.segments(config.game)
-        if m.segment not in wanted
+    present = {
+        m.segment: names.segment_path(m.game, m.segment) for m in whole.segments(config.game)
     }
+    lost = len(set(config.segments) - present.keys())
+    if lost:
+        raise MissingError(
+            "no-frames",
+            f"The store {config.store} lacks {lost} of the {len(config.segments)} segments of "
+            f"{config.game} that this run was begun with. Bring them back (the same 'wsa collect' "
+            "and 'wsa encode' make the same ones; 'wsa list' shows what is there), or begin "
+            "another run.",
+        )
+    others = {present[segment] for segment in present.keys() - set(config.segments)}
     snapshot = Snapshot(
-        whole.backend, {path: c for path, c in whole.commits.items() if path not in metas}
+        whole.backend, {path: c for path, c in whole.commits.items() if path not in others}
     )
     return snapshot, materialise(snapshot, config.game, config.models)
 
@@ -218,18 +257,31 @@ def learn(
     device: str,
     on_update: Callable[[int, dict[str, float]], None] = lambda step, scalars: None,
 ) -> dqn.Trained:
-    """Train a run, from its beginning or its newest checkpoint."""
+    """Train a run, from its beginning or its newest checkpoint.
+
+    Raises:
+        ConflictError: Another process is training it.
+        MissingError: Data of the run is gone.
+        DamagedError: The newest checkpoint or the data is damaged.
+    """
     _, flat = open_data(config)
-    return dqn.train(
-        config.hyperparameters,
-        flat,
-        len(config.protocol.actions),
-        _context(config),
-        config.seed,
-        folder,
-        device,
-        on_update,
-    )
+    try:
+        with filelock.FileLock(folder / "lock", timeout=0):
+            return dqn.train(
+                config.hyperparameters,
+                flat,
+                len(config.protocol.actions),
+                _context(config),
+                config.seed,
+                folder,
+                device,
+                on_update,
+            )
+    except filelock.Timeout:
+        raise ConflictError(
+            "run-exists",
+            f"Another process is training {folder}. Wait for it, or give another --run-dir.",
+        ) from None
 
 
 def _context(config: RunConfig) -> int | None:
@@ -298,9 +350,18 @@ def evaluate(
         device: Where to run the models.
         num_envs: Environments side by side.
         on_step: Called with (steps played, episodes finished).
+
+    Raises:
+        UsageError: A number is out of range.
+        MissingError: No run, no checkpoint, no weights, or data that is gone.
+        ConflictError: A model does not give here what it gave when the store was filled.
+        DamagedError: The newest checkpoint or the data is damaged.
     """
-    if episodes < 1 or not 0 <= epsilon <= 1:
-        raise UsageError("bad-option", "--episodes must be at least 1, --epsilon from 0 to 1.")
+    if episodes < 1 or num_envs < 1 or not 0 <= epsilon <= 1:
+        raise UsageError(
+            "bad-option",
+            "--episodes and --num-envs must be at least 1, --epsilon from 0 to 1.",
+        )
     config = read_config(folder)
     snapshot, flat = open_data(config)
     actions = len(config.protocol.actions)
@@ -328,25 +389,8 @@ def evaluate(
     played = run(greedy, folder / "videos" if video else None)
     seconds = time.perf_counter() - started
     random = run(RandomPolicy(actions, seed), None)
-    _write_csv(folder / "eval.csv", updates, epsilon, played, random)
+    write_csv(folder / "eval.csv", updates, epsilon, played, random)
     return Evaluation(updates, tuple(played), tuple(random), live, seconds)
-
-
-def _write_csv(
-    path: Path, updates: int, epsilon: float, played: list[Episode], random: list[Episode]
-) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(
-                ["updates", "policy", "epsilon", "env", "seed", "return", "steps", "truncated"]
-            )
-        for policy, episodes in (("run", played), ("random", random)):
-            for e in episodes:
-                writer.writerow(
-                    [updates, policy, epsilon, e.env, e.seed, e.returned, e.steps, e.truncated]
-                )
 
 
 def mean_return(episodes: Sequence[Episode]) -> tuple[float, float]:

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import csv
+import functools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsa.learn import env as games
+from wsa.learn.evaluate import Episode, GreedyPolicy, RandomPolicy, play, write_csv
+from wsa.store.errors import StorageError, UsageError
+from wsa.store.records import Protocol
+
+
+@functools.cache
+def stated(game: str, max_steps: int) -> Protocol:
+    return games.protocol(game, "classic", max_steps=max_steps)
+
+
+class Spy:
+    """Passes on to a policy, and keeps what it was shown and did."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+        self.calls: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]] = []
+
+    def __call__(
+        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        actions: NDArray[np.int64] = self.policy(frames, first, envs)
+        self.calls.append((frames.copy(), first.copy(), envs.copy(), actions))
+        return actions
+
+    def of(self, env: int) -> tuple[list[NDArray[Any]], list[bool], list[int]]:
+        """Frames, starts and actions of one environment."""
+        found = [(f[e == env][0], s[e == env][0], a[e == env][0]) for f, s, e, a in self.calls
+                 if env in e]  # fmt: skip
+        frames, first, actions = zip(*found, strict=True)
+        return list(frames), [bool(f) for f in first], [int(a) for a in actions]
+
+
+@pytest.mark.parametrize("episodes, num_envs", [(1, 4), (5, 3), (6, 3), (4, 1)])
+def test_each_environment_plays_its_share(episodes: int, num_envs: int) -> None:
+    told = []
+    protocol = stated("Pong", 9)
+    played = play(
+        "Pong", protocol, RandomPolicy(6, 0), episodes, 3, num_envs=num_envs,
+        on_step=lambda steps, done: told.append((steps, done)),
+    )  # fmt: skip
+    count = min(episodes, num_envs)
+    shares = Counter(e.env for e in played)
+    assert len(played) == episodes and sorted(shares) == list(range(count))
+    assert max(shares.values()) - min(shares.values()) <= 1
+    assert [e.env for e in played] == sorted(e.env for e in played)
+    assert all(e.seed == 3 + e.env for e in played)
+    assert all(e.truncated and e.steps == 9 for e in played)
+    assert told[-1] == (9 * episodes, episodes)
+
+
+def test_short_games_are_not_counted_more_often() -> None:
+    # Breakout's random games differ in length: whoever took the first to end would take short ones.
+    protocol = stated("Breakout", 27_000)
+    played = play("Breakout", protocol, RandomPolicy(4, 1), 6, 5, num_envs=3)
+    assert [e.env for e in played] == [0, 0, 1, 1, 2, 2]
+    assert len({e.steps for e in played}) > 3 and not any(e.truncated for e in played)
+
+
+def test_returns_are_the_emulators_rewards_over_whole_games() -> None:
+    protocol = stated("Breakout", 27_000)
+    spy = Spy(RandomPolicy(4, 2))
+    played = play("Breakout", protocol, spy, 3, 11, num_envs=2)
+    for number in range(2):
+        mine = [e for e in played if e.env == number]
+        frames, first, actions = spy.of(number)
+        env = games.make_env("Breakout", protocol, 1)
+        observations, info = env.reset(seed=11 + number)
+        at = 0
+        for episode in mine:
+            total, lives, start = 0.0, [int(info["lives"][0])], at
+            while True:
+                np.testing.assert_array_equal(games.pictures(observations)[0], frames[at])
+                assert first[at] == (at == start)
+                action = np.array([actions[at]])
+                observations, rewards, terminated, truncated, info = env.step(action)
+                total, at = total + float(rewards[0]), at + 1
+                if terminated[0] or truncated[0]:
+                    break
+                lives.append(int(info["lives"][0]))
+            assert (episode.returned, episode.steps) == (total, at - start)
+            assert episode.truncated == bool(truncated[0]) is False
+            # All lives were played, so a life lost was not an end.
+            assert lives[0] == 5 and min(lives) == 1
+        assert at == len(actions)
+        env.close()
+    assert any(e.returned > 0 for e in played)
+
+
+def test_rewards_are_raw() -> None:
+    # Seaquest gives 20 points at a time.
+    played = play("Seaquest", stated("Seaquest", 400), RandomPolicy(18, 0), 2, 1, num_envs=2)
+    assert max(e.returned for e in played) >= 20
+    assert all(e.returned % 20 == 0 for e in played)
+
+
+def test_the_same_seed_plays_the_same_games() -> None:
+    def run(seed: int) -> list[Episode]:
+        return play("Breakout", stated("Breakout", 60), RandomPolicy(4, seed), 4, seed)
+
+    assert run(1) == run(1) != run(2)
+
+
+def test_a_seeds_games_do_not_depend_on_the_other_environments() -> None:
+    # The policy must not either, so it always does the same.
+    class Right:
+        def __call__(self, frames: Any, first: Any, envs: NDArray[np.int64]) -> NDArray[np.int64]:
+            return np.full(len(envs), 2)
+
+    protocol = stated("Breakout", 150)
+    alone = play("Breakout", protocol, Right(), 1, 21)
+    beside = play("Breakout", protocol, Right(), 3, 21, num_envs=3)
+    assert alone[0] == beside[0]
+
+
+def test_films_can_be_played(tmp_path: Path) -> None:
+    spy = Spy(RandomPolicy(6, 0))
+    played = play("Pong", stated("Pong", 40), spy, 3, 1, num_envs=2, video=tmp_path / "films")
+    mine = [e for e in played if e.env == 0]
+    films = sorted((tmp_path / "films").iterdir())
+    assert [f.name for f in films] == ["episode_0.mp4", "episode_1.mp4"]
+    shown = spy.of(0)[0]
+    for film, episode in zip(films, mine, strict=True):
+        reader = cv2.VideoCapture(str(film))
+        frames = []
+        while (got := reader.read())[0]:
+            frames.append(got[1][::2, ::2, ::-1])
+        reader.release()
+        assert len(frames) == episode.steps == 40
+        error = np.abs(np.array(frames).astype(int) - np.array(shown[:40]).astype(int))
+        assert error.mean() < 6  # Lossy, but these pictures, in these colours.
+        shown = shown[40:]
+
+
+def test_a_film_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "films"
+    (folder / "episode_0.mp4").mkdir(parents=True)
+    with pytest.raises(StorageError, match="--video"):
+        play("Pong", stated("Pong", 9), RandomPolicy(6, 0), 1, 1, video=folder)
+
+
+@pytest.mark.parametrize("episodes, num_envs", [(0, 1), (1, 0)])
+def test_nothing_to_play_is_refused(episodes: int, num_envs: int) -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        play("Pong", stated("Pong", 9), RandomPolicy(6, 0), episodes, 0, num_envs=num_envs)
+
+
+class FakeStacks:
+    """The number in a frame's corner, as a stack."""
+
+    def see(self, frames: NDArray[np.uint8], first: Any, envs: Any) -> Tensor:
+        return torch.from_numpy(frames[:, :1, 0, :1].astype(np.float32))
+
+
+class FakeNetwork(torch.nn.Module):
+    """Likes the action that the frame names."""
+
+    mean = torch.zeros(1)
+
+    def forward(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
+        return -(torch.arange(4.0) - stacks[:, 0]).abs(), torch.ones(len(stacks), 1)
+
+
+def policy(epsilon: float, seed: int = 3) -> GreedyPolicy:
+    network: Any = FakeNetwork()
+    stacks: Any = FakeStacks()
+    return GreedyPolicy(network, stacks, 4, epsilon, seed)
+
+
+def acted(chooser: Any, wanted: NDArray[np.uint8]) -> NDArray[np.int64]:
+    envs = np.arange(len(wanted))
+    frames = np.broadcast_to(wanted[:, None, None, None], (len(wanted), 2, 2, 3))
+    return np.array(chooser(frames, np.zeros(len(wanted), np.bool_), envs))
+
+
+def test_epsilon() -> None:
+    wanted = np.random.default_rng(0).integers(0, 4, 4000).astype(np.uint8)
+    np.testing.assert_array_equal(acted(policy(0.0), wanted), wanted)
+    np.testing.assert_array_equal(acted(policy(1.0), wanted), acted(RandomPolicy(4, 3), wanted))
+    shares = [(acted(policy(e), wanted) != wanted).mean() for e in (0.2, 1.0)]
+    assert shares == pytest.approx([0.2 * 3 / 4, 3 / 4], abs=0.02)
+    assert np.bincount(acted(policy(1.0), wanted)).min() > 900
+    np.testing.assert_array_equal(acted(policy(0.5), wanted), acted(policy(0.5), wanted))
+    assert (acted(policy(0.5, seed=4), wanted) != acted(policy(0.5), wanted)).any()
+
+
+def test_the_table_grows(tmp_path: Path) -> None:
+    path = tmp_path / "eval.csv"
+    one = Episode(0, 5, -20.0, 900, False)
+    write_csv(path, 10, 0.001, [one], [])
+    write_csv(path, 20, 0.05, [one], [Episode(1, 6, 3.0, 27000, True)])
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [row["updates"] for row in rows] == ["10", "20", "20"]
+    assert rows[2] == {
+        "updates": "20", "policy": "random", "epsilon": "0.05", "env": "1", "seed": "6",
+        "return": "3.0", "steps": "27000", "truncated": "True",
+    }  # fmt: skip

@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+import msgspec
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from wsa.encode import forward
+from wsa.encode.forward import stored
+from wsa.encode.live import LiveEncoder
+from wsa.encode.models import parse_request
+from wsa.encode.register import open_model, register
+from wsa.learn import env as games
+from wsa.learn import run
+from wsa.learn.collect import collect, plan_collection
+from wsa.learn.dqn import DQNConfig
+from wsa.store import keys, names
+from wsa.store.backends import Backend
+from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.records import EmbeddingMeta
+from wsa.store.root import open_store
+from wsa.store.writer import commit_embedding
+
+MODELS = ("timm:test_resnet.r160_in1k:random", "timm:test_vit.r160_in1k:random")
+ALIASES = ("test_resnet_r160_in1k", "test_vit_r160_in1k")
+MAX_STEPS = 60
+SMALL = DQNConfig(
+    updates=50, batch_size=8, frame_stack=4, fusion_size=16, log_frequency=10, save_frequency=20
+)
+
+
+def gather(backend: Backend, steps: int, seed: int = 1, **protocol: Any) -> None:
+    """Collect Breakout."""
+    details: dict[str, Any] = {"name": "classic", "max_steps": MAX_STEPS, **protocol}
+    plan = plan_collection(
+        take_snapshot(backend), "Breakout", games.protocol("Breakout", **details),
+        steps=steps, num_envs=2, policy="random", seed=seed, segment_steps=64,
+    )  # fmt: skip
+    collect(plan, backend)
+
+
+def embed(backend: Backend, models: tuple[str, ...] = MODELS, output: str = "pooled") -> list[str]:
+    """Encode what has not been, in this process; returns the keys."""
+    made = []
+    for name in models:
+        request = parse_request(name, {}, output)
+        key = register(take_snapshot(backend), request, 0.1).spec.key
+        snapshot = take_snapshot(backend)
+        encoder = open_model(snapshot, key)
+        done = {e.segment for e in snapshot.embeddings(model=key)}
+        for meta in snapshot.segments():
+            if meta.segment not in done:
+                array = stored(encoder(snapshot.read_frames(meta)))
+                about = EmbeddingMeta(
+                    meta.game, meta.segment, key, array.shape, str(array.dtype), meta.frames, 0
+                )
+                commit_embedding(backend, about, array)
+        made.append(key)
+    return made
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WSA_CACHE", str(tmp_path_factory.getbasetemp() / "flat-cache"))
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Backend:
+    """A store with a little Breakout, encoded by two small random models."""
+    made = open_store(str(tmp_path_factory.mktemp("run") / "store"), create=True)
+    gather(made, 240)
+    embed(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def snapshot(backend: Backend) -> Snapshot:
+    return take_snapshot(backend)
+
+
+@pytest.fixture(scope="module")
+def trained(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WSA_CACHE", str(tmp_path_factory.getbasetemp() / "flat-cache"))
+        config = configure(snapshot)
+        folder = tmp_path_factory.mktemp("runs") / "one"
+        run.begin(folder, config)
+        run.learn(folder, config, "cpu")
+    return folder
+
+
+def configure(snapshot: Snapshot, **changes: Any) -> run.RunConfig:
+    details: dict[str, Any] = {
+        "game": "Breakout", "models": ALIASES, "context": ALIASES[0], "seed": 1,
+        "hyperparameters": SMALL, **changes,
+    }  # fmt: skip
+    return run.make_config(snapshot, **details)
+
+
+def test_a_run_from_end_to_end(snapshot: Snapshot, trained: Path) -> None:
+    config = json.loads((trained / "config.json").read_text())
+    assert config["segments"] == [m.segment for m in snapshot.segments()] and config["segments"]
+    assert [names.key_alias(key) for key in config["models"]] == list(ALIASES)
+    assert config["context"] == config["models"][0]
+    assert config["protocol"]["max_steps"] == MAX_STEPS
+    assert config["hyperparameters"]["updates"] == 50
+    assert run.read_config(trained) == configure(snapshot)
+    assert (trained / "command.txt").read_text().strip()
+    metrics = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == [10, 20, 30, 40, 50]
+    assert all(line["cache/backbone_passes"] == 0 for line in metrics)
+    files = sorted(p.name for p in (trained / "checkpoints").iterdir())
+    assert files == [f"{n:09d}.safetensors" for n in (20, 40, 50)]
+
+
+def test_an_evaluation_counts_every_frame(
+    trained: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[bytes] = []
+
+    class Watched(LiveEncoder):
+        def __call__(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
+            shown.extend(keys.frame_digest(frame) for frame in frames)
+            return super().__call__(frames)
+
+    monkeypatch.setattr(run, "LiveEncoder", Watched)
+    (trained / "eval.csv").unlink(missing_ok=True)
+    seen = run.evaluate(trained, 2, epsilon=0.2, seed=77, num_envs=2)
+    assert seen.updates == 50 and seen.seconds > 0
+    assert [e.steps for e in seen.episodes] == [MAX_STEPS] * 2 == [e.steps for e in seen.random]
+    known = {d.tobytes() for m in snapshot.segments() for d in snapshot.read_digests(m)}
+    live = seen.live
+    assert live.frames == len(shown) == 2 * MAX_STEPS
+    assert live.found == sum(digest in known for digest in shown)
+    new = set(shown) - known
+    assert live.passes == len(MODELS) * len(new) > 0
+    assert live.remembered == live.frames - live.found - len(new)
+    assert live.hit_rate == pytest.approx(1 - len(new) / len(shown))
+    summary = seen.summary()
+    assert summary["frames"] == live.frames and summary["backbone_passes"] == live.passes
+    assert summary["hit_rate"] == pytest.approx(live.hit_rate, abs=1e-4)
+    returns = [e.returned for e in seen.episodes]
+    assert (summary["return_mean"], summary["return_std"]) == (np.mean(returns), np.std(returns))
+    again = run.evaluate(trained, 2, epsilon=0.2, seed=77, num_envs=2)
+    assert (again.episodes, again.random) == (seen.episodes, seen.random)
+    rows = list(csv.DictReader((trained / "eval.csv").read_text().splitlines()))
+    assert [r["policy"] for r in rows] == ["run", "run", "random", "random"] * 2
+    assert [float(r["return"]) for r in rows[:2]] == returns
+    assert {(r["updates"], r["epsilon"], r["steps"]) for r in rows} == {("50", "0.2", "60")}
+
+
+def test_what_was_collected_is_found(snapshot: Snapshot, trained: Path) -> None:
+    # The seed of the collection: the first frames of its games are in the store.
+    seen = run.evaluate(trained, 2, epsilon=0.0, seed=1, num_envs=2)
+    assert seen.live.found >= 2
+
+
+def test_later_segments_change_nothing(snapshot: Snapshot, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(snapshot.backend.url, tmp_path / "store")
+    backend = open_store(str(tmp_path / "store"))
+    config = configure(take_snapshot(backend))
+    folder = tmp_path / "run"
+    run.begin(folder, config)
+
+    def stop(step: int, _: Any) -> None:
+        if step == 30:
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        run.learn(folder, config, "cpu", stop)
+    gather(backend, 480)
+    embed(backend)
+    assert configure(take_snapshot(backend)).segments != config.segments
+    assert run.learn(folder, run.read_config(folder), "cpu").updates == 30
+    last = "checkpoints/000000050.safetensors"
+    one, other = load_file(folder / last), load_file(trained / last)
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
+    # A run begun anew in the longer store is another.
+    longer = configure(take_snapshot(backend))
+    with pytest.raises(ConflictError, match="wsa learn --resume") as caught:
+        run.begin(folder, longer)
+    assert caught.value.kind == "run-exists"
+
+
+def test_lost_segments_are_not_passed_over(snapshot: Snapshot, tmp_path: Path) -> None:
+    config = configure(snapshot)
+    short = msgspec.structs.replace(
+        config, segments=(*config.segments, "0123456789ab-e000-000000000")
+    )
+    with pytest.raises(MissingError, match=f"lacks 1 of the {len(short.segments)} segments"):
+        run.open_data(short)
+
+
+def test_the_same_run_may_be_begun_again_another_not(snapshot: Snapshot, tmp_path: Path) -> None:
+    config = configure(snapshot)
+    run.begin(tmp_path / "r", config)
+    before = {p: p.read_bytes() for p in (tmp_path / "r").iterdir()}
+    run.begin(tmp_path / "r", config)
+    for change in ({"seed": 2}, {"context": "mean"}, {"models": ALIASES[:1]}):
+        with pytest.raises(ConflictError, match="holds another run"):
+            run.begin(tmp_path / "r", configure(snapshot, **change))
+    assert {p: p.read_bytes() for p in (tmp_path / "r").iterdir()} == before
+
+
+def test_a_run_is_trained_by_one_process(snapshot: Snapshot, tmp_path: Path) -> None:
+    config = configure(snapshot)
+    run.begin(tmp_path, config)
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with filelock.FileLock(tmp_path / "lock"):
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(60)
+    try:
+        with pytest.raises(ConflictError, match="Another process is training"):
+            run.learn(tmp_path, config, "cpu")
+    finally:
+        done.set()
+        thread.join()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(MissingError, match="not the folder of a run"):
+            run.read_config(folder)
+    (tmp_path / "config.json").write_text('{"store": 3}')
+    with pytest.raises(DamagedError):
+        run.read_config(tmp_path)
+
+
+def test_a_run_without_a_checkpoint_cannot_be_evaluated(snapshot: Snapshot, tmp_path: Path) -> None:
+    run.begin(tmp_path, configure(snapshot))
+    with pytest.raises(MissingError, match="has no checkpoint"):
+        run.evaluate(tmp_path, 1)
+
+
+@pytest.mark.parametrize("options", [{"episodes": 0}, {"epsilon": 1.5}, {"num_envs": 0}])
+def test_evaluations_of_nothing_are_refused(trained: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        run.evaluate(trained, **{"episodes": 1, **options})
+
+
+def test_a_model_that_drifted_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (trained / "eval.csv").read_bytes() if (trained / "eval.csv").exists() else b""
+    real = forward.preprocess
+    monkeypatch.setattr(forward, "preprocess", lambda *a: 1.3 * real(*a))
+    with pytest.raises(ConflictError, match="step to step") as caught:
+        run.evaluate(trained, 1)
+    assert caught.value.kind == "model-drift"
+    after = (trained / "eval.csv").read_bytes() if (trained / "eval.csv").exists() else b""
+    assert after == before
+
+
+def test_choosing_models(snapshot: Snapshot) -> None:
+    known = snapshot.models
+    assert run.choose_models(snapshot, "Breakout", []) == known
+    assert run.choose_models(snapshot, "Breakout", ALIASES[::-1]) == known[::-1]
+    assert run.choose_models(snapshot, "Breakout", [known[1]]) == [known[1]]
+    twice = [ALIASES[0], known[0], ALIASES[0]]
+    assert run.choose_models(snapshot, "Breakout", twice) == [known[0]]
+
+
+def test_what_is_missing_is_said_with_its_command(snapshot: Snapshot, tmp_path: Path) -> None:
+    backend = open_store(str(tmp_path / "new"), create=True)
+    with pytest.raises(MissingError, match=r"wsa collect --game Breakout$"):
+        run.choose_models(take_snapshot(backend), "Breakout", [])
+    with pytest.raises(UsageError, match="Did you mean Breakout"):
+        configure(snapshot, game="breakout")
+    gather(backend, 64)
+    with pytest.raises(MissingError, match=r"wsa encode --game Breakout --models vit,resnet,clip$"):
+        run.choose_models(take_snapshot(backend), "Breakout", [])
+    with pytest.raises(MissingError, match=r"wsa encode --game Breakout --models lite0$"):
+        run.choose_models(take_snapshot(backend), "Breakout", ["lite0"])
+    [key] = embed(backend, MODELS[:1])
+    gather(backend, 192)  # More that it has not encoded; the command makes this very model.
+    for asked in (key, ALIASES[0]):
+        with pytest.raises(MissingError) as caught:
+            run.choose_models(take_snapshot(backend), "Breakout", [asked])
+        assert str(caught.value).endswith(
+            "wsa encode --game Breakout --models timm:test_resnet.r160_in1k:random --output pooled"
+        )
+    embed(backend, MODELS[:1])
+    embed(backend, MODELS[:1], "grid:2")
+    later = take_snapshot(backend)
+    with pytest.raises(UsageError, match="give the whole key"):
+        run.choose_models(later, "Breakout", [ALIASES[0]])
+    with pytest.raises(UsageError, match=r"--context \S+ may be any of .* whole key"):
+        configure(later, models=later.models, context=ALIASES[0])
+    assert configure(later, models=later.models, context=key).context == key
+
+
+def test_a_context_that_is_no_model_is_refused(snapshot: Snapshot) -> None:
+    with pytest.raises(UsageError, match=f"choose from {', '.join(ALIASES)}, or mean"):
+        configure(snapshot, context="vit")
+
+
+def test_protocols_are_not_mixed(tmp_path: Path) -> None:
+    backend = open_store(str(tmp_path / "store"), create=True)
+    gather(backend, 64)
+    gather(backend, 64, name="v5")
+    [key] = embed(backend, MODELS[:1])
+    later = take_snapshot(backend)
+    changes: dict[str, Any] = {"models": [key], "context": "mean"}
+    with pytest.raises(UsageError, match=r"classic, v5.*choose one with --protocol"):
+        configure(later, **changes)
+    with pytest.raises(UsageError, match=r"classic, v5"):
+        configure(later, **changes, protocol="custom")
+    config = configure(later, **changes, protocol="v5")
+    assert config.protocol.name == "v5" and len(config.protocol.actions) == 18
+    assert len(config.segments) == len(later.segments()) // 2
+    _, flat = run.open_data(config)
+    assert len(flat.steps) == 64
+    gather(backend, 64, max_steps=50)  # Another one that is called classic too.
+    embed(backend, MODELS[:1])
+    with pytest.raises(UsageError, match="2 ways that are all called classic"):
+        configure(take_snapshot(backend), **changes, protocol="classic")
