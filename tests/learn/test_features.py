@@ -241,7 +241,7 @@ class Script(gymnasium.Env[NDArray[np.uint8], int]):
     """An environment that shows pictures of noise, with episodes of given lengths."""
 
     observation_space = gymnasium.spaces.Box(0, 255, (2, 2, 3), np.uint8)
-    action_space = gymnasium.spaces.Discrete(2)
+    action_space: Any = gymnasium.spaces.Discrete(2)
 
     def __init__(self, number: int) -> None:
         self._generator = np.random.default_rng(number)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -41,7 +43,7 @@ def literal(
 
 def made(
     widths: list[int], context: int | None, size: int, batch: int = 3
-) -> tuple[WeightSharingAttention, list[Tensor]]:
+) -> tuple[Any, list[Tensor]]:
     torch.manual_seed(sum(widths) + size)
     fusion = WeightSharingAttention(widths, context, size)
     with torch.no_grad():  # So that no factor is 1 and no term 0.
