@@ -116,7 +116,7 @@ def register(
 
     Raises:
         MissingError: No weights.
-        ConflictError: Wrong weights, a drifted model, or a precision that errs too much.
+        ConflictError: Wrong weights, a drifted model, NaN, or a precision that errs too much.
         UsageError: A precision that the device does not have, or an output the model cannot give.
     """
     check_precision(request.precision, device)
@@ -130,6 +130,12 @@ def register(
     exact = msgspec.structs.replace(identity, precision="fp32")
     basis, fitted = _fit_basis(module, exact, device)
     found = _encoder(module, identity, basis, device)(strip.probe_frames())
+    if not np.isfinite(found).all():
+        raise ConflictError(
+            "not-finite",
+            f"{request.alias} with weights from {request.source} returns NaN or infinite numbers "
+            "for frames of games. Nothing was written. Give other weights, or --precision fp32.",
+        )
     error = 0.0
     if identity != exact:
         reference = _encoder(module, exact, basis, device)(strip.probe_frames())
