@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 from distributed import Client, LocalCluster
 
@@ -38,29 +41,16 @@ def connect(scheduler: str, workers: int) -> Iterator[tuple[Client, int]]:
         UsageError: The scheduler is none of these.
         StorageError: The running scheduler does not answer.
     """
-    logging.getLogger("distributed").setLevel(logging.ERROR)
-    if scheduler == "inproc":
-        client = Client(
-            processes=False,
-            n_workers=1,
-            threads_per_worker=1,
-            dashboard_address=_ANY_PORT,
-            scheduler_kwargs=_NO_DASHBOARD,
-        )
-        with client:
-            yield client, 0
-    elif scheduler == "local":
-        with (
-            LocalCluster(
-                n_workers=workers or cores(),
-                threads_per_worker=1,
-                dashboard_address=_ANY_PORT,
-                silence_logs=logging.ERROR,
-                scheduler_kwargs=_NO_DASHBOARD,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            yield client, 1
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # Errors are raised here.
+    if scheduler in ("inproc", "local"):
+        stack = contextlib.ExitStack()
+        try:
+            with _interrupts_wait():
+                client, threads = _start(scheduler, workers, stack)
+            yield client, threads
+        finally:
+            with _interrupts_wait():
+                stack.close()
     elif "://" in scheduler:
         try:
             client = Client(scheduler, timeout=20)
@@ -85,3 +75,46 @@ def connect(scheduler: str, workers: int) -> Iterator[tuple[Client, int]]:
             "bad-option",
             f"--scheduler {scheduler!r} is not one; write local, inproc, or tcp://host:port.",
         )
+
+
+def _start(scheduler: str, workers: int, stack: contextlib.ExitStack) -> tuple[Client, int]:
+    if scheduler == "inproc":
+        client = Client(
+            processes=False,
+            n_workers=1,
+            threads_per_worker=1,
+            dashboard_address=_ANY_PORT,
+            scheduler_kwargs=_NO_DASHBOARD,
+        )
+        return stack.enter_context(client), 0
+    cluster = LocalCluster(
+        n_workers=workers or cores(),
+        threads_per_worker=1,
+        dashboard_address=_ANY_PORT,
+        silence_logs=logging.CRITICAL,
+        scheduler_kwargs=_NO_DASHBOARD,
+    )
+    return stack.enter_context(Client(stack.enter_context(cluster))), 1
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Let Ctrl-C wait till the end, and never reach the threads and processes started meanwhile.
+
+    A terminal sends it to workers too, which shall not print where they were: this process ends
+    them. And Dask, half started or half closed, can neither go on nor back.
+    """
+    resource_tracker.ensure_running()  # It would lift the block below where it is started later.
+    asked: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    if main:
+        before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if main:
+            signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
