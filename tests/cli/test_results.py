@@ -1,0 +1,224 @@
+"""What the command prints and leaves: tables, JSON, dry runs, and that a second time changes nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from wsa.encode.models import ALIASES
+
+MODEL = "timm:test_resnet.r160_in1k:random"
+ENCODE = ("encode", "--models", MODEL, "--output", "pooled", "--scheduler", "inproc")
+COLLECT = (
+    "collect", "--game", "Breakout", "--steps", "200", "--num-envs", "2", "--segment-steps", "64",
+)  # fmt: skip
+
+
+def strict(text):
+    """A JSON document and nothing else; NaN and infinity are none."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_collecting_and_encoding_twice_does_nothing_the_second_time(filled, unchanged):
+    with unchanged():
+        collected = filled(*COLLECT, "--json")
+        encoded = filled(*ENCODE, "--json")
+    assert strict(collected.out)["segments"] == 0
+    report = strict(encoded.out)
+    assert (report["objects"], report["passes"], report["copied"]) == (0, 0, 0)
+    assert (report["present"], report["strip_passes"]) == (4, 0)
+
+
+def test_a_model_named_twice_is_one(filled):
+    outcome = filled(*ENCODE[:2], f"{MODEL},{MODEL}", *ENCODE[3:], "--json")
+    assert strict(outcome.out)["present"] == 4
+
+
+def test_a_finished_run_is_left_alone(filled, tmp_path):
+    before = {p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").iterdir()}
+    again = ("--game", "Breakout", "--updates", 3, "--run-dir", "run", "--json")
+    for arguments in (again, ("--resume", "run", "--json")):
+        outcome = filled("learn", *arguments)
+        assert (outcome.code, strict(outcome.out)["updates"]) == (0, 0)
+    assert {p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("command", "columns"),
+    [
+        ((*COLLECT[:4], "300", *COLLECT[5:]), {"steps", "segments", "bytes", "minutes"}),
+        (("learn", "--game", "Breakout"), {"steps", "segments", "cache_bytes", "minutes"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_dry_run_changes_nothing(filled, unchanged, command, columns):
+    with unchanged():
+        spoken = filled(*command, "--dry-run")
+        outcome = filled(*command, "-n", "--json")
+    assert (spoken.code, outcome.code) == (0, 0)
+    found = strict(outcome.out)
+    assert columns <= found.keys()
+    assert all(found[column] > 0 for column in columns)
+    assert all(column.replace("_", " ") in spoken.out for column in columns)
+
+
+def test_a_dry_run_of_encoding_changes_nothing(filled, unchanged):
+    command = ("encode", "--models", MODEL, "--output", "grid:2")
+    with unchanged():
+        spoken = filled(*command, "--dry-run")
+        found = strict(filled(*command, "-n", "--json").out)["test_resnet_r160_in1k"]
+    assert spoken.code == 0
+    assert "nothing was changed" in spoken.out
+    assert found["objects"] == 4
+    assert found["passes"] + found["copies"] == 196
+    assert found["bytes"] == 196 * 2 * 2 * 96 * 2
+    assert found["minutes"] > 0
+
+
+def test_a_dry_run_starts_no_store(wsa, tmp_path, unchanged):
+    with unchanged():
+        outcome = wsa(*COLLECT, "--dry-run")
+    assert outcome.code == 0
+    assert outcome.err.startswith("store ./store, not there yet\n")
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "list",
+        "list --games",
+        "show Breakout",
+        "models",
+        "verify",
+        "doctor",
+        "eval run --episodes 1",
+    ],
+)
+def test_json_is_one_document_and_nothing_else(filled, command):
+    code, out, _ = filled(*command.split(), "--json")
+    assert code == 0
+    assert strict(out)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("list", "show Breakout", "models", "verify", "eval run --episodes 1"),
+        "learn --game Breakout --dry-run",
+        "collect --game Breakout --steps 8 --num-envs 1",
+    ],
+)
+def test_every_verb_names_its_store(filled, command):
+    assert filled(*command.split()).err.splitlines()[0] == "store ./store"
+
+
+def test_store_is_chosen_by_option_before_environment(filled, tmp_path, monkeypatch):
+    monkeypatch.setenv("WSA_STORE", str(tmp_path / "elsewhere"))
+    assert filled("list").code == 3
+    assert filled("list", "--store", "store").code == 0
+    monkeypatch.delenv("WSA_STORE")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert "There is no store at ./data/wsa/store yet." in filled("list").err
+
+
+def test_progress_is_plain_lines_on_standard_error(filled):
+    outcome = filled("collect", "--game", "Breakout", "--steps", 300, "--num-envs", 2)
+    assert outcome.out.splitlines()[:2] == ["segments         2", "steps            100"]
+    assert outcome.err.splitlines()[1] == (
+        "Breakout, protocol classic (sticky actions 0, up to 30 no-ops, FIRE at a reset, 4 "
+        "actions, skip 4, at most 27,000 steps an episode): 100 of 300 steps to play (400 "
+        "emulator frames)"
+    )
+    assert outcome.err.splitlines()[2].startswith("collect: 100 of 100 steps, ")
+    assert outcome.err.splitlines()[2].endswith(" left")
+    assert "\r" not in outcome.err and "\x1b" not in outcome.err
+
+
+def test_list(filled, key):
+    out = filled("list").out.splitlines()
+    assert out[0].split() == [
+        "game",
+        "segments",
+        "steps",
+        "distinct",
+        "frames",
+        "episodes",
+        "mean",
+        "return",
+        "size",
+    ]
+    assert out[2].split()[:6] == ["Breakout", "4", "200", "196", "0", "-"]
+    assert out[3].startswith("Breakout embeddings, ") and out[3].endswith(f": {key} 100%")
+    games = filled("list", "--games").out.split()
+    assert len(games) == 104 and "MsPacman" in games
+    assert strict(filled("list", "--games", "--json").out) == games
+
+
+def test_show_prints_every_detail_of_the_protocol(filled, key):
+    out = filled("show", "Breakout").out
+    for line in (
+        "name               classic",
+        "frame skip         4",
+        "sticky             0",
+        "noop max           30",
+        "fire reset         yes",
+        "full action space  no",
+        "max pool           yes",
+        "max steps          27,000",
+        "actions            NOOP, FIRE, RIGHT, LEFT",
+    ):
+        assert f"  {line}\n" in out
+    assert f"  {key}  1.00\n" in out
+    assert "(random weights)" in out
+    card = strict(filled("show", "Breakout", "--json").out)
+    assert card["protocols"][0]["sticky"] == 0
+    assert card["emulator"][0].startswith("ale-py ")
+
+
+def test_models_says_licence_and_what_an_alias_is_and_marks_random_weights(filled, key):
+    out = filled("models").out
+    lines = {line.split()[0]: line.split() for line in out.splitlines() if line}
+    for alias, name in ALIASES.items():
+        assert lines[alias][1] == name
+        assert lines[alias][2] in ("apache-2.0", "mit")
+    assert lines[key][1:4] == ["test_resnet_r160_in1k", "(random", "weights)"]
+    found = strict(filled("models", "--json").out)
+    assert found["stored"][0]["licence"] == "none: random weights"
+    assert found["aliases"]["swin"]["licence"] == "mit"
+
+
+def test_models_without_a_store(wsa, unchanged):
+    with unchanged():
+        code, out, err = wsa("models")
+    assert (code, err) == (0, "store ./store, not there yet\n")
+    assert "The store has no models yet" in out
+
+
+def test_doctor(wsa, filled):
+    code, out, _ = filled("doctor")
+    assert code == 0
+    assert "104 ALE games with their ROMs" in out
+    assert "./store: 9 objects, Breakout" in out
+
+
+def test_doctor_finds_what_is_bad(wsa, tmp_path, monkeypatch):
+    from wsa.learn import doctor
+
+    monkeypatch.setattr(doctor, "LIBRARIES", ("zarr", "no-such-library"))
+    monkeypatch.setattr(doctor, "FLOORS", {"zarr": (99,)})
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "wsa.json").write_text('{"format":2}')
+    code, out, _ = wsa("doctor", "--json")
+    found = strict(out)
+    assert code == 3
+    assert {name for name, one in found.items() if one["ok"] is False} == {
+        *("zarr", "no-such-library", "store"),
+    }
+    assert found["no-such-library"]["found"] == "not installed; pip install no-such-library"
+    assert found["zarr"]["found"].endswith("; pip install 'zarr>=99'")
