@@ -91,7 +91,7 @@ def segment_of(kit: ModuleType) -> Callable[..., tuple[SegmentMeta, layout.Array
     ) -> tuple[SegmentMeta, layout.Arrays]:
         height, width, _ = shown[0].shape
         meta, arrays = kit.fake_segment(
-            number, game=game, env=len(shown), steps=1, height=height, width=width, indexed=False
+            number, game=game, steps=1, height=height, width=width, indexed=False
         )
         count = len(shown)
         rows = {name: np.resize(arrays[name], count) for name in layout.ROW_FIELDS}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,35 +8,35 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode import job
 from wsa.encode.forward import Encoder
 from wsa.encode.live import LiveEncoder
 from wsa.encode.models import Request, parse_request
 from wsa.encode.register import open_model
 from wsa.encode.run import encode
 from wsa.store import flat, writer
-from wsa.store.backends import Backend
 from wsa.store.errors import ConflictError
 from wsa.store.flat import FlatMap
 from wsa.store.reader import take_snapshot
+from wsa.store.root import open_store
 
 Ask = Callable[..., Request]
 Frames = NDArray[np.uint8]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mapped(
-    store: Backend, tmp_path: Path, segment_of: Callable[..., Any]
+    tmp_path_factory: pytest.TempPathFactory, segment_of: Callable[..., Any]
 ) -> Callable[..., tuple[FlatMap, list[Encoder]]]:
     """Encode frames with models, and open what a learner would: a flat map and encoders."""
 
     def make(frames: Frames, requests: Sequence[Request]) -> tuple[FlatMap, list[Encoder]]:
-        job._model.cache_clear()
+        folder = tmp_path_factory.mktemp("live")
+        store = open_store(str(folder / "store"), create=True)
         writer.commit_segment(store, *segment_of(0, list(frames)))
         done = encode(store, requests, scheduler="inproc", device="cpu")
         snapshot = take_snapshot(store)
         keys = [model.spec.key for model in done.models]
-        found = flat.materialise(snapshot, "Pong", keys, tmp_path / "cache")
+        found = flat.materialise(snapshot, "Pong", keys, folder / "cache")
         return found, [open_model(snapshot, key) for key in keys]
 
     return make
@@ -80,6 +79,7 @@ def test_cached_is_live_to_the_last_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # Three models, 832 frames of the strip each.
 def test_cached_is_live_with_the_default_output(
     mapped: Callable[..., tuple[FlatMap, list[Encoder]]], frames: Frames
 ) -> None:
@@ -88,12 +88,20 @@ def test_cached_is_live_with_the_default_output(
     check_cached_is_live(found, encoders, frames)
 
 
-@pytest.fixture
-def played(
+@pytest.fixture(scope="module")
+def encoded(
     mapped: Callable[..., tuple[FlatMap, list[Encoder]]], frames: Frames, tiny: Ask
 ) -> tuple[FlatMap, list[Encoder]]:
     """Two tiny models; frames 0 to 3 are in the store, the rest are not."""
     return mapped(frames[:4], [tiny("resnet"), tiny("vit", "grid:2")])
+
+
+@pytest.fixture
+def played(encoded: tuple[FlatMap, list[Encoder]]) -> tuple[FlatMap, list[Encoder]]:
+    """The same, with encoders that have made no passes."""
+    for encoder in encoded[1]:
+        encoder.passes = 0
+    return encoded
 
 
 def test_every_frame_is_found_remembered_or_run(

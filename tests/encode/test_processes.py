@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.models import Request
+from wsa.encode.run import encode
 from wsa.store.backends import Backend
 from wsa.store.reader import take_snapshot
 from wsa.store.records import SegmentMeta
@@ -106,9 +107,9 @@ def test_a_killed_encoding_is_completed_by_the_same_command(
     start: Start,
     encoder: Encoder,
     noise: Callable[[int], NDArray[np.uint8]],
-    tmp_path: Path,
+    tiny: Callable[..., Request],
 ) -> None:
-    segments = overlapping(60)
+    segments = overlapping(24)
     fill(store, segments)
     killed = start("local")
     children = until(killed, "SegmentDone")
@@ -119,13 +120,30 @@ def test_a_killed_encoding_is_completed_by_the_same_command(
     done = take_snapshot(store).embeddings()
     assert 1 <= len(done) < len(segments)
     assert verify(store).damage == ()
-    again = start("local")
-    out, _ = again.communicate(timeout=200)
-    assert again.returncode == 0, (tmp_path / "1.err").read_text()
+    rest = encode(store, [tiny("resnet")], scheduler="inproc", device="cpu")
     total = len({n for shown in segments for n in shown})
-    assert f"report {total - sum(e.passes for e in done)}\n" in out, "nothing ran twice"
+    assert rest.passes == total - sum(e.passes for e in done), "nothing ran twice"
     check(store, segments, encoder, noise)
-    assert (tmp_path / "1.err").read_text() == "", "the cluster's own logs are quiet"
+
+
+@pytest.mark.slow
+def test_a_cluster_encodes_everything_once_and_quietly(
+    store: Backend,
+    fill: Fill,
+    start: Start,
+    encoder: Encoder,
+    noise: Callable[[int], NDArray[np.uint8]],
+    tmp_path: Path,
+) -> None:
+    segments = overlapping(40)
+    fill(store, segments)
+    process = start("local")
+    out, _ = process.communicate(timeout=250)
+    assert process.returncode == 0, (tmp_path / "0.err").read_text()
+    assert f"report {len({n for shown in segments for n in shown})}\n" in out
+    check(store, segments, encoder, noise)
+    assert verify(store).leftovers == 0
+    assert (tmp_path / "0.err").read_text() == "", "the cluster's own logs are quiet"
 
 
 @pytest.mark.slow
