@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from wsa.store.backends import Backend
 
 INTERRUPTED = 130
+ANSWERS = ("-h", "--help", "-V", "--version")
 
 
 class Verb(NamedTuple):
@@ -109,18 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # processes and over models. On an idle pair of cores two threads make updates 1.2 times faster,
     # on a busy one ten times slower, since they wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
-        return 0 if arguments else UsageError.exit_code
-    if arguments[0] in ("-V", "--version"):
-        print(f"wsa {__version__}")
-        return 0
-    verb, rest = arguments[0], arguments[1:]
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     try:
-        if verb not in VERBS:
-            raise UsageError("bad-option", _unknown_verb(verb))
-        code: int = _run(verb, rest)
-        sys.stdout.flush()
+        code = _answer(verb) if verb in ("", *ANSWERS) else _run(verb, rest)
+        print(end="", flush=True)  # Here, where a reader that left can be answered.
         return code
     except WsaError as error:
         return _fail(verb, str(error), error.exit_code)
@@ -134,6 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         why = f"{where}{error.strerror or error}. Put it right and run the same command again."
         return _fail(verb, why, StorageError.exit_code)
+
+
+def _answer(asked: str) -> int:
+    """What is asked of no verb."""
+    print(f"wsa {__version__}" if asked in ("-V", "--version") else _overview())
+    return 0 if asked else UsageError.exit_code
 
 
 def _fail(verb: str, why: str, code: int) -> int:
@@ -163,6 +162,8 @@ def _unknown_verb(verb: str) -> str:
 
 def _run(name: str, arguments: list[str]) -> int:
     """Parse a verb's options and call its function; help is shown instead where asked for."""
+    if name not in VERBS:
+        raise UsageError("bad-option", _unknown_verb(name))
     import tyro
 
     verb = VERBS[name]

@@ -107,8 +107,9 @@ def _interrupts_wait() -> Iterator[None]:
     resource_tracker.ensure_running()  # It would lift the block below where it is started later.
     asked: list[int] = []
     main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
     if main:
-        before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+        signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
