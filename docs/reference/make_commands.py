@@ -1,6 +1,6 @@
 """Write docs/reference/commands.md from the commands' own help.
 
-    python docs/reference/make_commands.py
+python docs/reference/make_commands.py
 """
 
 from __future__ import annotations

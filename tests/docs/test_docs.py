@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import tyro
+
 from wsa import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-BLOCK = re.compile(r"^```(?:bash|console)\n(.*?)^```", re.S | re.M)
+BLOCK = re.compile(r"^```(?:bash|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#]+?\.md|[^)#]+/)\)")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 from blake3 import blake3
+
 from wsa.cli import main
 
 MODEL = "timm:test_resnet.r160_in1k:random"
@@ -61,7 +63,7 @@ def test_rows_and_frames(folder):
     steps = 0
     for meta in (r["meta"] for r in records(folder) if r["meta"]["type"] == "segment"):
         group = zarr.open_group(folder / place(meta), mode="r", zarr_format=3)
-        row = {name: array[:] for name, array in group.arrays()}
+        row: dict[str, Any] = {name: array[:] for name, array in group.arrays()}
         frames = row.pop("frames")
         assert frames.shape == (meta["frames"], meta["height"], meta["width"])
         rgb = row.pop("palette")[frames]
