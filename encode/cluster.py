@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
+import dask
 from distributed import Client, LocalCluster
 
 from wsa.store.errors import StorageError, UsageError
@@ -20,6 +21,16 @@ WAIT_FOR_WORKERS_S = 60
 # somebody else has that: another encode, or a notebook.
 _ANY_PORT = "127.0.0.1:0"
 _NO_DASHBOARD = {"dashboard": False}
+
+# Dask has its workers give memory back to the system at every chance. A model takes and returns
+# megabytes for each layer, and was 2.3 times slower for it (22 000 page faults a frame).
+WORKER_ENVIRONMENT = {
+    "MALLOC_TRIM_THRESHOLD_": 256 << 20,
+    "MALLOC_MMAP_THRESHOLD_": 32 << 20,
+    "OMP_NUM_THREADS": 1,
+    "MKL_NUM_THREADS": 1,
+    "OPENBLAS_NUM_THREADS": 1,
+}
 
 
 def cores() -> int:
@@ -87,6 +98,9 @@ def _start(scheduler: str, workers: int, stack: contextlib.ExitStack) -> tuple[C
             scheduler_kwargs=_NO_DASHBOARD,
         )
         return stack.enter_context(client), 0
+    stack.enter_context(
+        dask.config.set({"distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT})
+    )
     cluster = LocalCluster(
         n_workers=workers or cores(),
         threads_per_worker=1,
