@@ -25,12 +25,12 @@ from wsa.store import names
 from wsa.store.keys import object_id
 from wsa.store.reader import take_snapshot
 
-STEPS, ROUNDS = 1_000, 3
+STEPS, ROUNDS = 300, 3
 
 
 def main(aliases: list[str]) -> None:
     torch.set_num_threads(1)
-    print(f"Seaquest, {STEPS} steps, one process, one thread, batch 8:\n")
+    print(f"Seaquest, {STEPS} steps, one process, one thread:\n")
     for alias in aliases:
         with store_of("Seaquest", STEPS) as (backend, _):
             request = parse_request(alias, {})

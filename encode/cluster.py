@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
-import dask
+from dask import config
 from distributed import Client, LocalCluster
 
 from wsa.store.errors import StorageError, UsageError
@@ -98,9 +98,7 @@ def _start(scheduler: str, workers: int, stack: contextlib.ExitStack) -> tuple[C
             scheduler_kwargs=_NO_DASHBOARD,
         )
         return stack.enter_context(client), 0
-    stack.enter_context(
-        dask.config.set({"distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT})
-    )
+    stack.enter_context(config.set({"distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT}))
     cluster = LocalCluster(
         n_workers=workers or cores(),
         threads_per_worker=1,

@@ -62,7 +62,11 @@ def estimate(
         numbers = math.prod(spec.shape)
     fits = encoder.output.pca and spec is None
     fit = sum(len(game.frames) for game in strip.load_strip()) if fits else 0
-    parallel = 1 if encoder.device.type == "cuda" else max(1, (workers or cores()) / torch.get_num_threads())
+    parallel = (
+        1
+        if encoder.device.type == "cuda"
+        else max(1, (workers or cores()) / torch.get_num_threads())
+    )
     return Estimate(
         alias=request.alias,
         objects=len(plan.items),
