@@ -62,7 +62,9 @@ def interrupt(process: subprocess.Popen[str]) -> str:
     children = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    # A Python interrupted within an `exec` of text, as dataclasses use it while they are imported,
+    # ends itself by the signal when all is done; a shell calls that 130 too.
+    assert process.returncode in (130, -signal.SIGINT), err
     assert out == ""
     assert "Traceback" not in err and "Error" not in err
     _, alive = psutil.wait_procs(children, timeout=20)
@@ -135,7 +137,8 @@ def test_interrupting_an_evaluation(begin, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["collect", "encode", "learn", "eval", "verify", "models"])
 def test_interrupting_at_any_time(filled, begin, tmp_path, verb):
-    filled(*SHORT)
+    if verb in ("encode", "verify"):
+        filled(*SHORT)
     command = {
         "collect": LONG,
         "encode": (*ENCODE, "--workers", "2"),
@@ -143,14 +146,20 @@ def test_interrupting_at_any_time(filled, begin, tmp_path, verb):
         "eval": ("eval", "run", "--episodes", "100"),
     }.get(verb, (verb,))
     ended = 0
-    for step in range(1, 25):
+    for step in range(1, 17):
         process = begin(*command)
         try:
-            process.wait(0.1 * step if verb in ("verify", "models") else 0.5 * step)
-            ended += 1
+            process.wait(0.1 * step if verb in ("verify", "models") else 0.7 * step)
         except subprocess.TimeoutExpired:
-            assert interrupt(process).splitlines()[-1] == f"wsa {verb}: {INTERRUPTED}"
-    assert ended < 20
+            os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert "Traceback" not in err
+        if out:  # It was over, or as good as.
+            ended += 1
+        else:
+            assert process.returncode in (130, -signal.SIGINT)
+            assert err.splitlines()[-1] == f"wsa {verb}: {INTERRUPTED}"
+    assert ended < 14
     assert filled("verify").code == 0
 
 
