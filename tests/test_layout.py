@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -118,7 +119,9 @@ def test_the_store_is_read_without_torch_and_dask():
 
 @pytest.mark.slow  # pip fetches setuptools to build.
 def test_the_wheel(tmp_path):
-    build = [*(sys.executable, "-m", "pip", "wheel", "--quiet"), *(str(ROOT), "--no-deps")]
+    source = tmp_path / "source"  # setuptools leaves its build folder where it builds.
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info"))
+    build = [*(sys.executable, "-m", "pip", "wheel", "--quiet"), *(str(source), "--no-deps")]
     subprocess.run([*build, "-w", str(tmp_path)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
