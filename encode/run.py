@@ -9,6 +9,7 @@ continues after any interruption.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -132,8 +133,8 @@ def wanted_games(snapshot: Snapshot, games: Sequence[str]) -> list[str]:
         if game not in snapshot.games:
             raise MissingError(
                 "no-frames",
-                f"The store {snapshot.backend.url} has no frames of {game}. Collect some: "
-                f"wsa collect --game {game}",
+                f"The store {snapshot.backend.url} has no frames of {game}. "
+                f"{_near(game, snapshot.games)}Collect some: wsa collect --game {game}",
             )
     if not snapshot.games:
         raise MissingError(
@@ -142,6 +143,11 @@ def wanted_games(snapshot: Snapshot, games: Sequence[str]) -> list[str]:
             "wsa collect --game Seaquest",
         )
     return list(games) or snapshot.games
+
+
+def _near(game: str, games: Sequence[str]) -> str:
+    close = difflib.get_close_matches(game, games, n=1)
+    return f"Did you mean {close[0]}? " if close else ""
 
 
 def _drive(

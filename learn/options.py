@@ -142,9 +142,9 @@ class DemoOptions:
     """Where its store, cache and run are kept; the same command again reuses them."""
     game: str = "Seaquest"
     """ALE game."""
-    steps: int = 1000
+    steps: int = 600
     """Agent steps to collect."""
-    updates: int = 2000
+    updates: int = 1000
     """Gradient steps."""
     episodes: int = 2
     """Games to play."""
