@@ -4,7 +4,7 @@
 
 One process on both sides, with as many torch threads. The pipeline reads segments from the store,
 checks them, preprocesses, runs the model and its basis, joins, compresses, commits and flushes; the
-bare loop calls the network's forward_features on one preprocessed batch. The model is registered
+bare loop calls the network's forward_features on one preprocessed batch (of one frame on a CPU). The model is registered
 (its basis fitted) beforehand: that happens once in its life.
 """
 

@@ -27,28 +27,19 @@ def _split(words: list[str]) -> tuple[str, ...]:
     return tuple(word for word in words[0].split(",") if word)
 
 
-# One word with commas, as in --models vit,resnet,clip; tyro's own lists are separated by spaces.
-Names = Annotated[
-    tuple[str, ...],
-    PrimitiveConstructorSpec(
+def _commas(metavar: str) -> PrimitiveConstructorSpec[tuple[str, ...]]:
+    """One word with commas, as vit,resnet,clip; tyro's own lists are separated by spaces."""
+    return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="NAME[,NAME...]",
+        metavar=metavar,
         instance_from_str=_split,
         is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda names: [",".join(names)],
-    ),
-]
+        str_from_instance=lambda words: [",".join(words)],
+    )
 
-Pairs = Annotated[
-    tuple[str, ...],
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="ALIAS=FILE[,ALIAS=FILE...]",
-        instance_from_str=_split,
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda pairs: [",".join(pairs)],
-    ),
-]
+
+Names = Annotated[tuple[str, ...], _commas("NAME[,NAME...]")]
+Pairs = Annotated[tuple[str, ...], _commas("ALIAS=FILE[,ALIAS=FILE...]")]
 
 
 def default_store() -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store.index import DigestIndex
+from wsa.store.index import first_seen
 from wsa.store.reader import Snapshot
 from wsa.store.records import SegmentMeta
 
@@ -112,7 +112,7 @@ def _plan_model(
     ordered = [*done, *missing]
     edges = np.cumsum([0, *(m.frames for m in ordered)])
     everything = np.concatenate([digests(m) for m in ordered])
-    first = DigestIndex(everything).find(everything)
+    first = first_seen(everything)
     items = []
     for at in range(len(done), len(ordered)):
         origin = first[edges[at] : edges[at + 1]]

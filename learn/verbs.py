@@ -161,6 +161,7 @@ def evaluate(o: EvalOptions) -> int:
 def verify(o: VerifyOptions) -> int:
     """`wsa verify`."""
     from wsa.store.root import open_store
+    from wsa.store.verify import remedy
     from wsa.store.verify import verify as check
 
     backend = open_store(o.store)
@@ -171,7 +172,7 @@ def verify(o: VerifyOptions) -> int:
     damage = values.pop("damage")
     console.result(o.json, values | ({"damage": damage} if o.json else {"damaged": len(damage)}))
     for found in report.damage if not o.json else ():
-        print(f"damaged: {found.concerns}\n  {found.why}")
+        print(f"damaged: {found.concerns}\n  {found.why}\n  To mend it, {remedy(found)}.")
     return DamagedError.exit_code if report.damage else 0
 
 

@@ -7,7 +7,7 @@ collision within reach), the full 256 bits check a file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 import numpy as np
@@ -50,8 +50,3 @@ def tensors_digest(tensors: Mapping[str, NDArray[np.generic]]) -> str:
         hasher.update(canonical([name, str(array.dtype), list(array.shape)]))
         hasher.update(array.reshape(-1).view(np.uint8).data)
     return hasher.hexdigest()
-
-
-def distinct(digests: Iterable[bytes]) -> int:
-    """How many different digests there are."""
-    return len(set(digests))

@@ -141,9 +141,9 @@ def _verify_object(snapshot: Snapshot, commit: Commit) -> None:
         layout.decode_array(files, None, meta.shape, meta.dtype, commit.path)
 
 
-def remedy(damage: Damage, commit_file: str | None = None) -> str:
+def remedy(damage: Damage) -> str:
     """What to type to get the object back."""
     if damage.path.startswith("commits/"):
         return f"remove {damage.path}, then run 'wsa collect' or 'wsa encode' again"
-    record = commit_file or names.commit_path(keys.object_id(damage.path))
+    record = names.commit_path(keys.object_id(damage.path))
     return f"remove {record} and {damage.path}, then run 'wsa collect' or 'wsa encode' again"

@@ -69,7 +69,3 @@ def test_tensors_are_named_by_name_type_shape_and_values():
         digest = keys.tensors_digest(other)
         assert digest not in found
         found.add(digest)
-
-
-def test_distinct_counts_digests():
-    assert keys.distinct([b"a", b"b", b"a"]) == 2
