@@ -63,8 +63,8 @@ def embed(
         spec = read_spec(take_objects(backend, [names.model_path(item.model)]), item.model)
         return np.zeros((0, *spec.shape), np.float16), time.perf_counter() - started
     set_threads(threads)
-    segment = take_objects(backend, [names.segment_path(item.meta.game, item.meta.segment)])
-    frames = segment.read_frames(item.meta)[item.own]
+    snapshot = take_objects(backend, [names.frames_path(item.meta.game, item.meta.segment)])
+    frames = snapshot.read_frames(item.meta)[item.own]
     with _one_at_a_time:  # A worker that somebody else started may have several threads.
         encoder = _model(store, item.model, source, choose_device(device))
         before = encoder.passes
@@ -115,6 +115,7 @@ def commit(
         dtype=whole.dtype.name,
         passes=passes,
         copied=copied,
+        seconds=round(seconds, 3),
     )
     commit_embedding(backend, meta, whole)
     seconds += time.perf_counter() - started

@@ -182,11 +182,19 @@ def _tagged(timm_name: str) -> str:
 def build(request: Request) -> Any:
     """Build a model with its weights, without its classifier, frozen, on the CPU.
 
+    The request may come out of a store, and so from anybody: no name in it makes timm look elsewhere
+    than among its own architectures, or read a file that could hold more than tensors.
+
     Raises:
+        UsageError: timm has no such architecture.
         MissingError: Its weights are nowhere to be had.
         ConflictError: The weights belong to another architecture, or the file is not what its
             name promises.
     """
+    if not timm.is_model(request.architecture):  # `hf-hub:` and `local-dir:` are none either.
+        raise UsageError(
+            "unknown-model", f"timm has no architecture {request.timm_name!r}. Update timm."
+        )
     if request.source == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -197,7 +205,14 @@ def build(request: Request) -> Any:
     elif request.source == "hub":
         model = _create(request, _hub_file(request))
     else:
-        model = _create(request, Path(request.source.removeprefix("file:")))
+        file = Path(request.source.removeprefix("file:"))
+        if file.suffix != ".safetensors":
+            raise ConflictError(
+                "other-weights",
+                f"{file} is no safetensors file, and weights are read from no other. Give one with "
+                f"--weights {request.alias}=PATH.safetensors.",
+            )
+        model = _create(request, file)
     model.reset_classifier(0)
     model.eval().requires_grad_(False)
     return model

@@ -9,8 +9,8 @@ one row is written or one action taken.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -18,6 +18,7 @@ import timm
 import torch
 import torchvision
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
@@ -28,10 +29,12 @@ from wsa.encode.forward import Encoder, check_precision
 from wsa.encode.models import Request
 from wsa.encode.spec import Identity, ModelSpec, Preprocessing, model_key, parse_output
 from wsa.store import keys, names, records
-from wsa.store.errors import ConflictError, MissingError
+from wsa.store.errors import ConflictError, DamagedError, MissingError
 from wsa.store.reader import Snapshot
 from wsa.store.records import ModelMeta
 from wsa.store.writer import commit_model
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +84,11 @@ def read_spec(snapshot: Snapshot, key: str) -> ModelSpec:
             f"The store {snapshot.backend.url} has no model {key}. 'wsa models' lists them.",
         )
     where = f"{names.model_path(key)}/spec.json"
-    return records.read_json(snapshot.read_model(key, "spec.json")["spec.json"], ModelSpec, where)
+    data = snapshot.read_model(key, "spec.json").get("spec.json", b"")
+    spec = records.read_json(data, ModelSpec, where)
+    if names.key_alias(key) != spec.alias or spec.key != key:
+        raise DamagedError("bad-record", f"{where} is the spec of another model. {_remove(key)}")
+    return spec
 
 
 def describe(snapshot: Snapshot, key: str) -> dict[str, Any]:
@@ -231,7 +238,7 @@ def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> Non
     Raises:
         ConflictError: They differ by more than a tenth of what changes from step to step.
     """
-    stored = probe.load(snapshot.read_model(key, "probe.safetensors")["probe.safetensors"])
+    stored = _load(snapshot, key, "probe.safetensors", probe.load)
     error = probe.step_error(found, stored)
     if not error <= probe.MAX_STEP_ERROR:
         spec = read_spec(snapshot, key)
@@ -285,7 +292,27 @@ def _identity(module: nn.Module, request: Request) -> Identity:
 def _stored_basis(snapshot: Snapshot, key: str, identity: Identity) -> Basis | None:
     if not identity.basis:
         return None
-    return bases.load(snapshot.read_model(key, "basis.safetensors")["basis.safetensors"])
+    return _load(snapshot, key, "basis.safetensors", bases.load)
+
+
+def _load(snapshot: Snapshot, key: str, name: str, load: Callable[[bytes], T]) -> T:
+    """What `load` makes of a model's file.
+
+    Raises:
+        DamagedError: There is no such file, or it does not hold what it must.
+    """
+    try:
+        return load(snapshot.read_model(key, name)[name])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise DamagedError(
+            "bad-array",
+            f"{names.model_path(key)}/{name} cannot be read ({error}). {_remove(key)}",
+        ) from None
+
+
+def _remove(key: str) -> str:
+    record = names.commit_path(keys.object_id(names.model_path(key)))
+    return f"It was committed so: remove {record}, and encode again."
 
 
 def _fit_basis(module: nn.Module, identity: Identity, device: str) -> tuple[Basis | None, int]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wsa.learn import env as games
-from wsa.learn.colours import Colours, Screen
+from wsa.learn.colours import Colours, Pictures, Screen
 from wsa.store import keys, layout, names
 from wsa.store.backends import Backend
 from wsa.store.errors import UsageError
@@ -98,11 +98,15 @@ def plan_collection(
     run = keys.identity([game, protocol, policy, seed, emulator])[:12]
     each = -(-steps // num_envs)
     pieces = []
+    seen = {m.segment for m in snapshot.frames(game)}
     for env in range(num_envs):
-        done = sorted(
-            (m.start, m.steps) for m in snapshot.segments(game) if m.run == run and m.env == env
-        )
-        pieces.append(tuple(_gaps(done, each, segment_steps)))
+        own = [m for m in snapshot.segments(game) if m.run == run and m.env == env]
+        done = sorted((m.start, m.steps) for m in own)
+        # Rows without their frames, as a repair leaves them: the same steps show the same frames.
+        blind = [
+            (m.start, m.steps) for m in own if m.segment not in seen and m.start + m.steps <= each
+        ]
+        pieces.append(tuple(sorted([*gaps(done, each, segment_steps), *blind])))
     return CollectPlan(game, protocol, policy, seed, run, num_envs, each * num_envs, tuple(pieces))
 
 
@@ -126,7 +130,7 @@ def estimate(plan: CollectPlan) -> dict[str, float]:
     }
 
 
-def _gaps(done: list[tuple[int, int]], end: int, longest: int) -> Iterator[tuple[int, int]]:
+def gaps(done: list[tuple[int, int]], end: int, longest: int) -> Iterator[tuple[int, int]]:
     """Intervals of [0, end) not in `done`, cut to at most `longest` steps."""
     at = 0
     for start, length in [*done, (end, 0)]:
@@ -155,12 +159,12 @@ def collect(
     """
     if not plan.missing:
         return []
-    recorders = [_Recorder(pieces) for pieces in plan.pieces]
+    recorders = [Recorder(pieces) for pieces in plan.pieces]
     generators = [np.random.default_rng([plan.seed, env]) for env in range(plan.num_envs)]
     last = max(start + length for pieces in plan.pieces for start, length in pieces[-1:])
     colours = Colours()
     env = games.make_env(plan.game, plan.protocol, plan.num_envs)
-    writer = _Writer(plan, backend, colours)
+    writer = Writer(plan, backend, colours, games.emulator_identity(plan.game))
     try:
         observations, info = env.reset(seed=plan.seed)
         seen = colours.screens(observations, [recorder.wants(0) for recorder in recorders])
@@ -222,11 +226,14 @@ class _Cut(NamedTuple):
     episodes: list[tuple[int, float]]
 
 
-class _Recorder:
+class Recorder:
     """Cuts the steps of one environment into segments.
 
     Args:
         pieces: Intervals to cut out, as (first step, steps), in order.
+
+    Attributes:
+        steps: Steps in the segment in the making.
     """
 
     def __init__(self, pieces: Sequence[tuple[int, int]]) -> None:
@@ -294,17 +301,34 @@ class _Recorder:
         return cut
 
 
-class _Writer:
-    """Commits segments in a thread of its own, so that play goes on while the disk is waited for."""
+class Writer:
+    """Commits segments in a thread of its own, so that play goes on while the disk is waited for.
 
-    def __init__(self, plan: CollectPlan, backend: Backend, colours: Colours) -> None:
+    Args:
+        plan: What the segments belong to.
+        backend: The store.
+        colours: What made the screens.
+        emulator: As `SegmentMeta.emulator`.
+
+    Attributes:
+        written: Steps in the store, by this writer or another.
+        visible: Segments that this writer made visible.
+    """
+
+    def __init__(
+        self,
+        plan: CollectPlan,
+        backend: Backend,
+        colours: Colours | Pictures,
+        emulator: tuple[str, str],
+    ) -> None:
         self._plan = plan
         self._backend = backend
         self._colours = colours
-        self._emulator = games.emulator_identity(plan.game)
+        self._emulator = emulator
         self._thread = ThreadPoolExecutor(1, "commit")
         self._waiting: deque[Future[tuple[SegmentMeta, bool]]] = deque()
-        self.written = 0  # steps
+        self.written = 0
         self.visible: list[SegmentMeta] = []
 
     def write(self, env: int, cut: _Cut) -> None:
@@ -339,7 +363,6 @@ class _Writer:
         for name, kind in layout.ROW_FIELDS.items():
             if name != "frame":
                 arrays[name] = np.array([getattr(row, name) for row in cut.rows], kind)
-        height, width = arrays["frames"].shape[1:3]
         meta = SegmentMeta(
             game=plan.game,
             segment=names.make_segment(plan.run, env, cut.start),
@@ -349,9 +372,6 @@ class _Writer:
             rows=len(cut.rows),
             steps=cut.steps,
             frames=len(distinct),
-            height=height,
-            width=width,
-            indexed="palette" in arrays,
             episodes=tuple(cut.episodes),
             protocol=plan.protocol,
             policy=plan.policy,

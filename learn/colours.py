@@ -46,10 +46,7 @@ class Colours:
             return [next(some) if want else UNSEEN for want in wanted]
         if not len(frames):
             return []
-        count, height, width, _ = frames.shape
-        # OpenCV pads pixels to four bytes ten times faster than numpy; the fourth is 255.
-        padded = cv2.cvtColor(frames.reshape(-1, width, 3), cv2.COLOR_RGB2BGRA)
-        packed = padded.view(np.int32).reshape(count, height, width) & 0xFFFFFF
+        packed = _pack(frames)
         numbers = self._number.take(packed)
         if numbers.min() < 0:
             new = np.unique(packed[numbers < 0])
@@ -81,13 +78,60 @@ class Colours:
                 frames[i] = cv2.cvtColor(padded, cv2.COLOR_BGRA2RGB)
             return {"frames": frames}
         packed = np.sort(all_packed[shown])
-        palette = np.zeros((256, 3), np.uint8)
-        palette[: len(packed)] = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
         index = np.searchsorted(packed, all_packed).astype(np.uint8)
         frames = np.empty(shape, np.uint8)
         for i, screen in enumerate(screens):
             index.take(screen.pixels, out=frames[i], mode="clip")
-        return {"frames": frames, "palette": palette}
+        return {"frames": frames, "palette": _palette(packed)}
+
+
+class Pictures:
+    """Screens kept as RGB: of any number of colours, as those that went through a JPEG have.
+
+    Speaks like `Colours`, and writes the same bytes of the same screens.
+    """
+
+    def screens(
+        self, observations: NDArray[np.uint8], wanted: Sequence[bool] | NDArray[np.bool_]
+    ) -> list[Screen]:
+        """(n, 1, H, W, 3) uint8 to n screens, whose pixels are (H, W, 3); only `wanted` ones."""
+        return [
+            Screen(keys.frame_digest(frame), frame) if want else UNSEEN
+            for frame, want in zip(pictures(observations), wanted, strict=True)
+        ]
+
+    def frames(self, screens: list[Screen]) -> layout.Arrays:
+        """`frames` as palette indices with their `palette`, or as RGB where 256 do not suffice."""
+        shown = np.zeros(1 << 24, np.bool_)
+        count = 0
+        for screen in screens:
+            packed = _pack(screen.pixels[None])
+            new = np.unique(packed[~shown[packed]])
+            shown[new] = True
+            count += len(new)
+            if count > 256:
+                return {"frames": np.stack([screen.pixels for screen in screens])}
+        palette = np.flatnonzero(shown)
+        index = np.zeros(1 << 24, np.uint8)
+        index[palette] = np.arange(len(palette))
+        frames = np.stack([index[_pack(screen.pixels[None])[0]] for screen in screens])
+        return {"frames": frames, "palette": _palette(palette)}
+
+
+def _pack(frames: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """(n, H, W, 3) RGB to (n, H, W) numbers below 2^24."""
+    count, height, width, _ = frames.shape
+    # OpenCV pads pixels to four bytes ten times faster than numpy; the fourth is 255.
+    padded = cv2.cvtColor(frames.reshape(-1, width, 3), cv2.COLOR_RGB2BGRA)
+    packed: NDArray[np.int32] = padded.view(np.int32).reshape(count, height, width) & 0xFFFFFF
+    return packed
+
+
+def _palette(packed: NDArray[Any]) -> NDArray[np.uint8]:
+    """Up to 256 colours as (256, 3) RGB."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(packed)] = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
+    return palette
 
 
 def _histogram(pixels: NDArray[Any], colours: int) -> NDArray[Any]:

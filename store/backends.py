@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from wsa.store.errors import DamagedError, UsageError
-from wsa.store.records import MAX_RECORD_BYTES
+
+# No file that wsa writes is larger.
+MAX_FILE_BYTES = 8 << 30
+
+
+class Entry(NamedTuple):
+    """A file as a listing shows it.
+
+    Attributes:
+        path: Its path.
+        bytes: Its length.
+        modified: When it was published, in seconds since 1970 by the clock of the place.
+    """
+
+    path: str
+    bytes: int
+    modified: float
 
 
 class Backend(Protocol):
@@ -15,7 +31,7 @@ class Backend(Protocol):
     Paths are relative, with forward slashes, and come from `wsa.store.names`. A file appears
     whole or not at all, and is never changed. Every verb raises `StorageError` when the place
     refuses and `DamagedError` when the path leads out of it; `get` raises `FileNotFoundError`
-    when there is no such file. What is not a plain file (a folder, a pipe) counts as none.
+    when there is no such file, and `DamagedError`, unread, when it is larger than expected. What is not a plain file (a folder, a pipe) counts as none.
     """
 
     @property
@@ -23,16 +39,21 @@ class Backend(Protocol):
         """The place, as a user would type it."""
         ...
 
-    def get(self, path: str) -> bytes:
-        """The file's bytes."""
+    @property
+    def at_once(self) -> int:
+        """How many small reads are worth making side by side: 1 where none has to wait."""
+        ...
+
+    def get(self, path: str, most: int = MAX_FILE_BYTES) -> bytes:
+        """The file's bytes, of which `most` are expected at most."""
         ...
 
     def put_new(self, path: str, data: bytes) -> bool:
         """Publish a file unless one is there; whether this call did."""
         ...
 
-    def list(self, prefix: str) -> Iterator[str]:
-        """Paths of all files below the folder `prefix`, in no order."""
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """All files below the folder `prefix`, in no order."""
         ...
 
     def delete(self, path: str) -> None:
@@ -44,34 +65,32 @@ class Backend(Protocol):
         ...
 
 
-def get_small(backend: Backend, path: str) -> bytes:
-    """A JSON file's bytes.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        DamagedError: It is larger than any that wsa writes; it is not read.
-    """
-    length = backend.stat(path) or 0
-    if length > MAX_RECORD_BYTES:
-        raise DamagedError(
-            "bad-record", f"{backend.url}/{path} is refused: it has {length} bytes. Remove it."
-        )
-    return backend.get(path)
+def too_large(place: str, found: int, most: int) -> DamagedError:
+    """What `get` raises."""
+    return DamagedError(
+        "bad-bytes",
+        f"{place} is refused: it has {found} bytes, and at most {most} can be right. Run 'wsa verify'.",
+    )
 
 
 def open_backend(url: str) -> Backend:
-    """The backend for a folder, given as a path or as `file:///path`.
+    """The backend for a folder, given as a path or as `file:///path`, or for a bucket.
 
     Raises:
-        UsageError: The URL's scheme is not served, or it names no folder.
+        UsageError: The URL's scheme is not served, it names no place, or it holds credentials.
     """
     from wsa.store.local import LocalBackend
 
+    # Pyright reads this file as `store.backends` as well, and takes its Entry for another one.
     scheme, separator, rest = url.partition("://")
+    if url.startswith(("s3:", "gs:", "az:")):
+        from wsa.store.remote import RemoteBackend
+
+        return RemoteBackend(url)  # pyright: ignore[reportReturnType]
     if url and not separator:
-        return LocalBackend(url)
+        return LocalBackend(url)  # pyright: ignore[reportReturnType]
     if scheme == "file" and rest.startswith("/"):
-        return LocalBackend(rest)
+        return LocalBackend(rest)  # pyright: ignore[reportReturnType]
     if not url or scheme == "file":
         raise UsageError(
             "bad-option",
@@ -79,6 +98,6 @@ def open_backend(url: str) -> Backend:
         )
     raise UsageError(
         "bad-option",
-        f"--store {url}: this version keeps stores in folders only, not on {scheme}://. "
-        "Give a folder, for example --store /lab/wsa.",
+        f"Stores are kept in folders and in buckets, not on {scheme}://. Give a folder, "
+        "as /lab/wsa, or a bucket, as s3://bucket/wsa, gs://bucket/wsa or az://container/wsa.",
     )

@@ -13,6 +13,7 @@ one or a few lines: what was found, where, and what to do. Kinds are only ever a
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Literal
 
 Kind = Literal[
@@ -40,6 +41,8 @@ Kind = Literal[
     "unavailable",
 ]
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
 
 class WsaError(Exception):
     """Base of all of wsa's own errors.
@@ -52,8 +55,9 @@ class WsaError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, kind: Kind, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+        # Names and values from a store may be anybody's: none of them may speak to a terminal.
+        super().__init__(_CONTROL.sub("?", message))
+        self.kind: Kind = kind
 
     def __reduce__(self) -> tuple[type[WsaError], tuple[str, str]]:
         """Travel whole between processes, kind included."""
@@ -88,3 +92,9 @@ class StorageError(WsaError, OSError):
     """The place where the store lives refused a read or a write."""
 
     exit_code = 6
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a cluster sends it before it takes the machine: like Ctrl-C, but exit code 143."""
+
+    exit_code = 143

@@ -5,6 +5,7 @@ draws millions of random rows, so each machine copies a snapshot once, in sequen
 
     <cache>/flat/<hash>/rows.bin          one structured record a row
                         embeddings.bin    one row a distinct frame of a segment, all models side by side
+                        digests.bin       which frame that is
                         flat.json         which segments stand where
 
 and maps them into memory. Only segments that are new since the last time are appended. The files
@@ -25,10 +26,10 @@ from typing import Any
 import filelock
 import msgspec
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
 from wsa.store import keys, layout, names, publish, records
+from wsa.store.catalog import cache_folder
 from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.reader import Snapshot
 from wsa.store.records import SegmentMeta
@@ -75,7 +76,7 @@ class FlatMap:
         shapes: Shape of each model's embedding.
         rows: (R,) structured array of `ROW`, mapped.
         embeddings: (N, sum of widths) float16 or float32, mapped.
-        digests: (N, 16) uint8, the frame behind each embedding row.
+        digests: (N, 16) uint8, the frame behind each embedding row, mapped.
         steps: (S,) int64, the rows that hold a step, in the snapshot's order.
     """
 
@@ -92,11 +93,9 @@ class FlatMap:
         self.embeddings = np.memmap(
             folder / "embeddings.bin", contents.dtype, "r", shape=(total_frames, int(edges[-1]))
         )
-        self.digests = np.zeros((total_frames, keys.DIGEST_BYTES), np.uint8)
-        for part in parts:
-            self.digests[part.frame : part.frame + part.frames] = snapshot.read_digests(
-                metas[part.segment]
-            )
+        self.digests = np.memmap(
+            folder / "digests.bin", np.uint8, "r", shape=(total_frames, keys.DIGEST_BYTES)
+        )
         actions = np.asarray(self.rows["action"])
         self.steps = np.concatenate(
             [
@@ -152,11 +151,6 @@ class FlatMap:
         return self.rows["frame"][at]  # type: ignore[no-any-return]
 
 
-def cache_folder() -> Path:
-    """`WSA_CACHE`, or the user's cache folder."""
-    return Path(os.environ.get("WSA_CACHE") or platformdirs.user_cache_path("wsa"))
-
-
 def materialise(
     snapshot: Snapshot, game: str, models: Sequence[str], cache: Path | None = None
 ) -> FlatMap:
@@ -203,7 +197,7 @@ def materialise(
         if contents is None or not fits:
             # Another store stood at this path, or an object was made anew: start over. Files are
             # replaced, not cut, so that whoever mapped the old ones keeps them.
-            for stale in ("flat.json", "rows.bin", "embeddings.bin"):
+            for stale in ("flat.json", "rows.bin", "embeddings.bin", "digests.bin"):
                 (folder / stale).unlink(missing_ok=True)
             contents = Contents(snapshot.backend.url, game, tuple(models), shapes, dtype, ())
         present = {part.segment for part in contents.parts}
@@ -274,9 +268,14 @@ def _whole(folder: Path, contents: Contents) -> bool:
     """Whether the files are as long as `flat.json` says: cleaners of caches cut and remove."""
     rows, frames = _end(contents.parts)
     try:
-        return (folder / "rows.bin").stat().st_size >= rows * ROW.itemsize and (
-            folder / "embeddings.bin"
-        ).stat().st_size >= frames * _frame_bytes(contents)
+        return all(
+            (folder / name).stat().st_size >= size
+            for name, size in (
+                ("rows.bin", rows * ROW.itemsize),
+                ("embeddings.bin", frames * _frame_bytes(contents)),
+                ("digests.bin", frames * keys.DIGEST_BYTES),
+            )
+        )
     except FileNotFoundError:
         return False
 
@@ -296,6 +295,7 @@ def _append(
         publish.storage_errors(folder / "embeddings.bin"),
         _at(folder / "rows.bin", row * ROW.itemsize) as rows_file,
         _at(folder / "embeddings.bin", frame * _frame_bytes(contents)) as embeddings_file,
+        _at(folder / "digests.bin", frame * keys.DIGEST_BYTES) as digests_file,
     ):
         for meta in new:
             rows = snapshot.read_rows(meta)
@@ -314,14 +314,15 @@ def _append(
                 axis=1,
                 dtype=dtype,
             )
-            rows_file.write(record.tobytes())
-            embeddings_file.write(fused.tobytes())
+            rows_file.write(record.data)
+            embeddings_file.write(fused.data)
+            digests_file.write(rows["digest"].data)
             parts.append(
                 Part(meta.segment, checks[meta.segment], row, meta.rows, frame, meta.frames)
             )
             row += meta.rows
             frame += meta.frames
-        for file in (rows_file, embeddings_file):
+        for file in (rows_file, embeddings_file, digests_file):
             file.truncate()
             file.flush()
             os.fsync(file.fileno())

@@ -2,37 +2,40 @@
 
 Both directions are pure functions between numpy arrays and `{relative path: bytes}`, so that every
 byte passes through `publish` on its way out and through its commit record's checksum on its way in.
-Before Zarr sees stored metadata, `check_metadata` refuses anything that is not Zarr format 3, not
-of the expected shape and type, too large, or that names a codec outside a short list. Every chunk ends with a
-crc32c, so that people who read the arrays with plain Zarr notice damage too.
+Zarr writes the arrays, and anyone may read them with it. What is read here comes from anybody, so it
+is decoded here, in the few lines that this format needs, once `bounds` has found nothing wrong with
+it: Zarr never sees stored metadata. Every chunk ends with a crc32c, so that damage is found by people
+who read with plain Zarr too, and here to the chunk.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import numpy as np
 import zarr
+from numcodecs import Blosc, Zstd
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec, ZstdCodec
-from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from wsa.store.bounds import (
+    MAX_ARRAY_BYTES,
+    MAX_CHUNKS,
+    Bytes,
+    Stored,
+    check_crc,
+    check_metadata,
+    check_size,
+    split,
+)
 from wsa.store.errors import DamagedError, UsageError
 
 FRAMES_PER_CHUNK = 32
 EMBEDDINGS_PER_CHUNK = 256
-MAX_METADATA_BYTES = 64 << 10
-# What one array may take in memory, whole or padded to whole chunks.
-MAX_ARRAY_BYTES = 4 << 30
 # A segment that begins inside an episode repeats this many frames less one before its first step.
 MAX_STACK_FRAMES = 4
-
-# Of a chunk. A stored chunk may also be a shard of such chunks, one level deep.
-CODECS = frozenset({"bytes", "transpose", "zstd", "blosc", "crc32c"})
 
 # What a segment says of each row, with the type it is stored as. Row i is an observation; its
 # action, reward and ends are what followed it. A row whose action is -1 holds an observation only:
@@ -49,18 +52,15 @@ ROW_FIELDS: dict[str, str] = {
     "episode": "int32",
 }
 
-DTYPES = frozenset({"float16", "float32", *ROW_FIELDS.values()})
+# Each is told by a chunk's own header how it was encoded.
+_DECODERS = {"zstd": Zstd(), "blosc": Blosc()}
 
 Arrays = dict[str, NDArray[Any]]
 Files = dict[str, bytes]
 
 
-def encode_segment(arrays: Arrays) -> Files:
-    """Files of a segment's Zarr group.
-
-    Args:
-        arrays: `frames` (F, H, W) or (F, H, W, 3) uint8, `digest` (F, 16) uint8, `palette`
-            (256, 3) uint8 where frames are indices, and every field of `ROW_FIELDS` (rows,).
+def encode_group(arrays: Arrays) -> Files:
+    """Files of a Zarr group: the rows of a segment, or its frames.
 
     Raises:
         UsageError: An array is larger than `MAX_ARRAY_BYTES`.
@@ -86,6 +86,11 @@ def encode_embedding(array: NDArray[np.floating[Any]]) -> Files:
     return _files(memory)
 
 
+def chunk_file(axes: int) -> str:
+    """Name of the one file that holds the numbers of an array with so many axes."""
+    return ".".join(["c", *["0"] * axes])
+
+
 def decode_array(
     files: Mapping[str, bytes], name: str | None, shape: tuple[int, ...], dtype: str, where: str
 ) -> NDArray[Any]:
@@ -99,87 +104,83 @@ def decode_array(
         where: The object's path, for messages.
 
     Raises:
-        DamagedError: The metadata is not what it must be, a chunk is missing, or one is damaged.
+        DamagedError: The metadata is not what it must be, or a chunk is missing or damaged.
     """
     prefix = f"{name}/" if name else ""
     where = f"{where}/{prefix}".rstrip("/")
-    own = {path[len(prefix) :]: data for path, data in files.items() if path.startswith(prefix)}
-    chunks = check_metadata(own.get("zarr.json"), shape, dtype, where)
-    # Zarr would read zeros in place of a chunk that is absent, or of a shard that is empty.
-    if math.prod(chunks) > len(own) or not all(own.get(name) for name in _chunk_names(chunks)):
+    stored = check_metadata(files.get(f"{prefix}zarr.json"), shape, dtype, where)
+    data = files.get(f"{prefix}{chunk_file(len(shape))}")
+    if data is None:
         raise DamagedError(
-            "lost-file",
-            f"{where} lacks some of its {math.prod(chunks)} chunks; there are "
-            f"{', '.join(sorted(own))}. Run 'wsa verify'.",
+            "lost-file", f"{where}/{chunk_file(len(shape))} is missing. Run 'wsa verify'."
         )
-    buffer = default_buffer_prototype().buffer
-    memory = MemoryStore({path: buffer.from_bytes(data) for path, data in own.items()})
+    at = "the whole of it"
     try:
-        result = zarr.open_array(memory, mode="r", zarr_format=3)[...]
-    except Exception as error:  # noqa: BLE001  Codecs raise what they like on damaged bytes.
+        bodies = []
+        for number, chunk in enumerate(split(stored, data)):
+            at = f"rows {number * stored.rows} to {_end(stored, number) - 1} of {shape[0]}"
+            bodies.append(check_crc(chunk))
+            check_size(stored, bodies[-1])
+        # Only now is it known that what is there has the size of the array.
+        result = np.empty(shape, stored.dtype)
+        for number, body in enumerate(bodies):
+            at = f"rows {number * stored.rows} to {_end(stored, number) - 1} of {shape[0]}"
+            rows = result[number * stored.rows : _end(stored, number)]
+            _decode(stored, body, rows)
+    except (ValueError, RuntimeError) as error:
         raise DamagedError(
-            "bad-bytes", f"{where} cannot be decoded: {error}. Run 'wsa verify'."
+            "bad-bytes",
+            f"{where}/{chunk_file(len(shape))} cannot be decoded ({at}): {error}. Run 'wsa verify'.",
         ) from None
-    return np.asarray(result)
+    return result
 
 
-def check_metadata(
-    data: bytes | None, shape: tuple[int, ...], dtype: str, where: str
-) -> tuple[int, ...]:
-    """Refuse array metadata that this format would not write.
+def _decode(stored: Stored, body: Bytes, rows: NDArray[Any]) -> None:
+    """Decode one chunk into the rows that it holds, without its padding."""
+    shape = (stored.rows, *stored.shape[1:])
+    flat = stored.order == tuple(range(len(shape)))
+    whole = rows if flat and len(rows) == stored.rows else np.empty(stored.chunk_bytes, np.uint8)
+    _DECODERS[stored.compressor].decode(body, whole)
+    if whole is not rows:
+        kept = whole.view(stored.dtype).reshape([shape[axis] for axis in stored.order])
+        rows[:] = kept.transpose(np.argsort(stored.order))[: len(rows)]
+
+
+def damaged_rows(stored: Stored, data: bytes) -> list[tuple[int, int]]:
+    """Which rows of an array a file cannot vouch for any more, as (first, last).
+
+    Args:
+        stored: What the array's metadata says.
+        data: The file's bytes, which are not those that were committed.
 
     Returns:
-        How many stored chunks the array must have along each axis.
-
-    Raises:
-        DamagedError: It is absent, malformed, of another shape or type, or names other codecs.
+        Ranges of the chunks whose checksum does not fit; all rows where the file cannot be divided
+        into chunks, or where every chunk is in order but something else is not.
     """
-    if data is None:
-        raise DamagedError("lost-file", f"{where}/zarr.json is missing. Run 'wsa verify'.")
-
-    def refuse(why: str) -> DamagedError:
-        return DamagedError("bad-array", f"{where}/zarr.json is refused: {why}. Run 'wsa verify'.")
-
-    if len(data) > MAX_METADATA_BYTES:
-        raise refuse(f"it has {len(data)} bytes")
-    if dtype not in DTYPES:
-        raise refuse(f"its record says {dtype!r}, which is not one of {', '.join(sorted(DTYPES))}")
-    itemsize = np.dtype(dtype).itemsize
+    every = [(0, stored.shape[0] - 1)]
     try:
-        found = msgspec.json.decode(data, type=dict[str, Any])
-        if found["zarr_format"] != 3 or found["node_type"] != "array":
-            raise refuse("it is not an array of Zarr format 3")
-        if tuple(found["shape"]) != shape or found["data_type"] != dtype:
-            raise refuse(f"it says {found['shape']} {found['data_type']}, not {shape} {dtype}")
-        if found["chunk_grid"]["name"] != "regular" or found.get("storage_transformers"):
-            raise refuse("its chunk grid is not the regular one")
-        keys = found["chunk_key_encoding"]
-        if keys["name"] != "default" or keys.get("configuration", {}) not in ({}, _SLASH):
-            raise refuse("its chunks are not named as c/0/0")
-        chunk = tuple(found["chunk_grid"]["configuration"]["chunk_shape"])
-        if len(chunk) != len(shape) or any(type(n) is not int or n < 1 for n in chunk):
-            raise refuse(f"its chunk shape is {chunk}")
-        if max(math.prod(chunk), math.prod(shape)) * itemsize > MAX_ARRAY_BYTES:
-            raise refuse(f"{shape} in chunks of {chunk} takes more than {MAX_ARRAY_BYTES} bytes")
-        codecs = found["codecs"]
-        if len(codecs) == 1 and codecs[0]["name"] == "sharding_indexed":
-            inner = codecs[0]["configuration"]
-            codecs = [*inner["codecs"], *inner["index_codecs"]]
-        for codec in codecs:
-            if codec["name"] not in CODECS:
-                raise refuse(f"codec {codec['name']!r} is not one of {', '.join(sorted(CODECS))}")
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise refuse(str(error) or type(error).__name__) from None
-    return tuple(-(-n // c) for n, c in zip(shape, chunk, strict=True))
+        chunks = split(stored, data)
+    except ValueError:
+        return every
+    found: list[tuple[int, int]] = []
+    for number, chunk in enumerate(chunks):
+        try:
+            check_size(stored, check_crc(chunk))
+        except ValueError:
+            first, last = number * stored.rows, _end(stored, number) - 1
+            if found and found[-1][1] == first - 1:
+                first = found.pop()[0]
+            found.append((first, last))
+    return found or every
 
 
-_SLASH = {"separator": "/"}
+def _end(stored: Stored, number: int) -> int:
+    """The row after the last of chunk `number`."""
+    return min((number + 1) * stored.rows, stored.shape[0])
 
 
-def _chunk_names(chunks: tuple[int, ...]) -> list[str]:
-    if not math.prod(chunks):
-        return []
-    return ["/".join(["c", *map(str, at)]) for at in np.ndindex(*chunks)]
+# Chunks lie beside their metadata: a folder fewer to make, to flush and to list for each axis.
+_FLAT = {"separator": "."}
 
 
 def _create(
@@ -194,7 +195,7 @@ def _create(
     rows = len(array)
     inner = max(1, min(rows_per_chunk, rows))
     whole = -(-rows // inner) * inner
-    if whole * array[:1].nbytes > MAX_ARRAY_BYTES:
+    if whole * array[:1].nbytes > MAX_ARRAY_BYTES or whole // inner > MAX_CHUNKS:
         raise UsageError(
             "bad-option",
             f"{name or 'An embedding'} of shape {array.shape} takes more than {MAX_ARRAY_BYTES} "
@@ -218,6 +219,7 @@ def _create(
         filters=[TransposeCodec(order=last)] if compress == "blosc" and array.ndim > 1 else [],
         compressors=[codec, Crc32cCodec()],
         fill_value=0,
+        chunk_key_encoding={"name": "default", "configuration": _FLAT},
         # An absent chunk must mean damage, so chunks of zeros are written like any other.
         config={"write_empty_chunks": True},
     )

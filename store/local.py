@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from wsa.store.backends import MAX_FILE_BYTES, Entry, too_large
 from wsa.store.errors import DamagedError, MissingError
 from wsa.store.publish import TEMPORARY, storage_errors, write_once
 
@@ -33,11 +34,19 @@ class LocalBackend:
         """The folder's absolute path."""
         return str(self.root)
 
-    def get(self, path: str) -> bytes:
-        """The file's bytes; `FileNotFoundError` if there is none."""
+    @property
+    def at_once(self) -> int:
+        """A file system's own waiting is short beside what threads cost."""
+        return 1
+
+    def get(self, path: str, most: int = MAX_FILE_BYTES) -> bytes:
+        """The file's bytes, at most `most`; `FileNotFoundError` if there is none."""
         full = self._inside(path)
         with storage_errors(full):
-            if _length(full) is not None:
+            length = _length(full)
+            if length is not None and length > most:
+                raise too_large(str(full), length, most)
+            if length is not None:
                 try:
                     return full.read_bytes()
                 except FileNotFoundError:
@@ -49,14 +58,17 @@ class LocalBackend:
         self._inside(TEMPORARY)
         return write_once(self.root, self._inside(path), data)
 
-    def list(self, prefix: str) -> Iterator[str]:
-        """Paths of all files below the folder `prefix`, in no order."""
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """All files below the folder `prefix`, in no order."""
         folder = self._inside(prefix)
         with storage_errors(folder):
             for parent, _, files in os.walk(folder, onerror=_refuse):
-                base = Path(parent).relative_to(self.root)
+                base = os.path.relpath(parent, self.root)
+                start = "" if base == "." else base.replace(os.sep, "/") + "/"
                 for name in files:
-                    yield (base / name).as_posix()
+                    with contextlib.suppress(FileNotFoundError):  # Removed just now.
+                        found = os.lstat(f"{parent}{os.sep}{name}")
+                        yield Entry(start + name, found.st_size, found.st_mtime)
 
     def delete(self, path: str) -> None:
         """Remove a file; nothing happens if there is none."""
@@ -73,8 +85,9 @@ class LocalBackend:
     def _inside(self, path: str) -> Path:
         full = self.root / path
         try:
-            inside = full.resolve().is_relative_to(self.root.resolve())
-        except (ValueError, RuntimeError):  # A NUL byte, or links that run in a circle.
+            real, root = os.path.realpath(full, strict=False), os.path.realpath(self.root)
+            inside = os.path.commonpath([real, root]) == root
+        except (ValueError, OSError):  # A NUL byte, or links that run in a circle.
             inside = False
         if not inside:
             raise DamagedError(

@@ -74,8 +74,13 @@ def make_segment(run: str, env: int, start: int) -> str:
 
 
 def segment_path(game_name: str, segment_id: str) -> str:
-    """Where a segment's Zarr group lies, relative to the store."""
+    """Where a segment's rows lie, relative to the store."""
     return f"games/{game(game_name)}/segments/{segment(segment_id)}"
+
+
+def frames_path(game_name: str, segment_id: str) -> str:
+    """Where the pictures of a segment's distinct frames lie, relative to the store."""
+    return f"games/{game(game_name)}/frames/{segment(segment_id)}"
 
 
 def embedding_path(game_name: str, key: str, segment_id: str) -> str:

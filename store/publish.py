@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from pathlib import Path
 from wsa.store.errors import StorageError
 
 TEMPORARY = "tmp"
+
+_one_at_a_time = threading.Lock()
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -98,9 +101,15 @@ def make_folder(folder: Path) -> None:
     """Make `folder` and its parents, each flushed into its own parent."""
     if folder.is_dir():
         return
-    make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    flush_folder(folder.parent)
+    with _one_at_a_time:  # Or each of several threads would flush the same parents.
+        _make_folder(folder)
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        flush_folder(folder.parent)
 
 
 def flush_folder(folder: Path) -> None:

@@ -7,27 +7,48 @@ before it is decoded; a difference raises `DamagedError` and is never turned int
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsa.store import keys, layout, names, records
-from wsa.store.backends import Backend, get_small
-from wsa.store.errors import DamagedError, MissingError
-from wsa.store.records import Commit, EmbeddingMeta, File, ModelMeta, SegmentMeta
+from wsa.store.backends import Backend, Entry
+from wsa.store.catalog import WORTHWHILE, Catalog
+from wsa.store.errors import DamagedError, MissingError, StorageError, WsaError
+from wsa.store.records import (
+    Commit,
+    EmbeddingMeta,
+    File,
+    FramesMeta,
+    Meta,
+    ModelMeta,
+    SegmentMeta,
+)
 
-M = TypeVar("M", SegmentMeta, EmbeddingMeta, ModelMeta)
+A = TypeVar("A")
+B = TypeVar("B")
+M = TypeVar("M", FramesMeta, SegmentMeta, EmbeddingMeta, ModelMeta)
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """The objects of a store that were committed when it was taken, by path."""
+    """The objects of a store that were committed when it was taken.
+
+    Attributes:
+        backend: The store.
+        commits: Records by the path of their object.
+        records: The same by what the listing said of their files, for the next snapshot.
+    """
 
     backend: Backend
     commits: dict[str, Commit]
+    records: Mapping[Entry, Commit] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def games(self) -> list[str]:
@@ -37,6 +58,11 @@ class Snapshot:
     def segments(self, game: str | None = None) -> list[SegmentMeta]:
         """Segments of one game or of all, sorted by game and id."""
         found = (m for m in self._metas(SegmentMeta) if game in (None, m.game))
+        return sorted(found, key=lambda m: (m.game, m.segment))
+
+    def frames(self, game: str | None = None) -> list[FramesMeta]:
+        """Frames objects of one game or of all, sorted: fewer than segments where not pulled."""
+        found = (m for m in self._metas(FramesMeta) if game in (None, m.game))
         return sorted(found, key=lambda m: (m.game, m.segment))
 
     def embeddings(self, game: str | None = None, model: str | None = None) -> list[EmbeddingMeta]:
@@ -76,59 +102,73 @@ class Snapshot:
             ) from None
 
     def read_files(self, commit: Commit, prefix: str = "") -> dict[str, bytes]:
-        """Bytes of an object's files, checked, by path relative to the object.
+        """Bytes of an object's files, checked, by path inside its folder.
 
         Args:
             commit: The object's record.
-            prefix: Only files whose relative path begins so.
+            prefix: Only files whose name begins so.
 
         Raises:
             DamagedError: A file is gone, cut or changed.
         """
-        skip = len(commit.path) + 1
-        return {
-            file.path[skip:]: self.read_file(file)
-            for file in commit.files
-            if file.path.startswith(prefix, skip)
-        }
+        wanted = [file for file in commit.files if file.name.startswith(prefix)]
+        found = _map(self.backend, partial(self.read_file, commit), wanted)
+        return {file.name: data for file, data in zip(wanted, found, strict=True)}
 
-    def read_file(self, file: File) -> bytes:
+    def read_file(self, commit: Commit, file: File) -> bytes:
         """One file's bytes, checked against its record."""
-        length = self.backend.stat(file.path)
-        if length == file.bytes:  # Otherwise it may be of any size, and is not worth reading.
-            try:
-                data = self.backend.get(file.path)
-                if keys.checksum(data) == file.blake3:
-                    return data
-            except FileNotFoundError:
-                length = None
-        if length is None:
+        path = f"{commit.folder}/{file.name}"
+        try:
+            data = self.backend.get(path, file.bytes)
+        except FileNotFoundError:
             raise DamagedError(
-                "lost-file", f"{file.path} is gone from {self.backend.url}. Run 'wsa verify'."
-            )
+                "lost-file", f"{path} is gone from {self.backend.url}. Run 'wsa verify'."
+            ) from None
+        if len(data) == file.bytes and keys.checksum(data) == file.blake3:
+            return data
         raise DamagedError(
             "bad-bytes",
-            f"{file.path} in {self.backend.url} is not what was committed "
-            f"({length} bytes, {file.bytes} committed). Run 'wsa verify'.",
+            f"{path} in {self.backend.url} is not what was committed "
+            f"({len(data)} bytes, {file.bytes} committed). Run 'wsa verify'.",
         )
 
     def read_array(self, meta: SegmentMeta, name: str) -> NDArray[Any]:
-        """One array of a segment: `frames`, `digest`, `palette`, or a row field."""
-        commit = self.commit(names.segment_path(meta.game, meta.segment))
-        shape, dtype = segment_array(meta, name)
-        files = self.read_files(commit, f"{name}/")
-        return layout.decode_array(files, name, shape, dtype, commit.path)
+        """One array of a segment: `digest`, or a row field."""
+        return self.read_group(names.segment_path(meta.game, meta.segment), name)
 
     def read_rows(self, meta: SegmentMeta) -> dict[str, NDArray[Any]]:
-        """Every row field of a segment, each (rows,)."""
-        return {name: self.read_array(meta, name) for name in layout.ROW_FIELDS}
+        """Every row field of a segment, each (rows,), and its `digest`."""
+        commit = self.commit(names.segment_path(meta.game, meta.segment))
+        files = self.read_files(commit)
+        return {
+            name: layout.decode_array(files, name, shape, dtype, commit.folder)
+            for name, (shape, dtype) in group_arrays(commit.meta).items()
+        }
 
     def read_frames(self, meta: SegmentMeta) -> NDArray[np.uint8]:
-        """A segment's distinct frames as RGB, (F, H, W, 3) uint8."""
-        frames = self.read_array(meta, "frames")
-        if meta.indexed:
-            palette = self.read_array(meta, "palette")
-            frames = np.take(palette, frames, axis=0)
+        """A segment's distinct frames as RGB, (F, H, W, 3) uint8.
+
+        Raises:
+            MissingError: The store has the segment's rows only.
+            DamagedError: Stored bytes are not what was committed.
+        """
+        path = names.frames_path(meta.game, meta.segment)
+        if path not in self.commits:
+            raise MissingError(
+                "no-frames",
+                f"The store {self.backend.url} has the rows of {meta.game} segment {meta.segment} "
+                f"but not its frames. Fetch them: wsa pull URL --game {meta.game}",
+            )
+        of = self.commits[path].meta
+        assert isinstance(of, FramesMeta)
+        if of.frames != meta.frames:
+            raise DamagedError(
+                "bad-record",
+                f"{path} has {of.frames} frames, its segment {meta.frames}. Run 'wsa verify'.",
+            )
+        frames = self.read_group(path, "frames")
+        if of.indexed:
+            frames = np.take(self.read_group(path, "palette"), frames, axis=0)
         return frames.astype(np.uint8, copy=False)
 
     def read_digests(self, meta: SegmentMeta) -> NDArray[np.uint8]:
@@ -141,7 +181,7 @@ class Snapshot:
         meta = commit.meta
         assert isinstance(meta, EmbeddingMeta)
         array = layout.decode_array(
-            self.read_files(commit), None, meta.shape, meta.dtype, commit.path
+            self.read_files(commit), None, meta.shape, meta.dtype, commit.folder
         )
         return array
 
@@ -149,38 +189,105 @@ class Snapshot:
         """Files of a model: `spec.json`, `probe.safetensors`, perhaps `basis.safetensors`."""
         return self.read_files(self.commit(names.model_path(key)), prefix)
 
+    def read_group(self, path: str, name: str) -> NDArray[Any]:
+        """One array of the frames or the rows at `path`."""
+        commit = self.commit(path)
+        shape, dtype = group_arrays(commit.meta)[name]
+        files = self.read_files(commit, f"{name}/")
+        return layout.decode_array(files, name, shape, dtype, commit.folder)
+
     def _metas(self, kind: type[M]) -> Iterable[M]:
         return (c.meta for c in self.commits.values() if isinstance(c.meta, kind))
 
 
 def take_snapshot(backend: Backend, earlier: Snapshot | None = None) -> Snapshot:
-    """Read every commit record of a store.
+    """Read the commit records of a store: those that nobody here has read before.
 
     Args:
         backend: The store.
-        earlier: A snapshot of the same store; its records are not read again, so an object that
-            was removed and made anew since is not noticed.
+        earlier: A snapshot of the same store; records that are still the same are taken from it.
 
     Raises:
         DamagedError: A record is damaged.
     """
-    known = {} if earlier is None else {c.id: c for c in earlier.commits.values()}
-    commits = {}
-    for path in list_records(backend):
-        commit = known.get(path.rpartition("/")[2].removesuffix(".json"))
-        if commit is None:
-            commit = read_record(backend, path)
-        if commit is not None:
-            commits[commit.path] = commit
-    return Snapshot(backend, commits)
+    known = dict(earlier.records) if earlier else {}
+    listed = list_records(backend)
+    if sum(entry not in known for entry in listed) >= WORTHWHILE:
+        catalog = Catalog(backend.url)
+        remembered = catalog.read()
+        for entry in listed:
+            if entry not in known and entry in remembered:
+                with contextlib.suppress(DamagedError):
+                    known[entry] = records.read_commit(remembered[entry], entry.path)
+        fresh = [entry for entry in listed if entry not in known]
+        catalog.add(_read_all(backend, fresh, known))
+    else:
+        _read_all(backend, [entry for entry in listed if entry not in known], known)
+    found = {entry: commit for entry in listed if (commit := known.get(entry)) is not None}
+    return Snapshot(backend, {commit.path: commit for commit in found.values()}, found)
 
 
-def list_records(backend: Backend) -> list[str]:
-    """Paths of all commit records, sorted.
+def _read_all(
+    backend: Backend, entries: Sequence[Entry], known: dict[Entry, Commit]
+) -> dict[Entry, bytes]:
+    """Read records into `known`, several at once; their bytes, without those that were removed."""
+    read = {}
+    for entry, data in zip(entries, _map(backend, partial(_get, backend), entries), strict=True):
+        if data is not None:
+            known[entry] = records.read_commit(data, entry.path)
+            read[entry] = data
+    return read
+
+
+def _map(backend: Backend, read: Callable[[A], B], of: Sequence[A]) -> Iterable[B]:
+    """Read each, several side by side where that is quicker, and give them in order."""
+    if backend.at_once == 1 or len(of) < 2:
+        return map(read, of)
+    with ThreadPoolExecutor(backend.at_once) as threads:
+        return list(threads.map(read, of))
+
+
+def _get(backend: Backend, entry: Entry) -> bytes | None:
+    try:
+        return backend.get(entry.path, records.MAX_RECORD_BYTES)
+    except FileNotFoundError:
+        return None
+
+
+def list_records(backend: Backend) -> list[Entry]:
+    """All commit records as a listing shows them, sorted.
 
     Anything else in `commits/` is passed over: the half-made files of a copying tool, for one.
     """
-    return sorted(path for path in backend.list("commits") if path.endswith(".json"))
+    return sorted(entry for entry in backend.list("commits") if entry.path.endswith(".json"))
+
+
+def read_records(backend: Backend) -> tuple[dict[str, Commit], dict[str, WsaError]]:
+    """Every record, by the path of its object; and what is wrong with the others, by their own."""
+    commits: dict[str, Commit] = {}
+    unreadable: dict[str, WsaError] = {}
+    for path, found in read_each(backend, [entry.path for entry in list_records(backend)]):
+        if isinstance(found, WsaError):
+            unreadable[path] = found
+        elif found is not None:
+            commits[found.path] = found
+    return commits, unreadable
+
+
+def read_each(
+    backend: Backend, paths: Sequence[str]
+) -> Iterator[tuple[str, Commit | WsaError | None]]:
+    """Records one after the other: what is wrong with it in place of one that cannot be read."""
+
+    def read(path: str) -> Commit | WsaError | None:
+        try:
+            return read_record(backend, path)
+        except (DamagedError, StorageError) as error:
+            return type(error)(error.kind, str(error))  # This one keeps no hold of the bytes.
+
+    for at in range(0, len(paths), 1024):  # So that a million are not held at once.
+        some = paths[at : at + 1024]
+        yield from zip(some, _map(backend, read, some), strict=True)
 
 
 def read_record(backend: Backend, path: str) -> Commit | None:
@@ -190,7 +297,7 @@ def read_record(backend: Backend, path: str) -> Commit | None:
         DamagedError: It is not a whole and consistent record.
     """
     try:
-        return records.read_commit(get_small(backend, path), path)
+        return records.read_commit(backend.get(path, records.MAX_RECORD_BYTES), path)
     except FileNotFoundError:
         return None
 
@@ -211,18 +318,14 @@ def take_objects(backend: Backend, paths: Iterable[str]) -> Snapshot:
     return Snapshot(backend, commits)
 
 
-def segment_array(meta: SegmentMeta, name: str) -> tuple[tuple[int, ...], str]:
-    """Shape and type that one of a segment's arrays must have."""
-    if name == "frames":
-        pixels: tuple[int, ...] = (meta.frames, meta.height, meta.width)
-        return (pixels if meta.indexed else (*pixels, 3)), "uint8"
-    if name == "digest":
-        return (meta.frames, keys.DIGEST_BYTES), "uint8"
-    if name == "palette":
-        return (256, 3), "uint8"
-    return (meta.rows,), layout.ROW_FIELDS[name]
-
-
-def segment_arrays(meta: SegmentMeta) -> list[str]:
-    """Names of all arrays of a segment."""
-    return ["frames", "digest", *(["palette"] if meta.indexed else []), *layout.ROW_FIELDS]
+def group_arrays(meta: Meta) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The arrays that an object's Zarr group holds, each with its shape and type; {} for no group."""
+    if isinstance(meta, FramesMeta):
+        pixels = (meta.frames, meta.height, meta.width)
+        if not meta.indexed:
+            return {"frames": ((*pixels, 3), "uint8")}
+        return {"frames": (pixels, "uint8"), "palette": ((256, 3), "uint8")}
+    if isinstance(meta, SegmentMeta):
+        rows = {name: ((meta.rows,), kind) for name, kind in layout.ROW_FIELDS.items()}
+        return {"digest": ((meta.frames, keys.DIGEST_BYTES), "uint8"), **rows}
+    return {}

@@ -1,24 +1,30 @@
 """What is written as JSON in a store: frozen, typed, versioned, and read back strictly.
 
-A `Commit` makes one object visible. It lists the object's files with their lengths and blake3,
-so a file that is missing, cut or changed is found, and it carries what plans and tables need
-(`meta`), so that neither has to open an array. A record is canonical JSON with its own checksum:
+A `Commit` makes one object visible. It says in which folder below the object's path the files lie
+that its writer wrote (`attempt`: each attempt has a folder of its own, so writers never meet), and
+lists them with their lengths and blake3, so a file that is missing, cut or changed is found. It
+carries what plans and tables need (`meta`), so that neither has to open an array. A record is canonical JSON with its own checksum:
 not one byte of it can differ unnoticed. Unknown fields are refused: a newer wsa that needs another
 field writes another version.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from wsa.store import keys, names
+from wsa.store.bounds import MAX_ARRAY_BYTES
 from wsa.store.errors import DamagedError
 
 VERSION = 1
 MAX_RECORD_BYTES = 4 << 20
+# wsa writes 22 at most.
+MAX_FILES = 1000
+MAX_MODEL_FILE_BYTES = 1 << 30
 
 # Below an object: no empty, hidden or dotted step, nothing that a file system reads in its own way.
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*", re.ASCII)
@@ -26,15 +32,15 @@ _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*"
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 
 
-class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file of an object: path inside the store, length in bytes, hex blake3-256."""
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """One file of an object: path inside its folder, length in bytes, hex blake3-256."""
 
-    path: Annotated[str, msgspec.Meta(max_length=400)]
+    name: Annotated[str, msgspec.Meta(max_length=200)]
     bytes: Count
     blake3: str
 
 
-class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """How a game was played: everything that changes what an agent sees or earns.
 
     Attributes:
@@ -60,8 +66,27 @@ class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     actions: tuple[str, ...]
 
 
-class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="segment"):
-    """A run of steps and their distinct frames, written once by one process.
+class FramesMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, tag="frames"):
+    """The pictures of a segment's distinct frames: an object of its own, since training needs none.
+
+    Attributes:
+        game: ALE game id.
+        segment: The segment's id.
+        frames: Distinct frames.
+        height, width: Screen size in pixels.
+        indexed: Whether frames are palette indices (True) or RGB.
+    """
+
+    game: str
+    segment: str
+    frames: Count
+    height: Count
+    width: Count
+    indexed: bool
+
+
+class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, tag="segment"):
+    """A run of steps, written once by one process: its rows, and the digests of its frames.
 
     Attributes:
         game: ALE game id.
@@ -72,13 +97,11 @@ class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
         rows: Rows, observation-only ones included.
         steps: Agent steps, that is rows with an action.
         frames: Distinct frames.
-        height, width: Screen size in pixels.
-        indexed: Whether frames are palette indices (True) or RGB.
         episodes: Lengths and raw returns of the episodes that ended here, as (steps, return).
         protocol: How the game was played.
-        policy: Who played, as given to `wsa collect --policy`.
+        policy: Who played, as given to `wsa collect --policy` or found by `wsa import`.
         seed: The run's seed; environment i uses seed + i.
-        emulator: Version of ale-py, and the MD5 digest of the game's ROM.
+        emulator: Version of ale-py, and the MD5 digest of the game's ROM; `unknown` if imported.
     """
 
     game: str
@@ -89,9 +112,6 @@ class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     rows: Count
     steps: Count
     frames: Count
-    height: Count
-    width: Count
-    indexed: bool
     episodes: tuple[tuple[int, float], ...]
     protocol: Protocol
     policy: str
@@ -99,7 +119,9 @@ class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="
     emulator: tuple[str, str]
 
 
-class EmbeddingMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="embedding"):
+class EmbeddingMeta(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, tag="embedding"
+):
     """The embeddings of one segment's frames by one model.
 
     Attributes:
@@ -110,6 +132,7 @@ class EmbeddingMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
         dtype: `float16`, or `float32` where a value exceeds float16's range.
         passes: Frames that went through the model for this object.
         copied: Frames whose embedding was copied because the same frame had been encoded before.
+        seconds: How long the passes took: what somebody who copies the object is spared.
     """
 
     game: str
@@ -119,23 +142,25 @@ class EmbeddingMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
     dtype: Annotated[str, msgspec.Meta(pattern="^float(16|32)\\Z")]
     passes: Count
     copied: Count
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
 
 
-class ModelMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="model"):
+class ModelMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, tag="model"):
     """A model's spec, probe vectors and, where its output is reduced, its basis."""
 
     model: str
 
 
-Meta = SegmentMeta | EmbeddingMeta | ModelMeta
+Meta = FramesMeta | SegmentMeta | EmbeddingMeta | ModelMeta
 
 
-class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """The record whose publication makes an object visible.
 
     Attributes:
         version: Version of the record, 1.
         meta: What the object is.
+        attempt: 16 hex digits drawn by the writer: the folder of the object's files.
         files: Its files.
         author: Who wrote it, `user@host`.
         time: When, ISO 8601 in UTC.
@@ -145,7 +170,8 @@ class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     version: int
     meta: Meta
-    files: tuple[File, ...]
+    attempt: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}\\Z")]
+    files: Annotated[tuple[File, ...], msgspec.Meta(max_length=MAX_FILES)]
     author: str
     time: str
     command: str
@@ -157,6 +183,16 @@ class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return meta_path(self.meta)
 
     @property
+    def folder(self) -> str:
+        """Path of the folder that its files lie in."""
+        return f"{self.path}/{self.attempt}"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.bytes for file in self.files)
+
+    @property
     def id(self) -> str:
         """Hex blake3-128 of the object's path."""
         return keys.object_id(self.path)
@@ -164,6 +200,8 @@ class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def meta_path(meta: Meta) -> str:
     """Path inside the store of the object that `meta` describes."""
+    if isinstance(meta, FramesMeta):
+        return names.frames_path(meta.game, meta.segment)
     if isinstance(meta, SegmentMeta):
         return names.segment_path(meta.game, meta.segment)
     if isinstance(meta, EmbeddingMeta):
@@ -200,21 +238,44 @@ def read_commit(data: bytes, where: str) -> Commit:
             "Update wsa.",
         )
     commit = read_json(data, Commit, where)
-    if write_commit(commit) != data:
+    if keys.canonical(commit) != data or commit.check != _check(data, commit.check):
         raise DamagedError("bad-record", _damaged(where, "its checksum does not fit its content"))
     try:
         expected = names.commit_path(commit.id)
-        prefix = commit.path + "/"
     except ValueError as error:
         raise DamagedError("bad-record", _damaged(where, str(error))) from None
     if where != expected:
         raise DamagedError("bad-record", _damaged(where, f"it belongs at {expected}"))
+    most = _most_bytes(commit.meta)
     for file in commit.files:
-        if not file.path.startswith(prefix) or not _FILE.fullmatch(file.path, len(prefix)):
-            raise DamagedError(
-                "bad-record", _damaged(where, f"it names {file.path!r}, outside {prefix}")
-            )
+        if not _FILE.fullmatch(file.name):
+            raise DamagedError("bad-record", _damaged(where, f"it names a file {file.name!r}"))
+        if file.bytes > most:
+            why = f"{file.name} would have {file.bytes} bytes, and {most} at most can be right"
+            raise DamagedError("bad-record", _damaged(where, why))
     return commit
+
+
+def _most_bytes(meta: Meta) -> int:
+    """Bytes of an object's largest file: an array that nothing compresses, padded to whole chunks.
+
+    What says that an array is larger than arrays may be has no files that can be right.
+    """
+    if isinstance(meta, ModelMeta):
+        return MAX_MODEL_FILE_BYTES
+    if isinstance(meta, FramesMeta):
+        largest = meta.frames * meta.height * meta.width * (1 if meta.indexed else 3)
+    elif isinstance(meta, SegmentMeta):
+        largest = max(4 * meta.rows, keys.DIGEST_BYTES * meta.frames)
+    else:
+        largest = math.prod(meta.shape) * (2 if meta.dtype == "float16" else 4)
+    return 2 * largest + (1 << 20) if largest <= MAX_ARRAY_BYTES else 0
+
+
+def _check(data: bytes, check: str) -> str:
+    """What `check` must be in the record `data` that says `check`."""
+    # A quote inside a string is escaped, so this is the field itself.
+    return keys.checksum(data.replace(b'"check":"%s"' % check.encode(), b'"check":""', 1))
 
 
 class _Version(msgspec.Struct):
@@ -240,8 +301,8 @@ def read_json(data: bytes, kind: type[T], where: str, limit_bytes: int = MAX_REC
 
 def _damaged(where: str, why: str) -> str:
     return (
-        f"{where} is damaged: {why}. 'wsa verify' shows what it concerns; delete that file and "
-        "run 'wsa collect' or 'wsa encode' again to remake the object."
+        f"{where} is damaged: {why}. 'wsa verify' shows what it concerns; 'wsa verify --repair' "
+        "moves what is left to damaged/, and says what to run to make the object again."
     )
 
 

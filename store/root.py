@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
+
 import msgspec
 
 from wsa.store import keys, names, records
-from wsa.store.backends import Backend, get_small, open_backend
-from wsa.store.errors import ConflictError, DamagedError, MissingError
+from wsa.store.backends import Backend, open_backend
+from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.publish import TEMPORARY
 
 FORMAT = 1
@@ -22,7 +24,7 @@ def open_store(url: str, *, create: bool = False) -> Backend:
     """Open the store at `url`.
 
     Args:
-        url: A folder.
+        url: A folder, or a folder of a bucket.
         create: Start a store if there is none; the folder must be new or empty.
 
     Raises:
@@ -30,37 +32,17 @@ def open_store(url: str, *, create: bool = False) -> Backend:
         ConflictError: The store is of another format.
         DamagedError: `wsa.json` cannot be read.
         StorageError: The place refused.
+        UsageError: The URL names no place, or one that cannot hold a store.
     """
     backend = open_backend(url)
-    # In this order: whoever starts the store just now puts its first file before all others.
-    # What a writer was killed over is in `tmp/`, and does not make the folder another's.
-    strange = any(not path.startswith(f"{TEMPORARY}/") for path in backend.list(""))
     try:
-        data = get_small(backend, names.STORE_FILE)
+        data = _read(backend)
     except FileNotFoundError:
-        if strange:
-            raise MissingError(
-                "no-store",
-                f"{backend.url} is not a wsa store: it holds files but no {names.STORE_FILE}. "
-                "Give another path with --store, or an empty folder to start a store there.",
-            ) from None
-        if not create:
-            raise MissingError(
-                "no-store",
-                f"There is no store at {backend.url} yet. Start one with 'wsa collect --game "
-                "Seaquest', or name another with --store or WSA_STORE.",
-            ) from None
-        backend.put_new(names.STORE_FILE, keys.canonical(Root(FORMAT)))
-        data = get_small(backend, names.STORE_FILE)
+        data = _start(backend, create)
     try:
         root = records.read_json(data, Root, names.STORE_FILE)
     except DamagedError:
-        whole = keys.canonical(Root(FORMAT)).decode()
-        raise DamagedError(
-            "bad-record",
-            f"{backend.url}/{names.STORE_FILE} is damaged. If {backend.url} is a store of this "
-            f"wsa, that file's whole content is {whole} and nothing else is lost: write that.",
-        ) from None
+        raise _damaged(backend) from None
     if root.format != FORMAT:
         raise ConflictError(
             "other-format",
@@ -68,3 +50,65 @@ def open_store(url: str, *, create: bool = False) -> Backend:
             "Use the wsa that wrote it, or name another store with --store.",
         )
     return backend
+
+
+def _start(backend: Backend, create: bool) -> bytes:
+    """Write `wsa.json` where there was none a moment ago; returns its content."""
+    # What a writer was killed over is in `tmp/`, and does not make the folder another's.
+    strange = any(not entry.path.startswith(f"{TEMPORARY}/") for entry in backend.list(""))
+    try:
+        # Whoever starts the store just now puts this file before all others.
+        return _read(backend)
+    except FileNotFoundError:
+        pass
+    if strange:
+        raise MissingError(
+            "no-store",
+            f"{backend.url} is not a wsa store: it holds files but no {names.STORE_FILE}. "
+            "Give another path with --store, or an empty folder to start a store there.",
+        )
+    if not create:
+        raise MissingError(
+            "no-store",
+            f"There is no store at {backend.url} yet. Start one with 'wsa collect --game "
+            "Seaquest', or name another with --store or WSA_STORE.",
+        )
+    if "://" in backend.url and not gives_names_once(backend):
+        raise UsageError(
+            "bad-option",
+            f"{backend.url} cannot hold a store: its server lets a second writer replace a file, "
+            "though asked not to (If-None-Match: *). Use a server that keeps this promise, or a "
+            "folder.",
+        )
+    backend.put_new(names.STORE_FILE, keys.canonical(Root(FORMAT)))
+    return _read(backend)
+
+
+def gives_names_once(backend: Backend) -> bool:
+    """Whether the place refuses a second file of a name, tried out with a file that is then removed.
+
+    Raises:
+        StorageError: The place refused.
+    """
+    path = f"{TEMPORARY}/{secrets.token_hex(8)}"
+    won = [backend.put_new(path, data) for data in (b"first", b"second")]
+    backend.delete(path)
+    return won == [True, False]
+
+
+def _read(backend: Backend) -> bytes:
+    try:
+        return backend.get(names.STORE_FILE, records.MAX_RECORD_BYTES)
+    except DamagedError as error:
+        if error.kind == "bad-bytes":  # Too large; not a link that leads out of the store.
+            raise _damaged(backend) from None
+        raise
+
+
+def _damaged(backend: Backend) -> DamagedError:
+    whole = keys.canonical(Root(FORMAT)).decode()
+    return DamagedError(
+        "bad-record",
+        f"{backend.url}/{names.STORE_FILE} is damaged. If {backend.url} is a store of this "
+        f"wsa, that file's whole content is {whole} and nothing else is lost: write that.",
+    )

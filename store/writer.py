@@ -1,19 +1,22 @@
 """Make objects visible: files first, then the one record that commits them.
 
-A commit puts each file where it belongs unless it is there, then publishes the record over what
-is there. Two processes that write the same object therefore end with one set of files and one
-record, without a lock; a process that died half way leaves files that the next one adopts after
-comparing them with its own. The record comes last, so what it names is whole and durable.
+Each attempt to write an object has a folder of its own, so writers never meet before the record,
+whose name is the object's: one record wins, without a lock, and the loser takes its files away. A
+process that died half way leaves files that no record names and that nobody will ever use, so
+`wsa sweep` may remove them. The record comes last, so what it names is whole and durable.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import getpass
 import os
+import secrets
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,44 +25,56 @@ from numpy.typing import NDArray
 
 from wsa.store import keys, layout, names, records
 from wsa.store.backends import Backend
-from wsa.store.errors import ConflictError, DamagedError
-from wsa.store.reader import segment_array, segment_arrays
-from wsa.store.records import Commit, EmbeddingMeta, File, Meta, ModelMeta, SegmentMeta
+from wsa.store.errors import ConflictError, DamagedError, StorageError
+from wsa.store.reader import group_arrays
+from wsa.store.records import (
+    Commit,
+    EmbeddingMeta,
+    File,
+    FramesMeta,
+    Meta,
+    ModelMeta,
+    SegmentMeta,
+)
+from wsa.store.redact import redact
 
 FLOAT16_MAX = 65504.0
 
+# Each waits for the disk or the network.
+PUTS_AT_ONCE = 8
+
 
 def commit_segment(backend: Backend, meta: SegmentMeta, arrays: layout.Arrays) -> bool:
-    """Commit a segment.
+    """Commit a segment: its frames first, then its rows.
 
     Args:
         backend: The store.
         meta: What it is.
-        arrays: Its arrays, as `layout.encode_segment` takes them.
+        arrays: `frames` (F, H, W) or (F, H, W, 3) uint8, `palette` (256, 3) uint8 where frames are
+            indices, `digest` (F, 16) uint8, and every field of `layout.ROW_FIELDS` (rows,).
 
     Returns:
-        True if this call made it visible, False if it was already.
+        True if this call made the rows visible, False if they were already.
 
     Raises:
-        ConflictError: Other bytes lie in its place, and no record names them.
         UsageError: An array is too large.
         ValueError: `arrays` are not what `meta` says; nothing is written.
     """
-    if sorted(arrays) != sorted(segment_arrays(meta)):
-        raise ValueError(f"a segment has {segment_arrays(meta)}, not {list(arrays)}")
-    for name, array in arrays.items():
-        _require(name, array, *segment_array(meta, name))
-
-    def same(theirs: Mapping[str, bytes]) -> bool:
-        where = names.segment_path(meta.game, meta.segment)
-        return all(
-            np.array_equal(
-                array, layout.decode_array(theirs, name, array.shape, array.dtype.name, where)
-            )
-            for name, array in arrays.items()
-        )
-
-    return _commit(backend, meta, layout.encode_segment(arrays), same)
+    if arrays["frames"].ndim not in (3, 4):
+        raise ValueError(f"frames are {arrays['frames'].shape}")
+    _, height, width, *_ = arrays["frames"].shape
+    indexed = "palette" in arrays
+    frames = FramesMeta(meta.game, meta.segment, meta.frames, height, width, indexed)
+    pictures = group_arrays(frames)
+    if sorted(arrays) != sorted([*pictures, *group_arrays(meta)]):
+        raise ValueError(f"a segment has {[*pictures, *group_arrays(meta)]}, not {list(arrays)}")
+    for name, (shape, dtype) in (pictures | group_arrays(meta)).items():
+        _require(name, arrays[name], shape, dtype)
+    files = layout.encode_group({name: arrays[name] for name in pictures})
+    rows = layout.encode_group({name: arrays[name] for name in arrays if name not in pictures})
+    records_of = _record(frames, files), _record(meta, rows)  # Both, before anything is written.
+    _commit(backend, records_of[0], files)
+    return _commit(backend, records_of[1], rows)
 
 
 def embedding_dtype(array: NDArray[np.floating[Any]]) -> type[np.float16 | np.float32]:
@@ -76,8 +91,7 @@ def commit_embedding(
         True if this call made them visible, False if they were already.
 
     Raises:
-        ConflictError: A value is NaN or infinite and nothing is written; or other bytes lie in
-            their place, and no record names them.
+        ConflictError: A value is NaN or infinite; nothing is written.
         UsageError: The array is too large.
         ValueError: The array is not what `meta` says; nothing is written.
     """
@@ -90,24 +104,13 @@ def commit_embedding(
             f"frames of {meta.game} segment {meta.segment} (first: frame {bad.argmax()}). Nothing "
             "was written. Check the weights file; if you chose --precision, try fp32.",
         )
-
-    def same(theirs: Mapping[str, bytes]) -> bool:
-        where = names.embedding_path(meta.game, meta.model, meta.segment)
-        other = layout.decode_array(theirs, None, array.shape, meta.dtype, where)
-        # Another machine may have computed them, with other rounding. No row may differ by more
-        # than a hundredth of what frames differ by, or the last bit of a float16.
-        mine = array.astype(np.float64)
-        spread = np.abs(mine - mine.mean(axis=0)).mean()
-        apart = np.abs(mine - other).reshape(len(mine), -1).mean(axis=1).max()
-        return bool(apart <= 0.01 * spread + 2**-10 * np.abs(mine).mean())
-
-    return _commit(backend, meta, layout.encode_embedding(array), same)
+    files = layout.encode_embedding(array)
+    return _commit(backend, _record(meta, files), files)
 
 
 def commit_model(backend: Backend, meta: ModelMeta, files: layout.Files) -> bool:
     """Commit a model's files; whether this call made it visible."""
-    # The key is cut from everything that matters, so files under it are of the same model.
-    return _commit(backend, meta, files, lambda theirs: theirs.keys() >= files.keys())
+    return _commit(backend, _record(meta, files), files)
 
 
 def committed(backend: Backend, meta: Meta) -> bool:
@@ -116,69 +119,108 @@ def committed(backend: Backend, meta: Meta) -> bool:
     return backend.stat(record) is not None
 
 
-def _commit(
-    backend: Backend,
-    meta: Meta,
-    files: layout.Files,
-    same: Callable[[Mapping[str, bytes]], bool],
-) -> bool:
-    path = records.meta_path(meta)
+def _commit(backend: Backend, commit: Commit, files: layout.Files) -> bool:
+    if committed(backend, commit.meta):
+        return False
+    paths = [f"{commit.folder}/{name}" for name in files]
     try:
-        record_path, _ = _record(meta, {})
-        records.read_commit(_record(meta, {})[1], record_path)
+        _put_all(backend, dict(zip(paths, files.values(), strict=True)))
+    except BaseException:
+        remove_files(backend, paths)
+        raise
+    return publish_record(backend, commit, paths)
+
+
+def publish_record(backend: Backend, commit: Commit, paths: Sequence[str]) -> bool:
+    """Publish a record whose files lie in their places, or take these away if it came too late.
+
+    Returns:
+        Whether this call made the object visible.
+
+    Raises:
+        StorageError: The place refused. A network may still deliver the record some time later, so
+            its files stay then; `sweep` removes them if it did not.
+    """
+    won = over = False
+    try:
+        won = backend.put_new(names.commit_path(commit.id), records.write_commit(commit))
+        over = True
+    except StorageError as error:
+        over = error.kind == "no-space"
+        raise
+    finally:
+        if not won and _lost(backend, commit, over):
+            remove_files(backend, paths)
+    return won
+
+
+def new_attempt() -> str:
+    """A folder's name that nobody has drawn before."""
+    return secrets.token_hex(8)
+
+
+def remove_files(backend: Backend, paths: Sequence[str]) -> None:
+    """Take away files that nobody else knows; what cannot be removed now, `sweep` removes."""
+    for path in paths:
+        with contextlib.suppress(StorageError):
+            backend.delete(path)
+
+
+def _put_all(backend: Backend, files: Mapping[str, bytes]) -> None:
+    with ThreadPoolExecutor(PUTS_AT_ONCE) as threads:
+        puts = [threads.submit(backend.put_new, path, data) for path, data in files.items()]
+        try:
+            done = [put.result() for put in puts]
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
+    for path, new in zip(files, done, strict=True):
+        require_new(path, new)
+
+
+def require_new(path: str, new: bool) -> None:
+    """Raise `ConflictError` if a file was in a folder whose name was drawn just now."""
+    if not new:
+        raise ConflictError(
+            "other-bytes", f"{path} was there before it was written. Run the same command again."
+        )
+
+
+def _lost(backend: Backend, commit: Commit, over: bool) -> bool:
+    """Whether another's record is there; or none, and none of ours is on its way."""
+    try:
+        found = backend.get(names.commit_path(commit.id), records.MAX_RECORD_BYTES)
+        return records.read_commit(found, names.commit_path(commit.id)).attempt != commit.attempt
+    except FileNotFoundError:
+        return over
+    except (DamagedError, StorageError):
+        return False
+
+
+def _record(meta: Meta, files: Mapping[str, bytes]) -> Commit:
+    """The record of an object, with an attempt of its own."""
+    commit = records.seal(
+        Commit(
+            version=records.VERSION,
+            meta=meta,
+            attempt=new_attempt(),
+            files=tuple(
+                File(name, len(data), keys.checksum(data)) for name, data in sorted(files.items())
+            ),
+            author=author(),
+            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            command=command_line(),
+        )
+    )
+    try:
+        return records.read_commit(records.write_commit(commit), names.commit_path(commit.id))
     except DamagedError as error:
         raise ValueError(f"{meta} would give a record that cannot be read: {error}") from None
-    if committed(backend, meta):
-        return False
-    stored = dict(files)
-    for name, data in files.items():
-        if not backend.put_new(f"{path}/{name}", data):
-            stored[name] = _get(backend, f"{path}/{name}")
-    if stored != files and not _same(same, stored):
-        if committed(backend, meta):
-            return False
-        raise ConflictError(
-            "other-bytes",
-            f"{path} holds files that no record names and that differ from what was to be "
-            f"written. Remove {backend.url}/{path} and run the same command again.",
-        )
-    return backend.put_new(*_record(meta, stored))
-
-
-def _record(meta: Meta, files: Mapping[str, bytes]) -> tuple[str, bytes]:
-    """Where the record of an object goes, and its bytes."""
-    commit = Commit(
-        version=records.VERSION,
-        meta=meta,
-        files=tuple(
-            File(f"{records.meta_path(meta)}/{name}", len(data), keys.checksum(data))
-            for name, data in sorted(files.items())
-        ),
-        author=author(),
-        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=command_line(),
-    )
-    return names.commit_path(commit.id), records.write_commit(commit)
 
 
 def _require(name: str, array: NDArray[Any], shape: tuple[int, ...], dtype: str) -> None:
     if array.shape != shape or array.dtype != dtype:
         raise ValueError(f"{name} is {array.shape} {array.dtype}; its record says {shape} {dtype}")
-
-
-def _get(backend: Backend, path: str) -> bytes:
-    """Bytes of a file that is there; none if it is a folder or a pipe."""
-    try:
-        return backend.get(path)
-    except FileNotFoundError:
-        return b""
-
-
-def _same(same: Callable[[Mapping[str, bytes]], bool], stored: Mapping[str, bytes]) -> bool:
-    try:
-        return same(stored)
-    except DamagedError:
-        return False
 
 
 def author() -> str:
@@ -191,8 +233,8 @@ def author() -> str:
 
 
 def command_line() -> str:
-    """The command this process was started with, for the record."""
-    return _text(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    """The command this process was started with, for the record, without secrets."""
+    return _text(redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])))
 
 
 def _text(words: str) -> str:

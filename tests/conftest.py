@@ -56,6 +56,14 @@ def no_power_cut() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, and no process that one starts, reads or writes the cache in the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WSA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def kit() -> ModuleType:
     """`tests/store_kit.py`: fake segments, embeddings and models, and processes to kill."""

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.store import flat, keys, layout, names, writer
-from wsa.store.backends import Backend
-from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.backends import Backend, Entry
+from wsa.store.reader import Snapshot, group_arrays, take_snapshot
 from wsa.store.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta
 from wsa.store.root import open_store
 
@@ -117,9 +118,6 @@ def fake_segment(
         rows=rows,
         steps=steps,
         frames=count,
-        height=height,
-        width=width,
-        indexed=indexed,
         episodes=tuple((end + 1, 1.5) for end in ends),
         protocol=PROTOCOL,
         policy="random",
@@ -142,7 +140,10 @@ def fake_embedding(
     noise = [np.random.default_rng([*model.encode(), *row]).normal(size=shape) for row in seeds]
     array = np.asarray(noise).reshape(meta.frames, *shape) * scale
     array = array.astype(dtype)
-    return EmbeddingMeta(meta.game, meta.segment, model, array.shape, dtype, meta.frames, 0), array
+    described = EmbeddingMeta(
+        meta.game, meta.segment, model, array.shape, dtype, meta.frames, 0, 0.5
+    )
+    return described, array
 
 
 _MADE: dict[str, tuple[SegmentMeta, layout.Arrays]] = {}
@@ -188,10 +189,11 @@ def check_whole(snapshot: Snapshot, segments: list[SegmentMeta], models: list[st
     seen = 0
     for meta in segments:
         _, arrays = by_id(meta)
-        if names.segment_path(meta.game, meta.segment) in snapshot.commits:
-            seen += 1
-            for name, array in arrays.items():
-                np.testing.assert_array_equal(snapshot.read_array(meta, name), array)
+        for path in segment_paths(meta):
+            if path in snapshot.commits:
+                seen += 1
+                for name in group_arrays(snapshot.commits[path].meta):
+                    np.testing.assert_array_equal(snapshot.read_group(path, name), arrays[name])
         for model in models:
             if names.embedding_path(meta.game, model, meta.segment) in snapshot.commits:
                 seen += 1
@@ -203,24 +205,58 @@ def check_whole(snapshot: Snapshot, segments: list[SegmentMeta], models: list[st
 
 
 class Dying:
-    """A backend whose process dies at put number `left`."""
+    """A backend whose process dies at put number `left`, and does nothing after that."""
 
     def __init__(self, backend: Backend, left: int) -> None:
-        self._backend, self.left = backend, left
-        self.url, self.get, self.list = backend.url, backend.get, backend.list
-        self.delete, self.stat = backend.delete, backend.stat
+        self._backend, self.left, self._dead = backend, left, False
+        self._lock = threading.Lock()
+        self.url, self.at_once = backend.url, backend.at_once
 
     def put_new(self, path: str, data: bytes) -> bool:
         """Publish a file, while it lives."""
-        if not self.left:
+        with self._lock:
+            self._dead |= not self.left
+            self.left -= 1
+        return self._alive().put_new(path, data)
+
+    def get(self, path: str, *most: int) -> bytes:
+        """The file's bytes, while it lives."""
+        return self._alive().get(path, *most)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """All files below a folder, while it lives."""
+        return self._alive().list(prefix)
+
+    def delete(self, path: str) -> None:
+        """Remove a file, while it lives."""
+        self._alive().delete(path)
+
+    def stat(self, path: str) -> int | None:
+        """The file's length, while it lives."""
+        return self._alive().stat(path)
+
+    def _alive(self) -> Backend:
+        if self._dead:
             raise KeyboardInterrupt
-        self.left -= 1
-        return self._backend.put_new(path, data)
+        return self._backend
+
+
+def paths(backend: Backend, prefix: str = "") -> list[str]:
+    """Paths of all files below a folder, sorted."""
+    return sorted(entry.path for entry in backend.list(prefix))
 
 
 def all_files(backend: Backend) -> dict[str, bytes]:
     """Every file of a store."""
-    return {path: backend.get(path) for path in backend.list("")}
+    return {path: backend.get(path) for path in paths(backend)}
+
+
+def segment_paths(meta: SegmentMeta) -> list[str]:
+    """Paths of the two objects that a segment is."""
+    return [
+        names.frames_path(meta.game, meta.segment),
+        names.segment_path(meta.game, meta.segment),
+    ]
 
 
 # What children of the nursery do. Each acknowledges what is done by a line in its log.
@@ -250,7 +286,8 @@ def write_all(
     for number in numbers:
         meta, arrays = remember(number)
         won = writer.commit_segment(backend, meta, arrays)
-        say(f"{names.segment_path(meta.game, meta.segment)} {won:d}")
+        for path in segment_paths(meta):
+            say(f"{path} {won:d}")
         for alias in aliases:
             described, array = fake_embedding(meta, key(alias))
             won = writer.commit_embedding(backend, described, array)
@@ -272,6 +309,15 @@ def start_store(say: Callable[[str], None], url: str, at: float) -> None:
     say("1")
 
 
+def count(say: Callable[[str], None], url: str, cache: str, at: float) -> None:
+    """Take snapshots from a given moment on, the first with records that nobody here has read."""
+    os.environ["WSA_CACHE"] = cache
+    time.sleep(max(0.0, at - time.time()))
+    for _ in range(3):
+        commits = take_snapshot(open_store(url)).commits
+        say(f"{len(commits)} {keys.identity(sorted(c.check for c in commits.values()))}")
+
+
 def materialise(
     say: Callable[[str], None], url: str, aliases: list[str], cache: str, slow_s: float
 ) -> None:
@@ -289,7 +335,63 @@ def materialise(
     say(f"{len(made.rows)} {keys.checksum(made.embeddings.tobytes() + made.rows.tobytes())}")
 
 
-VERBS = {f.__name__: f for f in (write_all, put, start_store, materialise)}
+def gather(
+    say: Callable[[str], None],
+    url: str,
+    numbers: list[int],
+    aliases: list[str],
+    cache: str,
+    seed: int,
+) -> None:
+    """Draw batches while others write, until everything is there; each must fit together.
+
+    Says of each batch from how many segments it was drawn.
+    """
+    rng = np.random.default_rng(seed)
+    models = [key(alias) for alias in aliases]
+    metas = {meta.segment: meta for meta, _ in map(remember, numbers)}
+    truth: dict[str, tuple[layout.Arrays, NDArray[Any]]] = {}
+    drawn = 0
+    while drawn < len(numbers):
+        snapshot = take_snapshot(open_store(url))
+        encoded = [{meta.segment for meta in snapshot.embeddings(GAME, key)} for key in models]
+        chosen = {m.segment for m in snapshot.segments(GAME)}.intersection(*encoded)
+        if not chosen:
+            continue
+        for segment in chosen - truth.keys():
+            fused = [fake_embedding(metas[segment], model)[1] for model in models]
+            truth[segment] = by_id(metas[segment])[1], np.concatenate(fused, axis=1)
+        here = {
+            path: commit
+            for path, commit in snapshot.commits.items()
+            if getattr(commit.meta, "segment", "") in chosen
+        }
+        made = flat.materialise(Snapshot(snapshot.backend, here), GAME, models, Path(cache))
+        # The map's steps are those of the segments in order of their ids, and of no others.
+        steps = [
+            (s, row) for s in sorted(chosen) for row in np.flatnonzero(_actions(truth[s]) >= 0)
+        ]
+        assert len(made.steps) == len(steps)
+        for at in rng.integers(len(steps), size=64):
+            segment, row = steps[at]
+            arrays, embeddings = truth[segment]
+            found = made.rows[made.steps[at]]
+            for name in ("action", "reward", "lives", "is_first"):
+                assert found[name] == arrays[name][row], (segment, row, name)
+            stack = made.stack(made.steps[at : at + 1], 4)[0]
+            first = np.flatnonzero(arrays["is_first"][: row + 1]).max(initial=0)
+            rows = np.maximum(np.arange(row - 3, row + 1), first)
+            batch = made.gather(stack, np.zeros((4, made.width), made.embeddings.dtype))
+            np.testing.assert_array_equal(batch, embeddings[arrays["frame"][rows]])
+        drawn = len(chosen)
+        say(str(drawn))
+
+
+def _actions(of: tuple[layout.Arrays, NDArray[Any]]) -> NDArray[Any]:
+    return of[0]["action"]
+
+
+VERBS = {f.__name__: f for f in (write_all, put, start_store, count, materialise, gather)}
 
 
 class Child:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,17 @@ def canonical(value: object) -> bytes:
 
 
 def place(meta: dict) -> str:
-    if meta["type"] == "segment":
-        return f"games/{meta['game']}/segments/{meta['segment']}"
+    if meta["type"] in ("segment", "frames"):
+        return f"games/{meta['game']}/{meta['type'].rstrip('s')}s/{meta['segment']}"
     if meta["type"] == "embedding":
         return f"games/{meta['game']}/embeddings/{meta['model']}/{meta['segment']}"
     return f"models/{meta['model']}"
+
+
+def arrays(folder: Path, record: dict) -> dict[str, Any]:
+    where = folder / place(record["meta"]) / record["attempt"]
+    group = zarr.open_group(where, mode="r", zarr_format=3)
+    return {name: array[:] for name, array in group.arrays()}
 
 
 def test_the_state_is_the_union_of_the_records(folder):
@@ -50,23 +57,28 @@ def test_the_state_is_the_union_of_the_records(folder):
         identifier = blake3(place(record["meta"]).encode()).hexdigest()[:32]
         assert path.relative_to(folder).as_posix() == f"commits/{identifier[:2]}/{identifier}.json"
         assert record["version"] == 1
+        assert re.fullmatch("[0-9a-f]{16}", record["attempt"])
         assert record["check"] == blake3(canonical({**record, "check": ""})).hexdigest()
         for file in record["files"]:
-            data = (folder / file["path"]).read_bytes()
+            path = f"{place(record['meta'])}/{record['attempt']}/{file['name']}"
+            data = (folder / path).read_bytes()
             assert (len(data), blake3(data).hexdigest()) == (file["bytes"], file["blake3"])
-            named.add(file["path"])
+            named.add(path)
     there = {p.relative_to(folder).as_posix() for p in folder.glob("[gm]*/**/*") if p.is_file()}
     assert there == named
 
 
 def test_rows_and_frames(folder):
     steps = 0
-    for meta in (r["meta"] for r in records(folder) if r["meta"]["type"] == "segment"):
-        group = zarr.open_group(folder / place(meta), mode="r", zarr_format=3)
-        row: dict[str, Any] = {name: array[:] for name, array in group.arrays()}
-        frames = row.pop("frames")
-        assert frames.shape == (meta["frames"], meta["height"], meta["width"])
-        rgb = row.pop("palette")[frames]
+    pictures = {place(r["meta"]): r for r in records(folder) if r["meta"]["type"] == "frames"}
+    for record in (r for r in records(folder) if r["meta"]["type"] == "segment"):
+        meta, row = record["meta"], arrays(folder, record)
+        of = pictures.pop(place({**meta, "type": "frames"}))
+        shown = arrays(folder, of)
+        assert (of["meta"]["frames"], of["meta"]["indexed"]) == (meta["frames"], True)
+        frames = shown["frames"]
+        assert frames.shape == (meta["frames"], of["meta"]["height"], of["meta"]["width"])
+        rgb = shown["palette"][frames]
         assert [blake3(frame.tobytes()).digest(16) for frame in rgb] == [
             digest.tobytes() for digest in row.pop("digest")
         ]
@@ -81,16 +93,25 @@ def test_rows_and_frames(folder):
         assert len(ended) == len(meta["episodes"])
         assert row["frame"].max() == meta["frames"] - 1
     assert steps == 150
+    assert not pictures
 
 
 def test_embeddings_and_models(folder):
-    for meta in (r["meta"] for r in records(folder) if r["meta"]["type"] == "embedding"):
-        array = zarr.open_array(folder / place(meta), mode="r", zarr_format=3)
+    specs = {}
+    for record in records(folder):
+        if record["meta"]["type"] == "model":
+            where = folder / place(record["meta"]) / record["attempt"]
+            specs[record["meta"]["model"]] = json.loads((where / "spec.json").read_text())
+    for record in (r for r in records(folder) if r["meta"]["type"] == "embedding"):
+        meta = record["meta"]
+        where = folder / place(meta) / record["attempt"]
+        array = zarr.open_array(where, mode="r", zarr_format=3)
         assert list(array.shape) == meta["shape"]
         assert array.dtype == meta["dtype"]
         assert meta["passes"] + meta["copied"] == meta["shape"][0]
         assert np.isfinite(array[:]).all()
-        spec = json.loads((folder / f"models/{meta['model']}/spec.json").read_text())
+        assert meta["seconds"] >= 0
+        spec = specs[meta["model"]]
         assert spec["shape"] == meta["shape"][1:]
         identity = blake3(canonical(spec["identity"])).hexdigest()[:12]
         assert meta["model"] == f"{spec['alias']}-{identity}"

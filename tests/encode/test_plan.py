@@ -27,7 +27,7 @@ def digest(number: int) -> bytes:
 class InMemory(Snapshot):
     """A snapshot whose segments hold the frames that a test says, by number."""
 
-    shown: dict[str, list[int]]
+    shown: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
     def read_digests(self, meta: SegmentMeta) -> NDArray[np.uint8]:
         numbers = self.shown[f"{meta.game}/{meta.segment}"]
@@ -52,7 +52,7 @@ def build(kit: ModuleType, segments: list[tuple[str, list[int], set[str]]]) -> I
     shown = {}
 
     def add(meta: Meta) -> None:
-        commit = Commit(version=1, meta=meta, files=(), author="", time="", command="")
+        commit = Commit(1, meta, "0" * 16, files=(), author="", time="", command="")
         commits[commit.path] = commit
 
     for at, (game, numbers, encoded) in enumerate(segments):
@@ -64,8 +64,8 @@ def build(kit: ModuleType, segments: list[tuple[str, list[int], set[str]]]) -> I
         shown[f"{game}/{meta.segment}"] = numbers
         for model in encoded:
             shape = (len(numbers), 1)
-            add(EmbeddingMeta(game, meta.segment, model, shape, "float16", 0, len(numbers)))
-    return InMemory(None, commits, shown)  # type: ignore[arg-type]  # No file is read.
+            add(EmbeddingMeta(game, meta.segment, model, shape, "float16", 0, len(numbers), 0))
+    return InMemory(None, commits, shown=shown)  # type: ignore[arg-type]  # No file is read.
 
 
 def apply(plan: Plan, snapshot: InMemory) -> dict[tuple[str, str, str], list[float]]:

@@ -93,7 +93,7 @@ def check(
         rows = snapshot.read_embedding("Pong", key, meta.segment)
         np.testing.assert_array_equal(rows, stored(encoder(np.stack([noise(n) for n in shown]))))
     report = verify(store)
-    assert report.damage == () and report.objects == 2 * len(segments) + 1
+    assert report.damage == () and report.objects == 3 * len(segments) + 1
 
 
 @pytest.fixture(scope="module")

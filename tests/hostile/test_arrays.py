@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import zarr
 
-from wsa.store import keys, layout, names, records
+from wsa.store import bounds, layout, names
 from wsa.store.errors import DamagedError, WsaError
 from wsa.store.reader import take_snapshot
-from wsa.store.records import Commit, EmbeddingMeta, File
+from wsa.store.records import EmbeddingMeta
 from wsa.store.verify import verify
 
 ARRAY = np.ones((40, 3), np.float16)
@@ -127,7 +124,7 @@ HOSTILE = {
     "chunks of another rank": changed("chunk_grid", "configuration", "chunk_shape", value=[120]),
     "another grid": changed("chunk_grid", "name", value="rectilinear"),
     "other chunk names": changed("chunk_key_encoding", "name", value="v2"),
-    "another separator": changed("chunk_key_encoding", "configuration", "separator", value="."),
+    "another separator": changed("chunk_key_encoding", "configuration", "separator", value="/"),
     "transformers": changed("storage_transformers", value=[codec("pickle")]),
     "nothing": {},
     "list": [],
@@ -137,7 +134,7 @@ HOSTILE = {
 
 def refused(data: bytes, shape=(40, 3), dtype="float16"):
     with pytest.raises(DamagedError) as error:
-        layout.check_metadata(data, shape, dtype, "x")
+        bounds.check_metadata(data, shape, dtype, "x")
     files = {**layout.encode_embedding(ARRAY), "zarr.json": data}
     with pytest.raises(DamagedError):
         layout.decode_array(files, None, shape, dtype, "x")
@@ -188,26 +185,12 @@ def test_no_shape_makes_the_reader_take_memory(shape):
             assert error.kind in ("bad-array", "lost-file", "bad-bytes")
 
 
-def plant(store, meta, files):
-    """Commit any bytes, as an enemy who can compute checksums does."""
-    path = records.meta_path(meta)
-    for name, data in files.items():
-        store.put_new(f"{path}/{name}", data)
-    commit = Commit(
-        version=1,
-        meta=meta,
-        files=tuple(File(f"{path}/{n}", len(d), keys.checksum(d)) for n, d in files.items()),
-        author="eve",
-        time="",
-        command="",
-    )
-    store.put_new(names.commit_path(commit.id), records.write_commit(commit))
-
-
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_object_is_refused_and_its_neighbours_read(store, kit, canary, monkeypatch, name):
+def test_a_hostile_object_is_refused_and_its_neighbours_read(
+    store, kit, plant, canary, monkeypatch, name
+):
     model, segment = kit.key(), kit.fake_segment()[0].segment
-    meta = EmbeddingMeta("Pong", segment, model, (40, 3), "float16", 40, 0)
+    meta = EmbeddingMeta("Pong", segment, model, (40, 3), "float16", 40, 0, 0.0)
     files = {**layout.encode_embedding(ARRAY), "zarr.json": json.dumps(HOSTILE[name]).encode()}
     plant(store, meta, files)
     snapshot = take_snapshot(store)
@@ -223,20 +206,19 @@ def test_a_hostile_object_is_refused_and_its_neighbours_read(store, kit, canary,
 @pytest.mark.timeout(30)
 def test_files_of_any_size_are_not_read(store, kit):
     meta, _ = kit.add_segment(store)
-    target = (
-        store.root / names.segment_path(meta.game, meta.segment) / "frames" / "c" / "0" / "0" / "0"
-    )
+    frames = take_snapshot(store).commit(names.frames_path(meta.game, meta.segment))
+    target = store.root / frames.folder / "frames" / "c.0.0.0"
     with target.open("r+b") as file:
         file.truncate(1 << 40)  # Holes: nothing on the disk, all of it in memory when read.
     with pytest.raises(DamagedError):
-        take_snapshot(store).read_array(meta, "frames")
+        take_snapshot(store).read_frames(meta)
     assert len(verify(store).damage) == 1
     record = next(iter((store.root / "commits").glob("*/*.json")))
     with record.open("r+b") as file:
         file.truncate(1 << 40)
     with pytest.raises(DamagedError):
         take_snapshot(store)
-    assert len(verify(store).damage) == 1
+    assert len(verify(store).damage) in (1, 2)  # Whether or not it was the record of the frames.
 
 
 @pytest.mark.timeout(30)
@@ -251,7 +233,8 @@ def test_pipes_folders_and_links_in_place_of_files_are_damage(store, kit, tmp_pa
     }
     metas = [kit.add_segment(store, number)[0] for number in range(len(planters) + 1)]
     for meta, planter in zip(metas, planters.values(), strict=False):
-        target = store.root / names.segment_path(meta.game, meta.segment) / "reward" / "c" / "0"
+        rows = take_snapshot(store).commit(names.segment_path(meta.game, meta.segment))
+        target = store.root / rows.folder / "reward" / "c.0"
         target.unlink()
         planter(target)
     snapshot = take_snapshot(store)
@@ -265,39 +248,11 @@ def test_pipes_folders_and_links_in_place_of_files_are_damage(store, kit, tmp_pa
     assert damaged == {names.segment_path(m.game, m.segment) for m in metas[:-1]}
 
 
-def test_reading_a_store_imports_no_pickle_and_no_torch(store, kit):
-    """In a process of its own, where an audit hook sees every unpickling."""
-    meta, _ = kit.add_segment(store)
-    kit.add_embedding(store, meta, kit.key())
-    code = """
-import sys
-from wsa.store.root import open_store
-from wsa.store.reader import take_snapshot
-from wsa.store.verify import verify
-seen = []
-sys.addaudithook(lambda event, args: seen.append(event) if event.startswith(("pickle.", "os.system", "os.exec")) else None)
-store = open_store(sys.argv[1])
-snapshot = take_snapshot(store)
-for meta in snapshot.segments():
-    snapshot.read_rows(meta); snapshot.read_frames(meta)
-assert not verify(store).damage
-assert not seen, seen
-assert "torch" not in sys.modules and "distributed" not in sys.modules
-"""
-    ran = subprocess.run([sys.executable, "-c", code, store.url], capture_output=True, check=False)
-    assert ran.returncode == 0, ran.stderr.decode()
-
-
-def test_the_source_unpickles_and_evaluates_nothing():
-    for file in Path(layout.__file__).parent.glob("*.py"):
-        text = file.read_text()
-        for word in ("pickle", "eval(", "exec(", "torch.load", "allow_pickle", "yaml", "marshal"):
-            assert word not in text, f"{file.name} says {word}"
-
-
 def test_metadata_of_the_store_itself_passes():
     """The list is not so strict that nothing passes."""
     for array in (ARRAY, SHARDED, np.ones(5, np.float32), np.ones((300, 2, 2, 2), np.float32)):
         data = layout.encode_embedding(array)["zarr.json"]
-        assert all(n == 1 for n in layout.check_metadata(data, array.shape, array.dtype.name, "x"))
+        stored = bounds.check_metadata(data, array.shape, array.dtype.name, "x")
+        assert (stored.shape, stored.dtype) == (array.shape, array.dtype)
+        assert stored.chunks == -(-len(array) // stored.rows)
         assert msgspec.json.decode(data)["zarr_format"] == 3

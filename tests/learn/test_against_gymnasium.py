@@ -69,7 +69,8 @@ def test_equal_to_gymnasium_step_by_step(
     for meta in snapshot.segments(game):
         # An embedding that tells which frame it is of.
         vectors = snapshot.read_digests(meta).astype(np.float16)
-        record = EmbeddingMeta(game, meta.segment, model, vectors.shape, "float16", meta.frames, 0)
+        shape = vectors.shape
+        record = EmbeddingMeta(game, meta.segment, model, shape, "float16", meta.frames, 0, 1.0)
         commit_embedding(snapshot.backend, record, vectors)
     snapshot = take_snapshot(snapshot.backend)
     table = flat.materialise(snapshot, game, [model], cache=tmp_path / "cache")

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsa.learn.colours import Colours, Screen
+from wsa.learn.colours import Colours, Pictures, Screen
 from wsa.store import keys
 
 
@@ -13,23 +13,24 @@ from wsa.store import keys
     seed=st.integers(0, 2**16),
 )
 def test_colours_lose_nothing_and_do_not_depend_on_the_past(counts: list[int], seed: int) -> None:
-    """Screens of so many random colours each, some of them shared."""
+    """Screens of so many random colours each, some of them shared; kept as numbers or as RGB."""
     generator = np.random.default_rng(seed)
     pool = generator.integers(0, 256, (max(counts), 3), dtype=np.uint8)
     screens = np.stack([pool[generator.integers(0, n, (20, 21))] for n in counts])[:, None]
     fresh, used = Colours(), Colours()
     used.screens(generator.integers(0, 256, (3, 1, 20, 21, 3), dtype=np.uint8), [True] * 3)
     stored = []
-    for colours in (fresh, used):
+    for colours in (fresh, used, Pictures()):
         seen: list[Screen] = []
         for screen in screens:  # one by one: early ones are kept with fewer colours known
             seen += colours.screens(screen[None], [True])
         assert [s.digest for s in seen] == [keys.frame_digest(s[0]) for s in screens]
         stored.append(colours.frames(seen))
-    assert stored[0].keys() == stored[1].keys()
+    assert stored[0].keys() == stored[1].keys() == stored[2].keys()
     for name, array in stored[0].items():
-        assert array.dtype == np.uint8
+        assert array.dtype == stored[2][name].dtype == np.uint8
         np.testing.assert_array_equal(array, stored[1][name])
+        np.testing.assert_array_equal(array, stored[2][name])
     frames = stored[0]["frames"]
     distinct = len(np.unique(screens.reshape(-1, 3), axis=0))
     assert ("palette" in stored[0]) == (distinct <= 256)

@@ -95,7 +95,7 @@ def fill(kit: ModuleType, url: str) -> None:
     noise = np.random.default_rng(1).normal(size=(STATES, 3)).astype(np.float16)
     for alias, array in (("lite0", known), ("vit", noise)):
         about = EmbeddingMeta(
-            meta.game, meta.segment, kit.key(alias), array.shape, "float16", STATES, 0
+            meta.game, meta.segment, kit.key(alias), array.shape, "float16", STATES, 0, 1.0
         )
         commit_embedding(backend, about, array)
 

@@ -64,7 +64,7 @@ def embed(backend: Backend, models: tuple[str, ...] = MODELS, output: str = "poo
             if meta.segment not in done:
                 array = stored(encoder(snapshot.read_frames(meta)))
                 about = EmbeddingMeta(
-                    meta.game, meta.segment, key, array.shape, str(array.dtype), meta.frames, 0
+                    meta.game, meta.segment, key, array.shape, str(array.dtype), meta.frames, 0, 1.0
                 )
                 commit_embedding(backend, about, array)
         made.append(key)

@@ -12,8 +12,9 @@ import pytest
 
 from wsa.store import names, records, writer
 from wsa.store.errors import ConflictError, DamagedError, MissingError, StorageError, UsageError
+from wsa.store.faults import MemoryBackend
 from wsa.store.reader import Snapshot, take_objects, take_snapshot
-from wsa.store.records import EmbeddingMeta, ModelMeta
+from wsa.store.records import EmbeddingMeta, FramesMeta, ModelMeta
 from wsa.store.verify import verify
 
 
@@ -31,7 +32,7 @@ def test_a_commit_is_seen_whole_by_later_snapshots_only(store, kit):
         between.read_embedding(meta.game, key, meta.segment)
     assert missing.value.kind == "not-encoded"
     assert kit.check_whole(before, [meta], [key]) == 0
-    assert kit.check_whole(between, [meta], [key]) == 1
+    assert kit.check_whole(between, [meta], [key]) == 2
     assert after.games == [meta.game] and after.segments(meta.game) == [meta]
     assert after.segments("Seaquest") == []
     assert after.models == [key] and after.read_model(key) == files
@@ -42,11 +43,75 @@ def test_a_commit_is_seen_whole_by_later_snapshots_only(store, kit):
     )
 
 
+def test_a_segment_without_its_frames_is_read_but_for_them(store, kit):
+    """As after a pull for training, which takes the rows alone."""
+    meta, arrays = kit.add_segment(store)
+    kit.add_embedding(store, meta, kit.key())
+    pictures, rows = kit.segment_paths(meta)
+    store.delete(names.commit_path(kit.keys.object_id(pictures)))
+    snapshot = take_snapshot(store)
+    assert snapshot.segments() == [meta] and snapshot.frames() == []
+    assert kit.check_whole(snapshot, [meta], [kit.key()]) == 2
+    np.testing.assert_array_equal(snapshot.read_digests(meta), arrays["digest"])
+    assert list(take_objects(store, [rows]).commits) == [rows]
+    with pytest.raises(MissingError) as missing:
+        snapshot.read_frames(meta)
+    assert (missing.value.kind, missing.value.exit_code) == ("no-frames", 3)
+    for word in (store.url, meta.segment, "wsa pull", "--game Pong"):
+        assert word in str(missing.value)
+
+
+def test_frames_of_another_number_than_their_segments_are_damage(store, kit):
+    meta, arrays = kit.remember(0)
+    of = FramesMeta(meta.game, meta.segment, meta.frames - 1, 6, 5, True)
+    files = kit.layout.encode_group({"frames": arrays["frames"][:-1], "palette": arrays["palette"]})
+    assert writer._commit(store, writer._record(of, files), files)
+    assert writer.commit_segment(store, meta, arrays)
+    with pytest.raises(DamagedError) as damaged:
+        take_snapshot(store).read_frames(meta)
+    assert damaged.value.kind == "bad-record" and of.segment in str(damaged.value)
+
+
+@pytest.mark.parametrize("damage", ["none", "cut", "gone"])
+def test_reads_side_by_side_give_the_same(kit, damage):
+    """On a place that is worth several requests at once."""
+    one_by_one = MemoryBackend()
+    side_by_side = MemoryBackend(at_once=8)
+    side_by_side.files = one_by_one.files
+    metas = [kit.add_segment(one_by_one, number)[0] for number in range(4)]
+    files = kit.add_model(one_by_one, kit.key())
+    if damage != "none":
+        path = next(p for p in sorted(one_by_one.files) if "/reward/c" in p)
+        data, moment = one_by_one.files.pop(path)
+        if damage == "cut":
+            one_by_one.files[path] = data[:-1], moment
+    told = []
+    for backend in (one_by_one, side_by_side):
+        snapshot = take_snapshot(backend)
+        assert list(snapshot.commits) == list(take_snapshot(one_by_one).commits)
+        assert snapshot.read_model(kit.key()) == files
+        assert kit.check_whole(snapshot, metas[1:], []) == 6
+        try:
+            rows = snapshot.read_rows(metas[0])
+        except DamagedError as error:
+            told.append((error.kind, str(error)))
+        else:
+            _, arrays = kit.by_id(metas[0])
+            for name, array in rows.items():
+                np.testing.assert_array_equal(array, arrays[name])
+    assert len(told) == (0 if damage == "none" else 2) and len(set(told)) <= 1
+
+
 @pytest.mark.parametrize("indexed", [True, False])
 def test_frames_are_read_as_rgb_and_fit_their_digests(store, kit, indexed):
     meta, arrays = kit.add_segment(store, indexed=indexed, steps=40)
-    frames = take_snapshot(store).read_frames(meta)
-    assert frames.shape == (meta.frames, meta.height, meta.width, 3) and frames.dtype == np.uint8
+    kit.add_segment(store, 0, game="Seaquest")
+    snapshot = take_snapshot(store)
+    frames = snapshot.read_frames(meta)
+    (of,) = snapshot.frames(meta.game)
+    assert of == FramesMeta(meta.game, meta.segment, meta.frames, 6, 5, indexed)
+    assert [m.game for m in snapshot.frames()] == ["Pong", "Seaquest"]
+    assert frames.shape == (meta.frames, of.height, of.width, 3) and frames.dtype == np.uint8
     for frame, digest in zip(frames, arrays["digest"], strict=True):
         assert kit.keys.frame_digest(frame) == digest.tobytes()
 
@@ -61,7 +126,7 @@ def test_a_snapshot_may_build_on_an_earlier_one(store, kit, monkeypatch):
         records, "read_commit", lambda data, where: read.append(where) or real(data, where)
     )
     later = take_snapshot(store, early)
-    assert later.segments() == [first, second] and len(read) == 1
+    assert later.segments() == [first, second] and len(read) == 2
     assert early.segments() == [first]
     assert take_snapshot(store).commits == later.commits
 
@@ -76,22 +141,26 @@ def test_a_few_objects_are_found_without_the_others(store, kit):
 
 
 def test_nothing_is_visible_before_the_record(store, kit):
-    """The writer dies at each of its writes in turn; the next one completes its work."""
+    """The writer dies at each of its writes in turn: no half of an object is ever seen."""
     meta, arrays = kit.remember(0)
+    pictures, rows = kit.segment_paths(meta)
+    of_frames = 1 + 2 * 2 + 1  # A group, two arrays, then the record; before the rows.
     done = 0
     for done in range(100):
         try:
             writer.commit_segment(kit.Dying(store, done), meta, arrays)
             break
         except KeyboardInterrupt:
-            assert take_snapshot(store).commits == {}
-            assert verify(store).leftovers == done
+            seen = take_snapshot(store).commits
+            assert set(seen) == (set() if done < of_frames else {pictures})
+            assert verify(store).leftovers == done - len(seen) * of_frames
             assert not verify(store).damage
             for path in kit.all_files(store):
                 if path != "wsa.json":
                     store.delete(path)
-    assert done == 2 * len(arrays) + 2
-    assert kit.check_whole(take_snapshot(store), [meta], []) == 1
+    assert done == 2 * len(arrays) + 2 * 2
+    assert set(take_snapshot(store).commits) == {pictures, rows}
+    assert kit.check_whole(take_snapshot(store), [meta], []) == 2
 
 
 def test_the_second_commit_changes_nothing(store, kit):
@@ -157,9 +226,13 @@ def test_arrays_that_do_not_fit_their_record_are_refused(store, kit):
     for wrong in (
         {**arrays, "reward": arrays["reward"][:-1]},
         {**arrays, "reward": arrays["reward"].astype(np.float64)},
-        {**arrays, "frames": arrays["frames"][:, :-1]},
+        {**arrays, "frames": arrays["frames"][:-1]},
+        {**arrays, "frames": arrays["frames"][0]},
+        {**arrays, "frames": arrays["frames"].astype(np.int16)},
+        {**arrays, "digest": arrays["digest"][:-1]},
         {**arrays, "extra": arrays["reward"]},
         {n: a for n, a in arrays.items() if n != "palette"},
+        {n: a for n, a in arrays.items() if n != "reward"},
     ):
         with pytest.raises(ValueError):
             writer.commit_segment(store, meta, wrong)
@@ -241,7 +314,7 @@ def test_objects_never_committed_are_missing(store, kit):
 
 def test_half_made_files_of_copying_tools_are_no_records(store, kit):
     meta, _ = kit.add_segment(store)
-    (record,) = store.list("commits")
+    record = kit.paths(store, "commits")[0]
     for name in (f".{record[-10:]}.Xa12", "x.json.part", ".DS_Store"):
         store.put_new(f"{record.rpartition('/')[0]}/{name}", b"half")
     assert take_snapshot(store).segments() == [meta]
@@ -250,14 +323,14 @@ def test_half_made_files_of_copying_tools_are_no_records(store, kit):
 
 
 def test_a_record_removed_while_it_is_listed_is_not_seen(store, kit, monkeypatch):
-    kit.add_segment(store, 0)
-    kit.add_segment(store, 1)
-    one, two = sorted(store.list("commits"))
+    kit.add_model(store, kit.key("vit"))
+    kit.add_model(store, kit.key("lite0"))
     listed = list(store.list("commits"))
     monkeypatch.setattr(type(store), "list", lambda self, prefix: iter(listed))
-    store.delete(one)
-    assert len(take_snapshot(store).commits) == 1
-    assert two in listed
+    store.delete(listed[0].path)
+    assert [names.commit_path(c.id) for c in take_snapshot(store).commits.values()] == [
+        listed[1].path
+    ]
 
 
 def test_a_damaged_record_is_refused_until_it_is_removed(store, kit):
@@ -270,9 +343,9 @@ def test_a_damaged_record_is_refused_until_it_is_removed(store, kit):
         take_snapshot(store)
     assert damaged.value.kind == "bad-record"
     record.unlink()
-    assert kit.check_whole(take_snapshot(store), metas, []) == 2
+    assert kit.check_whole(take_snapshot(store), metas, []) == 5
     assert kit.add_segment(store, 1)
-    assert kit.check_whole(take_snapshot(store), metas, []) == 3
+    assert kit.check_whole(take_snapshot(store), metas, []) == 6
 
 
 def test_a_store_that_cannot_be_listed_is_no_empty_store(store, kit, monkeypatch):
@@ -289,6 +362,6 @@ def test_snapshots_hold_embedding_metas_as_written(store, kit):
     kit.add_embedding(store, meta, kit.key(), dtype="float32", scale=1e6)
     (found,) = take_snapshot(store).embeddings()
     assert found == EmbeddingMeta(
-        "Pong", meta.segment, kit.key(), (meta.frames, 3), "float32", meta.frames, 0
+        "Pong", meta.segment, kit.key(), (meta.frames, 3), "float32", meta.frames, 0, 0.5
     )
     assert isinstance(take_snapshot(store), Snapshot)

@@ -67,3 +67,9 @@ def test_a_kind_belongs_to_one_class():
         for error, kind in raised(file):
             owners.setdefault(kind, set()).add(error)
     assert {kind: found for kind, found in owners.items() if len(found) > 1} == {}
+
+
+def test_no_message_speaks_to_a_terminal():
+    """A name in a store may be anybody's: one that clears the screen, or another that paints it."""
+    evil = "game \x1b[2J\x1b]0;title\x07 \x9b31m\rand\x00 more\nnext\tline é"
+    assert str(WsaError("bad-record", evil)) == "game ?[2J?]0;title? ?31m?and? more\nnext\tline é"

@@ -10,6 +10,8 @@ from wsa.store.index import DigestIndex, first_seen
 DIGEST = st.one_of(
     st.binary(min_size=16, max_size=16),
     st.lists(st.sampled_from([0, 1, 255]), min_size=16, max_size=16).map(bytes),
+    # Crafted: other digests with the same first word.
+    st.sampled_from([b"A" * 8 + bytes([last]) * 8 for last in range(4)]),
     st.sampled_from([bytes(16), bytes(15) + b"\1", b"\1" + bytes(15), b"\xff" * 16]),
 )
 DIGESTS = st.lists(DIGEST, max_size=60)

@@ -75,7 +75,7 @@ def test_any_array_round_trips(array):
 @settings(max_examples=30)
 def test_segments_round_trip(fake_segment, steps, frames, indexed, cut, height):
     _, arrays = fake_segment(steps=steps, frames=frames, indexed=indexed, cut=cut, height=height)
-    files = layout.encode_segment(arrays)
+    files = layout.encode_group(arrays)
     assert len(files) == 2 * len(arrays) + 1
     for name, array in arrays.items():
         same(layout.decode_array(files, name, array.shape, array.dtype.name, "x"), array)
@@ -84,7 +84,7 @@ def test_segments_round_trip(fake_segment, steps, frames, indexed, cut, height):
 @pytest.mark.parametrize("indexed", [True, False])
 def test_segments_open_with_plain_zarr(fake_segment, tmp_path, indexed):
     _, arrays = fake_segment(steps=70, indexed=indexed)
-    write(tmp_path, layout.encode_segment(arrays))
+    write(tmp_path, layout.encode_group(arrays))
     group = zarr.open_group(tmp_path, mode="r")
     assert sorted(group.array_keys()) == sorted(arrays)
     for name, array in arrays.items():
@@ -106,23 +106,23 @@ def test_embeddings_open_with_plain_zarr(tmp_path, rows):
 def test_zeros_are_stored_like_anything_else(fake_segment, rows):
     array = np.zeros((rows, 4), np.float16)
     files = layout.encode_embedding(array)
-    assert sorted(files) == ["c/0/0", "zarr.json"]
+    assert sorted(files) == ["c.0.0", "zarr.json"]
     same(layout.decode_array(files, None, array.shape, "float16", "x"), array)
     _, arrays = fake_segment(steps=70)
     blank = {name: np.zeros_like(array) for name, array in arrays.items()}
-    files = layout.encode_segment(blank)
+    files = layout.encode_group(blank)
     for name, array in blank.items():
-        assert any(path.startswith(f"{name}/c/0") for path in files)
+        assert any(path.startswith(f"{name}/c.0") for path in files)
         same(layout.decode_array(files, name, array.shape, array.dtype.name, "x"), array)
 
 
 def test_what_is_missing_is_an_error_and_never_zeros(fake_segment):
     meta, arrays = fake_segment(steps=70)
-    files = layout.encode_segment(arrays)
+    files = layout.encode_group(arrays)
     for name, array in arrays.items():
         for lost in [path for path in files if path.startswith(f"{name}/")]:
             rest = {path: data for path, data in files.items() if path != lost}
-            for strange in ({}, {f"{name}/c/9": files[lost]}, {f"{name}/README": b""}):
+            for strange in ({}, {f"{name}/c.9": files[lost]}, {f"{name}/README": b""}):
                 with pytest.raises(DamagedError) as damaged:
                     shape, dtype = array.shape, array.dtype.name
                     layout.decode_array({**rest, **strange}, name, shape, dtype, meta.segment)
@@ -133,7 +133,7 @@ def test_what_is_missing_is_an_error_and_never_zeros(fake_segment):
 def test_a_name_is_not_mistaken_for_its_beginning(fake_segment):
     """`frame` and `frames` lie side by side."""
     _, arrays = fake_segment(steps=40)
-    files = {p: d for p, d in layout.encode_segment(arrays).items() if p.startswith("frames/")}
+    files = {p: d for p, d in layout.encode_group(arrays).items() if p.startswith("frames/")}
     with pytest.raises(DamagedError):
         layout.decode_array(files, "frame", arrays["frame"].shape, "int32", "x")
 
@@ -181,7 +181,7 @@ def test_a_flipped_bit_is_found_without_the_record(name):
 
 def test_a_flipped_bit_in_a_segment_is_found_without_the_record(fake_segment):
     _, arrays = fake_segment(steps=70, frames=40, ends=(3, 30))
-    files = layout.encode_segment(arrays)
+    files = layout.encode_group(arrays)
     rng = random.Random(5)
     refused = 0
     for name, array in arrays.items():

@@ -4,10 +4,10 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from wsa.store import keys, names
+from wsa.store import keys, names, sweep
 from wsa.store.errors import UsageError
 from wsa.store.local import LocalBackend
 
@@ -124,11 +124,24 @@ ANY = st.one_of(
 )
 
 
+@settings(max_examples=200)
 @given(ANY, ANY, ANY)
 def test_no_path_leaves_the_root(tmp_path_factory, game, key, segment):
+    stays_inside(tmp_path_factory, game, key, segment)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000)
+@given(ANY, ANY, ANY)
+def test_no_path_of_ten_thousand_leaves_the_root(tmp_path_factory, game, key, segment):
+    stays_inside(tmp_path_factory, game, key, segment)
+
+
+def stays_inside(tmp_path_factory, game, key, segment):
     root = tmp_path_factory.getbasetemp() / "root"
     for make in (
         lambda: names.segment_path(game, segment),
+        lambda: names.frames_path(game, segment),
         lambda: names.embedding_path(game, key, segment),
         lambda: names.segment_path(game, GOOD[names.segment]),
         lambda: names.embedding_path("Pong", key, GOOD[names.segment]),
@@ -144,6 +157,19 @@ def test_no_path_leaves_the_root(tmp_path_factory, game, key, segment):
         assert all(part not in ("", ".", "..") for part in path.split("/"))
         assert max(map(len, path.split("/"))) <= 80
         assert LocalBackend(root)._inside(path) == root / path
+        file = f"{path}/{'0' * 16}/zarr.json"
+        assert sweep.owner(file) == f"{path}/{'0' * 16}"
+
+
+@settings(max_examples=200)
+@given(ANY, st.text(max_size=30))
+def test_no_file_that_is_not_the_stores_own_is_taken_for_one(path, name):
+    """Whatever `wsa sweep` would remove is spelled by the path functions, and by nothing else."""
+    for file in (path, f"{path}/{name}", f"games/{path}/segments/{name}", f"models/{path}/{name}"):
+        owner = sweep.owner(file)
+        if owner is not None:
+            assert file.startswith(owner + "/") and file.isascii()
+            assert all(part not in ("", ".", "..") for part in file.split("/"))
 
 
 @given(st.text())

@@ -22,7 +22,7 @@ CALLS = ["open", "write", "fsync", "link", "mkdir"]
 
 
 def files(root: Path) -> list[str]:
-    return sorted(LocalBackend(root).list(""))
+    return sorted(entry.path for entry in LocalBackend(root).list(""))
 
 
 def fail(monkeypatch, call: str, code: int, after: int = 0) -> None:
@@ -119,7 +119,7 @@ def test_a_link_whose_reply_was_lost_counts(tmp_path, monkeypatch):
     assert not publish.write_once(tmp_path, tmp_path / "a", b"y")
 
 
-def test_of_racing_processes_one_wins(store, nursery):
+def test_of_racing_processes_one_wins(store, kit, nursery):
     for turn in range(6):
         at = time.time() + 0.15
         children = [nursery.start("put", store.url, f"games/x{turn}", str(i), at) for i in range(8)]
@@ -128,7 +128,7 @@ def test_of_racing_processes_one_wins(store, nursery):
         assert sorted(said) == [["0"]] * 7 + [["1"]]
         winner = said.index(["1"])
         assert store.get(f"games/x{turn}") == str(winner).encode() * 5000
-    assert [path for path in store.list("tmp")] == []
+    assert kit.paths(store, "tmp") == []
 
 
 def test_replace_is_whole_and_the_newest_wins(tmp_path, monkeypatch):
@@ -167,10 +167,10 @@ def test_a_disk_that_fills_at_every_write_loses_nothing(store, kit, monkeypatch)
             except StorageError as full:
                 assert full.kind == "no-space"
         report = verify(store)
-        assert not report.damage and not list(store.list("tmp"))
+        assert not report.damage and not kit.paths(store, "tmp")
         kit.check_whole(take_snapshot(store), [meta], [kit.key()])
     assert after > 30
-    assert kit.check_whole(take_snapshot(store), [meta], [kit.key()]) == 2
+    assert kit.check_whole(take_snapshot(store), [meta], [kit.key()]) == 3
     assert verify(store).leftovers == 0
 
 
@@ -202,11 +202,13 @@ def test_a_small_disk_fills_and_is_used_again(small_disk, kit):
     assert full.value.kind == "no-space" and full.value.exit_code == 6
     assert 1 < len(made) < 100
     metas = [meta for meta, _ in made]
-    assert kit.check_whole(take_snapshot(store), metas, []) == len(made) - 1
-    assert not verify(store).damage and not list(store.list("tmp"))
+    # The last one's frames may have found room before its rows did not.
+    seen = kit.check_whole(take_snapshot(store), metas, [])
+    assert seen in (2 * len(made) - 2, 2 * len(made) - 1)
+    assert not verify(store).damage and not kit.paths(store, "tmp")
     ballast.unlink()
     assert writer.commit_segment(store, *made[-1])
-    assert kit.check_whole(take_snapshot(store), metas, []) == len(made)
+    assert kit.check_whole(take_snapshot(store), metas, []) == 2 * len(made)
     report = verify(store)
     assert (report.damage, report.leftovers) == ((), 0)
 

@@ -10,10 +10,20 @@ from hypothesis import strategies as st
 
 from wsa.store import keys, names, records
 from wsa.store.errors import DamagedError
-from wsa.store.records import Commit, EmbeddingMeta, File, ModelMeta, Protocol, SegmentMeta
+from wsa.store.records import (
+    Commit,
+    EmbeddingMeta,
+    File,
+    FramesMeta,
+    ModelMeta,
+    Protocol,
+    SegmentMeta,
+)
 
 HEX = st.text("0123456789abcdef", min_size=12, max_size=12)
 COUNT = st.integers(0, 2**62 - 1)
+# Larger arrays than are possible have no files that can be right.
+FRAMES = st.integers(0, 10**5)
 TEXT = st.text(max_size=20)
 FLOAT = st.floats(allow_nan=False, allow_infinity=False)
 GAME = st.sampled_from(["Pong", "Seaquest", "MsPacman"])
@@ -26,29 +36,41 @@ SEGMENT_META = st.builds(
     game=GAME,
     segment=SEGMENT,
     run=HEX,
-    **dict.fromkeys(("env", "start", "rows", "steps", "frames", "height", "width"), COUNT),
+    **dict.fromkeys(("env", "start", "steps"), COUNT),
+    rows=st.integers(0, 10**9),
+    frames=FRAMES,
     episodes=st.lists(st.tuples(st.integers(0, 2**40), FLOAT), max_size=3).map(tuple),
     protocol=PROTOCOL,
+)
+FRAMES_META = st.builds(
+    FramesMeta,
+    game=GAME,
+    segment=SEGMENT,
+    frames=FRAMES,
+    height=st.integers(0, 250),
+    width=st.just(160),
+    indexed=st.booleans(),
 )
 EMBEDDING_META = st.builds(
     EmbeddingMeta,
     game=GAME,
     segment=SEGMENT,
     model=MODEL,
-    shape=st.lists(COUNT, max_size=4).map(tuple),
+    shape=st.lists(st.integers(0, 100), max_size=4).map(tuple),
     dtype=st.sampled_from(["float16", "float32"]),
     passes=COUNT,
     copied=COUNT,
+    seconds=st.floats(0, allow_nan=False, allow_infinity=False),
 )
-META = st.one_of(SEGMENT_META, EMBEDDING_META, st.builds(ModelMeta, model=MODEL))
+META = st.one_of(FRAMES_META, SEGMENT_META, EMBEDDING_META, st.builds(ModelMeta, model=MODEL))
 
 
-def commit_of(meta, command="wsa encode", files=("zarr.json", "c/0/0"), **changes):
-    path = records.meta_path(meta)
+def commit_of(meta, command="wsa encode", files=("zarr.json", "c.0.0"), **changes):
     commit = Commit(
         version=1,
         meta=meta,
-        files=tuple(File(f"{path}/{name}", len(name), "0" * 64) for name in files),
+        attempt="0123456789abcdef",
+        files=tuple(File(name, len(name), "0" * 64) for name in files),
         author="ann@lab",
         time="2026-11-22T10:00:00+00:00",
         command=command,
@@ -67,6 +89,8 @@ def test_round_trip(meta, command):
     back = records.read_commit(data, where(commit))
     assert back == records.seal(commit)
     assert back.meta == meta and back.path == records.meta_path(meta)
+    assert back.folder == f"{back.path}/{commit.attempt}"
+    assert back.bytes == sum(len(file.name) for file in commit.files)
     assert records.write_commit(back) == data
 
 
@@ -143,8 +167,17 @@ FORGED = {
     "game outside": put("meta", "game", value="../../etc"),
     "segment outside": put("meta", "segment", value=".."),
     "negative length": put("files", 0, "bytes", value=-5),
-    "file elsewhere": put("files", 0, "path", value="wsa.json"),
-    "file above": put("files", 0, "path", value="games/Pong/segments/x/../../../y"),
+    "file elsewhere": put("files", 0, "name", value="/wsa.json"),
+    "file above": put("files", 0, "name", value="c/../../../y"),
+    "endless name": put("files", 0, "name", value="x" * 201),
+    "path for name": put("files", 0, "path", value="zarr.json"),
+    "no attempt": lambda content: content.pop("attempt"),
+    "empty attempt": put("attempt", value=""),
+    "attempt above": put("attempt", value="../../../../wsa."),
+    "attempt in large letters": put("attempt", value="0123456789ABCDEF"),
+    "attempt with a line end": put("attempt", value="0123456789abcdef\n"),
+    "short attempt": put("attempt", value="0123456789abcde"),
+    "long attempt": put("attempt", value="0123456789abcdef0"),
     "list for record": lambda content: content.__setitem__("meta", []),
 }
 
@@ -158,12 +191,23 @@ def test_forged_records_are_refused(fake_segment, name):
     assert damaged.value.kind == "bad-record"
 
 
+def embedding_meta(kit):
+    segment = kit.fake_segment()[0].segment
+    return EmbeddingMeta("Pong", segment, kit.key(), (2, 3), "float16", 2, 0, 0.5)
+
+
 @pytest.mark.parametrize("dtype", ["object", "float64", "string", "float16\n", "S999999999", ""])
 def test_an_embedding_has_one_of_two_types(kit, dtype):
-    meta = EmbeddingMeta("Pong", kit.fake_segment()[0].segment, kit.key(), (2, 3), "float16", 2, 0)
-    commit = commit_of(meta)
+    commit = commit_of(embedding_meta(kit))
     with pytest.raises(DamagedError, match="dtype"):
         records.read_commit(forge(commit, put("meta", "dtype", value=dtype)), where(commit))
+
+
+@pytest.mark.parametrize("seconds", [-1, -1e-300, None, "1", True])
+def test_passes_take_time(kit, seconds):
+    commit = commit_of(embedding_meta(kit))
+    with pytest.raises(DamagedError, match="seconds"):
+        records.read_commit(forge(commit, put("meta", "seconds", value=seconds)), where(commit))
 
 
 BELOW = [
@@ -183,7 +227,7 @@ BELOW = [
     "a b",
     "a/",
     "é",
-    "c/0\n",
+    "c.0\n",
     "x" * 500,
 ]
 
@@ -203,8 +247,8 @@ def test_no_accepted_file_path_leaves_its_object(kit, tmp_path_factory, name):
     except DamagedError:
         return
     root = tmp_path_factory.getbasetemp().resolve()
-    file = (root / commit.files[0].path).resolve()
-    assert file.is_relative_to(root / commit.path) and file != root / commit.path
+    file = (root / commit.folder / commit.files[0].name).resolve()
+    assert file.is_relative_to(root / commit.folder) and file != root / commit.folder
 
 
 @pytest.mark.parametrize("extra", [{}, {"colour": "red"}, {"meta": {"type": "dream"}}])

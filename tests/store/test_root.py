@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError, WsaError
 from wsa.store.root import open_store
 
 
@@ -104,5 +104,18 @@ def test_a_root_of_any_size_is_not_read(store):
     fails(DamagedError, "bad-record", 5, store.url)
 
 
-def test_a_bucket_is_a_later_matter():
-    fails(UsageError, "bad-option", 2, "s3://bucket/wsa")
+def test_stores_are_kept_in_folders_and_buckets_only():
+    fails(UsageError, "bad-option", 2, "ftp://host/wsa")
+
+
+def test_a_flip_in_the_root_is_refused_at_opening(store):
+    file = store.root / "wsa.json"
+    whole = file.read_bytes()
+    for at in range(len(whole)):
+        for bit in range(8):
+            data = bytearray(whole)
+            data[at] ^= 1 << bit
+            file.write_bytes(data)
+            with pytest.raises(WsaError) as refused:
+                open_store(store.url)
+            assert refused.value.exit_code in (4, 5)

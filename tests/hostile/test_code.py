@@ -1,0 +1,243 @@
+"""No store runs code (P7): whatever unpickling, importing or calling would do leaves a file."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from zarr.abc.codec import BytesBytesCodec
+from zarr.registry import register_codec
+
+from wsa.encode import models, register
+from wsa.encode.models import Request
+from wsa.encode.spec import Identity, ModelSpec, Preprocessing
+from wsa.learn import checkpoint
+from wsa.store import keys, layout, names, records
+from wsa.store.errors import DamagedError, WsaError
+from wsa.store.reader import take_snapshot
+from wsa.store.records import EmbeddingMeta, ModelMeta
+from wsa.store.root import open_store
+from wsa.store.verify import verify
+
+ROOT = Path(layout.__file__).parents[1]
+ARCHITECTURE = "test_resnet.r160_in1k"
+
+
+class Bomb:
+    """Unpickling it leaves a file."""
+
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return Path.touch, (self.canary,)
+
+
+@pytest.fixture
+def canary(tmp_path):
+    file = tmp_path / "canary"
+    yield file
+    assert not file.exists(), "code was run"
+
+
+@pytest.fixture
+def bombs(canary, tmp_path):
+    """Bytes that run code where they are unpickled; that they would is seen first."""
+    torch.save({"weight": Bomb(canary)}, tmp_path / "bomb.pt")
+    made = {"pickle": pickle.dumps(Bomb(canary)), "torch": (tmp_path / "bomb.pt").read_bytes()}
+    pickle.loads(made["pickle"])  # noqa: S301
+    torch.load(tmp_path / "bomb.pt", weights_only=False)
+    assert canary.exists()
+    canary.unlink()
+    return made
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch"])
+def test_no_file_of_a_store_is_unpickled(store, kit, plant, bombs, kind):
+    """In place of every file there is, under checksums made anew."""
+    meta, _ = kit.remember(0)
+    model = kit.key()
+    described, array = kit.fake_embedding(meta, model)
+    good = {
+        described: layout.encode_embedding(array),
+        ModelMeta(model): {"spec.json": b"{}", "probe.safetensors": b"", "basis.safetensors": b""},
+    }
+    kit.add_segment(store, 0)
+    for what, files in good.items():
+        for name in files:
+            plant(store, what, {**files, name: bombs[kind]})
+            snapshot = take_snapshot(store)
+            for read in (
+                lambda s=snapshot: s.read_embedding(meta.game, model, meta.segment),
+                lambda s=snapshot: register.read_spec(s, model),
+                lambda s=snapshot: register.check_probe(s, model, np.ones((4, 3), np.float32)),
+                lambda s=snapshot: register.open_model(s, model),
+            ):
+                with pytest.raises(WsaError):
+                    read()
+            verify(store)
+            at = records.meta_path(what)
+            for path in [names.commit_path(keys.object_id(at)), *kit.paths(store, at)]:
+                store.delete(path)
+    for path in ["wsa.json", *kit.paths(store, "commits")[:1]]:
+        (store.root / path).write_bytes(bombs[kind])
+        with pytest.raises(WsaError):
+            take_snapshot(open_store(store.url))
+        assert path == "wsa.json" or verify(store).damage
+        if path == "wsa.json":
+            (store.root / path).write_bytes(b'{"format":1}')
+
+
+class Evil(BytesBytesCodec):
+    """What an installed package may register under any name."""
+
+    canary: Path
+
+    @classmethod
+    def from_dict(cls, data):
+        cls.canary.touch()
+        raise AssertionError("a codec of a stranger was made")
+
+
+@pytest.mark.parametrize("name", ["evil", "numcodecs.evil", "bytes ", "zstd\0"])
+def test_a_registered_codec_is_not_made(canary, name):
+    Evil.canary = canary
+    register_codec(name, Evil)
+    array = np.ones((600, 3), np.float16)
+    files = layout.encode_embedding(array)
+    found = json.loads(files["zarr.json"])
+    inner = found["codecs"][0]["configuration"]
+    for chain in (found["codecs"], inner["codecs"], inner["index_codecs"]):
+        for at in range(len(chain) + 1):
+            chain.insert(at, {"name": name, "configuration": {"x": 1}})
+            hostile = {**files, "zarr.json": json.dumps(found).encode()}
+            with pytest.raises(DamagedError):
+                layout.decode_array(hostile, None, array.shape, "float16", "x")
+            del chain[at]
+
+
+def stored_spec(store, plant, timm_name, source):
+    """A model's spec that says what an enemy wants of timm."""
+    identity = Identity(
+        architecture=timm_name.partition(".")[0],
+        weights="0" * 64,
+        random=False,
+        preprocessing=Preprocessing("squash", 160, 160, "bicubic", (0.5,) * 3, (0.5,) * 3),
+        output="pooled",
+        basis="",
+        window=1,
+        precision="fp32",
+    )
+    spec = ModelSpec("evil", timm_name, identity, (8,), source, "", 0.0, {})
+    plant(store, ModelMeta(spec.key), {"spec.json": keys.canonical(spec)})
+    return spec
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".safetensors", ""])
+def test_a_spec_makes_nobody_read_a_torch_archive(store, kit, plant, tmp_path, bombs, suffix):
+    """The share that a store lies on is where the enemy can put any file."""
+    for name, data in bombs.items():
+        file = tmp_path / f"{name}{suffix}"
+        file.write_bytes(data)
+        spec = stored_spec(store, plant, ARCHITECTURE, f"file:{file}")
+        with pytest.raises(WsaError) as refused:
+            register.open_model(take_snapshot(store), spec.key)
+        assert refused.value.kind == "other-weights"
+        with pytest.raises(WsaError):
+            models.build(Request("evil", ARCHITECTURE, f"file:{file}"))
+        for path in kit.paths(store):
+            if path != "wsa.json":
+                store.delete(path)
+
+
+@pytest.mark.parametrize(
+    "timm_name", ["hf-hub:evil/model", "hf_hub:evil/model", "local-dir:/tmp/evil", "", "../evil"]
+)
+@pytest.mark.parametrize("source", ["hub", "random", "file:/tmp/x.safetensors"])
+def test_a_spec_sends_nobody_to_another_hub_or_folder(store, plant, monkeypatch, timm_name, source):
+    monkeypatch.setattr(models.timm, "create_model", None)  # It is not asked.
+    spec = stored_spec(store, plant, timm_name, source)
+    with pytest.raises(WsaError):
+        register.open_model(take_snapshot(store), spec.key)
+
+
+def test_a_spec_of_another_model_is_refused(store, kit, plant):
+    spec = stored_spec(store, plant, ARCHITECTURE, "random")
+    other = kit.key("vit")
+    plant(store, ModelMeta(other), {"spec.json": keys.canonical(spec)})
+    with pytest.raises(DamagedError, match="another model"):
+        register.read_spec(take_snapshot(store), other)
+
+
+def test_a_checkpoint_is_not_unpickled(tmp_path, bombs):
+    for data in bombs.values():
+        file = tmp_path / "000000001.safetensors"
+        file.write_bytes(data)
+        with pytest.raises(DamagedError):
+            checkpoint.load(file, {})
+
+
+def test_hostile_embeddings_are_read_without_zarr(store, kit, plant, canary, monkeypatch):
+    import zarr
+
+    for name in ("open", "open_array", "open_group", "create_array"):
+        monkeypatch.setattr(zarr, name, lambda *a, **k: canary.touch())
+    meta = EmbeddingMeta(
+        "Pong", kit.fake_segment()[0].segment, kit.key(), (4, 2), "float16", 4, 0, 0
+    )
+    plant(store, meta, {"zarr.json": b'{"zarr_format":2}', "c.0.0": b"x"})
+    with pytest.raises(DamagedError):
+        take_snapshot(store).read_embedding(meta.game, meta.model, meta.segment)
+
+
+def test_reading_a_store_imports_no_pickle_and_no_torch(store, kit):
+    """In a process of its own, where an audit hook sees every unpickling."""
+    meta, _ = kit.add_segment(store)
+    kit.add_embedding(store, meta, kit.key())
+    code = """
+import sys
+from wsa.store.root import open_store
+from wsa.store.reader import take_snapshot
+from wsa.store.verify import verify
+seen = []
+watched = ("pickle.", "os.system", "os.exec", "subprocess.")
+sys.addaudithook(lambda event, args: seen.append(event) if event.startswith(watched) else None)
+store = open_store(sys.argv[1])
+snapshot = take_snapshot(store)
+for meta in snapshot.segments():
+    snapshot.read_rows(meta); snapshot.read_frames(meta)
+assert not verify(store).damage
+assert not seen, seen
+assert "torch" not in sys.modules and "distributed" not in sys.modules
+"""
+    ran = subprocess.run([sys.executable, "-c", code, store.url], capture_output=True, check=False)
+    assert ran.returncode == 0, ran.stderr.decode()
+
+
+WORDS = ("pickle", "marshal", "yaml", "joblib", "dill", "__import__", "shell=True", "os.system")
+ALLOWED = {
+    # The one torch archive that is read: a pinned SHA-256, and tensors only.
+    "encode/models.py": ['torch.load(files[0], map_location="cpu", weights_only=True)'],
+}
+
+
+def test_the_source_unpickles_and_evaluates_nothing():
+    files = [
+        ROOT / "cli.py",
+        *(f for r in ("store", "encode", "learn") for f in (ROOT / r).rglob("*.py")),
+    ]
+    assert len(files) > 40
+    for file in files:
+        text = file.read_text().replace("allow_pickle=False", "").replace(".eval()", "")
+        text = text.replace("safetensors.torch.load", "")
+        for use in ALLOWED.get(file.relative_to(ROOT).as_posix(), []):
+            assert text.count(use) == 1
+            text = text.replace(use, "")
+        for word in (*WORDS, "torch.load", " eval(", " exec(", "=eval(", "(eval("):
+            assert word not in text, f"{file.name} says {word}"

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+
+import google_crc32c
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numcodecs import Blosc, Zstd
+
+from wsa.store import bounds, layout
+from wsa.store.errors import DamagedError
+
+# Around where the header of a zstd frame takes another width.
+SIZES = st.one_of(
+    st.integers(1, 600), st.integers(65_500, 66_100), st.sampled_from([1 << 17, 1 << 20])
+)
+
+
+def stored(size, compressor, itemsize=1):
+    kind = {1: "uint8", 2: "float16", 4: "float32"}[itemsize]
+    rows = size // itemsize
+    return bounds.Stored((rows,), np.dtype(kind), rows, (0,), compressor, False)
+
+
+def bytes_of(data):
+    return np.frombuffer(data, np.uint8)
+
+
+@given(SIZES, st.integers(1, 22), st.booleans(), st.booleans())
+def test_the_size_in_a_zstd_header_is_read_as_zstd_writes_it(size, level, check, noise):
+    data = np.random.default_rng(size).bytes(size) if noise else bytes(size)
+    body = bytes_of(Zstd(level=min(level, 12), checksum=check).encode(data))
+    bounds.check_size(stored(size, "zstd"), body)
+    for other in (size - 1, size + 1, 2 * size):
+        if other:
+            with pytest.raises(ValueError, match=f"{size} bytes, not"):
+                bounds.check_size(stored(other, "zstd"), body)
+
+
+@given(SIZES, st.sampled_from([1, 2, 4]), st.integers(0, 9), st.integers(0, 2), st.booleans())
+def test_the_size_in_a_blosc_header_is_read_as_blosc_writes_it(size, item, level, shuffle, noise):
+    size = -(-size // item) * item
+    data = np.random.default_rng(size).bytes(size) if noise else bytes(size)
+    body = bytes_of(Blosc("zstd", level, shuffle, typesize=item).encode(data))
+    bounds.check_size(stored(size, "blosc", item), body)
+    with pytest.raises(ValueError):
+        bounds.check_size(stored(size + item, "blosc", item), body)
+    for cut in (body[:-1], np.append(body, np.uint8(0)), body[:15], body[:0]):
+        with pytest.raises(ValueError):
+            bounds.check_size(stored(size, "blosc", item), cut)
+
+
+@pytest.mark.parametrize("name", ["lz4", "lz4hc", "blosclz", "zlib"])
+def test_blosc_of_another_compressor_is_refused(name):
+    body = bytes_of(Blosc(name, 5, 1, typesize=2).encode(np.zeros(9000, np.float16)))
+    with pytest.raises(ValueError, match="not compressed by zstd"):
+        bounds.check_size(stored(18000, "blosc", 2), body)
+
+
+ARRAY = np.arange(1800, dtype=np.float16).reshape(600, 3)
+FILES = layout.encode_embedding(ARRAY)
+ENTRIES = 3
+
+
+def with_index(change):
+    """The shard with its index changed, under a checksum made anew."""
+    data = FILES["c.0.0"]
+    at = len(data) - 16 * ENTRIES - 4
+    index = np.frombuffer(data[at:-4], "<u8").copy().reshape(-1, 2)
+    change(index)
+    raw = index.tobytes()
+    return data[:at] + raw + google_crc32c.value(raw).to_bytes(4, "little")
+
+
+def put(row, column, value):
+    def change(index):
+        index[row, column] = value
+
+    return change
+
+
+def shared(index):
+    index[1] = index[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put(0, 0, 2**64 - 1),
+        put(0, 1, 2**64 - 1),
+        put(1, 0, 2**63),
+        put(2, 1, 2**63),
+        put(2, 0, 10**6),
+        put(1, 1, 10**6),
+        put(1, 1, 0),
+        shared,
+        lambda index: index.fill(2**64 - 1),
+        lambda index: index.fill(0),
+    ],
+    ids=range(10),
+)
+def test_an_index_that_is_not_a_division_of_the_file_is_refused(change):
+    files = {**FILES, "c.0.0": with_index(change)}
+    with pytest.raises(DamagedError) as damaged:
+        layout.decode_array(files, None, ARRAY.shape, "float16", "x")
+    assert damaged.value.kind == "bad-bytes"
+
+
+def test_chunks_may_lie_in_any_order():
+    """A second writer may lay them so; only their index tells."""
+    data = FILES["c.0.0"]
+    at = len(data) - 16 * ENTRIES - 4
+    index = np.frombuffer(data[at:-4], "<u8").reshape(-1, 2).tolist()
+    chunks = [data[offset : offset + length] for offset, length in index]
+    moved = with_index(
+        lambda new: new.__setitem__(
+            slice(None),
+            [
+                [len(chunks[2]) + len(chunks[1]), len(chunks[0])],
+                [len(chunks[2]), len(chunks[1])],
+                [0, len(chunks[2])],
+            ],
+        )
+    )
+    files = {**FILES, "c.0.0": b"".join(reversed(chunks)) + moved[at:]}
+    found = layout.decode_array(files, None, ARRAY.shape, "float16", "x")
+    np.testing.assert_array_equal(found, ARRAY)
+
+
+def test_a_message_names_the_rows():
+    data = bytearray(FILES["c.0.0"])
+    index = np.frombuffer(data[-16 * ENTRIES - 4 : -4], "<u8").reshape(-1, 2).tolist()
+    data[index[1][0] + 30] ^= 1
+    with pytest.raises(DamagedError, match=r"rows 256 to 511 of 600.*crc32c"):
+        layout.decode_array({**FILES, "c.0.0": bytes(data)}, None, ARRAY.shape, "float16", "x")
+
+
+@pytest.mark.parametrize(
+    "order", [[0], [0, 0], [1, 2], [0, 1, 2], [-1, 0], [1.0, 0], ["1", 0], None, {}]
+)
+def test_axes_in_no_order_are_refused(order):
+    found = json.loads(FILES["zarr.json"])
+    found["codecs"][0]["configuration"]["codecs"][0]["configuration"]["order"] = order
+    with pytest.raises(DamagedError):
+        bounds.check_metadata(json.dumps(found).encode(), ARRAY.shape, "float16", "x")
+
+
+def test_a_shard_of_too_many_chunks_is_neither_written_nor_read(monkeypatch):
+    monkeypatch.setattr(bounds, "MAX_CHUNKS", 2)
+    with pytest.raises(DamagedError, match="3 chunks"):
+        bounds.check_metadata(FILES["zarr.json"], ARRAY.shape, "float16", "x")

@@ -1,0 +1,234 @@
+"""What was read of a store's records before is not read again, and is never trusted."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+
+import pytest
+
+from wsa.store import catalog, names, reader, writer
+from wsa.store.errors import DamagedError
+from wsa.store.faults import FaultyBackend, MemoryBackend
+from wsa.store.reader import take_snapshot
+from wsa.store.records import ModelMeta
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache for each test."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("WSA_CACHE", str(folder))
+    return folder
+
+
+COUNT = catalog.WORTHWHILE + 2
+
+
+@pytest.fixture(scope="module")
+def made(kit):
+    backend = MemoryBackend()
+    add(kit, backend, range(COUNT))
+    return backend.files
+
+
+@pytest.fixture
+def many(made):
+    """A place with as many records as are worth remembering, and two more."""
+    backend = MemoryBackend()
+    backend.files = dict(made)
+    return backend
+
+
+def add(kit, backend, numbers):
+    """Commit models, each of one small file."""
+    for number in numbers:
+        writer.commit_model(backend, ModelMeta(kit.key(f"m{number}")), {"spec.json": b"{}"})
+
+
+def record_of(kit, number):
+    return names.commit_path(kit.keys.object_id(names.model_path(kit.key(f"m{number}"))))
+
+
+def reads(backend, earlier=None):
+    """A snapshot, and the files that were read for it."""
+    counted = FaultyBackend(backend)
+    snapshot = take_snapshot(counted, earlier)
+    return snapshot.commits, sorted(c.path for c in counted.calls if c.verb == "get")
+
+
+def file_of(cache):
+    (file,) = (cache / "catalog").iterdir()
+    return file
+
+
+def test_records_are_read_once(kit, many, cache):
+    records = sorted(entry.path for entry in many.list("commits"))
+    commits, read = reads(many)
+    assert read == records and len(commits) == len(records) == COUNT
+    assert reads(many) == (commits, [])
+    add(kit, many, [1000])
+    grown, read = reads(many)
+    assert read == [record_of(kit, 1000)] and len(grown) == len(commits) + 1
+    assert reads(many) == (grown, [])
+    # What an earlier snapshot knows is not looked up either.
+    earlier = take_snapshot(many)
+    file_of(cache).unlink()
+    assert reads(many, earlier) == (grown, [])
+    assert not list((cache / "catalog").iterdir())
+
+
+def test_few_records_are_read_where_they_are(kit, cache):
+    backend = MemoryBackend()
+    add(kit, backend, range(catalog.WORTHWHILE - 1))
+    for _ in range(2):
+        assert len(reads(backend)[1]) == catalog.WORTHWHILE - 1
+    assert not cache.exists()
+
+
+def test_stores_are_told_apart(kit, many, cache):
+    other = MemoryBackend("memory://other", lambda: 7.0)
+    for path, (data, _) in many.files.items():
+        other.put_new(path, data)
+    take_snapshot(many)
+    assert len(reads(other)[1]) == COUNT
+    assert len(list((cache / "catalog").iterdir())) == 2
+
+
+def test_a_record_removed_or_made_anew_is_noticed(kit, many):
+    before, _ = reads(many)
+    many.delete(record_of(kit, 3))
+    commits, read = reads(many)
+    assert len(commits) == len(before) - 1 and read == []
+    many.delete(record_of(kit, 4))
+    add(kit, many, [4])
+    commits, read = reads(many)
+    assert read == [record_of(kit, 4)]
+    model = names.model_path(kit.key("m4"))
+    assert commits[model].attempt != before[model].attempt
+    many.delete(record_of(kit, 4))
+    # Listed, and gone before it is read.
+    listed = [*many.list(""), reader.Entry(record_of(kit, 4), 500, 1.0)]
+    many.list = lambda prefix: iter([e for e in listed if e.path.startswith(prefix)])
+    assert model not in reads(many)[0]
+
+
+def test_a_damaged_record_is_not_remembered(kit, many, cache):
+    path = record_of(kit, 9)
+    data, moment = many.files[path]
+    many.files[path] = data[:-1] + b" ", moment
+    for _ in range(2):
+        with pytest.raises(DamagedError, match=path):
+            take_snapshot(many)
+    many.files[path] = data, moment
+    assert len(reads(many)[0]) == COUNT
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
+
+
+def flip_all(file):
+    file.write_bytes(bytes(byte ^ 0x10 for byte in file.read_bytes()))
+
+
+def flip_some(file):
+    data = bytearray(file.read_bytes())
+    for at in range(2000, len(data), 97):
+        data[at] ^= 1
+    file.write_bytes(data)
+
+
+def make_folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+def forget_folder(file):
+    file.unlink()
+    file.parent.rmdir()
+    file.parent.write_text("no folder")
+
+
+def run(*statements):
+    def change(file):
+        with sqlite3.connect(file) as database:
+            for statement in statements:
+                database.execute(statement)
+        database.close()
+
+    return change
+
+
+BROKEN = {
+    "emptied": lambda file: file.write_bytes(b""),
+    "noise": lambda file: file.write_bytes(b"noise" * 5000),
+    "cut": cut,
+    "every byte changed": flip_all,
+    "some bytes changed": flip_some,
+    "a folder": make_folder,
+    "in no folder": forget_folder,
+    "another table": run("DROP TABLE record", "CREATE TABLE record (path TEXT, more TEXT)"),
+    "no table": run("DROP TABLE record"),
+    "numbers for records": run("UPDATE record SET data = 5"),
+    "text for records": run("UPDATE record SET data = CAST(data AS TEXT)"),
+    "nothing for records": run("UPDATE record SET data = NULL, bytes = NULL"),
+    "times as text": run("UPDATE record SET modified = 'x'"),
+    "damaged records": run("UPDATE record SET data = CAST(substr(data, 2) AS BLOB)"),
+    "records of other objects": run("UPDATE record SET data = (SELECT data FROM record LIMIT 1)"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_catalogue_changes_nothing(kit, many, cache, how):
+    whole, _ = reads(many)
+    BROKEN[how](file_of(cache))
+    for _ in range(3):
+        assert reads(many)[0] == whole
+    add(kit, many, [1000])
+    assert len(reads(many)[0]) == len(whole) + 1
+
+
+@pytest.mark.parametrize("how", ["emptied", "noise", "cut", "every byte changed", "no table"])
+def test_a_broken_catalogue_is_made_anew(many, cache, how):
+    take_snapshot(many)
+    BROKEN[how](file_of(cache))
+    take_snapshot(many)
+    take_snapshot(many)
+    assert reads(many)[1] == []
+
+
+@pytest.mark.parametrize("call", ["connect", "mkdir"])
+def test_a_catalogue_that_may_not_be_written_changes_nothing(many, cache, monkeypatch, call):
+    def refuse(*args, **kwargs):
+        raise sqlite3.OperationalError("readonly") if call == "connect" else PermissionError(13)
+
+    target = {"connect": "sqlite3.connect", "mkdir": "pathlib.Path.mkdir"}[call]
+    monkeypatch.setattr(target, refuse)
+    for _ in range(2):
+        commits, read = reads(many)
+        assert len(commits) == len(read) == COUNT
+
+
+def test_a_catalogue_in_use_is_not_waited_for(many, cache, monkeypatch):
+    whole, _ = reads(many)
+    real = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: real(path, timeout=0))
+    other = real(file_of(cache))
+    other.execute("BEGIN EXCLUSIVE")
+    commits, read = reads(many)
+    assert commits == whole and len(read) == len(whole)
+    other.close()
+    assert reads(many) == (whole, [])
+
+
+def test_processes_share_a_catalogue(kit, store, cache, nursery):
+    add(kit, store, range(COUNT))
+    at = time.time() + 0.2
+    children = [nursery.start("count", store.url, str(cache), at) for _ in range(4)]
+    assert nursery.wait(*children) == [0] * 4
+    said = {line for child in children for line in child.said()}
+    commits, read = reads(store)
+    assert read == [] and len(commits) == COUNT
+    checks = kit.keys.identity(sorted(c.check for c in commits.values()))
+    assert said == {f"{len(commits)} {checks}"}
