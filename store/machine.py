@@ -1,0 +1,382 @@
+"""A state machine that lives through years of a store's life in seconds, and looks at every turn.
+
+`StoreMachine` is a hypothesis `RuleBasedStateMachine`. Its rules commit objects over a place that
+fails, lies or dies at some call, let two writers meet, corrupt files, set clocks wrong, sweep,
+repair and merge. Beside the store it keeps what each object was committed with. After every rule:
+the store shows exactly the objects that were committed; each of them reads as what was committed,
+or raises `DamagedError` because its bytes were changed; and `verify` names exactly those.
+
+    TestStore = StoreMachine.TestCase
+
+runs it in memory; override `start`, `clock` and `move_clock` to run it on another backend. Needs the extra `testing`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from wsa.store import keys, names, sync
+from wsa.store.backends import Backend
+from wsa.store.errors import DamagedError, StorageError
+from wsa.store.faults import Call, Fault, FaultyBackend, Killed, MemoryBackend, Plan
+from wsa.store.reader import Snapshot, list_records, take_snapshot
+from wsa.store.records import read_commit
+from wsa.store.repair import repair
+from wsa.store.samples import (
+    ALIASES,
+    ALL_PATHS,
+    KINDS,
+    SEGMENTS,
+    Content,
+    Work,
+    read_object,
+    same_content,
+)
+from wsa.store.sweep import KEPT, sweep
+from wsa.store.verify import verify
+
+DAY_S = 86400.0
+# What wrong clocks may add to the age of a file while its writer is at work.
+SKEW_S = DAY_S
+
+
+@dataclasses.dataclass(frozen=True)
+class Committed:
+    """What the model knows of a visible object: what it holds, its record, and its files."""
+
+    content: Content
+    record: bytes
+    files: Mapping[str, bytes]
+
+
+WORKS = st.builds(
+    Work,
+    st.sampled_from(KINDS),
+    st.integers(0, SEGMENTS - 1),
+    st.sampled_from(ALIASES),
+    st.integers(0, 3),
+)
+FAULTS = st.sampled_from([None, None, "fail", "lose", "late", "cut", "full", "kill"])
+# A commit of a segment makes about 30 calls, one of an embedding about 5. Below zero: at the put of
+# its last record, or of the first of two.
+CALLS = st.one_of(st.integers(-2, -1), st.integers(0, 7), st.integers(0, 40))
+CORRUPTIONS = st.sampled_from(["flip", "cut", "grow", "empty", "delete", "swap"])
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Rules and the invariant; see the module.
+
+    Attributes:
+        place: Where the store's files are.
+        model: The visible objects by path.
+    """
+
+    def start(self) -> Backend:
+        """An empty place; called once in each life."""
+        return MemoryBackend(clock=self.clock)
+
+    def clock(self) -> float:
+        """The time at the place."""
+        return self.time_s
+
+    def move_clock(self, by_s: float) -> None:
+        """Time passes at the place; or goes back, as clocks that are set do."""
+        self.time_s += by_s
+
+    @initialize()
+    def begin(self) -> None:
+        """Start with an empty store, and an empty one of another lab."""
+        self.time_s = 1_700_000_000.0
+        self.place = self.start()
+        self.there = MemoryBackend("memory://there")
+        self.model: dict[str, Committed] = {}
+        self.snapshot = take_snapshot(self.place)
+        self.old: tuple[Snapshot, dict[str, Committed]] = (self.snapshot, {})
+
+    @rule(work=WORKS, fault=FAULTS, at=CALLS)
+    def commit(self, work: Work, fault: Fault | None, at: int) -> None:
+        """Write an object; perhaps one of the calls fails, lies, or is the writer's last."""
+        self._commit(work, FaultyBackend(self.place, _at(work, at, fault)))
+
+    @rule(work=WORKS, at=CALLS, salt=st.integers(0, 3))
+    def commit_beside_another(self, work: Work, at: int, salt: int) -> None:
+        """Write an object while another writer writes the same one from beginning to end."""
+        other = dataclasses.replace(work, salt=salt)
+        won: list[bool] = []
+        overtaken = FaultyBackend(
+            self.place, _at(work, at, "stall"), lambda call: won.append(other.commit(self.place))
+        )
+        self._commit(work, overtaken, other, won)
+
+    @rule(work=WORKS, at=CALLS, jump_s=st.sampled_from([0.0, SKEW_S, -SKEW_S]))
+    def commit_beside_a_sweep(self, work: Work, at: int, jump_s: float) -> None:
+        """Write an object while leftovers are swept, by a clock that is wrong by a day at most."""
+
+        def sweep_now(call: Call) -> None:
+            self.move_clock(jump_s)
+            sweep(self.place, SKEW_S + 3600, dry_run=False, now=self.clock())
+
+        self._commit(work, FaultyBackend(self.place, _at(work, at, "stall"), sweep_now))
+
+    @rule(by_s=st.sampled_from([60.0, DAY_S, -DAY_S, 3 * DAY_S]))
+    def set_the_clock(self, by_s: float) -> None:
+        """Time passes, or somebody sets the place's clock, forward or back."""
+        self.move_clock(by_s)
+
+    @rule(grace_s=st.sampled_from([0.0, 3600.0, 2 * DAY_S]), dry_run=st.booleans())
+    def sweep(self, grace_s: float, dry_run: bool) -> None:
+        """Nothing that a record names goes, nor anything young; everything else does."""
+        now = self.clock()
+        old = self._sweepable(now - grace_s)
+        before = set(self.raw())
+        report = sweep(self.place, grace_s, dry_run, now)
+        assert report.files == len(old), "it says what it would remove"
+        assert before - set(self.raw()) == (set() if dry_run else old)
+
+    @precondition(lambda self: self.raw())
+    @rule(which=st.integers(0, 1 << 16), how=CORRUPTIONS, where=st.integers(0, 1 << 16))
+    def corrupt(self, which: int, how: str, where: int) -> None:
+        """Change the bytes of a file behind the store's back, or remove it."""
+        files = self.raw()
+        path = sorted(files)[which % len(files)]
+        data = files[path]
+        if how == "swap":
+            other = sorted(files)[where % len(files)]
+            self._overwrite(path, files[other])
+            self._overwrite(other, data)
+        elif how == "flip" and data:
+            at = where % (8 * len(data))
+            flipped = data[at // 8] ^ (1 << at % 8)
+            self._overwrite(path, data[: at // 8] + bytes([flipped]) + data[at // 8 + 1 :])
+        elif how == "delete":
+            self.place.delete(path)
+        else:
+            self._overwrite(
+                path, {"cut": data[: where % (len(data) or 1)], "grow": data + b"\0"}.get(how, b"")
+            )
+        self._forget_lost()
+
+    @rule()
+    def repair(self) -> None:
+        """Take out what verify names, so that it can be made again."""
+        before = self.raw()
+        repair(self.place, verify(self.place).damage)
+        kept = {self.place.get(entry.path) for entry in self.place.list(KEPT)}
+        gone = before.keys() - self.raw().keys()
+        assert all(before[path] in kept for path in gone), "what is taken out is kept"
+        self._forget_lost()
+        assert not self.unreadable() | self.damaged()
+
+    @rule()
+    def reopen(self) -> None:
+        """Forget what was read before, and keep what is seen now for later."""
+        if not self.unreadable():
+            self.snapshot = take_snapshot(self.place)
+            self.old = (self.snapshot, dict(self.model))
+
+    @rule(work=WORKS)
+    def write_there(self, work: Work) -> None:
+        """Another lab writes to its own store."""
+        work.commit(self.there)
+
+    @rule(fault=FAULTS, at=st.integers(0, 200))
+    def merge(self, fault: Fault | None, at: int) -> None:
+        """Bring what the other lab has; perhaps one of the calls fails."""
+        source, _ = sync.survey(self.there)
+        before = self.visible()
+        faulty = FaultyBackend(self.place, {at: fault} if fault else {})
+        plan = None
+        try:
+            target, findings = sync.survey(faulty)
+            unreadable = [finding.path for finding in findings]
+            plan = sync.plan_sync(source, target, unreadable=unreadable)
+            copied = sync.copy(source, faulty, plan)
+        except (Killed, StorageError, DamagedError):
+            assert fault
+            copied = None
+        faulty.settle()
+        new = self.visible() - before
+        for path in new:
+            self._remember(path, read_object(source, path))
+        if plan:
+            assert new <= {commit.path for commit in plan.objects}
+        if copied and not fault:
+            assert new == {commit.path for commit in copied.objects}
+
+    @rule()
+    def verify(self) -> None:
+        """What was changed is named, and nothing else."""
+        report = verify(self.place)
+        expected = {(_record(path), "") for path in self.unreadable()}
+        files = self.raw()
+        for path in self.damaged():
+            for file, data in self.model[path].files.items():
+                if files.get(file) != data:  # Below the attempt's folder: of an array, or of all.
+                    _, *array, _ = file.removeprefix(f"{path}/").split("/", 2)
+                    expected.add((path, "" if path.startswith("models/") else "".join(array)))
+        assert {(damage.path, damage.array) for damage in report.damage} == expected
+        for damage in report.damage:
+            if damage.path in self.model:
+                meta = read_commit(self.model[damage.path].record, _record(damage.path)).meta
+                said = [getattr(meta, name, "") for name in ("game", "segment", "model")]
+                assert all(word in damage.concerns for word in said), "it says what it concerns"
+
+    @rule()
+    def read(self) -> None:
+        """Read everything: each object is what was committed, or an error."""
+        if not self.unreadable():
+            self._read(take_snapshot(self.place, self.snapshot), self.model)
+
+    @rule()
+    def read_an_old_snapshot(self) -> None:
+        """What a reader opened long ago still reads as it did, unless it was changed or removed."""
+        self._read(*self.old)
+
+    @invariant()
+    def what_is_visible(self) -> None:
+        """The store shows the objects that were committed, or says which records it cannot read."""
+        unreadable = self.unreadable()
+        if unreadable:
+            try:
+                # Anew: what was read when it was whole may still be used, and is still right.
+                take_snapshot(self.place)
+            except DamagedError as error:
+                assert any(_record(path) in str(error) for path in unreadable)
+            else:
+                raise AssertionError(f"the records of {unreadable} were changed unnoticed")
+        else:
+            self.snapshot = take_snapshot(self.place, self.snapshot)
+            assert set(self.snapshot.commits) == set(self.model)
+
+    # What follows looks at the place's raw files, as the store itself never does.
+
+    def raw(self) -> dict[str, bytes]:
+        """All files of the place but `wsa.json`, and what a repair set aside."""
+        paths = [entry.path for entry in self.place.list("")]
+        beside = (names.STORE_FILE, f"{KEPT}/")
+        return {path: self.place.get(path) for path in paths if not path.startswith(beside)}
+
+    def visible(self) -> set[str]:
+        """Objects that have a record, whatever is in it."""
+        present = {entry.path for entry in list_records(self.place)}
+        return {path for path in ALL_PATHS if _record(path) in present}
+
+    def unreadable(self) -> set[str]:
+        """Objects whose records were changed."""
+        return {p for p, c in self.model.items() if self.place.get(_record(p)) != c.record}
+
+    def damaged(self) -> set[str]:
+        """Objects with files that were changed or removed, and a whole record."""
+        files = self.raw()
+        return {
+            path
+            for path, committed in self.model.items()
+            if any(files.get(file) != data for file, data in committed.files.items())
+        } - self.unreadable()
+
+    def _commit(
+        self,
+        work: Work,
+        backend: FaultyBackend,
+        other: Work | None = None,
+        other_won: list[bool] | None = None,
+    ) -> None:
+        """Let a writer work, and hold what it was told against what is there."""
+        before = self.visible()
+        won: bool | None = None
+        with contextlib.suppress(Killed, StorageError):
+            won = work.commit(backend)
+        backend.settle()
+        new = self.visible() - before
+        assert new <= set(work.paths)
+        for number, path in enumerate(work.paths):
+            if path not in new:
+                continue
+            found = self._found(path)
+            candidates = [w.contents()[number] for w in (work, other) if w]
+            assert any(same_content(found, c) for c in candidates), "one writer's, and all of it"
+            if path == work.paths[-1] and won:
+                assert same_content(found, candidates[0]), "whoever is told that it won has won"
+            self._remember(path, found)
+        last = work.paths[-1]
+        told = [won, *(other_won or [])].count(True)
+        assert told <= (last in new), "an object is made visible once"
+        if won is not None:
+            assert last in self.model and told == (last in new)
+
+    def _found(self, path: str) -> Content:
+        """What a new object holds, by a reader's way but past damaged records."""
+        record = read_commit(self.place.get(_record(path)), _record(path))
+        return read_object(Snapshot(self.place, {path: record}), path)
+
+    def _remember(self, path: str, content: Content) -> None:
+        record = self.place.get(_record(path))
+        commit = read_commit(record, _record(path))
+        assert same_content(self._found(path), content)
+        files = [f"{commit.folder}/{file.name}" for file in commit.files]
+        self.model[path] = Committed(content, record, {f: self.place.get(f) for f in files})
+
+    def _read(self, snapshot: Snapshot, model: Mapping[str, Committed]) -> None:
+        assert set(snapshot.commits) == set(model), "a snapshot never changes"
+        files = self.raw()
+        for path, committed in model.items():
+            changed = any(files.get(file) != data for file, data in committed.files.items())
+            try:
+                found = read_object(snapshot, path)
+            except DamagedError as error:
+                assert changed and path in str(error), "what is damaged is named"
+            else:
+                assert not changed, "a changed file was read unnoticed"
+                assert same_content(found, committed.content)
+
+    def _sweepable(self, oldest: float) -> set[str]:
+        """Files that no record names and none may, in folders that nobody touched since."""
+        named = {file for committed in self.model.values() for file in committed.files}
+        unreadable = tuple(f"{path}/" for path in self.unreadable())
+        attempts: dict[str, list[tuple[str, float]]] = {}
+        for path, _, modified in self.place.list(""):
+            if path.startswith(("commits/", f"{KEPT}/", names.STORE_FILE, *unreadable)):
+                continue
+            own = next((o for o in ALL_PATHS if path.startswith(f"{o}/")), None)
+            folder = "/".join(path.split("/")[: own.count("/") + 2]) if own else path
+            attempts.setdefault(folder, []).append((path, modified))
+        named_folders = {
+            folder for folder, files in attempts.items() if named & {f for f, _ in files}
+        }
+        return {
+            path
+            for folder, files in attempts.items()
+            if folder not in named_folders and max(modified for _, modified in files) <= oldest
+            for path, _ in files
+        }
+
+    def _forget_lost(self) -> None:
+        """Of an object without a record nobody knows: it is as if it had never been committed."""
+        visible = self.visible()
+        self.model = {path: known for path, known in self.model.items() if path in visible}
+
+    def _overwrite(self, path: str, data: bytes) -> None:
+        self.place.delete(path)
+        self.place.put_new(path, data)
+
+
+def _record(path: str) -> str:
+    """Path of an object's record."""
+    return names.commit_path(keys.object_id(path))
+
+
+def _at(work: Work, at: int, fault: Fault | None) -> Plan:
+    """A fault at call number `at` of a commit, or at a record counted from the last."""
+
+    def plan(call: Call) -> Fault | None:
+        if at >= 0:
+            return fault if call.number == at else None
+        record = _record(work.paths[max(at, -len(work.paths))])
+        return fault if (call.verb, call.path) == ("put_new", record) else None
+
+    return plan

@@ -1,0 +1,185 @@
+"""Small objects to fill a store with in tests, without an emulator or a model.
+
+A `Work` is what one writer commits; what it holds follows from its fields alone, so that a test
+can tell what a reader must see: `check_store` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from wsa.store import keys, layout, names, writer
+from wsa.store.backends import Backend
+from wsa.store.reader import Snapshot, group_arrays, take_snapshot
+from wsa.store.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta
+from wsa.store.verify import verify
+
+Kind = Literal["segment", "embedding", "model"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SEGMENTS = 4
+ALIASES = ("lite0", "vit")
+
+Content = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a writer commits: a segment, its embeddings by one model, or a model.
+
+    Attributes:
+        kind: Which of them.
+        number: Which segment; even ones are of one game, odd ones of another.
+        alias: Which model.
+        salt: Changes what is inside but not what it is, so that it shows whose bytes were kept.
+    """
+
+    kind: Kind
+    number: int = 0
+    alias: str = "lite0"
+    salt: int = 0
+
+    @property
+    def _segment(self) -> tuple[str, str]:
+        return ("Pong", "Breakout")[self.number % 2], names.make_segment("a1" * 6, 0, self.number)
+
+    @property
+    def _key(self) -> str:
+        return names.make_model_key(self.alias, keys.identity(self.alias))
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths of its objects, in the order in which they become visible."""
+        if self.kind == "model":
+            return [names.model_path(self._key)]
+        game, segment = self._segment
+        if self.kind == "embedding":
+            return [names.embedding_path(game, self._key, segment)]
+        return [names.frames_path(game, segment), names.segment_path(game, segment)]
+
+    def contents(self) -> list[Content]:
+        """What each of its objects holds: arrays, or the files of a model."""
+        return _contents(self)
+
+    def commit(self, backend: Backend) -> bool:
+        """Commit it; whether this call made the last of its objects visible."""
+        if self.kind == "model":
+            return writer.commit_model(backend, ModelMeta(self._key), dict(self.contents()[0]))
+        game, segment = self._segment
+        if self.kind == "embedding":
+            array = self.contents()[0][""]
+            meta = EmbeddingMeta(
+                game, segment, self._key, array.shape, "float16", len(array), 0, 0.5
+            )
+            return writer.commit_embedding(backend, meta, array)
+        frames, rows = self.contents()
+        described = SegmentMeta(
+            game=game,
+            segment=segment,
+            run="a1" * 6,
+            env=0,
+            start=self.number,
+            rows=len(rows["action"]),
+            steps=len(rows["action"]),
+            frames=len(frames["frames"]),
+            episodes=(),
+            protocol=Protocol("v5", 4, 0.25, 0, False, False, True, 27000, ("NOOP",)),
+            policy="random",
+            seed=1,
+            emulator=("0.12.0", ""),
+        )
+        return writer.commit_segment(backend, described, {**frames, **rows})
+
+
+@functools.cache
+def _contents(work: Work) -> list[Content]:
+    same = np.random.default_rng([work.number, *work.alias.encode()])
+    rng = np.random.default_rng([work.number, *work.alias.encode(), work.salt])
+    if work.kind == "model":
+        return [{"spec.json": rng.bytes(30), "probe.safetensors": rng.bytes(50)}]
+    if work.kind == "embedding":
+        return [{"": rng.normal(size=(3, 4)).astype(np.float16)}]
+    # Of one segment all writers hold the same frames; rows differ here as they would by mistake.
+    frames = {
+        "frames": same.integers(0, 255, (3, 2, 2), np.uint8),
+        "palette": same.integers(0, 255, (256, 3), np.uint8),
+    }
+    rows = {name: rng.integers(0, 2, 5).astype(kind) for name, kind in layout.ROW_FIELDS.items()}
+    return [frames, {"digest": same.integers(0, 255, (3, 16), np.uint8), **rows}]
+
+
+def read_object(snapshot: Snapshot, path: str) -> Content:
+    """Everything an object holds, as a reader gets it.
+
+    Raises:
+        DamagedError: Its bytes are not what was committed.
+    """
+    commit = snapshot.commit(path)
+    meta = commit.meta
+    if isinstance(meta, SegmentMeta):
+        return snapshot.read_rows(meta)
+    if isinstance(meta, EmbeddingMeta):
+        return {"": snapshot.read_embedding(meta.game, meta.model, meta.segment)}
+    if isinstance(meta, ModelMeta):
+        return snapshot.read_model(meta.model)
+    files = snapshot.read_files(commit)
+    return {
+        name: layout.decode_array(files, name, shape, dtype, commit.folder)
+        for name, (shape, dtype) in group_arrays(meta).items()
+    }
+
+
+def same_content(a: Content, b: Content) -> bool:
+    """Whether two objects hold the same: names, types, shapes and values."""
+    return a.keys() == b.keys() and all(
+        np.asarray(a[name]).dtype == np.asarray(b[name]).dtype and np.array_equal(a[name], b[name])
+        for name in a
+    )
+
+
+def check_store(backend: Backend, works: Sequence[Work]) -> set[str]:
+    """Read a store that holds nothing but objects of `works`, as readers and as `verify` do.
+
+    Returns:
+        Paths of the objects that are visible.
+
+    Raises:
+        AssertionError: One is not what was committed, or none of these.
+    """
+    snapshot = take_snapshot(backend)
+    expected = {
+        path: content
+        for work in works
+        for path, content in zip(work.paths, work.contents(), strict=True)
+    }
+    for path in snapshot.commits:
+        assert path in expected, f"{path} was not committed"
+        assert same_content(read_object(snapshot, path), expected[path]), f"{path} is another"
+    report = verify(backend)
+    assert not report.damage, report.damage
+    assert report.objects == len(snapshot.commits)
+    return set(snapshot.commits)
+
+
+def unnamed(backend: Backend) -> set[str]:
+    """Files that no record names: leftovers, and what writers are at work on."""
+    commits = take_snapshot(backend).commits.values()
+    named = {f"{commit.folder}/{file.name}" for commit in commits for file in commit.files}
+    named |= {names.commit_path(commit.id) for commit in commits} | {names.STORE_FILE}
+    return {entry.path for entry in backend.list("")} - named
+
+
+# Of every object that works of these kinds, segments and aliases can make visible.
+ALL_PATHS = sorted(
+    {
+        path
+        for kind in KINDS
+        for number in range(SEGMENTS)
+        for alias in ALIASES
+        for path in Work(kind, number, alias).paths
+    }
+)

@@ -1,0 +1,215 @@
+"""P10: a full disk loses nothing committed, says what to do, and the same command then completes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from wsa import cli
+from wsa.store import flat, publish, writer
+from wsa.store.errors import StorageError
+from wsa.store.local import LocalBackend
+from wsa.store.reader import take_snapshot
+from wsa.store.root import open_store
+from wsa.store.testing import Work, check_store
+
+WORKS = [Work("segment"), Work("model"), Work("embedding")]
+
+
+class Disk:
+    """The calls that take room on a disk, counted; from one of them on, or only there, it is full."""
+
+    def __init__(self, monkeypatch, code=errno.ENOSPC):
+        self.calls = 0
+        self.full: Callable[[int], bool] = lambda number: False
+        self.code = code
+        for name in ("fsync", "link", "mkdir", "open"):
+            monkeypatch.setattr(os, name, self._watch(getattr(os, name)))
+        monkeypatch.setattr(publish, "_write", self._write)
+
+    def take(self):
+        self.calls += 1
+        if self.full(self.calls - 1):
+            raise OSError(self.code, os.strerror(self.code))
+
+    def _watch(self, real):
+        def call(*args, **kwargs):
+            self.take()
+            return real(*args, **kwargs)
+
+        return call
+
+    def _write(self, path, data):
+        """As `publish._write`; of a file for which there is no room, half is written."""
+        self.take()
+        with path.open("xb") as file:
+            file.write(data[: len(data) // 2])
+            self.take()
+            file.write(data[len(data) // 2 :])
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def run(store, works=WORKS):
+    """What a command does: start the store, and commit what is missing."""
+    backend = open_store(str(store), create=True)
+    return [work.commit(backend) for work in works]
+
+
+def fill_at_each_call(tmp_path, monkeypatch, numbers, lasting, code):
+    monkeypatch.setattr(writer, "PUTS_AT_ONCE", 1)
+    disk = Disk(monkeypatch, code)
+    for number in numbers:
+        store = tmp_path / f"store{number}"
+        disk.calls = 0
+        disk.full = number.__le__ if lasting else number.__eq__
+        with pytest.raises(StorageError) as refused:
+            run(store)
+        assert (refused.value.kind, refused.value.exit_code) == ("no-space", 6)
+        assert "Nothing committed was lost" in str(refused.value)
+        disk.full = lambda number: False
+        everything = {path for work in WORKS for path in work.paths}
+        check_store(LocalBackend(store), WORKS)
+        run(store)
+        assert check_store(open_store(str(store)), WORKS) == everything
+        shutil.rmtree(store)
+
+
+def calls_of(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "PUTS_AT_ONCE", 1)
+        disk = Disk(patch)
+        run(tmp_path / "counted")
+        return disk.calls
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_full_at_a_call(tmp_path, monkeypatch, lasting, code):
+    calls = calls_of(tmp_path, monkeypatch)
+    offset = 2 * lasting + (code == errno.EDQUOT)
+    numbers = [*range(offset, calls, 41), calls - 1]
+    fill_at_each_call(tmp_path, monkeypatch, numbers, lasting, code)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("lasting", [True, False])
+def test_full_at_each_call(tmp_path, monkeypatch, lasting):
+    numbers = range(calls_of(tmp_path, monkeypatch))
+    fill_at_each_call(tmp_path, monkeypatch, numbers, lasting, errno.ENOSPC)
+
+
+# What follows is done on a disk that is really full: a small one in memory.
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts small disks; tests that need one are skipped where this may not be done."""
+    mounted = []
+
+    def mount(options):
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        with contextlib.suppress(FileNotFoundError):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if not done.returncode:
+                mounted.append(place)
+                return place
+        pytest.skip("mounting a small disk takes root")
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(disk, leave):
+    """Take all room on a disk but `leave` bytes."""
+    room = os.statvfs(disk)
+    with (disk / "ballast").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, room.f_bavail * room.f_bsize - leave))
+
+
+@pytest.mark.parametrize("leave", [0, 4 << 10, 20 << 10, 60 << 10, 100 << 10])
+def test_a_small_disk_fills(small_disk, leave):
+    disk = small_disk("size=4m")
+    fill(disk, leave)
+    store = disk / "store"
+    with pytest.raises(StorageError) as refused:
+        for number in range(100):
+            run(store, [Work("segment", number), Work("embedding", number)])
+    assert refused.value.kind == "no-space" and str(disk) in str(refused.value)
+    (disk / "ballast").unlink()
+    works = [Work(kind, n) for n in range(10) for kind in ("segment", "embedding")]
+    before = check_store(open_store(str(store), create=True), works)
+    assert bool(before) == (leave >= 60 << 10)
+    run(store, works)
+    after = check_store(open_store(str(store)), works)
+    assert before < after == {path for work in works for path in work.paths}
+
+
+@pytest.mark.parametrize("files", [8, 20, 50])
+def test_a_disk_that_has_room_but_no_file_left(small_disk, files):
+    disk = small_disk(f"size=8m,nr_inodes={files}")
+    store = disk / "store"
+    with pytest.raises(StorageError) as refused:
+        run(store)
+    assert refused.value.kind == "no-space"
+    subprocess.run(["mount", "-o", "remount,nr_inodes=4000", str(disk)], check=True)
+    check_store(open_store(str(store), create=True), WORKS)
+    run(store)
+    assert len(check_store(open_store(str(store)), WORKS)) == 4
+
+
+def wsa(*arguments):
+    """Run the command; its exit code, and the last line on standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main([str(argument) for argument in arguments])
+    return code, err.getvalue().rstrip("\n").rpartition("\n")[2]
+
+
+def test_commands_on_a_full_disk(small_disk, monkeypatch, tmp_path):
+    disk = small_disk("size=8m")
+    monkeypatch.setenv("WSA_STORE", str(disk / "store"))
+    monkeypatch.setenv("WSA_CACHE", str(tmp_path / "cache"))
+    play = ("--steps", 200, "--num-envs", 1, "--segment-steps", 50)
+    collect = ("collect", "--game", "Breakout", *play)
+    model = "timm:test_resnet.r160_in1k:random"
+    encode = ("encode", "--models", model, "--output", "pooled", "--scheduler", "inproc")
+    for command, objects in ((collect, 8), (encode, 8 + 1 + 4)):
+        fill(disk, 40 << 10)
+        code, error = wsa(*command)
+        assert code == 6 and "No room left" in error and "same command again" in error
+        assert wsa("verify")[0] == 0
+        (disk / "ballast").unlink()
+        assert wsa(*command)[0] == 0
+        assert wsa("verify")[0] == 0
+        assert len(take_snapshot(open_store(str(disk / "store"))).commits) == objects
+
+
+def test_a_cache_on_a_full_disk(small_disk, store, kit):
+    disk = small_disk("size=1m")
+    for number in range(3):
+        meta, _ = kit.add_segment(store, number, steps=200)
+        kit.add_embedding(store, meta, kit.key(), shape=(64,))
+    snapshot = take_snapshot(store)
+    for leave in (0, 8 << 10, 40 << 10):
+        fill(disk, leave)
+        with pytest.raises(StorageError) as refused:
+            flat.materialise(snapshot, kit.GAME, [kit.key()], disk / "cache")
+        assert refused.value.kind == "no-space"
+        (disk / "ballast").unlink()
+    made = flat.materialise(snapshot, kit.GAME, [kit.key()], disk / "cache")
+    again = flat.materialise(snapshot, kit.GAME, [kit.key()], disk.parent / "cache")
+    np.testing.assert_array_equal(made.embeddings, again.embeddings)
+    np.testing.assert_array_equal(made.rows, again.rows)

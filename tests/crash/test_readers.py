@@ -1,0 +1,40 @@
+"""P2: readers draw batches while writers commit; a batch never mixes what does not belong together."""
+
+from __future__ import annotations
+
+import pytest
+
+from wsa.store.root import open_store
+from wsa.store.verify import verify
+
+ALIASES = ["lite0", "vit"]
+
+
+def draw_beside_writers(tmp_path, nursery, segments):
+    """Four writers of so many segments each; four readers, two of which share a cache."""
+    url = str(tmp_path / "store")
+    open_store(url, create=True)
+    shares = [list(range(w * segments, (w + 1) * segments)) for w in range(4)]
+    everything = [number for share in shares for number in share]
+    readers = [
+        nursery.start("gather", url, everything, ALIASES, str(tmp_path / f"cache{r // 2 * r}"), r)
+        for r in range(4)
+    ]
+    writers = [nursery.start("write_all", url, share, ALIASES) for share in shares]
+    assert nursery.wait(*writers) == [0] * 4
+    assert nursery.wait(*readers) == [0] * 4, "no batch was mixed"
+    report = verify(open_store(url))
+    assert not report.damage and report.objects == 4 * segments * (2 + len(ALIASES))
+    return [[int(line) for line in reader.said()] for reader in readers]
+
+
+def test_batches_drawn_beside_writers(tmp_path, nursery):
+    for seen in draw_beside_writers(tmp_path, nursery, 8):
+        assert seen[-1] == 32 and len(set(seen)) > 3, "it was drawn from while it grew"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_batches_drawn_beside_writers_for_a_minute(tmp_path, nursery):
+    for seen in draw_beside_writers(tmp_path, nursery, 400):
+        assert seen[-1] == 1600 and len(set(seen)) > 20

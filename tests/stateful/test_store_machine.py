@@ -1,0 +1,123 @@
+"""P5, P6, P18: whatever happens to a store, it equals its model, or names what it cannot vouch for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from wsa.store import machine, names, reader, records, sweep, sync, verify, writer
+from wsa.store.local import LocalBackend
+from wsa.store.reader import take_snapshot
+from wsa.store.repair import repair
+from wsa.store.testing import MemoryBackend, StoreMachine, Work
+
+
+class InFolder(StoreMachine):
+    """The same life on a disk."""
+
+    def start(self):
+        self.folder = tempfile.mkdtemp(prefix="wsa-machine-")
+        return LocalBackend(self.folder)
+
+    def clock(self):
+        return time.time()
+
+    def move_clock(self, by_s):
+        for path in Path(self.folder).rglob("*"):
+            found = path.stat()
+            os.utime(path, (found.st_atime, found.st_mtime - by_s))
+
+    def teardown(self):
+        shutil.rmtree(self.folder)
+
+
+def live(machine, lives, steps):
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=lives, stateful_step_count=steps)
+    )
+
+
+def test_a_store_in_memory():
+    live(StoreMachine, 30, 40)
+
+
+def test_a_store_in_a_folder():
+    live(InFolder, 10, 30)
+
+
+def test_an_object_damaged_pulled_and_damaged_again():
+    there, here = MemoryBackend("memory://there"), MemoryBackend()
+    Work("model").commit(there)
+    for junk in (b"longer than the file was, by far" * 3, b"short", b"", b"short"):
+        source, target = take_snapshot(there), take_snapshot(here)
+        assert sync.copy(source, here, sync.plan_sync(source, target)).objects
+        (path,) = [e.path for e in here.list("models") if e.path.endswith("spec.json")]
+        here.files[path] = (junk, here.clock())
+        repair(here, verify.verify(here).damage)
+        assert not take_snapshot(here).commits
+    kept = [here.get(entry.path) for entry in here.list("damaged")]
+    assert kept.count(b"short") == 2 and kept.count(b"") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("machine", [StoreMachine, InFolder])
+def test_long_lives(machine):
+    live(machine, 20, 500)
+
+
+def _unchecked(self, commit, file):
+    """As `Snapshot.read_file`, without the comparison."""
+    return self.backend.get(f"{commit.folder}/{file.name}")
+
+
+def _record_first(backend, commit, files):
+    """As `writer._commit`, in the wrong order."""
+    won = backend.put_new(names.commit_path(commit.id), records.write_commit(commit))
+    writer._put_all(backend, {f"{commit.folder}/{name}": data for name, data in files.items()})
+    return won
+
+
+MISTAKES = {
+    "files are not compared": (reader.Snapshot, "read_file", _unchecked),
+    "the record comes first": (writer, "_commit", _record_first),
+    "files of a record that is late are removed": (
+        writer,
+        "_lost",
+        lambda backend, commit, over, real=writer._lost: real(backend, commit, True),
+    ),
+    "everybody wins": (
+        writer,
+        "publish_record",
+        lambda *of, real=writer.publish_record: bool(real(*of)) or True,
+    ),
+    "verify looks at records only": (verify, "_check_object", lambda *of: []),
+    "sweep takes the young": (
+        machine,
+        "sweep",
+        lambda backend, grace_s, dry_run, now, real=machine.sweep: real(backend, 0, dry_run, now),
+    ),
+    "sweep asks no record": (sweep, "read_record", lambda backend, path: None),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_it_notices(mistake, monkeypatch):
+    """The machine itself is tested: each of these mistakes in the store ends its life."""
+    monkeypatch.setattr(*MISTAKES[mistake])
+    phases = [Phase.generate]  # The shortest life that shows it is not asked for.
+    with pytest.raises(Exception):  # noqa: B017  Whichever it meets first.
+        run_state_machine_as_test(
+            StoreMachine,
+            settings=settings(
+                max_examples=200, stateful_step_count=50, database=None, phases=phases
+            ),
+        )
