@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from wsa.store.backends import Backend, open_backend
+from wsa.store.catalog import cache_folder
 from wsa.store.errors import WsaError
-from wsa.store.flat import cache_folder
 from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.root import gives_names_once, open_store
 
 LIBRARIES = ("zarr", "numcodecs", "torch", "torchvision", "timm", "dask", "gymnasium", "ale-py")
 FLOORS = {"zarr": (3, 1, 6), "numcodecs": (0, 16, 6)}
@@ -29,16 +30,19 @@ class Finding:
 
 
 def examine(store: str) -> Iterator[Finding]:
-    """Look at everything; nothing is changed."""
+    """Look at everything; nothing is changed, but that a bucket gets a small file for a moment."""
     yield Finding("python", sys.version_info >= (3, 11), platform.python_version())
     yield from map(_library, LIBRARIES)
     yield _device()
     yield _games()
     yield from _weights()
-    yield _store(store)
-    for what, path in (("store disk", Path(store)), ("cache disk", cache_folder())):
-        if "://" not in str(path):
-            yield _disk(what, path)
+    found = _store(store)
+    yield found
+    # A place that cannot be used is not tried a second time.
+    if found.ok is not False:
+        backend = open_backend(store)
+        yield _bucket(backend) if "://" in backend.url else _disk("store disk", Path(backend.url))
+    yield _disk("cache disk", cache_folder())
 
 
 def _library(name: str) -> Finding:
@@ -84,6 +88,18 @@ def _store(url: str) -> Finding:
         return Finding("store", None if error.exit_code == 3 else False, str(error))
     games = ", ".join(snapshot.games) or "no games"
     return Finding("store", True, f"{url}: {len(snapshot.commits)} objects, {games}")
+
+
+def _bucket(backend: Backend) -> Finding:
+    try:
+        once = gives_names_once(backend)
+    except WsaError as error:
+        return Finding("store bucket", None, f"can be listed and read, not written: {error}")
+    if once:
+        return Finding("store bucket", True, "can be listed; puts a file only if it is absent")
+    return Finding(
+        "store bucket", False, "replaces files though asked not to; no store may be kept there"
+    )
 
 
 def _disk(what: str, path: Path) -> Finding:

@@ -1,0 +1,151 @@
+"""The commands on a bucket, from nothing to a trained run; and P22: no secret is written anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wsa.cli import main
+from wsa.store.redact import redact
+from wsa.store.writer import command_line
+
+COLLECT = (
+    "collect", "--game", "Breakout", "--steps", "160", "--num-envs", "2", "--segment-steps", "40",
+)  # fmt: skip
+ENCODE = ("encode", "--models", "timm:test_resnet.r160_in1k:random", "--output", "pooled")
+LEARN = ("learn", "--game", "Breakout", "--updates", "3", "--run-dir", "run")
+TOKEN = "a-token/that+nobody=may-see"
+
+
+@pytest.fixture
+def said():
+    """Everything that commands have put out."""
+    return []
+
+
+@pytest.fixture
+def wsa(said, environment, tmp_path, url):
+    """Run the command in this process, in an empty folder."""
+    environment.chdir(tmp_path)
+    environment.setenv("WSA_STORE", url)
+    environment.setenv("WSA_CACHE", str(tmp_path / "cache"))
+    environment.setenv("AWS_SESSION_TOKEN", TOKEN)
+
+    def command(*arguments, expected=0):
+        out, err = io.StringIO(), io.StringIO()
+        environment.setattr(sys, "argv", ["wsa", *arguments])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(arguments)
+        said.append(out.getvalue() + err.getvalue())
+        assert code == expected, said[-1]
+        return out.getvalue() if not code else err.getvalue()
+
+    return command
+
+
+def bytes_of(s3, url):
+    """Everything that the bucket holds, names and metadata included."""
+    name = url.split("/")[2]
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=name):
+        for entry in page["Contents"]:
+            found = s3.get_object(Bucket=name, Key=entry["Key"])
+            yield entry["Key"], found["Body"].read()
+            yield entry["Key"] + " metadata", repr((entry["Key"], found["Metadata"])).encode()
+
+
+def test_from_nothing_to_a_run_and_no_secret_anywhere(wsa, said, s3, url, tmp_path, environment):
+    secrets = [os.environ["AWS_SECRET_ACCESS_KEY"], os.environ["AWS_ACCESS_KEY_ID"], TOKEN, "hush"]
+    hostile = f"s3://me:hush@{url[5:]}"
+    for verb in (*COLLECT, "--store", hostile), ("verify", "--store", hostile):
+        assert "in the environment" in wsa(*verb, expected=2)
+    wsa("collect", "--stor", hostile, expected=2)
+    assert json.loads(wsa(*COLLECT, "--json"))["segments"] == 4
+    # What only looks like a URL is recorded with the command, without its password.
+    environment.setattr(sys, "argv", ["wsa", *ENCODE])
+    wsa(*ENCODE, "--scheduler", "inproc", "--weights", "x=https://me:hush@host/x?sig=hush")
+    assert json.loads(wsa(*ENCODE, "--scheduler", "inproc", "--json"))["objects"] == 0
+    wsa(*LEARN)
+    wsa("learn", "--resume", "run")
+    listed = json.loads(wsa("list", "--json"))["Breakout"]
+    assert (listed["segments"], listed["steps"]) == (4, 160)
+    assert "Breakout" in wsa("show", "Breakout")
+    report = json.loads(wsa("verify", "--json"))
+    assert (report["damage"], report["leftovers"], report["objects"]) == ([], 0, 13)
+    assert json.loads(Path("run/config.json").read_text())["store"] == url
+    found = dict(bytes_of(s3, url))
+    files = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(found) > 120 and len(files) > 6
+    everything = {**found, **files, "output": "".join(said).encode()}
+    for secret in secrets:
+        for name, data in everything.items():
+            assert secret.encode() not in data, name
+    commands = [
+        json.loads(d)["command"]
+        for k, d in found.items()
+        if k.endswith(".json") and "/commits/" in k
+    ]
+    assert any("https://***@host/x?***" in command for command in commands)
+
+
+def test_doctor(wsa, url):
+    wsa("doctor", "--json", "--store", f"{url}/none")
+    found = json.loads(wsa("doctor", "--json"))
+    assert "There is no store" in found["store"]["found"]
+    assert found["store bucket"]["ok"] is True and "store disk" not in found
+    assert "only if it is absent" in found["store bucket"]["found"]
+    wsa(*COLLECT)
+    assert "objects, Breakout" in json.loads(wsa("doctor", "--json"))["store"]["found"]
+    said = wsa("doctor", "--json", "--store", "s3://nowhere/wsa", expected=3)
+    assert "Traceback" not in said
+
+
+def test_a_bucket_that_does_not_answer_is_exit_code_6(wsa, environment):
+    environment.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    environment.setenv("WSA_RETRY_S", "0.3")
+    for verb in (COLLECT, ENCODE, ("verify",), ("list",)):
+        said = wsa(*verb, expected=6)
+        assert "It kept failing for 0.3 s." in said and "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_encoding_with_worker_processes(wsa, tmp_path):
+    wsa(*COLLECT)
+    ended = subprocess.run(
+        [sys.executable, "-m", "wsa.cli", *ENCODE, "--workers", "2", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["objects"] == 4
+    assert json.loads(wsa("verify", "--json"))["damage"] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("wsa encode --store s3://lab/wsa", "wsa encode --store s3://lab/wsa"),
+        ("--store s3://me:pa/ss@w@lab/wsa --seed 1", "--store s3://***@lab/wsa --seed 1"),
+        ("--x=https://h/p?a=1&b=2 --y", "--x=https://h/p?*** --y"),
+        ("gs://lab/wsa#secret", "gs://lab/wsa#***"),
+        ("--scheduler tls://user:pw@host:1", "--scheduler tls://***@host:1"),
+        ("me@host a?b=c", "me@host a?b=c"),
+        ("the key long-secret-value here", "the key *** here"),
+        ("tiny stays", "tiny stays"),
+    ],
+)
+def test_redacting(said, shown, monkeypatch):
+    monkeypatch.setenv("SOME_API_TOKEN", "long-secret-value")
+    monkeypatch.setenv("SOME_PASSWORD", "tiny")
+    assert redact(said) == shown
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/wsa", *said.split(" ")])
+    assert command_line() == f"wsa {shown}"

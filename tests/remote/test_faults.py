@@ -1,0 +1,273 @@
+"""P11: a bucket may fail and lie. 0 false conflicts, 0 lost or double commits, and an end to it."""
+
+from __future__ import annotations
+
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from wsa.store import names
+from wsa.store.errors import StorageError
+from wsa.store.reader import take_snapshot
+from wsa.store.remote import RemoteBackend
+from wsa.store.root import open_store
+from wsa.store.verify import verify
+from wsa.store.writer import commit_embedding, commit_model
+
+PATH = "commits/ab/record.json"
+DATA = bytes(range(256)) * 40
+# What a request survives, each made once or twice in a row.
+PASSING = ("503", "500", "429", "slow", "lost", "dropped", "409 ConditionalRequestConflict")
+
+
+def first(fault, method, times=1):
+    """A plan: the first requests of a method fail."""
+    left = [times]
+
+    def plan(request):
+        if request.method != method or not left[0]:
+            return None
+        left[0] -= 1
+        return fault
+
+    return plan
+
+
+@pytest.fixture
+def remote(url, faulty):
+    return RemoteBackend(url)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_put_wins_once_whatever_its_replies(remote, faulty, backend, fault, times):
+    if fault == "slow":
+        times = 1
+    faulty.clear(first(fault, "PUT", times))
+    assert remote.put_new(PATH, DATA)
+    assert backend.get(PATH) == DATA
+    faulty.clear(first(fault, "PUT", times))
+    assert not remote.put_new(PATH, b"another's")
+    assert not remote.put_new(PATH, DATA), "the same bytes of another writer are another's"
+    assert backend.get(PATH) == DATA
+
+
+@pytest.mark.parametrize("fault", [*PASSING, "cut"])
+def test_reads_survive_what_passes(remote, faulty, backend, fault):
+    times = 1 if fault == "slow" else 2
+    backend.put_new(PATH, DATA)
+    faulty.clear(first(fault, "GET", times))
+    assert remote.get(PATH) == DATA
+    faulty.clear(first(fault, "GET", times))
+    assert [(e.path, e.bytes) for e in remote.list("commits")] == [(PATH, len(DATA))]
+    faulty.clear(first(fault, "HEAD", times))
+    assert remote.stat(PATH) == len(DATA)
+    faulty.clear(first(fault, "DELETE", times))
+    remote.delete(PATH)
+    remote.delete(PATH)
+    assert backend.stat(PATH) is None
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_lost_reply_where_no_metadata_is_kept(remote, faulty, backend, times):
+    lost = first("lost", "PUT", times)
+    faulty.clear(lambda r: lost(r) or ("mute" if r.method in ("GET", "HEAD") else None))
+    assert remote.put_new(PATH, DATA)
+    assert not remote.put_new(PATH, b"another's")
+    assert not remote.put_new(PATH, DATA)
+    lost = first("lost", "PUT", times)
+    assert not remote.put_new(PATH, b"another's"), "told by the bytes"
+    assert backend.get(PATH) == DATA
+
+
+def test_a_put_that_lost_is_not_looked_at(remote, faulty, backend):
+    backend.put_new(PATH, DATA)
+    faulty.clear()
+    assert not remote.put_new(PATH, b"another's")
+    assert [request.method for request, _ in faulty.requests] == ["PUT"]
+
+
+def test_a_file_removed_while_its_put_is_unsure_is_put_again(remote, faulty, backend):
+    lost = first("lost", "PUT")
+
+    def plan(request):
+        if request.method == "HEAD" and request.number < 3:
+            backend.delete(PATH)
+        return lost(request)
+
+    faulty.clear(plan)
+    assert remote.put_new(PATH, DATA)
+    assert backend.get(PATH) == DATA
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_of_several_writers_wins_through_a_bad_wire(url, faulty, backend, seed):
+    rng = random.Random(seed)
+    faulty.clear(
+        lambda r: rng.choice(("503", "lost", "dropped", "cut")) if rng.random() < 0.3 else None
+    )
+    rounds, writers = 6, 4
+
+    def write(number):
+        mine = RemoteBackend(url)
+        return [mine.put_new(f"commits/{turn:02x}", b"%d" % number) for turn in range(rounds)]
+
+    with ThreadPoolExecutor(writers) as threads:
+        won = list(threads.map(write, range(writers)))
+    for turn in range(rounds):
+        winners = [number for number in range(writers) if won[number][turn]]
+        assert len(winners) == 1
+        assert backend.get(f"commits/{turn:02x}") == b"%d" % winners[0]
+
+
+def test_a_long_listing_survives_and_has_everything_once(remote, faulty, backend):
+    paths = {f"commits/{n:04d}" for n in range(1050)}
+    with ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(lambda path: backend.put_new(path, b""), paths))
+    for turn, fault in enumerate(("503", "cut", "dropped")):
+        faulty.clear(lambda r, turn=turn, fault=fault: fault if r.number % 3 == turn else None)
+        found = [entry.path for entry in remote.list("commits")]
+        assert (len(found), set(found)) == (1050, paths)
+
+
+@pytest.mark.parametrize("fault", ["503", "hang", "dropped", "lost", "cut"])
+@pytest.mark.parametrize("verb", ["get", "put_new", "list", "stat"])
+def test_it_gives_up_after_the_stated_time(remote, faulty, backend, environment, verb, fault):
+    backend.put_new(PATH, DATA)
+    environment.setenv("WSA_RETRY_S", "0.5")
+    faulty.clear(lambda request: fault)
+    if fault == "cut" and verb in ("stat", "put_new"):
+        pytest.skip("nothing to cut")
+    call = {
+        "get": lambda: remote.get(PATH),
+        "put_new": lambda: remote.put_new(PATH + "2", DATA),
+        "list": lambda: list(remote.list("")),
+        "stat": lambda: remote.stat(PATH),
+    }[verb]
+    started = time.monotonic()
+    with pytest.raises(StorageError) as refused:
+        call()
+    assert time.monotonic() - started < 10
+    assert (refused.value.kind, refused.value.exit_code) == ("unavailable", 6)
+    assert "It kept failing for 0.5 s. Check the network and AWS_ENDPOINT_URL" in str(refused.value)
+    assert "127.0.0.1" not in str(refused.value)
+
+
+def test_nobody_at_the_endpoint(remote, environment):
+    environment.setenv("WSA_RETRY_S", "0.2")
+    environment.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match="error sending request"):
+        remote.get(PATH)
+
+
+def fill(backend, kit, number):
+    """Commit everything that a game has of one segment."""
+    meta, arrays = kit.remember(number)
+    made = [kit.writer.commit_segment(backend, meta, arrays)]
+    made += [commit_embedding(backend, *kit.fake_embedding(meta, kit.key("vit")))]
+    made += [commit_model(backend, kit.ModelMeta(kit.key("vit")), {"spec.json": b"{}"})]
+    return meta, made
+
+
+@pytest.mark.parametrize(
+    "fault", ["mixed", *(pytest.param(fault, marks=pytest.mark.slow) for fault in PASSING)]
+)
+def test_commits_through_a_bad_wire(url, faulty, backend, kit, fault):
+    open_store(url, create=True)
+    remote = RemoteBackend(url)
+    rng = random.Random(1)
+    kinds = PASSING if fault == "mixed" else (fault,)
+    chance = 0.05 if fault == "slow" else 0.2
+    faulty.clear(lambda request: rng.choice(kinds) if rng.random() < chance else None)
+    wrote = [fill(remote, kit, number) for number in range(2)]
+    assert [made for _, made in wrote] == [[True, True, True], [True, True, False]]
+    assert [fill(remote, kit, number)[1] for number in range(2)] == [[False] * 3] * 2
+    metas = [meta for meta, _ in wrote]
+    assert kit.check_whole(take_snapshot(remote), metas, [kit.key("vit")]) == 6
+    faulty.clear()
+    report = verify(backend)
+    assert (report.damage, report.leftovers, report.objects) == ((), 0, 7)
+
+
+def test_throttling_for_a_while(url, faulty, backend, kit):
+    open_store(url, create=True)
+    until = time.monotonic() + 3
+    faulty.clear(lambda request: "503" if time.monotonic() < until else None)
+    _, made = fill(RemoteBackend(url), kit, 0)
+    assert made == [True] * 3
+    assert verify(backend).leftovers == 0
+
+
+@pytest.mark.slow
+def test_throttling_for_a_minute(url, faulty, backend, kit, environment):
+    open_store(url, create=True)
+    environment.setenv("WSA_RETRY_S", "90")
+    until = time.monotonic() + 60
+    faulty.clear(lambda request: "503" if time.monotonic() < until else None)
+    _, made = fill(RemoteBackend(url), kit, 0)
+    assert made == [True] * 3
+    assert verify(backend).leftovers == 0
+
+
+@pytest.mark.parametrize("last", range(1, 40, 7))
+@pytest.mark.parametrize("fault", ["lost", "503"])
+def test_a_bucket_that_stops_answering_loses_and_doubles_nothing(
+    url, faulty, backend, kit, environment, fault, last
+):
+    """From request `last` on nothing is answered, though perhaps done; then all is well again."""
+    store = open_store(url, create=True)
+    environment.setenv("WSA_RETRY_S", "0.1")
+    faulty.clear(lambda request: fault if request.number >= last else None)
+    made = []
+    try:
+        _, made = fill(store, kit, 0)
+    except StorageError as error:
+        assert error.exit_code == 6
+    faulty.clear()
+    seen = take_snapshot(backend).commits
+    assert verify(backend).damage == ()
+    meta, again = fill(backend, kit, 0)
+    if made:
+        assert again == [False] * 3
+    assert kit.check_whole(take_snapshot(backend), [meta], [kit.key("vit")]) == 3
+    for path, commit in seen.items():
+        assert take_snapshot(backend).commit(path) == commit
+    assert verify(backend).damage == ()
+
+
+def test_a_record_whose_reply_was_lost_for_good_keeps_its_files(
+    url, faulty, backend, kit, environment
+):
+    """The put may land later than the writer can wait to see: no file of its may be removed."""
+    store = open_store(url, create=True)
+    environment.setenv("WSA_RETRY_S", "0.1")
+    held = []
+
+    def plan(request):
+        if request.method == "PUT" and "/commits/" in request.path:
+            held.append(request)
+            return "dropped"
+        return None
+
+    faulty.clear(plan)
+    with pytest.raises(StorageError):
+        kit.add_model(store, kit.key("vit"))
+    assert held
+    path = names.model_path(kit.key("vit"))
+    assert len([e for e in backend.list(path)]) == 2
+
+
+def test_a_stale_listing_shows_less_and_doubles_nothing(url, faulty, backend, kit):
+    open_store(url, create=True)
+    remote = RemoteBackend(url)
+    faulty.clear(lambda r: "stale" if r.method == "GET" and "list-type" in r.path else None)
+    assert take_snapshot(remote).commits == {}
+    meta, made = fill(remote, kit, 0)
+    assert made == [True] * 3
+    assert take_snapshot(remote).commits == {}, "an old listing"
+    assert fill(remote, kit, 0)[1] == [False] * 3
+    faulty.clear()
+    assert kit.check_whole(take_snapshot(remote), [meta], [kit.key("vit")]) == 3
+    assert verify(backend).leftovers == 0

@@ -1,0 +1,69 @@
+"""P3 and P1 on a bucket: several processes, overlapping plans, and some that die."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from wsa.store.reader import take_snapshot
+from wsa.store.verify import verify
+
+ALIASES = ["vit", "resnet"]
+
+
+@pytest.fixture
+def crowd(faulty, url, nursery):
+    """A nursery whose processes reach the bucket through the wire; no fault yet."""
+    return nursery
+
+
+@pytest.mark.parametrize(
+    ("writers", "segments", "rounds"),
+    [(4, 4, 1), pytest.param(8, 3, 100, marks=pytest.mark.slow)],
+)
+def test_overlapping_plans_through_a_bad_wire(
+    crowd, faulty, url, backend, kit, writers, segments, rounds
+):
+    for turn in range(rounds):
+        rng = random.Random(turn)
+        faulty.clear(
+            lambda request, rng=rng: (
+                rng.choice(("503", "lost", "dropped", "cut")) if rng.random() < 0.05 else None
+            )
+        )
+        numbers = list(range(turn * segments, (turn + 1) * segments))
+        plans = [rng.sample(numbers, segments) for _ in range(writers)]
+        children = [crowd.start("write_all", url, plan, ALIASES) for plan in plans]
+        assert crowd.wait(*children) == [0] * writers
+        said = [line.rsplit(" ", 1) for child in children for line in child.said()]
+        won = [path for path, mark in said if mark == "1"]
+        # A segment is said to be won for its frames too, with its rows.
+        assert len(won) == len(set(won)) == segments * 4
+        metas = [kit.remember(number)[0] for number in numbers]
+        keys = [kit.key(alias) for alias in ALIASES]
+        assert kit.check_whole(take_snapshot(backend), metas, keys) == segments * 4
+    faulty.clear()
+    report = verify(backend)
+    assert (report.damage, report.leftovers) == ((), 0)
+    assert report.objects == rounds * segments * 4
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_writers_that_are_killed_lose_nothing_committed(crowd, url, backend, kit, kills):
+    rng = random.Random(kills)
+    numbers = list(range(6))
+    promised = set()
+    for _ in range(kills):
+        child = crowd.start("write_all", url, numbers, ALIASES)
+        child.wait_for(rng.randrange(1, 24), 20)
+        child.kill()
+        crowd.wait(child)
+        promised |= {line.rsplit(" ", 1)[0] for line in child.said()}
+        assert promised <= take_snapshot(backend).commits.keys()
+    child = crowd.start("write_all", url, numbers, ALIASES)
+    assert crowd.wait(child) == [0]
+    metas = [kit.remember(number)[0] for number in numbers]
+    keys = [kit.key(alias) for alias in ALIASES]
+    assert kit.check_whole(take_snapshot(backend), metas, keys) == 24
+    assert verify(backend).damage == ()

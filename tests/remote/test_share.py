@@ -1,0 +1,87 @@
+"""Sharing by way of a bucket: what one lab pushes, another pulls, however bad the line is."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+
+import pytest
+
+from wsa.cli import main
+from wsa.store import sync
+from wsa.store.reader import take_snapshot
+from wsa.store.root import open_store
+from wsa.store.verify import verify
+
+# What requests meet, in turn.
+BAD = (*[None] * 13, "503", "lost", "dropped", "cut")
+
+
+@pytest.fixture
+def lab(store, kit):
+    """A store with three segments, encoded by two models."""
+    models = [kit.key("lite0"), kit.key("vit")]
+    for key in models:
+        kit.add_model(store, key)
+    for number in range(3):
+        meta, _ = kit.add_segment(store, number)
+        for key in models:
+            kit.add_embedding(store, meta, key)
+    return store
+
+
+def run(*arguments):
+    """Run the command; its exit code and what it printed with --json."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([*map(str, arguments), "--json"])
+    assert out.getvalue(), err.getvalue()
+    return code, json.loads(out.getvalue())
+
+
+def same(one, other):
+    """Whether two stores hold the same objects, whatever their folders are called."""
+
+    def what(backend):
+        commits = take_snapshot(backend).commits.items()
+        return {path: (c.meta, c.files, c.author, c.time) for path, c in commits}
+
+    return what(one) == what(other)
+
+
+def test_push_to_a_bucket_and_pull_from_it(lab, url, tmp_path):
+    code, planned = run("push", url, "--store", lab.url, "--dry-run")
+    code, pushed = run("push", url, "--store", lab.url)
+    assert (code, pushed) == (0, planned)
+    assert (pushed["objects"], pushed["to"]) == (14, url)
+    assert same(open_store(url), lab)
+    assert run("push", url, "--store", lab.url)[1]["present"] == 14
+    code, pulled = run("pull", url, "--store", tmp_path / "mine", "--no-frames")
+    assert (code, pulled["objects"], pulled["frames"]) == (0, 11, 0)
+    code, rest = run("merge", url, "--store", tmp_path / "mine")
+    assert (code, rest["objects"], rest["present"]) == (0, 3, 11)
+    mine = open_store(str(tmp_path / "mine"))
+    assert same(mine, lab)
+    assert verify(mine).damage == ()
+    # From one bucket to another place in it.
+    code, pushed = run("push", f"{url}2", "--store", url)
+    assert (code, pushed["objects"]) == (0, 14)
+    assert same(open_store(f"{url}2"), lab)
+
+
+def test_over_a_bad_line(store, kit, url, tmp_path, faulty):
+    kit.add_model(store, kit.key())
+    kit.add_embedding(store, kit.add_segment(store)[0], kit.key())
+    target = open_store(url, create=True)
+    faulty.clear(lambda request: BAD[request.number % len(BAD)])
+    have = take_snapshot(store)
+    done = sync.copy(have, target, sync.plan_sync(have, take_snapshot(target)))
+    back = open_store(str(tmp_path / "mine"), create=True)
+    there = take_snapshot(target)
+    again = sync.copy(there, back, sync.plan_sync(there, take_snapshot(back)))
+    faulty.clear()
+    assert done.damaged == again.damaged == ()
+    assert len(done.objects) == len(again.objects) == 4
+    assert same(target, store) and same(back, store)
+    assert verify(target).damage == ()
