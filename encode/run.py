@@ -20,7 +20,8 @@ from wsa.encode import cluster, job
 from wsa.encode.events import Listener, ModelReady, Planned, SegmentDone
 from wsa.encode.models import Request
 from wsa.encode.plan import Plan, make_plan
-from wsa.encode.register import Registered, find
+from wsa.encode.register import Registered, find, read_spec
+from wsa.store import names
 from wsa.store.backends import Backend
 from wsa.store.errors import MissingError
 from wsa.store.reader import Snapshot, take_snapshot
@@ -90,7 +91,7 @@ def encode(
         listen: Called with every event.
 
     Raises:
-        MissingError: No frames, or no weights.
+        MissingError: No frames, or rows without their frames, or no weights.
         ConflictError: Wrong weights, a drifted model, too low a precision, or NaN embeddings.
         StorageError: The store refused.
     """
@@ -102,6 +103,7 @@ def encode(
         for request in requests
         if (spec := find(snapshot, request)) is not None
     ]
+    require_frames(snapshot, requests, games)
     plan = make_plan(snapshot, [r.spec.key for r in registered], games)
     if len(registered) == len(requests) and not plan.items:
         listen(Planned(0, 0, 0))
@@ -116,7 +118,9 @@ def encode(
         registered = [future.result() for future in futures]
         for one in registered:
             listen(ModelReady(one.spec, one.fitted))
-        plan = make_plan(take_snapshot(backend, snapshot), [r.spec.key for r in registered], games)
+        snapshot = take_snapshot(backend, snapshot)
+        plan = make_plan(snapshot, [r.spec.key for r in registered], games)
+        _require_frames(snapshot, plan)
         listen(Planned(len(plan.items), plan.passes, plan.copies))
         sources = {r.spec.key: r.request.source for r in registered}
         done = _drive(client, backend.url, plan, sources, device, threads, listen)
@@ -143,6 +147,44 @@ def wanted_games(snapshot: Snapshot, games: Sequence[str]) -> list[str]:
             "wsa collect --game Seaquest",
         )
     return list(games) or snapshot.games
+
+
+def require_frames(snapshot: Snapshot, requests: Sequence[Request], games: Sequence[str]) -> None:
+    """Make sure, before any model is built, that the frames are here which have to go through one.
+
+    Raises:
+        MissingError: Some were left where their rows were pulled from.
+    """
+    if {(m.game, m.segment) for m in snapshot.segments()} <= _with_frames(snapshot):
+        return  # As nearly always; it needs no plan to tell.
+    specs = [read_spec(snapshot, key) for key in snapshot.models]
+    alike = {(spec.alias, spec.identity.output, spec.identity.precision) for spec in specs}
+    models = []
+    for request in requests:
+        if spec := find(snapshot, request):
+            models.append(spec.key)
+        elif (request.alias, request.output, request.precision) not in alike:
+            models.append(names.make_model_key(request.alias, "0" * 12))
+        # Else only its weights, once it is built, tell whether it is one of these.
+    _require_frames(snapshot, make_plan(snapshot, models, games))
+
+
+def _require_frames(snapshot: Snapshot, plan: Plan) -> None:
+    needed = {(i.meta.game, i.meta.segment): i.model for i in plan.items if len(i.own)}
+    lacking = sorted(needed.keys() - _with_frames(snapshot))
+    if lacking:
+        game = lacking[0][0]
+        alias = names.key_alias(needed[lacking[0]])
+        raise MissingError(
+            "no-frames",
+            f"{snapshot.backend.url} has the rows of {sum(of == game for of, _ in lacking)} segments "
+            f"of {game} without their frames, which {alias} has not seen. Fetch them from where the "
+            f"rows came from: wsa pull URL --game {game}",
+        )
+
+
+def _with_frames(snapshot: Snapshot) -> set[tuple[str, str]]:
+    return {(meta.game, meta.segment) for meta in snapshot.frames()}
 
 
 def _near(game: str, games: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from wsa.encode import console, events
 from wsa.encode.models import ALIASES, Request, local_weights, parse_request
 from wsa.encode.options import EncodeOptions, ModelsOptions, open_snapshot, weights_files
 from wsa.encode.register import describe
-from wsa.encode.run import EncodeReport, wanted_games
+from wsa.encode.run import EncodeReport, require_frames, wanted_games
 from wsa.encode.run import encode as run
 from wsa.encode.spec import parse_output
 from wsa.store.backends import Backend
@@ -32,6 +32,7 @@ def encode(o: EncodeOptions) -> int:
             f"{weights_from}, licence {request.licence}"
         )
     if o.dry_run:
+        require_frames(snapshot, requests, games)
         return _dry(o, snapshot, requests, games)
     report = run_with_progress(backend, requests, games, o)
     if o.json:

@@ -1,0 +1,185 @@
+"""The verbs `push`, `pull` and `merge`: copy to one store what another has and it lacks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import safetensors
+
+from wsa.encode import console, probe
+from wsa.encode.store_options import MergeOptions, PullOptions, PushOptions, ShareOptions
+from wsa.store import sync
+from wsa.store.backends import open_backend
+from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store.layout import Files
+from wsa.store.publish import TEMPORARY
+from wsa.store.reader import Snapshot
+from wsa.store.records import Commit
+from wsa.store.root import open_store
+
+# A kind of object, as `sync.ORDER` has them, in the plural.
+KINDS = ("models", "frames", "segments", "embeddings")
+
+
+def push(o: PushOptions) -> int:
+    """`wsa push`."""
+    return _share("push", o, o.store, o.url)
+
+
+def pull(o: PullOptions) -> int:
+    """`wsa pull`."""
+    return _share("pull", o, o.url, o.store)
+
+
+def merge(o: MergeOptions) -> int:
+    """`wsa merge`: a pull of everything."""
+    everything = ShareOptions(store=o.store, url=o.url, dry_run=o.dry_run, json=o.json)
+    return _share("merge", everything, o.url, o.store)
+
+
+def _share(verb: str, o: ShareOptions, source_url: str, target_url: str) -> int:
+    ours, theirs = open_backend(o.store).url, open_backend(o.url).url
+    if ours == theirs:
+        raise UsageError(
+            "bad-option", f"{theirs} is the store itself. Name another one, or another --store."
+        )
+    console.say(f"store {ours}")
+    console.say(f"{'to' if verb == 'push' else 'from'} {theirs}")
+    try:
+        source, damaged = sync.survey(open_store(source_url))
+    except MissingError as error:
+        if verb == "push":
+            raise
+        raise MissingError(
+            error.kind, f"There is no store to take from at {theirs}. Check the address."
+        ) from None
+    target, unreadable = _survey_or_empty(target_url)
+    plan = sync.plan_sync(
+        source,
+        target,
+        o.game,
+        o.models,
+        not o.no_frames,
+        same_model=_same_model,
+        unreadable={found.path for found in unreadable},
+    )
+    damaged = (*damaged, *unreadable, *plan.damaged)
+    if o.dry_run:
+        done = sync.Copied(plan.objects, 0, 0, ())
+    else:
+        done = _copy(verb, source, target_url, plan, shown=not o.json)
+    outcome = Outcome(
+        source=source.backend.url,
+        target=target.backend.url,
+        objects=done.objects,
+        present=plan.present + done.present,
+        left=plan.left + done.left,
+        damaged=(*damaged, *done.damaged),
+        conflicts=plan.conflicts,
+    )
+    if o.json:
+        console.result(True, outcome.summary())
+    else:
+        outcome.show("To copy; nothing was changed:" if o.dry_run else "Copied:")
+    if outcome.damaged:
+        return DamagedError.exit_code
+    return ConflictError.exit_code if outcome.conflicts else 0
+
+
+def _survey_or_empty(url: str) -> tuple[Snapshot, tuple[sync.Finding, ...]]:
+    """What is in the target, which may not have been started."""
+    try:
+        return sync.survey(open_store(url))
+    except MissingError:
+        backend = open_backend(url)
+        if not all(entry.path.startswith(f"{TEMPORARY}/") for entry in backend.list("")):
+            raise  # Something else is there.
+        return Snapshot(backend, {}), ()
+
+
+def _same_model(ours: Files, theirs: Files) -> bool:
+    """Whether two models of one key return the same embeddings, as their probes tell.
+
+    Fits of a basis differ in their last bits from machine to machine, and so do probes.
+    """
+    try:
+        found, reference = (probe.load(files["probe.safetensors"]) for files in (ours, theirs))
+    except (KeyError, safetensors.SafetensorError):
+        return False
+    return probe.step_error(found, reference) <= probe.MAX_STEP_ERROR
+
+
+def _copy(
+    verb: str, source: Snapshot, target_url: str, plan: sync.SyncPlan, *, shown: bool
+) -> sync.Copied:
+    """Copy, and say how far it is."""
+    target = open_store(target_url, create=True)
+    done, total = 0, sum(commit.bytes for commit in plan.objects)
+    with console.Progress(verb, "kB", total // 1000, shown) as progress:
+
+        def on_object(commit: Commit) -> None:
+            nonlocal done
+            done += commit.bytes
+            progress.update(done // 1000)
+
+        return sync.copy(source, target, plan, on_object)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What was copied, or would be.
+
+    Attributes:
+        source, target: The stores.
+        objects: Records of the objects.
+        present: Objects that were there already.
+        left: Embeddings that stay behind, for want of a segment or a model both agree on.
+        damaged: What was not copied since it is not what was committed.
+        conflicts: What was not copied since the two stores disagree on it.
+    """
+
+    source: str
+    target: str
+    objects: Sequence[Commit]
+    present: int
+    left: int
+    damaged: Sequence[sync.Finding]
+    conflicts: Sequence[sync.Finding]
+
+    def summary(self) -> dict[str, object]:
+        """As JSON values."""
+        passes, seconds = sync.saved(self.objects)
+        counted = {name: len(self._of(kind)) for name, kind in zip(KINDS, sync.ORDER, strict=True)}
+        return {
+            "from": self.source,
+            "to": self.target,
+            "objects": len(self.objects),
+            **counted,
+            "bytes": sum(commit.bytes for commit in self.objects),
+            "passes_saved": passes,
+            "hours_saved": seconds / 3600,
+            "present": self.present,
+            "left": self.left,
+            "damaged": [dataclasses.asdict(found) for found in self.damaged],
+            "conflicts": [dataclasses.asdict(found) for found in self.conflicts],
+        }
+
+    def show(self, title: str) -> None:
+        """As a table, and what is remarkable."""
+        rows = []
+        for name, kind in zip(KINDS, sync.ORDER, strict=True):
+            size = sum(commit.bytes for commit in self._of(kind))
+            rows.append([name, len(self._of(kind)), console.size(size)])
+        console.table(title, ["what", "objects", "size"], rows)
+        passes, seconds = sync.saved(self.objects)
+        print(f"passes saved: {passes:,}, which took {seconds / 3600:,.2f} hours")
+        print(f"there already: {self.present:,} objects")
+        if self.left:
+            print(f"left: {self.left:,} embeddings whose segment or model stays behind")
+        for what, found in (("damaged", self.damaged), ("conflict", self.conflicts)):
+            for one in found:
+                print(f"{what}: {one.path}\n  {one.why}")
+
+    def _of(self, kind: type) -> list[Commit]:
+        return [commit for commit in self.objects if isinstance(commit.meta, kind)]

@@ -1,0 +1,380 @@
+"""Bring to one store what another has: a union, made by copying what is lacking.
+
+Nothing is ever removed or overwritten. What an object rests on is copied before it, each file is
+compared with its record on the way, and the record comes last, as it does when `writer` writes. A
+copy that was interrupted has therefore left whole objects, and the same copy goes on behind them.
+
+Two objects of one path may still not be the same: a segment of other frames, a model that returns
+other numbers. Such an object and what rests on it stay where they are, and are named.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Collection, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+
+import msgspec
+import numpy as np
+
+from wsa.store import names, records
+from wsa.store.backends import Backend
+from wsa.store.errors import DamagedError, MissingError
+from wsa.store.layout import Files
+from wsa.store.reader import Snapshot, read_records, take_snapshot
+from wsa.store.records import Commit, EmbeddingMeta, FramesMeta, Meta, ModelMeta, SegmentMeta
+from wsa.store.writer import (
+    PUTS_AT_ONCE,
+    committed,
+    new_attempt,
+    publish_record,
+    remove_files,
+    require_new,
+)
+
+# Each kind rests on those before it; frames come before rows, so that whoever sees rows may encode.
+ORDER: tuple[type[Meta], ...] = (ModelMeta, FramesMeta, SegmentMeta, EmbeddingMeta)
+
+# Of files that are being copied at one moment, unless one alone is larger.
+MAX_HELD_BYTES = 512 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that was left alone: where it is, and why."""
+
+    path: str
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SyncPlan:
+    """What a copy would do.
+
+    Attributes:
+        objects: Records of the objects to copy, in the order of `ORDER`.
+        present: Objects that were asked for and are there already.
+        left: Embeddings that stay behind, for want of a segment or a model that both stores agree on.
+        damaged: What could not be compared.
+        conflicts: What the two stores disagree on.
+    """
+
+    objects: tuple[Commit, ...]
+    present: int
+    left: int
+    damaged: tuple[Finding, ...]
+    conflicts: tuple[Finding, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Copied:
+    """What a copy did.
+
+    Attributes:
+        objects: Records of the objects that it made visible.
+        present: Objects of the plan that somebody else had brought meanwhile.
+        left: Embeddings of the plan whose segment or model could not be copied.
+        damaged: Objects that were not copied since their bytes are not what was committed.
+    """
+
+    objects: tuple[Commit, ...]
+    present: int
+    left: int
+    damaged: tuple[Finding, ...]
+
+
+def saved(objects: Sequence[Commit]) -> tuple[int, float]:
+    """Passes that whoever gets these objects is spared, and the seconds that they took."""
+    metas = [c.meta for c in objects if isinstance(c.meta, EmbeddingMeta)]
+    return sum(m.passes for m in metas), math.fsum(m.seconds for m in metas)
+
+
+def survey(backend: Backend) -> tuple[Snapshot, tuple[Finding, ...]]:
+    """A snapshot of the objects whose records are whole, and the records that are not.
+
+    Raises:
+        StorageError: The store refused.
+    """
+    with contextlib.suppress(DamagedError):
+        return take_snapshot(backend), ()
+    commits, unreadable = read_records(backend)
+    for error in unreadable.values():
+        if not isinstance(error, DamagedError):
+            raise error
+    damaged = (Finding(path, str(error)) for path, error in sorted(unreadable.items()))
+    return Snapshot(backend, commits), tuple(damaged)
+
+
+def plan_sync(
+    source: Snapshot,
+    target: Snapshot,
+    games: Sequence[str] = (),
+    models: Sequence[str] = (),
+    frames: bool = True,
+    *,
+    same_model: Callable[[Files, Files], bool] = lambda ours, theirs: ours == theirs,
+    unreadable: Collection[str] = (),
+) -> SyncPlan:
+    """What `target` lacks of what `source` has.
+
+    Args:
+        source: Where to take from.
+        target: Where to bring it.
+        games: Games; all where empty.
+        models: Aliases or keys of models; where empty, all that have encoded one of the games.
+        frames: Whether to copy the pictures too, which encoding needs and training does not.
+        same_model: Whether two models of one key, given their files, return the same embeddings.
+            Asked only where the files differ.
+        unreadable: Paths of records in `target` that are damaged; their objects are left alone.
+
+    Raises:
+        MissingError: The source has no such game or model.
+    """
+    _require_games(source, games)
+    wanted = _models(source, games, models)
+    plan = _Planner(source, target, frozenset(unreadable))
+    same_models = {
+        key
+        for key in source.models
+        if key in wanted and plan.add(names.model_path(key), partial(_other_model, same_model))
+    }
+    same_segments = {
+        (meta.game, meta.segment)
+        for meta in source.segments()
+        if (not games or meta.game in games) and plan.add(records.meta_path(meta), _other_frames)
+    }
+    for of in source.frames() if frames else ():
+        if (of.game, of.segment) in same_segments:
+            plan.add(records.meta_path(of))
+    left = 0
+    for meta in source.embeddings():
+        if meta.model not in wanted or (games and meta.game not in games):
+            continue
+        if meta.model in same_models and (meta.game, meta.segment) in same_segments:
+            plan.add(records.meta_path(meta))
+        elif records.meta_path(meta) not in target.commits:
+            left += 1
+    order = sorted(plan.objects, key=lambda commit: ORDER.index(type(commit.meta)))
+    return SyncPlan(tuple(order), plan.present, left, tuple(plan.damaged), tuple(plan.conflicts))
+
+
+def copy(
+    source: Snapshot,
+    target: Backend,
+    plan: SyncPlan,
+    on_object: Callable[[Commit], None] = lambda commit: None,
+) -> Copied:
+    """Carry out a plan: several objects at once, but none before what it rests on.
+
+    Args:
+        source: The snapshot that was planned with.
+        target: The store to bring its objects to.
+        plan: From `plan_sync`.
+        on_object: Called after each object, copied or not.
+
+    Raises:
+        DamagedError: Something that leads out of the store was planted in `target`.
+        StorageError: One of the stores refused. What was copied stays.
+    """
+    threads = max(PUTS_AT_ONCE, source.backend.at_once, target.at_once)
+    objects: list[Commit] = []
+    damaged: list[Finding] = []
+    spoiled: set[tuple[str, ...]] = set()
+    present = left = 0
+    for kind in ORDER:
+        stage = [commit for commit in plan.objects if isinstance(commit.meta, kind)]
+        whole = [commit for commit in stage if not spoiled.intersection(_rests_on(commit.meta))]
+        left += len(stage) - len(whole)
+        with contextlib.closing(
+            _side_by_side(partial(_copy_object, source, target), whole, threads)
+        ) as copies:
+            for commit, outcome in copies:
+                if isinstance(outcome, str):
+                    damaged.append(Finding(commit.path, outcome))
+                    spoiled.add(_name(commit.meta))
+                elif outcome:
+                    objects.append(commit)
+                else:
+                    present += 1
+                on_object(commit)
+    return Copied(tuple(objects), present, left, tuple(sorted(damaged, key=lambda f: f.path)))
+
+
+class _Planner:
+    """Collects what a plan consists of, object by object."""
+
+    def __init__(self, source: Snapshot, target: Snapshot, unreadable: frozenset[str]) -> None:
+        self._source, self._target, self._unreadable = source, target, unreadable
+        self.objects: list[Commit] = []
+        self.present = 0
+        self.damaged: list[Finding] = []
+        self.conflicts: list[Finding] = []
+
+    def add(
+        self,
+        path: str,
+        other: Callable[[Snapshot, Snapshot, str], str] = lambda source, target, path: "",
+    ) -> bool:
+        """Whether the target has the source's object at `path`, or will have it.
+
+        Args:
+            path: The object.
+            other: Says in which way the target's object is another one; nothing if it is the same.
+        """
+        commit = self._source.commit(path)
+        if names.commit_path(commit.id) in self._unreadable:
+            return False
+        if path not in self._target.commits:
+            self.objects.append(commit)
+            return True
+        try:
+            difference = other(self._source, self._target, path)
+        except DamagedError as error:
+            self.damaged.append(Finding(path, str(error)))
+            return False
+        if difference:
+            self.conflicts.append(Finding(path, difference))
+            return False
+        self.present += 1
+        return True
+
+
+def _require_games(source: Snapshot, games: Sequence[str]) -> None:
+    for game in games:
+        if game not in source.games:
+            close = difflib.get_close_matches(game, source.games, n=1)
+            hint = f"Did you mean {close[0]}? " if close else ""
+            raise MissingError(
+                "no-frames",
+                f"The store {source.backend.url} has nothing of {game}. {hint}It has "
+                f"{', '.join(source.games) or 'no game at all'}: name these with --game.",
+            )
+
+
+def _models(source: Snapshot, games: Sequence[str], wanted: Sequence[str]) -> set[str]:
+    """Keys of the models asked for."""
+    if not wanted:
+        encoded = {e.model for e in source.embeddings() if not games or e.game in games}
+        return encoded if games else encoded.union(source.models)
+    keys = set()
+    for name in wanted:
+        found = {key for key in source.models if name in (key, names.key_alias(key))}
+        if not found:
+            raise MissingError(
+                "not-encoded",
+                f"The store {source.backend.url} has no model {name!r}. It has "
+                f"{', '.join(source.models) or 'none at all'}: name these, or their aliases, with "
+                "--models.",
+            )
+        keys |= found
+    return keys
+
+
+def _other_model(
+    same_model: Callable[[Files, Files], bool], source: Snapshot, target: Snapshot, path: str
+) -> str:
+    here, there = source.commit(path), target.commit(path)
+    if here.files == there.files or same_model(source.read_files(here), target.read_files(there)):
+        return ""
+    return (
+        f"As a model of {source.backend.url} it returns other embeddings than in "
+        f"{target.backend.url}, so what it encoded there was left alone. Encode in one of the two "
+        "with the library versions of the other."
+    )
+
+
+def _other_frames(source: Snapshot, target: Snapshot, path: str) -> str:
+    here, there = source.commit(path), target.commit(path)
+    # The same digests give the same files, unless two versions of the libraries packed them.
+    if _digest_files(here) == _digest_files(there):
+        return ""
+    ours, theirs = here.meta, there.meta
+    assert isinstance(ours, SegmentMeta)
+    assert isinstance(theirs, SegmentMeta)
+    if np.array_equal(source.read_digests(ours), target.read_digests(theirs)):
+        return ""
+    return (
+        f"In {source.backend.url} this segment has other frames than in {target.backend.url}, so it "
+        "and its embeddings were left alone. Collect these steps anew in one of the two with "
+        "another --seed."
+    )
+
+
+def _digest_files(commit: Commit) -> list[records.File]:
+    return [file for file in commit.files if file.name.startswith("digest/")]
+
+
+def _name(meta: Meta) -> tuple[str, ...]:
+    """What others rest on: a model or a segment, by its name."""
+    if isinstance(meta, ModelMeta):
+        return ("model", meta.model)
+    if isinstance(meta, SegmentMeta):
+        return ("segment", meta.game, meta.segment)
+    return ()
+
+
+def _rests_on(meta: Meta) -> tuple[tuple[str, ...], ...]:
+    if isinstance(meta, EmbeddingMeta):
+        return ("model", meta.model), ("segment", meta.game, meta.segment)
+    return ()
+
+
+def _side_by_side(
+    work: Callable[[Commit], bool | str], objects: Sequence[Commit], threads: int
+) -> Generator[tuple[Commit, bool | str]]:
+    """Each object and what `work` gave for it, in no order.
+
+    A bounded number is under way, and not many large ones: each has one file in memory.
+    """
+    waiting = collections.deque(objects)
+    flying: dict[Future[bool | str], Commit] = {}
+    pool = ThreadPoolExecutor(threads)
+    try:
+        while waiting or flying:
+            while waiting and len(flying) < 2 * threads:
+                held = sum(map(_largest, flying.values()))
+                if flying and held + _largest(waiting[0]) > MAX_HELD_BYTES:
+                    break
+                commit = waiting.popleft()
+                flying[pool.submit(work, commit)] = commit
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                yield flying.pop(future), future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _largest(commit: Commit) -> int:
+    return max((file.bytes for file in commit.files), default=0)
+
+
+def _copy_object(source: Snapshot, target: Backend, commit: Commit) -> bool | str:
+    """Copy one object, as a new attempt: nobody takes up another's folder, which may be swept.
+
+    Returns:
+        True if this call made it visible, False if it was visible already; where the source's
+        bytes are not what was committed, why it was not copied.
+    """
+    if committed(target, commit.meta):
+        return False
+    anew = records.seal(msgspec.structs.replace(commit, attempt=new_attempt()))
+    put: list[str] = []
+    whole = False
+    try:
+        for file in commit.files:
+            try:
+                data = source.read_file(commit, file)
+            except DamagedError as error:
+                return str(error)
+            path = f"{anew.folder}/{file.name}"
+            put.append(path)
+            require_new(path, target.put_new(path, data))
+        whole = True
+    finally:
+        if not whole:
+            remove_files(target, put)
+    return publish_record(target, anew, put)

@@ -1,0 +1,579 @@
+"""A copy between stores is a union: whole, checked, resumable, and never at anybody's cost."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsa.encode.plan import make_plan
+from wsa.store import keys, names, records, sync, writer
+from wsa.store.backends import Backend
+from wsa.store.errors import DamagedError, MissingError, StorageError, WsaError
+from wsa.store.faults import FaultyBackend, Killed, MemoryBackend
+from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.records import EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta
+from wsa.store.sync import Copied, SyncPlan, copy, plan_sync, saved, survey
+
+GAMES = ("Breakout", "Pong")
+NUMBERS = (0, 1)
+ALIASES = ("lite0", "vit")
+
+
+def make_lab(kit: ModuleType, name: str) -> MemoryBackend:
+    """A store with two segments of two games, encoded by two models."""
+    lab = MemoryBackend(f"memory://{name}", at_once=4)
+    for alias in ALIASES:
+        kit.add_model(lab, kit.key(alias))
+    for game in GAMES:
+        for number in NUMBERS:
+            meta, _ = kit.add_segment(lab, number, game=game)
+            for alias in ALIASES:
+                kit.add_embedding(lab, meta, kit.key(alias))
+    return lab
+
+
+@pytest.fixture(scope="module")
+def labs(kit: ModuleType) -> tuple[MemoryBackend, MemoryBackend]:
+    """Two labs that did the same, each for itself."""
+    return make_lab(kit, "ours"), make_lab(kit, "theirs")
+
+
+@pytest.fixture
+def ours(labs: tuple[MemoryBackend, MemoryBackend]) -> MemoryBackend:
+    return part(labs[0])
+
+
+def part(lab: MemoryBackend, without: Any = lambda meta: False) -> MemoryBackend:
+    """A copy of a store without some objects."""
+    made = MemoryBackend(lab.url, at_once=lab.at_once)
+    for commit in take_snapshot(lab).commits.values():
+        if not without(commit.meta):
+            for path in (names.commit_path(commit.id), *files(commit)):
+                made.put_new(path, lab.get(path))
+    return made
+
+
+def first_of_pong(lab: MemoryBackend) -> MemoryBackend:
+    """One segment, and what its embeddings need."""
+    return part(
+        lab,
+        lambda meta: (
+            not isinstance(meta, ModelMeta)
+            and (meta.game != "Pong" or not meta.segment.endswith("000"))
+        ),
+    )
+
+
+def files(commit: records.Commit) -> list[str]:
+    return [f"{commit.folder}/{file.name}" for file in commit.files]
+
+
+def sync_all(
+    source: Backend, target: Backend, *args: Any, **options: Any
+) -> tuple[SyncPlan, Copied]:
+    have = take_snapshot(source)
+    plan = plan_sync(have, take_snapshot(target), *args, **options)
+    return plan, copy(have, target, plan)
+
+
+def objects(backend: Backend) -> set[str]:
+    return set(take_snapshot(backend).commits)
+
+
+def is_whole(backend: Backend, lab: MemoryBackend) -> int:
+    """Compare all that is there with what the lab made; returns how many objects there are."""
+    snapshot, made = take_snapshot(backend), take_snapshot(lab)
+    for path, commit in snapshot.commits.items():
+        assert snapshot.read_files(commit) == made.read_files(made.commits[path])
+    for meta in snapshot.embeddings():
+        assert names.model_path(meta.model) in snapshot.commits
+        assert names.segment_path(meta.game, meta.segment) in snapshot.commits
+    return len(snapshot.commits)
+
+
+def assert_same_but_attempt(copied: records.Commit, commit: records.Commit) -> None:
+    """A copy is an attempt of its own; author, time and files are the writer's."""
+    assert copied.attempt != commit.attempt
+    same = msgspec.structs.replace(copied, attempt=commit.attempt)
+    assert records.seal(same) == commit
+
+
+def leftovers(backend: Backend) -> set[str]:
+    """Files that no record names."""
+    known = take_snapshot(backend).commits.values()
+    whole = {path for c in known for path in (names.commit_path(c.id), *files(c))}
+    return {entry.path for entry in backend.list("")} - whole
+
+
+# What a store of `make_lab` may lack: frames, rows and embeddings, each of some segments.
+@st.composite
+def lacking(draw: st.DrawFn) -> Any:
+    segments = st.sampled_from([(game, number) for game in GAMES for number in NUMBERS])
+    rows = draw(st.sets(segments, max_size=3))
+    frames = draw(st.sets(segments, max_size=3))
+    models = draw(st.sets(st.sampled_from(ALIASES), max_size=1))
+    embeddings = draw(st.sets(st.tuples(segments, st.sampled_from(ALIASES)), max_size=6))
+
+    def without(meta: records.Meta) -> bool:
+        if isinstance(meta, ModelMeta):
+            return names.key_alias(meta.model) in models
+        of = meta.game, int(meta.segment[-9:]) // 12
+        if isinstance(meta, EmbeddingMeta):
+            alias = names.key_alias(meta.model)
+            return of in rows or alias in models or (of, alias) in embeddings
+        return of in rows or (isinstance(meta, FramesMeta) and of in frames)
+
+    return without
+
+
+@given(lacking(), lacking(), st.data())
+def test_what_was_asked_for_is_there_afterwards(labs, lacking_ours, lacking_theirs, data):
+    source, target = part(labs[0], lacking_ours), part(labs[1], lacking_theirs)
+    before = dict(target.files)
+    has = take_snapshot(source)
+    games = data.draw(st.lists(st.sampled_from(has.games), unique=True)) if has.games else []
+    models = data.draw(st.lists(st.sampled_from(has.models), unique=True)) if has.models else []
+    frames = data.draw(st.booleans())
+
+    asked = set()
+    for path, commit in has.commits.items():
+        meta = commit.meta
+        if isinstance(meta, ModelMeta):
+            used = {e.model for game in games for e in has.embeddings(game)}
+            wanted = meta.model in models if models else not games or meta.model in used
+        elif isinstance(meta, EmbeddingMeta):
+            wanted = meta.game in (games or GAMES) and meta.model in (models or has.models)
+        else:
+            wanted = meta.game in (games or GAMES) and (frames or isinstance(meta, SegmentMeta))
+        asked |= {path} if wanted else set()
+    had = objects(target)
+
+    plan, done = sync_all(source, target, games, models, frames)
+    assert objects(target) == had | asked
+    assert {c.path for c in plan.objects} == {c.path for c in done.objects} == asked - had
+    assert (plan.present, plan.left, done.present, done.left) == (len(asked & had), 0, 0, 0)
+    assert (plan.damaged, plan.conflicts, done.damaged) == ((), (), ())
+    assert is_whole(target, labs[0]) == len(had | asked)
+    assert before.items() <= target.files.items(), "a byte of the target was changed"
+    brought = take_snapshot(target).commits
+    for commit in done.objects:
+        assert_same_but_attempt(brought[commit.path], commit)
+
+    after = dict(target.files)
+    plan, done = sync_all(source, target, games, models, frames)
+    assert (plan.objects, plan.present, done.objects) == ((), len(asked), ())
+    assert target.files == after
+
+
+@given(lacking(), lacking())
+def test_the_direction_does_not_matter(labs, lacking_ours, lacking_theirs):
+    ours, theirs = part(labs[0], lacking_ours), part(labs[1], lacking_theirs)
+    there, back = part(theirs), part(ours)
+    sync_all(ours, there)
+    sync_all(theirs, back)
+    assert objects(there) == objects(back) == objects(ours) | objects(theirs)
+
+
+def test_what_a_copy_saves_is_said_before(kit, labs, ours):
+    first = kit.fake_segment(0)[0]
+    without = part(
+        labs[1], lambda meta: isinstance(meta, EmbeddingMeta) and meta.segment == first.segment
+    )
+    plan = plan_sync(take_snapshot(ours), take_snapshot(without))
+    assert [type(c.meta) for c in plan.objects] == [EmbeddingMeta] * 4
+    assert saved(plan.objects) == (4 * first.frames, 4 * 0.5)
+
+
+def test_nothing_is_there_before_what_it_rests_on(ours):
+    target = FaultyBackend(MemoryBackend(at_once=16))
+    sync_all(ours, target)
+    has = {names.commit_path(c.id): c.meta for c in take_snapshot(ours).commits.values()}
+    put = [call.path for call in target.calls if call.verb == "put_new"]
+    order = [sync.ORDER.index(type(has[path])) for path in put if path in has]
+    assert len(order) == len(has)
+    assert order == sorted(order)
+    for commit in take_snapshot(target).commits.values():
+        record = put.index(names.commit_path(commit.id))
+        assert all(put.index(path) < record for path in files(commit))
+
+
+@pytest.mark.parametrize("fault", ["kill", "fail", "lose", "full"])
+def test_a_copy_interrupted_at_any_call_goes_on(labs, fault):
+    source = first_of_pong(labs[0])
+    whole = objects(source)
+    for number in range(10_000):
+        target = MemoryBackend("memory://target", at_once=4)
+        faulty = FaultyBackend(target, {number: fault})
+        with contextlib.suppress(Killed, StorageError):
+            sync_all(source, faulty)
+        if len(faulty.calls) <= number:
+            break
+        is_whole(target, labs[0])
+        before = dict(target.files)
+        sync_all(source, target)
+        assert before.items() <= target.files.items()
+        assert objects(target) == whole
+        assert is_whole(target, labs[0]) == len(whole)
+    assert number >= 3 * len(whole), "asked, put at least one file, put the record"
+
+
+def test_ctrl_c_in_the_midst_leaves_whole_objects(ours):
+    target = MemoryBackend(at_once=4)
+    have = take_snapshot(ours)
+    seen = []
+
+    def stop(commit: records.Commit) -> None:
+        seen.append(commit)
+        if len(seen) == 9:
+            raise KeyboardInterrupt
+
+    threads = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        copy(have, target, plan_sync(have, take_snapshot(target)), stop)
+    assert threading.active_count() == threads
+    assert 9 <= is_whole(target, ours) < len(have.commits)
+    sync_all(ours, target)
+    assert is_whole(target, ours) == len(have.commits)
+    assert leftovers(target) == set()
+
+
+def test_what_a_dead_copy_left_is_not_built_on(ours):
+    """It may be swept away at any moment, or be cut; a copy of the object takes another folder."""
+    have = take_snapshot(ours)
+    target = MemoryBackend()
+    for commit in have.commits.values():
+        target.put_new(files(commit)[0], b"cut")
+    _, done = sync_all(ours, target)
+    assert len(done.objects) == len(have.commits) == is_whole(target, ours)
+    for path, commit in take_snapshot(target).commits.items():
+        assert_same_but_attempt(commit, have.commits[path])
+        target.delete(files(have.commits[path])[0])
+    assert is_whole(target, ours) == len(have.commits)
+    assert leftovers(target) == set()
+
+
+def test_two_copies_at_once_bring_each_object_once(labs):
+    sources = [take_snapshot(labs[at % 2]) for at in range(4)]
+    for _ in range(10):
+        target = MemoryBackend(at_once=4)
+        plans = [plan_sync(source, take_snapshot(target)) for source in sources]
+        start = threading.Barrier(len(plans), timeout=60)
+
+        def run(
+            source: Snapshot,
+            plan: SyncPlan,
+            start: threading.Barrier = start,
+            target: MemoryBackend = target,
+        ) -> Copied:
+            start.wait()
+            return copy(source, target, plan)
+
+        with ThreadPoolExecutor(len(plans)) as threads:
+            done = list(threads.map(run, sources, plans))
+        brought = [commit.path for one in done for commit in one.objects]
+        assert sorted(brought) == sorted(sources[0].commits)
+        assert sum(one.present for one in done) == 3 * len(brought)
+        assert is_whole(target, labs[0]) == len(brought)
+        assert leftovers(target) == set(), "who came late takes its files away"
+
+
+def one_of_each(snapshot: Snapshot) -> list[records.Commit]:
+    return [
+        next(c for c in snapshot.commits.values() if isinstance(c.meta, kind))
+        for kind in sync.ORDER
+    ]
+
+
+def damage_each(backend: MemoryBackend) -> list[tuple[records.Commit, str]]:
+    """Every file of one object of each kind."""
+    return [(c, path) for c in one_of_each(take_snapshot(backend)) for path in files(c)]
+
+
+def resting_on(snapshot: Snapshot, commit: records.Commit) -> set[str]:
+    meta = commit.meta
+    if isinstance(meta, ModelMeta):
+        return {records.meta_path(e) for e in snapshot.embeddings(model=meta.model)}
+    if isinstance(meta, SegmentMeta):
+        found = snapshot.embeddings(meta.game)
+        return {records.meta_path(e) for e in found if e.segment == meta.segment}
+    return set()
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "empty", "lose"])
+def test_damage_is_not_copied_and_the_rest_is(labs, how):
+    ours = first_of_pong(labs[0])
+    for commit, path in damage_each(ours):
+        source, target = part(ours), MemoryBackend("memory://target", at_once=4)
+        data = bytearray(source.get(path))
+        source.delete(path)
+        if how != "lose":
+            data[len(data) // 2] ^= 1
+            source.put_new(path, {"flip": data, "cut": data[:-1], "empty": b""}[how])
+        plan, done = sync_all(source, target)
+        lost = resting_on(take_snapshot(ours), commit)
+        assert [found.path for found in done.damaged] == [commit.path]
+        assert "wsa verify" in done.damaged[0].why
+        assert path in done.damaged[0].why
+        assert done.left == len(lost)
+        assert objects(target) == objects(ours) - {commit.path} - lost
+        assert len(done.objects) == len(plan.objects) - 1 - len(lost)
+        is_whole(target, ours)
+        assert leftovers(target) == set()
+        # Once it is mended, the same copy brings the rest.
+        sync_all(ours, target)
+        assert objects(target) == objects(ours)
+
+
+def test_a_damaged_record_is_named_and_the_rest_is_copied(ours):
+    for commit in one_of_each(take_snapshot(ours)):
+        source, target = part(ours), MemoryBackend("memory://target")
+        record = names.commit_path(commit.id)
+        data = source.get(record)
+        source.delete(record)
+        source.put_new(record, data[:-2])
+        with pytest.raises(DamagedError):
+            take_snapshot(source)
+        have, damaged = survey(source)
+        assert [found.path for found in damaged] == [record]
+        lost = resting_on(take_snapshot(ours), commit)
+        if isinstance(commit.meta, SegmentMeta):  # Pictures without rows are of no use.
+            lost |= {names.frames_path(commit.meta.game, commit.meta.segment)}
+        plan = plan_sync(have, take_snapshot(target))
+        copy(have, target, plan)
+        assert objects(target) == objects(ours) - {commit.path} - lost
+        assert plan.left == len(resting_on(take_snapshot(ours), commit))
+        is_whole(target, ours)
+
+
+def test_a_damaged_record_of_the_target_stays_and_nothing_rests_on_it(ours):
+    for commit in one_of_each(take_snapshot(ours)):
+        lost = resting_on(take_snapshot(ours), commit)
+        target = part(ours, lambda meta, lost=lost: records.meta_path(meta) in lost)
+        record = names.commit_path(commit.id)
+        target.delete(record)
+        target.put_new(record, b"{}")
+        before = dict(target.files)
+        there, damaged = survey(target)
+        assert [found.path for found in damaged] == [record]
+        have = take_snapshot(ours)
+        plan = plan_sync(have, there, unreadable={record})
+        assert (plan.objects, plan.left) == ((), len(lost))
+        copy(have, target, plan)
+        assert target.files == before
+
+
+def other_frames(kit: ModuleType, lab: MemoryBackend, game: str = "Pong") -> MemoryBackend:
+    """The lab, but with other frames in the first segment of a game."""
+    meta, arrays = kit.remember(0, game=game)
+    made = part(lab, lambda m: getattr(m, "segment", "") == meta.segment and m.game == game)
+    digests = arrays["digest"].copy()
+    digests[-1] ^= 1
+    writer.commit_segment(made, meta, {**arrays, "digest": digests})
+    for alias in ALIASES:
+        kit.add_embedding(made, meta, kit.key(alias))
+    return made
+
+
+def test_a_segment_of_other_frames_is_named_and_left_alone(kit, labs):
+    source = other_frames(kit, labs[0])
+    first = kit.fake_segment(0)[0]
+    path = names.segment_path("Pong", first.segment)
+
+    def lacks(meta: records.Meta) -> bool:  # Embeddings, also those of the segment; and all frames.
+        return isinstance(meta, EmbeddingMeta | FramesMeta)
+
+    target = part(labs[1], lacks)
+    before = dict(target.files)
+    plan, _ = sync_all(source, target)
+    assert [found.path for found in plan.conflicts] == [path]
+    assert "--seed" in plan.conflicts[0].why
+    assert plan.left == len(ALIASES)
+    own = {
+        names.frames_path("Pong", first.segment),
+        *(names.embedding_path("Pong", kit.key(alias), first.segment) for alias in ALIASES),
+    }
+    assert objects(target) == objects(source) - own
+    assert before.items() <= target.files.items()
+    is_whole(target, labs[0])
+    # What somebody asks for that has no part in it does not mention it.
+    assert plan_sync(take_snapshot(source), take_snapshot(target), ["Breakout"]).conflicts == ()
+
+
+def test_the_same_frames_packed_differently_are_the_same_segment(kit, labs, ours, monkeypatch):
+    first = kit.fake_segment(0)[0]
+    source = part(ours, lambda m: getattr(m, "segment", "") == first.segment and m.game == "Pong")
+    whole = writer.layout.encode_group
+
+    def spaced(arrays: Any) -> dict[str, bytes]:
+        packed = whole(arrays)
+        return {n: d + b" " if n.endswith("zarr.json") else d for n, d in packed.items()}
+
+    monkeypatch.setattr(writer.layout, "encode_group", spaced)
+    meta, _ = kit.add_segment(source, 0)
+    plan = plan_sync(take_snapshot(source), take_snapshot(part(labs[1])))
+    assert (plan.conflicts, plan.objects, plan.left) == ((), (), 0)
+    # Where they have to be compared and cannot, they are not taken for the same.
+    commit = take_snapshot(source).commits[records.meta_path(meta)]
+    digest = next(path for path in files(commit) if "/digest/c" in path)
+    source.delete(digest)
+    plan = plan_sync(
+        take_snapshot(source), take_snapshot(part(labs[1], lambda m: isinstance(m, EmbeddingMeta)))
+    )
+    assert [found.path for found in plan.damaged] == [commit.path]
+    assert {records.meta_path(c.meta) for c in plan.objects}.isdisjoint(
+        names.embedding_path("Pong", kit.key(alias), meta.segment) for alias in ALIASES
+    )
+
+
+def test_two_labs_with_one_model_share_its_passes(kit):
+    ours, theirs = MemoryBackend("memory://ours"), MemoryBackend("memory://theirs")
+    key = kit.key("vit")
+    for lab, number in ((ours, 0), (theirs, 1)):
+        kit.add_model(lab, key)
+        meta, _ = kit.add_segment(lab, number)
+        shared, _ = kit.add_segment(lab, 5)
+        kit.add_embedding(lab, meta, key)
+        kit.add_embedding(lab, shared, key)
+    sync_all(theirs, ours)
+    plan = make_plan(take_snapshot(ours), [key], ["Pong"])
+    assert (plan.items, plan.present) == ((), 3)
+
+
+def test_other_weights_stay_apart(kit):
+    ours, theirs = MemoryBackend("memory://ours"), MemoryBackend("memory://theirs")
+    mine, other = (names.make_model_key("vit", keys.identity(weights)) for weights in "ab")
+    arrays = {}
+    for lab, key in ((ours, mine), (theirs, other)):
+        kit.add_model(lab, key)
+        meta, _ = kit.add_segment(lab, 0)
+        arrays[key] = kit.add_embedding(lab, meta, key)
+    sync_all(theirs, ours)
+    snapshot = take_snapshot(ours)
+    assert snapshot.models == sorted([mine, other]) == snapshot.models_of("Pong")
+    for key, array in arrays.items():
+        np.testing.assert_array_equal(snapshot.read_embedding("Pong", key, meta.segment), array)
+    assert not np.array_equal(arrays[mine], arrays[other])
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_models_of_one_key_whose_files_differ_are_compared(kit, ours, labs, same):
+    key = kit.key("vit")
+    source = part(ours, lambda meta: isinstance(meta, ModelMeta) and meta.model == key)
+    other = {"spec.json": b"{}", "probe.safetensors": b"other"}
+    writer.commit_model(source, ModelMeta(key), other)
+    target = part(labs[1], lambda meta: isinstance(meta, EmbeddingMeta))
+    asked = []
+
+    def same_model(ours: Any, theirs: Any) -> bool:
+        asked.append((ours, theirs["spec.json"]))
+        return same
+
+    plan, _ = sync_all(source, target, same_model=same_model)
+    assert asked == [
+        (other, labs[1].get(files(take_snapshot(labs[1]).commits[names.model_path(key)])[1]))
+    ]
+    if same:
+        assert (plan.conflicts, plan.left) == ((), 0)
+        assert objects(target) == objects(labs[0])
+    else:
+        assert [found.path for found in plan.conflicts] == [names.model_path(key)]
+        assert plan.left == 4
+        assert take_snapshot(target).embeddings(model=key) == []
+        assert len(take_snapshot(target).embeddings()) == 4
+
+
+def test_embeddings_of_an_alias_are_those_of_all_its_keys(kit, ours):
+    keys_of = [names.make_model_key("vit", keys.identity(weights)) for weights in "ab"]
+    for key in keys_of:
+        kit.add_model(ours, key)
+    for wanted, expected in ((["vit"], 3), ([keys_of[0]], 1), (["vit", "lite0"], 4)):
+        plan = plan_sync(take_snapshot(ours), take_snapshot(MemoryBackend()), (), wanted)
+        assert sum(isinstance(c.meta, ModelMeta) for c in plan.objects) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"games": ["Pongo"]}, ["Pongo", "Did you mean Pong?", "Breakout, Pong", "--game"]),
+        ({"models": ["dino"]}, ["dino", "lite0-", "vit-", "--models"]),
+        ({"models": ["vit", "dino-000000000000"]}, ["dino-000000000000", "--models"]),
+    ],
+)
+def test_what_the_source_does_not_have_is_refused_with_what_it_has(ours, asked, said):
+    with pytest.raises(MissingError) as refused:
+        plan_sync(take_snapshot(ours), take_snapshot(MemoryBackend()), **asked)
+    assert all(word in str(refused.value) for word in [*said, ours.url])
+
+
+def test_embeddings_without_a_segment_or_a_model_stay(ours, labs):
+    segment = take_snapshot(ours).segments("Pong")[0]
+    for without in (
+        lambda meta: isinstance(meta, SegmentMeta) and meta == segment,
+        lambda meta: isinstance(meta, ModelMeta),
+    ):
+        target = MemoryBackend("memory://target")
+        plan, done = sync_all(part(ours, without), target)
+        is_whole(target, ours)
+        assert plan.left + len(take_snapshot(target).embeddings()) == 8
+        assert done.left == 0
+        sync_all(ours, target)
+        assert objects(target) == objects(ours)
+
+
+@pytest.mark.parametrize("most", [0, 600, 1 << 30])
+def test_few_large_files_are_in_memory_at_once(ours, monkeypatch, most):
+    monkeypatch.setattr(sync, "MAX_HELD_BYTES", most)
+    have, held, peak = take_snapshot(ours), 0, 0
+    largest = {c.path: max(file.bytes for file in c.files) for c in have.commits.values()}
+    lock = threading.Lock()
+    copy_object = sync._copy_object
+
+    def watched(source: Snapshot, target: Backend, commit: Any) -> bool | str:
+        nonlocal held, peak
+        with lock:
+            held += largest[commit.path]
+            peak = max(peak, held)
+        outcome = copy_object(source, target, commit)
+        with lock:
+            held -= largest[commit.path]
+        return outcome
+
+    monkeypatch.setattr(sync, "_copy_object", watched)
+    target = MemoryBackend(at_once=16)
+    copy(have, target, plan_sync(have, take_snapshot(target)))
+    assert objects(target) == objects(ours)
+    assert peak <= max(most, *largest.values())
+
+
+def test_a_store_that_refuses_is_not_taken_for_damage(ours):
+    for number in range(0, 60, 7):
+        source = FaultyBackend(part(ours), {number: "fail"})
+        with pytest.raises(WsaError) as refused:
+            sync_all(source, MemoryBackend())
+        assert isinstance(refused.value, StorageError)
+
+
+def test_a_link_planted_in_the_target_is_not_damage_of_the_source(ours, store, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "store" / "models").symlink_to(tmp_path / "outside")
+    with pytest.raises(DamagedError, match="leads out"):
+        sync_all(ours, store)
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_from_a_folder_to_a_folder(ours, store):
+    sync_all(ours, store)
+    assert is_whole(store, ours) == len(objects(ours))
+    target = MemoryBackend(at_once=16)
+    sync_all(store, target)
+    assert is_whole(target, ours) == len(objects(ours))
+    assert leftovers(target) == {names.STORE_FILE} & set(target.files)
