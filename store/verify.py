@@ -1,41 +1,86 @@
 """Check every byte of a store and say what is damaged; change nothing.
 
 Each commit record is parsed and its own checksum compared; each file it names is read, compared
-with its length and blake3, and each array is decoded. What no record names is counted but is not
-damage: it is the leftover of a writer that died, or of one that is at work.
+with its length and blake3, and each array is decoded. Of an array that is not what was committed,
+the chunks whose own checksums fit are still sound, so what is lost is named to the row. What no
+record names is counted but is not damage: it is the leftover of a writer that died, or of one that
+is at work.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from wsa.store import keys, layout, names
 from wsa.store.backends import Backend
-from wsa.store.errors import DamagedError, StorageError
-from wsa.store.reader import (
-    Snapshot,
-    list_records,
-    read_record,
-    segment_array,
-    segment_arrays,
-)
-from wsa.store.records import Commit, EmbeddingMeta, SegmentMeta
+from wsa.store.bounds import check_metadata
+from wsa.store.errors import DamagedError, Kind, StorageError, WsaError
+from wsa.store.reader import Snapshot, group_arrays, list_records, read_record
+from wsa.store.records import Commit, EmbeddingMeta, ModelMeta, SegmentMeta
+from wsa.store.sweep import KEPT, list_attempts
+
+# Of damage beyond so much only the number is told, so that no flood of it fills the memory.
+MOST_LISTED = 10_000
+# Checked side by side where reads wait for a network; each takes the memory of an object.
+OBJECTS_AT_ONCE = 8
+
+Rows = tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Damage:
-    """One damaged object.
+    """One damaged array, object or record.
 
     Attributes:
         path: The object's path, or its record's where that is what is damaged.
-        concerns: Game, segment, model and rows, as far as they can be told.
+        kind: Stable code of the failure, as of the error that reading it raises.
         why: What was found.
+        game, segment, model: What it belongs to; "" where it belongs to none or nobody can tell.
+        array: The damaged array, "" where it is all of the object.
+        unit: What `rows` counts: `rows` of the segment, or its distinct `frames`.
+        rows: Damaged rows, as (first, last).
+        attempt: The attempt that the record names, "" where the record is what is damaged.
     """
 
     path: str
-    concerns: str
+    kind: Kind
     why: str
+    game: str = ""
+    segment: str = ""
+    model: str = ""
+    array: str = ""
+    unit: str = ""
+    rows: Rows = ()
+    attempt: str = ""
+
+    @property
+    def concerns(self) -> str:
+        """Game, segment, model and rows in words, as far as they can be told."""
+        said = [
+            f"{word} {value}"
+            for word, value in (
+                ("game", self.game),
+                ("segment", self.segment),
+                ("model", self.model),
+                ("array", self.array),
+            )
+            if value
+        ]
+        if self.rows:
+            ranges = " and ".join(f"{first} to {last}" for first, last in self.rows)
+            said.append(f"{self.unit} {ranges}")
+        elif self.model and not self.segment:
+            said[-1] += ", and nothing it encoded"
+        words = ", ".join(said)
+        if self.attempt:
+            return words
+        return f"the record of {words or 'an object none of whose files are left'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,106 +89,192 @@ class Report:
 
     Attributes:
         objects: Committed objects read.
+        of: Objects that the store has; more than `objects` where a sample was read.
         files: Files read.
-        bytes: Bytes read.
-        leftovers: Files that no record names.
-        damage: What is damaged, sorted by path.
+        bytes: Bytes of objects read.
+        leftovers: Files that no record names; None where a sample was read.
+        set_aside: Objects and records that lie in `damaged/`.
+        damage: What is damaged, sorted by path; `MOST_LISTED` at most.
+        unlisted: Damage beyond what is listed.
     """
 
     objects: int
+    of: int
     files: int
     bytes: int
-    leftovers: int
+    leftovers: int | None
+    set_aside: int
     damage: tuple[Damage, ...]
+    unlisted: int = 0
 
 
 def verify(
-    backend: Backend, on_object: Callable[[int, int], None] = lambda done, total: None
+    backend: Backend,
+    on_object: Callable[[int, int], None] = lambda done, total: None,
+    sample: float = 1.0,
 ) -> Report:
-    """Read every committed byte of a store.
+    """Read every committed byte of a store, or of some of its objects.
 
     Args:
         backend: The store.
         on_object: Called with (objects done, objects in all) after each.
+        sample: Share of the objects to read, chosen at random.
 
     Raises:
         StorageError: The store cannot be listed. What cannot be read is damage.
     """
     # Before the records: what is committed meanwhile is then whole, and no leftover.
-    present = set(backend.list(""))
+    found = list_attempts(backend, "" if sample >= 1 else KEPT)
+    paths = [entry.path for entry in list_records(backend)]
+    total = len(paths)
+    if sample < 1:
+        paths = random.sample(paths, min(total, math.ceil(sample * total)))
     damage: list[Damage] = []
-    commits: dict[str, Commit] = {}
-    unreadable: dict[str, str] = {}
-    for path in list_records(backend):
-        try:
-            commit = read_record(backend, path)
-        except (DamagedError, StorageError) as error:
-            unreadable[path] = str(error)
-        else:
-            if commit is not None:
-                commits[commit.path] = commit
-    snapshot = Snapshot(backend, commits)
-    for done, path in enumerate(sorted(commits), 1):
-        try:
-            _verify_object(snapshot, commits[path])
-        except (DamagedError, StorageError) as error:
-            damage.append(Damage(path, concerns(commits[path]), str(error)))
-        on_object(done, len(commits))
-    named = {file.path for commit in commits.values() for file in commit.files}
-    leftovers = {
-        path
-        for path in present - named - {names.STORE_FILE}
-        if not (path.startswith("commits/") and path.endswith(".json"))
-    }
+    objects = files = size = unlisted = 0
+    for done, seen in enumerate(_check_all(backend, paths), 1):
+        if seen.folder:
+            objects += 1
+            files += seen.files + 1
+            size += seen.bytes
+            found.attempts.pop(seen.folder, None)
+        room = MOST_LISTED - len(damage)
+        damage += seen.damage[:room]
+        unlisted += len(seen.damage[room:])
+        on_object(done, len(paths))
+    left = sum(attempt.files for attempt in found.attempts.values()) + len(found.strange)
     # A record's name is the hash of its object's path, so the files that lie there tell which.
-    objects = {names.commit_path(keys.object_id(path)): path for path in map(_object, leftovers)}
-    for path, why in unreadable.items():
-        what = objects.get(path, "an object none of whose files are left")
-        damage.append(Damage(path, f"the record of {what}", why))
+    orphans = {path.rpartition("/")[0] for path in found.attempts}
+    by_record = {names.commit_path(keys.object_id(path)): path for path in orphans}
+    damage = [_with_object(one, by_record) for one in damage]
     return Report(
-        objects=len(commits),
-        files=len(named) + len(commits),
-        bytes=sum(f.bytes for c in commits.values() for f in c.files),
-        leftovers=len(leftovers),
-        damage=tuple(sorted(damage, key=lambda d: d.path)),
+        objects=objects,
+        of=total,
+        files=files,
+        bytes=size,
+        leftovers=left if sample >= 1 else None,
+        set_aside=found.kept,
+        damage=tuple(sorted(damage, key=lambda d: (d.path, d.array, d.rows))),
+        unlisted=unlisted,
     )
 
 
-def _object(file: str) -> str:
-    """Path of the object that a file would belong to."""
-    parts = file.split("/")
-    if parts[0] == "games":
-        return "/".join(parts[: 5 if parts[2:3] == ["embeddings"] else 4])
-    return "/".join(parts[:2])
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What the check of one record and its object found; no folder where the record is damaged."""
+
+    damage: Sequence[Damage] = ()
+    folder: str = ""
+    files: int = 0
+    bytes: int = 0
 
 
-def concerns(commit: Commit) -> str:
-    """What a reader loses with an object, in words."""
+def _check_all(backend: Backend, paths: Sequence[str]) -> Iterator[_Seen]:
+    check = partial(_check, backend)
+    if backend.at_once == 1:
+        yield from map(check, paths)
+        return
+    with ThreadPoolExecutor(OBJECTS_AT_ONCE) as threads:
+        step = 16 * OBJECTS_AT_ONCE  # All at once would be a million futures.
+        for at in range(0, len(paths), step):
+            yield from threads.map(check, paths[at : at + step])
+
+
+def _check(backend: Backend, path: str) -> _Seen:
+    try:
+        commit = read_record(backend, path)
+    except (DamagedError, StorageError) as error:
+        return _Seen([Damage(path, error.kind, str(error))])
+    if commit is None:  # Removed just now.
+        return _Seen()
+    damage = list(_check_object(Snapshot(backend, {}), commit))
+    return _Seen(damage, commit.folder, len(commit.files), commit.bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bad:
+    """A file that is not what was committed, and what there is of it."""
+
+    error: WsaError
+    data: bytes | None
+
+
+def _check_object(snapshot: Snapshot, commit: Commit) -> Iterator[Damage]:
     meta = commit.meta
-    if isinstance(meta, SegmentMeta):
-        return f"game {meta.game}, segment {meta.segment}, rows 0 to {meta.rows - 1}"
+    bad: dict[str, _Bad] = {}
+    try:
+        files = snapshot.read_files(commit)
+    except (DamagedError, StorageError):
+        files, bad = _read_apart(snapshot, commit)
+    arrays: dict[str, tuple[tuple[int, ...], str]] = dict(group_arrays(meta))
     if isinstance(meta, EmbeddingMeta):
-        return (
-            f"game {meta.game}, segment {meta.segment}, model {meta.model}, "
-            f"frames 0 to {meta.shape[0] - 1}"
-        )
-    return f"model {meta.model}, and nothing it encoded"
+        arrays = {"": (meta.shape, meta.dtype)}
+    for name, (shape, dtype) in arrays.items():
+        prefix = f"{name}/" if name else ""
+        chunk = prefix + layout.chunk_file(len(shape))
+        own = {file: bad.pop(file) for file in list(bad) if file.startswith(prefix)}
+        if own:
+            why, data = next(iter(own.values())).error, None
+            if own.keys() == {chunk}:
+                data = own[chunk].data
+        else:
+            try:
+                layout.decode_array(files, name or None, shape, dtype, commit.folder)
+                continue
+            except DamagedError as error:
+                why, data = error, files.get(chunk)
+        rows: Rows = ((0, shape[0] - 1),)
+        if data is not None:
+            with contextlib.suppress(DamagedError):
+                stored = check_metadata(files.get(f"{prefix}zarr.json"), shape, dtype, chunk)
+                rows = tuple(layout.damaged_rows(stored, data))
+        yield _damage(commit, name, rows, why)
+    for one in bad.values():  # Of no array: all of the object depends on it.
+        yield _damage(commit, "", (), one.error)
 
 
-def _verify_object(snapshot: Snapshot, commit: Commit) -> None:
-    files = snapshot.read_files(commit)
+def _read_apart(snapshot: Snapshot, commit: Commit) -> tuple[dict[str, bytes], dict[str, _Bad]]:
+    """An object's files one by one: those that are right, and those that are not."""
+    files, bad = {}, {}
+    for file in commit.files:
+        try:
+            files[file.name] = snapshot.read_file(commit, file)
+        except (DamagedError, StorageError) as error:
+            data = None
+            with contextlib.suppress(DamagedError, StorageError, FileNotFoundError):
+                data = snapshot.backend.get(f"{commit.folder}/{file.name}", file.bytes)
+            bad[file.name] = _Bad(error, data)
+    return files, bad
+
+
+def _damage(commit: Commit, array: str, rows: Rows, why: WsaError) -> Damage:
+    """Damage to some rows of an array, or of all the object where no rows are given."""
     meta = commit.meta
-    if isinstance(meta, SegmentMeta):
-        for name in segment_arrays(meta):
-            shape, dtype = segment_array(meta, name)
-            layout.decode_array(files, name, shape, dtype, commit.path)
-    elif isinstance(meta, EmbeddingMeta):
-        layout.decode_array(files, None, meta.shape, meta.dtype, commit.path)
+    model, segment, game, unit, count = "", "", "", "", 0
+    if isinstance(meta, ModelMeta):
+        model = meta.model
+    else:
+        game, segment, unit, count = meta.game, meta.segment, "frames", 0
+        if isinstance(meta, SegmentMeta):
+            unit, count = ("frames", meta.frames) if array == "digest" else ("rows", meta.rows)
+        elif isinstance(meta, EmbeddingMeta):
+            model, count = meta.model, meta.shape[0]
+        else:
+            count = meta.frames
+            rows = () if array == "palette" else rows  # Which all frames are seen through.
+    if count and not rows:
+        rows = ((0, count - 1),)
+    return Damage(
+        commit.path, why.kind, str(why), game, segment, model, array, unit, rows, commit.attempt
+    )
 
 
-def remedy(damage: Damage) -> str:
-    """What to type to get the object back."""
-    if damage.path.startswith("commits/"):
-        return f"remove {damage.path}, then run 'wsa collect' or 'wsa encode' again"
-    record = names.commit_path(keys.object_id(damage.path))
-    return f"remove {record} and {damage.path}, then run 'wsa collect' or 'wsa encode' again"
+def _with_object(damage: Damage, objects: Mapping[str, str]) -> Damage:
+    """Damage of a record, with what the files tell of the object that it was the record of."""
+    parts = objects.get(damage.path, "").split("/")
+    if damage.attempt or len(parts) < 2:
+        return damage
+    if parts[0] == "models":
+        return dataclasses.replace(damage, model=parts[1])
+    model = parts[3] if parts[2] == "embeddings" else ""
+    unit = "rows" if parts[2] == "segments" else "frames"
+    return dataclasses.replace(damage, game=parts[1], segment=parts[-1], model=model, unit=unit)

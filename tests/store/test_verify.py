@@ -1,44 +1,30 @@
 from __future__ import annotations
 
+import itertools
 import random
 import warnings
 
+import google_crc32c
 import numpy as np
 import pytest
 
-from wsa.store import layout, names, verify
-from wsa.store.errors import DamagedError, StorageError, WsaError
+from wsa.store import keys, layout, names, verify
+from wsa.store.bounds import check_metadata
+from wsa.store.errors import DamagedError, WsaError
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import open_store
+from wsa.store.records import EmbeddingMeta
 
 MODELS = ("lite0", "vit")
-
-
-@pytest.fixture
-def full(store, kit):
-    """A store with two games, RGB and indexed segments, two models, sharded embeddings."""
-    metas = [
-        kit.add_segment(store, 0, steps=20),
-        kit.add_segment(store, 1, steps=20, indexed=False, cut=True),
-        kit.add_segment(store, 0, game="Seaquest", steps=270, height=3, width=2),
-    ]
-    for meta, _ in metas:
-        for alias in MODELS:
-            kit.add_embedding(store, meta, kit.key(alias))
-    for alias in MODELS:
-        kit.add_model(store, kit.key(alias))
-    return [meta for meta, _ in metas]
+OBJECTS = 14
 
 
 def everything(snapshot, metas, kit, only=None):
     """What a reader can ask for, by object path; errors in place of what raised them."""
     asked = {}
     for meta in metas:
-        asked[names.segment_path(meta.game, meta.segment)] = lambda m=meta: [
-            *snapshot.read_rows(m).values(),
-            snapshot.read_frames(m),
-            snapshot.read_digests(m),
-        ]
+        frames, rows = kit.segment_paths(meta)
+        asked[frames] = lambda m=meta: [snapshot.read_frames(m)]
+        asked[rows] = lambda m=meta: [*snapshot.read_rows(m).values()]
         for alias in MODELS:
             path = names.embedding_path(meta.game, kit.key(alias), meta.segment)
             asked[path] = lambda m=meta, a=alias: [
@@ -69,11 +55,7 @@ def object_of(path, snapshot):
 
 def words_of(path):
     """What a report must say of an object: its game, segment and model."""
-    return [
-        part
-        for part in path.split("/")
-        if part not in ("games", "segments", "embeddings", "models")
-    ]
+    return [part for part in path.split("/") if "-" in part or part.istitle()]
 
 
 def is_reported(store, target, snapshot, before, metas, kit, kind="bad-bytes", others=100):
@@ -81,24 +63,48 @@ def is_reported(store, target, snapshot, before, metas, kit, kind="bad-bytes", o
     path = object_of(target, snapshot)
     (damage,) = verify.verify(store).damage
     assert all(word in damage.concerns for word in words_of(path)), damage
-    remedy = verify.remedy(damage)
-    assert names.commit_path(kit.keys.object_id(path)) in remedy
+    assert {damage.game, damage.segment, damage.model} - {""} == set(words_of(path))
     if target.startswith("commits/"):
-        assert damage.path == target
+        assert damage.path == target and damage.kind == "bad-record"
         with pytest.raises(DamagedError, match=target):
             take_snapshot(store)
-        return
-    assert damage.path == path and path in remedy
-    asked = {path, *random.Random(target).sample(sorted(before), min(others, len(before)))}
-    for name, value in everything(take_snapshot(store), metas, kit, asked).items():
-        if name != path:
-            assert all(map(np.array_equal, value, before[name]))
+        return damage
+    assert damage.path == path and damage.kind == kind
+    commit = snapshot.commit(path)
+    name = target.removeprefix(f"{commit.folder}/")
+    assert damage.array == ("" if damage.model or "/" not in name else name.split("/")[0])
+    asked = {path, *random.Random(1).sample(sorted(before), min(others, len(before)))}
+    for other, value in everything(take_snapshot(store), metas, kit, asked).items():
+        if other != path:
+            assert all(map(np.array_equal, value, before[other]))
         elif isinstance(value, list):
-            # The group's own metadata is for others; wsa does not read it.
-            assert target.endswith(f"{path}/zarr.json") and "segments" in path
+            # A group's own metadata is for people without wsa.
+            assert name == "zarr.json" and "/frames/" in path
         else:
             assert isinstance(value, DamagedError) and path in str(value)
             assert value.kind == kind
+    return damage
+
+
+def rows_at(snapshot, target, at, whole):
+    """The rows that byte `at` of a file holds, read out of the file's own index."""
+    commit = snapshot.commit(object_of(target, snapshot))
+    meta = commit.meta
+    name = target.removeprefix(f"{commit.folder}/").rpartition("/")[0]
+    if isinstance(meta, EmbeddingMeta):
+        (frames, _), inner = meta.shape, layout.EMBEDDINGS_PER_CHUNK
+    elif name == "frames":
+        frames, inner = meta.frames, layout.FRAMES_PER_CHUNK
+    else:
+        return None
+    chunks = -(-frames // inner)
+    if chunks == 1 or not target.rpartition("/")[2].startswith("c."):
+        return ((0, frames - 1),)
+    index = np.frombuffer(whole[-16 * chunks - 4 : -4], "<u8").reshape(-1, 2)
+    for number, (offset, length) in enumerate(index.tolist()):
+        if offset <= at < offset + length:
+            return ((number * inner, min((number + 1) * inner, frames) - 1),)
+    return ((0, frames - 1),)  # The index itself.
 
 
 def flip_many(store, kit, metas, count, seed):
@@ -106,34 +112,82 @@ def flip_many(store, kit, metas, count, seed):
     snapshot = take_snapshot(store)
     before = everything(snapshot, metas, kit)
     assert all(isinstance(value, list) for value in before.values())
-    files = sorted(path for path in store.list("") if path != "wsa.json")
     kinds: dict[str, list[str]] = {}
-    for path in files:
-        kind = "record" if path.startswith("commits") else path.rsplit("/", 3)[-1]
-        kinds.setdefault(
-            f"{path.split('/')[2 if path.startswith('games') else 0]} {kind}", []
-        ).append(path)
+    for path in kit.paths(store, ""):
+        if path != "wsa.json":
+            parts = path.split("/")
+            kind = "record" if parts[0] == "commits" else "/".join(parts[-2:])
+            kind = kind if "/" not in kind or parts[-2].isalpha() else parts[-1]
+            kinds.setdefault(f"{parts[2 if parts[0] == 'games' else 0]} {kind}", []).append(path)
+    exact = 0
     for turn in range(count):
         target = rng.choice(kinds[sorted(kinds)[turn % len(kinds)]])
         file = store.root / target
         whole = file.read_bytes()
         data = bytearray(whole)
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        at = rng.randrange(len(data))
+        data[at] ^= 1 << rng.randrange(8)
         file.write_bytes(data)
-        is_reported(store, target, snapshot, before, metas, kit, others=2)
+        damage = is_reported(store, target, snapshot, before, metas, kit, others=2)
+        if target.startswith("games/") and (rows := rows_at(snapshot, target, at, whole)):
+            assert damage.rows == rows and damage.unit == "frames"
+            exact += rows[0][0] > 0
         file.write_bytes(whole)
     assert not verify.verify(store).damage
-    return len(kinds)
+    return len(kinds), exact
 
 
 def test_one_flipped_bit_is_found(store, full, kit):
-    assert flip_many(store, kit, full, 80, 1) >= 6
+    assert flip_many(store, kit, full, 60, 1)[0] >= 30
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_a_thousand_flipped_bits_are_found(store, full, kit):
-    flip_many(store, kit, full, 1000, 2)
+    kinds, exact = flip_many(store, kit, full, 1000, 2)
+    assert kinds >= 30 and exact > 5
+
+
+@pytest.mark.parametrize("chunks", [[0], [2], [4], [0, 1], [1, 3], [0, 1, 2, 3, 4]])
+def test_damaged_rows_are_named_exactly(store, kit, chunks):
+    meta, _ = kit.add_segment(store, steps=1100)
+    kit.add_embedding(store, meta, kit.key(), shape=(4, 2))
+    path = names.embedding_path(meta.game, kit.key(), meta.segment)
+    folder = take_snapshot(store).commit(path).folder
+    file = store.root / folder / "c.0.0.0"
+    data = bytearray(file.read_bytes())
+    index = np.frombuffer(data[-16 * 5 - 4 : -4], "<u8").reshape(-1, 2).tolist()
+    for number in chunks:
+        data[index[number][0] + index[number][1] // 2] ^= 1
+    file.write_bytes(data)
+    (damage,) = verify.verify(store).damage
+    spans = [(256 * n, min(256 * n + 255, meta.frames - 1)) for n in chunks]
+    lost = {row for first, last in spans for row in range(first, last + 1)}
+    assert {r for first, last in damage.rows for r in range(first, last + 1)} == lost
+    assert len(damage.rows) == 1 + sum(b - a > 1 for a, b in itertools.pairwise(chunks))
+    assert f"frames {damage.rows[0][0]} to {damage.rows[0][1]}" in damage.concerns
+
+
+def test_chunks_that_changed_places_inside_a_file_are_found(store, kit):
+    meta, _ = kit.add_segment(store, steps=600)
+    kit.add_embedding(store, meta, kit.key())
+    path = names.embedding_path(meta.game, kit.key(), meta.segment)
+    file = store.root / take_snapshot(store).commit(path).folder / "c.0.0"
+    whole = file.read_bytes()
+    stored = check_metadata((file.parent / "zarr.json").read_bytes(), (601, 3), "float16", "")
+    entries = [whole[at : at + 16] for at in range(len(whole) - 52, len(whole) - 4, 16)]
+    index = entries[1] + entries[0] + entries[2]
+    # Even under an index whose checksum was made anew: nothing says which rows are right then.
+    for forged in (
+        whole[:-52] + index + whole[-4:],
+        whole[:-52] + index + google_crc32c.value(index).to_bytes(4, "little"),
+    ):
+        file.write_bytes(forged)
+        (damage,) = verify.verify(store).damage
+        assert damage.rows == ((0, 600),)
+        with pytest.raises(DamagedError):
+            take_snapshot(store).read_embedding(meta.game, kit.key(), meta.segment)
+    assert layout.damaged_rows(stored, whole) == [(0, 600)]
 
 
 @pytest.mark.parametrize("how", ["cut", "emptied", "longer", "deleted", "zeroed"])
@@ -141,7 +195,7 @@ def test_other_damage_is_found(store, full, kit, how):
     snapshot = take_snapshot(store)
     before = everything(snapshot, full, kit)
     rng = random.Random(how)
-    files = sorted(path for path in store.list("") if path != "wsa.json")
+    files = sorted(path for path in kit.paths(store, "") if path != "wsa.json")
     for target in rng.sample(files, 6):
         file = store.root / target
         whole = file.read_bytes()
@@ -170,23 +224,25 @@ def test_other_damage_is_found(store, full, kit, how):
 
 
 def test_two_files_that_changed_places_are_found(store, full, kit):
-    one, two = (names.embedding_path(full[0].game, kit.key(a), full[0].segment) for a in MODELS)
-    pairs = [
-        (f"{one}/c/0/0", f"{two}/c/0/0"),
-        (f"{one}/zarr.json", f"{one}/c/0/0"),
-        (
-            names.segment_path("Pong", full[0].segment) + "/reward/c/0",
-            names.segment_path("Pong", full[1].segment) + "/reward/c/0",
-        ),
-    ]
-    commits = sorted(store.list("commits"))
-    pairs.append((commits[0], commits[-1]))
     snapshot = take_snapshot(store)
+
+    def at(path, name):
+        return f"{snapshot.commit(path).folder}/{name}"
+
+    one, two = (names.embedding_path(full[0].game, kit.key(a), full[0].segment) for a in MODELS)
+    left, right = (names.segment_path("Pong", meta.segment) for meta in full[:2])
+    commits = kit.paths(store, "commits")
+    pairs = [
+        (at(one, "c.0.0"), at(two, "c.0.0")),
+        (at(one, "zarr.json"), at(one, "c.0.0")),
+        (at(left, "reward/c.0"), at(right, "reward/c.0")),
+        (commits[0], commits[-1]),
+    ]
     for left, right in pairs:
         swap(store, left, right)
         report = verify.verify(store)
         concerned = {object_of(left, snapshot), object_of(right, snapshot)}
-        assert len(report.damage) == len(concerned)
+        assert len({d.path for d in report.damage}) == len(concerned)
         for path in concerned:
             assert any(all(w in d.concerns for w in words_of(path)) for d in report.damage)
         swap(store, left, right)
@@ -201,35 +257,42 @@ def swap(store, left, right):
     b.write_bytes(x)
 
 
-def test_a_damaged_object_is_made_again_as_the_report_says(store, full, kit):
-    meta = full[0]
-    path = names.segment_path(meta.game, meta.segment)
-    (store.root / path / "frames/c/0/0/0").write_bytes(b"")
-    (damage,) = verify.verify(store).damage
-    assert verify.remedy(damage).startswith("remove commits/")
-    store.delete(names.commit_path(kit.keys.object_id(damage.path)))
-    for left in list(store.list(damage.path)):
-        store.delete(left)
-    assert not verify.verify(store).damage
-    assert kit.writer.commit_segment(store, *kit.by_id(meta))
-    assert kit.check_whole(take_snapshot(store), full, [kit.key(a) for a in MODELS]) == 9
+def test_damage_to_several_arrays_is_told_apart(store, full, kit):
+    meta = full[2]
+    folder = store.root / take_snapshot(store).commit(kit.segment_paths(meta)[1]).folder
+    for name in ("reward/c.0", "digest/c.0.0", "zarr.json"):
+        (folder / name).write_bytes(b"?")
+    damage = verify.verify(store).damage
+    assert [(d.array, d.unit, d.rows) for d in damage] == [
+        ("", "rows", ((0, meta.rows - 1),)),
+        ("digest", "frames", ((0, meta.frames - 1),)),
+        ("reward", "rows", ((0, meta.rows - 1),)),
+    ]
 
 
 def test_a_clean_store_is_counted(store, full, kit):
     seen = []
     report = verify.verify(store, lambda done, total: seen.append((done, total)))
-    files = [path for path in store.list("") if path != "wsa.json"]
-    objects = len(take_snapshot(store).commits)
-    assert seen == [(i + 1, objects) for i in range(objects)]
-    assert (report.objects, report.files, report.leftovers) == (objects, len(files), 0)
-    assert report.damage == ()
-    records = sum(store.stat(path) for path in store.list("commits"))
+    files = [path for path in kit.paths(store, "") if path != "wsa.json"]
+    assert len(take_snapshot(store).commits) == OBJECTS
+    assert seen == [(i + 1, OBJECTS) for i in range(OBJECTS)]
+    assert (report.objects, report.of, report.files) == (OBJECTS, OBJECTS, len(files))
+    assert (report.leftovers, report.set_aside, report.damage, report.unlisted) == (0, 0, (), 0)
+    records = sum(store.stat(path) for path in kit.paths(store, "commits"))
     assert report.bytes + records == sum(store.stat(path) for path in files)
+
+
+def test_objects_are_checked_side_by_side_where_reads_wait(store, full, kit, monkeypatch):
+    clean = verify.verify(store)
+    (store.root / kit.paths(store, "models")[0]).write_bytes(b"?")
+    alone = verify.verify(store)
+    monkeypatch.setattr(type(store), "at_once", 32)
+    assert verify.verify(store) == alone != clean
 
 
 def test_leftovers_are_counted_and_are_no_damage(store, full, kit):
     store.put_new("tmp/0123", b"half")
-    store.put_new("models/dead-0123456789ab/spec.json", b"{}")
+    store.put_new("models/dead-0123456789ab/0123456789abcdef/spec.json", b"{}")
     store.put_new("games/Pong/segments/0123456789ab-e009-000000000/zarr.json", b"{}")
     store.put_new("games/README", b"hello")
     store.put_new("notes.txt", b"hello")
@@ -239,29 +302,20 @@ def test_leftovers_are_counted_and_are_no_damage(store, full, kit):
 
 def test_a_record_whose_object_is_gone_as_well_is_reported(store, full, kit):
     path = names.model_path(kit.key("vit"))
-    record = names.commit_path(kit.keys.object_id(path))
+    record = names.commit_path(keys.object_id(path))
     (store.root / record).write_bytes(b"{")
-    for left in list(store.list(path)):
+    for left in kit.paths(store, path):
         store.delete(left)
     (damage,) = verify.verify(store).damage
     assert damage.path == record and "none of whose files" in damage.concerns
 
 
-def test_a_file_that_the_disk_refuses_is_damage_and_the_rest_is_verified(
-    store, full, kit, monkeypatch
-):
-    """A bad sector answers with an input/output error."""
+def test_a_file_that_the_disk_refuses_is_damage_and_the_rest_is_verified(store, full, kit, refuse):
     bad = names.embedding_path(full[0].game, kit.key("vit"), full[0].segment)
-    real = type(store).get
-
-    def get(self, path):
-        if path.startswith(bad):
-            raise StorageError("unavailable", f"{path}: Input/output error")
-        return real(self, path)
-
-    monkeypatch.setattr(type(store), "get", get)
+    refuse(bad)
     report = verify.verify(store)
-    assert [d.path for d in report.damage] == [bad] and report.objects == 11
+    assert [(d.path, d.kind) for d in report.damage] == [(bad, "unavailable")]
+    assert report.objects == OBJECTS
 
 
 def test_a_commit_made_during_verification_is_no_damage(store, full, kit, monkeypatch):
@@ -274,39 +328,69 @@ def test_a_commit_made_during_verification_is_no_damage(store, full, kit, monkey
 
     monkeypatch.setattr(verify, "list_records", late)
     report = verify.verify(store)
-    assert (report.damage, report.leftovers, report.objects) == ((), 0, 12)
+    assert (report.damage, report.leftovers, report.objects) == ((), 0, OBJECTS + 2)
 
 
-def test_damage_under_a_good_checksum_is_found_by_decoding(store, kit, monkeypatch):
+@pytest.mark.parametrize("where", ["chunk", "index", "metadata"])
+def test_damage_under_a_good_checksum_is_found_by_decoding(store, kit, monkeypatch, where):
     """A writer whose memory was bad commits what cannot be decoded."""
     real = layout.encode_embedding
 
     def broken(array):
         files = real(array)
-        data = bytearray(files["c/0/0"])
-        data[len(data) // 2] ^= 1
-        return {**files, "c/0/0": bytes(data)}
+        name = "zarr.json" if where == "metadata" else "c.0.0"
+        data = bytearray(files[name])
+        at = {"chunk": 300, "index": -10, "metadata": data.find(b"float16")}[where]
+        data[at] ^= 1
+        return {**files, name: bytes(data)}
 
-    meta, _ = kit.add_segment(store)
+    meta, _ = kit.add_segment(store, steps=600)
     monkeypatch.setattr(layout, "encode_embedding", broken)
     kit.add_embedding(store, meta, kit.key())
     (damage,) = verify.verify(store).damage
-    assert kit.key() in damage.concerns and "cannot be decoded" in damage.why
+    assert kit.key() in damage.concerns
+    assert damage.rows == ((0, 255 if where == "chunk" else 600),)
     with pytest.raises(DamagedError):
         take_snapshot(store).read_embedding(meta.game, kit.key(), meta.segment)
 
 
-def test_a_flip_in_the_root_is_refused_at_opening(store):
-    file = store.root / "wsa.json"
-    whole = file.read_bytes()
-    for at in range(len(whole)):
-        for bit in range(8):
-            data = bytearray(whole)
-            data[at] ^= 1 << bit
-            file.write_bytes(data)
-            with pytest.raises(WsaError) as refused:
-                open_store(store.url)
-            assert refused.value.exit_code in (4, 5)
+def test_a_sample_is_of_the_size_asked_for_and_finds_its_damage(store, full, kit):
+    for path in kit.paths(store, "models"):
+        (store.root / path).write_bytes(b"?")
+    found = set()
+    for _ in range(40):
+        seen = []
+        report = verify.verify(store, lambda done, total, to=seen: to.append((done, total)), 0.3)
+        assert (report.objects, report.of, report.leftovers) == (5, OBJECTS, None)
+        assert seen[-1] == (5, 5)
+        found |= {damage.path for damage in report.damage}
+    assert found == {names.model_path(kit.key(alias)) for alias in MODELS}
+
+
+def test_every_damaged_object_of_a_sample_is_found(store, full, kit, monkeypatch):
+    snapshot = take_snapshot(store)
+    chosen: list[str] = []
+    real = verify.random.sample
+
+    def sample(paths, count):
+        chosen[:] = real(paths, count)
+        return list(chosen)
+
+    monkeypatch.setattr(verify.random, "sample", sample)
+    for commit in list(snapshot.commits.values())[::2]:
+        (store.root / commit.folder / commit.files[-1].name).write_bytes(b"?")
+    bad = {names.commit_path(c.id): c.path for c in list(snapshot.commits.values())[::2]}
+    for _ in range(10):
+        report = verify.verify(store, sample=0.5)
+        assert {d.path for d in report.damage} == {bad[p] for p in chosen if p in bad}
+
+
+def test_a_flood_of_damage_is_counted(store, full, kit, monkeypatch):
+    monkeypatch.setattr(verify, "MOST_LISTED", 3)
+    for commit in take_snapshot(store).commits.values():
+        (store.root / commit.folder / commit.files[-1].name).write_bytes(b"?")
+    report = verify.verify(store)
+    assert (len(report.damage), report.unlisted) == (3, OBJECTS - 3)
 
 
 def test_no_warning_passes_for_a_reading(store, full, kit):

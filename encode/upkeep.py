@@ -1,0 +1,114 @@
+"""The verbs that keep a store in order: `wsa verify` and `wsa sweep`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+from wsa.encode import console
+from wsa.encode.store_options import SweepOptions, VerifyOptions
+from wsa.store.errors import DamagedError, UsageError
+
+# Of a long list the rest is told as a number; --json prints all.
+SHOWN = 20
+
+
+def verify(o: VerifyOptions) -> int:
+    """`wsa verify`: exit code 5 where there was damage, repaired or not."""
+    from wsa.store.repair import repair
+    from wsa.store.root import open_store
+    from wsa.store.verify import verify as check
+
+    share = sample_share(o.sample)
+    backend = open_store(o.store)
+    console.say(f"store {backend.url}")
+    with console.Progress("verify", "objects", shown=not o.json) as progress:
+        report = check(backend, progress.update, share)
+    values = dataclasses.asdict(report)
+    del values["damage"], values["unlisted"]
+    repairs = repair(backend, report.damage) if o.repair else []
+    damaged = len(report.damage) + report.unlisted
+    if o.json:
+        damage = [dataclasses.asdict(d) | {"concerns": d.concerns} for d in report.damage]
+        values |= {"damage": damage, "unlisted": report.unlisted}
+        values["repaired"] = [dataclasses.asdict(done) for done in repairs]
+        console.result(True, values)
+        return DamagedError.exit_code if damaged else 0
+    console.result(False, values | {"damaged": damaged})
+    if share < 1:
+        console.say(f"A sample: {report.objects:,} of {report.of:,} objects, chosen at random.")
+    for found in report.damage:
+        print(f"damaged: {found.concerns}\n  {found.why}")
+    for done in repairs:
+        print(
+            f"{console.plain(done.path)}: {f'kept in {done.kept}' if done.kept else 'left as it is'}"
+        )
+        for file in done.left:
+            print(f"  not copied, and left where it is: {console.plain(file)}")
+        print(f"  Next: {done.next}")
+    if damaged and not o.repair:
+        console.say(
+            "To have damaged objects made or fetched again: wsa verify --repair. It moves what is "
+            "left of them to damaged/ and says for each what to run next."
+        )
+    return DamagedError.exit_code if damaged else 0
+
+
+def sample_share(text: str) -> float:
+    """`1%` or `0.01` as a share.
+
+    Raises:
+        UsageError: It is no share above 0 and up to all.
+    """
+    number = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(%?)", text.strip())
+    share = float(number[1]) / (100 if number[2] else 1) if number else 0.0
+    if not 0 < share <= 1:
+        raise UsageError(
+            "bad-option", f"--sample {text}: write a share of the objects, like 1% or 0.01."
+        )
+    return share
+
+
+def sweep(o: SweepOptions) -> int:
+    """`wsa sweep`."""
+    from wsa.store.root import open_store
+    from wsa.store.sweep import sweep as clean
+
+    if not 0 <= o.grace_hours < math.inf:
+        raise UsageError("bad-option", f"--grace-hours must be 0 or more, not {o.grace_hours}.")
+    backend = open_store(o.store)
+    console.say(f"store {backend.url}")
+    report = clean(backend, 3600 * o.grace_hours, dry_run=not o.yes)
+    values = {
+        "leftover_files": report.files,
+        "leftover_bytes": report.bytes,
+        "removed_files": report.removed,
+        "kept_young": report.kept_young,
+        "kept_for_damaged_records": report.protected,
+    }
+    if o.json:
+        leftovers = [dataclasses.asdict(leftover) for leftover in report.leftovers]
+        return console.result(True, values | {"leftovers": leftovers, "strange": report.strange})
+    if report.leftovers:
+        rows = [
+            [leftover.path, leftover.files, console.size(leftover.bytes), leftover.age_s / 3600]
+            for leftover in report.leftovers[:SHOWN]
+        ]
+        console.table("", ["leftover", "files", "size", "hours old"], rows)
+        _more(len(report.leftovers))
+    console.result(False, values)
+    if report.strange:
+        print("not the store's own, and left alone:")
+        print("\n".join(f"  {console.plain(path)}" for path in report.strange[:SHOWN]))
+        _more(len(report.strange))
+    if report.protected:
+        console.say("Objects with a damaged record are left whole: see 'wsa verify'.")
+    if report.leftovers and not o.yes:
+        console.say("Nothing was removed. To remove it: wsa sweep --yes")
+    return 0
+
+
+def _more(count: int) -> None:
+    if count > SHOWN:
+        print(f"  and {count - SHOWN:,} more")

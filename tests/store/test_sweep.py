@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import os
+import random
+import time
+
+import pytest
+
+from wsa.store import keys, names, reader, sweep, verify, writer
+from wsa.store.errors import StorageError
+from wsa.store.reader import take_snapshot
+
+DAY = 86400.0
+
+
+def age(store, hours, path=""):
+    """Make every file below a path older."""
+    for entry in list(store.list(path)):
+        file = store.root / entry.path
+        moment = file.lstat().st_mtime - 3600 * hours
+        os.utime(file, (moment, moment), follow_symlinks=False)
+
+
+def die(kit, store, made, left):
+    """A writer of a segment that dies after about `left` files; those that no record names."""
+    before = set(kit.paths(store))
+
+    class Dead(kit.Dying):
+        def __init__(self):
+            super().__init__(store, left)
+            self.delete = lambda path: None
+
+    with pytest.raises(KeyboardInterrupt):
+        writer.commit_segment(Dead(), *made)
+    commits, _ = reader.read_records(store)
+    named = {f"{c.folder}/{file.name}" for c in commits.values() for file in c.files}
+    return {p for p in kit.paths(store, "games") if p not in named} - before
+
+
+@pytest.fixture
+def lived(store, kit):
+    """A store with two segments, an embedding and a model."""
+    metas = [kit.add_segment(store, number)[0] for number in range(2)]
+    kit.add_embedding(store, metas[0], kit.key())
+    kit.add_model(store, kit.key())
+    return metas
+
+
+def test_what_a_dead_writer_left_goes_and_nothing_else(store, kit, lived):
+    left = die(kit, store, kit.fake_segment(5), 9)
+    before = {p: data for p, data in kit.all_files(store).items() if p not in left}
+    store.put_new("tmp/0123456789abcdef0123456789abcdef", b"half")
+    age(store, 25)
+    dry = sweep.sweep(store, DAY, dry_run=True)
+    assert before.keys() | left < kit.all_files(store).keys()
+    assert dry.removed == 0 and dry.files == len(left) + 1 >= 3
+    report = sweep.sweep(store, DAY, dry_run=False)
+    assert report.leftovers[0].path.startswith("games/Pong/")
+    assert report.leftovers[-1].path.startswith("tmp/")
+    assert all(DAY < leftover.age_s < 2 * DAY for leftover in report.leftovers)
+    assert (report.removed, report.bytes) == (report.files, dry.bytes)
+    assert kit.all_files(store) == before
+    assert not verify.verify(store).leftovers
+    assert sweep.sweep(store, 0, dry_run=False).files == 0
+
+
+def test_what_is_young_stays(store, kit):
+    left = die(kit, store, kit.fake_segment(5), 9)
+    before = kit.all_files(store)
+    age(store, 23)
+    report = sweep.sweep(store, DAY, dry_run=False)
+    assert (report.leftovers, report.removed, report.kept_young) == ((), 0, len(left))
+    assert kit.all_files(store) == before
+
+
+def test_an_attempt_stays_while_one_of_its_files_is_young(store, kit):
+    gone = die(kit, store, kit.fake_segment(6), 12)
+    left = die(kit, store, kit.fake_segment(5), 12)
+    assert len(left) > 2
+    age(store, 48)
+    os.utime(store.root / min(left))
+    before = kit.all_files(store)
+    report = sweep.sweep(store, DAY, dry_run=False)
+    assert (report.removed, report.kept_young) == (len(gone), len(left))
+    assert kit.all_files(store).keys() == before.keys() - gone
+
+
+@pytest.mark.parametrize("skew", [-DAY, DAY, 400 * DAY])
+def test_the_clock_of_this_machine_is_of_no_concern(store, kit, lived, monkeypatch, skew):
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + skew)
+    left = die(kit, store, kit.fake_segment(5), 9)
+    before = kit.all_files(store)
+    age(store, 23)
+    assert sweep.sweep(store, DAY, dry_run=False).removed == 0
+    age(store, 2)
+    assert sweep.sweep(store, DAY, dry_run=False).removed == len(left) > 0
+    assert kit.all_files(store).keys() == before.keys() - left
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b'{"version":9}', None])
+def test_a_damaged_record_protects_its_object(store, kit, lived, damage):
+    meta = lived[0]
+    record = store.root / names.commit_path(keys.object_id(kit.segment_paths(meta)[1]))
+    whole = record.read_bytes()
+    # Another attempt at the same object, too: which of the two was committed nobody can tell.
+    store.put_new(f"{kit.segment_paths(meta)[1]}/{'0' * 16}/zarr.json", b"{}")
+    record.write_bytes(whole[:-1] + b" " if damage is None else damage)
+    age(store, 48)
+    before = kit.all_files(store)
+    report = sweep.sweep(store, DAY, dry_run=False)
+    assert (report.leftovers, report.removed) == ((), 0)
+    assert report.protected == len(kit.paths(store, kit.segment_paths(meta)[1]))
+    assert kit.all_files(store) == before
+    record.write_bytes(whole)
+    assert sweep.sweep(store, DAY, dry_run=False).removed == 1
+    assert kit.check_whole(take_snapshot(store), lived, [kit.key()]) == 5
+
+
+def test_a_record_that_the_disk_refuses_protects_its_object(store, kit, lived, monkeypatch):
+    age(store, 48)
+    real = type(store).get
+
+    def get(self, path, *limit):
+        if path.startswith("commits/"):
+            raise StorageError("unavailable", f"{path}: Input/output error")
+        return real(self, path, *limit)
+
+    before = kit.all_files(store)
+    monkeypatch.setattr(type(store), "get", get)
+    report = sweep.sweep(store, DAY, dry_run=False)
+    monkeypatch.undo()
+    assert report.removed == 0 and report.protected > 30
+    assert kit.all_files(store) == before
+
+
+STRANGE = [
+    "README.md",
+    "wsa.json.bak",
+    "games/README",
+    "games/Pong/notes.txt",
+    "games/pong/segments/0123456789ab-e000-000000000/0123456789abcdef/zarr.json",
+    "games/Pong/segments/0123456789ab-e000-000000000/zarr.json",
+    "games/Pong/segments/0123456789ab-e000-000000000/0123456789ABCDEF/zarr.json",
+    "games/Pong/segments/0123456789ab-e000-000000000/0123456789abcde0",
+    "games/Pong/segments/0123456789ab-e000-000000000/0123456789abcdef/.hidden",
+    "games/Pong/pictures/0123456789ab-e000-000000000/0123456789abcdef/zarr.json",
+    "games/Pong/embeddings/lite0/0123456789ab-e000-000000000/0123456789abcdef/zarr.json",
+    "models/lite0/0123456789abcdef/spec.json",
+    "models/lite0-1f0c9b2a7d3e/spec.json",
+    "commits/README",
+    "commits/ab/notes.json",
+    "commits/00/01234567890123456789012345678901.json.part",
+]
+
+
+def test_what_is_not_the_stores_own_is_left_alone_and_reported(store, kit, lived):
+    for path in [*STRANGE, "damaged/0123/0123456789abcdef/zarr.json"]:
+        store.put_new(path, b"mine")
+    before = kit.all_files(store)
+    age(store, 1000)
+    report = sweep.sweep(store, 0, dry_run=False)
+    assert report.strange == tuple(sorted(STRANGE))
+    assert report.removed == 0
+    assert kit.all_files(store) == before
+
+
+def test_a_stranger_in_an_attempts_folder_stays(store, kit):
+    left = die(kit, store, kit.fake_segment(5), 3)
+    folder = "/".join(min(left).split("/")[:5])
+    store.put_new(f"{folder}/.nfs0001", b"")
+    age(store, 48)
+    report = sweep.sweep(store, DAY, dry_run=False)
+    assert report.removed == len(left) and report.strange == (f"{folder}/.nfs0001",)
+    assert kit.paths(store, "games") == [f"{folder}/.nfs0001"]
+
+
+@pytest.mark.parametrize("moment", ["read_each", "read_record"])
+def test_what_is_committed_during_the_sweep_stays(store, kit, monkeypatch, moment):
+    """A writer slower than the grace time, at the worst moments that are still in time."""
+    meta, arrays = kit.remember(5)
+    left = die(kit, store, kit.fake_segment(6), 9)
+    stalled = []
+
+    class Stalling(kit.Dying):
+        def put_new(self, path, data):
+            if path.startswith("commits/"):
+                stalled.append((path, data))
+                return True
+            return store.put_new(path, data)
+
+    writer.commit_segment(Stalling(store, 0), meta, arrays)
+    age(store, 48)
+    real = getattr(reader, moment)
+
+    def late(*args):
+        found = list(real(*args)) if moment == "read_each" else None
+        while stalled:
+            store.put_new(*stalled.pop())
+        return real(*args) if found is None else found
+
+    monkeypatch.setattr(sweep, moment, late)
+    assert sweep.sweep(store, DAY, dry_run=False).removed == len(left)
+    assert kit.check_whole(take_snapshot(store), [meta], []) == 2
+
+
+def test_an_attempt_that_lost_goes_while_the_one_that_won_stays(store, kit):
+    meta, arrays = kit.remember(3)
+    left = die(kit, store, (meta, arrays), 20)
+    writer.commit_segment(store, meta, arrays)
+    age(store, 48)
+    assert sweep.sweep(store, DAY, dry_run=False).removed == len(left) > 9
+    assert kit.check_whole(take_snapshot(store), [meta], []) == 2
+
+
+def test_a_place_whose_listing_is_late_is_not_swept(store, kit, monkeypatch):
+    monkeypatch.setattr(type(store), "list", lambda self, prefix: iter(()))
+    with pytest.raises(StorageError, match="does not list"):
+        sweep.sweep(store, DAY, dry_run=True)
+    monkeypatch.undo()
+    assert kit.paths(store) == ["wsa.json"]
+
+
+def random_life(store, kit, turns, seed):
+    """Writes, deaths, ageing, sweeps by machines with wrong clocks: no committed row is lost."""
+    rng = random.Random(seed)
+    metas, removed = [], 0
+    for number in range(turns):
+        what = rng.choice(["write", "encode", "die", "die", "age", "sweep", "sweep"])
+        if what == "write":
+            metas.append(kit.add_segment(store, number)[0])
+        elif what == "encode" and metas:
+            kit.add_embedding(store, rng.choice(metas), kit.key())
+        elif what == "die":
+            die(kit, store, kit.fake_segment(number), rng.randrange(1, 28))
+        elif what == "age":
+            age(store, rng.choice([1, 10, 30]))
+        elif what == "sweep":
+            before = sum(len(c.files) for c in take_snapshot(store).commits.values())
+            report = sweep.sweep(store, DAY, dry_run=rng.random() < 0.2)
+            removed += report.removed
+            snapshot = take_snapshot(store)
+            assert sum(len(c.files) for c in snapshot.commits.values()) == before
+            assert kit.check_whole(snapshot, metas, [kit.key()]) >= 2 * len(metas)
+    assert not verify.verify(store).damage
+    return removed
+
+
+def test_nothing_that_is_referenced_is_ever_removed(store, kit):
+    assert random_life(store, kit, 60, 1) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_that_is_referenced_is_ever_removed_in_long_runs(store, kit, seed):
+    assert random_life(store, kit, 500, seed) > 500
