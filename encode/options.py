@@ -52,7 +52,7 @@ class StoreOptions:
     """Options of every verb that reads a store."""
 
     store: str = dataclasses.field(default_factory=default_store)
-    """Folder of the store; also WSA_STORE."""
+    """Folder or URL of the store, as s3://bucket/wsa; also WSA_STORE."""
     json: bool = False
     """Print the result as JSON, for scripts."""
 
@@ -60,11 +60,6 @@ class StoreOptions:
 @dataclasses.dataclass(frozen=True)
 class ModelsOptions(StoreOptions):
     """Options of `wsa models`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class VerifyOptions(StoreOptions):
-    """Options of `wsa verify`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -125,8 +125,8 @@ class ListOptions(StoreOptions):
 class ShowOptions(StoreOptions):
     """Options of `wsa show`."""
 
-    game: Annotated[Positional[str], arg(metavar="GAME")] = "Seaquest"
-    """ALE game."""
+    what: Annotated[Positional[str], arg(metavar="WHAT")] = "Seaquest"
+    """ALE game, segment's id, or model key."""
 
 
 @dataclasses.dataclass(frozen=True)

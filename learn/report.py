@@ -1,8 +1,12 @@
-"""What a store holds, as rows for tables and as JSON: games, models, coverage, bytes."""
+"""What a store holds, as rows for tables and as JSON: games, segments, models, coverage, bytes.
+
+Only records are read, and of models their specs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,7 @@ from wsa.encode.register import describe
 from wsa.store import names, records
 from wsa.store.errors import MissingError
 from wsa.store.reader import Snapshot
+from wsa.store.records import Commit, EmbeddingMeta, FramesMeta, SegmentMeta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,18 +25,21 @@ class GameSummary:
     Attributes:
         game: ALE game id.
         segments: Segments.
+        pictured: Segments whose frames are here; without them nothing can be encoded.
         steps: Agent steps.
-        emulator_frames: Four times the steps.
+        emulator_frames: Steps times the frame skip.
         frames: Distinct frames, counted segment by segment.
         episodes: Episodes that ended.
         mean_return: Mean raw return of those episodes.
-        bytes: Size of the segments.
+        bytes: Size of the segments, frames included.
         embedded: Size of the embeddings.
-        models: Share of the segments that each model has encoded, by key.
+        encoded: How many segments each model has encoded, by key.
+        models: The same as shares.
     """
 
     game: str
     segments: int
+    pictured: int
     steps: int
     emulator_frames: int
     frames: int
@@ -39,7 +47,16 @@ class GameSummary:
     mean_return: float | None
     bytes: int
     embedded: int
+    encoded: dict[str, int]
     models: dict[str, float]
+
+
+def summaries(snapshot: Snapshot) -> list[GameSummary]:
+    """Every game with segments, sorted."""
+    by_game: dict[str, list[Commit]] = {}
+    for commit in snapshot.commits.values():
+        by_game.setdefault(getattr(commit.meta, "game", ""), []).append(commit)
+    return [_summarise(game, by_game[game]) for game in snapshot.games]
 
 
 def summarise(snapshot: Snapshot, game: str) -> GameSummary:
@@ -48,58 +65,159 @@ def summarise(snapshot: Snapshot, game: str) -> GameSummary:
     Raises:
         MissingError: The store has no frames of it.
     """
-    metas = snapshot.segments(game)
-    if not metas:
+    if not snapshot.segments(game):
         raise MissingError(
             "no-frames",
             f"The store {snapshot.backend.url} has no frames of {game}. Collect some: "
             f"wsa collect --game {game}",
         )
-    returns = [returned for meta in metas for _, returned in meta.episodes]
-    embeddings = snapshot.embeddings(game)
+    return _summarise(game, commits_of(snapshot, game))
+
+
+def _summarise(game: str, commits: Iterable[Commit]) -> GameSummary:
+    segments: list[SegmentMeta] = []
+    pictured, size, embedded = set(), 0, 0
+    encoded: dict[str, set[str]] = {}
+    for commit in commits:
+        meta = commit.meta
+        if isinstance(meta, EmbeddingMeta):
+            encoded.setdefault(meta.model, set()).add(meta.segment)
+            embedded += commit.bytes
+        else:
+            size += commit.bytes
+        if isinstance(meta, SegmentMeta):
+            segments.append(meta)
+        elif isinstance(meta, FramesMeta):
+            pictured.add(meta.segment)
+    here = {meta.segment for meta in segments}
+    counts = {key: len(encoded[key] & here) for key in sorted(encoded)}
+    returns = [returned for meta in segments for _, returned in meta.episodes]
     return GameSummary(
         game=game,
-        segments=len(metas),
-        steps=sum(m.steps for m in metas),
-        emulator_frames=sum(m.steps * m.protocol.frame_skip for m in metas),
-        frames=sum(m.frames for m in metas),
+        segments=len(segments),
+        pictured=len(pictured & here),
+        steps=sum(m.steps for m in segments),
+        emulator_frames=sum(m.steps * m.protocol.frame_skip for m in segments),
+        frames=sum(m.frames for m in segments),
         episodes=len(returns),
         mean_return=float(np.mean(returns)) if returns else None,
-        bytes=sum(stored(snapshot, names.segment_path(game, m.segment)) for m in metas),
-        embedded=sum(
-            stored(snapshot, names.embedding_path(game, e.model, e.segment)) for e in embeddings
-        ),
-        models={
-            key: sum(e.model == key for e in embeddings) / len(metas)
-            for key in sorted({e.model for e in embeddings})
-        },
+        bytes=size,
+        embedded=embedded,
+        encoded=counts,
+        models={key: count / len(segments) for key, count in counts.items()},
     )
 
 
-def stored(snapshot: Snapshot, path: str) -> int:
-    """Bytes of an object's files."""
-    return sum(file.bytes for file in snapshot.commit(path).files)
+def commits_of(snapshot: Snapshot, game: str) -> list[Commit]:
+    """Records of everything that belongs to a game."""
+    return [c for c in snapshot.commits.values() if getattr(c.meta, "game", None) == game]
 
 
 def total_bytes(snapshot: Snapshot) -> int:
     """Bytes of all committed files of a store."""
-    return sum(file.bytes for commit in snapshot.commits.values() for file in commit.files)
+    return sum(commit.bytes for commit in snapshot.commits.values())
 
 
 def card(snapshot: Snapshot, game: str) -> dict[str, Any]:
     """Everything recorded of a game: protocols, policies, emulators, returns, encoders, authors."""
     metas = snapshot.segments(game)
     summary = summarise(snapshot, game)
-    commits = [c for c in snapshot.commits.values() if getattr(c.meta, "game", None) == game]
-    returns = [returned for meta in metas for _, returned in meta.episodes]
+    commits = commits_of(snapshot, game)
+    numbers = dataclasses.asdict(summary)
+    del numbers["encoded"]
     return {
-        **dataclasses.asdict(summary),
-        "screens": sorted({f"{m.height} x {m.width}" for m in metas}),
+        **numbers,
+        "screens": sorted({f"{m.height} x {m.width}" for m in snapshot.frames(game)}),
         "protocols": [records.to_builtins(p) for p in dict.fromkeys(m.protocol for m in metas)],
         "collections": sorted({f"{m.policy}, seed {m.seed}, run {m.run}" for m in metas}),
         "emulator": sorted({f"ale-py {m.emulator[0]}, ROM MD5 {m.emulator[1]}" for m in metas}),
-        "returns": {"min": min(returns), "max": max(returns)} if returns else None,
-        "encoders": [describe(snapshot, key) for key in summary.models],
+        "policies": {
+            policy: _returns([m for m in metas if m.policy == policy])
+            for policy in sorted({m.policy for m in metas})
+        },
+        "encoders": [describe(snapshot, key) for key in summary.models if key in snapshot.models],
         "authors": sorted({c.author for c in commits}),
         "commands": sorted({c.command for c in commits}),
+    }
+
+
+def _returns(metas: list[SegmentMeta]) -> dict[str, Any]:
+    """What was played and earned, raw."""
+    returns = [returned for meta in metas for _, returned in meta.episodes]
+    return {
+        "steps": sum(meta.steps for meta in metas),
+        "episodes": len(returns),
+        "mean_return": float(np.mean(returns)) if returns else None,
+        "least_return": min(returns, default=None),
+        "highest_return": max(returns, default=None),
+    }
+
+
+def segment_card(snapshot: Snapshot, segment: str) -> dict[str, Any]:
+    """Everything recorded of a segment.
+
+    Raises:
+        MissingError: There is no such segment.
+    """
+    meta = next((m for m in snapshot.segments() if m.segment == segment), None)
+    if meta is None:
+        raise MissingError(
+            "no-frames", f"The store {snapshot.backend.url} has no segment {segment}."
+        )
+    pictures = snapshot.commits.get(names.frames_path(meta.game, segment))
+    embeddings = [e for e in snapshot.embeddings(meta.game) if e.segment == segment]
+    return {
+        **records.to_builtins(meta),
+        **_written(snapshot.commit(names.segment_path(meta.game, segment))),
+        "screens": _written(pictures) if pictures else None,
+        "embeddings": {
+            e.model: {
+                "shape": list(e.shape),
+                "dtype": e.dtype,
+                "passes": e.passes,
+                "copied": e.copied,
+                "seconds": e.seconds,
+                **_written(snapshot.commit(names.embedding_path(e.game, e.model, segment))),
+            }
+            for e in embeddings
+        },
+    }
+
+
+def model_card(snapshot: Snapshot, key: str) -> dict[str, Any]:
+    """Everything recorded of a model.
+
+    Raises:
+        MissingError: There is no such model.
+    """
+    if key not in snapshot.models:
+        raise MissingError(
+            "not-encoded",
+            f"The store {snapshot.backend.url} has no model {key}. 'wsa models' lists them.",
+        )
+    embeddings = snapshot.embeddings(model=key)
+    games = {game: len(snapshot.segments(game)) for game in sorted({e.game for e in embeddings})}
+    return {
+        **describe(snapshot, key),
+        "seconds": sum(e.seconds for e in embeddings),
+        "games": {
+            game: f"{sum(e.game == game for e in embeddings):,} of {count:,} segments"
+            for game, count in games.items()
+        },
+        **_written(snapshot.commit(names.model_path(key))),
+        "embedded": sum(
+            c.bytes
+            for c in snapshot.commits.values()
+            if isinstance(c.meta, EmbeddingMeta) and c.meta.model == key
+        ),
+    }
+
+
+def _written(commit: Commit) -> dict[str, Any]:
+    return {
+        "path": commit.folder,
+        "bytes": commit.bytes,
+        "author": commit.author,
+        "time": commit.time,
+        "command": commit.command,
     }

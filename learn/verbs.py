@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from wsa.encode import console
-from wsa.encode.options import VerifyOptions, open_snapshot, weights_files
+from wsa.encode.options import open_snapshot, weights_files
 from wsa.learn import env
 from wsa.learn.options import (
     CollectOptions,
@@ -19,7 +22,7 @@ from wsa.learn.options import (
     ShowOptions,
 )
 from wsa.store import names
-from wsa.store.errors import DamagedError, MissingError, UsageError
+from wsa.store.errors import MissingError, UsageError
 from wsa.store.reader import Snapshot
 
 
@@ -79,8 +82,8 @@ def learn(o: LearnOptions) -> int:
             **{f.name: getattr(o, f.name) for f in dataclasses.fields(DQNConfig)}
         )
         _, snapshot = open_snapshot(o.store)
-        models = [_stored_name(snapshot, name) for name in o.models]
-        context = o.context if o.context == run.MEAN_CONTEXT else _stored_name(snapshot, o.context)
+        models = [stored_name(snapshot, name) for name in o.models]
+        context = o.context if o.context == run.MEAN_CONTEXT else stored_name(snapshot, o.context)
         config = run.make_config(
             snapshot, o.game, models, context, o.seed, hyperparameters, o.protocol
         )
@@ -114,7 +117,7 @@ def _check_seed(seed: int) -> None:
         raise UsageError("bad-option", f"--seed must be from 0 to {2**31 - 1001}, not {seed}.")
 
 
-def _stored_name(snapshot: Snapshot, name: str) -> str:
+def stored_name(snapshot: Snapshot, name: str) -> str:
     """A model as `wsa encode` takes it (`timm:NAME`, `vit:random`), as the alias in a store.
 
     Raises:
@@ -158,33 +161,15 @@ def evaluate(o: EvalOptions) -> int:
     return console.result(o.json, evaluation.summary())
 
 
-def verify(o: VerifyOptions) -> int:
-    """`wsa verify`."""
-    from wsa.store.root import open_store
-    from wsa.store.verify import remedy
-    from wsa.store.verify import verify as check
-
-    backend = open_store(o.store)
-    console.say(f"store {backend.url}")
-    with console.Progress("verify", "objects", shown=not o.json) as progress:
-        report = check(backend, progress.update)
-    values = dataclasses.asdict(report)
-    damage = values.pop("damage")
-    console.result(o.json, values | ({"damage": damage} if o.json else {"damaged": len(damage)}))
-    for found in report.damage if not o.json else ():
-        print(f"damaged: {found.concerns}\n  {found.why}\n  To mend it, {remedy(found)}.")
-    return DamagedError.exit_code if report.damage else 0
-
-
 def list_games(o: ListOptions) -> int:
     """`wsa list`."""
-    from wsa.learn.report import summarise
+    from wsa.learn.report import summaries
 
     if o.games:
         print(json.dumps(list(env.games()), indent=2) if o.json else "\n".join(env.games()))
         return 0
     _, snapshot = open_snapshot(o.store)
-    found = [summarise(snapshot, game) for game in snapshot.games]
+    found = summaries(snapshot)
     if o.json:
         return console.result(True, {s.game: dataclasses.asdict(s) for s in found})
     if not found:
@@ -206,19 +191,36 @@ def list_games(o: ListOptions) -> int:
             for s in found
         ],
     )
-    for s in found:
-        coverage = ", ".join(f"{key} {share:.0%}" for key, share in s.models.items())
-        print(f"{s.game} embeddings, {console.size(s.embedded)}: {coverage or 'none yet'}")
+    covered = [
+        [s.game, what, f"{count:,} of {s.segments:,}", f"{math.floor(100 * count / s.segments)}%"]
+        for s in found
+        for what, count in [("(frames)", s.pictured), *s.encoded.items()]
+    ]
+    console.table("\nwhat there is of each segment", ["game", "model", "segments", ""], covered)
     return 0
 
 
 def show(o: ShowOptions) -> int:
     """`wsa show`."""
-    from wsa.learn.report import card
+    from wsa.learn.report import card, model_card, segment_card
 
-    env.check_game(o.game)
+    of: Callable[[Snapshot, str], dict[str, Any]]
+    if _fits(names.segment, o.what):
+        of = segment_card
+    elif _fits(names.model_key, o.what):
+        of = model_card
+    else:
+        of, _ = card, env.check_game(o.what)
     _, snapshot = open_snapshot(o.store)
-    return console.result(o.json, card(snapshot, o.game))
+    return console.result(o.json, of(snapshot, o.what))
+
+
+def _fits(grammar: Callable[[str], str], name: str) -> bool:
+    try:
+        grammar(name)
+    except UsageError:
+        return False
+    return True
 
 
 def doctor(o: DoctorOptions) -> int:

@@ -1,0 +1,275 @@
+"""Plain arrays as a source to import from: an `.npz` file, a Zarr folder, or an export of wsa.
+
+Names and order are Gymnasium's. Row i is an observation; action, reward and ends are what followed:
+
+    observations   (N, H, W, 3) uint8, or (N, H, W) uint8 with `palette` (P, 3) uint8
+    actions        (N,) whole numbers
+    rewards        (N,) raw
+    terminations   (N,) the game ended by the action
+    truncations    (N,) the episode was cut after the action
+    lives          (N,) if known
+
+Episodes stand one after another. The observation that an episode ends on is told in one of two ways:
+
+- *in place*: an episode of T steps has T + 1 rows, and the last one's action is -1 (its reward 0, no
+  end); an episode that has no end before that row counts as truncated there;
+- *apart*: an episode of T steps has T rows, and `final_observations` (E, H, W, 3) has one for each of
+  the E episodes. Where every episode is terminated it may be left out: nothing is learned from
+  the picture a game ended on, so the last observation is repeated, as ALE itself does.
+
+In place of `observations` there may be `frames` (F, ...) and `frame_index` (N,), and the names may be
+those of the rows of a store; rows marked in `context` are passed over. So an export is such a folder.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from wsa.learn import env as games
+from wsa.learn.collect import NO_ACTION
+from wsa.learn.sources import Episode, Facts, make_episode, refuse_screens
+from wsa.store.errors import MissingError, UsageError
+from wsa.store.records import Protocol
+
+# What a column may be called; the first name is the one that messages use.
+_NAMES = {
+    "actions": ("actions", "action"),
+    "rewards": ("rewards", "reward"),
+    "terminations": ("terminations", "terminated"),
+    "truncations": ("truncations", "truncated"),
+    "frame_index": ("frame_index", "frame"),
+    "context": ("context",),
+    "lives": ("lives",),
+}
+_NEEDED = ("actions", "rewards", "terminations", "truncations")
+
+
+class Arrays:
+    """Named arrays as a `Source`.
+
+    Args:
+        path: An `.npz` file, which must fit into memory, or a folder of Zarr format 3.
+
+    Raises:
+        MissingError: There is nothing at `path`.
+        UsageError: It is neither, or arrays are missing, misshapen or of another type.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._name = str(path)
+        self._arrays, attributes = _open(path)
+        self.lossy = False
+        self.actions = 0
+        self.game, self.policy, self.facts = _told(self._name, attributes)
+        columns = {name: self._column(name) for name in _NAMES}
+        missing = [name for name in _NEEDED if columns[name] is None]
+        if missing:
+            raise self._refuse(
+                f"there is no array {' and no '.join(missing)}; there are "
+                f"{', '.join(sorted(self._arrays)) or 'none'}"
+            )
+        self._columns = {name: array for name, array in columns.items() if array is not None}
+        lengths = {name: array.shape for name, array in self._columns.items()}
+        if len(set(lengths.values())) != 1 or self._columns["actions"].ndim != 1:
+            raise self._refuse(f"these must be columns of one length, and are {lengths}")
+        self._pictures = "frames" if "frames" in self._arrays else "observations"
+        if self._pictures not in self._arrays:
+            raise self._refuse("there is no array observations")
+        if self._pictures == "observations":
+            self._columns["frame_index"] = np.arange(len(self._columns["actions"]))
+        elif "frame_index" not in self._columns:
+            raise self._refuse("there are frames but no frame_index says which row shows which")
+        index = self._columns["frame_index"]
+        count = self._arrays[self._pictures].shape[0]
+        if index.dtype.kind not in "iu" or not len(index):
+            raise self._refuse(f"frame_index is {index.dtype} of length {len(index)}")
+        if index.min() < 0 or index.max() >= count:
+            raise self._refuse(f"rows show frames {index.min()} to {index.max()} of {count}")
+        context = self._columns.pop("context", np.zeros(len(index), np.bool_)).astype(np.bool_)
+        self._columns = {name: array[~context] for name, array in self._columns.items()}
+        self._episodes = list(self._cut())
+        self.steps = sum(rows.stop - rows.start for rows, _ in self._episodes)
+
+    def check_screens(self, game: str) -> None:
+        """As `Source.check_screens`."""
+        screen = games.screen(game)
+        for name in ("observations", "frames", "final_observations"):
+            array = self._arrays.get(name)
+            if array is None:
+                continue
+            indexed = "palette" in self._arrays and array.shape[1:] == screen
+            if array.dtype != np.uint8 or not (indexed or array.shape[1:] == (*screen, 3)):
+                raise refuse_screens(self._name, f"{array.shape} {array.dtype}", game)
+        palette = self._arrays.get("palette")
+        if palette is not None and (palette.dtype != np.uint8 or palette.shape[1:] != (3,)):
+            raise self._refuse(f"palette is {palette.shape} {palette.dtype}, not (P, 3) uint8")
+
+    def episodes(self) -> Iterator[Episode]:
+        """As `Source.episodes`; screens are read when they are asked for."""
+        for number, (rows, final) in enumerate(self._episodes):
+            cut = {name: array[rows] for name, array in self._columns.items()}
+            lives = cut.get("lives")
+            if lives is not None:
+                last = self._columns["lives"][rows.stop] if final is None else 0
+                lives = np.append(lives, last)
+            where = f"{self._name}, episode {number} (rows {rows.start} to {rows.stop - 1})"
+            yield make_episode(
+                where,
+                self._screens(rows, final),
+                cut["actions"],
+                cut["rewards"],
+                cut["terminations"],
+                cut["truncations"],
+                lives,
+            )
+
+    def _cut(self) -> Iterator[tuple[slice, int | None]]:
+        """Steps of each episode; and which final observation it has, None where it is in place.
+
+        The number is -1 where the last observation is to be repeated.
+        """
+        actions = self._columns["actions"]
+        died, cut = self._columns["terminations"] != 0, self._columns["truncations"] != 0
+        if (actions == NO_ACTION).any():
+            idle = np.flatnonzero(actions == NO_ACTION)
+            if idle[-1] != len(actions) - 1:
+                raise self._refuse(
+                    f"the last episode has no last observation: row {len(actions) - 1} has action "
+                    f"{actions[-1]}, and must be one more, with action -1"
+                )
+            if (died | cut)[idle].any() or (self._columns["rewards"][idle] != 0).any():
+                raise self._refuse("a row with action -1 has a reward or an end; nothing was done")
+            start = 0
+            for stop in idle.tolist():
+                if stop == start:
+                    raise self._refuse(f"row {stop} has action -1 and belongs to no episode")
+                yield slice(start, stop), None
+                start = stop + 1
+            return
+        ends = np.flatnonzero(died | cut)
+        if not len(ends) or ends[-1] != len(actions) - 1:
+            raise self._refuse(
+                "the last episode has no end. Mark its last step in truncations, and give the "
+                "observation that followed"
+            )
+        final = self._arrays.get("final_observations")
+        if final is None and not died[ends].all():
+            at = int(ends[np.argmin(died[ends])])
+            raise self._refuse(
+                f"the episode that was cut after row {at} has no last observation, whose value "
+                "learning needs. Add a row for it with action -1 (and so for every episode), or "
+                "give final_observations"
+            )
+        if final is not None and final.shape[0] != len(ends):
+            raise self._refuse(
+                f"there are {len(ends)} episodes and {final.shape[0]} final_observations"
+            )
+        start = 0
+        for number, end in enumerate(ends.tolist()):
+            yield slice(start, end + 1), -1 if final is None else number
+            start = end + 1
+
+    def _screens(self, rows: slice, final: int | None) -> Callable[[int, int], NDArray[np.uint8]]:
+        index = self._columns["frame_index"]
+
+        def screens(start: int, stop: int) -> NDArray[np.uint8]:
+            wanted = np.arange(rows.start + start, rows.start + stop)
+            inside = wanted if final is None else wanted[wanted < rows.stop]
+            if len(inside) == len(wanted):
+                return self._rgb(self._pictures, index[inside])
+            if final == -1:
+                return self._rgb(self._pictures, index[np.minimum(wanted, rows.stop - 1)])
+            assert final is not None
+            last = self._rgb("final_observations", np.array([final]))
+            return np.concatenate([self._rgb(self._pictures, index[inside]), last])
+
+        return screens
+
+    def _rgb(self, name: str, at: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Some pictures of an array as RGB."""
+        array, (places, back) = self._arrays[name], np.unique(at, return_inverse=True)
+        if not len(at):
+            return np.zeros((0, *array.shape[1:3], 3), np.uint8)
+        first, last = int(places[0]), int(places[-1])
+        if last - first < 2 * len(places):  # Near each other: one read of all between them.
+            found = np.asarray(array[first : last + 1])[places - first]
+        elif isinstance(array, zarr.Array):
+            found = np.asarray(array.oindex[places])
+        else:
+            found = array[places]
+        if found.ndim == 3:
+            palette = np.asarray(self._arrays["palette"])
+            if found.max() >= len(palette):
+                raise self._refuse(f"{name} shows colour {found.max()} of {len(palette)}")
+            found = palette[found]
+        picked: NDArray[np.uint8] = found[back]
+        return picked
+
+    def _column(self, name: str) -> NDArray[Any] | None:
+        for spelled in _NAMES[name]:
+            if spelled in self._arrays:
+                return np.asarray(self._arrays[spelled])
+        return None
+
+    def _refuse(self, why: str) -> UsageError:
+        return UsageError(
+            "bad-option",
+            f"{self._name}: {why}. docs/howto/exchange.md shows the arrays that 'wsa import "
+            "arrays' takes.",
+        )
+
+
+def _open(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Arrays by name, and the attributes that stand with them."""
+    if not path.exists():
+        raise MissingError("no-frames", f"There is no {path}. Give an .npz file or a Zarr folder.")
+    try:
+        if path.is_dir():
+            # Format 3 alone: older ones may name codecs that run code.
+            group = zarr.open_group(path, mode="r", zarr_format=3)
+            arrays: dict[str, Any] = dict(group.arrays())
+            attributes = group.attrs.asdict()
+        else:
+            with np.load(path, allow_pickle=False) as file:
+                arrays, attributes = {name: file[name] for name in file.files}, {}
+    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(
+            "bad-option",
+            f"{path} is neither an .npz file of plain arrays nor a Zarr group of format 3: {error}",
+        ) from None
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf" or not array.ndim:
+            arrays = {key: value for key, value in arrays.items() if key != name}
+    return arrays, attributes
+
+
+def _told(name: str, attributes: Mapping[str, Any]) -> tuple[str, str, Facts]:
+    """Game, policy and protocol, where the folder is an export."""
+    if "wsa_export" not in attributes:
+        return "", "", Facts()
+    try:
+        runs = list(attributes["runs"].values())
+        protocols = {msgspec.convert(run["protocol"], Protocol) for run in runs}
+        policies = sorted({str(run["policy"]) for run in runs})
+        game = str(attributes["game"])
+    except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
+        raise UsageError(
+            "bad-option", f"{name} is an export whose attributes are damaged: {error}."
+        ) from None
+    if len(protocols) != 1:
+        raise UsageError(
+            "bad-option",
+            f"{name} holds play under {len(protocols)} protocols, which must not be mixed. Export "
+            "stores, not mixtures: 'wsa merge' brings everything of one store into another.",
+        )
+    played = msgspec.structs.asdict(protocols.pop())
+    facts = {field: played[field] for field in Facts.__dataclass_fields__}
+    return game, "+".join(policies), Facts(**facts)

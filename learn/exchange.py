@@ -1,0 +1,133 @@
+"""The verbs that count, take out and bring in: du, export and import."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from wsa.encode import console
+from wsa.encode.options import open_snapshot
+from wsa.encode.store_options import DuOptions, ExportOptions, ImportOptions
+from wsa.learn import env
+from wsa.store.errors import UsageError
+
+
+def du(o: DuOptions) -> int:
+    """`wsa du`."""
+    from wsa.learn.du import usage
+
+    _, snapshot = open_snapshot(o.store)
+    found = usage(snapshot, o.by)
+    if o.json:
+        return console.result(True, dataclasses.asdict(found))
+    console.table(
+        "",
+        [o.by, "objects", "frames", "screens", "rows", "embeddings", "models", "total", "compute"],
+        [
+            [
+                share.name,
+                share.objects,
+                share.frames,
+                *map(console.size, (share.screens, share.rows, share.embeddings, share.models)),
+                console.size(share.bytes),
+                console.duration(share.seconds),
+            ]
+            for share in (*found.shares, found.total)
+        ],
+    )
+    for what, place in (("that no record names", found.leftovers), ("in damaged/", found.damaged)):
+        if place.files:
+            print(f"{place.files:,} files {what}: {console.size(place.bytes)}")
+    return 0
+
+
+def export(o: ExportOptions) -> int:
+    """`wsa export`."""
+    from wsa.learn.run import choose_models
+    from wsa.learn.verbs import stored_name
+    from wsa.store.export import export as write
+    from wsa.store.export import plan_export
+
+    env.check_game(o.game)
+    _, snapshot = open_snapshot(o.store)
+    models = snapshot.models_of(o.game)
+    if o.models:
+        models = choose_models(snapshot, o.game, [stored_name(snapshot, n) for n in o.models])
+    started = {meta.model for meta in snapshot.embeddings(o.game)} - set(snapshot.models_of(o.game))
+    if started and not o.models:
+        console.say(f"left out, for they have not encoded every segment: {', '.join(started)}")
+    plan = plan_export(snapshot, o.game, models, o.frames)
+    values = {
+        "path": o.path,
+        "models": list(plan.models),
+        "segments": len(plan.segments),
+        "frames": plan.frames,
+        "rows": plan.rows,
+        "bytes": plan.bytes,
+    }
+    if o.dry_run:
+        return console.result(o.json, values)
+    with console.Progress("export", "segments", len(plan.segments), not o.json) as progress:
+        values["rows"] = write(snapshot, plan, Path(o.path).expanduser(), progress.update)
+    return console.result(o.json, values)
+
+
+def import_data(o: ImportOptions) -> int:
+    """`wsa import`."""
+    from wsa.learn.imports import open_source, plan_import, run_import, state_protocol
+    from wsa.learn.sources import Facts
+    from wsa.store.root import open_store
+
+    if o.game:
+        env.check_game(o.game)
+    source = open_source(o.kind, o.source)
+    game = o.game or source.game
+    if not game:
+        raise UsageError("bad-option", f"{o.source} does not say which game it is: give --game.")
+    if source.game not in ("", game):
+        raise UsageError(
+            "bad-option", f"{o.source} is of {source.game}, not of {game}. Leave out --game."
+        )
+    asked = Facts(
+        frame_skip=o.frame_skip,
+        sticky=o.sticky,
+        full_action_space=o.full_action_space or None,
+        noop_max=o.noop_max,
+        fire_reset=o.fire_reset or None,
+        max_pool=o.max_pool or None,
+        max_steps=o.max_episode_steps,
+    )
+    protocol = state_protocol(game, source.facts, asked, o.protocol)
+    policy = o.policy or source.policy or "imported"
+    _, snapshot = open_snapshot(o.store, or_empty=True)
+    console.say(f"{game}, {env.describe(protocol)}, played by {policy}")
+    if source.lossy:
+        console.say(
+            "Its screens are JPEG pictures: near what the emulator shows, not the same. They take "
+            "more room, and live screens will not be found among them."
+        )
+    with console.Progress("check", "steps", source.steps, not o.json) as progress:
+        plan = plan_import(
+            snapshot, source, game, protocol, policy, o.segment_steps, progress.update
+        )
+    values = {
+        "run": plan.collection.run,
+        "episodes": plan.episodes,
+        "steps": plan.collection.steps,
+        "missing": plan.collection.missing,
+    }
+    if o.dry_run:
+        return console.result(o.json, {**values, "segments": sum(map(len, plan.collection.pieces))})
+    backend = open_store(o.store, create=True)  # Only now, when all of the data are known to do.
+    with console.Progress("import", "steps", plan.collection.missing, not o.json) as progress:
+        written = run_import(plan, source, backend, progress.update)
+    return console.result(
+        o.json,
+        {
+            "run": plan.collection.run,
+            "episodes": plan.episodes,
+            "segments": len(written),
+            "steps": sum(m.steps for m in written),
+            "distinct_frames": sum(m.frames for m in written),
+        },
+    )

@@ -1,0 +1,248 @@
+"""Bring what others played into a store, as segments like those that were collected.
+
+A source is read twice. The first time everything is checked and hashed: nothing is written unless
+all of it is right. The run's id is cut from that hash, so the same data are the same run however
+they came, importing them again does nothing, and an interrupted import goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from wsa.learn import env as games
+from wsa.learn.array_source import Arrays
+from wsa.learn.collect import CollectPlan, Recorder, Writer, gaps
+from wsa.learn.colours import UNSEEN, Pictures, Screen
+from wsa.learn.minari_source import open_minari
+from wsa.learn.sources import Episode, Facts, Source
+from wsa.store import keys
+from wsa.store.backends import Backend
+from wsa.store.errors import UsageError
+from wsa.store.reader import Snapshot
+from wsa.store.records import Protocol, SegmentMeta
+
+# The data do not say which emulator showed them.
+EMULATOR = ("unknown", "unknown")
+SCREENS_AT_ONCE = 64
+
+# Facts, the option that gives each, and what holds where nobody says: None must be said.
+_FACTS: dict[str, tuple[str, Any]] = {
+    "frame_skip": ("--frame-skip", None),
+    "sticky": ("--sticky", None),
+    "full_action_space": ("--full-action-space", False),
+    "noop_max": ("--noop-max", 0),
+    "fire_reset": ("--fire-reset", False),
+    "max_pool": ("--max-pool", False),
+    "max_steps": ("--max-episode-steps", games.MAX_STEPS),
+}
+
+
+def open_source(kind: str, source: str) -> Source:
+    """Open a `minari` dataset by id or folder, or `arrays` in a file or folder.
+
+    Raises:
+        MissingError: It is not there, or minari is not installed.
+        UsageError: It is nothing that can be imported.
+    """
+    path = Path(source).expanduser()
+    return open_minari(source) if kind == "minari" else Arrays(path)
+
+
+def state_protocol(game: str, told: Facts, asked: Facts, named: str = "") -> Protocol:
+    """Spell out how imported data was played.
+
+    Args:
+        game: ALE game id.
+        told: What the data says.
+        asked: What the user says.
+        named: `classic` or `v5`, which says the rest of it, or "".
+
+    Raises:
+        UsageError: The two contradict each other, or nobody says what must be known.
+    """
+    preset = games.protocol(game, named) if named else None
+    found: dict[str, Any] = {}
+    for name, (option, default) in _FACTS.items():
+        said, wanted = getattr(told, name), getattr(asked, name)
+        if wanted is None and preset is not None:
+            wanted, option = getattr(preset, name), f"--protocol {named}"
+        if said is not None and wanted is not None and said != wanted:
+            raise UsageError(
+                "bad-option",
+                f"The data was played with {name} {said}; {option} says {wanted}. Leave it out.",
+            )
+        found[name] = next((v for v in (said, wanted, default) if v is not None), None)
+    missing = [_FACTS[name][0] for name, value in found.items() if value is None]
+    if missing:
+        raise UsageError(
+            "bad-option",
+            f"The data does not say how {game} was played. Say it: {' and '.join(missing)}, or "
+            "--protocol classic or v5 where it was played so.",
+        )
+    if found["frame_skip"] < 1 or not 0 <= found["sticky"] < 1 or found["max_steps"] < 1:
+        raise UsageError(
+            "bad-option",
+            "--frame-skip and --max-episode-steps must be at least 1, and --sticky at least 0 and "
+            f"below 1; they are {found['frame_skip']}, {found['max_steps']} and "
+            f"{found['sticky']:g}.",
+        )
+    full = games.protocol(game, "v5" if found["full_action_space"] else "classic")
+    stated = msgspec.structs.replace(full, name="custom", **found)
+    for known in games.PROTOCOLS:
+        if msgspec.structs.replace(stated, name=known) == games.protocol(
+            game, known, max_steps=found["max_steps"]
+        ):
+            return msgspec.structs.replace(stated, name=known)
+    return stated
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportPlan:
+    """What an import has to do.
+
+    Attributes:
+        collection: The run and its missing pieces, as for a collection of one environment.
+        episodes: Episodes in the data.
+    """
+
+    collection: CollectPlan
+    episodes: int
+
+
+def plan_import(
+    snapshot: Snapshot,
+    source: Source,
+    game: str,
+    protocol: Protocol,
+    policy: str,
+    segment_steps: int,
+    on_steps: Callable[[int, int], None] = lambda done, total: None,
+) -> ImportPlan:
+    """Check all of the data and find what has not been committed.
+
+    Args:
+        snapshot: The store.
+        source: The data.
+        game: ALE game id.
+        protocol: How it was played.
+        policy: Who played.
+        segment_steps: Steps in a segment.
+        on_steps: Called with (steps checked, steps in all) now and then.
+
+    Raises:
+        UsageError: The data are not what they must be.
+    """
+    if not 1 <= segment_steps <= 65536:
+        raise UsageError(
+            "bad-option", f"--segment-steps must be from 1 to 65536, not {segment_steps}."
+        )
+    actions = len(protocol.actions)
+    if source.actions not in (0, actions):
+        raise UsageError(
+            "bad-option",
+            f"The data has {source.actions} actions; {game} has {actions} "
+            f"{'in all' if protocol.full_action_space else 'without --full-action-space'}.",
+        )
+    source.check_screens(game)
+    content = []
+    done = 0
+    for number, episode in enumerate(source.episodes()):
+        wrong = (episode.actions < 0) | (episode.actions >= actions)
+        if wrong.any():
+            raise UsageError(
+                "bad-option",
+                f"Step {wrong.argmax()} of episode {number} has an action out of range: {game} has "
+                f"actions 0 to {actions - 1}. 'wsa import --help' tells of --full-action-space.",
+            )
+        content.append(_content(episode))
+        done += len(episode)
+        on_steps(done, source.steps)
+    run = keys.identity([game, protocol, policy, content])[:12]
+    written = sorted((m.start, m.steps) for m in snapshot.segments(game) if m.run == run)
+    pieces = tuple(gaps(written, done, segment_steps))
+    plan = CollectPlan(game, protocol, policy, 0, run, 1, done, (pieces,))
+    return ImportPlan(plan, len(content))
+
+
+def _content(episode: Episode) -> str:
+    """Hash of everything in an episode that is stored."""
+    digests = [
+        keys.frame_digest(screen)
+        for start, stop in _blocks(episode)
+        for screen in episode.screens(start, stop)
+    ]
+    columns = {f.name: getattr(episode, f.name) for f in dataclasses.fields(episode)}
+    del columns["screens"]
+    return keys.tensors_digest({**columns, "digest": np.frombuffer(b"".join(digests), np.uint8)})
+
+
+def _blocks(episode: Episode) -> list[tuple[int, int]]:
+    end = len(episode) + 1
+    return [(at, min(at + SCREENS_AT_ONCE, end)) for at in range(0, end, SCREENS_AT_ONCE)]
+
+
+def run_import(
+    plan: ImportPlan,
+    source: Source,
+    backend: Backend,
+    on_steps: Callable[[int, int], None] = lambda done, total: None,
+) -> list[SegmentMeta]:
+    """Write every missing segment of a plan.
+
+    Args:
+        plan: From `plan_import`.
+        source: The same data.
+        backend: The store.
+        on_steps: Called with (steps written, steps to write) now and then.
+
+    Returns:
+        The segments that this call made visible.
+    """
+    collection = plan.collection
+    if not collection.missing:
+        return []
+    pictures = Pictures()
+    recorder = Recorder(collection.pieces[0])
+    writer = Writer(collection, backend, pictures, EMULATOR)
+    played = 0
+    try:
+        for episode in source.episodes():
+            for at, screen in enumerate(_screens(episode, recorder, pictures, played)):
+                if not at:
+                    recorder.begin(screen, int(episode.lives[0]))
+                    continue
+                recorder.step(
+                    int(episode.actions[at - 1]),
+                    float(episode.rewards[at - 1]),
+                    bool(episode.terminated[at - 1]),
+                    bool(episode.truncated[at - 1]),
+                    screen,
+                    int(episode.lives[at]),
+                )
+                if recorder.full:
+                    writer.write(0, recorder.take())
+            played += len(episode)
+            on_steps(writer.written + recorder.steps, collection.missing)
+        writer.finish(0)
+        on_steps(writer.written, collection.missing)
+        return writer.visible
+    finally:
+        writer.close()
+
+
+def _screens(
+    episode: Episode, recorder: Recorder, pictures: Pictures, played: int
+) -> Iterator[Screen]:
+    """An episode's screens; those that no missing segment shows are not read."""
+    for start, stop in _blocks(episode):
+        wanted = [recorder.wants(played + at) for at in range(start, stop)]
+        if any(wanted):
+            yield from pictures.screens(episode.screens(start, stop)[:, None], wanted)
+        else:
+            yield from [UNSEEN] * (stop - start)

@@ -1,0 +1,165 @@
+"""Minari datasets of Atari games, as a source to import from.
+
+The published ones hold whole screens: `ALE/<Game>-v5` without sticky actions, frame skip 4. Minari
+keeps pictures as JPEG unless told otherwise, so their colours are near those of the emulator, not
+the same: frames that were played again get other digests, and other embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsa.learn import env as games
+from wsa.learn.sources import Episode, Facts, Source, make_episode, refuse_screens
+from wsa.store.errors import MissingError, UsageError
+
+# Wrappers that change neither what is seen nor what is earned.
+_HARMLESS = (
+    "OrderEnforcing",
+    "PassiveEnvChecker",
+    "RecordEpisodeStatistics",
+    "RecordVideo",
+    "TimeLimit",
+)
+
+
+def open_minari(source: str) -> Source:
+    """A Minari dataset: its id, or the folder that holds it.
+
+    Raises:
+        MissingError: The package minari is not installed, or no such dataset is here.
+        UsageError: It cannot be read, or was played in a way that wsa cannot record.
+    """
+    try:
+        import minari
+    except ImportError:
+        raise MissingError(
+            "no-frames",
+            "'wsa import minari' needs the package minari, which is not installed. Run: "
+            "pip install 'minari[hdf5]'",
+        ) from None
+    folder = Path(source).expanduser()
+    folder = folder / "data" if (folder / "data").is_dir() else folder
+    try:
+        dataset = minari.MinariDataset(folder) if folder.is_dir() else minari.load_dataset(source)
+    except FileNotFoundError:
+        raise MissingError(
+            "no-frames",
+            f"There is no Minari dataset {source} on this machine. Fetch it: "
+            f"minari download {source}",
+        ) from None
+    except Exception as error:  # noqa: BLE001  It raises what its readers raise.
+        raise UsageError(
+            "bad-option", f"{source} cannot be read as a Minari dataset: {error}"
+        ) from None
+    return Minari(source, dataset)
+
+
+class Minari:
+    """A `minari.MinariDataset` as a `Source`."""
+
+    def __init__(self, name: str, dataset: Any) -> None:
+        metadata = dataset.storage.metadata
+        self._name = name
+        self._dataset = dataset
+        self.game, self.facts = "", Facts()
+        if dataset.env_spec is not None:
+            self.game, self.facts = _environment(name, dataset.env_spec)
+        self.policy = str(metadata.get("algorithm_name") or f"minari:{dataset.id}")
+        space = dataset.action_space
+        self.actions = int(getattr(space, "n", 0))
+        if not self.actions or getattr(space, "start", 0) != 0:
+            raise UsageError("bad-option", f"{name}: its actions are {space}, not Discrete(n).")
+        self.steps = dataset.total_steps
+        # Minari stores pictures as JPEG unless told otherwise; before 0.5.4 always.
+        self.lossy = bool(metadata.get("jpeg_encoding", True))
+
+    def check_screens(self, game: str) -> None:
+        """As `Source.check_screens`."""
+        space = self._dataset.observation_space
+        found = (getattr(space, "shape", None), getattr(space, "dtype", None))
+        if found != ((*games.screen(game), 3), np.uint8):
+            raise refuse_screens(self._name, str(space), game)
+
+    def episodes(self) -> Iterator[Episode]:
+        """As `Source.episodes`; one episode at a time is in memory."""
+        shape = self._dataset.observation_space.shape
+        for number, found in enumerate(self._dataset.iterate_episodes()):
+            where = f"{self._name}, episode {number}"
+            seen = np.asarray(found.observations)
+            if seen.shape != (len(found.actions) + 1, *shape) or seen.dtype != np.uint8:
+                raise UsageError(
+                    "bad-option",
+                    f"{where} has {len(found.actions)} actions and observations "
+                    f"{seen.shape} {seen.dtype}; it needs one observation more than actions.",
+                )
+            lives = (found.infos or {}).get("lives")
+            yield make_episode(
+                where,
+                lambda start, stop, seen=seen: seen[start:stop],  # type: ignore[misc]
+                np.asarray(found.actions),
+                np.asarray(found.rewards),
+                np.asarray(found.terminations),
+                np.asarray(found.truncations),
+                None if lives is None else np.asarray(lives),
+            )
+
+
+def _environment(name: str, spec: Any) -> tuple[str, Facts]:
+    """The game and the way of playing that a Gymnasium environment's spec tells."""
+    options = spec.kwargs
+    by_rom = {rom: game for game, rom in games.games().items()}
+    game = by_rom.get(str(options.get("game")), "")
+    if not game:
+        raise UsageError(
+            "bad-option", f"{name} was played in {spec.id}, which is no Atari game of ALE."
+        )
+    if options.get("mode") or options.get("difficulty"):
+        raise UsageError(
+            "bad-option",
+            f"{name} was played in mode {options.get('mode')}, difficulty "
+            f"{options.get('difficulty')}. wsa knows every game's own mode and difficulty only.",
+        )
+    skip: Any = options.get("frameskip", 4)
+    noop_max, max_pool = 0, False
+    for wrapper in spec.additional_wrappers:
+        told = wrapper.kwargs or {}
+        if wrapper.name == "AtariPreprocessing":
+            if told.get("terminal_on_life_loss"):
+                raise UsageError(
+                    "bad-option",
+                    f"{name} ends an episode at every lost life, so its episodes are no games. "
+                    "Record it again without terminal_on_life_loss.",
+                )
+            inner = told.get("frame_skip", 4)
+            skip = inner if skip == 1 else None
+            noop_max, max_pool = told.get("noop_max", 30), inner > 1
+        elif wrapper.name not in _HARMLESS:
+            raise UsageError(
+                "bad-option",
+                f"{name} was played through the wrapper {wrapper.name}, and wsa cannot tell what it "
+                "changes. If it changes neither screens nor rewards nor ends, copy the data into "
+                "arrays and use 'wsa import arrays'.",
+            )
+    if type(skip) is not int or skip < 1:
+        raise UsageError(
+            "bad-option",
+            f"{name} was played in {spec.id} with frame skip {options.get('frameskip')}; wsa "
+            "records one fixed skip.",
+        )
+    # The emulator's own limit counts its frames, Gymnasium's counts steps.
+    frames = options.get("max_num_frames_per_episode") or games.FRAME_SKIP * games.MAX_STEPS
+    limits = (spec.max_episode_steps or games.MAX_STEPS, -(-frames // skip))
+    return game, Facts(
+        frame_skip=skip,
+        sticky=float(options.get("repeat_action_probability", 0.25)),
+        full_action_space=bool(options.get("full_action_space", False)),
+        max_steps=min(limits),
+        noop_max=noop_max,
+        fire_reset=False,
+        max_pool=max_pool,
+    )

@@ -1,0 +1,295 @@
+"""Write a game's rows and embeddings as plain arrays, for people without wsa.
+
+An export is one Zarr group of format 3, in a folder, that zarr, dask and xarray open as it is:
+
+    <model key>     (frame, ...)                     float16 or float32, one array for each model
+    digest          (frame, byte)                    uint8, blake3-128 of the frame's RGB bytes
+    frames          (frame, y, x, channel)           uint8 RGB, where asked for
+    frame_index, action, reward, ...                 (row,) each: the table of `columns.ROW_COLUMNS`
+
+Row i is an observation; its action, reward and ends are what followed. Segments that continue each
+other are joined, so that the row after a step is its next observation, and an episode of T steps has
+T + 1 rows, of which the last has action -1. Frames are distinct within a segment, not over the
+game: whoever wants each once finds the repeated ones by their digest.
+
+Segments are copied one after another, so memory stays bounded. A folder named `PATH.partial` is
+filled and renamed at the end: PATH is whole or absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.errors import ZarrUserWarning
+
+from wsa.store import publish, records, writer
+from wsa.store.columns import ROW_COLUMNS, Column, Table
+from wsa.store.errors import ConflictError, MissingError
+from wsa.store.keys import DIGEST_BYTES
+from wsa.store.reader import Snapshot
+from wsa.store.records import SegmentMeta
+
+VERSION = 1  # of the attributes and of the arrays' names
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportPlan:
+    """What an export would hold.
+
+    Attributes:
+        game: ALE game id.
+        models: Keys of the models.
+        pictures: Whether the frames themselves are exported.
+        segments: The segments, in the order of play.
+        rows: Rows at most; fewer where segments continue each other.
+        frames: Frames, distinct within each segment.
+        bytes: Size before compression.
+    """
+
+    game: str
+    models: tuple[str, ...]
+    pictures: bool
+    segments: tuple[SegmentMeta, ...]
+    rows: int
+    frames: int
+    bytes: int
+
+
+def plan_export(
+    snapshot: Snapshot, game: str, models: Sequence[str] = (), pictures: bool = False
+) -> ExportPlan:
+    """See what an export would hold; only records are read.
+
+    Args:
+        snapshot: What to export from.
+        game: ALE game id.
+        models: Keys of the models; each must have encoded every segment.
+        pictures: Whether to export the frames themselves.
+
+    Raises:
+        MissingError: No such game, a model has not encoded it all, or frames are not here.
+        ConflictError: Embeddings of a model, or screens, are not all of one shape.
+    """
+    segments = sorted(snapshot.segments(game), key=lambda m: (m.run, m.env, m.start))
+    url = snapshot.backend.url
+    if not segments:
+        raise MissingError(
+            "no-frames",
+            f"The store {url} has no frames of {game}. Collect some: wsa collect --game {game}",
+        )
+    wanted = {meta.segment for meta in segments}
+    frames = sum(meta.frames for meta in segments)
+    rows = sum(meta.rows for meta in segments)
+    size = frames * DIGEST_BYTES + rows * sum(np.dtype(t).itemsize for t, _ in ROW_COLUMNS.values())
+    for key in models:
+        missing = wanted - {meta.segment for meta in snapshot.embeddings(game, key)}
+        if missing:
+            raise MissingError(
+                "not-encoded",
+                f"{len(missing)} of {len(wanted)} segments of {game} in {url} have not been "
+                f"encoded by {key}. Run 'wsa encode', or leave the model out of --models.",
+            )
+        shape, dtype = _embedding(snapshot, game, key)
+        size += frames * math.prod(shape) * np.dtype(dtype).itemsize
+    if pictures:
+        missing = wanted - {meta.segment for meta in snapshot.frames(game)}
+        if missing:
+            raise MissingError(
+                "no-frames",
+                f"The store {url} lacks the frames of {len(missing)} of {len(wanted)} segments of "
+                f"{game}. Fetch them with 'wsa pull', or export without --frames.",
+            )
+        size += frames * math.prod(_screen(snapshot, game)) * 3
+    return ExportPlan(game, tuple(models), pictures, tuple(segments), rows, frames, size)
+
+
+def _embedding(snapshot: Snapshot, game: str, key: str) -> tuple[tuple[int, ...], str]:
+    """Shape of one embedding and the type that holds all of them."""
+    metas = snapshot.embeddings(game, key)
+    shapes = {meta.shape[1:] for meta in metas}
+    if len(shapes) != 1:
+        raise ConflictError(
+            "other-bytes", f"{key} has embeddings of shapes {shapes}. Export it not: --models."
+        )
+    return shapes.pop(), max(meta.dtype for meta in metas)  # float16 < float32
+
+
+def _screen(snapshot: Snapshot, game: str) -> tuple[int, int]:
+    shapes = {(meta.height, meta.width) for meta in snapshot.frames(game)}
+    if len(shapes) != 1:
+        raise ConflictError(
+            "other-bytes", f"{game} has screens of sizes {shapes}. Export without --frames."
+        )
+    return shapes.pop()
+
+
+def export(
+    snapshot: Snapshot,
+    plan: ExportPlan,
+    path: Path,
+    on_segment: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Write an export.
+
+    Args:
+        snapshot: What the plan was made of.
+        plan: From `plan_export`.
+        path: The folder to make.
+        on_segment: Called with (segments done, segments in all) after each.
+
+    Returns:
+        Rows written.
+
+    Raises:
+        ConflictError: There is something at `path`, or somebody is writing there.
+        DamagedError: Stored bytes are not what was committed; `path` is not made.
+        StorageError: No room, or the folder refused.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with publish.storage_errors(path), _alone(path, partial):
+        rows = _write(snapshot, plan, partial, on_segment)
+        _flush(partial)
+        partial.rename(path)
+        publish.flush_folder(path.parent)
+    return rows
+
+
+@contextlib.contextmanager
+def _alone(path: Path, partial: Path) -> Iterator[None]:
+    """`partial` as an empty folder that no other process writes to."""
+    if path.exists():
+        raise ConflictError(
+            "run-exists", f"There is something at {path}. Export to another path, or remove it."
+        )
+    partial.mkdir(parents=True, exist_ok=True)
+    handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            # The lock is the process's: it does not outlive a kill.
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(
+                "run-exists", f"Another process is writing {partial}. Wait for it."
+            ) from None
+        for stale in partial.iterdir():
+            # What a killed export left has these names; anything else is somebody's own.
+            if stale.name != "zarr.json" and not (stale / "zarr.json").exists():
+                raise ConflictError(
+                    "run-exists", f"{stale} is not an export's. Move it, or export elsewhere."
+                )
+        for stale in partial.iterdir():
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write(
+    snapshot: Snapshot, plan: ExportPlan, folder: Path, on_segment: Callable[[int, int], None]
+) -> int:
+    group = zarr.create_group(folder, zarr_format=3, attributes=_attributes(snapshot, plan))
+    columns = {
+        name: Column(group, name, (plan.rows,), kind, ("row",), {"meaning": meaning})
+        for name, (kind, meaning) in ROW_COLUMNS.items()
+    }
+    digests = Column(
+        group, "digest", (plan.frames, DIGEST_BYTES), "uint8", ("frame", "byte"),
+        {"meaning": "blake3-128 of the frame's RGB bytes"},
+    )  # fmt: skip
+    models = {key: _model(snapshot, plan, group, key) for key in plan.models}
+    pictures = None
+    if plan.pictures:
+        shape = (plan.frames, *_screen(snapshot, plan.game), 3)
+        axes = ("frame", "y", "x", "channel")
+        pictures = Column(group, "frames", shape, "uint8", axes, {"meaning": "RGB screens"})
+    table = Table(columns)
+    frame = 0
+    for number, meta in enumerate(plan.segments):
+        rows = snapshot.read_rows(meta)
+        digests.add(rows.pop("digest"))
+        for key, column in models.items():
+            column.add(snapshot.read_embedding(plan.game, key, meta.segment))
+        if pictures:
+            pictures.add(snapshot.read_frames(meta))
+        table.add(meta, number, rows, frame)
+        frame += meta.frames
+        on_segment(number + 1, len(plan.segments))
+    table.finish()
+    for column in (*columns.values(), digests, *models.values(), *([pictures] if pictures else ())):
+        column.finish()
+    with warnings.catch_warnings():
+        # That other programs may not know it: they then read the arrays' own metadata.
+        warnings.simplefilter("ignore", ZarrUserWarning)
+        zarr.consolidate_metadata(folder, zarr_format=3)
+    return columns["action"].count
+
+
+def _attributes(snapshot: Snapshot, plan: ExportPlan) -> dict[str, Any]:
+    runs = {
+        meta.run: {
+            "protocol": records.to_builtins(meta.protocol),
+            "policy": meta.policy,
+            "seed": meta.seed,
+            "emulator": list(meta.emulator),
+        }
+        for meta in plan.segments
+    }
+    authors = {
+        c.author for c in snapshot.commits.values() if getattr(c.meta, "game", "") == plan.game
+    }
+    return {
+        "wsa_export": VERSION,
+        "game": plan.game,
+        "store": snapshot.backend.url,
+        "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "by": writer.author(),
+        "authors": sorted(authors),
+        "runs": runs,
+        "segments": [meta.segment for meta in plan.segments],
+        "models": {key: _spec(snapshot, key) for key in plan.models},
+        "conventions": {
+            "rows": "Row i is an observation; its action, reward and ends are what followed. The "
+            "row after a step is its next observation; an episode's last row has action -1.",
+            "frames": "Distinct within a segment. Equal frames have equal digests.",
+        },
+    }
+
+
+def _spec(snapshot: Snapshot, key: str) -> dict[str, Any]:
+    data = snapshot.read_model(key, "spec.json")["spec.json"]
+    spec: dict[str, Any] = records.read_json(data, dict, key)
+    return spec
+
+
+def _model(snapshot: Snapshot, plan: ExportPlan, group: zarr.Group, key: str) -> Column:
+    shape, dtype = _embedding(snapshot, plan.game, key)
+    # Axes of their own: of two models one axis may have two lengths.
+    axes = ("frame", *(f"{key}_{axis}" for axis in range(1, len(shape) + 1)))
+    spec = _spec(snapshot, key)
+    said = ("timm_name", "source", "licence")
+    attributes = {name: value for name, value in spec.items() if name in said}
+    return Column(group, key, (plan.frames, *shape), dtype, axes, attributes)
+
+
+def _flush(folder: Path) -> None:
+    """Make every file below a folder durable."""
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            handle = os.open(Path(parent) / name, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        publish.flush_folder(Path(parent))

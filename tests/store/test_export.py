@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import dask.array
+import numpy as np
+import pytest
+import xarray
+import zarr
+from numpy.typing import NDArray
+
+from wsa.store import columns, names
+from wsa.store.backends import Backend
+from wsa.store.errors import ConflictError, DamagedError, MissingError
+from wsa.store.export import ExportPlan, export, plan_export
+from wsa.store.reader import Snapshot, take_snapshot
+
+RUN_B = "ba9876543210"
+
+
+@pytest.fixture
+def snapshot(kit: ModuleType, store: Backend) -> Snapshot:
+    """A run of three segments that continue each other, one of which begins inside an episode; an
+    environment of which the first segment is missing; another run. Two models, one of them of
+    float32 in one segment."""
+    vit, cnn = kit.key("vit"), kit.key("cnn")
+    for number, options in (
+        (0, {"ends": (4, 9)}),
+        (1, {"ends": (11,), "cut": True}),
+        (2, {"ends": (0, 3)}),
+        (1, {"env": 1, "ends": (7,), "cut": True}),
+        (0, {"run": RUN_B, "steps": 5}),
+    ):
+        meta, _ = kit.add_segment(store, number, frames=9, **options)
+        kit.add_embedding(store, meta, vit, shape=(2, 3))
+        kit.add_embedding(store, meta, cnn, dtype="float32" if number == 2 else "float16")
+    kit.add_model(store, vit)
+    kit.add_model(store, cnn)
+    return take_snapshot(store)
+
+
+def write(snapshot: Snapshot, kit: ModuleType, path: Path, **options: Any) -> ExportPlan:
+    plan = plan_export(snapshot, kit.GAME, [kit.key("vit"), kit.key("cnn")], **options)
+    export(snapshot, plan, path)
+    return plan
+
+
+def ordered(snapshot: Snapshot, kit: ModuleType) -> list[Any]:
+    return sorted(snapshot.segments(kit.GAME), key=lambda m: (m.run, m.env, m.start))
+
+
+def stored(snapshot: Snapshot, kit: ModuleType, read: Any) -> NDArray[Any]:
+    return np.concatenate([read(meta) for meta in ordered(snapshot, kit)])
+
+
+def test_zarr_dask_and_xarray_read_what_the_store_holds(
+    kit: ModuleType, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    path = tmp_path / "pong.zarr"
+    plan = write(snapshot, kit, path, pictures=True)
+    expected = {
+        key: stored(snapshot, kit, lambda m, k=key: snapshot.read_embedding(m.game, k, m.segment))
+        for key in plan.models
+    }
+    expected["digest"] = stored(snapshot, kit, snapshot.read_digests)
+    expected["frames"] = stored(snapshot, kit, snapshot.read_frames)
+    group: Any = zarr.open_group(path, mode="r")
+    table = xarray.open_zarr(path)
+    assert group.metadata.consolidated_metadata is not None
+    for name, array in expected.items():
+        assert len(array) == 42
+        for found in (
+            group[name][...],
+            dask.array.from_zarr(str(path), component=name).compute(),
+            table[name].values,
+        ):
+            assert found.dtype == array.dtype
+            np.testing.assert_array_equal(found, array)
+        assert table[name].dims[0] == "frame"
+    assert table["frames"].dims == ("frame", "y", "x", "channel")
+    assert table[kit.key("cnn")].dtype == np.float32
+    for name, (kind, _) in columns.ROW_COLUMNS.items():
+        assert table[name].dims == ("row",) and table[name].dtype == kind
+        np.testing.assert_array_equal(group[name][...], table[name].values)
+    # The table by itself is a data frame, and rows pick embeddings.
+    frame = table[list(columns.ROW_COLUMNS)].to_dataframe()
+    assert len(frame) == table.sizes["row"]
+    picked = table[kit.key("vit")].isel(frame=table["frame_index"].values)
+    assert picked.shape == (table.sizes["row"], 2, 3)
+
+
+def test_rows_show_the_frames_of_their_segment(
+    kit: ModuleType, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    write(snapshot, kit, tmp_path / "x")
+    found: Any = zarr.open_group(tmp_path / "x", mode="r")
+    table = {name: found[name][...] for name in columns.ROW_COLUMNS}
+    digest = found["digest"][...]
+    assert found.attrs["segments"] == [meta.segment for meta in ordered(snapshot, kit)]
+    for number, meta in enumerate(ordered(snapshot, kit)):
+        rows = snapshot.read_rows(meta)
+        here = table["segment"] == number
+        acted = rows["action"] >= 0
+        own = {name: table[name][here] for name in table}
+        assert (own["action"] >= 0).sum() == meta.steps
+        for name in ("action", "reward", "terminated", "truncated", "is_first", "lives"):
+            np.testing.assert_array_equal(own[name][own["action"] >= 0], rows[name][acted])
+        shown = rows["digest"][rows["frame"]][acted]
+        np.testing.assert_array_equal(digest[own["frame_index"]][own["action"] >= 0], shown)
+        np.testing.assert_array_equal(
+            own["step"][own["action"] >= 0], meta.start + np.arange(meta.steps)
+        )
+
+
+def test_segments_that_continue_each_other_are_joined(
+    kit: ModuleType, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    plan = write(snapshot, kit, tmp_path / "x")
+    found: Any = zarr.open_group(tmp_path / "x", mode="r")
+    table = {name: found[name][...] for name in columns.ROW_COLUMNS}
+    # The only repeated rows were the three of context and the closing one before them.
+    assert plan.rows - len(table["action"]) == 4
+    first = table["step"][(table["segment"] == 1) & ~table["context"]]
+    last = table["step"][table["segment"] == 0]
+    assert first[0] == last[-1] + 1
+    # Where the segment before is missing, the context stays and is marked.
+    context = np.flatnonzero(table["context"])
+    assert table["segment"][context].tolist() == [3, 3, 3]
+    assert table["step"][context].tolist() == [9, 10, 11]
+    # Episodes: 3 begin in the first segment, none in the second, 3 in the third, ...
+    lengths = {e: int((table["episode"] == e).sum()) for e in np.unique(table["episode"])}
+    assert lengths == {0: 6, 1: 6, 2: 15, 3: 2, 4: 4, 5: 9, 6: 3 + 8 + 1, 7: 5, 8: 6}
+    assert sorted(table["episode"]) == list(table["episode"])
+    for episode in lengths:
+        actions = table["action"][(table["episode"] == episode) & ~table["context"]]
+        assert actions[-1] == -1 and (actions[:-1] >= 0).all()
+
+
+def test_attributes_say_where_it_came_from(
+    kit: ModuleType, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    write(snapshot, kit, tmp_path / "x")
+    said: Any = zarr.open_group(tmp_path / "x", mode="r").attrs.asdict()
+    assert (said["game"], said["store"]) == (kit.GAME, snapshot.backend.url)
+    assert said["models"].keys() == {kit.key("vit"), kit.key("cnn")}
+    assert said["runs"][kit.RUN]["protocol"]["frame_skip"] == 4
+    assert said["runs"].keys() == {kit.RUN, RUN_B}
+    assert "@" in said["authors"][0]
+
+
+def test_columns_are_written_in_whole_chunks(
+    kit: ModuleType, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(snapshot, kit, tmp_path / "large", pictures=True)
+    monkeypatch.setattr(columns, "CHUNK_BYTES", 64)
+    written: list[tuple[int, int]] = []
+    put = columns.Column._put
+
+    def watched(self: columns.Column, rows: NDArray[Any]) -> None:
+        written.append((self.count % self._chunk, len(rows) % self._chunk))
+        put(self, rows)
+
+    monkeypatch.setattr(columns.Column, "_put", watched)
+    write(snapshot, kit, tmp_path / "small", pictures=True)
+    assert all(start == 0 for start, _ in written)
+    large, small = (
+        dict(zarr.open_group(tmp_path / name, mode="r").arrays()) for name in ("large", "small")
+    )
+    for name, array in small.items():
+        assert math.prod(array.chunks) * array.dtype.itemsize <= max(
+            64, array.nbytes // array.shape[0]
+        )
+        np.testing.assert_array_equal(array[...], large[name][...])
+
+
+def test_a_plan_says_what_there_will_be(
+    kit: ModuleType, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    plan = write(snapshot, kit, tmp_path / "x", pictures=True)
+    found: Any = zarr.open_group(tmp_path / "x", mode="r")
+    rows = found["action"].shape[0]
+    assert found["digest"].shape[0] == plan.frames == 42
+    row = sum(np.dtype(kind).itemsize for kind, _ in columns.ROW_COLUMNS.values())
+    nbytes = sum(int(array.nbytes) for _, array in found.arrays())
+    assert plan.bytes == nbytes + (plan.rows - rows) * row
+
+
+def test_what_is_there_is_left_alone(kit: ModuleType, snapshot: Snapshot, tmp_path: Path) -> None:
+    for path in (tmp_path / "file", tmp_path / "folder"):
+        path.mkdir() if path.name == "folder" else path.write_text("mine")
+        with pytest.raises(ConflictError, match="Export to another path"):
+            write(snapshot, kit, path)
+    partial = tmp_path / "x.partial"
+    partial.mkdir()
+    (partial / "notes.txt").write_text("mine")
+    with pytest.raises(ConflictError, match="is not an export's"):
+        write(snapshot, kit, tmp_path / "x")
+    assert (partial / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "x").exists()
+
+
+def test_two_do_not_write_one_export(kit: ModuleType, snapshot: Snapshot, tmp_path: Path) -> None:
+    partial = tmp_path / "x.partial"
+    partial.mkdir()
+    handle = os.open(partial, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(ConflictError, match="Another process") as busy:
+        write(snapshot, kit, tmp_path / "x")
+    assert busy.value.kind == "run-exists"
+    os.close(handle)
+    write(snapshot, kit, tmp_path / "x")
+    assert not partial.exists()
+
+
+def test_an_export_is_whole_or_absent(kit: ModuleType, snapshot: Snapshot, tmp_path: Path) -> None:
+    """Damage in the third segment stops it; the same command later begins anew."""
+    meta = ordered(snapshot, kit)[2]
+    commit = snapshot.commit(names.segment_path(meta.game, meta.segment))
+    largest = max(commit.files, key=lambda file: file.bytes)
+    file = Path(snapshot.backend.url) / commit.folder / largest.name
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(DamagedError):
+        write(snapshot, kit, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    assert (tmp_path / "x.partial").exists()
+    file.write_bytes(whole)
+    plan = write(snapshot, kit, tmp_path / "x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["store", "x"]
+    found: Any = zarr.open_group(tmp_path / "x", mode="r")
+    assert {name for name, _ in found.arrays()} == {
+        *(*plan.models, "digest"),
+        *columns.ROW_COLUMNS,
+    }
+
+
+def test_what_cannot_be_exported(kit: ModuleType, store: Backend, snapshot: Snapshot) -> None:
+    with pytest.raises(MissingError, match="wsa collect --game Breakout"):
+        plan_export(snapshot, "Breakout")
+    meta, _ = kit.add_segment(store, 7)
+    later = take_snapshot(store)
+    with pytest.raises(MissingError, match="1 of 6 segments"):
+        plan_export(later, kit.GAME, [kit.key("vit")])
+    assert plan_export(later, kit.GAME).models == ()
+    path = names.frames_path(meta.game, meta.segment)
+    pulled = Snapshot(store, {p: c for p, c in later.commits.items() if p != path})
+    assert plan_export(pulled, kit.GAME).frames == 42 + meta.frames
+    with pytest.raises(MissingError, match=r"wsa pull.*without --frames"):
+        plan_export(pulled, kit.GAME, pictures=True)
