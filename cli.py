@@ -4,7 +4,7 @@
 its room when it runs. Results go to standard output, progress and remarks to standard error.
 
 Exit codes: 0 done, 2 usage, 3 not found, 4 conflict, 5 damage found, 6 storage unavailable,
-130 interrupted.
+130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import importlib
 import io
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wsa import __version__
-from wsa.store.errors import StorageError, UsageError, WsaError
+from wsa.store.errors import StorageError, Terminated, UsageError, WsaError
+from wsa.store.redact import redact
 
 if TYPE_CHECKING:
     from wsa.encode.models import Request
@@ -64,11 +67,35 @@ VERBS = {
         "wsa.learn.options:EvalOptions",
         "wsa.learn.verbs:evaluate",
     ),
+    "push": Verb(
+        "copy to another store what it lacks",
+        "wsa push s3://lab/wsa --game Seaquest --dry-run",
+        "wsa.encode.store_options:PushOptions",
+        "wsa.encode.share:push",
+    ),
+    "pull": Verb(
+        "copy from another store what is lacking here",
+        "wsa pull s3://lab/wsa --game Seaquest --models vit --no-frames",
+        "wsa.encode.store_options:PullOptions",
+        "wsa.encode.share:pull",
+    ),
+    "merge": Verb(
+        "copy everything of another store that is lacking here",
+        "wsa merge /mnt/disk/wsa",
+        "wsa.encode.store_options:MergeOptions",
+        "wsa.encode.share:merge",
+    ),
     "verify": Verb(
         "read and check every committed byte of a store",
         "wsa verify --store /lab/wsa",
-        "wsa.encode.options:VerifyOptions",
-        "wsa.learn.verbs:verify",
+        "wsa.encode.store_options:VerifyOptions",
+        "wsa.encode.upkeep:verify",
+    ),
+    "sweep": Verb(
+        "remove what dead writers left, once it is a day old",
+        "wsa sweep --grace-hours 48",
+        "wsa.encode.store_options:SweepOptions",
+        "wsa.encode.upkeep:sweep",
     ),
     "list": Verb(
         "what a store holds, a line for each game",
@@ -77,10 +104,28 @@ VERBS = {
         "wsa.learn.verbs:list_games",
     ),
     "show": Verb(
-        "everything recorded of one game",
+        "everything recorded of a game, a segment or a model",
         "wsa show Seaquest",
         "wsa.learn.options:ShowOptions",
         "wsa.learn.verbs:show",
+    ),
+    "du": Verb(
+        "bytes, frames and hours of compute by game, policy, model or author",
+        "wsa du --by author",
+        "wsa.encode.store_options:DuOptions",
+        "wsa.learn.exchange:du",
+    ),
+    "export": Verb(
+        "write a game as plain Zarr arrays, for zarr, dask and xarray",
+        "wsa export breakout.zarr --game Breakout --models vit,resnet --frames",
+        "wsa.encode.store_options:ExportOptions",
+        "wsa.learn.exchange:export",
+    ),
+    "import": Verb(
+        "bring Minari datasets or plain arrays into the store",
+        "wsa import minari atari/breakout/expert-v0 --game Breakout",
+        "wsa.encode.store_options:ImportOptions",
+        "wsa.learn.exchange:import_data",
     ),
     "models": Verb(
         "the models there are, and those in a store",
@@ -111,15 +156,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # on a busy one ten times slower, since they wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    before = signal.getsignal(signal.SIGTERM)
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
         code = _answer(verb) if verb in ("", *ANSWERS) else _run(verb, rest)
         print(end="", flush=True)  # Here, where a reader that left can be answered.
         return code
     except WsaError as error:
         return _fail(verb, str(error), error.exit_code)
-    except KeyboardInterrupt:
-        why = "interrupted. Nothing committed is lost; the same command continues."
-        return _fail(verb, why, INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        how = "terminated" if isinstance(stop, Terminated) else "interrupted"
+        why = f"{how}. Nothing committed is lost; the same command continues."
+        return _fail(verb, why, getattr(stop, "exit_code", INTERRUPTED))
     except BrokenPipeError:  # The reader of the output, as in `wsa list | head -1`, has enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -127,6 +176,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         why = f"{where}{error.strerror or error}. Put it right and run the same command again."
         return _fail(verb, why, StorageError.exit_code)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
 
 
 def _answer(asked: str) -> int:
@@ -136,7 +192,7 @@ def _answer(asked: str) -> int:
 
 
 def _fail(verb: str, why: str, code: int) -> int:
-    print(f"wsa {verb}: {why}", file=sys.stderr)
+    print(redact(f"wsa {verb}: {why}"), file=sys.stderr)
     return code
 
 
@@ -146,7 +202,7 @@ def _overview() -> str:
         "usage: wsa VERB [OPTIONS]\n\n"
         "Run each frozen vision model once per distinct frame, share the embeddings, and train\n"
         f"Weight Sharing Attention on them.\n\nverbs:\n{lines}\n\n"
-        "The store is --store PATH, or WSA_STORE, or a folder of the user's data.\n"
+        "The store is --store PATH|URL, or WSA_STORE, or a folder of the user's data.\n"
         "wsa VERB --help shows a verb's options.\n\n"
         "example:\n  wsa demo"
     )

@@ -13,7 +13,7 @@ from multiprocessing import resource_tracker
 from dask import config
 from distributed import Client, LocalCluster
 
-from wsa.store.errors import StorageError, UsageError
+from wsa.store.errors import StorageError, Terminated, UsageError
 
 WAIT_FOR_WORKERS_S = 60
 
@@ -111,23 +111,23 @@ def _start(scheduler: str, workers: int, stack: contextlib.ExitStack) -> tuple[C
 
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Let Ctrl-C wait till the end, and never reach the threads and processes started meanwhile.
+    """Let Ctrl-C and SIGTERM wait till the end; Ctrl-C never reaches what is started meanwhile.
 
     A terminal sends it to workers too, which shall not print where they were: this process ends
-    them. And Dask, half started or half closed, can neither go on nor back.
+    them, by SIGTERM. And Dask, half started or half closed, can neither go on nor back.
     """
     resource_tracker.ensure_running()  # It would lift the block below where it is started later.
     asked: list[int] = []
     main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT)
-    if main:
-        signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before if main else ():
+        signal.signal(number, lambda number, frame: asked.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if main:
-            signal.signal(signal.SIGINT, before)
+        for number, handler in before.items() if main else ():
+            signal.signal(number, handler)
     if asked:
-        raise KeyboardInterrupt
+        raise Terminated if asked[0] == signal.SIGTERM else KeyboardInterrupt

@@ -21,18 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from wsa.store import keys, publish
-from wsa.store.errors import DamagedError, MissingError
+from wsa.store.errors import DamagedError, MissingError, Terminated
 
 
 class StopRequest:
     """While entered, Ctrl-C and SIGTERM ask to stop after the update at hand; a second one stops.
 
     Attributes:
-        asked: Whether to save and stop.
+        asked: What to raise once all is saved, if it was asked to stop.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked: KeyboardInterrupt | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -48,8 +48,8 @@ class StopRequest:
 
     def _ask(self, number: int, frame: object) -> None:
         if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+            raise self.asked
+        self.asked = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
 def save(

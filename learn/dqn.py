@@ -179,7 +179,7 @@ def train(
                 metrics.flush()
                 checkpoint.save(checkpoints, step, modules, optimizer, {"draws": batches.state()})
             if stopping:
-                raise KeyboardInterrupt
+                raise stopping
     passes = Encoder.total_passes - passes_before
     assert passes == 0, "offline training must not run a backbone"
     seconds = time.perf_counter() - began

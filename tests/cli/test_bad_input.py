@@ -83,10 +83,10 @@ FOREIGN = (
         ("collect --policy ppo", "--policy ppo: the only policy in this version is 'random'."),
         ("collect --sticky nan", "--sticky must be at least 0 and below 1, not nan."),
         (
-            "collect --store s3://lab/wsa",
+            "collect --store ftp://lab/wsa",
             (
-                "--store s3://lab/wsa: this version keeps stores in folders only, not on s3://. Give "
-                "a folder, for example --store /lab/wsa."
+                "Stores are kept in folders and in buckets, not on ftp://. Give a folder, as /lab/wsa, "
+                "or a bucket, as s3://bucket/wsa, gs://bucket/wsa or az://container/wsa."
             ),
         ),
         (

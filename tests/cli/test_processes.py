@@ -57,14 +57,20 @@ def begin(filled, tmp_path) -> Iterator[Begin]:
         process.communicate()
 
 
-def interrupt(process: subprocess.Popen[str]) -> str:
-    """Press Ctrl-C: all of the process's group get the signal. Returns what it said."""
+def interrupt(process: subprocess.Popen[str], how: signal.Signals = signal.SIGINT) -> str:
+    """Press Ctrl-C: all of the process's group get the signal. Returns what it said.
+
+    SIGTERM goes to the process alone, as from `kill` and from most job managers.
+    """
     children = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGINT)
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)
+    else:
+        process.send_signal(how)
     out, err = process.communicate(timeout=60)
     # A Python interrupted within an `exec` of text, as dataclasses use it while they are imported,
     # ends itself by the signal when all is done; a shell calls that 130 too.
-    assert process.returncode in (130, -signal.SIGINT), err
+    assert process.returncode in (128 + how, -signal.SIGINT), err
     assert out == ""
     assert "Traceback" not in err and "Error" not in err
     _, alive = psutil.wait_procs(children, timeout=20)
@@ -76,11 +82,11 @@ def until(happened: Callable[[], object], process: subprocess.Popen[str]) -> Non
     """Wait until something has happened while a process runs."""
     while not happened():
         assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+        time.sleep(0.03)
 
 
 def records(folder: Path) -> int:
-    return len(list((folder / "store" / "commits").rglob("*.json")))
+    return len(list((folder / "store" / "commits").glob("*/*.json")))
 
 
 def test_interrupting_a_collection(filled, begin, tmp_path):
@@ -95,12 +101,15 @@ def test_interrupting_a_collection(filled, begin, tmp_path):
     assert filled("verify").code == 0
 
 
-def test_interrupting_an_encoding_by_workers(filled, begin, tmp_path):
+@pytest.mark.parametrize("how, workers", [(signal.SIGINT, "2"), (signal.SIGTERM, "1")])
+def test_interrupting_an_encoding_by_workers(filled, begin, tmp_path, how, workers):
     filled(*SHORT)
     before = records(tmp_path)
-    process = begin(*ENCODE, "--workers", "2")
-    until(lambda: records(tmp_path) > before + 3, process)  # The model, and two segments.
-    assert interrupt(process).splitlines()[-1] == f"wsa encode: {INTERRUPTED}"
+    process = begin(*ENCODE, "--workers", workers)
+    until(lambda: records(tmp_path) > before + 3, process)  # The model, and three segments.
+    word = "terminated" if how == signal.SIGTERM else "interrupted"
+    said = f"wsa encode: {INTERRUPTED.replace('interrupted', word)}"
+    assert interrupt(process, how).splitlines()[-1] == said
     outcome = filled(*ENCODE, "--scheduler", "inproc", "--json")
     assert outcome.code == 0
     assert json.loads(outcome.out)["present"] >= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -94,6 +95,8 @@ def test_a_dry_run_starts_no_store(wsa, tmp_path, unchanged):
         "list",
         "list --games",
         "show Breakout",
+        "du",
+        "export x.zarr --game Breakout --dry-run",
         "models",
         "verify",
         "doctor",
@@ -109,7 +112,8 @@ def test_json_is_one_document_and_nothing_else(filled, command):
 @pytest.mark.parametrize(
     "command",
     [
-        *("list", "show Breakout", "models", "verify", "eval run --episodes 1"),
+        *("list", "show Breakout", "du", "models", "verify", "eval run --episodes 1"),
+        "export x.zarr --game Breakout",
         "learn --game Breakout --dry-run",
         "collect --game Breakout --steps 8 --num-envs 1",
     ],
@@ -154,7 +158,11 @@ def test_list(filled, key):
         "size",
     ]
     assert out[2].split()[:6] == ["Breakout", "4", "200", "196", "0", "-"]
-    assert out[3].startswith("Breakout embeddings, ") and out[3].endswith(f": {key} 100%")
+    assert out[3:5] == ["", "what there is of each segment"]
+    assert [line.split() for line in out[7:]] == [
+        ["Breakout", "(frames)", "4", "of", "4", "100%"],
+        ["Breakout", key, "4", "of", "4", "100%"],
+    ]
     games = filled("list", "--games").out.split()
     assert len(games) == 104 and "MsPacman" in games
     assert strict(filled("list", "--games", "--json").out) == games
@@ -181,6 +189,21 @@ def test_show_prints_every_detail_of_the_protocol(filled, key):
     assert card["emulator"][0].startswith("ale-py ")
 
 
+def test_show_takes_a_segment_or_a_model(filled, key):
+    games = strict(filled("show", key, "--json").out)["games"]
+    assert games == {"Breakout": "4 of 4 segments"}
+    assert "Breakout  4 of 4 segments" in filled("show", key).out
+    segment = re.search(r"[0-9a-f]{12}-e000-000000000", filled("show", "Breakout", "--json").out)
+    assert segment is None  # A game's card names runs, not each of its segments.
+    (run,) = re.findall(r"run ([0-9a-f]{12})", filled("show", "Breakout").out)
+    card = strict(filled("show", f"{run}-e001-000000064", "--json").out)
+    assert (card["game"], card["start"], card["steps"]) == ("Breakout", 64, 36)
+    assert list(card["embeddings"]) == [key]
+    assert filled("show", f"{run}-e009-000000064").code == 3
+    assert filled("show", "other-0123456789ab").code == 3
+    assert filled("show", "breakout").code == 2
+
+
 def test_models_says_licence_and_what_an_alias_is_and_marks_random_weights(filled, key):
     out = filled("models").out
     lines = {line.split()[0]: line.split() for line in out.splitlines() if line}
@@ -204,7 +227,7 @@ def test_doctor(wsa, filled):
     code, out, _ = filled("doctor")
     assert code == 0
     assert "104 ALE games with their ROMs" in out
-    assert "./store: 9 objects, Breakout" in out
+    assert "./store: 13 objects, Breakout" in out
 
 
 def test_doctor_finds_what_is_bad(wsa, tmp_path, monkeypatch):
