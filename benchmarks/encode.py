@@ -76,7 +76,7 @@ def forget(backend, plan: Plan) -> None:
         path = names.embedding_path(item.meta.game, item.model, item.meta.segment)
         backend.delete(names.commit_path(object_id(path)))
         for file in list(backend.list(path)):
-            backend.delete(file)
+            backend.delete(file.path)
 
 
 if __name__ == "__main__":

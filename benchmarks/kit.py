@@ -21,7 +21,7 @@ from wsa.store.root import open_store
 
 
 @contextmanager
-def store_of(game: str, steps: int) -> Iterator[tuple[Backend, Path]]:
+def store_of(game: str, steps: int, segment_steps: int = 256) -> Iterator[tuple[Backend, Path]]:
     """A store in a temporary folder with `steps` of a game by a random policy, and that folder."""
     with tempfile.TemporaryDirectory() as folder:
         backend = open_store(f"{folder}/store", create=True)
@@ -33,7 +33,7 @@ def store_of(game: str, steps: int) -> Iterator[tuple[Backend, Path]]:
             num_envs=4,
             policy="random",
             seed=1,
-            segment_steps=256,
+            segment_steps=segment_steps,
         )
         collect(plan, backend)
         yield backend, Path(folder)

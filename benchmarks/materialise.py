@@ -1,0 +1,70 @@
+"""Copying a game's embeddings into the flat map, against reading the same arrays once in sequence.
+
+python benchmarks/materialise.py
+
+Reading once means: plain Zarr opens each array (rows, digests, embeddings) and decodes it; nothing
+is checked, and nothing is kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import zarr
+from kit import interleave, store_of, table
+
+from wsa.store import keys, names
+from wsa.store.flat import materialise
+from wsa.store.reader import group_arrays, take_snapshot
+from wsa.store.records import EmbeddingMeta, SegmentMeta
+from wsa.store.writer import commit_embedding
+
+GAME, STEPS, NUMBERS = "Seaquest", 8192, 512
+
+
+def main() -> None:
+    generator = np.random.default_rng(0)
+    models = [names.make_model_key(a, keys.identity(a)) for a in ("vit", "resnet", "clip")]
+    with store_of(GAME, STEPS, 1024) as (backend, folder):
+        snapshot = take_snapshot(backend)
+        for meta in snapshot.segments(GAME):
+            for model in models:
+                slow = np.cumsum(generator.normal(size=(meta.frames, NUMBERS)), axis=0)
+                made = EmbeddingMeta(
+                    GAME, meta.segment, model, slow.shape, "float16", meta.frames, 0, 1.0
+                )
+                commit_embedding(backend, made, slow.astype(np.float16))
+        snapshot = take_snapshot(backend)
+        frames = sum(meta.frames for meta in snapshot.segments(GAME))
+        places = [
+            Path(backend.url) / commit.folder / name
+            for commit in snapshot.commits.values()
+            for name in (group_arrays(commit.meta) or [""])
+            if isinstance(commit.meta, EmbeddingMeta | SegmentMeta)
+        ]
+
+        def once() -> float:
+            started = time.perf_counter()
+            for place in places:
+                zarr.open_array(place, mode="r", zarr_format=3)[...]
+            return frames / (time.perf_counter() - started)
+
+        def copy() -> float:
+            cache = Path(tempfile.mkdtemp(dir=folder))
+            started = time.perf_counter()
+            materialise(snapshot, GAME, models, cache)
+            spent = time.perf_counter() - started
+            shutil.rmtree(cache)
+            return frames / spent
+
+        print(f"{GAME}, {frames:,} frames, {len(models)} models x {NUMBERS} float16:\n")
+        found = interleave({"arrays read once with plain Zarr": once, "materialise": copy})
+        table("frames/s", found, "arrays read once with plain Zarr")
+
+
+if __name__ == "__main__":
+    main()
