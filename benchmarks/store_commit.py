@@ -2,8 +2,8 @@
 
 python benchmarks/store_commit.py
 
-The bare contender writes the same bytes into as many files, with as many flushes, and does nothing
-else: no compression, no checksums, no record.
+The bare contender makes the same files, links, folders and flushes of bytes that it has, and does
+nothing else: no compression, no checksums, no record.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from unittest import mock
 
@@ -38,7 +39,7 @@ def main() -> None:
         def one() -> EmbeddingMeta:
             nonlocal number
             number += 1
-            segment = names.make_segment("0123456789ab", 0, number)
+            segment = names.make_segment("0123456789ab", 0, number, FRAMES)
             meta = EmbeddingMeta("Pong", segment, MODEL, array.shape, "float16", FRAMES, 0, 1.0)
             assert writer.commit_embedding(backend, meta, array)
             return meta
@@ -68,19 +69,31 @@ def main() -> None:
 
         def bare() -> float:
             started = time.perf_counter()
-            for at in range(OBJECTS):
-                place = Path(folder) / "bare" / f"{time.monotonic_ns()}-{at}"
-                place.mkdir(parents=True)
-                for name, data in [*files.items(), ("record", bytes(record))]:
-                    with (place / name).open("xb") as file:
-                        file.write(data)
-                        file.flush()
-                        os.fsync(file.fileno())
-                handle = os.open(place, os.O_RDONLY)
-                for _ in range(flushes - len(files) - 1):
-                    os.fsync(handle)
-                os.close(handle)
+            for _ in range(OBJECTS):
+                segment = Path(folder) / "bare" / "model" / uuid.uuid4().hex
+                attempt, shelf = segment / "attempt", Path(folder) / "bare" / segment.name[:2]
+                for place in (segment, attempt, *([] if shelf.exists() else [shelf])):
+                    place.mkdir(parents=True)
+                    flush(place.parent)
+                for name, data in files.items():
+                    publish(attempt / name, data)
+                publish(shelf / segment.name, bytes(record))
             return OBJECTS / (time.perf_counter() - started)
+
+        def flush(place: Path) -> None:
+            handle = os.open(place, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+
+        def publish(path: Path, data: bytes) -> None:
+            temporary = Path(folder) / uuid.uuid4().hex
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            path.hardlink_to(temporary)
+            flush(path.parent)
+            temporary.unlink()
 
         def compress() -> float:
             started = time.perf_counter()
@@ -90,9 +103,13 @@ def main() -> None:
 
         print()
         found = interleave(
-            {"bare files and flushes": bare, "commit": commit, "compression alone": compress}
+            {
+                "the same files, links and flushes": bare,
+                "commit": commit,
+                "compression alone": compress,
+            }
         )
-        table("objects/s", found, "bare files and flushes")
+        table("objects/s", found, "the same files, links and flushes")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ def objects(segments: int) -> Iterator[tuple[Any, dict[str, bytes]]]:
     for model in MODELS:
         yield ModelMeta(model), dict.fromkeys(["spec.json", "probe.safetensors"], b"x")
     for number in range(segments):
-        where = names.make_segment(keys.identity(number % 97)[:12], number % 8, number * STEPS)
+        where = names.make_segment(
+            keys.identity(number % 97)[:12], number % 8, number * STEPS, STEPS
+        )
         yield (
             FramesMeta("Seaquest", where, DISTINCT, 210, 160, True),
             dict.fromkeys([*pictures, "palette/c.0.0"], b"x"),

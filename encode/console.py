@@ -19,7 +19,7 @@ PLAIN_LINE_EVERY_S = 10.0
 
 def say(text: str) -> None:
     """A remark to the person, not part of the result."""
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text, keep="\n"), file=sys.stderr, flush=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -52,9 +52,11 @@ def _text(value: object) -> str:
     return plain(str(value))
 
 
-def plain(text: str) -> str:
+def plain(text: str, keep: str = "") -> str:
     """Words out of a store, which may be anybody's, without what a terminal obeys."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def size(count: float) -> str:
@@ -158,7 +160,7 @@ def _values(values: dict[str, Any], indent: str) -> None:
     for name, value in values.items():
         # What is no identifier is no field's name but a value, such as a model key.
         spoken = name.replace("_", " ") if name.isidentifier() else name
-        label = f"{indent}{spoken:<{width}}  "
+        label = f"{indent}{plain(spoken):<{width}}  "
         if isinstance(value, dict):
             print(label.rstrip())
             _values(value, indent + "  ")

@@ -21,7 +21,7 @@ from wsa.encode.events import Listener, ModelReady, Planned, SegmentDone
 from wsa.encode.models import Request
 from wsa.encode.plan import Plan, make_plan
 from wsa.encode.register import Registered, find, read_spec
-from wsa.store import names
+from wsa.store import keys, names
 from wsa.store.backends import Backend
 from wsa.store.errors import MissingError
 from wsa.store.reader import Snapshot, take_snapshot
@@ -171,7 +171,12 @@ def require_frames(snapshot: Snapshot, requests: Sequence[Request], games: Seque
 
 def _require_frames(snapshot: Snapshot, plan: Plan) -> None:
     needed = {(i.meta.game, i.meta.segment): i.model for i in plan.items if len(i.own)}
-    lacking = sorted(needed.keys() - _with_frames(snapshot))
+    # By name once more: a listing that took long may have missed what was committed meanwhile.
+    lacking = [
+        of
+        for of in sorted(needed.keys() - _with_frames(snapshot))
+        if snapshot.backend.stat(names.commit_path(keys.object_id(names.frames_path(*of)))) is None
+    ]
     if lacking:
         game = lacking[0][0]
         alias = names.key_alias(needed[lacking[0]])

@@ -8,6 +8,7 @@ having met, and a model's probe vectors are its embeddings of a few of these fra
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,11 @@ def probe_frames() -> NDArray[np.uint8]:
         (16, 210, 160, 3) uint8: for each of `PROBE_GAMES` a pair of consecutive frames, so that an
         error can be compared with what changes from one step to the next.
     """
+    return _probe_frames().copy()
+
+
+@functools.cache  # Each model is probed when it is registered and whenever it is opened.
+def _probe_frames() -> NDArray[np.uint8]:
     strip = {part.game: part.frames for part in load_strip()}
     # The third pair is of a time when the game is under way.
     return np.concatenate([strip[game][4:6] for game in PROBE_GAMES])

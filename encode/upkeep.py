@@ -8,7 +8,7 @@ import re
 
 from wsa.encode import console
 from wsa.encode.store_options import SweepOptions, VerifyOptions
-from wsa.store.errors import DamagedError, UsageError
+from wsa.store.errors import DamagedError, StorageError, UsageError
 
 # Of a long list the rest is told as a number; --json prints all.
 SHOWN = 20
@@ -28,18 +28,22 @@ def verify(o: VerifyOptions) -> int:
     values = dataclasses.asdict(report)
     del values["damage"], values["unlisted"]
     repairs = repair(backend, report.damage) if o.repair else []
-    damaged = len(report.damage) + report.unlisted
+    refused = sum(d.kind == "unavailable" for d in report.damage)
+    damaged = len(report.damage) + report.unlisted - refused
+    # What the place refused to read may be whole.
+    code = DamagedError.exit_code if damaged else StorageError.exit_code if refused else 0
     if o.json:
         damage = [dataclasses.asdict(d) | {"concerns": d.concerns} for d in report.damage]
         values |= {"damage": damage, "unlisted": report.unlisted}
         values["repaired"] = [dataclasses.asdict(done) for done in repairs]
-        console.result(True, values)
-        return DamagedError.exit_code if damaged else 0
-    console.result(False, values | {"damaged": damaged})
+        console.result(True, values | {"refused": refused})
+        return code
+    console.result(False, values | {"damaged": damaged, "refused": refused})
     if share < 1:
         console.say(f"A sample: {report.objects:,} of {report.of:,} objects, chosen at random.")
     for found in report.damage:
-        print(f"damaged: {found.concerns}\n  {found.why}")
+        word = "refused" if found.kind == "unavailable" else "damaged"
+        print(f"{word}: {found.concerns}\n  {found.why}")
     for done in repairs:
         print(
             f"{console.plain(done.path)}: {f'kept in {done.kept}' if done.kept else 'left as it is'}"
@@ -52,7 +56,7 @@ def verify(o: VerifyOptions) -> int:
             "To have damaged objects made or fetched again: wsa verify --repair. It moves what is "
             "left of them to damaged/ and says for each what to run next."
         )
-    return DamagedError.exit_code if damaged else 0
+    return code
 
 
 def sample_share(text: str) -> float:
@@ -75,8 +79,8 @@ def sweep(o: SweepOptions) -> int:
     from wsa.store.root import open_store
     from wsa.store.sweep import sweep as clean
 
-    if not 0 <= o.grace_hours < math.inf:
-        raise UsageError("bad-option", f"--grace-hours must be 0 or more, not {o.grace_hours}.")
+    if not 1 <= o.grace_hours < math.inf:  # A writer at work needs some of it.
+        raise UsageError("bad-option", f"--grace-hours must be 1 or more, not {o.grace_hours}.")
     backend = open_store(o.store)
     console.say(f"store {backend.url}")
     report = clean(backend, 3600 * o.grace_hours, dry_run=not o.yes)

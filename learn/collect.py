@@ -33,7 +33,6 @@ NO_ACTION = -1
 # For estimates: a step of Seaquest on disk, and how fast recording is beside bare play.
 BYTES_A_STEP = 240
 RECORDING = 0.5
-STACK = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,17 +96,29 @@ def plan_collection(
     emulator = games.emulator_identity(game)
     run = keys.identity([game, protocol, policy, seed, emulator])[:12]
     each = -(-steps // num_envs)
-    pieces = []
+    pieces = tuple(
+        lacking(snapshot, game, run, env, each, segment_steps) for env in range(num_envs)
+    )
+    return CollectPlan(game, protocol, policy, seed, run, num_envs, each * num_envs, pieces)
+
+
+def lacking(
+    snapshot: Snapshot, game: str, run: str, env: int, end: int, longest: int
+) -> tuple[tuple[int, int], ...]:
+    """What to write of the first `end` steps of an environment, as (first step, steps), in order.
+
+    Steps that are in no segment, cut to at most `longest`; and segments whose rows are there
+    without their frames, as a repair may leave them: the same steps show the same frames.
+    """
+    own = [m for m in snapshot.segments(game) if m.run == run and m.env == env]
     seen = {m.segment for m in snapshot.frames(game)}
-    for env in range(num_envs):
-        own = [m for m in snapshot.segments(game) if m.run == run and m.env == env]
-        done = sorted((m.start, m.steps) for m in own)
-        # Rows without their frames, as a repair leaves them: the same steps show the same frames.
-        blind = [
-            (m.start, m.steps) for m in own if m.segment not in seen and m.start + m.steps <= each
-        ]
-        pieces.append(tuple(sorted([*gaps(done, each, segment_steps), *blind])))
-    return CollectPlan(game, protocol, policy, seed, run, num_envs, each * num_envs, tuple(pieces))
+    pieces = list(gaps(sorted((m.start, m.steps) for m in own), end, longest))
+    at = 0
+    for meta in sorted(own, key=lambda m: m.start):
+        if meta.segment not in seen and at <= meta.start and meta.start + meta.steps <= end:
+            pieces.append((meta.start, meta.steps))
+            at = meta.start + meta.steps
+    return tuple(sorted(pieces))
 
 
 def estimate(plan: CollectPlan) -> dict[str, float]:
@@ -242,7 +253,9 @@ class Recorder:
         self._episode = -1
         self._length = 0
         self._return = 0.0
-        self._recent: deque[_Row] = deque(maxlen=STACK)  # last rows of the current episode
+        self._recent: deque[_Row] = deque(
+            maxlen=layout.MAX_STACK_FRAMES
+        )  # last rows of the current episode
         self._rows: list[_Row] = []
         self._episodes: list[tuple[int, float]] = []
         self.steps = 0
@@ -254,7 +267,7 @@ class Recorder:
 
     def wants(self, at: int) -> bool:
         """Whether the frame after `at` steps will stand in a segment, be it as context."""
-        return bool(self._pieces) and at > self._pieces[0][0] - STACK
+        return bool(self._pieces) and at > self._pieces[0][0] - layout.MAX_STACK_FRAMES
 
     def begin(self, screen: Screen, lives: int) -> None:
         """Take the first frame of an episode."""
@@ -365,7 +378,7 @@ class Writer:
                 arrays[name] = np.array([getattr(row, name) for row in cut.rows], kind)
         meta = SegmentMeta(
             game=plan.game,
-            segment=names.make_segment(plan.run, env, cut.start),
+            segment=names.make_segment(plan.run, env, cut.start, cut.steps),
             run=plan.run,
             env=env,
             start=cut.start,

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from wsa.store import names
 from wsa.store.reader import Snapshot
 from wsa.store.records import Commit, EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta
-
-DAMAGED = "damaged/"
+from wsa.store.sweep import KEPT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +92,7 @@ def usage(snapshot: Snapshot, by: str) -> Usage:
         if entry.path not in named
         and not (entry.path.startswith("commits/") and entry.path.endswith(".json"))
     ]
-    aside = [entry for entry in spare if entry.path.startswith(DAMAGED)]
+    aside = [entry for entry in spare if entry.path.startswith(f"{KEPT}/")]
     return Usage(
         by=by,
         shares=tuple(sorted(shares.values(), key=lambda s: (-s.bytes, s.name))),

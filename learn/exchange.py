@@ -99,6 +99,10 @@ def import_data(o: ImportOptions) -> int:
     )
     protocol = state_protocol(game, source.facts, asked, o.protocol)
     policy = o.policy or source.policy or "imported"
+    if not policy.isprintable() or len(policy) > 100:
+        raise UsageError(
+            "bad-option", "--policy: write a name of at most 100 letters that can be printed."
+        )
     _, snapshot = open_snapshot(o.store, or_empty=True)
     console.say(f"{game}, {env.describe(protocol)}, played by {policy}")
     if source.lossy:

@@ -17,7 +17,7 @@ import numpy as np
 
 from wsa.learn import env as games
 from wsa.learn.array_source import Arrays
-from wsa.learn.collect import CollectPlan, Recorder, Writer, gaps
+from wsa.learn.collect import CollectPlan, Recorder, Writer, lacking
 from wsa.learn.colours import UNSEEN, Pictures, Screen
 from wsa.learn.minari_source import open_minari
 from wsa.learn.sources import Episode, Facts, Source
@@ -164,8 +164,7 @@ def plan_import(
         done += len(episode)
         on_steps(done, source.steps)
     run = keys.identity([game, protocol, policy, content])[:12]
-    written = sorted((m.start, m.steps) for m in snapshot.segments(game) if m.run == run)
-    pieces = tuple(gaps(written, done, segment_steps))
+    pieces = lacking(snapshot, game, run, 0, done, segment_steps)
     plan = CollectPlan(game, protocol, policy, 0, run, 1, done, (pieces,))
     return ImportPlan(plan, len(content))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from wsa.store import layout
 from wsa.store.records import SegmentMeta
@@ -65,6 +66,7 @@ class Column:
             dimension_names=axes,
             attributes=attributes,
             fill_value=0,
+            compressors=[ZstdCodec(level=3), Crc32cCodec()],
             config={"write_empty_chunks": True},
         )
         self._held: list[NDArray[Any]] = []

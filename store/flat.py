@@ -304,16 +304,11 @@ def _append(
                 record[field] = rows[field]
             record["frame"] += frame
             record["first"] = row + _episode_starts(rows["is_first"])
-            fused = np.concatenate(
-                [
-                    snapshot.read_embedding(contents.game, key, meta.segment).reshape(
-                        meta.frames, -1
-                    )
-                    for key in contents.models
-                ],
-                axis=1,
-                dtype=dtype,
-            )
+            embedded = [
+                snapshot.read_embedding(contents.game, key, meta.segment).reshape(meta.frames, -1)
+                for key in contents.models
+            ]
+            fused = np.concatenate(embedded, axis=1, dtype=dtype)
             rows_file.write(record.data)
             embeddings_file.write(fused.data)
             digests_file.write(rows["digest"].data)

@@ -7,7 +7,8 @@ place where a path inside a store is spelled.
     game       Seaquest                        an ALE game: a capital, then letters and digits
     alias      lite0                           what a user calls a model
     model key  lite0-1f0c9b2a7d3e              alias, dash, 12 hex of the model's identity
-    segment    9c41d0a2b7f3-e003-000002048     collection run, environment, first step
+    segment    9c41d0a2b7f3-e003-000002048-01024
+                                               collection run, environment, first step, steps
 
 Windows reads `CON`, `nul` and their like as devices in any folder, so no game or alias is one.
 """
@@ -22,7 +23,9 @@ _NO_DEVICE = r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?![A-Za-z0-9_]))"
 _GAME = re.compile(_NO_DEVICE + r"[A-Z][A-Za-z0-9]{0,63}", re.ASCII)
 _ALIAS = re.compile(_NO_DEVICE + r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 _MODEL_KEY = re.compile(_ALIAS.pattern + r"-[0-9a-f]{12}", re.ASCII)
-_SEGMENT = re.compile(r"([0-9a-f]{12})-e([0-9]{3})-([0-9]{9})", re.ASCII)
+# With its length: the same steps cut in another way are other segments, with other frames.
+_SEGMENT = re.compile(r"([0-9a-f]{12})-e([0-9]{3})-([0-9]{9})-([0-9]{5})", re.ASCII)
+_RECORD = re.compile(r"commits/([0-9a-f]{2})/\1[0-9a-f]{30}\.json", re.ASCII)
 
 STORE_FILE = "wsa.json"
 
@@ -68,9 +71,9 @@ def segment(name: str) -> str:
     return name
 
 
-def make_segment(run: str, env: int, start: int) -> str:
-    """Spell the id of the segment that begins at step `start` of environment `env`."""
-    return segment(f"{run}-e{env:03d}-{start:09d}")
+def make_segment(run: str, env: int, start: int, steps: int) -> str:
+    """Spell the id of the segment of `steps` steps that begins at `start` of environment `env`."""
+    return segment(f"{run}-e{env:03d}-{start:09d}-{steps:05d}")
 
 
 def segment_path(game_name: str, segment_id: str) -> str:
@@ -91,6 +94,11 @@ def embedding_path(game_name: str, key: str, segment_id: str) -> str:
 def model_path(key: str) -> str:
     """Where a model's spec lies, relative to the store."""
     return f"models/{model_key(key)}"
+
+
+def is_record(path: str) -> bool:
+    """Whether a path is spelled like a commit record's."""
+    return _RECORD.fullmatch(path) is not None
 
 
 def commit_path(object_id: str) -> str:

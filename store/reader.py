@@ -140,10 +140,17 @@ class Snapshot:
         """Every row field of a segment, each (rows,), and its `digest`."""
         commit = self.commit(names.segment_path(meta.game, meta.segment))
         files = self.read_files(commit)
-        return {
+        rows = {
             name: layout.decode_array(files, name, shape, dtype, commit.folder)
             for name, (shape, dtype) in group_arrays(commit.meta).items()
         }
+        if rows["frame"].min() < 0 or rows["frame"].max() >= meta.frames:
+            raise DamagedError(
+                "bad-array",
+                f"{commit.folder} has rows that show frames beyond its {meta.frames}. Run 'wsa "
+                "verify'.",
+            )
+        return rows
 
     def read_frames(self, meta: SegmentMeta) -> NDArray[np.uint8]:
         """A segment's distinct frames as RGB, (F, H, W, 3) uint8.
@@ -180,6 +187,13 @@ class Snapshot:
         commit = self.commit(names.embedding_path(game, model, segment))
         meta = commit.meta
         assert isinstance(meta, EmbeddingMeta)
+        rows = self.commits.get(names.segment_path(game, segment))
+        if rows is not None and getattr(rows.meta, "frames", 0) != meta.shape[0]:
+            raise DamagedError(
+                "bad-record",
+                f"{commit.path} has {meta.shape[0]} embeddings, and its segment another number of "
+                "frames. Run 'wsa verify'.",
+            )
         array = layout.decode_array(
             self.read_files(commit), None, meta.shape, meta.dtype, commit.folder
         )
@@ -259,7 +273,7 @@ def list_records(backend: Backend) -> list[Entry]:
 
     Anything else in `commits/` is passed over: the half-made files of a copying tool, for one.
     """
-    return sorted(entry for entry in backend.list("commits") if entry.path.endswith(".json"))
+    return sorted(entry for entry in backend.list("commits") if names.is_record(entry.path))
 
 
 def read_records(backend: Backend) -> tuple[dict[str, Commit], dict[str, WsaError]]:

@@ -18,13 +18,14 @@ import msgspec
 
 from wsa.store import keys, names
 from wsa.store.bounds import MAX_ARRAY_BYTES
-from wsa.store.errors import DamagedError
+from wsa.store.errors import ConflictError, DamagedError
 
 VERSION = 1
 MAX_RECORD_BYTES = 4 << 20
 # wsa writes 22 at most.
-MAX_FILES = 1000
-MAX_MODEL_FILE_BYTES = 1 << 30
+MAX_FILES = 64
+# Of a model: a basis and its probe vectors.
+MAX_MODEL_BYTES = 128 << 20
 
 # Below an object: no empty, hidden or dotted step, nothing that a file system reads in its own way.
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*", re.ASCII)
@@ -228,48 +229,51 @@ def read_commit(data: bytes, where: str) -> Commit:
         where: The record's path inside the store, for messages.
 
     Raises:
-        DamagedError: The bytes are not a whole and consistent record of this version.
+        DamagedError: The bytes are not a whole and consistent record.
+        ConflictError: It is of another version: no damage, and nothing to repair.
     """
-    version = read_json(data, _Version, where).version  # First: later ones have other fields.
-    if version != VERSION:
-        raise DamagedError(
-            "bad-record",
-            f"{where} is a record of version {version}; this wsa reads version {VERSION}. "
+    head = read_json(data, _Head, where)  # First: later ones have other fields.
+    if head.check != _check(data, head.check):
+        raise DamagedError("bad-record", _damaged(where, "its checksum does not fit its content"))
+    if head.version != VERSION:
+        raise ConflictError(
+            "other-format",
+            f"{where} is a record of version {head.version}; this wsa reads version {VERSION}. "
             "Update wsa.",
         )
     commit = read_json(data, Commit, where)
-    if keys.canonical(commit) != data or commit.check != _check(data, commit.check):
-        raise DamagedError("bad-record", _damaged(where, "its checksum does not fit its content"))
+    if keys.canonical(commit) != data:
+        raise DamagedError("bad-record", _damaged(where, "it is not canonical JSON"))
     try:
         expected = names.commit_path(commit.id)
     except ValueError as error:
         raise DamagedError("bad-record", _damaged(where, str(error))) from None
     if where != expected:
         raise DamagedError("bad-record", _damaged(where, f"it belongs at {expected}"))
-    most = _most_bytes(commit.meta)
     for file in commit.files:
         if not _FILE.fullmatch(file.name):
             raise DamagedError("bad-record", _damaged(where, f"it names a file {file.name!r}"))
-        if file.bytes > most:
-            why = f"{file.name} would have {file.bytes} bytes, and {most} at most can be right"
-            raise DamagedError("bad-record", _damaged(where, why))
+    most = _most_bytes(commit.meta)
+    if commit.bytes > most:
+        why = f"its files would have {commit.bytes} bytes, and {most} at most can be right"
+        raise DamagedError("bad-record", _damaged(where, why))
     return commit
 
 
 def _most_bytes(meta: Meta) -> int:
-    """Bytes of an object's largest file: an array that nothing compresses, padded to whole chunks.
+    """Bytes of all files of an object: arrays that nothing compresses, padded to whole chunks.
 
     What says that an array is larger than arrays may be has no files that can be right.
     """
     if isinstance(meta, ModelMeta):
-        return MAX_MODEL_FILE_BYTES
+        return MAX_MODEL_BYTES
     if isinstance(meta, FramesMeta):
         largest = meta.frames * meta.height * meta.width * (1 if meta.indexed else 3)
     elif isinstance(meta, SegmentMeta):
-        largest = max(4 * meta.rows, keys.DIGEST_BYTES * meta.frames)
+        largest = 32 * meta.rows + keys.DIGEST_BYTES * meta.frames
     else:
         largest = math.prod(meta.shape) * (2 if meta.dtype == "float16" else 4)
-    return 2 * largest + (1 << 20) if largest <= MAX_ARRAY_BYTES else 0
+    return 2 * largest + (2 << 20) if largest <= MAX_ARRAY_BYTES else 0
 
 
 def _check(data: bytes, check: str) -> str:
@@ -278,8 +282,11 @@ def _check(data: bytes, check: str) -> str:
     return keys.checksum(data.replace(b'"check":"%s"' % check.encode(), b'"check":""', 1))
 
 
-class _Version(msgspec.Struct):
+class _Head(msgspec.Struct):
+    """What records of every version have, so that a later one is told from a damaged one."""
+
     version: int
+    check: str
 
 
 T = TypeVar("T")

@@ -25,7 +25,7 @@ from wsa.store.sweep import KEPT, owner
 from wsa.store.verify import Damage
 
 # A recorded command is shown to be typed again: only what cannot be another command is.
-_PLAIN_COMMAND = re.compile(r"wsa collect( [A-Za-z0-9_./=,:-]+)+")
+_PLAIN_COMMAND = re.compile(r"wsa (collect|import)( [A-Za-z0-9_./=,:-]+)+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +161,10 @@ def _next(damage: Damage, command: str) -> str:
     if alias:
         return f"wsa encode --models {alias}"
     if damage.game:
-        again = command if _PLAIN_COMMAND.fullmatch(command) else "the 'wsa collect' that made it"
+        again = (
+            command
+            if _PLAIN_COMMAND.fullmatch(command)
+            else "the 'wsa collect' or 'wsa import' that made it"
+        )
         return f"{again}; or, from another store, wsa pull URL --game {damage.game}"
     return "the 'wsa collect' or 'wsa encode' that made it"

@@ -45,7 +45,9 @@ class Work:
 
     @property
     def _segment(self) -> tuple[str, str]:
-        return ("Pong", "Breakout")[self.number % 2], names.make_segment("a1" * 6, 0, self.number)
+        return ("Pong", "Breakout")[self.number % 2], names.make_segment(
+            "a1" * 6, 0, self.number, 2
+        )
 
     @property
     def _key(self) -> str:

@@ -26,7 +26,6 @@ from wsa.store.records import Commit
 # Where `wsa verify --repair` keeps what it took out.
 KEPT = "damaged"
 
-_RECORD = re.compile(r"commits/([0-9a-f]{2})/\1[0-9a-f]{30}\.json")
 # Below an object: the attempt's folder, and a file in it.
 _FILE = re.compile(r"([0-9a-f]{16})/[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
@@ -116,7 +115,7 @@ def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = N
     oldest = (_clock(backend) if now is None else now) - grace_s
     # Files before records: what is committed meanwhile has its record by the time they are read.
     listing = list_attempts(backend)
-    paths = [entry.path for entry in backend.list("commits") if _RECORD.fullmatch(entry.path)]
+    paths = [entry.path for entry in backend.list("commits") if names.is_record(entry.path)]
     for _, commit in read_each(backend, paths):
         if isinstance(commit, Commit):
             listing.attempts.pop(commit.folder, None)
@@ -169,7 +168,7 @@ def list_attempts(backend: Backend, prefix: str = "") -> Listing:
     strange = []
     kept = set()
     for entry in backend.list(prefix):
-        if entry.path == names.STORE_FILE or _RECORD.fullmatch(entry.path):
+        if entry.path == names.STORE_FILE or names.is_record(entry.path):
             continue
         if entry.path.startswith(f"{KEPT}/"):
             kept.add("/".join(entry.path.split("/")[:3]).removesuffix(".json"))

@@ -214,6 +214,16 @@ class _Planner:
         self.present = 0
         self.damaged: list[Finding] = []
         self.conflicts: list[Finding] = []
+        self._of_run = collections.defaultdict(list)
+        for meta in target.segments():
+            self._of_run[meta.game, meta.run, meta.env].append(meta)
+
+    def _overlaps(self, meta: SegmentMeta) -> bool:
+        end = meta.start + meta.steps
+        return any(
+            there.start < end and meta.start < there.start + there.steps
+            for there in self._of_run[meta.game, meta.run, meta.env]
+        )
 
     def add(
         self,
@@ -230,6 +240,14 @@ class _Planner:
         if names.commit_path(commit.id) in self._unreadable:
             return False
         if path not in self._target.commits:
+            if isinstance(commit.meta, SegmentMeta) and self._overlaps(commit.meta):
+                why = (
+                    f"{self._target.backend.url} has some of these steps in a segment that is cut in "
+                    "another way, so they were left alone: they would be there twice. Collect "
+                    "with the same --segment-steps in both."
+                )
+                self.conflicts.append(Finding(path, why))
+                return False
             self.objects.append(commit)
             return True
         try:

@@ -208,7 +208,7 @@ class BackendSuite:
     def test_every_name_that_a_store_uses(self, backend: Backend) -> None:
         """The longest and the oddest names of the grammar are names of files."""
         key = names.make_model_key("a" * 64, "0123456789ab")
-        segment = names.make_segment("0123456789ab", 999, 999_999_999)
+        segment = names.make_segment("0123456789ab", 999, 999_999_999, 65536)
         expected = {
             names.STORE_FILE,
             names.commit_path("0" * 32),

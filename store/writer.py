@@ -193,6 +193,8 @@ def _lost(backend: Backend, commit: Commit, over: bool) -> bool:
         return records.read_commit(found, names.commit_path(commit.id)).attempt != commit.attempt
     except FileNotFoundError:
         return over
+    except ConflictError:  # A later wsa's record.
+        return True
     except (DamagedError, StorageError):
         return False
 

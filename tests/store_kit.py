@@ -111,7 +111,7 @@ def fake_segment(
     start = number * steps
     meta = SegmentMeta(
         game=game,
-        segment=names.make_segment(run, env, start),
+        segment=names.make_segment(run, env, start, steps),
         run=run,
         env=env,
         start=start,

@@ -38,6 +38,8 @@ Begin = Callable[..., "subprocess.Popen[str]"]
 def begin(filled, tmp_path) -> Iterator[Begin]:
     """`begin(*arguments)` starts the command as a terminal does: leading its own processes."""
     started: list[subprocess.Popen[str]] = []
+    # Tests that run in the background of a script ignore Ctrl-C, and so would what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -51,6 +53,7 @@ def begin(filled, tmp_path) -> Iterator[Begin]:
         return process
 
     yield start
+    signal.signal(signal.SIGINT, before)
     for process in started:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -89,11 +92,16 @@ def records(folder: Path) -> int:
     return len(list((folder / "store" / "commits").glob("*/*.json")))
 
 
-def test_interrupting_a_collection(filled, begin, tmp_path):
+SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+@pytest.mark.parametrize("how", SIGNALS)
+def test_interrupting_a_collection(filled, begin, tmp_path, how):
     before = records(tmp_path)
     process = begin(*SHORT[:4], "100000", *SHORT[5:])
     until(lambda: records(tmp_path) > before + 3, process)
-    assert interrupt(process).splitlines()[-1] == f"wsa collect: {INTERRUPTED}"
+    said = f"wsa collect: {INTERRUPTED.replace('interrupted', SIGNALS[how])}"
+    assert interrupt(process, how).splitlines()[-1] == said
     there = json.loads(filled("list", "--json").out)["Breakout"]["steps"]
     steps = str(there + 64)
     outcome = filled(*SHORT[:4], steps, *SHORT[5:], "--json")
@@ -101,14 +109,15 @@ def test_interrupting_a_collection(filled, begin, tmp_path):
     assert filled("verify").code == 0
 
 
-@pytest.mark.parametrize("how, workers", [(signal.SIGINT, "2"), (signal.SIGTERM, "1")])
-def test_interrupting_an_encoding_by_workers(filled, begin, tmp_path, how, workers):
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_interrupting_an_encoding_by_workers(filled, begin, tmp_path, how):
     filled(*SHORT)
     before = records(tmp_path)
-    process = begin(*ENCODE, "--workers", workers)
+    process = begin(*ENCODE, "--workers", "2")
     until(lambda: records(tmp_path) > before + 3, process)  # The model, and three segments.
-    word = "terminated" if how == signal.SIGTERM else "interrupted"
-    said = f"wsa encode: {INTERRUPTED.replace('interrupted', word)}"
+    said = f"wsa encode: {INTERRUPTED.replace('interrupted', SIGNALS[how])}"
     assert interrupt(process, how).splitlines()[-1] == said
     outcome = filled(*ENCODE, "--scheduler", "inproc", "--json")
     assert outcome.code == 0

@@ -193,13 +193,13 @@ def test_show_takes_a_segment_or_a_model(filled, key):
     games = strict(filled("show", key, "--json").out)["games"]
     assert games == {"Breakout": "4 of 4 segments"}
     assert "Breakout  4 of 4 segments" in filled("show", key).out
-    segment = re.search(r"[0-9a-f]{12}-e000-000000000", filled("show", "Breakout", "--json").out)
+    segment = re.search(r"[0-9a-f]{12}-e000-000000000-", filled("show", "Breakout", "--json").out)
     assert segment is None  # A game's card names runs, not each of its segments.
     (run,) = re.findall(r"run ([0-9a-f]{12})", filled("show", "Breakout").out)
-    card = strict(filled("show", f"{run}-e001-000000064", "--json").out)
+    card = strict(filled("show", f"{run}-e001-000000064-00036", "--json").out)
     assert (card["game"], card["start"], card["steps"]) == ("Breakout", 64, 36)
     assert list(card["embeddings"]) == [key]
-    assert filled("show", f"{run}-e009-000000064").code == 3
+    assert filled("show", f"{run}-e009-000000064-00036").code == 3
     assert filled("show", "other-0123456789ab").code == 3
     assert filled("show", "breakout").code == 2
 

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
@@ -121,6 +121,37 @@ def test_whatever_changes_an_embedding_changes_the_key() -> None:
     keys = [model_key("m", identity) for identity in [IDENTITY, *others]]
     assert len(set(keys)) == len(keys)
     assert model_key("m", replace(IDENTITY)) == keys[0] != model_key("n", IDENTITY)
+
+
+# Few values each, so that neighbours that differ in one thing only are met.
+IDENTITIES = st.builds(
+    Identity,
+    architecture=st.sampled_from(["resnet18", "resnet18d"]),
+    weights=st.text("0123456789abcdef", min_size=2, max_size=2),
+    random=st.booleans(),
+    preprocessing=st.builds(
+        Preprocessing,
+        geometry=st.just("squash"),
+        height=st.integers(223, 225),
+        width=st.integers(223, 225),
+        interpolation=st.sampled_from(["bicubic", "bilinear"]),
+        mean=st.tuples(*[st.sampled_from([0.485, 0.5, 0.50000001])] * 3),
+        std=st.tuples(*[st.sampled_from([0.229, 0.5])] * 3),
+    ),
+    output=st.sampled_from(["pooled", "grid:7", "grid:7+pca:512", "grid:71+pca:2"]),
+    basis=st.sampled_from(["", "aa"]),
+    window=st.sampled_from([1, 4]),
+    precision=st.sampled_from(["fp32", "tf32", "fp16", "bf16"]),
+)
+
+
+@settings(max_examples=1000)
+@given(IDENTITIES, st.data())
+def test_an_embedding_is_found_by_its_true_key_only(identity: Identity, data: Any) -> None:
+    """P13: another model, whichever one thing it differs in, has another key."""
+    field = data.draw(st.sampled_from(sorted(Identity.__struct_fields__)))
+    other = msgspec.structs.replace(identity, **{field: getattr(data.draw(IDENTITIES), field)})
+    assert (model_key("m", other) == model_key("m", identity)) == (other == identity)
 
 
 def test_the_key_does_not_change_from_one_version_of_wsa_to_the_next() -> None:

@@ -28,7 +28,7 @@ from wsa.store.reader import read_records, take_snapshot
 from wsa.store.records import Commit, EmbeddingMeta, File, Meta, ModelMeta
 from wsa.store.root import open_store
 
-SEGMENT = "0123456789ab-e000-000000000"
+SEGMENT = "0123456789ab-e000-000000000-00012"
 MODEL = "lite0-0123456789ab"
 GIB = 1 << 30
 # Beyond what a process has mapped at its beginning: above any bar, below what a machine has.

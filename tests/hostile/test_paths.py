@@ -40,7 +40,7 @@ def outside(tmp_path):
 
 @pytest.mark.parametrize("name", EVIL)
 def test_a_record_with_such_a_name_is_refused(store, plant, name):
-    segment = "0123456789ab-e000-000000000"
+    segment = "0123456789ab-e000-000000000-00012"
     for meta in (
         FramesMeta(name, segment, 1, 1, 1, True),
         FramesMeta("Pong", name, 1, 1, 1, True),
@@ -75,7 +75,7 @@ def test_the_backend_itself_refuses_to_leave(store, outside, name):
 
 
 LINKS = {
-    "an attempt": "games/Pong/segments/0123456789ab-e000-000000000/0123456789abcdef",
+    "an attempt": "games/Pong/segments/0123456789ab-e000-000000000-00012/0123456789abcdef",
     "an object": "models/lite0-0123456789ab",
     "a game": "games/Seaquest",
     "temporary files": "tmp",

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from wsa.learn import env as games
-from wsa.learn.collect import NO_ACTION, STACK, CollectPlan, collect, plan_collection
+from wsa.learn.collect import NO_ACTION, CollectPlan, collect, plan_collection
 from wsa.store import keys
 from wsa.store.backends import Backend
 from wsa.store.errors import StorageError, UsageError
 from wsa.store.faults import FaultyBackend
+from wsa.store.layout import MAX_STACK_FRAMES as STACK
 from wsa.store.layout import ROW_FIELDS
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import FramesMeta, Protocol

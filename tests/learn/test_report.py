@@ -168,7 +168,7 @@ def test_the_card_of_a_segment(kit: ModuleType, snapshot: Snapshot) -> None:
     assert list(shown["embeddings"]) == snapshot.models[:1]
     assert shown["embeddings"][snapshot.models[0]]["shape"] == [7, 4]
     with pytest.raises(MissingError, match="has no segment"):
-        segment_card(snapshot, names.make_segment("0" * 12, 0, 0))
+        segment_card(snapshot, names.make_segment("0" * 12, 0, 0, 12))
 
 
 def test_the_card_of_a_model(kit: ModuleType, snapshot: Snapshot) -> None:

@@ -208,7 +208,7 @@ def test_later_segments_change_nothing(snapshot: Snapshot, trained: Path, tmp_pa
 def test_lost_segments_are_not_passed_over(snapshot: Snapshot, tmp_path: Path) -> None:
     config = configure(snapshot)
     short = msgspec.structs.replace(
-        config, segments=(*config.segments, "0123456789ab-e000-000000000")
+        config, segments=(*config.segments, "0123456789ab-e000-000000000-00012")
     )
     with pytest.raises(MissingError, match=f"lacks 1 of the {len(short.segments)} segments"):
         run.open_data(short)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import getpass
 import os
 import sys
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from wsa.store import names, records, writer
+from wsa.store import names, publish, records, writer
 from wsa.store.errors import ConflictError, DamagedError, MissingError, StorageError, UsageError
 from wsa.store.faults import MemoryBackend
 from wsa.store.reader import Snapshot, take_objects, take_snapshot
@@ -365,3 +366,37 @@ def test_snapshots_hold_embedding_metas_as_written(store, kit):
         "Pong", meta.segment, kit.key(), (meta.frames, 3), "float32", meta.frames, 0, 0.5
     )
     assert isinstance(take_snapshot(store), Snapshot)
+
+
+def test_a_commit_is_its_flushes_and_its_bytes_and_nothing_more(store, kit, monkeypatch):
+    """Three files, the folders they appear in, and the folders that are new: nine flushes."""
+    key = kit.key()
+    meta, _ = kit.add_segment(store)
+    later, _ = kit.add_segment(store, 1)
+    kit.add_embedding(store, meta, key)  # The model's folder is there from now on.
+    before = kit.all_files(store)
+    flushed, written = [], []
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: flushed.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
+    )
+    write = publish._write
+
+    def watched(path: Path, data: bytes) -> None:
+        written.append(len(data))
+        write(path, data)
+
+    monkeypatch.setattr(publish, "_write", watched)
+    kit.add_embedding(store, later, key)
+    new = {p: d for p, d in kit.all_files(store).items() if p not in before}
+    assert sorted(written) == sorted(map(len, new.values()))
+    assert len(new) == 3, "the array's metadata, its shard, the record"
+    files = [path for path in flushed if "/tmp/" in path.removeprefix(store.url)]
+    commit = take_snapshot(store).commit(names.embedding_path(meta.game, key, later.segment))
+    record = f"{store.url}/commits/{commit.id[:2]}"
+    folder = f"{store.url}/{commit.folder}"
+    assert len(files) == 3
+    folders = sorted(path for path in flushed if path not in files)
+    appear = [folder, folder, record]
+    parents = [str(Path(folder).parent), str(Path(folder).parents[1])]
+    shelf = [f"{store.url}/commits"] * (f"commits/{commit.id[:2]}" not in {p[:10] for p in before})
+    assert folders == sorted([*appear, *parents, *shelf])

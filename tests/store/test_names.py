@@ -21,7 +21,7 @@ GOOD = {
     names.game: "Seaquest",
     names.alias: "lite0",
     names.model_key: "lite0-1f0c9b2a7d3e",
-    names.segment: "9c41d0a2b7f3-e003-000002048",
+    names.segment: "9c41d0a2b7f3-e003-000002048-01024",
 }
 
 HOSTILE = [
@@ -101,18 +101,19 @@ def test_model_keys_round_trip(alias, digits):
     assert names.key_alias(key) == alias
 
 
-@given(HEX, st.integers(0, 999), st.integers(0, 10**9 - 1))
-def test_segment_ids_round_trip_and_sort_by_start(run, env, start):
-    made = names.make_segment(run, env, start)
-    back_run, back_env, back_start = names.segment(made).split("-")
-    assert (back_run, int(back_env[1:]), int(back_start)) == (run, env, start)
-    assert names.make_segment(run, env, 0) <= made
+@given(HEX, st.integers(0, 999), st.integers(0, 10**9 - 1), st.integers(1, 65536))
+def test_segment_ids_round_trip_and_sort_by_start(run, env, start, steps):
+    made = names.make_segment(run, env, start, steps)
+    back_run, back_env, back_start, back_steps = names.segment(made).split("-")
+    back = back_run, int(back_env[1:]), int(back_start), int(back_steps)
+    assert back == (run, env, start, steps)
+    assert names.make_segment(run, env, 0, 1) <= made
 
 
 @pytest.mark.parametrize("env, start", [(1000, 0), (-1, 0), (0, 10**9), (0, -1)])
 def test_numbers_that_a_segment_id_cannot_hold_are_refused(env, start):
     with pytest.raises(UsageError):
-        names.make_segment("0123456789ab", env, start)
+        names.make_segment("0123456789ab", env, start, 1024)
 
 
 ANY = st.one_of(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsa.store import keys, names, records
-from wsa.store.errors import DamagedError
+from wsa.store.errors import ConflictError, DamagedError
 from wsa.store.records import (
     Commit,
     EmbeddingMeta,
@@ -23,11 +23,13 @@ from wsa.store.records import (
 HEX = st.text("0123456789abcdef", min_size=12, max_size=12)
 COUNT = st.integers(0, 2**62 - 1)
 # Larger arrays than are possible have no files that can be right.
-FRAMES = st.integers(0, 10**5)
+FRAMES = st.integers(0, 30_000)
 TEXT = st.text(max_size=20)
 FLOAT = st.floats(allow_nan=False, allow_infinity=False)
 GAME = st.sampled_from(["Pong", "Seaquest", "MsPacman"])
-SEGMENT = st.builds(names.make_segment, HEX, st.integers(0, 999), st.integers(0, 10**9 - 1))
+SEGMENT = st.builds(
+    names.make_segment, HEX, st.integers(0, 999), st.integers(0, 10**9 - 1), st.integers(1, 65536)
+)
 MODEL = st.builds("{}-{}".format, st.sampled_from(["vit", "lite0", "con_x"]), HEX)
 
 PROTOCOL = st.builds(Protocol, name=TEXT, sticky=FLOAT, actions=st.lists(TEXT).map(tuple))
@@ -37,7 +39,7 @@ SEGMENT_META = st.builds(
     segment=SEGMENT,
     run=HEX,
     **dict.fromkeys(("env", "start", "steps"), COUNT),
-    rows=st.integers(0, 10**9),
+    rows=st.integers(0, 10**6),
     frames=FRAMES,
     episodes=st.lists(st.tuples(st.integers(0, 2**40), FLOAT), max_size=3).map(tuple),
     protocol=PROTOCOL,
@@ -254,8 +256,9 @@ def test_no_accepted_file_path_leaves_its_object(kit, tmp_path_factory, name):
 @pytest.mark.parametrize("extra", [{}, {"colour": "red"}, {"meta": {"type": "dream"}}])
 def test_a_later_version_is_refused_with_the_advice_to_update(fake_segment, extra):
     commit = commit_of(fake_segment()[0])
-    content = {**json.loads(records.write_commit(commit)), "version": 2, **extra}
-    with pytest.raises(DamagedError, match=r"version 2.*Update wsa"):
+    content = {**json.loads(records.write_commit(commit)), "version": 2, **extra, "check": ""}
+    content["check"] = keys.checksum(keys.canonical(content))
+    with pytest.raises(ConflictError, match=r"version 2.*Update wsa"):
         records.read_commit(keys.canonical(content), where(commit))
 
 

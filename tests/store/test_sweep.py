@@ -7,7 +7,7 @@ import time
 import pytest
 
 from wsa.store import keys, names, reader, sweep, verify, writer
-from wsa.store.errors import StorageError
+from wsa.store.errors import ConflictError, StorageError
 from wsa.store.reader import take_snapshot
 
 DAY = 86400.0
@@ -117,6 +117,18 @@ def test_a_damaged_record_protects_its_object(store, kit, lived, damage):
     assert kit.check_whole(take_snapshot(store), lived, [kit.key()]) == 5
 
 
+def test_a_record_of_a_later_version_stops_the_sweep(store, kit, lived):
+    record = store.root / names.commit_path(keys.object_id(kit.segment_paths(lived[0])[1]))
+    later = {"version": 9, "check": ""}
+    later["check"] = keys.checksum(keys.canonical(later))
+    record.write_bytes(keys.canonical(later))
+    age(store, 48)
+    before = kit.all_files(store)
+    with pytest.raises(ConflictError, match="Update wsa"):
+        sweep.sweep(store, DAY, dry_run=False)
+    assert kit.all_files(store) == before
+
+
 def test_a_record_that_the_disk_refuses_protects_its_object(store, kit, lived, monkeypatch):
     age(store, 48)
     real = type(store).get
@@ -139,13 +151,13 @@ STRANGE = [
     "wsa.json.bak",
     "games/README",
     "games/Pong/notes.txt",
-    "games/pong/segments/0123456789ab-e000-000000000/0123456789abcdef/zarr.json",
-    "games/Pong/segments/0123456789ab-e000-000000000/zarr.json",
-    "games/Pong/segments/0123456789ab-e000-000000000/0123456789ABCDEF/zarr.json",
-    "games/Pong/segments/0123456789ab-e000-000000000/0123456789abcde0",
-    "games/Pong/segments/0123456789ab-e000-000000000/0123456789abcdef/.hidden",
-    "games/Pong/pictures/0123456789ab-e000-000000000/0123456789abcdef/zarr.json",
-    "games/Pong/embeddings/lite0/0123456789ab-e000-000000000/0123456789abcdef/zarr.json",
+    "games/pong/segments/0123456789ab-e000-000000000-00012/0123456789abcdef/zarr.json",
+    "games/Pong/segments/0123456789ab-e000-000000000-00012/zarr.json",
+    "games/Pong/segments/0123456789ab-e000-000000000-00012/0123456789ABCDEF/zarr.json",
+    "games/Pong/segments/0123456789ab-e000-000000000-00012/0123456789abcde0",
+    "games/Pong/segments/0123456789ab-e000-000000000-00012/0123456789abcdef/.hidden",
+    "games/Pong/pictures/0123456789ab-e000-000000000-00012/0123456789abcdef/zarr.json",
+    "games/Pong/embeddings/lite0/0123456789ab-e000-000000000-00012/0123456789abcdef/zarr.json",
     "models/lite0/0123456789abcdef/spec.json",
     "models/lite0-1f0c9b2a7d3e/spec.json",
     "commits/README",

@@ -293,7 +293,7 @@ def test_objects_are_checked_side_by_side_where_reads_wait(store, full, kit, mon
 def test_leftovers_are_counted_and_are_no_damage(store, full, kit):
     store.put_new("tmp/0123", b"half")
     store.put_new("models/dead-0123456789ab/0123456789abcdef/spec.json", b"{}")
-    store.put_new("games/Pong/segments/0123456789ab-e009-000000000/zarr.json", b"{}")
+    store.put_new("games/Pong/segments/0123456789ab-e009-000000000-00012/zarr.json", b"{}")
     store.put_new("games/README", b"hello")
     store.put_new("notes.txt", b"hello")
     report = verify.verify(store)
