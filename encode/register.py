@@ -168,6 +168,7 @@ def register(
             "timm": str(timm.__version__),
         },
     )
+    _check_orphans(snapshot, key, _encoder(module, identity, basis, device))
     files = {"spec.json": keys.canonical(spec), "probe.safetensors": probe.save(found)}
     if basis is not None:
         files["basis.safetensors"] = bases.save(basis)
@@ -250,6 +251,33 @@ def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> Non
             f"{probe.MAX_STEP_ERROR}). It was made with {made}. Install those versions, or encode "
             "anew into another store.",
         )
+
+
+def _check_orphans(snapshot: Snapshot, key: str, encoder: Encoder) -> None:
+    """Compare with embeddings of a model that was lost: its new basis and probe must fit them.
+
+    Raises:
+        ConflictError: They differ by more than a tenth of what changes from frame to frame.
+    """
+    segments = {(meta.game, meta.segment): meta for meta in snapshot.segments()}
+    pictured = {(meta.game, meta.segment) for meta in snapshot.frames()}
+    for meta in snapshot.embeddings(model=key):
+        segment = segments.get((meta.game, meta.segment))
+        some = 2 * min(len(strip.probe_frames()) // 2, meta.shape[0] // 2)
+        if segment is None or not some or (meta.game, meta.segment) not in pictured:
+            continue
+        found = encoder(snapshot.read_frames(segment)[:some])
+        stored = snapshot.read_embedding(meta.game, key, meta.segment)[:some]
+        error = probe.step_error(found, stored.astype(np.float32))
+        if not error <= probe.MAX_STEP_ERROR:
+            raise ConflictError(
+                "model-drift",
+                f"{key} has lost its record, and the embeddings that it has in the store differ by "
+                f"{error:.3g} of what changes from frame to frame from those it gives here (limit "
+                f"{probe.MAX_STEP_ERROR}). Nothing was written. Fetch the model from the store it "
+                "came from with 'wsa pull', or install the library versions of that time.",
+            )
+        return
 
 
 def weights_digest(module: nn.Module) -> str:

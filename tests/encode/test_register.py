@@ -20,14 +20,18 @@ from numpy.typing import NDArray
 
 from wsa.encode import basis as bases
 from wsa.encode import models, preprocess, probe, register, strip
+from wsa.encode.forward import stored
 from wsa.encode.models import Request, parse_request
 from wsa.encode.register import find, open_model, read_spec
 from wsa.encode.spec import Identity, Preprocessing, model_key
+from wsa.store import keys, names
 from wsa.store.backends import Backend
 from wsa.store.errors import ConflictError, MissingError, UsageError
 from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
 from wsa.store.verify import verify
+from wsa.store.writer import commit_embedding
 
 Ask = Callable[..., Request]
 REDUCED = "grid:2+pca:32"
@@ -326,6 +330,30 @@ def test_a_weights_file_may_lie_elsewhere_on_another_machine(
     assert open_model(take_snapshot(store), key, source=f"file:{moved}").passes == 0
     with pytest.raises(ConflictError):
         open_model(take_snapshot(store), key)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_model_that_was_lost_comes_back_only_if_its_embeddings_fit(
+    kit: ModuleType, store: Backend, tiny: Ask, same: bool
+) -> None:
+    request = tiny("resnet")
+    key = put(store, request).spec.key
+    meta, _ = kit.add_segment(store, height=64, width=48)
+    encoder = open_model(take_snapshot(store), key)
+    array = stored(encoder(take_snapshot(store).read_frames(meta)))
+    array = array if same else np.roll(array, 1, axis=0)
+    made = EmbeddingMeta(
+        meta.game, meta.segment, key, array.shape, array.dtype.name, meta.frames, 0, 1.0
+    )
+    commit_embedding(store, made, array)
+    store.delete(names.commit_path(keys.object_id(names.model_path(key))))
+    if same:
+        assert put(store, request).spec.key == key
+    else:
+        with pytest.raises(ConflictError, match="has lost its record") as caught:
+            put(store, request)
+        assert caught.value.kind == "model-drift"
+    assert (key in take_snapshot(store).models) == same
 
 
 # Precision.
