@@ -67,7 +67,7 @@ class EncodeOptions(StoreOptions):
     """Options of `wsa encode`."""
 
     models: Names = ("vit", "resnet", "clip")
-    """Aliases ('wsa models' lists them), timm:NAME, or either with :random for untrained weights."""
+    """Aliases ('wsa models' lists them), timm:NAME, either with :random for untrained weights, or keys."""
     game: Names = ()
     """ALE games; all in the store if none is named."""
     output: str = "grid:7+pca:512"

@@ -198,15 +198,9 @@ def open_model(
         ConflictError: Other weights, or other embeddings of the probe frames.
     """
     spec = read_spec(snapshot, key)
-    if weights and spec.alias in weights:
-        source = models.weights_source(spec.alias, weights[spec.alias])
-    request = Request(
-        alias=spec.alias,
-        timm_name=spec.timm_name,
-        source=source or spec.source,
-        output=spec.identity.output,
-        precision=spec.identity.precision,
-    )
+    request = request_of(spec, weights or {})
+    if source and not (weights and spec.alias in weights):
+        request = dataclasses.replace(request, source=source)
     module = models.build(request)
     digest = weights_digest(module)
     if digest != spec.identity.weights:
@@ -221,6 +215,21 @@ def open_model(
     check_probe(snapshot, key, encoder(strip.probe_frames()))
     encoder.passes = 0
     return encoder
+
+
+def request_of(spec: ModelSpec, weights: Mapping[str, str]) -> Request:
+    """What to ask for to get a registered model again.
+
+    Args:
+        spec: Its spec.
+        weights: Weights files by alias, where this machine keeps them elsewhere.
+    """
+    source = spec.source
+    if spec.alias in weights:
+        source = models.weights_source(spec.alias, weights[spec.alias])
+    return Request(
+        spec.alias, spec.timm_name, source, spec.identity.output, spec.identity.precision
+    )
 
 
 def unreduced(request: Request, device: str) -> Encoder:

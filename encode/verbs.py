@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from wsa.encode import console, events
 from wsa.encode.models import ALIASES, Request, local_weights, parse_request
 from wsa.encode.options import EncodeOptions, ModelsOptions, open_snapshot, weights_files
-from wsa.encode.register import describe
+from wsa.encode.register import describe, read_spec, request_of
 from wsa.encode.run import EncodeReport, require_frames, wanted_games
 from wsa.encode.run import encode as run
 from wsa.encode.spec import parse_output
+from wsa.store import names
 from wsa.store.backends import Backend
 from wsa.store.errors import UsageError
 from wsa.store.reader import Snapshot
@@ -21,9 +22,16 @@ def encode(o: EncodeOptions) -> int:
     """`wsa encode`."""
     _check(o)
     weights = weights_files(o.weights)
-    asked = (parse_request(name, weights, o.output, o.precision) for name in o.models)
-    requests = list(dict.fromkeys(asked))
+    # A key names a model of the store, output and precision included; all else is spelled out.
+    keys = {name for name in o.models if names.is_model_key(name)}
+    asked = {
+        name: parse_request(name, weights, o.output, o.precision)
+        for name in o.models
+        if name not in keys
+    }
     backend, snapshot = open_snapshot(o.store)
+    asked |= {key: request_of(read_spec(snapshot, key), weights) for key in keys}
+    requests = list(dict.fromkeys(asked[name] for name in o.models))
     games = wanted_games(snapshot, o.game)
     for request in requests:
         weights_from = "untrained" if request.source == "random" else f"from {request.source}"

@@ -54,6 +54,11 @@ def model_key(name: str) -> str:
     return name
 
 
+def is_model_key(name: str) -> bool:
+    """Whether `name` is spelled like a model key, as no alias is."""
+    return _MODEL_KEY.fullmatch(name) is not None
+
+
 def make_model_key(model_alias: str, identity: str) -> str:
     """Join an alias and the first 12 hex digits of a model's identity hash."""
     return model_key(f"{alias(model_alias)}-{identity[:12]}")

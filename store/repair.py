@@ -157,7 +157,7 @@ def _next(damage: Damage, command: str) -> str:
     """What makes or fetches the object again."""
     alias = names.key_alias(damage.model) if damage.model else ""
     if damage.game and alias:
-        return f"wsa encode --models {alias} --game {damage.game}"
+        return f"wsa encode --models {damage.model} --game {damage.game}"
     if alias:
         return f"wsa encode --models {alias}"
     if damage.game:

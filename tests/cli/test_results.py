@@ -245,3 +245,13 @@ def test_doctor_finds_what_is_bad(wsa, tmp_path, monkeypatch):
     }
     assert found["no-such-library"]["found"] == "not installed; pip install no-such-library"
     assert found["zarr"]["found"].endswith("; pip install 'zarr>=99'")
+
+
+def test_a_model_of_the_store_is_asked_for_by_its_key(filled, key):
+    """With the output that it was registered with, whatever the default is."""
+    again = strict(filled("encode", "--models", key, "--scheduler", "inproc", "--json").out)
+    assert (list(again["models"]), again["objects"], again["passes"]) == ([key], 0, 0)
+    assert again["present"] > 0
+    assert filled("encode", "--models", f"{key[:-1]}g").code == 2
+    other = key[:-1] + ("0" if key[-1] != "0" else "1")
+    assert filled("encode", "--models", other).code == 3

@@ -49,7 +49,7 @@ def test_damage_is_told_by_row_and_repaired(wsa, kit, lab):
 
     seen = wsa("verify", "--repair")
     assert seen.code == 5, "there was damage; the next verification tells whether there still is"
-    assert "Next: wsa encode --models vit --game Pong" in seen.out
+    assert f"Next: wsa encode --models {kit.key('vit')} --game Pong" in seen.out
     assert f"{path}: kept in damaged/" in seen.out
     assert set(before.values()) <= set(kit.all_files(store).values())
 
