@@ -23,6 +23,8 @@ those of the rows of a store; rows marked in `context` are passed over. So an ex
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -36,6 +38,7 @@ from numpy.typing import NDArray
 from wsa.learn import env as games
 from wsa.learn.collect import NO_ACTION
 from wsa.learn.sources import Episode, Facts, make_episode, refuse_screens
+from wsa.store import keys
 from wsa.store.errors import MissingError, UsageError
 from wsa.store.records import Protocol
 
@@ -199,25 +202,52 @@ class Arrays:
         if not len(at):
             return np.zeros((0, *array.shape[1:3], 3), np.uint8)
         first, last = int(places[0]), int(places[-1])
-        if last - first < 2 * len(places):  # Near each other: one read of all between them.
-            found = np.asarray(array[first : last + 1])[places - first]
-        elif isinstance(array, zarr.Array):
-            found = np.asarray(array.oindex[places])
-        else:
-            found = array[places]
+        with self._reading(name):
+            if last - first < 2 * len(places):  # Near each other: one read of all between them.
+                found = np.asarray(array[first : last + 1])[places - first]
+            elif isinstance(array, zarr.Array):
+                found = np.asarray(array.oindex[places])
+            else:
+                found = array[places]
         if found.ndim == 3:
             palette = np.asarray(self._arrays["palette"])
             if found.max() >= len(palette):
                 raise self._refuse(f"{name} shows colour {found.max()} of {len(palette)}")
             found = palette[found]
+        if name == "frames" and self._digests is not None:
+            # Zarr reads a chunk that is gone as zeros.
+            for place, frame in zip(places.tolist(), found, strict=True):
+                if keys.frame_digest(frame) != self._digests[place].tobytes():
+                    raise self._refuse(f"frame {place} is not the one whose digest it has")
         picked: NDArray[np.uint8] = found[back]
         return picked
+
+    @functools.cached_property
+    def _digests(self) -> NDArray[np.uint8] | None:
+        """The digests of `frames`, which an export has."""
+        found = self._arrays.get("digest")
+        if found is None or found.shape != (
+            self._arrays["frames"].shape[0],
+            keys.DIGEST_BYTES,
+        ):
+            return None
+        with self._reading("digest"):
+            return np.asarray(found, np.uint8)
 
     def _column(self, name: str) -> NDArray[Any] | None:
         for spelled in _NAMES[name]:
             if spelled in self._arrays:
-                return np.asarray(self._arrays[spelled])
+                with self._reading(spelled):
+                    return np.asarray(self._arrays[spelled])
         return None
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Say in words what a codec finds wrong."""
+        try:
+            yield
+        except (ValueError, RuntimeError, OSError) as error:
+            raise self._refuse(f"{name} cannot be read: {error}") from None
 
     def _refuse(self, why: str) -> UsageError:
         return UsageError(

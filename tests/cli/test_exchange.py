@@ -161,3 +161,22 @@ def test_import_names_what_it_needs(wsa):
     assert outcome.code == 2 and "there is no array rewards and no terminations" in outcome.error
     assert wsa("import", "arrays", "y.npz").code == 3
     assert wsa("import", "pictures", "x.npz").code == 2
+
+
+@pytest.mark.parametrize("harm", ["lose", "cut"])
+def test_an_export_that_lost_bytes_is_not_imported(wsa, tmp_path, harm):
+    """Plain Zarr reads a chunk that is gone as zeros, which are black frames."""
+    play = ("--game", "Breakout", "--steps", "40", "--num-envs", "1")
+    assert wsa("collect", *play).code == 0
+    assert wsa("export", "x.zarr", "--game", "Breakout", "--frames").code == 0
+    chunk = next(
+        p
+        for p in (tmp_path / "x.zarr" / "frames").rglob("*")
+        if "json" not in p.name and p.is_file()
+    )
+    chunk.unlink() if harm == "lose" else chunk.write_bytes(chunk.read_bytes()[:-30])
+    refused = wsa("import", "arrays", "x.zarr", "--store", "new")
+    assert refused.code == 2
+    said = "is not the one whose digest it has" if harm == "lose" else "frames cannot be read"
+    assert said in refused.err and "Traceback" not in refused.err
+    assert not (tmp_path / "new").exists()
