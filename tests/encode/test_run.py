@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,7 @@ from wsa.store.backends import Backend
 from wsa.store.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
 from wsa.store.reader import take_snapshot
 from wsa.store.records import SegmentMeta
+from wsa.store.root import open_store
 from wsa.store.verify import verify
 
 Ask = Callable[..., Request]
@@ -54,6 +56,22 @@ def check_rows(
         wanted = stored(encoder(np.stack([noise(n) for n in shown])))
         np.testing.assert_array_equal(found, wanted)
         assert found.dtype == np.float16
+
+
+def test_the_same_encoding_elsewhere_gives_the_same_bytes(
+    store: Backend, tmp_path: Path, fill: Fill, tiny: Ask
+) -> None:
+    """P20: what differs between two such stores is who wrote when, and the folders' names."""
+    other = open_store(str(tmp_path / "other"), create=True)
+    for place in (store, other):
+        fill(place, [[0, 1, 2, 3], [3, 4, 0]])
+        run(place, tiny("resnet"), tiny("vit", "grid:2+pca:32"))
+    files = [
+        {path: commit.files for path, commit in take_snapshot(place).commits.items()}
+        for place in (store, other)
+    ]
+    assert len(files[0]) == 2 * 2 + 2 + 2 * 2
+    assert files[0] == files[1]
 
 
 def test_it_encodes_each_frame_once_and_tells_what_it_did(
