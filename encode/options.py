@@ -103,13 +103,13 @@ def open_snapshot(
     """
     from wsa.store.backends import open_backend
     from wsa.store.reader import Snapshot, take_snapshot
-    from wsa.store.root import open_store
+    from wsa.store.root import is_free, open_store
 
     try:
         backend = open_store(store, create=create)
     except MissingError:
         backend = open_backend(store)
-        if not or_empty or any(backend.list("")):
+        if not or_empty or not is_free(backend):
             raise
         console.say(f"store {backend.url}, not there yet")
         return backend, Snapshot(backend, {})

@@ -13,10 +13,9 @@ from wsa.store import sync
 from wsa.store.backends import open_backend
 from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.layout import Files
-from wsa.store.publish import TEMPORARY
 from wsa.store.reader import Snapshot
 from wsa.store.records import Commit
-from wsa.store.root import open_store
+from wsa.store.root import is_free, open_store
 
 # A kind of object, as `sync.ORDER` has them, in the plural.
 KINDS = ("models", "frames", "segments", "embeddings")
@@ -93,7 +92,7 @@ def _survey_or_empty(url: str) -> tuple[Snapshot, tuple[sync.Finding, ...]]:
         return sync.survey(open_store(url))
     except MissingError:
         backend = open_backend(url)
-        if not all(entry.path.startswith(f"{TEMPORARY}/") for entry in backend.list("")):
+        if not is_free(backend):
             raise  # Something else is there.
         return Snapshot(backend, {}), ()
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from wsa.store import names
 from wsa.store.reader import Snapshot
 from wsa.store.records import Commit, EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta
-from wsa.store.sweep import KEPT
+from wsa.store.sweep import Attempt, list_attempts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,24 +83,21 @@ def usage(snapshot: Snapshot, by: str) -> Usage:
         name = of(commit)
         shares[name] = _add(shares.get(name, Share(name)), commit, by == "model")
         total = _add(total, commit, False)
-    named = {f"{c.folder}/{file.name}" for c in snapshot.commits.values() for file in c.files}
-    named |= {names.STORE_FILE}
-    spare = [
-        entry
-        for entry in snapshot.backend.list("")
-        if entry.path not in named
-        and not (entry.path.startswith("commits/") and entry.path.endswith(".json"))
-    ]
-    aside = [entry for entry in spare if entry.path.startswith(f"{KEPT}/")]
+    listing = list_attempts(snapshot.backend)
+    named = {commit.folder for commit in snapshot.commits.values()}
+    spare = [found for path, found in listing.attempts.items() if path not in named]
     return Usage(
         by=by,
         shares=tuple(sorted(shares.values(), key=lambda s: (-s.bytes, s.name))),
         total=total,
-        leftovers=Place(
-            len(spare) - len(aside), sum(e.bytes for e in spare) - sum(e.bytes for e in aside)
-        ),
-        damaged=Place(len(aside), sum(e.bytes for e in aside)),
+        leftovers=_together(spare),
+        damaged=_together(listing.kept.values()),
     )
+
+
+def _together(found: Iterable[Attempt]) -> Place:
+    each = list(found)
+    return Place(sum(one.files for one in each), sum(one.bytes for one in each))
 
 
 def _game(commit: Commit) -> str:

@@ -86,8 +86,8 @@ class FlatMap:
         widths = [math.prod(shape) for shape in self.shapes]
         edges = np.cumsum([0, *widths])
         self.columns = [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
-        metas = {meta.segment: meta for meta in snapshot.segments(contents.game)}
-        parts = sorted((p for p in contents.parts if p.segment in metas), key=lambda p: p.segment)
+        known = {meta.segment for meta in snapshot.segments(contents.game)}
+        parts = sorted((p for p in contents.parts if p.segment in known), key=lambda p: p.segment)
         total_rows, total_frames = _end(contents.parts)
         self.rows = np.memmap(folder / "rows.bin", ROW, "r", shape=(total_rows,))
         self.embeddings = np.memmap(

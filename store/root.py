@@ -54,14 +54,13 @@ def open_store(url: str, *, create: bool = False) -> Backend:
 
 def _start(backend: Backend, create: bool) -> bytes:
     """Write `wsa.json` where there was none a moment ago; returns its content."""
-    # What a writer was killed over is in `tmp/`, and does not make the folder another's.
-    strange = any(not entry.path.startswith(f"{TEMPORARY}/") for entry in backend.list(""))
+    free = is_free(backend)
     try:
         # Whoever starts the store just now puts this file before all others.
         return _read(backend)
     except FileNotFoundError:
         pass
-    if strange:
+    if not free:
         raise MissingError(
             "no-store",
             f"{backend.url} is not a wsa store: it holds files but no {names.STORE_FILE}. "
@@ -82,6 +81,16 @@ def _start(backend: Backend, create: bool) -> bytes:
         )
     backend.put_new(names.STORE_FILE, keys.canonical(Root(FORMAT)))
     return _read(backend)
+
+
+def is_free(backend: Backend) -> bool:
+    """Whether a store may be started at a place: it holds nothing, but perhaps in `tmp/`, where a
+    writer's files lie that was killed over its first.
+
+    Raises:
+        StorageError: The place cannot be listed.
+    """
+    return all(entry.path.startswith(f"{TEMPORARY}/") for entry in backend.list(""))
 
 
 def gives_names_once(backend: Backend) -> bool:

@@ -92,12 +92,12 @@ class Listing:
     Attributes:
         attempts: Folders of attempts, and files in `tmp/`, named by a record or not.
         strange: Paths of files that are not the store's own.
-        kept: Objects and records that a repair has set aside.
+        kept: Objects and records that a repair has set aside, by their place in `damaged/`.
     """
 
     attempts: dict[str, Attempt]
     strange: list[str]
-    kept: int
+    kept: dict[str, Attempt]
 
 
 def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = None) -> SweepReport:
@@ -166,22 +166,22 @@ def list_attempts(backend: Backend, prefix: str = "") -> Listing:
     """What lies in a store, or in one of its folders, beside its records."""
     attempts: dict[str, Attempt] = {}
     strange = []
-    kept = set()
+    kept: dict[str, Attempt] = {}
     for entry in backend.list(prefix):
         if entry.path == names.STORE_FILE or names.is_record(entry.path):
             continue
         if entry.path.startswith(f"{KEPT}/"):
-            kept.add("/".join(entry.path.split("/")[:3]).removesuffix(".json"))
-            continue
-        place = entry.path if entry.path.startswith(f"{TEMPORARY}/") else owner(entry.path)
-        if place is None:
+            aside = "/".join(entry.path.split("/")[:3]).removesuffix(".json")
+            attempt = kept.setdefault(aside, Attempt())
+        elif place := entry.path if entry.path.startswith(f"{TEMPORARY}/") else owner(entry.path):
+            attempt = attempts.setdefault(place, Attempt())
+        else:
             strange.append(entry.path)
             continue
-        attempt = attempts.setdefault(place, Attempt())
         attempt.files += 1
         attempt.bytes += entry.bytes
         attempt.newest = max(attempt.newest, entry.modified)
-    return Listing(attempts, strange, len(kept))
+    return Listing(attempts, strange, kept)
 
 
 def _remove(backend: Backend, path: str, oldest: float) -> int:

@@ -379,7 +379,7 @@ def _copy_object(source: Snapshot, target: Backend, commit: Commit) -> bool | st
     """
     if committed(target, commit.meta):
         return False
-    anew = records.seal(msgspec.structs.replace(commit, attempt=new_attempt()))
+    anew = msgspec.structs.replace(commit, attempt=new_attempt())
     put: list[str] = []
     whole = False
     try:

@@ -152,7 +152,7 @@ def verify(
         files=files,
         bytes=size,
         leftovers=left if sample >= 1 else None,
-        set_aside=found.kept,
+        set_aside=len(found.kept),
         damage=tuple(sorted(damage, key=lambda d: (d.path, d.array, d.rows))),
         unlisted=unlisted,
     )

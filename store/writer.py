@@ -201,18 +201,16 @@ def _lost(backend: Backend, commit: Commit, over: bool) -> bool:
 
 def _record(meta: Meta, files: Mapping[str, bytes]) -> Commit:
     """The record of an object, with an attempt of its own."""
-    commit = records.seal(
-        Commit(
-            version=records.VERSION,
-            meta=meta,
-            attempt=new_attempt(),
-            files=tuple(
-                File(name, len(data), keys.checksum(data)) for name, data in sorted(files.items())
-            ),
-            author=author(),
-            time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            command=command_line(),
-        )
+    commit = Commit(
+        version=records.VERSION,
+        meta=meta,
+        attempt=new_attempt(),
+        files=tuple(
+            File(name, len(data), keys.checksum(data)) for name, data in sorted(files.items())
+        ),
+        author=author(),
+        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command_line(),
     )
     try:
         return records.read_commit(records.write_commit(commit), names.commit_path(commit.id))
