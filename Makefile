@@ -24,7 +24,7 @@ check: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[lite]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[lite,cpu]" --group dev
 	touch $@
 
 clean:

@@ -10,9 +10,8 @@ one core, and several cores run several frames; on a GPU every batch is padded t
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
 
@@ -22,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsa.encode.basis import Basis
+from wsa.encode.engines import Eager, Engine, arithmetic
+from wsa.encode.outputs import Trunk
 from wsa.encode.preprocess import preprocess
 from wsa.encode.spec import Output, Precision, Preprocessing
 from wsa.store.errors import UsageError
@@ -31,8 +32,6 @@ from wsa.store.writer import FLOAT16_MAX
 # batches of 8 for EfficientNet-Lite0, 430 against 422 for ViT-B, 121 against 106 for ResNet-50.
 CPU_BATCH = 1
 GPU_BATCH = 256
-
-_AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def choose_device(device: str) -> str:
@@ -76,6 +75,7 @@ class Encoder:
         check_precision(precision, device)
         self.device = torch.device(device)
         self.module: Any = module.to(self.device).to(memory_format=torch.channels_last)
+        self.engine: Engine = Eager(Trunk(self.module, output), self.device, precision)
         self.preprocessing = preprocessing
         self.output = output
         self.basis = basis.to(self.device) if basis else None
@@ -117,54 +117,17 @@ class Encoder:
         part = torch.from_numpy(np.array(frames))  # A copy: torch takes no read-only arrays.
         if self.device.type != "cpu" and len(frames) < self.batch:
             part = torch.cat([part, part[-1:].expand(self.batch - len(part), -1, -1, -1)])
-        with torch.inference_mode(), self._arithmetic():
-            grid = self._forward(preprocess(part.to(self.device), self.preprocessing))
-        return grid[: len(frames)].float()
-
-    def _forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, h, w) to (B, places, C)."""
-        features: Tensor = self.module.forward_features(pixels)
-        if not self.output.grid:
-            pooled: Tensor = self.module.forward_head(features, pre_logits=True)
-            return pooled.float().unsqueeze(1)
-        spatial = self._map(features).float()
-        side = (self.output.grid, self.output.grid)
-        return nn.functional.adaptive_avg_pool2d(spatial, side).flatten(2).transpose(1, 2)
-
-    def _map(self, features: Tensor) -> Tensor:
-        """A model's features as a map (B, C, h, w), whatever their own layout."""
-        if features.ndim == 3:  # Tokens, with class and register tokens first.
-            patches = features[:, getattr(self.module, "num_prefix_tokens", 0) :]
-            height, width = self.module.patch_embed.grid_size
-            return patches.transpose(1, 2).reshape(len(features), -1, height, width)
-        if str(getattr(self.module, "output_fmt", "NCHW")).endswith("NHWC"):
-            return features.permute(0, 3, 1, 2)
-        return features
+        return self.engine(preprocess(part.to(self.device), self.preprocessing))[: len(frames)]
 
     def _finish(self, features: Tensor) -> Tensor:
         """(B, places, C) to (B, *shape): reduced, or unfolded to the grid."""
-        with torch.inference_mode(), self._arithmetic(reduced=False):
+        with torch.inference_mode(), arithmetic(self.device, "fp32"):
             if self.basis is not None:
                 return self.basis(features).cpu()
             if self.output.grid:
                 side = self.output.grid
                 return features.reshape(len(features), side, side, -1).cpu()
             return features.squeeze(1).cpu()
-
-    @contextlib.contextmanager
-    def _arithmetic(self, reduced: bool = True) -> Iterator[None]:
-        """Exactly the precision asked for; cuDNN has TF32 on by default, so it is set either way."""
-        tf32 = reduced and self.precision == "tf32"
-        dtype = _AUTOCAST.get(self.precision) if reduced else None
-        cuda: Any = torch.backends.cuda.matmul
-        cudnn: Any = torch.backends.cudnn
-        before = cuda.allow_tf32, cudnn.allow_tf32
-        cuda.allow_tf32, cudnn.allow_tf32 = tf32, tf32
-        try:
-            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                yield
-        finally:
-            cuda.allow_tf32, cudnn.allow_tf32 = before
 
 
 def check_precision(precision: Precision, device: str | torch.device) -> None:

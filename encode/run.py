@@ -109,21 +109,51 @@ def encode(
         listen(Planned(0, 0, 0))
         return EncodeReport(tuple(registered), (), plan.present, time.perf_counter() - started)
     with cluster.connect(scheduler, workers) as (client, threads):
-        futures = [
-            client.submit(
-                job.register_model, backend.url, r, max_step_error, device, threads, pure=False
-            )
-            for r in requests
-        ]
-        registered = [future.result() for future in futures]
-        for one in registered:
-            listen(ModelReady(one.spec, one.fitted))
-        snapshot = take_snapshot(backend, snapshot)
-        plan = make_plan(snapshot, [r.spec.key for r in registered], games)
-        _require_frames(snapshot, plan)
-        listen(Planned(len(plan.items), plan.passes, plan.copies))
-        sources = {r.spec.key: r.request.source for r in registered}
-        done = _drive(client, backend.url, plan, sources, device, threads, listen)
+        report = encode_on(
+            client, threads, snapshot, requests, games, device, max_step_error, listen
+        )
+    return dataclasses.replace(report, seconds=time.perf_counter() - started)
+
+
+def encode_on(
+    client: Client,
+    threads: int,
+    snapshot: Snapshot,
+    requests: Sequence[Request],
+    games: Sequence[str],
+    device: str = "auto",
+    max_step_error: float = 0.1,
+    listen: Listener = lambda event: None,
+) -> EncodeReport:
+    """`encode` with workers that are there already, as `wsa.encode.cluster.connect` yields them.
+
+    Args:
+        client: The workers.
+        threads: Cores that torch may use in a task; 0 as the worker has it.
+        snapshot: The store, as last seen; looked at again once the models are registered.
+        requests: Models.
+        games: Games.
+        device: `cpu`, `cuda` or `auto`.
+        max_step_error: Largest step-relative error of a reduced precision.
+        listen: Called with every event.
+    """
+    started = time.perf_counter()
+    backend = snapshot.backend
+    futures = [
+        client.submit(
+            job.register_model, backend.url, r, max_step_error, device, threads, pure=False
+        )
+        for r in requests
+    ]
+    registered = [future.result() for future in futures]
+    for one in registered:
+        listen(ModelReady(one.spec, one.fitted))
+    snapshot = take_snapshot(backend, snapshot)
+    plan = make_plan(snapshot, [r.spec.key for r in registered], games)
+    _require_frames(snapshot, plan)
+    listen(Planned(len(plan.items), plan.passes, plan.copies))
+    sources = {r.spec.key: r.request.source for r in registered}
+    done = _drive(client, backend.url, plan, sources, device, threads, listen)
     return EncodeReport(tuple(registered), tuple(done), plan.present, time.perf_counter() - started)
 
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.models import Request, parse_request
 from wsa.encode.preprocess import preprocess
-from wsa.encode.spec import parse_output
 from wsa.store.errors import UsageError
 
 Ask = Callable[..., Request]
@@ -62,8 +61,7 @@ def test_a_grid_is_the_average_of_the_models_own_features(
     found = encoder(frames[:2])
     assert found.shape == (2, 3, 3, width) and found.dtype == np.float32
     np.testing.assert_allclose(found, brute_force(encoder, frames[:2], 3), rtol=1e-4, atol=1e-5)
-    encoder.output = parse_output(f"grid:{cells}")
-    whole = encoder(frames[:2])
+    whole = encoder_of(parse_request(name, {}, f"grid:{cells}"))(frames[:2])
     np.testing.assert_allclose(whole, brute_force(encoder, frames[:2], cells), rtol=1e-4, atol=1e-5)
     # Of a place, not of another: were rows and columns swapped, this would be the transpose.
     assert np.abs(whole - whole.swapaxes(1, 2)).max() > 1e-3
