@@ -40,7 +40,8 @@ def main(aliases: list[str]) -> None:
             plan = make_plan(snapshot, [key], ["Seaquest"])
             frames = torch.from_numpy(strip.probe_frames()[: encoder.batch])
             batch = preprocess(frames, encoder.preprocessing)
-            job.embed(backend.url, plan.items[0], request.source, "cpu", 1)  # build the model
+            setting = job.Setting(backend.url, {key: request.source}, "cpu", 1)
+            job.embed(setting, plan.items[:1])  # Builds the model.
 
             def bare(encoder=encoder, batch=batch, plan=plan) -> float:
                 started = time.perf_counter()
@@ -51,12 +52,11 @@ def main(aliases: list[str]) -> None:
                         done += len(batch)
                 return done / (time.perf_counter() - started)
 
-            def pipeline(backend=backend, plan=plan, request=request) -> float:
+            def pipeline(backend=backend, plan=plan, setting=setting) -> float:
                 forget(backend, plan)
                 started = time.perf_counter()
-                for item in plan.items:
-                    embedded = job.embed(backend.url, item, request.source, "cpu", 1)
-                    job.commit(backend.url, item, embedded)
+                for items in plan.by_segment():
+                    job.encode_segment(setting, items)
                 return plan.passes / (time.perf_counter() - started)
 
             rates = interleave({"bare loop": bare, "pipeline": pipeline}, ROUNDS)

@@ -6,6 +6,20 @@ import dataclasses
 from collections.abc import Callable
 
 from wsa.encode.spec import ModelSpec
+from wsa.store.errors import WsaError
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """Workers are there: how many, with how many threads in all, and what they run models on.
+
+    `dashboard` is the address of Dask's own pages, empty where there are none.
+    """
+
+    workers: int
+    threads: int
+    device: str
+    dashboard: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +47,14 @@ class SegmentDone:
         game: ALE game id.
         segment: The segment's id.
         model: The model key.
-        passes: Frames that went through the model.
+        passes: Frames that went through the model; none if another run was quicker.
         copied: Frames whose embedding was copied.
         seconds: From start to commit, on the worker.
+        reading: Of these, seconds to read and decode the frames, shared among a segment's models.
+        running: To preprocess them and run the model.
+        writing: To copy rows, compress and commit.
+        worker: Address of the worker that committed.
+        attempts: How often it was tried, this time included.
     """
 
     game: str
@@ -44,7 +63,44 @@ class SegmentDone:
     passes: int
     copied: int
     seconds: float
+    reading: float = 0.0
+    running: float = 0.0
+    writing: float = 0.0
+    worker: str = ""
+    attempts: int = 1
 
 
-Event = ModelReady | Planned | SegmentDone
+@dataclasses.dataclass(frozen=True)
+class AttemptFailed:
+    """An attempt at one segment by one model failed.
+
+    Attributes:
+        game: ALE game id.
+        segment: The segment's id.
+        model: The model key.
+        attempts: How often it was tried, this time included.
+        last: Whether it is set aside now; else it is tried again.
+        error: Why.
+        worker: Address of the worker.
+    """
+
+    game: str
+    segment: str
+    model: str
+    attempts: int
+    last: bool
+    error: WsaError
+    worker: str
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerUnfit:
+    """A worker cannot open a model, and gets no more segments; `error` says why and where it is."""
+
+    worker: str
+    host: str
+    error: WsaError
+
+
+Event = Started | ModelReady | Planned | SegmentDone | AttemptFailed | WorkerUnfit
 Listener = Callable[[Event], None]

@@ -2,12 +2,16 @@
 
 Each function takes plain values, opens what it needs from the store, and may run twice without
 harm: commits are exclusive, and what is committed is not made again. A model is built once in each
-process and kept.
+process and kept. A worker may run several of these side by side: one of them has the model, while
+the others read frames or write embeddings. What goes wrong with one object is handed back as a
+`Failed`, so that the segment's other objects do not fall with it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -15,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from distributed import get_worker
 from numpy.typing import NDArray
 
 from wsa.encode.events import SegmentDone
@@ -23,103 +28,263 @@ from wsa.encode.models import Request
 from wsa.encode.plan import Item
 from wsa.encode.register import Registered, open_model, read_spec, register
 from wsa.store import names
-from wsa.store.errors import ConflictError
+from wsa.store.backends import Backend
+from wsa.store.errors import ConflictError, MissingError, StorageError, WsaError
 from wsa.store.reader import take_objects, take_snapshot
 from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
-from wsa.store.writer import commit_embedding, embedding_dtype
+from wsa.store.writer import commit_embedding, committed, embedding_dtype
 
 MODELS_KEPT = 8
 
-_one_at_a_time = threading.Lock()
+# One model runs at a time in a process: on a CPU it has the cores, on a GPU the memory.
+_running = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What all tasks of an encoding have in common.
+
+    Attributes:
+        store: The store's URL.
+        sources: Where the weights of each model are, by its key.
+        device: `cpu`, `cuda` or `auto`.
+        threads: Cores that torch may use in a task; 0 as the worker has it.
+    """
+
+    store: str
+    sources: dict[str, str]
+    device: str = "auto"
+    threads: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Failed:
+    """What went wrong with one object, and on which worker.
+
+    Attributes:
+        model: The model key.
+        error: Why, as all errors of wsa.
+        worker: The worker's address.
+        host: Its machine's name.
+        unfit: Whether the worker cannot open the model at all.
+    """
+
+    model: str
+    error: WsaError
+    worker: str
+    host: str
+    unfit: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """A segment's own frames after one model: (n, *shape) in the type they are stored as.
+
+    `rows` is None if the object is there already.
+    """
+
+    model: str
+    rows: NDArray[Any] | None
+    reading: float
+    running: float
 
 
 def set_threads(threads: int) -> None:
-    """How many cores torch may use in this process; 0 leaves it as it is."""
+    """How many cores torch may use in this thread; 0 leaves it as it is."""
     if threads:
         torch.set_num_threads(threads)
 
 
 def register_model(
     store: str, request: Request, max_step_error: float, device: str, threads: int
-) -> Registered:
-    """Build a model and commit it unless it is there; see `wsa.encode.register.register`."""
-    set_threads(threads)
-    snapshot = take_snapshot(open_store(store))
-    return register(snapshot, request, max_step_error, choose_device(device))
-
-
-def embed(
-    store: str, item: Item, source: str, device: str, threads: int
-) -> tuple[NDArray[Any], float]:
-    """Run the frames of `item.own` through its model.
+) -> Registered | Failed:
+    """Build a model and commit it unless it is there; see `wsa.encode.register.register`.
 
     Returns:
-        (n, *shape) in the type they are stored as, and the seconds it took.
+        The model, or why this worker cannot build it while another may.
+    """
+    set_threads(threads)
+    snapshot = take_snapshot(open_store(store))
+    try:
+        return register(snapshot, request, max_step_error, choose_device(device))
+    except (MissingError, ImportError) as error:
+        return failed(request.alias, error, unfit=True)
+
+
+def embed(setting: Setting, items: Sequence[Item]) -> list[Embedded | Failed]:
+    """Read a segment's frames once, and run them through each model that has not seen them.
+
+    Args:
+        setting: What all tasks have in common.
+        items: What to write of one segment, by several models.
+
+    Returns:
+        One entry an item.
     """
     started = time.perf_counter()
-    backend = open_store(store)
+    set_threads(setting.threads)
+    try:
+        backend = open_store(setting.store)
+        there = [committed(backend, _meta(item)) for item in items]
+        runs = [item for item, done in zip(items, there, strict=True) if len(item.own) and not done]
+        frames = _frames(backend, runs[0]) if runs else np.zeros((0, 1, 1, 3), np.uint8)
+    except Exception as error:  # noqa: BLE001  Whatever it is, it is this segment's.
+        return [failed(item, error) for item in items]
+    reading = (time.perf_counter() - started) / len(items)
+    return [
+        Embedded(item.model, None, reading, 0.0) if done else _run(setting, item, frames, reading)
+        for item, done in zip(items, there, strict=True)
+    ]
+
+
+def _frames(backend: Backend, item: Item) -> NDArray[np.uint8]:
+    path = names.frames_path(item.meta.game, item.meta.segment)
+    return take_objects(backend, [path]).read_frames(item.meta)
+
+
+def _run(
+    setting: Setting, item: Item, frames: NDArray[np.uint8], reading: float
+) -> Embedded | Failed:
     if not len(item.own):
-        spec = read_spec(take_objects(backend, [names.model_path(item.model)]), item.model)
-        return np.zeros((0, *spec.shape), np.float16), time.perf_counter() - started
-    set_threads(threads)
-    snapshot = take_objects(backend, [names.frames_path(item.meta.game, item.meta.segment)])
-    frames = snapshot.read_frames(item.meta)[item.own]
-    with _one_at_a_time:  # A worker that somebody else started may have several threads.
-        encoder = _model(store, item.model, source, choose_device(device))
-        before = encoder.passes
-        found = encoder(frames)
-        assert encoder.passes - before == len(item.own)
-    return stored(found), time.perf_counter() - started
+        try:
+            snapshot = take_objects(open_store(setting.store), [names.model_path(item.model)])
+            shape = read_spec(snapshot, item.model).shape
+        except WsaError as error:
+            return failed(item, error)
+        return Embedded(item.model, np.zeros((0, *shape), np.float16), reading, 0.0)
+    with _running:
+        try:
+            source, device = setting.sources[item.model], choose_device(setting.device)
+            encoder = _model(setting.store, item.model, source, device)
+        except (MissingError, ConflictError, ImportError) as error:
+            return failed(item, error, unfit=True)
+        except Exception as error:  # noqa: BLE001
+            return failed(item, error)
+        started = time.perf_counter()
+        try:
+            before = encoder.passes
+            found = encoder(frames if len(item.own) == len(frames) else frames[item.own])
+            assert encoder.passes - before == len(item.own)
+            return Embedded(item.model, stored(found), reading, time.perf_counter() - started)
+        except Exception as error:  # noqa: BLE001  A model may raise anything.
+            return failed(item, error)
 
 
 def commit(
-    store: str, item: Item, embedded: tuple[NDArray[Any], float], after: Sequence[SegmentDone] = ()
-) -> SegmentDone:
-    """Join a segment's own embeddings with the copied ones, and commit them.
+    setting: Setting, items: Sequence[Item], embedded: Sequence[Embedded | Failed]
+) -> list[SegmentDone | Failed]:
+    """Join each model's embeddings of a segment with the copied ones, and commit them.
 
     Args:
-        store: The store's URL.
-        item: What to write.
-        embedded: From `embed`.
-        after: Commits that this one copies from; they only have to be over.
+        setting: What all tasks have in common.
+        items: What to write.
+        embedded: From `embed`, of these items and perhaps of others.
+
+    Returns:
+        One entry an item.
     """
+    outcomes: list[SegmentDone | Failed] = []
+    of = {own.model: own for own in embedded}
+    for item in items:
+        own = of[item.model]
+        try:
+            outcomes.append(own if isinstance(own, Failed) else _commit(setting.store, item, own))
+        except Exception as error:  # noqa: BLE001
+            outcomes.append(failed(item, error))
+    return outcomes
+
+
+def encode_segment(setting: Setting, items: Sequence[Item]) -> list[SegmentDone | Failed]:
+    """`embed` and `commit`, where no copied row is still to be made."""
+    return commit(setting, items, embed(setting, items))
+
+
+def _commit(store: str, item: Item, embedded: Embedded) -> SegmentDone:
     started = time.perf_counter()
-    own, seconds = embedded
-    backend = open_store(store)
-    this = item.meta.game, item.meta.segment
-    copies = [copy for copy in item.copies if (copy.game, copy.segment) != this]
-    repeats = [copy for copy in item.copies if (copy.game, copy.segment) == this]
-    paths = [names.embedding_path(c.game, item.model, c.segment) for c in copies]
-    sources = take_objects(backend, paths)
-    parts = [sources.read_embedding(c.game, item.model, c.segment)[c.source] for c in copies]
-    if {part.shape[1:] for part in parts} - {own.shape[1:]}:
-        raise ConflictError("other-bytes", f"{item.model} has embeddings of several shapes.")
-    whole = np.zeros(
-        (item.meta.frames, *own.shape[1:]), np.result_type(own.dtype, *(p.dtype for p in parts))
-    )
-    whole[item.own] = own
-    for copy, part in zip(copies, parts, strict=True):
-        whole[copy.target] = part
-    for copy in repeats:
-        whole[copy.target] = whole[copy.source]
-    # Rows were rounded one by one, so this loses nothing; and the type is the same whichever rows
-    # were copied.
-    whole = whole.astype(embedding_dtype(whole), copy=False)
-    passes, copied = len(item.own), item.meta.frames - len(item.own)
-    meta = EmbeddingMeta(
+    own = embedded.rows
+    meta = _meta(item)
+    if own is not None:
+        backend = open_store(store)
+        this = item.meta.game, item.meta.segment
+        copies = [copy for copy in item.copies if (copy.game, copy.segment) != this]
+        repeats = [copy for copy in item.copies if (copy.game, copy.segment) == this]
+        paths = [names.embedding_path(c.game, item.model, c.segment) for c in copies]
+        sources = take_objects(backend, paths)
+        parts = [sources.read_embedding(c.game, item.model, c.segment)[c.source] for c in copies]
+        if {part.shape[1:] for part in parts} - {own.shape[1:]}:
+            raise ConflictError("other-bytes", f"{item.model} has embeddings of several shapes.")
+        kind = np.result_type(own.dtype, *(p.dtype for p in parts))
+        whole = np.zeros((item.meta.frames, *own.shape[1:]), kind)
+        whole[item.own] = own
+        for copy, part in zip(copies, parts, strict=True):
+            whole[copy.target] = part
+        for copy in repeats:
+            whole[copy.target] = whole[copy.source]
+        # Rows were rounded one by one, so this loses nothing; and the type is the same whichever
+        # rows were copied.
+        whole = whole.astype(embedding_dtype(whole), copy=False)
+        meta = _meta(item, whole, embedded.running)
+        commit_embedding(backend, meta, whole)
+    writing = time.perf_counter() - started
+    return SegmentDone(
         game=item.meta.game,
         segment=item.meta.segment,
         model=item.model,
-        shape=whole.shape,
-        dtype=whole.dtype.name,
-        passes=passes,
-        copied=copied,
+        passes=meta.passes,
+        copied=meta.copied,
+        seconds=embedded.reading + embedded.running + writing,
+        reading=embedded.reading,
+        running=embedded.running,
+        writing=writing,
+        worker=_here()[0],
+    )
+
+
+def _meta(item: Item, whole: NDArray[Any] | None = None, seconds: float = 0.0) -> EmbeddingMeta:
+    """The metadata of an item's object; without the array, of no more than its name."""
+    made = whole is not None
+    return EmbeddingMeta(
+        game=item.meta.game,
+        segment=item.meta.segment,
+        model=item.model,
+        shape=whole.shape if whole is not None else (item.meta.frames,),
+        dtype=whole.dtype.name if whole is not None else "float16",
+        passes=len(item.own) if made else 0,
+        copied=item.meta.frames - len(item.own) if made else 0,
         seconds=round(seconds, 3),
     )
-    commit_embedding(backend, meta, whole)
-    seconds += time.perf_counter() - started
-    return SegmentDone(meta.game, meta.segment, meta.model, passes, copied, seconds)
+
+
+def failed(
+    of: Item | str, error: BaseException, unfit: bool = False, where: tuple[str, str] | None = None
+) -> Failed:
+    """Name the object, or the model, and the worker; errors that are not wsa's become one."""
+    worker, host = where or _here()
+    model = of if isinstance(of, str) else of.model
+    if isinstance(of, Item):
+        of = f"{model} on {of.meta.game} segment {of.meta.segment}"
+    if isinstance(error, ImportError):
+        error = MissingError("no-library", f"{error}. Install it there: pip install wsa[cpu,lite].")
+    elif isinstance(error, MemoryError) or "out of memory" in str(error):
+        error = StorageError(
+            "no-memory",
+            f"{of} ran out of memory on {host}. Use fewer --workers, or machines with more.",
+        )
+    elif not isinstance(error, WsaError):
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        error = ConflictError(
+            "model-failed", f"{of} failed on {host} ({said}). Try it alone with --scheduler inproc."
+        )
+    return Failed(model, error, worker, host, unfit)
+
+
+def _here() -> tuple[str, str]:
+    """This worker's address and its machine."""
+    try:
+        return get_worker().address, socket.gethostname()
+    except ValueError:  # No worker: somebody calls these functions.
+        return "", socket.gethostname()
 
 
 @functools.lru_cache(maxsize=MODELS_KEPT)

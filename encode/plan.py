@@ -8,7 +8,8 @@ game, and not earlier in the plan. Every other frame is a copy of a row of anoth
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from wsa.store.index import first_seen
 from wsa.store.reader import Snapshot
 from wsa.store.records import SegmentMeta
+
+Name = tuple[str, str, str]  # Of an embedding object: model key, game, segment.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,16 @@ class Item:
     own: NDArray[np.int64]
     copies: tuple[Copy, ...]
 
+    @property
+    def name(self) -> Name:
+        """The object's model key, game and segment."""
+        return self.model, self.meta.game, self.meta.segment
+
+    @property
+    def sources(self) -> set[Name]:
+        """The other objects that it copies from."""
+        return {(self.model, c.game, c.segment) for c in self.copies} - {self.name}
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -59,10 +72,12 @@ class Plan:
     Attributes:
         items: Objects to write.
         present: Objects that were asked for and are there already.
+        games: The games, in order.
     """
 
     items: tuple[Item, ...]
     present: int
+    games: tuple[str, ...]
 
     @property
     def passes(self) -> int:
@@ -74,9 +89,29 @@ class Plan:
         """Frames that will not, because the same frame went through before."""
         return sum(item.meta.frames - len(item.own) for item in self.items)
 
+    def by_segment(self) -> list[tuple[Item, ...]]:
+        """The items of each segment together, in an order in which copies only look back too."""
+        ordered = sorted(self.items, key=lambda item: _place(self.games, item.meta))
+        return [
+            tuple(items)
+            for _, items in itertools.groupby(ordered, lambda i: (i.meta.game, i.meta.segment))
+        ]
 
-def make_plan(snapshot: Snapshot, models: Sequence[str], games: Sequence[str]) -> Plan:
-    """Plan the encoding of `games` by `models`, both in the order given."""
+
+def make_plan(
+    snapshot: Snapshot,
+    models: Sequence[str],
+    games: Sequence[str],
+    without: Collection[Name] = (),
+) -> Plan:
+    """Plan the encoding of `games` by `models`, both in the order given.
+
+    Args:
+        snapshot: The store.
+        models: Model keys.
+        games: Games.
+        without: Objects to leave out, and to copy nothing from.
+    """
     segments = snapshot.segments()
     digests = _Digests(snapshot)
     items: list[Item] = []
@@ -84,11 +119,23 @@ def make_plan(snapshot: Snapshot, models: Sequence[str], games: Sequence[str]) -
     for model in models:
         encoded = {(e.game, e.segment) for e in snapshot.embeddings(model=model)}
         done = [m for m in segments if (m.game, m.segment) in encoded]
-        todo = [m for m in segments if (m.game, m.segment) not in encoded]
-        missing = [m for game in games for m in todo if m.game == game]
+        todo = [m for m in segments if m.game in games and (m.game, m.segment) not in encoded]
+        missing = sorted(
+            (m for m in todo if (model, m.game, m.segment) not in without),
+            key=lambda m: _place(games, m),
+        )
         present += sum(m.game in games for m in done)
         items += _plan_model(model, done, missing, digests) if missing else []
-    return Plan(tuple(items), present)
+    return Plan(tuple(items), present, tuple(games))
+
+
+def _place(games: Sequence[str], meta: SegmentMeta) -> tuple[int, int, str]:
+    """Where a segment stands in a plan.
+
+    All environments of all runs side by side, since a segment repeats the last frames of the one
+    before it: so that one is done by the time that they are copied.
+    """
+    return games.index(meta.game), meta.start, meta.segment
 
 
 class _Digests:

@@ -1,9 +1,7 @@
-"""Drive an encoding: register the models, plan, keep the workers busy, and count.
+"""Encode: register the models, plan, have the plan carried out, and report.
 
-A segment is two tasks: `embed` runs its own frames, `commit` joins them with copied rows and
-commits. Only commits wait for each other, and only where one copies from another, so the models
-never wait. A bounded number of segments is in flight; what is committed stays, so the same command
-continues after any interruption.
+What is committed stays, so the same command continues after any interruption. What fails every
+attempt is set aside and reported, and the rest is done.
 """
 
 from __future__ import annotations
@@ -14,19 +12,20 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from distributed import Client, Future, as_completed
+from distributed import Client
 
 from wsa.encode import cluster, job
-from wsa.encode.events import Listener, ModelReady, Planned, SegmentDone
+from wsa.encode.drive import TRIES, Driver
+from wsa.encode.events import AttemptFailed, Listener, ModelReady, Planned, SegmentDone
+from wsa.encode.job import Failed, Setting
 from wsa.encode.models import Request
 from wsa.encode.plan import Plan, make_plan
 from wsa.encode.register import Registered, find, read_spec
+from wsa.encode.workers import Workers
 from wsa.store import keys, names
 from wsa.store.backends import Backend
 from wsa.store.errors import MissingError
 from wsa.store.reader import Snapshot, take_snapshot
-
-IN_FLIGHT_PER_WORKER = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +35,21 @@ class EncodeReport:
     Attributes:
         models: The models, registered.
         done: One entry a segment and model that was encoded now.
+        failed: What was set aside because every attempt failed, first to last.
         present: Objects that were there already.
         seconds: Wall time.
     """
 
     models: tuple[Registered, ...]
     done: tuple[SegmentDone, ...]
+    failed: tuple[AttemptFailed, ...]
     present: int
     seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """0, or that of the first error for which something was set aside."""
+        return self.failed[0].error.exit_code if self.failed else 0
 
     @property
     def passes(self) -> int:
@@ -61,6 +67,17 @@ class EncodeReport:
             "models": {r.spec.key: {"random": r.spec.identity.random} for r in self.models},
             "objects": len(self.done),
             "present": self.present,
+            "set_aside": [
+                {
+                    "model": f.model,
+                    "game": f.game,
+                    "segment": f.segment,
+                    "attempts": f.attempts,
+                    "kind": f.error.kind,
+                    "why": str(f.error),
+                }
+                for f in self.failed
+            ],
             "passes": self.passes,
             "copied": self.copied,
             "strip_passes": sum(r.fitted for r in self.models),
@@ -77,6 +94,7 @@ def encode(
     workers: int = 0,
     device: str = "auto",
     max_step_error: float = 0.1,
+    tries: int = TRIES,
     listen: Listener = lambda event: None,
 ) -> EncodeReport:
     """Run each model once over every frame that it has not seen.
@@ -88,12 +106,13 @@ def encode(
         scheduler, workers: As `wsa.encode.cluster.connect` takes them.
         device: `cpu`, `cuda` or `auto`.
         max_step_error: Largest step-relative error of a reduced precision.
+        tries: How often a segment is tried before it is set aside.
         listen: Called with every event.
 
     Raises:
         MissingError: No frames, or rows without their frames, or no weights.
-        ConflictError: Wrong weights, a drifted model, too low a precision, or NaN embeddings.
-        StorageError: The store refused.
+        ConflictError: Wrong weights, a drifted model, or too low a precision.
+        StorageError: The store refused all of it.
     """
     started = time.perf_counter()
     snapshot = take_snapshot(backend)
@@ -107,10 +126,10 @@ def encode(
     plan = make_plan(snapshot, [r.spec.key for r in registered], games)
     if len(registered) == len(requests) and not plan.items:
         listen(Planned(0, 0, 0))
-        return EncodeReport(tuple(registered), (), plan.present, time.perf_counter() - started)
+        return EncodeReport(tuple(registered), (), (), plan.present, time.perf_counter() - started)
     with cluster.connect(scheduler, workers) as (client, threads):
         report = encode_on(
-            client, threads, snapshot, requests, games, device, max_step_error, listen
+            client, threads, snapshot, requests, games, device, max_step_error, tries, listen
         )
     return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
@@ -123,6 +142,7 @@ def encode_on(
     games: Sequence[str],
     device: str = "auto",
     max_step_error: float = 0.1,
+    tries: int = TRIES,
     listen: Listener = lambda event: None,
 ) -> EncodeReport:
     """`encode` with workers that are there already, as `wsa.encode.cluster.connect` yields them.
@@ -135,26 +155,67 @@ def encode_on(
         games: Games.
         device: `cpu`, `cuda` or `auto`.
         max_step_error: Largest step-relative error of a reduced precision.
+        tries: How often a segment is tried before it is set aside.
         listen: Called with every event.
     """
     started = time.perf_counter()
     backend = snapshot.backend
-    futures = [
-        client.submit(
-            job.register_model, backend.url, r, max_step_error, device, threads, pure=False
-        )
-        for r in requests
-    ]
-    registered = [future.result() for future in futures]
+    workers = Workers(client, device, listen)
+    registered = _register(workers, backend.url, requests, max_step_error, threads)
     for one in registered:
         listen(ModelReady(one.spec, one.fitted))
+    keys = [r.spec.key for r in registered]
     snapshot = take_snapshot(backend, snapshot)
-    plan = make_plan(snapshot, [r.spec.key for r in registered], games)
+    plan = make_plan(snapshot, keys, games)
     _require_frames(snapshot, plan)
     listen(Planned(len(plan.items), plan.passes, plan.copies))
     sources = {r.spec.key: r.request.source for r in registered}
-    done = _drive(client, backend.url, plan, sources, device, threads, listen)
-    return EncodeReport(tuple(registered), tuple(done), plan.present, time.perf_counter() - started)
+    driver = Driver(workers, Setting(backend.url, sources, workers.device, threads), listen, tries)
+    again = plan
+    while driver.drive(again.by_segment()):
+        # Something would have copied from what was set aside: its frames go through the model there.
+        snapshot = take_snapshot(backend, snapshot)
+        again = make_plan(snapshot, keys, games, driver.set_aside)
+    return EncodeReport(
+        models=tuple(registered),
+        done=tuple(driver.done),
+        failed=tuple(driver.failed),
+        present=plan.present,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _register(
+    workers: Workers, store: str, requests: Sequence[Request], max_step_error: float, threads: int
+) -> list[Registered]:
+    """Register each model on a worker that can build it, several side by side."""
+    found: dict[Request, Registered] = {}
+    while missing := [request for request in requests if request not in found]:
+        futures = [
+            workers.client.submit(
+                job.register_model,
+                store,
+                request,
+                max_step_error,
+                workers.device,
+                threads,
+                pure=False,
+                **workers.options(),
+            )
+            for request in missing
+        ]
+        for request, future in zip(missing, futures, strict=True):
+            try:
+                outcome = future.result()
+            except ImportError:
+                if not workers.exclude_without_wsa():
+                    raise
+                continue
+            if isinstance(outcome, Failed):
+                workers.exclude(outcome)
+            else:
+                found[request] = outcome
+    return [found[request] for request in requests]
 
 
 def wanted_games(snapshot: Snapshot, games: Sequence[str]) -> list[str]:
@@ -225,41 +286,3 @@ def _with_frames(snapshot: Snapshot) -> set[tuple[str, str]]:
 def _near(game: str, games: Sequence[str]) -> str:
     close = difflib.get_close_matches(game, games, n=1)
     return f"Did you mean {close[0]}? " if close else ""
-
-
-def _drive(
-    client: Client,
-    store: str,
-    plan: Plan,
-    sources: dict[str, str],
-    device: str,
-    threads: int,
-    listen: Listener,
-) -> list[SegmentDone]:
-    waiting = iter(plan.items)
-    flying: dict[tuple[str, str, str], Future] = {}
-    finished: list[SegmentDone] = []
-    completed = as_completed()
-
-    def launch() -> None:
-        item = next(waiting, None)
-        if item is None:
-            return
-        embedded = client.submit(
-            job.embed, store, item, sources[item.model], device, threads, pure=False
-        )
-        copied_from = [(item.model, c.game, c.segment) for c in item.copies]
-        after = [flying[name] for name in copied_from if name in flying]
-        future = client.submit(job.commit, store, item, embedded, after, pure=False)
-        flying[item.model, item.meta.game, item.meta.segment] = future
-        completed.add(future)
-
-    for _ in range(IN_FLIGHT_PER_WORKER * max(1, len(client.scheduler_info()["workers"]))):
-        launch()
-    for future in completed:
-        done: SegmentDone = future.result()
-        del flying[done.model, done.game, done.segment]
-        finished.append(done)
-        listen(done)
-        launch()
-    return finished

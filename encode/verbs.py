@@ -44,7 +44,8 @@ def encode(o: EncodeOptions) -> int:
         return _dry(o, snapshot, requests, games)
     report = run_with_progress(backend, requests, games, o)
     if o.json:
-        return console.result(True, report.summary())
+        console.result(True, report.summary())
+        return report.exit_code
     rows = []
     for one in report.models:
         mine = [d for d in report.done if d.model == one.spec.key]
@@ -53,7 +54,10 @@ def encode(o: EncodeOptions) -> int:
     columns = ["model", "weights of", "objects", "passes made", "passes saved", "strip passes"]
     console.table("", columns, rows)
     print(f"{report.present} objects were there already; {console.duration(report.seconds)}")
-    return 0
+    if report.failed:
+        first = report.failed[0].error
+        console.say(f"wsa encode: {len(report.failed)} objects were set aside. The first: {first}")
+    return report.exit_code
 
 
 def _check(o: EncodeOptions) -> None:
@@ -95,6 +99,14 @@ def run_with_progress(
                 total = event.passes + event.copies
             elif isinstance(event, events.SegmentDone):
                 done += event.passes + event.copied
+            elif isinstance(event, events.AttemptFailed):
+                what = "set aside" if event.last else "again"
+                console.say(
+                    f"{event.game} {event.segment}, {event.model}, attempt {event.attempts} failed "
+                    f"({what}): {event.error}"
+                )
+            elif isinstance(event, events.WorkerUnfit):
+                console.say(f"worker {event.worker} on {event.host} gets no work: {event.error}")
             progress.update(done, total)
 
         return run(

@@ -25,6 +25,7 @@ Kind = Literal[
     "no-frames",
     "not-encoded",
     "no-weights",
+    "no-library",
     "no-run",
     "other-format",
     "other-weights",
@@ -32,12 +33,15 @@ Kind = Literal[
     "model-drift",
     "step-error",
     "not-finite",
+    "model-failed",
     "run-exists",
     "bad-record",
     "bad-array",
     "bad-bytes",
     "lost-file",
     "no-space",
+    "no-memory",
+    "worker-died",
     "unavailable",
 ]
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -168,7 +169,7 @@ class Poisoned:
         return module
 
 
-def test_nan_is_refused_with_its_segment_and_model_and_the_rest_stays(
+def test_nan_is_set_aside_with_its_segment_and_model_and_the_rest_is_done(
     store: Backend,
     kit: ModuleType,
     segment_of: Callable[..., Any],
@@ -183,12 +184,14 @@ def test_nan_is_refused_with_its_segment_and_model_and_the_rest_stays(
     bad, arrays = segment_of(1, [bright])
     writer.commit_segment(store, bad, arrays)
     monkeypatch.setattr(models, "build", Poisoned())
-    with pytest.raises(ConflictError) as caught:
-        run(store, tiny("resnet"))
-    assert type(caught.value) is ConflictError
-    assert caught.value.kind == "not-finite" and caught.value.exit_code == 4
+    report = run(store, tiny("resnet"))
+    (failed,) = report.failed
+    assert type(failed.error) is ConflictError
+    assert (failed.error.kind, report.exit_code, failed.attempts) == ("not-finite", 4, 3)
     (key,) = take_snapshot(store).models
-    assert bad.segment in str(caught.value) and key in str(caught.value)
+    assert bad.segment in str(failed.error) and key in str(failed.error)
+    assert (failed.model, failed.game, failed.segment) == (key, "Pong", bad.segment)
+    assert [d.segment for d in report.done] != [bad.segment] and len(report.done) == 1
     assert not [p for p in kit.paths(store) if f"embeddings/{key}/{bad.segment}" in p]
     assert verify(store).damage == () and verify(store).leftovers == 0
 
@@ -264,20 +267,29 @@ def test_tasks_of_one_worker_may_run_in_several_threads(
     fill(store, [[2 * i, 2 * i + 1] for i in range(8)])
     key = job.register_model(store.url, tiny("resnet"), 0.1, "cpu", 0).spec.key
     plan = make_plan(take_snapshot(store), [key], ["Pong"])
+    setting = job.Setting(store.url, {key: "random"}, "cpu")
     ran.clear()
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda item: job.embed(store.url, item, "random", "cpu", 0), plan.items)
-        assert [rows.shape for rows, _ in found] == [(2, 96)] * 8
+        found = [*pool.map(partial(job.embed, setting), plan.by_segment())]
+    assert [one.rows.shape for (one,) in found] == [(2, 96)] * 8
     assert sum(ran) == plan.passes + PROBES, "the model was opened once"
 
 
-def test_committing_twice_writes_once(store: Backend, fill: Fill, tiny: Ask) -> None:
+def test_committing_twice_writes_once(
+    store: Backend, fill: Fill, tiny: Ask, ran: list[int]
+) -> None:
     fill(store, [[0, 1]])
     key = job.register_model(store.url, tiny("resnet"), 0.1, "cpu", 0).spec.key
-    (item,) = make_plan(take_snapshot(store), [key], ["Pong"]).items
-    embedded = job.embed(store.url, item, "random", "cpu", 0)
-    one, two = (job.commit(store.url, item, embedded) for _ in range(2))
+    (items,) = make_plan(take_snapshot(store), [key], ["Pong"]).by_segment()
+    setting = job.Setting(store.url, {key: "random"}, "cpu")
+    embedded = job.embed(setting, items)
+    (one,), (two,) = (job.commit(setting, items, embedded) for _ in range(2))
+    assert isinstance(one, SegmentDone) and isinstance(two, SegmentDone)
     assert (one.passes, one.segment) == (two.passes, two.segment)
+    ran.clear()
+    (again,) = job.encode_segment(setting, items)
+    assert isinstance(again, SegmentDone) and again.passes == again.copied == 0
+    assert not ran, "what is committed does not run again"
     assert len(take_snapshot(store).embeddings()) == 1 and verify(store).leftovers == 0
 
 

@@ -1,0 +1,263 @@
+"""Keep workers busy with a plan: submit, try again, set aside; what is committed never runs again.
+
+A segment is one task for all of its models; or two, `embed` and `commit`, where it copies rows from
+a segment that is still being made, so that no model waits for a commit. A few segments a thread are
+in flight. Each failure counts as an attempt. What fails every attempt is set aside, and what would
+copy from that is left for another plan, which runs the frames elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from distributed import Future, KilledWorker, as_completed
+
+from wsa.encode import job
+from wsa.encode.events import AttemptFailed, Listener, SegmentDone
+from wsa.encode.job import Failed, Setting
+from wsa.encode.plan import Item, Name
+from wsa.encode.workers import Workers
+from wsa.store.errors import StorageError
+
+TRIES = 3
+
+# So many set aside one after the other are no segment's own fault.
+TOO_MANY_IN_A_ROW = 20
+
+Segment = tuple[str, str]
+
+
+@dataclasses.dataclass
+class _Work:
+    """What is to be written of one segment, and how that goes.
+
+    Attributes:
+        segment: Game and segment.
+        items: What is left to be written, one for each model.
+        attempts: How often it was tried and failed.
+        killed: Whether a worker died over it.
+        alone: Whether this attempt is made while no other suspect is about.
+        embedded: The task that embeds it, where committing is another.
+    """
+
+    segment: Segment
+    items: tuple[Item, ...]
+    attempts: int = 0
+    killed: bool = False
+    alone: bool = False
+    embedded: Future | None = None
+
+
+class Driver:
+    """Carries plans out.
+
+    Args:
+        workers: The workers.
+        setting: What all tasks have in common.
+        listen: Called with every event.
+        tries: How often a segment is tried.
+
+    Attributes:
+        done: What was committed.
+        failed: What was set aside, first to last.
+        set_aside: The same by name.
+    """
+
+    def __init__(
+        self, workers: Workers, setting: Setting, listen: Listener, tries: int = TRIES
+    ) -> None:
+        self._workers = workers
+        self._setting = setting
+        self._listen = listen
+        self._tries = tries
+        self.done: list[SegmentDone] = []
+        self.failed: list[AttemptFailed] = []
+        self._failed_in_a_row = 0
+        self._again: list[_Work] = []
+        self._open: dict[Segment, _Work] = {}  # Begun, and neither committed nor set aside.
+        self._flying: dict[str, _Work] = {}
+        self._waiting: dict[Segment, list[_Work]] = defaultdict(list)
+        self.set_aside: set[Name] = set()
+        self._left: set[Name] = set()  # Left out of this plan.
+
+    def drive(self, works: Sequence[Sequence[Item]]) -> set[Name]:
+        """Carry a plan out.
+
+        Args:
+            works: The items of each segment, in an order in which copies only look back.
+
+        Returns:
+            Objects left out because they copy from what was set aside; a plan without that has
+            to be made for them.
+
+        Raises:
+            WsaError: No worker can open a model, there is no room left, or one segment after the
+                other fails.
+        """
+        self._left = set()
+        self._completed = as_completed()
+        pending = iter(works)
+        self._fill(pending)
+        for batch in self._completed.batches():
+            for future in batch:
+                self._land(future)
+            self._fill(pending)
+        return self._left
+
+    def _fill(self, pending: Iterator[Sequence[Item]]) -> None:
+        again, self._again = self._again, []
+        for work in again:
+            # A segment whose worker died has its last attempt when no other such one is about, so
+            # that it does not pay for what another did.
+            work.alone = work.killed and work.attempts + 1 >= self._tries
+            if work.alone and any(other.alone for other in self._flying.values()):
+                self._again.append(work)
+            else:
+                self._launch(work)
+        room = self._workers.room()
+        while len(self._open) < room and (items := next(pending, None)) is not None:
+            if kept := self._without_left(items):
+                work = _Work(kept[0].name[1:], kept)
+                self._open[work.segment] = work
+                self._launch(work)
+
+    def _without_left(self, items: Sequence[Item]) -> tuple[Item, ...]:
+        """Items that copy from nothing that was set aside or left out; the others are left out."""
+        for item in items:
+            if not item.sources.isdisjoint(self._left | self.set_aside):
+                self._left.add(item.name)
+        return tuple(item for item in items if item.name not in self._left)
+
+    def _launch(self, work: _Work) -> None:
+        if self._sources(work):
+            work.embedded = self._submit(work, job.embed)
+        else:
+            work.embedded = None
+            self._submit(work, job.encode_segment)
+
+    def _sources(self, work: _Work) -> set[Segment]:
+        """Segments that a work copies from and that are still being made."""
+        return {name[1:] for item in work.items for name in item.sources} & self._open.keys()
+
+    def _submit(self, work: _Work, task: Callable[..., Any], *embedded: Future) -> Future:
+        future = self._workers.client.submit(
+            task,
+            self._setting,
+            work.items,
+            *embedded,
+            pure=False,
+            priority=len(embedded),  # To commit goes before to begin.
+            **self._workers.options(model=not embedded),
+        )
+        self._flying[future.key] = work
+        self._completed.add(future)
+        return future
+
+    def _land(self, future: Future) -> None:
+        """Go on from what a task came to."""
+        work = self._flying.pop(future.key)
+        if future.status == "finished":
+            if work.embedded is None or future.key != work.embedded.key:
+                self._outcomes(work, future.result())
+            elif sources := self._sources(work):
+                for segment in sources:
+                    self._waiting[segment].append(work)
+            else:
+                self._commit(work)
+        elif future.status == "error":
+            self._fell(work, future.exception())
+        else:
+            raise StorageError(
+                "unavailable",
+                "The Dask scheduler went away. Nothing committed is lost; run the same command "
+                "again when it is back.",
+            )
+
+    def _commit(self, work: _Work) -> None:
+        assert work.embedded is not None
+        work.items = self._without_left(work.items)
+        if work.items:
+            self._submit(work, job.commit, work.embedded)
+            work.embedded = None
+        else:
+            self._over(work)
+
+    def _fell(self, work: _Work, error: BaseException) -> None:
+        """A task did not come back."""
+        if isinstance(error, ImportError) and self._workers.exclude_without_wsa():
+            self._again.append(work)
+            return
+        where = "", ""
+        if isinstance(error, KilledWorker):
+            work.killed = True
+            work.attempts += error.allowed_failures  # Dask's own attempts, on a cluster not ours.
+            where = error.last_worker.address, error.last_worker.host
+            error = StorageError(
+                "worker-died",
+                f"The worker {where[0]} died over {' '.join(work.segment)}. Often that is for want of "
+                "memory ('wsa encode --dry-run' says how much a worker takes), or a fault of the "
+                "driver of a GPU; the worker's own log says more. Run the same command again.",
+            )
+        self._outcomes(work, [job.failed(item, error, where=where) for item in work.items])
+
+    def _outcomes(self, work: _Work, outcomes: Sequence[SegmentDone | Failed]) -> None:
+        """What became of a segment's objects."""
+        if not all(isinstance(o, Failed) and o.unfit for o in outcomes):
+            work.attempts += 1
+        again = []
+        for item, outcome in zip(work.items, outcomes, strict=True):
+            if isinstance(outcome, SegmentDone):
+                done = dataclasses.replace(outcome, attempts=work.attempts)
+                self.done.append(done)
+                self._failed_in_a_row = 0
+                self._listen(done)
+            elif outcome.unfit:
+                self._workers.exclude(outcome)
+                again.append(item)
+            elif self._failed(work, item, outcome):
+                again.append(item)
+        work.items = tuple(again)
+        work.embedded = None
+        if again:
+            self._again.append(work)
+        else:
+            self._over(work)
+
+    def _failed(self, work: _Work, item: Item, outcome: Failed) -> bool:
+        """Say that an attempt failed; whether there will be another.
+
+        Raises:
+            WsaError: There is no room, or everything fails.
+        """
+        # With no other suspect about, so that it is not blamed for what another did.
+        blamed = work.alone or not work.killed
+        last = work.attempts >= self._tries and blamed
+        failed = AttemptFailed(
+            game=item.meta.game,
+            segment=item.meta.segment,
+            model=item.model,
+            attempts=work.attempts,
+            last=last,
+            error=outcome.error,
+            worker=outcome.worker,
+        )
+        self._listen(failed)
+        if outcome.error.kind == "no-space":
+            raise outcome.error
+        if last:
+            self.failed.append(failed)
+            self.set_aside.add(item.name)
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= TOO_MANY_IN_A_ROW:
+                raise outcome.error
+        return not last
+
+    def _over(self, work: _Work) -> None:
+        """Nothing more is to be done for a segment: others may copy from it, or do without."""
+        del self._open[work.segment]
+        for other in self._waiting.pop(work.segment, []):
+            if not self._sources(other):
+                self._commit(other)

@@ -1,0 +1,109 @@
+"""The workers of an encoding: what they offer, and which of them cannot open a model."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from typing import Any
+
+from distributed import Client
+
+from wsa.encode import job
+from wsa.encode.events import Listener, Started, WorkerUnfit
+from wsa.encode.job import Failed
+from wsa.store.errors import MissingError, UsageError
+
+# Workers with a GPU say so by this Dask resource: `dask worker --resources GPU=1`.
+GPU = "GPU"
+
+# A GPU is lent in parts: one task has the model on it while others read and write.
+TASKS_A_GPU = 4
+
+# Tasks in flight: what runs, and as many again, so that no thread waits for the driver.
+TASKS_A_THREAD = 2
+
+LOOK_EVERY_S = 5.0
+
+
+class Workers:
+    """The workers that a client has, as they come and go.
+
+    Args:
+        client: Their client.
+        device: `cpu`, `cuda` or `auto`, which is the GPU where a worker offers one.
+        listen: Called with every event.
+
+    Raises:
+        UsageError: A GPU is asked for, and no worker offers one.
+
+    Attributes:
+        client: Their client.
+        device: `cpu` or `cuda`.
+        unfit: Those that cannot open a model, by address.
+    """
+
+    def __init__(self, client: Client, device: str, listen: Listener) -> None:
+        self.client = client
+        self.unfit: dict[str, WorkerUnfit] = {}
+        self._listen = listen
+        self._looked = time.monotonic()
+        self._info = self._ask()
+        offered = any(GPU in one["resources"] for one in self._info.values())
+        if device == "cuda" and not offered:
+            raise UsageError(
+                "bad-option",
+                "--device cuda: no worker offers a GPU. A Dask worker on a machine that has one is "
+                f"started with: dask worker --resources {GPU}=1",
+            )
+        self.device = "cuda" if offered and device != "cpu" else "cpu"
+        threads = sum(one["nthreads"] for one in self._info.values())
+        listen(Started(len(self._info), threads, self.device, client.dashboard_link or ""))
+
+    def room(self) -> int:
+        """Tasks that may be in flight; the workers are counted anew every few seconds."""
+        if time.monotonic() - self._looked > LOOK_EVERY_S:
+            self._looked, self._info = time.monotonic(), self._ask()
+        fit = [one for address, one in self._info.items() if address not in self.unfit]
+        if self.device == "cuda":
+            slots = sum(TASKS_A_GPU * one["resources"].get(GPU, 0) for one in fit)
+        else:
+            slots = sum(one["nthreads"] for one in fit)
+        return max(1, TASKS_A_THREAD * int(slots))
+
+    def options(self, model: bool = True) -> dict[str, Any]:
+        """Where a task may run, as `Client.submit` takes it; `model` where it runs one."""
+        options: dict[str, Any] = {}
+        if model and self.device == "cuda":
+            options["resources"] = {GPU: 1 / TASKS_A_GPU}
+        if self.unfit:
+            options["workers"] = [a for a in self._info if a not in self.unfit]
+        return options
+
+    def exclude(self, failed: Failed) -> None:
+        """Give no more work to a worker that cannot open a model.
+
+        Raises:
+            WsaError: It was the last one.
+        """
+        if failed.worker not in self.unfit:
+            self.unfit[failed.worker] = WorkerUnfit(failed.worker, failed.host, failed.error)
+            self._listen(self.unfit[failed.worker])
+        self._looked, self._info = time.monotonic(), self._ask()
+        if not self._info.keys() - self.unfit.keys():
+            where = f" (Worker {failed.worker} on {failed.host}.)"
+            remote = "" if failed.worker.startswith("inproc") else where
+            raise type(failed.error)(failed.error.kind, f"{failed.error}{remote}")
+
+    def exclude_without_wsa(self) -> bool:
+        """Find and exclude workers that cannot import wsa or what it needs; whether there are any."""
+        found = self.client.run(importlib.import_module, job.__name__, on_error="return")
+        lacking = {a: why for a, why in found.items() if isinstance(why, BaseException)}
+        for address, why in lacking.items():
+            host = self._info.get(address, {}).get("host", "")
+            said = f"{why}. Install wsa and its extras there, of the driver's version."
+            self.exclude(Failed("", MissingError("no-library", said), address, host, True))
+        return bool(lacking)
+
+    def _ask(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
+        return found
