@@ -24,8 +24,8 @@ class Estimate:
     Attributes:
         alias: The model.
         objects: Embedding objects to write.
-        passes: Frames to run through the model.
-        copies: Frames whose embedding is copied.
+        passes: Frames, or windows of frames, to run through the model.
+        copies: Those whose embedding is copied.
         strip: Frames of the strip to run, to fit the model's basis.
         bytes: Size of the embeddings before compression, which saves about a third.
         minutes: Time, from the rate of one batch measured just now.
@@ -50,9 +50,10 @@ def estimate(
     """
     spec = register.find(snapshot, request)
     # Of a model that is not in the store, nothing has been encoded under whatever key it will get.
-    plan = make_plan(snapshot, [spec.key if spec else f"{request.alias}-{'0' * 12}"], games)
-    encoder = register.unreduced(request, choose_device(device))
-    frames = strip.probe_frames()
+    key = spec.key if spec else f"{request.alias}-{'0' * 12}"
+    encoder, window = register.unreduced(request, choose_device(device))
+    plan = make_plan(snapshot, [key], games, windows={key: window})
+    frames = strip.probe_frames(window)
     encoder(frames[: encoder.batch])
     started = time.perf_counter()
     width = encoder(frames).reshape(len(frames), -1).shape[1]
@@ -73,6 +74,6 @@ def estimate(
         passes=plan.passes,
         copies=plan.copies,
         strip=fit,
-        bytes=2 * numbers * sum(item.meta.frames for item in plan.items),
+        bytes=2 * numbers * sum(item.inputs for item in plan.items),
         minutes=(plan.passes + fit) * seconds_a_frame / parallel / 60,
     )

@@ -32,7 +32,7 @@ class ModelReady:
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """What is to be done: objects to write, frames to run, frames to copy."""
+    """What is to be done: objects to write, frames or windows of frames to run, and to copy."""
 
     objects: int
     passes: int
@@ -47,8 +47,8 @@ class SegmentDone:
         game: ALE game id.
         segment: The segment's id.
         model: The model key.
-        passes: Frames that went through the model; none if another run was quicker.
-        copied: Frames whose embedding was copied.
+        passes: Frames, or windows, that went through the model; none if another run was quicker.
+        copied: Those whose embedding was copied.
         seconds: From start to commit, on the worker.
         reading: Of these, seconds to read and decode the frames, shared among a segment's models.
         running: To preprocess them and run the model.

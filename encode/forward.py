@@ -56,8 +56,8 @@ class Encoder:
         UsageError: The device has no such arithmetic.
 
     Attributes:
-        passes: Frames that went through this network.
-        total_passes: Frames that went through any network of this process.
+        passes: Frames, or windows of frames, that went through this network.
+        total_passes: Those that went through any network of this process.
     """
 
     total_passes: ClassVar[int] = 0
@@ -87,7 +87,8 @@ class Encoder:
         """Embed frames.
 
         Args:
-            frames: (n, H, W, 3) uint8 RGB, n at least 1.
+            frames: (n, H, W, 3) uint8 RGB, or (n, w, H, W, 3) for a model that looks at w frames,
+                oldest first; n at least 1.
 
         Returns:
             (n, *shape) float32.
@@ -113,10 +114,10 @@ class Encoder:
         return torch.cat(found)
 
     def _features(self, frames: NDArray[np.uint8]) -> Tensor:
-        """One batch (B, H, W, 3) to (B, places, C)."""
+        """One batch (B, H, W, 3) or (B, w, H, W, 3) to (B, places, C)."""
         part = torch.from_numpy(np.array(frames))  # A copy: torch takes no read-only arrays.
         if self.device.type != "cpu" and len(frames) < self.batch:
-            part = torch.cat([part, part[-1:].expand(self.batch - len(part), -1, -1, -1)])
+            part = torch.cat([part, part[-1:].expand(self.batch - len(part), *part.shape[1:])])
         return self.engine(preprocess(part.to(self.device), self.preprocessing))[: len(frames)]
 
     def _finish(self, features: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a worker does: register a model, embed a segment's frames, commit them.
+"""What a worker does: register a model, embed a segment's frames or windows, commit them.
 
 Each function takes plain values, opens what it needs from the store, and may run twice without
 harm: commits are exclusive, and what is committed is not made again. A model is built once in each
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.events import SegmentDone
 from wsa.encode.forward import Encoder, choose_device, stored
+from wsa.encode.inputs import Shown, read_shown
 from wsa.encode.models import Request
 from wsa.encode.plan import Item
 from wsa.encode.register import Registered, open_model, read_spec, register
@@ -79,7 +80,7 @@ class Failed:
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """A segment's own frames after one model: (n, *shape) in the type they are stored as.
+    """A segment's own inputs after one model: (n, *shape) in the type they are stored as.
 
     `rows` is None if the object is there already.
     """
@@ -128,25 +129,27 @@ def embed(setting: Setting, items: Sequence[Item]) -> list[Embedded | Failed]:
         backend = open_store(setting.store)
         there = [committed(backend, _meta(item)) for item in items]
         runs = [item for item, done in zip(items, there, strict=True) if len(item.own) and not done]
-        frames = _frames(backend, runs[0]) if runs else np.zeros((0, 1, 1, 3), np.uint8)
+        shown = _read(backend, runs) if runs else None
     except Exception as error:  # noqa: BLE001  Whatever it is, it is this segment's.
         return [failed(item, error) for item in items]
     reading = (time.perf_counter() - started) / len(items)
     return [
-        Embedded(item.model, None, reading, 0.0) if done else _run(setting, item, frames, reading)
+        Embedded(item.model, None, reading, 0.0) if done else _run(setting, item, shown, reading)
         for item, done in zip(items, there, strict=True)
     ]
 
 
-def _frames(backend: Backend, item: Item) -> NDArray[np.uint8]:
-    path = names.frames_path(item.meta.game, item.meta.segment)
-    return take_objects(backend, [path]).read_frames(item.meta)
+def _read(backend: Backend, items: Sequence[Item]) -> Shown:
+    """What these items' segment shows."""
+    meta = items[0].meta
+    of = meta.game, meta.segment
+    windows = any(item.window > 1 for item in items)
+    paths = [names.frames_path(*of), *([names.segment_path(*of)] if windows else [])]
+    return read_shown(take_objects(backend, paths), meta, rows=windows)
 
 
-def _run(
-    setting: Setting, item: Item, frames: NDArray[np.uint8], reading: float
-) -> Embedded | Failed:
-    if not len(item.own):
+def _run(setting: Setting, item: Item, shown: Shown | None, reading: float) -> Embedded | Failed:
+    if shown is None or not len(item.own):
         try:
             snapshot = take_objects(open_store(setting.store), [names.model_path(item.model)])
             shape = read_spec(snapshot, item.model).shape
@@ -164,7 +167,8 @@ def _run(
         started = time.perf_counter()
         try:
             before = encoder.passes
-            found = encoder(frames if len(item.own) == len(frames) else frames[item.own])
+            inputs = shown.inputs(item.window, item.own)
+            found = np.concatenate([encoder(some) for some in inputs])
             assert encoder.passes - before == len(item.own)
             return Embedded(item.model, stored(found), reading, time.perf_counter() - started)
         except Exception as error:  # noqa: BLE001  A model may raise anything.
@@ -215,7 +219,7 @@ def _commit(store: str, item: Item, embedded: Embedded) -> SegmentDone:
         if {part.shape[1:] for part in parts} - {own.shape[1:]}:
             raise ConflictError("other-bytes", f"{item.model} has embeddings of several shapes.")
         kind = np.result_type(own.dtype, *(p.dtype for p in parts))
-        whole = np.zeros((item.meta.frames, *own.shape[1:]), kind)
+        whole = np.zeros((item.inputs, *own.shape[1:]), kind)
         whole[item.own] = own
         for copy, part in zip(copies, parts, strict=True):
             whole[copy.target] = part
@@ -248,11 +252,12 @@ def _meta(item: Item, whole: NDArray[Any] | None = None, seconds: float = 0.0) -
         game=item.meta.game,
         segment=item.meta.segment,
         model=item.model,
-        shape=whole.shape if whole is not None else (item.meta.frames,),
+        shape=whole.shape if whole is not None else (item.inputs,),
         dtype=whole.dtype.name if whole is not None else "float16",
         passes=len(item.own) if made else 0,
-        copied=item.meta.frames - len(item.own) if made else 0,
+        copied=item.inputs - len(item.own) if made else 0,
         seconds=round(seconds, 3),
+        window=item.window,
     )
 
 

@@ -1,14 +1,15 @@
 """Embeddings of frames as they are played: look up, run the misses as one batch, remember.
 
-What the store has is found by the frame's digest in the flat map; what it has not goes through the
-same `Encoder` that fills the store, rounded the same way, so a cached and a live embedding of one
-frame are the same numbers. Every frame is counted as found, remembered, or run.
+What the store has is found by a frame's digest, or a window's, in the flat map; what it has not goes
+through the same `Encoder` that fills the store, rounded the same way, so a cached and a live
+embedding of one frame are the same numbers. Everything asked for is counted as found, remembered,
+or run.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,54 +26,59 @@ REMEMBERED = 50_000
 
 
 class LiveEncoder:
-    """Fused embeddings of single frames by several models.
+    """Fused embeddings by several models, of single frames and of windows of them.
 
     Args:
         flat: The game's flat map: what the store has, and the order of the models.
         encoders: One for each of `flat.models`, in that order.
-        remember: How many frames seen live are kept in memory.
+        remember: How many frames, and how many windows, seen live are kept in memory.
 
     Attributes:
-        frames: Frames asked for.
-        found: Of those, found in the store.
-        remembered: Of those, seen live before.
+        width: Numbers in a fused embedding of a frame; 0 where every model has a window.
+        window_width: Numbers in a fused embedding of windows; 0 where no model has one.
+        dtype: Type of both.
     """
 
     def __init__(
         self, flat: FlatMap, encoders: Sequence[Encoder], remember: int = REMEMBERED
     ) -> None:
-        self._flat = flat
-        self._index = DigestIndex(flat.digests)
+        self.width, self.window_width = flat.width, flat.window_width
+        self.dtype: np.dtype[Any] = flat.embeddings.dtype
         self._encoders = list(encoders)
         self._threads = ThreadPoolExecutor(len(self._encoders) or 1)
-        self._memory: OrderedDict[bytes, NDArray[Any]] = OrderedDict()
-        self._remember = remember
-        self.frames = 0
-        self.found = 0
-        self.remembered = 0
-
-    @property
-    def width(self) -> int:
-        """Numbers in a fused embedding."""
-        return self._flat.width
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of a fused embedding."""
-        return self._flat.embeddings.dtype
+        self._lookups = {
+            window: _Lookup(flat, window, self._encoders, self._threads, remember)
+            for window in sorted({1, *flat.windows})
+        }
+        self._recent: dict[int, deque[tuple[bytes, NDArray[np.uint8]]]] = {}
 
     @property
     def passes(self) -> int:
-        """Frames that went through a model, summed over the models."""
+        """Frames, and windows, that went through a model, summed over the models."""
         return sum(encoder.passes for encoder in self._encoders)
 
     @property
+    def frames(self) -> int:
+        """Frames, and windows, asked for."""
+        return sum(lookup.asked for lookup in self._lookups.values())
+
+    @property
+    def found(self) -> int:
+        """Of those, found in the store."""
+        return sum(lookup.found for lookup in self._lookups.values())
+
+    @property
+    def remembered(self) -> int:
+        """Of those, seen live before."""
+        return sum(lookup.remembered for lookup in self._lookups.values())
+
+    @property
     def hit_rate(self) -> float:
-        """Share of frames that needed no pass."""
+        """Share of what was asked for that needed no pass."""
         return (self.found + self.remembered) / max(1, self.frames)
 
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
-        """Embed frames.
+        """Embed frames, by the models that look at one.
 
         Args:
             frames: (n, H, W, 3) uint8 RGB.
@@ -83,12 +89,92 @@ class LiveEncoder:
         Raises:
             ConflictError: A model gave NaN, or a number too large for the flat map.
         """
+        if not self.width:
+            return np.empty((len(frames), 0), self.dtype)
         digests = [keys.frame_digest(frame) for frame in frames]
+        return self._lookups[1](digests, lambda misses: frames[misses])
+
+    def windows(
+        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> NDArray[Any]:
+        """Take the newest frames of some environments, and embed the windows that end with them.
+
+        Args:
+            frames: (n, H, W, 3) uint8 RGB.
+            first: (n,) whether each begins an episode: what was before it is forgotten.
+            envs: (n,) which environments they are of.
+
+        Returns:
+            (n, window_width) of the flat map's dtype, the models with a window side by side.
+
+        Raises:
+            ConflictError: A model gave NaN, or a number too large for the flat map.
+        """
+        out = np.empty((len(frames), self.window_width), self.dtype)
+        if not self.window_width:
+            return out
+        longest = max(self._lookups)
+        for frame, begins, env in zip(frames, first, envs.tolist(), strict=True):
+            newest = keys.frame_digest(frame), frame.copy()
+            if begins or env not in self._recent:
+                self._recent[env] = deque([newest] * longest, longest)
+            self._recent[env].append(newest)
+        for window, lookup in self._lookups.items():
+            if window == 1:
+                continue
+            seen = [list(self._recent[env])[-window:] for env in envs.tolist()]
+            digests = [keys.window_digest(b"".join(d for d, _ in one)) for one in seen]
+
+            def build(misses: list[int], seen: Any = seen) -> NDArray[np.uint8]:
+                return np.stack([[frame for _, frame in seen[i]] for i in misses])
+
+            out[:, lookup.columns] = lookup(digests, build)
+        return out
+
+
+class _Lookup:
+    """Fused embeddings by the models that look at `window` frames, by digest.
+
+    Attributes:
+        columns: Where they stand in the rows of the flat map.
+        asked, found, remembered: Counts.
+    """
+
+    def __init__(
+        self,
+        flat: FlatMap,
+        window: int,
+        encoders: Sequence[Encoder],
+        threads: ThreadPoolExecutor,
+        remember: int,
+    ) -> None:
+        columns = zip(flat.windows, flat.columns, strict=True)
+        mine = [np.arange(at.start, at.stop) for of, at in columns if of == window]
+        self.columns = np.concatenate([np.arange(0), *mine])
+        # Of a game that is all in the store nobody need give the encoders.
+        models = zip(flat.windows, flat.models, encoders, strict=False)
+        self._models = [(key, encoder) for of, key, encoder in models if of == window]
+        self._table = flat.embeddings if window == 1 else flat.windowed
+        self._index = DigestIndex(flat.digests if window == 1 else flat.window_digests(window))
+        self._threads = threads
+        self._memory: OrderedDict[bytes, NDArray[Any]] = OrderedDict()
+        self._remember = remember
+        self.asked = self.found = self.remembered = 0
+
+    def __call__(
+        self, digests: list[bytes], inputs: Callable[[list[int]], NDArray[np.uint8]]
+    ) -> NDArray[Any]:
+        """Embed.
+
+        Args:
+            digests: Identities of what is asked for.
+            inputs: Gives some of it: (n, H, W, 3), or (n, window, H, W, 3), uint8 RGB.
+        """
         rows = self._index.find(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16))
-        out = np.empty((len(frames), self._flat.width), self._flat.embeddings.dtype)
+        out = np.empty((len(digests), len(self.columns)), self._table.dtype)
         known = rows >= 0
-        out[known] = self._flat.embeddings[rows[known]]
-        self.frames += len(frames)
+        out[known] = self._table[rows[known]][:, self.columns]
+        self.asked += len(digests)
         self.found += int(known.sum())
         new: dict[bytes, int] = {}
         for i in np.flatnonzero(~known):
@@ -101,7 +187,7 @@ class LiveEncoder:
             else:
                 self.remembered += 1
         if new:
-            missed = self._run(frames[list(new.values())])
+            missed = self._run(inputs(list(new.values())))
             for digest, row in zip(new, missed, strict=True):
                 self._memory[digest] = row.copy()  # A view would keep the whole batch in memory.
         for i in np.flatnonzero(~known):
@@ -110,20 +196,20 @@ class LiveEncoder:
             self._memory.popitem(last=False)
         return out
 
-    def _run(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
-        """Every model over frames (n, H, W, 3), a thread for each model: (n, width)."""
-        each = [frames] * len(self._encoders)
-        parts = list(self._threads.map(self._run_one, self._flat.models, self._encoders, each))
-        return np.concatenate(parts, axis=1)
+    def _run(self, inputs: NDArray[np.uint8]) -> NDArray[Any]:
+        """Every model over the same inputs, a thread for each model: (n, width)."""
+        parts = self._threads.map(lambda model: self._run_one(*model, inputs), self._models)
+        return np.concatenate(list(parts), axis=1)
 
-    def _run_one(self, key: str, encoder: Encoder, frames: NDArray[np.uint8]) -> NDArray[Any]:
+    def _run_one(self, key: str, encoder: Encoder, inputs: NDArray[np.uint8]) -> NDArray[Any]:
+        dtype = self._table.dtype
         with np.errstate(over="ignore"):
-            part = stored(encoder(frames)).reshape(len(frames), -1).astype(self.dtype)
+            part = stored(encoder(inputs)).reshape(len(inputs), -1).astype(dtype)
         if not np.isfinite(part).all():
             raise ConflictError(
                 "not-finite",
-                f"Model {key} gave an embedding that is not a number, or too large for "
-                f"{self.dtype}, for a frame just played. Check the weights file; if the model "
-                "was encoded with --precision, try fp32.",
+                f"Model {key} gave an embedding that is not a number, or too large for {dtype}, "
+                "for a frame just played. Check the weights file; if the model was encoded with "
+                "--precision, try fp32.",
             )
         return part

@@ -1,22 +1,24 @@
 """What has to be encoded: pure, printable, and exact about every pass.
 
-For each model the segments without an embedding object are listed. Within them a frame goes through
-the model only if its digest was never seen by that model: not in any committed segment of any
-game, and not earlier in the plan. Every other frame is a copy of a row of another object.
+For each model the segments without an embedding object are listed. Within them an input, which is a
+frame or a window of frames, goes through the model only if its digest was never seen by that model:
+not in any committed segment of any game, and not earlier in the plan. Every other one is a copy of
+a row of another object.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsa.encode.inputs import input_digests
 from wsa.store.index import first_seen
 from wsa.store.reader import Snapshot
-from wsa.store.records import SegmentMeta
+from wsa.store.records import SegmentMeta, inputs_of
 
 Name = tuple[str, str, str]  # Of an embedding object: model key, game, segment.
 
@@ -27,7 +29,7 @@ class Copy:
 
     Attributes:
         game: Game of the source segment.
-        segment: The source segment; the one that is written where that repeats a frame.
+        segment: The source segment; the one that is written where that repeats an input.
         source: (n,) int64, its rows.
         target: (n,) int64, the rows they become.
     """
@@ -45,14 +47,21 @@ class Item:
     Attributes:
         model: The model key.
         meta: The segment.
-        own: (n,) int64, frames that go through the model.
+        own: (n,) int64, inputs that go through the model: frames, or rows where it has a window.
         copies: Where the other rows come from.
+        window: Consecutive frames that the model looks at.
     """
 
     model: str
     meta: SegmentMeta
     own: NDArray[np.int64]
     copies: tuple[Copy, ...]
+    window: int = 1
+
+    @property
+    def inputs(self) -> int:
+        """Embeddings in the object."""
+        return inputs_of(self.meta, self.window)
 
     @property
     def name(self) -> Name:
@@ -81,13 +90,13 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Frames that will go through a model."""
+        """Frames, or windows, that will go through a model."""
         return sum(len(item.own) for item in self.items)
 
     @property
     def copies(self) -> int:
-        """Frames that will not, because the same frame went through before."""
-        return sum(item.meta.frames - len(item.own) for item in self.items)
+        """Those that will not, because the same went through before."""
+        return sum(item.inputs - len(item.own) for item in self.items)
 
     def by_segment(self) -> list[tuple[Item, ...]]:
         """The items of each segment together, in an order in which copies only look back too."""
@@ -103,6 +112,7 @@ def make_plan(
     models: Sequence[str],
     games: Sequence[str],
     without: Collection[Name] = (),
+    windows: Mapping[str, int] | None = None,
 ) -> Plan:
     """Plan the encoding of `games` by `models`, both in the order given.
 
@@ -111,6 +121,7 @@ def make_plan(
         models: Model keys.
         games: Games.
         without: Objects to leave out, and to copy nothing from.
+        windows: Consecutive frames that a model looks at, of those that look at more than one.
     """
     segments = snapshot.segments()
     digests = _Digests(snapshot)
@@ -125,7 +136,8 @@ def make_plan(
             key=lambda m: _place(games, m),
         )
         present += sum(m.game in games for m in done)
-        items += _plan_model(model, done, missing, digests) if missing else []
+        window = (windows or {}).get(model, 1)
+        items += _plan_model(model, window, done, missing, digests) if missing else []
     return Plan(tuple(items), present, tuple(games))
 
 
@@ -139,26 +151,31 @@ def _place(games: Sequence[str], meta: SegmentMeta) -> tuple[int, int, str]:
 
 
 class _Digests:
-    """Digests of segments' frames, read once each."""
+    """Digests of segments' inputs, made once each."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._read: dict[tuple[str, str], NDArray[np.uint8]] = {}
+        self._made: dict[tuple[str, str, int], NDArray[np.uint8]] = {}
 
-    def __call__(self, meta: SegmentMeta) -> NDArray[np.uint8]:
-        name = meta.game, meta.segment  # An id alone may be that of another game's segment too.
-        if name not in self._read:
-            self._read[name] = self._snapshot.read_digests(meta)
-        return self._read[name]
+    def __call__(self, meta: SegmentMeta, window: int) -> NDArray[np.uint8]:
+        # An id alone may be that of another game's segment too.
+        name = meta.game, meta.segment, window
+        if name not in self._made:
+            self._made[name] = input_digests(self._snapshot, meta, window)
+        return self._made[name]
 
 
 def _plan_model(
-    model: str, done: list[SegmentMeta], missing: list[SegmentMeta], digests: _Digests
+    model: str,
+    window: int,
+    done: list[SegmentMeta],
+    missing: list[SegmentMeta],
+    digests: _Digests,
 ) -> list[Item]:
-    """One model's items: number all frames in order, and let each find where it stands first."""
+    """One model's items: number all inputs in order, and let each find where it stands first."""
     ordered = [*done, *missing]
-    edges = np.cumsum([0, *(m.frames for m in ordered)])
-    everything = np.concatenate([digests(m) for m in ordered])
+    edges = np.cumsum([0, *(inputs_of(m, window) for m in ordered)])
+    everything = np.concatenate([digests(m, window) for m in ordered])
     first = first_seen(everything)
     items = []
     for at in range(len(done), len(ordered)):
@@ -171,5 +188,5 @@ def _plan_model(
             target = np.flatnonzero(seen & (owners == owner))
             meta = ordered[owner]
             copies.append(Copy(meta.game, meta.segment, origin[target] - edges[owner], target))
-        items.append(Item(model, ordered[at], own, tuple(copies)))
+        items.append(Item(model, ordered[at], own, tuple(copies), window))
     return items

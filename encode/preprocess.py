@@ -20,12 +20,17 @@ def preprocess(frames: Tensor, how: Preprocessing) -> Tensor:
     """Stretch and normalise.
 
     Args:
-        frames: (B, H, W, 3) uint8 RGB.
+        frames: (B, H, W, 3) uint8 RGB, or (B, w, H, W, 3) for a model that looks at w frames.
         how: The model's preprocessing.
 
     Returns:
-        (B, 3, height, width) float32, channels last in memory.
+        (B, 3, height, width) float32, channels last in memory; of windows (B, 3 w, height, width),
+        the channels of the oldest frame first.
     """
+    if frames.ndim == 5:
+        single = preprocess(frames.flatten(0, 1), how)
+        folded = single.reshape(len(frames), -1, how.height, how.width)
+        return folded.contiguous(memory_format=torch.channels_last)
     pixels = transforms.resize(
         frames.permute(0, 3, 1, 2),
         [how.height, how.width],

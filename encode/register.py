@@ -26,12 +26,14 @@ from wsa.encode import basis as bases
 from wsa.encode import models, probe, strip
 from wsa.encode.basis import Basis
 from wsa.encode.forward import Encoder, check_precision
+from wsa.encode.inputs import read_inputs
 from wsa.encode.models import Request
 from wsa.encode.spec import Identity, ModelSpec, Preprocessing, model_key, parse_output
 from wsa.store import keys, names, records
-from wsa.store.errors import ConflictError, DamagedError, MissingError
+from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.reader import Snapshot
 from wsa.store.records import ModelMeta
+from wsa.store.windows import MAX_STACK_FRAMES
 from wsa.store.writer import commit_model
 
 T = TypeVar("T")
@@ -103,6 +105,7 @@ def describe(snapshot: Snapshot, key: str) -> dict[str, Any]:
         "licence": spec.licence,
         "output": spec.identity.output,
         "shape": list(spec.shape),
+        "window": spec.identity.window,
         "precision": spec.identity.precision,
         "step_error": spec.step_error,
         "frames": sum(e.shape[0] for e in embeddings),
@@ -130,13 +133,14 @@ def register(
     module = models.build(request)
     identity = _identity(module, request)
     key = model_key(request.alias, identity)
+    shown = strip.probe_frames(identity.window)
     if key in snapshot.models:
         basis = _stored_basis(snapshot, key, identity)
-        check_probe(snapshot, key, _encoder(module, identity, basis, device)(strip.probe_frames()))
+        check_probe(snapshot, key, _encoder(module, identity, basis, device)(shown))
         return Registered(read_spec(snapshot, key), 0, request)
     exact = msgspec.structs.replace(identity, precision="fp32")
     basis, fitted = _fit_basis(module, exact, device)
-    found = _encoder(module, identity, basis, device)(strip.probe_frames())
+    found = _encoder(module, identity, basis, device)(shown)
     if not np.isfinite(found).all():
         raise ConflictError(
             "not-finite",
@@ -145,7 +149,7 @@ def register(
         )
     error = 0.0
     if identity != exact:
-        reference = _encoder(module, exact, basis, device)(strip.probe_frames())
+        reference = _encoder(module, exact, basis, device)(shown)
         error = probe.step_error(found, reference)
     if not error <= max_step_error:
         raise ConflictError(
@@ -168,7 +172,7 @@ def register(
             "timm": str(timm.__version__),
         },
     )
-    _check_orphans(snapshot, key, _encoder(module, identity, basis, device))
+    _check_orphans(snapshot, key, identity.window, _encoder(module, identity, basis, device))
     files = {"spec.json": keys.canonical(spec), "probe.safetensors": probe.save(found)}
     if basis is not None:
         files["basis.safetensors"] = bases.save(basis)
@@ -212,7 +216,7 @@ def open_model(
         )
     basis = _stored_basis(snapshot, key, spec.identity)
     encoder = _encoder(module, spec.identity, basis, device)
-    check_probe(snapshot, key, encoder(strip.probe_frames()))
+    check_probe(snapshot, key, encoder(strip.probe_frames(spec.identity.window)))
     encoder.passes = 0
     return encoder
 
@@ -232,14 +236,15 @@ def request_of(spec: ModelSpec, weights: Mapping[str, str]) -> Request:
     )
 
 
-def unreduced(request: Request, device: str) -> Encoder:
-    """A model before its basis, for measuring.
+def unreduced(request: Request, device: str) -> tuple[Encoder, int]:
+    """A model before its basis, for measuring, and its window.
 
     Raises:
         MissingError: No weights.
     """
     module = models.build(request)
-    return _encoder(module, _identity(module, request), None, device)
+    identity = _identity(module, request)
+    return _encoder(module, identity, None, device), identity.window
 
 
 def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> None:
@@ -262,7 +267,7 @@ def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> Non
         )
 
 
-def _check_orphans(snapshot: Snapshot, key: str, encoder: Encoder) -> None:
+def _check_orphans(snapshot: Snapshot, key: str, window: int, encoder: Encoder) -> None:
     """Compare with embeddings of a model that was lost: its new basis and probe must fit them.
 
     Raises:
@@ -275,7 +280,7 @@ def _check_orphans(snapshot: Snapshot, key: str, encoder: Encoder) -> None:
         some = 2 * min(len(strip.probe_frames()) // 2, meta.shape[0] // 2)
         if segment is None or not some or (meta.game, meta.segment) not in pictured:
             continue
-        found = encoder(snapshot.read_frames(segment)[:some])
+        found = encoder(next(read_inputs(snapshot, segment, window, np.arange(some), some)))
         stored = snapshot.read_embedding(meta.game, key, meta.segment)[:some]
         error = probe.step_error(found, stored.astype(np.float32))
         if not error <= probe.MAX_STEP_ERROR:
@@ -321,9 +326,25 @@ def _identity(module: nn.Module, request: Request) -> Identity:
         ),
         output=request.output,
         basis=bases.recipe(strip.strip_digest()) if parse_output(request.output).pca else "",
-        window=1,
+        window=_window(module, request),
         precision=request.precision,
     )
+
+
+def _window(module: nn.Module, request: Request) -> int:
+    """Consecutive frames that a network looks at; 1 unless it says otherwise.
+
+    Raises:
+        UsageError: More than segments repeat of each other.
+    """
+    window = getattr(module, "window", 1)
+    if not isinstance(window, int) or not 1 <= window <= MAX_STACK_FRAMES:
+        raise UsageError(
+            "bad-option",
+            f"{request.alias} says that its window is {window!r}; wsa keeps what windows of 1 to "
+            f"{MAX_STACK_FRAMES} frames need.",
+        )
+    return window
 
 
 def _stored_basis(snapshot: Snapshot, key: str, identity: Identity) -> Basis | None:
@@ -358,7 +379,12 @@ def _fit_basis(module: nn.Module, identity: Identity, device: str) -> tuple[Basi
     if not numbers:
         return None, 0
     encoder = _encoder(module, identity, None, device)
-    features = torch.cat([encoder.features(game.frames) for game in strip.load_strip()])
+    features = torch.cat(
+        [
+            encoder.features(strip.in_windows(game.frames, identity.window))
+            for game in strip.load_strip()
+        ]
+    )
     return bases.fit(features, numbers), encoder.passes
 
 

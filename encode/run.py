@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from distributed import Client
@@ -19,7 +19,7 @@ from wsa.encode.drive import TRIES, Driver
 from wsa.encode.events import AttemptFailed, Listener, ModelReady, Planned, SegmentDone
 from wsa.encode.job import Failed, Setting
 from wsa.encode.models import Request
-from wsa.encode.plan import Plan, make_plan
+from wsa.encode.plan import Name, Plan, make_plan
 from wsa.encode.register import Registered, find, read_spec
 from wsa.encode.workers import Workers
 from wsa.store import keys, names
@@ -53,12 +53,12 @@ class EncodeReport:
 
     @property
     def passes(self) -> int:
-        """Frames that went through a model."""
+        """Frames, or windows of frames, that went through a model."""
         return sum(d.passes for d in self.done)
 
     @property
     def copied(self) -> int:
-        """Frames that did not, because the same frame had gone through before."""
+        """Those that did not, because the same had gone through before."""
         return sum(d.copied for d in self.done)
 
     def summary(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def encode(
         if (spec := find(snapshot, request)) is not None
     ]
     require_frames(snapshot, requests, games)
-    plan = make_plan(snapshot, [r.spec.key for r in registered], games)
+    plan = _plan(snapshot, registered, games)
     if len(registered) == len(requests) and not plan.items:
         listen(Planned(0, 0, 0))
         return EncodeReport(tuple(registered), (), (), plan.present, time.perf_counter() - started)
@@ -164,9 +164,8 @@ def encode_on(
     registered = _register(workers, backend.url, requests, max_step_error, threads)
     for one in registered:
         listen(ModelReady(one.spec, one.fitted))
-    keys = [r.spec.key for r in registered]
     snapshot = take_snapshot(backend, snapshot)
-    plan = make_plan(snapshot, keys, games)
+    plan = _plan(snapshot, registered, games)
     _require_frames(snapshot, plan)
     listen(Planned(len(plan.items), plan.passes, plan.copies))
     sources = {r.spec.key: r.request.source for r in registered}
@@ -175,7 +174,7 @@ def encode_on(
     while driver.drive(again.by_segment()):
         # Something would have copied from what was set aside: its frames go through the model there.
         snapshot = take_snapshot(backend, snapshot)
-        again = make_plan(snapshot, keys, games, driver.set_aside)
+        again = _plan(snapshot, registered, games, driver.set_aside)
     return EncodeReport(
         models=tuple(registered),
         done=tuple(driver.done),
@@ -240,6 +239,16 @@ def wanted_games(snapshot: Snapshot, games: Sequence[str]) -> list[str]:
     return list(games) or snapshot.games
 
 
+def _plan(
+    snapshot: Snapshot,
+    registered: Sequence[Registered],
+    games: Sequence[str],
+    without: Collection[Name] = (),
+) -> Plan:
+    windows = {r.spec.key: r.spec.identity.window for r in registered}
+    return make_plan(snapshot, [*windows], games, without, windows)
+
+
 def require_frames(snapshot: Snapshot, requests: Sequence[Request], games: Sequence[str]) -> None:
     """Make sure, before any model is built, that the frames are here which have to go through one.
 
@@ -250,14 +259,14 @@ def require_frames(snapshot: Snapshot, requests: Sequence[Request], games: Seque
         return  # As nearly always; it needs no plan to tell.
     specs = [read_spec(snapshot, key) for key in snapshot.models]
     alike = {(spec.alias, spec.identity.output, spec.identity.precision) for spec in specs}
-    models = []
+    models: dict[str, int] = {}
     for request in requests:
         if spec := find(snapshot, request):
-            models.append(spec.key)
+            models[spec.key] = spec.identity.window
         elif (request.alias, request.output, request.precision) not in alike:
-            models.append(names.make_model_key(request.alias, "0" * 12))
+            models[names.make_model_key(request.alias, "0" * 12)] = 1
         # Else only its weights, once it is built, tell whether it is one of these.
-    _require_frames(snapshot, make_plan(snapshot, models, games))
+    _require_frames(snapshot, make_plan(snapshot, [*models], games, windows=models))
 
 
 def _require_frames(snapshot: Snapshot, plan: Plan) -> None:

@@ -58,14 +58,35 @@ def load_strip() -> list[StripGame]:
     return sorted(strip, key=lambda part: part.game)
 
 
-def probe_frames() -> NDArray[np.uint8]:
+def probe_frames(window: int = 1) -> NDArray[np.uint8]:
     """The frames that probe vectors are computed from.
+
+    Args:
+        window: Consecutive frames that the model looks at.
 
     Returns:
         (16, 210, 160, 3) uint8: for each of `PROBE_GAMES` a pair of consecutive frames, so that an
-        error can be compared with what changes from one step to the next.
+        error can be compared with what changes from one step to the next. For a model with a window
+        (16, window, 210, 160, 3), as `in_windows` makes them.
     """
-    return _probe_frames().copy()
+    return in_windows(_probe_frames().copy(), window)
+
+
+def in_windows(frames: NDArray[np.uint8], window: int) -> NDArray[np.uint8]:
+    """What a model with a window sees of pairs of frames, as if each pair began an episode.
+
+    Args:
+        frames: (2n, H, W, 3), rows 2i and 2i + 1 being of consecutive steps.
+        window: Consecutive frames that the model looks at.
+
+    Returns:
+        (2n, window, H, W, 3): of frames a and b the windows [a ... a a] and [a ... a b]; `frames`
+        where `window` is 1.
+    """
+    if window == 1:
+        return frames
+    at = np.arange(len(frames))
+    return frames[np.column_stack([*[at - at % 2] * (window - 1), at])]
 
 
 @functools.cache  # Each model is probed when it is registered and whenever it is opened.

@@ -26,6 +26,7 @@ from wsa.store.backends import Backend
 from wsa.store.errors import UsageError
 from wsa.store.reader import Snapshot
 from wsa.store.records import Protocol, SegmentMeta
+from wsa.store.windows import MAX_STACK_FRAMES
 from wsa.store.writer import commit_segment
 
 NO_ACTION = -1
@@ -254,7 +255,7 @@ class Recorder:
         self._length = 0
         self._return = 0.0
         self._recent: deque[_Row] = deque(
-            maxlen=layout.MAX_STACK_FRAMES
+            maxlen=MAX_STACK_FRAMES
         )  # last rows of the current episode
         self._rows: list[_Row] = []
         self._episodes: list[tuple[int, float]] = []
@@ -267,7 +268,7 @@ class Recorder:
 
     def wants(self, at: int) -> bool:
         """Whether the frame after `at` steps will stand in a segment, be it as context."""
-        return bool(self._pieces) and at > self._pieces[0][0] - layout.MAX_STACK_FRAMES
+        return bool(self._pieces) and at > self._pieces[0][0] - MAX_STACK_FRAMES
 
     def begin(self, screen: Screen, lives: int) -> None:
         """Take the first frame of an episode."""

@@ -25,7 +25,7 @@ from wsa.learn.heads import QNetwork
 from wsa.learn.metrics import Metrics
 from wsa.store.errors import UsageError
 from wsa.store.flat import FlatMap
-from wsa.store.layout import MAX_STACK_FRAMES
+from wsa.store.windows import MAX_STACK_FRAMES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -112,7 +112,7 @@ class Table:
         Args:
             meta: The segment.
             number: Its place among the exported ones.
-            rows: Its row fields.
+            rows: Its row fields, and what models saw in the window that ends at each row.
             frame: Place of its first frame.
         """
         context = int(rows["context"].sum())
@@ -121,7 +121,7 @@ class Table:
         steps: NDArray[np.int64] = np.cumsum(acted) - acted
         steps[:context] = np.arange(-context, 0)
         table: dict[str, NDArray[Any]] = {
-            **{name: rows[name] for name in ROW_COLUMNS if name in rows},
+            **{name: rows[name] for name in self._columns if name in rows},
             "frame_index": rows["frame"].astype(np.int64) + frame,
             "segment": np.full(meta.rows, number, np.int32),
             "step": meta.start + steps,

@@ -2,7 +2,8 @@
 
 An export is one Zarr group of format 3, in a folder, that zarr, dask and xarray open as it is:
 
-    <model key>     (frame, ...)                     float16 or float32, one array for each model
+    <model key>     (frame, ...)                     float16 or float32, one array for each model;
+                    (row, ...)                       of a model that looks at several frames
     digest          (frame, byte)                    uint8, blake3-128 of the frame's RGB bytes
     frames          (frame, y, x, channel)           uint8 RGB, where asked for
     frame_index, action, reward, ...                 (row,) each: the table of `columns.ROW_COLUMNS`
@@ -101,8 +102,8 @@ def plan_export(
                 f"{len(missing)} of {len(wanted)} segments of {game} in {url} have not been "
                 f"encoded by {key}. Run 'wsa encode', or leave the model out of --models.",
             )
-        shape, dtype = _embedding(snapshot, game, key)
-        size += frames * math.prod(shape) * np.dtype(dtype).itemsize
+        window, shape, dtype = _embedding(snapshot, game, key)
+        size += (frames if window == 1 else rows) * math.prod(shape) * np.dtype(dtype).itemsize
     if pictures:
         missing = wanted - {meta.segment for meta in snapshot.frames(game)}
         if missing:
@@ -115,15 +116,16 @@ def plan_export(
     return ExportPlan(game, tuple(models), pictures, tuple(segments), rows, frames, size)
 
 
-def _embedding(snapshot: Snapshot, game: str, key: str) -> tuple[tuple[int, ...], str]:
-    """Shape of one embedding and the type that holds all of them."""
+def _embedding(snapshot: Snapshot, game: str, key: str) -> tuple[int, tuple[int, ...], str]:
+    """A model's window, the shape of one embedding, and the type that holds all of them."""
     metas = snapshot.embeddings(game, key)
-    shapes = {meta.shape[1:] for meta in metas}
-    if len(shapes) != 1:
+    found = {(meta.window, meta.shape[1:]) for meta in metas}
+    if len(found) != 1:
         raise ConflictError(
-            "other-bytes", f"{key} has embeddings of shapes {shapes}. Export it not: --models."
+            "other-bytes",
+            f"{key} has embeddings of windows and shapes {found}. Export it not: --models.",
         )
-    return shapes.pop(), max(meta.dtype for meta in metas)  # float16 < float32
+    return *found.pop(), max(meta.dtype for meta in metas)  # float16 < float32
 
 
 def _screen(snapshot: Snapshot, game: str) -> tuple[int, int]:
@@ -209,26 +211,33 @@ def _write(
         {"meaning": "blake3-128 of the frame's RGB bytes"},
     )  # fmt: skip
     models = {key: _model(snapshot, plan, group, key) for key in plan.models}
+    # What saw a window belongs to its row, and is joined as rows are.
+    windowed = {
+        key: models.pop(key) for key in plan.models if _embedding(snapshot, plan.game, key)[0] > 1
+    }
     pictures = None
     if plan.pictures:
         shape = (plan.frames, *_screen(snapshot, plan.game), 3)
         axes = ("frame", "y", "x", "channel")
         pictures = Column(group, "frames", shape, "uint8", axes, {"meaning": "RGB screens"})
-    table = Table(columns)
+    table = Table(columns | windowed)
     frame = 0
     for number, meta in enumerate(plan.segments):
         rows = snapshot.read_rows(meta)
         digests.add(rows.pop("digest"))
         for key, column in models.items():
             column.add(snapshot.read_embedding(plan.game, key, meta.segment))
+        rows |= {key: snapshot.read_embedding(plan.game, key, meta.segment) for key in windowed}
         if pictures:
             pictures.add(snapshot.read_frames(meta))
         table.add(meta, number, rows, frame)
         frame += meta.frames
         on_segment(number + 1, len(plan.segments))
     table.finish()
-    for column in (*columns.values(), digests, *models.values(), *([pictures] if pictures else ())):
+    for column in (*(columns | windowed | models).values(), digests):
         column.finish()
+    if pictures:
+        pictures.finish()
     with warnings.catch_warnings():
         # That other programs may not know it: they then read the arrays' own metadata.
         warnings.simplefilter("ignore", ZarrUserWarning)
@@ -274,13 +283,16 @@ def _spec(snapshot: Snapshot, key: str) -> dict[str, Any]:
 
 
 def _model(snapshot: Snapshot, plan: ExportPlan, group: zarr.Group, key: str) -> Column:
-    shape, dtype = _embedding(snapshot, plan.game, key)
+    window, shape, dtype = _embedding(snapshot, plan.game, key)
+    unit, count = ("frame", plan.frames) if window == 1 else ("row", plan.rows)
     # Axes of their own: of two models one axis may have two lengths.
-    axes = ("frame", *(f"{key}_{axis}" for axis in range(1, len(shape) + 1)))
+    axes = (unit, *(f"{key}_{axis}" for axis in range(1, len(shape) + 1)))
     spec = _spec(snapshot, key)
     said = ("timm_name", "source", "licence")
     attributes = {name: value for name, value in spec.items() if name in said}
-    return Column(group, key, (plan.frames, *shape), dtype, axes, attributes)
+    if window > 1:
+        attributes["window"] = window
+    return Column(group, key, (count, *shape), dtype, axes, attributes)
 
 
 def _flush(folder: Path) -> None:

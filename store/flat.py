@@ -6,9 +6,10 @@ draws millions of random rows, so each machine copies a snapshot once, in sequen
     <cache>/flat/<hash>/rows.bin          one structured record a row
                         embeddings.bin    one row a distinct frame of a segment, all models side by side
                         digests.bin       which frame that is
+                        windows.bin       one row a row, all models side by side that see a window
                         flat.json         which segments stand where
 
-and maps them into memory. Only segments that are new since the last time are appended. The files
+and maps them into memory; what no model needs is not there. Only segments that are new since the last time are appended. The files
 grow but never change, so readers that mapped them before are not disturbed; `flat.json` is
 replaced last, so a crash leaves bytes that the next append overwrites. Sampling order depends on
 the snapshot alone, not on the order in which segments were appended.
@@ -16,7 +17,7 @@ the snapshot alone, not on the order in which segments were appended.
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from wsa.store.catalog import cache_folder
 from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.reader import Snapshot
 from wsa.store.records import SegmentMeta
+from wsa.store.windows import episode_starts, window_digests, window_rows
 
 ROW = np.dtype(
     [
@@ -42,7 +44,7 @@ ROW = np.dtype(
     ]
 )
 
-
+FILES = ("rows.bin", "embeddings.bin", "digests.bin", "windows.bin")
 MAX_CONTENTS_BYTES = 1 << 30
 
 
@@ -63,9 +65,27 @@ class Contents(msgspec.Struct, frozen=True):
     store: str
     game: str
     models: tuple[str, ...]
+    windows: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
     parts: tuple[Part, ...]
+
+    def width(self, *, windowed: bool) -> int:
+        """Numbers in a row of `windows.bin`, or of `embeddings.bin`."""
+        models = zip(self.windows, self.shapes, strict=True)
+        return sum(math.prod(shape) for window, shape in models if (window > 1) == windowed)
+
+    def files(self) -> dict[str, int]:
+        """The files, and the bytes that each must have at least."""
+        rows, frames = _end(self.parts)
+        itemsize = np.dtype(self.dtype).itemsize
+        entries = {
+            "rows.bin": (rows, ROW.itemsize),
+            "embeddings.bin": (frames, self.width(windowed=False) * itemsize),
+            "digests.bin": (frames, keys.DIGEST_BYTES),
+            "windows.bin": (rows, self.width(windowed=True) * itemsize),
+        }
+        return {name: count * size for name, (count, size) in entries.items() if size}
 
 
 class FlatMap:
@@ -73,29 +93,31 @@ class FlatMap:
 
     Attributes:
         models: Model keys, in the order their embeddings stand in a row.
+        windows: Consecutive frames that each model looks at.
         shapes: Shape of each model's embedding.
+        columns: Where each model's embedding stands in a row of `embeddings`, or of `windowed` if
+            it looks at several frames.
         rows: (R,) structured array of `ROW`, mapped.
         embeddings: (N, sum of widths) float16 or float32, mapped.
         digests: (N, 16) uint8, the frame behind each embedding row, mapped.
+        windowed: (R, sum of widths) float16 or float32, what the models that look at several frames
+            gave for the window that ends at each row, mapped.
         steps: (S,) int64, the rows that hold a step, in the snapshot's order.
     """
 
     def __init__(self, folder: Path, contents: Contents, snapshot: Snapshot) -> None:
         self.models = contents.models
+        self.windows = contents.windows
         self.shapes = contents.shapes
-        widths = [math.prod(shape) for shape in self.shapes]
-        edges = np.cumsum([0, *widths])
-        self.columns = [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
+        self.columns = _columns(contents)
         known = {meta.segment for meta in snapshot.segments(contents.game)}
         parts = sorted((p for p in contents.parts if p.segment in known), key=lambda p: p.segment)
         total_rows, total_frames = _end(contents.parts)
         self.rows = np.memmap(folder / "rows.bin", ROW, "r", shape=(total_rows,))
-        self.embeddings = np.memmap(
-            folder / "embeddings.bin", contents.dtype, "r", shape=(total_frames, int(edges[-1]))
-        )
-        self.digests = np.memmap(
-            folder / "digests.bin", np.uint8, "r", shape=(total_frames, keys.DIGEST_BYTES)
-        )
+        frame, row = contents.width(windowed=False), contents.width(windowed=True)
+        self.embeddings = _map(folder / "embeddings.bin", contents.dtype, (total_frames, frame))
+        self.digests = _map(folder / "digests.bin", "uint8", (total_frames, keys.DIGEST_BYTES))
+        self.windowed = _map(folder / "windows.bin", contents.dtype, (total_rows, row))
         actions = np.asarray(self.rows["action"])
         self.steps = np.concatenate(
             [
@@ -106,8 +128,13 @@ class FlatMap:
 
     @property
     def width(self) -> int:
-        """Numbers in a fused row."""
+        """Numbers in a fused row of `embeddings`."""
         return int(self.embeddings.shape[1])
+
+    @property
+    def window_width(self) -> int:
+        """Numbers in a fused row of `windowed`; 0 where no model looks at several frames."""
+        return int(self.windowed.shape[1])
 
     def gather(self, frames: NDArray[np.int64], out: NDArray[Any]) -> NDArray[Any]:
         """Copy embedding rows into `out`.
@@ -119,20 +146,26 @@ class FlatMap:
         Raises:
             IndexError: A row is out of range.
         """
-        if frames.size and (frames.min() < 0 or frames.max() >= len(self.embeddings)):
-            raise IndexError(f"frame rows must be in [0, {len(self.embeddings)})")
-        # mode="clip" lets numpy write straight into `out`; "raise" would go through a buffer.
-        return np.take(self.embeddings, frames, axis=0, out=out, mode="clip")
+        return _take(self.embeddings, frames, out)
+
+    def gather_windows(self, rows: NDArray[np.int64], out: NDArray[Any]) -> NDArray[Any]:
+        """Copy what models saw in the windows that end at some rows into `out`.
+
+        Args:
+            rows: (n,) rows.
+            out: (n, window_width), of the map's dtype.
+
+        Raises:
+            IndexError: A row is out of range.
+        """
+        return _take(self.windowed, rows, out)
 
     def stack(self, rows: NDArray[np.int64], depth: int) -> NDArray[np.int64]:
         """Embedding rows of the last `depth` frames up to each row, oldest first.
 
-        Before an episode's first frame that frame is repeated, as
-        `gymnasium.wrappers.FrameStackObservation` does with `padding_type="reset"`.
-
         Args:
             rows: (n,) rows.
-            depth: Frames in a stack, at most `layout.MAX_STACK_FRAMES`.
+            depth: Frames in a stack, at most `windows.MAX_STACK_FRAMES`.
 
         Returns:
             (n, depth) int64, rows of `embeddings`.
@@ -140,15 +173,13 @@ class FlatMap:
         Raises:
             UsageError: The stack is deeper than what segments repeat of each other.
         """
-        if not 1 <= depth <= layout.MAX_STACK_FRAMES:
-            raise UsageError(
-                "bad-option",
-                f"A stack of {depth} frames: segments hold what stacks of 1 to "
-                f"{layout.MAX_STACK_FRAMES} need. Choose one of these.",
-            )
-        back = np.arange(depth - 1, -1, -1)
-        at = np.maximum(rows[:, None] - back, self.rows["first"][rows][:, None])
+        at = window_rows(rows, self.rows["first"][rows], depth)
         return self.rows["frame"][at]  # type: ignore[no-any-return]
+
+    def window_digests(self, window: int) -> NDArray[np.uint8]:
+        """Identities of the windows that end at each row, (R, 16) uint8."""
+        frames = self.stack(np.arange(len(self.rows)), window)
+        return window_digests(self.digests[frames])
 
 
 def materialise(
@@ -179,7 +210,7 @@ def materialise(
             f"wsa collect --game {game}",
         )
     _require_encoded(snapshot, game, models, segments)
-    shapes, dtype = _shapes(snapshot, game, models)
+    windows, shapes, dtype = _shapes(snapshot, game, models)
     name = keys.identity([snapshot.backend.url, game, list(models)])[:24]
     folder = (cache or cache_folder()) / "flat" / name
     with publish.storage_errors(folder):
@@ -189,7 +220,7 @@ def materialise(
         wanted = {meta.segment: _check(snapshot, game, models, meta) for meta in segments}
         fits = (
             contents is not None
-            and contents.shapes == shapes
+            and (contents.windows, contents.shapes) == (windows, shapes)
             and contents.dtype == dtype
             and all(wanted.get(p.segment, p.check) == p.check for p in contents.parts)
             and _whole(folder, contents)
@@ -197,9 +228,11 @@ def materialise(
         if contents is None or not fits:
             # Another store stood at this path, or an object was made anew: start over. Files are
             # replaced, not cut, so that whoever mapped the old ones keeps them.
-            for stale in ("flat.json", "rows.bin", "embeddings.bin", "digests.bin"):
+            for stale in ("flat.json", *FILES):
                 (folder / stale).unlink(missing_ok=True)
-            contents = Contents(snapshot.backend.url, game, tuple(models), shapes, dtype, ())
+            contents = Contents(
+                snapshot.backend.url, game, tuple(models), windows, shapes, dtype, ()
+            )
         present = {part.segment for part in contents.parts}
         new = [meta for meta in segments if meta.segment not in present]
         if new:
@@ -224,18 +257,23 @@ def _require_encoded(
 
 def _shapes(
     snapshot: Snapshot, game: str, models: Sequence[str]
-) -> tuple[tuple[tuple[int, ...], ...], str]:
-    shapes = []
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], str]:
+    """Each model's window and shape, and a type that holds them all."""
+    windows, shapes = [], []
     dtype = "float16"
     for key in models:
         metas = snapshot.embeddings(game, key)
-        different = {meta.shape[1:] for meta in metas}
+        different = {(meta.window, meta.shape[1:]) for meta in metas}
         if len(different) != 1:
-            raise ConflictError("other-bytes", f"{key} has embeddings of shapes {different}.")
-        shapes.append(different.pop())
+            raise ConflictError(
+                "other-bytes", f"{key} has embeddings of windows and shapes {different}."
+            )
+        window, shape = different.pop()
+        windows.append(window)
+        shapes.append(shape)
         if any(meta.dtype == "float32" for meta in metas):
             dtype = "float32"
-    return tuple(shapes), dtype
+    return tuple(windows), tuple(shapes), dtype
 
 
 def _check(snapshot: Snapshot, game: str, models: Sequence[str], meta: SegmentMeta) -> str:
@@ -259,22 +297,33 @@ def _end(parts: Sequence[Part]) -> tuple[int, int]:
     )
 
 
-def _frame_bytes(contents: Contents) -> int:
-    width = sum(math.prod(shape) for shape in contents.shapes)
-    return width * np.dtype(contents.dtype).itemsize
+def _columns(contents: Contents) -> list[slice]:
+    """Where each model's embedding stands among those of its file."""
+    columns, edges = [], {False: 0, True: 0}
+    for window, shape in zip(contents.windows, contents.shapes, strict=True):
+        begin = edges[window > 1]
+        edges[window > 1] += math.prod(shape)
+        columns.append(slice(begin, edges[window > 1]))
+    return columns
+
+
+def _map(path: Path, dtype: str, shape: tuple[int, int]) -> NDArray[Any]:
+    """Map a file; one of nothing, which no system maps, need not be there."""
+    return np.memmap(path, dtype, "r", shape=shape) if math.prod(shape) else np.empty(shape, dtype)
+
+
+def _take(table: NDArray[Any], rows: NDArray[np.int64], out: NDArray[Any]) -> NDArray[Any]:
+    if rows.size and (rows.min() < 0 or rows.max() >= len(table)):
+        raise IndexError(f"rows must be in [0, {len(table)})")
+    # mode="clip" lets numpy write straight into `out`; "raise" would go through a buffer.
+    return np.take(table, rows, axis=0, out=out, mode="clip")
 
 
 def _whole(folder: Path, contents: Contents) -> bool:
     """Whether the files are as long as `flat.json` says: cleaners of caches cut and remove."""
-    rows, frames = _end(contents.parts)
     try:
         return all(
-            (folder / name).stat().st_size >= size
-            for name, size in (
-                ("rows.bin", rows * ROW.itemsize),
-                ("embeddings.bin", frames * _frame_bytes(contents)),
-                ("digests.bin", frames * keys.DIGEST_BYTES),
-            )
+            (folder / name).stat().st_size >= size for name, size in contents.files().items()
         )
     except FileNotFoundError:
         return False
@@ -290,34 +339,29 @@ def _append(
     """Write new segments behind those that are there, then replace `flat.json`."""
     parts = list(contents.parts)
     row, frame = _end(parts)
-    dtype = np.dtype(contents.dtype)
-    with (
-        publish.storage_errors(folder / "embeddings.bin"),
-        _at(folder / "rows.bin", row * ROW.itemsize) as rows_file,
-        _at(folder / "embeddings.bin", frame * _frame_bytes(contents)) as embeddings_file,
-        _at(folder / "digests.bin", frame * keys.DIGEST_BYTES) as digests_file,
-    ):
+    with publish.storage_errors(folder), contextlib.ExitStack() as opened:
+        files = {
+            name: opened.enter_context(_at(folder / name, size))
+            for name, size in contents.files().items()
+        }
         for meta in new:
             rows = snapshot.read_rows(meta)
             record = np.zeros(meta.rows, ROW)
             for field in layout.ROW_FIELDS:
                 record[field] = rows[field]
             record["frame"] += frame
-            record["first"] = row + _episode_starts(rows["is_first"])
-            embedded = [
-                snapshot.read_embedding(contents.game, key, meta.segment).reshape(meta.frames, -1)
-                for key in contents.models
-            ]
-            fused = np.concatenate(embedded, axis=1, dtype=dtype)
-            rows_file.write(record.data)
-            embeddings_file.write(fused.data)
-            digests_file.write(rows["digest"].data)
+            record["first"] = row + episode_starts(rows["is_first"])
+            files["rows.bin"].write(record.data)
+            files["digests.bin"].write(rows["digest"].data)
+            for name, windowed in (("embeddings.bin", False), ("windows.bin", True)):
+                if name in files:
+                    files[name].write(_fused(contents, snapshot, meta, windowed).data)
             parts.append(
                 Part(meta.segment, checks[meta.segment], row, meta.rows, frame, meta.frames)
             )
             row += meta.rows
             frame += meta.frames
-        for file in (rows_file, embeddings_file, digests_file):
+        for file in files.values():
             file.truncate()
             file.flush()
             os.fsync(file.fileno())
@@ -326,12 +370,21 @@ def _append(
     return contents
 
 
+def _fused(
+    contents: Contents, snapshot: Snapshot, meta: SegmentMeta, windowed: bool
+) -> NDArray[Any]:
+    """A segment's embeddings of its frames, or of its windows, models side by side."""
+    embedded = [
+        snapshot.read_embedding(contents.game, key, meta.segment)
+        for key, window in zip(contents.models, contents.windows, strict=True)
+        if (window > 1) == windowed
+    ]
+    return np.concatenate(
+        [array.reshape(len(array), -1) for array in embedded], axis=1, dtype=contents.dtype
+    )
+
+
 def _at(path: Path, offset: int) -> Any:
     file = path.open("r+b" if path.exists() else "w+b")
     file.seek(offset)
     return file
-
-
-def _episode_starts(is_first: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Row where each row's episode begins in the segment; row 0 where it began before."""
-    return np.maximum.accumulate(np.where(is_first, np.arange(len(is_first)), 0))

@@ -42,6 +42,11 @@ def frame_digest(frame: NDArray[np.uint8]) -> bytes:
     return blake3(np.ascontiguousarray(frame).data).digest(DIGEST_BYTES)
 
 
+def window_digest(digests: bytes) -> bytes:
+    """blake3-128 of the digests of consecutive frames, oldest first: a window's identity."""
+    return blake3(digests).digest(DIGEST_BYTES)
+
+
 def tensors_digest(tensors: Mapping[str, NDArray[np.generic]]) -> str:
     """Hex blake3-256 of named arrays: names, dtypes, shapes and values, in order of name."""
     hasher = blake3()

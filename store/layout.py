@@ -34,8 +34,6 @@ from wsa.store.errors import DamagedError, UsageError
 
 FRAMES_PER_CHUNK = 32
 EMBEDDINGS_PER_CHUNK = 256
-# A segment that begins inside an episode repeats this many frames less one before its first step.
-MAX_STACK_FRAMES = 4
 
 # What a segment says of each row, with the type it is stored as. Row i is an observation; its
 # action, reward and ends are what followed it. A row whose action is -1 holds an observation only:

@@ -183,16 +183,24 @@ class Snapshot:
         return self.read_array(meta, "digest").astype(np.uint8, copy=False)
 
     def read_embedding(self, game: str, model: str, segment: str) -> NDArray[np.floating[Any]]:
-        """Embeddings of a segment's frames by one model, (F, *shape) float16 or float32."""
+        """Embeddings of a segment by one model, float16 or float32.
+
+        Returns:
+            (F, *shape), row i for frame i; of a model that looks at several frames (rows, *shape),
+            row i for the window that ends there (`wsa.store.windows`).
+
+        Raises:
+            DamagedError: Stored bytes are not what was committed.
+        """
         commit = self.commit(names.embedding_path(game, model, segment))
         meta = commit.meta
         assert isinstance(meta, EmbeddingMeta)
         rows = self.commits.get(names.segment_path(game, segment))
-        if rows is not None and getattr(rows.meta, "frames", 0) != meta.shape[0]:
+        if rows is not None and not (isinstance(rows.meta, SegmentMeta) and meta.fits(rows.meta)):
             raise DamagedError(
                 "bad-record",
                 f"{commit.path} has {meta.shape[0]} embeddings, and its segment another number of "
-                "frames. Run 'wsa verify'.",
+                f"{meta.unit}. Run 'wsa verify'.",
             )
         array = layout.decode_array(
             self.read_files(commit), None, meta.shape, meta.dtype, commit.folder

@@ -19,6 +19,7 @@ import msgspec
 from wsa.store import keys, names
 from wsa.store.bounds import MAX_ARRAY_BYTES
 from wsa.store.errors import ConflictError, DamagedError
+from wsa.store.windows import MAX_STACK_FRAMES
 
 VERSION = 1
 MAX_RECORD_BYTES = 4 << 20
@@ -121,19 +122,26 @@ class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=Fa
 
 
 class EmbeddingMeta(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, tag="embedding"
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    gc=False,
+    tag="embedding",
 ):
-    """The embeddings of one segment's frames by one model.
+    """The embeddings of one segment by one model: of its frames, or of its rows' windows.
 
     Attributes:
         game: ALE game id.
         segment: The segment's id.
         model: The model key.
-        shape: Shape of the array, (frames, *embedding shape).
+        shape: Shape of the array, (frames, *embedding shape); (rows, *embedding shape) where the
+            model looks at several frames.
         dtype: `float16`, or `float32` where a value exceeds float16's range.
-        passes: Frames that went through the model for this object.
-        copied: Frames whose embedding was copied because the same frame had been encoded before.
+        passes: Frames, or windows, that went through the model for this object.
+        copied: Those whose embedding was copied because the same had been encoded before.
         seconds: How long the passes took: what somebody who copies the object is spared.
+        window: Consecutive frames the model looks at; 1 is not written.
     """
 
     game: str
@@ -144,12 +152,27 @@ class EmbeddingMeta(
     passes: Count
     copied: Count
     seconds: Annotated[float, msgspec.Meta(ge=0)]
+    window: Annotated[int, msgspec.Meta(ge=1, le=MAX_STACK_FRAMES)] = 1
+
+    @property
+    def unit(self) -> str:
+        """What its embeddings count of the segment: distinct `frames`, or `rows`."""
+        return "frames" if self.window == 1 else "rows"
+
+    def fits(self, segment: SegmentMeta) -> bool:
+        """Whether it has as many embeddings as the segment has frames or rows."""
+        return self.shape[:1] == (inputs_of(segment, self.window),)
 
 
 class ModelMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, tag="model"):
     """A model's spec, probe vectors and, where its output is reduced, its basis."""
 
     model: str
+
+
+def inputs_of(segment: SegmentMeta, window: int) -> int:
+    """How many embeddings a segment has by a model that looks at `window` frames."""
+    return segment.frames if window == 1 else segment.rows
 
 
 Meta = FramesMeta | SegmentMeta | EmbeddingMeta | ModelMeta

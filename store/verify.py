@@ -4,7 +4,7 @@ Each commit record is parsed and its own checksum compared; each file it names i
 with its length and blake3, and each array is decoded. Of an array that is not what was committed,
 the chunks whose own checksums fit are still sound, so what is lost is named to the row. What no
 record names is counted but is not damage: it is the leftover of a writer that died, or of one that
-is at work.
+is at work. Of an embedding and its segment it is also compared how many frames or rows they have.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from wsa.store import keys, layout, names
+from wsa.store import keys, layout, names, records
 from wsa.store.backends import Backend
 from wsa.store.bounds import check_metadata
 from wsa.store.errors import DamagedError, Kind, StorageError, WsaError
 from wsa.store.reader import Snapshot, group_arrays, list_records, read_record
-from wsa.store.records import Commit, EmbeddingMeta, ModelMeta, SegmentMeta
+from wsa.store.records import Commit, EmbeddingMeta, Meta, ModelMeta, SegmentMeta
 from wsa.store.sweep import KEPT, list_attempts
 
 # Of damage beyond so much only the number is told, so that no flood of it fills the memory.
@@ -130,6 +130,7 @@ def verify(
     if sample < 1:
         paths = random.sample(paths, min(total, math.ceil(sample * total)))
     damage: list[Damage] = []
+    counts = _Counts()
     objects = files = size = unlisted = 0
     for done, seen in enumerate(_check_all(backend, paths), 1):
         if seen.folder:
@@ -137,10 +138,16 @@ def verify(
             files += seen.files + 1
             size += seen.bytes
             found.attempts.pop(seen.folder, None)
+            counts.add(seen)
         room = MOST_LISTED - len(damage)
         damage += seen.damage[:room]
         unlisted += len(seen.damage[room:])
         on_object(done, len(paths))
+    for one in counts.wrong(backend):
+        if len(damage) < MOST_LISTED:
+            damage.append(one)
+        else:
+            unlisted += 1
     left = sum(attempt.files for attempt in found.attempts.values()) + len(found.strange)
     # A record's name is the hash of its object's path, so the files that lie there tell which.
     orphans = {path.rpartition("/")[0] for path in found.attempts}
@@ -166,6 +173,36 @@ class _Seen:
     folder: str = ""
     files: int = 0
     bytes: int = 0
+    meta: Meta | None = None
+
+
+class _Counts:
+    """How many frames and rows segments have, and embeddings; compared once all were read."""
+
+    def __init__(self) -> None:
+        self._segments: dict[str, tuple[int, int]] = {}
+        self._embeddings: dict[str, tuple[str, int, int]] = {}
+
+    def add(self, seen: _Seen) -> None:
+        meta = seen.meta
+        if isinstance(meta, SegmentMeta):
+            self._segments[records.meta_path(meta)] = meta.frames, meta.rows
+        elif isinstance(meta, EmbeddingMeta) and not seen.damage:
+            of = names.segment_path(meta.game, meta.segment)
+            self._embeddings[records.meta_path(meta)] = of, meta.window > 1, meta.shape[0]
+
+    def wrong(self, backend: Backend) -> Iterator[Damage]:
+        """Embeddings of which there are more or fewer than their segment has frames or rows."""
+        for path, (of, unit, count) in self._embeddings.items():
+            if of not in self._segments or self._segments[of][unit] == count:
+                continue
+            commit = read_record(backend, names.commit_path(keys.object_id(path)))
+            if commit is not None and isinstance(commit.meta, EmbeddingMeta):
+                why = (
+                    f"{path} has {count} embeddings, and its segment {self._segments[of][unit]} "
+                    f"{commit.meta.unit}. Run 'wsa verify'."
+                )
+                yield _damage(commit, "", (), DamagedError("bad-record", why))
 
 
 def _check_all(backend: Backend, paths: Sequence[str]) -> Iterator[_Seen]:
@@ -187,7 +224,7 @@ def _check(backend: Backend, path: str) -> _Seen:
     if commit is None:  # Removed just now.
         return _Seen()
     damage = list(_check_object(Snapshot(backend, {}), commit))
-    return _Seen(damage, commit.folder, len(commit.files), commit.bytes)
+    return _Seen(damage, commit.folder, len(commit.files), commit.bytes, commit.meta)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +294,7 @@ def _damage(commit: Commit, array: str, rows: Rows, why: WsaError) -> Damage:
         if isinstance(meta, SegmentMeta):
             unit, count = ("frames", meta.frames) if array == "digest" else ("rows", meta.rows)
         elif isinstance(meta, EmbeddingMeta):
-            model, count = meta.model, meta.shape[0]
+            model, unit, count = meta.model, meta.unit, meta.shape[0]
         else:
             count = meta.frames
             rows = () if array == "palette" else rows  # Which all frames are seen through.

@@ -85,7 +85,7 @@ def embedding_dtype(array: NDArray[np.floating[Any]]) -> type[np.float16 | np.fl
 def commit_embedding(
     backend: Backend, meta: EmbeddingMeta, array: NDArray[np.floating[Any]]
 ) -> bool:
-    """Commit the embeddings (F, *shape) of one segment's frames.
+    """Commit the embeddings of one segment, (F, *shape), or (rows, *shape) of windows.
 
     Returns:
         True if this call made them visible, False if they were already.
@@ -101,8 +101,9 @@ def commit_embedding(
         raise ConflictError(
             "not-finite",
             f"Model {meta.model} gave NaN or infinite embeddings for {bad.sum()} of {len(array)} "
-            f"frames of {meta.game} segment {meta.segment} (first: frame {bad.argmax()}). Nothing "
-            "was written. Check the weights file; if you chose --precision, try fp32.",
+            f"{meta.unit} of {meta.game} segment {meta.segment} (first: {meta.unit[:-1]} "
+            f"{bad.argmax()}). Nothing was written. Check the weights file; if you "
+            "chose --precision, try fp32.",
         )
     files = layout.encode_embedding(array)
     return _commit(backend, _record(meta, files), files)

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from wsa.learn import env as games
 from wsa.learn.collect import collect, plan_collection
 from wsa.store import flat, keys
-from wsa.store.layout import MAX_STACK_FRAMES as STACK
 from wsa.store.reader import take_snapshot
 from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
+from wsa.store.windows import MAX_STACK_FRAMES as STACK
 from wsa.store.writer import commit_embedding
 
 REFEREE_GAMES = [

@@ -18,12 +18,12 @@ from wsa.store import keys
 from wsa.store.backends import Backend
 from wsa.store.errors import StorageError, UsageError
 from wsa.store.faults import FaultyBackend
-from wsa.store.layout import MAX_STACK_FRAMES as STACK
 from wsa.store.layout import ROW_FIELDS
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import FramesMeta, Protocol
 from wsa.store.root import open_store
 from wsa.store.verify import verify
+from wsa.store.windows import MAX_STACK_FRAMES as STACK
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from wsa.store.errors import UsageError
 from wsa.store.flat import FlatMap, materialise
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import SegmentMeta
+from wsa.store.windows import MAX_STACK_FRAMES
 from wsa.store.writer import commit_segment
 
 ALIASES = {"lite0": (3,), "vit": (2, 2)}
@@ -143,7 +144,7 @@ def test_draws_are_uniform(kit: ModuleType, data: tuple[Snapshot, FlatMap]) -> N
 
 
 def test_a_deeper_stack_than_segments_hold_is_refused(data: tuple[Snapshot, FlatMap]) -> None:
-    for depth in (0, layout.MAX_STACK_FRAMES + 1):
+    for depth in (0, MAX_STACK_FRAMES + 1):
         with pytest.raises(UsageError, match="Choose one of these"):
             OfflineBatches(data[1], depth, 8, seed=0).draw()
 

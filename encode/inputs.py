@@ -1,0 +1,80 @@
+"""What a model looks at for one embedding: a frame, or the frames of a window.
+
+A model with a window of 1 has an input for each distinct frame of a segment, any other one for each
+row. Equal inputs have equal digests, whichever segment and game they stand in, so each goes through
+a model once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.store.reader import Snapshot
+from wsa.store.records import SegmentMeta
+from wsa.store.windows import episode_starts, window_digests, window_rows
+
+# A hundred megabytes where four screens make a window; a GPU takes no more at once.
+WINDOWS_AT_ONCE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """What a segment shows.
+
+    Attributes:
+        frames: (F, H, W, 3) uint8 RGB, its distinct frames.
+        frame: (rows,) int64, which of them each row shows; empty where no model has a window.
+        starts: (rows,) int64, where each row's episode begins; empty likewise.
+    """
+
+    frames: NDArray[np.uint8]
+    frame: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+    def inputs(self, window: int, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """Some of the inputs, a bounded number at a time: each window repeats its neighbours' frames.
+
+        Args:
+            window: Frames in an input.
+            chosen: (n,) frames, or rows where `window` > 1.
+
+        Yields:
+            (m, H, W, 3) uint8 RGB, or (m, window, H, W, 3), oldest first.
+        """
+        if window == 1:
+            yield self.frames if len(chosen) == len(self.frames) else self.frames[chosen]
+            return
+        of = self.frame[window_rows(chosen, self.starts[chosen], window)]
+        for at in range(0, len(of), WINDOWS_AT_ONCE):
+            yield self.frames[of[at : at + WINDOWS_AT_ONCE]]
+
+
+def read_shown(snapshot: Snapshot, meta: SegmentMeta, *, rows: bool) -> Shown:
+    """Read a segment's frames, and what of its rows models with a window need if `rows` is set.
+
+    Raises:
+        MissingError: Its frames are not here.
+        DamagedError: Stored bytes are not what was committed.
+    """
+    none = np.zeros(0, np.int64)
+    frame, starts = _rows(snapshot, meta) if rows else (none, none)
+    return Shown(snapshot.read_frames(meta), frame, starts)
+
+
+def input_digests(snapshot: Snapshot, meta: SegmentMeta, window: int) -> NDArray[np.uint8]:
+    """Identities of a segment's inputs, (n, 16) uint8."""
+    digests = snapshot.read_digests(meta)
+    if window == 1:
+        return digests
+    frame, starts = _rows(snapshot, meta)
+    return window_digests(digests[frame[window_rows(np.arange(meta.rows), starts, window)]])
+
+
+def _rows(snapshot: Snapshot, meta: SegmentMeta) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which frame each row shows, and where its episode begins."""
+    frame = snapshot.read_array(meta, "frame").astype(np.int64)
+    return frame, episode_starts(snapshot.read_array(meta, "is_first"))
