@@ -133,17 +133,34 @@ def fake_embedding(
     shape: tuple[int, ...] = (3,),
     dtype: str = "float16",
     scale: float = 1.0,
+    window: int = 1,
 ) -> tuple[EmbeddingMeta, NDArray[Any]]:
-    """Embeddings of a segment that depend on each frame's digest and the model alone."""
+    """Embeddings of a segment that depend on each frame's digest and the model alone.
+
+    Those of a window depend on the digests of all its frames.
+    """
     _, arrays = by_id(meta)
     seeds = arrays["digest"].view("<u4")
+    if window > 1:
+        seeds = seeds[arrays["frame"][window_of(arrays, window)]].reshape(meta.rows, -1)
     noise = [np.random.default_rng([*model.encode(), *row]).normal(size=shape) for row in seeds]
-    array = np.asarray(noise).reshape(meta.frames, *shape) * scale
+    array = np.asarray(noise).reshape(len(seeds), *shape) * scale
     array = array.astype(dtype)
     described = EmbeddingMeta(
-        meta.game, meta.segment, model, array.shape, dtype, meta.frames, 0, 0.5
+        meta.game, meta.segment, model, array.shape, dtype, len(seeds), 0, 0.5, window
     )
     return described, array
+
+
+def window_of(rows: layout.Arrays, window: int) -> list[list[int]]:
+    """The rows of each row's window, oldest first, found step by step."""
+    found = []
+    for row in range(len(rows["is_first"])):
+        of = [row]
+        while len(of) < window:
+            of.insert(0, of[0] if rows["is_first"][of[0]] or of[0] == 0 else of[0] - 1)
+        found.append(of)
+    return found
 
 
 _MADE: dict[str, tuple[SegmentMeta, layout.Arrays]] = {}

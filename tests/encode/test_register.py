@@ -386,7 +386,7 @@ def test_more_numbers_than_the_strip_gives_are_refused(
 ) -> None:
     short = strip.load_strip()[:1]
     monkeypatch.setattr(strip, "load_strip", lambda: short)
-    monkeypatch.setattr(strip, "probe_frames", lambda: short[0].frames)
+    monkeypatch.setattr(strip, "probe_frames", lambda window: short[0].frames)
     with pytest.raises(UsageError, match="at most 7"):
         put(store, tiny("vit", "grid:2+pca:32"))
     assert take_snapshot(store).models == []
