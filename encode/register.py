@@ -25,12 +25,13 @@ from torch import nn
 from wsa.encode import basis as bases
 from wsa.encode import models, probe, strip
 from wsa.encode.basis import Basis
-from wsa.encode.forward import Encoder, check_precision
-from wsa.encode.inputs import read_inputs
+from wsa.encode.forward import Encoder, check_precision, stored
+from wsa.encode.inputs import input_digests, read_inputs
 from wsa.encode.models import Request
 from wsa.encode.spec import Identity, ModelSpec, Preprocessing, model_key, parse_output
 from wsa.store import keys, names, records
 from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store.index import first_seen
 from wsa.store.reader import Snapshot
 from wsa.store.records import ModelMeta
 from wsa.store.windows import MAX_STACK_FRAMES
@@ -253,8 +254,7 @@ def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> Non
     Raises:
         ConflictError: They differ by more than a tenth of what changes from step to step.
     """
-    stored = _load(snapshot, key, "probe.safetensors", probe.load)
-    error = probe.step_error(found, stored)
+    error = probe.step_error(found, _load(snapshot, key, "probe.safetensors", probe.load))
     if not error <= probe.MAX_STEP_ERROR:
         spec = read_spec(snapshot, key)
         made = ", ".join(f"{name} {version}" for name, version in spec.libraries.items())
@@ -277,12 +277,15 @@ def _check_orphans(snapshot: Snapshot, key: str, window: int, encoder: Encoder) 
     pictured = {(meta.game, meta.segment) for meta in snapshot.frames()}
     for meta in snapshot.embeddings(model=key):
         segment = segments.get((meta.game, meta.segment))
-        some = 2 * min(len(strip.probe_frames()) // 2, meta.shape[0] // 2)
-        if segment is None or not some or (meta.game, meta.segment) not in pictured:
+        if segment is None or (meta.game, meta.segment) not in pictured:
             continue
-        found = encoder(next(read_inputs(snapshot, segment, window, np.arange(some), some)))
-        stored = snapshot.read_embedding(meta.game, key, meta.segment)[:some]
-        error = probe.step_error(found, stored.astype(np.float32))
+        distinct = np.unique(first_seen(input_digests(snapshot, segment, window)))
+        some = distinct[: 2 * min(len(strip.PROBE_GAMES), len(distinct) // 2)]
+        if not len(some):
+            continue
+        found = stored(encoder(next(read_inputs(snapshot, segment, window, some, len(some)))))
+        there = snapshot.read_embedding(meta.game, key, meta.segment)[some]
+        error = probe.step_error(found.astype(np.float32), there.astype(np.float32))
         if not error <= probe.MAX_STEP_ERROR:
             raise ConflictError(
                 "model-drift",

@@ -84,6 +84,33 @@ def fake_segment(kit: ModuleType) -> Callable[..., tuple[SegmentMeta, layout.Arr
 
 
 @pytest.fixture
+def stacked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A request for a tiny random network that looks at several frames: `stacked(4, "pooled")`."""
+    import timm
+    import torch
+
+    from wsa.encode import models
+
+    build = models.build
+
+    def ask(window: int, output: str = "pooled") -> models.Request:
+        return models.Request(f"stacked{window}", "test_resnet.r160_in1k", "random", output)
+
+    def make(request: models.Request) -> Any:
+        if not request.alias.startswith("stacked"):
+            return build(request)
+        window = int(request.alias.removeprefix("stacked"))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(window)
+            network: Any = timm.create_model("test_resnet", num_classes=0, in_chans=3 * window)
+        network.window = window
+        return network.eval().requires_grad_(False)
+
+    monkeypatch.setattr(models, "build", make)
+    return ask
+
+
+@pytest.fixture
 def nursery(kit: ModuleType, tmp_path: Path) -> Iterator[Any]:
     """A `store_kit.Nursery`, which starts real processes quickly."""
     folder = tmp_path / "nursery"
