@@ -26,7 +26,7 @@ from wsa.encode import basis as bases
 from wsa.encode import models, probe, strip
 from wsa.encode.basis import Basis
 from wsa.encode.forward import Encoder, check_precision, stored
-from wsa.encode.inputs import input_digests, read_inputs
+from wsa.encode.inputs import input_digests, read_shown
 from wsa.encode.models import Request
 from wsa.encode.spec import Identity, ModelSpec, Preprocessing, model_key, parse_output
 from wsa.store import keys, names, records
@@ -283,7 +283,8 @@ def _check_orphans(snapshot: Snapshot, key: str, window: int, encoder: Encoder) 
         some = distinct[: 2 * min(len(strip.PROBE_GAMES), len(distinct) // 2)]
         if not len(some):
             continue
-        found = stored(encoder(next(read_inputs(snapshot, segment, window, some, len(some)))))
+        shown = read_shown(snapshot, segment, rows=window > 1)
+        found = stored(encoder(next(shown.inputs(window, some))))
         there = snapshot.read_embedding(meta.game, key, meta.segment)[some]
         error = probe.step_error(found.astype(np.float32), there.astype(np.float32))
         if not error <= probe.MAX_STEP_ERROR:
@@ -341,13 +342,12 @@ def _window(module: nn.Module, request: Request) -> int:
         UsageError: More than segments repeat of each other.
     """
     window = getattr(module, "window", 1)
-    if not isinstance(window, int) or not 1 <= window <= MAX_STACK_FRAMES:
-        raise UsageError(
-            "bad-option",
-            f"{request.alias} says that its window is {window!r}; wsa keeps what windows of 1 to "
-            f"{MAX_STACK_FRAMES} frames need.",
-        )
-    return window
+    if isinstance(window, int) and 1 <= window <= MAX_STACK_FRAMES:
+        return window
+    raise UsageError(
+        "bad-option",
+        f"{request.alias} says that its window is {window!r}; choose from 1 to {MAX_STACK_FRAMES}.",
+    )
 
 
 def _stored_basis(snapshot: Snapshot, key: str, identity: Identity) -> Basis | None:
@@ -382,12 +382,8 @@ def _fit_basis(module: nn.Module, identity: Identity, device: str) -> tuple[Basi
     if not numbers:
         return None, 0
     encoder = _encoder(module, identity, None, device)
-    features = torch.cat(
-        [
-            encoder.features(strip.in_windows(game.frames, identity.window))
-            for game in strip.load_strip()
-        ]
-    )
+    shown = [strip.in_windows(game.frames, identity.window) for game in strip.load_strip()]
+    features = torch.cat([encoder.features(frames) for frames in shown])
     return bases.fit(features, numbers), encoder.passes
 
 

@@ -181,7 +181,7 @@ def test_a_lost_model_comes_back_only_if_its_windows_fit(
 def test_a_window_that_segments_cannot_serve_is_refused(window: Any, stacked: Stacked) -> None:
     network: Any = torch.nn.Module()
     network.window = window
-    with pytest.raises(UsageError, match="1 to 4"):
+    with pytest.raises(UsageError, match="from 1 to 4"):
         register._window(network, stacked(4))
 
 
@@ -319,11 +319,11 @@ def test_every_window_goes_through_a_model_once(
             rows[meta.segment] = list(expected[meta.segment])
     seen = {one for found in rows.values() for one in found}
     snapshot = InMemory(None, commits, shown=shown)  # type: ignore[arg-type]  # No file is read.
-    plan = make_plan(snapshot, [model], ["Pong"], {model: window})
+    plan = make_plan(snapshot, [model], ["Pong"], windows={model: window})
     missing = [one for name in expected.keys() - rows.keys() for one in expected[name]]
     assert plan.passes == len(set(missing) - seen)
     assert plan.copies == len(missing) - plan.passes
-    both = make_plan(snapshot, [other, model], ["Pong"], {model: window})
+    both = make_plan(snapshot, [other, model], ["Pong"], windows={model: window})
     assert both.passes == plan.passes + len({n for numbers, _ in shown.values() for n in numbers})
     for item in plan.items:
         assert item.window == window and item.inputs == item.meta.rows
