@@ -1,0 +1,145 @@
+"""Scores that may be compared: human-normalised, aggregated robustly, with intervals.
+
+A raw return says little across games, a mean over games is one lucky game's, and three seeds are
+few. So: human-normalised scores (Mnih et al., 2015), the interquartile mean over runs and games,
+and intervals by the stratified bootstrap (Agarwal et al., 2021, arXiv 2108.13264). The formulas are
+rliable's; a test holds them to figures that rliable gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = NDArray[np.float64]
+
+# Mean raw returns of a random policy and of a human tester (Mnih et al., 2015; Wang et al., 2016).
+RANDOM_HUMAN: dict[str, tuple[float, float]] = {
+    "Alien": (227.8, 7127.7),
+    "Amidar": (5.8, 1719.5),
+    "Assault": (222.4, 742.0),
+    "Asterix": (210.0, 8503.3),
+    "Asteroids": (719.1, 47388.7),
+    "Atlantis": (12850.0, 29028.1),
+    "BankHeist": (14.2, 753.1),
+    "BattleZone": (2360.0, 37187.5),
+    "BeamRider": (363.9, 16926.5),
+    "Berzerk": (123.7, 2630.4),
+    "Bowling": (23.1, 160.7),
+    "Boxing": (0.1, 12.1),
+    "Breakout": (1.7, 30.5),
+    "Centipede": (2090.9, 12017.0),
+    "ChopperCommand": (811.0, 7387.8),
+    "CrazyClimber": (10780.5, 35829.4),
+    "DemonAttack": (152.1, 1971.0),
+    "DoubleDunk": (-18.6, -16.4),
+    "Enduro": (0.0, 860.5),
+    "FishingDerby": (-91.7, -38.7),
+    "Freeway": (0.0, 29.6),
+    "Frostbite": (65.2, 4334.7),
+    "Gopher": (257.6, 2412.5),
+    "Gravitar": (173.0, 3351.4),
+    "Hero": (1027.0, 30826.4),
+    "IceHockey": (-11.2, 0.9),
+    "Jamesbond": (29.0, 302.8),
+    "Kangaroo": (52.0, 3035.0),
+    "Krull": (1598.0, 2665.5),
+    "KungFuMaster": (258.5, 22736.3),
+    "MontezumaRevenge": (0.0, 4753.3),
+    "MsPacman": (307.3, 6951.6),
+    "NameThisGame": (2292.3, 8049.0),
+    "Phoenix": (761.4, 7242.6),
+    "Pitfall": (-229.4, 6463.7),
+    "Pong": (-20.7, 14.6),
+    "PrivateEye": (24.9, 69571.3),
+    "Qbert": (163.9, 13455.0),
+    "Riverraid": (1338.5, 17118.0),
+    "RoadRunner": (11.5, 7845.0),
+    "Robotank": (2.2, 11.9),
+    "Seaquest": (68.4, 42054.7),
+    "Skiing": (-17098.1, -4336.9),
+    "Solaris": (1236.3, 12326.7),
+    "SpaceInvaders": (148.0, 1668.7),
+    "StarGunner": (664.0, 10250.0),
+    "Tennis": (-23.8, -8.3),
+    "TimePilot": (3568.0, 5229.2),
+    "Tutankham": (11.4, 167.6),
+    "UpNDown": (533.4, 11693.2),
+    "Venture": (0.0, 1187.5),
+    "VideoPinball": (0.0, 17667.9),
+    "WizardOfWor": (563.5, 4756.5),
+    "YarsRevenge": (3092.9, 54576.9),
+    "Zaxxon": (32.5, 9173.3),
+}
+
+
+class Interval(NamedTuple):
+    """An estimate and the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """As it stands in tables: 0.27 [0.03, 0.56]."""
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def human_normalised(game: str, raw: float) -> float | None:
+    """(raw - random) / (human - random): 0 plays like chance, 1 like the human tester.
+
+    Args:
+        game: ALE game id.
+        raw: Mean raw return of full games.
+
+    Returns:
+        The score, or None for a game whose human score nobody has published.
+    """
+    if game not in RANDOM_HUMAN:
+        return None
+    random, human = RANDOM_HUMAN[game]
+    return (raw - random) / (human - random)
+
+
+def interquartile_mean(scores: Scores) -> float:
+    """Mean of the middle half of all runs and games together.
+
+    A quarter of the scores, rounded down, is left out at either end.
+
+    Args:
+        scores: (runs, games).
+    """
+    ordered = np.sort(scores, axis=None)
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def stratified_interval(
+    scores: Scores,
+    statistic: Callable[[Scores], float] = interquartile_mean,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """A statistic with its percentile interval, runs drawn anew within each game.
+
+    Args:
+        scores: (runs, games); every game has as many runs.
+        statistic: Of such a table.
+        confidence: Share of resamples inside the interval.
+        resamples: How many; rliable's default is 50,000, which moves an end by about 1 %.
+        seed: Of the draws.
+    """
+    runs, games = scores.shape
+    generator = np.random.default_rng(seed)
+    drawn = [
+        statistic(scores[generator.integers(runs, size=(runs, games)), np.arange(games)])
+        for _ in range(resamples)
+    ]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(statistic(scores), float(low), float(high))
