@@ -198,10 +198,11 @@ class _Lookup:
 
     def _run(self, inputs: NDArray[np.uint8]) -> NDArray[Any]:
         """Every model over the same inputs, a thread for each model: (n, width)."""
-        parts = self._threads.map(lambda model: self._run_one(*model, inputs), self._models)
-        return np.concatenate(list(parts), axis=1)
+        each = [inputs] * len(self._models)
+        return np.concatenate([*self._threads.map(self._run_one, self._models, each)], axis=1)
 
-    def _run_one(self, key: str, encoder: Encoder, inputs: NDArray[np.uint8]) -> NDArray[Any]:
+    def _run_one(self, model: tuple[str, Encoder], inputs: NDArray[np.uint8]) -> NDArray[Any]:
+        key, encoder = model
         dtype = self._table.dtype
         with np.errstate(over="ignore"):
             part = stored(encoder(inputs)).reshape(len(inputs), -1).astype(dtype)

@@ -18,6 +18,7 @@ the snapshot alone, not on the order in which segments were appended.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -132,6 +133,12 @@ class FlatMap:
         return int(self.embeddings.shape[1])
 
     @property
+    def places(self) -> list[slice]:
+        """Where each model's embedding stands where all models, in their order, stand in one row."""
+        edges = np.cumsum([0, *map(math.prod, self.shapes)]).tolist()
+        return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
+
+    @property
     def window_width(self) -> int:
         """Numbers in a fused row of `windowed`; 0 where no model looks at several frames."""
         return int(self.windowed.shape[1])
@@ -174,7 +181,8 @@ class FlatMap:
             UsageError: The stack is deeper than what segments repeat of each other.
         """
         at = window_rows(rows, self.rows["first"][rows], depth)
-        return self.rows["frame"][at]  # type: ignore[no-any-return]
+        frames: NDArray[np.int64] = self.rows["frame"][at]
+        return frames
 
     def window_digests(self, window: int) -> NDArray[np.uint8]:
         """Identities of the windows that end at each row, (R, 16) uint8."""

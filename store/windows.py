@@ -47,7 +47,8 @@ def window_rows(
             "need. Choose one of these.",
         )
     back = np.arange(window - 1, -1, -1)
-    return np.maximum(rows[:, None] - back, starts[:, None])
+    found: NDArray[np.int64] = np.maximum(rows[:, None] - back, starts[:, None])
+    return found
 
 
 def window_digests(digests: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -83,8 +83,8 @@ def fake_segment(kit: ModuleType) -> Callable[..., tuple[SegmentMeta, layout.Arr
     return made
 
 
-@pytest.fixture
-def stacked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+@pytest.fixture(scope="session")
+def stacked() -> Iterator[Callable[..., Any]]:
     """A request for a tiny random network that looks at several frames: `stacked(4, "pooled")`."""
     import timm
     import torch
@@ -106,8 +106,9 @@ def stacked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         network.window = window
         return network.eval().requires_grad_(False)
 
-    monkeypatch.setattr(models, "build", make)
-    return ask
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "build", make)
+        yield ask
 
 
 @pytest.fixture

@@ -13,17 +13,22 @@ import zarr
 from blake3 import blake3
 
 from wsa.cli import main
+from wsa.encode.run import encode
+from wsa.store.root import open_store
 
 MODEL = "timm:test_resnet.r160_in1k:random"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, stacked) -> Path:
+    """Three little episodes, cut inside, by a model of single frames and one of four."""
     store = tmp_path_factory.mktemp("format") / "store"
     played = ["--game", "Breakout", "--steps", "150", "--num-envs", "2", "--segment-steps", "40"]
+    played += ["--max-episode-steps", "50"]
     assert main(["collect", *played, "--store", str(store)]) == 0
     encoded = ["--models", MODEL, "--output", "pooled", "--scheduler", "inproc"]
     assert main(["encode", *encoded, "--store", str(store)]) == 0
+    encode(open_store(str(store)), [stacked(4)], scheduler="inproc")
     return store
 
 
@@ -98,6 +103,11 @@ def test_rows_and_frames(folder):
 
 def test_embeddings_and_models(folder):
     specs = {}
+    segments = {
+        (r["meta"]["game"], r["meta"]["segment"]): r
+        for r in records(folder)
+        if r["meta"]["type"] == "segment"
+    }
     for record in records(folder):
         if record["meta"]["type"] == "model":
             where = folder / place(record["meta"]) / record["attempt"]
@@ -109,12 +119,50 @@ def test_embeddings_and_models(folder):
         assert list(array.shape) == meta["shape"]
         assert array.dtype == meta["dtype"]
         assert meta["passes"] + meta["copied"] == meta["shape"][0]
+        of = segments[meta["game"], meta["segment"]]
+        counted = "rows" if meta.get("window", 1) > 1 else "frames"
+        assert meta["shape"][0] == of["meta"][counted]
+        assert meta.get("window", 1) == specs[meta["model"]]["identity"]["window"]
         assert np.isfinite(array[:]).all()
         assert meta["seconds"] >= 0
         spec = specs[meta["model"]]
         assert spec["shape"] == meta["shape"][1:]
         identity = blake3(canonical(spec["identity"])).hexdigest()[:12]
         assert meta["model"] == f"{spec['alias']}-{identity}"
+
+
+def windows(row: dict[str, Any], size: int) -> list[list[int]]:
+    """The rows of the window at each row, as the page says."""
+    found = []
+    for at in range(len(row["is_first"])):
+        begins = max((i for i in range(at + 1) if row["is_first"][i]), default=0)
+        found.append([max(begins, at - back) for back in range(size - 1, -1, -1)])
+    return found
+
+
+def test_equal_windows_have_equal_embeddings_and_went_through_the_model_once(folder):
+    seen: dict[bytes, bytes] = {}
+    passes = cut = 0
+    segments = {
+        r["meta"]["segment"]: arrays(folder, r)
+        for r in records(folder)
+        if r["meta"]["type"] == "segment"
+    }
+    for record in records(folder):
+        meta = record["meta"]
+        if meta["type"] != "embedding" or "window" not in meta:
+            continue
+        row = segments[meta["segment"]]
+        cut += row["context"].any()
+        array = zarr.open_array(folder / place(meta) / record["attempt"], mode="r")[:]
+        shown = row["digest"][row["frame"]]
+        for of, embedding in zip(windows(row, meta["window"]), array, strict=True):
+            name = blake3(b"".join(shown[i].tobytes() for i in of)).digest(16)
+            assert seen.setdefault(name, embedding.tobytes()) == embedding.tobytes()
+        passes += meta["passes"]
+    assert cut
+    assert passes == len(seen)
+    assert len(set(seen.values())) > len(seen) / 2
 
 
 def test_the_example_of_the_page_runs(folder, capsys):

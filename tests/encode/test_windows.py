@@ -103,23 +103,22 @@ def test_each_distinct_window_goes_through_the_model_once(
 ) -> None:
     request = stacked(window)
     seen: set[bytes] = set()
+    key = ""
     for turn in range(2):
         before = len(seen)
-        total = 0
         for snapshot, meta in segments(played)[:: -1 if turn else 1]:
-            total += meta.rows
             digests = snapshot.read_digests(meta)[snapshot.read_rows(meta)["frame"]]
             of = kit.window_of(snapshot.read_rows(meta), window)
             seen |= {keys.window_digest(digests[rows].tobytes()) for rows in of}
         report = run(played, request)
         assert report.passes == len(seen) - before
+        (key,) = (model.spec.key for model in report.models)
         written = {(e.game, e.segment) for e in report.done}
         rows = sum(m.rows for _, m in segments(played) if (m.game, m.segment) in written)
         assert report.copied == rows - report.passes > 0
         play(played, 48, seed=5)
         play(played, 48, "Pong")
     assert not verify(played).damage
-    (key,) = (model.spec.key for model in report.models)
     encoder = open_model(take_snapshot(played), key)
     for snapshot, meta in segments(played):
         path = names.embedding_path(meta.game, key, meta.segment)
@@ -211,7 +210,7 @@ def lines(snapshot: Snapshot) -> list[list[tuple[Frames, bool, int]]]:
         if rows["context"].any():
             line.pop()  # The frame after the cut stands in both segments.
         for row in np.flatnonzero(~rows["context"]):
-            line.append((frames[rows["frame"][row]], bool(rows["is_first"][row]), at + row))
+            line.append((frames[rows["frame"][row]], bool(rows["is_first"][row]), at + int(row)))
         at += meta.rows
     return list(shown.values())
 

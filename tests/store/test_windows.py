@@ -123,6 +123,7 @@ def test_a_record_says_the_window_where_there_is_one(kit, store):
         commit = take_snapshot(store).commit(
             names.embedding_path("Pong", kit.key(alias), meta.segment)
         )
+        assert isinstance(commit.meta, records.EmbeddingMeta)
         assert commit.meta.window == window and commit.meta.unit == unit
         said = msgspec.json.decode(store.get(names.commit_path(commit.id), 1 << 20))["meta"]
         assert said.get("window") == (window if window > 1 else None)
