@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.forward import Encoder, stored
 from wsa.store import keys
-from wsa.store.errors import ConflictError
+from wsa.store.errors import ConflictError, UsageError
 from wsa.store.flat import FlatMap
 from wsa.store.index import DigestIndex
 
@@ -34,22 +34,22 @@ class LiveEncoder:
         remember: How many frames, and how many windows, seen live are kept in memory.
 
     Attributes:
-        width: Numbers in a fused embedding of a frame; 0 where every model has a window.
-        window_width: Numbers in a fused embedding of windows; 0 where no model has one.
-        dtype: Type of both.
+        width: Numbers in a fused embedding by all models.
+        dtype: Its type.
     """
 
     def __init__(
         self, flat: FlatMap, encoders: Sequence[Encoder], remember: int = REMEMBERED
     ) -> None:
-        self.width, self.window_width = flat.width, flat.window_width
+        self.width = flat.width + flat.window_width
         self.dtype: np.dtype[Any] = flat.embeddings.dtype
         self._encoders = list(encoders)
         self._threads = ThreadPoolExecutor(len(self._encoders) or 1)
         self._lookups = {
             window: _Lookup(flat, window, self._encoders, self._threads, remember)
-            for window in sorted({1, *flat.windows})
+            for window in sorted(set(flat.windows))
         }
+        self._longest = max(self._lookups)
         self._recent: dict[int, deque[tuple[bytes, NDArray[np.uint8]]]] = {}
 
     @property
@@ -77,66 +77,65 @@ class LiveEncoder:
         """Share of what was asked for that needed no pass."""
         return (self.found + self.remembered) / max(1, self.frames)
 
-    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
-        """Embed frames, by the models that look at one.
-
-        Args:
-            frames: (n, H, W, 3) uint8 RGB.
-
-        Returns:
-            (n, width) of the flat map's dtype, the models side by side.
-
-        Raises:
-            ConflictError: A model gave NaN, or a number too large for the flat map.
-        """
-        if not self.width:
-            return np.empty((len(frames), 0), self.dtype)
-        digests = [keys.frame_digest(frame) for frame in frames]
-        return self._lookups[1](digests, lambda misses: frames[misses])
-
-    def windows(
-        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    def __call__(
+        self,
+        frames: NDArray[np.uint8],
+        first: NDArray[np.bool_] | None = None,
+        envs: NDArray[np.int64] | None = None,
     ) -> NDArray[Any]:
-        """Take the newest frames of some environments, and embed the windows that end with them.
+        """Take the newest frames, and embed them.
 
         Args:
             frames: (n, H, W, 3) uint8 RGB.
             first: (n,) whether each begins an episode: what was before it is forgotten.
-            envs: (n,) which environments they are of.
+            envs: (n,) which environments they are of. Where no model has a window, neither is
+                needed.
 
         Returns:
-            (n, window_width) of the flat map's dtype, the models with a window side by side.
+            (n, width) of the flat map's dtype, the models side by side in their order.
 
         Raises:
             ConflictError: A model gave NaN, or a number too large for the flat map.
+            UsageError: A model has a window, and it is not told of what.
         """
-        out = np.empty((len(frames), self.window_width), self.dtype)
-        if not self.window_width:
-            return out
-        longest = max(self._lookups)
-        for frame, begins, env in zip(frames, first, envs.tolist(), strict=True):
-            newest = keys.frame_digest(frame), frame.copy()
+        if self._longest == 1:
+            return self._lookups[1]([keys.frame_digest(f) for f in frames], frames.__getitem__)
+        if first is None or envs is None:
+            raise UsageError(
+                "bad-option",
+                "A model that looks at several frames cannot embed one by itself. Choose models of "
+                "single frames.",
+            )
+        newest = [(keys.frame_digest(frame), frame.copy()) for frame in frames]
+        for seen, begins, env in zip(newest, first, envs.tolist(), strict=True):
             if begins or env not in self._recent:
-                self._recent[env] = deque([newest] * longest, longest)
-            self._recent[env].append(newest)
+                self._recent[env] = deque([seen] * self._longest, self._longest)
+            self._recent[env].append(seen)
+        out = np.empty((len(frames), self.width), self.dtype)
         for window, lookup in self._lookups.items():
-            if window == 1:
-                continue
-            seen = [list(self._recent[env])[-window:] for env in envs.tolist()]
-            digests = [keys.window_digest(b"".join(d for d, _ in one)) for one in seen]
-
-            def build(misses: list[int], seen: Any = seen) -> NDArray[np.uint8]:
-                return np.stack([[frame for _, frame in seen[i]] for i in misses])
-
-            out[:, lookup.columns] = lookup(digests, build)
+            shown = [list(self._recent[env])[-window:] for env in envs.tolist()]
+            out[:, lookup.places] = lookup(*_named(window, shown))
         return out
+
+
+def _named(
+    window: int,
+    shown: Sequence[Sequence[tuple[bytes, NDArray[np.uint8]]]],
+) -> tuple[list[bytes], Callable[[list[int]], NDArray[np.uint8]]]:
+    """Identities of windows, or of single frames, and what gives some of them as a batch."""
+    if window == 1:
+        return [one[0][0] for one in shown], lambda some: np.stack([shown[i][0][1] for i in some])
+    return (
+        [keys.window_digest(b"".join(digest for digest, _ in one)) for one in shown],
+        lambda some: np.stack([[frame for _, frame in shown[i]] for i in some]),
+    )
 
 
 class _Lookup:
     """Fused embeddings by the models that look at `window` frames, by digest.
 
     Attributes:
-        columns: Where they stand in the rows of the flat map.
+        places: Where they stand in a row of all models.
         asked, found, remembered: Counts.
     """
 
@@ -148,9 +147,9 @@ class _Lookup:
         threads: ThreadPoolExecutor,
         remember: int,
     ) -> None:
-        columns = zip(flat.windows, flat.columns, strict=True)
-        mine = [np.arange(at.start, at.stop) for of, at in columns if of == window]
-        self.columns = np.concatenate([np.arange(0), *mine])
+        mine = [i for i, of in enumerate(flat.windows) if of == window]
+        self.places = np.concatenate([np.r_[flat.places[i]] for i in mine])
+        self._columns = np.concatenate([np.r_[flat.columns[i]] for i in mine])
         # Of a game that is all in the store nobody need give the encoders.
         models = zip(flat.windows, flat.models, encoders, strict=False)
         self._models = [(key, encoder) for of, key, encoder in models if of == window]
@@ -171,9 +170,9 @@ class _Lookup:
             inputs: Gives some of it: (n, H, W, 3), or (n, window, H, W, 3), uint8 RGB.
         """
         rows = self._index.find(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16))
-        out = np.empty((len(digests), len(self.columns)), self._table.dtype)
+        out = np.empty((len(digests), len(self.places)), self._table.dtype)
         known = rows >= 0
-        out[known] = self._table[rows[known]][:, self.columns]
+        out[known] = self._table[rows[known]][:, self._columns]
         self.asked += len(digests)
         self.found += int(known.sum())
         new: dict[bytes, int] = {}

@@ -154,7 +154,7 @@ def test_equal_windows_have_equal_embeddings_and_went_through_the_model_once(fol
             continue
         row = segments[meta["segment"]]
         cut += row["context"].any()
-        array = zarr.open_array(folder / place(meta) / record["attempt"], mode="r")[:]
+        array = np.asarray(zarr.open_array(folder / place(meta) / record["attempt"], mode="r")[:])
         shown = row["digest"][row["frame"]]
         for of, embedding in zip(windows(row, meta["window"]), array, strict=True):
             name = blake3(b"".join(shown[i].tobytes() for i in of)).digest(16)

@@ -49,7 +49,8 @@ class Unknown:
         self.digests = np.zeros((0, 16), np.uint8)
         self.embeddings = known.embeddings
         self.models, self.width = known.models, known.width
-        self.windows, self.window_width, self.columns = known.windows, 0, known.columns
+        self.windows, self.window_width = known.windows, 0
+        self.columns, self.places = known.columns, known.places
 
 
 def check_cached_is_live(found: FlatMap, encoders: list[Encoder], frames: Frames) -> None:

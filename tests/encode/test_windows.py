@@ -191,7 +191,8 @@ class Table:
     """A flat map of some models, as if the store had none of their embeddings."""
 
     def __init__(self, known: flat.FlatMap) -> None:
-        self.models, self.windows, self.columns = known.models, known.windows, known.columns
+        self.models, self.windows = known.models, known.windows
+        self.columns, self.places = known.columns, known.places
         self.width, self.window_width = known.width, known.window_width
         self.embeddings, self.windowed = known.embeddings[:0], known.windowed[:0]
         self.digests = np.zeros((0, 16), np.uint8)
@@ -226,17 +227,20 @@ def test_cached_is_live_to_the_last_bit(
     encoders = [[open_model(snapshot, key) for key in chosen] for _ in range(2)]
     blank: Any = Table(known)
     cached, live = LiveEncoder(known, encoders[0]), LiveEncoder(blank, encoders[1])
-    assert cached.window_width == known.window_width > known.width == cached.width > 0
+    assert cached.width == known.window_width + known.width and known.width > 0
     shown = lines(snapshot)
     asked = 0
-    for at in range(max(map(len, shown))):
-        envs = np.array([env for env, line in enumerate(shown) if at < len(line)])
-        now = [shown[env][at] for env in envs]
+    for step in range(max(map(len, shown))):
+        envs = np.array([env for env, line in enumerate(shown) if step < len(line)])
+        now = [shown[env][step] for env in envs]
         frames, first, rows = (np.stack(part) for part in zip(*now, strict=True))
-        found = cached.windows(frames, first, envs)
-        np.testing.assert_array_equal(found, known.windowed[rows])
-        np.testing.assert_array_equal(live.windows(frames, first, envs), found)
-        np.testing.assert_array_equal(live(frames), cached(frames))
+        found = cached(frames, first, envs)
+        for window, place, columns in zip(known.windows, known.places, known.columns, strict=True):
+            table, at = known.embeddings, known.rows["frame"][rows]
+            if window > 1:
+                table, at = known.windowed, rows
+            np.testing.assert_array_equal(found[:, place], table[at, columns])
+        np.testing.assert_array_equal(live(frames, first, envs), found)
         asked += 3 * len(envs)
     assert asked > 3 * 144
     assert (cached.frames, cached.found, cached.passes, cached.hit_rate) == (asked, asked, 0, 1)
@@ -256,9 +260,13 @@ def test_windows_alone_need_no_single_frames(
     known = flat.materialise(snapshot, "Breakout", [key], tmp_path)
     live = LiveEncoder(known, [])
     frame, begins, row = lines(snapshot)[0][0]
-    assert begins and live(frame[None]).shape == (1, 0) and live.frames == 0
-    found = live.windows(frame[None], np.array([True]), np.array([7]))
+    with pytest.raises(UsageError, match="several frames"):
+        live(frame[None])
+    assert begins and live.frames == 0
+    found = live(frame[None], np.array([True]), np.array([7]))
     np.testing.assert_array_equal(found, known.windowed[row][None])
+    nobody = np.zeros(0, np.int64)
+    assert live(frame[None][:0], nobody.astype(bool), nobody).shape == (0, live.width)
     assert (live.frames, live.found, live.passes) == (1, 1, 0)
 
 
