@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from wsa.encode import models, probe, strip
-from wsa.encode.engines import Eager
+from wsa.encode.engines import arithmetic
 from wsa.encode.forward import Encoder
 from wsa.encode.lookup import identify
 from wsa.encode.models import Request
@@ -142,10 +142,11 @@ def _equal(what: str, found: NDArray[np.float32], wanted: NDArray[np.float32]) -
 
 def _batch(module: nn.Module, encoder: Encoder, request: Request, frames: NDArray[Any]) -> Point:
     """All frames as one batch of the network, against each on its own."""
-    engine = Eager(Trunk(module, parse_output(request.output)), encoder.device, request.precision)
+    trunk = Trunk(module, parse_output(request.output))
     pixels = preprocess(torch.from_numpy(frames).to(encoder.device), encoder.preprocessing)
-    together = engine(pixels).cpu().numpy()
-    alone = np.concatenate([engine(one).cpu().numpy() for one in pixels.split(1)])
+    with torch.inference_mode(), arithmetic(encoder.device, request.precision):
+        together = trunk(pixels).cpu().numpy()
+        alone = np.concatenate([trunk(one).cpu().numpy() for one in pixels.split(1)])
     error = probe.step_error(together, alone)
     said = f"differ by {error:.2g} of a game's step from each alone (limit {BATCH_ERROR})"
     return Point("in one batch", error <= BATCH_ERROR, said)
