@@ -1,16 +1,20 @@
 """A frozen linear map from a grid of features to a few hundred numbers.
 
-Pooled features lose small things, such as a ball; a grid keeps them but is large (7 x 7 x 1280). A
-principal component analysis, fitted once on the strip of all games, brings it to 512 numbers. It is
-done in two steps, so that the map is megabytes rather than hundreds: first the channels, the same
-way at every place of the grid, to at most `CHANNELS`; then the whole grid. Both are PCA, both
-linear; docs/design/003-output.md has what the first step costs.
+Pooled features lose small things, such as a ball; a grid keeps them but is large (7 x 7 x 1280).
+Two kinds of map make it small. A principal component analysis is fitted once, on the strip of all
+games or on frames of one. It is done in two steps, so that it is megabytes rather than hundreds:
+first the channels, the same way at every place of the grid, to at most `CHANNELS`; then the whole
+grid. docs/design/003-output.md has what the first step costs. A random projection is fitted on
+nothing: its matrix is drawn from a fixed seed, so there is nothing to store.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import threading
+from typing import Protocol
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -19,6 +23,62 @@ from wsa.store import keys
 from wsa.store.errors import UsageError
 
 CHANNELS = 128
+CHUNK = 8192
+SEED = 0
+
+
+class Reduction(Protocol):
+    """What follows a `wsa.encode.outputs.Trunk`."""
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(B, *shape) to (B, K), row by row.
+
+        One product over the batch would round differently for every batch size.
+        """
+        ...
+
+    def to(self, device: torch.device) -> Reduction:
+        """The same map on a device."""
+        ...
+
+
+class Projection:
+    """The random projection x -> x S / sqrt(K), S being signs (Achlioptas 2003).
+
+    Signs rather than Gaussian numbers: they are the plain bits of numpy's PCG64, which are the same
+    on every machine and in every version of numpy, while its normal numbers are promised to be
+    neither. Distances are kept as well by either.
+
+    Args:
+        numbers: K.
+        device: Where it is used.
+    """
+
+    def __init__(self, numbers: int, device: torch.device | str = "cpu") -> None:
+        self._numbers = numbers
+        self._device = torch.device(device)
+        self._matrix: Tensor | None = None
+        self._drawing = threading.Lock()
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(B, *shape) to (B, K), row by row."""
+        with self._drawing:  # Of a size that is known now.
+            if self._matrix is None:
+                drawn = torch.from_numpy(signs(features[0].numel(), self._numbers))
+                self._matrix = drawn.to(self._device, torch.float32) / self._numbers**0.5
+        return torch.stack([one.flatten() @ self._matrix for one in features])
+
+    def to(self, device: torch.device) -> Projection:
+        """The same map on a device."""
+        return Projection(self._numbers, device)
+
+
+def signs(size: int, numbers: int) -> np.ndarray[tuple[int, int], np.dtype[np.int8]]:
+    """(size, numbers) of -1 and 1: the bits of PCG64 with seed `SEED`, lowest first, by row."""
+    count = size * numbers
+    words = np.random.PCG64(SEED).random_raw(-(-count // 64)).astype("<u8")
+    bits = np.unpackbits(words.view(np.uint8), count=count, bitorder="little")
+    return (2 * bits.view(np.int8) - 1).reshape(size, numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +98,7 @@ class Basis:
     grid: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(B, places, C) to (B, K), row by row.
-
-        One product over the batch would round differently for every batch size.
-        """
+        """(B, *places, C) to (B, K), row by row."""
         return torch.stack(
             [
                 (((one - self.channel_mean) @ self.channels).flatten() - self.grid_mean) @ self.grid
@@ -55,7 +112,7 @@ class Basis:
 
 
 def recipe(strip: str) -> str:
-    """What stands for a basis in a model's identity: how it is fitted, and on what.
+    """What stands for a basis of the strip in a model's identity: how it is fitted, and on what.
 
     Not its bytes: fits of two machines differ in their last bits (by 0.0003 of a game's step for
     EfficientNet-Lite0), and two labs that encode with the same model should find the same key.
@@ -66,21 +123,32 @@ def recipe(strip: str) -> str:
     return keys.identity(["pca of channels, then of the grid", CHANNELS, strip])
 
 
+def random_recipe() -> str:
+    """What stands for a random projection in a model's identity."""
+    return keys.identity(["signs of PCG64", SEED])
+
+
+def own_recipe(basis: Basis) -> str:
+    """What stands for a basis of one game: its bytes, since nobody else has those frames."""
+    return keys.checksum(save(basis))
+
+
 def fit(features: Tensor, numbers: int) -> Basis:
     """Fit the map.
 
     Args:
-        features: (n, places, C) float32, the strip's.
+        features: (n, *places, C) float32.
         numbers: K, at most n - 1 and at most places x C.
 
     Raises:
         UsageError: K is too large.
     """
+    features = features.flatten(1, -2) if features.ndim > 2 else features.unsqueeze(1)
     count, places, width = features.shape
     if numbers > min(count - 1, places * width):
         raise UsageError(
             "bad-option",
-            f"pca:{numbers} asks for more numbers than {count} strip frames of {places} x {width} "
+            f"pca:{numbers} asks for more numbers than {count} frames of {places} x {width} "
             f"features can give; ask for at most {min(count - 1, places * width)}.",
         )
     mean = features.mean(dim=(0, 1), dtype=torch.float64).float()
@@ -122,11 +190,14 @@ def _leading(centred: Tensor, numbers: int) -> Tensor:
     Each is signed so that its largest entry is positive, which makes a fit repeatable.
     """
     rows, width = centred.shape
-    wide = centred.double()
     if width <= rows:
-        _, vectors = torch.linalg.eigh(wide.T @ wide)
+        square = torch.zeros(width, width, dtype=torch.float64)
+        for part in centred.split(CHUNK):  # In double precision, all rows at once take gigabytes.
+            square += part.double().T @ part.double()
+        _, vectors = torch.linalg.eigh(square)
         directions = vectors[:, -numbers:].flip(1)
     else:
+        wide = centred.double()
         values, vectors = torch.linalg.eigh(wide @ wide.T)
         scale = values[-numbers:].flip(0).clamp_min(1e-12).sqrt()
         directions = wide.T @ vectors[:, -numbers:].flip(1) / scale

@@ -26,7 +26,7 @@ class Engine(Protocol):
     name: str
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(B, 3, h, w) float32 on the device to (B, places, C) float32 there."""
+        """(B, c, h, w) float32 on the device to (B, *shape) float32 there."""
         ...
 
 
@@ -41,7 +41,7 @@ class Eager:
         self._precision: Precision = precision
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(B, 3, h, w) to (B, places, C)."""
+        """(B, c, h, w) to (B, *shape)."""
         with torch.inference_mode(), arithmetic(self._device, self._precision):
             found: Tensor = self._trunk(pixels)
         return found.float()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from wsa.encode import register, strip
+from wsa.encode import fitting, lookup, register, strip
 from wsa.encode.cluster import cores
 from wsa.encode.forward import choose_device
 from wsa.encode.models import Request
@@ -26,7 +26,7 @@ class Estimate:
         objects: Embedding objects to write.
         passes: Frames, or windows of frames, to run through the model.
         copies: Those whose embedding is copied.
-        strip: Frames of the strip to run, to fit the model's basis.
+        strip: Frames of the strip, or of a game, to run to fit the model's basis.
         bytes: Size of the embeddings before compression, which saves about a third.
         minutes: Time, from the rate of one batch measured just now.
     """
@@ -48,7 +48,7 @@ def estimate(
     Raises:
         MissingError: No weights.
     """
-    spec = register.find(snapshot, request)
+    spec = lookup.find(snapshot, request)
     # Of a model that is not in the store, nothing has been encoded under whatever key it will get.
     key = spec.key if spec else f"{request.alias}-{'0' * 12}"
     encoder, window = register.unreduced(request, choose_device(device))
@@ -58,11 +58,10 @@ def estimate(
     started = time.perf_counter()
     width = encoder(frames).reshape(len(frames), -1).shape[1]
     seconds_a_frame = (time.perf_counter() - started) / len(frames)
-    numbers = encoder.output.pca or width
+    numbers = encoder.output.numbers or width
     if spec is not None:
         numbers = math.prod(spec.shape)
-    fits = encoder.output.pca and spec is None
-    fit = sum(len(game.frames) for game in strip.load_strip()) if fits else 0
+    fit = 0 if spec else fitting.count(snapshot, encoder.output)
     parallel = (
         1
         if encoder.device.type == "cuda"

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsa.encode.basis import Basis
+from wsa.encode.basis import Reduction
 from wsa.encode.engines import Eager, Engine, arithmetic
 from wsa.encode.outputs import Trunk
 from wsa.encode.preprocess import preprocess
@@ -48,7 +48,7 @@ class Encoder:
         module: The network, as `wsa.encode.models.build` returns it.
         preprocessing: From screens to its input.
         output: What is kept of its last feature map.
-        basis: The reduction, where `output.pca` asks for one.
+        basis: The reduction, where the output asks for one.
         precision: Arithmetic of the forward pass.
         device: Where to run.
 
@@ -68,7 +68,7 @@ class Encoder:
         module: nn.Module,
         preprocessing: Preprocessing,
         output: Output,
-        basis: Basis | None = None,
+        basis: Reduction | None = None,
         precision: Precision = "fp32",
         device: str | torch.device = "cpu",
     ) -> None:
@@ -96,7 +96,7 @@ class Encoder:
         return self._run(frames, lambda part: self._finish(self._features(part))).numpy()
 
     def features(self, frames: NDArray[np.uint8]) -> Tensor:
-        """What the basis is fitted on: (n, places, C) float32, before any reduction."""
+        """What the basis is fitted on: (n, *shape) float32, before any reduction."""
         return self._run(frames, lambda part: self._features(part).cpu())
 
     def _run(
@@ -114,21 +114,16 @@ class Encoder:
         return torch.cat(found)
 
     def _features(self, frames: NDArray[np.uint8]) -> Tensor:
-        """One batch (B, H, W, 3) or (B, w, H, W, 3) to (B, places, C)."""
+        """One batch (B, H, W, 3) or (B, w, H, W, 3) to (B, *shape), before any reduction."""
         part = torch.from_numpy(np.array(frames))  # A copy: torch takes no read-only arrays.
         if self.device.type != "cpu" and len(frames) < self.batch:
             part = torch.cat([part, part[-1:].expand(self.batch - len(part), *part.shape[1:])])
         return self.engine(preprocess(part.to(self.device), self.preprocessing))[: len(frames)]
 
     def _finish(self, features: Tensor) -> Tensor:
-        """(B, places, C) to (B, *shape): reduced, or unfolded to the grid."""
+        """One batch, reduced where the output asks for it."""
         with torch.inference_mode(), arithmetic(self.device, "fp32"):
-            if self.basis is not None:
-                return self.basis(features).cpu()
-            if self.output.grid:
-                side = self.output.grid
-                return features.reshape(len(features), side, side, -1).cpu()
-            return features.squeeze(1).cpu()
+            return (self.basis(features) if self.basis is not None else features).cpu()
 
 
 def check_precision(precision: Precision, device: str | torch.device) -> None:

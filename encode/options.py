@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import platformdirs
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from wsa.encode import console
@@ -61,23 +61,42 @@ class StoreOptions:
 class ModelsOptions(StoreOptions):
     """Options of `wsa models`."""
 
+    action: Positional[Literal["list", "check"]] = "list"
+    """list: what there is; check: try one model before a store is filled with it."""
+    name: Annotated[Positional[str], arg(metavar="NAME")] = ""
+    """The model to check, as 'wsa encode --models' takes it."""
+    output: str = "pooled"
+    """Output to check: pooled, cls, grid:N or map."""
+    geometry: Literal["squash", "crop", "pad"] = "squash"
+    """From a screen to the model's input."""
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
+    """Arithmetic."""
+    weights: Pairs = ()
+    """Weights files and modules, as 'wsa encode --weights' takes them."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs."""
+
 
 @dataclasses.dataclass(frozen=True)
 class EncodeOptions(StoreOptions):
     """Options of `wsa encode`."""
 
     models: Names = ("vit", "resnet", "clip")
-    """Aliases ('wsa models' lists them), timm:NAME, either with :random for untrained weights, or keys."""
+    """Aliases ('wsa models' lists them), timm:NAME, either with :random for untrained weights, your own as
+    MODULE:CALLABLE, or keys."""
     game: Names = ()
     """ALE games; all in the store if none is named."""
     output: str = "grid:7+pca:512"
-    """What is kept: pooled, grid:N, and either with +pca:K."""
+    """What is kept: pooled, cls, grid:N or map; reduced with +pca:K, +pca:K@GAME or +rp:K."""
+    geometry: Literal["squash", "crop", "pad"] = "squash"
+    """From a screen to a model's input: all of it stretched, timm's own crop, or all of it in its aspect."""
     precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
     """Arithmetic. Less than fp32 is refused where it errs by more than --max-step-error."""
     max_step_error: float = 0.1
     """Largest error, as a share of what changes from one step of a game to the next."""
     weights: Pairs = ()
-    """Safetensors files for machines without a hub, as vit=path.safetensors."""
+    """Safetensors files for machines without a hub, as vit=path.safetensors; of your own models in a store
+    the modules, as mine=module:callable."""
     scheduler: str = "local"
     """local: worker processes here; inproc: this process; or tcp://HOST:PORT of a Dask scheduler."""
     workers: int = 0

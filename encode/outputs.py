@@ -1,17 +1,19 @@
-"""What is kept of a model: its last features, pooled or on a grid.
+"""What is kept of a model: its last features, pooled, its class token, on a grid, or as they are.
 
-Every architecture has its own layout of features. A `Trunk` is a network that returns them in one:
-(B, places, C), one place where the output is pooled, N x N places for a grid. It is the part of a
-model that an engine runs (`wsa.encode.engines`); nothing else of a model costs anything.
+Every architecture has its own layout of features. A `Trunk` is a network that returns them in the
+shape of an embedding before any reduction: (C,) where they are pooled, (N, N, C) for a grid. It is
+the part of a model that an engine runs (`wsa.encode.engines`); nothing else of a model costs much.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
 
 from wsa.encode.spec import Output
+from wsa.store.errors import UsageError
 
 
 class Trunk(nn.Module):
@@ -19,7 +21,7 @@ class Trunk(nn.Module):
 
     Args:
         module: The network, as `wsa.encode.models.build` returns it.
-        output: What is kept of its last feature map.
+        output: What is kept of its last features.
     """
 
     def __init__(self, module: nn.Module, output: Output) -> None:
@@ -28,21 +30,62 @@ class Trunk(nn.Module):
         self._output = output
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, h, w) to (B, places, C) float32."""
-        features: Tensor = self.module.forward_features(pixels)
-        if not self._output.grid:
-            pooled: Tensor = self.module.forward_head(features, pre_logits=True)
-            return pooled.float().unsqueeze(1)
-        spatial = self._map(features).float()
-        side = (self._output.grid, self._output.grid)
-        return nn.functional.adaptive_avg_pool2d(spatial, side).flatten(2).transpose(1, 2)
+        """(B, c, h, w) to (B, C), (B, N, N, C) or (B, H, W, C) float32.
+
+        Raises:
+            UsageError: The model has no such output.
+        """
+        features = self.module.forward_features(pixels)
+        if not isinstance(features, Tensor):
+            raise self._refusal("returns several tensors", "another model")
+        kept: Tensor
+        if self._output.kind == "pooled":
+            kept = self.module.forward_head(features, pre_logits=True)
+            if kept.ndim != 2:
+                raise self._refusal("does not pool its features", "map")
+        elif self._output.kind == "cls":
+            if features.ndim != 3 or getattr(self.module, "cls_token", None) is None:
+                raise self._refusal("has no class token", "pooled")
+            kept = features[:, 0]
+        else:
+            kept = self._spatial(features).permute(0, 2, 3, 1)
+        return kept.float()
+
+    def _spatial(self, features: Tensor) -> Tensor:
+        """The feature map (B, C, H, W), or the grid that it is averaged to."""
+        spatial = self._map(features)
+        side = self._output.side
+        if not side:
+            return spatial
+        largest = min(spatial.shape[2:])
+        if side > largest:
+            height, width = spatial.shape[2:]
+            raise self._refusal(f"has a feature map of {height} x {width}", f"grid:{largest}")
+        return nn.functional.adaptive_avg_pool2d(spatial.float(), (side, side))
 
     def _map(self, features: Tensor) -> Tensor:
         """A model's features as a map (B, C, h, w), whatever their own layout."""
-        if features.ndim == 3:  # Tokens, with class and register tokens first.
-            patches = features[:, getattr(self.module, "num_prefix_tokens", 0) :]
-            height, width = self.module.patch_embed.grid_size
-            return patches.transpose(1, 2).reshape(len(features), -1, height, width)
-        if str(getattr(self.module, "output_fmt", "NCHW")).endswith("NHWC"):
-            return features.permute(0, 3, 1, 2)
-        return features
+        if features.ndim == 4:
+            nhwc = str(getattr(self.module, "output_fmt", "NCHW")).endswith("NHWC")
+            return features.permute(0, 3, 1, 2) if nhwc else features
+        if features.ndim != 3:
+            raise self._refusal("has no feature map", "pooled")
+        patches = features[:, getattr(self.module, "num_prefix_tokens", 0) :]  # Registers as well.
+        height, width = self._patch_grid(patches.shape[1])
+        spatial: Tensor = patches.transpose(1, 2).unflatten(2, (height, width))
+        return spatial
+
+    def _patch_grid(self, count: int) -> tuple[int, int]:
+        """Rows and columns of `count` patches: the model's own, or a square."""
+        stated = getattr(getattr(self.module, "patch_embed", None), "grid_size", None)
+        side = math.isqrt(count)
+        height, width = stated or (side, side)
+        if height * width != count:
+            raise self._refusal(f"has {count} tokens, which are no map", "pooled")
+        return height, width
+
+    def _refusal(self, found: str, instead: str) -> UsageError:
+        return UsageError(
+            "bad-option",
+            f"--output {self._output}: this model {found}. Ask for {instead} instead.",
+        )

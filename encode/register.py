@@ -1,7 +1,6 @@
 """From what a user asks for to a model in the store, and from a model in the store to an encoder.
 
-Registering builds the model, finds its basis in the store or fits it on the strip, embeds the probe
-frames, and commits spec, basis and probe. Whoever opens a registered model embeds the probe frames
+Registering builds the model, finds its basis in the store or fits it, embeds the probe frames, and commits spec, basis and probe. Whoever opens a registered model embeds the probe frames
 again: a wrong mean, another resize kernel, a swapped file or a drifted library is refused before
 one row is written or one action taken.
 """
@@ -10,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -19,22 +18,29 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from wsa.encode import basis as bases
-from wsa.encode import models, probe, strip
-from wsa.encode.basis import Basis
+from wsa.encode import fitting, models, probe, strip
+from wsa.encode.basis import Projection, Reduction
 from wsa.encode.forward import Encoder, check_precision, stored
 from wsa.encode.inputs import input_digests, read_shown
+from wsa.encode.lookup import (
+    how_to_remove,
+    identify,
+    known,
+    read_spec,
+    request_of,
+    weights_digest,
+)
 from wsa.encode.models import Request
-from wsa.encode.spec import Identity, ModelSpec, Preprocessing, model_key, parse_output
-from wsa.store import keys, names, records
-from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.encode.spec import Identity, ModelSpec, model_key, parse_output
+from wsa.encode.user_model import UserNetwork
+from wsa.store import keys, names
+from wsa.store.errors import ConflictError, DamagedError
 from wsa.store.index import first_seen
 from wsa.store.reader import Snapshot
 from wsa.store.records import ModelMeta
-from wsa.store.windows import MAX_STACK_FRAMES
 from wsa.store.writer import commit_model
 
 T = TypeVar("T")
@@ -46,72 +52,13 @@ class Registered:
 
     Attributes:
         spec: Its spec.
-        fitted: Strip frames that went through it now to fit its basis.
+        fitted: Frames that went through it now to fit its basis.
         request: What was asked for; a worker opens the model with it.
     """
 
     spec: ModelSpec
     fitted: int
     request: Request
-
-
-def find(snapshot: Snapshot, request: Request) -> ModelSpec | None:
-    """The registered model that `request` asks for, judged without building it, or None.
-
-    Only a weights file is read, since another may lie at the same path now.
-    """
-    for key in snapshot.models:
-        spec = read_spec(snapshot, key)
-        asked = (request.alias, request.timm_name, request.source, request.output)
-        if (spec.alias, spec.timm_name, spec.source, spec.identity.output) != asked:
-            continue
-        if spec.identity.precision != request.precision:
-            continue
-        file = request.source.startswith("file:")
-        if file and weights_digest(models.build(request)) != spec.identity.weights:
-            continue
-        return spec
-    return None
-
-
-def read_spec(snapshot: Snapshot, key: str) -> ModelSpec:
-    """A registered model's spec.
-
-    Raises:
-        MissingError: No such model.
-        DamagedError: The spec cannot be read.
-    """
-    if key not in snapshot.models:
-        raise MissingError(
-            "not-encoded",
-            f"The store {snapshot.backend.url} has no model {key}. 'wsa models' lists them.",
-        )
-    where = f"{names.model_path(key)}/spec.json"
-    data = snapshot.read_model(key, "spec.json").get("spec.json", b"")
-    spec = records.read_json(data, ModelSpec, where)
-    if names.key_alias(key) != spec.alias or spec.key != key:
-        raise DamagedError("bad-record", f"{where} is the spec of another model. {_remove(key)}")
-    return spec
-
-
-def describe(snapshot: Snapshot, key: str) -> dict[str, Any]:
-    """A registered model, as a row of a table."""
-    spec = read_spec(snapshot, key)
-    embeddings = snapshot.embeddings(model=key)
-    return {
-        "key": key,
-        "model": spec.title,
-        "timm": spec.timm_name,
-        "weights": spec.source,
-        "licence": spec.licence,
-        "output": spec.identity.output,
-        "shape": list(spec.shape),
-        "window": spec.identity.window,
-        "precision": spec.identity.precision,
-        "step_error": spec.step_error,
-        "frames": sum(e.shape[0] for e in embeddings),
-        "passes": sum(e.passes for e in embeddings),
-    }
 
 
 def register(
@@ -132,15 +79,28 @@ def register(
     """
     check_precision(request.precision, device)
     module = models.build(request)
-    identity = _identity(module, request)
-    key = model_key(request.alias, identity)
+    identity = identify(module, request)
     shown = strip.probe_frames(identity.window)
-    if key in snapshot.models:
-        basis = _stored_basis(snapshot, key, identity)
-        check_probe(snapshot, key, _encoder(module, identity, basis, device)(shown))
-        return Registered(read_spec(snapshot, key), 0, request)
+    there = known(snapshot, request.alias, identity)
+    if there is not None:
+        reduction = _stored_reduction(snapshot, there.key, there.identity)
+        encoder = _encoder(module, there.identity, reduction, device)
+        check_probe(snapshot, there.key, encoder(shown))
+        return Registered(there, 0, request)
     exact = msgspec.structs.replace(identity, precision="fp32")
-    basis, fitted = _fit_basis(module, exact, device)
+    output = parse_output(request.output)
+    files, fitted = {}, 0
+    basis: Reduction | None = Projection(output.numbers) if output.reduction == "rp" else None
+    if output.reduction == "pca":
+        whole = _encoder(module, exact, None, device)
+        basis = fit = fitting.fit(whole, snapshot, output, identity.window)
+        fitted = whole.passes
+        files["basis.safetensors"] = bases.save(fit)
+        if output.game:
+            own = bases.own_recipe(fit)
+            identity = msgspec.structs.replace(identity, basis=own)
+            exact = msgspec.structs.replace(exact, basis=own)
+    key = model_key(request.alias, identity)
     found = _encoder(module, identity, basis, device)(shown)
     if not np.isfinite(found).all():
         raise ConflictError(
@@ -164,8 +124,8 @@ def register(
         timm_name=request.timm_name,
         identity=identity,
         shape=found.shape[1:],
-        source=request.source,
-        licence=request.licence,
+        source=request.recorded,
+        licence=module.licence if isinstance(module, UserNetwork) else request.licence,
         step_error=error,
         libraries={
             "torch": str(torch.__version__),
@@ -174,9 +134,7 @@ def register(
         },
     )
     _check_orphans(snapshot, key, identity.window, _encoder(module, identity, basis, device))
-    files = {"spec.json": keys.canonical(spec), "probe.safetensors": probe.save(found)}
-    if basis is not None:
-        files["basis.safetensors"] = bases.save(basis)
+    files |= {"spec.json": keys.canonical(spec), "probe.safetensors": probe.save(found)}
     commit_model(snapshot.backend, ModelMeta(key), files)
     return Registered(spec, fitted, request)
 
@@ -194,7 +152,8 @@ def open_model(
     Args:
         snapshot: A snapshot that has the model.
         key: The model key.
-        weights: Weights files by alias, where this machine keeps them elsewhere.
+        weights: By alias, weights files where this machine keeps them elsewhere, and the modules of
+            users' own models.
         source: Where the weights are on this machine, if not where they were.
         device: Where to run.
 
@@ -212,29 +171,15 @@ def open_model(
         raise ConflictError(
             "other-weights",
             f"The weights found here for {spec.alias} ({digest[:12]}) are not those of {key} "
-            f"({spec.identity.weights[:12]}). Give the right file with --weights "
-            f"{spec.alias}=PATH.safetensors, or encode with these under their own key.",
+            f"({spec.identity.weights[:12]}). Give the right ones with --weights {spec.alias}="
+            f"{'MODULE:CALLABLE' if spec.source == 'user' else 'PATH.safetensors'}, or encode with "
+            "these under their own key.",
         )
-    basis = _stored_basis(snapshot, key, spec.identity)
-    encoder = _encoder(module, spec.identity, basis, device)
+    reduction = _stored_reduction(snapshot, key, spec.identity)
+    encoder = _encoder(module, spec.identity, reduction, device)
     check_probe(snapshot, key, encoder(strip.probe_frames(spec.identity.window)))
     encoder.passes = 0
     return encoder
-
-
-def request_of(spec: ModelSpec, weights: Mapping[str, str]) -> Request:
-    """What to ask for to get a registered model again.
-
-    Args:
-        spec: Its spec.
-        weights: Weights files by alias, where this machine keeps them elsewhere.
-    """
-    source = spec.source
-    if spec.alias in weights:
-        source = models.weights_source(spec.alias, weights[spec.alias])
-    return Request(
-        spec.alias, spec.timm_name, source, spec.identity.output, spec.identity.precision
-    )
 
 
 def unreduced(request: Request, device: str) -> tuple[Encoder, int]:
@@ -244,8 +189,9 @@ def unreduced(request: Request, device: str) -> tuple[Encoder, int]:
         MissingError: No weights.
     """
     module = models.build(request)
-    identity = _identity(module, request)
+    identity = identify(module, request)
     return _encoder(module, identity, None, device), identity.window
+
 
 
 def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> None:
@@ -298,62 +244,24 @@ def _check_orphans(snapshot: Snapshot, key: str, window: int, encoder: Encoder) 
         return
 
 
-def weights_digest(module: nn.Module) -> str:
-    """Hex blake3-256 of a model's tensors, without a classifier.
-
-    Batch norm's count of training batches changes no number that the model returns, and not every
-    file has it.
-    """
-    return keys.tensors_digest(
-        {
-            name: tensor.numpy()
-            for name, tensor in module.state_dict().items()
-            if not name.endswith("num_batches_tracked")
-        }
-    )
-
-
-def _identity(module: nn.Module, request: Request) -> Identity:
-    config = resolve_model_data_config(module)
-    _, height, width = config["input_size"]
-    return Identity(
-        architecture=request.architecture,
-        weights=weights_digest(module),
-        random=request.source == "random",
-        preprocessing=Preprocessing(
-            geometry="squash",
-            height=height,
-            width=width,
-            interpolation=config["interpolation"],
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-        ),
-        output=request.output,
-        basis=bases.recipe(strip.strip_digest()) if parse_output(request.output).pca else "",
-        window=_window(module, request),
-        precision=request.precision,
-    )
-
-
-def _window(module: nn.Module, request: Request) -> int:
-    """Consecutive frames that a network looks at; 1 unless it says otherwise.
+def _stored_reduction(snapshot: Snapshot, key: str, identity: Identity) -> Reduction | None:
+    """The reduction of a registered model.
 
     Raises:
-        UsageError: More than segments repeat of each other.
+        DamagedError: Its basis cannot be read, or is not the one in its key.
     """
-    window = getattr(module, "window", 1)
-    if isinstance(window, int) and 1 <= window <= MAX_STACK_FRAMES:
-        return window
-    raise UsageError(
-        "bad-option",
-        f"{request.alias} says that its window is {window!r}; choose from 1 to {MAX_STACK_FRAMES}.",
-    )
-
-
-def _stored_basis(snapshot: Snapshot, key: str, identity: Identity) -> Basis | None:
-    if not identity.basis:
+    output = parse_output(identity.output)
+    if not output.reduction:
         return None
-    return _load(snapshot, key, "basis.safetensors", bases.load)
+    if output.reduction == "rp":
+        return Projection(output.numbers)
+    basis = _load(snapshot, key, "basis.safetensors", bases.load)
+    if output.game and bases.own_recipe(basis) != identity.basis:
+        where = f"{names.model_path(key)}/basis.safetensors"
+        raise DamagedError(
+            "bad-array", f"{where} is the basis of another model. {how_to_remove(key)}"
+        )
+    return basis
 
 
 def _load(snapshot: Snapshot, key: str, name: str, load: Callable[[bytes], T]) -> T:
@@ -367,32 +275,18 @@ def _load(snapshot: Snapshot, key: str, name: str, load: Callable[[bytes], T]) -
     except (SafetensorError, KeyError, ValueError) as error:
         raise DamagedError(
             "bad-array",
-            f"{names.model_path(key)}/{name} cannot be read ({error}). {_remove(key)}",
+            f"{names.model_path(key)}/{name} cannot be read ({error}). {how_to_remove(key)}",
         ) from None
 
 
-def _remove(key: str) -> str:
-    record = names.commit_path(keys.object_id(names.model_path(key)))
-    return f"It was committed so: remove {record}, and encode again."
-
-
-def _fit_basis(module: nn.Module, identity: Identity, device: str) -> tuple[Basis | None, int]:
-    """Fit the basis that an output asks for on the strip; also how many frames it took."""
-    numbers = parse_output(identity.output).pca
-    if not numbers:
-        return None, 0
-    encoder = _encoder(module, identity, None, device)
-    shown = [strip.in_windows(game.frames, identity.window) for game in strip.load_strip()]
-    features = torch.cat([encoder.features(frames) for frames in shown])
-    return bases.fit(features, numbers), encoder.passes
-
-
-def _encoder(module: nn.Module, identity: Identity, basis: Basis | None, device: str) -> Encoder:
+def _encoder(
+    module: nn.Module, identity: Identity, reduction: Reduction | None, device: str
+) -> Encoder:
     return Encoder(
         module,
         identity.preprocessing,
         parse_output(identity.output),
-        basis,
+        reduction,
         identity.precision,
         device,
     )

@@ -18,9 +18,10 @@ from wsa.encode import cluster, job
 from wsa.encode.drive import TRIES, Driver
 from wsa.encode.events import AttemptFailed, Listener, ModelReady, Planned, SegmentDone
 from wsa.encode.job import Failed, Setting
+from wsa.encode.lookup import find, read_spec
 from wsa.encode.models import Request
 from wsa.encode.plan import Name, Plan, make_plan
-from wsa.encode.register import Registered, find, read_spec
+from wsa.encode.register import Registered
 from wsa.encode.workers import Workers
 from wsa.store import keys, names
 from wsa.store.backends import Backend

@@ -8,7 +8,7 @@ a lab's embeddings away. The probe (`wsa.encode.probe`) catches the upgrade that
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -16,66 +16,98 @@ from wsa.store import keys, names
 from wsa.store.errors import UsageError
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+Geometry = Literal["squash", "crop", "pad"]
 DEFAULT_OUTPUT = "grid:7+pca:512"
 
-_OUTPUT = re.compile(r"(pooled|grid:([1-9][0-9]?))(\+pca:([1-9][0-9]{0,4}))?", re.ASCII)
+_OUTPUT = re.compile(
+    r"(?:(pooled|cls|map)|grid:([1-9][0-9]?))"
+    r"(?:\+(pca|rp):([1-9][0-9]{0,4})(?:@([A-Za-z0-9]+))?)?",
+    re.ASCII,
+)
 
 
 class Output(msgspec.Struct, frozen=True):
-    """What is kept of a model's last feature map.
+    """What is kept of a model's last features.
 
     Attributes:
-        grid: Side of the grid that the map is averaged to; 0 for the model's own pooling.
-        pca: Numbers kept by a frozen principal component projection; 0 for all.
+        kind: `pooled`, by the model's own pooling; `cls`, its class token; `grid`, its feature map
+            averaged to a grid; `map`, that map as it is.
+        side: Side of the grid; 0 where it is none.
+        reduction: A frozen linear map to fewer numbers: `pca`, principal components, or `rp`, a
+            random projection; empty for none.
+        numbers: What it is reduced to; 0 for no reduction.
+        game: Game whose frames the principal components are fitted on; empty for the strip.
     """
 
-    grid: int
-    pca: int
+    kind: Literal["pooled", "cls", "grid", "map"]
+    side: int = 0
+    reduction: Literal["", "pca", "rp"] = ""
+    numbers: int = 0
+    game: str = ""
+
+    def __str__(self) -> str:
+        """As `parse_output` reads it."""
+        kept = f"grid:{self.side}" if self.kind == "grid" else self.kind
+        at = f"@{self.game}" if self.game else ""
+        return f"{kept}+{self.reduction}:{self.numbers}{at}" if self.reduction else kept
 
 
 def parse_output(text: str) -> Output:
-    """Read `pooled`, `grid:N`, and either with `+pca:K`.
+    """Read `pooled`, `cls`, `grid:N` or `map`, each with `+pca:K`, `+pca:K@Game` or `+rp:K`.
 
     Raises:
         UsageError: It is none of these.
     """
     match = _OUTPUT.fullmatch(text)
-    if match is None:
+    if match is None or (match[5] and match[3] == "rp"):
         raise UsageError(
             "bad-option",
-            f"--output {text!r} is not an output; write pooled, grid:7, or grid:7+pca:512.",
+            f"--output {text!r} is not an output; write pooled, cls, grid:7 or map, and behind it "
+            "+pca:512, +pca:512@Pong or +rp:512 where it shall be reduced.",
         )
-    return Output(int(match[2] or 0), int(match[4] or 0))
+    game = names.game(match[5]) if match[5] else ""
+    kind: Any = match[1] or "grid"
+    reduction: Any = match[3] or ""
+    return Output(kind, int(match[2] or 0), reduction, int(match[4] or 0), game)
 
 
-class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """From a screen to a model's input.
 
+    Fields that came later have defaults, which are left out of the JSON that keys are cut from.
+
     Attributes:
-        geometry: `squash`: the whole screen, both sides stretched to the model's input.
+        geometry: `squash`: the whole screen, both sides stretched to the input. `crop`: timm's own
+            evaluation, the shorter side resized and the middle kept. `pad`: the whole screen in
+            its own aspect, black beside it.
         height, width: The model's input in pixels.
-        interpolation: `bicubic` or `bilinear`, with antialiasing, on uint8.
+        interpolation: `bicubic` or `bilinear`, with antialiasing, on uint8; or `area`, the mean of
+            what a pixel covers.
         mean, std: Per channel, of pixels divided by 255.
+        crop: Share of the resized screen's shorter side that `crop` keeps; 1 for the others.
+        channels: `rgb`, or `grey` for one channel of luma.
     """
 
-    geometry: Literal["squash"]
+    geometry: Geometry
     height: int
     width: int
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop: float = 1.0
+    channels: Literal["rgb", "grey"] = "rgb"
 
 
 class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that determines a model's embeddings; the model key is cut from its hash.
 
     Attributes:
-        architecture: timm architecture, without a weights tag.
+        architecture: timm architecture, without a weights tag; `module:callable` of a user's own.
         weights: Hex blake3-256 of the tensors.
         random: Whether the weights are random rather than trained.
         preprocessing: From a screen to the input.
         output: As `parse_output` reads it.
-        basis: `wsa.encode.basis.recipe` of the output's basis, or empty.
+        basis: What stands for the output's basis, as `wsa.encode.basis` says it, or empty.
         window: Consecutive frames the model looks at.
         precision: Arithmetic of the forward pass.
     """
@@ -95,10 +127,11 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         alias: What users call it.
-        timm_name: timm architecture with its weights tag.
+        timm_name: timm architecture with its weights tag; `module:callable` of a user's own model,
+            which is shown but never imported (`wsa.encode.user_model`).
         identity: What determines its embeddings.
         shape: Shape of one embedding.
-        source: Where the weights came from, as `wsa.encode.models.Request.source`.
+        source: Where the weights came from, as `wsa.encode.models.Request.recorded`.
         licence: Licence of the weights, as their publisher states it.
         step_error: Step-relative error of this precision against fp32 on the probe strip.
         libraries: Versions that made the probe vectors.

@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 
 from wsa.encode import console, events
+from wsa.encode.lookup import describe, read_spec, request_of
 from wsa.encode.models import ALIASES, Request, local_weights, parse_request
 from wsa.encode.options import EncodeOptions, ModelsOptions, open_snapshot, weights_files
-from wsa.encode.register import describe, read_spec, request_of
 from wsa.encode.run import EncodeReport, require_frames, wanted_games
 from wsa.encode.run import encode as run
 from wsa.encode.spec import parse_output
 from wsa.store import names
 from wsa.store.backends import Backend
-from wsa.store.errors import UsageError
+from wsa.store.errors import ConflictError, UsageError
 from wsa.store.reader import Snapshot
 
 
@@ -25,7 +25,7 @@ def encode(o: EncodeOptions) -> int:
     # A key names a model of the store, output and precision included; all else is spelled out.
     keys = {name for name in o.models if names.is_model_key(name)}
     asked = {
-        name: parse_request(name, weights, o.output, o.precision)
+        name: parse_request(name, weights, o.output, o.precision, o.geometry)
         for name in o.models
         if name not in keys
     }
@@ -51,7 +51,7 @@ def encode(o: EncodeOptions) -> int:
         mine = [d for d in report.done if d.model == one.spec.key]
         made, saved = sum(d.passes for d in mine), sum(d.copied for d in mine)
         rows.append([one.spec.key, one.spec.title, len(mine), made, saved, one.fitted])
-    columns = ["model", "weights of", "objects", "passes made", "passes saved", "strip passes"]
+    columns = ["model", "weights of", "objects", "passes made", "passes saved", "basis passes"]
     console.table("", columns, rows)
     print(f"{report.present} objects were there already; {console.duration(report.seconds)}")
     if report.failed:
@@ -94,7 +94,7 @@ def run_with_progress(
         def listen(event: events.Event) -> None:
             nonlocal total, done
             if isinstance(event, events.ModelReady) and event.fitted:
-                console.say(f"{event.spec.key}: basis fitted on {event.fitted} strip frames")
+                console.say(f"{event.spec.key}: basis fitted on {event.fitted} frames")
             elif isinstance(event, events.Planned):
                 total = event.passes + event.copies
             elif isinstance(event, events.SegmentDone):
@@ -138,8 +138,35 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
     return 0
 
 
+def _check_model(o: ModelsOptions) -> int:
+    """Print each point as it is known; 4 if any failed."""
+    from wsa.encode.check import check
+    from wsa.encode.forward import choose_device
+
+    if not o.name:
+        raise UsageError("bad-option", "Say which model: wsa models check NAME.")
+    weights = weights_files(o.weights)
+    if names.is_model_key(o.name):
+        request = request_of(read_spec(open_snapshot(o.store)[1], o.name), weights)
+    else:
+        request = parse_request(o.name, weights, o.output, o.precision, o.geometry)
+    points = []
+    for point in check(request, choose_device(o.device)):
+        points.append(point)
+        if not o.json:
+            print(
+                f"{'ok' if point.ok else 'FAILED':<6}  {point.what}: {console.plain(point.found)}"
+            )
+    ok = all(point.ok for point in points)
+    if o.json:
+        console.result(True, {"ok": ok, "points": [dataclasses.asdict(point) for point in points]})
+    return 0 if ok else ConflictError.exit_code
+
+
 def models(o: ModelsOptions) -> int:
-    """`wsa models`."""
+    """`wsa models`, and `wsa models check NAME`."""
+    if o.action == "check":
+        return _check_model(o)
     _, snapshot = open_snapshot(o.store, or_empty=True)
     stored = [describe(snapshot, key) for key in snapshot.models]
     known = [parse_request(alias, {}) for alias in ALIASES]

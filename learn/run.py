@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from wsa.encode.live import LiveEncoder
+from wsa.encode.lookup import read_spec
 from wsa.encode.models import ALIASES
-from wsa.encode.register import open_model, read_spec
+from wsa.encode.register import open_model
 from wsa.learn import checkpoint, dqn
 from wsa.learn import env as games
 from wsa.learn.evaluate import Episode, GreedyPolicy, Policy, RandomPolicy, play, write_csv
@@ -105,8 +106,11 @@ def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:
     if len(known) == 1:  # Spelled so that it makes this very model, not one of another output.
         spec = read_spec(snapshot, known[0])
         options = spec.alias if spec.alias in ALIASES else f"timm:{spec.timm_name}"
+        options = spec.timm_name if spec.source == "user" else options
         options += ":random" if spec.identity.random else ""
         options += f" --output {spec.identity.output}"
+        if spec.source != "user" and spec.identity.preprocessing.geometry != "squash":
+            options += f" --geometry {spec.identity.preprocessing.geometry}"
         if spec.identity.precision != "fp32":
             options += f" --precision {spec.identity.precision}"
         if spec.source.startswith("file:"):

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from wsa.encode import models, register, strip
+from wsa.encode import lookup, models, strip
 from wsa.encode.forward import Encoder
 from wsa.encode.models import Request
 from wsa.encode.spec import parse_output
@@ -52,7 +52,7 @@ def encoder_of() -> Callable[..., Encoder]:
 
     def make(request: Request, **options: Any) -> Encoder:
         module = models.build(request)
-        how = register._identity(module, request).preprocessing
+        how = lookup.identify(module, request).preprocessing
         return Encoder(module, how, parse_output(request.output), **options)
 
     return make

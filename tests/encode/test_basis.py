@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.encode import basis as bases
-from wsa.encode.spec import parse_output
 from wsa.store.errors import UsageError
 
 
@@ -108,22 +111,47 @@ def test_no_more_numbers_than_there_are(count: int, places: int, width: int, mos
     assert caught.value.kind == "bad-option"
 
 
-@pytest.mark.parametrize(
-    ("text", "grid", "pca"),
-    [("pooled", 0, 0), ("grid:7", 7, 0), ("pooled+pca:64", 0, 64), ("grid:7+pca:512", 7, 512)],
-)
-def test_outputs_are_read(text: str, grid: int, pca: int) -> None:
-    assert parse_output(text) == parse_output(text)
-    assert (parse_output(text).grid, parse_output(text).pca) == (grid, pca)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "grid", "grid:0", "grid:100", "grid:٣", "pca:5", "grid:7+pca:0", "pooled ", "cls"]
-)
-def test_other_outputs_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="not an output"):
-        parse_output(text)
-
-
 def test_a_recipe_says_on_what_a_basis_is_fitted() -> None:
     assert bases.recipe("a") == bases.recipe("a") != bases.recipe("b")
+
+
+# The random projection.
+
+
+def test_the_signs_are_these_on_every_machine_and_in_every_process() -> None:
+    code = """
+import hashlib
+from wsa.encode.basis import signs
+print(hashlib.sha256(signs(1000, 33).tobytes()).hexdigest())
+"""
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    here = hashlib.sha256(bases.signs(1000, 33).tobytes()).hexdigest()
+    assert there.stdout.strip() == here
+    assert here == "b275b4cdcc99581356336b14c7bd28e1c418e000b8e9021bf912c26006f06ef2"
+
+
+def test_signs_are_signs_and_as_many_of_either() -> None:
+    drawn = bases.signs(999, 65)
+    assert drawn.shape == (999, 65) and set(np.unique(drawn)) == {-1, 1}
+    assert abs(drawn.mean()) < 0.02
+
+
+def test_a_projection_keeps_distances() -> None:
+    rows = data(9, 20, 49, 30)
+    found = bases.Projection(1024)(rows)
+    assert found.shape == (20, 1024)
+    kept = torch.cdist(found, found) / torch.cdist(rows.flatten(1), rows.flatten(1))
+    assert (kept[~torch.eye(20, dtype=torch.bool)] - 1).abs().max() < 0.12
+
+
+def test_projected_rows_are_made_one_by_one() -> None:
+    rows = data(10, 30, 9, 40)
+    together = bases.Projection(20)(rows)
+    for at in range(30):
+        assert torch.equal(bases.Projection(20)(rows[at : at + 1])[0], together[at])
+
+
+def test_what_stands_for_a_reduction_differs_from_every_other() -> None:
+    one, two = (bases.fit(data(seed, 30, 4, 6), 5) for seed in (1, 2))
+    said = [bases.recipe("a"), bases.random_recipe(), bases.own_recipe(one), bases.own_recipe(two)]
+    assert len(set(said)) == 4 and bases.own_recipe(one) == bases.own_recipe(one)

@@ -16,7 +16,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode import models, register
+from wsa.encode import lookup, models
 from wsa.encode.models import build, parse_request
 from wsa.encode.preprocess import preprocess
 from wsa.store.errors import ConflictError, MissingError, UsageError
@@ -47,7 +47,7 @@ def _named(alias: str, images: torch.Tensor) -> list[int]:
     request = parse_request(alias, {}, "pooled")
     model: Any = models._create(request, None)
     models._load_package(model, request)
-    how = register._identity(model, request).preprocessing
+    how = lookup.identify(model, request).preprocessing
     with torch.inference_mode():
         found: list[int] = model.eval()(preprocess(images, how)).argmax(1).tolist()
     return found
@@ -98,10 +98,10 @@ def test_a_package_that_is_not_there_is_missing(monkeypatch: pytest.MonkeyPatch)
 def test_random_weights_are_the_same_every_time_and_say_so(name: str) -> None:
     request = parse_request(f"{name}:random", {"vit": "/nowhere/x.safetensors"})
     torch.manual_seed(1)
-    one = register.weights_digest(build(request))
+    one = lookup.weights_digest(build(request))
     state = torch.random.get_rng_state()
     torch.manual_seed(2)
-    assert register.weights_digest(build(request)) == one
+    assert lookup.weights_digest(build(request)) == one
     torch.manual_seed(1)
     assert torch.equal(state, torch.random.get_rng_state()), "the caller's numbers are left alone"
     assert request.source == "random" and "random" in request.licence
@@ -212,7 +212,7 @@ def test_only_safetensors_files_that_exist_are_taken(name: str, tmp_path: Path) 
 
 ASK = """
 import sys, wsa.encode.models as m
-from wsa.encode.register import weights_digest
+from wsa.encode.lookup import weights_digest
 from wsa.store.errors import WsaError
 try:
     print(weights_digest(m.build(m.parse_request(sys.argv[1], {}))))
@@ -245,7 +245,7 @@ def test_weights_are_found_in_the_hugging_face_cache(tmp_path: Path) -> None:
     (tmp_path / "direct.safetensors").symlink_to(blob)
     found = ask("timm:test_resnet", tmp_path, HF_HUB_OFFLINE="1")
     weights = {"timm:test_resnet": str(tmp_path / "direct.safetensors")}
-    wanted = register.weights_digest(build(parse_request("timm:test_resnet", weights)))
+    wanted = lookup.weights_digest(build(parse_request("timm:test_resnet", weights)))
     assert (found.returncode, found.stdout.strip()) == (0, wanted), found.stderr
 
 
@@ -265,10 +265,9 @@ def test_a_hub_out_of_reach_is_given_up_within_seconds(monkeypatch: pytest.Monke
     monkeypatch.setattr(huggingface_hub, "HfApi", nobody)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    request = parse_request("vit", {})
     started = time.perf_counter()
     with pytest.raises(MissingError, match="could not be fetched") as caught:
-        models._hub_file(request)
+        build(parse_request("vit", {}))
     assert time.perf_counter() - started < 10
     assert all(way in str(caught.value) for way in WAYS_OUT)
 
@@ -276,5 +275,5 @@ def test_a_hub_out_of_reach_is_given_up_within_seconds(monkeypatch: pytest.Monke
 def test_sizes_and_normalisation_of_the_lites_are_their_own() -> None:
     for alias, side in (("lite0", 224), ("lite1", 240), ("lite2", 260)):
         request = parse_request(alias, {}, "pooled")
-        how = register._identity(build(request), request).preprocessing
+        how = lookup.identify(build(request), request).preprocessing
         assert (how.height, how.width, how.mean, how.std) == (side, side, (0.5,) * 3, (0.5,) * 3)

@@ -13,17 +13,18 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from wsa.encode import basis as bases
-from wsa.encode import models, preprocess, probe, register, strip
+from wsa.encode import lookup, models, preprocess, probe, register, strip
 from wsa.encode.forward import stored
+from wsa.encode.lookup import find, read_spec
 from wsa.encode.models import Request, parse_request
-from wsa.encode.register import find, open_model, read_spec
-from wsa.encode.spec import Identity, Preprocessing, model_key
+from wsa.encode.register import open_model
+from wsa.encode.spec import Preprocessing
 from wsa.store import keys, names
 from wsa.store.backends import Backend
 from wsa.store.errors import ConflictError, MissingError, UsageError
@@ -82,84 +83,7 @@ def test_probe_vectors_are_kept_exactly() -> None:
     np.testing.assert_array_equal(probe.load(probe.save(vectors)), vectors)
 
 
-# The key.
-
-IDENTITY = Identity(
-    architecture="resnet18",
-    weights="00",
-    random=False,
-    preprocessing=Preprocessing("squash", 224, 224, "bicubic", (0.5,) * 3, (0.5,) * 3),
-    output="grid:7+pca:512",
-    basis="aa",
-    window=1,
-    precision="fp32",
-)
-OTHER: dict[str, Any] = {
-    "architecture": "resnet34",
-    "weights": "01",
-    "random": True,
-    "output": "grid:7+pca:511",
-    "basis": "ab",
-    "window": 4,
-    "precision": "bf16",
-}
-OTHER_PIXELS: dict[str, Any] = {
-    "geometry": "crop",
-    "height": 225,
-    "width": 225,
-    "interpolation": "bilinear",
-    "mean": (0.5, 0.5, 0.51),
-    "std": (0.5, 0.5, 0.51),
-}
-
-
-def test_whatever_changes_an_embedding_changes_the_key() -> None:
-    assert {*OTHER, "preprocessing"} == set(Identity.__struct_fields__)
-    assert set(OTHER_PIXELS) == set(Preprocessing.__struct_fields__)
-    replace = msgspec.structs.replace
-    others = [replace(IDENTITY, **{name: value}) for name, value in OTHER.items()]
-    others += [
-        replace(IDENTITY, preprocessing=replace(IDENTITY.preprocessing, **{name: value}))
-        for name, value in OTHER_PIXELS.items()
-    ]
-    keys = [model_key("m", identity) for identity in [IDENTITY, *others]]
-    assert len(set(keys)) == len(keys)
-    assert model_key("m", replace(IDENTITY)) == keys[0] != model_key("n", IDENTITY)
-
-
-# Few values each, so that neighbours that differ in one thing only are met.
-IDENTITIES = st.builds(
-    Identity,
-    architecture=st.sampled_from(["resnet18", "resnet18d"]),
-    weights=st.text("0123456789abcdef", min_size=2, max_size=2),
-    random=st.booleans(),
-    preprocessing=st.builds(
-        Preprocessing,
-        geometry=st.just("squash"),
-        height=st.integers(223, 225),
-        width=st.integers(223, 225),
-        interpolation=st.sampled_from(["bicubic", "bilinear"]),
-        mean=st.tuples(*[st.sampled_from([0.485, 0.5, 0.50000001])] * 3),
-        std=st.tuples(*[st.sampled_from([0.229, 0.5])] * 3),
-    ),
-    output=st.sampled_from(["pooled", "grid:7", "grid:7+pca:512", "grid:71+pca:2"]),
-    basis=st.sampled_from(["", "aa"]),
-    window=st.sampled_from([1, 4]),
-    precision=st.sampled_from(["fp32", "tf32", "fp16", "bf16"]),
-)
-
-
-@settings(max_examples=1000)
-@given(IDENTITIES, st.data())
-def test_an_embedding_is_found_by_its_true_key_only(identity: Identity, data: Any) -> None:
-    """P13: another model, whichever one thing it differs in, has another key."""
-    field = data.draw(st.sampled_from(sorted(Identity.__struct_fields__)))
-    other = msgspec.structs.replace(identity, **{field: getattr(data.draw(IDENTITIES), field)})
-    assert (model_key("m", other) == model_key("m", identity)) == (other == identity)
-
-
-def test_the_key_does_not_change_from_one_version_of_wsa_to_the_next() -> None:
-    assert model_key("m", IDENTITY) == "m-6f883fa4820c"
+# The key and the weights.
 
 
 def test_library_versions_are_noted_and_not_in_the_key(
@@ -175,13 +99,13 @@ def test_library_versions_are_noted_and_not_in_the_key(
 
 def test_a_count_of_training_batches_is_no_part_of_the_weights(tiny: Ask) -> None:
     module = models.build(tiny("resnet"))
-    before = register.weights_digest(module)
+    before = lookup.weights_digest(module)
     counters = [b for n, b in module.named_buffers() if n.endswith("num_batches_tracked")]
     for counter in counters:
         counter.fill_(12345)
-    assert counters and register.weights_digest(module) == before
+    assert counters and lookup.weights_digest(module) == before
     next(module.parameters()).view(-1)[0] += 1e-3
-    assert register.weights_digest(module) != before
+    assert lookup.weights_digest(module) != before
 
 
 # Registering and opening. The reduced model is fitted once for the whole file.

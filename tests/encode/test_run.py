@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wsa.encode import cluster, job, models, register
+from wsa.encode import cluster, job, lookup, models
 from wsa.encode.events import Event, ModelReady, Planned, SegmentDone
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.models import Request
@@ -47,7 +47,7 @@ def check_rows(
 ) -> None:
     """Every stored row is what the model gives for that frame."""
     snapshot = take_snapshot(store)
-    spec = register.find(snapshot, request)
+    spec = lookup.find(snapshot, request)
     assert spec is not None
     encoder = encoder_of(request)
     metas = {(m.game, m.start): m for m in snapshot.segments()}

@@ -1,0 +1,284 @@
+"""Which output of a model carries the game: linear probes from one frame's embedding to the RAM.
+
+    python benchmarks/outputs.py FOLDER [MODEL ...]        default: pixels lite0 lite1
+
+Each of six games is played with random actions, 1,500 frames of five seeds to learn from and 600 of
+two others to be judged by. A model's whole feature map is computed once a frame; every output is
+derived from it. A ridge regression, its penalty chosen on one of the five seeds, reads each RAM
+variable from an output, and the score of a game is the mean over its variables of R2, counted as 0
+where it is below. FOLDER keeps what is done, so the command may be stopped and given again.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import ale_py
+import cv2
+import numpy as np
+import torch
+from ale_py import roms
+from kit import markdown
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsa.encode import basis as bases
+from wsa.encode import strip
+from wsa.encode.models import parse_request
+from wsa.encode.register import unreduced
+
+# Bytes of the 2600's memory, by what they mean; after the annotations of the Atari Annotated RAM
+# Interface (Anand et al. 2019, https://arxiv.org/abs/1906.08226, appendix).
+RAM = {
+    "Pong": {"ball x": 49, "ball y": 54, "player y": 51, "enemy y": 50, "enemy score": 13},
+    "Breakout": {"ball x": 99, "ball y": 101, "player x": 72, "blocks hit": 77},
+    "Seaquest": {
+        "player x": 70,
+        "player y": 97,
+        "oxygen": 102,
+        "enemy 1 x": 30,
+        "enemy 2 x": 31,
+        "enemy 3 x": 32,
+        "enemy 4 x": 33,
+        "missile x": 103,
+    },
+    "MsPacman": {
+        "player x": 10,
+        "player y": 16,
+        "sue x": 6,
+        "sue y": 12,
+        "inky x": 7,
+        "inky y": 13,
+        "pinky x": 8,
+        "pinky y": 14,
+        "blinky x": 9,
+        "blinky y": 15,
+        "dots eaten": 119,
+    },
+    "SpaceInvaders": {
+        "player x": 28,
+        "invaders left": 17,
+        "invaders x": 26,
+        "invaders y": 24,
+        "missile y": 9,
+    },
+    "Qbert": {"player x": 43, "player y": 67, "column": 35, "red column": 69, "green column": 105},
+}
+SEEDS, TESTED, KEPT, EVERY = 7, 2, 300, 3  # Seeds in all, of these for judging; frames of each.
+SKIP, NOOPS = 4, 30
+SIDE = 7
+SIZES = (128, 256, 512, 1024)
+Map = Callable[[Tensor], Tensor]  # (n, places, C) to (n, K)
+PENALTIES = 10.0 ** np.arange(-5, 3)
+
+
+def play(game: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Frames (SEEDS x KEPT, H, W, 3) as wsa collects them, and the RAM (., 128) behind them."""
+    frames, memory = [], []
+    for seed in range(SEEDS):
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+        ale = ale_py.ALEInterface()
+        ale.setInt("random_seed", 100 + seed)
+        ale.setFloat("repeat_action_probability", 0.0)
+        ale.loadROM(str(roms.get_rom_path(_rom(game))))
+        generator = np.random.default_rng(seed)
+        actions = ale.getMinimalActionSet()
+        for step in range(KEPT * EVERY):
+            if step == 0 or ale.game_over():
+                ale.reset_game()
+                for _ in range(generator.integers(1, NOOPS + 1)):
+                    ale.act(actions[0])
+            action = actions[generator.integers(len(actions))]
+            for _ in range(SKIP - 1):
+                ale.act(action)
+            before = ale.getScreenRGB()
+            ale.act(action)
+            if step % EVERY == EVERY - 1:
+                frames.append(np.maximum(before, ale.getScreenRGB()))
+                memory.append(ale.getRAM().copy())
+    return np.stack(frames), np.stack(memory)
+
+
+def _rom(game: str) -> str:
+    """`space_invaders` for `SpaceInvaders`."""
+    return "".join("_" + c.lower() if c.isupper() else c for c in game).strip("_")
+
+
+def fits(shared: Tensor) -> dict[str, list[Map]]:
+    """What reduces a grid, fitted on the strip's feature maps or on nothing, at each of `SIZES`."""
+    shared = grid(shared)
+    most = bases.fit(shared, len(shared) - 1)
+    return {
+        "PCA of the strip": [lambda own, k=k: most(own)[:, :k] for k in SIZES],
+        "PCA of the strip's channels": [channels(shared, round(k / SIDE**2)) for k in SIZES],
+        "separable PCA of the strip": [separable(shared, k) for k in SIZES],
+        "random projection": [projection(shared[0].numel(), k) for k in SIZES],
+    }
+
+
+def outputs(own: Tensor, fitted: dict[str, list[Map]], train: int) -> Iterator[tuple[str, Tensor]]:
+    """Name and rows (n, K) of every output.
+
+    Args:
+        own: (n, H, W, C) float32, the game's feature maps, those to learn from first.
+        fitted: From `fits`.
+        train: How many are to learn from.
+    """
+    yield "pooled", own.mean(dim=(1, 2))
+    own = grid(own)
+    yield f"grid:{SIDE}", own.flatten(1)
+    reduced = bases.fit(own[:train], SIZES[-1])(own)
+    for numbers in SIZES:
+        yield "PCA of the game", reduced[:, :numbers]
+    for name, maps in fitted.items():
+        for reduce in maps:
+            yield name, reduce(own)
+
+
+def grid(maps: Tensor) -> Tensor:
+    """(n, H, W, C) to (n, places, C)."""
+    pooled = torch.nn.functional.adaptive_avg_pool2d(maps.permute(0, 3, 1, 2), SIDE)
+    return pooled.flatten(2).transpose(1, 2).contiguous()
+
+
+def channels(shared: Tensor, kept: int) -> Map:
+    """The first step of `wsa.encode.basis` alone: the same few channels at every place."""
+    mean = shared.mean(dim=(0, 1))
+    basis = bases._leading((shared - mean).flatten(0, 1), kept)
+    return lambda own: ((own - mean) @ basis).flatten(1)
+
+
+def separable(shared: Tensor, numbers: int) -> Map:
+    """Principal channels times principal patterns of places, the pairs of largest variance."""
+    mean = shared.mean(dim=0)
+    centred = (shared - mean).double()
+    by_channel = torch.linalg.eigh(torch.einsum("npc,npd->cd", centred, centred))
+    by_place = torch.linalg.eigh(torch.einsum("npc,nqc->pq", centred, centred))
+    weight = by_place[0].clamp_min(0)[:, None] * by_channel[0].clamp_min(0)[None]
+    chosen = weight.flatten().topk(numbers).indices
+    places, kinds = by_place[1].float(), by_channel[1].float()
+    return lambda own: (places.T @ ((own - mean) @ kinds)).flatten(1)[:, chosen]
+
+
+def projection(size: int, numbers: int) -> Map:
+    """`wsa.encode.basis.Projection`, many rows at once."""
+    return lambda own: own.flatten(1) @ torch.from_numpy(bases.signs(size, numbers)).float()
+
+
+def probe(rows: Tensor, wanted: NDArray[np.float64], train: int) -> NDArray[np.float64]:
+    """R2 of each variable on the frames after `train`, by ridge regression.
+
+    Args:
+        rows: (n, K).
+        wanted: (n, V), the variables.
+        train: How many frames to learn from; the last seed of them chooses the penalty.
+    """
+    rows = rows - rows[:train].mean(dim=0)
+    rows = rows / rows[:train].pow(2).sum(dim=1).mean().sqrt()
+    kernel = (rows.double() @ rows[:train].double().T).numpy()
+    chosen = np.stack(
+        [_ridge(kernel, wanted, train - KEPT, slice(train - KEPT, train), p) for p in PENALTIES]
+    ).argmax(axis=0)
+    tested = [_ridge(kernel, wanted, train, slice(train, None), p) for p in PENALTIES]
+    return np.stack(tested)[chosen, np.arange(wanted.shape[1])]
+
+
+def _ridge(
+    kernel: NDArray[np.float64],
+    wanted: NDArray[np.float64],
+    train: int,
+    judged: slice,
+    penalty: float,
+) -> NDArray[np.float64]:
+    """R2 on `judged` of a regression that learned from the first `train` frames."""
+    mean = wanted[:train].mean(axis=0)
+    ridge = kernel[:train, :train] + penalty * np.eye(train)
+    factor = torch.linalg.cholesky(torch.from_numpy(ridge))
+    weights = torch.cholesky_solve(torch.from_numpy(wanted[:train] - mean), factor).numpy()
+    found = kernel[judged, :train] @ weights + mean
+    truth = wanted[judged]
+    spread = ((truth - truth.mean(axis=0)) ** 2).sum(axis=0)
+    missed = ((truth - found) ** 2).sum(axis=0)
+    return np.where(spread > 0, 1 - missed / np.maximum(spread, 1), np.nan)  # Whole numbers.
+
+
+def maps(folder: Path, model: str, name: str, parts: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """A model's whole feature maps (n, H, W, C), kept in half precision."""
+    file = folder / f"{model}-{name}.npy"
+    if not file.exists():
+        encoder = unreduced(parse_request(model, {}, "map"), "cpu")
+        np.save(file, np.concatenate([encoder(part).astype(np.float16) for part in parts]))
+    return torch.from_numpy(np.load(file)).float()
+
+
+def judge(folder: Path, model: str, game: str) -> None:
+    """Write every output's R2 for one game and model, unless it is there."""
+    result = folder / f"{model}-{game}.json"
+    if result.exists():
+        return
+    with np.load(played(folder, game)) as file:
+        frames, memory = file["frames"], file["memory"]
+    train = (SEEDS - TESTED) * KEPT
+    wanted = memory[:, list(RAM[game].values())].astype(np.float64)
+    names = list(RAM[game])
+    if model == "pixels":
+        grey = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), (32, 42)) for f in frames]
+        rows = torch.tensor(np.stack(grey)).flatten(1).float() / 255
+        found: Iterable[tuple[str, Tensor]] = [("grey pixels 42x32", rows)]
+    else:
+        own = maps(folder, model, game, np.split(frames, SEEDS))
+        found = outputs(own, of_strip(folder, model), train)
+    scores = []
+    for name, rows in found:
+        r2 = dict(zip(names, probe(rows, wanted, train), strict=True))
+        scores.append({"output": name, "numbers": rows.shape[1], "r2": r2})
+    result.write_text(json.dumps(scores, default=float))
+    print(result, flush=True)
+
+
+@functools.cache
+def of_strip(folder: Path, model: str) -> dict[str, list[Map]]:
+    return fits(maps(folder, model, "strip", [part.frames for part in strip.load_strip()]))
+
+
+def played(folder: Path, game: str) -> Path:
+    """The file with a game's frames, made if need be."""
+    file = folder / f"{game}.npz"
+    if not file.exists():
+        frames, memory = play(game)
+        np.savez_compressed(file, frames=frames, memory=memory)
+    return file
+
+
+def show(folder: Path, model: str) -> None:
+    """Print the mean R2 of every output, by game."""
+    games = [game for game in RAM if (folder / f"{model}-{game}.json").exists()]
+    scores = {game: json.loads((folder / f"{model}-{game}.json").read_text()) for game in games}
+    rows = []
+    for at, one in enumerate(scores[games[0]]):
+        by_game = [mean(scores[game][at]["r2"]) for game in games]
+        found = [f"{value:.2f}" for value in [*by_game, float(np.mean(by_game))]]
+        rows.append([one["output"], one["numbers"], *found])
+    print(f"\n{model}\n")
+    markdown(["output", "numbers", *games, "mean"], sorted(rows, key=lambda row: row[0]))
+
+
+def mean(r2: dict[str, float]) -> float:
+    """Mean of R2, each at least 0, over the variables that changed while judging."""
+    return float(np.nanmean(np.maximum(list(r2.values()), 0)))
+
+
+def main(folder: Path, models: list[str]) -> None:
+    torch.set_num_threads(1)
+    for model in models:
+        for game in RAM:
+            judge(folder, model, game)
+        show(folder, model)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:] or ["pixels", "lite0", "lite1"])

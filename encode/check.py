@@ -1,0 +1,172 @@
+"""Whether a model is what the store relies on: a function of its frame alone, today and tomorrow.
+
+`wsa models check` runs it before a lab spends a week of computing on a model. Each point is tried
+on the probe frames and says what was found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from wsa.encode import models, probe, strip
+from wsa.encode.engines import arithmetic
+from wsa.encode.forward import Encoder
+from wsa.encode.lookup import identify
+from wsa.encode.models import Request
+from wsa.encode.outputs import Trunk
+from wsa.encode.preprocess import preprocess
+from wsa.encode.spec import parse_output
+from wsa.store import keys
+from wsa.store.errors import WsaError
+from wsa.store.writer import FLOAT16_MAX
+
+BATCH_ERROR = 0.01  # As a share of a game's step: libraries round differently for other batches.
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One thing that a model must do.
+
+    Attributes:
+        what: The point, in a few words.
+        ok: Whether it does.
+        found: What was found.
+    """
+
+    what: str
+    ok: bool
+    found: str
+
+
+def check(request: Request, device: str) -> Iterator[Point]:
+    """Try a model, before any reduction of its output; one point after another as it is known.
+
+    Raises:
+        MissingError: No weights, or no such module.
+        ConflictError: Wrong weights, or a user's callable that fails.
+        UsageError: An output that the model cannot give.
+    """
+    module = models.build(request)
+    before = _everything(module)
+    numbers = sum(tensor.numel() for tensor in module.state_dict().values())
+    yield Point("weights", True, f"{numbers:,} numbers, {_short(before)}")
+    yield _frozen(module)
+    encoder = _encoder(module, request, device)
+    frames = strip.probe_frames()
+    try:
+        found = encoder(frames)
+    except WsaError:
+        raise
+    except Exception as error:  # noqa: BLE001  A user's module may raise anything.
+        why = " ".join(str(error).split())[:300]
+        yield Point("runs", False, f"{type(error).__name__}: {why}")
+        return
+    yield Point("runs", True, f"embeddings of shape {found.shape[1:]}, {found[0].size:,} numbers")
+    yield _finite(found)
+    yield _sees(found)
+    yield _equal("the same again", encoder(frames), found)
+    backwards = np.concatenate([encoder(frames[5:6]), encoder(frames[:5][::-1])])
+    yield _equal("alone and in another order", backwards, found[[5, 4, 3, 2, 1, 0]])
+    yield _batch(module, encoder, request, frames)
+    yield _threads(encoder, frames)
+    yield _screens(encoder, found.shape[1:])
+    after = _everything(encoder.module.cpu())
+    yield Point("weights untouched", after == before, f"{_short(before)}, then {_short(after)}")
+    again = models.build(request)
+    yield Point(
+        "the same weights when built again",
+        _everything(again) == before,
+        f"{_short(before)}, then {_short(_everything(again))}",
+    )
+    rebuilt = _encoder(again, request, device)(frames)
+    yield _equal("the same embeddings when built again", rebuilt, found)
+
+
+def _encoder(module: nn.Module, request: Request, device: str) -> Encoder:
+    how = identify(module, request).preprocessing
+    return Encoder(module, how, parse_output(request.output), None, request.precision, device)
+
+
+def _everything(module: nn.Module) -> str:
+    """Digest of all tensors, also of those that no embedding depends on."""
+    return keys.tensors_digest({n: t.cpu().numpy() for n, t in module.state_dict().items()})
+
+
+def _short(digest: str) -> str:
+    return f"blake3 {digest[:12]}"
+
+
+def _frozen(module: nn.Module) -> Point:
+    training = [name or "the module" for name, part in module.named_modules() if part.training]
+    learning = [name for name, tensor in module.named_parameters() if tensor.requires_grad]
+    if training or learning:
+        said = f"in training mode: {', '.join(training[:3]) or 'none'}"
+        return Point(
+            "frozen", False, f"{said}; with gradients: {', '.join(learning[:3]) or 'none'}"
+        )
+    return Point("frozen", True, "evaluation mode, no gradients")
+
+
+def _finite(found: NDArray[np.float32]) -> Point:
+    bad = int((~np.isfinite(found)).sum())
+    if bad:
+        return Point("finite", False, f"{bad:,} of {found.size:,} numbers are NaN or infinite")
+    largest = float(np.abs(found).max())
+    kept = "float16" if largest <= FLOAT16_MAX else "float32, too large for float16"
+    return Point("finite", True, f"at most {largest:.3g}; stored as {kept}")
+
+
+def _sees(found: NDArray[np.float32]) -> Point:
+    pairs = found.reshape(len(found) // 2, 2, -1)
+    differ = int((pairs[:, 0] != pairs[:, 1]).any(axis=1).sum())
+    said = f"{differ} of {len(pairs)} pairs of consecutive frames have embeddings that differ"
+    return Point("sees a step", 2 * differ > len(pairs), said)
+
+
+def _equal(what: str, found: NDArray[np.float32], wanted: NDArray[np.float32]) -> Point:
+    if found.shape != wanted.shape:
+        return Point(what, False, f"shape {found.shape[1:]}, not {wanted.shape[1:]}")
+    if np.array_equal(found, wanted, equal_nan=True):
+        return Point(what, True, "equal to the last bit")
+    rows = (found != wanted).reshape(len(found), -1).any(axis=1).sum()
+    largest = float(np.nanmax(np.abs(found - wanted)))
+    return Point(what, False, f"{rows} of {len(found)} frames differ, by up to {largest:.3g}")
+
+
+def _batch(module: nn.Module, encoder: Encoder, request: Request, frames: NDArray[Any]) -> Point:
+    """All frames as one batch of the network, against each on its own."""
+    trunk = Trunk(module, parse_output(request.output))
+    pixels = preprocess(torch.from_numpy(frames).to(encoder.device), encoder.preprocessing)
+    with torch.inference_mode(), arithmetic(encoder.device, request.precision):
+        together = trunk(pixels).cpu().numpy()
+        alone = np.concatenate([trunk(one).cpu().numpy() for one in pixels.split(1)])
+    error = probe.step_error(together, alone)
+    said = f"differ by {error:.2g} of a game's step from each alone (limit {BATCH_ERROR})"
+    return Point("in one batch", error <= BATCH_ERROR, said)
+
+
+def _threads(encoder: Encoder, frames: NDArray[Any]) -> Point:
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(encoder(frames))
+    finally:
+        torch.set_num_threads(threads)
+    return _equal("with one thread and with two", found[1], found[0])
+
+
+def _screens(encoder: Encoder, shape: tuple[int, ...]) -> Point:
+    """The shape of the embedding of every height of screen that a game of the strip has."""
+    by_height = {part.frames.shape[1]: part.frames[:1] for part in strip.load_strip()}
+    others = [height for height in by_height if encoder(by_height[height]).shape[1:] != shape]
+    said = f"the same shape for screens of {', '.join(map(str, sorted(by_height)))} rows"
+    return Point("any screen", not others, said if not others else f"another shape for {others}")

@@ -1,0 +1,81 @@
+"""Where the reduction of a model's output comes from: drawn, fitted on the strip, or on one game."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsa.encode import basis as bases
+from wsa.encode import strip
+from wsa.encode.basis import Basis
+from wsa.encode.forward import Encoder
+from wsa.encode.inputs import read_shown
+from wsa.encode.spec import Output
+from wsa.store.errors import MissingError
+from wsa.store.reader import Snapshot
+
+GAME_FRAMES = 2048  # Kept in memory as features: half a gigabyte for a grid of 7 x 7 x 1280.
+
+
+def recipe(output: Output) -> str:
+    """What stands for an output's reduction in a model's identity before anything is fitted.
+
+    Of a game's own basis it is empty, for only its bytes can say what it is.
+    """
+    if output.reduction == "rp":
+        return bases.random_recipe()
+    return bases.recipe(strip.strip_digest()) if output.reduction and not output.game else ""
+
+
+def count(snapshot: Snapshot, output: Output) -> int:
+    """How many frames a fit takes."""
+    if output.reduction != "pca":
+        return 0
+    if not output.game:
+        return sum(len(part.frames) for part in strip.load_strip())
+    return min(GAME_FRAMES, sum(meta.frames for meta in snapshot.frames(output.game)))
+
+
+def fit(encoder: Encoder, snapshot: Snapshot, output: Output, window: int) -> Basis:
+    """Fit principal components on what `encoder` makes of frames before any reduction.
+
+    Args:
+        encoder: The model without its reduction.
+        snapshot: The store, for frames of a game.
+        output: What is fitted, and on which game.
+        window: Consecutive frames that the model looks at.
+
+    Raises:
+        MissingError: The store has no frames of the game.
+        UsageError: There are fewer frames than numbers.
+    """
+    if output.game:
+        parts = game_inputs(snapshot, output.game, window)
+    else:
+        parts = [strip.in_windows(part.frames, window) for part in strip.load_strip()]
+    return bases.fit(torch.cat([encoder.features(part) for part in parts]), output.numbers)
+
+
+def game_inputs(snapshot: Snapshot, game: str, window: int) -> list[NDArray[np.uint8]]:
+    """Up to `GAME_FRAMES` of what a model sees of a game, spread evenly over all in the store.
+
+    Returns:
+        Arrays (n, H, W, 3) uint8, or (n, window, H, W, 3) of a model with a window.
+    """
+    pictured = {meta.segment for meta in snapshot.frames(game)}
+    metas = [meta for meta in snapshot.segments(game) if meta.segment in pictured]
+    edges = np.cumsum([0, *(meta.rows if window > 1 else meta.frames for meta in metas)])
+    if not edges[-1]:
+        raise MissingError(
+            "no-frames",
+            f"{snapshot.backend.url} has no frames of {game} to fit a basis on. Collect some: "
+            f"wsa collect --game {game}",
+        )
+    chosen = np.unique(np.linspace(0, edges[-1] - 1, GAME_FRAMES).round().astype(np.int64))
+    parts = []
+    for meta, start, stop in zip(metas, edges, edges[1:], strict=False):
+        own = chosen[(chosen >= start) & (chosen < stop)] - start
+        if len(own):
+            parts += read_shown(snapshot, meta, rows=window > 1).inputs(window, own)
+    return parts

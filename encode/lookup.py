@@ -1,0 +1,216 @@
+"""Which model of a store a request means: specs, identities, and the way back to a request.
+
+A spec comes out of a store, and so from anybody. It is data: nothing here, nor what is built from
+it, imports a module that it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from timm.data.config import resolve_model_data_config
+from torch import nn
+
+from wsa.encode import fitting, models
+from wsa.encode.models import Request
+from wsa.encode.spec import (
+    Geometry,
+    Identity,
+    ModelSpec,
+    Preprocessing,
+    model_key,
+    parse_output,
+)
+from wsa.encode.user_model import UserNetwork
+from wsa.store import keys, names, records
+from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store.reader import Snapshot
+from wsa.store.windows import MAX_STACK_FRAMES
+
+
+def find(snapshot: Snapshot, request: Request) -> ModelSpec | None:
+    """The registered model that `request` asks for, judged without building it, or None.
+
+    Only where a weights file or a user's module is named, it is built, since another may be there
+    now.
+
+    Raises:
+        ConflictError: There are several, each with a basis of its own.
+    """
+    specs = [read_spec(snapshot, key) for key in snapshot.models]
+    found = [spec for spec in specs if _is_asked_for(spec, request)]
+    if found and (request.source.startswith("file:") or request.recorded == "user"):
+        identity = identify(models.build(request), request)
+        found = [spec for spec in found if _but_its_own_basis(spec.identity) == identity]
+    return _the_one(found)
+
+
+def _is_asked_for(spec: ModelSpec, request: Request) -> bool:
+    """Whether a spec is of this request, as far as can be told without building it."""
+    asked = (request.alias, request.timm_name, request.recorded, request.output, request.precision)
+    identity = spec.identity
+    there = (spec.alias, spec.timm_name, spec.source, identity.output, identity.precision)
+    declared = request.recorded == "user"  # Its geometry is its maker's.
+    return asked == there and (declared or request.geometry == identity.preprocessing.geometry)
+
+
+def _the_one(found: list[ModelSpec]) -> ModelSpec | None:
+    """Raises ConflictError where there are several."""
+    if len(found) > 1:
+        raise ConflictError(
+            "other-weights",
+            f"The store has several of {found[0].alias} with output {found[0].identity.output}, each "
+            f"with its own basis: {', '.join(spec.key for spec in found)}. Name one by its key.",
+        )
+    return found[0] if found else None
+
+
+def _but_its_own_basis(identity: Identity) -> Identity:
+    """An identity as it is known before a basis of one game is fitted."""
+    own = parse_output(identity.output).game
+    return msgspec.structs.replace(identity, basis="") if own else identity
+
+
+def read_spec(snapshot: Snapshot, key: str) -> ModelSpec:
+    """A registered model's spec.
+
+    Raises:
+        MissingError: No such model.
+        DamagedError: The spec cannot be read.
+    """
+    if key not in snapshot.models:
+        raise MissingError(
+            "not-encoded",
+            f"The store {snapshot.backend.url} has no model {key}. 'wsa models' lists them.",
+        )
+    where = f"{names.model_path(key)}/spec.json"
+    data = snapshot.read_model(key, "spec.json").get("spec.json", b"")
+    spec = records.read_json(data, ModelSpec, where)
+    if names.key_alias(key) != spec.alias or spec.key != key:
+        raise DamagedError(
+            "bad-record", f"{where} is the spec of another model. {how_to_remove(key)}"
+        )
+    return spec
+
+
+def describe(snapshot: Snapshot, key: str) -> dict[str, Any]:
+    """A registered model, as a row of a table."""
+    spec = read_spec(snapshot, key)
+    embeddings = snapshot.embeddings(model=key)
+    return {
+        "key": key,
+        "model": spec.title,
+        "timm": spec.timm_name,
+        "weights": spec.source,
+        "licence": spec.licence,
+        "output": spec.identity.output,
+        "shape": list(spec.shape),
+        "window": spec.identity.window,
+        "precision": spec.identity.precision,
+        "step_error": spec.step_error,
+        "frames": sum(e.shape[0] for e in embeddings),
+        "passes": sum(e.passes for e in embeddings),
+    }
+
+
+def known(snapshot: Snapshot, alias: str, identity: Identity) -> ModelSpec | None:
+    """The registered model that has this identity, whichever frames its own basis was fitted on."""
+    if not parse_output(identity.output).game:
+        key = model_key(alias, identity)
+        return read_spec(snapshot, key) if key in snapshot.models else None
+    specs = [read_spec(snapshot, k) for k in snapshot.models if names.key_alias(k) == alias]
+    return _the_one([spec for spec in specs if _but_its_own_basis(spec.identity) == identity])
+
+
+def request_of(spec: ModelSpec, weights: Mapping[str, str]) -> Request:
+    """What to ask for to get a registered model again.
+
+    Args:
+        spec: Its spec, which may be anybody's: that it names a module makes nobody import it.
+        weights: By alias, weights files where this machine keeps them elsewhere, and the modules of
+            users' own models.
+    """
+    source = "user" if spec.source.startswith("user") else spec.source
+    if spec.alias in weights:
+        given = weights[spec.alias]
+        named = models.user_source if source == "user" else models.weights_source
+        source = named(spec.alias, given)
+    return Request(
+        spec.alias,
+        spec.timm_name,
+        source,
+        spec.identity.output,
+        spec.identity.precision,
+        spec.identity.preprocessing.geometry,
+    )
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Hex blake3-256 of a model's tensors, without a classifier.
+
+    Batch norm's count of training batches changes no number that the model returns, and not every
+    file has it.
+    """
+    return keys.tensors_digest(
+        {
+            name: tensor.numpy()
+            for name, tensor in module.state_dict().items()
+            if not name.endswith("num_batches_tracked")
+        }
+    )
+
+
+def identify(module: nn.Module, request: Request) -> Identity:
+    """A built model's identity; without its basis where that is one of a game."""
+    if isinstance(module, UserNetwork):
+        preprocessing = module.preprocessing
+    else:
+        preprocessing = _preprocessing(module, request.geometry)
+    return Identity(
+        architecture=request.architecture,
+        weights=weights_digest(module),
+        random=request.source == "random",
+        preprocessing=preprocessing,
+        output=request.output,
+        basis=fitting.recipe(parse_output(request.output)),
+        window=_window(module, request),
+        precision=request.precision,
+    )
+
+
+def _window(module: nn.Module, request: Request) -> int:
+    """Consecutive frames that a network looks at; 1 unless it says otherwise.
+
+    Raises:
+        UsageError: More than segments repeat of each other.
+    """
+    window = getattr(module, "window", 1)
+    if isinstance(window, int) and 1 <= window <= MAX_STACK_FRAMES:
+        return window
+    raise UsageError(
+        "bad-option",
+        f"{request.alias} says that its window is {window!r}; choose from 1 to {MAX_STACK_FRAMES}.",
+    )
+
+
+def _preprocessing(module: nn.Module, geometry: Geometry) -> Preprocessing:
+    """What timm says of a model's input."""
+    config = resolve_model_data_config(module)
+    _, height, width = config["input_size"]
+    return Preprocessing(
+        geometry=geometry,
+        height=height,
+        width=width,
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        crop=config["crop_pct"] if geometry == "crop" else 1.0,
+    )
+
+
+def how_to_remove(key: str) -> str:
+    """What to do about a model that cannot be read, as the end of a message."""
+    record = names.commit_path(keys.object_id(names.model_path(key)))
+    return f"It was committed so: remove {record}, and encode again."

@@ -1,0 +1,167 @@
+"""Models as users write them: one that is as it should be, and one for each way to be wrong.
+
+Imported by name in the tests of users' models, as `user_nets:dense`.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from wsa.encode.user_model import Input, UserModel
+
+GREY = Input(84, 84, channels="grey", interpolation="area")
+_calls = itertools.count()
+
+
+def _seeded(make: type[nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return make()
+
+
+class Trunk(nn.Module):
+    """The convolutions of Mnih et al. 2015 for one frame, (B, 1, 84, 84) to (B, 64, 7, 7)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(1, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU()),
+            nn.Conv2d(64, 64, 3, 1),
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.layers(pixels)
+
+
+class Dense(Trunk):
+    """(B, 64 x 7 x 7)."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.layers(pixels).flatten(1)
+
+
+class Tokens(Trunk):
+    """Two tokens before 49 patches."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.layers(pixels).flatten(2).transpose(1, 2)
+        return torch.cat([patches.mean(1, keepdim=True), 0 * patches[:, :1], patches], dim=1)
+
+
+class Noisy(Dense):
+    """Dropout that evaluation mode does not end."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(pixels), 0.1, training=True)
+
+
+class Mixed(Dense):
+    """Takes the mean of the batch away, as batch normalisation that still trains."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        found = super().forward(pixels)
+        return found - found.mean(dim=0)
+
+
+class Moving(Dense):
+    """Keeps a mean of what it saw among its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(3136))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        found = super().forward(pixels)
+        self.seen.add_(found[0])
+        return found
+
+
+class Nan(Dense):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels).sqrt()
+
+
+class Blind(Dense):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(torch.zeros_like(pixels))
+
+
+class Raising(Dense):
+    def forward(self, pixels: Tensor) -> Tensor:
+        raise RuntimeError("no\nsuch kernel")
+
+
+class Training(Dense):
+    """Goes back to training whatever it is told."""
+
+    def train(self, mode: bool = True) -> Training:
+        return super().train(True)
+
+
+def dense() -> UserModel:
+    return UserModel(_seeded(Dense), GREY, licence="MIT")
+
+
+def spatial() -> UserModel:
+    return UserModel(_seeded(Trunk), GREY)
+
+
+def tokens() -> UserModel:
+    return UserModel(_seeded(Tokens), GREY, prefix_tokens=2)
+
+
+def noisy() -> UserModel:
+    return UserModel(_seeded(Noisy), GREY)
+
+
+def mixed() -> UserModel:
+    return UserModel(_seeded(Mixed), GREY)
+
+
+def moving() -> UserModel:
+    return UserModel(_seeded(Moving), GREY)
+
+
+def nan() -> UserModel:
+    return UserModel(_seeded(Nan), GREY)
+
+
+def blind() -> UserModel:
+    return UserModel(_seeded(Blind), GREY)
+
+
+def raising() -> UserModel:
+    return UserModel(_seeded(Raising), GREY)
+
+
+def training() -> UserModel:
+    return UserModel(_seeded(Training), GREY)
+
+
+def unseeded() -> UserModel:
+    """Other weights each time."""
+    module = _seeded(Dense).requires_grad_(False)
+    next(module.parameters()).add_(next(_calls))
+    return UserModel(module, GREY)
+
+
+def failing() -> UserModel:
+    raise FileNotFoundError(2, "No such file", "/lab/weights.pt")
+
+
+def wrong() -> nn.Module:
+    return _seeded(Dense)
+
+
+def no_module() -> UserModel:
+    return UserModel("weights.pt", GREY)  # type: ignore[arg-type]
+
+
+def wrong_mean() -> UserModel:
+    return UserModel(_seeded(Dense), Input(84, 84, channels="grey", mean=(0.5,) * 3))
+
+
+not_callable = 7
