@@ -12,6 +12,7 @@ from wsa.encode import console
 from wsa.encode.beats import LOST_AFTER, Sign, read_signs
 from wsa.encode.options import open_snapshot
 from wsa.encode.plan import Digests, make_plan
+from wsa.encode.register import read_spec
 from wsa.encode.service_options import StatusOptions
 from wsa.store.reader import Snapshot
 
@@ -50,7 +51,8 @@ def backlog(snapshot: Snapshot) -> dict[str, dict[str, int]]:
     known: Digests = {}
     found = {}
     for key in snapshot.models if snapshot.games else []:
-        plan = make_plan(snapshot, [key], snapshot.games, known=known)
+        windows = {key: read_spec(snapshot, key).identity.window}
+        plan = make_plan(snapshot, [key], snapshot.games, (), windows, known)
         found[key] = {"objects": len(plan.items), "passes": plan.passes, "copies": plan.copies}
     return found
 

@@ -8,6 +8,7 @@ every attempt is set aside, named, and tried again after an hour.
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import time
 from collections import defaultdict
@@ -30,6 +31,7 @@ from wsa.encode.workers import Workers
 from wsa.store.backends import Backend, open_backend
 from wsa.store.errors import DamagedError, StorageError, WsaError
 from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.records import inputs_of
 from wsa.store.root import is_free, open_store
 
 # For about so long a batch keeps its claims, and nobody looks for what is new.
@@ -109,6 +111,8 @@ class Service:
 
     def run(self) -> NoReturn:
         """Connect to workers, and again whenever they are lost, and serve."""
+        # Where a connection was lost, tasks of Dask speak of it long after.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         while True:
             try:
                 with cluster.connect(self._o.scheduler, self._o.workers) as (client, threads):
@@ -176,11 +180,12 @@ class Service:
         backlog = dict.fromkeys(self._registered, (0, 0))
         for key in self._registered:
             done = {(e.game, e.segment) for e in self._snapshot.embeddings(model=key)}
+            window = self._window(key)
             for m in wanted:
                 if (m.game, m.segment) not in done and (key, m.game, m.segment) not in without:
                     todo[m.game, key] = todo.get((m.game, key), 0) + 1
                     segments, frames = backlog[key]
-                    backlog[key] = segments + 1, frames + m.frames
+                    backlog[key] = segments + 1, frames + inputs_of(m, window)
         self.tally.backlog(backlog)
         return dict(sorted(todo.items()))
 
@@ -228,14 +233,18 @@ class Service:
         items: list[Item] = []
         for model in models:
             games = [game for game, key in lanes if key == model]
-            whole = make_plan(self._snapshot, [model], games, without, self._digests).items
+            windows = {model: self._window(model)}
+            whole = make_plan(self._snapshot, [model], games, without, windows, self._digests).items
             frames = BATCH_S * rate / len(models)
             for number, item in enumerate(whole):  # Copies only look back, so any cut will do.
                 if number >= least and frames <= 0:
                     break
-                frames -= item.meta.frames
+                frames -= item.inputs
                 items.append(item)
         return Plan(tuple(items), 0, tuple(sorted({game for game, _ in lanes})))
+
+    def _window(self, model: str) -> int:
+        return self._registered[model].spec.identity.window
 
     def _listen(self, event: Event) -> None:
         self.tally.listen(event)

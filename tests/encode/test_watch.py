@@ -19,6 +19,8 @@ from wsa.encode import metrics, status
 from wsa.encode.beats import Beat, Heart, Sign, Work, new_service, newest, read_signs
 from wsa.encode.claims import Claims
 from wsa.encode.events import AttemptFailed, SegmentDone
+from wsa.encode.models import Request
+from wsa.encode.run import encode
 from wsa.encode.tally import Tally
 from wsa.store import keys, names
 from wsa.store.backends import Backend
@@ -220,9 +222,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-def test_status_shows_who_is_there_and_who_was(
-    store: Backend, fill: Callable[..., object], kit: object
-) -> None:
+def test_status_shows_who_is_there_and_who_was(store: Backend) -> None:
     work = Work(3, 0, 2, 1234, 66, 1, 100)
     values = {"models": {KEY: work}, "state": "encoding"}
     sign(store, beat("1" * 16, author="ann@gpu1", **values))
@@ -249,15 +249,17 @@ def test_status_shows_who_is_there_and_who_was(
 
 
 def test_status_counts_what_each_model_lacks(
-    store: Backend, fill: Callable[..., object], kit: object
+    store: Backend, fill: Callable[..., object], tiny: Callable[..., Request]
 ) -> None:
-    fill(store, [[0, 1, 2], [2, 3]])
-    kit.add_model(store, KEY)  # type: ignore[attr-defined]
+    fill(store, [[0, 1, 2]])
+    report = encode(store, [tiny("resnet")], scheduler="inproc", device="cpu")
+    fill(store, [[2, 3, 4], [4, 5]], first=1)
+    key = report.models[0].spec.key
     code, out, _ = run("status", "--store", store.url, "--json")
     assert code == 0
-    assert json.loads(out)["backlog"] == {KEY: {"objects": 2, "passes": 4, "copies": 1}}
+    assert json.loads(out)["backlog"] == {key: {"objects": 2, "passes": 3, "copies": 2}}
     code, out, _ = run("status", "--store", store.url)
-    assert out.splitlines()[-1].split() == [KEY, "2", "4", "1"]
+    assert out.splitlines()[-1].split() == [key, "2", "3", "2"]
     assert "No service keeps this store encoded" in out
 
 

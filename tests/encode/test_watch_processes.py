@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,36 +169,36 @@ def clear(store: Backend) -> None:
 def test_collect_encode_and_learn_at_once(
     tmp_path: Path, service: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Training takes a game that is encoded, while another comes in."""
     url = str(tmp_path / "store")
     monkeypatch.setenv("WSA_STORE", url)
-    model = "timm:test_resnet:random"
-    one = service("--models", model, "--beat", "0.5", "--game", "Breakout")
-    more = [*WSA, "collect", "--game", "Breakout", "--num-envs", "2", "--segment-steps", "50"]
-    with ExitStack() as stack:
-        collect = stack.enter_context(subprocess.Popen([*more, "--steps", "1000"]))
-        stack.callback(collect.kill)
-        one.until(
-            lambda: Path(url, "wsa.json").exists() and take_snapshot(open_store(url)).embeddings()
-        )
-        learn = [*WSA, "learn", "--game", "Breakout", "--updates", "20", "--batch-size", "4"]
-        learning = stack.enter_context(
-            subprocess.Popen([*learn, "--run-dir", str(tmp_path / "run")])
-        )
-        stack.callback(learning.kill)
-        status = subprocess.check_output([*WSA, "status", "--json"], text=True)
-        (told,) = json.loads(status)["services"]
-        assert not told["lost"] and told["games"] == ["Breakout"]
-        assert sum(work["passes"] for work in told["models"].values()) > 0
-        assert (collect.wait(60), learning.wait(60)) == (0, 0)
+    one = service("--models", "timm:test_resnet:random", "--beat", "0.5")
+    play = [*WSA, "collect", "--num-envs", "2", "--segment-steps", "50", "--steps"]
+    subprocess.run([*play, "100", "--game", "Pong"], check=True)
     store = open_store(url)
     one.until(lambda: encoded(store, 1))
+    learn = [*WSA, "learn", "--game", "Pong", "--batch-size", "4", "--updates", "20"]
+    running = [
+        subprocess.Popen([*play, "1000", "--game", "Breakout"]),
+        subprocess.Popen([*learn, "--run-dir", str(tmp_path / "run")]),
+    ]
+    try:
+        status = subprocess.check_output([*WSA, "status", "--json"], text=True)
+        codes = [process.wait(100) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    assert codes == [0, 0]
+    (told,) = json.loads(status)["services"]
+    assert not told["lost"] and told["pid"] == one.process.pid
+    assert sum(work["passes"] for work in told["models"].values()) > 0
+    one.until(lambda: encoded(store, 1))
     assert one.end() == 143
-    digests = {
-        d.tobytes()
-        for m in take_snapshot(store).segments()
-        for d in take_snapshot(store).read_digests(m)
-    }
-    check(store, len(digests), 1)
+    snapshot = take_snapshot(store)
+    assert snapshot.games == ["Breakout", "Pong"]
+    rows = (digest.tobytes() for m in snapshot.segments() for digest in snapshot.read_digests(m))
+    check(store, len(set(rows)), 1)
 
 
 @contextmanager
