@@ -55,6 +55,12 @@ VERBS = {
         "wsa.encode.options:EncodeOptions",
         "wsa.encode.verbs:encode",
     ),
+    "status": Verb(
+        "services that keep a store encoded, and what is left to encode",
+        "wsa status --store /lab/wsa",
+        "wsa.encode.service_options:StatusOptions",
+        "wsa.encode.status:status",
+    ),
     "learn": Verb(
         "train the fusion and a DQN head on cached embeddings",
         "wsa learn --game Seaquest --models lite0,lite1,lite2 --fusion wsa --algo dqn",

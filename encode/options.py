@@ -105,6 +105,16 @@ class EncodeOptions(StoreOptions):
     """Where models run."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
     """Print what would be done, its size and its time, and stop."""
+    watch: bool = False
+    """Go on for ever: encode what comes, and wait for more. It may wait for the store itself."""
+    poll: float = 30.0
+    """With --watch: seconds between two looks at the store while there is nothing to do."""
+    beat: float = 15.0
+    """With --watch: seconds between two signs of life, which 'wsa status' shows."""
+    metrics_port: int | None = None
+    """With --watch: serve counters for Prometheus on this port."""
+    metrics_host: str = "127.0.0.1"
+    """Address that --metrics-port is served on."""
 
 
 def open_snapshot(

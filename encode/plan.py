@@ -21,6 +21,7 @@ from wsa.store.reader import Snapshot
 from wsa.store.records import SegmentMeta, inputs_of
 
 Name = tuple[str, str, str]  # Of an embedding object: model key, game, segment.
+Digests = dict[tuple[str, str, int], NDArray[np.uint8]]  # By game, segment and window.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +114,7 @@ def make_plan(
     games: Sequence[str],
     without: Collection[Name] = (),
     windows: Mapping[str, int] | None = None,
+    known: Digests | None = None,
 ) -> Plan:
     """Plan the encoding of `games` by `models`, both in the order given.
 
@@ -122,9 +124,10 @@ def make_plan(
         games: Games.
         without: Objects to leave out, and to copy nothing from.
         windows: Consecutive frames that a model looks at, of those that look at more than one.
+        known: Digests read for earlier plans; those read for this one are added.
     """
     segments = snapshot.segments()
-    digests = _Digests(snapshot)
+    digests = _Digests(snapshot, {} if known is None else known)
     items: list[Item] = []
     present = 0
     for model in models:
@@ -153,9 +156,9 @@ def _place(games: Sequence[str], meta: SegmentMeta) -> tuple[int, int, str]:
 class _Digests:
     """Digests of segments' inputs, made once each."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, known: Digests) -> None:
         self._snapshot = snapshot
-        self._made: dict[tuple[str, str, int], NDArray[np.uint8]] = {}
+        self._made = known
 
     def __call__(self, meta: SegmentMeta, window: int) -> NDArray[np.uint8]:
         # An id alone may be that of another game's segment too.

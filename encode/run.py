@@ -162,7 +162,7 @@ def encode_on(
     started = time.perf_counter()
     backend = snapshot.backend
     workers = Workers(client, device, listen)
-    registered = _register(workers, backend.url, requests, max_step_error, threads)
+    registered = register_all(workers, backend.url, requests, max_step_error, threads)
     for one in registered:
         listen(ModelReady(one.spec, one.fitted))
     snapshot = take_snapshot(backend, snapshot)
@@ -185,7 +185,7 @@ def encode_on(
     )
 
 
-def _register(
+def register_all(
     workers: Workers, store: str, requests: Sequence[Request], max_step_error: float, threads: int
 ) -> list[Registered]:
     """Register each model on a worker that can build it, several side by side."""

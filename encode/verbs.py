@@ -29,16 +29,20 @@ def encode(o: EncodeOptions) -> int:
         for name in o.models
         if name not in keys
     }
-    backend, snapshot = open_snapshot(o.store)
+    backend, snapshot = open_snapshot(o.store, or_empty=o.watch)
     asked |= {key: request_of(read_spec(snapshot, key), weights) for key in keys}
     requests = list(dict.fromkeys(asked[name] for name in o.models))
-    games = wanted_games(snapshot, o.game)
+    games = list(o.game) if o.watch else wanted_games(snapshot, o.game)
     for request in requests:
         weights_from = "untrained" if request.source == "random" else f"from {request.source}"
         console.say(
             f"{request.alias}: {request.timm_name}, output {request.output}, weights "
             f"{weights_from}, licence {request.licence}"
         )
+    if o.watch:
+        from wsa.encode.watch import watch
+
+        watch(backend, snapshot, requests, games, o)
     if o.dry_run:
         require_frames(snapshot, requests, games)
         return _dry(o, snapshot, requests, games)
@@ -77,6 +81,12 @@ def _check(o: EncodeOptions) -> None:
         raise UsageError(
             "bad-option", f"--max-step-error must be 0 or more, not {o.max_step_error:g}."
         )
+    if o.watch and o.dry_run:
+        raise UsageError("bad-option", "--watch has no end to plan for; leave --dry-run out.")
+    if not 0.1 <= o.poll <= 86400:
+        raise UsageError("bad-option", f"--poll must be 0.1 to 86400 seconds, not {o.poll:g}.")
+    if not 0.1 <= o.beat <= 600:
+        raise UsageError("bad-option", f"--beat must be 0.1 to 600 seconds, not {o.beat:g}.")
     if o.scheduler not in ("local", "inproc") and "://" not in o.scheduler:
         raise UsageError(
             "bad-option",

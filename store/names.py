@@ -27,7 +27,14 @@ _MODEL_KEY = re.compile(_ALIAS.pattern + r"-[0-9a-f]{12}", re.ASCII)
 _SEGMENT = re.compile(r"([0-9a-f]{12})-e([0-9]{3})-([0-9]{9})-([0-9]{5})", re.ASCII)
 _RECORD = re.compile(r"commits/([0-9a-f]{2})/\1[0-9a-f]{30}\.json", re.ASCII)
 
+_SIGN = re.compile(
+    rf"services/[0-9a-f]{{16}}-[0-9]{{12}}\.json|claims/{_GAME.pattern}/{_MODEL_KEY.pattern}\.json",
+    re.ASCII,
+)
+
 STORE_FILE = "wsa.json"
+SERVICES = "services"
+CLAIMS = "claims"
 
 
 def game(name: str) -> str:
@@ -104,6 +111,21 @@ def model_path(key: str) -> str:
 def is_record(path: str) -> bool:
     """Whether a path is spelled like a commit record's."""
     return _RECORD.fullmatch(path) is not None
+
+
+def sign_path(service: str, beat: int) -> str:
+    """Where a service's sign of life lies, relative to the store; each beat has a file of its own."""
+    return f"{SERVICES}/{service}-{beat:012d}.json"
+
+
+def claim_path(game_name: str, key: str) -> str:
+    """Where the claim lies of the service that encodes a game by a model just now."""
+    return f"{CLAIMS}/{game(game_name)}/{model_key(key)}.json"
+
+
+def is_sign(path: str) -> bool:
+    """Whether a path is spelled like a service's sign or claim, which are no part of the data."""
+    return _SIGN.fullmatch(path) is not None
 
 
 def commit_path(object_id: str) -> str:

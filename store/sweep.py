@@ -3,7 +3,8 @@
 Each attempt to write an object has a folder of its own, and nobody takes up another's, so an
 attempt that no record names is of use to nobody, unless its writer is still at work. Its age tells:
 the one assumption is that no single commit takes longer than the grace time. Ages are taken by the
-clock of the place where the files lie, so a wrong clock on this machine changes nothing.
+clock of the place where the files lie, so a wrong clock on this machine changes nothing. A service
+makes its sign of life anew every few seconds, so one of that age is a dead service's, as is a claim.
 
 Nothing is removed that a record names, or of an object whose record cannot be read, or that is not
 spelled as the store spells its own files.
@@ -35,7 +36,7 @@ class Leftover:
     """Files that no record names: one attempt to write an object, or one file in the making.
 
     Attributes:
-        path: Its folder, or its file in `tmp/`.
+        path: Its folder, or its file in `tmp/`, or the sign or claim of a dead service.
         files: How many they are.
         bytes: Their lengths together.
         age_s: Seconds since the newest of them was published.
@@ -93,11 +94,13 @@ class Listing:
         attempts: Folders of attempts, and files in `tmp/`, named by a record or not.
         strange: Paths of files that are not the store's own.
         kept: Objects and records that a repair has set aside, by their place in `damaged/`.
+        signs: Signs and claims of services.
     """
 
     attempts: dict[str, Attempt]
     strange: list[str]
     kept: dict[str, Attempt]
+    signs: dict[str, Attempt]
 
 
 def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = None) -> SweepReport:
@@ -119,13 +122,14 @@ def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = N
     for _, commit in read_each(backend, paths):
         if isinstance(commit, Commit):
             listing.attempts.pop(commit.folder, None)
+    old = {path: sign for path, sign in listing.signs.items() if sign.newest <= oldest}
     leftovers: list[Leftover] = []
     removed = young = protected = 0
-    for path, found in sorted(listing.attempts.items()):
+    for path, found in sorted({**listing.attempts, **old}.items()):
         if found.newest > oldest:
             young += found.files
             continue
-        if not path.startswith(f"{TEMPORARY}/"):
+        if not _is_file(path):
             # Once more, and by name: a listing may be late, and time has passed since.
             try:
                 commit = read_record(
@@ -167,12 +171,15 @@ def list_attempts(backend: Backend, prefix: str = "") -> Listing:
     attempts: dict[str, Attempt] = {}
     strange = []
     kept: dict[str, Attempt] = {}
+    signs: dict[str, Attempt] = {}
     for entry in backend.list(prefix):
         if entry.path == names.STORE_FILE or names.is_record(entry.path):
             continue
         if entry.path.startswith(f"{KEPT}/"):
             aside = "/".join(entry.path.split("/")[:3]).removesuffix(".json")
             attempt = kept.setdefault(aside, Attempt())
+        elif names.is_sign(entry.path):
+            attempt = signs.setdefault(entry.path, Attempt())
         elif place := entry.path if entry.path.startswith(f"{TEMPORARY}/") else owner(entry.path):
             attempt = attempts.setdefault(place, Attempt())
         else:
@@ -181,13 +188,18 @@ def list_attempts(backend: Backend, prefix: str = "") -> Listing:
         attempt.files += 1
         attempt.bytes += entry.bytes
         attempt.newest = max(attempt.newest, entry.modified)
-    return Listing(attempts, strange, kept)
+    return Listing(attempts, strange, kept, signs)
+
+
+def _is_file(path: str) -> bool:
+    """Whether a leftover is one file, not the folder of an attempt."""
+    return path.startswith(f"{TEMPORARY}/") or names.is_sign(path)
 
 
 def _remove(backend: Backend, path: str, oldest: float) -> int:
-    """Remove a file of `tmp/`, or the files of an attempt if none came since; how many."""
+    """Remove a file, or the files of an attempt if none came since; how many."""
     files = [path]
-    if not path.startswith(f"{TEMPORARY}/"):
+    if not _is_file(path):
         entries = [entry for entry in backend.list(path) if owner(entry.path) == path]
         if any(entry.modified > oldest for entry in entries):
             return 0

@@ -31,12 +31,12 @@ settings.register_profile(
 settings.register_profile("nightly", settings.get_profile("default"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-KIT = Path(__file__).with_name("store_kit.py")
 
-
-def _load() -> ModuleType:
+def _load(name: str) -> ModuleType:
     # `tests` is no package: helpers are loaded by their place and handed out as fixtures.
-    spec = importlib.util.spec_from_file_location("store_kit", KIT)
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -67,7 +67,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def kit() -> ModuleType:
     """`tests/store_kit.py`: fake segments, embeddings and models, and processes to kill."""
-    return sys.modules.get("store_kit") or _load()
+    return _load("store_kit")
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """`service(*options)` starts `wsa encode --watch` as a process: a `service_kit.Service`."""
+    with _load("service_kit").services(tmp_path) as start:
+        yield start
 
 
 @pytest.fixture

@@ -1,0 +1,89 @@
+"""A service's counters for Prometheus, read at each scrape from where they are counted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import get_args
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from wsa.encode.beats import Beat, State
+from wsa.store.errors import UsageError
+
+IN_ORDER: frozenset[State] = frozenset(("waiting", "encoding"))
+
+
+class _Service(Collector):
+    def __init__(self, beat: Callable[[], Beat]) -> None:
+        self._beat = beat
+
+    def collect(self) -> Iterable[Metric]:
+        beat = self._beat()
+        passes = CounterMetricFamily("wsa_passes", "Frames run through a model.", labels=["model"])
+        saved = CounterMetricFamily(
+            "wsa_passes_saved", "Frames copied instead of run.", labels=["model"]
+        )
+        segments = CounterMetricFamily(
+            "wsa_segments", "Segments by what became of them.", labels=["model", "outcome"]
+        )
+        backlog = GaugeMetricFamily(
+            "wsa_backlog_frames", "Frames still to encode.", labels=["model"]
+        )
+        aside = GaugeMetricFamily(
+            "wsa_segments_set_aside", "Segments that failed every attempt.", labels=["model"]
+        )
+        for model, work in beat.models.items():
+            passes.add_metric([model], work.passes)
+            saved.add_metric([model], work.saved)
+            segments.add_metric([model, "done"], work.done)
+            segments.add_metric([model, "failed"], work.failed)
+            backlog.add_metric([model], work.todo_frames)
+            aside.add_metric([model], work.set_aside)
+        yield from (passes, saved, segments, backlog, aside)
+        yield _gauge("wsa_frames_per_second", "Frames encoded in a second.", beat.frames_per_second)
+        yield _gauge("wsa_up", "1 while nothing is wrong.", beat.state in IN_ORDER)
+        state = GaugeMetricFamily("wsa_state", "What the service does.", labels=["state"])
+        for name in get_args(State):
+            state.add_metric([name], name == beat.state)
+        yield state
+        yield _gauge(
+            "wsa_last_commit_timestamp_seconds", "Time of the last commit.", beat.last_commit
+        )
+        yield CounterMetricFamily("wsa_errors", "Errors since the start.", value=beat.errors)
+
+
+def _gauge(name: str, what: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, what, value=value)
+
+
+@contextlib.contextmanager
+def serve(host: str, port: int, beat: Callable[[], Beat]) -> Iterator[str]:
+    """Serve the metrics; yields their URL.
+
+    Args:
+        host: Address to listen on.
+        port: Its port; 0 takes any.
+        beat: What to tell.
+
+    Raises:
+        UsageError: The port is taken, or the address is none of this machine's.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Service(beat))
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise UsageError(
+            "bad-option",
+            f"--metrics-port {port}: {host}:{port} cannot be served from "
+            f"({error.strerror or error}). Give another port, or end what has this one.",
+        ) from None
+    try:
+        yield f"http://{host}:{server.server_port}/metrics"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,274 @@
+"""Keep a shared store encoded: look for what is new, claim it, have it encoded, and look again.
+
+A service ends when it is told to, or when it finds at its start that it cannot work as it was asked
+to. Whatever goes wrong later is waited for: the place, the workers, a damaged record. What fails
+every attempt is set aside, named, and tried again after an hour.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NoReturn
+
+from wsa.encode import beats, cluster, console, metrics
+from wsa.encode.beats import Heart, State
+from wsa.encode.claims import Claims, Lane
+from wsa.encode.drive import Driver
+from wsa.encode.events import AttemptFailed, Event, ModelReady
+from wsa.encode.job import Setting
+from wsa.encode.models import Request
+from wsa.encode.options import EncodeOptions
+from wsa.encode.plan import Digests, Item, Name, Plan, make_plan
+from wsa.encode.register import Registered
+from wsa.encode.run import register_all
+from wsa.encode.tally import Tally
+from wsa.encode.workers import Workers
+from wsa.store.backends import Backend, open_backend
+from wsa.store.errors import DamagedError, StorageError, WsaError
+from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.records import inputs_of
+from wsa.store.root import is_free, open_store
+
+# For about so long a batch keeps its claims, and nobody looks for what is new.
+BATCH_S = 120.0
+RETRY_SET_ASIDE_S = 3600.0
+LONGEST_PAUSE_S = 60.0
+# Errors of the place, not of the segment that they were met at.
+PASSING = ("unavailable", "no-space")
+
+
+def watch(
+    backend: Backend,
+    snapshot: Snapshot,
+    requests: Sequence[Request],
+    games: Sequence[str],
+    o: EncodeOptions,
+) -> NoReturn:
+    """Encode what comes into a store until told to end, by Ctrl-C or SIGTERM.
+
+    Args:
+        backend: The store, which need not be there yet.
+        snapshot: The store, as it is.
+        requests: Models.
+        games: Games; all that the store will have where empty.
+        o: The options of `wsa encode`.
+
+    Raises:
+        WsaError: At the start: no weights, a drifted model, no workers, a port that is taken.
+        KeyboardInterrupt: It was told to end.
+    """
+    service = Service(backend, snapshot, requests, games, o)
+    with contextlib.ExitStack() as stack:
+        if o.metrics_port is not None:
+            served = metrics.serve(o.metrics_host, o.metrics_port, service.tally.beat)
+            console.say(f"metrics at {stack.enter_context(served)}")
+        service.await_store()
+        heart = Heart(open_backend(backend.url), service.tally.beat, service.claims.release)
+        stack.enter_context(heart)
+        service.run()
+
+
+class Service:
+    """What `watch` runs."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        snapshot: Snapshot,
+        requests: Sequence[Request],
+        games: Sequence[str],
+        o: EncodeOptions,
+    ) -> None:
+        self._backend, self._snapshot = backend, snapshot
+        self._requests, self._games, self._o = requests, tuple(games), o
+        name = beats.new_service()
+        self.tally = Tally(name, o.beat, o.models, self._games)
+        self.claims = Claims(backend, name, beats.LOST_AFTER * o.beat)
+        self._registered: dict[str, Registered] = {}
+        self._digests: Digests = {}
+        self._aside: dict[Name, tuple[float, AttemptFailed]] = {}
+        self._pause = 1.0
+        self._said = ""
+
+    def await_store(self) -> None:
+        """Wait until somebody starts the store. Nothing is written before: the place must be empty."""
+        while True:
+            try:
+                if is_free(self._backend):
+                    why = f"there is no store at {self._backend.url} yet"
+                    self._say(f"waiting: {why}", always=False)
+                    time.sleep(self._o.poll)
+                else:
+                    open_store(self._backend.url)
+                    return
+            except StorageError as error:
+                self._suffer("storage-down", error)
+
+    def run(self) -> NoReturn:
+        """Connect to workers, and again whenever they are lost, and serve."""
+        # Where a connection was lost, tasks of Dask speak of it long after.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        while True:
+            try:
+                with cluster.connect(self._o.scheduler, self._o.workers) as (client, threads):
+                    self._serve(Workers(client, self._o.device, self._listen), threads)
+            except Exception as error:  # Dask's own too: of many kinds, and none lasts.
+                if not self._registered:
+                    raise
+                self._suffer("no-workers", error)
+
+    def _serve(self, workers: Workers, threads: int) -> NoReturn:
+        while True:
+            try:
+                worked = self._round(workers, threads)
+            except (StorageError, DamagedError) as error:
+                if not self._registered or workers.client.status != "running":
+                    raise
+                down = isinstance(error, StorageError)
+                self._suffer("storage-down" if down else "trouble", error)
+                continue
+            self._pause = 1.0
+            if not worked:
+                time.sleep(self._o.poll)
+
+    def _round(self, workers: Workers, threads: int) -> bool:
+        """Look at the store and encode a batch of what it lacks; whether there was any."""
+        self._snapshot = take_snapshot(self._backend, self._snapshot)
+        if not self._registered or not self._registered.keys() <= set(self._snapshot.models):
+            self._register(workers, threads)
+        todo = self._todo()
+        if not todo:
+            self._set("waiting", "everything is encoded")
+            return False
+        lanes = self.claims.take(list(todo))
+        if not lanes:
+            self._set("waiting", "other services encode what is left")
+            return False
+        try:
+            self._encode(lanes, workers, threads)
+        except Exception:
+            with contextlib.suppress(WsaError):
+                self.claims.release()
+            raise
+        self.claims.release()
+        return True
+
+    def _register(self, workers: Workers, threads: int) -> None:
+        found = register_all(
+            workers, self._backend.url, self._requests, self._o.max_step_error, threads
+        )
+        for one in found:
+            self._listen(ModelReady(one.spec, one.fitted))
+        self._registered = {one.spec.key: one for one in found}
+        self._snapshot = take_snapshot(self._backend, self._snapshot)
+
+    def _todo(self) -> dict[Lane, int]:
+        """Lanes with something to encode, and how many segments; says what each model lacks."""
+        here = {(m.game, m.segment) for m in self._snapshot.frames()}
+        wanted = [
+            m
+            for m in self._snapshot.segments()
+            if (m.game, m.segment) in here and (not self._games or m.game in self._games)
+        ]
+        without = self._without()
+        todo: dict[Lane, int] = {}
+        backlog = dict.fromkeys(self._registered, (0, 0))
+        for key in self._registered:
+            done = {(e.game, e.segment) for e in self._snapshot.embeddings(model=key)}
+            window = self._window(key)
+            for m in wanted:
+                if (m.game, m.segment) not in done and (key, m.game, m.segment) not in without:
+                    todo[m.game, key] = todo.get((m.game, key), 0) + 1
+                    segments, frames = backlog[key]
+                    backlog[key] = segments + 1, frames + inputs_of(m, window)
+        self.tally.backlog(backlog)
+        return dict(sorted(todo.items()))
+
+    def _without(self) -> set[Name]:
+        """Objects that are set aside for now, and those whose frames are elsewhere."""
+        now = time.monotonic()
+        self._aside = {name: it for name, it in self._aside.items() if it[0] > now}
+        aside = defaultdict(list)
+        for (model, *segment), (_, failed) in self._aside.items():
+            aside[model].append(f"{' '.join(segment)}: {failed.error}")
+        self.tally.aside(aside)
+        here = {(m.game, m.segment) for m in self._snapshot.frames()}
+        away = {(m.game, m.segment) for m in self._snapshot.segments()} - here
+        return self._aside.keys() | {(key, *of) for key in self._registered for of in away}
+
+    def _encode(self, lanes: Sequence[Lane], workers: Workers, threads: int) -> None:
+        # Once more: what another has committed until it gave a claim back is seen only now.
+        self._snapshot = take_snapshot(self._backend, self._snapshot)
+        plan = self._plan(lanes, least=workers.room())
+        if not plan.items:
+            return
+        about = ", ".join(plan.games)
+        self._set("encoding", f"{len(plan.items)} objects of {about}", always=True)
+        sources = {key: one.request.source for key, one in self._registered.items()}
+        setting = Setting(self._backend.url, sources, workers.device, threads)
+        driver = Driver(workers, setting, self._listen)
+        # What would have copied from what was set aside is left for the next round.
+        driver.drive(plan.by_segment())
+        retry = time.monotonic() + RETRY_SET_ASIDE_S
+        for failed in driver.failed:
+            if failed.error.kind in PASSING:
+                raise failed.error
+            self._aside[failed.model, failed.game, failed.segment] = retry, failed
+        made, saved = sum(d.passes for d in driver.done), sum(d.copied for d in driver.done)
+        self._say(
+            f"encoded {len(driver.done)} objects of {about}: {made} passes made, {saved} saved"
+            + (f", {len(driver.failed)} objects set aside" if driver.failed else "")
+        )
+
+    def _plan(self, lanes: Sequence[Lane], least: int) -> Plan:
+        """What to do of the lanes in about `BATCH_S`, but at least `least` segments of each model."""
+        without = self._without()
+        rate = self.tally.beat().frames_per_second_overall
+        models = sorted({key for _, key in lanes})
+        items: list[Item] = []
+        for model in models:
+            games = [game for game, key in lanes if key == model]
+            windows = {model: self._window(model)}
+            whole = make_plan(self._snapshot, [model], games, without, windows, self._digests).items
+            frames = BATCH_S * rate / len(models)
+            for number, item in enumerate(whole):  # Copies only look back, so any cut will do.
+                if number >= least and frames <= 0:
+                    break
+                frames -= item.inputs
+                items.append(item)
+        return Plan(tuple(items), 0, tuple(sorted({game for game, _ in lanes})))
+
+    def _window(self, model: str) -> int:
+        return self._registered[model].spec.identity.window
+
+    def _listen(self, event: Event) -> None:
+        self.tally.listen(event)
+        if isinstance(event, ModelReady):
+            self._say(f"{event.spec.key} is ready")
+        elif isinstance(event, AttemptFailed) and event.last:
+            where = f"{event.game} {event.segment} by {event.model}"
+            self._say(f"set aside: {where}, after {event.attempts} attempts: {event.error}")
+
+    def _suffer(self, state: State, error: Exception) -> None:
+        """Say what is wrong, and wait: each time longer, and never as long as others do."""
+        why = str(error) if isinstance(error, WsaError) else f"{type(error).__name__}: {error}"
+        pause = random.uniform(0.5, 1) * self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
+        self.tally.state(state, why)
+        self._say(f"{state}: {why} Trying again in {pause:.0f} s.")
+        time.sleep(pause)
+
+    def _set(self, state: State, why: str, always: bool = False) -> None:
+        self.tally.state(state)
+        self._say(f"{state}: {why}", always)
+
+    def _say(self, text: str, always: bool = True) -> None:
+        """A line for the log, but not the same again and again."""
+        if always or text != self._said:
+            console.say(text)
+        self._said = text

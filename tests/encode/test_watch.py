@@ -1,0 +1,278 @@
+"""What services leave in a store for each other and for people: claims, signs, counters."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from wsa.cli import main
+from wsa.encode import metrics, status
+from wsa.encode.beats import Beat, Heart, Sign, Work, new_service, newest, read_signs
+from wsa.encode.claims import Claims
+from wsa.encode.events import AttemptFailed, SegmentDone
+from wsa.encode.models import Request
+from wsa.encode.run import encode
+from wsa.encode.tally import Tally
+from wsa.store import keys, names
+from wsa.store.backends import Backend
+from wsa.store.errors import ConflictError, UsageError
+from wsa.store.reader import take_snapshot
+from wsa.store.root import open_store
+from wsa.store.sweep import sweep
+from wsa.store.verify import verify
+
+KEY = "vit-0123456789ab"
+OTHER = "resnet-0123456789ab"
+LANES = [("Breakout", KEY), ("Breakout", OTHER), ("Pong", KEY)]
+
+
+def beat(service: str = "0" * 16, **values: object) -> Beat:
+    told = Tally(service, 15.0, ["vit"], ["Pong"]).beat()
+    return Beat(**{**{name: getattr(told, name) for name in told.__struct_fields__}, **values})
+
+
+def sign(store: Backend, told: Beat, number: int = 1, age: float = 0.0) -> Path:
+    path = names.sign_path(told.service, number)
+    store.put_new(path, keys.canonical(told))
+    file = Path(store.url) / path
+    os.utime(file, (time.time() - age,) * 2)
+    return file
+
+
+def services(store: Backend, count: int) -> list[Claims]:
+    """Claims of services that are all alive."""
+    made = [f"{number:016x}" for number in range(count)]
+    for name in made:
+        sign(store, beat(name))
+    return [Claims(store, name, 60.0) for name in made]
+
+
+def claimed(store: Backend) -> set[str]:
+    return {entry.path for entry in store.list("claims")}
+
+
+def test_a_service_that_is_alone_takes_everything_and_gives_it_back(store: Backend) -> None:
+    (one,) = services(store, 1)
+    assert one.take(LANES) == LANES
+    assert claimed(store) == {names.claim_path(*lane) for lane in LANES}
+    one.release()
+    assert claimed(store) == set() and not one.held
+
+
+def test_services_share_and_never_hold_the_same(store: Backend) -> None:
+    one, other = services(store, 2)
+    assert one.take(LANES) == LANES[:2]
+    assert other.take(LANES) == LANES[2:]
+    third = Claims(store, "f" * 16, 60.0)
+    assert third.take(LANES) == []
+    third.release()
+    one.release()
+    assert claimed(store) == {names.claim_path(*LANES[2])}, "of others nothing is given back"
+    assert other.take(LANES) == [LANES[0], LANES[2]]
+
+
+def test_a_claim_is_void_when_its_holder_shows_no_sign(store: Backend) -> None:
+    dead, one = services(store, 2)
+    dead.take(LANES)
+    held = set(dead.held)
+    for file in [*Path(store.url).rglob("claims/*/*"), sign(store, beat("0" * 16), 2)]:
+        os.utime(file, (time.time() - 61,) * 2)
+    os.utime(Path(store.url) / names.sign_path("0" * 16, 1), (time.time() - 90,) * 2)
+    assert one.take(LANES) == LANES, "the living take all"
+    dead.release()  # It was not dead after all, and leaves alone what is another's now.
+    assert len(claimed(store)) == 3 and len(held) == 2
+
+
+def test_a_claim_is_good_while_its_holder_beats_however_old_it_is(store: Backend) -> None:
+    one, other = services(store, 2)
+    one.take(LANES[:1])
+    for file in Path(store.url).rglob("claims/*/*"):
+        os.utime(file, (time.time() - 5000,) * 2)
+    assert other.take(LANES[:1]) == []
+
+
+@pytest.mark.parametrize("junk", [b"", b"[]", b'{"version":2}', b"x" * 100_000])
+def test_what_is_no_claim_holds_nobody_up(store: Backend, junk: bytes) -> None:
+    store.put_new(names.claim_path(*LANES[0]), junk)
+    (one,) = services(store, 1)
+    assert one.take(LANES) == LANES
+
+
+def test_a_heart_leaves_one_sign_and_takes_it_away(store: Backend) -> None:
+    tally = Tally(new_service(), 0.1, ["vit"], [])
+    farewells: list[int] = []
+    with Heart(store, tally.beat, lambda: farewells.append(1)):
+        first = newest(store)
+        assert len(first) == 1
+        end = time.monotonic() + 20
+        while newest(store) == first and time.monotonic() < end:
+            time.sleep(0.05)
+        assert newest(store).keys() == first.keys() and newest(store) != first
+        (told,) = read_signs(store)
+        assert told.beat.asked == ("vit",) and told.beat.pid == os.getpid()
+        assert len(list(store.list("services"))) <= 2
+    assert list(store.list("services")) == [] and farewells == [1]
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [b"", b"{}", b"x" * 100_000, keys.canonical({**json.loads(keys.canonical(beat())), "more": 1})],
+)
+def test_what_is_no_sign_is_passed_over(store: Backend, junk: bytes) -> None:
+    sign(store, beat())
+    store.put_new(names.sign_path("1" * 16, 1), junk)
+    store.put_new(names.sign_path("2" * 16, 1), keys.canonical(beat("3" * 16)))
+    store.put_new("services/README", b"hello")
+    assert [found.beat.service for found in read_signs(store)] == ["0" * 16]
+
+
+def test_signs_and_claims_are_no_part_of_the_data(
+    store: Backend, fill: Callable[..., object], tmp_path: Path
+) -> None:
+    fill(store, [[0, 1]])
+    young = sign(store, beat("1" * 16))
+    old = sign(store, beat("2" * 16), age=5000)
+    (one,) = services(store, 1)
+    assert one.take(LANES) == LANES[:2]
+    void = Path(store.url) / names.claim_path(*LANES[1])
+    os.utime(void, (time.time() - 5000,) * 2)
+    before = len(take_snapshot(store).commits)
+    report = verify(store)
+    assert (report.damage, report.leftovers, report.objects) == ((), 0, before)
+    other = open_store(str(tmp_path / "other"), create=True)
+    assert run("merge", store.url, "--store", other.url)[0] == 0
+    assert len(take_snapshot(other).commits) == before
+    assert not list(other.list("services")) and not list(other.list("claims"))
+    assert sweep(store, 3600, dry_run=True).kept_young == 0
+    found = sweep(store, 3600, dry_run=False)
+    assert {leftover.path for leftover in found.leftovers} == {
+        names.sign_path("2" * 16, 1),
+        names.claim_path(*LANES[1]),
+    }
+    assert (found.removed, found.strange) == (2, ())
+    assert young.exists() and not old.exists() and not void.exists()
+    assert names.claim_path(*LANES[0]) in claimed(store)
+
+
+def done(passes: int, copied: int, model: str = KEY) -> SegmentDone:
+    return SegmentDone("Pong", "0123456789ab-e000-000000000-00012", model, passes, copied, 0.5)
+
+
+def test_what_a_service_counts(store: Backend) -> None:
+    tally = Tally("0" * 16, 15.0, ["vit"], [])
+    tally.backlog({KEY: (3, 30), OTHER: (1, 10)})
+    tally.listen(done(6, 4))
+    tally.listen(done(10, 0, OTHER))
+    wrong = ConflictError("not-finite", "NaN.")
+    for last in (False, True):
+        tally.listen(AttemptFailed("Pong", done(0, 0).segment, KEY, 1, last, wrong, ""))
+    tally.aside({KEY: ["Pong: NaN."]})
+    told = tally.beat()
+    assert told.models[KEY] == Work(1, 1, 1, 6, 4, 2, 20)
+    assert told.models[OTHER] == Work(1, 0, 0, 10, 0, 0, 0)
+    assert told.errors == 2 and told.set_aside == ("Pong: NaN.",)
+    assert told.frames_per_second > 0 and told.last_commit > told.since - 1
+    tally.state("storage-down", "no answer of https://ann:abcdef@lab/wsa")
+    assert "abcdef" not in tally.beat().trouble and tally.beat().errors == 3
+    tally.state("waiting")
+    assert (tally.beat().state, tally.beat().trouble) == ("waiting", "")
+
+
+def test_prometheus_reads_the_counters() -> None:
+    tally = Tally("0" * 16, 15.0, ["vit"], [])
+    tally.state("encoding")
+    tally.backlog({KEY: (2, 20)})
+    tally.listen(done(6, 4))
+    with metrics.serve("127.0.0.1", 0, tally.beat) as url:
+        with urllib.request.urlopen(url) as reply:
+            said = reply.read().decode().splitlines()
+        port = int(url.split(":")[2].split("/")[0])
+        with (
+            pytest.raises(UsageError, match=f"--metrics-port {port}: "),
+            metrics.serve("127.0.0.1", port, tally.beat),
+        ):
+            pass
+    assert {
+        f'wsa_passes_total{{model="{KEY}"}} 6.0',
+        f'wsa_passes_saved_total{{model="{KEY}"}} 4.0',
+        f'wsa_segments_total{{model="{KEY}",outcome="done"}} 1.0',
+        f'wsa_backlog_frames{{model="{KEY}"}} 10.0',
+        "wsa_up 1.0",
+        'wsa_state{state="encoding"} 1.0',
+        'wsa_state{state="storage-down"} 0.0',
+    } <= set(said)
+    assert any(line.startswith("wsa_last_commit_timestamp_seconds 1") for line in said)
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        pass
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+def test_status_shows_who_is_there_and_who_was(store: Backend) -> None:
+    work = Work(3, 0, 2, 1234, 66, 1, 100)
+    values = {"models": {KEY: work}, "state": "encoding"}
+    sign(store, beat("1" * 16, author="ann@gpu1", **values))
+    gone = beat("2" * 16, author="bob\x1b[31m@gpu2", trouble="down\x1b[2J", set_aside=("x\ny",))
+    sign(store, gone, age=100)
+    code, out, _ = run("status", "--store", store.url)
+    assert code == 0 and "\x1b" not in out
+    (ann,) = [line for line in out.splitlines() if line.startswith("ann@gpu1") and "enc" in line]
+    assert ann.split()[2] == "encoding" and "1,234" in ann and "66" in ann and "100" in ann
+    (bob,) = [line for line in out.splitlines() if "no sign" in line]
+    assert bob.startswith("bob\\x1b[31m@gpu2")
+    assert (
+        "  trouble: down\\x1b[2J" in out
+        and "  set aside: x\\ny" in out
+        and "  and 1 more" not in out
+    )
+    code, out, _ = run("status", "--store", store.url, "--json")
+    found = json.loads(out)
+    assert [(s["author"][:3], s["lost"]) for s in found["services"]] == [
+        ("ann", False),
+        ("bob", True),
+    ]
+    assert found["backlog"] == {}
+
+
+def test_status_counts_what_each_model_lacks(
+    store: Backend, fill: Callable[..., object], tiny: Callable[..., Request]
+) -> None:
+    fill(store, [[0, 1, 2]])
+    report = encode(store, [tiny("resnet")], scheduler="inproc", device="cpu")
+    fill(store, [[2, 3, 4], [4, 5]], first=1)
+    key = report.models[0].spec.key
+    code, out, _ = run("status", "--store", store.url, "--json")
+    assert code == 0
+    assert json.loads(out)["backlog"] == {key: {"objects": 2, "passes": 3, "copies": 2}}
+    code, out, _ = run("status", "--store", store.url)
+    assert out.splitlines()[-1].split() == [key, "2", "3", "2"]
+    assert "No service keeps this store encoded" in out
+
+
+def test_a_sign_far_from_any_clock_is_shown(store: Backend) -> None:
+    told = beat(last_commit=1e12, since=1e12)
+    assert not status.lost(Sign(told, time.time()), time.time())
+    sign(store, told)
+    assert "at no time" in run("status", "--store", store.url)[1]
+
+
+@pytest.mark.parametrize(
+    "options", [("--poll", "0"), ("--beat", "-1"), ("--beat", "nan"), ("--dry-run",)]
+)
+def test_what_a_service_cannot_be_asked(store: Backend, options: tuple[str, ...]) -> None:
+    code, _, err = run("encode", "--watch", "--store", store.url, *options)
+    assert code == 2 and options[0] in err

@@ -1,0 +1,244 @@
+"""Services in processes of their own: on a store that fills, two at once, ended, killed, without
+their scheduler."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wsa.encode.beats import read_signs
+from wsa.store.backends import Backend
+from wsa.store.reader import take_snapshot
+from wsa.store.records import SegmentMeta
+from wsa.store.root import open_store
+from wsa.store.verify import verify
+
+Fill = Callable[..., list[SegmentMeta]]
+Start = Callable[..., Any]
+MODELS = ("--models", "timm:test_resnet:random,timm:test_vit:random")
+WSA = (sys.executable, "-m", "wsa.cli")
+
+
+def segments(count: int, first: int = 0) -> list[list[int]]:
+    """Segments of six frames, half of which the next one repeats."""
+    return [list(range(first + 3 * at, first + 3 * at + 6)) for at in range(count)]
+
+
+def encoded(store: Backend, models: int = 2) -> bool:
+    snapshot = take_snapshot(store)
+    metas = snapshot.segments()
+    return bool(metas) and len(snapshot.embeddings()) == models * len(metas)
+
+
+def check(store: Backend, frames: int, models: int = 2) -> None:
+    """Everything is encoded, each frame went through each model once, no byte is bad."""
+    snapshot = take_snapshot(store)
+    assert encoded(store, models) and len(snapshot.models) == models
+    for key in snapshot.models:
+        assert sum(e.passes for e in snapshot.embeddings(model=key)) == frames
+    assert verify(store).damage == ()
+
+
+def left(store: Backend) -> list[str]:
+    return [entry.path for folder in ("services", "claims") for entry in store.list(folder)]
+
+
+def test_a_service_waits_for_the_store_encodes_what_comes_and_leaves_nothing(
+    tmp_path: Path, fill: Fill, service: Start
+) -> None:
+    url = str(tmp_path / "later")
+    one = service("--store", url, "--models", "timm:test_resnet:random")
+    one.until_said("waiting: there is no store")
+    store = open_store(url, create=True)
+    one.until(lambda: read_signs(store))
+    fill(store, segments(4))
+    one.until(lambda: encoded(store, 1))
+    fill(store, segments(3, 100), "Breakout")
+    one.until(lambda: encoded(store, 1) and "waiting" in one.said.splitlines()[-1])
+    began = time.monotonic()
+    assert one.end() == 143 and time.monotonic() - began < 30
+    assert left(store) == []
+    check(store, 15 + 12, 1)
+    assert verify(store).leftovers == 0
+    assert one.said.splitlines()[-1].startswith("wsa encode: terminated.")
+    assert "Traceback" not in one.said
+
+
+def test_what_cannot_be_at_the_start_ends_a_service(
+    store: Backend, service: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"junk")
+    weights = f"test_resnet_r160_in1k={tmp_path}/w.safetensors"
+    model = ("--models", "timm:test_resnet", "--weights", weights)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        started = [
+            service("--store", store.url, *model),
+            service("--store", store.url, *MODELS, "--metrics-port", port),
+            service("--store", str(tmp_path), *MODELS),
+        ]
+        codes = [one.process.wait(120) for one in started]
+    said = [one.said.splitlines()[-1] for one in started]
+    assert codes == [4, 2, 3], said
+    assert "does not hold the weights" in said[0]
+    assert f"--metrics-port {port}" in said[1]
+    assert "is not a wsa store" in said[2]
+    assert all("Traceback" not in one.said for one in started) and left(store) == []
+
+
+def test_two_services_share_the_work_and_make_each_pass_once(
+    store: Backend, fill: Fill, service: Start
+) -> None:
+    both = [service("--store", store.url, *MODELS, "--beat", "5") for _ in range(2)]
+    for one in both:
+        one.until_said("waiting: everything is encoded")
+    fill(store, segments(30))
+    fill(store, segments(30, 1000), "Breakout")
+    both[0].until(lambda: encoded(store))
+    for one in both:
+        one.until(lambda one=one: "waiting" in one.said.splitlines()[-1])
+    made = [
+        sum(work.passes for work in sign.beat.models.values()) for sign in wait_signs(store, both)
+    ]
+    assert len(made) == 2 and min(made) > 0, "both had their share"
+    for one in both:
+        assert one.end(signal.SIGINT) == 130
+    check(store, 2 * 93)
+    assert sum(made) == 2 * 2 * 93, "and no pass was made in vain"
+    assert verify(store).leftovers == 0 and left(store) == []
+
+
+def wait_signs(store: Backend, both: Sequence[Any]) -> list[Any]:
+    """The services' signs once they tell of all that was done."""
+
+    def told() -> bool:
+        signs = read_signs(store)
+        objects = sum(work.done for sign in signs for work in sign.beat.models.values())
+        return objects == len(take_snapshot(store).embeddings())
+
+    both[0].until(told)
+    return read_signs(store)
+
+
+def test_a_killed_services_work_is_taken_over(store: Backend, fill: Fill, service: Start) -> None:
+    fill(store, segments(60))
+    options = ("--store", store.url, *MODELS, "--beat", "0.5")
+    killed = service(*options)
+    killed.until(lambda: len(take_snapshot(store).embeddings()) > 4)
+    killed.kill()
+    assert len(list(store.list("claims"))) == 2 and not encoded(store)
+    other = service(*options)
+    other.until(lambda: encoded(store))
+    assert other.end() == 143
+    check(store, 183)
+    out = subprocess.check_output([*WSA, "status", "--store", store.url, "--json"], text=True)
+    (gone,) = json.loads(out)["services"]
+    assert gone["lost"] and gone["pid"] == killed.process.pid
+
+
+def test_services_that_ignore_claims_do_no_harm(store: Backend, fill: Fill, service: Start) -> None:
+    fill(store, segments(20))
+    both = [service("--store", store.url, *MODELS, "--beat", "0.1") for _ in range(2)]
+    for one in both:  # Nobody hears of them, and whatever is claimed is gone in a moment.
+        one.until(lambda: clear(store) or encoded(store))
+    for one in both:
+        one.until(lambda: clear(store) or encoded(store))
+        assert one.end() == 143
+    snapshot = take_snapshot(store)
+    assert len(snapshot.embeddings()) == 2 * 20 and verify(store).damage == ()
+
+
+def clear(store: Backend) -> None:
+    for path in left(store):
+        store.delete(path)
+
+
+def test_collect_encode_and_learn_at_once(
+    tmp_path: Path, service: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training takes a game that is encoded, while another comes in."""
+    url = str(tmp_path / "store")
+    monkeypatch.setenv("WSA_STORE", url)
+    one = service("--models", "timm:test_resnet:random", "--beat", "0.5")
+    play = [*WSA, "collect", "--num-envs", "2", "--segment-steps", "50", "--steps"]
+    subprocess.run([*play, "100", "--game", "Pong"], check=True)
+    store = open_store(url)
+    one.until(lambda: encoded(store, 1))
+    learn = [*WSA, "learn", "--game", "Pong", "--batch-size", "4", "--updates", "20"]
+    running = [
+        subprocess.Popen([*play, "1000", "--game", "Breakout"]),
+        subprocess.Popen([*learn, "--run-dir", str(tmp_path / "run")]),
+    ]
+    try:
+        status = subprocess.check_output([*WSA, "status", "--json"], text=True)
+        codes = [process.wait(100) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    assert codes == [0, 0]
+    (told,) = json.loads(status)["services"]
+    assert not told["lost"] and told["pid"] == one.process.pid
+    assert sum(work["passes"] for work in told["models"].values()) > 0
+    one.until(lambda: encoded(store, 1))
+    assert one.end() == 143
+    snapshot = take_snapshot(store)
+    assert snapshot.games == ["Breakout", "Pong"]
+    rows = (digest.tobytes() for m in snapshot.segments() for digest in snapshot.read_digests(m))
+    check(store, len(set(rows)), 1)
+
+
+@contextmanager
+def dask_cluster(port: int) -> Iterator[None]:
+    """`dask scheduler` and a `dask worker`, as a user starts them."""
+    dask = [sys.executable, "-m", "dask"]
+    address = f"tcp://127.0.0.1:{port}"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    scheduler = [*dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+    worker = [*dask, "worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+    started = [
+        subprocess.Popen(command, start_new_session=True, **quiet)  # type: ignore[call-overload]
+        for command in (scheduler, worker)
+    ]
+    try:
+        yield
+    finally:
+        for process in started:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_started_anew_is_found_again(
+    store: Backend, fill: Fill, service: Start
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fill(store, segments(200))
+    options = ("--store", store.url, *MODELS, "--beat", "0.5")
+    early = service(*options, scheduler=f"tcp://127.0.0.1:{port}")
+    assert early.process.wait(60) == 6 and "No Dask scheduler answers" in early.said
+    with dask_cluster(port):
+        one = service(*options, scheduler=f"tcp://127.0.0.1:{port}")
+        one.until(lambda: len(take_snapshot(store).embeddings()) > 4)
+    one.until(lambda: [s.beat.state for s in read_signs(store)] == ["no-workers"])
+    assert not encoded(store) and "Dask scheduler" in one.said
+    with dask_cluster(port):
+        one.until(lambda: encoded(store), 120)
+        assert one.end() == 143
+    check(store, 603)
+    assert "Traceback" not in one.said and left(store) == []

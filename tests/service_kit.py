@@ -1,0 +1,73 @@
+"""Services as real processes: started, watched, stopped, killed. `tests/conftest.py` hands them out as the fixture `service`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+class Service:
+    """`wsa encode --watch` in a process of its own; its log lies in a file."""
+
+    def __init__(self, log: Path, *arguments: str, scheduler: str = "inproc") -> None:
+        self.log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "wsa.cli", "encode", "--watch", "--device", "cpu"),
+                    *("--output", "pooled", "--scheduler", scheduler, "--poll", "0.3"),
+                    *arguments,
+                ],
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def until(self, happened: Callable[[], object], seconds: float = 60) -> None:
+        """Wait until something has happened while the service runs."""
+        end = time.monotonic() + seconds
+        while not happened():
+            assert self.process.poll() is None, self.said
+            assert time.monotonic() < end, self.said
+            time.sleep(0.1)
+
+    def until_said(self, words: str, seconds: float = 60) -> None:
+        self.until(lambda: words in self.said, seconds)
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Tell it to end; returns its exit code."""
+        self.process.send_signal(how)
+        return self.process.wait(30)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def services(folder: Path) -> Iterator[Callable[..., Service]]:
+    """`start(*arguments)` starts one; all are killed in the end."""
+    started: list[Service] = []
+    # Tests that run in the background of a script ignore Ctrl-C, and so would what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def start(*arguments: str, scheduler: str = "inproc") -> Service:
+        log = folder / f"service{len(started)}.log"
+        started.append(Service(log, *arguments, scheduler=scheduler))
+        return started[-1]
+
+    yield start
+    signal.signal(signal.SIGINT, before)
+    for service in started:
+        service.kill()
