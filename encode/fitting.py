@@ -73,7 +73,7 @@ def game_inputs(snapshot: Snapshot, game: str, window: int) -> list[NDArray[np.u
             f"wsa collect --game {game}",
         )
     chosen = np.unique(np.linspace(0, edges[-1] - 1, GAME_FRAMES).round().astype(np.int64))
-    parts = []
+    parts: list[NDArray[np.uint8]] = []
     for meta, start, stop in zip(metas, edges, edges[1:], strict=False):
         own = chosen[(chosen >= start) & (chosen < stop)] - start
         if len(own):

@@ -10,9 +10,9 @@ import msgspec
 
 from wsa.encode import console
 from wsa.encode.beats import LOST_AFTER, Sign, read_signs
+from wsa.encode.lookup import read_spec
 from wsa.encode.options import open_snapshot
 from wsa.encode.plan import Digests, make_plan
-from wsa.encode.register import read_spec
 from wsa.encode.service_options import StatusOptions
 from wsa.store.reader import Snapshot
 

@@ -41,7 +41,7 @@ def test_a_basis_of_a_game_is_fitted_on_the_stores_frames_of_it_once(
     (model,) = report.models
     assert model.fitted == FRAMES and model.spec.shape == (8,)
     shown = [noise(i) for part in SEGMENTS for i in part]
-    wanted = bases.fit(unreduced(request, "cpu").features(np.stack(shown)), 8)
+    wanted = bases.fit(unreduced(request, "cpu")[0].features(np.stack(shown)), 8)
     assert model.spec.identity.basis == bases.own_recipe(wanted)
     # More frames later change nothing: the basis is the one that was fitted.
     fill(store, [[30, 31, 32]], first=2)
