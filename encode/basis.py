@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsa.store import keys
 from wsa.store.errors import UsageError
@@ -26,15 +27,15 @@ CHANNELS = 128
 CHUNK = 8192
 SEED = 0
 
+# Rows that are reduced at once: 0.19 ms each for 49 x 1280 features, against 0.70 one by one.
+ROWS = 8
+
 
 class Reduction(Protocol):
     """What follows a `wsa.encode.outputs.Trunk`."""
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(B, *shape) to (B, K), row by row.
-
-        One product over the batch would round differently for every batch size.
-        """
+        """(B, *shape) to (B, K), each row by itself: see `in_rows`."""
         ...
 
     def to(self, device: torch.device) -> Reduction:
@@ -61,12 +62,13 @@ class Projection:
         self._drawing = threading.Lock()
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(B, *shape) to (B, K), row by row."""
+        """(B, *shape) to (B, K)."""
         with self._drawing:  # Of a size that is known now.
             if self._matrix is None:
                 drawn = torch.from_numpy(signs(features[0].numel(), self._numbers))
                 self._matrix = drawn.to(self._device, torch.float32) / self._numbers**0.5
-        return torch.stack([one.flatten() @ self._matrix for one in features])
+        matrix = self._matrix
+        return in_rows(lambda rows: rows.flatten(1) @ matrix, features)
 
     def to(self, device: torch.device) -> Projection:
         """The same map on a device."""
@@ -98,17 +100,29 @@ class Basis:
     grid: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(B, *places, C) to (B, K), row by row."""
-        return torch.stack(
-            [
-                (((one - self.channel_mean) @ self.channels).flatten() - self.grid_mean) @ self.grid
-                for one in features
-            ]
-        )
+        """(B, *places, C) to (B, K)."""
+
+        def reduce(rows: Tensor) -> Tensor:
+            narrow = ((rows - self.channel_mean) @ self.channels).flatten(1)
+            return (narrow - self.grid_mean) @ self.grid
+
+        return in_rows(reduce, features)
 
     def to(self, device: torch.device) -> Basis:
         """The same map on a device."""
         return Basis(*(tensor.to(device) for tensor in dataclasses.astuple(self)))
+
+
+def in_rows(function: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """Apply a map to always `ROWS` rows, the last ones filled up with zeros.
+
+    Products of several sizes would round differently.
+    """
+    found = []
+    for rows in features.split(ROWS):
+        filled = nn.functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, ROWS - len(rows)))
+        found.append(function(filled)[: len(rows)])
+    return torch.cat(found)
 
 
 def recipe(strip: str) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 
 import torch
 
-from wsa.encode import fitting, lookup, register, strip
+from wsa.encode import fitting, lookup, probe, register
 from wsa.encode.cluster import cores
 from wsa.encode.forward import choose_device
 from wsa.encode.models import Request
@@ -28,7 +27,8 @@ class Estimate:
         copies: Those whose embedding is copied.
         strip: Frames of the strip, or of a game, to run to fit the model's basis.
         bytes: Size of the embeddings before compression, which saves about a third.
-        minutes: Time, from the rate of one batch measured just now.
+        engine: What would run it.
+        minutes: Time, from that engine's rate measured just now.
     """
 
     alias: str
@@ -37,27 +37,35 @@ class Estimate:
     copies: int
     strip: int
     bytes: int
+    engine: str
     minutes: float
 
 
 def estimate(
-    snapshot: Snapshot, request: Request, games: Sequence[str], workers: int, device: str
+    snapshot: Snapshot,
+    request: Request,
+    games: Sequence[str],
+    workers: int,
+    device: str,
+    engine: str = "auto",
+    max_step_error: float = probe.MAX_STEP_ERROR,
 ) -> Estimate:
-    """Plan one model and time a batch of it; nothing is written.
+    """Plan one model and time the engine that would run it; nothing is written.
 
     Raises:
         MissingError: No weights.
+        UsageError: An engine or a precision that is not to be had here.
+        ConflictError: A precision that errs too much.
     """
     spec = lookup.find(snapshot, request)
     # Of a model that is not in the store, nothing has been encoded under whatever key it will get.
     key = spec.key if spec else f"{request.alias}-{'0' * 12}"
-    encoder, window = register.unreduced(request, choose_device(device))
-    plan = make_plan(snapshot, [key], games, windows={key: window})
-    frames = strip.probe_frames(window)
-    encoder(frames[: encoder.batch])
-    started = time.perf_counter()
-    width = encoder(frames).reshape(len(frames), -1).shape[1]
-    seconds_a_frame = (time.perf_counter() - started) / len(frames)
+    device = choose_device(device)
+    found, _, identity = register.measured(snapshot, request, device, engine, games)
+    plan = make_plan(snapshot, [key], games, windows={key: identity.window})
+    choice = found.choose(engine, identity.precision, max_step_error)
+    encoder = found.encoder(choice.engine, identity.precision)
+    width = found.embed(choice.engine, identity.precision)[0].size
     numbers = encoder.output.numbers or width
     if spec is not None:
         numbers = math.prod(spec.shape)
@@ -74,5 +82,6 @@ def estimate(
         copies=plan.copies,
         strip=fit,
         bytes=2 * numbers * sum(item.inputs for item in plan.items),
-        minutes=(plan.passes + fit) * seconds_a_frame / parallel / 60,
+        engine=choice.engine,
+        minutes=(plan.passes + fit) / choice.rate / parallel / 60,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from wsa.encode.choose import Choice
 from wsa.encode.spec import ModelSpec
 from wsa.store.errors import WsaError
 
@@ -24,10 +25,14 @@ class Started:
 
 @dataclasses.dataclass(frozen=True)
 class ModelReady:
-    """A model is in the store; `fitted` strip frames went through it to fit its basis."""
+    """A model is in the store; `fitted` strip frames went through it to fit its basis.
+
+    `choice` says which engine runs it, and how fast and exact that was found to be.
+    """
 
     spec: ModelSpec
     fitted: int
+    choice: Choice | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """The one function from frames to embeddings, used for the store and for live play alike.
 
-An `Encoder` is a frozen model on a device with its preprocessing, output and precision. It counts
-every frame that goes through the network (`passes`), which is how wsa knows and proves what it
-saved. A frame's embedding depends on that frame alone, to the last bit. A library may sum in
-another order for another batch or another number of threads (measured: EfficientNet-Lite0 differs
-with one and two threads, ViT-B with batches of one and eight), so on a CPU each frame runs alone on
-one core, and several cores run several frames; on a GPU every batch is padded to exactly `batch`.
+An `Encoder` is a frozen model on a device with its preprocessing, output and precision, run by an
+engine. It counts every frame that goes through the network (`passes`), which is how wsa knows and
+proves what it saved. A frame's embedding depends on that frame alone, to the last bit: that is what
+an engine promises (`wsa.encode.engines`), and frames are preprocessed and reduced one like another.
+On a CPU each core takes some frames, whole from screen to embedding; on a GPU every batch is padded
+to the engine's. An encoder may be called from several threads.
 """
 
 from __future__ import annotations
@@ -20,18 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsa.encode.basis import Reduction
-from wsa.encode.engines import Eager, Engine, arithmetic
+from wsa.encode import engines
+from wsa.encode.basis import ROWS, Reduction
+from wsa.encode.engines import Engine, arithmetic, one_thread
 from wsa.encode.outputs import Trunk
 from wsa.encode.preprocess import preprocess
 from wsa.encode.spec import Output, Precision, Preprocessing
-from wsa.store.errors import UsageError
+from wsa.encode.staging import run_on_gpu
 from wsa.store.writer import FLOAT16_MAX
-
-# Beside being exact, one frame at a time costs little on one core: per frame 19 ms against 29 in
-# batches of 8 for EfficientNet-Lite0, 430 against 422 for ViT-B, 121 against 106 for ResNet-50.
-CPU_BATCH = 1
-GPU_BATCH = 256
 
 
 def choose_device(device: str) -> str:
@@ -51,9 +47,10 @@ class Encoder:
         basis: The reduction, where the output asks for one.
         precision: Arithmetic of the forward pass.
         device: Where to run.
+        engine: What runs the network.
 
     Raises:
-        UsageError: The device has no such arithmetic.
+        UsageError: The engine is not installed, or has no such arithmetic there.
 
     Attributes:
         passes: Frames, or windows of frames, that went through this network.
@@ -71,16 +68,19 @@ class Encoder:
         basis: Reduction | None = None,
         precision: Precision = "fp32",
         device: str | torch.device = "cpu",
+        engine: str = "torch",
     ) -> None:
-        check_precision(precision, device)
         self.device = torch.device(device)
+        engines.require(engine, self.device, precision)  # Before the module is moved anywhere.
         self.module: Any = module.to(self.device).to(memory_format=torch.channels_last)
-        self.engine: Engine = Eager(Trunk(self.module, output), self.device, precision)
+        channels = len(preprocessing.mean) * getattr(module, "window", 1)
+        shape = channels, preprocessing.height, preprocessing.width
+        trunk = Trunk(self.module, output).eval()
+        self.engine: Engine = engines.make(engine, trunk, shape, self.device, precision)
         self.preprocessing = preprocessing
         self.output = output
         self.basis = basis.to(self.device) if basis else None
         self.precision = precision
-        self.batch = CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
         self.passes = 0
 
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -93,49 +93,36 @@ class Encoder:
         Returns:
             (n, *shape) float32.
         """
-        return self._run(frames, lambda part: self._finish(self._features(part))).numpy()
+        return self._run(frames, lambda part: self.reduce(self._features(part))).numpy()
 
     def features(self, frames: NDArray[np.uint8]) -> Tensor:
         """What the basis is fitted on: (n, *shape) float32, before any reduction."""
-        return self._run(frames, lambda part: self._features(part).cpu())
+        return self._run(frames, self._features)
 
-    def _run(
-        self, frames: NDArray[np.uint8], function: Callable[[NDArray[np.uint8]], Tensor]
-    ) -> Tensor:
-        """Apply `function` to batches, and count."""
-        parts = [frames[at : at + self.batch] for at in range(0, len(frames), self.batch)]
-        if self.device.type == "cpu":
-            found = _on_all_cores(function, parts)
-        else:
-            found = [function(part) for part in parts]
-        self.passes += len(frames)
-        with Encoder._counting:
-            Encoder.total_passes += len(frames)
-        return torch.cat(found)
-
-    def _features(self, frames: NDArray[np.uint8]) -> Tensor:
-        """One batch (B, H, W, 3) or (B, w, H, W, 3) to (B, *shape), before any reduction."""
-        part = torch.from_numpy(np.array(frames))  # A copy: torch takes no read-only arrays.
-        if self.device.type != "cpu" and len(frames) < self.batch:
-            part = torch.cat([part, part[-1:].expand(self.batch - len(part), *part.shape[1:])])
-        return self.engine(preprocess(part.to(self.device), self.preprocessing))[: len(frames)]
-
-    def _finish(self, features: Tensor) -> Tensor:
-        """One batch, reduced where the output asks for it."""
+    def reduce(self, features: Tensor) -> Tensor:
+        """One batch on the device, reduced where the output asks for it."""
         with torch.inference_mode(), arithmetic(self.device, "fp32"):
-            return (self.basis(features) if self.basis is not None else features).cpu()
+            return features if self.basis is None else self.basis(features)
 
+    def _features(self, frames: Tensor) -> Tensor:
+        """(B, H, W, 3) or (B, w, H, W, 3) to (B, *shape), on the device."""
+        return self.engine(preprocess(frames, self.preprocessing))
 
-def check_precision(precision: Precision, device: str | torch.device) -> None:
-    """Refuse arithmetic that a device does not have.
-
-    Raises:
-        UsageError: TF32 was asked for, and the device is no NVIDIA GPU.
-    """
-    if precision == "tf32" and torch.device(device).type != "cuda":
-        raise UsageError(
-            "bad-option", "--precision tf32 needs an NVIDIA GPU; on a CPU use fp32 or bf16."
-        )
+    def _run(self, frames: NDArray[np.uint8], function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply `function` to batches, and count."""
+        if self.device.type == "cpu":
+            # Few at once, so that what one frame becomes stays in the core's cache.
+            size = max(1, min(ROWS, -(-len(frames) // torch.get_num_threads())))
+            parts = [frames[at : at + size] for at in range(0, len(frames), size)]
+            # Copies: torch takes no read-only arrays.
+            done = _on_all_cores(lambda part: function(torch.from_numpy(np.array(part))), parts)
+            found = torch.cat(done)
+        else:
+            found = run_on_gpu(function, frames, self.engine.batch, self.device)
+        with Encoder._counting:
+            self.passes += len(frames)
+            Encoder.total_passes += len(frames)
+        return found
 
 
 def stored(embeddings: NDArray[np.float32]) -> NDArray[np.float16 | np.float32]:
@@ -165,17 +152,10 @@ P = TypeVar("P")
 
 def _on_all_cores(function: Callable[[P], Tensor], parts: Sequence[P]) -> list[Tensor]:
     """Apply `function` to each part on one core each, as many at once as torch may use threads."""
-    threads = torch.get_num_threads()
-    try:
-        if min(threads, len(parts)) > 1:
-            # The number of threads belongs to the thread that sets it.
-            with ThreadPoolExecutor(
-                min(threads, len(parts)), initializer=torch.set_num_threads, initargs=(1,)
-            ) as pool:
-                return list(pool.map(function, parts))
-        if threads > 1:
-            torch.set_num_threads(1)
-        return [function(part) for part in parts]
-    finally:
-        if threads > 1:  # What threads that start later begin with was changed in either case.
-            torch.set_num_threads(threads)
+    threads = min(torch.get_num_threads(), len(parts))
+    with one_thread():
+        if threads == 1:
+            return [function(part) for part in parts]
+        # The number of threads belongs to the thread that sets it.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(function, parts))

@@ -50,12 +50,14 @@ class Setting:
     Attributes:
         store: The store's URL.
         sources: Where the weights of each model are, by its key.
+        engines: What runs each model, by its key.
         device: `cpu`, `cuda` or `auto`.
         threads: Cores that torch may use in a task; 0 as the worker has it.
     """
 
     store: str
     sources: dict[str, str]
+    engines: dict[str, str]
     device: str = "auto"
     threads: int = 0
 
@@ -99,7 +101,13 @@ def set_threads(threads: int) -> None:
 
 
 def register_model(
-    store: str, request: Request, max_step_error: float, device: str, threads: int
+    store: str,
+    request: Request,
+    max_step_error: float,
+    device: str,
+    threads: int,
+    engine: str = "auto",
+    games: Sequence[str] = (),
 ) -> Registered | Failed:
     """Build a model and commit it unless it is there; see `wsa.encode.register.register`.
 
@@ -109,7 +117,7 @@ def register_model(
     set_threads(threads)
     snapshot = take_snapshot(open_store(store))
     try:
-        return register(snapshot, request, max_step_error, choose_device(device))
+        return register(snapshot, request, max_step_error, choose_device(device), engine, games)
     except (MissingError, ImportError) as error:
         return failed(request.alias, error, unfit=True)
 
@@ -160,7 +168,8 @@ def _run(setting: Setting, item: Item, shown: Shown | None, reading: float) -> E
     with _running:
         try:
             source, device = setting.sources[item.model], choose_device(setting.device)
-            encoder = _model(setting.store, item.model, source, device)
+            engine = setting.engines[item.model]
+            encoder = _model(setting.store, item.model, source, device, engine)
         except (MissingError, ConflictError, ImportError) as error:
             return failed(item, error, unfit=True)
         except Exception as error:  # noqa: BLE001
@@ -194,7 +203,7 @@ def commit(
     for item in items:
         own = of[item.model]
         try:
-            outcomes.append(own if isinstance(own, Failed) else _commit(setting.store, item, own))
+            outcomes.append(own if isinstance(own, Failed) else _commit(setting, item, own))
         except Exception as error:  # noqa: BLE001
             outcomes.append(failed(item, error))
     return outcomes
@@ -205,12 +214,12 @@ def encode_segment(setting: Setting, items: Sequence[Item]) -> list[SegmentDone 
     return commit(setting, items, embed(setting, items))
 
 
-def _commit(store: str, item: Item, embedded: Embedded) -> SegmentDone:
+def _commit(setting: Setting, item: Item, embedded: Embedded) -> SegmentDone:
     started = time.perf_counter()
     own = embedded.rows
     meta = _meta(item)
     if own is not None:
-        backend = open_store(store)
+        backend = open_store(setting.store)
         this = item.meta.game, item.meta.segment
         copies = [copy for copy in item.copies if (copy.game, copy.segment) != this]
         repeats = [copy for copy in item.copies if (copy.game, copy.segment) == this]
@@ -229,7 +238,7 @@ def _commit(store: str, item: Item, embedded: Embedded) -> SegmentDone:
         # Rows were rounded one by one, so this loses nothing; and the type is the same whichever
         # rows were copied.
         whole = whole.astype(embedding_dtype(whole), copy=False)
-        meta = _meta(item, whole, embedded.running)
+        meta = _meta(item, whole, embedded.running, setting.engines[item.model])
         commit_embedding(backend, meta, whole)
     writing = time.perf_counter() - started
     return SegmentDone(
@@ -246,7 +255,9 @@ def _commit(store: str, item: Item, embedded: Embedded) -> SegmentDone:
     )
 
 
-def _meta(item: Item, whole: NDArray[Any] | None = None, seconds: float = 0.0) -> EmbeddingMeta:
+def _meta(
+    item: Item, whole: NDArray[Any] | None = None, seconds: float = 0.0, engine: str = "torch"
+) -> EmbeddingMeta:
     """The metadata of an item's object; without the array, of no more than its name."""
     made = whole is not None
     return EmbeddingMeta(
@@ -259,6 +270,7 @@ def _meta(item: Item, whole: NDArray[Any] | None = None, seconds: float = 0.0) -
         copied=item.inputs - len(item.own) if made else 0,
         seconds=round(seconds, 3),
         window=item.window,
+        engine=engine,
     )
 
 
@@ -294,6 +306,6 @@ def _here() -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=MODELS_KEPT)
-def _model(store: str, key: str, source: str, device: str) -> Encoder:
+def _model(store: str, key: str, source: str, device: str, engine: str) -> Encoder:
     snapshot = take_objects(open_store(store), [names.model_path(key)])
-    return open_model(snapshot, key, source=source, device=device)
+    return open_model(snapshot, key, source=source, device=device, engine=engine)

@@ -39,6 +39,7 @@ def _commas(metavar: str) -> PrimitiveConstructorSpec[tuple[str, ...]]:
 
 
 Names = Annotated[tuple[str, ...], _commas("NAME[,NAME...]")]
+Engine = Literal["auto", "torch", "compile", "openvino"]
 Pairs = Annotated[tuple[str, ...], _commas("ALIAS=FILE[,ALIAS=FILE...]")]
 
 
@@ -92,6 +93,8 @@ class EncodeOptions(StoreOptions):
     """From a screen to a model's input: all of it stretched, timm's own crop, or all of it in its aspect."""
     precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
     """Arithmetic. Less than fp32 is refused where it errs by more than --max-step-error."""
+    engine: Engine = "auto"
+    """What runs models: the fastest that is right, PyTorch, PyTorch compiled, or OpenVINO."""
     max_step_error: float = 0.1
     """Largest error, as a share of what changes from one step of a game to the next."""
     weights: Pairs = ()

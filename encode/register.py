@@ -1,14 +1,16 @@
 """From what a user asks for to a model in the store, and from a model in the store to an encoder.
 
-Registering builds the model, finds its basis in the store or fits it, embeds the probe frames, and commits spec, basis and probe. Whoever opens a registered model embeds the probe frames
-again: a wrong mean, another resize kernel, a swapped file or a drifted library is refused before
-one row is written or one action taken.
+Registering builds the model, chooses what runs it, finds its basis in the store or fits it, embeds
+the probe frames, and commits spec, basis and probe. Whoever opens a registered model embeds the
+probe frames again: a wrong mean, another resize kernel, a swapped file or a drifted library is
+refused before one row is written or one action taken.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -21,9 +23,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from wsa.encode import basis as bases
-from wsa.encode import fitting, models, probe, strip
+from wsa.encode import choose, console, engines, fitting, models, probe, strip
 from wsa.encode.basis import Projection, Reduction
-from wsa.encode.forward import Encoder, check_precision, stored
+from wsa.encode.choose import Choice, Engines
+from wsa.encode.forward import Encoder, stored
 from wsa.encode.inputs import input_digests, read_shown
 from wsa.encode.lookup import (
     how_to_remove,
@@ -34,7 +37,7 @@ from wsa.encode.lookup import (
     weights_digest,
 )
 from wsa.encode.models import Request
-from wsa.encode.spec import Identity, ModelSpec, model_key, parse_output
+from wsa.encode.spec import Identity, ModelSpec, Precision, model_key, parse_output
 from wsa.encode.user_model import UserNetwork
 from wsa.store import keys, names
 from wsa.store.errors import ConflictError, DamagedError
@@ -54,89 +57,87 @@ class Registered:
         spec: Its spec.
         fitted: Frames that went through it now to fit its basis.
         request: What was asked for; a worker opens the model with it.
+        choice: The engine that shall run it, where it has anything to run.
     """
 
     spec: ModelSpec
     fitted: int
     request: Request
+    choice: Choice | None = None
 
 
 def register(
-    snapshot: Snapshot, request: Request, max_step_error: float, device: str = "cpu"
+    snapshot: Snapshot,
+    request: Request,
+    max_step_error: float,
+    device: str = "cpu",
+    engine: str = "auto",
+    games: Sequence[str] = (),
 ) -> Registered:
-    """Build a model and commit it unless it is in the store.
+    """Build a model, choose its engine, and commit it unless it is in the store.
 
     Args:
         snapshot: The store.
         request: What the user asks for.
         max_step_error: Largest step-relative error of a reduced precision.
-        device: Where to run the strip.
+        device: Where to run it.
+        engine: What shall run it; `auto` is the fastest that is right.
+        games: Games on which a reduced precision must be right, beside the strip.
 
     Raises:
         MissingError: No weights.
         ConflictError: Wrong weights, a drifted model, NaN, or a precision that errs too much.
-        UsageError: A precision that the device does not have, or an output the model cannot give.
+        UsageError: An engine or a precision that is not to be had there, or an output the model
+            cannot give.
     """
-    check_precision(request.precision, device)
-    module = models.build(request)
-    identity = identify(module, request)
-    shown = strip.probe_frames(identity.window)
+    found, module, identity = measured(snapshot, request, device, engine, games)
     there = known(snapshot, request.alias, identity)
     if there is not None:
-        reduction = _stored_reduction(snapshot, there.key, there.identity)
-        encoder = _encoder(module, there.identity, reduction, device)
-        check_probe(snapshot, there.key, encoder(shown))
-        return Registered(there, 0, request)
-    exact = msgspec.structs.replace(identity, precision="fp32")
-    output = parse_output(request.output)
-    files, fitted = {}, 0
-    basis: Reduction | None = Projection(output.numbers) if output.reduction == "rp" else None
-    if output.reduction == "pca":
-        whole = _encoder(module, exact, None, device)
-        basis = fit = fitting.fit(whole, snapshot, output, identity.window)
-        fitted = whole.passes
-        files["basis.safetensors"] = bases.save(fit)
-        if output.game:
-            own = bases.own_recipe(fit)
-            identity = msgspec.structs.replace(identity, basis=own)
-            exact = msgspec.structs.replace(exact, basis=own)
-    key = model_key(request.alias, identity)
-    found = _encoder(module, identity, basis, device)(shown)
-    if not np.isfinite(found).all():
+        found.use(_stored_reduction(snapshot, there.key, there.identity))
+        choice = found.choose(engine, identity.precision, max_step_error)
+        check_probe(snapshot, there.key, found.embed(choice.engine, identity.precision))
+        return Registered(there, 0, request, choice)
+    if not np.isfinite(found.embed("torch", "fp32")).all():
         raise ConflictError(
             "not-finite",
             f"{request.alias} with weights from {request.source} returns NaN or infinite numbers "
-            "for frames of games. Nothing was written. Give other weights, or --precision fp32.",
+            "for frames of games. Nothing was written. Give other weights.",
         )
-    error = 0.0
-    if identity != exact:
-        reference = _encoder(module, exact, basis, device)(shown)
-        error = probe.step_error(found, reference)
-    if not error <= max_step_error:
-        raise ConflictError(
-            "step-error",
-            f"{request.alias} in {request.precision} errs by {error:.3g} of what changes from one "
-            f"step of a game to the next; the limit is {max_step_error:g}. Nothing was written. "
-            "Use --precision fp32, or allow it with --max-step-error.",
-        )
+    output = parse_output(request.output)
+    files, fitted = {}, 0
+    if output.reduction == "rp":
+        found.use(Projection(output.numbers))
+    elif output.reduction == "pca":
+        whole = found.encoder(found.choose(engine, "fp32", choose.GATE).engine, "fp32")
+        before = whole.passes
+        basis = fitting.fit(whole, snapshot, output, identity.window)
+        fitted = whole.passes - before
+        found.use(basis)
+        files["basis.safetensors"] = bases.save(basis)
+        if output.game:
+            identity = msgspec.structs.replace(identity, basis=bases.own_recipe(basis))
+    key = model_key(request.alias, identity)
+    choice = found.choose(engine, identity.precision, max_step_error)
+    probed = found.embed(choice.engine, identity.precision)
     spec = ModelSpec(
         alias=request.alias,
         timm_name=request.timm_name,
         identity=identity,
-        shape=found.shape[1:],
+        shape=probed.shape[1:],
         source=request.recorded,
         licence=module.licence if isinstance(module, UserNetwork) else request.licence,
-        step_error=error,
+        step_error=0.0 if identity.precision == "fp32" else choice.errors[choose.STRIP],
         libraries={
             "torch": str(torch.__version__),
             "torchvision": str(torchvision.__version__),
             "timm": str(timm.__version__),
         },
     )
-    _check_orphans(snapshot, key, identity.window, _encoder(module, identity, basis, device))
-    files |= {"spec.json": keys.canonical(spec), "probe.safetensors": probe.save(found)}
+    encoder = found.encoder(choice.engine, identity.precision)
+    _check_orphans(snapshot, key, identity.window, encoder)
+    files |= {"spec.json": keys.canonical(spec), "probe.safetensors": probe.save(probed)}
     commit_model(snapshot.backend, ModelMeta(key), files)
-    return Registered(spec, fitted, request)
+    return Registered(spec, fitted, request, choice)
 
 
 def open_model(
@@ -146,6 +147,7 @@ def open_model(
     weights: Mapping[str, str] | None = None,
     source: str | None = None,
     device: str = "cpu",
+    engine: str = "auto",
 ) -> Encoder:
     """Build a registered model and make sure that it is the one that filled the store.
 
@@ -156,10 +158,13 @@ def open_model(
             users' own models.
         source: Where the weights are on this machine, if not where they were.
         device: Where to run.
+        engine: What runs it; `auto` is what filled the store or, if that is not to be had here, the
+            fastest that is right.
 
     Raises:
         MissingError: No such model, or no weights for it here.
         ConflictError: Other weights, or other embeddings of the probe frames.
+        UsageError: An engine that is not to be had here.
     """
     spec = read_spec(snapshot, key)
     request = request_of(spec, weights or {})
@@ -175,22 +180,57 @@ def open_model(
             f"{'MODULE:CALLABLE' if spec.source == 'user' else 'PATH.safetensors'}, or encode with "
             "these under their own key.",
         )
-    reduction = _stored_reduction(snapshot, key, spec.identity)
-    encoder = _encoder(module, spec.identity, reduction, device)
+    precision = spec.identity.precision
+    found = _engines(module, spec.identity, spec.alias, device)
+    found.use(_stored_reduction(snapshot, key, spec.identity))
+    if engine == "auto":
+        engine = filled = _filled_by(snapshot, key)
+        if filled not in engines.offered(torch.device(device), precision):
+            choice = found.choose("auto", precision, probe.MAX_STEP_ERROR)
+            engine = choice.engine
+            if filled:
+                console.say(f"{key} was encoded by {filled}, which is not to be had here: {choice}")
+    encoder = found.encoder(engine, precision)
     check_probe(snapshot, key, encoder(strip.probe_frames(spec.identity.window)))
     encoder.passes = 0
     return encoder
 
 
-def unreduced(request: Request, device: str) -> tuple[Encoder, int]:
-    """A model before its basis, for measuring, and its window.
+def measured(
+    snapshot: Snapshot,
+    request: Request,
+    device: str,
+    engine: str = "auto",
+    games: Sequence[str] = (),
+) -> tuple[Engines, nn.Module, Identity]:
+    """A model's engines, still without a basis, the model, and what it is.
+
+    Args:
+        snapshot: The store, for frames of the games.
+        request: What the user asks for.
+        device: Where to run it.
+        engine: What shall run it.
+        games: Games on which a reduced precision is measured, beside the strip.
 
     Raises:
         MissingError: No weights.
+        UsageError: An engine or a precision that is not to be had there.
     """
+    where = torch.device(device)
+    engines.require("torch" if engine == "auto" else engine, where, request.precision)
     module = models.build(request)
     identity = identify(module, request)
-    return _encoder(module, identity, None, device), identity.window
+    reduced = request.precision != "fp32"
+    shown = choose.game_inputs(snapshot, games, identity.window) if reduced else {}
+    return _engines(module, identity, request.alias, device, shown), module, identity
+
+
+def _filled_by(snapshot: Snapshot, key: str) -> str:
+    """The engine that ran most of a model's frames; empty if none did."""
+    passes: Counter[str] = Counter()
+    for meta in snapshot.embeddings(model=key):
+        passes[meta.engine] += meta.passes
+    return max(passes, key=lambda name: passes[name], default="")
 
 
 def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> None:
@@ -278,14 +318,17 @@ def _load(snapshot: Snapshot, key: str, name: str, load: Callable[[bytes], T]) -
         ) from None
 
 
-def _encoder(
-    module: nn.Module, identity: Identity, reduction: Reduction | None, device: str
-) -> Encoder:
-    return Encoder(
-        module,
-        identity.preprocessing,
-        parse_output(identity.output),
-        reduction,
-        identity.precision,
-        device,
-    )
+def _engines(
+    module: nn.Module,
+    identity: Identity,
+    alias: str,
+    device: str,
+    games: Mapping[str, NDArray[np.uint8]] | None = None,
+) -> Engines:
+    output = parse_output(identity.output)
+
+    def make(engine: str, precision: Precision) -> Encoder:
+        how = identity.preprocessing
+        return Encoder(module, how, output, None, precision, device, engine)
+
+    return Engines(make, alias, identity.window, games)

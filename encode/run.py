@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from distributed import Client
@@ -65,7 +65,13 @@ class EncodeReport:
     def summary(self) -> dict[str, Any]:
         """The report as JSON values."""
         return {
-            "models": {r.spec.key: {"random": r.spec.identity.random} for r in self.models},
+            "models": {
+                r.spec.key: {
+                    "random": r.spec.identity.random,
+                    "engine": r.choice.engine if r.choice else None,
+                }
+                for r in self.models
+            },
             "objects": len(self.done),
             "present": self.present,
             "set_aside": [
@@ -96,6 +102,7 @@ def encode(
     device: str = "auto",
     max_step_error: float = 0.1,
     tries: int = TRIES,
+    engine: str = "auto",
     listen: Listener = lambda event: None,
 ) -> EncodeReport:
     """Run each model once over every frame that it has not seen.
@@ -108,6 +115,7 @@ def encode(
         device: `cpu`, `cuda` or `auto`.
         max_step_error: Largest step-relative error of a reduced precision.
         tries: How often a segment is tried before it is set aside.
+        engine: What runs models; `auto` is the fastest that is right.
         listen: Called with every event.
 
     Raises:
@@ -130,7 +138,16 @@ def encode(
         return EncodeReport(tuple(registered), (), (), plan.present, time.perf_counter() - started)
     with cluster.connect(scheduler, workers) as (client, threads):
         report = encode_on(
-            client, threads, snapshot, requests, games, device, max_step_error, tries, listen
+            client,
+            threads,
+            snapshot,
+            requests,
+            games,
+            device,
+            max_step_error,
+            tries,
+            listen,
+            engine,
         )
     return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
@@ -145,6 +162,7 @@ def encode_on(
     max_step_error: float = 0.1,
     tries: int = TRIES,
     listen: Listener = lambda event: None,
+    engine: str = "auto",
 ) -> EncodeReport:
     """`encode` with workers that are there already, as `wsa.encode.cluster.connect` yields them.
 
@@ -158,19 +176,23 @@ def encode_on(
         max_step_error: Largest step-relative error of a reduced precision.
         tries: How often a segment is tried before it is set aside.
         listen: Called with every event.
+        engine: What runs models; `auto` is the fastest that is right.
     """
     started = time.perf_counter()
     backend = snapshot.backend
     workers = Workers(client, device, listen)
-    registered = register_all(workers, backend.url, requests, max_step_error, threads)
+    registered = register_all(
+        workers, backend.url, requests, max_step_error, threads, engine, games
+    )
     for one in registered:
-        listen(ModelReady(one.spec, one.fitted))
+        listen(ModelReady(one.spec, one.fitted, one.choice))
     snapshot = take_snapshot(backend, snapshot)
     plan = _plan(snapshot, registered, games)
     _require_frames(snapshot, plan)
     listen(Planned(len(plan.items), plan.passes, plan.copies))
     sources = {r.spec.key: r.request.source for r in registered}
-    driver = Driver(workers, Setting(backend.url, sources, workers.device, threads), listen, tries)
+    setting = Setting(backend.url, sources, engines_of(registered), workers.device, threads)
+    driver = Driver(workers, setting, listen, tries)
     again = plan
     while driver.drive(again.by_segment()):
         # Something would have copied from what was set aside: its frames go through the model there.
@@ -185,8 +207,19 @@ def encode_on(
     )
 
 
+def engines_of(registered: Iterable[Registered]) -> dict[str, str]:
+    """What runs each model, by its key."""
+    return {one.spec.key: one.choice.engine for one in registered if one.choice}
+
+
 def register_all(
-    workers: Workers, store: str, requests: Sequence[Request], max_step_error: float, threads: int
+    workers: Workers,
+    store: str,
+    requests: Sequence[Request],
+    max_step_error: float,
+    threads: int,
+    engine: str,
+    games: Sequence[str],
 ) -> list[Registered]:
     """Register each model on a worker that can build it, several side by side."""
     found: dict[Request, Registered] = {}
@@ -199,6 +232,8 @@ def register_all(
                 max_step_error,
                 workers.device,
                 threads,
+                engine,
+                games,
                 pure=False,
                 **workers.options(),
             )

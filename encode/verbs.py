@@ -103,8 +103,10 @@ def run_with_progress(
 
         def listen(event: events.Event) -> None:
             nonlocal total, done
-            if isinstance(event, events.ModelReady) and event.fitted:
-                console.say(f"{event.spec.key}: basis fitted on {event.fitted} frames")
+            if isinstance(event, events.ModelReady):
+                if event.fitted:
+                    console.say(f"{event.spec.key}: basis fitted on {event.fitted} frames")
+                console.say(f"{event.spec.key}: run by {event.choice}")
             elif isinstance(event, events.Planned):
                 total = event.passes + event.copies
             elif isinstance(event, events.SegmentDone):
@@ -127,6 +129,7 @@ def run_with_progress(
             workers=o.workers,
             device=o.device,
             max_step_error=o.max_step_error,
+            engine=o.engine,
             listen=listen,
         )
 
@@ -134,14 +137,26 @@ def run_with_progress(
 def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: list[str]) -> int:
     from wsa.encode.estimate import estimate
 
-    lines = [estimate(snapshot, request, games, o.workers, o.device) for request in requests]
+    lines = [
+        estimate(snapshot, request, games, o.workers, o.device, o.engine, o.max_step_error)
+        for request in requests
+    ]
     if o.json:
         return console.result(True, {line.alias: dataclasses.asdict(line) for line in lines})
     console.table(
         f"To do for {', '.join(games)}; nothing was changed:",
-        ["model", "objects", "passes", "copies", "strip passes", "at most", "minutes"],
+        ["model", "objects", "passes", "copies", "strip passes", "at most", "engine", "minutes"],
         [
-            [e.alias, e.objects, e.passes, e.copies, e.strip, console.size(e.bytes), e.minutes]
+            [
+                e.alias,
+                e.objects,
+                e.passes,
+                e.copies,
+                e.strip,
+                console.size(e.bytes),
+                e.engine,
+                e.minutes,
+            ]
             for e in lines
         ],
     )

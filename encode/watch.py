@@ -25,7 +25,7 @@ from wsa.encode.models import Request
 from wsa.encode.options import EncodeOptions
 from wsa.encode.plan import Digests, Item, Name, Plan, make_plan
 from wsa.encode.register import Registered
-from wsa.encode.run import register_all
+from wsa.encode.run import engines_of, register_all
 from wsa.encode.tally import Tally
 from wsa.encode.workers import Workers
 from wsa.store.backends import Backend, open_backend
@@ -160,10 +160,16 @@ class Service:
 
     def _register(self, workers: Workers, threads: int) -> None:
         found = register_all(
-            workers, self._backend.url, self._requests, self._o.max_step_error, threads
+            workers,
+            self._backend.url,
+            self._requests,
+            self._o.max_step_error,
+            threads,
+            self._o.engine,
+            self._games or self._snapshot.games,
         )
         for one in found:
-            self._listen(ModelReady(one.spec, one.fitted))
+            self._listen(ModelReady(one.spec, one.fitted, one.choice))
         self._registered = {one.spec.key: one for one in found}
         self._snapshot = take_snapshot(self._backend, self._snapshot)
 
@@ -210,7 +216,8 @@ class Service:
         about = ", ".join(plan.games)
         self._set("encoding", f"{len(plan.items)} objects of {about}", always=True)
         sources = {key: one.request.source for key, one in self._registered.items()}
-        setting = Setting(self._backend.url, sources, workers.device, threads)
+        chosen = engines_of(self._registered.values())
+        setting = Setting(self._backend.url, sources, chosen, workers.device, threads)
         driver = Driver(workers, setting, self._listen)
         # What would have copied from what was set aside is left for the next round.
         driver.drive(plan.by_segment())
@@ -249,7 +256,7 @@ class Service:
     def _listen(self, event: Event) -> None:
         self.tally.listen(event)
         if isinstance(event, ModelReady):
-            self._say(f"{event.spec.key} is ready")
+            self._say(f"{event.spec.key} is ready, run by {event.choice}")
         elif isinstance(event, AttemptFailed) and event.last:
             where = f"{event.game} {event.segment} by {event.model}"
             self._say(f"set aside: {where}, after {event.attempts} attempts: {event.error}")

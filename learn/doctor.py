@@ -34,6 +34,7 @@ def examine(store: str) -> Iterator[Finding]:
     yield Finding("python", sys.version_info >= (3, 11), platform.python_version())
     yield from map(_library, LIBRARIES)
     yield _device()
+    yield from _engines()
     yield _games()
     yield from _weights()
     found = _store(store)
@@ -63,6 +64,20 @@ def _device() -> Finding:
     if torch.cuda.is_available():
         return Finding("device", True, torch.cuda.get_device_name(0))
     return Finding("device", None, f"CPU, {torch.get_num_threads()} threads; no GPU found")
+
+
+def _engines() -> Iterator[Finding]:
+    import torch
+
+    from wsa.encode import engines
+    from wsa.encode.forward import choose_device
+
+    device = torch.device(choose_device("auto"))
+    for name in engines.NAMES:
+        reason = engines.why_not(name, device, "fp32")
+        tried = name in engines.offered(device, "fp32")
+        here = "tried by --engine auto" if tried else "used where --engine asks for it"
+        yield Finding(f"engine {name}", None if reason else True, reason or here)
 
 
 def _games() -> Finding:

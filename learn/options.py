@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from wsa.encode.options import Names, Pairs, StoreOptions
+from wsa.encode.options import Engine, Names, Pairs, StoreOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +109,8 @@ class EvalOptions:
     """Safetensors files, where this machine keeps them elsewhere than where they were encoded."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models run."""
+    engine: Engine = "auto"
+    """What runs them; auto is what filled the store, if that is here."""
     json: bool = False
     """Print the result as JSON, for scripts."""
 

@@ -339,6 +339,7 @@ def evaluate(
     weights: dict[str, str] | None = None,
     video: bool = False,
     device: str = "cpu",
+    engine: str = "auto",
     num_envs: int = 4,
     on_step: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> Evaluation:
@@ -352,6 +353,7 @@ def evaluate(
         weights: Weights files by alias, where this machine keeps them elsewhere.
         video: Whether to film the first environment.
         device: Where to run the models.
+        engine: What runs them; `auto` is what filled the store.
         num_envs: Environments side by side.
         on_step: Called with (steps played, episodes finished).
 
@@ -372,7 +374,10 @@ def evaluate(
     widths = [columns.stop - columns.start for columns in flat.columns]
     network = dqn.make_network(config.hyperparameters, widths, actions, _context(config))
     updates, _ = checkpoint.load(checkpoint.latest(folder / "checkpoints"), {"online": network})
-    encoders = [open_model(snapshot, key, weights=weights, device=device) for key in config.models]
+    encoders = [
+        open_model(snapshot, key, weights=weights, device=device, engine=engine)
+        for key in config.models
+    ]
     live = LiveEncoder(flat, encoders)
     stacks = LiveStacks(live, num_envs, config.hyperparameters.frame_stack)
     greedy = GreedyPolicy(network.to(torch.device(device)), stacks, actions, epsilon, seed)

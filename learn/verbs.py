@@ -155,6 +155,7 @@ def evaluate(o: EvalOptions) -> int:
             weights=weights_files(o.weights),
             video=o.video,
             device=choose_device(o.device),
+            engine=o.engine,
             num_envs=o.num_envs,
             on_step=on_step,
         )

@@ -142,6 +142,7 @@ class EmbeddingMeta(
         copied: Those whose embedding was copied because the same had been encoded before.
         seconds: How long the passes took: what somebody who copies the object is spared.
         window: Consecutive frames the model looks at; 1 is not written.
+        engine: What ran it, as `wsa encode --engine` has it; `torch` is not written.
     """
 
     game: str
@@ -153,6 +154,7 @@ class EmbeddingMeta(
     copied: Count
     seconds: Annotated[float, msgspec.Meta(ge=0)]
     window: Annotated[int, msgspec.Meta(ge=1, le=MAX_STACK_FRAMES)] = 1
+    engine: Annotated[str, msgspec.Meta(pattern="^[a-z]{1,20}\\Z")] = "torch"
 
     @property
     def unit(self) -> str:

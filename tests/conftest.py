@@ -64,6 +64,31 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def pytorch_alone() -> Iterator[None]:
+    """`auto` tries PyTorch and nothing else: to convert a model takes OpenVINO seconds.
+
+    What is about engines names one, or asks for `every_engine`.
+    """
+    from wsa.encode import engines
+
+    offered = engines.offered
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            engines, "offered", lambda *how: [n for n in offered(*how) if n != "openvino"]
+        )
+        patch.setattr(engines, "really_offered", offered, raising=False)
+        yield
+
+
+@pytest.fixture
+def every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` tries what it tries outside of tests."""
+    from wsa.encode import engines
+
+    monkeypatch.setattr(engines, "offered", engines.really_offered)  # type: ignore[attr-defined]
+
+
 @pytest.fixture(scope="session")
 def kit() -> ModuleType:
     """`tests/store_kit.py`: fake segments, embeddings and models, and processes to kill."""

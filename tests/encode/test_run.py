@@ -267,7 +267,7 @@ def test_tasks_of_one_worker_may_run_in_several_threads(
     fill(store, [[2 * i, 2 * i + 1] for i in range(8)])
     key = job.register_model(store.url, tiny("resnet"), 0.1, "cpu", 0).spec.key
     plan = make_plan(take_snapshot(store), [key], ["Pong"])
-    setting = job.Setting(store.url, {key: "random"}, "cpu")
+    setting = job.Setting(store.url, {key: "random"}, {key: "torch"}, "cpu")
     ran.clear()
     with ThreadPoolExecutor(4) as pool:
         found = [*pool.map(partial(job.embed, setting), plan.by_segment())]
@@ -281,7 +281,7 @@ def test_committing_twice_writes_once(
     fill(store, [[0, 1]])
     key = job.register_model(store.url, tiny("resnet"), 0.1, "cpu", 0).spec.key
     (items,) = make_plan(take_snapshot(store), [key], ["Pong"]).by_segment()
-    setting = job.Setting(store.url, {key: "random"}, "cpu")
+    setting = job.Setting(store.url, {key: "random"}, {key: "torch"}, "cpu")
     embedded = job.embed(setting, items)
     (one,), (two,) = (job.commit(setting, items, embedded) for _ in range(2))
     assert isinstance(one, SegmentDone) and isinstance(two, SegmentDone)

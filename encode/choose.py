@@ -1,0 +1,206 @@
+"""Which engine runs a model: the fastest of those whose numbers are right, by measuring both.
+
+Every engine embeds the same frames: the probe frames, and where less than fp32 was asked for,
+consecutive frames of the games that shall be encoded, since an error is small or large beside what
+changes in that game. It is compared with PyTorch in fp32. Below `GATE` an engine's embeddings
+cannot be told from those, so that the model key need not name it; a precision that the user asked
+for, which the key does name, may err by `--max-step-error`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsa.encode import engines, probe, strip
+from wsa.encode.basis import Reduction
+from wsa.encode.forward import Encoder
+from wsa.encode.inputs import read_shown
+from wsa.encode.spec import Precision
+from wsa.store.errors import ConflictError
+from wsa.store.reader import Snapshot
+
+GATE = 0.01
+GAME_PAIRS = 16
+STRIP = "strip"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """An engine that was measured.
+
+    Attributes:
+        engine: Its name.
+        rate: Frames a second in the process that measured, preprocessing included.
+        errors: Step-relative error against PyTorch in fp32, on the `strip` and on games.
+    """
+
+    engine: str
+    rate: float
+    errors: dict[str, float]
+
+    @property
+    def error(self) -> float:
+        """The largest of its errors."""
+        return max(self.errors.values())
+
+    def __str__(self) -> str:
+        return f"{self.engine}, {self.rate:.3g} frames/s, step error {self.error:.2g}"
+
+
+class Engines:
+    """One model's engines, each made and measured when it is first asked for.
+
+    Args:
+        make: An encoder without a basis, by engine and precision.
+        alias: The model, for messages.
+        window: Consecutive frames that it looks at.
+        games: Inputs to measure on beside the probe frames, as `game_inputs` finds them.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[str, Precision], Encoder],
+        alias: str,
+        window: int = 1,
+        games: Mapping[str, NDArray[np.uint8]] | None = None,
+    ) -> None:
+        self._make = make
+        self._alias = alias
+        self._inputs = {STRIP: strip.probe_frames(window), **(games or {})}
+        self._basis: Reduction | None = None
+        self._made: dict[tuple[str, Precision], Encoder] = {}
+        self._found: dict[tuple[str, Precision], tuple[float, dict[str, Tensor]]] = {}
+
+    def use(self, basis: Reduction | None) -> None:
+        """Reduce what the model gives from now on."""
+        self._basis = basis
+
+    def encoder(self, engine: str, precision: Precision) -> Encoder:
+        """The encoder, with the basis."""
+        if (engine, precision) not in self._made:
+            self._made[engine, precision] = self._make(engine, precision)
+        encoder = self._made[engine, precision]
+        encoder.basis = self._basis.to(encoder.device) if self._basis else None
+        return encoder
+
+    def embed(self, engine: str, precision: Precision, of: str = STRIP) -> NDArray[np.float32]:
+        """Embeddings of the probe frames, or of a game's."""
+        encoder = self.encoder(engine, precision)
+        features = self._measured(engine, precision)[1][of]
+        return encoder.reduce(features.to(encoder.device)).cpu().numpy()
+
+    def choose(self, asked: str, precision: Precision, limit: float) -> Choice:
+        """The engine asked for, or the fastest if that is `auto`, if it errs little enough.
+
+        Args:
+            asked: An engine, or `auto`.
+            precision: Arithmetic of the forward pass.
+            limit: Largest step-relative error where that is less than fp32; for fp32 it is `GATE`.
+
+        Raises:
+            UsageError: The engine is not installed, or has no such arithmetic there.
+            ConflictError: Every engine errs by more, or gives what is not a number.
+        """
+        device = self.encoder("torch", "fp32").device
+        self._measured("torch", "fp32")  # First, since it says best what is wrong with a model.
+        found = []
+        for name in engines.offered(device, precision) if asked == "auto" else [asked]:
+            try:
+                rate, _ = self._measured(name, precision)
+            except ConflictError:  # Not every network can be converted.
+                if asked != "auto":
+                    raise
+            else:
+                found.append(Choice(name, rate, self._errors(name, precision)))
+        most = GATE if precision == "fp32" else limit
+        right = [choice for choice in found if choice.error <= most]
+        if not right:
+            raise _refused(self._alias, precision, min(found, key=lambda c: c.error), most)
+        return max(right, key=lambda choice: choice.rate)
+
+    def _errors(self, engine: str, precision: Precision) -> dict[str, float]:
+        return {
+            name: probe.step_error(
+                self.embed(engine, precision, name), self.embed("torch", "fp32", name)
+            )
+            for name in self._inputs
+        }
+
+    def _measured(self, engine: str, precision: Precision) -> tuple[float, dict[str, Tensor]]:
+        """Frames a second, and features of all inputs."""
+        if (engine, precision) not in self._found:
+            encoder = self.encoder(engine, precision)
+            inputs = self._inputs[STRIP]
+            encoder.features(inputs[: encoder.engine.batch])  # The first time is slower.
+            started = time.perf_counter()
+            features = {STRIP: encoder.features(inputs)}
+            rate = len(inputs) / (time.perf_counter() - started)
+            for game in self._inputs.keys() - {STRIP}:
+                features[game] = encoder.features(self._inputs[game])
+            self._found[engine, precision] = rate, features
+        return self._found[engine, precision]
+
+
+def game_inputs(
+    snapshot: Snapshot, games: Sequence[str], window: int
+) -> dict[str, NDArray[np.uint8]]:
+    """What a model sees in consecutive steps of each game, from a segment with its pictures.
+
+    Returns:
+        For each game that has any, (2n, H, W, 3) uint8 RGB, or (2n, window, H, W, 3), n at most
+        `GAME_PAIRS`: rows 2i and 2i + 1 are of two consecutive steps that showed something else.
+    """
+    pictured = {(meta.game, meta.segment) for meta in snapshot.frames()}
+    found = {}
+    for game in games:
+        for meta in snapshot.segments(game):
+            if (game, meta.segment) in pictured:
+                frame = snapshot.read_array(meta, "frame")
+                first = snapshot.read_array(meta, "is_first")
+                (before,) = np.nonzero((frame[1:] != frame[:-1]) & ~first[1:])
+                if len(before):
+                    spread = np.linspace(0, len(before) - 1, GAME_PAIRS).astype(int)
+                    some = before[np.unique(spread)]
+                    rows = np.stack([some, some + 1], axis=1).ravel()
+                    shown = read_shown(snapshot, meta, rows=window > 1)
+                    found[game] = (
+                        shown.frames[frame[rows]]
+                        if window == 1
+                        else next(shown.inputs(window, rows))
+                    )
+                    break
+    return found
+
+
+def _refused(alias: str, precision: Precision, best: Choice, limit: float) -> ConflictError:
+    if not math.isfinite(best.error):
+        return ConflictError(
+            "not-finite",
+            f"{alias} in {precision} returns NaN or infinite numbers for frames of games. Nothing "
+            "was written. Use --precision fp32.",
+        )
+    where = max(best.errors, key=lambda name: best.errors[name])
+    errs = (
+        f"{alias} in {precision} by {best.engine} errs by {best.error:.3g} of what changes from one "
+        f"step of {'a game' if where == STRIP else where} to the next; the limit is {limit:g}. "
+        "Nothing was written. "
+    )
+    if precision == "fp32":
+        return ConflictError("step-error", f"{errs}Use --engine torch.")
+    return ConflictError(
+        "step-error",
+        f"{errs}Use --precision fp32, or allow it with --max-step-error {_above(best.error)}.",
+    )
+
+
+def _above(error: float) -> str:
+    """A number a little above `error`, in two digits."""
+    unit = 10.0 ** (math.floor(math.log10(error)) - 1)
+    return f"{(math.floor(error / unit) + 1) * unit:.2g}"

@@ -1,0 +1,302 @@
+"""Engines give the same rows in whatever company a frame comes, and agree with PyTorch."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsa.encode import engines, openvino, staging
+from wsa.encode.engines import make, require
+from wsa.encode.forward import Encoder
+from wsa.encode.models import Request, build, parse_request
+from wsa.encode.outputs import Trunk
+from wsa.encode.preprocess import preprocess
+from wsa.encode.probe import step_error
+from wsa.encode.spec import parse_output
+from wsa.store.errors import UsageError
+
+Ask = Callable[..., Request]
+Make = Callable[..., Encoder]
+CPU = torch.device("cpu")
+
+# A network of maps and one of tokens; with each engine, and what OpenVINO does in bf16.
+COMBINATIONS = [
+    (engine, name, precision)
+    for engine, precision in [("torch", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
+    for name in ("resnet", "vit")
+] + [("compile", "vit", "fp32")]
+
+
+@pytest.fixture(scope="module")
+def alone(
+    frames: NDArray[np.uint8], encoder_of: Make, tiny: Ask
+) -> Callable[..., tuple[Encoder, NDArray[np.float32]]]:
+    """An encoder, and what it gives for every frame on its own, on one core."""
+    made: dict[tuple[str, ...], tuple[Encoder, NDArray[np.float32]]] = {}
+
+    def of(engine: str, name: str, precision: Any) -> tuple[Encoder, NDArray[np.float32]]:
+        if reason := engines.why_not(engine, CPU, precision):
+            pytest.skip(reason)
+        if (engine, name, precision) not in made:
+            torch.set_num_threads(1)
+            encoder = encoder_of(tiny(name, "grid:2"), engine=engine, precision=precision)
+            rows = np.concatenate([encoder(frame[None]) for frame in frames])
+            made[engine, name, precision] = encoder, rows
+        return made[engine, name, precision]
+
+    return of
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids="-".join)
+@settings(max_examples=12)
+@given(
+    picked=st.one_of(
+        st.permutations(range(16)),
+        st.sampled_from([1, 3, 8, 17]).flatmap(
+            lambda n: st.lists(st.integers(0, 15), min_size=n, max_size=n)
+        ),
+    ),
+    threads=st.sampled_from([1, 2]),
+)
+def test_a_row_depends_on_its_frame_alone(
+    combination: tuple[str, str, Any],
+    picked: list[int],
+    threads: int,
+    frames: NDArray[np.uint8],
+    alone: Callable[..., tuple[Encoder, NDArray[np.float32]]],
+) -> None:
+    encoder, rows = alone(*combination)
+    torch.set_num_threads(threads)
+    np.testing.assert_array_equal(encoder(frames[picked]), rows[picked])
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_openvino_runs_batches_where_they_change_nothing(
+    name: str, frames: NDArray[np.uint8], tiny: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk = Trunk(build(tiny(name)), parse_output("pooled")).eval()
+    engine = make("openvino", trunk, (3, 160, 160), CPU, "fp32")
+    assert engine.batch == openvino.BATCH
+    # Were one bit another one in a batch, it would run frame by frame.
+    monkeypatch.setattr(openvino.torch, "equal", lambda a, b: False)
+    careful = make("openvino", trunk, (3, 160, 160), CPU, "fp32")
+    assert careful.batch == 1
+    pixels = torch.rand(6, 3, 160, 160)
+    np.testing.assert_array_equal(careful(pixels).numpy(), engine(pixels).numpy())
+
+
+@pytest.mark.parametrize("engine", ["compile", "openvino"])
+def test_engines_agree_with_pytorch(
+    engine: str,
+    frames: NDArray[np.uint8],
+    encoder_of: Make,
+    alone: Callable[..., tuple[Encoder, NDArray[np.float32]]],
+) -> None:
+    _, wanted = alone("torch", "vit", "fp32")
+    encoder, found = alone(engine, "vit", "fp32")
+    assert encoder.engine.name == engine
+    assert step_error(found, wanted) < 1e-3
+    assert found.shape == wanted.shape and found.dtype == np.float32
+
+
+def test_trained_weights_and_a_window_go_through_openvino(
+    frames: NDArray[np.uint8], encoder_of: Make, stacked: Callable[..., Request]
+) -> None:
+    for request, shown in (
+        (parse_request("lite0", {}, "grid:7"), frames),
+        (stacked(4, "pooled"), np.stack([frames[i : i + 4] for i in range(8)])),
+    ):
+        exact = encoder_of(request)(shown)
+        found = encoder_of(request, engine="openvino")(shown)
+        assert step_error(found, exact) < 1e-3
+
+
+def test_precisions_are_what_they_say(
+    frames: NDArray[np.uint8], alone: Callable[..., tuple[Encoder, NDArray[np.float32]]]
+) -> None:
+    _, exact = alone("torch", "vit", "fp32")
+    _, rough = alone("openvino", "vit", "bf16")
+    assert 1e-3 < step_error(rough, exact) < 1
+
+
+# What is here, and what is said if it is not.
+
+
+def test_what_auto_tries(every_engine: None) -> None:
+    assert engines.offered(CPU, "fp32") == ["torch", "openvino"]
+    assert "compile" not in engines.offered(CPU, "bf16")
+
+
+def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    find, load = importlib.util.find_spec, builtins.__import__
+
+    def refuse(name: str, *rest: Any) -> Any:
+        if name.partition(".")[0] == "openvino":
+            raise ImportError(name)
+        return load(name, *rest)
+
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name)
+    )
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.delitem(sys.modules, "wsa.encode.openvino")
+
+
+def test_without_openvino_pytorch_runs_everything(
+    every_engine: None,
+    frames: NDArray[np.uint8],
+    encoder_of: Make,
+    tiny: Ask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    without_openvino(monkeypatch)
+    assert engines.offered(CPU, "fp32") == ["torch"]
+    assert np.isfinite(encoder_of(tiny("resnet"))(frames[:1])).all()
+    with pytest.raises(UsageError) as refused:
+        encoder_of(tiny("resnet"), engine="openvino")
+    assert str(refused.value) == (
+        "--engine openvino needs OpenVINO, which is not installed: pip install 'wsa[cpu]', or use "
+        "--engine torch."
+    )
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "precision", "said"),
+    [
+        ("tvm", "cpu", "fp32", "'tvm' is not one; choose from auto, torch, compile, openvino."),
+        ("openvino", "cuda", "fp32", "openvino runs on a CPU; use torch or compile, or --device"),
+        ("openvino", "cpu", "tf32", "tf32 needs an NVIDIA GPU; on a CPU use fp32 or bf16."),
+        ("torch", "cpu", "tf32", "tf32 needs an NVIDIA GPU; on a CPU use fp32 or bf16."),
+    ],
+)
+def test_what_cannot_be_is_refused(engine: str, device: str, precision: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        require(engine, torch.device(device), precision)
+
+
+def test_a_precision_that_the_processor_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        def get_property(self, device: str, name: str) -> list[str]:
+            return ["FP32", "INT8"]
+
+    monkeypatch.setattr(openvino, "_core", Old)
+    assert openvino.capable("fp32") and not openvino.capable("bf16")
+    with pytest.raises(UsageError, match="no bf16 on this CPU; use --engine torch or fp32"):
+        require("openvino", CPU, "bf16")
+    assert engines.why_not("openvino", CPU, "fp32") == ""
+
+
+def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match=r"compiler, as g.*; install one, or use torch"):
+        require("compile", CPU, "fp32")
+
+
+# What a GPU is fed with, by a machine that has none.
+
+
+class FakeCuda:
+    """What `torch.cuda` offers, noting who waits for what."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.recorded = 0
+
+    def Event(self) -> Any:
+        return FakeEvent(self)
+
+    def Stream(self, device: torch.device) -> Any:
+        return FakeStream(self, "copies")
+
+    def current_stream(self, device: torch.device) -> Any:
+        return FakeStream(self, "computing")
+
+    def stream(self, stream: Any) -> Any:
+        return contextlib.nullcontext()
+
+
+class FakeEvent:
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda, self.number = cuda, -1
+
+    def synchronize(self) -> None:
+        if self.number >= 0:
+            self.cuda.log.append(f"host waits for {self.number}")
+
+    def record(self, stream: Any) -> None:
+        self.number = self.cuda.recorded
+        self.cuda.recorded += 1
+
+
+class FakeStream:
+    def __init__(self, cuda: FakeCuda, name: str) -> None:
+        self.cuda, self.name = cuda, name
+
+    def wait_stream(self, other: Any) -> None:
+        self.cuda.log.append(f"{self.name} waits for {other.name}")
+
+
+@given(count=st.integers(1, 14), batch=st.integers(1, 5))
+def test_a_gpu_gets_full_batches_and_gives_every_row_once(count: int, batch: int) -> None:
+    frames = np.random.default_rng(count).integers(0, 256, (count, 2, 3, 3), np.uint8)
+    sizes = []
+
+    def function(part: Tensor) -> Tensor:
+        sizes.append(len(part))
+        return part.float().flatten(1) * 2  # A new tensor: the place is written again.
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+        found = staging.run_on_gpu(function, frames, batch, CPU, FakeCuda())
+    np.testing.assert_array_equal(found.numpy(), frames.reshape(count, -1).astype(np.float32) * 2)
+    assert sizes == [batch] * -(-count // batch)
+
+
+def test_the_host_waits_for_the_batch_before_the_last_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    cuda = FakeCuda()
+    staging.run_on_gpu(lambda part: part.float(), np.zeros((8, 2), np.uint8), 2, CPU, cuda)
+    compute = "computing waits for copies"
+    assert cuda.log == [
+        "copies waits for computing",
+        compute,
+        compute,
+        "host waits for 0",
+        compute,
+        "host waits for 1",
+        compute,
+    ]
+
+
+def test_pixels_reach_the_engine_as_preprocessed(
+    frames: NDArray[np.uint8], encoder_of: Make, tiny: Ask
+) -> None:
+    encoder = encoder_of(tiny("resnet"))
+    seen: list[Tensor] = []
+    engine = encoder.engine
+
+    class Watched:
+        name, batch = engine.name, engine.batch
+
+        def __call__(self, pixels: Tensor) -> Tensor:
+            seen.append(pixels)
+            return engine(pixels)
+
+    encoder.engine = Watched()
+    encoder(frames)
+    wanted = preprocess(torch.from_numpy(frames.copy()), encoder.preprocessing)
+    assert sum(map(len, seen)) == encoder.passes == len(frames)
+    np.testing.assert_array_equal(torch.cat(seen).numpy(), wanted.numpy())
+    assert all(part.is_contiguous(memory_format=torch.channels_last) for part in seen)
