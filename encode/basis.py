@@ -62,11 +62,16 @@ class Projection:
 
     def __call__(self, features: Tensor) -> Tensor:
         """(B, *shape) to (B, K), row by row."""
-        with self._drawing:  # Of a size that is known now.
+        matrix = self._drawn(features[0].numel())
+        return torch.stack([one.flatten() @ matrix for one in features])
+
+    def _drawn(self, size: int) -> Tensor:
+        """The matrix, drawn at its first use, when the size of the features is known."""
+        with self._drawing:
             if self._matrix is None:
-                drawn = torch.from_numpy(signs(features[0].numel(), self._numbers))
+                drawn = torch.from_numpy(signs(size, self._numbers))
                 self._matrix = drawn.to(self._device, torch.float32) / self._numbers**0.5
-        return torch.stack([one.flatten() @ self._matrix for one in features])
+            return self._matrix
 
     def to(self, device: torch.device) -> Projection:
         """The same map on a device."""

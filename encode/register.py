@@ -193,7 +193,6 @@ def unreduced(request: Request, device: str) -> tuple[Encoder, int]:
     return _encoder(module, identity, None, device), identity.window
 
 
-
 def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> None:
     """Compare embeddings of the probe frames with those stored.
 
