@@ -210,7 +210,7 @@ def maps(folder: Path, model: str, name: str, parts: Sequence[NDArray[np.uint8]]
     """A model's whole feature maps (n, H, W, C), kept in half precision."""
     file = folder / f"{model}-{name}.npy"
     if not file.exists():
-        encoder = unreduced(parse_request(model, {}, "map"), "cpu")
+        encoder, _ = unreduced(parse_request(model, {}, "map"), "cpu")
         np.save(file, np.concatenate([encoder(part).astype(np.float16) for part in parts]))
     return torch.from_numpy(np.load(file)).float()
 

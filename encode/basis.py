@@ -63,12 +63,16 @@ class Projection:
 
     def __call__(self, features: Tensor) -> Tensor:
         """(B, *shape) to (B, K)."""
-        with self._drawing:  # Of a size that is known now.
-            if self._matrix is None:
-                drawn = torch.from_numpy(signs(features[0].numel(), self._numbers))
-                self._matrix = drawn.to(self._device, torch.float32) / self._numbers**0.5
-        matrix = self._matrix
+        matrix = self._drawn(features[0].numel())
         return in_rows(lambda rows: rows.flatten(1) @ matrix, features)
+
+    def _drawn(self, size: int) -> Tensor:
+        """The matrix, drawn at its first use, when the size of the features is known."""
+        with self._drawing:
+            if self._matrix is None:
+                drawn = torch.from_numpy(signs(size, self._numbers))
+                self._matrix = drawn.to(self._device, torch.float32) / self._numbers**0.5
+            return self._matrix
 
     def to(self, device: torch.device) -> Projection:
         """The same map on a device."""

@@ -59,7 +59,8 @@ def check(request: Request, device: str) -> Iterator[Point]:
     yield Point("weights", True, f"{numbers:,} numbers, {_short(before)}")
     yield _frozen(module)
     encoder = _encoder(module, request, device)
-    frames = strip.probe_frames()
+    window = identify(module, request).window
+    frames = strip.probe_frames(window)
     try:
         found = encoder(frames)
     except WsaError:
@@ -76,7 +77,7 @@ def check(request: Request, device: str) -> Iterator[Point]:
     yield _equal("alone and in another order", backwards, found[[5, 4, 3, 2, 1, 0]])
     yield _batch(module, encoder, request, frames)
     yield _threads(encoder, frames)
-    yield _screens(encoder, found.shape[1:])
+    yield _screens(encoder, window, found.shape[1:])
     after = _everything(encoder.module.cpu())
     yield Point("weights untouched", after == before, f"{_short(before)}, then {_short(after)}")
     again = models.build(request)
@@ -164,9 +165,12 @@ def _threads(encoder: Encoder, frames: NDArray[Any]) -> Point:
     return _equal("with one thread and with two", found[1], found[0])
 
 
-def _screens(encoder: Encoder, shape: tuple[int, ...]) -> Point:
+def _screens(encoder: Encoder, window: int, shape: tuple[int, ...]) -> Point:
     """The shape of the embedding of every height of screen that a game of the strip has."""
-    by_height = {part.frames.shape[1]: part.frames[:1] for part in strip.load_strip()}
+    by_height = {
+        part.frames.shape[1]: strip.in_windows(part.frames[:2], window)
+        for part in strip.load_strip()
+    }
     others = [height for height in by_height if encoder(by_height[height]).shape[1:] != shape]
     said = f"the same shape for screens of {', '.join(map(str, sorted(by_height)))} rows"
     return Point("any screen", not others, said if not others else f"another shape for {others}")

@@ -14,6 +14,7 @@ from wsa.encode.inputs import read_shown
 from wsa.encode.spec import Output
 from wsa.store.errors import MissingError
 from wsa.store.reader import Snapshot
+from wsa.store.records import SegmentMeta
 
 GAME_FRAMES = 2048  # Kept in memory as features: half a gigabyte for a grid of 7 x 7 x 1280.
 
@@ -28,13 +29,13 @@ def recipe(output: Output) -> str:
     return bases.recipe(strip.strip_digest()) if output.reduction and not output.game else ""
 
 
-def count(snapshot: Snapshot, output: Output) -> int:
-    """How many frames a fit takes."""
+def count(snapshot: Snapshot, output: Output, window: int = 1) -> int:
+    """How many frames, or windows of frames, a fit takes."""
     if output.reduction != "pca":
         return 0
     if not output.game:
         return sum(len(part.frames) for part in strip.load_strip())
-    return min(GAME_FRAMES, sum(meta.frames for meta in snapshot.frames(output.game)))
+    return min(GAME_FRAMES, sum(_sizes(_pictured(snapshot, output.game), window)))
 
 
 def fit(encoder: Encoder, snapshot: Snapshot, output: Output, window: int) -> Basis:
@@ -63,9 +64,8 @@ def game_inputs(snapshot: Snapshot, game: str, window: int) -> list[NDArray[np.u
     Returns:
         Arrays (n, H, W, 3) uint8, or (n, window, H, W, 3) of a model with a window.
     """
-    pictured = {meta.segment for meta in snapshot.frames(game)}
-    metas = [meta for meta in snapshot.segments(game) if meta.segment in pictured]
-    edges = np.cumsum([0, *(meta.rows if window > 1 else meta.frames for meta in metas)])
+    metas = _pictured(snapshot, game)
+    edges = np.cumsum([0, *_sizes(metas, window)])
     if not edges[-1]:
         raise MissingError(
             "no-frames",
@@ -79,3 +79,13 @@ def game_inputs(snapshot: Snapshot, game: str, window: int) -> list[NDArray[np.u
         if len(own):
             parts += read_shown(snapshot, meta, rows=window > 1).inputs(window, own)
     return parts
+
+
+def _pictured(snapshot: Snapshot, game: str) -> list[SegmentMeta]:
+    """A game's segments whose frames are here."""
+    pictured = {meta.segment for meta in snapshot.frames(game)}
+    return [meta for meta in snapshot.segments(game) if meta.segment in pictured]
+
+
+def _sizes(metas: list[SegmentMeta], window: int) -> list[int]:
+    return [meta.rows if window > 1 else meta.frames for meta in metas]

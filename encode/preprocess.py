@@ -129,8 +129,8 @@ def _pass(pixels: Tensor, want: int, interpolation: str) -> Tensor:
     with arithmetic(pixels.device, "fp32"):
         coarse, fine = ((pixels.float() @ part.T).to(torch.int32) for part in parts)
     sums = (coarse << HALF_BITS) + fine + (1 << 2 * HALF_BITS - 1)
-    rounded: Tensor = (sums >> 2 * HALF_BITS).clamp(0, 255).to(torch.uint8)
-    return rounded
+    levels: Tensor = (sums >> 2 * HALF_BITS).clamp(0, 255).to(torch.uint8)
+    return levels
 
 
 @functools.cache

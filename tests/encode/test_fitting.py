@@ -104,7 +104,7 @@ def test_frames_are_spread_over_all_segments(
 ) -> None:
     fill(store, [list(range(9)), [9], list(range(10, 21))])
     monkeypatch.setattr(fitting, "GAME_FRAMES", 5)
-    parts = fitting.game_frames(take_snapshot(store), "Pong")
+    parts = fitting.game_inputs(take_snapshot(store), "Pong", 1)
     wanted = np.stack([noise(i) for i in (0, 5, 10, 15, 20)])
     np.testing.assert_array_equal(np.concatenate(parts), wanted)
 
@@ -125,7 +125,7 @@ def test_a_projection_stores_nothing_and_is_the_same_for_everyone(
         "spec.json",
         "probe.safetensors",
     }
-    whole = unreduced(request, "cpu")(frames[:3])
+    whole = unreduced(request, "cpu")[0](frames[:3])
     signs = bases.signs(whole[0].size, 32)
     found = open_model(take_snapshot(store), key)(frames[:3])
     np.testing.assert_allclose(found, whole.reshape(3, -1) @ signs / 32**0.5, rtol=2e-4, atol=1e-4)
@@ -188,7 +188,7 @@ def test_a_class_token_is_the_models_own(tiny: Ask, frames: NDArray[np.uint8]) -
 
     from wsa.encode.preprocess import preprocess
 
-    encoder = unreduced(tiny("vit", "cls"), "cpu")
+    encoder, _ = unreduced(tiny("vit", "cls"), "cpu")
     pixels = preprocess(torch.from_numpy(frames[:2]), encoder.preprocessing)
     with torch.inference_mode():
         features = models.build(tiny("vit", "cls")).forward_features(pixels)

@@ -77,7 +77,7 @@ def test_nothing_is_imported_until_it_is_built() -> None:
 def test_outputs_are_of_what_the_module_returns(
     name: str, output: str, shape: tuple[int, ...], frames: NDArray[np.uint8]
 ) -> None:
-    encoder = unreduced(parse_request(f"user_nets:{name}", {}, output), "cpu")
+    encoder, _ = unreduced(parse_request(f"user_nets:{name}", {}, output), "cpu")
     found = encoder(frames[:2])
     assert found.shape == (2, *shape)
     # Its input is as it was declared: grey, from 0 to 1, 84 x 84.
@@ -142,6 +142,28 @@ def test_it_is_encoded_found_and_opened_again(
         open_model(snapshot, spec.key)
 
 
+def test_one_that_looks_at_four_frames_gets_them_as_channels(
+    store: Backend,
+    fill: Callable[..., list[SegmentMeta]],
+    noise: Callable[[int], NDArray[np.uint8]],
+) -> None:
+    request = parse_request("user_nets:stacked", {}, "pooled")
+    fill(store, [[0, 1, 2, 3, 4, 5]])
+    encode(store, [request], scheduler="inproc", device="cpu")
+    snapshot = take_snapshot(store)
+    spec = find(snapshot, request)
+    assert spec is not None and spec.identity.window == 4
+    (meta,) = snapshot.segments()
+    found = snapshot.read_embedding("Pong", spec.key, meta.segment)
+    encoder, window = unreduced(request, "cpu")
+    assert window == 4
+    shown = np.stack([noise(i) for i in (1, 2, 3, 4)])
+    how = encoder.preprocessing
+    channels = preprocess(torch.from_numpy(shown), how).flatten(0, 1)  # Oldest first.
+    wanted = load("user_nets:stacked").module(channels[None])[0].numpy()
+    np.testing.assert_allclose(found[4], wanted, atol=2e-3)
+
+
 def test_other_weights_under_the_same_name_are_another_model(store: Backend) -> None:
     request = parse_request("user_nets:unseeded", {}, "pooled")
     key = register(take_snapshot(store), request, 0.1).spec.key
@@ -195,6 +217,7 @@ def points(name: str, output: str = "pooled") -> dict[str, check.Point]:
     [
         ("user_nets:dense", "pooled"),
         ("user_nets:tokens", "grid:7"),
+        ("user_nets:stacked", "pooled"),
         ("timm:test_vit:random", "cls"),
         ("timm:test_resnet:random", "map"),
     ],

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wsa.encode import job, register, strip
+from wsa.encode import job, lookup, register, strip
 from wsa.encode.estimate import estimate
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.live import LiveEncoder
@@ -181,7 +181,7 @@ def test_a_window_that_segments_cannot_serve_is_refused(window: Any, stacked: St
     network: Any = torch.nn.Module()
     network.window = window
     with pytest.raises(UsageError, match="from 1 to 4"):
-        register._window(network, stacked(4))
+        lookup._window(network, stacked(4))
 
 
 # Live.

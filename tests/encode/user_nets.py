@@ -51,6 +51,17 @@ class Tokens(Trunk):
         return torch.cat([patches.mean(1, keepdim=True), 0 * patches[:, :1], patches], dim=1)
 
 
+class Stacked(nn.Module):
+    """Four grey frames as channels, (B, 4, 84, 84) to (B, 16)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(4, 16, 8, 4), nn.AdaptiveAvgPool2d(1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.layers(pixels).flatten(1)
+
+
 class Noisy(Dense):
     """Dropout that evaluation mode does not end."""
 
@@ -68,6 +79,8 @@ class Mixed(Dense):
 
 class Moving(Dense):
     """Keeps a mean of what it saw among its tensors."""
+
+    seen: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,6 +124,10 @@ def spatial() -> UserModel:
 
 def tokens() -> UserModel:
     return UserModel(_seeded(Tokens), GREY, prefix_tokens=2)
+
+
+def stacked() -> UserModel:
+    return UserModel(_seeded(Stacked), GREY, window=4)
 
 
 def noisy() -> UserModel:
