@@ -27,9 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.encode import basis as bases
-from wsa.encode import strip
+from wsa.encode import models, strip
+from wsa.encode.forward import Encoder
+from wsa.encode.lookup import identify
 from wsa.encode.models import parse_request
-from wsa.encode.register import unreduced
+from wsa.encode.spec import parse_output
 
 # Bytes of the 2600's memory, by what they mean; after the annotations of the Atari Annotated RAM
 # Interface (Anand et al. 2019, https://arxiv.org/abs/1906.08226, appendix).
@@ -210,7 +212,10 @@ def maps(folder: Path, model: str, name: str, parts: Sequence[NDArray[np.uint8]]
     """A model's whole feature maps (n, H, W, C), kept in half precision."""
     file = folder / f"{model}-{name}.npy"
     if not file.exists():
-        encoder, _ = unreduced(parse_request(model, {}, "map"), "cpu")
+        request = parse_request(model, {}, "map")
+        module = models.build(request)
+        how = identify(module, request).preprocessing
+        encoder = Encoder(module, how, parse_output(request.output))
         np.save(file, np.concatenate([encoder(part).astype(np.float16) for part in parts]))
     return torch.from_numpy(np.load(file)).float()
 
