@@ -1,6 +1,6 @@
 """Which output of a model carries the game: linear probes from one frame's embedding to the RAM.
 
-    python benchmarks/outputs.py FOLDER [MODEL ...]        default: pixels lite0 lite1
+    python benchmarks/outputs.py FOLDER [MODEL ...]        default: lite0 lite1
 
 Each of six games is played with random actions, 1,500 frames of five seeds to learn from and 600 of
 two others to be judged by. A model's whole feature map is computed once a frame; every output is
@@ -259,17 +259,19 @@ def played(folder: Path, game: str) -> Path:
     return file
 
 
-def show(folder: Path, model: str) -> None:
-    """Print the mean R2 of every output, by game."""
-    games = [game for game in RAM if (folder / f"{model}-{game}.json").exists()]
-    scores = {game: json.loads((folder / f"{model}-{game}.json").read_text()) for game in games}
+def show(folder: Path, models: list[str]) -> None:
+    """Print the mean R2 of every output: by game for the first model, and over games for all."""
+    found = {
+        model: [json.loads((folder / f"{model}-{game}.json").read_text()) for game in RAM]
+        for model in models
+    }
     rows = []
-    for at, one in enumerate(scores[games[0]]):
-        by_game = [mean(scores[game][at]["r2"]) for game in games]
-        found = [f"{value:.2f}" for value in [*by_game, float(np.mean(by_game))]]
-        rows.append([one["output"], one["numbers"], *found])
-    print(f"\n{model}\n")
-    markdown(["output", "numbers", *games, "mean"], sorted(rows, key=lambda row: row[0]))
+    for at, one in enumerate(found[models[0]][0]):
+        scores = {model: [mean(game[at]["r2"]) for game in found[model]] for model in models}
+        values = [*scores[models[0]], *(float(np.mean(of_games)) for of_games in scores.values())]
+        rows.append([one["output"], one["numbers"], *(f"{value:.2f}" for value in values)])
+    print()
+    markdown(["output", "numbers", *RAM, *(f"mean, {model}" for model in models)], rows)
 
 
 def mean(r2: dict[str, float]) -> float:
@@ -282,8 +284,9 @@ def main(folder: Path, models: list[str]) -> None:
     for model in models:
         for game in RAM:
             judge(folder, model, game)
-        show(folder, model)
+    for alike in (["pixels"], [model for model in models if model != "pixels"]):
+        show(folder, alike)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:] or ["pixels", "lite0", "lite1"])
+    main(Path(sys.argv[1]), ["pixels", *(sys.argv[2:] or ["lite0", "lite1"])])

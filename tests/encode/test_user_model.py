@@ -162,11 +162,16 @@ def test_one_that_looks_at_four_frames_gets_them_as_channels(
     (meta,) = snapshot.segments()
     found = snapshot.read_embedding("Pong", spec.key, meta.segment)
     encoder = encoder_of(request)
-    shown = np.stack([noise(i) for i in (1, 2, 3, 4)])
-    how = encoder.preprocessing
-    channels = preprocess(torch.from_numpy(shown), how).flatten(0, 1)  # Oldest first.
-    wanted = load("user_nets:stacked").module(channels[None])[0].numpy()
-    np.testing.assert_allclose(found[4], wanted, atol=2e-3)
+    module = load("user_nets:stacked").module
+    for shown, embedded in (
+        (np.stack([noise(0)] * 4), found[0]),  # As an episode begins.
+        (np.stack([noise(i) for i in (1, 2, 3, 4)]), None),
+    ):
+        pixels = preprocess(torch.from_numpy(shown), encoder.preprocessing)
+        wanted = module(pixels.flatten(0, 1)[None])[0].numpy()  # The oldest first.
+        np.testing.assert_allclose(encoder(shown[None])[0], wanted, atol=1e-5)
+        if embedded is not None:
+            np.testing.assert_allclose(embedded, wanted, atol=2e-3)
 
 
 def test_other_weights_under_the_same_name_are_another_model(store: Backend) -> None:
