@@ -231,7 +231,8 @@ class Service:
     def _plan(self, lanes: Sequence[Lane], least: int) -> Plan:
         """What to do of the lanes in about `BATCH_S`, but at least `least` segments of each model."""
         without = self._without()
-        rate = self.tally.beat().frames_per_second_overall
+        told = self.tally.beat()
+        rate = max(told.frames_per_second, told.frames_per_second_overall)
         models = sorted({key for _, key in lanes})
         items: list[Item] = []
         for model in models:
