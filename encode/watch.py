@@ -38,8 +38,6 @@ from wsa.store.root import is_free, open_store
 BATCH_S = 120.0
 RETRY_SET_ASIDE_S = 3600.0
 LONGEST_PAUSE_S = 60.0
-# Errors of the place, not of the segment that they were met at.
-PASSING = ("unavailable", "no-space")
 
 
 def watch(
@@ -223,8 +221,6 @@ class Service:
         driver.drive(plan.by_segment())
         retry = time.monotonic() + RETRY_SET_ASIDE_S
         for failed in driver.failed:
-            if failed.error.kind in PASSING:
-                raise failed.error
             self._aside[failed.model, failed.game, failed.segment] = retry, failed
         made, saved = sum(d.passes for d in driver.done), sum(d.copied for d in driver.done)
         self._say(
@@ -235,7 +231,8 @@ class Service:
     def _plan(self, lanes: Sequence[Lane], least: int) -> Plan:
         """What to do of the lanes in about `BATCH_S`, but at least `least` segments of each model."""
         without = self._without()
-        rate = self.tally.beat().frames_per_second_overall
+        told = self.tally.beat()
+        rate = max(told.frames_per_second, told.frames_per_second_overall)
         models = sorted({key for _, key in lanes})
         items: list[Item] = []
         for model in models:
@@ -257,9 +254,12 @@ class Service:
         self.tally.listen(event)
         if isinstance(event, ModelReady):
             self._say(f"{event.spec.key} is ready, run by {event.choice}")
-        elif isinstance(event, AttemptFailed) and event.last:
-            where = f"{event.game} {event.segment} by {event.model}"
-            self._say(f"set aside: {where}, after {event.attempts} attempts: {event.error}")
+        elif isinstance(event, AttemptFailed):
+            if event.error.kind == "unavailable":
+                open_store(self._backend.url)  # Raises, if not one file but the place is away.
+            if event.last:
+                where = f"{event.game} {event.segment} by {event.model}"
+                self._say(f"set aside: {where}, after {event.attempts} attempts: {event.error}")
 
     def _suffer(self, state: State, error: Exception) -> None:
         """Say what is wrong, and wait: each time longer, and never as long as others do."""

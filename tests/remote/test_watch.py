@@ -1,0 +1,85 @@
+"""Services on a bucket: two at once, a bucket that is away for a while, one that was never there."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from wsa.encode.beats import read_signs
+from wsa.store.reader import take_snapshot
+from wsa.store.verify import verify
+
+RESNET = "timm:test_resnet:random"
+BOTH = f"{RESNET},timm:test_vit:random"
+
+
+def encoded(backend, models):
+    snapshot = take_snapshot(backend)
+    return len(snapshot.embeddings()) == models * len(snapshot.segments())
+
+
+def check(backend, models):
+    """Each frame went through each model once, no byte is bad, and no service left anything."""
+    snapshot = take_snapshot(backend)
+    assert encoded(backend, models) and len(snapshot.models) == models
+    digests = {d.tobytes() for m in snapshot.segments() for d in snapshot.read_digests(m)}
+    for key in snapshot.models:
+        assert sum(e.passes for e in snapshot.embeddings(model=key)) == len(digests)
+    assert verify(backend).damage == ()
+    assert [*backend.list("services"), *backend.list("claims")] == []
+
+
+def test_two_services_make_each_pass_once(faulty, bucket_store, backend, url, kit, service):
+    both = [service("--store", url, "--models", BOTH) for _ in range(2)]
+    for one in both:
+        one.until_said("waiting: everything is encoded")
+    for number in range(6):
+        kit.add_segment(backend, number)
+        kit.add_segment(backend, number, game="Breakout")
+    both[0].until(lambda: encoded(backend, 2))
+    for one in both:
+        one.until(lambda one=one: "waiting" in one.said.splitlines()[-1])
+    assert sum("passes made" in one.said for one in both) == 2, "both had their share"
+    assert [one.end() for one in both] == [143, 143]
+    check(backend, 2)
+
+
+@pytest.mark.parametrize("fault", ["503", pytest.param("dropped", marks=pytest.mark.slow)])
+def test_a_bucket_that_is_away_is_waited_for(
+    faulty, environment, bucket_store, backend, url, kit, service, fault
+):
+    environment.setenv("WSA_RETRY_S", "0.3")
+    one = service("--store", url, "--models", RESNET, "--beat", "0.5")
+    kit.add_segment(backend, 0)
+    one.until(lambda: encoded(backend, 1))
+    faulty.clear(lambda request: fault)  # While it waits,
+    one.until_said("storage-down: ")
+    for number in range(1, 16):
+        kit.add_segment(backend, number)
+    faulty.clear()
+    one.until(lambda: len(take_snapshot(backend).embeddings()) > 1)
+    before = one.said.count("storage-down: ")
+    faulty.clear(lambda request: fault)  # and while it works.
+    one.until(lambda: one.said.count("storage-down: ") > before)
+    assert not encoded(backend, 1)
+    faulty.clear()
+    one.until(lambda: encoded(backend, 1))
+    one.until(lambda: [sign.beat.state for sign in read_signs(backend)] == ["waiting"])
+    (sign,) = read_signs(backend)
+    assert sign.beat.errors >= 2 and sign.beat.set_aside == () and sign.beat.trouble == ""
+    faulty.clear(lambda request: fault)  # Even then it ends when it is told to.
+    began = time.monotonic()
+    assert one.end() == 143 and time.monotonic() - began < 30
+    faulty.clear()
+    assert "Traceback" not in one.said
+    for entry in backend.list("services"):  # It could not take its sign away, which is sweep's.
+        backend.delete(entry.path)
+    check(backend, 1)
+
+
+def test_wrong_credentials_at_the_start_end_a_service(faulty, bucket_store, url, service):
+    faulty.clear(lambda request: "403 InvalidAccessKeyId")
+    one = service("--store", url, "--models", RESNET)
+    assert one.process.wait(60) == 6
+    assert "Check the credentials: AWS_ACCESS_KEY_ID" in one.said.splitlines()[-1]
