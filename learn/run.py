@@ -23,11 +23,12 @@ import msgspec
 import numpy as np
 import torch
 
+from wsa.encode import checkpoint
 from wsa.encode.live import LiveEncoder
 from wsa.encode.lookup import read_spec
 from wsa.encode.models import ALIASES
 from wsa.encode.register import open_model
-from wsa.learn import checkpoint, dqn
+from wsa.learn import dqn
 from wsa.learn import env as games
 from wsa.learn.evaluate import Episode, GreedyPolicy, Policy, RandomPolicy, play, write_csv
 from wsa.learn.features import LiveStacks
