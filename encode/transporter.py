@@ -93,10 +93,10 @@ class Transporter(Trainee):
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """The target (B, 1, 84, 84), made of the source's features moved to its keypoints."""
-        both = torch.cat([source, target])  # One pass: both have the same batch statistics.
-        at_source, at_target = gaussians(self.keypoints(both)).chunk(2)
-        of_source, of_target = self.features(both).chunk(2)
-        moved = transport(at_source.detach(), at_target, of_source.detach(), of_target)
+        with torch.no_grad():  # What is moved from has no say, and costs no backward pass.
+            at_source, of_source = gaussians(self.keypoints(source)), self.features(source)
+        at_target, of_target = gaussians(self.keypoints(target)), self.features(target)
+        moved = transport(at_source, at_target, of_source, of_target)
         image: Tensor = self.refine(moved)
         return image
 
