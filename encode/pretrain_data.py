@@ -28,6 +28,7 @@ from wsa.store import keys, names
 from wsa.store.errors import MissingError, UsageError
 from wsa.store.reader import Snapshot
 from wsa.store.records import SegmentMeta
+from wsa.store.windows import episode_starts
 
 _AT_ONCE = 64
 
@@ -270,7 +271,7 @@ def scale(looks: Tensor, device: str) -> Tensor:
 def _part(rows: dict[str, NDArray[np.generic]], sight: Sight, row: int, frame: int) -> Part:
     at = np.arange(len(rows["frame"]))
     is_first = rows["is_first"].astype(np.bool_)
-    first = np.maximum.accumulate(np.where(is_first, at, 0))
+    first = episode_starts(is_first)
     begins = np.append(np.flatnonzero(is_first[1:]) + 1, len(at))
     last = begins[np.searchsorted(begins, at, side="right")] - 1
     # Where the segment was cut inside an episode, a look must not reach before its first row; at
