@@ -90,7 +90,8 @@ def test_similarity_is_that_of_each_window() -> None:
             both = (window * (p - mp) * (q - mq)).sum()
             like = (2 * mp * mq + 1e-4) * (2 * both + 9e-4)
             each.append(like / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
-    found = ssim(*(torch.tensor(i, dtype=torch.float32)[None, None] for i in (a, b)))
+    images = [torch.tensor(i, dtype=torch.float32)[None, None] for i in (a, b)]
+    found = ssim(images[0], images[1])
     assert found.item() == pytest.approx(np.mean(each), abs=1e-4)
 
 
