@@ -75,7 +75,8 @@ def test_only_the_target_gets_a_gradient() -> None:
     # Those of the two trunks' first layers as well.
     grads = {name: p.grad for name, p in network.named_parameters()}
     for name in ("keypoints.trunk.layers.0.0.weight", "features.layers.0.0.weight"):
-        assert grads[name] is not None and grads[name].abs().sum() > 0
+        grad = grads[name]
+        assert grad is not None and grad.abs().sum() > 0
 
 
 def test_its_rate_falls_by_a_twentieth_every_100_000_steps() -> None:
