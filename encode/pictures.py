@@ -33,7 +33,8 @@ def overlay(frames: Tensor, maps: Tensor) -> Tensor:
 
     Args:
         frames: (B, h, w) in [0, 1].
-        maps: (B, K, h', w'), not negative; the largest number of a look is full colour.
+        maps: (B, K, h', w'). What a map has everywhere is left away, since it points to nothing;
+            where all together are largest, a look has full colour.
 
     Returns:
         (B, 3, h, w) in [0, 1].
@@ -42,7 +43,8 @@ def overlay(frames: Tensor, maps: Tensor) -> Tensor:
     colours = torch.tensor(
         [colorsys.hsv_to_rgb(i / count, 1.0, 1.0) for i in range(count)], device=maps.device
     )
-    strength = maps / maps.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+    above = maps - maps.amin(dim=(2, 3), keepdim=True)
+    strength = above / above.sum(dim=1).amax(dim=(1, 2)).clamp_min(1e-6)[:, None, None, None]
     strength = nn.functional.interpolate(strength, frames.shape[-2:], mode="bilinear")
     return (0.6 * grey(frames) + torch.einsum("bkhw,kc->bchw", strength, colours)).clamp(0, 1)
 
