@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from wsa.encode import checkpoint
-from wsa.encode.forward import Encoder
 from wsa.encode.curves import Metrics
+from wsa.encode.forward import Encoder
 from wsa.learn.features import Batch, OfflineBatches, moments
 from wsa.learn.heads import QNetwork
 from wsa.store.errors import UsageError
