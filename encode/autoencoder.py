@@ -17,12 +17,15 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from wsa.encode.pictures import grey
-from wsa.encode.trainee import Recipe, Sight, Trainee
+from wsa.encode import pictures
+from wsa.encode.trainee import Frozen, Recipe, Sight, Trainee, grey
+from wsa.encode.user_model import Input
 
 
-class ContextEncoder(nn.Module):
+class ContextEncoder(Frozen):
     """One frame to a code, frozen under the alias `ae`; 0.058 M parameters, 16 M products."""
+
+    sees: ClassVar[Input] = grey(84, 84)
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +44,7 @@ class ContextEncoder(nn.Module):
 class Autoencoder(Trainee):
     """The encoder with the decoder that it is trained with."""
 
-    sight: ClassVar[Sight] = Sight(84, 84)
+    sight: ClassVar[Sight] = Sight(ContextEncoder.sees)
     recipe: ClassVar[Recipe] = Recipe(steps=100_000, batch_size=32, learning_rate=1e-3)
 
     def __init__(self) -> None:
@@ -62,11 +65,11 @@ class Autoencoder(Trainee):
         """Mean squared error of the reconstruction; looks (B, 1, 84, 84)."""
         return nn.functional.mse_loss(self(looks), looks), {}
 
-    def frozen(self) -> dict[str, nn.Module]:
+    def frozen(self) -> dict[str, Frozen]:
         """The encoder."""
         return {"ae": self.encoder}
 
     def show(self, looks: Tensor) -> list[Tensor]:
         """The frame, its reconstruction, and how far they are apart."""
         image = self(looks)
-        return [grey(looks[:, 0]), grey(image[:, 0]), grey((image - looks).abs()[:, 0])]
+        return [pictures.grey(part[:, 0]) for part in (looks, image, (image - looks).abs())]

@@ -190,10 +190,11 @@ def run(
         with filelock.FileLock(folder / "lock", timeout=0):
             trained = train(training, looks, folder, device, on_step)
             files = trained_files.write_encoders(folder, trained.network, half)
-            made = manifest(training, looks, trained, files)
-            publish.replace(folder / "manifest.json", msgspec.json.format(keys.canonical(made)))
+            made = keys.canonical(manifest(training, looks, trained, files))
+            publish.replace(folder / "manifest.json", msgspec.json.format(made))
             trained_files.write_pictures(folder, trained.network, looks, device)
-            return made
+            found: dict[str, Any] = msgspec.json.decode(made)
+            return found
     except filelock.Timeout:
         raise ConflictError(
             "run-exists",

@@ -17,12 +17,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsa.encode.preprocess import preprocess
 from wsa.encode.trainee import Sight
 from wsa.store import keys, names
 from wsa.store.errors import MissingError, UsageError
@@ -258,9 +258,9 @@ def read(
 
 def levels(frames: NDArray[np.uint8], sight: Sight) -> NDArray[np.uint8]:
     """Screens (n, H, W, 3) as the network sees them before they are scaled: (n, h, w) uint8."""
-    size = (sight.width, sight.height)
-    greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    return np.stack([cv2.resize(g, size, interpolation=cv2.INTER_AREA) for g in greys])
+    scaled = preprocess(torch.from_numpy(np.array(frames)), sight.sees.preprocessing())
+    found: NDArray[np.uint8] = scaled.squeeze(1).mul_(255).round_().to(torch.uint8).numpy()
+    return found
 
 
 def scale(looks: Tensor, device: str) -> Tensor:

@@ -27,8 +27,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from wsa.encode.pictures import grey, overlay
-from wsa.encode.trainee import Recipe, Sight, Trainee
+from wsa.encode import pictures
+from wsa.encode.trainee import Frozen, Recipe, Sight, Trainee, grey
+from wsa.encode.user_model import Input
 
 OBJECTS = 20
 CODE = 512
@@ -49,8 +50,11 @@ class Residual(nn.Module):
         return maps + nn.functional.relu(self.conv(maps))
 
 
-class ObjectMasks(nn.Module):
+class ObjectMasks(Frozen):
     """Two frames to a code, and a code to masks; frozen under the alias `vos`."""
+
+    sees: ClassVar[Input] = grey(_SIDE, _SIDE)
+    window: ClassVar[int] = 2
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +85,7 @@ class ObjectMasks(nn.Module):
 class MovingObjects(Trainee):
     """The masks with the motions that they are trained with; 7.14 M parameters."""
 
-    sight: ClassVar[Sight] = Sight(_SIDE, _SIDE, depth=2)
+    sight: ClassVar[Sight] = Sight(ObjectMasks.sees, depth=2)
     recipe: ClassVar[Recipe] = Recipe(steps=500_000, batch_size=32, learning_rate=1e-4, clip=5.0)
     settled: ClassVar[int] = round(1 / _LAMBDA_STEP)
 
@@ -114,7 +118,7 @@ class MovingObjects(Trainee):
         weight = min(1.0, _LAMBDA_STEP * step)
         return unlike + weight * motion, {"dssim": unlike, "motion": motion}
 
-    def frozen(self) -> dict[str, nn.Module]:
+    def frozen(self) -> dict[str, Frozen]:
         """The code and its decoder."""
         return {"vos": self.objects}
 
@@ -123,8 +127,8 @@ class MovingObjects(Trainee):
         masks, shifts, camera = self(looks)
         warped = warp(looks[:, 1:], flow(masks, shifts, camera))
         moving = masks * shifts.norm(dim=2)[..., None, None]
-        frames = [grey(part) for part in (looks[:, 0], looks[:, 1], warped[:, 0])]
-        return [*frames, overlay(looks[:, 0], moving)]
+        frames = [pictures.grey(part) for part in (looks[:, 0], looks[:, 1], warped[:, 0])]
+        return [*frames, pictures.overlay(looks[:, 0], moving)]
 
 
 def flow(masks: Tensor, shifts: Tensor, camera: Tensor) -> Tensor:

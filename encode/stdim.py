@@ -22,14 +22,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from wsa.encode.pictures import grey, overlay
-from wsa.encode.trainee import Recipe, Sight, Trainee
+from wsa.encode import pictures
+from wsa.encode.trainee import Frozen, Recipe, Sight, Trainee, grey
+from wsa.encode.user_model import Input
 
 _STACK = 4
 
 
-class StateEncoder(nn.Module):
+class StateEncoder(Frozen):
     """Four frames to a code, frozen under the alias `sr`; 2.02 M parameters, 48 M products."""
+
+    sees: ClassVar[Input] = grey(210, 160)
+    window: ClassVar[int] = _STACK
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +56,7 @@ class InfoMax(Trainee):
     """The encoder with the two linear scorers that it is trained with."""
 
     # A look holds the four frames of a moment and the four of the step before it: five.
-    sight: ClassVar[Sight] = Sight(210, 160, depth=_STACK + 1, one_game=True)
+    sight: ClassVar[Sight] = Sight(StateEncoder.sees, depth=_STACK + 1, one_game=True)
     recipe: ClassVar[Recipe] = Recipe(
         steps=100_000, batch_size=64, learning_rate=3e-4, adam_eps=1e-5
     )
@@ -83,7 +87,7 @@ class InfoMax(Trainee):
         parts = [_info_nce(scores) for scores in self.scores(looks)]
         return parts[0] + parts[1], {"global_local": parts[0], "local_local": parts[1]}
 
-    def frozen(self) -> dict[str, nn.Module]:
+    def frozen(self) -> dict[str, Frozen]:
         """The encoder."""
         return {"sr": self.encoder}
 
@@ -91,7 +95,7 @@ class InfoMax(Trainee):
         """The newest frame, and over it the places whose past the whole code tells apart."""
         sure = self.scores(looks)[0].softmax(dim=-1).diagonal(dim1=1, dim2=2)  # (p, B)
         places = sure.T.reshape(len(looks), 1, 11, 8)
-        return [grey(looks[:, -1]), overlay(looks[:, -1], places)]
+        return [pictures.grey(looks[:, -1]), pictures.overlay(looks[:, -1], places)]
 
 
 def _info_nce(scores: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ def write_encoders(folder: Path, network: Trainee, half: bool) -> dict[str, dict
             "bytes": len(data),
             "blake3": keys.checksum(data),
             "dtype": "float16" if half else "float32",
+            "sees": module.sees.preprocessing(),
+            "window": module.window,
             "parameters": sum(p.numel() for p in module.parameters()),
         }
     return files

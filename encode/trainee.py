@@ -13,13 +13,32 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from wsa.encode.user_model import Input
+
+
+def grey(height: int, width: int) -> Input:
+    """Grey screens in [0, 1], shrunk as the field shrinks them (OpenCV's INTER_AREA)."""
+    return Input(height, width, "grey", interpolation="area")
+
+
+class Frozen(nn.Module):
+    """A part that is kept.
+
+    Attributes:
+        sees: What it wants to see.
+        window: Consecutive frames of it.
+    """
+
+    sees: ClassVar[Input]
+    window: ClassVar[int] = 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Sight:
     """What one look at a game is, in training: grey frames of one episode, scaled to [0, 1].
 
     Attributes:
-        height, width: Of a frame as the network sees it, in pixels.
+        sees: A frame as the network sees it, in training and in use.
         depth: Consecutive frames of a look, oldest first. Before an episode's first frame that
             frame is repeated, as it is in use.
         apart: If not 0, a look is two frames (`depth` is 1) that are 1 to `apart` steps apart, in
@@ -28,11 +47,20 @@ class Sight:
             apart, the game alone must not give them away.
     """
 
-    height: int
-    width: int
+    sees: Input
     depth: int = 1
     apart: int = 0
     one_game: bool = False
+
+    @property
+    def height(self) -> int:
+        """Of a frame, in pixels."""
+        return self.sees.height
+
+    @property
+    def width(self) -> int:
+        """Of a frame, in pixels."""
+        return self.sees.width
 
     @property
     def frames(self) -> int:
@@ -89,7 +117,7 @@ class Trainee(nn.Module):
         """Adam's learning rate after `step` of `steps` gradient steps."""
         return initial
 
-    def frozen(self) -> dict[str, nn.Module]:
+    def frozen(self) -> dict[str, Frozen]:
         """The parts that are kept, by alias: each maps its declared input to an embedding."""
         raise NotImplementedError
 

@@ -21,8 +21,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from wsa.encode.pictures import grey, overlay
-from wsa.encode.trainee import Recipe, Sight, Trainee
+from wsa.encode import pictures
+from wsa.encode.trainee import Frozen, Recipe, Sight, Trainee, grey
+from wsa.encode.user_model import Input
 
 KEYPOINTS = 4
 _SPREAD = 0.1
@@ -37,8 +38,10 @@ class Block(nn.Sequential):
         )
 
 
-class FeatureEncoder(nn.Module):
+class FeatureEncoder(Frozen):
     """One frame to features, frozen under the alias `oke`; 271 M products."""
+
+    sees: ClassVar[Input] = grey(84, 84)
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,8 +57,10 @@ class FeatureEncoder(nn.Module):
         return features
 
 
-class KeypointEncoder(nn.Module):
+class KeypointEncoder(Frozen):
     """One frame to keypoint maps before their softmax, frozen as `okk`; 271 M products."""
+
+    sees: ClassVar[Input] = FeatureEncoder.sees
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +76,7 @@ class KeypointEncoder(nn.Module):
 class Transporter(Trainee):
     """Both encoders with the decoder that they are trained with; 0.87 M parameters."""
 
-    sight: ClassVar[Sight] = Sight(84, 84, apart=19)
+    sight: ClassVar[Sight] = Sight(FeatureEncoder.sees, apart=19)
     recipe: ClassVar[Recipe] = Recipe(steps=1_000_000, batch_size=64, learning_rate=1e-3)
 
     def __init__(self) -> None:
@@ -105,7 +110,7 @@ class Transporter(Trainee):
         target = looks[:, 1:]
         return nn.functional.mse_loss(self(looks[:, :1], target), target), {}
 
-    def frozen(self) -> dict[str, nn.Module]:
+    def frozen(self) -> dict[str, Frozen]:
         """Both encoders."""
         return {"oke": self.features, "okk": self.keypoints}
 
@@ -114,8 +119,8 @@ class Transporter(Trainee):
         source, target = looks[:, :1], looks[:, 1:]
         keypoints = gaussians(self.keypoints(target))
         image = self(source, target)
-        frames = [grey(part[:, 0]) for part in (source, target, image)]
-        return [*frames, overlay(target[:, 0], keypoints)]
+        frames = [pictures.grey(part[:, 0]) for part in (source, target, image)]
+        return [*frames, pictures.overlay(target[:, 0], keypoints)]
 
 
 def means(maps: Tensor) -> Tensor:

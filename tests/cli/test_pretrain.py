@@ -107,3 +107,21 @@ def test_another_training_in_the_folder_is_refused(filled, unchanged):
     with unchanged():
         outcome = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new", "--seed", 9)
     assert outcome.code == 4 and "its seed differ" in outcome.error
+
+
+def test_trained_encoders_are_models_like_any_other(filled):
+    trained = filled("pretrain", "--encoder", "ae,segmentation", *TINY, "--run-dir", "new")
+    assert trained.code == 0
+    weights = "ae=new/ae/ae.safetensors,vos=new/segmentation/vos.safetensors"
+    options = ("--models", "ae,vos", "--scheduler", "inproc", "--weights", weights)
+    code, _, err = filled("encode", *options)
+    assert code == 0, err
+    stored = {m["model"]: m for m in json.loads(filled("models", "--json").out)["stored"]}
+    assert (stored["ae"]["output"], stored["ae"]["shape"]) == ("map", [16, 16, 64])
+    assert (stored["vos"]["output"], stored["vos"]["shape"]) == ("pooled", [512])
+    assert filled("encode", *options).code == 0  # Nothing is left to do.
+    keys = [stored[alias]["key"] for alias in ("ae", "vos")]
+    learnt = filled("learn", "--game", "Breakout", "--models", ",".join(keys), "--context", "ae",
+                    "--updates", 2, "--run-dir", "agent")  # fmt: skip
+    assert learnt.code == 0, learnt.err
+    assert "pretrain --encoder segmentation" in filled("encode", "--models", "vos").error

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from wsa.encode import checkpoint, pretrain
-from wsa.encode.autoencoder import Autoencoder, ContextEncoder
+from wsa.encode.autoencoder import Autoencoder
 from wsa.encode.pretrain import TRAINEES, Training, trainee
 from wsa.encode.pretrain_data import Looks
 from wsa.encode.segmentation import MovingObjects
@@ -195,13 +195,3 @@ def test_another_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConflictError, match="its seed, steps differ"):
         pretrain.begin(tmp_path, msgspec.structs.replace(TRAINING, seed=4, steps=13))
     assert (tmp_path / "config.json").read_bytes() == before
-
-
-def test_the_frozen_encoder_sees_in_use_what_it_was_trained_on(looks: Looks) -> None:
-    """The same frame gives the same code by way of the training's memory and of its pixels."""
-    encoder = ContextEncoder()
-    batch = looks.draw(1, 1, 4)
-    pixels = pretrain.scale(batch, "cpu")
-    assert 0.3 < pixels.max() <= 1 and pixels.min() >= 0
-    with torch.inference_mode():
-        assert torch.equal(encoder(pixels), encoder(batch.float() * torch.tensor(1 / 255)))

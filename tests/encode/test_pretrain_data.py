@@ -12,14 +12,14 @@ import torch
 
 from wsa.encode import pretrain_data
 from wsa.encode.pretrain_data import Looks, levels, scale
-from wsa.encode.trainee import Sight
+from wsa.encode.trainee import Sight, grey
 from wsa.store.backends import Backend
 from wsa.store.errors import MissingError, UsageError
 from wsa.store.reader import take_snapshot
 
-ONE = Sight(84, 84)
-STACK = Sight(20, 16, depth=5, one_game=True)
-PAIR = Sight(20, 16, apart=19)
+ONE = Sight(grey(84, 84))
+STACK = Sight(grey(20, 16), depth=5, one_game=True)
+PAIR = Sight(grey(20, 16), apart=19)
 
 
 def test_screens_are_upright_and_whole() -> None:
@@ -29,7 +29,7 @@ def test_screens_are_upright_and_whole() -> None:
     seen = levels(screen, ONE)[0]
     assert seen.shape == (84, 84)
     assert (seen[0, 4:] == 200).all() and (seen[:, 0] == 100).all() and not seen[8:, 8:].any()
-    tall = levels(screen, Sight(210, 160))[0]
+    tall = levels(screen, Sight(grey(210, 160)))[0]
     assert tall.shape == (210, 160)
     np.testing.assert_array_equal(tall[9:11, 5], [200, 0])
 
