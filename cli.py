@@ -73,6 +73,12 @@ VERBS = {
         "wsa.learn.options:EvalOptions",
         "wsa.learn.verbs:evaluate",
     ),
+    "pretrain": Verb(
+        "train the paper's own encoders on the frames of a store",
+        "wsa pretrain --encoder ae,transporter --games Pong,Breakout --run-dir runs/encoders",
+        "wsa.encode.pretrain_options:PretrainOptions",
+        "wsa.encode.pretrain_verb:pretrain_encoders",
+    ),
     "push": Verb(
         "copy to another store what it lacks",
         "wsa push s3://lab/wsa --game Seaquest --dry-run",

@@ -23,7 +23,7 @@ import timm
 import torch
 from torch import nn
 
-from wsa.encode import hub, user_model
+from wsa.encode import hub, own, user_model
 from wsa.encode.spec import DEFAULT_OUTPUT, Geometry, Precision
 from wsa.store import names
 from wsa.store.errors import ConflictError, MissingError, UsageError
@@ -72,9 +72,11 @@ class Request:
 
     Attributes:
         alias: What the user calls it, and what its key begins with.
-        timm_name: timm architecture with its weights tag, or a user's `module:callable`.
-        source: `hub`, `package`, `random`, `file:<path>`, or `user:<module:callable>`, which imports
-            that module and so never comes out of a store; a stored model's is `user` alone.
+        timm_name: timm architecture with its weights tag, a user's `module:callable`, or `wsa:<alias>`
+            for one of the paper's own encoders.
+        source: `hub`, `package`, `random`, `file:<path>`, `pretrain` for one of the paper's own that
+            was given no file, or `user:<module:callable>`, which imports that module and so never
+            comes out of a store; a stored model's is `user` alone.
         output: As `wsa.encode.spec.parse_output` reads it.
         precision: Arithmetic of the forward pass.
         geometry: From a screen to the input; a user's model declares its own.
@@ -104,6 +106,8 @@ class Request:
             return "none: random weights"
         if self.recorded == "user":
             return "as its maker declares"
+        if own.is_own(self.timm_name):
+            return "as whoever trained it says"
         config = timm.get_pretrained_cfg(self.timm_name, allow_unregistered=True)
         stated = (config.license if config else None) or "not stated"
         return f"{stated}, as stated for {self.timm_name}" if self.source[:4] == "file" else stated
@@ -112,7 +116,7 @@ class Request:
 def parse_request(
     text: str,
     weights: Mapping[str, str],
-    output: str = DEFAULT_OUTPUT,
+    output: str = "",
     precision: Precision = "fp32",
     geometry: Geometry = "squash",
 ) -> Request:
@@ -121,7 +125,8 @@ def parse_request(
     Args:
         text: What was typed.
         weights: Weights files by alias, from `--weights`.
-        output: Output of the model.
+        output: Output of the model; empty for all of what one of the paper's own encoders gives, and
+            `DEFAULT_OUTPUT` of any other model.
         precision: Arithmetic of the forward pass.
         geometry: From a screen to the input.
 
@@ -129,29 +134,39 @@ def parse_request(
         UsageError: There is no such alias or architecture, or no such weights file.
     """
     name, random = (text[:-7], True) if text.endswith(":random") else (text, False)
+    output = output or (own.NETWORKS[name][2] if name in own.NETWORKS else DEFAULT_OUTPUT)
     if name.startswith("timm:"):
         timm_name = _tagged(name.removeprefix("timm:"))
         alias = _alias(timm_name)
     elif name in ALIASES:
         alias, timm_name = name, ALIASES[name]
+    elif name in own.NETWORKS:
+        alias, timm_name = name, own.PREFIX + name
     elif user_model.is_name(text):
         alias = names.alias(_alias(text))
         return Request(alias, text, f"user:{text}", output, precision, geometry)
     else:
-        close = difflib.get_close_matches(name, ALIASES, 1)
+        close = difflib.get_close_matches(name, known_aliases(), 1)
         raise UsageError(
             "unknown-model",
             f"{name!r} is not a model{f' (did you mean {close[0]}?)' if close else ''}; choose "
-            f"from {', '.join(ALIASES)}, or give any timm model as timm:<name>, or your own as "
+            f"from {', '.join(known_aliases())}, or give any timm model as timm:<name>, or your own as "
             "module:callable.",
         )
     if random:
         source = "random"
     elif name in weights or alias in weights:
         source = weights_source(name, weights[name] if name in weights else weights[alias])
+    elif name in own.NETWORKS:
+        source = own.UNTRAINED
     else:
         source = "package" if name in PACKAGES else "hub"
     return Request(names.alias(alias), timm_name, source, output, precision, geometry)
+
+
+def known_aliases() -> list[str]:
+    """Aliases of published models, and of the paper's own encoders."""
+    return [*ALIASES, *own.NETWORKS]
 
 
 def _alias(name: str) -> str:
@@ -240,6 +255,8 @@ def build(request: Request) -> Any:
             "because a store names it. If it is on this machine and you trust it, name it yourself: "
             f"--weights {request.alias}=MODULE:CALLABLE.",
         )
+    if own.is_own(request.timm_name):
+        return own.build(request.timm_name, request.source)
     if not timm.is_model(request.architecture):  # `hf-hub:` and `local-dir:` are none either.
         raise UsageError(
             "unknown-model", f"timm has no architecture {request.timm_name!r}. Update timm."
@@ -377,4 +394,4 @@ def local_weights(request: Request) -> str | None:
     if request.source == "hub":
         cached = hub.cached(request.timm_name)
         return f"Hugging Face cache, {cached.name}" if cached else None
-    return request.source
+    return None if request.source == own.UNTRAINED else request.source

@@ -87,8 +87,9 @@ class EncodeOptions(StoreOptions):
     MODULE:CALLABLE, or keys."""
     game: Names = ()
     """ALE games; all in the store if none is named."""
-    output: str = "grid:7+pca:512"
-    """What is kept: pooled, cls, grid:N or map; reduced with +pca:K, +pca:K@GAME or +rp:K."""
+    output: str = ""
+    """What is kept: pooled, cls, grid:N or map; reduced with +pca:K, +pca:K@GAME or +rp:K. If not given,
+    grid:7+pca:512; of the paper's own encoders everything."""
     geometry: Literal["squash", "crop", "pad"] = "squash"
     """From a screen to a model's input: all of it stretched, timm's own crop, or all of it in its aspect."""
     precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"

@@ -68,6 +68,11 @@ class Trunk(nn.Module):
         if features.ndim == 4:
             nhwc = str(getattr(self.module, "output_fmt", "NCHW")).endswith("NHWC")
             return features.permute(0, 3, 1, 2) if nhwc else features
+        if features.ndim == 2:  # A code may stand for a map (`wsa.encode.own`).
+            decode = getattr(self.module, "decode", None)
+            decoded: Tensor | None = decode(features) if decode else None
+            if decoded is not None:
+                return decoded
         if features.ndim != 3:
             raise self._refusal("has no feature map", "pooled")
         patches = features[:, getattr(self.module, "num_prefix_tokens", 0) :]  # Registers as well.

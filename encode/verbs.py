@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from wsa.encode import console, events
 from wsa.encode.lookup import describe, read_spec, request_of
-from wsa.encode.models import ALIASES, Request, local_weights, parse_request
+from wsa.encode.models import Request, known_aliases, local_weights, parse_request
 from wsa.encode.options import EncodeOptions, ModelsOptions, open_snapshot, weights_files
 from wsa.encode.run import EncodeReport, require_frames, wanted_games
 from wsa.encode.run import encode as run
@@ -70,7 +70,8 @@ def _check(o: EncodeOptions) -> None:
     Raises:
         UsageError: A value is out of range.
     """
-    parse_output(o.output)
+    if o.output:
+        parse_output(o.output)
     if not o.models:
         raise UsageError("bad-option", "--models names no model; write --models vit,resnet,clip.")
     if o.workers < 0:
@@ -194,7 +195,7 @@ def models(o: ModelsOptions) -> int:
         return _check_model(o)
     _, snapshot = open_snapshot(o.store, or_empty=True)
     stored = [describe(snapshot, key) for key in snapshot.models]
-    known = [parse_request(alias, {}) for alias in ALIASES]
+    known = [parse_request(alias, {}) for alias in known_aliases()]
     if o.json:
         aliases = {r.alias: dataclasses.asdict(r) | {"licence": r.licence} for r in known}
         return console.result(True, {"aliases": aliases, "stored": stored})

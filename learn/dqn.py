@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from wsa.encode import checkpoint
+from wsa.encode.curves import Metrics
 from wsa.encode.forward import Encoder
-from wsa.learn import checkpoint
 from wsa.learn.features import Batch, OfflineBatches, moments
 from wsa.learn.heads import QNetwork
-from wsa.learn.metrics import Metrics
 from wsa.store.errors import UsageError
 from wsa.store.flat import FlatMap
 from wsa.store.windows import MAX_STACK_FRAMES

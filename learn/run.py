@@ -23,11 +23,12 @@ import msgspec
 import numpy as np
 import torch
 
+from wsa.encode import checkpoint
 from wsa.encode.live import LiveEncoder
 from wsa.encode.lookup import read_spec
-from wsa.encode.models import ALIASES
+from wsa.encode.models import known_aliases
 from wsa.encode.register import open_model
-from wsa.learn import checkpoint, dqn
+from wsa.learn import dqn
 from wsa.learn import env as games
 from wsa.learn.evaluate import Episode, GreedyPolicy, Policy, RandomPolicy, play, write_csv
 from wsa.learn.features import LiveStacks
@@ -105,7 +106,7 @@ def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:
     options = name
     if len(known) == 1:  # Spelled so that it makes this very model, not one of another output.
         spec = read_spec(snapshot, known[0])
-        options = spec.alias if spec.alias in ALIASES else f"timm:{spec.timm_name}"
+        options = spec.alias if spec.alias in known_aliases() else f"timm:{spec.timm_name}"
         options = spec.timm_name if spec.source == "user" else options
         options += ":random" if spec.identity.random else ""
         options += f" --output {spec.identity.output}"

@@ -18,14 +18,21 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from wsa.encode import lookup, models, strip
+from wsa.encode import lookup, models, pretrain_data, strip
 from wsa.encode.forward import Encoder
 from wsa.encode.models import Request
+from wsa.encode.pretrain_data import Looks
 from wsa.encode.spec import parse_output
+from wsa.encode.trainee import Sight, Trainee
+from wsa.learn.collect import collect, plan_collection
+from wsa.learn.env import protocol
 from wsa.store import keys, layout, writer
 from wsa.store.backends import Backend
+from wsa.store.reader import take_snapshot
 from wsa.store.records import SegmentMeta
+from wsa.store.root import open_store
 
 Frames = NDArray[np.uint8]
 
@@ -154,3 +161,67 @@ def _threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Backend:
+    """A store of real games: 4 episodes' beginnings of Breakout and of Pong, 64 steps each.
+
+    Segments are cut after 40 steps, so that some begin inside an episode.
+    """
+    backend = open_store(str(tmp_path_factory.mktemp("played") / "store"), create=True)
+    for game in ("Breakout", "Pong"):
+        plan = plan_collection(
+            take_snapshot(backend),
+            game,
+            protocol(game, "classic"),
+            steps=256,
+            num_envs=4,
+            policy="random",
+            seed=1,
+            segment_steps=40,
+        )
+        collect(plan, backend)
+    return backend
+
+
+@pytest.fixture(scope="session")
+def looks_of(played: Backend) -> Callable[..., Looks]:
+    """What a trainee sees of the real games: `looks_of(Autoencoder.sight, "Pong")`."""
+
+    def see(sight: Sight, *games: str) -> Looks:
+        snapshot = take_snapshot(played)
+        chosen = pretrain_data.choose(snapshot, games or ("Breakout", "Pong"), (), [sight], 1 << 30)
+        return pretrain_data.read(snapshot, chosen.segments, sight, 0.25)
+
+    return see
+
+
+@pytest.fixture(scope="session")
+def fit() -> Callable[..., list[float]]:
+    """`fit(trainee, looks, steps)`: the losses of a batch that is trained on again and again."""
+
+    def train(trainee: Trainee, looks: torch.Tensor, steps: int, rate: float) -> list[float]:
+        optimizer = torch.optim.Adam(trainee.parameters(), rate)
+        losses = []
+        for _ in range(steps):
+            loss, _ = trainee.loss(looks, 0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def cost() -> Callable[..., tuple[int, int]]:
+    """`cost(module, function, input)`: parameters of a module, and products of a call."""
+
+    def count(module: nn.Module, call: Callable[..., Any], *given: torch.Tensor) -> tuple[int, int]:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            call(*given)
+        return sum(p.numel() for p in module.parameters()), counter.get_total_flops() // 2
+
+    return count

@@ -14,10 +14,9 @@ import torch
 from zarr.abc.codec import BytesBytesCodec
 from zarr.registry import register_codec
 
-from wsa.encode import lookup, models, register
+from wsa.encode import checkpoint, lookup, models, register
 from wsa.encode.models import Request
 from wsa.encode.spec import Identity, ModelSpec, Preprocessing
-from wsa.learn import checkpoint
 from wsa.store import keys, layout, names, records
 from wsa.store.errors import DamagedError, WsaError
 from wsa.store.reader import take_snapshot

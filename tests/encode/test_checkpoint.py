@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import wsa.learn
-from wsa.learn import checkpoint
+from wsa.encode import checkpoint
 from wsa.store.errors import DamagedError, MissingError
 
 
@@ -128,7 +128,7 @@ def test_the_only_checkpoint_damaged_says_that_the_run_begins_anew(tmp_path: Pat
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(DamagedError, match="no other") as caught:
         learner.load(path)
-    assert f"wsa learn --resume {tmp_path / 'run'}' begins the run anew" in str(caught.value)
+    assert f"{tmp_path / 'run' / 'command.txt'} begins the run anew" in str(caught.value)
 
 
 def test_another_networks_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ SAVERS = """
 import itertools, os, sys, torch
 from pathlib import Path
 from torch import nn
-from wsa.learn import checkpoint
+from wsa.encode import checkpoint
 folder, log = map(Path, sys.argv[1:])
 torch.set_num_threads(1)
 os.fsync = lambda handle: None  # A kill loses nothing that was handed to the system.

@@ -147,8 +147,8 @@ def load(
             + (
                 f"Remove it and run the same command again: {others[-1]} is then the newest."
                 if others
-                else "The run has no other: remove it, and 'wsa learn --resume "
-                f"{path.parent.parent}' begins the run anew."
+                else "The run has no other: remove it, and the command in "
+                f"{path.parent.parent / 'command.txt'} begins the run anew."
             ),
         ) from None
 

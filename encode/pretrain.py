@@ -1,0 +1,346 @@
+"""Train one of the paper's own encoders, from frames in memory to files that `wsa encode` takes.
+
+runs/pretrain__{seed}__{time}/{encoder}/
+    config.json       everything the training depends on, the data's segments included
+    command.txt       the command line
+    metrics.jsonl     losses, one line each; TensorBoard events beside them
+    checkpoints/      the two newest; the same command goes on from the newest exactly
+    {alias}.safetensors    the frozen encoder, of the best validation
+    manifest.json     what it was trained on and how, and each file's digest
+    curves.png, seen.png   how the losses fell; what the encoder makes of frames held out
+    lock              held while a process trains it
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import filelock
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wsa.encode import checkpoint, pretrain_data, trained_files
+from wsa.encode.curves import Metrics
+from wsa.encode.pretrain_data import Looks, scale
+from wsa.encode.trainee import Trainee
+from wsa.store import keys, publish, records
+from wsa.store.errors import ConflictError
+from wsa.store.reader import Snapshot
+from wsa.store.writer import command_line
+
+# Imported one at a time: the module and class of each.
+TRAINEES = {
+    "ae": "autoencoder:Autoencoder",
+    "stdim": "stdim:InfoMax",
+    "transporter": "transporter:Transporter",
+    "segmentation": "segmentation:MovingObjects",
+}
+
+
+def trainee(encoder: str) -> type[Trainee]:
+    """The class that `encoder`, a key of `TRAINEES`, names."""
+    module, _, name = TRAINEES[encoder].partition(":")
+    found: type[Trainee] = getattr(importlib.import_module(f"wsa.encode.{module}"), name)
+    return found
+
+
+class Training(msgspec.Struct, frozen=True):
+    """What a training is.
+
+    Attributes:
+        encoder: A key of `TRAINEES`.
+        store: The store's URL.
+        segments: Games and segments that are read.
+        data: `pretrain_data.data_digest` of them.
+        seed: Of initialisation and draws.
+        steps: Gradient steps, at most.
+        batch_size: Looks in a batch.
+        learning_rate: Of Adam, at the beginning.
+        held_out: Share of each game's episodes that is held out.
+        validate_frequency: Gradient steps between validations.
+        patience: Validations without a better one after which training stops; 0 for never.
+        log_frequency, save_frequency: Gradient steps between lines of losses, and checkpoints.
+    """
+
+    encoder: str
+    store: str
+    segments: tuple[tuple[str, str], ...]
+    data: str
+    seed: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    held_out: float
+    validate_frequency: int
+    patience: int
+    log_frequency: int = 100
+    save_frequency: int = 1000
+
+
+@dataclasses.dataclass
+class Best:
+    """The best validation so far.
+
+    Attributes:
+        step: Gradient steps at it.
+        loss: Validation loss there; infinite before the first.
+        since: Validations since then.
+        stopped: Whether training has stopped early.
+    """
+
+    step: int = 0
+    loss: float = float("inf")
+    since: int = 0
+    stopped: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a training came to.
+
+    Attributes:
+        network: The trainee, with the best weights.
+        best: The validation they are of.
+        step: Gradient steps made in all.
+        steps_per_s: Rate of those made now; 0 where none was.
+    """
+
+    network: Trainee
+    best: Best
+    step: int
+    steps_per_s: float
+
+
+def begin(folder: Path, training: Training) -> None:
+    """Start a training in `folder`, or make sure that the one there is this one.
+
+    Raises:
+        ConflictError: Another training is there.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        publish.replace(path, msgspec.json.format(keys.canonical(training)))
+        publish.replace(folder / "command.txt", (command_line() + "\n").encode())
+        return
+    found = records.read_json(path.read_bytes(), Training, str(path))
+    if found != training:
+        fields = [
+            f for f in Training.__struct_fields__ if getattr(found, f) != getattr(training, f)
+        ]
+        raise ConflictError(
+            "run-exists",
+            f"{folder} holds another training: its {', '.join(fields)} differ. Give another "
+            f"--run-dir, or the command in {folder / 'command.txt'}.",
+        )
+
+
+def open_looks(
+    training: Training,
+    snapshot: Snapshot,
+    on_frames: Callable[[int], None] = lambda done: None,
+) -> Looks:
+    """Read the frames of a training into memory.
+
+    Raises:
+        MissingError: The store has lost some, or a game has too few episodes.
+        DamagedError: Stored bytes are not what was committed.
+    """
+    known = {(m.game, m.segment): m for m in snapshot.segments()}
+    segments = [known[pair] for pair in training.segments]
+    sight = trainee(training.encoder).sight
+    return pretrain_data.read(snapshot, segments, sight, training.held_out, on_frames)
+
+
+def run(
+    folder: Path,
+    training: Training,
+    looks: Looks,
+    *,
+    half: bool = False,
+    device: str = "cpu",
+    on_step: Callable[[int, dict[str, float]], None] = lambda step, scalars: None,
+) -> dict[str, Any]:
+    """Train, or go on, and write the encoder with its manifest and pictures.
+
+    Args:
+        folder: Where `begin` started it.
+        training: What it is.
+        looks: Its frames.
+        half: Whether to write weights in half precision.
+        device: Where to train.
+        on_step: Called with every line of losses.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ConflictError: Another process trains it.
+        DamagedError: The newest checkpoint is damaged.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been saved.
+    """
+    try:
+        with filelock.FileLock(folder / "lock", timeout=0):
+            trained = train(training, looks, folder, device, on_step)
+            files = trained_files.write_encoders(folder, trained.network, half)
+            made = keys.canonical(manifest(training, looks, trained, files))
+            publish.replace(folder / "manifest.json", msgspec.json.format(made))
+            trained_files.write_pictures(folder, trained.network, looks, device)
+            found: dict[str, Any] = msgspec.json.decode(made)
+            return found
+    except filelock.Timeout:
+        raise ConflictError(
+            "run-exists",
+            f"Another process is training {folder}. Wait for it, or give another --run-dir.",
+        ) from None
+
+
+def train(
+    training: Training,
+    looks: Looks,
+    folder: Path,
+    device: str = "cpu",
+    on_step: Callable[[int, dict[str, float]], None] = lambda step, scalars: None,
+) -> Trained:
+    """Train, or go on from the newest checkpoint in `folder`.
+
+    Raises:
+        DamagedError: The newest checkpoint is damaged.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been saved.
+    """
+    kind = trainee(training.encoder)
+    torch.manual_seed(training.seed)
+    network = kind().to(device)
+    kept = copy.deepcopy(network)
+    optimizer = torch.optim.Adam(network.parameters(), eps=kind.recipe.adam_eps, fused=True)
+    checkpoints = folder / "checkpoints"
+    modules: dict[str, nn.Module] = {"network": network, "best": kept}
+    start, best = 0, Best()
+    if checkpoint.all_of(checkpoints):
+        start, extra = checkpoint.load(checkpoint.latest(checkpoints), modules, optimizer)
+        best = Best(**extra)
+    if start >= training.steps or best.stopped:
+        return Trained(kept, best, start, 0.0)
+    step = logged = start
+    began = lap = time.perf_counter()
+    with Metrics(folder, start) as metrics, checkpoint.StopRequest() as stop:
+        for step in range(start + 1, training.steps + 1):
+            rate = network.learning_rate(training.learning_rate, step - 1, training.steps)
+            batch = scale(looks.draw(training.seed, step, training.batch_size), device)
+            loss, parts, norm = _update(network, optimizer, batch, step - 1, rate)
+            line: dict[str, float] = {}
+            last = step == training.steps
+            if step % training.log_frequency == 0 or last:
+                now = time.perf_counter()
+                line = {"losses/train": loss.item(), "charts/learning_rate": rate}
+                line |= {f"losses/{name}": part.item() for name, part in parts.items()}
+                line["charts/gradient_norm"] = norm.item()
+                line["time/steps_per_s"] = (step - logged) / (now - lap)
+                lap, logged = now, step
+            if step % training.validate_frequency == 0 or last:
+                line |= _validate(network, kept, looks, training, step, best, device)
+            if line:
+                metrics.write(step, line)
+                on_step(step, line)
+            stopping = stop.asked  # Once: a signal may come between the lines below.
+            done = last or best.stopped
+            if step % training.save_frequency == 0 or done or stopping:
+                metrics.flush()
+                checkpoint.save(checkpoints, step, modules, optimizer, dataclasses.asdict(best))
+                for old in checkpoint.all_of(checkpoints)[:-2]:
+                    old.unlink()
+            if stopping:
+                raise stopping
+            if done:
+                break
+    return Trained(kept, best, step, (step - start) / (time.perf_counter() - began))
+
+
+def _update(
+    network: Trainee, optimizer: torch.optim.Optimizer, batch: Tensor, made: int, rate: float
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """One gradient step after `made` others; the loss, its parts, and the gradient's norm."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    network.train()
+    loss, parts = network.loss(batch, made)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    most = network.recipe.clip or float("inf")
+    norm = nn.utils.clip_grad_norm_(network.parameters(), most)
+    optimizer.step()
+    return loss, parts, norm
+
+
+def _validate(
+    network: Trainee,
+    kept: Trainee,
+    looks: Looks,
+    training: Training,
+    step: int,
+    best: Best,
+    device: str,
+) -> dict[str, float]:
+    """Measure the whole held-out set, keep the weights if they are the best; lines of losses."""
+    losses = validation_loss(network, looks, training.batch_size, step, device)
+    found = float(np.mean(list(losses.values())))
+    if step <= network.settled or found < best.loss:
+        best.step, best.since = step, 0
+        # Until the loss has its final meaning the newest is kept, and compared with nothing.
+        best.loss = found if step > network.settled else float("inf")
+        kept.load_state_dict(network.state_dict())
+    else:
+        best.since += 1
+        best.stopped = 0 < training.patience <= best.since
+    return {
+        "losses/validation": found,
+        **{f"losses/validation/{game}": loss for game, loss in losses.items()},
+    }
+
+
+def validation_loss(
+    network: Trainee, looks: Looks, batch_size: int, step: int, device: str
+) -> dict[str, float]:
+    """Mean loss of each game over all that is held out of it, the network as it is in use."""
+    network.eval()
+    sums = {game: 0.0 for game in looks.held_out}
+    with torch.inference_mode():
+        for game, batch in looks.validation(batch_size):
+            loss, _ = network.loss(scale(batch, device), step)
+            sums[game] += loss.item() * len(batch)
+    return {game: total / len(looks.held_out[game]) for game, total in sums.items()}
+
+
+def manifest(
+    training: Training, looks: Looks, trained: Trained, files: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Everything that somebody who finds the files needs to know of them."""
+    games = {
+        game: {
+            "steps": len(rows),
+            "held_out_steps": len(looks.held_out[game]),
+            "episodes": looks.episodes[game][0],
+            "held_out_episodes": looks.episodes[game][1],
+        }
+        for game, rows in looks.training.items()
+    }
+    how = msgspec.to_builtins(training)
+    return {
+        "files": files,
+        "games": games,
+        # The digest stands for the segments, which config.json names.
+        "training": {**how, "segments": len(training.segments)},
+        "gradient_steps": trained.step,
+        "best_step": trained.best.step,
+        "validation_loss": trained.best.loss if np.isfinite(trained.best.loss) else None,
+        "stopped_early": trained.best.stopped,
+        "command": command_line(),
+        "libraries": {"torch": str(torch.__version__), "numpy": np.__version__},
+    }

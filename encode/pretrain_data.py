@@ -1,0 +1,313 @@
+"""The frames that encoders are trained on: read once, in sequence, and kept in memory.
+
+Segments of any policy are mixed frame by frame: every step of a game is drawn as often as any
+other, and every game as often as any other. (The paper's mixed data were half of each policy by
+*episode*, so that long games were most of it.) Whole episodes are held out, the same ones for every
+encoder and seed, so that no frame of a validation is the neighbour of one trained on.
+
+Frames are kept as `wsa.encode.preprocess` makes them of screens, in whole grey levels, so a network
+is trained on exactly what it sees in use.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsa.encode.preprocess import preprocess
+from wsa.encode.trainee import Sight
+from wsa.store import keys, names
+from wsa.store.errors import MissingError, UsageError
+from wsa.store.reader import Snapshot
+from wsa.store.records import SegmentMeta
+from wsa.store.windows import episode_starts
+
+_AT_ONCE = 64
+
+Rows = NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which segments are read.
+
+    Attributes:
+        segments: In the order they are read.
+        frames: Distinct frames of them.
+        left_out: Frames of the asked games and policies that do not fit into memory.
+    """
+
+    segments: tuple[SegmentMeta, ...]
+    frames: int
+    left_out: int
+
+
+def choose(
+    snapshot: Snapshot,
+    games: Sequence[str],
+    policies: Sequence[str],
+    sights: Sequence[Sight],
+    memory: int,
+) -> Choice:
+    """The segments of some games and policies, as many as fit into memory.
+
+    Where not all fit, each game has the same share, filled with segments in an order that depends
+    on their names alone.
+
+    Args:
+        snapshot: The store.
+        games: ALE games.
+        policies: Who played; all if none is named.
+        sights: What the networks look at, one after another.
+        memory: Bytes that frames may take.
+
+    Raises:
+        MissingError: A game has no frames of these policies.
+        UsageError: Not even one segment of each game fits.
+    """
+    pictured = {(meta.game, meta.segment) for meta in snapshot.frames()}
+    size = max(sight.height * sight.width for sight in sights)
+    share = memory // size // len(games)
+    chosen: list[SegmentMeta] = []
+    total = 0
+    for game in games:
+        whole = [m for m in snapshot.segments(game) if (game, m.segment) in pictured]
+        known = sorted({m.policy for m in whole})
+        found = [m for m in whole if not policies or m.policy in policies]
+        if not found:
+            who = f" played by {', '.join(policies)} (there is {', '.join(known)})" if known else ""
+            raise MissingError(
+                "no-frames",
+                f"The store {snapshot.backend.url} has no frames of {game}{who}. Collect some: wsa "
+                f"collect --game {game}",
+            )
+        total += sum(m.frames for m in found)
+        found.sort(key=lambda m: keys.object_id(m.segment))
+        ends = itertools.accumulate(m.frames for m in found)
+        fitting = [m for m, end in zip(found, ends, strict=True) if end <= share]
+        if not fitting:
+            raise UsageError(
+                "bad-option",
+                f"Not one segment of {game} fits into its share of the memory, "
+                f"{share * size / 1e9:.3f} GB. Give more with --memory-gb, or fewer games.",
+            )
+        chosen += sorted(fitting, key=lambda m: m.segment)
+    taken = sum(m.frames for m in chosen)
+    return Choice(tuple(chosen), taken, total - taken)
+
+
+def data_digest(snapshot: Snapshot, segments: Sequence[SegmentMeta]) -> str:
+    """Hex blake3-256 that stands for every byte of some segments and their frames."""
+    paths = [(names.segment_path(m.game, m.segment), names.frames_path(m.game, m.segment))
+             for m in segments]  # fmt: skip
+    return keys.identity([[snapshot.commit(path).check for path in pair] for pair in paths])
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A segment in memory, each array (rows,); rows and frames are counted over all segments.
+
+    Attributes:
+        frame: Frame of each row.
+        first, last: The first and last row of the episode that the segment holds.
+        episode: Number of the episode in its environment's run.
+        usable: Whether a look may end here.
+    """
+
+    frame: Rows
+    first: Rows
+    last: Rows
+    episode: NDArray[np.int32]
+    usable: NDArray[np.bool_]
+
+
+class Looks:
+    """What a trainee may look at: frames in memory, and the moments that are trained on or held out.
+
+    Attributes:
+        training, held_out: Rows by game, each the newest (or only) frame of a look.
+        episodes: Episodes trained on and held out, by game.
+    """
+
+    def __init__(self, sight: Sight, pixels: NDArray[np.uint8], parts: Sequence[Part]) -> None:
+        self.sight = sight
+        self._pixels = pixels
+        self._frame, self._first, self._last = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("frame", "first", "last")
+        )
+        self.training: dict[str, Rows] = {}
+        self.held_out: dict[str, Rows] = {}
+        self.episodes: dict[str, tuple[int, int]] = {}
+
+    def split(self, game: str, training: Rows, held_out: Rows, episodes: tuple[int, int]) -> None:
+        """Add a game's rows."""
+        self.training[game], self.held_out[game] = training, held_out
+        self.episodes[game] = episodes
+
+    @property
+    def steps(self) -> int:
+        """Moments that are trained on."""
+        return sum(map(len, self.training.values()))
+
+    def draw(self, seed: int, step: int, batch_size: int) -> Tensor:
+        """The batch of a gradient step: a function of these numbers and the data alone.
+
+        Returns:
+            (batch_size, frames, height, width) uint8, oldest frame first.
+        """
+        generator = np.random.default_rng([seed, step])
+        games = list(self.training)
+        if self.sight.one_game:
+            games = [games[step % len(games)]]
+        # As many of each game as of the others, over the steps.
+        counts = collections.Counter(
+            games[i % len(games)] for i in range(step * batch_size, (step + 1) * batch_size)
+        )
+        rows = []
+        for game, count in counts.items():
+            own = self.training[game]
+            # No moment twice in a batch, or a network would have to tell it apart from itself.
+            at = generator.choice(len(own), count, replace=count > len(own), shuffle=False)
+            rows.append(own[at])
+        return self.take(np.concatenate(rows), generator)
+
+    def validation(self, batch_size: int) -> Iterator[tuple[str, Tensor]]:
+        """Every moment held out, once, in the same batches each time, each of one game.
+
+        Yields:
+            The game and (at most batch_size, frames, height, width) uint8.
+        """
+        for game, rows in self.held_out.items():
+            generator = np.random.default_rng(0)
+            for part in np.array_split(generator.permutation(rows), -(-len(rows) // batch_size)):
+                yield game, self.take(part, generator)
+
+    def take(self, rows: Rows, generator: np.random.Generator) -> Tensor:
+        """The looks at some moments.
+
+        Args:
+            rows: (B,) rows.
+            generator: Draws the other frame, where a look is two frames apart.
+
+        Returns:
+            (B, frames, height, width) uint8.
+        """
+        return torch.from_numpy(self._pixels[self._frame[self.at(rows, generator)]])
+
+    def at(self, rows: Rows, generator: np.random.Generator) -> Rows:
+        """Rows of the frames of the looks at some moments, (B, frames)."""
+        first, last = self._first[rows], self._last[rows]
+        if self.sight.apart:
+            low = np.maximum(first, rows - self.sight.apart)
+            high = np.minimum(last, rows + self.sight.apart)
+            other = low + generator.integers(0, high - low)
+            return np.stack([rows, other + (other >= rows)], axis=1)
+        back = np.arange(self.sight.depth - 1, -1, -1)
+        found: Rows = np.maximum(rows[:, None] - back, first[:, None])
+        return found
+
+
+def read(
+    snapshot: Snapshot,
+    segments: Sequence[SegmentMeta],
+    sight: Sight,
+    share: float,
+    on_frames: Callable[[int], None] = lambda done: None,
+) -> Looks:
+    """Read segments into memory.
+
+    Args:
+        snapshot: The store.
+        segments: From `choose`.
+        sight: What the network looks at.
+        share: Of each game's episodes that is held out; at least one.
+        on_frames: Called with the frames read so far.
+
+    Raises:
+        MissingError: A game has too few episodes to hold one out.
+        DamagedError: Stored bytes are not what was committed.
+    """
+    total = sum(meta.frames for meta in segments)
+    pixels = np.empty((total, sight.height, sight.width), np.uint8)
+    parts: list[Part] = []
+    row = frame = 0
+    for meta in segments:
+        parts.append(_part(snapshot.read_rows(meta), sight, row, frame))
+        shown = snapshot.read_frames(meta)
+        for at in range(0, len(shown), _AT_ONCE):
+            some = shown[at : at + _AT_ONCE]
+            pixels[frame + at : frame + at + len(some)] = levels(some, sight)
+            on_frames(frame + at + len(some))
+        row += meta.rows
+        frame += meta.frames
+    looks = Looks(sight, pixels, parts)
+    for game in dict.fromkeys(meta.game for meta in segments):
+        own = [(m, p) for m, p in zip(segments, parts, strict=True) if m.game == game]
+        _split(looks, game, own, share)
+    return looks
+
+
+def levels(frames: NDArray[np.uint8], sight: Sight) -> NDArray[np.uint8]:
+    """Screens (n, H, W, 3) as the network sees them before they are scaled: (n, h, w) uint8."""
+    scaled = preprocess(torch.from_numpy(np.array(frames)), sight.sees.preprocessing())
+    found: NDArray[np.uint8] = scaled.squeeze(1).mul_(255).round_().to(torch.uint8).numpy()
+    return found
+
+
+def scale(looks: Tensor, device: str) -> Tensor:
+    """Grey levels, uint8, as the numbers in [0, 1] that `preprocess` gives in use, float32."""
+    return looks.to(device).to(torch.float32).mul_(torch.tensor(1 / 255))
+
+
+def _part(rows: dict[str, NDArray[np.generic]], sight: Sight, row: int, frame: int) -> Part:
+    at = np.arange(len(rows["frame"]))
+    is_first = rows["is_first"].astype(np.bool_)
+    first = episode_starts(is_first)
+    begins = np.append(np.flatnonzero(is_first[1:]) + 1, len(at))
+    last = begins[np.searchsorted(begins, at, side="right")] - 1
+    # Where the segment was cut inside an episode, a look must not reach before its first row; at
+    # an episode's true beginning the first frame is repeated, but one change must be seen.
+    least = np.where(is_first[first], min(1, sight.depth - 1), sight.depth - 1)
+    usable = (rows["action"].astype(np.int16) >= 0) & (at - first >= least)
+    if sight.apart:
+        usable &= last > first
+    return Part(
+        rows["frame"].astype(np.int64) + frame,
+        first + row,
+        last + row,
+        rows["episode"].astype(np.int32),
+        usable,
+    )
+
+
+def _split(looks: Looks, game: str, own: list[tuple[SegmentMeta, Part]], share: float) -> None:
+    """Hold out a share of a game's episodes, chosen by a hash of what names them."""
+    # Each episode's rows; one that is cut into several segments is one episode.
+    episodes: dict[tuple[str, int, int], list[Rows]] = {}
+    for meta, part in own:
+        start = part.first.min()
+        for number in np.unique(part.episode[part.usable]):
+            rows = start + np.flatnonzero(part.usable & (part.episode == number))
+            episodes.setdefault((meta.run, meta.env, int(number)), []).append(rows)
+    if len(episodes) < 2:
+        raise MissingError(
+            "no-frames",
+            f"{game} has {len(episodes)} episodes, and training needs two at least: one is held "
+            f"out. Collect more, or with more environments: wsa collect --game {game} --num-envs 8",
+        )
+    order = sorted(episodes, key=keys.identity)
+    count = min(len(order) - 1, math.ceil(share * len(order)))
+    held, trained = (
+        np.concatenate([rows for name in some for rows in episodes[name]])
+        for some in (order[:count], order[count:])
+    )
+    looks.split(game, np.sort(trained), np.sort(held), (len(order) - count, count))

@@ -1,0 +1,50 @@
+"""What users may set when they train the paper's own encoders; see `wsa.encode.options`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from wsa.encode.options import Names, StoreOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainOptions(StoreOptions):
+    """Options of `wsa pretrain`."""
+
+    encoder: Names = ("ae", "stdim", "transporter", "segmentation")
+    """Which, one after another: ae (the context), stdim, transporter, segmentation."""
+    games: Annotated[Names, arg(aliases=["--game"])] = ("Seaquest",)
+    """ALE games, each with the same share of the draws."""
+    policies: Names = ()
+    """Only frames of these policies ('wsa list' shows them); of all if none is named."""
+    steps: int = 0
+    """Gradient steps, at most; 0 for as many as the encoder's authors made."""
+    epochs: float = 0.0
+    """Instead of --steps: passes over all frames that are trained on."""
+    batch_size: int = 0
+    """Looks at a game in a batch; 0 for the authors' number."""
+    learning_rate: float = 0.0
+    """Of Adam, at the beginning; 0 for the authors'."""
+    held_out: float = 0.2
+    """Share of each game's episodes that is held out for validation."""
+    validate_frequency: int = 0
+    """Gradient steps between validations over all that is held out; 0 for a hundredth of --steps."""
+    patience: int = 15
+    """Stop after so many validations without a better one; 0 never stops early."""
+    seed: int = 1
+    """Of initialisation and draws."""
+    half: bool = False
+    """Write weights in half precision: half the size, and another model than in full precision."""
+    memory_gb: float = 0.0
+    """Memory for frames; where they need more, fewer segments are read. 0 for half of the machine's."""
+    run_dir: str = ""
+    """Folder to make; runs/pretrain__SEED__TIME if not given. One that is there continues."""
+    threads: int = 1
+    """Threads on a CPU; another number may change the last bits of the result."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+    """Print what would be trained on, and how long it would take, and stop."""

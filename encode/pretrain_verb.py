@@ -1,0 +1,178 @@
+"""The verb `wsa pretrain`: from options to trained encoders and a printed result."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from distributed.system import MEMORY_LIMIT
+
+from wsa.encode import console, pretrain, pretrain_data
+from wsa.encode.forward import choose_device
+from wsa.encode.options import open_snapshot
+from wsa.encode.pretrain import TRAINEES, Training, trainee
+from wsa.encode.pretrain_options import PretrainOptions
+from wsa.store import names
+from wsa.store.errors import UsageError
+from wsa.store.reader import Snapshot
+
+
+def pretrain_encoders(o: PretrainOptions) -> int:
+    """`wsa pretrain`."""
+    _check(o)
+    games = list(dict.fromkeys(map(names.game, o.games)))
+    sights = [trainee(encoder).sight for encoder in o.encoder]
+    _, snapshot = open_snapshot(o.store)
+    memory = round(o.memory_gb * 1e9) or MEMORY_LIMIT // 2
+    choice = pretrain_data.choose(snapshot, games, o.policies, sights, memory)
+    policies = sorted({meta.policy for meta in choice.segments})
+    console.say(
+        f"{choice.frames:,} frames of {', '.join(games)}, played by {', '.join(policies)}, in "
+        f"{len(choice.segments)} segments"
+    )
+    if choice.left_out:
+        console.say(
+            f"{choice.left_out:,} frames more do not fit into {console.size(memory)} of memory and "
+            "are left out, the same share of each game; --memory-gb gives more."
+        )
+    device = choose_device(o.device)
+    torch.set_num_threads(o.threads)
+    trainings = {encoder: _training(o, encoder, snapshot, choice) for encoder in o.encoder}
+    if o.dry_run:
+        return console.result(o.json, {e: _estimate(t, device) for e, t in trainings.items()})
+    folder = Path(o.run_dir or f"runs/pretrain__{o.seed}__{int(time.time())}")
+    console.say(f"run {folder}")
+    for encoder, training in trainings.items():
+        pretrain.begin(folder / encoder, training)
+    made = {e: _train(o, folder / e, t, snapshot, choice, device) for e, t in trainings.items()}
+    if o.json:
+        return console.result(True, {"run": str(folder), "encoders": made})
+    rows = [
+        [encoder, m["gradient_steps"], m["best_step"], m["validation_loss"], file, info["bytes"]]
+        for encoder, m in made.items()
+        for file, info in (
+            (folder / encoder / f"{a}.safetensors", i) for a, i in m["files"].items()
+        )
+    ]
+    columns = ["encoder", "gradient steps", "best at", "validation loss", "weights", "bytes"]
+    console.table("", columns, [[*r[:3], _number(r[3]), str(r[4]), r[5]] for r in rows])
+    return 0
+
+
+def _train(
+    o: PretrainOptions,
+    folder: Path,
+    training: Training,
+    snapshot: Snapshot,
+    choice: pretrain_data.Choice,
+    device: str,
+) -> dict[str, Any]:
+    """Train one encoder, and say how far it is."""
+    shown = not o.json
+    read = console.Progress(f"{training.encoder}: read", "frames", choice.frames, shown=shown)
+    train = console.Progress(f"{training.encoder}: train", "steps", training.steps, shown=shown)
+    with read:
+        looks = pretrain.open_looks(training, snapshot, read.update)
+    with train:
+        return pretrain.run(
+            folder,
+            training,
+            looks,
+            half=o.half,
+            device=device,
+            on_step=lambda step, _: train.update(step),
+        )
+
+
+def _training(
+    o: PretrainOptions, encoder: str, snapshot: Snapshot, choice: pretrain_data.Choice
+) -> Training:
+    recipe = trainee(encoder).recipe
+    batch_size = o.batch_size or recipe.batch_size
+    trained_on = (1 - o.held_out) * sum(meta.steps for meta in choice.segments)
+    steps = math.ceil(o.epochs * trained_on / batch_size) if o.epochs else o.steps or recipe.steps
+    return Training(
+        encoder=encoder,
+        store=snapshot.backend.url,
+        segments=tuple((meta.game, meta.segment) for meta in choice.segments),
+        data=pretrain_data.data_digest(snapshot, choice.segments),
+        seed=o.seed,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=o.learning_rate or recipe.learning_rate,
+        held_out=o.held_out,
+        validate_frequency=o.validate_frequency or max(1, steps // 100),
+        patience=o.patience,
+        log_frequency=max(1, min(100, steps // 100)),
+    )
+
+
+def _estimate(training: Training, device: str) -> dict[str, Any]:
+    """What a training would take, from one gradient step on noise."""
+    kind = trainee(training.encoder)
+    network = kind().to(device)
+    sight = kind.sight
+    seconds = 0.0
+    for count in (2, training.batch_size):  # The first is not timed: libraries wake up.
+        looks = torch.rand(count, sight.frames, sight.height, sight.width).to(device)
+        began = time.perf_counter()
+        network.loss(looks, 0)[0].backward()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+    return {
+        "gradient_steps": training.steps,
+        "batch_size": training.batch_size,
+        "learning_rate": training.learning_rate,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "hours_without_validations": training.steps * seconds / 3600,
+    }
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _check(o: PretrainOptions) -> None:
+    """Refuse what cannot be, before anything is opened.
+
+    Raises:
+        UsageError: A value is out of range.
+    """
+    unknown = [name for name in o.encoder if name not in TRAINEES]
+    if unknown or not o.encoder:
+        raise UsageError(
+            "bad-option",
+            f"--encoder {','.join(o.encoder)}: write one or more of {','.join(TRAINEES)}.",
+        )
+    if not o.games:
+        raise UsageError("bad-option", "--games names no game; write --games Pong,Breakout.")
+    if o.steps and o.epochs:
+        raise UsageError("bad-option", "--steps and --epochs say the same; give one of them.")
+    ranges: tuple[tuple[str, float, float, float], ...] = (
+        ("steps", o.steps, 0, 10**9),
+        ("epochs", o.epochs, 0, 10**6),
+        ("batch-size", o.batch_size, 0, 1 << 16),
+        ("learning-rate", o.learning_rate, 0, 1),
+        ("validate-frequency", o.validate_frequency, 0, 10**9),
+        ("patience", o.patience, 0, 10**9),
+        ("seed", o.seed, 0, 2**31 - 1),
+        ("memory-gb", o.memory_gb, 0, 1e6),
+        ("threads", o.threads, 1, 1024),
+    )
+    for name, value, least, most in ranges:
+        if not least <= value <= most:
+            raise UsageError(
+                "bad-option", f"--{name} must be from {least:g} to {most:g}, not {value:g}."
+            )
+    if not 0 < o.held_out < 1:
+        raise UsageError(
+            "bad-option", f"--held-out must be above 0 and below 1, not {o.held_out:g}."
+        )
+    if o.batch_size == 1:
+        raise UsageError(
+            "bad-option", "--batch-size must be at least 2: looks are told apart from each other."
+        )

@@ -1,0 +1,105 @@
+"""The paper's state representation: ST-DIM, spatiotemporal deep infomax (Anand et al., 2019).
+
+A code of the present must tell, from patches of the frame before, which of them were its own.
+With a batch of B moments of one game, x_i the four frames up to moment i and x'_i the four frames
+up to the step before, g the network's output (512), and f_p its third convolution's features at
+place p of 11 x 8 (128):
+
+    logits_p[i, j] = <W g(x_i),   f_p(x'_j)>      global to local, W: 512 -> 128
+    logits'_p[i, j] = <V f_p(x_i), f_p(x'_j)>     local to local,  V: 128 -> 128
+    loss = mean over p and i of  -log softmax_j(logits_p[i])_i  -  log softmax_j(logits'_p[i])_i
+
+so that the other moments of the batch are the negatives (InfoNCE; Oord et al., 2018). The network
+looks at the whole screen, 210 high and 160 wide: the paper's authors ran it on frames of 160 by 210
+stretched from 84 by 84, which permutes the meaning of its last layer. It is trained here on what it
+sees in use.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from wsa.encode import pictures
+from wsa.encode.trainee import Frozen, Recipe, Sight, Trainee, grey
+from wsa.encode.user_model import Input
+
+_STACK = 4
+
+
+class StateEncoder(Frozen):
+    """Four frames to a code, frozen under the alias `sr`; 2.02 M parameters, 48 M products."""
+
+    sees: ClassVar[Input] = grey(210, 160)
+    window: ClassVar[int] = _STACK
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Sequential(
+            nn.Conv2d(_STACK, 32, 8, 4), nn.ReLU(),
+            nn.Conv2d(32, 64, 4, 2), nn.ReLU(),
+            nn.Conv2d(64, 128, 4, 2), nn.ReLU(),
+        )  # fmt: skip
+        self.code = nn.Sequential(
+            nn.Conv2d(128, 64, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 9 * 6, 512)
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 4, 210, 160) in [0, 1], oldest frame first, to (B, 512)."""
+        code: Tensor = self.code(self.patches(pixels))
+        return code
+
+
+class InfoMax(Trainee):
+    """The encoder with the two linear scorers that it is trained with."""
+
+    # A look holds the four frames of a moment and the four of the step before it: five.
+    sight: ClassVar[Sight] = Sight(StateEncoder.sees, depth=_STACK + 1, one_game=True)
+    recipe: ClassVar[Recipe] = Recipe(
+        steps=100_000, batch_size=64, learning_rate=3e-4, adam_eps=1e-5
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = StateEncoder()
+        self.globally = nn.Linear(512, 128)
+        self.locally = nn.Linear(128, 128)
+
+    def scores(self, looks: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of each moment i against the step before each moment j, at each place.
+
+        Args:
+            looks: (B, 5, 210, 160).
+
+        Returns:
+            Global to local and local to local, (11 * 8, B, B) each.
+        """
+        patches = self.encoder.patches(looks[:, 1:])
+        before = self.encoder.patches(looks[:, :-1]).flatten(2).permute(2, 1, 0)  # (p, 128, B)
+        whole = self.globally(self.encoder.code(patches))
+        local = self.locally(patches.flatten(2).permute(2, 0, 1))  # (p, B, 128)
+        return torch.matmul(whole, before), torch.bmm(local, before)
+
+    def loss(self, looks: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """InfoNCE, global to local and local to local; looks (B, 5, 210, 160)."""
+        parts = [_info_nce(scores) for scores in self.scores(looks)]
+        return parts[0] + parts[1], {"global_local": parts[0], "local_local": parts[1]}
+
+    def frozen(self) -> dict[str, Frozen]:
+        """The encoder."""
+        return {"sr": self.encoder}
+
+    def show(self, looks: Tensor) -> list[Tensor]:
+        """The newest frame, and over it the places whose past the whole code tells apart."""
+        sure = self.scores(looks)[0].softmax(dim=-1).diagonal(dim1=1, dim2=2)  # (p, B)
+        places = sure.T.reshape(len(looks), 1, 11, 8)
+        return [pictures.grey(looks[:, -1]), pictures.overlay(looks[:, -1], places)]
+
+
+def _info_nce(scores: Tensor) -> Tensor:
+    """Mean cross entropy of logits (places, B, B) whose diagonal is right."""
+    places, count, _ = scores.shape
+    right = torch.arange(count, device=scores.device).repeat(places)
+    return nn.functional.cross_entropy(scores.flatten(0, 1), right)

@@ -1,0 +1,159 @@
+"""The paper's keypoints: the Transporter (Kulkarni et al., 2019).
+
+Moving a frame's features from its keypoints to another frame's must give that other frame, so the
+keypoints come to lie on what moves. With source x and target y of one episode, fewer than 20 steps
+apart, features F (128, 21, 21), and keypoint maps K (4, 21, 21), softmax over places, whose means
+m_k lie in [-1, 1]^2:
+
+    H_k(x)[p] = exp(-|p - m_k(x)|^2 / 0.1^2)                        a Gaussian map for each k
+    T = F(x);  for each k:  T <- (1 - H_k(x)) (1 - H_k(y)) T + H_k(y) F(y)
+    loss = mean over pixels of (refine(T) - y)^2
+
+F(x) and H(x) get no gradient. Two trunks of the same form, with weights of their own, give F and K;
+so `oke` (F) and `okk` (the raw K, without softmax) share no computation, and each is a model that
+holds its own half only: the paper's authors loaded the whole network twice, decoder included.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from wsa.encode import pictures
+from wsa.encode.trainee import Frozen, Recipe, Sight, Trainee, grey
+from wsa.encode.user_model import Input
+
+KEYPOINTS = 4
+_SPREAD = 0.1
+
+
+class Block(nn.Sequential):
+    """Convolution that keeps the size (or halves it), batch norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, side: int = 3, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, side, stride, side // 2), nn.BatchNorm2d(outputs), nn.ReLU()
+        )
+
+
+class FeatureEncoder(Frozen):
+    """One frame to features, frozen under the alias `oke`; 271 M products."""
+
+    sees: ClassVar[Input] = grey(84, 84)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            Block(1, 32, 7), Block(32, 32),
+            Block(32, 64, stride=2), Block(64, 64),
+            Block(64, 128, stride=2), Block(128, 128),
+        )  # fmt: skip
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 1, 84, 84) in [0, 1] to (B, 128, 21, 21)."""
+        features: Tensor = self.layers(pixels)
+        return features
+
+
+class KeypointEncoder(Frozen):
+    """One frame to keypoint maps before their softmax, frozen as `okk`; 271 M products."""
+
+    sees: ClassVar[Input] = FeatureEncoder.sees
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = FeatureEncoder()
+        self.head = nn.Conv2d(128, KEYPOINTS, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 1, 84, 84) in [0, 1] to (B, 4, 21, 21)."""
+        maps: Tensor = self.head(self.trunk(pixels))
+        return maps
+
+
+class Transporter(Trainee):
+    """Both encoders with the decoder that they are trained with; 0.87 M parameters."""
+
+    sight: ClassVar[Sight] = Sight(FeatureEncoder.sees, apart=19)
+    recipe: ClassVar[Recipe] = Recipe(steps=1_000_000, batch_size=64, learning_rate=1e-3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = FeatureEncoder()
+        self.keypoints = KeypointEncoder()
+        self.refine = nn.Sequential(
+            Block(128, 128), Block(128, 64),
+            nn.UpsamplingBilinear2d(scale_factor=2),
+            Block(64, 64), Block(64, 32),
+            nn.UpsamplingBilinear2d(scale_factor=2),
+            Block(32, 32), Block(32, 1, 7),
+        )  # fmt: skip
+
+    def learning_rate(self, initial: float, step: int, steps: int) -> float:
+        """Times 0.95 every 100,000 steps."""
+        rate: float = initial * 0.95 ** (step // 100_000)
+        return rate
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        """The target (B, 1, 84, 84), made of the source's features moved to its keypoints."""
+        with torch.no_grad():  # What is moved from has no say, and costs no backward pass.
+            at_source, of_source = gaussians(self.keypoints(source)), self.features(source)
+        at_target, of_target = gaussians(self.keypoints(target)), self.features(target)
+        moved = transport(at_source, at_target, of_source, of_target)
+        image: Tensor = self.refine(moved)
+        return image
+
+    def loss(self, looks: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the target; looks (B, 2, 84, 84), source and target."""
+        target = looks[:, 1:]
+        return nn.functional.mse_loss(self(looks[:, :1], target), target), {}
+
+    def frozen(self) -> dict[str, Frozen]:
+        """Both encoders."""
+        return {"oke": self.features, "okk": self.keypoints}
+
+    def show(self, looks: Tensor) -> list[Tensor]:
+        """Source, target, what was made of the source, and the target's keypoints over it."""
+        source, target = looks[:, :1], looks[:, 1:]
+        keypoints = gaussians(self.keypoints(target))
+        image = self(source, target)
+        frames = [pictures.grey(part[:, 0]) for part in (source, target, image)]
+        return [*frames, pictures.overlay(target[:, 0], keypoints)]
+
+
+def means(maps: Tensor) -> Tensor:
+    """Where keypoints lie: maps before their softmax (B, K, h, w) to (B, K, 2), y and x in [-1, 1]."""
+    height, width = maps.shape[-2:]
+    share = maps.flatten(2).softmax(dim=-1).view_as(maps)
+    down = torch.linspace(-1, 1, height, device=maps.device)
+    across = torch.linspace(-1, 1, width, device=maps.device)
+    return torch.stack([share.sum(3) @ down, share.sum(2) @ across], dim=-1)
+
+
+def gaussians(maps: Tensor) -> Tensor:
+    """Maps before their softmax to Gaussian maps around their means, (B, K, h, w) both."""
+    height, width = maps.shape[-2:]
+    y, x = means(maps)[..., None].unbind(dim=2)  # (B, K, 1) each
+    down = torch.linspace(-1, 1, height, device=maps.device) - y
+    across = torch.linspace(-1, 1, width, device=maps.device) - x
+    apart = down.square()[..., :, None] + across.square()[..., None, :]
+    return torch.exp(-apart / _SPREAD**2)
+
+
+def transport(at_source: Tensor, at_target: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Clear the source's features at both frames' keypoints and put the target's in.
+
+    Args:
+        at_source, at_target: Gaussian maps (B, K, h, w).
+        source, target: Features (B, C, h, w).
+
+    Returns:
+        (B, C, h, w).
+    """
+    moved = source
+    for k in range(at_source.shape[1]):
+        here, there = at_source[:, k : k + 1], at_target[:, k : k + 1]
+        moved = (1 - here) * (1 - there) * moved + there * target
+    return moved

@@ -1,0 +1,127 @@
+"""`wsa pretrain` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wsa.encode import pretrain
+
+TINY = ("--games", "Breakout", "--steps", 3, "--batch-size", 2, "--validate-frequency", 2)
+
+
+def test_an_encoder_and_what_is_said_of_it(filled, tmp_path):
+    code, out, err = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new")
+    assert code == 0, err
+    assert "played by random" in err and "run new" in err
+    assert out.splitlines()[0].split() == (
+        ["encoder", "gradient", "steps", "best", "at", "validation", "loss", "weights", "bytes"]
+    )
+    assert "new/ae/ae.safetensors" in out
+    left = {path.name for path in (tmp_path / "new" / "ae").iterdir()}
+    assert left >= {"ae.safetensors", "manifest.json", "metrics.jsonl", "curves.png", "seen.png"}
+    before = (tmp_path / "new/ae/ae.safetensors").read_bytes()
+    again = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new")
+    assert (again.code, again.out) == (0, out)
+    assert (tmp_path / "new/ae/ae.safetensors").read_bytes() == before
+
+
+def test_json(filled):
+    code, out, _ = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new", "--json")
+    made = json.loads(out)
+    assert code == 0 and made["run"] == "new"
+    ae = made["encoders"]["ae"]
+    assert (ae["gradient_steps"], ae["training"]["batch_size"]) == (3, 2)
+    assert ae["files"]["ae"]["parameters"] == 57_504
+    assert ae["games"]["Breakout"]["held_out_episodes"] == 1
+    assert ae["command"] and ae["training"]["data"]
+
+
+def test_ctrl_c_keeps_what_was_trained(filled, tmp_path, monkeypatch):
+    real = pretrain.Looks.draw
+
+    def press(self: Any, seed: int, step: int, size: int) -> Any:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, seed, step, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain.Looks, "draw", press)
+        outcome = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new")
+    assert outcome.code == 130 and "the same command continues" in outcome.error
+    assert not (tmp_path / "new/ae/manifest.json").exists()
+    assert filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new").code == 0
+    steps = [json.loads(x)["step"] for x in Path("new/ae/metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+
+
+def test_a_dry_run_changes_nothing(filled, unchanged):
+    with unchanged():
+        code, out, _ = filled(
+            "pretrain", "--encoder", "ae,segmentation", *TINY, "--dry-run", "--json"
+        )
+    found = json.loads(out)
+    assert code == 0 and list(found) == ["ae", "segmentation"]
+    assert found["ae"]["gradient_steps"] == 3 and found["segmentation"]["parameters"] == 7_142_086
+    assert found["ae"]["hours_without_validations"] > 0
+
+
+def test_epochs_are_passes_over_what_is_trained_on(filled):
+    options = ("--encoder", "ae", "--games", "Breakout", "--epochs", 2, "--batch-size", 8)
+    found = json.loads(filled("pretrain", *options, "--dry-run", "--json").out)
+    assert found["ae"]["gradient_steps"] == 2 * 200 * 0.8 / 8
+
+
+def test_less_memory_reads_fewer_segments_and_says_so(filled):
+    outcome = filled("pretrain", "--encoder", "ae", *TINY, "--dry-run", "--memory-gb", "0.001")
+    assert outcome.code == 0
+    assert "do not fit into 1.0 MB of memory and are left out" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (("--encoder", "vit"), 2, "write one or more of ae,stdim,transporter,segmentation"),
+        (("--games", "Qbert"), 3, "wsa collect --game Qbert"),
+        (("--games", "Breakout", "--policies", "expert"), 3, "there is random"),
+        (("--steps", 5, "--epochs", 1), 2, "give one of them"),
+        (("--batch-size", 1), 2, "at least 2"),
+        (("--held-out", 1), 2, "above 0 and below 1"),
+        (("--learning-rate", -1), 2, "--learning-rate must be from 0 to 1"),
+        (("--games", "Breakout", "--memory-gb", "0.00001"), 2, "--memory-gb"),
+    ],
+)
+def test_what_cannot_be_is_refused(filled, unchanged, options, code, says):
+    with unchanged():
+        outcome = filled("pretrain", "--encoder", "ae", *options, "--run-dir", "new")
+    assert outcome.code == code and says in outcome.error
+
+
+def test_another_training_in_the_folder_is_refused(filled, unchanged):
+    assert filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new").code == 0
+    with unchanged():
+        outcome = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new", "--seed", 9)
+    assert outcome.code == 4 and "its seed differ" in outcome.error
+
+
+def test_trained_encoders_are_models_like_any_other(filled):
+    trained = filled("pretrain", "--encoder", "ae,segmentation", *TINY, "--run-dir", "new")
+    assert trained.code == 0
+    weights = "ae=new/ae/ae.safetensors,vos=new/segmentation/vos.safetensors"
+    options = ("--models", "ae,vos", "--scheduler", "inproc", "--weights", weights)
+    code, _, err = filled("encode", *options)
+    assert code == 0, err
+    stored = {m["model"]: m for m in json.loads(filled("models", "--json").out)["stored"]}
+    assert (stored["ae"]["output"], stored["ae"]["shape"]) == ("map", [16, 16, 64])
+    assert (stored["vos"]["output"], stored["vos"]["shape"]) == ("pooled", [512])
+    assert filled("encode", *options).code == 0  # Nothing is left to do.
+    keys = [stored[alias]["key"] for alias in ("ae", "vos")]
+    learnt = filled("learn", "--game", "Breakout", "--models", ",".join(keys), "--context", "ae",
+                    "--updates", 2, "--run-dir", "agent")  # fmt: skip
+    assert learnt.code == 0, learnt.err
+    assert "pretrain --encoder segmentation" in filled("encode", "--models", "vos").error

@@ -1,0 +1,149 @@
+"""The paper's own encoders as frozen models: what they see in use, what is kept, where weights lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from wsa.encode import lookup, models, own, pretrain, trained_files
+from wsa.encode.forward import Encoder, stored
+from wsa.encode.models import Request, parse_request
+from wsa.encode.own import NETWORKS
+from wsa.encode.pretrain_data import Looks, scale
+from wsa.encode.register import open_model, register
+from wsa.encode.spec import parse_output
+from wsa.store.backends import Backend
+from wsa.store.errors import ConflictError, MissingError, UsageError
+from wsa.store.reader import take_snapshot
+
+SHAPES = {
+    "ae": (16, 16, 64),
+    "sr": (512,),
+    "oke": (21, 21, 128),
+    "okk": (21, 21, 4),
+    "vos": (512,),
+}
+
+
+def encoder_of(request: Request) -> Encoder:
+    module = models.build(request)
+    how = lookup.identify(module, request).preprocessing
+    return Encoder(module, how, parse_output(request.output))
+
+
+@pytest.mark.parametrize("alias", NETWORKS)
+def test_in_use_it_sees_to_the_bit_what_it_is_trained_on(
+    alias: str, looks_of: Callable[..., Looks], played: Backend
+) -> None:
+    """Scale, height and width, which frames and in which order: from the screens of a real game."""
+    kind = pretrain.trainee(NETWORKS[alias][0])
+    looks = looks_of(kind.sight, "Pong")
+    request = parse_request(f"{alias}:random", {})
+    encoder = encoder_of(request)
+    window = lookup.identify(encoder.module, request).window
+    snapshot = take_snapshot(played)
+    screens = np.concatenate([snapshot.read_frames(m) for m in snapshot.segments("Pong")])
+    rows = looks.training["Pong"][-3:]
+    at = looks.at(rows, np.random.default_rng(0))
+    frames = screens[looks._frame[at[:, -window:] if window > 1 else at[:, :1]]]
+    seen: list[torch.Tensor] = []
+    first = next(m for m in encoder.module.modules() if isinstance(m, nn.Conv2d))
+    first.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
+    encoder(frames if window > 1 else frames[:, 0])
+    trained = scale(looks.take(rows, np.random.default_rng(0)), "cpu")
+    trained = trained[:, -window:] if window > 1 else trained[:, :1]
+    assert torch.equal(torch.cat(seen), trained)
+    assert trained.max() > 0.3 and trained.min() >= 0
+    if window > 1:
+        assert (trained[:, -1] != trained[:, -2]).any()
+
+
+@pytest.mark.parametrize("alias", NETWORKS)
+def test_everything_is_kept_unless_less_is_asked_for(
+    alias: str, looks_of: Callable[..., Looks], store: Backend
+) -> None:
+    request = parse_request(f"{alias}:random", {})
+    spec = register(take_snapshot(store), request, 0.1).spec
+    assert spec.shape == SHAPES[alias] and spec.identity.random
+    assert (spec.timm_name, spec.licence) == (f"wsa:{alias}", "none: random weights")
+    assert lookup.find(take_snapshot(store), request) == spec
+    again = open_model(take_snapshot(store), spec.key)  # The probe is embedded, and agrees.
+    assert again.passes == 0
+
+
+@pytest.mark.parametrize(
+    ("alias", "output", "shape"),
+    [("oke", "grid:7", (7, 7, 128)), ("vos", "grid:21", (21, 21, 20)), ("ae", "pooled", (64,))],
+)
+def test_less_is_an_output_of_its_own(
+    alias: str, output: str, shape: tuple[int, ...], store: Backend
+) -> None:
+    spec = register(take_snapshot(store), parse_request(f"{alias}:random", {}, output), 0.1).spec
+    assert (spec.shape, spec.identity.output) == (shape, output)
+
+
+def test_a_stored_code_decodes_to_the_masks_that_a_live_one_does(
+    tmp_path: Path, looks_of: Callable[..., Looks], played: Backend
+) -> None:
+    network = own.network("vos")
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "vos.safetensors")
+    request = parse_request("vos", {"vos": str(tmp_path / "vos.safetensors")})
+    snapshot = take_snapshot(played)
+    screens = snapshot.read_frames(snapshot.segments("Pong")[0])
+    windows = np.stack([screens[:-1], screens[1:]], axis=1)[:4]
+    code = stored(encoder_of(request)(windows))
+    assert code.dtype == np.float16
+    decoder = own.open_decoder("vos", tmp_path / "vos.safetensors")
+    assert not any(p.requires_grad for p in decoder.parameters())
+    found = decoder(torch.from_numpy(code).float())
+    assert found.shape == (4, 20, 84, 84)
+    again = decoder(torch.from_numpy(stored(encoder_of(request)(windows))).float())
+    assert torch.equal(found, again)
+    whole = encoder_of(parse_request("vos", {"vos": str(tmp_path / "vos.safetensors")}, "map"))
+    np.testing.assert_allclose(found.permute(0, 2, 3, 1), whole(windows), atol=1e-3)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("alias", NETWORKS)
+def test_what_training_wrote_is_loaded(alias: str, half: bool, tmp_path: Path) -> None:
+    trainee = pretrain.trainee(NETWORKS[alias][0])().eval()
+    trained_files.write_encoders(tmp_path, trainee, half)
+    file = tmp_path / f"{alias}.safetensors"
+    request = parse_request(alias, {alias: str(file)})
+    assert request.source == f"file:{file}"
+    built = models.build(request)
+    wanted = trainee.frozen()[alias].state_dict()
+    for name, tensor in built.module.state_dict().items():
+        rounded = (
+            wanted[name].half().float() if half and tensor.is_floating_point() else wanted[name]
+        )
+        assert tensor.dtype == wanted[name].dtype and torch.equal(tensor, rounded), name
+    assert not built.training and not any(p.requires_grad for p in built.parameters())
+
+
+def test_without_weights_it_says_how_to_train_them() -> None:
+    with pytest.raises(MissingError, match="wsa pretrain --encoder transporter") as caught:
+        models.build(parse_request("okk", {}))
+    assert caught.value.kind == "no-weights"
+    assert models.local_weights(parse_request("okk", {})) is None
+
+
+def test_files_of_another_network_are_refused(tmp_path: Path) -> None:
+    trained_files.write_encoders(tmp_path, pretrain.trainee("transporter")(), False)
+    (tmp_path / "torn.safetensors").write_bytes((tmp_path / "oke.safetensors").read_bytes()[:-9])
+    for file in ("okk", "torn"):
+        with pytest.raises(ConflictError, match="does not hold the weights of oke") as caught:
+            models.build(parse_request("oke", {"oke": str(tmp_path / f"{file}.safetensors")}))
+        assert caught.value.kind == "other-weights"
+
+
+def test_a_store_can_name_no_other_network() -> None:
+    for name in ("wsa:os", "wsa:", "wsa:autoencoder:Autoencoder"):
+        with pytest.raises(UsageError):
+            models.build(Request("ae", name, "random", "map"))

@@ -1,0 +1,197 @@
+"""Training: exact continuation, validation, early stopping, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import pytest
+import safetensors.torch
+import torch
+
+from wsa.encode import checkpoint, pretrain
+from wsa.encode.autoencoder import Autoencoder
+from wsa.encode.pretrain import TRAINEES, Training, trainee
+from wsa.encode.pretrain_data import Looks
+from wsa.encode.segmentation import MovingObjects
+from wsa.store import keys
+from wsa.store.errors import ConflictError
+
+TRAINING = Training(
+    encoder="ae",
+    store="store",
+    segments=(("Pong", "0123456789ab-e000-000000000-00040"),),
+    data="00",
+    seed=3,
+    steps=12,
+    batch_size=4,
+    learning_rate=1e-3,
+    held_out=0.25,
+    validate_frequency=4,
+    patience=0,
+    log_frequency=2,
+    save_frequency=5,
+)
+
+
+@pytest.fixture(scope="module")
+def looks(looks_of: Callable[..., Looks]) -> Looks:
+    return looks_of(Autoencoder.sight)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    clocks = ("time", "time/steps_per_s")
+    return [{k: v for k, v in line.items() if k not in clocks} for line in found]
+
+
+def test_an_interrupted_training_goes_on_exactly(looks: Looks, tmp_path: Path) -> None:
+    whole = pretrain.train(TRAINING, looks, tmp_path / "whole")
+
+    def interrupt(step: int, _: dict[str, float]) -> None:
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.train(TRAINING, looks, tmp_path / "cut", on_step=interrupt)
+    assert checkpoint.latest(tmp_path / "cut" / "checkpoints").stem == "000000006"
+    torch.manual_seed(99)
+    rest = pretrain.train(TRAINING, looks, tmp_path / "cut")
+    assert (whole.step, rest.step, rest.best) == (12, 12, whole.best)
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    one, other = (
+        safetensors.torch.load_file(checkpoint.latest(tmp_path / name / "checkpoints"))
+        for name in ("whole", "cut")
+    )
+    assert one.keys() == other.keys() and any(name.startswith("optimizer") for name in one)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert len(checkpoint.all_of(tmp_path / "cut" / "checkpoints")) == 2
+    again = pretrain.train(TRAINING, looks, tmp_path / "cut")
+    assert (again.step, again.steps_per_s, again.best) == (12, 0.0, whole.best)
+
+
+def test_the_best_is_chosen_on_all_that_is_held_out(
+    looks: Looks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on one random batch, whose luckiest draw would win."""
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+    real = pretrain.validation_loss
+
+    def note(network: Autoencoder, *rest: Any) -> dict[str, float]:
+        seen[rest[2]] = {k: v.clone() for k, v in network.state_dict().items()}
+        return real(network, *rest)
+
+    monkeypatch.setattr(pretrain, "validation_loss", note)
+    rate = msgspec.structs.replace(TRAINING, learning_rate=0.01, steps=24)
+    trained = pretrain.train(rate, looks, tmp_path)
+    measured = {
+        step: sum(real(network, looks, 4, step, "cpu").values()) / 2
+        for step, weights in seen.items()
+        for network in [Autoencoder()]
+        if network.load_state_dict(weights)
+    }
+    best = min(measured, key=measured.__getitem__)
+    assert trained.best.step == best
+    assert trained.best.loss == pytest.approx(measured[best], rel=1e-5)
+    kept = trained.network.state_dict()
+    assert all(torch.equal(kept[name], seen[best][name]) for name in kept)
+    logged = {
+        x["step"]: x["losses/validation"] for x in lines(tmp_path) if "losses/validation" in x
+    }
+    assert logged == pytest.approx(measured, rel=1e-5)
+
+
+def test_a_validation_loss_is_the_mean_over_frames_and_then_over_games(looks: Looks) -> None:
+    torch.manual_seed(0)
+    network = Autoencoder().eval()
+    found = pretrain.validation_loss(network, looks, 7, 0, "cpu")
+    for game in ("Breakout", "Pong"):
+        each = [
+            network.loss(batch[i : i + 1] / 255, 0)[0].item()
+            for of, batch in looks.validation(7)
+            if of == game
+            for i in range(len(batch))
+        ]
+        assert len(each) == len(looks.held_out[game])
+        assert found[game] == pytest.approx(sum(each) / len(each), rel=1e-5)
+
+
+@pytest.mark.parametrize("patience", [0, 2])
+def test_training_stops_when_validations_do_not_get_better(
+    patience: int, looks: Looks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 1.0, 1.0, 2.0, 5.0, 0.5])
+    monkeypatch.setattr(pretrain, "validation_loss", lambda *_: {"Pong": next(losses)})
+    how = msgspec.structs.replace(TRAINING, patience=patience, validate_frequency=2)
+    trained = pretrain.train(how, looks, tmp_path)
+    if patience:
+        assert (trained.step, trained.best.step, trained.best.loss) == (8, 4, 1.0)
+        assert trained.best.stopped
+        assert pretrain.train(how, looks, tmp_path).step == 8  # And stays stopped.
+    else:
+        assert (trained.step, trained.best.step, trained.best.stopped) == (12, 12, False)
+
+
+def test_while_a_loss_changes_its_meaning_the_newest_is_kept(
+    looks_of: Callable[..., Looks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([0.1, 0.2, 0.3, 0.9, 0.8, 1.0])
+    monkeypatch.setattr(pretrain, "validation_loss", lambda *_: {"Pong": next(losses)})
+    monkeypatch.setattr(MovingObjects, "settled", 6)
+    how = msgspec.structs.replace(
+        TRAINING, encoder="segmentation", patience=1, validate_frequency=2, batch_size=2
+    )
+    trained = pretrain.train(how, looks_of(MovingObjects.sight), tmp_path)
+    assert (trained.best.step, trained.best.loss, trained.step) == (10, 0.8, 12)
+
+
+@pytest.mark.parametrize("encoder", TRAINEES)
+@pytest.mark.parametrize("half", [False, True])
+def test_what_is_left_behind(
+    encoder: str, half: bool, looks_of: Callable[..., Looks], tmp_path: Path
+) -> None:
+    kind = trainee(encoder)
+    how = msgspec.structs.replace(
+        TRAINING, encoder=encoder, steps=1, batch_size=2, validate_frequency=2
+    )
+    seen = looks_of(kind.sight, "Pong")
+    seen.held_out["Pong"] = seen.held_out["Pong"][:3]
+    pretrain.begin(tmp_path, how)
+    made = pretrain.run(tmp_path, how, seen, half=half)
+    assert json.loads((tmp_path / "manifest.json").read_text()) == made
+    assert made["training"]["seed"] == 3 and made["gradient_steps"] == 1
+    assert made["games"]["Pong"]["held_out_episodes"] == 1
+    trained = pretrain.train(how, seen, tmp_path).network.frozen()
+    assert list(made["files"]) == list(trained)
+    for alias, module in kind().frozen().items():
+        data = (tmp_path / f"{alias}.safetensors").read_bytes()
+        assert made["files"][alias]["blake3"] == keys.checksum(data)
+        tensors = safetensors.torch.load(data)
+        assert {t.dtype for t in tensors.values()} == {torch.half if half else torch.float32}
+        missing = module.load_state_dict(tensors, strict=False)
+        assert not missing.unexpected_keys
+        assert all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
+        for name, tensor in trained[alias].state_dict().items():
+            if name in tensors:
+                rounded = tensor.half().float() if half else tensor
+                assert torch.equal(module.state_dict()[name], rounded)
+    panels = 2 if encoder == "stdim" else 3 if encoder == "ae" else 4
+    picture = cv2.imread(str(tmp_path / "seen.png"))
+    assert picture is not None
+    assert picture.shape[1] == 2 * panels * kind.sight.width
+    assert cv2.imread(str(tmp_path / "curves.png")) is not None
+
+
+def test_another_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    pretrain.begin(tmp_path, TRAINING)
+    before = (tmp_path / "config.json").read_bytes()
+    pretrain.begin(tmp_path, TRAINING)
+    with pytest.raises(ConflictError, match="its seed, steps differ"):
+        pretrain.begin(tmp_path, msgspec.structs.replace(TRAINING, seed=4, steps=13))
+    assert (tmp_path / "config.json").read_bytes() == before

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from wsa.encode.pretrain_data import Looks, levels, scale
+from wsa.encode.segmentation import MovingObjects, ObjectMasks, flow, ssim, warp
+from wsa.store.backends import Backend
+from wsa.store.reader import take_snapshot
+
+
+def test_it_has_the_size_and_the_cost_of_the_papers(cost: Callable[..., tuple[int, int]]) -> None:
+    masks = ObjectMasks()
+    assert sum(p.numel() for p in MovingObjects().parameters()) == 7_142_086
+    assert cost(masks, lambda x: masks.masks(masks(x)), torch.rand(1, 2, 84, 84)) == (
+        7_120_540,
+        62_233_344,
+    )
+    # Decoding what a store keeps is most of it.
+    assert cost(masks, masks.masks, torch.rand(1, 512))[1] == 54_528_768
+
+
+def test_the_code_gives_the_masks_exactly() -> None:
+    network = MovingObjects().eval()
+    pixels = torch.rand(2, 2, 84, 84)
+    with torch.inference_mode():
+        code = network.objects(pixels)
+        masks = network(pixels)[0]
+        assert code.shape == (2, 512) and masks.shape == (2, 20, 84, 84)
+        assert torch.equal(network.objects.masks(code), masks)
+        # A store keeps the code in half precision: what is read back decodes to the same bits as
+        # what is computed live, which is rounded in the same way.
+        kept = code.half().numpy()
+        live = network.objects.masks(code.half().float())
+        assert torch.equal(network.objects.masks(torch.from_numpy(kept).float()), live)
+        assert (live - masks).abs().max() < 1e-3
+
+
+def test_a_warp_is_that_of_a_loop_over_pixels() -> None:
+    rng = np.random.default_rng(0)
+    frame = rng.random((6, 9))
+    motion = rng.normal(0, 2, (2, 6, 9))
+    found = warp(torch.from_numpy(frame)[None, None], torch.from_numpy(motion)[None])[0, 0]
+    for y in range(6):
+        for x in range(9):
+            down = min(max(y + motion[0, y, x], 0), 5)
+            across = min(max(x + motion[1, y, x], 0), 8)
+            top, left = int(down), int(across)
+            bottom, right = min(top + 1, 5), min(left + 1, 8)
+            a, b = down - top, across - left
+            wanted = (1 - a) * ((1 - b) * frame[top, left] + b * frame[top, right]) + a * (
+                (1 - b) * frame[bottom, left] + b * frame[bottom, right]
+            )
+            assert found[y, x].item() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_the_second_frame_moved_back_is_the_first() -> None:
+    # What moved one pixel down and two right is looked up there.
+    first = torch.rand(1, 1, 12, 12)
+    second = first.roll((1, 2), (2, 3))
+    motion = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1).expand(1, 2, 12, 12)
+    torch.testing.assert_close(warp(second, motion)[..., :-1, :-2], first[..., :-1, :-2])
+
+
+def test_flow_is_the_sum_of_the_objects_and_the_camera() -> None:
+    masks, shifts, camera = torch.rand(2, 3, 4, 5), torch.randn(2, 3, 2), torch.randn(2, 2)
+    wanted = torch.zeros(2, 2, 4, 5)
+    for d in range(2):
+        wanted[:, d] = camera[:, d, None, None]
+        for k in range(3):
+            wanted[:, d] += masks[:, k] * shifts[:, k, d, None, None]
+    torch.testing.assert_close(flow(masks, shifts, camera), 0.84 * wanted)
+
+
+def test_similarity_is_that_of_each_window() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 13, 12))
+    at = np.arange(11) - 5
+    window = np.exp(-(at[:, None] ** 2 + at**2) / (2 * 1.5**2))
+    window /= window.sum()
+    each = []
+    for y in range(3):
+        for x in range(2):
+            p, q = a[y : y + 11, x : x + 11], b[y : y + 11, x : x + 11]
+            mp, mq = (window * p).sum(), (window * q).sum()
+            vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
+            both = (window * (p - mp) * (q - mq)).sum()
+            like = (2 * mp * mq + 1e-4) * (2 * both + 9e-4)
+            each.append(like / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
+    images = [torch.tensor(i, dtype=torch.float32)[None, None] for i in (a, b)]
+    found = ssim(images[0], images[1])
+    assert found.item() == pytest.approx(np.mean(each), abs=1e-4)
+
+
+def test_the_weight_of_motion_grows_to_one() -> None:
+    torch.manual_seed(0)
+    network = MovingObjects()
+    looks = torch.rand(2, 2, 84, 84)
+    with torch.no_grad():
+        masks, shifts, _ = network(looks)
+        motion = (masks[:, :, None] * shifts[..., None, None]).abs().mean()
+        for step, weight in ((0, 0.0), (50_000, 0.5), (100_000, 1.0), (300_000, 1.0)):
+            loss, parts = network.loss(looks, step)
+            torch.testing.assert_close(parts["motion"], motion)
+            torch.testing.assert_close(loss, parts["dssim"] + weight * motion)
+    assert network.settled == 100_000
+    assert [network.learning_rate(1e-4, s, 500_000) for s in (0, 250_000)] == [1e-4, 5e-5]
+
+
+def test_it_is_shown_two_consecutive_frames_in_order(
+    looks_of: Callable[..., Looks], played: Backend
+) -> None:
+    """Not one frame twice, and not means of frames, as the paper's authors ran it."""
+    looks = looks_of(MovingObjects.sight, "Pong")
+    rows = np.sort(np.concatenate([looks.training["Pong"], looks.held_out["Pong"]]))
+    seen = looks.take(rows, np.random.default_rng(0)).numpy()
+    snapshot = take_snapshot(played)
+    wanted = []
+    for meta in snapshot.segments("Pong"):
+        shown = levels(snapshot.read_frames(meta), MovingObjects.sight)
+        row = snapshot.read_rows(meta)
+        for i in range(1, meta.rows):
+            if row["action"][i] >= 0 and not row["is_first"][i]:
+                wanted.append([shown[row["frame"][i - 1]], shown[row["frame"][i]]])
+    np.testing.assert_array_equal(seen, np.array(wanted))
+    changed = (seen[:, 0] != seen[:, 1]).any(axis=(1, 2))
+    assert changed.mean() > 0.5
+    assert scale(torch.from_numpy(seen), "cpu").max() > 0.5  # Not divided by 255 twice.
+
+
+def test_it_learns_from_motion(
+    looks_of: Callable[..., Looks], fit: Callable[..., list[float]]
+) -> None:
+    torch.manual_seed(0)
+    looks = scale(looks_of(MovingObjects.sight, "Pong").draw(1, 1, 4), "cpu")
+    network = MovingObjects()
+    losses = fit(network, looks, 50, 1e-3)
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+    with torch.inference_mode():
+        assert [p.shape for p in network.show(looks)] == [(4, 3, 84, 84)] * 4
