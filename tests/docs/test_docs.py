@@ -24,7 +24,7 @@ def commands() -> list[tuple[str, str]]:
             for line in block.splitlines():
                 if line.startswith("wsa "):
                     found.append((page.relative_to(ROOT).as_posix(), line.partition("  #")[0]))
-    return found
+    return list(dict.fromkeys(found))
 
 
 def test_there_are_commands_to_check():
