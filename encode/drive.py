@@ -62,8 +62,8 @@ class Driver:
 
     Attributes:
         done: What was committed.
-        failed: What was set aside, first to last.
-        set_aside: The same by name.
+        failures: Every attempt that failed, first to last.
+        set_aside: Objects that failed every attempt.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Driver:
         self._listen = listen
         self._tries = tries
         self.done: list[SegmentDone] = []
-        self.failed: list[AttemptFailed] = []
+        self.failures: list[AttemptFailed] = []
         self._failed_in_a_row = 0
         self._again: list[_Work] = []
         self._open: dict[Segment, _Work] = {}  # Begun, and neither committed nor set aside.
@@ -244,11 +244,11 @@ class Driver:
             error=outcome.error,
             worker=outcome.worker,
         )
+        self.failures.append(failed)
         self._listen(failed)
         if outcome.error.kind == "no-space":
             raise outcome.error
         if last:
-            self.failed.append(failed)
             self.set_aside.add(item.name)
             self._failed_in_a_row += 1
             if self._failed_in_a_row >= TOO_MANY_IN_A_ROW:
