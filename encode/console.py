@@ -152,7 +152,7 @@ class Progress:
         if self._bar is not None:
             rate = f"{done / max(now - self._began, 1e-9):,.1f}/s"
             self._bar.update(self._task, completed=done, total=self._total, rate=rate)
-        elif self._shown and now - self._spoke > PLAIN_LINE_EVERY_S:
+        elif self._shown and done and now - self._spoke > PLAIN_LINE_EVERY_S:
             self._speak(now)
 
     def _speak(self, now: float) -> None:

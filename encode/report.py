@@ -20,6 +20,11 @@ from wsa.store.writer import author, command_line
 
 LIBRARIES = ("torch", "torchvision", "timm", "openvino", "distributed", "zarr", "numpy")
 
+COLUMNS = (
+    "model", "objects", "frames or windows", "passes", "copied", "passes/s of a worker",
+    "s reading", "s running", "s writing", "set aside",
+)  # fmt: skip
+
 
 def write_report(folder: Path, report: EncodeReport) -> Path:
     """Write both files, over older ones.
@@ -130,13 +135,13 @@ def summary(values: dict[str, Any]) -> str:
         "",
         f"`{values['command']}`, {values['time']}, by {values['author']}.",
         "",
-        f"{made:,} passes made and {saved:,} saved in {console.duration(values['seconds'])} by "
-        f"{values['workers']} workers with {values['threads']} threads, device "
-        f"{values['device']}. {values['present']:,} objects were there already.",
+        f"{made:,} passes made and {saved:,} saved in {console.duration(values['seconds'])}; "
+        + f"{values['present']:,} objects were there already.",
         "",
-        "| model | objects | frames or windows | passes | copied | passes/s of a worker | read s | run s | "
-        "write s | set aside |",
-        "| --- " * 10 + "|",
+        f"{values['workers']} workers, {values['threads']} threads, device {values['device']}.",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "| --- " * len(COLUMNS) + "|",
     ]
     for m in models:
         seconds = m["seconds"]

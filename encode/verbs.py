@@ -187,11 +187,21 @@ def remark(event: events.Event) -> str:
 
 
 def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: list[str]) -> int:
+    from wsa.encode.cluster import cores, job_script
     from wsa.encode.estimate import estimate
+    from wsa.encode.memory import peak_bytes, worker_bytes
 
     lines = [estimate(snapshot, request, games, o.workers, o.device) for request in requests]
+    each = worker_bytes(snapshot, requests, games, o.device)
+    script = job_script(slurm_jobs(o)) if o.scheduler == "slurm" else ""
     if o.json:
-        return console.result(True, {line.alias: dataclasses.asdict(line) for line in lines})
+        values = {
+            "models": {line.alias: dataclasses.asdict(line) for line in lines},
+            "worker_bytes": each,
+            "driver_bytes": peak_bytes(),
+            **({"job_script": script} if script else {}),
+        }
+        return console.result(True, values)
     console.table(
         f"To do for {', '.join(games)}; nothing was changed:",
         ["model", "objects", "passes", "copies", "strip passes", "at most", "minutes"],
@@ -200,6 +210,13 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
             for e in lines
         ],
     )
+    whose = f"each of {o.workers or cores()} workers" if o.scheduler == "local" else "a worker"
+    print(
+        f"\nmemory at most {console.size(each)} for {whose}, "
+        f"{console.size(peak_bytes())} for this process"
+    )
+    if script:
+        print(f"\n{script}")
     return 0
 
 
