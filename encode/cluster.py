@@ -1,18 +1,24 @@
-"""Where encoding runs: in this process, on this machine's cores, or on a cluster somebody runs."""
+"""Where encoding runs: in this process, on this machine's cores or GPUs, or on a cluster."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
+from typing import Any
 
+import torch
 from dask import config
 from distributed import Client, LocalCluster
 
+from wsa.encode import slurm
+from wsa.encode.slurm import SlurmJobs
+from wsa.encode.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
 from wsa.store.errors import StorageError, Terminated, UsageError
 
 WAIT_FOR_WORKERS_S = 60
@@ -20,7 +26,6 @@ WAIT_FOR_WORKERS_S = 60
 # Even without a dashboard a scheduler serves HTTP, by default on port 8787, with a warning where
 # somebody else has that: another encode, or a notebook.
 _ANY_PORT = "127.0.0.1:0"
-_NO_DASHBOARD = {"dashboard": False}
 
 # Dask has its workers give memory back to the system at every chance. A model takes and returns
 # megabytes for each layer, and was 2.3 times slower for it (22 000 page faults a frame).
@@ -39,29 +44,32 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def connect(scheduler: str, workers: int) -> Iterator[tuple[Client, int]]:
-    """A Dask client, and how many threads torch may use in a task (0: as the worker has it).
+def connect(
+    scheduler: str, workers: int, device: str = "auto", jobs: SlurmJobs | None = None
+) -> Iterator[tuple[Client, int]]:
+    """A Dask client, and how many cores torch may use in a task (0: as the worker has it).
 
     Args:
-        scheduler: `local` starts one single-threaded worker process a core, measured faster than
-            one process on all cores; `inproc` works in this process; `tcp://host:port` uses a
-            running scheduler.
-        workers: Worker processes for `local`; 0 is one for each core.
+        scheduler: `local` starts one worker process a core, whose model has one core, measured
+            faster than one process on all cores; or one a GPU. `inproc` works in this process,
+            `slurm` has SLURM start the workers, `tcp://host:port` uses a running scheduler.
+        workers: Worker processes for `local`; 0 is one for each core or GPU. Jobs for `slurm`.
+        device: `cpu`, `cuda` or `auto`, which is the GPU where there is one.
+        jobs: What a job of SLURM has.
 
     Raises:
         UsageError: The scheduler is none of these.
-        StorageError: The running scheduler does not answer.
+        MissingError: dask-jobqueue is not installed.
+        StorageError: The running scheduler, or SLURM, does not answer.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # Errors are raised here.
     if scheduler in ("inproc", "local"):
-        stack = contextlib.ExitStack()
-        try:
-            with _interrupts_wait():
-                client, threads = _start(scheduler, workers, stack)
-            yield client, threads
-        finally:
-            with _interrupts_wait():
-                stack.close()
+        with _started(lambda stack: _start(scheduler, workers, device, stack)) as client:
+            yield client, int(scheduler == "local")
+    elif scheduler == "slurm":
+        with _started(lambda stack: _submit(workers, jobs or SlurmJobs(), stack)) as client:
+            client.wait_for_workers(1)  # A job may stand in the queue for as long as it likes.
+            yield client, 1
     elif "://" in scheduler:
         try:
             client = Client(scheduler, timeout=20)
@@ -84,29 +92,106 @@ def connect(scheduler: str, workers: int) -> Iterator[tuple[Client, int]]:
     else:
         raise UsageError(
             "bad-option",
-            f"--scheduler {scheduler!r} is not one; write local, inproc, or tcp://host:port.",
+            f"--scheduler {scheduler!r} is not one; write local, inproc, slurm, or "
+            "tcp://host:port.",
         )
 
 
-def _start(scheduler: str, workers: int, stack: contextlib.ExitStack) -> tuple[Client, int]:
+@contextlib.contextmanager
+def _started(start: Callable[[contextlib.ExitStack], Client]) -> Iterator[Client]:
+    """A client of what is started for it, and ended in any case."""
+    stack = contextlib.ExitStack()
+    try:
+        with _interrupts_wait():
+            client = start(stack)
+        yield client
+    finally:
+        with _interrupts_wait():
+            stack.close()
+
+
+def _start(scheduler: str, workers: int, device: str, stack: contextlib.ExitStack) -> Client:
+    gpus = 0 if device == "cpu" else torch.cuda.device_count()
     if scheduler == "inproc":
         client = Client(
             processes=False,
             n_workers=1,
-            threads_per_worker=1,
+            threads_per_worker=TASKS_A_GPU if gpus else THREADS_A_WORKER,
+            resources={GPU: 1} if gpus else {},
             dashboard_address=_ANY_PORT,
-            scheduler_kwargs=_NO_DASHBOARD,
+            scheduler_kwargs={"dashboard": False},
         )
-        return stack.enter_context(client), 0
-    stack.enter_context(config.set({"distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT}))
-    cluster = LocalCluster(
-        n_workers=workers or cores(),
-        threads_per_worker=1,
+        return stack.enter_context(client)
+    stack.enter_context(_settings())
+    count = workers or gpus or cores()
+    local = _Local(
+        n_workers=0,
+        memory_limit=1 / count,
+        threads_per_worker=TASKS_A_GPU if gpus else THREADS_A_WORKER,
+        resources={GPU: 1} if gpus else {},
         dashboard_address=_ANY_PORT,
         silence_logs=logging.CRITICAL,
-        scheduler_kwargs=_NO_DASHBOARD,
+        scheduler_kwargs=_dashboard(),
     )
-    return stack.enter_context(Client(stack.enter_context(cluster))), 1
+    cluster = stack.enter_context(local)
+    cluster.scale(count)
+    client = stack.enter_context(Client(cluster))
+    client.wait_for_workers(count)
+    return client
+
+
+class _Local(LocalCluster):  # type: ignore[misc]  # distributed has no types.
+    """Worker processes here; where they have GPUs, each sees its own."""
+
+    def new_worker_spec(self) -> dict[int, Any]:
+        spec: dict[int, Any] = super().new_worker_spec()
+        for name, worker in spec.items():
+            if worker["options"].get("resources"):
+                one = _gpus()[name % len(_gpus())]
+                worker["options"] = {**worker["options"], "env": {"CUDA_VISIBLE_DEVICES": one}}
+        return spec
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    seen = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
+    return seen or [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _submit(workers: int, jobs: SlurmJobs, stack: contextlib.ExitStack) -> Client:
+    stack.enter_context(_settings())
+    cluster = stack.enter_context(slurm.start(jobs, WORKER_ENVIRONMENT, **_dashboard()))
+    # As many jobs at any time: those whose time is up are followed by others.
+    cluster.adapt(minimum_jobs=workers or 1, maximum_jobs=workers or 1)
+    return stack.enter_context(Client(cluster))
+
+
+def job_script(jobs: SlurmJobs) -> str:
+    """What would be submitted to SLURM, for `wsa encode --dry-run`."""
+    with slurm.start(jobs, WORKER_ENVIRONMENT, dashboard=False) as cluster:
+        script: str = cluster.job_script()
+        return script
+
+
+def _settings() -> config.set:
+    """Dask's settings for workers of our own."""
+    return config.set(
+        {
+            "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
+            # A worker's death is an attempt of its segment; attempts are counted by the driver.
+            "distributed.scheduler.allowed-failures": 0,
+            # Dask stops a worker that holds much memory from starting tasks, for good where the
+            # memory is a model's. What tasks hold is bounded here.
+            "distributed.worker.memory.target": False,
+            "distributed.worker.memory.spill": False,
+            "distributed.worker.memory.pause": False,
+        }
+    )
+
+
+def _dashboard() -> dict[str, bool]:
+    """Dask's pages, where bokeh is installed to draw them."""
+    return {"dashboard": importlib.util.find_spec("bokeh") is not None}
 
 
 @contextlib.contextmanager

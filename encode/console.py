@@ -6,6 +6,7 @@ and a person both. Where standard error is no terminal, progress is a plain line
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import sys
@@ -14,12 +15,30 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from wsa.store.errors import WsaError
+
 PLAIN_LINE_EVERY_S = 10.0
 
 
 def say(text: str) -> None:
     """A remark to the person, not part of the result."""
     print(plain(text, keep="\n"), file=sys.stderr, flush=True)
+
+
+def say_event(event: object) -> None:
+    """An event as a JSON object on a line of standard error, for `--json`.
+
+    Standard output stays one JSON document, the result.
+    """
+    values = {"event": type(event).__name__, **dataclasses.asdict(event)}  # type: ignore[call-overload]
+    print(json.dumps(values, default=_json), file=sys.stderr, flush=True)
+
+
+def _json(value: object) -> object:
+    """What JSON lacks: an error as its kind and its words, all else as text."""
+    if isinstance(value, WsaError):
+        return {"kind": value.kind, "message": str(value)}
+    return str(value)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -133,7 +152,7 @@ class Progress:
         if self._bar is not None:
             rate = f"{done / max(now - self._began, 1e-9):,.1f}/s"
             self._bar.update(self._task, completed=done, total=self._total, rate=rate)
-        elif self._shown and now - self._spoke > PLAIN_LINE_EVERY_S:
+        elif self._shown and done and now - self._spoke > PLAIN_LINE_EVERY_S:
             self._speak(now)
 
     def _speak(self, now: float) -> None:

@@ -62,8 +62,8 @@ class Driver:
 
     Attributes:
         done: What was committed.
-        failed: What was set aside, first to last.
-        set_aside: The same by name.
+        failures: Every attempt that failed, first to last.
+        set_aside: Objects that failed every attempt.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Driver:
         self._listen = listen
         self._tries = tries
         self.done: list[SegmentDone] = []
-        self.failed: list[AttemptFailed] = []
+        self.failures: list[AttemptFailed] = []
         self._failed_in_a_row = 0
         self._again: list[_Work] = []
         self._open: dict[Segment, _Work] = {}  # Begun, and neither committed nor set aside.
@@ -165,8 +165,8 @@ class Driver:
             elif sources := self._sources(work):
                 for segment in sources:
                     self._waiting[segment].append(work)
-            else:
-                self._commit(work)
+            elif not self._commit(work):
+                self._over(work)
         elif future.status == "error":
             self._fell(work, future.exception())
         else:
@@ -176,14 +176,13 @@ class Driver:
                 "again when it is back.",
             )
 
-    def _commit(self, work: _Work) -> None:
-        assert work.embedded is not None
-        work.items = self._without_left(work.items)
+    def _commit(self, work: _Work) -> bool:
+        """Commit what was embedded; whether there is still something to commit."""
+        work.items, embedded, work.embedded = self._without_left(work.items), work.embedded, None
+        assert embedded is not None
         if work.items:
-            self._submit(work, job.commit, work.embedded)
-            work.embedded = None
-        else:
-            self._over(work)
+            self._submit(work, job.commit, embedded)
+        return bool(work.items)
 
     def _fell(self, work: _Work, error: BaseException) -> None:
         """A task did not come back."""
@@ -244,11 +243,11 @@ class Driver:
             error=outcome.error,
             worker=outcome.worker,
         )
+        self.failures.append(failed)
         self._listen(failed)
         if outcome.error.kind == "no-space":
             raise outcome.error
         if last:
-            self.failed.append(failed)
             self.set_aside.add(item.name)
             self._failed_in_a_row += 1
             if self._failed_in_a_row >= TOO_MANY_IN_A_ROW:
@@ -257,7 +256,12 @@ class Driver:
 
     def _over(self, work: _Work) -> None:
         """Nothing more is to be done for a segment: others may copy from it, or do without."""
-        del self._open[work.segment]
-        for other in self._waiting.pop(work.segment, []):
-            if not self._sources(other):
-                self._commit(other)
+        over = [work]
+        while over:
+            segment = over.pop().segment
+            del self._open[segment]
+            for other in self._waiting.pop(segment, []):
+                # What waited for several may have gone on already.
+                ready = other.embedded is not None and not self._sources(other)
+                if ready and not self._commit(other):
+                    over.append(other)

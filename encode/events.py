@@ -52,6 +52,7 @@ class SegmentDone:
         game: ALE game id.
         segment: The segment's id.
         model: The model key.
+        inputs: Its frames, or windows of frames.
         passes: Frames, or windows, that went through the model; none if another run was quicker.
         copied: Those whose embedding was copied.
         seconds: From start to commit, on the worker.
@@ -65,6 +66,7 @@ class SegmentDone:
     game: str
     segment: str
     model: str
+    inputs: int
     passes: int
     copied: int
     seconds: float

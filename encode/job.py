@@ -39,7 +39,8 @@ from wsa.store.writer import commit_embedding, committed, embedding_dtype
 
 MODELS_KEPT = 8
 
-# One model runs at a time in a process: on a CPU it has the cores, on a GPU the memory.
+# One model is built or run at a time in a process: on a CPU it has the cores, on a GPU the memory,
+# and torch has one generator for untrained weights.
 _running = threading.Lock()
 
 
@@ -117,7 +118,8 @@ def register_model(
     set_threads(threads)
     snapshot = take_snapshot(open_store(store))
     try:
-        return register(snapshot, request, max_step_error, choose_device(device), engine, games)
+        with _running:
+            return register(snapshot, request, max_step_error, choose_device(device), engine, games)
     except (MissingError, ImportError) as error:
         return failed(request.alias, error, unfit=True)
 
@@ -245,6 +247,7 @@ def _commit(setting: Setting, item: Item, embedded: Embedded) -> SegmentDone:
         game=item.meta.game,
         segment=item.meta.segment,
         model=item.model,
+        inputs=item.inputs,
         passes=meta.passes,
         copied=meta.copied,
         seconds=embedded.reading + embedded.running + writing,

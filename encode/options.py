@@ -79,7 +79,27 @@ class ModelsOptions(StoreOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodeOptions(StoreOptions):
+class SlurmOptions:
+    """What `--scheduler slurm` asks SLURM for, for each of `--workers` jobs."""
+
+    slurm_queue: str = ""
+    """Partition; SLURM's default if not given."""
+    slurm_account: str = ""
+    """Account that pays; yours if not given."""
+    slurm_walltime: str = ""
+    """Time a job may run, as 04:00:00. Jobs whose time is up are followed by others."""
+    slurm_cores: int = 4
+    """Cores of a job: as many workers, or one where it has a GPU."""
+    slurm_memory: str = "16GB"
+    """Memory of a job."""
+    slurm_gpu: bool = False
+    """Give each job a GPU."""
+    slurm_extra: Names = ()
+    """Further #SBATCH directives, as --constraint=a100,--exclude=node7."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeOptions(SlurmOptions, StoreOptions):
     """Options of `wsa encode`."""
 
     models: Names = ("vit", "resnet", "clip")
@@ -102,11 +122,15 @@ class EncodeOptions(StoreOptions):
     """Safetensors files for machines without a hub, as vit=path.safetensors; of your own models in a store
     the modules, as mine=module:callable."""
     scheduler: str = "local"
-    """local: worker processes here; inproc: this process; or tcp://HOST:PORT of a Dask scheduler."""
+    """local: worker processes here; inproc: this process; slurm; or tcp://HOST:PORT of a Dask scheduler."""
     workers: int = 0
-    """Worker processes of the local scheduler; 0 is one a core, or one a GPU."""
+    """Worker processes of the local scheduler; 0 is one a core, or one a GPU. Jobs of SLURM."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where models run."""
+    """Where models run; auto is the GPU where a worker has one."""
+    tries: int = 3
+    """How often a segment is tried before it is set aside and the rest done."""
+    report: str = ""
+    """Folder for the report, summary.md and run.json; a new one in WSA_CACHE if not given."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
     """Print what would be done, its size and its time, and stop."""
     watch: bool = False

@@ -16,12 +16,13 @@ from distributed import Client
 
 from wsa.encode import cluster, job
 from wsa.encode.drive import TRIES, Driver
-from wsa.encode.events import AttemptFailed, Listener, ModelReady, Planned, SegmentDone
+from wsa.encode.events import AttemptFailed, Listener, ModelReady, Planned, SegmentDone, WorkerUnfit
 from wsa.encode.job import Failed, Setting
 from wsa.encode.lookup import find, read_spec
 from wsa.encode.models import Request
 from wsa.encode.plan import Name, Plan, make_plan
 from wsa.encode.register import Registered
+from wsa.encode.slurm import SlurmJobs
 from wsa.encode.workers import Workers
 from wsa.store import keys, names
 from wsa.store.backends import Backend
@@ -36,16 +37,27 @@ class EncodeReport:
     Attributes:
         models: The models, registered.
         done: One entry a segment and model that was encoded now.
-        failed: What was set aside because every attempt failed, first to last.
+        failures: Every attempt that failed, first to last.
         present: Objects that were there already.
         seconds: Wall time.
+        workers: Workers at the start, and `threads` and `device` of theirs.
+        unfit: Workers that could not open a model.
     """
 
     models: tuple[Registered, ...]
     done: tuple[SegmentDone, ...]
-    failed: tuple[AttemptFailed, ...]
+    failures: tuple[AttemptFailed, ...]
     present: int
     seconds: float
+    workers: int = 0
+    threads: int = 0
+    device: str = ""
+    unfit: tuple[WorkerUnfit, ...] = ()
+
+    @property
+    def failed(self) -> tuple[AttemptFailed, ...]:
+        """What was set aside because every attempt failed."""
+        return tuple(f for f in self.failures if f.last)
 
     @property
     def exit_code(self) -> int:
@@ -100,6 +112,7 @@ def encode(
     scheduler: str = "local",
     workers: int = 0,
     device: str = "auto",
+    jobs: SlurmJobs | None = None,
     max_step_error: float = 0.1,
     tries: int = TRIES,
     engine: str = "auto",
@@ -111,8 +124,7 @@ def encode(
         backend: The store.
         requests: Models.
         games: Games; all that the store has where empty.
-        scheduler, workers: As `wsa.encode.cluster.connect` takes them.
-        device: `cpu`, `cuda` or `auto`.
+        scheduler, workers, device, jobs: As `wsa.encode.cluster.connect` takes them.
         max_step_error: Largest step-relative error of a reduced precision.
         tries: How often a segment is tried before it is set aside.
         engine: What runs models; `auto` is the fastest that is right.
@@ -136,7 +148,7 @@ def encode(
     if len(registered) == len(requests) and not plan.items:
         listen(Planned(0, 0, 0))
         return EncodeReport(tuple(registered), (), (), plan.present, time.perf_counter() - started)
-    with cluster.connect(scheduler, workers) as (client, threads):
+    with cluster.connect(scheduler, workers, device, jobs) as (client, threads):
         report = encode_on(
             client,
             threads,
@@ -201,9 +213,13 @@ def encode_on(
     return EncodeReport(
         models=tuple(registered),
         done=tuple(driver.done),
-        failed=tuple(driver.failed),
+        failures=tuple(driver.failures),
         present=plan.present,
         seconds=time.perf_counter() - started,
+        workers=workers.at_start.workers,
+        threads=workers.at_start.threads,
+        device=workers.device,
+        unfit=tuple(workers.unfit.values()),
     )
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
-from wsa.encode import console, events
+from wsa.encode import console, events, slurm
 from wsa.encode.lookup import describe, read_spec, request_of
 from wsa.encode.models import Request, known_aliases, local_weights, parse_request
 from wsa.encode.options import EncodeOptions, ModelsOptions, open_snapshot, weights_files
+from wsa.encode.report import write_report
 from wsa.encode.run import EncodeReport, require_frames, wanted_games
 from wsa.encode.run import encode as run
 from wsa.encode.spec import parse_output
 from wsa.store import names
 from wsa.store.backends import Backend
+from wsa.store.catalog import cache_folder
 from wsa.store.errors import ConflictError, UsageError
 from wsa.store.reader import Snapshot
 
@@ -47,9 +52,23 @@ def encode(o: EncodeOptions) -> int:
         require_frames(snapshot, requests, games)
         return _dry(o, snapshot, requests, games)
     report = run_with_progress(backend, requests, games, o)
+    if report.done or report.failures:
+        name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+        folder = Path(o.report) if o.report else cache_folder() / "encode-reports" / name
+        console.say(f"report {write_report(folder, report)}")
     if o.json:
         console.result(True, report.summary())
-        return report.exit_code
+    else:
+        _print(report)
+    if report.failed:
+        console.say(
+            f"wsa encode: {len(report.failed)} objects were set aside after {o.tries} attempts each, "
+            f"the rest is done. {report.failed[0].error}"
+        )
+    return report.exit_code
+
+
+def _print(report: EncodeReport) -> None:
     rows = []
     for one in report.models:
         mine = [d for d in report.done if d.model == one.spec.key]
@@ -57,11 +76,14 @@ def encode(o: EncodeOptions) -> int:
         rows.append([one.spec.key, one.spec.title, len(mine), made, saved, one.fitted])
     columns = ["model", "weights of", "objects", "passes made", "passes saved", "basis passes"]
     console.table("", columns, rows)
-    print(f"{report.present} objects were there already; {console.duration(report.seconds)}")
     if report.failed:
-        first = report.failed[0].error
-        console.say(f"wsa encode: {len(report.failed)} objects were set aside. The first: {first}")
-    return report.exit_code
+        aside = [[f.model, f.game, f.segment, f.attempts, f.error.kind] for f in report.failed]
+        console.table("\nSet aside", ["model", "game", "segment", "attempts", "why"], aside)
+    rate = report.passes / report.seconds if report.seconds else 0.0
+    print(
+        f"{report.present} objects were there already; {console.duration(report.seconds)}, "
+        f"{rate:,.1f} passes/s"
+    )
 
 
 def _check(o: EncodeOptions) -> None:
@@ -88,10 +110,15 @@ def _check(o: EncodeOptions) -> None:
         raise UsageError("bad-option", f"--poll must be 0.1 to 86400 seconds, not {o.poll:g}.")
     if not 0.1 <= o.beat <= 600:
         raise UsageError("bad-option", f"--beat must be 0.1 to 600 seconds, not {o.beat:g}.")
-    if o.scheduler not in ("local", "inproc") and "://" not in o.scheduler:
+    if o.tries < 1:
+        raise UsageError("bad-option", f"--tries must be 1 or more, not {o.tries}.")
+    if o.slurm_cores < 1:
+        raise UsageError("bad-option", f"--slurm-cores must be 1 or more, not {o.slurm_cores}.")
+    if o.scheduler not in ("local", "inproc", "slurm") and "://" not in o.scheduler:
         raise UsageError(
             "bad-option",
-            f"--scheduler {o.scheduler!r} is not one; write local, inproc, or tcp://HOST:PORT.",
+            f"--scheduler {o.scheduler!r} is not one; write local, inproc, slurm, or "
+            "tcp://HOST:PORT.",
         )
 
 
@@ -99,51 +126,84 @@ def run_with_progress(
     backend: Backend, requests: Sequence[Request], games: Sequence[str], o: EncodeOptions
 ) -> EncodeReport:
     """Encode, and say how far it is."""
+    if o.json:
+        return _run(backend, requests, games, o, console.say_event)
     done = total = 0
-    with console.Progress("encode", "frames", shown=not o.json) as progress:
+    with console.Progress("encode", "frames") as progress:
 
         def listen(event: events.Event) -> None:
             nonlocal total, done
-            if isinstance(event, events.ModelReady):
-                if event.fitted:
-                    console.say(f"{event.spec.key}: basis fitted on {event.fitted} frames")
-                console.say(f"{event.spec.key}: run by {event.choice}")
-            elif isinstance(event, events.Planned):
+            if said := remark(event):
+                console.say(said)
+            if isinstance(event, events.Planned):
                 total = event.passes + event.copies
             elif isinstance(event, events.SegmentDone):
-                done += event.passes + event.copied
-            elif isinstance(event, events.AttemptFailed):
-                what = "set aside" if event.last else "again"
-                console.say(
-                    f"{event.game} {event.segment}, {event.model}, attempt {event.attempts} failed "
-                    f"({what}): {event.error}"
-                )
-            elif isinstance(event, events.WorkerUnfit):
-                console.say(f"worker {event.worker} on {event.host} gets no work: {event.error}")
+                done += event.inputs
             progress.update(done, total)
 
-        return run(
-            backend,
-            requests,
-            games,
-            scheduler=o.scheduler,
-            workers=o.workers,
-            device=o.device,
-            max_step_error=o.max_step_error,
-            engine=o.engine,
-            listen=listen,
+        return _run(backend, requests, games, o, listen)
+
+
+def _run(
+    backend: Backend,
+    requests: Sequence[Request],
+    games: Sequence[str],
+    o: EncodeOptions,
+    listen: events.Listener,
+) -> EncodeReport:
+    return run(
+        backend,
+        requests,
+        games,
+        scheduler=o.scheduler,
+        workers=o.workers,
+        device=o.device,
+        jobs=slurm.jobs(o),
+        max_step_error=o.max_step_error,
+        tries=o.tries,
+        engine=o.engine,
+        listen=listen,
+    )
+
+
+def remark(event: events.Event) -> str:
+    """An event in words, where a person wants to know of it."""
+    if isinstance(event, events.Started):
+        pages = f"; Dask's pages are at {event.dashboard}" if event.dashboard else ""
+        return f"{event.workers} workers, {event.threads} threads, device {event.device}{pages}"
+    if isinstance(event, events.ModelReady):
+        fitted = f", basis fitted on {event.fitted} frames" if event.fitted else ""
+        return f"{event.spec.key}: run by {event.choice}{fitted}"
+    if isinstance(event, events.AttemptFailed):
+        then = "set aside" if event.last else "it is tried again"
+        return (
+            f"{event.model} on {event.game} {event.segment}: attempt {event.attempts} failed, "
+            f"{then}. {event.error}"
         )
+    if isinstance(event, events.WorkerUnfit):
+        return f"worker {event.worker} on {event.host} gets no segments. {event.error}"
+    return ""
 
 
 def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: list[str]) -> int:
+    from wsa.encode.cluster import cores, job_script
     from wsa.encode.estimate import estimate
+    from wsa.encode.memory import peak_bytes, worker_bytes
 
     lines = [
         estimate(snapshot, request, games, o.workers, o.device, o.engine, o.max_step_error)
         for request in requests
     ]
+    each = worker_bytes(snapshot, requests, games, o.device, o.engine)
+    script = job_script(slurm.jobs(o)) if o.scheduler == "slurm" else ""
     if o.json:
-        return console.result(True, {line.alias: dataclasses.asdict(line) for line in lines})
+        values = {
+            "models": {line.alias: dataclasses.asdict(line) for line in lines},
+            "worker_bytes": each,
+            "driver_bytes": peak_bytes(),
+            **({"job_script": script} if script else {}),
+        }
+        return console.result(True, values)
     console.table(
         f"To do for {', '.join(games)}; nothing was changed:",
         ["model", "objects", "passes", "copies", "strip passes", "at most", "engine", "minutes"],
@@ -161,6 +221,13 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
             for e in lines
         ],
     )
+    whose = f"each of {o.workers or cores()} workers" if o.scheduler == "local" else "a worker"
+    print(
+        f"\nmemory at most {console.size(each)} for {whose}, "
+        f"{console.size(peak_bytes())} for this process"
+    )
+    if script:
+        print(f"\n{script}")
     return 0
 
 

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NoReturn
 
-from wsa.encode import beats, cluster, console, metrics
+from wsa.encode import beats, cluster, console, metrics, slurm
 from wsa.encode.beats import Heart, State
 from wsa.encode.claims import Claims, Lane
 from wsa.encode.drive import Driver
@@ -113,7 +113,9 @@ class Service:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         while True:
             try:
-                with cluster.connect(self._o.scheduler, self._o.workers) as (client, threads):
+                with cluster.connect(
+                    self._o.scheduler, self._o.workers, self._o.device, slurm.jobs(self._o)
+                ) as (client, threads):
                     self._serve(Workers(client, self._o.device, self._listen), threads)
             except Exception as error:  # Dask's own too: of many kinds, and none lasts.
                 if not self._registered:
@@ -220,12 +222,13 @@ class Service:
         # What would have copied from what was set aside is left for the next round.
         driver.drive(plan.by_segment())
         retry = time.monotonic() + RETRY_SET_ASIDE_S
-        for failed in driver.failed:
+        aside = [failed for failed in driver.failures if failed.last]
+        for failed in aside:
             self._aside[failed.model, failed.game, failed.segment] = retry, failed
         made, saved = sum(d.passes for d in driver.done), sum(d.copied for d in driver.done)
         self._say(
             f"encoded {len(driver.done)} objects of {about}: {made} passes made, {saved} saved"
-            + (f", {len(driver.failed)} objects set aside" if driver.failed else "")
+            + (f", {len(aside)} objects set aside" if aside else "")
         )
 
     def _plan(self, lanes: Sequence[Lane], least: int) -> Plan:

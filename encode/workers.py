@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import time
 from typing import Any
 
@@ -16,8 +17,10 @@ from wsa.store.errors import MissingError, UsageError
 # Workers with a GPU say so by this Dask resource: `dask worker --resources GPU=1`.
 GPU = "GPU"
 
-# A GPU is lent in parts: one task has the model on it while others read and write.
+# A GPU is lent in parts: one task has the model on it while others read and write. On a CPU, where
+# the model is slower, one other task is enough.
 TASKS_A_GPU = 4
+THREADS_A_WORKER = 2
 
 # Tasks in flight: what runs, and as many again, so that no thread waits for the driver.
 TASKS_A_THREAD = 2
@@ -39,6 +42,7 @@ class Workers:
     Attributes:
         client: Their client.
         device: `cpu` or `cuda`.
+        at_start: How many there were.
         unfit: Those that cannot open a model, by address.
     """
 
@@ -57,7 +61,8 @@ class Workers:
             )
         self.device = "cuda" if offered and device != "cpu" else "cpu"
         threads = sum(one["nthreads"] for one in self._info.values())
-        listen(Started(len(self._info), threads, self.device, client.dashboard_link or ""))
+        self.at_start = Started(len(self._info), threads, self.device, _dashboard(client))
+        listen(self.at_start)
 
     def room(self) -> int:
         """Tasks that may be in flight; the workers are counted anew every few seconds."""
@@ -107,3 +112,13 @@ class Workers:
     def _ask(self) -> dict[str, Any]:
         found: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
         return found
+
+
+def _dashboard(client: Client) -> str:
+    """Address of Dask's pages, or nothing where the scheduler lacks what draws them."""
+    try:
+        client.run_on_scheduler(importlib.metadata.version, "bokeh")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    # In this process alone nobody starts them.
+    return "" if client.scheduler.address.startswith("inproc") else client.dashboard_link or ""

@@ -116,8 +116,8 @@ FOREIGN = (
         ("encode --workers -1", "--workers must be 0, for one a core, or more, not -1."),
         ("encode --max-step-error nan", "--max-step-error must be 0 or more, not nan."),
         (
-            "encode --scheduler slurm",
-            "--scheduler 'slurm' is not one; write local, inproc, or tcp://HOST:PORT.",
+            "encode --scheduler slurmm",
+            "--scheduler 'slurmm' is not one; write local, inproc, slurm, or tcp://HOST:PORT.",
         ),
         ("learn --updates 0", "--updates must be at least 1, not 0."),
         ("learn --seed -3", "--seed must be from 0 to 2147482647, not -3."),

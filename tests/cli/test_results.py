@@ -72,7 +72,8 @@ def test_a_dry_run_of_encoding_changes_nothing(filled, unchanged):
     command = ("encode", "--models", MODEL, "--output", "grid:2")
     with unchanged():
         spoken = filled(*command, "--dry-run")
-        found = strict(filled(*command, "-n", "--json").out)["test_resnet_r160_in1k"]
+        whole = strict(filled(*command, "-n", "--json").out)
+    found = whole["models"]["test_resnet_r160_in1k"]
     assert spoken.code == 0
     assert "nothing was changed" in spoken.out
     assert found["objects"] == 4
