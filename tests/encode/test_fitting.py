@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from wsa.encode import basis as bases
 from wsa.encode import fitting, models
 from wsa.encode.estimate import estimate
+from wsa.encode.forward import Encoder
 from wsa.encode.lookup import find, read_spec
 from wsa.encode.models import Request
-from wsa.encode.register import open_model, register, unreduced
+from wsa.encode.register import open_model, register
 from wsa.encode.run import encode
 from wsa.encode.spec import parse_output
 from wsa.store import names, sync
@@ -30,7 +31,11 @@ FRAMES = 22
 
 
 def test_a_basis_of_a_game_is_fitted_on_the_stores_frames_of_it_once(
-    store: Backend, fill: Callable[..., Any], tiny: Ask, noise: Callable[[int], NDArray[np.uint8]]
+    store: Backend,
+    fill: Callable[..., Any],
+    tiny: Ask,
+    noise: Callable[[int], NDArray[np.uint8]],
+    encoder_of: Callable[..., Encoder],
 ) -> None:
     fill(store, SEGMENTS)
     fill(store, [[90, 91]], "Breakout")
@@ -41,7 +46,7 @@ def test_a_basis_of_a_game_is_fitted_on_the_stores_frames_of_it_once(
     (model,) = report.models
     assert model.fitted == FRAMES and model.spec.shape == (8,)
     shown = [noise(i) for part in SEGMENTS for i in part]
-    wanted = bases.fit(unreduced(request, "cpu")[0].features(np.stack(shown)), 8)
+    wanted = bases.fit(encoder_of(request).features(np.stack(shown)), 8)
     assert model.spec.identity.basis == bases.own_recipe(wanted)
     # More frames later change nothing: the basis is the one that was fitted.
     fill(store, [[30, 31, 32]], first=2)
@@ -113,7 +118,11 @@ def test_frames_are_spread_over_all_segments(
 
 
 def test_a_projection_stores_nothing_and_is_the_same_for_everyone(
-    store: Backend, tmp_path: Path, tiny: Ask, frames: NDArray[np.uint8]
+    store: Backend,
+    tmp_path: Path,
+    tiny: Ask,
+    frames: NDArray[np.uint8],
+    encoder_of: Callable[..., Encoder],
 ) -> None:
     other = open_store(str(tmp_path / "other"), create=True)
     request = tiny("vit", "map+rp:32")
@@ -125,7 +134,7 @@ def test_a_projection_stores_nothing_and_is_the_same_for_everyone(
         "spec.json",
         "probe.safetensors",
     }
-    whole = unreduced(request, "cpu")[0](frames[:3])
+    whole = encoder_of(request)(frames[:3])
     signs = bases.signs(whole[0].size, 32)
     found = open_model(take_snapshot(store), key)(frames[:3])
     np.testing.assert_allclose(found, whole.reshape(3, -1) @ signs / 32**0.5, rtol=2e-4, atol=1e-4)
@@ -183,12 +192,14 @@ def test_an_output_that_a_model_cannot_give_is_refused_before_anything_is_writte
     assert take_snapshot(store).models == []
 
 
-def test_a_class_token_is_the_models_own(tiny: Ask, frames: NDArray[np.uint8]) -> None:
+def test_a_class_token_is_the_models_own(
+    tiny: Ask, frames: NDArray[np.uint8], encoder_of: Callable[..., Encoder]
+) -> None:
     import torch
 
     from wsa.encode.preprocess import preprocess
 
-    encoder, _ = unreduced(tiny("vit", "cls"), "cpu")
+    encoder = encoder_of(tiny("vit", "cls"))
     pixels = preprocess(torch.from_numpy(frames[:2]), encoder.preprocessing)
     with torch.inference_mode():
         features = models.build(tiny("vit", "cls")).forward_features(pixels)

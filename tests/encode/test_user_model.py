@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode import check, job, lookup, models
+from wsa.encode.forward import Encoder
 from wsa.encode.lookup import find, read_spec, request_of
 from wsa.encode.models import parse_request
 from wsa.encode.preprocess import preprocess
-from wsa.encode.register import open_model, register, unreduced
+from wsa.encode.register import open_model, register
 from wsa.encode.run import encode
 from wsa.encode.user_model import Input, is_name, load
 from wsa.store.backends import Backend
@@ -75,9 +76,13 @@ def test_nothing_is_imported_until_it_is_built() -> None:
     ],
 )
 def test_outputs_are_of_what_the_module_returns(
-    name: str, output: str, shape: tuple[int, ...], frames: NDArray[np.uint8]
+    name: str,
+    output: str,
+    shape: tuple[int, ...],
+    frames: NDArray[np.uint8],
+    encoder_of: Callable[..., Encoder],
 ) -> None:
-    encoder, _ = unreduced(parse_request(f"user_nets:{name}", {}, output), "cpu")
+    encoder = encoder_of(parse_request(f"user_nets:{name}", {}, output))
     found = encoder(frames[:2])
     assert found.shape == (2, *shape)
     # Its input is as it was declared: grey, from 0 to 1, 84 x 84.
@@ -146,6 +151,7 @@ def test_one_that_looks_at_four_frames_gets_them_as_channels(
     store: Backend,
     fill: Callable[..., list[SegmentMeta]],
     noise: Callable[[int], NDArray[np.uint8]],
+    encoder_of: Callable[..., Encoder],
 ) -> None:
     request = parse_request("user_nets:stacked", {}, "pooled")
     fill(store, [[0, 1, 2, 3, 4, 5]])
@@ -155,8 +161,7 @@ def test_one_that_looks_at_four_frames_gets_them_as_channels(
     assert spec is not None and spec.identity.window == 4
     (meta,) = snapshot.segments()
     found = snapshot.read_embedding("Pong", spec.key, meta.segment)
-    encoder, window = unreduced(request, "cpu")
-    assert window == 4
+    encoder = encoder_of(request)
     module = load("user_nets:stacked").module
     for shown, embedded in (
         (np.stack([noise(0)] * 4), found[0]),  # As an episode begins.
