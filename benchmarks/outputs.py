@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import functools
 import json
+import statistics
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,14 +26,15 @@ import torch
 from ale_py import roms
 from kit import markdown
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsa.encode import basis as bases
-from wsa.encode import models, strip
+from wsa.encode import strip
 from wsa.encode.forward import Encoder
 from wsa.encode.lookup import identify
-from wsa.encode.models import parse_request
-from wsa.encode.spec import parse_output
+from wsa.encode.models import build, parse_request
+from wsa.encode.preprocess import _pillow
+from wsa.encode.spec import Output
 
 # Bytes of the 2600's memory, by what they mean; after the annotations of the Atari Annotated RAM
 # Interface (Anand et al. 2019, https://arxiv.org/abs/1906.08226, appendix).
@@ -213,9 +216,8 @@ def maps(folder: Path, model: str, name: str, parts: Sequence[NDArray[np.uint8]]
     file = folder / f"{model}-{name}.npy"
     if not file.exists():
         request = parse_request(model, {}, "map")
-        module = models.build(request)
-        how = identify(module, request).preprocessing
-        encoder = Encoder(module, how, parse_output(request.output))
+        module = build(request)
+        encoder = Encoder(module, identify(module, request).preprocessing, Output("map"))
         np.save(file, np.concatenate([encoder(part).astype(np.float16) for part in parts]))
     return torch.from_numpy(np.load(file)).float()
 
@@ -279,6 +281,34 @@ def mean(r2: dict[str, float]) -> float:
     return float(np.nanmean(np.maximum(list(r2.values()), 0)))
 
 
+def costs() -> None:
+    """Print what a frame costs on one core before and behind a network."""
+    maps, screen = torch.rand(1, SIDE, SIDE, 1280), torch.from_numpy(strip.probe_frames()[:1])
+    sizes = [(1280,), (1280, bases.CHANNELS), (6272,), (6272, 512)]
+    fitted = bases.Basis(*(torch.rand(size) for size in sizes))
+    random = bases.Projection(512)
+    shape = [224, 224]
+    pixels = screen.permute(0, 3, 1, 2)
+    torch_resize = functools.partial(nn.functional.interpolate, mode="bicubic", antialias=True)
+    works = {
+        "PCA in two steps, to 512": lambda: fitted(maps),
+        "random projection, to 512": lambda: random(maps),
+        "Pillow's resize, to 224 x 224": lambda: _pillow(pixels, shape, "bicubic"),
+        "PyTorch's resize of uint8": lambda: torch_resize(pixels, shape),
+    }
+    rows = []
+    for name, work in works.items():
+        times = []
+        for _ in range(200):
+            started = time.perf_counter()
+            with torch.inference_mode():
+                work()
+            times.append(time.perf_counter() - started)
+        rows.append([name, f"{1000 * statistics.median(times):.2f}"])
+    print()
+    markdown(["", "ms a frame (median of 200)"], rows)
+
+
 def main(folder: Path, models: list[str]) -> None:
     torch.set_num_threads(1)
     for model in models:
@@ -286,6 +316,7 @@ def main(folder: Path, models: list[str]) -> None:
             judge(folder, model, game)
     for alike in (["pixels"], [model for model in models if model != "pixels"]):
         show(folder, alike)
+    costs()
 
 
 if __name__ == "__main__":

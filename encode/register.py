@@ -186,7 +186,9 @@ def open_model(
     if engine == "auto":
         engine = filled = _filled_by(snapshot, key)
         if filled not in engines.offered(torch.device(device), precision):
-            choice = found.choose("auto", precision, probe.MAX_STEP_ERROR)
+            # What was allowed when it was registered is allowed when it is opened.
+            allowed = max(probe.MAX_STEP_ERROR, spec.step_error)
+            choice = found.choose("auto", precision, allowed)
             engine = choice.engine
             if filled:
                 console.say(f"{key} was encoded by {filled}, which is not to be had here: {choice}")
