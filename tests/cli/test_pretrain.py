@@ -120,8 +120,7 @@ def test_trained_encoders_are_models_like_any_other(filled):
     assert (stored["ae"]["output"], stored["ae"]["shape"]) == ("map", [16, 16, 64])
     assert (stored["vos"]["output"], stored["vos"]["shape"]) == ("pooled", [512])
     assert filled("encode", *options).code == 0  # Nothing is left to do.
-    keys = [stored[alias]["key"] for alias in ("ae", "vos")]
-    learnt = filled("learn", "--game", "Breakout", "--models", ",".join(keys), "--context", "ae",
+    learnt = filled("learn", "--game", "Breakout", "--models", stored["ae"]["key"],
                     "--updates", 2, "--run-dir", "agent")  # fmt: skip
     assert learnt.code == 0, learnt.err
     assert "pretrain --encoder segmentation" in filled("encode", "--models", "vos").error
