@@ -110,7 +110,7 @@ def describe(snapshot: Snapshot, key: str) -> dict[str, Any]:
         "window": spec.identity.window,
         "precision": spec.identity.precision,
         "step_error": spec.step_error,
-        "frames": sum(e.shape[0] for e in embeddings),
+        "embeddings": sum(e.shape[0] for e in embeddings),
         "passes": sum(e.passes for e in embeddings),
     }
 

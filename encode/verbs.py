@@ -203,7 +203,7 @@ def models(o: ModelsOptions) -> int:
         ["alias", "timm", "licence", "weights here"],
         [[r.alias, r.timm_name, r.licence, local_weights(r)] for r in known],
     )
-    shown = ["key", "model", "output", "precision", "licence", "frames", "passes"]
+    shown = ["key", "model", "output", "precision", "licence", "embeddings", "passes"]
     if stored:
         rows = [[row[column] for column in shown] for row in stored]
         console.table("\nIn the store", shown, rows)

@@ -17,7 +17,8 @@ class Share:
     Attributes:
         name: The game, policy, model or author; in brackets what has none.
         objects: Committed objects.
-        frames: Frames, distinct within their segment: of segments, or embedded by a model.
+        frames: Frames, distinct within their segment; of a model its embeddings, which are more
+            where it looks at several frames.
         screens: Bytes of frames.
         rows: Bytes of rows.
         embeddings: Bytes of embeddings.

@@ -138,7 +138,7 @@ def test_the_card_of_a_game(kit: ModuleType, snapshot: Snapshot) -> None:
         },
     }
     assert [e["key"] for e in shown["encoders"]] == snapshot.models
-    assert [e["frames"] for e in shown["encoders"]] == [21, 14]
+    assert [e["embeddings"] for e in shown["encoders"]] == [21, 14]
     assert [e["passes"] for e in shown["encoders"]] == [15, 10]
     assert len(shown["authors"]) == 1 and "@" in shown["authors"][0]
     assert len(shown["commands"]) == 1
@@ -175,7 +175,7 @@ def test_the_card_of_a_model(kit: ModuleType, snapshot: Snapshot) -> None:
     vit = snapshot.models[1]
     shown = model_card(snapshot, vit)
     assert shown["games"] == {kit.GAME: "2 of 3 segments"}
-    assert (shown["passes"], shown["frames"], shown["seconds"]) == (10, 14, 3.0)
+    assert (shown["passes"], shown["embeddings"], shown["seconds"]) == (10, 14, 3.0)
     assert shown["bytes"] == on_disk(Path(snapshot.backend.url) / names.model_path(vit))
     assert shown["embedded"] == on_disk(
         Path(snapshot.backend.url) / "games" / kit.GAME / "embeddings" / vit
