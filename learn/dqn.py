@@ -20,8 +20,9 @@ from torch import nn
 
 from wsa.encode.forward import Encoder
 from wsa.learn import checkpoint
+from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.features import Batch, OfflineBatches, moments
-from wsa.learn.heads import QNetwork
+from wsa.learn.heads import NetworkConfig, QNetwork
 from wsa.learn.metrics import Metrics
 from wsa.store.errors import UsageError
 from wsa.store.flat import FlatMap
@@ -102,7 +103,9 @@ def make_network(
     config: DQNConfig, widths: list[int], actions: int, context: int | None
 ) -> QNetwork:
     """The network that a run trains and an evaluation loads."""
-    return QNetwork(widths, config.frame_stack, actions, context, config.fusion_size)
+    inputs = Inputs(tuple((config.frame_stack, width) for width in widths), context)
+    fusion = FusionConfig(size=config.fusion_size)
+    return QNetwork(inputs, actions, NetworkConfig(fusion, config.frame_stack))
 
 
 def train(
@@ -135,7 +138,7 @@ def train(
     torch.manual_seed(seed)
     widths = [columns.stop - columns.start for columns in flat.columns]
     online = make_network(config, widths, actions, context)
-    online.set_moments(*moments(flat))
+    online.torso.set_moments(*moments(flat))
     target = make_network(config, widths, actions, context)
     target.load_state_dict(online.state_dict())
     online.to(device)
@@ -205,6 +208,7 @@ def update_loss(
         following = target(states[:, 1:])[0].gather(1, best[:, None]).squeeze(1)
         wanted = rewards + config.gamma * (1 - batch.terminated.to(device)) * following
     values, weights = online(states[:, :-1])
+    assert weights is not None
     taken = values.gather(1, actions[:, None]).squeeze(1)
     td_loss = nn.functional.smooth_l1_loss(taken, wanted)
     conservative = (values.logsumexp(dim=1) - taken).mean()

@@ -170,7 +170,7 @@ class FakeStacks:
 class FakeNetwork(torch.nn.Module):
     """Likes the action that the frame names."""
 
-    mean = torch.zeros(1)
+    torso = SimpleNamespace(mean=torch.zeros(1))
 
     def forward(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
         return -(torch.arange(4.0) - stacks[:, 0]).abs(), torch.ones(len(stacks), 1)
