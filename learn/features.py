@@ -11,66 +11,99 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.encode.live import LiveEncoder
+from wsa.learn.nstep import walk
 from wsa.store.flat import FlatMap
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Transitions.
+    """Transitions of n steps.
 
     Attributes:
-        states: (B, k + 1, width), embeddings of k + 1 consecutive frames, oldest first: the first
-            k are the state, the last k the next state. Before an episode's first frame that frame
-            is repeated.
+        states: (B, k, width), embeddings of k consecutive frames, oldest first. Before an
+            episode's first frame that frame is repeated.
+        following: (B, k, width), the same of the last state that n steps reach.
         actions: (B,) int64.
-        rewards: (B,) float32, raw.
-        terminated: (B,) float32, 1 where the game ended; a truncated episode is not an end.
+        rewards: (B,) float32, the discounted sum of what these steps earned.
+        discounts: (B,) float32, what the value of the last state counts: gamma^n, less steps where
+            there were fewer, 0 where the game ended; a truncated episode is not an end.
     """
 
     states: Tensor
+    following: Tensor
     actions: Tensor
     rewards: Tensor
-    terminated: Tensor
+    discounts: Tensor
 
 
 class OfflineBatches:
-    """Uniform draws, with replacement, of the steps in a flat map.
-
-    The next observation of row i is always row i + 1: segments keep an episode's true last frame
-    and the frame after a cut.
+    """Uniform draws, with replacement, of steps in a flat map.
 
     Args:
         flat: The data.
         depth: k, frames in a state.
         batch_size: Transitions in a batch.
         seed: Of the draws.
+        steps: Rows to draw from; all steps if None.
+        n_step: Steps in a transition.
+        gamma: Discount per step.
+        clip: Whether rewards count by their sign.
     """
 
-    def __init__(self, flat: FlatMap, depth: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        flat: FlatMap,
+        depth: int,
+        batch_size: int,
+        seed: int,
+        *,
+        steps: NDArray[np.int64] | None = None,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        clip: bool = False,
+    ) -> None:
         self._flat = flat
         self._depth = depth
+        self._steps = flat.steps if steps is None else steps
+        self._n_step, self._gamma, self._clip = n_step, gamma, clip
         self._generator = np.random.default_rng(seed)
         self._batch_size = batch_size
         # One buffer for every batch: numpy gathers into it without allocating.
-        self._gathered = np.empty((batch_size * (depth + 1), flat.width), flat.embeddings.dtype)
+        self._gathered = np.empty((0, flat.width), flat.embeddings.dtype)
 
     def draw(self) -> Batch:
-        """The next batch; its states are the caller's until the next draw.
+        """The next batch; its states are the caller's until the next one.
 
         Raises:
             UsageError: `depth` is more than what segments repeat of each other.
         """
-        steps = self._flat.steps
-        rows = steps[self._generator.integers(len(steps), size=self._batch_size)]
-        state = self._flat.stack(rows, self._depth)
-        frames = np.column_stack([state, self._flat.rows["frame"][rows + 1]])
-        self._flat.gather(frames.ravel(), self._gathered)
-        here = self._flat.rows[rows]
+        return self.of(
+            self._steps[self._generator.integers(len(self._steps), size=self._batch_size)]
+        )
+
+    def of(self, rows: NDArray[np.int64]) -> Batch:
+        """The transitions that begin at some rows; their states are the caller's until the next.
+
+        Args:
+            rows: (B,) rows that hold a step.
+        """
+        flat, depth = self._flat, self._depth
+        steps = walk(flat, rows, self._n_step, self._gamma, self._clip)
+        state = flat.stack(rows, depth)
+        if self._n_step == 1:  # The two overlap in all frames but one, which is gathered once.
+            frames = np.column_stack([state, flat.rows["frame"][steps.last]])
+        else:
+            frames = np.column_stack([state, flat.stack(steps.last, depth)])
+        if len(self._gathered) < frames.size:
+            self._gathered = np.empty((frames.size, flat.width), self._gathered.dtype)
+        gathered = flat.gather(frames.ravel(), self._gathered[: frames.size])
+        stacks = torch.from_numpy(gathered).view(*frames.shape, -1)
         return Batch(
-            states=torch.from_numpy(self._gathered).view(self._batch_size, self._depth + 1, -1),
-            actions=torch.from_numpy(here["action"].astype(np.int64)),
-            rewards=torch.from_numpy(here["reward"].copy()),
-            terminated=torch.from_numpy(here["terminated"].astype(np.float32)),
+            states=stacks[:, :depth],
+            following=stacks[:, -depth:],
+            actions=torch.from_numpy(flat.rows["action"][rows].astype(np.int64)),
+            rewards=torch.from_numpy(steps.returns),
+            discounts=torch.from_numpy(steps.discounts),
         )
 
     def state(self) -> dict[str, Any]:

@@ -43,6 +43,41 @@ class NetworkConfig(msgspec.Struct, frozen=True):
             raise UsageError("bad-option", "--hidden: a layer must have at least 1 unit.")
 
 
+class Standard(nn.Module):
+    """Numbers less their mean over the data, divided by their deviation.
+
+    Args:
+        width: How many.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+
+    def forward(self, part: Float[Tensor, "batch k width"]) -> Float[Tensor, "batch k width"]:
+        """Normalise."""
+        return (part - self.mean) / self.deviation
+
+
+class Layer(nn.LayerNorm):
+    """A frame's numbers to mean 0 and deviation 1; nothing is learned.
+
+    Args:
+        width: How many.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, elementwise_affine=False)
+
+
+class Raw(nn.Identity):
+    """Numbers as they are."""
+
+
 class Torso(nn.Module):
     """Stacks of embeddings to one state vector; what all heads share.
 
@@ -55,24 +90,29 @@ class Torso(nn.Module):
         out_features: Length of the state vector.
     """
 
-    mean: Tensor
-    deviation: Tensor
-
     def __init__(self, inputs: Inputs, config: NetworkConfig) -> None:
         super().__init__()
         self.inputs = inputs
-        self._normalize = config.normalize
-        self.register_buffer("mean", torch.zeros(sum(inputs.widths)))
-        self.register_buffer("deviation", torch.ones(sum(inputs.widths)))
+        kind = {"standard": Standard, "layer": Layer, "none": Raw}[config.normalize]
+        self.normalisers = nn.ModuleList(kind(width) for width in inputs.widths)
         self.fusion = make_fusion(config.fusion, inputs)
         self.out_features = self.fusion.out_features
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.parameters()).device
 
     def set_moments(
         self, mean: Float[Tensor, " width"], deviation: Float[Tensor, " width"]
     ) -> None:
         """Fix what `standard` normalises with; saved with the weights."""
-        self.mean.copy_(mean)
-        self.deviation.copy_(deviation)
+        widths = list(self.inputs.widths)
+        parts = zip(self.normalisers, mean.split(widths), deviation.split(widths), strict=True)
+        for normaliser, centre, spread in parts:
+            if isinstance(normaliser, Standard):
+                normaliser.mean.copy_(centre)
+                normaliser.deviation.copy_(spread)
 
     def forward(
         self, stacks: Float[Tensor, "batch k width"], mask: Sequence[bool] | None = None
@@ -88,15 +128,13 @@ class Torso(nn.Module):
             The state vector (B, out_features); and the weights (B, models), or None of a fusion
             that gives models no weights.
         """
-        rows = stacks.float()
-        if self._normalize == "standard":
-            rows = (rows - self.mean) / self.deviation
-        embeddings = []
-        widths = list(self.inputs.widths)
-        for part, shape in zip(rows.split(widths, dim=2), self.inputs.shapes, strict=True):
-            if self._normalize == "layer":
-                part = nn.functional.layer_norm(part, part.shape[2:])
-            embeddings.append(part[:, -shape[0] :].reshape(len(part), *shape))
+        parts = stacks.split(list(self.inputs.widths), dim=2)
+        embeddings = [
+            normaliser(part[:, -shape[0] :].float()).reshape(len(part), *shape)
+            for normaliser, part, shape in zip(
+                self.normalisers, parts, self.inputs.shapes, strict=True
+            )
+        ]
         state, weights = self.fusion(embeddings, mask)
         return state, weights
 

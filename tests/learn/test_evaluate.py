@@ -4,6 +4,7 @@ import csv
 import functools
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -170,7 +171,7 @@ class FakeStacks:
 class FakeNetwork(torch.nn.Module):
     """Likes the action that the frame names."""
 
-    torso = SimpleNamespace(mean=torch.zeros(1))
+    torso = SimpleNamespace(device="cpu")
 
     def forward(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
         return -(torch.arange(4.0) - stacks[:, 0]).abs(), torch.ones(len(stacks), 1)
