@@ -111,7 +111,7 @@ class Fusion(nn.Module):
 
     def forward(
         self,
-        embeddings: Sequence[Float[Tensor, "batch k ..."]],
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], Float[Tensor, "batch models"] | None]:
         """Fuse.
@@ -253,7 +253,7 @@ class Adapted(Fusion):
         )
 
     def adapt(
-        self, embeddings: Sequence[Float[Tensor, "batch k ..."]], present: Sequence[int]
+        self, embeddings: Sequence[Float[Tensor, "batch ..."]], present: Sequence[int]
     ) -> Float[Tensor, "batch present size"]:
         """E_i of the models that are present.
 
@@ -269,7 +269,7 @@ class Adapted(Fusion):
     def condition(
         self,
         adapted: Float[Tensor, "batch present size"],
-        embeddings: Sequence[Float[Tensor, "batch k ..."]],
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
     ) -> Float[Tensor, "batch size"]:
         """The context c: one input's, or the mean of the E_i."""
         if self.context is None or self._context is None:

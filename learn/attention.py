@@ -52,7 +52,7 @@ class Attention(Adapted):
 
     def forward(
         self,
-        embeddings: Sequence[Float[Tensor, "batch k ..."]],
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], Float[Tensor, "batch models"] | None]:
         """As `Fusion.forward`."""

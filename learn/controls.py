@@ -24,7 +24,7 @@ class Uniform(Adapted):
 
     def forward(
         self,
-        embeddings: Sequence[Float[Tensor, "batch k ..."]],
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], None]:
         """As `Fusion.forward`."""
@@ -39,7 +39,7 @@ class Mean(Adapted):
 
     def forward(
         self,
-        embeddings: Sequence[Float[Tensor, "batch k ..."]],
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], None]:
         """As `Fusion.forward`."""

@@ -65,11 +65,12 @@ class OfflineConfig(msgspec.Struct, frozen=True, kw_only=True):
     save_frequency: int = 10_000
 
     def __post_init__(self) -> None:
-        for field in self.__struct_fields__:
-            value = getattr(self, field)
-            if type(value) is int and value < 1:
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and value < 1:
                 raise UsageError(
-                    "bad-option", f"--{field.replace('_', '-')} must be at least 1, not {value}."
+                    "bad-option",
+                    f"--{field.encode_name.replace('_', '-')} must be at least 1, not {value}.",
                 )
         if not 0 < self.learning_rate < inf or not 0 <= self.validation_fraction < 1:
             raise UsageError(

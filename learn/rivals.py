@@ -39,7 +39,7 @@ class Joined(Fusion):
         self.widths = widths_after(inputs.models, self.spatial)
 
     def spread(
-        self, embeddings: Sequence[Float[Tensor, "batch k ..."]], mask: Sequence[bool] | None
+        self, embeddings: Sequence[Float[Tensor, "batch ..."]], mask: Sequence[bool] | None
     ) -> list[Tensor]:
         """As_i(u_i), or u_i as it is where it is a vector; zeros where a model is absent."""
         present = present_of(mask, len(self.shapes))
@@ -59,7 +59,7 @@ class LIN(Joined):
 
     def forward(
         self,
-        embeddings: Sequence[Float[Tensor, "batch k ..."]],
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], None]:
         """As `Fusion.forward`."""
@@ -80,7 +80,7 @@ class FIX(Joined):
 
     def forward(
         self,
-        embeddings: Sequence[Float[Tensor, "batch k ..."]],
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], None]:
         """As `Fusion.forward`."""
@@ -125,7 +125,7 @@ class CNN(Joined):
 
     def forward(
         self,
-        embeddings: Sequence[Float[Tensor, "batch k ..."]],
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], None]:
         """As `Fusion.forward`."""
@@ -155,7 +155,7 @@ class MIX(Joined):
 
     def forward(
         self,
-        embeddings: Sequence[Float[Tensor, "batch k ..."]],
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], None]:
         """As `Fusion.forward`."""
@@ -198,7 +198,7 @@ class RES(Joined):
     @torch.no_grad()
     def forward(
         self,
-        embeddings: Sequence[Float[Tensor, "batch k ..."]],
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], None]:
         """As `Fusion.forward`; it has no gradient."""
