@@ -59,7 +59,7 @@ class BC:
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """Cross-entropy, share of actions hit, and the fusion's weights."""
-        device = self.online.torso.device
+        device = self.online.device
         actions = batch.actions.to(device)
         logits, weights = self.online(batch.states.to(device))
         loss = nn.functional.cross_entropy(logits, actions)

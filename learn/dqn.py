@@ -97,7 +97,7 @@ def update_loss(
         `losses/cql`, `losses/q_values` (of actions taken), `losses/max_q`, and what
         `weight_scalars` gives.
     """
-    device = online.torso.device
+    device = online.device
     states, following = batch.states.to(device), batch.following.to(device)
     actions = batch.actions.to(device)
     with torch.no_grad():

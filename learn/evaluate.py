@@ -103,7 +103,7 @@ class GreedyPolicy:
         """Value and choose (n,) actions."""
         stacks = self._stacks.see(frames, first, envs)
         with torch.inference_mode():
-            values = self._network(stacks.to(self._network.torso.device))[0]
+            values = self._network(stacks.to(self._network.device))[0]
         greedy = values.argmax(dim=1).cpu().numpy()
         explore = self._generator.random(len(envs)) < self._epsilon
         return np.where(explore, self._random(frames, first, envs), greedy)

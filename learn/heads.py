@@ -98,11 +98,6 @@ class Torso(nn.Module):
         self.fusion = make_fusion(config.fusion, inputs)
         self.out_features = self.fusion.out_features
 
-    @property
-    def device(self) -> torch.device:
-        """Where it is."""
-        return next(self.parameters()).device
-
     def set_moments(
         self, mean: Float[Tensor, " width"], deviation: Float[Tensor, " width"]
     ) -> None:
@@ -153,6 +148,11 @@ class QNetwork(nn.Module):
         self.torso = Torso(inputs, config)
         self.head = _mlp(self.torso.out_features, config.hidden, actions)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.parameters()).device
+
     def forward(
         self, stacks: Float[Tensor, "batch k width"], mask: Sequence[bool] | None = None
     ) -> tuple[Float[Tensor, "batch actions"], Float[Tensor, "batch models"] | None]:
@@ -183,6 +183,11 @@ class ActorCritic(nn.Module):
             for part in maps:
                 nn.init.orthogonal_(part.weight, last if part is maps[-1] else 2**0.5)
                 nn.init.zeros_(part.bias)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.parameters()).device
 
     def forward(
         self, stacks: Float[Tensor, "batch k width"], mask: Sequence[bool] | None = None

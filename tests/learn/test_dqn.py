@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -45,7 +44,7 @@ class Table(nn.Module):
     def __init__(self, values: list[list[float]]) -> None:
         super().__init__()
         self.values = nn.Parameter(torch.tensor(values))
-        self.torso = SimpleNamespace(device="cpu")
+        self.device = "cpu"
 
     def forward(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
         states = stacks[:, -1, 0].long()

@@ -22,10 +22,11 @@ from wsa.encode.forward import Encoder
 from wsa.encode.spec import Output, Preprocessing
 from wsa.learn import checkpoint, dqn, offline
 from wsa.learn.adapters import FusionConfig, Inputs
+from wsa.learn.bc import BCConfig
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.offline import OfflineConfig, Trained
-from wsa.store.errors import DamagedError, UsageError
+from wsa.store.errors import DamagedError, MissingError, UsageError
 from wsa.store.flat import FlatMap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -245,6 +246,7 @@ SCRIPT = """
 import sys, time, msgspec, torch
 from pathlib import Path
 from wsa.learn.adapters import Inputs
+from wsa.learn.bc import BCConfig
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.offline import train
@@ -342,3 +344,119 @@ def test_a_damaged_newest_checkpoint_is_not_passed_over(
 def test_hyperparameters_out_of_range_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         msgspec.structs.replace(SMALL, **change)
+
+
+FUSIONS = {
+    "wsa": FusionConfig(size=8, dropout=0.2),
+    "res": FusionConfig("res", size=8),
+    "dpa": FusionConfig("dpa", size=8),
+    "lin": FusionConfig("lin"),
+    "moe": FusionConfig("moe", size=8),
+}
+
+
+def long(config: OfflineConfig) -> OfflineConfig:
+    return msgspec.structs.replace(config, updates=50, save_frequency=1, validation_frequency=20)
+
+
+@pytest.mark.parametrize(
+    ("config", "fusion", "every"),
+    [
+        (long(SMALL), "wsa", 4),
+        (long(msgspec.structs.replace(SMALL, cql_alpha=0.0, n_step=3)), "res", 12),
+        (long(BCConfig(batch_size=8, save_best=True)), "moe", 12),
+        (long(BCConfig(batch_size=8)), "res", 12),
+        *(
+            pytest.param(long(config), fusion, 1, marks=pytest.mark.slow)
+            for config in (SMALL, BCConfig(batch_size=8))
+            for fusion in FUSIONS
+        ),
+    ],
+)
+def test_training_goes_on_exactly_from_before_each_step(
+    walk_flat: FlatMap, tmp_path: Path, config: OfflineConfig, fusion: str, every: int
+) -> None:
+    network = NetworkConfig(FUSIONS[fusion], 2, hidden=(8,))
+    train(config, walk_flat, None, 1, tmp_path / "whole", network)
+    rare = msgspec.structs.replace(config, save_frequency=1000)
+    for step in range(1, config.updates, every):
+        name = f"{step:09d}.safetensors"
+        folder = tmp_path / str(step)
+        (folder / "checkpoints").mkdir(parents=True)
+        shutil.copy(tmp_path / "whole" / "checkpoints" / name, folder / "checkpoints" / name)
+        torch.manual_seed(step)
+        trained = train(rare, walk_flat, None, 1, folder, network)
+        assert trained.updates == config.updates - step
+        assert final(folder, 50) == final(tmp_path / "whole", 50)
+        tail = [line for line in lines(tmp_path / "whole") if line["step"] > step]
+        assert lines(folder) == tail
+
+
+def test_the_best_is_kept_apart_from_the_final(walk_flat: FlatMap, tmp_path: Path) -> None:
+    config = msgspec.structs.replace(
+        SMALL, validation_frequency=5, save_best=True, learning_rate=0.05
+    )
+    train(config, walk_flat, None, 1, tmp_path)
+    found = {line["step"]: line["validation/td_error"] for line in lines(tmp_path)
+             if "validation/td_error" in line}  # fmt: skip
+    lowest = min(found, key=lambda step: found[step])
+    assert lowest < SMALL.updates and len(found) == 12
+    best = checkpoint.best(tmp_path / "checkpoints")
+    assert int(checkpoint.read(best)[1]["step"]) == lowest
+    assert checkpoint.latest(tmp_path / "checkpoints").stem == "000000060"
+    train(SMALL, walk_flat, None, 1, tmp_path / "other")
+    with pytest.raises(MissingError, match="--save-best"):
+        checkpoint.best(tmp_path / "other" / "checkpoints")
+
+
+def test_values_that_run_away_are_told_once(
+    walk_flat: FlatMap, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calm = msgspec.structs.replace(SMALL, gamma=0.9)
+    train(calm, walk_flat, None, 1, tmp_path / "calm")
+    assert "run away" not in capsys.readouterr().err
+    line = lines(tmp_path / "calm")[-1]
+    # Random walks of at most six steps from the middle; rewards count by their sign.
+    assert 0.1 < line["validation/return"] < 0.9
+    # A target that is never terminated by much: values grow without end.
+    wild = msgspec.structs.replace(
+        SMALL, gamma=1.0, cql_alpha=0.0, learning_rate=0.3, target_network_frequency=1
+    )
+    train(wild, walk_flat, None, 1, tmp_path / "wild")
+    assert capsys.readouterr().err.count("values run away") == 1
+    assert abs(lines(tmp_path / "wild")[-1]["validation/max_q"]) > 3
+
+
+@pytest.mark.parametrize("fusion", ["lin", "res"])
+def test_losses_on_weights_need_weights(walk_flat: FlatMap, tmp_path: Path, fusion: str) -> None:
+    config = msgspec.structs.replace(SMALL, weight_entropy_coef=0.1)
+    network = NetworkConfig(FUSIONS[fusion], 2)
+    with pytest.raises(UsageError, match=f"--fusion {fusion} learns none. Choose wsa"):
+        train(config, walk_flat, None, 1, tmp_path, network)
+
+
+def test_the_entropy_loss_keeps_weights_apart(walk_flat: FlatMap, tmp_path: Path) -> None:
+    found = []
+    for coefficient in (0.0, 1.0):
+        config = msgspec.structs.replace(SMALL, weight_entropy_coef=coefficient, updates=100)
+        train(config, walk_flat, None, 1, tmp_path / str(coefficient))
+        found.append(lines(tmp_path / str(coefficient))[-1]["wsa/weight_entropy"])
+    assert found[1] > found[0] and found[1] > 0.69
+
+
+@pytest.mark.slow
+def test_a_compiled_network_acts_with_the_new_weights(walk_flat: FlatMap, tmp_path: Path) -> None:
+    config = msgspec.structs.replace(SMALL, updates=20, validation_fraction=0.0)
+    network = train(config, walk_flat, 0, 1, tmp_path / "c", compiled=True).network
+    plain = train(config, walk_flat, 0, 1, tmp_path / "p").network
+    stacks = torch.randn(4, 2, 8)
+    for _ in range(2):
+        with torch.inference_mode():
+            acted = network(stacks)[0]
+            plain.load_state_dict(network.state_dict())
+            torch.testing.assert_close(acted, plain(stacks)[0], rtol=1e-4, atol=1e-5)
+        before = acted.clone()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += 0.1
+    assert (network(stacks)[0] - before).abs().max() > 0.01
