@@ -29,16 +29,21 @@ def estimate(snapshot: Snapshot, config: RunConfig, device: str) -> dict[str, fl
         machine (made once for all runs on this data), and minutes.
     """
     metas = [m for m in snapshot.segments(config.game) if m.segment in config.segments]
-    shapes = {e.model: e.shape[1:] for e in snapshot.embeddings(config.game)}
-    inputs = inputs_of(config, [shapes[key] for key in config.inputs])
-    width = sum(inputs.widths)
+    found = {e.model: e for e in snapshot.embeddings(config.game)}
+    embeddings = [found[key] for key in config.inputs]
+    windows = [e.window for e in embeddings]
+    inputs = inputs_of(config, [e.shape[1:] for e in embeddings], windows)
+    numbers = sum(
+        width * sum(meta.inputs(window) for meta in metas)
+        for width, window in zip(inputs.widths, windows, strict=True)
+    )
     frames = sum(meta.frames for meta in metas)
     return {
         "updates": config.hyperparameters.updates,
         "segments": len(metas),
         "steps": sum(meta.steps for meta in metas),
         "frames": frames,
-        "cache_bytes": 2 * frames * width + ROW.itemsize * sum(meta.rows for meta in metas),
+        "cache_bytes": 2 * numbers + ROW.itemsize * sum(meta.rows for meta in metas),
         "minutes": config.hyperparameters.updates * _seconds(config, inputs, device) / 60,
     }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wsa.encode.live import LiveEncoder
 from wsa.learn.nstep import walk
+from wsa.learn.rows import StateRows
 from wsa.store.flat import FlatMap
 
 
@@ -21,7 +22,8 @@ class Batch:
 
     Attributes:
         states: (B, k, width), embeddings of k consecutive frames, oldest first. Before an
-            episode's first frame that frame is repeated.
+            episode's first frame that frame is repeated. Of models with a window only the last
+            counts (`wsa.learn.rows`).
         following: (B, k, width), the same of the last state that n steps reach.
         actions: (B,) int64.
         rewards: (B,) float32, the discounted sum of what these steps earned.
@@ -68,8 +70,7 @@ class OfflineBatches:
         self._n_step, self._gamma, self._clip = n_step, gamma, clip
         self._generator = np.random.default_rng(seed)
         self._batch_size = batch_size
-        # One buffer for every batch: numpy gathers into it without allocating.
-        self._gathered = np.empty((0, flat.width), flat.embeddings.dtype)
+        self._state_rows = StateRows(flat)
 
     def draw(self) -> Batch:
         """The next batch; its states are the caller's until the next one.
@@ -94,10 +95,8 @@ class OfflineBatches:
             frames = np.column_stack([state, flat.rows["frame"][steps.last]])
         else:
             frames = np.column_stack([state, flat.stack(steps.last, depth)])
-        if len(self._gathered) < frames.size:
-            self._gathered = np.empty((frames.size, flat.width), self._gathered.dtype)
-        gathered = flat.gather(frames.ravel(), self._gathered[: frames.size])
-        stacks = torch.from_numpy(gathered).view(*frames.shape, -1)
+        ends = {depth - 1: rows, frames.shape[1] - 1: steps.last}
+        stacks = torch.from_numpy(self._state_rows.gather(frames, ends))
         return Batch(
             states=stacks[:, :depth],
             following=stacks[:, -depth:],
@@ -128,15 +127,18 @@ def moments(flat: FlatMap, most: int = 20_000) -> tuple[Tensor, Tensor]:
     """
     # By way of the steps: the flat map's files may hold other segments than this snapshot's.
     at = np.unique(np.linspace(0, len(flat.steps) - 1, most).astype(np.int64))
-    frames = flat.rows["frame"][flat.steps[at]]
-    mean, deviation = np.empty(flat.width, np.float32), np.empty(flat.width, np.float32)
-    for columns in flat.columns:
+    rows = flat.steps[at]
+    frames = flat.rows["frame"][rows]
+    means, deviations = [], []
+    for window, columns in zip(flat.windows, flat.columns, strict=True):
+        table, at = (flat.embeddings, frames) if window == 1 else (flat.windowed, rows)
         # float64: in float32 a sum over rows loses what little differs between frames.
-        sample = flat.embeddings[frames, columns].astype(np.float64)
+        sample = table[at, columns].astype(np.float64)
         spread = sample.std(axis=0)
-        mean[columns] = sample.mean(axis=0)
-        deviation[columns] = np.maximum(spread, 0.01 * spread.mean() + 1e-6)
-    return torch.from_numpy(mean), torch.from_numpy(deviation)
+        means.append(sample.mean(axis=0))
+        deviations.append(np.maximum(spread, 0.01 * spread.mean() + 1e-6))
+    mean, deviation = (torch.from_numpy(np.concatenate(p)).float() for p in (means, deviations))
+    return mean, deviation
 
 
 class LiveStacks:
@@ -165,7 +167,7 @@ class LiveStacks:
         Returns:
             (n, k, width), oldest first, the first frame of an episode repeated before it.
         """
-        newest = self._encoder(frames)
+        newest = self._encoder(frames, first, envs)
         stacks = self._stacks[envs]
         stacks[:, :-1] = stacks[:, 1:]
         stacks[:, -1] = newest

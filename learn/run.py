@@ -85,16 +85,23 @@ class RunConfig(msgspec.Struct, frozen=True):
         return (*self.models, self.context) if alone else self.models
 
 
-def inputs_of(config: RunConfig, shapes: Sequence[tuple[int, ...]]) -> Inputs:
+def inputs_of(
+    config: RunConfig, shapes: Sequence[tuple[int, ...]], windows: Sequence[int]
+) -> Inputs:
     """What a run's network reads of a state.
 
     Args:
         config: The run.
-        shapes: Of a frame's embedding by each of `config.inputs`.
+        shapes: Of an embedding by each of `config.inputs`.
+        windows: Frames that each of them looks at. One that looks at several gives one embedding
+            for the whole state.
     """
     stacked = tuple(
-        (config.network.frame_stack, *(shape if len(shape) == 3 else (math.prod(shape),)))
-        for shape in shapes
+        (
+            config.network.frame_stack if window == 1 else 1,
+            *(shape if len(shape) == 3 else (math.prod(shape),)),
+        )
+        for shape, window in zip(shapes, windows, strict=True)
     )
     context = None if config.context == MEAN_CONTEXT else config.inputs.index(config.context)
     return Inputs(stacked, context, len(config.models))
@@ -216,9 +223,11 @@ def make_config(
         hyperparameters=hyperparameters,
         init=init,
     )
-    shapes = {meta.model: meta.shape[1:] for meta in snapshot.embeddings(game)}
+    metas = {meta.model: meta for meta in snapshot.embeddings(game)}
+    shapes = [metas[key].shape[1:] for key in config.inputs]
+    windows = [metas[key].window for key in config.inputs]
     with torch.device("meta"):  # Shapes alone: whether the fusion takes them.
-        Torso(inputs_of(config, [shapes[key] for key in config.inputs]), config.network)
+        Torso(inputs_of(config, shapes, windows), config.network)
     return config
 
 
@@ -311,7 +320,7 @@ def learn(
                 config.hyperparameters,
                 config.network,
                 flat,
-                inputs_of(config, flat.shapes),
+                inputs_of(config, flat.shapes, flat.windows),
                 len(config.protocol.actions),
                 config.seed,
                 folder,
@@ -419,7 +428,7 @@ def evaluate(
     config = read_config(folder)
     snapshot, flat = open_data(config)
     actions = len(config.protocol.actions)
-    network = QNetwork(inputs_of(config, flat.windows, flat.shapes), actions, config.network)
+    network = QNetwork(inputs_of(config, flat.shapes, flat.windows), actions, config.network)
     checkpoints = folder / "checkpoints"
     path = checkpoint.latest(checkpoints) if which == "final" else checkpoint.best(checkpoints)
     updates, _ = checkpoint.load(path, {"online": network})

@@ -207,6 +207,7 @@ def flat_of(embeddings: NDArray[Any], columns: list[slice]) -> Any:
     rows["frame"] = np.arange(len(embeddings))
     return SimpleNamespace(
         embeddings=embeddings,
+        windows=[1] * len(columns),
         columns=columns,
         rows=rows,
         steps=np.arange(len(embeddings)),
@@ -238,7 +239,7 @@ class FakeEncoder:
     width = 3
     dtype = np.dtype(np.float16)
 
-    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float16]:
+    def __call__(self, frames: NDArray[np.uint8], *_: Any) -> NDArray[np.float16]:
         return frames.reshape(len(frames), -1)[:, :3].astype(np.float16)
 
 
