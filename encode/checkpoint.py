@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from wsa.store import keys, publish
 from wsa.store.errors import DamagedError, MissingError, Terminated
 
+BEST = "best"  # The name of the checkpoint that did best on held-out episodes.
+
 
 class StopRequest:
     """While entered, Ctrl-C and SIGTERM ask to stop after the update at hand; a second one stops.
@@ -56,8 +58,9 @@ def save(
     folder: Path,
     step: int,
     modules: dict[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    extra: dict[str, Any],
+    optimizer: torch.optim.Optimizer | None = None,
+    extra: dict[str, Any] | None = None,
+    name: str = "",
 ) -> Path:
     """Write `<folder>/<step>.safetensors`, and remove what a killed process left half written.
 
@@ -67,20 +70,22 @@ def save(
         modules: Networks by name.
         optimizer: Its state is saved too.
         extra: Anything else that JSON can hold.
+        name: The file's, in place of the step; such a one is never continued from.
     """
     tensors = {
         f"{name}.{key}": tensor.detach().cpu().contiguous()
         for name, module in modules.items()
         for key, tensor in module.state_dict().items()
     }
-    for index, state in optimizer.state_dict()["state"].items():
+    moved = optimizer.state_dict()["state"] if optimizer else {}
+    for index, state in moved.items():
         for key, value in state.items():
             tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).cpu().contiguous()
     tensors["torch_random_state"] = torch.get_rng_state()
-    metadata = {"step": str(step), "extra": json.dumps(extra)}
+    metadata = {"step": str(step), "extra": json.dumps(extra or {})}
     metadata["check"] = _check(metadata, tensors)
-    path = folder / f"{step:09d}.safetensors"
-    for left in folder.glob(".[0-9]*.safetensors.*"):
+    path = folder / f"{name or f'{step:09d}'}.safetensors"
+    for left in (*folder.glob(".[0-9]*.safetensors.*"), *folder.glob(f".{BEST}.safetensors.*")):
         left.unlink(missing_ok=True)
     publish.replace(path, safetensors.torch.save(tensors, metadata))
     return path
@@ -100,6 +105,22 @@ def latest(folder: Path) -> Path:
             "example runs/Seaquest__wsa__1__1700000000.",
         )
     return found[-1]
+
+
+def best(folder: Path) -> Path:
+    """The network of a run that did best on held-out episodes.
+
+    Raises:
+        MissingError: The run kept none.
+    """
+    path = folder / f"{BEST}.safetensors"
+    if not path.exists():
+        raise MissingError(
+            "no-run",
+            f"{folder} has no {path.name}: a run keeps one with 'wsa learn --save-best'. "
+            "--checkpoint final is always there.",
+        )
+    return path
 
 
 def all_of(folder: Path) -> list[Path]:
@@ -122,13 +143,8 @@ def load(
         DamagedError: The file is not what was saved, or does not fit the networks; these and the
             optimiser may have been changed.
     """
+    tensors, metadata = read(path)
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        check = metadata.pop("check")
-        if _check(metadata, tensors) != check:
-            raise ValueError("its bytes are not those that were saved")
         for name, module in modules.items():
             module.load_state_dict(_below(tensors, name))
         if optimizer is not None:
@@ -139,18 +155,40 @@ def load(
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
             torch.set_rng_state(tensors["torch_random_state"])
         return int(metadata["step"]), json.loads(metadata["extra"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise _damaged(path, error) from None
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A checkpoint's tensors by name, and its metadata.
+
+    Raises:
+        DamagedError: The file is not what was saved.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        check = metadata.pop("check")
+        if _check(metadata, tensors) != check:
+            raise ValueError("its bytes are not those that were saved")
+        return tensors, metadata
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        others = [other.name for other in all_of(path.parent) if other != path]
-        raise DamagedError(
-            "bad-bytes",
-            f"{path} cannot be read as a checkpoint of this run ({error}). No file was changed. "
-            + (
-                f"Remove it and run the same command again: {others[-1]} is then the newest."
-                if others
-                else "The run has no other: remove it, and the command in "
-                f"{path.parent.parent / 'command.txt'} begins the run anew."
-            ),
-        ) from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> DamagedError:
+    others = [other.name for other in all_of(path.parent) if other != path]
+    return DamagedError(
+        "bad-bytes",
+        f"{path} cannot be read as a checkpoint of this run ({error}). No file was changed. "
+        + (
+            f"Remove it and run the same command again: {others[-1]} is then the newest."
+            if others
+            else "The run has no other: remove it, and the command in "
+            f"{path.parent.parent / 'command.txt'} begins the run anew."
+        ),
+    )
 
 
 def _check(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:

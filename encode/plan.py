@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from wsa.encode.inputs import input_digests
 from wsa.store.index import first_seen
 from wsa.store.reader import Snapshot
-from wsa.store.records import SegmentMeta, inputs_of
+from wsa.store.records import SegmentMeta
 
 Name = tuple[str, str, str]  # Of an embedding object: model key, game, segment.
 Digests = dict[tuple[str, str, int], NDArray[np.uint8]]  # By game, segment and window.
@@ -62,7 +62,7 @@ class Item:
     @property
     def inputs(self) -> int:
         """Embeddings in the object."""
-        return inputs_of(self.meta, self.window)
+        return self.meta.inputs(self.window)
 
     @property
     def name(self) -> Name:
@@ -177,7 +177,7 @@ def _plan_model(
 ) -> list[Item]:
     """One model's items: number all inputs in order, and let each find where it stands first."""
     ordered = [*done, *missing]
-    edges = np.cumsum([0, *(inputs_of(m, window) for m in ordered)])
+    edges = np.cumsum([0, *(m.inputs(window) for m in ordered)])
     everything = np.concatenate([digests(m, window) for m in ordered])
     first = first_seen(everything)
     items = []

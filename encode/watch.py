@@ -31,7 +31,6 @@ from wsa.encode.workers import Workers
 from wsa.store.backends import Backend, open_backend
 from wsa.store.errors import DamagedError, StorageError, WsaError
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import inputs_of
 from wsa.store.root import is_free, open_store
 
 # For about so long a batch keeps its claims, and nobody looks for what is new.
@@ -191,7 +190,7 @@ class Service:
                 if (m.game, m.segment) not in done and (key, m.game, m.segment) not in without:
                     todo[m.game, key] = todo.get((m.game, key), 0) + 1
                     segments, frames = backlog[key]
-                    backlog[key] = segments + 1, frames + inputs_of(m, window)
+                    backlog[key] = segments + 1, frames + m.inputs(window)
         self.tally.backlog(backlog)
         return dict(sorted(todo.items()))
 

@@ -16,7 +16,8 @@ from wsa.encode.models import Request, parse_request
 from wsa.encode.options import open_snapshot
 from wsa.learn import env, run
 from wsa.learn.collect import collect, plan_collection
-from wsa.learn.dqn import DQNConfig, Trained
+from wsa.learn.dqn import DQNConfig
+from wsa.learn.offline import Trained
 from wsa.learn.options import DemoOptions
 from wsa.learn.report import summarise, total_bytes
 from wsa.store.backends import Backend

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 import torch
 
-from wsa.learn import dqn
+from wsa.learn.adapters import Inputs
 from wsa.learn.features import Batch
-from wsa.learn.run import RunConfig
+from wsa.learn.heads import QNetwork
+from wsa.learn.run import RunConfig, inputs_of
 from wsa.store.flat import ROW
 from wsa.store.reader import Snapshot
 
@@ -29,38 +29,41 @@ def estimate(snapshot: Snapshot, config: RunConfig, device: str) -> dict[str, fl
         machine (made once for all runs on this data), and minutes.
     """
     metas = [m for m in snapshot.segments(config.game) if m.segment in config.segments]
-    shapes = {e.model: e.shape[1:] for e in snapshot.embeddings(config.game)}
-    widths = [math.prod(shapes[key]) for key in config.models]
+    found = {e.model: e for e in snapshot.embeddings(config.game)}
+    embeddings = [found[key] for key in config.inputs]
+    windows = [e.window for e in embeddings]
+    inputs = inputs_of(config, [e.shape[1:] for e in embeddings], windows)
+    numbers = sum(
+        width * sum(meta.inputs(window) for meta in metas)
+        for width, window in zip(inputs.widths, windows, strict=True)
+    )
     frames = sum(meta.frames for meta in metas)
     return {
         "updates": config.hyperparameters.updates,
         "segments": len(metas),
         "steps": sum(meta.steps for meta in metas),
         "frames": frames,
-        "cache_bytes": 2 * frames * sum(widths) + ROW.itemsize * sum(meta.rows for meta in metas),
-        "minutes": config.hyperparameters.updates * _seconds(config, widths, device) / 60,
+        "cache_bytes": 2 * numbers + ROW.itemsize * sum(meta.rows for meta in metas),
+        "minutes": config.hyperparameters.updates * _seconds(config, inputs, device) / 60,
     }
 
 
-def _seconds(config: RunConfig, widths: list[int], device: str) -> float:
+def _seconds(config: RunConfig, inputs: Inputs, device: str) -> float:
     """Time of an update."""
     values = config.hyperparameters
-    actions = len(config.protocol.actions)
-    network = dqn.make_network(values, widths, actions, None).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), fused=True)
-    states = (values.batch_size, values.frame_stack + 1, sum(widths))
+    network = QNetwork(inputs, len(config.protocol.actions), config.network).to(device)
+    learner = values.learner(network)
+    shape = (values.batch_size, config.network.frame_stack, sum(inputs.widths))
     batch = Batch(
-        states=torch.randn(states, dtype=torch.float16),
+        states=torch.randn(shape, dtype=torch.float16),
+        following=torch.randn(shape, dtype=torch.float16),
         actions=torch.zeros(values.batch_size, dtype=torch.int64),
         rewards=torch.zeros(values.batch_size),
-        terminated=torch.zeros(values.batch_size),
+        discounts=torch.zeros(values.batch_size),
     )
     started = 0.0
     for update in range(1 + UPDATES_TIMED):
         if update == 1:  # The first one also sets up what all others find.
             started = time.perf_counter()
-        loss, _ = dqn.update_loss(values, network, network, batch, device)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        learner.update(update, batch)
     return (time.perf_counter() - started) / UPDATES_TIMED

@@ -103,7 +103,7 @@ class GreedyPolicy:
         """Value and choose (n,) actions."""
         stacks = self._stacks.see(frames, first, envs)
         with torch.inference_mode():
-            values = self._network(stacks.to(self._network.mean.device))[0]
+            values = self._network(stacks.to(self._network.device))[0]
         greedy = values.argmax(dim=1).cpu().numpy()
         explore = self._generator.random(len(envs)) < self._epsilon
         return np.where(explore, self._random(frames, first, envs), greedy)
@@ -185,17 +185,15 @@ def play(
     return [episode for episodes_of_env in finished for episode in episodes_of_env]
 
 
-def write_csv(
-    path: Path, updates: int, epsilon: float, played: list[Episode], random: list[Episode]
-) -> None:
+def write_csv(path: Path, updates: int, epsilon: float, played: dict[str, list[Episode]]) -> None:
     """Append episodes to a table, one a line.
 
     Args:
         path: The table.
         updates: Updates the network had had.
         epsilon: Probability of a random action.
-        played: Games of the network, policy `run`.
-        random: Games of a random policy.
+        played: Games by policy: `run`, the run's final network; `best`, the one that did best on
+            held-out episodes; `random`.
     """
     new = not path.exists()
     with path.open("a", newline="") as file:
@@ -204,7 +202,7 @@ def write_csv(
             writer.writerow(
                 ["updates", "policy", "epsilon", "env", "seed", "return", "steps", "truncated"]
             )
-        for policy, episodes in (("run", played), ("random", random)):
+        for policy, episodes in played.items():
             for e in episodes:
                 writer.writerow(
                     [updates, policy, epsilon, e.env, e.seed, e.returned, e.steps, e.truncated]

@@ -44,7 +44,7 @@ def du(o: DuOptions) -> int:
 def export(o: ExportOptions) -> int:
     """`wsa export`."""
     from wsa.learn.run import choose_models
-    from wsa.learn.verbs import stored_name
+    from wsa.learn.start import stored_name
     from wsa.store.export import export as write
     from wsa.store.export import plan_export
 

@@ -11,66 +11,98 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.encode.live import LiveEncoder
+from wsa.learn.nstep import walk
+from wsa.learn.rows import StateRows
 from wsa.store.flat import FlatMap
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Transitions.
+    """Transitions of n steps.
 
     Attributes:
-        states: (B, k + 1, width), embeddings of k + 1 consecutive frames, oldest first: the first
-            k are the state, the last k the next state. Before an episode's first frame that frame
-            is repeated.
+        states: (B, k, width), embeddings of k consecutive frames, oldest first. Before an
+            episode's first frame that frame is repeated. Of models with a window only the last
+            counts (`wsa.learn.rows`).
+        following: (B, k, width), the same of the last state that n steps reach.
         actions: (B,) int64.
-        rewards: (B,) float32, raw.
-        terminated: (B,) float32, 1 where the game ended; a truncated episode is not an end.
+        rewards: (B,) float32, the discounted sum of what these steps earned.
+        discounts: (B,) float32, what the value of the last state counts: gamma^n, less steps where
+            there were fewer, 0 where the game ended; a truncated episode is not an end.
     """
 
     states: Tensor
+    following: Tensor
     actions: Tensor
     rewards: Tensor
-    terminated: Tensor
+    discounts: Tensor
 
 
 class OfflineBatches:
-    """Uniform draws, with replacement, of the steps in a flat map.
-
-    The next observation of row i is always row i + 1: segments keep an episode's true last frame
-    and the frame after a cut.
+    """Uniform draws, with replacement, of steps in a flat map.
 
     Args:
         flat: The data.
         depth: k, frames in a state.
         batch_size: Transitions in a batch.
         seed: Of the draws.
+        steps: Rows to draw from; all steps if None.
+        n_step: Steps in a transition.
+        gamma: Discount per step.
+        clip: Whether rewards count by their sign.
     """
 
-    def __init__(self, flat: FlatMap, depth: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        flat: FlatMap,
+        depth: int,
+        batch_size: int,
+        seed: int,
+        *,
+        steps: NDArray[np.int64] | None = None,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        clip: bool = False,
+    ) -> None:
         self._flat = flat
         self._depth = depth
+        self._steps = flat.steps if steps is None else steps
+        self._n_step, self._gamma, self._clip = n_step, gamma, clip
         self._generator = np.random.default_rng(seed)
         self._batch_size = batch_size
-        # One buffer for every batch: numpy gathers into it without allocating.
-        self._gathered = np.empty((batch_size * (depth + 1), flat.width), flat.embeddings.dtype)
+        self._state_rows = StateRows(flat)
 
     def draw(self) -> Batch:
-        """The next batch; its states are the caller's until the next draw.
+        """The next batch; its states are the caller's until the next one.
 
         Raises:
             UsageError: `depth` is more than what segments repeat of each other.
         """
-        steps = self._flat.steps
-        rows = steps[self._generator.integers(len(steps), size=self._batch_size)]
-        state = self._flat.stack(rows, self._depth)
-        frames = np.column_stack([state, self._flat.rows["frame"][rows + 1]])
-        self._flat.gather(frames.ravel(), self._gathered)
-        here = self._flat.rows[rows]
+        return self.of(
+            self._steps[self._generator.integers(len(self._steps), size=self._batch_size)]
+        )
+
+    def of(self, rows: NDArray[np.int64]) -> Batch:
+        """The transitions that begin at some rows; their states are the caller's until the next.
+
+        Args:
+            rows: (B,) rows that hold a step.
+        """
+        flat, depth = self._flat, self._depth
+        steps = walk(flat, rows, self._n_step, self._gamma, self._clip)
+        state = flat.stack(rows, depth)
+        if self._n_step == 1:  # The two overlap in all frames but one, which is gathered once.
+            frames = np.column_stack([state, flat.rows["frame"][steps.last]])
+        else:
+            frames = np.column_stack([state, flat.stack(steps.last, depth)])
+        ends = {depth - 1: rows, frames.shape[1] - 1: steps.last}
+        stacks = torch.from_numpy(self._state_rows.gather(frames, ends))
         return Batch(
-            states=torch.from_numpy(self._gathered).view(self._batch_size, self._depth + 1, -1),
-            actions=torch.from_numpy(here["action"].astype(np.int64)),
-            rewards=torch.from_numpy(here["reward"].copy()),
-            terminated=torch.from_numpy(here["terminated"].astype(np.float32)),
+            states=stacks[:, :depth],
+            following=stacks[:, -depth:],
+            actions=torch.from_numpy(flat.rows["action"][rows].astype(np.int64)),
+            rewards=torch.from_numpy(steps.returns),
+            discounts=torch.from_numpy(steps.discounts),
         )
 
     def state(self) -> dict[str, Any]:
@@ -95,15 +127,18 @@ def moments(flat: FlatMap, most: int = 20_000) -> tuple[Tensor, Tensor]:
     """
     # By way of the steps: the flat map's files may hold other segments than this snapshot's.
     at = np.unique(np.linspace(0, len(flat.steps) - 1, most).astype(np.int64))
-    frames = flat.rows["frame"][flat.steps[at]]
-    mean, deviation = np.empty(flat.width, np.float32), np.empty(flat.width, np.float32)
-    for columns in flat.columns:
+    rows = flat.steps[at]
+    frames = flat.rows["frame"][rows]
+    means, deviations = [], []
+    for window, columns in zip(flat.windows, flat.columns, strict=True):
+        table, at = (flat.embeddings, frames) if window == 1 else (flat.windowed, rows)
         # float64: in float32 a sum over rows loses what little differs between frames.
-        sample = flat.embeddings[frames, columns].astype(np.float64)
+        sample = table[at, columns].astype(np.float64)
         spread = sample.std(axis=0)
-        mean[columns] = sample.mean(axis=0)
-        deviation[columns] = np.maximum(spread, 0.01 * spread.mean() + 1e-6)
-    return torch.from_numpy(mean), torch.from_numpy(deviation)
+        means.append(sample.mean(axis=0))
+        deviations.append(np.maximum(spread, 0.01 * spread.mean() + 1e-6))
+    mean, deviation = (torch.from_numpy(np.concatenate(p)).float() for p in (means, deviations))
+    return mean, deviation
 
 
 class LiveStacks:
@@ -132,7 +167,7 @@ class LiveStacks:
         Returns:
             (n, k, width), oldest first, the first frame of an episode repeated before it.
         """
-        newest = self._encoder(frames)
+        newest = self._encoder(frames, first, envs)
         stacks = self._stacks[envs]
         stacks[:, :-1] = stacks[:, 1:]
         stacks[:, -1] = newest

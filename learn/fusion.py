@@ -1,67 +1,91 @@
-"""Weight Sharing Attention: several frozen models' embeddings become one state vector.
-
-Piccoli et al., "Combining Pre-Trained Models for Enhanced Feature Representation in Reinforcement
-Learning" (arXiv 2507.07197). For models i = 1..m with state embeddings u_i and a context u_0,
-
-    E_i = ReLU(LN(W_i u_i + b_i))           adapters, one for each model
-    c   = ReLU(LN(W_0 u_0 + b_0))           context, or the mean of the E_i
-    s_i = f([c ; E_i])                      one MLP, shared by all models: the method's name
-    w   = softmax(s)                        (m,), sums to 1
-    R   = sum_i w_i E_i                     the state vector
-
-The authors' code differs from their text and from itself; these defaults mend what was found wrong
-there (docs/explain/wsa.md): scores have no ReLU, so a model can be turned off and no row is stuck at
-uniform weights, and adapters are normalised, so none dies on embeddings of another scale. f has a
-hidden layer, as their text says: in their code it is one linear map, and then c adds the same to
-every score, which the softmax takes away again. The context would do nothing and learn nothing
-(Brody et al., 2022, arXiv 2105.14491, for attention over graphs).
-"""
+"""Every fusion by name, behind one signature, and the authors' two variants as presets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from math import sqrt
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from wsa.learn.adapters import Adapted, Fusion, FusionConfig, Inputs, initialise
+from wsa.learn.attention import DPA, WSA
+from wsa.learn.controls import Mean, MoE, Single, Uniform, Unshared
+from wsa.learn.rivals import CNN, FIX, LIN, MIX, RES
+from wsa.store.errors import UsageError
+
+NAMES: dict[str, type[Fusion]] = {
+    "wsa": WSA,
+    "lin": LIN,
+    "fix": FIX,
+    "cnn": CNN,
+    "mix": MIX,
+    "res": RES,
+    "dpa": DPA,
+    "mean": Mean,
+    "uniform": Uniform,
+    "single": Single,
+    "unshared": Unshared,
+    "moe": MoE,
+}
+
+# The faults of the authors' code, by name; docs/explain/wsa.md says what each does.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    # The thesis: SB3, four stacked frames.
+    "thesis": {
+        "score_activation": "relu",
+        "normaliser": "softmax",
+        "layer_norm": False,
+        "scorer_hidden": False,
+        "init": "orthogonal",
+    },
+    # The published fork, almost surely the paper's.
+    "paper": {
+        "score_activation": "relu",
+        "normaliser": "relu-sum",
+        "layer_norm": True,
+        "scorer_hidden": False,
+        "init": "small",
+    },
+}
 
 
-class WeightSharingAttention(nn.Module):
-    """The fusion above.
+def make_config(name: str = "wsa", preset: str = "default", **switches: Any) -> FusionConfig:
+    """A fusion's configuration: the preset's, with what is given in its place.
 
-    Args:
-        widths: Numbers in each model's state embedding u_i.
-        context: Index of the model whose embedding is the context, or None for the mean of the E_i.
-        size: d, length of the state vector. The paper uses 256, 512 or 1024.
+    Raises:
+        UsageError: Nobody knows the fusion or the preset, or a switch is out of range.
     """
+    for value, known, flag in (
+        (name, list(NAMES), "--fusion"),
+        (preset, list(PRESETS), "--fusion-preset"),
+    ):
+        if value not in known:
+            near = difflib.get_close_matches(value, known, 1)
+            raise UsageError(
+                "bad-option",
+                f"{flag} {value}: there is no such one. "
+                + (f"Did you mean {near[0]}? " if near else "")
+                + f"Choose from {', '.join(known)}.",
+            )
+    return FusionConfig(name, **{**PRESETS[preset], **switches})
 
-    def __init__(self, widths: Sequence[int], context: int | None = None, size: int = 256) -> None:
-        super().__init__()
-        self.size = size
-        self._context = context
-        self.adapters = nn.ModuleList(_adapter(width, size) for width in widths)
-        self.context = None if context is None else _adapter(widths[context], size)
-        self.scorer = nn.Sequential(nn.Linear(2 * size, size), nn.ReLU(), nn.Linear(size, 1))
 
-    def forward(self, embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Fuse.
+def make_fusion(config: FusionConfig, inputs: Inputs) -> Fusion:
+    """Build a fusion, its weights drawn from torch's generator.
 
-        Args:
-            embeddings: One (B, width) for each model.
-
-        Returns:
-            The state vector (B, d) and the weights (B, m).
-        """
-        adapted = torch.stack(
-            [adapter(u) for adapter, u in zip(self.adapters, embeddings, strict=True)], dim=1
+    Raises:
+        UsageError: It cannot take these shapes, or has no use for the context that is given.
+    """
+    made = NAMES[config.name](inputs, config)
+    if inputs.context is not None and not (isinstance(made, Adapted) and made.context is not None):
+        raise UsageError(
+            "bad-option",
+            f"--fusion {config.name} is conditioned on nothing: leave out --context.",
         )
-        if self.context is None or self._context is None:
-            context = adapted.mean(dim=1)
-        else:
-            context = self.context(embeddings[self._context])
-        pairs = torch.cat([context.unsqueeze(1).expand_as(adapted), adapted], dim=2)
-        weights = torch.softmax(self.scorer(pairs).squeeze(2), dim=1)
-        return torch.einsum("bm,bmd->bd", weights, adapted), weights
-
-
-def _adapter(width: int, size: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, size), nn.LayerNorm(size), nn.ReLU())
+    if config.init == "orthogonal":
+        initialise(made, sqrt(2))
+    elif config.init == "small" and isinstance(made, Adapted):
+        initialise(made.adapters, 0.01)
+        if made.context is not None:
+            initialise(made.context, 0.01)
+    return made

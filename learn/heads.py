@@ -1,61 +1,209 @@
-"""From stacks of embeddings to action values: normalise, fuse, value."""
+"""From stacks of embeddings to actions: normalise, fuse, and a head on the state vector."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
+import msgspec
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from wsa.learn.fusion import WeightSharingAttention
+from wsa.learn.adapters import FusionConfig, Inputs
+from wsa.learn.fusion import make_fusion
+from wsa.store.errors import UsageError
+from wsa.store.windows import MAX_STACK_FRAMES
 
 
-class QNetwork(nn.Module):
-    """Action values of a stack of embeddings.
+class NetworkConfig(msgspec.Struct, frozen=True):
+    """What a network is, whichever algorithm trains it.
+
+    Attributes:
+        fusion: How embeddings become one state vector.
+        frame_stack: k, frames in a state.
+        normalize: `standard`: each number less its mean over the data, divided by its deviation;
+            `layer`: each embedding of a frame to mean 0 and deviation 1; `none`.
+        hidden: Units of each hidden layer of a head; the paper's code has one of 256.
+    """
+
+    fusion: FusionConfig = FusionConfig()
+    frame_stack: int = 4
+    normalize: Literal["none", "layer", "standard"] = "standard"
+    hidden: tuple[int, ...] = (256,)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.frame_stack <= MAX_STACK_FRAMES:
+            raise UsageError(
+                "bad-option",
+                f"--frame-stack must be from 1 to {MAX_STACK_FRAMES}, not {self.frame_stack}: "
+                "segments repeat no more frames of each other.",
+            )
+        if any(units < 1 for units in self.hidden):
+            raise UsageError("bad-option", "--hidden: a layer must have at least 1 unit.")
+
+
+class Standard(nn.Module):
+    """Numbers less their mean over the data, divided by their deviation.
 
     Args:
-        widths: Numbers in one frame's embedding by each model; they stand side by side.
-        depth: k, frames in a stack.
-        actions: Number of actions.
-        context: Index of the model that gives WSA's context, or None.
-        size: Length of the fused state vector.
-        hidden: Units of the head; the paper's code uses 256.
+        width: How many.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(
-        self,
-        widths: Sequence[int],
-        depth: int,
-        actions: int,
-        context: int | None = None,
-        size: int = 256,
-        hidden: int = 256,
-    ) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self._widths = list(widths)
-        self.register_buffer("mean", torch.zeros(sum(widths)))
-        self.register_buffer("deviation", torch.ones(sum(widths)))
-        self.fusion = WeightSharingAttention([depth * w for w in widths], context, size)
-        self.head = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, actions))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
 
-    def set_moments(self, mean: Tensor, deviation: Tensor) -> None:
-        """Fix what embeddings are normalised with, (width,) each; saved with the weights."""
-        self.mean.copy_(mean)
-        self.deviation.copy_(deviation)
+    def forward(self, part: Float[Tensor, "batch k width"]) -> Float[Tensor, "batch k width"]:
+        """Normalise."""
+        return (part - self.mean) / self.deviation
 
-    def forward(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
-        """Value actions.
+
+class Layer(nn.LayerNorm):
+    """A frame's numbers to mean 0 and deviation 1; nothing is learned.
+
+    Args:
+        width: How many.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, elementwise_affine=False)
+
+
+class Raw(nn.Identity):
+    """Numbers as they are."""
+
+
+class Torso(nn.Module):
+    """Stacks of embeddings to one state vector; what all heads share.
+
+    Args:
+        inputs: The models' embeddings, which stand side by side in a row.
+        config: What the network is.
+
+    Attributes:
+        fusion: The fusion.
+        out_features: Length of the state vector.
+    """
+
+    def __init__(self, inputs: Inputs, config: NetworkConfig) -> None:
+        super().__init__()
+        self.inputs = inputs
+        kind = {"standard": Standard, "layer": Layer, "none": Raw}[config.normalize]
+        self.normalisers = nn.ModuleList(kind(width) for width in inputs.widths)
+        self.fusion = make_fusion(config.fusion, inputs)
+        self.out_features = self.fusion.out_features
+
+    def set_moments(
+        self, mean: Float[Tensor, " width"], deviation: Float[Tensor, " width"]
+    ) -> None:
+        """Fix what `standard` normalises with; saved with the weights."""
+        widths = list(self.inputs.widths)
+        parts = zip(self.normalisers, mean.split(widths), deviation.split(widths), strict=True)
+        for normaliser, centre, spread in parts:
+            if isinstance(normaliser, Standard):
+                normaliser.mean.copy_(centre)
+                normaliser.deviation.copy_(spread)
+
+    def forward(
+        self, stacks: Float[Tensor, "batch k width"], mask: Sequence[bool] | None = None
+    ) -> tuple[Float[Tensor, "batch size"], Float[Tensor, "batch models"] | None]:
+        """Fuse.
 
         Args:
-            stacks: (B, k, width) float16 or float32, oldest frame first.
+            stacks: (B, k, width) float16 or float32, oldest frame first. Of a model that gives one
+                embedding for the whole state, the last is it.
+            mask: Whether each model is present, all if None.
 
         Returns:
-            Action values (B, actions) and fusion weights (B, models).
+            The state vector (B, out_features); and the weights (B, models), or None of a fusion
+            that gives models no weights.
         """
-        normal = (stacks.float() - self.mean) / self.deviation
-        embeddings = [part.flatten(1) for part in normal.split(self._widths, dim=2)]
-        fused, weights = self.fusion(embeddings)
-        return self.head(fused), weights
+        parts = stacks.split(list(self.inputs.widths), dim=2)
+        embeddings = [
+            normaliser(part[:, -shape[0] :].float()).reshape(len(part), *shape)
+            for normaliser, part, shape in zip(
+                self.normalisers, parts, self.inputs.shapes, strict=True
+            )
+        ]
+        state, weights = self.fusion(embeddings, mask)
+        return state, weights
+
+
+class QNetwork(nn.Module):
+    """Action values; trained by cross-entropy (`wsa.learn.bc`) their order is a policy's.
+
+    Args:
+        inputs: The models' embeddings.
+        actions: Number of actions.
+        config: What the network is.
+    """
+
+    def __init__(self, inputs: Inputs, actions: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.torso = Torso(inputs, config)
+        self.head = _mlp(self.torso.out_features, config.hidden, actions)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.parameters()).device
+
+    def forward(
+        self, stacks: Float[Tensor, "batch k width"], mask: Sequence[bool] | None = None
+    ) -> tuple[Float[Tensor, "batch actions"], Float[Tensor, "batch models"] | None]:
+        """Value actions; arguments and weights as `Torso.forward`."""
+        state, weights = self.torso(stacks, mask)
+        return self.head(state), weights
+
+
+class ActorCritic(nn.Module):
+    """Action logits and a state's value, a head each on one torso.
+
+    Orthogonal heads: gain sqrt(2) in hidden layers, 0.01 for the logits, 1 for the value, as is
+    usual with PPO.
+
+    Args:
+        inputs: The models' embeddings.
+        actions: Number of actions.
+        config: What the network is.
+    """
+
+    def __init__(self, inputs: Inputs, actions: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.torso = Torso(inputs, config)
+        self.actor = _mlp(self.torso.out_features, config.hidden, actions)
+        self.critic = _mlp(self.torso.out_features, config.hidden, 1)
+        for head, last in ((self.actor, 0.01), (self.critic, 1.0)):
+            maps = [part for part in head if isinstance(part, nn.Linear)]
+            for part in maps:
+                nn.init.orthogonal_(part.weight, last if part is maps[-1] else 2**0.5)
+                nn.init.zeros_(part.bias)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.parameters()).device
+
+    def forward(
+        self, stacks: Float[Tensor, "batch k width"], mask: Sequence[bool] | None = None
+    ) -> tuple[
+        Float[Tensor, "batch actions"],
+        Float[Tensor, " batch"],
+        Float[Tensor, "batch models"] | None,
+    ]:
+        """Logits (B, actions), values (B,), and weights as `Torso.forward`."""
+        state, weights = self.torso(stacks, mask)
+        return self.actor(state), self.critic(state).squeeze(1), weights
+
+
+def _mlp(width: int, hidden: Sequence[int], out: int) -> nn.Sequential:
+    parts: list[nn.Module] = []
+    for units in hidden:
+        parts += [nn.Linear(width, units), nn.ReLU()]
+        width = units
+    return nn.Sequential(*parts, nn.Linear(width, out))

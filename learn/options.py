@@ -47,12 +47,43 @@ class LearnOptions(StoreOptions):
     """Which data, where the game was played under several protocols."""
     models: Names = ()
     """Aliases or keys; every model that has encoded the game if none is named."""
-    fusion: Literal["wsa"] = "wsa"
-    """How embeddings become one state vector."""
+    fusion: Literal[
+        "wsa", "lin", "fix", "cnn", "mix", "res", "dpa",
+        "mean", "uniform", "single", "unshared", "moe",
+    ] = "wsa"  # fmt: skip
+    """How embeddings become one state vector: the paper's seven, and controls."""
+    fusion_preset: Literal["default", "thesis", "paper"] = "default"
+    """Switches of the fusion as the authors had them: their thesis, or their published code."""
+    fusion_size: int = 256
+    """Length of an adapted embedding; of res, of the reservoir."""
+    fusion_layers: int = 1
+    """Convolutions of cnn."""
+    score_activation: Literal["none", "relu"] | None = None
+    """What WSA's scores go through; as the preset says if not given, like the next six."""
+    normaliser: Literal["softmax", "relu-sum", "sigmoid"] | None = None
+    """What makes weights of scores."""
+    layer_norm: bool | None = None
+    """Whether adapters normalise."""
+    temperature: float | None = None
+    """Scores are divided by it."""
+    scorer_hidden: bool | None = None
+    """Whether the scorer has a hidden layer, or is one linear map."""
+    dropout: float | None = None
+    """Of adapted embeddings, while training."""
+    weight_init: Literal["torch", "orthogonal", "small"] | None = None
+    """How the fusion's weights begin."""
     context: str = "mean"
-    """What WSA's scorer is conditioned on: a model's alias, or the mean of all."""
-    algo: Literal["dqn"] = "dqn"
-    """double DQN, offline, with a conservative term."""
+    """What WSA's scorer is conditioned on: a model, fused or not, or the mean of those fused."""
+    normalize: Literal["none", "layer", "standard"] = "standard"
+    """Of embeddings: by mean and deviation over the data, each by itself, or not at all."""
+    hidden: Names = ("256",)
+    """Units of the head's hidden layers, with commas."""
+    weight_entropy_coef: float = 0.0
+    """Weight of a loss that raises the entropy of the fusion's weights."""
+    load_balance_coef: float = 0.0
+    """Weight of a loss that evens out how much each model is used."""
+    algo: Literal["cql", "dqn", "bc"] = "cql"
+    """dqn: double DQN. cql: with a conservative term, for data that is fixed. bc: imitation."""
     updates: int = 100_000
     """Gradient steps."""
     batch_size: int = 32
@@ -61,16 +92,28 @@ class LearnOptions(StoreOptions):
     """Of Adam."""
     gamma: float = 0.99
     """Discount of a step."""
+    n_step: int = 1
+    """Steps whose rewards a target adds up."""
     target_network_frequency: int = 1000
     """Gradient steps between copies to the target network."""
     cql_alpha: float = 1.0
-    """Weight of the conservative term; 0 is plain double DQN."""
+    """Weight of the conservative term of cql."""
     clip_rewards: bool = True
     """Train on the sign of rewards; reports are always of raw ones."""
     frame_stack: int = 4
     """Frames in a state."""
-    fusion_size: int = 256
-    """Length of the fused state vector."""
+    validation_fraction: float = 0.1
+    """Share of the episodes that is held out and only looked at."""
+    validation_frequency: int = 1000
+    """Gradient steps between looks at them."""
+    save_best: bool = False
+    """Keep the network that did best on them too; the final one is what eval plays."""
+    init: str = ""
+    """Folder of a run whose final network this one begins from, with its models and switches."""
+    add: Names = ()
+    """With --init: models that join, their adapters fresh."""
+    drop: Names = ()
+    """With --init: models that leave."""
     seed: int = 1
     """Of initialisation and draws."""
     exp_name: str = "wsa"
@@ -85,6 +128,8 @@ class LearnOptions(StoreOptions):
     """Gradient steps between checkpoints."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
+    compile: bool = False
+    """Compile networks (torch.compile): minutes at first, faster updates after."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
     """Print what the run would be and stop."""
 
@@ -105,6 +150,8 @@ class EvalOptions:
     """Environments side by side."""
     video: bool = False
     """Film the first environment's games into RUN/videos."""
+    checkpoint: Literal["final", "best"] = "final"
+    """The newest network, or the one that did best on held-out episodes (learn --save-best)."""
     weights: Pairs = ()
     """Safetensors files, where this machine keeps them elsewhere than where they were encoded."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -4,7 +4,7 @@ runs/{game}__{exp_name}__{seed}__{time}/
     config.json      everything the run depends on, the data's segments included
     command.txt      the command line
     metrics.jsonl    scalars, one line each; TensorBoard events beside them
-    checkpoints/     {updates}.safetensors
+    checkpoints/     {updates}.safetensors; best.safetensors with --save-best
     eval.csv         episodes played by `wsa eval`
     lock             held while a process trains the run
     videos/          with --video
@@ -13,6 +13,8 @@ runs/{game}__{exp_name}__{seed}__{time}/
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,10 +30,15 @@ from wsa.encode.live import LiveEncoder
 from wsa.encode.lookup import read_spec
 from wsa.encode.models import known_aliases
 from wsa.encode.register import open_model
-from wsa.learn import dqn
 from wsa.learn import env as games
+from wsa.learn.adapters import Inputs
+from wsa.learn.bc import BCConfig
+from wsa.learn.dqn import DQNConfig
 from wsa.learn.evaluate import Episode, GreedyPolicy, Policy, RandomPolicy, play, write_csv
 from wsa.learn.features import LiveStacks
+from wsa.learn.heads import NetworkConfig, QNetwork, Torso
+from wsa.learn.offline import Trained, train
+from wsa.learn.warm import transfer
 from wsa.store import keys, names, publish, records
 from wsa.store.errors import ConflictError, MissingError, UsageError
 from wsa.store.flat import FlatMap, materialise
@@ -51,24 +58,53 @@ class RunConfig(msgspec.Struct, frozen=True):
         store: The store's URL.
         game: ALE game id.
         models: Model keys.
-        context: Key of the model that gives WSA's context, or `mean`.
-        fusion, algo: Which.
+        context: Key of the model that gives WSA's context, one of them or another; or `mean`.
         seed: Of initialisation and draws.
         segments: Segments of the data, so that a continued run sees what it began with.
         protocol: How the data was played, and evaluation is.
-        hyperparameters: As the learner takes them.
+        network: What is trained.
+        hyperparameters: As the learner takes them; which they are is the algorithm.
+        init: Checkpoint of another run whose network this one begins from, or "".
     """
 
     store: str
     game: str
     models: tuple[str, ...]
     context: str
-    fusion: Literal["wsa"]
-    algo: Literal["dqn"]
     seed: int
     segments: tuple[str, ...]
     protocol: Protocol
-    hyperparameters: dqn.DQNConfig
+    network: NetworkConfig
+    hyperparameters: DQNConfig | BCConfig
+    init: str = ""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Keys of the models that the network reads: those fused, then one for the context alone."""
+        alone = self.context != MEAN_CONTEXT and self.context not in self.models
+        return (*self.models, self.context) if alone else self.models
+
+
+def inputs_of(
+    config: RunConfig, shapes: Sequence[tuple[int, ...]], windows: Sequence[int]
+) -> Inputs:
+    """What a run's network reads of a state.
+
+    Args:
+        config: The run.
+        shapes: Of an embedding by each of `config.inputs`.
+        windows: Frames that each of them looks at. One that looks at several gives one embedding
+            for the whole state.
+    """
+    stacked = tuple(
+        (
+            config.network.frame_stack if window == 1 else 1,
+            *(shape if len(shape) == 3 else (math.prod(shape),)),
+        )
+        for shape, window in zip(shapes, windows, strict=True)
+    )
+    context = None if config.context == MEAN_CONTEXT else config.inputs.index(config.context)
+    return Inputs(stacked, context, len(config.models))
 
 
 def choose_models(snapshot: Snapshot, game: str, asked: Sequence[str]) -> list[str]:
@@ -137,25 +173,25 @@ def make_config(
     models: Sequence[str],
     context: str,
     seed: int,
-    hyperparameters: dqn.DQNConfig,
+    hyperparameters: DQNConfig | BCConfig,
     protocol: str = "",
+    network: NetworkConfig | None = None,
+    init: str = "",
 ) -> RunConfig:
     """Settle what a run is.
 
     Raises:
         MissingError: No frames, or a model has not encoded them.
-        UsageError: The context is none of the models, or the game was played under several
-            protocols and none of them is named: their scores must not be mixed.
+        UsageError: The fusion cannot take the models, an alias fits several of them, or the game
+            was played under several protocols and none of them is named: their scores must not be
+            mixed.
     """
     games.check_game(game)
     chosen = choose_models(snapshot, game, models)
     if context != MEAN_CONTEXT:
         fitting = [key for key in chosen if context in (key, names.key_alias(key))]
-        if not fitting:
-            aliases = ", ".join(names.key_alias(key) for key in chosen)
-            raise UsageError(
-                "bad-option", f"--context {context}: choose from {aliases}, or {MEAN_CONTEXT}."
-            )
+        if not fitting:  # A model that gives the context alone.
+            fitting = choose_models(snapshot, game, [context])
         if len(fitting) > 1:
             raise _ambiguous(f"--context {context}", fitting)
         context = fitting[0]
@@ -175,18 +211,24 @@ def make_config(
             f"{game} was played under these protocols: {played}. Data and scores of two must not "
             "be mixed; choose one with --protocol.",
         )
-    return RunConfig(
+    config = RunConfig(
         store=snapshot.backend.url,
         game=game,
         models=tuple(chosen),
         context=context,
-        fusion="wsa",
-        algo="dqn",
         seed=seed,
         segments=tuple(meta.segment for meta in segments),
         protocol=protocols.pop(),
+        network=network or NetworkConfig(),
         hyperparameters=hyperparameters,
+        init=init,
     )
+    metas = {meta.model: meta for meta in snapshot.embeddings(game)}
+    shapes = [metas[key].shape[1:] for key in config.inputs]
+    windows = [metas[key].window for key in config.inputs]
+    with torch.device("meta"):  # Shapes alone: whether the fusion takes them.
+        Torso(inputs_of(config, shapes, windows), config.network)
+    return config
 
 
 def new_folder(runs: Path, config: RunConfig, exp_name: str) -> Path:
@@ -253,7 +295,7 @@ def open_data(config: RunConfig) -> tuple[Snapshot, FlatMap]:
     snapshot = Snapshot(
         whole.backend, {path: c for path, c in whole.commits.items() if path not in others}
     )
-    return snapshot, materialise(snapshot, config.game, config.models)
+    return snapshot, materialise(snapshot, config.game, config.inputs)
 
 
 def learn(
@@ -261,7 +303,9 @@ def learn(
     config: RunConfig,
     device: str,
     on_update: Callable[[int, dict[str, float]], None] = lambda step, scalars: None,
-) -> dqn.Trained:
+    *,
+    compiled: bool = False,
+) -> Trained:
     """Train a run, from its beginning or its newest checkpoint.
 
     Raises:
@@ -272,15 +316,18 @@ def learn(
     _, flat = open_data(config)
     try:
         with filelock.FileLock(folder / "lock", timeout=0):
-            return dqn.train(
+            return train(
                 config.hyperparameters,
+                config.network,
                 flat,
+                inputs_of(config, flat.shapes, flat.windows),
                 len(config.protocol.actions),
-                _context(config),
                 config.seed,
                 folder,
                 device,
-                on_update,
+                warm=functools.partial(_warm, config),
+                compiled=compiled,
+                on_update=on_update,
             )
     except filelock.Timeout:
         raise ConflictError(
@@ -289,8 +336,12 @@ def learn(
         ) from None
 
 
-def _context(config: RunConfig) -> int | None:
-    return None if config.context == MEAN_CONTEXT else config.models.index(config.context)
+def _warm(config: RunConfig, network: QNetwork) -> None:
+    """Let a network begin as `config.init` says."""
+    if config.init:
+        path = Path(config.init)
+        before = read_config(path.parent.parent).inputs
+        transfer(network, network.torso, config.inputs, path, before)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,6 +350,7 @@ class Evaluation:
 
     Attributes:
         updates: Updates the network had had.
+        which: Whether it is the run's final network, or the best on held-out episodes.
         episodes: Games played by the run's network.
         random: Games played by a random policy under the same protocol and seeds.
         live: The live encoder, with its counts.
@@ -306,6 +358,7 @@ class Evaluation:
     """
 
     updates: int
+    which: str
     episodes: tuple[Episode, ...]
     random: tuple[Episode, ...]
     live: LiveEncoder
@@ -317,6 +370,7 @@ class Evaluation:
         random_mean, random_spread = mean_return(self.random)
         return {
             "updates": self.updates,
+            "checkpoint": self.which,
             "episodes": len(self.episodes),
             "return_mean": mean,
             "return_std": spread,
@@ -342,9 +396,10 @@ def evaluate(
     device: str = "cpu",
     engine: str = "auto",
     num_envs: int = 4,
+    which: Literal["final", "best"] = "final",
     on_step: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> Evaluation:
-    """Play a run's newest checkpoint with live embeddings, and write `eval.csv`.
+    """Play a run's network with live embeddings, and write `eval.csv`.
 
     Args:
         folder: The run's folder.
@@ -356,6 +411,7 @@ def evaluate(
         device: Where to run the models.
         engine: What runs them; `auto` is what filled the store.
         num_envs: Environments side by side.
+        which: The newest checkpoint, or the one that did best on held-out episodes.
         on_step: Called with (steps played, episodes finished).
 
     Raises:
@@ -372,15 +428,16 @@ def evaluate(
     config = read_config(folder)
     snapshot, flat = open_data(config)
     actions = len(config.protocol.actions)
-    widths = [columns.stop - columns.start for columns in flat.columns]
-    network = dqn.make_network(config.hyperparameters, widths, actions, _context(config))
-    updates, _ = checkpoint.load(checkpoint.latest(folder / "checkpoints"), {"online": network})
+    network = QNetwork(inputs_of(config, flat.shapes, flat.windows), actions, config.network)
+    checkpoints = folder / "checkpoints"
+    path = checkpoint.latest(checkpoints) if which == "final" else checkpoint.best(checkpoints)
+    updates, _ = checkpoint.load(path, {"online": network})
     encoders = [
         open_model(snapshot, key, weights=weights, device=device, engine=engine)
-        for key in config.models
+        for key in config.inputs
     ]
     live = LiveEncoder(flat, encoders)
-    stacks = LiveStacks(live, num_envs, config.hyperparameters.frame_stack)
+    stacks = LiveStacks(live, num_envs, config.network.frame_stack)
     greedy = GreedyPolicy(network.to(torch.device(device)), stacks, actions, epsilon, seed)
 
     def run(policy: Policy, films: Path | None) -> list[Episode]:
@@ -399,8 +456,9 @@ def evaluate(
     played = run(greedy, folder / "videos" if video else None)
     seconds = time.perf_counter() - started
     random = run(RandomPolicy(actions, seed), None)
-    write_csv(folder / "eval.csv", updates, epsilon, played, random)
-    return Evaluation(updates, tuple(played), tuple(random), live, seconds)
+    name = "run" if which == "final" else "best"
+    write_csv(folder / "eval.csv", updates, epsilon, {name: played, "random": random})
+    return Evaluation(updates, which, tuple(played), tuple(random), live, seconds)
 
 
 def mean_return(episodes: Sequence[Episode]) -> tuple[float, float]:

@@ -69,7 +69,7 @@ def learn(o: LearnOptions) -> int:
     """`wsa learn`."""
     from wsa.encode.forward import choose_device
     from wsa.learn import run
-    from wsa.learn.dqn import DQNConfig
+    from wsa.learn.start import configure
 
     _check_seed(o.seed)
     if o.resume:
@@ -78,15 +78,8 @@ def learn(o: LearnOptions) -> int:
         _, snapshot = open_snapshot(config.store)
     else:
         env.check_game(o.game)
-        hyperparameters = DQNConfig(
-            **{f.name: getattr(o, f.name) for f in dataclasses.fields(DQNConfig)}
-        )
         _, snapshot = open_snapshot(o.store)
-        models = [stored_name(snapshot, name) for name in o.models]
-        context = o.context if o.context == run.MEAN_CONTEXT else stored_name(snapshot, o.context)
-        config = run.make_config(
-            snapshot, o.game, models, context, o.seed, hyperparameters, o.protocol
-        )
+        config = configure(o, snapshot)
         folder = Path(o.run_dir) if o.run_dir else run.new_folder(Path("runs"), config, o.exp_name)
     console.say(
         f"{config.game}, {len(config.segments)} segments; models {', '.join(config.models)}; "
@@ -100,7 +93,9 @@ def learn(o: LearnOptions) -> int:
     run.begin(folder, config)
     total = config.hyperparameters.updates
     with console.Progress("learn", "updates", total, shown=not o.json) as progress:
-        trained = run.learn(folder, config, device, lambda step, _: progress.update(step))
+        trained = run.learn(
+            folder, config, device, lambda step, _: progress.update(step), compiled=o.compile
+        )
     return console.result(
         o.json,
         {
@@ -115,18 +110,6 @@ def learn(o: LearnOptions) -> int:
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**31 - 1000:
         raise UsageError("bad-option", f"--seed must be from 0 to {2**31 - 1001}, not {seed}.")
-
-
-def stored_name(snapshot: Snapshot, name: str) -> str:
-    """A model as `wsa encode` takes it (`timm:NAME`, `vit:random`), as the alias in a store.
-
-    Raises:
-        UsageError: Nobody knows such a model.
-    """
-    from wsa.encode.models import parse_request
-
-    stored = {alias for key in snapshot.models for alias in (key, names.key_alias(key))}
-    return name if name in stored else parse_request(name, {}).alias
 
 
 def evaluate(o: EvalOptions) -> int:
@@ -157,6 +140,7 @@ def evaluate(o: EvalOptions) -> int:
             device=choose_device(o.device),
             engine=o.engine,
             num_envs=o.num_envs,
+            which=o.checkpoint,
             on_step=on_step,
         )
     return console.result(o.json, evaluation.summary())

@@ -103,6 +103,7 @@ class FlatMap:
         digests: (N, 16) uint8, the frame behind each embedding row, mapped.
         windowed: (R, sum of widths) float16 or float32, what the models that look at several frames
             gave for the window that ends at each row, mapped.
+        parts: Where the snapshot's segments stand, in its order.
         steps: (S,) int64, the rows that hold a step, in the snapshot's order.
     """
 
@@ -113,6 +114,7 @@ class FlatMap:
         self.columns = _columns(contents)
         known = {meta.segment for meta in snapshot.segments(contents.game)}
         parts = sorted((p for p in contents.parts if p.segment in known), key=lambda p: p.segment)
+        self.parts = tuple(parts)
         total_rows, total_frames = _end(contents.parts)
         self.rows = np.memmap(folder / "rows.bin", ROW, "r", shape=(total_rows,))
         frame, row = contents.width(windowed=False), contents.width(windowed=True)

@@ -120,6 +120,10 @@ class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=Fa
     seed: int
     emulator: tuple[str, str]
 
+    def inputs(self, window: int) -> int:
+        """How many embeddings it has by a model that looks at `window` frames."""
+        return self.frames if window == 1 else self.rows
+
 
 class EmbeddingMeta(
     msgspec.Struct,
@@ -163,18 +167,13 @@ class EmbeddingMeta(
 
     def fits(self, segment: SegmentMeta) -> bool:
         """Whether it has as many embeddings as the segment has frames or rows."""
-        return self.shape[:1] == (inputs_of(segment, self.window),)
+        return self.shape[:1] == (segment.inputs(self.window),)
 
 
 class ModelMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, tag="model"):
     """A model's spec, probe vectors and, where its output is reduced, its basis."""
 
     model: str
-
-
-def inputs_of(segment: SegmentMeta, window: int) -> int:
-    """How many embeddings a segment has by a model that looks at `window` frames."""
-    return segment.frames if window == 1 else segment.rows
 
 
 Meta = FramesMeta | SegmentMeta | EmbeddingMeta | ModelMeta

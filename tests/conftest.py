@@ -18,6 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+# Shapes written in signatures are checked in tests, and cost nothing elsewhere.
+SHAPED = ("adapters", "attention", "rivals", "controls", "fusion", "heads")
+install_import_hook([f"wsa.learn.{name}" for name in SHAPED], "beartype.beartype")
 
 from wsa.store import layout
 from wsa.store.backends import Backend

@@ -170,7 +170,7 @@ class FakeStacks:
 class FakeNetwork(torch.nn.Module):
     """Likes the action that the frame names."""
 
-    mean = torch.zeros(1)
+    device = "cpu"
 
     def forward(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
         return -(torch.arange(4.0) - stacks[:, 0]).abs(), torch.ones(len(stacks), 1)
@@ -202,8 +202,9 @@ def test_epsilon() -> None:
 def test_the_table_grows(tmp_path: Path) -> None:
     path = tmp_path / "eval.csv"
     one = Episode(0, 5, -20.0, 900, False)
-    write_csv(path, 10, 0.001, [one], [])
-    write_csv(path, 20, 0.05, [one], [Episode(1, 6, 3.0, 27000, True)])
+    write_csv(path, 10, 0.001, {"run": [one]})
+    other = Episode(1, 6, 3.0, 27000, True)
+    write_csv(path, 20, 0.05, {"best": [one], "random": [other]})
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [row["updates"] for row in rows] == ["10", "20", "20"]
     assert rows[2] == {

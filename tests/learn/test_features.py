@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.learn.features import LiveStacks, OfflineBatches, moments
+from wsa.learn.nstep import walk
 from wsa.store import layout
 from wsa.store.backends import Backend
 from wsa.store.errors import UsageError
@@ -102,14 +103,17 @@ def test_draws_are_the_steps_of_the_store(
     seen = set()
     for _ in range(20):
         batch = batches.draw()
-        assert batch.states.shape == (64, depth + 1, 7) and batch.states.dtype == torch.float16
+        assert batch.states.shape == batch.following.shape == (64, depth, 7)
+        assert batch.states.dtype == batch.following.dtype == torch.float16
         assert batch.actions.dtype == torch.int64
-        assert batch.rewards.dtype == batch.terminated.dtype == torch.float32
+        assert batch.rewards.dtype == batch.discounts.dtype == torch.float32
         for i in range(64):
-            frames = [frame.numpy().tobytes() for frame in batch.states[i]]
-            end = bool(batch.terminated[i])
+            pair = (*batch.states[i], *batch.following[i])
+            frames = [frame.numpy().tobytes() for frame in pair]
+            assert batch.discounts[i].item() in (0, np.float32(0.99))
+            end = bool(batch.discounts[i] == 0)
             values = (batch.actions[i].item(), batch.rewards[i].item(), end)
-            seen.add((*frames[:-1], *frames[1:], *values))
+            seen.add((*frames, *values))
     assert seen == expected
     rewards = {key[-2] for key in seen}
     assert rewards == {-7.0, 0.0, 7.0}
@@ -120,7 +124,7 @@ def test_only_terminated_is_an_end(kit: ModuleType, data: tuple[Snapshot, FlatMa
     steps = flat.rows[flat.steps]
     assert steps["truncated"].sum() == 5 and steps["terminated"].sum() == 2
     batches = OfflineBatches(flat, 1, 4000, seed=0)
-    share = batches.draw().terminated.mean().item()
+    share = (batches.draw().discounts == 0).float().mean().item()
     assert share == pytest.approx(2 / len(steps), abs=0.02)
 
 
@@ -153,7 +157,7 @@ def content(batches: OfflineBatches) -> list[bytes]:
     batch = batches.draw()
     return [
         tensor.numpy().tobytes()
-        for tensor in (batch.states, batch.actions, batch.rewards, batch.terminated)
+        for tensor in (batch.states, batch.actions, batch.rewards, batch.discounts)
     ]
 
 
@@ -203,6 +207,7 @@ def flat_of(embeddings: NDArray[Any], columns: list[slice]) -> Any:
     rows["frame"] = np.arange(len(embeddings))
     return SimpleNamespace(
         embeddings=embeddings,
+        windows=[1] * len(columns),
         columns=columns,
         rows=rows,
         steps=np.arange(len(embeddings)),
@@ -234,7 +239,7 @@ class FakeEncoder:
     width = 3
     dtype = np.dtype(np.float16)
 
-    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float16]:
+    def __call__(self, frames: NDArray[np.uint8], *_: Any) -> NDArray[np.float16]:
         return frames.reshape(len(frames), -1)[:, :3].astype(np.float16)
 
 
@@ -320,3 +325,18 @@ def test_live_stacks_equal_cached_ones_of_the_same_episodes(
         cached = flat.embeddings[flat.stack(np.array([i]), 4)[0]]
         assert found[0].numpy().tobytes() == cached.tobytes()
     assert live.found == live.frames == meta.rows and live.passes == 0
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_the_following_state_is_the_last_one_reached(
+    data: tuple[Snapshot, FlatMap], n: int
+) -> None:
+    flat = data[1]
+    far = OfflineBatches(flat, 3, 8, seed=0, n_step=n, gamma=0.9, clip=True)
+    batch = far.of(flat.steps)
+    reached = walk(flat, flat.steps, n, 0.9, True)
+    wanted = np.asarray(flat.embeddings)[flat.stack(reached.last, 3)]
+    assert np.array_equal(batch.following.numpy(), wanted)
+    assert np.array_equal(batch.states.numpy(), flat.embeddings[flat.stack(flat.steps, 3)])
+    assert np.array_equal(batch.rewards.numpy(), reached.returns)
+    assert np.array_equal(batch.discounts.numpy(), reached.discounts)

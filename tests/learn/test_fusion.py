@@ -1,6 +1,11 @@
+"""WSA, its switches and its presets, against its equations."""
+
 from __future__ import annotations
 
-from typing import Any
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -8,84 +13,167 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wsa.learn.fusion import WeightSharingAttention
+from wsa.learn.adapters import Fusion, FusionConfig, Inputs
+from wsa.learn.attention import WSA, entropy, imbalance
+from wsa.learn.fusion import NAMES, PRESETS, make_config, make_fusion
+from wsa.learn.options import LearnOptions
+from wsa.store.errors import UsageError
 
 
 def literal(
-    fusion: WeightSharingAttention, inputs: list[Tensor], context: int | None
+    fusion: WSA, config: FusionConfig, inputs: list[Tensor], context: int | None, present: list[int]
 ) -> tuple[Tensor, Tensor]:
     """The method in float64, from its equations, one row and one model at a time."""
     numbers = {name: tensor.double() for name, tensor in fusion.state_dict().items()}
 
     def adapter(name: str, u: Tensor) -> Tensor:
-        linear = numbers[f"{name}.0.weight"] @ u.double() + numbers[f"{name}.0.bias"]
-        spread = ((linear - linear.mean()) ** 2).mean()
-        normal = (linear - linear.mean()) / (spread + 1e-5).sqrt()
-        return (normal * numbers[f"{name}.1.weight"] + numbers[f"{name}.1.bias"]).clamp_min(0)
+        out = numbers[f"{name}.0.weight"] @ u.double() + numbers[f"{name}.0.bias"]
+        if config.layer_norm:
+            spread = ((out - out.mean()) ** 2).mean()
+            normal = (out - out.mean()) / (spread + 1e-5).sqrt()
+            out = normal * numbers[f"{name}.1.weight"] + numbers[f"{name}.1.bias"]
+        return out.clamp_min(0)
+
+    def score(pair: Tensor) -> Tensor:
+        if config.scorer_hidden:
+            pair = (numbers["scorer.0.weight"] @ pair + numbers["scorer.0.bias"]).clamp_min(0)
+        last = 2 if config.scorer_hidden else 0
+        found = (numbers[f"scorer.{last}.weight"] @ pair + numbers[f"scorer.{last}.bias"])[0]
+        found = found / config.temperature
+        return found.clamp_min(0) if config.score_activation == "relu" else found
 
     states, weights = [], []
     for row in range(len(inputs[0])):
-        adapted = [adapter(f"adapters.{i}", u[row]) for i, u in enumerate(inputs)]
+        adapted = {i: adapter(f"adapters.{i}", inputs[i][row].flatten()) for i in present}
         if context is None:
-            c = sum(adapted, torch.zeros_like(adapted[0])) / len(adapted)
+            c = torch.stack(list(adapted.values())).mean(dim=0)
         else:
-            c = adapter("context", inputs[context][row])
-        first, second = (
-            (numbers[f"scorer.{i}.weight"], numbers[f"scorer.{i}.bias"]) for i in (0, 2)
-        )
-        hidden = [(first[0] @ torch.cat([c, e]) + first[1]).clamp_min(0) for e in adapted]
-        scores = torch.stack([second[0][0] @ h + second[1][0] for h in hidden])
-        w = scores.exp() / scores.exp().sum()
-        states.append(sum((w[i] * e for i, e in enumerate(adapted)), torch.zeros_like(c)))
-        weights.append(w)
+            c = adapter("context", inputs[context][row].flatten())
+        scores = torch.stack([score(torch.cat([c, e])) for e in adapted.values()])
+        if config.normaliser == "softmax":
+            w = scores.exp() / scores.exp().sum()
+        elif config.normaliser == "sigmoid":
+            w = 1 / (1 + (-scores).exp())
+        else:
+            w = scores.clamp_min(0) / max(scores.clamp_min(0).sum(), 1e-8)
+        states.append(sum((w[j] * e for j, e in enumerate(adapted.values())), torch.zeros_like(c)))
+        everyone = torch.zeros(len(fusion.adapters), dtype=torch.float64)
+        everyone[present] = w
+        weights.append(everyone)
     return torch.stack(states), torch.stack(weights)
 
 
 def made(
-    widths: list[int], context: int | None, size: int, batch: int = 3
-) -> tuple[Any, list[Tensor]]:
+    widths: Sequence[int], context: int | None, size: int, batch: int = 3, **switches: Any
+) -> tuple[Any, FusionConfig, list[Tensor]]:
     torch.manual_seed(sum(widths) + size)
-    fusion = WeightSharingAttention(widths, context, size)
+    config = make_config(size=size, **switches)
+    fusion = make_fusion(config, Inputs(tuple((2, width) for width in widths), context))
     with torch.no_grad():  # So that no factor is 1 and no term 0.
         for parameter in fusion.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
-    return fusion, [torch.randn(batch, width) for width in widths]
+    return fusion, config, [torch.randn(batch, 2, width) for width in widths]
 
 
 @given(
     widths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     size=st.integers(1, 12),
     batch=st.integers(1, 4),
+    switches=st.fixed_dictionaries(
+        {},
+        optional={
+            "score_activation": st.sampled_from(["none", "relu"]),
+            "normaliser": st.sampled_from(["softmax", "relu-sum", "sigmoid"]),
+            "layer_norm": st.booleans(),
+            "temperature": st.sampled_from([0.5, 2.0]),
+            "scorer_hidden": st.booleans(),
+            "preset": st.sampled_from(["thesis", "paper"]),
+        },
+    ),
     data=st.data(),
 )
 def test_equals_the_equations(
-    widths: list[int], size: int, batch: int, data: st.DataObject
+    widths: list[int], size: int, batch: int, switches: dict[str, Any], data: st.DataObject
 ) -> None:
     context = data.draw(st.none() | st.integers(0, len(widths) - 1))
-    fusion, inputs = made(widths, context, size, batch)
-    state, weights = fusion(inputs)
-    expected_state, expected_weights = literal(fusion, inputs, context)
+    mask = data.draw(
+        st.lists(st.booleans(), min_size=len(widths), max_size=len(widths)).filter(any)
+    )
+    fusion, config, inputs = made(widths, context, size, batch, **switches)
+    present = [i for i, there in enumerate(mask) if there]
+    state, weights = fusion(inputs, mask)
+    expected_state, expected_weights = literal(fusion, config, inputs, context, present)
     assert state.shape == (batch, size) and weights.shape == (batch, len(widths))
     torch.testing.assert_close(state.double(), expected_state, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(weights.double(), expected_weights, rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(weights.sum(dim=1), torch.ones(batch))
+    torch.testing.assert_close(weights.double(), expected_weights, rtol=1e-3, atol=1e-4)
+    assert (weights[:, [i for i in range(len(widths)) if i not in present]] == 0).all()
+    if config.normaliser == "softmax":
+        torch.testing.assert_close(weights.sum(dim=1), torch.ones(batch))
+
+
+def test_presets_are_the_authors_two() -> None:
+    thesis, paper = make_config(preset="thesis"), make_config(preset="paper")
+    assert (thesis.score_activation, thesis.normaliser, thesis.layer_norm) == (
+        "relu", "softmax", False,
+    )  # fmt: skip
+    assert (paper.score_activation, paper.normaliser, paper.layer_norm) == (
+        "relu", "relu-sum", True,
+    )  # fmt: skip
+    assert not thesis.scorer_hidden and not paper.scorer_hidden
+    assert make_config(preset="paper", scorer_hidden=True).scorer_hidden
+    assert make_config() == FusionConfig()
+
+
+def test_weights_begin_as_the_presets_say() -> None:
+    inputs = Inputs(((1, 40), (1, 8, 8, 3), (1, 30)), 2, 2)
+    thesis: Any = make_fusion(make_config(size=16, preset="thesis"), inputs)
+    for name, parameter in thesis.named_parameters():
+        if name.endswith("bias"):
+            assert (parameter == 0).all()
+        else:
+            flat = parameter.flatten(1)
+            if len(flat) > flat.shape[1]:
+                flat = flat.T
+            torch.testing.assert_close(flat @ flat.T, 2 * torch.eye(len(flat)))
+    paper: Any = make_fusion(make_config(size=16, preset="paper"), inputs)
+    for adapter in (*paper.adapters, paper.context):
+        weight = adapter[0].weight
+        torch.testing.assert_close(weight @ weight.T, 1e-4 * torch.eye(16))
+    assert paper.scorer[0].weight.norm().item() == pytest.approx(1)
+
+
+def test_the_authors_faults_are_reproduced() -> None:
+    # Thesis: scores below 0 all count as 0, so weights are uniform, and have no gradient.
+    thesis, _, inputs = made([5, 6, 7], None, 8, preset="thesis")
+    with torch.no_grad():
+        thesis.scorer[0].bias.fill_(-1e3)
+    state, weights = thesis(inputs)
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 3))
+    state.sum().backward()
+    assert (thesis.scorer[0].weight.grad == 0).all()
+    # The published code: all scores 0, and so is the state.
+    paper, _, inputs = made([5, 6, 7], None, 8, preset="paper")
+    with torch.no_grad():
+        paper.scorer[0].bias.fill_(-1e3)
+    state, weights = paper(inputs)
+    assert (state == 0).all() and (weights == 0).all()
 
 
 @pytest.mark.parametrize("context", [None, 1])
 def test_one_scorer_serves_all_models(context: int | None) -> None:
-    fusion, _ = made([5, 6, 7, 8], context, 16)
+    fusion, _, _ = made([5, 6, 7, 8], context, 16)
     scorer = (2 * 16 * 16 + 16) + (16 + 1)  # Whatever the number of models.
     assert sum(p.numel() for p in fusion.scorer.parameters()) == scorer
     total = sum(p.numel() for p in fusion.parameters())
-    adapters = [width * 16 + 16 + 2 * 16 for width in (5, 6, 7, 8)]
+    adapters = [2 * width * 16 + 16 + 2 * 16 for width in (5, 6, 7, 8)]
     assert total == sum(adapters) + (0 if context is None else adapters[context]) + scorer
 
 
 def test_permuting_the_models_permutes_the_weights() -> None:
-    fusion, inputs = made([4, 6, 3], None, 8)
+    fusion, _, inputs = made([4, 6, 3], None, 8)
     state, weights = fusion(inputs)
     order = [2, 0, 1]
-    other = WeightSharingAttention([(4, 6, 3)[i] for i in order], None, 8)
+    other, _, _ = made([(4, 6, 3)[i] for i in order], None, 8)
     other.scorer.load_state_dict(fusion.scorer.state_dict())
     for place, i in enumerate(order):
         other.adapters[place].load_state_dict(fusion.adapters[i].state_dict())
@@ -97,7 +185,7 @@ def test_permuting_the_models_permutes_the_weights() -> None:
 
 @pytest.mark.parametrize("context", [None, 0])
 def test_gradients_reach_everything(context: int | None) -> None:
-    fusion, inputs = made([5, 6, 7], context, 16, batch=8)
+    fusion, _, inputs = made([5, 6, 7], context, 16, batch=8)
     fusion(inputs)[0].square().sum().backward()
     for name, parameter in fusion.named_parameters():
         assert parameter.grad is not None, name
@@ -105,21 +193,21 @@ def test_gradients_reach_everything(context: int | None) -> None:
         assert (parameter.grad.abs().max() > 1e-4) == (name != "scorer.2.bias"), name
 
 
-def test_the_context_changes_the_weights() -> None:
-    # One linear map as scorer would fail this: what it makes of the context is the same for every
-    # model, so the softmax takes it away.
-    fusion, inputs = made([5, 6], 0, 16)
-    assert fusion.context is not None
+@pytest.mark.parametrize("hidden", [True, False])
+def test_the_context_changes_the_weights(hidden: bool) -> None:
+    # One linear map as scorer does not have that: what it makes of the context is the same for
+    # every model, so the softmax takes it away.
+    fusion, _, inputs = made([5, 6], 0, 16, scorer_hidden=hidden)
     before, weights = fusion(inputs)
     with torch.no_grad():
         fusion.context[1].bias.copy_(torch.linspace(3, -3, 16))
     after, changed = fusion(inputs)
-    assert (changed - weights).abs().max() > 0.01
-    assert (after - before).abs().max() > 0.01
+    assert ((changed - weights).abs().max() > 0.01) == hidden
+    assert ((after - before).abs().max() > 0.01) == hidden
 
 
 def test_a_model_can_be_turned_off_and_a_score_can_be_negative() -> None:
-    fusion, inputs = made([5, 6], None, 4)
+    fusion, _, inputs = made([5, 6], None, 4)
     with torch.no_grad():
         fusion.scorer[0].weight.copy_(torch.cat([torch.zeros(4, 4), torch.eye(4)], dim=1))
         fusion.scorer[0].bias.fill_(0.0)
@@ -134,7 +222,92 @@ def test_a_model_can_be_turned_off_and_a_score_can_be_negative() -> None:
     weights[:, 0].sum().backward()
 
 
-def test_another_number_of_embeddings_is_refused() -> None:
-    fusion, inputs = made([5, 6], None, 4)
-    with pytest.raises(ValueError, match="zip"):
+def test_dropout_is_for_training_only() -> None:
+    fusion, _, inputs = made([5, 6], None, 64, dropout=0.5)
+    assert not torch.equal(fusion(inputs)[0], fusion(inputs)[0])
+    fusion.eval()
+    assert torch.equal(fusion(inputs)[0], fusion(inputs)[0])
+
+
+@pytest.mark.parametrize("name", ["wsa", "dpa", "unshared", "moe"])
+def test_a_step_on_the_entropy_loss_raises_the_entropy(name: str) -> None:
+    fusion, _, inputs = made([5, 6, 7], None, 8, batch=16, name=name)
+    before = entropy(fusion(inputs)[1])
+    (-before).backward()
+    stepped(fusion)
+    assert entropy(fusion(inputs)[1]) > before + 1e-4
+
+
+@pytest.mark.parametrize("name", ["wsa", "dpa", "unshared", "moe"])
+def test_a_step_on_the_balance_loss_evens_out_the_use(name: str) -> None:
+    fusion, _, inputs = made([5, 6, 7], None, 8, batch=16, name=name)
+    before = imbalance(fusion(inputs)[1])
+    before.backward()
+    stepped(fusion)
+    after = fusion(inputs)[1]
+    assert imbalance(after) < before - 1e-5
+    usage = fusion(inputs)[1].mean(dim=0)
+    assert imbalance(after).item() == pytest.approx(sum((u.item() - 1 / 3) ** 2 for u in usage))
+
+
+def stepped(fusion: Fusion) -> None:
+    total = sum(p.grad.square().sum() for p in fusion.parameters() if p.grad is not None)
+    with torch.no_grad():
+        for parameter in fusion.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.02 * parameter.grad / total**0.5
+
+
+def test_the_losses_know_collapse_from_choice() -> None:
+    collapsed = torch.tensor([[1.0, 0.0]] * 4)
+    choosing = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 2)
+    uniform = torch.full((4, 2), 0.5)
+    assert [round(entropy(w).item(), 3) for w in (collapsed, choosing, uniform)] == [0, 0, 0.693]
+    assert [round(imbalance(w).item(), 3) for w in (collapsed, choosing, uniform)] == [0.5, 0, 0]
+    assert torch.isfinite(entropy(torch.zeros(2, 2)))  # The published code's dead rows.
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"name": "was"}, r"--fusion was: .* Did you mean wsa\? Choose from wsa, lin"),
+        ({"preset": "these"}, "--fusion-preset these: .* Did you mean thesis"),
+        ({"size": 0}, "--fusion-size and --fusion-layers must be at least 1"),
+        ({"temperature": 0.0}, "--temperature must be positive"),
+        ({"dropout": 1.0}, "--dropout from 0 to below 1"),
+    ],
+)
+def test_what_makes_no_fusion_is_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        make_config(**options)
+
+
+def test_a_context_that_nothing_is_conditioned_on_is_refused() -> None:
+    for name in ("lin", "fix", "uniform"):
+        with pytest.raises(UsageError, match="leave out --context"):
+            make_fusion(make_config(name), Inputs(((1, 4), (1, 5)), 1))
+
+
+def test_another_number_of_embeddings_or_no_model_is_refused() -> None:
+    fusion, _, inputs = made([5, 6], None, 4)
+    with pytest.raises(IndexError):
         fusion(inputs[:1])
+    with pytest.raises(ValueError, match="at least one model"):
+        fusion(inputs, [False, False])
+    with pytest.raises(ValueError, match="zip"):
+        fusion(inputs, [True])
+
+
+def test_the_command_line_knows_them_all() -> None:
+    hints = get_type_hints(LearnOptions)
+    assert get_args(hints["fusion"]) == tuple(NAMES)
+    assert get_args(hints["fusion_preset"]) == tuple(PRESETS)
+
+
+def test_shapes_are_checked_in_tests_and_in_tests_only() -> None:
+    fusion, _, inputs = made([5, 6], None, 4)
+    with pytest.raises(Exception, match="embeddings") as caught:
+        fusion([u.long() for u in inputs])
+    assert "TypeCheckError" in type(caught.value).__name__
+    code = "import sys, wsa.learn.heads; sys.exit('beartype' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

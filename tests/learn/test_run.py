@@ -23,8 +23,10 @@ from wsa.encode.models import parse_request
 from wsa.encode.register import open_model, register
 from wsa.learn import env as games
 from wsa.learn import run
+from wsa.learn.adapters import FusionConfig
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.dqn import DQNConfig
+from wsa.learn.heads import NetworkConfig
 from wsa.store import keys, names
 from wsa.store.backends import Backend
 from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
@@ -37,8 +39,9 @@ MODELS = ("timm:test_resnet.r160_in1k:random", "timm:test_vit.r160_in1k:random")
 ALIASES = ("test_resnet_r160_in1k", "test_vit_r160_in1k")
 MAX_STEPS = 60
 SMALL = DQNConfig(
-    updates=50, batch_size=8, frame_stack=4, fusion_size=16, log_frequency=10, save_frequency=20
+    updates=50, batch_size=8, validation_fraction=0.0, log_frequency=10, save_frequency=20
 )
+NETWORK = NetworkConfig(FusionConfig(size=16))
 
 
 def gather(backend: Backend, steps: int, seed: int = 1, **protocol: Any) -> None:
@@ -113,7 +116,7 @@ def trained(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def configure(snapshot: Snapshot, **changes: Any) -> run.RunConfig:
     details: dict[str, Any] = {
         "game": "Breakout", "models": ALIASES, "context": ALIASES[0], "seed": 1,
-        "hyperparameters": SMALL, **changes,
+        "hyperparameters": SMALL, "network": NETWORK, **changes,
     }  # fmt: skip
     return run.make_config(snapshot, **details)
 
@@ -318,9 +321,64 @@ def test_what_is_missing_is_said_with_its_command(snapshot: Snapshot, tmp_path: 
     assert configure(later, models=later.models, context=key).context == key
 
 
-def test_a_context_that_is_no_model_is_refused(snapshot: Snapshot) -> None:
-    with pytest.raises(UsageError, match=f"choose from {', '.join(ALIASES)}, or mean"):
+def test_a_context_may_be_a_model_that_is_not_fused(snapshot: Snapshot, tmp_path: Path) -> None:
+    config = configure(snapshot, models=ALIASES[:1], context=ALIASES[1])
+    assert [names.key_alias(key) for key in config.inputs] == list(ALIASES)
+    assert len(config.models) == 1
+    run.begin(tmp_path, config)
+    network = run.learn(tmp_path, config, "cpu").network
+    assert len(network.torso.fusion.adapters) == 1
+    assert run.evaluate(tmp_path, 1, num_envs=1).episodes[0].steps == MAX_STEPS
+    with pytest.raises(MissingError, match="vit has not encoded every segment"):
         configure(snapshot, context="vit")
+
+
+def test_what_a_fusion_cannot_take_is_refused_before_anything_is_made(snapshot: Snapshot) -> None:
+    for name, says in (("cnn", "every model gives a vector"), ("single", "takes one model")):
+        with pytest.raises(UsageError, match=says):
+            configure(snapshot, network=NetworkConfig(FusionConfig(name)), context="mean")
+
+
+def test_backbones_are_frozen(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No optimiser holds a weight of one, and what plays after a training is what was before."""
+    held: list[torch.nn.Parameter] = []
+    adam = torch.optim.Adam
+
+    def spy(parameters: Any, **options: Any) -> Any:
+        made = adam(list(parameters), **options)
+        held.extend(p for group in made.param_groups for p in group["params"])
+        return made
+
+    opened: list[Any] = []
+    open_one = run.open_model
+
+    def watch(*arguments: Any, **options: Any) -> Any:
+        opened.append(open_one(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(torch.optim, "Adam", spy)
+    monkeypatch.setattr(run, "open_model", watch)
+    config = configure(snapshot)
+    before = {key: digest(open_one(snapshot, key)) for key in config.inputs}
+    run.begin(tmp_path, config)
+    network = run.learn(tmp_path, config, "cpu").network
+    assert {id(p) for p in held} == {id(p) for p in network.parameters()}
+    run.evaluate(tmp_path, 1, num_envs=1)
+    assert len(opened) == 2
+    assert [digest(encoder) for encoder in opened] == list(before.values())
+    backbones = {id(p) for encoder in opened for p in encoder.module.parameters()}
+    assert backbones and not backbones & {id(p) for p in held}
+    whole = sum(p.numel() for p in network.parameters())
+    torso = network.torso.fusion
+    parts = (*torso.adapters, torso.context, torso.scorer, network.head)
+    assert whole == sum(p.numel() for part in parts for p in part.parameters())
+
+
+def digest(encoder: Any) -> str:
+    state = encoder.module.state_dict()
+    return keys.tensors_digest({name: tensor.numpy() for name, tensor in state.items()})
 
 
 def test_protocols_are_not_mixed(tmp_path: Path) -> None:

@@ -1,0 +1,149 @@
+"""Weight Sharing Attention, and dot-product attention: weights that depend on the state.
+
+Piccoli et al., "Combining Pre-Trained Models for Enhanced Feature Representation in Reinforcement
+Learning" (arXiv 2507.07197). For models i = 1..m with state embeddings u_i and a context u_0,
+
+    E_i = ReLU(LN(W_i u_i + b_i))           (B, d)  adapters, one for each model
+    c   = ReLU(LN(W_0 u_0 + b_0))           (B, d)  context, or the mean of the E_i
+    s_i = f([c ; E_i])                      (B,)    one MLP, shared by all models: the method's name
+    w   = softmax(s)                        (B, m)  sums to 1
+    R   = sum_i w_i E_i                     (B, d)  the state vector
+
+The authors' code differs from their text and from itself; these defaults mend what was found wrong
+there (docs/explain/wsa.md), and `FusionConfig` has a switch for each: scores have no ReLU, so a
+model can be turned off and no row is stuck at uniform weights, and adapters are normalised, so none
+dies on embeddings of another scale. f has a hidden layer, as their text says: in their code it is
+one linear map, and then c adds the same to every score, which the softmax takes away again. The
+context would do nothing and learn nothing (Brody et al., 2022, arXiv 2105.14491, for attention over
+graphs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wsa.learn.adapters import Adapted, FusionConfig, Inputs, initialise, present_of
+
+
+class Attention(Adapted):
+    """A weighted sum of the E_i; what weighs them is a subclass's `scores`."""
+
+    weighs = True
+
+    def __init__(self, inputs: Inputs, config: FusionConfig, uses_context: bool = True) -> None:
+        super().__init__(inputs, config, uses_context)
+        self._temperature = config.temperature
+        self._relu = config.score_activation == "relu"
+        self._normaliser = config.normaliser
+
+    def scores(
+        self,
+        context: Float[Tensor, "batch size"],
+        adapted: Float[Tensor, "batch present size"],
+        present: Sequence[int],
+    ) -> Float[Tensor, "batch present"]:
+        """s_i of the models that are present."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
+        mask: Sequence[bool] | None = None,
+    ) -> tuple[Float[Tensor, "batch size"], Float[Tensor, "batch models"] | None]:
+        """As `Fusion.forward`."""
+        present = present_of(mask, self.models)
+        adapted = self.adapt(embeddings, present)
+        scores = self.scores(self.condition(adapted, embeddings), adapted, present)
+        weights = self._normalise(scores)
+        state = torch.einsum("bm,bmd->bd", weights, adapted)
+        if len(present) == self.models:
+            return state, weights
+        everyone = weights.new_zeros(len(weights), self.models)
+        return state, everyone.index_copy(1, torch.tensor(present, device=weights.device), weights)
+
+    def _normalise(self, scores: Float[Tensor, "batch present"]) -> Float[Tensor, "batch present"]:
+        scores = scores / self._temperature
+        if self._relu:
+            scores = scores.relu()
+        if self._normaliser == "softmax":
+            return scores.softmax(dim=1)
+        if self._normaliser == "sigmoid":
+            return scores.sigmoid()
+        shares = scores.relu()
+        # Where all are 0 so is the state: a fault of the published code that belongs to it.
+        return shares / shares.sum(dim=1, keepdim=True).clamp_min(1e-8)
+
+
+class WSA(Attention):
+    """Weight Sharing Attention, the equations above."""
+
+    def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
+        super().__init__(inputs, config)
+        self.scorer = scorer(config)
+        if config.init == "small":
+            initialise(self.scorer, 1.0)
+
+    def scores(
+        self,
+        context: Float[Tensor, "batch size"],
+        adapted: Float[Tensor, "batch present size"],
+        present: Sequence[int],
+    ) -> Float[Tensor, "batch present"]:
+        """s_i = f([c ; E_i])."""
+        found: Tensor = self.scorer(beside(context, adapted)).squeeze(2)
+        return found
+
+
+class DPA(Attention):
+    """Dot-product attention, the paper's rival: w = softmax(c . E_i / sqrt(d)), R = sum_i w_i E_i.
+
+    One head and no projections: keys and values are the E_i, the query is the context.
+    """
+
+    def scores(
+        self,
+        context: Float[Tensor, "batch size"],
+        adapted: Float[Tensor, "batch present size"],
+        present: Sequence[int],
+    ) -> Float[Tensor, "batch present"]:
+        """s_i = c . E_i / sqrt(d)."""
+        return torch.einsum("bd,bmd->bm", context, adapted) / sqrt(adapted.shape[2])
+
+
+def scorer(config: FusionConfig) -> nn.Sequential:
+    """f: [c ; E] (..., 2d) to a score (..., 1)."""
+    size = config.size
+    if not config.scorer_hidden:
+        return nn.Sequential(nn.Linear(2 * size, 1))
+    return nn.Sequential(nn.Linear(2 * size, size), nn.ReLU(), nn.Linear(size, 1))
+
+
+def beside(
+    context: Float[Tensor, "batch size"], adapted: Float[Tensor, "batch present size"]
+) -> Float[Tensor, "batch present double"]:
+    """[c ; E_i] for each model."""
+    return torch.cat([context.unsqueeze(1).expand_as(adapted), adapted], dim=2)
+
+
+def entropy(weights: Float[Tensor, "batch models"]) -> Float[Tensor, ""]:
+    """Mean entropy of the rows, in nats; rows that do not sum to 1 are made to.
+
+    As a loss, `-coefficient * entropy(weights)` keeps weights from collapsing onto one model. (The
+    authors added theirs, on weights without a gradient: docs/explain/wsa.md.)
+    """
+    shares = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-8)
+    return -(shares * shares.clamp_min(1e-12).log()).sum(dim=1).mean()
+
+
+def imbalance(weights: Float[Tensor, "batch models"]) -> Float[Tensor, ""]:
+    """Squared deviation of the batch's mean weights from 1/m, summed; 0 where all are used alike.
+
+    As a loss, `coefficient * imbalance(weights)` lets each state choose, and evens out the whole.
+    """
+    shares = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-8)
+    return (shares.mean(dim=0) - 1 / weights.shape[1]).square().sum()

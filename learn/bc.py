@@ -1,0 +1,68 @@
+"""Behaviour cloning: the action that the data took, by cross-entropy.
+
+What a network is judged by where rewards are rare or the data good; it cannot be better than
+whoever played, but never worse by a value that ran away.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wsa.learn.features import Batch
+from wsa.learn.heads import QNetwork
+from wsa.learn.offline import OfflineConfig, weight_loss, weight_scalars
+
+
+class BCConfig(OfflineConfig, frozen=True, kw_only=True, tag="bc"):
+    """Hyperparameters of behaviour cloning."""
+
+    def learner(self, network: QNetwork) -> BC:
+        """What trains a network."""
+        return BC(self, network)
+
+
+class BC:
+    """Behaviour cloning at work; see `wsa.learn.offline.Learner`.
+
+    Args:
+        config: Hyperparameters.
+        network: What is trained; its values are logits.
+    """
+
+    judge: str = "validation/loss"
+
+    def __init__(self, config: BCConfig, network: QNetwork) -> None:
+        self._config = config
+        self.online = network
+        self.modules: dict[str, nn.Module] = {"online": network}
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            network.parameters(), lr=config.learning_rate, fused=True
+        )
+
+    def update(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """As `Learner.update`."""
+        loss, accuracy, weights = self._losses(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss + weight_loss(self._config, weights)).backward()
+        self.optimizer.step()
+        return {
+            "losses/cross_entropy": loss.detach(),
+            "losses/accuracy": accuracy,
+            **weight_scalars(weights),
+        }
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy and accuracy, as `Learner.validate`."""
+        loss, accuracy, _ = self._losses(batch)
+        return {"validation/loss": loss, "validation/accuracy": accuracy}
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Cross-entropy, share of actions hit, and the fusion's weights."""
+        device = self.online.device
+        actions = batch.actions.to(device)
+        logits, weights = self.online(batch.states.to(device))
+        loss = nn.functional.cross_entropy(logits, actions)
+        with torch.no_grad():
+            accuracy = (logits.argmax(dim=1) == actions).float().mean()
+        return loss, accuracy, weights

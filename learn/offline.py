@@ -1,0 +1,332 @@
+"""Training on what was played before: the loop that every offline learner shares.
+
+Everything a learner needs of a frame was computed once, when the store was filled, so this loop
+runs no backbone: it draws transitions from the flat map and says so by counting (`passes`).
+Whole episodes are held out, and what the learner makes of them is logged as `validation/...`.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, isfinite
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wsa.encode import checkpoint, console
+from wsa.encode.curves import Metrics
+from wsa.encode.forward import Encoder
+from wsa.learn.adapters import Inputs
+from wsa.learn.attention import entropy, imbalance
+from wsa.learn.features import Batch, OfflineBatches, moments
+from wsa.learn.heads import NetworkConfig, QNetwork
+from wsa.learn.nstep import hold_out, horizon, walk
+from wsa.store.errors import UsageError
+from wsa.store.flat import FlatMap
+
+VALIDATED = 2048  # Held-out steps that are looked at.
+CHUNK = 256
+
+
+class OfflineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Hyperparameters that every offline learner has.
+
+    Attributes:
+        updates: Gradient steps.
+        batch_size: Transitions in a batch.
+        learning_rate: Of Adam.
+        weight_entropy_coef: Weight of a loss that raises the entropy of the fusion's weights.
+        load_balance_coef: Weight of a loss that evens out how much each model is used.
+        validation_fraction: Share of the episodes that is held out.
+        validation_frequency: Gradient steps between looks at them.
+        save_best: Whether the network that did best on them is kept, beside the final one.
+        log_frequency: Gradient steps between lines of metrics.
+        save_frequency: Gradient steps between checkpoints.
+    """
+
+    updates: int = 100_000
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    weight_entropy_coef: float = 0.0
+    load_balance_coef: float = 0.0
+    validation_fraction: float = 0.1
+    validation_frequency: int = 1000
+    save_best: bool = False
+    log_frequency: int = 100
+    save_frequency: int = 10_000
+
+    def __post_init__(self) -> None:
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and value < 1:
+                raise UsageError(
+                    "bad-option",
+                    f"--{field.encode_name.replace('_', '-')} must be at least 1, not {value}.",
+                )
+        if not 0 < self.learning_rate < inf or not 0 <= self.validation_fraction < 1:
+            raise UsageError(
+                "bad-option",
+                "--learning-rate must be positive, --validation-fraction from 0 to below 1.",
+            )
+        if not (0 <= self.weight_entropy_coef < inf and 0 <= self.load_balance_coef < inf):
+            raise UsageError(
+                "bad-option", "--weight-entropy-coef and --load-balance-coef must be at least 0."
+            )
+        if self.save_best and not self.validation_fraction:
+            raise UsageError("bad-option", "--save-best needs a --validation-fraction above 0.")
+
+    @property
+    def n_step(self) -> int:
+        """Steps in a transition."""
+        return 1
+
+    @property
+    def gamma(self) -> float:
+        """Discount per step."""
+        return 1.0
+
+    @property
+    def clip_rewards(self) -> bool:
+        """Whether rewards count by their sign."""
+        return False
+
+    def learner(self, network: QNetwork) -> Learner:
+        """What trains a network."""
+        raise NotImplementedError
+
+
+class Learner(Protocol):
+    """An offline algorithm at work on a network.
+
+    Attributes:
+        modules: Networks by name, `online` among them: what a checkpoint holds.
+        optimizer: What moves them.
+        judge: Which validation scalar tells that a network is better, by being lower.
+    """
+
+    modules: dict[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    judge: str
+
+    def update(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """Make gradient step number `step`; scalars to log, and `weights` (models,) if any."""
+        ...
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars of held-out transitions, each a mean over the batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training did just now.
+
+    Attributes:
+        network: The trained network.
+        updates: Gradient steps made now; 0 where the run was finished already.
+        updates_per_s: Their rate.
+        passes: Frames that went through a backbone meanwhile: 0.
+    """
+
+    network: QNetwork
+    updates: int
+    updates_per_s: float
+    passes: int
+
+
+def train(
+    config: OfflineConfig,
+    network: NetworkConfig,
+    flat: FlatMap,
+    inputs: Inputs,
+    actions: int,
+    seed: int,
+    folder: Path,
+    device: str = "cpu",
+    *,
+    warm: Callable[[QNetwork], None] = lambda network: None,
+    compiled: bool = False,
+    on_update: Callable[[int, dict[str, float]], None] = lambda step, scalars: None,
+) -> Trained:
+    """Train from the flat map; continue from the newest checkpoint in `folder` if there is one.
+
+    Args:
+        config: Hyperparameters, and with them the algorithm.
+        network: What the network is.
+        flat: The data.
+        inputs: The models' embeddings of a state.
+        actions: Number of actions.
+        seed: Of initialisation and draws.
+        folder: The run's folder.
+        device: Where to train.
+        warm: Changes the weights that training begins with.
+        compiled: Whether networks go through torch.compile.
+        on_update: Called with every line of metrics.
+
+    Raises:
+        UsageError: The fusion cannot take these inputs.
+        DamagedError: The newest checkpoint is damaged.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been saved.
+    """
+    passes_before = Encoder.total_passes
+    torch.manual_seed(seed)
+    online = QNetwork(inputs, actions, network)
+    if network.normalize == "standard":
+        online.torso.set_moments(*moments(flat))
+    if (config.weight_entropy_coef or config.load_balance_coef) and not online.torso.fusion.weighs:
+        raise UsageError(
+            "bad-option",
+            "--weight-entropy-coef and --load-balance-coef are losses on a fusion's weights, and "
+            f"--fusion {network.fusion.name} learns none. Choose wsa, dpa, unshared or moe.",
+        )
+    checkpoints = folder / "checkpoints"
+    begun = bool(checkpoint.all_of(checkpoints))
+    if not begun:
+        warm(online)
+    online.to(device)
+    learner = config.learner(online)
+    if compiled:
+        for module in learner.modules.values():
+            module.compile()
+    training, held = hold_out(flat, config.validation_fraction)
+    batches = OfflineBatches(
+        flat, network.frame_stack, config.batch_size, seed, steps=training,
+        n_step=config.n_step, gamma=config.gamma, clip=config.clip_rewards,
+    )  # fmt: skip
+    validation = Validation(config, network, flat, held)
+    start, best = 0, inf
+    if begun:
+        newest = checkpoint.latest(checkpoints)
+        start, extra = checkpoint.load(newest, learner.modules, learner.optimizer)
+        batches.restore(extra["draws"])
+        best = extra["best"] if extra["best"] is not None else inf
+    if start >= config.updates:
+        return Trained(online, 0, 0.0, 0)
+    step = logged = start
+    began = lap = time.perf_counter()
+    with Metrics(folder, start) as metrics, checkpoint.StopRequest() as stop:
+        for step in range(start + 1, config.updates + 1):
+            scalars = learner.update(step, batches.draw())
+            last = step == config.updates
+            validating = bool(len(held)) and (step % config.validation_frequency == 0 or last)
+            if step % config.log_frequency == 0 or validating or last:
+                now = time.perf_counter()
+                line = _line(scalars, flat.models)
+                line["charts/learning_rate"] = config.learning_rate
+                line["time/updates_per_s"] = (step - logged) / (now - lap)
+                line["cache/backbone_passes"] = Encoder.total_passes - passes_before
+                # Without a cache each update runs every model on a batch of states and of next states.
+                line["cache/backbone_passes_saved"] = (
+                    2 * config.batch_size * len(inputs.shapes) * step
+                )
+                if validating:
+                    line |= validation(learner)
+                    if config.save_best and line[learner.judge] < best:
+                        best = line[learner.judge]
+                        checkpoint.save(checkpoints, step, {"online": online}, name=checkpoint.BEST)
+                lap, logged = now, step
+                metrics.write(step, line)
+                on_update(step, line)
+            stopping = stop.asked  # Once: a signal may come between the lines below.
+            if step % config.save_frequency == 0 or last or stopping:
+                metrics.flush()
+                extra = {"draws": batches.state(), "best": best if isfinite(best) else None}
+                checkpoint.save(checkpoints, step, learner.modules, learner.optimizer, extra)
+            if stopping:
+                raise stopping
+    passes = Encoder.total_passes - passes_before
+    assert passes == 0, "offline training must not run a backbone"
+    seconds = time.perf_counter() - began
+    return Trained(online, step - start, (step - start) / seconds, passes)
+
+
+def weight_loss(config: OfflineConfig, weights: Tensor | None) -> Tensor | float:
+    """The two losses on a fusion's weights (B, models), of which both are usually off."""
+    loss: Tensor | float = 0.0
+    if weights is not None and config.weight_entropy_coef:
+        loss = loss - config.weight_entropy_coef * entropy(weights)
+    if weights is not None and config.load_balance_coef:
+        loss = loss + config.load_balance_coef * imbalance(weights)
+    return loss
+
+
+def weight_scalars(weights: Tensor | None) -> dict[str, Tensor]:
+    """What to log of a fusion's weights (B, models): their mean, (models,), and their entropy."""
+    if weights is None:
+        return {}
+    with torch.no_grad():
+        return {"wsa/weight_entropy": entropy(weights), "weights": weights.mean(dim=0)}
+
+
+def _line(scalars: dict[str, Tensor], models: tuple[str, ...]) -> dict[str, float]:
+    line = {key: value.item() for key, value in scalars.items() if key != "weights"}
+    if "weights" in scalars:
+        weights = scalars["weights"].tolist()
+        line |= {f"wsa/weight/{key}": w for key, w in zip(models, weights, strict=False)}
+    return line
+
+
+class Validation:
+    """Held-out transitions, always the same ones, evenly spaced.
+
+    Args:
+        config: Hyperparameters.
+        network: What the network is.
+        flat: The data.
+        held: Rows of the held-out steps.
+    """
+
+    def __init__(
+        self, config: OfflineConfig, network: NetworkConfig, flat: FlatMap, held: NDArray[np.int64]
+    ) -> None:
+        at = np.unique(np.linspace(0, max(len(held) - 1, 0), VALIDATED).astype(np.int64))
+        self._rows = held[at] if len(held) else held
+        self._batches = OfflineBatches(
+            flat, network.frame_stack, CHUNK, 0,
+            n_step=config.n_step, gamma=config.gamma, clip=config.clip_rewards,
+        )  # fmt: skip
+        self._config, self._flat = config, flat
+        self._warned = False
+
+    @functools.cached_property
+    def _returns(self) -> NDArray[np.float32]:
+        """Discounted returns of these steps, of those that the data tells to their end."""
+        gamma, clip = self._config.gamma, self._config.clip_rewards
+        earned = walk(self._flat, self._rows, horizon(gamma), gamma, clip)
+        return earned.returns[earned.whole]
+
+    def __call__(self, learner: Learner) -> dict[str, float]:
+        """What a learner makes of them; nothing is learned, and no random number drawn."""
+        sums: dict[str, float] = {}
+        for module in learner.modules.values():
+            module.eval()
+        with torch.no_grad():
+            for at in range(0, len(self._rows), CHUNK):
+                rows = self._rows[at : at + CHUNK]
+                for key, value in learner.validate(self._batches.of(rows)).items():
+                    sums[key] = sums.get(key, 0.0) + value.item() * len(rows) / len(self._rows)
+        learner.modules["online"].train()
+        if "validation/max_q" in sums and len(self._returns):
+            sums["validation/return"] = float(self._returns.mean())
+            self._warn(sums["validation/max_q"])
+        return sums
+
+    def _warn(self, value: float) -> None:
+        """Say once that values have left what the data can tell."""
+        low, high = 2 * min(self._returns.min(), 0) - 1, 2 * max(self._returns.max(), 0) + 1
+        if not self._warned and not low <= value <= high:
+            self._warned = True
+            console.say(
+                f"warning: states of held-out episodes are valued at {value:,.3g} on average, and "
+                f"no discounted return in them is above {self._returns.max():,.3g} (mean "
+                f"{self._returns.mean():,.3g}): values run away, as they do on fixed data. "
+                "Use --algo cql, a larger --cql-alpha, or --algo bc."
+            )

@@ -1,0 +1,228 @@
+"""The combination modules that the paper compares WSA with: LIN, FIX, CNN, MIX and RES.
+
+All but DPA (`wsa.learn.attention`) give models no weights. Shapes in brackets are the paper's, whose
+spatial adapters turn 128x21x21, 4x21x21 and 20x84x84 into 32x16x16, 16x16x16 and 16x16x16, beside
+one vector of 512. A model that is absent counts as zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wsa.learn.adapters import (
+    Fusion,
+    FusionConfig,
+    Inputs,
+    Shape,
+    SpatialAdapter,
+    linear_adapter,
+    present_of,
+    side_of,
+    spatial_adapters,
+    widths_after,
+)
+from wsa.store.errors import UsageError
+
+
+class Joined(Fusion):
+    """A fusion that sets the adapted embeddings side by side."""
+
+    def __init__(self, inputs: Inputs, side: int | None = None) -> None:
+        super().__init__()
+        self.shapes = inputs.models
+        self.spatial = spatial_adapters(inputs.models, side)
+        self.widths = widths_after(inputs.models, self.spatial)
+
+    def spread(
+        self, embeddings: Sequence[Float[Tensor, "batch ..."]], mask: Sequence[bool] | None
+    ) -> list[Tensor]:
+        """As_i(u_i), or u_i as it is where it is a vector; zeros where a model is absent."""
+        present = present_of(mask, len(self.shapes))
+        parts = []
+        for i, adapter in enumerate(self.spatial):
+            part = adapter(embeddings[i])
+            parts.append(part if i in present else torch.zeros_like(part))
+        return parts
+
+
+class LIN(Joined):
+    """R = [flatten(As_1(u_1)) ; ... ; flatten(As_m(u_m))], (B, sum of widths) [16,896]."""
+
+    def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
+        super().__init__(inputs)
+        self.out_features = sum(self.widths)
+
+    def forward(
+        self,
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
+        mask: Sequence[bool] | None = None,
+    ) -> tuple[Float[Tensor, "batch size"], None]:
+        """As `Fusion.forward`."""
+        parts = self.spread(embeddings, mask)
+        return torch.cat([part.flatten(1) for part in parts], dim=1), None
+
+
+class FIX(Joined):
+    """E_i = ReLU(LN(W_i flatten(As_i(u_i)) + b_i)), R = [E_1 ; ... ; E_m], (B, m d).
+
+    The authors' has no LN: `FusionConfig.layer_norm`.
+    """
+
+    def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
+        super().__init__(inputs)
+        self.adapters = nn.ModuleList(linear_adapter(width, config) for width in self.widths)
+        self.out_features = len(self.widths) * config.size
+
+    def forward(
+        self,
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
+        mask: Sequence[bool] | None = None,
+    ) -> tuple[Float[Tensor, "batch size"], None]:
+        """As `Fusion.forward`."""
+        present = present_of(mask, len(self.shapes))
+        parts = [
+            adapter(part.flatten(1))
+            for adapter, part in zip(self.adapters, self.spread(embeddings, None), strict=True)
+        ]
+        kept = [p if i in present else torch.zeros_like(p) for i, p in enumerate(parts)]
+        return torch.cat(kept, dim=1), None
+
+
+class CNN(Joined):
+    """Maps on top of each other, then n convolutions: R = flatten(h_n), (B, 32 side^2) [8,192].
+
+    h_0 = [As_i(u_i)], in channels, a vector folded into D / side^2 of them [2+32+16+16 = 66];
+    h_j = ReLU(conv3x3(h_{j-1})), to 32 channels, stride 1, padding 1.
+
+    Raises:
+        UsageError: No embedding is spatial, or a vector cannot be folded.
+    """
+
+    def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
+        side = common_side(inputs.models, "cnn")
+        super().__init__(inputs, side)
+        self._side = side
+        for width, shape in zip(self.widths, inputs.models, strict=True):
+            if width % side**2:
+                raise UsageError(
+                    "bad-option",
+                    f"--fusion cnn folds a vector into maps of {side} x {side}, and "
+                    f"{' x '.join(map(str, shape))} = {width} numbers are no multiple of "
+                    f"{side**2}. Choose --fusion mix or wsa, or leave that model out.",
+                )
+        channels = sum(self.widths) // side**2
+        parts: list[nn.Module] = []
+        for _ in range(config.layers):
+            parts += [nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU()]
+            channels = 32
+        self.convolutions = nn.Sequential(*parts)
+        self.out_features = 32 * side**2
+
+    def forward(
+        self,
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
+        mask: Sequence[bool] | None = None,
+    ) -> tuple[Float[Tensor, "batch size"], None]:
+        """As `Fusion.forward`."""
+        maps = [
+            part.reshape(len(part), -1, self._side, self._side)
+            for part in self.spread(embeddings, mask)
+        ]
+        return self.convolutions(torch.cat(maps, dim=1)).flatten(1), None
+
+
+class MIX(Joined):
+    """Spatial ones through one convolution, vectors beside it [8,192 + 512 = 8,704].
+
+    R = [flatten(ReLU(conv3x3([As_i(u_i)]))) ; u_j ...], i spatial [64 channels to 32], j not.
+
+    Raises:
+        UsageError: No embedding is spatial.
+    """
+
+    def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
+        side = common_side(inputs.models, "mix")
+        super().__init__(inputs, side)
+        channels = sum(a.out_shape[0] for a in self.spatial if isinstance(a, SpatialAdapter))
+        self.convolution = nn.Sequential(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU())
+        vectors = sum(prod(shape) for shape in self.shapes if len(shape) == 2)
+        self.out_features = 32 * side**2 + vectors
+
+    def forward(
+        self,
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
+        mask: Sequence[bool] | None = None,
+    ) -> tuple[Float[Tensor, "batch size"], None]:
+        """As `Fusion.forward`."""
+        parts = self.spread(embeddings, mask)
+        spatial = [p for p, shape in zip(parts, self.shapes, strict=True) if len(shape) == 4]
+        vectors = [p for p, shape in zip(parts, self.shapes, strict=True) if len(shape) == 2]
+        mixed = self.convolution(torch.cat(spatial, dim=1))
+        return torch.cat([mixed.flatten(1), *(v.flatten(1) for v in vectors)], dim=1), None
+
+
+class RES(Joined):
+    """A fixed random recurrent network, the reservoir: R = x_k, (B, n).
+
+    x_0 = 0; x_j = tanh(u_j W_in + x_{j-1} W_res), j = 1..k over the frames of the state, oldest
+    first, u_j being LIN's vector of one frame. W_in, W_res ~ N(0, 1), W_res brought to a spectral
+    radius of 0.9; no leak, no scaling of the input, no gradient. A model with one embedding for the
+    whole state (k = 1) gives it at every j.
+
+    The authors keep one x for each place in a batch and never reset it, so that their shuffled
+    minibatches overwrite the states of environments, and what a policy saw while playing is not
+    what it is trained on; their matrices are in no checkpoint. Here the state is a function of the
+    environment's own last k frames, begins anew with each episode, needs no replay of its past, and
+    the matrices are buffers that are saved. It remembers k frames, not a whole episode. The spatial
+    adapters stay random, as theirs: nothing but the head is trained.
+    """
+
+    def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
+        super().__init__(inputs)
+        single = Inputs(tuple((1, *shape[1:]) for shape in inputs.models))
+        self.spatial = spatial_adapters(single.models)
+        self.widths = widths_after(single.models, self.spatial)
+        self.out_features = config.size
+        self.register_buffer("reservoir_in", torch.randn(sum(self.widths), config.size))
+        recurrent = torch.randn(config.size, config.size)
+        radius = torch.linalg.eigvals(recurrent).abs().max()
+        self.register_buffer("reservoir", recurrent * (0.9 / radius))
+        self.reservoir_in: Tensor
+        self.reservoir: Tensor
+
+    @torch.no_grad()
+    def forward(
+        self,
+        embeddings: Sequence[Float[Tensor, "batch ..."]],
+        mask: Sequence[bool] | None = None,
+    ) -> tuple[Float[Tensor, "batch size"], None]:
+        """As `Fusion.forward`; it has no gradient."""
+        state = embeddings[0].new_zeros(len(embeddings[0]), self.out_features)
+        for at in range(max(shape[0] for shape in self.shapes)):
+            frame = [
+                u[:, at : at + 1] if u.shape[1] > 1 else u for u in embeddings[: len(self.shapes)]
+            ]
+            seen = torch.cat([part.flatten(1) for part in self.spread(frame, mask)], dim=1)
+            state = torch.tanh(seen @ self.reservoir_in + state @ self.reservoir)
+        return state, None
+
+
+def common_side(shapes: Sequence[Shape], name: str) -> int:
+    """The side that all maps are brought to: the smallest of their own.
+
+    Raises:
+        UsageError: None is spatial.
+    """
+    sides = [side_of(shape) for shape in shapes if len(shape) == 4]
+    if not sides:
+        raise UsageError(
+            "bad-option",
+            f"--fusion {name} convolves maps, and every model gives a vector. Encode one with "
+            "--output grid:7 or map, or choose --fusion lin or wsa.",
+        )
+    return min(sides)

@@ -1,0 +1,131 @@
+"""From the options of `wsa learn` to what a run is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wsa.encode import checkpoint
+from wsa.learn import run
+from wsa.learn.bc import BCConfig
+from wsa.learn.dqn import DQNConfig
+from wsa.learn.fusion import make_config
+from wsa.learn.heads import NetworkConfig
+from wsa.learn.options import LearnOptions
+from wsa.learn.run import RunConfig
+from wsa.learn.warm import change_models
+from wsa.store import names
+from wsa.store.errors import UsageError
+from wsa.store.reader import Snapshot
+
+# Switches that are the preset's where they are not given, as options call them.
+SWITCHES = ("score_activation", "normaliser", "layer_norm", "temperature", "scorer_hidden",
+            "dropout", "weight_init")  # fmt: skip
+
+
+def configure(o: LearnOptions, snapshot: Snapshot) -> RunConfig:
+    """Settle what a run is, from its options.
+
+    Raises:
+        UsageError: Options contradict each other or are out of range.
+        MissingError: No frames, a model has not encoded them, or no run to begin from.
+    """
+    network, models, context, init = network_of(o), list(o.models), o.context, ""
+    hyperparameters = hyperparameters_of(o)
+    models = [stored_name(snapshot, name) for name in models]
+    if context != run.MEAN_CONTEXT:
+        context = stored_name(snapshot, context)
+    if o.init:
+        path = checkpoint.latest(Path(o.init) / "checkpoints")
+        network, models, context = _begin(o, snapshot, network, models, context)
+        init = str(path)
+    elif o.add or o.drop:
+        raise UsageError(
+            "bad-option",
+            "--add and --drop change the models of a run that was trained: name it with --init. "
+            "To choose a new run's models, use --models.",
+        )
+    return run.make_config(
+        snapshot, o.game, models, context, o.seed, hyperparameters, o.protocol, network, init
+    )
+
+
+def network_of(o: LearnOptions) -> NetworkConfig:
+    """What the network is.
+
+    Raises:
+        UsageError: A number is out of range.
+    """
+    given = {name: getattr(o, name) for name in SWITCHES if getattr(o, name) is not None}
+    if "weight_init" in given:
+        given["init"] = given.pop("weight_init")
+    fusion = make_config(
+        o.fusion, o.fusion_preset, size=o.fusion_size, layers=o.fusion_layers, **given
+    )
+    if not all(units.isdecimal() for units in o.hidden):
+        raise UsageError(
+            "bad-option", f"--hidden {','.join(o.hidden)}: give numbers, for example 512,256."
+        )
+    return NetworkConfig(fusion, o.frame_stack, o.normalize, tuple(map(int, o.hidden)))
+
+
+def hyperparameters_of(o: LearnOptions) -> DQNConfig | BCConfig:
+    """What the learner takes.
+
+    Raises:
+        UsageError: A number is out of range.
+    """
+    kind = BCConfig if o.algo == "bc" else DQNConfig
+    values = {name: getattr(o, name) for name in kind.__struct_fields__}
+    if o.algo == "dqn":
+        values["cql_alpha"] = 0.0
+    return kind(**values)
+
+
+def _begin(
+    o: LearnOptions, snapshot: Snapshot, network: NetworkConfig, models: list[str], context: str
+) -> tuple[NetworkConfig, list[str], str]:
+    """Network, models and context of a run that begins from another."""
+    before = run.read_config(Path(o.init))
+    if network not in (before.network, network_of(LearnOptions())):
+        raise UsageError(
+            "bad-option",
+            f"--init {o.init}: its network is another than the options ask for. Leave out options "
+            "of the network: they are that run's.",
+        )
+    joining = [stored_name(snapshot, name) for name in o.add]
+    added = run.choose_models(snapshot, o.game, joining) if joining else []
+    wanted = change_models(before.models, added, o.drop)
+    if models and run.choose_models(snapshot, o.game, models) != wanted:
+        raise UsageError(
+            "bad-option",
+            f"--models are not those of {o.init}, which are {', '.join(before.models)}. Leave out "
+            "--models, and say with --add and --drop what changes.",
+        )
+    ours = {before.context}
+    if before.context != run.MEAN_CONTEXT:
+        ours.add(names.key_alias(before.context))
+    if o.context != run.MEAN_CONTEXT and context not in ours:
+        raise UsageError(
+            "bad-option",
+            f"--context {o.context}: the context of {o.init} is {before.context}, and its scorer "
+            "was trained on that. Leave out --context.",
+        )
+    if before.context in before.models and before.context not in wanted:
+        raise UsageError(
+            "bad-option",
+            f"--drop: {before.context} gives the context, which the scorer was trained on. Drop "
+            "another model, or begin a new run.",
+        )
+    return before.network, wanted, before.context
+
+
+def stored_name(snapshot: Snapshot, name: str) -> str:
+    """A model as `wsa encode` takes it (`timm:NAME`, `vit:random`), as the alias in a store.
+
+    Raises:
+        UsageError: Nobody knows such a model.
+    """
+    from wsa.encode.models import parse_request
+
+    stored = {alias for key in snapshot.models for alias in (key, names.key_alias(key))}
+    return name if name in stored else parse_request(name, {}).alias

@@ -1,0 +1,104 @@
+"""Begin a run from another's network, with the same models, fewer, or more of them.
+
+Whatever has the same name and model in both is copied; a new model's adapters are fresh, and those
+of a dropped one stay behind. Nothing that serves all models changes, WSA's scorer least of all: the
+new network with its new models masked is the old one, to the last bit. The optimiser begins anew,
+since Adam's averages are of losses that the changed network does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from wsa.encode import checkpoint
+from wsa.learn.heads import Torso
+from wsa.store import names
+from wsa.store.errors import UsageError
+
+
+def change_models(models: Sequence[str], add: Sequence[str], drop: Sequence[str]) -> list[str]:
+    """Model keys after some are dropped and others added behind them.
+
+    Args:
+        models: Keys of the run that is begun from.
+        add: Keys to add.
+        drop: Aliases or keys to drop.
+
+    Raises:
+        UsageError: A model to drop is not there, one to add is, or none is left.
+    """
+    kept = list(models)
+    for name in drop:
+        fitting = [key for key in kept if name in (key, names.key_alias(key))]
+        if len(fitting) != 1:
+            raise UsageError(
+                "bad-option",
+                f"--drop {name}: the run's models are {', '.join(models)}. Name one of them, by "
+                "its key where an alias fits several.",
+            )
+        kept.remove(fitting[0])
+    for key in add:
+        if key in kept:
+            raise UsageError("bad-option", f"--add {key}: the run has it already. Leave it out.")
+        kept.append(key)
+    if not kept:
+        raise UsageError("bad-option", "--drop leaves no model. Keep one, or --add another.")
+    return kept
+
+
+def transfer(
+    network: nn.Module, torso: Torso, models: Sequence[str], path: Path, before: Sequence[str]
+) -> list[str]:
+    """Copy a checkpoint's network into another, model by model.
+
+    Args:
+        network: The new network, `torso` in it.
+        torso: Its torso.
+        models: Keys of its inputs: those fused, then one that gives the context alone.
+        path: The checkpoint; its network is `online`.
+        before: Keys of its network's inputs.
+
+    Returns:
+        Names of what was not in the checkpoint and is as it was made.
+
+    Raises:
+        UsageError: The two networks do not fit.
+        DamagedError: The checkpoint is damaged.
+    """
+    old = checkpoint.read(path)[0]
+    if list(models) != list(before) and not torso.fusion.per_model:
+        raise UsageError(
+            "bad-option",
+            "The length of this fusion's state vector depends on the models, so a head trained on "
+            "some cannot go on with others. --add and --drop need --fusion wsa, dpa, mean, "
+            "uniform, unshared or moe.",
+        )
+    lists = ["torso.normalisers", *(f"torso.fusion.{name}" for name in torso.fusion.per_model)]
+    fresh = []
+    for name, tensor in network.state_dict().items():
+        source = old.get(f"online.{_before(name, lists, models, before)}")
+        if source is None:
+            fresh.append(name)
+        elif source.shape != tensor.shape:
+            raise UsageError(
+                "bad-option",
+                f"--init {path.parent.parent}: {name} has shape {tuple(source.shape)} there and "
+                f"{tuple(tensor.shape)} here. Begin from a run on the same game, with the same "
+                "network.",
+            )
+        else:
+            tensor.copy_(source)
+    return fresh
+
+
+def _before(name: str, lists: list[str], models: Sequence[str], before: Sequence[str]) -> str:
+    """What a tensor is called where models stand in another order; "" of a model that is new."""
+    for prefix in lists:
+        if name.startswith(prefix + "."):
+            at, _, rest = name[len(prefix) + 1 :].partition(".")
+            key = models[int(at)]
+            return f"{prefix}.{before.index(key)}.{rest}" if key in before else ""
+    return name

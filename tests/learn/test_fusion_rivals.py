@@ -1,0 +1,261 @@
+"""The paper's rivals and the controls, their shapes, and the paper's numbers of parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from wsa.learn.adapters import Inputs, SpatialAdapter, side_of
+from wsa.learn.fusion import NAMES, make_config, make_fusion
+from wsa.learn.heads import ActorCritic, NetworkConfig, QNetwork, Torso
+from wsa.store.errors import UsageError
+
+# SR, OKE, OKK, VOS and the context's autoencoder: thesis, chapter on methodology.
+PAPER = ((1, 512), (1, 21, 21, 128), (1, 21, 21, 4), (1, 84, 84, 20), (1, 16, 16, 64))
+MIXED = ((2, 18), (2, 3, 3, 5), (2, 4, 5, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "switches", "millions"),
+    [
+        ("wsa", {"size": 256}, 8.71),
+        ("wsa", {"size": 512}, 17.36),
+        ("wsa", {"size": 1024}, 34.67),
+        ("lin", {}, 8.71),
+        ("fix", {"size": 256}, 4.91),
+        ("fix", {"size": 512}, 9.76),
+        ("fix", {"size": 1024}, 19.46),
+        ("cnn", {"layers": 1}, 4.27),
+        ("cnn", {"layers": 2}, 4.28),
+        ("cnn", {"layers": 3}, 4.29),
+        ("mix", {}, 4.53),
+        ("res", {"size": 512}, 0.32),
+        ("res", {"size": 1024}, 0.58),
+        ("res", {"size": 2048}, 1.11),
+    ],
+)
+def test_trainable_parameters_are_the_papers(
+    name: str, switches: dict[str, int], millions: float
+) -> None:
+    assert parameters(name, **switches) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize("size", [256, 512, 1024])
+def test_dpa_is_wsa_without_its_scorer(size: int) -> None:
+    assert parameters("dpa", size=size) == parameters("wsa", size=size) - (2 * size + 1)
+
+
+def parameters(name: str, **switches: int) -> int:
+    """Trainable ones, with 4 actions and heads of 256 units, the frozen encoders left out."""
+    conditioned = name in ("wsa", "dpa")
+    inputs = Inputs(PAPER if conditioned else PAPER[:4], 4 if conditioned else None, 4)
+    config = NetworkConfig(make_config(name, "thesis", **switches), 1, "none")
+    with torch.device("meta"):
+        network = ActorCritic(inputs, 4, config)
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("shape", "out", "kernel", "stride"),
+    [(PAPER[1], 32, 6, 1), (PAPER[2], 16, 6, 1), (PAPER[3], 16, 5, 5)],
+)
+def test_spatial_adapters_are_the_papers(
+    shape: tuple[int, ...], out: int, kernel: int, stride: int
+) -> None:
+    first, second, last = SpatialAdapter(shape, 16)
+    assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
+    assert isinstance(last, nn.ReLU)
+    assert (first.kernel_size, first.out_channels) == ((1, 1), out)
+    assert (second.kernel_size, second.stride) == ((kernel, kernel), (stride, stride))
+    assert second.padding == (0, 0) and second.bias is not None
+
+
+@given(
+    frames=st.integers(1, 4),
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    channels=st.integers(1, 9),
+    less=st.integers(0, 15),
+)
+def test_spatial_adapters_end_at_the_side(
+    frames: int, height: int, width: int, channels: int, less: int
+) -> None:
+    shape = (frames, height, width, channels)
+    side = max(1, side_of(shape) - less)
+    found = SpatialAdapter(shape, side)(torch.zeros(2, *shape))
+    assert found.shape == (2, 16, side, side)
+
+
+def made(name: str, **switches: Any) -> tuple[Any, list[Tensor]]:
+    torch.manual_seed(3)
+    shapes = MIXED[:1] if name == "single" else MIXED
+    fusion = make_fusion(make_config(name, **{"size": 6, **switches}), Inputs(shapes))
+    return fusion, [torch.randn(4, *shape) for shape in shapes]
+
+
+def spread(fusion: Any, embeddings: list[Tensor]) -> list[Tensor]:
+    return [adapter(u) for adapter, u in zip(fusion.spatial, embeddings, strict=True)]
+
+
+@pytest.mark.parametrize("name", list(NAMES))
+def test_every_fusion_has_one_signature(name: str) -> None:
+    fusion, embeddings = made(name)
+    state, weights = fusion(embeddings)
+    assert state.shape == (4, fusion.out_features)
+    assert weights is None or weights.shape == (4, len(embeddings))
+    assert (weights is not None) == fusion.weighs
+    mask = [True] + [False] * (len(embeddings) - 1)
+    masked, weights = fusion(embeddings, mask)
+    other = [embeddings[0], *(torch.full_like(u, 5.0) for u in embeddings[1:])]
+    torch.testing.assert_close(fusion(other, mask)[0], masked)  # Who is absent has no say.
+    if weights is not None:
+        torch.testing.assert_close(weights, torch.eye(3)[:1].expand(4, 3))
+
+
+def test_lin_sets_them_side_by_side() -> None:
+    fusion, embeddings = made("lin")
+    expected = torch.cat([part.flatten(1) for part in spread(fusion, embeddings)], dim=1)
+    assert torch.equal(fusion(embeddings)[0], expected)
+    assert fusion.out_features == 36 + 16 * 9 + 16 * 16
+    masked = fusion(embeddings, [True, False, True])[0]
+    assert (masked[:, 36 : 36 + 144] == 0).all() and torch.equal(masked[:, :36], expected[:, :36])
+
+
+def test_fix_adapts_each() -> None:
+    fusion, embeddings = made("fix")
+    parts = zip(fusion.adapters, spread(fusion, embeddings), strict=True)
+    expected = torch.cat([adapter(part.flatten(1)) for adapter, part in parts], dim=1)
+    assert torch.equal(fusion(embeddings)[0], expected) and expected.shape == (4, 18)
+
+
+def test_cnn_folds_vectors_into_maps() -> None:
+    fusion, embeddings = made("cnn", layers=2)
+    # The smallest map has side 3; 2 x 18 numbers are 4 channels of that.
+    maps = spread(fusion, embeddings)
+    assert [tuple(m.shape[1:]) for m in maps] == [(2, 18), (16, 3, 3), (16, 3, 3)]
+    stacked = torch.cat([maps[0].reshape(4, 4, 3, 3), maps[1], maps[2]], dim=1)
+    one, other = (fusion.convolutions[i] for i in (0, 2))
+    hidden = nn.functional.conv2d(stacked, one.weight, one.bias, padding=1).relu()
+    hidden = nn.functional.conv2d(hidden, other.weight, other.bias, padding=1).relu()
+    torch.testing.assert_close(fusion(embeddings)[0], hidden.flatten(1))
+
+
+def test_mix_convolves_the_spatial_ones_alone() -> None:
+    fusion, embeddings = made("mix")
+    maps = spread(fusion, embeddings)
+    mixed = fusion.convolution(torch.cat(maps[1:], dim=1)).flatten(1)
+    expected = torch.cat([mixed, embeddings[0].flatten(1)], dim=1)
+    assert torch.equal(fusion(embeddings)[0], expected) and expected.shape == (4, 32 * 9 + 36)
+
+
+def test_res_is_a_fixed_recurrent_network() -> None:
+    fusion, embeddings = made("res", size=7)
+    radius = torch.linalg.eigvals(fusion.reservoir).abs().max().item()
+    assert radius == pytest.approx(0.9, rel=1e-4)
+    state = torch.zeros(4, 7)
+    for at in range(2):  # Frames of the state.
+        frame = [u[:, at : at + 1] for u in embeddings]
+        seen = torch.cat([part.flatten(1) for part in spread(fusion, frame)], dim=1)
+        state = torch.tanh(seen @ fusion.reservoir_in + state @ fusion.reservoir)
+    found = fusion(embeddings)[0]
+    torch.testing.assert_close(found, state.detach())
+    assert not found.requires_grad
+    assert {"reservoir", "reservoir_in"} <= set(fusion.state_dict())  # Saved, unlike the authors'.
+    # The state is each environment's own, wherever it stands in a batch, and in whichever order.
+    order = [2, 0, 3, 1]
+    torch.testing.assert_close(fusion([u[order] for u in embeddings])[0], found[order])
+    other, _ = made("res", size=7)
+    other.load_state_dict(fusion.state_dict())
+    assert torch.equal(other(embeddings)[0], found)
+
+
+def test_dpa_asks_with_the_context() -> None:
+    fusion, embeddings = made("dpa")
+    adapted = fusion.adapt(embeddings, range(3))
+    context = adapted.mean(dim=1)
+    scores = torch.stack([(context * adapted[:, i]).sum(dim=1) for i in range(3)], dim=1) / 6**0.5
+    weights = scores.softmax(dim=1)
+    state, found = fusion(embeddings)
+    torch.testing.assert_close(found, weights)
+    torch.testing.assert_close(state, sum(weights[:, i, None] * adapted[:, i] for i in range(3)))
+
+
+def test_controls_take_wsa_apart() -> None:
+    shapes = (*MIXED, (2, 4))
+    embeddings = [torch.randn(4, *shape) for shape in shapes]
+    inputs = Inputs(shapes, 3, 3)
+    fusions: dict[str, Any] = {
+        name: make_fusion(make_config(name, size=6), inputs) for name in ("mean", "unshared", "moe")
+    }
+    for fusion in fusions.values():
+        adapted = fusion.adapt(embeddings, range(3))
+        context = fusion.condition(adapted, embeddings)
+        assert torch.equal(context, fusion.context(embeddings[3].flatten(1)))
+        state, weights = fusion(embeddings)
+        if fusion is fusions["mean"]:
+            torch.testing.assert_close(state, (adapted.sum(dim=1) + context) / 4)
+            continue
+        if fusion is fusions["moe"]:  # The gate does not see what it weighs.
+            hidden = fusion.router(context)
+            scores = [gate(hidden) for gate in fusion.gates]
+        else:
+            pairs = [torch.cat([context, adapted[:, i]], dim=1) for i in range(3)]
+            scores = [f(pair) for f, pair in zip(fusion.scorers, pairs, strict=True)]
+        torch.testing.assert_close(weights, torch.cat(scores, dim=1).softmax(dim=1))
+    uniform, embeddings = made("uniform")
+    state = uniform(embeddings)[0]
+    torch.testing.assert_close(state, uniform.adapt(embeddings, range(3)).mean(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "says"),
+    [
+        ("cnn", ((1, 4), (1, 5)), "every model gives a vector. Encode one with --output grid:7"),
+        ("mix", ((1, 4),), "choose --fusion lin or wsa"),
+        ("cnn", ((1, 4), (1, 3, 3, 2)), "1 x 4 = 4 numbers are no multiple of 9. Choose"),
+        ("single", ((1, 4), (1, 5)), "takes one model, and there are 2. Name it with --models"),
+    ],
+)
+def test_shapes_that_a_fusion_cannot_take_are_refused(
+    name: str, shapes: tuple[tuple[int, ...], ...], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        make_fusion(make_config(name), Inputs(shapes))
+
+
+@pytest.mark.parametrize("normalize", ["none", "layer", "standard"])
+def test_a_torso_splits_and_normalises(normalize: Any) -> None:
+    # The second model looks at the whole state itself: its last embedding is the state's.
+    shapes = ((3, 4), (1, 2, 2, 3))
+    config = NetworkConfig(make_config("lin"), 3, normalize)
+    torso = Torso(Inputs(shapes), config)
+    mean, deviation = torch.randn(16), torch.rand(16) + 0.5
+    torso.set_moments(mean, deviation)
+    stacks = torch.randn(5, 3, 16)
+    rows = stacks
+    if normalize == "standard":
+        rows = (stacks - mean) / deviation
+    first, second = rows[:, :, :4], rows[:, -1:, 4:]
+    if normalize == "layer":
+        first, second = (nn.functional.layer_norm(x, x.shape[2:]) for x in (first, second))
+    fusion: Any = torso.fusion
+    expected = fusion([first, second.reshape(5, 1, 2, 2, 3)])[0]
+    torch.testing.assert_close(torso(stacks)[0], expected)
+    torch.testing.assert_close(torso(stacks.half())[0], expected, rtol=0.02, atol=0.02)
+
+
+def test_heads_have_the_layers_asked_for() -> None:
+    config = NetworkConfig(make_config(size=8), 1, hidden=(16, 12))
+    network = QNetwork(Inputs(((1, 4),)), 3, config)
+    maps = [m for m in network.head if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in maps] == [(8, 16), (16, 12), (12, 3)]
+    actor = ActorCritic(Inputs(((1, 4),)), 3, NetworkConfig(make_config(size=8), 1, hidden=()))
+    logits, values, weights = actor(torch.randn(5, 1, 4))
+    assert logits.shape == (5, 3) and values.shape == (5,)
+    assert weights is not None and weights.shape == (5, 1)
+    assert logits.abs().max() < 0.1  # Every action is as likely as the others at first.

@@ -1,0 +1,463 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from wsa.encode import checkpoint
+from wsa.encode.forward import Encoder
+from wsa.encode.spec import Output, Preprocessing
+from wsa.learn import dqn, offline
+from wsa.learn.adapters import FusionConfig, Inputs
+from wsa.learn.bc import BCConfig
+from wsa.learn.dqn import DQNConfig
+from wsa.learn.heads import NetworkConfig
+from wsa.learn.offline import OfflineConfig, Trained
+from wsa.store.errors import DamagedError, MissingError, UsageError
+from wsa.store.flat import FlatMap
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = DQNConfig(
+    updates=60,
+    batch_size=8,
+    learning_rate=1e-3,
+    target_network_frequency=7,
+    validation_frequency=30,
+    log_frequency=4,
+    save_frequency=10,
+)
+NETWORK = NetworkConfig(FusionConfig(size=16), frame_stack=2, hidden=(32,))
+
+
+def train(
+    config: OfflineConfig,
+    flat: FlatMap,
+    context: int | None,
+    seed: int,
+    folder: Path,
+    network: NetworkConfig = NETWORK,
+    **options: Any,
+) -> Trained:
+    """Train on the walk."""
+    shapes = tuple((network.frame_stack, *shape) for shape in flat.shapes)
+    inputs = Inputs(shapes, context)
+    return offline.train(config, network, flat, inputs, 3, seed, folder, **options)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """Metrics without what a clock gave."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k[:4] != "time"} for line in found]
+
+
+def final(folder: Path, updates: int = SMALL.updates) -> dict[str, Any]:
+    """Weights, target, optimiser, random states and draws at the end, to the last bit."""
+    with safetensors.safe_open(folder / "checkpoints" / f"{updates:09d}.safetensors", "np") as file:
+        tensors = {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+        assert any(name.startswith("optimizer.") for name in tensors)
+        return {**tensors, **file.metadata()}
+
+
+def test_the_target_changes_only_at_its_frequency(
+    walk_flat: FlatMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+    real = dqn.update_loss
+
+    def spy(config: Any, online: nn.Module, target: nn.Module, *rest: Any) -> Any:
+        flats = [nn.utils.parameters_to_vector(m.parameters()) for m in (online, target)]
+        seen.append((flats[0].detach().clone(), flats[1].detach().clone()))
+        return real(config, online, target, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dqn, "update_loss", spy)
+    train(msgspec.structs.replace(SMALL, validation_fraction=0.0), walk_flat, 0, 1, tmp_path)
+    assert len(seen) == SMALL.updates
+    for made, (online, target) in enumerate(seen):  # So many updates had been made.
+        copied = made - made % SMALL.target_network_frequency
+        assert torch.equal(target, seen[copied][0])
+        assert torch.equal(online, target) == (made == copied)
+
+
+def test_it_is_the_same_again_and_another_with_another_seed(
+    walk_flat: FlatMap, tmp_path: Path
+) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        trained = train(SMALL, walk_flat, 1, seed, tmp_path / name)
+        assert (trained.updates, trained.passes) == (SMALL.updates, 0)
+        assert trained.updates_per_s > 0
+    assert final(tmp_path / "a") == final(tmp_path / "b") != final(tmp_path / "c")
+    assert lines(tmp_path / "a") == lines(tmp_path / "b") != lines(tmp_path / "c")
+
+
+def test_what_is_logged(kit: ModuleType, walk_flat: FlatMap, tmp_path: Path) -> None:
+    told: list[int] = []
+    config = msgspec.structs.replace(SMALL, updates=10)
+    train(config, walk_flat, None, 1, tmp_path, on_update=lambda step, _: told.append(step))
+    found = lines(tmp_path)
+    assert told == [line["step"] for line in found] == [4, 8, 10]
+    for line in found:
+        weights = [line[f"wsa/weight/{kit.key(alias)}"] for alias in ("lite0", "vit")]
+        assert sum(weights) == pytest.approx(1, abs=1e-5)
+        assert 0 < line["wsa/weight_entropy"] <= math.log(2) + 1e-6
+        assert line["cache/backbone_passes"] == 0
+        assert line["cache/backbone_passes_saved"] == line["step"] * 8 * 2 * 2
+        assert line["charts/learning_rate"] == SMALL.learning_rate
+        assert {"losses/td_loss", "losses/cql", "losses/q_values"} < set(line)
+
+
+def test_the_rate_is_of_the_updates_since_the_last_line(
+    walk_flat: FlatMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(offline.time, "perf_counter", lambda: float(next(clock)))
+    rates = []
+    config = msgspec.structs.replace(SMALL, updates=10)
+    train(
+        config, walk_flat, None, 1, tmp_path,
+        on_update=lambda _, line: rates.append(line["time/updates_per_s"]),
+    )  # fmt: skip
+    assert rates == [4.0, 4.0, 2.0]
+
+
+class Tiny(nn.Module):
+    """A backbone."""
+
+    def forward_features(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+    def forward_head(self, features: Tensor, pre_logits: bool) -> Tensor:
+        return features.mean(dim=(2, 3))
+
+
+def test_a_backbone_that_runs_while_training_is_noticed(walk_flat: FlatMap, tmp_path: Path) -> None:
+    squash = Preprocessing("squash", 8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    encoder = Encoder(Tiny(), squash, Output(0, 0))
+    frames = np.zeros((2, 16, 16, 3), np.uint8)
+    encoder(frames)  # Before: it does not count.
+    train(SMALL, walk_flat, None, 1, tmp_path / "without")
+    seen = []
+
+    def on_update(step: int, line: dict[str, float]) -> None:
+        seen.append(line["cache/backbone_passes"])
+        if step == 40:
+            encoder(frames)
+
+    with pytest.raises(AssertionError, match="must not run a backbone"):
+        train(SMALL, walk_flat, None, 1, tmp_path / "with", on_update=on_update)
+    assert seen == [0] * 11 + [2] * 5  # Lines at 4, 8, ..., and at 30, which is validated.
+
+
+@pytest.fixture(scope="module")
+def whole(walk_flat: FlatMap, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole")
+    train(SMALL, walk_flat, 0, 1, folder)
+    torch.set_num_threads(threads)
+    return folder
+
+
+class Crash(Exception):
+    """Something that the trainer does not expect."""
+
+
+@pytest.mark.parametrize("at", [4, 12, 20, 32, 40, 52, 60])
+def test_a_run_that_crashed_goes_on_as_if_it_had_not(
+    walk_flat: FlatMap, whole: Path, tmp_path: Path, at: int
+) -> None:
+    def crash(step: int, _: Any) -> None:
+        if step == at:
+            raise Crash
+
+    with pytest.raises(Crash):
+        train(SMALL, walk_flat, 0, 1, tmp_path, on_update=crash)
+    torch.manual_seed(99)
+    trained = train(SMALL, walk_flat, 0, 1, tmp_path)
+    assert trained.updates == SMALL.updates - (at - 1) // 10 * 10
+    assert final(tmp_path) == final(whole)
+    assert lines(tmp_path) == lines(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", [8, 20, 60])
+def test_a_run_that_was_asked_to_stop_goes_on(
+    walk_flat: FlatMap, whole: Path, tmp_path: Path, at: int, number: signal.Signals
+) -> None:
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def ask(step: int, _: Any) -> None:
+        if step == at:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(SMALL, walk_flat, 0, 1, tmp_path, on_update=ask)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert (tmp_path / "checkpoints" / f"{at:09d}.safetensors").exists()
+    assert train(SMALL, walk_flat, 0, 1, tmp_path).updates == SMALL.updates - at
+    assert final(tmp_path) == final(whole)
+    assert lines(tmp_path) == lines(whole)
+
+
+def test_a_second_signal_stops_at_once(walk_flat: FlatMap, tmp_path: Path) -> None:
+    def ask_twice(step: int, _: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(SMALL, walk_flat, 0, 1, tmp_path, on_update=ask_twice)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_signal_between_the_last_lines_of_an_update_loses_nothing(
+    walk_flat: FlatMap, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = checkpoint.save
+
+    def save(folder: Path, step: int, *rest: Any) -> Path:
+        path = real(folder, step, *rest)
+        if step == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+        return path
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        train(SMALL, walk_flat, 0, 1, tmp_path)
+    assert (tmp_path / "checkpoints" / f"{21:09d}.safetensors").exists()
+    train(SMALL, walk_flat, 0, 1, tmp_path)
+    assert final(tmp_path) == final(whole)
+
+
+SCRIPT = """
+import sys, time, msgspec, torch
+from pathlib import Path
+from wsa.learn.adapters import Inputs
+from wsa.learn.bc import BCConfig
+from wsa.learn.dqn import DQNConfig
+from wsa.learn.heads import NetworkConfig
+from wsa.learn.offline import train
+from wsa.store.flat import materialise
+from wsa.store.reader import take_snapshot
+from wsa.store.root import open_store
+url, folder, models, config, network = sys.argv[1:]
+torch.set_num_threads(1)
+flat = materialise(take_snapshot(open_store(url)), "Pong", models.split(","), Path(folder) / "c")
+config = msgspec.json.decode(config, type=DQNConfig)
+network = msgspec.json.decode(network, type=NetworkConfig)
+inputs = Inputs(tuple((network.frame_stack, *shape) for shape in flat.shapes), 0)
+def tell(step, _):
+    print(step, flush=True)
+    time.sleep(0.1)
+train(config, network, flat, inputs, 3, 1, Path(folder), on_update=tell)
+"""
+
+
+def test_a_process_that_is_interrupted_saves_and_goes_on(
+    kit: ModuleType, walk_url: str, walk_flat: FlatMap, whole: Path, tmp_path: Path
+) -> None:
+    models = f"{kit.key('lite0')},{kit.key('vit')}"
+    network = msgspec.json.encode(NETWORK).decode()
+    arguments = [walk_url, str(tmp_path), models, msgspec.json.encode(SMALL).decode(), network]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout
+        for _ in range(3):
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1].decode()
+    assert "KeyboardInterrupt" in errors
+    saved = sorted(int(path.stem) for path in (tmp_path / "checkpoints").iterdir())
+    assert 12 <= saved[-1] < 60
+    train(SMALL, walk_flat, 0, 1, tmp_path)
+    assert final(tmp_path) == final(whole)
+    assert lines(tmp_path) == lines(whole)
+
+
+def test_a_finished_run_started_again_does_nothing(
+    walk_flat: FlatMap, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+    trained = train(SMALL, walk_flat, 0, 1, folder)
+    assert (trained.updates, trained.passes) == (0, 0)
+    after = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+    assert after == before
+
+
+def test_a_damaged_newest_checkpoint_is_not_passed_over(
+    walk_flat: FlatMap, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    newest = folder / "checkpoints" / "000000060.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.raises(
+        DamagedError, match=r"Remove it .*: 000000050.safetensors is then"
+    ) as caught:
+        train(SMALL, walk_flat, 0, 1, folder)
+    assert str(newest) in str(caught.value)
+    assert lines(folder) == lines(whole)
+    newest.unlink()  # The remedy.
+    assert train(SMALL, walk_flat, 0, 1, folder).updates == 10
+    assert final(folder) == final(whole)
+    assert lines(folder) == lines(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"updates": 0}, "--updates must be at least 1"),
+        ({"batch_size": -1}, "--batch-size must be at least 1"),
+        ({"save_frequency": 0}, "--save-frequency"),
+        ({"target_network_frequency": 0}, "--target-network-frequency"),
+        ({"n_step": 0}, "--n-step must be at least 1"),
+        ({"validation_fraction": 1.0}, "--validation-fraction from 0 to below 1"),
+        ({"validation_frequency": 0}, "--validation-frequency must be at least 1"),
+        ({"validation_fraction": 0.0, "save_best": True}, "--save-best needs"),
+        ({"weight_entropy_coef": -1.0}, "--weight-entropy-coef"),
+        ({"load_balance_coef": math.nan}, "--load-balance-coef"),
+        ({"learning_rate": 0.0}, "--learning-rate must be positive"),
+        ({"learning_rate": math.nan}, "--learning-rate must be positive"),
+        ({"learning_rate": math.inf}, "--learning-rate must be positive"),
+        ({"gamma": 1.1}, "--gamma must be from 0 to 1"),
+        ({"cql_alpha": -0.1}, "--cql-alpha at least 0"),
+        ({"cql_alpha": math.inf}, "--cql-alpha at least 0"),
+    ],
+)
+def test_hyperparameters_out_of_range_are_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        msgspec.structs.replace(SMALL, **change)
+
+
+FUSIONS = {
+    "wsa": FusionConfig(size=8, dropout=0.2),
+    "res": FusionConfig("res", size=8),
+    "dpa": FusionConfig("dpa", size=8),
+    "lin": FusionConfig("lin"),
+    "moe": FusionConfig("moe", size=8),
+}
+
+
+def long(config: OfflineConfig) -> OfflineConfig:
+    return msgspec.structs.replace(config, updates=50, save_frequency=1, validation_frequency=20)
+
+
+@pytest.mark.parametrize(
+    ("config", "fusion", "every"),
+    [
+        (long(SMALL), "wsa", 4),
+        (long(msgspec.structs.replace(SMALL, cql_alpha=0.0, n_step=3)), "res", 12),
+        (long(BCConfig(batch_size=8, save_best=True)), "moe", 12),
+        (long(BCConfig(batch_size=8)), "res", 12),
+        *(
+            pytest.param(long(config), fusion, 1, marks=pytest.mark.slow)
+            for config in (SMALL, BCConfig(batch_size=8))
+            for fusion in FUSIONS
+        ),
+    ],
+)
+def test_training_goes_on_exactly_from_before_each_step(
+    walk_flat: FlatMap, tmp_path: Path, config: OfflineConfig, fusion: str, every: int
+) -> None:
+    network = NetworkConfig(FUSIONS[fusion], 2, hidden=(8,))
+    train(config, walk_flat, None, 1, tmp_path / "whole", network)
+    rare = msgspec.structs.replace(config, save_frequency=1000)
+    for step in range(1, config.updates, every):
+        name = f"{step:09d}.safetensors"
+        folder = tmp_path / str(step)
+        (folder / "checkpoints").mkdir(parents=True)
+        shutil.copy(tmp_path / "whole" / "checkpoints" / name, folder / "checkpoints" / name)
+        torch.manual_seed(step)
+        trained = train(rare, walk_flat, None, 1, folder, network)
+        assert trained.updates == config.updates - step
+        assert final(folder, 50) == final(tmp_path / "whole", 50)
+        tail = [line for line in lines(tmp_path / "whole") if line["step"] > step]
+        assert lines(folder) == tail
+
+
+def test_the_best_is_kept_apart_from_the_final(walk_flat: FlatMap, tmp_path: Path) -> None:
+    config = msgspec.structs.replace(
+        SMALL, validation_frequency=5, save_best=True, learning_rate=0.05
+    )
+    train(config, walk_flat, None, 1, tmp_path)
+    found = {line["step"]: line["validation/td_error"] for line in lines(tmp_path)
+             if "validation/td_error" in line}  # fmt: skip
+    lowest = min(found, key=lambda step: found[step])
+    assert lowest < SMALL.updates and len(found) == 12
+    best = checkpoint.best(tmp_path / "checkpoints")
+    assert int(checkpoint.read(best)[1]["step"]) == lowest
+    assert checkpoint.latest(tmp_path / "checkpoints").stem == "000000060"
+    train(SMALL, walk_flat, None, 1, tmp_path / "other")
+    with pytest.raises(MissingError, match="--save-best"):
+        checkpoint.best(tmp_path / "other" / "checkpoints")
+
+
+def test_values_that_run_away_are_told_once(
+    walk_flat: FlatMap, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calm = msgspec.structs.replace(SMALL, gamma=0.9)
+    train(calm, walk_flat, None, 1, tmp_path / "calm")
+    assert "run away" not in capsys.readouterr().err
+    line = lines(tmp_path / "calm")[-1]
+    # Random walks of at most six steps from the middle; rewards count by their sign.
+    assert 0.1 < line["validation/return"] < 0.9
+    # A target that is never terminated by much: values grow without end.
+    wild = msgspec.structs.replace(
+        SMALL, gamma=1.0, cql_alpha=0.0, learning_rate=0.3, target_network_frequency=1
+    )
+    train(wild, walk_flat, None, 1, tmp_path / "wild")
+    assert capsys.readouterr().err.count("values run away") == 1
+    assert abs(lines(tmp_path / "wild")[-1]["validation/max_q"]) > 3
+
+
+@pytest.mark.parametrize("fusion", ["lin", "res"])
+def test_losses_on_weights_need_weights(walk_flat: FlatMap, tmp_path: Path, fusion: str) -> None:
+    config = msgspec.structs.replace(SMALL, weight_entropy_coef=0.1)
+    network = NetworkConfig(FUSIONS[fusion], 2)
+    with pytest.raises(UsageError, match=f"--fusion {fusion} learns none. Choose wsa"):
+        train(config, walk_flat, None, 1, tmp_path, network)
+
+
+def test_the_entropy_loss_keeps_weights_apart(walk_flat: FlatMap, tmp_path: Path) -> None:
+    found = []
+    for coefficient in (0.0, 1.0):
+        config = msgspec.structs.replace(SMALL, weight_entropy_coef=coefficient, updates=100)
+        train(config, walk_flat, None, 1, tmp_path / str(coefficient))
+        found.append(lines(tmp_path / str(coefficient))[-1]["wsa/weight_entropy"])
+    assert found[1] > found[0] and found[1] > 0.69
+
+
+@pytest.mark.slow
+def test_a_compiled_network_acts_with_the_new_weights(walk_flat: FlatMap, tmp_path: Path) -> None:
+    config = msgspec.structs.replace(SMALL, updates=20, validation_fraction=0.0)
+    network = train(config, walk_flat, 0, 1, tmp_path / "c", compiled=True).network
+    plain = train(config, walk_flat, 0, 1, tmp_path / "p").network
+    stacks = torch.randn(4, 2, 8)
+    for _ in range(2):
+        with torch.inference_mode():
+            acted = network(stacks)[0]
+            plain.load_state_dict(network.state_dict())
+            torch.testing.assert_close(acted, plain(stacks)[0], rtol=1e-4, atol=1e-5)
+        before = acted.clone()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += 0.1
+    assert (network(stacks)[0] - before).abs().max() > 0.01
