@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from dask import config
 from distributed import Client, LocalCluster
+from tornado.ioloop import IOLoop, PeriodicCallback
 
 from wsa.encode import slurm
 from wsa.encode.slurm import SlurmJobs
@@ -22,6 +23,7 @@ from wsa.encode.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
 from wsa.store.errors import StorageError, Terminated, UsageError
 
 WAIT_FOR_WORKERS_S = 60
+SCALE_EVERY_S = 5
 
 # Even without a dashboard a scheduler serves HTTP, by default on port 8787, with a warning where
 # somebody else has that: another encode, or a notebook.
@@ -134,10 +136,18 @@ def _start(scheduler: str, workers: int, device: str, stack: contextlib.ExitStac
         scheduler_kwargs=_dashboard(),
     )
     cluster = stack.enter_context(local)
-    cluster.scale(count)
+    _keep(lambda: cluster.scale(count), cluster.loop, stack)
     client = stack.enter_context(Client(cluster))
     client.wait_for_workers(count)
     return client
+
+
+def _keep(scale: Callable[[], object], loop: IOLoop, stack: contextlib.ExitStack) -> None:
+    """Start workers, and others in the place of those that went for good."""
+    scale()
+    again = PeriodicCallback(scale, 1000 * SCALE_EVERY_S)
+    loop.add_callback(again.start)
+    stack.callback(loop.add_callback, again.stop)
 
 
 class _Local(LocalCluster):  # type: ignore[misc]  # distributed has no types.
@@ -160,15 +170,14 @@ def _gpus() -> list[str]:
 
 def _submit(workers: int, jobs: SlurmJobs, stack: contextlib.ExitStack) -> Client:
     stack.enter_context(_settings())
-    cluster = stack.enter_context(slurm.start(jobs, WORKER_ENVIRONMENT, **_dashboard()))
-    # As many jobs at any time: those whose time is up are followed by others.
-    cluster.adapt(minimum_jobs=workers or 1, maximum_jobs=workers or 1)
+    cluster = stack.enter_context(slurm.start(jobs, WORKER_ENVIRONMENT, True, **_dashboard()))
+    _keep(lambda: cluster.scale(jobs=workers or 1), cluster.loop, stack)
     return stack.enter_context(Client(cluster))
 
 
 def job_script(jobs: SlurmJobs) -> str:
     """What would be submitted to SLURM, for `wsa encode --dry-run`."""
-    with slurm.start(jobs, WORKER_ENVIRONMENT, dashboard=False) as cluster:
+    with slurm.start(jobs, WORKER_ENVIRONMENT, False, dashboard=False) as cluster:
         script: str = cluster.job_script()
         return script
 

@@ -194,12 +194,7 @@ class Driver:
             work.killed = True
             work.attempts += error.allowed_failures  # Dask's own attempts, on a cluster not ours.
             where = error.last_worker.address, error.last_worker.host
-            error = StorageError(
-                "worker-died",
-                f"The worker {where[0]} died over {' '.join(work.segment)}. Often that is for want of "
-                "memory ('wsa encode --dry-run' says how much a worker takes), or a fault of the "
-                "driver of a GPU; the worker's own log says more. Run the same command again.",
-            )
+            error = died(" ".join(work.segment), error)
         self._outcomes(work, [job.failed(item, error, where=where) for item in work.items])
 
     def _outcomes(self, work: _Work, outcomes: Sequence[SegmentDone | Failed]) -> None:
@@ -265,3 +260,13 @@ class Driver:
                 ready = other.embedded is not None and not self._sources(other)
                 if ready and not self._commit(other):
                     over.append(other)
+
+
+def died(of: str, error: KilledWorker) -> StorageError:
+    """What to say of a worker that died over something."""
+    return StorageError(
+        "worker-died",
+        f"The worker {error.last_worker.address} died over {of}. Often that is for want of memory "
+        "('wsa encode --dry-run' says how much a worker takes); the worker's own log says more. Run "
+        "the same command again.",
+    )

