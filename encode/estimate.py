@@ -69,7 +69,7 @@ def estimate(
     numbers = encoder.output.numbers or width
     if spec is not None:
         numbers = math.prod(spec.shape)
-    fit = 0 if spec else fitting.count(snapshot, encoder.output, window)
+    fit = 0 if spec else fitting.count(snapshot, encoder.output, identity.window)
     parallel = (
         1
         if encoder.device.type == "cuda"
