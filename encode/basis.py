@@ -69,10 +69,12 @@ class Projection:
     def _drawn(self, size: int) -> Tensor:
         """The matrix, drawn at its first use, when the size of the features is known."""
         with self._drawing:
-            if self._matrix is None:
+            matrix = self._matrix
+            if matrix is None:
                 drawn = torch.from_numpy(signs(size, self._numbers))
-                self._matrix = drawn.to(self._device, torch.float32) / self._numbers**0.5
-            return self._matrix
+                matrix = drawn.to(self._device, torch.float32) / self._numbers**0.5
+                self._matrix = matrix
+            return matrix
 
     def to(self, device: torch.device) -> Projection:
         """The same map on a device."""
