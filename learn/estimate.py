@@ -7,10 +7,10 @@ import time
 import torch
 
 from wsa.learn.adapters import Inputs
+from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.features import Batch
 from wsa.learn.heads import QNetwork
-from wsa.learn.run import RunConfig, inputs_of
-from wsa.store.flat import ROW
+from wsa.store.flat import ROW, shapes_of
 from wsa.store.reader import Snapshot
 
 UPDATES_TIMED = 5
@@ -29,8 +29,8 @@ def estimate(snapshot: Snapshot, config: RunConfig, device: str) -> dict[str, fl
         machine (made once for all runs on this data), and minutes.
     """
     metas = [m for m in snapshot.segments(config.game) if m.segment in config.segments]
-    shapes = {e.model: e.shape[1:] for e in snapshot.embeddings(config.game)}
-    inputs = inputs_of(config, [shapes[key] for key in config.inputs])
+    windows, shapes, _ = shapes_of(snapshot, config.game, config.inputs)
+    inputs = inputs_of(config, windows, shapes)
     width = sum(inputs.widths)
     frames = sum(meta.frames for meta in metas)
     return {
@@ -48,7 +48,7 @@ def _seconds(config: RunConfig, inputs: Inputs, device: str) -> float:
     values = config.hyperparameters
     network = QNetwork(inputs, len(config.protocol.actions), config.network).to(device)
     learner = values.learner(network)
-    shape = (values.batch_size, config.network.frame_stack, sum(inputs.widths))
+    shape = (values.batch_size, inputs.depth, sum(inputs.widths))
     batch = Batch(
         states=torch.randn(shape, dtype=torch.float16),
         following=torch.randn(shape, dtype=torch.float16),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.encode.live import LiveEncoder
-from wsa.learn.nstep import walk
+from wsa.learn.nstep import Steps, walk
 from wsa.store.flat import FlatMap
 
 
@@ -20,8 +20,9 @@ class Batch:
     """Transitions of n steps.
 
     Attributes:
-        states: (B, k, width), embeddings of k consecutive frames, oldest first. Before an
-            episode's first frame that frame is repeated.
+        states: (B, k, width), embeddings of k consecutive frames by all models side by side,
+            oldest first. Before an episode's first frame that frame is repeated. A model that
+            looks at a window of frames itself has only its last embedding there.
         following: (B, k, width), the same of the last state that n steps reach.
         actions: (B,) int64.
         rewards: (B,) float32, the discounted sum of what these steps earned.
@@ -70,6 +71,7 @@ class OfflineBatches:
         self._batch_size = batch_size
         # One buffer for every batch: numpy gathers into it without allocating.
         self._gathered = np.empty((0, flat.width), flat.embeddings.dtype)
+        self._places = {True: _columns(flat, windowed=True), False: _columns(flat, windowed=False)}
 
     def draw(self) -> Batch:
         """The next batch; its states are the caller's until the next one.
@@ -89,6 +91,9 @@ class OfflineBatches:
         """
         flat, depth = self._flat, self._depth
         steps = walk(flat, rows, self._n_step, self._gamma, self._clip)
+        if flat.window_width:
+            both = self._with_windows(np.stack([rows, steps.last]))
+            return self._batch(rows, steps, both[0], both[1])
         state = flat.stack(rows, depth)
         if self._n_step == 1:  # The two overlap in all frames but one, which is gathered once.
             frames = np.column_stack([state, flat.rows["frame"][steps.last]])
@@ -98,10 +103,27 @@ class OfflineBatches:
             self._gathered = np.empty((frames.size, flat.width), self._gathered.dtype)
         gathered = flat.gather(frames.ravel(), self._gathered[: frames.size])
         stacks = torch.from_numpy(gathered).view(*frames.shape, -1)
+        return self._batch(rows, steps, stacks[:, :depth], stacks[:, -depth:])
+
+    def _with_windows(self, rows: NDArray[np.int64]) -> Tensor:
+        """States of rows (2, B) as (2, B, k, width), where some models look at windows."""
+        flat, frames = self._flat, self._flat.stack(rows.ravel(), self._depth)
+        seen = np.zeros((frames.size, flat.width), flat.embeddings.dtype)
+        flat.gather(frames.ravel(), seen)
+        windows = np.empty((rows.size, flat.window_width), seen.dtype)
+        flat.gather_windows(rows.ravel(), windows)
+        states = np.zeros((*frames.shape, flat.width + flat.window_width), seen.dtype)
+        states[:, :, self._places[False]] = seen.reshape(*frames.shape, -1)
+        states[:, -1, self._places[True]] = windows
+        return torch.from_numpy(states.reshape(*rows.shape, self._depth, -1))
+
+    def _batch(
+        self, rows: NDArray[np.int64], steps: Steps, states: Tensor, following: Tensor
+    ) -> Batch:
         return Batch(
-            states=stacks[:, :depth],
-            following=stacks[:, -depth:],
-            actions=torch.from_numpy(flat.rows["action"][rows].astype(np.int64)),
+            states=states,
+            following=following,
+            actions=torch.from_numpy(self._flat.rows["action"][rows].astype(np.int64)),
             rewards=torch.from_numpy(steps.returns),
             discounts=torch.from_numpy(steps.discounts),
         )
@@ -128,15 +150,25 @@ def moments(flat: FlatMap, most: int = 20_000) -> tuple[Tensor, Tensor]:
     """
     # By way of the steps: the flat map's files may hold other segments than this snapshot's.
     at = np.unique(np.linspace(0, len(flat.steps) - 1, most).astype(np.int64))
-    frames = flat.rows["frame"][flat.steps[at]]
-    mean, deviation = np.empty(flat.width, np.float32), np.empty(flat.width, np.float32)
-    for columns in flat.columns:
+    rows = flat.steps[at]
+    frames = flat.rows["frame"][rows]
+    width = flat.width + flat.window_width
+    mean, deviation = np.empty(width, np.float32), np.empty(width, np.float32)
+    for window, columns, place in zip(flat.windows, flat.columns, flat.places, strict=True):
         # float64: in float32 a sum over rows loses what little differs between frames.
-        sample = flat.embeddings[frames, columns].astype(np.float64)
+        found = flat.windowed[rows, columns] if window > 1 else flat.embeddings[frames, columns]
+        sample = found.astype(np.float64)
         spread = sample.std(axis=0)
-        mean[columns] = sample.mean(axis=0)
-        deviation[columns] = np.maximum(spread, 0.01 * spread.mean() + 1e-6)
+        mean[place] = sample.mean(axis=0)
+        deviation[place] = np.maximum(spread, 0.01 * spread.mean() + 1e-6)
     return torch.from_numpy(mean), torch.from_numpy(deviation)
+
+
+def _columns(flat: FlatMap, *, windowed: bool) -> NDArray[np.int64]:
+    """Where, in a row of all models, those stand that look at windows, or those that do not."""
+    places = zip(flat.windows, flat.places, strict=True)
+    chosen = [np.arange(p.start, p.stop) for window, p in places if (window > 1) == windowed]
+    return np.concatenate([np.empty(0, np.int64), *chosen])
 
 
 class LiveStacks:
@@ -165,7 +197,7 @@ class LiveStacks:
         Returns:
             (n, k, width), oldest first, the first frame of an episode repeated before it.
         """
-        newest = self._encoder(frames)
+        newest = self._encoder(frames, first, envs)
         stacks = self._stacks[envs]
         stacks[:, :-1] = stacks[:, 1:]
         stacks[:, -1] = newest

@@ -208,9 +208,12 @@ def flat_of(embeddings: NDArray[Any], columns: list[slice]) -> Any:
     return SimpleNamespace(
         embeddings=embeddings,
         columns=columns,
+        places=columns,
+        windows=[1] * len(columns),
         rows=rows,
         steps=np.arange(len(embeddings)),
         width=embeddings.shape[1],
+        window_width=0,
     )
 
 
@@ -238,7 +241,7 @@ class FakeEncoder:
     width = 3
     dtype = np.dtype(np.float16)
 
-    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float16]:
+    def __call__(self, frames: NDArray[np.uint8], *_: Any) -> NDArray[np.float16]:
         return frames.reshape(len(frames), -1)[:, :3].astype(np.float16)
 
 
@@ -339,3 +342,32 @@ def test_the_following_state_is_the_last_one_reached(
     assert np.array_equal(batch.states.numpy(), flat.embeddings[flat.stack(flat.steps, 3)])
     assert np.array_equal(batch.rewards.numpy(), reached.returns)
     assert np.array_equal(batch.discounts.numpy(), reached.discounts)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_models_that_see_windows_stand_beside_those_that_see_frames(
+    kit: ModuleType, store: Backend, tmp_path: Path, n: int
+) -> None:
+    meta, arrays = kit.remember(0, steps=20, ends=(3, 9, 15), frames=8)
+    commit_segment(store, meta, arrays)
+    models = [kit.key(alias) for alias in ("lite0", "vos", "vit")]
+    windows, shapes = (1, 4, 1), ((3,), (2, 2, 1), (2,))
+    for model, window, shape in zip(models, windows, shapes, strict=True):
+        kit.add_embedding(store, meta, model, shape=shape, window=window)
+    flat = materialise(take_snapshot(store), kit.GAME, models, tmp_path / "c")
+    batch = OfflineBatches(flat, 2, 8, seed=0, n_step=n).of(flat.steps)
+    reached = walk(flat, flat.steps, n, 0.99, False).last
+    mean, deviation = moments(flat)
+    assert mean.shape == deviation.shape == (9,)
+    for states, rows in ((batch.states, flat.steps), (batch.following, reached)):
+        assert states.shape == (len(flat.steps), 2, 9)
+        frames = np.asarray(flat.embeddings)[flat.stack(rows, 2)]
+        found = states.numpy()
+        assert np.array_equal(np.concatenate([found[:, :, :3], found[:, :, 7:]], axis=2), frames)
+        assert np.array_equal(found[:, -1, 3:7], np.asarray(flat.windowed)[rows])
+        np.testing.assert_allclose(
+            mean[3:7], np.asarray(flat.windowed)[flat.steps].mean(axis=0), rtol=1e-2, atol=1e-3
+        )
+    only = materialise(take_snapshot(store), kit.GAME, models[1:2], tmp_path / "o")
+    alone = OfflineBatches(only, 1, 8, seed=0, n_step=n).of(only.steps).states.numpy()
+    assert np.array_equal(alone[:, 0], np.asarray(only.windowed)[only.steps])
