@@ -142,7 +142,7 @@ def _start(scheduler: str, workers: int, device: str, stack: contextlib.ExitStac
     return client
 
 
-def _keep(scale: Callable[[], object], loop: IOLoop, stack: contextlib.ExitStack) -> None:
+def _keep(scale: Callable[[], Any], loop: IOLoop, stack: contextlib.ExitStack) -> None:
     """Start workers, and others in the place of those that went for good."""
     scale()
     again = PeriodicCallback(scale, 1000 * SCALE_EVERY_S)

@@ -50,6 +50,11 @@ class Inputs:
         return self.shapes[: self.fused]
 
     @property
+    def depth(self) -> int:
+        """Frames in a state."""
+        return max(shape[0] for shape in self.shapes)
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Numbers that each takes in a row of the flat map."""
         return tuple(prod(shape[1:]) for shape in self.shapes)

@@ -16,6 +16,7 @@ from wsa.encode.models import Request, parse_request
 from wsa.encode.options import open_snapshot
 from wsa.learn import env, run
 from wsa.learn.collect import collect, plan_collection
+from wsa.learn.config import MEAN_CONTEXT, RunConfig, make_config
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.offline import Trained
 from wsa.learn.options import DemoOptions
@@ -57,11 +58,11 @@ def demo(o: DemoOptions, encode: Encode) -> int:
 
     console.say(f"3/4 train WSA and double DQN offline, {o.updates:,} updates from the cache")
     snapshot = take_snapshot(backend, snapshot)
-    config = run.make_config(
+    config = make_config(
         snapshot,
         o.game,
         models,
-        run.MEAN_CONTEXT,
+        MEAN_CONTEXT,
         1,
         DQNConfig(updates=o.updates, target_network_frequency=250),
     )
@@ -82,7 +83,7 @@ def demo(o: DemoOptions, encode: Encode) -> int:
 def _summary(
     o: DemoOptions,
     snapshot: Snapshot,
-    config: run.RunConfig,
+    config: RunConfig,
     strip_passes: int,
     trained: Trained,
     seen: run.Evaluation,

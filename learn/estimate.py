@@ -7,9 +7,9 @@ import time
 import torch
 
 from wsa.learn.adapters import Inputs
+from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.features import Batch
 from wsa.learn.heads import QNetwork
-from wsa.learn.run import RunConfig, inputs_of
 from wsa.store.flat import ROW
 from wsa.store.reader import Snapshot
 
@@ -32,7 +32,7 @@ def estimate(snapshot: Snapshot, config: RunConfig, device: str) -> dict[str, fl
     found = {e.model: e for e in snapshot.embeddings(config.game)}
     embeddings = [found[key] for key in config.inputs]
     windows = [e.window for e in embeddings]
-    inputs = inputs_of(config, [e.shape[1:] for e in embeddings], windows)
+    inputs = inputs_of(config, windows, [e.shape[1:] for e in embeddings])
     numbers = sum(
         width * sum(meta.inputs(window) for meta in metas)
         for width, window in zip(inputs.widths, windows, strict=True)
@@ -53,7 +53,7 @@ def _seconds(config: RunConfig, inputs: Inputs, device: str) -> float:
     values = config.hyperparameters
     network = QNetwork(inputs, len(config.protocol.actions), config.network).to(device)
     learner = values.learner(network)
-    shape = (values.batch_size, config.network.frame_stack, sum(inputs.widths))
+    shape = (values.batch_size, inputs.depth, sum(inputs.widths))
     batch = Batch(
         states=torch.randn(shape, dtype=torch.float16),
         following=torch.randn(shape, dtype=torch.float16),

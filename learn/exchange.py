@@ -43,7 +43,7 @@ def du(o: DuOptions) -> int:
 
 def export(o: ExportOptions) -> int:
     """`wsa export`."""
-    from wsa.learn.run import choose_models
+    from wsa.learn.config import choose_models
     from wsa.learn.start import stored_name
     from wsa.store.export import export as write
     from wsa.store.export import plan_export

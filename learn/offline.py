@@ -198,10 +198,10 @@ def train(
             module.compile()
     training, held = hold_out(flat, config.validation_fraction)
     batches = OfflineBatches(
-        flat, network.frame_stack, config.batch_size, seed, steps=training,
+        flat, inputs.depth, config.batch_size, seed, steps=training,
         n_step=config.n_step, gamma=config.gamma, clip=config.clip_rewards,
     )  # fmt: skip
-    validation = Validation(config, network, flat, held)
+    validation = Validation(config, inputs.depth, flat, held)
     start, best = 0, inf
     if begun:
         newest = checkpoint.latest(checkpoints)
@@ -279,18 +279,18 @@ class Validation:
 
     Args:
         config: Hyperparameters.
-        network: What the network is.
+        depth: Frames in a state.
         flat: The data.
         held: Rows of the held-out steps.
     """
 
     def __init__(
-        self, config: OfflineConfig, network: NetworkConfig, flat: FlatMap, held: NDArray[np.int64]
+        self, config: OfflineConfig, depth: int, flat: FlatMap, held: NDArray[np.int64]
     ) -> None:
         at = np.unique(np.linspace(0, max(len(held) - 1, 0), VALIDATED).astype(np.int64))
         self._rows = held[at] if len(held) else held
         self._batches = OfflineBatches(
-            flat, network.frame_stack, CHUNK, 0,
+            flat, depth, CHUNK, 0,
             n_step=config.n_step, gamma=config.gamma, clip=config.clip_rewards,
         )  # fmt: skip
         self._config, self._flat = config, flat

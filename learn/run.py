@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,208 +26,21 @@ import torch
 
 from wsa.encode import checkpoint
 from wsa.encode.live import LiveEncoder
-from wsa.encode.lookup import read_spec
-from wsa.encode.models import known_aliases
 from wsa.encode.register import open_model
-from wsa.learn import env as games
-from wsa.learn.adapters import Inputs
-from wsa.learn.bc import BCConfig
-from wsa.learn.dqn import DQNConfig
+from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.evaluate import Episode, GreedyPolicy, Policy, RandomPolicy, play, write_csv
 from wsa.learn.features import LiveStacks
-from wsa.learn.heads import NetworkConfig, QNetwork, Torso
+from wsa.learn.heads import QNetwork
 from wsa.learn.offline import Trained, train
 from wsa.learn.warm import transfer
 from wsa.store import keys, names, publish, records
 from wsa.store.errors import ConflictError, MissingError, UsageError
 from wsa.store.flat import FlatMap, materialise
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import Protocol
 from wsa.store.root import open_store
 from wsa.store.writer import command_line
 
 EVAL_SEED = 10_000
-MEAN_CONTEXT = "mean"
-
-
-class RunConfig(msgspec.Struct, frozen=True):
-    """What a run is.
-
-    Attributes:
-        store: The store's URL.
-        game: ALE game id.
-        models: Model keys.
-        context: Key of the model that gives WSA's context, one of them or another; or `mean`.
-        seed: Of initialisation and draws.
-        segments: Segments of the data, so that a continued run sees what it began with.
-        protocol: How the data was played, and evaluation is.
-        network: What is trained.
-        hyperparameters: As the learner takes them; which they are is the algorithm.
-        init: Checkpoint of another run whose network this one begins from, or "".
-    """
-
-    store: str
-    game: str
-    models: tuple[str, ...]
-    context: str
-    seed: int
-    segments: tuple[str, ...]
-    protocol: Protocol
-    network: NetworkConfig
-    hyperparameters: DQNConfig | BCConfig
-    init: str = ""
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Keys of the models that the network reads: those fused, then one for the context alone."""
-        alone = self.context != MEAN_CONTEXT and self.context not in self.models
-        return (*self.models, self.context) if alone else self.models
-
-
-def inputs_of(
-    config: RunConfig, shapes: Sequence[tuple[int, ...]], windows: Sequence[int]
-) -> Inputs:
-    """What a run's network reads of a state.
-
-    Args:
-        config: The run.
-        shapes: Of an embedding by each of `config.inputs`.
-        windows: Frames that each of them looks at. One that looks at several gives one embedding
-            for the whole state.
-    """
-    stacked = tuple(
-        (
-            config.network.frame_stack if window == 1 else 1,
-            *(shape if len(shape) == 3 else (math.prod(shape),)),
-        )
-        for shape, window in zip(shapes, windows, strict=True)
-    )
-    context = None if config.context == MEAN_CONTEXT else config.inputs.index(config.context)
-    return Inputs(stacked, context, len(config.models))
-
-
-def choose_models(snapshot: Snapshot, game: str, asked: Sequence[str]) -> list[str]:
-    """Model keys for what was asked, by alias or key; all that encoded the game if nothing was.
-
-    Raises:
-        MissingError: No frames, or a model has not encoded them all; says which command to run.
-        UsageError: An alias fits several models.
-    """
-    url = snapshot.backend.url
-    if game not in snapshot.games:
-        raise MissingError(
-            "no-frames",
-            f"The store {url} has no frames of {game}. Collect some: wsa collect --game {game}",
-        )
-    ready = snapshot.models_of(game)
-    if not asked:
-        if not ready:
-            raise MissingError(
-                "not-encoded",
-                f"No model has encoded {game} in {url}. Run: wsa encode --game {game} "
-                "--models vit,resnet,clip",
-            )
-        return ready
-    return list(dict.fromkeys(_choose(snapshot, game, ready, name) for name in asked))
-
-
-def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:
-    fitting = [key for key in ready if name in (key, names.key_alias(key))]
-    if len(fitting) > 1:
-        raise _ambiguous(name, fitting)
-    if fitting:
-        return fitting[0]
-    known = [key for key in snapshot.models if name in (key, names.key_alias(key))]
-    options = name
-    if len(known) == 1:  # Spelled so that it makes this very model, not one of another output.
-        spec = read_spec(snapshot, known[0])
-        options = spec.alias if spec.alias in known_aliases() else f"timm:{spec.timm_name}"
-        options = spec.timm_name if spec.source == "user" else options
-        options += ":random" if spec.identity.random else ""
-        options += f" --output {spec.identity.output}"
-        if spec.source != "user" and spec.identity.preprocessing.geometry != "squash":
-            options += f" --geometry {spec.identity.preprocessing.geometry}"
-        if spec.identity.precision != "fp32":
-            options += f" --precision {spec.identity.precision}"
-        if spec.source.startswith("file:"):
-            options += f" --weights {spec.alias}={spec.source.removeprefix('file:')}"
-    raise MissingError(
-        "not-encoded",
-        f"{name} has not encoded every segment of {game} in {snapshot.backend.url}. Run: "
-        f"wsa encode --game {game} --models {options}",
-    )
-
-
-def _ambiguous(name: str, fitting: list[str]) -> UsageError:
-    return UsageError(
-        "bad-option",
-        f"{name} may be any of {', '.join(fitting)}; give the whole key. 'wsa models' shows how "
-        "they differ.",
-    )
-
-
-def make_config(
-    snapshot: Snapshot,
-    game: str,
-    models: Sequence[str],
-    context: str,
-    seed: int,
-    hyperparameters: DQNConfig | BCConfig,
-    protocol: str = "",
-    network: NetworkConfig | None = None,
-    init: str = "",
-) -> RunConfig:
-    """Settle what a run is.
-
-    Raises:
-        MissingError: No frames, or a model has not encoded them.
-        UsageError: The fusion cannot take the models, an alias fits several of them, or the game
-            was played under several protocols and none of them is named: their scores must not be
-            mixed.
-    """
-    games.check_game(game)
-    chosen = choose_models(snapshot, game, models)
-    if context != MEAN_CONTEXT:
-        fitting = [key for key in chosen if context in (key, names.key_alias(key))]
-        if not fitting:  # A model that gives the context alone.
-            fitting = choose_models(snapshot, game, [context])
-        if len(fitting) > 1:
-            raise _ambiguous(f"--context {context}", fitting)
-        context = fitting[0]
-    segments = [m for m in snapshot.segments(game) if protocol in ("", m.protocol.name)]
-    protocols = {meta.protocol for meta in segments}
-    if len(protocols) != 1:
-        played = ", ".join(sorted({m.protocol.name for m in snapshot.segments(game)}))
-        if len({p.name for p in protocols}) == 1:
-            raise UsageError(
-                "bad-option",
-                f"{game} was played in {len(protocols)} ways that are all called "
-                f"{protocols.pop().name}; 'wsa show {game}' shows how they differ. Data and "
-                "scores of two must not be mixed: collect each into a store of its own.",
-            )
-        raise UsageError(
-            "bad-option",
-            f"{game} was played under these protocols: {played}. Data and scores of two must not "
-            "be mixed; choose one with --protocol.",
-        )
-    config = RunConfig(
-        store=snapshot.backend.url,
-        game=game,
-        models=tuple(chosen),
-        context=context,
-        seed=seed,
-        segments=tuple(meta.segment for meta in segments),
-        protocol=protocols.pop(),
-        network=network or NetworkConfig(),
-        hyperparameters=hyperparameters,
-        init=init,
-    )
-    metas = {meta.model: meta for meta in snapshot.embeddings(game)}
-    shapes = [metas[key].shape[1:] for key in config.inputs]
-    windows = [metas[key].window for key in config.inputs]
-    with torch.device("meta"):  # Shapes alone: whether the fusion takes them.
-        Torso(inputs_of(config, shapes, windows), config.network)
-    return config
 
 
 def new_folder(runs: Path, config: RunConfig, exp_name: str) -> Path:
@@ -320,7 +132,7 @@ def learn(
                 config.hyperparameters,
                 config.network,
                 flat,
-                inputs_of(config, flat.shapes, flat.windows),
+                inputs_of(config, flat.windows, flat.shapes),
                 len(config.protocol.actions),
                 config.seed,
                 folder,
@@ -428,7 +240,8 @@ def evaluate(
     config = read_config(folder)
     snapshot, flat = open_data(config)
     actions = len(config.protocol.actions)
-    network = QNetwork(inputs_of(config, flat.shapes, flat.windows), actions, config.network)
+    inputs = inputs_of(config, flat.windows, flat.shapes)
+    network = QNetwork(inputs, actions, config.network)
     checkpoints = folder / "checkpoints"
     path = checkpoint.latest(checkpoints) if which == "final" else checkpoint.best(checkpoints)
     updates, _ = checkpoint.load(path, {"online": network})
@@ -437,7 +250,7 @@ def evaluate(
         for key in config.inputs
     ]
     live = LiveEncoder(flat, encoders)
-    stacks = LiveStacks(live, num_envs, config.network.frame_stack)
+    stacks = LiveStacks(live, num_envs, inputs.depth)
     greedy = GreedyPolicy(network.to(torch.device(device)), stacks, actions, epsilon, seed)
 
     def run(policy: Policy, films: Path | None) -> list[Episode]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from wsa.encode import checkpoint
 from wsa.learn import run
 from wsa.learn.bc import BCConfig
+from wsa.learn.config import MEAN_CONTEXT, RunConfig, choose_models, make_config
 from wsa.learn.dqn import DQNConfig
-from wsa.learn.fusion import make_config
+from wsa.learn.fusion import make_config as make_fusion_config
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.options import LearnOptions
-from wsa.learn.run import RunConfig
 from wsa.learn.warm import change_models
 from wsa.store import names
 from wsa.store.errors import UsageError
@@ -32,7 +32,7 @@ def configure(o: LearnOptions, snapshot: Snapshot) -> RunConfig:
     network, models, context, init = network_of(o), list(o.models), o.context, ""
     hyperparameters = hyperparameters_of(o)
     models = [stored_name(snapshot, name) for name in models]
-    if context != run.MEAN_CONTEXT:
+    if context != MEAN_CONTEXT:
         context = stored_name(snapshot, context)
     if o.init:
         path = checkpoint.latest(Path(o.init) / "checkpoints")
@@ -44,7 +44,7 @@ def configure(o: LearnOptions, snapshot: Snapshot) -> RunConfig:
             "--add and --drop change the models of a run that was trained: name it with --init. "
             "To choose a new run's models, use --models.",
         )
-    return run.make_config(
+    return make_config(
         snapshot, o.game, models, context, o.seed, hyperparameters, o.protocol, network, init
     )
 
@@ -58,7 +58,7 @@ def network_of(o: LearnOptions) -> NetworkConfig:
     given = {name: getattr(o, name) for name in SWITCHES if getattr(o, name) is not None}
     if "weight_init" in given:
         given["init"] = given.pop("weight_init")
-    fusion = make_config(
+    fusion = make_fusion_config(
         o.fusion, o.fusion_preset, size=o.fusion_size, layers=o.fusion_layers, **given
     )
     if not all(units.isdecimal() for units in o.hidden):
@@ -93,18 +93,18 @@ def _begin(
             "of the network: they are that run's.",
         )
     joining = [stored_name(snapshot, name) for name in o.add]
-    added = run.choose_models(snapshot, o.game, joining) if joining else []
+    added = choose_models(snapshot, o.game, joining) if joining else []
     wanted = change_models(before.models, added, o.drop)
-    if models and run.choose_models(snapshot, o.game, models) != wanted:
+    if models and choose_models(snapshot, o.game, models) != wanted:
         raise UsageError(
             "bad-option",
             f"--models are not those of {o.init}, which are {', '.join(before.models)}. Leave out "
             "--models, and say with --add and --drop what changes.",
         )
     ours = {before.context}
-    if before.context != run.MEAN_CONTEXT:
+    if before.context != MEAN_CONTEXT:
         ours.add(names.key_alias(before.context))
-    if o.context != run.MEAN_CONTEXT and context not in ours:
+    if o.context != MEAN_CONTEXT and context not in ours:
         raise UsageError(
             "bad-option",
             f"--context {o.context}: the context of {o.init} is {before.context}, and its scorer "

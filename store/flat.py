@@ -220,7 +220,7 @@ def materialise(
             f"wsa collect --game {game}",
         )
     _require_encoded(snapshot, game, models, segments)
-    windows, shapes, dtype = _shapes(snapshot, game, models)
+    windows, shapes, dtype = shapes_of(snapshot, game, models)
     name = keys.identity([snapshot.backend.url, game, list(models)])[:24]
     folder = (cache or cache_folder()) / "flat" / name
     with publish.storage_errors(folder):
@@ -265,7 +265,7 @@ def _require_encoded(
             )
 
 
-def _shapes(
+def shapes_of(
     snapshot: Snapshot, game: str, models: Sequence[str]
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], str]:
     """Each model's window and shape, and a type that holds them all."""

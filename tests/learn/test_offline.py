@@ -146,7 +146,7 @@ class Tiny(nn.Module):
 
 def test_a_backbone_that_runs_while_training_is_noticed(walk_flat: FlatMap, tmp_path: Path) -> None:
     squash = Preprocessing("squash", 8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    encoder = Encoder(Tiny(), squash, Output(0, 0))
+    encoder = Encoder(Tiny(), squash, Output("pooled"))
     frames = np.zeros((2, 16, 16, 3), np.uint8)
     encoder(frames)  # Before: it does not count.
     train(SMALL, walk_flat, None, 1, tmp_path / "without")

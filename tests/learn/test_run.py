@@ -25,6 +25,7 @@ from wsa.learn import env as games
 from wsa.learn import run
 from wsa.learn.adapters import FusionConfig
 from wsa.learn.collect import collect, plan_collection
+from wsa.learn.config import RunConfig, choose_models, make_config
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.heads import NetworkConfig
 from wsa.store import keys, names
@@ -113,12 +114,12 @@ def trained(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def configure(snapshot: Snapshot, **changes: Any) -> run.RunConfig:
+def configure(snapshot: Snapshot, **changes: Any) -> RunConfig:
     details: dict[str, Any] = {
         "game": "Breakout", "models": ALIASES, "context": ALIASES[0], "seed": 1,
         "hyperparameters": SMALL, "network": NETWORK, **changes,
     }  # fmt: skip
-    return run.make_config(snapshot, **details)
+    return make_config(snapshot, **details)
 
 
 def test_a_run_from_end_to_end(snapshot: Snapshot, trained: Path) -> None:
@@ -285,29 +286,29 @@ def test_a_model_that_drifted_is_refused(trained: Path, monkeypatch: pytest.Monk
 
 def test_choosing_models(snapshot: Snapshot) -> None:
     known = snapshot.models
-    assert run.choose_models(snapshot, "Breakout", []) == known
-    assert run.choose_models(snapshot, "Breakout", ALIASES[::-1]) == known[::-1]
-    assert run.choose_models(snapshot, "Breakout", [known[1]]) == [known[1]]
+    assert choose_models(snapshot, "Breakout", []) == known
+    assert choose_models(snapshot, "Breakout", ALIASES[::-1]) == known[::-1]
+    assert choose_models(snapshot, "Breakout", [known[1]]) == [known[1]]
     twice = [ALIASES[0], known[0], ALIASES[0]]
-    assert run.choose_models(snapshot, "Breakout", twice) == [known[0]]
+    assert choose_models(snapshot, "Breakout", twice) == [known[0]]
 
 
 def test_what_is_missing_is_said_with_its_command(snapshot: Snapshot, tmp_path: Path) -> None:
     backend = open_store(str(tmp_path / "new"), create=True)
     with pytest.raises(MissingError, match=r"wsa collect --game Breakout$"):
-        run.choose_models(take_snapshot(backend), "Breakout", [])
+        choose_models(take_snapshot(backend), "Breakout", [])
     with pytest.raises(UsageError, match="Did you mean Breakout"):
         configure(snapshot, game="breakout")
     gather(backend, 64)
     with pytest.raises(MissingError, match=r"wsa encode --game Breakout --models vit,resnet,clip$"):
-        run.choose_models(take_snapshot(backend), "Breakout", [])
+        choose_models(take_snapshot(backend), "Breakout", [])
     with pytest.raises(MissingError, match=r"wsa encode --game Breakout --models lite0$"):
-        run.choose_models(take_snapshot(backend), "Breakout", ["lite0"])
+        choose_models(take_snapshot(backend), "Breakout", ["lite0"])
     [key] = embed(backend, MODELS[:1])
     gather(backend, 192)  # More that it has not encoded; the command makes this very model.
     for asked in (key, ALIASES[0]):
         with pytest.raises(MissingError) as caught:
-            run.choose_models(take_snapshot(backend), "Breakout", [asked])
+            choose_models(take_snapshot(backend), "Breakout", [asked])
         assert str(caught.value).endswith(
             "wsa encode --game Breakout --models timm:test_resnet.r160_in1k:random --output pooled"
         )
@@ -315,7 +316,7 @@ def test_what_is_missing_is_said_with_its_command(snapshot: Snapshot, tmp_path: 
     embed(backend, MODELS[:1], "grid:2")
     later = take_snapshot(backend)
     with pytest.raises(UsageError, match="give the whole key"):
-        run.choose_models(later, "Breakout", [ALIASES[0]])
+        choose_models(later, "Breakout", [ALIASES[0]])
     with pytest.raises(UsageError, match=r"--context \S+ may be any of .* whole key"):
         configure(later, models=later.models, context=ALIASES[0])
     assert configure(later, models=later.models, context=key).context == key

@@ -1,0 +1,202 @@
+"""What a training run is: the data, the models, the network and how it is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+import torch
+
+from wsa.encode.lookup import read_spec
+from wsa.encode.models import known_aliases
+from wsa.learn import env as games
+from wsa.learn.adapters import Inputs
+from wsa.learn.bc import BCConfig
+from wsa.learn.dqn import DQNConfig
+from wsa.learn.heads import NetworkConfig, Torso
+from wsa.store import names
+from wsa.store.errors import MissingError, UsageError
+from wsa.store.flat import shapes_of
+from wsa.store.reader import Snapshot
+from wsa.store.records import Protocol
+
+MEAN_CONTEXT = "mean"
+
+
+class RunConfig(msgspec.Struct, frozen=True):
+    """What a run is.
+
+    Attributes:
+        store: The store's URL.
+        game: ALE game id.
+        models: Model keys.
+        context: Key of the model that gives WSA's context, one of them or another; or `mean`.
+        seed: Of initialisation and draws.
+        segments: Segments of the data, so that a continued run sees what it began with.
+        protocol: How the data was played, and evaluation is.
+        network: What is trained.
+        hyperparameters: As the learner takes them; which they are is the algorithm.
+        init: Checkpoint of another run whose network this one begins from, or "".
+    """
+
+    store: str
+    game: str
+    models: tuple[str, ...]
+    context: str
+    seed: int
+    segments: tuple[str, ...]
+    protocol: Protocol
+    network: NetworkConfig
+    hyperparameters: DQNConfig | BCConfig
+    init: str = ""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Keys of the models that the network reads: those fused, then one for the context alone."""
+        alone = self.context != MEAN_CONTEXT and self.context not in self.models
+        return (*self.models, self.context) if alone else self.models
+
+
+def inputs_of(
+    config: RunConfig, windows: Sequence[int], shapes: Sequence[tuple[int, ...]]
+) -> Inputs:
+    """What a run's network reads of a state.
+
+    Args:
+        config: The run.
+        windows: Frames that each of `config.inputs` looks at; one that looks at several gives one
+            embedding for a state.
+        shapes: Of each one's embedding.
+    """
+    stacked = tuple(
+        (
+            1 if window > 1 else config.network.frame_stack,
+            *(shape if len(shape) == 3 else (math.prod(shape),)),
+        )
+        for window, shape in zip(windows, shapes, strict=True)
+    )
+    context = None if config.context == MEAN_CONTEXT else config.inputs.index(config.context)
+    return Inputs(stacked, context, len(config.models))
+
+
+def choose_models(snapshot: Snapshot, game: str, asked: Sequence[str]) -> list[str]:
+    """Model keys for what was asked, by alias or key; all that encoded the game if nothing was.
+
+    Raises:
+        MissingError: No frames, or a model has not encoded them all; says which command to run.
+        UsageError: An alias fits several models.
+    """
+    url = snapshot.backend.url
+    if game not in snapshot.games:
+        raise MissingError(
+            "no-frames",
+            f"The store {url} has no frames of {game}. Collect some: wsa collect --game {game}",
+        )
+    ready = snapshot.models_of(game)
+    if not asked:
+        if not ready:
+            raise MissingError(
+                "not-encoded",
+                f"No model has encoded {game} in {url}. Run: wsa encode --game {game} "
+                "--models vit,resnet,clip",
+            )
+        return ready
+    return list(dict.fromkeys(_choose(snapshot, game, ready, name) for name in asked))
+
+
+def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:
+    fitting = [key for key in ready if name in (key, names.key_alias(key))]
+    if len(fitting) > 1:
+        raise _ambiguous(name, fitting)
+    if fitting:
+        return fitting[0]
+    known = [key for key in snapshot.models if name in (key, names.key_alias(key))]
+    options = name
+    if len(known) == 1:  # Spelled so that it makes this very model, not one of another output.
+        spec = read_spec(snapshot, known[0])
+        options = spec.alias if spec.alias in known_aliases() else f"timm:{spec.timm_name}"
+        options = spec.timm_name if spec.source == "user" else options
+        options += ":random" if spec.identity.random else ""
+        options += f" --output {spec.identity.output}"
+        if spec.source != "user" and spec.identity.preprocessing.geometry != "squash":
+            options += f" --geometry {spec.identity.preprocessing.geometry}"
+        if spec.identity.precision != "fp32":
+            options += f" --precision {spec.identity.precision}"
+        if spec.source.startswith("file:"):
+            options += f" --weights {spec.alias}={spec.source.removeprefix('file:')}"
+    raise MissingError(
+        "not-encoded",
+        f"{name} has not encoded every segment of {game} in {snapshot.backend.url}. Run: "
+        f"wsa encode --game {game} --models {options}",
+    )
+
+
+def _ambiguous(name: str, fitting: list[str]) -> UsageError:
+    return UsageError(
+        "bad-option",
+        f"{name} may be any of {', '.join(fitting)}; give the whole key. 'wsa models' shows how "
+        "they differ.",
+    )
+
+
+def make_config(
+    snapshot: Snapshot,
+    game: str,
+    models: Sequence[str],
+    context: str,
+    seed: int,
+    hyperparameters: DQNConfig | BCConfig,
+    protocol: str = "",
+    network: NetworkConfig | None = None,
+    init: str = "",
+) -> RunConfig:
+    """Settle what a run is.
+
+    Raises:
+        MissingError: No frames, or a model has not encoded them.
+        UsageError: The fusion cannot take the models, an alias fits several of them, or the game
+            was played under several protocols and none of them is named: their scores must not be
+            mixed.
+    """
+    games.check_game(game)
+    chosen = choose_models(snapshot, game, models)
+    if context != MEAN_CONTEXT:
+        fitting = [key for key in chosen if context in (key, names.key_alias(key))]
+        if not fitting:  # A model that gives the context alone.
+            fitting = choose_models(snapshot, game, [context])
+        if len(fitting) > 1:
+            raise _ambiguous(f"--context {context}", fitting)
+        context = fitting[0]
+    segments = [m for m in snapshot.segments(game) if protocol in ("", m.protocol.name)]
+    protocols = {meta.protocol for meta in segments}
+    if len(protocols) != 1:
+        played = ", ".join(sorted({m.protocol.name for m in snapshot.segments(game)}))
+        if len({p.name for p in protocols}) == 1:
+            raise UsageError(
+                "bad-option",
+                f"{game} was played in {len(protocols)} ways that are all called "
+                f"{protocols.pop().name}; 'wsa show {game}' shows how they differ. Data and "
+                "scores of two must not be mixed: collect each into a store of its own.",
+            )
+        raise UsageError(
+            "bad-option",
+            f"{game} was played under these protocols: {played}. Data and scores of two must not "
+            "be mixed; choose one with --protocol.",
+        )
+    config = RunConfig(
+        store=snapshot.backend.url,
+        game=game,
+        models=tuple(chosen),
+        context=context,
+        seed=seed,
+        segments=tuple(meta.segment for meta in segments),
+        protocol=protocols.pop(),
+        network=network or NetworkConfig(),
+        hyperparameters=hyperparameters,
+        init=init,
+    )
+    windows, shapes, _ = shapes_of(snapshot, game, config.inputs)
+    with torch.device("meta"):  # Shapes alone: whether the fusion takes them.
+        Torso(inputs_of(config, windows, shapes), config.network)
+    return config

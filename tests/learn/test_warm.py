@@ -1,0 +1,147 @@
+"""Models that join and leave in the middle of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wsa.encode import checkpoint
+from wsa.learn.adapters import Inputs
+from wsa.learn.fusion import make_config
+from wsa.learn.heads import ActorCritic, NetworkConfig, QNetwork
+from wsa.learn.warm import change_models, transfer
+from wsa.store.errors import UsageError
+
+SHAPES = {"vit-1": (2, 5), "map-2": (2, 4, 4, 3), "clip-3": (1, 7), "dino-4": (2, 5)}
+OPEN = ["wsa", "dpa", "mean", "uniform", "unshared", "moe"]
+CONTEXT = "clip-3"
+
+
+def network(
+    models: Sequence[str],
+    name: str = "wsa",
+    context: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> QNetwork:
+    torch.manual_seed(seed)
+    keys = inputs_of(models, context)
+    inputs = Inputs(
+        tuple(SHAPES[key] for key in keys),
+        None if context is None else keys.index(context),
+        len(models),
+    )
+    made = QNetwork(inputs, 3, NetworkConfig(make_config(name, size=16, **options), 2))
+    made.torso.set_moments(torch.randn(sum(inputs.widths)), torch.rand(sum(inputs.widths)) + 0.5)
+    return made
+
+
+def inputs_of(models: Sequence[str], context: str | None) -> list[str]:
+    return [*models, *([context] if context and context not in models else [])]
+
+
+def moved(old: QNetwork, before: list[str], new: Any, models: list[str], folder: Path) -> list[str]:
+    path = checkpoint.save(folder / "checkpoints", 5, {"online": old})
+    return transfer(new, new.torso, models, path, before)
+
+
+def stacks(models: Sequence[str]) -> dict[str, torch.Tensor]:
+    torch.manual_seed(9)
+    frames = {
+        key: torch.randn(6, 2, int(torch.tensor(shape[1:]).prod())) for key, shape in SHAPES.items()
+    }
+    return {key: frames[key] for key in models}
+
+
+def side_by_side(models: Sequence[str]) -> torch.Tensor:
+    return torch.cat(list(stacks(models).values()), dim=2)
+
+
+@pytest.mark.parametrize("name", OPEN)
+@pytest.mark.parametrize("context", [None, CONTEXT])
+@pytest.mark.parametrize("preset", ["default", "thesis", "paper"])
+def test_an_added_model_that_is_masked_changes_nothing(
+    tmp_path: Path, name: str, context: str | None, preset: str
+) -> None:
+    if name == "uniform" and context:
+        pytest.skip("it is conditioned on nothing")
+    before, after = ["vit-1", "map-2"], ["vit-1", "map-2", "dino-4"]
+    old = network(before, name, context, preset=preset)
+    new = network(after, name, context, seed=1, preset=preset)
+    ours, theirs = inputs_of(after, context), inputs_of(before, context)
+    fresh = moved(old, theirs, new, ours, tmp_path)
+    assert fresh and all(".2." in f for f in fresh)  # Nothing but the third model's.
+    expected, weights = old(side_by_side(theirs))
+    found, masked = new(side_by_side(ours), [True, True, False])
+    assert torch.equal(found, expected)  # To the last bit.
+    if weights is not None:
+        assert torch.equal(masked[:, :2], weights) and (masked[:, 2] == 0).all()
+    if preset == "default":
+        assert not torch.equal(new(side_by_side(ours))[0], expected)
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_a_dropped_model_is_one_that_is_masked(tmp_path: Path, name: str) -> None:
+    before, after = ["vit-1", "map-2", "dino-4"], ["vit-1", "dino-4"]
+    old, new = network(before, name), network(after, name, seed=1)
+    assert moved(old, before, new, after, tmp_path) == []
+    expected, _ = old(side_by_side(before), [True, False, True])
+    assert torch.equal(new(side_by_side(after))[0], expected)
+
+
+def test_models_may_change_places(tmp_path: Path) -> None:
+    before, after = ["vit-1", "dino-4"], ["dino-4", "vit-1"]
+    old, new = network(before), network(after, seed=1)
+    assert moved(old, before, new, after, tmp_path) == []
+    expected, weights = old(side_by_side(before))
+    found, turned = new(side_by_side(after))
+    torch.testing.assert_close(found, expected)
+    assert weights is not None and turned is not None
+    torch.testing.assert_close(turned.flip(1), weights)
+
+
+def test_only_those_present_share_the_weights() -> None:
+    made = network(["vit-1", "map-2", "dino-4"])
+    weights = made(side_by_side(["vit-1", "map-2", "dino-4"]), [True, False, True])[1]
+    assert weights is not None
+    torch.testing.assert_close(weights[:, [0, 2]].sum(dim=1), torch.ones(6))
+    assert (weights[:, 1] == 0).all()
+
+
+def test_another_head_begins_anew(tmp_path: Path) -> None:
+    old = network(["vit-1"])
+    new = ActorCritic(old.torso.inputs, 3, NetworkConfig(make_config(size=16), 2))
+    fresh = moved(old, ["vit-1"], new, ["vit-1"], tmp_path)
+    assert fresh and all(name.startswith(("actor.", "critic.")) for name in fresh)
+    given = stacks(["vit-1"])["vit-1"]
+    assert torch.equal(new.torso(given)[0], old.torso(given)[0])
+
+
+def test_networks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--add and --drop need --fusion wsa"):
+        moved(
+            network(["vit-1"], "lin"), ["vit-1"], network(["dino-4"], "lin"), ["dino-4"], tmp_path
+        )
+    bigger = QNetwork(network(["vit-1"]).torso.inputs, 4, NetworkConfig(make_config(size=16), 2))
+    with pytest.raises(UsageError, match=r"head\.2\.weight has shape \(3, 256\) there and \(4,"):
+        moved(network(["vit-1"]), ["vit-1"], bigger, ["vit-1"], tmp_path)
+
+
+def test_which_models_are_left() -> None:
+    models = ["vit-000000000001", "vit-000000000002", "clip-000000000003"]
+    assert change_models(models, [], ["clip"]) == models[:2]
+    assert change_models(models, ["dino-000000000004"], [models[0]]) == [
+        *models[1:], "dino-000000000004",
+    ]  # fmt: skip
+    for add, drop, says in (
+        ([], ["vit"], "--drop vit: the run's models are vit-000000000001"),
+        ([], ["lite0"], "--drop lite0: "),
+        ([models[0]], [], f"--add {models[0]}: the run has it already"),
+        ([], models, "--drop leaves no model"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            change_models(models, add, drop)
