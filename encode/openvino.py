@@ -46,7 +46,7 @@ class OpenVINO:
                 model = openvino.convert_model(trunk, example_input=pixels[:1])
             self._alone = _Requests(_compile(model, (1, *shape), precision))
             alone = self(pixels)
-        except Exception as error:  # noqa: BLE001  A user's network may do what cannot be converted.
+        except Exception as error:  # noqa: BLE001  A network may do what cannot be converted.
             why = " ".join(str(error).split())[:300]
             raise ConflictError(
                 "model-failed", f"OpenVINO cannot run this model ({why}). Use --engine torch."

@@ -227,6 +227,18 @@ def measured(
     return _engines(module, identity, request.alias, device, shown), module, identity
 
 
+def unreduced(request: Request, device: str) -> tuple[Encoder, int]:
+    """A model before its basis as PyTorch runs it, for measuring, and its window.
+
+    Raises:
+        MissingError: No weights.
+    """
+    module = models.build(request)
+    identity = identify(module, request)
+    found = _engines(module, identity, request.alias, device)
+    return found.encoder("torch", request.precision), identity.window
+
+
 def _filled_by(snapshot: Snapshot, key: str) -> str:
     """The engine that ran most of a model's frames; empty if none did."""
     passes: Counter[str] = Counter()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -288,11 +289,18 @@ def test_bf16_on_a_cpu_is_refused_and_may_be_allowed(
 ) -> None:
     request = parse_request("lite0", {}, "pooled", "bf16")
     before = set(kit.paths(store))
-    with pytest.raises(ConflictError, match="--max-step-error") as caught:
+    with pytest.raises(ConflictError) as caught:
         put(store, request)
+    found = re.fullmatch(
+        r"lite0 in bf16 by torch errs by (0\.\d+) of what changes from one step of a game to the "
+        r"next; the limit is 0\.1\. Nothing was written\. Use --precision fp32, or allow it with "
+        r"--max-step-error (0\.\d+)\.",
+        str(caught.value),
+    )
+    assert found and 0.1 < float(found[1]) < float(found[2]) < float(found[1]) + 0.02
     assert caught.value.kind == "step-error" and caught.value.exit_code == 4
     assert set(kit.paths(store)) == before, "nothing was written"
-    spec = put(store, request, max_step_error=10).spec
+    spec = put(store, request, max_step_error=float(found[2])).spec
     assert spec.key != lite[1] and 0.1 < spec.step_error < 10
     assert open_model(take_snapshot(store), spec.key).precision == "bf16"
 
