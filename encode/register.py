@@ -9,6 +9,7 @@ refused before one row is written or one action taken.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -94,6 +95,9 @@ def register(
     there = known(snapshot, request.alias, identity)
     if there is not None:
         found.use(_stored_reduction(snapshot, there.key, there.identity))
+        if engine == "auto" and identity.precision != "fp32":
+            # Below fp32 engines agree less with each other than with what changes in a game.
+            engine = _filled_by(snapshot, there.key, device, identity.precision) or "auto"
         choice = found.choose(engine, identity.precision, max_step_error)
         check_probe(snapshot, there.key, found.embed(choice.engine, identity.precision))
         return Registered(there, 0, request, choice)
@@ -184,14 +188,13 @@ def open_model(
     found = _engines(module, spec.identity, spec.alias, device)
     found.use(_stored_reduction(snapshot, key, spec.identity))
     if engine == "auto":
-        engine = filled = _filled_by(snapshot, key)
-        if filled not in engines.offered(torch.device(device), precision):
-            # What was allowed when it was registered is allowed when it is opened.
-            allowed = max(probe.MAX_STEP_ERROR, spec.step_error)
-            choice = found.choose("auto", precision, allowed)
+        engine = _filled_by(snapshot, key, device, precision)
+        if not engine:
+            # Whether a precision errs too much was decided when the model was registered.
+            choice = found.choose("auto", precision, math.inf)
             engine = choice.engine
-            if filled:
-                console.say(f"{key} was encoded by {filled}, which is not to be had here: {choice}")
+            if snapshot.embeddings(model=key):
+                console.say(f"{key}: what it was encoded by is not to be had here; run by {choice}")
     encoder = found.encoder(engine, precision)
     check_probe(snapshot, key, encoder(strip.probe_frames(spec.identity.window)))
     encoder.passes = 0
@@ -239,12 +242,13 @@ def unreduced(request: Request, device: str) -> tuple[Encoder, int]:
     return found.encoder("torch", request.precision), identity.window
 
 
-def _filled_by(snapshot: Snapshot, key: str) -> str:
-    """The engine that ran most of a model's frames; empty if none did."""
+def _filled_by(snapshot: Snapshot, key: str, device: str, precision: Precision) -> str:
+    """The engine that ran most of a model's frames; empty if there is none, or not here."""
     passes: Counter[str] = Counter()
     for meta in snapshot.embeddings(model=key):
         passes[meta.engine] += meta.passes
-    return max(passes, key=lambda name: passes[name], default="")
+    most = max(passes, key=lambda name: passes[name], default="")
+    return most if most in engines.offered(torch.device(device), precision) else ""
 
 
 def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> None:

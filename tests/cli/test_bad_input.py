@@ -90,6 +90,13 @@ FOREIGN = (
             ),
         ),
         (
+            "encode --engine tvm",
+            (
+                "invalid choice 'tvm' for argument '--engine'. Expected one of ('auto', 'torch', "
+                "'compile', 'openvino'). 'wsa encode --help' lists the options."
+            ),
+        ),
+        (
             "encode --models vitt",
             (
                 "'vitt' is not a model (did you mean vit?); choose from vit, resnet, clip, dino, "

@@ -118,7 +118,7 @@ def test_what_ran_a_model_is_said_and_recorded_and_runs_it_live(
     other = open_model(snapshot, key)
     assert other.engine.name == "torch"
     said = capsys.readouterr().err
-    assert said.startswith(f"{key} was encoded by openvino, which is not to be had here: torch, ")
+    assert said.startswith(f"{key}: what it was encoded by is not to be had here; run by torch, ")
     np.testing.assert_allclose(other(shown), live(shown), atol=1e-3)
 
 
