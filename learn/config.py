@@ -15,6 +15,7 @@ from wsa.learn.adapters import Inputs
 from wsa.learn.bc import BCConfig
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.heads import NetworkConfig, Torso
+from wsa.learn.offline import check_weight_losses
 from wsa.store import names
 from wsa.store.errors import MissingError, UsageError
 from wsa.store.flat import shapes_of
@@ -196,6 +197,7 @@ def make_config(
         hyperparameters=hyperparameters,
         init=init,
     )
+    check_weight_losses(hyperparameters, config.network.fusion.name)
     windows, shapes, _ = shapes_of(snapshot, game, config.inputs)
     with torch.device("meta"):  # Shapes alone: whether the fusion takes them.
         Torso(inputs_of(config, windows, shapes), config.network)

@@ -27,6 +27,7 @@ from wsa.encode.forward import Encoder
 from wsa.learn.adapters import Inputs
 from wsa.learn.attention import entropy, imbalance
 from wsa.learn.features import Batch, OfflineBatches, moments
+from wsa.learn.fusion import NAMES
 from wsa.learn.heads import NetworkConfig, QNetwork
 from wsa.learn.nstep import hold_out, horizon, walk
 from wsa.store.errors import UsageError
@@ -181,12 +182,6 @@ def train(
     online = QNetwork(inputs, actions, network)
     if network.normalize == "standard":
         online.torso.set_moments(*moments(flat))
-    if (config.weight_entropy_coef or config.load_balance_coef) and not online.torso.fusion.weighs:
-        raise UsageError(
-            "bad-option",
-            "--weight-entropy-coef and --load-balance-coef are losses on a fusion's weights, and "
-            f"--fusion {network.fusion.name} learns none. Choose wsa, dpa, unshared or moe.",
-        )
     checkpoints = folder / "checkpoints"
     begun = bool(checkpoint.all_of(checkpoints))
     if not begun:
@@ -246,6 +241,20 @@ def train(
     assert passes == 0, "offline training must not run a backbone"
     seconds = time.perf_counter() - began
     return Trained(online, step - start, (step - start) / seconds, passes)
+
+
+def check_weight_losses(config: OfflineConfig, fusion: str) -> None:
+    """Refuse losses on the weights of a fusion that learns none.
+
+    Raises:
+        UsageError: One was asked for.
+    """
+    if (config.weight_entropy_coef or config.load_balance_coef) and not NAMES[fusion].weighs:
+        raise UsageError(
+            "bad-option",
+            "--weight-entropy-coef and --load-balance-coef are losses on a fusion's weights, and "
+            f"--fusion {fusion} learns none. Choose wsa, dpa, unshared or moe.",
+        )
 
 
 def weight_loss(config: OfflineConfig, weights: Tensor | None) -> Tensor | float:

@@ -35,7 +35,7 @@ def configure(o: LearnOptions, snapshot: Snapshot) -> RunConfig:
     if context != MEAN_CONTEXT:
         context = stored_name(snapshot, context)
     if o.init:
-        path = checkpoint.latest(Path(o.init) / "checkpoints")
+        path = checkpoint.latest(Path(o.init).absolute() / "checkpoints")
         network, models, context = _begin(o, snapshot, network, models, context)
         init = str(path)
     elif o.add or o.drop:
@@ -94,7 +94,7 @@ def _begin(
         )
     joining = [stored_name(snapshot, name) for name in o.add]
     added = choose_models(snapshot, o.game, joining) if joining else []
-    wanted = change_models(before.models, added, o.drop)
+    wanted = change_models(before.models, added, o.drop, before.network.fusion.name)
     if models and choose_models(snapshot, o.game, models) != wanted:
         raise UsageError(
             "bad-option",

@@ -14,22 +14,35 @@ from pathlib import Path
 from torch import nn
 
 from wsa.encode import checkpoint
+from wsa.learn.fusion import NAMES
 from wsa.learn.heads import Torso
 from wsa.store import names
 from wsa.store.errors import UsageError
 
 
-def change_models(models: Sequence[str], add: Sequence[str], drop: Sequence[str]) -> list[str]:
+def change_models(
+    models: Sequence[str], add: Sequence[str], drop: Sequence[str], fusion: str
+) -> list[str]:
     """Model keys after some are dropped and others added behind them.
 
     Args:
         models: Keys of the run that is begun from.
         add: Keys to add.
         drop: Aliases or keys to drop.
+        fusion: Of that run.
 
     Raises:
-        UsageError: A model to drop is not there, one to add is, or none is left.
+        UsageError: A model to drop is not there, one to add is, none is left, or the fusion is for
+            one set of models alone.
     """
+    if (add or drop) and not NAMES[fusion].per_model:
+        able = ", ".join(name for name, kind in NAMES.items() if kind.per_model)
+        raise UsageError(
+            "bad-option",
+            f"--add and --drop: the state vector of --fusion {fusion} is as long as its models "
+            "make it, so a head trained on some cannot go on with others. It can with one of "
+            f"{able}.",
+        )
     kept = list(models)
     for name in drop:
         fitting = [key for key in kept if name in (key, names.key_alias(key))]
@@ -69,13 +82,6 @@ def transfer(
         DamagedError: The checkpoint is damaged.
     """
     old = checkpoint.read(path)[0]
-    if list(models) != list(before) and not torso.fusion.per_model:
-        raise UsageError(
-            "bad-option",
-            "The length of this fusion's state vector depends on the models, so a head trained on "
-            "some cannot go on with others. --add and --drop need --fusion wsa, dpa, mean, "
-            "uniform, unshared or moe.",
-        )
     lists = ["torso.normalisers", *(f"torso.fusion.{name}" for name in torso.fusion.per_model)]
     fresh = []
     for name, tensor in network.state_dict().items():

@@ -9,10 +9,10 @@ draws millions of random rows, so each machine copies a snapshot once, in sequen
                         windows.bin       one row a row, all models side by side that see a window
                         flat.json         which segments stand where
 
-and maps them into memory; what no model needs is not there. Only segments that are new since the last time are appended. The files
-grow but never change, so readers that mapped them before are not disturbed; `flat.json` is
-replaced last, so a crash leaves bytes that the next append overwrites. Sampling order depends on
-the snapshot alone, not on the order in which segments were appended.
+and maps them into memory; what no model needs is not there. Only segments that are new since the
+last time are appended. The files grow but never change, so readers that mapped them before are not
+disturbed; `flat.json` is replaced last, so a crash leaves bytes that the next append overwrites.
+Sampling order depends on the snapshot alone, not on the order of appending.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class FlatMap:
         self.shapes = contents.shapes
         self.columns = _columns(contents)
         known = {meta.segment for meta in snapshot.segments(contents.game)}
-        parts = sorted((p for p in contents.parts if p.segment in known), key=lambda p: p.segment)
-        self.parts = tuple(parts)
+        parts = [part for part in contents.parts if part.segment in known]
+        self.parts = sorted(parts, key=lambda part: part.segment)
         total_rows, total_frames = _end(contents.parts)
         self.rows = np.memmap(folder / "rows.bin", ROW, "r", shape=(total_rows,))
         frame, row = contents.width(windowed=False), contents.width(windowed=True)
@@ -125,7 +125,7 @@ class FlatMap:
         self.steps = np.concatenate(
             [
                 part.row + np.flatnonzero(actions[part.row : part.row + part.rows] >= 0)
-                for part in parts
+                for part in self.parts
             ]
         )
 

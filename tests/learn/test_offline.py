@@ -25,6 +25,7 @@ from wsa.learn import dqn, offline
 from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.bc import BCConfig
 from wsa.learn.dqn import DQNConfig
+from wsa.learn.fusion import NAMES
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.offline import OfflineConfig, Trained
 from wsa.store.errors import DamagedError, MissingError, UsageError
@@ -249,6 +250,7 @@ from pathlib import Path
 from wsa.learn.adapters import Inputs
 from wsa.learn.bc import BCConfig
 from wsa.learn.dqn import DQNConfig
+from wsa.learn.fusion import NAMES
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.offline import train
 from wsa.store.flat import materialise
@@ -428,12 +430,16 @@ def test_values_that_run_away_are_told_once(
     assert abs(lines(tmp_path / "wild")[-1]["validation/max_q"]) > 3
 
 
-@pytest.mark.parametrize("fusion", ["lin", "res"])
-def test_losses_on_weights_need_weights(walk_flat: FlatMap, tmp_path: Path, fusion: str) -> None:
-    config = msgspec.structs.replace(SMALL, weight_entropy_coef=0.1)
-    network = NetworkConfig(FUSIONS[fusion], 2)
-    with pytest.raises(UsageError, match=f"--fusion {fusion} learns none. Choose wsa"):
-        train(config, walk_flat, None, 1, tmp_path, network)
+@pytest.mark.parametrize("fusion", list(NAMES))
+def test_losses_on_weights_need_weights(fusion: str) -> None:
+    offline.check_weight_losses(SMALL, fusion)
+    for name in ("weight_entropy_coef", "load_balance_coef"):
+        config = msgspec.structs.replace(SMALL, **{name: 0.1})
+        if fusion in ("wsa", "dpa", "unshared", "moe"):
+            offline.check_weight_losses(config, fusion)
+            continue
+        with pytest.raises(UsageError, match=f"--fusion {fusion} learns none. Choose wsa"):
+            offline.check_weight_losses(config, fusion)
 
 
 def test_the_entropy_loss_keeps_weights_apart(walk_flat: FlatMap, tmp_path: Path) -> None:

@@ -122,10 +122,6 @@ def test_another_head_begins_anew(tmp_path: Path) -> None:
 
 
 def test_networks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--add and --drop need --fusion wsa"):
-        moved(
-            network(["vit-1"], "lin"), ["vit-1"], network(["dino-4"], "lin"), ["dino-4"], tmp_path
-        )
     bigger = QNetwork(network(["vit-1"]).torso.inputs, 4, NetworkConfig(make_config(size=16), 2))
     with pytest.raises(UsageError, match=r"head\.2\.weight has shape \(3, 256\) there and \(4,"):
         moved(network(["vit-1"]), ["vit-1"], bigger, ["vit-1"], tmp_path)
@@ -133,10 +129,13 @@ def test_networks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_which_models_are_left() -> None:
     models = ["vit-000000000001", "vit-000000000002", "clip-000000000003"]
-    assert change_models(models, [], ["clip"]) == models[:2]
-    assert change_models(models, ["dino-000000000004"], [models[0]]) == [
+    assert change_models(models, [], ["clip"], "wsa") == models[:2]
+    assert change_models(models, ["dino-000000000004"], [models[0]], "wsa") == [
         *models[1:], "dino-000000000004",
     ]  # fmt: skip
+    assert change_models(models, [], [], "lin") == models
+    with pytest.raises(UsageError, match="It can with one of wsa, dpa, mean, uniform, single, un"):
+        change_models(models, [], ["clip"], "lin")
     for add, drop, says in (
         ([], ["vit"], "--drop vit: the run's models are vit-000000000001"),
         ([], ["lite0"], "--drop lite0: "),
@@ -144,4 +143,4 @@ def test_which_models_are_left() -> None:
         ([], models, "--drop leaves no model"),
     ):
         with pytest.raises(UsageError, match=says):
-            change_models(models, add, drop)
+            change_models(models, add, drop, "wsa")
