@@ -71,10 +71,8 @@ def parse_output(text: str) -> Output:
     return Output(kind, int(match[2] or 0), reduction, int(match[4] or 0), game)
 
 
-class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From a screen to a model's input.
-
-    Fields that came later have defaults, which are left out of the JSON that keys are cut from.
 
     Attributes:
         geometry: `squash`: the whole screen, both sides stretched to the input. `crop`: timm's own
@@ -158,5 +156,14 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def model_key(alias: str, identity: Identity) -> str:
-    """The key of a model that users call `alias`."""
-    return names.make_model_key(alias, keys.identity(identity))
+    """The key of a model that users call `alias`.
+
+    Preprocessing's fields that came later count only where they differ from their default, so that
+    the keys of older models stay. They are compared by value here: msgspec's `omit_defaults` asks
+    whether it is the same object, which a number is no more once it has been to a worker.
+    """
+    said = msgspec.to_builtins(identity)
+    for field in msgspec.structs.fields(Preprocessing):
+        if said["preprocessing"][field.name] == field.default:
+            del said["preprocessing"][field.name]
+    return names.make_model_key(alias, keys.identity(said))
