@@ -18,6 +18,7 @@ from wsa.encode.run import encode
 from wsa.learn import env as games
 from wsa.learn import estimate, run
 from wsa.learn.collect import Recorder, collect, plan_collection
+from wsa.learn.config import make_config
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.features import LiveStacks, OfflineBatches, moments
 from wsa.learn.heads import NetworkConfig
@@ -161,7 +162,7 @@ def test_a_run_learns_from_windows_and_plays_with_them(
     monkeypatch.setenv("WSA_CACHE", str(tmp_path / "cache"))
     small = DQNConfig(updates=30, batch_size=8, log_frequency=10, save_frequency=20)
     chosen = ALIASES if context == "mean" else ALIASES[:2]  # The context may be none of them.
-    config = run.make_config(
+    config = make_config(
         snapshot, "Breakout", chosen, context, 1, small, network=NetworkConfig(frame_stack=DEPTH)
     )
     said = estimate.estimate(snapshot, config, "cpu")
