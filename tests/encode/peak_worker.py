@@ -1,0 +1,13 @@
+"""Loaded by worker processes: leaves the most memory a worker had in a file when it closes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+def dask_teardown(worker: Any) -> None:
+    from wsa.encode.memory import peak_bytes
+
+    (Path(os.environ["WSA_TEST_PEAKS"]) / f"peak-{os.getpid()}").write_text(str(peak_bytes()))

@@ -1,0 +1,175 @@
+"""Workers through SLURM, the report of a run, and what a worker takes of the memory."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dask import config
+
+from wsa import cli
+from wsa.encode import cluster, memory
+from wsa.encode.models import Request
+from wsa.encode.run import encode, encode_on
+from wsa.encode.slurm import SlurmJobs
+from wsa.store.backends import Backend
+from wsa.store.errors import MissingError
+from wsa.store.reader import take_snapshot
+from wsa.store.records import SegmentMeta
+from wsa.store.verify import verify
+
+Ask = Callable[..., Request]
+Fill = Callable[..., list[SegmentMeta]]
+
+# What SLURM's own command does, on this machine: start the script, and say its number.
+SBATCH = """#!{python}
+import pathlib, subprocess, sys
+script = pathlib.Path(sys.argv[-1]).read_text()
+kept = pathlib.Path({folder!r}) / "job.sh"
+kept.write_text(script)
+process = subprocess.Popen(["bash", str(kept)], stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL, start_new_session=True)
+print("Submitted batch job", process.pid)
+"""
+SCANCEL = """#!{python}
+import contextlib, os, signal, sys
+with contextlib.suppress(ProcessLookupError):
+    os.killpg(int(sys.argv[1]), signal.SIGTERM)
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """`sbatch` and `scancel` that start and stop jobs here."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {"sbatch": SBATCH, "scancel": SCANCEL}.items():
+        file = folder / name
+        file.write_text(text.format(python=sys.executable, folder=str(folder)))
+        file.chmod(file.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    yield folder
+
+
+def test_slurm_starts_the_workers(store: Backend, fill: Fill, tiny: Ask, slurm: Path) -> None:
+    fill(store, [[0, 1], [1, 2], [3]])
+    jobs = SlurmJobs(queue="gpu", cores=1, memory="2GB", extra=("--constraint=a100",))
+    report = encode(store, [tiny("resnet")], scheduler="slurm", device="cpu", jobs=jobs)
+    assert (report.passes, report.failed, report.workers) == (4, (), 1)
+    script = (slurm / "job.sh").read_text()
+    assert "#SBATCH -p gpu" in script and "#SBATCH --constraint=a100" in script
+    assert "distributed.cli.dask_worker tcp://" in script
+    assert verify(store).damage == ()
+
+
+def test_a_dry_run_shows_the_job_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    jobs = SlurmJobs("gpu", "lab", "04:00:00", 6, "32GB", True, ("--exclude=node7",))
+    script = cluster.job_script(jobs)
+    for line in (
+        "#SBATCH -p gpu",
+        "#SBATCH -A lab",
+        "#SBATCH -t 04:00:00",
+        "#SBATCH --cpus-per-task=6",
+        "#SBATCH --gpus=1",
+        "#SBATCH --exclude=node7",
+        "export OMP_NUM_THREADS=1",
+    ):
+        assert f"{line}\n" in script
+    assert re.search(r"--nthreads 4 .*--resources GPU=1", script)
+    assert "--nworkers" not in script, "one worker a GPU"
+    with pytest.raises(MissingError, match="sbatch"), cluster.connect("slurm", 1, jobs=jobs):
+        pass
+
+
+def wsa(*arguments: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(arguments)
+    return code, out.getvalue(), err.getvalue()
+
+
+def test_events_are_lines_of_json_and_the_report_says_all_of_it(
+    store: Backend, fill: Fill, tmp_path: Path
+) -> None:
+    metas = fill(store, [[0, 1, 2], [2, 3], [5, 6]])
+    commit = take_snapshot(store).commit(f"games/Pong/frames/{metas[2].segment}")
+    (name,) = [f.name for f in commit.files if f.name.startswith("frames/c")]
+    bad = Path(store.url) / commit.folder / name
+    bad.chmod(0o644)
+    bad.write_bytes(b"x")
+    command = ("encode", "--store", store.url, "--models", "timm:test_resnet:random")
+    more = ("--output", "pooled", "--scheduler", "inproc", "--report", str(tmp_path / "report"))
+    code, out, err = wsa(*command, *more, "--json", "--tries", "2")
+    assert code == 5
+    result = json.loads(out)
+    assert [s["segment"] for s in result["set_aside"]] == [metas[2].segment]
+    events = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    kinds = [e["event"] for e in events]
+    assert kinds[:3] == ["Started", "ModelReady", "Planned"]
+    assert kinds.count("SegmentDone") == 2 and kinds.count("AttemptFailed") == 2
+    assert [e["error"]["kind"] for e in events if e["event"] == "AttemptFailed"] == 2 * [
+        "bad-bytes"
+    ]
+    run = json.loads((tmp_path / "report" / "run.json").read_text())
+    (model,) = run["models"]
+    assert (model["passes"], model["copied"], model["set_aside"]) == (4, 1, 1)
+    assert set(model["seconds"]) == {"reading", "running", "writing"}
+    assert all(seconds > 0 for seconds in model["seconds"].values())
+    assert model["passes_a_second_of_a_worker"] > 0
+    assert [f["attempt"] for f in run["failed_attempts"]] == [1, 2]
+    assert run["versions"]["torch"] and run["machine"]["cores"] and run["command"]
+    words = (tmp_path / "report" / "summary.md").read_text()
+    assert model["model"] in words and metas[2].segment in words and "wsa verify" in words
+    code, out, err = wsa(*command, *more)
+    assert code == 5 and "Set aside" in out and "{" not in err
+    assert "attempt 1 failed, it is tried again" in err
+    assert err.splitlines()[-1].startswith("wsa encode: 1 objects were set aside")
+
+
+PEAK = str(Path(__file__).with_name("peak_worker.py"))
+
+
+def peaks(folder: Path) -> list[int]:
+    return [int(file.read_text()) for file in folder.glob("peak-*")]
+
+
+def test_no_worker_takes_more_memory_than_the_dry_run_says(
+    store: Backend,
+    segment_of: Callable[..., Any],
+    tiny: Ask,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """P19, with screens as large as real ones."""
+    import numpy as np
+
+    from wsa.store import writer
+
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        frames = [rng.integers(0, 256, (210, 160, 3), np.uint8) for _ in range(400)]
+        writer.commit_segment(store, *segment_of(number, frames))
+    requests = [tiny("resnet", "grid:2+pca:32"), tiny("vit")]
+    stated = memory.worker_bytes(take_snapshot(store), requests, ["Pong"], "cpu")
+    monkeypatch.setenv("WSA_TEST_PEAKS", str(tmp_path))
+    with (
+        config.set({"distributed.worker.preload": [PEAK]}),
+        cluster.connect("local", 2, "cpu") as (client, threads),
+    ):
+        report = encode_on(client, threads, take_snapshot(store), requests, ["Pong"], "cpu")
+    assert report.passes == 2 * 1600 and report.failures == ()
+    found = peaks(tmp_path)
+    print("stated", stated, "found", found)
+    assert len(found) == 2
+    assert max(found) <= stated <= 2 * max(found)
