@@ -100,7 +100,8 @@ FOREIGN = (
             "encode --models vitt",
             (
                 "'vitt' is not a model (did you mean vit?); choose from vit, resnet, clip, dino, "
-                "swin, lite0, lite1, lite2, or give any timm model as timm:<name>."
+                "swin, lite0, lite1, lite2, ae, sr, oke, okk, vos, or give any timm model as "
+                "timm:<name>, or your own as module:callable."
             ),
         ),
         (
@@ -110,7 +111,10 @@ FOREIGN = (
         ("encode --models ,", "--models names no model; write --models vit,resnet,clip."),
         (
             "encode --output grid",
-            "--output 'grid' is not an output; write pooled, grid:7, or grid:7+pca:512.",
+            (
+                "--output 'grid' is not an output; write pooled, cls, grid:7 or map, and behind it "
+                "+pca:512, +pca:512@Pong or +rp:512 where it shall be reduced."
+            ),
         ),
         ("encode --weights vit", "--weights vit: write ALIAS=FILE, as vit=path.safetensors."),
         (
