@@ -63,7 +63,7 @@ VERBS = {
     ),
     "learn": Verb(
         "train the fusion and a DQN head on cached embeddings",
-        "wsa learn --game Seaquest --models lite0,lite1,lite2 --fusion wsa --algo dqn",
+        "wsa learn --game Seaquest --models lite0,lite1,lite2 --fusion wsa --algo cql",
         "wsa.learn.options:LearnOptions",
         "wsa.learn.verbs:learn",
     ),
