@@ -135,7 +135,7 @@ def _start(scheduler: str, workers: int, device: str, stack: contextlib.ExitStac
         silence_logs=logging.CRITICAL,
         scheduler_kwargs=_dashboard(),
     )
-    cluster = stack.enter_context(local)
+    cluster: Any = stack.enter_context(local)  # Typed as if it were asynchronous.
     _keep(lambda: cluster.scale(count), cluster.loop, stack)
     client = stack.enter_context(Client(cluster))
     client.wait_for_workers(count)

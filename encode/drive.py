@@ -78,7 +78,7 @@ class Driver:
         self._failed_in_a_row = 0
         self._again: list[_Work] = []
         self._open: dict[Segment, _Work] = {}  # Begun, and neither committed nor set aside.
-        self._flying: dict[str, _Work] = {}
+        self._flying: dict[Any, _Work] = {}
         self._waiting: dict[Segment, list[_Work]] = defaultdict(list)
         self.set_aside: set[Name] = set()
         self._left: set[Name] = set()  # Left out of this plan.
@@ -168,7 +168,8 @@ class Driver:
             elif not self._commit(work):
                 self._over(work)
         elif future.status == "error":
-            self._fell(work, future.exception())
+            error: Any = future.exception()  # Typed as if it were asynchronous.
+            self._fell(work, error)
         else:
             raise StorageError(
                 "unavailable",

@@ -182,7 +182,7 @@ class Service:
         ]
         without = self._without()
         todo: dict[Lane, int] = {}
-        backlog = dict.fromkeys(self._registered, (0, 0))
+        backlog: dict[str, tuple[int, int]] = dict.fromkeys(self._registered, (0, 0))
         for key in self._registered:
             done = {(e.game, e.segment) for e in self._snapshot.embeddings(model=key)}
             window = self._window(key)

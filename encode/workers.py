@@ -103,8 +103,8 @@ class Workers:
 
     def exclude_without_wsa(self) -> bool:
         """Find and exclude workers that cannot import wsa or what it needs; whether there are any."""
-        found = self.client.run(importlib.import_module, job.__name__, on_error="return")
-        lacking = {a: why for a, why in found.items() if isinstance(why, BaseException)}
+        asked: Any = self.client.run(importlib.import_module, job.__name__, on_error="return")
+        lacking = {a: why for a, why in asked.items() if isinstance(why, BaseException)}
         for address, why in lacking.items():
             host = self._info.get(address, {}).get("host", "")
             said = f"{why}. Install wsa and its extras there, of the driver's version."
@@ -122,5 +122,6 @@ def _dashboard(client: Client) -> str:
         client.run_on_scheduler(importlib.metadata.version, "bokeh")
     except importlib.metadata.PackageNotFoundError:
         return ""
+    scheduler: Any = client.scheduler
     # In this process alone nobody starts them.
-    return "" if client.scheduler.address.startswith("inproc") else client.dashboard_link or ""
+    return "" if scheduler.address.startswith("inproc") else client.dashboard_link or ""

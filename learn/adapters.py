@@ -161,10 +161,10 @@ class SpatialAdapter(nn.Sequential):
         self.out_shape = (out, side, side)
 
     def forward(
-        self, embedding: Float[Tensor, "batch k height width channels"]
+        self, input: Float[Tensor, "batch k height width channels"]
     ) -> Float[Tensor, "batch out side side"]:
         """Fold frames into channels, and convolve."""
-        maps = embedding.permute(0, 1, 4, 2, 3).flatten(1, 2)
+        maps = input.permute(0, 1, 4, 2, 3).flatten(1, 2)
         for part in self:
             maps = part(maps)
         return maps

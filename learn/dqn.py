@@ -30,11 +30,11 @@ class DQNConfig(OfflineConfig, frozen=True, kw_only=True, tag="dqn"):
         clip_rewards: Train on the sign of the reward, as DQN does; reports stay raw.
     """
 
-    gamma: float = 0.99
-    n_step: int = 1
+    gamma: float = 0.99  # pyright: ignore[reportIncompatibleMethodOverride]
+    n_step: int = 1  # pyright: ignore[reportIncompatibleMethodOverride]
     target_network_frequency: int = 1000
     cql_alpha: float = 1.0
-    clip_rewards: bool = True
+    clip_rewards: bool = True  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __post_init__(self) -> None:
         super().__post_init__()

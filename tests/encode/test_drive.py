@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from wsa.encode import drive, job
 from wsa.encode.events import AttemptFailed, Event, SegmentDone, Started
 from wsa.encode.forward import Encoder, stored
+from wsa.encode.job import Setting
 from wsa.encode.models import Request
 from wsa.encode.run import EncodeReport, encode, encode_on
 from wsa.encode.workers import TASKS_A_THREAD, Workers
@@ -101,11 +102,11 @@ def test_attempts_are_exactly_those_of_the_fault_table(
     left = dict(table)
     real = job._commit
 
-    def fail(store: str, item: Any, embedded: Any) -> Any:
+    def fail(setting: Setting, item: Any, embedded: Any) -> Any:
         if item.model.startswith("test_resnet") and left[item.meta.segment]:
             left[item.meta.segment] -= 1
             raise RuntimeError("a fault")
-        return real(store, item, embedded)
+        return real(setting, item, embedded)
 
     monkeypatch.setattr(job, "_commit", fail)
     events: list[Event] = []
@@ -221,14 +222,14 @@ def test_the_model_runs_while_others_read_and_write(
         finally:
             busy.release()
 
-    def write(store: str, item: Any, embedded: Any) -> Any:
+    def write(setting: Setting, item: Any, embedded: Any) -> Any:
         with write_lock:
             writes.append(item.meta.segment)
             number = len(writes)
         for _ in range(2 if number == 1 else 1):
             if number < count:
                 assert ran.acquire(timeout=30), "the model runs meanwhile"
-        return committing(store, item, embedded)
+        return committing(setting, item, embedded)
 
     write_lock, writes = threading.Lock(), list[str]()
     monkeypatch.setattr(job, "_read", read_one)

@@ -161,7 +161,7 @@ def test_no_worker_takes_more_memory_than_the_dry_run_says(
         frames = [rng.integers(0, 256, (210, 160, 3), np.uint8) for _ in range(400)]
         writer.commit_segment(store, *segment_of(number, frames))
     requests = [tiny("resnet", "grid:2+pca:32"), tiny("vit")]
-    stated = memory.worker_bytes(take_snapshot(store), requests, ["Pong"], "cpu")
+    stated = memory.worker_bytes(take_snapshot(store), requests, ["Pong"], "cpu", "auto")
     monkeypatch.setenv("WSA_TEST_PEAKS", str(tmp_path))
     with (
         config.set({"distributed.worker.preload": [PEAK]}),

@@ -44,7 +44,7 @@ def sign(store: Backend, told: Beat, number: int = 1, age: float = 0.0) -> Path:
     path = names.sign_path(told.service, number)
     store.put_new(path, keys.canonical(told))
     file = Path(store.url) / path
-    os.utime(file, (time.time() - age,) * 2)
+    os.utime(file, (time.time() - age, time.time() - age))
     return file
 
 
@@ -85,8 +85,8 @@ def test_a_claim_is_void_when_its_holder_shows_no_sign(store: Backend) -> None:
     dead.take(LANES)
     held = set(dead.held)
     for file in [*Path(store.url).rglob("claims/*/*"), sign(store, beat("0" * 16), 2)]:
-        os.utime(file, (time.time() - 61,) * 2)
-    os.utime(Path(store.url) / names.sign_path("0" * 16, 1), (time.time() - 90,) * 2)
+        os.utime(file, (time.time() - 61, time.time() - 61))
+    os.utime(Path(store.url) / names.sign_path("0" * 16, 1), (time.time() - 90, time.time() - 90))
     assert one.take(LANES) == LANES, "the living take all"
     dead.release()  # It was not dead after all, and leaves alone what is another's now.
     assert len(claimed(store)) == 3 and len(held) == 2
@@ -96,7 +96,7 @@ def test_a_claim_is_good_while_its_holder_beats_however_old_it_is(store: Backend
     one, other = services(store, 2)
     one.take(LANES[:1])
     for file in Path(store.url).rglob("claims/*/*"):
-        os.utime(file, (time.time() - 5000,) * 2)
+        os.utime(file, (time.time() - 5000, time.time() - 5000))
     assert other.take(LANES[:1]) == []
 
 
@@ -144,7 +144,7 @@ def test_signs_and_claims_are_no_part_of_the_data(
     (one,) = services(store, 1)
     assert one.take(LANES) == LANES[:2]
     void = Path(store.url) / names.claim_path(*LANES[1])
-    os.utime(void, (time.time() - 5000,) * 2)
+    os.utime(void, (time.time() - 5000, time.time() - 5000))
     before = len(take_snapshot(store).commits)
     report = verify(store)
     assert (report.damage, report.leftovers, report.objects) == ((), 0, before)
@@ -164,7 +164,8 @@ def test_signs_and_claims_are_no_part_of_the_data(
 
 
 def done(passes: int, copied: int, model: str = KEY) -> SegmentDone:
-    return SegmentDone("Pong", "0123456789ab-e000-000000000-00012", model, passes, copied, 0.5)
+    segment = "0123456789ab-e000-000000000-00012"
+    return SegmentDone("Pong", segment, model, passes + copied, passes, copied, 0.5)
 
 
 def test_what_a_service_counts(store: Backend) -> None:

@@ -456,7 +456,7 @@ def test_a_compiled_network_acts_with_the_new_weights(walk_flat: FlatMap, tmp_pa
     config = msgspec.structs.replace(SMALL, updates=20, validation_fraction=0.0)
     network = train(config, walk_flat, 0, 1, tmp_path / "c", compiled=True).network
     plain = train(config, walk_flat, 0, 1, tmp_path / "p").network
-    stacks = torch.randn(4, 2, 8)
+    stacks, before = torch.randn(4, 2, 8), torch.zeros(1)
     for _ in range(2):
         with torch.inference_mode():
             acted = network(stacks)[0]

@@ -327,8 +327,8 @@ def test_a_context_may_be_a_model_that_is_not_fused(snapshot: Snapshot, tmp_path
     assert [names.key_alias(key) for key in config.inputs] == list(ALIASES)
     assert len(config.models) == 1
     run.begin(tmp_path, config)
-    network = run.learn(tmp_path, config, "cpu").network
-    assert len(network.torso.fusion.adapters) == 1
+    fusion: Any = run.learn(tmp_path, config, "cpu").network.torso.fusion
+    assert len(fusion.adapters) == 1
     assert run.evaluate(tmp_path, 1, num_envs=1).episodes[0].steps == MAX_STEPS
     with pytest.raises(MissingError, match="vit has not encoded every segment"):
         configure(snapshot, context="vit")
@@ -372,7 +372,7 @@ def test_backbones_are_frozen(
     backbones = {id(p) for encoder in opened for p in encoder.module.parameters()}
     assert backbones and not backbones & {id(p) for p in held}
     whole = sum(p.numel() for p in network.parameters())
-    torso = network.torso.fusion
+    torso: Any = network.torso.fusion
     parts = (*torso.adapters, torso.context, torso.scorer, network.head)
     assert whole == sum(p.numel() for part in parts for p in part.parameters())
 
