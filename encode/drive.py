@@ -143,7 +143,7 @@ class Driver:
     def _without_left(self, items: Sequence[Item]) -> tuple[Item, ...]:
         """Items that copy from nothing that was set aside or left out; the others are left out."""
         for item in items:
-            if not item.sources.isdisjoint(self._left | self.set_aside):
+            if not all(item.sources.isdisjoint(gone) for gone in (self._left, self.set_aside)):
                 self._left.add(item.name)
         return tuple(item for item in items if item.name not in self._left)
 
