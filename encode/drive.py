@@ -102,20 +102,36 @@ class Driver:
         pending = iter(works)
         self._fill(pending)
         for batch in self._completed.batches():
-            for future in batch:
-                self._land(future)
+            for future, result in zip(batch, self._results(batch), strict=True):
+                self._land(future, result)
             self._fill(pending)
         return self._left
+
+    def _results(self, batch: list[Future]) -> list[Any]:
+        """What tasks came to, fetched together; None of those that failed."""
+        try:
+            if all(future.status == "finished" for future in batch):
+                return list(self._workers.client.gather(batch))
+        except Exception:  # noqa: BLE001, S110  A result went with its worker, and was not made anew.
+            pass
+        return [self._result(future) for future in batch]
+
+    def _result(self, future: Future) -> Any:
+        try:
+            return future.result()
+        except Exception:  # noqa: BLE001  The future has it.
+            return None
 
     def _fill(self, pending: Iterator[Sequence[Item]]) -> None:
         again, self._again = self._again, []
         for work in again:
             # A segment whose worker died has its last attempt when no other such one is about, so
             # that it does not pay for what another did.
-            work.alone = work.killed and work.attempts + 1 >= self._tries
-            if work.alone and any(other.alone for other in self._flying.values()):
+            last = work.killed and work.attempts + 1 >= self._tries
+            if last and any(other.alone for other in self._open.values()):
                 self._again.append(work)
             else:
+                work.alone = last
                 self._launch(work)
         room = self._workers.room()
         while len(self._open) < room and (items := next(pending, None)) is not None:
@@ -127,23 +143,25 @@ class Driver:
     def _without_left(self, items: Sequence[Item]) -> tuple[Item, ...]:
         """Items that copy from nothing that was set aside or left out; the others are left out."""
         for item in items:
-            if not item.sources.isdisjoint(self._left | self.set_aside):
+            if not all(item.sources.isdisjoint(gone) for gone in (self._left, self.set_aside)):
                 self._left.add(item.name)
         return tuple(item for item in items if item.name not in self._left)
 
     def _launch(self, work: _Work) -> None:
-        if self._sources(work):
+        sources = self._sources(work)
+        if sources:
             work.embedded = self._submit(work, job.embed)
+            for segment in sources:
+                self._waiting[segment].append(work)
         else:
-            work.embedded = None
-            self._submit(work, job.encode_segment)
+            self._track(work, self._submit(work, job.encode_segment))
 
     def _sources(self, work: _Work) -> set[Segment]:
         """Segments that a work copies from and that are still being made."""
         return {name[1:] for item in work.items for name in item.sources} & self._open.keys()
 
     def _submit(self, work: _Work, task: Callable[..., Any], *embedded: Future) -> Future:
-        future = self._workers.client.submit(
+        future: Future = self._workers.client.submit(
             task,
             self._setting,
             work.items,
@@ -152,21 +170,18 @@ class Driver:
             priority=len(embedded),  # To commit goes before to begin.
             **self._workers.options(model=not embedded),
         )
-        self._flying[future.key] = work
-        self._completed.add(future)
         return future
 
-    def _land(self, future: Future) -> None:
+    def _track(self, work: _Work, future: Future) -> None:
+        """Hear of a task's end; of an `embed`, whose result is large, only the workers do."""
+        self._flying[future.key] = work
+        self._completed.add(future)
+
+    def _land(self, future: Future, result: Any) -> None:
         """Go on from what a task came to."""
         work = self._flying.pop(future.key)
-        if future.status == "finished":
-            if work.embedded is None or future.key != work.embedded.key:
-                self._outcomes(work, future.result())
-            elif sources := self._sources(work):
-                for segment in sources:
-                    self._waiting[segment].append(work)
-            elif not self._commit(work):
-                self._over(work)
+        if result is not None:
+            self._outcomes(work, result)
         elif future.status == "error":
             error: Any = future.exception()  # Typed as if it were asynchronous.
             self._fell(work, error)
@@ -178,11 +193,11 @@ class Driver:
             )
 
     def _commit(self, work: _Work) -> bool:
-        """Commit what was embedded; whether there is still something to commit."""
+        """Commit what is embedded, or will be; whether there is something left to commit."""
         work.items, embedded, work.embedded = self._without_left(work.items), work.embedded, None
         assert embedded is not None
         if work.items:
-            self._submit(work, job.commit, embedded)
+            self._track(work, self._submit(work, job.commit, embedded))
         return bool(work.items)
 
     def _fell(self, work: _Work, error: BaseException) -> None:
@@ -214,8 +229,7 @@ class Driver:
                 again.append(item)
             elif self._failed(work, item, outcome):
                 again.append(item)
-        work.items = tuple(again)
-        work.embedded = None
+        work.items, work.alone = tuple(again), False
         if again:
             self._again.append(work)
         else:

@@ -40,7 +40,7 @@ from wsa.encode.lookup import (
 from wsa.encode.models import Request
 from wsa.encode.spec import Identity, ModelSpec, Precision, model_key, parse_output
 from wsa.encode.user_model import UserNetwork
-from wsa.store import keys, names
+from wsa.store import names
 from wsa.store.errors import ConflictError, DamagedError
 from wsa.store.index import first_seen
 from wsa.store.reader import Snapshot
@@ -139,7 +139,7 @@ def register(
     )
     encoder = found.encoder(choice.engine, identity.precision)
     _check_orphans(snapshot, key, identity.window, encoder)
-    files |= {"spec.json": keys.canonical(spec), "probe.safetensors": probe.save(probed)}
+    files |= {"spec.json": spec.json, "probe.safetensors": probe.save(probed)}
     commit_model(snapshot.backend, ModelMeta(key), files)
     return Registered(spec, fitted, request, choice)
 

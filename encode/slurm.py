@@ -1,7 +1,7 @@
 """Workers that SLURM starts: options of the command, and a Dask cluster made of them.
 
-What these options do not say is taken from dask-jobqueue's own settings, `~/.config/dask/
-jobqueue.yaml`, where a lab may keep what all its jobs have in common.
+What these options do not say is taken from dask-jobqueue's own settings in `~/.config/dask`, where
+a lab may keep what all its jobs have in common.
 """
 
 from __future__ import annotations

@@ -150,20 +150,30 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return model_key(self.alias, self.identity)
 
     @property
+    def json(self) -> bytes:
+        """Content of `spec.json`."""
+        return keys.canonical({**msgspec.to_builtins(self), "identity": _said(self.identity)})
+
+    @property
     def title(self) -> str:
         """Alias, marked where the weights are random."""
         return f"{self.alias} (random weights)" if self.identity.random else self.alias
 
 
 def model_key(alias: str, identity: Identity) -> str:
-    """The key of a model that users call `alias`.
+    """The key of a model that users call `alias`."""
+    return names.make_model_key(alias, keys.identity(_said(identity)))
 
-    Preprocessing's fields that came later count only where they differ from their default, so that
-    the keys of older models stay. They are compared by value here: msgspec's `omit_defaults` asks
-    whether it is the same object, which a number is no more once it has been to a worker.
+
+def _said(identity: Identity) -> dict[str, Any]:
+    """An identity as JSON values.
+
+    Preprocessing's fields that came later are said only where they differ from their default, so
+    that the keys of older models stay. They are compared by value here: msgspec's `omit_defaults`
+    asks whether it is the same object, which a number is no more once it has been to a worker.
     """
-    said = msgspec.to_builtins(identity)
+    said: dict[str, Any] = msgspec.to_builtins(identity)
     for field in msgspec.structs.fields(Preprocessing):
         if said["preprocessing"][field.name] == field.default:
             del said["preprocessing"][field.name]
-    return names.make_model_key(alias, keys.identity(said))
+    return said

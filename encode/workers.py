@@ -102,9 +102,13 @@ class Workers:
             raise type(failed.error)(failed.error.kind, f"{failed.error}{remote}")
 
     def exclude_without_wsa(self) -> bool:
-        """Find and exclude workers that cannot import wsa or what it needs; whether there are any."""
-        asked: Any = self.client.run(importlib.import_module, job.__name__, on_error="return")
-        lacking = {a: why for a, why in asked.items() if isinstance(why, BaseException)}
+        """Find and exclude workers that cannot import wsa or what it needs; whether any was found."""
+        found: Any = self.client.run(importlib.import_module, job.__name__, on_error="return")
+        lacking = {
+            address: why
+            for address, why in found.items()
+            if isinstance(why, BaseException) and address not in self.unfit
+        }
         for address, why in lacking.items():
             host = self._info.get(address, {}).get("host", "")
             said = f"{why}. Install wsa and its extras there, of the driver's version."

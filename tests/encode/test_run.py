@@ -301,7 +301,7 @@ def test_committing_twice_writes_once(
     assert len(take_snapshot(store).embeddings()) == 1 and verify(store).leftovers == 0
 
 
-@pytest.mark.parametrize("name", ["", "inprocess", "slurm"])
+@pytest.mark.parametrize("name", ["", "inprocess", "pbs"])
 def test_an_unknown_scheduler_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="inproc"), cluster.connect(name, 0):
         pass
