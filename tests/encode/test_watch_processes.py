@@ -149,6 +149,7 @@ def test_a_killed_services_work_is_taken_over(store: Backend, fill: Fill, servic
     assert gone["lost"] and gone["pid"] == killed.process.pid
 
 
+@pytest.mark.slow
 def test_services_that_ignore_claims_do_no_harm(store: Backend, fill: Fill, service: Start) -> None:
     fill(store, segments(20))
     both = [service("--store", store.url, *MODELS, "--beat", "0.1") for _ in range(2)]

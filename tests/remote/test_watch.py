@@ -30,6 +30,7 @@ def check(backend, models):
     assert [*backend.list("services"), *backend.list("claims")] == []
 
 
+@pytest.mark.slow
 def test_two_services_make_each_pass_once(faulty, bucket_store, backend, url, kit, service):
     both = [service("--store", url, "--models", BOTH) for _ in range(2)]
     for one in both:
