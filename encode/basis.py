@@ -126,8 +126,10 @@ def in_rows(function: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     """
     found = []
     for rows in features.split(ROWS):
-        filled = nn.functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, ROWS - len(rows)))
-        found.append(function(filled)[: len(rows)])
+        count = len(rows)
+        if count < ROWS:
+            rows = nn.functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, ROWS - count))
+        found.append(function(rows)[:count])
     return torch.cat(found)
 
 

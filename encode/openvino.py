@@ -43,7 +43,7 @@ class OpenVINO:
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # Tracing warns of every size it takes for fixed.
-                model = openvino.convert_model(trunk, example_input=pixels[:1])
+                model = _convert(trunk, pixels[:1])
             self._alone = _Requests(_compile(model, (1, *shape), precision))
             alone = self(pixels)
         except Exception as error:  # noqa: BLE001  A network may do what cannot be converted.
@@ -78,7 +78,8 @@ class _Requests:
             request = self._free.pop()
         except IndexError:
             request = self._compiled.create_infer_request()
-        found = torch.from_numpy(request.infer([pixels.contiguous().numpy()])[0].copy())
+        lines = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        found = torch.from_numpy(request.infer([lines], share_inputs=True)[0].copy())
         self._free.append(request)
         return found
 
@@ -93,8 +94,18 @@ def _core() -> Any:
     return openvino.Core()
 
 
+def _convert(trunk: Trunk, pixels: Tensor) -> Any:
+    """OpenVINO's model of a network, which takes pixels as they lie in memory: channels last."""
+    model = openvino.convert_model(trunk, example_input=pixels)
+    steps = openvino.preprocess.PrePostProcessor(model)
+    steps.input().tensor().set_layout(openvino.Layout("NHWC"))
+    steps.input().model().set_layout(openvino.Layout("NCHW"))
+    return steps.build()
+
+
 def _compile(model: Any, shape: tuple[int, ...], precision: Precision) -> Any:
-    model.reshape({model.inputs[0]: list(shape)})
+    count, channels, height, width = shape
+    model.reshape({model.inputs[0]: [count, height, width, channels]})
     cores = torch.get_num_threads()
     return _core().compile_model(
         model,
