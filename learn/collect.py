@@ -21,6 +21,7 @@ import numpy as np
 
 from wsa.learn import env as games
 from wsa.learn.colours import Colours, Pictures, Screen
+from wsa.learn.policies import EachRandom, Policy
 from wsa.store import keys, layout, names
 from wsa.store.backends import Backend
 from wsa.store.errors import UsageError
@@ -79,8 +80,18 @@ def plan_collection(
 ) -> CollectPlan:
     """Find the intervals that have not been committed.
 
+    Args:
+        snapshot: The store.
+        game: ALE game id.
+        protocol: How to play.
+        steps: Steps in all.
+        num_envs: Environments side by side.
+        policy: Who plays: `random`, or a name that no other policy has.
+        seed: Environment i is seeded with seed + i.
+        segment_steps: Steps in a segment.
+
     Raises:
-        UsageError: A number is out of range, or there is no such policy.
+        UsageError: A number is out of range.
     """
     for option, value, least, most in (
         ("--steps", steps, 1, 10**9),
@@ -90,10 +101,6 @@ def plan_collection(
     ):
         if not least <= value <= most:
             raise UsageError("bad-option", f"{option} must be from {least} to {most}, not {value}.")
-    if policy != "random":
-        raise UsageError(
-            "bad-option", f"--policy {policy}: the only policy in this version is 'random'."
-        )
     emulator = games.emulator_identity(game)
     run = keys.identity([game, protocol, policy, seed, emulator])[:12]
     each = -(-steps // num_envs)
@@ -158,6 +165,7 @@ def collect(
     plan: CollectPlan,
     backend: Backend,
     on_steps: Callable[[int, int], None] = lambda done, total: None,
+    policy: Policy | None = None,
 ) -> list[SegmentMeta]:
     """Play and write every missing segment of a plan.
 
@@ -165,6 +173,8 @@ def collect(
         plan: From `plan_collection`.
         backend: The store.
         on_steps: Called with (steps written, steps to write) now and then.
+        policy: Who plays, if it is not `random`; what it does in an environment must not depend on
+            how many others there are.
 
     Returns:
         The segments that this call made visible.
@@ -172,7 +182,8 @@ def collect(
     if not plan.missing:
         return []
     recorders = [Recorder(pieces) for pieces in plan.pieces]
-    generators = [np.random.default_rng([plan.seed, env]) for env in range(plan.num_envs)]
+    act = policy or EachRandom(len(plan.protocol.actions), plan.seed)
+    envs = np.arange(plan.num_envs)
     last = max(start + length for pieces in plan.pieces for start, length in pieces[-1:])
     colours = Colours()
     env = games.make_env(plan.game, plan.protocol, plan.num_envs)
@@ -182,11 +193,12 @@ def collect(
         seen = colours.screens(observations, [recorder.wants(0) for recorder in recorders])
         for i, recorder in enumerate(recorders):
             recorder.begin(seen[i], int(info["lives"][i]))
+        first = np.ones(plan.num_envs, np.bool_)
         for step in range(last):
-            actions = np.array([g.integers(len(plan.protocol.actions)) for g in generators])
+            actions = act(games.pictures(observations), first, envs)
             observations, rewards, terminated, truncated, info = env.step(actions)
             wanted = [recorder.wants(step + 1) for recorder in recorders]
-            ended = terminated | truncated
+            first = ended = terminated | truncated
             seen = colours.screens(observations, wanted)
             final = colours.screens(info["final_obs"], ended & wanted) if ended.any() else seen
             for i, recorder in enumerate(recorders):
@@ -243,15 +255,20 @@ class Recorder:
 
     Args:
         pieces: Intervals to cut out, as (first step, steps), in order.
+        played: Steps of the environment before those that will be shown.
+        episodes: Episodes of it before those.
 
     Attributes:
         steps: Steps in the segment in the making.
+        played: Steps of the environment by now.
     """
 
-    def __init__(self, pieces: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self, pieces: Sequence[tuple[int, int]], played: int = 0, episodes: int = 0
+    ) -> None:
         self._pieces = deque(pieces)
-        self._played = 0
-        self._episode = -1
+        self.played = played
+        self._episode = episodes - 1
         self._length = 0
         self._return = 0.0
         self._recent: deque[_Row] = deque(
@@ -291,7 +308,7 @@ class Recorder:
         following = _Row(screen, lives, self._episode, is_first=False)
         self._length += 1
         self._return += reward
-        if self._pieces and self._played >= self._pieces[0][0]:
+        if self._pieces and self.played >= self._pieces[0][0]:
             if not self.steps:
                 past = list(self._recent)[:-1]
                 self._rows = [dataclasses.replace(row, context=True) for row in past]
@@ -305,12 +322,25 @@ class Recorder:
                 self._episodes.append((self._length, self._return))
             if terminated or truncated or self.full:
                 self._rows.append(following)
-        self._played += 1
+        self.played += 1
         self._recent.append(following)
 
     def take(self) -> _Cut:
         """The finished segment; the next one begins."""
         cut = _Cut(*self._pieces.popleft(), self._rows, self._episodes)
+        self._rows, self._episodes, self.steps = [], [], 0
+        return cut
+
+    def cut(self) -> _Cut | None:
+        """The steps since the last segment as one, if there are any; the next piece is shortened."""
+        if not self.steps:
+            return None
+        if self._rows[-1].action != NO_ACTION:
+            self._rows.append(self._recent[-1])
+        start, length = self._pieces.popleft()
+        if length > self.steps:
+            self._pieces.appendleft((start + self.steps, length - self.steps))
+        cut = _Cut(start, self.steps, self._rows, self._episodes)
         self._rows, self._episodes, self.steps = [], [], 0
         return cut
 

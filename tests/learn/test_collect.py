@@ -333,7 +333,6 @@ def test_two_processes_with_the_same_plan_end_with_one_set(tmp_path: Path, whole
         ("segment_steps", 0),
         ("segment_steps", 65537),
         ("seed", -1),
-        ("policy", "best"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_played(
