@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode import checkpoint
-from wsa.encode.metrics import Metrics
+from wsa.encode.curves import Metrics
 from wsa.learn.dqn import DQN, DQNConfig
 from wsa.learn.features import Batch, OfflineBatches
 from wsa.learn.heads import QNetwork

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsa.encode import checkpoint
-from wsa.encode.metrics import Metrics
+from wsa.encode.curves import Metrics
 from wsa.learn.offline import weight_loss, weight_scalars
 from wsa.learn.session import Played, Session
 from wsa.store.errors import UsageError

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsa.encode import checkpoint
-from wsa.encode.metrics import Metrics
+from wsa.encode.curves import Metrics
 from wsa.learn.features import moments_of
 from wsa.learn.stage import Stage, Step
 from wsa.learn.table import Table
