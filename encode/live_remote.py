@@ -46,7 +46,7 @@ class RemoteEncoder:
     """
 
     def __init__(self, client: Client, store: str, key: str, engine: str = "auto") -> None:
-        self._client = client
+        self._client: Any = client
         self._store = store
         self._key = key
         self._engine = engine
@@ -74,7 +74,7 @@ class RemoteEncoder:
             for part in parts
         ]
         try:
-            found: list[Any] = self._client.gather(futures)
+            found = self._client.gather(futures)
         except RuntimeError as error:  # KilledWorker and its like.
             raise ConflictError(
                 "other-bytes",

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from wsa.learn import ppo
 from wsa.learn.adapters import FusionConfig, Inputs
-from wsa.learn.heads import ActorCritic, NetworkConfig
+from wsa.learn.fusion import make_config
+from wsa.learn.heads import ActorCritic, NetworkConfig, Torso
 from wsa.learn.ppo import PPOConfig, advantages, minibatches
 from wsa.learn.recurrent import RecurrentActorCritic
 from wsa.learn.session import Session
@@ -216,6 +217,20 @@ def test_a_memory_forgets_at_a_reset_and_only_there(walk: SimpleNamespace) -> No
     torch.testing.assert_close(torch.cat(parts), whole)
     torch.testing.assert_close(network(stacks[3:], first[3:], blank)[0], whole[3:])
     assert not torch.allclose(network(stacks[4:], first[4:], blank)[0], whole[4:])
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"), [(128, 4.45), (256, 9.11), (512, 19.2), (1024, 42.6)]
+)
+def test_a_memory_has_the_papers_number_of_parameters(size: int, millions: float) -> None:
+    """The published fork's WSA with its LSTM, 6 actions, one frame in a state."""
+    shapes = ((1, 512), (1, 21, 21, 128), (1, 21, 21, 4), (1, 84, 84, 20), (1, 16, 16, 64))
+    config = NetworkConfig(make_config("wsa", "paper", size=size), frame_stack=1)
+    with torch.device("meta"):
+        torso = Torso(Inputs(shapes, 4, 4), config)
+        made = RecurrentActorCritic(torso, 6)
+    count = sum(p.numel() for p in made.parameters()) / 1e6
+    assert count == pytest.approx(millions, rel=0.005)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,10 @@ from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 
 
+def address(cluster: Any) -> str:
+    return str(cluster.scheduler_address)
+
+
 def test_workers_give_the_same_bits_and_the_same_run(tmp_path: Path, read_metrics: Any) -> None:
     def options(folder: str) -> LearnOptions:
         return LearnOptions(
@@ -40,7 +44,7 @@ def test_workers_give_the_same_bits_and_the_same_run(tmp_path: Path, read_metric
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL, scheduler_kwargs={"dashboard": False},
         ) as cluster,
-        remote_encoders(cluster.scheduler_address, config.store, config.models, "torch") as encoders,
+        remote_encoders(address(cluster), config.store, config.models, "torch") as encoders,
     ):  # fmt: skip
         np.testing.assert_array_equal(encoders[0](frames), local(frames))
         assert encoders[0].passes == 5
