@@ -12,12 +12,15 @@ from __future__ import annotations
 import json
 import signal
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsa.store import keys, publish
@@ -61,6 +64,7 @@ def save(
     optimizer: torch.optim.Optimizer | None = None,
     extra: dict[str, Any] | None = None,
     name: str = "",
+    arrays: Mapping[str, NDArray[Any]] | None = None,
 ) -> Path:
     """Write `<folder>/<step>.safetensors`, and remove what a killed process left half written.
 
@@ -71,6 +75,7 @@ def save(
         optimizer: Its state is saved too.
         extra: Anything else that JSON can hold.
         name: The file's, in place of the step; such a one is never continued from.
+        arrays: Anything else, as `arrays.<name>`.
     """
     tensors = {
         f"{name}.{key}": tensor.detach().cpu().contiguous()
@@ -81,6 +86,8 @@ def save(
     for index, state in moved.items():
         for key, value in state.items():
             tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).cpu().contiguous()
+    for key, array in (arrays or {}).items():
+        tensors[f"arrays.{key}"] = torch.from_numpy(np.ascontiguousarray(array).copy())
     tensors["torch_random_state"] = torch.get_rng_state()
     metadata = {"step": str(step), "extra": json.dumps(extra or {})}
     metadata["check"] = _check(metadata, tensors)
@@ -133,8 +140,15 @@ def load(
     path: Path,
     modules: dict[str, nn.Module],
     optimizer: torch.optim.Optimizer | None = None,
+    arrays: dict[str, NDArray[Any]] | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Read a checkpoint into networks, and into the optimiser and torch's generator if given.
+
+    Args:
+        path: The checkpoint.
+        modules: Networks by name.
+        optimizer: Given by who continues to train.
+        arrays: Filled with the arrays that were saved.
 
     Returns:
         The step, and `extra` as it was saved.
@@ -154,6 +168,8 @@ def load(
                 state.setdefault(int(index), {})[field] = value
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
             torch.set_rng_state(tensors["torch_random_state"])
+        if arrays is not None:
+            arrays.update({k: v.numpy() for k, v in _below(tensors, "arrays").items()})
         return int(metadata["step"]), json.loads(metadata["extra"])
     except (KeyError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from None

@@ -36,7 +36,7 @@ import zarr
 from numpy.typing import NDArray
 
 from wsa.learn import env as games
-from wsa.learn.collect import NO_ACTION
+from wsa.learn.recorder import NO_ACTION
 from wsa.learn.sources import Episode, Facts, make_episode, refuse_screens
 from wsa.store import keys
 from wsa.store.errors import MissingError, UsageError

@@ -13,23 +13,21 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 
 from wsa.learn import env as games
-from wsa.learn.colours import Colours, Pictures, Screen
+from wsa.learn.colours import Colours, Pictures
+from wsa.learn.policies import EachRandom, Policy
+from wsa.learn.recorder import Cut, Recorder
 from wsa.store import keys, layout, names
 from wsa.store.backends import Backend
 from wsa.store.errors import UsageError
 from wsa.store.reader import Snapshot
 from wsa.store.records import Protocol, SegmentMeta
-from wsa.store.windows import MAX_STACK_FRAMES
 from wsa.store.writer import commit_segment
-
-NO_ACTION = -1
 
 # For estimates: a step of Seaquest on disk, and how fast recording is beside bare play.
 BYTES_A_STEP = 240
@@ -79,8 +77,18 @@ def plan_collection(
 ) -> CollectPlan:
     """Find the intervals that have not been committed.
 
+    Args:
+        snapshot: The store.
+        game: ALE game id.
+        protocol: How to play.
+        steps: Steps in all.
+        num_envs: Environments side by side.
+        policy: Who plays: `random`, or a name that no other policy has.
+        seed: Environment i is seeded with seed + i.
+        segment_steps: Steps in a segment.
+
     Raises:
-        UsageError: A number is out of range, or there is no such policy.
+        UsageError: A number is out of range.
     """
     for option, value, least, most in (
         ("--steps", steps, 1, 10**9),
@@ -90,10 +98,6 @@ def plan_collection(
     ):
         if not least <= value <= most:
             raise UsageError("bad-option", f"{option} must be from {least} to {most}, not {value}.")
-    if policy != "random":
-        raise UsageError(
-            "bad-option", f"--policy {policy}: the only policy in this version is 'random'."
-        )
     emulator = games.emulator_identity(game)
     run = keys.identity([game, protocol, policy, seed, emulator])[:12]
     each = -(-steps // num_envs)
@@ -158,6 +162,7 @@ def collect(
     plan: CollectPlan,
     backend: Backend,
     on_steps: Callable[[int, int], None] = lambda done, total: None,
+    policy: Policy | None = None,
 ) -> list[SegmentMeta]:
     """Play and write every missing segment of a plan.
 
@@ -165,6 +170,8 @@ def collect(
         plan: From `plan_collection`.
         backend: The store.
         on_steps: Called with (steps written, steps to write) now and then.
+        policy: Who plays, if it is not `random`; what it does in an environment must not depend on
+            how many others there are.
 
     Returns:
         The segments that this call made visible.
@@ -172,7 +179,8 @@ def collect(
     if not plan.missing:
         return []
     recorders = [Recorder(pieces) for pieces in plan.pieces]
-    generators = [np.random.default_rng([plan.seed, env]) for env in range(plan.num_envs)]
+    act = policy or EachRandom(len(plan.protocol.actions), plan.seed)
+    envs = np.arange(plan.num_envs)
     last = max(start + length for pieces in plan.pieces for start, length in pieces[-1:])
     colours = Colours()
     env = games.make_env(plan.game, plan.protocol, plan.num_envs)
@@ -182,11 +190,12 @@ def collect(
         seen = colours.screens(observations, [recorder.wants(0) for recorder in recorders])
         for i, recorder in enumerate(recorders):
             recorder.begin(seen[i], int(info["lives"][i]))
+        first = np.ones(plan.num_envs, np.bool_)
         for step in range(last):
-            actions = np.array([g.integers(len(plan.protocol.actions)) for g in generators])
+            actions = act(games.pictures(observations), first, envs)
             observations, rewards, terminated, truncated, info = env.step(actions)
             wanted = [recorder.wants(step + 1) for recorder in recorders]
-            ended = terminated | truncated
+            first = ended = terminated | truncated
             seen = colours.screens(observations, wanted)
             final = colours.screens(info["final_obs"], ended & wanted) if ended.any() else seen
             for i, recorder in enumerate(recorders):
@@ -212,107 +221,6 @@ def collect(
     finally:
         writer.close()
         env.close()
-
-
-@dataclasses.dataclass
-class _Row:
-    """One row in the making; fields as in `layout.ROW_FIELDS`."""
-
-    screen: Screen
-    lives: int
-    episode: int
-    is_first: bool
-    context: bool = False
-    action: int = NO_ACTION
-    reward: float = 0.0
-    terminated: bool = False
-    truncated: bool = False
-
-
-class _Cut(NamedTuple):
-    """What a segment is made of: its place in the run, its rows, the episodes that ended in it."""
-
-    start: int
-    steps: int
-    rows: list[_Row]
-    episodes: list[tuple[int, float]]
-
-
-class Recorder:
-    """Cuts the steps of one environment into segments.
-
-    Args:
-        pieces: Intervals to cut out, as (first step, steps), in order.
-
-    Attributes:
-        steps: Steps in the segment in the making.
-    """
-
-    def __init__(self, pieces: Sequence[tuple[int, int]]) -> None:
-        self._pieces = deque(pieces)
-        self._played = 0
-        self._episode = -1
-        self._length = 0
-        self._return = 0.0
-        self._recent: deque[_Row] = deque(
-            maxlen=MAX_STACK_FRAMES
-        )  # last rows of the current episode
-        self._rows: list[_Row] = []
-        self._episodes: list[tuple[int, float]] = []
-        self.steps = 0
-
-    @property
-    def full(self) -> bool:
-        """Whether the segment in the making has all its steps."""
-        return bool(self._pieces) and self.steps == self._pieces[0][1]
-
-    def wants(self, at: int) -> bool:
-        """Whether the frame after `at` steps will stand in a segment, be it as context."""
-        return bool(self._pieces) and at > self._pieces[0][0] - MAX_STACK_FRAMES
-
-    def begin(self, screen: Screen, lives: int) -> None:
-        """Take the first frame of an episode."""
-        self._episode += 1
-        self._length, self._return = 0, 0.0
-        self._recent.clear()
-        self._recent.append(_Row(screen, lives, self._episode, is_first=True))
-
-    def step(
-        self,
-        action: int,
-        reward: float,
-        terminated: bool,
-        truncated: bool,
-        screen: Screen,
-        lives: int,
-    ) -> None:
-        """Take an action and what followed: reward, end, and the true next frame."""
-        now = self._recent[-1]
-        following = _Row(screen, lives, self._episode, is_first=False)
-        self._length += 1
-        self._return += reward
-        if self._pieces and self._played >= self._pieces[0][0]:
-            if not self.steps:
-                past = list(self._recent)[:-1]
-                self._rows = [dataclasses.replace(row, context=True) for row in past]
-            self._rows.append(
-                dataclasses.replace(
-                    now, action=action, reward=reward, terminated=terminated, truncated=truncated
-                )
-            )
-            self.steps += 1
-            if terminated or truncated:
-                self._episodes.append((self._length, self._return))
-            if terminated or truncated or self.full:
-                self._rows.append(following)
-        self._played += 1
-        self._recent.append(following)
-
-    def take(self) -> _Cut:
-        """The finished segment; the next one begins."""
-        cut = _Cut(*self._pieces.popleft(), self._rows, self._episodes)
-        self._rows, self._episodes, self.steps = [], [], 0
-        return cut
 
 
 class Writer:
@@ -345,7 +253,7 @@ class Writer:
         self.written = 0
         self.visible: list[SegmentMeta] = []
 
-    def write(self, env: int, cut: _Cut) -> None:
+    def write(self, env: int, cut: Cut) -> None:
         """Have a segment committed; waits while as many as there are environments are under way."""
         self._waiting.append(self._thread.submit(self._commit, env, cut))
         self.finish(self._plan.num_envs)
@@ -366,7 +274,7 @@ class Writer:
         """Finish the segment being written; drop those that wait, which are soon played again."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _commit(self, env: int, cut: _Cut) -> tuple[SegmentMeta, bool]:
+    def _commit(self, env: int, cut: Cut) -> tuple[SegmentMeta, bool]:
         plan = self._plan
         distinct = {row.screen.digest: row.screen for row in cut.rows}
         number = {digest: i for i, digest in enumerate(distinct)}

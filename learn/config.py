@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import torch
@@ -59,13 +60,11 @@ class RunConfig(msgspec.Struct, frozen=True):
         return (*self.models, self.context) if alone else self.models
 
 
-def inputs_of(
-    config: RunConfig, windows: Sequence[int], shapes: Sequence[tuple[int, ...]]
-) -> Inputs:
+def inputs_of(config: Any, windows: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> Inputs:
     """What a run's network reads of a state.
 
     Args:
-        config: The run.
+        config: The run, offline or online.
         windows: Frames that each of `config.inputs` looks at; one that looks at several gives one
             embedding for a state.
         shapes: Of each one's embedding.

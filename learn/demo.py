@@ -14,7 +14,7 @@ from pathlib import Path
 from wsa.encode import console
 from wsa.encode.models import Request, parse_request
 from wsa.encode.options import open_snapshot
-from wsa.learn import env, run
+from wsa.learn import env, judge, run
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import MEAN_CONTEXT, RunConfig, make_config
 from wsa.learn.dqn import DQNConfig
@@ -73,7 +73,9 @@ def demo(o: DemoOptions, encode: Encode) -> int:
 
     console.say(f"4/4 play {o.episodes} full games with live embeddings")
     with console.Progress("eval", "steps") as progress:
-        seen = run.evaluate(run_folder, o.episodes, on_step=lambda steps, _: progress.update(steps))
+        seen = judge.evaluate(
+            run_folder, o.episodes, on_step=lambda steps, _: progress.update(steps)
+        )
     _summary(o, snapshot, config, strip_passes, trained, seen)
     print(f"\nrun {run_folder}")
     print(f"all of it took {console.duration(time.perf_counter() - started)}")
@@ -86,15 +88,15 @@ def _summary(
     config: RunConfig,
     strip_passes: int,
     trained: Trained,
-    seen: run.Evaluation,
+    seen: judge.Evaluation,
 ) -> None:
     game = summarise(snapshot, o.game)
     objects = [e for e in snapshot.embeddings(o.game) if e.model in config.models]
     count = len(config.models)
     per_update = 2 * config.hyperparameters.batch_size
     hits = seen.live.found + seen.live.remembered
-    mean, spread = run.mean_return(seen.episodes)
-    random_mean, random_spread = run.mean_return(seen.random)
+    mean, spread = judge.mean_return(seen.episodes)
+    random_mean, random_spread = judge.mean_return(seen.random)
     rows = [
         ("steps", game.steps, f"{game.emulator_frames:,} emulator frames, {game.episodes} games"),
         ("distinct frames", game.frames, f"in {game.segments} segments"),

@@ -12,15 +12,13 @@ import csv
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from wsa.learn import env as games
-from wsa.learn.features import LiveStacks
-from wsa.learn.heads import QNetwork
+from wsa.learn.policies import Policy
 from wsa.store import records
 from wsa.store.errors import StorageError, UsageError
 
@@ -42,71 +40,6 @@ class Episode:
     returned: float
     steps: int
     truncated: bool
-
-
-class Policy(Protocol):
-    """Chooses actions for some of the environments."""
-
-    def __call__(
-        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Act.
-
-        Args:
-            frames: (n, H, W, 3) uint8 RGB, the newest screens.
-            first: (n,) whether each begins an episode.
-            envs: (n,) which environments they are of.
-
-        Returns:
-            (n,) actions.
-        """
-        ...
-
-
-class RandomPolicy:
-    """Uniform random actions: what the returns of others are compared with."""
-
-    def __init__(self, actions: int, seed: int) -> None:
-        self._actions = actions
-        self._generator = np.random.default_rng(seed)
-
-    def __call__(
-        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Draw (n,) actions."""
-        return self._generator.integers(self._actions, size=len(envs))
-
-
-class GreedyPolicy:
-    """The action a network values most; a random one with probability `epsilon`.
-
-    Args:
-        network: The trained network.
-        stacks: Live embeddings.
-        actions: Number of actions.
-        epsilon: The field evaluates with 0.001.
-        seed: Of the random actions.
-    """
-
-    def __init__(
-        self, network: QNetwork, stacks: LiveStacks, actions: int, epsilon: float, seed: int
-    ) -> None:
-        self._network = network.eval()
-        self._stacks = stacks
-        self._random = RandomPolicy(actions, seed)
-        self._epsilon = epsilon
-        self._generator = np.random.default_rng([seed, 1])
-
-    def __call__(
-        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Value and choose (n,) actions."""
-        stacks = self._stacks.see(frames, first, envs)
-        with torch.inference_mode():
-            values = self._network(stacks.to(self._network.device))[0]
-        greedy = values.argmax(dim=1).cpu().numpy()
-        explore = self._generator.random(len(envs)) < self._epsilon
-        return np.where(explore, self._random(frames, first, envs), greedy)
 
 
 def play(

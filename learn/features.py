@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,12 @@ class Batch:
     actions: Tensor
     rewards: Tensor
     discounts: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[Batch]) -> Batch:
+        """Several batches as one."""
+        fields = [field.name for field in dataclasses.fields(cls)]
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
 
 
 class OfflineBatches:
@@ -72,15 +79,17 @@ class OfflineBatches:
         self._batch_size = batch_size
         self._state_rows = StateRows(flat)
 
-    def draw(self) -> Batch:
+    def draw(self, size: int = 0) -> Batch:
         """The next batch; its states are the caller's until the next one.
+
+        Args:
+            size: Transitions, where it is not a whole batch.
 
         Raises:
             UsageError: `depth` is more than what segments repeat of each other.
         """
-        return self.of(
-            self._steps[self._generator.integers(len(self._steps), size=self._batch_size)]
-        )
+        size = size or self._batch_size
+        return self.of(self._steps[self._generator.integers(len(self._steps), size=size)])
 
     def of(self, rows: NDArray[np.int64]) -> Batch:
         """The transitions that begin at some rows; their states are the caller's until the next.
@@ -129,16 +138,21 @@ def moments(flat: FlatMap, most: int = 20_000) -> tuple[Tensor, Tensor]:
     at = np.unique(np.linspace(0, len(flat.steps) - 1, most).astype(np.int64))
     rows = flat.steps[at]
     frames = flat.rows["frame"][rows]
-    means, deviations = [], []
+    found = []
     for window, columns in zip(flat.windows, flat.columns, strict=True):
         table, at = (flat.embeddings, frames) if window == 1 else (flat.windowed, rows)
-        # float64: in float32 a sum over rows loses what little differs between frames.
-        sample = table[at, columns].astype(np.float64)
-        spread = sample.std(axis=0)
-        means.append(sample.mean(axis=0))
-        deviations.append(np.maximum(spread, 0.01 * spread.mean() + 1e-6))
-    mean, deviation = (torch.from_numpy(np.concatenate(p)).float() for p in (means, deviations))
+        found.append(moments_of(table[at, columns]))
+    mean, deviation = (torch.cat(parts) for parts in zip(*found, strict=True))
     return mean, deviation
+
+
+def moments_of(sample: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    """As `moments`, of some embeddings (n, width) by one model."""
+    # float64: in float32 a sum over rows loses what little differs between frames.
+    exact = sample.astype(np.float64)
+    spread = exact.std(axis=0)
+    deviation = np.maximum(spread, 0.01 * spread.mean() + 1e-6)
+    return torch.from_numpy(exact.mean(axis=0)).float(), torch.from_numpy(deviation).float()
 
 
 class LiveStacks:

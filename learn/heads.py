@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from wsa.learn.adapters import FusionConfig, Inputs
@@ -141,11 +141,14 @@ class QNetwork(nn.Module):
         inputs: The models' embeddings.
         actions: Number of actions.
         config: What the network is.
+        torso: Takes the place of a `Torso`, as `wsa.learn.nature.NatureTorso` does.
     """
 
-    def __init__(self, inputs: Inputs, actions: int, config: NetworkConfig) -> None:
+    def __init__(
+        self, inputs: Inputs, actions: int, config: NetworkConfig, torso: Any = None
+    ) -> None:
         super().__init__()
-        self.torso = Torso(inputs, config)
+        self.torso: Any = Torso(inputs, config) if torso is None else torso
         self.head = _mlp(self.torso.out_features, config.hidden, actions)
 
     @property
@@ -154,7 +157,7 @@ class QNetwork(nn.Module):
         return next(self.parameters()).device
 
     def forward(
-        self, stacks: Float[Tensor, "batch k width"], mask: Sequence[bool] | None = None
+        self, stacks: Num[Tensor, "batch k width"], mask: Sequence[bool] | None = None
     ) -> tuple[Float[Tensor, "batch actions"], Float[Tensor, "batch models"] | None]:
         """Value actions; arguments and weights as `Torso.forward`."""
         state, weights = self.torso(stacks, mask)
@@ -171,11 +174,14 @@ class ActorCritic(nn.Module):
         inputs: The models' embeddings.
         actions: Number of actions.
         config: What the network is.
+        torso: Takes the place of a `Torso`, as `wsa.learn.nature.NatureTorso` does.
     """
 
-    def __init__(self, inputs: Inputs, actions: int, config: NetworkConfig) -> None:
+    def __init__(
+        self, inputs: Inputs, actions: int, config: NetworkConfig, torso: Any = None
+    ) -> None:
         super().__init__()
-        self.torso = Torso(inputs, config)
+        self.torso: Any = Torso(inputs, config) if torso is None else torso
         self.actor = _mlp(self.torso.out_features, config.hidden, actions)
         self.critic = _mlp(self.torso.out_features, config.hidden, 1)
         for head, last in ((self.actor, 0.01), (self.critic, 1.0)):
@@ -190,7 +196,7 @@ class ActorCritic(nn.Module):
         return next(self.parameters()).device
 
     def forward(
-        self, stacks: Float[Tensor, "batch k width"], mask: Sequence[bool] | None = None
+        self, stacks: Num[Tensor, "batch k width"], mask: Sequence[bool] | None = None
     ) -> tuple[
         Float[Tensor, "batch actions"],
         Float[Tensor, " batch"],

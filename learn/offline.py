@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -243,7 +243,7 @@ def train(
     return Trained(online, step - start, (step - start) / seconds, passes)
 
 
-def check_weight_losses(config: OfflineConfig, fusion: str) -> None:
+def check_weight_losses(config: Any, fusion: str) -> None:
     """Refuse losses on the weights of a fusion that learns none.
 
     Raises:
@@ -257,7 +257,7 @@ def check_weight_losses(config: OfflineConfig, fusion: str) -> None:
         )
 
 
-def weight_loss(config: OfflineConfig, weights: Tensor | None) -> Tensor | float:
+def weight_loss(config: Any, weights: Tensor | None) -> Tensor | float:
     """The two losses on a fusion's weights (B, models), of which both are usually off."""
     loss: Tensor | float = 0.0
     if weights is not None and config.weight_entropy_coef:

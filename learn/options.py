@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from wsa.encode.options import Engine, Names, Pairs, StoreOptions
+from wsa.learn.online_options import OnlineOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,13 @@ class CollectOptions(StoreOptions):
     num_envs: int = 8
     """Environments side by side."""
     policy: str = "random"
-    """Who plays."""
+    """Who plays: random, or the folder of a run whose network does."""
+    eps: float = 0.0
+    """Of a run's network: probability of a random action."""
+    weights: Pairs = ()
+    """Safetensors files of the run's models, where this machine keeps them elsewhere."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the run's models run."""
     seed: int = 1
     """Environment i is seeded with seed + i."""
     protocol: Literal["classic", "v5"] = "classic"
@@ -38,7 +45,7 @@ class CollectOptions(StoreOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnOptions(StoreOptions):
+class LearnOptions(OnlineOptions, StoreOptions):
     """Options of `wsa learn`."""
 
     game: str = "Seaquest"
@@ -49,9 +56,10 @@ class LearnOptions(StoreOptions):
     """Aliases or keys; every model that has encoded the game if none is named."""
     fusion: Literal[
         "wsa", "lin", "fix", "cnn", "mix", "res", "dpa",
-        "mean", "uniform", "single", "unshared", "moe",
+        "mean", "uniform", "single", "unshared", "moe", "nature",
     ] = "wsa"  # fmt: skip
-    """How embeddings become one state vector: the paper's seven, and controls."""
+    """How embeddings become one state vector: the paper's seven, and controls. nature: none, an
+    end-to-end network on grey pixels (online)."""
     fusion_preset: Literal["default", "thesis", "paper"] = "default"
     """Switches of the fusion as the authors had them: their thesis, or their published code."""
     fusion_size: int = 256
@@ -82,8 +90,9 @@ class LearnOptions(StoreOptions):
     """Weight of a loss that raises the entropy of the fusion's weights."""
     load_balance_coef: float = 0.0
     """Weight of a loss that evens out how much each model is used."""
-    algo: Literal["cql", "dqn", "bc"] = "cql"
-    """dqn: double DQN. cql: with a conservative term, for data that is fixed. bc: imitation."""
+    algo: Literal["cql", "dqn", "bc", "ppo"] = "cql"
+    """dqn: double DQN. cql: with a conservative term, for data that is fixed. bc: imitation. ppo:
+    online only."""
     updates: int = 100_000
     """Gradient steps."""
     batch_size: int = 32
@@ -130,6 +139,8 @@ class LearnOptions(StoreOptions):
     """Where to train."""
     compile: bool = False
     """Compile networks (torch.compile): minutes at first, faster updates after."""
+    weights: Pairs = ()
+    """Online: safetensors files of models, where the store does not know them or they moved."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
     """Print what the run would be and stop."""
 

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsa.encode import console
 from wsa.encode.options import open_snapshot, weights_files
@@ -24,6 +24,10 @@ from wsa.learn.options import (
 from wsa.store import names
 from wsa.store.errors import MissingError, UsageError
 from wsa.store.reader import Snapshot
+from wsa.store.records import Protocol
+
+if TYPE_CHECKING:
+    from wsa.learn.policies import Policy
 
 
 def collect(o: CollectOptions) -> int:
@@ -33,13 +37,14 @@ def collect(o: CollectOptions) -> int:
 
     protocol = env.protocol(o.game, o.protocol, o.sticky, o.max_episode_steps)
     backend, snapshot = open_snapshot(o.store, create=not o.dry_run, or_empty=o.dry_run)
+    name, policy = _policy(o, protocol)
     plan = plan_collection(
         snapshot,
         o.game,
         protocol,
         steps=o.steps,
         num_envs=o.num_envs,
-        policy=o.policy,
+        policy=name,
         seed=o.seed,
         segment_steps=o.segment_steps,
     )
@@ -51,7 +56,7 @@ def collect(o: CollectOptions) -> int:
         return console.result(o.json, estimate(plan))
     started = time.perf_counter()
     with console.Progress("collect", "steps", plan.missing, shown=not o.json) as progress:
-        written = play(plan, backend, progress.update)
+        written = play(plan, backend, progress.update, policy)
     steps = sum(m.steps for m in written)
     return console.result(
         o.json,
@@ -65,13 +70,45 @@ def collect(o: CollectOptions) -> int:
     )
 
 
+def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
+    """Who plays: a name for the record, and a run's network unless it is `random`.
+
+    The name holds the checkpoint's digest: what another network plays is another collection.
+    """
+    if not 0 <= o.eps <= 1:
+        raise UsageError("bad-option", f"--eps must be from 0 to 1, not {o.eps}.")
+    if o.policy == "random":
+        return "random", None
+    from wsa.encode.forward import choose_device
+    from wsa.learn.player import open_player
+
+    player = open_player(
+        Path(o.policy), weights=weights_files(o.weights), device=choose_device(o.device)
+    )
+    if (player.config.game, player.config.protocol.actions) != (o.game, protocol.actions):
+        raise UsageError(
+            "bad-option",
+            f"--policy {o.policy}: that run plays {player.config.game} with "
+            f"{len(player.config.protocol.actions)} actions, not {o.game} with "
+            f"{len(protocol.actions)}. Give its --game and --protocol.",
+        )
+    name = f"{player.algo} {player.digest} eps {o.eps:g}"
+    return name, player.policy(o.num_envs, o.eps, o.seed)
+
+
 def learn(o: LearnOptions) -> int:
     """`wsa learn`."""
     from wsa.encode.forward import choose_device
     from wsa.learn import run
+    from wsa.learn.online import is_online
+    from wsa.learn.online_start import learn as learn_online
     from wsa.learn.start import configure
 
     _check_seed(o.seed)
+    if o.online or (o.resume and is_online(Path(o.resume))):
+        return learn_online(o)
+    if o.algo == "ppo" or o.fusion == "nature":
+        raise UsageError("bad-option", "--algo ppo and --fusion nature need --online.")
     if o.resume:
         folder = Path(o.resume)
         config = run.read_config(folder)
@@ -115,10 +152,11 @@ def _check_seed(seed: int) -> None:
 def evaluate(o: EvalOptions) -> int:
     """`wsa eval`."""
     from wsa.encode.forward import choose_device
-    from wsa.learn import run
+    from wsa.learn import judge
+    from wsa.learn.player import read_config
 
     _check_seed(o.seed)
-    console.say(f"store {run.read_config(Path(o.run)).store}")
+    console.say(f"store {read_config(Path(o.run)).store}")
     # The run's games, then as many of a random policy to compare with.
     with console.Progress("eval", "games", 2 * o.episodes, shown=not o.json) as progress:
         before = now = 0
@@ -130,7 +168,7 @@ def evaluate(o: EvalOptions) -> int:
             now = min(episodes, o.episodes)
             progress.update(before + now)
 
-        evaluation = run.evaluate(
+        evaluation = judge.evaluate(
             Path(o.run),
             o.episodes,
             epsilon=o.epsilon,

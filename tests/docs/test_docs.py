@@ -14,6 +14,7 @@ from wsa import cli
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 BLOCK = re.compile(r"^```(?:bash|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+REDIRECTION = re.compile(r" 2?> \S+")
 LINK = re.compile(r"\]\(([^)#]+?\.md|[^)#]+/)\)")
 
 
@@ -33,7 +34,7 @@ def test_there_are_commands_to_check():
 
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_every_command_shown_parses(page, line):
-    name, *arguments = shlex.split(line)[1:]
+    name, *arguments = shlex.split(REDIRECTION.sub("", line))[1:]
     if name.startswith("-") or "--help" in arguments:
         return
     tyro.cli(cli._load(cli.VERBS[name].options), args=arguments)

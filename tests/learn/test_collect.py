@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from wsa.learn import env as games
-from wsa.learn.collect import NO_ACTION, CollectPlan, collect, plan_collection
+from wsa.learn.collect import CollectPlan, collect, plan_collection
+from wsa.learn.recorder import NO_ACTION
 from wsa.store import keys
 from wsa.store.backends import Backend
 from wsa.store.errors import StorageError, UsageError
@@ -333,7 +334,6 @@ def test_two_processes_with_the_same_plan_end_with_one_set(tmp_path: Path, whole
         ("segment_steps", 0),
         ("segment_steps", 65537),
         ("seed", -1),
-        ("policy", "best"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_played(

@@ -22,7 +22,7 @@ from wsa.encode.live import LiveEncoder
 from wsa.encode.models import parse_request
 from wsa.encode.register import open_model, register
 from wsa.learn import env as games
-from wsa.learn import run
+from wsa.learn import judge, player, run
 from wsa.learn.adapters import FusionConfig
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import RunConfig, choose_models, make_config
@@ -148,9 +148,9 @@ def test_an_evaluation_counts_every_frame(
             shown.extend(keys.frame_digest(frame) for frame in frames)
             return super().__call__(frames, *episodes)
 
-    monkeypatch.setattr(run, "LiveEncoder", Watched)
+    monkeypatch.setattr(player, "LiveEncoder", Watched)
     (trained / "eval.csv").unlink(missing_ok=True)
-    seen = run.evaluate(trained, 2, epsilon=0.2, seed=77, num_envs=2)
+    seen = judge.evaluate(trained, 2, epsilon=0.2, seed=77, num_envs=2)
     assert seen.updates == 50 and seen.seconds > 0
     assert [e.steps for e in seen.episodes] == [MAX_STEPS] * 2 == [e.steps for e in seen.random]
     known = {d.tobytes() for m in snapshot.segments() for d in snapshot.read_digests(m)}
@@ -166,7 +166,7 @@ def test_an_evaluation_counts_every_frame(
     assert summary["hit_rate"] == pytest.approx(live.hit_rate, abs=1e-4)
     returns = [e.returned for e in seen.episodes]
     assert (summary["return_mean"], summary["return_std"]) == (np.mean(returns), np.std(returns))
-    again = run.evaluate(trained, 2, epsilon=0.2, seed=77, num_envs=2)
+    again = judge.evaluate(trained, 2, epsilon=0.2, seed=77, num_envs=2)
     assert (again.episodes, again.random) == (seen.episodes, seen.random)
     rows = list(csv.DictReader((trained / "eval.csv").read_text().splitlines()))
     assert [r["policy"] for r in rows] == ["run", "run", "random", "random"] * 2
@@ -176,7 +176,7 @@ def test_an_evaluation_counts_every_frame(
 
 def test_what_was_collected_is_found(snapshot: Snapshot, trained: Path) -> None:
     # The seed of the collection: the first frames of its games are in the store.
-    seen = run.evaluate(trained, 2, epsilon=0.0, seed=1, num_envs=2)
+    seen = judge.evaluate(trained, 2, epsilon=0.0, seed=1, num_envs=2)
     assert seen.live.found >= 2
 
 
@@ -264,13 +264,13 @@ def test_no_run(tmp_path: Path) -> None:
 def test_a_run_without_a_checkpoint_cannot_be_evaluated(snapshot: Snapshot, tmp_path: Path) -> None:
     run.begin(tmp_path, configure(snapshot))
     with pytest.raises(MissingError, match="has no checkpoint"):
-        run.evaluate(tmp_path, 1)
+        judge.evaluate(tmp_path, 1)
 
 
 @pytest.mark.parametrize("options", [{"episodes": 0}, {"epsilon": 1.5}, {"num_envs": 0}])
 def test_evaluations_of_nothing_are_refused(trained: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="at least 1"):
-        run.evaluate(trained, **{"episodes": 1, **options})
+        judge.evaluate(trained, **{"episodes": 1, **options})
 
 
 def test_a_model_that_drifted_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +278,7 @@ def test_a_model_that_drifted_is_refused(trained: Path, monkeypatch: pytest.Monk
     real = forward.preprocess
     monkeypatch.setattr(forward, "preprocess", lambda *a: 1.3 * real(*a))
     with pytest.raises(ConflictError, match="step to step") as caught:
-        run.evaluate(trained, 1)
+        judge.evaluate(trained, 1)
     assert caught.value.kind == "model-drift"
     after = (trained / "eval.csv").read_bytes() if (trained / "eval.csv").exists() else b""
     assert after == before
@@ -329,7 +329,7 @@ def test_a_context_may_be_a_model_that_is_not_fused(snapshot: Snapshot, tmp_path
     run.begin(tmp_path, config)
     fusion: Any = run.learn(tmp_path, config, "cpu").network.torso.fusion
     assert len(fusion.adapters) == 1
-    assert run.evaluate(tmp_path, 1, num_envs=1).episodes[0].steps == MAX_STEPS
+    assert judge.evaluate(tmp_path, 1, num_envs=1).episodes[0].steps == MAX_STEPS
     with pytest.raises(MissingError, match="vit has not encoded every segment"):
         configure(snapshot, context="vit")
 
@@ -353,20 +353,20 @@ def test_backbones_are_frozen(
         return made
 
     opened: list[Any] = []
-    open_one = run.open_model
+    open_one = player.open_model
 
     def watch(*arguments: Any, **options: Any) -> Any:
         opened.append(open_one(*arguments, **options))
         return opened[-1]
 
     monkeypatch.setattr(torch.optim, "Adam", spy)
-    monkeypatch.setattr(run, "open_model", watch)
+    monkeypatch.setattr(player, "open_model", watch)
     config = configure(snapshot)
     before = {key: digest(open_one(snapshot, key)) for key in config.inputs}
     run.begin(tmp_path, config)
     network = run.learn(tmp_path, config, "cpu").network
     assert {id(p) for p in held} == {id(p) for p in network.parameters()}
-    run.evaluate(tmp_path, 1, num_envs=1)
+    judge.evaluate(tmp_path, 1, num_envs=1)
     assert len(opened) == 2
     assert [digest(encoder) for encoder in opened] == list(before.values())
     backbones = {id(p) for encoder in opened for p in encoder.module.parameters()}

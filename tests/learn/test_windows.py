@@ -17,11 +17,12 @@ from wsa.encode.models import parse_request
 from wsa.encode.run import encode
 from wsa.learn import env as games
 from wsa.learn import estimate, run
-from wsa.learn.collect import Recorder, collect, plan_collection
+from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import make_config
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.features import LiveStacks, OfflineBatches, moments
 from wsa.learn.heads import NetworkConfig
+from wsa.learn.recorder import Recorder
 from wsa.learn.rows import StateRows
 from wsa.store.backends import Backend
 from wsa.store.flat import ROW, FlatMap, materialise

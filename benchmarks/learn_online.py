@@ -1,0 +1,230 @@
+"""Online learning: PPO's update against CleanRL's, steps a second with a warm cache, and passes.
+
+    OMP_NUM_THREADS=1 python benchmarks/learn_online.py
+
+1. One PPO update (1,024 steps, 4 epochs of 4 minibatches) on cached embeddings of 1 and of 4 models
+   against the same on pixels with the network and the loop of CleanRL's `ppo_atari`.
+2. Steps a second of a whole online run whose frames are all in the store, against the emulator and
+   the updates alone: what looking frames up, the table and the metrics cost.
+3. Passes an environment step: how many states went through the network, which is what a learner
+   with the backbones inside it pays for each model, against frames that went through ours.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from kit import interleave, markdown, rate, table
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wsa.learn import env as games
+from wsa.learn import online, ppo, run
+from wsa.learn.adapters import Inputs
+from wsa.learn.heads import ActorCritic, NetworkConfig
+from wsa.learn.online_start import configure
+from wsa.learn.options import LearnOptions
+from wsa.learn.ppo import PPOConfig, Rollout
+from wsa.learn.session import Session
+from wsa.learn.stage import Stage
+from wsa.learn.table import Table
+
+CONFIG = PPOConfig()
+ACTIONS = 6
+WIDTH = 512
+
+
+class Noise:
+    """Embeddings of frames that nobody looks at."""
+
+    dtype, found, passes = np.dtype(np.float16), 0, 0
+
+    def __init__(self, models: int) -> None:
+        self.width = models * WIDTH
+        self._generator = np.random.default_rng(0)
+
+    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
+        """Random rows."""
+        return self._generator.standard_normal((len(frames), self.width)).astype(np.float16)
+
+
+def ours(models: int, folder: Path) -> Any:
+    """A PPO update from a table of embeddings."""
+    game = games.make_env("Pong", games.protocol("Pong", "classic"), CONFIG.num_envs)
+    filled = Table(folder, Noise(models))
+    frames = np.arange(2000, dtype="<u8").view(np.uint8).reshape(2000, 1, 1, 8)[..., :3]
+    filled.see(np.ascontiguousarray(frames))
+    stage = Stage(game, filled, 4, 1)
+    keys = [f"model{i}" for i in range(models)]
+    session = Session(stage, keys, [slice(0, filled.width)], settled=True)
+    network = ActorCritic(Inputs(((4, WIDTH),) * models), ACTIONS, NetworkConfig())
+    optimizer = torch.optim.Adam(network.parameters(), lr=2.5e-4, eps=1e-5)
+    shape = (CONFIG.num_steps, CONFIG.num_envs)
+    stacks = np.random.default_rng(1).integers(0, len(filled), (*shape, 4))
+    rest = [torch.randn(shape) for _ in range(5)]
+    rollout = Rollout(
+        stacks, torch.zeros(shape), torch.randint(ACTIONS, shape), *rest[:3], torch.zeros(shape),
+        torch.zeros(shape), rest[3], None,
+    )  # fmt: skip
+
+    def update() -> int:
+        ppo.learn(CONFIG, session, network, optimizer, rollout, "cpu")
+        return 1
+
+    return update
+
+
+class CleanRLAgent(nn.Module):
+    """The network of CleanRL's `ppo_atari`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def layer(made: Any, gain: float = 2**0.5) -> Any:
+            nn.init.orthogonal_(made.weight, gain)
+            nn.init.constant_(made.bias, 0.0)
+            return made
+
+        self.network = nn.Sequential(
+            layer(nn.Conv2d(4, 32, 8, stride=4)), nn.ReLU(),
+            layer(nn.Conv2d(32, 64, 4, stride=2)), nn.ReLU(),
+            layer(nn.Conv2d(64, 64, 3, stride=1)), nn.ReLU(),
+            nn.Flatten(), layer(nn.Linear(64 * 7 * 7, 512)), nn.ReLU(),
+        )  # fmt: skip
+        self.actor = layer(nn.Linear(512, ACTIONS), 0.01)
+        self.critic = layer(nn.Linear(512, 1), 1)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and values of (B, 4, 84, 84) pixels."""
+        hidden = self.network(pixels / 255.0)
+        return self.actor(hidden), self.critic(hidden)
+
+
+def cleanrl() -> Any:
+    """The update of CleanRL's `ppo_atari`, on pixels kept as float tensors, as it keeps them."""
+    agent = CleanRLAgent()
+    optimizer = torch.optim.Adam(agent.parameters(), lr=2.5e-4, eps=1e-5)
+    size = CONFIG.batch_size
+    pixels = torch.randint(256, (size, 4, 84, 84)).float()
+    actions = torch.randint(ACTIONS, (size,))
+    logprobs, values, advantages, returns = torch.randn(4, size).unbind()
+
+    def update() -> int:
+        for _ in range(CONFIG.update_epochs):
+            for at in torch.from_numpy(np.random.permutation(size)).chunk(CONFIG.num_minibatches):
+                logits, value = agent(pixels[at])
+                policy = torch.distributions.Categorical(logits=logits)
+                ratio = (policy.log_prob(actions[at]) - logprobs[at]).exp()
+                advantage = advantages[at]
+                advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+                policy_loss = torch.max(
+                    -advantage * ratio, -advantage * ratio.clamp(0.9, 1.1)
+                ).mean()
+                value = value.view(-1)
+                near = values[at] + (value - values[at]).clamp(-0.1, 0.1)
+                errors = torch.max((value - returns[at]) ** 2, (near - returns[at]) ** 2)
+                loss = policy_loss - 0.01 * policy.entropy().mean() + 0.5 * 0.5 * errors.mean()
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
+                optimizer.step()
+        return 1
+
+    return update
+
+
+def online_run(folder: Path, name: str, **changes: Any) -> tuple[Any, int, int]:
+    """Train; also how many states went through the networks, and models."""
+    details: dict[str, Any] = {
+        "store": str(folder / "store"), "game": "Pong", "online": True, "models": ("lite0",),
+        "run_dir": str(folder / name), **changes,
+    }  # fmt: skip
+    config, where = configure(LearnOptions(**details), "cpu")
+    run.begin(where, config)
+    states = 0
+
+    def count(module: Any, inputs: Any, output: Any) -> None:
+        nonlocal states
+        states += len(inputs[0])
+
+    real = online.make_network
+
+    def counted(config: Any) -> Any:
+        network = real(config)
+        network.torso.register_forward_hook(count)
+        return network
+
+    online.make_network = counted
+    try:
+        return online.learn(where, config, "cpu"), states, len(config.models)
+    finally:
+        online.make_network = real
+
+
+def alone(steps: int, updates: int, update: Any) -> float:
+    """Steps a second of the emulator, acting and updates, and nothing else."""
+    stated = games.protocol("Pong", "classic")
+    env = games.make_env("Pong", stated, CONFIG.num_envs)
+    network = ActorCritic(Inputs(((4, WIDTH),)), ACTIONS, NetworkConfig())
+    states = torch.randn(CONFIG.num_envs, 4, WIDTH)
+    env.reset(seed=1)
+    began = time.perf_counter()
+    for _ in range(steps // CONFIG.num_envs):
+        with torch.no_grad():
+            logits = network(states)[0]
+        env.step(torch.distributions.Categorical(logits=logits).sample().numpy())
+    for _ in range(updates):
+        update()
+    seconds = time.perf_counter() - began
+    env.close()
+    return steps / seconds
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        one, four = ours(1, folder / "one"), ours(4, folder / "four")
+        contenders = {
+            "CleanRL's network on pixels": cleanrl(),
+            "embeddings of 4 models": four,
+            "embeddings of 1 model": one,
+        }
+        print("PPO updates of 1,024 steps:\n")
+        rates = interleave({n: (lambda w=w: rate(w, 1.0)) for n, w in contenders.items()}, 3)
+        table("updates/s", rates, "CleanRL's network on pixels")
+
+        steps = 4 * CONFIG.batch_size
+        options: dict[str, Any] = {"algo": "ppo", "total_timesteps": steps}
+        first, states, models = online_run(folder, "first", **options, record=True)
+        warm, _, _ = online_run(folder, "warm", **options)
+        assert warm.passes == 0
+        bare = alone(steps, steps // CONFIG.batch_size - 1, one)
+        print(f"\nPPO, {steps:,} steps of Pong, lite0, every frame in the store:\n")
+        markdown(
+            ["", "steps/s", "ratio"],
+            [
+                ["emulator, acting, updates", f"{bare:.0f}", "1.00"],
+                ["online run", f"{warm.steps_per_s:.0f}", f"{warm.steps_per_s / bare:.2f}"],
+            ],
+        )
+        dqn, dqn_states, _ = online_run(
+            folder, "dqn", algo="dqn", total_timesteps=1000, learning_starts=100, seed=5
+        )
+        print("\nPasses of each model an environment step:\n")
+        markdown(
+            ["", "backbones in the network", "wsa, nothing in the store", "wsa, all in the store"],
+            [
+                ["PPO", f"{states / steps:.2f}", f"{first.passes / models / steps:.2f}", "0"],
+                ["double DQN", f"{dqn_states / 1000:.2f}", f"{dqn.passes / 1000:.2f}", "0"],
+            ],
+        )
+
+
+if __name__ == "__main__":
+    main()

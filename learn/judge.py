@@ -1,0 +1,131 @@
+"""What a run is worth: games played by its network, and by a random policy beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from wsa.learn.evaluate import Episode, play, write_csv
+from wsa.learn.player import open_player
+from wsa.learn.policies import Policy, RandomPolicy
+from wsa.store.errors import UsageError
+
+EVAL_SEED = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation saw.
+
+    Attributes:
+        updates: Updates the network had had; of an online run, steps.
+        which: Whether it is the run's final network, or the best on held-out episodes.
+        episodes: Games played by the run's network.
+        random: Games played by a random policy under the same protocol and seeds.
+        live: The live encoder, or grey pixels, with its counts.
+        seconds: Wall time of the network's games.
+    """
+
+    updates: int
+    which: str
+    episodes: tuple[Episode, ...]
+    random: tuple[Episode, ...]
+    live: Any
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """The evaluation as JSON values; returns are raw."""
+        mean, spread = mean_return(self.episodes)
+        random_mean, random_spread = mean_return(self.random)
+        return {
+            "updates": self.updates,
+            "checkpoint": self.which,
+            "episodes": len(self.episodes),
+            "return_mean": mean,
+            "return_std": spread,
+            "random_return_mean": random_mean,
+            "random_return_std": random_spread,
+            "frames": self.live.frames,
+            "found_in_store": self.live.found,
+            "seen_before_live": self.live.remembered,
+            "hit_rate": round(self.live.hit_rate, 4),
+            "backbone_passes": self.live.passes,
+            "seconds": self.seconds,
+        }
+
+
+def evaluate(
+    folder: Path,
+    episodes: int,
+    *,
+    epsilon: float = 0.001,
+    seed: int = EVAL_SEED,
+    weights: dict[str, str] | None = None,
+    video: bool = False,
+    device: str = "cpu",
+    engine: str = "auto",
+    num_envs: int = 4,
+    which: Literal["final", "best"] = "final",
+    on_step: Callable[[int, int], None] = lambda steps, episodes: None,
+) -> Evaluation:
+    """Play a run's network with live embeddings, and write `eval.csv`.
+
+    Args:
+        folder: The run's folder.
+        episodes: Games to play.
+        epsilon: Probability of a random action.
+        seed: Of the environments; apart from training's.
+        weights: Weights files by alias, where this machine keeps them elsewhere.
+        video: Whether to film the first environment.
+        device: Where to run the models.
+        engine: What runs them; `auto` is what filled the store.
+        num_envs: Environments side by side.
+        which: The newest checkpoint, or the one that did best on held-out episodes.
+        on_step: Called with (steps played, episodes finished).
+
+    Raises:
+        UsageError: A number is out of range.
+        MissingError: No run, no checkpoint, no weights, or data that is gone.
+        ConflictError: A model does not give here what it gave when the store was filled.
+        DamagedError: The newest checkpoint or the data is damaged.
+    """
+    if episodes < 1 or num_envs < 1 or not 0 <= epsilon <= 1:
+        raise UsageError(
+            "bad-option",
+            "--episodes and --num-envs must be at least 1, --epsilon from 0 to 1.",
+        )
+    player = open_player(folder, which=which, weights=weights, device=device, engine=engine)
+    config = player.config
+    actions = len(config.protocol.actions)
+    greedy = player.policy(num_envs, epsilon, seed)
+
+    def run(policy: Policy, films: Path | None) -> list[Episode]:
+        return play(
+            config.game,
+            config.protocol,
+            policy,
+            episodes,
+            seed,
+            num_envs=num_envs,
+            video=films,
+            on_step=on_step,
+        )
+
+    started = time.perf_counter()
+    played = run(greedy, folder / "videos" if video else None)
+    seconds = time.perf_counter() - started
+    random = run(RandomPolicy(actions, seed), None)
+    name = "run" if which == "final" else "best"
+    write_csv(folder / "eval.csv", player.updates, epsilon, {name: played, "random": random})
+    return Evaluation(player.updates, which, tuple(played), tuple(random), player.embedder, seconds)
+
+
+def mean_return(episodes: Sequence[Episode]) -> tuple[float, float]:
+    """Mean and standard deviation of raw returns."""
+    returns = np.array([episode.returned for episode in episodes])
+    return float(returns.mean()), float(returns.std())

@@ -1,0 +1,111 @@
+"""A run's trained network as a policy: to be judged, or to collect with."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from wsa.encode import checkpoint
+from wsa.encode.live import LiveEncoder
+from wsa.encode.register import open_model
+from wsa.learn import online, run
+from wsa.learn.config import RunConfig, inputs_of
+from wsa.learn.features import LiveStacks
+from wsa.learn.heads import QNetwork
+from wsa.learn.online import OnlineConfig
+from wsa.learn.policies import GreedyPolicy
+from wsa.store import keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Player:
+    """A trained network and what it sees with.
+
+    Attributes:
+        config: The run.
+        network: Its network.
+        embedder: The live encoder, or grey pixels.
+        updates: Updates that the network had had; of an online run, steps.
+        digest: 12 hex digits of the checkpoint.
+        algo: What trained it.
+    """
+
+    config: RunConfig | OnlineConfig
+    network: Any
+    embedder: Any
+    updates: int
+    digest: str
+    algo: str
+
+    def policy(self, num_envs: int, epsilon: float, seed: int) -> GreedyPolicy:
+        """The network at play in so many environments; see `GreedyPolicy`."""
+        config = self.config
+        stacks = LiveStacks(self.embedder, num_envs, config.network.frame_stack)
+        return GreedyPolicy(self.network, stacks, len(config.protocol.actions), epsilon, seed)
+
+
+def open_player(
+    folder: Path,
+    *,
+    which: Literal["final", "best"] = "final",
+    weights: dict[str, str] | None = None,
+    device: str = "cpu",
+    engine: str = "auto",
+) -> Player:
+    """Load a run's network, whatever trained it.
+
+    Args:
+        folder: The run's folder.
+        which: The newest checkpoint, or the one that did best on held-out episodes.
+        weights: Weights files by alias, where this machine keeps them elsewhere.
+        device: Where to run.
+        engine: What runs the models; `auto` is what filled the store.
+
+    Raises:
+        MissingError: No run, no checkpoint, no weights, or data that is gone.
+        ConflictError: A model does not give here what it gave when the store was filled.
+        DamagedError: The checkpoint or the data is damaged.
+    """
+    config = read_config(folder)
+    path = _path(folder, which)
+    if isinstance(config, OnlineConfig):
+        network = online.make_network(config)
+        snapshot, known = online.open_flat(config)
+        embedder: Any = online.make_embedder(
+            config, snapshot, known, weights=weights, device=device, engine=engine
+        )
+    else:
+        snapshot, flat = run.open_data(config)
+        inputs = inputs_of(config, flat.windows, flat.shapes)
+        network = QNetwork(inputs, len(config.protocol.actions), config.network)
+        encoders = [
+            open_model(snapshot, key, weights=weights, device=device, engine=engine)
+            for key in config.inputs
+        ]
+        embedder = LiveEncoder(flat, encoders)
+    updates, _ = checkpoint.load(path, {"online": network})
+    return Player(
+        config,
+        network.to(torch.device(device)),
+        embedder,
+        updates,
+        keys.checksum(path.read_bytes())[:12],
+        str(type(config.hyperparameters).__struct_config__.tag),
+    )
+
+
+def read_config(folder: Path) -> RunConfig | OnlineConfig:
+    """What the run in `folder` is.
+
+    Raises:
+        MissingError: There is no run.
+    """
+    return online.read_config(folder) if online.is_online(folder) else run.read_config(folder)
+
+
+def _path(folder: Path, which: str) -> Path:
+    checkpoints = folder / "checkpoints"
+    return checkpoint.latest(checkpoints) if which == "final" else checkpoint.best(checkpoints)

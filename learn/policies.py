@@ -1,0 +1,120 @@
+"""Who chooses actions, while runs are judged and games collected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from wsa.learn.features import LiveStacks
+
+
+class Policy(Protocol):
+    """Chooses actions for some of the environments."""
+
+    def __call__(
+        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Act.
+
+        Args:
+            frames: (n, H, W, 3) uint8 RGB, the newest screens.
+            first: (n,) whether each begins an episode.
+            envs: (n,) which environments they are of.
+
+        Returns:
+            (n,) actions.
+        """
+        ...
+
+
+class RandomPolicy:
+    """Uniform random actions: what the returns of others are compared with."""
+
+    def __init__(self, actions: int, seed: int) -> None:
+        self._actions = actions
+        self._generator = np.random.default_rng(seed)
+
+    def __call__(
+        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Draw (n,) actions."""
+        return self._generator.integers(self._actions, size=len(envs))
+
+
+class EachRandom:
+    """Uniform random actions, for each environment from a generator of its own."""
+
+    def __init__(self, actions: int, seed: int) -> None:
+        self._actions = actions
+        self._seed = seed
+        self._generators: dict[int, np.random.Generator] = {}
+
+    def __call__(
+        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Draw (n,) actions."""
+        for env in set(map(int, envs)) - self._generators.keys():
+            self._generators[env] = np.random.default_rng([self._seed, env])
+        return np.array([self._generators[int(env)].integers(self._actions) for env in envs])
+
+
+class GreedyPolicy:
+    """The action a network values most; a random one with probability `epsilon`.
+
+    What is done in an environment depends on the seed, its number and its frames alone, not on
+    how many others there are: each has random numbers and, where the network has a memory, a memory
+    of its own, and its state goes through the network alone, since sums in a batch of another size
+    may differ in the last bit.
+
+    Args:
+        network: The trained network: action values or logits of stacks, first of what it returns.
+        stacks: Live embeddings.
+        actions: Number of actions.
+        epsilon: The field evaluates with 0.001.
+        seed: Of the random actions.
+    """
+
+    def __init__(
+        self, network: Any, stacks: LiveStacks, actions: int, epsilon: float, seed: int
+    ) -> None:
+        self._network = network.eval()
+        self._stacks = stacks
+        self._actions = actions
+        self._epsilon = epsilon
+        self._seed = seed
+        self._generators: dict[int, np.random.Generator] = {}
+        self._memories: dict[int, Any] = {}
+
+    def __call__(
+        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Value and choose (n,) actions."""
+        stacks = self._stacks.see(frames, first, envs).to(self._network.device)
+        chosen = [
+            self._choose(stack[None], bool(begins), int(env))
+            for stack, begins, env in zip(stacks, first, envs, strict=True)
+        ]
+        return np.array(chosen, np.int64)
+
+    def _choose(self, stack: Any, begins: bool, env: int) -> int:
+        import torch  # Here: collecting at random needs none of it.
+
+        with torch.inference_mode():
+            if hasattr(self._network, "blank"):
+                device = stack.device
+                if begins:
+                    self._memories[env] = tuple(m.to(device) for m in self._network.blank(1))
+                goes_on = torch.zeros(1, device=device)
+                values, _, _, self._memories[env] = self._network(
+                    stack, goes_on, self._memories[env]
+                )
+            else:
+                values = self._network(stack)[0]
+        if env not in self._generators:
+            self._generators[env] = np.random.default_rng([self._seed, 1, env])
+        generator = self._generators[env]
+        explore, random = generator.random() < self._epsilon, generator.integers(self._actions)
+        return int(random if explore else values.argmax())

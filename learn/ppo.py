@@ -1,0 +1,389 @@
+"""PPO while playing, readable from top to bottom, in the manner of CleanRL's `ppo_atari`.
+
+Schulman et al., 2017 (arXiv 1707.06347), with generalised advantage estimation (Schulman et al.,
+2016, arXiv 1506.02438). A rollout holds row numbers of the run's table, not embeddings or pixels,
+so its epochs cost no pass: each distinct frame goes through a model at most once.
+
+What differs from CleanRL: a truncated episode is bootstrapped from its true last frame; and the
+first rollout, played by a policy that is still all but uniform, only settles what embeddings are
+normalised with, unless --init has settled it. What the store holds changes what a run costs, and
+nothing else of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import inf
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wsa.encode import checkpoint
+from wsa.encode.curves import Metrics
+from wsa.learn.offline import weight_loss, weight_scalars
+from wsa.learn.session import Played, Session
+from wsa.store.errors import UsageError
+
+
+class PPOConfig(msgspec.Struct, frozen=True, tag_field="algo", tag="ppo"):
+    """Hyperparameters, named and set as CleanRL's.
+
+    Attributes:
+        total_timesteps: Agent steps to play, in all environments together.
+        learning_rate: Of Adam.
+        num_envs: Environments side by side.
+        num_steps: Steps of each in a rollout.
+        anneal_lr: Let the learning rate fall to 0, linearly.
+        gamma: Discount of a step.
+        gae_lambda: Lambda of the advantages.
+        num_minibatches: Parts that a rollout is cut into.
+        update_epochs: Times that it is gone through.
+        norm_adv: Normalise advantages in each minibatch.
+        clip_coef: How far a probability ratio counts.
+        clip_vloss: Clip the value loss alike.
+        ent_coef: Weight of the entropy.
+        vf_coef: Weight of the value loss.
+        max_grad_norm: Gradients are cut to this norm.
+        target_kl: End the epochs once the policy has moved so far; 0 for never.
+        recurrent: Whether the policy has a memory, an LSTM.
+        clip_rewards: Train on the sign of rewards; reports are always of raw ones.
+        terminal_on_life_loss: Value nothing beyond a lost life. The game goes on.
+        weight_entropy_coef: Weight of a loss that raises the entropy of the fusion's weights.
+        load_balance_coef: Weight of a loss that evens out how much each model is used.
+        save_frequency: Steps between checkpoints, which stand where a rollout ends.
+    """
+
+    total_timesteps: int = 10_000_000
+    learning_rate: float = 2.5e-4
+    num_envs: int = 8
+    num_steps: int = 128
+    anneal_lr: bool = True
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    num_minibatches: int = 4
+    update_epochs: int = 4
+    norm_adv: bool = True
+    clip_coef: float = 0.1
+    clip_vloss: bool = True
+    ent_coef: float = 0.01
+    vf_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    target_kl: float = 0.0
+    recurrent: bool = False
+    clip_rewards: bool = True
+    terminal_on_life_loss: bool = False
+    weight_entropy_coef: float = 0.0
+    load_balance_coef: float = 0.0
+    save_frequency: int = 100_000
+
+    def __post_init__(self) -> None:
+        for field in ("total_timesteps", "num_envs", "num_steps", "num_minibatches",
+                      "update_epochs", "save_frequency"):  # fmt: skip
+            if getattr(self, field) < 1:
+                raise UsageError(
+                    "bad-option",
+                    f"--{field.replace('_', '-')} must be at least 1, not {getattr(self, field)}.",
+                )
+        for field in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise UsageError(
+                    "bad-option",
+                    f"--{field.replace('_', '-')} must be from 0 to 1, not {getattr(self, field)}.",
+                )
+        for field in ("learning_rate", "clip_coef", "max_grad_norm"):
+            if not 0 < getattr(self, field) < inf:
+                raise UsageError(
+                    "bad-option",
+                    f"--{field.replace('_', '-')} must be positive, not {getattr(self, field)}.",
+                )
+        parts = self.num_envs if self.recurrent else self.batch_size
+        if parts % self.num_minibatches:
+            what = "--num-envs (whole sequences)" if self.recurrent else "--num-envs x --num-steps"
+            raise UsageError(
+                "bad-option",
+                f"{what}, {parts}, must be a multiple of --num-minibatches, {self.num_minibatches}.",
+            )
+        if self.total_timesteps < self.batch_size:
+            raise UsageError(
+                "bad-option",
+                f"--total-timesteps {self.total_timesteps} is less than one rollout, --num-envs x "
+                f"--num-steps = {self.batch_size}.",
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """Steps in a rollout."""
+        return self.num_envs * self.num_steps
+
+
+Memory = tuple[Tensor, Tensor] | None
+"""What a recurrent policy carries: (1, n, d) twice."""
+
+
+class Rollout(NamedTuple):
+    """T steps of n environments.
+
+    Attributes:
+        stacks: (T, n, k) rows.
+        first: (T, n) float32, 1 where an episode begins.
+        actions: (T, n) int64.
+        logprobs, values: (T, n) float32, of the policy that played.
+        rewards: (T, n) float32, as trained on.
+        terminated: (T, n) float32, 1 where nothing is worth anything afterwards.
+        ended: (T, n) float32, 1 where the next step is of another episode, too.
+        following: (T, n) float32, value of the state that followed, true last frames included.
+        memory: The policy's at the beginning.
+    """
+
+    stacks: NDArray[np.int64]
+    first: Tensor
+    actions: Tensor
+    logprobs: Tensor
+    values: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    ended: Tensor
+    following: Tensor
+    memory: Memory
+
+
+def train(
+    config: PPOConfig,
+    session: Session,
+    network: nn.Module,
+    folder: Path,
+    device: str = "cpu",
+    on_update: Callable[[int, dict[str, float]], None] = lambda step, scalars: None,
+) -> Played:
+    """Play and train; continue from the newest checkpoint in `folder` if there is one.
+
+    Args:
+        config: Hyperparameters.
+        session: What is played.
+        network: Stacks of embeddings to logits, values and fusion weights (or None); a recurrent
+            one as `wsa.learn.recurrent.RecurrentActorCritic`.
+        folder: The run's folder.
+        device: Where to train.
+        on_update: Called with every line of metrics.
+
+    Raises:
+        DamagedError: The newest checkpoint, or the table beside it, is damaged.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been saved.
+    """
+    stage = session.stage
+    network.to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-5)
+    memory: Memory = network.blank(config.num_envs) if config.recurrent else None  # type: ignore[operator]
+    arrays, _ = session.resume(folder, {"online": network}, optimizer)
+    if arrays and memory:
+        memory = torch.from_numpy(arrays["hidden"]), torch.from_numpy(arrays["cell"])
+    start = stage.steps
+    updates = config.total_timesteps // config.batch_size
+    saved = stage.steps // config.save_frequency
+    with Metrics(folder, start) as metrics, checkpoint.StopRequest() as stop:
+        for update in range(start // config.batch_size + 1, updates + 1):
+            rate = config.learning_rate
+            if config.anneal_lr:
+                rate *= 1 - (update - 1) / updates
+            optimizer.param_groups[0]["lr"] = rate
+            rollout, memory = play(config, session, network, memory, device, metrics)
+            line = {"charts/learning_rate": rate}
+            if session.settled:
+                line |= learn(config, session, network, optimizer, rollout, device)
+            session.settle(network)
+            line |= session.scalars()
+            metrics.write(stage.steps, line)
+            on_update(stage.steps, line)
+            stopping = stop.asked  # Once: a signal may come between the lines below.
+            due, saved = (
+                stage.steps // config.save_frequency > saved,
+                stage.steps // config.save_frequency,
+            )
+            if due or update == updates or stopping:
+                metrics.flush()
+                more = (
+                    {} if memory is None else {"hidden": memory[0].cpu(), "cell": memory[1].cpu()}
+                )
+                session.save(folder, {"online": network}, optimizer, more)
+            if stopping:
+                raise stopping
+    return session.played(network)
+
+
+@torch.no_grad()
+def play(
+    config: PPOConfig, session: Session, network: nn.Module, memory: Memory, device: str,
+    metrics: Metrics,
+) -> tuple[Rollout, Memory]:  # fmt: skip
+    """Play a rollout with the network as it is; also the memory after it."""
+    stage, table = session.stage, session.table
+    shape = (config.num_steps, config.num_envs)
+    first, logprobs, values, rewards, terminated, ended, following = torch.zeros(7, *shape).unbind()
+    actions = torch.zeros(shape, dtype=torch.int64)
+    stacks = np.zeros((*shape, stage.stacks.shape[1]), np.int64)
+    begin = memory
+    for t in range(config.num_steps):
+        stacks[t], first[t] = stage.stacks, torch.from_numpy(stage.first)
+        logits, value, _, memory = forward(
+            network, table.gather(stacks[t]), first[t], memory, device
+        )
+        # On the CPU: torch's generator there is saved with the run.
+        chosen = torch.distributions.Categorical(logits=logits.cpu())
+        actions[t] = chosen.sample()
+        logprobs[t], values[t] = chosen.log_prob(actions[t]), value
+        if t:
+            following[t - 1] = torch.where(ended[t - 1] > 0, following[t - 1], values[t])
+        step = stage.step(actions[t].numpy())
+        rewards[t] = torch.from_numpy(step.rewards)
+        dead = step.terminated | (step.life_lost if config.terminal_on_life_loss else False)
+        terminated[t] = torch.from_numpy(dead)
+        ended[t] = torch.from_numpy(dead | step.truncated)
+        if step.truncated.any():
+            last = forward(
+                network, table.gather(step.final), torch.zeros(len(dead)), memory, device
+            )
+            following[t] = last[1].cpu()
+        session.log_episodes(metrics, step)
+    last = forward(
+        network, table.gather(stage.stacks), torch.from_numpy(stage.first).float(), memory, device
+    )
+    following[-1] = torch.where(ended[-1] > 0, following[-1], last[1].cpu())
+    if config.clip_rewards:
+        rewards = rewards.sign()
+    return Rollout(
+        stacks, first, actions, logprobs, values, rewards, terminated, ended, following, begin
+    ), memory
+
+
+def forward(
+    network: nn.Module, stacks: Tensor, first: Tensor, memory: Memory, device: str
+) -> tuple[Tensor, Tensor, Tensor | None, Memory]:
+    """Logits, values, fusion weights and memory of a step, or of T steps one after the other.
+
+    Args:
+        network: With a memory or without.
+        stacks: (T * n, k, width), or (n, k, width) where T is 1.
+        first: (T * n,) float32, 1 where an episode begins: what came before is forgotten.
+        memory: Before the first step, or None of a network without.
+        device: Where the network is.
+    """
+    if memory is None:
+        return *network(stacks.to(device)), None
+    memory = memory[0].to(device), memory[1].to(device)
+    return network(stacks.to(device), first.to(device), memory)  # type: ignore[no-any-return]
+
+
+def advantages(config: PPOConfig, rollout: Rollout) -> Tensor:
+    """Generalised advantage estimates, (T, n).
+
+    delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t), where s'_t is the state that truly
+    followed; A_t = delta_t + gamma lambda (1 - ended_t) A_(t+1).
+    """
+    worth = config.gamma * (1 - rollout.terminated) * rollout.following
+    deltas = rollout.rewards + worth - rollout.values
+    found = torch.zeros_like(deltas)
+    later = torch.zeros_like(deltas[0])
+    for t in reversed(range(len(deltas))):
+        later = deltas[t] + config.gamma * config.gae_lambda * (1 - rollout.ended[t]) * later
+        found[t] = later
+    return found
+
+
+def learn(
+    config: PPOConfig,
+    session: Session,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    device: str,
+) -> dict[str, float]:
+    """Go through a rollout's epochs; returns CleanRL's scalars and the fusion's weights."""
+    estimates = advantages(config, rollout)
+    returns = estimates + rollout.values
+    clipfracs: list[float] = []
+    scalars: dict[str, float] = {}
+    for _ in range(config.update_epochs):
+        for at in minibatches(config):
+            loss, scalars = loss_of(
+                config, session, network, rollout, estimates, returns, at, device
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
+            optimizer.step()
+            clipfracs.append(scalars.pop("clipfrac"))
+        if config.target_kl and scalars["losses/approx_kl"] > config.target_kl:
+            break
+    scalars["losses/clipfrac"] = float(np.mean(clipfracs))
+    spread = returns.var().item()
+    unexplained = (returns - rollout.values).var().item()
+    scalars["losses/explained_variance"] = 1 - unexplained / spread if spread else float("nan")
+    return scalars
+
+
+def minibatches(config: PPOConfig) -> Iterator[tuple[Tensor, Tensor]]:
+    """Steps and environments of each minibatch of an epoch, (B,) each.
+
+    A recurrent policy's minibatches are whole environments, step by step.
+    """
+    if not config.recurrent:
+        for part in torch.randperm(config.batch_size).chunk(config.num_minibatches):
+            yield part // config.num_envs, part % config.num_envs
+        return
+    for envs in torch.randperm(config.num_envs).chunk(config.num_minibatches):
+        steps = torch.arange(config.num_steps).repeat_interleave(len(envs))
+        yield steps, envs.repeat(config.num_steps)
+
+
+def loss_of(
+    config: PPOConfig,
+    session: Session,
+    network: nn.Module,
+    rollout: Rollout,
+    estimates: Tensor,
+    returns: Tensor,
+    at: tuple[Tensor, Tensor],
+    device: str,
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of a minibatch, and what to log of it."""
+    t, i = at
+    stacks = session.table.gather(rollout.stacks[t.numpy(), i.numpy()])
+    memory = rollout.memory
+    if memory is not None:
+        envs = i[: len(i) // config.num_steps]
+        memory = memory[0][:, envs], memory[1][:, envs]
+    logits, values, weights, _ = forward(network, stacks, rollout.first[at], memory, device)
+    policy = torch.distributions.Categorical(logits=logits)
+    before = rollout.logprobs[at].to(device)
+    logratio = policy.log_prob(rollout.actions[at].to(device)) - before
+    ratio = logratio.exp()
+    advantage = estimates[at].to(device)
+    if config.norm_adv:
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    clipped = ratio.clamp(1 - config.clip_coef, 1 + config.clip_coef)
+    policy_loss = torch.max(-advantage * ratio, -advantage * clipped).mean()
+    wanted, old = returns[at].to(device), rollout.values[at].to(device)
+    errors = (values - wanted) ** 2
+    if config.clip_vloss:
+        near = old + (values - old).clamp(-config.clip_coef, config.clip_coef)
+        errors = torch.max(errors, (near - wanted) ** 2)
+    value_loss = 0.5 * errors.mean()
+    entropy = policy.entropy().mean()
+    loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
+    loss = loss + weight_loss(config, weights)
+    with torch.no_grad():
+        scalars: dict[str, Any] = {
+            "losses/value_loss": value_loss.item(),
+            "losses/policy_loss": policy_loss.item(),
+            "losses/entropy": entropy.item(),
+            "losses/old_approx_kl": -logratio.mean().item(),
+            "losses/approx_kl": (ratio - 1 - logratio).mean().item(),
+            "clipfrac": ((ratio - 1).abs() > config.clip_coef).float().mean().item(),
+            **session.line(weight_scalars(weights)),
+        }
+    return loss, scalars

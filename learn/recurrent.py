@@ -1,0 +1,69 @@
+"""A policy with a memory: an LSTM between the fused state vector and the heads.
+
+As the published fork of the paper has it: the LSTM is as wide as the state vector, with orthogonal
+weights and zero biases, and each head is one linear map. Unlike there, the memory is carried in
+evaluation too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RecurrentActorCritic(nn.Module):
+    """Logits and values of stacks, one step after the other.
+
+    Args:
+        torso: Stacks to state vectors.
+        actions: Number of actions.
+    """
+
+    def __init__(self, torso: nn.Module, actions: int) -> None:
+        super().__init__()
+        size = int(torso.out_features)  # type: ignore[arg-type]
+        self.torso = torso
+        self.size = size
+        self.lstm = nn.LSTM(size, size)
+        for name, parameter in self.lstm.named_parameters():
+            if "bias" in name:
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.orthogonal_(parameter)
+        self.actor, self.critic = nn.Linear(size, actions), nn.Linear(size, 1)
+        for head, gain in ((self.actor, 0.01), (self.critic, 1.0)):
+            nn.init.orthogonal_(head.weight, gain)
+            nn.init.zeros_(head.bias)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(self.parameters()).device
+
+    def blank(self, envs: int) -> tuple[Tensor, Tensor]:
+        """The memory of n environments that have seen nothing, (1, n, size) twice."""
+        return torch.zeros(1, envs, self.size), torch.zeros(1, envs, self.size)
+
+    def forward(
+        self, stacks: Tensor, first: Tensor, memory: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor]]:
+        """Go through T steps of n environments.
+
+        Args:
+            stacks: (T * n, k, width), step by step.
+            first: (T * n,) 1 where an episode begins, and the memory is blank.
+            memory: (1, n, size) twice, before the first step.
+
+        Returns:
+            Logits (T * n, actions), values (T * n,), fusion weights (T * n, models) or None, and
+            the memory after the last step.
+        """
+        state, weights = self.torso(stacks)
+        envs = memory[0].shape[1]
+        kept = 1 - first.view(-1, 1, envs, 1).to(state.dtype)
+        outputs = []
+        for seen, keep in zip(state.view(-1, 1, envs, self.size), kept, strict=True):
+            output, memory = self.lstm(seen, (keep * memory[0], keep * memory[1]))
+            outputs.append(output)
+        hidden = torch.cat(outputs).view(-1, self.size)
+        return self.actor(hidden), self.critic(hidden).squeeze(1), weights, memory

@@ -1,0 +1,262 @@
+"""Play for a learner that learns while it plays: environments, stacks of rows, ends, and returns.
+
+What is learnt from and what is reported are kept apart here, once for all algorithms: rewards and
+returns are raw; an episode is a whole game; `terminated` is the game's end, `truncated` the step
+limit's; a life lost is told beside them. The frame that ended an episode is seen only where it is
+asked for, since nothing is learnt from the frame after a game's end, and never is the first frame
+of the next episode taken for it.
+
+An emulator in ale-py's vector environment cannot be saved, but its play depends on its seed and its
+actions alone. So each environment's play is cut into *stretches*: a reset with a seed of its own
+begins one, and the first episode that ends after `STRETCH` steps ends it. A checkpoint holds the
+actions of the stretch at hand, and continuing plays them again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.learn import env as games
+from wsa.learn.table import Table
+from wsa.store.errors import ConflictError
+
+# A reset with a seed costs 90 ms, one without 4; 5,000 steps are played again in a second or two.
+STRETCH = 5_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What followed an action in each of n environments.
+
+    Attributes:
+        rewards: (n,) float32, raw.
+        terminated: (n,) bool, the game ended.
+        truncated: (n,) bool, the step limit ended it.
+        life_lost: (n,) bool, a life was lost and the game goes on.
+        final: (n, k) rows, the state that followed: where an episode was truncated, with its true
+            last frame; of a game that ended, the state before, and nothing may follow it.
+        episodes: Raw return and steps of each episode that ended now.
+    """
+
+    rewards: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    life_lost: NDArray[np.bool_]
+    final: NDArray[np.int64]
+    episodes: list[tuple[float, int]]
+
+    @property
+    def ended(self) -> NDArray[np.bool_]:
+        """(n,) whether an episode ended."""
+        return self.terminated | self.truncated
+
+
+class Stage:
+    """Environments being played.
+
+    Args:
+        env: From `games.make_env`.
+        table: What the frames go into.
+        depth: k, frames in a state.
+        seed: Environment i begins with seed + i.
+        audience: Shown everything that is played, if given: `wsa.learn.record.Recording`.
+
+    Attributes:
+        table: As given.
+        num_envs: n.
+        actions: Number of actions there are.
+        stacks: (n, k) rows of the present states, oldest frame first.
+        first: (n,) bool, whether each begins an episode.
+        steps: Steps played, in all environments together.
+    """
+
+    def __init__(self, env: Any, table: Table, depth: int, seed: int, audience: Any = None) -> None:
+        self._env = env
+        self.table = table
+        self._seed = seed
+        self._audience = audience
+        n = env.num_envs
+        self.num_envs: int = n
+        self.actions = int(env.single_action_space.n)
+        self.stacks = np.zeros((n, depth), np.int64)
+        self.first = np.ones(n, np.bool_)
+        self.steps = 0
+        self._returns, self._lengths = np.zeros(n), np.zeros(n, np.int64)
+        self._lives = np.zeros(n, np.int64)
+        self._stretch = np.zeros(n, np.int64)
+        self._actions: list[list[int]] = [[] for _ in range(n)]
+        # Episodes ended by now, and by when the stretch began.
+        self._ended, self._ended_before = np.zeros(n, np.int64), np.zeros(n, np.int64)
+
+    def begin(self) -> None:
+        """Begin the first episodes."""
+        observations, info = self._env.reset(seed=self._seed)
+        self._lives = np.array(info["lives"])
+        self.stacks[:] = self.table.see(games.pictures(observations))[:, None]
+        if self._audience:
+            self._audience.begin(np.ones(self.num_envs, np.bool_), observations, self._lives)
+
+    def step(self, actions: NDArray[np.int64]) -> Step:
+        """Take an action in each environment; `stacks` and `first` are then those that follow."""
+        observations, rewards, terminated, truncated, info = self._env.step(actions)
+        ended = terminated | truncated
+        for taken, action in zip(self._actions, actions, strict=True):
+            taken.append(int(action))
+        self.steps += self.num_envs
+        self._returns += rewards
+        self._lengths += 1
+        episodes = [(float(self._returns[i]), int(self._lengths[i])) for i in np.flatnonzero(ended)]
+        self._returns[ended], self._lengths[ended] = 0, 0
+        self._ended += ended
+        lives = np.array(info["lives"])
+        life_lost = ~ended & (lives < self._lives)
+        final = info["final_obs"] if ended.any() else observations
+        fresh = ended & (np.array([len(taken) for taken in self._actions]) >= STRETCH)
+        if fresh.any():
+            final = final.copy()  # A reset may write where it stands.
+            observations, lives = self._stretch_anew(fresh)
+        self._lives = lives
+        everywhere = np.ones(self.num_envs, np.bool_)
+        self._show(everywhere, actions, rewards, terminated, truncated, final, observations, lives)
+        following = self._see(observations, final, ended, truncated)
+        return Step(
+            rewards.astype(np.float32), terminated, truncated, life_lost, following, episodes
+        )
+
+    def _see(
+        self,
+        observations: NDArray[np.uint8],
+        final: NDArray[np.uint8],
+        ended: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+    ) -> NDArray[np.int64]:
+        """Push the newest frames, one batch for all; returns the states that followed, (n, k)."""
+        n = self.num_envs
+        wanted = np.flatnonzero(truncated)
+        frames = games.pictures(observations)
+        if self._audience:  # What is recorded is embedded too, a game's last frame included.
+            wanted = np.flatnonzero(ended)
+        if len(wanted):
+            frames = np.concatenate([frames, games.pictures(final)[wanted]])
+        rows = self.table.see(frames)
+        newest, last = rows[:n], rows[:n].copy()
+        last[wanted] = rows[n:]
+        following = np.concatenate([self.stacks[:, 1:], last[:, None]], axis=1)
+        following[ended & ~truncated] = self.stacks[ended & ~truncated]
+        self.stacks = following.copy()
+        self.stacks[ended] = newest[ended, None]
+        self.first = ended.copy()
+        return following
+
+    def _stretch_anew(
+        self, fresh: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Begin another stretch where `fresh`; observations and lives of all."""
+        self._stretch[fresh] += 1
+        self._ended_before[fresh] = self._ended[fresh]
+        for i in np.flatnonzero(fresh):
+            self._actions[i] = []
+        seeds = np.array([self._seed_of(int(i)) for i in np.flatnonzero(fresh)])
+        observations, info = self._env.reset(seed=seeds, options={"reset_mask": fresh})
+        return observations, np.array(info["lives"])
+
+    def _seed_of(self, env: int) -> int:
+        """Seed of the stretch at hand."""
+        if not self._stretch[env]:
+            return self._seed + env
+        words = np.random.SeedSequence([self._seed, env, int(self._stretch[env])])
+        return int(words.generate_state(1)[0]) >> 1
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that continuing needs."""
+        longest = max(map(len, self._actions))
+        actions = np.full((self.num_envs, longest), -1, np.int16)
+        for row, taken in zip(actions, self._actions, strict=True):
+            row[: len(taken)] = taken
+        return {
+            "actions": actions,
+            "stacks": self.stacks,
+            "first": self.first,
+            "returns": self._returns,
+            "lengths": self._lengths,
+            "lives": self._lives,
+            "stretch": self._stretch,
+            "ended": self._ended,
+            "ended_before": self._ended_before,
+            "steps": np.array(self.steps),
+        }
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Continue where `state` was taken: play the stretches at hand again.
+
+        Raises:
+            ConflictError: The emulator does not play here as it did.
+        """
+        self.stacks, self.first = state["stacks"].copy(), state["first"].copy()
+        self._returns, self._lengths = state["returns"].copy(), state["lengths"].copy()
+        self._stretch, self.steps = state["stretch"].copy(), state["steps"].item()
+        self._ended, self._ended_before = state["ended"].copy(), state["ended_before"].copy()
+        counts = (state["actions"] >= 0).sum(axis=1)
+        self._actions = [
+            row[:count].tolist() for row, count in zip(state["actions"], counts, strict=True)
+        ]
+        if self._audience:
+            self._audience.rewind(self.steps // self.num_envs, counts, self._ended_before)
+        # All end together: each begins once as many steps are left as it has played.
+        longest = int(counts.max(initial=0))
+        returns = np.zeros(self.num_envs)
+        observations, info = self._env.reset(seed=self._seed)
+        for t in range(longest + 1):
+            begins = counts == longest - t
+            if begins.any():
+                seeds = np.array([self._seed_of(int(i)) for i in np.flatnonzero(begins)])
+                observations, info = self._env.reset(seed=seeds, options={"reset_mask": begins})
+                returns[begins] = 0
+                if self._audience:
+                    self._audience.begin(begins, observations, info["lives"])
+            if t == longest:
+                break
+            at = counts - (longest - t)
+            actions = np.array(
+                [taken[i] if i >= 0 else 0 for taken, i in zip(self._actions, at, strict=True)]
+            )
+            observations, rewards, terminated, truncated, info = self._env.step(actions)
+            ended = terminated | truncated
+            returns += rewards
+            returns[ended] = 0
+            final = info["final_obs"] if ended.any() else observations
+            self._show(
+                at >= 0, actions, rewards, terminated, truncated, final, observations, info["lives"]
+            )
+        self._lives = np.array(info["lives"])
+        if (self._lives != state["lives"]).any() or (returns != self._returns).any():
+            raise ConflictError(
+                "model-drift",
+                "The emulator does not play here as it did when this run was stopped, so the run "
+                "cannot be continued exactly. Install the version of ale-py it was begun with, or "
+                "begin another run; with --init it takes over this one's weights.",
+            )
+
+    def _show(
+        self,
+        which: NDArray[np.bool_],
+        actions: NDArray[np.int64],
+        rewards: NDArray[Any],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+        final: NDArray[np.uint8],
+        observations: NDArray[np.uint8],
+        lives: NDArray[Any],
+    ) -> None:
+        """Show the audience, if there is one, a step of some environments."""
+        if not self._audience:
+            return
+        ended = terminated | truncated
+        last = np.where(ended[:, None, None, None, None], final, observations)
+        left = np.where(ended, 0, lives)
+        self._audience.step(which, actions, rewards, terminated, truncated, last, left)
+        self._audience.begin(which & ended, observations, lives)

@@ -1,0 +1,234 @@
+"""Online runs on the emulator with a small random model, from options to evaluation."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from wsa.encode import checkpoint
+from wsa.encode.forward import Encoder
+from wsa.learn import judge, online, run, verbs
+from wsa.learn.online import OnlineConfig
+from wsa.learn.online_start import configure
+from wsa.learn.options import CollectOptions, LearnOptions
+from wsa.store import keys
+from wsa.store.errors import UsageError
+from wsa.store.reader import take_snapshot
+from wsa.store.root import open_store
+from wsa.store.verify import verify
+
+MODEL = "timm:test_resnet.r160_in1k:random"
+PPO: dict[str, Any] = {
+    "algo": "ppo", "total_timesteps": 96, "num_envs": 2, "num_steps": 8, "num_minibatches": 2,
+    "update_epochs": 2,
+}  # fmt: skip
+DQN: dict[str, Any] = {
+    "algo": "dqn", "total_timesteps": 96, "num_envs": 2, "learning_starts": 16, "batch_size": 8,
+    "train_frequency": 4, "target_network_frequency": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that has the model, and nothing of the game."""
+    store = tmp_path_factory.mktemp("registered") / "store"
+    configure(options(store, store.parent / "run", **PPO), "cpu")
+    return store
+
+
+@pytest.fixture
+def here(registered: Path, tmp_path: Path) -> Path:
+    """A folder with such a store."""
+    shutil.copytree(registered, tmp_path / "store")
+    shutil.copytree(registered, tmp_path / "other")
+    return tmp_path
+
+
+def options(store: Path, folder: Path, **changes: Any) -> LearnOptions:
+    details: dict[str, Any] = {
+        "store": str(store), "game": "Breakout", "online": True, "models": (MODEL,), "output": "grid:5+pca:64",
+        "fusion_size": 16, "hidden": ("16",), "frame_stack": 2, "run_dir": str(folder), **changes,
+    }  # fmt: skip
+    return LearnOptions(**details)
+
+
+def train(store: Path, folder: Path, **changes: Any) -> tuple[OnlineConfig, Any]:
+    config, folder = configure(options(store, folder, **changes), "cpu")
+    run.begin(folder, config)
+    return config, online.learn(folder, config, "cpu")
+
+
+@pytest.mark.parametrize("algo", [PPO, DQN, {**PPO, "recurrent": True}])
+def test_a_run_from_end_to_end(here: Path, algo: dict[str, Any], read_metrics: Any) -> None:
+    """At most a pass a distinct frame; recorded, so that the next run needs none at all."""
+    before = Encoder.total_passes
+    config, played = train(here / "store", here / "one", **algo, record=True)
+    line = [li for li in read_metrics(here / "one") if "cache/hit_rate" in li][-1]
+    assert played.steps == 96 and played.passes == line["cache/backbone_passes"]
+    assert 0 < played.passes <= line["cache/distinct_frames"] <= 96 + 4
+    assert Encoder.total_passes - before >= played.passes
+    backend = open_store(str(here / "store"))
+    report = verify(backend)
+    assert not report.damage and not report.leftovers
+    snapshot = take_snapshot(backend)
+    assert sum(m.steps for m in snapshot.segments("Breakout")) == 96
+    assert snapshot.models_of("Breakout") == list(config.models)
+    frames = {d.tobytes() for m in snapshot.segments() for d in snapshot.read_digests(m)}
+    assert len(frames) == line["cache/distinct_frames"]
+    # The same seeds again, in the store that now has it all.
+    again, replayed = train(here / "store", here / "two", **algo)
+    assert len(again.segments) == len(snapshot.segments())
+    assert replayed.passes == 0 and replayed.hit_rate == 1.0
+    # Whoever plays it, plays it.
+    seen = judge.evaluate(here / "one", 1, epsilon=1.0, num_envs=1)
+    assert seen.updates == 96 and len(seen.episodes) == 1
+
+
+@pytest.mark.parametrize("algo", [PPO, DQN])
+def test_the_end_to_end_baseline_is_the_same_code(here: Path, algo: dict[str, Any]) -> None:
+    changes = {**algo, "models": (), "fusion": "nature", "frame_stack": 4, "parameters": 50_000}
+    config, played = train(here / "store", here / "run", **changes)
+    assert played.passes == 0
+    network = online.make_network(config)
+    count = sum(p.numel() for p in network.parameters())
+    assert 49_000 < count <= 50_000
+    whole = online.make_network(msgspec.structs.replace(config, parameters=0))
+    actions = 4 + (algo is PPO)
+    assert sum(p.numel() for p in whole.parameters()) == 1_684_128 + actions * 513
+    assert judge.evaluate(here / "run", 1, epsilon=1.0, num_envs=1).live.passes == 0
+
+
+@pytest.mark.parametrize("algo", [PPO, DQN])
+def test_a_recorded_run_that_was_killed_continues(
+    here: Path, algo: dict[str, Any], read_metrics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsa.learn.record.SEGMENT_STEPS", 10)
+    changes = {**algo, "record": True, "save_frequency": 32}
+    train(here / "store", here / "whole", **changes)
+    config, folder = configure(options(here / "other", here / "run", **changes), "cpu")
+    run.begin(folder, config)
+    for step in (40, 70):
+
+        def kill(now: int, line: Any, step: int = step) -> None:
+            if now >= step:
+                raise RuntimeError("killed")
+
+        if algo is DQN:
+            kill = _killing_save(monkeypatch, step)
+        with pytest.raises(RuntimeError, match="killed"):
+            online.learn(folder, config, "cpu", kill)
+        monkeypatch.undo()
+        monkeypatch.setattr("wsa.learn.record.SEGMENT_STEPS", 10)
+    online.learn(folder, config, "cpu")
+    assert read_metrics(folder) == read_metrics(here / "whole")
+    snapshots = [take_snapshot(open_store(str(here / name))) for name in ("store", "other")]
+    one, other = ([m.start for m in s.segments()] for s in snapshots)
+    assert sorted(one) == sorted(other)
+    for snapshot in snapshots:
+        assert sum(m.steps for m in snapshot.segments()) == 96
+        assert snapshot.models_of("Breakout")
+    rows = [
+        sorted((m.env, m.start, s.read_rows(m)["digest"].tobytes()) for m in s.segments())
+        for s in snapshots
+    ]
+    assert rows[0] == rows[1]
+
+
+def _killing_save(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[..., None]:
+    """Let the run die at the checkpoint after a step."""
+    real = checkpoint.save
+
+    def save(folder: Path, at: int, *args: Any, **details: Any) -> Path:
+        if at >= step:
+            raise RuntimeError("killed")
+        return real(folder, at, *args, **details)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    return lambda step, line: None
+
+
+def test_ppo_begins_with_an_offline_torso(here: Path) -> None:
+    store = here / "store"
+    train(store, here / "first", **DQN, record=True)
+    config, _ = configure(options(store, here / "second", **PPO, init=str(here / "first")), "cpu")
+    network = online.make_network(config)
+    online.begin_from(config, network)
+    old = checkpoint.read(Path(config.init))[0]
+    for name, tensor in network.state_dict().items():
+        if name.startswith("torso."):
+            assert torch.equal(tensor, old[f"online.{name}"])
+    same, _ = configure(options(store, here / "third", **DQN, init=str(here / "first")), "cpu")
+    network = online.make_network(same)
+    online.begin_from(same, network)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, old[f"online.{name}"])
+    assert online.learn(here / "second", config, "cpu").steps == 96
+    shutil.rmtree(here / "second")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"algo": "cql"}, {"algo": "ppo", "models": ()}, {"algo": "ppo", "parameters": 5},
+        {"algo": "ppo", "fusion": "nature"}, {"algo": "dqn", "offline_fraction": 1.5},
+        {"algo": "ppo", "add": ("vit",)},
+    ],
+)  # fmt: skip
+def test_options_that_exclude_each_other(here: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--"):
+        configure(options(here / "store", here / "run", **change), "cpu")
+
+
+def collected(store: Path, policy: Path, eps: float, **changes: Any) -> list[tuple[Any, ...]]:
+    """What `wsa collect --policy` has of the first two environments."""
+    details: dict[str, Any] = {"steps": 60, "num_envs": 2, "segment_steps": 30, **changes}
+    assert (
+        verbs.collect(
+            CollectOptions(
+                store=str(store), game="Breakout", policy=str(policy), eps=eps, json=True, **details
+            )
+        )
+        == 0
+    )
+    snapshot = take_snapshot(open_store(str(store)))
+    return sorted(
+        (m.run, m.policy, m.env, m.start, s.tobytes())
+        for m in snapshot.segments("Breakout")
+        for s in [snapshot.read_rows(m)["action"]]
+        if m.env < 2
+    )
+
+
+@pytest.mark.parametrize(
+    "algo", [{**PPO, "recurrent": True}, DQN, {**PPO, "fusion": "nature", "models": ()}]
+)
+def test_a_trained_run_plays_as_a_behaviour_policy(here: Path, algo: dict[str, Any]) -> None:
+    train(here / "store", here / "run", **algo)
+    fresh = [here / name for name in "abc"]
+    for store in fresh:
+        shutil.copytree(here / "other", store)
+    one = collected(fresh[0], here / "run", 0.3)
+    digest = keys.checksum(checkpoint.latest(here / "run" / "checkpoints").read_bytes())[:12]
+    assert {row[1] for row in one} == {f"{algo['algo']} {digest} eps 0.3"}
+    assert len({row[0] for row in one}) == 1 and len(one) == 2
+    # Neither how many play beside it, nor an interruption, changes what an environment plays.
+    assert collected(fresh[1], here / "run", 0.3, num_envs=3, steps=90) == one
+    half = collected(fresh[2], here / "run", 0.3, steps=40, segment_steps=30)
+    assert len(half) == 2 and half != one
+    assert {r[:3] for r in collected(fresh[2], here / "run", 0.3)} == {r[:3] for r in one}
+    assert collected(fresh[0], here / "run", 0.3) == one  # Nothing is left to do.
+    assert len({row[0] for row in collected(fresh[0], here / "run", 0.4)}) == 2

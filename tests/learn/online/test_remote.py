@@ -1,0 +1,72 @@
+"""Misses embedded by the workers of a Dask scheduler."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed import LocalCluster
+
+from wsa.encode.live_remote import remote_encoders
+from wsa.encode.register import open_model
+from wsa.learn import online, run
+from wsa.learn.online_start import configure
+from wsa.learn.options import LearnOptions
+from wsa.store.errors import StorageError, UsageError
+from wsa.store.reader import take_snapshot
+from wsa.store.root import open_store
+
+
+def address(cluster: Any) -> str:
+    return str(cluster.scheduler_address)
+
+
+def test_workers_give_the_same_bits_and_the_same_run(tmp_path: Path, read_metrics: Any) -> None:
+    def options(folder: str) -> LearnOptions:
+        return LearnOptions(
+            store=str(tmp_path / "store"), game="Breakout", online=True, algo="ppo",
+            models=("timm:test_resnet.r160_in1k:random",), output="pooled", total_timesteps=32, num_envs=2,
+            num_steps=8, num_minibatches=2, update_epochs=1, fusion_size=16, hidden=("16",),
+            run_dir=str(tmp_path / folder),
+        )  # fmt: skip
+
+    config, here = configure(options("here"), "cpu")
+    _, there = configure(options("there"), "cpu")
+    run.begin(here, config)
+    run.begin(there, config)
+    frames = np.random.default_rng(0).integers(0, 256, (5, 210, 160, 3)).astype(np.uint8)
+    local = open_model(take_snapshot(open_store(config.store)), config.models[0], engine="torch")
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL, scheduler_kwargs={"dashboard": False},
+        ) as cluster,
+        remote_encoders(address(cluster), config.store, config.models, "torch") as encoders,
+    ):  # fmt: skip
+        np.testing.assert_array_equal(encoders[0](frames), local(frames))
+        assert encoders[0].passes == 5
+        played = online.learn(there, config, "cpu", encoders=encoders)
+    assert played.passes == online.learn(here, config, "cpu", engine="torch").passes > 0
+    assert read_metrics(there) == read_metrics(here)
+
+
+def test_addresses_that_are_none(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError, match="is not one"),
+        remote_encoders("gpu-box", str(tmp_path), ["lite0-0123456789ab"]),
+    ):
+        pass
+    with (
+        pytest.raises(StorageError, match="No Dask scheduler answers"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr("wsa.encode.cluster.Client", _refused)
+        with remote_encoders("tcp://127.0.0.1:1", str(tmp_path), ["lite0-0123456789ab"]):
+            pass
+
+
+def _refused(*_: Any, **__: Any) -> Any:
+    raise OSError("refused")
