@@ -78,7 +78,9 @@ def config_bytes(folder: Path) -> bytes:
         return (folder / "config.json").read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(
-            "no-run", f"{folder} is not the folder of a run: it has no config.json."
+            "no-run",
+            f"{folder} is not the folder of a run: it has no config.json. "
+            "Give a folder that 'wsa learn' made.",
         ) from None
 
 

@@ -80,7 +80,6 @@ FOREIGN = (
             ),
         ),
         ("collect --steps 0", "--steps must be from 1 to 1000000000, not 0."),
-        ("collect --policy ppo", "--policy ppo: the only policy in this version is 'random'."),
         ("collect --sticky nan", "--sticky must be at least 0 and below 1, not nan."),
         (
             "collect --store ftp://lab/wsa",
@@ -140,6 +139,16 @@ def test_a_command_that_cannot_be(filled, unchanged, command, message):
         code, out, err = filled(*command.split())
     said = [line for line in err.splitlines() if not line.startswith("store ")]
     assert (code, out, said) == (2, "", [f"wsa {command.split()[0]}: {message}"])
+
+
+def test_a_policy_is_random_or_the_folder_of_a_run(filled, unchanged):
+    with unchanged():
+        code, out, err = filled("collect", "--policy", "ppo")
+    assert (code, out) == (3, "")
+    assert err.splitlines()[-1] == (
+        "wsa collect: ppo is not the folder of a run: it has no config.json. "
+        "Give a folder that 'wsa learn' made."
+    )
 
 
 def test_a_model_that_nobody_knows_is_not_to_be_encoded(filled, unchanged):

@@ -300,7 +300,7 @@ def test_another_number_of_embeddings_or_no_model_is_refused() -> None:
 
 def test_the_command_line_knows_them_all() -> None:
     hints = get_type_hints(LearnOptions)
-    assert get_args(hints["fusion"]) == tuple(NAMES)
+    assert get_args(hints["fusion"]) == (*NAMES, "nature")
     assert get_args(hints["fusion_preset"]) == tuple(PRESETS)
 
 

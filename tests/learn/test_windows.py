@@ -16,7 +16,7 @@ from wsa.encode.live import LiveEncoder
 from wsa.encode.models import parse_request
 from wsa.encode.run import encode
 from wsa.learn import env as games
-from wsa.learn import estimate, run
+from wsa.learn import estimate, judge, run
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import make_config
 from wsa.learn.dqn import DQNConfig
@@ -179,7 +179,7 @@ def test_a_run_learns_from_windows_and_plays_with_them(
     trained = run.learn(folder, config, "cpu")
     assert trained.updates == 30 and trained.passes == 0
     assert [shape[0] for shape in trained.network.torso.inputs.shapes] == [1, DEPTH, 1]
-    played = run.evaluate(folder, 1, num_envs=1)
+    played = judge.evaluate(folder, 1, num_envs=1)
     assert len(played.episodes) == 1 and played.live.frames > 3
     assert played.live.passes == played.live.frames - played.live.found - played.live.remembered
 
