@@ -108,8 +108,8 @@ def _line(
         if np.isfinite(value)
     ]
     if points:
-        path = np.array(points, np.int32)[None]
-        cv2.polylines(whole, path, False, tuple(colour), thick, cv2.LINE_AA)
+        path = np.array(points, np.int32)
+        cv2.polylines(whole, [path], False, tuple(colour), thick, cv2.LINE_AA)
 
 
 def _place(across: float, up: float) -> tuple[int, int]:
