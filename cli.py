@@ -26,6 +26,7 @@ from wsa.store.redact import redact
 
 if TYPE_CHECKING:
     from wsa.encode.models import Request
+    from wsa.learn.bench_options import BenchOptions
     from wsa.learn.options import DemoOptions
     from wsa.store.backends import Backend
 
@@ -72,6 +73,13 @@ VERBS = {
         "wsa eval runs/Seaquest__wsa__1__1700000000 --episodes 10 --video",
         "wsa.learn.options:EvalOptions",
         "wsa.learn.verbs:evaluate",
+    ),
+    "bench": Verb(
+        "train and evaluate a grid of games, fusions, models and seeds, and tabulate it",
+        "wsa bench --games Pong,Breakout --seeds 1,2,3 --fusions wsa,mean,single --models-subsets "
+        "lite0+lite1,lite0",
+        "wsa.learn.bench_options:BenchOptions",
+        "wsa.cli:bench",
     ),
     "pretrain": Verb(
         "train the paper's own encoders on the frames of a store",
@@ -283,6 +291,14 @@ def demo(options: DemoOptions) -> int:
         return [m.spec.key for m in report.models], sum(m.fitted for m in report.models)
 
     return demo(options, encode)
+
+
+def bench(options: BenchOptions) -> int:
+    """`wsa bench`: a learner's grid on the workers that encoding has."""
+    from wsa.encode.cluster import connect
+    from wsa.learn.bench import bench
+
+    return bench(options, connect)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import shutil
 import sys
 from typing import Any
 
-from wsa.encode.options import EncodeOptions
+from wsa.encode.options import SlurmOptions
 from wsa.encode.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
 from wsa.store.errors import MissingError
 
@@ -39,7 +39,7 @@ class SlurmJobs:
     extra: tuple[str, ...] = ()
 
 
-def jobs(o: EncodeOptions) -> SlurmJobs:
+def jobs(o: SlurmOptions) -> SlurmJobs:
     """What the `--slurm-*` options ask for."""
     return SlurmJobs(
         queue=o.slurm_queue,
@@ -52,13 +52,20 @@ def jobs(o: EncodeOptions) -> SlurmJobs:
     )
 
 
-def start(jobs: SlurmJobs, environment: dict[str, Any], submit: bool, **scheduler: Any) -> Any:
+def start(
+    jobs: SlurmJobs,
+    environment: dict[str, Any],
+    submit: bool,
+    threads: int = 0,
+    **scheduler: Any,
+) -> Any:
     """A `dask_jobqueue.SLURMCluster` without jobs yet; `job_script()` is what it would submit.
 
     Args:
         jobs: What each job asks for.
         environment: Variables that workers start with.
         submit: Whether jobs will be submitted.
+        threads: Of a worker; 0 for as many as encoding keeps busy.
         scheduler: Options of the scheduler, which runs in this process.
 
     Raises:
@@ -80,11 +87,11 @@ def start(jobs: SlurmJobs, environment: dict[str, Any], submit: bool, **schedule
     asked = {"queue": jobs.queue, "account": jobs.account, "walltime": jobs.walltime}
     cluster: Any = SLURMCluster
     return cluster(
-        job_name="wsa-encode",
+        job_name="wsa",
         python=sys.executable,
         processes=workers,
         # Dask's word for threads; SLURM is asked for `job_cpu`.
-        cores=workers * (TASKS_A_GPU if jobs.gpu else THREADS_A_WORKER),
+        cores=workers * (threads or (TASKS_A_GPU if jobs.gpu else THREADS_A_WORKER)),
         job_cpu=jobs.cores,
         memory=jobs.memory,
         job_extra_directives=[*(["--gpus=1"] if jobs.gpu else []), *jobs.extra],

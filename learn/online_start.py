@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from wsa.learn.heads import NetworkConfig
 from wsa.learn.online import NATURE, OnlineConfig
 from wsa.learn.options import LearnOptions
 from wsa.learn.ppo import PPOConfig
+from wsa.learn.session import Played
 from wsa.learn.start import network_of, stored_name
 from wsa.store import names
 from wsa.store.errors import UsageError
@@ -48,22 +49,8 @@ def learn(o: LearnOptions) -> int:
     if o.dry_run:
         return console.result(o.json, estimate(config))
     run.begin(folder, config)
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(console.Progress("learn", "steps", total, shown=not o.json))
-        encoders: Sequence[Any] = ()
-        if o.encoder and config.inputs:
-            encoders = stack.enter_context(
-                remote_encoders(o.encoder, config.store, config.inputs, o.engine)
-            )
-        played = online.learn(
-            folder,
-            config,
-            device,
-            lambda step, _: progress.update(step),
-            weights=weights_files(o.weights),
-            engine=o.engine,
-            encoders=encoders,
-        )
+    with console.Progress("learn", "steps", total, shown=not o.json) as progress:
+        played = train(o, config, folder, device, lambda step, _: progress.update(step))
     return console.result(
         o.json,
         {
@@ -74,6 +61,31 @@ def learn(o: LearnOptions) -> int:
             "backbone_passes": played.passes,
         },
     )
+
+
+def train(
+    o: LearnOptions,
+    config: OnlineConfig,
+    folder: Path,
+    device: str,
+    on_update: Callable[[int, dict[str, float]], None],
+) -> Played:
+    """Train a run as `online.learn` does, with the models where the options say."""
+    with contextlib.ExitStack() as stack:
+        encoders: Sequence[Any] = ()
+        if o.encoder and config.inputs:
+            encoders = stack.enter_context(
+                remote_encoders(o.encoder, config.store, config.inputs, o.engine)
+            )
+        return online.learn(
+            folder,
+            config,
+            device,
+            on_update,
+            weights=weights_files(o.weights),
+            engine=o.engine,
+            encoders=encoders,
+        )
 
 
 def configure(o: LearnOptions, device: str) -> tuple[OnlineConfig, Path]:
@@ -102,7 +114,7 @@ def configure(o: LearnOptions, device: str) -> tuple[OnlineConfig, Path]:
         list(dict.fromkeys(keys)),
         context,
         network,
-        games.protocol(o.game, o.protocol or "classic"),
+        games.protocol(o.game, o.protocol or "classic", max_steps=o.max_episode_steps),
         o.seed,
         hyperparameters,
         parameters=o.parameters,

@@ -151,8 +151,8 @@ class EvalOptions:
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """Folder of a run that 'wsa learn' made."""
-    episodes: int = 10
-    """Games to play."""
+    episodes: int = 100
+    """Games to play; and as many by a random policy, to compare with."""
     epsilon: float = 0.001
     """Probability of a random action."""
     seed: int = 10_000
@@ -160,7 +160,7 @@ class EvalOptions:
     num_envs: int = 4
     """Environments side by side."""
     video: bool = False
-    """Film the first environment's games into RUN/videos."""
+    """Film the first environment's games into RUN/videos, the fusion's weights beside them."""
     checkpoint: Literal["final", "best"] = "final"
     """The newest network, or the one that did best on held-out episodes (learn --save-best)."""
     weights: Pairs = ()

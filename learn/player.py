@@ -14,6 +14,7 @@ from wsa.encode.register import open_model
 from wsa.learn import online, run
 from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.features import LiveStacks
+from wsa.learn.fusion import NAMES
 from wsa.learn.heads import QNetwork
 from wsa.learn.online import OnlineConfig
 from wsa.learn.policies import GreedyPolicy
@@ -39,6 +40,12 @@ class Player:
     updates: int
     digest: str
     algo: str
+
+    @property
+    def weighs(self) -> bool:
+        """Whether its fusion gives each model a weight."""
+        fusion = NAMES.get(self.config.network.fusion.name)
+        return fusion is not None and fusion.weighs
 
     def policy(self, num_envs: int, epsilon: float, seed: int) -> GreedyPolicy:
         """The network at play in so many environments; see `GreedyPolicy`."""
