@@ -19,8 +19,8 @@ def test_variables_of_the_game_are_read_out(filled, key, unchanged):
     assert found["split_by"] == "segments" and "too few episodes" in err
     assert found["learned_from"] + found["chosen_by"] + found["judged"] <= 200
     floor, pixels, model = found["models"]
-    assert (model["name"], model["key"], model["numbers"]) == (NAME, key, 256)
-    assert pixels["name"] == "pixels 252" and floor["numbers"] == 0
+    assert (model["name"], model["key"], model["numbers"]) == (NAME, key, 96)
+    assert pixels["name"] == "pixels 88" and floor["numbers"] == 0
     assert {"ball x", "ball y", "player x"} <= model["scores"].keys() == floor["scores"].keys()
     assert model["scores"]["player x"]["r2"] > floor["scores"]["player x"]["r2"]
     assert 0 <= model["mean_f1"] <= 1 and model["kept"] == pytest.approx(1)
@@ -64,7 +64,7 @@ def test_a_dry_run_reads_nothing_but_records(filled, unchanged):
     found = json.loads(out)
     assert code == 0
     assert (found["segments"], found["steps"], found["samples"]) == (4, 200, 200)
-    assert list(found["numbers"].values()) == [256] and found["memory_bytes"] > 0
+    assert list(found["numbers"].values()) == [96] and found["memory_bytes"] > 0
 
 
 @pytest.mark.parametrize(
