@@ -87,6 +87,12 @@ VERBS = {
         "wsa.encode.pretrain_options:PretrainOptions",
         "wsa.encode.pretrain_verb:pretrain_encoders",
     ),
+    "probe": Verb(
+        "how much of a game linear maps read out of each model's embeddings",
+        "wsa probe --game Pong --models lite0,lite0:random --target ram --baselines pixels",
+        "wsa.learn.probe_options:ProbeOptions",
+        "wsa.learn.probe_verb:probe_models",
+    ),
     "push": Verb(
         "copy to another store what it lacks",
         "wsa push s3://lab/wsa --game Seaquest --dry-run",

@@ -35,7 +35,7 @@ import numpy as np
 import openvino
 import timm
 import torch
-from kit import interleave, markdown, rate, store_of, table
+from kit import forget, interleave, markdown, rate, store_of, table
 from openvino import opset13
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
@@ -47,8 +47,6 @@ from wsa.encode.forward import Encoder
 from wsa.encode.models import Request, parse_request
 from wsa.encode.plan import Item, Plan, make_plan
 from wsa.encode.preprocess import preprocess
-from wsa.store import names
-from wsa.store.keys import object_id
 from wsa.store.reader import Snapshot, take_snapshot
 
 GAME, ROUNDS, SECONDS = "Seaquest", 3, 8.0
@@ -285,15 +283,6 @@ def serve(pipe, setting: job.Setting) -> None:
     pipe.send(True)
     while (items := pipe.recv()) is not None:
         pipe.send([done.passes for done in job.encode_segment(setting, items)])
-
-
-def forget(backend, plan: Plan) -> None:
-    """Undo a plan, so that the next round does it again."""
-    for item in plan.items:
-        path = names.embedding_path(item.meta.game, item.model, item.meta.segment)
-        backend.delete(names.commit_path(object_id(path)))
-        for file in list(backend.list(path)):
-            backend.delete(file.path)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from wsa.learn.ppo import PPOConfig
 from wsa.learn.record import Recording
 from wsa.learn.recurrent import RecurrentActorCritic
 from wsa.learn.session import Played, Session
-from wsa.learn.stage import Stage
+from wsa.learn.stage import Stage, online_policy
 from wsa.learn.table import Table
 from wsa.learn.warm import transfer
 from wsa.store import keys, records
@@ -316,7 +316,7 @@ def learn(
                     list(zip(config.inputs, config.shapes, strict=True)),
                     game=config.game,
                     protocol=config.protocol,
-                    policy=f"online {type(learner).__struct_config__.tag}",
+                    policy=online_policy(str(type(learner).__struct_config__.tag)),
                     seed=config.seed,
                     run=config.record,
                     num_envs=learner.num_envs,

@@ -27,6 +27,25 @@ from wsa.store.errors import ConflictError
 # A reset with a seed costs 90 ms, one without 4; 5,000 steps are played again in a second or two.
 STRETCH = 5_000
 
+_ONLINE = "online "  # What the policies of those who learn while they play are called.
+
+
+def online_policy(algo: str) -> str:
+    """Who plays, for the record of a segment that was played on a stage."""
+    return _ONLINE + algo
+
+
+def is_online(policy: str) -> bool:
+    """Whether a segment was played on a stage, in stretches."""
+    return policy.startswith(_ONLINE)
+
+
+def stretch_seed(seed: int, env: int, stretch: int) -> int:
+    """What a stretch of an environment begins with."""
+    if not stretch:
+        return seed + env
+    return int(np.random.SeedSequence([seed, env, stretch]).generate_state(1)[0]) >> 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -166,10 +185,7 @@ class Stage:
 
     def _seed_of(self, env: int) -> int:
         """Seed of the stretch at hand."""
-        if not self._stretch[env]:
-            return self._seed + env
-        words = np.random.SeedSequence([self._seed, env, int(self._stretch[env])])
-        return int(words.generate_state(1)[0]) >> 1
+        return stretch_seed(self._seed, env, int(self._stretch[env]))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All that continuing needs."""
