@@ -213,6 +213,13 @@ def check(o: BenchOptions) -> None:
         )
     if o.models_subsets and o.models:
         raise UsageError("bad-option", "Give --models or --models-subsets, not both.")
+    for subset in o.models_subsets:
+        if not all(subset.split("+")):
+            raise UsageError(
+                "bad-option",
+                f"--models-subsets {','.join(o.models_subsets)}: write models with + between them, "
+                "and commas between sets, as lite0+lite1,lite0.",
+            )
 
 
 def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
@@ -256,18 +263,8 @@ def write(o: BenchOptions, settings: Settings) -> None:
 
 
 def _methods(o: BenchOptions) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each fusion with each subset of the models that it takes.
-
-    Raises:
-        UsageError: A subset is not spelled as one.
-    """
+    """Each fusion with each subset of the models that it takes."""
     subsets = [tuple(dict.fromkeys(subset.split("+"))) for subset in o.models_subsets]
-    if any("" in subset for subset in subsets):
-        raise UsageError(
-            "bad-option",
-            f"--models-subsets {','.join(o.models_subsets)}: write models with + between them, and "
-            "commas between sets, as lite0+lite1,lite0.",
-        )
     for fusion in o.fusions:
         for models in subsets or [o.models]:
             if fusion == NATURE:
