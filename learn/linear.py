@@ -159,8 +159,8 @@ def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
     """What multinomial logistic regression takes each judged moment for.
 
     It learns from `split.fit`, along a path of ever weaker penalties on the squares of its weights
-    (LBFGS in single precision on axes scaled to be alike, which changes its way but not its goal);
-    that penalty is taken that has the best F1 on `split.check`.
+    (LBFGS in single precision on axes scaled to be alike, which changes its way but not its goal),
+    until F1 on `split.check` falls.
 
     Args:
         axes: From `principal`.
@@ -205,9 +205,10 @@ def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
         weights, bias = (free * scale[:, None]).detach(), shift.detach()
         checked = known[(rows[split.check] @ weights + bias).argmax(dim=1).numpy()]
         score = f1(labels[split.check], checked)[0]
-        if score > best:
-            best = score
-            answer = known[(rows[split.test] @ weights + bias).argmax(dim=1).numpy()]
+        if score < best:
+            break
+        best = score
+        answer = known[(rows[split.test] @ weights + bias).argmax(dim=1).numpy()]
     return answer
 
 

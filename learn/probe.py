@@ -175,7 +175,7 @@ def probe(
     *,
     ordered: bool,
     pixels: bool,
-    on_row: Callable[[int], None] = lambda done: None,
+    on_row: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Judged]:
     """Judge every model, and what it is compared with.
 
@@ -187,7 +187,7 @@ def probe(
         target: The variables to judge by.
         ordered: Whether their values have an order.
         pixels: Whether to judge grey pixels, of as many numbers as each model gives.
-        on_row: Called with the lines that are done.
+        on_row: Called with the lines that are done, and how many there will be.
 
     Returns:
         The floor, the pixels, and the models from the best mean F1 on.
@@ -196,18 +196,19 @@ def probe(
         DamagedError: Stored bytes are not what was committed.
         MissingError: Pixels are asked for and frames are not here.
     """
-    lines, sizes = [], []
-    for key, name in models.items():
-        rows = probe_data.embeddings(snapshot, game, key, moments)
-        kept, scores = judge(rows, target, moments.split, ordered=ordered)
-        lines.append(Judged(name, key, rows.shape[1], kept, scores))
-        sizes.append(min(rows.shape[1], MOST_PIXELS))
-        on_row(len(lines))
-    lines.sort(key=lambda line: -(line.mean("f1") or 0))
+    widths = {key: probe_data.width(snapshot, game, key) for key in models}
+    sizes = sorted({min(width, MOST_PIXELS) for width in widths.values()}) if pixels else []
+    total = len(models) + len(sizes)
     below = [Judged(FLOOR, "", 0, 1.0, floor(target, moments.split, ordered=ordered))]
-    for size in sorted(set(sizes)) if pixels else ():
+    for size in sizes:
         shown = probe_data.pixels(snapshot, moments, size)
         kept, scores = judge(shown, target, moments.split, ordered=ordered)
         below.append(Judged(f"pixels {shown.shape[1]}", "", shown.shape[1], kept, scores))
-        on_row(len(lines) + len(below) - 1)
-    return [*below, *lines]
+        on_row(len(below) - 1, total)
+    lines = []
+    for key, name in models.items():
+        rows = probe_data.embeddings(snapshot, game, key, moments)
+        kept, scores = judge(rows, target, moments.split, ordered=ordered)
+        lines.append(Judged(name, key, widths[key], kept, scores))
+        on_row(len(sizes) + len(lines), total)
+    return [*below, *sorted(lines, key=lambda line: -(line.mean("f1") or 0))]

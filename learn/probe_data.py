@@ -8,6 +8,7 @@ from.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -204,6 +205,11 @@ def embeddings(snapshot: Snapshot, game: str, key: str, moments: Moments) -> NDA
             parts.append(some.reshape(len(some), -1))
     found: NDArray[Any] = np.concatenate(parts)
     return found
+
+
+def width(snapshot: Snapshot, game: str, key: str) -> int:
+    """Numbers in a model's embedding."""
+    return math.prod(snapshot.embeddings(game, key)[0].shape[1:])
 
 
 def pixels(snapshot: Snapshot, moments: Moments, numbers: int) -> NDArray[np.uint8]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -57,8 +56,7 @@ def probe_models(o: ProbeOptions) -> int:
             f"Nothing varies in what would be judged of {o.game}. Collect more, or by a policy "
             "that gets further.",
         )
-    total = len(models) + ("pixels" in o.baselines)
-    with console.Progress("probe", "models", total, shown=not (o.json or o.csv)) as progress:
+    with console.Progress("probe", "models", shown=not (o.json or o.csv)) as progress:
         lines = probe(
             snapshot,
             o.game,
@@ -126,15 +124,7 @@ def _estimate(
     o: ProbeOptions, snapshot: Snapshot, models: Sequence[str], segments: Sequence[SegmentMeta]
 ) -> dict[str, Any]:
     """What would be done."""
-    names = {meta.segment for meta in segments}
-    numbers = {
-        key: max(
-            math.prod(meta.shape[1:])
-            for meta in snapshot.embeddings(o.game, key)
-            if meta.segment in names
-        )
-        for key in models
-    }
+    numbers = {key: probe_data.width(snapshot, o.game, key) for key in models}
     steps = sum(meta.steps for meta in segments)
     samples = min(o.samples, steps)
     return {

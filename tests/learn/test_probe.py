@@ -50,11 +50,18 @@ def test_what_knows_is_ranked_above_noise(kit: ModuleType, told: Snapshot) -> No
     target, left_out = varying(moments, 0)
     assert not left_out and list(target) == ["next step", "next 2 steps"]
     models = {kit.key("vit"): "noise", kit.key("lite0"): "known"}
-    done: list[int] = []
+    done: list[tuple[int, int]] = []
     lines = probe(
-        told, kit.GAME, models, moments, target, ordered=True, pixels=False, on_row=done.append
+        told,
+        kit.GAME,
+        models,
+        moments,
+        target,
+        ordered=True,
+        pixels=False,
+        on_row=lambda *how: done.append(how),
     )
-    assert done == [1, 2]
+    assert done == [(1, 2), (2, 2)]
     floor, known, noise = lines
     assert (floor.name, known.name, noise.name) == (FLOOR, "known", "noise")
     assert (known.numbers, noise.numbers) == (3, 4)
