@@ -47,7 +47,11 @@ def cores() -> int:
 
 @contextlib.contextmanager
 def connect(
-    scheduler: str, workers: int, device: str = "auto", jobs: SlurmJobs | None = None
+    scheduler: str,
+    workers: int,
+    device: str = "auto",
+    jobs: SlurmJobs | None = None,
+    option: str = "--scheduler",
 ) -> Iterator[tuple[Client, int]]:
     """A Dask client, and how many cores torch may use in a task (0: as the worker has it).
 
@@ -58,6 +62,7 @@ def connect(
         workers: Worker processes for `local`; 0 is one for each core or GPU. Jobs for `slurm`.
         device: `cpu`, `cuda` or `auto`, which is the GPU where there is one.
         jobs: What a job of SLURM has.
+        option: What gave the scheduler, for messages.
 
     Raises:
         UsageError: The scheduler is none of these.
@@ -79,7 +84,7 @@ def connect(
             raise StorageError(
                 "unavailable",
                 f"No Dask scheduler answers at {scheduler} ({error}). Start one with 'dask "
-                "scheduler' and workers with 'dask worker', or leave --scheduler out.",
+                f"scheduler' and workers with 'dask worker', or leave {option} out.",
             ) from None
         with client:
             try:
