@@ -190,20 +190,21 @@ class _Lookup:
         self.asked += len(digests)
         self.found += int(known.sum())
         new: dict[bytes, int] = {}
-        for i in np.flatnonzero(~known):
+        missing = np.flatnonzero(~known).tolist()
+        for i in missing:
             digest = digests[i]
             if digest in self._memory:
                 self._memory.move_to_end(digest)
                 self.remembered += 1
             elif digest not in new:
-                new[digest] = int(i)
+                new[digest] = i
             else:
                 self.remembered += 1
         if new:
             missed = self._run(inputs(list(new.values())))
             for digest, row in zip(new, missed, strict=True):
                 self._memory[digest] = row.copy()  # A view would keep the whole batch in memory.
-        for i in np.flatnonzero(~known):
+        for i in missing:
             out[i] = self._memory[digests[i]]
         while len(self._memory) > self._remember:
             self._memory.popitem(last=False)

@@ -121,9 +121,14 @@ def learn(
         MissingError: Data or weights are gone.
         DamagedError: The newest checkpoint or the data is damaged.
     """
-    torch.manual_seed(config.seed)
     snapshot, flat = open_flat(config)
     learner = config.hyperparameters
+    embedder = make_embedder(
+        config, snapshot, flat, weights=weights, device=device, engine=engine, encoders=encoders,
+        remember=0,  # The table does.
+    )  # fmt: skip
+    # Now: opening a model draws random numbers, and it may be open somewhere else.
+    torch.manual_seed(config.seed)
     network = make_network(config)
     if checkpoint.all_of(folder / "checkpoints"):
         pass  # It holds the network, and what --init named may be gone.
@@ -132,10 +137,6 @@ def learn(
     elif config.offline and flat is not None:
         # Else over what is played: a run must not depend on what others have left in the store.
         network.torso.set_moments(*moments(flat))
-    embedder = make_embedder(
-        config, snapshot, flat, weights=weights, device=device, engine=engine, encoders=encoders,
-        remember=0,  # The table does.
-    )  # fmt: skip
     env = games.make_env(config.game, config.protocol, learner.num_envs)
     recording = None
     try:

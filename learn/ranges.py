@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
@@ -23,11 +23,12 @@ def check_ranges(
     Raises:
         UsageError: One is not.
     """
-    for fields, least, right in (
+    kinds: list[tuple[Sequence[str], str, Callable[[float], bool]]] = [
         (counts, "at least 1", lambda value: value >= 1),
         (shares, "from 0 to 1", lambda value: 0 <= value <= 1),
         (positive, "positive", lambda value: 0 < value < inf),
-    ):
+    ]
+    for fields, least, right in kinds:
         for field in fields:
             value = getattr(config, field)
             if not right(value):

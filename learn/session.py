@@ -148,7 +148,8 @@ class Session:
         if self._compiled:  # In place: what is compiled has the very weights that are trained.
             for module in modules.values():
                 # A memory's loop over steps would be unrolled; what it is fed is most of the work.
-                (module.torso if hasattr(module, "blank") else module).compile(dynamic=False)
+                part: Any = module.torso if hasattr(module, "blank") else module
+                part.compile(dynamic=False)
         self._began = time.perf_counter()
         return arrays, extra
 

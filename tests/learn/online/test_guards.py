@@ -136,8 +136,9 @@ def test_a_rollouts_first_update_sees_the_policy_that_played(
         def write(self, *_: Any) -> None: ...
 
     silent: Any = Silent()
-    for _ in range(3):  # The third begins with a memory of two.
-        rollout, memory = ppo.play(config, session, network, memory, "cpu", silent)
+    for _ in range(2):
+        _, memory = ppo.play(config, session, network, memory, "cpu", silent)
+    rollout, _ = ppo.play(config, session, network, memory, "cpu", silent)
     assert rollout.ended.any()
     for at in ppo.minibatches(config):
         estimates = ppo.advantages(config, rollout)
@@ -287,7 +288,8 @@ def test_a_compiled_network_acts_with_the_new_weights(
     table = walk.Counting()(walk.picture(np.arange(walk.states)))
     stacks = torch.from_numpy(np.stack([table[[0, 1]], table[[1, 2]], table[[2, 3]]]))
     more = (torch.ones(3), fresh.blank(3)) if hasattr(fresh, "blank") else ()
-    network.eval(), fresh.eval()
+    network.eval()
+    fresh.eval()
     with torch.no_grad():
         before = fresh(stacks, *more)[0]
         fresh.load_state_dict(network.state_dict())

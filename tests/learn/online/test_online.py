@@ -210,26 +210,48 @@ def test_the_same_command_goes_on_though_the_store_has_grown(here: Path) -> None
         run.begin(folder, other)
 
 
+def test_a_seed_is_not_spent_on_opening_models(
+    here: Path, read_metrics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which draws random numbers, and is done elsewhere with --encoder."""
+    train(here / "store", here / "one", **PPO, **PIXELS)
+    real = online.make_embedder
+
+    def drawing(*args: Any, **details: Any) -> Any:
+        torch.rand(7)
+        return real(*args, **details)
+
+    monkeypatch.setattr(online, "make_embedder", drawing)
+    train(here / "store", here / "two", **PPO, **PIXELS)
+    assert read_metrics(here / "one") == read_metrics(here / "two")
+
+
 def test_models_change_only_where_that_is_said(here: Path) -> None:
     store, first = here / "store", here / "first"
     begun, _ = train(store, first, **DQN)
 
-    def begin(algo: dict[str, Any] = PPO, **changes: Any) -> OnlineConfig:
-        given = {"fusion_size": 256, "hidden": ("256",), "frame_stack": 4, "models": ()}
+    def begin(algo: Any = PPO, **changes: Any) -> OnlineConfig:
+        given: dict[str, Any] = {
+            "fusion_size": 256,
+            "hidden": ("256",),
+            "frame_stack": 4,
+            "models": (),
+        }
         given |= {**algo, "init": str(first), **changes}
         return configure(options(store, here / "new", **given), "cpu")[0]
 
     config = begin()  # Models and network are that run's.
     assert (config.models, config.network) == (begun.models, begun.network)
     assert begin(models=(MODEL,)) == config
-    for change, says in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"add": (MODEL,)}, "--add .*: the run has it already"),
         ({"drop": begun.models}, "--drop leaves no model"),
         ({"fusion_size": 8}, "its network is another"),
         ({"fusion": "nature"}, "sees pixels"),
         ({"protocol": "v5", "algo": DQN}, "game and protocol"),
         ({"init": "", "drop": begun.models}, "name it with --init"),
-    ):
+    ]
+    for change, says in refused:
         with pytest.raises(UsageError, match=says):
             begin(**change)
     changed = (first / "config.json").read_text().replace(begun.models[0], "lite0-0123456789ab")
@@ -314,6 +336,8 @@ def test_a_trained_run_plays_as_a_behaviour_policy(here: Path, algo: dict[str, A
     digest = keys.checksum(checkpoint.latest(here / "run" / "checkpoints").read_bytes())[:12]
     assert {row[1] for row in one} == {f"{algo['algo']} {digest} eps 0.3"}
     assert len({row[0] for row in one}) == 1 and len(one) == 2
+    if algo is not RECURRENT:  # The rest is not of the network.
+        return
     # Neither how many play beside it, nor an interruption, changes what an environment plays.
     assert collected(fresh[1], here / "run", 0.3, num_envs=3, steps=90) == one
     half = collected(fresh[2], here / "run", 0.3, steps=40, segment_steps=30)
