@@ -52,6 +52,7 @@ def connect(
     device: str = "auto",
     jobs: SlurmJobs | None = None,
     threads: int = 0,
+    option: str = "--scheduler",
 ) -> Iterator[tuple[Client, int]]:
     """A Dask client, and how many cores torch may use in a task (0: as the worker has it).
 
@@ -64,6 +65,7 @@ def connect(
         jobs: What a job of SLURM has.
         threads: Tasks that a worker process started here runs at once; 0 for as many as encoding
             keeps busy.
+        option: What gave the scheduler, for messages.
 
     Raises:
         UsageError: The scheduler is none of these.
@@ -87,7 +89,7 @@ def connect(
             raise StorageError(
                 "unavailable",
                 f"No Dask scheduler answers at {scheduler} ({error}). Start one with 'dask "
-                "scheduler' and workers with 'dask worker', or leave --scheduler out.",
+                f"scheduler' and workers with 'dask worker', or leave {option} out.",
             ) from None
         with client:
             try:

@@ -12,7 +12,7 @@ import msgspec
 
 from wsa.encode.forward import choose_device
 from wsa.encode.options import weights_files
-from wsa.learn import judge, online, online_start, run, start
+from wsa.learn import judge, online_config, online_start, run, start
 from wsa.learn.grid import RESULT, Cell, Result
 from wsa.store import keys, publish
 from wsa.store.errors import WsaError
@@ -77,8 +77,9 @@ def _train(cell: Cell, on_update: Callable[[int, dict[str, float]], None]) -> No
     device = choose_device(o.device)
     begun = (folder / "config.json").exists()
     if o.online:
-        playing = online.read_config(folder) if begun else online_start.configure(o, device)[0]
-        run.begin(folder, playing)
+        playing = (
+            online_config.read_config(folder) if begun else online_start.configure(o, device)[0]
+        )
         online_start.train(o, playing, folder, device, on_update)
         return
     config = run.read_config(folder) if begun else start.configure(o, _data(cell))

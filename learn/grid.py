@@ -24,10 +24,10 @@ from wsa.encode import checkpoint
 from wsa.learn import env as games
 from wsa.learn import online_start, start
 from wsa.learn.bench_options import BenchOptions
-from wsa.learn.config import MEAN_CONTEXT
 from wsa.learn.fusion import NAMES
-from wsa.learn.online import NATURE
+from wsa.learn.online_config import NATURE
 from wsa.learn.options import LearnOptions
+from wsa.learn.origin import MEAN_CONTEXT
 from wsa.store import keys, publish, records
 from wsa.store.errors import ConflictError, UsageError
 from wsa.store.reader import Snapshot

@@ -11,12 +11,12 @@ import torch
 from wsa.encode import checkpoint
 from wsa.encode.live import LiveEncoder
 from wsa.encode.register import open_model
-from wsa.learn import online, run
+from wsa.learn import online, online_config, run
 from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.features import LiveStacks
 from wsa.learn.fusion import NAMES
 from wsa.learn.heads import QNetwork
-from wsa.learn.online import OnlineConfig
+from wsa.learn.online_config import OnlineConfig
 from wsa.learn.policies import GreedyPolicy
 from wsa.store import keys
 
@@ -79,7 +79,7 @@ def open_player(
     config = read_config(folder)
     path = _path(folder, which)
     if isinstance(config, OnlineConfig):
-        network = online.make_network(config)
+        network = online_config.make_network(config)
         snapshot, known = online.open_flat(config)
         embedder: Any = online.make_embedder(
             config, snapshot, known, weights=weights, device=device, engine=engine
@@ -110,7 +110,11 @@ def read_config(folder: Path) -> RunConfig | OnlineConfig:
     Raises:
         MissingError: There is no run.
     """
-    return online.read_config(folder) if online.is_online(folder) else run.read_config(folder)
+    return (
+        online_config.read_config(folder)
+        if online_config.is_online(folder)
+        else run.read_config(folder)
+    )
 
 
 def _path(folder: Path, which: str) -> Path:

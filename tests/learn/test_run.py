@@ -144,9 +144,11 @@ def test_an_evaluation_counts_every_frame(
     shown: list[bytes] = []
 
     class Watched(LiveEncoder):
-        def __call__(self, frames: NDArray[np.uint8], *episodes: Any) -> NDArray[Any]:
+        def __call__(
+            self, frames: NDArray[np.uint8], *episodes: Any, **details: Any
+        ) -> NDArray[Any]:
             shown.extend(keys.frame_digest(frame) for frame in frames)
-            return super().__call__(frames, *episodes)
+            return super().__call__(frames, *episodes, **details)
 
     monkeypatch.setattr(player, "LiveEncoder", Watched)
     (trained / "eval.csv").unlink(missing_ok=True)
