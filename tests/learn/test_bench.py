@@ -77,7 +77,8 @@ def test_a_run_whose_worker_dies_is_tried_again(
     def attempt(cell: grid.Cell) -> Failure | None:
         bench.tries[cell.options.fusion] += 1  # type: ignore[attr-defined]
         if cell.options.fusion == "mean" and bench.tries["mean"] <= deaths:  # type: ignore[attr-defined]
-            raise KilledWorker("attempt", SimpleNamespace(address="tcp://there"), 0)
+            died: Any = SimpleNamespace(address="tcp://there")
+            raise KilledWorker("attempt", died, 0)
         if cell.options.fusion == "lin":
             raise ModuleNotFoundError("No module named 'wsa'")
         return Failure(str(cell), "no-memory", "x", 6) if cell.options.fusion == "fix" else None

@@ -41,7 +41,9 @@ def test_a_method_over_games_and_seeds() -> None:
         returns = SCORES[line.game]
         assert line.mean == pytest.approx(np.mean(returns))
         assert line.std == pytest.approx(np.std(returns, ddof=1))
-        assert line.normalised == pytest.approx(human_normalised(line.game, np.mean(returns)))
+        assert line.normalised == pytest.approx(
+            human_normalised(line.game, float(np.mean(returns)))
+        )
     table = np.array([[human_normalised(g, SCORES[g][s]) for g in SCORES] for s in range(3)])
     assert whole.game == ALL and (whole.games, whole.seeds) == (3, 3)
     assert whole.normalised == pytest.approx(interquartile_mean(table))

@@ -23,7 +23,8 @@ def test_episodes_are_averaged_in_even_stretches() -> None:
 
 def places(picture: plot.Picture, colour: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     above = picture[: plot.HEIGHT - plot.BOTTOM]
-    return np.nonzero((above == np.array(colour)).all(axis=2))
+    y, x = np.nonzero((above == np.array(colour)).all(axis=2))
+    return y, x
 
 
 def test_curves_stand_where_their_numbers_are() -> None:
@@ -46,5 +47,6 @@ def test_a_method_has_one_colour_and_its_mean() -> None:
 def test_a_flat_curve_and_the_file() -> None:
     data = png("Pong", [rising("wsa", 0.0)])
     assert data.startswith(b"\x89PNG")
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    np.testing.assert_array_equal(decoded, draw("Pong", [rising("wsa", 0.0)]))
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None
+    np.testing.assert_array_equal(decoded[..., ::-1], draw("Pong", [rising("wsa", 0.0)]))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from wsa.learn import env as games
 from wsa.learn import ram, stage
 from wsa.learn.collect import collect, plan_collection
+from wsa.learn.nature import GreyPixels
 from wsa.learn.record import Recording
 from wsa.learn.retrace import memories, why
 from wsa.learn.stage import Stage, is_online, online_policy, stretch_seed
@@ -131,6 +132,9 @@ def test_what_came_from_elsewhere_is_named(breakout: Snapshot) -> None:
 class _Seen:
     """A table that keeps nothing."""
 
+    def __len__(self) -> int:
+        return 0
+
     def see(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
         return np.zeros(len(frames), np.int64)
 
@@ -145,7 +149,8 @@ def test_stretches_of_an_online_run_are_played_again(
     stated = games.protocol("Breakout", "classic", max_steps=30)
     table: Any = _Seen()
     recording = Recording(
-        backend, table, [], game="Breakout", protocol=stated, policy=online_policy("ppo"),
+        backend, table, [], GreyPixels().knows, game="Breakout", protocol=stated,
+        policy=online_policy("ppo"),
         seed=5, run="ab" * 6, num_envs=2, steps=110,
     )  # fmt: skip
     env = games.make_env("Breakout", stated, 2)
