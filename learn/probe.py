@@ -21,6 +21,7 @@ from wsa.learn.config import choose_models
 from wsa.learn.linear import Split
 from wsa.learn.probe_data import Moments
 from wsa.store import names
+from wsa.store.errors import MissingError
 from wsa.store.reader import Snapshot
 
 # Anand et al. judge no variable whose values have less entropy, in nats: it hardly varies.
@@ -97,18 +98,23 @@ def models_of(snapshot: Snapshot, game: str, asked: Sequence[str]) -> dict[str, 
 
 
 def _meant(snapshot: Snapshot, game: str, encoded: Sequence[str], name: str) -> list[str]:
-    if name in encoded:
-        return [name]
-    alias = names.key_alias(name) if names.is_model_key(name) else parse_request(name, {}).alias
-    random = name.endswith(":random")
-    found = [
-        key
-        for key in encoded
-        if names.key_alias(key) == alias
-        and not names.is_model_key(name)
-        and read_spec(snapshot, key).identity.random == random
-    ]
-    return found or choose_models(snapshot, game, [name if names.is_model_key(name) else alias])
+    if names.is_model_key(name):
+        found = [name] if name in encoded else []
+    else:
+        alias, random = parse_request(name, {}).alias, name.endswith(":random")
+        found = [
+            key
+            for key in encoded
+            if names.key_alias(key) == alias and read_spec(snapshot, key).identity.random == random
+        ]
+    if not found:
+        there = f" There is {', '.join(encoded)}." if encoded else ""
+        raise MissingError(
+            "not-encoded",
+            f"{name} has not encoded frames of {game} in {snapshot.backend.url}.{there} Run: wsa "
+            f"encode --game {game} --models {name}",
+        )
+    return found
 
 
 def judge(

@@ -48,14 +48,14 @@ def test_a_line_for_each_model_and_variable(filled, key):
     assert "played at random" in err
 
 
-def test_untrained_and_trained_are_told_apart(filled):
-    code, _, err = filled(*PROBE, "--models", "timm:test_resnet.r160_in1k:random", "--dry-run")
-    assert code == 0
-    code, _, err = filled(*PROBE, "--models", "timm:test_resnet.r160_in1k", "--dry-run")
-    assert code in (0, 3)
-    code, _, err = filled(*PROBE, "--models", "lite0", "--dry-run")
-    assert code == 3
-    assert "lite0 has not encoded every segment of Breakout" in err
+def test_untrained_and_trained_are_told_apart(filled, key):
+    untrained = "timm:test_resnet.r160_in1k:random"
+    assert filled(*PROBE, "--models", untrained, "--dry-run").code == 0
+    for name in (untrained.removesuffix(":random"), "lite0", "lite0-0123456789ab"):
+        outcome = filled(*PROBE, "--models", name, "--dry-run")
+        assert outcome.code == 3
+        assert outcome.error.endswith(f"Run: wsa encode --game Breakout --models {name}")
+        assert f"has not encoded frames of Breakout in ./store. There is {key}." in outcome.error
 
 
 def test_a_dry_run_reads_nothing_but_records(filled, unchanged):
