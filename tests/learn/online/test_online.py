@@ -178,8 +178,9 @@ def _killing_save(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[..., N
 
 
 def test_what_ran_the_models_is_recorded(here: Path) -> None:
-    if "openvino" not in engines.offered(torch.device("cpu"), "fp32"):
-        pytest.skip("one engine alone")
+    why_not = engines.why_not("openvino", torch.device("cpu"), "fp32")
+    if why_not:
+        pytest.skip(why_not)
     config, folder = configure(options(here / "store", here / "run", **PPO, record=True), "cpu")
     run.begin(folder, config)
     for engine in ("openvino", "torch"):
