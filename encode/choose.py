@@ -9,10 +9,11 @@ for, which the key does name, may err by `--max-step-error`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from wsa.encode.basis import Reduction
 from wsa.encode.forward import Encoder
 from wsa.encode.inputs import read_shown
 from wsa.encode.spec import Precision
-from wsa.store.errors import ConflictError
+from wsa.store.errors import ConflictError, WsaError
 from wsa.store.reader import Snapshot
 
 GATE = 0.01
@@ -85,7 +86,8 @@ class Engines:
     def encoder(self, engine: str, precision: Precision) -> Encoder:
         """The encoder, with the basis."""
         if (engine, precision) not in self._made:
-            self._made[engine, precision] = self._make(engine, precision)
+            with self._in_words(engine):
+                self._made[engine, precision] = self._make(engine, precision)
         encoder = self._made[engine, precision]
         encoder.basis = self._basis.to(encoder.device) if self._basis else None
         return encoder
@@ -105,8 +107,9 @@ class Engines:
             limit: Largest step-relative error where that is less than fp32; for fp32 it is `GATE`.
 
         Raises:
-            UsageError: The engine is not installed, or has no such arithmetic there.
-            ConflictError: Every engine errs by more, or gives what is not a number.
+            MissingError: The engine is not installed.
+            UsageError: It has no such arithmetic there.
+            ConflictError: The model fails, or every engine errs by more, or gives what is not a number.
         """
         device = self.encoder("torch", "fp32").device
         self._measured("torch", "fp32")  # First, since it says best what is wrong with a model.
@@ -137,15 +140,42 @@ class Engines:
         """Frames a second, and features of all inputs."""
         if (engine, precision) not in self._found:
             encoder = self.encoder(engine, precision)
-            inputs = self._inputs[STRIP]
-            encoder.features(inputs[: encoder.engine.batch])  # The first time is slower.
-            started = time.perf_counter()
-            features = {STRIP: encoder.features(inputs)}
-            rate = len(inputs) / (time.perf_counter() - started)
-            for game in self._inputs.keys() - {STRIP}:
-                features[game] = encoder.features(self._inputs[game])
+            # A GPU runs full batches, so it is a full one that tells its rate.
+            inputs = _at_least(self._inputs[STRIP], encoder.engine.batch)
+            with self._in_words(engine):
+                encoder.features(inputs[: encoder.engine.batch])  # The first time is slower.
+                started = time.perf_counter()
+                whole = encoder.features(inputs)
+                rate = len(inputs) / (time.perf_counter() - started)
+                features = {STRIP: whole[: len(self._inputs[STRIP])]}
+                for game in self._inputs.keys() - {STRIP}:
+                    features[game] = encoder.features(self._inputs[game])
             self._found[engine, precision] = rate, features
         return self._found[engine, precision]
+
+    @contextlib.contextmanager
+    def _in_words(self, engine: str) -> Iterator[None]:
+        """A network, a user's above all, may raise anything, and so may what compiles it.
+
+        Raises:
+            ConflictError: It did; says what.
+        """
+        try:
+            yield
+        except (WsaError, ImportError, MemoryError):
+            raise
+        except Exception as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise ConflictError(
+                "model-failed",
+                f"{self._alias} fails when {engine} runs it ({why}). Nothing was written. 'wsa "
+                "models check' tries it alone.",
+            ) from error
+
+
+def _at_least(inputs: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """All inputs, repeated until there are `count`."""
+    return inputs[np.arange(max(count, len(inputs))) % len(inputs)]
 
 
 def game_inputs(
