@@ -140,11 +140,8 @@ def measure(
     """Carry a plan out, and say how busy the models were."""
     count = max(4 * workers, int(lasting * workers / seconds) if seconds else 20 * workers)
     plan = works(min(count, 12_000), chained, models)
-    setting = Setting("/nowhere", {"seconds": str(seconds)}, "cpu", 1)
-    at: list[float] = []
-    driver = Driver(
-        Workers(client, "cpu", lambda event: None), setting, lambda e: at.append(time.monotonic())
-    )
+    setting = Setting("/nowhere", {"seconds": str(seconds)}, {}, "cpu", 1)
+    driver = Driver(Workers(client, "cpu", lambda event: None), setting)
     began, cpu = time.monotonic(), time.process_time()
     assert not driver.drive(plan) and len(driver.done) == models * len(plan)
     took, cpu = time.monotonic() - began, time.process_time() - cpu

@@ -9,11 +9,12 @@ for, which the key does name, may err by `--max-step-error`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from wsa.encode.basis import Reduction
 from wsa.encode.forward import Encoder
 from wsa.encode.inputs import read_shown
 from wsa.encode.spec import Precision
-from wsa.store.errors import ConflictError
+from wsa.store.errors import ConflictError, WsaError
 from wsa.store.reader import Snapshot
 
 GATE = 0.01
@@ -87,7 +88,8 @@ class Engines:
     def encoder(self, engine: str, precision: Precision) -> Encoder:
         """The encoder, with the basis."""
         if (engine, precision) not in self._made:
-            self._made[engine, precision] = self._make(engine, precision)
+            with self._in_words(engine):
+                self._made[engine, precision] = self._make(engine, precision)
         encoder = self._made[engine, precision]
         encoder.basis = self._basis.to(encoder.device) if self._basis else None
         return encoder
@@ -107,8 +109,9 @@ class Engines:
             limit: Largest step-relative error where that is less than fp32; for fp32 it is `GATE`.
 
         Raises:
-            UsageError: The engine is not installed, or has no such arithmetic there.
-            ConflictError: Every engine errs by more, or gives what is not a number.
+            MissingError: The engine is not installed.
+            UsageError: It has no such arithmetic there.
+            ConflictError: The model fails, or every engine errs by more, or gives what is not a number.
         """
         device = self.encoder("torch", "fp32").device
         self._measured("torch", "fp32")  # First, since it says best what is wrong with a model.
@@ -139,21 +142,47 @@ class Engines:
         """Frames a second, and features of all inputs."""
         if (engine, precision) not in self._found:
             encoder = self.encoder(engine, precision)
-            inputs = self._inputs[STRIP]
+            # A GPU runs full batches, so it is a full one that tells its rate.
+            inputs = _at_least(self._inputs[STRIP], encoder.engine.batch)
             size = min(len(inputs), encoder.engine.batch * torch.get_num_threads())
-            encoder.features(inputs[:size])  # The first time is slower.
-            parts, seconds = [], []
-            for at in range(0, len(inputs), size):
-                started = time.perf_counter()
-                parts.append(encoder.features(inputs[at : at + size]))
-                seconds.append((time.perf_counter() - started) / len(parts[-1]))
-            features = {STRIP: torch.cat(parts)}
-            # The median, since other work on the machine may take any of them several times as long.
-            rate = 1 / statistics.median(seconds)
-            for game in self._inputs.keys() - {STRIP}:
-                features[game] = encoder.features(self._inputs[game])
+            with self._in_words(engine):
+                encoder.features(inputs[:size])  # The first time is slower.
+                parts, seconds = [], []
+                for at in range(0, len(inputs), size):
+                    started = time.perf_counter()
+                    parts.append(encoder.features(inputs[at : at + size]))
+                    seconds.append((time.perf_counter() - started) / len(parts[-1]))
+                # The median: other work on the machine may take any of them several times as long.
+                rate = 1 / statistics.median(seconds)
+                features = {STRIP: torch.cat(parts)[: len(self._inputs[STRIP])]}
+                for game in self._inputs.keys() - {STRIP}:
+                    features[game] = encoder.features(self._inputs[game])
             self._found[engine, precision] = rate, features
         return self._found[engine, precision]
+
+    @contextlib.contextmanager
+    def _in_words(self, engine: str) -> Iterator[None]:
+        """A network, a user's above all, may raise anything, and so may what compiles it.
+
+        Raises:
+            ConflictError: It did; says what.
+        """
+        try:
+            yield
+        except (WsaError, ImportError, MemoryError):
+            raise
+        except Exception as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise ConflictError(
+                "model-failed",
+                f"{self._alias} fails when {engine} runs it ({why}). Nothing was written. 'wsa "
+                "models check' tries it alone.",
+            ) from error
+
+
+def _at_least(inputs: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """All inputs, repeated until there are `count`."""
+    return inputs[np.arange(max(count, len(inputs))) % len(inputs)]
 
 
 def game_inputs(

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from dask import config
+from dask.system import cpu_count
 from distributed import Client, LocalCluster
 from tornado.ioloop import IOLoop, PeriodicCallback
 
@@ -41,8 +42,21 @@ WORKER_ENVIRONMENT = {
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use: those of the machine, of its affinity, or of its container."""
+    return cpu_count()
+
+
+def models_at_once(scheduler: str, workers: int, device: str, jobs: SlurmJobs) -> int:
+    """How many workers `connect` would have at a model at once; 1 where others start them."""
+    if scheduler == "local":
+        return workers or _gpus_for(device) or cores()
+    if scheduler == "slurm":
+        return max(1, workers) * (1 if jobs.gpu else jobs.cores)
+    return 1
+
+
+def _gpus_for(device: str) -> int:
+    return 0 if device == "cpu" else torch.cuda.device_count()
 
 
 @contextlib.contextmanager
@@ -68,7 +82,7 @@ def connect(
         option: What gave the scheduler, for messages.
 
     Raises:
-        UsageError: The scheduler is none of these.
+        UsageError: The scheduler is none of these, or no address.
         MissingError: dask-jobqueue is not installed.
         StorageError: The running scheduler, or SLURM, does not answer.
     """
@@ -80,7 +94,7 @@ def connect(
         with _started(
             lambda stack: _submit(workers, jobs or SlurmJobs(), threads, stack)
         ) as client:
-            client.wait_for_workers(1)  # A job may stand in the queue for as long as it likes.
+            slurm.await_worker(client, client.cluster)
             yield client, 1
     elif "://" in scheduler:
         try:
@@ -90,6 +104,12 @@ def connect(
                 "unavailable",
                 f"No Dask scheduler answers at {scheduler} ({error}). Start one with 'dask "
                 f"scheduler' and workers with 'dask worker', or leave {option} out.",
+            ) from None
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                "bad-option",
+                f"--scheduler {scheduler}: {error}. Write tcp://HOST:PORT, as 'dask scheduler' says "
+                "when it starts.",
             ) from None
         with client:
             try:
@@ -125,7 +145,7 @@ def _started(start: Callable[[contextlib.ExitStack], Client]) -> Iterator[Client
 def _start(
     scheduler: str, workers: int, device: str, threads: int, stack: contextlib.ExitStack
 ) -> Client:
-    gpus = 0 if device == "cpu" else torch.cuda.device_count()
+    gpus = _gpus_for(device)
     threads = threads or (TASKS_A_GPU if gpus else THREADS_A_WORKER)
     if scheduler == "inproc":
         client = Client(
@@ -186,7 +206,7 @@ def _submit(workers: int, jobs: SlurmJobs, threads: int, stack: contextlib.ExitS
     cluster = stack.enter_context(
         slurm.start(jobs, WORKER_ENVIRONMENT, True, threads, **_dashboard())
     )
-    _keep(lambda: cluster.scale(jobs=workers or 1), cluster.loop, stack)
+    _keep(slurm.Keeper(cluster, workers or 1), cluster.loop, stack)
     return stack.enter_context(Client(cluster))
 
 

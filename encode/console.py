@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
+
 from wsa.store.errors import WsaError
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -35,9 +37,11 @@ def say_event(event: object) -> None:
 
 
 def _json(value: object) -> object:
-    """What JSON lacks: an error as its kind and its words, all else as text."""
+    """What JSON lacks: an error as its kind and its words, a record as its fields, else text."""
     if isinstance(value, WsaError):
         return {"kind": value.kind, "message": str(value)}
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
     return str(value)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from distributed import Future, KilledWorker, as_completed
 
 from wsa.encode import job
-from wsa.encode.events import AttemptFailed, Listener, SegmentDone
+from wsa.encode.events import AttemptFailed, SegmentDone
 from wsa.encode.job import Failed, Setting
 from wsa.encode.plan import Item, Name
 from wsa.encode.workers import Workers
@@ -55,9 +55,8 @@ class Driver:
     """Carries plans out.
 
     Args:
-        workers: The workers.
+        workers: The workers; whoever listens to them hears of every segment.
         setting: What all tasks have in common.
-        listen: Called with every event.
         tries: How often a segment is tried.
 
     Attributes:
@@ -66,12 +65,9 @@ class Driver:
         set_aside: Objects that failed every attempt.
     """
 
-    def __init__(
-        self, workers: Workers, setting: Setting, listen: Listener, tries: int = TRIES
-    ) -> None:
+    def __init__(self, workers: Workers, setting: Setting, tries: int = TRIES) -> None:
         self._workers = workers
         self._setting = setting
-        self._listen = listen
         self._tries = tries
         self.done: list[SegmentDone] = []
         self.failures: list[AttemptFailed] = []
@@ -187,11 +183,7 @@ class Driver:
             error: Any = future.exception()  # Typed as if it were asynchronous.
             self._fell(work, error)
         else:
-            raise StorageError(
-                "unavailable",
-                "The Dask scheduler went away. Nothing committed is lost; run the same command "
-                "again when it is back.",
-            )
+            raise gone()
 
     def _commit(self, work: _Work) -> bool:
         """Commit what is embedded, or will be; whether there is something left to commit."""
@@ -223,24 +215,37 @@ class Driver:
             if isinstance(outcome, SegmentDone):
                 done = dataclasses.replace(outcome, attempts=work.attempts)
                 self.done.append(done)
-                self._failed_in_a_row = 0
-                self._listen(done)
+                self._workers.listen(done)
             elif outcome.unfit:
                 self._workers.exclude(outcome)
                 again.append(item)
             elif self._failed(work, item, outcome):
                 again.append(item)
+        self._count(work, outcomes)
         work.items, work.alone = tuple(again), False
         if again:
             self._again.append(work)
         else:
             self._over(work)
 
+    def _count(self, work: _Work, outcomes: Sequence[SegmentDone | Failed]) -> None:
+        """Count segments of which something was set aside, one after the other.
+
+        Raises:
+            WsaError: They are too many.
+        """
+        if any(isinstance(outcome, SegmentDone) for outcome in outcomes):
+            self._failed_in_a_row = 0
+        elif not self.set_aside.isdisjoint(item.name for item in work.items):
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= TOO_MANY_IN_A_ROW:
+                raise next(outcome.error for outcome in outcomes if isinstance(outcome, Failed))
+
     def _failed(self, work: _Work, item: Item, outcome: Failed) -> bool:
         """Say that an attempt failed; whether there will be another.
 
         Raises:
-            WsaError: There is no room, or everything fails.
+            WsaError: There is no room.
         """
         # With no other suspect about, so that it is not blamed for what another did.
         blamed = work.alone or not work.killed
@@ -255,14 +260,11 @@ class Driver:
             worker=outcome.worker,
         )
         self.failures.append(failed)
-        self._listen(failed)
+        self._workers.listen(failed)
         if outcome.error.kind == "no-space":
             raise outcome.error
         if last:
             self.set_aside.add(item.name)
-            self._failed_in_a_row += 1
-            if self._failed_in_a_row >= TOO_MANY_IN_A_ROW:
-                raise outcome.error
         return not last
 
     def _over(self, work: _Work) -> None:
@@ -276,6 +278,15 @@ class Driver:
                 ready = other.embedded is not None and not self._sources(other)
                 if ready and not self._commit(other):
                     over.append(other)
+
+
+def gone() -> StorageError:
+    """What to say where tasks were lost with the scheduler."""
+    return StorageError(
+        "unavailable",
+        "The Dask scheduler went away. Nothing committed is lost; run the same command again when it "
+        "is back.",
+    )
 
 
 def died(of: str, error: KilledWorker) -> StorageError:

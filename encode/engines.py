@@ -25,7 +25,7 @@ from torch import Tensor
 
 from wsa.encode.outputs import Trunk
 from wsa.encode.spec import Precision
-from wsa.store.errors import UsageError
+from wsa.store.errors import MissingError, UsageError
 
 NAMES = ("torch", "compile", "openvino")
 GPU_BATCH = 256
@@ -67,7 +67,8 @@ def make(
         precision: Arithmetic of the forward pass.
 
     Raises:
-        UsageError: It is not installed, or has no such arithmetic there.
+        MissingError: It is not installed.
+        UsageError: It has no such arithmetic there.
     """
     require(name, device, precision)
     if name == "openvino":
@@ -135,6 +136,39 @@ class Compiled(Eager):
 
 def why_not(name: str, device: torch.device, precision: Precision) -> str:
     """Why an engine cannot be used, and what would help; empty if it can."""
+    return _lacking(name, device) or _impossible(name, device, precision)
+
+
+def require(name: str, device: torch.device, precision: Precision) -> None:
+    """Refuse an engine that cannot be used.
+
+    Raises:
+        MissingError: It is not installed.
+        UsageError: There is none of that name, or it has no such arithmetic there.
+    """
+    if reason := _lacking(name, device):
+        raise MissingError("no-library", reason)
+    if reason := _impossible(name, device, precision):
+        raise UsageError("bad-option", reason)
+
+
+def _lacking(name: str, device: torch.device) -> str:
+    """What is not installed here, and how to get it; empty where nothing is."""
+    on_cpu = device.type == "cpu"
+    if name == "openvino" and on_cpu and importlib.util.find_spec("openvino") is None:
+        return (
+            "--engine openvino needs OpenVINO, which is not installed: pip install 'wsa[cpu]', or "
+            "use --engine torch."
+        )
+    if name == "compile" and on_cpu and not _compiler():
+        return "--engine compile needs a C++ compiler, as g++; install one, or use torch."
+    if name == "compile" and not on_cpu and importlib.util.find_spec("triton") is None:
+        return "--engine compile needs Triton on a GPU: pip install triton, or use torch."
+    return ""
+
+
+def _impossible(name: str, device: torch.device, precision: Precision) -> str:
+    """Why what is installed cannot do it; empty where it can."""
     if name not in NAMES:
         return f"--engine {name!r} is not one; choose from auto, {', '.join(NAMES)}."
     if precision == "tf32" and device.type != "cuda":
@@ -142,31 +176,11 @@ def why_not(name: str, device: torch.device, precision: Precision) -> str:
     if name == "openvino":
         if device.type != "cpu":
             return "--engine openvino runs on a CPU; use torch or compile, or --device cpu."
-        if importlib.util.find_spec("openvino") is None:
-            return (
-                "--engine openvino needs OpenVINO, which is not installed: pip install 'wsa[cpu]', "
-                "or use --engine torch."
-            )
         from wsa.encode.openvino import capable
 
         if not capable(precision):
             return f"OpenVINO has no {precision} on this CPU; use --engine torch or fp32."
-    if name == "compile":
-        if device.type == "cpu" and not _compiler():
-            return "--engine compile needs a C++ compiler, as g++; install one, or use torch."
-        if device.type != "cpu" and importlib.util.find_spec("triton") is None:
-            return "--engine compile needs Triton on a GPU: pip install triton, or use torch."
     return ""
-
-
-def require(name: str, device: torch.device, precision: Precision) -> None:
-    """Refuse an engine that cannot be used.
-
-    Raises:
-        UsageError: It is not installed, or has no such arithmetic there.
-    """
-    if reason := why_not(name, device, precision):
-        raise UsageError("bad-option", reason)
 
 
 def offered(device: torch.device, precision: Precision) -> list[str]:

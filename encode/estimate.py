@@ -6,14 +6,33 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import torch
-
-from wsa.encode import fitting, lookup, probe, register
-from wsa.encode.cluster import cores
-from wsa.encode.forward import choose_device
+from wsa.encode import fitting, lookup, register
+from wsa.encode.forward import Encoder
 from wsa.encode.models import Request
 from wsa.encode.plan import make_plan
+from wsa.encode.probe import MAX_STEP_ERROR
+from wsa.encode.spec import parse_output
+from wsa.store import names
 from wsa.store.reader import Snapshot
+
+
+@dataclasses.dataclass(frozen=True)
+class Sized:
+    """One model as it was found where it would run.
+
+    Attributes:
+        engine: What would run it.
+        rate: Frames a second of that.
+        window: Consecutive frames that it looks at.
+        features: Numbers of one input before any reduction.
+        numbers: Numbers of an embedding.
+    """
+
+    engine: str
+    rate: float
+    window: int
+    features: int
+    numbers: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,40 +60,51 @@ class Estimate:
     minutes: float
 
 
+def size_up(
+    snapshot: Snapshot,
+    request: Request,
+    games: Sequence[str],
+    device: str,
+    engine: str = "auto",
+    max_step_error: float = MAX_STEP_ERROR,
+) -> tuple[Sized, Encoder]:
+    """Build a model and measure its engines, as when it is registered; nothing is written.
+
+    Raises:
+        MissingError: No weights, or an engine that is not installed.
+        UsageError: A precision that is not to be had there.
+        ConflictError: A model that fails, or a precision that errs too much.
+    """
+    found, _, identity = register.measured(snapshot, request, device, engine, games)
+    choice = found.choose(engine, identity.precision, max_step_error)
+    features = found.embed(choice.engine, identity.precision)[0].size
+    numbers = parse_output(request.output).numbers or features
+    sized = Sized(choice.engine, choice.rate, identity.window, features, numbers)
+    return sized, found.encoder(choice.engine, identity.precision)
+
+
 def estimate(
     snapshot: Snapshot,
     request: Request,
     games: Sequence[str],
-    workers: int,
-    device: str,
-    engine: str = "auto",
-    max_step_error: float = probe.MAX_STEP_ERROR,
+    sized: Sized,
+    at_once: int = 1,
 ) -> Estimate:
-    """Plan one model and time the engine that would run it; nothing is written.
+    """Plan one model.
 
-    Raises:
-        MissingError: No weights.
-        UsageError: An engine or a precision that is not to be had here.
-        ConflictError: A precision that errs too much.
+    Args:
+        snapshot: The store.
+        request: The model.
+        games: Games.
+        sized: The model, from `size_up`.
+        at_once: Workers that run it side by side.
     """
     spec = lookup.find(snapshot, request)
     # Of a model that is not in the store, nothing has been encoded under whatever key it will get.
-    key = spec.key if spec else f"{request.alias}-{'0' * 12}"
-    device = choose_device(device)
-    found, _, identity = register.measured(snapshot, request, device, engine, games)
-    plan = make_plan(snapshot, [key], games, windows={key: identity.window})
-    choice = found.choose(engine, identity.precision, max_step_error)
-    encoder = found.encoder(choice.engine, identity.precision)
-    width = found.embed(choice.engine, identity.precision)[0].size
-    numbers = encoder.output.numbers or width
-    if spec is not None:
-        numbers = math.prod(spec.shape)
-    fit = 0 if spec else fitting.count(snapshot, encoder.output, identity.window)
-    parallel = (
-        1
-        if encoder.device.type == "cuda"
-        else max(1, (workers or cores()) / torch.get_num_threads())
-    )
+    key = spec.key if spec else names.make_model_key(request.alias, "0" * 12)
+    plan = make_plan(snapshot, [key], games, windows={key: sized.window})
+    fit = 0 if spec else fitting.count(snapshot, parse_output(request.output), sized.window)
+    numbers = math.prod(spec.shape) if spec else sized.numbers
     return Estimate(
         alias=request.alias,
         objects=len(plan.items),
@@ -82,6 +112,7 @@ def estimate(
         copies=plan.copies,
         strip=fit,
         bytes=2 * numbers * sum(item.inputs for item in plan.items),
-        engine=choice.engine,
-        minutes=(plan.passes + fit) / choice.rate / parallel / 60,
+        engine=sized.engine,
+        # A basis is fitted by one worker alone.
+        minutes=(plan.passes / at_once + fit) / sized.rate / 60,
     )

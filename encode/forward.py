@@ -50,7 +50,8 @@ class Encoder:
         engine: What runs the network.
 
     Raises:
-        UsageError: The engine is not installed, or has no such arithmetic there.
+        MissingError: The engine is not installed.
+        UsageError: It has no such arithmetic there.
 
     Attributes:
         passes: Frames, or windows of frames, that went through this network.

@@ -10,8 +10,6 @@ the others read frames or write embeddings. What goes wrong with one object is h
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 import socket
 import threading
 import time
@@ -32,7 +30,7 @@ from wsa.encode.plan import Item
 from wsa.encode.register import Registered, open_model, register
 from wsa.store import names
 from wsa.store.backends import Backend
-from wsa.store.errors import ConflictError, MissingError, StorageError, WsaError
+from wsa.store.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
 from wsa.store.reader import take_objects, take_snapshot
 from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
@@ -115,6 +113,9 @@ def register_model(
 
     Returns:
         The model, or why this worker cannot build it while another may.
+
+    Raises:
+        WsaError: No worker can.
     """
     set_threads(threads)
     snapshot = take_snapshot(open_store(store))
@@ -122,7 +123,13 @@ def register_model(
         with _running:
             return register(snapshot, request, max_step_error, choose_device(device), engine, games)
     except (MissingError, ImportError) as error:
+        if isinstance(error, MissingError) and error.kind == "no-frames":
+            raise  # To fit a basis on, which no other worker has either.
         return failed(request.alias, error, unfit=True)
+    except WsaError:
+        raise
+    except Exception as error:
+        raise failed(request.alias, error).error from error
 
 
 def embed(setting: Setting, items: Sequence[Item]) -> list[Embedded | Failed]:
@@ -172,9 +179,10 @@ def _run(setting: Setting, item: Item, shown: Shown | None, reading: float) -> E
         try:
             source, device = setting.sources[item.model], choose_device(setting.device)
             engine = setting.engines[item.model]
-            encoder = _model(setting.store, item.model, source, device, engine)
-        except (MissingError, ConflictError, ImportError) as error:
-            return failed(item, error, unfit=True)
+            keep = max(MODELS_KEPT, len(setting.sources))  # One more would be built ever again.
+            encoder = _model(setting.store, item.model, source, device, engine, keep)
+        except (MissingError, ConflictError, UsageError, ImportError) as error:
+            return failed(item, error, unfit=True)  # No weights, others, or no such engine here.
         except Exception as error:  # noqa: BLE001
             return failed(item, error)
         started = time.perf_counter()
@@ -324,7 +332,19 @@ def _here() -> tuple[str, str]:
         return "", socket.gethostname()
 
 
-@functools.lru_cache(maxsize=MODELS_KEPT)
-def _model(store: str, key: str, source: str, device: str, engine: str) -> Encoder:
-    snapshot = take_objects(open_store(store), [names.model_path(key)])
-    return open_model(snapshot, key, source=source, device=device, engine=engine)
+_models: dict[tuple[str, ...], Encoder] = {}
+
+
+def _model(
+    store: str, key: str, source: str, device: str, engine: str, keep: int = MODELS_KEPT
+) -> Encoder:
+    """A model, built once; of all that were built, the `keep` that were used last are kept."""
+    name = store, key, source, device, engine
+    encoder = _models.pop(name, None)
+    if encoder is None:
+        snapshot = take_objects(open_store(store), [names.model_path(key)])
+        encoder = open_model(snapshot, key, source=source, device=device, engine=engine)
+    _models[name] = encoder
+    while len(_models) > keep:
+        del _models[next(iter(_models))]
+    return encoder

@@ -43,7 +43,7 @@ from wsa.encode.user_model import UserNetwork
 from wsa.store import names
 from wsa.store.errors import ConflictError, DamagedError
 from wsa.store.index import first_seen
-from wsa.store.reader import Snapshot
+from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import ModelMeta
 from wsa.store.writer import commit_model
 
@@ -119,6 +119,10 @@ def register(
         found.use(basis)
         files["basis.safetensors"] = bases.save(basis)
         if output.game:
+            # Of two bases fitted side by side each would have to be asked for by its key ever after.
+            snapshot = take_snapshot(snapshot.backend, snapshot)
+            if known(snapshot, request.alias, identity) is not None:
+                return register(snapshot, request, max_step_error, device, engine, games)
             identity = msgspec.structs.replace(identity, basis=bases.own_recipe(basis))
     key = model_key(request.alias, identity)
     choice = found.choose(engine, identity.precision, max_step_error)

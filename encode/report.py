@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,23 @@ def write_report(folder: Path, report: EncodeReport) -> Path:
         StorageError: It cannot be written.
     """
     values = run_values(report)
+    make_folder(folder)
     with publish.storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "run.json").write_text(json.dumps(values, indent=2) + "\n")
         (folder / "summary.md").write_text(summary(values))
     return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a report, and see that something can be written there.
+
+    Raises:
+        StorageError: It cannot.
+    """
+    with publish.storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def run_values(report: EncodeReport) -> dict[str, Any]:

@@ -12,15 +12,17 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from distributed import Client, KilledWorker
+from distributed import KilledWorker
+from distributed.client import CancelledError
 
 from wsa.encode import cluster, job
-from wsa.encode.drive import TRIES, Driver, died
+from wsa.encode.drive import TRIES, Driver, died, gone
 from wsa.encode.events import AttemptFailed, Listener, ModelReady, Planned, SegmentDone, WorkerUnfit
 from wsa.encode.job import Failed, Setting
 from wsa.encode.lookup import find, read_spec
 from wsa.encode.models import Request
 from wsa.encode.plan import Name, Plan, make_plan
+from wsa.encode.probe import MAX_STEP_ERROR
 from wsa.encode.register import Registered
 from wsa.encode.slurm import SlurmJobs
 from wsa.encode.workers import Workers
@@ -113,7 +115,7 @@ def encode(
     workers: int = 0,
     device: str = "auto",
     jobs: SlurmJobs | None = None,
-    max_step_error: float = 0.1,
+    max_step_error: float = MAX_STEP_ERROR,
     tries: int = TRIES,
     engine: str = "auto",
     listen: Listener = lambda event: None,
@@ -150,61 +152,46 @@ def encode(
         return EncodeReport(tuple(registered), (), (), plan.present, time.perf_counter() - started)
     with cluster.connect(scheduler, workers, device, jobs) as (client, threads):
         report = encode_on(
-            client,
-            threads,
+            Workers(client, device, listen, threads),
             snapshot,
             requests,
             games,
-            device,
-            max_step_error,
-            tries,
-            listen,
-            engine,
+            engine=engine,
+            max_step_error=max_step_error,
+            tries=tries,
         )
     return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
 
 def encode_on(
-    client: Client,
-    threads: int,
+    workers: Workers,
     snapshot: Snapshot,
     requests: Sequence[Request],
     games: Sequence[str],
-    device: str = "auto",
-    max_step_error: float = 0.1,
-    tries: int = TRIES,
-    listen: Listener = lambda event: None,
+    *,
     engine: str = "auto",
+    max_step_error: float = MAX_STEP_ERROR,
+    tries: int = TRIES,
 ) -> EncodeReport:
-    """`encode` with workers that are there already, as `wsa.encode.cluster.connect` yields them.
+    """`encode` with workers that are there already.
 
     Args:
-        client: The workers.
-        threads: Cores that torch may use in a task; 0 as the worker has it.
+        workers: The workers; whoever listens to them hears every event.
         snapshot: The store, as last seen; looked at again once the models are registered.
         requests: Models.
         games: Games.
-        device: `cpu`, `cuda` or `auto`.
+        engine: What runs models; `auto` is the fastest that is right.
         max_step_error: Largest step-relative error of a reduced precision.
         tries: How often a segment is tried before it is set aside.
-        listen: Called with every event.
-        engine: What runs models; `auto` is the fastest that is right.
     """
     started = time.perf_counter()
     backend = snapshot.backend
-    workers = Workers(client, device, listen)
-    registered = register_all(
-        workers, backend.url, requests, max_step_error, threads, engine, games
-    )
-    for one in registered:
-        listen(ModelReady(one.spec, one.fitted, one.choice))
+    registered = register_all(workers, backend.url, requests, games, engine, max_step_error)
     snapshot = take_snapshot(backend, snapshot)
     plan = _plan(snapshot, registered, games)
     _require_frames(snapshot, plan)
-    listen(Planned(len(plan.items), plan.passes, plan.copies))
-    sources = {r.spec.key: r.request.source for r in registered}
-    setting = Setting(backend.url, sources, engines_of(registered), workers.device, threads)
-    driver = Driver(workers, setting, listen, tries)
+    workers.listen(Planned(len(plan.items), plan.passes, plan.copies))
+    driver = Driver(workers, setting_of(workers, backend.url, registered), tries)
     again = plan
     while driver.drive(again.by_segment()):
         # Something would have copied from what was set aside: its frames go through the model there.
@@ -223,21 +210,29 @@ def encode_on(
     )
 
 
-def engines_of(registered: Iterable[Registered]) -> dict[str, str]:
-    """What runs each model, by its key."""
-    return {one.spec.key: one.choice.engine for one in registered if one.choice}
+def setting_of(workers: Workers, store: str, registered: Iterable[Registered]) -> Setting:
+    """What all tasks have in common that run these models on these workers."""
+    models = list(registered)
+    sources = {one.spec.key: one.request.source for one in models}
+    engines = {one.spec.key: one.choice.engine for one in models if one.choice}
+    return Setting(store, sources, engines, workers.device, workers.threads)
 
 
 def register_all(
     workers: Workers,
     store: str,
     requests: Sequence[Request],
-    max_step_error: float,
-    threads: int,
-    engine: str,
     games: Sequence[str],
+    engine: str,
+    max_step_error: float,
 ) -> list[Registered]:
-    """Register each model on a worker that can build it, several side by side."""
+    """Register each model on a worker that can build it, several side by side, and tell of each.
+
+    Requests for one and the same model, as by its name and by its key, become one.
+
+    Raises:
+        WsaError: A model cannot be registered, or the workers went away.
+    """
     found: dict[Request, Registered] = {}
     deaths = 0
     while missing := [request for request in requests if request not in found]:
@@ -248,7 +243,7 @@ def register_all(
                 request,
                 max_step_error,
                 workers.device,
-                threads,
+                workers.threads,
                 engine,
                 games,
                 pure=False,
@@ -259,6 +254,8 @@ def register_all(
         for request, future in zip(missing, futures, strict=True):
             try:
                 outcome = future.result()
+            except CancelledError:
+                raise gone() from None
             except ImportError:
                 if not workers.exclude_without_wsa():
                     raise
@@ -272,7 +269,10 @@ def register_all(
                 workers.exclude(outcome)
             else:
                 found[request] = outcome
-    return [found[request] for request in requests]
+    models = {found[request].spec.key: found[request] for request in requests}
+    for one in models.values():
+        workers.listen(ModelReady(one.spec, one.fitted, one.choice))
+    return list(models.values())
 
 
 def wanted_games(snapshot: Snapshot, games: Sequence[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """Workers that SLURM starts: options of the command, and a Dask cluster made of them.
 
 What these options do not say is taken from dask-jobqueue's own settings in `~/.config/dask`, where
-a lab may keep what all its jobs have in common.
+a lab may keep what all its jobs have in common. A job that SLURM refuses is kept with SLURM's words,
+and a job that is over, or was refused, is followed by another a minute later.
 """
 
 from __future__ import annotations
@@ -9,11 +10,22 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
+import time
 from typing import Any
 
+from dask.utils import parse_bytes
+from distributed import Client
+from distributed.deploy.spec import ProcessInterface
+
+from wsa.encode import console
 from wsa.encode.options import SlurmOptions
 from wsa.encode.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
-from wsa.store.errors import MissingError
+from wsa.store.errors import MissingError, StorageError, UsageError
+
+LOOK_EVERY_S = 5
+
+# A worker that died is started anew within its job, which may take so long to import torch.
+GONE_S = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +52,19 @@ class SlurmJobs:
 
 
 def jobs(o: SlurmOptions) -> SlurmJobs:
-    """What the `--slurm-*` options ask for."""
+    """What the `--slurm-*` options ask for.
+
+    Raises:
+        UsageError: A value cannot be.
+    """
+    if o.slurm_cores < 1:
+        raise UsageError("bad-option", f"--slurm-cores must be 1 or more, not {o.slurm_cores}.")
+    try:
+        parse_bytes(o.slurm_memory)
+    except ValueError:
+        raise UsageError(
+            "bad-option", f"--slurm-memory {o.slurm_memory}: write an amount, as 16GB."
+        ) from None
     return SlurmJobs(
         queue=o.slurm_queue,
         account=o.slurm_account,
@@ -78,15 +102,32 @@ def start(
             "--dry-run shows the job's script anywhere.",
         )
     try:
-        from dask_jobqueue.slurm import SLURMCluster
+        from dask_jobqueue.slurm import SLURMCluster, SLURMJob
     except ImportError:
         raise MissingError(
             "no-library", "--scheduler slurm needs dask-jobqueue: pip install 'wsa[slurm]'"
         ) from None
+
+    class Job(SLURMJob):
+        """A job; `refusal` is what SLURM said where it did not take it."""
+
+        refusal = ""
+
+        async def start(self) -> None:
+            submit: Any = super().start  # dask-jobqueue has no types.
+            try:
+                await submit()
+            except (RuntimeError, ValueError, OSError) as error:
+                said = str(error)
+                self.refusal = " ".join((said.partition("stderr:")[2].strip() or said).split())
+                started: Any = ProcessInterface.start  # As one that will never have a worker.
+                await started(self)
+
     workers = 1 if jobs.gpu else jobs.cores
     asked = {"queue": jobs.queue, "account": jobs.account, "walltime": jobs.walltime}
     cluster: Any = SLURMCluster
     return cluster(
+        job_cls=Job,
         job_name="wsa",
         python=sys.executable,
         processes=workers,
@@ -100,3 +141,59 @@ def start(
         scheduler_options=scheduler,
         **{name: value for name, value in asked.items() if value},
     )
+
+
+class Keeper:
+    """Keeps so many jobs submitted: another one for each that is over or was refused.
+
+    dask-jobqueue does so itself, but only where a job has a single worker.
+
+    Args:
+        cluster: From `start`.
+        count: Jobs.
+    """
+
+    def __init__(self, cluster: Any, count: int) -> None:
+        self._cluster = cluster
+        self._count = count
+        self._seen: dict[str, float] = {}
+
+    def __call__(self) -> None:
+        """Look once; to be called every few seconds, where the cluster's loop runs."""
+        now = time.monotonic()
+        here = {worker["name"] for worker in self._cluster.scheduler_info["workers"].values()}
+        for name, spec in list(self._cluster.worker_spec.items()):
+            job = self._cluster.workers.get(name)
+            if here & {f"{name}{of}" for of in spec.get("group", [""])}:
+                self._seen[name] = now
+            elif job is not None and job.refusal:
+                self._seen.setdefault(name, now)
+            if now - self._seen.get(name, now) > GONE_S:
+                del self._cluster.worker_spec[name], self._seen[name]
+        self._cluster.scale(jobs=self._count)
+
+
+def await_worker(client: Client, cluster: Any) -> None:
+    """Wait for the first worker: a job may stand in the queue for as long as it likes.
+
+    Raises:
+        StorageError: SLURM refused every job.
+    """
+    said = False
+    while True:
+        try:
+            client.wait_for_workers(1, timeout=LOOK_EVERY_S)
+            return
+        except TimeoutError:
+            jobs = list(cluster.workers.values())
+            refused = [job.refusal for job in jobs if job.refusal]
+            if refused and len(refused) == len(jobs):
+                raise StorageError(
+                    "unavailable",
+                    f"SLURM refused the jobs ({refused[0]}). 'wsa encode --dry-run' shows the job's "
+                    "script; put right what the --slurm options ask for.",
+                ) from None
+            if not said:
+                refusal = f"; it refused {len(refused)} ({refused[0]})" if refused else ""
+                console.say(f"waiting for SLURM to start a job, which squeue shows{refusal}")
+            said = True

@@ -12,7 +12,7 @@ from wsa.encode import console, events, slurm
 from wsa.encode.lookup import describe, read_spec, request_of
 from wsa.encode.models import Request, known_aliases, local_weights, parse_request
 from wsa.encode.options import EncodeOptions, ModelsOptions, open_snapshot, weights_files
-from wsa.encode.report import write_report
+from wsa.encode.report import make_folder, write_report
 from wsa.encode.run import EncodeReport, require_frames, wanted_games
 from wsa.encode.run import encode as run
 from wsa.encode.spec import parse_output
@@ -51,6 +51,8 @@ def encode(o: EncodeOptions) -> int:
     if o.dry_run:
         require_frames(snapshot, requests, games)
         return _dry(o, snapshot, requests, games)
+    if o.report:
+        make_folder(Path(o.report))  # Hours later would be too late to hear that it cannot be.
     report = run_with_progress(backend, requests, games, o)
     if report.done or report.failures:
         name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
@@ -106,14 +108,23 @@ def _check(o: EncodeOptions) -> None:
         )
     if o.watch and o.dry_run:
         raise UsageError("bad-option", "--watch has no end to plan for; leave --dry-run out.")
+    if o.watch and o.report:
+        raise UsageError(
+            "bad-option", "--watch has no end to report; leave --report out, and ask 'wsa status'."
+        )
+    if o.metrics_port is not None and not o.watch:
+        raise UsageError("bad-option", "--metrics-port is for a service; add --watch.")
+    if o.metrics_port is not None and not 0 <= o.metrics_port < 1 << 16:
+        raise UsageError(
+            "bad-option", f"--metrics-port must be 0, for any, to 65535, not {o.metrics_port}."
+        )
     if not 0.1 <= o.poll <= 86400:
         raise UsageError("bad-option", f"--poll must be 0.1 to 86400 seconds, not {o.poll:g}.")
     if not 0.1 <= o.beat <= 600:
         raise UsageError("bad-option", f"--beat must be 0.1 to 600 seconds, not {o.beat:g}.")
     if o.tries < 1:
         raise UsageError("bad-option", f"--tries must be 1 or more, not {o.tries}.")
-    if o.slurm_cores < 1:
-        raise UsageError("bad-option", f"--slurm-cores must be 1 or more, not {o.slurm_cores}.")
+    slurm.jobs(o)  # Refuses what cannot be.
     if o.scheduler not in ("local", "inproc", "slurm") and "://" not in o.scheduler:
         raise UsageError(
             "bad-option",
@@ -186,21 +197,25 @@ def remark(event: events.Event) -> str:
 
 
 def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: list[str]) -> int:
-    from wsa.encode.cluster import cores, job_script
+    from wsa.encode import cluster, memory
     from wsa.encode.estimate import estimate
-    from wsa.encode.memory import peak_bytes, worker_bytes
 
+    jobs = slurm.jobs(o)
+    found = memory.on_worker(snapshot, requests, games, o.device, o.engine, o.max_step_error)
+    workers = cluster.models_at_once(o.scheduler, o.workers, o.device, jobs)
     lines = [
-        estimate(snapshot, request, games, o.workers, o.device, o.engine, o.max_step_error)
-        for request in requests
+        estimate(snapshot, request, games, sized, workers)
+        for request, sized in zip(requests, found.models, strict=True)
     ]
-    each = worker_bytes(snapshot, requests, games, o.device, o.engine)
-    script = job_script(slurm.jobs(o)) if o.scheduler == "slurm" else ""
+    fitted = [line.strip for line in lines]
+    each = memory.worker_bytes(snapshot, games, o.device, found, fitted)
+    script = cluster.job_script(jobs) if o.scheduler == "slurm" else ""
     if o.json:
         values = {
             "models": {line.alias: dataclasses.asdict(line) for line in lines},
+            "workers": workers,
             "worker_bytes": each,
-            "driver_bytes": peak_bytes(),
+            "driver_bytes": memory.peak_bytes(),
             **({"job_script": script} if script else {}),
         }
         return console.result(True, values)
@@ -221,10 +236,9 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
             for e in lines
         ],
     )
-    whose = f"each of {o.workers or cores()} workers" if o.scheduler == "local" else "a worker"
     print(
-        f"\nmemory at most {console.size(each)} for {whose}, "
-        f"{console.size(peak_bytes())} for this process"
+        f"\nminutes with {workers} workers as fast as this machine's; memory at most "
+        f"{console.size(each)} for each, {console.size(memory.peak_bytes())} for this process"
     )
     if script:
         print(f"\n{script}")

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NoReturn
 
 from wsa.encode import beats, cluster, console, metrics, slurm
@@ -20,16 +20,15 @@ from wsa.encode.beats import Heart, State
 from wsa.encode.claims import Claims, Lane
 from wsa.encode.drive import Driver
 from wsa.encode.events import AttemptFailed, Event, ModelReady
-from wsa.encode.job import Setting
 from wsa.encode.models import Request
 from wsa.encode.options import EncodeOptions
 from wsa.encode.plan import Digests, Item, Name, Plan, make_plan
 from wsa.encode.register import Registered
-from wsa.encode.run import engines_of, register_all
+from wsa.encode.run import register_all, setting_of
 from wsa.encode.tally import Tally
 from wsa.encode.workers import Workers
 from wsa.store.backends import Backend, open_backend
-from wsa.store.errors import DamagedError, StorageError, WsaError
+from wsa.store.errors import ConflictError, DamagedError, StorageError, WsaError
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.root import is_free, open_store
 
@@ -89,6 +88,8 @@ class Service:
         self._registered: dict[str, Registered] = {}
         self._digests: Digests = {}
         self._aside: dict[Name, tuple[float, AttemptFailed]] = {}
+        self._measured: set[str] = set()
+        self._refused: dict[str, ConflictError] = {}
         self._pause = 1.0
         self._said = ""
 
@@ -115,41 +116,46 @@ class Service:
                 with cluster.connect(
                     self._o.scheduler, self._o.workers, self._o.device, slurm.jobs(self._o)
                 ) as (client, threads):
-                    self._serve(Workers(client, self._o.device, self._listen), threads)
+                    self._serve(Workers(client, self._o.device, self._listen, threads))
             except Exception as error:  # Dask's own too: of many kinds, and none lasts.
                 if not self._registered:
                     raise
-                self._suffer("no-workers", error)
+                # The workers are looked at anew: those that could not open a model may be mended.
+                own = isinstance(error, WsaError) and not isinstance(error, StorageError)
+                self._suffer("trouble" if own else "no-workers", error)
 
-    def _serve(self, workers: Workers, threads: int) -> NoReturn:
+    def _serve(self, workers: Workers) -> NoReturn:
         while True:
             try:
-                worked = self._round(workers, threads)
+                worked = self._round(workers)
             except (StorageError, DamagedError) as error:
                 if not self._registered or workers.client.status != "running":
                     raise
-                down = isinstance(error, StorageError)
+                down = error.kind in ("unavailable", "no-space")
                 self._suffer("storage-down" if down else "trouble", error)
                 continue
             self._pause = 1.0
             if not worked:
                 time.sleep(self._o.poll)
 
-    def _round(self, workers: Workers, threads: int) -> bool:
+    def _round(self, workers: Workers) -> bool:
         """Look at the store and encode a batch of what it lacks; whether there was any."""
         self._snapshot = take_snapshot(self._backend, self._snapshot)
         if not self._registered or not self._registered.keys() <= set(self._snapshot.models):
-            self._register(workers, threads)
+            self._register(workers)
+        self._measure(workers)
         todo = self._todo()
         if not todo:
-            self._set("waiting", "everything is encoded")
+            aside = [f"{len(self._aside)} objects"] * bool(self._aside) + sorted(self._refused)
+            but = f" but {', '.join(aside)}, set aside" if aside else ""
+            self._set("waiting", f"everything is encoded{but}")
             return False
         lanes = self.claims.take(list(todo))
         if not lanes:
             self._set("waiting", "other services encode what is left")
             return False
         try:
-            self._encode(lanes, workers, threads)
+            self._encode(lanes, workers)
         except Exception:
             with contextlib.suppress(WsaError):
                 self.claims.release()
@@ -157,20 +163,38 @@ class Service:
         self.claims.release()
         return True
 
-    def _register(self, workers: Workers, threads: int) -> None:
-        found = register_all(
-            workers,
-            self._backend.url,
-            self._requests,
-            self._o.max_step_error,
-            threads,
-            self._o.engine,
-            self._games or self._snapshot.games,
-        )
-        for one in found:
-            self._listen(ModelReady(one.spec, one.fitted, one.choice))
+    def _register(self, workers: Workers) -> None:
+        games = self._there() - self._refused.keys()
+        found = self._ask(workers, self._requests, games)
         self._registered = {one.spec.key: one for one in found}
+        self._measured |= games
         self._snapshot = take_snapshot(self._backend, self._snapshot)
+
+    def _measure(self, workers: Workers) -> None:
+        """Measure reduced precisions on games that came later; those they err on are left out."""
+        reduced = [request for request in self._requests if request.precision != "fp32"]
+        for game in sorted(self._there() - self._measured):
+            try:
+                if reduced:
+                    self._ask(workers, reduced, [game])
+            except ConflictError as error:
+                if error.kind != "step-error":
+                    raise
+                self._refused[game] = error
+                self._say(f"set aside: {game}, until the service is started anew: {error}")
+            self._measured.add(game)
+
+    def _there(self) -> set[str]:
+        """The games asked for that have come."""
+        return set(self._games or self._snapshot.games) & set(self._snapshot.games)
+
+    def _ask(
+        self, workers: Workers, requests: Sequence[Request], games: Collection[str]
+    ) -> list[Registered]:
+        o = self._o
+        return register_all(
+            workers, self._backend.url, requests, sorted(games), o.engine, o.max_step_error
+        )
 
     def _todo(self) -> dict[Lane, int]:
         """Lanes with something to encode, and how many segments; says what each model lacks."""
@@ -178,7 +202,9 @@ class Service:
         wanted = [
             m
             for m in self._snapshot.segments()
-            if (m.game, m.segment) in here and (not self._games or m.game in self._games)
+            if (m.game, m.segment) in here
+            and (not self._games or m.game in self._games)
+            and m.game not in self._refused
         ]
         without = self._without()
         todo: dict[Lane, int] = {}
@@ -201,12 +227,15 @@ class Service:
         aside = defaultdict(list)
         for (model, *segment), (_, failed) in self._aside.items():
             aside[model].append(f"{' '.join(segment)}: {failed.error}")
+        for game, error in self._refused.items():
+            for model in self._registered:
+                aside[model].append(f"{game}: {error}")
         self.tally.aside(aside)
         here = {(m.game, m.segment) for m in self._snapshot.frames()}
         away = {(m.game, m.segment) for m in self._snapshot.segments()} - here
         return self._aside.keys() | {(key, *of) for key in self._registered for of in away}
 
-    def _encode(self, lanes: Sequence[Lane], workers: Workers, threads: int) -> None:
+    def _encode(self, lanes: Sequence[Lane], workers: Workers) -> None:
         # Once more: what another has committed until it gave a claim back is seen only now.
         self._snapshot = take_snapshot(self._backend, self._snapshot)
         plan = self._plan(lanes, least=workers.room())
@@ -214,16 +243,16 @@ class Service:
             return
         about = ", ".join(plan.games)
         self._set("encoding", f"{len(plan.items)} objects of {about}", always=True)
-        sources = {key: one.request.source for key, one in self._registered.items()}
-        chosen = engines_of(self._registered.values())
-        setting = Setting(self._backend.url, sources, chosen, workers.device, threads)
-        driver = Driver(workers, setting, self._listen)
-        # What would have copied from what was set aside is left for the next round.
-        driver.drive(plan.by_segment())
-        retry = time.monotonic() + RETRY_SET_ASIDE_S
-        aside = [failed for failed in driver.failures if failed.last]
-        for failed in aside:
-            self._aside[failed.model, failed.game, failed.segment] = retry, failed
+        setting = setting_of(workers, self._backend.url, self._registered.values())
+        driver = Driver(workers, setting, self._o.tries)
+        try:
+            # What would have copied from what was set aside is left for the next round.
+            driver.drive(plan.by_segment())
+        finally:  # Where one after the other fails, the next round shall go on behind them.
+            retry = time.monotonic() + RETRY_SET_ASIDE_S
+            aside = [failed for failed in driver.failures if failed.last]
+            for failed in aside:
+                self._aside[failed.model, failed.game, failed.segment] = retry, failed
         made, saved = sum(d.passes for d in driver.done), sum(d.copied for d in driver.done)
         self._say(
             f"encoded {len(driver.done)} objects of {about}: {made} passes made, {saved} saved"
@@ -254,6 +283,8 @@ class Service:
 
     def _listen(self, event: Event) -> None:
         self.tally.listen(event)
+        if self._o.json:
+            console.say_event(event)
         if isinstance(event, ModelReady):
             self._say(f"{event.spec.key} is ready, run by {event.choice}")
         elif isinstance(event, AttemptFailed):

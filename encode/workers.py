@@ -35,6 +35,7 @@ class Workers:
         client: Their client.
         device: `cpu`, `cuda` or `auto`, which is the GPU where a worker offers one.
         listen: Called with every event.
+        threads: Cores that torch may use in a task; 0 as the worker has it.
 
     Raises:
         UsageError: A GPU is asked for, and no worker offers one.
@@ -43,14 +44,17 @@ class Workers:
     Attributes:
         client: Their client.
         device: `cpu` or `cuda`.
+        listen: As given.
+        threads: As given.
         at_start: How many there were.
         unfit: Those that cannot open a model, by address.
     """
 
-    def __init__(self, client: Client, device: str, listen: Listener) -> None:
+    def __init__(self, client: Client, device: str, listen: Listener, threads: int = 0) -> None:
         self.client = client
+        self.listen = listen
+        self.threads = threads
         self.unfit: dict[str, WorkerUnfit] = {}
-        self._listen = listen
         self._looked = time.monotonic()
         self._info = self._ask()
         self.exclude_without_wsa()  # Even to be handed a task, a worker must know its types.
@@ -62,8 +66,8 @@ class Workers:
                 f"started with: dask worker --resources {GPU}=1",
             )
         self.device = "cuda" if offered and device != "cpu" else "cpu"
-        threads = sum(one["nthreads"] for one in self._info.values())
-        self.at_start = Started(len(self._info), threads, self.device, _dashboard(client))
+        in_all = sum(one["nthreads"] for one in self._info.values())
+        self.at_start = Started(len(self._info), in_all, self.device, _dashboard(client))
         listen(self.at_start)
 
     def room(self) -> int:
@@ -94,7 +98,7 @@ class Workers:
         """
         if failed.worker not in self.unfit:
             self.unfit[failed.worker] = WorkerUnfit(failed.worker, failed.host, failed.error)
-            self._listen(self.unfit[failed.worker])
+            self.listen(self.unfit[failed.worker])
         self._looked, self._info = time.monotonic(), self._ask()
         if not self._info.keys() - self.unfit.keys():
             where = f" (Worker {failed.worker} on {failed.host}.)"

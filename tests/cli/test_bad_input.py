@@ -124,6 +124,17 @@ FOREIGN = (
             ),
         ),
         ("encode --workers -1", "--workers must be 0, for one a core, or more, not -1."),
+        ("encode --slurm-cores 0", "--slurm-cores must be 1 or more, not 0."),
+        ("encode --slurm-memory lots", "--slurm-memory lots: write an amount, as 16GB."),
+        ("encode --metrics-port 9464", "--metrics-port is for a service; add --watch."),
+        (
+            "encode --watch --metrics-port 70000",
+            "--metrics-port must be 0, for any, to 65535, not 70000.",
+        ),
+        (
+            "encode --watch --report x",
+            "--watch has no end to report; leave --report out, and ask 'wsa status'.",
+        ),
         ("encode --max-step-error nan", "--max-step-error must be 0 or more, not nan."),
         (
             "encode --scheduler slurmm",

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from wsa import cli
-from wsa.encode.estimate import estimate
+from wsa.encode.estimate import estimate, size_up
 from wsa.encode.models import known_aliases, parse_request
 from wsa.store.backends import Backend
 from wsa.store.reader import take_snapshot
@@ -114,7 +114,8 @@ def test_an_estimate_is_made_of_every_output(
 ) -> None:
     kit.add_segment(store, height=64, width=48)
     request = parse_request("timm:test_vit:random", {}, output, geometry="pad")
-    found = estimate(take_snapshot(store), request, ["Pong"], 1, "cpu", "torch")
+    asked = take_snapshot(store), request, ["Pong"]
+    found = estimate(*asked, size_up(*asked, "cpu", "torch")[0])
     (meta,) = take_snapshot(store).segments()
     assert found.bytes == 2 * numbers * meta.frames and found.strip == fit
     assert take_snapshot(store).models == []

@@ -21,6 +21,7 @@ from wsa.encode import cluster
 from wsa.encode.events import AttemptFailed, Event, SegmentDone, WorkerUnfit
 from wsa.encode.models import Request, parse_request
 from wsa.encode.run import EncodeReport, encode_on
+from wsa.encode.workers import Workers
 from wsa.store.backends import Backend
 from wsa.store.errors import MissingError
 from wsa.store.reader import take_snapshot
@@ -72,11 +73,8 @@ def encode(
     client: Client, threads: int, store: Backend, **more: Any
 ) -> tuple[EncodeReport, list[Event]]:
     events: list[Event] = []
-    snapshot = take_snapshot(store)
-    report = encode_on(
-        client, threads, snapshot, [MODEL], ["Pong"], "cpu", listen=events.append, **more
-    )
-    return report, events
+    workers = Workers(client, "cpu", events.append, threads)
+    return encode_on(workers, take_snapshot(store), [MODEL], ["Pong"], **more), events
 
 
 def check_whole(store: Backend, done: set[str]) -> None:
@@ -200,14 +198,15 @@ def test_a_worker_without_a_library_is_named_and_gets_no_work(
         client.wait_for_workers(1, timeout=60)
         (address,) = client.scheduler_info(n_workers=-1)["workers"]
         snapshot = take_snapshot(store)
+        events: list[Event] = []
         with pytest.raises(MissingError) as caught:
-            encode_on(client, 1, snapshot, [request], ["Pong"], "cpu")
+            encode_on(Workers(client, "cpu", events.append, 1), snapshot, [request], ["Pong"])
         assert missing in str(caught.value) and address in str(caught.value)
         # With a worker that has it, that one does it all.
         stack.enter_context(running(*work, "--no-nanny", "--no-dashboard", **quiet))
         client.wait_for_workers(2, timeout=60)
-        events: list[Event] = []
-        report = encode_on(client, 1, snapshot, [request], ["Pong"], "cpu", listen=events.append)
+        events.clear()
+        report = encode_on(Workers(client, "cpu", events.append, 1), snapshot, [request], ["Pong"])
     assert len(report.done) == len(segments) and report.exit_code == 0
     assert not any(isinstance(e, AttemptFailed) for e in events), "that is no attempt"
     assert {d.worker for d in report.done}.isdisjoint({address})

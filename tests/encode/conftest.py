@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wsa.encode import lookup, models, pretrain_data, strip
+from wsa.encode.estimate import Estimate, estimate, size_up
 from wsa.encode.forward import Encoder
 from wsa.encode.models import Request
 from wsa.encode.pretrain_data import Looks
@@ -30,7 +31,7 @@ from wsa.learn.collect import collect, plan_collection
 from wsa.learn.env import protocol
 from wsa.store import keys, layout, writer
 from wsa.store.backends import Backend
-from wsa.store.reader import take_snapshot
+from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import SegmentMeta
 from wsa.store.root import open_store
 
@@ -61,6 +62,17 @@ def encoder_of() -> Callable[..., Encoder]:
         module = models.build(request)
         how = lookup.identify(module, request).preprocessing
         return Encoder(module, how, parse_output(request.output), **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def estimated() -> Callable[..., Estimate]:
+    """What a dry run says of a model, measured in this process: `estimated(snapshot, request, games)`."""
+
+    def make(snapshot: Snapshot, request: Request, games: Sequence[str]) -> Estimate:
+        sized, _ = size_up(snapshot, request, games, "cpu")
+        return estimate(snapshot, request, games, sized)
 
     return make
 

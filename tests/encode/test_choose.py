@@ -16,7 +16,7 @@ from torch import Tensor
 from wsa.encode import choose, engines, openvino, strip
 from wsa.encode.choose import GAME_PAIRS, game_inputs
 from wsa.encode.engines import Eager
-from wsa.encode.estimate import estimate
+from wsa.encode.estimate import estimate, size_up
 from wsa.encode.events import ModelReady
 from wsa.encode.forward import stored
 from wsa.encode.models import Request
@@ -92,6 +92,37 @@ def test_a_network_that_cannot_be_converted_is_run_by_pytorch(
         register(take_snapshot(store), tiny("vit"), 0.1, engine="openvino")
 
 
+def test_a_network_that_cannot_be_compiled_is_run_by_pytorch(
+    store: Backend, tiny: Ask, every_engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a compiler raises is of any kind; OpenVINO stands for it here."""
+
+    def refuse(*args: Any) -> None:
+        raise RuntimeError("no such graph")
+
+    monkeypatch.setattr(openvino, "OpenVINO", refuse)
+    made = register(take_snapshot(store), tiny("resnet"), 0.1)
+    assert made.choice and made.choice.engine == "torch"
+    with pytest.raises(ConflictError, match=r"fails when openvino runs it .*no such graph"):
+        register(take_snapshot(store), tiny("vit"), 0.1, engine="openvino")
+
+
+def test_a_rate_is_that_of_full_batches(
+    store: Backend, tiny: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU fills every batch up, so sixteen frames take it as long as 256."""
+    found, _, _ = measured(take_snapshot(store), tiny("resnet"), "cpu")
+    engine = found.encoder("torch", "fp32").engine
+    monkeypatch.setattr(engine, "batch", 40)
+    exact = found.embed("torch", "fp32")
+    monkeypatch.undo()
+    again, _, _ = measured(take_snapshot(store), tiny("resnet"), "cpu")
+    monkeypatch.setattr(again.encoder("torch", "fp32").engine, "batch", 40)
+    rated(monkeypatch, {"torch": 2})
+    assert again.choose("torch", "fp32", 0.1).rate == 40 / 2
+    assert again.embed("torch", "fp32").shape == exact.shape == (16, 96)
+
+
 def test_what_ran_a_model_is_said_and_recorded_and_runs_it_live(
     store: Backend, fill: Fill, noise: Callable[[int], Any], tiny: Ask, every_engine: None,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
@@ -127,10 +158,13 @@ def test_an_estimate_is_of_the_engine_that_would_be_chosen(
 ) -> None:
     fill(store, [[0, 1]])
     for engine in ("torch", "openvino"):
-        found = estimate(take_snapshot(store), tiny("vit"), ["Pong"], 1, "cpu", engine)
-        assert found.engine == engine and found.minutes > 0
+        asked = take_snapshot(store), tiny("vit"), ["Pong"]
+        sized, _ = size_up(*asked, "cpu", engine)
+        found = estimate(*asked, sized)
+        assert found.engine == engine and found.minutes == 2 / sized.rate / 60
+        assert estimate(*asked, sized, 4).minutes == found.minutes / 4
     with pytest.raises(UsageError, match="'tvm' is not one"):
-        estimate(take_snapshot(store), tiny("vit"), ["Pong"], 1, "cpu", "tvm")
+        size_up(*asked, "cpu", "tvm")
 
 
 # A precision is measured on the game.

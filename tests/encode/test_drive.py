@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed import Client, Scheduler, SpecCluster, Worker
+from distributed import Client, LocalCluster, Scheduler, SpecCluster, Worker
 from numpy.typing import NDArray
 
+from wsa.cli import main
 from wsa.encode import drive, job
-from wsa.encode.events import AttemptFailed, Event, SegmentDone, Started
+from wsa.encode.events import AttemptFailed, Event, SegmentDone, Started, WorkerUnfit
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.job import Setting
 from wsa.encode.models import Request
@@ -22,7 +28,7 @@ from wsa.encode.run import EncodeReport, encode, encode_on
 from wsa.encode.workers import TASKS_A_THREAD, Workers
 from wsa.store import names
 from wsa.store.backends import Backend
-from wsa.store.errors import StorageError, UsageError, WsaError
+from wsa.store.errors import MissingError, StorageError, UsageError, WsaError
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import SegmentMeta
 from wsa.store.verify import verify
@@ -39,7 +45,7 @@ def run(store: Backend, *requests: Request, **more: Any) -> EncodeReport:
 
 @pytest.fixture(autouse=True)
 def _fresh_workers() -> None:
-    job._model.cache_clear()
+    job._models.clear()
 
 
 @pytest.fixture
@@ -172,8 +178,9 @@ def test_one_segment_after_the_other_failing_stops_the_run(
     fill(store, [[i] for i in range(30)])
     events: list[Event] = []
     with pytest.raises(StorageError, match="the share is gone"):
-        run(store, tiny("resnet"), listen=events.append)
-    assert sum(isinstance(e, AttemptFailed) and e.last for e in events) == 4
+        run(store, tiny("resnet"), tiny("vit"), listen=events.append)
+    aside = [e.segment for e in events if isinstance(e, AttemptFailed) and e.last]
+    assert len(set(aside)) == 4 and len(aside) == 8, "segments are counted, not their models"
 
 
 def test_a_full_disk_stops_the_run_at_once(
@@ -297,7 +304,8 @@ def test_models_run_where_a_gpu_is_and_commits_anywhere(
     monkeypatch.setattr(mixed, "submit", ask)
     events: list[Event] = []
     snapshot = take_snapshot(store)
-    report = encode_on(mixed, 1, snapshot, [tiny("resnet")], ["Pong"], listen=events.append)
+    gpus = Workers(mixed, "auto", events.append, 1)
+    report = encode_on(gpus, snapshot, [tiny("resnet")], ["Pong"])
     assert report.passes == 13 and report.device == "cuda"
     workers = mixed.scheduler_info(n_workers=-1)["workers"]
     assert ran == {address for address, one in workers.items() if one["resources"]}
@@ -315,6 +323,84 @@ def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(mixed: Client) -> Non
         assert Workers(client, "auto", lambda event: None).device == "cpu"
         with pytest.raises(UsageError, match="--resources GPU=1"):
             Workers(client, "cuda", lambda event: None)
+
+
+def test_a_scheduler_that_goes_away_while_models_are_registered(
+    store: Backend, fill: Fill, tiny: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, [[0]])
+    with (
+        LocalCluster(
+            n_workers=1, processes=False, dashboard_address=":0", silence_logs=logging.CRITICAL
+        ) as there,
+        Client(there) as client,
+    ):
+        workers = Workers(client, "cpu", lambda event: None, 1)
+        submit = client.submit
+
+        def lose(*args: Any, **options: Any) -> Any:
+            future = submit(time.sleep, 60)
+            client.cancel(future)
+            return future
+
+        monkeypatch.setattr(client, "submit", lose)
+        with pytest.raises(StorageError, match="scheduler went away") as caught:
+            encode_on(workers, take_snapshot(store), [tiny("resnet")], ["Pong"])
+    assert caught.value.kind == "unavailable"
+
+
+def test_one_model_by_two_names_is_encoded_once(store: Backend, fill: Fill, tiny: Ask) -> None:
+    fill(store, [[0, 1]])
+    name = "timm:test_resnet:random"
+    key = run(store, tiny("resnet")).models[0].spec.key
+    fill(store, [[2, 3]], first=1)
+    command = ("encode", "--store", store.url, "--scheduler", "inproc", "--output", "pooled")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert main([*command, "--models", f"{name},{key}", "--json"]) == 0
+    assert list(json.loads(said.getvalue())["models"]) == [key]
+    assert json.loads(said.getvalue())["passes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (UsageError("bad-option", "no bf16 on this CPU"), "bad-option"),
+        (MissingError("no-library", "no OpenVINO"), "no-library"),
+    ],
+)
+def test_a_worker_that_lacks_the_engine_gets_no_work(
+    error: WsaError, kind: str, store: Backend, fill: Fill, tiny: Ask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def lack(*args: Any, **options: Any) -> Any:
+        raise error
+
+    fill(store, [[0, 1]])
+    monkeypatch.setattr(job, "open_model", lack)
+    events: list[Event] = []
+    with pytest.raises(type(error), match=str(error)) as caught:
+        run(store, tiny("resnet"), listen=events.append)
+    assert caught.value.kind == kind and any(isinstance(e, WorkerUnfit) for e in events)
+    assert not any(isinstance(e, AttemptFailed) for e in events), "that is no attempt"
+
+
+def test_as_many_models_stay_open_as_an_encoding_has(
+    store: Backend, fill: Fill, tiny: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    real = job.open_model
+
+    def note(snapshot: Any, key: str, **options: Any) -> Any:
+        opened.append(key)
+        return real(snapshot, key, **options)
+
+    monkeypatch.setattr(job, "open_model", note)
+    monkeypatch.setattr(job, "MODELS_KEPT", 2)
+    fill(store, [[0], [1], [2]])
+    report = run(store, tiny("resnet"), tiny("vit"), tiny("convnext"))
+    assert len(report.done) == 9 and len(opened) == len(set(opened)) == 3
+    run(store, tiny("resnet", "grid:2"))
+    assert len(job._models) == 2, "of former ones a few stay"
 
 
 def test_errors_of_workers_travel_whole() -> None:

@@ -25,7 +25,7 @@ from wsa.encode.outputs import Trunk
 from wsa.encode.preprocess import preprocess
 from wsa.encode.probe import step_error
 from wsa.encode.spec import parse_output
-from wsa.store.errors import UsageError
+from wsa.store.errors import MissingError, UsageError
 
 Ask = Callable[..., Request]
 Make = Callable[..., Encoder]
@@ -164,7 +164,7 @@ def test_without_openvino_pytorch_runs_everything(
     without_openvino(monkeypatch)
     assert engines.offered(CPU, "fp32") == ["torch"]
     assert np.isfinite(encoder_of(tiny("resnet"))(frames[:1])).all()
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(MissingError) as refused:
         encoder_of(tiny("resnet"), engine="openvino")
     assert str(refused.value) == (
         "--engine openvino needs OpenVINO, which is not installed: pip install 'wsa[cpu]', or use "
@@ -200,7 +200,7 @@ def test_a_precision_that_the_processor_lacks(monkeypatch: pytest.MonkeyPatch) -
 
 def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UsageError, match=r"compiler, as g.*; install one, or use torch"):
+    with pytest.raises(MissingError, match=r"compiler, as g.*; install one, or use torch"):
         require("compile", CPU, "fp32")
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from wsa.encode import basis as bases
 from wsa.encode import fitting, models
-from wsa.encode.estimate import estimate
+from wsa.encode.estimate import Estimate
 from wsa.encode.forward import Encoder
 from wsa.encode.lookup import find, read_spec
 from wsa.encode.models import Request
@@ -34,6 +34,7 @@ def test_a_basis_of_a_game_is_fitted_on_the_stores_frames_of_it_once(
     store: Backend,
     fill: Callable[..., Any],
     tiny: Ask,
+    estimated: Callable[..., Estimate],
     noise: Callable[[int], NDArray[np.uint8]],
     encoder_of: Callable[..., Encoder],
 ) -> None:
@@ -41,7 +42,7 @@ def test_a_basis_of_a_game_is_fitted_on_the_stores_frames_of_it_once(
     fill(store, [[90, 91]], "Breakout")
     request = tiny("resnet", OWN)
     assert fitting.count(take_snapshot(store), parse_output(OWN)) == FRAMES
-    assert estimate(take_snapshot(store), request, ["Pong"], 1, "cpu").strip == FRAMES
+    assert estimated(take_snapshot(store), request, ["Pong"]).strip == FRAMES
     report = encode(store, [request], scheduler="inproc", device="cpu")
     (model,) = report.models
     assert model.fitted == FRAMES and model.spec.shape == (8,)
@@ -53,9 +54,26 @@ def test_a_basis_of_a_game_is_fitted_on_the_stores_frames_of_it_once(
     again = encode(store, [request], scheduler="inproc", device="cpu")
     assert [(m.spec.key, m.fitted) for m in again.models] == [(model.spec.key, 0)]
     assert again.passes == 3 and take_snapshot(store).models == [model.spec.key]
-    assert estimate(take_snapshot(store), request, ["Pong"], 1, "cpu").strip == 0
+    assert estimated(take_snapshot(store), request, ["Pong"]).strip == 0
     assert open_model(take_snapshot(store), model.spec.key).basis is not None
     assert verify(store).damage == ()
+
+
+def test_of_two_who_fit_a_games_basis_at_once_one_takes_the_others(
+    store: Backend, fill: Callable[..., Any], tiny: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, SEGMENTS)
+    real, first = fitting.fit, []
+
+    def slow(*args: Any) -> Any:
+        monkeypatch.setattr(fitting, "fit", real)
+        fill(store, [[90, 91]], first=9)  # So that the other fits on other frames.
+        first.append(register(take_snapshot(store), tiny("resnet", OWN), 0.1).spec.key)
+        return real(*args)
+
+    monkeypatch.setattr(fitting, "fit", slow)
+    made = register(take_snapshot(store), tiny("resnet", OWN), 0.1)
+    assert [made.spec.key] == first == take_snapshot(store).models
 
 
 def test_two_labs_bases_of_a_game_are_two_models(
@@ -145,8 +163,9 @@ def test_a_projection_stores_nothing_and_is_the_same_for_everyone(
     [("vit", "cls", "squash"), ("vit", "map", "crop"), ("resnet", "map+rp:8", "pad")],
 )
 def test_geometries_and_outputs_are_kept_apart_and_found(
-    name: str, output: str, geometry: Any, store: Backend, fill: Callable[..., Any], tiny: Ask
-) -> None:
+    name: str, output: str, geometry: Any,
+    store: Backend, fill: Callable[..., Any], tiny: Ask, estimated: Callable[..., Estimate],
+) -> None:  # fmt: skip
     fill(store, [[0, 1]])
     asked = [tiny(name, output, geometry=geometry), tiny(name, "pooled"), tiny(name, output)]
     encode(store, list(dict.fromkeys(asked)), scheduler="inproc", device="cpu")
@@ -160,7 +179,7 @@ def test_geometries_and_outputs_are_kept_apart_and_found(
     ]
     assert specs[0] and specs[0].identity.preprocessing.geometry == geometry
     for request in asked:
-        line = estimate(snapshot, request, ["Pong"], 1, "cpu")
+        line = estimated(snapshot, request, ["Pong"])
         spec = find(snapshot, request)
         assert spec and line.passes == 0 and line.objects == 0 and line.strip == 0
     for spec in specs:
@@ -178,13 +197,14 @@ def test_geometries_and_outputs_are_kept_apart_and_found(
     ],
 )
 def test_an_output_that_a_model_cannot_give_is_refused_before_anything_is_written(
-    name: str, output: str, said: str, store: Backend, fill: Callable[..., Any], tiny: Ask
-) -> None:
+    name: str, output: str, said: str,
+    store: Backend, fill: Callable[..., Any], tiny: Ask, estimated: Callable[..., Estimate],
+) -> None:  # fmt: skip
     fill(store, [[0]])
     request = tiny(name, output)
     for ask in (
         lambda: encode(store, [request], scheduler="inproc", device="cpu"),
-        lambda: estimate(take_snapshot(store), request, ["Pong"], 1, "cpu"),
+        lambda: estimated(take_snapshot(store), request, ["Pong"]),
     ):
         with pytest.raises(UsageError, match=said) as caught:
             ask()

@@ -36,7 +36,7 @@ def run(store: Backend, *requests: Request, games: Sequence[str] = (), **more: A
 
 @pytest.fixture(autouse=True)
 def _fresh_workers() -> None:
-    job._model.cache_clear()
+    job._models.clear()
 
 
 def check_rows(
@@ -305,6 +305,14 @@ def test_committing_twice_writes_once(
 def test_an_unknown_scheduler_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="inproc"), cluster.connect(name, 0):
         pass
+
+
+@pytest.mark.parametrize("name", ["foo://bar:1", "tcp://", "tcp://127.0.0.1:x"])
+def test_what_is_no_address_is_refused(name: str) -> None:
+    said = f"--scheduler {name}: .*tcp://HOST:PORT"
+    with pytest.raises(UsageError, match=said) as caught, cluster.connect(name, 0):
+        pass
+    assert "\n" not in str(caught.value)
 
 
 def test_a_scheduler_that_does_not_answer_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +21,10 @@ from wsa import cli
 from wsa.encode import cluster, memory
 from wsa.encode.models import Request
 from wsa.encode.run import encode, encode_on
-from wsa.encode.slurm import SlurmJobs
+from wsa.encode.slurm import Keeper, SlurmJobs
+from wsa.encode.workers import Workers
 from wsa.store.backends import Backend
-from wsa.store.errors import MissingError
+from wsa.store.errors import MissingError, StorageError
 from wsa.store.reader import take_snapshot
 from wsa.store.records import SegmentMeta
 from wsa.store.verify import verify
@@ -70,6 +72,62 @@ def test_slurm_starts_the_workers(store: Backend, fill: Fill, tiny: Ask, slurm: 
     assert "#SBATCH -p gpu" in script and "#SBATCH --constraint=a100" in script
     assert "distributed.cli.dask_worker tcp://" in script
     assert verify(store).damage == ()
+
+
+def test_jobs_that_slurm_refuses_end_the_command_with_its_words(
+    store: Backend, fill: Fill, tiny: Ask, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (slurm / "sbatch").write_text("#!/bin/sh\necho 'invalid partition: gpuu' >&2; exit 1\n")
+    monkeypatch.setattr("wsa.encode.slurm.LOOK_EVERY_S", 0.2)
+    fill(store, [[0]])
+    with pytest.raises(StorageError, match=r"SLURM refused the jobs \(invalid partition: gpuu\)"):
+        encode(store, [tiny("resnet")], scheduler="slurm", workers=2, jobs=SlurmJobs("gpuu"))
+
+
+class Jobs:
+    """What a keeper sees of `SLURMCluster`: jobs of two workers each."""
+
+    def __init__(self) -> None:
+        self.worker_spec: dict[str, dict[str, list[str]]] = {}
+        self.workers: dict[str, Any] = {}
+        self.scheduler_info: dict[str, Any] = {"workers": {}}
+        self.submitted = 0
+
+    def scale(self, jobs: int) -> None:
+        while len(self.worker_spec) < jobs:
+            name = f"SLURMCluster-{self.submitted}"
+            self.worker_spec[name] = {"group": ["-0", "-1"]}
+            self.workers[name] = SimpleNamespace(refusal="")
+            self.submitted += 1
+
+    def here(self, *names: str) -> None:
+        self.scheduler_info["workers"] = {name: {"name": name} for name in names}
+
+
+def test_a_job_that_is_over_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("wsa.encode.slurm.time.monotonic", lambda: now[0])
+    jobs = Jobs()
+    keep = Keeper(jobs, 2)
+    keep()
+    assert jobs.submitted == 2
+    now[0] = 1e5
+    keep()
+    assert jobs.submitted == 2, "it may stand in the queue for as long as it likes"
+    jobs.here("SLURMCluster-0-0", "SLURMCluster-0-1", "SLURMCluster-1-1")
+    keep()
+    jobs.here("SLURMCluster-1-1")
+    now[0] += 50
+    keep()
+    assert jobs.submitted == 2, "its workers may come back"
+    now[0] += 11
+    keep()
+    assert list(jobs.worker_spec) == ["SLURMCluster-1", "SLURMCluster-2"]
+    jobs.workers["SLURMCluster-2"].refusal = "not now"
+    keep()
+    now[0] += 61
+    keep()
+    assert list(jobs.worker_spec) == ["SLURMCluster-1", "SLURMCluster-3"]
 
 
 def test_a_dry_run_shows_the_job_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +180,8 @@ def test_events_are_lines_of_json_and_the_report_says_all_of_it(
         "bad-bytes"
     ]
     run = json.loads((tmp_path / "report" / "run.json").read_text())
+    (ready,) = [e for e in events if e["event"] == "ModelReady"]
+    assert ready["spec"]["identity"]["output"] == "pooled" and ready["choice"]["rate"] > 0
     (model,) = run["models"]
     assert (model["passes"], model["copied"], model["set_aside"]) == (4, 1, 1)
     assert set(model["seconds"]) == {"reading", "running", "writing"}
@@ -135,6 +195,18 @@ def test_events_are_lines_of_json_and_the_report_says_all_of_it(
     assert code == 5 and "Set aside" in out and "{" not in err
     assert "attempt 1 failed, it is tried again" in err
     assert err.splitlines()[-1].startswith("wsa encode: 1 objects were set aside")
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_done(
+    store: Backend, fill: Fill, tmp_path: Path
+) -> None:
+    fill(store, [[0]])
+    (tmp_path / "file").touch()
+    command = ("encode", "--store", store.url, "--models", "timm:test_resnet:random")
+    more = ("--output", "pooled", "--scheduler", "inproc", "--report", str(tmp_path / "file/x"))
+    code, _, err = wsa(*command, *more)
+    assert code == 6 and str(tmp_path / "file/x") in err
+    assert take_snapshot(store).models == []
 
 
 PEAK = str(Path(__file__).with_name("peak_worker.py"))
@@ -161,13 +233,16 @@ def test_no_worker_takes_more_memory_than_the_dry_run_says(
         frames = [rng.integers(0, 256, (210, 160, 3), np.uint8) for _ in range(400)]
         writer.commit_segment(store, *segment_of(number, frames))
     requests = [tiny("resnet", "grid:2+pca:32"), tiny("vit")]
-    stated = memory.worker_bytes(take_snapshot(store), requests, ["Pong"], "cpu", "auto")
+    asked = take_snapshot(store), requests, ["Pong"]
+    sized = memory.on_worker(*asked, "cpu", "auto")
+    fitted = [832, 0]  # Frames of the strip.
+    stated = memory.worker_bytes(asked[0], ["Pong"], "cpu", sized, fitted)
     monkeypatch.setenv("WSA_TEST_PEAKS", str(tmp_path))
     with (
         config.set({"distributed.worker.preload": [PEAK]}),
         cluster.connect("local", 2, "cpu") as (client, threads),
     ):
-        report = encode_on(client, threads, take_snapshot(store), requests, ["Pong"], "cpu")
+        report = encode_on(Workers(client, "cpu", print, threads), *asked)
     assert report.passes == 2 * 1600 and report.failures == ()
     found = peaks(tmp_path)
     print("stated", stated, "found", found)

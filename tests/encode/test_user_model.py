@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 def _here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The user works in the folder where `user_nets` is, as they would with a module of theirs."""
     monkeypatch.chdir(HERE)
-    job._model.cache_clear()
+    job._models.clear()
     yield
     sys.modules.pop("user_nets", None)
 
@@ -201,6 +201,18 @@ def test_what_is_wrong_with_a_module_is_said_in_a_line(name: str, said: str) -> 
     message = str(caught.value)
     assert said in message and name.partition(":")[0] in message and "\n" not in message
     assert caught.value.kind in ("no-weights", "other-weights")
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_a_module_that_raises_is_refused_in_a_line_and_nothing_written(
+    engine: str, store: Backend, fill: Callable[..., list[SegmentMeta]]
+) -> None:
+    fill(store, [[0]])
+    request = parse_request("user_nets:raising", {}, "pooled")
+    with pytest.raises(ConflictError, match="RuntimeError: no such kernel") as caught:
+        encode(store, [request], scheduler="inproc", device="cpu", engine=engine)
+    assert caught.value.kind == "model-failed" and "wsa models check" in str(caught.value)
+    assert take_snapshot(store).models == []
 
 
 def test_a_worker_without_the_module_is_named(

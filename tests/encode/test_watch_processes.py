@@ -15,9 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from wsa.encode.beats import read_signs
+from wsa.encode.drive import TOO_MANY_IN_A_ROW
+from wsa.store import names, writer
 from wsa.store.backends import Backend
 from wsa.store.reader import take_snapshot
 from wsa.store.records import SegmentMeta
@@ -97,6 +100,55 @@ def test_what_cannot_be_at_the_start_ends_a_service(
     assert f"--metrics-port {port}" in said[1]
     assert "is not a wsa store" in said[2]
     assert all("Traceback" not in one.said for one in started) and left(store) == []
+
+
+def test_segments_that_fail_one_after_the_other_hold_nobody_up(
+    store: Backend, fill: Fill, service: Start
+) -> None:
+    """More of them than end a `wsa encode`; the service goes on behind them."""
+    metas = fill(store, [[at] for at in range(TOO_MANY_IN_A_ROW + 4)])
+    snapshot = take_snapshot(store)
+    for meta in metas[:-2]:
+        commit = snapshot.commit(names.frames_path("Pong", meta.segment))
+        (name,) = [f.name for f in commit.files if f.name.startswith("frames/c")]
+        bad = Path(store.url) / commit.folder / name
+        bad.chmod(0o644)
+        bad.write_bytes(b"x")
+    options = ("--models", "timm:test_resnet:random", "--tries", "1", "--json")
+    one = service("--store", store.url, *options)
+    one.until(lambda: len(take_snapshot(store).embeddings()) == 2)
+    one.until_said("waiting: everything is encoded")
+    (sign,) = wait_signs(store, [one])
+    (work,) = sign.beat.models.values()
+    assert (work.set_aside, work.failed, work.done) == (len(metas) - 2, len(metas) - 2, 2)
+    assert one.said.count("set aside: Pong") == len(metas) - 2 and "after 1 attempts" in one.said
+    assert one.end() == 143
+    events = [json.loads(line) for line in one.said.splitlines() if line.startswith("{")]
+    assert [e["event"] for e in events].count("SegmentDone") == 2
+    assert {e["error"]["kind"] for e in events if e["event"] == "AttemptFailed"} == {"bad-bytes"}
+
+
+def test_a_precision_is_measured_on_games_that_come_later(
+    store: Backend, segment_of: Callable[..., Any], service: Start
+) -> None:
+    """In the first game everything changes from step to step, in the second one pixel."""
+    rng = np.random.default_rng(0)
+    lively = [rng.integers(0, 256, (42, 32, 3), np.uint8) for _ in range(4)]
+    still = [lively[0].copy() for _ in range(4)]
+    for at, frame in enumerate(still):
+        frame[20, 5 * at] += 1
+    writer.commit_segment(store, *segment_of(0, lively, "Pong"))
+    options = ("--precision", "bf16", "--max-step-error", "3", "--beat", "0.5")
+    one = service("--store", store.url, "--models", "timm:test_resnet:random", *options)
+    one.until(lambda: encoded(store, 1))
+    writer.commit_segment(store, *segment_of(0, still, "Breakout"))
+    one.until_said("set aside: Breakout, until the service is started anew")
+    one.until_said("waiting: everything is encoded but Breakout, set aside")
+    writer.commit_segment(store, *segment_of(1, lively, "Pong"))
+    one.until(lambda: len(take_snapshot(store).embeddings()) == 2)
+    assert one.end() == 143
+    assert {e.game for e in take_snapshot(store).embeddings()} == {"Pong"}
+    assert "errs by" in one.said and "Traceback" not in one.said
 
 
 def test_two_services_share_the_work_and_make_each_pass_once(

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wsa.encode import job, lookup, register, strip
-from wsa.encode.estimate import estimate
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.live import LiveEncoder
 from wsa.encode.models import Request
@@ -41,7 +40,7 @@ Stacked = Callable[..., Request]
 
 @pytest.fixture(autouse=True)
 def _fresh_workers() -> None:
-    job._model.cache_clear()
+    job._models.clear()
 
 
 def play(backend: Backend, steps: int, game: str = "Breakout", seed: int = 1) -> None:
@@ -132,15 +131,17 @@ def test_each_distinct_window_goes_through_the_model_once(
         np.testing.assert_array_equal(found, wanted)
 
 
-def test_a_dry_run_plans_what_is_then_done(played: Backend, stacked: Stacked, ran: Any) -> None:
-    said = estimate(take_snapshot(played), stacked(4), ["Breakout"], 1, "cpu")
+def test_a_dry_run_plans_what_is_then_done(
+    played: Backend, stacked: Stacked, estimated: Any
+) -> None:
+    said = estimated(take_snapshot(played), stacked(4), ["Breakout"])
     report = run(played, stacked(4))
     assert (said.objects, said.passes, said.copies) == (
         len(report.done), report.passes, report.copied,
     )  # fmt: skip
     shape = report.models[0].spec.shape
     assert said.bytes == 2 * np.prod(shape) * sum(m.rows for _, m in segments(played))
-    again = estimate(take_snapshot(played), stacked(4), ["Breakout"], 1, "cpu")
+    again = estimated(take_snapshot(played), stacked(4), ["Breakout"])
     assert (again.objects, again.passes, again.bytes) == (0, 0, 0)
 
 
