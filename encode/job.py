@@ -10,6 +10,7 @@ the others read frames or write embeddings. What goes wrong with one object is h
 from __future__ import annotations
 
 import dataclasses
+import math
 import socket
 import threading
 import time

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from distributed import KilledWorker
-from distributed.client import CancelledError
+from distributed import CancelledError
 
 from wsa.encode import cluster, job
 from wsa.encode.drive import TRIES, Driver, died, gone
