@@ -25,6 +25,7 @@ from wsa.learn import env as games
 from wsa.learn import online_start, start
 from wsa.learn.bench_options import BenchOptions
 from wsa.learn.fusion import NAMES
+from wsa.learn.given import FUSION
 from wsa.learn.online_config import NATURE
 from wsa.learn.options import LearnOptions
 from wsa.learn.origin import MEAN_CONTEXT
@@ -286,7 +287,10 @@ def _of_fusion(o: BenchOptions, fusion: str) -> dict[str, Any]:
         taken["context"] = MEAN_CONTEXT
     if fusion not in NAMES or not NAMES[fusion].weighs:
         taken |= {"weight_entropy_coef": 0.0, "load_balance_coef": 0.0}
-    if fusion != NATURE:
+    if fusion == NATURE:
+        own = {field.name: field.default for field in dataclasses.fields(LearnOptions)}
+        taken |= {name: own[name] for name in (*FUSION, "hidden")}
+    else:
         taken["parameters"] = 0
     return taken
 
