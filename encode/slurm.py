@@ -123,6 +123,13 @@ def start(
                 started: Any = ProcessInterface.start  # As one that will never have a worker.
                 await started(self)
 
+        async def close(self) -> None:
+            cancel: Any = super().close
+            if not self.refusal:
+                await cancel()
+            closed: Any = ProcessInterface.close  # dask-jobqueue does not say so by itself.
+            await closed(self)
+
     workers = 1 if jobs.gpu else jobs.cores
     asked = {"queue": jobs.queue, "account": jobs.account, "walltime": jobs.walltime}
     cluster: Any = SLURMCluster
