@@ -129,10 +129,21 @@ def under_fire(
 ) -> None:
     segments = fill(kit, store, count, each=40)
     with cluster.connect("local", workers, "cpu") as (client, threads):
-        client.register_plugin(KillWorker(delay=delay, mode=mode), name="chaos")
-        if once:  # Those that take the place of the dead live.
-            client.unregister_worker_plugin("chaos")
-        report, _ = encode(client, threads, store, tries=20)
+        burning = False
+
+        def ignite(event: Event) -> None:
+            """Once work has begun: to open a model may take longer than `delay`."""
+            nonlocal burning
+            if isinstance(event, SegmentDone) and not burning:
+                burning = True
+                client.register_plugin(KillWorker(delay=delay, mode=mode), name="chaos")
+                if once:  # Those that take the place of the dead live.
+                    client.unregister_worker_plugin("chaos")
+
+        report = encode_on(
+            Workers(client, "cpu", ignite, threads), take_snapshot(store), [MODEL], ["Pong"],
+            tries=20,
+        )  # fmt: skip
     deaths = faults.started() - workers
     assert deaths > 0 and report.failures, "some died at work"
     assert report.failed == () and report.exit_code == 0
@@ -150,7 +161,7 @@ def under_fire(
 def test_workers_that_die_at_random_lose_no_more_than_their_segments(
     store: Backend, kit: Any, faults: Faults
 ) -> None:
-    under_fire(store, kit, faults, "segfault", 2, 60, "3 s", once=True)
+    under_fire(store, kit, faults, "segfault", 2, 60, "1 s", once=True)
 
 
 @pytest.mark.slow
