@@ -16,8 +16,10 @@ from wsa.cli import main
 
 MODEL = "timm:test_resnet.r160_in1k:random"
 ENCODE = ("--models", MODEL, "--output", "pooled", "--scheduler", "inproc")
+# Episodes end soon, so that an evaluation does: a network that does not fire plays 27,000 steps.
 COLLECT = (
     "--game", "Breakout", "--steps", "200", "--num-envs", "2", "--segment-steps", "64",
+    "--max-episode-steps", "150",
 )  # fmt: skip
 
 

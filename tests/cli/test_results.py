@@ -13,6 +13,7 @@ MODEL = "timm:test_resnet.r160_in1k:random"
 ENCODE = ("encode", "--models", MODEL, "--output", "pooled", "--scheduler", "inproc")
 COLLECT = (
     "collect", "--game", "Breakout", "--steps", "200", "--num-envs", "2", "--segment-steps", "64",
+    "--max-episode-steps", "150",
 )  # fmt: skip
 
 
@@ -137,7 +138,7 @@ def test_progress_is_plain_lines_on_standard_error(filled):
     assert outcome.out.splitlines()[:2] == ["segments         2", "steps            100"]
     assert outcome.err.splitlines()[1] == (
         "Breakout, protocol classic (sticky actions 0, up to 30 no-ops, FIRE at a reset, 4 "
-        "actions, skip 4, at most 27,000 steps an episode): 100 of 300 steps to play (400 "
+        "actions, skip 4, at most 150 steps an episode): 100 of 300 steps to play (400 "
         "emulator frames)"
     )
     assert outcome.err.splitlines()[2].startswith("collect: 100 of 100 steps, ")
@@ -179,7 +180,7 @@ def test_show_prints_every_detail_of_the_protocol(filled, key):
         "fire reset         yes",
         "full action space  no",
         "max pool           yes",
-        "max steps          27,000",
+        "max steps          150",
         "actions            NOOP, FIRE, RIGHT, LEFT",
     ):
         assert f"  {line}\n" in out

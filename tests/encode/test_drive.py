@@ -325,6 +325,7 @@ def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(mixed: Client) -> Non
             Workers(client, "cuda", lambda event: None)
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_goes_away_while_models_are_registered(
     store: Backend, fill: Fill, tiny: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

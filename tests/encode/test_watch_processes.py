@@ -102,6 +102,7 @@ def test_what_cannot_be_at_the_start_ends_a_service(
     assert all("Traceback" not in one.said for one in started) and left(store) == []
 
 
+@pytest.mark.slow
 def test_segments_that_fail_one_after_the_other_hold_nobody_up(
     store: Backend, fill: Fill, service: Start
 ) -> None:
@@ -128,6 +129,7 @@ def test_segments_that_fail_one_after_the_other_hold_nobody_up(
     assert {e["error"]["kind"] for e in events if e["event"] == "AttemptFailed"} == {"bad-bytes"}
 
 
+@pytest.mark.slow
 def test_a_precision_is_measured_on_games_that_come_later(
     store: Backend, segment_of: Callable[..., Any], service: Start
 ) -> None:

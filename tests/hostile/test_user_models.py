@@ -82,7 +82,7 @@ def test_a_spec_makes_nobody_import_a_module(store, plant, canary, source, alias
     assert not canary.exists() and "evil_module_of_a_store" not in sys.modules
 
 
-@pytest.mark.parametrize("source", ["user", f"user:{NAME}"])
+@pytest.mark.parametrize("source", [pytest.param("user", marks=pytest.mark.slow), f"user:{NAME}"])
 def test_no_command_imports_it_until_it_is_named(store, kit, plant, canary, source, capsys):
     kit.add_segment(store, height=64, width=48)
     key = planted(store, plant, source=source)

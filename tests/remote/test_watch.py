@@ -50,7 +50,7 @@ def test_two_services_make_each_pass_once(faulty, bucket_store, backend, url, ki
 def test_a_bucket_that_is_away_is_waited_for(
     faulty, environment, bucket_store, backend, url, kit, service, fault
 ):
-    environment.setenv("WSA_RETRY_S", "0.3")
+    environment.setenv("WSA_RETRY_S", "1.5")
     one = service("--store", url, "--models", RESNET, "--beat", "0.5")
     kit.add_segment(backend, 0)
     one.until(lambda: encoded(backend, 1))

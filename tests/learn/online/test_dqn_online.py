@@ -89,6 +89,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
     assert Run(walk, tmp_path / "whole", config).train().steps == 0
 
 
+@pytest.mark.slow
 def test_dqn_learns_the_walk(walk: SimpleNamespace, tmp_path: Path, read_metrics: Any) -> None:
     config = msgspec.structs.replace(
         SMALL, total_timesteps=6000, target_network_frequency=200, train_frequency=3,

@@ -128,7 +128,7 @@ def test_the_end_to_end_baseline_is_the_same_code(here: Path, algo: dict[str, An
     assert judge.evaluate(here / "run", 1, epsilon=1.0, num_envs=1).live.passes == 0
 
 
-@pytest.mark.parametrize("algo", [PPO, DQN])
+@pytest.mark.parametrize("algo", [pytest.param(PPO, marks=pytest.mark.slow), DQN])
 def test_a_recorded_run_that_was_killed_continues(
     here: Path, algo: dict[str, Any], read_metrics: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

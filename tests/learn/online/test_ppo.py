@@ -87,7 +87,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
     assert Run(walk, tmp_path / "whole", config).train().steps == 0
 
 
-@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("recurrent", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_ppo_learns_the_walk(
     walk: SimpleNamespace, tmp_path: Path, read_metrics: Any, recurrent: bool
 ) -> None:
