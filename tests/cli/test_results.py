@@ -134,7 +134,8 @@ def test_store_is_chosen_by_option_before_environment(filled, tmp_path, monkeypa
 
 
 def test_progress_is_plain_lines_on_standard_error(filled):
-    outcome = filled("collect", "--game", "Breakout", "--steps", 300, "--num-envs", 2)
+    more = ("--steps", 300, "--num-envs", 2, "--max-episode-steps", 150)
+    outcome = filled("collect", "--game", "Breakout", *more)
     assert outcome.out.splitlines()[:2] == ["segments         2", "steps            100"]
     assert outcome.err.splitlines()[1] == (
         "Breakout, protocol classic (sticky actions 0, up to 30 no-ops, FIRE at a reset, 4 "
