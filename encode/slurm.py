@@ -14,8 +14,7 @@ import time
 from typing import Any
 
 from dask.utils import parse_bytes
-from distributed import Client
-from distributed.deploy.spec import ProcessInterface
+from distributed import Client, Status
 
 from wsa.encode import console
 from wsa.encode.options import EncodeOptions
@@ -107,14 +106,18 @@ def start(jobs: SlurmJobs, environment: dict[str, Any], submit: bool, **schedule
         refusal = ""
 
         async def start(self) -> None:
-            submit: Any = super().start  # dask-jobqueue has no types.
+            submit: Any = super().start
             try:
                 await submit()
             except (RuntimeError, ValueError, OSError) as error:
                 said = str(error)
                 self.refusal = " ".join((said.partition("stderr:")[2].strip() or said).split())
-                started: Any = ProcessInterface.start  # As one that will never have a worker.
-                await started(self)
+                self.status = Status.running  # As one that will never have a worker.
+
+        async def close(self) -> None:
+            cancel: Any = super().close
+            await cancel()
+            self.status = Status.closed  # Which dask-jobqueue forgets, and Dask looks at.
 
     workers = 1 if jobs.gpu else jobs.cores
     asked = {"queue": jobs.queue, "account": jobs.account, "walltime": jobs.walltime}
