@@ -26,6 +26,7 @@ from wsa.store.redact import redact
 
 if TYPE_CHECKING:
     from wsa.encode.models import Request
+    from wsa.learn.bench_options import BenchOptions
     from wsa.learn.options import DemoOptions
     from wsa.store.backends import Backend
 
@@ -73,11 +74,24 @@ VERBS = {
         "wsa.learn.options:EvalOptions",
         "wsa.learn.verbs:evaluate",
     ),
+    "bench": Verb(
+        "train and evaluate a grid of games, fusions, models and seeds, and tabulate it",
+        "wsa bench --games Pong,Breakout --seeds 1,2,3 --fusions wsa,mean,single --models-subsets "
+        "lite0+lite1,lite0",
+        "wsa.learn.bench_options:BenchOptions",
+        "wsa.cli:bench",
+    ),
     "pretrain": Verb(
         "train the paper's own encoders on the frames of a store",
         "wsa pretrain --encoder ae,transporter --games Pong,Breakout --run-dir runs/encoders",
         "wsa.encode.pretrain_options:PretrainOptions",
         "wsa.encode.pretrain_verb:pretrain_encoders",
+    ),
+    "probe": Verb(
+        "how much of a game linear maps read out of each model's embeddings",
+        "wsa probe --game Pong --models lite0,lite0:random --target ram --baselines pixels",
+        "wsa.learn.probe_options:ProbeOptions",
+        "wsa.learn.probe_verb:probe_models",
     ),
     "push": Verb(
         "copy to another store what it lacks",
@@ -283,6 +297,14 @@ def demo(options: DemoOptions) -> int:
         return [m.spec.key for m in report.models], sum(m.fitted for m in report.models)
 
     return demo(options, encode)
+
+
+def bench(options: BenchOptions) -> int:
+    """`wsa bench`: a learner's grid on the workers that encoding has."""
+    from wsa.encode.cluster import connect
+    from wsa.learn.bench import bench
+
+    return bench(options, connect)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/learn_online.py
 
-1. One PPO update (1,024 steps, 4 epochs of 4 minibatches) on cached embeddings of 1 and of 4 models
-   against the same on pixels with the network and the loop of CleanRL's `ppo_atari`.
+1. One PPO update (1,024 steps, 4 epochs of 4 minibatches) on cached embeddings of 3 models, with 1 and
+   with 4 frames in a state, against the same on pixels with the network and the loop of CleanRL's
+   `ppo_atari`.
 2. Steps a second of a whole online run whose frames are all in the store, against the emulator and
    the updates alone: what looking frames up, the table and the metrics cost.
 3. Passes an environment step: how many states went through the network, which is what a learner
@@ -48,24 +49,25 @@ class Noise:
         self.width = models * WIDTH
         self._generator = np.random.default_rng(0)
 
-    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
+    def __call__(self, frames: NDArray[np.uint8], *, digests: Any = None) -> NDArray[Any]:
         """Random rows."""
         return self._generator.standard_normal((len(frames), self.width)).astype(np.float16)
 
 
-def ours(models: int, folder: Path) -> Any:
-    """A PPO update from a table of embeddings."""
+def ours(models: int, depth: int, folder: Path) -> Any:
+    """A PPO update from a table of embeddings, `depth` frames in a state."""
     game = games.make_env("Pong", games.protocol("Pong", "classic"), CONFIG.num_envs)
     filled = Table(folder, Noise(models))
     frames = np.arange(2000, dtype="<u8").view(np.uint8).reshape(2000, 1, 1, 8)[..., :3]
     filled.see(np.ascontiguousarray(frames))
-    stage = Stage(game, filled, 4, 1)
+    stage = Stage(game, filled, depth, 1)
     keys = [f"model{i}" for i in range(models)]
     session = Session(stage, keys, [slice(0, filled.width)], settled=True)
-    network = ActorCritic(Inputs(((4, WIDTH),) * models), ACTIONS, NetworkConfig())
-    optimizer = torch.optim.Adam(network.parameters(), lr=2.5e-4, eps=1e-5)
+    shapes = ((depth, WIDTH),) * models
+    network = ActorCritic(Inputs(shapes), ACTIONS, NetworkConfig(frame_stack=depth))
+    optimizer = torch.optim.Adam(network.parameters(), lr=2.5e-4, eps=1e-5, fused=True)
     shape = (CONFIG.num_steps, CONFIG.num_envs)
-    stacks = np.random.default_rng(1).integers(0, len(filled), (*shape, 4))
+    stacks = np.random.default_rng(1).integers(0, len(filled), (*shape, depth))
     rest = [torch.randn(shape) for _ in range(5)]
     rollout = Rollout(
         stacks, torch.zeros(shape), torch.randint(ACTIONS, shape), *rest[:3], torch.zeros(shape),
@@ -189,11 +191,10 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        one, four = ours(1, folder / "one"), ours(4, folder / "four")
         contenders = {
             "CleanRL's network on pixels": cleanrl(),
-            "embeddings of 4 models": four,
-            "embeddings of 1 model": one,
+            "3 models, 4 frames in a state": ours(3, 4, folder / "deep"),
+            "3 models, 1 frame in a state": ours(3, 1, folder / "flat"),
         }
         print("PPO updates of 1,024 steps:\n")
         rates = interleave({n: (lambda w=w: rate(w, 1.0)) for n, w in contenders.items()}, 3)
@@ -204,7 +205,8 @@ def main() -> None:
         first, states, models = online_run(folder, "first", **options, record=True)
         warm, _, _ = online_run(folder, "warm", **options)
         assert warm.passes == 0
-        bare = alone(steps, steps // CONFIG.batch_size - 1, one)
+        update = ours(1, 4, folder / "one")
+        bare = alone(steps, steps // CONFIG.batch_size - 1, update)
         print(f"\nPPO, {steps:,} steps of Pong, lite0, every frame in the store:\n")
         markdown(
             ["", "steps/s", "ratio"],

@@ -23,7 +23,6 @@ import ale_py
 import cv2
 import numpy as np
 import torch
-from ale_py import roms
 from kit import markdown
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -35,61 +34,41 @@ from wsa.encode.lookup import identify
 from wsa.encode.models import build, parse_request
 from wsa.encode.preprocess import _pillow
 from wsa.encode.spec import Output
+from wsa.learn import env as games
+from wsa.learn import linear, ram
+from wsa.learn.linear import Split
 
-# Bytes of the 2600's memory, by what they mean; after the annotations of the Atari Annotated RAM
-# Interface (Anand et al. 2019, https://arxiv.org/abs/1906.08226, appendix).
-RAM = {
-    "Pong": {"ball x": 49, "ball y": 54, "player y": 51, "enemy y": 50, "enemy score": 13},
-    "Breakout": {"ball x": 99, "ball y": 101, "player x": 72, "blocks hit": 77},
-    "Seaquest": {
-        "player x": 70,
-        "player y": 97,
-        "oxygen": 102,
-        "enemy 1 x": 30,
-        "enemy 2 x": 31,
-        "enemy 3 x": 32,
-        "enemy 4 x": 33,
-        "missile x": 103,
-    },
-    "MsPacman": {
-        "player x": 10,
-        "player y": 16,
-        "sue x": 6,
-        "sue y": 12,
-        "inky x": 7,
-        "inky y": 13,
-        "pinky x": 8,
-        "pinky y": 14,
-        "blinky x": 9,
-        "blinky y": 15,
-        "dots eaten": 119,
-    },
-    "SpaceInvaders": {
-        "player x": 28,
-        "invaders left": 17,
-        "invaders x": 26,
-        "invaders y": 24,
-        "missile y": 9,
-    },
-    "Qbert": {"player x": 43, "player y": 67, "column": 35, "red column": 69, "green column": 105},
+# Of the variables of `wsa.learn.ram`, those that tables in docs/ were measured with.
+JUDGED = {
+    "Pong": ("ball x", "ball y", "player y", "enemy y", "enemy score"),
+    "Breakout": ("ball x", "ball y", "player x", "blocks hit"),
+    "Seaquest": (
+        *("player x", "player y", "oxygen", "missile x"),
+        *(f"enemy {i} x" for i in range(1, 5)),
+    ),
+    "MsPacman": (
+        "dots eaten",
+        *(f"{who} {axis}" for who in ("player", "sue", "inky", "pinky", "blinky") for axis in "xy"),
+    ),
+    "SpaceInvaders": ("player x", "invaders left", "invaders x", "invaders y", "missile y"),
+    "Qbert": ("player x", "player y", "column", "red column", "green column"),
 }
 SEEDS, TESTED, KEPT, EVERY = 7, 2, 300, 3  # Seeds in all, of these for judging; frames of each.
 SKIP, NOOPS = 4, 30
 SIDE = 7
 SIZES = (128, 256, 512, 1024)
 Map = Callable[[Tensor], Tensor]  # (n, places, C) to (n, K)
-PENALTIES = 10.0 ** np.arange(-5, 3)
 
 
 def play(game: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Frames (SEEDS x KEPT, H, W, 3) as wsa collects them, and the RAM (., 128) behind them."""
     frames, memory = [], []
     for seed in range(SEEDS):
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+        games.quiet_emulator()
         ale = ale_py.ALEInterface()
         ale.setInt("random_seed", 100 + seed)
         ale.setFloat("repeat_action_probability", 0.0)
-        ale.loadROM(str(roms.get_rom_path(_rom(game))))
+        ale.loadROM(str(games.rom(game)))
         generator = np.random.default_rng(seed)
         actions = ale.getMinimalActionSet()
         for step in range(KEPT * EVERY):
@@ -106,11 +85,6 @@ def play(game: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
                 frames.append(np.maximum(before, ale.getScreenRGB()))
                 memory.append(ale.getRAM().copy())
     return np.stack(frames), np.stack(memory)
-
-
-def _rom(game: str) -> str:
-    """`space_invaders` for `SpaceInvaders`."""
-    return "".join("_" + c.lower() if c.isupper() else c for c in game).strip("_")
 
 
 def fits(shared: Tensor) -> dict[str, list[Map]]:
@@ -182,33 +156,11 @@ def probe(rows: Tensor, wanted: NDArray[np.float64], train: int) -> NDArray[np.f
         wanted: (n, V), the variables.
         train: How many frames to learn from; the last seed of them chooses the penalty.
     """
-    rows = rows - rows[:train].mean(dim=0)
-    rows = rows / rows[:train].pow(2).sum(dim=1).mean().sqrt()
-    kernel = (rows.double() @ rows[:train].double().T).numpy()
-    chosen = np.stack(
-        [_ridge(kernel, wanted, train - KEPT, slice(train - KEPT, train), p) for p in PENALTIES]
-    ).argmax(axis=0)
-    tested = [_ridge(kernel, wanted, train, slice(train, None), p) for p in PENALTIES]
-    return np.stack(tested)[chosen, np.arange(wanted.shape[1])]
-
-
-def _ridge(
-    kernel: NDArray[np.float64],
-    wanted: NDArray[np.float64],
-    train: int,
-    judged: slice,
-    penalty: float,
-) -> NDArray[np.float64]:
-    """R2 on `judged` of a regression that learned from the first `train` frames."""
-    mean = wanted[:train].mean(axis=0)
-    ridge = kernel[:train, :train] + penalty * np.eye(train)
-    factor = torch.linalg.cholesky(torch.from_numpy(ridge))
-    weights = torch.cholesky_solve(torch.from_numpy(wanted[:train] - mean), factor).numpy()
-    found = kernel[judged, :train] @ weights + mean
-    truth = wanted[judged]
-    spread = ((truth - truth.mean(axis=0)) ** 2).sum(axis=0)
-    missed = ((truth - found) ** 2).sum(axis=0)
-    return np.where(spread > 0, 1 - missed / np.maximum(spread, 1), np.nan)  # Whole numbers.
+    split = Split(
+        np.arange(train - KEPT), np.arange(train - KEPT, train), np.arange(train, len(rows))
+    )
+    axes = linear.principal(rows.numpy(), split, None)
+    return linear.r2(wanted[split.test], linear.ridge(axes, wanted, split))
 
 
 def maps(folder: Path, model: str, name: str, parts: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -230,17 +182,18 @@ def judge(folder: Path, model: str, game: str) -> None:
     with np.load(played(folder, game)) as file:
         frames, memory = file["frames"], file["memory"]
     train = (SEEDS - TESTED) * KEPT
-    wanted = memory[:, list(RAM[game].values())].astype(np.float64)
-    names = list(RAM[game])
+    names = list(JUDGED[game])
+    found = ram.read(game, memory)
+    wanted = np.stack([found[name] for name in names], axis=1).astype(np.float64)
     if model == "pixels":
         grey = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), (32, 42)) for f in frames]
         rows = torch.tensor(np.stack(grey)).flatten(1).float() / 255
-        found: Iterable[tuple[str, Tensor]] = [("grey pixels 42x32", rows)]
+        reduced: Iterable[tuple[str, Tensor]] = [("grey pixels 42x32", rows)]
     else:
         own = maps(folder, model, game, np.split(frames, SEEDS))
-        found = outputs(own, of_strip(folder, model), train)
+        reduced = outputs(own, of_strip(folder, model), train)
     scores = []
-    for name, rows in found:
+    for name, rows in reduced:
         r2 = dict(zip(names, probe(rows, wanted, train), strict=True))
         scores.append({"output": name, "numbers": rows.shape[1], "r2": r2})
     result.write_text(json.dumps(scores, default=float))
@@ -264,7 +217,7 @@ def played(folder: Path, game: str) -> Path:
 def show(folder: Path, models: list[str]) -> None:
     """Print the mean R2 of every output: by game for the first model, and over games for all."""
     found = {
-        model: [json.loads((folder / f"{model}-{game}.json").read_text()) for game in RAM]
+        model: [json.loads((folder / f"{model}-{game}.json").read_text()) for game in JUDGED]
         for model in models
     }
     rows = []
@@ -273,7 +226,7 @@ def show(folder: Path, models: list[str]) -> None:
         values = [*scores[models[0]], *(float(np.mean(of_games)) for of_games in scores.values())]
         rows.append([one["output"], one["numbers"], *(f"{value:.2f}" for value in values)])
     print()
-    markdown(["output", "numbers", *RAM, *(f"mean, {model}" for model in models)], rows)
+    markdown(["output", "numbers", *JUDGED, *(f"mean, {model}" for model in models)], rows)
 
 
 def mean(r2: dict[str, float]) -> float:
@@ -312,7 +265,7 @@ def costs() -> None:
 def main(folder: Path, models: list[str]) -> None:
     torch.set_num_threads(1)
     for model in models:
-        for game in RAM:
+        for game in JUDGED:
             judge(folder, model, game)
     for alike in (["pixels"], [model for model in models if model != "pixels"]):
         show(folder, alike)

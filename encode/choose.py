@@ -12,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -142,12 +144,17 @@ class Engines:
             encoder = self.encoder(engine, precision)
             # A GPU runs full batches, so it is a full one that tells its rate.
             inputs = _at_least(self._inputs[STRIP], encoder.engine.batch)
+            size = min(len(inputs), encoder.engine.batch * torch.get_num_threads())
             with self._in_words(engine):
-                encoder.features(inputs[: encoder.engine.batch])  # The first time is slower.
-                started = time.perf_counter()
-                whole = encoder.features(inputs)
-                rate = len(inputs) / (time.perf_counter() - started)
-                features = {STRIP: whole[: len(self._inputs[STRIP])]}
+                encoder.features(inputs[:size])  # The first time is slower.
+                parts, seconds = [], []
+                for at in range(0, len(inputs), size):
+                    started = time.perf_counter()
+                    parts.append(encoder.features(inputs[at : at + size]))
+                    seconds.append((time.perf_counter() - started) / len(parts[-1]))
+                # The median: other work on the machine may take any of them several times as long.
+                rate = 1 / statistics.median(seconds)
+                features = {STRIP: torch.cat(parts)[: len(self._inputs[STRIP])]}
                 for game in self._inputs.keys() - {STRIP}:
                     features[game] = encoder.features(self._inputs[game])
             self._found[engine, precision] = rate, features

@@ -61,7 +61,12 @@ def _gpus_for(device: str) -> int:
 
 @contextlib.contextmanager
 def connect(
-    scheduler: str, workers: int, device: str = "auto", jobs: SlurmJobs | None = None
+    scheduler: str,
+    workers: int,
+    device: str = "auto",
+    jobs: SlurmJobs | None = None,
+    threads: int = 0,
+    option: str = "--scheduler",
 ) -> Iterator[tuple[Client, int]]:
     """A Dask client, and how many cores torch may use in a task (0: as the worker has it).
 
@@ -72,6 +77,9 @@ def connect(
         workers: Worker processes for `local`; 0 is one for each core or GPU. Jobs for `slurm`.
         device: `cpu`, `cuda` or `auto`, which is the GPU where there is one.
         jobs: What a job of SLURM has.
+        threads: Tasks that a worker process started here runs at once; 0 for as many as encoding
+            keeps busy.
+        option: What gave the scheduler, for messages.
 
     Raises:
         UsageError: The scheduler is none of these, or no address.
@@ -80,10 +88,12 @@ def connect(
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # Errors are raised here.
     if scheduler in ("inproc", "local"):
-        with _started(lambda stack: _start(scheduler, workers, device, stack)) as client:
+        with _started(lambda stack: _start(scheduler, workers, device, threads, stack)) as client:
             yield client, int(scheduler == "local")
     elif scheduler == "slurm":
-        with _started(lambda stack: _submit(workers, jobs or SlurmJobs(), stack)) as client:
+        with _started(
+            lambda stack: _submit(workers, jobs or SlurmJobs(), threads, stack)
+        ) as client:
             slurm.await_worker(client, client.cluster)
             yield client, 1
     elif "://" in scheduler:
@@ -93,7 +103,7 @@ def connect(
             raise StorageError(
                 "unavailable",
                 f"No Dask scheduler answers at {scheduler} ({error}). Start one with 'dask "
-                "scheduler' and workers with 'dask worker', or leave --scheduler out.",
+                f"scheduler' and workers with 'dask worker', or leave {option} out.",
             ) from None
         except (TypeError, ValueError) as error:
             raise UsageError(
@@ -132,13 +142,16 @@ def _started(start: Callable[[contextlib.ExitStack], Client]) -> Iterator[Client
             stack.close()
 
 
-def _start(scheduler: str, workers: int, device: str, stack: contextlib.ExitStack) -> Client:
+def _start(
+    scheduler: str, workers: int, device: str, threads: int, stack: contextlib.ExitStack
+) -> Client:
     gpus = _gpus_for(device)
+    threads = threads or (TASKS_A_GPU if gpus else THREADS_A_WORKER)
     if scheduler == "inproc":
         client = Client(
             processes=False,
             n_workers=1,
-            threads_per_worker=TASKS_A_GPU if gpus else THREADS_A_WORKER,
+            threads_per_worker=threads,
             resources={GPU: 1} if gpus else {},
             dashboard_address=_ANY_PORT,
             scheduler_kwargs={"dashboard": False},
@@ -149,7 +162,7 @@ def _start(scheduler: str, workers: int, device: str, stack: contextlib.ExitStac
     local = _Local(
         n_workers=0,
         memory_limit=1 / count,
-        threads_per_worker=TASKS_A_GPU if gpus else THREADS_A_WORKER,
+        threads_per_worker=threads,
         resources={GPU: 1} if gpus else {},
         dashboard_address=_ANY_PORT,
         silence_logs=logging.CRITICAL,
@@ -188,9 +201,11 @@ def _gpus() -> list[str]:
     return seen or [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _submit(workers: int, jobs: SlurmJobs, stack: contextlib.ExitStack) -> Client:
+def _submit(workers: int, jobs: SlurmJobs, threads: int, stack: contextlib.ExitStack) -> Client:
     stack.enter_context(_settings())
-    cluster = stack.enter_context(slurm.start(jobs, WORKER_ENVIRONMENT, True, **_dashboard()))
+    cluster = stack.enter_context(
+        slurm.start(jobs, WORKER_ENVIRONMENT, True, threads, **_dashboard())
+    )
     _keep(slurm.Keeper(cluster, workers or 1), cluster.loop, stack)
     return stack.enter_context(Client(cluster))
 

@@ -107,7 +107,8 @@ class Driver:
         """What tasks came to, fetched together; None of those that failed."""
         try:
             if all(future.status == "finished" for future in batch):
-                return list(self._workers.client.gather(batch))
+                found: Any = self._workers.client.gather(batch)
+                return list(found)
         except Exception:  # noqa: BLE001, S110  A result went with its worker, and was not made anew.
             pass
         return [self._result(future) for future in batch]

@@ -24,7 +24,7 @@ from wsa.encode import engines
 from wsa.encode.basis import ROWS, Reduction
 from wsa.encode.engines import Engine, arithmetic, one_thread
 from wsa.encode.outputs import Trunk
-from wsa.encode.preprocess import preprocess
+from wsa.encode.preprocess import normalise, preprocess, shrink
 from wsa.encode.spec import Output, Precision, Preprocessing
 from wsa.encode.staging import run_on_gpu
 from wsa.store.writer import FLOAT16_MAX
@@ -95,6 +95,31 @@ class Encoder:
             (n, *shape) float32.
         """
         return self._run(frames, lambda part: self.reduce(self._features(part))).numpy()
+
+    def shrink(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Make screens (n, H, W, 3) as small as the model wants them: (n, channels, h, w) uint8.
+
+        On the CPU. `of_levels` goes on from there, as often as models and windows share a screen.
+        """
+        parts = np.array_split(frames, min(len(frames), -(-len(frames) // ROWS)))
+        how = self.preprocessing
+        done = _on_all_cores(lambda part: shrink(torch.from_numpy(np.array(part)), how), parts)
+        levels: NDArray[np.uint8] = torch.cat(done).numpy()
+        return levels
+
+    def of_levels(self, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Embed what `shrink` gave, to the bit as from the screens.
+
+        Args:
+            levels: (n, channels, h, w) uint8, or (n, w, channels, h, w), oldest first.
+
+        Returns:
+            (n, *shape) float32.
+        """
+        how = self.preprocessing
+        return self._run(
+            levels, lambda part: self.reduce(self.engine(normalise(part, how)))
+        ).numpy()
 
     def features(self, frames: NDArray[np.uint8]) -> Tensor:
         """What the basis is fitted on: (n, *shape) float32, before any reduction."""

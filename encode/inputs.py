@@ -8,11 +8,13 @@ a model once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from wsa.encode.spec import Preprocessing
 from wsa.store.reader import Snapshot
 from wsa.store.records import SegmentMeta
 from wsa.store.windows import episode_starts, window_digests, window_rows
@@ -29,11 +31,13 @@ class Shown:
         frames: (F, H, W, 3) uint8 RGB, its distinct frames.
         frame: (rows,) int64, which of them each row shows; empty where no model has a window.
         starts: (rows,) int64, where each row's episode begins; empty likewise.
+        small: Its frames as models see them, as far as some have asked for them.
     """
 
     frames: NDArray[np.uint8]
     frame: NDArray[np.int64]
     starts: NDArray[np.int64]
+    small: dict[Preprocessing, _Small] = dataclasses.field(default_factory=dict)
 
     def inputs(self, window: int, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
         """Some of the inputs, a bounded number at a time: each window repeats its neighbours' frames.
@@ -51,6 +55,49 @@ class Shown:
         of = self.frame[window_rows(chosen, self.starts[chosen], window)]
         for at in range(0, len(of), WINDOWS_AT_ONCE):
             yield self.frames[of[at : at + WINDOWS_AT_ONCE]]
+
+    def levels(
+        self,
+        window: int,
+        chosen: NDArray[np.int64],
+        how: Preprocessing,
+        shrink: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+    ) -> Iterator[NDArray[np.uint8]]:
+        """The same inputs made small, each frame once, whichever models and windows show it.
+
+        Args:
+            window: Frames in an input.
+            chosen: (n,) frames, or rows where `window` > 1.
+            how: How the model wants to see them.
+            shrink: What makes frames (n, H, W, 3) so: (n, channels, h, w) uint8.
+
+        Yields:
+            (m, channels, h, w) uint8, or (m, window, channels, h, w), oldest first.
+        """
+        # What is made of levels afterwards is each model's own.
+        alike = msgspec.structs.replace(how, mean=(), std=())
+        if alike not in self.small:
+            shape = (len(self.frames), 1 if how.channels == "grey" else 3, how.height, how.width)
+            self.small[alike] = _Small(np.empty(shape, np.uint8), np.zeros(shape[0], np.bool_))
+        small = self.small[alike]
+        of = chosen
+        if window > 1:
+            of = self.frame[window_rows(chosen, self.starts[chosen], window)]
+        missing = np.unique(of[~small.made[of]])
+        for at in range(0, len(missing), WINDOWS_AT_ONCE):
+            some = missing[at : at + WINDOWS_AT_ONCE]
+            small.levels[some] = shrink(self.frames[some])
+        small.made[missing] = True
+        for at in range(0, len(of), WINDOWS_AT_ONCE):
+            yield small.levels[of[at : at + WINDOWS_AT_ONCE]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Small:
+    """Frames made small, (F, channels, h, w) uint8, and which of them are, (F,)."""
+
+    levels: NDArray[np.uint8]
+    made: NDArray[np.bool_]
 
 
 def read_shown(snapshot: Snapshot, meta: SegmentMeta, *, rows: bool) -> Shown:

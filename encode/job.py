@@ -10,10 +10,11 @@ the others read frames or write embeddings. What goes wrong with one object is h
 from __future__ import annotations
 
 import dataclasses
+import math
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -188,12 +189,27 @@ def _run(setting: Setting, item: Item, shown: Shown | None, reading: float) -> E
         started = time.perf_counter()
         try:
             before = encoder.passes
-            inputs = shown.inputs(item.window, item.own)
-            found = np.concatenate([encoder(some) for some in inputs])
+            found = np.concatenate(list(_embeddings(encoder, shown, item)))
             assert encoder.passes - before == len(item.own)
             return Embedded(item.model, stored(found), reading, time.perf_counter() - started)
         except Exception as error:  # noqa: BLE001  A model may raise anything.
             return failed(item, error)
+
+
+def _embeddings(encoder: Encoder, shown: Shown, item: Item) -> Iterator[NDArray[np.float32]]:
+    """A segment's own inputs after a model, some after another.
+
+    On a CPU grey screens are made small once for all models and windows, a window of four else made
+    each four times. Those in colour would take too much memory.
+    """
+    how = encoder.preprocessing
+    small = how.height * how.width <= math.prod(shown.frames.shape[1:3])
+    if encoder.device.type == "cpu" and how.channels == "grey" and small:
+        for some in shown.levels(item.window, item.own, how, encoder.shrink):
+            yield encoder.of_levels(some)
+        return
+    for some in shown.inputs(item.window, item.own):
+        yield encoder(some)
 
 
 def commit(

@@ -58,6 +58,11 @@ class LiveEncoder:
         return sum(encoder.passes for encoder in self._encoders)
 
     @property
+    def engines(self) -> list[str]:
+        """Names of what runs each model."""
+        return [encoder.engine.name for encoder in self._encoders]
+
+    @property
     def frames(self) -> int:
         """Frames, and windows, asked for."""
         return sum(lookup.asked for lookup in self._lookups.values())
@@ -77,11 +82,17 @@ class LiveEncoder:
         """Share of what was asked for that needed no pass."""
         return (self.found + self.remembered) / max(1, self.frames)
 
+    def knows(self, digests: Sequence[bytes]) -> NDArray[np.bool_]:
+        """Whether the store has single frames, (n,)."""
+        return self._lookups[1].rows(digests) >= 0
+
     def __call__(
         self,
         frames: NDArray[np.uint8],
         first: NDArray[np.bool_] | None = None,
         envs: NDArray[np.int64] | None = None,
+        *,
+        digests: Sequence[bytes] | None = None,
     ) -> NDArray[Any]:
         """Take the newest frames, and embed them.
 
@@ -90,6 +101,7 @@ class LiveEncoder:
             first: (n,) whether each begins an episode: what was before it is forgotten.
             envs: (n,) which environments they are of. Where no model has a window, neither is
                 needed.
+            digests: The frames', where they are known already.
 
         Returns:
             (n, width) of the flat map's dtype, the models side by side in their order.
@@ -98,15 +110,17 @@ class LiveEncoder:
             ConflictError: A model gave NaN, or a number too large for the flat map.
             UsageError: A model has a window, and it is not told of what.
         """
+        if digests is None:
+            digests = [keys.frame_digest(frame) for frame in frames]
         if self._longest == 1:
-            return self._lookups[1]([keys.frame_digest(f) for f in frames], frames.__getitem__)
+            return self._lookups[1](digests, frames.__getitem__)
         if first is None or envs is None:
             raise UsageError(
                 "bad-option",
                 "A model that looks at several frames cannot embed one by itself. Choose models of "
                 "single frames.",
             )
-        newest = [(keys.frame_digest(frame), frame.copy()) for frame in frames]
+        newest = [(digest, frame.copy()) for digest, frame in zip(digests, frames, strict=True)]
         for seen, begins, env in zip(newest, first, envs.tolist(), strict=True):
             if begins or env not in self._recent:
                 self._recent[env] = deque([seen] * self._longest, self._longest)
@@ -161,7 +175,7 @@ class _Lookup:
         self.asked = self.found = self.remembered = 0
 
     def __call__(
-        self, digests: list[bytes], inputs: Callable[[list[int]], NDArray[np.uint8]]
+        self, digests: Sequence[bytes], inputs: Callable[[list[int]], NDArray[np.uint8]]
     ) -> NDArray[Any]:
         """Embed.
 
@@ -169,31 +183,36 @@ class _Lookup:
             digests: Identities of what is asked for.
             inputs: Gives some of it: (n, H, W, 3), or (n, window, H, W, 3), uint8 RGB.
         """
-        rows = self._index.find(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16))
+        rows = self.rows(digests)
         out = np.empty((len(digests), len(self.places)), self._table.dtype)
         known = rows >= 0
         out[known] = self._table[rows[known]][:, self._columns]
         self.asked += len(digests)
         self.found += int(known.sum())
         new: dict[bytes, int] = {}
-        for i in np.flatnonzero(~known):
+        missing = np.flatnonzero(~known).tolist()
+        for i in missing:
             digest = digests[i]
             if digest in self._memory:
                 self._memory.move_to_end(digest)
                 self.remembered += 1
             elif digest not in new:
-                new[digest] = int(i)
+                new[digest] = i
             else:
                 self.remembered += 1
         if new:
             missed = self._run(inputs(list(new.values())))
             for digest, row in zip(new, missed, strict=True):
                 self._memory[digest] = row.copy()  # A view would keep the whole batch in memory.
-        for i in np.flatnonzero(~known):
+        for i in missing:
             out[i] = self._memory[digests[i]]
         while len(self._memory) > self._remember:
             self._memory.popitem(last=False)
         return out
+
+    def rows(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
+        """Where the store has what is of these identities, (n,); -1 where it has not."""
+        return self._index.find(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16))
 
     def _run(self, inputs: NDArray[np.uint8]) -> NDArray[Any]:
         """Every model over the same inputs, a thread for each model: (n, width)."""

@@ -42,15 +42,26 @@ def preprocess(frames: Tensor, how: Preprocessing) -> Tensor:
         height, width), the channels of the oldest frame first.
     """
     if frames.ndim == 5:
-        single = preprocess(frames.flatten(0, 1), how)
-        folded = single.reshape(len(frames), -1, how.height, how.width)
-        return folded.contiguous(memory_format=torch.channels_last)
+        return normalise(shrink(frames.flatten(0, 1), how).unflatten(0, frames.shape[:2]), how)
+    return normalise(shrink(frames, how), how)
+
+
+def shrink(frames: Tensor, how: Preprocessing) -> Tensor:
+    """(B, H, W, 3) uint8 RGB to (B, channels, height, width) uint8, each frame by itself."""
     pixels = frames.permute(0, 3, 1, 2)
-    pixels = _fit(grey(pixels) if how.channels == "grey" else pixels, how)
-    mean, std = (torch.tensor(of, device=frames.device) for of in (how.mean, how.std))
+    return _fit(grey(pixels) if how.channels == "grey" else pixels, how)
+
+
+def normalise(levels: Tensor, how: Preprocessing) -> Tensor:
+    """What `shrink` gave, (B, c, h, w) or (B, w, c, h, w) uint8, to what `preprocess` returns."""
+    if levels.ndim == 5:
+        single = normalise(levels.flatten(0, 1), how)
+        folded = single.reshape(len(levels), -1, how.height, how.width)
+        return folded.contiguous(memory_format=torch.channels_last)
+    mean, std = (torch.tensor(of, device=levels.device) for of in (how.mean, how.std))
     # Whole lines of the screen at once, which is twice as fast as channels by threes.
     scale, shift = ((1 / (255 * std)).repeat(how.width), (mean / std).repeat(how.width))
-    lines = pixels.permute(0, 2, 3, 1).flatten(2).to(torch.float32).mul_(scale).sub_(shift)
+    lines = levels.permute(0, 2, 3, 1).flatten(2).to(torch.float32).mul_(scale).sub_(shift)
     result: Tensor = lines.unflatten(2, (how.width, -1)).permute(0, 3, 1, 2)
     return result
 

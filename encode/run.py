@@ -12,8 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from distributed import KilledWorker
-from distributed.client import CancelledError
+from distributed import CancelledError, KilledWorker
 
 from wsa.encode import cluster, job
 from wsa.encode.drive import TRIES, Driver, died, gone

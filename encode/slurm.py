@@ -17,7 +17,7 @@ from dask.utils import parse_bytes
 from distributed import Client, Status
 
 from wsa.encode import console
-from wsa.encode.options import EncodeOptions
+from wsa.encode.options import SlurmOptions
 from wsa.encode.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
 from wsa.store.errors import MissingError, StorageError, UsageError
 
@@ -50,7 +50,7 @@ class SlurmJobs:
     extra: tuple[str, ...] = ()
 
 
-def jobs(o: EncodeOptions) -> SlurmJobs:
+def jobs(o: SlurmOptions) -> SlurmJobs:
     """What the `--slurm-*` options ask for.
 
     Raises:
@@ -75,13 +75,20 @@ def jobs(o: EncodeOptions) -> SlurmJobs:
     )
 
 
-def start(jobs: SlurmJobs, environment: dict[str, Any], submit: bool, **scheduler: Any) -> Any:
+def start(
+    jobs: SlurmJobs,
+    environment: dict[str, Any],
+    submit: bool,
+    threads: int = 0,
+    **scheduler: Any,
+) -> Any:
     """A `dask_jobqueue.SLURMCluster` without jobs yet; `job_script()` is what it would submit.
 
     Args:
         jobs: What each job asks for.
         environment: Variables that workers start with.
         submit: Whether jobs will be submitted.
+        threads: Of a worker; 0 for as many as encoding keeps busy.
         scheduler: Options of the scheduler, which runs in this process.
 
     Raises:
@@ -119,16 +126,23 @@ def start(jobs: SlurmJobs, environment: dict[str, Any], submit: bool, **schedule
             await cancel()
             self.status = Status.closed  # Which dask-jobqueue forgets, and Dask looks at.
 
+        async def close(self) -> None:
+            cancel: Any = super().close
+            if not self.refusal:
+                await cancel()
+            closed: Any = ProcessInterface.close  # dask-jobqueue does not say so by itself.
+            await closed(self)
+
     workers = 1 if jobs.gpu else jobs.cores
     asked = {"queue": jobs.queue, "account": jobs.account, "walltime": jobs.walltime}
     cluster: Any = SLURMCluster
     return cluster(
         job_cls=Job,
-        job_name="wsa-encode",
+        job_name="wsa",
         python=sys.executable,
         processes=workers,
         # Dask's word for threads; SLURM is asked for `job_cpu`.
-        cores=workers * (TASKS_A_GPU if jobs.gpu else THREADS_A_WORKER),
+        cores=workers * (threads or (TASKS_A_GPU if jobs.gpu else THREADS_A_WORKER)),
         job_cpu=jobs.cores,
         memory=jobs.memory,
         job_extra_directives=[*(["--gpus=1"] if jobs.gpu else []), *jobs.extra],

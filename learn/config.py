@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import torch
 
 from wsa.encode.lookup import read_spec
@@ -17,47 +16,33 @@ from wsa.learn.bc import BCConfig
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.heads import NetworkConfig, Torso
 from wsa.learn.offline import check_weight_losses
+from wsa.learn.origin import MEAN_CONTEXT, Origin
 from wsa.store import names
 from wsa.store.errors import MissingError, UsageError
 from wsa.store.flat import shapes_of
 from wsa.store.reader import Snapshot
-from wsa.store.records import Protocol
-
-MEAN_CONTEXT = "mean"
 
 
-class RunConfig(msgspec.Struct, frozen=True):
+class RunConfig(Origin, frozen=True):
     """What a run is.
 
     Attributes:
+        models, context, network: As `Origin`.
+        protocol: How the data was played, and evaluation is.
         store: The store's URL.
         game: ALE game id.
-        models: Model keys.
-        context: Key of the model that gives WSA's context, one of them or another; or `mean`.
         seed: Of initialisation and draws.
         segments: Segments of the data, so that a continued run sees what it began with.
-        protocol: How the data was played, and evaluation is.
-        network: What is trained.
         hyperparameters: As the learner takes them; which they are is the algorithm.
         init: Checkpoint of another run whose network this one begins from, or "".
     """
 
     store: str
     game: str
-    models: tuple[str, ...]
-    context: str
     seed: int
     segments: tuple[str, ...]
-    protocol: Protocol
-    network: NetworkConfig
     hyperparameters: DQNConfig | BCConfig
     init: str = ""
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Keys of the models that the network reads: those fused, then one for the context alone."""
-        alone = self.context != MEAN_CONTEXT and self.context not in self.models
-        return (*self.models, self.context) if alone else self.models
 
 
 def inputs_of(config: Any, windows: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> Inputs:

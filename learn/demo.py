@@ -16,10 +16,11 @@ from wsa.encode.models import Request, parse_request
 from wsa.encode.options import open_snapshot
 from wsa.learn import env, judge, run
 from wsa.learn.collect import collect, plan_collection
-from wsa.learn.config import MEAN_CONTEXT, RunConfig, make_config
+from wsa.learn.config import RunConfig, make_config
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.offline import Trained
 from wsa.learn.options import DemoOptions
+from wsa.learn.origin import MEAN_CONTEXT
 from wsa.learn.report import summarise, total_bytes
 from wsa.store.backends import Backend
 from wsa.store.reader import Snapshot, take_snapshot

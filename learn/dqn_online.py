@@ -9,7 +9,6 @@ towards `offline_fraction_end` over the run.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from wsa.encode.curves import Metrics
 from wsa.learn.dqn import DQN, DQNConfig
 from wsa.learn.features import Batch, OfflineBatches
 from wsa.learn.heads import QNetwork
+from wsa.learn.ranges import check_ranges
 from wsa.learn.replay import Replay
 from wsa.learn.session import Played, Session
 from wsa.learn.stage import Stage
@@ -79,25 +79,15 @@ class OnlineDQNConfig(msgspec.Struct, frozen=True, tag_field="algo", tag="dqn"):
     save_frequency: int = 100_000
 
     def __post_init__(self) -> None:
-        for field in ("total_timesteps", "num_envs", "buffer_size", "target_network_frequency",
-                      "batch_size", "learning_starts", "train_frequency", "log_frequency",
-                      "n_step", "save_frequency"):  # fmt: skip
-            if getattr(self, field) < 1:
-                raise UsageError(
-                    "bad-option",
-                    f"--{field.replace('_', '-')} must be at least 1, not {getattr(self, field)}.",
-                )
-        for field in ("gamma", "start_e", "end_e", "exploration_fraction", "offline_fraction",
-                      "offline_fraction_end"):  # fmt: skip
-            if not 0 <= getattr(self, field) <= 1:
-                raise UsageError(
-                    "bad-option",
-                    f"--{field.replace('_', '-')} must be from 0 to 1, not {getattr(self, field)}.",
-                )
-        if not 0 < self.learning_rate < inf:
-            raise UsageError(
-                "bad-option", f"--learning-rate must be positive, not {self.learning_rate}."
-            )
+        check_ranges(
+            self,
+            counts=("total_timesteps", "num_envs", "buffer_size", "target_network_frequency",
+                    "batch_size", "learning_starts", "train_frequency", "log_frequency", "n_step",
+                    "save_frequency"),
+            shares=("gamma", "start_e", "end_e", "exploration_fraction", "offline_fraction",
+                    "offline_fraction_end"),
+            positive=("learning_rate",),
+        )  # fmt: skip
         if self.total_timesteps < self.num_envs:
             raise UsageError(
                 "bad-option", "--total-timesteps must be at least one step of each environment."
@@ -182,6 +172,7 @@ def train(
             if stage.steps >= config.learning_starts:
                 session.settle(learner.online, learner.target)
                 for _ in range(due(config.train_frequency, stage)):
+                    learner.online.train()
                     updates += 1
                     found = learner.update(updates, draws.draw(stage.steps))
                     if logging:
@@ -226,6 +217,8 @@ def act(
     random = generator.integers(stage.actions, size=stage.num_envs)
     if explore.all():
         return random
+    if network.training:  # Dropout is for updates.
+        network.eval()
     with torch.no_grad():
         stacks = session.table.gather(stage.stacks).to(network.device)
         values = network(stacks)[0]
@@ -241,9 +234,6 @@ class Draws:
         flat: The stored data.
         seed: Of the draws.
         folder: The run's folder.
-
-    Raises:
-        UsageError: Stored data is asked for, and there is none.
     """
 
     def __init__(
@@ -267,12 +257,7 @@ class Draws:
         self._generator = np.random.default_rng([seed, 3])
         self._stored: OfflineBatches | None = None
         if config.offline:
-            if flat is None or not len(flat.steps):
-                raise UsageError(
-                    "bad-option",
-                    "--offline-fraction: the store has no data of this game and protocol that all "
-                    "models have encoded. Collect and encode some, or leave it out.",
-                )
+            assert flat is not None, "a run that mixes in stored data is configured with some"
             self._stored = OfflineBatches(flat, depth, config.batch_size, seed, **counting)
 
     def draw(self, step: int) -> Batch:

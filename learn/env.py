@@ -81,17 +81,18 @@ def screen(game: str) -> tuple[int, int]:
     """Height and width of a game's screen in pixels; 210 x 160 for most games."""
     quiet_emulator()
     emulator = ale_py.ALEInterface()
-    emulator.loadROM(_rom(game))
+    emulator.loadROM(rom(game))
     height, width = emulator.getScreenDims()
     return height, width
 
 
 def emulator_identity(game: str) -> tuple[str, str]:
     """Version of ale-py and MD5 of the game's ROM, as recorded in every segment."""
-    return ale_py.__version__, hashlib.md5(_rom(game).read_bytes()).hexdigest()
+    return ale_py.__version__, hashlib.md5(rom(game).read_bytes()).hexdigest()
 
 
-def _rom(game: str) -> Path:
+def rom(game: str) -> Path:
+    """The file of a game's ROM."""
     path = roms.get_rom_path(games()[check_game(game)])
     assert path is not None, f"ale-py registers {game} without its ROM"
     return Path(path)

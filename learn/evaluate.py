@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsa.learn import env as games
 from wsa.learn.policies import Policy
-from wsa.store import records
-from wsa.store.errors import StorageError, UsageError
+from wsa.store import publish, records
+from wsa.store.errors import UsageError
+
+COLUMNS = ("updates", "policy", "checkpoint", "epsilon", "env", "seed", "return", "steps",
+           "truncated")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,37 @@ class Episode:
     truncated: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """One step of the environments that are still playing.
+
+    Attributes:
+        frames: (n, H, W, 3) uint8 RGB, what the policy saw.
+        envs: (n,) which environments they are of.
+        episodes: (n,) how many games each had finished.
+        steps: (n,) how many steps of this game it had played.
+        actions: (n,) what the policy did.
+        rewards: (n,) raw, what that earned.
+        ended: (n,) whether the game ended with it.
+    """
+
+    frames: NDArray[np.uint8]
+    envs: NDArray[np.int64]
+    episodes: NDArray[np.int64]
+    steps: NDArray[np.int64]
+    actions: NDArray[np.int64]
+    rewards: NDArray[np.float64]
+    ended: NDArray[np.bool_]
+
+
+class Watcher(Protocol):
+    """Looks on while games are played."""
+
+    def see(self, moment: Moment) -> None:
+        """Take a step."""
+        ...
+
+
 def play(
     game: str,
     protocol: records.Protocol,
@@ -50,7 +85,7 @@ def play(
     seed: int,
     *,
     num_envs: int = 4,
-    video: Path | None = None,
+    watchers: Sequence[Watcher] = (),
     on_step: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> list[Episode]:
     """Play whole games.
@@ -62,7 +97,7 @@ def play(
         episodes: Games to finish.
         seed: Environment i is seeded with seed + i.
         num_envs: Environments side by side, at most one for each episode.
-        video: Folder for films of the first environment's episodes.
+        watchers: Shown every step.
         on_step: Called with (steps played, episodes finished).
 
     Returns:
@@ -70,7 +105,6 @@ def play(
 
     Raises:
         UsageError: No episodes or no environments.
-        StorageError: Films cannot be written.
     """
     if episodes < 1 or num_envs < 1:
         raise UsageError("bad-option", "--episodes and --num-envs must be at least 1.")
@@ -80,7 +114,6 @@ def play(
     returns, lengths = np.zeros(count), np.zeros(count, np.int64)
     first = np.ones(count, np.bool_)
     total = 0
-    films = _Films(video)
     env = games.make_env(game, protocol, count)
     try:
         observations, _ = env.reset(seed=seed)
@@ -90,10 +123,19 @@ def play(
             frames = games.pictures(observations)
             actions = np.zeros(count, np.int64)
             actions[playing] = policy(frames[playing], first[playing], playing)
-            if playing[0] == 0:
-                films.frame(frames[0])
             observations, rewards, terminated, truncated, _ = env.step(actions)
             first = terminated | truncated
+            moment = Moment(
+                frames=frames[playing],
+                envs=playing,
+                episodes=np.array([len(finished[i]) for i in playing]),
+                steps=lengths[playing],
+                actions=actions[playing],
+                rewards=rewards[playing].astype(np.float64),
+                ended=first[playing],
+            )
+            for watcher in watchers:
+                watcher.see(moment)
             returns += rewards
             lengths += 1
             total += len(playing)
@@ -108,70 +150,33 @@ def play(
                             truncated=bool(truncated[i]),
                         )
                     )
-                    if i == 0:
-                        films.end()
                 returns[i], lengths[i] = 0, 0
             on_step(total, sum(map(len, finished)))
     finally:
-        films.end()
         env.close()
     return [episode for episodes_of_env in finished for episode in episodes_of_env]
 
 
-def write_csv(path: Path, updates: int, epsilon: float, played: dict[str, list[Episode]]) -> None:
-    """Append episodes to a table, one a line.
+def write_csv(
+    path: Path, updates: int, checkpoint: str, epsilon: float, played: dict[str, list[Episode]]
+) -> None:
+    """Add episodes to a table, one a line; all of them or none.
 
     Args:
         path: The table.
         updates: Updates the network had had.
+        checkpoint: 12 hex digits of the checkpoint that it was.
         epsilon: Probability of a random action.
         played: Games by policy: `run`, the run's final network; `best`, the one that did best on
-            held-out episodes; `random`.
+            held-out episodes; `random`, which was played beside it.
     """
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(
-                ["updates", "policy", "epsilon", "env", "seed", "return", "steps", "truncated"]
-            )
-        for policy, episodes in played.items():
-            for e in episodes:
-                writer.writerow(
-                    [updates, policy, epsilon, e.env, e.seed, e.returned, e.steps, e.truncated]
-                )
-
-
-class _Films:
-    """Writes `episode_0.mp4`, `episode_1.mp4`, ... into a folder, 15 steps a second as played."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._count = 0
-        self._writer: Any = None
-
-    def frame(self, picture: NDArray[np.uint8]) -> None:
-        if self._folder is None:
-            return
-        import cv2
-
-        height, width = picture.shape[:2]
-        if self._writer is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path = str(self._folder / f"episode_{self._count}.mp4")
-            code = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(path, code, 15.0, (2 * width, 2 * height))
-            if not self._writer.isOpened():
-                raise StorageError(
-                    "unavailable",
-                    f"{path} cannot be written. Check that you may write there and that there is "
-                    "room, or leave out --video.",
-                )
-        large = np.repeat(np.repeat(picture, 2, axis=0), 2, axis=1)
-        self._writer.write(np.ascontiguousarray(large[..., ::-1]))
-
-    def end(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
-            self._writer = None
-            self._count += 1
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    there = path.read_bytes() if path.exists() else b""
+    if not there:
+        writer.writerow(COLUMNS)
+    for policy, episodes in played.items():
+        for e in episodes:
+            about = (updates, policy, checkpoint, epsilon)
+            writer.writerow([*about, e.env, e.seed, e.returned, e.steps, e.truncated])
+    publish.replace(path, there + table.getvalue().encode())

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from wsa.learn.evaluate import Episode, play, write_csv
-from wsa.learn.player import open_player
-from wsa.learn.policies import Policy, RandomPolicy
+from wsa.learn.evaluate import Episode, Watcher, play, write_csv
+from wsa.learn.films import Films
+from wsa.learn.player import Player, open_player
+from wsa.learn.policies import GreedyPolicy, RandomPolicy
+from wsa.learn.scores import Interval, human_normalised, stratified_interval
+from wsa.learn.weighing import WeightLog
 from wsa.store.errors import UsageError
 
 EVAL_SEED = 10_000
@@ -23,6 +27,7 @@ class Evaluation:
     """What an evaluation saw.
 
     Attributes:
+        game: ALE game id.
         updates: Updates the network had had; of an online run, steps.
         which: Whether it is the run's final network, or the best on held-out episodes.
         episodes: Games played by the run's network.
@@ -31,6 +36,7 @@ class Evaluation:
         seconds: Wall time of the network's games.
     """
 
+    game: str
     updates: int
     which: str
     episodes: tuple[Episode, ...]
@@ -39,17 +45,26 @@ class Evaluation:
     seconds: float
 
     def summary(self) -> dict[str, Any]:
-        """The evaluation as JSON values; returns are raw."""
+        """The evaluation as JSON values.
+
+        Returns are raw; low and high are the ends of a 95 % bootstrap interval of their mean. Human-
+        normalised scores are None for a game whose human score nobody has published.
+        """
         mean, spread = mean_return(self.episodes)
         random_mean, random_spread = mean_return(self.random)
+        interval = mean_interval(self.episodes)
         return {
             "updates": self.updates,
             "checkpoint": self.which,
             "episodes": len(self.episodes),
             "return_mean": mean,
             "return_std": spread,
+            "return_low": interval.low,
+            "return_high": interval.high,
+            "human_normalised": human_normalised(self.game, mean),
             "random_return_mean": random_mean,
             "random_return_std": random_spread,
+            "random_human_normalised": human_normalised(self.game, random_mean),
             "frames": self.live.frames,
             "found_in_store": self.live.found,
             "seen_before_live": self.live.remembered,
@@ -73,7 +88,7 @@ def evaluate(
     which: Literal["final", "best"] = "final",
     on_step: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> Evaluation:
-    """Play a run's network with live embeddings, and write `eval.csv`.
+    """Play a run's network with live embeddings; add to `eval.csv`, and write `eval_weights.npz`.
 
     Args:
         folder: The run's folder.
@@ -81,7 +96,7 @@ def evaluate(
         epsilon: Probability of a random action.
         seed: Of the environments; apart from training's.
         weights: Weights files by alias, where this machine keeps them elsewhere.
-        video: Whether to film the first environment.
+        video: Whether to film the first environment, with the fusion's weights if it has any.
         device: Where to run the models.
         engine: What runs them; `auto` is what filled the store.
         num_envs: Environments side by side.
@@ -104,28 +119,46 @@ def evaluate(
     actions = len(config.protocol.actions)
     greedy = player.policy(num_envs, epsilon, seed)
 
-    def run(policy: Policy, films: Path | None) -> list[Episode]:
-        return play(
-            config.game,
-            config.protocol,
-            policy,
-            episodes,
-            seed,
-            num_envs=num_envs,
-            video=films,
-            on_step=on_step,
-        )
-
+    how: dict[str, Any] = {"num_envs": num_envs, "on_step": on_step}
     started = time.perf_counter()
-    played = run(greedy, folder / "videos" if video else None)
+    with _watching(folder, player, greedy, video) as watchers:
+        played = play(
+            config.game, config.protocol, greedy, episodes, seed, watchers=watchers, **how
+        )
     seconds = time.perf_counter() - started
-    random = run(RandomPolicy(actions, seed), None)
+    random = play(config.game, config.protocol, RandomPolicy(actions, seed), episodes, seed, **how)
     name = "run" if which == "final" else "best"
-    write_csv(folder / "eval.csv", player.updates, epsilon, {name: played, "random": random})
-    return Evaluation(player.updates, which, tuple(played), tuple(random), player.embedder, seconds)
+    games = {name: played, "random": random}
+    write_csv(folder / "eval.csv", player.updates, player.digest, epsilon, games)
+    return Evaluation(
+        config.game, player.updates, which, tuple(played), tuple(random), player.embedder, seconds
+    )
+
+
+@contextlib.contextmanager
+def _watching(
+    folder: Path, player: Player, policy: GreedyPolicy, video: bool
+) -> Iterator[list[Watcher]]:
+    """What looks on while a run's network plays."""
+    weighed = list(player.config.models) if player.weighs else []
+    watchers: list[Watcher] = []
+    with contextlib.ExitStack() as stack:
+        if weighed:
+            log = WeightLog(folder, weighed, lambda: policy.weights)
+            watchers.append(stack.enter_context(log))
+        if video:
+            films = Films(folder / "videos", weighed, lambda: policy.weights)
+            watchers.append(stack.enter_context(films))
+        yield watchers
 
 
 def mean_return(episodes: Sequence[Episode]) -> tuple[float, float]:
     """Mean and standard deviation of raw returns."""
     returns = np.array([episode.returned for episode in episodes])
     return float(returns.mean()), float(returns.std())
+
+
+def mean_interval(episodes: Sequence[Episode]) -> Interval:
+    """Mean of raw returns with its 95 % bootstrap interval over the episodes."""
+    returns = np.array([[episode.returned] for episode in episodes])
+    return stratified_interval(returns, lambda table: float(table.mean()))

@@ -34,17 +34,25 @@ class GreyPixels:
         frames: Frames asked for.
         found, remembered, passes: 0.
         hit_rate: 0.
+        engines: None.
     """
 
     width = SIDE * SIDE
     dtype: np.dtype[Any] = np.dtype(np.uint8)
     found = remembered = passes = 0
     hit_rate = 0.0
+    engines: Sequence[str] = ()
 
     def __init__(self) -> None:
         self.frames = 0
 
-    def __call__(self, frames: NDArray[np.uint8], *which: Any) -> NDArray[Any]:
+    def knows(self, digests: Sequence[bytes]) -> NDArray[np.bool_]:
+        """Whether the store has grey pixels of frames, (n,): never."""
+        return np.zeros(len(digests), np.bool_)
+
+    def __call__(
+        self, frames: NDArray[np.uint8], *which: Any, digests: Sequence[bytes] | None = None
+    ) -> NDArray[Any]:
         """Turn (n, H, W, 3) uint8 RGB grey and small: (n, width) uint8."""
         self.frames += len(frames)
         grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]

@@ -17,6 +17,8 @@ class OnlineOptions:
     """Online: agent steps to play, in all environments; an emulator plays four frames in each."""
     num_envs: int | None = None
     """Online: environments side by side; ppo 8, dqn 1."""
+    max_episode_steps: int = 27_000
+    """Online: steps after which an episode is truncated."""
     terminal_on_life_loss: bool = False
     """Online: value nothing beyond a lost life. The game goes on, and reports are of whole games."""
     record: bool = False

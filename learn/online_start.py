@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,18 @@ from wsa.encode.models import parse_request
 from wsa.encode.options import open_snapshot, weights_files
 from wsa.encode.register import register
 from wsa.learn import env as games
-from wsa.learn import online, run
+from wsa.learn import online, online_config, run
 from wsa.learn.adapters import FusionConfig
-from wsa.learn.config import MEAN_CONTEXT
 from wsa.learn.dqn_online import OnlineDQNConfig
+from wsa.learn.given import check_given
 from wsa.learn.heads import NetworkConfig
-from wsa.learn.online import NATURE, OnlineConfig
+from wsa.learn.online_config import NATURE, OnlineConfig
 from wsa.learn.options import LearnOptions
+from wsa.learn.origin import MEAN_CONTEXT, read_origin
 from wsa.learn.ppo import PPOConfig
-from wsa.learn.start import network_of, stored_name
+from wsa.learn.replay import RECORD
+from wsa.learn.session import Played
+from wsa.learn.start import begin_from, check_changes, network_of, stored_name
 from wsa.store import names
 from wsa.store.errors import UsageError
 from wsa.store.reader import Snapshot, take_snapshot
@@ -35,7 +38,7 @@ def learn(o: LearnOptions) -> int:
     device = choose_device(o.device)
     if o.resume:
         folder = Path(o.resume)
-        config = online.read_config(folder)
+        config = online_config.read_config(folder)
         open_snapshot(config.store)
     else:
         config, folder = configure(o, device)
@@ -47,23 +50,8 @@ def learn(o: LearnOptions) -> int:
     total = config.hyperparameters.total_timesteps
     if o.dry_run:
         return console.result(o.json, estimate(config))
-    run.begin(folder, config)
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(console.Progress("learn", "steps", total, shown=not o.json))
-        encoders: Sequence[Any] = ()
-        if o.encoder and config.inputs:
-            encoders = stack.enter_context(
-                remote_encoders(o.encoder, config.store, config.inputs, o.engine)
-            )
-        played = online.learn(
-            folder,
-            config,
-            device,
-            lambda step, _: progress.update(step),
-            weights=weights_files(o.weights),
-            engine=o.engine,
-            encoders=encoders,
-        )
+    with console.Progress("learn", "steps", total, shown=not o.json) as progress:
+        played = train(o, config, folder, device, lambda step, _: progress.update(step))
     return console.result(
         o.json,
         {
@@ -76,6 +64,36 @@ def learn(o: LearnOptions) -> int:
     )
 
 
+def train(
+    o: LearnOptions,
+    config: OnlineConfig,
+    folder: Path,
+    device: str,
+    on_update: Callable[[int, dict[str, float]], None],
+) -> Played:
+    """Begin a run, unless it has begun, and train it as `online.learn` does.
+
+    The models run where the options say; if that place cannot be reached, no run is begun.
+    """
+    with contextlib.ExitStack() as stack:
+        encoders: Sequence[Any] = ()
+        if o.encoder and config.inputs:
+            encoders = stack.enter_context(
+                remote_encoders(o.encoder, config.store, config.inputs, o.engine)
+            )
+        run.begin(folder, config)
+        return online.learn(
+            folder,
+            config,
+            device,
+            on_update,
+            weights=weights_files(o.weights),
+            engine=o.engine,
+            encoders=encoders,
+            compiled=o.compile,
+        )
+
+
 def configure(o: LearnOptions, device: str) -> tuple[OnlineConfig, Path]:
     """Settle what a run is and where, registering the models that the store does not have.
 
@@ -86,31 +104,45 @@ def configure(o: LearnOptions, device: str) -> tuple[OnlineConfig, Path]:
     games.check_game(o.game)
     if o.algo not in ("ppo", "dqn"):
         raise UsageError("bad-option", f"--online --algo {o.algo}: choose from ppo, dqn.")
-    if o.add or o.drop:
-        raise UsageError("bad-option", "--add and --drop are for runs without --online.")
+    check_given(o)
+    check_changes(o)
     hyperparameters = hyperparameters_of(o)
     network = _network(o)
-    backend, snapshot = open_snapshot(o.store, create=not o.dry_run, or_empty=o.dry_run)
-    keys = [_key(o, snapshot, name, device) for name in o.models]
-    context = o.context
+    backend, _ = open_snapshot(o.store, create=not o.dry_run, or_empty=o.dry_run)
+
+    def keys_of(some: Sequence[str]) -> list[str]:
+        # Anew for each: one that has just been registered may be named twice.
+        keys = [_key(o, take_snapshot(backend), name, device) for name in some]
+        return list(dict.fromkeys(keys))
+
+    context, init = o.context, ""
     if context != MEAN_CONTEXT:
-        context = _key(o, take_snapshot(backend), context, device)
-    init = str(checkpoint.latest(Path(o.init) / "checkpoints")) if o.init else ""
-    config = online.make_config(
+        context = keys_of([context])[0]
+    if o.init:
+        init = str(checkpoint.latest(Path(o.init).absolute() / "checkpoints"))
+    before = read_origin(Path(o.init)) if o.init else None
+    if before and before.models and o.fusion != NATURE:
+        network, models, context = begin_from(o, before, network, context, keys_of)
+    else:
+        models = keys_of(o.models)
+    config = online_config.make_config(
         take_snapshot(backend),
         o.game,
-        list(dict.fromkeys(keys)),
+        models,
         context,
         network,
-        games.protocol(o.game, o.protocol or "classic"),
+        before.protocol
+        if before and not o.protocol
+        else games.protocol(o.game, o.protocol or "classic", max_steps=o.max_episode_steps),
         o.seed,
         hyperparameters,
         parameters=o.parameters,
         init=init,
     )
     folder = Path(o.run_dir) if o.run_dir else run.new_folder(Path("runs"), config, o.exp_name)
+    config = online_config.continued(config, folder)
     if o.record:
-        config = online.recorded(config, folder)
+        config = online_config.recorded(config, folder)
     return config, folder
 
 
@@ -121,14 +153,8 @@ def hyperparameters_of(o: LearnOptions) -> PPOConfig | OnlineDQNConfig:
         UsageError: A number is out of range.
     """
     kind = PPOConfig if o.algo == "ppo" else OnlineDQNConfig
-    offline = LearnOptions()
-    values = {}
-    for name in kind.__struct_fields__:
-        value = getattr(o, name)
-        shared = name in ("learning_rate", "save_frequency", "log_frequency")
-        # Options that offline learning has too begin as offline learning wants them.
-        if value is not None and not (shared and value == getattr(offline, name)):
-            values[name] = value
+    given = {name: getattr(o, name) for name in kind.__struct_fields__}
+    values = {name: value for name, value in given.items() if value is not None}
     if o.algo == "dqn" and o.offline_fraction_end is None:
         values["offline_fraction_end"] = o.offline_fraction
     return kind(**values)
@@ -171,4 +197,7 @@ def estimate(config: OnlineConfig) -> dict[str, float]:
     total = config.hyperparameters.total_timesteps
     width = sum(column.stop - column.start for column in config.columns)
     row = 84 * 84 if config.end_to_end else 2 * width
-    return {"steps": total, "frames": total, "table_bytes": total * (row + 16)}
+    bytes_ = {"table_bytes": total * (row + 16)}
+    if isinstance(config.hyperparameters, OnlineDQNConfig):
+        bytes_["replay_bytes"] = total * RECORD.itemsize
+    return {"steps": total, "frames": total, **bytes_}

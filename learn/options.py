@@ -97,14 +97,14 @@ class LearnOptions(OnlineOptions, StoreOptions):
     """Gradient steps."""
     batch_size: int = 32
     """Transitions in a batch."""
-    learning_rate: float = 1e-4
-    """Of Adam."""
+    learning_rate: float | None = None
+    """Of Adam; 1e-4, with ppo 2.5e-4."""
     gamma: float = 0.99
     """Discount of a step."""
     n_step: int = 1
     """Steps whose rewards a target adds up."""
     target_network_frequency: int = 1000
-    """Gradient steps between copies to the target network."""
+    """Gradient steps between copies to the target network; online, steps played."""
     cql_alpha: float = 1.0
     """Weight of the conservative term of cql."""
     clip_rewards: bool = True
@@ -131,10 +131,10 @@ class LearnOptions(OnlineOptions, StoreOptions):
     """The run's folder; runs/GAME__EXP_NAME__SEED__TIME if not given. One that is there continues."""
     resume: str = ""
     """Folder of a run to continue as it was begun; other options are ignored."""
-    log_frequency: int = 100
-    """Gradient steps between lines of metrics."""
-    save_frequency: int = 10_000
-    """Gradient steps between checkpoints."""
+    log_frequency: int | None = None
+    """Gradient steps between lines of metrics, 100; online dqn: steps played, 1000."""
+    save_frequency: int | None = None
+    """Gradient steps between checkpoints, 10,000; online: steps played, 100,000."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     compile: bool = False
@@ -151,8 +151,8 @@ class EvalOptions:
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """Folder of a run that 'wsa learn' made."""
-    episodes: int = 10
-    """Games to play."""
+    episodes: int = 100
+    """Games to play; and as many by a random policy, to compare with."""
     epsilon: float = 0.001
     """Probability of a random action."""
     seed: int = 10_000
@@ -160,7 +160,7 @@ class EvalOptions:
     num_envs: int = 4
     """Environments side by side."""
     video: bool = False
-    """Film the first environment's games into RUN/videos."""
+    """Film the first environment's games into RUN/videos, the fusion's weights beside them."""
     checkpoint: Literal["final", "best"] = "final"
     """The newest network, or the one that did best on held-out episodes (learn --save-best)."""
     weights: Pairs = ()

@@ -11,11 +11,12 @@ import torch
 from wsa.encode import checkpoint
 from wsa.encode.live import LiveEncoder
 from wsa.encode.register import open_model
-from wsa.learn import online, run
+from wsa.learn import online, online_config, run
 from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.features import LiveStacks
+from wsa.learn.fusion import NAMES
 from wsa.learn.heads import QNetwork
-from wsa.learn.online import OnlineConfig
+from wsa.learn.online_config import OnlineConfig
 from wsa.learn.policies import GreedyPolicy
 from wsa.store import keys
 
@@ -39,6 +40,12 @@ class Player:
     updates: int
     digest: str
     algo: str
+
+    @property
+    def weighs(self) -> bool:
+        """Whether its fusion gives each model a weight."""
+        fusion = NAMES.get(self.config.network.fusion.name)
+        return fusion is not None and fusion.weighs
 
     def policy(self, num_envs: int, epsilon: float, seed: int) -> GreedyPolicy:
         """The network at play in so many environments; see `GreedyPolicy`."""
@@ -72,7 +79,7 @@ def open_player(
     config = read_config(folder)
     path = _path(folder, which)
     if isinstance(config, OnlineConfig):
-        network = online.make_network(config)
+        network = online_config.make_network(config)
         snapshot, known = online.open_flat(config)
         embedder: Any = online.make_embedder(
             config, snapshot, known, weights=weights, device=device, engine=engine
@@ -103,7 +110,11 @@ def read_config(folder: Path) -> RunConfig | OnlineConfig:
     Raises:
         MissingError: There is no run.
     """
-    return online.read_config(folder) if online.is_online(folder) else run.read_config(folder)
+    return (
+        online_config.read_config(folder)
+        if online_config.is_online(folder)
+        else run.read_config(folder)
+    )
 
 
 def _path(folder: Path, which: str) -> Path:

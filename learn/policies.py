@@ -75,6 +75,10 @@ class GreedyPolicy:
         actions: Number of actions.
         epsilon: The field evaluates with 0.001.
         seed: Of the random actions.
+
+    Attributes:
+        weights: (n, models) float32, the fusion's weights when it acted last; None where it gives
+            models none.
     """
 
     def __init__(
@@ -87,19 +91,26 @@ class GreedyPolicy:
         self._seed = seed
         self._generators: dict[int, np.random.Generator] = {}
         self._memories: dict[int, Any] = {}
+        self.weights: NDArray[np.float32] | None = None
 
     def __call__(
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Value and choose (n,) actions."""
         stacks = self._stacks.see(frames, first, envs).to(self._network.device)
+        each = zip(stacks, first, envs, strict=True)
+        found = [self._value(stack[None], bool(begins), int(env)) for stack, begins, env in each]
+        weights = [one for _, one in found if one is not None]
+        self.weights = np.stack(weights) if weights else None
         chosen = [
-            self._choose(stack[None], bool(begins), int(env))
-            for stack, begins, env in zip(stacks, first, envs, strict=True)
+            self._choose(values, int(env)) for (values, _), env in zip(found, envs, strict=True)
         ]
         return np.array(chosen, np.int64)
 
-    def _choose(self, stack: Any, begins: bool, env: int) -> int:
+    def _value(
+        self, stack: Any, begins: bool, env: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Action values (or logits), and the fusion's weights, of one state."""
         import torch  # Here: collecting at random needs none of it.
 
         with torch.inference_mode():
@@ -108,11 +119,14 @@ class GreedyPolicy:
                 if begins:
                     self._memories[env] = tuple(m.to(device) for m in self._network.blank(1))
                 goes_on = torch.zeros(1, device=device)
-                values, _, _, self._memories[env] = self._network(
+                values, _, weights, self._memories[env] = self._network(
                     stack, goes_on, self._memories[env]
                 )
             else:
-                values = self._network(stack)[0]
+                values, *_, weights = self._network(stack)
+        return values[0].cpu().numpy(), None if weights is None else weights[0].cpu().numpy()
+
+    def _choose(self, values: NDArray[np.float32], env: int) -> int:
         if env not in self._generators:
             self._generators[env] = np.random.default_rng([self._seed, 1, env])
         generator = self._generators[env]

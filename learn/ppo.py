@@ -13,9 +13,8 @@ nothing else of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from wsa.encode import checkpoint
 from wsa.encode.curves import Metrics
 from wsa.learn.offline import weight_loss, weight_scalars
+from wsa.learn.ranges import check_ranges
 from wsa.learn.session import Played, Session
 from wsa.store.errors import UsageError
 
@@ -82,31 +82,25 @@ class PPOConfig(msgspec.Struct, frozen=True, tag_field="algo", tag="ppo"):
     save_frequency: int = 100_000
 
     def __post_init__(self) -> None:
-        for field in ("total_timesteps", "num_envs", "num_steps", "num_minibatches",
-                      "update_epochs", "save_frequency"):  # fmt: skip
-            if getattr(self, field) < 1:
-                raise UsageError(
-                    "bad-option",
-                    f"--{field.replace('_', '-')} must be at least 1, not {getattr(self, field)}.",
-                )
-        for field in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise UsageError(
-                    "bad-option",
-                    f"--{field.replace('_', '-')} must be from 0 to 1, not {getattr(self, field)}.",
-                )
-        for field in ("learning_rate", "clip_coef", "max_grad_norm"):
-            if not 0 < getattr(self, field) < inf:
-                raise UsageError(
-                    "bad-option",
-                    f"--{field.replace('_', '-')} must be positive, not {getattr(self, field)}.",
-                )
+        check_ranges(
+            self,
+            counts=("total_timesteps", "num_envs", "num_steps", "num_minibatches",
+                    "update_epochs", "save_frequency"),
+            shares=("gamma", "gae_lambda"),
+            positive=("learning_rate", "clip_coef", "max_grad_norm"),
+        )  # fmt: skip
         parts = self.num_envs if self.recurrent else self.batch_size
         if parts % self.num_minibatches:
             what = "--num-envs (whole sequences)" if self.recurrent else "--num-envs x --num-steps"
             raise UsageError(
                 "bad-option",
                 f"{what}, {parts}, must be a multiple of --num-minibatches, {self.num_minibatches}.",
+            )
+        if self.norm_adv and self.batch_size < 2 * self.num_minibatches:
+            raise UsageError(
+                "bad-option",
+                "--norm-adv needs two steps in a minibatch: give a larger --num-steps, a smaller "
+                "--num-minibatches, or --no-norm-adv.",
             )
         if self.total_timesteps < self.batch_size:
             raise UsageError(
@@ -177,7 +171,9 @@ def train(
     """
     stage = session.stage
     network.to(device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-5)
+    optimizer = torch.optim.Adam(
+        network.parameters(), lr=config.learning_rate, eps=1e-5, fused=True
+    )
     memory: Memory = network.blank(config.num_envs) if config.recurrent else None  # type: ignore[operator]
     arrays, _ = session.resume(folder, {"online": network}, optimizer)
     if arrays and memory:
@@ -221,6 +217,7 @@ def play(
     metrics: Metrics,
 ) -> tuple[Rollout, Memory]:  # fmt: skip
     """Play a rollout with the network as it is; also the memory after it."""
+    network.eval()  # Dropout is for updates.
     stage, table = session.stage, session.table
     shape = (config.num_steps, config.num_envs)
     first, logprobs, values, rewards, terminated, ended, following = torch.zeros(7, *shape).unbind()
@@ -233,9 +230,10 @@ def play(
             network, table.gather(stacks[t]), first[t], memory, device
         )
         # On the CPU: torch's generator there is saved with the run.
-        chosen = torch.distributions.Categorical(logits=logits.cpu())
-        actions[t] = chosen.sample()
-        logprobs[t], values[t] = chosen.log_prob(actions[t]), value
+        chances = logits.cpu().log_softmax(dim=1)
+        actions[t] = torch.multinomial(chances.exp(), 1).squeeze(1)
+        logprobs[t] = chances.gather(1, actions[t][:, None]).squeeze(1)
+        values[t] = value
         if t:
             following[t - 1] = torch.where(ended[t - 1] > 0, following[t - 1], values[t])
         step = stage.step(actions[t].numpy())
@@ -303,10 +301,11 @@ def learn(
     device: str,
 ) -> dict[str, float]:
     """Go through a rollout's epochs; returns CleanRL's scalars and the fusion's weights."""
+    network.train()
     estimates = advantages(config, rollout)
     returns = estimates + rollout.values
-    clipfracs: list[float] = []
-    scalars: dict[str, float] = {}
+    clipfracs: list[Tensor] = []
+    scalars: dict[str, Tensor] = {}
     for _ in range(config.update_epochs):
         for at in minibatches(config):
             loss, scalars = loss_of(
@@ -319,11 +318,12 @@ def learn(
             clipfracs.append(scalars.pop("clipfrac"))
         if config.target_kl and scalars["losses/approx_kl"] > config.target_kl:
             break
-    scalars["losses/clipfrac"] = float(np.mean(clipfracs))
+    line = session.line(scalars)
+    line["losses/clipfrac"] = torch.stack(clipfracs).mean().item()
     spread = returns.var().item()
     unexplained = (returns - rollout.values).var().item()
-    scalars["losses/explained_variance"] = 1 - unexplained / spread if spread else float("nan")
-    return scalars
+    line["losses/explained_variance"] = 1 - unexplained / spread if spread else float("nan")
+    return line
 
 
 def minibatches(config: PPOConfig) -> Iterator[tuple[Tensor, Tensor]]:
@@ -349,8 +349,8 @@ def loss_of(
     returns: Tensor,
     at: tuple[Tensor, Tensor],
     device: str,
-) -> tuple[Tensor, dict[str, float]]:
-    """The loss of a minibatch, and what to log of it."""
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a minibatch, and what to log of it, still where the network is."""
     t, i = at
     stacks = session.table.gather(rollout.stacks[t.numpy(), i.numpy()])
     memory = rollout.memory
@@ -358,9 +358,9 @@ def loss_of(
         envs = i[: len(i) // config.num_steps]
         memory = memory[0][:, envs], memory[1][:, envs]
     logits, values, weights, _ = forward(network, stacks, rollout.first[at], memory, device)
-    policy = torch.distributions.Categorical(logits=logits)
-    before = rollout.logprobs[at].to(device)
-    logratio = policy.log_prob(rollout.actions[at].to(device)) - before
+    chances = logits.log_softmax(dim=1)
+    taken = chances.gather(1, rollout.actions[at].to(device)[:, None]).squeeze(1)
+    logratio = taken - rollout.logprobs[at].to(device)
     ratio = logratio.exp()
     advantage = estimates[at].to(device)
     if config.norm_adv:
@@ -373,17 +373,17 @@ def loss_of(
         near = old + (values - old).clamp(-config.clip_coef, config.clip_coef)
         errors = torch.max(errors, (near - wanted) ** 2)
     value_loss = 0.5 * errors.mean()
-    entropy = policy.entropy().mean()
+    entropy = -(chances.exp() * chances).sum(dim=1).mean()
     loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
     loss = loss + weight_loss(config, weights)
     with torch.no_grad():
-        scalars: dict[str, Any] = {
-            "losses/value_loss": value_loss.item(),
-            "losses/policy_loss": policy_loss.item(),
-            "losses/entropy": entropy.item(),
-            "losses/old_approx_kl": -logratio.mean().item(),
-            "losses/approx_kl": (ratio - 1 - logratio).mean().item(),
-            "clipfrac": ((ratio - 1).abs() > config.clip_coef).float().mean().item(),
-            **session.line(weight_scalars(weights)),
+        scalars = {
+            "losses/value_loss": value_loss,
+            "losses/policy_loss": policy_loss,
+            "losses/entropy": entropy,
+            "losses/old_approx_kl": -logratio.mean(),
+            "losses/approx_kl": (ratio - 1 - logratio).mean(),
+            "clipfrac": ((ratio - 1).abs() > config.clip_coef).float().mean(),
+            **weight_scalars(weights),
         }
     return loss, scalars

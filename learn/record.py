@@ -8,8 +8,9 @@ what a killed process had committed beyond it is found to be there already.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,29 @@ from wsa.store.writer import commit_embedding, embedding_dtype
 SEGMENT_STEPS = 1024
 
 
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """What a row of the table holds of a model.
+
+    Attributes:
+        model: Its key.
+        shape: Of an embedding.
+        engine: Name of what ran it.
+    """
+
+    model: str
+    shape: tuple[int, ...]
+    engine: str
+
+
 class Recording:
     """Watches a stage and commits what it shows.
 
     Args:
         backend: The store.
         table: The run's, which has seen every frame that is shown.
-        models: Key and embedding shape of each model, in the order of a row; none for grey pixels.
+        models: Whose embeddings a row holds, in its order; nobody's if it holds grey pixels.
+        knows: Tells of digests whether the store had them when the run was begun.
         game: ALE game id.
         protocol: How it is played.
         policy: Who plays, for the record.
@@ -49,7 +66,8 @@ class Recording:
         self,
         backend: Backend,
         table: Table,
-        models: Sequence[tuple[str, tuple[int, ...]]],
+        models: Sequence[Embedded],
+        knows: Callable[[Sequence[bytes]], NDArray[np.bool_]],
         *,
         game: str,
         protocol: Protocol,
@@ -65,7 +83,7 @@ class Recording:
         )
         self._colours = Colours()
         self._writer = _Writer(
-            plan, backend, self._colours, games.emulator_identity(game), table, models
+            plan, backend, self._colours, games.emulator_identity(game), table, models, knows
         )
         self._recorders: list[Recorder] = []
         self.rewind(0, np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64))
@@ -78,6 +96,7 @@ class Recording:
             shown: (n,) of these, how many will be shown again.
             episodes: (n,) episodes that had ended before them.
         """
+        self._writer.told = np.ones(len(self._writer.table), np.bool_)
         # The pieces that an uninterrupted run has left: the first of them is cut at `played`.
         grid = gaps([], self._steps, SEGMENT_STEPS)
         pieces = [
@@ -139,7 +158,12 @@ class Recording:
 
 
 class _Writer(Writer):
-    """Commits the embeddings of what it has committed."""
+    """Commits the embeddings of what it has committed.
+
+    Attributes:
+        table: The run's.
+        told: (N,) of its first rows, whether a segment tells of their passes.
+    """
 
     def __init__(
         self,
@@ -148,26 +172,38 @@ class _Writer(Writer):
         colours: Colours,
         emulator: tuple[str, str],
         table: Table,
-        models: Sequence[tuple[str, tuple[int, ...]]],
+        models: Sequence[Embedded],
+        knows: Callable[[Sequence[bytes]], NDArray[np.bool_]],
     ) -> None:
         super().__init__(plan, backend, colours, emulator)
-        self._table = table
+        self.table = table
+        self.told = np.zeros(0, np.bool_)
         self._models = list(models)
-        self._rows: dict[tuple[int, int], NDArray[Any]] = {}
+        self._knows = knows
+        self._rows: dict[tuple[int, int], tuple[NDArray[Any], int]] = {}
 
     def write(self, env: int, cut: Any) -> None:
         # Here, not in the thread that commits: the table grows meanwhile.
-        digests = list({row.screen.digest: None for row in cut.rows})
         if self._models:
-            rows = self._table.find(digests)
-            self._rows[env, cut.start] = self._table.gather(rows).numpy()
+            digests = list({row.screen.digest: None for row in cut.rows})
+            rows = self.table.find(digests)
+            passed = self._passed(rows, digests)
+            self._rows[env, cut.start] = self.table.gather(rows).numpy(), passed
         super().write(env, cut)
+
+    def _passed(self, rows: NDArray[np.int64], digests: list[bytes]) -> int:
+        """How many of these frames went through the models, and are in no segment before."""
+        if len(self.table) > len(self.told):  # To twice its size, not by a few rows each time.
+            self.told = np.append(self.told, np.zeros(len(self.table), np.bool_))
+        fresh = ~self.told[rows] & ~self._knows(digests)
+        self.told[rows] = True
+        return int(fresh.sum())
 
     def _commit(self, env: int, cut: Any) -> tuple[SegmentMeta, bool]:
         meta, visible = super()._commit(env, cut)
-        rows = self._rows.pop((env, cut.start), None)
-        if rows is None:
+        if (env, cut.start) not in self._rows:
             return meta, visible
+        rows, passed = self._rows.pop((env, cut.start))
         if not visible:  # By a process that was killed since. Did it play what we did?
             path = names.segment_path(meta.game, meta.segment)
             there = take_objects(self._backend, [path]).read_digests(meta)
@@ -175,19 +211,20 @@ class _Writer(Writer):
             if there.tobytes() != b"".join(ours):
                 return meta, visible
         at = 0
-        for key, shape in self._models:
-            part = rows[:, at : at + math.prod(shape)].reshape(len(rows), *shape)
+        for one in self._models:
+            part = rows[:, at : at + math.prod(one.shape)].reshape(len(rows), *one.shape)
             part = part.astype(embedding_dtype(part))
-            at += math.prod(shape)
+            at += math.prod(one.shape)
             about = EmbeddingMeta(
                 game=meta.game,
                 segment=meta.segment,
-                model=key,
+                model=one.model,
                 shape=part.shape,
                 dtype=part.dtype.name,
-                passes=0,
-                copied=len(part),
-                seconds=0.0,
+                passes=passed,
+                copied=len(part) - passed,
+                seconds=passed * self.table.seconds_a_pass,
+                engine=one.engine,
             )
             commit_embedding(self._backend, about, part)
         return meta, visible

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from wsa.learn.features import Batch
@@ -69,12 +70,10 @@ class Replay:
         self._n_step, self._gamma, self._clip = n_step, gamma, clip
         self._window = max(1, capacity // num_envs)
         path = folder / "replay.bin"
-        with publish.storage_errors(path):
-            publish.make_folder(folder)
-            with path.open("ab") as file:  # Sparse: what is not written yet takes no room.
-                file.truncate(steps * num_envs * RECORD.itemsize)
+        publish.reserve(path, steps * num_envs * RECORD.itemsize)
         self._records = np.memmap(path, RECORD, "r+", shape=(steps, num_envs))
         self._begin = np.zeros(num_envs, np.int32)
+        self._check = blake3()
         self.played = 0
 
     def add(
@@ -101,6 +100,7 @@ class Replay:
         record["reward"] = step.rewards
         record["terminated"] = step.terminated | (step.life_lost & life_loss_ends)
         record["ended"] = step.ended
+        self._check.update(record.tobytes())
         self.played += 1
 
     def draw(self, size: int, generator: np.random.Generator) -> Batch:
@@ -154,20 +154,22 @@ class Replay:
             self._records.flush()
 
     def state(self) -> dict[str, Any]:
-        """Where it stands, as JSON values."""
-        return {"played": self.played, "begin": self._begin.tolist()}
+        """Where it stands, and a checksum of its records, as JSON values."""
+        begin = self._begin.tolist()
+        return {"played": self.played, "begin": begin, "check": self._check.hexdigest()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken.
 
         Raises:
-            DamagedError: The table has no such rows.
+            DamagedError: The file does not hold what it held then.
         """
         self.played = state["played"]
         self._begin = np.array(state["begin"], np.int32)
-        if self.played and self._records["following"][: self.played].max() >= len(self._table):
+        self._check = blake3(np.ascontiguousarray(self._records[: self.played]).view(np.uint8).data)
+        if self._check.hexdigest() != state["check"]:
             raise DamagedError(
                 "bad-bytes",
-                f"{self._records.filename} points to rows that the run's table lacks. Begin "
-                "another run; with --init it takes over this one's weights.",
+                f"{self._records.filename} does not hold the steps that the run's checkpoint tells "
+                "of. Begin another run; with --init it takes over this one's weights.",
             )

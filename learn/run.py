@@ -6,6 +6,7 @@ runs/{game}__{exp_name}__{seed}__{time}/
     metrics.jsonl    scalars, one line each; TensorBoard events beside them
     checkpoints/     {updates}.safetensors; best.safetensors with --save-best
     eval.csv         episodes played by `wsa eval`
+    eval_weights.npz the fusion's weights at every step of the newest `wsa eval`
     lock             held while a process trains the run
     videos/          with --video
 """
@@ -25,6 +26,7 @@ import msgspec
 from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.heads import QNetwork
 from wsa.learn.offline import Trained, train
+from wsa.learn.origin import config_bytes, read_origin
 from wsa.learn.warm import transfer
 from wsa.store import keys, names, publish, records
 from wsa.store.errors import ConflictError, MissingError
@@ -66,22 +68,6 @@ def read_config(folder: Path) -> RunConfig:
         MissingError: There is no run.
     """
     return records.read_json(config_bytes(folder), RunConfig, str(folder / "config.json"))
-
-
-def config_bytes(folder: Path) -> bytes:
-    """A run's `config.json`.
-
-    Raises:
-        MissingError: There is no run.
-    """
-    try:
-        return (folder / "config.json").read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingError(
-            "no-run",
-            f"{folder} is not the folder of a run: it has no config.json. "
-            "Give a folder that 'wsa learn' made.",
-        ) from None
 
 
 def open_data(config: RunConfig) -> tuple[Snapshot, FlatMap]:
@@ -180,5 +166,5 @@ def _warm(config: RunConfig, network: QNetwork) -> None:
     """Let a network begin as `config.init` says."""
     if config.init:
         path = Path(config.init)
-        before = read_config(path.parent.parent).inputs
+        before = read_origin(path.parent.parent).inputs
         transfer(network, network.torso, config.inputs, path, before)

@@ -51,6 +51,7 @@ class Session:
         columns: Where each model's numbers stand in a row.
         settled: Whether what embeddings are normalised with is settled already.
         audience: Made durable before each checkpoint, if given: `wsa.learn.record.Recording`.
+        compiled: Whether networks go through torch.compile.
     """
 
     def __init__(
@@ -60,11 +61,14 @@ class Session:
         columns: Sequence[slice],
         settled: bool,
         audience: Any = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.stage = stage
         self.table: Table = stage.table
         self._models, self._columns = list(models), list(columns)
         self._audience = audience
+        self._compiled = compiled
         # Rows that the normalisation was settled on; -1: by something else, for good.
         self._settled_on = -1 if settled or not models else 0
         self._began = time.perf_counter()
@@ -141,6 +145,11 @@ class Session:
         self._lap = (0.0, self.table.asked - self.table.known)
         if not extra:
             self.stage.begin()
+        if self._compiled:  # In place: what is compiled has the very weights that are trained.
+            for module in modules.values():
+                # A memory's loop over steps would be unrolled; what it is fed is most of the work.
+                part: Any = module.torso if hasattr(module, "blank") else module
+                part.compile(dynamic=False)
         self._began = time.perf_counter()
         return arrays, extra
 

@@ -2,9 +2,8 @@
 
 What is learnt from and what is reported are kept apart here, once for all algorithms: rewards and
 returns are raw; an episode is a whole game; `terminated` is the game's end, `truncated` the step
-limit's; a life lost is told beside them. The frame that ended an episode is seen only where it is
-asked for, since nothing is learnt from the frame after a game's end, and never is the first frame
-of the next episode taken for it.
+limit's; a life lost is told beside them. The frame that ended an episode is seen like all others,
+and never is the first frame of the next episode taken for it.
 
 An emulator in ale-py's vector environment cannot be saved, but its play depends on its seed and its
 actions alone. So each environment's play is cut into *stretches*: a reset with a seed of its own
@@ -27,6 +26,25 @@ from wsa.store.errors import ConflictError
 # A reset with a seed costs 90 ms, one without 4; 5,000 steps are played again in a second or two.
 STRETCH = 5_000
 
+_ONLINE = "online "  # What the policies of those who learn while they play are called.
+
+
+def online_policy(algo: str) -> str:
+    """Who plays, for the record of a segment that was played on a stage."""
+    return _ONLINE + algo
+
+
+def is_online(policy: str) -> bool:
+    """Whether a segment was played on a stage, in stretches."""
+    return policy.startswith(_ONLINE)
+
+
+def stretch_seed(seed: int, env: int, stretch: int) -> int:
+    """What a stretch of an environment begins with."""
+    if not stretch:
+        return seed + env
+    return int(np.random.SeedSequence([seed, env, stretch]).generate_state(1)[0]) >> 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -37,8 +55,8 @@ class Step:
         terminated: (n,) bool, the game ended.
         truncated: (n,) bool, the step limit ended it.
         life_lost: (n,) bool, a life was lost and the game goes on.
-        final: (n, k) rows, the state that followed: where an episode was truncated, with its true
-            last frame; of a game that ended, the state before, and nothing may follow it.
+        final: (n, k) rows, the state that followed: where an episode ended, with its last frame,
+            which is worth something only if it was truncated.
         episodes: Raw return and steps of each episode that ended now.
     """
 
@@ -122,7 +140,7 @@ class Stage:
         self._lives = lives
         everywhere = np.ones(self.num_envs, np.bool_)
         self._show(everywhere, actions, rewards, terminated, truncated, final, observations, lives)
-        following = self._see(observations, final, ended, truncated)
+        following = self._see(observations, final, ended)
         return Step(
             rewards.astype(np.float32), terminated, truncated, life_lost, following, episodes
         )
@@ -132,21 +150,18 @@ class Stage:
         observations: NDArray[np.uint8],
         final: NDArray[np.uint8],
         ended: NDArray[np.bool_],
-        truncated: NDArray[np.bool_],
     ) -> NDArray[np.int64]:
         """Push the newest frames, one batch for all; returns the states that followed, (n, k)."""
         n = self.num_envs
-        wanted = np.flatnonzero(truncated)
         frames = games.pictures(observations)
-        if self._audience:  # What is recorded is embedded too, a game's last frame included.
-            wanted = np.flatnonzero(ended)
-        if len(wanted):
-            frames = np.concatenate([frames, games.pictures(final)[wanted]])
+        if (
+            ended.any()
+        ):  # A game's last frame too: what is recorded needs it, and plays no other way.
+            frames = np.concatenate([frames, games.pictures(final)[ended]])
         rows = self.table.see(frames)
         newest, last = rows[:n], rows[:n].copy()
-        last[wanted] = rows[n:]
+        last[ended] = rows[n:]
         following = np.concatenate([self.stacks[:, 1:], last[:, None]], axis=1)
-        following[ended & ~truncated] = self.stacks[ended & ~truncated]
         self.stacks = following.copy()
         self.stacks[ended] = newest[ended, None]
         self.first = ended.copy()
@@ -166,10 +181,7 @@ class Stage:
 
     def _seed_of(self, env: int) -> int:
         """Seed of the stretch at hand."""
-        if not self._stretch[env]:
-            return self._seed + env
-        words = np.random.SeedSequence([self._seed, env, int(self._stretch[env])])
-        return int(words.generate_state(1)[0]) >> 1
+        return stretch_seed(self._seed, env, int(self._stretch[env]))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All that continuing needs."""

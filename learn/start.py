@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from wsa.encode import checkpoint
-from wsa.learn import run
 from wsa.learn.bc import BCConfig
-from wsa.learn.config import MEAN_CONTEXT, RunConfig, choose_models, make_config
+from wsa.learn.config import RunConfig, choose_models, make_config
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.fusion import make_config as make_fusion_config
+from wsa.learn.given import check_given
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.options import LearnOptions
+from wsa.learn.origin import MEAN_CONTEXT, Origin, read_origin
 from wsa.learn.warm import change_models
 from wsa.store import names
 from wsa.store.errors import UsageError
@@ -29,21 +31,28 @@ def configure(o: LearnOptions, snapshot: Snapshot) -> RunConfig:
         UsageError: Options contradict each other or are out of range.
         MissingError: No frames, a model has not encoded them, or no run to begin from.
     """
+    check_given(o)
+    check_changes(o)
     network, models, context, init = network_of(o), list(o.models), o.context, ""
     hyperparameters = hyperparameters_of(o)
     models = [stored_name(snapshot, name) for name in models]
     if context != MEAN_CONTEXT:
         context = stored_name(snapshot, context)
     if o.init:
+
+        def keys_of(some: Sequence[str]) -> list[str]:
+            return choose_models(snapshot, o.game, [stored_name(snapshot, name) for name in some])
+
         path = checkpoint.latest(Path(o.init).absolute() / "checkpoints")
-        network, models, context = _begin(o, snapshot, network, models, context)
+        before = read_origin(Path(o.init))
+        if not before.models:
+            raise UsageError(
+                "bad-option",
+                f"--init {o.init}: that run's network sees pixels, not embeddings. Begin from "
+                "another, or from nothing.",
+            )
+        network, models, context = begin_from(o, before, network, context, keys_of)
         init = str(path)
-    elif o.add or o.drop:
-        raise UsageError(
-            "bad-option",
-            "--add and --drop change the models of a run that was trained: name it with --init. "
-            "To choose a new run's models, use --models.",
-        )
     return make_config(
         snapshot, o.game, models, context, o.seed, hyperparameters, o.protocol, network, init
     )
@@ -75,27 +84,41 @@ def hyperparameters_of(o: LearnOptions) -> DQNConfig | BCConfig:
         UsageError: A number is out of range.
     """
     kind = BCConfig if o.algo == "bc" else DQNConfig
-    values = {name: getattr(o, name) for name in kind.__struct_fields__}
+    given = {name: getattr(o, name) for name in kind.__struct_fields__}
+    values = {name: value for name, value in given.items() if value is not None}
     if o.algo == "dqn":
         values["cql_alpha"] = 0.0
     return kind(**values)
 
 
-def _begin(
-    o: LearnOptions, snapshot: Snapshot, network: NetworkConfig, models: list[str], context: str
+def begin_from(
+    o: LearnOptions,
+    before: Origin,
+    network: NetworkConfig,
+    context: str,
+    keys_of: Callable[[Sequence[str]], list[str]],
 ) -> tuple[NetworkConfig, list[str], str]:
-    """Network, models and context of a run that begins from another."""
-    before = run.read_config(Path(o.init))
+    """Network, models and context of a run that begins from another.
+
+    Args:
+        o: What the user asks for.
+        before: The other run.
+        network: What the options make of the network.
+        context: Key, alias or `mean`.
+        keys_of: Gives the keys of models by their names.
+
+    Raises:
+        UsageError: The options ask for what the other run is not, and do not say so.
+    """
     if network not in (before.network, network_of(LearnOptions())):
         raise UsageError(
             "bad-option",
             f"--init {o.init}: its network is another than the options ask for. Leave out options "
             "of the network: they are that run's.",
         )
-    joining = [stored_name(snapshot, name) for name in o.add]
-    added = choose_models(snapshot, o.game, joining) if joining else []
+    added = keys_of(o.add) if o.add else []
     wanted = change_models(before.models, added, o.drop, before.network.fusion.name)
-    if models and choose_models(snapshot, o.game, models) != wanted:
+    if o.models and keys_of(o.models) != wanted:
         raise UsageError(
             "bad-option",
             f"--models are not those of {o.init}, which are {', '.join(before.models)}. Leave out "
@@ -117,6 +140,20 @@ def _begin(
             "another model, or begin a new run.",
         )
     return before.network, wanted, before.context
+
+
+def check_changes(o: LearnOptions) -> None:
+    """Refuse to change the models of no run.
+
+    Raises:
+        UsageError: --add or --drop without --init.
+    """
+    if not o.init and (o.add or o.drop):
+        raise UsageError(
+            "bad-option",
+            "--add and --drop change the models of a run that was trained: name it with --init. "
+            "To choose a new run's models, use --models.",
+        )
 
 
 def stored_name(snapshot: Snapshot, name: str) -> str:

@@ -12,11 +12,13 @@ what came later.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from blake3 import blake3
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,8 +26,8 @@ from wsa.store import keys, publish
 from wsa.store.errors import DamagedError
 from wsa.store.index import DigestIndex
 
-# Rows that a file grows by; it is sparse, so rows that are not written yet take no room.
-GROWTH = 1 << 16
+GROWTH = 32 << 20  # Bytes that the embeddings' file grows by.
+CHECKED = 4096  # Rows that are checked at once.
 # Frames that are looked up in a dictionary before they are sorted into the index.
 RECENT = 1 << 16
 
@@ -53,8 +55,10 @@ class Embedder(Protocol):
         """Frames that went through a model, summed over the models."""
         ...
 
-    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
-        """Embed (n, H, W, 3) uint8 frames: (n, width)."""
+    def __call__(
+        self, frames: NDArray[np.uint8], *, digests: Sequence[bytes] | None = None
+    ) -> NDArray[Any]:
+        """Embed (n, H, W, 3) uint8 frames, whose digests are known: (n, width)."""
         ...
 
 
@@ -79,12 +83,11 @@ class Table:
         self._embedder = embedder
         self._folder = folder
         self._rows = 0
-        with publish.storage_errors(folder):
-            publish.make_folder(folder)
+        self._check = blake3()
         self._map(0)
         self._index = DigestIndex(np.zeros((0, keys.DIGEST_BYTES), np.uint8))
         self._recent: dict[bytes, int] = {}
-        self.asked = self.known = self.passes = 0
+        self.asked = self.known = self.passes = self._passes_before = 0
         self.seconds = 0.0
 
     def __len__(self) -> int:
@@ -105,6 +108,11 @@ class Table:
     def rows(self) -> NDArray[Any]:
         """All rows, (N, width), mapped."""
         return self._embeddings[: self._rows]
+
+    @property
+    def seconds_a_pass(self) -> float:
+        """What a frame's way through one model took on average, in this process."""
+        return self.seconds / max(1, self.passes - self._passes_before)
 
     def see(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Rows of frames; those not seen before are embedded as one batch and appended.
@@ -144,25 +152,37 @@ class Table:
             self._embeddings.flush()
             self._digests.flush()
 
-    def state(self) -> dict[str, int]:
-        """Counts, as JSON values."""
-        return {k: getattr(self, k) for k in ("asked", "known", "passes")} | {"rows": len(self)}
+    def state(self) -> dict[str, Any]:
+        """Counts, and a checksum of all rows, as JSON values."""
+        counts = {k: getattr(self, k) for k in ("asked", "known", "passes")}
+        return {**counts, "rows": len(self), "check": self._check.hexdigest()}
 
-    def restore(self, state: dict[str, int]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken.
 
         Raises:
-            DamagedError: The files hold fewer rows.
+            DamagedError: The files do not hold what they held then.
         """
-        self._rows = state["rows"]
+        self._rows = min(state["rows"], len(self._embeddings))
         self.asked, self.known, self.passes = state["asked"], state["known"], state["passes"]
-        if len(self._embeddings) < self._rows:
+        self._passes_before = self.passes
+        self._check = blake3()
+        for at in range(0, self._rows, CHECKED):
+            some = slice(at, min(at + CHECKED, self._rows))
+            self._count_in(self._digests[some], self._embeddings[some])
+        if self._check.hexdigest() != state["check"]:
             raise DamagedError(
                 "bad-bytes",
-                f"{self._folder} holds fewer rows than the run's checkpoint says: its replay is "
-                "lost. Begin another run; with --init it takes over this one's weights.",
+                f"{self._folder} does not hold the rows that the run's checkpoint tells of: what "
+                "it learnt from is lost. Begin another run; with --init it takes over this one's "
+                "weights.",
             )
         self._index = DigestIndex(np.array(self._digests[: self._rows]))
+
+    def _count_in(self, digests: NDArray[np.uint8], embeddings: NDArray[Any]) -> None:
+        """Let the checksum go on over some rows."""
+        parts = [digests, np.ascontiguousarray(embeddings).view(np.uint8)]
+        self._check.update(np.concatenate(parts, axis=1).data)
 
     def _append(
         self, frames: NDArray[np.uint8], digests: list[bytes], rows: NDArray[np.int64]
@@ -173,7 +193,7 @@ class Table:
             new.setdefault(digests[i], int(i))
         found, passes = self._embedder.found, self._embedder.passes
         began = time.perf_counter()
-        embedded = self._embedder(frames[list(new.values())])
+        embedded = self._embedder(frames[list(new.values())], digests=list(new))
         self.seconds += time.perf_counter() - began
         self.known -= len(new) - (self._embedder.found - found)
         self.passes += self._embedder.passes - passes
@@ -182,6 +202,7 @@ class Table:
             self._map(end)
         self._embeddings[self._rows : end] = embedded
         self._digests[self._rows : end] = np.frombuffer(b"".join(new), np.uint8).reshape(-1, 16)
+        self._count_in(self._digests[self._rows : end], self._embeddings[self._rows : end])
         self._recent |= {digest: self._rows + i for i, digest in enumerate(new)}
         self._rows = end
         for i in np.flatnonzero(rows < 0):
@@ -191,23 +212,19 @@ class Table:
             self._index = DigestIndex(np.array(self._digests[:end]))
             self._recent = {}
 
-    def _files(self) -> list[tuple[str, int, np.dtype[Any]]]:
-        return [
-            ("embeddings.bin", self.width, self.dtype),
-            ("digests.bin", keys.DIGEST_BYTES, np.dtype(np.uint8)),
-        ]
-
     def _map(self, rows: int) -> None:
         """Map files of room for more than `rows`, and for all that they hold."""
-        room = (rows // GROWTH + 1) * GROWTH
-        for name, width, dtype in self._files():
-            path = self._folder / name
+        files = [
+            (self._folder / "embeddings.bin", self.width, self.dtype),
+            (self._folder / "digests.bin", keys.DIGEST_BYTES, np.dtype(np.uint8)),
+        ]
+        step = max(1, GROWTH // (self.width * self.dtype.itemsize))
+        room = (rows // step + 1) * step
+        for path, width, dtype in files:
             size = path.stat().st_size if path.exists() else 0
             room = max(room, size // (width * dtype.itemsize))
-        maps = []
-        for name, width, dtype in self._files():
-            path = self._folder / name
-            with publish.storage_errors(path), path.open("ab") as file:
-                file.truncate(room * width * dtype.itemsize)
-            maps.append(np.memmap(path, dtype, "r+", shape=(room, width)))
-        self._embeddings, self._digests = maps
+        for path, width, dtype in files:
+            publish.reserve(path, room * width * dtype.itemsize)
+        self._embeddings, self._digests = (
+            np.memmap(path, dtype, "r+", shape=(room, width)) for path, width, dtype in files
+        )

@@ -100,7 +100,7 @@ def learn(o: LearnOptions) -> int:
     """`wsa learn`."""
     from wsa.encode.forward import choose_device
     from wsa.learn import run
-    from wsa.learn.online import is_online
+    from wsa.learn.online_config import is_online
     from wsa.learn.online_start import learn as learn_online
     from wsa.learn.start import configure
 

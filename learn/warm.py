@@ -70,7 +70,8 @@ def transfer(
     Args:
         network: The new network, `torso` in it.
         torso: Its torso.
-        models: Keys of its inputs: those fused, then one that gives the context alone.
+        models: Keys of its inputs: those fused, then one that gives the context alone; none where it
+            sees grey pixels.
         path: The checkpoint; its network is `online`.
         before: Keys of its network's inputs.
 
@@ -82,7 +83,8 @@ def transfer(
         DamagedError: The checkpoint is damaged.
     """
     old = checkpoint.read(path)[0]
-    lists = ["torso.normalisers", *(f"torso.fusion.{name}" for name in torso.fusion.per_model)]
+    per_model = torso.fusion.per_model if isinstance(torso, Torso) else ()
+    lists = ["torso.normalisers", *(f"torso.fusion.{name}" for name in per_model)]
     fresh = []
     for name, tensor in network.state_dict().items():
         source = old.get(f"online.{_before(name, lists, models, before)}")
@@ -92,8 +94,8 @@ def transfer(
             raise UsageError(
                 "bad-option",
                 f"--init {path.parent.parent}: {name} has shape {tuple(source.shape)} there and "
-                f"{tuple(tensor.shape)} here. Begin from a run on the same game, with the same "
-                "network.",
+                f"{tuple(tensor.shape)} here. Begin from a run of the same game and protocol, with "
+                "the same network.",
             )
         else:
             tensor.copy_(source)

@@ -97,6 +97,30 @@ def replace(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def reserve(path: Path, size: int) -> None:
+    """Make a file at least `size` bytes long, with room on the disk for all of them.
+
+    For files that are mapped: writing to a hole of one kills the process once the disk is full.
+
+    Raises:
+        StorageError: No space, or the folder refused.
+    """
+    with storage_errors(path):
+        make_folder(path.parent)
+        path.touch()
+        with path.open("r+b") as file:
+            begin = file.seek(0, os.SEEK_END)
+            if begin >= size:
+                return
+            try:
+                os.posix_fallocate(file.fileno(), begin, size - begin)
+            except (AttributeError, OSError) as error:
+                if getattr(error, "errno", None) in _FULL:
+                    file.truncate(begin)
+                    raise
+                file.truncate(size)  # The system reserves nothing.
+
+
 def make_folder(folder: Path) -> None:
     """Make `folder` and its parents, each flushed into its own parent."""
     if folder.is_dir():

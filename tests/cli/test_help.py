@@ -23,7 +23,7 @@ def test_what_is_asked_of_no_verb_is_answered_without_heavy_imports(arguments):
     assert not HEAVY & set(ended.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("verb", ["collect", "learn", "encode"])
+@pytest.mark.parametrize("verb", ["collect", "learn", "encode", "bench"])
 def test_help_of_a_verb_imports_no_model_library(verb):
     code = f"import sys\nfrom wsa.cli import main\nmain([{verb!r}, '--help'])\nprint(*sys.modules)"
     ended = subprocess.run(

@@ -11,16 +11,19 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from wsa.encode import lookup, models, own, pretrain, trained_files
+from wsa.encode import forward, job, lookup, models, own, preprocess, pretrain, trained_files
 from wsa.encode.forward import Encoder, stored
+from wsa.encode.inputs import read_shown
 from wsa.encode.models import Request, parse_request
 from wsa.encode.own import NETWORKS
+from wsa.encode.plan import Item
 from wsa.encode.pretrain_data import Looks, scale
 from wsa.encode.register import open_model, register
-from wsa.encode.spec import parse_output
+from wsa.encode.spec import Preprocessing, parse_output
 from wsa.store.backends import Backend
 from wsa.store.errors import ConflictError, MissingError, UsageError
 from wsa.store.reader import take_snapshot
+from wsa.store.windows import window_rows
 
 SHAPES = {
     "ae": (16, 16, 64),
@@ -35,6 +38,45 @@ def encoder_of(request: Request) -> Encoder:
     module = models.build(request)
     how = lookup.identify(module, request).preprocessing
     return Encoder(module, how, parse_output(request.output))
+
+
+def test_a_screen_is_made_small_once_for_all_of_them(
+    played: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever models and windows show it; and nothing of what they give changes by a bit."""
+    snapshot = take_snapshot(played)
+    meta = snapshot.segments("Pong")[1]
+    shown = read_shown(snapshot, meta, rows=True)
+    rows = np.arange(5, 12)
+    frames = np.unique(shown.frame[5:12])
+    encoders = {alias: encoder_of(parse_request(f"{alias}:random", {})) for alias in NETWORKS}
+    expected = {
+        alias: np.concatenate([encoder(some) for some in shown.inputs(window_of(encoder), at)])
+        for alias, encoder in encoders.items()
+        for at in [frames if window_of(encoder) == 1 else rows]
+    }
+    made: list[tuple[int, int, int]] = []
+    shrink = preprocess.shrink
+
+    def counted(some: torch.Tensor, how: Preprocessing) -> torch.Tensor:
+        made.append((len(some), how.height, how.width))
+        return shrink(some, how)
+
+    monkeypatch.setattr(forward, "shrink", counted)
+    for alias, encoder in encoders.items():
+        window = window_of(encoder)
+        item = Item(alias, meta, frames if window == 1 else rows, (), window)
+        found = np.concatenate(list(job._embeddings(encoder, shown, item)))
+        np.testing.assert_array_equal(found, expected[alias])
+    asked = len(np.unique(shown.frame[window_rows(rows, shown.starts[rows], 4)]))
+    assert sum(count for count, height, _ in made if height == 210) == asked
+    two = len(np.unique(shown.frame[window_rows(rows, shown.starts[rows], 2)]))
+    assert sum(count for count, height, _ in made if height == 84) == two
+
+
+def window_of(encoder: Encoder) -> int:
+    window: int = getattr(encoder.module, "window", 1)
+    return window
 
 
 @pytest.mark.parametrize("alias", NETWORKS)

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.learn import env as games
-from wsa.learn.evaluate import Episode, play, write_csv
+from wsa.learn import weighing
+from wsa.learn.evaluate import Episode, Moment, play, write_csv
+from wsa.learn.films import BAR, PANEL, Films, labels, panel
 from wsa.learn.policies import GreedyPolicy, RandomPolicy
 from wsa.store.errors import StorageError, UsageError
 from wsa.store.records import Protocol
@@ -131,7 +133,8 @@ def test_a_seeds_games_do_not_depend_on_the_other_environments() -> None:
 
 def test_films_can_be_played(tmp_path: Path) -> None:
     spy = Spy(RandomPolicy(6, 0))
-    played = play("Pong", stated("Pong", 40), spy, 3, 1, num_envs=2, video=tmp_path / "films")
+    with Films(tmp_path / "films") as films:
+        played = play("Pong", stated("Pong", 40), spy, 3, 1, num_envs=2, watchers=[films])
     mine = [e for e in played if e.env == 0]
     films = sorted((tmp_path / "films").iterdir())
     assert [f.name for f in films] == ["episode_0.mp4", "episode_1.mp4"]
@@ -151,8 +154,8 @@ def test_films_can_be_played(tmp_path: Path) -> None:
 def test_a_film_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     folder = tmp_path / "films"
     (folder / "episode_0.mp4").mkdir(parents=True)
-    with pytest.raises(StorageError, match="--video"):
-        play("Pong", stated("Pong", 9), RandomPolicy(6, 0), 1, 1, video=folder)
+    with pytest.raises(StorageError, match="--video"), Films(folder) as films:
+        play("Pong", stated("Pong", 9), RandomPolicy(6, 0), 1, 1, watchers=[films])
 
 
 @pytest.mark.parametrize("episodes, num_envs", [(0, 1), (1, 0)])
@@ -204,12 +207,119 @@ def test_epsilon() -> None:
 def test_the_table_grows(tmp_path: Path) -> None:
     path = tmp_path / "eval.csv"
     one = Episode(0, 5, -20.0, 900, False)
-    write_csv(path, 10, 0.001, {"run": [one]})
+    write_csv(path, 10, "aaa", 0.001, {"run": [one]})
     other = Episode(1, 6, 3.0, 27000, True)
-    write_csv(path, 20, 0.05, {"best": [one], "random": [other]})
+    write_csv(path, 20, "bbb", 0.05, {"best": [one], "random": [other]})
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [row["updates"] for row in rows] == ["10", "20", "20"]
+    assert [row["checkpoint"] for row in rows] == ["aaa", "bbb", "bbb"]
     assert rows[2] == {
-        "updates": "20", "policy": "random", "epsilon": "0.05", "env": "1", "seed": "6",
-        "return": "3.0", "steps": "27000", "truncated": "True",
+        "updates": "20", "policy": "random", "checkpoint": "bbb", "epsilon": "0.05", "env": "1",
+        "seed": "6", "return": "3.0", "steps": "27000", "truncated": "True",
     }  # fmt: skip
+
+
+class Recorder:
+    """Keeps every moment."""
+
+    def __init__(self) -> None:
+        self.moments: list[Moment] = []
+
+    def see(self, moment: Moment) -> None:
+        self.moments.append(moment)
+
+
+def test_watchers_see_every_step_that_counts() -> None:
+    recorder = Recorder()
+    played = play(
+        "Breakout", stated("Breakout", 27_000), RandomPolicy(4, 1), 3, 5, num_envs=2,
+        watchers=[recorder],
+    )  # fmt: skip
+    for env in (0, 1):
+        mine = [
+            (m, int(np.flatnonzero(m.envs == env)[0])) for m in recorder.moments if env in m.envs
+        ]
+        at = 0
+        for number, episode in enumerate(e for e in played if e.env == env):
+            game = mine[at : at + episode.steps]
+            at += episode.steps
+            assert [int(m.steps[i]) for m, i in game] == list(range(episode.steps))
+            assert {int(m.episodes[i]) for m, i in game} == {number}
+            assert sum(float(m.rewards[i]) for m, i in game) == episode.returned
+            assert [bool(m.ended[i]) for m, i in game] == [False] * (episode.steps - 1) + [True]
+        assert at == len(mine)
+
+
+MODELS = ("lite0-0123456789ab", "vit-0123456789ab", "vit-ba9876543210")
+
+
+def watched(folder: Path, kind: Any, models: tuple[str, ...] = MODELS, steps: int = 20) -> Any:
+    """Games of two environments, and the weights that were shown with them."""
+    generator, shown = np.random.default_rng(0), []
+
+    class Weighing(RandomPolicy):
+        def __call__(self, frames: Any, first: Any, envs: NDArray[np.int64]) -> NDArray[np.int64]:
+            weights = generator.random((len(envs), len(models)), np.float32)
+            shown.append(weights)
+            return super().__call__(frames, first, envs)
+
+    recorder = Recorder()
+    with kind(folder, models, lambda: shown[-1]) as watcher:
+        play(
+            "Pong", stated("Pong", steps), Weighing(6, 0), 3, 1, num_envs=2,
+            watchers=[watcher, recorder],
+        )  # fmt: skip
+    return recorder.moments, shown
+
+
+def test_weights_of_every_step_are_kept(tmp_path: Path) -> None:
+    (tmp_path / weighing.FILE).write_bytes(b"an older evaluation's")
+    moments, shown = watched(tmp_path, weighing.WeightLog)
+    with np.load(tmp_path / weighing.FILE) as found:
+        assert tuple(found["models"]) == MODELS
+        np.testing.assert_array_equal(found["weights"], np.concatenate(shown))
+        for name, of in (("step", "steps"), ("env", "envs"), ("episode", "episodes"),
+                         ("action", "actions"), ("reward", "rewards")):  # fmt: skip
+            whole = np.concatenate([getattr(moment, of) for moment in moments])
+            np.testing.assert_array_equal(found[name], whole)
+        assert len(found["step"]) == 3 * 20
+    assert [path.name for path in tmp_path.iterdir()] == [weighing.FILE]
+
+
+def test_weights_of_more_steps_than_are_copied_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weighing, "ROWS", 7)
+    _, shown = watched(tmp_path, weighing.WeightLog)
+    with np.load(tmp_path / weighing.FILE) as found:
+        np.testing.assert_array_equal(found["weights"], np.concatenate(shown))
+
+
+def test_an_evaluation_that_is_stopped_leaves_the_weights_of_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / weighing.FILE).write_bytes(b"an older evaluation's")
+    with pytest.raises(KeyboardInterrupt), weighing.WeightLog(tmp_path, MODELS, lambda: None):
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == [weighing.FILE]
+    assert (tmp_path / weighing.FILE).read_bytes() == b"an older evaluation's"
+
+
+def test_a_film_has_the_weights_beside_the_game(tmp_path: Path) -> None:
+    moments, shown = watched(tmp_path / "films", Films)
+    reader = cv2.VideoCapture(str(tmp_path / "films" / "episode_0.mp4"))
+    for moment, weights in zip(moments, shown[:20], strict=False):
+        picture = reader.read()[1][..., ::-1]
+        assert picture.shape == (420, 320 + PANEL, 3)
+        assert np.abs(picture[::2, :320:2].astype(int) - moment.frames[0]).mean() < 6
+        for i, weight in enumerate(weights[0]):
+            middle = picture[48 * i + 36, 320 + 12 : 320 + PANEL - 12].astype(int)
+            blue = (middle[:, 2] > 150).mean()
+            assert blue == pytest.approx(weight, abs=0.05)
+    reader.release()
+
+
+def test_models_are_called_by_what_tells_them_apart() -> None:
+    assert labels(MODELS) == ["lite0", *MODELS[1:]]
+    many = [f"a_model_with_a_long_name_number_{i}-0123456789ab" for i in range(30)]
+    drawn = panel(labels(many), np.linspace(0, 1, 30, dtype=np.float32), 420)
+    lengths = [(drawn[14 * i + 9] == np.array(BAR)).all(axis=1).sum() for i in range(30)]
+    assert lengths == [round(i / 29 * (PANEL - 24)) for i in range(30)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jaxtyping
 import msgspec
 import numpy as np
 import pytest
@@ -452,7 +453,12 @@ def test_the_entropy_loss_keeps_weights_apart(walk_flat: FlatMap, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_compiled_network_acts_with_the_new_weights(walk_flat: FlatMap, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # Of torch.compile's own.
+def test_a_compiled_network_acts_with_the_new_weights(
+    walk_flat: FlatMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch.compile cannot see through the checks of shapes.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     config = msgspec.structs.replace(SMALL, updates=20, validation_fraction=0.0)
     network = train(config, walk_flat, 0, 1, tmp_path / "c", compiled=True).network
     plain = train(config, walk_flat, 0, 1, tmp_path / "p").network

@@ -22,7 +22,7 @@ from wsa.encode.live import LiveEncoder
 from wsa.encode.models import parse_request
 from wsa.encode.register import open_model, register
 from wsa.learn import env as games
-from wsa.learn import judge, player, run
+from wsa.learn import judge, player, run, weighing
 from wsa.learn.adapters import FusionConfig
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import RunConfig, choose_models, make_config
@@ -144,9 +144,11 @@ def test_an_evaluation_counts_every_frame(
     shown: list[bytes] = []
 
     class Watched(LiveEncoder):
-        def __call__(self, frames: NDArray[np.uint8], *episodes: Any) -> NDArray[Any]:
+        def __call__(
+            self, frames: NDArray[np.uint8], *episodes: Any, **details: Any
+        ) -> NDArray[Any]:
             shown.extend(keys.frame_digest(frame) for frame in frames)
-            return super().__call__(frames, *episodes)
+            return super().__call__(frames, *episodes, **details)
 
     monkeypatch.setattr(player, "LiveEncoder", Watched)
     (trained / "eval.csv").unlink(missing_ok=True)
@@ -166,12 +168,23 @@ def test_an_evaluation_counts_every_frame(
     assert summary["hit_rate"] == pytest.approx(live.hit_rate, abs=1e-4)
     returns = [e.returned for e in seen.episodes]
     assert (summary["return_mean"], summary["return_std"]) == (np.mean(returns), np.std(returns))
+    assert summary["return_low"] <= summary["return_mean"] <= summary["return_high"]
+    assert summary["human_normalised"] == pytest.approx((np.mean(returns) - 1.7) / (30.5 - 1.7))
+    chance = np.mean([e.returned for e in seen.random])
+    assert summary["random_human_normalised"] == pytest.approx((chance - 1.7) / (30.5 - 1.7))
+    with np.load(trained / weighing.FILE) as kept:
+        assert tuple(kept["models"]) == player.read_config(trained).models
+        assert kept["weights"].shape == (2 * MAX_STEPS, len(MODELS))
+        np.testing.assert_allclose(kept["weights"].sum(axis=1), 1, rtol=1e-5)
+        assert kept["reward"].sum() == sum(returns)
     again = judge.evaluate(trained, 2, epsilon=0.2, seed=77, num_envs=2)
     assert (again.episodes, again.random) == (seen.episodes, seen.random)
     rows = list(csv.DictReader((trained / "eval.csv").read_text().splitlines()))
     assert [r["policy"] for r in rows] == ["run", "run", "random", "random"] * 2
     assert [float(r["return"]) for r in rows[:2]] == returns
     assert {(r["updates"], r["epsilon"], r["steps"]) for r in rows} == {("50", "0.2", "60")}
+    newest = (trained / "checkpoints" / "000000050.safetensors").read_bytes()
+    assert {r["checkpoint"] for r in rows} == {keys.checksum(newest)[:12]}
 
 
 def test_what_was_collected_is_found(snapshot: Snapshot, trained: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,8 +187,6 @@ def test_the_share_of_stored_data_is_exact(walk: SimpleNamespace, tmp_path: Path
     config = msgspec.structs.replace(SMALL, offline_fraction=0.5, offline_fraction_end=0.0)
     assert [config.stored_of(step) for step in (0, 150, 300, 600)] == [4, 3, 2, 0]
     run = Run(walk, tmp_path, config)
-    with pytest.raises(UsageError, match="no data of this game"):
-        Draws(config, run.session, None, 1, tmp_path)
     replay, _ = played(walk, tmp_path / "stored", 60)
 
     class Stored:
@@ -215,7 +214,7 @@ def test_the_share_of_stored_data_is_exact(walk: SimpleNamespace, tmp_path: Path
 def test_a_table_is_of_distinct_frames_and_grows(
     walk: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsa.learn.table.GROWTH", 4)
+    monkeypatch.setattr("wsa.learn.table.GROWTH", 16)
     monkeypatch.setattr("wsa.learn.table.RECENT", 3)
     generator = np.random.default_rng(0)
     frames = generator.integers(0, 256, (30, 4, 5, 3)).astype(np.uint8)
@@ -223,7 +222,7 @@ def test_a_table_is_of_distinct_frames_and_grows(
     class Corner:
         width, dtype, found, passes = 1, np.dtype(np.float32), 0, 0
 
-        def __call__(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
+        def __call__(self, frames: NDArray[np.uint8], *, digests: Any = None) -> NDArray[Any]:
             self.passes += len(frames)
             return frames[:, 0, 0, :1].astype(np.float32)
 
@@ -239,8 +238,28 @@ def test_a_table_is_of_distinct_frames_and_grows(
     again = Table(tmp_path, encoder)
     again.restore(state)
     assert (again.see(frames) == table.see(frames)).all() and encoder.passes == 30
-    with pytest.raises(DamagedError, match="fewer rows"):
-        Table(tmp_path, encoder).restore({**state, "rows": 1000})
+    for damage in (lambda path: path.unlink(), lambda path: path.write_bytes(b"\1" * 64)):
+        for name in ("embeddings.bin", "digests.bin"):
+            shutil.copytree(tmp_path, tmp_path / "hurt")
+            damage(tmp_path / "hurt" / name)
+            with pytest.raises(DamagedError, match="does not hold the rows"):
+                Table(tmp_path / "hurt", encoder).restore(state)
+            shutil.rmtree(tmp_path / "hurt")
+
+
+def test_a_replay_that_was_lost_is_not_continued_from(
+    walk: SimpleNamespace, tmp_path: Path
+) -> None:
+    replay, _ = played(walk, tmp_path, 20)
+    state = replay.state()
+    replay.flush()
+    again = Replay(tmp_path, replay._table, 2, 20, 3, 100)
+    again.restore(state)
+    assert torch.equal(again.of(np.arange(9), np.zeros(9, np.int64)).states,
+                       replay.of(np.arange(9), np.zeros(9, np.int64)).states)  # fmt: skip
+    (tmp_path / "replay.bin").unlink()
+    with pytest.raises(DamagedError, match="does not hold the steps"):
+        Replay(tmp_path, replay._table, 2, 20, 3, 100).restore(state)
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,15 @@ import msgspec
 import pytest
 import torch
 
-from wsa.encode import checkpoint
+from wsa.encode import checkpoint, engines
 from wsa.encode.forward import Encoder
-from wsa.learn import judge, online, run, verbs
-from wsa.learn.online import OnlineConfig
+from wsa.encode.register import open_model
+from wsa.learn import judge, online, online_config, run, verbs
+from wsa.learn.online_config import OnlineConfig
 from wsa.learn.online_start import configure
 from wsa.learn.options import CollectOptions, LearnOptions
 from wsa.store import keys
-from wsa.store.errors import UsageError
+from wsa.store.errors import ConflictError, UsageError
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 from wsa.store.verify import verify
@@ -31,6 +32,12 @@ PPO: dict[str, Any] = {
 DQN: dict[str, Any] = {
     "algo": "dqn", "total_timesteps": 96, "num_envs": 2, "learning_starts": 16, "batch_size": 8,
     "train_frequency": 4, "target_network_frequency": 16,
+}  # fmt: skip
+
+RECURRENT: dict[str, Any] = {**PPO, "recurrent": True, "hidden": ("256",)}
+# What `options` gives of models, as if it had not been given.
+PIXELS: dict[str, Any] = {
+    "fusion": "nature", "models": (), "fusion_size": 256, "hidden": ("256",)
 }  # fmt: skip
 
 
@@ -72,7 +79,7 @@ def train(store: Path, folder: Path, **changes: Any) -> tuple[OnlineConfig, Any]
     return config, online.learn(folder, config, "cpu")
 
 
-@pytest.mark.parametrize("algo", [PPO, DQN, {**PPO, "recurrent": True}])
+@pytest.mark.parametrize("algo", [PPO, DQN, RECURRENT])
 def test_a_run_from_end_to_end(here: Path, algo: dict[str, Any], read_metrics: Any) -> None:
     """At most a pass a distinct frame; recorded, so that the next run needs none at all."""
     before = Encoder.total_passes
@@ -89,6 +96,13 @@ def test_a_run_from_end_to_end(here: Path, algo: dict[str, Any], read_metrics: A
     assert snapshot.models_of("Breakout") == list(config.models)
     frames = {d.tobytes() for m in snapshot.segments() for d in snapshot.read_digests(m)}
     assert len(frames) == line["cache/distinct_frames"]
+    # The store tells who ran what, each pass once.
+    embedded = snapshot.embeddings("Breakout")
+    assert sum(m.passes for m in embedded) == played.passes == len(frames)
+    assert all(m.passes + m.copied == m.shape[0] for m in embedded)
+    assert sum(m.seconds for m in embedded) > 0
+    engine = open_model(snapshot, config.models[0]).engine.name
+    assert {m.engine for m in embedded} == {engine}
     # The same seeds again, in the store that now has it all.
     again, replayed = train(here / "store", here / "two", **algo)
     assert len(again.segments) == len(snapshot.segments())
@@ -100,13 +114,15 @@ def test_a_run_from_end_to_end(here: Path, algo: dict[str, Any], read_metrics: A
 
 @pytest.mark.parametrize("algo", [PPO, DQN])
 def test_the_end_to_end_baseline_is_the_same_code(here: Path, algo: dict[str, Any]) -> None:
-    changes = {**algo, "models": (), "fusion": "nature", "frame_stack": 4, "parameters": 50_000}
+    changes = {**algo, **PIXELS, "frame_stack": 4, "parameters": 50_000, "record": True}
     config, played = train(here / "store", here / "run", **changes)
     assert played.passes == 0
-    network = online.make_network(config)
+    snapshot = take_snapshot(open_store(config.store))
+    assert sum(m.steps for m in snapshot.segments()) == 96 and not snapshot.embeddings("Breakout")
+    network = online_config.make_network(config)
     count = sum(p.numel() for p in network.parameters())
     assert 49_000 < count <= 50_000
-    whole = online.make_network(msgspec.structs.replace(config, parameters=0))
+    whole = online_config.make_network(msgspec.structs.replace(config, parameters=0))
     actions = 4 + (algo is PPO)
     assert sum(p.numel() for p in whole.parameters()) == 1_684_128 + actions * 513
     assert judge.evaluate(here / "run", 1, epsilon=1.0, num_envs=1).live.passes == 0
@@ -161,19 +177,117 @@ def _killing_save(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[..., N
     return lambda step, line: None
 
 
+def test_what_ran_the_models_is_recorded(here: Path) -> None:
+    why_not = engines.why_not("openvino", torch.device("cpu"), "fp32")
+    if why_not:
+        pytest.skip(why_not)
+    config, folder = configure(options(here / "store", here / "run", **PPO, record=True), "cpu")
+    run.begin(folder, config)
+    for engine in ("openvino", "torch"):
+        online.learn(folder, config, "cpu", engine=engine)
+        snapshot = take_snapshot(open_store(str(here / "store")))
+        assert {m.engine for m in snapshot.embeddings("Breakout")} == {"openvino"}  # The first.
+
+
+def test_the_same_command_goes_on_though_the_store_has_grown(here: Path) -> None:
+    """By what the run itself has recorded, for one; and --init is needed at the beginning only."""
+    store = here / "store"
+    train(store, here / "first", **DQN)
+    changes = {**DQN, "record": True, "init": str(here / "first"), "save_frequency": 32}
+    config, folder = configure(options(store, here / "run", **changes), "cpu")
+    run.begin(folder, config)
+    with pytest.MonkeyPatch.context() as patch:
+        _killing_save(patch, 64)
+        with pytest.raises(RuntimeError, match="killed"):
+            online.learn(folder, config, "cpu")
+    assert take_snapshot(open_store(str(store))).segments("Breakout")
+    again, _ = configure(options(store, here / "run", **changes), "cpu")
+    assert again == config
+    run.begin(folder, again)
+    shutil.rmtree(here / "first")
+    assert online.learn(folder, again, "cpu").steps == 64
+    other = configure(options(here / "other", here / "run", **DQN, gamma=0.5), "cpu")[0]
+    with pytest.raises(ConflictError, match="holds another run"):
+        run.begin(folder, other)
+
+
+def test_a_seed_is_not_spent_on_opening_models(
+    here: Path, read_metrics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which draws random numbers, and is done elsewhere with --encoder."""
+    train(here / "store", here / "one", **PPO, **PIXELS)
+    real = online.make_embedder
+
+    def drawing(*args: Any, **details: Any) -> Any:
+        torch.rand(7)
+        return real(*args, **details)
+
+    monkeypatch.setattr(online, "make_embedder", drawing)
+    train(here / "store", here / "two", **PPO, **PIXELS)
+    assert read_metrics(here / "one") == read_metrics(here / "two")
+
+
+def test_models_change_only_where_that_is_said(here: Path) -> None:
+    store, first = here / "store", here / "first"
+    begun, _ = train(store, first, **DQN)
+
+    def begin(algo: Any = PPO, **changes: Any) -> OnlineConfig:
+        given: dict[str, Any] = {
+            "fusion_size": 256,
+            "hidden": ("256",),
+            "frame_stack": 4,
+            "models": (),
+        }
+        given |= {**algo, "init": str(first), **changes}
+        return configure(options(store, here / "new", **given), "cpu")[0]
+
+    config = begin()  # Models and network are that run's.
+    assert (config.models, config.network) == (begun.models, begun.network)
+    assert begin(models=(MODEL,)) == config
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"add": (MODEL,)}, "--add .*: the run has it already"),
+        ({"drop": begun.models}, "--drop leaves no model"),
+        ({"fusion_size": 8}, "its network is another"),
+        ({"fusion": "nature"}, "sees pixels"),
+        ({"protocol": "v5", "algo": DQN}, "game and protocol"),
+        ({"init": "", "drop": begun.models}, "name it with --init"),
+    ]
+    for change, says in refused:
+        with pytest.raises(UsageError, match=says):
+            begin(**change)
+    changed = (first / "config.json").read_text().replace(begun.models[0], "lite0-0123456789ab")
+    (first / "config.json").write_text(changed)
+    with pytest.raises(UsageError, match=r"--models are not those of .* --add and --drop"):
+        begin(models=(MODEL,))
+
+
+def test_data_of_another_protocol_is_not_mixed_in(here: Path) -> None:
+    wanted = options(here / "store", here / "run", **DQN, offline_fraction=0.5)
+    with pytest.raises(UsageError, match=r"no data of Breakout by .* wsa collect --game Breakout"):
+        configure(wanted, "cpu")
+    for protocol, says in (("v5", "by another: protocol v5 .*--protocol"), ("classic", "Encode")):
+        collect = CollectOptions(
+            store=str(here / "store"), game="Breakout", steps=4, num_envs=1, protocol=protocol,  # type: ignore[arg-type]
+            json=True,
+        )  # fmt: skip
+        assert verbs.collect(collect) == 0
+        with pytest.raises(UsageError, match=says):
+            configure(wanted, "cpu")
+
+
 def test_ppo_begins_with_an_offline_torso(here: Path) -> None:
     store = here / "store"
     train(store, here / "first", **DQN, record=True)
     config, _ = configure(options(store, here / "second", **PPO, init=str(here / "first")), "cpu")
-    network = online.make_network(config)
-    online.begin_from(config, network)
+    network = online_config.make_network(config)
+    online_config.begin_from(config, network)
     old = checkpoint.read(Path(config.init))[0]
     for name, tensor in network.state_dict().items():
         if name.startswith("torso."):
             assert torch.equal(tensor, old[f"online.{name}"])
     same, _ = configure(options(store, here / "third", **DQN, init=str(here / "first")), "cpu")
-    network = online.make_network(same)
-    online.begin_from(same, network)
+    network = online_config.make_network(same)
+    online_config.begin_from(same, network)
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, old[f"online.{name}"])
     assert online.learn(here / "second", config, "cpu").steps == 96
@@ -184,8 +298,8 @@ def test_ppo_begins_with_an_offline_torso(here: Path) -> None:
     "change",
     [
         {"algo": "cql"}, {"algo": "ppo", "models": ()}, {"algo": "ppo", "parameters": 5},
-        {"algo": "ppo", "fusion": "nature"}, {"algo": "dqn", "offline_fraction": 1.5},
-        {"algo": "ppo", "add": ("vit",)},
+        {"algo": "ppo", "fusion": "nature", "fusion_size": 256, "hidden": ("256",)}, {"algo": "dqn", "offline_fraction": 1.5},
+        {"algo": "ppo", "add": ("vit",)}, {"algo": "dqn", "clip_coef": 0.3},
     ],
 )  # fmt: skip
 def test_options_that_exclude_each_other(here: Path, change: dict[str, Any]) -> None:
@@ -213,9 +327,7 @@ def collected(store: Path, policy: Path, eps: float, **changes: Any) -> list[tup
     )
 
 
-@pytest.mark.parametrize(
-    "algo", [{**PPO, "recurrent": True}, DQN, {**PPO, "fusion": "nature", "models": ()}]
-)
+@pytest.mark.parametrize("algo", [RECURRENT, DQN, {**PPO, **PIXELS}])
 def test_a_trained_run_plays_as_a_behaviour_policy(here: Path, algo: dict[str, Any]) -> None:
     train(here / "store", here / "run", **algo)
     fresh = [here / name for name in "abc"]
@@ -225,6 +337,8 @@ def test_a_trained_run_plays_as_a_behaviour_policy(here: Path, algo: dict[str, A
     digest = keys.checksum(checkpoint.latest(here / "run" / "checkpoints").read_bytes())[:12]
     assert {row[1] for row in one} == {f"{algo['algo']} {digest} eps 0.3"}
     assert len({row[0] for row in one}) == 1 and len(one) == 2
+    if algo is not RECURRENT:  # The rest is not of the network.
+        return
     # Neither how many play beside it, nor an interruption, changes what an environment plays.
     assert collected(fresh[1], here / "run", 0.3, num_envs=3, steps=90) == one
     half = collected(fresh[2], here / "run", 0.3, steps=40, segment_steps=30)

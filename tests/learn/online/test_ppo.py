@@ -107,8 +107,7 @@ def test_every_distinct_frame_goes_through_the_model_once(
 ) -> None:
     run = Run(walk, tmp_path)
     played = run.train()
-    # The states in which a game ends are shown to nobody who would ask.
-    assert run.encoder.passes == len(run.table) == walk.states - 2
+    assert run.encoder.passes == len(run.table) == walk.states
     assert played.passes == run.encoder.passes and played.steps == SMALL.total_timesteps
     line = [l for l in read_metrics(tmp_path) if "cache/hit_rate" in l][-1]
     assert line["cache/backbone_passes"] == run.encoder.passes
@@ -237,7 +236,8 @@ def test_a_memory_has_the_papers_number_of_parameters(size: int, millions: float
     "change",
     [
         {"num_envs": 0}, {"gamma": 1.5}, {"learning_rate": 0.0}, {"num_minibatches": 3},
-        {"recurrent": True, "num_minibatches": 8}, {"total_timesteps": 10},
+        {"recurrent": True, "num_minibatches": 8},
+        {"num_envs": 1, "num_steps": 2, "num_minibatches": 2}, {"total_timesteps": 10},
     ],
 )  # fmt: skip
 def test_bad_options_are_refused(change: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ def test_workers_give_the_same_bits_and_the_same_run(tmp_path: Path, read_metric
 
 def test_addresses_that_are_none(tmp_path: Path) -> None:
     with (
-        pytest.raises(UsageError, match="is not one"),
+        pytest.raises(UsageError, match="is no address"),
         remote_encoders("gpu-box", str(tmp_path), ["lite0-0123456789ab"]),
     ):
         pass

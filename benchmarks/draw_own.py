@@ -1,0 +1,72 @@
+"""What trained keypoints and masks point to: pictures of six games, as a PNG.
+
+    python benchmarks/draw_own.py PICTURE.png okk=okk.safetensors vos=vos.safetensors [GAME ...]
+
+Either file may be missing. Two moments of each game, played at random: the frame, the keypoints as
+spots over it, one colour each, and the masks of moving objects.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from kit import store_of
+from torch import Tensor
+
+from wsa.encode import own, pictures, pretrain_data
+from wsa.encode.segmentation import MovingObjects
+from wsa.encode.transporter import gaussians
+from wsa.store.reader import take_snapshot
+from wsa.store.windows import episode_starts, window_rows
+
+GAMES = ("Pong", "Breakout", "Seaquest", "MsPacman", "SpaceInvaders", "Qbert")
+STEPS, MOMENTS, ENVS = 320, 2, 4
+
+
+def looks(game: str) -> Tensor:
+    """Two consecutive frames at each moment, (MOMENTS, 2, 84, 84) in [0, 1]."""
+    with store_of(game, STEPS, STEPS // ENVS) as (backend, _):
+        snapshot = take_snapshot(backend)
+        metas = snapshot.segments(game)[:MOMENTS]
+        shown = []
+        for meta, share in zip(metas, np.linspace(0.4, 0.95, len(metas)), strict=True):
+            rows = snapshot.read_rows(meta)
+            at = np.array([int(share * meta.steps)])
+            pair = window_rows(at, episode_starts(rows["is_first"])[at], 2)[0]
+            frames = snapshot.read_frames(meta)[rows["frame"][pair]]
+            shown.append(pretrain_data.levels(frames, MovingObjects.sight))
+    return pretrain_data.scale(torch.from_numpy(np.stack(shown)), "cpu")
+
+
+def panels(seen: Tensor, files: dict[str, str]) -> list[Tensor]:
+    """Pictures side by side, each (MOMENTS, 3, 84, 84)."""
+    newest = seen[:, 1]
+    found = [pictures.grey(newest)]
+    networks = {
+        alias: own.build(own.PREFIX + alias, f"file:{file}").module for alias, file in files.items()
+    }
+    with torch.inference_mode():
+        if "okk" in networks:
+            maps = networks["okk"](seen[:, 1:])
+            found.append(pictures.overlay(newest, gaussians(maps)))
+        if "vos" in networks:
+            network = networks["vos"]
+            found.append(pictures.overlay(newest, network.masks(network(seen))))
+    return found
+
+
+def main(picture: Path, arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    files = dict(one.split("=", 1) for one in arguments if "=" in one)
+    games = [one for one in arguments if "=" not in one] or list(GAMES)
+    shown = [panels(looks(game), files) for game in games]
+    columns = [torch.cat(column) for column in zip(*shown, strict=True)]
+    pictures.write_panels(picture, columns)
+    print(f"{picture}: {', '.join(games)}, {MOMENTS} moments each")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

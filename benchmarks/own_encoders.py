@@ -1,0 +1,130 @@
+"""What the paper's own encoders cost together, and what a trained autoencoder shows of a game.
+
+    python benchmarks/own_encoders.py [RUN [GAME ...]]
+
+All five (`ae`, `sr`, `oke`, `okk`, `vos`, untrained: their weights change no time) encode a game in
+one run, in which a segment is read and each screen made grey and small once, and in five runs, one
+after another; in turn, in this process, on one thread. Registering the models is not timed.
+
+RUN is the folder of a `wsa pretrain` that trained `ae`. Then its error is shown beside that of the
+mean frame, and of an untrained autoencoder: on the episodes that were held out of the games it was
+trained on, and on GAMEs that it was not (by default three of them), 400 steps of each.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from kit import forget, interleave, markdown, store_of, table
+from torch import Tensor
+
+from wsa.encode import checkpoint, job, own, pretrain, pretrain_data, register
+from wsa.encode.autoencoder import Autoencoder
+from wsa.encode.models import parse_request
+from wsa.encode.plan import Plan, make_plan
+from wsa.encode.pretrain import Training
+from wsa.store import records
+from wsa.store.backends import Backend
+from wsa.store.reader import take_snapshot
+from wsa.store.root import open_store
+
+GAME, STEPS, SEGMENT, ROUNDS = "Seaquest", 512, 128, 5
+OTHERS, UNSEEN_STEPS = ("Boxing", "Freeway", "Asteroids", "Pong", "Seaquest", "Qbert"), 400
+
+
+def cost() -> None:
+    with store_of(GAME, STEPS, SEGMENT) as (backend, _):
+        requests = [parse_request(f"{alias}:random", {}) for alias in own.NETWORKS]
+        made = [
+            register.register(take_snapshot(backend), one, 0.1, engine="torch") for one in requests
+        ]
+        keys = [one.spec.key for one in made]
+        setting = job.Setting(
+            backend.url, dict.fromkeys(keys, "random"), dict.fromkeys(keys, "torch"), "cpu", 1
+        )
+        snapshot = take_snapshot(backend)
+        together = make_plan(snapshot, keys, [GAME])
+        apart = {key: make_plan(snapshot, [key], [GAME]) for key in keys}
+        contenders = {"five runs": lambda: spent(backend, setting, list(apart.values()))}
+        contenders["one run"] = lambda: spent(backend, setting, [together])
+        seconds = interleave(contenders, ROUNDS)
+        print(f"{GAME}, {STEPS} steps, {together.passes} passes\n")
+        table("s", seconds, "five runs")
+        print()
+        alone = interleave(
+            {
+                alias: lambda plan=plan: plan.passes / spent(backend, setting, [plan])
+                for alias, plan in zip(own.NETWORKS, apart.values(), strict=True)
+            },
+            rounds=1,
+        )
+        markdown(["alone", "passes/s"], [[alias, f"{r[0]:,.0f}"] for alias, r in alone.items()])
+
+
+def spent(backend: Backend, setting: job.Setting, plans: list[Plan]) -> float:
+    """Seconds that encoding takes, from the first segment to the last commit."""
+    for plan in plans:
+        forget(backend, plan)
+    started = time.perf_counter()
+    for plan in plans:
+        for items in plan.by_segment():
+            job.encode_segment(setting, items)
+    return time.perf_counter() - started
+
+
+def quality(folder: Path, others: list[str]) -> None:
+    path = folder / "ae" / "config.json"
+    training = records.read_json(path.read_bytes(), Training, str(path))
+    trained, untrained = Autoencoder(), Autoencoder()
+    newest = checkpoint.latest(folder / "ae" / "checkpoints")
+    modules = {"network": Autoencoder(), "best": trained}
+    optimizer = torch.optim.Adam(modules["network"].parameters(), fused=True)
+    checkpoint.load(newest, modules, optimizer)
+    held: dict[str, list[Tensor]] = {}
+    looks = pretrain.open_looks(training, take_snapshot(open_store(training.store)))
+    for game, batch in looks.validation(64):
+        held.setdefault(game, []).append(batch)
+    rows = [[game, "episodes", *errors(held[game], trained, untrained)] for game in held]
+    unseen = [game for game in others if game not in held]
+    for game in unseen:
+        rows.append([game, "game", *errors(list(screens(game)), trained, untrained)])
+    columns = ["game", "unseen", "trained", "untrained", "mean frame", "trained / mean frame"]
+    markdown(columns, rows)
+
+
+def screens(game: str) -> Iterator[Tensor]:
+    """Distinct frames of a game as the autoencoder sees them, (n, 1, 84, 84) uint8."""
+    with store_of(game, UNSEEN_STEPS, UNSEEN_STEPS) as (backend, _):
+        snapshot = take_snapshot(backend)
+        for meta in snapshot.segments(game):
+            levels = pretrain_data.levels(snapshot.read_frames(meta), Autoencoder.sight)
+            yield torch.from_numpy(levels).unsqueeze(1)
+
+
+def errors(parts: list[Tensor], *networks: Autoencoder) -> list[str]:
+    """Mean squared error of each network and of the mean frame, times 1000; and a ratio."""
+    looks = pretrain_data.scale(torch.cat(parts), "cpu")
+    with torch.inference_mode():
+        found = [
+            float(np.mean([float((network(p) - p).square().mean()) for p in looks.split(64)]))
+            for network in networks
+        ]
+    mean = float((looks - looks.mean(dim=0)).square().mean())
+    return [*(f"{1000 * error:.2f}" for error in (*found, mean)), f"{found[0] / mean:.2f}"]
+
+
+def main(arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    cost()
+    if arguments:
+        print()
+        quality(Path(arguments[0]), arguments[1:] or list(OTHERS[:3]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,161 @@
+"""`wsa bench`: train and judge a grid of runs, skip what is done, and tabulate what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+from distributed import KilledWorker, as_completed
+
+from wsa.encode import console, slurm
+from wsa.encode.options import open_snapshot
+from wsa.learn import bench_report, grid
+from wsa.learn.bench_options import BenchOptions
+from wsa.learn.cell import Failure, attempt
+from wsa.learn.grid import Cell
+from wsa.store.errors import StorageError
+
+TRIES = 3  # Of a run whose worker dies; it goes on from its newest checkpoint.
+
+# `wsa.encode.cluster.connect`, which a learner does not import itself.
+Connect = Callable[..., AbstractContextManager[tuple[Any, int]]]
+
+
+def bench(o: BenchOptions, connect: Connect) -> int:
+    """`wsa bench`; the exit code is that of the first run that failed, or 0."""
+    grid.check(o)
+    create = o.online and not o.dry_run
+    _, snapshot = open_snapshot(o.store, create=create, or_empty=o.online and o.dry_run)
+    settings = grid.settle(o, snapshot)
+    cells = grid.cells(o, settings)
+    left = [cell for cell in cells if cell.result() is None]
+    console.say(f"{len(cells) - len(left)} of {len(cells)} runs are done; {o.bench_dir}")
+    if o.dry_run:
+        return _dry(o, cells)
+    grid.write(o, settings)
+    how = _here if o.scheduler == "inproc" else _on_workers
+    failures = [failure for failure in how(o, left, connect) if failure]
+    report = bench_report.write(Path(o.bench_dir), cells[0].judging, settings.options)
+    if o.json:
+        console.result(True, report.summary(failures))
+    else:
+        print(report.markdown)
+    for failure in failures:
+        console.say(f"failed: {failure.cell}: {failure.message}")
+    if failures:
+        console.say(
+            f"wsa bench: {len(failures)} of {len(cells)} runs failed, the rest is done. Put right "
+            "what is said above, and run the same command again."
+        )
+    return failures[0].exit_code if failures else 0
+
+
+def _dry(o: BenchOptions, cells: list[Cell]) -> int:
+    """Say how far each run of the grid is."""
+    rows = []
+    for cell in cells:
+        state = "done" if cell.result() else f"{cell.done():,} of {cell.total:,}"
+        options = cell.options
+        models = "+".join(options.models) or "pixels"
+        rows.append([options.game, options.fusion, models, str(options.seed), state])
+    left = [cell for cell in cells if cell.result() is None]
+    unit = "steps" if o.online else "updates"
+    totals = {
+        "runs": len(cells),
+        "left": len(left),
+        f"{unit}_left": sum(max(0, cell.total - cell.done()) for cell in left),
+        "games_left": len(left) * o.episodes,
+    }
+    columns = ["game", "fusion", "models", "seed", unit]
+    if o.json:
+        grid_rows = [dict(zip(columns, row, strict=True)) for row in rows]
+        return console.result(True, {**totals, "grid": grid_rows})
+    console.table("", columns, rows)
+    print()
+    return console.result(False, totals)
+
+
+def _here(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure | None]:
+    """One run after the other, in this process."""
+    for number, cell in enumerate(left, 1):
+        console.say(f"{number} of {len(left)}: {cell}")
+        with _Bars(not o.json) as bars:
+            failure = attempt(cell, bars.tell)
+        yield failure
+
+
+class _Bars:
+    """Progress of what a run is at, one bar at a time."""
+
+    def __init__(self, shown: bool) -> None:
+        self._shown = shown
+        self._what = ""
+        self._bar: console.Progress | None = None
+        self._open = ExitStack()
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        if self._bar is None or what != self._what:
+            self._open.close()
+            unit = {"learn": "steps", "eval": "games"}[what]
+            self._bar = self._open.enter_context(
+                console.Progress(what, unit, total, shown=self._shown)
+            )
+            self._what = what
+        self._bar.update(done)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+
+def _on_workers(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure | None]:
+    """As many runs at once as there are workers."""
+    if not left:
+        return
+    jobs = slurm.jobs(o)
+    with (
+        connect(o.scheduler, o.workers, o.device, jobs, threads=1) as (client, _),
+        console.Progress("bench", "runs", len(left), shown=not o.json) as progress,
+    ):
+        flying = {client.submit(attempt, cell, pure=False): (cell, 1) for cell in left}
+        completed = as_completed(flying)
+        done = 0
+        for future in completed:
+            cell, tries = flying.pop(future)
+            try:
+                failure = future.result()
+            except KilledWorker as error:
+                if tries < TRIES:
+                    again = client.submit(attempt, cell, pure=False)
+                    flying[again] = cell, tries + 1
+                    completed.add(again)
+                    continue
+                failure = _died(cell, error)
+            except Exception as error:  # noqa: BLE001  Dask's own: a worker without wsa, and the like.
+                failure = _lost(cell, error)
+            done += 1
+            progress.update(done)
+            yield failure
+
+
+def _died(cell: Cell, error: KilledWorker) -> Failure:
+    died = StorageError(
+        "worker-died",
+        f"The worker {error.last_worker.address} died over it, the last of {TRIES} that did. Often "
+        "that is for want of memory; the worker's own log says more.",
+    )
+    return Failure(str(cell), died.kind, str(died), died.exit_code)
+
+
+def _lost(cell: Cell, error: Exception) -> Failure:
+    said = " ".join(str(error).split())[:300]
+    lost = StorageError(
+        "unavailable",
+        f"Its worker answered with {type(error).__name__}: {said}. Workers need wsa of this "
+        "version, and the store and the bench's folder under the same paths.",
+    )
+    return Failure(str(cell), lost.kind, str(lost), lost.exit_code)

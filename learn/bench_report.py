@@ -1,0 +1,267 @@
+"""What came of a bench, as tables: raw, normalised, aggregated over games and seeds, and curves.
+
+results.csv   a line for each run: raw per-seed results
+table.csv     a line for each method and game, and one for each method over all games
+table.md      the same to read
+curves.csv    what runs logged on their way: returns while playing, validation, weights
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wsa.learn.cell import Failure
+from wsa.learn.grid import Judging, Result, read_result, spelled
+from wsa.learn.options import LearnOptions
+from wsa.learn.plot import Curve, png
+from wsa.learn.scores import Interval, human_normalised, stratified_interval
+from wsa.store import publish
+
+RETURN = "charts/episodic_return"
+CURVES = (RETURN, "validation/", "wsa/")
+ALL = "all games"
+
+RUN_COLUMNS = (
+    "updates", "episodes", "return_mean", "return_std", "return_low", "return_high",
+    "human_normalised", "random_return_mean", "random_human_normalised", "hit_rate",
+    "backbone_passes",
+)  # fmt: skip
+
+
+class Method(NamedTuple):
+    """What is compared: a fusion, and which models it fused."""
+
+    fusion: str
+    models: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """As it stands in tables."""
+        return f"{self.fusion} {'+'.join(self.models)}".rstrip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A method on a game, or over all games.
+
+    Attributes:
+        method: The method.
+        game: ALE game id, or `ALL`.
+        seeds: How many runs; over all games, of each.
+        games: How many games.
+        mean: Of the runs' mean raw returns; None over all games.
+        std: Their sample standard deviation; None of one run.
+        normalised: Human-normalised: of a game the mean, over all games the interquartile mean.
+        interval: Of the latter.
+    """
+
+    method: Method
+    game: str
+    seeds: int
+    games: int
+    mean: float | None
+    std: float | None
+    normalised: float | None
+    interval: Interval | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        results: Every run that was judged alike.
+        lines: The table.
+        markdown: The table to read.
+    """
+
+    results: tuple[Result, ...]
+    lines: tuple[Line, ...]
+    markdown: str
+
+    def summary(self, failures: Sequence[Failure]) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "runs": len(self.results),
+            "failed": [dataclasses.asdict(failure) for failure in failures],
+            "table": [dict(zip(TABLE_COLUMNS, _row(line), strict=True)) for line in self.lines],
+        }
+
+
+def write(folder: Path, judging: Judging, options: dict[str, Any]) -> Report:
+    """Write the tables of a bench: of all its runs that were judged alike.
+
+    Args:
+        folder: The bench's folder.
+        judging: How the runs of the table were judged.
+        options: What all runs share.
+
+    Raises:
+        DamagedError: A run's result is damaged.
+        StorageError: No room, or the folder refused.
+    """
+    runs = sorted(_judged(folder, judging), key=lambda found: _about(found[1]))
+    results = [result for _, result in runs]
+    lines = list(tabulate(results))
+    markdown = _markdown(results, lines, judging, options)
+    about = ("game", "fusion", "models", "seed")
+    _csv(
+        folder / "results.csv",
+        (*about, *RUN_COLUMNS),
+        ((*_about(r), *(r.summary[name] for name in RUN_COLUMNS)) for r in results),
+    )
+    _csv(folder / "table.csv", TABLE_COLUMNS, map(_row, lines))
+    publish.replace(folder / "table.md", markdown.encode())
+    curves = list(_curves(runs))
+    _csv(folder / "curves.csv", (*about, "step", "scalar", "value"), curves)
+    for game, drawn in _drawn(curves).items():
+        publish.replace(folder / f"curves-{game}.png", png(f"{game}, raw return by step", drawn))
+    return Report(tuple(results), tuple(lines), markdown)
+
+
+def tabulate(results: Sequence[Result]) -> Iterator[Line]:
+    """The lines of a table, by method."""
+    for method in dict.fromkeys(Method(r.fusion, r.models) for r in results):
+        mine = [r for r in results if Method(r.fusion, r.models) == method]
+        games = list(dict.fromkeys(r.game for r in mine))
+        raw = {
+            game: {r.seed: float(r.summary["return_mean"]) for r in mine if r.game == game}
+            for game in games
+        }
+        for game, by_seed in raw.items():
+            returns = np.array(list(by_seed.values()))
+            mean = float(returns.mean())
+            std = float(returns.std(ddof=1)) if len(returns) > 1 else None
+            yield Line(method, game, len(returns), 1, mean, std, human_normalised(game, mean))
+        yield _over_games(method, raw)
+
+
+def _over_games(method: Method, raw: dict[str, dict[int, float]]) -> Line:
+    """Interquartile mean over games whose human score is known, and seeds that played them all."""
+    known = [game for game in raw if human_normalised(game, 0.0) is not None]
+    seeds = sorted(set.intersection(*(set(raw[game]) for game in known))) if known else []
+    if not seeds:
+        return Line(method, ALL, 0, len(known), None, None, None)
+    scores = np.array([[human_normalised(game, raw[game][s]) for game in known] for s in seeds])
+    found = stratified_interval(scores.astype(np.float64))
+    return Line(method, ALL, len(seeds), len(known), None, None, found.value, found)
+
+
+TABLE_COLUMNS = (
+    "fusion", "models", "game", "games", "seeds", "return_mean", "return_std", "human_normalised",
+    "low", "high",
+)  # fmt: skip
+
+
+def _row(line: Line) -> tuple[Any, ...]:
+    low, high = (line.interval.low, line.interval.high) if line.interval else (None, None)
+    models = "+".join(line.method.models)
+    return (
+        line.method.fusion, models, line.game, line.games, line.seeds, line.mean, line.std,
+        line.normalised, low, high,
+    )  # fmt: skip
+
+
+def _markdown(
+    results: Sequence[Result], lines: Sequence[Line], judging: Judging, options: dict[str, Any]
+) -> str:
+    games = list(dict.fromkeys(r.game for r in results))
+    methods = list(dict.fromkeys(line.method for line in lines))
+    found = {(line.method, line.game): line for line in lines}
+    raw, normalised = [], []
+    for method in methods:
+        of = [found.get((method, game)) for game in games]
+        whole = found[method, ALL]
+        raw.append([str(method), *(_raw(line) for line in of)])
+        normalised.append(
+            [
+                str(method),
+                *("" if line is None or line.normalised is None else f"{line.normalised:.3f}"
+                  for line in of),
+                str(whole.interval or ""),
+                f"{whole.games} x {whole.seeds}",
+            ]
+        )  # fmt: skip
+    chance = {r.game: r.summary["random_return_mean"] for r in results}
+    raw.append(["random policy", *(f"{chance[game]:,.1f}" for game in games)])
+    defaults = LearnOptions()
+    changed = [
+        written
+        for name, value in options.items()
+        if name != "store"
+        and (written := spelled(name, value)) != spelled(name, getattr(defaults, name, None))
+    ]
+    return (
+        "# wsa bench\n\n"
+        f"{len(results)} runs; `wsa learn` with {', '.join(changed) or 'its defaults'}; store "
+        f"{options['store']}.\n\n"
+        f"## Raw return\n\nMean of {judging.episodes} full games (epsilon {judging.epsilon:g}), then "
+        "mean +- sample standard deviation over seeds (how many).\n\n"
+        f"{_table(['method', *games], raw)}\n"
+        "## Human-normalised\n\n0 plays like chance, 1 like the human tester. IQM: interquartile mean "
+        "over games x seeds, with 95 % stratified bootstrap interval.\n\n"
+        f"{_table(['method', *games, 'IQM', 'games x seeds'], normalised)}"
+    )
+
+
+def _raw(line: Line | None) -> str:
+    if line is None:
+        return ""
+    std = "" if line.std is None else f" +- {line.std:,.1f}"
+    return f"{line.mean:,.1f}{std} ({line.seeds})"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _judged(folder: Path, judging: Judging) -> Iterator[tuple[Path, Result]]:
+    for run in sorted((folder / "runs").glob("*/")):
+        result = read_result(run)
+        if result is not None and result.judging == judging:
+            yield run, result
+
+
+def _about(result: Result) -> tuple[str, str, str, int]:
+    return result.game, result.fusion, "+".join(result.models), result.seed
+
+
+def _curves(runs: Sequence[tuple[Path, Result]]) -> Iterator[tuple[Any, ...]]:
+    """Every scalar worth a curve that a run logged."""
+    for folder, result in runs:
+        path = folder / "metrics.jsonl"
+        for text in path.read_text().splitlines() if path.exists() else ():
+            line = json.loads(text)
+            for scalar, value in line.items():
+                if scalar.startswith(CURVES) and value is not None:
+                    yield (*_about(result), line["step"], scalar, value)
+
+
+def _drawn(curves: Sequence[tuple[Any, ...]]) -> dict[str, list[Curve]]:
+    """Curves of returns, by game."""
+    points: dict[tuple[str, str, int], list[tuple[float, float]]] = defaultdict(list)
+    for game, fusion, models, seed, step, scalar, value in curves:
+        if scalar == RETURN:
+            points[game, f"{fusion} {models}".rstrip(), seed].append((step, value))
+    found: dict[str, list[Curve]] = defaultdict(list)
+    for (game, method, _), pairs in points.items():
+        steps, returns = np.array(pairs, np.float64).T
+        found[game].append(Curve(method, steps, returns))
+    return found
+
+
+def _csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    publish.replace(path, table.getvalue().encode())

@@ -1,0 +1,195 @@
+"""Which byte of the Atari's memory holds what: the state variables that probes ask for.
+
+The addresses are those of the Atari Annotated RAM Interface (Anand et al. 2019,
+https://arxiv.org/abs/1906.08226, appendix), of which those stand here that were found to behave as
+their names say when the games of ale-py 0.12.1 were played: players move with the actions, scores
+with rewards, lives with the emulator's count, and places by a few pixels a step. Left out are bytes
+that did not, that never varied, or that hold a place as the console's chip wants it (coarse and fine
+steps in one byte), as those of Asteroids and Demon Attack across the screen.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.store.errors import UsageError
+
+VARIABLES: dict[str, dict[str, int]] = {
+    "Asteroids": {
+        "score": 62,
+        **{f"asteroid {i} y": byte for i, byte in enumerate((*range(3, 8), *range(12, 17)), 1)},
+    },
+    "Bowling": {
+        "ball x": 30,
+        "ball y": 41,
+        "player x": 29,
+        "player y": 40,
+        "frame": 36,
+        "score": 33,
+    },
+    "Boxing": {
+        "player x": 32,
+        "player y": 34,
+        "enemy x": 33,
+        "enemy y": 35,
+        "player score": 18,
+        "enemy score": 19,
+        "clock": 17,
+    },
+    "Breakout": {
+        "ball x": 99,
+        "ball y": 101,
+        "player x": 72,
+        "blocks hit": 77,
+        "score": 84,
+        "lives": 57,
+    },
+    "DemonAttack": {
+        "enemy 1 y": 69,
+        "enemy 2 y": 70,
+        "enemy 3 y": 71,
+        "missile y": 21,
+        "lives": 114,
+    },
+    "Freeway": {
+        "player y": 14,
+        "score": 103,
+        **{f"car {i} x": byte for i, byte in enumerate(range(108, 118), 1)},
+    },
+    "Frostbite": {
+        "player x": 102,
+        "player y": 100,
+        "floe 1 x": 34,
+        "floe 2 x": 33,
+        "floe 3 x": 32,
+        "floe 4 x": 31,
+        "blocks built": 77,
+        "lives": 76,
+        **{f"enemy {i} x": byte for i, byte in enumerate(range(84, 88), 1)},
+    },
+    "MontezumaRevenge": {
+        "player x": 42,
+        "player y": 43,
+        "skull x": 47,
+        "lives": 58,
+    },
+    "MsPacman": {
+        "player x": 10,
+        "player y": 16,
+        "sue x": 6,
+        "sue y": 12,
+        "inky x": 7,
+        "inky y": 13,
+        "pinky x": 8,
+        "pinky y": 14,
+        "blinky x": 9,
+        "blinky y": 15,
+        "player direction": 56,
+        "dots eaten": 119,
+        "score": 120,
+        "lives": 123,
+    },
+    "Pitfall": {
+        "player x": 97,
+        "player y": 105,
+        "logs x": 98,
+        "scorpion x": 99,
+        "seconds": 89,
+    },
+    "Pong": {
+        "ball x": 49,
+        "ball y": 54,
+        "player y": 51,
+        "enemy y": 50,
+        "player score": 14,
+        "enemy score": 13,
+    },
+    "Qbert": {
+        "player x": 43,
+        "player y": 67,
+        "column": 35,
+        "red column": 69,
+        "green column": 105,
+    },
+    "Riverraid": {
+        "player x": 51,
+        "missile x": 117,
+        "missile y": 50,
+        "fuel": 55,
+    },
+    "Seaquest": {
+        "player x": 70,
+        "player y": 97,
+        "player direction": 86,
+        "oxygen": 102,
+        "enemy 1 x": 30,
+        "enemy 2 x": 31,
+        "enemy 3 x": 32,
+        "enemy 4 x": 33,
+        **{f"diver or missile {i} x": byte for i, byte in enumerate(range(71, 75), 1)},
+        "missile x": 103,
+        "divers": 62,
+        "score, high digits": 57,
+        "score, low digits": 58,
+        "lives": 59,
+    },
+    "Skiing": {
+        "player x": 25,
+        "seconds": 105,
+        "hundredths": 106,
+        "gates left": 107,
+        **{f"object {i} y": byte for i, byte in enumerate(range(87, 94), 1)},
+    },
+    "SpaceInvaders": {
+        "player x": 28,
+        "invaders left": 17,
+        "invaders x": 26,
+        "invaders y": 24,
+        "missile y": 9,
+        "score": 104,
+        "lives": 73,
+    },
+    "Tennis": {
+        "ball x": 16,
+        "ball y": 17,
+        "player x": 26,
+        "player y": 24,
+        "enemy x": 27,
+        "enemy y": 25,
+        "player score": 69,
+        "enemy score": 70,
+    },
+    "VideoPinball": {
+        "ball x": 67,
+        "ball y": 68,
+        "left flipper": 98,
+        "right flipper": 102,
+        "score 1": 48,
+        "score 2": 50,
+    },
+}
+
+
+def variables(game: str) -> dict[str, int]:
+    """State variables of a game, by name, and their addresses.
+
+    Raises:
+        UsageError: Its memory is not annotated.
+    """
+    if game in VARIABLES:
+        return VARIABLES[game]
+    near = difflib.get_close_matches(game, VARIABLES, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise UsageError(
+        "unknown-game",
+        f"Nobody has said which bytes of {game}'s memory hold what{hint}; there are "
+        f"{', '.join(VARIABLES)}. Ask for --target reward or action, which every game has.",
+    )
+
+
+def read(game: str, memory: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+    """Each variable (n,) out of the memory (n, 128) of some moments."""
+    return {name: memory[:, byte] for name, byte in variables(game).items()}

@@ -1,0 +1,36 @@
+"""Whether hyperparameters are in their ranges, told by the names that users give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any
+
+from wsa.store.errors import UsageError
+
+
+def check_ranges(
+    config: Any, *, counts: Sequence[str], shares: Sequence[str], positive: Sequence[str]
+) -> None:
+    """Refuse what no run can take.
+
+    Args:
+        config: Hyperparameters.
+        counts: Fields that must be at least 1.
+        shares: Fields that must be from 0 to 1.
+        positive: Fields that must be finite and above 0.
+
+    Raises:
+        UsageError: One is not.
+    """
+    kinds: list[tuple[Sequence[str], str, Callable[[float], bool]]] = [
+        (counts, "at least 1", lambda value: value >= 1),
+        (shares, "from 0 to 1", lambda value: 0 <= value <= 1),
+        (positive, "positive", lambda value: 0 < value < inf),
+    ]
+    for fields, least, right in kinds:
+        for field in fields:
+            value = getattr(config, field)
+            if not right(value):
+                option = field.replace("_", "-")
+                raise UsageError("bad-option", f"--{option} must be {least}, not {value}.")

@@ -1,0 +1,101 @@
+"""The grid of a bench, and its runs on Dask's workers; what runs come to is in tests/cli/test_bench.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from distributed import KilledWorker
+
+from wsa.encode.cluster import connect
+from wsa.learn import bench, grid
+from wsa.learn.bench_options import BenchOptions
+from wsa.learn.cell import Failure
+from wsa.learn.options import LearnOptions
+
+SETTINGS = grid.Settings({"store": "/lab/wsa"}, {"Pong": ("a", "b")})
+
+
+def plan(**options: Any) -> list[grid.Cell]:
+    return grid.cells(BenchOptions(**{"games": ("Pong",), "seeds": ("1",), **options}), SETTINGS)
+
+
+def test_the_grid() -> None:
+    found = plan(
+        games=("Pong", "Breakout"), seeds=("1", "2", "01"), fusions=("wsa", "single", "nature"),
+        models_subsets=("lite0+lite1", "lite0"),
+    )  # fmt: skip
+    methods = [("wsa", ("lite0", "lite1")), ("wsa", ("lite0",)), ("single", ("lite0",)),
+               ("single", ("lite1",)), ("nature", ())]  # fmt: skip
+    assert [(c.options.game, (c.options.fusion, c.options.models), c.options.seed)
+            for c in found] == [(game, method, seed) for game in ("Pong", "Breakout")
+                                for method in methods for seed in (1, 2)]  # fmt: skip
+    assert len({cell.folder for cell in found}) == len(found)
+    assert found[0].folder.name == "Pong__wsa__lite0+lite1__1"
+    assert {cell.segments for cell in found if cell.options.game == "Pong"} == {("a", "b")}
+    assert all(cell.options.store == "/lab/wsa" and cell.folder.is_absolute() for cell in found)
+    assert str(found[0]) == "Pong, wsa, lite0+lite1, seed 1"
+
+
+def test_every_run_has_the_options_that_its_fusion_can_use() -> None:
+    shared: dict[str, Any] = {
+        "updates": 7, "context": "ae", "weight_entropy_coef": 0.5, "parameters": 99, "online": True,
+    }  # fmt: skip
+    made = plan(fusions=("wsa", "mean", "lin", "nature"), models=("vit",), **shared)
+    wsa, mean, lin, nature = (cell.options for cell in made)
+    assert (wsa.context, wsa.weight_entropy_coef, wsa.parameters) == ("ae", 0.5, 0)
+    assert (mean.context, mean.weight_entropy_coef) == ("ae", 0)
+    assert (lin.context, lin.weight_entropy_coef) == ("mean", 0)
+    assert (nature.context, nature.models, nature.parameters) == ("mean", (), 99)
+    assert {cell.options.updates for cell in made} == {7}
+    # An option that `wsa learn` gains is one of a bench too, unless the grid sets it.
+    names = {field.name for field in dataclasses.fields(LearnOptions)}
+    given = {n: getattr(wsa, n) for n in names - grid._APART - {"store", "parameters"}}
+    asked = BenchOptions(**shared)
+    assert given == {name: getattr(asked, name) for name in given}
+
+
+def test_folders_of_odd_models_are_plain_and_apart() -> None:
+    models = ("mod:net", "mod/net", "mod_net", "x" * 300, "x" * 301)
+    names = [cell.folder.name for cell in plan(fusions=("single",), models=models)]
+    assert len(set(names)) == len(models) and max(map(len, names)) < 130
+    assert not any(set(name) & set(":/ ") for name in names)
+    assert "Pong__single__mod_net__1" in names
+
+
+@pytest.mark.parametrize("deaths", [2, 3])
+def test_a_run_whose_worker_dies_is_tried_again(
+    deaths: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Dask copies a function of a test, and what it holds; a module is the same for both.
+    tries: Counter[str] = Counter()
+    monkeypatch.setattr(bench, "tries", tries, raising=False)
+
+    def attempt(cell: grid.Cell) -> Failure | None:
+        bench.tries[cell.options.fusion] += 1  # type: ignore[attr-defined]
+        if cell.options.fusion == "mean" and bench.tries["mean"] <= deaths:  # type: ignore[attr-defined]
+            died: Any = SimpleNamespace(address="tcp://there")
+            raise KilledWorker("attempt", died, 0)
+        if cell.options.fusion == "lin":
+            raise ModuleNotFoundError("No module named 'wsa'")
+        return Failure(str(cell), "no-memory", "x", 6) if cell.options.fusion == "fix" else None
+
+    monkeypatch.setattr(bench, "attempt", attempt)
+    cells = plan(fusions=("wsa", "mean", "lin", "fix"), models=("vit",))
+    o = BenchOptions(json=True, device="cpu")
+    asked = []
+
+    def inproc(*where: Any, **how: Any) -> Any:
+        asked.append((where, how))
+        return connect("inproc", 1, "cpu")
+
+    failures = [f for f in bench._on_workers(o, cells, inproc) if f]
+    assert tries == {"wsa": 1, "mean": 3, "lin": 1, "fix": 1}
+    kinds = {f.cell.split(", ")[1]: (f.kind, f.exit_code) for f in failures}
+    expected = {"lin": ("unavailable", 6), "fix": ("no-memory", 6)}
+    assert kinds == expected | ({"mean": ("worker-died", 6)} if deaths == 3 else {})
+    assert asked[0][1] == {"threads": 1} and len(asked) == 1
+    assert list(bench._on_workers(o, [], inproc)) == [] and len(asked) == 1

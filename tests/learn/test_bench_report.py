@@ -1,0 +1,97 @@
+"""The tables of a bench, of results that are made up."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from wsa.learn import bench_report
+from wsa.learn.bench_report import ALL, RUN_COLUMNS, Method, tabulate
+from wsa.learn.grid import RESULT, Judging, Result
+from wsa.learn.scores import human_normalised, interquartile_mean, stratified_interval
+
+JUDGING = Judging(episodes=100, epsilon=0.001, seed=10_000, num_envs=4)
+OPTIONS = {"store": "/lab/wsa", "algo": "cql", "updates": 7, "hidden": ["256"]}
+
+
+def result(
+    game: str, seed: int, mean: float, fusion: str = "wsa", judging: Judging = JUDGING
+) -> Result:
+    summary: dict[str, Any] = dict.fromkeys(RUN_COLUMNS, 0)
+    summary |= {"return_mean": mean, "random_return_mean": -20.0}
+    return Result(game, fusion, ("lite0", "lite1"), seed, judging, summary)
+
+
+SCORES = {"Breakout": [30.0, 8.0, 12.0], "Pong": [-3.0, 4.0, 9.0], "Qbert": [900.0, 200.0, 4000.0]}
+
+
+def grid() -> list[Result]:
+    return [result(game, seed, x) for game, by in SCORES.items() for seed, x in enumerate(by)]
+
+
+def test_a_method_over_games_and_seeds() -> None:
+    *each, whole = tabulate(grid())
+    assert [(line.game, line.seeds) for line in each] == [(game, 3) for game in SCORES]
+    for line in each:
+        returns = SCORES[line.game]
+        assert line.mean == pytest.approx(np.mean(returns))
+        assert line.std == pytest.approx(np.std(returns, ddof=1))
+        assert line.normalised == pytest.approx(
+            human_normalised(line.game, float(np.mean(returns)))
+        )
+    table = np.array([[human_normalised(g, SCORES[g][s]) for g in SCORES] for s in range(3)])
+    assert whole.game == ALL and (whole.games, whole.seeds) == (3, 3)
+    assert whole.normalised == pytest.approx(interquartile_mean(table))
+    assert whole.interval == stratified_interval(table)
+
+
+def test_methods_are_kept_apart_and_one_run_has_no_spread() -> None:
+    lines = list(tabulate([*grid(), result("Pong", 0, 1.0, "mean")]))
+    assert [line.method.fusion for line in lines] == ["wsa"] * 4 + ["mean"] * 2
+    assert (lines[4].mean, lines[4].std, lines[4].seeds) == (1.0, None, 1)
+    assert str(lines[4].method) == "mean lite0+lite1"
+    assert str(Method("nature", ())) == "nature"
+
+
+def test_what_is_aggregated_is_complete() -> None:
+    """Only seeds that played every game, and only games with a human score, count."""
+    lacking = [r for r in grid() if (r.game, r.seed) != ("Pong", 1)]
+    *_, whole = tabulate([*lacking, result("Adventure", 0, 5.0)])
+    assert (whole.games, whole.seeds) == (3, 2)
+    *_, raw, nothing = tabulate([result("Adventure", 0, 5.0)])
+    assert (raw.mean, raw.normalised) == (5.0, None)
+    assert (nothing.games, nothing.seeds, nothing.interval) == (0, 0, None)
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    other = msgspec.structs.replace(JUDGING, episodes=10)
+    runs = [*grid(), result("Pong", 9, 99.0, judging=other), result("Adventure", 0, 5.0, "lin")]
+    for number, run in enumerate(runs):
+        folder = tmp_path / "runs" / str(number)
+        folder.mkdir(parents=True)
+        (folder / RESULT).write_bytes(msgspec.json.encode(run))
+    (tmp_path / "runs" / "begun").mkdir()
+    (tmp_path / "runs" / "0" / "metrics.jsonl").write_text(
+        '{"step": 3, "time": 1, "charts/episodic_return": 2.5, "losses/td_loss": 1}\n'
+        '{"step": 4, "validation/td_error": null, "wsa/weight/lite0": 0.5}\n'
+    )
+    report = bench_report.write(tmp_path, JUDGING, OPTIONS)
+    assert len(report.results) == len(runs) - 1
+    assert "| Adventure | Breakout | Pong | Qbert |" in report.markdown
+    assert "| wsa lite0+lite1 |  | 16.7 +- 11.7 (3) | 3.3 +- 6.0 (3) |" in report.markdown
+    assert "| lin lite0+lite1 | 5.0 (1) |  |  |  |" in report.markdown
+    assert "`wsa learn` with --updates 7; store /lab/wsa" in report.markdown
+    for name, count in (("results.csv", 10), ("table.csv", 6), ("curves.csv", 2)):
+        rows = list(csv.DictReader((tmp_path / name).read_text().splitlines()))
+        assert len(rows) == count
+    assert [(r["step"], r["scalar"], r["value"]) for r in rows] == [
+        ("3", "charts/episodic_return", "2.5"), ("4", "wsa/weight/lite0", "0.5"),
+    ]  # fmt: skip
+    assert [path.name for path in tmp_path.glob("*.png")] == ["curves-Breakout.png"]
+    summary = report.summary([])
+    assert summary["runs"] == 10 and summary["table"][1]["human_normalised"] is None

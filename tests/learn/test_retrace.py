@@ -1,0 +1,181 @@
+"""Stored play played again: what memory held, and what cannot be said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from wsa.learn import env as games
+from wsa.learn import ram, stage
+from wsa.learn.collect import collect, plan_collection
+from wsa.learn.nature import GreyPixels
+from wsa.learn.record import Recording
+from wsa.learn.retrace import memories, why
+from wsa.learn.stage import Stage, is_online, online_policy, stretch_seed
+from wsa.store import names
+from wsa.store.errors import UsageError
+from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.root import open_store
+
+
+def play(folder: Path, game: str, protocol: str, steps: int, **options: Any) -> Snapshot:
+    backend = open_store(str(folder), create=True)
+    stated = games.protocol(game, protocol, **options)
+    plan = plan_collection(
+        take_snapshot(backend), game, stated, steps=steps, num_envs=2, policy="random", seed=3,
+        segment_steps=64,
+    )  # fmt: skip
+    collect(plan, backend)
+    return take_snapshot(backend)
+
+
+@pytest.fixture(scope="module")
+def breakout(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """Games that end and go on, episodes that are cut, no-ops and FIRE at a reset."""
+    folder = tmp_path_factory.mktemp("breakout")
+    return play(folder, "Breakout", "classic", 400, max_steps=150)
+
+
+def read(snapshot: Snapshot, found: dict[str, NDArray[np.uint8]], game: str, name: str) -> Any:
+    """A variable at every step, and the rows, joined over the segments."""
+    values, rows = [], []
+    for meta in snapshot.segments(game):
+        own = snapshot.read_rows(meta)
+        steps = own["action"] >= 0
+        values.append(ram.read(game, found[meta.segment])[name][steps])
+        rows.append({field: column[steps] for field, column in own.items() if field != "digest"})
+    joined = {field: np.concatenate([one[field] for one in rows]) for field in rows[0]}
+    return np.concatenate(values).astype(int), joined
+
+
+def test_memory_is_that_of_the_frame(breakout: Snapshot) -> None:
+    steps: list[int] = []
+    found, failed = memories(breakout, breakout.segments("Breakout"), steps.append)
+    assert not failed and why(failed) == ""
+    assert steps == np.cumsum([m.steps for m in breakout.segments("Breakout")]).tolist()
+    lives, rows = read(breakout, found, "Breakout", "lives")
+    assert len(set(lives)) > 1 and rows["truncated"].any()
+    assert (lives == rows["lives"]).all()
+
+
+def test_sticky_actions_stick_again(tmp_path: Path) -> None:
+    snapshot = play(tmp_path / "store", "Pong", "v5", 240)
+    found, failed = memories(snapshot, snapshot.segments("Pong"))
+    assert not failed
+    enemy, rows = read(snapshot, found, "Pong", "enemy score")
+    player, _ = read(snapshot, found, "Pong", "player score")
+    # A score is seen a frame or some after the reward.
+    earned = rows["reward"].astype(int)
+    assert earned.any()
+    per_env = 120
+    for env in range(2):
+        at = slice(env * per_env, (env + 1) * per_env - 5)
+        balance = (player - enemy)[env * per_env + 5 : (env + 1) * per_env]
+        assert set((balance - np.cumsum(earned[at])).tolist()) <= {-1, 0, 1}
+
+
+def changed(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, segment: str) -> None:
+    """From now on a segment seems to have been played otherwise."""
+    honest = Snapshot.read_rows
+
+    def read_rows(self: Snapshot, meta: Any) -> dict[str, NDArray[Any]]:
+        rows = honest(self, meta)
+        if meta.segment == segment:
+            rows["action"] = np.where(rows["action"] >= 0, 3 - rows["action"], -1)
+        return rows
+
+    monkeypatch.setattr(Snapshot, "read_rows", read_rows)
+
+
+def test_what_is_played_otherwise_is_named(
+    breakout: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segments = breakout.segments("Breakout")
+    own = [m for m in segments if m.env == 0]
+    changed(breakout, monkeypatch, own[1].segment)
+    found, failed = memories(breakout, segments)
+    assert set(found) == {m.segment for m in segments if m.env == 1} | {own[0].segment}
+    assert set(failed) == {m.segment for m in own[1:]}
+    (said,) = set(failed.values())
+    assert f"of {own[1].segment} on" in said and "plays otherwise" in said
+    assert why(failed).startswith(f"left out, since {said}: {own[1].segment}, ")
+
+
+def test_what_the_play_before_is_missing_of_is_named(breakout: Snapshot) -> None:
+    first, *others = [m for m in breakout.segments("Breakout") if m.env == 0]
+    path = names.segment_path("Breakout", first.segment)
+    rest = Snapshot(breakout.backend, {p: c for p, c in breakout.commits.items() if p != path})
+    found, failed = memories(rest, others)
+    assert not found
+    assert set(failed.values()) == {"the store lacks the 64 steps before it"}
+
+
+def test_what_came_from_elsewhere_is_named(breakout: Snapshot) -> None:
+    commits = {
+        path: msgspec.structs.replace(
+            commit, meta=msgspec.structs.replace(commit.meta, emulator=("unknown", "unknown"))
+        )
+        if hasattr(commit.meta, "emulator")
+        else commit
+        for path, commit in breakout.commits.items()
+    }
+    other = Snapshot(breakout.backend, commits)
+    _, failed = memories(other, other.segments("Breakout")[:1])
+    assert list(failed.values()) == ["it was played on another emulator (unknown unknown)"]
+
+
+class _Seen:
+    """A table that keeps nothing."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def see(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return np.zeros(len(frames), np.int64)
+
+
+def test_stretches_of_an_online_run_are_played_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("stage", "retrace"):
+        monkeypatch.setattr(f"wsa.learn.{module}.STRETCH", 40)
+    assert stage.STRETCH == 40
+    backend = open_store(str(tmp_path / "store"), create=True)
+    stated = games.protocol("Breakout", "classic", max_steps=30)
+    table: Any = _Seen()
+    recording = Recording(
+        backend, table, [], GreyPixels().knows, game="Breakout", protocol=stated,
+        policy=online_policy("ppo"),
+        seed=5, run="ab" * 6, num_envs=2, steps=110,
+    )  # fmt: skip
+    env = games.make_env("Breakout", stated, 2)
+    played = Stage(env, table, 4, 5, recording)
+    generator = np.random.default_rng(0)
+    played.begin()
+    for _ in range(110):
+        played.step(generator.integers(4, size=2))
+    recording.flush()
+    recording.close()
+    env.close()
+    snapshot = take_snapshot(backend)
+    found, failed = memories(snapshot, snapshot.segments("Breakout"))
+    assert not failed
+    lives, rows = read(snapshot, found, "Breakout", "lives")
+    assert len(lives) == 220 and (lives == rows["lives"]).all()
+    assert is_online("online ppo") and not is_online("random")
+    assert stretch_seed(5, 1, 0) == 6 and stretch_seed(5, 1, 1) != stretch_seed(5, 1, 2)
+
+
+def test_annotations() -> None:
+    for game, variables in ram.VARIABLES.items():
+        assert games.check_game(game) == game
+        assert all(0 <= byte < 128 for byte in variables.values())
+        assert len(set(variables.values())) == len(variables)
+    assert list(ram.VARIABLES) == sorted(ram.VARIABLES)
+    with pytest.raises(UsageError, match=r"did you mean Pong\?.*--target reward"):
+        ram.variables("Pooong")
