@@ -14,7 +14,8 @@ import time
 from typing import Any
 
 from dask.utils import parse_bytes
-from distributed import Client, Status
+from distributed import Client
+from distributed.deploy.spec import ProcessInterface
 
 from wsa.encode import console
 from wsa.encode.options import SlurmOptions
@@ -113,18 +114,14 @@ def start(
         refusal = ""
 
         async def start(self) -> None:
-            submit: Any = super().start
+            submit: Any = super().start  # dask-jobqueue has no types.
             try:
                 await submit()
             except (RuntimeError, ValueError, OSError) as error:
                 said = str(error)
                 self.refusal = " ".join((said.partition("stderr:")[2].strip() or said).split())
-                self.status = Status.running  # As one that will never have a worker.
-
-        async def close(self) -> None:
-            cancel: Any = super().close
-            await cancel()
-            self.status = Status.closed  # Which dask-jobqueue forgets, and Dask looks at.
+                started: Any = ProcessInterface.start  # As one that will never have a worker.
+                await started(self)
 
         async def close(self) -> None:
             cancel: Any = super().close
