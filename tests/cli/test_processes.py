@@ -27,6 +27,8 @@ SHORT = (
     "2",
     "--segment-steps",
     "32",
+    "--max-episode-steps",
+    "150",
 )
 ENCODE = ("encode", "--models", MODEL, "--output", "grid:1", "--device", "cpu")
 INTERRUPTED = "interrupted. Nothing committed is lost; the same command continues."

@@ -280,7 +280,7 @@ def test_an_empty_store_has_nothing_to_give(filled, tmp_path):
 @pytest.mark.parametrize(
     ("how", "times"),
     [
-        (signal.SIGINT, 2),
+        pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow),
         (signal.SIGKILL, 2),
         pytest.param(signal.SIGKILL, 40, marks=pytest.mark.slow),
     ],

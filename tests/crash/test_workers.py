@@ -97,6 +97,7 @@ def _key(snapshot: Any) -> str:
     return str(key)
 
 
+@pytest.mark.slow
 def test_a_segment_that_kills_its_worker_is_set_aside_and_the_rest_is_done(
     store: Backend, kit: Any, faults: Faults
 ) -> None:
