@@ -91,7 +91,7 @@ def measure(name: str) -> None:
         snapshot = take_snapshot(backend)
         plan = cut(make_plan(snapshot, [key], [GAME]), SECONDS * choice.rate)
         setting = job.Setting(backend.url, {key: request.source}, {key: choice.engine}, "cpu", 1)
-        encoder = job._model(backend.url, key, request.source, "cpu", choice.engine)
+        encoder = job.opened(backend.url, key, request.source, "cpu", choice.engine)
         ran = counted(encoder)
         pixels = preprocess(torch.from_numpy(strip.probe_frames()[:8]), encoder.preprocessing)
 
@@ -279,7 +279,7 @@ class Processes:
 def serve(pipe, setting: job.Setting) -> None:
     torch.set_num_threads(1)
     for key, engine in setting.engines.items():
-        job._model(setting.store, key, setting.sources[key], "cpu", engine)
+        job.opened(setting.store, key, setting.sources[key], "cpu", engine)
     pipe.send(True)
     while (items := pipe.recv()) is not None:
         pipe.send([done.passes for done in job.encode_segment(setting, items)])

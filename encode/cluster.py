@@ -108,7 +108,7 @@ def connect(
         except (TypeError, ValueError) as error:
             raise UsageError(
                 "bad-option",
-                f"--scheduler {scheduler}: {error}. Write tcp://HOST:PORT, as 'dask scheduler' says "
+                f"{option} {scheduler}: {error}. Write tcp://HOST:PORT, as 'dask scheduler' says "
                 "when it starts.",
             ) from None
         with client:

@@ -65,6 +65,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         print(line(row))
 
 
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of aligned columns that is Markdown too, a line each."""
+    cells = [[plain(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    return "".join(
+        f"| {' | '.join(c.ljust(w) for c, w in zip(row, widths, strict=True))} |\n" for row in cells
+    )
+
+
 def _text(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]

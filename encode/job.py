@@ -41,7 +41,7 @@ MODELS_KEPT = 8
 
 # One model is built or run at a time in a process: on a CPU it has the cores, on a GPU the memory,
 # and torch has one generator for untrained weights.
-_running = threading.Lock()
+running = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def register_model(
     set_threads(threads)
     snapshot = take_snapshot(open_store(store))
     try:
-        with _running:
+        with running:
             return register(snapshot, request, max_step_error, choose_device(device), engine, games)
     except (MissingError, ImportError) as error:
         if isinstance(error, MissingError) and error.kind == "no-frames":
@@ -176,12 +176,12 @@ def _run(setting: Setting, item: Item, shown: Shown | None, reading: float) -> E
         except WsaError as error:
             return failed(item, error)
         return Embedded(item.model, np.zeros((0, *shape), np.float16), reading, 0.0)
-    with _running:
+    with running:
         try:
             source, device = setting.sources[item.model], choose_device(setting.device)
             engine = setting.engines[item.model]
             keep = max(MODELS_KEPT, len(setting.sources))  # One more would be built ever again.
-            encoder = _model(setting.store, item.model, source, device, engine, keep)
+            encoder = opened(setting.store, item.model, source, device, engine, keep)
         except (MissingError, ConflictError, UsageError, ImportError) as error:
             return failed(item, error, unfit=True)  # No weights, others, or no such engine here.
         except Exception as error:  # noqa: BLE001
@@ -333,11 +333,11 @@ def _here() -> tuple[str, str]:
         return "", socket.gethostname()
 
 
-_models: dict[tuple[str, ...], Encoder] = {}
+_models: dict[tuple[str | None, ...], Encoder] = {}
 
 
-def _model(
-    store: str, key: str, source: str, device: str, engine: str, keep: int = MODELS_KEPT
+def opened(
+    store: str, key: str, source: str | None, device: str, engine: str, keep: int = MODELS_KEPT
 ) -> Encoder:
     """A model, built once; of all that were built, the `keep` that were used last are kept."""
     name = store, key, source, device, engine

@@ -1,15 +1,14 @@
 """Live embeddings by somebody else's machines: a Dask scheduler whose workers have the GPUs.
 
 A learner's misses go there as one batch, parted among the workers (those that offer a GPU, if one
-does), each of which keeps the models it has opened. A worker opens a model as everybody does, checks included, and runs the same
-function, so with the same engine its rows are those of this process, bit for bit.
+does), each of which keeps the models it has opened. A worker opens a model as everybody does, checks
+included, and runs the same function, so with the same engine its rows are those of this process,
+bit for bit.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,22 +16,16 @@ import numpy as np
 from distributed import CancelledError, wait
 from numpy.typing import NDArray
 
+from wsa.encode import job
 from wsa.encode.cluster import connect
 from wsa.encode.forward import Encoder, choose_device
-from wsa.encode.register import open_model
 from wsa.encode.workers import TASKS_A_GPU, TASKS_A_THREAD, Workers
-from wsa.store import names
 from wsa.store.errors import ConflictError, StorageError, UsageError
-from wsa.store.reader import take_objects
-from wsa.store.root import open_store
 
-MODELS_KEPT = 8
 # A batch that was lost with its worker is embedded again elsewhere.
 RETRIES = 3
 # Workers that are gone for twice as long are not coming back.
 PATIENCE_S = 60
-
-_one_at_a_time = threading.Lock()
 
 
 class Ran(NamedTuple):
@@ -154,17 +147,15 @@ def remote_encoders(
 
 def embed(store: str, key: str, engine: str, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What a worker does."""
-    with _one_at_a_time:  # A worker that somebody else started may have several threads.
+    with job.running:  # A worker that somebody else started may have several threads.
         return _model(store, key, engine)(frames)
 
 
 def engine_of(store: str, key: str, engine: str) -> str:
     """Open a model on a worker; the name of what runs it there."""
-    with _one_at_a_time:
+    with job.running:
         return _model(store, key, engine).engine.name
 
 
-@functools.lru_cache(maxsize=MODELS_KEPT)
 def _model(store: str, key: str, engine: str) -> Encoder:
-    snapshot = take_objects(open_store(store), [names.model_path(key)])
-    return open_model(snapshot, key, device=choose_device("auto"), engine=engine)
+    return job.opened(store, key, None, choose_device("auto"), engine)

@@ -154,9 +154,8 @@ def summary(values: dict[str, Any]) -> str:
         "",
         f"{values['workers']} workers, {values['threads']} threads, device {values['device']}.",
         "",
-        f"| {' | '.join(COLUMNS)} |",
-        "| --- " * len(COLUMNS) + "|",
     ]
+    rows = []
     for m in models:
         seconds = m["seconds"]
         cells = [
@@ -167,7 +166,8 @@ def summary(values: dict[str, Any]) -> str:
             *(f"{seconds[stage]:,.1f}" for stage in ("reading", "running", "writing")),
             str(m["set_aside"]),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
+    lines.append(console.markdown(COLUMNS, rows).rstrip("\n"))
     if values["failed_attempts"]:
         lines += ["", "## Failed attempts", ""]
         lines += [

@@ -106,11 +106,13 @@ class Fusion(nn.Module):
     Attributes:
         out_features: Length of the state vector.
         weighs: Whether it learns a weight for each model.
+        conditioned: Whether it looks at a context.
         per_model: Its lists of modules that have one entry for each model. What is in no such list
             serves any number of models; a fusion that names none cannot gain or lose one.
     """
 
     weighs = False
+    conditioned = False
     per_model: tuple[str, ...] = ()
     out_features: int
 
@@ -238,19 +240,19 @@ class Adapted(Fusion):
     Args:
         inputs: What is fused.
         config: Size and switches.
-        uses_context: Whether c = ReLU(LN(W_0 flatten(u_0) + b_0)) is needed.
     """
 
+    conditioned = True
     per_model: tuple[str, ...] = ("spatial", "adapters")
 
-    def __init__(self, inputs: Inputs, config: FusionConfig, uses_context: bool = True) -> None:
+    def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         super().__init__()
         self.out_features = config.size
         self.models = len(inputs.models)
         self.spatial = spatial_adapters(inputs.models)
         widths = widths_after(inputs.models, self.spatial)
         self.adapters = nn.ModuleList(linear_adapter(width, config) for width in widths)
-        self._context = inputs.context if uses_context else None
+        self._context = inputs.context if self.conditioned else None
         self.context = (
             linear_adapter(prod(inputs.shapes[self._context]), config)
             if self._context is not None

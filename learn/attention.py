@@ -35,8 +35,8 @@ class Attention(Adapted):
 
     weighs = True
 
-    def __init__(self, inputs: Inputs, config: FusionConfig, uses_context: bool = True) -> None:
-        super().__init__(inputs, config, uses_context)
+    def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
+        super().__init__(inputs, config)
         self._temperature = config.temperature
         self._relu = config.score_activation == "relu"
         self._normaliser = config.normaliser

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from wsa.encode import console
 from wsa.learn.cell import Failure
 from wsa.learn.grid import Judging, Result, read_result, spelled
 from wsa.learn.options import LearnOptions
@@ -205,10 +206,10 @@ def _markdown(
         f"{options['store']}.\n\n"
         f"## Raw return\n\nMean of {judging.episodes} full games (epsilon {judging.epsilon:g}), then "
         "mean +- sample standard deviation over seeds (how many).\n\n"
-        f"{_table(['method', *games], raw)}\n"
+        f"{console.markdown(['method', *games], raw)}\n"
         "## Human-normalised\n\n0 plays like chance, 1 like the human tester. IQM: interquartile mean "
         "over games x seeds, with 95 % stratified bootstrap interval.\n\n"
-        f"{_table(['method', *games, 'IQM', 'games x seeds'], normalised)}"
+        f"{console.markdown(['method', *games, 'IQM', 'games x seeds'], normalised)}"
     )
 
 
@@ -217,11 +218,6 @@ def _raw(line: Line | None) -> str:
         return ""
     std = "" if line.std is None else f" +- {line.std:,.1f}"
     return f"{line.mean:,.1f}{std} ({line.seeds})"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def _judged(folder: Path, judging: Judging) -> Iterator[tuple[Path, Result]]:

@@ -87,20 +87,11 @@ def _train(cell: Cell, on_update: Callable[[int, dict[str, float]], None]) -> No
     run.learn(folder, config, device, on_update, compiled=o.compile)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Data:
-    """What `run.only` asks of a run."""
-
-    store: str
-    game: str
-    segments: tuple[str, ...]
-
-
 def _data(cell: Cell) -> Snapshot:
     """The store, of the run's game no more than its bench was begun with."""
     o = cell.options
     whole = take_snapshot(open_store(o.store))
-    return run.only(_Data(o.store, o.game, cell.segments), whole)
+    return run.only(whole, o.game, cell.segments)
 
 
 def _judge(cell: Cell, on_step: Callable[[int, int], None]) -> None:

@@ -19,8 +19,7 @@ from wsa.store.errors import UsageError
 class Uniform(Adapted):
     """WSA with the weights fixed: R = sum_i E_i / m. What do weights add?"""
 
-    def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
-        super().__init__(inputs, config, uses_context=False)
+    conditioned = False
 
     def forward(
         self,

@@ -77,7 +77,7 @@ def make_fusion(config: FusionConfig, inputs: Inputs) -> Fusion:
         UsageError: It cannot take these shapes, or has no use for the context that is given.
     """
     made = NAMES[config.name](inputs, config)
-    if inputs.context is not None and not (isinstance(made, Adapted) and made.context is not None):
+    if inputs.context is not None and not made.conditioned:
         raise UsageError(
             "bad-option",
             f"--fusion {config.name} is conditioned on nothing: leave out --context.",

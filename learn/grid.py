@@ -23,18 +23,19 @@ import msgspec
 from wsa.encode import checkpoint
 from wsa.learn import env as games
 from wsa.learn import online_start, start
+from wsa.learn.adapters import Fusion
 from wsa.learn.bench_options import BenchOptions
 from wsa.learn.fusion import NAMES
 from wsa.learn.given import FUSION
 from wsa.learn.online_config import NATURE
 from wsa.learn.options import LearnOptions
 from wsa.learn.origin import MEAN_CONTEXT
+from wsa.learn.ranges import check_seed
 from wsa.store import keys, publish, records
 from wsa.store.errors import ConflictError, UsageError
 from wsa.store.reader import Snapshot
 
 SETTINGS, RESULT = "bench.json", "result.json"
-CONDITIONED = ("wsa", "dpa", "unshared", "moe", "mean")  # Fusions that look at a context.
 LONGEST = 80
 
 # What says where and how to compute, and what tells runs of a grid apart; all else is shared.
@@ -198,9 +199,9 @@ def check(o: BenchOptions) -> None:
             "--episodes and --eval-num-envs must be at least 1, --epsilon from 0 to 1, --workers 0 "
             "or more.",
         )
-    for seed in (*map(_seed, o.seeds), o.eval_seed):
-        if not 0 <= seed < 2**31 - 1000:
-            raise UsageError("bad-option", f"Seeds must be from 0 to {2**31 - 1001}, not {seed}.")
+    for word in o.seeds:
+        check_seed(_seed(word), "--seeds")
+    check_seed(o.eval_seed, "--eval-seed")
     if not o.online and (o.algo == "ppo" or NATURE in o.fusions):
         raise UsageError("bad-option", "--algo ppo and --fusions nature need --online.")
     (online_start if o.online else start).hyperparameters_of(o)
@@ -283,9 +284,10 @@ def _of_fusion(o: BenchOptions, fusion: str) -> dict[str, Any]:
         for field in dataclasses.fields(LearnOptions)
         if field.name != "fusion"
     }
-    if fusion not in CONDITIONED:
+    made = NAMES.get(fusion, Fusion)
+    if not made.conditioned:
         taken["context"] = MEAN_CONTEXT
-    if fusion not in NAMES or not NAMES[fusion].weighs:
+    if not made.weighs:
         taken |= {"weight_entropy_coef": 0.0, "load_balance_coef": 0.0}
     if fusion == NATURE:
         own = {field.name: field.default for field in dataclasses.fields(LearnOptions)}

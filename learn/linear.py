@@ -72,7 +72,6 @@ def principal(embeddings: NDArray[Any], split: Split, widest: int | None = WIDES
     """
     train, (count, width) = split.train, embeddings.shape
     if width <= len(train):
-        square = torch.zeros(width, width, dtype=torch.float64)
         whole = torch.cat(list(_centred(embeddings, train, width)), dim=1).double()
         square = whole[train].T @ whole[train]
         values, vectors = _leading(square, widest)
@@ -127,24 +126,23 @@ def ridge(axes: Axes, wanted: NDArray[Any], split: Split) -> NDArray[np.float64]
         (tests, V), the variables as found where they are judged.
     """
     truth = torch.from_numpy(wanted.astype(np.float64))
-    scores = [
-        r2(wanted[split.check], _regress(axes.rows, truth, split.fit, split.check, penalty))
-        for penalty in PENALTIES
-    ]
-    chosen = np.nan_to_num(np.stack(scores), nan=-np.inf).argmax(axis=0)
-    found = [_regress(axes.rows, truth, split.train, split.test, p) for p in PENALTIES]
-    return np.stack(found)[chosen, :, np.arange(wanted.shape[1])].T
+    checked = _regress(axes.rows, truth, split.fit, split.check)
+    scores = np.stack([r2(wanted[split.check], found) for found in checked])
+    chosen = np.nan_to_num(scores, nan=-np.inf).argmax(axis=0)
+    found = np.stack(list(_regress(axes.rows, truth, split.train, split.test)))
+    return found[chosen, :, np.arange(wanted.shape[1])].T
 
 
 def _regress(
-    rows: Tensor, wanted: Tensor, train: Rows, judged: Rows, penalty: float
-) -> NDArray[np.float64]:
-    mean = wanted[train].mean(dim=0)
-    own = rows[train]
-    square = own.T @ own + penalty * torch.eye(rows.shape[1], dtype=torch.float64)
-    weights = torch.cholesky_solve(own.T @ (wanted[train] - mean), torch.linalg.cholesky(square))
-    found: NDArray[np.float64] = (rows[judged] @ weights + mean).numpy()
-    return found
+    rows: Tensor, wanted: Tensor, train: Rows, judged: Rows
+) -> Iterator[NDArray[np.float64]]:
+    """(judged, V) at each of `PENALTIES`."""
+    own, mean = rows[train], wanted[train].mean(dim=0)
+    square, product = own.T @ own, own.T @ (wanted[train] - mean)
+    for penalty in PENALTIES:
+        penalised = square + penalty * torch.eye(len(square), dtype=torch.float64)
+        weights = torch.cholesky_solve(product, torch.linalg.cholesky(penalised))
+        yield (rows[judged] @ weights + mean).numpy()
 
 
 def r2(truth: NDArray[Any], found: NDArray[Any]) -> NDArray[np.float64]:

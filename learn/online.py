@@ -54,9 +54,10 @@ def open_flat(config: OnlineConfig) -> tuple[Snapshot, FlatMap | None]:
         MissingError: The store has lost some of it.
         DamagedError: Stored bytes are not what was committed.
     """
+    whole = take_snapshot(open_store(config.store))
     if not config.segments:
-        return take_snapshot(open_store(config.store)), None
-    snapshot = run.only(config, take_snapshot(open_store(config.store)))
+        return whole, None
+    snapshot = run.only(whole, config.game, config.segments)
     return snapshot, materialise(snapshot, config.game, config.inputs)
 
 

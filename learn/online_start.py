@@ -12,6 +12,7 @@ from wsa.encode.forward import choose_device
 from wsa.encode.live_remote import remote_encoders
 from wsa.encode.models import parse_request
 from wsa.encode.options import open_snapshot, weights_files
+from wsa.encode.probe import MAX_STEP_ERROR
 from wsa.encode.register import register
 from wsa.learn import env as games
 from wsa.learn import online, online_config, run
@@ -29,8 +30,6 @@ from wsa.learn.start import begin_from, check_changes, network_of, stored_name
 from wsa.store import names
 from wsa.store.errors import UsageError
 from wsa.store.reader import Snapshot, take_snapshot
-
-MAX_STEP_ERROR = 0.1
 
 
 def learn(o: LearnOptions) -> int:

@@ -145,7 +145,7 @@ def _print(lines: Sequence[Judged], of: str) -> None:
         for line in lines
         for means in [(line.mean(of), line.mean("r2"))]
     ]
-    _markdown(["model", "numbers", what, "R2"], rows)
+    print(console.markdown(["model", "numbers", what, "R2"], rows), end="")
     for title, name in ((what, of), ("R2", "r2")):
         if lines[0].mean(name) is None:
             continue
@@ -156,17 +156,8 @@ def _print(lines: Sequence[Judged], of: str) -> None:
             for variable in variables
         ]
         mean = ["mean, each at least 0", *(_number(line.mean(name)) for line in lines)]
-        _markdown(["", *(line.name for line in lines)], [*body, mean])
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns as a Markdown table."""
-    cells = [[console.plain(cell) for cell in row] for row in [columns, *rows]]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for i, row in enumerate(cells):
-        print("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |")
-        if not i:
-            print("| " + " | ".join("-" * w for w in widths) + " |")
+        columns = ["", *(line.name for line in lines)]
+        print(console.markdown(columns, [*body, mean]), end="")
 
 
 def _number(value: float | None) -> str:

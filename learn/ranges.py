@@ -9,6 +9,16 @@ from typing import Any
 from wsa.store.errors import UsageError
 
 
+def check_seed(seed: int, option: str = "--seed") -> None:
+    """Refuse a seed that leaves no room for those of environments, which are seed + i.
+
+    Raises:
+        UsageError: It is out of range.
+    """
+    if not 0 <= seed < 2**31 - 1000:
+        raise UsageError("bad-option", f"{option} must be from 0 to {2**31 - 1001}, not {seed}.")
+
+
 def check_ranges(
     config: Any, *, counts: Sequence[str], shares: Sequence[str], positive: Sequence[str]
 ) -> None:

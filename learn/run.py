@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,33 +77,33 @@ def open_data(config: RunConfig) -> tuple[Snapshot, FlatMap]:
         MissingError: The store has lost some of them.
         DamagedError: Stored bytes are not what was committed.
     """
-    snapshot = only(config, take_snapshot(open_store(config.store)))
+    whole = take_snapshot(open_store(config.store))
+    snapshot = only(whole, config.game, config.segments)
     return snapshot, materialise(snapshot, config.game, config.inputs)
 
 
-def only(config: Any, whole: Snapshot) -> Snapshot:
+def only(whole: Snapshot, game: str, segments: Sequence[str]) -> Snapshot:
     """What a snapshot has of a run's segments, and of other games.
 
     Args:
-        config: The run: its `store`, `game` and `segments`.
         whole: The store.
+        game: The run's game.
+        segments: Those of the game that it was begun with.
 
     Raises:
         MissingError: The store has lost some of them.
     """
-    present = {
-        m.segment: names.segment_path(m.game, m.segment) for m in whole.segments(config.game)
-    }
-    lost = len(set(config.segments) - present.keys())
+    present = {m.segment: names.segment_path(m.game, m.segment) for m in whole.segments(game)}
+    lost = len(set(segments) - present.keys())
     if lost:
         raise MissingError(
             "no-frames",
-            f"The store {config.store} lacks {lost} of the {len(config.segments)} segments of "
-            f"{config.game} that this run was begun with. Bring them back (the same 'wsa collect' "
+            f"The store {whole.backend.url} lacks {lost} of the {len(segments)} segments of "
+            f"{game} that this run was begun with. Bring them back (the same 'wsa collect' "
             "and 'wsa encode' make the same ones; 'wsa list' shows what is there), or begin "
             "another run.",
         )
-    others = {present[segment] for segment in present.keys() - set(config.segments)}
+    others = {present[segment] for segment in present.keys() - set(segments)}
     return Snapshot(
         whole.backend, {path: c for path, c in whole.commits.items() if path not in others}
     )

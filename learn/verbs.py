@@ -21,6 +21,7 @@ from wsa.learn.options import (
     ListOptions,
     ShowOptions,
 )
+from wsa.learn.ranges import check_seed
 from wsa.store import names
 from wsa.store.errors import MissingError, UsageError
 from wsa.store.reader import Snapshot
@@ -104,7 +105,7 @@ def learn(o: LearnOptions) -> int:
     from wsa.learn.online_start import learn as learn_online
     from wsa.learn.start import configure
 
-    _check_seed(o.seed)
+    check_seed(o.seed)
     if o.online or (o.resume and is_online(Path(o.resume))):
         return learn_online(o)
     if o.algo == "ppo" or o.fusion == "nature":
@@ -144,18 +145,13 @@ def learn(o: LearnOptions) -> int:
     )
 
 
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**31 - 1000:
-        raise UsageError("bad-option", f"--seed must be from 0 to {2**31 - 1001}, not {seed}.")
-
-
 def evaluate(o: EvalOptions) -> int:
     """`wsa eval`."""
     from wsa.encode.forward import choose_device
     from wsa.learn import judge
     from wsa.learn.player import read_config
 
-    _check_seed(o.seed)
+    check_seed(o.seed)
     console.say(f"store {read_config(Path(o.run)).store}")
     # The run's games, then as many of a random policy to compare with.
     with console.Progress("eval", "games", 2 * o.episodes, shown=not o.json) as progress:

@@ -257,7 +257,7 @@ def test_runs_on_workers_are_those_of_one_process(ready, tmp_path):
     [
         ("--games Pongg", "Did you mean Pong"),
         ("--seeds 1,two", "--seeds two: give numbers"),
-        ("--seeds 9999999999", "Seeds must be from 0"),
+        ("--seeds 9999999999", "--seeds must be from 0"),
         ("--fusions wsaa", "--fusion wsaa: there is no such one"),
         ("--fusions nature", "need --online"),
         ("--algo ppo", "need --online"),

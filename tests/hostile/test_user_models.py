@@ -70,7 +70,7 @@ def test_a_spec_makes_nobody_import_a_module(store, plant, canary, source, alias
         lambda: models.build(again),
         lambda: register.register(snapshot, again, 0.1),
         lambda: list(check.check(again, "cpu")),
-        lambda: job._model(store.url, key, again.source, "cpu", "auto"),
+        lambda: job.opened(store.url, key, again.source, "cpu", "auto"),
     ]
     for way in ways:
         with pytest.raises(WsaError):

@@ -82,9 +82,10 @@ def test_what_is_written(tmp_path: Path) -> None:
     )
     report = bench_report.write(tmp_path, JUDGING, OPTIONS)
     assert len(report.results) == len(runs) - 1
-    assert "| Adventure | Breakout | Pong | Qbert |" in report.markdown
-    assert "| wsa lite0+lite1 |  | 16.7 +- 11.7 (3) | 3.3 +- 6.0 (3) |" in report.markdown
-    assert "| lin lite0+lite1 | 5.0 (1) |  |  |  |" in report.markdown
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in report.markdown.splitlines()]
+    assert ["method", "Adventure", "Breakout", "Pong", "Qbert"] in cells
+    assert ["wsa lite0+lite1", "", "16.7 +- 11.7 (3)", "3.3 +- 6.0 (3)"] in [c[:4] for c in cells]
+    assert ["lin lite0+lite1", "5.0 (1)", "", "", ""] in cells
     assert "`wsa learn` with --updates 7; store /lab/wsa" in report.markdown
     for name, count in (("results.csv", 10), ("table.csv", 6), ("curves.csv", 2)):
         rows = list(csv.DictReader((tmp_path / name).read_text().splitlines()))
