@@ -23,6 +23,7 @@ from wsa.encode.slurm import SlurmJobs
 from wsa.encode.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
 from wsa.store.errors import StorageError, Terminated, UsageError
 
+WAIT_FOR_ANSWER_S = 20
 WAIT_FOR_WORKERS_S = 60
 SCALE_EVERY_S = 5
 
@@ -98,7 +99,7 @@ def connect(
             yield client, 1
     elif "://" in scheduler:
         try:
-            client = Client(scheduler, timeout=20)
+            client = _client(scheduler, timeout=WAIT_FOR_ANSWER_S)
         except OSError as error:
             raise StorageError(
                 "unavailable",
@@ -129,6 +130,11 @@ def connect(
         )
 
 
+def _client(*where: Any, **options: Any) -> Client:
+    """A client that leaves the caller's own Dask alone, also where none answers."""
+    return Client(*where, set_as_default=False, **options)
+
+
 @contextlib.contextmanager
 def _started(start: Callable[[contextlib.ExitStack], Client]) -> Iterator[Client]:
     """A client of what is started for it, and ended in any case."""
@@ -148,7 +154,7 @@ def _start(
     gpus = _gpus_for(device)
     threads = threads or (TASKS_A_GPU if gpus else THREADS_A_WORKER)
     if scheduler == "inproc":
-        client = Client(
+        client = _client(
             processes=False,
             n_workers=1,
             threads_per_worker=threads,
@@ -170,7 +176,7 @@ def _start(
     )
     cluster: Any = stack.enter_context(local)  # Typed as if it were asynchronous.
     _keep(lambda: cluster.scale(count), cluster.loop, stack)
-    client = stack.enter_context(Client(cluster))
+    client = stack.enter_context(_client(cluster))
     client.wait_for_workers(count)
     return client
 
@@ -207,7 +213,7 @@ def _submit(workers: int, jobs: SlurmJobs, threads: int, stack: contextlib.ExitS
         slurm.start(jobs, WORKER_ENVIRONMENT, True, threads, **_dashboard())
     )
     _keep(slurm.Keeper(cluster, workers or 1), cluster.loop, stack)
-    return stack.enter_context(Client(cluster))
+    return stack.enter_context(_client(cluster))
 
 
 def job_script(jobs: SlurmJobs) -> str:

@@ -162,15 +162,16 @@ def _too_few(snapshot: Snapshot, count: int) -> MissingError:
 
 def _groups(named: Sequence[tuple[str, int, int, int]]) -> tuple[NDArray[np.int64], str]:
     """Number of what each moment is split with: its episode, or where those are few its segment."""
-    for what, parts in (
-        ("episodes", [name[:3] for name in named]),
-        ("segments", [(*name[:2], name[3]) for name in named]),
-    ):
-        order = {name: i for i, name in enumerate(dict.fromkeys(parts))}
-        groups = np.array([order[name] for name in parts], np.int64)
-        if len(order) >= FEWEST or what == "segments":
-            return groups, what
-    raise AssertionError
+    episodes = _numbered([name[:3] for name in named])
+    if episodes.max(initial=-1) + 1 >= FEWEST:
+        return episodes, "episodes"
+    return _numbered([(*name[:2], name[3]) for name in named]), "segments"
+
+
+def _numbered(names: Sequence[tuple[Any, ...]]) -> NDArray[np.int64]:
+    """(n,), which of the distinct names each is, in the order in which they come."""
+    order = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([order[name] for name in names], np.int64)
 
 
 def _split(groups: NDArray[np.int64], generator: np.random.Generator) -> Split:

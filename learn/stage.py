@@ -154,9 +154,8 @@ class Stage:
         """Push the newest frames, one batch for all; returns the states that followed, (n, k)."""
         n = self.num_envs
         frames = games.pictures(observations)
-        if (
-            ended.any()
-        ):  # A game's last frame too: what is recorded needs it, and plays no other way.
+        # A game's last frame too: what is recorded needs it, and plays no other way.
+        if ended.any():
             frames = np.concatenate([frames, games.pictures(final)[ended]])
         rows = self.table.see(frames)
         newest, last = rows[:n], rows[:n].copy()

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -316,14 +317,15 @@ def test_what_is_no_address_is_refused(name: str) -> None:
 
 
 def test_a_scheduler_that_does_not_answer_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = cluster.Client
-    monkeypatch.setattr(cluster, "Client", lambda address, timeout: real(address, timeout=1))
+    monkeypatch.setattr(cluster, "WAIT_FOR_ANSWER_S", 1)
+    before = dask.config.get("scheduler", None)
     with (
         pytest.raises(StorageError, match="dask scheduler") as caught,
         cluster.connect("tcp://127.0.0.1:1", 0),
     ):
         pass
     assert caught.value.kind == "unavailable"
+    assert dask.config.get("scheduler", None) == before, "the caller's own Dask is as it was"
 
 
 def test_a_scheduler_without_workers_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,7 @@ def test_a_killed_services_work_is_taken_over(store: Backend, fill: Fill, servic
     killed = service(*options)
     killed.until(lambda: len(take_snapshot(store).embeddings()) > 4)
     killed.kill()
-    assert len(list(store.list("claims"))) == 2 and not encoded(store)
+    assert list(store.list("claims")) and not encoded(store)
     other = service(*options)
     other.until(lambda: encoded(store))
     assert other.end() == 143
