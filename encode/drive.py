@@ -94,7 +94,7 @@ class Driver:
                 other fails.
         """
         self._left = set()
-        self._completed = as_completed()
+        self._completed = as_completed(loop=self._workers.client.loop)
         pending = iter(works)
         self._fill(pending)
         for batch in self._completed.batches():

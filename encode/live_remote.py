@@ -110,7 +110,8 @@ class RemoteEncoder:
         alone = False
         while True:
             try:
-                wait(futures, timeout=PATIENCE_S)
+                with self._client.as_current():
+                    wait(futures, timeout=PATIENCE_S)
             except TimeoutError:
                 if alone and not self._client.nthreads():
                     raise StorageError(

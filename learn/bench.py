@@ -122,7 +122,7 @@ def _on_workers(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator
         console.Progress("bench", "runs", len(left), shown=not o.json) as progress,
     ):
         flying = {client.submit(attempt, cell, pure=False): (cell, 1) for cell in left}
-        completed = as_completed(flying)
+        completed = as_completed(flying, loop=client.loop)
         done = 0
         for future in completed:
             cell, tries = flying.pop(future)
