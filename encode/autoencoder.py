@@ -61,7 +61,7 @@ class Autoencoder(Trainee):
         image: Tensor = self.decoder(self.encoder(pixels))
         return image
 
-    def loss(self, looks: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the reconstruction; looks (B, 1, 84, 84)."""
         return nn.functional.mse_loss(self(looks), looks), {}
 

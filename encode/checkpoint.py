@@ -167,6 +167,11 @@ def load(
                 index, _, field = key.partition(".")
                 state.setdefault(int(index), {})[field] = value
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            for parameter, moments in optimizer.state.items():
+                # In the parameter's own layout, which fused optimisers take for granted.
+                for field, value in moments.items():
+                    if value.shape == parameter.shape:
+                        moments[field] = torch.empty_like(parameter).copy_(value)
             torch.set_rng_state(tensors["torch_random_state"])
         if arrays is not None:
             arrays.update({k: v.numpy() for k, v in _below(tensors, "arrays").items()})

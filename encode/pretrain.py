@@ -27,9 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsa.encode import checkpoint, pretrain_data, trained_files
+from wsa.encode import checkpoint, engines, pretrain_data, trained_files
 from wsa.encode.curves import Metrics
 from wsa.encode.pretrain_data import Looks, scale
+from wsa.encode.spec import Precision
 from wsa.encode.trainee import Trainee
 from wsa.store import keys, publish, records
 from wsa.store.errors import ConflictError
@@ -68,6 +69,7 @@ class Training(msgspec.Struct, frozen=True):
         validate_frequency: Gradient steps between validations.
         patience: Validations without a better one after which training stops; 0 for never.
         log_frequency, save_frequency: Gradient steps between lines of losses, and checkpoints.
+        precision: Arithmetic of the passes; weights and Adam's moments are single precision.
     """
 
     encoder: str
@@ -83,6 +85,7 @@ class Training(msgspec.Struct, frozen=True):
     patience: int
     log_frequency: int = 100
     save_frequency: int = 1000
+    precision: Precision = "fp32"
 
 
 @dataclasses.dataclass
@@ -217,7 +220,7 @@ def train(
     """
     kind = trainee(training.encoder)
     torch.manual_seed(training.seed)
-    network = kind().to(device)
+    network: Trainee = kind().to(device).to(memory_format=torch.channels_last)
     kept = copy.deepcopy(network)
     optimizer = torch.optim.Adam(network.parameters(), eps=kind.recipe.adam_eps, fused=True)
     checkpoints = folder / "checkpoints"
@@ -234,7 +237,8 @@ def train(
         for step in range(start + 1, training.steps + 1):
             rate = network.learning_rate(training.learning_rate, step - 1, training.steps)
             batch = scale(looks.draw(training.seed, step, training.batch_size), device)
-            loss, parts, norm = _update(network, optimizer, batch, step - 1, rate)
+            made = (step - 1) / training.steps
+            loss, parts, norm = _update(network, optimizer, batch, made, rate, training.precision)
             line: dict[str, float] = {}
             last = step == training.steps
             if step % training.log_frequency == 0 or last:
@@ -264,13 +268,19 @@ def train(
 
 
 def _update(
-    network: Trainee, optimizer: torch.optim.Optimizer, batch: Tensor, made: int, rate: float
+    network: Trainee,
+    optimizer: torch.optim.Optimizer,
+    batch: Tensor,
+    done: float,
+    rate: float,
+    precision: Precision,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """One gradient step after `made` others; the loss, its parts, and the gradient's norm."""
+    """One gradient step after `done` of all; the loss, its parts, and the gradient's norm."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     network.train()
-    loss, parts = network.loss(batch, made)
+    with engines.arithmetic(batch.device, precision):
+        loss, parts = network.loss(batch, done)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     most = network.recipe.clip or float("inf")
@@ -289,12 +299,14 @@ def _validate(
     device: str,
 ) -> dict[str, float]:
     """Measure the whole held-out set, keep the weights if they are the best; lines of losses."""
-    losses = validation_loss(network, looks, training.batch_size, step, device)
+    done = step / training.steps
+    with engines.arithmetic(torch.device(device), training.precision):
+        losses = validation_loss(network, looks, training.batch_size, done, device)
     found = float(np.mean(list(losses.values())))
-    if step <= network.settled or found < best.loss:
+    if done <= network.settled or found < best.loss:
         best.step, best.since = step, 0
         # Until the loss has its final meaning the newest is kept, and compared with nothing.
-        best.loss = found if step > network.settled else float("inf")
+        best.loss = found if done > network.settled else float("inf")
         kept.load_state_dict(network.state_dict())
     else:
         best.since += 1
@@ -306,14 +318,14 @@ def _validate(
 
 
 def validation_loss(
-    network: Trainee, looks: Looks, batch_size: int, step: int, device: str
+    network: Trainee, looks: Looks, batch_size: int, done: float, device: str
 ) -> dict[str, float]:
     """Mean loss of each game over all that is held out of it, the network as it is in use."""
     network.eval()
     sums = {game: 0.0 for game in looks.held_out}
     with torch.inference_mode():
         for game, batch in looks.validation(batch_size):
-            loss, _ = network.loss(scale(batch, device), step)
+            loss, _ = network.loss(scale(batch, device), done)
             sums[game] += loss.item() * len(batch)
     return {game: total / len(looks.held_out[game]) for game, total in sums.items()}
 

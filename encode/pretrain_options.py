@@ -42,6 +42,8 @@ class PretrainOptions(StoreOptions):
     """Memory for frames; where they need more, fewer segments are read. 0 for half of the machine's."""
     run_dir: str = ""
     """Folder to make; runs/pretrain__SEED__TIME if not given. One that is there continues."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Arithmetic of the passes: bf16 is faster where a CPU has AMX, or a GPU has tensor cores."""
     threads: int = 1
     """Threads on a CPU; another number may change the last bits of the result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from distributed.system import MEMORY_LIMIT
 
-from wsa.encode import console, pretrain, pretrain_data
+from wsa.encode import console, engines, pretrain, pretrain_data
 from wsa.encode.forward import choose_device
 from wsa.encode.options import open_snapshot
 from wsa.encode.pretrain import TRAINEES, Training, trainee
 from wsa.encode.pretrain_options import PretrainOptions
+from wsa.encode.trainee import Trainee
 from wsa.store import names
 from wsa.store.errors import UsageError
 from wsa.store.reader import Snapshot
@@ -39,6 +40,7 @@ def pretrain_encoders(o: PretrainOptions) -> int:
             "are left out, the same share of each game; --memory-gb gives more."
         )
     device = choose_device(o.device)
+    engines.require("torch", torch.device(device), o.precision)
     torch.set_num_threads(o.threads)
     trainings = {encoder: _training(o, encoder, snapshot, choice) for encoder in o.encoder}
     if o.dry_run:
@@ -107,19 +109,22 @@ def _training(
         validate_frequency=o.validate_frequency or max(1, steps // 100),
         patience=o.patience,
         log_frequency=max(1, min(100, steps // 100)),
+        precision=o.precision,
     )
 
 
 def _estimate(training: Training, device: str) -> dict[str, Any]:
     """What a training would take, from one gradient step on noise."""
     kind = trainee(training.encoder)
-    network = kind().to(device)
+    network: Trainee = kind().to(device).to(memory_format=torch.channels_last)
     sight = kind.sight
     seconds = 0.0
     for count in (2, training.batch_size):  # The first is not timed: libraries wake up.
         looks = torch.rand(count, sight.frames, sight.height, sight.width).to(device)
         began = time.perf_counter()
-        network.loss(looks, 0)[0].backward()
+        with engines.arithmetic(looks.device, training.precision):
+            loss, _ = network.loss(looks, 0)
+        loss.backward()
         if device != "cpu":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began

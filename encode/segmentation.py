@@ -8,8 +8,9 @@ M_k in [0, 1] (84, 84), shifts t_k and camera c in R^2:
     warped  y[p] = x2[p + u[p]]                                     bilinear, edges repeated
     loss    (1 - SSIM(y, x1)) / 2  +  lambda * mean over k, p of |M_k[p] t_k|
 
-with lambda growing by 1e-5 a step up to 1. Losses at different lambda cannot be compared, so the
-best weights are looked for once it stands still (`settled`).
+with lambda growing from 0 to 1 over the first fifth of the training, which is by 1e-5 a step in the
+authors' 500,000. Losses at different lambda cannot be compared, so the best weights are looked for
+once it stands still (`settled`).
 
 The masks, 20 x 84 x 84, are a function of 512 numbers, the *code*; that is what the frozen model
 gives and what a store keeps. `ObjectMasks.masks` decodes it, with 54 of the network's 62 M
@@ -35,7 +36,6 @@ OBJECTS = 20
 CODE = 512
 _SIDE = 84
 _FLOW_SCALE = 0.01 * _SIDE
-_LAMBDA_STEP = 1e-5
 
 
 class Residual(nn.Module):
@@ -87,7 +87,7 @@ class MovingObjects(Trainee):
 
     sight: ClassVar[Sight] = Sight(ObjectMasks.sees, depth=2)
     recipe: ClassVar[Recipe] = Recipe(steps=500_000, batch_size=32, learning_rate=1e-4, clip=5.0)
-    settled: ClassVar[int] = round(1 / _LAMBDA_STEP)
+    settled: ClassVar[float] = 0.2
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,14 +108,15 @@ class MovingObjects(Trainee):
             self.camera(code),
         )
 
-    def loss(self, looks: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Dissimilarity of the warped frame, and the size of the motions; looks (B, 2, 84, 84)."""
-        masks, shifts, camera = self(looks)
-        warped = warp(looks[:, 1:], flow(masks, shifts, camera))
-        unlike = (1 - ssim(warped, looks[:, :1])) / 2
-        # The mean of |M_k t_k| over places, objects and both directions, without the products.
-        motion = (masks.mean(dim=(2, 3))[..., None] * shifts.abs()).mean()
-        weight = min(1.0, _LAMBDA_STEP * step)
+        masks, shifts, camera = (part.float() for part in self(looks))
+        with torch.autocast(looks.device.type, enabled=False):  # Variances are small differences.
+            warped = warp(looks[:, 1:], flow(masks, shifts, camera))
+            unlike = (1 - ssim(warped, looks[:, :1])) / 2
+            # The mean of |M_k t_k| over places, objects and both directions, without the products.
+            motion = (masks.mean(dim=(2, 3))[..., None] * shifts.abs()).mean()
+        weight = min(1.0, done / self.settled)
         return unlike + weight * motion, {"dssim": unlike, "motion": motion}
 
     def frozen(self) -> dict[str, Frozen]:

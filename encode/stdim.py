@@ -82,7 +82,7 @@ class InfoMax(Trainee):
         local = self.locally(patches.flatten(2).permute(2, 0, 1))  # (p, B, 128)
         return torch.matmul(whole, before), torch.bmm(local, before)
 
-    def loss(self, looks: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         """InfoNCE, global to local and local to local; looks (B, 5, 210, 160)."""
         parts = [_info_nce(scores) for scores in self.scores(looks)]
         return parts[0] + parts[1], {"global_local": parts[0], "local_local": parts[1]}

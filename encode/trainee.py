@@ -93,20 +93,20 @@ class Trainee(nn.Module):
     Attributes:
         sight: What it looks at.
         recipe: How its authors trained it.
-        settled: Steps after which its loss no longer changes its meaning. Only from then on are
-            validation losses compared, the best kept, and training stopped early.
+        settled: Share of the gradient steps after which its loss no longer changes its meaning. Only
+            from then on are validation losses compared, the best kept, and training stopped early.
     """
 
     sight: ClassVar[Sight]
     recipe: ClassVar[Recipe]
-    settled: ClassVar[int] = 0
+    settled: ClassVar[float] = 0.0
 
-    def loss(self, looks: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised.
 
         Args:
             looks: (B, frames, height, width) float32 in [0, 1].
-            step: Gradient steps made before this one.
+            done: Share of the gradient steps that were made before this one, in [0, 1].
 
         Returns:
             The loss, and its parts by name, for the curves; scalars.

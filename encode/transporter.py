@@ -105,7 +105,7 @@ class Transporter(Trainee):
         image: Tensor = self.refine(moved)
         return image
 
-    def loss(self, looks: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the target; looks (B, 2, 84, 84), source and target."""
         target = looks[:, 1:]
         return nn.functional.mse_loss(self(looks[:, :1], target), target), {}
@@ -126,10 +126,11 @@ class Transporter(Trainee):
 def means(maps: Tensor) -> Tensor:
     """Where keypoints lie: maps before their softmax (B, K, h, w) to (B, K, 2), y and x in [-1, 1]."""
     height, width = maps.shape[-2:]
-    share = maps.flatten(2).softmax(dim=-1).view_as(maps)
+    share = maps.float().flatten(2).softmax(dim=-1).view_as(maps)
     down = torch.linspace(-1, 1, height, device=maps.device)
     across = torch.linspace(-1, 1, width, device=maps.device)
-    return torch.stack([share.sum(3) @ down, share.sum(2) @ across], dim=-1)
+    with torch.autocast(maps.device.type, enabled=False):  # Places are finer than half precision.
+        return torch.stack([share.sum(3) @ down, share.sum(2) @ across], dim=-1)
 
 
 def gaussians(maps: Tensor) -> Tensor:

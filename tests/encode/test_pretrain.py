@@ -84,14 +84,14 @@ def test_the_best_is_chosen_on_all_that_is_held_out(
     real = pretrain.validation_loss
 
     def note(network: Autoencoder, *rest: Any) -> dict[str, float]:
-        seen[rest[2]] = {k: v.clone() for k, v in network.state_dict().items()}
+        seen[round(24 * rest[2])] = {k: v.clone() for k, v in network.state_dict().items()}
         return real(network, *rest)
 
     monkeypatch.setattr(pretrain, "validation_loss", note)
     rate = msgspec.structs.replace(TRAINING, learning_rate=0.01, steps=24)
     trained = pretrain.train(rate, looks, tmp_path)
     measured = {
-        step: sum(real(network, looks, 4, step, "cpu").values()) / 2
+        step: sum(real(network, looks, 4, step / 24, "cpu").values()) / 2
         for step, weights in seen.items()
         for network in [Autoencoder()]
         if network.load_state_dict(weights)
@@ -143,7 +143,7 @@ def test_while_a_loss_changes_its_meaning_the_newest_is_kept(
 ) -> None:
     losses = iter([0.1, 0.2, 0.3, 0.9, 0.8, 1.0])
     monkeypatch.setattr(pretrain, "validation_loss", lambda *_: {"Pong": next(losses)})
-    monkeypatch.setattr(MovingObjects, "settled", 6)
+    monkeypatch.setattr(MovingObjects, "settled", 0.5)
     how = msgspec.structs.replace(
         TRAINING, encoder="segmentation", patience=1, validate_frequency=2, batch_size=2
     )
