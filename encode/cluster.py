@@ -24,7 +24,7 @@ from wsa.encode.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
 from wsa.store.errors import StorageError, Terminated, UsageError
 
 WAIT_FOR_ANSWER_S = 20
-WAIT_FOR_WORKERS_S = 60
+WAIT_FOR_WORKERS_S = 120  # A busy machine takes half a minute for two processes.
 SCALE_EVERY_S = 5
 
 # Even without a dashboard a scheduler serves HTTP, by default on port 8787, with a warning where
@@ -75,7 +75,8 @@ def connect(
         scheduler: `local` starts one worker process a core, whose model has one core, measured
             faster than one process on all cores; or one a GPU. `inproc` works in this process,
             `slurm` has SLURM start the workers, `tcp://host:port` uses a running scheduler.
-        workers: Worker processes for `local`; 0 is one for each core or GPU. Jobs for `slurm`.
+        workers: Worker processes for `local`; 0 is one for each core or GPU. Jobs for `slurm`. No
+            other has a use for a number.
         device: `cpu`, `cuda` or `auto`, which is the GPU where there is one.
         jobs: What a job of SLURM has.
         threads: Tasks that a worker process started here runs at once; 0 for as many as encoding
@@ -83,10 +84,16 @@ def connect(
         option: What gave the scheduler, for messages.
 
     Raises:
-        UsageError: The scheduler is none of these, or no address.
+        UsageError: The scheduler is none of these, or no address, or has its own workers.
         MissingError: dask-jobqueue is not installed.
-        StorageError: The running scheduler, or SLURM, does not answer.
+        StorageError: The running scheduler, or SLURM, does not answer, or no workers start here.
     """
+    if workers and scheduler not in ("local", "slurm"):
+        raise UsageError(
+            "bad-option",
+            f"--workers {workers}: {option} {scheduler} has its own. Leave out --workers; a running "
+            "scheduler's are started with 'dask worker'.",
+        )
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # Errors are raised here.
     if scheduler in ("inproc", "local"):
         with _started(lambda stack: _start(scheduler, workers, device, threads, stack)) as client:
@@ -177,7 +184,15 @@ def _start(
     cluster: Any = stack.enter_context(local)  # Typed as if it were asynchronous.
     _keep(lambda: cluster.scale(count), cluster.loop, stack)
     client = stack.enter_context(_client(cluster))
-    client.wait_for_workers(count)
+    try:
+        client.wait_for_workers(count, timeout=WAIT_FOR_WORKERS_S)
+    except TimeoutError:
+        raise StorageError(
+            "unavailable",
+            f"Of {count} worker processes here {len(client.nthreads())} started within "
+            f"{WAIT_FOR_WORKERS_S} s. Ask for fewer, --workers 1, or for none, --scheduler inproc, "
+            "which says why one cannot start.",
+        ) from None
     return client
 
 

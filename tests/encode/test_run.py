@@ -328,6 +328,24 @@ def test_a_scheduler_that_does_not_answer_is_unavailable(monkeypatch: pytest.Mon
     assert dask.config.get("scheduler", None) == before, "the caller's own Dask is as it was"
 
 
+@pytest.mark.parametrize("name", ["inproc", "tcp://127.0.0.1:1"])
+def test_a_number_of_workers_that_nobody_heeds_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="--workers 3"), cluster.connect(name, 3):
+        pass
+
+
+def test_workers_that_do_not_start_are_not_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster, "WAIT_FOR_WORKERS_S", 0.1)
+    monkeypatch.setattr(cluster, "_keep", lambda *_: None)
+    with (
+        pytest.raises(StorageError, match="Of 1 worker processes here 0 started"),
+        cluster.connect("local", 1, "cpu"),
+    ):
+        pass
+
+
 def test_a_scheduler_without_workers_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     from distributed import LocalCluster
 
