@@ -10,11 +10,11 @@ demo: $(STAMP)
 	$(BIN)/wsa demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n 3
 
 # The slow tests as well: full-size crash, damage and all-games runs.
 nightly: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "slow or not slow" --timeout 3600
+	$(BIN)/python -m pytest -n 3 -m "slow or not slow" --timeout 3600
 
 # What CI holds beside the tests: style, types, and the direction of imports.
 check: $(STAMP)

@@ -56,8 +56,9 @@ def on_worker(
     device: str,
     engine: str,
     max_step_error: float = MAX_STEP_ERROR,
+    scheduler: str = "local",
 ) -> OnWorker:
-    """Start a worker here, and let it build and measure the models.
+    """Start a worker here, and let it build and measure the models; with `inproc` this process is it.
 
     Raises:
         MissingError: No weights, or an engine that is not installed.
@@ -66,7 +67,7 @@ def on_worker(
         StorageError: The worker died of it.
     """
     asked = snapshot.backend.url, tuple(requests), tuple(games), device, engine, max_step_error
-    with cluster.connect("local", 1, device) as (client, threads):
+    with cluster.connect(scheduler, int(scheduler == "local"), device) as (client, threads):
         try:
             found: OnWorker = client.submit(_measure, *asked, threads).result()
         except KilledWorker as error:

@@ -201,7 +201,8 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
     from wsa.encode.estimate import estimate
 
     jobs = slurm.jobs(o)
-    found = memory.on_worker(snapshot, requests, games, o.device, o.engine, o.max_step_error)
+    here = "inproc" if o.scheduler == "inproc" else "local"
+    found = memory.on_worker(snapshot, requests, games, o.device, o.engine, o.max_step_error, here)
     workers = cluster.models_at_once(o.scheduler, o.workers, o.device, jobs)
     lines = [
         estimate(snapshot, request, games, sized, workers)

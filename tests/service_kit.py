@@ -47,7 +47,7 @@ class Service:
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Tell it to end; returns its exit code."""
         self.process.send_signal(how)
-        return self.process.wait(30)
+        return self.process.wait(120)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

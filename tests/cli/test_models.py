@@ -92,6 +92,7 @@ def test_a_dry_run_tells_of_an_output_and_writes_nothing(
     kit.add_segment(store, height=64, width=48)
     command = ["encode", "--models", "timm:test_vit:random", "--dry-run", "--json"]
     command += ["--output", "grid:2+pca:2@Pong", "--geometry", "crop", "--store", store.url]
+    command += ["--scheduler", "inproc"]
     assert cli.main(command) == 0
     (line,) = json.loads(capsys.readouterr().out)["models"].values()
     assert line["objects"] == 1 and line["passes"] > 0 and line["bytes"] > 0

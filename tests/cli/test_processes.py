@@ -111,9 +111,8 @@ def test_interrupting_a_collection(filled, begin, tmp_path, how):
     assert filled("verify").code == 0
 
 
-@pytest.mark.parametrize(
-    "how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_an_encoding_by_workers(filled, begin, tmp_path, how):
     filled(*SHORT)
     before = records(tmp_path)
@@ -134,6 +133,7 @@ def test_interrupting_while_workers_start(filled, begin):
     assert interrupt(process).splitlines()[-1] == f"wsa encode: {INTERRUPTED}"
 
 
+@pytest.mark.slow
 def test_interrupting_a_training(filled, begin, tmp_path):
     small = ("--batch-size", "2", "--fusion-size", "8", "--frame-stack", "1")
     command = ("learn", "--game", "Breakout", "--run-dir", "new", "--updates", "2000", *small)
@@ -184,7 +184,9 @@ def test_interrupting_at_any_time(filled, begin, tmp_path, verb):
 
 
 @pytest.mark.parametrize(
-    "command", [SHORT, (*ENCODE, "--scheduler", "inproc")], ids=["collect", "encode"]
+    "command",
+    [SHORT, pytest.param((*ENCODE, "--scheduler", "inproc"), marks=pytest.mark.slow)],
+    ids=["collect", "encode"],
 )
 def test_two_at_once(filled, begin, tmp_path, command):
     both = [begin(*command, "--json") for _ in range(2)]

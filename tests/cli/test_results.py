@@ -70,7 +70,7 @@ def test_a_dry_run_changes_nothing(filled, unchanged, command, columns):
 
 
 def test_a_dry_run_of_encoding_changes_nothing(filled, unchanged):
-    command = ("encode", "--models", MODEL, "--output", "grid:2")
+    command = ("encode", "--models", MODEL, "--output", "grid:2", "--scheduler", "inproc")
     with unchanged():
         spoken = filled(*command, "--dry-run")
         whole = strict(filled(*command, "-n", "--json").out)

@@ -134,7 +134,7 @@ def test_embeddings_without_frames_can_be_trained_on_but_not_encoded(filled, tmp
     # All that this model has to see was seen.
     again = filled(*ENCODE, "--scheduler", "inproc", *mine, "--json")
     assert (again.code, report(again)["present"]) == (0, 4)
-    assert filled(*ENCODE, *mine, "--dry-run").code == 0
+    assert filled(*ENCODE, *mine, "--scheduler", "inproc", "--dry-run").code == 0
     # Another model would have to see the frames.
     other = ("encode", "--models", "timm:test_vit.r160_in1k:random", "--output", "pooled", *mine)
     for command in (other, (*other, "--dry-run"), (*ENCODE[:-1], "grid:2", *mine)):

@@ -111,6 +111,7 @@ def test_engines_agree_with_pytorch(
     assert found.shape == wanted.shape and found.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_trained_weights_and_a_window_go_through_openvino(
     frames: NDArray[np.uint8], encoder_of: Make, stacked: Callable[..., Request]
 ) -> None:

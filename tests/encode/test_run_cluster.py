@@ -216,6 +216,7 @@ def peaks(folder: Path) -> list[int]:
     return [int(file.read_text()) for file in folder.glob("peak-*")]
 
 
+@pytest.mark.slow
 def test_no_worker_takes_more_memory_than_the_dry_run_says(
     store: Backend,
     segment_of: Callable[..., Any],

