@@ -48,13 +48,16 @@ class Fast(Eager):
 def rated(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
     """Let engines take so long for a probe frame on each core, in the order they are measured in.
 
-    One frame in three takes ten times as long, as beside other work.
+    Two frames in three take ten times as long, as beside other work; and so does, of several, the
+    first engine's whole first turn.
     """
     waits = [
         wait
-        for s in seconds.values()
+        for turn in range(2)
+        for number, s in enumerate(seconds.values())
         for part in range(16 // torch.get_num_threads())
-        for wait in (0.0, s * (10 if part % 3 == 1 else 1))
+        for busy in [part % 3 or (len(seconds) > 1 and turn == number == 0)]
+        for wait in (0.0, s * (10 if busy else 1))
     ]
     ticks = itertools.accumulate(waits)
     monkeypatch.setattr(choose.time, "perf_counter", lambda: next(ticks))
