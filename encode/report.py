@@ -79,6 +79,7 @@ def run_values(report: EncodeReport) -> dict[str, Any]:
         "seconds": report.seconds,
         "models": [_model(report, one.spec.key) for one in report.models],
         "present": report.present,
+        "stopped": report.stopped,
         "failed_attempts": [
             {
                 "model": f.model,
@@ -168,6 +169,8 @@ def summary(values: dict[str, Any]) -> str:
         ]
         rows.append(cells)
     lines.append(console.markdown(COLUMNS, rows).rstrip("\n"))
+    if values["stopped"]:
+        lines += ["", f"Stopped before all was tried: {values['stopped']}"]
     if values["failed_attempts"]:
         lines += ["", "## Failed attempts", ""]
         lines += [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from distributed import CancelledError, KilledWorker
@@ -43,6 +43,7 @@ class EncodeReport:
         seconds: Wall time.
         workers: Workers at the start, and `threads` and `device` of theirs.
         unfit: Workers that could not open a model.
+        stopped: What ended it before all was tried; empty if nothing did.
     """
 
     models: tuple[Registered, ...]
@@ -54,6 +55,7 @@ class EncodeReport:
     threads: int = 0
     device: str = ""
     unfit: tuple[WorkerUnfit, ...] = ()
+    stopped: str = ""
 
     @property
     def failed(self) -> tuple[AttemptFailed, ...]:
@@ -118,6 +120,7 @@ def encode(
     tries: int = TRIES,
     engine: str = "auto",
     listen: Listener = lambda event: None,
+    on_stop: Callable[[EncodeReport], None] = lambda report: None,
 ) -> EncodeReport:
     """Run each model once over every frame that it has not seen.
 
@@ -130,6 +133,7 @@ def encode(
         tries: How often a segment is tried before it is set aside.
         engine: What runs models; `auto` is the fastest that is right.
         listen: Called with every event.
+        on_stop: Called with what was done, where something ends it early.
 
     Raises:
         MissingError: No frames, or rows without their frames, or no weights.
@@ -158,6 +162,7 @@ def encode(
             engine=engine,
             max_step_error=max_step_error,
             tries=tries,
+            on_stop=on_stop,
         )
     return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
@@ -171,6 +176,7 @@ def encode_on(
     engine: str = "auto",
     max_step_error: float = MAX_STEP_ERROR,
     tries: int = TRIES,
+    on_stop: Callable[[EncodeReport], None] = lambda report: None,
 ) -> EncodeReport:
     """`encode` with workers that are there already.
 
@@ -182,6 +188,7 @@ def encode_on(
         engine: What runs models; `auto` is the fastest that is right.
         max_step_error: Largest step-relative error of a reduced precision.
         tries: How often a segment is tried before it is set aside.
+        on_stop: Called with what was done, where something ends it early.
     """
     started = time.perf_counter()
     backend = snapshot.backend
@@ -191,22 +198,31 @@ def encode_on(
     _require_frames(snapshot, plan)
     workers.listen(Planned(len(plan.items), plan.passes, plan.copies))
     driver = Driver(workers, setting_of(workers, backend.url, registered), tries)
+
+    def report(stopped: str = "") -> EncodeReport:
+        return EncodeReport(
+            models=tuple(registered),
+            done=tuple(driver.done),
+            failures=tuple(driver.failures),
+            present=plan.present,
+            seconds=time.perf_counter() - started,
+            workers=workers.at_start.workers,
+            threads=workers.at_start.threads,
+            device=workers.device,
+            unfit=tuple(workers.unfit.values()),
+            stopped=stopped,
+        )
+
     again = plan
-    while driver.drive(again.by_segment()):
-        # Something would have copied from what was set aside: its frames go through the model there.
-        snapshot = take_snapshot(backend, snapshot)
-        again = _plan(snapshot, registered, games, driver.set_aside)
-    return EncodeReport(
-        models=tuple(registered),
-        done=tuple(driver.done),
-        failures=tuple(driver.failures),
-        present=plan.present,
-        seconds=time.perf_counter() - started,
-        workers=workers.at_start.workers,
-        threads=workers.at_start.threads,
-        device=workers.device,
-        unfit=tuple(workers.unfit.values()),
-    )
+    try:
+        while driver.drive(again.by_segment()):
+            # Something would have copied from what was set aside: its frames go through the model.
+            snapshot = take_snapshot(backend, snapshot)
+            again = _plan(snapshot, registered, games, driver.set_aside)
+    except BaseException as error:
+        on_stop(report(str(error) or type(error).__name__))
+        raise
+    return report()
 
 
 def setting_of(workers: Workers, store: str, registered: Iterable[Registered]) -> Setting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -19,7 +20,7 @@ from wsa.encode.spec import parse_output
 from wsa.store import names
 from wsa.store.backends import Backend
 from wsa.store.catalog import cache_folder
-from wsa.store.errors import ConflictError, UsageError
+from wsa.store.errors import ConflictError, StorageError, UsageError
 from wsa.store.reader import Snapshot
 
 
@@ -54,10 +55,7 @@ def encode(o: EncodeOptions) -> int:
     if o.report:
         make_folder(Path(o.report))  # Hours later would be too late to hear that it cannot be.
     report = run_with_progress(backend, requests, games, o)
-    if report.done or report.failures:
-        name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
-        folder = Path(o.report) if o.report else cache_folder() / "encode-reports" / name
-        console.say(f"report {write_report(folder, report)}")
+    _keep(o, report)
     if o.json:
         console.result(True, report.summary())
     else:
@@ -68,6 +66,14 @@ def encode(o: EncodeOptions) -> int:
             f"the rest is done. {report.failed[0].error}"
         )
     return report.exit_code
+
+
+def _keep(o: EncodeOptions, report: EncodeReport) -> None:
+    """Write the report of what was done, and say where."""
+    if report.done or report.failures:
+        name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+        folder = Path(o.report) if o.report else cache_folder() / "encode-reports" / name
+        console.say(f"report {write_report(folder, report)}")
 
 
 def _print(report: EncodeReport) -> None:
@@ -162,6 +168,10 @@ def _run(
     o: EncodeOptions,
     listen: events.Listener,
 ) -> EncodeReport:
+    def stopped(report: EncodeReport) -> None:
+        with contextlib.suppress(StorageError):  # What stopped it is what to tell.
+            _keep(o, report)
+
     return run(
         backend,
         requests,
@@ -174,6 +184,7 @@ def _run(
         tries=o.tries,
         engine=o.engine,
         listen=listen,
+        on_stop=stopped,
     )
 
 

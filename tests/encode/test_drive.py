@@ -24,6 +24,7 @@ from wsa.encode.events import AttemptFailed, Event, SegmentDone, Started, Worker
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.job import Setting
 from wsa.encode.models import Request
+from wsa.encode.report import run_values, summary
 from wsa.encode.run import EncodeReport, encode, encode_on
 from wsa.encode.workers import TASKS_A_THREAD, Workers
 from wsa.store import names
@@ -192,9 +193,13 @@ def test_a_full_disk_stops_the_run_at_once(
     monkeypatch.setattr(job, "_commit", fail)
     fill(store, [[i] for i in range(30)])
     events: list[Event] = []
+    reports: list[EncodeReport] = []
     with pytest.raises(StorageError, match="full"):
-        run(store, tiny("resnet"), listen=events.append)
+        run(store, tiny("resnet"), listen=events.append, on_stop=reports.append)
     assert sum(isinstance(e, AttemptFailed) for e in events) == 1
+    (report,) = reports
+    assert (report.stopped, len(report.failures)) == ("full", 1)
+    assert "Stopped before all was tried: full" in summary(run_values(report))
 
 
 def test_the_model_runs_while_others_read_and_write(
