@@ -77,7 +77,8 @@ def test_auto_is_the_fastest_that_is_right(
     rated(monkeypatch, {"torch": torch_s, "openvino": openvino_s})
     choice = found.choose("auto", "fp32", 0.1)
     assert choice.engine == chosen
-    best = min(torch_s, openvino_s if not off else torch_s)
+    # With nobody to choose from there is no second turn.
+    best = 10 * torch_s if off else min(torch_s, openvino_s)
     assert choice.rate == pytest.approx(torch.get_num_threads() / best)
     assert choice.error <= choose.GATE
 
