@@ -245,6 +245,9 @@ def _settings() -> config.set:
             "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
             # A worker's death is an attempt of its segment; attempts are counted by the driver.
             "distributed.scheduler.allowed-failures": 0,
+            # A worker that died comes back with torch to import, which takes a busy machine longer
+            # than Dask's 15 s; it would be closed as it comes, and those beside it be blamed.
+            "distributed.deploy.lost-worker-timeout": "120s",
             # Dask stops a worker that holds much memory from starting tasks, for good where the
             # memory is a model's. What tasks hold is bounded here.
             "distributed.worker.memory.target": False,
