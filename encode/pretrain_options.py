@@ -43,7 +43,8 @@ class PretrainOptions(StoreOptions):
     run_dir: str = ""
     """Folder to make; runs/pretrain__SEED__TIME if not given. One that is there continues."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Arithmetic of the passes: bf16 is faster where a CPU has AMX, or a GPU has tensor cores."""
+    """Arithmetic of the passes: bf16 is faster where a CPU has AMX, or a GPU has tensor cores; stdim, which
+    does not learn in it, has fp32 all the same."""
     threads: int = 1
     """Threads on a CPU; another number may change the last bits of the result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -45,6 +45,11 @@ class StateEncoder(Frozen):
         self.code = nn.Sequential(
             nn.Conv2d(128, 64, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 9 * 6, 512)
         )
+        for layer in self.modules():  # As Anand et al.; it is at chance for longer otherwise.
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                assert layer.bias is not None
+                nn.init.orthogonal_(layer.weight, 2**0.5)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 4, 210, 160) in [0, 1], oldest frame first, to (B, 512)."""
@@ -84,7 +89,9 @@ class InfoMax(Trainee):
 
     def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         """InfoNCE, global to local and local to local; looks (B, 5, 210, 160)."""
-        parts = [_info_nce(scores) for scores in self.scores(looks)]
+        # Moments of a game differ by less than bf16's last digit: there the loss stayed at chance.
+        with torch.autocast(looks.device.type, enabled=False):
+            parts = [_info_nce(scores) for scores in self.scores(looks)]
         return parts[0] + parts[1], {"global_local": parts[0], "local_local": parts[1]}
 
     def frozen(self) -> dict[str, Frozen]:

@@ -76,6 +76,22 @@ def test_an_interrupted_training_goes_on_exactly(looks: Looks, tmp_path: Path) -
     assert (again.step, again.steps_per_s, again.best) == (12, 0.0, whole.best)
 
 
+@pytest.mark.parametrize(("encoder", "same"), [("ae", False), ("stdim", True)])
+def test_half_precision_is_for_networks_that_learn_in_it(
+    encoder: str, same: bool, looks_of: Callable[..., Looks], tmp_path: Path
+) -> None:
+    how = msgspec.structs.replace(TRAINING, encoder=encoder, steps=2, validate_frequency=2)
+    looks = looks_of(trainee(encoder).sight)
+    exact, half = (
+        pretrain.train(msgspec.structs.replace(how, precision=name), looks, tmp_path / name)
+        for name in ("fp32", "bf16")
+    )
+    assert all(p.dtype == torch.float32 for p in half.network.parameters())
+    pairs = zip(exact.network.parameters(), half.network.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs) == same
+    assert half.best.loss == pytest.approx(exact.best.loss, rel=0.05)
+
+
 def test_the_best_is_chosen_on_all_that_is_held_out(
     looks: Looks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
