@@ -16,7 +16,7 @@ import pytest
 from dask import config
 from distributed import Client
 from distributed.chaos import KillWorker
-from distributed.comm import CommClosedError
+from distributed.comm.core import CommClosedError
 
 from wsa.encode import cluster
 from wsa.encode.events import AttemptFailed, Event, SegmentDone, WorkerUnfit

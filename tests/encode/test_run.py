@@ -7,9 +7,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import dask
 import numpy as np
 import pytest
+from dask import config
 from numpy.typing import NDArray
 
 from wsa.encode import cluster, job, lookup, models
@@ -318,14 +318,14 @@ def test_what_is_no_address_is_refused(name: str) -> None:
 
 def test_a_scheduler_that_does_not_answer_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "WAIT_FOR_ANSWER_S", 1)
-    before = dask.config.get("scheduler", None)
+    before = config.get("scheduler", None)
     with (
         pytest.raises(StorageError, match="dask scheduler") as caught,
         cluster.connect("tcp://127.0.0.1:1", 0),
     ):
         pass
     assert caught.value.kind == "unavailable"
-    assert dask.config.get("scheduler", None) == before, "the caller's own Dask is as it was"
+    assert config.get("scheduler", None) == before, "the caller's own Dask is as it was"
 
 
 @pytest.mark.parametrize("name", ["inproc", "tcp://127.0.0.1:1"])
