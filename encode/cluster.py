@@ -187,9 +187,10 @@ def _start(
     try:
         client.wait_for_workers(count, timeout=WAIT_FOR_WORKERS_S)
     except TimeoutError:
+        started: Any = client.nthreads()
         raise StorageError(
             "unavailable",
-            f"Of {count} worker processes here {len(client.nthreads())} started within "
+            f"Of {count} worker processes here {len(started)} started within "
             f"{WAIT_FOR_WORKERS_S} s. Ask for fewer, --workers 1, or for none, --scheduler inproc, "
             "which says why one cannot start.",
         ) from None

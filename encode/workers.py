@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
+import importlib.util
 import time
 from typing import Any
 
@@ -126,10 +126,8 @@ class Workers:
 
 def _dashboard(client: Client) -> str:
     """Address of Dask's pages, or nothing where the scheduler lacks what draws them."""
-    try:
-        client.run_on_scheduler(importlib.metadata.version, "bokeh")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    drawn = client.run_on_scheduler(lambda: importlib.util.find_spec("bokeh") is not None)
     scheduler: Any = client.scheduler
     # In this process alone nobody starts them.
-    return "" if scheduler.address.startswith("inproc") else client.dashboard_link or ""
+    shown = drawn and not scheduler.address.startswith("inproc")
+    return (client.dashboard_link or "") if shown else ""
