@@ -137,14 +137,15 @@ class Distinct:
         for i in np.flatnonzero(rows < 0):
             new.setdefault(digests[i], int(i))
         if new:
+            asked = list(new.values())
             parts: dict[str, NDArray[Any]] = {
                 "digests": np.frombuffer(b"".join(new), np.uint8).reshape(-1, keys.DIGEST_BYTES)
             }
             if shorter is not None:
-                parts["shorter"] = shorter(list(new.values()))
+                parts["shorter"] = shorter(asked)
             began = time.perf_counter()
             parts["embeddings"] = self.lookup.embed(
-                list(new), lambda some: inputs([list(new.values())[i] for i in some])
+                list(new), lambda some: inputs([asked[i] for i in some])
             )
             self.seconds += time.perf_counter() - began
             self._append(list(new), parts)
