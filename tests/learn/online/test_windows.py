@@ -325,3 +325,8 @@ def test_a_model_with_a_window_may_stand_alone_or_give_the_context(here: Path) -
     # A row of each part, and where the frame's stands.
     width = sum(map(np.prod, config.shapes))
     assert estimate(config)["table_bytes"] == 16 * (2 * width + 2 * 16 + 4)
+
+
+def test_the_papers_own_encoders_are_kept_as_encoding_keeps_them(here: Path) -> None:
+    config, _ = settle(here, "own", **PPO, models=("vos:random", "sr:random"))
+    assert config.looks == (2, 4) and config.shapes == ((512,), (512,))
