@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from kit import interleave, markdown, rate, table
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wsa.encode.recent import Recent
 from wsa.learn import env as games
 from wsa.learn import online, ppo, run
 from wsa.learn.adapters import Inputs
@@ -47,11 +49,17 @@ class Noise:
 
     def __init__(self, models: int) -> None:
         self.width = models * WIDTH
+        self.places = (slice(0, self.width),)
+        self.lookups = {1: self}
         self._generator = np.random.default_rng(0)
 
-    def __call__(self, frames: NDArray[np.uint8], *, digests: Any = None) -> NDArray[Any]:
+    def rows(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
+        """No store has any."""
+        return np.full(len(digests), -1)
+
+    def embed(self, digests: Sequence[bytes], inputs: Any) -> NDArray[Any]:
         """Random rows."""
-        return self._generator.standard_normal((len(frames), self.width)).astype(np.float16)
+        return self._generator.standard_normal((len(digests), self.width)).astype(np.float16)
 
 
 def ours(models: int, depth: int, folder: Path) -> Any:
@@ -59,7 +67,7 @@ def ours(models: int, depth: int, folder: Path) -> Any:
     game = games.make_env("Pong", games.protocol("Pong", "classic"), CONFIG.num_envs)
     filled = Table(folder, Noise(models))
     frames = np.arange(2000, dtype="<u8").view(np.uint8).reshape(2000, 1, 1, 8)[..., :3]
-    filled.see(np.ascontiguousarray(frames))
+    filled.see(Recent(1).push(frames, np.ones(2000, np.bool_), np.arange(2000)))
     stage = Stage(game, filled, depth, 1)
     keys = [f"model{i}" for i in range(models)]
     session = Session(stage, keys, [slice(0, filled.width)], settled=True)

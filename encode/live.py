@@ -8,7 +8,7 @@ or run.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.encode.forward import Encoder, stored
+from wsa.encode.recent import Recent, named
 from wsa.store import keys
 from wsa.store.errors import ConflictError, UsageError
 from wsa.store.flat import FlatMap
@@ -36,6 +37,7 @@ class LiveEncoder:
     Attributes:
         width: Numbers in a fused embedding by all models.
         dtype: Its type.
+        lookups: Of the models that look at as many frames, by how many.
     """
 
     def __init__(
@@ -45,12 +47,12 @@ class LiveEncoder:
         self.dtype: np.dtype[Any] = flat.embeddings.dtype
         self._encoders = list(encoders)
         self._threads = ThreadPoolExecutor(len(self._encoders) or 1)
-        self._lookups = {
-            window: _Lookup(flat, window, self._encoders, self._threads, remember)
+        self.lookups = {
+            window: Lookup(flat, window, self._encoders, self._threads, remember)
             for window in sorted(set(flat.windows))
         }
-        self._longest = max(self._lookups)
-        self._recent: dict[int, deque[tuple[bytes, NDArray[np.uint8]]]] = {}
+        self._longest = max(self.lookups)
+        self._recent = Recent(self._longest)
 
     @property
     def passes(self) -> int:
@@ -65,34 +67,28 @@ class LiveEncoder:
     @property
     def frames(self) -> int:
         """Frames, and windows, asked for."""
-        return sum(lookup.asked for lookup in self._lookups.values())
+        return sum(lookup.asked for lookup in self.lookups.values())
 
     @property
     def found(self) -> int:
         """Of those, found in the store."""
-        return sum(lookup.found for lookup in self._lookups.values())
+        return sum(lookup.found for lookup in self.lookups.values())
 
     @property
     def remembered(self) -> int:
         """Of those, seen live before."""
-        return sum(lookup.remembered for lookup in self._lookups.values())
+        return sum(lookup.remembered for lookup in self.lookups.values())
 
     @property
     def hit_rate(self) -> float:
         """Share of what was asked for that needed no pass."""
         return (self.found + self.remembered) / max(1, self.frames)
 
-    def knows(self, digests: Sequence[bytes]) -> NDArray[np.bool_]:
-        """Whether the store has single frames, (n,)."""
-        return self._lookups[1].rows(digests) >= 0
-
     def __call__(
         self,
         frames: NDArray[np.uint8],
         first: NDArray[np.bool_] | None = None,
         envs: NDArray[np.int64] | None = None,
-        *,
-        digests: Sequence[bytes] | None = None,
     ) -> NDArray[Any]:
         """Take the newest frames, and embed them.
 
@@ -101,7 +97,6 @@ class LiveEncoder:
             first: (n,) whether each begins an episode: what was before it is forgotten.
             envs: (n,) which environments they are of. Where no model has a window, neither is
                 needed.
-            digests: The frames', where they are known already.
 
         Returns:
             (n, width) of the flat map's dtype, the models side by side in their order.
@@ -110,46 +105,51 @@ class LiveEncoder:
             ConflictError: A model gave NaN, or a number too large for the flat map.
             UsageError: A model has a window, and it is not told of what.
         """
-        if digests is None:
-            digests = [keys.frame_digest(frame) for frame in frames]
         if self._longest == 1:
-            return self._lookups[1](digests, frames.__getitem__)
+            digests = [keys.frame_digest(frame) for frame in frames]
+            return self.lookups[1].embed(digests, frames.__getitem__)
         if first is None or envs is None:
             raise UsageError(
                 "bad-option",
                 "A model that looks at several frames cannot embed one by itself. Choose models of "
                 "single frames.",
             )
-        newest = [(digest, frame.copy()) for digest, frame in zip(digests, frames, strict=True)]
-        for seen, begins, env in zip(newest, first, envs.tolist(), strict=True):
-            if begins or env not in self._recent:
-                self._recent[env] = deque([seen] * self._longest, self._longest)
-            self._recent[env].append(seen)
+        seen = self._recent.push(frames, first, envs)
         out = np.empty((len(frames), self.width), self.dtype)
-        for window, lookup in self._lookups.items():
-            shown = [list(self._recent[env])[-window:] for env in envs.tolist()]
-            out[:, lookup.places] = lookup(*_named(window, shown))
+        for window, lookup in self.lookups.items():
+            spread(lookup.embed(*named(seen, window)), lookup.places, out)
         return out
 
 
-def _named(
-    window: int,
-    shown: Sequence[Sequence[tuple[bytes, NDArray[np.uint8]]]],
-) -> tuple[list[bytes], Callable[[list[int]], NDArray[np.uint8]]]:
-    """Identities of windows, or of single frames, and what gives some of them as a batch."""
-    if window == 1:
-        return [one[0][0] for one in shown], lambda some: np.stack([shown[i][0][1] for i in some])
-    return (
-        [keys.window_digest(b"".join(digest for digest, _ in one)) for one in shown],
-        lambda some: np.stack([[frame for _, frame in shown[i]] for i in some]),
-    )
+def spread(part: NDArray[Any], places: Sequence[slice], out: NDArray[Any]) -> None:
+    """Copy embeddings by some models to where they stand in a row of all models.
+
+    Args:
+        part: (..., w), by some models side by side.
+        places: Where each of them stands in a row.
+        out: (..., width).
+    """
+    at = 0
+    for place in places:
+        end = at + place.stop - place.start
+        out[..., place] = part[..., at:end]
+        at = end
 
 
-class _Lookup:
+class Lookup:
     """Fused embeddings by the models that look at `window` frames, by digest.
 
+    Args:
+        flat: As of `LiveEncoder`.
+        window: How many.
+        encoders: Of all models; none need be given if the store has all that is asked for.
+        threads: What runs the models side by side.
+        remember: How much of what was seen live is kept in memory.
+
     Attributes:
-        places: Where they stand in a row of all models.
+        places: Where each of them stands in a row of all models.
+        width: Numbers in a fused embedding by them.
+        dtype: Its type.
         asked, found, remembered: Counts.
     """
 
@@ -162,19 +162,25 @@ class _Lookup:
         remember: int,
     ) -> None:
         mine = [i for i, of in enumerate(flat.windows) if of == window]
-        self.places = np.concatenate([np.r_[flat.places[i]] for i in mine])
+        self.places = [flat.places[i] for i in mine]
         self._columns = np.concatenate([np.r_[flat.columns[i]] for i in mine])
-        # Of a game that is all in the store nobody need give the encoders.
+        self.width = len(self._columns)
         models = zip(flat.windows, flat.models, encoders, strict=False)
         self._models = [(key, encoder) for of, key, encoder in models if of == window]
         self._table = flat.embeddings if window == 1 else flat.windowed
+        self.dtype: np.dtype[Any] = self._table.dtype
         self._index = DigestIndex(flat.digests if window == 1 else flat.window_digests(window))
         self._threads = threads
         self._memory: OrderedDict[bytes, NDArray[Any]] = OrderedDict()
         self._remember = remember
         self.asked = self.found = self.remembered = 0
 
-    def __call__(
+    @property
+    def passes(self) -> int:
+        """Frames, or windows, that went through a model, summed over the models."""
+        return sum(encoder.passes for _, encoder in self._models)
+
+    def embed(
         self, digests: Sequence[bytes], inputs: Callable[[list[int]], NDArray[np.uint8]]
     ) -> NDArray[Any]:
         """Embed.
@@ -182,9 +188,15 @@ class _Lookup:
         Args:
             digests: Identities of what is asked for.
             inputs: Gives some of it: (n, H, W, 3), or (n, window, H, W, 3), uint8 RGB.
+
+        Returns:
+            (n, width).
+
+        Raises:
+            ConflictError: A model gave NaN, or a number too large for the flat map.
         """
         rows = self.rows(digests)
-        out = np.empty((len(digests), len(self.places)), self._table.dtype)
+        out = np.empty((len(digests), self.width), self.dtype)
         known = rows >= 0
         out[known] = self._table[rows[known]][:, self._columns]
         self.asked += len(digests)
@@ -221,7 +233,7 @@ class _Lookup:
 
     def _run_one(self, model: tuple[str, Encoder], inputs: NDArray[np.uint8]) -> NDArray[Any]:
         key, encoder = model
-        dtype = self._table.dtype
+        dtype = self.dtype
         with np.errstate(over="ignore"):
             part = stored(encoder(inputs)).reshape(len(inputs), -1).astype(dtype)
         if not np.isfinite(part).all():

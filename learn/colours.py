@@ -59,6 +59,13 @@ class Colours:
             for frame, pixels in zip(frames, numbers.astype(compact), strict=True)
         ]
 
+    def picture(self, screen: Screen) -> NDArray[np.uint8]:
+        """A screen as it was, (H, W, 3) uint8 RGB."""
+        packed = self._packed.take(screen.pixels)
+        padded = packed.view(np.uint8).reshape(*screen.pixels.shape, 4)
+        picture: NDArray[np.uint8] = cv2.cvtColor(padded, cv2.COLOR_BGRA2RGB)
+        return picture
+
     def frames(self, screens: list[Screen]) -> layout.Arrays:
         """`frames` as palette indices with their `palette`, or as RGB where 256 do not suffice.
 
@@ -74,8 +81,7 @@ class Colours:
         if shown.sum() > 256:
             frames = np.empty((*shape, 3), np.uint8)
             for i, screen in enumerate(screens):
-                padded = all_packed.take(screen.pixels).view(np.uint8).reshape(*shape[1:], 4)
-                frames[i] = cv2.cvtColor(padded, cv2.COLOR_BGRA2RGB)
+                frames[i] = self.picture(screen)
             return {"frames": frames}
         packed = np.sort(all_packed[shown])
         index = np.searchsorted(packed, all_packed).astype(np.uint8)

@@ -9,7 +9,7 @@ initialisation are CleanRL's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -31,6 +31,7 @@ class GreyPixels:
     Attributes:
         width: Pixels in a row.
         dtype: Their type.
+        places: The whole row.
         frames: Frames asked for.
         found, remembered, passes: 0.
         hit_rate: 0.
@@ -39,6 +40,7 @@ class GreyPixels:
 
     width = SIDE * SIDE
     dtype: np.dtype[Any] = np.dtype(np.uint8)
+    places = (slice(0, SIDE * SIDE),)
     found = remembered = passes = 0
     hit_rate = 0.0
     engines: Sequence[str] = ()
@@ -46,13 +48,22 @@ class GreyPixels:
     def __init__(self) -> None:
         self.frames = 0
 
-    def knows(self, digests: Sequence[bytes]) -> NDArray[np.bool_]:
-        """Whether the store has grey pixels of frames, (n,): never."""
-        return np.zeros(len(digests), np.bool_)
+    @property
+    def lookups(self) -> dict[int, GreyPixels]:
+        """It looks at one frame."""
+        return {1: self}
 
-    def __call__(
-        self, frames: NDArray[np.uint8], *which: Any, digests: Sequence[bytes] | None = None
+    def rows(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
+        """Where the store has grey pixels of frames, (n,): -1, nowhere."""
+        return np.full(len(digests), -1)
+
+    def embed(
+        self, digests: Sequence[bytes], inputs: Callable[[list[int]], NDArray[np.uint8]]
     ) -> NDArray[Any]:
+        """As when called, of frames that `inputs` gives."""
+        return self(inputs(list(range(len(digests)))))
+
+    def __call__(self, frames: NDArray[np.uint8], *which: Any) -> NDArray[Any]:
         """Turn (n, H, W, 3) uint8 RGB grey and small: (n, width) uint8."""
         self.frames += len(frames)
         grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]

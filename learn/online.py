@@ -2,7 +2,7 @@
 
 Its folder is a run's (`wsa.learn.run`), with the run's table beside the checkpoints:
 
-    table/        what each distinct frame's embedding is, once
+    table/        what each distinct frame's embedding is, or window's, once
     replay.bin    DQN's steps, which point into it
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from wsa.encode import checkpoint
 from wsa.encode.live import REMEMBERED, LiveEncoder
@@ -39,12 +40,19 @@ class _Nothing:
 
     def __init__(self, config: OnlineConfig) -> None:
         self.models, self.shapes = config.inputs, config.shapes
-        self.windows = (1,) * len(config.inputs)
-        self.columns = self.places = config.columns
-        self.width = sum(map(math.prod, config.shapes))
-        self.window_width = 0
-        self.embeddings = np.empty((0, self.width), np.float16)
+        self.windows, self.places = config.looks, config.columns
+        self.columns, widths = [], [0, 0]
+        for window, shape in zip(self.windows, self.shapes, strict=True):
+            begin = widths[window > 1]
+            widths[window > 1] += math.prod(shape)
+            self.columns.append(slice(begin, widths[window > 1]))
+        self.width, self.window_width = widths
+        self.embeddings, self.windowed = (np.empty((0, width), np.float16) for width in widths)
         self.digests = np.empty((0, 16), np.uint8)
+
+    def window_digests(self, window: int) -> NDArray[np.uint8]:
+        """As of `FlatMap`."""
+        return self.digests
 
 
 def open_flat(config: OnlineConfig) -> tuple[Snapshot, FlatMap | None]:
@@ -82,7 +90,7 @@ def make_embedder(
         device: Where the models run.
         engine: What runs them; `auto` is what filled the store.
         encoders: For each of `config.inputs`, where they are not models in this process.
-        remember: How many frames seen live it keeps.
+        remember: How many frames, and how many windows, seen live it keeps.
     """
     if config.end_to_end:
         return GreyPixels()
@@ -144,12 +152,13 @@ def learn(
         with run.locked(folder):
             table = Table(folder / "table", embedder)
             if config.record:
-                models = zip(config.inputs, config.shapes, embedder.engines, strict=True)
+                models = zip(
+                    config.inputs, config.looks, config.shapes, embedder.engines, strict=True
+                )
                 recording = Recording(
                     open_store(config.store),
                     table,
                     [Embedded(*model) for model in models],
-                    embedder.knows,
                     game=config.game,
                     protocol=config.protocol,
                     policy=online_policy(str(type(learner).__struct_config__.tag)),

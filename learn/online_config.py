@@ -38,13 +38,14 @@ class OnlineConfig(Origin, frozen=True, tag_field="kind", tag="online"):
         models, context, network, protocol: As `Origin`.
         store: The store's URL.
         game: ALE game id.
-        shapes: Shape of a frame's embedding by each of `inputs`.
+        shapes: Shape of an embedding by each of `inputs`.
         seed: Of initialisation, environments and draws.
         segments: Segments of the game that all models had encoded when the run was begun.
         parameters: Of the end-to-end network, about; 0 for CleanRL's. Of other networks, 0.
         hyperparameters: As the learner takes them; which they are is the algorithm.
         init: Checkpoint of another run whose network this one begins from, or "".
         record: 12 hex digits that name what it plays in the store; "" if that is not kept.
+        windows: Frames that each of `inputs` looks at; not written where each looks at one.
     """
 
     store: str
@@ -56,6 +57,12 @@ class OnlineConfig(Origin, frozen=True, tag_field="kind", tag="online"):
     hyperparameters: PPOConfig | OnlineDQNConfig
     init: str = ""
     record: str = ""
+    windows: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Frames that each of `inputs` looks at."""
+        return self.windows or (1,) * len(self.shapes)
 
     @property
     def end_to_end(self) -> bool:
@@ -136,17 +143,11 @@ def make_config(
     if config.offline:
         metas = _stored_data(snapshot, config, metas)
     specs = [read_spec(snapshot, key) for key in config.inputs]
-    for spec in specs:
-        if spec.identity.window > 1:  # A table's row is a frame's.
-            raise UsageError(
-                "bad-option",
-                f"--online: {spec.alias} looks at {spec.identity.window} frames at once; online "
-                "learning takes models of single frames in this version. Leave it out, or collect, "
-                "encode and learn without --online.",
-            )
+    windows = tuple(spec.identity.window for spec in specs)
     config = msgspec.structs.replace(
         config,
         shapes=tuple(spec.shape for spec in specs),
+        windows=windows if max(windows, default=1) > 1 else msgspec.UNSET,
         segments=tuple(meta.segment for meta in metas),
     )
     with torch.device("meta"):  # Shapes alone: whether the fusion takes them, and they fit.
@@ -198,7 +199,7 @@ def make_network(config: OnlineConfig) -> Any:
     k, actions = config.network.frame_stack, len(config.protocol.actions)
     learner, network = config.hyperparameters, config.network
     torso = None
-    inputs = inputs_of(config, [1] * len(config.shapes), config.shapes)
+    inputs = inputs_of(config, config.looks, config.shapes)
     if config.end_to_end:
         head = actions + isinstance(learner, PPOConfig)
         torso = NatureTorso(k, scale_for(config.parameters, k, head))

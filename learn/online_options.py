@@ -25,8 +25,8 @@ class OnlineOptions:
     """Online: keep what is played in the store, with its embeddings."""
     parameters: int = 0
     """With --fusion nature: about how many the network has; 0 for CleanRL's widths."""
-    output: str = "grid:7+pca:512"
-    """Online: of models that the store does not have yet; as of 'wsa encode'."""
+    output: str = ""
+    """Online: of models that the store does not have yet; what is not given is as of 'wsa encode'."""
     engine: Engine = "auto"
     """Online: what runs the models; auto is what filled the store, if that is here."""
     encoder: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -194,9 +195,9 @@ def _key(o: LearnOptions, snapshot: Snapshot, name: str, device: str) -> str:
 def estimate(config: OnlineConfig) -> dict[str, float]:
     """What a run would take at most: steps, and bytes of its folder if no frame came twice."""
     total = config.hyperparameters.total_timesteps
-    width = sum(column.stop - column.start for column in config.columns)
-    row = 84 * 84 if config.end_to_end else 2 * width
-    bytes_ = {"table_bytes": total * (row + 16)}
+    row = 84 * 84 if config.end_to_end else 2 * sum(map(math.prod, config.shapes))
+    windows = max(1, len(set(config.looks)))  # A row of each knows those of the others.
+    bytes_ = {"table_bytes": total * (row + 16 * windows + 4 * (windows - 1))}
     if isinstance(config.hyperparameters, OnlineDQNConfig):
         bytes_["replay_bytes"] = total * RECORD.itemsize
     return {"steps": total, "frames": total, **bytes_}

@@ -1,7 +1,9 @@
 """What an online run plays, as segments with their embeddings, so that nobody embeds it again.
 
 `--record` commits ordinary segments, cut like those of `wsa collect`, and for each model the
-embeddings that the run has in its table. At every checkpoint what has been played is cut and
+embeddings that the run has in its table. A segment that begins inside an episode first repeats
+frames of before; the windows of these rows begin with the earliest at hand (`wsa.store.windows`),
+which no agent has seen, so models with a window embed them now. At every checkpoint what has been played is cut and
 committed first, so a run that is continued begins its next segment where its checkpoint stands, and
 what a killed process had committed beyond it is found to be there already.
 """
@@ -9,22 +11,24 @@ what a killed process had committed beyond it is found to be there already.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsa.learn import env as games
 from wsa.learn.collect import CollectPlan, Writer, gaps
-from wsa.learn.colours import Colours
-from wsa.learn.recorder import Recorder
+from wsa.learn.colours import Colours, Screen
+from wsa.learn.recorder import Cut, Recorder
 from wsa.learn.table import Table
-from wsa.store import names
+from wsa.store import keys, names
 from wsa.store.backends import Backend
 from wsa.store.reader import take_objects
 from wsa.store.records import EmbeddingMeta, Protocol, SegmentMeta
+from wsa.store.windows import episode_starts, window_rows
 from wsa.store.writer import commit_embedding, embedding_dtype
 
 SEGMENT_STEPS = 1024
@@ -36,13 +40,31 @@ class Embedded:
 
     Attributes:
         model: Its key.
+        window: Frames that it looks at.
         shape: Of an embedding.
         engine: Name of what ran it.
     """
 
     model: str
+    window: int
     shape: tuple[int, ...]
     engine: str
+
+
+_Look = tuple[Screen, ...]
+"""The frames that a model looks at, oldest first."""
+
+
+class _Part(NamedTuple):
+    """A segment's embeddings by the models that look at as many frames.
+
+    Attributes:
+        rows: (n, width), one a distinct frame, or a row.
+        passed: How many went through the models, and are in no segment before.
+    """
+
+    rows: NDArray[Any]
+    passed: int
 
 
 class Recording:
@@ -52,7 +74,6 @@ class Recording:
         backend: The store.
         table: The run's, which has seen every frame that is shown.
         models: Whose embeddings a row holds, in its order; nobody's if it holds grey pixels.
-        knows: Tells of digests whether the store had them when the run was begun.
         game: ALE game id.
         protocol: How it is played.
         policy: Who plays, for the record.
@@ -67,7 +88,6 @@ class Recording:
         backend: Backend,
         table: Table,
         models: Sequence[Embedded],
-        knows: Callable[[Sequence[bytes]], NDArray[np.bool_]],
         *,
         game: str,
         protocol: Protocol,
@@ -83,10 +103,15 @@ class Recording:
         )
         self._colours = Colours()
         self._writer = _Writer(
-            plan, backend, self._colours, games.emulator_identity(game), table, models, knows
+            plan, backend, self._colours, games.emulator_identity(game), table, models
         )
         self._recorders: list[Recorder] = []
         self.rewind(0, np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64))
+
+    @property
+    def passes(self) -> int:
+        """Windows that no agent has seen that went through a model, summed over the models."""
+        return self._writer.passes
 
     def rewind(self, played: int, shown: NDArray[np.int64], episodes: NDArray[np.int64]) -> None:
         """Record from `played` steps on; each environment is about to be shown some before again.
@@ -96,7 +121,7 @@ class Recording:
             shown: (n,) of these, how many will be shown again.
             episodes: (n,) episodes that had ended before them.
         """
-        self._writer.told = np.ones(len(self._writer.table), np.bool_)
+        self._writer.tell_all()
         # The pieces that an uninterrupted run has left: the first of them is cut at `played`.
         grid = gaps([], self._steps, SEGMENT_STEPS)
         pieces = [
@@ -161,8 +186,7 @@ class _Writer(Writer):
     """Commits the embeddings of what it has committed.
 
     Attributes:
-        table: The run's.
-        told: (N,) of its first rows, whether a segment tells of their passes.
+        passes: As `Recording.passes`.
     """
 
     def __init__(
@@ -173,58 +197,117 @@ class _Writer(Writer):
         emulator: tuple[str, str],
         table: Table,
         models: Sequence[Embedded],
-        knows: Callable[[Sequence[bytes]], NDArray[np.bool_]],
     ) -> None:
         super().__init__(plan, backend, colours, emulator)
-        self.table = table
-        self.told = np.zeros(0, np.bool_)
+        self.passes = 0
+        self._screens = colours
+        self._table = table
         self._models = list(models)
-        self._knows = knows
-        self._rows: dict[tuple[int, int], tuple[NDArray[Any], int]] = {}
+        # Of the first rows of each part of the table, whether a segment tells of their passes.
+        self._told: dict[int, NDArray[np.bool_]] = {}
+        self._parts: dict[tuple[int, int], dict[int, _Part]] = {}
 
-    def write(self, env: int, cut: Any) -> None:
+    def tell_all(self) -> None:
+        """Take it that segments tell of the passes of all that the table has."""
+        if self._models:
+            self._told = {w: np.ones(len(p), np.bool_) for w, p in self._table.parts.items()}
+
+    def write(self, env: int, cut: Cut) -> None:
         # Here, not in the thread that commits: the table grows meanwhile.
         if self._models:
-            digests = list({row.screen.digest: None for row in cut.rows})
-            rows = self.table.find(digests)
-            passed = self._passed(rows, digests)
-            self._rows[env, cut.start] = self.table.gather(rows).numpy(), passed
+            windows = {one.window for one in self._models}
+            self._parts[env, cut.start] = {window: self._part(window, cut) for window in windows}
         super().write(env, cut)
 
-    def _passed(self, rows: NDArray[np.int64], digests: list[bytes]) -> int:
-        """How many of these frames went through the models, and are in no segment before."""
-        if len(self.table) > len(self.told):  # To twice its size, not by a few rows each time.
-            self.told = np.append(self.told, np.zeros(len(self.table), np.bool_))
-        fresh = ~self.told[rows] & ~self._knows(digests)
-        self.told[rows] = True
+    def _part(self, window: int, cut: Cut) -> _Part:
+        """What the models that look at so many frames gave for a segment, from the table."""
+        part, looks = self._table.parts[window], _looks(window, cut)
+        ids = [_identity(look) for look in looks]
+        look_of = dict(zip(ids, looks, strict=True))
+        distinct = list(look_of)
+        rows = part.find(distinct)
+        seen = rows >= 0
+        found = np.empty((len(distinct), part.lookup.width), part.lookup.dtype)
+        found[seen] = part.gather(rows[seen])
+        passed = self._fresh(window, rows[seen], [*itertools.compress(distinct, seen)])
+        if not seen.all():
+            unseen = [*itertools.compress(distinct, ~seen)]
+            before = part.lookup.passes, part.lookup.found
+            found[~seen] = part.lookup.embed(
+                unseen, lambda some: np.stack([self._pictures(look_of[unseen[i]]) for i in some])
+            )
+            self.passes += part.lookup.passes - before[0]
+            passed += len(unseen) - (part.lookup.found - before[1])
+        number = {name: i for i, name in enumerate(distinct)}
+        return _Part(found[[number[name] for name in ids]], passed)
+
+    def _pictures(self, look: _Look) -> NDArray[np.uint8]:
+        """(w, H, W, 3) RGB."""
+        return np.stack([self._screens.picture(screen) for screen in look])
+
+    def _fresh(self, window: int, rows: NDArray[np.int64], digests: list[bytes]) -> int:
+        """How many of these went through the models, and are in no segment before."""
+        part = self._table.parts[window]
+        told = self._told.get(window, np.zeros(0, np.bool_))
+        if len(part) > len(told):  # To twice its size, not by a few rows each time.
+            told = np.append(told, np.zeros(len(part), np.bool_))
+        fresh = ~told[rows] & (part.lookup.rows(digests) < 0)
+        told[rows] = True
+        self._told[window] = told
         return int(fresh.sum())
 
-    def _commit(self, env: int, cut: Any) -> tuple[SegmentMeta, bool]:
+    def _commit(self, env: int, cut: Cut) -> tuple[SegmentMeta, bool]:
         meta, visible = super()._commit(env, cut)
-        if (env, cut.start) not in self._rows:
+        if (env, cut.start) not in self._parts:
             return meta, visible
-        rows, passed = self._rows.pop((env, cut.start))
-        if not visible:  # By a process that was killed since. Did it play what we did?
-            path = names.segment_path(meta.game, meta.segment)
-            there = take_objects(self._backend, [path]).read_digests(meta)
-            ours = list({row.screen.digest: None for row in cut.rows})
-            if there.tobytes() != b"".join(ours):
-                return meta, visible
-        at = 0
+        parts = self._parts.pop((env, cut.start))
+        if not visible and not self._plays(meta, cut):  # By a process that was killed since.
+            return meta, visible
+        begin = dict.fromkeys(parts, 0)
         for one in self._models:
-            part = rows[:, at : at + math.prod(one.shape)].reshape(len(rows), *one.shape)
-            part = part.astype(embedding_dtype(part))
-            at += math.prod(one.shape)
+            rows, passed = parts[one.window]
+            at, begin[one.window] = begin[one.window], begin[one.window] + math.prod(one.shape)
+            own = rows[:, at : begin[one.window]].reshape(len(rows), *one.shape)
+            own = own.astype(embedding_dtype(own))
             about = EmbeddingMeta(
                 game=meta.game,
                 segment=meta.segment,
                 model=one.model,
-                shape=part.shape,
-                dtype=part.dtype.name,
+                shape=own.shape,
+                dtype=own.dtype.name,
                 passes=passed,
-                copied=len(part) - passed,
-                seconds=passed * self.table.seconds_a_pass,
+                copied=len(own) - passed,
+                seconds=passed * self._table.seconds_a_pass,
+                window=one.window,
                 engine=one.engine,
             )
-            commit_embedding(self._backend, about, part)
+            commit_embedding(self._backend, about, own)
         return meta, visible
+
+    def _plays(self, meta: SegmentMeta, cut: Cut) -> bool:
+        """Whether the segment that is there shows what this one does."""
+        path = names.segment_path(meta.game, meta.segment)
+        rows = take_objects(self._backend, [path]).read_rows(meta)
+        shown = rows["digest"][rows["frame"]].tobytes()
+        if shown != b"".join(row.screen.digest for row in cut.rows):
+            return False
+        first: list[bool] = rows["is_first"].tolist()
+        return first == [row.is_first for row in cut.rows]
+
+
+def _looks(window: int, cut: Cut) -> list[_Look]:
+    """What such models look at in a segment: its distinct frames, or the windows of its rows."""
+    screens = [row.screen for row in cut.rows]
+    if window == 1:
+        return [(screen,) for screen in {screen.digest: screen for screen in screens}.values()]
+    starts = episode_starts(np.array([row.is_first for row in cut.rows]))
+    return [
+        tuple(screens[row] for row in rows)
+        for rows in window_rows(np.arange(len(screens)), starts, window)
+    ]
+
+
+def _identity(look: _Look) -> bytes:
+    if len(look) == 1:
+        return look[0].digest
+    return keys.window_digest(b"".join(screen.digest for screen in look))

@@ -129,14 +129,12 @@ class Replay:
             on = ~(at["terminated"] | at["ended"]) & (t[going] + made + 1 < self.played)
             going = going[on]
         k = self._depth
-        state = self._rows(t, env, k)
         # The state that followed: what came before it, and the frame that truly followed.
         before = self._rows(last, env, k - 1)
-        rows = np.column_stack([state, before, self._records["following"][last, env]])
-        stacks = self._table.gather(rows.astype(np.int64))
+        following = np.column_stack([before, self._records["following"][last, env]])
         return Batch(
-            states=stacks[:, :k],
-            following=stacks[:, k:],
+            states=self._table.gather(self._rows(t, env, k)),
+            following=self._table.gather(following),
             actions=torch.from_numpy(here["action"].astype(np.int64)),
             rewards=torch.from_numpy(returns.astype(np.float32)),
             discounts=torch.from_numpy(discounts.astype(np.float32)),

@@ -31,8 +31,8 @@ class Played:
         network: The trained network.
         steps: Steps played now; 0 where the run was finished already.
         steps_per_s: Their rate.
-        passes: Frames that went through a model meanwhile, summed over the models.
-        hit_rate: Share of all frames of the run that needed no pass.
+        passes: Frames, and windows, that went through a model meanwhile, summed over the models.
+        hit_rate: Share of all that the run looked for that needed no pass to be played.
     """
 
     network: nn.Module
@@ -88,8 +88,7 @@ class Session:
         """
         if self._settled_on < 0 or len(self.table) < 2 * self._settled_on:
             return
-        at = np.unique(np.linspace(0, len(self.table) - 1, SAMPLE).astype(np.int64))
-        found = [moments_of(self.table.rows[at, model]) for model in self._columns]
+        found = [moments_of(self.table.sample(model, SAMPLE)) for model in self._columns]
         mean, deviation = (torch.cat(parts) for parts in zip(*found, strict=True))
         for network in networks:
             network.torso.set_moments(mean, deviation)  # type: ignore[operator, union-attr]
@@ -111,7 +110,12 @@ class Session:
             "charts/frames": float(4 * self.stage.steps),
             "cache/hit_rate": table.known / max(1, table.asked),
             "cache/backbone_passes": float(table.passes),
-            "cache/distinct_frames": float(len(table)),
+            **{
+                "cache/distinct_frames"
+                if window == 1
+                else f"cache/distinct_windows_{window}": float(len(part))
+                for window, part in table.parts.items()
+            },
             "cache/live_encode_ms": 1000 * (self._lap[0] - lap[0]) / max(1, embedded),
         }
 
@@ -179,6 +183,8 @@ class Session:
             network,
             steps,
             steps / (time.perf_counter() - self._began),
-            self.table.passes - self._passes_before,
+            self.table.passes
+            - self._passes_before
+            + (self._audience.passes if self._audience else 0),
             self.table.known / max(1, self.table.asked),
         )

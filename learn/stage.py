@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsa.encode.recent import Recent
 from wsa.learn import env as games
 from wsa.learn.table import Table
 from wsa.store.errors import ConflictError
@@ -103,6 +104,8 @@ class Stage:
         self.stacks = np.zeros((n, depth), np.int64)
         self.first = np.ones(n, np.bool_)
         self.steps = 0
+        self._envs = np.arange(n)
+        self._recent = Recent(table.longest)
         self._returns, self._lengths = np.zeros(n), np.zeros(n, np.int64)
         self._lives = np.zeros(n, np.int64)
         self._stretch = np.zeros(n, np.int64)
@@ -114,7 +117,8 @@ class Stage:
         """Begin the first episodes."""
         observations, info = self._env.reset(seed=self._seed)
         self._lives = np.array(info["lives"])
-        self.stacks[:] = self.table.see(games.pictures(observations))[:, None]
+        seen = self._recent.push(games.pictures(observations), self.first, self._envs)
+        self.stacks[:] = self.table.see(seen)[:, None]
         if self._audience:
             self._audience.begin(np.ones(self.num_envs, np.bool_), observations, self._lives)
 
@@ -153,11 +157,13 @@ class Stage:
     ) -> NDArray[np.int64]:
         """Push the newest frames, one batch for all; returns the states that followed, (n, k)."""
         n = self.num_envs
-        frames = games.pictures(observations)
-        # A game's last frame too: what is recorded needs it, and plays no other way.
-        if ended.any():
-            frames = np.concatenate([frames, games.pictures(final)[ended]])
-        rows = self.table.see(frames)
+        # A game's last frame too: what is recorded needs it, and plays no other way. Before the
+        # next game's first one, which no window reaches beyond.
+        last_seen = self._recent.push(
+            games.pictures(final)[ended], np.zeros(ended.sum(), np.bool_), self._envs[ended]
+        )
+        seen = self._recent.push(games.pictures(observations), ended, self._envs)
+        rows = self.table.see(seen + last_seen)
         newest, last = rows[:n], rows[:n].copy()
         last[ended] = rows[n:]
         following = np.concatenate([self.stacks[:, 1:], last[:, None]], axis=1)
@@ -227,6 +233,7 @@ class Stage:
                 seeds = np.array([self._seed_of(int(i)) for i in np.flatnonzero(begins)])
                 observations, info = self._env.reset(seed=seeds, options={"reset_mask": begins})
                 returns[begins] = 0
+                self._recall(begins, begins, observations, longest - t)
                 if self._audience:
                     self._audience.begin(begins, observations, info["lives"])
             if t == longest:
@@ -239,6 +246,7 @@ class Stage:
             ended = terminated | truncated
             returns += rewards
             returns[ended] = 0
+            self._recall(at >= 0, ended, observations, longest - t - 1)
             final = info["final_obs"] if ended.any() else observations
             self._show(
                 at >= 0, actions, rewards, terminated, truncated, final, observations, info["lives"]
@@ -251,6 +259,18 @@ class Stage:
                 "cannot be continued exactly. Install the version of ale-py it was begun with, or "
                 "begin another run; with --init it takes over this one's weights.",
             )
+
+    def _recall(
+        self,
+        which: NDArray[np.bool_],
+        first: NDArray[np.bool_],
+        observations: NDArray[np.uint8],
+        left: int,
+    ) -> None:
+        """Take what some environments show again, if windows reach back to it from `left` steps on."""
+        if left < self.table.longest:
+            frames = games.pictures(observations)[which]
+            self._recent.push(frames, first[which], self._envs[which])
 
     def _show(
         self,

@@ -132,14 +132,14 @@ def test_memory_is_bounded_and_never_loses_a_frame_of_this_call(
     wanted = LiveEncoder(*played)(frames)
     for _ in range(2):
         np.testing.assert_array_equal(live(frames[4:7]), wanted[4:7])
-        assert len(live._lookups[1]._memory) == remember
+        assert len(live.lookups[1]._memory) == remember
     # What is kept is what was seen last, and holds no other frame's embedding in memory.
     live(frames[[5, 8]])
     before = live.passes
     live(frames[8 : 8 + min(remember, 1)])
     assert live.passes == before
     assert sum(
-        row.nbytes if row.base is None else 1 << 40 for row in live._lookups[1]._memory.values()
+        row.nbytes if row.base is None else 1 << 40 for row in live.lookups[1]._memory.values()
     ) == (remember * live.width * live.dtype.itemsize)
 
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from wsa.learn import env as games
 from wsa.learn import ram, stage
 from wsa.learn.collect import collect, plan_collection
-from wsa.learn.nature import GreyPixels
 from wsa.learn.record import Recording
 from wsa.learn.retrace import memories, why
 from wsa.learn.stage import Stage, is_online, online_policy, stretch_seed
@@ -132,11 +131,13 @@ def test_what_came_from_elsewhere_is_named(breakout: Snapshot) -> None:
 class _Seen:
     """A table that keeps nothing."""
 
+    longest = 1
+
     def __len__(self) -> int:
         return 0
 
-    def see(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
-        return np.zeros(len(frames), np.int64)
+    def see(self, seen: list[Any]) -> NDArray[np.int64]:
+        return np.zeros(len(seen), np.int64)
 
 
 def test_stretches_of_an_online_run_are_played_again(
@@ -149,7 +150,7 @@ def test_stretches_of_an_online_run_are_played_again(
     stated = games.protocol("Breakout", "classic", max_steps=30)
     table: Any = _Seen()
     recording = Recording(
-        backend, table, [], GreyPixels().knows, game="Breakout", protocol=stated,
+        backend, table, [], game="Breakout", protocol=stated,
         policy=online_policy("ppo"),
         seed=5, run="ab" * 6, num_envs=2, steps=110,
     )  # fmt: skip

@@ -74,17 +74,43 @@ def picture(states: NDArray[np.int64]) -> NDArray[np.uint8]:
     return frames
 
 
+class Looking:
+    """A model of the walk: a screen as a one-hot state, or the states of a window, oldest first."""
+
+    dtype, found = np.dtype(np.float16), 0
+
+    def __init__(self, window: int, begin: int) -> None:
+        self.window, self.passes = window, 0
+        self.width = STATES if window == 1 else window
+        self.places = (slice(begin, begin + self.width),)
+
+    def embed(self, digests: Any, inputs: Any) -> NDArray[Any]:
+        self.passes += len(digests)
+        return self.of(inputs(list(range(len(digests)))))
+
+    def of(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
+        states = frames[..., 0, 0, 0] // 40
+        return np.eye(STATES, dtype=np.float16)[states] if self.window == 1 else states
+
+
 class Counting:
-    """An encoder of the walk's screens that counts what goes through it: one-hot states."""
+    """Models of the walk's screens, and how often they were run; by default one, of single frames."""
 
-    width, dtype, found = STATES, np.dtype(np.float16), 0
+    dtype = np.dtype(np.float16)
 
-    def __init__(self) -> None:
-        self.passes = 0
+    def __init__(self, windows: tuple[int, ...] = (1,)) -> None:
+        self.lookups: dict[int, Looking] = {}
+        self.width = 0
+        for window in windows:
+            self.lookups[window] = Looking(window, self.width)
+            self.width += self.lookups[window].width
 
-    def __call__(self, frames: NDArray[np.uint8], *which: Any, digests: Any = None) -> NDArray[Any]:
-        self.passes += len(frames)
-        return np.eye(STATES, dtype=np.float16)[frames[:, 0, 0, 0] // 40]
+    @property
+    def passes(self) -> int:
+        return sum(model.passes for model in self.lookups.values())
+
+    def __call__(self, frames: NDArray[np.uint8], *which: Any) -> NDArray[Any]:
+        return self.lookups[1].of(frames)
 
 
 @pytest.fixture(scope="session")

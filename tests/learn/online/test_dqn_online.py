@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode import checkpoint
+from wsa.encode.recent import Recent
 from wsa.learn import dqn_online
 from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.dqn_online import Draws, OnlineDQNConfig
@@ -212,33 +213,42 @@ def test_the_share_of_stored_data_is_exact(walk: SimpleNamespace, tmp_path: Path
         assert (batch.actions == 77).sum() == config.stored_of(step)
 
 
+def see(table: Table, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Rows of frames, each the first of an episode."""
+    count = len(frames)
+    return table.see(Recent(1).push(frames, np.ones(count, np.bool_), np.arange(count)))
+
+
 def test_a_table_is_of_distinct_frames_and_grows(
     walk: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsa.learn.table.GROWTH", 16)
-    monkeypatch.setattr("wsa.learn.table.RECENT", 3)
+    monkeypatch.setattr("wsa.learn.distinct.GROWTH", 16)
+    monkeypatch.setattr("wsa.learn.distinct.RECENT", 3)
     generator = np.random.default_rng(0)
     frames = generator.integers(0, 256, (30, 4, 5, 3)).astype(np.uint8)
 
     class Corner:
-        width, dtype, found, passes = 1, np.dtype(np.float32), 0, 0
+        width, dtype, found, passes, places = 1, np.dtype(np.float32), 0, 0, (slice(0, 1),)
 
-        def __call__(self, frames: NDArray[np.uint8], *, digests: Any = None) -> NDArray[Any]:
-            self.passes += len(frames)
-            return frames[:, 0, 0, :1].astype(np.float32)
+        def __init__(self) -> None:
+            self.lookups = {1: self}
+
+        def embed(self, digests: list[bytes], inputs: Any) -> NDArray[Any]:
+            self.passes += len(digests)
+            return inputs(list(range(len(digests))))[:, 0, 0, :1].astype(np.float32)
 
     encoder: Any = Corner()
     table = Table(tmp_path, encoder)
     for _ in range(60):
         at = generator.integers(0, 30, size=5)
-        rows = table.see(frames[at])
+        rows = see(table, frames[at])
         np.testing.assert_array_equal(table.gather(rows)[:, 0], frames[at, 0, 0, 0])
     assert encoder.passes == len(table) == 30 and table.asked == 300 and table.known == 270
     table.flush()
     state = table.state()
     again = Table(tmp_path, encoder)
     again.restore(state)
-    assert (again.see(frames) == table.see(frames)).all() and encoder.passes == 30
+    assert (see(again, frames) == see(table, frames)).all() and encoder.passes == 30
     for damage in (lambda path: path.unlink(), lambda path: path.write_bytes(b"\1" * 64)):
         for name in ("embeddings.bin", "digests.bin"):
             shutil.copytree(tmp_path, tmp_path / "hurt")

@@ -28,7 +28,7 @@ def test_workers_give_the_same_bits_and_the_same_run(tmp_path: Path, read_metric
     def options(folder: str) -> LearnOptions:
         return LearnOptions(
             store=str(tmp_path / "store"), game="Breakout", online=True, algo="ppo",
-            models=("timm:test_resnet.r160_in1k:random",), output="pooled", total_timesteps=32, num_envs=2,
+            models=("timm:test_resnet.r160_in1k:random", "vos:random"), output="pooled", total_timesteps=32, num_envs=2,
             num_steps=8, num_minibatches=2, update_epochs=1, fusion_size=16, hidden=("16",),
             run_dir=str(tmp_path / folder),
         )  # fmt: skip
