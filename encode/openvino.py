@@ -9,8 +9,13 @@ order in which numbers are summed is that of the code made for a shape, whatever
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from typing import Any
+
+# Its converter would report every network to Intel, by processes of its own that inherit this one's
+# signal handlers; where it cannot import its telemetry it has a stub instead.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino
 import torch

@@ -301,3 +301,9 @@ def test_pixels_reach_the_engine_as_preprocessed(
     assert sum(map(len, seen)) == encoder.passes == len(frames)
     np.testing.assert_array_equal(torch.cat(seen).numpy(), wanted.numpy())
     assert all(part.is_contiguous(memory_format=torch.channels_last) for part in seen)
+
+
+def test_openvino_reports_to_nobody() -> None:
+    from openvino.tools.ovc import convert_impl, telemetry_stub
+
+    assert convert_impl.tm is telemetry_stub
