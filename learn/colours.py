@@ -63,8 +63,8 @@ class Colours:
         """A screen as it was, (H, W, 3) uint8 RGB."""
         packed = self._packed.take(screen.pixels)
         padded = packed.view(np.uint8).reshape(*screen.pixels.shape, 4)
-        picture: NDArray[np.uint8] = cv2.cvtColor(padded, cv2.COLOR_BGRA2RGB)
-        return picture
+        picture: Any = cv2.cvtColor(padded, cv2.COLOR_BGRA2RGB)
+        return picture  # type: ignore[no-any-return]
 
     def frames(self, screens: list[Screen]) -> layout.Arrays:
         """`frames` as palette indices with their `palette`, or as RGB where 256 do not suffice.

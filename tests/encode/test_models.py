@@ -270,6 +270,8 @@ def test_a_hub_out_of_reach_is_given_up_within_seconds(monkeypatch: pytest.Monke
         build(parse_request("vit", {}))
     assert time.perf_counter() - started < 10
     assert all(way in str(caught.value) for way in WAYS_OUT)
+    with pytest.raises(MissingError, match=r"untrained weights as timm:resnet18\.a1_in1k:random"):
+        build(parse_request("timm:resnet18.a1_in1k", {}))
 
 
 def test_sizes_and_normalisation_of_the_lites_are_their_own() -> None:

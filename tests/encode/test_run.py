@@ -308,7 +308,7 @@ def test_an_unknown_scheduler_is_refused(name: str) -> None:
         pass
 
 
-@pytest.mark.parametrize("name", ["foo://bar:1", "tcp://", "tcp://127.0.0.1:x"])
+@pytest.mark.parametrize("name", ["foo://bar:1", "tcp://", "tcp://localhost", "tcp://127.0.0.1:x"])
 def test_what_is_no_address_is_refused(name: str) -> None:
     said = f"--scheduler {name}: .*tcp://HOST:PORT"
     with pytest.raises(UsageError, match=said) as caught, cluster.connect(name, 0):
@@ -337,7 +337,7 @@ def test_a_number_of_workers_that_nobody_heeds_is_refused(name: str) -> None:
 def test_workers_that_do_not_start_are_not_waited_for_without_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cluster, "WAIT_FOR_WORKERS_S", 0.1)
+    monkeypatch.setattr(cluster, "WAIT_FOR_PROCESSES_S", 0.1)
     monkeypatch.setattr(cluster, "_keep", lambda *_: None)
     with (
         pytest.raises(StorageError, match="Of 1 worker processes here 0 started"),
