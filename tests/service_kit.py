@@ -33,7 +33,7 @@ class Service:
     def said(self) -> str:
         return self.log.read_text()
 
-    def until(self, happened: Callable[[], object], seconds: float = 60) -> None:
+    def until(self, happened: Callable[[], object], seconds: float = 200) -> None:
         """Wait until something has happened while the service runs."""
         end = time.monotonic() + seconds
         while not happened():
@@ -41,7 +41,7 @@ class Service:
             assert time.monotonic() < end, self.said
             time.sleep(0.1)
 
-    def until_said(self, words: str, seconds: float = 60) -> None:
+    def until_said(self, words: str, seconds: float = 200) -> None:
         self.until(lambda: words in self.said, seconds)
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:

@@ -90,7 +90,7 @@ def test_a_run_whose_worker_dies_is_tried_again(
 
     def inproc(*where: Any, **how: Any) -> Any:
         asked.append((where, how))
-        return connect("inproc", 1, "cpu")
+        return connect("inproc", 0, "cpu")
 
     failures = [f for f in bench._on_workers(o, cells, inproc) if f]
     assert tries == {"wsa": 1, "mean": 3, "lin": 1, "fix": 1}
