@@ -1,0 +1,124 @@
+"""Train one set of the paper's own encoders for ten games, from nothing but the emulator.
+
+    python benchmarks/make_own.py FOLDER [--jobs 2] [--scale 10]
+
+1. A random policy plays each of the ten games of the field's published scores.
+2. NatureCNN PPO learns to play each of them for a while, and then plays as much.
+3. `wsa pretrain` trains each encoder on both, frame by frame, one set for all games.
+4. The weights, in half precision, and one manifest are put into FOLDER/weights.
+
+Every command is one of wsa's own, and goes on where it stopped; so does this script. At `--scale 1`
+two jobs are two cores' work for an hour and a half, after which ST-DIM tells moments apart and
+keypoints do not yet lie on anything; take more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+GAMES = (
+    "Pong", "Breakout", "BeamRider", "Seaquest", "SpaceInvaders",
+    "Qbert", "MsPacman", "RoadRunner", "Asteroids", "Enduro",
+)  # fmt: skip
+STEPS = 8_000  # Of each game, by each policy.
+PLAYED = 30_000  # That a policy learns from.
+# Gradient steps and batch; the longest first, so that two jobs end together.
+TRAININGS = {
+    "transporter": (1_100, 16),
+    "stdim": (900, 64),
+    "segmentation": (2_500, 32),
+    "ae": (6_000, 32),
+}
+
+
+def wsa(*arguments: object) -> None:
+    """Run a command to its end, in a process of its own."""
+    command = [sys.executable, "-m", "wsa.cli", *map(str, arguments)]
+    print("wsa", *arguments, flush=True)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def play(folder: Path, scale: float, game: str) -> None:
+    """Frames of a random and of a trained policy."""
+    steps = ("--steps", STEPS, "--num-envs", 8)
+    run = folder / "policies" / game
+    wsa("collect", "--game", game, *steps)
+    # Small batches and a high rate: what can be learnt must be learnt soon.
+    wsa(
+        *("learn", "--online", "--algo", "ppo", "--fusion", "nature", "--parameters", 450_000),
+        *("--game", game, "--total-timesteps", round(scale * PLAYED), "--run-dir", run),
+        *("--num-steps", 64, "--learning-rate", 5e-4),
+    )
+    wsa("collect", "--game", game, *steps, "--policy", run)
+
+
+def train(folder: Path, scale: float, encoder: str) -> None:
+    """One encoder, on all there is."""
+    steps, batch_size = TRAININGS[encoder]
+    steps = round(scale * steps)
+    wsa(
+        *("pretrain", "--encoder", encoder, "--games", ",".join(GAMES), "--half"),
+        *("--steps", steps, "--batch-size", batch_size, "--precision", "bf16"),
+        *("--held-out", 0.05, "--validate-frequency", max(1, steps // 4)),
+        *("--run-dir", folder / "encoders", "--memory-gb", 6),
+    )
+
+
+def gather(folder: Path) -> None:
+    """Gather what was trained."""
+    place = folder / "weights"
+    place.mkdir(exist_ok=True)
+    manifests = {
+        e: json.loads((folder / "encoders" / e / "manifest.json").read_text()) for e in TRAININGS
+    }
+    files = {}
+    for encoder, manifest in manifests.items():
+        for alias, told in manifest["files"].items():
+            shutil.copy(
+                folder / "encoders" / encoder / f"{alias}.safetensors",
+                place / f"{alias}.safetensors",
+            )
+            files[alias] = told
+    left_out = ("files", "games", "command")  # A command tells of folders of one machine.
+    told = {
+        "files": files,
+        "games": {e: m["games"] for e, m in manifests.items()}["ae"],
+        "trainings": {
+            e: {k: v for k, v in m.items() if k not in left_out} for e, m in manifests.items()
+        },
+    }
+    for training in told["trainings"].values():
+        training["training"].pop("store")
+    (place / "manifest.json").write_text(json.dumps(told, indent=1) + "\n")
+
+
+def on_all(jobs: int, do: Callable[[str], None], what: Sequence[str]) -> None:
+    """Do something to each, several at a time."""
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(do, what))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--scale", type=float, default=1.0, help="times as many steps")
+    o = parser.parse_args()
+    folder = o.folder.absolute()
+    os.environ |= {"WSA_STORE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
+    on_all(o.jobs, partial(play, folder, o.scale), GAMES)
+    on_all(o.jobs, partial(train, folder, o.scale), list(TRAININGS))
+    gather(folder)
+
+
+if __name__ == "__main__":
+    main()
