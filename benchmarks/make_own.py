@@ -91,7 +91,7 @@ def gather(folder: Path) -> None:
     left_out = ("files", "games", "command")  # A command tells of folders of one machine.
     told = {
         "files": files,
-        "games": {e: m["games"] for e, m in manifests.items()}["ae"],
+        "games": manifests["ae"]["games"],
         "trainings": {
             e: {k: v for k, v in m.items() if k not in left_out} for e, m in manifests.items()
         },

@@ -127,9 +127,8 @@ class Engines:
         right = [choice for choice in found if choice.error <= most]
         if not right:
             raise _refused(self._alias, precision, min(found, key=lambda c: c.error), most)
-        if (
-            len(right) > 1
-        ):  # In turn once more: other work may have slowed one of them all the while.
+        # In turn once more: other work may have slowed one of them all the while.
+        if len(right) > 1:
             again = [self._timed(choice.engine, precision)[0] for choice in right]
             right = [
                 dataclasses.replace(choice, rate=max(choice.rate, rate))

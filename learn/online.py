@@ -31,6 +31,7 @@ from wsa.learn.session import Played, Session
 from wsa.learn.stage import Stage, online_policy
 from wsa.learn.table import Table
 from wsa.store.flat import FlatMap, materialise
+from wsa.store.places import in_files
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.root import open_store
 
@@ -41,13 +42,12 @@ class _Nothing:
     def __init__(self, config: OnlineConfig) -> None:
         self.models, self.shapes = config.inputs, config.shapes
         self.windows, self.places = config.looks, config.columns
-        self.columns, widths = [], [0, 0]
-        for window, shape in zip(self.windows, self.shapes, strict=True):
-            begin = widths[window > 1]
-            widths[window > 1] += math.prod(shape)
-            self.columns.append(slice(begin, widths[window > 1]))
-        self.width, self.window_width = widths
-        self.embeddings, self.windowed = (np.empty((0, width), np.float16) for width in widths)
+        self.columns = in_files(self.windows, self.shapes)
+        widths = list(zip(self.windows, map(math.prod, self.shapes), strict=True))
+        self.width = sum(width for window, width in widths if window == 1)
+        self.window_width = sum(width for window, width in widths if window > 1)
+        self.embeddings = np.empty((0, self.width), np.float16)
+        self.windowed = np.empty((0, self.window_width), np.float16)
         self.digests = np.empty((0, 16), np.uint8)
 
     def window_digests(self, window: int) -> NDArray[np.uint8]:

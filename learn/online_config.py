@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from wsa.learn.recurrent import RecurrentActorCritic
 from wsa.learn.warm import transfer
 from wsa.store import keys, records
 from wsa.store.errors import UsageError
+from wsa.store.places import side_by_side
 from wsa.store.reader import Snapshot
 from wsa.store.records import Protocol
 from wsa.store.writer import author
@@ -78,8 +77,7 @@ class OnlineConfig(Origin, frozen=True, tag_field="kind", tag="online"):
     @property
     def columns(self) -> list[slice]:
         """Where each model's numbers stand in a row."""
-        edges = itertools.accumulate(map(math.prod, self.shapes), initial=0)
-        return [slice(a, b) for a, b in itertools.pairwise(edges)]
+        return side_by_side(self.shapes)
 
 
 def make_config(

@@ -24,6 +24,7 @@ from torch import Tensor
 from wsa.encode.live import spread
 from wsa.encode.recent import Seen, named
 from wsa.learn.distinct import Distinct, Lookup
+from wsa.store.places import side_by_side
 
 
 class Embedder(Protocol):
@@ -81,11 +82,10 @@ class Table:
         # By where its numbers begin in a row: what a model's numbers are part of, and where there.
         self._models: dict[int, tuple[Distinct, slice]] = {}
         for part in self.parts.values():
-            at = 0
-            for place in part.lookup.places:
-                end = at + place.stop - place.start
-                self._models[place.start] = part, slice(at, end)
-                at = end
+            places = part.lookup.places
+            own = side_by_side([(place.stop - place.start,) for place in places])
+            for place, columns in zip(places, own, strict=True):
+                self._models[place.start] = part, columns
         self.asked = self.known = self.passes = self._passes_before = 0
 
     def __len__(self) -> int:

@@ -18,7 +18,6 @@ Sampling order depends on the snapshot alone, not on the order of appending.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from numpy.typing import NDArray
 from wsa.store import keys, layout, names, publish, records
 from wsa.store.catalog import cache_folder
 from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store.places import in_files, side_by_side
 from wsa.store.reader import Snapshot
 from wsa.store.records import SegmentMeta
 from wsa.store.windows import episode_starts, window_digests, window_rows
@@ -111,7 +111,7 @@ class FlatMap:
         self.models = contents.models
         self.windows = contents.windows
         self.shapes = contents.shapes
-        self.columns = _columns(contents)
+        self.columns = in_files(contents.windows, contents.shapes)
         known = {meta.segment for meta in snapshot.segments(contents.game)}
         parts = [part for part in contents.parts if part.segment in known]
         self.parts = sorted(parts, key=lambda part: part.segment)
@@ -137,8 +137,7 @@ class FlatMap:
     @property
     def places(self) -> list[slice]:
         """Where each model's embedding stands where all models, in their order, stand in one row."""
-        edges = np.cumsum([0, *map(math.prod, self.shapes)]).tolist()
-        return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
+        return side_by_side(self.shapes)
 
     @property
     def window_width(self) -> int:
@@ -305,16 +304,6 @@ def _end(parts: Sequence[Part]) -> tuple[int, int]:
     return max((p.row + p.rows for p in parts), default=0), max(
         (p.frame + p.frames for p in parts), default=0
     )
-
-
-def _columns(contents: Contents) -> list[slice]:
-    """Where each model's embedding stands among those of its file."""
-    columns, edges = [], {False: 0, True: 0}
-    for window, shape in zip(contents.windows, contents.shapes, strict=True):
-        begin = edges[window > 1]
-        edges[window > 1] += math.prod(shape)
-        columns.append(slice(begin, edges[window > 1]))
-    return columns
 
 
 def _map(path: Path, dtype: str, shape: tuple[int, int]) -> NDArray[Any]:
