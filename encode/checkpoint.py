@@ -27,6 +27,7 @@ from wsa.store import keys, publish
 from wsa.store.errors import DamagedError, MissingError, Terminated
 
 BEST = "best"  # The name of the checkpoint that did best on held-out episodes.
+KEPT = 2  # Checkpoints of a run.
 
 
 class StopRequest:
@@ -66,7 +67,7 @@ def save(
     name: str = "",
     arrays: Mapping[str, NDArray[Any]] | None = None,
 ) -> Path:
-    """Write `<folder>/<step>.safetensors`, and remove what a killed process left half written.
+    """Write `<folder>/<step>.safetensors`; the two newest are kept, what was half written is not.
 
     Args:
         folder: The run's `checkpoints/`.
@@ -95,6 +96,10 @@ def save(
     for left in (*folder.glob(".[0-9]*.safetensors.*"), *folder.glob(f".{BEST}.safetensors.*")):
         left.unlink(missing_ok=True)
     publish.replace(path, safetensors.torch.save(tensors, metadata))
+    if not name:  # The one before stays, for should this one be damaged.
+        others = [other for other in all_of(folder) if other != path]
+        for old in others[: 1 - KEPT]:
+            old.unlink(missing_ok=True)
     return path
 
 

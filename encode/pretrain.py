@@ -258,8 +258,6 @@ def train(
             if step % training.save_frequency == 0 or done or stopping:
                 metrics.flush()
                 checkpoint.save(checkpoints, step, modules, optimizer, dataclasses.asdict(best))
-                for old in checkpoint.all_of(checkpoints)[:-2]:
-                    old.unlink()
             if stopping:
                 raise stopping
             if done:

@@ -4,7 +4,7 @@ runs/{game}__{exp_name}__{seed}__{time}/
     config.json      everything the run depends on, the data's segments included
     command.txt      the command line
     metrics.jsonl    scalars, one line each; TensorBoard events beside them
-    checkpoints/     {updates}.safetensors; best.safetensors with --save-best
+    checkpoints/     {updates}.safetensors, the two newest; best.safetensors with --save-best
     eval.csv         episodes played by `wsa eval`
     eval_weights.npz the fusion's weights at every step of the newest `wsa eval`
     lock             held while a process trains the run

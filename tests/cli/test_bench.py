@@ -141,10 +141,9 @@ def test_a_bench_that_is_killed(ready, tmp_path):
             [sys.executable, "-m", "wsa.cli", *map(str, often)],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        seen = len(list((tmp_path / "bench").rglob("*.safetensors")))
-        while process.poll() is None:
-            if len(list((tmp_path / "bench").rglob("*.safetensors"))) > seen + 4:
-                break
+        before, made = set((tmp_path / "bench").rglob("*.safetensors")), set()
+        while process.poll() is None and len(made) <= 4:
+            made |= {*(tmp_path / "bench").rglob("*.safetensors")} - before
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -70,12 +70,23 @@ def test_a_network_alone_can_be_loaded(tmp_path: Path) -> None:
 
 def test_the_newest_is_the_one_of_most_updates(tmp_path: Path) -> None:
     learner = Learner(1)
-    for step in (5, 1_000_000_000, 999_999_999, 40):
-        learner.save(tmp_path, step)
+    for step in (1_000_000_000, 999_999_999, 40):
+        (tmp_path / f"{step:09d}.safetensors").touch()
     for name in (".000000099.safetensors.ab12", "notes.safetensors", "7.txt"):
         (tmp_path / name).touch()
-    assert [int(p.stem) for p in checkpoint.all_of(tmp_path)] == [5, 40, 999999999, 1000000000]
+    assert [int(p.stem) for p in checkpoint.all_of(tmp_path)] == [40, 999999999, 1000000000]
     assert checkpoint.latest(tmp_path).stem == "1000000000"
+    learner.save(tmp_path, 5)
+    assert [int(p.stem) for p in checkpoint.all_of(tmp_path)] == [5, 1000000000]
+
+
+def test_the_two_newest_are_kept_and_the_best(tmp_path: Path) -> None:
+    learner = Learner(1)
+    checkpoint.save(tmp_path, 1, {"online": learner.net}, name=checkpoint.BEST)
+    for step in range(1, 5):
+        learner.save(tmp_path, step)
+    names = [f"{name}.safetensors" for name in ("000000003", "000000004", checkpoint.BEST)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -211,7 +222,7 @@ def test_a_killed_process_leaves_the_newest_that_it_finished(tmp_path: Path) -> 
             assert step >= int(log.read_text() or 0)
             last = step
         process.stdin.close()
-    for path in checkpoint.all_of(folder)[-100:]:
+    for path in checkpoint.all_of(folder):
         assert checkpoint.load(path, {"online": net})[0] == int(path.stem)
     left = [path.name for path in folder.iterdir() if path.name.startswith(".")]
     assert len(left) <= 1  # Each save clears what the killed one before it left.
