@@ -23,6 +23,7 @@ from wsa.encode.models import Request
 from wsa.encode.outputs import Trunk
 from wsa.encode.preprocess import preprocess
 from wsa.encode.spec import parse_output
+from wsa.encode.user_model import UserNetwork
 from wsa.store import keys
 from wsa.store.errors import WsaError
 from wsa.store.writer import FLOAT16_MAX
@@ -56,7 +57,8 @@ def check(request: Request, device: str) -> Iterator[Point]:
     module = models.build(request)
     before = _everything(module)
     numbers = sum(tensor.numel() for tensor in module.state_dict().values())
-    yield Point("weights", True, f"{numbers:,} numbers, {_short(before)}")
+    licence = module.licence if isinstance(module, UserNetwork) else request.licence
+    yield Point("weights", True, f"{numbers:,} numbers, {_short(before)}, licence: {licence}")
     yield _frozen(module)
     encoder = _encoder(module, request, device)
     window = identify(module, request).window
@@ -70,7 +72,10 @@ def check(request: Request, device: str) -> Iterator[Point]:
         yield Point("runs", False, f"{type(error).__name__}: {why}")
         return
     yield Point("runs", True, f"embeddings of shape {found.shape[1:]}, {found[0].size:,} numbers")
-    yield _finite(found)
+    finite = _finite(found)
+    yield finite
+    if not finite.ok:
+        return  # What is compared below would be told as differing by infinity.
     yield _sees(found)
     yield _equal("the same again", encoder(frames), found)
     backwards = np.concatenate([encoder(frames[5:6]), encoder(frames[:5][::-1])])

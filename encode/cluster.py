@@ -19,7 +19,7 @@ from distributed import Client, LocalCluster
 from distributed.comm.addressing import get_address_host_port
 from tornado.ioloop import IOLoop, PeriodicCallback
 
-from wsa.encode import slurm
+from wsa.encode import console, slurm
 from wsa.encode.slurm import SlurmJobs
 from wsa.encode.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
 from wsa.store.errors import StorageError, Terminated, UsageError
@@ -124,6 +124,12 @@ def connect(
                 "when it starts.",
             ) from None
         with client:
+            started: Any = client.nthreads()
+            if not started:
+                console.say(
+                    f"{scheduler} has no workers yet; waiting up to {WAIT_FOR_WORKERS_S} s for "
+                    f"some: dask worker {scheduler}"
+                )
             try:
                 client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS_S)
             except TimeoutError:

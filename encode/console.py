@@ -28,11 +28,12 @@ def say(text: str) -> None:
 
 
 def say_event(event: object) -> None:
-    """An event as a JSON object on a line of standard error, for `--json`.
+    """An event as a JSON object on a line of standard error, for `--json`, with when it was told.
 
     Standard output stays one JSON document, the result.
     """
-    values = {"event": type(event).__name__, **dataclasses.asdict(event)}  # type: ignore[call-overload]
+    fields = dataclasses.asdict(event)  # type: ignore[call-overload]
+    values = {"event": type(event).__name__, "time": round(time.time(), 3), **fields}
     print(json.dumps(values, default=_json), file=sys.stderr, flush=True)
 
 
@@ -121,6 +122,7 @@ class Progress:
         self._shown = shown
         self._began = self._spoke = time.monotonic()
         self._done = 0
+        self._first: tuple[int, float] | None = None
         self._bar = None
         if shown and sys.stderr.isatty():
             from rich.console import Console
@@ -159,19 +161,27 @@ class Progress:
             self._speak(time.monotonic())
 
     def update(self, done: int, total: int | None = None) -> None:
-        """Say how many are done, of how many."""
+        """Say how many are done, of how many, those included that were done before."""
         self._done = done
         self._total = self._total if total is None else total
         now = time.monotonic()
+        self._first = self._first or (done, now)
         if self._bar is not None:
-            rate = f"{done / max(now - self._began, 1e-9):,.1f}/s"
+            rate = f"{self._rate(now):,.1f}/s"
             self._bar.update(self._task, completed=done, total=self._total, rate=rate)
         elif self._shown and done and now - self._spoke > PLAIN_LINE_EVERY_S:
             self._speak(now)
 
+    def _rate(self, now: float) -> float:
+        """Done a second since the first update, before which a run that goes on did its part."""
+        done, since = self._first or (0, now)
+        if done == self._done:
+            done, since = 0, self._began
+        return (self._done - done) / max(now - since, 1e-9)
+
     def _speak(self, now: float) -> None:
         self._spoke = now
-        rate = self._done / max(now - self._began, 1e-9)
+        rate = self._rate(now)
         of = left = ""
         if self._total:
             of = f" of {self._total:,}"

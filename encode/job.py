@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from wsa.encode.events import SegmentDone
 from wsa.encode.forward import Encoder, choose_device, stored
 from wsa.encode.inputs import Shown, read_shown
-from wsa.encode.lookup import read_spec
 from wsa.encode.models import Request
 from wsa.encode.plan import Item
 from wsa.encode.register import Registered, open_model, register
+from wsa.encode.stored import read_spec
 from wsa.store import names
 from wsa.store.backends import Backend
 from wsa.store.errors import ConflictError, MissingError, StorageError, UsageError, WsaError

@@ -7,7 +7,6 @@ it, imports a module that it names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 from timm.data.config import resolve_model_data_config
@@ -23,9 +22,10 @@ from wsa.encode.spec import (
     model_key,
     parse_output,
 )
+from wsa.encode.stored import read_spec
 from wsa.encode.user_model import UserNetwork
-from wsa.store import keys, names, records
-from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store import keys, names
+from wsa.store.errors import ConflictError, UsageError
 from wsa.store.reader import Snapshot
 from wsa.store.windows import MAX_STACK_FRAMES
 
@@ -71,48 +71,6 @@ def _but_its_own_basis(identity: Identity) -> Identity:
     """An identity as it is known before a basis of one game is fitted."""
     own = parse_output(identity.output).game
     return msgspec.structs.replace(identity, basis="") if own else identity
-
-
-def read_spec(snapshot: Snapshot, key: str) -> ModelSpec:
-    """A registered model's spec.
-
-    Raises:
-        MissingError: No such model.
-        DamagedError: The spec cannot be read.
-    """
-    if key not in snapshot.models:
-        raise MissingError(
-            "not-encoded",
-            f"The store {snapshot.backend.url} has no model {key}. 'wsa models' lists them.",
-        )
-    where = f"{names.model_path(key)}/spec.json"
-    data = snapshot.read_model(key, "spec.json").get("spec.json", b"")
-    spec = records.read_json(data, ModelSpec, where)
-    if names.key_alias(key) != spec.alias or spec.key != key:
-        raise DamagedError(
-            "bad-record", f"{where} is the spec of another model. {how_to_remove(key)}"
-        )
-    return spec
-
-
-def describe(snapshot: Snapshot, key: str) -> dict[str, Any]:
-    """A registered model, as a row of a table."""
-    spec = read_spec(snapshot, key)
-    embeddings = snapshot.embeddings(model=key)
-    return {
-        "key": key,
-        "model": spec.title,
-        "timm": spec.timm_name,
-        "weights": spec.source,
-        "licence": spec.licence,
-        "output": spec.identity.output,
-        "shape": list(spec.shape),
-        "window": spec.identity.window,
-        "precision": spec.identity.precision,
-        "step_error": spec.step_error,
-        "embeddings": sum(e.shape[0] for e in embeddings),
-        "passes": sum(e.passes for e in embeddings),
-    }
 
 
 def known(snapshot: Snapshot, alias: str, identity: Identity) -> ModelSpec | None:
@@ -208,9 +166,3 @@ def _preprocessing(module: nn.Module, geometry: Geometry) -> Preprocessing:
         std=tuple(config["std"]),
         crop=config["crop_pct"] if geometry == "crop" else 1.0,
     )
-
-
-def how_to_remove(key: str) -> str:
-    """What to do about a model that cannot be read, as the end of a message."""
-    record = names.commit_path(keys.object_id(names.model_path(key)))
-    return f"It was committed so: remove {record}, and encode again."

@@ -38,6 +38,13 @@ class Trunk(nn.Module):
         features = self.module.forward_features(pixels)
         if not isinstance(features, Tensor):
             raise self._refusal("returns several tensors", "another model")
+        if features.ndim not in (2, 3, 4):
+            shape = ", ".join(["B", *map(str, features.shape[1:])])
+            raise UsageError(
+                "bad-option",
+                f"This model returns ({shape}) for B frames. Let it return (B, C), tokens (B, T, C), or "
+                "a map (B, C, H, W).",
+            )
         kept: Tensor
         if self._output.kind == "pooled":
             kept = self.module.forward_head(features, pre_logits=True)

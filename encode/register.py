@@ -29,16 +29,10 @@ from wsa.encode.basis import Projection, Reduction
 from wsa.encode.choose import Choice, Engines
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.inputs import input_digests, read_shown
-from wsa.encode.lookup import (
-    how_to_remove,
-    identify,
-    known,
-    read_spec,
-    request_of,
-    weights_digest,
-)
+from wsa.encode.lookup import identify, known, request_of, weights_digest
 from wsa.encode.models import Request
 from wsa.encode.spec import Identity, ModelSpec, Precision, model_key, parse_output
+from wsa.encode.stored import how_to_remove, read_spec
 from wsa.encode.user_model import UserNetwork
 from wsa.store import names
 from wsa.store.errors import ConflictError, DamagedError

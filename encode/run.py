@@ -18,12 +18,13 @@ from wsa.encode import cluster, job
 from wsa.encode.drive import TRIES, Driver, died, gone
 from wsa.encode.events import AttemptFailed, Listener, ModelReady, Planned, SegmentDone, WorkerUnfit
 from wsa.encode.job import Failed, Setting
-from wsa.encode.lookup import find, read_spec
+from wsa.encode.lookup import find
 from wsa.encode.models import Request
 from wsa.encode.plan import Name, Plan, make_plan
 from wsa.encode.probe import MAX_STEP_ERROR
 from wsa.encode.register import Registered
 from wsa.encode.slurm import SlurmJobs
+from wsa.encode.stored import read_spec
 from wsa.encode.workers import Workers
 from wsa.store import keys, names
 from wsa.store.backends import Backend

@@ -10,10 +10,10 @@ import msgspec
 
 from wsa.encode import console
 from wsa.encode.beats import LOST_AFTER, Sign, read_signs
-from wsa.encode.lookup import read_spec
 from wsa.encode.options import open_snapshot
 from wsa.encode.plan import Digests, make_plan
 from wsa.encode.service_options import StatusOptions
+from wsa.encode.stored import read_spec
 from wsa.store.reader import Snapshot
 
 

@@ -10,13 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsa.encode import console, events, slurm
-from wsa.encode.lookup import describe, read_spec, request_of
+from wsa.encode.lookup import request_of
 from wsa.encode.models import Request, known_aliases, local_weights, parse_request
-from wsa.encode.options import EncodeOptions, ModelsOptions, open_snapshot, weights_files
+from wsa.encode.options import (
+    EncodeOptions,
+    ModelsOptions,
+    SlurmOptions,
+    open_snapshot,
+    weights_files,
+)
 from wsa.encode.report import make_folder, write_report
 from wsa.encode.run import EncodeReport, require_frames, wanted_games
 from wsa.encode.run import encode as run
 from wsa.encode.spec import parse_output
+from wsa.encode.stored import describe, read_spec
 from wsa.store import names
 from wsa.store.backends import Backend
 from wsa.store.catalog import cache_folder
@@ -35,6 +42,13 @@ def encode(o: EncodeOptions) -> int:
         for name in o.models
         if name not in keys
     }
+    aliases = [*(r.alias for r in asked.values()), *map(names.key_alias, keys)]
+    for name in weights.keys() - {*o.models, *aliases}:
+        raise UsageError(
+            "bad-option",
+            f"--weights {name}={weights[name]}: no such model is asked for. --models has "
+            f"{', '.join(o.models)}.",
+        )
     backend, snapshot = open_snapshot(o.store, or_empty=o.watch)
     asked |= {key: request_of(read_spec(snapshot, key), weights) for key in keys}
     requests = list(dict.fromkeys(asked[name] for name in o.models))
@@ -124,6 +138,9 @@ def _check(o: EncodeOptions) -> None:
         raise UsageError(
             "bad-option", f"--metrics-port must be 0, for any, to 65535, not {o.metrics_port}."
         )
+    for option in ("poll", "beat"):
+        if not o.watch and getattr(o, option) != getattr(EncodeOptions, option):
+            raise UsageError("bad-option", f"--{option} is for a service; add --watch.")
     if not 0.1 <= o.poll <= 86400:
         raise UsageError("bad-option", f"--poll must be 0.1 to 86400 seconds, not {o.poll:g}.")
     if not 0.1 <= o.beat <= 600:
@@ -131,6 +148,10 @@ def _check(o: EncodeOptions) -> None:
     if o.tries < 1:
         raise UsageError("bad-option", f"--tries must be 1 or more, not {o.tries}.")
     slurm.jobs(o)  # Refuses what cannot be.
+    for field in dataclasses.fields(SlurmOptions):
+        if o.scheduler != "slurm" and getattr(o, field.name) != field.default:
+            flag = "--" + field.name.replace("_", "-")
+            raise UsageError("bad-option", f"{flag} is for SLURM; add --scheduler slurm.")
     if o.scheduler not in ("local", "inproc", "slurm") and "://" not in o.scheduler:
         raise UsageError(
             "bad-option",
@@ -146,11 +167,12 @@ def run_with_progress(
     if o.json:
         return _run(backend, requests, games, o, console.say_event)
     done = total = 0
+    told: set[str] = set()
     with console.Progress("encode", "frames") as progress:
 
         def listen(event: events.Event) -> None:
             nonlocal total, done
-            if said := remark(event):
+            if said := remark(event, told):
                 console.say(said)
             if isinstance(event, events.Planned):
                 total = event.passes + event.copies
@@ -188,23 +210,37 @@ def _run(
     )
 
 
-def remark(event: events.Event) -> str:
-    """An event in words, where a person wants to know of it."""
+def remark(event: events.Event, told: set[str]) -> str:
+    """An event in words, where a person wants to know of it.
+
+    Args:
+        event: The event.
+        told: What has been said of workers, so that what all lack is said once.
+    """
     if isinstance(event, events.Started):
         pages = f"; Dask's pages are at {event.dashboard}" if event.dashboard else ""
-        return f"{event.workers} workers, {event.threads} threads, device {event.device}{pages}"
+        workers, threads = count(event.workers, "worker"), count(event.threads, "thread")
+        return f"{workers}, {threads}, device {event.device}{pages}"
     if isinstance(event, events.ModelReady):
         fitted = f", basis fitted on {event.fitted} frames" if event.fitted else ""
         return f"{event.spec.key}: run by {event.choice}{fitted}"
     if isinstance(event, events.AttemptFailed):
-        then = "set aside" if event.last else "it is tried again"
+        then = "it is set aside" if event.last else "this run tries it again"
         return (
-            f"{event.model} on {event.game} {event.segment}: attempt {event.attempts} failed, "
-            f"{then}. {event.error}"
+            f"{event.model} on {event.game} {event.segment}: {event.error} "
+            f"(Attempt {event.attempts}; {then}.)"
         )
     if isinstance(event, events.WorkerUnfit):
-        return f"worker {event.worker} on {event.host} gets no segments. {event.error}"
+        why = str(event.error)
+        said = "For the same reason." if why in told else why
+        told.add(why)
+        return f"worker {event.worker} on {event.host} gets no segments. {said}"
     return ""
+
+
+def count(number: int, what: str) -> str:
+    """A number of things, in words."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: list[str]) -> int:
@@ -222,6 +258,7 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
     fitted = [line.strip for line in lines]
     each = memory.worker_bytes(snapshot, games, o.device, found, fitted)
     script = cluster.job_script(jobs) if o.scheduler == "slurm" else ""
+    unasked = f" (how many {o.scheduler} has was not asked)" if "://" in o.scheduler else ""
     if o.json:
         values = {
             "models": {line.alias: dataclasses.asdict(line) for line in lines},
@@ -249,8 +286,8 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
         ],
     )
     print(
-        f"\nminutes with {workers} workers as fast as this machine's; memory at most "
-        f"{console.size(each)} for each, {console.size(memory.peak_bytes())} for this process"
+        f"\nminutes with {count(workers, 'worker')} as fast as this machine's{unasked}; memory at "
+        f"most {console.size(each)} for each, {console.size(memory.peak_bytes())} for this process"
     )
     if script:
         print(f"\n{script}")

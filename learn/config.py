@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from wsa.encode.lookup import read_spec
 from wsa.encode.models import known_aliases
+from wsa.encode.stored import read_spec
 from wsa.learn import env as games
 from wsa.learn.adapters import Inputs
 from wsa.learn.bc import BCConfig

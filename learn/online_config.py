@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import torch
 
-from wsa.encode.lookup import read_spec
+from wsa.encode.stored import read_spec
 from wsa.learn import env as games
 from wsa.learn.config import inputs_of
 from wsa.learn.dqn_online import OnlineDQNConfig

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.encode.lookup import read_spec
 from wsa.encode.models import parse_request
+from wsa.encode.stored import read_spec
 from wsa.learn import linear, probe_data
 from wsa.learn.config import choose_models
 from wsa.learn.linear import Split

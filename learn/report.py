@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from wsa.encode.lookup import describe
+from wsa.encode.stored import describe
 from wsa.store import names, records
 from wsa.store.errors import MissingError
 from wsa.store.reader import Snapshot

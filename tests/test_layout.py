@@ -117,6 +117,12 @@ def test_the_store_is_read_without_torch_and_dask():
     assert not loaded & {"torch", "dask", "distributed", "timm", "gymnasium", "ale_py", "tyro"}
 
 
+def test_a_store_is_looked_at_without_torch():
+    code = "import sys, wsa.encode.status, wsa.learn.report; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(ended.stdout.split()) & {"torch", "timm", "distributed"}
+
+
 @pytest.mark.slow  # pip fetches setuptools to build.
 def test_the_wheel(tmp_path):
     source = tmp_path / "source"  # setuptools leaves its build folder where it builds.

@@ -112,7 +112,8 @@ FOREIGN = (
             "encode --output grid",
             (
                 "--output 'grid' is not an output; write pooled, cls, grid:7 or map, and behind it "
-                "+pca:512, +pca:512@Pong or +rp:512 where it shall be reduced."
+                "+pca:512, +pca:512@Pong or +rp:512 where it shall be reduced, to at most 99999 "
+                "numbers."
             ),
         ),
         ("encode --weights vit", "--weights vit: write ALIAS=FILE, as vit=path.safetensors."),
@@ -126,6 +127,17 @@ FOREIGN = (
         ("encode --workers -1", "--workers must be 0, for one a core, or more, not -1."),
         ("encode --slurm-cores 0", "--slurm-cores must be 1 or more, not 0."),
         ("encode --slurm-memory lots", "--slurm-memory lots: write an amount, as 16GB."),
+        ("encode --slurm-queue gpu", "--slurm-queue is for SLURM; add --scheduler slurm."),
+        ("encode --slurm-gpu", "--slurm-gpu is for SLURM; add --scheduler slurm."),
+        (
+            "encode --models lite0:random --weights lito=lite0.safetensors",
+            (
+                "--weights lito=lite0.safetensors: no such model is asked for. --models has "
+                "lite0:random."
+            ),
+        ),
+        ("encode --poll 1", "--poll is for a service; add --watch."),
+        ("encode --beat 1", "--beat is for a service; add --watch."),
         ("encode --metrics-port 9464", "--metrics-port is for a service; add --watch."),
         (
             "encode --watch --metrics-port 70000",

@@ -12,11 +12,12 @@ from wsa.encode import basis as bases
 from wsa.encode import fitting, models
 from wsa.encode.estimate import Estimate
 from wsa.encode.forward import Encoder
-from wsa.encode.lookup import find, read_spec
+from wsa.encode.lookup import find
 from wsa.encode.models import Request
 from wsa.encode.register import open_model, register
 from wsa.encode.run import encode
 from wsa.encode.spec import parse_output
+from wsa.encode.stored import read_spec
 from wsa.store import names, sync
 from wsa.store.backends import Backend
 from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from wsa.encode import basis as bases
 from wsa.encode import lookup, models, preprocess, probe, register, strip
 from wsa.encode.forward import stored
-from wsa.encode.lookup import find, read_spec
+from wsa.encode.lookup import find
 from wsa.encode.models import Request, parse_request
 from wsa.encode.register import open_model
 from wsa.encode.spec import Preprocessing
+from wsa.encode.stored import read_spec
 from wsa.store import keys, names
 from wsa.store.backends import Backend
 from wsa.store.errors import ConflictError, MissingError, UsageError

@@ -193,7 +193,8 @@ def test_events_are_lines_of_json_and_the_report_says_all_of_it(
     assert model["model"] in words and metas[2].segment in words and "wsa verify" in words
     code, out, err = wsa(*command, *more)
     assert code == 5 and "Set aside" in out and "{" not in err
-    assert "attempt 1 failed, it is tried again" in err
+    assert "(Attempt 1; this run tries it again.)" in err
+    assert "(Attempt 3; it is set aside.)" in err
     assert err.splitlines()[-1].startswith("wsa encode: 1 objects were set aside")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 
 from wsa.encode import check, job, lookup, models
 from wsa.encode.forward import Encoder
-from wsa.encode.lookup import find, read_spec, request_of
+from wsa.encode.lookup import find, request_of
 from wsa.encode.models import parse_request
 from wsa.encode.preprocess import preprocess
 from wsa.encode.register import open_model, register
 from wsa.encode.run import encode
+from wsa.encode.stored import read_spec
 from wsa.encode.user_model import Input, is_name, load
 from wsa.store.backends import Backend
 from wsa.store.errors import ConflictError, MissingError, UsageError, WsaError
@@ -265,6 +267,19 @@ def test_a_model_as_it_should_be_passes(name: str, output: str) -> None:
 def test_each_way_to_be_wrong_is_found(name: str, failed: str, said: str) -> None:
     found = points(f"user_nets:{name}")
     assert not found[failed].ok and said in found[failed].found
+
+
+def test_a_check_shows_the_licence_that_its_maker_declares() -> None:
+    assert "licence: MIT" in points("user_nets:dense")["weights"].found
+
+
+@pytest.mark.parametrize("output", ["pooled", "map"])
+@pytest.mark.parametrize(("name", "shape"), [("flat", "(B)"), ("deep", "(B, 2, 3, 4, 4)")])
+def test_a_network_of_no_layout_is_not_sent_from_one_output_to_the_next(
+    name: str, shape: str, output: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"returns {shape} for B frames. Let it")):
+        points(f"user_nets:{name}", output)
 
 
 def test_a_check_leaves_threads_as_they_were() -> None:

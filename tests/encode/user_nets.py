@@ -114,6 +114,28 @@ class Training(Dense):
         return super().train(True)
 
 
+class Flat(Dense):
+    """(B,)."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels).mean(1)
+
+
+class Deep(Trunk):
+    """(B, 2, 3, 4, 4)."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels)[:, :6, :4, :4].unflatten(1, (2, 3))
+
+
+def flat() -> UserModel:
+    return UserModel(_seeded(Flat), GREY)
+
+
+def deep() -> UserModel:
+    return UserModel(_seeded(Deep), GREY)
+
+
 def dense() -> UserModel:
     return UserModel(_seeded(Dense), GREY, licence="MIT")
 

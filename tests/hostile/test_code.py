@@ -14,7 +14,7 @@ import torch
 from zarr.abc.codec import BytesBytesCodec
 from zarr.registry import register_codec
 
-from wsa.encode import checkpoint, lookup, models, register
+from wsa.encode import checkpoint, models, register, stored
 from wsa.encode.models import Request
 from wsa.encode.spec import Identity, ModelSpec, Preprocessing
 from wsa.store import keys, layout, names, records
@@ -74,7 +74,7 @@ def test_no_file_of_a_store_is_unpickled(store, kit, plant, bombs, kind):
             snapshot = take_snapshot(store)
             for read in (
                 lambda s=snapshot: s.read_embedding(meta.game, model, meta.segment),
-                lambda s=snapshot: lookup.read_spec(s, model),
+                lambda s=snapshot: stored.read_spec(s, model),
                 lambda s=snapshot: register.check_probe(s, model, np.ones((4, 3), np.float32)),
                 lambda s=snapshot: register.open_model(s, model),
             ):
@@ -171,7 +171,7 @@ def test_a_spec_of_another_model_is_refused(store, kit, plant):
     other = kit.key("vit")
     plant(store, ModelMeta(other), {"spec.json": keys.canonical(spec)})
     with pytest.raises(DamagedError, match="another model"):
-        lookup.read_spec(take_snapshot(store), other)
+        stored.read_spec(take_snapshot(store), other)
 
 
 def test_a_checkpoint_is_not_unpickled(tmp_path, bombs):

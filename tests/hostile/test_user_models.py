@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from wsa import cli
-from wsa.encode import check, job, lookup, models, register
+from wsa.encode import check, job, lookup, models, register, stored
 from wsa.encode.models import parse_request
 from wsa.encode.spec import Identity, ModelSpec, Preprocessing
 from wsa.store import keys
@@ -60,8 +60,8 @@ SOURCES = ["user", f"user:{NAME}", "user: evil", f"file:{NAME}", "hub", "package
 def test_a_spec_makes_nobody_import_a_module(store, plant, canary, source, alias):
     key = planted(store, plant, source=source, alias=alias)
     snapshot = take_snapshot(store)
-    spec = lookup.read_spec(snapshot, key)
-    lookup.describe(snapshot, key)
+    spec = stored.read_spec(snapshot, key)
+    stored.describe(snapshot, key)
     again = lookup.request_of(spec, {})
     ways = [
         lambda: register.open_model(snapshot, key),
@@ -100,7 +100,9 @@ def test_no_command_imports_it_until_it_is_named(store, kit, plant, canary, sour
         code = cli.main([*command, "--store", store.url])
         said = capsys.readouterr()
         assert "Traceback" not in said.err
-        if key in command and command[0] != "show":
+        if "--weights" in command:
+            assert code == 2 and "no such model is asked for" in said.err
+        elif key in command and command[0] != "show":
             assert code == 3 and "imports no module because a store names it" in said.err
         assert not canary.exists(), command
     # Named by whoever starts the process, it is imported: this one then raises.

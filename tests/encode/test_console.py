@@ -1,0 +1,58 @@
+"""How wsa speaks while it works."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import pytest
+
+from wsa.encode import console
+from wsa.encode.events import Started, WorkerUnfit
+from wsa.encode.verbs import remark
+from wsa.store.errors import MissingError
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A clock that stands until it is told to go on."""
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
+def test_rate_and_time_left_are_of_what_was_done_now(
+    clock: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with console.Progress("train", "steps", 1_000) as progress:
+        progress.update(900)  # Of which a run that goes on had nearly all.
+        clock(20)
+        progress.update(910)
+        assert capsys.readouterr().err == "train: 910 of 1,000 steps, 0.5/s, 0:03:00 left\n"
+
+
+def test_what_is_done_at_once_has_a_rate_too(
+    clock: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with console.Progress("read", "frames", 8) as progress:
+        clock(2)
+        progress.update(8)
+    assert capsys.readouterr().err == "read: 8 of 8 frames, 4.0/s, 0:00:00 left\n"
+
+
+def test_events_say_when(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.12345)
+    event = Started(1, 2, "cpu", "")
+    console.say_event(event)
+    said = json.loads(capsys.readouterr().err)
+    assert said == {"event": "Started", "time": 1_700_000_000.123} | dataclasses.asdict(event)
+
+
+def test_what_all_workers_lack_is_said_once() -> None:
+    told: set[str] = set()
+    error = MissingError("no-weights", "There are no weights of vit.")
+    first, second = (remark(WorkerUnfit(f"tcp://{i}", "here", error), told) for i in range(2))
+    assert str(error) in first and str(error) not in second and "tcp://1" in second
