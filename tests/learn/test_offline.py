@@ -378,8 +378,14 @@ def long(config: OfflineConfig) -> OfflineConfig:
     ],
 )
 def test_training_goes_on_exactly_from_before_each_step(
-    walk_flat: FlatMap, tmp_path: Path, config: OfflineConfig, fusion: str, every: int
+    walk_flat: FlatMap,
+    tmp_path: Path,
+    config: OfflineConfig,
+    fusion: str,
+    every: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(checkpoint, "KEPT", config.updates)
     network = NetworkConfig(FUSIONS[fusion], 2, hidden=(8,))
     train(config, walk_flat, None, 1, tmp_path / "whole", network)
     rare = msgspec.structs.replace(config, save_frequency=1000)
