@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
@@ -17,9 +18,10 @@ from dask import config
 from dask.system import cpu_count
 from distributed import Client, LocalCluster
 from distributed.comm.addressing import get_address_host_port
+from distributed.utils import get_mp_context
 from tornado.ioloop import IOLoop, PeriodicCallback
 
-from wsa.encode import console, slurm
+from wsa.encode import console, job, slurm
 from wsa.encode.slurm import SlurmJobs
 from wsa.encode.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
 from wsa.store.errors import StorageError, Terminated, UsageError
@@ -42,6 +44,9 @@ WORKER_ENVIRONMENT = {
     "MKL_NUM_THREADS": 1,
     "OPENBLAS_NUM_THREADS": 1,
 }
+
+# Elsewhere than on Linux a fork of a process with libraries is not safe, or there is none.
+_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
 
 def cores() -> int:
@@ -181,6 +186,7 @@ def _start(
         )
         return stack.enter_context(client)
     stack.enter_context(_settings())
+    _import_once()
     count = workers or gpus or cores()
     local = _Local(
         n_workers=0,
@@ -215,15 +221,27 @@ def _keep(scale: Callable[[], Any], loop: IOLoop, stack: contextlib.ExitStack) -
     stack.callback(loop.add_callback, again.stop)
 
 
+def _import_once() -> None:
+    """Have workers forked from a process that has imported torch and timm, and nothing else.
+
+    To import them takes a core 7 s, which each worker would need of its own, also one that comes in
+    the place of a dead one.
+    """
+    if _METHOD == "forkserver":
+        get_mp_context().set_forkserver_preload([job.__name__])
+
+
 class _Local(LocalCluster):  # type: ignore[misc]  # distributed has no types.
     """Worker processes here; where they have GPUs, each sees its own."""
 
     def new_worker_spec(self) -> dict[int, Any]:
         spec: dict[int, Any] = super().new_worker_spec()
         for name, worker in spec.items():
+            # The process that they are forked from may be older than what is set here.
+            environment = dict(os.environ)
             if worker["options"].get("resources"):
-                one = _gpus()[name % len(_gpus())]
-                worker["options"] = {**worker["options"], "env": {"CUDA_VISIBLE_DEVICES": one}}
+                environment["CUDA_VISIBLE_DEVICES"] = _gpus()[name % len(_gpus())]
+            worker["options"] = {**worker["options"], "env": environment}
         return spec
 
 
@@ -254,10 +272,11 @@ def _settings() -> config.set:
     return config.set(
         {
             "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
+            "distributed.worker.multiprocessing-method": _METHOD,
             # A worker's death is an attempt of its segment; attempts are counted by the driver.
             "distributed.scheduler.allowed-failures": 0,
-            # A worker that died comes back with torch to import, which takes a busy machine longer
-            # than Dask's 15 s; it would be closed as it comes, and those beside it be blamed.
+            # A worker that died may come back with torch to import, which takes a busy machine
+            # longer than Dask's 15 s; it would be closed as it comes, and those beside it be blamed.
             "distributed.deploy.lost-worker-timeout": "120s",
             # Dask stops a worker that holds much memory from starting tasks, for good where the
             # memory is a model's. What tasks hold is bounded here.
