@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import filelock
 import msgspec
 import numpy as np
@@ -22,7 +23,7 @@ from wsa.encode.live import LiveEncoder
 from wsa.encode.models import parse_request
 from wsa.encode.register import open_model, register
 from wsa.learn import env as games
-from wsa.learn import judge, player, run, weighing
+from wsa.learn import films, judge, player, run, weighing
 from wsa.learn.adapters import FusionConfig
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import RunConfig, choose_models, make_config
@@ -185,6 +186,25 @@ def test_an_evaluation_counts_every_frame(
     assert {(r["updates"], r["epsilon"], r["steps"]) for r in rows} == {("50", "0.2", "60")}
     newest = (trained / "checkpoints" / "000000050.safetensors").read_bytes()
     assert {r["checkpoint"] for r in rows} == {keys.checksum(newest)[:12]}
+
+
+def test_a_film_has_the_weights_of_each_step_beside_the_game(trained: Path) -> None:
+    seen = judge.evaluate(trained, 1, epsilon=0.2, seed=78, num_envs=1, video=True)
+    with np.load(trained / weighing.FILE) as kept:
+        weights = kept["weights"]
+    (film,) = (trained / "videos").iterdir()
+    reader = cv2.VideoCapture(str(film))
+    pictures = []
+    while (got := reader.read())[0]:
+        pictures.append(got[1][..., ::-1].astype(int))
+    reader.release()
+    assert len(pictures) == seen.episodes[0].steps == len(weights) == MAX_STEPS
+    names_of = films.labels(player.read_config(trained).models)
+    for picture, at in zip(pictures, weights, strict=True):
+        assert picture.shape == (2 * 210, 2 * 160 + films.PANEL, 3)
+        drawn = films.panel(names_of, at, len(picture)).astype(int)
+        assert np.abs(picture[:, 2 * 160 :] - drawn).mean() < 8  # Lossy, but these bars.
+    assert films.panel(names_of, weights[0], 420).std() > 20
 
 
 def test_what_was_collected_is_found(snapshot: Snapshot, trained: Path) -> None:
