@@ -8,8 +8,8 @@
 4. The weights, in half precision, and one manifest are put into FOLDER/weights.
 
 Every command is one of wsa's own, and goes on where it stopped; so does this script. At `--scale 1`
-two jobs are two cores' work for an hour and a half, after which ST-DIM tells moments apart and
-keypoints do not yet lie on anything; take more.
+two jobs are two cores' work for two hours, after which the encoders tell no more of a game than
+untrained ones (docs/howto/pretrain.md); take more.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ STEPS = 8_000  # Of each game, by each policy.
 PLAYED = 30_000  # That a policy learns from.
 # Gradient steps and batch; the longest first, so that two jobs end together.
 TRAININGS = {
-    "transporter": (1_100, 16),
-    "stdim": (900, 64),
+    "transporter": (6_900, 16),
+    "stdim": (3_600, 64),
     "segmentation": (2_500, 32),
     "ae": (6_000, 32),
 }

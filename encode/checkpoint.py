@@ -67,7 +67,7 @@ def save(
     name: str = "",
     arrays: Mapping[str, NDArray[Any]] | None = None,
 ) -> Path:
-    """Write `<folder>/<step>.safetensors`; the two newest are kept, what was half written is not.
+    """Write `<folder>/<step>.safetensors`; of others the newest is kept, and nothing half written.
 
     Args:
         folder: The run's `checkpoints/`.
@@ -96,9 +96,9 @@ def save(
     for left in (*folder.glob(".[0-9]*.safetensors.*"), *folder.glob(f".{BEST}.safetensors.*")):
         left.unlink(missing_ok=True)
     publish.replace(path, safetensors.torch.save(tensors, metadata))
-    if not name:  # The one before stays, for should this one be damaged.
+    if not name:  # The one before stays, in case this one is damaged.
         others = [other for other in all_of(folder) if other != path]
-        for old in others[: 1 - KEPT]:
+        for old in others[: max(0, len(others) + 1 - KEPT)]:
             old.unlink(missing_ok=True)
     return path
 
@@ -189,6 +189,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A checkpoint's tensors by name, and its metadata.
 
     Raises:
+        MissingError: There is no such file any more.
         DamagedError: The file is not what was saved.
     """
     try:
@@ -199,6 +200,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if _check(metadata, tensors) != check:
             raise ValueError("its bytes are not those that were saved")
         return tensors, metadata
+    except FileNotFoundError:
+        raise MissingError(
+            "no-run",
+            f"{path} is gone: a run that goes on keeps its {KEPT} newest checkpoints. Give the same "
+            "command again with another --run-dir.",
+        ) from None
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from None
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from wsa.store.errors import StorageError, Terminated, UsageError
 
 WAIT_FOR_ANSWER_S = 20
 WAIT_FOR_WORKERS_S = 60
-WAIT_FOR_PROCESSES_S = 300  # A process a core, each with torch to import, and other work beside.
+WAIT_FOR_PROCESSES_S = 300  # Torch is to be imported first, and other work may be beside.
 SCALE_EVERY_S = 5
 
 # Even without a dashboard a scheduler serves HTTP, by default on port 8787, with a warning where
@@ -222,13 +222,27 @@ def _keep(scale: Callable[[], Any], loop: IOLoop, stack: contextlib.ExitStack) -
 
 
 def _import_once() -> None:
-    """Have workers forked from a process that has imported torch and timm, and nothing else.
+    """Start the process that workers are forked from, once it has imported what they need.
 
-    To import them takes a core 7 s, which each worker would need of its own, also one that comes in
-    the place of a dead one.
+    To import torch and timm takes a core 7 s, which each worker would need of its own, also one that
+    comes in the place of a dead one. That process stays until this one ends, and what libraries read
+    of the environment as they are imported is as it was when it began.
     """
-    if _METHOD == "forkserver":
-        get_mp_context().set_forkserver_preload([job.__name__])
+    if _METHOD != "forkserver":
+        return
+    get_mp_context().set_forkserver_preload([job.__name__])
+    # Python 3.11 would have it look for modules in the current folder first.
+    wanted = {**{k: str(v) for k, v in WORKER_ENVIRONMENT.items()}, "PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class _Local(LocalCluster):  # type: ignore[misc]  # distributed has no types.
@@ -237,7 +251,7 @@ class _Local(LocalCluster):  # type: ignore[misc]  # distributed has no types.
     def new_worker_spec(self) -> dict[int, Any]:
         spec: dict[int, Any] = super().new_worker_spec()
         for name, worker in spec.items():
-            # The process that they are forked from may be older than what is set here.
+            # What has been set since the process began that they are forked from.
             environment = dict(os.environ)
             if worker["options"].get("resources"):
                 environment["CUDA_VISIBLE_DEVICES"] = _gpus()[name % len(_gpus())]

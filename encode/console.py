@@ -120,7 +120,7 @@ class Progress:
     def __init__(self, what: str, unit: str, total: int = 0, shown: bool = True) -> None:
         self._what, self._unit, self._total = what, unit, total
         self._shown = shown
-        self._began = self._spoke = time.monotonic()
+        self._spoke = time.monotonic()
         self._done = 0
         self._first: tuple[int, float] | None = None
         self._bar = None
@@ -165,28 +165,28 @@ class Progress:
         self._done = done
         self._total = self._total if total is None else total
         now = time.monotonic()
-        self._first = self._first or (done, now)
+        if self._first is None:
+            self._first, self._spoke = (done, now), now
         if self._bar is not None:
-            rate = f"{self._rate(now):,.1f}/s"
-            self._bar.update(self._task, completed=done, total=self._total, rate=rate)
+            rate = self._rate(now)
+            told = f"{rate:,.1f}/s" if rate else ""
+            self._bar.update(self._task, completed=done, total=self._total, rate=told)
         elif self._shown and done and now - self._spoke > PLAIN_LINE_EVERY_S:
             self._speak(now)
 
     def _rate(self, now: float) -> float:
-        """Done a second since the first update, before which a run that goes on did its part."""
+        """Done a second since the first update: what was done before it took who knows how long."""
         done, since = self._first or (0, now)
-        if done == self._done:
-            done, since = 0, self._began
         return (self._done - done) / max(now - since, 1e-9)
 
     def _speak(self, now: float) -> None:
         self._spoke = now
         rate = self._rate(now)
-        of = left = ""
-        if self._total:
-            of = f" of {self._total:,}"
-            left = f", {duration((self._total - self._done) / rate)} left" if rate else ""
-        say(f"{self._what}: {self._done:,}{of} {self._unit}, {rate:,.1f}/s{left}")
+        of = f" of {self._total:,}" if self._total else ""
+        speed = f", {rate:,.1f}/s" if rate else ""
+        if rate and self._total:
+            speed += f", {duration((self._total - self._done) / rate)} left"
+        say(f"{self._what}: {self._done:,}{of} {self._unit}{speed}")
 
 
 def result(as_json: bool, values: dict[str, Any]) -> int:

@@ -75,9 +75,9 @@ def _train(
     """Train one encoder, and say how far it is."""
     shown = not o.json
     read = console.Progress(f"{training.encoder}: read", "frames", choice.frames, shown=shown)
-    train = console.Progress(f"{training.encoder}: train", "steps", training.steps, shown=shown)
     with read:
         looks = pretrain.open_looks(training, snapshot, read.update)
+    train = console.Progress(f"{training.encoder}: train", "steps", training.steps, shown=shown)
     with train:
         return pretrain.run(
             folder,

@@ -51,11 +51,11 @@ class SlurmJobs:
     extra: tuple[str, ...] = ()
 
 
-def jobs(o: SlurmOptions) -> SlurmJobs:
+def jobs(o: SlurmOptions, scheduler: str) -> SlurmJobs:
     """What the `--slurm-*` options ask for.
 
     Raises:
-        UsageError: A value cannot be.
+        UsageError: A value cannot be, or something is asked for that this scheduler does not heed.
     """
     if o.slurm_cores < 1:
         raise UsageError("bad-option", f"--slurm-cores must be 1 or more, not {o.slurm_cores}.")
@@ -65,6 +65,10 @@ def jobs(o: SlurmOptions) -> SlurmJobs:
         raise UsageError(
             "bad-option", f"--slurm-memory {o.slurm_memory}: write an amount, as 16GB."
         ) from None
+    for field in dataclasses.fields(SlurmOptions):
+        if scheduler != "slurm" and getattr(o, field.name) != field.default:
+            flag = "--" + field.name.replace("_", "-")
+            raise UsageError("bad-option", f"{flag} is for SLURM; add --scheduler slurm.")
     return SlurmJobs(
         queue=o.slurm_queue,
         account=o.slurm_account,

@@ -12,13 +12,7 @@ from pathlib import Path
 from wsa.encode import console, events, slurm
 from wsa.encode.lookup import request_of
 from wsa.encode.models import Request, known_aliases, local_weights, parse_request
-from wsa.encode.options import (
-    EncodeOptions,
-    ModelsOptions,
-    SlurmOptions,
-    open_snapshot,
-    weights_files,
-)
+from wsa.encode.options import EncodeOptions, ModelsOptions, open_snapshot, weights_files
 from wsa.encode.report import make_folder, write_report
 from wsa.encode.run import EncodeReport, require_frames, wanted_games
 from wsa.encode.run import encode as run
@@ -42,11 +36,11 @@ def encode(o: EncodeOptions) -> int:
         for name in o.models
         if name not in keys
     }
-    aliases = [*(r.alias for r in asked.values()), *map(names.key_alias, keys)]
-    for name in weights.keys() - {*o.models, *aliases}:
+    filed = {name: r.alias for name, r in asked.items() if r.source.startswith("file:")}
+    for name in weights.keys() - {*filed, *filed.values(), *map(names.key_alias, keys)}:
         raise UsageError(
             "bad-option",
-            f"--weights {name}={weights[name]}: no such model is asked for. --models has "
+            f"--weights {name}={weights[name]}: no model that is asked for takes them. --models has "
             f"{', '.join(o.models)}.",
         )
     backend, snapshot = open_snapshot(o.store, or_empty=o.watch)
@@ -147,17 +141,13 @@ def _check(o: EncodeOptions) -> None:
         raise UsageError("bad-option", f"--beat must be 0.1 to 600 seconds, not {o.beat:g}.")
     if o.tries < 1:
         raise UsageError("bad-option", f"--tries must be 1 or more, not {o.tries}.")
-    slurm.jobs(o)  # Refuses what cannot be.
-    for field in dataclasses.fields(SlurmOptions):
-        if o.scheduler != "slurm" and getattr(o, field.name) != field.default:
-            flag = "--" + field.name.replace("_", "-")
-            raise UsageError("bad-option", f"{flag} is for SLURM; add --scheduler slurm.")
     if o.scheduler not in ("local", "inproc", "slurm") and "://" not in o.scheduler:
         raise UsageError(
             "bad-option",
             f"--scheduler {o.scheduler!r} is not one; write local, inproc, slurm, or "
             "tcp://HOST:PORT.",
         )
+    slurm.jobs(o, o.scheduler)  # Refuses what cannot be.
 
 
 def run_with_progress(
@@ -167,7 +157,7 @@ def run_with_progress(
     if o.json:
         return _run(backend, requests, games, o, console.say_event)
     done = total = 0
-    told: set[str] = set()
+    told: dict[str, str] = {}
     with console.Progress("encode", "frames") as progress:
 
         def listen(event: events.Event) -> None:
@@ -201,7 +191,7 @@ def _run(
         scheduler=o.scheduler,
         workers=o.workers,
         device=o.device,
-        jobs=slurm.jobs(o),
+        jobs=slurm.jobs(o, o.scheduler),
         max_step_error=o.max_step_error,
         tries=o.tries,
         engine=o.engine,
@@ -210,16 +200,16 @@ def _run(
     )
 
 
-def remark(event: events.Event, told: set[str]) -> str:
+def remark(event: events.Event, told: dict[str, str]) -> str:
     """An event in words, where a person wants to know of it.
 
     Args:
         event: The event.
-        told: What has been said of workers, so that what all lack is said once.
+        told: Why workers got no segments, and of which this was said, so that it is said once.
     """
     if isinstance(event, events.Started):
         pages = f"; Dask's pages are at {event.dashboard}" if event.dashboard else ""
-        workers, threads = count(event.workers, "worker"), count(event.threads, "thread")
+        workers, threads = _count(event.workers, "worker"), _count(event.threads, "thread")
         return f"{workers}, {threads}, device {event.device}{pages}"
     if isinstance(event, events.ModelReady):
         fitted = f", basis fitted on {event.fitted} frames" if event.fitted else ""
@@ -232,13 +222,13 @@ def remark(event: events.Event, told: set[str]) -> str:
         )
     if isinstance(event, events.WorkerUnfit):
         why = str(event.error)
-        said = "For the same reason." if why in told else why
-        told.add(why)
+        first = told.setdefault(why, event.worker)
+        said = why if first == event.worker else f"As {first}."
         return f"worker {event.worker} on {event.host} gets no segments. {said}"
     return ""
 
 
-def count(number: int, what: str) -> str:
+def _count(number: int, what: str) -> str:
     """A number of things, in words."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
@@ -247,7 +237,7 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
     from wsa.encode import cluster, memory
     from wsa.encode.estimate import estimate
 
-    jobs = slurm.jobs(o)
+    jobs = slurm.jobs(o, o.scheduler)
     here = "inproc" if o.scheduler == "inproc" else "local"
     found = memory.on_worker(snapshot, requests, games, o.device, o.engine, o.max_step_error, here)
     workers = cluster.models_at_once(o.scheduler, o.workers, o.device, jobs)
@@ -286,7 +276,7 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
         ],
     )
     print(
-        f"\nminutes with {count(workers, 'worker')} as fast as this machine's{unasked}; memory at "
+        f"\nminutes with {_count(workers, 'worker')} as fast as this machine's{unasked}; memory at "
         f"most {console.size(each)} for each, {console.size(memory.peak_bytes())} for this process"
     )
     if script:

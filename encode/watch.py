@@ -114,7 +114,10 @@ class Service:
         while True:
             try:
                 with cluster.connect(
-                    self._o.scheduler, self._o.workers, self._o.device, slurm.jobs(self._o)
+                    self._o.scheduler,
+                    self._o.workers,
+                    self._o.device,
+                    slurm.jobs(self._o, self._o.scheduler),
                 ) as (client, threads):
                     self._serve(Workers(client, self._o.device, self._listen, threads))
             except Exception as error:  # Dask's own too: of many kinds, and none lasts.

@@ -116,7 +116,7 @@ def _on_workers(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator
     """As many runs at once as there are workers."""
     if not left:
         return
-    jobs = slurm.jobs(o)
+    jobs = slurm.jobs(o, o.scheduler)
     with (
         connect(o.scheduler, o.workers, o.device, jobs, threads=1) as (client, _),
         console.Progress("bench", "runs", len(left), shown=not o.json) as progress,

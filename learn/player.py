@@ -77,7 +77,7 @@ def open_player(
         DamagedError: The checkpoint or the data is damaged.
     """
     config = read_config(folder)
-    path = _path(folder, which)
+    _path(folder, which)  # Before anything is opened, which takes long.
     if isinstance(config, OnlineConfig):
         network = online_config.make_network(config)
         snapshot, known = online.open_flat(config)
@@ -93,6 +93,7 @@ def open_player(
             for key in config.inputs
         ]
         embedder = LiveEncoder(flat, encoders)
+    path = _path(folder, which)  # A run that goes on may have newer ones by now.
     updates, _ = checkpoint.load(path, {"online": network})
     return Player(
         config,

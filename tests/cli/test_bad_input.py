@@ -132,9 +132,20 @@ FOREIGN = (
         (
             "encode --models lite0:random --weights lito=lite0.safetensors",
             (
-                "--weights lito=lite0.safetensors: no such model is asked for. --models has "
-                "lite0:random."
+                "--weights lito=lite0.safetensors: no model that is asked for takes them. --models "
+                "has lite0:random."
             ),
+        ),
+        (
+            "encode --models lite0:random --weights lite0=lite0.safetensors",
+            (
+                "--weights lite0=lite0.safetensors: no model that is asked for takes them. --models "
+                "has lite0:random."
+            ),
+        ),
+        (
+            "encode --scheduler slrum --slurm-gpu",
+            "--scheduler 'slrum' is not one; write local, inproc, slurm, or tcp://HOST:PORT.",
         ),
         ("encode --poll 1", "--poll is for a service; add --watch."),
         ("encode --beat 1", "--beat is for a service; add --watch."),

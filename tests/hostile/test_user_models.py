@@ -101,7 +101,7 @@ def test_no_command_imports_it_until_it_is_named(store, kit, plant, canary, sour
         said = capsys.readouterr()
         assert "Traceback" not in said.err
         if "--weights" in command:
-            assert code == 2 and "no such model is asked for" in said.err
+            assert code == 2 and "no model that is asked for takes" in said.err
         elif key in command and command[0] != "show":
             assert code == 3 and "imports no module because a store names it" in said.err
         assert not canary.exists(), command
