@@ -105,6 +105,10 @@ class Best:
     stopped: bool = False
 
 
+# What of a training follows from its steps, and does not change what is learnt.
+_CADENCE = ("validate_frequency", "log_frequency")
+
+
 @dataclasses.dataclass(frozen=True)
 class Trained:
     """What a training came to.
@@ -123,26 +127,29 @@ class Trained:
 
 
 def begin(folder: Path, training: Training) -> None:
-    """Start a training in `folder`, or make sure that the one there is this one.
+    """Start a training in `folder`, or make sure that the one there is this one, or a part of it.
 
     Raises:
         ConflictError: Another training is there.
     """
     path = folder / "config.json"
-    if not path.exists():
-        publish.replace(path, msgspec.json.format(keys.canonical(training)))
-        publish.replace(folder / "command.txt", (command_line() + "\n").encode())
-        return
-    found = records.read_json(path.read_bytes(), Training, str(path))
-    if found != training:
+    if path.exists():
+        found = records.read_json(path.read_bytes(), Training, str(path))
+        if found == training:
+            return
         fields = [
             f for f in Training.__struct_fields__ if getattr(found, f) != getattr(training, f)
         ]
-        raise ConflictError(
-            "run-exists",
-            f"{folder} holds another training: its {', '.join(fields)} differ. Give another "
-            f"--run-dir, or the command in {folder / 'command.txt'}.",
-        )
+        longer = training.steps > found.steps and {*fields} <= {"steps", *_CADENCE}
+        if not longer or trainee(training.encoder).scheduled:
+            why = "; its schedule is for as many steps as it began with" if longer else ""
+            raise ConflictError(
+                "run-exists",
+                f"{folder} holds another training: its {', '.join(fields)} differ{why}. Give another "
+                f"--run-dir, or the command in {folder / 'command.txt'}.",
+            )
+    publish.replace(path, msgspec.json.format(keys.canonical(training)))
+    publish.replace(folder / "command.txt", (command_line() + "\n").encode())
 
 
 def open_looks(

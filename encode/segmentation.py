@@ -88,6 +88,7 @@ class MovingObjects(Trainee):
     sight: ClassVar[Sight] = Sight(ObjectMasks.sees, depth=2)
     recipe: ClassVar[Recipe] = Recipe(steps=500_000, batch_size=32, learning_rate=1e-4, clip=5.0)
     settled: ClassVar[float] = 0.2
+    scheduled: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -95,11 +95,14 @@ class Trainee(nn.Module):
         recipe: How its authors trained it.
         settled: Share of the gradient steps after which its loss no longer changes its meaning. Only
             from then on are validation losses compared, the best kept, and training stopped early.
+        scheduled: Whether the loss or the learning rate depends on how many gradient steps there are
+            in all. Such a training cannot be made longer later.
     """
 
     sight: ClassVar[Sight]
     recipe: ClassVar[Recipe]
     settled: ClassVar[float] = 0.0
+    scheduled: ClassVar[bool] = False
 
     def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         """What is minimised.

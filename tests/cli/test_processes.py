@@ -97,7 +97,9 @@ def records(folder: Path) -> int:
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
-@pytest.mark.parametrize("how", SIGNALS)
+@pytest.mark.parametrize(
+    "how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_interrupting_a_collection(filled, begin, tmp_path, how):
     before = records(tmp_path)
     process = begin(*SHORT[:4], "100000", *SHORT[5:])
@@ -203,6 +205,7 @@ def test_two_at_once(filled, begin, tmp_path, command):
         assert sum(one["steps"] for one in made) + 200 == total
 
 
+@pytest.mark.slow
 def test_two_at_once_into_one_run(filled, begin):
     command = ("learn", "--game", "Breakout", "--updates", "300", "--run-dir", "new")
     both = [begin(*command) for _ in range(2)]

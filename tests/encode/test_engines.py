@@ -36,7 +36,7 @@ COMBINATIONS = [
     (engine, name, precision)
     for engine, precision in [("torch", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
     for name in ("resnet", "vit")
-] + [("compile", "vit", "fp32")]
+] + [pytest.param(("compile", "vit", "fp32"), marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")

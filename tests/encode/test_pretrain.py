@@ -76,6 +76,32 @@ def test_an_interrupted_training_goes_on_exactly(looks: Looks, tmp_path: Path) -
     assert (again.step, again.steps_per_s, again.best) == (12, 0.0, whole.best)
 
 
+def test_a_training_is_made_longer(looks: Looks, tmp_path: Path) -> None:
+    short = msgspec.structs.replace(TRAINING, steps=6, validate_frequency=6, log_frequency=1)
+    pretrain.begin(tmp_path / "long", short)
+    pretrain.train(short, looks, tmp_path / "long")
+    pretrain.begin(tmp_path / "long", TRAINING)
+    rest = pretrain.train(TRAINING, looks, tmp_path / "long")
+    whole = pretrain.train(TRAINING, looks, tmp_path / "whole")
+    assert rest.step == whole.step == 12
+    one, other = (
+        safetensors.torch.load_file(checkpoint.latest(tmp_path / name / "checkpoints"))
+        for name in ("whole", "long")
+    )
+    learnt = [name for name in one if name.startswith(("network", "optimizer"))]
+    assert learnt and all(torch.equal(one[name], other[name]) for name in learnt)
+    with pytest.raises(ConflictError, match="its steps, validate_frequency, log_frequency differ"):
+        pretrain.begin(tmp_path / "long", short)
+
+
+def test_a_training_with_a_schedule_is_not_made_longer(tmp_path: Path) -> None:
+    masks = msgspec.structs.replace(TRAINING, encoder="segmentation")
+    pretrain.begin(tmp_path, masks)
+    longer = msgspec.structs.replace(masks, steps=24)
+    with pytest.raises(ConflictError, match="its schedule is for as many steps as it began with"):
+        pretrain.begin(tmp_path, longer)
+
+
 @pytest.mark.parametrize(("encoder", "same"), [("ae", False), ("stdim", True)])
 def test_half_precision_is_for_networks_that_learn_in_it(
     encoder: str, same: bool, looks_of: Callable[..., Looks], tmp_path: Path

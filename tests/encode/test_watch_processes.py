@@ -78,6 +78,7 @@ def test_a_service_waits_for_the_store_encodes_what_comes_and_leaves_nothing(
     assert "Traceback" not in one.said
 
 
+@pytest.mark.slow
 def test_what_cannot_be_at_the_start_ends_a_service(
     store: Backend, service: Start, tmp_path: Path
 ) -> None:

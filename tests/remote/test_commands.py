@@ -69,7 +69,7 @@ def test_from_nothing_to_a_run_and_no_secret_anywhere(wsa, said, s3, url, tmp_pa
     assert json.loads(wsa(*COLLECT, "--json"))["segments"] == 4
     # What only looks like a URL is recorded with the command, without its password.
     environment.setattr(sys, "argv", ["wsa", *ENCODE])
-    wsa(*ENCODE, "--scheduler", "inproc", "--weights", "x=https://me:hush@host/x?sig=hush")
+    wsa(*ENCODE, "--scheduler", "inproc", "--metrics-host", "https://me:hush@host/x?sig=hush")
     assert json.loads(wsa(*ENCODE, "--scheduler", "inproc", "--json"))["objects"] == 0
     wsa(*LEARN)
     wsa("learn", "--resume", "run")

@@ -77,6 +77,7 @@ def test_a_bucket_that_is_away_is_waited_for(
     check(backend, 1)
 
 
+@pytest.mark.slow
 def test_wrong_credentials_at_the_start_end_a_service(faulty, bucket_store, url, service):
     faulty.clear(lambda request: "403 InvalidAccessKeyId")
     one = service("--store", url, "--models", RESNET)
