@@ -222,27 +222,24 @@ def _keep(scale: Callable[[], Any], loop: IOLoop, stack: contextlib.ExitStack) -
 
 
 def _import_once() -> None:
-    """Start the process that workers are forked from, once it has imported what they need.
+    """Start the process that workers are forked from; it imports what they need, once for all.
 
     To import torch and timm takes a core 7 s, which each worker would need of its own, also one that
-    comes in the place of a dead one. That process stays until this one ends, and what libraries read
-    of the environment as they are imported is as it was when it began.
+    comes in the place of a dead one. That process stays until this one ends. Of the environment it
+    keeps what it began with: what libraries read as they are imported, and what is removed later.
     """
     if _METHOD != "forkserver":
         return
     get_mp_context().set_forkserver_preload([job.__name__])
     # Python 3.11 would have it look for modules in the current folder first.
-    wanted = {**{k: str(v) for k, v in WORKER_ENVIRONMENT.items()}, "PYTHONSAFEPATH": "1"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    wanted = {**WORKER_ENVIRONMENT, "PYTHONSAFEPATH": 1}
+    added = {name: str(value) for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         forkserver.ensure_running()
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in added:
+            del os.environ[name]
 
 
 class _Local(LocalCluster):  # type: ignore[misc]  # distributed has no types.

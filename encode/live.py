@@ -22,6 +22,7 @@ from wsa.store import keys
 from wsa.store.errors import ConflictError, UsageError
 from wsa.store.flat import FlatMap
 from wsa.store.index import DigestIndex
+from wsa.store.places import side_by_side
 
 REMEMBERED = 50_000
 
@@ -129,11 +130,9 @@ def spread(part: NDArray[Any], places: Sequence[slice], out: NDArray[Any]) -> No
         places: Where each of them stands in a row.
         out: (..., width).
     """
-    at = 0
-    for place in places:
-        end = at + place.stop - place.start
-        out[..., place] = part[..., at:end]
-        at = end
+    columns = side_by_side([(place.stop - place.start,) for place in places])
+    for place, own in zip(places, columns, strict=True):
+        out[..., place] = part[..., own]
 
 
 class Lookup:

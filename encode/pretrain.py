@@ -105,7 +105,7 @@ class Best:
     stopped: bool = False
 
 
-# What of a training follows from its steps, and does not change what is learnt.
+# What of a training follows from its steps, and changes none of them.
 _CADENCE = ("validate_frequency", "log_frequency")
 
 

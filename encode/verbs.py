@@ -248,7 +248,6 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
     fitted = [line.strip for line in lines]
     each = memory.worker_bytes(snapshot, games, o.device, found, fitted)
     script = cluster.job_script(jobs) if o.scheduler == "slurm" else ""
-    unasked = f" (how many {o.scheduler} has was not asked)" if "://" in o.scheduler else ""
     if o.json:
         values = {
             "models": {line.alias: dataclasses.asdict(line) for line in lines},
@@ -275,6 +274,7 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
             for e in lines
         ],
     )
+    unasked = f" (how many {o.scheduler} has was not asked)" if "://" in o.scheduler else ""
     print(
         f"\nminutes with {_count(workers, 'worker')} as fast as this machine's{unasked}; memory at "
         f"most {console.size(each)} for each, {console.size(memory.peak_bytes())} for this process"

@@ -80,6 +80,14 @@ def test_the_newest_is_the_one_of_most_updates(tmp_path: Path) -> None:
     assert [int(p.stem) for p in checkpoint.all_of(tmp_path)] == [5, 1000000000]
 
 
+def test_one_that_went_meanwhile_is_said_to_be_gone(tmp_path: Path) -> None:
+    path = Learner(1).save(tmp_path, 1)
+    for step in (2, 3):
+        Learner(1).save(tmp_path, step)
+    with pytest.raises(MissingError, match=r"000000001\.safetensors is gone: .* 2 newest"):
+        checkpoint.read(path)
+
+
 def test_the_two_newest_are_kept_and_the_best(tmp_path: Path) -> None:
     learner = Learner(1)
     checkpoint.save(tmp_path, 1, {"online": learner.net}, name=checkpoint.BEST)
