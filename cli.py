@@ -270,6 +270,9 @@ def _run(name: str, arguments: list[str]) -> int:
 
 def _one_line(name: str, box: str) -> str:
     """What tyro says in a box of several parts, as a line."""
+    # Where the terminal has them, the box is of other characters, and has a title.
+    box = re.sub("[╭╮╰╯│]", "", box).replace("─", "-")
+    box = re.sub(r"^ *- .* -{3,} *$", "---", box, flags=re.MULTILINE)
     parts = [" ".join(part.split()) for part in re.split(r"^ *-{3,} *$", box, flags=re.MULTILINE)]
     said = parts[1] if len(parts) > 1 else parts[0]
     said = re.sub(r"invalid literal for int\(\).*?: (.*)", r"\1 is not a whole number", said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import subprocess
@@ -23,6 +24,21 @@ FOREIGN = (
     "holds files but no wsa.json. Give another path with --store, or an empty folder to start a "
     "store there."
 )
+
+
+class _Terminal(io.StringIO):
+    """Standard output that shows every character."""
+
+    encoding = "utf-8"
+
+
+def test_what_is_wrong_is_one_line_on_any_terminal(wsa, monkeypatch):
+    for command in ("collect --stepz 3", "collect --steps abc", "status --game Pong"):
+        plain = wsa(*command.split())
+        with monkeypatch.context() as patch:
+            patch.setattr(io, "StringIO", _Terminal)
+            assert wsa(*command.split()) == plain
+        assert plain.err.isascii() and plain.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
