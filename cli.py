@@ -295,9 +295,9 @@ def demo(options: DemoOptions) -> int:
     from wsa.encode.verbs import run_with_progress
     from wsa.learn.demo import demo
 
-    def encode(backend: Backend, requests: Sequence[Request], game: str) -> tuple[list[str], int]:
+    def encode(backend: Backend, requests: Sequence[Request], game: str) -> list[str]:
         report = run_with_progress(backend, requests, [game], EncodeOptions())
-        return [m.spec.key for m in report.models], sum(m.fitted for m in report.models)
+        return [m.spec.key for m in report.models]
 
     return demo(options, encode)
 

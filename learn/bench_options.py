@@ -47,6 +47,9 @@ class BenchOptions(LearnOptions, SlurmOptions, GridOptions):
 
     models: Names = ()
     """The models that are fused, where there is but one set of them."""
+    context: str = ""
+    """What WSA's scorer is conditioned on: the newest frame's embedding by a model, fused or not, or
+    'mean' of those fused if not given."""
 
     # Of a run what the grid says, or what a grid has no use for.
     game: Annotated[str, Fixed, Suppress] = ""

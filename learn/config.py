@@ -51,18 +51,19 @@ def inputs_of(config: Any, windows: Sequence[int], shapes: Sequence[tuple[int, .
     Args:
         config: The run, offline or online.
         windows: Frames that each of `config.inputs` looks at; one that looks at several gives one
-            embedding for a state.
+            embedding for a state. Of one that gives the context alone the newest frame is read.
         shapes: Of each one's embedding.
     """
+    fused = len(config.models)
     stacked = tuple(
         (
-            1 if window > 1 else config.network.frame_stack,
+            config.network.frame_stack if window == 1 and i < fused else 1,
             *(shape if len(shape) == 3 else (math.prod(shape),)),
         )
-        for window, shape in zip(windows, shapes, strict=True)
+        for i, (window, shape) in enumerate(zip(windows, shapes, strict=True))
     )
     context = None if config.context == MEAN_CONTEXT else config.inputs.index(config.context)
-    return Inputs(stacked, context, len(config.models))
+    return Inputs(stacked, context, fused)
 
 
 def choose_models(snapshot: Snapshot, game: str, asked: Sequence[str]) -> list[str]:
@@ -83,8 +84,7 @@ def choose_models(snapshot: Snapshot, game: str, asked: Sequence[str]) -> list[s
         if not ready:
             raise MissingError(
                 "not-encoded",
-                f"No model has encoded {game} in {url}. Run: wsa encode --game {game} "
-                "--models vit,resnet,clip",
+                f"No model has encoded {game} in {url}. Run: wsa encode --game {game}",
             )
         return ready
     return list(dict.fromkeys(_choose(snapshot, game, ready, name) for name in asked))

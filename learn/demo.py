@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wsa.encode import console
+from wsa.encode import console, own
 from wsa.encode.models import Request, parse_request
 from wsa.encode.options import open_snapshot
 from wsa.learn import env, judge, run
@@ -20,16 +20,16 @@ from wsa.learn.config import RunConfig, make_config
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.offline import Trained
 from wsa.learn.options import DemoOptions
-from wsa.learn.origin import MEAN_CONTEXT
 from wsa.learn.report import summarise, total_bytes
+from wsa.learn.start import by_default
 from wsa.store.backends import Backend
 from wsa.store.reader import Snapshot, take_snapshot
 
-# Pretrained on ImageNet, and brought by the package installer: no model hub is needed.
-MODELS = ("lite0", "lite1", "lite2")
+# They come with wsa: no model hub is needed.
+MODELS = own.DEFAULT
 
-# Encodes a game by models; returns their keys and the strip frames it took to fit their bases.
-Encode = Callable[[Backend, Sequence[Request], str], tuple[list[str], int]]
+# Encodes a game by models; returns their keys.
+Encode = Callable[[Backend, Sequence[Request], str], list[str]]
 
 
 def demo(o: DemoOptions, encode: Encode) -> int:
@@ -54,16 +54,15 @@ def demo(o: DemoOptions, encode: Encode) -> int:
     with console.Progress("collect", "steps", plan.missing) as progress:
         collect(plan, backend, progress.update)
 
-    console.say(f"2/4 encode with {', '.join(r.timm_name for r in requests)}, pretrained")
-    models, strip_passes = encode(backend, requests, o.game)
+    console.say(f"2/4 encode with {', '.join(MODELS)}, the encoders that come with wsa")
+    models = encode(backend, requests, o.game)
 
     console.say(f"3/4 train WSA and double DQN offline, {o.updates:,} updates from the cache")
     snapshot = take_snapshot(backend, snapshot)
     config = make_config(
         snapshot,
         o.game,
-        models,
-        MEAN_CONTEXT,
+        *by_default(models, "wsa", ""),
         1,
         DQNConfig(updates=o.updates, target_network_frequency=250),
     )
@@ -77,7 +76,7 @@ def demo(o: DemoOptions, encode: Encode) -> int:
         seen = judge.evaluate(
             run_folder, o.episodes, on_step=lambda steps, _: progress.update(steps)
         )
-    _summary(o, snapshot, config, strip_passes, trained, seen)
+    _summary(o, snapshot, config, trained, seen)
     print(f"\nrun {run_folder}")
     print(f"all of it took {console.duration(time.perf_counter() - started)}")
     return 0
@@ -87,27 +86,28 @@ def _summary(
     o: DemoOptions,
     snapshot: Snapshot,
     config: RunConfig,
-    strip_passes: int,
     trained: Trained,
     seen: judge.Evaluation,
 ) -> None:
     game = summarise(snapshot, o.game)
-    objects = [e for e in snapshot.embeddings(o.game) if e.model in config.models]
-    count = len(config.models)
+    objects = [e for e in snapshot.embeddings(o.game) if e.model in config.inputs]
+    count = len(config.inputs)
     per_update = 2 * config.hyperparameters.batch_size
-    hits = seen.live.found + seen.live.remembered
+    saved = sum(
+        (lookup.found + lookup.remembered) * len(lookup.places)
+        for lookup in seen.live.lookups.values()
+    )
     mean, spread = judge.mean_return(seen.episodes)
     random_mean, random_spread = judge.mean_return(seen.random)
     rows = [
         ("steps", game.steps, f"{game.emulator_frames:,} emulator frames, {game.episodes} games"),
         ("distinct frames", game.frames, f"in {game.segments} segments"),
-        ("models", count, ", ".join(config.models)),
+        ("models", count, ", ".join(config.inputs)),
         (
             "passes to encode",
             sum(e.passes for e in objects),
-            f"{sum(e.copied for e in objects):,} saved: the same frame had been encoded",
+            f"{sum(e.copied for e in objects):,} saved: the same frame, or window, had been encoded",
         ),
-        ("passes to fit bases", strip_passes, "strip frames of 104 games; once for each model"),
         (
             "passes to train",
             trained.passes,
@@ -116,12 +116,12 @@ def _summary(
         (
             "passes to play",
             seen.live.passes,
-            f"{hits * count:,} saved: {seen.live.hit_rate:.1%} of frames were in the cache",
+            f"{saved:,} saved: {seen.live.hit_rate:.1%} of frames and windows were in the cache",
         ),
         (
             "store",
             console.size(total_bytes(snapshot)),
-            f"{console.size(game.bytes)} frames, {console.size(game.embedded)} embeddings, bases",
+            f"{console.size(game.bytes)} frames, {console.size(game.embedded)} embeddings",
         ),
         ("updates per second", round(trained.updates_per_s), "WSA + double DQN, batch 32, CPU"),
         ("return, trained", mean, f"raw, +- {spread:,.0f} over {o.episodes} games"),

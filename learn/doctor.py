@@ -89,7 +89,7 @@ def _games() -> Finding:
 def _weights() -> Iterator[Finding]:
     from wsa.encode import models
 
-    for alias in models.ALIASES:
+    for alias in models.known_aliases():
         request = models.parse_request(alias, {})
         found = models.local_weights(request)
         where = found or "not on this machine; fetched from the hub when asked for"

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsa.encode import checkpoint, console
+from wsa.encode import checkpoint, console, own
 from wsa.encode.forward import choose_device
 from wsa.encode.live_remote import remote_encoders
+from wsa.encode.lookup import find
 from wsa.encode.models import parse_request
 from wsa.encode.options import open_snapshot, weights_files
 from wsa.encode.probe import MAX_STEP_ERROR
@@ -27,7 +28,7 @@ from wsa.learn.origin import MEAN_CONTEXT, read_origin
 from wsa.learn.ppo import PPOConfig
 from wsa.learn.replay import RECORD
 from wsa.learn.session import Played
-from wsa.learn.start import begin_from, check_changes, network_of, stored_name
+from wsa.learn.start import begin_from, by_default, check_changes, network_of, stored_name
 from wsa.store import names
 from wsa.store.errors import UsageError
 from wsa.store.reader import Snapshot, take_snapshot
@@ -116,15 +117,18 @@ def configure(o: LearnOptions, device: str) -> tuple[OnlineConfig, Path]:
         return list(dict.fromkeys(keys))
 
     context, init = o.context, ""
-    if context != MEAN_CONTEXT:
+    if context not in ("", MEAN_CONTEXT):
         context = keys_of([context])[0]
     if o.init:
         init = str(checkpoint.latest(Path(o.init).absolute() / "checkpoints"))
     before = read_origin(Path(o.init)) if o.init else None
     if before and before.models and o.fusion != NATURE:
         network, models, context = begin_from(o, before, network, context, keys_of)
+    elif o.models or o.init or o.fusion == NATURE:
+        models, context = keys_of(o.models), context or MEAN_CONTEXT
     else:
-        models = keys_of(o.models)
+        shipped = [_shipped(o, take_snapshot(backend), name, device) for name in own.DEFAULT]
+        models, context = by_default(shipped, o.fusion, context)
     config = online_config.make_config(
         take_snapshot(backend),
         o.game,
@@ -180,8 +184,16 @@ def _key(o: LearnOptions, snapshot: Snapshot, name: str, device: str) -> str:
             f"{name} may be any of {', '.join(fitting)}; give the whole key. 'wsa models' shows "
             "how they differ.",
         )
-    if fitting:
-        return fitting[0]
+    return fitting[0] if fitting else _registered(o, snapshot, name, device)
+
+
+def _shipped(o: LearnOptions, snapshot: Snapshot, name: str, device: str) -> str:
+    """The key of a model that comes with wsa, whatever else the store has by its alias."""
+    found = find(snapshot, parse_request(name, weights_files(o.weights), o.output))
+    return found.key if found else _registered(o, snapshot, name, device)
+
+
+def _registered(o: LearnOptions, snapshot: Snapshot, name: str, device: str) -> str:
     if o.dry_run:
         raise UsageError(
             "bad-option",

@@ -53,7 +53,8 @@ class LearnOptions(OnlineOptions, StoreOptions):
     protocol: str = ""
     """Which data, where the game was played under several protocols."""
     models: Names = ()
-    """Aliases or keys; every model that has encoded the game if none is named."""
+    """Aliases or keys. If none is named, every model that has encoded the game, or online sr, okk and
+    vos, which come with wsa; but not the one that gives the context (see --context)."""
     fusion: Literal[
         "wsa", "lin", "fix", "cnn", "mix", "res", "dpa",
         "mean", "uniform", "single", "unshared", "moe", "nature",
@@ -80,8 +81,9 @@ class LearnOptions(OnlineOptions, StoreOptions):
     """Of adapted embeddings, while training."""
     weight_init: Literal["torch", "orthogonal", "small"] | None = None
     """How the fusion's weights begin."""
-    context: str = "mean"
-    """What WSA's scorer is conditioned on: a model, fused or not, or the mean of those fused."""
+    context: str = ""
+    """What WSA's scorer is conditioned on: the newest frame's embedding by a model, fused or not, or
+    'mean' of those fused. If no models are named either, ae's, if it is there; else the mean."""
     normalize: Literal["none", "layer", "standard"] = "standard"
     """Of embeddings: by mean and deviation over the data, each by itself, or not at all."""
     hidden: Names = ("256",)
@@ -204,7 +206,7 @@ class DemoOptions:
     """ALE game."""
     steps: int = 600
     """Agent steps to collect."""
-    updates: int = 1000
+    updates: int = 500
     """Gradient steps."""
     episodes: int = 2
     """Games to play."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wsa.encode import checkpoint
+from wsa.encode import checkpoint, own
+from wsa.encode.stored import read_spec
 from wsa.learn.bc import BCConfig
 from wsa.learn.config import RunConfig, choose_models, make_config
 from wsa.learn.dqn import DQNConfig
+from wsa.learn.fusion import NAMES
 from wsa.learn.fusion import make_config as make_fusion_config
 from wsa.learn.given import check_given
 from wsa.learn.heads import NetworkConfig
@@ -35,9 +37,16 @@ def configure(o: LearnOptions, snapshot: Snapshot) -> RunConfig:
     check_changes(o)
     network, models, context, init = network_of(o), list(o.models), o.context, ""
     hyperparameters = hyperparameters_of(o)
-    models = [stored_name(snapshot, name) for name in models]
-    if context != MEAN_CONTEXT:
+    if context not in ("", MEAN_CONTEXT):
         context = stored_name(snapshot, context)
+    if o.models or o.init:
+        models = [stored_name(snapshot, name) for name in models]
+        context = context or MEAN_CONTEXT
+    else:
+        models = choose_models(snapshot, o.game, ())
+        if context not in ("", MEAN_CONTEXT):
+            context = choose_models(snapshot, o.game, [context])[0]
+        models, context = by_default(models, o.fusion, context)
     if o.init:
 
         def keys_of(some: Sequence[str]) -> list[str]:
@@ -56,6 +65,27 @@ def configure(o: LearnOptions, snapshot: Snapshot) -> RunConfig:
     return make_config(
         snapshot, o.game, models, context, o.seed, hyperparameters, o.protocol, network, init
     )
+
+
+def by_default(keys: Sequence[str], fusion: str, context: str) -> tuple[list[str], str]:
+    """Which models are fused, and the context, where a user names none: as in the paper.
+
+    Args:
+        keys: Models that are there.
+        fusion: A name of `wsa.learn.fusion.NAMES`.
+        context: A key, `mean`, or empty for `ae`, or `mean` if it or others are not there.
+
+    Returns:
+        All but the one that gives the context; and that.
+    """
+    if context == MEAN_CONTEXT:
+        return list(keys), context
+    given = [key for key in keys if names.key_alias(key) == own.CONTEXT]
+    giving = context or (given[0] if len(given) == 1 else MEAN_CONTEXT)
+    fused = [key for key in keys if key != giving]
+    if not fused:
+        return list(keys), context or MEAN_CONTEXT
+    return fused, giving if context or NAMES[fusion].conditioned else MEAN_CONTEXT
 
 
 def network_of(o: LearnOptions) -> NetworkConfig:
@@ -127,7 +157,7 @@ def begin_from(
     ours = {before.context}
     if before.context != MEAN_CONTEXT:
         ours.add(names.key_alias(before.context))
-    if o.context != MEAN_CONTEXT and context not in ours:
+    if o.context not in ("", MEAN_CONTEXT) and context not in ours:
         raise UsageError(
             "bad-option",
             f"--context {o.context}: the context of {o.init} is {before.context}, and its scorer "
@@ -157,12 +187,22 @@ def check_changes(o: LearnOptions) -> None:
 
 
 def stored_name(snapshot: Snapshot, name: str) -> str:
-    """A model as `wsa encode` takes it (`timm:NAME`, `vit:random`), as the alias in a store.
+    """A model as `wsa encode` takes it (`timm:NAME`, `vit:random`), as its alias or key in a store.
+
+    It is a key where the alias alone would not tell trained weights from untrained ones.
 
     Raises:
         UsageError: Nobody knows such a model.
     """
     from wsa.encode.models import parse_request
 
-    stored = {alias for key in snapshot.models for alias in (key, names.key_alias(key))}
-    return name if name in stored else parse_request(name, {}).alias
+    if name in snapshot.models:
+        return name
+    stored = {names.key_alias(key) for key in snapshot.models}
+    alias = name if name in stored else parse_request(name, {}).alias
+    fitting = [key for key in snapshot.models if names.key_alias(key) == alias]
+    random = name.endswith(":random")
+    alike = [key for key in fitting if read_spec(snapshot, key).identity.random == random]
+    if random and not alike:
+        return name
+    return alike[0] if len(alike) == 1 < len(fitting) else alias

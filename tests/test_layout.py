@@ -32,8 +32,9 @@ def test_only_the_package_and_the_command_stand_at_the_root():
 
 def test_rooms_are_flat_and_listed():
     for room in ROOMS:
-        inside = {p.name for p in (ROOT / room).iterdir() if p.is_dir()}
-        assert inside <= {"__pycache__"}
+        folders = [p for p in (ROOT / room).iterdir() if p.is_dir() and p.name != "__pycache__"]
+        assert not any(path.suffix == ".py" for folder in folders for path in folder.rglob("*"))
+        assert {folder.name for folder in folders} <= {"weights"}
     packages = PROJECT["tool"]["setuptools"]["packages"]
     assert packages == ["wsa", *(f"wsa.{room}" for room in ROOMS)]
     with_init = {path.parent.name for path in ROOT.glob("*/__init__.py")}
@@ -133,7 +134,8 @@ def test_the_wheel(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     code = {str(p.relative_to(ROOT)) for p in SOURCES}
     shipped = {name.removeprefix("wsa/") for name in names if name.startswith("wsa/")}
-    assert shipped == code | {"py.typed", "encode/strip.npz"}
+    weights = {f"encode/weights/{p.name}" for p in (ROOT / "encode/weights").iterdir()}
+    assert shipped == code | weights | {"py.typed", "encode/strip.npz"}
     assert {name.partition("/")[0] for name in names} == {"wsa", f"wsa-{wsa.__version__}.dist-info"}
     target = tmp_path / "site"
     install = [*(sys.executable, "-m", "pip", "install", "--quiet"), *(str(wheel), "--no-deps")]

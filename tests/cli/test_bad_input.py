@@ -123,7 +123,10 @@ def test_what_is_wrong_is_one_line_on_any_terminal(wsa, monkeypatch):
             "encode --models timm:resnt18",
             "timm has no architecture 'resnt18'. Near it: resnet18, resnet18d, skresnet18.",
         ),
-        ("encode --models ,", "--models names no model; write --models vit,resnet,clip."),
+        (
+            "encode --models ,",
+            "--models names no model; leave it out, or write --models vit,resnet,clip.",
+        ),
         (
             "encode --output grid",
             (
@@ -245,8 +248,7 @@ def test_learning_before_encoding_says_what_to_run(wsa, unchanged):
         outcome = wsa("learn", "--game", "Breakout")
     assert outcome.code == 3
     assert outcome.error == (
-        "wsa learn: No model has encoded Breakout in ./store. Run: wsa encode --game Breakout "
-        "--models vit,resnet,clip"
+        "wsa learn: No model has encoded Breakout in ./store. Run: wsa encode --game Breakout"
     )
 
 

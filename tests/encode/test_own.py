@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import safetensors.torch
@@ -17,12 +19,16 @@ from wsa.encode.inputs import read_shown
 from wsa.encode.models import Request, parse_request
 from wsa.encode.own import NETWORKS
 from wsa.encode.plan import Item
+from wsa.encode.pretrain import TRAINEES, trainee
 from wsa.encode.pretrain_data import Looks, scale
 from wsa.encode.register import open_model, register
 from wsa.encode.spec import Preprocessing, parse_output
+from wsa.encode.trainee import Trainee
+from wsa.store import keys
 from wsa.store.backends import Backend
-from wsa.store.errors import ConflictError, MissingError, UsageError
+from wsa.store.errors import ConflictError, UsageError
 from wsa.store.reader import take_snapshot
+from wsa.store.root import open_store
 from wsa.store.windows import window_rows
 
 SHAPES = {
@@ -32,6 +38,12 @@ SHAPES = {
     "okk": (21, 21, 4),
     "vos": (512,),
 }
+
+
+def trainee_of(alias: str) -> type[Trainee]:
+    """What an encoder is a part of, in training."""
+    module = NETWORKS[alias][0].partition(":")[0] + ":"
+    return next(trainee(name) for name, where in TRAINEES.items() if where.startswith(module))
 
 
 def encoder_of(request: Request) -> Encoder:
@@ -84,7 +96,7 @@ def test_in_use_it_sees_to_the_bit_what_it_is_trained_on(
     alias: str, looks_of: Callable[..., Looks], played: Backend
 ) -> None:
     """Scale, height and width, which frames and in which order: from the screens of a real game."""
-    kind = pretrain.trainee(NETWORKS[alias][0])
+    kind = trainee_of(alias)
     looks = looks_of(kind.sight, "Pong")
     request = parse_request(f"{alias}:random", {})
     encoder = encoder_of(request)
@@ -154,7 +166,7 @@ def test_a_stored_code_decodes_to_the_masks_that_a_live_one_does(
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("alias", NETWORKS)
 def test_what_training_wrote_is_loaded(alias: str, half: bool, tmp_path: Path) -> None:
-    trainee = pretrain.trainee(NETWORKS[alias][0])().eval()
+    trainee = trainee_of(alias)().eval()
     trained_files.write_encoders(tmp_path, trainee, half)
     file = tmp_path / f"{alias}.safetensors"
     request = parse_request(alias, {alias: str(file)})
@@ -169,11 +181,29 @@ def test_what_training_wrote_is_loaded(alias: str, half: bool, tmp_path: Path) -
     assert not built.training and not any(p.requires_grad for p in built.parameters())
 
 
-def test_without_weights_it_says_how_to_train_them() -> None:
-    with pytest.raises(MissingError, match="wsa pretrain --encoder transporter") as caught:
-        models.build(parse_request("okk", {}))
-    assert caught.value.kind == "no-weights"
-    assert models.local_weights(parse_request("okk", {})) is None
+@pytest.mark.parametrize("alias", NETWORKS)
+def test_the_shipped_weights_are_those_of_the_manifest(alias: str) -> None:
+    request = parse_request(alias, {})
+    file = own.shipped(alias)
+    data = file.read_bytes()
+    told = json.loads(file.with_name("manifest.json").read_text())["files"][alias]
+    assert told["blake3"] == keys.checksum(data) and told["bytes"] == len(data)
+    assert models.local_weights(request) == "wsa" and "Apache-2.0" in request.licence
+    built = models.build(request).module
+    sees = msgspec.json.decode(msgspec.json.encode(built.sees.preprocessing()))
+    assert told["window"] == built.window and told["sees"] == sees
+    trained, untrained = built.state_dict(), own.network(alias).state_dict()
+    for name, tensor in safetensors.torch.load_file(file).items():
+        assert tensor.dtype == torch.float16 and tensor.isfinite().all()
+        assert torch.equal(trained[name], tensor.float())
+        assert tensor.ndim < 2 or not torch.equal(tensor.float(), untrained[name].half().float())
+
+
+def test_the_shipped_set_is_small_and_of_ten_games() -> None:
+    folder = own.shipped("ae").parent
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 20e6
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert len(manifest["games"]) >= 10 and manifest["files"].keys() == NETWORKS.keys()
 
 
 def test_files_of_another_network_are_refused(tmp_path: Path) -> None:
@@ -189,3 +219,17 @@ def test_a_store_can_name_no_other_network() -> None:
     for name in ("wsa:os", "wsa:", "wsa:autoencoder:Autoencoder"):
         with pytest.raises(UsageError):
             models.build(Request("ae", name, "random", "map"))
+
+
+def test_weights_of_a_later_wsa_are_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = open_store(str(tmp_path / "store"), create=True)
+    request = parse_request("ae", {})
+    spec = register(take_snapshot(backend), request, 0.1, engine="torch").spec
+    snapshot = take_snapshot(backend)
+    assert lookup.find(snapshot, request) == spec
+    later = {name: 2 * t for name, t in safetensors.torch.load_file(own.shipped("ae")).items()}
+    safetensors.torch.save_file(later, tmp_path / "ae.safetensors")
+    monkeypatch.setattr(own, "shipped", lambda alias: tmp_path / f"{alias}.safetensors")
+    assert lookup.find(snapshot, request) is None

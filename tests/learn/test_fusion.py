@@ -48,7 +48,7 @@ def literal(
         if context is None:
             c = torch.stack(list(adapted.values())).mean(dim=0)
         else:
-            c = adapter("context", inputs[context][row].flatten())
+            c = adapter("context", inputs[context][row, -1])
         scores = torch.stack([score(torch.cat([c, e])) for e in adapted.values()])
         if config.normaliser == "softmax":
             w = scores.exp() / scores.exp().sum()
@@ -166,7 +166,8 @@ def test_one_scorer_serves_all_models(context: int | None) -> None:
     assert sum(p.numel() for p in fusion.scorer.parameters()) == scorer
     total = sum(p.numel() for p in fusion.parameters())
     adapters = [2 * width * 16 + 16 + 2 * 16 for width in (5, 6, 7, 8)]
-    assert total == sum(adapters) + (0 if context is None else adapters[context]) + scorer
+    of_context = 0 if context is None else adapters[context] - 6 * 16  # Of one frame, not two.
+    assert total == sum(adapters) + of_context + scorer
 
 
 def test_permuting_the_models_permutes_the_weights() -> None:

@@ -195,7 +195,7 @@ def test_controls_take_wsa_apart() -> None:
     for fusion in fusions.values():
         adapted = fusion.adapt(embeddings, range(3))
         context = fusion.condition(adapted, embeddings)
-        assert torch.equal(context, fusion.context(embeddings[3].flatten(1)))
+        assert torch.equal(context, fusion.context(embeddings[3][:, -1]))
         state, weights = fusion(embeddings)
         if fusion is fusions["mean"]:
             torch.testing.assert_close(state, (adapted.sum(dim=1) + context) / 4)
