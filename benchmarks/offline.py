@@ -1,0 +1,151 @@
+"""Learn games offline from the play of a mediocre policy: what is learnt, and from which models.
+
+    python benchmarks/offline.py FOLDER [--games Pong,Breakout] [--models sr,vos] [--seeds 1]
+
+1. NatureCNN PPO learns each game for a while, from pixels; `--policies` names a folder of such runs.
+2. It plays 100,000 steps, one action in five at random.
+3. `wsa encode` runs the models over them, and the same networks untrained.
+4. `wsa bench`: CQL with WSA, the mean and each model alone; with WSA over the untrained networks;
+   behavioural cloning and double DQN with WSA.
+5. FOLDER/results.csv has every run, FOLDER/results.md the means beside the policy that played.
+
+Every command is one of wsa's own and goes on where it stopped; so does this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from kit import markdown
+
+from wsa.store.reader import take_snapshot
+from wsa.store.root import open_store
+
+EPSILON = 0.2
+PARAMETERS = 450_000
+
+
+def wsa(*arguments: object) -> None:
+    """Run a command to its end, in a process of its own."""
+    print("wsa", *arguments, flush=True)
+    command = [sys.executable, "-m", "wsa.cli", *map(str, arguments)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def play(o: argparse.Namespace, game: str) -> None:
+    """The data: 100,000 steps of a policy that has learnt for a while."""
+    run = (o.policies or o.folder / "policies") / game
+    if not o.policies:
+        wsa(
+            *("learn", "--online", "--algo", "ppo", "--fusion", "nature", "--game", game),
+            *("--parameters", PARAMETERS, "--total-timesteps", o.played, "--run-dir", run),
+            *("--num-envs", 32, "--num-steps", 64, "--num-minibatches", 8),
+            *("--no-anneal-lr", "--learning-rate", 4e-4),
+        )
+    wsa(
+        *("collect", "--game", game, "--steps", o.steps, "--seed", 1000),
+        *("--policy", run, "--eps", EPSILON),
+    )
+
+
+def learn(o: argparse.Namespace, game: str) -> None:
+    """All runs of a game, one bench for each algorithm."""
+    models = o.models.split(",")
+    untrained = [f"{name}:random" for name in models]
+    for names in (models, untrained):
+        wsa("encode", "--game", game, "--models", ",".join(names))
+    grids = {
+        "cql": [("wsa,mean,single", models), ("wsa", untrained)],
+        "bc": [("wsa", models)],
+        "dqn": [("wsa", models)],
+    }
+    for algo, grid in grids.items():
+        for fusions, names in grid:
+            wsa(
+                *("bench", "--games", game, "--algo", algo, "--fusions", fusions),
+                *("--models", ",".join(names), "--seeds", o.seeds, "--updates", o.updates),
+                *("--episodes", o.episodes, "--bench-dir", o.folder / algo / game),
+            )
+
+
+def gather(o: argparse.Namespace, games: list[str]) -> None:
+    """One line for each run, and one table."""
+    rows = []
+    for game in games:
+        for algo in ("cql", "bc", "dqn"):
+            path = o.folder / algo / game / "results.csv"
+            if path.exists():
+                rows += [{"algo": algo, **row} for row in csv.DictReader(path.open())]
+    with (o.folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = []
+    for game in games:
+        returns = behaviour(game)
+        lines.append([game, f"the policy that played, eps {EPSILON:g}", "", *told(returns)])
+        methods: dict[tuple[str, ...], list[float]] = {}
+        for row in rows:
+            if row["game"] == game:
+                key = (row["algo"], row["fusion"], row["models"])
+                methods.setdefault(key, []).append(float(row["return_mean"]))
+        for (algo, fusion, names), means in methods.items():
+            lines.append([game, f"{algo}, {fusion}", names, *told(means)])
+    with (o.folder / "results.md").open("w") as file:
+        sys.stdout = file
+        markdown(["game", "learner", "models", "mean return", "std", "episodes or seeds"], lines)
+        sys.stdout = sys.__stdout__
+
+
+def behaviour(game: str) -> list[float]:
+    """Returns of the whole episodes of the data."""
+    snapshot = take_snapshot(open_store(os.environ["WSA_STORE"]))
+    found: dict[tuple[str, int, int], tuple[float, bool, bool]] = {}
+    for meta in sorted(snapshot.segments(game), key=lambda m: m.segment):
+        rows = snapshot.read_rows(meta)
+        for episode in set(rows["episode"].tolist()):
+            at = (rows["episode"] == episode) & ~rows["context"]
+            total, begun, ended = found.get((meta.run, meta.env, episode), (0.0, False, False))
+            found[meta.run, meta.env, episode] = (
+                total + float(rows["reward"][at].sum()),
+                begun or bool(rows["is_first"][at].any()),
+                ended or bool((rows["terminated"] | rows["truncated"])[at].any()),
+            )
+    return [total for total, begun, ended in found.values() if begun and ended]
+
+
+def told(values: list[float]) -> list[object]:
+    """Mean, standard deviation and number."""
+    spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
+    return [f"{statistics.fmean(values):.2f}", spread, len(values)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--games", default="Pong,Breakout")
+    parser.add_argument("--models", default="sr,vos")
+    parser.add_argument("--seeds", default="1")
+    parser.add_argument("--played", type=int, default=500_000)
+    parser.add_argument("--policies", type=Path)
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--updates", type=int, default=20_000)
+    parser.add_argument("--episodes", type=int, default=20)
+    o = parser.parse_args()
+    o.folder = o.folder.absolute()
+    os.environ.setdefault("WSA_STORE", str(o.folder / "store"))
+    games = o.games.split(",")
+    for game in games:
+        play(o, game)
+        learn(o, game)
+        gather(o, games[: games.index(game) + 1])
+
+
+if __name__ == "__main__":
+    main()
