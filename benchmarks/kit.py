@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing in one run, and Markdown tables.
+"""What the benchmarks share: interleaved timing in one run, Markdown tables, and commands.
 
 Absolute times on shared machines are noise, so every figure is a ratio of things measured side by
 side: each contender is timed in turn, round after round, and the median of each is compared.
@@ -7,6 +7,8 @@ side: each contender is timed in turn, round after round, and the median of each
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,13 @@ from wsa.store import keys, names
 from wsa.store.backends import Backend
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
+
+
+def wsa(*arguments: object) -> None:
+    """Run a command to its end, in a process of its own."""
+    command = [sys.executable, "-m", "wsa.cli", *map(str, arguments)]
+    print("wsa", *arguments, flush=True)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 @contextmanager

@@ -18,14 +18,13 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import torch
+from kit import wsa
 
 GAMES = (
     "Pong", "Breakout", "BeamRider", "Seaquest", "SpaceInvaders",
@@ -33,21 +32,14 @@ GAMES = (
 )  # fmt: skip
 STEPS = 8_000  # Of each game, by each policy.
 PLAYED = 30_000  # That a policy learns from.
-# Gradient steps, batch, learning rate and, on a GPU, arithmetic; the longest first. Where a batch is
-# larger than its authors', so is the rate.
+# Gradient steps, batch, learning rate and, on a GPU, arithmetic; the longest first. The masks' batch
+# and rate are larger than their authors', since a GPU is idle at theirs.
 TRAININGS = {
     "transporter": (21_400, 64, 1e-3, "bf16"),
     "stdim": (29_600, 64, 3e-4, "fp32"),
     "segmentation": (11_188, 128, 3e-4, "tf32"),
     "ae": (35_000, 64, 1e-3, "tf32"),
 }
-
-
-def wsa(*arguments: object) -> None:
-    """Run a command to its end, in a process of its own."""
-    command = [sys.executable, "-m", "wsa.cli", *map(str, arguments)]
-    print("wsa", *arguments, flush=True)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def play(folder: Path, scale: float, game: str) -> None:
@@ -69,7 +61,7 @@ def train(folder: Path, scale: float, encoder: str) -> None:
     steps, batch_size, rate, precision = TRAININGS[encoder]
     steps = round(scale * steps)
     if not torch.cuda.is_available():
-        precision = "fp32" if encoder == "stdim" else "bf16"
+        precision = "bf16"
     wsa(
         *("pretrain", "--encoder", encoder, "--games", ",".join(GAMES), "--half"),
         *("--steps", steps, "--batch-size", batch_size, "--learning-rate", rate),

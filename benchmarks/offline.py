@@ -15,27 +15,18 @@ Every command is one of wsa's own and goes on where it stopped; so does this scr
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
-from kit import markdown
+from kit import markdown, wsa
 
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 
-EPSILON = 0.2
-PARAMETERS = 450_000
-
-
-def wsa(*arguments: object) -> None:
-    """Run a command to its end, in a process of its own."""
-    print("wsa", *arguments, flush=True)
-    command = [sys.executable, "-m", "wsa.cli", *map(str, arguments)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+EPSILON = 0.2  # Of the policy that plays the data.
 
 
 def play(o: argparse.Namespace, game: str) -> None:
@@ -44,7 +35,7 @@ def play(o: argparse.Namespace, game: str) -> None:
     if not o.policies:
         wsa(
             *("learn", "--online", "--algo", "ppo", "--fusion", "nature", "--game", game),
-            *("--parameters", PARAMETERS, "--total-timesteps", o.played, "--run-dir", run),
+            *("--parameters", 450_000, "--total-timesteps", o.played, "--run-dir", run),
             *("--num-envs", 32, "--num-steps", 64, "--num-minibatches", 8),
             *("--no-anneal-lr", "--learning-rate", 4e-4),
         )
@@ -76,12 +67,12 @@ def learn(o: argparse.Namespace, game: str) -> None:
 
 def gather(o: argparse.Namespace, games: list[str]) -> None:
     """One line for each run, and one table."""
-    rows = []
-    for game in games:
-        for algo in ("cql", "bc", "dqn"):
-            path = o.folder / algo / game / "results.csv"
-            if path.exists():
-                rows += [{"algo": algo, **row} for row in csv.DictReader(path.open())]
+    rows = [
+        {"algo": algo, **row}
+        for game in games
+        for algo in ("cql", "bc", "dqn")
+        for row in csv.DictReader((o.folder / algo / game / "results.csv").open())
+    ]
     with (o.folder / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -97,27 +88,14 @@ def gather(o: argparse.Namespace, games: list[str]) -> None:
                 methods.setdefault(key, []).append(float(row["return_mean"]))
         for (algo, fusion, names), means in methods.items():
             lines.append([game, f"{algo}, {fusion}", names, *told(means)])
-    with (o.folder / "results.md").open("w") as file:
-        sys.stdout = file
+    with (o.folder / "results.md").open("w") as file, contextlib.redirect_stdout(file):
         markdown(["game", "learner", "models", "mean return", "std", "episodes or seeds"], lines)
-        sys.stdout = sys.__stdout__
 
 
 def behaviour(game: str) -> list[float]:
-    """Returns of the whole episodes of the data."""
-    snapshot = take_snapshot(open_store(os.environ["WSA_STORE"]))
-    found: dict[tuple[str, int, int], tuple[float, bool, bool]] = {}
-    for meta in sorted(snapshot.segments(game), key=lambda m: m.segment):
-        rows = snapshot.read_rows(meta)
-        for episode in set(rows["episode"].tolist()):
-            at = (rows["episode"] == episode) & ~rows["context"]
-            total, begun, ended = found.get((meta.run, meta.env, episode), (0.0, False, False))
-            found[meta.run, meta.env, episode] = (
-                total + float(rows["reward"][at].sum()),
-                begun or bool(rows["is_first"][at].any()),
-                ended or bool((rows["terminated"] | rows["truncated"])[at].any()),
-            )
-    return [total for total, begun, ended in found.values() if begun and ended]
+    """Raw returns of the episodes that ended in the data."""
+    metas = take_snapshot(open_store(os.environ["WSA_STORE"])).segments(game)
+    return [returned for meta in metas for _, returned in meta.episodes]
 
 
 def told(values: list[float]) -> list[object]:

@@ -1,9 +1,10 @@
 """Which frozen models there are, and where their weights come from.
 
 A model is asked for by an alias (`vit`), by any timm name (`timm:resnet18.a1_in1k`), either with
-`:random` behind it for untrained weights, or as a user's own (`module:callable`). Weights come, in this order, from `--weights ALIAS=FILE`,
-from a package that the installer brought (the EfficientNet-Lites, and wsa itself for the paper's own
-encoders), from the Hugging Face cache, or from the Hugging Face hub. Only safetensors files are read; the Lite packages hold torch archives,
+`:random` behind it for untrained weights, or as a user's own (`module:callable`). Weights come, in
+this order, from `--weights ALIAS=FILE`, from a package that the installer brought (the
+EfficientNet-Lites, and wsa itself for the paper's own encoders), from the Hugging Face cache, or
+from the Hugging Face hub. Only safetensors files are read; the Lite packages hold torch archives,
 which are read with `weights_only=True` after their SHA-256 has been compared.
 """
 
