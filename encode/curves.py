@@ -25,7 +25,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
-        path = folder / "metrics.jsonl"
+        path = self._path = folder / "metrics.jsonl"
         kept = b""
         if path.exists():
             lines = path.read_bytes().splitlines()
@@ -34,6 +34,11 @@ class Metrics:
         self._lines = path.open("a")
         # TensorBoard forgets what another file has of these steps.
         self._board = SummaryWriter(str(folder), purge_step=start + 1)
+
+    def has(self, step: int, key: str) -> bool:
+        """Whether a line of `step` has a scalar."""
+        lines = map(json.loads, self._path.read_text().splitlines())
+        return any(line["step"] == step and key in line for line in lines)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """One line of scalars at `step`; what is not a finite number is null, as JSON has it."""

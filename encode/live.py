@@ -9,9 +9,9 @@ or run.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,18 @@ from wsa.store.places import side_by_side
 REMEMBERED = 50_000
 
 
+class Elsewhere(Protocol):
+    """Embeddings of frames, or windows, kept by somebody else: the table of a run."""
+
+    def find(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
+        """Rows of identities, (n,); -1 where there is none."""
+        ...
+
+    def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """Copy rows: (n, width)."""
+        ...
+
+
 class LiveEncoder:
     """Fused embeddings by several models, of single frames and of windows of them.
 
@@ -34,6 +46,8 @@ class LiveEncoder:
         flat: The game's flat map: what the store has, and the order of the models.
         encoders: One for each of `flat.models`, in that order.
         remember: How many frames, and how many windows, seen live are kept in memory.
+        elsewhere: What has been seen live, by how many frames that is: looked in, too, before
+            anything goes through a model.
 
     Attributes:
         width: Numbers in a fused embedding by all models.
@@ -42,14 +56,20 @@ class LiveEncoder:
     """
 
     def __init__(
-        self, flat: FlatMap, encoders: Sequence[Encoder], remember: int = REMEMBERED
+        self,
+        flat: FlatMap,
+        encoders: Sequence[Encoder],
+        remember: int = REMEMBERED,
+        elsewhere: Mapping[int, Elsewhere] | None = None,
     ) -> None:
         self.width = flat.width + flat.window_width
         self.dtype: np.dtype[Any] = flat.embeddings.dtype
         self._encoders = list(encoders)
         self._threads = ThreadPoolExecutor(len(self._encoders) or 1)
         self.lookups = {
-            window: Lookup(flat, window, self._encoders, self._threads, remember)
+            window: Lookup(
+                flat, window, self._encoders, self._threads, remember, (elsewhere or {}).get(window)
+            )
             for window in sorted(set(flat.windows))
         }
         self._longest = max(self.lookups)
@@ -144,6 +164,7 @@ class Lookup:
         encoders: Of all models; none need be given if the store has all that is asked for.
         threads: What runs the models side by side.
         remember: How much of what was seen live is kept in memory.
+        elsewhere: What has been seen live.
 
     Attributes:
         places: Where each of them stands in a row of all models.
@@ -159,6 +180,7 @@ class Lookup:
         encoders: Sequence[Encoder],
         threads: ThreadPoolExecutor,
         remember: int,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         mine = [i for i, of in enumerate(flat.windows) if of == window]
         self.places = [flat.places[i] for i in mine]
@@ -172,6 +194,7 @@ class Lookup:
         self._threads = threads
         self._memory: OrderedDict[bytes, NDArray[Any]] = OrderedDict()
         self._remember = remember
+        self._elsewhere = elsewhere
         self.asked = self.found = self.remembered = 0
 
     @property
@@ -200,6 +223,8 @@ class Lookup:
         out[known] = self._table[rows[known]][:, self._columns]
         self.asked += len(digests)
         self.found += int(known.sum())
+        if self._elsewhere is not None:
+            known |= self._take_elsewhere(digests, known, out)
         new: dict[bytes, int] = {}
         missing = np.flatnonzero(~known).tolist()
         for i in missing:
@@ -220,6 +245,17 @@ class Lookup:
         while len(self._memory) > self._remember:
             self._memory.popitem(last=False)
         return out
+
+    def _take_elsewhere(
+        self, digests: Sequence[bytes], known: NDArray[np.bool_], out: NDArray[Any]
+    ) -> NDArray[np.bool_]:
+        """Copy what is not known and has been seen elsewhere into its rows of `out`; which those are."""
+        assert self._elsewhere is not None
+        rows = np.where(known, -1, self._elsewhere.find(digests))
+        taken = rows >= 0
+        out[taken] = self._elsewhere.gather(rows[taken])
+        self.remembered += int(taken.sum())
+        return taken
 
     def rows(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
         """Where the store has what is of these identities, (n,); -1 where it has not."""

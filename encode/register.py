@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -140,6 +140,19 @@ def register(
     files |= {"spec.json": spec.json, "probe.safetensors": probe.save(probed)}
     commit_model(snapshot.backend, ModelMeta(key), files)
     return Registered(spec, fitted, request, choice)
+
+
+def open_models(
+    snapshot: Snapshot,
+    keys: Sequence[str],
+    *,
+    weights: Mapping[str, str] | None = None,
+    device: str = "cpu",
+    engine: str = "auto",
+) -> list[Encoder]:
+    """`open_model`, of several."""
+    how: dict[str, Any] = {"weights": weights, "device": device, "engine": engine}
+    return [open_model(snapshot, key, **how) for key in keys]
 
 
 def open_model(

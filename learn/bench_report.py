@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsa.encode import console
+from wsa.learn import periodic
 from wsa.learn.cell import Failure
 from wsa.learn.grid import Judging, Result, read_result, spelled
 from wsa.learn.options import LearnOptions
@@ -27,8 +28,9 @@ from wsa.learn.plot import Curve, png
 from wsa.learn.scores import Interval, human_normalised, stratified_interval
 from wsa.store import publish
 
-RETURN = "charts/episodic_return"
-CURVES = (RETURN, "validation/", "wsa/")
+# What a curve is drawn of, whatever comes first: evaluations, where there were any, or training.
+RETURNS = (periodic.RETURN, "charts/episodic_return")
+CURVES = ("eval/", "charts/episodic_return", "validation/", "wsa/")
 ALL = "all games"
 
 RUN_COLUMNS = (
@@ -245,8 +247,10 @@ def _curves(runs: Sequence[tuple[Path, Result]]) -> Iterator[tuple[Any, ...]]:
 def _drawn(curves: Sequence[tuple[Any, ...]]) -> dict[str, list[Curve]]:
     """Curves of returns, by game."""
     points: dict[tuple[str, str, int], list[tuple[float, float]]] = defaultdict(list)
+    there = {scalar for *_, scalar, _ in curves}
+    drawn = next((scalar for scalar in RETURNS if scalar in there), "")
     for game, fusion, models, seed, step, scalar, value in curves:
-        if scalar == RETURN:
+        if scalar == drawn:
             points[game, f"{fusion} {models}".rstrip(), seed].append((step, value))
     found: dict[str, list[Curve]] = defaultdict(list)
     for (game, method, _), pairs in points.items():

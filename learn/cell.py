@@ -82,9 +82,13 @@ def _train(cell: Cell, on_update: Callable[[int, dict[str, float]], None]) -> No
         )
         online_start.train(o, playing, folder, device, on_update)
         return
-    config = run.read_config(folder) if begun else start.configure(o, _data(cell))
+    if begun:
+        config = run.read_config(folder)
+    else:  # What models play with is for the judging, and no part of what a run is.
+        config = start.configure(dataclasses.replace(o, weights=(), engine="auto"), _data(cell))
     run.begin(folder, config)
-    run.learn(folder, config, device, on_update, compiled=o.compile)
+    files = weights_files(o.weights)
+    run.learn(folder, config, device, on_update, weights=files, engine=o.engine, compiled=o.compile)
 
 
 def _data(cell: Cell) -> Snapshot:

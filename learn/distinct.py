@@ -154,12 +154,12 @@ class Distinct:
             self._tidy()
         return rows
 
-    def find(self, digests: list[bytes]) -> NDArray[np.int64]:
+    def find(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
         """Rows of identities, (n,) int64; -1 where there is none."""
         rows = self._index.find(
             np.frombuffer(b"".join(digests), np.uint8).reshape(-1, keys.DIGEST_BYTES)
         )
-        for i in np.flatnonzero(rows < 0):
+        for i in np.flatnonzero(rows < 0).tolist():
             rows[i] = self._recent.get(digests[i], -1)
         return rows
 

@@ -22,10 +22,10 @@ from wsa.encode.curves import Metrics
 from wsa.learn.dqn import DQN, DQNConfig
 from wsa.learn.features import Batch, OfflineBatches
 from wsa.learn.heads import QNetwork
+from wsa.learn.periodic import due
 from wsa.learn.ranges import check_ranges
 from wsa.learn.replay import Replay
 from wsa.learn.session import Played, Session
-from wsa.learn.stage import Stage
 from wsa.store.errors import UsageError
 from wsa.store.flat import FlatMap
 
@@ -54,6 +54,8 @@ class OnlineDQNConfig(msgspec.Struct, frozen=True, tag_field="algo", tag="dqn"):
         load_balance_coef: Weight of a loss that evens out how much each model is used.
         log_frequency: Steps between lines of metrics.
         save_frequency: Steps between checkpoints.
+        eval_frequency: Steps between evaluations; 0 for none.
+        eval_episodes: Games of each.
     """
 
     total_timesteps: int = 10_000_000
@@ -77,16 +79,19 @@ class OnlineDQNConfig(msgspec.Struct, frozen=True, tag_field="algo", tag="dqn"):
     load_balance_coef: float = 0.0
     log_frequency: int = 1000
     save_frequency: int = 100_000
+    eval_frequency: int = 0
+    eval_episodes: int = 10
 
     def __post_init__(self) -> None:
         check_ranges(
             self,
             counts=("total_timesteps", "num_envs", "buffer_size", "target_network_frequency",
                     "batch_size", "learning_starts", "train_frequency", "log_frequency", "n_step",
-                    "save_frequency"),
+                    "save_frequency", "eval_episodes"),
             shares=("gamma", "start_e", "end_e", "exploration_fraction", "offline_fraction",
                     "offline_fraction_end"),
             positive=("learning_rate",),
+            optional=("eval_frequency",),
         )  # fmt: skip
         if self.total_timesteps < self.num_envs:
             raise UsageError(
@@ -154,6 +159,7 @@ def train(
     learner = DQN(config.learner, network.to(device))
     generator = np.random.default_rng([seed, 2])
     draws = Draws(config, session, flat, seed, folder)
+    evaluation, stride = session.evaluation, config.num_envs
     updates, scalars = 0, dict[str, float]()
     _, extra = session.resume(folder, learner.modules, learner.optimizer)
     if extra:
@@ -162,16 +168,17 @@ def train(
         updates, scalars = extra["updates"], extra["scalars"]
     steps = config.total_timesteps // config.num_envs
     with Metrics(folder, stage.steps) as metrics, checkpoint.StopRequest() as stop:
+        evaluation.catch_up(network, stage.steps, metrics, stop, stride)
         for t in range(stage.steps // config.num_envs, steps):
             before, first = stage.stacks, stage.first
             actions = act(config, session, network, generator)
             step = stage.step(actions)
             draws.replay.add(before, first, actions, step, config.terminal_on_life_loss)
             session.log_episodes(metrics, step)
-            logging = due(config.log_frequency, stage) or t == steps - 1
+            logging = due(config.log_frequency, stage.steps, stride) or t == steps - 1
             if stage.steps >= config.learning_starts:
                 session.settle(learner.online, learner.target)
-                for _ in range(due(config.train_frequency, stage)):
+                for _ in range(due(config.train_frequency, stage.steps, stride)):
                     learner.online.train()
                     updates += 1
                     found = learner.update(updates, draws.draw(stage.steps))
@@ -187,7 +194,9 @@ def train(
                 metrics.write(stage.steps, line)
                 on_update(stage.steps, line)
             stopping = stop.asked  # Once: a signal may come between the lines below.
-            if due(config.save_frequency, stage) or t == steps - 1 or stopping:
+            saving = due(config.save_frequency, stage.steps, stride) or t == steps - 1
+            evaluating = evaluation.due(stage.steps, stride)
+            if saving or evaluating or stopping:
                 metrics.flush()
                 draws.replay.flush()
                 state = {
@@ -199,13 +208,9 @@ def train(
                 session.save(folder, learner.modules, learner.optimizer, {}, state)
             if stopping:
                 raise stopping
+            if evaluating:
+                evaluation.play(network, stage.steps, metrics, stop)
     return session.played(network)
-
-
-def due(frequency: int, stage: Stage) -> int:
-    """How often something that happens every so many steps happens after the step just taken."""
-    before = stage.steps - stage.num_envs
-    return stage.steps // frequency - before // frequency
 
 
 def act(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,10 @@ from wsa.learn import env as games
 from wsa.learn.policies import Policy
 from wsa.store import publish, records
 from wsa.store.errors import UsageError
+
+EPSILON = 0.001  # The field's: probability of a random action.
+EVAL_SEED = 10_000  # Environment i is seeded with it + i: apart from training's.
+NUM_ENVS = 4
 
 COLUMNS = ("updates", "policy", "checkpoint", "epsilon", "env", "seed", "return", "steps",
            "truncated")  # fmt: skip
@@ -84,7 +89,7 @@ def play(
     episodes: int,
     seed: int,
     *,
-    num_envs: int = 4,
+    num_envs: int = NUM_ENVS,
     watchers: Sequence[Watcher] = (),
     on_step: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> list[Episode]:
@@ -162,6 +167,8 @@ def write_csv(
 ) -> None:
     """Add episodes to a table, one a line; all of them or none.
 
+    A table that has other columns is renamed, to `eval-1.csv` or the next number.
+
     Args:
         path: The table.
         updates: Updates the network had had.
@@ -172,11 +179,20 @@ def write_csv(
     """
     table = io.StringIO(newline="")
     writer = csv.writer(table)
+    writer.writerow(COLUMNS)
+    header = table.getvalue().encode()
     there = path.read_bytes() if path.exists() else b""
-    if not there:
-        writer.writerow(COLUMNS)
+    if there and not there.startswith(header):  # Of an older wsa: kept as it is, out of the way.
+        number = next(n for n in itertools.count(1) if not _aside(path, n).exists())
+        path.rename(_aside(path, number))
+        there = b""
     for policy, episodes in played.items():
         for e in episodes:
             about = (updates, policy, checkpoint, epsilon)
             writer.writerow([*about, e.env, e.seed, e.returned, e.steps, e.truncated])
-    publish.replace(path, there + table.getvalue().encode())
+    new = table.getvalue().encode()
+    publish.replace(path, there + new.removeprefix(header) if there else new)
+
+
+def _aside(path: Path, number: int) -> Path:
+    return path.with_stem(f"{path.stem}-{number}")

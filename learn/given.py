@@ -15,7 +15,8 @@ from wsa.store.errors import UsageError
 # What each learner takes, offline and online, by what users call it.
 OFFLINE: dict[str, Any] = {"cql": DQNConfig, "dqn": DQNConfig, "bc": BCConfig}
 ONLINE: dict[str, Any] = {"ppo": PPOConfig, "dqn": OnlineDQNConfig}
-PLAYING = ("record", "parameters", "output", "engine", "encoder", "weights")
+ONLINE_ONLY = ("record", "parameters", "output", "encoder")
+PLAYING = ("engine", "weights")  # Of models, which offline play where runs are evaluated alone.
 # What only a fusion of models has, and what heads with hidden layers have.
 FUSION = ("fusion_preset", "fusion_size", "fusion_layers", "score_activation", "normaliser",
           "layer_norm", "temperature", "scorer_hidden", "dropout", "weight_init", "normalize",
@@ -51,8 +52,15 @@ def _idle(o: Any, name: str) -> Iterator[str]:
             where[-1] += " with --online"
         this = f"--algo {o.algo} {'with' if o.online else 'without'} --online"
         yield f"is an option of {' and '.join(where)}; this run is {this}. Leave it out."
-    if name in PLAYING and not o.online:
+    if name in ONLINE_ONLY and not o.online:
         yield "is an option of --online. Leave it out, or add --online."
+    if name in PLAYING and not o.online and not o.eval_frequency:
+        yield (
+            "is of models that play, and this run plays nothing. Leave it out, or add --online or "
+            "--eval-frequency."
+        )
+    if name == "eval_episodes" and not o.eval_frequency:
+        yield "is an option of --eval-frequency. Leave it out, or add that."
     if o.fusion == "nature" and name in FUSION:
         yield "is an option of fusions; --fusion nature has no models. Leave it out."
     if name == "hidden" and (o.recurrent or o.fusion == "nature"):

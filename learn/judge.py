@@ -11,15 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wsa.learn.evaluate import Episode, Watcher, play, write_csv
+from wsa.learn.evaluate import EPSILON, EVAL_SEED, NUM_ENVS, Episode, Watcher, play, write_csv
 from wsa.learn.films import Films
 from wsa.learn.player import Player, open_player
 from wsa.learn.policies import GreedyPolicy, RandomPolicy
 from wsa.learn.scores import Interval, human_normalised, stratified_interval
 from wsa.learn.weighing import WeightLog
 from wsa.store.errors import UsageError
-
-EVAL_SEED = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +76,13 @@ def evaluate(
     folder: Path,
     episodes: int,
     *,
-    epsilon: float = 0.001,
+    epsilon: float = EPSILON,
     seed: int = EVAL_SEED,
     weights: dict[str, str] | None = None,
     video: bool = False,
     device: str = "cpu",
     engine: str = "auto",
-    num_envs: int = 4,
+    num_envs: int = NUM_ENVS,
     which: Literal["final", "best"] = "final",
     on_step: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> Evaluation:

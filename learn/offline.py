@@ -30,6 +30,7 @@ from wsa.learn.features import Batch, OfflineBatches, moments
 from wsa.learn.fusion import NAMES
 from wsa.learn.heads import NetworkConfig, QNetwork
 from wsa.learn.nstep import hold_out, horizon, walk
+from wsa.learn.periodic import PeriodicEvaluation
 from wsa.store.errors import UsageError
 from wsa.store.flat import FlatMap
 
@@ -51,6 +52,8 @@ class OfflineConfig(msgspec.Struct, frozen=True, kw_only=True):
         save_best: Whether the network that did best on them is kept, beside the final one.
         log_frequency: Gradient steps between lines of metrics.
         save_frequency: Gradient steps between checkpoints.
+        eval_frequency: Gradient steps between evaluations; 0 for none.
+        eval_episodes: Games of each.
     """
 
     updates: int = 100_000
@@ -63,14 +66,17 @@ class OfflineConfig(msgspec.Struct, frozen=True, kw_only=True):
     save_best: bool = False
     log_frequency: int = 100
     save_frequency: int = 10_000
+    eval_frequency: int = 0
+    eval_episodes: int = 10
 
     def __post_init__(self) -> None:
         for field in msgspec.structs.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and value < 1:
+            least = 0 if field.name == "eval_frequency" else 1
+            if field.type is int and value < least:
                 raise UsageError(
                     "bad-option",
-                    f"--{field.encode_name.replace('_', '-')} must be at least 1, not {value}.",
+                    f"--{field.name.replace('_', '-')} must be at least {least}, not {value}.",
                 )
         if not 0 < self.learning_rate < inf or not 0 <= self.validation_fraction < 1:
             raise UsageError(
@@ -155,6 +161,7 @@ def train(
     *,
     warm: Callable[[QNetwork], None] = lambda network: None,
     compiled: bool = False,
+    evaluation: PeriodicEvaluation | None = None,
     on_update: Callable[[int, dict[str, float]], None] = lambda step, scalars: None,
 ) -> Trained:
     """Train from the flat map; continue from the newest checkpoint in `folder` if there is one.
@@ -170,6 +177,7 @@ def train(
         device: Where to train.
         warm: Changes the weights that training begins with.
         compiled: Whether networks go through torch.compile.
+        evaluation: Games to play every so often, if any.
         on_update: Called with every line of metrics.
 
     Raises:
@@ -177,7 +185,12 @@ def train(
         DamagedError: The newest checkpoint is damaged.
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been saved.
     """
+    evaluation = evaluation or PeriodicEvaluation()
     passes_before = Encoder.total_passes
+
+    def passes() -> int:
+        return Encoder.total_passes - passes_before - evaluation.passes
+
     torch.manual_seed(seed)
     online = QNetwork(inputs, actions, network)
     if network.normalize == "standard":
@@ -203,11 +216,13 @@ def train(
         start, extra = checkpoint.load(newest, learner.modules, learner.optimizer)
         batches.restore(extra["draws"])
         best = extra["best"] if extra["best"] is not None else inf
-    if start >= config.updates:
+    if start >= config.updates and not evaluation.due(start):
         return Trained(online, 0, 0.0, 0)
     step = logged = start
-    began = lap = time.perf_counter()
+    began = time.perf_counter()
     with Metrics(folder, start) as metrics, checkpoint.StopRequest() as stop:
+        evaluation.catch_up(online, start, metrics, stop)
+        lap = time.perf_counter()
         for step in range(start + 1, config.updates + 1):
             scalars = learner.update(step, batches.draw())
             last = step == config.updates
@@ -217,7 +232,7 @@ def train(
                 line = _line(scalars, flat.models)
                 line["charts/learning_rate"] = config.learning_rate
                 line["time/updates_per_s"] = (step - logged) / (now - lap)
-                line["cache/backbone_passes"] = Encoder.total_passes - passes_before
+                line["cache/backbone_passes"] = passes()
                 # Without a cache each update runs every model on a batch of states and of next states.
                 line["cache/backbone_passes_saved"] = (
                     2 * config.batch_size * len(inputs.shapes) * step
@@ -231,16 +246,20 @@ def train(
                 metrics.write(step, line)
                 on_update(step, line)
             stopping = stop.asked  # Once: a signal may come between the lines below.
-            if step % config.save_frequency == 0 or last or stopping:
+            evaluating = evaluation.due(step)
+            if step % config.save_frequency == 0 or last or evaluating or stopping:
                 metrics.flush()
                 extra = {"draws": batches.state(), "best": best if isfinite(best) else None}
                 checkpoint.save(checkpoints, step, learner.modules, learner.optimizer, extra)
             if stopping:
                 raise stopping
-    passes = Encoder.total_passes - passes_before
-    assert passes == 0, "offline training must not run a backbone"
-    seconds = time.perf_counter() - began
-    return Trained(online, step - start, (step - start) / seconds, passes)
+            if evaluating:
+                lap -= time.perf_counter()
+                evaluation.play(online, step, metrics, stop)
+                lap += time.perf_counter()
+    assert passes() == 0, "offline training must not run a backbone"
+    seconds = time.perf_counter() - began - evaluation.seconds
+    return Trained(online, step - start, (step - start) / seconds, passes())
 
 
 def check_weight_losses(config: Any, fusion: str) -> None:

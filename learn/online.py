@@ -9,7 +9,7 @@ Its folder is a run's (`wsa.learn.run`), with the run's table beside the checkpo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode import checkpoint
-from wsa.encode.live import REMEMBERED, LiveEncoder
-from wsa.encode.register import open_model
+from wsa.encode.live import REMEMBERED, Elsewhere, LiveEncoder
+from wsa.encode.register import open_models
 from wsa.learn import dqn_online, ppo, run
 from wsa.learn import env as games
 from wsa.learn.features import moments
 from wsa.learn.nature import GreyPixels
 from wsa.learn.online_config import OnlineConfig, begin_from, make_network
+from wsa.learn.periodic import PeriodicEvaluation
 from wsa.learn.ppo import PPOConfig
 from wsa.learn.record import Embedded, Recording
 from wsa.learn.session import Played, Session
@@ -71,35 +72,25 @@ def open_flat(config: OnlineConfig) -> tuple[Snapshot, FlatMap | None]:
 
 def make_embedder(
     config: OnlineConfig,
-    snapshot: Snapshot,
     flat: FlatMap | None,
+    encoders: Sequence[Any],
     *,
-    weights: dict[str, str] | None = None,
-    device: str = "cpu",
-    engine: str = "auto",
-    encoders: Sequence[Any] = (),
     remember: int = REMEMBERED,
+    elsewhere: Mapping[int, Elsewhere] | None = None,
 ) -> Any:
     """What turns the frames that a run sees into rows: grey pixels, or models.
 
     Args:
         config: The run.
-        snapshot: The store.
         flat: What the store has of the game.
-        weights: Weights files by alias, where this machine keeps them elsewhere.
-        device: Where the models run.
-        engine: What runs them; `auto` is what filled the store.
-        encoders: For each of `config.inputs`, where they are not models in this process.
+        encoders: One for each of `config.inputs`.
         remember: How many frames, and how many windows, seen live it keeps.
+        elsewhere: As of `LiveEncoder`.
     """
     if config.end_to_end:
         return GreyPixels()
-    encoders = encoders or [
-        open_model(snapshot, key, weights=weights, device=device, engine=engine)
-        for key in config.inputs
-    ]
     known: Any = _Nothing(config) if flat is None else flat
-    return LiveEncoder(known, encoders, remember)
+    return LiveEncoder(known, encoders, remember, elsewhere)
 
 
 def learn(
@@ -132,10 +123,10 @@ def learn(
     """
     snapshot, flat = open_flat(config)
     learner = config.hyperparameters
-    embedder = make_embedder(
-        config, snapshot, flat, weights=weights, device=device, engine=engine, encoders=encoders,
-        remember=0,  # The table does.
-    )  # fmt: skip
+    encoders = encoders or open_models(
+        snapshot, config.inputs, weights=weights, device=device, engine=engine
+    )
+    embedder = make_embedder(config, flat, encoders, remember=0)  # The table does.
     # Now: opening a model draws random numbers, and it may be open somewhere else.
     torch.manual_seed(config.seed)
     network = make_network(config)
@@ -170,9 +161,18 @@ def learn(
             stage = Stage(env, table, config.network.frame_stack, config.seed, recording)
             standard = not config.end_to_end and config.network.normalize == "standard"
             settled = config.offline or bool(config.init) or not standard
-            session = Session(
-                stage, config.models, config.columns, settled, recording, compiled=compiled
+            evaluation = PeriodicEvaluation(
+                learner.eval_frequency,
+                learner.eval_episodes,
+                config.game,
+                config.protocol,
+                config.network.frame_stack,
+                make_embedder(config, flat, encoders, elsewhere=table.parts),
             )
+            session = Session(
+                stage, config.models, config.columns, settled, recording,
+                compiled=compiled, evaluation=evaluation,
+            )  # fmt: skip
             if isinstance(learner, PPOConfig):
                 return ppo.train(learner, session, network, folder, device, on_update)
             return dqn_online.train(

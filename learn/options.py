@@ -137,12 +137,17 @@ class LearnOptions(OnlineOptions, StoreOptions):
     """Gradient steps between lines of metrics, 100; online dqn: steps played, 1000."""
     save_frequency: int | None = None
     """Gradient steps between checkpoints, 10,000; online: steps played, 100,000."""
+    eval_frequency: int = 0
+    """Gradient steps, online steps played, between looks at how well it plays: eval/episodic_return. 0:
+    none."""
+    eval_episodes: int = 10
+    """With --eval-frequency: full games of each."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     compile: bool = False
     """Compile networks (torch.compile): minutes at first, faster updates after."""
     weights: Pairs = ()
-    """Online: safetensors files of models, where the store does not know them or they moved."""
+    """Safetensors files of models that play, where the store does not know them or they moved."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
     """Print what the run would be and stop."""
 

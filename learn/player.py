@@ -10,7 +10,7 @@ import torch
 
 from wsa.encode import checkpoint
 from wsa.encode.live import LiveEncoder
-from wsa.encode.register import open_model
+from wsa.encode.register import open_models
 from wsa.learn import online, online_config, run
 from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.features import LiveStacks
@@ -78,21 +78,17 @@ def open_player(
     """
     config = read_config(folder)
     _path(folder, which)  # Before anything is opened, which takes long.
+    how: dict[str, Any] = {"weights": weights, "device": device, "engine": engine}
     if isinstance(config, OnlineConfig):
         network = online_config.make_network(config)
         snapshot, known = online.open_flat(config)
-        embedder: Any = online.make_embedder(
-            config, snapshot, known, weights=weights, device=device, engine=engine
-        )
+        models = open_models(snapshot, config.inputs, **how)
+        embedder: Any = online.make_embedder(config, known, models)
     else:
         snapshot, flat = run.open_data(config)
         inputs = inputs_of(config, flat.windows, flat.shapes)
         network = QNetwork(inputs, len(config.protocol.actions), config.network)
-        encoders = [
-            open_model(snapshot, key, weights=weights, device=device, engine=engine)
-            for key in config.inputs
-        ]
-        embedder = LiveEncoder(flat, encoders)
+        embedder = LiveEncoder(flat, open_models(snapshot, config.inputs, **how))
     path = _path(folder, which)  # A run that goes on may have newer ones by now.
     updates, _ = checkpoint.load(path, {"online": network})
     return Player(

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from wsa.encode import checkpoint
 from wsa.encode.curves import Metrics
 from wsa.learn.offline import weight_loss, weight_scalars
+from wsa.learn.periodic import due
 from wsa.learn.ranges import check_ranges
 from wsa.learn.session import Played, Session
 from wsa.store.errors import UsageError
@@ -56,6 +57,8 @@ class PPOConfig(msgspec.Struct, frozen=True, tag_field="algo", tag="ppo"):
         weight_entropy_coef: Weight of a loss that raises the entropy of the fusion's weights.
         load_balance_coef: Weight of a loss that evens out how much each model is used.
         save_frequency: Steps between checkpoints, which stand where a rollout ends.
+        eval_frequency: Steps between evaluations, which do too; 0 for none.
+        eval_episodes: Games of each.
     """
 
     total_timesteps: int = 10_000_000
@@ -80,14 +83,17 @@ class PPOConfig(msgspec.Struct, frozen=True, tag_field="algo", tag="ppo"):
     weight_entropy_coef: float = 0.0
     load_balance_coef: float = 0.0
     save_frequency: int = 100_000
+    eval_frequency: int = 0
+    eval_episodes: int = 10
 
     def __post_init__(self) -> None:
         check_ranges(
             self,
             counts=("total_timesteps", "num_envs", "num_steps", "num_minibatches",
-                    "update_epochs", "save_frequency"),
+                    "update_epochs", "save_frequency", "eval_episodes"),
             shares=("gamma", "gae_lambda"),
             positive=("learning_rate", "clip_coef", "max_grad_norm"),
+            optional=("eval_frequency",),
         )  # fmt: skip
         parts = self.num_envs if self.recurrent else self.batch_size
         if parts % self.num_minibatches:
@@ -180,8 +186,9 @@ def train(
         memory = torch.from_numpy(arrays["hidden"]), torch.from_numpy(arrays["cell"])
     start = stage.steps
     updates = config.total_timesteps // config.batch_size
-    saved = stage.steps // config.save_frequency
+    evaluation, stride = session.evaluation, config.batch_size
     with Metrics(folder, start) as metrics, checkpoint.StopRequest() as stop:
+        evaluation.catch_up(network, start, metrics, stop, stride)
         for update in range(start // config.batch_size + 1, updates + 1):
             rate = config.learning_rate
             if config.anneal_lr:
@@ -196,11 +203,9 @@ def train(
             metrics.write(stage.steps, line)
             on_update(stage.steps, line)
             stopping = stop.asked  # Once: a signal may come between the lines below.
-            due, saved = (
-                stage.steps // config.save_frequency > saved,
-                stage.steps // config.save_frequency,
-            )
-            if due or update == updates or stopping:
+            saving = due(config.save_frequency, stage.steps, stride) or update == updates
+            evaluating = evaluation.due(stage.steps, stride)
+            if saving or evaluating or stopping:
                 metrics.flush()
                 more = (
                     {} if memory is None else {"hidden": memory[0].cpu(), "cell": memory[1].cpu()}
@@ -208,6 +213,8 @@ def train(
                 session.save(folder, {"online": network}, optimizer, more)
             if stopping:
                 raise stopping
+            if evaluating:
+                evaluation.play(network, stage.steps, metrics, stop)
     return session.played(network)
 
 

@@ -20,7 +20,12 @@ def check_seed(seed: int, option: str = "--seed") -> None:
 
 
 def check_ranges(
-    config: Any, *, counts: Sequence[str], shares: Sequence[str], positive: Sequence[str]
+    config: Any,
+    *,
+    counts: Sequence[str],
+    shares: Sequence[str],
+    positive: Sequence[str],
+    optional: Sequence[str],
 ) -> None:
     """Refuse what no run can take.
 
@@ -29,6 +34,7 @@ def check_ranges(
         counts: Fields that must be at least 1.
         shares: Fields that must be from 0 to 1.
         positive: Fields that must be finite and above 0.
+        optional: Fields that must be at least 0.
 
     Raises:
         UsageError: One is not.
@@ -37,6 +43,7 @@ def check_ranges(
         (counts, "at least 1", lambda value: value >= 1),
         (shares, "from 0 to 1", lambda value: 0 <= value <= 1),
         (positive, "positive", lambda value: 0 < value < inf),
+        (optional, "at least 0", lambda value: value >= 0),
     ]
     for fields, least, right in kinds:
         for field in fields:

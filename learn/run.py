@@ -23,13 +23,16 @@ from typing import Any
 import filelock
 import msgspec
 
+from wsa.encode.live import LiveEncoder
+from wsa.encode.register import open_models
 from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.heads import QNetwork
 from wsa.learn.offline import Trained, train
 from wsa.learn.origin import config_bytes, read_origin
+from wsa.learn.periodic import PeriodicEvaluation
 from wsa.learn.warm import transfer
 from wsa.store import keys, names, publish, records
-from wsa.store.errors import ConflictError, MissingError
+from wsa.store.errors import ConflictError, DamagedError, MissingError
 from wsa.store.flat import FlatMap, materialise
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.root import open_store
@@ -50,7 +53,7 @@ def begin(folder: Path, config: Any) -> None:
     path = folder / "config.json"
     data = msgspec.json.format(keys.canonical(config))
     if path.exists():
-        if path.read_bytes() != data:
+        if not _alike(path, config):
             raise ConflictError(
                 "run-exists",
                 f"{folder} holds another run. Give another --run-dir, or continue that run as it "
@@ -59,6 +62,14 @@ def begin(folder: Path, config: Any) -> None:
         return
     publish.replace(path, data)
     publish.replace(folder / "command.txt", (command_line() + "\n").encode())
+
+
+def _alike(path: Path, config: Any) -> bool:
+    """Whether a file tells of this run; what an older wsa did not know is as by default."""
+    try:
+        return bool(records.read_json(path.read_bytes(), type(config), str(path)) == config)
+    except DamagedError:
+        return False
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -136,19 +147,42 @@ def learn(
     device: str,
     on_update: Callable[[int, dict[str, float]], None] = lambda step, scalars: None,
     *,
+    weights: dict[str, str] | None = None,
+    engine: str = "auto",
     compiled: bool = False,
 ) -> Trained:
     """Train a run, from its beginning or its newest checkpoint.
 
+    Args:
+        folder: The run's folder.
+        config: The run.
+        device: Where to train, and to run the models where games are played on the way.
+        on_update: Called with every line of metrics.
+        weights: Weights files of models by alias, where this machine keeps them elsewhere.
+        engine: What runs them; `auto` is what filled the store.
+        compiled: Whether networks go through torch.compile.
+
     Raises:
-        ConflictError: Another process is training it.
-        MissingError: Data of the run is gone.
+        ConflictError: Another process is training it; a model gives other embeddings here.
+        MissingError: Data of the run is gone, or a model that is to play.
         DamagedError: The newest checkpoint or the data is damaged.
     """
-    _, flat = open_data(config)
+    snapshot, flat = open_data(config)
+    learner = config.hyperparameters
     with locked(folder):
+        evaluation = None
+        if learner.eval_frequency:
+            how: dict[str, Any] = {"weights": weights, "device": device, "engine": engine}
+            evaluation = PeriodicEvaluation(
+                learner.eval_frequency,
+                learner.eval_episodes,
+                config.game,
+                config.protocol,
+                config.network.frame_stack,
+                LiveEncoder(flat, open_models(snapshot, config.inputs, **how)),
+            )
         return train(
-            config.hyperparameters,
+            learner,
             config.network,
             flat,
             inputs_of(config, flat.windows, flat.shapes),
@@ -158,6 +192,7 @@ def learn(
             device,
             warm=functools.partial(_warm, config),
             compiled=compiled,
+            evaluation=evaluation,
             on_update=on_update,
         )
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from wsa.encode import checkpoint
 from wsa.encode.curves import Metrics
 from wsa.learn.features import moments_of
+from wsa.learn.periodic import PeriodicEvaluation
 from wsa.learn.stage import Stage, Step
 from wsa.learn.table import Table
 
@@ -52,6 +53,7 @@ class Session:
         settled: Whether what embeddings are normalised with is settled already.
         audience: Made durable before each checkpoint, if given: `wsa.learn.record.Recording`.
         compiled: Whether networks go through torch.compile.
+        evaluation: Games to play every so often, if any.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class Session:
         audience: Any = None,
         *,
         compiled: bool = False,
+        evaluation: PeriodicEvaluation | None = None,
     ) -> None:
         self.stage = stage
+        self.evaluation = evaluation or PeriodicEvaluation()
         self.table: Table = stage.table
         self._models, self._columns = list(models), list(columns)
         self._audience = audience
@@ -79,6 +83,11 @@ class Session:
     def settled(self) -> bool:
         """Whether there is something to normalise with."""
         return self._settled_on != 0
+
+    @property
+    def _seconds(self) -> float:
+        """Time since `resume`, less what evaluations took."""
+        return time.perf_counter() - self._began - self.evaluation.seconds
 
     def settle(self, *networks: nn.Module) -> None:
         """Take mean and deviation over the table, once at first and whenever it has doubled.
@@ -102,11 +111,11 @@ class Session:
 
     def scalars(self) -> dict[str, float]:
         """Speed, and what the cache saved."""
-        table, now = self.table, time.perf_counter()
+        table = self.table
         lap, self._lap = self._lap, (table.seconds, table.asked - table.known)
         embedded = self._lap[1] - lap[1]
         return {
-            "charts/SPS": (self.stage.steps - self._steps_before) / (now - self._began),
+            "charts/SPS": (self.stage.steps - self._steps_before) / self._seconds,
             "charts/frames": float(4 * self.stage.steps),
             "cache/hit_rate": table.known / max(1, table.asked),
             "cache/backbone_passes": float(table.passes),
@@ -182,7 +191,7 @@ class Session:
         return Played(
             network,
             steps,
-            steps / (time.perf_counter() - self._began),
+            steps / self._seconds,
             self.table.passes
             - self._passes_before
             + (self._audience.passes if self._audience else 0),

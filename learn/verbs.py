@@ -132,7 +132,13 @@ def learn(o: LearnOptions) -> int:
     total = config.hyperparameters.updates
     with console.Progress("learn", "updates", total, shown=not o.json) as progress:
         trained = run.learn(
-            folder, config, device, lambda step, _: progress.update(step), compiled=o.compile
+            folder,
+            config,
+            device,
+            lambda step, _: progress.update(step),
+            weights=weights_files(o.weights),
+            engine=o.engine,
+            compiled=o.compile,
         )
     return console.result(
         o.json,

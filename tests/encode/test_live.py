@@ -13,7 +13,7 @@ from wsa.encode.live import LiveEncoder
 from wsa.encode.models import Request, parse_request
 from wsa.encode.register import open_model
 from wsa.encode.run import encode
-from wsa.store import flat, writer
+from wsa.store import flat, keys, writer
 from wsa.store.errors import ConflictError
 from wsa.store.flat import FlatMap
 from wsa.store.reader import take_snapshot
@@ -141,6 +141,29 @@ def test_memory_is_bounded_and_never_loses_a_frame_of_this_call(
     assert sum(
         row.nbytes if row.base is None else 1 << 40 for row in live.lookups[1]._memory.values()
     ) == (remember * live.width * live.dtype.itemsize)
+
+
+def test_what_was_seen_elsewhere_is_not_run_again(
+    played: tuple[FlatMap, list[Encoder]], frames: Frames
+) -> None:
+    wanted = LiveEncoder(*played)(frames)
+
+    class Table:
+        """Holds the fifth and the sixth frame."""
+
+        def find(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
+            known = [keys.frame_digest(frame) for frame in frames[5:7]]
+            return np.array([known.index(d) if d in known else -1 for d in digests])
+
+        def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
+            return wanted[5:7][rows]
+
+    live = LiveEncoder(*played, elsewhere={1: Table()})
+    before = live.passes
+    asked = np.array([0, 6, 5, 7, 6])
+    np.testing.assert_array_equal(live(frames[asked]), wanted[asked])
+    assert live.passes - before == 2  # The seventh, by both models.
+    assert (live.found, live.remembered) == (1, 3)
 
 
 def test_no_frames_are_no_embeddings(played: tuple[FlatMap, list[Encoder]], frames: Frames) -> None:

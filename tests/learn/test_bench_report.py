@@ -94,5 +94,13 @@ def test_what_is_written(tmp_path: Path) -> None:
         ("3", "charts/episodic_return", "2.5"), ("4", "wsa/weight/lite0", "0.5"),
     ]  # fmt: skip
     assert [path.name for path in tmp_path.glob("*.png")] == ["curves-Breakout.png"]
+    drawn = next(tmp_path.glob("*.png")).read_bytes()
+    (tmp_path / "runs" / "1" / "metrics.jsonl").write_text(
+        '{"step": 4, "time": 1, "eval/episodic_return": 1.5, "eval/backbone_passes": 3}\n'
+    )
+    bench_report.write(tmp_path, JUDGING, OPTIONS)  # Evaluations, where there are any.
+    assert next(tmp_path.glob("*.png")).read_bytes() != drawn
+    rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
+    assert ("eval/episodic_return", "1.5") in [(r["scalar"], r["value"]) for r in rows]
     summary = report.summary([])
     assert summary["runs"] == 10 and summary["table"][1]["human_normalised"] is None

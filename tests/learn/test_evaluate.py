@@ -219,6 +219,18 @@ def test_the_table_grows(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_table_of_other_columns_is_kept_beside(tmp_path: Path) -> None:
+    path, one = tmp_path / "eval.csv", Episode(0, 5, -20.0, 900, False)
+    for old in ("updates,return\n7,3.0\n", "return\n4.0\n"):
+        path.write_text(old)
+        write_csv(path, 10, "aaa", 0.001, {"run": [one]})
+        write_csv(path, 20, "bbb", 0.001, {"run": [one]})
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        assert [row["updates"] for row in rows] == ["10", "20"]
+    kept = [(tmp_path / f"eval-{n}.csv").read_text() for n in (1, 2)]
+    assert kept == ["updates,return\n7,3.0\n", "return\n4.0\n"]
+
+
 class Recorder:
     """Keeps every moment."""
 

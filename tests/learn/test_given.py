@@ -19,6 +19,8 @@ from wsa.store.errors import UsageError
         ({"algo": "dqn", "cql_alpha": 2.0}, "--cql-alpha is an option of --algo cql;"),
         ({"algo": "bc", "gamma": 0.9}, "option of --algo cql and --algo dqn;"),
         ({"record": True}, "add --online"),
+        ({"engine": "torch"}, "plays nothing. Leave it out, or add --online or --eval-frequency"),
+        ({"eval_episodes": 3}, "add that"),
         ({"online": True, "algo": "ppo", "fusion": "nature", "fusion_size": 9}, "has no models"),
         ({"online": True, "algo": "ppo", "recurrent": True, "hidden": ("9",)}, "one linear map"),
     ],
@@ -31,6 +33,7 @@ def test_an_option_that_would_do_nothing_is_refused(options: dict[str, Any], mes
 @pytest.mark.parametrize(
     "options",
     [
+        {"eval_frequency": 5, "eval_episodes": 3, "engine": "torch"},
         {}, {"updates": 5, "cql_alpha": 2.0, "learning_rate": 1e-3, "hidden": ("9",)},
         {"online": True, "algo": "ppo", "clip_coef": 0.2, "record": True, "learning_rate": 1e-4},
         {"online": True, "algo": "dqn", "n_step": 3, "batch_size": 8, "offline_fraction": 0.5},

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +18,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from wsa.encode import forward
+from wsa.encode import checkpoint, forward
+from wsa.encode import register as register_module
 from wsa.encode.forward import stored
 from wsa.encode.live import LiveEncoder
 from wsa.encode.models import parse_request
 from wsa.encode.register import open_model, register
 from wsa.learn import env as games
-from wsa.learn import films, judge, player, run, weighing
+from wsa.learn import films, judge, periodic, player, run, weighing
 from wsa.learn.adapters import FusionConfig
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import RunConfig, choose_models, make_config
@@ -31,7 +33,13 @@ from wsa.learn.dqn import DQNConfig
 from wsa.learn.heads import NetworkConfig
 from wsa.store import keys, names
 from wsa.store.backends import Backend
-from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store.errors import (
+    ConflictError,
+    DamagedError,
+    MissingError,
+    Terminated,
+    UsageError,
+)
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
@@ -262,6 +270,81 @@ def test_the_same_run_may_be_begun_again_another_not(snapshot: Snapshot, tmp_pat
     assert {p: p.read_bytes() for p in (tmp_path / "r").iterdir()} == before
 
 
+def test_a_run_of_an_older_wsa_goes_on(snapshot: Snapshot, tmp_path: Path) -> None:
+    config = configure(snapshot)
+    run.begin(tmp_path, config)
+    path = tmp_path / "config.json"
+    about = json.loads(path.read_text())
+    del about["hyperparameters"]["eval_frequency"], about["hyperparameters"]["eval_episodes"]
+    path.write_text(older := json.dumps(about))
+    assert run.read_config(tmp_path) == config
+    run.begin(tmp_path, config)
+    assert path.read_text() == older
+
+
+def test_evaluations_on_the_way_move_nothing_of_the_training(
+    snapshot: Snapshot, trained: Path, tmp_path: Path
+) -> None:
+    learner = msgspec.structs.replace(SMALL, eval_frequency=25, eval_episodes=3)
+    config = configure(snapshot, hyperparameters=learner)
+    run.begin(tmp_path, config)
+    made = run.learn(tmp_path, config, "cpu")
+    assert (made.updates, made.passes) == (50, 0)
+    last = "checkpoints/000000050.safetensors"
+    one, other = load_file(tmp_path / last), load_file(trained / last)
+    for name in other:
+        np.testing.assert_array_equal(one[name], other[name])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    played = [line for line in lines if periodic.RETURN in line]
+    assert [line["step"] for line in played] == [25, 50]
+    assert all(line["cache/backbone_passes"] == 0 for line in lines if line not in played)
+    assert all(line["eval/episodic_length"] == MAX_STEPS for line in played)
+    # The last of them is what `wsa eval` makes of the run.
+    seen = judge.evaluate(tmp_path, 3, num_envs=3)
+    returns = [e.returned for e in seen.episodes]
+    line = played[-1]
+    assert line[periodic.RETURN] == np.mean(returns)
+    assert line["eval/episodic_return_std"] == pytest.approx(np.std(returns))
+    assert 0 < seen.live.passes <= line["eval/backbone_passes"] < 4 * seen.live.passes
+
+
+def test_an_evaluation_that_was_stopped_is_played_when_the_run_goes_on(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = msgspec.structs.replace(SMALL, eval_frequency=25, eval_episodes=1)
+    config = configure(snapshot, hyperparameters=learner)
+    for name in ("whole", "stopped"):
+        run.begin(tmp_path / name, config)
+    run.learn(tmp_path / "whole", config, "cpu")
+    real, steps = periodic.play, 0
+
+    def interrupted(*arguments: Any, on_step: Any, **details: Any) -> Any:
+        def stop(played: int, episodes: int) -> None:
+            nonlocal steps
+            steps += 1
+            if steps in (30, 30 + MAX_STEPS + 30):  # In the midst of the first, and of the second.
+                signal.raise_signal(signal.SIGTERM)
+            on_step(played, episodes)
+
+        return real(*arguments, on_step=stop, **details)
+
+    monkeypatch.setattr(periodic, "play", interrupted)
+    for updates in (25, 50):
+        with pytest.raises(Terminated):
+            run.learn(tmp_path / "stopped", config, "cpu")
+        assert checkpoint.latest(tmp_path / "stopped" / "checkpoints").stem == f"{updates:09d}"
+    for _ in range(2):
+        assert run.learn(tmp_path / "stopped", config, "cpu").updates == 0
+    assert steps == 30 + MAX_STEPS + 30 + MAX_STEPS
+
+    def told(name: str) -> list[dict[str, Any]]:
+        clock = ("time", "time/updates_per_s", "eval/backbone_passes")
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(li).items() if k not in clock} for li in lines]
+
+    assert told("stopped") == told("whole")
+
+
 def test_a_run_is_trained_by_one_process(snapshot: Snapshot, tmp_path: Path) -> None:
     config = configure(snapshot)
     run.begin(tmp_path, config)
@@ -386,14 +469,14 @@ def test_backbones_are_frozen(
         return made
 
     opened: list[Any] = []
-    open_one = player.open_model
+    open_one = register_module.open_model
 
     def watch(*arguments: Any, **options: Any) -> Any:
         opened.append(open_one(*arguments, **options))
         return opened[-1]
 
     monkeypatch.setattr(torch.optim, "Adam", spy)
-    monkeypatch.setattr(player, "open_model", watch)
+    monkeypatch.setattr(register_module, "open_model", watch)
     config = configure(snapshot)
     before = {key: digest(open_one(snapshot, key)) for key in config.inputs}
     run.begin(tmp_path, config)

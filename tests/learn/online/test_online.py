@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 
 from wsa.encode import checkpoint, engines
 from wsa.encode.forward import Encoder
-from wsa.encode.register import open_model
-from wsa.learn import judge, online, online_config, run, verbs
+from wsa.encode.register import open_model, open_models
+from wsa.learn import env as games
+from wsa.learn import judge, online, online_config, periodic, run, verbs
+from wsa.learn.evaluate import EVAL_SEED
 from wsa.learn.online_config import OnlineConfig
 from wsa.learn.online_start import configure
 from wsa.learn.options import CollectOptions, LearnOptions
+from wsa.learn.table import Table
 from wsa.store import keys
 from wsa.store.errors import ConflictError, UsageError
 from wsa.store.reader import take_snapshot
@@ -159,6 +163,49 @@ def test_a_recorded_run_that_was_killed_continues(
     assert rows[0] == rows[1]
 
 
+@pytest.mark.parametrize("algo", [PPO, DQN, {**PPO, **PIXELS, "frame_stack": 4}])
+def test_evaluations_on_the_way_move_nothing_of_the_training(
+    here: Path, algo: dict[str, Any], read_metrics: Any
+) -> None:
+    short = {**algo, "max_episode_steps": 40}
+    train(here / "store", here / "plain", **short)
+    before = Encoder.total_passes
+    changes = {**short, "eval_frequency": 48, "eval_episodes": 2}
+    config, trained = train(here / "store", here / "run", **changes)
+    lines = read_metrics(here / "run")
+    played = [line for line in lines if periodic.RETURN in line]
+    assert [line["step"] for line in played] == [48, 96]
+    assert [line for line in lines if line not in played] == read_metrics(here / "plain")
+    assert all(line["eval/episodic_length"] == 40 for line in played)
+    passes = played[-1]["eval/backbone_passes"]
+    if config.end_to_end:
+        assert passes == 0
+        return
+    assert 0 < passes <= 2 * 2 * 40 and Encoder.total_passes - before >= trained.passes + passes
+    ours = [line for line in lines if "cache/backbone_passes" in line]
+    assert ours[-1]["cache/backbone_passes"] == trained.passes
+
+
+def test_what_a_run_has_seen_costs_its_evaluations_nothing(here: Path) -> None:
+    """Its own table is looked in first: greedy games that began as training's did."""
+    changes = {**PPO, "max_episode_steps": 40, "seed": EVAL_SEED}
+    config, _ = train(here / "store", here / "run", **changes)
+    snapshot, flat = online.open_flat(config)
+    encoders = open_models(snapshot, config.inputs)
+    known = online.make_embedder(config, flat, encoders)
+    table = Table(here / "run" / "table", known)
+    _, extra = checkpoint.load(checkpoint.latest(here / "run" / "checkpoints"), {})
+    table.restore(extra["table"])
+    env = games.make_env(config.game, config.protocol, 2)
+    frames = games.pictures(env.reset(seed=EVAL_SEED)[0])
+    env.close()
+    live = online.make_embedder(config, flat, encoders, elsewhere=table.parts)
+    before = live.passes
+    rows = live(frames)
+    assert live.passes == before and live.remembered == len(frames)
+    np.testing.assert_array_equal(rows, known(frames))
+
+
 def _killing_save(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[..., None]:
     """Let the run die at the checkpoint after a step."""
     real = checkpoint.save
@@ -211,13 +258,13 @@ def test_a_seed_is_not_spent_on_opening_models(
 ) -> None:
     """Which draws random numbers, and is done elsewhere with --encoder."""
     train(here / "store", here / "one", **PPO, **PIXELS)
-    real = online.make_embedder
+    real = online.open_models
 
     def drawing(*args: Any, **details: Any) -> Any:
         torch.rand(7)
         return real(*args, **details)
 
-    monkeypatch.setattr(online, "make_embedder", drawing)
+    monkeypatch.setattr(online, "open_models", drawing)
     train(here / "store", here / "two", **PPO, **PIXELS)
     assert read_metrics(here / "one") == read_metrics(here / "two")
 

@@ -309,6 +309,42 @@ def test_what_is_recorded_is_what_encoding_gives(
         assert begun.models == config.models and begun.offline and mixed.passes > 0
 
 
+def test_a_recorded_run_that_was_killed_keeps_each_window_once(
+    here: Path, read_metrics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the store then has is what a run that was never killed leaves in it, to the bit."""
+    monkeypatch.setattr("wsa.learn.record.SEGMENT_STEPS", 10)
+    changes = {**PPO, "record": True, "save_frequency": 16}
+    shutil.copytree(here / "store", here / "other" / "store")
+    learn(here, "run", **changes)
+    config, folder = settle(here / "other", "run", **changes)
+    for step in (16, 32):
+
+        def kill(now: int, line: Any, step: int = step) -> None:
+            if (
+                now >= step
+            ):  # Before this step's checkpoint: what came after the last is played anew.
+                raise RuntimeError("killed")
+
+        with pytest.raises(RuntimeError, match="killed"):
+            online.learn(folder, config, "cpu", kill)
+    online.learn(folder, config, "cpu")
+    assert read_metrics(folder) == read_metrics(here / "run")
+    snapshots = [take_snapshot(open_store(str(at / "store"))) for at in (here, here / "other")]
+    told = []
+    for snapshot in snapshots:
+        assert not verify(snapshot.backend).damage
+        found = {}
+        for meta in snapshot.segments("Breakout"):
+            rows = snapshot.read_rows(meta)
+            arrays = [
+                snapshot.read_embedding("Breakout", key, meta.segment) for key in config.models
+            ]
+            found[meta.env, meta.start] = [a.tobytes() for a in (rows["digest"], *arrays)]
+        told.append(found)
+    assert told[0] == told[1] and len(told[0]) >= 4
+
+
 def test_a_model_with_a_window_may_stand_alone_or_give_the_context(here: Path) -> None:
     short = {"total_timesteps": 16}
     config, played = learn(here, "alone", **{**PPO, **short}, models=("stacked4",))
