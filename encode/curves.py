@@ -14,6 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from wsa.store import publish
 
+FILE = "metrics.jsonl"
+
 
 class Metrics:
     """Writes `metrics.jsonl` and TensorBoard events into a run's folder.
@@ -25,7 +27,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
-        path = self._path = folder / "metrics.jsonl"
+        path = folder / FILE
         kept = b""
         if path.exists():
             lines = path.read_bytes().splitlines()
@@ -34,11 +36,6 @@ class Metrics:
         self._lines = path.open("a")
         # TensorBoard forgets what another file has of these steps.
         self._board = SummaryWriter(str(folder), purge_step=start + 1)
-
-    def has(self, step: int, key: str) -> bool:
-        """Whether a line of `step` has a scalar."""
-        lines = map(json.loads, self._path.read_text().splitlines())
-        return any(line["step"] == step and key in line for line in lines)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """One line of scalars at `step`; what is not a finite number is null, as JSON has it."""
@@ -65,6 +62,13 @@ class Metrics:
     ) -> None:
         self._lines.close()
         self._board.close()
+
+
+def has(folder: Path, step: int, key: str) -> bool:
+    """Whether a run has a scalar of a step."""
+    path = folder / FILE
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return any(_step(line) == step and key in json.loads(line) for line in lines)
 
 
 def _step(line: bytes) -> int:

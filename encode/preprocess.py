@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from wsa.encode.engines import arithmetic
 from wsa.encode.spec import Preprocessing
@@ -85,14 +84,14 @@ def _fit(pixels: Tensor, how: Preprocessing) -> Tensor:
         )
         # As torchvision's Resize: the shorter side exactly, the longer one cut to whole pixels.
         large = [math.floor(of * scale + 1e-9) for of in (height, width)]
-        cropped: Tensor = transforms.center_crop(_resize(pixels, large, how.interpolation), size)
-        return cropped
+        top, left = (round((of - want) / 2) for of, want in zip(large, size, strict=True))
+        resized = _resize(pixels, large, how.interpolation)
+        return resized[..., top : top + how.height, left : left + how.width]
     scale = min(want / of for want, of in zip(size, (height, width), strict=True))
     small = [round(of * scale) for of in (height, width)]
     top, left = (round((want - of) / 2) for want, of in zip(size, small, strict=True))
-    edges = [left, top, how.width - small[1] - left, how.height - small[0] - top]
-    padded: Tensor = transforms.pad(_resize(pixels, small, how.interpolation), edges)
-    return padded
+    edges = [left, how.width - small[1] - left, top, how.height - small[0] - top]
+    return torch.nn.functional.pad(_resize(pixels, small, how.interpolation), edges)
 
 
 def _resize(pixels: Tensor, size: list[int], interpolation: str) -> Tensor:

@@ -61,7 +61,7 @@ class Inputs:
         return tuple(prod(shape[1:]) for shape in self.shapes)
 
 
-class FusionConfig(msgspec.Struct, frozen=True):
+class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which fusion, and its switches. Those of the scorer are WSA's and its controls'.
 
     Attributes:

@@ -27,13 +27,13 @@ class GridOptions:
     """Folder of the runs and the tables. The same command again continues; more seeds, games, fusions
     and models are added."""
     episodes: int = 100
-    """Games that each run is judged by; and as many by a random policy."""
+    """Games that each run is judged by when it is trained; and as many by a random policy."""
     epsilon: float = 0.001
-    """Of the evaluation: probability of a random action."""
+    """Of the judging: probability of a random action."""
     eval_seed: int = 10_000
-    """Of the evaluation: environment i is seeded with it + i; apart from training's."""
+    """Of the judging: environment i is seeded with it + i; apart from training's."""
     eval_num_envs: int = 4
-    """Of the evaluation: environments side by side."""
+    """Of the judging: environments side by side."""
     scheduler: str = "inproc"
     """inproc: one run after the other in this process; local: worker processes here; slurm; or
     tcp://HOST:PORT of a Dask scheduler."""

@@ -28,7 +28,7 @@ from wsa.learn.plot import Curve, png
 from wsa.learn.scores import Interval, human_normalised, stratified_interval
 from wsa.store import publish
 
-# What a curve is drawn of, whatever comes first: evaluations, where there were any, or training.
+# What a game's curves are of, whatever comes first: evaluations, where there were any, or training.
 RETURNS = (periodic.RETURN, "charts/episodic_return")
 CURVES = ("eval/", "charts/episodic_return", "validation/", "wsa/")
 ALL = "all games"
@@ -247,10 +247,9 @@ def _curves(runs: Sequence[tuple[Path, Result]]) -> Iterator[tuple[Any, ...]]:
 def _drawn(curves: Sequence[tuple[Any, ...]]) -> dict[str, list[Curve]]:
     """Curves of returns, by game."""
     points: dict[tuple[str, str, int], list[tuple[float, float]]] = defaultdict(list)
-    there = {scalar for *_, scalar, _ in curves}
-    drawn = next((scalar for scalar in RETURNS if scalar in there), "")
+    there = {(game, scalar) for game, *_, scalar, _ in curves}
     for game, fusion, models, seed, step, scalar, value in curves:
-        if scalar == drawn:
+        if scalar == next((known for known in RETURNS if (game, known) in there), ""):
             points[game, f"{fusion} {models}".rstrip(), seed].append((step, value))
     found: dict[str, list[Curve]] = defaultdict(list)
     for (game, method, _), pairs in points.items():

@@ -82,10 +82,7 @@ def _train(cell: Cell, on_update: Callable[[int, dict[str, float]], None]) -> No
         )
         online_start.train(o, playing, folder, device, on_update)
         return
-    if begun:
-        config = run.read_config(folder)
-    else:  # What models play with is for the judging, and no part of what a run is.
-        config = start.configure(dataclasses.replace(o, weights=(), engine="auto"), _data(cell))
+    config = run.read_config(folder) if begun else start.configure(cell.trained_with, _data(cell))
     run.begin(folder, config)
     files = weights_files(o.weights)
     run.learn(folder, config, device, on_update, weights=files, engine=o.engine, compiled=o.compile)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from wsa.encode.models import known_aliases
 from wsa.encode.stored import read_spec
 from wsa.learn import env as games
 from wsa.learn.adapters import Inputs
@@ -23,7 +22,7 @@ from wsa.store.flat import shapes_of
 from wsa.store.reader import Snapshot
 
 
-class RunConfig(Origin, frozen=True):
+class RunConfig(Origin, frozen=True, forbid_unknown_fields=True):
     """What a run is.
 
     Attributes:
@@ -98,7 +97,10 @@ def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:
         return fitting[0]
     known = [key for key in snapshot.models if name in (key, names.key_alias(key))]
     options = name
-    if len(known) == 1:  # Spelled so that it makes this very model, not one of another output.
+    if len(known) == 1:
+        from wsa.encode.models import known_aliases  # Here: training offline needs no timm.
+
+        # Spelled so that it makes this very model, not one of another output.
         spec = read_spec(snapshot, known[0])
         options = spec.alias if spec.alias in known_aliases() else f"timm:{spec.timm_name}"
         options = spec.timm_name if spec.source == "user" else options

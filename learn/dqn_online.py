@@ -30,7 +30,9 @@ from wsa.store.errors import UsageError
 from wsa.store.flat import FlatMap
 
 
-class OnlineDQNConfig(msgspec.Struct, frozen=True, tag_field="algo", tag="dqn"):
+class OnlineDQNConfig(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="algo", tag="dqn"
+):
     """Hyperparameters, named and set as CleanRL's.
 
     Attributes:
@@ -168,14 +170,19 @@ def train(
         updates, scalars = extra["updates"], extra["scalars"]
     steps = config.total_timesteps // config.num_envs
     with Metrics(folder, stage.steps) as metrics, checkpoint.StopRequest() as stop:
-        evaluation.catch_up(network, stage.steps, metrics, stop, stride)
+        last = stage.steps == steps * stride
+        if updates and evaluation.owed(folder, stage.steps, stride=stride, last=last):
+            evaluation.play(network, stage.steps, metrics, stop)
+            if stop.asked:
+                raise stop.asked
         for t in range(stage.steps // config.num_envs, steps):
             before, first = stage.stacks, stage.first
             actions = act(config, session, network, generator)
             step = stage.step(actions)
             draws.replay.add(before, first, actions, step, config.terminal_on_life_loss)
             session.log_episodes(metrics, step)
-            logging = due(config.log_frequency, stage.steps, stride) or t == steps - 1
+            last = t == steps - 1
+            logging = due(config.log_frequency, stage.steps, stride) or last
             if stage.steps >= config.learning_starts:
                 session.settle(learner.online, learner.target)
                 for _ in range(due(config.train_frequency, stage.steps, stride)):
@@ -193,10 +200,11 @@ def train(
                 }
                 metrics.write(stage.steps, line)
                 on_update(stage.steps, line)
+            # Before the first update it would be the same network again and again.
+            if updates and evaluation.due(stage.steps, stride=stride, last=last):
+                evaluation.play(network, stage.steps, metrics, stop)
             stopping = stop.asked  # Once: a signal may come between the lines below.
-            saving = due(config.save_frequency, stage.steps, stride) or t == steps - 1
-            evaluating = evaluation.due(stage.steps, stride)
-            if saving or evaluating or stopping:
+            if due(config.save_frequency, stage.steps, stride) or last or stopping:
                 metrics.flush()
                 draws.replay.flush()
                 state = {
@@ -208,8 +216,6 @@ def train(
                 session.save(folder, learner.modules, learner.optimizer, {}, state)
             if stopping:
                 raise stopping
-            if evaluating:
-                evaluation.play(network, stage.steps, metrics, stop)
     return session.played(network)
 
 

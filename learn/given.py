@@ -16,7 +16,7 @@ from wsa.store.errors import UsageError
 OFFLINE: dict[str, Any] = {"cql": DQNConfig, "dqn": DQNConfig, "bc": BCConfig}
 ONLINE: dict[str, Any] = {"ppo": PPOConfig, "dqn": OnlineDQNConfig}
 ONLINE_ONLY = ("record", "parameters", "output", "encoder")
-PLAYING = ("engine", "weights")  # Of models, which offline play where runs are evaluated alone.
+PLAYING = ("engine", "weights")
 # What only a fusion of models has, and what heads with hidden layers have.
 FUSION = ("fusion_preset", "fusion_size", "fusion_layers", "score_activation", "normaliser",
           "layer_norm", "temperature", "scorer_hidden", "dropout", "weight_init", "normalize",
@@ -56,8 +56,8 @@ def _idle(o: Any, name: str) -> Iterator[str]:
         yield "is an option of --online. Leave it out, or add --online."
     if name in PLAYING and not o.online and not o.eval_frequency:
         yield (
-            "is of models that play, and this run plays nothing. Leave it out, or add --online or "
-            "--eval-frequency."
+            "is of models while games are played, and this run plays none. Leave it out, or add "
+            "--online or --eval-frequency."
         )
     if name == "eval_episodes" and not o.eval_frequency:
         yield "is an option of --eval-frequency. Leave it out, or add that."

@@ -26,7 +26,7 @@ from wsa.learn import online_start, start
 from wsa.learn.adapters import Fusion
 from wsa.learn.bench_options import BenchOptions
 from wsa.learn.fusion import NAMES
-from wsa.learn.given import FUSION
+from wsa.learn.given import FUSION, check_given
 from wsa.learn.online_config import NATURE
 from wsa.learn.options import LearnOptions
 from wsa.learn.origin import MEAN_CONTEXT
@@ -126,6 +126,11 @@ class Cell:
         """Updates, or online steps, that it is trained for."""
         return self.options.total_timesteps if self.options.online else self.options.updates
 
+    @property
+    def trained_with(self) -> LearnOptions:
+        """Its options, as `_trained_with` has them."""
+        return _trained_with(self.options)
+
     def __str__(self) -> str:
         """As it is spoken of."""
         o = self.options
@@ -206,8 +211,10 @@ def check(o: BenchOptions) -> None:
         raise UsageError("bad-option", "--algo ppo and --fusions nature need --online.")
     (online_start if o.online else start).hyperparameters_of(o)
     for fusion in o.fusions:
+        options = LearnOptions(**_of_fusion(o, fusion), fusion=fusion)  # type: ignore[arg-type]
         if fusion != NATURE:
-            start.network_of(LearnOptions(**_of_fusion(o, fusion), fusion=fusion))  # type: ignore[arg-type]
+            start.network_of(options)
+        check_given(_trained_with(options))
     if o.fusions != (NATURE,) and not (o.models_subsets or o.models):
         raise UsageError(
             "bad-option",
@@ -240,12 +247,14 @@ def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
         if field.name not in _HOW | _APART
     }
     options = msgspec.json.decode(keys.canonical({**shared, "store": snapshot.backend.url}))
+    defaults = msgspec.json.decode(keys.canonical(dataclasses.asdict(BenchOptions())))
     segments: dict[str, tuple[str, ...]] = {}
     if path.exists():
         before = records.read_json(path.read_bytes(), Settings, str(path))
         segments = before.segments
-        for name in options.keys() & before.options.keys():
-            one, other = before.options[name], options[name]
+        for name, other in options.items():
+            # What an older wsa did not know is as by default.
+            one = before.options.get(name, defaults[name])
             if one != other:
                 raise ConflictError(
                     "run-exists",
@@ -275,6 +284,12 @@ def _methods(o: BenchOptions) -> Iterator[tuple[str, tuple[str, ...]]]:
                 yield from ((fusion, (model,)) for model in models)
             else:
                 yield fusion, models
+
+
+def _trained_with(o: LearnOptions) -> LearnOptions:
+    """A run's options less those that are of its judging alone."""
+    playing = o.online or o.eval_frequency
+    return o if playing else dataclasses.replace(o, weights=(), engine="auto")
 
 
 def _of_fusion(o: BenchOptions, fusion: str) -> dict[str, Any]:

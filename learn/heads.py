@@ -16,7 +16,7 @@ from wsa.store.errors import UsageError
 from wsa.store.windows import MAX_STACK_FRAMES
 
 
-class NetworkConfig(msgspec.Struct, frozen=True):
+class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a network is, whichever algorithm trains it.
 
     Attributes:

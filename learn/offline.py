@@ -38,7 +38,7 @@ VALIDATED = 2048  # Held-out steps that are looked at.
 CHUNK = 256
 
 
-class OfflineConfig(msgspec.Struct, frozen=True, kw_only=True):
+class OfflineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Hyperparameters that every offline learner has.
 
     Attributes:
@@ -186,11 +186,6 @@ def train(
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been saved.
     """
     evaluation = evaluation or PeriodicEvaluation()
-    passes_before = Encoder.total_passes
-
-    def passes() -> int:
-        return Encoder.total_passes - passes_before - evaluation.passes
-
     torch.manual_seed(seed)
     online = QNetwork(inputs, actions, network)
     if network.normalize == "standard":
@@ -216,12 +211,22 @@ def train(
         start, extra = checkpoint.load(newest, learner.modules, learner.optimizer)
         batches.restore(extra["draws"])
         best = extra["best"] if extra["best"] is not None else inf
-    if start >= config.updates and not evaluation.due(start):
+    owed = evaluation.owed(folder, start, last=start == config.updates)
+    if start >= config.updates and not owed:
         return Trained(online, 0, 0.0, 0)
+    evaluation.open()
+    passes_before = Encoder.total_passes
+
+    def passes() -> int:
+        return Encoder.total_passes - passes_before - evaluation.passes
+
     step = logged = start
     began = time.perf_counter()
     with Metrics(folder, start) as metrics, checkpoint.StopRequest() as stop:
-        evaluation.catch_up(online, start, metrics, stop)
+        if owed:
+            evaluation.play(online, start, metrics, stop)
+            if stop.asked:
+                raise stop.asked
         lap = time.perf_counter()
         for step in range(start + 1, config.updates + 1):
             scalars = learner.update(step, batches.draw())
@@ -245,18 +250,17 @@ def train(
                 lap, logged = now, step
                 metrics.write(step, line)
                 on_update(step, line)
+            if evaluation.due(step, last=last):
+                lap -= time.perf_counter()
+                evaluation.play(online, step, metrics, stop)
+                lap += time.perf_counter()
             stopping = stop.asked  # Once: a signal may come between the lines below.
-            evaluating = evaluation.due(step)
-            if step % config.save_frequency == 0 or last or evaluating or stopping:
+            if step % config.save_frequency == 0 or last or stopping:
                 metrics.flush()
                 extra = {"draws": batches.state(), "best": best if isfinite(best) else None}
                 checkpoint.save(checkpoints, step, learner.modules, learner.optimizer, extra)
             if stopping:
                 raise stopping
-            if evaluating:
-                lap -= time.perf_counter()
-                evaluation.play(online, step, metrics, stop)
-                lap += time.perf_counter()
     assert passes() == 0, "offline training must not run a backbone"
     seconds = time.perf_counter() - began - evaluation.seconds
     return Trained(online, step - start, (step - start) / seconds, passes())

@@ -162,12 +162,9 @@ def learn(
             standard = not config.end_to_end and config.network.normalize == "standard"
             settled = config.offline or bool(config.init) or not standard
             evaluation = PeriodicEvaluation(
-                learner.eval_frequency,
-                learner.eval_episodes,
-                config.game,
-                config.protocol,
-                config.network.frame_stack,
-                make_embedder(config, flat, encoders, elsewhere=table.parts),
+                config,
+                lambda: make_embedder(config, flat, encoders, elsewhere=table.parts),
+                compiled=compiled,
             )
             session = Session(
                 stage, config.models, config.columns, settled, recording,

@@ -30,7 +30,7 @@ from wsa.store.writer import author
 NATURE = "nature"
 
 
-class OnlineConfig(Origin, frozen=True, tag_field="kind", tag="online"):
+class OnlineConfig(Origin, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="online"):
     """What an online run is.
 
     Attributes:
@@ -255,6 +255,11 @@ def continued(config: OnlineConfig, folder: Path) -> OnlineConfig:
 
 
 def recorded(config: OnlineConfig, folder: Path) -> OnlineConfig:
-    """A run that keeps what it plays, under a name of its own among all of the same options."""
+    """A run that keeps what it plays, under a name of its own among all of the same options.
+
+    A run that goes on keeps its name, whatever options a later wsa has.
+    """
+    if (folder / "config.json").exists() and is_online(folder) and read_config(folder).record:
+        return msgspec.structs.replace(config, record=read_config(folder).record)
     name = keys.identity([config, str(folder.resolve()), author()])[:12]
     return msgspec.structs.replace(config, record=name)

@@ -28,7 +28,7 @@ class OnlineOptions:
     output: str = ""
     """Online: of models that the store does not have yet; what is not given is as of 'wsa encode'."""
     engine: Engine = "auto"
-    """What runs models that play; auto is what filled the store, if that is here."""
+    """Where games are played: what runs the models; auto is what filled the store, if that is here."""
     encoder: str = ""
     """Online: tcp://HOST:PORT of a Dask scheduler whose workers embed what is not in the store."""
     num_steps: int = 128

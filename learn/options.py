@@ -138,16 +138,16 @@ class LearnOptions(OnlineOptions, StoreOptions):
     save_frequency: int | None = None
     """Gradient steps between checkpoints, 10,000; online: steps played, 100,000."""
     eval_frequency: int = 0
-    """Gradient steps, online steps played, between looks at how well it plays: eval/episodic_return. 0:
-    none."""
+    """Play full games every so many gradient steps, online every so many steps played, and log
+    eval/episodic_return; 0 for never."""
     eval_episodes: int = 10
-    """With --eval-frequency: full games of each."""
+    """With --eval-frequency: games each time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     compile: bool = False
     """Compile networks (torch.compile): minutes at first, faster updates after."""
     weights: Pairs = ()
-    """Safetensors files of models that play, where the store does not know them or they moved."""
+    """Where games are played: safetensors files of models that the store does not know or that moved."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
     """Print what the run would be and stop."""
 

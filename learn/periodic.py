@@ -1,23 +1,26 @@
 """Games that a network plays every so often while it is trained: the curve of a run's returns.
 
 They are played as `wsa eval` plays: whole games, raw returns, greedily but for one action in a
-thousand, in environments of their own that are seeded apart from training's and alike every time.
-Nothing of the training moves by it: no random number of its is drawn and no statistic of its taken.
+thousand, in environments of their own that are seeded apart from training's and alike every time,
+by the network as it is uncompiled. Nothing of the training moves by it: none of its random numbers
+is drawn, none of its statistics taken, and none of its checkpoints is another.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from wsa.encode import curves
 from wsa.encode.checkpoint import StopRequest
-from wsa.encode.curves import Metrics
 from wsa.learn.evaluate import EPSILON, EVAL_SEED, NUM_ENVS, play
 from wsa.learn.features import LiveStacks
 from wsa.learn.policies import GreedyPolicy
-from wsa.store.records import Protocol
 
 RETURN = "eval/episodic_return"
 
@@ -30,16 +33,13 @@ def due(frequency: int, steps: int, stride: int = 1) -> int:
 class PeriodicEvaluation:
     """Plays a network in training, and writes down what it returned.
 
-    A checkpoint of the same step is saved before, so that stopping in the midst of the games loses
-    nothing of the training; they are then played when it is continued.
+    Where it is asked to stop in the midst of the games, they are left, and played when the run is
+    continued.
 
     Args:
-        frequency: Steps between evaluations; 0 for none.
-        episodes: Games of each.
-        game: ALE game id.
-        protocol: How to play.
-        depth: Frames in a state.
-        embedder: What embeds frames, as `LiveEncoder`; none is needed if there is nothing to play.
+        config: The run, offline or online; none plays nothing.
+        embedder: Opens what embeds frames, as `LiveEncoder`, when there is something to play.
+        compiled: Whether the network goes through torch.compile in training.
 
     Attributes:
         seconds: Time that all of it took in this process.
@@ -48,58 +48,80 @@ class PeriodicEvaluation:
 
     def __init__(
         self,
-        frequency: int = 0,
-        episodes: int = 0,
-        game: str = "",
-        protocol: Protocol | None = None,
-        depth: int = 0,
-        embedder: Any = None,
+        config: Any = None,
+        embedder: Callable[[], Any] = lambda: None,
+        *,
+        compiled: bool = False,
     ) -> None:
-        self._frequency, self._episodes = frequency, episodes
-        self._game, self._protocol = game, protocol
-        self._depth, self._embedder = depth, embedder
+        self._config, self._open, self._compiled = config, embedder, compiled
+        self._frequency = config.hyperparameters.eval_frequency if config else 0
+        self._embedder: Any = None
         self.seconds, self.passes = 0.0, 0
 
-    def due(self, step: int, stride: int = 1) -> bool:
-        """Whether there is one after `step`, the last of `stride` taken at once."""
-        return due(self._frequency, step, stride) > 0
+    def due(self, step: int, *, stride: int = 1, last: bool = False) -> bool:
+        """Whether there is one after a step.
 
-    def catch_up(
-        self, network: Any, step: int, metrics: Metrics, stop: StopRequest, stride: int = 1
-    ) -> None:
-        """Play what was due when the run was stopped, as `play`, unless it was played."""
-        if step and self.due(step, stride) and not metrics.has(step, RETURN):
-            self.play(network, step, metrics, stop)
+        Args:
+            step: That step, the last of `stride` taken at once.
+            stride: How many.
+            last: Whether it is the run's last.
+        """
+        return due(self._frequency, step, stride) > 0 or (last and self._frequency > 0)
 
-    def play(self, network: Any, step: int, metrics: Metrics, stop: StopRequest) -> None:
-        """Play, and write a line of metrics.
+    def owed(self, folder: Path, step: int, *, stride: int = 1, last: bool = False) -> bool:
+        """Whether one was due after the step that the run in `folder` continues from, and left."""
+        if not step or not self.due(step, stride=stride, last=last):
+            return False
+        return not curves.has(folder, step, RETURN)
+
+    def open(self) -> None:
+        """Make ready to play, if ever there is something to play.
 
         Raises:
-            KeyboardInterrupt: It was asked to stop.
+            MissingError: No weights.
+            ConflictError: A model does not give here what it gave when the store was filled.
         """
-        assert self._protocol is not None, "what has games to play knows how"
+        if self._frequency and self._embedder is None:
+            with torch.random.fork_rng(
+                devices=[]
+            ):  # Building a model draws from the training's generator.
+                self._embedder = self._open()
+
+    def play(self, network: Any, step: int, metrics: curves.Metrics, stop: StopRequest) -> None:
+        """Play, and write a line of metrics, unless it is asked to stop."""
+        began, training = time.perf_counter(), network.training
+        self.open()
+        config, passes = self._config, self._embedder.passes
+        stacks = LiveStacks(self._embedder, NUM_ENVS, config.network.frame_stack)
+        actions = len(config.protocol.actions)
+        policy = GreedyPolicy(network, stacks, actions, EPSILON, EVAL_SEED, eager=self._compiled)
 
         def on_step(steps: int, episodes: int) -> None:
             if stop.asked:
-                raise stop.asked
+                raise _Stopped
 
-        began, passes, training = time.perf_counter(), self._embedder.passes, network.training
-        count = min(NUM_ENVS, self._episodes)
-        stacks = LiveStacks(self._embedder, count, self._depth)
-        actions = len(self._protocol.actions)
-        policy = GreedyPolicy(network, stacks, actions, EPSILON, EVAL_SEED)
-        played = play(
-            self._game, self._protocol, policy, self._episodes, EVAL_SEED,
-            num_envs=count, on_step=on_step,
-        )  # fmt: skip
-        network.train(training)
+        try:
+            played = play(
+                config.game, config.protocol, policy, config.hyperparameters.eval_episodes,
+                EVAL_SEED, on_step=on_step,
+            )  # fmt: skip
+        except _Stopped:
+            return
+        finally:
+            network.train(training)
+            passes = self._embedder.passes - passes
+            self.passes += passes
+            self.seconds += time.perf_counter() - began
         returns = np.array([episode.returned for episode in played])
-        self.seconds += time.perf_counter() - began
-        self.passes += self._embedder.passes - passes
         line = {
             RETURN: float(returns.mean()),
             "eval/episodic_return_std": float(returns.std()),
             "eval/episodic_length": float(np.mean([episode.steps for episode in played])),
-            "eval/backbone_passes": float(self.passes),
+            "eval/backbone_passes": float(passes),
         }
         metrics.write(step, line)
+        metrics.flush()
+
+
+class _Stopped(Exception):
+    """It was asked to stop."""

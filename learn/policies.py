@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -75,6 +76,7 @@ class GreedyPolicy:
         actions: Number of actions.
         epsilon: The field evaluates with 0.001.
         seed: Of the random actions.
+        eager: Do without torch.compile, which the network goes through elsewhere.
 
     Attributes:
         weights: (n, models) float32, the fusion's weights when it acted last; None where it gives
@@ -82,13 +84,21 @@ class GreedyPolicy:
     """
 
     def __init__(
-        self, network: Any, stacks: LiveStacks, actions: int, epsilon: float, seed: int
+        self,
+        network: Any,
+        stacks: LiveStacks,
+        actions: int,
+        epsilon: float,
+        seed: int,
+        *,
+        eager: bool = False,
     ) -> None:
         self._network = network.eval()
         self._stacks = stacks
         self._actions = actions
         self._epsilon = epsilon
         self._seed = seed
+        self._eager = eager
         self._generators: dict[int, np.random.Generator] = {}
         self._memories: dict[int, Any] = {}
         self.weights: NDArray[np.float32] | None = None
@@ -113,7 +123,8 @@ class GreedyPolicy:
         """Action values (or logits), and the fusion's weights, of one state."""
         import torch  # Here: collecting at random needs none of it.
 
-        with torch.inference_mode():
+        how = torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
+        with torch.inference_mode(), how:
             if hasattr(self._network, "blank"):
                 device = stack.device
                 if begins:

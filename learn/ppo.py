@@ -31,7 +31,9 @@ from wsa.learn.session import Played, Session
 from wsa.store.errors import UsageError
 
 
-class PPOConfig(msgspec.Struct, frozen=True, tag_field="algo", tag="ppo"):
+class PPOConfig(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="algo", tag="ppo"
+):
     """Hyperparameters, named and set as CleanRL's.
 
     Attributes:
@@ -188,7 +190,10 @@ def train(
     updates = config.total_timesteps // config.batch_size
     evaluation, stride = session.evaluation, config.batch_size
     with Metrics(folder, start) as metrics, checkpoint.StopRequest() as stop:
-        evaluation.catch_up(network, start, metrics, stop, stride)
+        if evaluation.owed(folder, start, stride=stride, last=start == updates * stride):
+            evaluation.play(network, start, metrics, stop)
+            if stop.asked:
+                raise stop.asked
         for update in range(start // config.batch_size + 1, updates + 1):
             rate = config.learning_rate
             if config.anneal_lr:
@@ -202,10 +207,11 @@ def train(
             line |= session.scalars()
             metrics.write(stage.steps, line)
             on_update(stage.steps, line)
+            last = update == updates
+            if evaluation.due(stage.steps, stride=stride, last=last):
+                evaluation.play(network, stage.steps, metrics, stop)
             stopping = stop.asked  # Once: a signal may come between the lines below.
-            saving = due(config.save_frequency, stage.steps, stride) or update == updates
-            evaluating = evaluation.due(stage.steps, stride)
-            if saving or evaluating or stopping:
+            if due(config.save_frequency, stage.steps, stride) or last or stopping:
                 metrics.flush()
                 more = (
                     {} if memory is None else {"hidden": memory[0].cpu(), "cell": memory[1].cpu()}
@@ -213,8 +219,6 @@ def train(
                 session.save(folder, {"online": network}, optimizer, more)
             if stopping:
                 raise stopping
-            if evaluating:
-                evaluation.play(network, stage.steps, metrics, stop)
     return session.played(network)
 
 

@@ -24,7 +24,6 @@ import filelock
 import msgspec
 
 from wsa.encode.live import LiveEncoder
-from wsa.encode.register import open_models
 from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.heads import QNetwork
 from wsa.learn.offline import Trained, train
@@ -168,21 +167,16 @@ def learn(
         DamagedError: The newest checkpoint or the data is damaged.
     """
     snapshot, flat = open_data(config)
-    learner = config.hyperparameters
+
+    def embedder() -> LiveEncoder:
+        from wsa.encode.register import open_models  # Here: training alone needs no timm.
+
+        models = open_models(snapshot, config.inputs, weights=weights, device=device, engine=engine)
+        return LiveEncoder(flat, models)
+
     with locked(folder):
-        evaluation = None
-        if learner.eval_frequency:
-            how: dict[str, Any] = {"weights": weights, "device": device, "engine": engine}
-            evaluation = PeriodicEvaluation(
-                learner.eval_frequency,
-                learner.eval_episodes,
-                config.game,
-                config.protocol,
-                config.network.frame_stack,
-                LiveEncoder(flat, open_models(snapshot, config.inputs, **how)),
-            )
         return train(
-            learner,
+            config.hyperparameters,
             config.network,
             flat,
             inputs_of(config, flat.windows, flat.shapes),
@@ -192,7 +186,7 @@ def learn(
             device,
             warm=functools.partial(_warm, config),
             compiled=compiled,
-            evaluation=evaluation,
+            evaluation=PeriodicEvaluation(config, embedder, compiled=compiled),
             on_update=on_update,
         )
 

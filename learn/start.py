@@ -194,12 +194,13 @@ def stored_name(snapshot: Snapshot, name: str) -> str:
     Raises:
         UsageError: Nobody knows such a model.
     """
-    from wsa.encode.models import parse_request
-
     if name in snapshot.models:
         return name
-    stored = {names.key_alias(key) for key in snapshot.models}
-    alias = name if name in stored else parse_request(name, {}).alias
+    alias = name
+    if name not in {names.key_alias(key) for key in snapshot.models}:
+        from wsa.encode.models import parse_request  # Here: it brings timm.
+
+        alias = parse_request(name, {}).alias
     fitting = [key for key in snapshot.models if names.key_alias(key) == alias]
     random = name.endswith(":random")
     alike = [key for key in fitting if read_spec(snapshot, key).identity.random == random]

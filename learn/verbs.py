@@ -102,11 +102,12 @@ def learn(o: LearnOptions) -> int:
     from wsa.encode.forward import choose_device
     from wsa.learn import run
     from wsa.learn.online_config import is_online
-    from wsa.learn.online_start import learn as learn_online
     from wsa.learn.start import configure
 
     check_seed(o.seed)
     if o.online or (o.resume and is_online(Path(o.resume))):
+        from wsa.learn.online_start import learn as learn_online  # Here: it brings timm.
+
         return learn_online(o)
     if o.algo == "ppo" or o.fusion == "nature":
         raise UsageError("bad-option", "--algo ppo and --fusion nature need --online.")

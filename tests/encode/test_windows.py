@@ -96,7 +96,7 @@ def test_probe_windows_are_pairs_of_consecutive_steps(window: int, frames: Frame
         assert (shown[2 * pair + 1, -1] == b).all() and (a != b).any()
 
 
-@pytest.mark.parametrize("window", [2, 3, 4])
+@pytest.mark.parametrize("window", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
 def test_each_distinct_window_goes_through_the_model_once(
     window: int, played: Backend, stacked: Stacked, kit: ModuleType
 ) -> None:

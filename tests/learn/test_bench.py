@@ -15,6 +15,7 @@ from wsa.learn import bench, grid
 from wsa.learn.bench_options import BenchOptions
 from wsa.learn.cell import Failure
 from wsa.learn.options import LearnOptions
+from wsa.store.errors import UsageError
 
 SETTINGS = grid.Settings({"store": "/lab/wsa"}, {"Pong": ("a", "b")})
 
@@ -56,6 +57,19 @@ def test_every_run_has_the_options_that_its_fusion_can_use() -> None:
     given = {n: getattr(wsa, n) for n in names - grid._APART - {"store", "parameters"}}
     asked = BenchOptions(**shared)
     assert given == {name: getattr(asked, name) for name in given}
+
+
+def test_what_models_play_with_is_for_the_judging_where_nothing_else_is_played() -> None:
+    given: dict[str, Any] = {"weights": ("vit=/w",), "engine": "torch", "models": ("vit",)}
+    for more in ({}, {"eval_frequency": 5}, {"online": True, "algo": "ppo"}):
+        o = BenchOptions(games=("Pong",), seeds=("1",), fusions=("wsa",), **given, **more)
+        grid.check(o)
+        [cell] = grid.cells(o, SETTINGS)
+        assert cell.options.engine == "torch"
+        assert cell.trained_with.engine == ("torch" if more else "auto")
+        assert bool(cell.trained_with.weights) == bool(more)
+    with pytest.raises(UsageError, match="--eval-episodes is an option of --eval-frequency"):
+        grid.check(BenchOptions(models=("vit",), eval_episodes=30))
 
 
 def test_folders_of_odd_models_are_plain_and_apart() -> None:

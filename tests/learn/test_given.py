@@ -19,7 +19,7 @@ from wsa.store.errors import UsageError
         ({"algo": "dqn", "cql_alpha": 2.0}, "--cql-alpha is an option of --algo cql;"),
         ({"algo": "bc", "gamma": 0.9}, "option of --algo cql and --algo dqn;"),
         ({"record": True}, "add --online"),
-        ({"engine": "torch"}, "plays nothing. Leave it out, or add --online or --eval-frequency"),
+        ({"engine": "torch"}, "this run plays none. Leave it out, or add --online or --eval-f"),
         ({"eval_episodes": 3}, "add that"),
         ({"online": True, "algo": "ppo", "fusion": "nature", "fusion_size": 9}, "has no models"),
         ({"online": True, "algo": "ppo", "recurrent": True, "hidden": ("9",)}, "one linear map"),

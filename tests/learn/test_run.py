@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import filelock
+import jaxtyping
 import msgspec
 import numpy as np
 import pytest
@@ -280,12 +281,20 @@ def test_a_run_of_an_older_wsa_goes_on(snapshot: Snapshot, tmp_path: Path) -> No
     assert run.read_config(tmp_path) == config
     run.begin(tmp_path, config)
     assert path.read_text() == older
+    # Of a newer one, with a setting that is not known here, not.
+    path.write_text(
+        json.dumps({**about, "hyperparameters": {**about["hyperparameters"], "new": 1}})
+    )
+    with pytest.raises(ConflictError, match="holds another run"):
+        run.begin(tmp_path, config)
+    with pytest.raises(DamagedError, match="unknown field `new`"):
+        run.read_config(tmp_path)
 
 
 def test_evaluations_on_the_way_move_nothing_of_the_training(
     snapshot: Snapshot, trained: Path, tmp_path: Path
 ) -> None:
-    learner = msgspec.structs.replace(SMALL, eval_frequency=25, eval_episodes=3)
+    learner = msgspec.structs.replace(SMALL, eval_frequency=20, eval_episodes=3)
     config = configure(snapshot, hyperparameters=learner)
     run.begin(tmp_path, config)
     made = run.learn(tmp_path, config, "cpu")
@@ -296,7 +305,7 @@ def test_evaluations_on_the_way_move_nothing_of_the_training(
         np.testing.assert_array_equal(one[name], other[name])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     played = [line for line in lines if periodic.RETURN in line]
-    assert [line["step"] for line in played] == [25, 50]
+    assert [line["step"] for line in played] == [20, 40, 50]
     assert all(line["cache/backbone_passes"] == 0 for line in lines if line not in played)
     assert all(line["eval/episodic_length"] == MAX_STEPS for line in played)
     # The last of them is what `wsa eval` makes of the run.
@@ -305,17 +314,22 @@ def test_evaluations_on_the_way_move_nothing_of_the_training(
     line = played[-1]
     assert line[periodic.RETURN] == np.mean(returns)
     assert line["eval/episodic_return_std"] == pytest.approx(np.std(returns))
-    assert 0 < seen.live.passes <= line["eval/backbone_passes"] < 4 * seen.live.passes
+    assert line["eval/backbone_passes"] <= seen.live.passes
+    assert 0 < seen.live.passes <= sum(line["eval/backbone_passes"] for line in played)
 
 
+@pytest.mark.filterwarnings("ignore")  # Of torch.compile's own.
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_evaluation_that_was_stopped_is_played_when_the_run_goes_on(
-    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compiled: bool, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # torch.compile cannot see through the checks of shapes.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", compiled)
     learner = msgspec.structs.replace(SMALL, eval_frequency=25, eval_episodes=1)
     config = configure(snapshot, hyperparameters=learner)
     for name in ("whole", "stopped"):
         run.begin(tmp_path / name, config)
-    run.learn(tmp_path / "whole", config, "cpu")
+    run.learn(tmp_path / "whole", config, "cpu", compiled=compiled)
     real, steps = periodic.play, 0
 
     def interrupted(*arguments: Any, on_step: Any, **details: Any) -> Any:
@@ -331,7 +345,7 @@ def test_an_evaluation_that_was_stopped_is_played_when_the_run_goes_on(
     monkeypatch.setattr(periodic, "play", interrupted)
     for updates in (25, 50):
         with pytest.raises(Terminated):
-            run.learn(tmp_path / "stopped", config, "cpu")
+            run.learn(tmp_path / "stopped", config, "cpu", compiled=compiled)
         assert checkpoint.latest(tmp_path / "stopped" / "checkpoints").stem == f"{updates:09d}"
     for _ in range(2):
         assert run.learn(tmp_path / "stopped", config, "cpu").updates == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from wsa.learn.online_start import configure
 from wsa.learn.options import CollectOptions, LearnOptions
 from wsa.learn.table import Table
 from wsa.store import keys
-from wsa.store.errors import ConflictError, UsageError
+from wsa.store.errors import ConflictError, Terminated, UsageError
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 from wsa.store.verify import verify
@@ -163,27 +164,78 @@ def test_a_recorded_run_that_was_killed_continues(
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("algo", [PPO, DQN, {**PPO, **PIXELS, "frame_stack": 4}])
+@pytest.mark.parametrize(
+    "algo",
+    [
+        PPO,
+        DQN,
+        *(
+            pytest.param(a, marks=pytest.mark.slow)
+            for a in (RECURRENT, {**PPO, **PIXELS, "frame_stack": 4})
+        ),
+    ],
+)
 def test_evaluations_on_the_way_move_nothing_of_the_training(
     here: Path, algo: dict[str, Any], read_metrics: Any
 ) -> None:
-    short = {**algo, "max_episode_steps": 40}
+    """Neither of what is learnt nor of what is kept in a store."""
+    short = {**algo, "max_episode_steps": 40, "record": True}
     train(here / "store", here / "plain", **short)
     before = Encoder.total_passes
-    changes = {**short, "eval_frequency": 48, "eval_episodes": 2}
-    config, trained = train(here / "store", here / "run", **changes)
+    changes = {**short, "eval_frequency": 40, "eval_episodes": 2}
+    config, trained = train(here / "other", here / "run", **changes)
     lines = read_metrics(here / "run")
     played = [line for line in lines if periodic.RETURN in line]
-    assert [line["step"] for line in played] == [48, 96]
+    assert [line["step"] for line in played] == [40 if algo is DQN else 48, 80, 96]
+    kept = [take_snapshot(open_store(str(here / name))).segments() for name in ("store", "other")]
+    assert [m.steps for m in kept[0]] == [m.steps for m in kept[1]]
     assert [line for line in lines if line not in played] == read_metrics(here / "plain")
     assert all(line["eval/episodic_length"] == 40 for line in played)
-    passes = played[-1]["eval/backbone_passes"]
+    passes = sum(line["eval/backbone_passes"] for line in played)
     if config.end_to_end:
         assert passes == 0
         return
-    assert 0 < passes <= 2 * 2 * 40 and Encoder.total_passes - before >= trained.passes + passes
+    assert 0 < passes <= 3 * 2 * 40 and Encoder.total_passes - before >= trained.passes + passes
     ours = [line for line in lines if "cache/backbone_passes" in line]
     assert ours[-1]["cache/backbone_passes"] == trained.passes
+
+
+@pytest.mark.parametrize(
+    "algo", [PPO, *(pytest.param(a, marks=pytest.mark.slow) for a in (DQN, RECURRENT))]
+)
+def test_an_evaluation_that_was_stopped_is_played_when_the_run_goes_on(
+    here: Path, algo: dict[str, Any], read_metrics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = {**algo, "max_episode_steps": 20, "eval_frequency": 40, "eval_episodes": 1}
+    train(here / "store", here / "whole", **short)
+    config, folder = configure(options(here / "other", here / "stopped", **short), "cpu")
+    run.begin(folder, config)
+    real, steps = periodic.play, 0
+
+    def interrupted(*arguments: Any, on_step: Any, **details: Any) -> Any:
+        def stop(played: int, episodes: int) -> None:
+            nonlocal steps
+            steps += 1
+            if steps in (10, 10 + 20 + 20 + 10):  # In the midst of the first, and of the third.
+                signal.raise_signal(signal.SIGTERM)
+            on_step(played, episodes)
+
+        return real(*arguments, on_step=stop, **details)
+
+    monkeypatch.setattr(periodic, "play", interrupted)
+    for at in (40 if algo is DQN else 48, 96):
+        with pytest.raises(Terminated):
+            online.learn(folder, config, "cpu")
+        assert checkpoint.latest(folder / "checkpoints").stem == f"{at:09d}"
+    for _ in range(2):
+        assert online.learn(folder, config, "cpu").steps == 0
+    assert steps == 10 + 20 + 20 + 10 + 20
+
+    def told(name: str) -> list[dict[str, Any]]:
+        passes = "eval/backbone_passes"  # It depends on what this process has seen.
+        return [{k: v for k, v in li.items() if k != passes} for li in read_metrics(here / name)]
+
+    assert told("stopped") == told("whole")
 
 
 def test_what_a_run_has_seen_costs_its_evaluations_nothing(here: Path) -> None:

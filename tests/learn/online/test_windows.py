@@ -309,6 +309,7 @@ def test_what_is_recorded_is_what_encoding_gives(
         assert begun.models == config.models and begun.offline and mixed.passes > 0
 
 
+@pytest.mark.slow
 def test_a_recorded_run_that_was_killed_keeps_each_window_once(
     here: Path, read_metrics: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
