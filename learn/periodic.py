@@ -82,9 +82,8 @@ class PeriodicEvaluation:
             ConflictError: A model does not give here what it gave when the store was filled.
         """
         if self._frequency and self._embedder is None:
-            with torch.random.fork_rng(
-                devices=[]
-            ):  # Building a model draws from the training's generator.
+            # Building a model draws from the generator that trains.
+            with torch.random.fork_rng(devices=[]):
                 self._embedder = self._open()
 
     def play(self, network: Any, step: int, metrics: curves.Metrics, stop: StopRequest) -> None:
