@@ -6,6 +6,9 @@ All five (`ae`, `sr`, `oke`, `okk`, `vos`, untrained: their weights change no ti
 one run, in which a segment is read and each screen made grey and small once, and in five runs, one
 after another; in turn, in this process, on one thread. Registering the models is not timed.
 
+Then `ae`, `sr` and `vos` embed eight games as they are played, a frame of each at a time, with a
+screen made grey and small once for all windows that show it, and for each of them.
+
 RUN is the folder of a `wsa pretrain` that trained `ae`. Then its error is shown beside that of the
 mean frame, and of an untrained autoencoder: on the episodes that were held out of the games it was
 trained on, and on GAMEs that it was not (by default three of them), 400 steps of each.
@@ -15,25 +18,29 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from kit import forget, interleave, markdown, store_of, table
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.encode import checkpoint, job, own, pretrain, pretrain_data, register
 from wsa.encode.autoencoder import Autoencoder
+from wsa.encode.forward import Encoder
 from wsa.encode.models import parse_request
 from wsa.encode.plan import Plan, make_plan
 from wsa.encode.pretrain import Training
+from wsa.encode.shrunk import Shrunk
 from wsa.store import records
 from wsa.store.backends import Backend
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 
 GAME, STEPS, SEGMENT, ROUNDS = "Seaquest", 512, 128, 5
+LIVE_STEPS = 40
 OTHERS, UNSEEN_STEPS = ("Boxing", "Freeway", "Asteroids", "Pong", "Seaquest", "Qbert"), 400
 
 
@@ -64,6 +71,32 @@ def cost() -> None:
             rounds=1,
         )
         markdown(["alone", "passes/s"], [[alias, f"{r[0]:,.0f}"] for alias, r in alone.items()])
+
+
+def live() -> None:
+    """Windows of the last screens through `ae`, `sr` and `vos`, as `LiveEncoder` runs its misses."""
+    requests = [parse_request(f"{alias}:random", {}) for alias in ("ae", "sr", "vos")]
+    with store_of(GAME, 8 * LIVE_STEPS, LIVE_STEPS) as (backend, _):
+        made = [register.register(take_snapshot(backend), r, 0.1, engine="torch") for r in requests]
+        snapshot = take_snapshot(backend)
+        encoders = register.open_models(snapshot, [one.spec.key for one in made], engine="torch")
+        segments = snapshot.segments(GAME)[:8]
+        played = np.stack([snapshot.read_frames(m)[:LIVE_STEPS] for m in segments], axis=1)
+
+    def play(embed: Callable[[Encoder, NDArray[np.uint8]], object]) -> float:
+        started = time.perf_counter()
+        for at in range(3, len(played)):
+            for encoder in encoders:
+                window = getattr(encoder.module, "window", 1)
+                shown = played[at - window + 1 : at + 1].swapaxes(0, 1)
+                embed(encoder, np.ascontiguousarray(shown if window > 1 else shown[:, 0]))
+        return (time.perf_counter() - started) / (8 * (len(played) - 3)) * 1000
+
+    contenders = {
+        "each window by itself": lambda: play(lambda encoder, shown: encoder(shown)),
+        "each screen once": lambda: play(Shrunk(encoders).embed),
+    }
+    table("ms a step", interleave(contenders, ROUNDS), "each window by itself")
 
 
 def spent(backend: Backend, setting: job.Setting, plans: list[Plan]) -> float:
@@ -121,6 +154,8 @@ def errors(parts: list[Tensor], *networks: Autoencoder) -> list[str]:
 def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     cost()
+    print()
+    live()
     if arguments:
         print()
         quality(Path(arguments[0]), arguments[1:] or list(OTHERS[:3]))

@@ -10,6 +10,7 @@ to the engine's. An encoder may be called from several threads.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +96,12 @@ class Encoder:
             (n, *shape) float32.
         """
         return self._run(frames, lambda part: self.reduce(self._features(part))).numpy()
+
+    def shrinks(self, screen: Sequence[int]) -> bool:
+        """Whether it is worth keeping what screens of H x W become: small grey ones, on a CPU."""
+        how = self.preprocessing
+        small = how.height * how.width <= math.prod(screen)
+        return self.device.type == "cpu" and how.channels == "grey" and small
 
     def shrink(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Make screens (n, H, W, 3) as small as the model wants them: (n, channels, h, w) uint8.

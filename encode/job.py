@@ -10,7 +10,6 @@ the others read frames or write embeddings. What goes wrong with one object is h
 from __future__ import annotations
 
 import dataclasses
-import math
 import socket
 import threading
 import time
@@ -202,9 +201,8 @@ def _embeddings(encoder: Encoder, shown: Shown, item: Item) -> Iterator[NDArray[
     On a CPU grey screens are made small once for all models and windows, a window of four else made
     each four times. Those in colour would take too much memory.
     """
-    how = encoder.preprocessing
-    small = how.height * how.width <= math.prod(shown.frames.shape[1:3])
-    if encoder.device.type == "cpu" and how.channels == "grey" and small:
+    if encoder.shrinks(shown.frames.shape[1:3]):
+        how = encoder.preprocessing
         for some in shown.levels(item.window, item.own, how, encoder.shrink):
             yield encoder.of_levels(some)
         return

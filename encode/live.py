@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.recent import Recent, named
+from wsa.encode.shrunk import Shrunk
 from wsa.store import keys
 from wsa.store.errors import ConflictError, UsageError
 from wsa.store.flat import FlatMap
@@ -66,9 +67,16 @@ class LiveEncoder:
         self.dtype: np.dtype[Any] = flat.embeddings.dtype
         self._encoders = list(encoders)
         self._threads = ThreadPoolExecutor(len(self._encoders) or 1)
+        shrunk = Shrunk(self._encoders)
         self.lookups = {
             window: Lookup(
-                flat, window, self._encoders, self._threads, remember, (elsewhere or {}).get(window)
+                flat,
+                window,
+                self._encoders,
+                self._threads,
+                shrunk,
+                remember,
+                (elsewhere or {}).get(window),
             )
             for window in sorted(set(flat.windows))
         }
@@ -163,6 +171,7 @@ class Lookup:
         window: How many.
         encoders: Of all models; none need be given if the store has all that is asked for.
         threads: What runs the models side by side.
+        shrunk: What takes frames to the models.
         remember: How much of what was seen live is kept in memory.
         elsewhere: What has been seen live.
 
@@ -179,6 +188,7 @@ class Lookup:
         window: int,
         encoders: Sequence[Encoder],
         threads: ThreadPoolExecutor,
+        shrunk: Shrunk,
         remember: int,
         elsewhere: Elsewhere | None = None,
     ) -> None:
@@ -192,6 +202,7 @@ class Lookup:
         self.dtype: np.dtype[Any] = self._table.dtype
         self._index = DigestIndex(flat.digests if window == 1 else flat.window_digests(window))
         self._threads = threads
+        self._shrunk = shrunk
         self._memory: OrderedDict[bytes, NDArray[Any]] = OrderedDict()
         self._remember = remember
         self._elsewhere = elsewhere
@@ -270,7 +281,9 @@ class Lookup:
         key, encoder = model
         dtype = self.dtype
         with np.errstate(over="ignore"):
-            part = stored(encoder(inputs)).reshape(len(inputs), -1).astype(dtype)
+            part = (
+                stored(self._shrunk.embed(encoder, inputs)).reshape(len(inputs), -1).astype(dtype)
+            )
         if not np.isfinite(part).all():
             raise ConflictError(
                 "not-finite",

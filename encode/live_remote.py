@@ -44,12 +44,15 @@ class RemoteEncoder:
         engine: What runs it; `auto` is what filled the store, if the worker has it.
 
     Attributes:
+        preprocessing: The workers'.
         passes: Frames that went through the network.
         engine: What the first worker asked runs it with.
 
     Raises:
         StorageError, ConflictError, WsaError: As when it is called.
     """
+
+    preprocessing = None
 
     def __init__(self, workers: Workers, store: str, key: str, engine: str = "auto") -> None:
         self._workers = workers
@@ -59,6 +62,10 @@ class RemoteEncoder:
         self.passes = 0
         # So that a model that no worker can open stops a run before it begins.
         self.engine = Ran(self._result([self._submit(engine_of)])[0])
+
+    def shrinks(self, screen: Sequence[int]) -> bool:
+        """Whether this process makes screens small: no, the workers do."""
+        return False
 
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed frames (n, H, W, 3) uint8 RGB: (n, *shape) float32.

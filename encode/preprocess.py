@@ -67,9 +67,10 @@ def normalise(levels: Tensor, how: Preprocessing) -> Tensor:
 
 def grey(pixels: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 RGB to (B, 1, H, W) uint8 luma, exactly as `cv2.COLOR_RGB2GRAY`."""
-    red, green, blue = pixels.to(torch.int32).unbind(1)
-    luma = red * LUMA[0] + green * LUMA[1] + blue * LUMA[2] + (1 << LUMA_BITS - 1)
-    return (luma >> LUMA_BITS).to(torch.uint8).unsqueeze(1)
+    red, green, blue = (channel.to(torch.float32) for channel in pixels.unbind(1))
+    # Whole numbers below 2^24, which float32 holds exactly, and a third of the time of integers.
+    luma = red.mul_(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    return luma.add_(1 << LUMA_BITS - 1).mul_(2.0**-LUMA_BITS).to(torch.uint8).unsqueeze(1)
 
 
 def _fit(pixels: Tensor, how: Preprocessing) -> Tensor:
@@ -191,6 +192,7 @@ def _area(pixels: Tensor, size: list[int]) -> Tensor:
     return (sums / (height * width)).round().to(torch.uint8)
 
 
+@functools.cache
 def _overlaps(of: int, want: int, device: torch.device) -> Tensor:
     """(want, of): how much of each old pixel, `want` units long, lies in each new one, `of` long."""
     old = torch.arange(of, device=device) * want

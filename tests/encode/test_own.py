@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,17 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from wsa.encode import forward, job, lookup, models, own, preprocess, pretrain, trained_files
+from wsa.encode import (
+    forward,
+    job,
+    lookup,
+    models,
+    own,
+    preprocess,
+    pretrain,
+    shrunk,
+    trained_files,
+)
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.inputs import read_shown
 from wsa.encode.models import Request, parse_request
@@ -22,6 +33,7 @@ from wsa.encode.plan import Item
 from wsa.encode.pretrain import TRAINEES, trainee
 from wsa.encode.pretrain_data import Looks, scale
 from wsa.encode.register import open_model, register
+from wsa.encode.shrunk import Shrunk
 from wsa.encode.spec import Preprocessing, parse_output
 from wsa.encode.trainee import Trainee
 from wsa.store import keys
@@ -84,6 +96,43 @@ def test_a_screen_is_made_small_once_for_all_of_them(
     assert sum(count for count, height, _ in made if height == 210) == asked
     two = len(np.unique(shown.frame[window_rows(rows, shown.starts[rows], 2)]))
     assert sum(count for count, height, _ in made if height == 84) == two
+
+
+@pytest.mark.parametrize("kept", [1024, 3])
+def test_a_screen_that_is_played_is_made_small_once_for_all_of_them(
+    kept: int, played: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If there is room for it; and nothing of what they give changes by a bit either way."""
+    monkeypatch.setattr(shrunk, "KEPT", kept)
+    snapshot = take_snapshot(played)
+    shown = read_shown(snapshot, snapshot.segments("Pong")[1], rows=True)
+    encoders = [encoder_of(parse_request(f"{alias}:random", {})) for alias in NETWORKS]
+    made: dict[Preprocessing, int] = defaultdict(int)
+    shrink = preprocess.shrink
+
+    def counted(some: torch.Tensor, how: Preprocessing) -> torch.Tensor:
+        made[how] += len(some)
+        return shrink(some, how)
+
+    together = Shrunk(encoders)
+    for row in range(5, 12):
+        for encoder in encoders:
+            at = window_rows(np.array([row]), shown.starts[[row]], window_of(encoder))
+            frames = shown.frames[shown.frame[at if window_of(encoder) > 1 else at[:, 0]]]
+            wanted = encoder(frames)
+            monkeypatch.setattr(forward, "shrink", counted)
+            np.testing.assert_array_equal(together.embed(encoder, frames), wanted)
+            monkeypatch.setattr(forward, "shrink", shrink)
+    assert all(len(held._levels) <= kept for held in together._kept.values())
+    longest = {how: 0 for how in made}
+    for encoder in encoders:
+        how = encoder.preprocessing
+        longest[how] = max(longest[how], window_of(encoder))
+    for how, window in longest.items():
+        asked = window_rows(np.arange(5, 12), shown.starts[5:12], window)
+        distinct = len(np.unique(shown.frame[asked]))
+        assert made[how] == distinct if kept > 3 else made[how] >= distinct
+    assert len(longest) >= 2
 
 
 def window_of(encoder: Encoder) -> int:
