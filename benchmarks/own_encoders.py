@@ -80,21 +80,21 @@ def live() -> None:
         made = [register.register(take_snapshot(backend), r, 0.1, engine="torch") for r in requests]
         snapshot = take_snapshot(backend)
         encoders = register.open_models(snapshot, [one.spec.key for one in made], engine="torch")
+        windows = [one.spec.identity.window for one in made]
         segments = snapshot.segments(GAME)[:8]
         played = np.stack([snapshot.read_frames(m)[:LIVE_STEPS] for m in segments], axis=1)
 
     def play(embed: Callable[[Encoder, NDArray[np.uint8]], object]) -> float:
         started = time.perf_counter()
         for at in range(3, len(played)):
-            for encoder in encoders:
-                window = getattr(encoder.module, "window", 1)
+            for encoder, window in zip(encoders, windows, strict=True):
                 shown = played[at - window + 1 : at + 1].swapaxes(0, 1)
                 embed(encoder, np.ascontiguousarray(shown if window > 1 else shown[:, 0]))
         return (time.perf_counter() - started) / (8 * (len(played) - 3)) * 1000
 
     contenders = {
         "each window by itself": lambda: play(lambda encoder, shown: encoder(shown)),
-        "each screen once": lambda: play(Shrunk(encoders).embed),
+        "each screen once": lambda: play(Shrunk(encoders, windows).embed),
     }
     table("ms a step", interleave(contenders, ROUNDS), "each window by itself")
 

@@ -14,7 +14,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -97,6 +97,11 @@ class Encoder:
         """
         return self._run(frames, lambda part: self.reduce(self._features(part))).numpy()
 
+    @property
+    def alike(self) -> Preprocessing:
+        """How screens are made small, for whichever models want them so."""
+        return self.preprocessing.alike
+
     def shrinks(self, screen: Sequence[int]) -> bool:
         """Whether it is worth keeping what screens of H x W become: small grey ones, on a CPU."""
         how = self.preprocessing
@@ -108,10 +113,8 @@ class Encoder:
 
         On the CPU. `of_levels` goes on from there, as often as models and windows share a screen.
         """
-        parts = np.array_split(frames, min(len(frames), -(-len(frames) // ROWS)))
         how = self.preprocessing
-        done = _on_all_cores(lambda part: shrink(torch.from_numpy(np.array(part)), how), parts)
-        levels: NDArray[np.uint8] = torch.cat(done).numpy()
+        levels: NDArray[np.uint8] = _in_parts(lambda part: shrink(part, how), frames).numpy()
         return levels
 
     def of_levels(self, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -144,12 +147,7 @@ class Encoder:
     def _run(self, frames: NDArray[np.uint8], function: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply `function` to batches, and count."""
         if self.device.type == "cpu":
-            # Few at once, so that what one frame becomes stays in the core's cache.
-            size = max(1, min(ROWS, -(-len(frames) // torch.get_num_threads())))
-            parts = [frames[at : at + size] for at in range(0, len(frames), size)]
-            # Copies: torch takes no read-only arrays.
-            done = _on_all_cores(lambda part: function(torch.from_numpy(np.array(part))), parts)
-            found = torch.cat(done)
+            found = _in_parts(function, frames)
         else:
             found = run_on_gpu(function, frames, self.engine.batch, self.device)
         with Encoder._counting:
@@ -180,15 +178,21 @@ def stored(embeddings: NDArray[np.float32]) -> NDArray[np.float16 | np.float32]:
     return np.where(fits.reshape(-1, *[1] * (embeddings.ndim - 1)), half, embeddings)
 
 
-P = TypeVar("P")
+def _in_parts(function: Callable[[Tensor], Tensor], frames: NDArray[np.uint8]) -> Tensor:
+    """Apply `function` to frames on one core each, as many at once as torch may use threads."""
+    # Few at once, so that what one frame becomes stays in the core's cache.
+    size = max(1, min(ROWS, -(-len(frames) // torch.get_num_threads())))
+    parts = [frames[at : at + size] for at in range(0, len(frames), size)]
 
+    def run(part: NDArray[np.uint8]) -> Tensor:
+        return function(
+            torch.from_numpy(np.array(part))
+        )  # A copy: torch takes no read-only arrays.
 
-def _on_all_cores(function: Callable[[P], Tensor], parts: Sequence[P]) -> list[Tensor]:
-    """Apply `function` to each part on one core each, as many at once as torch may use threads."""
     threads = min(torch.get_num_threads(), len(parts))
     with one_thread():
         if threads == 1:
-            return [function(part) for part in parts]
+            return torch.cat([run(part) for part in parts])
         # The number of threads belongs to the thread that sets it.
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(function, parts))
+            return torch.cat([*pool.map(run, parts)])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -74,8 +73,7 @@ class Shown:
         Yields:
             (m, channels, h, w) uint8, or (m, window, channels, h, w), oldest first.
         """
-        # What is made of levels afterwards is each model's own.
-        alike = msgspec.structs.replace(how, mean=(), std=())
+        alike = how.alike
         if alike not in self.small:
             shape = (len(self.frames), 1 if how.channels == "grey" else 3, how.height, how.width)
             self.small[alike] = _Small(np.empty(shape, np.uint8), np.zeros(shape[0], np.bool_))

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from wsa.encode.forward import Encoder, stored
@@ -66,8 +67,12 @@ class LiveEncoder:
         self.width = flat.width + flat.window_width
         self.dtype: np.dtype[Any] = flat.embeddings.dtype
         self._encoders = list(encoders)
-        self._threads = ThreadPoolExecutor(len(self._encoders) or 1)
-        shrunk = Shrunk(self._encoders)
+        # A thread that began in the midst of another's work would keep that one's single core.
+        cores = (torch.get_num_threads(),)
+        self._threads = ThreadPoolExecutor(
+            len(self._encoders) or 1, initializer=torch.set_num_threads, initargs=cores
+        )
+        shrunk = Shrunk(self._encoders, flat.windows)
         self.lookups = {
             window: Lookup(
                 flat,

@@ -44,7 +44,7 @@ class RemoteEncoder:
         engine: What runs it; `auto` is what filled the store, if the worker has it.
 
     Attributes:
-        preprocessing: The workers'.
+        alike: Nothing: the workers make screens small.
         passes: Frames that went through the network.
         engine: What the first worker asked runs it with.
 
@@ -52,7 +52,7 @@ class RemoteEncoder:
         StorageError, ConflictError, WsaError: As when it is called.
     """
 
-    preprocessing = None
+    alike = None
 
     def __init__(self, workers: Workers, store: str, key: str, engine: str = "auto") -> None:
         self._workers = workers
@@ -64,7 +64,7 @@ class RemoteEncoder:
         self.engine = Ran(self._result([self._submit(engine_of)])[0])
 
     def shrinks(self, screen: Sequence[int]) -> bool:
-        """Whether this process makes screens small: no, the workers do."""
+        """Whether this process makes screens small: no."""
         return False
 
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -261,7 +261,7 @@ def build(request: Request) -> Any:
         )
     if request.source == "random":
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # Not the GPUs', which may be training.
             model: Any = _create(request, None)
     elif request.source == "package":
         model = _create(request, None)

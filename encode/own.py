@@ -56,7 +56,7 @@ def network(alias: str) -> Frozen:
     """The network of an alias, with random weights that are the same every time."""
     module, _, name = NETWORKS[alias][0].partition(":")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # Not the GPUs', which may be training.
         made: Frozen = getattr(importlib.import_module(f"wsa.encode.{module}"), name)()
     return made
 

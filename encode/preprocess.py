@@ -69,7 +69,7 @@ def grey(pixels: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 RGB to (B, 1, H, W) uint8 luma, exactly as `cv2.COLOR_RGB2GRAY`."""
     red, green, blue = (channel.to(torch.float32) for channel in pixels.unbind(1))
     # Whole numbers below 2^24, which float32 holds exactly, and a third of the time of integers.
-    luma = red.mul_(LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    luma = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
     return luma.add_(1 << LUMA_BITS - 1).mul_(2.0**-LUMA_BITS).to(torch.uint8).unsqueeze(1)
 
 
@@ -184,6 +184,8 @@ def _area(pixels: Tensor, size: list[int]) -> Tensor:
     numbers below 2^24: exact in float32, in whichever order a device adds them.
     """
     height, width = pixels.shape[-2:]
+    if [height, width] == size:
+        return pixels
     rows, columns = (
         _overlaps(of, want, pixels.device) for of, want in zip((height, width), size, strict=True)
     )

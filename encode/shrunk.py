@@ -1,14 +1,15 @@
 """Screens made small once for all models and windows that look at them while they are played.
 
-A window of four shows three screens that the one before has shown, and models of one preprocessing
-show each other's. Making a grey screen small takes as long as a small network.
+A window of four shows three screens that the one before has shown, and models that want screens
+alike show each other's. Making a grey screen small takes as long as a small network.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from wsa.encode.forward import Encoder
 from wsa.store import keys
 
-KEPT = 1024  # Screens of a preprocessing: of 256 environments the last four.
+KEPT = 1024  # Screens that are made small in one way: of 256 environments the last four.
 
 
 class Shrunk:
@@ -24,10 +25,15 @@ class Shrunk:
 
     Args:
         encoders: The models.
+        windows: Frames that each looks at.
     """
 
-    def __init__(self, encoders: Sequence[Encoder]) -> None:
-        self._kept = {encoder.preprocessing: _Kept() for encoder in encoders}
+    def __init__(self, encoders: Sequence[Any], windows: Sequence[int]) -> None:
+        looks = Counter[Any]()
+        for encoder, window in zip(encoders, windows, strict=False):
+            looks[encoder.alike] += window
+        # Where one model looks at one frame at a time, there is nobody to keep it for.
+        self._kept = {alike: _Kept() for alike, count in looks.items() if count > 1}
 
     def embed(self, encoder: Encoder, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What a model gives for frames, to the bit as from the frames themselves.
@@ -39,15 +45,15 @@ class Shrunk:
         Returns:
             (n, *shape) float32.
         """
-        if not encoder.shrinks(frames.shape[-3:-1]):
+        kept = self._kept.get(encoder.alike)
+        if kept is None or not encoder.shrinks(frames.shape[-3:-1]):
             return encoder(frames)
-        each = frames.reshape(-1, *frames.shape[-3:])
-        levels = self._kept[encoder.preprocessing].levels(encoder, each)
+        levels = kept.levels(encoder, frames.reshape(-1, *frames.shape[-3:]))
         return encoder.of_levels(levels.reshape(*frames.shape[:-3], *levels.shape[1:]))
 
 
 class _Kept:
-    """Those of one preprocessing."""
+    """Those that are made small in one way."""
 
     def __init__(self) -> None:
         self._levels: OrderedDict[bytes, NDArray[np.uint8]] = OrderedDict()

@@ -95,6 +95,11 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     crop: float = 1.0
     channels: Literal["rgb", "grey"] = "rgb"
 
+    @property
+    def alike(self) -> Preprocessing:
+        """The same but for what is made of levels afterwards, which is each model's own."""
+        return msgspec.structs.replace(self, mean=(), std=())
+
 
 class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that determines a model's embeddings; the model key is cut from its hash.

@@ -13,7 +13,7 @@ import msgspec
 from wsa.encode.forward import choose_device
 from wsa.encode.options import weights_files
 from wsa.learn import judge, online_config, online_start, run, start
-from wsa.learn.grid import RESULT, Cell, Result
+from wsa.learn.grid import RESULT, Cell, Result, without_judging
 from wsa.store import keys, publish
 from wsa.store.errors import WsaError
 from wsa.store.reader import Snapshot, take_snapshot
@@ -82,7 +82,7 @@ def _train(cell: Cell, on_update: Callable[[int, dict[str, float]], None]) -> No
         )
         online_start.train(o, playing, folder, device, on_update)
         return
-    config = run.read_config(folder) if begun else start.configure(cell.trained_with, _data(cell))
+    config = run.read_config(folder) if begun else start.configure(without_judging(o), _data(cell))
     run.begin(folder, config)
     files = weights_files(o.weights)
     run.learn(folder, config, device, on_update, weights=files, engine=o.engine, compiled=o.compile)

@@ -22,7 +22,7 @@ from wsa.encode.curves import Metrics
 from wsa.learn.dqn import DQN, DQNConfig
 from wsa.learn.features import Batch, OfflineBatches
 from wsa.learn.heads import QNetwork
-from wsa.learn.periodic import due
+from wsa.learn.periodic import times
 from wsa.learn.ranges import check_ranges
 from wsa.learn.replay import Replay
 from wsa.learn.session import Played, Session
@@ -182,10 +182,10 @@ def train(
             draws.replay.add(before, first, actions, step, config.terminal_on_life_loss)
             session.log_episodes(metrics, step)
             last = t == steps - 1
-            logging = due(config.log_frequency, stage.steps, stride) or last
+            logging = times(config.log_frequency, stage.steps, stride) or last
             if stage.steps >= config.learning_starts:
                 session.settle(learner.online, learner.target)
-                for _ in range(due(config.train_frequency, stage.steps, stride)):
+                for _ in range(times(config.train_frequency, stage.steps, stride)):
                     learner.online.train()
                     updates += 1
                     found = learner.update(updates, draws.draw(stage.steps))
@@ -204,7 +204,7 @@ def train(
             if updates and evaluation.due(stage.steps, stride=stride, last=last):
                 evaluation.play(network, stage.steps, metrics, stop)
             stopping = stop.asked  # Once: a signal may come between the lines below.
-            if due(config.save_frequency, stage.steps, stride) or last or stopping:
+            if times(config.save_frequency, stage.steps, stride) or last or stopping:
                 metrics.flush()
                 draws.replay.flush()
                 state = {

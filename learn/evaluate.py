@@ -179,19 +179,19 @@ def write_csv(
     """
     table = io.StringIO(newline="")
     writer = csv.writer(table)
-    writer.writerow(COLUMNS)
-    header = table.getvalue().encode()
     there = path.read_bytes() if path.exists() else b""
-    if there and not there.startswith(header):  # Of an older wsa: kept as it is, out of the way.
+    if there and there.splitlines()[0] != ",".join(COLUMNS).encode():
+        # Of an older wsa: kept as it is, out of the way.
         number = next(n for n in itertools.count(1) if not _aside(path, n).exists())
         path.rename(_aside(path, number))
         there = b""
+    if not there:
+        writer.writerow(COLUMNS)
     for policy, episodes in played.items():
         for e in episodes:
             about = (updates, policy, checkpoint, epsilon)
             writer.writerow([*about, e.env, e.seed, e.returned, e.steps, e.truncated])
-    new = table.getvalue().encode()
-    publish.replace(path, there + new.removeprefix(header) if there else new)
+    publish.replace(path, there + table.getvalue().encode())
 
 
 def _aside(path: Path, number: int) -> Path:

@@ -126,11 +126,6 @@ class Cell:
         """Updates, or online steps, that it is trained for."""
         return self.options.total_timesteps if self.options.online else self.options.updates
 
-    @property
-    def trained_with(self) -> LearnOptions:
-        """Its options, as `_trained_with` has them."""
-        return _trained_with(self.options)
-
     def __str__(self) -> str:
         """As it is spoken of."""
         o = self.options
@@ -214,7 +209,7 @@ def check(o: BenchOptions) -> None:
         options = LearnOptions(**_of_fusion(o, fusion), fusion=fusion)  # type: ignore[arg-type]
         if fusion != NATURE:
             start.network_of(options)
-        check_given(_trained_with(options))
+        check_given(without_judging(options))
     if o.fusions != (NATURE,) and not (o.models_subsets or o.models):
         raise UsageError(
             "bad-option",
@@ -286,8 +281,8 @@ def _methods(o: BenchOptions) -> Iterator[tuple[str, tuple[str, ...]]]:
                 yield fusion, models
 
 
-def _trained_with(o: LearnOptions) -> LearnOptions:
-    """A run's options less those that are of its judging alone."""
+def without_judging(o: LearnOptions) -> LearnOptions:
+    """A run's options less what runs models, if none runs before it is judged."""
     playing = o.online or o.eval_frequency
     return o if playing else dataclasses.replace(o, weights=(), engine="auto")
 

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode import checkpoint
-from wsa.encode.live import REMEMBERED, Elsewhere, LiveEncoder
+from wsa.encode import checkpoint, live
+from wsa.encode.live import Elsewhere, LiveEncoder
 from wsa.encode.register import open_models
 from wsa.learn import dqn_online, ppo, run
 from wsa.learn import env as games
 from wsa.learn.features import moments
 from wsa.learn.nature import GreyPixels
 from wsa.learn.online_config import OnlineConfig, begin_from, make_network
-from wsa.learn.periodic import PeriodicEvaluation
+from wsa.learn.periodic import REMEMBERED, PeriodicEvaluation
 from wsa.learn.ppo import PPOConfig
 from wsa.learn.record import Embedded, Recording
 from wsa.learn.session import Played, Session
@@ -75,7 +75,7 @@ def make_embedder(
     flat: FlatMap | None,
     encoders: Sequence[Any],
     *,
-    remember: int = REMEMBERED,
+    remember: int = live.REMEMBERED,
     elsewhere: Mapping[int, Elsewhere] | None = None,
 ) -> Any:
     """What turns the frames that a run sees into rows: grey pixels, or models.
@@ -163,7 +163,9 @@ def learn(
             settled = config.offline or bool(config.init) or not standard
             evaluation = PeriodicEvaluation(
                 config,
-                lambda: make_embedder(config, flat, encoders, elsewhere=table.parts),
+                lambda: make_embedder(
+                    config, flat, encoders, remember=REMEMBERED, elsewhere=table.parts
+                ),
                 compiled=compiled,
             )
             session = Session(

@@ -16,7 +16,7 @@ from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.heads import ActorCritic, NetworkConfig, QNetwork, Torso
 from wsa.learn.nature import NatureTorso, scale_for
 from wsa.learn.offline import check_weight_losses
-from wsa.learn.origin import Origin, config_bytes, read_origin
+from wsa.learn.origin import Origin, config_bytes, decode, read_origin
 from wsa.learn.ppo import PPOConfig
 from wsa.learn.recurrent import RecurrentActorCritic
 from wsa.learn.warm import transfer
@@ -242,9 +242,9 @@ def read_config(folder: Path) -> OnlineConfig:
 
     Raises:
         MissingError: There is no run.
-        DamagedError: It is none, or cannot be read.
+        DamagedError: It is none, cannot be read, or was begun by a newer wsa.
     """
-    return records.read_json(config_bytes(folder), OnlineConfig, str(folder / "config.json"))
+    return decode(folder, OnlineConfig)
 
 
 def continued(config: OnlineConfig, folder: Path) -> OnlineConfig:
@@ -259,7 +259,9 @@ def recorded(config: OnlineConfig, folder: Path) -> OnlineConfig:
 
     A run that goes on keeps its name, whatever options a later wsa has.
     """
-    if (folder / "config.json").exists() and is_online(folder) and read_config(folder).record:
-        return msgspec.structs.replace(config, record=read_config(folder).record)
+    if (folder / "config.json").exists() and is_online(folder):
+        before = read_config(folder).record
+        if before:
+            return msgspec.structs.replace(config, record=before)
     name = keys.identity([config, str(folder.resolve()), author()])[:12]
     return msgspec.structs.replace(config, record=name)

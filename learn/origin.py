@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from wsa.learn.heads import NetworkConfig
-from wsa.store import records
-from wsa.store.errors import MissingError
+from wsa.store.errors import DamagedError, MissingError
 from wsa.store.records import Protocol
 
 MEAN_CONTEXT = "mean"
@@ -43,7 +43,27 @@ def read_origin(folder: Path) -> Origin:
         MissingError: There is no run.
         DamagedError: Its configuration cannot be read.
     """
-    return records.read_json(config_bytes(folder), Origin, str(folder / "config.json"))
+    return decode(folder, Origin)
+
+
+T = TypeVar("T")
+
+
+def decode(folder: Path, kind: type[T]) -> T:
+    """A run's `config.json` as what it is read for.
+
+    Raises:
+        MissingError: There is no run.
+        DamagedError: It cannot be read so.
+    """
+    try:
+        return msgspec.json.decode(config_bytes(folder), type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise DamagedError(
+            "bad-record",
+            f"{folder / 'config.json'} cannot be read ({error}): a newer wsa began this run, or the "
+            "file was changed. Update wsa, or begin another run; no file was changed.",
+        ) from None
 
 
 def config_bytes(folder: Path) -> bytes:

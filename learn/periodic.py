@@ -16,16 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsa.encode import curves
+from wsa.encode import console, curves
 from wsa.encode.checkpoint import StopRequest
 from wsa.learn.evaluate import EPSILON, EVAL_SEED, NUM_ENVS, play
 from wsa.learn.features import LiveStacks
 from wsa.learn.policies import GreedyPolicy
+from wsa.store.errors import WsaError
 
 RETURN = "eval/episodic_return"
+# Frames, and windows, whose embeddings are kept from one evaluation to the next: games begin alike.
+REMEMBERED = 4096
 
 
-def due(frequency: int, steps: int, stride: int = 1) -> int:
+def times(frequency: int, steps: int, stride: int = 1) -> int:
     """How often something that happens every `frequency` steps happened in the last `stride`."""
     return steps // frequency - (steps - stride) // frequency if frequency else 0
 
@@ -66,7 +69,7 @@ class PeriodicEvaluation:
             stride: How many.
             last: Whether it is the run's last.
         """
-        return due(self._frequency, step, stride) > 0 or (last and self._frequency > 0)
+        return times(self._frequency, step, stride) > 0 or (last and self._frequency > 0)
 
     def owed(self, folder: Path, step: int, *, stride: int = 1, last: bool = False) -> bool:
         """Whether one was due after the step that the run in `folder` continues from, and left."""
@@ -87,7 +90,11 @@ class PeriodicEvaluation:
                 self._embedder = self._open()
 
     def play(self, network: Any, step: int, metrics: curves.Metrics, stop: StopRequest) -> None:
-        """Play, and write a line of metrics, unless it is asked to stop."""
+        """Play, and write a line of metrics, unless it is asked to stop.
+
+        Games that cannot be played, since a model gives what is no number or a scheduler has gone,
+        are warned of, and the training goes on.
+        """
         began, training = time.perf_counter(), network.training
         self.open()
         config, passes = self._config, self._embedder.passes
@@ -105,6 +112,9 @@ class PeriodicEvaluation:
                 EVAL_SEED, on_step=on_step,
             )  # fmt: skip
         except _Stopped:
+            return
+        except WsaError as error:
+            console.say(f"warning: no games were played after step {step:,}. {error}")
             return
         finally:
             network.train(training)

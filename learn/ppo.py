@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from wsa.encode import checkpoint
 from wsa.encode.curves import Metrics
 from wsa.learn.offline import weight_loss, weight_scalars
-from wsa.learn.periodic import due
+from wsa.learn.periodic import times
 from wsa.learn.ranges import check_ranges
 from wsa.learn.session import Played, Session
 from wsa.store.errors import UsageError
@@ -211,7 +211,7 @@ def train(
             if evaluation.due(stage.steps, stride=stride, last=last):
                 evaluation.play(network, stage.steps, metrics, stop)
             stopping = stop.asked  # Once: a signal may come between the lines below.
-            if due(config.save_frequency, stage.steps, stride) or last or stopping:
+            if times(config.save_frequency, stage.steps, stride) or last or stopping:
                 metrics.flush()
                 more = (
                     {} if memory is None else {"hidden": memory[0].cpu(), "cell": memory[1].cpu()}

@@ -27,10 +27,10 @@ from wsa.encode.live import LiveEncoder
 from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.heads import QNetwork
 from wsa.learn.offline import Trained, train
-from wsa.learn.origin import config_bytes, read_origin
-from wsa.learn.periodic import PeriodicEvaluation
+from wsa.learn.origin import decode, read_origin
+from wsa.learn.periodic import REMEMBERED, PeriodicEvaluation
 from wsa.learn.warm import transfer
-from wsa.store import keys, names, publish, records
+from wsa.store import keys, names, publish
 from wsa.store.errors import ConflictError, DamagedError, MissingError
 from wsa.store.flat import FlatMap, materialise
 from wsa.store.reader import Snapshot, take_snapshot
@@ -52,7 +52,7 @@ def begin(folder: Path, config: Any) -> None:
     path = folder / "config.json"
     data = msgspec.json.format(keys.canonical(config))
     if path.exists():
-        if not _alike(path, config):
+        if not _alike(folder, config):
             raise ConflictError(
                 "run-exists",
                 f"{folder} holds another run. Give another --run-dir, or continue that run as it "
@@ -63,10 +63,10 @@ def begin(folder: Path, config: Any) -> None:
     publish.replace(folder / "command.txt", (command_line() + "\n").encode())
 
 
-def _alike(path: Path, config: Any) -> bool:
-    """Whether a file tells of this run; what an older wsa did not know is as by default."""
+def _alike(folder: Path, config: Any) -> bool:
+    """Whether the run there is this one; what an older wsa did not know is as by default."""
     try:
-        return bool(records.read_json(path.read_bytes(), type(config), str(path)) == config)
+        return bool(decode(folder, type(config)) == config)
     except DamagedError:
         return False
 
@@ -77,7 +77,7 @@ def read_config(folder: Path) -> RunConfig:
     Raises:
         MissingError: There is no run.
     """
-    return records.read_json(config_bytes(folder), RunConfig, str(folder / "config.json"))
+    return decode(folder, RunConfig)
 
 
 def open_data(config: RunConfig) -> tuple[Snapshot, FlatMap]:
@@ -172,7 +172,7 @@ def learn(
         from wsa.encode.register import open_models  # Here: training alone needs no timm.
 
         models = open_models(snapshot, config.inputs, weights=weights, device=device, engine=engine)
-        return LiveEncoder(flat, models)
+        return LiveEncoder(flat, models, REMEMBERED)
 
     with locked(folder):
         return train(

@@ -124,15 +124,6 @@ def test_a_store_is_looked_at_without_torch():
     assert not set(ended.stdout.split()) & {"torch", "timm", "distributed"}
 
 
-def test_learning_offline_needs_no_model_libraries():
-    """They would be a good part of the time until the first update."""
-    code = (
-        "import sys, wsa.learn.start, wsa.learn.run, wsa.learn.online_config; print(*sys.modules)"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not set(ended.stdout.split()) & {"timm", "torchvision", "distributed"}
-
-
 @pytest.mark.slow  # pip fetches setuptools to build.
 def test_the_wheel(tmp_path):
     source = tmp_path / "source"  # setuptools leaves its build folder where it builds.

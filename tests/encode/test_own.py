@@ -111,10 +111,10 @@ def test_a_screen_that_is_played_is_made_small_once_for_all_of_them(
     shrink = preprocess.shrink
 
     def counted(some: torch.Tensor, how: Preprocessing) -> torch.Tensor:
-        made[how] += len(some)
+        made[how.alike] += len(some)
         return shrink(some, how)
 
-    together = Shrunk(encoders)
+    together = Shrunk(encoders, [window_of(encoder) for encoder in encoders])
     for row in range(5, 12):
         for encoder in encoders:
             at = window_rows(np.array([row]), shown.starts[[row]], window_of(encoder))
@@ -126,7 +126,7 @@ def test_a_screen_that_is_played_is_made_small_once_for_all_of_them(
     assert all(len(held._levels) <= kept for held in together._kept.values())
     longest = {how: 0 for how in made}
     for encoder in encoders:
-        how = encoder.preprocessing
+        how = encoder.alike
         longest[how] = max(longest[how], window_of(encoder))
     for how, window in longest.items():
         asked = window_rows(np.arange(5, 12), shown.starts[5:12], window)

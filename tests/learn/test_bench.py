@@ -66,8 +66,8 @@ def test_what_models_play_with_is_for_the_judging_where_nothing_else_is_played()
         grid.check(o)
         [cell] = grid.cells(o, SETTINGS)
         assert cell.options.engine == "torch"
-        assert cell.trained_with.engine == ("torch" if more else "auto")
-        assert bool(cell.trained_with.weights) == bool(more)
+        assert grid.without_judging(cell.options).engine == ("torch" if more else "auto")
+        assert bool(grid.without_judging(cell.options).weights) == bool(more)
     with pytest.raises(UsageError, match="--eval-episodes is an option of --eval-frequency"):
         grid.check(BenchOptions(models=("vit",), eval_episodes=30))
 

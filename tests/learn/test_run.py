@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from wsa.encode import checkpoint, forward
+from wsa.encode import checkpoint, curves, forward
 from wsa.encode import register as register_module
 from wsa.encode.forward import stored
 from wsa.encode.live import LiveEncoder
@@ -291,16 +294,29 @@ def test_a_run_of_an_older_wsa_goes_on(snapshot: Snapshot, tmp_path: Path) -> No
         run.read_config(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore")  # Of torch.compile's own.
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_evaluations_on_the_way_move_nothing_of_the_training(
-    snapshot: Snapshot, trained: Path, tmp_path: Path
+    compiled: bool,
+    snapshot: Snapshot,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if compiled:  # torch.compile cannot see through the checks of shapes.
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        trained = tmp_path / "plain"
+        run.begin(trained, configure(snapshot))
+        run.learn(trained, configure(snapshot), "cpu", compiled=True)
+        torch.compiler.reset()
     learner = msgspec.structs.replace(SMALL, eval_frequency=20, eval_episodes=3)
     config = configure(snapshot, hyperparameters=learner)
     run.begin(tmp_path, config)
-    made = run.learn(tmp_path, config, "cpu")
+    made = run.learn(tmp_path, config, "cpu", compiled=compiled)
     assert (made.updates, made.passes) == (50, 0)
     last = "checkpoints/000000050.safetensors"
     one, other = load_file(tmp_path / last), load_file(trained / last)
+    assert one.keys() == other.keys()
     for name in other:
         np.testing.assert_array_equal(one[name], other[name])
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -316,6 +332,35 @@ def test_evaluations_on_the_way_move_nothing_of_the_training(
     assert line["eval/episodic_return_std"] == pytest.approx(np.std(returns))
     assert line["eval/backbone_passes"] <= seen.live.passes
     assert 0 < seen.live.passes <= sum(line["eval/backbone_passes"] for line in played)
+
+
+def test_games_that_cannot_be_played_stop_no_training(
+    snapshot: Snapshot,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    learner = msgspec.structs.replace(SMALL, eval_frequency=20, eval_episodes=1)
+    config = configure(snapshot, hyperparameters=learner)
+    run.begin(tmp_path, config)
+    real = periodic.play
+
+    def fail(*arguments: Any, **details: Any) -> Any:
+        raise ConflictError("not-finite", "Model vit gave what is no number.")
+
+    monkeypatch.setattr(periodic, "play", fail)
+    assert run.learn(tmp_path, config, "cpu").updates == 50
+    said = capsys.readouterr().err
+    assert said.count("warning: no games were played after step") == 3
+    assert "after step 40. Model vit gave what is no number." in said
+    last = "checkpoints/000000050.safetensors"
+    one, other = load_file(tmp_path / last), load_file(trained / last)
+    for name in other:
+        np.testing.assert_array_equal(one[name], other[name])
+    monkeypatch.setattr(periodic, "play", real)
+    assert run.learn(tmp_path, config, "cpu").updates == 0  # But the last games are played.
+    assert curves.has(tmp_path, 50, periodic.RETURN)
 
 
 @pytest.mark.filterwarnings("ignore")  # Of torch.compile's own.
@@ -532,3 +577,28 @@ def test_protocols_are_not_mixed(tmp_path: Path) -> None:
     embed(backend, MODELS[:1])
     with pytest.raises(UsageError, match="2 ways that are all called classic"):
         configure(take_snapshot(backend), **changes, protocol="classic")
+
+
+def test_the_command_brings_no_library_of_models(backend: Backend, tmp_path: Path) -> None:
+    """They would be a good part of the time until the first update."""
+    options = [
+        "--store",
+        backend.url,
+        "--game",
+        "Breakout",
+        "--models",
+        ALIASES[0],
+        "--updates",
+        "3",
+    ]
+    command = ["learn", *options, "--run-dir", str(tmp_path / "run")]
+    code = (
+        f"import sys\nfrom wsa.cli import main\ncode = main({command!r})\nprint(code, *sys.modules)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, check=True, env={**os.environ, "WSA_CACHE": str(tmp_path)},
+    )  # fmt: skip
+    first, *loaded = ended.stdout.splitlines()[-1].split()
+    assert first == "0" and (tmp_path / "run" / "checkpoints" / "000000003.safetensors").exists()
+    assert set(loaded) & {"timm", "torchvision", "distributed"} == set()

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from wsa.encode import checkpoint, engines
 from wsa.encode.forward import Encoder
@@ -187,8 +188,25 @@ def test_evaluations_on_the_way_move_nothing_of_the_training(
     lines = read_metrics(here / "run")
     played = [line for line in lines if periodic.RETURN in line]
     assert [line["step"] for line in played] == [40 if algo is DQN else 48, 80, 96]
-    kept = [take_snapshot(open_store(str(here / name))).segments() for name in ("store", "other")]
-    assert [m.steps for m in kept[0]] == [m.steps for m in kept[1]]
+    last = [load_file(checkpoint.latest(here / n / "checkpoints")) for n in ("plain", "run")]
+    assert last[0].keys() == last[1].keys()
+    for name in last[0]:
+        np.testing.assert_array_equal(last[0][name], last[1][name])
+    kept = []
+    for store in ("store", "other"):
+        snapshot = take_snapshot(open_store(str(here / store)))
+        told = [
+            (
+                *(m.env, m.start, snapshot.read_rows(m)["digest"].tobytes()),
+                *(
+                    snapshot.read_embedding("Breakout", key, m.segment).tobytes()
+                    for key in snapshot.models_of("Breakout")
+                ),
+            )
+            for m in snapshot.segments()
+        ]
+        kept.append(sorted(told))
+    assert kept[0] == kept[1] and kept[0]
     assert [line for line in lines if line not in played] == read_metrics(here / "plain")
     assert all(line["eval/episodic_length"] == 40 for line in played)
     passes = sum(line["eval/backbone_passes"] for line in played)
