@@ -61,7 +61,8 @@ def test_every_run_has_the_options_that_its_fusion_can_use() -> None:
 
 def test_what_models_play_with_is_for_the_judging_where_nothing_else_is_played() -> None:
     given: dict[str, Any] = {"weights": ("vit=/w",), "engine": "torch", "models": ("vit",)}
-    for more in ({}, {"eval_frequency": 5}, {"online": True, "algo": "ppo"}):
+    others: list[dict[str, Any]] = [{}, {"eval_frequency": 5}, {"online": True, "algo": "ppo"}]
+    for more in others:
         o = BenchOptions(games=("Pong",), seeds=("1",), fusions=("wsa",), **given, **more)
         grid.check(o)
         [cell] = grid.cells(o, SETTINGS)
