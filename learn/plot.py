@@ -7,6 +7,7 @@ steps, since single ones jump. Drawn with OpenCV, which is here anyway.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -89,13 +90,24 @@ def averages(curve: Curve, end: float) -> Points:
     return found
 
 
+def ticks(low: float, high: float) -> Points:
+    """Two to six round numbers from `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
+    least = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(step for m in (1, 2, 5, 10) if (step := m * power) >= least * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return np.arange(first, last + 1, dtype=np.float64) * step
+
+
 def _axes(whole: Picture, title: str, end: float, low: float, high: float) -> None:
     _text(whole, title, LEFT, TOP - 20)
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, y = _place(share, share)
+    for value in ticks(low, high):
+        _, y = _place(0.0, (value - low) / (high - low))
         cv2.line(whole, (LEFT, y), (WIDTH - RIGHT, y), GRID, 1)
-        _text(whole, f"{low + share * (high - low):,.4g}", 8, y + 5)
-        _text(whole, f"{share * end:,.0f}", min(x - 20, WIDTH - 90), HEIGHT - BOTTOM + 22)
+        _text(whole, f"{value:,.4g}", 8, y + 5)
+    for value in ticks(0.0, end):
+        x, _ = _place(value / end, 0.0)
+        _text(whole, f"{value:,.0f}", min(x - 20, WIDTH - 90), HEIGHT - BOTTOM + 22)
 
 
 def _line(

@@ -3,6 +3,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wsa.learn import plot
 from wsa.learn.plot import COLOURS, Curve, averages, draw, png
@@ -19,6 +21,23 @@ def test_episodes_are_averaged_in_even_stretches() -> None:
     assert np.isnan(found[31:]).all()  # It played half as far as another.
     single = averages(Curve("wsa", np.array([7.0]), np.array([-3.0])), 7.0)
     assert single[-1] == -3 and np.isnan(single[:-1]).all()
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e7))
+def test_ticks_are_round_and_few(low: float, span: float) -> None:
+    found = plot.ticks(low, low + span)
+    assert 2 <= len(found) <= 6
+    slack = 1e-6 * (span + abs(low))
+    assert found.min() >= low - slack and found.max() <= low + span + slack
+    step = found[1] - found[0]
+    assert np.diff(found) == pytest.approx(step, rel=1e-3)
+    digits = step / 10 ** np.floor(np.log10(step) + 1e-6)
+    assert min(abs(digits - m) for m in (1, 2, 5, 10)) < 0.02
+
+
+def test_ticks_of_a_run() -> None:
+    assert [*plot.ticks(0, 399_160)] == [0, 100_000, 200_000, 300_000]
+    assert [*plot.ticks(-21, 2)] == [-20, -15, -10, -5, 0]
 
 
 def places(picture: plot.Picture, colour: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
