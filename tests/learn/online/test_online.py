@@ -169,10 +169,9 @@ def test_a_recorded_run_that_was_killed_continues(
     "algo",
     [
         PPO,
-        DQN,
         *(
             pytest.param(a, marks=pytest.mark.slow)
-            for a in (RECURRENT, {**PPO, **PIXELS, "frame_stack": 4})
+            for a in (DQN, RECURRENT, {**PPO, **PIXELS, "frame_stack": 4})
         ),
     ],
 )
@@ -218,9 +217,8 @@ def test_evaluations_on_the_way_move_nothing_of_the_training(
     assert ours[-1]["cache/backbone_passes"] == trained.passes
 
 
-@pytest.mark.parametrize(
-    "algo", [PPO, *(pytest.param(a, marks=pytest.mark.slow) for a in (DQN, RECURRENT))]
-)
+@pytest.mark.slow  # Offline it is tested each time.
+@pytest.mark.parametrize("algo", [PPO, DQN, RECURRENT])
 def test_an_evaluation_that_was_stopped_is_played_when_the_run_goes_on(
     here: Path, algo: dict[str, Any], read_metrics: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
