@@ -185,9 +185,8 @@ def _in_parts(function: Callable[[Tensor], Tensor], frames: NDArray[np.uint8]) -
     parts = [frames[at : at + size] for at in range(0, len(frames), size)]
 
     def run(part: NDArray[np.uint8]) -> Tensor:
-        return function(
-            torch.from_numpy(np.array(part))
-        )  # A copy: torch takes no read-only arrays.
+        # A copy: torch takes no read-only arrays.
+        return function(torch.from_numpy(np.array(part)))
 
     threads = min(torch.get_num_threads(), len(parts))
     with one_thread():
