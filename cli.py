@@ -21,8 +21,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wsa import __version__
-from wsa.store.errors import StorageError, Terminated, UsageError, WsaError
-from wsa.store.redact import redact
+from wsa.store.common.errors import StorageError, Terminated, UsageError, WsaError, redact
 
 if TYPE_CHECKING:
     from wsa.encode.models import Request

@@ -33,11 +33,13 @@ from wsa.encode.job import Embedded, Setting
 from wsa.encode.plan import Copy, Item
 from wsa.encode.workers import THREADS_A_WORKER, Workers
 from wsa.learn.env import protocol
-from wsa.store import keys, names
+from wsa.store.common import hashing, names
 from wsa.store.records import SegmentMeta
 
 STEPS, DISTINCT = 1024, 820
-MODELS = [names.make_model_key(alias, keys.identity(alias)) for alias in ("vit", "resnet", "clip")]
+MODELS = [
+    names.make_model_key(alias, hashing.identity(alias)) for alias in ("vit", "resnet", "clip")
+]
 
 
 async def serve(address: str, workers: int) -> None:
@@ -107,7 +109,7 @@ def works(count: int, chained: bool, models: int) -> list[tuple[Item, ...]]:
     rules = protocol("Seaquest", "classic")
     made = []
     for number in range(count):
-        run, env, start = keys.identity(number % 97)[:12], number % 8, number * STEPS
+        run, env, start = hashing.identity(number % 97)[:12], number % 8, number * STEPS
         where = names.make_segment(run, env, start, STEPS)
         meta = SegmentMeta(
             game="Seaquest",

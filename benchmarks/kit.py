@@ -18,8 +18,8 @@ from pathlib import Path
 from wsa.encode.plan import Plan
 from wsa.learn import env
 from wsa.learn.collect import collect, plan_collection
-from wsa.store import keys, names
 from wsa.store.backends import Backend
+from wsa.store.common import hashing, names
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 
@@ -54,7 +54,7 @@ def forget(backend: Backend, plan: Plan) -> None:
     """Undo a plan, so that the next round does it again."""
     for item in plan.items:
         path = names.embedding_path(item.meta.game, item.model, item.meta.segment)
-        backend.delete(names.commit_path(keys.object_id(path)))
+        backend.delete(names.commit_path(hashing.object_id(path)))
         for file in list(backend.list(path)):
             backend.delete(file.path)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.strip import PATH
 from wsa.learn import env as games
-from wsa.store import keys
+from wsa.store.common import hashing
 
 STEPS = 400
 PAIRS = 4
@@ -44,7 +44,7 @@ def play(game: str) -> NDArray[np.uint8]:
         frames.append(games.pictures(observations)[0].copy())
         joined.append(not (terminated | truncated)[0])
     env.close()
-    firsts = choose([keys.frame_digest(frame) for frame in frames], joined)
+    firsts = choose([hashing.frame_digest(frame) for frame in frames], joined)
     return np.stack([frames[t + i] for t in firsts for i in (0, 1)])
 
 
@@ -102,4 +102,4 @@ def pack(played: dict[str, NDArray[np.uint8]]) -> bytes:
 if __name__ == "__main__":
     data = pack({game: play(game) for game in games.games()})
     Path(PATH).write_bytes(data)
-    print(f"{PATH}: {len(data)} bytes, {keys.checksum(data)}")
+    print(f"{PATH}: {len(data)} bytes, {hashing.checksum(data)}")

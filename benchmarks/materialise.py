@@ -17,7 +17,7 @@ import numpy as np
 import zarr
 from kit import interleave, store_of, table
 
-from wsa.store import keys, names
+from wsa.store.common import hashing, names
 from wsa.store.flat import materialise
 from wsa.store.reader import group_arrays, take_snapshot
 from wsa.store.records import EmbeddingMeta, SegmentMeta
@@ -28,7 +28,7 @@ GAME, STEPS, NUMBERS = "Seaquest", 8192, 512
 
 def main() -> None:
     generator = np.random.default_rng(0)
-    models = [names.make_model_key(a, keys.identity(a)) for a in ("vit", "resnet", "clip")]
+    models = [names.make_model_key(a, hashing.identity(a)) for a in ("vit", "resnet", "clip")]
     with store_of(GAME, STEPS, 1024) as (backend, folder):
         snapshot = take_snapshot(backend)
         for meta in snapshot.segments(GAME):

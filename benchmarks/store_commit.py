@@ -18,12 +18,13 @@ from unittest import mock
 import numpy as np
 from kit import interleave, markdown, table
 
-from wsa.store import keys, layout, names, writer
+from wsa.store import layout, writer
+from wsa.store.common import hashing, names
 from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
 
 FRAMES, NUMBERS, OBJECTS = 820, 512, 20
-MODEL = names.make_model_key("vit", keys.identity("vit"))
+MODEL = names.make_model_key("vit", hashing.identity("vit"))
 
 
 def main() -> None:

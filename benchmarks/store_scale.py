@@ -26,7 +26,8 @@ from kit import markdown
 
 from wsa.encode.plan import make_plan
 from wsa.learn.env import protocol
-from wsa.store import keys, layout, names, records, writer
+from wsa.store import layout, records, writer
+from wsa.store.common import hashing, names
 from wsa.store.index import DigestIndex
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta
@@ -34,7 +35,9 @@ from wsa.store.root import open_store
 
 STEPS = 1024
 DISTINCT = 820  # of a segment's frames, as in Seaquest
-MODELS = [names.make_model_key(alias, keys.identity(alias)) for alias in ("vit", "resnet", "clip")]
+MODELS = [
+    names.make_model_key(alias, hashing.identity(alias)) for alias in ("vit", "resnet", "clip")
+]
 
 
 def objects(segments: int) -> Iterator[tuple[Any, dict[str, bytes]]]:
@@ -48,7 +51,7 @@ def objects(segments: int) -> Iterator[tuple[Any, dict[str, bytes]]]:
         yield ModelMeta(model), dict.fromkeys(["spec.json", "probe.safetensors"], b"x")
     for number in range(segments):
         where = names.make_segment(
-            keys.identity(number % 97)[:12], number % 8, number * STEPS, STEPS
+            hashing.identity(number % 97)[:12], number % 8, number * STEPS, STEPS
         )
         yield (
             FramesMeta("Seaquest", where, DISTINCT, 210, 160, True),

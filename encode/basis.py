@@ -20,8 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from wsa.store import keys
-from wsa.store.errors import UsageError
+from wsa.store.common import hashing
+from wsa.store.common.errors import UsageError
 
 CHANNELS = 128
 CHUNK = 8192
@@ -142,17 +142,17 @@ def recipe(strip: str) -> str:
     Args:
         strip: Digest of the strip.
     """
-    return keys.identity(["pca of channels, then of the grid", CHANNELS, strip])
+    return hashing.identity(["pca of channels, then of the grid", CHANNELS, strip])
 
 
 def random_recipe() -> str:
     """What stands for a random projection in a model's identity."""
-    return keys.identity(["signs of PCG64", SEED])
+    return hashing.identity(["signs of PCG64", SEED])
 
 
 def own_recipe(basis: Basis) -> str:
     """What stands for a basis of one game: its bytes, since nobody else has those frames."""
-    return keys.checksum(save(basis))
+    return hashing.checksum(save(basis))
 
 
 def fit(features: Tensor, numbers: int) -> Basis:

@@ -17,9 +17,10 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 import msgspec
 
-from wsa.store import keys, names, records
+from wsa.store import records
 from wsa.store.backends import Backend
-from wsa.store.errors import DamagedError, WsaError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import DamagedError, WsaError
 
 MAX_SIGN_BYTES = 64 << 10
 # Of a folder full of signs, the newest.
@@ -178,7 +179,7 @@ class Heart:
                 number += 1
                 path = names.sign_path(beat.service, number)
                 put.append(path)  # First: a refusal may come after the file.
-                self._backend.put_new(path, keys.canonical(beat))
+                self._backend.put_new(path, hashing.canonical(beat))
                 self._remove(put, 1)
             self._first.set()
             self._over.wait(beat.every)

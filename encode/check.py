@@ -24,8 +24,8 @@ from wsa.encode.outputs import Trunk
 from wsa.encode.preprocess import preprocess
 from wsa.encode.spec import parse_output
 from wsa.encode.user_model import UserNetwork
-from wsa.store import keys
-from wsa.store.errors import WsaError
+from wsa.store.common import hashing
+from wsa.store.common.errors import WsaError
 from wsa.store.writer import FLOAT16_MAX
 
 BATCH_ERROR = 0.01  # As a share of a game's step: libraries round differently for other batches.
@@ -102,7 +102,7 @@ def _encoder(module: nn.Module, request: Request, device: str) -> Encoder:
 
 def _everything(module: nn.Module) -> str:
     """Digest of all tensors, also of those that no embedding depends on."""
-    return keys.tensors_digest({n: t.cpu().numpy() for n, t in module.state_dict().items()})
+    return hashing.tensors_digest({n: t.cpu().numpy() for n, t in module.state_dict().items()})
 
 
 def _short(digest: str) -> str:

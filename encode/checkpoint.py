@@ -23,8 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsa.store import keys, publish
-from wsa.store.errors import DamagedError, MissingError, Terminated
+from wsa.store.common import atomic_files, hashing
+from wsa.store.common.errors import DamagedError, MissingError, Terminated
 
 BEST = "best"  # The name of the checkpoint that did best on held-out episodes.
 KEPT = 2  # Checkpoints of a run.
@@ -95,7 +95,7 @@ def save(
     path = folder / f"{name or f'{step:09d}'}.safetensors"
     for left in (*folder.glob(".[0-9]*.safetensors.*"), *folder.glob(f".{BEST}.safetensors.*")):
         left.unlink(missing_ok=True)
-    publish.replace(path, safetensors.torch.save(tensors, metadata))
+    atomic_files.replace(path, safetensors.torch.save(tensors, metadata))
     if not name:  # The one before stays, in case this one is damaged.
         others = [other for other in all_of(folder) if other != path]
         for old in others[: max(0, len(others) + 1 - KEPT)]:
@@ -226,7 +226,7 @@ def _damaged(path: Path, error: Exception) -> DamagedError:
 
 def _check(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    return keys.identity([metadata, keys.tensors_digest(arrays)])
+    return hashing.identity([metadata, hashing.tensors_digest(arrays)])
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

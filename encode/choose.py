@@ -25,7 +25,7 @@ from wsa.encode.basis import Reduction
 from wsa.encode.forward import Encoder
 from wsa.encode.inputs import read_shown
 from wsa.encode.spec import Precision
-from wsa.store.errors import ConflictError, WsaError
+from wsa.store.common.errors import ConflictError, WsaError
 from wsa.store.reader import Snapshot
 
 GATE = 0.01

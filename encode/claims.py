@@ -16,9 +16,10 @@ from typing import Annotated, Literal
 import msgspec
 
 from wsa.encode import beats
-from wsa.store import keys, names, records
+from wsa.store import records
 from wsa.store.backends import Backend
-from wsa.store.errors import DamagedError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import DamagedError
 
 Lane = tuple[str, str]  # Game and model key.
 
@@ -49,7 +50,7 @@ class Claims:
     def __init__(self, backend: Backend, service: str, grace_s: float) -> None:
         self._backend = backend
         self._service = service
-        self._content = keys.canonical(Claim(1, service, grace_s))
+        self._content = hashing.canonical(Claim(1, service, grace_s))
         self._grace_s = grace_s
         self.held: set[Lane] = set()
 

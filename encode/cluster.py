@@ -21,10 +21,11 @@ from distributed.comm.addressing import get_address_host_port
 from distributed.utils import get_mp_context
 from tornado.ioloop import IOLoop, PeriodicCallback
 
-from wsa.encode import console, job, slurm
+from wsa.encode import job, slurm
 from wsa.encode.slurm import SlurmJobs
 from wsa.encode.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
-from wsa.store.errors import StorageError, Terminated, UsageError
+from wsa.store.common import terminal
+from wsa.store.common.errors import StorageError, Terminated, UsageError
 
 WAIT_FOR_ANSWER_S = 20
 WAIT_FOR_WORKERS_S = 60
@@ -131,7 +132,7 @@ def connect(
         with client:
             started: Any = client.nthreads()
             if not started:
-                console.say(
+                terminal.say(
                     f"{scheduler} has no workers yet; waiting up to {WAIT_FOR_WORKERS_S} s for "
                     f"some: dask worker {scheduler}"
                 )

@@ -12,7 +12,7 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from wsa.store import publish
+from wsa.store.common import atomic_files
 
 FILE = "metrics.jsonl"
 
@@ -32,7 +32,7 @@ class Metrics:
         if path.exists():
             lines = path.read_bytes().splitlines()
             kept = b"".join(line + b"\n" for line in lines if _step(line) <= start)
-        publish.replace(path, kept)
+        atomic_files.replace(path, kept)
         self._lines = path.open("a")
         # TensorBoard forgets what another file has of these steps.
         self._board = SummaryWriter(str(folder), purge_step=start + 1)

@@ -20,7 +20,7 @@ from wsa.encode.events import AttemptFailed, SegmentDone
 from wsa.encode.job import Failed, Setting
 from wsa.encode.plan import Item, Name
 from wsa.encode.workers import Workers
-from wsa.store.errors import StorageError
+from wsa.store.common.errors import StorageError
 
 TRIES = 3
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from wsa.encode.outputs import Trunk
 from wsa.encode.spec import Precision
-from wsa.store.errors import MissingError, UsageError
+from wsa.store.common.errors import MissingError, UsageError
 
 NAMES = ("torch", "compile", "openvino")
 GPU_BATCH = 256

@@ -12,7 +12,7 @@ from wsa.encode.models import Request
 from wsa.encode.plan import make_plan
 from wsa.encode.probe import MAX_STEP_ERROR
 from wsa.encode.spec import parse_output
-from wsa.store import names
+from wsa.store.common import names
 from wsa.store.reader import Snapshot
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from wsa.encode.choose import Choice
 from wsa.encode.spec import ModelSpec
-from wsa.store.errors import WsaError
+from wsa.store.common.errors import WsaError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from wsa.encode.basis import Basis
 from wsa.encode.forward import Encoder
 from wsa.encode.inputs import read_shown
 from wsa.encode.spec import Output
-from wsa.store.errors import MissingError
+from wsa.store.common.errors import MissingError
 from wsa.store.reader import Snapshot
 from wsa.store.records import SegmentMeta
 

@@ -28,9 +28,9 @@ from wsa.encode.models import Request
 from wsa.encode.plan import Item
 from wsa.encode.register import Registered, open_model, register
 from wsa.encode.stored import read_spec
-from wsa.store import names
 from wsa.store.backends import Backend
-from wsa.store.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
+from wsa.store.common import names
+from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
 from wsa.store.reader import take_objects, take_snapshot
 from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.recent import Recent, named
 from wsa.encode.shrunk import Shrunk
-from wsa.store import keys
-from wsa.store.errors import ConflictError, UsageError
+from wsa.store.common import hashing
+from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.flat import FlatMap
 from wsa.store.index import DigestIndex
 from wsa.store.places import side_by_side
@@ -140,7 +140,7 @@ class LiveEncoder:
             UsageError: A model has a window, and it is not told of what.
         """
         if self._longest == 1:
-            digests = [keys.frame_digest(frame) for frame in frames]
+            digests = [hashing.frame_digest(frame) for frame in frames]
             return self.lookups[1].embed(digests, frames.__getitem__)
         if first is None or envs is None:
             raise UsageError(

@@ -20,7 +20,7 @@ from wsa.encode import job
 from wsa.encode.cluster import connect
 from wsa.encode.forward import Encoder, choose_device
 from wsa.encode.workers import TASKS_A_GPU, TASKS_A_THREAD, Workers
-from wsa.store.errors import ConflictError, StorageError, UsageError
+from wsa.store.common.errors import ConflictError, StorageError, UsageError
 
 # A batch that was lost with its worker is embedded again elsewhere.
 RETRIES = 3

@@ -24,8 +24,8 @@ from wsa.encode.spec import (
 )
 from wsa.encode.stored import read_spec
 from wsa.encode.user_model import UserNetwork
-from wsa.store import keys, names
-from wsa.store.errors import ConflictError, UsageError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.reader import Snapshot
 from wsa.store.windows import MAX_STACK_FRAMES
 
@@ -112,7 +112,7 @@ def weights_digest(module: nn.Module) -> str:
     Batch norm's count of training batches changes no number that the model returns, and not every
     file has it.
     """
-    return keys.tensors_digest(
+    return hashing.tensors_digest(
         {
             name: tensor.numpy()
             for name, tensor in module.state_dict().items()

@@ -25,7 +25,7 @@ from wsa.encode.inputs import WINDOWS_AT_ONCE
 from wsa.encode.models import Request
 from wsa.encode.probe import MAX_STEP_ERROR
 from wsa.encode.workers import TASKS_A_GPU, TASKS_A_THREAD, THREADS_A_WORKER
-from wsa.store.errors import WsaError
+from wsa.store.common.errors import WsaError
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.root import open_store
 

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from wsa.encode.beats import Beat, State
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 IN_ORDER: frozenset[State] = frozenset(("waiting", "encoding"))
 

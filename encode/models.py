@@ -26,8 +26,8 @@ from torch import nn
 
 from wsa.encode import hub, own, user_model
 from wsa.encode.spec import DEFAULT_OUTPUT, Geometry, Precision
-from wsa.store import names
-from wsa.store.errors import ConflictError, MissingError, UsageError
+from wsa.store.common import names
+from wsa.store.common.errors import ConflictError, MissingError, UsageError
 
 
 @dataclasses.dataclass(frozen=True)

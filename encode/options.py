@@ -15,8 +15,8 @@ import platformdirs
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from wsa.encode import console
-from wsa.store.errors import MissingError, UsageError
+from wsa.store.common import terminal
+from wsa.store.common.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
     from wsa.store.backends import Backend
@@ -168,9 +168,9 @@ def open_snapshot(
         backend = open_backend(store)
         if not or_empty or not is_free(backend):
             raise
-        console.say(f"store {backend.url}, not there yet")
+        terminal.say(f"store {backend.url}, not there yet")
         return backend, Snapshot(backend, {})
-    console.say(f"store {backend.url}")
+    terminal.say(f"store {backend.url}")
     return backend, take_snapshot(backend)
 
 

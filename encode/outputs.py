@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from wsa.encode.spec import Output
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 
 class Trunk(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from wsa.encode.trainee import Frozen
 from wsa.encode.user_model import UserModel, UserNetwork
-from wsa.store.errors import ConflictError, UsageError
+from wsa.store.common.errors import ConflictError, UsageError
 
 PREFIX = "wsa:"
 LICENCE = "Apache-2.0, trained by wsa"

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsa.store import publish
+from wsa.store.common import atomic_files
 
 _ZOOM = 2
 _INK, _RULE = (40, 40, 40), (215, 215, 215)
@@ -120,4 +120,4 @@ def _say(picture: NDArray[Any], text: str, at: tuple[int, int]) -> None:
 
 def _write(path: Path, picture: NDArray[Any]) -> None:
     _, data = cv2.imencode(".png", np.ascontiguousarray(picture))
-    publish.replace(path, data.tobytes())
+    atomic_files.replace(path, data.tobytes())

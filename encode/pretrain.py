@@ -32,8 +32,9 @@ from wsa.encode.curves import Metrics
 from wsa.encode.pretrain_data import Looks, scale
 from wsa.encode.spec import Precision
 from wsa.encode.trainee import Trainee
-from wsa.store import keys, publish, records
-from wsa.store.errors import ConflictError
+from wsa.store import records
+from wsa.store.common import atomic_files, hashing
+from wsa.store.common.errors import ConflictError
 from wsa.store.reader import Snapshot
 from wsa.store.writer import command_line
 
@@ -148,8 +149,8 @@ def begin(folder: Path, training: Training) -> None:
                 f"{folder} holds another training: its {', '.join(fields)} differ{why}. Give another "
                 f"--run-dir, or the command in {folder / 'command.txt'}.",
             )
-    publish.replace(path, msgspec.json.format(keys.canonical(training)))
-    publish.replace(folder / "command.txt", (command_line() + "\n").encode())
+    atomic_files.replace(path, msgspec.json.format(hashing.canonical(training)))
+    atomic_files.replace(folder / "command.txt", (command_line() + "\n").encode())
 
 
 def open_looks(
@@ -200,8 +201,8 @@ def run(
         with filelock.FileLock(folder / "lock", timeout=0):
             trained = train(training, looks, folder, device, on_step)
             files = trained_files.write_encoders(folder, trained.network, half)
-            made = keys.canonical(manifest(training, looks, trained, files))
-            publish.replace(folder / "manifest.json", msgspec.json.format(made))
+            made = hashing.canonical(manifest(training, looks, trained, files))
+            atomic_files.replace(folder / "manifest.json", msgspec.json.format(made))
             trained_files.write_pictures(folder, trained.network, looks, device)
             found: dict[str, Any] = msgspec.json.decode(made)
             return found

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from wsa.encode.preprocess import preprocess
 from wsa.encode.trainee import Sight
-from wsa.store import keys, names
-from wsa.store.errors import MissingError, UsageError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.reader import Snapshot
 from wsa.store.records import SegmentMeta
 from wsa.store.windows import episode_starts
@@ -90,7 +90,7 @@ def choose(
                 f"collect --game {game}",
             )
         total += sum(m.frames for m in found)
-        found.sort(key=lambda m: keys.object_id(m.segment))
+        found.sort(key=lambda m: hashing.object_id(m.segment))
         ends = itertools.accumulate(m.frames for m in found)
         fitting = [m for m, end in zip(found, ends, strict=True) if end <= share]
         if not fitting:
@@ -108,7 +108,7 @@ def data_digest(snapshot: Snapshot, segments: Sequence[SegmentMeta]) -> str:
     """Hex blake3-256 that stands for every byte of some segments and their frames."""
     paths = [(names.segment_path(m.game, m.segment), names.frames_path(m.game, m.segment))
              for m in segments]  # fmt: skip
-    return keys.identity([[snapshot.commit(path).check for path in pair] for pair in paths])
+    return hashing.identity([[snapshot.commit(path).check for path in pair] for pair in paths])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +304,7 @@ def _split(looks: Looks, game: str, own: list[tuple[SegmentMeta, Part]], share: 
             f"{game} has {len(episodes)} episodes, and training needs two at least: one is held "
             f"out. Collect more, or with more environments: wsa collect --game {game} --num-envs 8",
         )
-    order = sorted(episodes, key=keys.identity)
+    order = sorted(episodes, key=hashing.identity)
     count = min(len(order) - 1, math.ceil(share * len(order)))
     held, trained = (
         np.concatenate([rows for name in some for rows in episodes[name]])

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from distributed.system import MEMORY_LIMIT
 
-from wsa.encode import console, engines, pretrain, pretrain_data
+from wsa.encode import engines, pretrain, pretrain_data
 from wsa.encode.forward import choose_device
 from wsa.encode.options import open_snapshot
 from wsa.encode.pretrain import TRAINEES, Training, trainee
 from wsa.encode.pretrain_options import PretrainOptions
 from wsa.encode.trainee import Trainee
-from wsa.store import names
-from wsa.store.errors import UsageError
+from wsa.store.common import names, terminal
+from wsa.store.common.errors import UsageError
 from wsa.store.reader import Snapshot
 
 
@@ -30,13 +30,13 @@ def pretrain_encoders(o: PretrainOptions) -> int:
     memory = round(o.memory_gb * 1e9) or MEMORY_LIMIT // 2
     choice = pretrain_data.choose(snapshot, games, o.policies, sights, memory)
     policies = sorted({meta.policy for meta in choice.segments})
-    console.say(
+    terminal.say(
         f"{choice.frames:,} frames of {', '.join(games)}, played by {', '.join(policies)}, in "
         f"{len(choice.segments)} segments"
     )
     if choice.left_out:
-        console.say(
-            f"{choice.left_out:,} frames more do not fit into {console.size(memory)} of memory and "
+        terminal.say(
+            f"{choice.left_out:,} frames more do not fit into {terminal.size(memory)} of memory and "
             "are left out, the same share of each game; --memory-gb gives more."
         )
     device = choose_device(o.device)
@@ -44,14 +44,14 @@ def pretrain_encoders(o: PretrainOptions) -> int:
     torch.set_num_threads(o.threads)
     trainings = {encoder: _training(o, encoder, snapshot, choice) for encoder in o.encoder}
     if o.dry_run:
-        return console.result(o.json, {e: _estimate(t, device) for e, t in trainings.items()})
+        return terminal.result(o.json, {e: _estimate(t, device) for e, t in trainings.items()})
     folder = Path(o.run_dir or f"runs/pretrain__{o.seed}__{int(time.time())}")
-    console.say(f"run {folder}")
+    terminal.say(f"run {folder}")
     for encoder, training in trainings.items():
         pretrain.begin(folder / encoder, training)
     made = {e: _train(o, folder / e, t, snapshot, choice, device) for e, t in trainings.items()}
     if o.json:
-        return console.result(True, {"run": str(folder), "encoders": made})
+        return terminal.result(True, {"run": str(folder), "encoders": made})
     rows = [
         [encoder, m["gradient_steps"], m["best_step"], m["validation_loss"], file, info["bytes"]]
         for encoder, m in made.items()
@@ -60,7 +60,7 @@ def pretrain_encoders(o: PretrainOptions) -> int:
         )
     ]
     columns = ["encoder", "gradient steps", "best at", "validation loss", "weights", "bytes"]
-    console.table("", columns, [[*r[:3], _number(r[3]), str(r[4]), r[5]] for r in rows])
+    terminal.table("", columns, [[*r[:3], _number(r[3]), str(r[4]), r[5]] for r in rows])
     return 0
 
 
@@ -74,10 +74,10 @@ def _train(
 ) -> dict[str, Any]:
     """Train one encoder, and say how far it is."""
     shown = not o.json
-    read = console.Progress(f"{training.encoder}: read", "frames", choice.frames, shown=shown)
+    read = terminal.Progress(f"{training.encoder}: read", "frames", choice.frames, shown=shown)
     with read:
         looks = pretrain.open_looks(training, snapshot, read.update)
-    train = console.Progress(f"{training.encoder}: train", "steps", training.steps, shown=shown)
+    train = terminal.Progress(f"{training.encoder}: train", "steps", training.steps, shown=shown)
     with train:
         return pretrain.run(
             folder,

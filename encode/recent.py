@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store import keys
+from wsa.store.common import hashing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Recent:
         """
         found = []
         for shown, begins, env in zip(frames, first, envs.tolist(), strict=True):
-            digest = keys.frame_digest(shown)
+            digest = hashing.frame_digest(shown)
             # An environment may write over what it has shown.
             frame = shown if self._longest == 1 else shown.copy()
             before = None if begins else self._last.get(env)
@@ -74,6 +74,6 @@ def named(
             lambda some: np.stack([seen[i].frames[-1] for i in some]),
         )
     return (
-        [keys.window_digest(b"".join(one.digests[-window:])) for one in seen],
+        [hashing.window_digest(b"".join(one.digests[-window:])) for one in seen],
         lambda some: np.stack([np.stack(seen[i].frames[-window:]) for i in some]),
     )

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from wsa.encode import basis as bases
-from wsa.encode import choose, console, engines, fitting, models, probe, strip
+from wsa.encode import choose, engines, fitting, models, probe, strip
 from wsa.encode.basis import Projection, Reduction
 from wsa.encode.choose import Choice, Engines
 from wsa.encode.forward import Encoder, stored
@@ -34,8 +34,8 @@ from wsa.encode.models import Request
 from wsa.encode.spec import Identity, ModelSpec, Precision, model_key, parse_output
 from wsa.encode.stored import how_to_remove, read_spec
 from wsa.encode.user_model import UserNetwork
-from wsa.store import names
-from wsa.store.errors import ConflictError, DamagedError
+from wsa.store.common import names, terminal
+from wsa.store.common.errors import ConflictError, DamagedError
 from wsa.store.index import first_seen
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import ModelMeta
@@ -205,7 +205,9 @@ def open_model(
             choice = found.choose("auto", precision, math.inf)
             engine = choice.engine
             if snapshot.embeddings(model=key):
-                console.say(f"{key}: what it was encoded by is not to be had here; run by {choice}")
+                terminal.say(
+                    f"{key}: what it was encoded by is not to be had here; run by {choice}"
+                )
     encoder = found.encoder(engine, precision)
     check_probe(snapshot, key, encoder(strip.probe_frames(spec.identity.window)))
     encoder.passes = 0

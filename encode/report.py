@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from wsa import __version__
-from wsa.encode import console
 from wsa.encode.events import SegmentDone
 from wsa.encode.run import EncodeReport
-from wsa.store import publish
+from wsa.store.common import atomic_files, terminal
 from wsa.store.writer import author, command_line
 
 LIBRARIES = ("torch", "torchvision", "timm", "openvino", "distributed", "zarr", "numpy")
@@ -42,7 +41,7 @@ def write_report(folder: Path, report: EncodeReport) -> Path:
     """
     values = run_values(report)
     make_folder(folder)
-    with publish.storage_errors(folder):
+    with atomic_files.storage_errors(folder):
         (folder / "run.json").write_text(json.dumps(values, indent=2) + "\n")
         (folder / "summary.md").write_text(summary(values))
     return folder
@@ -54,7 +53,7 @@ def make_folder(folder: Path) -> None:
     Raises:
         StorageError: It cannot.
     """
-    with publish.storage_errors(folder):
+    with atomic_files.storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -150,7 +149,7 @@ def summary(values: dict[str, Any]) -> str:
         "",
         f"`{values['command']}`, {values['time']}, by {values['author']}.",
         "",
-        f"{made:,} passes made and {saved:,} saved in {console.duration(values['seconds'])}; "
+        f"{made:,} passes made and {saved:,} saved in {terminal.duration(values['seconds'])}; "
         + f"{values['present']:,} objects were there already.",
         "",
         f"{values['workers']} workers, {values['threads']} threads, device {values['device']}.",
@@ -168,7 +167,7 @@ def summary(values: dict[str, Any]) -> str:
             str(m["set_aside"]),
         ]
         rows.append(cells)
-    lines.append(console.markdown(COLUMNS, rows).rstrip("\n"))
+    lines.append(terminal.markdown(COLUMNS, rows).rstrip("\n"))
     if values["stopped"]:
         lines += ["", f"Stopped before all was tried: {values['stopped']}"]
     if values["failed_attempts"]:

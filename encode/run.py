@@ -26,9 +26,9 @@ from wsa.encode.register import Registered
 from wsa.encode.slurm import SlurmJobs
 from wsa.encode.stored import read_spec
 from wsa.encode.workers import Workers
-from wsa.store import keys, names
 from wsa.store.backends import Backend
-from wsa.store.errors import MissingError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import MissingError
 from wsa.store.reader import Snapshot, take_snapshot
 
 
@@ -349,7 +349,8 @@ def _require_frames(snapshot: Snapshot, plan: Plan) -> None:
     lacking = [
         of
         for of in sorted(needed.keys() - _with_frames(snapshot))
-        if snapshot.backend.stat(names.commit_path(keys.object_id(names.frames_path(*of)))) is None
+        if snapshot.backend.stat(names.commit_path(hashing.object_id(names.frames_path(*of))))
+        is None
     ]
     if lacking:
         game = lacking[0][0]

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import safetensors
 
-from wsa.encode import console, probe
+from wsa.encode import probe
 from wsa.encode.store_options import MergeOptions, PullOptions, PushOptions, ShareOptions
 from wsa.store import sync
 from wsa.store.backends import open_backend
-from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store.common import terminal
+from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.layout import Files
 from wsa.store.reader import Snapshot
 from wsa.store.records import Commit
@@ -43,8 +44,8 @@ def _share(verb: str, o: ShareOptions, source_url: str, target_url: str) -> int:
         raise UsageError(
             "bad-option", f"{theirs} is the store itself. Name another one, or another --store."
         )
-    console.say(f"store {ours}")
-    console.say(f"{'to' if verb == 'push' else 'from'} {theirs}")
+    terminal.say(f"store {ours}")
+    terminal.say(f"{'to' if verb == 'push' else 'from'} {theirs}")
     try:
         source, damaged = sync.survey(open_store(source_url))
     except MissingError as error:
@@ -78,7 +79,7 @@ def _share(verb: str, o: ShareOptions, source_url: str, target_url: str) -> int:
         conflicts=plan.conflicts,
     )
     if o.json:
-        console.result(True, outcome.summary())
+        terminal.result(True, outcome.summary())
     else:
         outcome.show("To copy; nothing was changed:" if o.dry_run else "Copied:")
     if outcome.damaged:
@@ -115,7 +116,7 @@ def _copy(
     """Copy, and say how far it is."""
     target = open_store(target_url, create=True)
     done, total = 0, sum(commit.bytes for commit in plan.objects)
-    with console.Progress(verb, "kB", total // 1000, shown) as progress:
+    with terminal.Progress(verb, "kB", total // 1000, shown) as progress:
 
         def on_object(commit: Commit) -> None:
             nonlocal done
@@ -169,8 +170,8 @@ class Outcome:
         rows = []
         for name, kind in zip(KINDS, sync.ORDER, strict=True):
             size = sum(commit.bytes for commit in self._of(kind))
-            rows.append([name, len(self._of(kind)), console.size(size)])
-        console.table(title, ["what", "objects", "size"], rows)
+            rows.append([name, len(self._of(kind)), terminal.size(size)])
+        terminal.table(title, ["what", "objects", "size"], rows)
         passes, seconds = sync.saved(self.objects)
         print(f"passes saved: {passes:,}, which took {seconds / 3600:,.2f} hours")
         print(f"there already: {self.present:,} objects")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.encode.forward import Encoder
-from wsa.store import keys
+from wsa.store.common import hashing
 
 KEPT = 1024  # Screens that are made small in one way: of 256 environments the last four.
 
@@ -61,7 +61,7 @@ class _Kept:
 
     def levels(self, encoder: Encoder, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """What `Encoder.shrink` gives for frames (n, H, W, 3)."""
-        digests = [keys.frame_digest(frame) for frame in frames]
+        digests = [hashing.frame_digest(frame) for frame in frames]
         with self._lock:
             new = {digest: i for i, digest in enumerate(digests) if digest not in self._levels}
             if new:

@@ -17,10 +17,10 @@ from dask.utils import parse_bytes
 from distributed import Client
 from distributed.deploy.spec import ProcessInterface
 
-from wsa.encode import console
 from wsa.encode.options import SlurmOptions
 from wsa.encode.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
-from wsa.store.errors import MissingError, StorageError, UsageError
+from wsa.store.common import terminal
+from wsa.store.common.errors import MissingError, StorageError, UsageError
 
 LOOK_EVERY_S = 5
 
@@ -206,5 +206,5 @@ def await_worker(client: Client, cluster: Any) -> None:
                 ) from None
             if not said:
                 refusal = f"; it refused {len(refused)} ({refused[0]})" if refused else ""
-                console.say(f"waiting for SLURM to start a job, which squeue shows{refusal}")
+                terminal.say(f"waiting for SLURM to start a job, which squeue shows{refusal}")
             said = True

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from wsa.store import keys, names
-from wsa.store.errors import UsageError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import UsageError
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 Geometry = Literal["squash", "crop", "pad"]
@@ -157,7 +157,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def json(self) -> bytes:
         """Content of `spec.json`."""
-        return keys.canonical({**msgspec.to_builtins(self), "identity": _said(self.identity)})
+        return hashing.canonical({**msgspec.to_builtins(self), "identity": _said(self.identity)})
 
     @property
     def title(self) -> str:
@@ -167,7 +167,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def model_key(alias: str, identity: Identity) -> str:
     """The key of a model that users call `alias`."""
-    return names.make_model_key(alias, keys.identity(_said(identity)))
+    return names.make_model_key(alias, hashing.identity(_said(identity)))
 
 
 def _said(identity: Identity) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
-from wsa.encode import console
 from wsa.encode.beats import LOST_AFTER, Sign, read_signs
 from wsa.encode.options import open_snapshot
 from wsa.encode.plan import Digests, make_plan
 from wsa.encode.service_options import StatusOptions
 from wsa.encode.stored import read_spec
+from wsa.store.common import terminal
 from wsa.store.reader import Snapshot
 
 
@@ -26,10 +26,10 @@ def status(o: StatusOptions) -> int:
     now = time.time()
     if o.json:
         services = [_described(sign, now) for sign in signs]
-        return console.result(True, {"services": services, "backlog": todo})
+        return terminal.result(True, {"services": services, "backlog": todo})
     if signs:
         columns = ["service", "state", "seen", "frames/s", "made", "saved", "to do", "errors"]
-        console.table("", columns, [_row(sign, now) for sign in signs])
+        terminal.table("", columns, [_row(sign, now) for sign in signs])
         for sign in signs:
             _remarks(sign)
     else:
@@ -38,7 +38,7 @@ def status(o: StatusOptions) -> int:
     if not todo:
         print("The store has no models yet, or no frames.")
         return 0
-    console.table(
+    terminal.table(
         "Still to encode, of all games",
         ["model", "objects", "passes", "copies"],
         [[key, *one.values()] for key, one in todo.items()],
@@ -93,7 +93,7 @@ def _remarks(sign: Sign) -> None:
     if count > len(beat.set_aside):
         lines.append(f"  and {count - len(beat.set_aside)} more")
     for line in lines:
-        print(console.plain(line))
+        print(terminal.plain(line))
 
 
 def _time(seconds: float) -> str:

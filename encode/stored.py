@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from wsa.encode.spec import ModelSpec
-from wsa.store import keys, names, records
-from wsa.store.errors import DamagedError, MissingError
+from wsa.store import records
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import DamagedError, MissingError
 from wsa.store.reader import Snapshot
 
 
@@ -54,5 +55,5 @@ def describe(snapshot: Snapshot, key: str) -> dict[str, Any]:
 
 def how_to_remove(key: str) -> str:
     """What to do about a model that cannot be read, as the end of a message."""
-    record = names.commit_path(keys.object_id(names.model_path(key)))
+    record = names.commit_path(hashing.object_id(names.model_path(key)))
     return f"It was committed so: remove {record}, and encode again."

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store import keys
+from wsa.store.common import hashing
 
 PATH = Path(__file__).with_name("strip.npz")
 
@@ -98,4 +98,4 @@ def _probe_frames() -> NDArray[np.uint8]:
 
 def strip_digest() -> str:
     """Hex blake3-256 of the strip's file."""
-    return keys.checksum(PATH.read_bytes())
+    return hashing.checksum(PATH.read_bytes())

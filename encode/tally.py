@@ -13,7 +13,7 @@ import msgspec
 from wsa import __version__
 from wsa.encode.beats import Beat, State, Work
 from wsa.encode.events import AttemptFailed, Event, SegmentDone
-from wsa.store.redact import redact
+from wsa.store.common.errors import redact
 from wsa.store.writer import author
 
 # What "lately" means.

@@ -12,7 +12,7 @@ import torch
 from wsa.encode import pictures
 from wsa.encode.pretrain_data import Looks, scale
 from wsa.encode.trainee import Trainee
-from wsa.store import keys, publish
+from wsa.store.common import atomic_files, hashing
 
 _PICTURED = 6
 
@@ -29,10 +29,10 @@ def write_encoders(folder: Path, network: Trainee, half: bool) -> dict[str, dict
         if half:
             tensors = {name: tensor.half() for name, tensor in tensors.items()}
         data = safetensors.torch.save(tensors)
-        publish.replace(folder / f"{alias}.safetensors", data)
+        atomic_files.replace(folder / f"{alias}.safetensors", data)
         files[alias] = {
             "bytes": len(data),
-            "blake3": keys.checksum(data),
+            "blake3": hashing.checksum(data),
             "dtype": "float16" if half else "float32",
             "sees": module.sees.preprocessing(),
             "window": module.window,

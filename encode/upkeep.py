@@ -6,9 +6,9 @@ import dataclasses
 import math
 import re
 
-from wsa.encode import console
 from wsa.encode.store_options import SweepOptions, VerifyOptions
-from wsa.store.errors import DamagedError, StorageError, UsageError
+from wsa.store.common import terminal
+from wsa.store.common.errors import DamagedError, StorageError, UsageError
 
 # Of a long list the rest is told as a number; --json prints all.
 SHOWN = 20
@@ -22,8 +22,8 @@ def verify(o: VerifyOptions) -> int:
 
     share = sample_share(o.sample)
     backend = open_store(o.store)
-    console.say(f"store {backend.url}")
-    with console.Progress("verify", "objects", shown=not o.json) as progress:
+    terminal.say(f"store {backend.url}")
+    with terminal.Progress("verify", "objects", shown=not o.json) as progress:
         report = check(backend, progress.update, share)
     values = dataclasses.asdict(report)
     del values["damage"], values["unlisted"]
@@ -36,23 +36,23 @@ def verify(o: VerifyOptions) -> int:
         damage = [dataclasses.asdict(d) | {"concerns": d.concerns} for d in report.damage]
         values |= {"damage": damage, "unlisted": report.unlisted}
         values["repaired"] = [dataclasses.asdict(done) for done in repairs]
-        console.result(True, values | {"refused": refused})
+        terminal.result(True, values | {"refused": refused})
         return code
-    console.result(False, values | {"damaged": damaged, "refused": refused})
+    terminal.result(False, values | {"damaged": damaged, "refused": refused})
     if share < 1:
-        console.say(f"A sample: {report.objects:,} of {report.of:,} objects, chosen at random.")
+        terminal.say(f"A sample: {report.objects:,} of {report.of:,} objects, chosen at random.")
     for found in report.damage:
         word = "refused" if found.kind == "unavailable" else "damaged"
         print(f"{word}: {found.concerns}\n  {found.why}")
     for done in repairs:
         print(
-            f"{console.plain(done.path)}: {f'kept in {done.kept}' if done.kept else 'left as it is'}"
+            f"{terminal.plain(done.path)}: {f'kept in {done.kept}' if done.kept else 'left as it is'}"
         )
         for file in done.left:
-            print(f"  not copied, and left where it is: {console.plain(file)}")
+            print(f"  not copied, and left where it is: {terminal.plain(file)}")
         print(f"  Next: {done.next}")
     if damaged and not o.repair:
-        console.say(
+        terminal.say(
             "To have damaged objects made or fetched again: wsa verify --repair. It moves what is "
             "left of them to damaged/ and says for each what to run next."
         )
@@ -82,7 +82,7 @@ def sweep(o: SweepOptions) -> int:
     if not 1 <= o.grace_hours < math.inf:  # A writer at work needs some of it.
         raise UsageError("bad-option", f"--grace-hours must be 1 or more, not {o.grace_hours}.")
     backend = open_store(o.store)
-    console.say(f"store {backend.url}")
+    terminal.say(f"store {backend.url}")
     report = clean(backend, 3600 * o.grace_hours, dry_run=not o.yes)
     values = {
         "leftover_files": report.files,
@@ -93,23 +93,23 @@ def sweep(o: SweepOptions) -> int:
     }
     if o.json:
         leftovers = [dataclasses.asdict(leftover) for leftover in report.leftovers]
-        return console.result(True, values | {"leftovers": leftovers, "strange": report.strange})
+        return terminal.result(True, values | {"leftovers": leftovers, "strange": report.strange})
     if report.leftovers:
         rows = [
-            [leftover.path, leftover.files, console.size(leftover.bytes), leftover.age_s / 3600]
+            [leftover.path, leftover.files, terminal.size(leftover.bytes), leftover.age_s / 3600]
             for leftover in report.leftovers[:SHOWN]
         ]
-        console.table("", ["leftover", "files", "size", "hours old"], rows)
+        terminal.table("", ["leftover", "files", "size", "hours old"], rows)
         _more(len(report.leftovers))
-    console.result(False, values)
+    terminal.result(False, values)
     if report.strange:
         print("not the store's own, and left alone:")
-        print("\n".join(f"  {console.plain(path)}" for path in report.strange[:SHOWN]))
+        print("\n".join(f"  {terminal.plain(path)}" for path in report.strange[:SHOWN]))
         _more(len(report.strange))
     if report.protected:
-        console.say("Objects with a damaged record are left whole: see 'wsa verify'.")
+        terminal.say("Objects with a damaged record are left whole: see 'wsa verify'.")
     if report.leftovers and not o.yes:
-        console.say("Nothing was removed. To remove it: wsa sweep --yes")
+        terminal.say("Nothing was removed. To remove it: wsa sweep --yes")
     return 0
 
 

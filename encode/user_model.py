@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from wsa.encode.spec import Geometry, Preprocessing
-from wsa.store.errors import ConflictError, MissingError, WsaError
+from wsa.store.common.errors import ConflictError, MissingError, WsaError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*")
 

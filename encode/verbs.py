@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsa.encode import console, events, slurm
+from wsa.encode import events, slurm
 from wsa.encode.lookup import request_of
 from wsa.encode.models import Request, known_aliases, local_weights, parse_request
 from wsa.encode.options import EncodeOptions, ModelsOptions, open_snapshot, weights_files
@@ -18,10 +18,10 @@ from wsa.encode.run import EncodeReport, require_frames, wanted_games
 from wsa.encode.run import encode as run
 from wsa.encode.spec import parse_output
 from wsa.encode.stored import describe, read_spec
-from wsa.store import names
 from wsa.store.backends import Backend
 from wsa.store.catalog import cache_folder
-from wsa.store.errors import ConflictError, StorageError, UsageError
+from wsa.store.common import names, terminal
+from wsa.store.common.errors import ConflictError, StorageError, UsageError
 from wsa.store.reader import Snapshot
 
 
@@ -49,7 +49,7 @@ def encode(o: EncodeOptions) -> int:
     games = list(o.game) if o.watch else wanted_games(snapshot, o.game)
     for request in requests:
         weights_from = "untrained" if request.source == "random" else f"from {request.source}"
-        console.say(
+        terminal.say(
             f"{request.alias}: {request.timm_name}, output {request.output}, weights "
             f"{weights_from}, licence {request.licence}"
         )
@@ -65,11 +65,11 @@ def encode(o: EncodeOptions) -> int:
     report = run_with_progress(backend, requests, games, o)
     _keep(o, report)
     if o.json:
-        console.result(True, report.summary())
+        terminal.result(True, report.summary())
     else:
         _print(report)
     if report.failed:
-        console.say(
+        terminal.say(
             f"wsa encode: {len(report.failed)} objects were set aside after {o.tries} attempts each, "
             f"the rest is done. {report.failed[0].error}"
         )
@@ -81,7 +81,7 @@ def _keep(o: EncodeOptions, report: EncodeReport) -> None:
     if report.done or report.failures:
         name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
         folder = Path(o.report) if o.report else cache_folder() / "encode-reports" / name
-        console.say(f"report {write_report(folder, report)}")
+        terminal.say(f"report {write_report(folder, report)}")
 
 
 def _print(report: EncodeReport) -> None:
@@ -91,13 +91,13 @@ def _print(report: EncodeReport) -> None:
         made, saved = sum(d.passes for d in mine), sum(d.copied for d in mine)
         rows.append([one.spec.key, one.spec.title, len(mine), made, saved, one.fitted])
     columns = ["model", "weights of", "objects", "passes made", "passes saved", "basis passes"]
-    console.table("", columns, rows)
+    terminal.table("", columns, rows)
     if report.failed:
         aside = [[f.model, f.game, f.segment, f.attempts, f.error.kind] for f in report.failed]
-        console.table("\nSet aside", ["model", "game", "segment", "attempts", "why"], aside)
+        terminal.table("\nSet aside", ["model", "game", "segment", "attempts", "why"], aside)
     rate = report.passes / report.seconds if report.seconds else 0.0
     print(
-        f"{report.present} objects were there already; {console.duration(report.seconds)}, "
+        f"{report.present} objects were there already; {terminal.duration(report.seconds)}, "
         f"{rate:,.1f} passes/s"
     )
 
@@ -158,15 +158,15 @@ def run_with_progress(
 ) -> EncodeReport:
     """Encode, and say how far it is."""
     if o.json:
-        return _run(backend, requests, games, o, console.say_event)
+        return _run(backend, requests, games, o, terminal.say_event)
     done = total = 0
     told: dict[str, str] = {}
-    with console.Progress("encode", "frames") as progress:
+    with terminal.Progress("encode", "frames") as progress:
 
         def listen(event: events.Event) -> None:
             nonlocal total, done
             if said := remark(event, told):
-                console.say(said)
+                terminal.say(said)
             if isinstance(event, events.Planned):
                 total = event.passes + event.copies
             elif isinstance(event, events.SegmentDone):
@@ -259,8 +259,8 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
             "driver_bytes": memory.peak_bytes(),
             **({"job_script": script} if script else {}),
         }
-        return console.result(True, values)
-    console.table(
+        return terminal.result(True, values)
+    terminal.table(
         f"To do for {', '.join(games)}; nothing was changed:",
         ["model", "objects", "passes", "copies", "strip passes", "at most", "engine", "minutes"],
         [
@@ -270,7 +270,7 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
                 e.passes,
                 e.copies,
                 e.strip,
-                console.size(e.bytes),
+                terminal.size(e.bytes),
                 e.engine,
                 e.minutes,
             ]
@@ -280,7 +280,7 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
     unasked = f" (how many {o.scheduler} has was not asked)" if "://" in o.scheduler else ""
     print(
         f"\nminutes with {_count(workers, 'worker')} as fast as this machine's{unasked}; memory at "
-        f"most {console.size(each)} for each, {console.size(memory.peak_bytes())} for this process"
+        f"most {terminal.size(each)} for each, {terminal.size(memory.peak_bytes())} for this process"
     )
     if script:
         print(f"\n{script}")
@@ -304,11 +304,11 @@ def _check_model(o: ModelsOptions) -> int:
         points.append(point)
         if not o.json:
             print(
-                f"{'ok' if point.ok else 'FAILED':<6}  {point.what}: {console.plain(point.found)}"
+                f"{'ok' if point.ok else 'FAILED':<6}  {point.what}: {terminal.plain(point.found)}"
             )
     ok = all(point.ok for point in points)
     if o.json:
-        console.result(True, {"ok": ok, "points": [dataclasses.asdict(point) for point in points]})
+        terminal.result(True, {"ok": ok, "points": [dataclasses.asdict(point) for point in points]})
     return 0 if ok else ConflictError.exit_code
 
 
@@ -321,8 +321,8 @@ def models(o: ModelsOptions) -> int:
     known = [parse_request(alias, {}) for alias in known_aliases()]
     if o.json:
         aliases = {r.alias: dataclasses.asdict(r) | {"licence": r.licence} for r in known}
-        return console.result(True, {"aliases": aliases, "stored": stored})
-    console.table(
+        return terminal.result(True, {"aliases": aliases, "stored": stored})
+    terminal.table(
         "Aliases; any other model of timm is timm:NAME",
         ["alias", "timm", "licence", "weights here"],
         [[r.alias, r.timm_name, r.licence, local_weights(r)] for r in known],
@@ -330,7 +330,7 @@ def models(o: ModelsOptions) -> int:
     shown = ["key", "model", "output", "precision", "licence", "embeddings", "passes"]
     if stored:
         rows = [[row[column] for column in shown] for row in stored]
-        console.table("\nIn the store", shown, rows)
+        terminal.table("\nIn the store", shown, rows)
     else:
         print("\nThe store has no models yet; 'wsa encode' would bring the first.")
     return 0

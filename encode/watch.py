@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import NoReturn
 
-from wsa.encode import beats, cluster, console, metrics, slurm
+from wsa.encode import beats, cluster, metrics, slurm
 from wsa.encode.beats import Heart, State
 from wsa.encode.claims import Claims, Lane
 from wsa.encode.drive import Driver
@@ -28,7 +28,8 @@ from wsa.encode.run import register_all, setting_of
 from wsa.encode.tally import Tally
 from wsa.encode.workers import Workers
 from wsa.store.backends import Backend, open_backend
-from wsa.store.errors import ConflictError, DamagedError, StorageError, WsaError
+from wsa.store.common import terminal
+from wsa.store.common.errors import ConflictError, DamagedError, StorageError, WsaError
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.root import is_free, open_store
 
@@ -62,7 +63,7 @@ def watch(
     with contextlib.ExitStack() as stack:
         if o.metrics_port is not None:
             served = metrics.serve(o.metrics_host, o.metrics_port, service.tally.beat)
-            console.say(f"metrics at {stack.enter_context(served)}")
+            terminal.say(f"metrics at {stack.enter_context(served)}")
         service.await_store()
         heart = Heart(open_backend(backend.url), service.tally.beat, service.claims.release)
         stack.enter_context(heart)
@@ -287,7 +288,7 @@ class Service:
     def _listen(self, event: Event) -> None:
         self.tally.listen(event)
         if self._o.json:
-            console.say_event(event)
+            terminal.say_event(event)
         if isinstance(event, ModelReady):
             self._say(f"{event.spec.key} is ready, run by {event.choice}")
         elif isinstance(event, AttemptFailed):
@@ -313,5 +314,5 @@ class Service:
     def _say(self, text: str, always: bool = True) -> None:
         """A line for the log, but not the same again and again."""
         if always or text != self._said:
-            console.say(text)
+            terminal.say(text)
         self._said = text

@@ -12,7 +12,7 @@ from distributed import Client
 from wsa.encode import job
 from wsa.encode.events import Listener, Started, WorkerUnfit
 from wsa.encode.job import Failed
-from wsa.store.errors import MissingError, UsageError
+from wsa.store.common.errors import MissingError, UsageError
 
 # Workers with a GPU say so by this Dask resource: `dask worker --resources GPU=1`.
 GPU = "GPU"

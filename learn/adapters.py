@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 SIDE = 16  # Of the maps that adapters make.
 MOST_CHANNELS, FEWEST_CHANNELS = 32, 16

@@ -38,8 +38,8 @@ from numpy.typing import NDArray
 from wsa.learn import env as games
 from wsa.learn.recorder import NO_ACTION
 from wsa.learn.sources import Episode, Facts, make_episode, refuse_screens
-from wsa.store import keys
-from wsa.store.errors import MissingError, UsageError
+from wsa.store.common import hashing
+from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.records import Protocol
 
 # What a column may be called; the first name is the one that messages use.
@@ -217,7 +217,7 @@ class Arrays:
         if name == "frames" and self._digests is not None:
             # Zarr reads a chunk that is gone as zeros.
             for place, frame in zip(places.tolist(), found, strict=True):
-                if keys.frame_digest(frame) != self._digests[place].tobytes():
+                if hashing.frame_digest(frame) != self._digests[place].tobytes():
                     raise self._refuse(f"frame {place} is not the one whose digest it has")
         picked: NDArray[np.uint8] = found[back]
         return picked
@@ -228,7 +228,7 @@ class Arrays:
         found = self._arrays.get("digest")
         if found is None or found.shape != (
             self._arrays["frames"].shape[0],
-            keys.DIGEST_BYTES,
+            hashing.DIGEST_BYTES,
         ):
             return None
         with self._reading("digest"):

@@ -9,13 +9,14 @@ from typing import Any, Self
 
 from distributed import KilledWorker, as_completed
 
-from wsa.encode import console, slurm
+from wsa.encode import slurm
 from wsa.encode.options import open_snapshot
 from wsa.learn import bench_report, grid
 from wsa.learn.bench_options import BenchOptions
 from wsa.learn.cell import Failure, attempt
 from wsa.learn.grid import Cell
-from wsa.store.errors import StorageError
+from wsa.store.common import terminal
+from wsa.store.common.errors import StorageError
 
 TRIES = 3  # Of a run whose worker dies; it goes on from its newest checkpoint.
 
@@ -31,7 +32,7 @@ def bench(o: BenchOptions, connect: Connect) -> int:
     settings = grid.settle(o, snapshot)
     cells = grid.cells(o, settings)
     left = [cell for cell in cells if cell.result() is None]
-    console.say(f"{len(cells) - len(left)} of {len(cells)} runs are done; {o.bench_dir}")
+    terminal.say(f"{len(cells) - len(left)} of {len(cells)} runs are done; {o.bench_dir}")
     if o.dry_run:
         return _dry(o, cells)
     grid.write(o, settings)
@@ -39,13 +40,13 @@ def bench(o: BenchOptions, connect: Connect) -> int:
     failures = [failure for failure in how(o, left, connect) if failure]
     report = bench_report.write(Path(o.bench_dir), cells[0].judging, settings.options)
     if o.json:
-        console.result(True, report.summary(failures))
+        terminal.result(True, report.summary(failures))
     else:
         print(report.markdown)
     for failure in failures:
-        console.say(f"failed: {failure.cell}: {failure.message}")
+        terminal.say(f"failed: {failure.cell}: {failure.message}")
     if failures:
-        console.say(
+        terminal.say(
             f"wsa bench: {len(failures)} of {len(cells)} runs failed, the rest is done. Put right "
             "what is said above, and run the same command again."
         )
@@ -71,16 +72,16 @@ def _dry(o: BenchOptions, cells: list[Cell]) -> int:
     columns = ["game", "fusion", "models", "seed", unit]
     if o.json:
         grid_rows = [dict(zip(columns, row, strict=True)) for row in rows]
-        return console.result(True, {**totals, "grid": grid_rows})
-    console.table("", columns, rows)
+        return terminal.result(True, {**totals, "grid": grid_rows})
+    terminal.table("", columns, rows)
     print()
-    return console.result(False, totals)
+    return terminal.result(False, totals)
 
 
 def _here(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure | None]:
     """One run after the other, in this process."""
     for number, cell in enumerate(left, 1):
-        console.say(f"{number} of {len(left)}: {cell}")
+        terminal.say(f"{number} of {len(left)}: {cell}")
         with _Bars(not o.json) as bars:
             failure = attempt(cell, bars.tell)
         yield failure
@@ -92,7 +93,7 @@ class _Bars:
     def __init__(self, shown: bool) -> None:
         self._shown = shown
         self._what = ""
-        self._bar: console.Progress | None = None
+        self._bar: terminal.Progress | None = None
         self._open = ExitStack()
 
     def tell(self, what: str, done: int, total: int) -> None:
@@ -100,7 +101,7 @@ class _Bars:
             self._open.close()
             unit = {"learn": "steps", "eval": "games"}[what]
             self._bar = self._open.enter_context(
-                console.Progress(what, unit, total, shown=self._shown)
+                terminal.Progress(what, unit, total, shown=self._shown)
             )
             self._what = what
         self._bar.update(done)
@@ -119,7 +120,7 @@ def _on_workers(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator
     jobs = slurm.jobs(o, o.scheduler)
     with (
         connect(o.scheduler, o.workers, o.device, jobs, threads=1) as (client, _),
-        console.Progress("bench", "runs", len(left), shown=not o.json) as progress,
+        terminal.Progress("bench", "runs", len(left), shown=not o.json) as progress,
     ):
         flying = {client.submit(attempt, cell, pure=False): (cell, 1) for cell in left}
         completed = as_completed(flying, loop=client.loop)

@@ -19,14 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wsa.encode import console
 from wsa.learn import periodic
 from wsa.learn.cell import Failure
 from wsa.learn.grid import Judging, Result, read_result, spelled
 from wsa.learn.options import LearnOptions
 from wsa.learn.plot import Curve, png
 from wsa.learn.scores import Interval, human_normalised, stratified_interval
-from wsa.store import publish
+from wsa.store.common import atomic_files, terminal
 
 # What a game's curves are of, whatever comes first: evaluations, where there were any, or training.
 RETURNS = (periodic.RETURN, "charts/episodic_return")
@@ -122,11 +121,13 @@ def write(folder: Path, judging: Judging, options: dict[str, Any]) -> Report:
         ((*_about(r), *(r.summary[name] for name in RUN_COLUMNS)) for r in results),
     )
     _csv(folder / "table.csv", TABLE_COLUMNS, map(_row, lines))
-    publish.replace(folder / "table.md", markdown.encode())
+    atomic_files.replace(folder / "table.md", markdown.encode())
     curves = list(_curves(runs))
     _csv(folder / "curves.csv", (*about, "step", "scalar", "value"), curves)
     for game, drawn in _drawn(curves).items():
-        publish.replace(folder / f"curves-{game}.png", png(f"{game}, raw return by step", drawn))
+        atomic_files.replace(
+            folder / f"curves-{game}.png", png(f"{game}, raw return by step", drawn)
+        )
     return Report(tuple(results), tuple(lines), markdown)
 
 
@@ -208,10 +209,10 @@ def _markdown(
         f"{options['store']}.\n\n"
         f"## Raw return\n\nMean of {judging.episodes} full games (epsilon {judging.epsilon:g}), then "
         "mean +- sample standard deviation over seeds (how many).\n\n"
-        f"{console.markdown(['method', *games], raw)}\n"
+        f"{terminal.markdown(['method', *games], raw)}\n"
         "## Human-normalised\n\n0 plays like chance, 1 like the human tester. IQM: interquartile mean "
         "over games x seeds, with 95 % stratified bootstrap interval.\n\n"
-        f"{console.markdown(['method', *games, 'IQM', 'games x seeds'], normalised)}"
+        f"{terminal.markdown(['method', *games, 'IQM', 'games x seeds'], normalised)}"
     )
 
 
@@ -263,4 +264,4 @@ def _csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> N
     writer = csv.writer(table)
     writer.writerow(columns)
     writer.writerows(rows)
-    publish.replace(path, table.getvalue().encode())
+    atomic_files.replace(path, table.getvalue().encode())

@@ -14,8 +14,8 @@ from wsa.encode.forward import choose_device
 from wsa.encode.options import weights_files
 from wsa.learn import judge, online_config, online_start, run, start
 from wsa.learn.grid import RESULT, Cell, Result, without_judging
-from wsa.store import keys, publish
-from wsa.store.errors import WsaError
+from wsa.store.common import atomic_files, hashing
+from wsa.store.common.errors import WsaError
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.root import open_store
 
@@ -63,7 +63,7 @@ def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure 
             return Failure(str(cell), error.kind, str(error), error.exit_code)
         except Exception as error:  # noqa: BLE001  Memory, a driver: the other runs go on.
             path = cell.folder / ERROR
-            publish.replace(path, traceback.format_exc().encode())
+            atomic_files.replace(path, traceback.format_exc().encode())
             said = " ".join(str(error).split())[:300]
             why = f"{type(error).__name__}: {said}. {path} says where."
             return Failure(str(cell), type(error).__name__, why, 1)
@@ -109,4 +109,4 @@ def _judge(cell: Cell, on_step: Callable[[int, int], None]) -> None:
         on_step=on_step,
     )
     result = Result(o.game, o.fusion, o.models, o.seed, how, seen.summary())
-    publish.replace(Path(cell.folder) / RESULT, msgspec.json.format(keys.canonical(result)))
+    atomic_files.replace(Path(cell.folder) / RESULT, msgspec.json.format(hashing.canonical(result)))

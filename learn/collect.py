@@ -22,9 +22,10 @@ from wsa.learn import env as games
 from wsa.learn.colours import Colours, Pictures
 from wsa.learn.policies import EachRandom, Policy
 from wsa.learn.recorder import Cut, Recorder
-from wsa.store import keys, layout, names
+from wsa.store import layout
 from wsa.store.backends import Backend
-from wsa.store.errors import UsageError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import UsageError
 from wsa.store.reader import Snapshot
 from wsa.store.records import Protocol, SegmentMeta
 from wsa.store.writer import commit_segment
@@ -99,7 +100,7 @@ def plan_collection(
         if not least <= value <= most:
             raise UsageError("bad-option", f"{option} must be from {least} to {most}, not {value}.")
     emulator = games.emulator_identity(game)
-    run = keys.identity([game, protocol, policy, seed, emulator])[:12]
+    run = hashing.identity([game, protocol, policy, seed, emulator])[:12]
     each = -(-steps // num_envs)
     pieces = tuple(
         lacking(snapshot, game, run, env, each, segment_steps) for env in range(num_envs)
@@ -280,7 +281,7 @@ class Writer:
         number = {digest: i for i, digest in enumerate(distinct)}
         arrays = self._colours.frames(list(distinct.values()))
         digests = np.frombuffer(b"".join(distinct), np.uint8)
-        arrays["digest"] = digests.reshape(-1, keys.DIGEST_BYTES)
+        arrays["digest"] = digests.reshape(-1, hashing.DIGEST_BYTES)
         arrays["frame"] = np.array([number[row.screen.digest] for row in cut.rows], np.int32)
         for name, kind in layout.ROW_FIELDS.items():
             if name != "frame":

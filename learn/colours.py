@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.learn.env import pictures
-from wsa.store import keys, layout
+from wsa.store import layout
+from wsa.store.common import hashing
 
 
 class Screen(NamedTuple):
@@ -55,7 +56,7 @@ class Colours:
             numbers = self._number.take(packed)
         compact = np.uint8 if len(self._packed) <= 256 else np.uint16
         return [
-            Screen(keys.frame_digest(frame), pixels)
+            Screen(hashing.frame_digest(frame), pixels)
             for frame, pixels in zip(frames, numbers.astype(compact), strict=True)
         ]
 
@@ -102,7 +103,7 @@ class Pictures:
     ) -> list[Screen]:
         """(n, 1, H, W, 3) uint8 to n screens, whose pixels are (H, W, 3); only `wanted` ones."""
         return [
-            Screen(keys.frame_digest(frame), frame) if want else UNSEEN
+            Screen(hashing.frame_digest(frame), frame) if want else UNSEEN
             for frame, want in zip(pictures(observations), wanted, strict=True)
         ]
 

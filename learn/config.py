@@ -16,8 +16,8 @@ from wsa.learn.dqn import DQNConfig
 from wsa.learn.heads import NetworkConfig, Torso
 from wsa.learn.offline import check_weight_losses
 from wsa.learn.origin import MEAN_CONTEXT, Origin
-from wsa.store import names
-from wsa.store.errors import MissingError, UsageError
+from wsa.store.common import names
+from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.flat import shapes_of
 from wsa.store.reader import Snapshot
 

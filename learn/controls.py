@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wsa.learn.adapters import Adapted, FusionConfig, Inputs, initialise, present_of
 from wsa.learn.attention import Attention, beside, scorer
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 
 class Uniform(Adapted):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wsa.encode import console, own
+from wsa.encode import own
 from wsa.encode.models import Request, parse_request
 from wsa.encode.options import open_snapshot
 from wsa.learn import env, judge, run
@@ -23,6 +23,7 @@ from wsa.learn.options import DemoOptions
 from wsa.learn.report import summarise, total_bytes
 from wsa.learn.start import by_default
 from wsa.store.backends import Backend
+from wsa.store.common import terminal
 from wsa.store.reader import Snapshot, take_snapshot
 
 # They come with wsa: no model hub is needed.
@@ -40,7 +41,7 @@ def demo(o: DemoOptions, encode: Encode) -> int:
     backend, snapshot = open_snapshot(str(folder / "store"), create=True)
     requests = [parse_request(name, {}) for name in MODELS]
 
-    console.say(f"1/4 collect {o.steps:,} steps of {o.game} by a random policy")
+    terminal.say(f"1/4 collect {o.steps:,} steps of {o.game} by a random policy")
     plan = plan_collection(
         snapshot,
         o.game,
@@ -51,13 +52,13 @@ def demo(o: DemoOptions, encode: Encode) -> int:
         seed=1,
         segment_steps=128,
     )
-    with console.Progress("collect", "steps", plan.missing) as progress:
+    with terminal.Progress("collect", "steps", plan.missing) as progress:
         collect(plan, backend, progress.update)
 
-    console.say(f"2/4 encode with {', '.join(MODELS)}, the encoders that come with wsa")
+    terminal.say(f"2/4 encode with {', '.join(MODELS)}, the encoders that come with wsa")
     models = encode(backend, requests, o.game)
 
-    console.say(f"3/4 train WSA and double DQN offline, {o.updates:,} updates from the cache")
+    terminal.say(f"3/4 train WSA and double DQN offline, {o.updates:,} updates from the cache")
     snapshot = take_snapshot(backend, snapshot)
     config = make_config(
         snapshot,
@@ -68,17 +69,17 @@ def demo(o: DemoOptions, encode: Encode) -> int:
     )
     run_folder = run.new_folder(folder / "runs", config, "demo")
     run.begin(run_folder, config)
-    with console.Progress("learn", "updates", o.updates) as progress:
+    with terminal.Progress("learn", "updates", o.updates) as progress:
         trained = run.learn(run_folder, config, "cpu", lambda step, _: progress.update(step))
 
-    console.say(f"4/4 play {o.episodes} full games with live embeddings")
-    with console.Progress("eval", "steps") as progress:
+    terminal.say(f"4/4 play {o.episodes} full games with live embeddings")
+    with terminal.Progress("eval", "steps") as progress:
         seen = judge.evaluate(
             run_folder, o.episodes, on_step=lambda steps, _: progress.update(steps)
         )
     _summary(o, snapshot, config, trained, seen)
     print(f"\nrun {run_folder}")
-    print(f"all of it took {console.duration(time.perf_counter() - started)}")
+    print(f"all of it took {terminal.duration(time.perf_counter() - started)}")
     return 0
 
 
@@ -120,12 +121,12 @@ def _summary(
         ),
         (
             "store",
-            console.size(total_bytes(snapshot)),
-            f"{console.size(game.bytes)} frames, {console.size(game.embedded)} embeddings",
+            terminal.size(total_bytes(snapshot)),
+            f"{terminal.size(game.bytes)} frames, {terminal.size(game.embedded)} embeddings",
         ),
         ("updates per second", round(trained.updates_per_s), "WSA + double DQN, batch 32, CPU"),
         ("return, trained", mean, f"raw, +- {spread:,.0f} over {o.episodes} games"),
         ("return, random", random_mean, f"raw, +- {random_spread:,.0f} over {o.episodes} games"),
     ]
     title = f"\n{o.game}, {env.describe(config.protocol)}"
-    console.table(title, ["what", "", "remarks"], rows)
+    terminal.table(title, ["what", "", "remarks"], rows)

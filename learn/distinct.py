@@ -19,8 +19,8 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from wsa.store import keys, publish
-from wsa.store.errors import DamagedError
+from wsa.store.common import atomic_files, hashing
+from wsa.store.common.errors import DamagedError
 from wsa.store.index import DigestIndex
 
 GROWTH = 32 << 20  # Bytes that the embeddings' file grows by.
@@ -91,12 +91,12 @@ class Distinct:
         self._check = blake3()
         self._kinds: dict[str, tuple[int, np.dtype[Any]]] = {
             "embeddings": (lookup.width, np.dtype(lookup.dtype)),
-            "digests": (keys.DIGEST_BYTES, np.dtype(np.uint8)),
+            "digests": (hashing.DIGEST_BYTES, np.dtype(np.uint8)),
         }
         if shorter:
             self._kinds["shorter"] = shorter, np.dtype(np.int32)
         self._map(0)
-        self._index = DigestIndex(np.zeros((0, keys.DIGEST_BYTES), np.uint8))
+        self._index = DigestIndex(np.zeros((0, hashing.DIGEST_BYTES), np.uint8))
         self._recent: dict[bytes, int] = {}
         self.seconds = 0.0
 
@@ -139,7 +139,7 @@ class Distinct:
         if new:
             asked = list(new.values())
             parts: dict[str, NDArray[Any]] = {
-                "digests": np.frombuffer(b"".join(new), np.uint8).reshape(-1, keys.DIGEST_BYTES)
+                "digests": np.frombuffer(b"".join(new), np.uint8).reshape(-1, hashing.DIGEST_BYTES)
             }
             if shorter is not None:
                 parts["shorter"] = shorter(asked)
@@ -157,7 +157,7 @@ class Distinct:
     def find(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
         """Rows of identities, (n,) int64; -1 where there is none."""
         rows = self._index.find(
-            np.frombuffer(b"".join(digests), np.uint8).reshape(-1, keys.DIGEST_BYTES)
+            np.frombuffer(b"".join(digests), np.uint8).reshape(-1, hashing.DIGEST_BYTES)
         )
         for i in np.flatnonzero(rows < 0).tolist():
             rows[i] = self._recent.get(digests[i], -1)
@@ -174,7 +174,7 @@ class Distinct:
 
     def flush(self) -> None:
         """Make all rows durable, as the checkpoint that names them will be."""
-        with publish.storage_errors(self._folder):
+        with atomic_files.storage_errors(self._folder):
             for file in self._files.values():
                 file.flush()
 
@@ -234,7 +234,7 @@ class Distinct:
             size = path.stat().st_size if path.exists() else 0
             room = max(room, size // bytes_of[name])
         for name, path in paths.items():
-            publish.reserve(path, room * bytes_of[name])
+            atomic_files.reserve(path, room * bytes_of[name])
         self._files: dict[str, Any] = {
             name: np.memmap(paths[name], dtype, "r+", shape=(room, width))
             for name, (width, dtype) in self._kinds.items()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from wsa.store.backends import Backend, open_backend
 from wsa.store.catalog import cache_folder
-from wsa.store.errors import WsaError
+from wsa.store.common.errors import WsaError
 from wsa.store.reader import take_snapshot
 from wsa.store.root import gives_names_once, open_store
 

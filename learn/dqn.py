@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wsa.learn.features import Batch
 from wsa.learn.heads import QNetwork
 from wsa.learn.offline import OfflineConfig, weight_loss, weight_scalars
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 
 class DQNConfig(OfflineConfig, frozen=True, kw_only=True, tag="dqn"):

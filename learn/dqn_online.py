@@ -26,7 +26,7 @@ from wsa.learn.periodic import times
 from wsa.learn.ranges import check_ranges
 from wsa.learn.replay import Replay
 from wsa.learn.session import Played, Session
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 from wsa.store.flat import FlatMap
 
 

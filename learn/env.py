@@ -30,7 +30,7 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 from wsa.store.records import Protocol
 
 FRAME_SKIP = 4

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from wsa.learn import env as games
 from wsa.learn.policies import Policy
-from wsa.store import publish, records
-from wsa.store.errors import UsageError
+from wsa.store import records
+from wsa.store.common import atomic_files
+from wsa.store.common.errors import UsageError
 
 EPSILON = 0.001  # The field's: probability of a random action.
 EVAL_SEED = 10_000  # Environment i is seeded with it + i: apart from training's.
@@ -191,7 +192,7 @@ def write_csv(
         for e in episodes:
             about = (updates, policy, checkpoint, epsilon)
             writer.writerow([*about, e.env, e.seed, e.returned, e.steps, e.truncated])
-    publish.replace(path, there + table.getvalue().encode())
+    atomic_files.replace(path, there + table.getvalue().encode())
 
 
 def _aside(path: Path, number: int) -> Path:

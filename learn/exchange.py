@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from wsa.encode import console
 from wsa.encode.options import open_snapshot
 from wsa.encode.store_options import DuOptions, ExportOptions, ImportOptions
 from wsa.learn import env
-from wsa.store.errors import UsageError
+from wsa.store.common import terminal
+from wsa.store.common.errors import UsageError
 
 
 def du(o: DuOptions) -> int:
@@ -19,8 +19,8 @@ def du(o: DuOptions) -> int:
     _, snapshot = open_snapshot(o.store)
     found = usage(snapshot, o.by)
     if o.json:
-        return console.result(True, dataclasses.asdict(found))
-    console.table(
+        return terminal.result(True, dataclasses.asdict(found))
+    terminal.table(
         "",
         [o.by, "objects", "frames", "screens", "rows", "embeddings", "models", "total", "compute"],
         [
@@ -28,16 +28,16 @@ def du(o: DuOptions) -> int:
                 share.name,
                 share.objects,
                 share.frames,
-                *map(console.size, (share.screens, share.rows, share.embeddings, share.models)),
-                console.size(share.bytes),
-                console.duration(share.seconds),
+                *map(terminal.size, (share.screens, share.rows, share.embeddings, share.models)),
+                terminal.size(share.bytes),
+                terminal.duration(share.seconds),
             ]
             for share in (*found.shares, found.total)
         ],
     )
     for what, place in (("that no record names", found.leftovers), ("in damaged/", found.damaged)):
         if place.files:
-            print(f"{place.files:,} files {what}: {console.size(place.bytes)}")
+            print(f"{place.files:,} files {what}: {terminal.size(place.bytes)}")
     return 0
 
 
@@ -55,7 +55,7 @@ def export(o: ExportOptions) -> int:
         models = choose_models(snapshot, o.game, [stored_name(snapshot, n) for n in o.models])
     started = {meta.model for meta in snapshot.embeddings(o.game)} - set(snapshot.models_of(o.game))
     if started and not o.models:
-        console.say(f"left out, for they have not encoded every segment: {', '.join(started)}")
+        terminal.say(f"left out, for they have not encoded every segment: {', '.join(started)}")
     plan = plan_export(snapshot, o.game, models, o.frames)
     values = {
         "path": o.path,
@@ -66,10 +66,10 @@ def export(o: ExportOptions) -> int:
         "bytes": plan.bytes,
     }
     if o.dry_run:
-        return console.result(o.json, values)
-    with console.Progress("export", "segments", len(plan.segments), not o.json) as progress:
+        return terminal.result(o.json, values)
+    with terminal.Progress("export", "segments", len(plan.segments), not o.json) as progress:
         values["rows"] = write(snapshot, plan, Path(o.path).expanduser(), progress.update)
-    return console.result(o.json, values)
+    return terminal.result(o.json, values)
 
 
 def import_data(o: ImportOptions) -> int:
@@ -104,13 +104,13 @@ def import_data(o: ImportOptions) -> int:
             "bad-option", "--policy: write a name of at most 100 letters that can be printed."
         )
     _, snapshot = open_snapshot(o.store, or_empty=True)
-    console.say(f"{game}, {env.describe(protocol)}, played by {policy}")
+    terminal.say(f"{game}, {env.describe(protocol)}, played by {policy}")
     if source.lossy:
-        console.say(
+        terminal.say(
             "Its screens are JPEG pictures: near what the emulator shows, not the same. They take "
             "more room, and live screens will not be found among them."
         )
-    with console.Progress("check", "steps", source.steps, not o.json) as progress:
+    with terminal.Progress("check", "steps", source.steps, not o.json) as progress:
         plan = plan_import(
             snapshot, source, game, protocol, policy, o.segment_steps, progress.update
         )
@@ -121,11 +121,13 @@ def import_data(o: ImportOptions) -> int:
         "missing": plan.collection.missing,
     }
     if o.dry_run:
-        return console.result(o.json, {**values, "segments": sum(map(len, plan.collection.pieces))})
+        return terminal.result(
+            o.json, {**values, "segments": sum(map(len, plan.collection.pieces))}
+        )
     backend = open_store(o.store, create=True)  # Only now, when all of the data are known to do.
-    with console.Progress("import", "steps", plan.collection.missing, not o.json) as progress:
+    with terminal.Progress("import", "steps", plan.collection.missing, not o.json) as progress:
         written = run_import(plan, source, backend, progress.update)
-    return console.result(
+    return terminal.result(
         o.json,
         {
             "run": plan.collection.run,

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.learn.evaluate import Moment
-from wsa.store import names
-from wsa.store.errors import StorageError
+from wsa.store.common import names
+from wsa.store.common.errors import StorageError
 
 Picture = NDArray[np.uint8]
 Weights = NDArray[np.float32]

@@ -10,7 +10,7 @@ from wsa.learn.adapters import Adapted, Fusion, FusionConfig, Inputs, initialise
 from wsa.learn.attention import DPA, WSA
 from wsa.learn.controls import Mean, MoE, Single, Uniform, Unshared
 from wsa.learn.rivals import CNN, FIX, LIN, MIX, RES
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 NAMES: dict[str, type[Fusion]] = {
     "wsa": WSA,

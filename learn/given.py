@@ -10,7 +10,7 @@ from wsa.learn.bc import BCConfig
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.ppo import PPOConfig
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 # What each learner takes, offline and online, by what users call it.
 OFFLINE: dict[str, Any] = {"cql": DQNConfig, "dqn": DQNConfig, "bc": BCConfig}

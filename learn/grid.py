@@ -31,8 +31,9 @@ from wsa.learn.online_config import NATURE
 from wsa.learn.options import LearnOptions
 from wsa.learn.origin import MEAN_CONTEXT
 from wsa.learn.ranges import check_seed
-from wsa.store import keys, publish, records
-from wsa.store.errors import ConflictError, UsageError
+from wsa.store import records
+from wsa.store.common import atomic_files, hashing
+from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.reader import Snapshot
 
 SETTINGS, RESULT = "bench.json", "result.json"
@@ -241,8 +242,8 @@ def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
         for field in dataclasses.fields(LearnOptions)
         if field.name not in _HOW | _APART
     }
-    options = msgspec.json.decode(keys.canonical({**shared, "store": snapshot.backend.url}))
-    defaults = msgspec.json.decode(keys.canonical(dataclasses.asdict(BenchOptions())))
+    options = msgspec.json.decode(hashing.canonical({**shared, "store": snapshot.backend.url}))
+    defaults = msgspec.json.decode(hashing.canonical(dataclasses.asdict(BenchOptions())))
     segments: dict[str, tuple[str, ...]] = {}
     if path.exists():
         before = records.read_json(path.read_bytes(), Settings, str(path))
@@ -264,8 +265,8 @@ def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
 
 def write(o: BenchOptions, settings: Settings) -> None:
     """Keep what all runs of a bench share."""
-    data = msgspec.json.format(keys.canonical(settings))
-    publish.replace(Path(o.bench_dir) / SETTINGS, data)
+    data = msgspec.json.format(hashing.canonical(settings))
+    atomic_files.replace(Path(o.bench_dir) / SETTINGS, data)
 
 
 def _methods(o: BenchOptions) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -325,4 +326,4 @@ def _spelled(models: tuple[str, ...]) -> str:
     plain = re.sub(r"[^\w.+-]", "_", whole, flags=re.ASCII)
     if plain == whole and len(plain) <= LONGEST:
         return plain or "pixels"
-    return f"{plain[:LONGEST]}-{keys.identity(whole)[:8]}"
+    return f"{plain[:LONGEST]}-{hashing.identity(whole)[:8]}"

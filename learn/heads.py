@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.fusion import make_fusion
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 from wsa.store.windows import MAX_STACK_FRAMES
 
 

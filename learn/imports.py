@@ -22,9 +22,9 @@ from wsa.learn.colours import UNSEEN, Pictures, Screen
 from wsa.learn.minari_source import open_minari
 from wsa.learn.recorder import Recorder
 from wsa.learn.sources import Episode, Facts, Source
-from wsa.store import keys
 from wsa.store.backends import Backend
-from wsa.store.errors import UsageError
+from wsa.store.common import hashing
+from wsa.store.common.errors import UsageError
 from wsa.store.reader import Snapshot
 from wsa.store.records import Protocol, SegmentMeta
 
@@ -164,7 +164,7 @@ def plan_import(
         content.append(_content(episode))
         done += len(episode)
         on_steps(done, source.steps)
-    run = keys.identity([game, protocol, policy, content])[:12]
+    run = hashing.identity([game, protocol, policy, content])[:12]
     pieces = lacking(snapshot, game, run, 0, done, segment_steps)
     plan = CollectPlan(game, protocol, policy, 0, run, 1, done, (pieces,))
     return ImportPlan(plan, len(content))
@@ -173,13 +173,13 @@ def plan_import(
 def _content(episode: Episode) -> str:
     """Hash of everything in an episode that is stored."""
     digests = [
-        keys.frame_digest(screen)
+        hashing.frame_digest(screen)
         for start, stop in _blocks(episode)
         for screen in episode.screens(start, stop)
     ]
     columns = {f.name: getattr(episode, f.name) for f in dataclasses.fields(episode)}
     del columns["screens"]
-    return keys.tensors_digest({**columns, "digest": np.frombuffer(b"".join(digests), np.uint8)})
+    return hashing.tensors_digest({**columns, "digest": np.frombuffer(b"".join(digests), np.uint8)})
 
 
 def _blocks(episode: Episode) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from wsa.learn.player import Player, open_player
 from wsa.learn.policies import GreedyPolicy, RandomPolicy
 from wsa.learn.scores import Interval, human_normalised, stratified_interval
 from wsa.learn.weighing import WeightLog
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)

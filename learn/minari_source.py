@@ -15,7 +15,7 @@ import numpy as np
 
 from wsa.learn import env as games
 from wsa.learn.sources import Episode, Facts, Source, make_episode, refuse_screens
-from wsa.store.errors import MissingError, UsageError
+from wsa.store.common.errors import MissingError, UsageError
 
 # Wrappers that change neither what is seen nor what is earned.
 _HARMLESS = (

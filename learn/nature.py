@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 SIDE = 84
 CHANNELS = (32, 64, 64)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsa.encode import checkpoint, console
+from wsa.encode import checkpoint
 from wsa.encode.curves import Metrics
 from wsa.encode.forward import Encoder
 from wsa.learn.adapters import Inputs
@@ -31,7 +31,8 @@ from wsa.learn.fusion import NAMES
 from wsa.learn.heads import NetworkConfig, QNetwork
 from wsa.learn.nstep import hold_out, horizon, walk
 from wsa.learn.periodic import PeriodicEvaluation
-from wsa.store.errors import UsageError
+from wsa.store.common import terminal
+from wsa.store.common.errors import UsageError
 from wsa.store.flat import FlatMap
 
 VALIDATED = 2048  # Held-out steps that are looked at.
@@ -356,7 +357,7 @@ class Validation:
         low, high = 2 * min(self._returns.min(), 0) - 1, 2 * max(self._returns.max(), 0) + 1
         if not self._warned and not low <= value <= high:
             self._warned = True
-            console.say(
+            terminal.say(
                 f"warning: states of held-out episodes are valued at {value:,.3g} on average, and "
                 f"no discounted return in them is above {self._returns.max():,.3g} (mean "
                 f"{self._returns.mean():,.3g}): values run away, as they do on fixed data. "

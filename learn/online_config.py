@@ -20,8 +20,9 @@ from wsa.learn.origin import Origin, config_bytes, decode, read_origin
 from wsa.learn.ppo import PPOConfig
 from wsa.learn.recurrent import RecurrentActorCritic
 from wsa.learn.warm import transfer
-from wsa.store import keys, records
-from wsa.store.errors import UsageError
+from wsa.store import records
+from wsa.store.common import hashing
+from wsa.store.common.errors import UsageError
 from wsa.store.places import side_by_side
 from wsa.store.reader import Snapshot
 from wsa.store.records import Protocol
@@ -263,5 +264,5 @@ def recorded(config: OnlineConfig, folder: Path) -> OnlineConfig:
         before = read_config(folder).record
         if before:
             return msgspec.structs.replace(config, record=before)
-    name = keys.identity([config, str(folder.resolve()), author()])[:12]
+    name = hashing.identity([config, str(folder.resolve()), author()])[:12]
     return msgspec.structs.replace(config, record=name)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsa.encode import checkpoint, console, own
+from wsa.encode import checkpoint, own
 from wsa.encode.forward import choose_device
 from wsa.encode.live_remote import remote_encoders
 from wsa.encode.lookup import find
@@ -29,8 +29,8 @@ from wsa.learn.ppo import PPOConfig
 from wsa.learn.replay import RECORD
 from wsa.learn.session import Played
 from wsa.learn.start import begin_from, by_default, check_changes, network_of, stored_name
-from wsa.store import names
-from wsa.store.errors import UsageError
+from wsa.store.common import names, terminal
+from wsa.store.common.errors import UsageError
 from wsa.store.reader import Snapshot, take_snapshot
 
 
@@ -44,16 +44,16 @@ def learn(o: LearnOptions) -> int:
     else:
         config, folder = configure(o, device)
     seen = ", ".join(config.inputs) or "none, grey pixels"
-    console.say(
+    terminal.say(
         f"{config.game}, {games.describe(config.protocol)}; models {seen}; {len(config.segments)} "
         f"segments to look frames up in; run {folder}"
     )
     total = config.hyperparameters.total_timesteps
     if o.dry_run:
-        return console.result(o.json, estimate(config))
-    with console.Progress("learn", "steps", total, shown=not o.json) as progress:
+        return terminal.result(o.json, estimate(config))
+    with terminal.Progress("learn", "steps", total, shown=not o.json) as progress:
         played = train(o, config, folder, device, lambda step, _: progress.update(step))
-    return console.result(
+    return terminal.result(
         o.json,
         {
             "run": str(folder),

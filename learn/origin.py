@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from wsa.learn.heads import NetworkConfig
-from wsa.store.errors import DamagedError, MissingError
+from wsa.store.common.errors import DamagedError, MissingError
 from wsa.store.records import Protocol
 
 MEAN_CONTEXT = "mean"

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsa.encode import console, curves
+from wsa.encode import curves
 from wsa.encode.checkpoint import StopRequest
 from wsa.learn.evaluate import EPSILON, EVAL_SEED, NUM_ENVS, play
 from wsa.learn.features import LiveStacks
 from wsa.learn.policies import GreedyPolicy
-from wsa.store.errors import WsaError
+from wsa.store.common import terminal
+from wsa.store.common.errors import WsaError
 
 RETURN = "eval/episodic_return"
 # Frames, and windows, whose embeddings are kept from one evaluation to the next: games begin alike.
@@ -114,7 +115,7 @@ class PeriodicEvaluation:
         except _Stopped:
             return
         except WsaError as error:
-            console.say(f"warning: no games were played after step {step:,}. {error}")
+            terminal.say(f"warning: no games were played after step {step:,}. {error}")
             return
         finally:
             network.train(training)

@@ -18,7 +18,7 @@ from wsa.learn.fusion import NAMES
 from wsa.learn.heads import QNetwork
 from wsa.learn.online_config import OnlineConfig
 from wsa.learn.policies import GreedyPolicy
-from wsa.store import keys
+from wsa.store.common import hashing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def open_player(
         network.to(torch.device(device)),
         embedder,
         updates,
-        keys.checksum(path.read_bytes())[:12],
+        hashing.checksum(path.read_bytes())[:12],
         str(type(config.hyperparameters).__struct_config__.tag),
     )
 

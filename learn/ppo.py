@@ -28,7 +28,7 @@ from wsa.learn.offline import weight_loss, weight_scalars
 from wsa.learn.periodic import times
 from wsa.learn.ranges import check_ranges
 from wsa.learn.session import Played, Session
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 
 class PPOConfig(

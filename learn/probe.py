@@ -20,8 +20,8 @@ from wsa.learn import linear, probe_data
 from wsa.learn.config import choose_models
 from wsa.learn.linear import Split
 from wsa.learn.probe_data import Moments
-from wsa.store import names
-from wsa.store.errors import MissingError
+from wsa.store.common import names
+from wsa.store.common.errors import MissingError
 from wsa.store.reader import Snapshot
 
 # Anand et al. judge no variable whose values have less entropy, in nats: it hardly varies.

@@ -20,7 +20,7 @@ from wsa.encode.preprocess import preprocess
 from wsa.encode.spec import Preprocessing
 from wsa.learn import ram, retrace
 from wsa.learn.linear import Rows, Split
-from wsa.store.errors import MissingError, UsageError
+from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.reader import Snapshot
 from wsa.store.records import SegmentMeta
 

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from wsa.encode import console
 from wsa.encode.options import open_snapshot
 from wsa.learn import env, probe_data, ram
 from wsa.learn.probe import LEAST_ENTROPY, Judged, models_of, probe, varying
 from wsa.learn.probe_options import ProbeOptions
-from wsa.store.errors import MissingError, UsageError
+from wsa.store.common import terminal
+from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.reader import Snapshot
 from wsa.store.records import SegmentMeta
 
@@ -29,34 +29,34 @@ def probe_models(o: ProbeOptions) -> int:
     wanted = probe_data.SPREAD * o.samples
     segments = probe_data.choose(snapshot, o.game, list(models), o.policies, wanted)
     steps = sum(meta.steps for meta in segments)
-    console.say(
+    terminal.say(
         f"{o.game}: {', '.join(models)} on {steps:,} steps of {len(segments)} segments, played by "
         f"{', '.join(sorted({meta.policy for meta in segments}))}"
     )
     if o.dry_run:
-        return console.result(o.json, _estimate(o, snapshot, list(models), segments))
+        return terminal.result(o.json, _estimate(o, snapshot, list(models), segments))
     segments, target = _target(o, snapshot, segments, horizons)
     moments = probe_data.draw(snapshot, segments, target, o.samples, o.seed)
     judged_by, left_out = varying(moments, LEAST_ENTROPY if o.target == "ram" else 0)
     split = moments.split
-    console.say(
+    terminal.say(
         f"{len(split.fit):,} steps to learn from, {len(split.check):,} to choose penalties by, "
         f"{len(split.test):,} judged; split by {moments.groups[0]}, {moments.groups[1]} of them"
     )
     if moments.groups[0] == "segments":
-        console.say(
+        terminal.say(
             "There are too few episodes to hold whole ones out: what is judged may be close to what "
             "was learned from, so read the order, not the numbers. More environments make more."
         )
     if left_out:
-        console.say(f"left out, since they hardly vary here: {', '.join(left_out)}")
+        terminal.say(f"left out, since they hardly vary here: {', '.join(left_out)}")
     if not judged_by or not len(split.test):
         raise MissingError(
             "no-frames",
             f"Nothing varies in what would be judged of {o.game}. Collect more, or by a policy "
             "that gets further.",
         )
-    with console.Progress("probe", "models", shown=not (o.json or o.csv)) as progress:
+    with terminal.Progress("probe", "models", shown=not (o.json or o.csv)) as progress:
         lines = probe(
             snapshot,
             o.game,
@@ -83,7 +83,7 @@ def probe_models(o: ProbeOptions) -> int:
             "left_out": left_out,
             "models": [line.summary() for line in lines],
         }
-        return console.result(True, values)
+        return terminal.result(True, values)
     else:
         _print(lines, "f1" if o.target == "ram" else "f1_macro")
     return 0
@@ -107,16 +107,16 @@ def _target(
                 "players who had the same.",
             )
         if any(meta.policy == "random" for meta in segments):
-            console.say(
+            terminal.say(
                 "Some of it was played at random: there is nothing of the screen in such an action "
                 "to be read out. Name other players with --policies."
             )
         return list(segments), probe_data.action_target
     total = sum(meta.steps for meta in segments)
-    with console.Progress("play again", "steps", total, shown=not (o.json or o.csv)) as progress:
+    with terminal.Progress("play again", "steps", total, shown=not (o.json or o.csv)) as progress:
         known, memories, why = probe_data.open_memories(snapshot, segments, progress.update)
     if why:
-        console.say(why)
+        terminal.say(why)
     return known, probe_data.ram_target(memories)
 
 
@@ -145,7 +145,7 @@ def _print(lines: Sequence[Judged], of: str) -> None:
         for line in lines
         for means in [(line.mean(of), line.mean("r2"))]
     ]
-    print(console.markdown(["model", "numbers", what, "R2"], rows), end="")
+    print(terminal.markdown(["model", "numbers", what, "R2"], rows), end="")
     for title, name in ((what, of), ("R2", "r2")):
         if lines[0].mean(name) is None:
             continue
@@ -157,7 +157,7 @@ def _print(lines: Sequence[Judged], of: str) -> None:
         ]
         mean = ["mean, each at least 0", *(_number(line.mean(name)) for line in lines)]
         columns = ["", *(line.name for line in lines)]
-        print(console.markdown(columns, [*body, mean]), end="")
+        print(terminal.markdown(columns, [*body, mean]), end="")
 
 
 def _number(value: float | None) -> str:

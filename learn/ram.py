@@ -15,7 +15,7 @@ import difflib
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 VARIABLES: dict[str, dict[str, int]] = {
     "Asteroids": {

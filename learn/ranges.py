@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 
 def check_seed(seed: int, option: str = "--seed") -> None:

@@ -24,8 +24,8 @@ from wsa.learn.collect import CollectPlan, Writer, gaps
 from wsa.learn.colours import Colours, Screen
 from wsa.learn.recorder import Cut, Recorder
 from wsa.learn.table import Table
-from wsa.store import keys, names
 from wsa.store.backends import Backend
+from wsa.store.common import hashing, names
 from wsa.store.reader import take_objects
 from wsa.store.records import EmbeddingMeta, Protocol, SegmentMeta
 from wsa.store.windows import episode_starts, window_rows
@@ -310,4 +310,4 @@ def _looks(window: int, cut: Cut) -> list[_Look]:
 def _identity(look: _Look) -> bytes:
     if len(look) == 1:
         return look[0].digest
-    return keys.window_digest(b"".join(screen.digest for screen in look))
+    return hashing.window_digest(b"".join(screen.digest for screen in look))

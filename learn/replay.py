@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from wsa.learn.features import Batch
 from wsa.learn.stage import Step
 from wsa.learn.table import Table
-from wsa.store import publish
-from wsa.store.errors import DamagedError
+from wsa.store.common import atomic_files
+from wsa.store.common.errors import DamagedError
 
 RECORD = np.dtype(
     [
@@ -70,7 +70,7 @@ class Replay:
         self._n_step, self._gamma, self._clip = n_step, gamma, clip
         self._window = max(1, capacity // num_envs)
         path = folder / "replay.bin"
-        publish.reserve(path, steps * num_envs * RECORD.itemsize)
+        atomic_files.reserve(path, steps * num_envs * RECORD.itemsize)
         self._records = np.memmap(path, RECORD, "r+", shape=(steps, num_envs))
         self._begin = np.zeros(num_envs, np.int32)
         self._check = blake3()
@@ -148,7 +148,7 @@ class Replay:
 
     def flush(self) -> None:
         """Make all records durable, as the checkpoint that counts them will be."""
-        with publish.storage_errors(Path(str(self._records.filename))):
+        with atomic_files.storage_errors(Path(str(self._records.filename))):
             self._records.flush()
 
     def state(self) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from wsa.encode.stored import describe
-from wsa.store import names, records
-from wsa.store.errors import MissingError
+from wsa.store import records
+from wsa.store.common import names
+from wsa.store.common.errors import MissingError
 from wsa.store.reader import Snapshot
 from wsa.store.records import Commit, EmbeddingMeta, FramesMeta, SegmentMeta
 

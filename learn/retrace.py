@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from wsa.learn import env as games
 from wsa.learn.stage import STRETCH, is_online, stretch_seed
-from wsa.store import keys
+from wsa.store.common import hashing
 from wsa.store.reader import Snapshot
 from wsa.store.records import Protocol, SegmentMeta
 
@@ -62,7 +62,7 @@ class _Console:
 
     def digest(self) -> bytes:
         """Identity of the frame that is shown."""
-        return keys.frame_digest(self._screen)
+        return hashing.frame_digest(self._screen)
 
     def memory(self) -> Memory:
         """What the memory holds, (128,)."""

@@ -26,7 +26,7 @@ from wsa.learn.adapters import (
     spatial_adapters,
     widths_after,
 )
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 
 class Joined(Fusion):

@@ -30,8 +30,8 @@ from wsa.learn.offline import Trained, train
 from wsa.learn.origin import decode, read_origin
 from wsa.learn.periodic import REMEMBERED, PeriodicEvaluation
 from wsa.learn.warm import transfer
-from wsa.store import keys, names, publish
-from wsa.store.errors import ConflictError, DamagedError, MissingError
+from wsa.store.common import atomic_files, hashing, names
+from wsa.store.common.errors import ConflictError, DamagedError, MissingError
 from wsa.store.flat import FlatMap, materialise
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.root import open_store
@@ -50,7 +50,7 @@ def begin(folder: Path, config: Any) -> None:
         ConflictError: Another run is there.
     """
     path = folder / "config.json"
-    data = msgspec.json.format(keys.canonical(config))
+    data = msgspec.json.format(hashing.canonical(config))
     if path.exists():
         if not _alike(folder, config):
             raise ConflictError(
@@ -59,8 +59,8 @@ def begin(folder: Path, config: Any) -> None:
                 f"was begun: wsa learn --resume {folder}",
             )
         return
-    publish.replace(path, data)
-    publish.replace(folder / "command.txt", (command_line() + "\n").encode())
+    atomic_files.replace(path, data)
+    atomic_files.replace(folder / "command.txt", (command_line() + "\n").encode())
 
 
 def _alike(folder: Path, config: Any) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.learn import env as games
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)

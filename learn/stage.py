@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from wsa.encode.recent import Recent
 from wsa.learn import env as games
 from wsa.learn.table import Table
-from wsa.store.errors import ConflictError
+from wsa.store.common.errors import ConflictError
 
 # A reset with a seed costs 90 ms, one without 4; 5,000 steps are played again in a second or two.
 STRETCH = 5_000

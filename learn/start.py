@@ -17,8 +17,8 @@ from wsa.learn.heads import NetworkConfig
 from wsa.learn.options import LearnOptions
 from wsa.learn.origin import MEAN_CONTEXT, Origin, read_origin
 from wsa.learn.warm import change_models
-from wsa.store import names
-from wsa.store.errors import UsageError
+from wsa.store.common import names
+from wsa.store.common.errors import UsageError
 from wsa.store.reader import Snapshot
 
 # Switches that are the preset's where they are not given, as options call them.

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsa.encode import console
 from wsa.encode.options import open_snapshot, weights_files
 from wsa.learn import env
 from wsa.learn.options import (
@@ -22,8 +21,8 @@ from wsa.learn.options import (
     ShowOptions,
 )
 from wsa.learn.ranges import check_seed
-from wsa.store import names
-from wsa.store.errors import MissingError, UsageError
+from wsa.store.common import names, terminal
+from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.reader import Snapshot
 from wsa.store.records import Protocol
 
@@ -49,17 +48,17 @@ def collect(o: CollectOptions) -> int:
         seed=o.seed,
         segment_steps=o.segment_steps,
     )
-    console.say(
+    terminal.say(
         f"{o.game}, {env.describe(protocol)}: {plan.missing:,} of "
         f"{plan.steps:,} steps to play ({plan.missing * protocol.frame_skip:,} emulator frames)"
     )
     if o.dry_run:
-        return console.result(o.json, estimate(plan))
+        return terminal.result(o.json, estimate(plan))
     started = time.perf_counter()
-    with console.Progress("collect", "steps", plan.missing, shown=not o.json) as progress:
+    with terminal.Progress("collect", "steps", plan.missing, shown=not o.json) as progress:
         written = play(plan, backend, progress.update, policy)
     steps = sum(m.steps for m in written)
-    return console.result(
+    return terminal.result(
         o.json,
         {
             "segments": len(written),
@@ -120,7 +119,7 @@ def learn(o: LearnOptions) -> int:
         _, snapshot = open_snapshot(o.store)
         config = configure(o, snapshot)
         folder = Path(o.run_dir) if o.run_dir else run.new_folder(Path("runs"), config, o.exp_name)
-    console.say(
+    terminal.say(
         f"{config.game}, {len(config.segments)} segments; models {', '.join(config.models)}; "
         f"context {config.context}; run {folder}"
     )
@@ -128,10 +127,10 @@ def learn(o: LearnOptions) -> int:
     if o.dry_run:
         from wsa.learn.estimate import estimate as estimate_run
 
-        return console.result(o.json, estimate_run(snapshot, config, device))
+        return terminal.result(o.json, estimate_run(snapshot, config, device))
     run.begin(folder, config)
     total = config.hyperparameters.updates
-    with console.Progress("learn", "updates", total, shown=not o.json) as progress:
+    with terminal.Progress("learn", "updates", total, shown=not o.json) as progress:
         trained = run.learn(
             folder,
             config,
@@ -141,7 +140,7 @@ def learn(o: LearnOptions) -> int:
             engine=o.engine,
             compiled=o.compile,
         )
-    return console.result(
+    return terminal.result(
         o.json,
         {
             "run": str(folder),
@@ -159,9 +158,9 @@ def evaluate(o: EvalOptions) -> int:
     from wsa.learn.player import read_config
 
     check_seed(o.seed)
-    console.say(f"store {read_config(Path(o.run)).store}")
+    terminal.say(f"store {read_config(Path(o.run)).store}")
     # The run's games, then as many of a random policy to compare with.
-    with console.Progress("eval", "games", 2 * o.episodes, shown=not o.json) as progress:
+    with terminal.Progress("eval", "games", 2 * o.episodes, shown=not o.json) as progress:
         before = now = 0
 
         def on_step(steps: int, episodes: int) -> None:
@@ -184,7 +183,7 @@ def evaluate(o: EvalOptions) -> int:
             which=o.checkpoint,
             on_step=on_step,
         )
-    return console.result(o.json, evaluation.summary())
+    return terminal.result(o.json, evaluation.summary())
 
 
 def list_games(o: ListOptions) -> int:
@@ -197,11 +196,11 @@ def list_games(o: ListOptions) -> int:
     _, snapshot = open_snapshot(o.store)
     found = summaries(snapshot)
     if o.json:
-        return console.result(True, {s.game: dataclasses.asdict(s) for s in found})
+        return terminal.result(True, {s.game: dataclasses.asdict(s) for s in found})
     if not found:
-        console.say("It is empty. Collect some frames: wsa collect --game Seaquest")
+        terminal.say("It is empty. Collect some frames: wsa collect --game Seaquest")
         return 0
-    console.table(
+    terminal.table(
         "",
         ["game", "segments", "steps", "distinct frames", "episodes", "mean return", "size"],
         [
@@ -212,7 +211,7 @@ def list_games(o: ListOptions) -> int:
                 s.frames,
                 s.episodes,
                 s.mean_return,
-                console.size(s.bytes),
+                terminal.size(s.bytes),
             ]
             for s in found
         ],
@@ -222,7 +221,7 @@ def list_games(o: ListOptions) -> int:
         for s in found
         for what, count in [("(frames)", s.pictured), *s.encoded.items()]
     ]
-    console.table("\nwhat there is of each segment", ["game", "model", "segments", ""], covered)
+    terminal.table("\nwhat there is of each segment", ["game", "model", "segments", ""], covered)
     return 0
 
 
@@ -238,7 +237,7 @@ def show(o: ShowOptions) -> int:
     else:
         of, _ = card, env.check_game(o.what)
     _, snapshot = open_snapshot(o.store)
-    return console.result(o.json, of(snapshot, o.what))
+    return terminal.result(o.json, of(snapshot, o.what))
 
 
 def _fits(grammar: Callable[[str], str], name: str) -> bool:
@@ -255,9 +254,9 @@ def doctor(o: DoctorOptions) -> int:
 
     findings = list(examine(o.store))
     if o.json:
-        console.result(True, {f.what: {"ok": f.ok, "found": f.found} for f in findings})
+        terminal.result(True, {f.what: {"ok": f.ok, "found": f.found} for f in findings})
     else:
         marks = {True: "ok", False: "BAD", None: "-"}
         rows = [[f.what, marks[f.ok], f.found] for f in findings]
-        console.table("", ["what", "", "found"], rows)
+        terminal.table("", ["what", "", "found"], rows)
     return MissingError.exit_code if any(f.ok is False for f in findings) else 0

@@ -16,8 +16,8 @@ from torch import nn
 from wsa.encode import checkpoint
 from wsa.learn.fusion import NAMES
 from wsa.learn.heads import Torso
-from wsa.store import names
-from wsa.store.errors import UsageError
+from wsa.store.common import names
+from wsa.store.common.errors import UsageError
 
 
 def change_models(

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.learn.evaluate import Moment
-from wsa.store.publish import storage_errors
+from wsa.store.common.atomic_files import storage_errors
 
 FILE = "eval_weights.npz"
 ROWS = 65_536  # Copied at once.

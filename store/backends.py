@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from wsa.store.errors import DamagedError, UsageError
+from wsa.store.common.errors import DamagedError, UsageError
 
 # No file that wsa writes is larger.
 MAX_FILE_BYTES = 8 << 30
@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 class Backend(Protocol):
     """A place for immutable files.
 
-    Paths are relative, with forward slashes, and come from `wsa.store.names`. A file appears
+    Paths are relative, with forward slashes, and come from `wsa.store.common.names`. A file appears
     whole or not at all, and is never changed. Every verb raises `StorageError` when the place
     refuses and `DamagedError` when the path leads out of it; `get` raises `FileNotFoundError`
     when there is no such file, and `DamagedError`, unread, when it is larger than expected. What is not a plain file (a folder, a pipe) counts as none.

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store.errors import DamagedError
+from wsa.store.common.errors import DamagedError
 
 MAX_METADATA_BYTES = 64 << 10
 # What one array may take in memory, whole or padded to whole chunks.

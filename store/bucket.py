@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from obstore.store import AzureStore, GCSStore, S3Store
 
-from wsa.store.errors import StorageError, UsageError
+from wsa.store.common.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig

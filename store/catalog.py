@@ -15,8 +15,8 @@ from pathlib import Path
 
 import platformdirs
 
-from wsa.store import keys
 from wsa.store.backends import Entry
+from wsa.store.common import hashing
 
 # So few records are read as fast from where they are.
 WORTHWHILE = 256
@@ -31,7 +31,7 @@ class Catalog:
     """Records of the store at `url` that were read before."""
 
     def __init__(self, url: str) -> None:
-        self._path = cache_folder() / "catalog" / f"{keys.identity(url)[:24]}.sqlite"
+        self._path = cache_folder() / "catalog" / f"{hashing.identity(url)[:24]}.sqlite"
 
     def read(self) -> dict[Entry, bytes]:
         """Every record remembered, by what the listing said of its file."""

@@ -35,10 +35,11 @@ import numpy as np
 import zarr
 from zarr.errors import ZarrUserWarning
 
-from wsa.store import publish, records, writer
+from wsa.store import records, writer
 from wsa.store.columns import ROW_COLUMNS, Column, Table
-from wsa.store.errors import ConflictError, MissingError
-from wsa.store.keys import DIGEST_BYTES
+from wsa.store.common import atomic_files
+from wsa.store.common.errors import ConflictError, MissingError
+from wsa.store.common.hashing import DIGEST_BYTES
 from wsa.store.reader import Snapshot
 from wsa.store.records import SegmentMeta
 
@@ -160,11 +161,11 @@ def export(
         StorageError: No room, or the folder refused.
     """
     partial = path.with_name(f"{path.name}.partial")
-    with publish.storage_errors(path), _alone(path, partial):
+    with atomic_files.storage_errors(path), _alone(path, partial):
         rows = _write(snapshot, plan, partial, on_segment)
         _flush(partial)
         partial.rename(path)
-        publish.flush_folder(path.parent)
+        atomic_files.flush_folder(path.parent)
     return rows
 
 
@@ -304,4 +305,4 @@ def _flush(folder: Path) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
-        publish.flush_folder(Path(parent))
+        atomic_files.flush_folder(Path(parent))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from wsa.store.backends import MAX_FILE_BYTES, Backend, Entry, too_large
-from wsa.store.errors import DamagedError, StorageError
+from wsa.store.common.errors import DamagedError, StorageError
 
 Verb = Literal["get", "put_new", "list", "delete", "stat"]
 Fault = Literal["fail", "stall", "cut", "lose", "late", "full", "kill"]

@@ -29,9 +29,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store import keys, layout, names, publish, records
+from wsa.store import layout, records
 from wsa.store.catalog import cache_folder
-from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store.common import atomic_files, hashing, names
+from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.places import in_files, side_by_side
 from wsa.store.reader import Snapshot
 from wsa.store.records import SegmentMeta
@@ -83,7 +84,7 @@ class Contents(msgspec.Struct, frozen=True):
         entries = {
             "rows.bin": (rows, ROW.itemsize),
             "embeddings.bin": (frames, self.width(windowed=False) * itemsize),
-            "digests.bin": (frames, keys.DIGEST_BYTES),
+            "digests.bin": (frames, hashing.DIGEST_BYTES),
             "windows.bin": (rows, self.width(windowed=True) * itemsize),
         }
         return {name: count * size for name, (count, size) in entries.items() if size}
@@ -119,7 +120,7 @@ class FlatMap:
         self.rows = np.memmap(folder / "rows.bin", ROW, "r", shape=(total_rows,))
         frame, row = contents.width(windowed=False), contents.width(windowed=True)
         self.embeddings = _map(folder / "embeddings.bin", contents.dtype, (total_frames, frame))
-        self.digests = _map(folder / "digests.bin", "uint8", (total_frames, keys.DIGEST_BYTES))
+        self.digests = _map(folder / "digests.bin", "uint8", (total_frames, hashing.DIGEST_BYTES))
         self.windowed = _map(folder / "windows.bin", contents.dtype, (total_rows, row))
         actions = np.asarray(self.rows["action"])
         self.steps = np.concatenate(
@@ -220,11 +221,11 @@ def materialise(
         )
     _require_encoded(snapshot, game, models, segments)
     windows, shapes, dtype = shapes_of(snapshot, game, models)
-    name = keys.identity([snapshot.backend.url, game, list(models)])[:24]
+    name = hashing.identity([snapshot.backend.url, game, list(models)])[:24]
     folder = (cache or cache_folder()) / "flat" / name
-    with publish.storage_errors(folder):
-        publish.make_folder(folder)
-    with publish.storage_errors(folder), filelock.FileLock(folder / "lock"):
+    with atomic_files.storage_errors(folder):
+        atomic_files.make_folder(folder)
+    with atomic_files.storage_errors(folder), filelock.FileLock(folder / "lock"):
         contents = _contents(folder / "flat.json")
         wanted = {meta.segment: _check(snapshot, game, models, meta) for meta in segments}
         fits = (
@@ -289,7 +290,7 @@ def _check(snapshot: Snapshot, game: str, models: Sequence[str], meta: SegmentMe
     """A hash that changes when a segment or one of its embeddings is another object than before."""
     paths = [names.segment_path(game, meta.segment)]
     paths += [names.embedding_path(game, key, meta.segment) for key in models]
-    return keys.identity([[f.blake3 for f in snapshot.commit(p).files] for p in paths])
+    return hashing.identity([[f.blake3 for f in snapshot.commit(p).files] for p in paths])
 
 
 def _contents(path: Path) -> Contents | None:
@@ -338,7 +339,7 @@ def _append(
     """Write new segments behind those that are there, then replace `flat.json`."""
     parts = list(contents.parts)
     row, frame = _end(parts)
-    with publish.storage_errors(folder), contextlib.ExitStack() as opened:
+    with atomic_files.storage_errors(folder), contextlib.ExitStack() as opened:
         files = {
             name: opened.enter_context(_at(folder / name, size))
             for name, size in contents.files().items()
@@ -365,7 +366,7 @@ def _append(
             file.flush()
             os.fsync(file.fileno())
     contents = msgspec.structs.replace(contents, parts=tuple(parts))
-    publish.replace(folder / "flat.json", keys.canonical(contents))
+    atomic_files.replace(folder / "flat.json", hashing.canonical(contents))
     return contents
 
 

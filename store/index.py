@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store.keys import DIGEST_BYTES
+from wsa.store.common.hashing import DIGEST_BYTES
 
 
 class DigestIndex:

@@ -30,7 +30,7 @@ from wsa.store.bounds import (
     check_size,
     split,
 )
-from wsa.store.errors import DamagedError, UsageError
+from wsa.store.common.errors import DamagedError, UsageError
 
 FRAMES_PER_CHUNK = 32
 EMBEDDINGS_PER_CHUNK = 256

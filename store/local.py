@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wsa.store.backends import MAX_FILE_BYTES, Entry, too_large
-from wsa.store.errors import DamagedError, MissingError
-from wsa.store.publish import TEMPORARY, storage_errors, write_once
+from wsa.store.common.atomic_files import TEMPORARY, storage_errors, write_once
+from wsa.store.common.errors import DamagedError, MissingError
 
 
 class LocalBackend:

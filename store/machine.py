@@ -20,9 +20,10 @@ from collections.abc import Mapping
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from wsa.store import keys, names, sync
+from wsa.store import sync
 from wsa.store.backends import Backend
-from wsa.store.errors import DamagedError, StorageError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import DamagedError, StorageError
 from wsa.store.faults import Call, Fault, FaultyBackend, Killed, MemoryBackend, Plan
 from wsa.store.reader import Snapshot, list_records, take_snapshot
 from wsa.store.records import read_commit
@@ -367,7 +368,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 def _record(path: str) -> str:
     """Path of an object's record."""
-    return names.commit_path(keys.object_id(path))
+    return names.commit_path(hashing.object_id(path))
 
 
 def _at(work: Work, at: int, fault: Fault | None) -> Plan:

@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store import keys, layout, names, records
+from wsa.store import layout, records
 from wsa.store.backends import Backend, Entry
 from wsa.store.catalog import WORTHWHILE, Catalog
-from wsa.store.errors import DamagedError, MissingError, StorageError, WsaError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import DamagedError, MissingError, StorageError, WsaError
 from wsa.store.records import (
     Commit,
     EmbeddingMeta,
@@ -124,7 +125,7 @@ class Snapshot:
             raise DamagedError(
                 "lost-file", f"{path} is gone from {self.backend.url}. Run 'wsa verify'."
             ) from None
-        if len(data) == file.bytes and keys.checksum(data) == file.blake3:
+        if len(data) == file.bytes and hashing.checksum(data) == file.blake3:
             return data
         raise DamagedError(
             "bad-bytes",
@@ -333,7 +334,7 @@ def take_objects(backend: Backend, paths: Iterable[str]) -> Snapshot:
     """
     commits = {}
     for path in paths:
-        commit = read_record(backend, names.commit_path(keys.object_id(path)))
+        commit = read_record(backend, names.commit_path(hashing.object_id(path)))
         if commit is None:
             raise MissingError("not-encoded", f"The store {backend.url} has no {path}.")
         commits[path] = commit
@@ -349,5 +350,5 @@ def group_arrays(meta: Meta) -> dict[str, tuple[tuple[int, ...], str]]:
         return {"frames": (pixels, "uint8"), "palette": ((256, 3), "uint8")}
     if isinstance(meta, SegmentMeta):
         rows = {name: ((meta.rows,), kind) for name, kind in layout.ROW_FIELDS.items()}
-        return {"digest": ((meta.frames, keys.DIGEST_BYTES), "uint8"), **rows}
+        return {"digest": ((meta.frames, hashing.DIGEST_BYTES), "uint8"), **rows}
     return {}

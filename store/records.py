@@ -16,9 +16,9 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from wsa.store import keys, names
 from wsa.store.bounds import MAX_ARRAY_BYTES
-from wsa.store.errors import ConflictError, DamagedError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import ConflictError, DamagedError
 from wsa.store.windows import MAX_STACK_FRAMES
 
 VERSION = 1
@@ -220,7 +220,7 @@ class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     @property
     def id(self) -> str:
         """Hex blake3-128 of the object's path."""
-        return keys.object_id(self.path)
+        return hashing.object_id(self.path)
 
 
 def meta_path(meta: Meta) -> str:
@@ -237,12 +237,12 @@ def meta_path(meta: Meta) -> str:
 def seal(commit: Commit) -> Commit:
     """Fill in `check`."""
     bare = msgspec.structs.replace(commit, check="")
-    return msgspec.structs.replace(commit, check=keys.checksum(keys.canonical(bare)))
+    return msgspec.structs.replace(commit, check=hashing.checksum(hashing.canonical(bare)))
 
 
 def write_commit(commit: Commit) -> bytes:
     """Canonical JSON of a sealed record."""
-    return keys.canonical(seal(commit))
+    return hashing.canonical(seal(commit))
 
 
 def read_commit(data: bytes, where: str) -> Commit:
@@ -266,7 +266,7 @@ def read_commit(data: bytes, where: str) -> Commit:
             "Update wsa.",
         )
     commit = read_json(data, Commit, where)
-    if keys.canonical(commit) != data:
+    if hashing.canonical(commit) != data:
         raise DamagedError("bad-record", _damaged(where, "it is not canonical JSON"))
     try:
         expected = names.commit_path(commit.id)
@@ -294,7 +294,7 @@ def _most_bytes(meta: Meta) -> int:
     if isinstance(meta, FramesMeta):
         largest = meta.frames * meta.height * meta.width * (1 if meta.indexed else 3)
     elif isinstance(meta, SegmentMeta):
-        largest = 32 * meta.rows + keys.DIGEST_BYTES * meta.frames
+        largest = 32 * meta.rows + hashing.DIGEST_BYTES * meta.frames
     else:
         largest = math.prod(meta.shape) * (2 if meta.dtype == "float16" else 4)
     return 2 * largest + (2 << 20) if largest <= MAX_ARRAY_BYTES else 0
@@ -303,7 +303,7 @@ def _most_bytes(meta: Meta) -> int:
 def _check(data: bytes, check: str) -> str:
     """What `check` must be in the record `data` that says `check`."""
     # A quote inside a string is escaped, so this is the field itself.
-    return keys.checksum(data.replace(b'"check":"%s"' % check.encode(), b'"check":""', 1))
+    return hashing.checksum(data.replace(b'"check":"%s"' % check.encode(), b'"check":""', 1))
 
 
 class _Head(msgspec.Struct):

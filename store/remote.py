@@ -26,8 +26,7 @@ from obstore.exceptions import (
 
 from wsa.store import bucket
 from wsa.store.backends import MAX_FILE_BYTES, Entry, too_large
-from wsa.store.errors import DamagedError, StorageError
-from wsa.store.redact import redact
+from wsa.store.common.errors import DamagedError, StorageError, redact
 
 T = TypeVar("T")
 

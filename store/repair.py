@@ -16,9 +16,10 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
-from wsa.store import keys, names, records
+from wsa.store import records
 from wsa.store.backends import MAX_FILE_BYTES, Backend
-from wsa.store.errors import DamagedError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import DamagedError
 from wsa.store.reader import read_record
 from wsa.store.records import Commit
 from wsa.store.sweep import KEPT, owner
@@ -72,7 +73,7 @@ def _repair(backend: Backend, path: str, damage: Sequence[Damage]) -> Repair:
 
 def _set_object_aside(backend: Backend, damage: Damage) -> Repair:
     """Copy a damaged object away, then remove its record, then its files."""
-    record = names.commit_path(keys.object_id(damage.path))
+    record = names.commit_path(hashing.object_id(damage.path))
     commit = read_record(backend, record)
     if commit is None or commit.attempt != damage.attempt:
         return Repair(damage.path, "", (), "nothing: it is another's by now")
@@ -99,17 +100,17 @@ def _set_record_aside(backend: Backend, damage: Damage) -> Repair:
         return Repair(damage.path, "", (), "nothing: it is gone")
     except DamagedError:
         return Repair(damage.path, "", (), f"remove {damage.path}: no record is so large")
-    object_id = keys.object_id(damage.path)
+    object_id = hashing.object_id(damage.path)
     left: list[str] = []
     if damage.game or damage.model:
         at = object_path(damage)
-        object_id = keys.object_id(at)
+        object_id = hashing.object_id(at)
         for entry in list(backend.list(at)):
             if owner(entry.path) and not _copy(
                 backend, entry.path, f"{KEPT}/{object_id}/{entry.path.removeprefix(f'{at}/')}"
             ):
                 left.append(entry.path)
-    kept = f"{KEPT}/{object_id}/{keys.checksum(data)[:16]}"
+    kept = f"{KEPT}/{object_id}/{hashing.checksum(data)[:16]}"
     _keep(backend, f"{kept}.json", data)
     backend.delete(damage.path)
     return Repair(damage.path, kept, tuple(left), _next(damage, ""))
@@ -150,7 +151,7 @@ def _keep(backend: Backend, path: str, data: bytes) -> None:
     except DamagedError:  # Another that is longer.
         kept = None
     if kept != data:  # An interrupted repair's copy is as good as one of this.
-        backend.put_new(f"{path}.{keys.checksum(data)[:16]}", data)
+        backend.put_new(f"{path}.{hashing.checksum(data)[:16]}", data)
 
 
 def _next(damage: Damage, command: str) -> str:

@@ -6,10 +6,11 @@ import secrets
 
 import msgspec
 
-from wsa.store import keys, names, records
+from wsa.store import records
 from wsa.store.backends import Backend, open_backend
-from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
-from wsa.store.publish import TEMPORARY
+from wsa.store.common import hashing, names
+from wsa.store.common.atomic_files import TEMPORARY
+from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
 
 FORMAT = 1
 
@@ -79,7 +80,7 @@ def _start(backend: Backend, create: bool) -> bytes:
             "though asked not to (If-None-Match: *). Use a server that keeps this promise, or a "
             "folder.",
         )
-    backend.put_new(names.STORE_FILE, keys.canonical(Root(FORMAT)))
+    backend.put_new(names.STORE_FILE, hashing.canonical(Root(FORMAT)))
     return _read(backend)
 
 
@@ -115,7 +116,7 @@ def _read(backend: Backend) -> bytes:
 
 
 def _damaged(backend: Backend) -> DamagedError:
-    whole = keys.canonical(Root(FORMAT)).decode()
+    whole = hashing.canonical(Root(FORMAT)).decode()
     return DamagedError(
         "bad-record",
         f"{backend.url}/{names.STORE_FILE} is damaged. If {backend.url} is a store of this "

@@ -13,8 +13,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from wsa.store import keys, layout, names, writer
+from wsa.store import layout, writer
 from wsa.store.backends import Backend
+from wsa.store.common import hashing, names
 from wsa.store.reader import Snapshot, group_arrays, take_snapshot
 from wsa.store.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta
 from wsa.store.verify import verify
@@ -51,7 +52,7 @@ class Work:
 
     @property
     def _key(self) -> str:
-        return names.make_model_key(self.alias, keys.identity(self.alias))
+        return names.make_model_key(self.alias, hashing.identity(self.alias))
 
     @property
     def paths(self) -> list[str]:

@@ -17,10 +17,10 @@ import dataclasses
 import re
 import uuid
 
-from wsa.store import keys, names
 from wsa.store.backends import Backend
-from wsa.store.errors import DamagedError, StorageError, UsageError
-from wsa.store.publish import TEMPORARY
+from wsa.store.common import hashing, names
+from wsa.store.common.atomic_files import TEMPORARY
+from wsa.store.common.errors import DamagedError, StorageError, UsageError
 from wsa.store.reader import read_each, read_record
 from wsa.store.records import Commit
 
@@ -133,7 +133,7 @@ def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = N
             # Once more, and by name: a listing may be late, and time has passed since.
             try:
                 commit = read_record(
-                    backend, names.commit_path(keys.object_id(path.rpartition("/")[0]))
+                    backend, names.commit_path(hashing.object_id(path.rpartition("/")[0]))
                 )
             except (DamagedError, StorageError):
                 protected += found.files

@@ -22,9 +22,10 @@ from functools import partial
 import msgspec
 import numpy as np
 
-from wsa.store import names, records
+from wsa.store import records
 from wsa.store.backends import Backend
-from wsa.store.errors import DamagedError, MissingError
+from wsa.store.common import names
+from wsa.store.common.errors import DamagedError, MissingError
 from wsa.store.layout import Files
 from wsa.store.reader import Snapshot, read_records, take_snapshot
 from wsa.store.records import Commit, EmbeddingMeta, FramesMeta, Meta, ModelMeta, SegmentMeta

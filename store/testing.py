@@ -21,9 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from wsa.store import names
 from wsa.store.backends import Backend
-from wsa.store.errors import DamagedError
+from wsa.store.common import names
+from wsa.store.common.errors import DamagedError
 from wsa.store.faults import Call, Fault, FaultyBackend, Killed, MemoryBackend, Plan, random_plan
 from wsa.store.machine import StoreMachine
 from wsa.store.samples import Work, check_store, read_object, same_content, unnamed

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from wsa.store import keys, layout, names, records
+from wsa.store import layout, records
 from wsa.store.backends import Backend
 from wsa.store.bounds import check_metadata
-from wsa.store.errors import DamagedError, Kind, StorageError, WsaError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import DamagedError, Kind, StorageError, WsaError
 from wsa.store.reader import Snapshot, group_arrays, list_records, read_record
 from wsa.store.records import Commit, EmbeddingMeta, Meta, ModelMeta, SegmentMeta
 from wsa.store.sweep import KEPT, list_attempts
@@ -151,7 +152,7 @@ def verify(
     left = sum(attempt.files for attempt in found.attempts.values()) + len(found.strange)
     # A record's name is the hash of its object's path, so the files that lie there tell which.
     orphans = {path.rpartition("/")[0] for path in found.attempts}
-    by_record = {names.commit_path(keys.object_id(path)): path for path in orphans}
+    by_record = {names.commit_path(hashing.object_id(path)): path for path in orphans}
     damage = [_with_object(one, by_record) for one in damage]
     return Report(
         objects=objects,
@@ -196,7 +197,7 @@ class _Counts:
         for path, (of, unit, count) in self._embeddings.items():
             if of not in self._segments or self._segments[of][unit] == count:
                 continue
-            commit = read_record(backend, names.commit_path(keys.object_id(path)))
+            commit = read_record(backend, names.commit_path(hashing.object_id(path)))
             if commit is not None and isinstance(commit.meta, EmbeddingMeta):
                 why = (
                     f"{path} has {count} embeddings, and its segment {self._segments[of][unit]} "

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store import keys
-from wsa.store.errors import UsageError
+from wsa.store.common import hashing
+from wsa.store.common.errors import UsageError
 
 # A segment that begins inside an episode repeats this many frames less one before its first step.
 MAX_STACK_FRAMES = 4
@@ -53,5 +53,5 @@ def window_rows(
 
 def window_digests(digests: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Identities of windows, (n, 16), from the digests of their frames, (n, w, 16) uint8."""
-    found = b"".join(keys.window_digest(window.tobytes()) for window in digests)
-    return np.frombuffer(found, np.uint8).reshape(-1, keys.DIGEST_BYTES)
+    found = b"".join(hashing.window_digest(window.tobytes()) for window in digests)
+    return np.frombuffer(found, np.uint8).reshape(-1, hashing.DIGEST_BYTES)

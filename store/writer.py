@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store import keys, layout, names, records
+from wsa.store import layout, records
 from wsa.store.backends import Backend
-from wsa.store.errors import ConflictError, DamagedError, StorageError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import ConflictError, DamagedError, StorageError, redact
 from wsa.store.reader import group_arrays
 from wsa.store.records import (
     Commit,
@@ -36,7 +37,6 @@ from wsa.store.records import (
     ModelMeta,
     SegmentMeta,
 )
-from wsa.store.redact import redact
 
 FLOAT16_MAX = 65504.0
 
@@ -116,7 +116,7 @@ def commit_model(backend: Backend, meta: ModelMeta, files: layout.Files) -> bool
 
 def committed(backend: Backend, meta: Meta) -> bool:
     """Whether the object that `meta` describes is visible."""
-    record = names.commit_path(keys.object_id(records.meta_path(meta)))
+    record = names.commit_path(hashing.object_id(records.meta_path(meta)))
     return backend.stat(record) is not None
 
 
@@ -207,7 +207,7 @@ def _record(meta: Meta, files: Mapping[str, bytes]) -> Commit:
         meta=meta,
         attempt=new_attempt(),
         files=tuple(
-            File(name, len(data), keys.checksum(data)) for name, data in sorted(files.items())
+            File(name, len(data), hashing.checksum(data)) for name, data in sorted(files.items())
         ),
         author=author(),
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store import flat, keys, layout, names, writer
+from wsa.store import flat, layout, writer
 from wsa.store.backends import Backend, Entry
+from wsa.store.common import hashing, names
 from wsa.store.reader import Snapshot, group_arrays, take_snapshot
 from wsa.store.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta
 from wsa.store.root import open_store
@@ -46,7 +47,7 @@ PROTOCOL = Protocol(
 
 def key(alias: str = "lite0") -> str:
     """A model key that depends on the alias alone."""
-    return names.make_model_key(alias, keys.identity(alias))
+    return names.make_model_key(alias, hashing.identity(alias))
 
 
 def fake_segment(
@@ -94,8 +95,8 @@ def fake_segment(
     arrays: layout.Arrays = {
         "frames": pixels,
         "digest": np.frombuffer(
-            b"".join(keys.frame_digest(frame) for frame in rgb), np.uint8
-        ).reshape(-1, keys.DIGEST_BYTES),
+            b"".join(hashing.frame_digest(frame) for frame in rgb), np.uint8
+        ).reshape(-1, hashing.DIGEST_BYTES),
         "frame": shown.astype(np.int32),
         "action": np.array([k[2] for k in kinds], np.int16),
         "reward": rng.integers(-1, 2, rows).astype(np.float32),
@@ -332,7 +333,7 @@ def count(say: Callable[[str], None], url: str, cache: str, at: float) -> None:
     time.sleep(max(0.0, at - time.time()))
     for _ in range(3):
         commits = take_snapshot(open_store(url)).commits
-        say(f"{len(commits)} {keys.identity(sorted(c.check for c in commits.values()))}")
+        say(f"{len(commits)} {hashing.identity(sorted(c.check for c in commits.values()))}")
 
 
 def materialise(
@@ -349,7 +350,7 @@ def materialise(
     Snapshot.read_rows = slowly  # type: ignore[method-assign]
     snapshot = take_snapshot(open_store(url))
     made = flat.materialise(snapshot, GAME, [key(a) for a in aliases], Path(cache))
-    say(f"{len(made.rows)} {keys.checksum(made.embeddings.tobytes() + made.rows.tobytes())}")
+    say(f"{len(made.rows)} {hashing.checksum(made.embeddings.tobytes() + made.rows.tobytes())}")
 
 
 def gather(

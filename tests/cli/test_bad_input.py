@@ -14,7 +14,7 @@ import safetensors.torch
 import timm
 import torch
 
-from wsa.store import publish
+from wsa.store.common import atomic_files
 
 MODEL = "timm:test_resnet.r160_in1k:random"
 POOLED = ("--output", "pooled", "--scheduler", "inproc")
@@ -467,7 +467,7 @@ def test_a_disk_that_refuses(filled, monkeypatch, verb, number):
         "encode": ("encode", "--models", MODEL, "--output", "grid:1", "--scheduler", "inproc"),
         "learn": ("learn", "--game", "Breakout", "--updates", 3, "--run-dir", "new"),
     }[verb]
-    write, left = publish._write, [3]
+    write, left = atomic_files._write, [3]
 
     def refuse(path, data):
         left[0] -= 1
@@ -476,7 +476,7 @@ def test_a_disk_that_refuses(filled, monkeypatch, verb, number):
         write(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(publish, "_write", refuse)
+        patch.setattr(atomic_files, "_write", refuse)
         outcome = filled(*command)
     assert outcome.code == 6
     assert os.strerror(number) in outcome.error

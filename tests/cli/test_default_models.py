@@ -9,7 +9,7 @@ import pytest
 
 from wsa.encode import own
 from wsa.encode.options import EncodeOptions
-from wsa.store import names
+from wsa.store.common import names
 
 ONLINE = (
     *("--online", "--algo", "ppo", "--total-timesteps", 32, "--num-envs", 1),

@@ -15,7 +15,8 @@ import safetensors.torch
 import timm
 
 from wsa.encode import probe
-from wsa.store import names, writer
+from wsa.store import writer
+from wsa.store.common import names
 from wsa.store.reader import take_snapshot
 from wsa.store.records import ModelMeta
 from wsa.store.root import open_store

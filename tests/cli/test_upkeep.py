@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from wsa.encode import console
+from wsa.store.common import terminal
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 
@@ -155,8 +155,8 @@ def test_without_a_store_there_is_nothing_to_keep_in_order(wsa, verb):
 
 
 def test_words_of_a_store_do_not_speak_to_the_terminal(capsys):
-    console.table("", ["author"], [["\x1b]0;mine\x07eve\nadam"]])
-    console.result(False, {"command": "\x9b2Jwsa", "authors": ["\x1b[31meve"]})
+    terminal.table("", ["author"], [["\x1b]0;mine\x07eve\nadam"]])
+    terminal.result(False, {"command": "\x9b2Jwsa", "authors": ["\x1b[31meve"]})
     said = capsys.readouterr().out
     assert r"\x1b]0;mine\x07eve\nadam" in said and r"\x9b2Jwsa" in said
     assert all(c.isprintable() for c in said.replace("\n", ""))

@@ -8,8 +8,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from wsa.store import keys, names, writer
-from wsa.store.errors import DamagedError, StorageError
+from wsa.store import writer
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import DamagedError, StorageError
 from wsa.store.local import LocalBackend
 from wsa.store.reader import take_snapshot
 from wsa.store.testing import (
@@ -34,7 +35,7 @@ def work(request):
 
 def last_record(work):
     """Where the record is whose publication makes all of it visible."""
-    return names.commit_path(keys.object_id(work.paths[-1]))
+    return names.commit_path(hashing.object_id(work.paths[-1]))
 
 
 def calls_of(work):

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from wsa import cli
-from wsa.store import flat, publish, writer
-from wsa.store.errors import StorageError
+from wsa.store import flat, writer
+from wsa.store.common import atomic_files
+from wsa.store.common.errors import StorageError
 from wsa.store.local import LocalBackend
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
@@ -33,7 +34,7 @@ class Disk:
         self.code = code
         for name in ("fsync", "link", "mkdir", "open"):
             monkeypatch.setattr(os, name, self._watch(getattr(os, name)))
-        monkeypatch.setattr(publish, "_write", self._write)
+        monkeypatch.setattr(atomic_files, "_write", self._write)
 
     def take(self):
         self.calls += 1

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from wsa.store import names, writer
+from wsa.store import writer
+from wsa.store.common import names
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 from wsa.store.verify import verify

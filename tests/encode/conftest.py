@@ -29,8 +29,9 @@ from wsa.encode.spec import parse_output
 from wsa.encode.trainee import Sight, Trainee
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.env import protocol
-from wsa.store import keys, layout, writer
+from wsa.store import layout, writer
 from wsa.store.backends import Backend
+from wsa.store.common import hashing
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import SegmentMeta
 from wsa.store.root import open_store
@@ -115,7 +116,7 @@ def segment_of(kit: ModuleType) -> Callable[..., tuple[SegmentMeta, layout.Array
         count = len(shown)
         rows = {name: np.resize(arrays[name], count) for name in layout.ROW_FIELDS}
         rows["frame"] = np.arange(count, dtype=np.int32)
-        digests = b"".join(keys.frame_digest(frame) for frame in shown)
+        digests = b"".join(hashing.frame_digest(frame) for frame in shown)
         whole: layout.Arrays = {
             **rows,
             "frames": np.stack(shown),

@@ -8,7 +8,7 @@ import sys
 from wsa.encode.events import Event, Planned, SegmentDone
 from wsa.encode.models import parse_request
 from wsa.encode.run import encode
-from wsa.store.errors import WsaError
+from wsa.store.common.errors import WsaError
 from wsa.store.root import open_store
 
 

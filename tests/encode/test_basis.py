@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.encode import basis as bases
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 
 def data(seed: int, count: int, places: int, width: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 
 import wsa.learn
 from wsa.encode import checkpoint
-from wsa.store.errors import DamagedError, MissingError
+from wsa.store.common.errors import DamagedError, MissingError
 
 
 class Learner:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from wsa.encode import console
 from wsa.encode.events import Started, WorkerUnfit
 from wsa.encode.verbs import remark
-from wsa.store.errors import MissingError
+from wsa.store.common import terminal
+from wsa.store.common.errors import MissingError
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def test_rate_and_time_left_are_of_what_was_done_now(
     clock: Callable[[float], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with console.Progress("train", "steps", 1_000) as progress:
+    with terminal.Progress("train", "steps", 1_000) as progress:
         clock(30)  # Data are opened.
         progress.update(900)  # Of which a run that goes on had nearly all.
         assert capsys.readouterr().err == ""
@@ -37,7 +37,7 @@ def test_rate_and_time_left_are_of_what_was_done_now(
 def test_what_is_done_at_once_has_no_rate(
     clock: Callable[[float], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with console.Progress("read", "frames", 8) as progress:
+    with terminal.Progress("read", "frames", 8) as progress:
         clock(2)
         progress.update(8)
     assert capsys.readouterr().err == "read: 8 of 8 frames\n"
@@ -48,7 +48,7 @@ def test_events_say_when(
 ) -> None:
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.12345)
     event = Started(1, 2, "cpu", "")
-    console.say_event(event)
+    terminal.say_event(event)
     said = json.loads(capsys.readouterr().err)
     assert said == {"event": "Started", "time": 1_700_000_000.123} | dataclasses.asdict(event)
 

@@ -109,7 +109,7 @@ def test_a_crash_while_old_lines_are_dropped_loses_none(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("wsa.store.publish._write", full)
+        patch.setattr("wsa.store.common.atomic_files._write", full)
         with pytest.raises(OSError, match="No room left"):
             Metrics(tmp_path, 5)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before

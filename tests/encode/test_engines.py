@@ -25,7 +25,7 @@ from wsa.encode.outputs import Trunk
 from wsa.encode.preprocess import preprocess
 from wsa.encode.probe import step_error
 from wsa.encode.spec import parse_output
-from wsa.store.errors import MissingError, UsageError
+from wsa.store.common.errors import MissingError, UsageError
 
 Ask = Callable[..., Request]
 Make = Callable[..., Encoder]

@@ -18,9 +18,10 @@ from wsa.encode.register import open_model, register
 from wsa.encode.run import encode
 from wsa.encode.spec import parse_output
 from wsa.encode.stored import read_spec
-from wsa.store import names, sync
+from wsa.store import sync
 from wsa.store.backends import Backend
-from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store.common import names
+from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 from wsa.store.verify import verify

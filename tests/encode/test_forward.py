@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.models import Request, parse_request
 from wsa.encode.preprocess import preprocess
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 Ask = Callable[..., Request]
 Make = Callable[..., Encoder]

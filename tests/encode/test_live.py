@@ -13,8 +13,9 @@ from wsa.encode.live import LiveEncoder
 from wsa.encode.models import Request, parse_request
 from wsa.encode.register import open_model
 from wsa.encode.run import encode
-from wsa.store import flat, keys, writer
-from wsa.store.errors import ConflictError
+from wsa.store import flat, writer
+from wsa.store.common import hashing
+from wsa.store.common.errors import ConflictError
 from wsa.store.flat import FlatMap
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
@@ -152,7 +153,7 @@ def test_what_was_seen_elsewhere_is_not_run_again(
         """Holds the fifth and the sixth frame."""
 
         def find(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
-            known = [keys.frame_digest(frame) for frame in frames[5:7]]
+            known = [hashing.frame_digest(frame) for frame in frames[5:7]]
             return np.array([known.index(d) if d in known else -1 for d in digests])
 
         def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:

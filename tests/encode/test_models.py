@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from wsa.encode import lookup, models
 from wsa.encode.models import build, parse_request
 from wsa.encode.preprocess import preprocess
-from wsa.store.errors import ConflictError, MissingError, UsageError
+from wsa.store.common.errors import ConflictError, MissingError, UsageError
 
 # ImageNet classes. The strip's SpaceInvaders frames show rows of marks and a score.
 SCOREBOARD, WEB_SITE = 781, 916
@@ -213,7 +213,7 @@ def test_only_safetensors_files_that_exist_are_taken(name: str, tmp_path: Path) 
 ASK = """
 import sys, wsa.encode.models as m
 from wsa.encode.lookup import weights_digest
-from wsa.store.errors import WsaError
+from wsa.store.common.errors import WsaError
 try:
     print(weights_digest(m.build(m.parse_request(sys.argv[1], {}))))
 except WsaError as error:

@@ -36,9 +36,9 @@ from wsa.encode.register import open_model, register
 from wsa.encode.shrunk import Shrunk
 from wsa.encode.spec import Preprocessing, parse_output
 from wsa.encode.trainee import Trainee
-from wsa.store import keys
 from wsa.store.backends import Backend
-from wsa.store.errors import ConflictError, UsageError
+from wsa.store.common import hashing
+from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 from wsa.store.windows import window_rows
@@ -236,7 +236,7 @@ def test_the_shipped_weights_are_those_of_the_manifest(alias: str) -> None:
     file = own.shipped(alias)
     data = file.read_bytes()
     told = json.loads(file.with_name("manifest.json").read_text())["files"][alias]
-    assert told["blake3"] == keys.checksum(data) and told["bytes"] == len(data)
+    assert told["blake3"] == hashing.checksum(data) and told["bytes"] == len(data)
     assert models.local_weights(request) == "wsa" and "Apache-2.0" in request.licence
     built = models.build(request).module
     sees = msgspec.json.decode(msgspec.json.encode(built.sees.preprocessing()))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wsa.encode.plan import Plan, make_plan
-from wsa.store import names, records
+from wsa.store import records
+from wsa.store.common import names
 from wsa.store.reader import Snapshot
 from wsa.store.records import Commit, EmbeddingMeta, Meta, SegmentMeta
 

@@ -20,8 +20,8 @@ from wsa.encode.autoencoder import Autoencoder
 from wsa.encode.pretrain import TRAINEES, Training, trainee
 from wsa.encode.pretrain_data import Looks
 from wsa.encode.segmentation import MovingObjects
-from wsa.store import keys
-from wsa.store.errors import ConflictError
+from wsa.store.common import hashing
+from wsa.store.common.errors import ConflictError
 
 TRAINING = Training(
     encoder="ae",
@@ -213,7 +213,7 @@ def test_what_is_left_behind(
     assert list(made["files"]) == list(trained)
     for alias, module in kind().frozen().items():
         data = (tmp_path / f"{alias}.safetensors").read_bytes()
-        assert made["files"][alias]["blake3"] == keys.checksum(data)
+        assert made["files"][alias]["blake3"] == hashing.checksum(data)
         tensors = safetensors.torch.load(data)
         assert {t.dtype for t in tensors.values()} == {torch.half if half else torch.float32}
         missing = module.load_state_dict(tensors, strict=False)

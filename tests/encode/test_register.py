@@ -27,9 +27,9 @@ from wsa.encode.models import Request, parse_request
 from wsa.encode.register import open_model
 from wsa.encode.spec import Preprocessing
 from wsa.encode.stored import read_spec
-from wsa.store import keys, names
 from wsa.store.backends import Backend
-from wsa.store.errors import ConflictError, MissingError, UsageError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import ConflictError, MissingError, UsageError
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
@@ -272,7 +272,7 @@ def test_a_model_that_was_lost_comes_back_only_if_its_embeddings_fit(
         meta.game, meta.segment, key, array.shape, array.dtype.name, meta.frames, 0, 1.0
     )
     commit_embedding(store, made, array)
-    store.delete(names.commit_path(keys.object_id(names.model_path(key))))
+    store.delete(names.commit_path(hashing.object_id(names.model_path(key))))
     if same:
         assert put(store, request).spec.key == key
     else:

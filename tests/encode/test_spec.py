@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsa.encode.spec import DEFAULT_OUTPUT, Identity, Output, Preprocessing, model_key, parse_output
-from wsa.store import keys
-from wsa.store.errors import UsageError
+from wsa.store.common import hashing
+from wsa.store.common.errors import UsageError
 
 # Outputs.
 
@@ -170,6 +170,6 @@ def test_the_key_does_not_change_from_one_version_of_wsa_to_the_next() -> None:
 def test_a_key_is_the_same_on_every_worker() -> None:
     """Numbers and words that were pickled, or read from JSON, are other objects of the same value."""
     elsewhere = pickle.loads(pickle.dumps(IDENTITY))  # noqa: S301  Its own.
-    read = msgspec.json.decode(keys.canonical(IDENTITY), type=Identity)
+    read = msgspec.json.decode(hashing.canonical(IDENTITY), type=Identity)
     assert elsewhere.preprocessing.crop is not IDENTITY.preprocessing.crop
     assert {model_key("m", one) for one in (IDENTITY, elsewhere, read)} == {"m-6f883fa4820c"}

@@ -11,7 +11,7 @@ import pytest
 
 from wsa.encode import strip
 from wsa.learn import env as games
-from wsa.store import keys
+from wsa.store.common import hashing
 
 DIGEST = "26a8970622fb07500c3fd4c331b05da3afa2082894f8198413eff2319842edcf"
 
@@ -46,7 +46,7 @@ def test_it_holds_eight_frames_of_every_game(parts: list[strip.StripGame]) -> No
 
 def test_all_frames_of_a_game_differ(parts: list[strip.StripGame]) -> None:
     for part in parts:
-        assert len({keys.frame_digest(frame) for frame in part.frames}) == 8, part.game
+        assert len({hashing.frame_digest(frame) for frame in part.frames}) == 8, part.game
 
 
 @pytest.mark.parametrize("game", ["Pong", "Tetris", "Adventure"])
@@ -73,7 +73,7 @@ def test_packing_the_frames_gives_the_same_bytes(
 def test_probe_frames_are_pairs_that_differ() -> None:
     frames = strip.probe_frames()
     assert frames.shape == (16, 210, 160, 3) and frames.dtype == np.uint8
-    assert len({keys.frame_digest(frame) for frame in frames}) == 16
+    assert len({hashing.frame_digest(frame) for frame in frames}) == 16
     pairs = frames.reshape(8, 2, -1)
     changed = (pairs[:, 0] != pairs[:, 1]).mean(axis=1)
     assert (changed > 0).all() and (changed < 0.5).all()

@@ -22,9 +22,9 @@ from wsa.encode.events import AttemptFailed, SegmentDone
 from wsa.encode.models import Request
 from wsa.encode.run import encode
 from wsa.encode.tally import Tally
-from wsa.store import keys, names
 from wsa.store.backends import Backend
-from wsa.store.errors import ConflictError, UsageError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 from wsa.store.sweep import sweep
@@ -42,7 +42,7 @@ def beat(service: str = "0" * 16, **values: object) -> Beat:
 
 def sign(store: Backend, told: Beat, number: int = 1, age: float = 0.0) -> Path:
     path = names.sign_path(told.service, number)
-    store.put_new(path, keys.canonical(told))
+    store.put_new(path, hashing.canonical(told))
     file = Path(store.url) / path
     os.utime(file, (time.time() - age, time.time() - age))
     return file
@@ -125,12 +125,17 @@ def test_a_heart_leaves_one_sign_and_takes_it_away(store: Backend) -> None:
 
 @pytest.mark.parametrize(
     "junk",
-    [b"", b"{}", b"x" * 100_000, keys.canonical({**json.loads(keys.canonical(beat())), "more": 1})],
+    [
+        b"",
+        b"{}",
+        b"x" * 100_000,
+        hashing.canonical({**json.loads(hashing.canonical(beat())), "more": 1}),
+    ],
 )
 def test_what_is_no_sign_is_passed_over(store: Backend, junk: bytes) -> None:
     sign(store, beat())
     store.put_new(names.sign_path("1" * 16, 1), junk)
-    store.put_new(names.sign_path("2" * 16, 1), keys.canonical(beat("3" * 16)))
+    store.put_new(names.sign_path("2" * 16, 1), hashing.canonical(beat("3" * 16)))
     store.put_new("services/README", b"hello")
     assert [found.beat.service for found in read_signs(store)] == ["0" * 16]
 

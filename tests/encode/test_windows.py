@@ -26,9 +26,10 @@ from wsa.encode.run import encode
 from wsa.encode.spec import Preprocessing
 from wsa.learn import env as games
 from wsa.learn.collect import collect, plan_collection
-from wsa.store import flat, keys, names
+from wsa.store import flat
 from wsa.store.backends import Backend
-from wsa.store.errors import ConflictError, UsageError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import Commit, EmbeddingMeta, Meta, SegmentMeta
 from wsa.store.verify import verify
@@ -108,7 +109,7 @@ def test_each_distinct_window_goes_through_the_model_once(
         for snapshot, meta in segments(played)[:: -1 if turn else 1]:
             digests = snapshot.read_digests(meta)[snapshot.read_rows(meta)["frame"]]
             of = kit.window_of(snapshot.read_rows(meta), window)
-            seen |= {keys.window_digest(digests[rows].tobytes()) for rows in of}
+            seen |= {hashing.window_digest(digests[rows].tobytes()) for rows in of}
         report = run(played, request)
         assert report.passes == len(seen) - before
         (key,) = (model.spec.key for model in report.models)
@@ -162,7 +163,7 @@ def test_a_lost_model_comes_back_only_if_its_windows_fit(
     played: Backend, stacked: Stacked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (key,) = (m.spec.key for m in run(played, stacked(4)).models)
-    record = names.commit_path(keys.object_id(names.model_path(key)))
+    record = names.commit_path(hashing.object_id(names.model_path(key)))
     played.delete(record)
     real = Encoder.__call__
 

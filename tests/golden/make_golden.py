@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from wsa.cli import main
-from wsa.store import keys, writer
+from wsa.store import writer
+from wsa.store.common import hashing
 from wsa.store.reader import Snapshot, group_arrays, take_snapshot
 from wsa.store.records import EmbeddingMeta, ModelMeta
 from wsa.store.root import open_store
@@ -34,12 +35,12 @@ def contents(snapshot: Snapshot) -> dict[str, dict[str, str]]:
             arrays = {"": snapshot.read_embedding(meta.game, meta.model, meta.segment)}
         elif isinstance(meta, ModelMeta):
             files = snapshot.read_model(meta.model)
-            found[path] = {name: keys.checksum(data) for name, data in files.items()}
+            found[path] = {name: hashing.checksum(data) for name, data in files.items()}
             continue
         else:
             arrays = {name: snapshot.read_group(path, name) for name in group_arrays(meta)}
         found[path] = {
-            name: keys.tensors_digest({name: np.asarray(a)}) for name, a in arrays.items()
+            name: hashing.tensors_digest({name: np.asarray(a)}) for name, a in arrays.items()
         }
     return found
 

@@ -21,9 +21,10 @@ import msgspec
 import numpy as np
 from numcodecs import Blosc, Zstd
 
-from wsa.store import keys, layout, names, records, sweep, verify, writer
+from wsa.store import layout, records, sweep, verify, writer
 from wsa.store.backends import Backend, Entry
-from wsa.store.errors import WsaError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import WsaError
 from wsa.store.reader import read_records, take_snapshot
 from wsa.store.records import Commit, EmbeddingMeta, File, Meta, ModelMeta
 from wsa.store.root import open_store
@@ -42,7 +43,7 @@ def embedding(shape: tuple[int, ...], dtype: str = "float16") -> EmbeddingMeta:
 def plant(store: Backend, meta: Meta, files: dict[str, bytes], lengths: int | None = None) -> None:
     """Commit any bytes, as an enemy who can compute checksums does."""
     listed = tuple(
-        File(name, len(data) if lengths is None else lengths, keys.checksum(data))
+        File(name, len(data) if lengths is None else lengths, hashing.checksum(data))
         for name, data in files.items()
     )
     commit = records.seal(Commit(1, meta, "0" * 16, listed, "eve", "", ""))
@@ -306,7 +307,7 @@ def measured(work: Callable[[], str]) -> dict[str, Any]:
 def main(folder: Path, wanted: list[str]) -> None:
     for name, attack in ATTACKS.items():
         if name in wanted or not wanted:
-            url = str(folder / keys.identity(name)[:8])
+            url = str(folder / hashing.identity(name)[:8])
 
             def make(url: str = url, attack: Callable[[Backend], object] = attack) -> str:
                 attack(open_store(url, create=True))

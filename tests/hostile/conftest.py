@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from wsa.store import keys, names, records
+from wsa.store import records
 from wsa.store.backends import Backend
+from wsa.store.common import hashing, names
 from wsa.store.records import Commit, File, Meta
 
 Plant = Callable[[Backend, Meta, dict[str, bytes]], None]
@@ -18,7 +19,9 @@ def plant() -> Plant:
     """Commit any bytes as an object."""
 
     def commit(store: Backend, meta: Meta, files: dict[str, bytes]) -> None:
-        listed = tuple(File(name, len(data), keys.checksum(data)) for name, data in files.items())
+        listed = tuple(
+            File(name, len(data), hashing.checksum(data)) for name, data in files.items()
+        )
         made = records.seal(Commit(1, meta, "0" * 16, listed, "eve", "", ""))
         for name, data in files.items():
             store.put_new(f"{made.folder}/{name}", data)

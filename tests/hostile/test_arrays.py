@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import zarr
 
-from wsa.store import bounds, layout, names
-from wsa.store.errors import DamagedError, WsaError
+from wsa.store import bounds, layout
+from wsa.store.common import names
+from wsa.store.common.errors import DamagedError, WsaError
 from wsa.store.reader import take_snapshot
 from wsa.store.records import EmbeddingMeta
 from wsa.store.verify import verify

@@ -17,8 +17,9 @@ from zarr.registry import register_codec
 from wsa.encode import checkpoint, models, register, stored
 from wsa.encode.models import Request
 from wsa.encode.spec import Identity, ModelSpec, Preprocessing
-from wsa.store import keys, layout, names, records
-from wsa.store.errors import DamagedError, WsaError
+from wsa.store import layout, records
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import DamagedError, WsaError
 from wsa.store.reader import take_snapshot
 from wsa.store.records import EmbeddingMeta, ModelMeta
 from wsa.store.root import open_store
@@ -82,7 +83,7 @@ def test_no_file_of_a_store_is_unpickled(store, kit, plant, bombs, kind):
                     read()
             verify(store)
             at = records.meta_path(what)
-            for path in [names.commit_path(keys.object_id(at)), *kit.paths(store, at)]:
+            for path in [names.commit_path(hashing.object_id(at)), *kit.paths(store, at)]:
                 store.delete(path)
     for path in ["wsa.json", *kit.paths(store, "commits")[:1]]:
         (store.root / path).write_bytes(bombs[kind])
@@ -134,7 +135,7 @@ def stored_spec(store, plant, timm_name, source):
         precision="fp32",
     )
     spec = ModelSpec("evil", timm_name, identity, (8,), source, "", 0.0, {})
-    plant(store, ModelMeta(spec.key), {"spec.json": keys.canonical(spec)})
+    plant(store, ModelMeta(spec.key), {"spec.json": hashing.canonical(spec)})
     return spec
 
 
@@ -169,7 +170,7 @@ def test_a_spec_sends_nobody_to_another_hub_or_folder(store, plant, monkeypatch,
 def test_a_spec_of_another_model_is_refused(store, kit, plant):
     spec = stored_spec(store, plant, ARCHITECTURE, "random")
     other = kit.key("vit")
-    plant(store, ModelMeta(other), {"spec.json": keys.canonical(spec)})
+    plant(store, ModelMeta(other), {"spec.json": hashing.canonical(spec)})
     with pytest.raises(DamagedError, match="another model"):
         stored.read_spec(take_snapshot(store), other)
 

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from wsa.store import names
-from wsa.store.errors import DamagedError, UsageError, WsaError
+from wsa.store.common import names
+from wsa.store.common.errors import DamagedError, UsageError, WsaError
 from wsa.store.local import LocalBackend
 from wsa.store.reader import take_snapshot
 from wsa.store.records import EmbeddingMeta, FramesMeta, ModelMeta

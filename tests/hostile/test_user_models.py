@@ -11,8 +11,8 @@ from wsa import cli
 from wsa.encode import check, job, lookup, models, register, stored
 from wsa.encode.models import parse_request
 from wsa.encode.spec import Identity, ModelSpec, Preprocessing
-from wsa.store import keys
-from wsa.store.errors import WsaError
+from wsa.store.common import hashing
+from wsa.store.common.errors import WsaError
 from wsa.store.reader import take_snapshot
 from wsa.store.records import ModelMeta
 
@@ -48,7 +48,7 @@ def planted(store, plant, *, timm_name=NAME, source="user", alias=ALIAS):
         precision="fp32",
     )
     spec = ModelSpec(alias, timm_name, identity, (8,), source, "MIT", 0.0, {})
-    plant(store, ModelMeta(spec.key), {"spec.json": keys.canonical(spec)})
+    plant(store, ModelMeta(spec.key), {"spec.json": hashing.canonical(spec)})
     return spec.key
 
 

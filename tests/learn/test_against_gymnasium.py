@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from wsa.learn import env as games
 from wsa.learn.collect import collect, plan_collection
-from wsa.store import flat, keys
+from wsa.store import flat
+from wsa.store.common import hashing
 from wsa.store.reader import take_snapshot
 from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
@@ -98,5 +99,5 @@ def test_equal_to_gymnasium_step_by_step(
 
 
 def assert_shows(stack: NDArray[np.uint8], digests: NDArray[np.uint8], where: str) -> None:
-    shown = [keys.frame_digest(frame) for frame in stack]
+    shown = [hashing.frame_digest(frame) for frame in stack]
     assert shown == [digest.tobytes() for digest in digests], where

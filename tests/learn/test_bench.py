@@ -15,7 +15,7 @@ from wsa.learn import bench, grid
 from wsa.learn.bench_options import BenchOptions
 from wsa.learn.cell import Failure
 from wsa.learn.options import LearnOptions
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 SETTINGS = grid.Settings({"store": "/lab/wsa"}, {"Pong": ("a", "b")})
 

@@ -15,9 +15,9 @@ import pytest
 from wsa.learn import env as games
 from wsa.learn.collect import CollectPlan, collect, plan_collection
 from wsa.learn.recorder import NO_ACTION
-from wsa.store import keys
 from wsa.store.backends import Backend
-from wsa.store.errors import StorageError, UsageError
+from wsa.store.common import hashing
+from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.faults import FaultyBackend
 from wsa.store.layout import ROW_FIELDS
 from wsa.store.reader import Snapshot, take_snapshot
@@ -171,7 +171,7 @@ def test_a_cut_inside_an_episode_is_bridged_by_context(breakout: Snapshot) -> No
 def test_frames_are_what_their_digests_say(breakout: Snapshot) -> None:
     for meta in breakout.segments("Breakout")[::5]:
         frames = breakout.read_frames(meta)
-        digests = [keys.frame_digest(frame) for frame in frames]
+        digests = [hashing.frame_digest(frame) for frame in frames]
         assert digests == [d.tobytes() for d in breakout.read_digests(meta)]
 
 
@@ -354,7 +354,7 @@ def check_screens(folder: Path, game: str, steps: int) -> FramesMeta:
     (meta,) = snapshot.segments(game)
     (of,) = snapshot.frames(game)
     assert (of.height, of.width) == games.screen(game) and of.frames == meta.frames
-    digests = [keys.frame_digest(frame) for frame in snapshot.read_frames(meta)]
+    digests = [hashing.frame_digest(frame) for frame in snapshot.read_frames(meta)]
     assert digests == [d.tobytes() for d in snapshot.read_digests(meta)]
     return of
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsa.learn.colours import Colours, Pictures, Screen
-from wsa.store import keys
+from wsa.store.common import hashing
 
 
 @given(
@@ -24,7 +24,7 @@ def test_colours_lose_nothing_and_do_not_depend_on_the_past(counts: list[int], s
         seen: list[Screen] = []
         for screen in screens:  # one by one: early ones are kept with fewer colours known
             seen += colours.screens(screen[None], [True])
-        assert [s.digest for s in seen] == [keys.frame_digest(s[0]) for s in screens]
+        assert [s.digest for s in seen] == [hashing.frame_digest(s[0]) for s in screens]
         stored.append(colours.frames(seen))
     assert stored[0].keys() == stored[1].keys() == stored[2].keys()
     for name, array in stored[0].items():

@@ -13,7 +13,7 @@ from ale_py.vector_env import AtariVectorEnv
 from numpy.typing import NDArray
 
 from wsa.learn import env as games
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 from wsa.store.records import Protocol
 
 

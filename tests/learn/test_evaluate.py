@@ -18,7 +18,7 @@ from wsa.learn import weighing
 from wsa.learn.evaluate import Episode, Moment, play, write_csv
 from wsa.learn.films import BAR, PANEL, Films, labels, panel
 from wsa.learn.policies import GreedyPolicy, RandomPolicy
-from wsa.store.errors import StorageError, UsageError
+from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.records import Protocol
 
 

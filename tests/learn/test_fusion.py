@@ -17,7 +17,7 @@ from wsa.learn.adapters import Fusion, FusionConfig, Inputs
 from wsa.learn.attention import WSA, entropy, imbalance
 from wsa.learn.fusion import NAMES, PRESETS, make_config, make_fusion
 from wsa.learn.options import LearnOptions
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 
 def literal(

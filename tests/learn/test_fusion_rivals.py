@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wsa.learn.adapters import Inputs, SpatialAdapter, side_of
 from wsa.learn.fusion import NAMES, make_config, make_fusion
 from wsa.learn.heads import ActorCritic, NetworkConfig, QNetwork, Torso
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 # SR, OKE, OKK, VOS and the context's autoencoder: thesis, chapter on methodology.
 PAPER = ((1, 512), (1, 21, 21, 128), (1, 21, 21, 4), (1, 84, 84, 20), (1, 16, 16, 64))

@@ -6,7 +6,7 @@ import pytest
 
 from wsa.learn.given import check_given
 from wsa.learn.options import LearnOptions
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 
 @pytest.mark.parametrize(

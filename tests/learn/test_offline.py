@@ -29,7 +29,7 @@ from wsa.learn.dqn import DQNConfig
 from wsa.learn.fusion import NAMES
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.offline import OfflineConfig, Trained
-from wsa.store.errors import DamagedError, MissingError, UsageError
+from wsa.store.common.errors import DamagedError, MissingError, UsageError
 from wsa.store.flat import FlatMap
 
 pytestmark = pytest.mark.usefixtures("one_thread")

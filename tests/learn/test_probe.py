@@ -21,7 +21,7 @@ from wsa.learn.probe_data import (
     reward_target,
 )
 from wsa.store.backends import Backend
-from wsa.store.errors import MissingError, UsageError
+from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import EmbeddingMeta
 from wsa.store.writer import commit_embedding

@@ -20,8 +20,8 @@ from wsa.learn.report import (
     summarise,
     total_bytes,
 )
-from wsa.store import names
-from wsa.store.errors import MissingError
+from wsa.store.common import names
+from wsa.store.common.errors import MissingError
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store

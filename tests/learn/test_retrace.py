@@ -16,8 +16,8 @@ from wsa.learn.collect import collect, plan_collection
 from wsa.learn.record import Recording
 from wsa.learn.retrace import memories, why
 from wsa.learn.stage import Stage, is_online, online_policy, stretch_seed
-from wsa.store import names
-from wsa.store.errors import UsageError
+from wsa.store.common import names
+from wsa.store.common.errors import UsageError
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.root import open_store
 

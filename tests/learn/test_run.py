@@ -35,9 +35,9 @@ from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import RunConfig, choose_models, make_config
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.heads import NetworkConfig
-from wsa.store import keys, names
 from wsa.store.backends import Backend
-from wsa.store.errors import (
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import (
     ConflictError,
     DamagedError,
     MissingError,
@@ -160,7 +160,7 @@ def test_an_evaluation_counts_every_frame(
         def __call__(
             self, frames: NDArray[np.uint8], *episodes: Any, **details: Any
         ) -> NDArray[Any]:
-            shown.extend(keys.frame_digest(frame) for frame in frames)
+            shown.extend(hashing.frame_digest(frame) for frame in frames)
             return super().__call__(frames, *episodes, **details)
 
     monkeypatch.setattr(player, "LiveEncoder", Watched)
@@ -197,7 +197,7 @@ def test_an_evaluation_counts_every_frame(
     assert [float(r["return"]) for r in rows[:2]] == returns
     assert {(r["updates"], r["epsilon"], r["steps"]) for r in rows} == {("50", "0.2", "60")}
     newest = (trained / "checkpoints" / "000000050.safetensors").read_bytes()
-    assert {r["checkpoint"] for r in rows} == {keys.checksum(newest)[:12]}
+    assert {r["checkpoint"] for r in rows} == {hashing.checksum(newest)[:12]}
 
 
 def test_a_film_has_the_weights_of_each_step_beside_the_game(trained: Path) -> None:
@@ -554,7 +554,7 @@ def test_backbones_are_frozen(
 
 def digest(encoder: Any) -> str:
     state = encoder.module.state_dict()
-    return keys.tensors_digest({name: tensor.numpy() for name, tensor in state.items()})
+    return hashing.tensors_digest({name: tensor.numpy() for name, tensor in state.items()})
 
 
 def test_protocols_are_not_mixed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from wsa.learn.adapters import Inputs
 from wsa.learn.fusion import make_config
 from wsa.learn.heads import ActorCritic, NetworkConfig, QNetwork
 from wsa.learn.warm import change_models, transfer
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 SHAPES = {"vit-1": (2, 5), "map-2": (2, 4, 4, 3), "clip-3": (1, 7), "dino-4": (2, 5)}
 OPEN = ["wsa", "dpa", "mean", "uniform", "unshared", "moe"]

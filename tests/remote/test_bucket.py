@@ -14,7 +14,7 @@ from obstore.store import AzureStore, GCSStore
 from wsa.learn.doctor import _bucket
 from wsa.store import bucket
 from wsa.store.backends import open_backend
-from wsa.store.errors import DamagedError, MissingError, StorageError, UsageError
+from wsa.store.common.errors import DamagedError, MissingError, StorageError, UsageError
 from wsa.store.reader import take_snapshot
 from wsa.store.remote import RemoteBackend
 from wsa.store.root import gives_names_once, open_store

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from wsa.cli import main
-from wsa.store.redact import redact
+from wsa.store.common.errors import redact
 from wsa.store.writer import command_line
 
 COLLECT = (

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from wsa.store import names
-from wsa.store.errors import StorageError
+from wsa.store.common import names
+from wsa.store.common.errors import StorageError
 from wsa.store.reader import take_snapshot
 from wsa.store.remote import RemoteBackend
 from wsa.store.root import open_store

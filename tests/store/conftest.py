@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from wsa.store.errors import StorageError
+from wsa.store.common.errors import StorageError
 from wsa.store.local import LocalBackend
 from wsa.store.records import SegmentMeta
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numcodecs import Blosc, Zstd
 
 from wsa.store import bounds, layout
-from wsa.store.errors import DamagedError
+from wsa.store.common.errors import DamagedError
 
 # Around where the header of a zstd frame takes another width.
 SIZES = st.one_of(

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from wsa.store import catalog, names, reader, writer
-from wsa.store.errors import DamagedError
+from wsa.store import catalog, reader, writer
+from wsa.store.common import names
+from wsa.store.common.errors import DamagedError
 from wsa.store.faults import FaultyBackend, MemoryBackend
 from wsa.store.reader import take_snapshot
 from wsa.store.records import ModelMeta

@@ -11,8 +11,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from wsa.store import names, publish, records, writer
-from wsa.store.errors import ConflictError, DamagedError, MissingError, StorageError, UsageError
+from wsa.store import records, writer
+from wsa.store.common import atomic_files, names
+from wsa.store.common.errors import (
+    ConflictError,
+    DamagedError,
+    MissingError,
+    StorageError,
+    UsageError,
+)
 from wsa.store.faults import MemoryBackend
 from wsa.store.reader import Snapshot, take_objects, take_snapshot
 from wsa.store.records import EmbeddingMeta, FramesMeta, ModelMeta
@@ -379,13 +386,13 @@ def test_a_commit_is_its_flushes_and_its_bytes_and_nothing_more(store, kit, monk
     monkeypatch.setattr(
         os, "fsync", lambda handle: flushed.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
     )
-    write = publish._write
+    write = atomic_files._write
 
     def watched(path: Path, data: bytes) -> None:
         written.append(len(data))
         write(path, data)
 
-    monkeypatch.setattr(publish, "_write", watched)
+    monkeypatch.setattr(atomic_files, "_write", watched)
     kit.add_embedding(store, later, key)
     new = {p: d for p, d in kit.all_files(store).items() if p not in before}
     assert sorted(written) == sorted(map(len, new.values()))

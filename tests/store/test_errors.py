@@ -8,8 +8,8 @@ from typing import get_args
 
 import pytest
 
-from wsa.store import errors
-from wsa.store.errors import (
+from wsa.store.common import errors
+from wsa.store.common.errors import (
     ConflictError,
     DamagedError,
     Kind,

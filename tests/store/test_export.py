@@ -14,9 +14,10 @@ import xarray
 import zarr
 from numpy.typing import NDArray
 
-from wsa.store import columns, names
+from wsa.store import columns
 from wsa.store.backends import Backend
-from wsa.store.errors import ConflictError, DamagedError, MissingError
+from wsa.store.common import names
+from wsa.store.common.errors import ConflictError, DamagedError, MissingError
 from wsa.store.export import ExportPlan, export, plan_export
 from wsa.store.reader import Snapshot, take_snapshot
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsa.store.errors import StorageError
+from wsa.store.common.errors import StorageError
 from wsa.store.testing import Call, FaultyBackend, Killed, MemoryBackend, random_plan
 
 

@@ -12,8 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsa.store import flat, keys, layout, names
-from wsa.store.errors import ConflictError, DamagedError, MissingError, StorageError, UsageError
+from wsa.store import flat, layout
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import (
+    ConflictError,
+    DamagedError,
+    MissingError,
+    StorageError,
+    UsageError,
+)
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 
@@ -219,7 +226,7 @@ def test_one_segment_made_anew_is_not_mixed_up(store, kit, models, tmp_path):
     metas = fill(store, kit, range(3))
     flat.materialise(take_snapshot(store), "Pong", models, tmp_path)
     path = names.embedding_path("Pong", models[0], metas[1].segment)
-    store.delete(names.commit_path(keys.object_id(path)))
+    store.delete(names.commit_path(hashing.object_id(path)))
     shutil.rmtree(store.root / path)
     described, array = kit.fake_embedding(metas[1], models[0], SHAPES["lite0"])
     kit.writer.commit_embedding(store, described, -array)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
 from wsa.store import layout
-from wsa.store.errors import DamagedError, UsageError
+from wsa.store.common.errors import DamagedError, UsageError
 
 FLOATS = {"float16": np.float16, "float32": np.float32}
 # Around the edges of a chunk of 256 rows, and of more than one in a shard.

@@ -7,8 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from wsa.store import layout, names, writer
-from wsa.store.errors import ConflictError, StorageError
+from wsa.store import layout, writer
+from wsa.store.common import names
+from wsa.store.common.errors import ConflictError, StorageError
 from wsa.store.faults import FaultyBackend
 from wsa.store.reader import take_snapshot
 from wsa.store.records import ModelMeta

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsa.store.backends import open_backend
-from wsa.store.errors import DamagedError, StorageError, UsageError
+from wsa.store.common.errors import DamagedError, StorageError, UsageError
 from wsa.store.local import LocalBackend
 
 # As in a store, no path is ever both a file and a folder.

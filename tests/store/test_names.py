@@ -7,8 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from wsa.store import keys, names, sweep
-from wsa.store.errors import UsageError
+from wsa.store import sweep
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import UsageError
 from wsa.store.local import LocalBackend
 
 PARSERS = (names.game, names.alias, names.model_key, names.segment)
@@ -175,6 +176,6 @@ def test_no_file_that_is_not_the_stores_own_is_taken_for_one(path, name):
 
 @given(st.text())
 def test_a_record_is_named_by_its_object_alone(path):
-    record = Path(names.commit_path(keys.object_id(path)))
+    record = Path(names.commit_path(hashing.object_id(path)))
     assert record.parts[0] == "commits" and record.stem.startswith(record.parts[1])
     assert len(record.stem) == 32 and set(record.stem) <= set("0123456789abcdef")

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsa.store import publish, writer
-from wsa.store.errors import ConflictError, StorageError
+from wsa.store import writer
+from wsa.store.common import atomic_files
+from wsa.store.common.errors import ConflictError, StorageError
 from wsa.store.local import LocalBackend
 from wsa.store.reader import take_snapshot
 from wsa.store.verify import verify
@@ -30,7 +31,7 @@ def fail(monkeypatch, call: str, code: int, after: int = 0) -> None:
     counter = itertools.count()
     owner, name = (Path, call) if call in ("open", "mkdir") else (os, call)
     if call == "write":
-        owner, name = publish, "_write"
+        owner, name = atomic_files, "_write"
     real = getattr(owner, name)
 
     def failing(*args, **kwargs):
@@ -47,8 +48,8 @@ def fail(monkeypatch, call: str, code: int, after: int = 0) -> None:
 def test_the_first_wins_and_stays(tmp_path_factory, first, second):
     root = tmp_path_factory.mktemp("root")
     path = root / "a" / "b" / "c"
-    assert publish.write_once(root, path, first)
-    assert not publish.write_once(root, path, second)
+    assert atomic_files.write_once(root, path, first)
+    assert not atomic_files.write_once(root, path, second)
     assert path.read_bytes() == first
     assert files(root) == ["a/b/c"]
 
@@ -59,11 +60,11 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, call, code, kind):
     with monkeypatch.context() as patch:
         fail(patch, call, code)
         with pytest.raises(StorageError) as full:
-            publish.write_once(tmp_path, tmp_path / "a" / "b", b"x" * 100)
+            atomic_files.write_once(tmp_path, tmp_path / "a" / "b", b"x" * 100)
     assert (full.value.kind, full.value.exit_code) == (kind, 6)
     assert "free some space" in str(full.value)
     assert files(tmp_path) == []
-    assert publish.write_once(tmp_path, tmp_path / "a" / "b", b"x" * 100)
+    assert atomic_files.write_once(tmp_path, tmp_path / "a" / "b", b"x" * 100)
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -72,7 +73,7 @@ def test_a_refusing_disk_leaves_nothing(tmp_path, monkeypatch, call, code):
     with monkeypatch.context() as patch:
         fail(patch, call, code)
         with pytest.raises(StorageError) as refused:
-            publish.write_once(tmp_path, tmp_path / "a" / "b", b"x")
+            atomic_files.write_once(tmp_path, tmp_path / "a" / "b", b"x")
     assert (refused.value.kind, refused.value.exit_code) == ("unavailable", 6)
     assert os.strerror(code) in str(refused.value) and str(tmp_path) in str(refused.value)
     assert files(tmp_path) == []
@@ -94,15 +95,15 @@ def test_data_is_flushed_before_its_name_and_its_name_before_success(tmp_path, m
     monkeypatch.setattr(os, "fsync", watched("fsync", os.fsync))
     monkeypatch.setattr(os, "link", watched("link", os.link))
     path = tmp_path / "a" / "b"
-    publish.write_once(tmp_path, path, b"x")
+    atomic_files.write_once(tmp_path, path, b"x")
     assert [name for name, _ in done] == ["fsync", "link", "fsync"]
     assert done[0][1].startswith(str(tmp_path / "tmp"))
     assert done[1:] == [("link", str(path)), ("fsync", str(tmp_path / "a"))]
     done.clear()
-    assert not publish.write_once(tmp_path, path, b"y")
+    assert not atomic_files.write_once(tmp_path, path, b"y")
     assert done[-1] == ("fsync", str(tmp_path / "a")), "the loser builds on the winner's file"
     done.clear()
-    publish.write_once(tmp_path, tmp_path / "c" / "d", b"x")
+    atomic_files.write_once(tmp_path, tmp_path / "c" / "d", b"x")
     assert ("fsync", str(tmp_path)) in done, "a new folder is an entry in its parent"
 
 
@@ -114,9 +115,9 @@ def test_a_link_whose_reply_was_lost_counts(tmp_path, monkeypatch):
         raise FileExistsError(errno.EEXIST, "File exists")  # So a repeated NFS call ends.
 
     monkeypatch.setattr(os, "link", link)
-    assert publish.write_once(tmp_path, tmp_path / "a", b"x")
+    assert atomic_files.write_once(tmp_path, tmp_path / "a", b"x")
     monkeypatch.setattr(os, "link", real)
-    assert not publish.write_once(tmp_path, tmp_path / "a", b"y")
+    assert not atomic_files.write_once(tmp_path, tmp_path / "a", b"y")
 
 
 def test_of_racing_processes_one_wins(store, kit, nursery):
@@ -133,22 +134,22 @@ def test_of_racing_processes_one_wins(store, kit, nursery):
 
 def test_replace_is_whole_and_the_newest_wins(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "file"
-    publish.replace(path, b"one")
-    publish.replace(path, b"two")
+    atomic_files.replace(path, b"one")
+    atomic_files.replace(path, b"two")
     assert path.read_bytes() == b"two"
     for call in ("write", "fsync"):
         with monkeypatch.context() as patch:
             fail(patch, call, errno.ENOSPC)
             with pytest.raises(StorageError) as full:
-                publish.replace(path, b"three")
+                atomic_files.replace(path, b"three")
         assert full.value.kind == "no-space"
         assert path.read_bytes() == b"two" and files(tmp_path) == ["deep/file"]
 
 
 def test_a_path_below_a_file_is_refused(tmp_path):
-    publish.write_once(tmp_path, tmp_path / "a", b"x")
+    atomic_files.write_once(tmp_path, tmp_path / "a", b"x")
     with pytest.raises(StorageError) as refused:
-        publish.write_once(tmp_path, tmp_path / "a" / "b", b"x")
+        atomic_files.write_once(tmp_path, tmp_path / "a" / "b", b"x")
     assert refused.value.kind == "unavailable"
 
 
@@ -214,5 +215,5 @@ def test_a_small_disk_fills_and_is_used_again(small_disk, kit):
 
 
 def test_conflicts_are_not_storage_errors():
-    with pytest.raises(ConflictError), publish.storage_errors(Path("x")):
+    with pytest.raises(ConflictError), atomic_files.storage_errors(Path("x")):
         raise ConflictError("other-bytes", "unchanged on its way")

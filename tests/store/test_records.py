@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsa.store import keys, names, records
-from wsa.store.errors import ConflictError, DamagedError
+from wsa.store import records
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import ConflictError, DamagedError
 from wsa.store.records import (
     Commit,
     EmbeddingMeta,
@@ -145,8 +146,8 @@ def forge(commit, change):
     content = json.loads(records.write_commit(commit))
     change(content)
     content["check"] = ""
-    content["check"] = keys.checksum(keys.canonical(content))
-    return keys.canonical(content)
+    content["check"] = hashing.checksum(hashing.canonical(content))
+    return hashing.canonical(content)
 
 
 def put(*path, value):
@@ -257,9 +258,9 @@ def test_no_accepted_file_path_leaves_its_object(kit, tmp_path_factory, name):
 def test_a_later_version_is_refused_with_the_advice_to_update(fake_segment, extra):
     commit = commit_of(fake_segment()[0])
     content = {**json.loads(records.write_commit(commit)), "version": 2, **extra, "check": ""}
-    content["check"] = keys.checksum(keys.canonical(content))
+    content["check"] = hashing.checksum(hashing.canonical(content))
     with pytest.raises(ConflictError, match=r"version 2.*Update wsa"):
-        records.read_commit(keys.canonical(content), where(commit))
+        records.read_commit(hashing.canonical(content), where(commit))
 
 
 DEEP = b"[" * 200_000 + b"]" * 200_000

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from wsa.store import names, verify
+from wsa.store import verify
+from wsa.store.common import names
 from wsa.store.reader import take_snapshot
 from wsa.store.repair import repair
 from wsa.store.sweep import sweep

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from wsa.store.errors import ConflictError, DamagedError, MissingError, UsageError, WsaError
+from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError, WsaError
 from wsa.store.root import open_store
 
 

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from wsa.store import keys, names, reader, sweep, verify, writer
-from wsa.store.errors import ConflictError, StorageError
+from wsa.store import reader, sweep, verify, writer
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import ConflictError, StorageError
 from wsa.store.reader import take_snapshot
 
 DAY = 86400.0
@@ -101,7 +102,7 @@ def test_the_clock_of_this_machine_is_of_no_concern(store, kit, lived, monkeypat
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"version":9}', None])
 def test_a_damaged_record_protects_its_object(store, kit, lived, damage):
     meta = lived[0]
-    record = store.root / names.commit_path(keys.object_id(kit.segment_paths(meta)[1]))
+    record = store.root / names.commit_path(hashing.object_id(kit.segment_paths(meta)[1]))
     whole = record.read_bytes()
     # Another attempt at the same object, too: which of the two was committed nobody can tell.
     store.put_new(f"{kit.segment_paths(meta)[1]}/{'0' * 16}/zarr.json", b"{}")
@@ -118,10 +119,10 @@ def test_a_damaged_record_protects_its_object(store, kit, lived, damage):
 
 
 def test_a_record_of_a_later_version_stops_the_sweep(store, kit, lived):
-    record = store.root / names.commit_path(keys.object_id(kit.segment_paths(lived[0])[1]))
+    record = store.root / names.commit_path(hashing.object_id(kit.segment_paths(lived[0])[1]))
     later = {"version": 9, "check": ""}
-    later["check"] = keys.checksum(keys.canonical(later))
-    record.write_bytes(keys.canonical(later))
+    later["check"] = hashing.checksum(hashing.canonical(later))
+    record.write_bytes(hashing.canonical(later))
     age(store, 48)
     before = kit.all_files(store)
     with pytest.raises(ConflictError, match="Update wsa"):

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsa.encode.plan import make_plan
-from wsa.store import keys, names, records, sync, writer
+from wsa.store import records, sync, writer
 from wsa.store.backends import Backend
-from wsa.store.errors import DamagedError, MissingError, StorageError, WsaError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import DamagedError, MissingError, StorageError, WsaError
 from wsa.store.faults import FaultyBackend, Killed, MemoryBackend
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta
@@ -450,7 +451,7 @@ def test_two_labs_with_one_model_share_its_passes(kit):
 
 def test_other_weights_stay_apart(kit):
     ours, theirs = MemoryBackend("memory://ours"), MemoryBackend("memory://theirs")
-    mine, other = (names.make_model_key("vit", keys.identity(weights)) for weights in "ab")
+    mine, other = (names.make_model_key("vit", hashing.identity(weights)) for weights in "ab")
     arrays = {}
     for lab, key in ((ours, mine), (theirs, other)):
         kit.add_model(lab, key)
@@ -492,7 +493,7 @@ def test_models_of_one_key_whose_files_differ_are_compared(kit, ours, labs, same
 
 
 def test_embeddings_of_an_alias_are_those_of_all_its_keys(kit, ours):
-    keys_of = [names.make_model_key("vit", keys.identity(weights)) for weights in "ab"]
+    keys_of = [names.make_model_key("vit", hashing.identity(weights)) for weights in "ab"]
     for key in keys_of:
         kit.add_model(ours, key)
     for wanted, expected in ((["vit"], 3), ([keys_of[0]], 1), (["vit", "lite0"], 4)):

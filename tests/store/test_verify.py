@@ -8,9 +8,10 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from wsa.store import keys, layout, names, verify
+from wsa.store import layout, verify
 from wsa.store.bounds import check_metadata
-from wsa.store.errors import DamagedError, WsaError
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import DamagedError, WsaError
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import EmbeddingMeta
 
@@ -302,7 +303,7 @@ def test_leftovers_are_counted_and_are_no_damage(store, full, kit):
 
 def test_a_record_whose_object_is_gone_as_well_is_reported(store, full, kit):
     path = names.model_path(kit.key("vit"))
-    record = names.commit_path(keys.object_id(path))
+    record = names.commit_path(hashing.object_id(path))
     (store.root / record).write_bytes(b"{")
     for left in kit.paths(store, path):
         store.delete(left)

@@ -13,8 +13,9 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsa.store import flat, keys, names, records, writer
-from wsa.store.errors import ConflictError, DamagedError, UsageError
+from wsa.store import flat, records, writer
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import ConflictError, DamagedError, UsageError
 from wsa.store.export import export, plan_export
 from wsa.store.reader import take_snapshot
 from wsa.store.repair import repair
@@ -137,9 +138,9 @@ def test_a_record_with_another_window_is_refused(kit, window):
     commit = records.Commit(1, described, "0" * 16, (), "a@b", "", "")
     forged = msgspec.json.decode(records.write_commit(commit))
     forged["meta"]["window"], forged["check"] = window, ""
-    forged["check"] = keys.checksum(keys.canonical(forged))
+    forged["check"] = hashing.checksum(hashing.canonical(forged))
     with pytest.raises(DamagedError):
-        records.read_commit(keys.canonical(forged), names.commit_path(commit.id))
+        records.read_commit(hashing.canonical(forged), names.commit_path(commit.id))
 
 
 def test_a_map_of_frames_and_windows_equals_the_store(store, kit, models, tmp_path):
@@ -156,7 +157,9 @@ def test_a_map_of_frames_and_windows_equals_the_store(store, kit, models, tmp_pa
     for window in (2, 4):
         names_of = made.window_digests(window)
         of = made.digests[made.stack(np.arange(len(made.rows)), window)]
-        assert [n.tobytes() for n in names_of] == [keys.window_digest(one.tobytes()) for one in of]
+        assert [n.tobytes() for n in names_of] == [
+            hashing.window_digest(one.tobytes()) for one in of
+        ]
 
 
 def test_files_of_what_no_model_needs_are_not_there(store, kit, models, tmp_path):

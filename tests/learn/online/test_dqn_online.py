@@ -21,7 +21,7 @@ from wsa.learn.replay import Replay
 from wsa.learn.session import Session
 from wsa.learn.stage import Stage
 from wsa.learn.table import Table
-from wsa.store.errors import DamagedError, UsageError
+from wsa.store.common.errors import DamagedError, UsageError
 
 SMALL = OnlineDQNConfig(
     total_timesteps=600, num_envs=3, learning_starts=60, train_frequency=6, batch_size=8,

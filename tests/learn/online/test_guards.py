@@ -27,8 +27,8 @@ from wsa.learn.recurrent import RecurrentActorCritic
 from wsa.learn.session import Session
 from wsa.learn.stage import Stage
 from wsa.learn.table import Table
-from wsa.store import keys
-from wsa.store.errors import ConflictError
+from wsa.store.common import hashing
+from wsa.store.common.errors import ConflictError
 
 PPO = PPOConfig(
     total_timesteps=256, num_envs=4, num_steps=16, num_minibatches=2, update_epochs=2,
@@ -237,8 +237,8 @@ class DigitsOf:
     def embed(self, digests: list[bytes], inputs: Any) -> NDArray[Any]:
         for digest, shown in zip(digests, inputs(list(range(len(digests)))), strict=True):
             frames = shown if shown.ndim == 4 else shown[None]
-            each = b"".join(keys.frame_digest(frame) for frame in frames)
-            assert digest == (keys.window_digest(each) if shown.ndim == 4 else each)
+            each = b"".join(hashing.frame_digest(frame) for frame in frames)
+            assert digest == (hashing.window_digest(each) if shown.ndim == 4 else each)
         return np.array([list(digest[:3]) for digest in digests], np.uint8)
 
 

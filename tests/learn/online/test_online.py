@@ -24,8 +24,8 @@ from wsa.learn.online_config import OnlineConfig
 from wsa.learn.online_start import configure
 from wsa.learn.options import CollectOptions, LearnOptions
 from wsa.learn.table import Table
-from wsa.store import keys
-from wsa.store.errors import ConflictError, Terminated, UsageError
+from wsa.store.common import hashing
+from wsa.store.common.errors import ConflictError, Terminated, UsageError
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 from wsa.store.verify import verify
@@ -444,7 +444,7 @@ def test_a_trained_run_plays_as_a_behaviour_policy(here: Path, algo: dict[str, A
     for store in fresh:
         shutil.copytree(here / "other", store)
     one = collected(fresh[0], here / "run", 0.3)
-    digest = keys.checksum(checkpoint.latest(here / "run" / "checkpoints").read_bytes())[:12]
+    digest = hashing.checksum(checkpoint.latest(here / "run" / "checkpoints").read_bytes())[:12]
     assert {row[1] for row in one} == {f"{algo['algo']} {digest} eps 0.3"}
     assert len({row[0] for row in one}) == 1 and len(one) == 2
     if algo is not RECURRENT:  # The rest is not of the network.

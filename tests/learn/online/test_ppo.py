@@ -19,7 +19,7 @@ from wsa.learn.recurrent import RecurrentActorCritic
 from wsa.learn.session import Session
 from wsa.learn.stage import Stage
 from wsa.learn.table import Table
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 SMALL = PPOConfig(
     total_timesteps=768, num_envs=4, num_steps=16, num_minibatches=2, update_epochs=2,

@@ -15,7 +15,7 @@ from wsa.encode.register import open_model
 from wsa.learn import online, run
 from wsa.learn.online_start import configure
 from wsa.learn.options import LearnOptions
-from wsa.store.errors import StorageError, UsageError
+from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 

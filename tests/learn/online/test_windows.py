@@ -30,8 +30,8 @@ from wsa.learn.recurrent import RecurrentActorCritic
 from wsa.learn.session import Session
 from wsa.learn.stage import Stage
 from wsa.learn.table import Table
-from wsa.store import keys
-from wsa.store.errors import DamagedError
+from wsa.store.common import hashing
+from wsa.store.common.errors import DamagedError
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
@@ -246,7 +246,7 @@ def without_embeddings(snapshot: Snapshot, store: Path) -> None:
     """Take back, in the copy of a store, that anything is embedded."""
     for path, commit in snapshot.commits.items():
         if isinstance(commit.meta, EmbeddingMeta):
-            name = keys.object_id(path)
+            name = hashing.object_id(path)
             (store / "commits" / name[:2] / f"{name}.json").unlink()
 
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import msgspec
 
-from wsa.store.errors import WsaError
+from wsa.store.common.errors import WsaError
 
 PLAIN_LINE_EVERY_S = 10.0
 

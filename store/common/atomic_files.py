@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from wsa.store.errors import StorageError
+from wsa.store.common.errors import StorageError
 
 TEMPORARY = "tmp"
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 
-from wsa.store.errors import UsageError
+from wsa.store.common.errors import UsageError
 
 _NO_DEVICE = r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?![A-Za-z0-9_]))"
 _GAME = re.compile(_NO_DEVICE + r"[A-Z][A-Za-z0-9]{0,63}", re.ASCII)

@@ -1,0 +1,1 @@
+"""What every room uses: errors, hashes, names, atomic files and the terminal."""
