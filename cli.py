@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from wsa.encode.models import Request
     from wsa.learn.bench_options import BenchOptions
     from wsa.learn.options import DemoOptions
-    from wsa.store.backends import Backend
+    from wsa.store.backends.base import Backend
 
 INTERRUPTED = 130
 ANSWERS = ("-h", "--help", "-V", "--version")

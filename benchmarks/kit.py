@@ -18,7 +18,7 @@ from pathlib import Path
 from wsa.encode.plan import Plan
 from wsa.learn import env
 from wsa.learn.collect import collect, plan_collection
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store

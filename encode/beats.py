@@ -18,7 +18,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 import msgspec
 
 from wsa.store import records
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, WsaError
 

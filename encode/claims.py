@@ -17,7 +17,7 @@ import msgspec
 
 from wsa.encode import beats
 from wsa.store import records
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError
 

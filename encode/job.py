@@ -28,7 +28,7 @@ from wsa.encode.models import Request
 from wsa.encode.plan import Item
 from wsa.encode.register import Registered, open_model, register
 from wsa.encode.stored import read_spec
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
 from wsa.store.reader import take_objects, take_snapshot

@@ -19,7 +19,7 @@ from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
-    from wsa.store.backends import Backend
+    from wsa.store.backends.base import Backend
     from wsa.store.reader import Snapshot
 
 
@@ -158,7 +158,7 @@ def open_snapshot(
     Raises:
         MissingError: There is no store.
     """
-    from wsa.store.backends import open_backend
+    from wsa.store.backends.open import open_backend
     from wsa.store.reader import Snapshot, take_snapshot
     from wsa.store.root import is_free, open_store
 

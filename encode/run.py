@@ -26,7 +26,7 @@ from wsa.encode.register import Registered
 from wsa.encode.slurm import SlurmJobs
 from wsa.encode.stored import read_spec
 from wsa.encode.workers import Workers
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import MissingError
 from wsa.store.reader import Snapshot, take_snapshot

@@ -10,7 +10,7 @@ import safetensors
 from wsa.encode import probe
 from wsa.encode.store_options import MergeOptions, PullOptions, PushOptions, ShareOptions
 from wsa.store import sync
-from wsa.store.backends import open_backend
+from wsa.store.backends.open import open_backend
 from wsa.store.common import terminal
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.layout import Files

@@ -18,7 +18,7 @@ from wsa.encode.run import EncodeReport, require_frames, wanted_games
 from wsa.encode.run import encode as run
 from wsa.encode.spec import parse_output
 from wsa.encode.stored import describe, read_spec
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.catalog import cache_folder
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import ConflictError, StorageError, UsageError

@@ -27,7 +27,8 @@ from wsa.encode.register import Registered
 from wsa.encode.run import register_all, setting_of
 from wsa.encode.tally import Tally
 from wsa.encode.workers import Workers
-from wsa.store.backends import Backend, open_backend
+from wsa.store.backends.base import Backend
+from wsa.store.backends.open import open_backend
 from wsa.store.common import terminal
 from wsa.store.common.errors import ConflictError, DamagedError, StorageError, WsaError
 from wsa.store.reader import Snapshot, take_snapshot

@@ -23,7 +23,7 @@ from wsa.learn.colours import Colours, Pictures
 from wsa.learn.policies import EachRandom, Policy
 from wsa.learn.recorder import Cut, Recorder
 from wsa.store import layout
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import UsageError
 from wsa.store.reader import Snapshot

@@ -22,7 +22,7 @@ from wsa.learn.offline import Trained
 from wsa.learn.options import DemoOptions
 from wsa.learn.report import summarise, total_bytes
 from wsa.learn.start import by_default
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import terminal
 from wsa.store.reader import Snapshot, take_snapshot
 

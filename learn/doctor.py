@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from wsa.store.backends import Backend, open_backend
+from wsa.store.backends.base import Backend
+from wsa.store.backends.open import open_backend
 from wsa.store.catalog import cache_folder
 from wsa.store.common.errors import WsaError
 from wsa.store.reader import take_snapshot

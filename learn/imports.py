@@ -22,7 +22,7 @@ from wsa.learn.colours import UNSEEN, Pictures, Screen
 from wsa.learn.minari_source import open_minari
 from wsa.learn.recorder import Recorder
 from wsa.learn.sources import Episode, Facts, Source
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.common.errors import UsageError
 from wsa.store.reader import Snapshot

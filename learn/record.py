@@ -24,7 +24,7 @@ from wsa.learn.collect import CollectPlan, Writer, gaps
 from wsa.learn.colours import Colours, Screen
 from wsa.learn.recorder import Cut, Recorder
 from wsa.learn.table import Table
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.reader import take_objects
 from wsa.store.records import EmbeddingMeta, Protocol, SegmentMeta

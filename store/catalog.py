@@ -15,7 +15,7 @@ from pathlib import Path
 
 import platformdirs
 
-from wsa.store.backends import Entry
+from wsa.store.backends.base import Entry
 from wsa.store.common import hashing
 
 # So few records are read as fast from where they are.

@@ -1,6 +1,6 @@
 """Places for tests: one in memory, and one that fails, stalls, cuts, lies or dies at a chosen call.
 
-Both speak the verbs of `wsa.store.backends.Backend`, so whatever runs on a real store runs on
+Both speak the verbs of `wsa.store.backends.base.Backend`, so whatever runs on a real store runs on
 them. Nothing here needs more than the standard library.
 """
 
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from wsa.store.backends import MAX_FILE_BYTES, Backend, Entry, too_large
+from wsa.store.backends.base import MAX_FILE_BYTES, Backend, Entry, too_large
 from wsa.store.common.errors import DamagedError, StorageError
 
 Verb = Literal["get", "put_new", "list", "delete", "stat"]

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from wsa.store import sync
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, StorageError
 from wsa.store.faults import Call, Fault, FaultyBackend, Killed, MemoryBackend, Plan

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.store import layout, records
-from wsa.store.backends import Backend, Entry
+from wsa.store.backends.base import Backend, Entry
 from wsa.store.catalog import WORTHWHILE, Catalog
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, MissingError, StorageError, WsaError

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from wsa.store import records
-from wsa.store.backends import MAX_FILE_BYTES, Backend
+from wsa.store.backends.base import MAX_FILE_BYTES, Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError
 from wsa.store.reader import read_record

@@ -7,7 +7,8 @@ import secrets
 import msgspec
 
 from wsa.store import records
-from wsa.store.backends import Backend, open_backend
+from wsa.store.backends.base import Backend
+from wsa.store.backends.open import open_backend
 from wsa.store.common import hashing, names
 from wsa.store.common.atomic_files import TEMPORARY
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError

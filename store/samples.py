@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from wsa.store import layout, writer
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.reader import Snapshot, group_arrays, take_snapshot
 from wsa.store.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta

@@ -17,7 +17,7 @@ import dataclasses
 import re
 import uuid
 
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.atomic_files import TEMPORARY
 from wsa.store.common.errors import DamagedError, StorageError, UsageError

@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 
 from wsa.store import records
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import DamagedError, MissingError
 from wsa.store.layout import Files

@@ -5,7 +5,7 @@
         def backend(self, tmp_path):
             return MyBackend(tmp_path)
 
-runs every promise of `wsa.store.backends.Backend` against `MyBackend`. `MemoryBackend` is the
+runs every promise of `wsa.store.backends.base.Backend` against `MyBackend`. `MemoryBackend` is the
 simplest thing that keeps them; `FaultyBackend` makes any backend fail where you choose.
 `StoreMachine` lives through commits, faults, damage, sweeps and merges on any of them. Needs the
 extra `testing`.
@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import DamagedError
 from wsa.store.faults import Call, Fault, FaultyBackend, Killed, MemoryBackend, Plan, random_plan

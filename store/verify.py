@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from wsa.store import layout, records
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.bounds import check_metadata
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, Kind, StorageError, WsaError

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.store import layout, records
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, DamagedError, StorageError, redact
 from wsa.store.reader import group_arrays

@@ -25,7 +25,7 @@ SHAPED = ("adapters", "attention", "rivals", "controls", "fusion", "heads")
 install_import_hook([f"wsa.learn.{name}" for name in SHAPED], "beartype.beartype")
 
 from wsa.store import layout
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.records import SegmentMeta
 from wsa.store.root import open_store
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.store import flat, layout, writer
-from wsa.store.backends import Backend, Entry
+from wsa.store.backends.base import Backend, Entry
 from wsa.store.common import hashing, names
 from wsa.store.reader import Snapshot, group_arrays, take_snapshot
 from wsa.store.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta

@@ -33,7 +33,10 @@ def test_only_the_package_and_the_command_stand_at_the_root():
 def test_every_folder_of_code_is_a_listed_package():
     folders = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     packages = PROJECT["tool"]["setuptools"]["packages"]
-    assert packages == ["wsa", *sorted("wsa." + ".".join(f.relative_to(ROOT).parts) for f in folders)]
+    assert packages == [
+        "wsa",
+        *sorted("wsa." + ".".join(f.relative_to(ROOT).parts) for f in folders),
+    ]
     assert all((folder / "__init__.py").is_file() for folder in folders)
 
 

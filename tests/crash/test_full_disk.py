@@ -15,9 +15,9 @@ import pytest
 
 from wsa import cli
 from wsa.store import flat, writer
+from wsa.store.backends.local import LocalBackend
 from wsa.store.common import atomic_files
 from wsa.store.common.errors import StorageError
-from wsa.store.local import LocalBackend
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 from wsa.store.testing import Work, check_store

@@ -23,7 +23,7 @@ from wsa.encode.events import AttemptFailed, Event, SegmentDone, WorkerUnfit
 from wsa.encode.models import Request, parse_request
 from wsa.encode.run import EncodeReport, encode_on
 from wsa.encode.workers import Workers
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError
 from wsa.store.reader import take_snapshot
 from wsa.store.verify import verify

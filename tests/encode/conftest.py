@@ -30,7 +30,7 @@ from wsa.encode.trainee import Sight, Trainee
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.env import protocol
 from wsa.store import layout, writer
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import SegmentMeta

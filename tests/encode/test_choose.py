@@ -23,7 +23,7 @@ from wsa.encode.models import Request
 from wsa.encode.register import measured, open_model, register
 from wsa.encode.run import encode
 from wsa.store import writer
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.reader import take_snapshot
 

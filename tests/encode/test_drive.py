@@ -27,7 +27,7 @@ from wsa.encode.models import Request
 from wsa.encode.report import run_values, summary
 from wsa.encode.run import EncodeReport, encode, encode_on
 from wsa.encode.workers import TASKS_A_THREAD, Workers
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError, StorageError, UsageError, WsaError
 from wsa.store.reader import Snapshot, take_snapshot

@@ -19,7 +19,7 @@ from wsa.encode.run import encode
 from wsa.encode.spec import parse_output
 from wsa.encode.stored import read_spec
 from wsa.store import sync
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.reader import take_snapshot

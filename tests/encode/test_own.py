@@ -36,7 +36,7 @@ from wsa.encode.register import open_model, register
 from wsa.encode.shrunk import Shrunk
 from wsa.encode.spec import Preprocessing, parse_output
 from wsa.encode.trainee import Trainee
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.reader import take_snapshot

@@ -13,7 +13,7 @@ import torch
 from wsa.encode import pretrain_data
 from wsa.encode.pretrain_data import Looks, levels, scale
 from wsa.encode.trainee import Sight, grey
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.reader import take_snapshot
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.models import Request
 from wsa.encode.run import encode
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.reader import take_snapshot
 from wsa.store.records import SegmentMeta
 from wsa.store.verify import verify

@@ -27,7 +27,7 @@ from wsa.encode.models import Request, parse_request
 from wsa.encode.register import open_model
 from wsa.encode.spec import Preprocessing
 from wsa.encode.stored import read_spec
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, MissingError, UsageError
 from wsa.store.reader import Snapshot, take_snapshot

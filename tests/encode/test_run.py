@@ -19,7 +19,7 @@ from wsa.encode.models import Request
 from wsa.encode.plan import make_plan
 from wsa.encode.register import Registered
 from wsa.encode.run import EncodeReport, encode
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
 from wsa.store.reader import take_snapshot
 from wsa.store.records import SegmentMeta

@@ -23,7 +23,7 @@ from wsa.encode.models import Request
 from wsa.encode.run import encode, encode_on
 from wsa.encode.slurm import Keeper, SlurmJobs
 from wsa.encode.workers import Workers
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, StorageError
 from wsa.store.reader import take_snapshot
 from wsa.store.records import SegmentMeta

@@ -8,7 +8,7 @@ import torch
 
 from wsa.encode.pretrain_data import Looks, levels, scale
 from wsa.encode.segmentation import MovingObjects, ObjectMasks, flow, ssim, warp
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.reader import take_snapshot
 
 

@@ -22,7 +22,7 @@ from wsa.encode.register import open_model, register
 from wsa.encode.run import encode
 from wsa.encode.stored import read_spec
 from wsa.encode.user_model import Input, is_name, load
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, UsageError, WsaError
 from wsa.store.reader import take_snapshot
 from wsa.store.records import SegmentMeta

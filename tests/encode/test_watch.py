@@ -22,7 +22,7 @@ from wsa.encode.events import AttemptFailed, SegmentDone
 from wsa.encode.models import Request
 from wsa.encode.run import encode
 from wsa.encode.tally import Tally
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.reader import take_snapshot

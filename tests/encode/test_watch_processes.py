@@ -21,7 +21,7 @@ import pytest
 from wsa.encode.beats import read_signs
 from wsa.encode.drive import TOO_MANY_IN_A_ROW
 from wsa.store import writer
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.reader import take_snapshot
 from wsa.store.records import SegmentMeta

@@ -27,7 +27,7 @@ from wsa.encode.spec import Preprocessing
 from wsa.learn import env as games
 from wsa.learn.collect import collect, plan_collection
 from wsa.store import flat
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.reader import Snapshot, take_snapshot

@@ -22,7 +22,7 @@ import numpy as np
 from numcodecs import Blosc, Zstd
 
 from wsa.store import layout, records, sweep, verify, writer
-from wsa.store.backends import Backend, Entry
+from wsa.store.backends.base import Backend, Entry
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import WsaError
 from wsa.store.reader import read_records, take_snapshot

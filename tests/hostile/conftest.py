@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from wsa.store import records
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.records import Commit, File, Meta
 

@@ -6,9 +6,9 @@ import os
 
 import pytest
 
+from wsa.store.backends.local import LocalBackend
 from wsa.store.common import names
 from wsa.store.common.errors import DamagedError, UsageError, WsaError
-from wsa.store.local import LocalBackend
 from wsa.store.reader import take_snapshot
 from wsa.store.records import EmbeddingMeta, FramesMeta, ModelMeta
 from wsa.store.repair import repair

@@ -15,7 +15,7 @@ import pytest
 from wsa.learn import env as games
 from wsa.learn.collect import CollectPlan, collect, plan_collection
 from wsa.learn.recorder import NO_ACTION
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.faults import FaultyBackend

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wsa.learn.features import LiveStacks, OfflineBatches, moments
 from wsa.learn.nstep import walk
 from wsa.store import layout
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common.errors import UsageError
 from wsa.store.flat import FlatMap, materialise
 from wsa.store.reader import Snapshot, take_snapshot

@@ -23,7 +23,7 @@ from wsa.learn.array_source import Arrays
 from wsa.learn.imports import plan_import, run_import, state_protocol
 from wsa.learn.minari_source import open_minari
 from wsa.learn.sources import Facts, Source
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, StorageError, UsageError
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import Protocol, SegmentMeta

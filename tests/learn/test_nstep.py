@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsa.learn.nstep import hold_out, horizon, walk
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.flat import ROW, FlatMap, Part, materialise
 from wsa.store.reader import take_snapshot
 from wsa.store.writer import commit_segment

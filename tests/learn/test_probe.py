@@ -20,7 +20,7 @@ from wsa.learn.probe_data import (
     horizons_of,
     reward_target,
 )
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.records import EmbeddingMeta

@@ -35,7 +35,7 @@ from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import RunConfig, choose_models, make_config
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.heads import NetworkConfig
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import (
     ConflictError,

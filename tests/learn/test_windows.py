@@ -24,7 +24,7 @@ from wsa.learn.features import LiveStacks, OfflineBatches, moments
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.recorder import Recorder
 from wsa.learn.rows import StateRows
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.flat import ROW, FlatMap, materialise
 from wsa.store.reader import Snapshot, take_snapshot
 from wsa.store.root import open_store

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from obstore.store import S3Store
 
-from wsa.store.remote import RemoteBackend
+from wsa.store.backends.bucket import RemoteBackend
 from wsa.store.root import open_store
 
 USER, SECRET = "AKIAWSATESTING", "a-secret/that+nobody-may-see"

@@ -12,11 +12,11 @@ import pytest
 from obstore.store import AzureStore, GCSStore
 
 from wsa.learn.doctor import _bucket
-from wsa.store import bucket
-from wsa.store.backends import open_backend
+from wsa.store.backends import bucket
+from wsa.store.backends.bucket import RemoteBackend
+from wsa.store.backends.open import open_backend
 from wsa.store.common.errors import DamagedError, MissingError, StorageError, UsageError
 from wsa.store.reader import take_snapshot
-from wsa.store.remote import RemoteBackend
 from wsa.store.root import gives_names_once, open_store
 from wsa.store.testing import BackendSuite
 

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from wsa.store.backends.bucket import RemoteBackend
 from wsa.store.common import names
 from wsa.store.common.errors import StorageError
 from wsa.store.reader import take_snapshot
-from wsa.store.remote import RemoteBackend
 from wsa.store.root import open_store
 from wsa.store.verify import verify
 from wsa.store.writer import commit_embedding, commit_model

@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
+from wsa.store.backends.local import LocalBackend
 from wsa.store.common.errors import StorageError
-from wsa.store.local import LocalBackend
 from wsa.store.records import SegmentMeta
 
 MODELS = ("lite0", "vit")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsa.store.local import LocalBackend
+from wsa.store.backends.local import LocalBackend
 from wsa.store.testing import BackendSuite, FaultyBackend, MemoryBackend
 
 

@@ -15,7 +15,7 @@ import zarr
 from numpy.typing import NDArray
 
 from wsa.store import columns
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError
 from wsa.store.export import ExportPlan, export, plan_export

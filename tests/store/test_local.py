@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsa.store.backends import open_backend
+from wsa.store.backends.local import LocalBackend
+from wsa.store.backends.open import open_backend
 from wsa.store.common.errors import DamagedError, StorageError, UsageError
-from wsa.store.local import LocalBackend
 
 # As in a store, no path is ever both a file and a folder.
 PATHS = st.builds(
@@ -132,7 +132,7 @@ def test_a_refusing_disk_is_a_storage_error(store, monkeypatch, verb):
         raise OSError(errno.EIO, "Input/output error")
 
     # Resolving a path reads links only; the verb itself fails.
-    monkeypatch.setattr("wsa.store.local._length", refuse)
+    monkeypatch.setattr("wsa.store.backends.local._length", refuse)
     monkeypatch.setattr("pathlib.Path.unlink", refuse)
     with pytest.raises(StorageError) as refused:
         getattr(store, verb)("a")

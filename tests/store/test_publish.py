@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsa.store import writer
+from wsa.store.backends.local import LocalBackend
 from wsa.store.common import atomic_files
 from wsa.store.common.errors import ConflictError, StorageError
-from wsa.store.local import LocalBackend
 from wsa.store.reader import take_snapshot
 from wsa.store.verify import verify
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from wsa.encode.plan import make_plan
 from wsa.store import records, sync, writer
-from wsa.store.backends import Backend
+from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, MissingError, StorageError, WsaError
 from wsa.store.faults import FaultyBackend, Killed, MemoryBackend

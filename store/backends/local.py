@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from wsa.store.backends import MAX_FILE_BYTES, Entry, too_large
+from wsa.store.backends.base import MAX_FILE_BYTES, Entry, too_large
 from wsa.store.common.atomic_files import TEMPORARY, storage_errors, write_once
 from wsa.store.common.errors import DamagedError, MissingError
 

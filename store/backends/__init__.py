@@ -1,0 +1,1 @@
+"""Where a store's bytes are kept: a folder, or a bucket."""
