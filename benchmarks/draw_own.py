@@ -19,8 +19,8 @@ from torch import Tensor
 from wsa.encode import own, pictures, pretrain_data
 from wsa.encode.segmentation import MovingObjects
 from wsa.encode.transporter import gaussians
+from wsa.store.format.windows import episode_starts, window_rows
 from wsa.store.reader import take_snapshot
-from wsa.store.windows import episode_starts, window_rows
 
 GAMES = ("Pong", "Breakout", "Seaquest", "MsPacman", "SpaceInvaders", "Qbert")
 STEPS, MOMENTS, ENVS = 320, 2, 4

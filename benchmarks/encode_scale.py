@@ -34,7 +34,7 @@ from wsa.encode.plan import Copy, Item
 from wsa.encode.workers import THREADS_A_WORKER, Workers
 from wsa.learn.env import protocol
 from wsa.store.common import hashing, names
-from wsa.store.records import SegmentMeta
+from wsa.store.format.records import SegmentMeta
 
 STEPS, DISTINCT = 1024, 820
 MODELS = [

@@ -33,8 +33,8 @@ from wsa.learn.dqn import DQN, DQNConfig
 from wsa.learn.features import Batch, OfflineBatches
 from wsa.learn.heads import NetworkConfig, QNetwork
 from wsa.store.flat import FlatMap, materialise
+from wsa.store.format.records import EmbeddingMeta
 from wsa.store.reader import take_snapshot
-from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
 from wsa.store.writer import commit_embedding
 

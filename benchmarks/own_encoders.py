@@ -34,8 +34,8 @@ from wsa.encode.models import parse_request
 from wsa.encode.plan import Plan, make_plan
 from wsa.encode.pretrain import Training
 from wsa.encode.shrunk import Shrunk
-from wsa.store import records
 from wsa.store.backends.base import Backend
+from wsa.store.format import records
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 

@@ -21,7 +21,7 @@ from numcodecs import Blosc, Zstd
 from wsa.encode.models import parse_request
 from wsa.encode.register import open_model, register
 from wsa.store.common import names
-from wsa.store.layout import EMBEDDINGS_PER_CHUNK, FRAMES_PER_CHUNK
+from wsa.store.format.arrays import EMBEDDINGS_PER_CHUNK, FRAMES_PER_CHUNK
 from wsa.store.reader import take_snapshot
 
 GAMES, STEPS = ("Seaquest", "Breakout"), 1024

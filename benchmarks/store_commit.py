@@ -18,9 +18,10 @@ from unittest import mock
 import numpy as np
 from kit import interleave, markdown, table
 
-from wsa.store import layout, writer
+from wsa.store import writer
 from wsa.store.common import hashing, names
-from wsa.store.records import EmbeddingMeta
+from wsa.store.format import arrays
+from wsa.store.format.records import EmbeddingMeta
 from wsa.store.root import open_store
 
 FRAMES, NUMBERS, OBJECTS = 820, 512, 20
@@ -49,7 +50,7 @@ def main() -> None:
         with mock.patch.object(os, "fsync", wraps=os.fsync) as fsync:
             one()
         flushes = fsync.call_count
-        files = layout.encode_embedding(array)
+        files = arrays.encode_embedding(array)
         size = sum(map(len, files.values()))
         record = max(entry.bytes for entry in backend.list("commits"))
         markdown(
@@ -99,7 +100,7 @@ def main() -> None:
         def compress() -> float:
             started = time.perf_counter()
             for _ in range(OBJECTS):
-                layout.encode_embedding(array)
+                arrays.encode_embedding(array)
             return OBJECTS / (time.perf_counter() - started)
 
         print()

@@ -26,11 +26,12 @@ from kit import markdown
 
 from wsa.encode.plan import make_plan
 from wsa.learn.env import protocol
-from wsa.store import layout, records, writer
+from wsa.store import writer
 from wsa.store.common import hashing, names
+from wsa.store.format import arrays, records
+from wsa.store.format.records import EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta
 from wsa.store.index import DigestIndex
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta
 from wsa.store.root import open_store
 
 STEPS = 1024
@@ -44,7 +45,7 @@ def objects(segments: int) -> Iterator[tuple[Any, dict[str, bytes]]]:
     """Metadata and files as small stand-ins, whose names are the real ones."""
     rules = protocol("Seaquest", "classic")
     rows = ["zarr.json"] + [
-        f"{name}/{file}" for name in ("digest", *layout.ROW_FIELDS) for file in ("zarr.json", "c.0")
+        f"{name}/{file}" for name in ("digest", *arrays.ROW_FIELDS) for file in ("zarr.json", "c.0")
     ]
     pictures = ["zarr.json", "frames/zarr.json", "frames/c.0.0.0", "palette/zarr.json"]
     for model in MODELS:

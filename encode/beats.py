@@ -17,10 +17,10 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 import msgspec
 
-from wsa.store import records
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, WsaError
+from wsa.store.format import records
 
 MAX_SIGN_BYTES = 64 << 10
 # Of a folder full of signs, the newest.

@@ -16,10 +16,10 @@ from typing import Annotated, Literal
 import msgspec
 
 from wsa.encode import beats
-from wsa.store import records
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError
+from wsa.store.format import records
 
 Lane = tuple[str, str]  # Game and model key.
 

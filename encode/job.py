@@ -31,8 +31,8 @@ from wsa.encode.stored import read_spec
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
+from wsa.store.format.records import EmbeddingMeta
 from wsa.store.reader import take_objects, take_snapshot
-from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
 from wsa.store.writer import commit_embedding, committed, embedding_dtype
 

@@ -26,8 +26,8 @@ from wsa.encode.stored import read_spec
 from wsa.encode.user_model import UserNetwork
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError
+from wsa.store.format.windows import MAX_STACK_FRAMES
 from wsa.store.reader import Snapshot
-from wsa.store.windows import MAX_STACK_FRAMES
 
 
 def find(snapshot: Snapshot, request: Request) -> ModelSpec | None:

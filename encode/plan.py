@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.encode.inputs import input_digests
+from wsa.store.format.records import SegmentMeta
 from wsa.store.index import first_seen
 from wsa.store.reader import Snapshot
-from wsa.store.records import SegmentMeta
 
 Name = tuple[str, str, str]  # Of an embedding object: model key, game, segment.
 Digests = dict[tuple[str, str, int], NDArray[np.uint8]]  # By game, segment and window.

@@ -32,9 +32,9 @@ from wsa.encode.curves import Metrics
 from wsa.encode.pretrain_data import Looks, scale
 from wsa.encode.spec import Precision
 from wsa.encode.trainee import Trainee
-from wsa.store import records
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import ConflictError
+from wsa.store.format import records
 from wsa.store.reader import Snapshot
 from wsa.store.writer import command_line
 

@@ -26,9 +26,9 @@ from wsa.encode.preprocess import preprocess
 from wsa.encode.trainee import Sight
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import MissingError, UsageError
+from wsa.store.format.records import SegmentMeta
+from wsa.store.format.windows import episode_starts
 from wsa.store.reader import Snapshot
-from wsa.store.records import SegmentMeta
-from wsa.store.windows import episode_starts
 
 _AT_ONCE = 64
 

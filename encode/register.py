@@ -36,9 +36,9 @@ from wsa.encode.stored import how_to_remove, read_spec
 from wsa.encode.user_model import UserNetwork
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import ConflictError, DamagedError
+from wsa.store.format.records import ModelMeta
 from wsa.store.index import first_seen
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import ModelMeta
 from wsa.store.writer import commit_model
 
 T = TypeVar("T")

@@ -13,9 +13,9 @@ from wsa.store import sync
 from wsa.store.backends.open import open_backend
 from wsa.store.common import terminal
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
-from wsa.store.layout import Files
+from wsa.store.format.arrays import Files
+from wsa.store.format.records import Commit
 from wsa.store.reader import Snapshot
-from wsa.store.records import Commit
 from wsa.store.root import is_free, open_store
 
 # A kind of object, as `sync.ORDER` has them, in the plural.

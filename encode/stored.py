@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from wsa.encode.spec import ModelSpec
-from wsa.store import records
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, MissingError
+from wsa.store.format import records
 from wsa.store.reader import Snapshot
 
 

@@ -40,7 +40,7 @@ from wsa.learn.recorder import NO_ACTION
 from wsa.learn.sources import Episode, Facts, make_episode, refuse_screens
 from wsa.store.common import hashing
 from wsa.store.common.errors import MissingError, UsageError
-from wsa.store.records import Protocol
+from wsa.store.format.records import Protocol
 
 # What a column may be called; the first name is the one that messages use.
 _NAMES = {

@@ -22,12 +22,12 @@ from wsa.learn import env as games
 from wsa.learn.colours import Colours, Pictures
 from wsa.learn.policies import EachRandom, Policy
 from wsa.learn.recorder import Cut, Recorder
-from wsa.store import layout
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import UsageError
+from wsa.store.format import arrays as layout
+from wsa.store.format.records import Protocol, SegmentMeta
 from wsa.store.reader import Snapshot
-from wsa.store.records import Protocol, SegmentMeta
 from wsa.store.writer import commit_segment
 
 # For estimates: a step of Seaquest on disk, and how fast recording is beside bare play.

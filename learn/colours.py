@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.learn.env import pictures
-from wsa.store import layout
 from wsa.store.common import hashing
+from wsa.store.format import arrays
 
 
 class Screen(NamedTuple):
@@ -67,7 +67,7 @@ class Colours:
         picture: Any = cv2.cvtColor(padded, cv2.COLOR_BGRA2RGB)
         return picture  # type: ignore[no-any-return]
 
-    def frames(self, screens: list[Screen]) -> layout.Arrays:
+    def frames(self, screens: list[Screen]) -> arrays.Arrays:
         """`frames` as palette indices with their `palette`, or as RGB where 256 do not suffice.
 
         The palette is sorted by colour, so that the same screens give the same bytes whatever
@@ -107,7 +107,7 @@ class Pictures:
             for frame, want in zip(pictures(observations), wanted, strict=True)
         ]
 
-    def frames(self, screens: list[Screen]) -> layout.Arrays:
+    def frames(self, screens: list[Screen]) -> arrays.Arrays:
         """`frames` as palette indices with their `palette`, or as RGB where 256 do not suffice."""
         shown = np.zeros(1 << 24, np.bool_)
         count = 0

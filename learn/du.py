@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 
+from wsa.store.format.records import Commit, EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta
 from wsa.store.reader import Snapshot
-from wsa.store.records import Commit, EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta
 from wsa.store.sweep import Attempt, list_attempts
 
 

@@ -31,7 +31,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from wsa.store.common.errors import UsageError
-from wsa.store.records import Protocol
+from wsa.store.format.records import Protocol
 
 FRAME_SKIP = 4
 MAX_STEPS = 27_000  # 30 minutes of play at 60 Hz, the field's limit (108 000 emulator frames).

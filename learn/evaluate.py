@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from wsa.learn import env as games
 from wsa.learn.policies import Policy
-from wsa.store import records
 from wsa.store.common import atomic_files
 from wsa.store.common.errors import UsageError
+from wsa.store.format import records
 
 EPSILON = 0.001  # The field's: probability of a random action.
 EVAL_SEED = 10_000  # Environment i is seeded with it + i: apart from training's.

@@ -31,9 +31,9 @@ from wsa.learn.online_config import NATURE
 from wsa.learn.options import LearnOptions
 from wsa.learn.origin import MEAN_CONTEXT
 from wsa.learn.ranges import check_seed
-from wsa.store import records
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import ConflictError, UsageError
+from wsa.store.format import records
 from wsa.store.reader import Snapshot
 
 SETTINGS, RESULT = "bench.json", "result.json"

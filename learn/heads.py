@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.fusion import make_fusion
 from wsa.store.common.errors import UsageError
-from wsa.store.windows import MAX_STACK_FRAMES
+from wsa.store.format.windows import MAX_STACK_FRAMES
 
 
 class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

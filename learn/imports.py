@@ -25,8 +25,8 @@ from wsa.learn.sources import Episode, Facts, Source
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.common.errors import UsageError
+from wsa.store.format.records import Protocol, SegmentMeta
 from wsa.store.reader import Snapshot
-from wsa.store.records import Protocol, SegmentMeta
 
 # The data do not say which emulator showed them.
 EMULATOR = ("unknown", "unknown")

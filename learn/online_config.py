@@ -20,12 +20,12 @@ from wsa.learn.origin import Origin, config_bytes, decode, read_origin
 from wsa.learn.ppo import PPOConfig
 from wsa.learn.recurrent import RecurrentActorCritic
 from wsa.learn.warm import transfer
-from wsa.store import records
 from wsa.store.common import hashing
 from wsa.store.common.errors import UsageError
+from wsa.store.format import records
+from wsa.store.format.records import Protocol
 from wsa.store.places import side_by_side
 from wsa.store.reader import Snapshot
-from wsa.store.records import Protocol
 from wsa.store.writer import author
 
 NATURE = "nature"

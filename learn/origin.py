@@ -9,7 +9,7 @@ import msgspec
 
 from wsa.learn.heads import NetworkConfig
 from wsa.store.common.errors import DamagedError, MissingError
-from wsa.store.records import Protocol
+from wsa.store.format.records import Protocol
 
 MEAN_CONTEXT = "mean"
 

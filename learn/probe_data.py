@@ -21,8 +21,8 @@ from wsa.encode.spec import Preprocessing
 from wsa.learn import ram, retrace
 from wsa.learn.linear import Rows, Split
 from wsa.store.common.errors import MissingError, UsageError
+from wsa.store.format.records import SegmentMeta
 from wsa.store.reader import Snapshot
-from wsa.store.records import SegmentMeta
 
 SPREAD = 5  # Samples are drawn from so many times as many steps.
 TEST, CHECK = 0.2, 0.1  # Shares of the steps.

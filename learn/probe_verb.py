@@ -13,8 +13,8 @@ from wsa.learn.probe import LEAST_ENTROPY, Judged, models_of, probe, varying
 from wsa.learn.probe_options import ProbeOptions
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError, UsageError
+from wsa.store.format.records import SegmentMeta
 from wsa.store.reader import Snapshot
-from wsa.store.records import SegmentMeta
 
 
 def probe_models(o: ProbeOptions) -> int:

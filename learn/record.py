@@ -2,7 +2,7 @@
 
 `--record` commits ordinary segments, cut like those of `wsa collect`, and for each model the
 embeddings that the run has in its table. A segment that begins inside an episode first repeats
-frames of before; the windows of these rows begin with the earliest at hand (`wsa.store.windows`),
+frames of before; the windows of these rows begin with the earliest at hand (`wsa.store.format.windows`),
 which no agent has seen, so models with a window embed them now. At every checkpoint what has been played is cut and
 committed first, so a run that is continued begins its next segment where its checkpoint stands, and
 what a killed process had committed beyond it is found to be there already.
@@ -26,9 +26,9 @@ from wsa.learn.recorder import Cut, Recorder
 from wsa.learn.table import Table
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
+from wsa.store.format.records import EmbeddingMeta, Protocol, SegmentMeta
+from wsa.store.format.windows import episode_starts, window_rows
 from wsa.store.reader import take_objects
-from wsa.store.records import EmbeddingMeta, Protocol, SegmentMeta
-from wsa.store.windows import episode_starts, window_rows
 from wsa.store.writer import commit_embedding, embedding_dtype
 
 SEGMENT_STEPS = 1024

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from wsa.learn.colours import Screen
-from wsa.store.windows import MAX_STACK_FRAMES
+from wsa.store.format.windows import MAX_STACK_FRAMES
 
 NO_ACTION = -1
 

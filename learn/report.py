@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from wsa.encode.stored import describe
-from wsa.store import records
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError
+from wsa.store.format import records
+from wsa.store.format.records import Commit, EmbeddingMeta, FramesMeta, SegmentMeta
 from wsa.store.reader import Snapshot
-from wsa.store.records import Commit, EmbeddingMeta, FramesMeta, SegmentMeta
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from wsa.learn import env as games
 from wsa.learn.stage import STRETCH, is_online, stretch_seed
 from wsa.store.common import hashing
+from wsa.store.format.records import Protocol, SegmentMeta
 from wsa.store.reader import Snapshot
-from wsa.store.records import Protocol, SegmentMeta
 
 RAM_BYTES = 128
 

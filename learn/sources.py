@@ -20,7 +20,7 @@ from wsa.store.common.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """How a game was played, as far as it is known; fields as in `wsa.store.records.Protocol`."""
+    """How a game was played, as far as it is known; fields as in `wsa.store.format.records.Protocol`."""
 
     frame_skip: int | None = None
     sticky: float | None = None

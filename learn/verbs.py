@@ -23,8 +23,8 @@ from wsa.learn.options import (
 from wsa.learn.ranges import check_seed
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import MissingError, UsageError
+from wsa.store.format.records import Protocol
 from wsa.store.reader import Snapshot
-from wsa.store.records import Protocol
 
 if TYPE_CHECKING:
     from wsa.learn.policies import Policy

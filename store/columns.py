@@ -10,8 +10,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from wsa.store import layout
-from wsa.store.records import SegmentMeta
+from wsa.store.format import arrays
+from wsa.store.format.records import SegmentMeta
 
 # Of a chunk, which is a file: large enough for few files, small enough to be held for every column.
 CHUNK_BYTES = 4 << 20
@@ -106,7 +106,7 @@ class Table:
         self._end: tuple[str, int, int] | None = None  # where the last segment's play went on
         self._episodes = 0
 
-    def add(self, meta: SegmentMeta, number: int, rows: layout.Arrays, frame: int) -> None:
+    def add(self, meta: SegmentMeta, number: int, rows: arrays.Arrays, frame: int) -> None:
         """Take a segment's rows.
 
         Args:

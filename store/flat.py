@@ -29,20 +29,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store import layout, records
 from wsa.store.catalog import cache_folder
 from wsa.store.common import atomic_files, hashing, names
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store.format import arrays, records
+from wsa.store.format.records import SegmentMeta
+from wsa.store.format.windows import episode_starts, window_digests, window_rows
 from wsa.store.places import in_files, side_by_side
 from wsa.store.reader import Snapshot
-from wsa.store.records import SegmentMeta
-from wsa.store.windows import episode_starts, window_digests, window_rows
 
 ROW = np.dtype(
     [
         ("frame", "<i8"),  # row in embeddings.bin
         ("first", "<i8"),  # row where this episode begins here: stacks do not reach further back
-        *((name, kind) for name, kind in layout.ROW_FIELDS.items() if name != "frame"),
+        *((name, kind) for name, kind in arrays.ROW_FIELDS.items() if name != "frame"),
     ]
 )
 
@@ -347,7 +347,7 @@ def _append(
         for meta in new:
             rows = snapshot.read_rows(meta)
             record = np.zeros(meta.rows, ROW)
-            for field in layout.ROW_FIELDS:
+            for field in arrays.ROW_FIELDS:
                 record[field] = rows[field]
             record["frame"] += frame
             record["first"] = row + episode_starts(rows["is_first"])

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store import layout, records
 from wsa.store.backends.base import Backend, Entry
 from wsa.store.catalog import WORTHWHILE, Catalog
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, MissingError, StorageError, WsaError
-from wsa.store.records import (
+from wsa.store.format import arrays, records
+from wsa.store.format.records import (
     Commit,
     EmbeddingMeta,
     File,
@@ -142,7 +142,7 @@ class Snapshot:
         commit = self.commit(names.segment_path(meta.game, meta.segment))
         files = self.read_files(commit)
         rows = {
-            name: layout.decode_array(files, name, shape, dtype, commit.folder)
+            name: arrays.decode_array(files, name, shape, dtype, commit.folder)
             for name, (shape, dtype) in group_arrays(commit.meta).items()
         }
         if rows["frame"].min() < 0 or rows["frame"].max() >= meta.frames:
@@ -188,7 +188,7 @@ class Snapshot:
 
         Returns:
             (F, *shape), row i for frame i; of a model that looks at several frames (rows, *shape),
-            row i for the window that ends there (`wsa.store.windows`).
+            row i for the window that ends there (`wsa.store.format.windows`).
 
         Raises:
             DamagedError: Stored bytes are not what was committed.
@@ -203,7 +203,7 @@ class Snapshot:
                 f"{commit.path} has {meta.shape[0]} embeddings, and its segment another number of "
                 f"{meta.unit}. Run 'wsa verify'.",
             )
-        array = layout.decode_array(
+        array = arrays.decode_array(
             self.read_files(commit), None, meta.shape, meta.dtype, commit.folder
         )
         return array
@@ -217,7 +217,7 @@ class Snapshot:
         commit = self.commit(path)
         shape, dtype = group_arrays(commit.meta)[name]
         files = self.read_files(commit, f"{name}/")
-        return layout.decode_array(files, name, shape, dtype, commit.folder)
+        return arrays.decode_array(files, name, shape, dtype, commit.folder)
 
     def _metas(self, kind: type[M]) -> Iterable[M]:
         return (c.meta for c in self.commits.values() if isinstance(c.meta, kind))
@@ -349,6 +349,6 @@ def group_arrays(meta: Meta) -> dict[str, tuple[tuple[int, ...], str]]:
             return {"frames": ((*pixels, 3), "uint8")}
         return {"frames": (pixels, "uint8"), "palette": ((256, 3), "uint8")}
     if isinstance(meta, SegmentMeta):
-        rows = {name: ((meta.rows,), kind) for name, kind in layout.ROW_FIELDS.items()}
+        rows = {name: ((meta.rows,), kind) for name, kind in arrays.ROW_FIELDS.items()}
         return {"digest": ((meta.frames, hashing.DIGEST_BYTES), "uint8"), **rows}
     return {}

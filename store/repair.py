@@ -16,12 +16,12 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
-from wsa.store import records
 from wsa.store.backends.base import MAX_FILE_BYTES, Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError
+from wsa.store.format import records
+from wsa.store.format.records import Commit
 from wsa.store.reader import read_record
-from wsa.store.records import Commit
 from wsa.store.sweep import KEPT, owner
 from wsa.store.verify import Damage
 

@@ -6,12 +6,12 @@ import secrets
 
 import msgspec
 
-from wsa.store import records
 from wsa.store.backends.base import Backend
 from wsa.store.backends.open import open_backend
 from wsa.store.common import hashing, names
 from wsa.store.common.atomic_files import TEMPORARY
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store.format import records
 
 FORMAT = 1
 

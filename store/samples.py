@@ -13,11 +13,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from wsa.store import layout, writer
+from wsa.store import writer
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
+from wsa.store.format import arrays
+from wsa.store.format.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta
 from wsa.store.reader import Snapshot, group_arrays, take_snapshot
-from wsa.store.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta
 from wsa.store.verify import verify
 
 Kind = Literal["segment", "embedding", "model"]
@@ -111,7 +112,7 @@ def _contents(work: Work) -> list[Content]:
         "frames": same.integers(0, 255, (3, 2, 2), np.uint8),
         "palette": same.integers(0, 255, (256, 3), np.uint8),
     }
-    rows = {name: rng.integers(0, 2, 5).astype(kind) for name, kind in layout.ROW_FIELDS.items()}
+    rows = {name: rng.integers(0, 2, 5).astype(kind) for name, kind in arrays.ROW_FIELDS.items()}
     return [frames, {"digest": same.integers(0, 255, (3, 16), np.uint8), **rows}]
 
 
@@ -131,7 +132,7 @@ def read_object(snapshot: Snapshot, path: str) -> Content:
         return snapshot.read_model(meta.model)
     files = snapshot.read_files(commit)
     return {
-        name: layout.decode_array(files, name, shape, dtype, commit.folder)
+        name: arrays.decode_array(files, name, shape, dtype, commit.folder)
         for name, (shape, dtype) in group_arrays(meta).items()
     }
 

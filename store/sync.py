@@ -22,13 +22,13 @@ from functools import partial
 import msgspec
 import numpy as np
 
-from wsa.store import records
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import DamagedError, MissingError
-from wsa.store.layout import Files
+from wsa.store.format import records
+from wsa.store.format.arrays import Files
+from wsa.store.format.records import Commit, EmbeddingMeta, FramesMeta, Meta, ModelMeta, SegmentMeta
 from wsa.store.reader import Snapshot, read_records, take_snapshot
-from wsa.store.records import Commit, EmbeddingMeta, FramesMeta, Meta, ModelMeta, SegmentMeta
 from wsa.store.writer import (
     PUTS_AT_ONCE,
     committed,

@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from wsa.store import layout, records
 from wsa.store.backends.base import Backend
-from wsa.store.bounds import check_metadata
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, Kind, StorageError, WsaError
+from wsa.store.format import arrays as layout
+from wsa.store.format import records
+from wsa.store.format.limits import check_metadata
+from wsa.store.format.records import Commit, EmbeddingMeta, Meta, ModelMeta, SegmentMeta
 from wsa.store.reader import Snapshot, group_arrays, list_records, read_record
-from wsa.store.records import Commit, EmbeddingMeta, Meta, ModelMeta, SegmentMeta
 from wsa.store.sweep import KEPT, list_attempts
 
 # Of damage beyond so much only the number is told, so that no flood of it fills the memory.

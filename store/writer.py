@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store import layout, records
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, DamagedError, StorageError, redact
-from wsa.store.reader import group_arrays
-from wsa.store.records import (
+from wsa.store.format import arrays as layout
+from wsa.store.format import records
+from wsa.store.format.records import (
     Commit,
     EmbeddingMeta,
     File,
@@ -37,6 +37,7 @@ from wsa.store.records import (
     ModelMeta,
     SegmentMeta,
 )
+from wsa.store.reader import group_arrays
 
 FLOAT16_MAX = 65504.0
 

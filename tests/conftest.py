@@ -24,9 +24,9 @@ from jaxtyping import install_import_hook
 SHAPED = ("adapters", "attention", "rivals", "controls", "fusion", "heads")
 install_import_hook([f"wsa.learn.{name}" for name in SHAPED], "beartype.beartype")
 
-from wsa.store import layout
 from wsa.store.backends.base import Backend
-from wsa.store.records import SegmentMeta
+from wsa.store.format import arrays
+from wsa.store.format.records import SegmentMeta
 from wsa.store.root import open_store
 
 # Machines that run tests are busy: no deadlines. Session fixtures only are used under @given.
@@ -114,9 +114,9 @@ def store(tmp_path: Path) -> Backend:
 
 
 @pytest.fixture(scope="session")
-def fake_segment(kit: ModuleType) -> Callable[..., tuple[SegmentMeta, layout.Arrays]]:
+def fake_segment(kit: ModuleType) -> Callable[..., tuple[SegmentMeta, arrays.Arrays]]:
     """`store_kit.fake_segment`: a valid segment of noise, `(meta, arrays)`, without an emulator."""
-    made: Callable[..., tuple[SegmentMeta, layout.Arrays]] = kit.fake_segment
+    made: Callable[..., tuple[SegmentMeta, arrays.Arrays]] = kit.fake_segment
     return made
 
 

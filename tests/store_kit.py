@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store import flat, layout, writer
+from wsa.store import flat, writer
 from wsa.store.backends.base import Backend, Entry
 from wsa.store.common import hashing, names
+from wsa.store.format import arrays as layout
+from wsa.store.format.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta
 from wsa.store.reader import Snapshot, group_arrays, take_snapshot
-from wsa.store.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta
 from wsa.store.root import open_store
 
 GAME = "Pong"

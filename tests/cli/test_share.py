@@ -17,8 +17,8 @@ import timm
 from wsa.encode import probe
 from wsa.store import writer
 from wsa.store.common import names
+from wsa.store.format.records import ModelMeta
 from wsa.store.reader import take_snapshot
-from wsa.store.records import ModelMeta
 from wsa.store.root import open_store
 
 ENCODE = ("encode", "--models", "timm:test_resnet.r160_in1k:random", "--output", "pooled")

@@ -29,11 +29,12 @@ from wsa.encode.spec import parse_output
 from wsa.encode.trainee import Sight, Trainee
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.env import protocol
-from wsa.store import layout, writer
+from wsa.store import writer
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
+from wsa.store.format import arrays as layout
+from wsa.store.format.records import SegmentMeta
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import SegmentMeta
 from wsa.store.root import open_store
 
 Frames = NDArray[np.uint8]

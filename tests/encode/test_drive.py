@@ -30,8 +30,8 @@ from wsa.encode.workers import TASKS_A_THREAD, Workers
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError, StorageError, UsageError, WsaError
+from wsa.store.format.records import SegmentMeta
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import SegmentMeta
 from wsa.store.verify import verify
 
 Ask = Callable[..., Request]

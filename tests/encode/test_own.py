@@ -39,9 +39,9 @@ from wsa.encode.trainee import Trainee
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, UsageError
+from wsa.store.format.windows import window_rows
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
-from wsa.store.windows import window_rows
 
 SHAPES = {
     "ae": (16, 16, 64),

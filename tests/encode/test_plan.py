@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wsa.encode.plan import Plan, make_plan
-from wsa.store import records
 from wsa.store.common import names
+from wsa.store.format import records
+from wsa.store.format.records import Commit, EmbeddingMeta, Meta, SegmentMeta
 from wsa.store.reader import Snapshot
-from wsa.store.records import Commit, EmbeddingMeta, Meta, SegmentMeta
 
 GAMES = ("Breakout", "Pong")
 MODELS = ("a-000000000000", "b-000000000000")

@@ -20,8 +20,8 @@ from wsa.encode.forward import Encoder, stored
 from wsa.encode.models import Request
 from wsa.encode.run import encode
 from wsa.store.backends.base import Backend
+from wsa.store.format.records import SegmentMeta
 from wsa.store.reader import take_snapshot
-from wsa.store.records import SegmentMeta
 from wsa.store.verify import verify
 
 Fill = Callable[..., list[SegmentMeta]]

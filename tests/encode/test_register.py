@@ -30,8 +30,8 @@ from wsa.encode.stored import read_spec
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, MissingError, UsageError
+from wsa.store.format.records import EmbeddingMeta
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
 from wsa.store.verify import verify
 from wsa.store.writer import commit_embedding

@@ -21,8 +21,8 @@ from wsa.encode.register import Registered
 from wsa.encode.run import EncodeReport, encode
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
+from wsa.store.format.records import SegmentMeta
 from wsa.store.reader import take_snapshot
-from wsa.store.records import SegmentMeta
 from wsa.store.root import open_store
 from wsa.store.verify import verify
 

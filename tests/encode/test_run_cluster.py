@@ -25,8 +25,8 @@ from wsa.encode.slurm import Keeper, SlurmJobs
 from wsa.encode.workers import Workers
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, StorageError
+from wsa.store.format.records import SegmentMeta
 from wsa.store.reader import take_snapshot
-from wsa.store.records import SegmentMeta
 from wsa.store.verify import verify
 
 Ask = Callable[..., Request]

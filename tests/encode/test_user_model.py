@@ -24,8 +24,8 @@ from wsa.encode.stored import read_spec
 from wsa.encode.user_model import Input, is_name, load
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, UsageError, WsaError
+from wsa.store.format.records import SegmentMeta
 from wsa.store.reader import take_snapshot
-from wsa.store.records import SegmentMeta
 
 HERE = Path(__file__).parent
 

@@ -23,8 +23,8 @@ from wsa.encode.drive import TOO_MANY_IN_A_ROW
 from wsa.store import writer
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
+from wsa.store.format.records import SegmentMeta
 from wsa.store.reader import take_snapshot
-from wsa.store.records import SegmentMeta
 from wsa.store.root import open_store
 from wsa.store.verify import verify
 

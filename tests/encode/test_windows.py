@@ -30,8 +30,8 @@ from wsa.store import flat
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError
+from wsa.store.format.records import Commit, EmbeddingMeta, Meta, SegmentMeta
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import Commit, EmbeddingMeta, Meta, SegmentMeta
 from wsa.store.verify import verify
 
 Ask = Callable[..., Request]

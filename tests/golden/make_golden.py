@@ -19,8 +19,8 @@ import numpy as np
 from wsa.cli import main
 from wsa.store import writer
 from wsa.store.common import hashing
+from wsa.store.format.records import EmbeddingMeta, ModelMeta
 from wsa.store.reader import Snapshot, group_arrays, take_snapshot
-from wsa.store.records import EmbeddingMeta, ModelMeta
 from wsa.store.root import open_store
 
 MODEL = "timm:test_resnet.r160_in1k:random"

@@ -21,12 +21,13 @@ import msgspec
 import numpy as np
 from numcodecs import Blosc, Zstd
 
-from wsa.store import layout, records, sweep, verify, writer
+from wsa.store import sweep, verify, writer
 from wsa.store.backends.base import Backend, Entry
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import WsaError
+from wsa.store.format import arrays, records
+from wsa.store.format.records import Commit, EmbeddingMeta, File, Meta, ModelMeta
 from wsa.store.reader import read_records, take_snapshot
-from wsa.store.records import Commit, EmbeddingMeta, File, Meta, ModelMeta
 from wsa.store.root import open_store
 
 SEGMENT = "0123456789ab-e000-000000000-00012"
@@ -58,7 +59,7 @@ def with_crc(data: bytes) -> bytes:
 
 def metadata(shape: tuple[int, ...], codec: str = "blosc", **changes: Any) -> bytes:
     """Metadata of an array in one chunk, as wsa would write it."""
-    small = layout.encode_embedding(np.ones((2, *[1 for _ in shape[1:]]), np.float16))
+    small = arrays.encode_embedding(np.ones((2, *[1 for _ in shape[1:]]), np.float16))
     found = msgspec.json.decode(small["zarr.json"])
     found["shape"] = list(shape)
     found["chunk_grid"]["configuration"]["chunk_shape"] = list(shape)

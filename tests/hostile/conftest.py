@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from wsa.store import records
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
-from wsa.store.records import Commit, File, Meta
+from wsa.store.format import records
+from wsa.store.format.records import Commit, File, Meta
 
 Plant = Callable[[Backend, Meta, dict[str, bytes]], None]
 

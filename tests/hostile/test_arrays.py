@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import zarr
 
-from wsa.store import bounds, layout
 from wsa.store.common import names
 from wsa.store.common.errors import DamagedError, WsaError
+from wsa.store.format import arrays, limits
+from wsa.store.format.records import EmbeddingMeta
 from wsa.store.reader import take_snapshot
-from wsa.store.records import EmbeddingMeta
 from wsa.store.verify import verify
 
 ARRAY = np.ones((40, 3), np.float16)
@@ -22,7 +22,7 @@ SHARDED = np.ones((600, 3), np.float16)
 
 
 def metadata(array=ARRAY):
-    return json.loads(layout.encode_embedding(array)["zarr.json"])
+    return json.loads(arrays.encode_embedding(array)["zarr.json"])
 
 
 @pytest.fixture
@@ -135,10 +135,10 @@ HOSTILE = {
 
 def refused(data: bytes, shape=(40, 3), dtype="float16"):
     with pytest.raises(DamagedError) as error:
-        bounds.check_metadata(data, shape, dtype, "x")
-    files = {**layout.encode_embedding(ARRAY), "zarr.json": data}
+        limits.check_metadata(data, shape, dtype, "x")
+    files = {**arrays.encode_embedding(ARRAY), "zarr.json": data}
     with pytest.raises(DamagedError):
-        layout.decode_array(files, None, shape, dtype, "x")
+        arrays.decode_array(files, None, shape, dtype, "x")
     assert error.value.kind in ("bad-array", "lost-file")
     assert len(str(error.value)) < 20_000
 
@@ -179,9 +179,9 @@ def test_no_shape_makes_the_reader_take_memory(shape):
     for chunk in ([1, 1], [min(n, 2**30) or 1 for n in shape], [n or 1 for n in shape]):
         found = changed("shape", value=list(shape))
         found["chunk_grid"]["configuration"]["chunk_shape"] = chunk
-        files = {**layout.encode_embedding(ARRAY), "zarr.json": json.dumps(found).encode()}
+        files = {**arrays.encode_embedding(ARRAY), "zarr.json": json.dumps(found).encode()}
         try:
-            assert layout.decode_array(files, None, shape, "float16", "x").size == 0
+            assert arrays.decode_array(files, None, shape, "float16", "x").size == 0
         except DamagedError as error:
             assert error.kind in ("bad-array", "lost-file", "bad-bytes")
 
@@ -192,7 +192,7 @@ def test_a_hostile_object_is_refused_and_its_neighbours_read(
 ):
     model, segment = kit.key(), kit.fake_segment()[0].segment
     meta = EmbeddingMeta("Pong", segment, model, (40, 3), "float16", 40, 0, 0.0)
-    files = {**layout.encode_embedding(ARRAY), "zarr.json": json.dumps(HOSTILE[name]).encode()}
+    files = {**arrays.encode_embedding(ARRAY), "zarr.json": json.dumps(HOSTILE[name]).encode()}
     plant(store, meta, files)
     snapshot = take_snapshot(store)
     with pytest.raises(DamagedError):
@@ -252,8 +252,8 @@ def test_pipes_folders_and_links_in_place_of_files_are_damage(store, kit, tmp_pa
 def test_metadata_of_the_store_itself_passes():
     """The list is not so strict that nothing passes."""
     for array in (ARRAY, SHARDED, np.ones(5, np.float32), np.ones((300, 2, 2, 2), np.float32)):
-        data = layout.encode_embedding(array)["zarr.json"]
-        stored = bounds.check_metadata(data, array.shape, array.dtype.name, "x")
+        data = arrays.encode_embedding(array)["zarr.json"]
+        stored = limits.check_metadata(data, array.shape, array.dtype.name, "x")
         assert (stored.shape, stored.dtype) == (array.shape, array.dtype)
         assert stored.chunks == -(-len(array) // stored.rows)
         assert msgspec.json.decode(data)["zarr_format"] == 3

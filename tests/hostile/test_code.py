@@ -17,15 +17,15 @@ from zarr.registry import register_codec
 from wsa.encode import checkpoint, models, register, stored
 from wsa.encode.models import Request
 from wsa.encode.spec import Identity, ModelSpec, Preprocessing
-from wsa.store import layout, records
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, WsaError
+from wsa.store.format import arrays, records
+from wsa.store.format.records import EmbeddingMeta, ModelMeta
 from wsa.store.reader import take_snapshot
-from wsa.store.records import EmbeddingMeta, ModelMeta
 from wsa.store.root import open_store
 from wsa.store.verify import verify
 
-ROOT = Path(layout.__file__).parents[1]
+ROOT = Path(arrays.__file__).parents[1]
 ARCHITECTURE = "test_resnet.r160_in1k"
 
 
@@ -65,7 +65,7 @@ def test_no_file_of_a_store_is_unpickled(store, kit, plant, bombs, kind):
     model = kit.key()
     described, array = kit.fake_embedding(meta, model)
     good = {
-        described: layout.encode_embedding(array),
+        described: arrays.encode_embedding(array),
         ModelMeta(model): {"spec.json": b"{}", "probe.safetensors": b"", "basis.safetensors": b""},
     }
     kit.add_segment(store, 0)
@@ -110,7 +110,7 @@ def test_a_registered_codec_is_not_made(canary, name):
     Evil.canary = canary
     register_codec(name, Evil)
     array = np.ones((600, 3), np.float16)
-    files = layout.encode_embedding(array)
+    files = arrays.encode_embedding(array)
     found = json.loads(files["zarr.json"])
     inner = found["codecs"][0]["configuration"]
     for chain in (found["codecs"], inner["codecs"], inner["index_codecs"]):
@@ -118,7 +118,7 @@ def test_a_registered_codec_is_not_made(canary, name):
             chain.insert(at, {"name": name, "configuration": {"x": 1}})
             hostile = {**files, "zarr.json": json.dumps(found).encode()}
             with pytest.raises(DamagedError):
-                layout.decode_array(hostile, None, array.shape, "float16", "x")
+                arrays.decode_array(hostile, None, array.shape, "float16", "x")
             del chain[at]
 
 

@@ -13,8 +13,8 @@ from wsa.encode.models import parse_request
 from wsa.encode.spec import Identity, ModelSpec, Preprocessing
 from wsa.store.common import hashing
 from wsa.store.common.errors import WsaError
+from wsa.store.format.records import ModelMeta
 from wsa.store.reader import take_snapshot
-from wsa.store.records import ModelMeta
 
 NAME = "evil_module_of_a_store:make"
 ALIAS = "evil_module_of_a_store_make"

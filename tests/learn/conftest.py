@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from wsa.store.flat import FlatMap, materialise
+from wsa.store.format.records import EmbeddingMeta
 from wsa.store.reader import take_snapshot
-from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
 from wsa.store.writer import commit_embedding, commit_segment
 

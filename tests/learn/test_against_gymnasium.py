@@ -16,10 +16,10 @@ from wsa.learn import env as games
 from wsa.learn.collect import collect, plan_collection
 from wsa.store import flat
 from wsa.store.common import hashing
+from wsa.store.format.records import EmbeddingMeta
+from wsa.store.format.windows import MAX_STACK_FRAMES as STACK
 from wsa.store.reader import take_snapshot
-from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
-from wsa.store.windows import MAX_STACK_FRAMES as STACK
 from wsa.store.writer import commit_embedding
 
 REFEREE_GAMES = [

@@ -19,12 +19,12 @@ from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.faults import FaultyBackend
-from wsa.store.layout import ROW_FIELDS
+from wsa.store.format.arrays import ROW_FIELDS
+from wsa.store.format.records import FramesMeta, Protocol
+from wsa.store.format.windows import MAX_STACK_FRAMES as STACK
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import FramesMeta, Protocol
 from wsa.store.root import open_store
 from wsa.store.verify import verify
-from wsa.store.windows import MAX_STACK_FRAMES as STACK
 
 
 @functools.cache

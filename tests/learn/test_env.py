@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wsa.learn import env as games
 from wsa.store.common.errors import UsageError
-from wsa.store.records import Protocol
+from wsa.store.format.records import Protocol
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from wsa.learn.evaluate import Episode, Moment, play, write_csv
 from wsa.learn.films import BAR, PANEL, Films, labels, panel
 from wsa.learn.policies import GreedyPolicy, RandomPolicy
 from wsa.store.common.errors import StorageError, UsageError
-from wsa.store.records import Protocol
+from wsa.store.format.records import Protocol
 
 
 @functools.cache

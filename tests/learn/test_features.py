@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from wsa.learn.features import LiveStacks, OfflineBatches, moments
 from wsa.learn.nstep import walk
-from wsa.store import layout
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import UsageError
 from wsa.store.flat import FlatMap, materialise
+from wsa.store.format import arrays as layout
+from wsa.store.format.records import SegmentMeta
+from wsa.store.format.windows import MAX_STACK_FRAMES
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import SegmentMeta
-from wsa.store.windows import MAX_STACK_FRAMES
 from wsa.store.writer import commit_segment
 
 ALIASES = {"lite0": (3,), "vit": (2, 2)}

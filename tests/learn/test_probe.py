@@ -22,8 +22,8 @@ from wsa.learn.probe_data import (
 )
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, UsageError
+from wsa.store.format.records import EmbeddingMeta
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import EmbeddingMeta
 from wsa.store.writer import commit_embedding
 
 

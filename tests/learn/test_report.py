@@ -22,8 +22,8 @@ from wsa.learn.report import (
 )
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError
+from wsa.store.format.records import EmbeddingMeta
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
 from wsa.store.writer import commit_embedding, commit_segment
 

@@ -44,8 +44,8 @@ from wsa.store.common.errors import (
     Terminated,
     UsageError,
 )
+from wsa.store.format.records import EmbeddingMeta
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
 from wsa.store.writer import commit_embedding
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from wsa.store import machine, reader, records, sweep, sync, verify, writer
+from wsa.store import machine, reader, sweep, sync, verify, writer
 from wsa.store.backends.local import LocalBackend
 from wsa.store.common import names
+from wsa.store.format import records
 from wsa.store.reader import take_snapshot
 from wsa.store.repair import repair
 from wsa.store.testing import MemoryBackend, StoreMachine, Work

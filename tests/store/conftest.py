@@ -9,7 +9,7 @@ import pytest
 
 from wsa.store.backends.local import LocalBackend
 from wsa.store.common.errors import StorageError
-from wsa.store.records import SegmentMeta
+from wsa.store.format.records import SegmentMeta
 
 MODELS = ("lite0", "vit")
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numcodecs import Blosc, Zstd
 
-from wsa.store import bounds, layout
 from wsa.store.common.errors import DamagedError
+from wsa.store.format import arrays, limits
 
 # Around where the header of a zstd frame takes another width.
 SIZES = st.one_of(
@@ -21,7 +21,7 @@ SIZES = st.one_of(
 def stored(size, compressor, itemsize=1):
     kind = {1: "uint8", 2: "float16", 4: "float32"}[itemsize]
     rows = size // itemsize
-    return bounds.Stored((rows,), np.dtype(kind), rows, (0,), compressor, False)
+    return limits.Stored((rows,), np.dtype(kind), rows, (0,), compressor, False)
 
 
 def bytes_of(data):
@@ -32,11 +32,11 @@ def bytes_of(data):
 def test_the_size_in_a_zstd_header_is_read_as_zstd_writes_it(size, level, check, noise):
     data = np.random.default_rng(size).bytes(size) if noise else bytes(size)
     body = bytes_of(Zstd(level=min(level, 12), checksum=check).encode(data))
-    bounds.check_size(stored(size, "zstd"), body)
+    limits.check_size(stored(size, "zstd"), body)
     for other in (size - 1, size + 1, 2 * size):
         if other:
             with pytest.raises(ValueError, match=f"{size} bytes, not"):
-                bounds.check_size(stored(other, "zstd"), body)
+                limits.check_size(stored(other, "zstd"), body)
 
 
 @given(SIZES, st.sampled_from([1, 2, 4]), st.integers(0, 9), st.integers(0, 2), st.booleans())
@@ -44,23 +44,23 @@ def test_the_size_in_a_blosc_header_is_read_as_blosc_writes_it(size, item, level
     size = -(-size // item) * item
     data = np.random.default_rng(size).bytes(size) if noise else bytes(size)
     body = bytes_of(Blosc("zstd", level, shuffle, typesize=item).encode(data))
-    bounds.check_size(stored(size, "blosc", item), body)
+    limits.check_size(stored(size, "blosc", item), body)
     with pytest.raises(ValueError):
-        bounds.check_size(stored(size + item, "blosc", item), body)
+        limits.check_size(stored(size + item, "blosc", item), body)
     for cut in (body[:-1], np.append(body, np.uint8(0)), body[:15], body[:0]):
         with pytest.raises(ValueError):
-            bounds.check_size(stored(size, "blosc", item), cut)
+            limits.check_size(stored(size, "blosc", item), cut)
 
 
 @pytest.mark.parametrize("name", ["lz4", "lz4hc", "blosclz", "zlib"])
 def test_blosc_of_another_compressor_is_refused(name):
     body = bytes_of(Blosc(name, 5, 1, typesize=2).encode(np.zeros(9000, np.float16)))
     with pytest.raises(ValueError, match="not compressed by zstd"):
-        bounds.check_size(stored(18000, "blosc", 2), body)
+        limits.check_size(stored(18000, "blosc", 2), body)
 
 
 ARRAY = np.arange(1800, dtype=np.float16).reshape(600, 3)
-FILES = layout.encode_embedding(ARRAY)
+FILES = arrays.encode_embedding(ARRAY)
 ENTRIES = 3
 
 
@@ -104,7 +104,7 @@ def shared(index):
 def test_an_index_that_is_not_a_division_of_the_file_is_refused(change):
     files = {**FILES, "c.0.0": with_index(change)}
     with pytest.raises(DamagedError) as damaged:
-        layout.decode_array(files, None, ARRAY.shape, "float16", "x")
+        arrays.decode_array(files, None, ARRAY.shape, "float16", "x")
     assert damaged.value.kind == "bad-bytes"
 
 
@@ -125,7 +125,7 @@ def test_chunks_may_lie_in_any_order():
         )
     )
     files = {**FILES, "c.0.0": b"".join(reversed(chunks)) + moved[at:]}
-    found = layout.decode_array(files, None, ARRAY.shape, "float16", "x")
+    found = arrays.decode_array(files, None, ARRAY.shape, "float16", "x")
     np.testing.assert_array_equal(found, ARRAY)
 
 
@@ -134,7 +134,7 @@ def test_a_message_names_the_rows():
     index = np.frombuffer(data[-16 * ENTRIES - 4 : -4], "<u8").reshape(-1, 2).tolist()
     data[index[1][0] + 30] ^= 1
     with pytest.raises(DamagedError, match=r"rows 256 to 511 of 600.*crc32c"):
-        layout.decode_array({**FILES, "c.0.0": bytes(data)}, None, ARRAY.shape, "float16", "x")
+        arrays.decode_array({**FILES, "c.0.0": bytes(data)}, None, ARRAY.shape, "float16", "x")
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,10 @@ def test_axes_in_no_order_are_refused(order):
     found = json.loads(FILES["zarr.json"])
     found["codecs"][0]["configuration"]["codecs"][0]["configuration"]["order"] = order
     with pytest.raises(DamagedError):
-        bounds.check_metadata(json.dumps(found).encode(), ARRAY.shape, "float16", "x")
+        limits.check_metadata(json.dumps(found).encode(), ARRAY.shape, "float16", "x")
 
 
 def test_a_shard_of_too_many_chunks_is_neither_written_nor_read(monkeypatch):
-    monkeypatch.setattr(bounds, "MAX_CHUNKS", 2)
+    monkeypatch.setattr(limits, "MAX_CHUNKS", 2)
     with pytest.raises(DamagedError, match="3 chunks"):
-        bounds.check_metadata(FILES["zarr.json"], ARRAY.shape, "float16", "x")
+        limits.check_metadata(FILES["zarr.json"], ARRAY.shape, "float16", "x")

@@ -11,8 +11,8 @@ from wsa.store import catalog, reader, writer
 from wsa.store.common import names
 from wsa.store.common.errors import DamagedError
 from wsa.store.faults import FaultyBackend, MemoryBackend
+from wsa.store.format.records import ModelMeta
 from wsa.store.reader import take_snapshot
-from wsa.store.records import ModelMeta
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from wsa.store import records, writer
+from wsa.store import writer
 from wsa.store.common import atomic_files, names
 from wsa.store.common.errors import (
     ConflictError,
@@ -21,8 +21,9 @@ from wsa.store.common.errors import (
     UsageError,
 )
 from wsa.store.faults import MemoryBackend
+from wsa.store.format import records
+from wsa.store.format.records import EmbeddingMeta, FramesMeta, ModelMeta
 from wsa.store.reader import Snapshot, take_objects, take_snapshot
-from wsa.store.records import EmbeddingMeta, FramesMeta, ModelMeta
 from wsa.store.verify import verify
 
 

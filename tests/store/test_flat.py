@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsa.store import flat, layout
+from wsa.store import flat
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import (
     ConflictError,
@@ -21,6 +21,7 @@ from wsa.store.common.errors import (
     StorageError,
     UsageError,
 )
+from wsa.store.format import arrays
 from wsa.store.reader import take_snapshot
 from wsa.store.root import open_store
 
@@ -48,7 +49,7 @@ def reference(snapshot, game, models, depth):
     """For each step in the snapshot's order: its row, and its stack of fused embeddings, by brute force."""
     for meta in snapshot.segments(game):
         rows = snapshot.read_rows(meta)
-        rows = {name: rows[name] for name in layout.ROW_FIELDS}
+        rows = {name: rows[name] for name in arrays.ROW_FIELDS}
         fused = np.concatenate(
             [
                 snapshot.read_embedding(game, key, meta.segment).reshape(meta.frames, -1)
@@ -75,7 +76,7 @@ def equals_the_store(made, snapshot, models, depth=4):
     gathered = made.gather(stacks.reshape(-1), out).reshape(*stacks.shape, -1)
     for at, (row, stack, meta, number) in enumerate(expected):
         found = made.rows[made.steps[at]]
-        for name in layout.ROW_FIELDS:
+        for name in arrays.ROW_FIELDS:
             if name != "frame":
                 assert found[name] == row[name]
         np.testing.assert_array_equal(gathered[at], stack.astype(gathered.dtype))
@@ -88,7 +89,7 @@ def equals_the_store(made, snapshot, models, depth=4):
 def same_data(one, other):
     """Equal to whoever samples, wherever the segments stand in the files."""
     assert len(one.steps) == len(other.steps)
-    for name in layout.ROW_FIELDS:
+    for name in arrays.ROW_FIELDS:
         if name != "frame":
             np.testing.assert_array_equal(one.rows[name][one.steps], other.rows[name][other.steps])
     for depth in (1, 4):

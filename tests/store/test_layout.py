@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
-from wsa.store import layout
 from wsa.store.common.errors import DamagedError, UsageError
+from wsa.store.format import arrays as layout
 
 FLOATS = {"float16": np.float16, "float32": np.float32}
 # Around the edges of a chunk of 256 rows, and of more than one in a shard.

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsa.store import records
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, DamagedError
-from wsa.store.records import (
+from wsa.store.format import records
+from wsa.store.format.records import (
     Commit,
     EmbeddingMeta,
     File,

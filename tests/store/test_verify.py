@@ -8,12 +8,13 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from wsa.store import layout, verify
-from wsa.store.bounds import check_metadata
+from wsa.store import verify
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, WsaError
+from wsa.store.format import arrays
+from wsa.store.format.limits import check_metadata
+from wsa.store.format.records import EmbeddingMeta
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import EmbeddingMeta
 
 MODELS = ("lite0", "vit")
 OBJECTS = 14
@@ -93,9 +94,9 @@ def rows_at(snapshot, target, at, whole):
     meta = commit.meta
     name = target.removeprefix(f"{commit.folder}/").rpartition("/")[0]
     if isinstance(meta, EmbeddingMeta):
-        (frames, _), inner = meta.shape, layout.EMBEDDINGS_PER_CHUNK
+        (frames, _), inner = meta.shape, arrays.EMBEDDINGS_PER_CHUNK
     elif name == "frames":
-        frames, inner = meta.frames, layout.FRAMES_PER_CHUNK
+        frames, inner = meta.frames, arrays.FRAMES_PER_CHUNK
     else:
         return None
     chunks = -(-frames // inner)
@@ -188,7 +189,7 @@ def test_chunks_that_changed_places_inside_a_file_are_found(store, kit):
         assert damage.rows == ((0, 600),)
         with pytest.raises(DamagedError):
             take_snapshot(store).read_embedding(meta.game, kit.key(), meta.segment)
-    assert layout.damaged_rows(stored, whole) == [(0, 600)]
+    assert arrays.damaged_rows(stored, whole) == [(0, 600)]
 
 
 @pytest.mark.parametrize("how", ["cut", "emptied", "longer", "deleted", "zeroed"])
@@ -335,7 +336,7 @@ def test_a_commit_made_during_verification_is_no_damage(store, full, kit, monkey
 @pytest.mark.parametrize("where", ["chunk", "index", "metadata"])
 def test_damage_under_a_good_checksum_is_found_by_decoding(store, kit, monkeypatch, where):
     """A writer whose memory was bad commits what cannot be decoded."""
-    real = layout.encode_embedding
+    real = arrays.encode_embedding
 
     def broken(array):
         files = real(array)
@@ -346,7 +347,7 @@ def test_damage_under_a_good_checksum_is_found_by_decoding(store, kit, monkeypat
         return {**files, name: bytes(data)}
 
     meta, _ = kit.add_segment(store, steps=600)
-    monkeypatch.setattr(layout, "encode_embedding", broken)
+    monkeypatch.setattr(arrays, "encode_embedding", broken)
     kit.add_embedding(store, meta, kit.key())
     (damage,) = verify.verify(store).damage
     assert kit.key() in damage.concerns

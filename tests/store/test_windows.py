@@ -13,15 +13,16 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsa.store import flat, records, writer
+from wsa.store import flat, writer
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, DamagedError, UsageError
 from wsa.store.export import export, plan_export
+from wsa.store.format import records
+from wsa.store.format.windows import MAX_STACK_FRAMES, episode_starts, window_digests, window_rows
 from wsa.store.reader import take_snapshot
 from wsa.store.repair import repair
 from wsa.store.root import open_store
 from wsa.store.verify import verify
-from wsa.store.windows import MAX_STACK_FRAMES, episode_starts, window_digests, window_rows
 
 # Of which models, in the order given; single frames stand among windows.
 WINDOWS = {"moving": 4, "lite0": 1, "pair": 2, "vit": 1}

@@ -32,8 +32,8 @@ from wsa.learn.stage import Stage
 from wsa.learn.table import Table
 from wsa.store.common import hashing
 from wsa.store.common.errors import DamagedError
+from wsa.store.format.records import EmbeddingMeta
 from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.records import EmbeddingMeta
 from wsa.store.root import open_store
 from wsa.store.verify import verify
 

@@ -16,10 +16,10 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from wsa.store.bounds import MAX_ARRAY_BYTES
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, DamagedError
-from wsa.store.windows import MAX_STACK_FRAMES
+from wsa.store.format.limits import MAX_ARRAY_BYTES
+from wsa.store.format.windows import MAX_STACK_FRAMES
 
 VERSION = 1
 MAX_RECORD_BYTES = 4 << 20

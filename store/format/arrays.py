@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from wsa.store.bounds import (
+from wsa.store.common.errors import DamagedError, UsageError
+from wsa.store.format.limits import (
     MAX_ARRAY_BYTES,
     MAX_CHUNKS,
     Bytes,
@@ -30,7 +31,6 @@ from wsa.store.bounds import (
     check_size,
     split,
 )
-from wsa.store.common.errors import DamagedError, UsageError
 
 FRAMES_PER_CHUNK = 32
 EMBEDDINGS_PER_CHUNK = 256

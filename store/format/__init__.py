@@ -1,0 +1,1 @@
+"""What a store's bytes mean: records, arrays, windows, and the limits on hostile input."""
