@@ -95,31 +95,31 @@ VERBS = {
     "push": Verb(
         "copy to another store what it lacks",
         "wsa push s3://lab/wsa --game Seaquest --dry-run",
-        "wsa.encode.store_options:PushOptions",
+        "wsa.store.configs:PushOptions",
         "wsa.encode.share:push",
     ),
     "pull": Verb(
         "copy from another store what is lacking here",
         "wsa pull s3://lab/wsa --game Seaquest --models vit --no-frames",
-        "wsa.encode.store_options:PullOptions",
+        "wsa.store.configs:PullOptions",
         "wsa.encode.share:pull",
     ),
     "merge": Verb(
         "copy everything of another store that is lacking here",
         "wsa merge /mnt/disk/wsa",
-        "wsa.encode.store_options:MergeOptions",
+        "wsa.store.configs:MergeOptions",
         "wsa.encode.share:merge",
     ),
     "verify": Verb(
         "read and check every committed byte of a store",
         "wsa verify --store /lab/wsa",
-        "wsa.encode.store_options:VerifyOptions",
+        "wsa.store.configs:VerifyOptions",
         "wsa.encode.upkeep:verify",
     ),
     "sweep": Verb(
         "remove what dead writers left, once it is a day old",
         "wsa sweep --grace-hours 48",
-        "wsa.encode.store_options:SweepOptions",
+        "wsa.store.configs:SweepOptions",
         "wsa.encode.upkeep:sweep",
     ),
     "list": Verb(
@@ -137,19 +137,19 @@ VERBS = {
     "du": Verb(
         "bytes, frames and hours of compute by game, policy, model or author",
         "wsa du --by author",
-        "wsa.encode.store_options:DuOptions",
+        "wsa.store.configs:DuOptions",
         "wsa.learn.exchange:du",
     ),
     "export": Verb(
         "write a game as plain Zarr arrays, for zarr, dask and xarray",
         "wsa export breakout.zarr --game Breakout --models vit,resnet --frames",
-        "wsa.encode.store_options:ExportOptions",
+        "wsa.store.configs:ExportOptions",
         "wsa.learn.exchange:export",
     ),
     "import": Verb(
         "bring Minari datasets or plain arrays into the store",
         "wsa import minari atari/breakout/expert-v0 --game Breakout",
-        "wsa.encode.store_options:ImportOptions",
+        "wsa.store.configs:ImportOptions",
         "wsa.learn.exchange:import_data",
     ),
     "models": Verb(

@@ -7,13 +7,10 @@ heavy is imported here, so that help is quick.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import platformdirs
 from tyro.conf import Positional, arg
-from tyro.constructors import PrimitiveConstructorSpec
 
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError, UsageError
@@ -22,40 +19,9 @@ if TYPE_CHECKING:
     from wsa.store.backends.base import Backend
     from wsa.store.reader import Snapshot
 
+from wsa.store.configs import Names, Pairs, StoreOptions
 
-def _split(words: list[str]) -> tuple[str, ...]:
-    return tuple(word for word in words[0].split(",") if word)
-
-
-def _commas(metavar: str) -> PrimitiveConstructorSpec[tuple[str, ...]]:
-    """One word with commas, as vit,resnet,clip; tyro's own lists are separated by spaces."""
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar,
-        instance_from_str=_split,
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda words: [",".join(words)],
-    )
-
-
-Names = Annotated[tuple[str, ...], _commas("NAME[,NAME...]")]
 Engine = Literal["auto", "torch", "compile", "openvino"]
-Pairs = Annotated[tuple[str, ...], _commas("ALIAS=FILE[,ALIAS=FILE...]")]
-
-
-def default_store() -> str:
-    """`WSA_STORE`, or a folder of the user's data."""
-    return os.environ.get("WSA_STORE") or str(platformdirs.user_data_path("wsa") / "store")
-
-
-@dataclasses.dataclass(frozen=True)
-class StoreOptions:
-    """Options of every verb that reads a store."""
-
-    store: str = dataclasses.field(default_factory=default_store)
-    """Folder or URL of the store, as s3://bucket/wsa; also WSA_STORE."""
-    json: bool = False
-    """Print the result as JSON, for scripts."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from wsa.encode.options import Names, StoreOptions
+from wsa.store.configs import Names, StoreOptions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from wsa.encode.options import StoreOptions
+from wsa.store.configs import StoreOptions
 
 
 @dataclasses.dataclass(frozen=True)

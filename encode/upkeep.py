@@ -6,9 +6,9 @@ import dataclasses
 import math
 import re
 
-from wsa.encode.store_options import SweepOptions, VerifyOptions
 from wsa.store.common import terminal
 from wsa.store.common.errors import DamagedError, StorageError, UsageError
+from wsa.store.configs import SweepOptions, VerifyOptions
 
 # Of a long list the rest is told as a number; --json prints all.
 SHOWN = 20

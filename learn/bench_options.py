@@ -7,8 +7,9 @@ from typing import Annotated
 
 from tyro.conf import Fixed, Suppress
 
-from wsa.encode.options import Names, SlurmOptions
+from wsa.encode.options import SlurmOptions
 from wsa.learn.options import LearnOptions
+from wsa.store.configs import Names
 
 
 @dataclasses.dataclass(frozen=True)

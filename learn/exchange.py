@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 
 from wsa.encode.options import open_snapshot
-from wsa.encode.store_options import DuOptions, ExportOptions, ImportOptions
 from wsa.learn import env
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
+from wsa.store.configs import DuOptions, ExportOptions, ImportOptions
 
 
 def du(o: DuOptions) -> int:

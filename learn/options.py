@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from wsa.encode.options import Engine, Names, Pairs, StoreOptions
+from wsa.encode.options import Engine
 from wsa.learn.online_options import OnlineOptions
+from wsa.store.configs import Names, Pairs, StoreOptions
 
 
 @dataclasses.dataclass(frozen=True)
