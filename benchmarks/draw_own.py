@@ -20,7 +20,7 @@ from wsa.encode import own, pictures, pretrain_data
 from wsa.encode.segmentation import MovingObjects
 from wsa.encode.transporter import gaussians
 from wsa.store.format.windows import episode_starts, window_rows
-from wsa.store.reader import take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 
 GAMES = ("Pong", "Breakout", "Seaquest", "MsPacman", "SpaceInvaders", "Qbert")
 STEPS, MOMENTS, ENVS = 320, 2, 4

@@ -47,7 +47,7 @@ from wsa.encode.forward import Encoder
 from wsa.encode.models import Request, parse_request
 from wsa.encode.plan import Item, Plan, make_plan
 from wsa.encode.preprocess import preprocess
-from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 GAME, ROUNDS, SECONDS = "Seaquest", 3, 8.0
 HEAVY = 1e9  # Operations a frame from which a model's embeddings take seconds a segment.

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 from kit import interleave, rate, table
 
-from wsa.store.flat import FlatMap
+from wsa.store.objects.flat_map import FlatMap
 
 ROWS, MODELS, WIDTH, BATCH = 200_000, 3, 512, 256
 

@@ -20,8 +20,8 @@ from wsa.learn import env
 from wsa.learn.collect import collect, plan_collection
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 
 def wsa(*arguments: object) -> None:

@@ -32,11 +32,11 @@ from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.dqn import DQN, DQNConfig
 from wsa.learn.features import Batch, OfflineBatches
 from wsa.learn.heads import NetworkConfig, QNetwork
-from wsa.store.flat import FlatMap, materialise
 from wsa.store.format.records import EmbeddingMeta
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
-from wsa.store.writer import commit_embedding
+from wsa.store.objects.flat_map import FlatMap, materialise
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
+from wsa.store.objects.writer import commit_embedding
 
 MODELS = [f"random{i}-{i:012x}" for i in range(3)]
 DEPTH, SIZE, ACTIONS = 4, 512, 18

@@ -18,10 +18,10 @@ import zarr
 from kit import interleave, store_of, table
 
 from wsa.store.common import hashing, names
-from wsa.store.flat import materialise
 from wsa.store.format.records import EmbeddingMeta, SegmentMeta
-from wsa.store.reader import group_arrays, take_snapshot
-from wsa.store.writer import commit_embedding
+from wsa.store.objects.flat_map import materialise
+from wsa.store.objects.snapshot import group_arrays, take_snapshot
+from wsa.store.objects.writer import commit_embedding
 
 GAME, STEPS, NUMBERS = "Seaquest", 8192, 512
 

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from kit import markdown, wsa
 
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 EPSILON = 0.2  # Of the policy that plays the data.
 

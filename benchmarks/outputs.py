@@ -33,10 +33,10 @@ from wsa.encode.forward import Encoder
 from wsa.encode.lookup import identify
 from wsa.encode.models import build, parse_request
 from wsa.encode.preprocess import _pillow
-from wsa.encode.spec import Output
 from wsa.learn import env as games
 from wsa.learn import linear, ram
 from wsa.learn.linear import Split
+from wsa.store.objects.model_spec import Output
 
 # Of the variables of `wsa.learn.ram`, those that tables in docs/ were measured with.
 JUDGED = {

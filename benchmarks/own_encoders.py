@@ -36,8 +36,8 @@ from wsa.encode.pretrain import Training
 from wsa.encode.shrunk import Shrunk
 from wsa.store.backends.base import Backend
 from wsa.store.format import records
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 GAME, STEPS, SEGMENT, ROUNDS = "Seaquest", 512, 128, 5
 LIVE_STEPS = 40

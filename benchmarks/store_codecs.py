@@ -22,7 +22,7 @@ from wsa.encode.models import parse_request
 from wsa.encode.register import open_model, register
 from wsa.store.common import names
 from wsa.store.format.arrays import EMBEDDINGS_PER_CHUNK, FRAMES_PER_CHUNK
-from wsa.store.reader import take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 
 GAMES, STEPS = ("Seaquest", "Breakout"), 1024
 EMBEDDED = 512

@@ -18,11 +18,11 @@ from unittest import mock
 import numpy as np
 from kit import interleave, markdown, table
 
-from wsa.store import writer
 from wsa.store.common import hashing, names
 from wsa.store.format import arrays
 from wsa.store.format.records import EmbeddingMeta
-from wsa.store.root import open_store
+from wsa.store.objects import writer
+from wsa.store.objects.root import open_store
 
 FRAMES, NUMBERS, OBJECTS = 820, 512, 20
 MODEL = names.make_model_key("vit", hashing.identity("vit"))

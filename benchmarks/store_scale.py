@@ -26,13 +26,13 @@ from kit import markdown
 
 from wsa.encode.plan import make_plan
 from wsa.learn.env import protocol
-from wsa.store import writer
 from wsa.store.common import hashing, names
 from wsa.store.format import arrays, records
 from wsa.store.format.records import EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta
-from wsa.store.index import DigestIndex
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects import writer
+from wsa.store.objects.digest_index import DigestIndex
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 STEPS = 1024
 DISTINCT = 820  # of a segment's frames, as in Seaquest

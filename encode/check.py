@@ -15,18 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from wsa.encode import models, probe, strip
+from wsa.encode import models, strip
 from wsa.encode.engines import arithmetic
 from wsa.encode.forward import Encoder
 from wsa.encode.lookup import identify
 from wsa.encode.models import Request
 from wsa.encode.outputs import Trunk
 from wsa.encode.preprocess import preprocess
-from wsa.encode.spec import parse_output
 from wsa.encode.user_model import UserNetwork
 from wsa.store.common import hashing
 from wsa.store.common.errors import WsaError
-from wsa.store.writer import FLOAT16_MAX
+from wsa.store.objects import probe
+from wsa.store.objects.model_spec import parse_output
+from wsa.store.objects.writer import FLOAT16_MAX
 
 BATCH_ERROR = 0.01  # As a share of a game's step: libraries round differently for other batches.
 

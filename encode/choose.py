@@ -20,13 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode import engines, probe, strip
+from wsa.encode import engines, strip
 from wsa.encode.basis import Reduction
 from wsa.encode.forward import Encoder
 from wsa.encode.inputs import read_shown
-from wsa.encode.spec import Precision
 from wsa.store.common.errors import ConflictError, WsaError
-from wsa.store.reader import Snapshot
+from wsa.store.objects import probe
+from wsa.store.objects.model_spec import Precision
+from wsa.store.objects.snapshot import Snapshot
 
 GATE = 0.01
 GAME_PAIRS = 16

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from wsa.encode.outputs import Trunk
-from wsa.encode.spec import Precision
 from wsa.store.common.errors import MissingError, UsageError
+from wsa.store.objects.model_spec import Precision
 
 NAMES = ("torch", "compile", "openvino")
 GPU_BATCH = 256

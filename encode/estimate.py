@@ -10,10 +10,10 @@ from wsa.encode import fitting, lookup, register
 from wsa.encode.forward import Encoder
 from wsa.encode.models import Request
 from wsa.encode.plan import make_plan
-from wsa.encode.probe import MAX_STEP_ERROR
-from wsa.encode.spec import parse_output
 from wsa.store.common import names
-from wsa.store.reader import Snapshot
+from wsa.store.objects.model_spec import parse_output
+from wsa.store.objects.probe import MAX_STEP_ERROR
+from wsa.store.objects.snapshot import Snapshot
 
 
 @dataclasses.dataclass(frozen=True)

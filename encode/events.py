@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable
 
 from wsa.encode.choose import Choice
-from wsa.encode.spec import ModelSpec
 from wsa.store.common.errors import WsaError
+from wsa.store.objects.model_spec import ModelSpec
 
 
 @dataclasses.dataclass(frozen=True)

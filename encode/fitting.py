@@ -11,10 +11,10 @@ from wsa.encode import strip
 from wsa.encode.basis import Basis
 from wsa.encode.forward import Encoder
 from wsa.encode.inputs import read_shown
-from wsa.encode.spec import Output
 from wsa.store.common.errors import MissingError
 from wsa.store.format.records import SegmentMeta
-from wsa.store.reader import Snapshot
+from wsa.store.objects.model_spec import Output
+from wsa.store.objects.snapshot import Snapshot
 
 GAME_FRAMES = 2048  # Kept in memory as features: half a gigabyte for a grid of 7 x 7 x 1280.
 

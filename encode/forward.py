@@ -26,9 +26,9 @@ from wsa.encode.basis import ROWS, Reduction
 from wsa.encode.engines import Engine, arithmetic, one_thread
 from wsa.encode.outputs import Trunk
 from wsa.encode.preprocess import normalise, preprocess, shrink
-from wsa.encode.spec import Output, Precision, Preprocessing
 from wsa.encode.staging import run_on_gpu
-from wsa.store.writer import FLOAT16_MAX
+from wsa.store.objects.model_spec import Output, Precision, Preprocessing
+from wsa.store.objects.writer import FLOAT16_MAX
 
 
 def choose_device(device: str) -> str:

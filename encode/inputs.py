@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.encode.spec import Preprocessing
 from wsa.store.format.records import SegmentMeta
 from wsa.store.format.windows import episode_starts, window_digests, window_rows
-from wsa.store.reader import Snapshot
+from wsa.store.objects.model_spec import Preprocessing
+from wsa.store.objects.snapshot import Snapshot
 
 # A hundred megabytes where four screens make a window; a GPU takes no more at once.
 WINDOWS_AT_ONCE = 256

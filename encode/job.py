@@ -27,14 +27,14 @@ from wsa.encode.inputs import Shown, read_shown
 from wsa.encode.models import Request
 from wsa.encode.plan import Item
 from wsa.encode.register import Registered, open_model, register
-from wsa.encode.stored import read_spec
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
 from wsa.store.format.records import EmbeddingMeta
-from wsa.store.reader import take_objects, take_snapshot
-from wsa.store.root import open_store
-from wsa.store.writer import commit_embedding, committed, embedding_dtype
+from wsa.store.objects.model_spec import read_spec
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_objects, take_snapshot
+from wsa.store.objects.writer import commit_embedding, committed, embedding_dtype
 
 MODELS_KEPT = 8
 

@@ -22,9 +22,8 @@ from wsa.encode.recent import Recent, named
 from wsa.encode.shrunk import Shrunk
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, UsageError
-from wsa.store.flat import FlatMap
-from wsa.store.index import DigestIndex
-from wsa.store.places import side_by_side
+from wsa.store.objects.digest_index import DigestIndex
+from wsa.store.objects.flat_map import FlatMap, side_by_side
 
 REMEMBERED = 50_000
 

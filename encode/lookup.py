@@ -14,20 +14,20 @@ from torch import nn
 
 from wsa.encode import fitting, models, own
 from wsa.encode.models import Request
-from wsa.encode.spec import (
+from wsa.encode.user_model import UserNetwork
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import ConflictError, UsageError
+from wsa.store.format.windows import MAX_STACK_FRAMES
+from wsa.store.objects.model_spec import (
     Geometry,
     Identity,
     ModelSpec,
     Preprocessing,
     model_key,
     parse_output,
+    read_spec,
 )
-from wsa.encode.stored import read_spec
-from wsa.encode.user_model import UserNetwork
-from wsa.store.common import hashing, names
-from wsa.store.common.errors import ConflictError, UsageError
-from wsa.store.format.windows import MAX_STACK_FRAMES
-from wsa.store.reader import Snapshot
+from wsa.store.objects.snapshot import Snapshot
 
 
 def find(snapshot: Snapshot, request: Request) -> ModelSpec | None:

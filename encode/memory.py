@@ -23,11 +23,11 @@ from wsa.encode.estimate import Sized, size_up
 from wsa.encode.forward import choose_device
 from wsa.encode.inputs import WINDOWS_AT_ONCE
 from wsa.encode.models import Request
-from wsa.encode.probe import MAX_STEP_ERROR
 from wsa.encode.workers import TASKS_A_GPU, TASKS_A_THREAD, THREADS_A_WORKER
 from wsa.store.common.errors import WsaError
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.probe import MAX_STEP_ERROR
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 # An allocator keeps some of what it got back.
 SPARE = 1.1

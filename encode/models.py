@@ -25,9 +25,9 @@ import torch
 from torch import nn
 
 from wsa.encode import hub, own, user_model
-from wsa.encode.spec import DEFAULT_OUTPUT, Geometry, Precision
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, MissingError, UsageError
+from wsa.store.objects.model_spec import DEFAULT_OUTPUT, Geometry, Precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Request:
             for one of the paper's own encoders.
         source: `hub`, `package`, `random`, `file:<path>`, or `user:<module:callable>`, which imports
             that module and so never comes out of a store; a stored model's is `user` alone.
-        output: As `wsa.encode.spec.parse_output` reads it.
+        output: As `wsa.store.objects.model_spec.parse_output` reads it.
         precision: Arithmetic of the forward pass.
         geometry: From a screen to the input; a user's model declares its own.
     """

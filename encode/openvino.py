@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from wsa.encode.outputs import Trunk
-from wsa.encode.spec import Precision
 from wsa.store.common.errors import ConflictError
+from wsa.store.objects.model_spec import Precision
 
 # Frames a second in batches of 1, 4, 8, 16, one core: EfficientNet-Lite0 146, 144, 140, 134;
 # ResNet-50 19.0, 20.0, 20.4, 20.0 (bf16: 89, 103, 108, 111); ViT-S 16.2, 17.1, 17.2, 17.1.

@@ -8,17 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from wsa.store.common import terminal
-from wsa.store.common.errors import MissingError, UsageError
-
-if TYPE_CHECKING:
-    from wsa.store.backends.base import Backend
-    from wsa.store.reader import Snapshot
-
+from wsa.store.common.errors import UsageError
 from wsa.store.configs import Names, Pairs, StoreOptions
 
 Engine = Literal["auto", "torch", "compile", "openvino"]
@@ -109,35 +103,6 @@ class EncodeOptions(SlurmOptions, StoreOptions):
     """With --watch: serve counters for Prometheus on this port."""
     metrics_host: str = "127.0.0.1"
     """Address that --metrics-port is served on."""
-
-
-def open_snapshot(
-    store: str, *, create: bool = False, or_empty: bool = False
-) -> tuple[Backend, Snapshot]:
-    """A store and a snapshot of it; says which store it is.
-
-    Args:
-        store: URL of the store.
-        create: Start a store if there is none.
-        or_empty: Without a store, behave as if it were empty, and make nothing.
-
-    Raises:
-        MissingError: There is no store.
-    """
-    from wsa.store.backends.open import open_backend
-    from wsa.store.reader import Snapshot, take_snapshot
-    from wsa.store.root import is_free, open_store
-
-    try:
-        backend = open_store(store, create=create)
-    except MissingError:
-        backend = open_backend(store)
-        if not or_empty or not is_free(backend):
-            raise
-        terminal.say(f"store {backend.url}, not there yet")
-        return backend, Snapshot(backend, {})
-    terminal.say(f"store {backend.url}")
-    return backend, take_snapshot(backend)
 
 
 def weights_files(pairs: Sequence[str]) -> dict[str, str]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from wsa.encode.spec import Output
 from wsa.store.common.errors import UsageError
+from wsa.store.objects.model_spec import Output
 
 
 class Trunk(nn.Module):

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from wsa.encode.inputs import input_digests
 from wsa.store.format.records import SegmentMeta
-from wsa.store.index import first_seen
-from wsa.store.reader import Snapshot
+from wsa.store.objects.digest_index import first_seen
+from wsa.store.objects.snapshot import Snapshot
 
 Name = tuple[str, str, str]  # Of an embedding object: model key, game, segment.
 Digests = dict[tuple[str, str, int], NDArray[np.uint8]]  # By game, segment and window.

@@ -30,13 +30,13 @@ from torch import Tensor, nn
 from wsa.encode import checkpoint, engines, pretrain_data, trained_files
 from wsa.encode.curves import Metrics
 from wsa.encode.pretrain_data import Looks, scale
-from wsa.encode.spec import Precision
 from wsa.encode.trainee import Trainee
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import ConflictError
 from wsa.store.format import records
-from wsa.store.reader import Snapshot
-from wsa.store.writer import command_line
+from wsa.store.objects.model_spec import Precision
+from wsa.store.objects.snapshot import Snapshot
+from wsa.store.objects.writer import command_line
 
 # Imported one at a time: the module and class of each.
 TRAINEES = {

@@ -28,7 +28,7 @@ from wsa.store.common import hashing, names
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.format.records import SegmentMeta
 from wsa.store.format.windows import episode_starts
-from wsa.store.reader import Snapshot
+from wsa.store.objects.snapshot import Snapshot
 
 _AT_ONCE = 64
 

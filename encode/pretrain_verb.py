@@ -12,13 +12,13 @@ from distributed.system import MEMORY_LIMIT
 
 from wsa.encode import engines, pretrain, pretrain_data
 from wsa.encode.forward import choose_device
-from wsa.encode.options import open_snapshot
 from wsa.encode.pretrain import TRAINEES, Training, trainee
 from wsa.encode.pretrain_options import PretrainOptions
 from wsa.encode.trainee import Trainee
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import UsageError
-from wsa.store.reader import Snapshot
+from wsa.store.objects.root import open_snapshot
+from wsa.store.objects.snapshot import Snapshot
 
 
 def pretrain_encoders(o: PretrainOptions) -> int:

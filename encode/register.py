@@ -24,22 +24,30 @@ from safetensors import SafetensorError
 from torch import nn
 
 from wsa.encode import basis as bases
-from wsa.encode import choose, engines, fitting, models, probe, strip
+from wsa.encode import choose, engines, fitting, models, strip
 from wsa.encode.basis import Projection, Reduction
 from wsa.encode.choose import Choice, Engines
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.inputs import input_digests, read_shown
 from wsa.encode.lookup import identify, known, request_of, weights_digest
 from wsa.encode.models import Request
-from wsa.encode.spec import Identity, ModelSpec, Precision, model_key, parse_output
-from wsa.encode.stored import how_to_remove, read_spec
 from wsa.encode.user_model import UserNetwork
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import ConflictError, DamagedError
 from wsa.store.format.records import ModelMeta
-from wsa.store.index import first_seen
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.writer import commit_model
+from wsa.store.objects import probe
+from wsa.store.objects.digest_index import first_seen
+from wsa.store.objects.model_spec import (
+    Identity,
+    ModelSpec,
+    Precision,
+    how_to_remove,
+    model_key,
+    parse_output,
+    read_spec,
+)
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.writer import commit_model
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from wsa import __version__
 from wsa.encode.events import SegmentDone
 from wsa.encode.run import EncodeReport
 from wsa.store.common import atomic_files, terminal
-from wsa.store.writer import author, command_line
+from wsa.store.objects.writer import author, command_line
 
 LIBRARIES = ("torch", "torchvision", "timm", "openvino", "distributed", "zarr", "numpy")
 

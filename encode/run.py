@@ -21,15 +21,15 @@ from wsa.encode.job import Failed, Setting
 from wsa.encode.lookup import find
 from wsa.encode.models import Request
 from wsa.encode.plan import Name, Plan, make_plan
-from wsa.encode.probe import MAX_STEP_ERROR
 from wsa.encode.register import Registered
 from wsa.encode.slurm import SlurmJobs
-from wsa.encode.stored import read_spec
 from wsa.encode.workers import Workers
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import MissingError
-from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.objects.model_spec import read_spec
+from wsa.store.objects.probe import MAX_STEP_ERROR
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 
 @dataclasses.dataclass(frozen=True)

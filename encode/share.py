@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import safetensors
 
-from wsa.encode import probe
 from wsa.store import sync
 from wsa.store.backends.open import open_backend
 from wsa.store.common import terminal
@@ -15,8 +14,9 @@ from wsa.store.common.errors import ConflictError, DamagedError, MissingError, U
 from wsa.store.configs import MergeOptions, PullOptions, PushOptions, ShareOptions
 from wsa.store.format.arrays import Files
 from wsa.store.format.records import Commit
-from wsa.store.reader import Snapshot
-from wsa.store.root import is_free, open_store
+from wsa.store.objects import probe
+from wsa.store.objects.root import is_free, open_store
+from wsa.store.objects.snapshot import Snapshot
 
 # A kind of object, as `sync.ORDER` has them, in the plural.
 KINDS = ("models", "frames", "segments", "embeddings")

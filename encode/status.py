@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 
 from wsa.encode.beats import LOST_AFTER, Sign, read_signs
-from wsa.encode.options import open_snapshot
 from wsa.encode.plan import Digests, make_plan
 from wsa.encode.service_options import StatusOptions
-from wsa.encode.stored import read_spec
 from wsa.store.common import terminal
-from wsa.store.reader import Snapshot
+from wsa.store.objects.model_spec import read_spec
+from wsa.store.objects.root import open_snapshot
+from wsa.store.objects.snapshot import Snapshot
 
 
 def status(o: StatusOptions) -> int:

@@ -14,7 +14,7 @@ from wsa import __version__
 from wsa.encode.beats import Beat, State, Work
 from wsa.encode.events import AttemptFailed, Event, SegmentDone
 from wsa.store.common.errors import redact
-from wsa.store.writer import author
+from wsa.store.objects.writer import author
 
 # What "lately" means.
 RECENT_S = 60.0

@@ -16,8 +16,8 @@ SHOWN = 20
 
 def verify(o: VerifyOptions) -> int:
     """`wsa verify`: exit code 5 where there was damage, repaired or not."""
+    from wsa.store.objects.root import open_store
     from wsa.store.repair import repair
-    from wsa.store.root import open_store
     from wsa.store.verify import verify as check
 
     share = sample_share(o.sample)
@@ -76,7 +76,7 @@ def sample_share(text: str) -> float:
 
 def sweep(o: SweepOptions) -> int:
     """`wsa sweep`."""
-    from wsa.store.root import open_store
+    from wsa.store.objects.root import open_store
     from wsa.store.sweep import sweep as clean
 
     if not 1 <= o.grace_hours < math.inf:  # A writer at work needs some of it.

@@ -22,8 +22,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from wsa.encode.spec import Geometry, Preprocessing
 from wsa.store.common.errors import ConflictError, MissingError, WsaError
+from wsa.store.objects.model_spec import Geometry, Preprocessing
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*")
 
@@ -38,7 +38,7 @@ class Input:
         mean, std: Per channel, of pixels from 0 to 1; none leaves them there. A model that wants
             them from 0 to 255 has a std of 1/255.
         interpolation: `bilinear` or `bicubic`, with antialiasing, or `area` as OpenCV's INTER_AREA.
-        geometry: `squash`, `crop` or `pad`; see `wsa.encode.spec.Preprocessing`.
+        geometry: `squash`, `crop` or `pad`; see `wsa.store.objects.model_spec.Preprocessing`.
         crop: Share of the shorter side that `crop` keeps.
     """
 

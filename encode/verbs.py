@@ -12,17 +12,17 @@ from pathlib import Path
 from wsa.encode import events, slurm
 from wsa.encode.lookup import request_of
 from wsa.encode.models import Request, known_aliases, local_weights, parse_request
-from wsa.encode.options import EncodeOptions, ModelsOptions, open_snapshot, weights_files
+from wsa.encode.options import EncodeOptions, ModelsOptions, weights_files
 from wsa.encode.report import make_folder, write_report
 from wsa.encode.run import EncodeReport, require_frames, wanted_games
 from wsa.encode.run import encode as run
-from wsa.encode.spec import parse_output
-from wsa.encode.stored import describe, read_spec
 from wsa.store.backends.base import Backend
-from wsa.store.catalog import cache_folder
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import ConflictError, StorageError, UsageError
-from wsa.store.reader import Snapshot
+from wsa.store.objects.model_spec import describe, parse_output, read_spec
+from wsa.store.objects.record_cache import cache_folder
+from wsa.store.objects.root import open_snapshot
+from wsa.store.objects.snapshot import Snapshot
 
 
 def encode(o: EncodeOptions) -> int:

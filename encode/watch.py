@@ -31,8 +31,8 @@ from wsa.store.backends.base import Backend
 from wsa.store.backends.open import open_backend
 from wsa.store.common import terminal
 from wsa.store.common.errors import ConflictError, DamagedError, StorageError, WsaError
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import is_free, open_store
+from wsa.store.objects.root import is_free, open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 # For about so long a batch keeps its claims, and nobody looks for what is new.
 BATCH_S = 120.0

@@ -10,13 +10,13 @@ from typing import Any, Self
 from distributed import KilledWorker, as_completed
 
 from wsa.encode import slurm
-from wsa.encode.options import open_snapshot
 from wsa.learn import bench_report, grid
 from wsa.learn.bench_options import BenchOptions
 from wsa.learn.cell import Failure, attempt
 from wsa.learn.grid import Cell
 from wsa.store.common import terminal
 from wsa.store.common.errors import StorageError
+from wsa.store.objects.root import open_snapshot
 
 TRIES = 3  # Of a run whose worker dies; it goes on from its newest checkpoint.
 

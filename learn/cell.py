@@ -16,8 +16,8 @@ from wsa.learn import judge, online_config, online_start, run, start
 from wsa.learn.grid import RESULT, Cell, Result, without_judging
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import WsaError
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 ERROR = "error.txt"
 

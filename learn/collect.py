@@ -27,8 +27,8 @@ from wsa.store.common import hashing, names
 from wsa.store.common.errors import UsageError
 from wsa.store.format import arrays as layout
 from wsa.store.format.records import Protocol, SegmentMeta
-from wsa.store.reader import Snapshot
-from wsa.store.writer import commit_segment
+from wsa.store.objects.snapshot import Snapshot
+from wsa.store.objects.writer import commit_segment
 
 # For estimates: a step of Seaquest on disk, and how fast recording is beside bare play.
 BYTES_A_STEP = 240

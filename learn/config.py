@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from wsa.encode.stored import read_spec
 from wsa.learn import env as games
 from wsa.learn.adapters import Inputs
 from wsa.learn.bc import BCConfig
@@ -18,8 +17,9 @@ from wsa.learn.offline import check_weight_losses
 from wsa.learn.origin import MEAN_CONTEXT, Origin
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError, UsageError
-from wsa.store.flat import shapes_of
-from wsa.store.reader import Snapshot
+from wsa.store.objects.flat_map import shapes_of
+from wsa.store.objects.model_spec import read_spec
+from wsa.store.objects.snapshot import Snapshot
 
 
 class RunConfig(Origin, frozen=True, forbid_unknown_fields=True):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from wsa.encode import own
 from wsa.encode.models import Request, parse_request
-from wsa.encode.options import open_snapshot
 from wsa.learn import env, judge, run
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import RunConfig, make_config
@@ -24,7 +23,8 @@ from wsa.learn.report import summarise, total_bytes
 from wsa.learn.start import by_default
 from wsa.store.backends.base import Backend
 from wsa.store.common import terminal
-from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.objects.root import open_snapshot
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 # They come with wsa: no model hub is needed.
 MODELS = own.DEFAULT

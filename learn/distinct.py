@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import DamagedError
-from wsa.store.index import DigestIndex
+from wsa.store.objects.digest_index import DigestIndex
 
 GROWTH = 32 << 20  # Bytes that the embeddings' file grows by.
 CHECKED = 4096  # Rows that are checked at once.

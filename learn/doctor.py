@@ -12,10 +12,10 @@ from pathlib import Path
 
 from wsa.store.backends.base import Backend
 from wsa.store.backends.open import open_backend
-from wsa.store.catalog import cache_folder
 from wsa.store.common.errors import WsaError
-from wsa.store.reader import take_snapshot
-from wsa.store.root import gives_names_once, open_store
+from wsa.store.objects.record_cache import cache_folder
+from wsa.store.objects.root import gives_names_once, open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 LIBRARIES = ("zarr", "numcodecs", "torch", "torchvision", "timm", "dask", "gymnasium", "ale-py")
 FLOORS = {"zarr": (3, 1, 6), "numcodecs": (0, 16, 6)}

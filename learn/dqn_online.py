@@ -27,7 +27,7 @@ from wsa.learn.ranges import check_ranges
 from wsa.learn.replay import Replay
 from wsa.learn.session import Played, Session
 from wsa.store.common.errors import UsageError
-from wsa.store.flat import FlatMap
+from wsa.store.objects.flat_map import FlatMap
 
 
 class OnlineDQNConfig(

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 
 from wsa.store.format.records import Commit, EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta
-from wsa.store.reader import Snapshot
+from wsa.store.objects.snapshot import Snapshot
 from wsa.store.sweep import Attempt, list_attempts
 
 

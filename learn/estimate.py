@@ -10,8 +10,8 @@ from wsa.learn.adapters import Inputs
 from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.features import Batch
 from wsa.learn.heads import QNetwork
-from wsa.store.flat import ROW
-from wsa.store.reader import Snapshot
+from wsa.store.objects.flat_map import ROW
+from wsa.store.objects.snapshot import Snapshot
 
 UPDATES_TIMED = 5
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from wsa.encode.options import open_snapshot
 from wsa.learn import env
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
 from wsa.store.configs import DuOptions, ExportOptions, ImportOptions
+from wsa.store.objects.root import open_snapshot
 
 
 def du(o: DuOptions) -> int:
@@ -76,7 +76,7 @@ def import_data(o: ImportOptions) -> int:
     """`wsa import`."""
     from wsa.learn.imports import open_source, plan_import, run_import, state_protocol
     from wsa.learn.sources import Facts
-    from wsa.store.root import open_store
+    from wsa.store.objects.root import open_store
 
     if o.game:
         env.check_game(o.game)

@@ -14,7 +14,7 @@ from torch import Tensor
 from wsa.encode.live import LiveEncoder
 from wsa.learn.nstep import walk
 from wsa.learn.rows import StateRows
-from wsa.store.flat import FlatMap
+from wsa.store.objects.flat_map import FlatMap
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ from wsa.learn.ranges import check_seed
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.format import records
-from wsa.store.reader import Snapshot
+from wsa.store.objects.snapshot import Snapshot
 
 SETTINGS, RESULT = "bench.json", "result.json"
 LONGEST = 80

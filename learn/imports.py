@@ -26,7 +26,7 @@ from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.common.errors import UsageError
 from wsa.store.format.records import Protocol, SegmentMeta
-from wsa.store.reader import Snapshot
+from wsa.store.objects.snapshot import Snapshot
 
 # The data do not say which emulator showed them.
 EMULATOR = ("unknown", "unknown")

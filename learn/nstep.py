@@ -9,7 +9,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from wsa.store.flat import FlatMap
+from wsa.store.objects.flat_map import FlatMap
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,7 @@ from wsa.learn.nstep import hold_out, horizon, walk
 from wsa.learn.periodic import PeriodicEvaluation
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
-from wsa.store.flat import FlatMap
+from wsa.store.objects.flat_map import FlatMap
 
 VALIDATED = 2048  # Held-out steps that are looked at.
 CHUNK = 256

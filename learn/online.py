@@ -31,10 +31,9 @@ from wsa.learn.record import Embedded, Recording
 from wsa.learn.session import Played, Session
 from wsa.learn.stage import Stage, online_policy
 from wsa.learn.table import Table
-from wsa.store.flat import FlatMap, materialise
-from wsa.store.places import in_files
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.flat_map import FlatMap, in_files, materialise
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 
 class _Nothing:

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import torch
 
-from wsa.encode.stored import read_spec
 from wsa.learn import env as games
 from wsa.learn.config import inputs_of
 from wsa.learn.dqn_online import OnlineDQNConfig
@@ -24,9 +23,10 @@ from wsa.store.common import hashing
 from wsa.store.common.errors import UsageError
 from wsa.store.format import records
 from wsa.store.format.records import Protocol
-from wsa.store.places import side_by_side
-from wsa.store.reader import Snapshot
-from wsa.store.writer import author
+from wsa.store.objects.flat_map import side_by_side
+from wsa.store.objects.model_spec import read_spec
+from wsa.store.objects.snapshot import Snapshot
+from wsa.store.objects.writer import author
 
 NATURE = "nature"
 

@@ -13,8 +13,7 @@ from wsa.encode.forward import choose_device
 from wsa.encode.live_remote import remote_encoders
 from wsa.encode.lookup import find
 from wsa.encode.models import parse_request
-from wsa.encode.options import open_snapshot, weights_files
-from wsa.encode.probe import MAX_STEP_ERROR
+from wsa.encode.options import weights_files
 from wsa.encode.register import register
 from wsa.learn import env as games
 from wsa.learn import online, online_config, run
@@ -31,7 +30,9 @@ from wsa.learn.session import Played
 from wsa.learn.start import begin_from, by_default, check_changes, network_of, stored_name
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import UsageError
-from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.objects.probe import MAX_STEP_ERROR
+from wsa.store.objects.root import open_snapshot
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 
 def learn(o: LearnOptions) -> int:

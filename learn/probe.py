@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.encode.models import parse_request
-from wsa.encode.stored import read_spec
 from wsa.learn import linear, probe_data
 from wsa.learn.config import choose_models
 from wsa.learn.linear import Split
 from wsa.learn.probe_data import Moments
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError
-from wsa.store.reader import Snapshot
+from wsa.store.objects.model_spec import read_spec
+from wsa.store.objects.snapshot import Snapshot
 
 # Anand et al. judge no variable whose values have less entropy, in nats: it hardly varies.
 LEAST_ENTROPY = 0.6

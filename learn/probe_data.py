@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode.preprocess import preprocess
-from wsa.encode.spec import Preprocessing
 from wsa.learn import ram, retrace
 from wsa.learn.linear import Rows, Split
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.format.records import SegmentMeta
-from wsa.store.reader import Snapshot
+from wsa.store.objects.model_spec import Preprocessing
+from wsa.store.objects.snapshot import Snapshot
 
 SPREAD = 5  # Samples are drawn from so many times as many steps.
 TEST, CHECK = 0.2, 0.1  # Shares of the steps.

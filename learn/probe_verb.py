@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from wsa.encode.options import open_snapshot
 from wsa.learn import env, probe_data, ram
 from wsa.learn.probe import LEAST_ENTROPY, Judged, models_of, probe, varying
 from wsa.learn.probe_options import ProbeOptions
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.format.records import SegmentMeta
-from wsa.store.reader import Snapshot
+from wsa.store.objects.root import open_snapshot
+from wsa.store.objects.snapshot import Snapshot
 
 
 def probe_models(o: ProbeOptions) -> int:

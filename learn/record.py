@@ -28,8 +28,8 @@ from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.format.records import EmbeddingMeta, Protocol, SegmentMeta
 from wsa.store.format.windows import episode_starts, window_rows
-from wsa.store.reader import take_objects
-from wsa.store.writer import commit_embedding, embedding_dtype
+from wsa.store.objects.snapshot import take_objects
+from wsa.store.objects.writer import commit_embedding, embedding_dtype
 
 SEGMENT_STEPS = 1024
 

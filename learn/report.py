@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from wsa.encode.stored import describe
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError
 from wsa.store.format import records
 from wsa.store.format.records import Commit, EmbeddingMeta, FramesMeta, SegmentMeta
-from wsa.store.reader import Snapshot
+from wsa.store.objects.model_spec import describe
+from wsa.store.objects.snapshot import Snapshot
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from wsa.learn import env as games
 from wsa.learn.stage import STRETCH, is_online, stretch_seed
 from wsa.store.common import hashing
 from wsa.store.format.records import Protocol, SegmentMeta
-from wsa.store.reader import Snapshot
+from wsa.store.objects.snapshot import Snapshot
 
 RAM_BYTES = 128
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store.flat import FlatMap
+from wsa.store.objects.flat_map import FlatMap
 
 
 class StateRows:

@@ -32,10 +32,10 @@ from wsa.learn.periodic import REMEMBERED, PeriodicEvaluation
 from wsa.learn.warm import transfer
 from wsa.store.common import atomic_files, hashing, names
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError
-from wsa.store.flat import FlatMap, materialise
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import open_store
-from wsa.store.writer import command_line
+from wsa.store.objects.flat_map import FlatMap, materialise
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.writer import command_line
 
 
 def new_folder(runs: Path, config: Any, exp_name: str) -> Path:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from wsa.encode import checkpoint, own
-from wsa.encode.stored import read_spec
 from wsa.learn.bc import BCConfig
 from wsa.learn.config import RunConfig, choose_models, make_config
 from wsa.learn.dqn import DQNConfig
@@ -19,7 +18,8 @@ from wsa.learn.origin import MEAN_CONTEXT, Origin, read_origin
 from wsa.learn.warm import change_models
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError
-from wsa.store.reader import Snapshot
+from wsa.store.objects.model_spec import read_spec
+from wsa.store.objects.snapshot import Snapshot
 
 # Switches that are the preset's where they are not given, as options call them.
 SWITCHES = ("score_activation", "normaliser", "layer_norm", "temperature", "scorer_hidden",

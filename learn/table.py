@@ -24,7 +24,7 @@ from torch import Tensor
 from wsa.encode.live import spread
 from wsa.encode.recent import Seen, named
 from wsa.learn.distinct import Distinct, Lookup
-from wsa.store.places import side_by_side
+from wsa.store.objects.flat_map import side_by_side
 
 
 class Embedder(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsa.encode.options import open_snapshot, weights_files
+from wsa.encode.options import weights_files
 from wsa.learn import env
 from wsa.learn.options import (
     CollectOptions,
@@ -24,7 +24,8 @@ from wsa.learn.ranges import check_seed
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.format.records import Protocol
-from wsa.store.reader import Snapshot
+from wsa.store.objects.root import open_snapshot
+from wsa.store.objects.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from wsa.learn.policies import Policy

@@ -35,14 +35,14 @@ import numpy as np
 import zarr
 from zarr.errors import ZarrUserWarning
 
-from wsa.store import writer
 from wsa.store.columns import ROW_COLUMNS, Column, Table
 from wsa.store.common import atomic_files
 from wsa.store.common.errors import ConflictError, MissingError
 from wsa.store.common.hashing import DIGEST_BYTES
 from wsa.store.format import records
 from wsa.store.format.records import SegmentMeta
-from wsa.store.reader import Snapshot
+from wsa.store.objects import writer
+from wsa.store.objects.snapshot import Snapshot
 
 VERSION = 1  # of the attributes and of the arrays' names
 

@@ -26,7 +26,7 @@ from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, StorageError
 from wsa.store.faults import Call, Fault, FaultyBackend, Killed, MemoryBackend, Plan
 from wsa.store.format.records import read_commit
-from wsa.store.reader import Snapshot, list_records, take_snapshot
+from wsa.store.objects.snapshot import Snapshot, list_records, take_snapshot
 from wsa.store.repair import repair
 from wsa.store.samples import (
     ALIASES,

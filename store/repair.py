@@ -21,7 +21,7 @@ from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError
 from wsa.store.format import records
 from wsa.store.format.records import Commit
-from wsa.store.reader import read_record
+from wsa.store.objects.snapshot import read_record
 from wsa.store.sweep import KEPT, owner
 from wsa.store.verify import Damage
 

@@ -22,7 +22,7 @@ from wsa.store.common import hashing, names
 from wsa.store.common.atomic_files import TEMPORARY
 from wsa.store.common.errors import DamagedError, StorageError, UsageError
 from wsa.store.format.records import Commit
-from wsa.store.reader import read_each, read_record
+from wsa.store.objects.snapshot import read_each, read_record
 
 # Where `wsa verify --repair` keeps what it took out.
 KEPT = "damaged"

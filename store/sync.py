@@ -28,8 +28,8 @@ from wsa.store.common.errors import DamagedError, MissingError
 from wsa.store.format import records
 from wsa.store.format.arrays import Files
 from wsa.store.format.records import Commit, EmbeddingMeta, FramesMeta, Meta, ModelMeta, SegmentMeta
-from wsa.store.reader import Snapshot, read_records, take_snapshot
-from wsa.store.writer import (
+from wsa.store.objects.snapshot import Snapshot, read_records, take_snapshot
+from wsa.store.objects.writer import (
     PUTS_AT_ONCE,
     committed,
     new_attempt,

@@ -27,7 +27,7 @@ install_import_hook([f"wsa.learn.{name}" for name in SHAPED], "beartype.beartype
 from wsa.store.backends.base import Backend
 from wsa.store.format import arrays
 from wsa.store.format.records import SegmentMeta
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
 
 # Machines that run tests are busy: no deadlines. Session fixtures only are used under @given.
 settings.register_profile(

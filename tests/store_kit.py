@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store import flat, writer
 from wsa.store.backends.base import Backend, Entry
 from wsa.store.common import hashing, names
 from wsa.store.format import arrays as layout
 from wsa.store.format.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta
-from wsa.store.reader import Snapshot, group_arrays, take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects import flat_map, writer
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, group_arrays, take_snapshot
 
 GAME = "Pong"
 RUN = "0123456789ab"
@@ -350,7 +350,7 @@ def materialise(
 
     Snapshot.read_rows = slowly  # type: ignore[method-assign]
     snapshot = take_snapshot(open_store(url))
-    made = flat.materialise(snapshot, GAME, [key(a) for a in aliases], Path(cache))
+    made = flat_map.materialise(snapshot, GAME, [key(a) for a in aliases], Path(cache))
     say(f"{len(made.rows)} {hashing.checksum(made.embeddings.tobytes() + made.rows.tobytes())}")
 
 
@@ -385,7 +385,7 @@ def gather(
             for path, commit in snapshot.commits.items()
             if getattr(commit.meta, "segment", "") in chosen
         }
-        made = flat.materialise(Snapshot(snapshot.backend, here), GAME, models, Path(cache))
+        made = flat_map.materialise(Snapshot(snapshot.backend, here), GAME, models, Path(cache))
         # The map's steps are those of the segments in order of their ids, and of no others.
         steps = [
             (s, row) for s in sorted(chosen) for row in np.flatnonzero(_actions(truth[s]) >= 0)

@@ -12,8 +12,8 @@ import xarray
 import zarr
 
 from wsa.learn import env as games
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 MODEL = "timm:test_resnet.r160_in1k:random"
 ENCODE = ("encode", "--models", MODEL, "--output", "pooled", "--scheduler", "inproc")

@@ -13,8 +13,8 @@ from wsa import cli
 from wsa.encode.estimate import estimate, size_up
 from wsa.encode.models import known_aliases, parse_request
 from wsa.store.backends.base import Backend
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 NETS = """
 import torch

@@ -14,12 +14,11 @@ import pytest
 import safetensors.torch
 import timm
 
-from wsa.encode import probe
-from wsa.store import writer
 from wsa.store.common import names
 from wsa.store.format.records import ModelMeta
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects import probe, writer
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 ENCODE = ("encode", "--models", "timm:test_resnet.r160_in1k:random", "--output", "pooled")
 KINDS = ("models", "frames", "segments", "embeddings")

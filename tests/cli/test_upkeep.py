@@ -8,8 +8,8 @@ import os
 import pytest
 
 from wsa.store.common import terminal
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 SEGMENT_STEPS = 300
 

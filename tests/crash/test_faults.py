@@ -8,11 +8,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from wsa.store import writer
 from wsa.store.backends.local import LocalBackend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, StorageError
-from wsa.store.reader import take_snapshot
+from wsa.store.objects import writer
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.testing import (
     Fault,
     FaultyBackend,

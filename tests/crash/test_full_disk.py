@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from wsa import cli
-from wsa.store import flat, writer
 from wsa.store.backends.local import LocalBackend
 from wsa.store.common import atomic_files
 from wsa.store.common.errors import StorageError
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects import flat_map, writer
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.testing import Work, check_store
 
 WORKS = [Work("segment"), Work("model"), Work("embedding")]
@@ -207,10 +207,10 @@ def test_a_cache_on_a_full_disk(small_disk, store, kit):
     for leave in (0, 8 << 10, 40 << 10):
         fill(disk, leave)
         with pytest.raises(StorageError) as refused:
-            flat.materialise(snapshot, kit.GAME, [kit.key()], disk / "cache")
+            flat_map.materialise(snapshot, kit.GAME, [kit.key()], disk / "cache")
         assert refused.value.kind == "no-space"
         (disk / "ballast").unlink()
-    made = flat.materialise(snapshot, kit.GAME, [kit.key()], disk / "cache")
-    again = flat.materialise(snapshot, kit.GAME, [kit.key()], disk.parent / "cache")
+    made = flat_map.materialise(snapshot, kit.GAME, [kit.key()], disk / "cache")
+    again = flat_map.materialise(snapshot, kit.GAME, [kit.key()], disk.parent / "cache")
     np.testing.assert_array_equal(made.embeddings, again.embeddings)
     np.testing.assert_array_equal(made.rows, again.rows)

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from wsa.store import writer
 from wsa.store.common import names
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects import writer
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.verify import verify
 
 ALIASES = ["lite0", "vit"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
 from wsa.store.verify import verify
 
 ALIASES = ["lite0", "vit"]

@@ -25,7 +25,7 @@ from wsa.encode.run import EncodeReport, encode_on
 from wsa.encode.workers import Workers
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError
-from wsa.store.reader import take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.verify import verify
 
 PRELOAD = str(Path(__file__).with_name("faulty_worker.py"))
@@ -60,7 +60,7 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
 
 def fill(kit: Any, store: Backend, count: int, each: int = 8) -> list[str]:
     """Segments of distinct frames; their ids."""
-    from wsa.store import writer
+    from wsa.store.objects import writer
 
     names = []
     for number in range(count):

@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from wsa.cli import main
 from wsa.encode.run import encode
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
 
 MODEL = "timm:test_resnet.r160_in1k:random"
 

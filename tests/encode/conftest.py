@@ -25,17 +25,17 @@ from wsa.encode.estimate import Estimate, estimate, size_up
 from wsa.encode.forward import Encoder
 from wsa.encode.models import Request
 from wsa.encode.pretrain_data import Looks
-from wsa.encode.spec import parse_output
 from wsa.encode.trainee import Sight, Trainee
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.env import protocol
-from wsa.store import writer
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.format import arrays as layout
 from wsa.store.format.records import SegmentMeta
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects import writer
+from wsa.store.objects.model_spec import parse_output
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 Frames = NDArray[np.uint8]
 

@@ -9,7 +9,7 @@ from wsa.encode.events import Event, Planned, SegmentDone
 from wsa.encode.models import parse_request
 from wsa.encode.run import encode
 from wsa.store.common.errors import WsaError
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
 
 
 def say(event: Event) -> None:

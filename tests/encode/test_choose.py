@@ -22,10 +22,10 @@ from wsa.encode.forward import stored
 from wsa.encode.models import Request
 from wsa.encode.register import measured, open_model, register
 from wsa.encode.run import encode
-from wsa.store import writer
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, UsageError
-from wsa.store.reader import take_snapshot
+from wsa.store.objects import writer
+from wsa.store.objects.snapshot import take_snapshot
 
 Ask = Callable[..., Request]
 Fill = Callable[..., Any]

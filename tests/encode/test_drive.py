@@ -31,7 +31,7 @@ from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError, StorageError, UsageError, WsaError
 from wsa.store.format.records import SegmentMeta
-from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 from wsa.store.verify import verify
 
 Ask = Callable[..., Request]

@@ -23,9 +23,9 @@ from wsa.encode.forward import Encoder
 from wsa.encode.models import Request, build, parse_request
 from wsa.encode.outputs import Trunk
 from wsa.encode.preprocess import preprocess
-from wsa.encode.probe import step_error
-from wsa.encode.spec import parse_output
 from wsa.store.common.errors import MissingError, UsageError
+from wsa.store.objects.model_spec import parse_output
+from wsa.store.objects.probe import step_error
 
 Ask = Callable[..., Request]
 Make = Callable[..., Encoder]

@@ -13,12 +13,12 @@ from wsa.encode.live import LiveEncoder
 from wsa.encode.models import Request, parse_request
 from wsa.encode.register import open_model
 from wsa.encode.run import encode
-from wsa.store import flat, writer
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError
-from wsa.store.flat import FlatMap
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects import flat_map, writer
+from wsa.store.objects.flat_map import FlatMap
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 Ask = Callable[..., Request]
 Frames = NDArray[np.uint8]
@@ -37,7 +37,7 @@ def mapped(
         done = encode(store, requests, scheduler="inproc", device="cpu")
         snapshot = take_snapshot(store)
         keys = [model.spec.key for model in done.models]
-        found = flat.materialise(snapshot, "Pong", keys, folder / "cache")
+        found = flat_map.materialise(snapshot, "Pong", keys, folder / "cache")
         return found, [open_model(snapshot, key) for key in keys]
 
     return make

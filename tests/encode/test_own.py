@@ -34,14 +34,14 @@ from wsa.encode.pretrain import TRAINEES, trainee
 from wsa.encode.pretrain_data import Looks, scale
 from wsa.encode.register import open_model, register
 from wsa.encode.shrunk import Shrunk
-from wsa.encode.spec import Preprocessing, parse_output
 from wsa.encode.trainee import Trainee
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.format.windows import window_rows
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.model_spec import Preprocessing, parse_output
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 SHAPES = {
     "ae": (16, 16, 64),

@@ -14,7 +14,7 @@ from wsa.encode.plan import Plan, make_plan
 from wsa.store.common import names
 from wsa.store.format import records
 from wsa.store.format.records import Commit, EmbeddingMeta, Meta, SegmentMeta
-from wsa.store.reader import Snapshot
+from wsa.store.objects.snapshot import Snapshot
 
 GAMES = ("Breakout", "Pong")
 MODELS = ("a-000000000000", "b-000000000000")

@@ -16,7 +16,7 @@ from timm.data.transforms_factory import create_transform
 from wsa.encode import strip
 from wsa.encode.models import ALIASES
 from wsa.encode.preprocess import _resize, grey, preprocess, two_passes
-from wsa.encode.spec import Geometry, Preprocessing
+from wsa.store.objects.model_spec import Geometry, Preprocessing
 
 HALF = (0.5, 0.5, 0.5)
 KERNELS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}

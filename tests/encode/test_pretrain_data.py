@@ -15,7 +15,7 @@ from wsa.encode.pretrain_data import Looks, levels, scale
 from wsa.encode.trainee import Sight, grey
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, UsageError
-from wsa.store.reader import take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 
 ONE = Sight(grey(84, 84))
 STACK = Sight(grey(20, 16), depth=5, one_game=True)

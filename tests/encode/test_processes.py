@@ -21,7 +21,7 @@ from wsa.encode.models import Request
 from wsa.encode.run import encode
 from wsa.store.backends.base import Backend
 from wsa.store.format.records import SegmentMeta
-from wsa.store.reader import take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.verify import verify
 
 Fill = Callable[..., list[SegmentMeta]]

@@ -20,21 +20,21 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from wsa.encode import basis as bases
-from wsa.encode import lookup, models, preprocess, probe, register, strip
+from wsa.encode import lookup, models, preprocess, register, strip
 from wsa.encode.forward import stored
 from wsa.encode.lookup import find
 from wsa.encode.models import Request, parse_request
 from wsa.encode.register import open_model
-from wsa.encode.spec import Preprocessing
-from wsa.encode.stored import read_spec
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, MissingError, UsageError
 from wsa.store.format.records import EmbeddingMeta
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects import probe
+from wsa.store.objects.model_spec import Preprocessing, read_spec
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.writer import commit_embedding
 from wsa.store.verify import verify
-from wsa.store.writer import commit_embedding
 
 Ask = Callable[..., Request]
 REDUCED = "grid:2+pca:32"

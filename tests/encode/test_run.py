@@ -22,8 +22,8 @@ from wsa.encode.run import EncodeReport, encode
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
 from wsa.store.format.records import SegmentMeta
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.verify import verify
 
 Ask = Callable[..., Request]
@@ -179,7 +179,7 @@ def test_nan_is_set_aside_with_its_segment_and_model_and_the_rest_is_done(
     tiny: Ask,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from wsa.store import writer
+    from wsa.store.objects import writer
 
     fill(store, [[0, 1]])
     bright = np.full((12, 10, 3), 255, np.uint8)

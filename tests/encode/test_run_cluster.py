@@ -26,7 +26,7 @@ from wsa.encode.workers import Workers
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, StorageError
 from wsa.store.format.records import SegmentMeta
-from wsa.store.reader import take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.verify import verify
 
 Ask = Callable[..., Request]
@@ -228,7 +228,7 @@ def test_no_worker_takes_more_memory_than_the_dry_run_says(
     """P19, with screens as large as real ones."""
     import numpy as np
 
-    from wsa.store import writer
+    from wsa.store.objects import writer
 
     rng = np.random.default_rng(0)
     for number in range(4):

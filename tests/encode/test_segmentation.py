@@ -9,7 +9,7 @@ import torch
 from wsa.encode.pretrain_data import Looks, levels, scale
 from wsa.encode.segmentation import MovingObjects, ObjectMasks, flow, ssim, warp
 from wsa.store.backends.base import Backend
-from wsa.store.reader import take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 
 
 def test_it_has_the_size_and_the_cost_of_the_papers(cost: Callable[..., tuple[int, int]]) -> None:

@@ -8,9 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsa.encode.spec import DEFAULT_OUTPUT, Identity, Output, Preprocessing, model_key, parse_output
 from wsa.store.common import hashing
 from wsa.store.common.errors import UsageError
+from wsa.store.objects.model_spec import (
+    DEFAULT_OUTPUT,
+    Identity,
+    Output,
+    Preprocessing,
+    model_key,
+    parse_output,
+)
 
 # Outputs.
 

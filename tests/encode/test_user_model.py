@@ -20,12 +20,12 @@ from wsa.encode.models import parse_request
 from wsa.encode.preprocess import preprocess
 from wsa.encode.register import open_model, register
 from wsa.encode.run import encode
-from wsa.encode.stored import read_spec
 from wsa.encode.user_model import Input, is_name, load
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, UsageError, WsaError
 from wsa.store.format.records import SegmentMeta
-from wsa.store.reader import take_snapshot
+from wsa.store.objects.model_spec import read_spec
+from wsa.store.objects.snapshot import take_snapshot
 
 HERE = Path(__file__).parent
 

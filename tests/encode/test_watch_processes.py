@@ -20,12 +20,12 @@ import pytest
 
 from wsa.encode.beats import read_signs
 from wsa.encode.drive import TOO_MANY_IN_A_ROW
-from wsa.store import writer
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.format.records import SegmentMeta
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects import writer
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.verify import verify
 
 Fill = Callable[..., list[SegmentMeta]]

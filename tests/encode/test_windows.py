@@ -23,15 +23,15 @@ from wsa.encode.plan import make_plan
 from wsa.encode.preprocess import preprocess
 from wsa.encode.register import open_model
 from wsa.encode.run import encode
-from wsa.encode.spec import Preprocessing
 from wsa.learn import env as games
 from wsa.learn.collect import collect, plan_collection
-from wsa.store import flat
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.format.records import Commit, EmbeddingMeta, Meta, SegmentMeta
-from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.objects import flat_map
+from wsa.store.objects.model_spec import Preprocessing
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 from wsa.store.verify import verify
 
 Ask = Callable[..., Request]
@@ -192,7 +192,7 @@ def test_a_window_that_segments_cannot_serve_is_refused(window: Any, stacked: St
 class Table:
     """A flat map of some models, as if the store had none of their embeddings."""
 
-    def __init__(self, known: flat.FlatMap) -> None:
+    def __init__(self, known: flat_map.FlatMap) -> None:
         self.models, self.windows = known.models, known.windows
         self.columns, self.places = known.columns, known.places
         self.width, self.window_width = known.width, known.window_width
@@ -225,7 +225,7 @@ def test_cached_is_live_to_the_last_bit(
     report = run(played, stacked(4), tiny("vit"), stacked(2))
     snapshot = take_snapshot(played)
     chosen = [model.spec.key for model in report.models]
-    known = flat.materialise(snapshot, "Breakout", chosen, tmp_path)
+    known = flat_map.materialise(snapshot, "Breakout", chosen, tmp_path)
     encoders = [[open_model(snapshot, key) for key in chosen] for _ in range(2)]
     blank: Any = Table(known)
     cached, live = LiveEncoder(known, encoders[0]), LiveEncoder(blank, encoders[1])
@@ -259,7 +259,7 @@ def test_windows_alone_need_no_single_frames(
 ) -> None:
     (key,) = (model.spec.key for model in run(played, stacked(4)).models)
     snapshot = take_snapshot(played)
-    known = flat.materialise(snapshot, "Breakout", [key], tmp_path)
+    known = flat_map.materialise(snapshot, "Breakout", [key], tmp_path)
     live = LiveEncoder(known, [])
     frame, begins, row = lines(snapshot)[0][0]
     with pytest.raises(UsageError, match="several frames"):

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from wsa.cli import main
-from wsa.store import writer
 from wsa.store.common import hashing
 from wsa.store.format.records import EmbeddingMeta, ModelMeta
-from wsa.store.reader import Snapshot, group_arrays, take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects import writer
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, group_arrays, take_snapshot
 
 MODEL = "timm:test_resnet.r160_in1k:random"
 

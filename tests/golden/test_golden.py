@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from wsa.encode.plan import make_plan
-from wsa.store.flat import materialise
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.flat_map import materialise
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.verify import verify
 
 HERE = Path(__file__).parent

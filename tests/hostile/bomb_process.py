@@ -21,14 +21,15 @@ import msgspec
 import numpy as np
 from numcodecs import Blosc, Zstd
 
-from wsa.store import sweep, verify, writer
+from wsa.store import sweep, verify
 from wsa.store.backends.base import Backend, Entry
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import WsaError
 from wsa.store.format import arrays, records
 from wsa.store.format.records import Commit, EmbeddingMeta, File, Meta, ModelMeta
-from wsa.store.reader import read_records, take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects import writer
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import read_records, take_snapshot
 
 SEGMENT = "0123456789ab-e000-000000000-00012"
 MODEL = "lite0-0123456789ab"

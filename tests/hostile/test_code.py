@@ -14,15 +14,16 @@ import torch
 from zarr.abc.codec import BytesBytesCodec
 from zarr.registry import register_codec
 
-from wsa.encode import checkpoint, models, register, stored
+from wsa.encode import checkpoint, models, register
 from wsa.encode.models import Request
-from wsa.encode.spec import Identity, ModelSpec, Preprocessing
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, WsaError
 from wsa.store.format import arrays, records
 from wsa.store.format.records import EmbeddingMeta, ModelMeta
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects import model_spec
+from wsa.store.objects.model_spec import Identity, ModelSpec, Preprocessing
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.verify import verify
 
 ROOT = Path(arrays.__file__).parents[1]
@@ -75,7 +76,7 @@ def test_no_file_of_a_store_is_unpickled(store, kit, plant, bombs, kind):
             snapshot = take_snapshot(store)
             for read in (
                 lambda s=snapshot: s.read_embedding(meta.game, model, meta.segment),
-                lambda s=snapshot: stored.read_spec(s, model),
+                lambda s=snapshot: model_spec.read_spec(s, model),
                 lambda s=snapshot: register.check_probe(s, model, np.ones((4, 3), np.float32)),
                 lambda s=snapshot: register.open_model(s, model),
             ):
@@ -172,7 +173,7 @@ def test_a_spec_of_another_model_is_refused(store, kit, plant):
     other = kit.key("vit")
     plant(store, ModelMeta(other), {"spec.json": hashing.canonical(spec)})
     with pytest.raises(DamagedError, match="another model"):
-        stored.read_spec(take_snapshot(store), other)
+        model_spec.read_spec(take_snapshot(store), other)
 
 
 def test_a_checkpoint_is_not_unpickled(tmp_path, bombs):
@@ -202,8 +203,8 @@ def test_reading_a_store_imports_no_pickle_and_no_torch(store, kit):
     kit.add_embedding(store, meta, kit.key())
     code = """
 import sys
-from wsa.store.root import open_store
-from wsa.store.reader import take_snapshot
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.verify import verify
 seen = []
 watched = ("pickle.", "os.system", "os.exec", "subprocess.")

@@ -10,7 +10,7 @@ from wsa.store.backends.local import LocalBackend
 from wsa.store.common import names
 from wsa.store.common.errors import DamagedError, UsageError, WsaError
 from wsa.store.format.records import EmbeddingMeta, FramesMeta, ModelMeta
-from wsa.store.reader import take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.repair import repair
 from wsa.store.sweep import sweep
 from wsa.store.verify import verify

@@ -8,13 +8,14 @@ import sys
 import pytest
 
 from wsa import cli
-from wsa.encode import check, job, lookup, models, register, stored
+from wsa.encode import check, job, lookup, models, register
 from wsa.encode.models import parse_request
-from wsa.encode.spec import Identity, ModelSpec, Preprocessing
 from wsa.store.common import hashing
 from wsa.store.common.errors import WsaError
 from wsa.store.format.records import ModelMeta
-from wsa.store.reader import take_snapshot
+from wsa.store.objects import model_spec
+from wsa.store.objects.model_spec import Identity, ModelSpec, Preprocessing
+from wsa.store.objects.snapshot import take_snapshot
 
 NAME = "evil_module_of_a_store:make"
 ALIAS = "evil_module_of_a_store_make"
@@ -60,8 +61,8 @@ SOURCES = ["user", f"user:{NAME}", "user: evil", f"file:{NAME}", "hub", "package
 def test_a_spec_makes_nobody_import_a_module(store, plant, canary, source, alias):
     key = planted(store, plant, source=source, alias=alias)
     snapshot = take_snapshot(store)
-    spec = stored.read_spec(snapshot, key)
-    stored.describe(snapshot, key)
+    spec = model_spec.read_spec(snapshot, key)
+    model_spec.describe(snapshot, key)
     again = lookup.request_of(spec, {})
     ways = [
         lambda: register.open_model(snapshot, key),

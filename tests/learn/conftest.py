@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from wsa.store.flat import FlatMap, materialise
 from wsa.store.format.records import EmbeddingMeta
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
-from wsa.store.writer import commit_embedding, commit_segment
+from wsa.store.objects.flat_map import FlatMap, materialise
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
+from wsa.store.objects.writer import commit_embedding, commit_segment
 
 STATES = 5
 

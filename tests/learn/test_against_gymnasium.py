@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from wsa.learn import env as games
 from wsa.learn.collect import collect, plan_collection
-from wsa.store import flat
 from wsa.store.common import hashing
 from wsa.store.format.records import EmbeddingMeta
 from wsa.store.format.windows import MAX_STACK_FRAMES as STACK
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
-from wsa.store.writer import commit_embedding
+from wsa.store.objects import flat_map
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
+from wsa.store.objects.writer import commit_embedding
 
 REFEREE_GAMES = [
     ("Breakout", 27_000, 250),  # games end
@@ -75,7 +75,7 @@ def test_equal_to_gymnasium_step_by_step(
         record = EmbeddingMeta(game, meta.segment, model, shape, "float16", meta.frames, 0, 1.0)
         commit_embedding(snapshot.backend, record, vectors)
     snapshot = take_snapshot(snapshot.backend)
-    table = flat.materialise(snapshot, game, [model], cache=tmp_path / "cache")
+    table = flat_map.materialise(snapshot, game, [model], cache=tmp_path / "cache")
     stacks = table.digests[table.stack(table.steps, STACK)]
     following = table.digests[table.stack(table.steps + 1, STACK)]
     rows = table.rows[table.steps]

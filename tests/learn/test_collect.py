@@ -22,8 +22,8 @@ from wsa.store.faults import FaultyBackend
 from wsa.store.format.arrays import ROW_FIELDS
 from wsa.store.format.records import FramesMeta, Protocol
 from wsa.store.format.windows import MAX_STACK_FRAMES as STACK
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 from wsa.store.verify import verify
 
 
@@ -288,8 +288,8 @@ SCRIPT = """
 import sys
 from wsa.learn import env
 from wsa.learn.collect import collect, plan_collection
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
+from wsa.store.objects.root import open_store
 backend = open_store(sys.argv[1], create=True)
 plan = plan_collection(take_snapshot(backend), "Pong", env.protocol("Pong", "v5"),
     steps=300, num_envs=2, policy="random", seed=7, segment_steps=64)

@@ -18,7 +18,7 @@ from wsa.learn.dqn import DQNConfig, update_loss
 from wsa.learn.features import Batch
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.offline import OfflineConfig, Trained
-from wsa.store.flat import FlatMap
+from wsa.store.objects.flat_map import FlatMap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

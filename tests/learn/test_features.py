@@ -16,12 +16,12 @@ from wsa.learn.features import LiveStacks, OfflineBatches, moments
 from wsa.learn.nstep import walk
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import UsageError
-from wsa.store.flat import FlatMap, materialise
 from wsa.store.format import arrays as layout
 from wsa.store.format.records import SegmentMeta
 from wsa.store.format.windows import MAX_STACK_FRAMES
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.writer import commit_segment
+from wsa.store.objects.flat_map import FlatMap, materialise
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.writer import commit_segment
 
 ALIASES = {"lite0": (3,), "vit": (2, 2)}
 

@@ -26,8 +26,8 @@ from wsa.learn.sources import Facts, Source
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, StorageError, UsageError
 from wsa.store.format.records import Protocol, SegmentMeta
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 from wsa.store.verify import verify
 
 GAME = "Breakout"

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from wsa.learn.nstep import hold_out, horizon, walk
 from wsa.store.backends.base import Backend
-from wsa.store.flat import ROW, FlatMap, Part, materialise
-from wsa.store.reader import take_snapshot
-from wsa.store.writer import commit_segment
+from wsa.store.objects.flat_map import ROW, FlatMap, Part, materialise
+from wsa.store.objects.snapshot import take_snapshot
+from wsa.store.objects.writer import commit_segment
 
 END, CUT, OPEN = (
     "terminated",

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from wsa.encode import checkpoint
 from wsa.encode.forward import Encoder
-from wsa.encode.spec import Output, Preprocessing
 from wsa.learn import dqn, offline
 from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.bc import BCConfig
@@ -30,7 +29,8 @@ from wsa.learn.fusion import NAMES
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.offline import OfflineConfig, Trained
 from wsa.store.common.errors import DamagedError, MissingError, UsageError
-from wsa.store.flat import FlatMap
+from wsa.store.objects.flat_map import FlatMap
+from wsa.store.objects.model_spec import Output, Preprocessing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -254,9 +254,9 @@ from wsa.learn.dqn import DQNConfig
 from wsa.learn.fusion import NAMES
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.offline import train
-from wsa.store.flat import materialise
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.flat_map import materialise
+from wsa.store.objects.snapshot import take_snapshot
+from wsa.store.objects.root import open_store
 url, folder, models, config, network = sys.argv[1:]
 torch.set_num_threads(1)
 flat = materialise(take_snapshot(open_store(url)), "Pong", models.split(","), Path(folder) / "c")

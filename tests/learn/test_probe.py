@@ -23,8 +23,8 @@ from wsa.learn.probe_data import (
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.format.records import EmbeddingMeta
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.writer import commit_embedding
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.writer import commit_embedding
 
 
 @pytest.fixture

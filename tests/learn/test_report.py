@@ -23,9 +23,9 @@ from wsa.learn.report import (
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError
 from wsa.store.format.records import EmbeddingMeta
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import open_store
-from wsa.store.writer import commit_embedding, commit_segment
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.writer import commit_embedding, commit_segment
 
 MODELS = ("timm:test_resnet.r160_in1k:random", "timm:test_vit.r160_in1k:random")
 

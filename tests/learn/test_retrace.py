@@ -18,8 +18,8 @@ from wsa.learn.retrace import memories, why
 from wsa.learn.stage import Stage, is_online, online_policy, stretch_seed
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 
 def play(folder: Path, game: str, protocol: str, steps: int, **options: Any) -> Snapshot:

@@ -45,9 +45,9 @@ from wsa.store.common.errors import (
     UsageError,
 )
 from wsa.store.format.records import EmbeddingMeta
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import open_store
-from wsa.store.writer import commit_embedding
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.writer import commit_embedding
 
 MODELS = ("timm:test_resnet.r160_in1k:random", "timm:test_vit.r160_in1k:random")
 ALIASES = ("test_resnet_r160_in1k", "test_vit_r160_in1k")

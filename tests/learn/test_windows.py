@@ -25,10 +25,10 @@ from wsa.learn.heads import NetworkConfig
 from wsa.learn.recorder import Recorder
 from wsa.learn.rows import StateRows
 from wsa.store.backends.base import Backend
-from wsa.store.flat import ROW, FlatMap, materialise
 from wsa.store.format.windows import episode_starts, window_rows
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.flat_map import ROW, FlatMap, materialise
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 DEPTH = 3
 STEPS = 160

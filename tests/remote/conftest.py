@@ -17,7 +17,7 @@ import pytest
 from obstore.store import S3Store
 
 from wsa.store.backends.bucket import RemoteBackend
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
 
 USER, SECRET = "AKIAWSATESTING", "a-secret/that+nobody-may-see"
 _numbers = itertools.count()

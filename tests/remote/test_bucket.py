@@ -16,8 +16,8 @@ from wsa.store.backends import bucket
 from wsa.store.backends.bucket import RemoteBackend
 from wsa.store.backends.open import open_backend
 from wsa.store.common.errors import DamagedError, MissingError, StorageError, UsageError
-from wsa.store.reader import take_snapshot
-from wsa.store.root import gives_names_once, open_store
+from wsa.store.objects.root import gives_names_once, open_store
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.testing import BackendSuite
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from wsa.cli import main
 from wsa.store.common.errors import redact
-from wsa.store.writer import command_line
+from wsa.store.objects.writer import command_line
 
 COLLECT = (
     "collect", "--game", "Breakout", "--steps", "160", "--num-envs", "2", "--segment-steps", "40",

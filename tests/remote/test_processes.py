@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from wsa.store.reader import take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.verify import verify
 
 ALIASES = ["vit", "resnet"]

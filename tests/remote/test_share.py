@@ -10,8 +10,8 @@ import pytest
 
 from wsa.cli import main
 from wsa.store import sync
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.verify import verify
 
 # What requests meet, in turn.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wsa.encode.beats import read_signs
-from wsa.store.reader import take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.verify import verify
 
 RESNET = "timm:test_resnet:random"

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from wsa.store import machine, reader, sweep, sync, verify, writer
+from wsa.store import machine, sweep, sync, verify
 from wsa.store.backends.local import LocalBackend
 from wsa.store.common import names
 from wsa.store.format import records
-from wsa.store.reader import take_snapshot
+from wsa.store.objects import snapshot, writer
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.repair import repair
 from wsa.store.testing import MemoryBackend, StoreMachine, Work
 
@@ -88,7 +89,7 @@ def _record_first(backend, commit, files):
 
 
 MISTAKES = {
-    "files are not compared": (reader.Snapshot, "read_file", _unchecked),
+    "files are not compared": (snapshot.Snapshot, "read_file", _unchecked),
     "the record comes first": (writer, "_commit", _record_first),
     "files of a record that is late are removed": (
         writer,

@@ -7,12 +7,13 @@ import time
 
 import pytest
 
-from wsa.store import catalog, reader, writer
 from wsa.store.common import names
 from wsa.store.common.errors import DamagedError
 from wsa.store.faults import FaultyBackend, MemoryBackend
 from wsa.store.format.records import ModelMeta
-from wsa.store.reader import take_snapshot
+from wsa.store.objects import record_cache, writer
+from wsa.store.objects import snapshot as reader
+from wsa.store.objects.snapshot import take_snapshot
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def cache(tmp_path, monkeypatch):
     return folder
 
 
-COUNT = catalog.WORTHWHILE + 2
+COUNT = record_cache.WORTHWHILE + 2
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +82,9 @@ def test_records_are_read_once(kit, many, cache):
 
 def test_few_records_are_read_where_they_are(kit, cache):
     backend = MemoryBackend()
-    add(kit, backend, range(catalog.WORTHWHILE - 1))
+    add(kit, backend, range(record_cache.WORTHWHILE - 1))
     for _ in range(2):
-        assert len(reads(backend)[1]) == catalog.WORTHWHILE - 1
+        assert len(reads(backend)[1]) == record_cache.WORTHWHILE - 1
     assert not cache.exists()
 
 

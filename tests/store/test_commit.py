@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from wsa.store import writer
 from wsa.store.common import atomic_files, names
 from wsa.store.common.errors import (
     ConflictError,
@@ -23,7 +22,8 @@ from wsa.store.common.errors import (
 from wsa.store.faults import MemoryBackend
 from wsa.store.format import records
 from wsa.store.format.records import EmbeddingMeta, FramesMeta, ModelMeta
-from wsa.store.reader import Snapshot, take_objects, take_snapshot
+from wsa.store.objects import writer
+from wsa.store.objects.snapshot import Snapshot, take_objects, take_snapshot
 from wsa.store.verify import verify
 
 

@@ -19,7 +19,7 @@ from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError
 from wsa.store.export import ExportPlan, export, plan_export
-from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 RUN_B = "ba9876543210"
 

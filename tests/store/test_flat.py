@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsa.store import flat
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import (
     ConflictError,
@@ -22,8 +21,9 @@ from wsa.store.common.errors import (
     UsageError,
 )
 from wsa.store.format import arrays
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects import flat_map
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 SHAPES = {"lite0": (3,), "vit": (2, 2)}
 
@@ -107,11 +107,11 @@ def test_a_map_equals_the_store(store, kit, models, tmp_path, depth):
     fill(store, kit, range(3))
     fill(store, kit, [0], game="Seaquest")
     snapshot = take_snapshot(store)
-    made = flat.materialise(snapshot, "Pong", models, tmp_path)
+    made = flat_map.materialise(snapshot, "Pong", models, tmp_path)
     assert made.models == tuple(models) and made.shapes == tuple(SHAPES.values())
     assert made.width == 7 and made.embeddings.dtype == np.float16
     equals_the_store(made, snapshot, models, depth)
-    swapped = flat.materialise(snapshot, "Pong", models[::-1], tmp_path)
+    swapped = flat_map.materialise(snapshot, "Pong", models[::-1], tmp_path)
     assert swapped.models == tuple(models[::-1])
     equals_the_store(swapped, snapshot, models[::-1], depth)
 
@@ -137,14 +137,14 @@ def test_any_map_equals_the_store(kit, tmp_path_factory, segments):
         options = {"env": env, "steps": steps, "ends": tuple(ends), "frames": frames, "cut": cut}
         fill(store, kit, [0], **options)
     snapshot = take_snapshot(store)
-    equals_the_store(flat.materialise(snapshot, "Pong", models, folder), snapshot, models)
+    equals_the_store(flat_map.materialise(snapshot, "Pong", models, folder), snapshot, models)
 
 
 def test_new_segments_are_appended_and_nothing_else_changes(store, kit, models, tmp_path):
     cache, fresh = tmp_path / "cache", tmp_path / "fresh"
     fill(store, kit, [3, 1])
     early = take_snapshot(store)
-    first = flat.materialise(early, "Pong", models, cache)
+    first = flat_map.materialise(early, "Pong", models, cache)
     before = {
         name: (folder_of(cache) / name).read_bytes()
         for name in ("rows.bin", "embeddings.bin", "digests.bin")
@@ -152,15 +152,15 @@ def test_new_segments_are_appended_and_nothing_else_changes(store, kit, models, 
     mapped = first.embeddings[:].copy()
     fill(store, kit, [0, 2])  # Before and between the old ones in the snapshot's order.
     snapshot = take_snapshot(store)
-    second = flat.materialise(snapshot, "Pong", models, cache)
+    second = flat_map.materialise(snapshot, "Pong", models, cache)
     for name, data in before.items():
         after = (folder_of(cache) / name).read_bytes()
         assert after.startswith(data) and len(after) > len(data)
     np.testing.assert_array_equal(first.embeddings, mapped)
     equals_the_store(second, snapshot, models)
-    same_data(second, flat.materialise(snapshot, "Pong", models, fresh))
-    same_data(first, flat.materialise(early, "Pong", models, cache))
-    equals_the_store(flat.materialise(early, "Pong", models, cache), early, models)
+    same_data(second, flat_map.materialise(snapshot, "Pong", models, fresh))
+    same_data(first, flat_map.materialise(early, "Pong", models, cache))
+    equals_the_store(flat_map.materialise(early, "Pong", models, cache), early, models)
 
 
 def test_the_same_again_reads_nothing_of_the_store_and_writes_nothing(
@@ -168,10 +168,10 @@ def test_the_same_again_reads_nothing_of_the_store_and_writes_nothing(
 ):
     fill(store, kit, range(2))
     snapshot = take_snapshot(store)
-    first = flat.materialise(snapshot, "Pong", models, tmp_path)
+    first = flat_map.materialise(snapshot, "Pong", models, tmp_path)
     stamps = {p.name: p.stat().st_mtime_ns for p in folder_of(tmp_path).iterdir()}
     monkeypatch.setattr(type(snapshot), "read_files", None)
-    same_data(first, flat.materialise(snapshot, "Pong", models, tmp_path))
+    same_data(first, flat_map.materialise(snapshot, "Pong", models, tmp_path))
     assert (
         stamps.items()
         >= {
@@ -191,8 +191,8 @@ def test_a_map_is_opened_before_anyone_may_replace_it(store, kit, models, tmp_pa
         except filelock.Timeout:
             held.append(True)
 
-    monkeypatch.setattr(flat, "FlatMap", opened)
-    flat.materialise(take_snapshot(store), "Pong", models, tmp_path)
+    monkeypatch.setattr(flat_map, "FlatMap", opened)
+    flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path)
     assert held == [True]
 
 
@@ -200,9 +200,9 @@ def test_sampling_order_is_the_snapshots_whatever_was_appended_first(store, kit,
     maps = []
     for number in [4, 0, 3, 1, 2]:
         fill(store, kit, [number])
-        maps.append(flat.materialise(take_snapshot(store), "Pong", models, tmp_path / "grown"))
+        maps.append(flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path / "grown"))
     grown = maps[-1]
-    at_once = flat.materialise(take_snapshot(store), "Pong", models, tmp_path / "once")
+    at_once = flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path / "once")
     assert (grown.steps != at_once.steps).any(), "they stand elsewhere in the file"
     same_data(grown, at_once)
 
@@ -210,14 +210,14 @@ def test_sampling_order_is_the_snapshots_whatever_was_appended_first(store, kit,
 def test_a_store_made_anew_at_the_same_path_is_not_mixed_up(store, kit, models, tmp_path):
     cache = tmp_path / "cache"
     fill(store, kit, range(3))
-    old = flat.materialise(take_snapshot(store), "Pong", models, cache)
+    old = flat_map.materialise(take_snapshot(store), "Pong", models, cache)
     copied = old.embeddings[:].copy()
     for again in ({"frames": 5}, {"run": "ffffffffffff"}):
         shutil.rmtree(store.url)
         open_store(store.url, create=True)
         fill(store, kit, range(2), **again)
         snapshot = take_snapshot(store)
-        made = flat.materialise(snapshot, "Pong", models, cache)
+        made = flat_map.materialise(snapshot, "Pong", models, cache)
         equals_the_store(made, snapshot, models)
         np.testing.assert_array_equal(old.embeddings, copied)  # Whoever mapped it keeps it.
 
@@ -225,26 +225,26 @@ def test_a_store_made_anew_at_the_same_path_is_not_mixed_up(store, kit, models, 
 def test_one_segment_made_anew_is_not_mixed_up(store, kit, models, tmp_path):
     """Same ids and shapes; other embeddings, as after a model file was repaired."""
     metas = fill(store, kit, range(3))
-    flat.materialise(take_snapshot(store), "Pong", models, tmp_path)
+    flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path)
     path = names.embedding_path("Pong", models[0], metas[1].segment)
     store.delete(names.commit_path(hashing.object_id(path)))
     shutil.rmtree(store.root / path)
     described, array = kit.fake_embedding(metas[1], models[0], SHAPES["lite0"])
     kit.writer.commit_embedding(store, described, -array)
     snapshot = take_snapshot(store)
-    equals_the_store(flat.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
+    equals_the_store(flat_map.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
 
 
 def test_one_float32_segment_makes_the_map_float32(store, kit, models, tmp_path):
     fill(store, kit, range(2))
-    before = flat.materialise(take_snapshot(store), "Pong", models, tmp_path)
+    before = flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path)
     assert before.embeddings.dtype == np.float16
     copied = before.embeddings[:].copy()
     meta, _ = kit.add_segment(store, 2, steps=9, cut=True)
     kit.add_embedding(store, meta, models[0], shape=(3,), dtype="float32", scale=1e6)
     kit.add_embedding(store, meta, models[1], shape=(2, 2))
     snapshot = take_snapshot(store)
-    made = flat.materialise(snapshot, "Pong", models, tmp_path)
+    made = flat_map.materialise(snapshot, "Pong", models, tmp_path)
     assert made.embeddings.dtype == np.float32 and np.abs(made.embeddings).max() > 65504
     equals_the_store(made, snapshot, models)
     np.testing.assert_array_equal(before.embeddings, copied)
@@ -255,19 +255,19 @@ def test_one_float32_segment_makes_the_map_float32(store, kit, models, tmp_path)
 def test_a_cleaned_cache_is_made_again(store, kit, models, tmp_path, name, how):
     fill(store, kit, range(2))
     snapshot = take_snapshot(store)
-    flat.materialise(snapshot, "Pong", models, tmp_path)
+    flat_map.materialise(snapshot, "Pong", models, tmp_path)
     file = folder_of(tmp_path) / name
     if how == "deleted":
         file.unlink()
     else:
         os.truncate(file, file.stat().st_size // 2 if how == "cut" else 0)
-    equals_the_store(flat.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
+    equals_the_store(flat_map.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
 
 
 def test_what_is_not_there_is_named_with_the_command_that_makes_it(store, kit, models, tmp_path):
     def missing(game, keys_):
         with pytest.raises(MissingError) as error:
-            flat.materialise(take_snapshot(store), game, keys_, tmp_path)
+            flat_map.materialise(take_snapshot(store), game, keys_, tmp_path)
         assert error.value.exit_code == 3
         return error.value.kind, str(error.value)
 
@@ -287,7 +287,7 @@ def test_no_models_and_no_model_keys_are_refused(store, kit, tmp_path):
     fill(store, kit, range(1))
     for keys_, kind in (([], "bad-option"), (["lite0"], "bad-name"), (["../x"], "bad-name")):
         with pytest.raises(UsageError) as refused:
-            flat.materialise(take_snapshot(store), "Pong", keys_, tmp_path)
+            flat_map.materialise(take_snapshot(store), "Pong", keys_, tmp_path)
         assert refused.value.kind == kind
 
 
@@ -297,7 +297,7 @@ def test_embeddings_of_several_shapes_are_a_conflict(store, kit, models, tmp_pat
     kit.add_embedding(store, meta, models[0], shape=(4,))
     kit.add_embedding(store, meta, models[1], shape=(2, 2))
     with pytest.raises(ConflictError) as conflict:
-        flat.materialise(take_snapshot(store), "Pong", models, tmp_path)
+        flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path)
     assert conflict.value.kind == "other-bytes" and models[0] in str(conflict.value)
 
 
@@ -309,14 +309,14 @@ def test_damage_is_not_copied(store, kit, models, tmp_path):
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     snapshot = take_snapshot(store)
     with pytest.raises(DamagedError):
-        flat.materialise(snapshot, "Pong", models, tmp_path)
+        flat_map.materialise(snapshot, "Pong", models, tmp_path)
     file.write_bytes(whole)
-    equals_the_store(flat.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
+    equals_the_store(flat_map.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
 
 
 def test_a_full_disk_leaves_a_map_that_can_be_completed(store, kit, models, tmp_path, monkeypatch):
     fill(store, kit, range(2))
-    flat.materialise(take_snapshot(store), "Pong", models, tmp_path)
+    flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path)
     fill(store, kit, [2])
     snapshot = take_snapshot(store)
 
@@ -326,15 +326,15 @@ def test_a_full_disk_leaves_a_map_that_can_be_completed(store, kit, models, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(StorageError) as error:
-            flat.materialise(snapshot, "Pong", models, tmp_path)
+            flat_map.materialise(snapshot, "Pong", models, tmp_path)
     assert error.value.kind == "no-space"
-    equals_the_store(flat.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
+    equals_the_store(flat_map.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
 
 
 @pytest.mark.parametrize("frames", [[-1], [0, 10**6], [2**62]])
 def test_rows_out_of_range_are_refused(store, kit, models, tmp_path, frames):
     fill(store, kit, range(1))
-    made = flat.materialise(take_snapshot(store), "Pong", models, tmp_path)
+    made = flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path)
     out = np.zeros((len(frames), made.width), np.float16)
     for bad in (frames, [len(made.embeddings)]):
         with pytest.raises(IndexError, match="must be in"):
@@ -349,7 +349,7 @@ def test_rows_out_of_range_are_refused(store, kit, models, tmp_path, frames):
 @pytest.mark.parametrize("depth", [0, -1, 5])
 def test_stacks_deeper_than_what_segments_repeat_are_refused(store, kit, models, tmp_path, depth):
     fill(store, kit, range(2))
-    made = flat.materialise(take_snapshot(store), "Pong", models, tmp_path)
+    made = flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path)
     with pytest.raises(UsageError) as refused:
         made.stack(made.steps, depth)
     assert refused.value.kind == "bad-option"
@@ -357,9 +357,9 @@ def test_stacks_deeper_than_what_segments_repeat_are_refused(store, kit, models,
 
 def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
     monkeypatch.setenv("WSA_CACHE", str(tmp_path))
-    assert flat.cache_folder() == tmp_path
+    assert flat_map.cache_folder() == tmp_path
     monkeypatch.delenv("WSA_CACHE")
-    assert flat.cache_folder().name == "wsa"
+    assert flat_map.cache_folder().name == "wsa"
 
 
 def test_two_processes_make_one_map(store, kit, models, tmp_path, nursery):
@@ -373,7 +373,7 @@ def test_two_processes_make_one_map(store, kit, models, tmp_path, nursery):
         results = {child.said()[-1] for child in children}
         assert len(results) == 1
         assert sorted(len(child.said()) for child in children) == [1, 1, 5], "one did the work"
-        equals_the_store(flat.materialise(snapshot, "Pong", models, cache), snapshot, models)
+        equals_the_store(flat_map.materialise(snapshot, "Pong", models, cache), snapshot, models)
 
 
 def test_a_killed_materialisation_is_completed(store, kit, models, tmp_path, nursery):
@@ -389,7 +389,7 @@ def test_a_killed_materialisation_is_completed(store, kit, models, tmp_path, nur
         child.kill()
         grown += nursery.wait(child) == [-9]
         if turn % 3 == 2:
-            made = flat.materialise(snapshot, "Pong", models, cache)
+            made = flat_map.materialise(snapshot, "Pong", models, cache)
             equals_the_store(made, snapshot, models)
             if turn == 2:
                 fill(store, kit, [4, 5])
@@ -397,4 +397,4 @@ def test_a_killed_materialisation_is_completed(store, kit, models, tmp_path, nur
             else:
                 shutil.rmtree(cache)
     assert grown >= 4, "most were killed at work"
-    equals_the_store(flat.materialise(snapshot, "Pong", models, cache), snapshot, models)
+    equals_the_store(flat_map.materialise(snapshot, "Pong", models, cache), snapshot, models)

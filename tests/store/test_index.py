@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsa.store.index import DigestIndex, first_seen
+from wsa.store.objects.digest_index import DigestIndex, first_seen
 
 # Few bytes, so that digests repeat, and end in the zeros that some string types drop.
 DIGEST = st.one_of(

@@ -7,13 +7,13 @@ import itertools
 import numpy as np
 import pytest
 
-from wsa.store import writer
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, StorageError
 from wsa.store.faults import FaultyBackend
 from wsa.store.format import arrays as layout
 from wsa.store.format.records import ModelMeta
-from wsa.store.reader import take_snapshot
+from wsa.store.objects import writer
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.verify import verify
 
 

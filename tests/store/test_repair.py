@@ -4,7 +4,7 @@ import pytest
 
 from wsa.store import verify
 from wsa.store.common import names
-from wsa.store.reader import take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.repair import repair
 from wsa.store.sweep import sweep
 

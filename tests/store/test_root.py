@@ -5,7 +5,7 @@ import time
 import pytest
 
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError, WsaError
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
 
 
 def fails(error, kind, exit_code, url, **options):

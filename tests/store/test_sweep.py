@@ -6,10 +6,12 @@ import time
 
 import pytest
 
-from wsa.store import reader, sweep, verify, writer
+from wsa.store import sweep, verify
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, StorageError
-from wsa.store.reader import take_snapshot
+from wsa.store.objects import snapshot as reader
+from wsa.store.objects import writer
+from wsa.store.objects.snapshot import take_snapshot
 
 DAY = 86400.0
 

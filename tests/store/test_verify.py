@@ -14,7 +14,7 @@ from wsa.store.common.errors import DamagedError, WsaError
 from wsa.store.format import arrays
 from wsa.store.format.limits import check_metadata
 from wsa.store.format.records import EmbeddingMeta
-from wsa.store.reader import Snapshot, take_snapshot
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 MODELS = ("lite0", "vit")
 OBJECTS = 14

@@ -13,15 +13,15 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsa.store import flat, writer
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, DamagedError, UsageError
 from wsa.store.export import export, plan_export
 from wsa.store.format import records
 from wsa.store.format.windows import MAX_STACK_FRAMES, episode_starts, window_digests, window_rows
-from wsa.store.reader import take_snapshot
+from wsa.store.objects import flat_map, writer
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.repair import repair
-from wsa.store.root import open_store
 from wsa.store.verify import verify
 
 # Of which models, in the order given; single frames stand among windows.
@@ -147,12 +147,12 @@ def test_a_record_with_another_window_is_refused(kit, window):
 def test_a_map_of_frames_and_windows_equals_the_store(store, kit, models, tmp_path):
     fill(store, kit, range(3))
     snapshot = take_snapshot(store)
-    made = flat.materialise(snapshot, "Pong", models, tmp_path)
+    made = flat_map.materialise(snapshot, "Pong", models, tmp_path)
     assert made.windows == tuple(WINDOWS.values()) and made.shapes == tuple(SHAPES.values())
     assert (made.width, made.window_width) == (3, 7)
     equals_the_store(made, snapshot, models)
     for names_ in (models[::-1], models[:1], models[1:2], [models[2], models[0]]):
-        equals_the_store(flat.materialise(snapshot, "Pong", names_, tmp_path), snapshot, names_)
+        equals_the_store(flat_map.materialise(snapshot, "Pong", names_, tmp_path), snapshot, names_)
     with pytest.raises(IndexError, match="must be in"):
         made.gather_windows(np.array([len(made.rows)]), np.empty((1, 7), np.float16))
     for window in (2, 4):
@@ -172,7 +172,7 @@ def test_files_of_what_no_model_needs_are_not_there(store, kit, models, tmp_path
         (models[:2], {"rows.bin", "digests.bin", "embeddings.bin", "windows.bin"}),
     ):
         cache = tmp_path / str(len(present)) / chosen[-1]
-        flat.materialise(snapshot, "Pong", chosen, cache)
+        flat_map.materialise(snapshot, "Pong", chosen, cache)
         (folder,) = (cache / "flat").iterdir()
         assert {p.name for p in folder.glob("*.bin")} == present
 
@@ -180,27 +180,27 @@ def test_files_of_what_no_model_needs_are_not_there(store, kit, models, tmp_path
 def test_windows_of_new_segments_are_appended(store, kit, models, tmp_path):
     fill(store, kit, [3, 1])
     early = take_snapshot(store)
-    first = flat.materialise(early, "Pong", models, tmp_path)
+    first = flat_map.materialise(early, "Pong", models, tmp_path)
     (folder,) = (tmp_path / "flat").iterdir()
-    before = {name: (folder / name).read_bytes() for name in flat.FILES}
+    before = {name: (folder / name).read_bytes() for name in flat_map.FILES}
     fill(store, kit, [0, 2])
     snapshot = take_snapshot(store)
-    equals_the_store(flat.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
+    equals_the_store(flat_map.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
     for name, data in before.items():
         after = (folder / name).read_bytes()
         assert after.startswith(data) and len(after) > len(data)
     equals_the_store(first, early, models)
-    equals_the_store(flat.materialise(early, "Pong", models, tmp_path), early, models)
+    equals_the_store(flat_map.materialise(early, "Pong", models, tmp_path), early, models)
 
 
 @pytest.mark.parametrize("how", ["deleted", "cut"])
 def test_cleaned_windows_are_made_again(store, kit, models, tmp_path, how):
     fill(store, kit, range(2))
     snapshot = take_snapshot(store)
-    flat.materialise(snapshot, "Pong", models, tmp_path)
+    flat_map.materialise(snapshot, "Pong", models, tmp_path)
     (file,) = tmp_path.glob("flat/*/windows.bin")
     file.unlink() if how == "deleted" else os.truncate(file, file.stat().st_size - 1)
-    equals_the_store(flat.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
+    equals_the_store(flat_map.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
 
 
 @settings(max_examples=8)
@@ -218,7 +218,7 @@ def test_any_map_with_windows_equals_the_store(kit, tmp_path_factory, segments):
     for env, (steps, ends, cut) in enumerate(segments):
         fill(store, kit, [0], env=env, steps=steps, ends=tuple(ends), cut=cut)
         snapshot = take_snapshot(store)
-        made = flat.materialise(snapshot, "Pong", models, folder)
+        made = flat_map.materialise(snapshot, "Pong", models, folder)
         equals_the_store(made, snapshot, models)
 
 
@@ -229,7 +229,7 @@ def test_one_model_has_one_window(store, kit, tmp_path):
     kit.add_embedding(store, meta, key, shape=SHAPES["pair"], window=4)
     snapshot = take_snapshot(store)
     for use in (
-        lambda: flat.materialise(snapshot, "Pong", [key], tmp_path),
+        lambda: flat_map.materialise(snapshot, "Pong", [key], tmp_path),
         lambda: plan_export(snapshot, "Pong", [key]),
     ):
         with pytest.raises(ConflictError, match="windows"):

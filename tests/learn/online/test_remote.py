@@ -16,8 +16,8 @@ from wsa.learn import online, run
 from wsa.learn.online_start import configure
 from wsa.learn.options import LearnOptions
 from wsa.store.common.errors import StorageError, UsageError
-from wsa.store.reader import take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 
 def address(cluster: Any) -> str:

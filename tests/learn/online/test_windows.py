@@ -15,7 +15,6 @@ import torch
 
 from wsa.encode import checkpoint
 from wsa.encode.models import Request, parse_request
-from wsa.encode.probe import MAX_STEP_ERROR
 from wsa.encode.register import register
 from wsa.encode.run import encode
 from wsa.learn import dqn_online, judge, online, ppo, run
@@ -33,8 +32,9 @@ from wsa.learn.table import Table
 from wsa.store.common import hashing
 from wsa.store.common.errors import DamagedError
 from wsa.store.format.records import EmbeddingMeta
-from wsa.store.reader import Snapshot, take_snapshot
-from wsa.store.root import open_store
+from wsa.store.objects.probe import MAX_STEP_ERROR
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 from wsa.store.verify import verify
 
 WINDOWS = (4, 1, 2)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import secrets
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from wsa.store.backends.base import Backend
 from wsa.store.backends.open import open_backend
-from wsa.store.common import hashing, names
+from wsa.store.common import hashing, names, terminal
 from wsa.store.common.atomic_files import TEMPORARY
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.format import records
+
+if TYPE_CHECKING:
+    from wsa.store.backends.base import Backend
+    from wsa.store.objects.snapshot import Snapshot
+
 
 FORMAT = 1
 
@@ -123,3 +129,33 @@ def _damaged(backend: Backend) -> DamagedError:
         f"{backend.url}/{names.STORE_FILE} is damaged. If {backend.url} is a store of this "
         f"wsa, that file's whole content is {whole} and nothing else is lost: write that.",
     )
+
+
+def open_snapshot(
+    store: str, *, create: bool = False, or_empty: bool = False
+) -> tuple[Backend, Snapshot]:
+    """A store and a snapshot of it; says which store it is.
+
+    Args:
+        store: URL of the store.
+        create: Start a store if there is none.
+        or_empty: Without a store, behave as if it were empty, and make nothing.
+
+    Raises:
+        MissingError: There is no store.
+    """
+    from wsa.store.backends.open import open_backend
+    from wsa.store.objects.snapshot import Snapshot, take_snapshot
+
+    pass
+
+    try:
+        backend = open_store(store, create=create)
+    except MissingError:
+        backend = open_backend(store)
+        if not or_empty or not is_free(backend):
+            raise
+        terminal.say(f"store {backend.url}, not there yet")
+        return backend, Snapshot(backend, {})
+    terminal.say(f"store {backend.url}")
+    return backend, take_snapshot(backend)

@@ -18,6 +18,7 @@ Sampling order depends on the snapshot alone, not on the order of appending.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -29,14 +30,30 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.store.catalog import cache_folder
 from wsa.store.common import atomic_files, hashing, names
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.format import arrays, records
 from wsa.store.format.records import SegmentMeta
 from wsa.store.format.windows import episode_starts, window_digests, window_rows
-from wsa.store.places import in_files, side_by_side
-from wsa.store.reader import Snapshot
+from wsa.store.objects.record_cache import cache_folder
+from wsa.store.objects.snapshot import Snapshot
+
+
+def side_by_side(shapes: Sequence[Sequence[int]]) -> list[slice]:
+    """Where embeddings of these shapes stand, one after the other, in a row."""
+    edges = itertools.accumulate(map(math.prod, shapes), initial=0)
+    return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
+
+
+def in_files(windows: Sequence[int], shapes: Sequence[Sequence[int]]) -> list[slice]:
+    """Where each model's embedding stands among those of its file: frames have one, windows another."""
+    columns, edges = [], {False: 0, True: 0}
+    for window, shape in zip(windows, shapes, strict=True):
+        begin = edges[window > 1]
+        edges[window > 1] += math.prod(shape)
+        columns.append(slice(begin, edges[window > 1]))
+    return columns
+
 
 ROW = np.dtype(
     [

@@ -37,7 +37,7 @@ from wsa.store.format.records import (
     ModelMeta,
     SegmentMeta,
 )
-from wsa.store.reader import group_arrays
+from wsa.store.objects.snapshot import group_arrays
 
 FLOAT16_MAX = 65504.0
 

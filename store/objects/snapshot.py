@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.store.backends.base import Backend, Entry
-from wsa.store.catalog import WORTHWHILE, Catalog
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, MissingError, StorageError, WsaError
 from wsa.store.format import arrays, records
@@ -31,6 +30,7 @@ from wsa.store.format.records import (
     ModelMeta,
     SegmentMeta,
 )
+from wsa.store.objects.record_cache import WORTHWHILE, Catalog
 
 A = TypeVar("A")
 B = TypeVar("B")

@@ -1,0 +1,1 @@
+"""Segments, models and embeddings: write them, open a snapshot, read rows."""
