@@ -16,9 +16,9 @@ SHOWN = 20
 
 def verify(o: VerifyOptions) -> int:
     """`wsa verify`: exit code 5 where there was damage, repaired or not."""
+    from wsa.store.maintenance.repair import repair
+    from wsa.store.maintenance.verify import verify as check
     from wsa.store.objects.root import open_store
-    from wsa.store.repair import repair
-    from wsa.store.verify import verify as check
 
     share = sample_share(o.sample)
     backend = open_store(o.store)
@@ -76,8 +76,8 @@ def sample_share(text: str) -> float:
 
 def sweep(o: SweepOptions) -> int:
     """`wsa sweep`."""
+    from wsa.store.maintenance.sweep import sweep as clean
     from wsa.store.objects.root import open_store
-    from wsa.store.sweep import sweep as clean
 
     if not 1 <= o.grace_hours < math.inf:  # A writer at work needs some of it.
         raise UsageError("bad-option", f"--grace-hours must be 1 or more, not {o.grace_hours}.")

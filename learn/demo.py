@@ -19,10 +19,10 @@ from wsa.learn.config import RunConfig, make_config
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.offline import Trained
 from wsa.learn.options import DemoOptions
-from wsa.learn.report import summarise, total_bytes
 from wsa.learn.start import by_default
 from wsa.store.backends.base import Backend
 from wsa.store.common import terminal
+from wsa.store.maintenance.summary import summarise, total_bytes
 from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 

@@ -14,7 +14,7 @@ from wsa.store.objects.root import open_snapshot
 
 def du(o: DuOptions) -> int:
     """`wsa du`."""
-    from wsa.learn.du import usage
+    from wsa.store.maintenance.usage import usage
 
     _, snapshot = open_snapshot(o.store)
     found = usage(snapshot, o.by)

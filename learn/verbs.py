@@ -189,7 +189,7 @@ def evaluate(o: EvalOptions) -> int:
 
 def list_games(o: ListOptions) -> int:
     """`wsa list`."""
-    from wsa.learn.report import summaries
+    from wsa.store.maintenance.summary import summaries
 
     if o.games:
         print(json.dumps(list(env.games()), indent=2) if o.json else "\n".join(env.games()))
@@ -228,7 +228,7 @@ def list_games(o: ListOptions) -> int:
 
 def show(o: ShowOptions) -> int:
     """`wsa show`."""
-    from wsa.learn.report import card, model_card, segment_card
+    from wsa.store.maintenance.summary import card, model_card, segment_card
 
     of: Callable[[Snapshot, str], dict[str, Any]]
     if _fits(names.segment, o.what):

@@ -26,8 +26,10 @@ from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, StorageError
 from wsa.store.faults import Call, Fault, FaultyBackend, Killed, MemoryBackend, Plan
 from wsa.store.format.records import read_commit
+from wsa.store.maintenance.repair import repair
+from wsa.store.maintenance.sweep import KEPT, sweep
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import Snapshot, list_records, take_snapshot
-from wsa.store.repair import repair
 from wsa.store.samples import (
     ALIASES,
     ALL_PATHS,
@@ -38,8 +40,6 @@ from wsa.store.samples import (
     read_object,
     same_content,
 )
-from wsa.store.sweep import KEPT, sweep
-from wsa.store.verify import verify
 
 DAY_S = 86400.0
 # What wrong clocks may add to the age of a file while its writer is at work.

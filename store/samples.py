@@ -17,9 +17,9 @@ from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.format import arrays
 from wsa.store.format.records import EmbeddingMeta, ModelMeta, Protocol, SegmentMeta
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import Snapshot, group_arrays, take_snapshot
-from wsa.store.verify import verify
 
 Kind = Literal["segment", "embedding", "model"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -11,6 +11,7 @@ import pytest
 from wsa.store.backends.local import LocalBackend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, StorageError
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.testing import (
@@ -23,7 +24,6 @@ from wsa.store.testing import (
     random_plan,
     unnamed,
 )
-from wsa.store.verify import verify
 
 FAULTS: list[Fault] = ["fail", "cut", "lose", "late", "full", "kill"]
 

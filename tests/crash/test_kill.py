@@ -9,10 +9,10 @@ import time
 import pytest
 
 from wsa.store.common import names
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects import writer
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
 
 ALIASES = ["lite0", "vit"]
 

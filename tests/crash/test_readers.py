@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.root import open_store
-from wsa.store.verify import verify
 
 ALIASES = ["lite0", "vit"]
 

@@ -25,8 +25,8 @@ from wsa.encode.run import EncodeReport, encode_on
 from wsa.encode.workers import Workers
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
 
 PRELOAD = str(Path(__file__).with_name("faulty_worker.py"))
 MODEL = parse_request("timm:test_resnet:random", {}, "pooled")

@@ -31,8 +31,8 @@ from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError, StorageError, UsageError, WsaError
 from wsa.store.format.records import SegmentMeta
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
-from wsa.store.verify import verify
 
 Ask = Callable[..., Request]
 Fill = Callable[..., list[SegmentMeta]]

@@ -20,10 +20,10 @@ from wsa.store import sync
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.model_spec import parse_output, read_spec
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
 
 Ask = Callable[..., Request]
 OWN = "grid:2+pca:8@Pong"

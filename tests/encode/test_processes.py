@@ -21,8 +21,8 @@ from wsa.encode.models import Request
 from wsa.encode.run import encode
 from wsa.store.backends.base import Backend
 from wsa.store.format.records import SegmentMeta
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
 
 Fill = Callable[..., list[SegmentMeta]]
 Start = Callable[[str], "subprocess.Popen[str]"]

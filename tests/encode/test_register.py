@@ -29,12 +29,12 @@ from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, MissingError, UsageError
 from wsa.store.format.records import EmbeddingMeta
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects import probe
 from wsa.store.objects.model_spec import Preprocessing, read_spec
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 from wsa.store.objects.writer import commit_embedding
-from wsa.store.verify import verify
 
 Ask = Callable[..., Request]
 REDUCED = "grid:2+pca:32"

@@ -22,9 +22,9 @@ from wsa.encode.run import EncodeReport, encode
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
 from wsa.store.format.records import SegmentMeta
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
 
 Ask = Callable[..., Request]
 Fill = Callable[..., list[SegmentMeta]]

@@ -26,8 +26,8 @@ from wsa.encode.workers import Workers
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, StorageError
 from wsa.store.format.records import SegmentMeta
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
 
 Ask = Callable[..., Request]
 Fill = Callable[..., list[SegmentMeta]]

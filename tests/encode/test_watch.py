@@ -25,10 +25,10 @@ from wsa.encode.tally import Tally
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError
+from wsa.store.maintenance.sweep import sweep
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.sweep import sweep
-from wsa.store.verify import verify
 
 KEY = "vit-0123456789ab"
 OTHER = "resnet-0123456789ab"

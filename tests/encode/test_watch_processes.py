@@ -23,10 +23,10 @@ from wsa.encode.drive import TOO_MANY_IN_A_ROW
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.format.records import SegmentMeta
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects import writer
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
 
 Fill = Callable[..., list[SegmentMeta]]
 Start = Callable[..., Any]

@@ -29,10 +29,10 @@ from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.format.records import Commit, EmbeddingMeta, Meta, SegmentMeta
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects import flat_map
 from wsa.store.objects.model_spec import Preprocessing
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
-from wsa.store.verify import verify
 
 Ask = Callable[..., Request]
 Frames = NDArray[np.uint8]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from wsa.encode.plan import make_plan
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.flat_map import materialise
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
 
 HERE = Path(__file__).parent
 STORES = sorted(path.parent for path in HERE.glob("*/expected.json"))

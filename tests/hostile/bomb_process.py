@@ -21,12 +21,12 @@ import msgspec
 import numpy as np
 from numcodecs import Blosc, Zstd
 
-from wsa.store import sweep, verify
 from wsa.store.backends.base import Backend, Entry
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import WsaError
 from wsa.store.format import arrays, records
 from wsa.store.format.records import Commit, EmbeddingMeta, File, Meta, ModelMeta
+from wsa.store.maintenance import sweep, verify
 from wsa.store.objects import writer
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import read_records, take_snapshot

@@ -14,8 +14,8 @@ from wsa.store.common import names
 from wsa.store.common.errors import DamagedError, WsaError
 from wsa.store.format import arrays, limits
 from wsa.store.format.records import EmbeddingMeta
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
 
 ARRAY = np.ones((40, 3), np.float16)
 SHARDED = np.ones((600, 3), np.float16)

@@ -20,11 +20,11 @@ from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, WsaError
 from wsa.store.format import arrays, records
 from wsa.store.format.records import EmbeddingMeta, ModelMeta
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects import model_spec
 from wsa.store.objects.model_spec import Identity, ModelSpec, Preprocessing
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
 
 ROOT = Path(arrays.__file__).parents[1]
 ARCHITECTURE = "test_resnet.r160_in1k"
@@ -205,7 +205,7 @@ def test_reading_a_store_imports_no_pickle_and_no_torch(store, kit):
 import sys
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
+from wsa.store.maintenance.verify import verify
 seen = []
 watched = ("pickle.", "os.system", "os.exec", "subprocess.")
 sys.addaudithook(lambda event, args: seen.append(event) if event.startswith(watched) else None)

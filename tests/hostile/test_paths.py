@@ -10,10 +10,10 @@ from wsa.store.backends.local import LocalBackend
 from wsa.store.common import names
 from wsa.store.common.errors import DamagedError, UsageError, WsaError
 from wsa.store.format.records import EmbeddingMeta, FramesMeta, ModelMeta
+from wsa.store.maintenance.repair import repair
+from wsa.store.maintenance.sweep import sweep
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.repair import repair
-from wsa.store.sweep import sweep
-from wsa.store.verify import verify
 
 EVIL = ["..", "../..", "a/../../b", "/etc", "Pong/../../x", "Pong\0", "CON", "\uff30ong", "P" * 300]
 

@@ -26,9 +26,9 @@ from wsa.learn.sources import Facts, Source
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, StorageError, UsageError
 from wsa.store.format.records import Protocol, SegmentMeta
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
-from wsa.store.verify import verify
 
 GAME = "Breakout"
 STEPS = 37

@@ -11,8 +11,10 @@ import pytest
 
 from wsa.encode.models import parse_request
 from wsa.encode.register import register
-from wsa.learn.du import usage
-from wsa.learn.report import (
+from wsa.store.common import names
+from wsa.store.common.errors import MissingError
+from wsa.store.format.records import EmbeddingMeta
+from wsa.store.maintenance.summary import (
     card,
     model_card,
     segment_card,
@@ -20,9 +22,7 @@ from wsa.learn.report import (
     summarise,
     total_bytes,
 )
-from wsa.store.common import names
-from wsa.store.common.errors import MissingError
-from wsa.store.format.records import EmbeddingMeta
+from wsa.store.maintenance.usage import usage
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 from wsa.store.objects.writer import commit_embedding, commit_segment

@@ -11,10 +11,10 @@ import pytest
 from wsa.store.backends.bucket import RemoteBackend
 from wsa.store.common import names
 from wsa.store.common.errors import StorageError
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.objects.writer import commit_embedding, commit_model
-from wsa.store.verify import verify
 
 PATH = "commits/ab/record.json"
 DATA = bytes(range(256)) * 40

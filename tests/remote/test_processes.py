@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
 
 ALIASES = ["vit", "resnet"]
 

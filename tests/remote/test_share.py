@@ -10,9 +10,9 @@ import pytest
 
 from wsa.cli import main
 from wsa.store import sync
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
 
 # What requests meet, in turn.
 BAD = (*[None] * 13, "503", "lost", "dropped", "cut")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from wsa.encode.beats import read_signs
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
 
 RESNET = "timm:test_resnet:random"
 BOTH = f"{RESNET},timm:test_vit:random"

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from wsa.store import machine, sweep, sync, verify
+from wsa.store import machine, sync
 from wsa.store.backends.local import LocalBackend
 from wsa.store.common import names
 from wsa.store.format import records
+from wsa.store.maintenance import sweep, verify
+from wsa.store.maintenance.repair import repair
 from wsa.store.objects import snapshot, writer
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.repair import repair
 from wsa.store.testing import MemoryBackend, StoreMachine, Work
 
 

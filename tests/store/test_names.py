@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from wsa.store import sweep
 from wsa.store.backends.local import LocalBackend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import UsageError
+from wsa.store.maintenance import sweep
 
 PARSERS = (names.game, names.alias, names.model_key, names.segment)
 

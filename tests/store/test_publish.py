@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from wsa.store.backends.local import LocalBackend
 from wsa.store.common import atomic_files
 from wsa.store.common.errors import ConflictError, StorageError
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
 
 # Calls through which a file gets into its place.
 CALLS = ["open", "write", "fsync", "link", "mkdir"]

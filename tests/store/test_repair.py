@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from wsa.store import verify
 from wsa.store.common import names
+from wsa.store.maintenance import verify
+from wsa.store.maintenance.repair import repair
+from wsa.store.maintenance.sweep import sweep
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.repair import repair
-from wsa.store.sweep import sweep
 
 MODELS = ("lite0", "vit")
 OBJECTS = 14

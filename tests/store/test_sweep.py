@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from wsa.store import sweep, verify
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, StorageError
+from wsa.store.maintenance import sweep, verify
 from wsa.store.objects import snapshot as reader
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import take_snapshot

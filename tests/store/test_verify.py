@@ -8,12 +8,12 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from wsa.store import verify
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, WsaError
 from wsa.store.format import arrays
 from wsa.store.format.limits import check_metadata
 from wsa.store.format.records import EmbeddingMeta
+from wsa.store.maintenance import verify
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 MODELS = ("lite0", "vit")

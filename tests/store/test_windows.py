@@ -18,11 +18,11 @@ from wsa.store.common.errors import ConflictError, DamagedError, UsageError
 from wsa.store.export import export, plan_export
 from wsa.store.format import records
 from wsa.store.format.windows import MAX_STACK_FRAMES, episode_starts, window_digests, window_rows
+from wsa.store.maintenance.repair import repair
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects import flat_map, writer
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.repair import repair
-from wsa.store.verify import verify
 
 # Of which models, in the order given; single frames stand among windows.
 WINDOWS = {"moving": 4, "lite0": 1, "pair": 2, "vit": 1}

@@ -26,9 +26,9 @@ from wsa.learn.options import CollectOptions, LearnOptions
 from wsa.learn.table import Table
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, Terminated, UsageError
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.verify import verify
 
 MODEL = "timm:test_resnet.r160_in1k:random"
 PPO: dict[str, Any] = {

@@ -32,10 +32,10 @@ from wsa.learn.table import Table
 from wsa.store.common import hashing
 from wsa.store.common.errors import DamagedError
 from wsa.store.format.records import EmbeddingMeta
+from wsa.store.maintenance.verify import verify
 from wsa.store.objects.probe import MAX_STEP_ERROR
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
-from wsa.store.verify import verify
 
 WINDOWS = (4, 1, 2)
 """Of the models, in the order in which they stand in a row."""

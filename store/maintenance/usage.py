@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterable
 
 from wsa.store.format.records import Commit, EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta
+from wsa.store.maintenance.sweep import Attempt, list_attempts
 from wsa.store.objects.snapshot import Snapshot
-from wsa.store.sweep import Attempt, list_attempts
 
 
 @dataclasses.dataclass(frozen=True)

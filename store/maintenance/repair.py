@@ -21,9 +21,9 @@ from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError
 from wsa.store.format import records
 from wsa.store.format.records import Commit
+from wsa.store.maintenance.sweep import KEPT, owner
+from wsa.store.maintenance.verify import Damage
 from wsa.store.objects.snapshot import read_record
-from wsa.store.sweep import KEPT, owner
-from wsa.store.verify import Damage
 
 # A recorded command is shown to be typed again: only what cannot be another command is.
 _PLAIN_COMMAND = re.compile(r"wsa (collect|import)( [A-Za-z0-9_./=,:-]+)+")

@@ -24,8 +24,8 @@ from wsa.store.format import arrays as layout
 from wsa.store.format import records
 from wsa.store.format.limits import check_metadata
 from wsa.store.format.records import Commit, EmbeddingMeta, Meta, ModelMeta, SegmentMeta
+from wsa.store.maintenance.sweep import KEPT, list_attempts
 from wsa.store.objects.snapshot import Snapshot, group_arrays, list_records, read_record
-from wsa.store.sweep import KEPT, list_attempts
 
 # Of damage beyond so much only the number is told, so that no flood of it fills the memory.
 MOST_LISTED = 10_000

@@ -1,0 +1,1 @@
+"""Check, repair, clean up and summarise a store."""
