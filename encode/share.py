@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import safetensors
 
-from wsa.store import sync
 from wsa.store.backends.open import open_backend
 from wsa.store.common import terminal
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.configs import MergeOptions, PullOptions, PushOptions, ShareOptions
+from wsa.store.exchange import sync
 from wsa.store.format.arrays import Files
 from wsa.store.format.records import Commit
 from wsa.store.objects import probe

@@ -45,8 +45,8 @@ def export(o: ExportOptions) -> int:
     """`wsa export`."""
     from wsa.learn.config import choose_models
     from wsa.learn.start import stored_name
-    from wsa.store.export import export as write
-    from wsa.store.export import plan_export
+    from wsa.store.exchange.export import export as write
+    from wsa.store.exchange.export import plan_export
 
     env.check_game(o.game)
     _, snapshot = open_snapshot(o.store)

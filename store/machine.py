@@ -20,10 +20,10 @@ from collections.abc import Mapping
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from wsa.store import sync
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, StorageError
+from wsa.store.exchange import sync
 from wsa.store.faults import Call, Fault, FaultyBackend, Killed, MemoryBackend, Plan
 from wsa.store.format.records import read_commit
 from wsa.store.maintenance.repair import repair

@@ -16,10 +16,10 @@ from wsa.encode.lookup import find
 from wsa.encode.models import Request
 from wsa.encode.register import open_model, register
 from wsa.encode.run import encode
-from wsa.store import sync
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store.exchange import sync
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.model_spec import parse_output, read_spec
 from wsa.store.objects.root import open_store

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from wsa.cli import main
-from wsa.store import sync
+from wsa.store.exchange import sync
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from wsa.store import machine, sync
+from wsa.store import machine
 from wsa.store.backends.local import LocalBackend
 from wsa.store.common import names
+from wsa.store.exchange import sync
 from wsa.store.format import records
 from wsa.store.maintenance import sweep, verify
 from wsa.store.maintenance.repair import repair

@@ -14,11 +14,11 @@ import xarray
 import zarr
 from numpy.typing import NDArray
 
-from wsa.store import columns
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError
-from wsa.store.export import ExportPlan, export, plan_export
+from wsa.store.exchange import export as columns
+from wsa.store.exchange.export import ExportPlan, export, plan_export
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 RUN_B = "ba9876543210"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, DamagedError, UsageError
-from wsa.store.export import export, plan_export
+from wsa.store.exchange.export import export, plan_export
 from wsa.store.format import records
 from wsa.store.format.windows import MAX_STACK_FRAMES, episode_starts, window_digests, window_rows
 from wsa.store.maintenance.repair import repair

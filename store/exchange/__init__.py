@@ -1,0 +1,1 @@
+"""Copy between stores, and export plain arrays."""
