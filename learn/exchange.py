@@ -2,43 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from wsa.learn import env
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
-from wsa.store.configs import DuOptions, ExportOptions, ImportOptions
+from wsa.store.configs import ExportOptions, ImportOptions
 from wsa.store.objects.root import open_snapshot
-
-
-def du(o: DuOptions) -> int:
-    """`wsa du`."""
-    from wsa.store.maintenance.usage import usage
-
-    _, snapshot = open_snapshot(o.store)
-    found = usage(snapshot, o.by)
-    if o.json:
-        return terminal.result(True, dataclasses.asdict(found))
-    terminal.table(
-        "",
-        [o.by, "objects", "frames", "screens", "rows", "embeddings", "models", "total", "compute"],
-        [
-            [
-                share.name,
-                share.objects,
-                share.frames,
-                *map(terminal.size, (share.screens, share.rows, share.embeddings, share.models)),
-                terminal.size(share.bytes),
-                terminal.duration(share.seconds),
-            ]
-            for share in (*found.shares, found.total)
-        ],
-    )
-    for what, place in (("that no record names", found.leftovers), ("in damaged/", found.damaged)):
-        if place.files:
-            print(f"{place.files:,} files {what}: {terminal.size(place.bytes)}")
-    return 0
 
 
 def export(o: ExportOptions) -> int:

@@ -8,7 +8,8 @@ import re
 
 from wsa.store.common import terminal
 from wsa.store.common.errors import DamagedError, StorageError, UsageError
-from wsa.store.configs import SweepOptions, VerifyOptions
+from wsa.store.configs import DuOptions, SweepOptions, VerifyOptions
+from wsa.store.objects.root import open_snapshot
 
 # Of a long list the rest is told as a number; --json prints all.
 SHOWN = 20
@@ -116,3 +117,32 @@ def sweep(o: SweepOptions) -> int:
 def _more(count: int) -> None:
     if count > SHOWN:
         print(f"  and {count - SHOWN:,} more")
+
+
+def du(o: DuOptions) -> int:
+    """`wsa du`."""
+    from wsa.store.maintenance.usage import usage
+
+    _, snapshot = open_snapshot(o.store)
+    found = usage(snapshot, o.by)
+    if o.json:
+        return terminal.result(True, dataclasses.asdict(found))
+    terminal.table(
+        "",
+        [o.by, "objects", "frames", "screens", "rows", "embeddings", "models", "total", "compute"],
+        [
+            [
+                share.name,
+                share.objects,
+                share.frames,
+                *map(terminal.size, (share.screens, share.rows, share.embeddings, share.models)),
+                terminal.size(share.bytes),
+                terminal.duration(share.seconds),
+            ]
+            for share in (*found.shares, found.total)
+        ],
+    )
+    for what, place in (("that no record names", found.leftovers), ("in damaged/", found.damaged)):
+        if place.files:
+            print(f"{place.files:,} files {what}: {terminal.size(place.bytes)}")
+    return 0
