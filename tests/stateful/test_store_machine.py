@@ -12,7 +12,6 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from wsa.store import machine
 from wsa.store.backends.local import LocalBackend
 from wsa.store.common import names
 from wsa.store.exchange import sync
@@ -21,7 +20,8 @@ from wsa.store.maintenance import sweep, verify
 from wsa.store.maintenance.repair import repair
 from wsa.store.objects import snapshot, writer
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.testing import MemoryBackend, StoreMachine, Work
+from wsa.store.testing import state_machine
+from wsa.store.testing.suite import MemoryBackend, StoreMachine, Work
 
 
 class InFolder(StoreMachine):
@@ -105,9 +105,11 @@ MISTAKES = {
     ),
     "verify looks at records only": (verify, "_check_object", lambda *of: []),
     "sweep takes the young": (
-        machine,
+        state_machine,
         "sweep",
-        lambda backend, grace_s, dry_run, now, real=machine.sweep: real(backend, 0, dry_run, now),
+        lambda backend, grace_s, dry_run, now, real=state_machine.sweep: real(
+            backend, 0, dry_run, now
+        ),
     ),
     "sweep asks no record": (sweep, "read_record", lambda backend, path: None),
 }

@@ -9,11 +9,11 @@ import pytest
 
 from wsa.store.common import names
 from wsa.store.common.errors import DamagedError
-from wsa.store.faults import FaultyBackend, MemoryBackend
 from wsa.store.format.records import ModelMeta
 from wsa.store.objects import record_cache, writer
 from wsa.store.objects import snapshot as reader
 from wsa.store.objects.snapshot import take_snapshot
+from wsa.store.testing.faults import FaultyBackend, MemoryBackend
 
 
 @pytest.fixture(autouse=True)

@@ -19,12 +19,12 @@ from wsa.store.common.errors import (
     StorageError,
     UsageError,
 )
-from wsa.store.faults import MemoryBackend
 from wsa.store.format import records
 from wsa.store.format.records import EmbeddingMeta, FramesMeta, ModelMeta
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import Snapshot, take_objects, take_snapshot
+from wsa.store.testing.faults import MemoryBackend
 
 
 def test_a_commit_is_seen_whole_by_later_snapshots_only(store, kit):

@@ -9,12 +9,12 @@ import pytest
 
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, StorageError
-from wsa.store.faults import FaultyBackend
 from wsa.store.format import arrays as layout
 from wsa.store.format.records import ModelMeta
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import take_snapshot
+from wsa.store.testing.faults import FaultyBackend
 
 
 def objects(kit):

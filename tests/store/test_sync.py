@@ -20,11 +20,11 @@ from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, MissingError, StorageError, WsaError
 from wsa.store.exchange import sync
 from wsa.store.exchange.sync import Copied, SyncPlan, copy, plan_sync, saved, survey
-from wsa.store.faults import FaultyBackend, Killed, MemoryBackend
 from wsa.store.format import records
 from wsa.store.format.records import EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.testing.faults import FaultyBackend, Killed, MemoryBackend
 
 GAMES = ("Breakout", "Pong")
 NUMBERS = (0, 1)

@@ -24,9 +24,17 @@ import pytest
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import DamagedError
-from wsa.store.faults import Call, Fault, FaultyBackend, Killed, MemoryBackend, Plan, random_plan
-from wsa.store.machine import StoreMachine
-from wsa.store.samples import Work, check_store, read_object, same_content, unnamed
+from wsa.store.testing.faults import (
+    Call,
+    Fault,
+    FaultyBackend,
+    Killed,
+    MemoryBackend,
+    Plan,
+    random_plan,
+)
+from wsa.store.testing.samples import Work, check_store, read_object, same_content, unnamed
+from wsa.store.testing.state_machine import StoreMachine
 
 __all__ = [
     "BackendSuite",

@@ -24,13 +24,13 @@ from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, StorageError
 from wsa.store.exchange import sync
-from wsa.store.faults import Call, Fault, FaultyBackend, Killed, MemoryBackend, Plan
 from wsa.store.format.records import read_commit
 from wsa.store.maintenance.repair import repair
 from wsa.store.maintenance.sweep import KEPT, sweep
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import Snapshot, list_records, take_snapshot
-from wsa.store.samples import (
+from wsa.store.testing.faults import Call, Fault, FaultyBackend, Killed, MemoryBackend, Plan
+from wsa.store.testing.samples import (
     ALIASES,
     ALL_PATHS,
     KINDS,
