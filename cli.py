@@ -24,7 +24,7 @@ from wsa import __version__
 from wsa.store.common.errors import StorageError, Terminated, UsageError, WsaError, redact
 
 if TYPE_CHECKING:
-    from wsa.encode.models import Request
+    from wsa.encode.models.registry import Request
     from wsa.learn.bench_options import BenchOptions
     from wsa.learn.options import DemoOptions
     from wsa.store.backends.base import Backend

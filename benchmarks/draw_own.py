@@ -16,9 +16,10 @@ import torch
 from kit import store_of
 from torch import Tensor
 
-from wsa.encode import own, pictures, pretrain_data
-from wsa.encode.segmentation import MovingObjects
-from wsa.encode.transporter import gaussians
+from wsa.encode import pictures, pretrain_data
+from wsa.encode.models.paper import load, visualize
+from wsa.encode.models.paper.segmentation import MovingObjects
+from wsa.encode.models.paper.transporter import gaussians
 from wsa.store.format.windows import episode_starts, window_rows
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -44,17 +45,18 @@ def looks(game: str) -> Tensor:
 def panels(seen: Tensor, files: dict[str, str]) -> list[Tensor]:
     """Pictures side by side, each (MOMENTS, 3, 84, 84)."""
     newest = seen[:, 1]
-    found = [pictures.grey(newest)]
+    found = [visualize.grey(newest)]
     networks = {
-        alias: own.build(own.PREFIX + alias, f"file:{file}").module for alias, file in files.items()
+        alias: load.build(load.PREFIX + alias, f"file:{file}").module
+        for alias, file in files.items()
     }
     with torch.inference_mode():
         if "okk" in networks:
             maps = networks["okk"](seen[:, 1:])
-            found.append(pictures.overlay(newest, gaussians(maps)))
+            found.append(visualize.overlay(newest, gaussians(maps)))
         if "vos" in networks:
             network = networks["vos"]
-            found.append(pictures.overlay(newest, network.masks(network(seen))))
+            found.append(visualize.overlay(newest, network.masks(network(seen))))
     return found
 
 

@@ -41,10 +41,11 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from wsa.encode import basis as bases
-from wsa.encode import fitting, job, models, register, strip
+from wsa.encode import fitting, job, register, strip
 from wsa.encode.cluster import cores
 from wsa.encode.forward import Encoder
-from wsa.encode.models import Request, parse_request
+from wsa.encode.models import registry
+from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.plan import Item, Plan, make_plan
 from wsa.encode.preprocess import preprocess
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
@@ -162,7 +163,7 @@ def cut(plan: Plan, frames: float) -> Plan:
 
 def against_a_user(request: Request, snapshot: Snapshot, plan: Plan, setting: job.Setting) -> None:
     """A user's script on all cores, and wsa in one process a core, in turn."""
-    model = models.build(request)
+    model = registry.build(request)
     config = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**config, is_training=False)
     frames = np.concatenate([snapshot.read_frames(item.meta) for item in plan.items])

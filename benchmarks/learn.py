@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from wsa.encode import strip
 from wsa.encode.forward import Encoder
-from wsa.encode.models import parse_request
+from wsa.encode.models.registry import parse_request
 from wsa.encode.register import open_model, register
 from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.dqn import DQN, DQNConfig

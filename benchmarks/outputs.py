@@ -31,7 +31,7 @@ from wsa.encode import basis as bases
 from wsa.encode import strip
 from wsa.encode.forward import Encoder
 from wsa.encode.lookup import identify
-from wsa.encode.models import build, parse_request
+from wsa.encode.models.registry import build, parse_request
 from wsa.encode.preprocess import _pillow
 from wsa.learn import env as games
 from wsa.learn import linear, ram

@@ -27,10 +27,11 @@ from kit import forget, interleave, markdown, store_of, table
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode import checkpoint, job, own, pretrain, pretrain_data, register
-from wsa.encode.autoencoder import Autoencoder
+from wsa.encode import checkpoint, job, pretrain, pretrain_data, register
 from wsa.encode.forward import Encoder
-from wsa.encode.models import parse_request
+from wsa.encode.models.paper import load
+from wsa.encode.models.paper.autoencoder import Autoencoder
+from wsa.encode.models.registry import parse_request
 from wsa.encode.plan import Plan, make_plan
 from wsa.encode.pretrain import Training
 from wsa.encode.shrunk import Shrunk
@@ -46,7 +47,7 @@ OTHERS, UNSEEN_STEPS = ("Boxing", "Freeway", "Asteroids", "Pong", "Seaquest", "Q
 
 def cost() -> None:
     with store_of(GAME, STEPS, SEGMENT) as (backend, _):
-        requests = [parse_request(f"{alias}:random", {}) for alias in own.NETWORKS]
+        requests = [parse_request(f"{alias}:random", {}) for alias in load.NETWORKS]
         made = [
             register.register(take_snapshot(backend), one, 0.1, engine="torch") for one in requests
         ]
@@ -66,7 +67,7 @@ def cost() -> None:
         alone = interleave(
             {
                 alias: lambda plan=plan: plan.passes / spent(backend, setting, [plan])
-                for alias, plan in zip(own.NETWORKS, apart.values(), strict=True)
+                for alias, plan in zip(load.NETWORKS, apart.values(), strict=True)
             },
             rounds=1,
         )

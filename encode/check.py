@@ -15,14 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from wsa.encode import models, strip
+from wsa.encode import strip
 from wsa.encode.engines import arithmetic
 from wsa.encode.forward import Encoder
 from wsa.encode.lookup import identify
-from wsa.encode.models import Request
+from wsa.encode.models import registry
+from wsa.encode.models.custom import UserNetwork
+from wsa.encode.models.registry import Request
 from wsa.encode.outputs import Trunk
 from wsa.encode.preprocess import preprocess
-from wsa.encode.user_model import UserNetwork
 from wsa.store.common import hashing
 from wsa.store.common.errors import WsaError
 from wsa.store.objects import probe
@@ -55,7 +56,7 @@ def check(request: Request, device: str) -> Iterator[Point]:
         ConflictError: Wrong weights, or a user's callable that fails.
         UsageError: An output that the model cannot give.
     """
-    module = models.build(request)
+    module = registry.build(request)
     before = _everything(module)
     numbers = sum(tensor.numel() for tensor in module.state_dict().values())
     licence = module.licence if isinstance(module, UserNetwork) else request.licence
@@ -86,7 +87,7 @@ def check(request: Request, device: str) -> Iterator[Point]:
     yield _screens(encoder, window, found.shape[1:])
     after = _everything(encoder.module.cpu())
     yield Point("weights untouched", after == before, f"{_short(before)}, then {_short(after)}")
-    again = models.build(request)
+    again = registry.build(request)
     yield Point(
         "the same weights when built again",
         _everything(again) == before,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from wsa.encode import fitting, lookup, register
 from wsa.encode.forward import Encoder
-from wsa.encode.models import Request
+from wsa.encode.models.registry import Request
 from wsa.encode.plan import make_plan
 from wsa.store.common import names
 from wsa.store.objects.model_spec import parse_output

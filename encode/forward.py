@@ -42,7 +42,7 @@ class Encoder:
     """A frozen model, ready to embed frames.
 
     Args:
-        module: The network, as `wsa.encode.models.build` returns it.
+        module: The network, as `wsa.encode.models.registry.build` returns it.
         preprocessing: From screens to its input.
         output: What is kept of its last feature map.
         basis: The reduction, where the output asks for one.

@@ -12,9 +12,11 @@ import msgspec
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from wsa.encode import fitting, models, own
-from wsa.encode.models import Request
-from wsa.encode.user_model import UserNetwork
+from wsa.encode import fitting
+from wsa.encode.models import registry
+from wsa.encode.models.custom import UserNetwork
+from wsa.encode.models.paper import load
+from wsa.encode.models.registry import Request
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.format.windows import MAX_STACK_FRAMES
@@ -41,9 +43,9 @@ def find(snapshot: Snapshot, request: Request) -> ModelSpec | None:
     """
     specs = [read_spec(snapshot, key) for key in snapshot.models]
     found = [spec for spec in specs if _is_asked_for(spec, request)]
-    shipped = request.source == "package" and own.is_own(request.timm_name)
+    shipped = request.source == "package" and load.is_own(request.timm_name)
     if found and (shipped or request.source.startswith("file:") or request.recorded == "user"):
-        identity = identify(models.build(request), request)
+        identity = identify(registry.build(request), request)
         found = [spec for spec in found if _but_its_own_basis(spec.identity) == identity]
     return _the_one(found)
 
@@ -94,7 +96,7 @@ def request_of(spec: ModelSpec, weights: Mapping[str, str]) -> Request:
     source = "user" if spec.source.startswith("user") else spec.source
     if spec.alias in weights:
         given = weights[spec.alias]
-        named = models.user_source if source == "user" else models.weights_source
+        named = registry.user_source if source == "user" else registry.weights_source
         source = named(spec.alias, given)
     return Request(
         spec.alias,

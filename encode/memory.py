@@ -22,7 +22,7 @@ from wsa.encode.drive import died
 from wsa.encode.estimate import Sized, size_up
 from wsa.encode.forward import choose_device
 from wsa.encode.inputs import WINDOWS_AT_ONCE
-from wsa.encode.models import Request
+from wsa.encode.models.registry import Request
 from wsa.encode.workers import TASKS_A_GPU, TASKS_A_THREAD, THREADS_A_WORKER
 from wsa.store.common.errors import WsaError
 from wsa.store.objects.probe import MAX_STEP_ERROR

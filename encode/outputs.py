@@ -20,7 +20,7 @@ class Trunk(nn.Module):
     """A frozen network up to its output.
 
     Args:
-        module: The network, as `wsa.encode.models.build` returns it.
+        module: The network, as `wsa.encode.models.registry.build` returns it.
         output: What is kept of its last features.
     """
 
@@ -75,7 +75,7 @@ class Trunk(nn.Module):
         if features.ndim == 4:
             nhwc = str(getattr(self.module, "output_fmt", "NCHW")).endswith("NHWC")
             return features.permute(0, 3, 1, 2) if nhwc else features
-        if features.ndim == 2:  # A code may stand for a map (`wsa.encode.own`).
+        if features.ndim == 2:  # A code may stand for a map (`wsa.encode.models.paper.load`).
             decode = getattr(self.module, "decode", None)
             decoded: Tensor | None = decode(features) if decode else None
             if decoded is not None:

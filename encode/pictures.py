@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import json
 import math
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from wsa.store.common import atomic_files
 
@@ -23,38 +22,12 @@ _LINES = ((190, 110, 30), (40, 60, 210), (60, 150, 60), (150, 60, 150))  # BGR
 _WIDTH, _HEIGHT, _MARGIN = 720, 360, 56
 
 
-def grey(frames: Tensor) -> Tensor:
-    """(B, h, w) in [0, 1] as pictures (B, 3, h, w)."""
-    return frames.unsqueeze(1).expand(-1, 3, -1, -1).clamp(0, 1)
-
-
-def overlay(frames: Tensor, maps: Tensor) -> Tensor:
-    """Maps in colours over darkened frames.
-
-    Args:
-        frames: (B, h, w) in [0, 1].
-        maps: (B, K, h', w'). What a map has everywhere is left away, since it points to nothing;
-            where all together are largest, a look has full colour.
-
-    Returns:
-        (B, 3, h, w) in [0, 1].
-    """
-    count = maps.shape[1]
-    colours = torch.tensor(
-        [colorsys.hsv_to_rgb(i / count, 1.0, 1.0) for i in range(count)], device=maps.device
-    )
-    above = maps - maps.amin(dim=(2, 3), keepdim=True)
-    strength = above / above.sum(dim=1).amax(dim=(1, 2)).clamp_min(1e-6)[:, None, None, None]
-    strength = nn.functional.interpolate(strength, frames.shape[-2:], mode="bilinear")
-    return (0.6 * grey(frames) + torch.einsum("bkhw,kc->bchw", strength, colours)).clamp(0, 1)
-
-
 def write_panels(path: Path, panels: Sequence[Tensor]) -> None:
     """Write pictures of the same looks side by side, a line for each look.
 
     Args:
         path: A .png file.
-        panels: Pictures (B, 3, h, w) in [0, 1], as `wsa.encode.trainee.Trainee.show` gives them.
+        panels: Pictures (B, 3, h, w) in [0, 1], as `wsa.encode.models.paper.base.Trainee.show` gives them.
     """
     rows = torch.cat(list(panels), dim=3).permute(0, 2, 3, 1)  # (B, h, panels * w, 3)
     levels = (rows * 255).round().to(torch.uint8).cpu().numpy().reshape(-1, rows.shape[2], 3)

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from wsa.encode import checkpoint, engines, pretrain_data, trained_files
 from wsa.encode.curves import Metrics
+from wsa.encode.models.paper.base import Trainee
 from wsa.encode.pretrain_data import Looks, scale
-from wsa.encode.trainee import Trainee
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import ConflictError
 from wsa.store.format import records

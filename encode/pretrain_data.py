@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsa.encode.models.paper.base import Sight
 from wsa.encode.preprocess import preprocess
-from wsa.encode.trainee import Sight
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.format.records import SegmentMeta

@@ -12,9 +12,9 @@ from distributed.system import MEMORY_LIMIT
 
 from wsa.encode import engines, pretrain, pretrain_data
 from wsa.encode.forward import choose_device
+from wsa.encode.models.paper.base import Trainee
 from wsa.encode.pretrain import TRAINEES, Training, trainee
 from wsa.encode.pretrain_options import PretrainOptions
-from wsa.encode.trainee import Trainee
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.root import open_snapshot

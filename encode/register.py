@@ -24,14 +24,15 @@ from safetensors import SafetensorError
 from torch import nn
 
 from wsa.encode import basis as bases
-from wsa.encode import choose, engines, fitting, models, strip
+from wsa.encode import choose, engines, fitting, strip
 from wsa.encode.basis import Projection, Reduction
 from wsa.encode.choose import Choice, Engines
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.inputs import input_digests, read_shown
 from wsa.encode.lookup import identify, known, request_of, weights_digest
-from wsa.encode.models import Request
-from wsa.encode.user_model import UserNetwork
+from wsa.encode.models import registry
+from wsa.encode.models.custom import UserNetwork
+from wsa.encode.models.registry import Request
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import ConflictError, DamagedError
 from wsa.store.format.records import ModelMeta
@@ -193,7 +194,7 @@ def open_model(
     request = request_of(spec, weights or {})
     if source and not (weights and spec.alias in weights):
         request = dataclasses.replace(request, source=source)
-    module = models.build(request)
+    module = registry.build(request)
     digest = weights_digest(module)
     if digest != spec.identity.weights:
         raise ConflictError(
@@ -244,7 +245,7 @@ def measured(
     """
     where = torch.device(device)
     engines.require("torch" if engine == "auto" else engine, where, request.precision)
-    module = models.build(request)
+    module = registry.build(request)
     identity = identify(module, request)
     reduced = request.precision != "fp32"
     shown = choose.game_inputs(snapshot, games, identity.window) if reduced else {}
@@ -257,7 +258,7 @@ def unreduced(request: Request, device: str) -> tuple[Encoder, int]:
     Raises:
         MissingError: No weights.
     """
-    module = models.build(request)
+    module = registry.build(request)
     identity = identify(module, request)
     found = _engines(module, identity, request.alias, device)
     return found.encoder("torch", request.precision), identity.window

@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 
 from wsa.encode import pictures
+from wsa.encode.models.paper.base import Trainee
 from wsa.encode.pretrain_data import Looks, scale
-from wsa.encode.trainee import Trainee
 from wsa.store.common import atomic_files, hashing
 
 _PICTURED = 6

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from wsa.encode import events, slurm
 from wsa.encode.lookup import request_of
-from wsa.encode.models import Request, known_aliases, local_weights, parse_request
+from wsa.encode.models.registry import Request, known_aliases, local_weights, parse_request
 from wsa.encode.options import EncodeOptions, ModelsOptions, weights_files
 from wsa.encode.report import make_folder, write_report
 from wsa.encode.run import EncodeReport, require_frames, wanted_games

@@ -20,7 +20,7 @@ from wsa.encode.beats import Heart, State
 from wsa.encode.claims import Claims, Lane
 from wsa.encode.drive import Driver
 from wsa.encode.events import AttemptFailed, Event, ModelReady
-from wsa.encode.models import Request
+from wsa.encode.models.registry import Request
 from wsa.encode.options import EncodeOptions
 from wsa.encode.plan import Digests, Item, Name, Plan, make_plan
 from wsa.encode.register import Registered

@@ -98,7 +98,9 @@ def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:
     known = [key for key in snapshot.models if name in (key, names.key_alias(key))]
     options = name
     if len(known) == 1:
-        from wsa.encode.models import known_aliases  # Here: training offline needs no timm.
+        from wsa.encode.models.registry import (
+            known_aliases,  # Here: training offline needs no timm.
+        )
 
         # Spelled so that it makes this very model, not one of another output.
         spec = read_spec(snapshot, known[0])

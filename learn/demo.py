@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wsa.encode import own
-from wsa.encode.models import Request, parse_request
+from wsa.encode.models.paper import load
+from wsa.encode.models.registry import Request, parse_request
 from wsa.learn import env, judge, run
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import RunConfig, make_config
@@ -27,7 +27,7 @@ from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 # They come with wsa: no model hub is needed.
-MODELS = own.DEFAULT
+MODELS = load.DEFAULT
 
 # Encodes a game by models; returns their keys.
 Encode = Callable[[Backend, Sequence[Request], str], list[str]]

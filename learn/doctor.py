@@ -88,11 +88,11 @@ def _games() -> Finding:
 
 
 def _weights() -> Iterator[Finding]:
-    from wsa.encode import models
+    from wsa.encode.models import registry
 
-    for alias in models.known_aliases():
-        request = models.parse_request(alias, {})
-        found = models.local_weights(request)
+    for alias in registry.known_aliases():
+        request = registry.parse_request(alias, {})
+        found = registry.local_weights(request)
         where = found or "not on this machine; fetched from the hub when asked for"
         yield Finding(f"weights {alias}", True if found else None, f"{request.timm_name}: {where}")
 

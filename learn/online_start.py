@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsa.encode import checkpoint, own
+from wsa.encode import checkpoint
 from wsa.encode.forward import choose_device
 from wsa.encode.live_remote import remote_encoders
 from wsa.encode.lookup import find
-from wsa.encode.models import parse_request
+from wsa.encode.models.paper import load
+from wsa.encode.models.registry import parse_request
 from wsa.encode.options import weights_files
 from wsa.encode.register import register
 from wsa.learn import env as games
@@ -128,7 +129,7 @@ def configure(o: LearnOptions, device: str) -> tuple[OnlineConfig, Path]:
     elif o.models or o.init or o.fusion == NATURE:
         models, context = keys_of(o.models), context or MEAN_CONTEXT
     else:
-        shipped = [_shipped(o, take_snapshot(backend), name, device) for name in own.DEFAULT]
+        shipped = [_shipped(o, take_snapshot(backend), name, device) for name in load.DEFAULT]
         models, context = by_default(shipped, o.fusion, context)
     config = online_config.make_config(
         take_snapshot(backend),

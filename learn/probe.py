@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.encode.models import parse_request
+from wsa.encode.models.registry import parse_request
 from wsa.learn import linear, probe_data
 from wsa.learn.config import choose_models
 from wsa.learn.linear import Split

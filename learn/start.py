@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wsa.encode import checkpoint, own
+from wsa.encode import checkpoint
+from wsa.encode.models.paper import load
 from wsa.learn.bc import BCConfig
 from wsa.learn.config import RunConfig, choose_models, make_config
 from wsa.learn.dqn import DQNConfig
@@ -80,7 +81,7 @@ def by_default(keys: Sequence[str], fusion: str, context: str) -> tuple[list[str
     """
     if context == MEAN_CONTEXT:
         return list(keys), context
-    given = [key for key in keys if names.key_alias(key) == own.CONTEXT]
+    given = [key for key in keys if names.key_alias(key) == load.CONTEXT]
     giving = context or (given[0] if len(given) == 1 else MEAN_CONTEXT)
     fused = [key for key in keys if key != giving]
     if not fused:
@@ -198,7 +199,7 @@ def stored_name(snapshot: Snapshot, name: str) -> str:
         return name
     alias = name
     if name not in {names.key_alias(key) for key in snapshot.models}:
-        from wsa.encode.models import parse_request  # Here: it brings timm.
+        from wsa.encode.models.registry import parse_request  # Here: it brings timm.
 
         alias = parse_request(name, {}).alias
     fitting = [key for key in snapshot.models if names.key_alias(key) == alias]

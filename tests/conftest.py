@@ -126,14 +126,14 @@ def stacked() -> Iterator[Callable[..., Any]]:
     import timm
     import torch
 
-    from wsa.encode import models
+    from wsa.encode.models import registry
 
-    build = models.build
+    build = registry.build
 
-    def ask(window: int, output: str = "pooled") -> models.Request:
-        return models.Request(f"stacked{window}", "test_resnet.r160_in1k", "random", output)
+    def ask(window: int, output: str = "pooled") -> registry.Request:
+        return registry.Request(f"stacked{window}", "test_resnet.r160_in1k", "random", output)
 
-    def make(request: models.Request) -> Any:
+    def make(request: registry.Request) -> Any:
         if not request.alias.startswith("stacked"):
             return build(request)
         window = int(request.alias.removeprefix("stacked"))
@@ -144,7 +144,7 @@ def stacked() -> Iterator[Callable[..., Any]]:
         return network.eval().requires_grad_(False)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "build", make)
+        patch.setattr(registry, "build", make)
         yield ask
 
 

@@ -133,10 +133,10 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         alias: What users call it.
         timm_name: timm architecture with its weights tag; `module:callable` of a user's own model,
-            which is shown but never imported (`wsa.encode.user_model`).
+            which is shown but never imported (`wsa.encode.models.custom`).
         identity: What determines its embeddings.
         shape: Shape of one embedding.
-        source: Where the weights came from, as `wsa.encode.models.Request.recorded`.
+        source: Where the weights came from, as `wsa.encode.models.registry.Request.recorded`.
         licence: Licence of the weights, as their publisher states it.
         step_error: Step-relative error of this precision against fp32 on the probe strip.
         libraries: Versions that made the probe vectors.

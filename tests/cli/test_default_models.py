@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wsa.encode import own
+from wsa.encode.models.paper import load
 from wsa.encode.options import EncodeOptions
 from wsa.store.common import names
 
@@ -40,7 +40,7 @@ def keys_of(run: str) -> list[str]:
 
 
 def test_the_shipped_set_is_taken_where_none_is_named(wsa, learnt):
-    assert EncodeOptions().models == own.DEFAULT
+    assert EncodeOptions().models == load.DEFAULT
     wsa("collect", "--game", "Pong", "--steps", 48, "--num-envs", 2)
     # An untrained one that is there first is not what comes with wsa.
     assert wsa("encode", "--models", "sr:random", "--scheduler", "inproc").code == 0
@@ -64,6 +64,6 @@ def test_the_demo_says_what_it_cost(wsa):
     outcome = wsa("demo", "--steps", 64, "--updates", 4, "--episodes", 1)
     assert outcome.code == 0, outcome.err
     told = {line.split("  ")[0]: line for line in outcome.out.splitlines()}
-    assert all(alias in told["models"] for alias in own.DEFAULT)
+    assert all(alias in told["models"] for alias in load.DEFAULT)
     assert " 0  " in told["passes to train"]
     assert "frames and windows were in the cache" in told["passes to play"]

@@ -11,14 +11,14 @@ import pytest
 
 from wsa import cli
 from wsa.encode.estimate import estimate, size_up
-from wsa.encode.models import known_aliases, parse_request
+from wsa.encode.models.registry import known_aliases, parse_request
 from wsa.store.backends.base import Backend
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
 NETS = """
 import torch
-from wsa.encode.user_model import Input, UserModel
+from wsa.encode.models.custom import Input, UserModel
 
 class Draws(torch.nn.Module):
     def forward(self, pixels):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from wsa.encode.models import ALIASES
+from wsa.encode.models.registry import ALIASES
 
 MODEL = "timm:test_resnet.r160_in1k:random"
 ENCODE = ("encode", "--models", MODEL, "--output", "pooled", "--scheduler", "inproc")

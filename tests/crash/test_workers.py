@@ -20,7 +20,7 @@ from distributed.comm.core import CommClosedError
 
 from wsa.encode import cluster
 from wsa.encode.events import AttemptFailed, Event, SegmentDone, WorkerUnfit
-from wsa.encode.models import Request, parse_request
+from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.run import EncodeReport, encode_on
 from wsa.encode.workers import Workers
 from wsa.store.backends.base import Backend

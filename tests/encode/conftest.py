@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from wsa.encode import lookup, models, pretrain_data, strip
+from wsa.encode import lookup, pretrain_data, strip
 from wsa.encode.estimate import Estimate, estimate, size_up
 from wsa.encode.forward import Encoder
-from wsa.encode.models import Request
+from wsa.encode.models import registry
+from wsa.encode.models.paper.base import Sight, Trainee
+from wsa.encode.models.registry import Request
 from wsa.encode.pretrain_data import Looks
-from wsa.encode.trainee import Sight, Trainee
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.env import protocol
 from wsa.store.backends.base import Backend
@@ -51,7 +52,7 @@ def tiny() -> Callable[..., Request]:
     """A request for one of timm's test models with random weights: `tiny("vit", "grid:2")`."""
 
     def ask(name: str, output: str = "pooled", **options: Any) -> Request:
-        return models.parse_request(f"timm:test_{name}:random", {}, output, **options)
+        return registry.parse_request(f"timm:test_{name}:random", {}, output, **options)
 
     return ask
 
@@ -61,7 +62,7 @@ def encoder_of() -> Callable[..., Encoder]:
     """An encoder without a store or a basis: `encoder_of(request)`."""
 
     def make(request: Request, **options: Any) -> Encoder:
-        module = models.build(request)
+        module = registry.build(request)
         how = lookup.identify(module, request).preprocessing
         return Encoder(module, how, parse_output(request.output), **options)
 

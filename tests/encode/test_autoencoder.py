@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from wsa.encode.autoencoder import Autoencoder, ContextEncoder
+from wsa.encode.models.paper.autoencoder import Autoencoder, ContextEncoder
 from wsa.encode.pretrain_data import Looks, scale
 
 

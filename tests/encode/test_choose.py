@@ -19,7 +19,7 @@ from wsa.encode.engines import Eager
 from wsa.encode.estimate import estimate, size_up
 from wsa.encode.events import ModelReady
 from wsa.encode.forward import stored
-from wsa.encode.models import Request
+from wsa.encode.models.registry import Request
 from wsa.encode.register import measured, open_model, register
 from wsa.encode.run import encode
 from wsa.store.backends.base import Backend

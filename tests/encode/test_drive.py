@@ -23,7 +23,7 @@ from wsa.encode import drive, job
 from wsa.encode.events import AttemptFailed, Event, SegmentDone, Started, WorkerUnfit
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.job import Setting
-from wsa.encode.models import Request
+from wsa.encode.models.registry import Request
 from wsa.encode.report import run_values, summary
 from wsa.encode.run import EncodeReport, encode, encode_on
 from wsa.encode.workers import TASKS_A_THREAD, Workers

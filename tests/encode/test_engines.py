@@ -20,7 +20,7 @@ from torch import Tensor
 from wsa.encode import engines, openvino, staging
 from wsa.encode.engines import make, require
 from wsa.encode.forward import Encoder
-from wsa.encode.models import Request, build, parse_request
+from wsa.encode.models.registry import Request, build, parse_request
 from wsa.encode.outputs import Trunk
 from wsa.encode.preprocess import preprocess
 from wsa.store.common.errors import MissingError, UsageError

@@ -9,11 +9,12 @@ import pytest
 from numpy.typing import NDArray
 
 from wsa.encode import basis as bases
-from wsa.encode import fitting, models
+from wsa.encode import fitting
 from wsa.encode.estimate import Estimate
 from wsa.encode.forward import Encoder
 from wsa.encode.lookup import find
-from wsa.encode.models import Request
+from wsa.encode.models import registry
+from wsa.encode.models.registry import Request
 from wsa.encode.register import open_model, register
 from wsa.encode.run import encode
 from wsa.store.backends.base import Backend
@@ -223,5 +224,5 @@ def test_a_class_token_is_the_models_own(
     encoder = encoder_of(tiny("vit", "cls"))
     pixels = preprocess(torch.from_numpy(frames[:2]), encoder.preprocessing)
     with torch.inference_mode():
-        features = models.build(tiny("vit", "cls")).forward_features(pixels)
+        features = registry.build(tiny("vit", "cls")).forward_features(pixels)
     np.testing.assert_allclose(encoder(frames[:2]), features[:, 0], rtol=1e-4, atol=1e-5)

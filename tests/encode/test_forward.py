@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wsa.encode.forward import Encoder, stored
-from wsa.encode.models import Request, parse_request
+from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.preprocess import preprocess
 from wsa.store.common.errors import UsageError
 

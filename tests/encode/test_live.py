@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.forward import Encoder
 from wsa.encode.live import LiveEncoder
-from wsa.encode.models import Request, parse_request
+from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.register import open_model
 from wsa.encode.run import encode
 from wsa.store.common import hashing

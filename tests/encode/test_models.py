@@ -16,8 +16,9 @@ import timm
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode import lookup, models
-from wsa.encode.models import build, parse_request
+from wsa.encode import lookup
+from wsa.encode.models import registry
+from wsa.encode.models.registry import build, parse_request
 from wsa.encode.preprocess import preprocess
 from wsa.store.common.errors import ConflictError, MissingError, UsageError
 
@@ -33,20 +34,20 @@ def save(path: Path, name: str, drop: str = "-", **options: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("alias", models.ALIASES)
+@pytest.mark.parametrize("alias", registry.ALIASES)
 def test_every_alias_is_a_timm_model_with_weights_and_a_licence(alias: str) -> None:
     request = parse_request(alias, {})
     assert timm.is_model(request.architecture)
     assert request.timm_name in timm.list_pretrained()
     assert request.licence in {"apache-2.0", "mit"}
-    assert request.source == ("package" if alias in models.PACKAGES else "hub")
+    assert request.source == ("package" if alias in registry.PACKAGES else "hub")
 
 
 def _named(alias: str, images: torch.Tensor) -> list[int]:
     """What ImageNet class a Lite with its classifier sees in frames."""
     request = parse_request(alias, {}, "pooled")
-    model: Any = models._create(request, None)
-    models._load_package(model, request)
+    model: Any = registry._create(request, None)
+    registry._load_package(model, request)
     how = lookup.identify(model, request).preprocessing
     with torch.inference_mode():
         found: list[int] = model.eval()(preprocess(images, how)).argmax(1).tolist()
@@ -81,14 +82,14 @@ def test_a_changed_package_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_another_lites_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = models.Package(models.PACKAGES["lite1"].module, models.PACKAGES["lite0"].sha256)
-    monkeypatch.setitem(models.PACKAGES, "lite0", other)
+    other = registry.Package(registry.PACKAGES["lite1"].module, registry.PACKAGES["lite0"].sha256)
+    monkeypatch.setitem(registry.PACKAGES, "lite0", other)
     with pytest.raises(ConflictError, match="SHA-256"):
         build(parse_request("lite0", {}))
 
 
 def test_a_package_that_is_not_there_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models.PACKAGES, "lite0", models.Package("no_such_package_here", "0"))
+    monkeypatch.setitem(registry.PACKAGES, "lite0", registry.Package("no_such_package_here", "0"))
     with pytest.raises(MissingError, match="not installed") as caught:
         build(parse_request("lite0", {}))
     assert caught.value.kind == "no-weights"
@@ -211,7 +212,7 @@ def test_only_safetensors_files_that_exist_are_taken(name: str, tmp_path: Path) 
 # The hub: what the Hugging Face library reads at import is its environment, so these run apart.
 
 ASK = """
-import sys, wsa.encode.models as m
+import sys, wsa.encode.models.registry as m
 from wsa.encode.lookup import weights_digest
 from wsa.store.common.errors import WsaError
 try:

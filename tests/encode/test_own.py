@@ -14,27 +14,19 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from wsa.encode import (
-    forward,
-    job,
-    lookup,
-    models,
-    own,
-    preprocess,
-    pretrain,
-    shrunk,
-    trained_files,
-)
+from wsa.encode import forward, job, lookup, preprocess, pretrain, shrunk, trained_files
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.inputs import read_shown
-from wsa.encode.models import Request, parse_request
-from wsa.encode.own import NETWORKS
+from wsa.encode.models import registry
+from wsa.encode.models.paper import load
+from wsa.encode.models.paper.base import Trainee
+from wsa.encode.models.paper.load import NETWORKS
+from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.plan import Item
 from wsa.encode.pretrain import TRAINEES, trainee
 from wsa.encode.pretrain_data import Looks, scale
 from wsa.encode.register import open_model, register
 from wsa.encode.shrunk import Shrunk
-from wsa.encode.trainee import Trainee
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, UsageError
@@ -59,7 +51,7 @@ def trainee_of(alias: str) -> type[Trainee]:
 
 
 def encoder_of(request: Request) -> Encoder:
-    module = models.build(request)
+    module = registry.build(request)
     how = lookup.identify(module, request).preprocessing
     return Encoder(module, how, parse_output(request.output))
 
@@ -194,7 +186,7 @@ def test_less_is_an_output_of_its_own(
 def test_a_stored_code_decodes_to_the_masks_that_a_live_one_does(
     tmp_path: Path, looks_of: Callable[..., Looks], played: Backend
 ) -> None:
-    network = own.network("vos")
+    network = load.network("vos")
     safetensors.torch.save_file(network.state_dict(), tmp_path / "vos.safetensors")
     request = parse_request("vos", {"vos": str(tmp_path / "vos.safetensors")})
     snapshot = take_snapshot(played)
@@ -202,7 +194,7 @@ def test_a_stored_code_decodes_to_the_masks_that_a_live_one_does(
     windows = np.stack([screens[:-1], screens[1:]], axis=1)[:4]
     code = stored(encoder_of(request)(windows))
     assert code.dtype == np.float16
-    decoder = own.open_decoder("vos", tmp_path / "vos.safetensors")
+    decoder = load.open_decoder("vos", tmp_path / "vos.safetensors")
     assert not any(p.requires_grad for p in decoder.parameters())
     found = decoder(torch.from_numpy(code).float())
     assert found.shape == (4, 20, 84, 84)
@@ -220,7 +212,7 @@ def test_what_training_wrote_is_loaded(alias: str, half: bool, tmp_path: Path) -
     file = tmp_path / f"{alias}.safetensors"
     request = parse_request(alias, {alias: str(file)})
     assert request.source == f"file:{file}"
-    built = models.build(request)
+    built = registry.build(request)
     wanted = trainee.frozen()[alias].state_dict()
     for name, tensor in built.module.state_dict().items():
         rounded = (
@@ -233,15 +225,15 @@ def test_what_training_wrote_is_loaded(alias: str, half: bool, tmp_path: Path) -
 @pytest.mark.parametrize("alias", NETWORKS)
 def test_the_shipped_weights_are_those_of_the_manifest(alias: str) -> None:
     request = parse_request(alias, {})
-    file = own.shipped(alias)
+    file = load.shipped(alias)
     data = file.read_bytes()
     told = json.loads(file.with_name("manifest.json").read_text())["files"][alias]
     assert told["blake3"] == hashing.checksum(data) and told["bytes"] == len(data)
-    assert models.local_weights(request) == "wsa" and "Apache-2.0" in request.licence
-    built = models.build(request).module
+    assert registry.local_weights(request) == "wsa" and "Apache-2.0" in request.licence
+    built = registry.build(request).module
     sees = msgspec.json.decode(msgspec.json.encode(built.sees.preprocessing()))
     assert told["window"] == built.window and told["sees"] == sees
-    trained, untrained = built.state_dict(), own.network(alias).state_dict()
+    trained, untrained = built.state_dict(), load.network(alias).state_dict()
     for name, tensor in safetensors.torch.load_file(file).items():
         assert tensor.dtype == torch.float16 and tensor.isfinite().all()
         assert torch.equal(trained[name], tensor.float())
@@ -249,7 +241,7 @@ def test_the_shipped_weights_are_those_of_the_manifest(alias: str) -> None:
 
 
 def test_the_shipped_set_is_small_and_of_ten_games() -> None:
-    folder = own.shipped("ae").parent
+    folder = load.shipped("ae").parent
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 20e6
     manifest = json.loads((folder / "manifest.json").read_text())
     assert len(manifest["games"]) >= 10 and manifest["files"].keys() == NETWORKS.keys()
@@ -260,14 +252,14 @@ def test_files_of_another_network_are_refused(tmp_path: Path) -> None:
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "oke.safetensors").read_bytes()[:-9])
     for file in ("okk", "torn"):
         with pytest.raises(ConflictError, match="does not hold the weights of oke") as caught:
-            models.build(parse_request("oke", {"oke": str(tmp_path / f"{file}.safetensors")}))
+            registry.build(parse_request("oke", {"oke": str(tmp_path / f"{file}.safetensors")}))
         assert caught.value.kind == "other-weights"
 
 
 def test_a_store_can_name_no_other_network() -> None:
     for name in ("wsa:os", "wsa:", "wsa:autoencoder:Autoencoder"):
         with pytest.raises(UsageError):
-            models.build(Request("ae", name, "random", "map"))
+            registry.build(Request("ae", name, "random", "map"))
 
 
 def test_weights_of_a_later_wsa_are_another_model(
@@ -278,7 +270,7 @@ def test_weights_of_a_later_wsa_are_another_model(
     spec = register(take_snapshot(backend), request, 0.1, engine="torch").spec
     snapshot = take_snapshot(backend)
     assert lookup.find(snapshot, request) == spec
-    later = {name: 2 * t for name, t in safetensors.torch.load_file(own.shipped("ae")).items()}
+    later = {name: 2 * t for name, t in safetensors.torch.load_file(load.shipped("ae")).items()}
     safetensors.torch.save_file(later, tmp_path / "ae.safetensors")
-    monkeypatch.setattr(own, "shipped", lambda alias: tmp_path / f"{alias}.safetensors")
+    monkeypatch.setattr(load, "shipped", lambda alias: tmp_path / f"{alias}.safetensors")
     assert lookup.find(snapshot, request) is None

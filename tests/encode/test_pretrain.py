@@ -16,10 +16,10 @@ import safetensors.torch
 import torch
 
 from wsa.encode import checkpoint, pretrain
-from wsa.encode.autoencoder import Autoencoder
+from wsa.encode.models.paper.autoencoder import Autoencoder
+from wsa.encode.models.paper.segmentation import MovingObjects
 from wsa.encode.pretrain import TRAINEES, Training, trainee
 from wsa.encode.pretrain_data import Looks
-from wsa.encode.segmentation import MovingObjects
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from wsa.encode import pretrain_data
+from wsa.encode.models.paper.base import Sight, grey
 from wsa.encode.pretrain_data import Looks, levels, scale
-from wsa.encode.trainee import Sight, grey
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.snapshot import take_snapshot

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from wsa.encode.forward import Encoder, stored
-from wsa.encode.models import Request
+from wsa.encode.models.registry import Request
 from wsa.encode.run import encode
 from wsa.store.backends.base import Backend
 from wsa.store.format.records import SegmentMeta

@@ -20,10 +20,11 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from wsa.encode import basis as bases
-from wsa.encode import lookup, models, preprocess, register, strip
+from wsa.encode import lookup, preprocess, register, strip
 from wsa.encode.forward import stored
 from wsa.encode.lookup import find
-from wsa.encode.models import Request, parse_request
+from wsa.encode.models import registry
+from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.register import open_model
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
@@ -100,7 +101,7 @@ def test_library_versions_are_noted_and_not_in_the_key(
 
 
 def test_a_count_of_training_batches_is_no_part_of_the_weights(tiny: Ask) -> None:
-    module = models.build(tiny("resnet"))
+    module = registry.build(tiny("resnet"))
     before = lookup.weights_digest(module)
     counters = [b for n, b in module.named_buffers() if n.endswith("num_batches_tracked")]
     for counter in counters:
@@ -155,7 +156,7 @@ def test_a_spec_says_what_the_model_is(fitted: Fitted) -> None:
 def test_it_is_found_without_building_it(
     fitted: Fitted, tiny: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "build", lambda request: pytest.fail("it was built"))
+    monkeypatch.setattr(registry, "build", lambda request: pytest.fail("it was built"))
     assert find(fitted.snapshot, fitted.request) == fitted.first.spec
     for other in (
         tiny("vit", "grid:2+pca:33"),
@@ -221,7 +222,7 @@ def test_preprocessing_that_is_not_what_it_was_is_refused(
 def by_file(store: Backend, tmp_path: Path, tiny: Ask) -> tuple[Path, str]:
     """A model registered from a weights file, `(file, key)`."""
     file = tmp_path / "w.safetensors"
-    tensors = models.build(tiny("resnet")).state_dict()
+    tensors = registry.build(tiny("resnet")).state_dict()
     safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, file)
     request = parse_request("timm:test_resnet", {"timm:test_resnet": str(file)}, "pooled")
     return file, put(store, request).spec.key

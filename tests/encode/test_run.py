@@ -12,10 +12,11 @@ import pytest
 from dask import config
 from numpy.typing import NDArray
 
-from wsa.encode import cluster, job, lookup, models
+from wsa.encode import cluster, job, lookup
 from wsa.encode.events import Event, ModelReady, Planned, SegmentDone
 from wsa.encode.forward import Encoder, stored
-from wsa.encode.models import Request
+from wsa.encode.models import registry
+from wsa.encode.models.registry import Request
 from wsa.encode.plan import make_plan
 from wsa.encode.register import Registered
 from wsa.encode.run import EncodeReport, encode
@@ -157,7 +158,7 @@ class Poisoned:
     """`models.build` of a model that gives NaN for bright frames once it is registered."""
 
     def __init__(self) -> None:
-        self._build = models.build
+        self._build = registry.build
 
     def __call__(self, request: Request) -> Any:
         module = self._build(request)
@@ -185,7 +186,7 @@ def test_nan_is_set_aside_with_its_segment_and_model_and_the_rest_is_done(
     bright = np.full((12, 10, 3), 255, np.uint8)
     bad, arrays = segment_of(1, [bright])
     writer.commit_segment(store, bad, arrays)
-    monkeypatch.setattr(models, "build", Poisoned())
+    monkeypatch.setattr(registry, "build", Poisoned())
     report = run(store, tiny("resnet"))
     (failed,) = report.failed
     assert type(failed.error) is ConflictError
@@ -208,7 +209,7 @@ def test_an_error_of_a_worker_arrives_as_itself(
         raise error
 
     fill(store, [[0]])
-    monkeypatch.setattr(models, "build", fail)
+    monkeypatch.setattr(registry, "build", fail)
     with pytest.raises(type(error)) as caught:
         run(store, tiny("resnet"))
     assert (caught.value.kind, str(caught.value)) == (error.kind, "m")

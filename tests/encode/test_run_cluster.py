@@ -19,7 +19,7 @@ from dask import config
 
 from wsa import cli
 from wsa.encode import cluster, memory
-from wsa.encode.models import Request
+from wsa.encode.models.registry import Request
 from wsa.encode.run import encode, encode_on
 from wsa.encode.slurm import Keeper, SlurmJobs
 from wsa.encode.workers import Workers

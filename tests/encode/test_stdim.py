@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from wsa.encode.models.paper.stdim import InfoMax, StateEncoder
 from wsa.encode.pretrain_data import Looks, scale
-from wsa.encode.stdim import InfoMax, StateEncoder
 
 
 def test_it_has_the_size_and_the_cost_of_the_papers(cost: Callable[..., tuple[int, int]]) -> None:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsa.encode.pretrain_data import Looks, scale
-from wsa.encode.transporter import (
+from wsa.encode.models.paper.transporter import (
     FeatureEncoder,
     KeypointEncoder,
     Transporter,
@@ -15,6 +14,7 @@ from wsa.encode.transporter import (
     means,
     transport,
 )
+from wsa.encode.pretrain_data import Looks, scale
 
 
 def test_they_have_the_sizes_and_the_costs_of_the_papers(

@@ -13,14 +13,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode import check, job, lookup, models
+from wsa.encode import check, job, lookup
 from wsa.encode.forward import Encoder
 from wsa.encode.lookup import find, request_of
-from wsa.encode.models import parse_request
+from wsa.encode.models import registry
+from wsa.encode.models.custom import Input, is_name, load
+from wsa.encode.models.registry import parse_request
 from wsa.encode.preprocess import preprocess
 from wsa.encode.register import open_model, register
 from wsa.encode.run import encode
-from wsa.encode.user_model import Input, is_name, load
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, UsageError, WsaError
 from wsa.store.format.records import SegmentMeta
@@ -60,7 +61,7 @@ def test_nothing_is_imported_until_it_is_built() -> None:
     request = parse_request("user_nets:dense", {}, "pooled")
     assert "user_nets" not in sys.modules and request.licence
     before = list(sys.path)
-    models.build(request)
+    registry.build(request)
     assert "user_nets" in sys.modules and sys.path == before
 
 
@@ -290,7 +291,7 @@ def test_a_check_leaves_threads_as_they_were() -> None:
 
 def test_an_identity_says_what_was_declared() -> None:
     request = parse_request("user_nets:dense", {}, "pooled", geometry="crop")
-    identity = lookup.identify(models.build(request), request)
+    identity = lookup.identify(registry.build(request), request)
     assert identity.architecture == "user_nets:dense" and identity.window == 1
     assert identity.preprocessing.geometry == "squash", "a user's model declares its own"
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from wsa.encode import job, lookup, register, strip
 from wsa.encode.forward import Encoder, stored
 from wsa.encode.live import LiveEncoder
-from wsa.encode.models import Request
+from wsa.encode.models.registry import Request
 from wsa.encode.plan import make_plan
 from wsa.encode.preprocess import preprocess
 from wsa.encode.register import open_model

@@ -10,7 +10,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from wsa.encode.user_model import Input, UserModel
+from wsa.encode.models.custom import Input, UserModel
 
 GREY = Input(84, 84, channels="grey", interpolation="area")
 _calls = itertools.count()

@@ -14,8 +14,9 @@ import torch
 from zarr.abc.codec import BytesBytesCodec
 from zarr.registry import register_codec
 
-from wsa.encode import checkpoint, models, register
-from wsa.encode.models import Request
+from wsa.encode import checkpoint, register
+from wsa.encode.models import registry
+from wsa.encode.models.registry import Request
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, WsaError
 from wsa.store.format import arrays, records
@@ -151,7 +152,7 @@ def test_a_spec_makes_nobody_read_a_torch_archive(store, kit, plant, tmp_path, b
             register.open_model(take_snapshot(store), spec.key)
         assert refused.value.kind == "other-weights"
         with pytest.raises(WsaError):
-            models.build(Request("evil", ARCHITECTURE, f"file:{file}"))
+            registry.build(Request("evil", ARCHITECTURE, f"file:{file}"))
         for path in kit.paths(store):
             if path != "wsa.json":
                 store.delete(path)
@@ -162,7 +163,7 @@ def test_a_spec_makes_nobody_read_a_torch_archive(store, kit, plant, tmp_path, b
 )
 @pytest.mark.parametrize("source", ["hub", "random", "file:/tmp/x.safetensors"])
 def test_a_spec_sends_nobody_to_another_hub_or_folder(store, plant, monkeypatch, timm_name, source):
-    monkeypatch.setattr(models.timm, "create_model", None)  # It is not asked.
+    monkeypatch.setattr(registry.timm, "create_model", None)  # It is not asked.
     spec = stored_spec(store, plant, timm_name, source)
     with pytest.raises(WsaError):
         register.open_model(take_snapshot(store), spec.key)
@@ -224,7 +225,7 @@ assert "torch" not in sys.modules and "distributed" not in sys.modules
 WORDS = ("pickle", "marshal", "yaml", "joblib", "dill", "__import__", "shell=True", "os.system")
 ALLOWED = {
     # The one torch archive that is read: a pinned SHA-256, and tensors only.
-    "encode/models.py": ['torch.load(files[0], map_location="cpu", weights_only=True)'],
+    "encode/models/registry.py": ['torch.load(files[0], map_location="cpu", weights_only=True)'],
 }
 
 

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from wsa import cli
-from wsa.encode import check, job, lookup, models, register
-from wsa.encode.models import parse_request
+from wsa.encode import check, job, lookup, register
+from wsa.encode.models import registry
+from wsa.encode.models.registry import parse_request
 from wsa.store.common import hashing
 from wsa.store.common.errors import WsaError
 from wsa.store.format.records import ModelMeta
@@ -68,7 +69,7 @@ def test_a_spec_makes_nobody_import_a_module(store, plant, canary, source, alias
         lambda: register.open_model(snapshot, key),
         lambda: register.open_model(snapshot, key, weights={"other": NAME}),
         lambda: register.open_model(snapshot, key, source=again.source),
-        lambda: models.build(again),
+        lambda: registry.build(again),
         lambda: register.register(snapshot, again, 0.1),
         lambda: list(check.check(again, "cpu")),
         lambda: job.opened(store.url, key, again.source, "cpu", "auto"),

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from wsa.encode.models import parse_request
+from wsa.encode.models.registry import parse_request
 from wsa.encode.register import register
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError

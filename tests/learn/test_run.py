@@ -26,7 +26,7 @@ from wsa.encode import checkpoint, curves, forward
 from wsa.encode import register as register_module
 from wsa.encode.forward import stored
 from wsa.encode.live import LiveEncoder
-from wsa.encode.models import parse_request
+from wsa.encode.models.registry import parse_request
 from wsa.encode.register import open_model, register
 from wsa.learn import env as games
 from wsa.learn import films, judge, periodic, player, run, weighing

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode.live import LiveEncoder
-from wsa.encode.models import parse_request
+from wsa.encode.models.registry import parse_request
 from wsa.encode.run import encode
 from wsa.learn import env as games
 from wsa.learn import estimate, judge, run

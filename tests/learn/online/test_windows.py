@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from wsa.encode import checkpoint
-from wsa.encode.models import Request, parse_request
+from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.register import register
 from wsa.encode.run import encode
 from wsa.learn import dqn_online, judge, online, ppo, run

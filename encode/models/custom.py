@@ -4,7 +4,7 @@ The callable takes nothing and returns a `UserModel`: a frozen network and what 
 Importing a module runs it, so the one rule is: a module is imported only where the name was typed
 by whoever started this process. A `Request` says it in its source, `user:module:callable`, which is
 made from the command line alone; what a store says of where a model came from is shown and never
-imported (`wsa.encode.models.request_of`).
+imported (`wsa.encode.models.registry.request_of`).
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def _checked(declared: Any) -> UserModel:
     """Raises TypeError or ValueError where it is no `UserModel` that can be."""
     if not isinstance(declared, UserModel):
         raise TypeError(
-            f"it returned {type(declared).__name__}, not wsa.encode.user_model.UserModel"
+            f"it returned {type(declared).__name__}, not wsa.encode.models.custom.UserModel"
         )
     if not isinstance(declared.module, nn.Module):
         raise TypeError(f"its module is {type(declared.module).__name__}, not torch.nn.Module")

@@ -21,9 +21,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from wsa.encode import pictures
-from wsa.encode.trainee import Frozen, Recipe, Sight, Trainee, grey
-from wsa.encode.user_model import Input
+from wsa.encode.models.custom import Input
+from wsa.encode.models.paper import visualize
+from wsa.encode.models.paper.base import Frozen, Recipe, Sight, Trainee, grey
 
 KEYPOINTS = 4
 _SPREAD = 0.1
@@ -119,8 +119,8 @@ class Transporter(Trainee):
         source, target = looks[:, :1], looks[:, 1:]
         keypoints = gaussians(self.keypoints(target))
         image = self(source, target)
-        frames = [pictures.grey(part[:, 0]) for part in (source, target, image)]
-        return [*frames, pictures.overlay(target[:, 0], keypoints)]
+        frames = [visualize.grey(part[:, 0]) for part in (source, target, image)]
+        return [*frames, visualize.overlay(target[:, 0], keypoints)]
 
 
 def means(maps: Tensor) -> Tensor:

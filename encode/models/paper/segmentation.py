@@ -28,9 +28,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from wsa.encode import pictures
-from wsa.encode.trainee import Frozen, Recipe, Sight, Trainee, grey
-from wsa.encode.user_model import Input
+from wsa.encode.models.custom import Input
+from wsa.encode.models.paper import visualize
+from wsa.encode.models.paper.base import Frozen, Recipe, Sight, Trainee, grey
 
 OBJECTS = 20
 CODE = 512
@@ -129,8 +129,8 @@ class MovingObjects(Trainee):
         masks, shifts, camera = self(looks)
         warped = warp(looks[:, 1:], flow(masks, shifts, camera))
         moving = masks * shifts.norm(dim=2)[..., None, None]
-        frames = [pictures.grey(part) for part in (looks[:, 0], looks[:, 1], warped[:, 0])]
-        return [*frames, pictures.overlay(looks[:, 0], moving)]
+        frames = [visualize.grey(part) for part in (looks[:, 0], looks[:, 1], warped[:, 0])]
+        return [*frames, visualize.overlay(looks[:, 0], moving)]
 
 
 def flow(masks: Tensor, shifts: Tensor, camera: Tensor) -> Tensor:

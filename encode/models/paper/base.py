@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from wsa.encode.user_model import Input
+from wsa.encode.models.custom import Input
 
 
 def grey(height: int, width: int) -> Input:

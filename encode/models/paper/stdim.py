@@ -22,9 +22,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from wsa.encode import pictures
-from wsa.encode.trainee import Frozen, Recipe, Sight, Trainee, grey
-from wsa.encode.user_model import Input
+from wsa.encode.models.custom import Input
+from wsa.encode.models.paper import visualize
+from wsa.encode.models.paper.base import Frozen, Recipe, Sight, Trainee, grey
 
 _STACK = 4
 
@@ -102,7 +102,7 @@ class InfoMax(Trainee):
         """The newest frame, and over it the places whose past the whole code tells apart."""
         sure = self.scores(looks)[0].softmax(dim=-1).diagonal(dim1=1, dim2=2)  # (p, B)
         places = sure.T.reshape(len(looks), 1, 11, 8)
-        return [pictures.grey(looks[:, -1]), pictures.overlay(looks[:, -1], places)]
+        return [visualize.grey(looks[:, -1]), visualize.overlay(looks[:, -1], places)]
 
 
 def _info_nce(scores: Tensor) -> Tensor:

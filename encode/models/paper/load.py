@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from wsa.encode.trainee import Frozen
-from wsa.encode.user_model import UserModel, UserNetwork
+from wsa.encode.models.custom import UserModel, UserNetwork
+from wsa.encode.models.paper.base import Frozen
 from wsa.store.common.errors import ConflictError, UsageError
 
 PREFIX = "wsa:"

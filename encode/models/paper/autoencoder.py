@@ -17,9 +17,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from wsa.encode import pictures
-from wsa.encode.trainee import Frozen, Recipe, Sight, Trainee, grey
-from wsa.encode.user_model import Input
+from wsa.encode.models.custom import Input
+from wsa.encode.models.paper import visualize
+from wsa.encode.models.paper.base import Frozen, Recipe, Sight, Trainee, grey
 
 
 class ContextEncoder(Frozen):
@@ -72,4 +72,4 @@ class Autoencoder(Trainee):
     def show(self, looks: Tensor) -> list[Tensor]:
         """The frame, its reconstruction, and how far they are apart."""
         image = self(looks)
-        return [pictures.grey(part[:, 0]) for part in (looks, image, (image - looks).abs())]
+        return [visualize.grey(part[:, 0]) for part in (looks, image, (image - looks).abs())]

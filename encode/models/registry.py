@@ -24,7 +24,8 @@ import timm
 import torch
 from torch import nn
 
-from wsa.encode import hub, own, user_model
+from wsa.encode.models import custom, hub
+from wsa.encode.models.paper import load
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, MissingError, UsageError
 from wsa.store.objects.model_spec import DEFAULT_OUTPUT, Geometry, Precision
@@ -102,8 +103,8 @@ class Request:
     @property
     def licence(self) -> str:
         """Licence of the weights as timm states it."""
-        if own.is_own(self.timm_name):
-            return own.licence(self.source)
+        if load.is_own(self.timm_name):
+            return load.licence(self.source)
         if self.source == "random":
             return "none: random weights"
         if self.recorded == "user":
@@ -134,15 +135,15 @@ def parse_request(
         UsageError: There is no such alias or architecture, or no such weights file.
     """
     name, random = (text[:-7], True) if text.endswith(":random") else (text, False)
-    output = output or (own.NETWORKS[name][1] if name in own.NETWORKS else DEFAULT_OUTPUT)
+    output = output or (load.NETWORKS[name][1] if name in load.NETWORKS else DEFAULT_OUTPUT)
     if name.startswith("timm:"):
         timm_name = _tagged(name.removeprefix("timm:"))
         alias = _alias(timm_name)
     elif name in ALIASES:
         alias, timm_name = name, ALIASES[name]
-    elif name in own.NETWORKS:
-        alias, timm_name = name, own.PREFIX + name
-    elif user_model.is_name(text):
+    elif name in load.NETWORKS:
+        alias, timm_name = name, load.PREFIX + name
+    elif custom.is_name(text):
         alias = names.alias(_alias(text))
         return Request(alias, text, f"user:{text}", output, precision, geometry)
     else:
@@ -158,13 +159,13 @@ def parse_request(
     elif name in weights or alias in weights:
         source = weights_source(name, weights[name] if name in weights else weights[alias])
     else:
-        source = "package" if name in PACKAGES or name in own.NETWORKS else "hub"
+        source = "package" if name in PACKAGES or name in load.NETWORKS else "hub"
     return Request(names.alias(alias), timm_name, source, output, precision, geometry)
 
 
 def known_aliases() -> list[str]:
     """Aliases of published models, and of the paper's own encoders."""
-    return [*ALIASES, *own.NETWORKS]
+    return [*ALIASES, *load.NETWORKS]
 
 
 def _alias(name: str) -> str:
@@ -201,7 +202,7 @@ def user_source(name: str, given: str) -> str:
     Raises:
         UsageError: It is spelled otherwise.
     """
-    if not user_model.is_name(given):
+    if not custom.is_name(given):
         raise UsageError(
             "bad-option",
             f"--weights {name}={given}: {name} is a user's own model; write {name}=module:callable.",
@@ -245,7 +246,7 @@ def build(request: Request) -> Any:
             name promises.
     """
     if request.source.startswith("user:"):
-        return user_model.load(request.source.removeprefix("user:"))
+        return custom.load(request.source.removeprefix("user:"))
     if request.source == "user":
         raise MissingError(
             "no-weights",
@@ -253,8 +254,8 @@ def build(request: Request) -> Any:
             "because a store names it. If it is on this machine and you trust it, name it yourself: "
             f"--weights {request.alias}=MODULE:CALLABLE.",
         )
-    if own.is_own(request.timm_name):
-        return own.build(request.timm_name, request.source)
+    if load.is_own(request.timm_name):
+        return load.build(request.timm_name, request.source)
     if not timm.is_model(request.architecture):  # `hf-hub:` and `local-dir:` are none either.
         raise UsageError(
             "unknown-model", f"timm has no architecture {request.timm_name!r}. Update timm."
@@ -387,7 +388,7 @@ def _no_weights(request: Request, why: str) -> MissingError:
 
 def local_weights(request: Request) -> str | None:
     """Where this machine has a model's weights, in words; None if it would ask the hub."""
-    if request.source == "package" and own.is_own(request.timm_name):
+    if request.source == "package" and load.is_own(request.timm_name):
         return "wsa"
     if request.source == "package":
         found = importlib.util.find_spec(PACKAGES[request.alias].module)

@@ -1,0 +1,1 @@
+"""The models there are: aliases, timm and hub models, user modules, the paper's own encoders."""

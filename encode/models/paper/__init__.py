@@ -1,0 +1,1 @@
+"""The paper's own encoders: autoencoder, ST-DIM, Transporter, motion segmentation."""
