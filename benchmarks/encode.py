@@ -40,14 +40,14 @@ from openvino import opset13
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from wsa.encode import basis as bases
 from wsa.encode import fitting, job, register, strip
 from wsa.encode.cluster import cores
-from wsa.encode.forward import Encoder
+from wsa.encode.inference import reduction as bases
+from wsa.encode.inference.encoder import Encoder
+from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.plan import Item, Plan, make_plan
-from wsa.encode.preprocess import preprocess
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 GAME, ROUNDS, SECONDS = "Seaquest", 3, 8.0

@@ -25,7 +25,7 @@ from kit import interleave, markdown, rate, store_of, table
 from torch import Tensor, nn
 
 from wsa.encode import strip
-from wsa.encode.forward import Encoder
+from wsa.encode.inference.encoder import Encoder
 from wsa.encode.models.registry import parse_request
 from wsa.encode.register import open_model, register
 from wsa.learn.adapters import FusionConfig, Inputs

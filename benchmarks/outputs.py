@@ -27,12 +27,12 @@ from kit import markdown
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsa.encode import basis as bases
 from wsa.encode import strip
-from wsa.encode.forward import Encoder
+from wsa.encode.inference import reduction as bases
+from wsa.encode.inference.encoder import Encoder
+from wsa.encode.inference.preprocess import _pillow
 from wsa.encode.lookup import identify
 from wsa.encode.models.registry import build, parse_request
-from wsa.encode.preprocess import _pillow
 from wsa.learn import env as games
 from wsa.learn import linear, ram
 from wsa.learn.linear import Split
@@ -125,7 +125,7 @@ def grid(maps: Tensor) -> Tensor:
 
 
 def channels(shared: Tensor, kept: int) -> Map:
-    """The first step of `wsa.encode.basis` alone: the same few channels at every place."""
+    """The first step of `wsa.encode.inference.reduction` alone: the same few channels at every place."""
     mean = shared.mean(dim=(0, 1))
     basis = bases._leading((shared - mean).flatten(0, 1), kept)
     return lambda own: ((own - mean) @ basis).flatten(1)
@@ -144,7 +144,7 @@ def separable(shared: Tensor, numbers: int) -> Map:
 
 
 def projection(size: int, numbers: int) -> Map:
-    """`wsa.encode.basis.Projection`, many rows at once."""
+    """`wsa.encode.inference.reduction.Projection`, many rows at once."""
     return lambda own: own.flatten(1) @ torch.from_numpy(bases.signs(size, numbers)).float()
 
 

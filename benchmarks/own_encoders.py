@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.encode import checkpoint, job, pretrain, pretrain_data, register
-from wsa.encode.forward import Encoder
+from wsa.encode.inference.encoder import Encoder
 from wsa.encode.models.paper import load
 from wsa.encode.models.paper.autoencoder import Autoencoder
 from wsa.encode.models.registry import parse_request

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from wsa.encode import strip
-from wsa.encode.engines import arithmetic
-from wsa.encode.forward import Encoder
+from wsa.encode.inference.encoder import Encoder
+from wsa.encode.inference.engines import arithmetic
+from wsa.encode.inference.preprocess import preprocess
+from wsa.encode.inference.trunk import Trunk
 from wsa.encode.lookup import identify
 from wsa.encode.models import registry
 from wsa.encode.models.custom import UserNetwork
 from wsa.encode.models.registry import Request
-from wsa.encode.outputs import Trunk
-from wsa.encode.preprocess import preprocess
 from wsa.store.common import hashing
 from wsa.store.common.errors import WsaError
 from wsa.store.objects import probe

@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode import engines, strip
-from wsa.encode.basis import Reduction
-from wsa.encode.forward import Encoder
-from wsa.encode.inputs import read_shown
+from wsa.encode import strip
+from wsa.encode.inference import engines
+from wsa.encode.inference.encoder import Encoder
+from wsa.encode.inference.reduction import Reduction
+from wsa.encode.inference.segment_inputs import read_shown
 from wsa.store.common.errors import ConflictError, WsaError
 from wsa.store.objects import probe
 from wsa.store.objects.model_spec import Precision

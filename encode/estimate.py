@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from wsa.encode import fitting, lookup, register
-from wsa.encode.forward import Encoder
+from wsa.encode.inference.encoder import Encoder
 from wsa.encode.models.registry import Request
 from wsa.encode.plan import make_plan
 from wsa.store.common import names

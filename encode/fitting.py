@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode import basis as bases
 from wsa.encode import strip
-from wsa.encode.basis import Basis
-from wsa.encode.forward import Encoder
-from wsa.encode.inputs import read_shown
+from wsa.encode.inference import reduction as bases
+from wsa.encode.inference.encoder import Encoder
+from wsa.encode.inference.reduction import Basis
+from wsa.encode.inference.segment_inputs import read_shown
 from wsa.store.common.errors import MissingError
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.model_spec import Output

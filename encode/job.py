@@ -22,8 +22,8 @@ from distributed import get_worker
 from numpy.typing import NDArray
 
 from wsa.encode.events import SegmentDone
-from wsa.encode.forward import Encoder, choose_device, stored
-from wsa.encode.inputs import Shown, read_shown
+from wsa.encode.inference.encoder import Encoder, choose_device, stored
+from wsa.encode.inference.segment_inputs import Shown, read_shown
 from wsa.encode.models.registry import Request
 from wsa.encode.plan import Item
 from wsa.encode.register import Registered, open_model, register

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode.forward import Encoder, stored
+from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.recent import Recent, named
 from wsa.encode.shrunk import Shrunk
 from wsa.store.common import hashing

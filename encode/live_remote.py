@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from wsa.encode import job
 from wsa.encode.cluster import connect
-from wsa.encode.forward import Encoder, choose_device
+from wsa.encode.inference.encoder import Encoder, choose_device
 from wsa.encode.workers import TASKS_A_GPU, TASKS_A_THREAD, Workers
 from wsa.store.common.errors import ConflictError, StorageError, UsageError
 
@@ -35,7 +35,7 @@ class Ran(NamedTuple):
 
 
 class RemoteEncoder:
-    """Speaks like `wsa.encode.forward.Encoder`.
+    """Speaks like `wsa.encode.inference.encoder.Encoder`.
 
     Args:
         workers: Of the scheduler.

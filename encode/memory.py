@@ -20,8 +20,8 @@ from distributed import KilledWorker
 from wsa.encode import cluster, job
 from wsa.encode.drive import died
 from wsa.encode.estimate import Sized, size_up
-from wsa.encode.forward import choose_device
-from wsa.encode.inputs import WINDOWS_AT_ONCE
+from wsa.encode.inference.encoder import choose_device
+from wsa.encode.inference.segment_inputs import WINDOWS_AT_ONCE
 from wsa.encode.models.registry import Request
 from wsa.encode.workers import TASKS_A_GPU, TASKS_A_THREAD, THREADS_A_WORKER
 from wsa.store.common.errors import WsaError

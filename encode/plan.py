@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.encode.inputs import input_digests
+from wsa.encode.inference.segment_inputs import input_digests
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.digest_index import first_seen
 from wsa.store.objects.snapshot import Snapshot

@@ -27,8 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsa.encode import checkpoint, engines, pretrain_data, trained_files
+from wsa.encode import checkpoint, pretrain_data, trained_files
 from wsa.encode.curves import Metrics
+from wsa.encode.inference import engines
 from wsa.encode.models.paper.base import Trainee
 from wsa.encode.pretrain_data import Looks, scale
 from wsa.store.common import atomic_files, hashing

@@ -5,7 +5,7 @@ other, and every game as often as any other. (The paper's mixed data were half o
 *episode*, so that long games were most of it.) Whole episodes are held out, the same ones for every
 encoder and seed, so that no frame of a validation is the neighbour of one trained on.
 
-Frames are kept as `wsa.encode.preprocess` makes them of screens, in whole grey levels, so a network
+Frames are kept as `wsa.encode.inference.preprocess` makes them of screens, in whole grey levels, so a network
 is trained on exactly what it sees in use.
 """
 
@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.models.paper.base import Sight
-from wsa.encode.preprocess import preprocess
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.format.records import SegmentMeta

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from distributed.system import MEMORY_LIMIT
 
-from wsa.encode import engines, pretrain, pretrain_data
-from wsa.encode.forward import choose_device
+from wsa.encode import pretrain, pretrain_data
+from wsa.encode.inference import engines
+from wsa.encode.inference.encoder import choose_device
 from wsa.encode.models.paper.base import Trainee
 from wsa.encode.pretrain import TRAINEES, Training, trainee
 from wsa.encode.pretrain_options import PretrainOptions

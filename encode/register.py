@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
 
-from wsa.encode import basis as bases
-from wsa.encode import choose, engines, fitting, strip
-from wsa.encode.basis import Projection, Reduction
+from wsa.encode import choose, fitting, strip
 from wsa.encode.choose import Choice, Engines
-from wsa.encode.forward import Encoder, stored
-from wsa.encode.inputs import input_digests, read_shown
+from wsa.encode.inference import engines
+from wsa.encode.inference import reduction as bases
+from wsa.encode.inference.encoder import Encoder, stored
+from wsa.encode.inference.reduction import Projection, Reduction
+from wsa.encode.inference.segment_inputs import input_digests, read_shown
 from wsa.encode.lookup import identify, known, request_of, weights_digest
 from wsa.encode.models import registry
 from wsa.encode.models.custom import UserNetwork

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.encode.forward import Encoder
+from wsa.encode.inference.encoder import Encoder
 from wsa.store.common import hashing
 
 KEPT = 1024  # Screens that are made small in one way: of 256 environments the last four.

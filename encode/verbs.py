@@ -290,7 +290,7 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
 def _check_model(o: ModelsOptions) -> int:
     """Print each point as it is known; 4 if any failed."""
     from wsa.encode.check import check
-    from wsa.encode.forward import choose_device
+    from wsa.encode.inference.encoder import choose_device
 
     if not o.name:
         raise UsageError("bad-option", "Say which model: wsa models check NAME.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from wsa.encode.forward import choose_device
+from wsa.encode.inference.encoder import choose_device
 from wsa.encode.options import weights_files
 from wsa.learn import judge, online_config, online_start, run, start
 from wsa.learn.grid import RESULT, Cell, Result, without_judging

@@ -70,8 +70,8 @@ def _device() -> Finding:
 def _engines() -> Iterator[Finding]:
     import torch
 
-    from wsa.encode import engines
-    from wsa.encode.forward import choose_device
+    from wsa.encode.inference import engines
+    from wsa.encode.inference.encoder import choose_device
 
     device = torch.device(choose_device("auto"))
     for name in engines.NAMES:

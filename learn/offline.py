@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from wsa.encode import checkpoint
 from wsa.encode.curves import Metrics
-from wsa.encode.forward import Encoder
+from wsa.encode.inference.encoder import Encoder
 from wsa.learn.adapters import Inputs
 from wsa.learn.attention import entropy, imbalance
 from wsa.learn.features import Batch, OfflineBatches, moments

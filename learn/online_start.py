@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsa.encode import checkpoint
-from wsa.encode.forward import choose_device
+from wsa.encode.inference.encoder import choose_device
 from wsa.encode.live_remote import remote_encoders
 from wsa.encode.lookup import find
 from wsa.encode.models.paper import load

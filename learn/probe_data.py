@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode.preprocess import preprocess
+from wsa.encode.inference.preprocess import preprocess
 from wsa.learn import ram, retrace
 from wsa.learn.linear import Rows, Split
 from wsa.store.common.errors import MissingError, UsageError

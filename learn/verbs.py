@@ -80,7 +80,7 @@ def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
         raise UsageError("bad-option", f"--eps must be from 0 to 1, not {o.eps}.")
     if o.policy == "random":
         return "random", None
-    from wsa.encode.forward import choose_device
+    from wsa.encode.inference.encoder import choose_device
     from wsa.learn.player import open_player
 
     player = open_player(
@@ -99,7 +99,7 @@ def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
 
 def learn(o: LearnOptions) -> int:
     """`wsa learn`."""
-    from wsa.encode.forward import choose_device
+    from wsa.encode.inference.encoder import choose_device
     from wsa.learn import run
     from wsa.learn.online_config import is_online
     from wsa.learn.start import configure
@@ -154,7 +154,7 @@ def learn(o: LearnOptions) -> int:
 
 def evaluate(o: EvalOptions) -> int:
     """`wsa eval`."""
-    from wsa.encode.forward import choose_device
+    from wsa.encode.inference.encoder import choose_device
     from wsa.learn import judge
     from wsa.learn.player import read_config
 

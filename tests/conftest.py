@@ -75,7 +75,7 @@ def pytorch_alone() -> Iterator[None]:
 
     What is about engines names one, or asks for `every_engine`.
     """
-    from wsa.encode import engines
+    from wsa.encode.inference import engines
 
     offered = engines.offered
     with pytest.MonkeyPatch.context() as patch:
@@ -89,7 +89,7 @@ def pytorch_alone() -> Iterator[None]:
 @pytest.fixture
 def every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` tries what it tries outside of tests."""
-    from wsa.encode import engines
+    from wsa.encode.inference import engines
 
     monkeypatch.setattr(engines, "offered", engines.really_offered)  # type: ignore[attr-defined]
 

@@ -112,7 +112,7 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         random: Whether the weights are random rather than trained.
         preprocessing: From a screen to the input.
         output: As `parse_output` reads it.
-        basis: What stands for the output's basis, as `wsa.encode.basis` says it, or empty.
+        basis: What stands for the output's basis, as `wsa.encode.inference.reduction` says it, or empty.
         window: Consecutive frames the model looks at.
         precision: Arithmetic of the forward pass.
     """

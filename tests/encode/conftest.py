@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wsa.encode import lookup, pretrain_data, strip
 from wsa.encode.estimate import Estimate, estimate, size_up
-from wsa.encode.forward import Encoder
+from wsa.encode.inference.encoder import Encoder
 from wsa.encode.models import registry
 from wsa.encode.models.paper.base import Sight, Trainee
 from wsa.encode.models.registry import Request

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode import basis as bases
+from wsa.encode.inference import reduction as bases
 from wsa.store.common.errors import UsageError
 
 
@@ -121,7 +121,7 @@ def test_a_recipe_says_on_what_a_basis_is_fitted() -> None:
 def test_the_signs_are_these_on_every_machine_and_in_every_process() -> None:
     code = """
 import hashlib
-from wsa.encode.basis import signs
+from wsa.encode.inference.reduction import signs
 print(hashlib.sha256(signs(1000, 33).tobytes()).hexdigest())
 """
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode import choose, engines, openvino, strip
+from wsa.encode import choose, strip
 from wsa.encode.choose import GAME_PAIRS, game_inputs
-from wsa.encode.engines import Eager
 from wsa.encode.estimate import estimate, size_up
 from wsa.encode.events import ModelReady
-from wsa.encode.forward import stored
+from wsa.encode.inference import engines, openvino
+from wsa.encode.inference.encoder import stored
+from wsa.encode.inference.engines import Eager
 from wsa.encode.models.registry import Request
 from wsa.encode.register import measured, open_model, register
 from wsa.encode.run import encode

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from wsa.cli import main
 from wsa.encode import drive, job
 from wsa.encode.events import AttemptFailed, Event, SegmentDone, Started, WorkerUnfit
-from wsa.encode.forward import Encoder, stored
+from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.job import Setting
 from wsa.encode.models.registry import Request
 from wsa.encode.report import run_values, summary

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode import engines, openvino, staging
-from wsa.encode.engines import make, require
-from wsa.encode.forward import Encoder
+from wsa.encode.inference import encoder as staging
+from wsa.encode.inference import engines, openvino
+from wsa.encode.inference.encoder import Encoder
+from wsa.encode.inference.engines import make, require
+from wsa.encode.inference.preprocess import preprocess
+from wsa.encode.inference.trunk import Trunk
 from wsa.encode.models.registry import Request, build, parse_request
-from wsa.encode.outputs import Trunk
-from wsa.encode.preprocess import preprocess
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.model_spec import parse_output
 from wsa.store.objects.probe import step_error
@@ -152,7 +153,7 @@ def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
         importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name)
     )
     monkeypatch.setattr(builtins, "__import__", refuse)
-    monkeypatch.delitem(sys.modules, "wsa.encode.openvino")
+    monkeypatch.delitem(sys.modules, "wsa.encode.inference.openvino")
 
 
 def test_without_openvino_pytorch_runs_everything(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wsa.encode import basis as bases
 from wsa.encode import fitting
 from wsa.encode.estimate import Estimate
-from wsa.encode.forward import Encoder
+from wsa.encode.inference import reduction as bases
+from wsa.encode.inference.encoder import Encoder
 from wsa.encode.lookup import find
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request
@@ -219,7 +219,7 @@ def test_a_class_token_is_the_models_own(
 ) -> None:
     import torch
 
-    from wsa.encode.preprocess import preprocess
+    from wsa.encode.inference.preprocess import preprocess
 
     encoder = encoder_of(tiny("vit", "cls"))
     pixels = preprocess(torch.from_numpy(frames[:2]), encoder.preprocessing)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wsa.encode.forward import Encoder, stored
+from wsa.encode.inference.encoder import Encoder, stored
+from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.models.registry import Request, parse_request
-from wsa.encode.preprocess import preprocess
 from wsa.store.common.errors import UsageError
 
 Ask = Callable[..., Request]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode.forward import Encoder
+from wsa.encode.inference.encoder import Encoder
 from wsa.encode.live import LiveEncoder
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.register import open_model

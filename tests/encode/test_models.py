@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode import lookup
+from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.models import registry
 from wsa.encode.models.registry import build, parse_request
-from wsa.encode.preprocess import preprocess
 from wsa.store.common.errors import ConflictError, MissingError, UsageError
 
 # ImageNet classes. The strip's SpaceInvaders frames show rows of marks and a score.

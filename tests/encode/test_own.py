@@ -14,9 +14,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from wsa.encode import forward, job, lookup, preprocess, pretrain, shrunk, trained_files
-from wsa.encode.forward import Encoder, stored
-from wsa.encode.inputs import read_shown
+from wsa.encode import job, lookup, pretrain, shrunk, trained_files
+from wsa.encode.inference import encoder as forward
+from wsa.encode.inference import preprocess
+from wsa.encode.inference.encoder import Encoder, stored
+from wsa.encode.inference.segment_inputs import read_shown
 from wsa.encode.models import registry
 from wsa.encode.models.paper import load
 from wsa.encode.models.paper.base import Trainee

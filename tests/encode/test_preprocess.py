@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 from timm.data.transforms_factory import create_transform
 
 from wsa.encode import strip
+from wsa.encode.inference.preprocess import _resize, grey, preprocess, two_passes
 from wsa.encode.models.registry import ALIASES
-from wsa.encode.preprocess import _resize, grey, preprocess, two_passes
 from wsa.store.objects.model_spec import Geometry, Preprocessing
 
 HALF = (0.5, 0.5, 0.5)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from wsa.encode.forward import Encoder, stored
+from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.models.registry import Request
 from wsa.encode.run import encode
 from wsa.store.backends.base import Backend

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from wsa.encode import basis as bases
-from wsa.encode import lookup, preprocess, register, strip
-from wsa.encode.forward import stored
+from wsa.encode import lookup, register, strip
+from wsa.encode.inference import preprocess
+from wsa.encode.inference import reduction as bases
+from wsa.encode.inference.encoder import stored
 from wsa.encode.lookup import find
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request, parse_request
@@ -210,7 +211,7 @@ def test_preprocessing_that_is_not_what_it_was_is_refused(
     def changed(frames: torch.Tensor, how: Preprocessing) -> torch.Tensor:
         return preprocess.preprocess(frames, msgspec.structs.replace(how, **change))
 
-    monkeypatch.setattr("wsa.encode.forward.preprocess", changed)
+    monkeypatch.setattr("wsa.encode.inference.encoder.preprocess", changed)
     with pytest.raises(ConflictError, match="changes from step to step") as caught:
         open_model(take_snapshot(lite[0]), lite[1])
     assert caught.value.kind == "model-drift"

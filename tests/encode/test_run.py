@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wsa.encode import cluster, job, lookup
 from wsa.encode.events import Event, ModelReady, Planned, SegmentDone
-from wsa.encode.forward import Encoder, stored
+from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request
 from wsa.encode.plan import make_plan

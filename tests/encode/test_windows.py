@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wsa.encode import job, lookup, register, strip
-from wsa.encode.forward import Encoder, stored
+from wsa.encode.inference.encoder import Encoder, stored
+from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.live import LiveEncoder
 from wsa.encode.models.registry import Request
 from wsa.encode.plan import make_plan
-from wsa.encode.preprocess import preprocess
 from wsa.encode.register import open_model
 from wsa.encode.run import encode
 from wsa.learn import env as games

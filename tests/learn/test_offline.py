@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from wsa.encode import checkpoint
-from wsa.encode.forward import Encoder
+from wsa.encode.inference.encoder import Encoder
 from wsa.learn import dqn, offline
 from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.bc import BCConfig

@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from wsa.encode import checkpoint, curves, forward
+from wsa.encode import checkpoint, curves
 from wsa.encode import register as register_module
-from wsa.encode.forward import stored
+from wsa.encode.inference import encoder as forward
+from wsa.encode.inference.encoder import stored
 from wsa.encode.live import LiveEncoder
 from wsa.encode.models.registry import parse_request
 from wsa.encode.register import open_model, register

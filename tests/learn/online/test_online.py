@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from wsa.encode import checkpoint, engines
-from wsa.encode.forward import Encoder
+from wsa.encode import checkpoint
+from wsa.encode.inference import engines
+from wsa.encode.inference.encoder import Encoder
 from wsa.encode.register import open_model, open_models
 from wsa.learn import env as games
 from wsa.learn import judge, online, online_config, periodic, run, verbs

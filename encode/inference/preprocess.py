@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from wsa.encode.engines import arithmetic
+from wsa.encode.inference.engines import arithmetic
 from wsa.store.objects.model_spec import Preprocessing
 
 # ITU-R BT.601 luma in 15 bits, as OpenCV's RGB2GRAY computes it; ALE's own grey screens agree to

@@ -3,7 +3,7 @@
 An `Encoder` is a frozen model on a device with its preprocessing, output and precision, run by an
 engine. It counts every frame that goes through the network (`passes`), which is how wsa knows and
 proves what it saved. A frame's embedding depends on that frame alone, to the last bit: that is what
-an engine promises (`wsa.encode.engines`), and frames are preprocessed and reduced one like another.
+an engine promises (`wsa.encode.inference.engines`), and frames are preprocessed and reduced one like another.
 On a CPU each core takes some frames, whole from screen to embedding; on a GPU every batch is padded
 to the engine's. An encoder may be called from several threads.
 """
@@ -21,14 +21,55 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsa.encode import engines
-from wsa.encode.basis import ROWS, Reduction
-from wsa.encode.engines import Engine, arithmetic, one_thread
-from wsa.encode.outputs import Trunk
-from wsa.encode.preprocess import normalise, preprocess, shrink
-from wsa.encode.staging import run_on_gpu
+from wsa.encode.inference import engines
+from wsa.encode.inference.engines import Engine, arithmetic, one_thread
+from wsa.encode.inference.preprocess import normalise, preprocess, shrink
+from wsa.encode.inference.reduction import ROWS, Reduction
+from wsa.encode.inference.trunk import Trunk
 from wsa.store.objects.model_spec import Output, Precision, Preprocessing
 from wsa.store.objects.writer import FLOAT16_MAX
+
+IN_FLIGHT = 2
+
+
+def run_on_gpu(
+    function: Callable[[Tensor], Tensor],
+    frames: NDArray[np.uint8],
+    batch: int,
+    device: torch.device,
+    cuda: Any = torch.cuda,
+) -> Tensor:
+    """Apply `function` to batches of exactly `batch` frames, the last one filled up.
+
+    Args:
+        function: From (batch, ...) uint8 on the device to (batch, ...) there.
+        frames: (n, ...) uint8, n at least 1.
+        batch: Frames at once.
+        device: The GPU.
+        cuda: `torch.cuda`, or what stands for it.
+
+    Returns:
+        (n, ...) on the CPU.
+    """
+    shape = (batch, *frames.shape[1:])
+    pinned = [torch.empty(shape, dtype=torch.uint8).pin_memory() for _ in range(IN_FLIGHT)]
+    placed = [torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(IN_FLIGHT)]
+    free = [cuda.Event() for _ in range(IN_FLIGHT)]
+    copies, computing = cuda.Stream(device), cuda.current_stream(device)
+    copies.wait_stream(computing)  # What lay where the batches go may still be read.
+    found = []
+    for at in range(0, len(frames), batch):
+        place = at // batch % IN_FLIGHT
+        part = frames[at : at + batch]
+        free[place].synchronize()  # At once for the first ones: nothing has been recorded.
+        pinned[place].numpy()[: len(part)] = part
+        pinned[place].numpy()[len(part) :] = part[-1:]
+        with cuda.stream(copies):
+            placed[place].copy_(pinned[place], non_blocking=True)
+        computing.wait_stream(copies)
+        found.append(function(placed[place])[: len(part)])
+        free[place].record(computing)
+    return torch.cat(found).cpu()
 
 
 def choose_device(device: str) -> str:

@@ -21,7 +21,7 @@ import openvino
 import torch
 from torch import Tensor
 
-from wsa.encode.outputs import Trunk
+from wsa.encode.inference.trunk import Trunk
 from wsa.store.common.errors import ConflictError
 from wsa.store.objects.model_spec import Precision
 

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from wsa.encode.outputs import Trunk
+from wsa.encode.inference.trunk import Trunk
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.model_spec import Precision
 
@@ -72,7 +72,7 @@ def make(
     """
     require(name, device, precision)
     if name == "openvino":
-        from wsa.encode.openvino import OpenVINO
+        from wsa.encode.inference.openvino import OpenVINO
 
         return OpenVINO(trunk, shape, precision)
     if name == "compile":
@@ -176,7 +176,7 @@ def _impossible(name: str, device: torch.device, precision: Precision) -> str:
     if name == "openvino":
         if device.type != "cpu":
             return "--engine openvino runs on a CPU; use torch or compile, or --device cpu."
-        from wsa.encode.openvino import capable
+        from wsa.encode.inference.openvino import capable
 
         if not capable(precision):
             return f"OpenVINO has no {precision} on this CPU; use --engine torch or fp32."

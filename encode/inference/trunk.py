@@ -2,7 +2,7 @@
 
 Every architecture has its own layout of features. A `Trunk` is a network that returns them in the
 shape of an embedding before any reduction: (C,) where they are pooled, (N, N, C) for a grid. It is
-the part of a model that an engine runs (`wsa.encode.engines`); nothing else of a model costs much.
+the part of a model that an engine runs (`wsa.encode.inference.engines`); nothing else of a model costs much.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ ROWS = 8
 
 
 class Reduction(Protocol):
-    """What follows a `wsa.encode.outputs.Trunk`."""
+    """What follows a `wsa.encode.inference.trunk.Trunk`."""
 
     def __call__(self, features: Tensor) -> Tensor:
         """(B, *shape) to (B, K), each row by itself: see `in_rows`."""

@@ -1,0 +1,1 @@
+"""From frames to embeddings: preprocessing, engines, the network, its output and reduction."""
