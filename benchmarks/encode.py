@@ -40,7 +40,7 @@ from openvino import opset13
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from wsa.encode import fitting, job, register, strip
+from wsa.encode import job
 from wsa.encode.cluster import cores
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder
@@ -48,6 +48,7 @@ from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.plan import Item, Plan, make_plan
+from wsa.encode.registration import fit_reduction, probe_strip, register
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 GAME, ROUNDS, SECONDS = "Seaquest", 3, 8.0
@@ -78,11 +79,11 @@ def measure(name: str) -> None:
     request = parse_request(name, {})
     eager, _ = register.unreduced(request, "cpu")
     with FlopCounterMode(display=False) as counter:
-        eager.features(strip.probe_frames()[:1])
+        eager.features(probe_strip.probe_frames()[:1])
     operations = counter.get_total_flops()
     if request.source == "random":
-        width = eager.features(strip.probe_frames()[:1]).shape[1:]
-        fitting.fit = lambda encoder, snapshot, output, window: bases.fit(
+        width = eager.features(probe_strip.probe_frames()[:1]).shape[1:]
+        fit_reduction.fit = lambda encoder, snapshot, output, window: bases.fit(
             torch.randn(2 * output.numbers, *width), output.numbers
         )
     with store_of(GAME, *((256, 32) if operations > HEAVY else (2048, 256))) as (backend, _):
@@ -94,7 +95,7 @@ def measure(name: str) -> None:
         setting = job.Setting(backend.url, {key: request.source}, {key: choice.engine}, "cpu", 1)
         encoder = job.opened(backend.url, key, request.source, "cpu", choice.engine)
         ran = counted(encoder)
-        pixels = preprocess(torch.from_numpy(strip.probe_frames()[:8]), encoder.preprocessing)
+        pixels = preprocess(torch.from_numpy(probe_strip.probe_frames()[:8]), encoder.preprocessing)
 
         def pipeline() -> float:
             forget(backend, plan)

@@ -24,10 +24,10 @@ import torch
 from kit import interleave, markdown, rate, store_of, table
 from torch import Tensor, nn
 
-from wsa.encode import strip
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.models.registry import parse_request
-from wsa.encode.register import open_model, register
+from wsa.encode.registration import probe_strip
+from wsa.encode.registration.register import open_model, register
 from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.dqn import DQN, DQNConfig
 from wsa.learn.features import Batch, OfflineBatches
@@ -115,7 +115,7 @@ def backbones(flat: FlatMap, folder: Path) -> None:
         request = parse_request(alias, {}, "pooled")
         key = register(take_snapshot(backend), request, 0.1).spec.key
         encoders.append(open_model(take_snapshot(backend), key))
-    screens = strip.probe_frames()
+    screens = probe_strip.probe_frames()
     mapped = OfflineBatches(flat, DEPTH, 32, 0, clip=True)
     cached, live = learner(), learner()
     seen = np.resize(np.arange(len(screens)), 2 * 32)  # States and next states.

@@ -19,7 +19,7 @@ from kit import markdown, store_of
 from numcodecs import Blosc, Zstd
 
 from wsa.encode.models.registry import parse_request
-from wsa.encode.register import open_model, register
+from wsa.encode.registration.register import open_model, register
 from wsa.store.common import names
 from wsa.store.format.arrays import EMBEDDINGS_PER_CHUNK, FRAMES_PER_CHUNK
 from wsa.store.objects.snapshot import take_snapshot

@@ -6,10 +6,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from wsa.encode import fitting, lookup, register
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.models.registry import Request
 from wsa.encode.plan import make_plan
+from wsa.encode.registration import fit_reduction, register
+from wsa.encode.registration import identity as lookup
 from wsa.store.common import names
 from wsa.store.objects.model_spec import parse_output
 from wsa.store.objects.probe import MAX_STEP_ERROR
@@ -103,7 +104,7 @@ def estimate(
     # Of a model that is not in the store, nothing has been encoded under whatever key it will get.
     key = spec.key if spec else names.make_model_key(request.alias, "0" * 12)
     plan = make_plan(snapshot, [key], games, windows={key: sized.window})
-    fit = 0 if spec else fitting.count(snapshot, parse_output(request.output), sized.window)
+    fit = 0 if spec else fit_reduction.count(snapshot, parse_output(request.output), sized.window)
     numbers = math.prod(spec.shape) if spec else sized.numbers
     return Estimate(
         alias=request.alias,

@@ -26,7 +26,7 @@ from wsa.encode.inference.encoder import Encoder, choose_device, stored
 from wsa.encode.inference.segment_inputs import Shown, read_shown
 from wsa.encode.models.registry import Request
 from wsa.encode.plan import Item
-from wsa.encode.register import Registered, open_model, register
+from wsa.encode.registration.register import Registered, open_model, register
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
@@ -109,7 +109,7 @@ def register_model(
     engine: str = "auto",
     games: Sequence[str] = (),
 ) -> Registered | Failed:
-    """Build a model and commit it unless it is there; see `wsa.encode.register.register`.
+    """Build a model and commit it unless it is there; see `wsa.encode.registration.register.register`.
 
     Returns:
         The model, or why this worker cannot build it while another may.

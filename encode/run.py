@@ -18,10 +18,10 @@ from wsa.encode import cluster, job
 from wsa.encode.drive import TRIES, Driver, died, gone
 from wsa.encode.events import AttemptFailed, Listener, ModelReady, Planned, SegmentDone, WorkerUnfit
 from wsa.encode.job import Failed, Setting
-from wsa.encode.lookup import find
 from wsa.encode.models.registry import Request
 from wsa.encode.plan import Name, Plan, make_plan
-from wsa.encode.register import Registered
+from wsa.encode.registration.identity import find
+from wsa.encode.registration.register import Registered
 from wsa.encode.slurm import SlurmJobs
 from wsa.encode.workers import Workers
 from wsa.store.backends.base import Backend

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsa.encode import events, slurm
-from wsa.encode.lookup import request_of
 from wsa.encode.models.registry import Request, known_aliases, local_weights, parse_request
 from wsa.encode.options import EncodeOptions, ModelsOptions, weights_files
+from wsa.encode.registration.identity import request_of
 from wsa.encode.report import make_folder, write_report
 from wsa.encode.run import EncodeReport, require_frames, wanted_games
 from wsa.encode.run import encode as run
@@ -289,8 +289,8 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
 
 def _check_model(o: ModelsOptions) -> int:
     """Print each point as it is known; 4 if any failed."""
-    from wsa.encode.check import check
     from wsa.encode.inference.encoder import choose_device
+    from wsa.encode.registration.check import check
 
     if not o.name:
         raise UsageError("bad-option", "Say which model: wsa models check NAME.")

@@ -23,7 +23,7 @@ from wsa.encode.events import AttemptFailed, Event, ModelReady
 from wsa.encode.models.registry import Request
 from wsa.encode.options import EncodeOptions
 from wsa.encode.plan import Digests, Item, Name, Plan, make_plan
-from wsa.encode.register import Registered
+from wsa.encode.registration.register import Registered
 from wsa.encode.run import register_all, setting_of
 from wsa.encode.tally import Tally
 from wsa.encode.workers import Workers

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from wsa.encode.registration.select import _ambiguous, choose_models
 from wsa.learn import env as games
 from wsa.learn.adapters import Inputs
 from wsa.learn.bc import BCConfig
@@ -16,9 +17,8 @@ from wsa.learn.heads import NetworkConfig, Torso
 from wsa.learn.offline import check_weight_losses
 from wsa.learn.origin import MEAN_CONTEXT, Origin
 from wsa.store.common import names
-from wsa.store.common.errors import MissingError, UsageError
+from wsa.store.common.errors import UsageError
 from wsa.store.objects.flat_map import shapes_of
-from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.snapshot import Snapshot
 
 
@@ -63,70 +63,6 @@ def inputs_of(config: Any, windows: Sequence[int], shapes: Sequence[tuple[int, .
     )
     context = None if config.context == MEAN_CONTEXT else config.inputs.index(config.context)
     return Inputs(stacked, context, fused)
-
-
-def choose_models(snapshot: Snapshot, game: str, asked: Sequence[str]) -> list[str]:
-    """Model keys for what was asked, by alias or key; all that encoded the game if nothing was.
-
-    Raises:
-        MissingError: No frames, or a model has not encoded them all; says which command to run.
-        UsageError: An alias fits several models.
-    """
-    url = snapshot.backend.url
-    if game not in snapshot.games:
-        raise MissingError(
-            "no-frames",
-            f"The store {url} has no frames of {game}. Collect some: wsa collect --game {game}",
-        )
-    ready = snapshot.models_of(game)
-    if not asked:
-        if not ready:
-            raise MissingError(
-                "not-encoded",
-                f"No model has encoded {game} in {url}. Run: wsa encode --game {game}",
-            )
-        return ready
-    return list(dict.fromkeys(_choose(snapshot, game, ready, name) for name in asked))
-
-
-def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:
-    fitting = [key for key in ready if name in (key, names.key_alias(key))]
-    if len(fitting) > 1:
-        raise _ambiguous(name, fitting)
-    if fitting:
-        return fitting[0]
-    known = [key for key in snapshot.models if name in (key, names.key_alias(key))]
-    options = name
-    if len(known) == 1:
-        from wsa.encode.models.registry import (
-            known_aliases,  # Here: training offline needs no timm.
-        )
-
-        # Spelled so that it makes this very model, not one of another output.
-        spec = read_spec(snapshot, known[0])
-        options = spec.alias if spec.alias in known_aliases() else f"timm:{spec.timm_name}"
-        options = spec.timm_name if spec.source == "user" else options
-        options += ":random" if spec.identity.random else ""
-        options += f" --output {spec.identity.output}"
-        if spec.source != "user" and spec.identity.preprocessing.geometry != "squash":
-            options += f" --geometry {spec.identity.preprocessing.geometry}"
-        if spec.identity.precision != "fp32":
-            options += f" --precision {spec.identity.precision}"
-        if spec.source.startswith("file:"):
-            options += f" --weights {spec.alias}={spec.source.removeprefix('file:')}"
-    raise MissingError(
-        "not-encoded",
-        f"{name} has not encoded every segment of {game} in {snapshot.backend.url}. Run: "
-        f"wsa encode --game {game} --models {options}",
-    )
-
-
-def _ambiguous(name: str, fitting: list[str]) -> UsageError:
-    return UsageError(
-        "bad-option",
-        f"{name} may be any of {', '.join(fitting)}; give the whole key. 'wsa models' shows how "
-        "they differ.",
-    )
 
 
 def make_config(

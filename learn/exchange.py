@@ -13,8 +13,7 @@ from wsa.store.objects.root import open_snapshot
 
 def export(o: ExportOptions) -> int:
     """`wsa export`."""
-    from wsa.learn.config import choose_models
-    from wsa.learn.start import stored_name
+    from wsa.encode.registration.select import choose_models, stored_name
     from wsa.store.exchange.export import export as write
     from wsa.store.exchange.export import plan_export
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from wsa.encode import checkpoint, live
 from wsa.encode.live import Elsewhere, LiveEncoder
-from wsa.encode.register import open_models
+from wsa.encode.registration.register import open_models
 from wsa.learn import dqn_online, ppo, run
 from wsa.learn import env as games
 from wsa.learn.features import moments

@@ -11,11 +11,12 @@ from typing import Any
 from wsa.encode import checkpoint
 from wsa.encode.inference.encoder import choose_device
 from wsa.encode.live_remote import remote_encoders
-from wsa.encode.lookup import find
 from wsa.encode.models.paper import load
 from wsa.encode.models.registry import parse_request
 from wsa.encode.options import weights_files
-from wsa.encode.register import register
+from wsa.encode.registration.identity import find
+from wsa.encode.registration.register import register
+from wsa.encode.registration.select import stored_name
 from wsa.learn import env as games
 from wsa.learn import online, online_config, run
 from wsa.learn.adapters import FusionConfig
@@ -28,7 +29,7 @@ from wsa.learn.origin import MEAN_CONTEXT, read_origin
 from wsa.learn.ppo import PPOConfig
 from wsa.learn.replay import RECORD
 from wsa.learn.session import Played
-from wsa.learn.start import begin_from, by_default, check_changes, network_of, stored_name
+from wsa.learn.start import begin_from, by_default, check_changes, network_of
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.probe import MAX_STEP_ERROR

@@ -10,7 +10,7 @@ import torch
 
 from wsa.encode import checkpoint
 from wsa.encode.live import LiveEncoder
-from wsa.encode.register import open_models
+from wsa.encode.registration.register import open_models
 from wsa.learn import online, online_config, run
 from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.features import LiveStacks

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.encode.models.registry import parse_request
+from wsa.encode.registration.select import choose_models
 from wsa.learn import linear, probe_data
-from wsa.learn.config import choose_models
 from wsa.learn.linear import Split
 from wsa.learn.probe_data import Moments
 from wsa.store.common import names

@@ -169,7 +169,9 @@ def learn(
     snapshot, flat = open_data(config)
 
     def embedder() -> LiveEncoder:
-        from wsa.encode.register import open_models  # Here: training alone needs no timm.
+        from wsa.encode.registration.register import (
+            open_models,  # Here: training alone needs no timm.
+        )
 
         models = open_models(snapshot, config.inputs, weights=weights, device=device, engine=engine)
         return LiveEncoder(flat, models, REMEMBERED)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from wsa.encode import checkpoint
 from wsa.encode.models.paper import load
+from wsa.encode.registration.select import choose_models, stored_name
 from wsa.learn.bc import BCConfig
-from wsa.learn.config import RunConfig, choose_models, make_config
+from wsa.learn.config import RunConfig, make_config
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.fusion import NAMES
 from wsa.learn.fusion import make_config as make_fusion_config
@@ -19,7 +20,6 @@ from wsa.learn.origin import MEAN_CONTEXT, Origin, read_origin
 from wsa.learn.warm import change_models
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError
-from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.snapshot import Snapshot
 
 # Switches that are the preset's where they are not given, as options call them.
@@ -185,26 +185,3 @@ def check_changes(o: LearnOptions) -> None:
             "--add and --drop change the models of a run that was trained: name it with --init. "
             "To choose a new run's models, use --models.",
         )
-
-
-def stored_name(snapshot: Snapshot, name: str) -> str:
-    """A model as `wsa encode` takes it (`timm:NAME`, `vit:random`), as its alias or key in a store.
-
-    It is a key where the alias alone would not tell trained weights from untrained ones.
-
-    Raises:
-        UsageError: Nobody knows such a model.
-    """
-    if name in snapshot.models:
-        return name
-    alias = name
-    if name not in {names.key_alias(key) for key in snapshot.models}:
-        from wsa.encode.models.registry import parse_request  # Here: it brings timm.
-
-        alias = parse_request(name, {}).alias
-    fitting = [key for key in snapshot.models if names.key_alias(key) == alias]
-    random = name.endswith(":random")
-    alike = [key for key in fitting if read_spec(snapshot, key).identity.random == random]
-    if random and not alike:
-        return name
-    return alike[0] if len(alike) == 1 < len(fitting) else alias

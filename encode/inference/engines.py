@@ -6,7 +6,7 @@ order for another batch or another number of threads (measured: EfficientNet-Lit
 differs with one and two threads, ViT-B with batches of one and eight), so on a CPU PyTorch runs
 frame by frame, each on one core, and OpenVINO in batches that it has shown to make no difference;
 on a GPU every batch has the same size. Engines differ from each other in the last bits of a number;
-`wsa.encode.choose` measures by how much before one is used.
+`wsa.encode.registration.engine_choice` measures by how much before one is used.
 """
 
 from __future__ import annotations

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from wsa.encode import lookup, pretrain_data, strip
+from wsa.encode import pretrain_data
 from wsa.encode.estimate import Estimate, estimate, size_up
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.models import registry
 from wsa.encode.models.paper.base import Sight, Trainee
 from wsa.encode.models.registry import Request
 from wsa.encode.pretrain_data import Looks
+from wsa.encode.registration import identity, probe_strip
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.env import protocol
 from wsa.store.backends.base import Backend
@@ -44,7 +45,7 @@ Frames = NDArray[np.uint8]
 @pytest.fixture(scope="session")
 def frames() -> Frames:
     """Sixteen real frames, pairs of consecutive steps of eight games, (16, 210, 160, 3)."""
-    return strip.probe_frames()
+    return probe_strip.probe_frames()
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +64,7 @@ def encoder_of() -> Callable[..., Encoder]:
 
     def make(request: Request, **options: Any) -> Encoder:
         module = registry.build(request)
-        how = lookup.identify(module, request).preprocessing
+        how = identity.identify(module, request).preprocessing
         return Encoder(module, how, parse_output(request.output), **options)
 
     return make

@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode import choose, strip
-from wsa.encode.choose import GAME_PAIRS, game_inputs
 from wsa.encode.estimate import estimate, size_up
 from wsa.encode.events import ModelReady
 from wsa.encode.inference import engines, openvino
 from wsa.encode.inference.encoder import stored
 from wsa.encode.inference.engines import Eager
 from wsa.encode.models.registry import Request
-from wsa.encode.register import measured, open_model, register
+from wsa.encode.registration import engine_choice, probe_strip
+from wsa.encode.registration.engine_choice import GAME_PAIRS, game_inputs
+from wsa.encode.registration.register import measured, open_model, register
 from wsa.encode.run import encode
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, UsageError
@@ -61,7 +61,7 @@ def rated(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
         for wait in (0.0, s * (10 if busy else 1))
     ]
     ticks = itertools.accumulate(waits)
-    monkeypatch.setattr(choose.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(engine_choice.time, "perf_counter", lambda: next(ticks))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_auto_is_the_fastest_that_is_right(
     # With nobody to choose from there is no second turn.
     best = 10 * torch_s if off else min(torch_s, openvino_s)
     assert choice.rate == pytest.approx(torch.get_num_threads() / best)
-    assert choice.error <= choose.GATE
+    assert choice.error <= engine_choice.GATE
 
 
 def test_an_engine_that_errs_is_refused_by_name(
@@ -189,7 +189,7 @@ def test_a_precision_is_refused_for_what_it_does_to_the_game(
     store: Backend, segment_of: Callable[..., Any], tiny: Ask
 ) -> None:
     """In this game a step changes one pixel, which is little beside what bf16 loses."""
-    still = strip.probe_frames()[0]
+    still = probe_strip.probe_frames()[0]
     moved = [still.copy() for _ in range(4)]
     for at, frame in enumerate(moved):
         frame[100, 20 * at] += 40
@@ -205,8 +205,8 @@ def test_a_precision_is_refused_for_what_it_does_to_the_game(
     assert said, str(caught.value)
     assert float(said[1]) > 2 * strip_error and float(said[2]) > float(said[1])
     allowed = register(take_snapshot(store), request, float(said[2]), games=["Pong"])
-    assert allowed.choice and set(allowed.choice.errors) == {choose.STRIP, "Pong"}
-    assert allowed.choice.errors[choose.STRIP] == strip_error
+    assert allowed.choice and set(allowed.choice.errors) == {engine_choice.STRIP, "Pong"}
+    assert allowed.choice.errors[engine_choice.STRIP] == strip_error
 
 
 @pytest.mark.parametrize("window", [1, 4])

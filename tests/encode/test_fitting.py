@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wsa.encode import fitting
 from wsa.encode.estimate import Estimate
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder
-from wsa.encode.lookup import find
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request
-from wsa.encode.register import open_model, register
+from wsa.encode.registration import fit_reduction
+from wsa.encode.registration.identity import find
+from wsa.encode.registration.register import open_model, register
 from wsa.encode.run import encode
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
@@ -43,7 +43,7 @@ def test_a_basis_of_a_game_is_fitted_on_the_stores_frames_of_it_once(
     fill(store, SEGMENTS)
     fill(store, [[90, 91]], "Breakout")
     request = tiny("resnet", OWN)
-    assert fitting.count(take_snapshot(store), parse_output(OWN)) == FRAMES
+    assert fit_reduction.count(take_snapshot(store), parse_output(OWN)) == FRAMES
     assert estimated(take_snapshot(store), request, ["Pong"]).strip == FRAMES
     report = encode(store, [request], scheduler="inproc", device="cpu")
     (model,) = report.models
@@ -65,15 +65,15 @@ def test_of_two_who_fit_a_games_basis_at_once_one_takes_the_others(
     store: Backend, fill: Callable[..., Any], tiny: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store, SEGMENTS)
-    real, first = fitting.fit, []
+    real, first = fit_reduction.fit, []
 
     def slow(*args: Any) -> Any:
-        monkeypatch.setattr(fitting, "fit", real)
+        monkeypatch.setattr(fit_reduction, "fit", real)
         fill(store, [[90, 91]], first=9)  # So that the other fits on other frames.
         first.append(register(take_snapshot(store), tiny("resnet", OWN), 0.1).spec.key)
         return real(*args)
 
-    monkeypatch.setattr(fitting, "fit", slow)
+    monkeypatch.setattr(fit_reduction, "fit", slow)
     made = register(take_snapshot(store), tiny("resnet", OWN), 0.1)
     assert [made.spec.key] == first == take_snapshot(store).models
 
@@ -128,8 +128,8 @@ def test_frames_are_spread_over_all_segments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fill(store, [list(range(9)), [9], list(range(10, 21))])
-    monkeypatch.setattr(fitting, "GAME_FRAMES", 5)
-    parts = fitting.game_inputs(take_snapshot(store), "Pong", 1)
+    monkeypatch.setattr(fit_reduction, "GAME_FRAMES", 5)
+    parts = fit_reduction.game_inputs(take_snapshot(store), "Pong", 1)
     wanted = np.stack([noise(i) for i in (0, 5, 10, 15, 20)])
     np.testing.assert_array_equal(np.concatenate(parts), wanted)
 

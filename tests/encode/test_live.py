@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.live import LiveEncoder
 from wsa.encode.models.registry import Request, parse_request
-from wsa.encode.register import open_model
+from wsa.encode.registration.register import open_model
 from wsa.encode.run import encode
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError

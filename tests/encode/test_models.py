@@ -16,10 +16,10 @@ import timm
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode import lookup
 from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.models import registry
 from wsa.encode.models.registry import build, parse_request
+from wsa.encode.registration import identity
 from wsa.store.common.errors import ConflictError, MissingError, UsageError
 
 # ImageNet classes. The strip's SpaceInvaders frames show rows of marks and a score.
@@ -48,7 +48,7 @@ def _named(alias: str, images: torch.Tensor) -> list[int]:
     request = parse_request(alias, {}, "pooled")
     model: Any = registry._create(request, None)
     registry._load_package(model, request)
-    how = lookup.identify(model, request).preprocessing
+    how = identity.identify(model, request).preprocessing
     with torch.inference_mode():
         found: list[int] = model.eval()(preprocess(images, how)).argmax(1).tolist()
     return found
@@ -99,10 +99,10 @@ def test_a_package_that_is_not_there_is_missing(monkeypatch: pytest.MonkeyPatch)
 def test_random_weights_are_the_same_every_time_and_say_so(name: str) -> None:
     request = parse_request(f"{name}:random", {"vit": "/nowhere/x.safetensors"})
     torch.manual_seed(1)
-    one = lookup.weights_digest(build(request))
+    one = identity.weights_digest(build(request))
     state = torch.random.get_rng_state()
     torch.manual_seed(2)
-    assert lookup.weights_digest(build(request)) == one
+    assert identity.weights_digest(build(request)) == one
     torch.manual_seed(1)
     assert torch.equal(state, torch.random.get_rng_state()), "the caller's numbers are left alone"
     assert request.source == "random" and "random" in request.licence
@@ -213,7 +213,7 @@ def test_only_safetensors_files_that_exist_are_taken(name: str, tmp_path: Path) 
 
 ASK = """
 import sys, wsa.encode.models.registry as m
-from wsa.encode.lookup import weights_digest
+from wsa.encode.registration.identity import weights_digest
 from wsa.store.common.errors import WsaError
 try:
     print(weights_digest(m.build(m.parse_request(sys.argv[1], {}))))
@@ -246,7 +246,7 @@ def test_weights_are_found_in_the_hugging_face_cache(tmp_path: Path) -> None:
     (tmp_path / "direct.safetensors").symlink_to(blob)
     found = ask("timm:test_resnet", tmp_path, HF_HUB_OFFLINE="1")
     weights = {"timm:test_resnet": str(tmp_path / "direct.safetensors")}
-    wanted = lookup.weights_digest(build(parse_request("timm:test_resnet", weights)))
+    wanted = identity.weights_digest(build(parse_request("timm:test_resnet", weights)))
     assert (found.returncode, found.stdout.strip()) == (0, wanted), found.stderr
 
 
@@ -278,5 +278,5 @@ def test_a_hub_out_of_reach_is_given_up_within_seconds(monkeypatch: pytest.Monke
 def test_sizes_and_normalisation_of_the_lites_are_their_own() -> None:
     for alias, side in (("lite0", 224), ("lite1", 240), ("lite2", 260)):
         request = parse_request(alias, {}, "pooled")
-        how = lookup.identify(build(request), request).preprocessing
+        how = identity.identify(build(request), request).preprocessing
         assert (how.height, how.width, how.mean, how.std) == (side, side, (0.5,) * 3, (0.5,) * 3)

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from wsa.encode import job, lookup, pretrain, shrunk, trained_files
+from wsa.encode import job, pretrain, shrunk, trained_files
 from wsa.encode.inference import encoder as forward
 from wsa.encode.inference import preprocess
 from wsa.encode.inference.encoder import Encoder, stored
@@ -27,7 +27,8 @@ from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.plan import Item
 from wsa.encode.pretrain import TRAINEES, trainee
 from wsa.encode.pretrain_data import Looks, scale
-from wsa.encode.register import open_model, register
+from wsa.encode.registration import identity
+from wsa.encode.registration.register import open_model, register
 from wsa.encode.shrunk import Shrunk
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
@@ -54,7 +55,7 @@ def trainee_of(alias: str) -> type[Trainee]:
 
 def encoder_of(request: Request) -> Encoder:
     module = registry.build(request)
-    how = lookup.identify(module, request).preprocessing
+    how = identity.identify(module, request).preprocessing
     return Encoder(module, how, parse_output(request.output))
 
 
@@ -143,7 +144,7 @@ def test_in_use_it_sees_to_the_bit_what_it_is_trained_on(
     looks = looks_of(kind.sight, "Pong")
     request = parse_request(f"{alias}:random", {})
     encoder = encoder_of(request)
-    window = lookup.identify(encoder.module, request).window
+    window = identity.identify(encoder.module, request).window
     snapshot = take_snapshot(played)
     screens = np.concatenate([snapshot.read_frames(m) for m in snapshot.segments("Pong")])
     rows = looks.training["Pong"][-3:]
@@ -169,7 +170,7 @@ def test_everything_is_kept_unless_less_is_asked_for(
     spec = register(take_snapshot(store), request, 0.1).spec
     assert spec.shape == SHAPES[alias] and spec.identity.random
     assert (spec.timm_name, spec.licence) == (f"wsa:{alias}", "none: random weights")
-    assert lookup.find(take_snapshot(store), request) == spec
+    assert identity.find(take_snapshot(store), request) == spec
     again = open_model(take_snapshot(store), spec.key)  # The probe is embedded, and agrees.
     assert again.passes == 0
 
@@ -271,8 +272,8 @@ def test_weights_of_a_later_wsa_are_another_model(
     request = parse_request("ae", {})
     spec = register(take_snapshot(backend), request, 0.1, engine="torch").spec
     snapshot = take_snapshot(backend)
-    assert lookup.find(snapshot, request) == spec
+    assert identity.find(snapshot, request) == spec
     later = {name: 2 * t for name, t in safetensors.torch.load_file(load.shipped("ae")).items()}
     safetensors.torch.save_file(later, tmp_path / "ae.safetensors")
     monkeypatch.setattr(load, "shipped", lambda alias: tmp_path / f"{alias}.safetensors")
-    assert lookup.find(snapshot, request) is None
+    assert identity.find(snapshot, request) is None

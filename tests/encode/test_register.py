@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from wsa.encode import lookup, register, strip
 from wsa.encode.inference import preprocess
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import stored
-from wsa.encode.lookup import find
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request, parse_request
-from wsa.encode.register import open_model
+from wsa.encode.registration import identity, probe_strip, register
+from wsa.encode.registration.identity import find
+from wsa.encode.registration.register import open_model
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, MissingError, UsageError
@@ -103,13 +103,13 @@ def test_library_versions_are_noted_and_not_in_the_key(
 
 def test_a_count_of_training_batches_is_no_part_of_the_weights(tiny: Ask) -> None:
     module = registry.build(tiny("resnet"))
-    before = lookup.weights_digest(module)
+    before = identity.weights_digest(module)
     counters = [b for n, b in module.named_buffers() if n.endswith("num_batches_tracked")]
     for counter in counters:
         counter.fill_(12345)
-    assert counters and lookup.weights_digest(module) == before
+    assert counters and identity.weights_digest(module) == before
     next(module.parameters()).view(-1)[0] += 1e-3
-    assert lookup.weights_digest(module) != before
+    assert identity.weights_digest(module) != before
 
 
 # Registering and opening. The reduced model is fitted once for the whole file.
@@ -134,10 +134,14 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, tiny: Ask) -> Fitted:
 
 
 def test_a_basis_is_fitted_on_the_strip_once(fitted: Fitted, ran: list[int]) -> None:
-    assert fitted.first.fitted == STRIP_FRAMES == sum(len(g.frames) for g in strip.load_strip())
+    assert (
+        fitted.first.fitted == STRIP_FRAMES == sum(len(g.frames) for g in probe_strip.load_strip())
+    )
     again = put(fitted.store, fitted.request)
     assert again.fitted == 0 and again.spec == fitted.first.spec
-    assert sum(ran) == len(strip.probe_frames()) + 1, "nothing ran but the probe and a warm-up"
+    assert sum(ran) == len(probe_strip.probe_frames()) + 1, (
+        "nothing ran but the probe and a warm-up"
+    )
     assert fitted.snapshot.models == [fitted.first.spec.key]
     assert verify(fitted.store).damage == () and verify(fitted.store).leftovers == 0
 
@@ -147,7 +151,7 @@ def test_a_spec_says_what_the_model_is(fitted: Fitted) -> None:
     assert spec == fitted.first.spec
     assert spec.identity.random and spec.title.endswith("(random weights)")
     assert spec.shape == (32,) and spec.step_error == 0
-    assert spec.identity.basis == bases.recipe(strip.strip_digest())
+    assert spec.identity.basis == bases.recipe(probe_strip.strip_digest())
     raw = json.loads(fitted.snapshot.read_model(spec.key)["spec.json"])
     assert raw["identity"]["preprocessing"]["geometry"] == "squash"
     with pytest.raises(MissingError, match="wsa models"):
@@ -319,9 +323,9 @@ def test_tf32_on_a_cpu_is_refused_before_anything_runs(
 def test_more_numbers_than_the_strip_gives_are_refused(
     store: Backend, tiny: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = strip.load_strip()[:1]
-    monkeypatch.setattr(strip, "load_strip", lambda: short)
-    monkeypatch.setattr(strip, "probe_frames", lambda window: short[0].frames)
+    short = probe_strip.load_strip()[:1]
+    monkeypatch.setattr(probe_strip, "load_strip", lambda: short)
+    monkeypatch.setattr(probe_strip, "probe_frames", lambda window: short[0].frames)
     with pytest.raises(UsageError, match="at most 7"):
         put(store, tiny("vit", "grid:2+pca:32"))
     assert take_snapshot(store).models == []

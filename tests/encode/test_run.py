@@ -12,13 +12,14 @@ import pytest
 from dask import config
 from numpy.typing import NDArray
 
-from wsa.encode import cluster, job, lookup
+from wsa.encode import cluster, job
 from wsa.encode.events import Event, ModelReady, Planned, SegmentDone
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request
 from wsa.encode.plan import make_plan
-from wsa.encode.register import Registered
+from wsa.encode.registration import identity
+from wsa.encode.registration.register import Registered
 from wsa.encode.run import EncodeReport, encode
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
@@ -50,7 +51,7 @@ def check_rows(
 ) -> None:
     """Every stored row is what the model gives for that frame."""
     snapshot = take_snapshot(store)
-    spec = lookup.find(snapshot, request)
+    spec = identity.find(snapshot, request)
     assert spec is not None
     encoder = encoder_of(request)
     metas = {(m.game, m.start): m for m in snapshot.segments()}

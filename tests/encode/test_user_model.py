@@ -13,14 +13,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode import check, job, lookup
+from wsa.encode import job
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.preprocess import preprocess
-from wsa.encode.lookup import find, request_of
 from wsa.encode.models import registry
 from wsa.encode.models.custom import Input, is_name, load
 from wsa.encode.models.registry import parse_request
-from wsa.encode.register import open_model, register
+from wsa.encode.registration import check
+from wsa.encode.registration import identity as lookup
+from wsa.encode.registration.identity import find, request_of
+from wsa.encode.registration.register import open_model, register
 from wsa.encode.run import encode
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, UsageError, WsaError

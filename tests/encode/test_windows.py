@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wsa.encode import job, lookup, register, strip
+from wsa.encode import job
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.live import LiveEncoder
 from wsa.encode.models.registry import Request
 from wsa.encode.plan import make_plan
-from wsa.encode.register import open_model
+from wsa.encode.registration import identity, probe_strip, register
+from wsa.encode.registration.register import open_model
 from wsa.encode.run import encode
 from wsa.learn import env as games
 from wsa.learn.collect import collect, plan_collection
@@ -90,7 +91,7 @@ def test_preprocessing_folds_a_window_into_channels(frames: Frames) -> None:
 
 @pytest.mark.parametrize("window", [2, 4])
 def test_probe_windows_are_pairs_of_consecutive_steps(window: int, frames: Frames) -> None:
-    shown = strip.probe_frames(window)
+    shown = probe_strip.probe_frames(window)
     assert shown.shape == (16, window, *frames.shape[1:])
     for pair, (a, b) in enumerate(frames.reshape(8, 2, *frames.shape[1:])):
         assert (shown[2 * pair] == a).all() and (shown[2 * pair + 1, :-1] == a).all()
@@ -149,14 +150,14 @@ def test_a_dry_run_plans_what_is_then_done(
 def test_a_reduced_output_is_fitted_on_windows(
     store: Backend, stacked: Stacked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = strip.load_strip()[:6]
-    monkeypatch.setattr(strip, "load_strip", lambda: some)
+    some = probe_strip.load_strip()[:6]
+    monkeypatch.setattr(probe_strip, "load_strip", lambda: some)
     made = register.register(take_snapshot(store), stacked(4, "grid:2+pca:16"), 0.1)
     assert made.fitted == 48 and made.spec.shape == (16,) and made.spec.identity.window == 4
     again = register.register(take_snapshot(store), stacked(4, "grid:2+pca:16"), 0.1)
     assert again.fitted == 0 and again.spec == made.spec
     encoder = open_model(take_snapshot(store), made.spec.key)
-    assert encoder(strip.probe_frames(4)).shape == (16, 16)
+    assert encoder(probe_strip.probe_frames(4)).shape == (16, 16)
 
 
 def test_a_lost_model_comes_back_only_if_its_windows_fit(
@@ -183,7 +184,7 @@ def test_a_window_that_segments_cannot_serve_is_refused(window: Any, stacked: St
     network: Any = torch.nn.Module()
     network.window = window
     with pytest.raises(UsageError, match="from 1 to 4"):
-        lookup._window(network, stacked(4))
+        identity._window(network, stacked(4))
 
 
 # Live.

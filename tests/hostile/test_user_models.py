@@ -8,9 +8,11 @@ import sys
 import pytest
 
 from wsa import cli
-from wsa.encode import check, job, lookup, register
+from wsa.encode import job
 from wsa.encode.models import registry
 from wsa.encode.models.registry import parse_request
+from wsa.encode.registration import check, register
+from wsa.encode.registration import identity as lookup
 from wsa.store.common import hashing
 from wsa.store.common.errors import WsaError
 from wsa.store.format.records import ModelMeta

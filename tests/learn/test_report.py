@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from wsa.encode.models.registry import parse_request
-from wsa.encode.register import register
+from wsa.encode.registration.register import register
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError
 from wsa.store.format.records import EmbeddingMeta

@@ -23,17 +23,18 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from wsa.encode import checkpoint, curves
-from wsa.encode import register as register_module
 from wsa.encode.inference import encoder as forward
 from wsa.encode.inference.encoder import stored
 from wsa.encode.live import LiveEncoder
 from wsa.encode.models.registry import parse_request
-from wsa.encode.register import open_model, register
+from wsa.encode.registration import register as register_module
+from wsa.encode.registration.register import open_model, register
+from wsa.encode.registration.select import choose_models
 from wsa.learn import env as games
 from wsa.learn import films, judge, periodic, player, run, weighing
 from wsa.learn.adapters import FusionConfig
 from wsa.learn.collect import collect, plan_collection
-from wsa.learn.config import RunConfig, choose_models, make_config
+from wsa.learn.config import RunConfig, make_config
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.heads import NetworkConfig
 from wsa.store.backends.base import Backend

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from wsa.encode import checkpoint
 from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import Encoder
-from wsa.encode.register import open_model, open_models
+from wsa.encode.registration.register import open_model, open_models
 from wsa.learn import env as games
 from wsa.learn import judge, online, online_config, periodic, run, verbs
 from wsa.learn.evaluate import EVAL_SEED

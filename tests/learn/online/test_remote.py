@@ -11,7 +11,7 @@ import pytest
 from distributed import LocalCluster
 
 from wsa.encode.live_remote import remote_encoders
-from wsa.encode.register import open_model
+from wsa.encode.registration.register import open_model
 from wsa.learn import online, run
 from wsa.learn.online_start import configure
 from wsa.learn.options import LearnOptions

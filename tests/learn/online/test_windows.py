@@ -15,7 +15,7 @@ import torch
 
 from wsa.encode import checkpoint
 from wsa.encode.models.registry import Request, parse_request
-from wsa.encode.register import register
+from wsa.encode.registration.register import register
 from wsa.encode.run import encode
 from wsa.learn import dqn_online, judge, online, ppo, run
 from wsa.learn.adapters import FusionConfig, Inputs

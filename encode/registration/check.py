@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from wsa.encode import strip
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.engines import arithmetic
 from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.inference.trunk import Trunk
-from wsa.encode.lookup import identify
 from wsa.encode.models import registry
 from wsa.encode.models.custom import UserNetwork
 from wsa.encode.models.registry import Request
+from wsa.encode.registration import probe_strip
+from wsa.encode.registration.identity import identify
 from wsa.store.common import hashing
 from wsa.store.common.errors import WsaError
 from wsa.store.objects import probe
@@ -64,7 +64,7 @@ def check(request: Request, device: str) -> Iterator[Point]:
     yield _frozen(module)
     encoder = _encoder(module, request, device)
     window = identify(module, request).window
-    frames = strip.probe_frames(window)
+    frames = probe_strip.probe_frames(window)
     try:
         found = encoder(frames)
     except WsaError:
@@ -175,8 +175,8 @@ def _threads(encoder: Encoder, frames: NDArray[Any]) -> Point:
 def _screens(encoder: Encoder, window: int, shape: tuple[int, ...]) -> Point:
     """The shape of the embedding of every height of screen that a game of the strip has."""
     by_height = {
-        part.frames.shape[1]: strip.in_windows(part.frames[:2], window)
-        for part in strip.load_strip()
+        part.frames.shape[1]: probe_strip.in_windows(part.frames[:2], window)
+        for part in probe_strip.load_strip()
     }
     others = [height for height in by_height if encoder(by_height[height]).shape[1:] != shape]
     said = f"the same shape for screens of {', '.join(map(str, sorted(by_height)))} rows"

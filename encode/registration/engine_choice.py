@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode import strip
 from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.reduction import Reduction
 from wsa.encode.inference.segment_inputs import read_shown
+from wsa.encode.registration import probe_strip
 from wsa.store.common.errors import ConflictError, WsaError
 from wsa.store.objects import probe
 from wsa.store.objects.model_spec import Precision
@@ -77,7 +77,7 @@ class Engines:
     ) -> None:
         self._make = make
         self._alias = alias
-        self._inputs = {STRIP: strip.probe_frames(window), **(games or {})}
+        self._inputs = {STRIP: probe_strip.probe_frames(window), **(games or {})}
         self._basis: Reduction | None = None
         self._made: dict[tuple[str, Precision], Encoder] = {}
         self._found: dict[tuple[str, Precision], tuple[float, dict[str, Tensor]]] = {}

@@ -23,17 +23,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
 
-from wsa.encode import choose, fitting, strip
-from wsa.encode.choose import Choice, Engines
 from wsa.encode.inference import engines
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.reduction import Projection, Reduction
 from wsa.encode.inference.segment_inputs import input_digests, read_shown
-from wsa.encode.lookup import identify, known, request_of, weights_digest
 from wsa.encode.models import registry
 from wsa.encode.models.custom import UserNetwork
 from wsa.encode.models.registry import Request
+from wsa.encode.registration import engine_choice, fit_reduction, probe_strip
+from wsa.encode.registration.engine_choice import Choice, Engines
+from wsa.encode.registration.identity import identify, known, request_of, weights_digest
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import ConflictError, DamagedError
 from wsa.store.format.records import ModelMeta
@@ -116,9 +116,9 @@ def register(
     if output.reduction == "rp":
         found.use(Projection(output.numbers))
     elif output.reduction == "pca":
-        whole = found.encoder(found.choose(engine, "fp32", choose.GATE).engine, "fp32")
+        whole = found.encoder(found.choose(engine, "fp32", engine_choice.GATE).engine, "fp32")
         before = whole.passes
-        basis = fitting.fit(whole, snapshot, output, identity.window)
+        basis = fit_reduction.fit(whole, snapshot, output, identity.window)
         fitted = whole.passes - before
         found.use(basis)
         files["basis.safetensors"] = bases.save(basis)
@@ -138,7 +138,7 @@ def register(
         shape=probed.shape[1:],
         source=request.recorded,
         licence=module.licence if isinstance(module, UserNetwork) else request.licence,
-        step_error=0.0 if identity.precision == "fp32" else choice.errors[choose.STRIP],
+        step_error=0.0 if identity.precision == "fp32" else choice.errors[engine_choice.STRIP],
         libraries={
             "torch": str(torch.__version__),
             "torchvision": str(torchvision.__version__),
@@ -219,7 +219,7 @@ def open_model(
                     f"{key}: what it was encoded by is not to be had here; run by {choice}"
                 )
     encoder = found.encoder(engine, precision)
-    check_probe(snapshot, key, encoder(strip.probe_frames(spec.identity.window)))
+    check_probe(snapshot, key, encoder(probe_strip.probe_frames(spec.identity.window)))
     encoder.passes = 0
     return encoder
 
@@ -249,7 +249,7 @@ def measured(
     module = registry.build(request)
     identity = identify(module, request)
     reduced = request.precision != "fp32"
-    shown = choose.game_inputs(snapshot, games, identity.window) if reduced else {}
+    shown = engine_choice.game_inputs(snapshot, games, identity.window) if reduced else {}
     return _engines(module, identity, request.alias, device, shown), module, identity
 
 
@@ -306,7 +306,7 @@ def _check_orphans(snapshot: Snapshot, key: str, window: int, encoder: Encoder) 
         if segment is None or (meta.game, meta.segment) not in pictured:
             continue
         distinct = np.unique(first_seen(input_digests(snapshot, segment, window)))
-        some = distinct[: 2 * min(len(strip.PROBE_GAMES), len(distinct) // 2)]
+        some = distinct[: 2 * min(len(probe_strip.PROBE_GAMES), len(distinct) // 2)]
         if not len(some):
             continue
         shown = read_shown(snapshot, segment, rows=window > 1)

@@ -12,11 +12,11 @@ import msgspec
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from wsa.encode import fitting
 from wsa.encode.models import registry
 from wsa.encode.models.custom import UserNetwork
 from wsa.encode.models.paper import load
 from wsa.encode.models.registry import Request
+from wsa.encode.registration import fit_reduction
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.format.windows import MAX_STACK_FRAMES
@@ -135,7 +135,7 @@ def identify(module: nn.Module, request: Request) -> Identity:
         random=request.source == "random",
         preprocessing=preprocessing,
         output=request.output,
-        basis=fitting.recipe(parse_output(request.output)),
+        basis=fit_reduction.recipe(parse_output(request.output)),
         window=_window(module, request),
         precision=request.precision,
     )

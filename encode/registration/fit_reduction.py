@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode import strip
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.reduction import Basis
 from wsa.encode.inference.segment_inputs import read_shown
+from wsa.encode.registration import probe_strip
 from wsa.store.common.errors import MissingError
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.model_spec import Output
@@ -26,7 +26,7 @@ def recipe(output: Output) -> str:
     """
     if output.reduction == "rp":
         return bases.random_recipe()
-    return bases.recipe(strip.strip_digest()) if output.reduction and not output.game else ""
+    return bases.recipe(probe_strip.strip_digest()) if output.reduction and not output.game else ""
 
 
 def count(snapshot: Snapshot, output: Output, window: int = 1) -> int:
@@ -34,7 +34,7 @@ def count(snapshot: Snapshot, output: Output, window: int = 1) -> int:
     if output.reduction != "pca":
         return 0
     if not output.game:
-        return sum(len(part.frames) for part in strip.load_strip())
+        return sum(len(part.frames) for part in probe_strip.load_strip())
     return min(GAME_FRAMES, sum(_sizes(_pictured(snapshot, output.game), window)))
 
 
@@ -54,7 +54,7 @@ def fit(encoder: Encoder, snapshot: Snapshot, output: Output, window: int) -> Ba
     if output.game:
         parts = game_inputs(snapshot, output.game, window)
     else:
-        parts = [strip.in_windows(part.frames, window) for part in strip.load_strip()]
+        parts = [probe_strip.in_windows(part.frames, window) for part in probe_strip.load_strip()]
     return bases.fit(torch.cat([encoder.features(part) for part in parts]), output.numbers)
 
 

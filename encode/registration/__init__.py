@@ -1,0 +1,1 @@
+"""Give a model its identity, choose its engine, check its probe, commit it to a store."""
