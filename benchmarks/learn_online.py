@@ -25,7 +25,7 @@ from kit import interleave, markdown, rate, table
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsa.encode.recent import Recent
+from wsa.encode.live.frame_history import Recent
 from wsa.learn import env as games
 from wsa.learn import online, ppo, run
 from wsa.learn.adapters import Inputs

@@ -29,13 +29,13 @@ from torch import Tensor
 
 from wsa.encode import checkpoint, job, pretrain, pretrain_data
 from wsa.encode.inference.encoder import Encoder
+from wsa.encode.live.live_encoder import Shrunk
 from wsa.encode.models.paper import load
 from wsa.encode.models.paper.autoencoder import Autoencoder
 from wsa.encode.models.registry import parse_request
 from wsa.encode.plan import Plan, make_plan
 from wsa.encode.pretrain import Training
 from wsa.encode.registration import register
-from wsa.encode.shrunk import Shrunk
 from wsa.store.backends.base import Backend
 from wsa.store.format import records
 from wsa.store.objects.root import open_store

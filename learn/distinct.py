@@ -33,7 +33,7 @@ Inputs = Callable[[list[int]], NDArray[np.uint8]]
 
 
 class Lookup(Protocol):
-    """What turns frames, or windows, into rows: `wsa.encode.live.Lookup`, or grey pixels."""
+    """What turns frames, or windows, into rows: `wsa.encode.live.live_encoder.Lookup`, or grey pixels."""
 
     @property
     def width(self) -> int:

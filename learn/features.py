@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode.live import LiveEncoder
+from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.learn.nstep import walk
 from wsa.learn.rows import StateRows
 from wsa.store.objects.flat_map import FlatMap

@@ -26,7 +26,7 @@ UNITS = 512
 
 
 class GreyPixels:
-    """Frames to rows of grey pixels; speaks like `wsa.encode.live.LiveEncoder`, and runs no model.
+    """Frames to rows of grey pixels; speaks like `wsa.encode.live.live_encoder.LiveEncoder`, and runs no model.
 
     Attributes:
         width: Pixels in a row.

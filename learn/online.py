@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode import checkpoint, live
-from wsa.encode.live import Elsewhere, LiveEncoder
+from wsa.encode import checkpoint
+from wsa.encode.live import live_encoder
+from wsa.encode.live.live_encoder import Elsewhere, LiveEncoder
 from wsa.encode.registration.register import open_models
 from wsa.learn import dqn_online, ppo, run
 from wsa.learn import env as games
@@ -74,7 +75,7 @@ def make_embedder(
     flat: FlatMap | None,
     encoders: Sequence[Any],
     *,
-    remember: int = live.REMEMBERED,
+    remember: int = live_encoder.REMEMBERED,
     elsewhere: Mapping[int, Elsewhere] | None = None,
 ) -> Any:
     """What turns the frames that a run sees into rows: grey pixels, or models.

@@ -10,7 +10,7 @@ from typing import Any
 
 from wsa.encode import checkpoint
 from wsa.encode.inference.encoder import choose_device
-from wsa.encode.live_remote import remote_encoders
+from wsa.encode.live.remote import remote_encoders
 from wsa.encode.models.paper import load
 from wsa.encode.models.registry import parse_request
 from wsa.encode.options import weights_files

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from wsa.encode import checkpoint
-from wsa.encode.live import LiveEncoder
+from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.registration.register import open_models
 from wsa.learn import online, online_config, run
 from wsa.learn.config import RunConfig, inputs_of

@@ -23,7 +23,7 @@ from typing import Any
 import filelock
 import msgspec
 
-from wsa.encode.live import LiveEncoder
+from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.heads import QNetwork
 from wsa.learn.offline import Trained, train

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.encode.recent import Recent
+from wsa.encode.live.frame_history import Recent
 from wsa.learn import env as games
 from wsa.learn.table import Table
 from wsa.store.common.errors import ConflictError

@@ -21,14 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode.live import spread
-from wsa.encode.recent import Seen, named
+from wsa.encode.live.frame_history import Seen, named
+from wsa.encode.live.live_encoder import spread
 from wsa.learn.distinct import Distinct, Lookup
 from wsa.store.objects.flat_map import side_by_side
 
 
 class Embedder(Protocol):
-    """What turns frames into rows: `wsa.encode.live.LiveEncoder`, or grey pixels."""
+    """What turns frames into rows: `wsa.encode.live.live_encoder.LiveEncoder`, or grey pixels."""
 
     @property
     def width(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder
-from wsa.encode.live import LiveEncoder
+from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.register import open_model
 from wsa.encode.run import encode

@@ -14,11 +14,13 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from wsa.encode import job, pretrain, shrunk, trained_files
+from wsa.encode import job, pretrain, trained_files
 from wsa.encode.inference import encoder as forward
 from wsa.encode.inference import preprocess
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.segment_inputs import read_shown
+from wsa.encode.live import live_encoder
+from wsa.encode.live.live_encoder import Shrunk
 from wsa.encode.models import registry
 from wsa.encode.models.paper import load
 from wsa.encode.models.paper.base import Trainee
@@ -29,7 +31,6 @@ from wsa.encode.pretrain import TRAINEES, trainee
 from wsa.encode.pretrain_data import Looks, scale
 from wsa.encode.registration import identity
 from wsa.encode.registration.register import open_model, register
-from wsa.encode.shrunk import Shrunk
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, UsageError
@@ -98,7 +99,7 @@ def test_a_screen_that_is_played_is_made_small_once_for_all_of_them(
     kept: int, played: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If there is room for it; and nothing of what they give changes by a bit either way."""
-    monkeypatch.setattr(shrunk, "KEPT", kept)
+    monkeypatch.setattr(live_encoder, "KEPT", kept)
     snapshot = take_snapshot(played)
     shown = read_shown(snapshot, snapshot.segments("Pong")[1], rows=True)
     encoders = [encoder_of(parse_request(f"{alias}:random", {})) for alias in NETWORKS]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from wsa.encode import job
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.preprocess import preprocess
-from wsa.encode.live import LiveEncoder
+from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import Request
 from wsa.encode.plan import make_plan
 from wsa.encode.registration import identity, probe_strip, register

@@ -310,7 +310,7 @@ def test_live_stacks_given_away_are_not_changed_later() -> None:
 def test_live_stacks_equal_cached_ones_of_the_same_episodes(
     kit: ModuleType, store: Backend, tmp_path: Path
 ) -> None:
-    from wsa.encode.live import LiveEncoder
+    from wsa.encode.live.live_encoder import LiveEncoder
 
     add(kit, store, 0, steps=40, ends=(0, 5, 20), frames=25)
     snapshot = take_snapshot(store)

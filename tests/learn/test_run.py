@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 from wsa.encode import checkpoint, curves
 from wsa.encode.inference import encoder as forward
 from wsa.encode.inference.encoder import stored
-from wsa.encode.live import LiveEncoder
+from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import register as register_module
 from wsa.encode.registration.register import open_model, register

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode.live import LiveEncoder
+from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import parse_request
 from wsa.encode.run import encode
 from wsa.learn import env as games

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode import checkpoint
-from wsa.encode.recent import Recent
+from wsa.encode.live.frame_history import Recent
 from wsa.learn import dqn_online
 from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.dqn_online import Draws, OnlineDQNConfig

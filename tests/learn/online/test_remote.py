@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from distributed import LocalCluster
 
-from wsa.encode.live_remote import remote_encoders
+from wsa.encode.live.remote import remote_encoders
 from wsa.encode.registration.register import open_model
 from wsa.learn import online, run
 from wsa.learn.online_start import configure
