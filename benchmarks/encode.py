@@ -40,14 +40,14 @@ from openvino import opset13
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from wsa.encode import job
-from wsa.encode.cluster import cores
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.preprocess import preprocess
+from wsa.encode.jobs import tasks
+from wsa.encode.jobs.cluster import cores
+from wsa.encode.jobs.plan import Item, Plan, make_plan
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request, parse_request
-from wsa.encode.plan import Item, Plan, make_plan
 from wsa.encode.registration import fit_reduction, probe_strip, register
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
@@ -92,8 +92,8 @@ def measure(name: str) -> None:
         assert choice is not None
         snapshot = take_snapshot(backend)
         plan = cut(make_plan(snapshot, [key], [GAME]), SECONDS * choice.rate)
-        setting = job.Setting(backend.url, {key: request.source}, {key: choice.engine}, "cpu", 1)
-        encoder = job.opened(backend.url, key, request.source, "cpu", choice.engine)
+        setting = tasks.Setting(backend.url, {key: request.source}, {key: choice.engine}, "cpu", 1)
+        encoder = tasks.opened(backend.url, key, request.source, "cpu", choice.engine)
         ran = counted(encoder)
         pixels = preprocess(torch.from_numpy(probe_strip.probe_frames()[:8]), encoder.preprocessing)
 
@@ -102,7 +102,7 @@ def measure(name: str) -> None:
             before = sum(ran)
             started = time.perf_counter()
             for items in plan.by_segment():
-                job.encode_segment(setting, items)
+                tasks.encode_segment(setting, items)
             seconds = time.perf_counter() - started
             assert sum(ran) - before == plan.passes
             return plan.passes / seconds
@@ -162,7 +162,9 @@ def cut(plan: Plan, frames: float) -> Plan:
     return dataclasses.replace(plan, items=plan.items[: max(cores(), count)])
 
 
-def against_a_user(request: Request, snapshot: Snapshot, plan: Plan, setting: job.Setting) -> None:
+def against_a_user(
+    request: Request, snapshot: Snapshot, plan: Plan, setting: tasks.Setting
+) -> None:
     """A user's script on all cores, and wsa in one process a core, in turn."""
     model = registry.build(request)
     config = timm.data.resolve_model_data_config(model)
@@ -236,7 +238,7 @@ def largest_product(precision: str) -> Callable[[], int]:
 class Processes:
     """One single-threaded process a core, each with the model open, as Dask's workers are."""
 
-    def __init__(self, setting: job.Setting) -> None:
+    def __init__(self, setting: tasks.Setting) -> None:
         self._setting = setting
         context = multiprocessing.get_context("spawn")
         self._pipes, self._started = [], []
@@ -278,13 +280,13 @@ class Processes:
         return passes / (time.perf_counter() - started)
 
 
-def serve(pipe, setting: job.Setting) -> None:
+def serve(pipe, setting: tasks.Setting) -> None:
     torch.set_num_threads(1)
     for key, engine in setting.engines.items():
-        job.opened(setting.store, key, setting.sources[key], "cpu", engine)
+        tasks.opened(setting.store, key, setting.sources[key], "cpu", engine)
     pipe.send(True)
     while (items := pipe.recv()) is not None:
-        pipe.send([done.passes for done in job.encode_segment(setting, items)])
+        pipe.send([done.passes for done in tasks.encode_segment(setting, items)])
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ import numpy as np
 from distributed import Client, LocalCluster, Worker, get_worker
 from kit import markdown
 
-from wsa.encode import job
-from wsa.encode.drive import Driver
-from wsa.encode.events import SegmentDone
-from wsa.encode.job import Embedded, Setting
-from wsa.encode.plan import Copy, Item
-from wsa.encode.workers import THREADS_A_WORKER, Workers
+from wsa.encode.jobs import tasks
+from wsa.encode.jobs.events import SegmentDone
+from wsa.encode.jobs.plan import Copy, Item
+from wsa.encode.jobs.scheduler import Driver
+from wsa.encode.jobs.tasks import Embedded, Setting
+from wsa.encode.jobs.workers import THREADS_A_WORKER, Workers
 from wsa.learn.env import protocol
 from wsa.store.common import hashing, names
 from wsa.store.format.records import SegmentMeta
@@ -76,9 +76,9 @@ async def serve(address: str, workers: int) -> None:
         return done(items)
 
     for task in (encode_segment, embed, commit):
-        task.__module__ = job.__name__
+        task.__module__ = tasks.__name__
         task.__qualname__ = task.__name__
-        setattr(job, task.__name__, task)
+        setattr(tasks, task.__name__, task)
     options: dict[str, Any] = {"nthreads": THREADS_A_WORKER, "dashboard": False, "memory_limit": 0}
     started = [Worker(address, **options) for _ in range(workers)]
     await asyncio.gather(*started)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from wsa.encode.plan import Plan
+from wsa.encode.jobs.plan import Plan
 from wsa.learn import env
 from wsa.learn.collect import collect, plan_collection
 from wsa.store.backends.base import Backend

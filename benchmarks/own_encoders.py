@@ -27,13 +27,14 @@ from kit import forget, interleave, markdown, store_of, table
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode import checkpoint, job, pretrain, pretrain_data
+from wsa.encode import checkpoint, pretrain, pretrain_data
 from wsa.encode.inference.encoder import Encoder
+from wsa.encode.jobs import tasks
+from wsa.encode.jobs.plan import Plan, make_plan
 from wsa.encode.live.live_encoder import Shrunk
 from wsa.encode.models.paper import load
 from wsa.encode.models.paper.autoencoder import Autoencoder
 from wsa.encode.models.registry import parse_request
-from wsa.encode.plan import Plan, make_plan
 from wsa.encode.pretrain import Training
 from wsa.encode.registration import register
 from wsa.store.backends.base import Backend
@@ -53,7 +54,7 @@ def cost() -> None:
             register.register(take_snapshot(backend), one, 0.1, engine="torch") for one in requests
         ]
         keys = [one.spec.key for one in made]
-        setting = job.Setting(
+        setting = tasks.Setting(
             backend.url, dict.fromkeys(keys, "random"), dict.fromkeys(keys, "torch"), "cpu", 1
         )
         snapshot = take_snapshot(backend)
@@ -101,14 +102,14 @@ def live() -> None:
     table("ms a step", interleave(contenders, ROUNDS), "each window by itself")
 
 
-def spent(backend: Backend, setting: job.Setting, plans: list[Plan]) -> float:
+def spent(backend: Backend, setting: tasks.Setting, plans: list[Plan]) -> float:
     """Seconds that encoding takes, from the first segment to the last commit."""
     for plan in plans:
         forget(backend, plan)
     started = time.perf_counter()
     for plan in plans:
         for items in plan.by_segment():
-            job.encode_segment(setting, items)
+            tasks.encode_segment(setting, items)
     return time.perf_counter() - started
 
 

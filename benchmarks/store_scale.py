@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from kit import markdown
 
-from wsa.encode.plan import make_plan
+from wsa.encode.jobs.plan import make_plan
 from wsa.learn.env import protocol
 from wsa.store.common import hashing, names
 from wsa.store.format import arrays, records

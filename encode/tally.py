@@ -12,7 +12,7 @@ import msgspec
 
 from wsa import __version__
 from wsa.encode.beats import Beat, State, Work
-from wsa.encode.events import AttemptFailed, Event, SegmentDone
+from wsa.encode.jobs.events import AttemptFailed, Event, SegmentDone
 from wsa.store.common.errors import redact
 from wsa.store.objects.writer import author
 

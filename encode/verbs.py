@@ -9,13 +9,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsa.encode import events, slurm
+from wsa.encode.jobs import events, slurm
+from wsa.encode.jobs.report import make_folder, write_report
+from wsa.encode.jobs.run import EncodeReport, require_frames, wanted_games
+from wsa.encode.jobs.run import encode as run
 from wsa.encode.models.registry import Request, known_aliases, local_weights, parse_request
 from wsa.encode.options import EncodeOptions, ModelsOptions, weights_files
 from wsa.encode.registration.identity import request_of
-from wsa.encode.report import make_folder, write_report
-from wsa.encode.run import EncodeReport, require_frames, wanted_games
-from wsa.encode.run import encode as run
 from wsa.store.backends.base import Backend
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import ConflictError, StorageError, UsageError
@@ -237,26 +237,26 @@ def _count(number: int, what: str) -> str:
 
 
 def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: list[str]) -> int:
-    from wsa.encode import cluster, memory
-    from wsa.encode.estimate import estimate
+    from wsa.encode.jobs import cluster, dry_run
+    from wsa.encode.jobs.dry_run import estimate
 
     jobs = slurm.jobs(o, o.scheduler)
     here = "inproc" if o.scheduler == "inproc" else "local"
-    found = memory.on_worker(snapshot, requests, games, o.device, o.engine, o.max_step_error, here)
+    found = dry_run.on_worker(snapshot, requests, games, o.device, o.engine, o.max_step_error, here)
     workers = cluster.models_at_once(o.scheduler, o.workers, o.device, jobs)
     lines = [
         estimate(snapshot, request, games, sized, workers)
         for request, sized in zip(requests, found.models, strict=True)
     ]
     fitted = [line.strip for line in lines]
-    each = memory.worker_bytes(snapshot, games, o.device, found, fitted)
+    each = dry_run.worker_bytes(snapshot, games, o.device, found, fitted)
     script = cluster.job_script(jobs) if o.scheduler == "slurm" else ""
     if o.json:
         values = {
             "models": {line.alias: dataclasses.asdict(line) for line in lines},
             "workers": workers,
             "worker_bytes": each,
-            "driver_bytes": memory.peak_bytes(),
+            "driver_bytes": dry_run.peak_bytes(),
             **({"job_script": script} if script else {}),
         }
         return terminal.result(True, values)
@@ -280,7 +280,7 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
     unasked = f" (how many {o.scheduler} has was not asked)" if "://" in o.scheduler else ""
     print(
         f"\nminutes with {_count(workers, 'worker')} as fast as this machine's{unasked}; memory at "
-        f"most {terminal.size(each)} for each, {terminal.size(memory.peak_bytes())} for this process"
+        f"most {terminal.size(each)} for each, {terminal.size(dry_run.peak_bytes())} for this process"
     )
     if script:
         print(f"\n{script}")

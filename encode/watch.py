@@ -15,18 +15,19 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import NoReturn
 
-from wsa.encode import beats, cluster, metrics, slurm
+from wsa.encode import beats, metrics
 from wsa.encode.beats import Heart, State
 from wsa.encode.claims import Claims, Lane
-from wsa.encode.drive import Driver
-from wsa.encode.events import AttemptFailed, Event, ModelReady
+from wsa.encode.jobs import cluster, slurm
+from wsa.encode.jobs.events import AttemptFailed, Event, ModelReady
+from wsa.encode.jobs.plan import Digests, Item, Name, Plan, make_plan
+from wsa.encode.jobs.run import register_all, setting_of
+from wsa.encode.jobs.scheduler import Driver
+from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
 from wsa.encode.options import EncodeOptions
-from wsa.encode.plan import Digests, Item, Name, Plan, make_plan
 from wsa.encode.registration.register import Registered
-from wsa.encode.run import register_all, setting_of
 from wsa.encode.tally import Tally
-from wsa.encode.workers import Workers
 from wsa.store.backends.base import Backend
 from wsa.store.backends.open import open_backend
 from wsa.store.common import terminal

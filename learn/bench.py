@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from distributed import KilledWorker, as_completed
 
-from wsa.encode import slurm
+from wsa.encode.jobs import slurm
 from wsa.learn import bench_report, grid
 from wsa.learn.bench_options import BenchOptions
 from wsa.learn.cell import Failure, attempt
@@ -20,7 +20,7 @@ from wsa.store.objects.root import open_snapshot
 
 TRIES = 3  # Of a run whose worker dies; it goes on from its newest checkpoint.
 
-# `wsa.encode.cluster.connect`, which a learner does not import itself.
+# `wsa.encode.jobs.cluster.connect`, which a learner does not import itself.
 Connect = Callable[..., AbstractContextManager[tuple[Any, int]]]
 
 

@@ -16,10 +16,10 @@ import numpy as np
 from distributed import CancelledError, wait
 from numpy.typing import NDArray
 
-from wsa.encode import job
-from wsa.encode.cluster import connect
 from wsa.encode.inference.encoder import Encoder, choose_device
-from wsa.encode.workers import TASKS_A_GPU, TASKS_A_THREAD, Workers
+from wsa.encode.jobs import tasks
+from wsa.encode.jobs.cluster import connect
+from wsa.encode.jobs.workers import TASKS_A_GPU, TASKS_A_THREAD, Workers
 from wsa.store.common.errors import ConflictError, StorageError, UsageError
 
 # A batch that was lost with its worker is embedded again elsewhere.
@@ -155,15 +155,15 @@ def remote_encoders(
 
 def embed(store: str, key: str, engine: str, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What a worker does."""
-    with job.running:  # A worker that somebody else started may have several threads.
+    with tasks.running:  # A worker that somebody else started may have several threads.
         return _model(store, key, engine)(frames)
 
 
 def engine_of(store: str, key: str, engine: str) -> str:
     """Open a model on a worker; the name of what runs it there."""
-    with job.running:
+    with tasks.running:
         return _model(store, key, engine).engine.name
 
 
 def _model(store: str, key: str, engine: str) -> Encoder:
-    return job.opened(store, key, None, choose_device("auto"), engine)
+    return tasks.opened(store, key, None, choose_device("auto"), engine)

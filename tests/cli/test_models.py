@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from wsa import cli
-from wsa.encode.estimate import estimate, size_up
+from wsa.encode.jobs.dry_run import estimate, size_up
 from wsa.encode.models.registry import known_aliases, parse_request
 from wsa.store.backends.base import Backend
 from wsa.store.objects.root import open_store

@@ -27,11 +27,11 @@ def dask_setup(worker: Any) -> None:
     if (FOLDER / "blocked").exists():
         sys.meta_path.insert(0, Blocked())
         return
-    from wsa.encode import job
+    from wsa.encode.jobs import tasks
 
     (FOLDER / f"started-{os.getpid()}").touch()
     table = json.loads((FOLDER / "table.json").read_text())
-    real = job._run
+    real = tasks._run
 
     def run(setting: Any, item: Any, *rest: Any) -> Any:
         file = FOLDER / f"ran-{item.meta.segment}"
@@ -47,4 +47,4 @@ def dask_setup(worker: Any) -> None:
             raise RuntimeError("a fault")
         return real(setting, item, *rest)
 
-    job._run = run
+    tasks._run = run

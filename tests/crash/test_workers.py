@@ -18,11 +18,11 @@ from distributed import Client
 from distributed.chaos import KillWorker
 from distributed.comm.core import CommClosedError
 
-from wsa.encode import cluster
-from wsa.encode.events import AttemptFailed, Event, SegmentDone, WorkerUnfit
+from wsa.encode.jobs import cluster
+from wsa.encode.jobs.events import AttemptFailed, Event, SegmentDone, WorkerUnfit
+from wsa.encode.jobs.run import EncodeReport, encode_on
+from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request, parse_request
-from wsa.encode.run import EncodeReport, encode_on
-from wsa.encode.workers import Workers
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError
 from wsa.store.maintenance.verify import verify

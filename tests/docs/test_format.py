@@ -13,7 +13,7 @@ import zarr
 from blake3 import blake3
 
 from wsa.cli import main
-from wsa.encode.run import encode
+from wsa.encode.jobs.run import encode
 from wsa.store.objects.root import open_store
 
 MODEL = "timm:test_resnet.r160_in1k:random"

@@ -21,8 +21,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wsa.encode import pretrain_data
-from wsa.encode.estimate import Estimate, estimate, size_up
 from wsa.encode.inference.encoder import Encoder
+from wsa.encode.jobs.dry_run import Estimate, estimate, size_up
 from wsa.encode.models import registry
 from wsa.encode.models.paper.base import Sight, Trainee
 from wsa.encode.models.registry import Request

@@ -5,9 +5,9 @@ Started by `test_processes.py`, which kills it, interrupts it, or starts two at 
 
 import sys
 
-from wsa.encode.events import Event, Planned, SegmentDone
+from wsa.encode.jobs.events import Event, Planned, SegmentDone
+from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import parse_request
-from wsa.encode.run import encode
 from wsa.store.common.errors import WsaError
 from wsa.store.objects.root import open_store
 

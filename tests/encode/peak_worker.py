@@ -8,6 +8,6 @@ from typing import Any
 
 
 def dask_teardown(worker: Any) -> None:
-    from wsa.encode.memory import peak_bytes
+    from wsa.encode.jobs.dry_run import peak_bytes
 
     (Path(os.environ["WSA_TEST_PEAKS"]) / f"peak-{os.getpid()}").write_text(str(peak_bytes()))

@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode.estimate import estimate, size_up
-from wsa.encode.events import ModelReady
 from wsa.encode.inference import engines, openvino
 from wsa.encode.inference.encoder import stored
 from wsa.encode.inference.engines import Eager
+from wsa.encode.jobs.dry_run import estimate, size_up
+from wsa.encode.jobs.events import ModelReady
+from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import engine_choice, probe_strip
 from wsa.encode.registration.engine_choice import GAME_PAIRS, game_inputs
 from wsa.encode.registration.register import measured, open_model, register
-from wsa.encode.run import encode
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.objects import writer

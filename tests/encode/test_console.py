@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from wsa.encode.events import Started, WorkerUnfit
+from wsa.encode.jobs.events import Started, WorkerUnfit
 from wsa.encode.verbs import remark
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError

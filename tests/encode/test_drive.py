@@ -19,14 +19,14 @@ from distributed import Client, LocalCluster, Scheduler, SpecCluster, Worker
 from numpy.typing import NDArray
 
 from wsa.cli import main
-from wsa.encode import drive, job
-from wsa.encode.events import AttemptFailed, Event, SegmentDone, Started, WorkerUnfit
 from wsa.encode.inference.encoder import Encoder, stored
-from wsa.encode.job import Setting
+from wsa.encode.jobs import scheduler, tasks
+from wsa.encode.jobs.events import AttemptFailed, Event, SegmentDone, Started, WorkerUnfit
+from wsa.encode.jobs.report import run_values, summary
+from wsa.encode.jobs.run import EncodeReport, encode, encode_on
+from wsa.encode.jobs.tasks import Setting
+from wsa.encode.jobs.workers import TASKS_A_THREAD, Workers
 from wsa.encode.models.registry import Request
-from wsa.encode.report import run_values, summary
-from wsa.encode.run import EncodeReport, encode, encode_on
-from wsa.encode.workers import TASKS_A_THREAD, Workers
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError, StorageError, UsageError, WsaError
@@ -46,7 +46,7 @@ def run(store: Backend, *requests: Request, **more: Any) -> EncodeReport:
 
 @pytest.fixture(autouse=True)
 def _fresh_workers() -> None:
-    job._models.clear()
+    tasks._models.clear()
 
 
 @pytest.fixture
@@ -54,14 +54,14 @@ def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Count
     """How often each segment was embedded by each model, counted by the bytes of a file."""
     folder = tmp_path / "tried"
     folder.mkdir()
-    real = job._run
+    real = tasks._run
 
     def note(setting: Any, item: Any, *rest: Any) -> Any:
         with (folder / "-".join(item.name)).open("ab") as file:
             file.write(b"x")
         return real(setting, item, *rest)
 
-    monkeypatch.setattr(job, "_run", note)
+    monkeypatch.setattr(tasks, "_run", note)
     return lambda: Counter({path.name: path.stat().st_size for path in folder.iterdir()})
 
 
@@ -107,7 +107,7 @@ def test_attempts_are_exactly_those_of_the_fault_table(
     metas = fill(store, [[2 * i, 2 * i + 1] for i in range(5)])
     table = {meta.segment: times for times, meta in enumerate(metas)}
     left = dict(table)
-    real = job._commit
+    real = tasks._commit
 
     def fail(setting: Setting, item: Any, embedded: Any) -> Any:
         if item.model.startswith("test_resnet") and left[item.meta.segment]:
@@ -115,7 +115,7 @@ def test_attempts_are_exactly_those_of_the_fault_table(
             raise RuntimeError("a fault")
         return real(setting, item, embedded)
 
-    monkeypatch.setattr(job, "_commit", fail)
+    monkeypatch.setattr(tasks, "_commit", fail)
     events: list[Event] = []
     report = run(store, tiny("resnet"), tiny("vit"), tries=4, listen=events.append)
     keys = {m.spec.alias: m.spec.key for m in report.models}
@@ -174,8 +174,8 @@ def test_one_segment_after_the_other_failing_stops_the_run(
     def fail(*args: Any) -> Any:
         raise StorageError("unavailable", "the share is gone")
 
-    monkeypatch.setattr(job, "_commit", fail)
-    monkeypatch.setattr(drive, "TOO_MANY_IN_A_ROW", 4)
+    monkeypatch.setattr(tasks, "_commit", fail)
+    monkeypatch.setattr(scheduler, "TOO_MANY_IN_A_ROW", 4)
     fill(store, [[i] for i in range(30)])
     events: list[Event] = []
     with pytest.raises(StorageError, match="the share is gone"):
@@ -190,7 +190,7 @@ def test_a_full_disk_stops_the_run_at_once(
     def fail(*args: Any) -> Any:
         raise StorageError("no-space", "full")
 
-    monkeypatch.setattr(job, "_commit", fail)
+    monkeypatch.setattr(tasks, "_commit", fail)
     fill(store, [[i] for i in range(30)])
     events: list[Event] = []
     reports: list[EncodeReport] = []
@@ -212,7 +212,7 @@ def test_the_model_runs_while_others_read_and_write(
     read, ran = threading.Semaphore(0), threading.Semaphore(0)
     busy = threading.Lock()
     passed: list[str] = []
-    reading, running, committing = job._read, Encoder.__call__, job._commit
+    reading, running, committing = tasks._read, Encoder.__call__, tasks._commit
 
     def read_one(*args: Any) -> Any:
         shown = reading(*args)
@@ -244,9 +244,9 @@ def test_the_model_runs_while_others_read_and_write(
         return committing(setting, item, embedded)
 
     write_lock, writes = threading.Lock(), list[str]()
-    monkeypatch.setattr(job, "_read", read_one)
+    monkeypatch.setattr(tasks, "_read", read_one)
     monkeypatch.setattr(Encoder, "__call__", forward)
-    monkeypatch.setattr(job, "_commit", write)
+    monkeypatch.setattr(tasks, "_commit", write)
     report = run(store, tiny("resnet"))
     assert report.failures == () and len(report.done) == count
 
@@ -257,14 +257,14 @@ def test_a_bounded_number_of_tasks_is_in_flight(
     fill(store, [[2 * i, 2 * i + 1] for i in range(40)])
     most = [0]
     started: list[Event] = []
-    real = drive.Driver._submit
+    real = scheduler.Driver._submit
 
     def submit(self: Any, *args: Any) -> Any:
         future = real(self, *args)
         most[0] = max(most[0], len(self._open))
         return future
 
-    monkeypatch.setattr(drive.Driver, "_submit", submit)
+    monkeypatch.setattr(scheduler.Driver, "_submit", submit)
     run(store, tiny("resnet"), listen=started.append)
     (threads,) = [e.threads for e in started if isinstance(e, Started)]
     assert most[0] == TASKS_A_THREAD * threads < 40
@@ -292,20 +292,20 @@ def test_models_run_where_a_gpu_is_and_commits_anywhere(
     store: Backend, fill: Fill, tiny: Ask, mixed: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store, [[i, i + 1] for i in range(12)])  # Each copies from the one before.
-    monkeypatch.setattr(job, "choose_device", lambda device: {"cuda": "cpu"}[device])
+    monkeypatch.setattr(tasks, "choose_device", lambda device: {"cuda": "cpu"}[device])
     ran: set[str] = set()
     asked: list[tuple[str, Any]] = []
-    real, submit = job._run, mixed.submit
+    real, submit = tasks._run, mixed.submit
 
     def note(*args: Any) -> Any:
-        ran.add(job._here()[0])
+        ran.add(tasks._here()[0])
         return real(*args)
 
     def ask(task: Any, *args: Any, **options: Any) -> Any:
         asked.append((task.__name__, options.get("resources")))
         return submit(task, *args, **options)
 
-    monkeypatch.setattr(job, "_run", note)
+    monkeypatch.setattr(tasks, "_run", note)
     monkeypatch.setattr(mixed, "submit", ask)
     events: list[Event] = []
     snapshot = take_snapshot(store)
@@ -382,7 +382,7 @@ def test_a_worker_that_lacks_the_engine_gets_no_work(
         raise error
 
     fill(store, [[0, 1]])
-    monkeypatch.setattr(job, "open_model", lack)
+    monkeypatch.setattr(tasks, "open_model", lack)
     events: list[Event] = []
     with pytest.raises(type(error), match=str(error)) as caught:
         run(store, tiny("resnet"), listen=events.append)
@@ -394,24 +394,24 @@ def test_as_many_models_stay_open_as_an_encoding_has(
     store: Backend, fill: Fill, tiny: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    real = job.open_model
+    real = tasks.open_model
 
     def note(snapshot: Any, key: str, **options: Any) -> Any:
         opened.append(key)
         return real(snapshot, key, **options)
 
-    monkeypatch.setattr(job, "open_model", note)
-    monkeypatch.setattr(job, "MODELS_KEPT", 2)
+    monkeypatch.setattr(tasks, "open_model", note)
+    monkeypatch.setattr(tasks, "MODELS_KEPT", 2)
     fill(store, [[0], [1], [2]])
     report = run(store, tiny("resnet"), tiny("vit"), tiny("convnext"))
     assert len(report.done) == 9 and len(opened) == len(set(opened)) == 3
     run(store, tiny("resnet", "grid:2"))
-    assert len(job._models) == 2, "of former ones a few stay"
+    assert len(tasks._models) == 2, "of former ones a few stay"
 
 
 def test_errors_of_workers_travel_whole() -> None:
-    failed = job.failed("m", ImportError("No module named 'openvino'"), where=("tcp://w:1", "w"))
+    failed = tasks.failed("m", ImportError("No module named 'openvino'"), where=("tcp://w:1", "w"))
     assert (failed.error.kind, failed.worker, failed.host) == ("no-library", "tcp://w:1", "w")
-    failed = job.failed("m", MemoryError(), where=("tcp://w:1", "w"))
+    failed = tasks.failed("m", MemoryError(), where=("tcp://w:1", "w"))
     assert failed.error.kind == "no-memory" and failed.error.exit_code == 6
     assert isinstance(failed.error, WsaError) and "on w" in str(failed.error)

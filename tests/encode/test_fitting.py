@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wsa.encode.estimate import Estimate
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder
+from wsa.encode.jobs.dry_run import Estimate
+from wsa.encode.jobs.run import encode
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import fit_reduction
 from wsa.encode.registration.identity import find
 from wsa.encode.registration.register import open_model, register
-from wsa.encode.run import encode
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder
+from wsa.encode.jobs.run import encode
 from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.register import open_model
-from wsa.encode.run import encode
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError
 from wsa.store.objects import flat_map, writer

@@ -14,11 +14,13 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from wsa.encode import job, pretrain, trained_files
+from wsa.encode import pretrain, trained_files
 from wsa.encode.inference import encoder as forward
 from wsa.encode.inference import preprocess
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.segment_inputs import read_shown
+from wsa.encode.jobs import tasks
+from wsa.encode.jobs.plan import Item
 from wsa.encode.live import live_encoder
 from wsa.encode.live.live_encoder import Shrunk
 from wsa.encode.models import registry
@@ -26,7 +28,6 @@ from wsa.encode.models.paper import load
 from wsa.encode.models.paper.base import Trainee
 from wsa.encode.models.paper.load import NETWORKS
 from wsa.encode.models.registry import Request, parse_request
-from wsa.encode.plan import Item
 from wsa.encode.pretrain import TRAINEES, trainee
 from wsa.encode.pretrain_data import Looks, scale
 from wsa.encode.registration import identity
@@ -86,7 +87,7 @@ def test_a_screen_is_made_small_once_for_all_of_them(
     for alias, encoder in encoders.items():
         window = window_of(encoder)
         item = Item(alias, meta, frames if window == 1 else rows, (), window)
-        found = np.concatenate(list(job._embeddings(encoder, shown, item)))
+        found = np.concatenate(list(tasks._embeddings(encoder, shown, item)))
         np.testing.assert_array_equal(found, expected[alias])
     asked = len(np.unique(shown.frame[window_rows(rows, shown.starts[rows], 4)]))
     assert sum(count for count, height, _ in made if height == 210) == asked

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wsa.encode.plan import Plan, make_plan
+from wsa.encode.jobs.plan import Plan, make_plan
 from wsa.store.common import names
 from wsa.store.format import records
 from wsa.store.format.records import Commit, EmbeddingMeta, Meta, SegmentMeta

@@ -17,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder, stored
+from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request
-from wsa.encode.run import encode
 from wsa.store.backends.base import Backend
 from wsa.store.format.records import SegmentMeta
 from wsa.store.maintenance.verify import verify

@@ -12,15 +12,15 @@ import pytest
 from dask import config
 from numpy.typing import NDArray
 
-from wsa.encode import cluster, job
-from wsa.encode.events import Event, ModelReady, Planned, SegmentDone
 from wsa.encode.inference.encoder import Encoder, stored
+from wsa.encode.jobs import cluster, tasks
+from wsa.encode.jobs.events import Event, ModelReady, Planned, SegmentDone
+from wsa.encode.jobs.plan import make_plan
+from wsa.encode.jobs.run import EncodeReport, encode
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request
-from wsa.encode.plan import make_plan
 from wsa.encode.registration import identity
 from wsa.encode.registration.register import Registered
-from wsa.encode.run import EncodeReport, encode
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
 from wsa.store.format.records import SegmentMeta
@@ -39,7 +39,7 @@ def run(store: Backend, *requests: Request, games: Sequence[str] = (), **more: A
 
 @pytest.fixture(autouse=True)
 def _fresh_workers() -> None:
-    job._models.clear()
+    tasks._models.clear()
 
 
 def check_rows(
@@ -266,7 +266,7 @@ def test_a_frame_has_one_embedding_in_whichever_segment_it_stands(
 
 
 def registered(store: Backend, request: Request) -> str:
-    made = job.register_model(store.url, request, 0.1, "cpu", 0)
+    made = tasks.register_model(store.url, request, 0.1, "cpu", 0)
     assert isinstance(made, Registered)
     return made.spec.key
 
@@ -277,11 +277,13 @@ def test_tasks_of_one_worker_may_run_in_several_threads(
     fill(store, [[2 * i, 2 * i + 1] for i in range(8)])
     key = registered(store, tiny("resnet"))
     plan = make_plan(take_snapshot(store), [key], ["Pong"])
-    setting = job.Setting(store.url, {key: "random"}, {key: "torch"}, "cpu")
+    setting = tasks.Setting(store.url, {key: "random"}, {key: "torch"}, "cpu")
     ran.clear()
     with ThreadPoolExecutor(4) as pool:
-        found = [*pool.map(partial(job.embed, setting), plan.by_segment())]
-    shapes = [e.rows.shape for (e,) in found if isinstance(e, job.Embedded) and e.rows is not None]
+        found = [*pool.map(partial(tasks.embed, setting), plan.by_segment())]
+    shapes = [
+        e.rows.shape for (e,) in found if isinstance(e, tasks.Embedded) and e.rows is not None
+    ]
     assert shapes == [(2, 96)] * 8
     assert sum(ran) == plan.passes + PROBES, "the model was opened once"
 
@@ -292,13 +294,13 @@ def test_committing_twice_writes_once(
     fill(store, [[0, 1]])
     key = registered(store, tiny("resnet"))
     (items,) = make_plan(take_snapshot(store), [key], ["Pong"]).by_segment()
-    setting = job.Setting(store.url, {key: "random"}, {key: "torch"}, "cpu")
-    embedded = job.embed(setting, items)
-    (one,), (two,) = (job.commit(setting, items, embedded) for _ in range(2))
+    setting = tasks.Setting(store.url, {key: "random"}, {key: "torch"}, "cpu")
+    embedded = tasks.embed(setting, items)
+    (one,), (two,) = (tasks.commit(setting, items, embedded) for _ in range(2))
     assert isinstance(one, SegmentDone) and isinstance(two, SegmentDone)
     assert (one.passes, one.segment) == (two.passes, two.segment)
     ran.clear()
-    (again,) = job.encode_segment(setting, items)
+    (again,) = tasks.encode_segment(setting, items)
     assert isinstance(again, SegmentDone) and again.passes == again.copied == 0
     assert not ran, "what is committed does not run again"
     assert len(take_snapshot(store).embeddings()) == 1 and verify(store).leftovers == 0

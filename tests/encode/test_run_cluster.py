@@ -18,11 +18,11 @@ import pytest
 from dask import config
 
 from wsa import cli
-from wsa.encode import cluster, memory
+from wsa.encode.jobs import cluster, dry_run
+from wsa.encode.jobs.run import encode, encode_on
+from wsa.encode.jobs.slurm import Keeper, SlurmJobs
+from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
-from wsa.encode.run import encode, encode_on
-from wsa.encode.slurm import Keeper, SlurmJobs
-from wsa.encode.workers import Workers
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, StorageError
 from wsa.store.format.records import SegmentMeta
@@ -78,7 +78,7 @@ def test_jobs_that_slurm_refuses_end_the_command_with_its_words(
     store: Backend, fill: Fill, tiny: Ask, slurm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (slurm / "sbatch").write_text("#!/bin/sh\necho 'invalid partition: gpuu' >&2; exit 1\n")
-    monkeypatch.setattr("wsa.encode.slurm.LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr("wsa.encode.jobs.slurm.LOOK_EVERY_S", 0.2)
     fill(store, [[0]])
     with pytest.raises(StorageError, match=r"SLURM refused the jobs \(invalid partition: gpuu\)"):
         encode(store, [tiny("resnet")], scheduler="slurm", workers=2, jobs=SlurmJobs("gpuu"))
@@ -106,7 +106,7 @@ class Jobs:
 
 def test_a_job_that_is_over_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("wsa.encode.slurm.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("wsa.encode.jobs.slurm.time.monotonic", lambda: now[0])
     jobs = Jobs()
     keep = Keeper(jobs, 2)
     keep()
@@ -236,9 +236,9 @@ def test_no_worker_takes_more_memory_than_the_dry_run_says(
         writer.commit_segment(store, *segment_of(number, frames))
     requests = [tiny("resnet", "grid:2+pca:32"), tiny("vit")]
     asked = take_snapshot(store), requests, ["Pong"]
-    sized = memory.on_worker(*asked, "cpu", "auto")
+    sized = dry_run.on_worker(*asked, "cpu", "auto")
     fitted = [832, 0]  # Frames of the strip.
-    stated = memory.worker_bytes(asked[0], ["Pong"], "cpu", sized, fitted)
+    stated = dry_run.worker_bytes(asked[0], ["Pong"], "cpu", sized, fitted)
     monkeypatch.setenv("WSA_TEST_PEAKS", str(tmp_path))
     with (
         config.set({"distributed.worker.preload": [PEAK]}),

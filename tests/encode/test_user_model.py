@@ -13,9 +13,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode import job
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.preprocess import preprocess
+from wsa.encode.jobs import tasks
+from wsa.encode.jobs.run import encode
 from wsa.encode.models import registry
 from wsa.encode.models.custom import Input, is_name, load
 from wsa.encode.models.registry import parse_request
@@ -23,7 +24,6 @@ from wsa.encode.registration import check
 from wsa.encode.registration import identity as lookup
 from wsa.encode.registration.identity import find, request_of
 from wsa.encode.registration.register import open_model, register
-from wsa.encode.run import encode
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, UsageError, WsaError
 from wsa.store.format.records import SegmentMeta
@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 def _here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The user works in the folder where `user_nets` is, as they would with a module of theirs."""
     monkeypatch.chdir(HERE)
-    job._models.clear()
+    tasks._models.clear()
     yield
     sys.modules.pop("user_nets", None)
 

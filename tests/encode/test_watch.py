@@ -18,9 +18,9 @@ from wsa.cli import main
 from wsa.encode import metrics, status
 from wsa.encode.beats import Beat, Heart, Sign, Work, new_service, newest, read_signs
 from wsa.encode.claims import Claims
-from wsa.encode.events import AttemptFailed, SegmentDone
+from wsa.encode.jobs.events import AttemptFailed, SegmentDone
+from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request
-from wsa.encode.run import encode
 from wsa.encode.tally import Tally
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from wsa.encode.beats import read_signs
-from wsa.encode.drive import TOO_MANY_IN_A_ROW
+from wsa.encode.jobs.scheduler import TOO_MANY_IN_A_ROW
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.format.records import SegmentMeta

@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from wsa.encode import job
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.preprocess import preprocess
+from wsa.encode.jobs import tasks
+from wsa.encode.jobs.plan import make_plan
+from wsa.encode.jobs.run import encode
 from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import Request
-from wsa.encode.plan import make_plan
 from wsa.encode.registration import identity, probe_strip, register
 from wsa.encode.registration.register import open_model
-from wsa.encode.run import encode
 from wsa.learn import env as games
 from wsa.learn.collect import collect, plan_collection
 from wsa.store.backends.base import Backend
@@ -42,7 +42,7 @@ Stacked = Callable[..., Request]
 
 @pytest.fixture(autouse=True)
 def _fresh_workers() -> None:
-    job._models.clear()
+    tasks._models.clear()
 
 
 def play(backend: Backend, steps: int, game: str = "Breakout", seed: int = 1) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsa.encode.plan import make_plan
+from wsa.encode.jobs.plan import make_plan
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.flat_map import materialise
 from wsa.store.objects.root import open_store

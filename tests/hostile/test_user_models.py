@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from wsa import cli
-from wsa.encode import job
+from wsa.encode.jobs import tasks
 from wsa.encode.models import registry
 from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import check, register
@@ -74,13 +74,13 @@ def test_a_spec_makes_nobody_import_a_module(store, plant, canary, source, alias
         lambda: registry.build(again),
         lambda: register.register(snapshot, again, 0.1),
         lambda: list(check.check(again, "cpu")),
-        lambda: job.opened(store.url, key, again.source, "cpu", "auto"),
+        lambda: tasks.opened(store.url, key, again.source, "cpu", "auto"),
     ]
     for way in ways:
         with pytest.raises(WsaError):
             way()
     with contextlib.suppress(WsaError):  # Of the two a worker gives either.
-        assert isinstance(job.register_model(store.url, again, 0.1, "cpu", 0), job.Failed)
+        assert isinstance(tasks.register_model(store.url, again, 0.1, "cpu", 0), tasks.Failed)
     for request in ("vit", "lite0", "timm:test_vit:random", "other_module:make"):
         lookup.find(snapshot, parse_request(request, {}, "pooled"))
     assert not canary.exists() and "evil_module_of_a_store" not in sys.modules

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from distributed import KilledWorker
 
-from wsa.encode.cluster import connect
+from wsa.encode.jobs.cluster import connect
 from wsa.learn import bench, grid
 from wsa.learn.bench_options import BenchOptions
 from wsa.learn.cell import Failure

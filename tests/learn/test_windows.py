@@ -12,9 +12,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from wsa.encode.jobs.run import encode
 from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import parse_request
-from wsa.encode.run import encode
 from wsa.learn import env as games
 from wsa.learn import estimate, judge, run
 from wsa.learn.collect import collect, plan_collection

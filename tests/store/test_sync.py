@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsa.encode.plan import make_plan
+from wsa.encode.jobs.plan import make_plan
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, MissingError, StorageError, WsaError

@@ -63,7 +63,7 @@ def test_addresses_that_are_none(tmp_path: Path) -> None:
         pytest.raises(StorageError, match="No Dask scheduler answers"),
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr("wsa.encode.cluster.Client", _refused)
+        patch.setattr("wsa.encode.jobs.cluster.Client", _refused)
         with remote_encoders("tcp://127.0.0.1:1", str(tmp_path), ["lite0-0123456789ab"]):
             pass
 

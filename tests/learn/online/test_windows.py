@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from wsa.encode import checkpoint
+from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.register import register
-from wsa.encode.run import encode
 from wsa.learn import dqn_online, judge, online, ppo, run
 from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.dqn_online import OnlineDQNConfig

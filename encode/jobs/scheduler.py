@@ -15,11 +15,11 @@ from typing import Any
 
 from distributed import Future, KilledWorker, as_completed
 
-from wsa.encode import job
-from wsa.encode.events import AttemptFailed, SegmentDone
-from wsa.encode.job import Failed, Setting
-from wsa.encode.plan import Item, Name
-from wsa.encode.workers import Workers
+from wsa.encode.jobs import tasks
+from wsa.encode.jobs.events import AttemptFailed, SegmentDone
+from wsa.encode.jobs.plan import Item, Name
+from wsa.encode.jobs.tasks import Failed, Setting
+from wsa.encode.jobs.workers import Workers
 from wsa.store.common.errors import StorageError
 
 TRIES = 3
@@ -147,11 +147,11 @@ class Driver:
     def _launch(self, work: _Work) -> None:
         sources = self._sources(work)
         if sources:
-            work.embedded = self._submit(work, job.embed)
+            work.embedded = self._submit(work, tasks.embed)
             for segment in sources:
                 self._waiting[segment].append(work)
         else:
-            self._track(work, self._submit(work, job.encode_segment))
+            self._track(work, self._submit(work, tasks.encode_segment))
 
     def _sources(self, work: _Work) -> set[Segment]:
         """Segments that a work copies from and that are still being made."""
@@ -190,7 +190,7 @@ class Driver:
         work.items, embedded, work.embedded = self._without_left(work.items), work.embedded, None
         assert embedded is not None
         if work.items:
-            self._track(work, self._submit(work, job.commit, embedded))
+            self._track(work, self._submit(work, tasks.commit, embedded))
         return bool(work.items)
 
     def _fell(self, work: _Work, error: BaseException) -> None:
@@ -204,7 +204,7 @@ class Driver:
             work.attempts += error.allowed_failures  # Dask's own attempts, on a cluster not ours.
             where = error.last_worker.address, error.last_worker.host
             error = died(" ".join(work.segment), error)
-        self._outcomes(work, [job.failed(item, error, where=where) for item in work.items])
+        self._outcomes(work, [tasks.failed(item, error, where=where) for item in work.items])
 
     def _outcomes(self, work: _Work, outcomes: Sequence[SegmentDone | Failed]) -> None:
         """What became of a segment's objects."""

@@ -14,16 +14,23 @@ from typing import Any
 
 from distributed import CancelledError, KilledWorker
 
-from wsa.encode import cluster, job
-from wsa.encode.drive import TRIES, Driver, died, gone
-from wsa.encode.events import AttemptFailed, Listener, ModelReady, Planned, SegmentDone, WorkerUnfit
-from wsa.encode.job import Failed, Setting
+from wsa.encode.jobs import cluster, tasks
+from wsa.encode.jobs.events import (
+    AttemptFailed,
+    Listener,
+    ModelReady,
+    Planned,
+    SegmentDone,
+    WorkerUnfit,
+)
+from wsa.encode.jobs.plan import Name, Plan, make_plan
+from wsa.encode.jobs.scheduler import TRIES, Driver, died, gone
+from wsa.encode.jobs.slurm import SlurmJobs
+from wsa.encode.jobs.tasks import Failed, Setting
+from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
-from wsa.encode.plan import Name, Plan, make_plan
 from wsa.encode.registration.identity import find
 from wsa.encode.registration.register import Registered
-from wsa.encode.slurm import SlurmJobs
-from wsa.encode.workers import Workers
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import MissingError
@@ -129,7 +136,7 @@ def encode(
         backend: The store.
         requests: Models.
         games: Games; all that the store has where empty.
-        scheduler, workers, device, jobs: As `wsa.encode.cluster.connect` takes them.
+        scheduler, workers, device, jobs: As `wsa.encode.jobs.cluster.connect` takes them.
         max_step_error: Largest step-relative error of a reduced precision.
         tries: How often a segment is tried before it is set aside.
         engine: What runs models; `auto` is the fastest that is right.
@@ -254,7 +261,7 @@ def register_all(
     while missing := [request for request in requests if request not in found]:
         futures = [
             workers.client.submit(
-                job.register_model,
+                tasks.register_model,
                 store,
                 request,
                 max_step_error,

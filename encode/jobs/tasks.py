@@ -21,11 +21,11 @@ import torch
 from distributed import get_worker
 from numpy.typing import NDArray
 
-from wsa.encode.events import SegmentDone
 from wsa.encode.inference.encoder import Encoder, choose_device, stored
 from wsa.encode.inference.segment_inputs import Shown, read_shown
+from wsa.encode.jobs.events import SegmentDone
+from wsa.encode.jobs.plan import Item
 from wsa.encode.models.registry import Request
-from wsa.encode.plan import Item
 from wsa.encode.registration.register import Registered, open_model, register
 from wsa.store.backends.base import Backend
 from wsa.store.common import names

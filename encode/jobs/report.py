@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from wsa import __version__
-from wsa.encode.events import SegmentDone
-from wsa.encode.run import EncodeReport
+from wsa.encode.jobs.events import SegmentDone
+from wsa.encode.jobs.run import EncodeReport
 from wsa.store.common import atomic_files, terminal
 from wsa.store.objects.writer import author, command_line
 

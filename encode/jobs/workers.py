@@ -9,9 +9,9 @@ from typing import Any
 
 from distributed import Client
 
-from wsa.encode import job
-from wsa.encode.events import Listener, Started, WorkerUnfit
-from wsa.encode.job import Failed
+from wsa.encode.jobs import tasks
+from wsa.encode.jobs.events import Listener, Started, WorkerUnfit
+from wsa.encode.jobs.tasks import Failed
 from wsa.store.common.errors import MissingError, UsageError
 
 # Workers with a GPU say so by this Dask resource: `dask worker --resources GPU=1`.
@@ -107,7 +107,7 @@ class Workers:
 
     def exclude_without_wsa(self) -> bool:
         """Find and exclude workers that cannot import wsa or what it needs; whether any was found."""
-        found: Any = self.client.run(importlib.import_module, job.__name__, on_error="return")
+        found: Any = self.client.run(importlib.import_module, tasks.__name__, on_error="return")
         lacking = {
             address: why
             for address, why in found.items()

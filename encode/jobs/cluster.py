@@ -21,9 +21,9 @@ from distributed.comm.addressing import get_address_host_port
 from distributed.utils import get_mp_context
 from tornado.ioloop import IOLoop, PeriodicCallback
 
-from wsa.encode import job, slurm
-from wsa.encode.slurm import SlurmJobs
-from wsa.encode.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
+from wsa.encode.jobs import slurm, tasks
+from wsa.encode.jobs.slurm import SlurmJobs
+from wsa.encode.jobs.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
 from wsa.store.common import terminal
 from wsa.store.common.errors import StorageError, Terminated, UsageError
 
@@ -231,7 +231,7 @@ def _import_once() -> None:
     """
     if _METHOD != "forkserver":
         return
-    get_mp_context().set_forkserver_preload([job.__name__])
+    get_mp_context().set_forkserver_preload([tasks.__name__])
     # Python 3.11 would have it look for modules in the current folder first.
     wanted = {**WORKER_ENVIRONMENT, "PYTHONSAFEPATH": 1}
     added = {name: str(value) for name, value in wanted.items() if name not in os.environ}

@@ -1,0 +1,1 @@
+"""Encode what is missing, in parallel, with Dask."""
