@@ -54,7 +54,7 @@ def encode(o: EncodeOptions) -> int:
             f"{weights_from}, licence {request.licence}"
         )
     if o.watch:
-        from wsa.encode.watch import watch
+        from wsa.encode.service.service import watch
 
         watch(backend, snapshot, requests, games, o)
     if o.dry_run:

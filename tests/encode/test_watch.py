@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from wsa.cli import main
-from wsa.encode import metrics, status
-from wsa.encode.beats import Beat, Heart, Sign, Work, new_service, newest, read_signs
-from wsa.encode.claims import Claims
+from wsa.encode import status
 from wsa.encode.jobs.events import AttemptFailed, SegmentDone
 from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request
-from wsa.encode.tally import Tally
+from wsa.encode.service import prometheus
+from wsa.encode.service.claims import Claims
+from wsa.encode.service.counters import Tally
+from wsa.encode.service.heartbeat import Beat, Heart, Sign, Work, new_service, newest, read_signs
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError
@@ -198,13 +199,13 @@ def test_prometheus_reads_the_counters() -> None:
     tally.state("encoding")
     tally.backlog({KEY: (2, 20)})
     tally.listen(done(6, 4))
-    with metrics.serve("127.0.0.1", 0, tally.beat) as url:
+    with prometheus.serve("127.0.0.1", 0, tally.beat) as url:
         with urllib.request.urlopen(url) as reply:
             said = reply.read().decode().splitlines()
         port = int(url.split(":")[2].split("/")[0])
         with (
             pytest.raises(UsageError, match=f"--metrics-port {port}: "),
-            metrics.serve("127.0.0.1", port, tally.beat),
+            prometheus.serve("127.0.0.1", port, tally.beat),
         ):
             pass
     assert {

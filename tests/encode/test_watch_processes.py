@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wsa.encode.beats import read_signs
 from wsa.encode.jobs.scheduler import TOO_MANY_IN_A_ROW
+from wsa.encode.service.heartbeat import read_signs
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.format.records import SegmentMeta

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsa.encode.beats import read_signs
+from wsa.encode.service.heartbeat import read_signs
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import take_snapshot
 

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from wsa.encode import beats
+from wsa.encode.service import heartbeat
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError
@@ -60,7 +60,7 @@ class Claims:
         Raises:
             StorageError: The place refused.
         """
-        signs = {service: at for service, (_, at) in beats.newest(self._backend).items()}
+        signs = {service: at for service, (_, at) in heartbeat.newest(self._backend).items()}
         claimed = {entry.path: entry.modified for entry in self._backend.list(names.CLAIMS)}
         # The place's clock shows at least the time of the newest sign: most often one's own.
         now = max([0.0, *signs.values(), *claimed.values()])
@@ -109,6 +109,6 @@ class Claims:
     def _read(self, path: str) -> Claim | None:
         """A claim, or None if what is there is none."""
         with contextlib.suppress(DamagedError):
-            data = self._backend.get(path, beats.MAX_SIGN_BYTES)
-            return records.read_json(data, Claim, path, beats.MAX_SIGN_BYTES)
+            data = self._backend.get(path, heartbeat.MAX_SIGN_BYTES)
+            return records.read_json(data, Claim, path, heartbeat.MAX_SIGN_BYTES)
         return None

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from wsa.encode.beats import Beat, State
+from wsa.encode.service.heartbeat import Beat, State
 from wsa.store.common.errors import UsageError
 
 IN_ORDER: frozenset[State] = frozenset(("waiting", "encoding"))

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from wsa import __version__
-from wsa.encode.beats import Beat, State, Work
 from wsa.encode.jobs.events import AttemptFailed, Event, SegmentDone
+from wsa.encode.service.heartbeat import Beat, State, Work
 from wsa.store.common.errors import redact
 from wsa.store.objects.writer import author
 

@@ -15,9 +15,6 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import NoReturn
 
-from wsa.encode import beats, metrics
-from wsa.encode.beats import Heart, State
-from wsa.encode.claims import Claims, Lane
 from wsa.encode.jobs import cluster, slurm
 from wsa.encode.jobs.events import AttemptFailed, Event, ModelReady
 from wsa.encode.jobs.plan import Digests, Item, Name, Plan, make_plan
@@ -27,7 +24,10 @@ from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
 from wsa.encode.options import EncodeOptions
 from wsa.encode.registration.register import Registered
-from wsa.encode.tally import Tally
+from wsa.encode.service import heartbeat, prometheus
+from wsa.encode.service.claims import Claims, Lane
+from wsa.encode.service.counters import Tally
+from wsa.encode.service.heartbeat import Heart, State
 from wsa.store.backends.base import Backend
 from wsa.store.backends.open import open_backend
 from wsa.store.common import terminal
@@ -64,7 +64,7 @@ def watch(
     service = Service(backend, snapshot, requests, games, o)
     with contextlib.ExitStack() as stack:
         if o.metrics_port is not None:
-            served = metrics.serve(o.metrics_host, o.metrics_port, service.tally.beat)
+            served = prometheus.serve(o.metrics_host, o.metrics_port, service.tally.beat)
             terminal.say(f"metrics at {stack.enter_context(served)}")
         service.await_store()
         heart = Heart(open_backend(backend.url), service.tally.beat, service.claims.release)
@@ -85,9 +85,9 @@ class Service:
     ) -> None:
         self._backend, self._snapshot = backend, snapshot
         self._requests, self._games, self._o = requests, tuple(games), o
-        name = beats.new_service()
+        name = heartbeat.new_service()
         self.tally = Tally(name, o.beat, o.models, self._games)
-        self.claims = Claims(backend, name, beats.LOST_AFTER * o.beat)
+        self.claims = Claims(backend, name, heartbeat.LOST_AFTER * o.beat)
         self._registered: dict[str, Registered] = {}
         self._digests: Digests = {}
         self._aside: dict[Name, tuple[float, AttemptFailed]] = {}
