@@ -52,13 +52,13 @@ VERBS = {
     "encode": Verb(
         "run each frozen model once over every frame not yet encoded",
         "wsa encode --models vit,resnet,clip --game Seaquest",
-        "wsa.encode.options:EncodeOptions",
+        "wsa.encode.configs:EncodeOptions",
         "wsa.encode.verbs:encode",
     ),
     "status": Verb(
         "services that keep a store encoded, and what is left to encode",
         "wsa status --store /lab/wsa",
-        "wsa.encode.service_options:StatusOptions",
+        "wsa.encode.configs:StatusOptions",
         "wsa.encode.status:status",
     ),
     "learn": Verb(
@@ -155,7 +155,7 @@ VERBS = {
     "models": Verb(
         "the models there are, and those in a store",
         "wsa models --store /lab/wsa",
-        "wsa.encode.options:ModelsOptions",
+        "wsa.encode.configs:ModelsOptions",
         "wsa.encode.verbs:models",
     ),
     "doctor": Verb(
@@ -290,7 +290,7 @@ def _load(place: str) -> Any:
 
 def demo(options: DemoOptions) -> int:
     """`wsa demo`: only here do encoding and learning meet."""
-    from wsa.encode.options import EncodeOptions
+    from wsa.encode.configs import EncodeOptions
     from wsa.encode.verbs import run_with_progress
     from wsa.learn.demo import demo
 

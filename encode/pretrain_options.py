@@ -1,4 +1,4 @@
-"""What users may set when they train the paper's own encoders; see `wsa.encode.options`."""
+"""What users may set when they train the paper's own encoders; see `wsa.encode.configs`."""
 
 from __future__ import annotations
 

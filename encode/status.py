@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
+from wsa.encode.configs import StatusOptions
 from wsa.encode.jobs.plan import Digests, make_plan
 from wsa.encode.service.heartbeat import LOST_AFTER, Sign, read_signs
-from wsa.encode.service_options import StatusOptions
 from wsa.store.common import terminal
 from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.root import open_snapshot

@@ -9,12 +9,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from wsa.encode.configs import EncodeOptions, ModelsOptions, weights_files
 from wsa.encode.jobs import events, slurm
 from wsa.encode.jobs.report import make_folder, write_report
 from wsa.encode.jobs.run import EncodeReport, require_frames, wanted_games
 from wsa.encode.jobs.run import encode as run
 from wsa.encode.models.registry import Request, known_aliases, local_weights, parse_request
-from wsa.encode.options import EncodeOptions, ModelsOptions, weights_files
 from wsa.encode.registration.identity import request_of
 from wsa.store.backends.base import Backend
 from wsa.store.common import names, terminal

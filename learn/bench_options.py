@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Fixed, Suppress
 
-from wsa.encode.options import SlurmOptions
+from wsa.encode.configs import SlurmOptions
 from wsa.learn.options import LearnOptions
 from wsa.store.configs import Names
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from wsa.encode.configs import weights_files
 from wsa.encode.inference.encoder import choose_device
-from wsa.encode.options import weights_files
 from wsa.learn import judge, online_config, online_start, run, start
 from wsa.learn.grid import RESULT, Cell, Result, without_judging
 from wsa.store.common import atomic_files, hashing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from wsa.encode.options import Engine
+from wsa.encode.configs import Engine
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from wsa.encode import checkpoint
+from wsa.encode.configs import weights_files
 from wsa.encode.inference.encoder import choose_device
 from wsa.encode.live.remote import remote_encoders
 from wsa.encode.models.paper import load
 from wsa.encode.models.registry import parse_request
-from wsa.encode.options import weights_files
 from wsa.encode.registration.identity import find
 from wsa.encode.registration.register import register
 from wsa.encode.registration.select import stored_name

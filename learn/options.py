@@ -1,4 +1,4 @@
-"""What users may set when they collect, train, evaluate and look; see `wsa.encode.options`."""
+"""What users may set when they collect, train, evaluate and look; see `wsa.encode.configs`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from wsa.encode.options import Engine
+from wsa.encode.configs import Engine
 from wsa.learn.online_options import OnlineOptions
 from wsa.store.configs import Names, Pairs, StoreOptions
 

@@ -1,4 +1,4 @@
-"""What users may set when they probe; see `wsa.encode.options`."""
+"""What users may set when they probe; see `wsa.encode.configs`."""
 
 from __future__ import annotations
 

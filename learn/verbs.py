@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsa.encode.options import weights_files
+from wsa.encode.configs import weights_files
 from wsa.learn import env
 from wsa.learn.options import (
     CollectOptions,

@@ -17,8 +17,8 @@ from dask.utils import parse_bytes
 from distributed import Client
 from distributed.deploy.spec import ProcessInterface
 
+from wsa.encode.configs import SlurmOptions
 from wsa.encode.jobs.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
-from wsa.encode.options import SlurmOptions
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError, StorageError, UsageError
 

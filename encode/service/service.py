@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import NoReturn
 
+from wsa.encode.configs import EncodeOptions
 from wsa.encode.jobs import cluster, slurm
 from wsa.encode.jobs.events import AttemptFailed, Event, ModelReady
 from wsa.encode.jobs.plan import Digests, Item, Name, Plan, make_plan
@@ -22,7 +23,6 @@ from wsa.encode.jobs.run import register_all, setting_of
 from wsa.encode.jobs.scheduler import Driver
 from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
-from wsa.encode.options import EncodeOptions
 from wsa.encode.registration.register import Registered
 from wsa.encode.service import heartbeat, prometheus
 from wsa.encode.service.claims import Claims, Lane

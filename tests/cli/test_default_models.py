@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from wsa.encode.configs import EncodeOptions
 from wsa.encode.models.paper import load
-from wsa.encode.options import EncodeOptions
 from wsa.store.common import names
 
 ONLINE = (

@@ -117,3 +117,8 @@ def weights_files(pairs: Sequence[str]) -> dict[str, str]:
                 "bad-option", f"--weights {pair}: write ALIAS=FILE, as vit=path.safetensors."
             )
     return dict(pair.split("=", 1) for pair in pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class StatusOptions(StoreOptions):
+    """Options of `wsa status`."""
