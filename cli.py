@@ -53,13 +53,13 @@ VERBS = {
         "run each frozen model once over every frame not yet encoded",
         "wsa encode --models vit,resnet,clip --game Seaquest",
         "wsa.encode.configs:EncodeOptions",
-        "wsa.encode.verbs:encode",
+        "wsa.encode.commands.encode:encode",
     ),
     "status": Verb(
         "services that keep a store encoded, and what is left to encode",
         "wsa status --store /lab/wsa",
         "wsa.encode.configs:StatusOptions",
-        "wsa.encode.status:status",
+        "wsa.encode.commands.status:status",
     ),
     "learn": Verb(
         "train the fusion and a DQN head on cached embeddings",
@@ -156,7 +156,7 @@ VERBS = {
         "the models there are, and those in a store",
         "wsa models --store /lab/wsa",
         "wsa.encode.configs:ModelsOptions",
-        "wsa.encode.verbs:models",
+        "wsa.encode.commands.models:models",
     ),
     "doctor": Verb(
         "is this machine ready: libraries, device, weights, store",
@@ -290,8 +290,8 @@ def _load(place: str) -> Any:
 
 def demo(options: DemoOptions) -> int:
     """`wsa demo`: only here do encoding and learning meet."""
+    from wsa.encode.commands.encode import run_with_progress
     from wsa.encode.configs import EncodeOptions
-    from wsa.encode.verbs import run_with_progress
     from wsa.learn.demo import demo
 
     def encode(backend: Backend, requests: Sequence[Request], game: str) -> list[str]:

@@ -123,7 +123,9 @@ def test_the_store_is_read_without_torch_and_dask():
 
 
 def test_a_store_is_looked_at_without_torch():
-    code = "import sys, wsa.encode.status, wsa.store.maintenance.summary; print(*sys.modules)"
+    code = (
+        "import sys, wsa.encode.commands.status, wsa.store.maintenance.summary; print(*sys.modules)"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(ended.stdout.split()) & {"torch", "timm", "distributed"}
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
+from wsa.encode.commands.encode import remark
 from wsa.encode.jobs.events import Started, WorkerUnfit
-from wsa.encode.verbs import remark
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError
 

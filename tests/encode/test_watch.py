@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from wsa.cli import main
-from wsa.encode import status
+from wsa.encode.commands import status
 from wsa.encode.jobs.events import AttemptFailed, SegmentDone
 from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request

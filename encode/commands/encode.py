@@ -9,17 +9,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsa.encode.configs import EncodeOptions, ModelsOptions, weights_files
+from wsa.encode.configs import EncodeOptions, weights_files
 from wsa.encode.jobs import events, slurm
 from wsa.encode.jobs.report import make_folder, write_report
 from wsa.encode.jobs.run import EncodeReport, require_frames, wanted_games
 from wsa.encode.jobs.run import encode as run
-from wsa.encode.models.registry import Request, known_aliases, local_weights, parse_request
+from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.identity import request_of
 from wsa.store.backends.base import Backend
 from wsa.store.common import names, terminal
-from wsa.store.common.errors import ConflictError, StorageError, UsageError
-from wsa.store.objects.model_spec import describe, parse_output, read_spec
+from wsa.store.common.errors import StorageError, UsageError
+from wsa.store.objects.model_spec import parse_output, read_spec
 from wsa.store.objects.record_cache import cache_folder
 from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot
@@ -284,53 +284,4 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
     )
     if script:
         print(f"\n{script}")
-    return 0
-
-
-def _check_model(o: ModelsOptions) -> int:
-    """Print each point as it is known; 4 if any failed."""
-    from wsa.encode.inference.encoder import choose_device
-    from wsa.encode.registration.check import check
-
-    if not o.name:
-        raise UsageError("bad-option", "Say which model: wsa models check NAME.")
-    weights = weights_files(o.weights)
-    if names.is_model_key(o.name):
-        request = request_of(read_spec(open_snapshot(o.store)[1], o.name), weights)
-    else:
-        request = parse_request(o.name, weights, o.output, o.precision, o.geometry)
-    points = []
-    for point in check(request, choose_device(o.device)):
-        points.append(point)
-        if not o.json:
-            print(
-                f"{'ok' if point.ok else 'FAILED':<6}  {point.what}: {terminal.plain(point.found)}"
-            )
-    ok = all(point.ok for point in points)
-    if o.json:
-        terminal.result(True, {"ok": ok, "points": [dataclasses.asdict(point) for point in points]})
-    return 0 if ok else ConflictError.exit_code
-
-
-def models(o: ModelsOptions) -> int:
-    """`wsa models`, and `wsa models check NAME`."""
-    if o.action == "check":
-        return _check_model(o)
-    _, snapshot = open_snapshot(o.store, or_empty=True)
-    stored = [describe(snapshot, key) for key in snapshot.models]
-    known = [parse_request(alias, {}) for alias in known_aliases()]
-    if o.json:
-        aliases = {r.alias: dataclasses.asdict(r) | {"licence": r.licence} for r in known}
-        return terminal.result(True, {"aliases": aliases, "stored": stored})
-    terminal.table(
-        "Aliases; any other model of timm is timm:NAME",
-        ["alias", "timm", "licence", "weights here"],
-        [[r.alias, r.timm_name, r.licence, local_weights(r)] for r in known],
-    )
-    shown = ["key", "model", "output", "precision", "licence", "embeddings", "passes"]
-    if stored:
-        rows = [[row[column] for column in shown] for row in stored]
-        terminal.table("\nIn the store", shown, rows)
-    else:
-        print("\nThe store has no models yet; 'wsa encode' would bring the first.")
     return 0

@@ -1,0 +1,62 @@
+"""Models."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from wsa.encode.configs import ModelsOptions, weights_files
+from wsa.encode.models.registry import known_aliases, local_weights, parse_request
+from wsa.encode.registration.identity import request_of
+from wsa.store.common import names, terminal
+from wsa.store.common.errors import ConflictError, UsageError
+from wsa.store.objects.model_spec import describe, read_spec
+from wsa.store.objects.root import open_snapshot
+
+
+def _check_model(o: ModelsOptions) -> int:
+    """Print each point as it is known; 4 if any failed."""
+    from wsa.encode.inference.encoder import choose_device
+    from wsa.encode.registration.check import check
+
+    if not o.name:
+        raise UsageError("bad-option", "Say which model: wsa models check NAME.")
+    weights = weights_files(o.weights)
+    if names.is_model_key(o.name):
+        request = request_of(read_spec(open_snapshot(o.store)[1], o.name), weights)
+    else:
+        request = parse_request(o.name, weights, o.output, o.precision, o.geometry)
+    points = []
+    for point in check(request, choose_device(o.device)):
+        points.append(point)
+        if not o.json:
+            print(
+                f"{'ok' if point.ok else 'FAILED':<6}  {point.what}: {terminal.plain(point.found)}"
+            )
+    ok = all(point.ok for point in points)
+    if o.json:
+        terminal.result(True, {"ok": ok, "points": [dataclasses.asdict(point) for point in points]})
+    return 0 if ok else ConflictError.exit_code
+
+
+def models(o: ModelsOptions) -> int:
+    """`wsa models`, and `wsa models check NAME`."""
+    if o.action == "check":
+        return _check_model(o)
+    _, snapshot = open_snapshot(o.store, or_empty=True)
+    stored = [describe(snapshot, key) for key in snapshot.models]
+    known = [parse_request(alias, {}) for alias in known_aliases()]
+    if o.json:
+        aliases = {r.alias: dataclasses.asdict(r) | {"licence": r.licence} for r in known}
+        return terminal.result(True, {"aliases": aliases, "stored": stored})
+    terminal.table(
+        "Aliases; any other model of timm is timm:NAME",
+        ["alias", "timm", "licence", "weights here"],
+        [[r.alias, r.timm_name, r.licence, local_weights(r)] for r in known],
+    )
+    shown = ["key", "model", "output", "precision", "licence", "embeddings", "passes"]
+    if stored:
+        rows = [[row[column] for column in shown] for row in stored]
+        terminal.table("\nIn the store", shown, rows)
+    else:
+        print("\nThe store has no models yet; 'wsa encode' would bring the first.")
+    return 0
