@@ -1,4 +1,4 @@
-"""Make `encode/strip.npz`: eight real frames of every ALE game, the same bytes each time.
+"""Make `encode/registration/probe_frames.npz`: eight real frames of every ALE game, the same bytes each time.
 
     python benchmarks/make_strip.py
 

@@ -51,7 +51,9 @@ TRAINEES = {
 def trainee(encoder: str) -> type[Trainee]:
     """The class that `encoder`, a key of `TRAINEES`, names."""
     module, _, name = TRAINEES[encoder].partition(":")
-    found: type[Trainee] = getattr(importlib.import_module(f"wsa.encode.{module}"), name)
+    found: type[Trainee] = getattr(
+        importlib.import_module(f"wsa.encode.models.paper.{module}"), name
+    )
     return found
 
 

@@ -140,8 +140,11 @@ def test_the_wheel(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     code = {str(p.relative_to(ROOT)) for p in SOURCES}
     shipped = {name.removeprefix("wsa/") for name in names if name.startswith("wsa/")}
-    weights = {f"encode/weights/{p.name}" for p in (ROOT / "encode/weights").iterdir()}
-    assert shipped == code | weights | {"py.typed", "encode/strip.npz"}
+    weights = {
+        f"encode/models/paper/weights/{p.name}"
+        for p in (ROOT / "encode/models/paper/weights").iterdir()
+    }
+    assert shipped == code | weights | {"py.typed", "encode/registration/probe_frames.npz"}
     assert {name.partition("/")[0] for name in names} == {"wsa", f"wsa-{wsa.__version__}.dist-info"}
     target = tmp_path / "site"
     install = [*(sys.executable, "-m", "pip", "install", "--quiet"), *(str(wheel), "--no-deps")]

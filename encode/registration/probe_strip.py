@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wsa.store.common import hashing
 
-PATH = Path(__file__).with_name("strip.npz")
+PATH = Path(__file__).with_name("probe_frames.npz")
 
 PROBE_GAMES = (
     "Seaquest",

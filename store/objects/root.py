@@ -147,8 +147,6 @@ def open_snapshot(
     from wsa.store.backends.open import open_backend
     from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
-    pass
-
     try:
         backend = open_store(store, create=create)
     except MissingError:

@@ -57,7 +57,7 @@ def network(alias: str) -> Frozen:
     module, _, name = NETWORKS[alias][0].partition(":")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # Not the GPUs', which may be training.
-        made: Frozen = getattr(importlib.import_module(f"wsa.encode.{module}"), name)()
+        made: Frozen = getattr(importlib.import_module(f"wsa.encode.models.paper.{module}"), name)()
     return made
 
 
