@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.learn.nstep import walk
 from wsa.learn.rows import StateRows
 from wsa.store.objects.flat_map import FlatMap
@@ -153,38 +152,3 @@ def moments_of(sample: NDArray[Any]) -> tuple[Tensor, Tensor]:
     spread = exact.std(axis=0)
     deviation = np.maximum(spread, 0.01 * spread.mean() + 1e-6)
     return torch.from_numpy(exact.mean(axis=0)).float(), torch.from_numpy(deviation).float()
-
-
-class LiveStacks:
-    """The last k embeddings of each environment while it is played.
-
-    Args:
-        encoder: Embeds frames, looking them up first.
-        num_envs: Environments.
-        depth: k.
-    """
-
-    def __init__(self, encoder: LiveEncoder, num_envs: int, depth: int) -> None:
-        self._encoder = encoder
-        self._stacks = np.zeros((num_envs, depth, encoder.width), encoder.dtype)
-
-    def see(
-        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
-    ) -> Tensor:
-        """Take the newest frames of some environments.
-
-        Args:
-            frames: (n, H, W, 3) uint8 RGB.
-            first: (n,) whether each begins an episode.
-            envs: (n,) which environments they are of.
-
-        Returns:
-            (n, k, width), oldest first, the first frame of an episode repeated before it.
-        """
-        newest = self._encoder(frames, first, envs)
-        stacks = self._stacks[envs]
-        stacks[:, :-1] = stacks[:, 1:]
-        stacks[:, -1] = newest
-        stacks[first] = newest[first, None]
-        self._stacks[envs] = stacks
-        return torch.from_numpy(stacks)

@@ -11,12 +11,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wsa.learn.evaluate import EPSILON, EVAL_SEED, NUM_ENVS, Episode, Watcher, play, write_csv
-from wsa.learn.films import Films
+from wsa.learn.evaluation.attention_log import WeightLog
+from wsa.learn.evaluation.greedy_policy import GreedyPolicy
+from wsa.learn.evaluation.rollout import (
+    EPSILON,
+    EVAL_SEED,
+    NUM_ENVS,
+    Episode,
+    Watcher,
+    play,
+    write_csv,
+)
+from wsa.learn.evaluation.scores import Interval, human_normalised, stratified_interval
+from wsa.learn.evaluation.video import Films
 from wsa.learn.player import Player, open_player
-from wsa.learn.policies import GreedyPolicy, RandomPolicy
-from wsa.learn.scores import Interval, human_normalised, stratified_interval
-from wsa.learn.weighing import WeightLog
+from wsa.learn.policies import RandomPolicy
 from wsa.store.common.errors import UsageError
 
 

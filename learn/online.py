@@ -23,10 +23,10 @@ from wsa.encode.live.live_encoder import Elsewhere, LiveEncoder
 from wsa.encode.registration.register import open_models
 from wsa.learn import dqn_online, ppo, run
 from wsa.learn import env as games
+from wsa.learn.evaluation.periodic import REMEMBERED, PeriodicEvaluation
 from wsa.learn.features import moments
 from wsa.learn.nature import GreyPixels
 from wsa.learn.online_config import OnlineConfig, begin_from, make_network
-from wsa.learn.periodic import REMEMBERED, PeriodicEvaluation
 from wsa.learn.ppo import PPOConfig
 from wsa.learn.record import Embedded, Recording
 from wsa.learn.session import Played, Session

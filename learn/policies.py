@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from wsa.learn.features import LiveStacks
 
 
 class Policy(Protocol):
@@ -60,86 +56,3 @@ class EachRandom:
         for env in set(map(int, envs)) - self._generators.keys():
             self._generators[env] = np.random.default_rng([self._seed, env])
         return np.array([self._generators[int(env)].integers(self._actions) for env in envs])
-
-
-class GreedyPolicy:
-    """The action a network values most; a random one with probability `epsilon`.
-
-    What is done in an environment depends on the seed, its number and its frames alone, not on
-    how many others there are: each has random numbers and, where the network has a memory, a memory
-    of its own, and its state goes through the network alone, since sums in a batch of another size
-    may differ in the last bit.
-
-    Args:
-        network: The trained network: action values or logits of stacks, first of what it returns.
-        stacks: Live embeddings.
-        actions: Number of actions.
-        epsilon: The field evaluates with 0.001.
-        seed: Of the random actions.
-        eager: Do without torch.compile, which the network goes through elsewhere.
-
-    Attributes:
-        weights: (n, models) float32, the fusion's weights when it acted last; None where it gives
-            models none.
-    """
-
-    def __init__(
-        self,
-        network: Any,
-        stacks: LiveStacks,
-        actions: int,
-        epsilon: float,
-        seed: int,
-        *,
-        eager: bool = False,
-    ) -> None:
-        self._network = network.eval()
-        self._stacks = stacks
-        self._actions = actions
-        self._epsilon = epsilon
-        self._seed = seed
-        self._eager = eager
-        self._generators: dict[int, np.random.Generator] = {}
-        self._memories: dict[int, Any] = {}
-        self.weights: NDArray[np.float32] | None = None
-
-    def __call__(
-        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Value and choose (n,) actions."""
-        stacks = self._stacks.see(frames, first, envs).to(self._network.device)
-        each = zip(stacks, first, envs, strict=True)
-        found = [self._value(stack[None], bool(begins), int(env)) for stack, begins, env in each]
-        weights = [one for _, one in found if one is not None]
-        self.weights = np.stack(weights) if weights else None
-        chosen = [
-            self._choose(values, int(env)) for (values, _), env in zip(found, envs, strict=True)
-        ]
-        return np.array(chosen, np.int64)
-
-    def _value(
-        self, stack: Any, begins: bool, env: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Action values (or logits), and the fusion's weights, of one state."""
-        import torch  # Here: collecting at random needs none of it.
-
-        how = torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
-        with torch.inference_mode(), how:
-            if hasattr(self._network, "blank"):
-                device = stack.device
-                if begins:
-                    self._memories[env] = tuple(m.to(device) for m in self._network.blank(1))
-                goes_on = torch.zeros(1, device=device)
-                values, _, weights, self._memories[env] = self._network(
-                    stack, goes_on, self._memories[env]
-                )
-            else:
-                values, *_, weights = self._network(stack)
-        return values[0].cpu().numpy(), None if weights is None else weights[0].cpu().numpy()
-
-    def _choose(self, values: NDArray[np.float32], env: int) -> int:
-        if env not in self._generators:
-            self._generators[env] = np.random.default_rng([self._seed, 1, env])
-        generator = self._generators[env]
-        explore, random = generator.random() < self._epsilon, generator.integers(self._actions)
-        return int(random if explore else values.argmax())

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.learn import env as games
-from wsa.learn import weighing
-from wsa.learn.evaluate import Episode, Moment, play, write_csv
-from wsa.learn.films import BAR, PANEL, Films, labels, panel
-from wsa.learn.policies import GreedyPolicy, RandomPolicy
+from wsa.learn.evaluation import attention_log
+from wsa.learn.evaluation.greedy_policy import GreedyPolicy
+from wsa.learn.evaluation.rollout import Episode, Moment, play, write_csv
+from wsa.learn.evaluation.video import BAR, PANEL, Films, labels, panel
+from wsa.learn.policies import RandomPolicy
 from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.format.records import Protocol
 
@@ -285,9 +286,9 @@ def watched(folder: Path, kind: Any, models: tuple[str, ...] = MODELS, steps: in
 
 
 def test_weights_of_every_step_are_kept(tmp_path: Path) -> None:
-    (tmp_path / weighing.FILE).write_bytes(b"an older evaluation's")
-    moments, shown = watched(tmp_path, weighing.WeightLog)
-    with np.load(tmp_path / weighing.FILE) as found:
+    (tmp_path / attention_log.FILE).write_bytes(b"an older evaluation's")
+    moments, shown = watched(tmp_path, attention_log.WeightLog)
+    with np.load(tmp_path / attention_log.FILE) as found:
         assert tuple(found["models"]) == MODELS
         np.testing.assert_array_equal(found["weights"], np.concatenate(shown))
         for name, of in (("step", "steps"), ("env", "envs"), ("episode", "episodes"),
@@ -295,24 +296,24 @@ def test_weights_of_every_step_are_kept(tmp_path: Path) -> None:
             whole = np.concatenate([getattr(moment, of) for moment in moments])
             np.testing.assert_array_equal(found[name], whole)
         assert len(found["step"]) == 3 * 20
-    assert [path.name for path in tmp_path.iterdir()] == [weighing.FILE]
+    assert [path.name for path in tmp_path.iterdir()] == [attention_log.FILE]
 
 
 def test_weights_of_more_steps_than_are_copied_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weighing, "ROWS", 7)
-    _, shown = watched(tmp_path, weighing.WeightLog)
-    with np.load(tmp_path / weighing.FILE) as found:
+    monkeypatch.setattr(attention_log, "ROWS", 7)
+    _, shown = watched(tmp_path, attention_log.WeightLog)
+    with np.load(tmp_path / attention_log.FILE) as found:
         np.testing.assert_array_equal(found["weights"], np.concatenate(shown))
 
 
 def test_an_evaluation_that_is_stopped_leaves_the_weights_of_the_one_before(tmp_path: Path) -> None:
-    (tmp_path / weighing.FILE).write_bytes(b"an older evaluation's")
-    with pytest.raises(KeyboardInterrupt), weighing.WeightLog(tmp_path, MODELS, lambda: None):
+    (tmp_path / attention_log.FILE).write_bytes(b"an older evaluation's")
+    with pytest.raises(KeyboardInterrupt), attention_log.WeightLog(tmp_path, MODELS, lambda: None):
         raise KeyboardInterrupt
-    assert [path.name for path in tmp_path.iterdir()] == [weighing.FILE]
-    assert (tmp_path / weighing.FILE).read_bytes() == b"an older evaluation's"
+    assert [path.name for path in tmp_path.iterdir()] == [attention_log.FILE]
+    assert (tmp_path / attention_log.FILE).read_bytes() == b"an older evaluation's"
 
 
 def test_a_film_has_the_weights_beside_the_game(tmp_path: Path) -> None:

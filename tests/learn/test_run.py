@@ -31,11 +31,12 @@ from wsa.encode.registration import register as register_module
 from wsa.encode.registration.register import open_model, register
 from wsa.encode.registration.select import choose_models
 from wsa.learn import env as games
-from wsa.learn import films, judge, periodic, player, run, weighing
+from wsa.learn import judge, player, run
 from wsa.learn.adapters import FusionConfig
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import RunConfig, make_config
 from wsa.learn.dqn import DQNConfig
+from wsa.learn.evaluation import attention_log, periodic, video
 from wsa.learn.heads import NetworkConfig
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
@@ -187,7 +188,7 @@ def test_an_evaluation_counts_every_frame(
     assert summary["human_normalised"] == pytest.approx((np.mean(returns) - 1.7) / (30.5 - 1.7))
     chance = np.mean([e.returned for e in seen.random])
     assert summary["random_human_normalised"] == pytest.approx((chance - 1.7) / (30.5 - 1.7))
-    with np.load(trained / weighing.FILE) as kept:
+    with np.load(trained / attention_log.FILE) as kept:
         assert tuple(kept["models"]) == player.read_config(trained).models
         assert kept["weights"].shape == (2 * MAX_STEPS, len(MODELS))
         np.testing.assert_allclose(kept["weights"].sum(axis=1), 1, rtol=1e-5)
@@ -204,7 +205,7 @@ def test_an_evaluation_counts_every_frame(
 
 def test_a_film_has_the_weights_of_each_step_beside_the_game(trained: Path) -> None:
     seen = judge.evaluate(trained, 1, epsilon=0.2, seed=78, num_envs=1, video=True)
-    with np.load(trained / weighing.FILE) as kept:
+    with np.load(trained / attention_log.FILE) as kept:
         weights = kept["weights"]
     (film,) = (trained / "videos").iterdir()
     reader = cv2.VideoCapture(str(film))
@@ -213,12 +214,12 @@ def test_a_film_has_the_weights_of_each_step_beside_the_game(trained: Path) -> N
         pictures.append(got[1][..., ::-1].astype(int))
     reader.release()
     assert len(pictures) == seen.episodes[0].steps == len(weights) == MAX_STEPS
-    names_of = films.labels(player.read_config(trained).models)
+    names_of = video.labels(player.read_config(trained).models)
     for picture, at in zip(pictures, weights, strict=True):
-        assert picture.shape == (2 * 210, 2 * 160 + films.PANEL, 3)
-        drawn = films.panel(names_of, at, len(picture)).astype(int)
+        assert picture.shape == (2 * 210, 2 * 160 + video.PANEL, 3)
+        drawn = video.panel(names_of, at, len(picture)).astype(int)
         assert np.abs(picture[:, 2 * 160 :] - drawn).mean() < 8  # Lossy, but these bars.
-    assert films.panel(names_of, weights[0], 420).std() > 20
+    assert video.panel(names_of, weights[0], 420).std() > 20
 
 
 def test_what_was_collected_is_found(snapshot: Snapshot, trained: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsa.learn import env
-from wsa.learn.scores import (
+from wsa.learn.evaluation.scores import (
     RANDOM_HUMAN,
     human_normalised,
     interquartile_mean,

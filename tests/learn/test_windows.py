@@ -20,7 +20,8 @@ from wsa.learn import estimate, judge, run
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import make_config
 from wsa.learn.dqn import DQNConfig
-from wsa.learn.features import LiveStacks, OfflineBatches, moments
+from wsa.learn.evaluation.greedy_policy import LiveStacks
+from wsa.learn.features import OfflineBatches, moments
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.recorder import Recorder
 from wsa.learn.rows import StateRows

@@ -19,9 +19,8 @@ from wsa.learn import dqn_online, ppo
 from wsa.learn import env as games
 from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.dqn_online import OnlineDQNConfig
-from wsa.learn.features import LiveStacks
+from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.heads import ActorCritic, NetworkConfig, QNetwork
-from wsa.learn.policies import GreedyPolicy
 from wsa.learn.ppo import PPOConfig
 from wsa.learn.recurrent import RecurrentActorCritic
 from wsa.learn.session import Session

@@ -25,7 +25,7 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.learn.evaluate import Moment
+from wsa.learn.evaluation.rollout import Moment
 from wsa.store.common.atomic_files import storage_errors
 
 FILE = "eval_weights.npz"

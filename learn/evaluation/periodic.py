@@ -18,9 +18,8 @@ import torch
 
 from wsa.encode import curves
 from wsa.encode.checkpoint import StopRequest
-from wsa.learn.evaluate import EPSILON, EVAL_SEED, NUM_ENVS, play
-from wsa.learn.features import LiveStacks
-from wsa.learn.policies import GreedyPolicy
+from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
+from wsa.learn.evaluation.rollout import EPSILON, EVAL_SEED, NUM_ENVS, play
 from wsa.store.common import terminal
 from wsa.store.common.errors import WsaError
 

@@ -1,0 +1,1 @@
+"""Play full games with a policy: returns, scores, videos, attention weights."""
