@@ -32,7 +32,7 @@ from wsa.encode.jobs.plan import Copy, Item
 from wsa.encode.jobs.scheduler import Driver
 from wsa.encode.jobs.tasks import Embedded, Setting
 from wsa.encode.jobs.workers import THREADS_A_WORKER, Workers
-from wsa.learn.env import protocol
+from wsa.learn.envs.atari import protocol
 from wsa.store.common import hashing, names
 from wsa.store.format.records import SegmentMeta
 

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wsa.encode.jobs.plan import Plan
-from wsa.learn import env
 from wsa.learn.collect import collect, plan_collection
+from wsa.learn.envs import atari
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.objects.root import open_store
@@ -39,7 +39,7 @@ def store_of(game: str, steps: int, segment_steps: int = 256) -> Iterator[tuple[
         plan = plan_collection(
             take_snapshot(backend),
             game,
-            env.protocol(game, "classic"),
+            atari.protocol(game, "classic"),
             steps=steps,
             num_envs=4,
             policy="random",

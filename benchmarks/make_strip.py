@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.encode.registration.probe_strip import PATH
-from wsa.learn import env as games
+from wsa.learn.envs import atari as games
 from wsa.store.common import hashing
 
 STEPS = 400

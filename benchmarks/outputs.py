@@ -33,8 +33,8 @@ from wsa.encode.inference.preprocess import _pillow
 from wsa.encode.models.registry import build, parse_request
 from wsa.encode.registration import probe_strip
 from wsa.encode.registration.identity import identify
-from wsa.learn import env as games
 from wsa.learn import linear, ram
+from wsa.learn.envs import atari as games
 from wsa.learn.linear import Split
 from wsa.store.objects.model_spec import Output
 

@@ -25,7 +25,7 @@ import numpy as np
 from kit import markdown
 
 from wsa.encode.jobs.plan import make_plan
-from wsa.learn.env import protocol
+from wsa.learn.envs.atari import protocol
 from wsa.store.common import hashing, names
 from wsa.store.format import arrays, records
 from wsa.store.format.records import EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta

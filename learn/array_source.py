@@ -35,7 +35,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from wsa.learn import env as games
+from wsa.learn.envs import atari as games
 from wsa.learn.recorder import NO_ACTION
 from wsa.learn.sources import Episode, Facts, make_episode, refuse_screens
 from wsa.store.common import hashing

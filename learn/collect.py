@@ -18,9 +18,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from wsa.learn import env as games
 from wsa.learn.colours import Colours, Pictures
-from wsa.learn.policies import EachRandom, Policy
+from wsa.learn.envs import atari as games
+from wsa.learn.envs.policies import EachRandom, Policy
 from wsa.learn.recorder import Cut, Recorder
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names

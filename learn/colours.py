@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.learn.env import pictures
+from wsa.learn.envs.atari import pictures
 from wsa.store.common import hashing
 from wsa.store.format import arrays
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from wsa.encode.registration.select import _ambiguous, choose_models
-from wsa.learn import env as games
 from wsa.learn.adapters import Inputs
 from wsa.learn.bc import BCConfig
 from wsa.learn.dqn import DQNConfig
+from wsa.learn.envs import atari as games
 from wsa.learn.heads import NetworkConfig, Torso
 from wsa.learn.offline import check_weight_losses
 from wsa.learn.origin import MEAN_CONTEXT, Origin

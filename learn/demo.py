@@ -13,10 +13,11 @@ from pathlib import Path
 
 from wsa.encode.models.paper import load
 from wsa.encode.models.registry import Request, parse_request
-from wsa.learn import env, judge, run
+from wsa.learn import judge, run
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import RunConfig, make_config
 from wsa.learn.dqn import DQNConfig
+from wsa.learn.envs import atari
 from wsa.learn.offline import Trained
 from wsa.learn.options import DemoOptions
 from wsa.learn.start import by_default
@@ -45,7 +46,7 @@ def demo(o: DemoOptions, encode: Encode) -> int:
     plan = plan_collection(
         snapshot,
         o.game,
-        env.protocol(o.game, "classic"),
+        atari.protocol(o.game, "classic"),
         steps=o.steps,
         num_envs=4,
         policy="random",
@@ -128,5 +129,5 @@ def _summary(
         ("return, trained", mean, f"raw, +- {spread:,.0f} over {o.episodes} games"),
         ("return, random", random_mean, f"raw, +- {random_spread:,.0f} over {o.episodes} games"),
     ]
-    title = f"\n{o.game}, {env.describe(config.protocol)}"
+    title = f"\n{o.game}, {atari.describe(config.protocol)}"
     terminal.table(title, ["what", "", "remarks"], rows)

@@ -82,9 +82,9 @@ def _engines() -> Iterator[Finding]:
 
 
 def _games() -> Finding:
-    from wsa.learn import env
+    from wsa.learn.envs import atari
 
-    return Finding("games", True, f"{len(env.games())} ALE games with their ROMs")
+    return Finding("games", True, f"{len(atari.games())} ALE games with their ROMs")
 
 
 def _weights() -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wsa.learn import env
+from wsa.learn.envs import atari
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
 from wsa.store.configs import ExportOptions, ImportOptions
@@ -17,7 +17,7 @@ def export(o: ExportOptions) -> int:
     from wsa.store.exchange.export import export as write
     from wsa.store.exchange.export import plan_export
 
-    env.check_game(o.game)
+    atari.check_game(o.game)
     _, snapshot = open_snapshot(o.store)
     models = snapshot.models_of(o.game)
     if o.models:
@@ -48,7 +48,7 @@ def import_data(o: ImportOptions) -> int:
     from wsa.store.objects.root import open_store
 
     if o.game:
-        env.check_game(o.game)
+        atari.check_game(o.game)
     source = open_source(o.kind, o.source)
     game = o.game or source.game
     if not game:
@@ -73,7 +73,7 @@ def import_data(o: ImportOptions) -> int:
             "bad-option", "--policy: write a name of at most 100 letters that can be printed."
         )
     _, snapshot = open_snapshot(o.store, or_empty=True)
-    terminal.say(f"{game}, {env.describe(protocol)}, played by {policy}")
+    terminal.say(f"{game}, {atari.describe(protocol)}, played by {policy}")
     if source.lossy:
         terminal.say(
             "Its screens are JPEG pictures: near what the emulator shows, not the same. They take "

@@ -21,10 +21,10 @@ from typing import Any
 import msgspec
 
 from wsa.encode import checkpoint
-from wsa.learn import env as games
 from wsa.learn import online_start, start
 from wsa.learn.adapters import Fusion
 from wsa.learn.bench_options import BenchOptions
+from wsa.learn.envs import atari as games
 from wsa.learn.fusion import NAMES
 from wsa.learn.given import FUSION, check_given
 from wsa.learn.online_config import NATURE

@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from wsa.learn import env as games
 from wsa.learn.array_source import Arrays
 from wsa.learn.collect import CollectPlan, Writer, lacking
 from wsa.learn.colours import UNSEEN, Pictures, Screen
+from wsa.learn.envs import atari as games
 from wsa.learn.minari_source import open_minari
 from wsa.learn.recorder import Recorder
 from wsa.learn.sources import Episode, Facts, Source

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.evaluation.attention_log import WeightLog
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy
 from wsa.learn.evaluation.rollout import (
@@ -25,7 +26,6 @@ from wsa.learn.evaluation.rollout import (
 from wsa.learn.evaluation.scores import Interval, human_normalised, stratified_interval
 from wsa.learn.evaluation.video import Films
 from wsa.learn.player import Player, open_player
-from wsa.learn.policies import RandomPolicy
 from wsa.store.common.errors import UsageError
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from wsa.learn import env as games
+from wsa.learn.envs import atari as games
 from wsa.learn.sources import Episode, Facts, Source, make_episode, refuse_screens
 from wsa.store.common.errors import MissingError, UsageError
 

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import torch
 
-from wsa.learn import env as games
 from wsa.learn.config import inputs_of
 from wsa.learn.dqn_online import OnlineDQNConfig
+from wsa.learn.envs import atari as games
 from wsa.learn.heads import ActorCritic, NetworkConfig, QNetwork, Torso
 from wsa.learn.nature import NatureTorso, scale_for
 from wsa.learn.offline import check_weight_losses

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from wsa.learn import env, probe_data, ram
+from wsa.learn import probe_data, ram
+from wsa.learn.envs import atari
 from wsa.learn.probe import LEAST_ENTROPY, Judged, models_of, probe, varying
 from wsa.learn.probe_options import ProbeOptions
 from wsa.store.common import terminal
@@ -20,7 +21,7 @@ from wsa.store.objects.snapshot import Snapshot
 def probe_models(o: ProbeOptions) -> int:
     """`wsa probe`."""
     _check(o)
-    env.check_game(o.game)
+    atari.check_game(o.game)
     horizons = probe_data.horizons_of(o.horizon)
     if o.target == "ram":
         ram.variables(o.game)

@@ -18,7 +18,7 @@ import ale_py
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.learn import env as games
+from wsa.learn.envs import atari as games
 from wsa.learn.stage import STRETCH, is_online, stretch_seed
 from wsa.store.common import hashing
 from wsa.store.format.records import Protocol, SegmentMeta

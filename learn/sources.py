@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.learn import env as games
+from wsa.learn.envs import atari as games
 from wsa.store.common.errors import UsageError
 
 

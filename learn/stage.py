@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.encode.live.frame_history import Recent
-from wsa.learn import env as games
+from wsa.learn.envs import atari as games
 from wsa.learn.table import Table
 from wsa.store.common.errors import ConflictError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsa.encode.configs import weights_files
-from wsa.learn import env
+from wsa.learn.envs import atari
 from wsa.learn.options import (
     CollectOptions,
     DoctorOptions,
@@ -28,7 +28,7 @@ from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from wsa.learn.policies import Policy
+    from wsa.learn.envs.policies import Policy
 
 
 def collect(o: CollectOptions) -> int:
@@ -36,7 +36,7 @@ def collect(o: CollectOptions) -> int:
     from wsa.learn.collect import collect as play
     from wsa.learn.collect import estimate, plan_collection
 
-    protocol = env.protocol(o.game, o.protocol, o.sticky, o.max_episode_steps)
+    protocol = atari.protocol(o.game, o.protocol, o.sticky, o.max_episode_steps)
     backend, snapshot = open_snapshot(o.store, create=not o.dry_run, or_empty=o.dry_run)
     name, policy = _policy(o, protocol)
     plan = plan_collection(
@@ -50,7 +50,7 @@ def collect(o: CollectOptions) -> int:
         segment_steps=o.segment_steps,
     )
     terminal.say(
-        f"{o.game}, {env.describe(protocol)}: {plan.missing:,} of "
+        f"{o.game}, {atari.describe(protocol)}: {plan.missing:,} of "
         f"{plan.steps:,} steps to play ({plan.missing * protocol.frame_skip:,} emulator frames)"
     )
     if o.dry_run:
@@ -116,7 +116,7 @@ def learn(o: LearnOptions) -> int:
         config = run.read_config(folder)
         _, snapshot = open_snapshot(config.store)
     else:
-        env.check_game(o.game)
+        atari.check_game(o.game)
         _, snapshot = open_snapshot(o.store)
         config = configure(o, snapshot)
         folder = Path(o.run_dir) if o.run_dir else run.new_folder(Path("runs"), config, o.exp_name)
@@ -192,7 +192,7 @@ def list_games(o: ListOptions) -> int:
     from wsa.store.maintenance.summary import summaries
 
     if o.games:
-        print(json.dumps(list(env.games()), indent=2) if o.json else "\n".join(env.games()))
+        print(json.dumps(list(atari.games()), indent=2) if o.json else "\n".join(atari.games()))
         return 0
     _, snapshot = open_snapshot(o.store)
     found = summaries(snapshot)
@@ -236,7 +236,7 @@ def show(o: ShowOptions) -> int:
     elif _fits(names.model_key, o.what):
         of = model_card
     else:
-        of, _ = card, env.check_game(o.what)
+        of, _ = card, atari.check_game(o.what)
     _, snapshot = open_snapshot(o.store)
     return terminal.result(o.json, of(snapshot, o.what))
 

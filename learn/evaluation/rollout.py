@@ -19,8 +19,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.learn import env as games
-from wsa.learn.policies import Policy
+from wsa.learn.envs import atari as games
+from wsa.learn.envs.policies import Policy
 from wsa.store.common import atomic_files
 from wsa.store.common.errors import UsageError
 from wsa.store.format import records

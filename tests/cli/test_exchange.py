@@ -11,7 +11,7 @@ import pytest
 import xarray
 import zarr
 
-from wsa.learn import env as games
+from wsa.learn.envs import atari as games
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 

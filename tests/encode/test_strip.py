@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from wsa.encode.registration import probe_strip
-from wsa.learn import env as games
+from wsa.learn.envs import atari as games
 from wsa.store.common import hashing
 
 DIGEST = "26a8970622fb07500c3fd4c331b05da3afa2082894f8198413eff2319842edcf"

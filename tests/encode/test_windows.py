@@ -24,8 +24,8 @@ from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import identity, probe_strip, register
 from wsa.encode.registration.register import open_model
-from wsa.learn import env as games
 from wsa.learn.collect import collect, plan_collection
+from wsa.learn.envs import atari as games
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError

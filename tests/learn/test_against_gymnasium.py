@@ -12,8 +12,8 @@ from gymnasium import Env, make
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit
 from numpy.typing import NDArray
 
-from wsa.learn import env as games
 from wsa.learn.collect import collect, plan_collection
+from wsa.learn.envs import atari as games
 from wsa.store.common import hashing
 from wsa.store.format.records import EmbeddingMeta
 from wsa.store.format.windows import MAX_STACK_FRAMES as STACK

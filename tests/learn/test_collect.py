@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from wsa.learn import env as games
 from wsa.learn.collect import CollectPlan, collect, plan_collection
+from wsa.learn.envs import atari as games
 from wsa.learn.recorder import NO_ACTION
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing

@@ -12,7 +12,7 @@ from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
 from numpy.typing import NDArray
 
-from wsa.learn import env as games
+from wsa.learn.envs import atari as games
 from wsa.store.common.errors import UsageError
 from wsa.store.format.records import Protocol
 

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.learn import env as games
+from wsa.learn.envs import atari as games
+from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.evaluation import attention_log
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy
 from wsa.learn.evaluation.rollout import Episode, Moment, play, write_csv
 from wsa.learn.evaluation.video import BAR, PANEL, Films, labels, panel
-from wsa.learn.policies import RandomPolicy
 from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.format.records import Protocol
 

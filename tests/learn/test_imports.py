@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from wsa.cli import main
 from wsa.learn import collect as collecting
-from wsa.learn import env as games
 from wsa.learn.array_source import Arrays
+from wsa.learn.envs import atari as games
 from wsa.learn.imports import plan_import, run_import, state_protocol
 from wsa.learn.minari_source import open_minari
 from wsa.learn.sources import Facts, Source

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wsa.learn import env as games
 from wsa.learn import ram, stage
 from wsa.learn.collect import collect, plan_collection
+from wsa.learn.envs import atari as games
 from wsa.learn.record import Recording
 from wsa.learn.retrace import memories, why
 from wsa.learn.stage import Stage, is_online, online_policy, stretch_seed

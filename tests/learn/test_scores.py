@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsa.learn import env
+from wsa.learn.envs import atari
 from wsa.learn.evaluation.scores import (
     RANDOM_HUMAN,
     human_normalised,
@@ -83,5 +83,5 @@ def test_scores_are_those_of_the_ten_games_of_the_paper() -> None:
 
 
 def test_every_game_with_a_score_is_an_ale_game() -> None:
-    assert set(RANDOM_HUMAN) <= set(env.games())
+    assert set(RANDOM_HUMAN) <= set(atari.games())
     assert all(human > random for random, human in RANDOM_HUMAN.values())

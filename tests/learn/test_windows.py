@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from wsa.encode.jobs.run import encode
 from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import parse_request
-from wsa.learn import env as games
 from wsa.learn import estimate, judge, run
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import make_config
 from wsa.learn.dqn import DQNConfig
+from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.greedy_policy import LiveStacks
 from wsa.learn.features import OfflineBatches, moments
 from wsa.learn.heads import NetworkConfig

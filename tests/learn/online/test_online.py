@@ -18,8 +18,8 @@ from wsa.encode import checkpoint
 from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.registration.register import open_model, open_models
-from wsa.learn import env as games
 from wsa.learn import judge, online, online_config, run, verbs
+from wsa.learn.envs import atari as games
 from wsa.learn.evaluation import periodic
 from wsa.learn.evaluation.rollout import EVAL_SEED
 from wsa.learn.online_config import OnlineConfig

@@ -1,0 +1,1 @@
+"""Atari environments and the policies that play them."""
