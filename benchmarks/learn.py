@@ -29,8 +29,8 @@ from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import probe_strip
 from wsa.encode.registration.register import open_model, register
 from wsa.learn.adapters import FusionConfig, Inputs
+from wsa.learn.data.transitions import Batch, OfflineBatches
 from wsa.learn.dqn import DQN, DQNConfig
-from wsa.learn.features import Batch, OfflineBatches
 from wsa.learn.heads import NetworkConfig, QNetwork
 from wsa.store.format.records import EmbeddingMeta
 from wsa.store.objects.flat_map import FlatMap, materialise

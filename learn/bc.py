@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wsa.learn.features import Batch
+from wsa.learn.data.transitions import Batch
 from wsa.learn.heads import QNetwork
 from wsa.learn.offline import OfflineConfig, weight_loss, weight_scalars
 

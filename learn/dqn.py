@@ -13,7 +13,7 @@ from math import inf
 import torch
 from torch import Tensor, nn
 
-from wsa.learn.features import Batch
+from wsa.learn.data.transitions import Batch
 from wsa.learn.heads import QNetwork
 from wsa.learn.offline import OfflineConfig, weight_loss, weight_scalars
 from wsa.store.common.errors import UsageError

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from wsa.encode import checkpoint
 from wsa.encode.curves import Metrics
+from wsa.learn.data.transitions import Batch, OfflineBatches
 from wsa.learn.dqn import DQN, DQNConfig
 from wsa.learn.evaluation.periodic import times
-from wsa.learn.features import Batch, OfflineBatches
 from wsa.learn.heads import QNetwork
 from wsa.learn.ranges import check_ranges
 from wsa.learn.replay import Replay

@@ -8,7 +8,7 @@ import torch
 
 from wsa.learn.adapters import Inputs
 from wsa.learn.config import RunConfig, inputs_of
-from wsa.learn.features import Batch
+from wsa.learn.data.transitions import Batch
 from wsa.learn.heads import QNetwork
 from wsa.store.objects.flat_map import ROW
 from wsa.store.objects.snapshot import Snapshot

@@ -26,11 +26,11 @@ from wsa.encode.curves import Metrics
 from wsa.encode.inference.encoder import Encoder
 from wsa.learn.adapters import Inputs
 from wsa.learn.attention import entropy, imbalance
+from wsa.learn.data.nstep import hold_out, horizon, walk
+from wsa.learn.data.transitions import Batch, OfflineBatches, moments
 from wsa.learn.evaluation.periodic import PeriodicEvaluation
-from wsa.learn.features import Batch, OfflineBatches, moments
 from wsa.learn.fusion import NAMES
 from wsa.learn.heads import NetworkConfig, QNetwork
-from wsa.learn.nstep import hold_out, horizon, walk
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.flat_map import FlatMap

@@ -22,9 +22,9 @@ from wsa.encode.live import live_encoder
 from wsa.encode.live.live_encoder import Elsewhere, LiveEncoder
 from wsa.encode.registration.register import open_models
 from wsa.learn import dqn_online, ppo, run
+from wsa.learn.data.transitions import moments
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.periodic import REMEMBERED, PeriodicEvaluation
-from wsa.learn.features import moments
 from wsa.learn.nature import GreyPixels
 from wsa.learn.online_config import OnlineConfig, begin_from, make_network
 from wsa.learn.ppo import PPOConfig

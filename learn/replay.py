@@ -18,7 +18,7 @@ import torch
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from wsa.learn.features import Batch
+from wsa.learn.data.transitions import Batch
 from wsa.learn.stage import Step
 from wsa.learn.table import Table
 from wsa.store.common import atomic_files

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from wsa.encode import checkpoint
 from wsa.encode.curves import Metrics
+from wsa.learn.data.transitions import moments_of
 from wsa.learn.evaluation.periodic import PeriodicEvaluation
-from wsa.learn.features import moments_of
 from wsa.learn.stage import Stage, Step
 from wsa.learn.table import Table
 

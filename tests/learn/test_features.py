@@ -12,9 +12,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from wsa.learn.data.nstep import walk
+from wsa.learn.data.transitions import OfflineBatches, moments
 from wsa.learn.evaluation.greedy_policy import LiveStacks
-from wsa.learn.features import OfflineBatches, moments
-from wsa.learn.nstep import walk
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import UsageError
 from wsa.store.format import arrays as layout

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsa.learn.nstep import hold_out, horizon, walk
+from wsa.learn.data.nstep import hold_out, horizon, walk
 from wsa.store.backends.base import Backend
 from wsa.store.objects.flat_map import ROW, FlatMap, Part, materialise
 from wsa.store.objects.snapshot import take_snapshot

@@ -18,13 +18,12 @@ from wsa.encode.models.registry import parse_request
 from wsa.learn import estimate, judge, run
 from wsa.learn.collect import collect, plan_collection
 from wsa.learn.config import make_config
+from wsa.learn.data.transitions import OfflineBatches, StateRows, moments
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.greedy_policy import LiveStacks
-from wsa.learn.features import OfflineBatches, moments
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.recorder import Recorder
-from wsa.learn.rows import StateRows
 from wsa.store.backends.base import Backend
 from wsa.store.format.windows import episode_starts, window_rows
 from wsa.store.objects.flat_map import ROW, FlatMap, materialise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,57 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.learn.nstep import walk
-from wsa.learn.rows import StateRows
+from wsa.learn.data.nstep import walk
 from wsa.store.objects.flat_map import FlatMap
+
+
+class StateRows:
+    """Gathers rows into one buffer.
+
+    Args:
+        flat: The data.
+
+    Attributes:
+        width: Numbers in a row.
+    """
+
+    def __init__(self, flat: FlatMap) -> None:
+        self._flat = flat
+        self.width = flat.width + flat.window_width
+        # One buffer for every batch: numpy gathers into it without allocating.
+        self._buffer = np.empty((0, 0, self.width), flat.embeddings.dtype)
+
+    def gather(
+        self, frames: NDArray[np.int64], ends: Mapping[int, NDArray[np.int64]]
+    ) -> NDArray[Any]:
+        """Gather runs of rows.
+
+        Args:
+            frames: (B, m) which frames they show, as `FlatMap.stack` gives them.
+            ends: By place in the run, the (B,) rows of the flat map at which states end there.
+
+        Returns:
+            (B, m, width), the caller's until the next call.
+        """
+        flat, (count, length) = self._flat, frames.shape
+        if self._buffer.shape[1] != length or len(self._buffer) < count:
+            self._buffer = np.zeros((count, length, self.width), self._buffer.dtype)
+        out = self._buffer[:count]
+        if not flat.window_width:
+            flat.gather(frames.ravel(), out.reshape(-1, self.width))
+            return out
+        single = flat.embeddings[frames]
+        windows = {
+            at: flat.gather_windows(rows, np.empty((count, flat.window_width), out.dtype))
+            for at, rows in ends.items()
+        }
+        for window, place, columns in zip(flat.windows, flat.places, flat.columns, strict=True):
+            if window == 1:
+                out[:, :, place] = single[:, :, columns]
+            else:
+                for at, seen in windows.items():
+                    out[:, at, place] = seen[:, columns]
+        return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +71,7 @@ class Batch:
     Attributes:
         states: (B, k, width), embeddings of k consecutive frames, oldest first. Before an
             episode's first frame that frame is repeated. Of models with a window only the last
-            counts (`wsa.learn.rows`).
+            counts (`wsa.learn.data.transitions`).
         following: (B, k, width), the same of the last state that n steps reach.
         actions: (B,) int64.
         rewards: (B,) float32, the discounted sum of what these steps earned.

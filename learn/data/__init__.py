@@ -1,0 +1,1 @@
+"""Batches of transitions from stored embeddings."""
