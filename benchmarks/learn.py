@@ -28,9 +28,9 @@ from wsa.encode.inference.encoder import Encoder
 from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import probe_strip
 from wsa.encode.registration.register import open_model, register
-from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.data.transitions import Batch, OfflineBatches
 from wsa.learn.dqn import DQN, DQNConfig
+from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.heads import NetworkConfig, QNetwork
 from wsa.store.format.records import EmbeddingMeta
 from wsa.store.objects.flat_map import FlatMap, materialise

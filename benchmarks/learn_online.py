@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from wsa.encode.live.frame_history import Recent
 from wsa.learn import online, ppo, run
-from wsa.learn.adapters import Inputs
 from wsa.learn.envs import atari as games
+from wsa.learn.fusion.base import Inputs
 from wsa.learn.heads import ActorCritic, NetworkConfig
 from wsa.learn.online_start import configure
 from wsa.learn.options import LearnOptions

@@ -6,9 +6,9 @@ import time
 
 import torch
 
-from wsa.learn.adapters import Inputs
 from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.data.transitions import Batch
+from wsa.learn.fusion.base import Inputs
 from wsa.learn.heads import QNetwork
 from wsa.store.objects.flat_map import ROW
 from wsa.store.objects.snapshot import Snapshot

@@ -22,10 +22,10 @@ import msgspec
 
 from wsa.encode import checkpoint
 from wsa.learn import online_start, start
-from wsa.learn.adapters import Fusion
 from wsa.learn.bench_options import BenchOptions
 from wsa.learn.envs import atari as games
-from wsa.learn.fusion import NAMES
+from wsa.learn.fusion.base import Fusion
+from wsa.learn.fusion.registry import NAMES
 from wsa.learn.given import FUSION, check_given
 from wsa.learn.online_config import NATURE
 from wsa.learn.options import LearnOptions

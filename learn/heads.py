@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from wsa.learn.adapters import FusionConfig, Inputs
-from wsa.learn.fusion import make_fusion
+from wsa.learn.fusion.base import FusionConfig, Inputs
+from wsa.learn.fusion.registry import make_fusion
 from wsa.store.common.errors import UsageError
 from wsa.store.format.windows import MAX_STACK_FRAMES
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -24,12 +24,10 @@ from torch import Tensor, nn
 from wsa.encode import checkpoint
 from wsa.encode.curves import Metrics
 from wsa.encode.inference.encoder import Encoder
-from wsa.learn.adapters import Inputs
-from wsa.learn.attention import entropy, imbalance
 from wsa.learn.data.nstep import hold_out, horizon, walk
 from wsa.learn.data.transitions import Batch, OfflineBatches, moments
 from wsa.learn.evaluation.periodic import PeriodicEvaluation
-from wsa.learn.fusion import NAMES
+from wsa.learn.fusion.base import Inputs
 from wsa.learn.heads import NetworkConfig, QNetwork
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
@@ -265,38 +263,6 @@ def train(
     assert passes() == 0, "offline training must not run a backbone"
     seconds = time.perf_counter() - began - evaluation.seconds
     return Trained(online, step - start, (step - start) / seconds, passes())
-
-
-def check_weight_losses(config: Any, fusion: str) -> None:
-    """Refuse losses on the weights of a fusion that learns none.
-
-    Raises:
-        UsageError: One was asked for.
-    """
-    if (config.weight_entropy_coef or config.load_balance_coef) and not NAMES[fusion].weighs:
-        raise UsageError(
-            "bad-option",
-            "--weight-entropy-coef and --load-balance-coef are losses on a fusion's weights, and "
-            f"--fusion {fusion} learns none. Choose wsa, dpa, unshared or moe.",
-        )
-
-
-def weight_loss(config: Any, weights: Tensor | None) -> Tensor | float:
-    """The two losses on a fusion's weights (B, models), of which both are usually off."""
-    loss: Tensor | float = 0.0
-    if weights is not None and config.weight_entropy_coef:
-        loss = loss - config.weight_entropy_coef * entropy(weights)
-    if weights is not None and config.load_balance_coef:
-        loss = loss + config.load_balance_coef * imbalance(weights)
-    return loss
-
-
-def weight_scalars(weights: Tensor | None) -> dict[str, Tensor]:
-    """What to log of a fusion's weights (B, models): their mean, (models,), and their entropy."""
-    if weights is None:
-        return {}
-    with torch.no_grad():
-        return {"wsa/weight_entropy": entropy(weights), "weights": weights.mean(dim=0)}
 
 
 def _line(scalars: dict[str, Tensor], models: tuple[str, ...]) -> dict[str, float]:

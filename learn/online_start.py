@@ -18,9 +18,9 @@ from wsa.encode.registration.identity import find
 from wsa.encode.registration.register import register
 from wsa.encode.registration.select import stored_name
 from wsa.learn import online, online_config, run
-from wsa.learn.adapters import FusionConfig
 from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.envs import atari as games
+from wsa.learn.fusion.base import FusionConfig
 from wsa.learn.given import check_given
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.online_config import NATURE, OnlineConfig

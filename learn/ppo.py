@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from wsa.encode import checkpoint
 from wsa.encode.curves import Metrics
 from wsa.learn.evaluation.periodic import times
-from wsa.learn.offline import weight_loss, weight_scalars
+from wsa.learn.fusion.losses import weight_loss, weight_scalars
 from wsa.learn.ranges import check_ranges
 from wsa.learn.session import Played, Session
 from wsa.store.common.errors import UsageError

@@ -11,8 +11,8 @@ from wsa.encode.registration.select import choose_models, stored_name
 from wsa.learn.bc import BCConfig
 from wsa.learn.config import RunConfig, make_config
 from wsa.learn.dqn import DQNConfig
-from wsa.learn.fusion import NAMES
-from wsa.learn.fusion import make_config as make_fusion_config
+from wsa.learn.fusion.registry import NAMES
+from wsa.learn.fusion.registry import make_config as make_fusion_config
 from wsa.learn.given import check_given
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.options import LearnOptions
@@ -73,7 +73,7 @@ def by_default(keys: Sequence[str], fusion: str, context: str) -> tuple[list[str
 
     Args:
         keys: Models that are there.
-        fusion: A name of `wsa.learn.fusion.NAMES`.
+        fusion: A name of `wsa.learn.fusion.registry.NAMES`.
         context: A key, `mean`, or empty for `ae`, or `mean` if it or others are not there.
 
     Returns:

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from wsa.encode import checkpoint
-from wsa.learn.fusion import NAMES
+from wsa.learn.fusion.registry import NAMES
 from wsa.learn.heads import Torso
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError

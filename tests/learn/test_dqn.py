@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from wsa.learn import offline
-from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.bc import BCConfig
 from wsa.learn.data.transitions import Batch
 from wsa.learn.dqn import DQNConfig, update_loss
+from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.offline import OfflineConfig, Trained
 from wsa.store.objects.flat_map import FlatMap

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from wsa.learn.adapters import Inputs, SpatialAdapter, side_of
-from wsa.learn.fusion import NAMES, make_config, make_fusion
+from wsa.learn.fusion.base import Inputs, SpatialAdapter, side_of
+from wsa.learn.fusion.registry import NAMES, make_config, make_fusion
 from wsa.learn.heads import ActorCritic, NetworkConfig, QNetwork, Torso
 from wsa.store.common.errors import UsageError
 

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from wsa.encode import checkpoint
 from wsa.encode.inference.encoder import Encoder
 from wsa.learn import dqn, offline
-from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.bc import BCConfig
 from wsa.learn.dqn import DQNConfig
-from wsa.learn.fusion import NAMES
+from wsa.learn.fusion import losses
+from wsa.learn.fusion.base import FusionConfig, Inputs
+from wsa.learn.fusion.registry import NAMES
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.offline import OfflineConfig, Trained
 from wsa.store.common.errors import DamagedError, MissingError, UsageError
@@ -248,10 +249,10 @@ def test_a_signal_between_the_last_lines_of_an_update_loses_nothing(
 SCRIPT = """
 import sys, time, msgspec, torch
 from pathlib import Path
-from wsa.learn.adapters import Inputs
+from wsa.learn.fusion.base import Inputs
 from wsa.learn.bc import BCConfig
 from wsa.learn.dqn import DQNConfig
-from wsa.learn.fusion import NAMES
+from wsa.learn.fusion.registry import NAMES
 from wsa.learn.heads import NetworkConfig
 from wsa.learn.offline import train
 from wsa.store.objects.flat_map import materialise
@@ -439,14 +440,14 @@ def test_values_that_run_away_are_told_once(
 
 @pytest.mark.parametrize("fusion", list(NAMES))
 def test_losses_on_weights_need_weights(fusion: str) -> None:
-    offline.check_weight_losses(SMALL, fusion)
+    losses.check_weight_losses(SMALL, fusion)
     for name in ("weight_entropy_coef", "load_balance_coef"):
         config = msgspec.structs.replace(SMALL, **{name: 0.1})
         if fusion in ("wsa", "dpa", "unshared", "moe"):
-            offline.check_weight_losses(config, fusion)
+            losses.check_weight_losses(config, fusion)
             continue
         with pytest.raises(UsageError, match=f"--fusion {fusion} learns none. Choose wsa"):
-            offline.check_weight_losses(config, fusion)
+            losses.check_weight_losses(config, fusion)
 
 
 def test_the_entropy_loss_keeps_weights_apart(walk_flat: FlatMap, tmp_path: Path) -> None:

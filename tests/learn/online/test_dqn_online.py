@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from wsa.encode import checkpoint
 from wsa.encode.live.frame_history import Recent
 from wsa.learn import dqn_online
-from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.dqn_online import Draws, OnlineDQNConfig
+from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.heads import NetworkConfig, QNetwork
 from wsa.learn.replay import Replay
 from wsa.learn.session import Session

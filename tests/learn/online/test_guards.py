@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from wsa.encode import checkpoint
 from wsa.learn import dqn_online, ppo
-from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
+from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.heads import ActorCritic, NetworkConfig, QNetwork
 from wsa.learn.ppo import PPOConfig
 from wsa.learn.recurrent import RecurrentActorCritic

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.learn import ppo
-from wsa.learn.adapters import FusionConfig, Inputs
-from wsa.learn.fusion import make_config
+from wsa.learn.fusion.base import FusionConfig, Inputs
+from wsa.learn.fusion.registry import make_config
 from wsa.learn.heads import ActorCritic, NetworkConfig, Torso
 from wsa.learn.ppo import PPOConfig, advantages, minibatches
 from wsa.learn.recurrent import RecurrentActorCritic

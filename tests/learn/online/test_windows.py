@@ -18,8 +18,8 @@ from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.register import register
 from wsa.learn import dqn_online, judge, online, ppo, run
-from wsa.learn.adapters import FusionConfig, Inputs
 from wsa.learn.dqn_online import OnlineDQNConfig
+from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.heads import ActorCritic, NetworkConfig, QNetwork
 from wsa.learn.online_config import OnlineConfig
 from wsa.learn.online_start import configure, estimate

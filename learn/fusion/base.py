@@ -65,7 +65,7 @@ class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which fusion, and its switches. Those of the scorer are WSA's and its controls'.
 
     Attributes:
-        name: One of `wsa.learn.fusion.NAMES`.
+        name: One of `wsa.learn.fusion.registry.NAMES`.
         size: d, numbers in an adapted embedding; of RES, numbers in the reservoir.
         layers: n, convolutions of CNN.
         score_activation: What a score goes through; `relu` is the authors', who so could not turn

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wsa.learn.adapters import Adapted, FusionConfig, Inputs, initialise, present_of
+from wsa.learn.fusion.base import Adapted, FusionConfig, Inputs, initialise, present_of
 
 
 class Attention(Adapted):
@@ -128,22 +128,3 @@ def beside(
 ) -> Float[Tensor, "batch present double"]:
     """[c ; E_i] for each model."""
     return torch.cat([context.unsqueeze(1).expand_as(adapted), adapted], dim=2)
-
-
-def entropy(weights: Float[Tensor, "batch models"]) -> Float[Tensor, ""]:
-    """Mean entropy of the rows, in nats; rows that do not sum to 1 are made to.
-
-    As a loss, `-coefficient * entropy(weights)` keeps weights from collapsing onto one model. (The
-    authors added theirs, on weights without a gradient: docs/explain/wsa.md.)
-    """
-    shares = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-8)
-    return -(shares * shares.clamp_min(1e-12).log()).sum(dim=1).mean()
-
-
-def imbalance(weights: Float[Tensor, "batch models"]) -> Float[Tensor, ""]:
-    """Squared deviation of the batch's mean weights from 1/m, summed; 0 where all are used alike.
-
-    As a loss, `coefficient * imbalance(weights)` lets each state choose, and evens out the whole.
-    """
-    shares = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-8)
-    return (shares.mean(dim=0) - 1 / weights.shape[1]).square().sum()

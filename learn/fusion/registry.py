@@ -6,10 +6,10 @@ import difflib
 from math import sqrt
 from typing import Any
 
-from wsa.learn.adapters import Adapted, Fusion, FusionConfig, Inputs, initialise
-from wsa.learn.attention import DPA, WSA
-from wsa.learn.controls import Mean, MoE, Single, Uniform, Unshared
-from wsa.learn.rivals import CNN, FIX, LIN, MIX, RES
+from wsa.learn.fusion.ablations import Mean, MoE, Single, Uniform, Unshared
+from wsa.learn.fusion.attention import DPA, WSA
+from wsa.learn.fusion.base import Adapted, Fusion, FusionConfig, Inputs, initialise
+from wsa.learn.fusion.baselines import CNN, FIX, LIN, MIX, RES
 from wsa.store.common.errors import UsageError
 
 NAMES: dict[str, type[Fusion]] = {

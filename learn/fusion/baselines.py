@@ -1,6 +1,6 @@
 """The combination modules that the paper compares WSA with: LIN, FIX, CNN, MIX and RES.
 
-All but DPA (`wsa.learn.attention`) give models no weights. Shapes in brackets are the paper's, whose
+All but DPA (`wsa.learn.fusion.attention`) give models no weights. Shapes in brackets are the paper's, whose
 spatial adapters turn 128x21x21, 4x21x21 and 20x84x84 into 32x16x16, 16x16x16 and 16x16x16, beside
 one vector of 512. A model that is absent counts as zeros.
 """
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wsa.learn.adapters import (
+from wsa.learn.fusion.base import (
     Fusion,
     FusionConfig,
     Inputs,

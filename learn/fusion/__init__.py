@@ -1,0 +1,1 @@
+"""Weight Sharing Attention, its rivals and ablations, behind one signature."""
