@@ -29,7 +29,7 @@ from wsa.encode.live.frame_history import Recent
 from wsa.learn import online, ppo, run
 from wsa.learn.envs import atari as games
 from wsa.learn.fusion.base import Inputs
-from wsa.learn.heads import ActorCritic, NetworkConfig
+from wsa.learn.networks.heads import ActorCritic, NetworkConfig
 from wsa.learn.online_start import configure
 from wsa.learn.options import LearnOptions
 from wsa.learn.ppo import PPOConfig, Rollout

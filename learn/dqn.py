@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wsa.learn.data.transitions import Batch
 from wsa.learn.fusion.losses import weight_loss, weight_scalars
-from wsa.learn.heads import QNetwork
+from wsa.learn.networks.heads import QNetwork
 from wsa.learn.offline import OfflineConfig
 from wsa.store.common.errors import UsageError
 

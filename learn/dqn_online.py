@@ -22,7 +22,7 @@ from wsa.encode.curves import Metrics
 from wsa.learn.data.transitions import Batch, OfflineBatches
 from wsa.learn.dqn import DQN, DQNConfig
 from wsa.learn.evaluation.periodic import times
-from wsa.learn.heads import QNetwork
+from wsa.learn.networks.heads import QNetwork
 from wsa.learn.ranges import check_ranges
 from wsa.learn.replay import Replay
 from wsa.learn.session import Played, Session

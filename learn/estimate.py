@@ -9,7 +9,7 @@ import torch
 from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.data.transitions import Batch
 from wsa.learn.fusion.base import Inputs
-from wsa.learn.heads import QNetwork
+from wsa.learn.networks.heads import QNetwork
 from wsa.store.objects.flat_map import ROW
 from wsa.store.objects.snapshot import Snapshot
 

@@ -28,7 +28,7 @@ from wsa.learn.data.nstep import hold_out, horizon, walk
 from wsa.learn.data.transitions import Batch, OfflineBatches, moments
 from wsa.learn.evaluation.periodic import PeriodicEvaluation
 from wsa.learn.fusion.base import Inputs
-from wsa.learn.heads import NetworkConfig, QNetwork
+from wsa.learn.networks.heads import NetworkConfig, QNetwork
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.flat_map import FlatMap

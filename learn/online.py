@@ -25,7 +25,7 @@ from wsa.learn import dqn_online, ppo, run
 from wsa.learn.data.transitions import moments
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.periodic import REMEMBERED, PeriodicEvaluation
-from wsa.learn.nature import GreyPixels
+from wsa.learn.networks.nature import GreyPixels
 from wsa.learn.online_config import OnlineConfig, begin_from, make_network
 from wsa.learn.ppo import PPOConfig
 from wsa.learn.record import Embedded, Recording

@@ -22,7 +22,7 @@ from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.fusion.base import FusionConfig
 from wsa.learn.given import check_given
-from wsa.learn.heads import NetworkConfig
+from wsa.learn.networks.heads import NetworkConfig
 from wsa.learn.online_config import NATURE, OnlineConfig
 from wsa.learn.options import LearnOptions
 from wsa.learn.origin import MEAN_CONTEXT, read_origin

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from wsa.learn.heads import NetworkConfig
+from wsa.learn.networks.heads import NetworkConfig
 from wsa.store.common.errors import DamagedError, MissingError
 from wsa.store.format.records import Protocol
 

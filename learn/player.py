@@ -15,7 +15,7 @@ from wsa.learn import online, online_config, run
 from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.fusion.registry import NAMES
-from wsa.learn.heads import QNetwork
+from wsa.learn.networks.heads import QNetwork
 from wsa.learn.online_config import OnlineConfig
 from wsa.store.common import hashing
 

@@ -168,7 +168,7 @@ def train(
         config: Hyperparameters.
         session: What is played.
         network: Stacks of embeddings to logits, values and fusion weights (or None); a recurrent
-            one as `wsa.learn.recurrent.RecurrentActorCritic`.
+            one as `wsa.learn.networks.recurrent.RecurrentActorCritic`.
         folder: The run's folder.
         device: Where to train.
         on_update: Called with every line of metrics.

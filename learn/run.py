@@ -26,7 +26,7 @@ import msgspec
 from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.evaluation.periodic import REMEMBERED, PeriodicEvaluation
-from wsa.learn.heads import QNetwork
+from wsa.learn.networks.heads import QNetwork
 from wsa.learn.offline import Trained, train
 from wsa.learn.origin import decode, read_origin
 from wsa.learn.warm import transfer

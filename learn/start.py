@@ -14,7 +14,7 @@ from wsa.learn.dqn import DQNConfig
 from wsa.learn.fusion.registry import NAMES
 from wsa.learn.fusion.registry import make_config as make_fusion_config
 from wsa.learn.given import check_given
-from wsa.learn.heads import NetworkConfig
+from wsa.learn.networks.heads import NetworkConfig
 from wsa.learn.options import LearnOptions
 from wsa.learn.origin import MEAN_CONTEXT, Origin, read_origin
 from wsa.learn.warm import change_models

@@ -15,7 +15,7 @@ from torch import nn
 
 from wsa.encode import checkpoint
 from wsa.learn.fusion.registry import NAMES
-from wsa.learn.heads import Torso
+from wsa.learn.networks.heads import Torso
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError
 

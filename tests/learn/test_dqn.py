@@ -16,7 +16,7 @@ from wsa.learn.bc import BCConfig
 from wsa.learn.data.transitions import Batch
 from wsa.learn.dqn import DQNConfig, update_loss
 from wsa.learn.fusion.base import FusionConfig, Inputs
-from wsa.learn.heads import NetworkConfig
+from wsa.learn.networks.heads import NetworkConfig
 from wsa.learn.offline import OfflineConfig, Trained
 from wsa.store.objects.flat_map import FlatMap
 

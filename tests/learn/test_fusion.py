@@ -311,5 +311,5 @@ def test_shapes_are_checked_in_tests_and_in_tests_only() -> None:
     with pytest.raises(Exception, match="embeddings") as caught:
         fusion([u.long() for u in inputs])
     assert "TypeCheckError" in type(caught.value).__name__
-    code = "import sys, wsa.learn.heads; sys.exit('beartype' in sys.modules)"
+    code = "import sys, wsa.learn.networks.heads; sys.exit('beartype' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

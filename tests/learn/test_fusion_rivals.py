@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wsa.learn.fusion.base import Inputs, SpatialAdapter, side_of
 from wsa.learn.fusion.registry import NAMES, make_config, make_fusion
-from wsa.learn.heads import ActorCritic, NetworkConfig, QNetwork, Torso
+from wsa.learn.networks.heads import ActorCritic, NetworkConfig, QNetwork, Torso
 from wsa.store.common.errors import UsageError
 
 # SR, OKE, OKK, VOS and the context's autoencoder: thesis, chapter on methodology.

@@ -27,7 +27,7 @@ from wsa.learn.dqn import DQNConfig
 from wsa.learn.fusion import losses
 from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.fusion.registry import NAMES
-from wsa.learn.heads import NetworkConfig
+from wsa.learn.networks.heads import NetworkConfig
 from wsa.learn.offline import OfflineConfig, Trained
 from wsa.store.common.errors import DamagedError, MissingError, UsageError
 from wsa.store.objects.flat_map import FlatMap
@@ -253,7 +253,7 @@ from wsa.learn.fusion.base import Inputs
 from wsa.learn.bc import BCConfig
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.fusion.registry import NAMES
-from wsa.learn.heads import NetworkConfig
+from wsa.learn.networks.heads import NetworkConfig
 from wsa.learn.offline import train
 from wsa.store.objects.flat_map import materialise
 from wsa.store.objects.snapshot import take_snapshot

@@ -37,7 +37,7 @@ from wsa.learn.dqn import DQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation import attention_log, periodic, video
 from wsa.learn.fusion.base import FusionConfig
-from wsa.learn.heads import NetworkConfig
+from wsa.learn.networks.heads import NetworkConfig
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import (

@@ -12,7 +12,7 @@ import torch
 from wsa.encode import checkpoint
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.fusion.registry import make_config
-from wsa.learn.heads import ActorCritic, NetworkConfig, QNetwork
+from wsa.learn.networks.heads import ActorCritic, NetworkConfig, QNetwork
 from wsa.learn.warm import change_models, transfer
 from wsa.store.common.errors import UsageError
 

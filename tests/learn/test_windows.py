@@ -22,7 +22,7 @@ from wsa.learn.data.transitions import OfflineBatches, StateRows, moments
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.greedy_policy import LiveStacks
-from wsa.learn.heads import NetworkConfig
+from wsa.learn.networks.heads import NetworkConfig
 from wsa.learn.recorder import Recorder
 from wsa.store.backends.base import Backend
 from wsa.store.format.windows import episode_starts, window_rows

@@ -16,7 +16,7 @@ from wsa.encode.live.frame_history import Recent
 from wsa.learn import dqn_online
 from wsa.learn.dqn_online import Draws, OnlineDQNConfig
 from wsa.learn.fusion.base import FusionConfig, Inputs
-from wsa.learn.heads import NetworkConfig, QNetwork
+from wsa.learn.networks.heads import NetworkConfig, QNetwork
 from wsa.learn.replay import Replay
 from wsa.learn.session import Session
 from wsa.learn.stage import Stage

@@ -20,9 +20,9 @@ from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.fusion.base import FusionConfig, Inputs
-from wsa.learn.heads import ActorCritic, NetworkConfig, QNetwork
+from wsa.learn.networks.heads import ActorCritic, NetworkConfig, QNetwork
+from wsa.learn.networks.recurrent import RecurrentActorCritic
 from wsa.learn.ppo import PPOConfig
-from wsa.learn.recurrent import RecurrentActorCritic
 from wsa.learn.session import Session
 from wsa.learn.stage import Stage
 from wsa.learn.table import Table

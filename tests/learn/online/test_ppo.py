@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from wsa.learn import ppo
 from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.fusion.registry import make_config
-from wsa.learn.heads import ActorCritic, NetworkConfig, Torso
+from wsa.learn.networks.heads import ActorCritic, NetworkConfig, Torso
+from wsa.learn.networks.recurrent import RecurrentActorCritic
 from wsa.learn.ppo import PPOConfig, advantages, minibatches
-from wsa.learn.recurrent import RecurrentActorCritic
 from wsa.learn.session import Session
 from wsa.learn.stage import Stage
 from wsa.learn.table import Table

@@ -72,7 +72,7 @@ class GreyPixels:
 
 
 class NatureTorso(nn.Module):
-    """Stacks of grey pixels to a state vector; takes the place of `wsa.learn.heads.Torso`.
+    """Stacks of grey pixels to a state vector; takes the place of `wsa.learn.networks.heads.Torso`.
 
     Args:
         depth: k, frames in a stack.

@@ -141,7 +141,7 @@ class QNetwork(nn.Module):
         inputs: The models' embeddings.
         actions: Number of actions.
         config: What the network is.
-        torso: Takes the place of a `Torso`, as `wsa.learn.nature.NatureTorso` does.
+        torso: Takes the place of a `Torso`, as `wsa.learn.networks.nature.NatureTorso` does.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class ActorCritic(nn.Module):
         inputs: The models' embeddings.
         actions: Number of actions.
         config: What the network is.
-        torso: Takes the place of a `Torso`, as `wsa.learn.nature.NatureTorso` does.
+        torso: Takes the place of a `Torso`, as `wsa.learn.networks.nature.NatureTorso` does.
     """
 
     def __init__(

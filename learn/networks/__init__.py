@@ -1,0 +1,1 @@
+"""The networks above a fusion, and the pixel baseline."""
