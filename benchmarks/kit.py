@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wsa.encode.jobs.plan import Plan
-from wsa.learn.collect import collect, plan_collection
+from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs import atari
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names

@@ -14,7 +14,7 @@ from pathlib import Path
 from wsa.encode.models.paper import load
 from wsa.encode.models.registry import Request, parse_request
 from wsa.learn import judge, run
-from wsa.learn.collect import collect, plan_collection
+from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.config import RunConfig, make_config
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.envs import atari

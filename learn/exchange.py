@@ -43,8 +43,8 @@ def export(o: ExportOptions) -> int:
 
 def import_data(o: ImportOptions) -> int:
     """`wsa import`."""
-    from wsa.learn.imports import open_source, plan_import, run_import, state_protocol
-    from wsa.learn.sources import Facts
+    from wsa.learn.collect.import_data import open_source, plan_import, run_import, state_protocol
+    from wsa.learn.collect.sources import Facts
     from wsa.store.objects.root import open_store
 
     if o.game:

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.learn.collect import CollectPlan, Writer, gaps
-from wsa.learn.colours import Colours, Screen
+from wsa.learn.collect.collect import CollectPlan, Writer, gaps
+from wsa.learn.collect.palette import Colours, Screen
+from wsa.learn.collect.recorder import Cut, Recorder
 from wsa.learn.envs import atari as games
-from wsa.learn.recorder import Cut, Recorder
 from wsa.learn.table import Table
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 def collect(o: CollectOptions) -> int:
     """`wsa collect`."""
-    from wsa.learn.collect import collect as play
-    from wsa.learn.collect import estimate, plan_collection
+    from wsa.learn.collect.collect import collect as play
+    from wsa.learn.collect.collect import estimate, plan_collection
 
     protocol = atari.protocol(o.game, o.protocol, o.sticky, o.max_episode_steps)
     backend, snapshot = open_snapshot(o.store, create=not o.dry_run, or_empty=o.dry_run)

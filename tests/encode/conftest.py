@@ -28,7 +28,7 @@ from wsa.encode.models.paper.base import Sight, Trainee
 from wsa.encode.models.registry import Request
 from wsa.encode.pretrain_data import Looks
 from wsa.encode.registration import identity, probe_strip
-from wsa.learn.collect import collect, plan_collection
+from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs.atari import protocol
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing

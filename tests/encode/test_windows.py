@@ -24,7 +24,7 @@ from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import identity, probe_strip, register
 from wsa.encode.registration.register import open_model
-from wsa.learn.collect import collect, plan_collection
+from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs import atari as games
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names

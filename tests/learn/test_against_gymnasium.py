@@ -12,7 +12,7 @@ from gymnasium import Env, make
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit
 from numpy.typing import NDArray
 
-from wsa.learn.collect import collect, plan_collection
+from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs import atari as games
 from wsa.store.common import hashing
 from wsa.store.format.records import EmbeddingMeta

@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from wsa.learn.collect import CollectPlan, collect, plan_collection
+from wsa.learn.collect.collect import CollectPlan, collect, plan_collection
+from wsa.learn.collect.recorder import NO_ACTION
 from wsa.learn.envs import atari as games
-from wsa.learn.recorder import NO_ACTION
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.common.errors import StorageError, UsageError
@@ -287,7 +287,7 @@ def test_a_lost_segment_is_made_again_the_same(tmp_path: Path, whole: Any) -> No
 SCRIPT = """
 import sys
 from wsa.learn import env
-from wsa.learn.collect import collect, plan_collection
+from wsa.learn.collect.collect import collect, plan_collection
 from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.objects.root import open_store
 backend = open_store(sys.argv[1], create=True)

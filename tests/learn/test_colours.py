@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsa.learn.colours import Colours, Pictures, Screen
+from wsa.learn.collect.palette import Colours, Pictures, Screen
 from wsa.store.common import hashing
 
 

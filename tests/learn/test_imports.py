@@ -17,12 +17,12 @@ from minari.data_collector.episode_buffer import EpisodeBuffer
 from numpy.typing import NDArray
 
 from wsa.cli import main
-from wsa.learn import collect as collecting
-from wsa.learn.array_source import Arrays
+from wsa.learn.collect import collect as collecting
+from wsa.learn.collect.array_source import Arrays
+from wsa.learn.collect.import_data import plan_import, run_import, state_protocol
+from wsa.learn.collect.minari_source import open_minari
+from wsa.learn.collect.sources import Facts, Source
 from wsa.learn.envs import atari as games
-from wsa.learn.imports import plan_import, run_import, state_protocol
-from wsa.learn.minari_source import open_minari
-from wsa.learn.sources import Facts, Source
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, StorageError, UsageError
 from wsa.store.format.records import Protocol, SegmentMeta

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from wsa.learn import ram, stage
-from wsa.learn.collect import collect, plan_collection
+from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs import atari as games
 from wsa.learn.record import Recording
 from wsa.learn.retrace import memories, why

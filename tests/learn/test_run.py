@@ -31,7 +31,7 @@ from wsa.encode.registration import register as register_module
 from wsa.encode.registration.register import open_model, register
 from wsa.encode.registration.select import choose_models
 from wsa.learn import judge, player, run
-from wsa.learn.collect import collect, plan_collection
+from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.config import RunConfig, make_config
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.envs import atari as games

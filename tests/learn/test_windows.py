@@ -16,14 +16,14 @@ from wsa.encode.jobs.run import encode
 from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import parse_request
 from wsa.learn import estimate, judge, run
-from wsa.learn.collect import collect, plan_collection
+from wsa.learn.collect.collect import collect, plan_collection
+from wsa.learn.collect.recorder import Recorder
 from wsa.learn.config import make_config
 from wsa.learn.data.transitions import OfflineBatches, StateRows, moments
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.greedy_policy import LiveStacks
 from wsa.learn.networks.heads import NetworkConfig
-from wsa.learn.recorder import Recorder
 from wsa.store.backends.base import Backend
 from wsa.store.format.windows import episode_starts, window_rows
 from wsa.store.objects.flat_map import ROW, FlatMap, materialise

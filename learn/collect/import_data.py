@@ -15,13 +15,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from wsa.learn.array_source import Arrays
-from wsa.learn.collect import CollectPlan, Writer, lacking
-from wsa.learn.colours import UNSEEN, Pictures, Screen
+from wsa.learn.collect.array_source import Arrays
+from wsa.learn.collect.collect import CollectPlan, Writer, lacking
+from wsa.learn.collect.minari_source import open_minari
+from wsa.learn.collect.palette import UNSEEN, Pictures, Screen
+from wsa.learn.collect.recorder import Recorder
+from wsa.learn.collect.sources import Episode, Facts, Source
 from wsa.learn.envs import atari as games
-from wsa.learn.minari_source import open_minari
-from wsa.learn.recorder import Recorder
-from wsa.learn.sources import Episode, Facts, Source
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.common.errors import UsageError

@@ -18,10 +18,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from wsa.learn.colours import Colours, Pictures
+from wsa.learn.collect.palette import Colours, Pictures
+from wsa.learn.collect.recorder import Cut, Recorder
 from wsa.learn.envs import atari as games
 from wsa.learn.envs.policies import EachRandom, Policy
-from wsa.learn.recorder import Cut, Recorder
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import UsageError

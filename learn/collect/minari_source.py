@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from wsa.learn.collect.sources import Episode, Facts, Source, make_episode, refuse_screens
 from wsa.learn.envs import atari as games
-from wsa.learn.sources import Episode, Facts, Source, make_episode, refuse_screens
 from wsa.store.common.errors import MissingError, UsageError
 
 # Wrappers that change neither what is seen nor what is earned.

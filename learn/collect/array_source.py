@@ -35,9 +35,9 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from wsa.learn.collect.recorder import NO_ACTION
+from wsa.learn.collect.sources import Episode, Facts, make_episode, refuse_screens
 from wsa.learn.envs import atari as games
-from wsa.learn.recorder import NO_ACTION
-from wsa.learn.sources import Episode, Facts, make_episode, refuse_screens
 from wsa.store.common import hashing
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.format.records import Protocol

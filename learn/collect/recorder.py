@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from wsa.learn.colours import Screen
+from wsa.learn.collect.palette import Screen
 from wsa.store.format.windows import MAX_STACK_FRAMES
 
 NO_ACTION = -1

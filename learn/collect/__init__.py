@@ -1,0 +1,1 @@
+"""Play games into segments, or import them from elsewhere."""
