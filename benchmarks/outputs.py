@@ -33,12 +33,12 @@ from wsa.encode.inference.preprocess import _pillow
 from wsa.encode.models.registry import build, parse_request
 from wsa.encode.registration import probe_strip
 from wsa.encode.registration.identity import identify
-from wsa.learn import linear, ram
 from wsa.learn.envs import atari as games
-from wsa.learn.linear import Split
+from wsa.learn.probe import linear, ram_labels
+from wsa.learn.probe.linear import Split
 from wsa.store.objects.model_spec import Output
 
-# Of the variables of `wsa.learn.ram`, those that tables in docs/ were measured with.
+# Of the variables of `wsa.learn.probe.ram_labels`, those that tables in docs/ were measured with.
 JUDGED = {
     "Pong": ("ball x", "ball y", "player y", "enemy y", "enemy score"),
     "Breakout": ("ball x", "ball y", "player x", "blocks hit"),
@@ -183,7 +183,7 @@ def judge(folder: Path, model: str, game: str) -> None:
         frames, memory = file["frames"], file["memory"]
     train = (SEEDS - TESTED) * KEPT
     names = list(JUDGED[game])
-    found = ram.read(game, memory)
+    found = ram_labels.read(game, memory)
     wanted = np.stack([found[name] for name in names], axis=1).astype(np.float64)
     if model == "pixels":
         grey = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), (32, 42)) for f in frames]

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from wsa.learn import probe_data, ram
 from wsa.learn.envs import atari
-from wsa.learn.probe import LEAST_ENTROPY, Judged, models_of, probe, varying
+from wsa.learn.probe import ram_labels
+from wsa.learn.probe import samples as probe_data
+from wsa.learn.probe.probe import LEAST_ENTROPY, Judged, models_of, probe, varying
 from wsa.learn.probe_options import ProbeOptions
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError, UsageError
@@ -24,7 +25,7 @@ def probe_models(o: ProbeOptions) -> int:
     atari.check_game(o.game)
     horizons = probe_data.horizons_of(o.horizon)
     if o.target == "ram":
-        ram.variables(o.game)
+        ram_labels.variables(o.game)
     _, snapshot = open_snapshot(o.store)
     models = models_of(snapshot, o.game, o.models)
     wanted = probe_data.SPREAD * o.samples

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wsa.learn import linear
-from wsa.learn.linear import Split, classify, entropy, f1, principal, r2, ridge
+from wsa.learn.probe import linear
+from wsa.learn.probe.linear import Split, classify, entropy, f1, principal, r2, ridge
 
 
 def thirds(count: int) -> Split:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wsa.learn import probe_data
-from wsa.learn.probe import FLOOR, Judged, Score, probe, varying
-from wsa.learn.probe_data import (
+from wsa.learn.probe import samples as probe_data
+from wsa.learn.probe.probe import FLOOR, Judged, Score, probe, varying
+from wsa.learn.probe.samples import (
     Moments,
     action_target,
     choose,

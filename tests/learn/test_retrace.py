@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wsa.learn import ram, stage
+from wsa.learn import stage
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs import atari as games
+from wsa.learn.probe import ram_labels
+from wsa.learn.probe.ram_replay import memories, why
 from wsa.learn.record import Recording
-from wsa.learn.retrace import memories, why
 from wsa.learn.stage import Stage, is_online, online_policy, stretch_seed
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError
@@ -46,7 +47,7 @@ def read(snapshot: Snapshot, found: dict[str, NDArray[np.uint8]], game: str, nam
     for meta in snapshot.segments(game):
         own = snapshot.read_rows(meta)
         steps = own["action"] >= 0
-        values.append(ram.read(game, found[meta.segment])[name][steps])
+        values.append(ram_labels.read(game, found[meta.segment])[name][steps])
         rows.append({field: column[steps] for field, column in own.items() if field != "digest"})
     joined = {field: np.concatenate([one[field] for one in rows]) for field in rows[0]}
     return np.concatenate(values).astype(int), joined
@@ -173,10 +174,10 @@ def test_stretches_of_an_online_run_are_played_again(
 
 
 def test_annotations() -> None:
-    for game, variables in ram.VARIABLES.items():
+    for game, variables in ram_labels.VARIABLES.items():
         assert games.check_game(game) == game
         assert all(0 <= byte < 128 for byte in variables.values())
         assert len(set(variables.values())) == len(variables)
-    assert list(ram.VARIABLES) == sorted(ram.VARIABLES)
+    assert list(ram_labels.VARIABLES) == sorted(ram_labels.VARIABLES)
     with pytest.raises(UsageError, match=r"did you mean Pong\?.*--target reward"):
-        ram.variables("Pooong")
+        ram_labels.variables("Pooong")

@@ -1,7 +1,7 @@
 """Which encoder tells what of a game: linear probes on embeddings that are in the store.
 
 Before anything is trained, `wsa probe` says how much of what matters, the ball's place or whether a
-reward comes, a linear map reads out of each model's embedding of one moment (`wsa.learn.linear`).
+reward comes, a linear map reads out of each model's embedding of one moment (`wsa.learn.probe.linear`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from wsa.encode.models.registry import parse_request
 from wsa.encode.registration.select import choose_models
-from wsa.learn import linear, probe_data
-from wsa.learn.linear import Split
-from wsa.learn.probe_data import Moments
+from wsa.learn.probe import linear, samples
+from wsa.learn.probe.linear import Split
+from wsa.learn.probe.samples import Moments
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError
 from wsa.store.objects.model_spec import read_spec
@@ -202,18 +202,18 @@ def probe(
         DamagedError: Stored bytes are not what was committed.
         MissingError: Pixels are asked for and frames are not here.
     """
-    widths = {key: probe_data.width(snapshot, game, key) for key in models}
+    widths = {key: samples.width(snapshot, game, key) for key in models}
     sizes = sorted({min(width, MOST_PIXELS) for width in widths.values()}) if pixels else []
     total = len(models) + len(sizes)
     below = [Judged(FLOOR, "", 0, 1.0, floor(target, moments.split, ordered=ordered))]
     for size in sizes:
-        shown = probe_data.pixels(snapshot, moments, size)
+        shown = samples.pixels(snapshot, moments, size)
         kept, scores = judge(shown, target, moments.split, ordered=ordered)
         below.append(Judged(f"pixels {shown.shape[1]}", "", shown.shape[1], kept, scores))
         on_row(len(below) - 1, total)
     lines = []
     for key, name in models.items():
-        rows = probe_data.embeddings(snapshot, game, key, moments)
+        rows = samples.embeddings(snapshot, game, key, moments)
         kept, scores = judge(rows, target, moments.split, ordered=ordered)
         lines.append(Judged(name, key, widths[key], kept, scores))
         on_row(len(sizes) + len(lines), total)

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode.inference.preprocess import preprocess
-from wsa.learn import ram, retrace
-from wsa.learn.linear import Rows, Split
+from wsa.learn.probe import ram_labels, ram_replay
+from wsa.learn.probe.linear import Rows, Split
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.model_spec import Preprocessing
@@ -242,12 +242,12 @@ def pixels(snapshot: Snapshot, moments: Moments, numbers: int) -> NDArray[np.uin
 def ram_target(
     memories: dict[str, NDArray[np.uint8]],
 ) -> Callable[[SegmentMeta, dict[str, NDArray[Any]]], tuple[NDArray[np.bool_], Target]]:
-    """The state variables of the emulator's memory (`wsa.learn.ram`)."""
+    """The state variables of the emulator's memory (`wsa.learn.probe.ram_labels`)."""
 
     def target(
         meta: SegmentMeta, rows: dict[str, NDArray[Any]]
     ) -> tuple[NDArray[np.bool_], Target]:
-        found = ram.read(meta.game, memories[meta.segment])
+        found = ram_labels.read(meta.game, memories[meta.segment])
         return rows["action"] >= 0, {name: v.astype(np.int64) for name, v in found.items()}
 
     return target
@@ -311,5 +311,5 @@ def open_memories(
     snapshot: Snapshot, segments: Sequence[SegmentMeta], on_steps: Callable[[int], None]
 ) -> tuple[list[SegmentMeta], dict[str, NDArray[np.uint8]], str]:
     """Play segments again: those that could be, what memory held, and what is said of the others."""
-    memories, failed = retrace.memories(snapshot, segments, on_steps)
-    return [m for m in segments if m.segment in memories], memories, retrace.why(failed)
+    memories, failed = ram_replay.memories(snapshot, segments, on_steps)
+    return [m for m in segments if m.segment in memories], memories, ram_replay.why(failed)

@@ -1,0 +1,1 @@
+"""Linear probes: how much of a game's state a model's embeddings hold."""
