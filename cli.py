@@ -25,8 +25,8 @@ from wsa.store.common.errors import StorageError, Terminated, UsageError, WsaErr
 
 if TYPE_CHECKING:
     from wsa.encode.models.registry import Request
-    from wsa.learn.bench_options import BenchOptions
-    from wsa.learn.options import DemoOptions
+    from wsa.learn.configs.bench import BenchOptions
+    from wsa.learn.configs.data import DemoOptions
     from wsa.store.backends.base import Backend
 
 INTERRUPTED = 130
@@ -46,7 +46,7 @@ VERBS = {
     "collect": Verb(
         "play a game and keep what was seen",
         "wsa collect --game Seaquest --steps 100000 --num-envs 8 --policy random --seed 1",
-        "wsa.learn.options:CollectOptions",
+        "wsa.learn.configs.data:CollectOptions",
         "wsa.learn.verbs:collect",
     ),
     "encode": Verb(
@@ -64,32 +64,32 @@ VERBS = {
     "learn": Verb(
         "train the fusion and a DQN head on cached embeddings",
         "wsa learn --game Seaquest --models lite0,lite1,lite2 --fusion wsa --algo cql",
-        "wsa.learn.options:LearnOptions",
+        "wsa.learn.configs.learn:LearnOptions",
         "wsa.learn.verbs:learn",
     ),
     "eval": Verb(
         "play full games with a trained run and live embeddings",
         "wsa eval runs/Seaquest__wsa__1__1700000000 --episodes 10 --video",
-        "wsa.learn.options:EvalOptions",
+        "wsa.learn.configs.learn:EvalOptions",
         "wsa.learn.verbs:evaluate",
     ),
     "bench": Verb(
         "train and evaluate a grid of games, fusions, models and seeds, and tabulate it",
         "wsa bench --games Pong,Breakout --seeds 1,2,3 --fusions wsa,mean,single --models-subsets "
         "lite0+lite1,lite0",
-        "wsa.learn.bench_options:BenchOptions",
+        "wsa.learn.configs.bench:BenchOptions",
         "wsa.cli:bench",
     ),
     "pretrain": Verb(
         "train the paper's own encoders on the frames of a store",
         "wsa pretrain --encoder ae,transporter --games Pong,Breakout --run-dir runs/encoders",
-        "wsa.encode.pretrain_options:PretrainOptions",
+        "wsa.learn.configs.studies:PretrainOptions",
         "wsa.encode.pretrain_verb:pretrain_encoders",
     ),
     "probe": Verb(
         "how much of a game linear maps read out of each model's embeddings",
         "wsa probe --game Pong --models lite0,lite0:random --target ram --baselines pixels",
-        "wsa.learn.probe_options:ProbeOptions",
+        "wsa.learn.configs.studies:ProbeOptions",
         "wsa.learn.probe_verb:probe_models",
     ),
     "push": Verb(
@@ -125,13 +125,13 @@ VERBS = {
     "list": Verb(
         "what a store holds, a line for each game",
         "wsa list --store /lab/wsa",
-        "wsa.learn.options:ListOptions",
+        "wsa.learn.configs.data:ListOptions",
         "wsa.learn.verbs:list_games",
     ),
     "show": Verb(
         "everything recorded of a game, a segment or a model",
         "wsa show Seaquest",
-        "wsa.learn.options:ShowOptions",
+        "wsa.learn.configs.data:ShowOptions",
         "wsa.learn.verbs:show",
     ),
     "du": Verb(
@@ -143,13 +143,13 @@ VERBS = {
     "export": Verb(
         "write a game as plain Zarr arrays, for zarr, dask and xarray",
         "wsa export breakout.zarr --game Breakout --models vit,resnet --frames",
-        "wsa.store.configs:ExportOptions",
+        "wsa.learn.configs.data:ExportOptions",
         "wsa.learn.exchange:export",
     ),
     "import": Verb(
         "bring Minari datasets or plain arrays into the store",
         "wsa import minari atari/breakout/expert-v0 --game Breakout",
-        "wsa.store.configs:ImportOptions",
+        "wsa.learn.configs.data:ImportOptions",
         "wsa.learn.exchange:import_data",
     ),
     "models": Verb(
@@ -161,13 +161,13 @@ VERBS = {
     "doctor": Verb(
         "is this machine ready: libraries, device, weights, store",
         "wsa doctor",
-        "wsa.learn.options:DoctorOptions",
+        "wsa.learn.configs.data:DoctorOptions",
         "wsa.learn.verbs:doctor",
     ),
     "demo": Verb(
         "all of it on one game, in a few minutes",
         "wsa demo",
-        "wsa.learn.options:DemoOptions",
+        "wsa.learn.configs.data:DemoOptions",
         "wsa.cli:demo",
     ),
 }

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from wsa.encode.live.frame_history import Recent
 from wsa.learn import online, ppo, run
+from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.envs import atari as games
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import ActorCritic, NetworkConfig
 from wsa.learn.online_start import configure
-from wsa.learn.options import LearnOptions
 from wsa.learn.ppo import PPOConfig, Rollout
 from wsa.learn.session import Session
 from wsa.learn.stage import Stage

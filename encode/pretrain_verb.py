@@ -15,7 +15,7 @@ from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import choose_device
 from wsa.encode.models.paper.base import Trainee
 from wsa.encode.pretrain import TRAINEES, Training, trainee
-from wsa.encode.pretrain_options import PretrainOptions
+from wsa.learn.configs.studies import PretrainOptions
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.root import open_snapshot

@@ -11,8 +11,8 @@ from distributed import KilledWorker, as_completed
 
 from wsa.encode.jobs import slurm
 from wsa.learn import bench_report, grid
-from wsa.learn.bench_options import BenchOptions
 from wsa.learn.cell import Failure, attempt
+from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.grid import Cell
 from wsa.store.common import terminal
 from wsa.store.common.errors import StorageError

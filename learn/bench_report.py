@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsa.learn.cell import Failure
+from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.evaluation import periodic
 from wsa.learn.evaluation.scores import Interval, human_normalised, stratified_interval
 from wsa.learn.grid import Judging, Result, read_result, spelled
-from wsa.learn.options import LearnOptions
 from wsa.learn.plot import Curve, png
 from wsa.store.common import atomic_files, terminal
 

@@ -16,10 +16,10 @@ from wsa.encode.models.registry import Request, parse_request
 from wsa.learn import judge, run
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.config import RunConfig, make_config
+from wsa.learn.configs.data import DemoOptions
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.envs import atari
 from wsa.learn.offline import Trained
-from wsa.learn.options import DemoOptions
 from wsa.learn.start import by_default
 from wsa.store.backends.base import Backend
 from wsa.store.common import terminal

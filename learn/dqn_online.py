@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from wsa.encode import checkpoint
 from wsa.encode.curves import Metrics
+from wsa.learn.configs.checks import check_ranges
 from wsa.learn.data.transitions import Batch, OfflineBatches
 from wsa.learn.dqn import DQN, DQNConfig
 from wsa.learn.evaluation.periodic import times
 from wsa.learn.networks.heads import QNetwork
-from wsa.learn.ranges import check_ranges
 from wsa.learn.replay import Replay
 from wsa.learn.session import Played, Session
 from wsa.store.common.errors import UsageError

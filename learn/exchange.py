@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from wsa.learn.configs.data import ExportOptions, ImportOptions
 from wsa.learn.envs import atari
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
-from wsa.store.configs import ExportOptions, ImportOptions
 from wsa.store.objects.root import open_snapshot
 
 

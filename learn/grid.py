@@ -22,15 +22,15 @@ import msgspec
 
 from wsa.encode import checkpoint
 from wsa.learn import online_start, start
-from wsa.learn.bench_options import BenchOptions
+from wsa.learn.configs.bench import BenchOptions
+from wsa.learn.configs.checks import check_seed
+from wsa.learn.configs.learn import LearnOptions
+from wsa.learn.configs.unused_options import FUSION, check_given
 from wsa.learn.envs import atari as games
 from wsa.learn.fusion.base import Fusion
 from wsa.learn.fusion.registry import NAMES
-from wsa.learn.given import FUSION, check_given
 from wsa.learn.online_config import NATURE
-from wsa.learn.options import LearnOptions
 from wsa.learn.origin import MEAN_CONTEXT
-from wsa.learn.ranges import check_seed
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.format import records

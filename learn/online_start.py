@@ -18,13 +18,13 @@ from wsa.encode.registration.identity import find
 from wsa.encode.registration.register import register
 from wsa.encode.registration.select import stored_name
 from wsa.learn import online, online_config, run
+from wsa.learn.configs.learn import LearnOptions
+from wsa.learn.configs.unused_options import check_given
 from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.fusion.base import FusionConfig
-from wsa.learn.given import check_given
 from wsa.learn.networks.heads import NetworkConfig
 from wsa.learn.online_config import NATURE, OnlineConfig
-from wsa.learn.options import LearnOptions
 from wsa.learn.origin import MEAN_CONTEXT, read_origin
 from wsa.learn.ppo import PPOConfig
 from wsa.learn.replay import RECORD

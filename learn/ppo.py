@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from wsa.encode import checkpoint
 from wsa.encode.curves import Metrics
+from wsa.learn.configs.checks import check_ranges
 from wsa.learn.evaluation.periodic import times
 from wsa.learn.fusion.losses import weight_loss, weight_scalars
-from wsa.learn.ranges import check_ranges
 from wsa.learn.session import Played, Session
 from wsa.store.common.errors import UsageError
 

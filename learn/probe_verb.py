@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from wsa.learn.configs.studies import ProbeOptions
 from wsa.learn.envs import atari
 from wsa.learn.probe import ram_labels
 from wsa.learn.probe import samples as probe_data
 from wsa.learn.probe.probe import LEAST_ENTROPY, Judged, models_of, probe, varying
-from wsa.learn.probe_options import ProbeOptions
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.format.records import SegmentMeta

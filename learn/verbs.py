@@ -11,16 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsa.encode.configs import weights_files
+from wsa.learn.configs.checks import check_seed
+from wsa.learn.configs.data import CollectOptions, DoctorOptions, ListOptions, ShowOptions
+from wsa.learn.configs.learn import EvalOptions, LearnOptions
 from wsa.learn.envs import atari
-from wsa.learn.options import (
-    CollectOptions,
-    DoctorOptions,
-    EvalOptions,
-    LearnOptions,
-    ListOptions,
-    ShowOptions,
-)
-from wsa.learn.ranges import check_seed
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.format.records import Protocol

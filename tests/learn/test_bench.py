@@ -12,9 +12,9 @@ from distributed import KilledWorker
 
 from wsa.encode.jobs.cluster import connect
 from wsa.learn import bench, grid
-from wsa.learn.bench_options import BenchOptions
 from wsa.learn.cell import Failure
-from wsa.learn.options import LearnOptions
+from wsa.learn.configs.bench import BenchOptions
+from wsa.learn.configs.learn import LearnOptions
 from wsa.store.common.errors import UsageError
 
 SETTINGS = grid.Settings({"store": "/lab/wsa"}, {"Pong": ("a", "b")})

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.fusion.attention import WSA
 from wsa.learn.fusion.base import Fusion, FusionConfig, Inputs
 from wsa.learn.fusion.losses import entropy, imbalance
 from wsa.learn.fusion.registry import NAMES, PRESETS, make_config, make_fusion
-from wsa.learn.options import LearnOptions
 from wsa.store.common.errors import UsageError
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from wsa.learn.given import check_given
-from wsa.learn.options import LearnOptions
+from wsa.learn.configs.learn import LearnOptions
+from wsa.learn.configs.unused_options import check_given
 from wsa.store.common.errors import UsageError
 
 

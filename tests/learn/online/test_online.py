@@ -19,12 +19,13 @@ from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.registration.register import open_model, open_models
 from wsa.learn import judge, online, online_config, run, verbs
+from wsa.learn.configs.data import CollectOptions
+from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation import periodic
 from wsa.learn.evaluation.rollout import EVAL_SEED
 from wsa.learn.online_config import OnlineConfig
 from wsa.learn.online_start import configure
-from wsa.learn.options import CollectOptions, LearnOptions
 from wsa.learn.table import Table
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, Terminated, UsageError

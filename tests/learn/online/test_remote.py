@@ -13,8 +13,8 @@ from distributed import LocalCluster
 from wsa.encode.live.remote import remote_encoders
 from wsa.encode.registration.register import open_model
 from wsa.learn import online, run
+from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.online_start import configure
-from wsa.learn.options import LearnOptions
 from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot

@@ -18,13 +18,13 @@ from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.register import register
 from wsa.learn import dqn_online, judge, online, ppo, run
+from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.networks.heads import ActorCritic, NetworkConfig, QNetwork
 from wsa.learn.networks.recurrent import RecurrentActorCritic
 from wsa.learn.online_config import OnlineConfig
 from wsa.learn.online_start import configure, estimate
-from wsa.learn.options import LearnOptions
 from wsa.learn.ppo import PPOConfig
 from wsa.learn.session import Session
 from wsa.learn.stage import Stage

@@ -1,4 +1,4 @@
-"""What users may set of online learning; part of `wsa.learn.options.LearnOptions`."""
+"""What users may set of online learning; part of `wsa.learn.configs.learn.LearnOptions`."""
 
 from __future__ import annotations
 

@@ -8,41 +8,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from wsa.encode.configs import Engine
-from wsa.learn.online_options import OnlineOptions
+from wsa.learn.configs.online import OnlineOptions
 from wsa.store.configs import Names, Pairs, StoreOptions
-
-
-@dataclasses.dataclass(frozen=True)
-class CollectOptions(StoreOptions):
-    """Options of `wsa collect`."""
-
-    game: str = "Seaquest"
-    """ALE game."""
-    steps: int = 100_000
-    """Agent steps in all; an emulator plays four frames in each."""
-    num_envs: int = 8
-    """Environments side by side."""
-    policy: str = "random"
-    """Who plays: random, or the folder of a run whose network does."""
-    eps: float = 0.0
-    """Of a run's network: probability of a random action."""
-    weights: Pairs = ()
-    """Safetensors files of the run's models, where this machine keeps them elsewhere."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the run's models run."""
-    seed: int = 1
-    """Environment i is seeded with seed + i."""
-    protocol: Literal["classic", "v5"] = "classic"
-    """classic: no sticky actions, up to 30 no-ops, FIRE at a reset, minimal actions.
-    v5: sticky actions 0.25, all 18 actions."""
-    sticky: float | None = None
-    """Overrides the protocol's sticky-action probability."""
-    max_episode_steps: int = 27_000
-    """Steps after which an episode is truncated."""
-    segment_steps: int = 1024
-    """Steps in a segment, the unit that is written, encoded and committed."""
-    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
-    """Print what would be done and stop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,40 +146,3 @@ class EvalOptions:
     """What runs them; auto is what filled the store, if that is here."""
     json: bool = False
     """Print the result as JSON, for scripts."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ListOptions(StoreOptions):
-    """Options of `wsa list`."""
-
-    games: bool = False
-    """List all ALE games instead, whether collected or not."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ShowOptions(StoreOptions):
-    """Options of `wsa show`."""
-
-    what: Annotated[Positional[str], arg(metavar="WHAT")] = "Seaquest"
-    """ALE game, segment's id, or model key."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DoctorOptions(StoreOptions):
-    """Options of `wsa doctor`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DemoOptions:
-    """Options of `wsa demo`."""
-
-    folder: str = ".demo"
-    """Where its store, cache and run are kept; the same command again reuses them."""
-    game: str = "Seaquest"
-    """ALE game."""
-    steps: int = 600
-    """Agent steps to collect."""
-    updates: int = 500
-    """Gradient steps."""
-    episodes: int = 2
-    """Games to play."""

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Fixed, Suppress
 
 from wsa.encode.configs import SlurmOptions
-from wsa.learn.options import LearnOptions
+from wsa.learn.configs.learn import LearnOptions
 from wsa.store.configs import Names
 
 

@@ -1,0 +1,1 @@
+"""What each command and each algorithm can be told: dataclasses that are the command line."""
