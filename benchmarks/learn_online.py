@@ -26,13 +26,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsa.encode.live.frame_history import Recent
-from wsa.learn import online, ppo, run
+from wsa.learn import ppo
 from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.envs import atari as games
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import ActorCritic, NetworkConfig
-from wsa.learn.online_start import configure
 from wsa.learn.ppo import PPOConfig, Rollout
+from wsa.learn.runs import offline_run
+from wsa.learn.runs import online_run as online
+from wsa.learn.runs.online_setup import configure
 from wsa.learn.session import Session
 from wsa.learn.stage import Stage
 from wsa.learn.table import Table
@@ -155,7 +157,7 @@ def online_run(folder: Path, name: str, **changes: Any) -> tuple[Any, int, int]:
         "run_dir": str(folder / name), **changes,
     }  # fmt: skip
     config, where = configure(LearnOptions(**details), "cpu")
-    run.begin(where, config)
+    offline_run.begin(where, config)
     states = 0
 
     def count(module: Any, inputs: Any, output: Any) -> None:

@@ -12,8 +12,8 @@ import msgspec
 
 from wsa.encode.configs import weights_files
 from wsa.encode.inference.encoder import choose_device
-from wsa.learn import judge, online_config, online_start, run, start
 from wsa.learn.grid import RESULT, Cell, Result, without_judging
+from wsa.learn.runs import evaluate, offline_run, online_config, online_setup, setup
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import WsaError
 from wsa.store.objects.root import open_store
@@ -78,26 +78,32 @@ def _train(cell: Cell, on_update: Callable[[int, dict[str, float]], None]) -> No
     begun = (folder / "config.json").exists()
     if o.online:
         playing = (
-            online_config.read_config(folder) if begun else online_start.configure(o, device)[0]
+            online_config.read_config(folder) if begun else online_setup.configure(o, device)[0]
         )
-        online_start.train(o, playing, folder, device, on_update)
+        online_setup.train(o, playing, folder, device, on_update)
         return
-    config = run.read_config(folder) if begun else start.configure(without_judging(o), _data(cell))
-    run.begin(folder, config)
+    config = (
+        offline_run.read_config(folder)
+        if begun
+        else setup.configure(without_judging(o), _data(cell))
+    )
+    offline_run.begin(folder, config)
     files = weights_files(o.weights)
-    run.learn(folder, config, device, on_update, weights=files, engine=o.engine, compiled=o.compile)
+    offline_run.learn(
+        folder, config, device, on_update, weights=files, engine=o.engine, compiled=o.compile
+    )
 
 
 def _data(cell: Cell) -> Snapshot:
     """The store, of the run's game no more than its bench was begun with."""
     o = cell.options
     whole = take_snapshot(open_store(o.store))
-    return run.only(whole, o.game, cell.segments)
+    return offline_run.only(whole, o.game, cell.segments)
 
 
 def _judge(cell: Cell, on_step: Callable[[int, int], None]) -> None:
     o, how = cell.options, cell.judging
-    seen = judge.evaluate(
+    seen = evaluate.evaluate(
         cell.folder,
         how.episodes,
         epsilon=how.epsilon,

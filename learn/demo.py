@@ -13,14 +13,14 @@ from pathlib import Path
 
 from wsa.encode.models.paper import load
 from wsa.encode.models.registry import Request, parse_request
-from wsa.learn import judge, run
 from wsa.learn.collect.collect import collect, plan_collection
-from wsa.learn.config import RunConfig, make_config
 from wsa.learn.configs.data import DemoOptions
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.envs import atari
 from wsa.learn.offline import Trained
-from wsa.learn.start import by_default
+from wsa.learn.runs import evaluate, offline_run
+from wsa.learn.runs.config import RunConfig, make_config
+from wsa.learn.runs.setup import by_default
 from wsa.store.backends.base import Backend
 from wsa.store.common import terminal
 from wsa.store.maintenance.summary import summarise, total_bytes
@@ -68,14 +68,16 @@ def demo(o: DemoOptions, encode: Encode) -> int:
         1,
         DQNConfig(updates=o.updates, target_network_frequency=250),
     )
-    run_folder = run.new_folder(folder / "runs", config, "demo")
-    run.begin(run_folder, config)
+    run_folder = offline_run.new_folder(folder / "runs", config, "demo")
+    offline_run.begin(run_folder, config)
     with terminal.Progress("learn", "updates", o.updates) as progress:
-        trained = run.learn(run_folder, config, "cpu", lambda step, _: progress.update(step))
+        trained = offline_run.learn(
+            run_folder, config, "cpu", lambda step, _: progress.update(step)
+        )
 
     terminal.say(f"4/4 play {o.episodes} full games with live embeddings")
     with terminal.Progress("eval", "steps") as progress:
-        seen = judge.evaluate(
+        seen = evaluate.evaluate(
             run_folder, o.episodes, on_step=lambda steps, _: progress.update(steps)
         )
     _summary(o, snapshot, config, trained, seen)
@@ -89,7 +91,7 @@ def _summary(
     snapshot: Snapshot,
     config: RunConfig,
     trained: Trained,
-    seen: judge.Evaluation,
+    seen: evaluate.Evaluation,
 ) -> None:
     game = summarise(snapshot, o.game)
     objects = [e for e in snapshot.embeddings(o.game) if e.model in config.inputs]
@@ -99,8 +101,8 @@ def _summary(
         (lookup.found + lookup.remembered) * len(lookup.places)
         for lookup in seen.live.lookups.values()
     )
-    mean, spread = judge.mean_return(seen.episodes)
-    random_mean, random_spread = judge.mean_return(seen.random)
+    mean, spread = evaluate.mean_return(seen.episodes)
+    random_mean, random_spread = evaluate.mean_return(seen.random)
     rows = [
         ("steps", game.steps, f"{game.emulator_frames:,} emulator frames, {game.episodes} games"),
         ("distinct frames", game.frames, f"in {game.segments} segments"),

@@ -21,7 +21,6 @@ from typing import Any
 import msgspec
 
 from wsa.encode import checkpoint
-from wsa.learn import online_start, start
 from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.configs.checks import check_seed
 from wsa.learn.configs.learn import LearnOptions
@@ -29,8 +28,9 @@ from wsa.learn.configs.unused_options import FUSION, check_given
 from wsa.learn.envs import atari as games
 from wsa.learn.fusion.base import Fusion
 from wsa.learn.fusion.registry import NAMES
-from wsa.learn.online_config import NATURE
-from wsa.learn.origin import MEAN_CONTEXT
+from wsa.learn.runs import online_setup, setup
+from wsa.learn.runs.online_config import NATURE
+from wsa.learn.runs.origin import MEAN_CONTEXT
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.format import records
@@ -92,7 +92,7 @@ class Result(msgspec.Struct, frozen=True):
         models: Which, as they were named; none where the network saw pixels.
         seed: Of the run.
         judging: How it was judged.
-        summary: As `wsa.learn.judge.Evaluation.summary`.
+        summary: As `wsa.learn.runs.evaluate.Evaluation.summary`.
     """
 
     game: str
@@ -205,11 +205,11 @@ def check(o: BenchOptions) -> None:
     check_seed(o.eval_seed, "--eval-seed")
     if not o.online and (o.algo == "ppo" or NATURE in o.fusions):
         raise UsageError("bad-option", "--algo ppo and --fusions nature need --online.")
-    (online_start if o.online else start).hyperparameters_of(o)
+    (online_setup if o.online else setup).hyperparameters_of(o)
     for fusion in o.fusions:
         options = LearnOptions(**_of_fusion(o, fusion), fusion=fusion)  # type: ignore[arg-type]
         if fusion != NATURE:
-            start.network_of(options)
+            setup.network_of(options)
         check_given(without_judging(options))
     if o.fusions != (NATURE,) and not (o.models_subsets or o.models):
         raise UsageError(

@@ -75,7 +75,7 @@ def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
     if o.policy == "random":
         return "random", None
     from wsa.encode.inference.encoder import choose_device
-    from wsa.learn.player import open_player
+    from wsa.learn.runs.player import open_player
 
     player = open_player(
         Path(o.policy), weights=weights_files(o.weights), device=choose_device(o.device)
@@ -94,39 +94,43 @@ def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
 def learn(o: LearnOptions) -> int:
     """`wsa learn`."""
     from wsa.encode.inference.encoder import choose_device
-    from wsa.learn import run
-    from wsa.learn.online_config import is_online
-    from wsa.learn.start import configure
+    from wsa.learn.runs import offline_run
+    from wsa.learn.runs.online_config import is_online
+    from wsa.learn.runs.setup import configure
 
     check_seed(o.seed)
     if o.online or (o.resume and is_online(Path(o.resume))):
-        from wsa.learn.online_start import learn as learn_online  # Here: it brings timm.
+        from wsa.learn.runs.online_setup import learn as learn_online  # Here: it brings timm.
 
         return learn_online(o)
     if o.algo == "ppo" or o.fusion == "nature":
         raise UsageError("bad-option", "--algo ppo and --fusion nature need --online.")
     if o.resume:
         folder = Path(o.resume)
-        config = run.read_config(folder)
+        config = offline_run.read_config(folder)
         _, snapshot = open_snapshot(config.store)
     else:
         atari.check_game(o.game)
         _, snapshot = open_snapshot(o.store)
         config = configure(o, snapshot)
-        folder = Path(o.run_dir) if o.run_dir else run.new_folder(Path("runs"), config, o.exp_name)
+        folder = (
+            Path(o.run_dir)
+            if o.run_dir
+            else offline_run.new_folder(Path("runs"), config, o.exp_name)
+        )
     terminal.say(
         f"{config.game}, {len(config.segments)} segments; models {', '.join(config.models)}; "
         f"context {config.context}; run {folder}"
     )
     device = choose_device(o.device)
     if o.dry_run:
-        from wsa.learn.estimate import estimate as estimate_run
+        from wsa.learn.runs.dry_run import estimate as estimate_run
 
         return terminal.result(o.json, estimate_run(snapshot, config, device))
-    run.begin(folder, config)
+    offline_run.begin(folder, config)
     total = config.hyperparameters.updates
     with terminal.Progress("learn", "updates", total, shown=not o.json) as progress:
-        trained = run.learn(
+        trained = offline_run.learn(
             folder,
             config,
             device,
@@ -149,8 +153,8 @@ def learn(o: LearnOptions) -> int:
 def evaluate(o: EvalOptions) -> int:
     """`wsa eval`."""
     from wsa.encode.inference.encoder import choose_device
-    from wsa.learn import judge
-    from wsa.learn.player import read_config
+    from wsa.learn.runs import evaluate as judge
+    from wsa.learn.runs.player import read_config
 
     check_seed(o.seed)
     terminal.say(f"store {read_config(Path(o.run)).store}")

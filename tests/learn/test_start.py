@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from wsa.learn.config import inputs_of
-from wsa.learn.start import by_default
+from wsa.learn.runs.config import inputs_of
+from wsa.learn.runs.setup import by_default
 
 AE, SR, OKK = (f"{alias}-0123456789ab" for alias in ("ae", "sr", "okk"))
 OTHER = "ae-ffffffffffff"

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from wsa.encode.jobs.run import encode
 from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import parse_request
-from wsa.learn import estimate, judge, run
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.collect.recorder import Recorder
-from wsa.learn.config import make_config
 from wsa.learn.data.transitions import OfflineBatches, StateRows, moments
 from wsa.learn.dqn import DQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.greedy_policy import LiveStacks
 from wsa.learn.networks.heads import NetworkConfig
+from wsa.learn.runs import dry_run, evaluate, offline_run
+from wsa.learn.runs.config import make_config
 from wsa.store.backends.base import Backend
 from wsa.store.format.windows import episode_starts, window_rows
 from wsa.store.objects.flat_map import ROW, FlatMap, materialise
@@ -166,7 +166,7 @@ def test_a_run_learns_from_windows_and_plays_with_them(
     config = make_config(
         snapshot, "Breakout", chosen, context, 1, small, network=NetworkConfig(frame_stack=DEPTH)
     )
-    said = estimate.estimate(snapshot, config, "cpu")
+    said = dry_run.estimate(snapshot, config, "cpu")
     metas = snapshot.segments("Breakout")
     of = {e.model: e for e in snapshot.embeddings("Breakout")}
     numbers = sum(
@@ -175,11 +175,11 @@ def test_a_run_learns_from_windows_and_plays_with_them(
     )
     assert said["cache_bytes"] == 2 * numbers + ROW.itemsize * sum(m.rows for m in metas)
     folder = tmp_path / "run"
-    run.begin(folder, config)
-    trained = run.learn(folder, config, "cpu")
+    offline_run.begin(folder, config)
+    trained = offline_run.learn(folder, config, "cpu")
     assert trained.updates == 30 and trained.passes == 0
     assert [shape[0] for shape in trained.network.torso.inputs.shapes] == [1, DEPTH, 1]
-    played = judge.evaluate(folder, 1, num_envs=1)
+    played = evaluate.evaluate(folder, 1, num_envs=1)
     assert len(played.episodes) == 1 and played.live.frames > 3
     assert played.live.passes == played.live.frames - played.live.found - played.live.remembered
 

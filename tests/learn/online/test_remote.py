@@ -12,9 +12,9 @@ from distributed import LocalCluster
 
 from wsa.encode.live.remote import remote_encoders
 from wsa.encode.registration.register import open_model
-from wsa.learn import online, run
 from wsa.learn.configs.learn import LearnOptions
-from wsa.learn.online_start import configure
+from wsa.learn.runs import offline_run, online_run
+from wsa.learn.runs.online_setup import configure
 from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -35,8 +35,8 @@ def test_workers_give_the_same_bits_and_the_same_run(tmp_path: Path, read_metric
 
     config, here = configure(options("here"), "cpu")
     _, there = configure(options("there"), "cpu")
-    run.begin(here, config)
-    run.begin(there, config)
+    offline_run.begin(here, config)
+    offline_run.begin(there, config)
     frames = np.random.default_rng(0).integers(0, 256, (5, 210, 160, 3)).astype(np.uint8)
     local = open_model(take_snapshot(open_store(config.store)), config.models[0], engine="torch")
     with (
@@ -48,8 +48,8 @@ def test_workers_give_the_same_bits_and_the_same_run(tmp_path: Path, read_metric
     ):  # fmt: skip
         np.testing.assert_array_equal(encoders[0](frames), local(frames))
         assert encoders[0].passes == 5
-        played = online.learn(there, config, "cpu", encoders=encoders)
-    assert played.passes == online.learn(here, config, "cpu", engine="torch").passes > 0
+        played = online_run.learn(there, config, "cpu", encoders=encoders)
+    assert played.passes == online_run.learn(here, config, "cpu", engine="torch").passes > 0
     assert read_metrics(there) == read_metrics(here)
 
 

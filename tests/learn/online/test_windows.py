@@ -17,15 +17,16 @@ from wsa.encode import checkpoint
 from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.register import register
-from wsa.learn import dqn_online, judge, online, ppo, run
+from wsa.learn import dqn_online, ppo
 from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.networks.heads import ActorCritic, NetworkConfig, QNetwork
 from wsa.learn.networks.recurrent import RecurrentActorCritic
-from wsa.learn.online_config import OnlineConfig
-from wsa.learn.online_start import configure, estimate
 from wsa.learn.ppo import PPOConfig
+from wsa.learn.runs import evaluate, offline_run, online_run
+from wsa.learn.runs.online_config import OnlineConfig
+from wsa.learn.runs.online_setup import configure, estimate
 from wsa.learn.session import Session
 from wsa.learn.stage import Stage
 from wsa.learn.table import Table
@@ -233,13 +234,13 @@ def settle(here: Path, name: str, **changes: Any) -> tuple[OnlineConfig, Path]:
         "run_dir": str(here / name), **changes,
     }  # fmt: skip
     config, folder = configure(LearnOptions(**details), "cpu")
-    run.begin(folder, config)
+    offline_run.begin(folder, config)
     return config, folder
 
 
 def learn(here: Path, name: str, **changes: Any) -> tuple[OnlineConfig, Any]:
     config, folder = settle(here, name, **changes)
-    return config, online.learn(folder, config, "cpu")
+    return config, online_run.learn(folder, config, "cpu")
 
 
 def without_embeddings(snapshot: Snapshot, store: Path) -> None:
@@ -328,8 +329,8 @@ def test_a_recorded_run_that_was_killed_keeps_each_window_once(
                 raise RuntimeError("killed")
 
         with pytest.raises(RuntimeError, match="killed"):
-            online.learn(folder, config, "cpu", kill)
-    online.learn(folder, config, "cpu")
+            online_run.learn(folder, config, "cpu", kill)
+    online_run.learn(folder, config, "cpu")
     assert read_metrics(folder) == read_metrics(here / "run")
     snapshots = [take_snapshot(open_store(str(at / "store"))) for at in (here, here / "other")]
     told = []
@@ -350,7 +351,7 @@ def test_a_model_with_a_window_may_stand_alone_or_give_the_context(here: Path) -
     short = {"total_timesteps": 16}
     config, played = learn(here, "alone", **{**PPO, **short}, models=("stacked4",))
     assert config.looks == (4,) and 0 < played.passes <= 16 + 4
-    seen = judge.evaluate(here / "alone", 1, epsilon=1.0, num_envs=1).live
+    seen = evaluate.evaluate(here / "alone", 1, epsilon=1.0, num_envs=1).live
     assert seen.frames > 3 and seen.passes == seen.frames - seen.found - seen.remembered
     config, _ = learn(here, "beside", **{**DQN, **short}, models=MODELS[1:2], context="stacked2")
     assert config.looks == (1, 2) and len(config.models) == 1

@@ -15,7 +15,7 @@ from wsa.learn.envs import atari as games
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.fusion.losses import check_weight_losses
 from wsa.learn.networks.heads import NetworkConfig, Torso
-from wsa.learn.origin import MEAN_CONTEXT, Origin
+from wsa.learn.runs.origin import MEAN_CONTEXT, Origin
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.flat_map import shapes_of

@@ -17,19 +17,19 @@ from wsa.encode.models.registry import parse_request
 from wsa.encode.registration.identity import find
 from wsa.encode.registration.register import register
 from wsa.encode.registration.select import stored_name
-from wsa.learn import online, online_config, run
 from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.configs.unused_options import check_given
 from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.fusion.base import FusionConfig
 from wsa.learn.networks.heads import NetworkConfig
-from wsa.learn.online_config import NATURE, OnlineConfig
-from wsa.learn.origin import MEAN_CONTEXT, read_origin
 from wsa.learn.ppo import PPOConfig
 from wsa.learn.replay import RECORD
+from wsa.learn.runs import offline_run, online_config, online_run
+from wsa.learn.runs.online_config import NATURE, OnlineConfig
+from wsa.learn.runs.origin import MEAN_CONTEXT, read_origin
+from wsa.learn.runs.setup import begin_from, by_default, check_changes, network_of
 from wsa.learn.session import Played
-from wsa.learn.start import begin_from, by_default, check_changes, network_of
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.probe import MAX_STEP_ERROR
@@ -85,8 +85,8 @@ def train(
             encoders = stack.enter_context(
                 remote_encoders(o.encoder, config.store, config.inputs, o.engine)
             )
-        run.begin(folder, config)
-        return online.learn(
+        offline_run.begin(folder, config)
+        return online_run.learn(
             folder,
             config,
             device,
@@ -146,7 +146,9 @@ def configure(o: LearnOptions, device: str) -> tuple[OnlineConfig, Path]:
         parameters=o.parameters,
         init=init,
     )
-    folder = Path(o.run_dir) if o.run_dir else run.new_folder(Path("runs"), config, o.exp_name)
+    folder = (
+        Path(o.run_dir) if o.run_dir else offline_run.new_folder(Path("runs"), config, o.exp_name)
+    )
     config = online_config.continued(config, folder)
     if o.record:
         config = online_config.recorded(config, folder)

@@ -25,7 +25,7 @@ from wsa.learn.evaluation.rollout import (
 )
 from wsa.learn.evaluation.scores import Interval, human_normalised, stratified_interval
 from wsa.learn.evaluation.video import Films
-from wsa.learn.player import Player, open_player
+from wsa.learn.runs.player import Player, open_player
 from wsa.store.common.errors import UsageError
 
 

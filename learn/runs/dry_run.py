@@ -6,10 +6,10 @@ import time
 
 import torch
 
-from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.data.transitions import Batch
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import QNetwork
+from wsa.learn.runs.config import RunConfig, inputs_of
 from wsa.store.objects.flat_map import ROW
 from wsa.store.objects.snapshot import Snapshot
 

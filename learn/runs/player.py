@@ -11,12 +11,12 @@ import torch
 from wsa.encode import checkpoint
 from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.registration.register import open_models
-from wsa.learn import online, online_config, run
-from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.fusion.registry import NAMES
 from wsa.learn.networks.heads import QNetwork
-from wsa.learn.online_config import OnlineConfig
+from wsa.learn.runs import offline_run, online_config, online_run
+from wsa.learn.runs.config import RunConfig, inputs_of
+from wsa.learn.runs.online_config import OnlineConfig
 from wsa.store.common import hashing
 
 
@@ -80,11 +80,11 @@ def open_player(
     how: dict[str, Any] = {"weights": weights, "device": device, "engine": engine}
     if isinstance(config, OnlineConfig):
         network = online_config.make_network(config)
-        snapshot, known = online.open_flat(config)
+        snapshot, known = online_run.open_flat(config)
         models = open_models(snapshot, config.inputs, **how)
-        embedder: Any = online.make_embedder(config, known, models)
+        embedder: Any = online_run.make_embedder(config, known, models)
     else:
-        snapshot, flat = run.open_data(config)
+        snapshot, flat = offline_run.open_data(config)
         inputs = inputs_of(config, flat.windows, flat.shapes)
         network = QNetwork(inputs, len(config.protocol.actions), config.network)
         embedder = LiveEncoder(flat, open_models(snapshot, config.inputs, **how))
@@ -109,7 +109,7 @@ def read_config(folder: Path) -> RunConfig | OnlineConfig:
     return (
         online_config.read_config(folder)
         if online_config.is_online(folder)
-        else run.read_config(folder)
+        else offline_run.read_config(folder)
     )
 
 

@@ -24,12 +24,12 @@ import filelock
 import msgspec
 
 from wsa.encode.live.live_encoder import LiveEncoder
-from wsa.learn.config import RunConfig, inputs_of
 from wsa.learn.evaluation.periodic import REMEMBERED, PeriodicEvaluation
 from wsa.learn.networks.heads import QNetwork
 from wsa.learn.offline import Trained, train
-from wsa.learn.origin import decode, read_origin
-from wsa.learn.warm import transfer
+from wsa.learn.runs.config import RunConfig, inputs_of
+from wsa.learn.runs.origin import decode, read_origin
+from wsa.learn.runs.warm_start import transfer
 from wsa.store.common import atomic_files, hashing, names
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError
 from wsa.store.objects.flat_map import FlatMap, materialise

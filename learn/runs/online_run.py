@@ -1,6 +1,6 @@
 """An online run's training, from any beginning.
 
-Its folder is a run's (`wsa.learn.run`), with the run's table beside the checkpoints:
+Its folder is a run's (`wsa.learn.runs.offline_run`), with the run's table beside the checkpoints:
 
     table/        what each distinct frame's embedding is, or window's, once
     replay.bin    DQN's steps, which point into it
@@ -21,14 +21,15 @@ from wsa.encode import checkpoint
 from wsa.encode.live import live_encoder
 from wsa.encode.live.live_encoder import Elsewhere, LiveEncoder
 from wsa.encode.registration.register import open_models
-from wsa.learn import dqn_online, ppo, run
+from wsa.learn import dqn_online, ppo
 from wsa.learn.data.transitions import moments
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.periodic import REMEMBERED, PeriodicEvaluation
 from wsa.learn.networks.nature import GreyPixels
-from wsa.learn.online_config import OnlineConfig, begin_from, make_network
 from wsa.learn.ppo import PPOConfig
 from wsa.learn.record import Embedded, Recording
+from wsa.learn.runs import offline_run
+from wsa.learn.runs.online_config import OnlineConfig, begin_from, make_network
 from wsa.learn.session import Played, Session
 from wsa.learn.stage import Stage, online_policy
 from wsa.learn.table import Table
@@ -66,7 +67,7 @@ def open_flat(config: OnlineConfig) -> tuple[Snapshot, FlatMap | None]:
     whole = take_snapshot(open_store(config.store))
     if not config.segments:
         return whole, None
-    snapshot = run.only(whole, config.game, config.segments)
+    snapshot = offline_run.only(whole, config.game, config.segments)
     return snapshot, materialise(snapshot, config.game, config.inputs)
 
 
@@ -140,7 +141,7 @@ def learn(
     env = games.make_env(config.game, config.protocol, learner.num_envs)
     recording = None
     try:
-        with run.locked(folder):
+        with offline_run.locked(folder):
             table = Table(folder / "table", embedder)
             if config.record:
                 models = zip(

@@ -1,0 +1,1 @@
+"""A run: its folder and configuration, set up, trained, resumed, evaluated."""
