@@ -16,10 +16,10 @@ import torch
 from kit import store_of
 from torch import Tensor
 
-from wsa.encode import pictures, pretrain_data
 from wsa.encode.models.paper import load, visualize
 from wsa.encode.models.paper.segmentation import MovingObjects
 from wsa.encode.models.paper.transporter import gaussians
+from wsa.learn.pretrain import data, outputs
 from wsa.store.format.windows import episode_starts, window_rows
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -38,8 +38,8 @@ def looks(game: str) -> Tensor:
             at = np.array([int(share * meta.steps)])
             pair = window_rows(at, episode_starts(rows["is_first"])[at], 2)[0]
             frames = snapshot.read_frames(meta)[rows["frame"][pair]]
-            shown.append(pretrain_data.levels(frames, MovingObjects.sight))
-    return pretrain_data.scale(torch.from_numpy(np.stack(shown)), "cpu")
+            shown.append(data.levels(frames, MovingObjects.sight))
+    return data.scale(torch.from_numpy(np.stack(shown)), "cpu")
 
 
 def panels(seen: Tensor, files: dict[str, str]) -> list[Tensor]:
@@ -66,7 +66,7 @@ def main(picture: Path, arguments: list[str]) -> None:
     games = [one for one in arguments if "=" not in one] or list(GAMES)
     shown = [panels(looks(game), files) for game in games]
     columns = [torch.cat(column) for column in zip(*shown, strict=True)]
-    pictures.write_panels(picture, columns)
+    outputs.write_panels(picture, columns)
     print(f"{picture}: {', '.join(games)}, {MOMENTS} moments each")
 
 

@@ -27,7 +27,7 @@ from kit import forget, interleave, markdown, store_of, table
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode import checkpoint, pretrain, pretrain_data
+from wsa.encode import checkpoint
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.jobs import tasks
 from wsa.encode.jobs.plan import Plan, make_plan
@@ -35,8 +35,9 @@ from wsa.encode.live.live_encoder import Shrunk
 from wsa.encode.models.paper import load
 from wsa.encode.models.paper.autoencoder import Autoencoder
 from wsa.encode.models.registry import parse_request
-from wsa.encode.pretrain import Training
 from wsa.encode.registration import register
+from wsa.learn.pretrain import data, trainer
+from wsa.learn.pretrain.trainer import Training
 from wsa.store.backends.base import Backend
 from wsa.store.format import records
 from wsa.store.objects.root import open_store
@@ -122,7 +123,7 @@ def quality(folder: Path, others: list[str]) -> None:
     optimizer = torch.optim.Adam(modules["network"].parameters(), fused=True)
     checkpoint.load(newest, modules, optimizer)
     held: dict[str, list[Tensor]] = {}
-    looks = pretrain.open_looks(training, take_snapshot(open_store(training.store)))
+    looks = trainer.open_looks(training, take_snapshot(open_store(training.store)))
     for game, batch in looks.validation(64):
         held.setdefault(game, []).append(batch)
     rows = [[game, "episodes", *errors(held[game], trained, untrained)] for game in held]
@@ -138,13 +139,13 @@ def screens(game: str) -> Iterator[Tensor]:
     with store_of(game, UNSEEN_STEPS, UNSEEN_STEPS) as (backend, _):
         snapshot = take_snapshot(backend)
         for meta in snapshot.segments(game):
-            levels = pretrain_data.levels(snapshot.read_frames(meta), Autoencoder.sight)
+            levels = data.levels(snapshot.read_frames(meta), Autoencoder.sight)
             yield torch.from_numpy(levels).unsqueeze(1)
 
 
 def errors(parts: list[Tensor], *networks: Autoencoder) -> list[str]:
     """Mean squared error of each network and of the mean frame, times 1000; and a ratio."""
-    looks = pretrain_data.scale(torch.cat(parts), "cpu")
+    looks = data.scale(torch.cat(parts), "cpu")
     with torch.inference_mode():
         found = [
             float(np.mean([float((network(p) - p).square().mean()) for p in looks.split(64)]))

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from distributed.system import MEMORY_LIMIT
 
-from wsa.encode import pretrain, pretrain_data
 from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import choose_device
 from wsa.encode.models.paper.base import Trainee
-from wsa.encode.pretrain import TRAINEES, Training, trainee
 from wsa.learn.configs.studies import PretrainOptions
+from wsa.learn.pretrain import data, trainer
+from wsa.learn.pretrain.trainer import TRAINEES, Training, trainee
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.root import open_snapshot
@@ -29,7 +29,7 @@ def pretrain_encoders(o: PretrainOptions) -> int:
     sights = [trainee(encoder).sight for encoder in o.encoder]
     _, snapshot = open_snapshot(o.store)
     memory = round(o.memory_gb * 1e9) or MEMORY_LIMIT // 2
-    choice = pretrain_data.choose(snapshot, games, o.policies, sights, memory)
+    choice = data.choose(snapshot, games, o.policies, sights, memory)
     policies = sorted({meta.policy for meta in choice.segments})
     terminal.say(
         f"{choice.frames:,} frames of {', '.join(games)}, played by {', '.join(policies)}, in "
@@ -49,7 +49,7 @@ def pretrain_encoders(o: PretrainOptions) -> int:
     folder = Path(o.run_dir or f"runs/pretrain__{o.seed}__{int(time.time())}")
     terminal.say(f"run {folder}")
     for encoder, training in trainings.items():
-        pretrain.begin(folder / encoder, training)
+        trainer.begin(folder / encoder, training)
     made = {e: _train(o, folder / e, t, snapshot, choice, device) for e, t in trainings.items()}
     if o.json:
         return terminal.result(True, {"run": str(folder), "encoders": made})
@@ -70,17 +70,17 @@ def _train(
     folder: Path,
     training: Training,
     snapshot: Snapshot,
-    choice: pretrain_data.Choice,
+    choice: data.Choice,
     device: str,
 ) -> dict[str, Any]:
     """Train one encoder, and say how far it is."""
     shown = not o.json
     read = terminal.Progress(f"{training.encoder}: read", "frames", choice.frames, shown=shown)
     with read:
-        looks = pretrain.open_looks(training, snapshot, read.update)
+        looks = trainer.open_looks(training, snapshot, read.update)
     train = terminal.Progress(f"{training.encoder}: train", "steps", training.steps, shown=shown)
     with train:
-        return pretrain.run(
+        return trainer.run(
             folder,
             training,
             looks,
@@ -91,7 +91,7 @@ def _train(
 
 
 def _training(
-    o: PretrainOptions, encoder: str, snapshot: Snapshot, choice: pretrain_data.Choice
+    o: PretrainOptions, encoder: str, snapshot: Snapshot, choice: data.Choice
 ) -> Training:
     recipe = trainee(encoder).recipe
     batch_size = o.batch_size or recipe.batch_size
@@ -101,7 +101,7 @@ def _training(
         encoder=encoder,
         store=snapshot.backend.url,
         segments=tuple((meta.game, meta.segment) for meta in choice.segments),
-        data=pretrain_data.data_digest(snapshot, choice.segments),
+        data=data.data_digest(snapshot, choice.segments),
         seed=o.seed,
         steps=steps,
         batch_size=batch_size,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from wsa.encode import pretrain
+from wsa.learn.pretrain import trainer
 
 TINY = ("--games", "Breakout", "--steps", 3, "--batch-size", 2, "--validate-frequency", 2)
 
@@ -43,7 +43,7 @@ def test_json(filled):
 
 
 def test_ctrl_c_keeps_what_was_trained(filled, tmp_path, monkeypatch):
-    real = pretrain.Looks.draw
+    real = trainer.Looks.draw
 
     def press(self: Any, seed: int, step: int, size: int) -> Any:
         if step == 2:
@@ -51,7 +51,7 @@ def test_ctrl_c_keeps_what_was_trained(filled, tmp_path, monkeypatch):
         return real(self, seed, step, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain.Looks, "draw", press)
+        patch.setattr(trainer.Looks, "draw", press)
         outcome = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new")
     assert outcome.code == 130 and "the same command continues" in outcome.error
     assert not (tmp_path / "new/ae/manifest.json").exists()

@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from wsa.encode import pretrain_data
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.jobs.dry_run import Estimate, estimate, size_up
 from wsa.encode.models import registry
 from wsa.encode.models.paper.base import Sight, Trainee
 from wsa.encode.models.registry import Request
-from wsa.encode.pretrain_data import Looks
 from wsa.encode.registration import identity, probe_strip
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs.atari import protocol
+from wsa.learn.pretrain import data
+from wsa.learn.pretrain.data import Looks
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.format import arrays as layout
@@ -207,8 +207,8 @@ def looks_of(played: Backend) -> Callable[..., Looks]:
 
     def see(sight: Sight, *games: str) -> Looks:
         snapshot = take_snapshot(played)
-        chosen = pretrain_data.choose(snapshot, games or ("Breakout", "Pong"), (), [sight], 1 << 30)
-        return pretrain_data.read(snapshot, chosen.segments, sight, 0.25)
+        chosen = data.choose(snapshot, games or ("Breakout", "Pong"), (), [sight], 1 << 30)
+        return data.read(snapshot, chosen.segments, sight, 0.25)
 
     return see
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from wsa.encode.models.paper.autoencoder import Autoencoder, ContextEncoder
-from wsa.encode.pretrain_data import Looks, scale
+from wsa.learn.pretrain.data import Looks, scale
 
 
 def test_it_has_the_size_and_the_cost_of_the_papers(cost: Callable[..., tuple[int, int]]) -> None:

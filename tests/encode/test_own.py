@@ -14,7 +14,6 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from wsa.encode import pretrain, trained_files
 from wsa.encode.inference import encoder as forward
 from wsa.encode.inference import preprocess
 from wsa.encode.inference.encoder import Encoder, stored
@@ -28,10 +27,11 @@ from wsa.encode.models.paper import load
 from wsa.encode.models.paper.base import Trainee
 from wsa.encode.models.paper.load import NETWORKS
 from wsa.encode.models.registry import Request, parse_request
-from wsa.encode.pretrain import TRAINEES, trainee
-from wsa.encode.pretrain_data import Looks, scale
 from wsa.encode.registration import identity
 from wsa.encode.registration.register import open_model, register
+from wsa.learn.pretrain import outputs, trainer
+from wsa.learn.pretrain.data import Looks, scale
+from wsa.learn.pretrain.trainer import TRAINEES, trainee
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, UsageError
@@ -213,7 +213,7 @@ def test_a_stored_code_decodes_to_the_masks_that_a_live_one_does(
 @pytest.mark.parametrize("alias", NETWORKS)
 def test_what_training_wrote_is_loaded(alias: str, half: bool, tmp_path: Path) -> None:
     trainee = trainee_of(alias)().eval()
-    trained_files.write_encoders(tmp_path, trainee, half)
+    outputs.write_encoders(tmp_path, trainee, half)
     file = tmp_path / f"{alias}.safetensors"
     request = parse_request(alias, {alias: str(file)})
     assert request.source == f"file:{file}"
@@ -253,7 +253,7 @@ def test_the_shipped_set_is_small_and_of_ten_games() -> None:
 
 
 def test_files_of_another_network_are_refused(tmp_path: Path) -> None:
-    trained_files.write_encoders(tmp_path, pretrain.trainee("transporter")(), False)
+    outputs.write_encoders(tmp_path, trainer.trainee("transporter")(), False)
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "oke.safetensors").read_bytes()[:-9])
     for file in ("okk", "torn"):
         with pytest.raises(ConflictError, match="does not hold the weights of oke") as caught:

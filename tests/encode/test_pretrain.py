@@ -15,11 +15,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from wsa.encode import checkpoint, pretrain
+from wsa.encode import checkpoint
 from wsa.encode.models.paper.autoencoder import Autoencoder
 from wsa.encode.models.paper.segmentation import MovingObjects
-from wsa.encode.pretrain import TRAINEES, Training, trainee
-from wsa.encode.pretrain_data import Looks
+from wsa.learn.pretrain import trainer
+from wsa.learn.pretrain.data import Looks
+from wsa.learn.pretrain.trainer import TRAINEES, Training, trainee
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError
 
@@ -52,17 +53,17 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_an_interrupted_training_goes_on_exactly(looks: Looks, tmp_path: Path) -> None:
-    whole = pretrain.train(TRAINING, looks, tmp_path / "whole")
+    whole = trainer.train(TRAINING, looks, tmp_path / "whole")
 
     def interrupt(step: int, _: dict[str, float]) -> None:
         if step == 6:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        pretrain.train(TRAINING, looks, tmp_path / "cut", on_step=interrupt)
+        trainer.train(TRAINING, looks, tmp_path / "cut", on_step=interrupt)
     assert checkpoint.latest(tmp_path / "cut" / "checkpoints").stem == "000000006"
     torch.manual_seed(99)
-    rest = pretrain.train(TRAINING, looks, tmp_path / "cut")
+    rest = trainer.train(TRAINING, looks, tmp_path / "cut")
     assert (whole.step, rest.step, rest.best) == (12, 12, whole.best)
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     one, other = (
@@ -72,17 +73,17 @@ def test_an_interrupted_training_goes_on_exactly(looks: Looks, tmp_path: Path) -
     assert one.keys() == other.keys() and any(name.startswith("optimizer") for name in one)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert len(checkpoint.all_of(tmp_path / "cut" / "checkpoints")) == 2
-    again = pretrain.train(TRAINING, looks, tmp_path / "cut")
+    again = trainer.train(TRAINING, looks, tmp_path / "cut")
     assert (again.step, again.steps_per_s, again.best) == (12, 0.0, whole.best)
 
 
 def test_a_training_is_made_longer(looks: Looks, tmp_path: Path) -> None:
     short = msgspec.structs.replace(TRAINING, steps=6, validate_frequency=6, log_frequency=1)
-    pretrain.begin(tmp_path / "long", short)
-    pretrain.train(short, looks, tmp_path / "long")
-    pretrain.begin(tmp_path / "long", TRAINING)
-    rest = pretrain.train(TRAINING, looks, tmp_path / "long")
-    whole = pretrain.train(TRAINING, looks, tmp_path / "whole")
+    trainer.begin(tmp_path / "long", short)
+    trainer.train(short, looks, tmp_path / "long")
+    trainer.begin(tmp_path / "long", TRAINING)
+    rest = trainer.train(TRAINING, looks, tmp_path / "long")
+    whole = trainer.train(TRAINING, looks, tmp_path / "whole")
     assert rest.step == whole.step == 12
     one, other = (
         safetensors.torch.load_file(checkpoint.latest(tmp_path / name / "checkpoints"))
@@ -91,15 +92,15 @@ def test_a_training_is_made_longer(looks: Looks, tmp_path: Path) -> None:
     learnt = [name for name in one if name.startswith(("network", "optimizer"))]
     assert learnt and all(torch.equal(one[name], other[name]) for name in learnt)
     with pytest.raises(ConflictError, match="its steps, validate_frequency, log_frequency differ"):
-        pretrain.begin(tmp_path / "long", short)
+        trainer.begin(tmp_path / "long", short)
 
 
 def test_a_training_with_a_schedule_is_not_made_longer(tmp_path: Path) -> None:
     masks = msgspec.structs.replace(TRAINING, encoder="segmentation")
-    pretrain.begin(tmp_path, masks)
+    trainer.begin(tmp_path, masks)
     longer = msgspec.structs.replace(masks, steps=24)
     with pytest.raises(ConflictError, match="its schedule is for as many steps as it began with"):
-        pretrain.begin(tmp_path, longer)
+        trainer.begin(tmp_path, longer)
 
 
 @pytest.mark.parametrize(("encoder", "same"), [("ae", False), ("stdim", True)])
@@ -109,7 +110,7 @@ def test_half_precision_is_for_networks_that_learn_in_it(
     how = msgspec.structs.replace(TRAINING, encoder=encoder, steps=2, validate_frequency=2)
     looks = looks_of(trainee(encoder).sight)
     exact, half = (
-        pretrain.train(msgspec.structs.replace(how, precision=name), looks, tmp_path / name)
+        trainer.train(msgspec.structs.replace(how, precision=name), looks, tmp_path / name)
         for name in ("fp32", "bf16")
     )
     assert all(p.dtype == torch.float32 for p in half.network.parameters())
@@ -123,15 +124,15 @@ def test_the_best_is_chosen_on_all_that_is_held_out(
 ) -> None:
     """Not on one random batch, whose luckiest draw would win."""
     seen: dict[int, dict[str, torch.Tensor]] = {}
-    real = pretrain.validation_loss
+    real = trainer.validation_loss
 
     def note(network: Autoencoder, *rest: Any) -> dict[str, float]:
         seen[round(24 * rest[2])] = {k: v.clone() for k, v in network.state_dict().items()}
         return real(network, *rest)
 
-    monkeypatch.setattr(pretrain, "validation_loss", note)
+    monkeypatch.setattr(trainer, "validation_loss", note)
     rate = msgspec.structs.replace(TRAINING, learning_rate=0.01, steps=24)
-    trained = pretrain.train(rate, looks, tmp_path)
+    trained = trainer.train(rate, looks, tmp_path)
     measured = {
         step: sum(real(network, looks, 4, step / 24, "cpu").values()) / 2
         for step, weights in seen.items()
@@ -152,7 +153,7 @@ def test_the_best_is_chosen_on_all_that_is_held_out(
 def test_a_validation_loss_is_the_mean_over_frames_and_then_over_games(looks: Looks) -> None:
     torch.manual_seed(0)
     network = Autoencoder().eval()
-    found = pretrain.validation_loss(network, looks, 7, 0, "cpu")
+    found = trainer.validation_loss(network, looks, 7, 0, "cpu")
     for game in ("Breakout", "Pong"):
         each = [
             network.loss(batch[i : i + 1] / 255, 0)[0].item()
@@ -169,13 +170,13 @@ def test_training_stops_when_validations_do_not_get_better(
     patience: int, looks: Looks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 1.0, 1.0, 2.0, 5.0, 0.5])
-    monkeypatch.setattr(pretrain, "validation_loss", lambda *_: {"Pong": next(losses)})
+    monkeypatch.setattr(trainer, "validation_loss", lambda *_: {"Pong": next(losses)})
     how = msgspec.structs.replace(TRAINING, patience=patience, validate_frequency=2)
-    trained = pretrain.train(how, looks, tmp_path)
+    trained = trainer.train(how, looks, tmp_path)
     if patience:
         assert (trained.step, trained.best.step, trained.best.loss) == (8, 4, 1.0)
         assert trained.best.stopped
-        assert pretrain.train(how, looks, tmp_path).step == 8  # And stays stopped.
+        assert trainer.train(how, looks, tmp_path).step == 8  # And stays stopped.
     else:
         assert (trained.step, trained.best.step, trained.best.stopped) == (12, 12, False)
 
@@ -184,12 +185,12 @@ def test_while_a_loss_changes_its_meaning_the_newest_is_kept(
     looks_of: Callable[..., Looks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([0.1, 0.2, 0.3, 0.9, 0.8, 1.0])
-    monkeypatch.setattr(pretrain, "validation_loss", lambda *_: {"Pong": next(losses)})
+    monkeypatch.setattr(trainer, "validation_loss", lambda *_: {"Pong": next(losses)})
     monkeypatch.setattr(MovingObjects, "settled", 0.5)
     how = msgspec.structs.replace(
         TRAINING, encoder="segmentation", patience=1, validate_frequency=2, batch_size=2
     )
-    trained = pretrain.train(how, looks_of(MovingObjects.sight), tmp_path)
+    trained = trainer.train(how, looks_of(MovingObjects.sight), tmp_path)
     assert (trained.best.step, trained.best.loss, trained.step) == (10, 0.8, 12)
 
 
@@ -204,12 +205,12 @@ def test_what_is_left_behind(
     )
     seen = looks_of(kind.sight, "Pong")
     seen.held_out["Pong"] = seen.held_out["Pong"][:3]
-    pretrain.begin(tmp_path, how)
-    made = pretrain.run(tmp_path, how, seen, half=half)
+    trainer.begin(tmp_path, how)
+    made = trainer.run(tmp_path, how, seen, half=half)
     assert json.loads((tmp_path / "manifest.json").read_text()) == made
     assert made["training"]["seed"] == 3 and made["gradient_steps"] == 1
     assert made["games"]["Pong"]["held_out_episodes"] == 1
-    trained = pretrain.train(how, seen, tmp_path).network.frozen()
+    trained = trainer.train(how, seen, tmp_path).network.frozen()
     assert list(made["files"]) == list(trained)
     for alias, module in kind().frozen().items():
         data = (tmp_path / f"{alias}.safetensors").read_bytes()
@@ -231,9 +232,9 @@ def test_what_is_left_behind(
 
 
 def test_another_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    pretrain.begin(tmp_path, TRAINING)
+    trainer.begin(tmp_path, TRAINING)
     before = (tmp_path / "config.json").read_bytes()
-    pretrain.begin(tmp_path, TRAINING)
+    trainer.begin(tmp_path, TRAINING)
     with pytest.raises(ConflictError, match="its seed, steps differ"):
-        pretrain.begin(tmp_path, msgspec.structs.replace(TRAINING, seed=4, steps=13))
+        trainer.begin(tmp_path, msgspec.structs.replace(TRAINING, seed=4, steps=13))
     assert (tmp_path / "config.json").read_bytes() == before

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from wsa.encode import pretrain_data
 from wsa.encode.models.paper.base import Sight, grey
-from wsa.encode.pretrain_data import Looks, levels, scale
+from wsa.learn.pretrain import data
+from wsa.learn.pretrain.data import Looks, levels, scale
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.snapshot import take_snapshot
@@ -88,8 +88,8 @@ def test_policies_are_mixed_by_frame_and_not_by_episode(store: Backend, kit: Mod
     kit.add_segment(store, 0, run="ba9876543210", steps=60, ends=(59,))
     kit.add_segment(store, 0, run="ba9876543210", env=1, steps=60, ends=(59,))
     snapshot = take_snapshot(store)
-    chosen = pretrain_data.choose(snapshot, ["Pong"], (), [ONE], 1 << 30)
-    looks = pretrain_data.read(snapshot, chosen.segments, ONE, 0.01)
+    chosen = data.choose(snapshot, ["Pong"], (), [ONE], 1 << 30)
+    looks = data.read(snapshot, chosen.segments, ONE, 0.01)
     # One episode is held out; every step of the others is there once.
     held = len(looks.held_out["Pong"])
     assert held in (10, 60) and looks.steps == 160 - held
@@ -100,7 +100,7 @@ def test_policies_are_mixed_by_frame_and_not_by_episode(store: Backend, kit: Mod
 def test_whole_episodes_are_held_out(looks_of: Callable[..., Looks], played: Backend) -> None:
     looks = looks_of(ONE)
     snapshot = take_snapshot(played)
-    chosen = pretrain_data.choose(snapshot, ["Breakout", "Pong"], (), [ONE], 1 << 30)
+    chosen = data.choose(snapshot, ["Breakout", "Pong"], (), [ONE], 1 << 30)
     names: list[tuple[str, str, int, int]] = []
     steps = 0
     for meta in chosen.segments:
@@ -146,36 +146,36 @@ def test_a_validation_sees_all_that_is_held_out_in_the_same_batches_each_time(
 
 def test_more_than_fits_is_left_out_the_same_share_of_each_game(played: Backend) -> None:
     snapshot = take_snapshot(played)
-    whole = pretrain_data.choose(snapshot, ["Breakout", "Pong"], (), [ONE], 1 << 30)
+    whole = data.choose(snapshot, ["Breakout", "Pong"], (), [ONE], 1 << 30)
     assert whole.left_out == 0 and whole.frames == sum(m.frames for m in whole.segments)
-    some = pretrain_data.choose(snapshot, ["Breakout", "Pong"], (), [ONE, STACK], 240 * 84 * 84)
+    some = data.choose(snapshot, ["Breakout", "Pong"], (), [ONE, STACK], 240 * 84 * 84)
     assert some.frames + some.left_out == whole.frames and some.left_out > 0
     for game in ("Breakout", "Pong"):
         assert 60 < sum(m.frames for m in some.segments if m.game == game) <= 120
     assert set(some.segments) < set(whole.segments)
     with pytest.raises(UsageError, match="--memory-gb"):
-        pretrain_data.choose(snapshot, ["Breakout", "Pong"], (), [ONE], 5000)
+        data.choose(snapshot, ["Breakout", "Pong"], (), [ONE], 5000)
 
 
 def test_policies_and_games_that_are_not_there(played: Backend) -> None:
     snapshot = take_snapshot(played)
     with pytest.raises(MissingError, match="no frames of Pong played by expert \\(there is random"):
-        pretrain_data.choose(snapshot, ["Pong"], ["expert"], [ONE], 1 << 30)
+        data.choose(snapshot, ["Pong"], ["expert"], [ONE], 1 << 30)
     with pytest.raises(MissingError, match="wsa collect --game Qbert"):
-        pretrain_data.choose(snapshot, ["Qbert"], (), [ONE], 1 << 30)
+        data.choose(snapshot, ["Qbert"], (), [ONE], 1 << 30)
 
 
 def test_one_episode_cannot_be_split(store: Backend, kit: ModuleType) -> None:
     kit.add_segment(store, 0)
     snapshot = take_snapshot(store)
-    chosen = pretrain_data.choose(snapshot, ["Pong"], (), [ONE], 1 << 30)
+    chosen = data.choose(snapshot, ["Pong"], (), [ONE], 1 << 30)
     with pytest.raises(MissingError, match="has 1 episodes, and training needs two"):
-        pretrain_data.read(snapshot, chosen.segments, ONE, 0.2)
+        data.read(snapshot, chosen.segments, ONE, 0.2)
 
 
 def test_the_digest_of_the_data_is_that_of_its_records(played: Backend, store: Backend) -> None:
     snapshot = take_snapshot(played)
     segments = snapshot.segments()
-    digest = pretrain_data.data_digest(snapshot, segments)
-    assert digest == pretrain_data.data_digest(take_snapshot(played), segments)
-    assert digest != pretrain_data.data_digest(snapshot, segments[1:])
+    digest = data.data_digest(snapshot, segments)
+    assert digest == data.data_digest(take_snapshot(played), segments)
+    assert digest != data.data_digest(snapshot, segments[1:])

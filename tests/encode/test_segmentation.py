@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wsa.encode.models.paper.segmentation import MovingObjects, ObjectMasks, flow, ssim, warp
-from wsa.encode.pretrain_data import Looks, levels, scale
+from wsa.learn.pretrain.data import Looks, levels, scale
 from wsa.store.backends.base import Backend
 from wsa.store.objects.snapshot import take_snapshot
 

@@ -14,7 +14,7 @@ from wsa.encode.models.paper.transporter import (
     means,
     transport,
 )
-from wsa.encode.pretrain_data import Looks, scale
+from wsa.learn.pretrain.data import Looks, scale
 
 
 def test_they_have_the_sizes_and_the_costs_of_the_papers(

@@ -3,7 +3,7 @@
 An encoder of the paper is a part of a larger network, the *trainee*, that learns from frames alone.
 A trainee says what it looks at (`Sight`), what it minimises (`loss`), with which numbers its
 authors trained it (`Recipe`), and which parts of it are kept, frozen, under which alias (`frozen`).
-`wsa.encode.pretrain` trains any of them.
+`wsa.learn.pretrain.trainer` trains any of them.
 """
 
 from __future__ import annotations

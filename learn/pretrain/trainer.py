@@ -27,11 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsa.encode import checkpoint, pretrain_data, trained_files
+from wsa.encode import checkpoint
 from wsa.encode.curves import Metrics
 from wsa.encode.inference import engines
 from wsa.encode.models.paper.base import Trainee
-from wsa.encode.pretrain_data import Looks, scale
+from wsa.learn.pretrain import data as pretrain_data
+from wsa.learn.pretrain import outputs
+from wsa.learn.pretrain.data import Looks, scale
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import ConflictError
 from wsa.store.format import records
@@ -203,10 +205,10 @@ def run(
     try:
         with filelock.FileLock(folder / "lock", timeout=0):
             trained = train(training, looks, folder, device, on_step)
-            files = trained_files.write_encoders(folder, trained.network, half)
+            files = outputs.write_encoders(folder, trained.network, half)
             made = hashing.canonical(manifest(training, looks, trained, files))
             atomic_files.replace(folder / "manifest.json", msgspec.json.format(made))
-            trained_files.write_pictures(folder, trained.network, looks, device)
+            outputs.write_pictures(folder, trained.network, looks, device)
             found: dict[str, Any] = msgspec.json.decode(made)
             return found
     except filelock.Timeout:

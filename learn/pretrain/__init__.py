@@ -1,0 +1,1 @@
+"""Train the paper's own encoders on the frames of a store."""
