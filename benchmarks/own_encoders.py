@@ -27,7 +27,6 @@ from kit import forget, interleave, markdown, store_of, table
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode import checkpoint
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.jobs import tasks
 from wsa.encode.jobs.plan import Plan, make_plan
@@ -38,6 +37,7 @@ from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import register
 from wsa.learn.pretrain import data, trainer
 from wsa.learn.pretrain.trainer import Training
+from wsa.learn.training import checkpoint
 from wsa.store.backends.base import Backend
 from wsa.store.format import records
 from wsa.store.objects.root import open_store

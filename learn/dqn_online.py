@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode import checkpoint
-from wsa.encode.curves import Metrics
 from wsa.learn.configs.checks import check_ranges
 from wsa.learn.data.transitions import Batch, OfflineBatches
 from wsa.learn.dqn import DQN, DQNConfig
@@ -26,6 +24,8 @@ from wsa.learn.evaluation.periodic import times
 from wsa.learn.networks.heads import QNetwork
 from wsa.learn.replay import Replay
 from wsa.learn.session import Played, Session
+from wsa.learn.training import interrupt
+from wsa.learn.training.metrics import Metrics
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.flat_map import FlatMap
 
@@ -169,7 +169,7 @@ def train(
         draws.restore(extra["draws"])
         updates, scalars = extra["updates"], extra["scalars"]
     steps = config.total_timesteps // config.num_envs
-    with Metrics(folder, stage.steps) as metrics, checkpoint.StopRequest() as stop:
+    with Metrics(folder, stage.steps) as metrics, interrupt.StopRequest() as stop:
         last = stage.steps == steps * stride
         if updates and evaluation.owed(folder, stage.steps, stride=stride, last=last):
             evaluation.play(network, stage.steps, metrics, stop)

@@ -20,7 +20,6 @@ from typing import Any
 
 import msgspec
 
-from wsa.encode import checkpoint
 from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.configs.checks import check_seed
 from wsa.learn.configs.learn import LearnOptions
@@ -31,6 +30,7 @@ from wsa.learn.fusion.registry import NAMES
 from wsa.learn.runs import online_setup, setup
 from wsa.learn.runs.online_config import NATURE
 from wsa.learn.runs.origin import MEAN_CONTEXT
+from wsa.learn.training import checkpoint
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.format import records

@@ -21,14 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsa.encode import checkpoint
-from wsa.encode.curves import Metrics
 from wsa.encode.inference.encoder import Encoder
 from wsa.learn.data.nstep import hold_out, horizon, walk
 from wsa.learn.data.transitions import Batch, OfflineBatches, moments
 from wsa.learn.evaluation.periodic import PeriodicEvaluation
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import NetworkConfig, QNetwork
+from wsa.learn.training import checkpoint, interrupt
+from wsa.learn.training.metrics import Metrics
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.flat_map import FlatMap
@@ -221,7 +221,7 @@ def train(
 
     step = logged = start
     began = time.perf_counter()
-    with Metrics(folder, start) as metrics, checkpoint.StopRequest() as stop:
+    with Metrics(folder, start) as metrics, interrupt.StopRequest() as stop:
         if owed:
             evaluation.play(online, start, metrics, stop)
             if stop.asked:

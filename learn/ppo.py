@@ -22,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsa.encode import checkpoint
-from wsa.encode.curves import Metrics
 from wsa.learn.configs.checks import check_ranges
 from wsa.learn.evaluation.periodic import times
 from wsa.learn.fusion.losses import weight_loss, weight_scalars
 from wsa.learn.session import Played, Session
+from wsa.learn.training import interrupt
+from wsa.learn.training.metrics import Metrics
 from wsa.store.common.errors import UsageError
 
 
@@ -189,7 +189,7 @@ def train(
     start = stage.steps
     updates = config.total_timesteps // config.batch_size
     evaluation, stride = session.evaluation, config.batch_size
-    with Metrics(folder, start) as metrics, checkpoint.StopRequest() as stop:
+    with Metrics(folder, start) as metrics, interrupt.StopRequest() as stop:
         if evaluation.owed(folder, start, stride=stride, last=start == updates * stride):
             evaluation.play(network, start, metrics, stop)
             if stop.asked:

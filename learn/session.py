@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsa.encode import checkpoint
-from wsa.encode.curves import Metrics
 from wsa.learn.data.transitions import moments_of
 from wsa.learn.evaluation.periodic import PeriodicEvaluation
 from wsa.learn.stage import Stage, Step
 from wsa.learn.table import Table
+from wsa.learn.training import checkpoint
+from wsa.learn.training.metrics import Metrics
 
 # Rows that the mean and deviation are taken over, as in `features.moments`.
 SAMPLE = 20_000

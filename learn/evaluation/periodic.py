@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsa.encode import curves
-from wsa.encode.checkpoint import StopRequest
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.evaluation.rollout import EPSILON, EVAL_SEED, NUM_ENVS, play
+from wsa.learn.training import metrics as curves
+from wsa.learn.training.interrupt import StopRequest
 from wsa.store.common import terminal
 from wsa.store.common.errors import WsaError
 

@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsa.encode import checkpoint
-from wsa.encode.curves import Metrics
 from wsa.encode.inference import engines
 from wsa.encode.models.paper.base import Trainee
 from wsa.learn.pretrain import data as pretrain_data
 from wsa.learn.pretrain import outputs
 from wsa.learn.pretrain.data import Looks, scale
+from wsa.learn.training import checkpoint, interrupt
+from wsa.learn.training.metrics import Metrics
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import ConflictError
 from wsa.store.format import records
@@ -246,7 +246,7 @@ def train(
         return Trained(kept, best, start, 0.0)
     step = logged = start
     began = lap = time.perf_counter()
-    with Metrics(folder, start) as metrics, checkpoint.StopRequest() as stop:
+    with Metrics(folder, start) as metrics, interrupt.StopRequest() as stop:
         for step in range(start + 1, training.steps + 1):
             rate = network.learning_rate(training.learning_rate, step - 1, training.steps)
             batch = scale(looks.draw(training.seed, step, training.batch_size), device)

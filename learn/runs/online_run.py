@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode import checkpoint
 from wsa.encode.live import live_encoder
 from wsa.encode.live.live_encoder import Elsewhere, LiveEncoder
 from wsa.encode.registration.register import open_models
@@ -33,6 +32,7 @@ from wsa.learn.runs.online_config import OnlineConfig, begin_from, make_network
 from wsa.learn.session import Played, Session
 from wsa.learn.stage import Stage, online_policy
 from wsa.learn.table import Table
+from wsa.learn.training import checkpoint
 from wsa.store.objects.flat_map import FlatMap, in_files, materialise
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot

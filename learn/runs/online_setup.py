@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsa.encode import checkpoint
 from wsa.encode.configs import weights_files
 from wsa.encode.inference.encoder import choose_device
 from wsa.encode.live.remote import remote_encoders
@@ -30,6 +29,7 @@ from wsa.learn.runs.online_config import NATURE, OnlineConfig
 from wsa.learn.runs.origin import MEAN_CONTEXT, read_origin
 from wsa.learn.runs.setup import begin_from, by_default, check_changes, network_of
 from wsa.learn.session import Played
+from wsa.learn.training import checkpoint
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.probe import MAX_STEP_ERROR

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 
-from wsa.encode import checkpoint
 from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.registration.register import open_models
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
@@ -17,6 +16,7 @@ from wsa.learn.networks.heads import QNetwork
 from wsa.learn.runs import offline_run, online_config, online_run
 from wsa.learn.runs.config import RunConfig, inputs_of
 from wsa.learn.runs.online_config import OnlineConfig
+from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
 
 

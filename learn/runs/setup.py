@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wsa.encode import checkpoint
 from wsa.encode.models.paper import load
 from wsa.encode.registration.select import choose_models, stored_name
 from wsa.learn.bc import BCConfig
@@ -18,6 +17,7 @@ from wsa.learn.networks.heads import NetworkConfig
 from wsa.learn.runs.config import RunConfig, make_config
 from wsa.learn.runs.origin import MEAN_CONTEXT, Origin, read_origin
 from wsa.learn.runs.warm_start import change_models
+from wsa.learn.training import checkpoint
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.snapshot import Snapshot

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from torch import nn
 
-from wsa.encode import checkpoint
 from wsa.learn.fusion.registry import NAMES
 from wsa.learn.networks.heads import Torso
+from wsa.learn.training import checkpoint
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError
 

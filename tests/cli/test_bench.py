@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from wsa.encode import checkpoint
 from wsa.learn import cell
+from wsa.learn.training import checkpoint
 
 RESNET, VIT = "test_resnet_r160_in1k", "test_vit_r160_in1k"
 MODELS = f"timm:{'test_resnet.r160_in1k'}:random,timm:{'test_vit.r160_in1k'}:random"

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import wsa.learn
-from wsa.encode import checkpoint
+from wsa.learn.training import checkpoint, interrupt
 from wsa.store.common.errors import DamagedError, MissingError
 
 
@@ -247,7 +247,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
 
 def test_signals_are_given_back() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with checkpoint.StopRequest() as stop:
+    with interrupt.StopRequest() as stop:
         assert not stop.asked
         signal.raise_signal(signal.SIGTERM)
         assert stop.asked

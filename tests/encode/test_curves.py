@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from wsa.encode.curves import Metrics
+from wsa.learn.training.metrics import Metrics
 
 KEYS = (
     "charts/episodic_return",

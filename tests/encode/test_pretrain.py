@@ -15,12 +15,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from wsa.encode import checkpoint
 from wsa.encode.models.paper.autoencoder import Autoencoder
 from wsa.encode.models.paper.segmentation import MovingObjects
 from wsa.learn.pretrain import trainer
 from wsa.learn.pretrain.data import Looks
 from wsa.learn.pretrain.trainer import TRAINEES, Training, trainee
+from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError
 

@@ -14,10 +14,10 @@ import torch
 from zarr.abc.codec import BytesBytesCodec
 from zarr.registry import register_codec
 
-from wsa.encode import checkpoint
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import register
+from wsa.learn.training import checkpoint
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, WsaError
 from wsa.store.format import arrays, records

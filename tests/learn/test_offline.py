@@ -19,7 +19,6 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from wsa.encode import checkpoint
 from wsa.encode.inference.encoder import Encoder
 from wsa.learn import dqn, offline
 from wsa.learn.bc import BCConfig
@@ -29,6 +28,7 @@ from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.fusion.registry import NAMES
 from wsa.learn.networks.heads import NetworkConfig
 from wsa.learn.offline import OfflineConfig, Trained
+from wsa.learn.training import checkpoint
 from wsa.store.common.errors import DamagedError, MissingError, UsageError
 from wsa.store.objects.flat_map import FlatMap
 from wsa.store.objects.model_spec import Output, Preprocessing

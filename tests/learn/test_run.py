@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from wsa.encode import checkpoint, curves
 from wsa.encode.inference import encoder as forward
 from wsa.encode.inference.encoder import stored
 from wsa.encode.live.live_encoder import LiveEncoder
@@ -38,6 +37,8 @@ from wsa.learn.fusion.base import FusionConfig
 from wsa.learn.networks.heads import NetworkConfig
 from wsa.learn.runs import evaluate, offline_run, player
 from wsa.learn.runs.config import RunConfig, make_config
+from wsa.learn.training import checkpoint
+from wsa.learn.training import metrics as curves
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import (

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from wsa.encode import checkpoint
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.fusion.registry import make_config
 from wsa.learn.networks.heads import ActorCritic, NetworkConfig, QNetwork
 from wsa.learn.runs.warm_start import change_models, transfer
+from wsa.learn.training import checkpoint
 from wsa.store.common.errors import UsageError
 
 SHAPES = {"vit-1": (2, 5), "map-2": (2, 4, 4, 3), "clip-3": (1, 7), "dino-4": (2, 5)}

@@ -11,7 +11,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode import checkpoint
 from wsa.encode.live.frame_history import Recent
 from wsa.learn import dqn_online
 from wsa.learn.dqn_online import Draws, OnlineDQNConfig
@@ -21,6 +20,7 @@ from wsa.learn.replay import Replay
 from wsa.learn.session import Session
 from wsa.learn.stage import Stage
 from wsa.learn.table import Table
+from wsa.learn.training import checkpoint
 from wsa.store.common.errors import DamagedError, UsageError
 
 SMALL = OnlineDQNConfig(

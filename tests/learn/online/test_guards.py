@@ -14,7 +14,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode import checkpoint
 from wsa.learn import dqn_online, ppo
 from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.envs import atari as games
@@ -26,6 +25,7 @@ from wsa.learn.ppo import PPOConfig
 from wsa.learn.session import Session
 from wsa.learn.stage import Stage
 from wsa.learn.table import Table
+from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from wsa.encode import checkpoint
 from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.registration.register import open_model, open_models
@@ -28,6 +27,7 @@ from wsa.learn.runs import evaluate, offline_run, online_config, online_run
 from wsa.learn.runs.online_config import OnlineConfig
 from wsa.learn.runs.online_setup import configure
 from wsa.learn.table import Table
+from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, Terminated, UsageError
 from wsa.store.maintenance.verify import verify

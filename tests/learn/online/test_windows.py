@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from wsa.encode import checkpoint
 from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.register import register
@@ -30,6 +29,7 @@ from wsa.learn.runs.online_setup import configure, estimate
 from wsa.learn.session import Session
 from wsa.learn.stage import Stage
 from wsa.learn.table import Table
+from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
 from wsa.store.common.errors import DamagedError
 from wsa.store.format.records import EmbeddingMeta

@@ -10,11 +10,9 @@ A damaged checkpoint is never passed over: whoever wants an older one removes it
 from __future__ import annotations
 
 import json
-import signal
-import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -24,38 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsa.store.common import atomic_files, hashing
-from wsa.store.common.errors import DamagedError, MissingError, Terminated
+from wsa.store.common.errors import DamagedError, MissingError
 
 BEST = "best"  # The name of the checkpoint that did best on held-out episodes.
 KEPT = 2  # Checkpoints of a run.
-
-
-class StopRequest:
-    """While entered, Ctrl-C and SIGTERM ask to stop after the update at hand; a second one stops.
-
-    Attributes:
-        asked: What to raise once all is saved, if it was asked to stop.
-    """
-
-    def __init__(self) -> None:
-        self.asked: KeyboardInterrupt | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            # None: it was set by something other than Python.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    def _ask(self, number: int, frame: object) -> None:
-        if self.asked:
-            raise self.asked
-        self.asked = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
 def save(
