@@ -29,9 +29,9 @@ from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import probe_strip
 from wsa.encode.registration.register import open_model, register
 from wsa.learn.data.transitions import Batch, OfflineBatches
-from wsa.learn.dqn import DQN, DQNConfig
 from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.networks.heads import NetworkConfig, QNetwork
+from wsa.learn.offline.dqn import DQN, DQNConfig
 from wsa.store.format.records import EmbeddingMeta
 from wsa.store.objects.flat_map import FlatMap, materialise
 from wsa.store.objects.root import open_store

@@ -15,9 +15,9 @@ from wsa.encode.models.paper import load
 from wsa.encode.models.registry import Request, parse_request
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.configs.data import DemoOptions
-from wsa.learn.dqn import DQNConfig
 from wsa.learn.envs import atari
-from wsa.learn.offline import Trained
+from wsa.learn.offline.dqn import DQNConfig
+from wsa.learn.offline.trainer import Trained
 from wsa.learn.runs import evaluate, offline_run
 from wsa.learn.runs.config import RunConfig, make_config
 from wsa.learn.runs.setup import by_default

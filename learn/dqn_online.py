@@ -1,6 +1,6 @@
 """Double DQN while playing, in the manner of CleanRL's `dqn_atari`, with a share of stored data.
 
-The learner is the offline one (`wsa.learn.dqn.DQN`) without its conservative term. Replay is row
+The learner is the offline one (`wsa.learn.offline.dqn.DQN`) without its conservative term. Replay is row
 numbers (`wsa.learn.replay`), so an update runs no backbone. Of each batch exactly
 `offline_fraction` may come from what the store has of the game, a share that is moved linearly
 towards `offline_fraction_end` over the run.
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from wsa.learn.configs.checks import check_ranges
 from wsa.learn.data.transitions import Batch, OfflineBatches
-from wsa.learn.dqn import DQN, DQNConfig
 from wsa.learn.evaluation.periodic import times
 from wsa.learn.networks.heads import QNetwork
+from wsa.learn.offline.dqn import DQN, DQNConfig
 from wsa.learn.replay import Replay
 from wsa.learn.session import Played, Session
 from wsa.learn.training import interrupt

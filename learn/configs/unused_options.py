@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from wsa.learn.bc import BCConfig
-from wsa.learn.dqn import DQNConfig
 from wsa.learn.dqn_online import OnlineDQNConfig
+from wsa.learn.offline.bc import BCConfig
+from wsa.learn.offline.dqn import DQNConfig
 from wsa.learn.ppo import PPOConfig
 from wsa.store.common.errors import UsageError
 

@@ -135,7 +135,7 @@ class Torso(nn.Module):
 
 
 class QNetwork(nn.Module):
-    """Action values; trained by cross-entropy (`wsa.learn.bc`) their order is a policy's.
+    """Action values; trained by cross-entropy (`wsa.learn.offline.bc`) their order is a policy's.
 
     Args:
         inputs: The models' embeddings.

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from wsa.encode.registration.select import _ambiguous, choose_models
-from wsa.learn.bc import BCConfig
-from wsa.learn.dqn import DQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.fusion.losses import check_weight_losses
 from wsa.learn.networks.heads import NetworkConfig, Torso
+from wsa.learn.offline.bc import BCConfig
+from wsa.learn.offline.dqn import DQNConfig
 from wsa.learn.runs.origin import MEAN_CONTEXT, Origin
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError

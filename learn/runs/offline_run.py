@@ -26,7 +26,7 @@ import msgspec
 from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.learn.evaluation.periodic import REMEMBERED, PeriodicEvaluation
 from wsa.learn.networks.heads import QNetwork
-from wsa.learn.offline import Trained, train
+from wsa.learn.offline.trainer import Trained, train
 from wsa.learn.runs.config import RunConfig, inputs_of
 from wsa.learn.runs.origin import decode, read_origin
 from wsa.learn.runs.warm_start import transfer

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from wsa.encode.models.paper import load
 from wsa.encode.registration.select import choose_models, stored_name
-from wsa.learn.bc import BCConfig
 from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.configs.unused_options import check_given
-from wsa.learn.dqn import DQNConfig
 from wsa.learn.fusion.registry import NAMES
 from wsa.learn.fusion.registry import make_config as make_fusion_config
 from wsa.learn.networks.heads import NetworkConfig
+from wsa.learn.offline.bc import BCConfig
+from wsa.learn.offline.dqn import DQNConfig
 from wsa.learn.runs.config import RunConfig, make_config
 from wsa.learn.runs.origin import MEAN_CONTEXT, Origin, read_origin
 from wsa.learn.runs.warm_start import change_models

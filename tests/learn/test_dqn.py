@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wsa.learn import offline
-from wsa.learn.bc import BCConfig
 from wsa.learn.data.transitions import Batch
-from wsa.learn.dqn import DQNConfig, update_loss
 from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.networks.heads import NetworkConfig
-from wsa.learn.offline import OfflineConfig, Trained
+from wsa.learn.offline import trainer
+from wsa.learn.offline.bc import BCConfig
+from wsa.learn.offline.dqn import DQNConfig, update_loss
+from wsa.learn.offline.trainer import OfflineConfig, Trained
 from wsa.store.objects.flat_map import FlatMap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,7 +35,7 @@ def fit(
     """Train on the walk."""
     inputs = Inputs(tuple((frames, *shape) for shape in flat.shapes))
     network = NetworkConfig(FusionConfig(size=16), frames)
-    return offline.train(config, network, flat, inputs, actions, 1, folder)
+    return trainer.train(config, network, flat, inputs, actions, 1, folder)
 
 
 class Table(nn.Module):

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from wsa.encode.inference.encoder import Encoder
-from wsa.learn import dqn, offline
-from wsa.learn.bc import BCConfig
-from wsa.learn.dqn import DQNConfig
 from wsa.learn.fusion import losses
 from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.fusion.registry import NAMES
 from wsa.learn.networks.heads import NetworkConfig
-from wsa.learn.offline import OfflineConfig, Trained
+from wsa.learn.offline import dqn, trainer
+from wsa.learn.offline.bc import BCConfig
+from wsa.learn.offline.dqn import DQNConfig
+from wsa.learn.offline.trainer import OfflineConfig, Trained
 from wsa.learn.training import checkpoint
 from wsa.store.common.errors import DamagedError, MissingError, UsageError
 from wsa.store.objects.flat_map import FlatMap
@@ -59,7 +59,7 @@ def train(
     """Train on the walk."""
     shapes = tuple((network.frame_stack, *shape) for shape in flat.shapes)
     inputs = Inputs(shapes, context)
-    return offline.train(config, network, flat, inputs, 3, seed, folder, **options)
+    return trainer.train(config, network, flat, inputs, 3, seed, folder, **options)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ def test_the_rate_is_of_the_updates_since_the_last_line(
     walk_flat: FlatMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr(offline.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: float(next(clock)))
     rates = []
     config = msgspec.structs.replace(SMALL, updates=10)
     train(
@@ -250,11 +250,11 @@ SCRIPT = """
 import sys, time, msgspec, torch
 from pathlib import Path
 from wsa.learn.fusion.base import Inputs
-from wsa.learn.bc import BCConfig
-from wsa.learn.dqn import DQNConfig
+from wsa.learn.offline.bc import BCConfig
+from wsa.learn.offline.dqn import DQNConfig
 from wsa.learn.fusion.registry import NAMES
 from wsa.learn.networks.heads import NetworkConfig
-from wsa.learn.offline import train
+from wsa.learn.offline.trainer import train
 from wsa.store.objects.flat_map import materialise
 from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.objects.root import open_store

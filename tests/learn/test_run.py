@@ -30,11 +30,11 @@ from wsa.encode.registration import register as register_module
 from wsa.encode.registration.register import open_model, register
 from wsa.encode.registration.select import choose_models
 from wsa.learn.collect.collect import collect, plan_collection
-from wsa.learn.dqn import DQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation import attention_log, periodic, video
 from wsa.learn.fusion.base import FusionConfig
 from wsa.learn.networks.heads import NetworkConfig
+from wsa.learn.offline.dqn import DQNConfig
 from wsa.learn.runs import evaluate, offline_run, player
 from wsa.learn.runs.config import RunConfig, make_config
 from wsa.learn.training import checkpoint

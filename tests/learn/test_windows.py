@@ -18,10 +18,10 @@ from wsa.encode.models.registry import parse_request
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.collect.recorder import Recorder
 from wsa.learn.data.transitions import OfflineBatches, StateRows, moments
-from wsa.learn.dqn import DQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.greedy_policy import LiveStacks
 from wsa.learn.networks.heads import NetworkConfig
+from wsa.learn.offline.dqn import DQNConfig
 from wsa.learn.runs import dry_run, evaluate, offline_run
 from wsa.learn.runs.config import make_config
 from wsa.store.backends.base import Backend

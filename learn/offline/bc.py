@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wsa.learn.data.transitions import Batch
 from wsa.learn.fusion.losses import weight_loss, weight_scalars
 from wsa.learn.networks.heads import QNetwork
-from wsa.learn.offline import OfflineConfig
+from wsa.learn.offline.trainer import OfflineConfig
 
 
 class BCConfig(OfflineConfig, frozen=True, kw_only=True, tag="bc"):
@@ -24,7 +24,7 @@ class BCConfig(OfflineConfig, frozen=True, kw_only=True, tag="bc"):
 
 
 class BC:
-    """Behaviour cloning at work; see `wsa.learn.offline.Learner`.
+    """Behaviour cloning at work; see `wsa.learn.offline.trainer.Learner`.
 
     Args:
         config: Hyperparameters.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wsa.learn.data.transitions import Batch
 from wsa.learn.fusion.losses import weight_loss, weight_scalars
 from wsa.learn.networks.heads import QNetwork
-from wsa.learn.offline import OfflineConfig
+from wsa.learn.offline.trainer import OfflineConfig
 from wsa.store.common.errors import UsageError
 
 
@@ -48,7 +48,7 @@ class DQNConfig(OfflineConfig, frozen=True, kw_only=True, tag="dqn"):
 
 
 class DQN:
-    """Double DQN at work; see `wsa.learn.offline.Learner`.
+    """Double DQN at work; see `wsa.learn.offline.trainer.Learner`.
 
     Args:
         config: Hyperparameters.

@@ -1,0 +1,1 @@
+"""Learn from stored transitions: DQN, CQL, behavioural cloning."""
