@@ -26,18 +26,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsa.encode.live.frame_history import Recent
-from wsa.learn import ppo
 from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.envs import atari as games
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import ActorCritic, NetworkConfig
-from wsa.learn.ppo import PPOConfig, Rollout
+from wsa.learn.online import ppo
+from wsa.learn.online.embedding_table import Table
+from wsa.learn.online.env_runner import Stage
+from wsa.learn.online.ppo import PPOConfig, Rollout
+from wsa.learn.online.session import Session
 from wsa.learn.runs import offline_run
 from wsa.learn.runs import online_run as online
 from wsa.learn.runs.online_setup import configure
-from wsa.learn.session import Session
-from wsa.learn.stage import Stage
-from wsa.learn.table import Table
 
 CONFIG = PPOConfig()
 ACTIONS = 6

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.offline.bc import BCConfig
 from wsa.learn.offline.dqn import DQNConfig
-from wsa.learn.ppo import PPOConfig
+from wsa.learn.online.dqn import OnlineDQNConfig
+from wsa.learn.online.ppo import PPOConfig
 from wsa.store.common.errors import UsageError
 
 # What each learner takes, offline and online, by what users call it.

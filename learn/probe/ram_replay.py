@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.learn.envs import atari as games
-from wsa.learn.stage import STRETCH, is_online, stretch_seed
+from wsa.learn.online.env_runner import STRETCH, is_online, stretch_seed
 from wsa.store.common import hashing
 from wsa.store.format.records import Protocol, SegmentMeta
 from wsa.store.objects.snapshot import Snapshot

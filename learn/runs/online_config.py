@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 import torch
 
-from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.fusion.losses import check_weight_losses
 from wsa.learn.networks.heads import ActorCritic, NetworkConfig, QNetwork, Torso
 from wsa.learn.networks.nature import NatureTorso, scale_for
 from wsa.learn.networks.recurrent import RecurrentActorCritic
-from wsa.learn.ppo import PPOConfig
+from wsa.learn.online.dqn import OnlineDQNConfig
+from wsa.learn.online.ppo import PPOConfig
 from wsa.learn.runs.config import inputs_of
 from wsa.learn.runs.origin import Origin, config_bytes, decode, read_origin
 from wsa.learn.runs.warm_start import transfer

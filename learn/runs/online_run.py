@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 from wsa.encode.live import live_encoder
 from wsa.encode.live.live_encoder import Elsewhere, LiveEncoder
 from wsa.encode.registration.register import open_models
-from wsa.learn import dqn_online, ppo
 from wsa.learn.data.transitions import moments
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.periodic import REMEMBERED, PeriodicEvaluation
 from wsa.learn.networks.nature import GreyPixels
-from wsa.learn.ppo import PPOConfig
-from wsa.learn.record import Embedded, Recording
+from wsa.learn.online import dqn, ppo
+from wsa.learn.online.embedding_table import Table
+from wsa.learn.online.env_runner import Stage, online_policy
+from wsa.learn.online.ppo import PPOConfig
+from wsa.learn.online.record_segments import Embedded, Recording
+from wsa.learn.online.session import Played, Session
 from wsa.learn.runs import offline_run
 from wsa.learn.runs.online_config import OnlineConfig, begin_from, make_network
-from wsa.learn.session import Played, Session
-from wsa.learn.stage import Stage, online_policy
-from wsa.learn.table import Table
 from wsa.learn.training import checkpoint
 from wsa.store.objects.flat_map import FlatMap, in_files, materialise
 from wsa.store.objects.root import open_store
@@ -175,7 +175,7 @@ def learn(
             )  # fmt: skip
             if isinstance(learner, PPOConfig):
                 return ppo.train(learner, session, network, folder, device, on_update)
-            return dqn_online.train(
+            return dqn.train(
                 learner, session, network, flat, config.seed, folder, device, on_update
             )
     finally:

@@ -18,17 +18,17 @@ from wsa.encode.registration.register import register
 from wsa.encode.registration.select import stored_name
 from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.configs.unused_options import check_given
-from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.fusion.base import FusionConfig
 from wsa.learn.networks.heads import NetworkConfig
-from wsa.learn.ppo import PPOConfig
-from wsa.learn.replay import RECORD
+from wsa.learn.online.dqn import OnlineDQNConfig
+from wsa.learn.online.ppo import PPOConfig
+from wsa.learn.online.replay_buffer import RECORD
+from wsa.learn.online.session import Played
 from wsa.learn.runs import offline_run, online_config, online_run
 from wsa.learn.runs.online_config import NATURE, OnlineConfig
 from wsa.learn.runs.origin import MEAN_CONTEXT, read_origin
 from wsa.learn.runs.setup import begin_from, by_default, check_changes, network_of
-from wsa.learn.session import Played
 from wsa.learn.training import checkpoint
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import UsageError

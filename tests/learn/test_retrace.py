@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from wsa.learn import stage
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs import atari as games
+from wsa.learn.online import env_runner
+from wsa.learn.online.env_runner import Stage, is_online, online_policy, stretch_seed
+from wsa.learn.online.record_segments import Recording
 from wsa.learn.probe import ram_labels
 from wsa.learn.probe.ram_replay import memories, why
-from wsa.learn.record import Recording
-from wsa.learn.stage import Stage, is_online, online_policy, stretch_seed
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.root import open_store
@@ -146,7 +146,7 @@ def test_stretches_of_an_online_run_are_played_again(
 ) -> None:
     for module in ("stage", "retrace"):
         monkeypatch.setattr(f"wsa.learn.{module}.STRETCH", 40)
-    assert stage.STRETCH == 40
+    assert env_runner.STRETCH == 40
     backend = open_store(str(tmp_path / "store"), create=True)
     stated = games.protocol("Breakout", "classic", max_steps=30)
     table: Any = _Seen()

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode.live.frame_history import Recent
-from wsa.learn import dqn_online
-from wsa.learn.dqn_online import Draws, OnlineDQNConfig
 from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.networks.heads import NetworkConfig, QNetwork
-from wsa.learn.replay import Replay
-from wsa.learn.session import Session
-from wsa.learn.stage import Stage
-from wsa.learn.table import Table
+from wsa.learn.online import dqn
+from wsa.learn.online.dqn import Draws, OnlineDQNConfig
+from wsa.learn.online.embedding_table import Table
+from wsa.learn.online.env_runner import Stage
+from wsa.learn.online.replay_buffer import Replay
+from wsa.learn.online.session import Session
 from wsa.learn.training import checkpoint
 from wsa.store.common.errors import DamagedError, UsageError
 
@@ -49,7 +49,7 @@ class Run:
         self.network = QNetwork(Inputs(((2, walk.states),)), 3, NETWORK)
 
     def train(self) -> Any:
-        return dqn_online.train(self.config, self.session, self.network, None, 5, self.folder)
+        return dqn.train(self.config, self.session, self.network, None, 5, self.folder)
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
@@ -57,7 +57,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
     walk: SimpleNamespace, tmp_path: Path, read_metrics: Any, n_step: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("wsa.learn.stage.STRETCH", 20)
+    monkeypatch.setattr("wsa.learn.online.env_runner.STRETCH", 20)
     config = msgspec.structs.replace(SMALL, n_step=n_step)
     whole = Run(walk, tmp_path / "whole", config)
     whole.train()
@@ -197,7 +197,7 @@ def test_the_share_of_stored_data_is_exact(walk: SimpleNamespace, tmp_path: Path
             return batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dqn_online, "OfflineBatches", FakeBatches)
+        patch.setattr(dqn, "OfflineBatches", FakeBatches)
         stored: Any = Stored()
         draws = Draws(config, run.session, stored, 1, tmp_path / "new")
     draws.replay = replay
@@ -216,8 +216,8 @@ def see(table: Table, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
 def test_a_table_is_of_distinct_frames_and_grows(
     walk: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsa.learn.distinct.GROWTH", 16)
-    monkeypatch.setattr("wsa.learn.distinct.RECENT", 3)
+    monkeypatch.setattr("wsa.learn.online.digest_table.GROWTH", 16)
+    monkeypatch.setattr("wsa.learn.online.digest_table.RECENT", 3)
     generator = np.random.default_rng(0)
     frames = generator.integers(0, 256, (30, 4, 5, 3)).astype(np.uint8)
 

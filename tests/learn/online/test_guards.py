@@ -14,17 +14,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wsa.learn import dqn_online, ppo
-from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.networks.heads import ActorCritic, NetworkConfig, QNetwork
 from wsa.learn.networks.recurrent import RecurrentActorCritic
-from wsa.learn.ppo import PPOConfig
-from wsa.learn.session import Session
-from wsa.learn.stage import Stage
-from wsa.learn.table import Table
+from wsa.learn.online import dqn, ppo
+from wsa.learn.online.dqn import OnlineDQNConfig
+from wsa.learn.online.embedding_table import Table
+from wsa.learn.online.env_runner import Stage
+from wsa.learn.online.ppo import PPOConfig
+from wsa.learn.online.session import Session
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError
@@ -63,7 +63,7 @@ def train(walk: SimpleNamespace, folder: Path, config: Any, seed: int = 1, **det
     session, network = make(walk, folder, config, seed, **details)
     if isinstance(config, PPOConfig):
         return ppo.train(config, session, network, folder)
-    return dqn_online.train(config, session, network, None, seed, folder)
+    return dqn.train(config, session, network, None, seed, folder)
 
 
 def test_every_step_is_a_transition_and_no_reset_is_one(
@@ -154,7 +154,7 @@ def test_dropout_is_for_updates(walk: SimpleNamespace, tmp_path: Path, config: A
         ppo.train(config, session, network, tmp_path)
         assert set(seen) == {(False, False), (True, True)}  # Played; learnt.
     else:
-        dqn_online.train(config, session, network, None, 1, tmp_path)
+        dqn.train(config, session, network, None, 1, tmp_path)
         # Played; learnt; the best actions of what follows are the learning network's.
         assert set(seen) == {(False, False), (True, True), (True, False)}
     hooked.remove()
@@ -246,7 +246,7 @@ def test_an_emulator_is_played_to_where_it_stood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, played: str
 ) -> None:
     """Stretches, truncations and lost lives included, in a game that is no stand-in."""
-    monkeypatch.setattr("wsa.learn.stage.STRETCH", 50)
+    monkeypatch.setattr("wsa.learn.online.env_runner.STRETCH", 50)
     protocol = games.protocol("Breakout", played, max_steps=40)
     encoder: Any = Digits()
 

@@ -23,10 +23,10 @@ from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation import periodic
 from wsa.learn.evaluation.rollout import EVAL_SEED
+from wsa.learn.online.embedding_table import Table
 from wsa.learn.runs import evaluate, offline_run, online_config, online_run
 from wsa.learn.runs.online_config import OnlineConfig
 from wsa.learn.runs.online_setup import configure
-from wsa.learn.table import Table
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, Terminated, UsageError
@@ -137,7 +137,7 @@ def test_the_end_to_end_baseline_is_the_same_code(here: Path, algo: dict[str, An
 def test_a_recorded_run_that_was_killed_continues(
     here: Path, algo: dict[str, Any], read_metrics: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsa.learn.record.SEGMENT_STEPS", 10)
+    monkeypatch.setattr("wsa.learn.online.record_segments.SEGMENT_STEPS", 10)
     changes = {**algo, "record": True, "save_frequency": 32}
     train(here / "store", here / "whole", **changes)
     config, folder = configure(options(here / "other", here / "run", **changes), "cpu")
@@ -153,7 +153,7 @@ def test_a_recorded_run_that_was_killed_continues(
         with pytest.raises(RuntimeError, match="killed"):
             online_run.learn(folder, config, "cpu", kill)
         monkeypatch.undo()
-        monkeypatch.setattr("wsa.learn.record.SEGMENT_STEPS", 10)
+        monkeypatch.setattr("wsa.learn.online.record_segments.SEGMENT_STEPS", 10)
     online_run.learn(folder, config, "cpu")
     assert read_metrics(folder) == read_metrics(here / "whole")
     snapshots = [take_snapshot(open_store(str(here / name))) for name in ("store", "other")]

@@ -10,15 +10,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wsa.learn import ppo
 from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.fusion.registry import make_config
 from wsa.learn.networks.heads import ActorCritic, NetworkConfig, Torso
 from wsa.learn.networks.recurrent import RecurrentActorCritic
-from wsa.learn.ppo import PPOConfig, advantages, minibatches
-from wsa.learn.session import Session
-from wsa.learn.stage import Stage
-from wsa.learn.table import Table
+from wsa.learn.online import ppo
+from wsa.learn.online.embedding_table import Table
+from wsa.learn.online.env_runner import Stage
+from wsa.learn.online.ppo import PPOConfig, advantages, minibatches
+from wsa.learn.online.session import Session
 from wsa.store.common.errors import UsageError
 
 SMALL = PPOConfig(
@@ -62,7 +62,9 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
     walk: SimpleNamespace, tmp_path: Path, read_metrics: Any, recurrent: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("wsa.learn.stage.STRETCH", 20)  # Several stretches in each environment.
+    monkeypatch.setattr(
+        "wsa.learn.online.env_runner.STRETCH", 20
+    )  # Several stretches in each environment.
     config = msgspec.structs.replace(SMALL, recurrent=recurrent)
     whole = Run(walk, tmp_path / "whole", config)
     whole.train()

@@ -16,19 +16,19 @@ import torch
 from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.register import register
-from wsa.learn import dqn_online, ppo
 from wsa.learn.configs.learn import LearnOptions
-from wsa.learn.dqn_online import OnlineDQNConfig
 from wsa.learn.fusion.base import FusionConfig, Inputs
 from wsa.learn.networks.heads import ActorCritic, NetworkConfig, QNetwork
 from wsa.learn.networks.recurrent import RecurrentActorCritic
-from wsa.learn.ppo import PPOConfig
+from wsa.learn.online import dqn, ppo
+from wsa.learn.online.dqn import OnlineDQNConfig
+from wsa.learn.online.embedding_table import Table
+from wsa.learn.online.env_runner import Stage
+from wsa.learn.online.ppo import PPOConfig
+from wsa.learn.online.session import Session
 from wsa.learn.runs import evaluate, offline_run, online_run
 from wsa.learn.runs.online_config import OnlineConfig
 from wsa.learn.runs.online_setup import configure, estimate
-from wsa.learn.session import Session
-from wsa.learn.stage import Stage
-from wsa.learn.table import Table
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
 from wsa.store.common.errors import DamagedError
@@ -68,8 +68,8 @@ def test_no_window_reaches_over_an_episodes_border(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """States, those that end a game included, are the literal ones; nothing is run twice for them."""
-    monkeypatch.setattr("wsa.learn.distinct.GROWTH", 16)
-    monkeypatch.setattr("wsa.learn.distinct.RECENT", 3)
+    monkeypatch.setattr("wsa.learn.online.digest_table.GROWTH", 16)
+    monkeypatch.setattr("wsa.learn.online.digest_table.RECENT", 3)
     encoder = walk.Counting(windows)
     table = Table(tmp_path, encoder)
     env = walk.Walk(3)
@@ -109,7 +109,7 @@ def test_no_window_reaches_over_an_episodes_border(
 def test_a_part_that_was_damaged_is_noticed(
     walk: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsa.learn.distinct.GROWTH", 16)
+    monkeypatch.setattr("wsa.learn.online.digest_table.GROWTH", 16)
     table = Table(tmp_path / "whole", walk.Counting(WINDOWS))
     stage = Stage(walk.Walk(2), table, 2, seed=1)
     stage.begin()
@@ -157,7 +157,7 @@ def train(walk: SimpleNamespace, folder: Path, config: Any) -> Any:
     network = NetworkConfig(FusionConfig(size=16), frame_stack=2, hidden=(16,))
     if isinstance(config, OnlineDQNConfig):
         made = QNetwork(inputs, 3, network)
-        return dqn_online.train(config, session, made, None, 5, folder)
+        return dqn.train(config, session, made, None, 5, folder)
     critic: Any = ActorCritic(inputs, 3, network)
     if config.recurrent:
         critic = RecurrentActorCritic(critic.torso, 3)
@@ -170,7 +170,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Inside of episodes, and so of windows."""
-    monkeypatch.setattr("wsa.learn.stage.STRETCH", 20)
+    monkeypatch.setattr("wsa.learn.online.env_runner.STRETCH", 20)
     whole = train(walk, tmp_path / "whole", config)
     real = checkpoint.save
 
@@ -257,7 +257,9 @@ def test_what_is_recorded_is_what_encoding_gives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Of windows and frames alike, to the last bit; each once, and the next run needs no pass."""
-    monkeypatch.setattr("wsa.learn.record.SEGMENT_STEPS", 15)  # Cuts inside of episodes.
+    monkeypatch.setattr(
+        "wsa.learn.online.record_segments.SEGMENT_STEPS", 15
+    )  # Cuts inside of episodes.
     config, played = learn(here, "one", **algo, record=True)
     assert config.looks == (4, 1, 2)
     backend = open_store(config.store)
@@ -315,7 +317,7 @@ def test_a_recorded_run_that_was_killed_keeps_each_window_once(
     here: Path, read_metrics: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the store then has is what a run that was never killed leaves in it, to the bit."""
-    monkeypatch.setattr("wsa.learn.record.SEGMENT_STEPS", 10)
+    monkeypatch.setattr("wsa.learn.online.record_segments.SEGMENT_STEPS", 10)
     changes = {**PPO, "record": True, "save_frequency": 16}
     shutil.copytree(here / "store", here / "other" / "store")
     learn(here, "run", **changes)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from wsa.learn.data.transitions import moments_of
 from wsa.learn.evaluation.periodic import PeriodicEvaluation
-from wsa.learn.stage import Stage, Step
-from wsa.learn.table import Table
+from wsa.learn.online.embedding_table import Table
+from wsa.learn.online.env_runner import Stage, Step
 from wsa.learn.training import checkpoint
 from wsa.learn.training.metrics import Metrics
 
@@ -51,7 +51,7 @@ class Session:
         models: Model keys, in the order of a row; none for grey pixels.
         columns: Where each model's numbers stand in a row.
         settled: Whether what embeddings are normalised with is settled already.
-        audience: Made durable before each checkpoint, if given: `wsa.learn.record.Recording`.
+        audience: Made durable before each checkpoint, if given: `wsa.learn.online.record_segments.Recording`.
         compiled: Whether networks go through torch.compile.
         evaluation: Games to play every so often, if any.
     """

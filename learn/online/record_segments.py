@@ -23,7 +23,7 @@ from wsa.learn.collect.collect import CollectPlan, Writer, gaps
 from wsa.learn.collect.palette import Colours, Screen
 from wsa.learn.collect.recorder import Cut, Recorder
 from wsa.learn.envs import atari as games
-from wsa.learn.table import Table
+from wsa.learn.online.embedding_table import Table
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.format.records import EmbeddingMeta, Protocol, SegmentMeta

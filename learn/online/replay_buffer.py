@@ -2,7 +2,7 @@
 
     <run>/replay.bin    (T, n) records of 20 bytes, T steps of n environments
 
-A million steps are 20 MB here; the embeddings they point to stand in `wsa.learn.table` once a
+A million steps are 20 MB here; the embeddings they point to stand in `wsa.learn.online.embedding_table` once a
 frame, however many states they are in. Records are only ever appended: draws see the newest
 `buffer_size` of them, a checkpoint says how many there were, and whoever continues from it writes
 over what came later.
@@ -19,8 +19,8 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from wsa.learn.data.transitions import Batch
-from wsa.learn.stage import Step
-from wsa.learn.table import Table
+from wsa.learn.online.embedding_table import Table
+from wsa.learn.online.env_runner import Step
 from wsa.store.common import atomic_files
 from wsa.store.common.errors import DamagedError
 

@@ -7,7 +7,7 @@ A row of the table is a frame as it was played, with as many before it as any mo
 all look at one, a distinct frame; else a distinct window of the longest, which knows in which rows
 of the other folders the shorter ones stand. A learner keeps row numbers and gathers from here, so
 that PPO's epochs and DQN's replay cost no pass and little memory. Of each folder see
-`wsa.learn.distinct`.
+`wsa.learn.online.digest_table`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from wsa.encode.live.frame_history import Seen, named
 from wsa.encode.live.live_encoder import spread
-from wsa.learn.distinct import Distinct, Lookup
+from wsa.learn.online.digest_table import Distinct, Lookup
 from wsa.store.objects.flat_map import side_by_side
 
 

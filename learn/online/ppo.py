@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from wsa.learn.configs.checks import check_ranges
 from wsa.learn.evaluation.periodic import times
 from wsa.learn.fusion.losses import weight_loss, weight_scalars
-from wsa.learn.session import Played, Session
+from wsa.learn.online.session import Played, Session
 from wsa.learn.training import interrupt
 from wsa.learn.training.metrics import Metrics
 from wsa.store.common.errors import UsageError

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.live.frame_history import Recent
 from wsa.learn.envs import atari as games
-from wsa.learn.table import Table
+from wsa.learn.online.embedding_table import Table
 from wsa.store.common.errors import ConflictError
 
 # A reset with a seed costs 90 ms, one without 4; 5,000 steps are played again in a second or two.
@@ -82,7 +82,7 @@ class Stage:
         table: What the frames go into.
         depth: k, frames in a state.
         seed: Environment i begins with seed + i.
-        audience: Shown everything that is played, if given: `wsa.learn.record.Recording`.
+        audience: Shown everything that is played, if given: `wsa.learn.online.record_segments.Recording`.
 
     Attributes:
         table: As given.

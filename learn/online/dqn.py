@@ -1,7 +1,7 @@
 """Double DQN while playing, in the manner of CleanRL's `dqn_atari`, with a share of stored data.
 
 The learner is the offline one (`wsa.learn.offline.dqn.DQN`) without its conservative term. Replay is row
-numbers (`wsa.learn.replay`), so an update runs no backbone. Of each batch exactly
+numbers (`wsa.learn.online.replay_buffer`), so an update runs no backbone. Of each batch exactly
 `offline_fraction` may come from what the store has of the game, a share that is moved linearly
 towards `offline_fraction_end` over the run.
 """
@@ -22,8 +22,8 @@ from wsa.learn.data.transitions import Batch, OfflineBatches
 from wsa.learn.evaluation.periodic import times
 from wsa.learn.networks.heads import QNetwork
 from wsa.learn.offline.dqn import DQN, DQNConfig
-from wsa.learn.replay import Replay
-from wsa.learn.session import Played, Session
+from wsa.learn.online.replay_buffer import Replay
+from wsa.learn.online.session import Played, Session
 from wsa.learn.training import interrupt
 from wsa.learn.training.metrics import Metrics
 from wsa.store.common.errors import UsageError

@@ -1,0 +1,1 @@
+"""Learn while playing: PPO and DQN, replay, live embeddings, recording."""
