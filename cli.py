@@ -304,7 +304,7 @@ def demo(options: DemoOptions) -> int:
 def bench(options: BenchOptions) -> int:
     """`wsa bench`: a learner's grid on the workers that encoding has."""
     from wsa.encode.jobs.cluster import connect
-    from wsa.learn.bench import bench
+    from wsa.learn.bench.runner import bench
 
     return bench(options, connect)
 

@@ -11,8 +11,8 @@ import pytest
 from distributed import KilledWorker
 
 from wsa.encode.jobs.cluster import connect
-from wsa.learn import bench, grid
-from wsa.learn.cell import Failure
+from wsa.learn.bench import grid, runner
+from wsa.learn.bench.run_cell import Failure
 from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.configs.learn import LearnOptions
 from wsa.store.common.errors import UsageError
@@ -87,18 +87,18 @@ def test_a_run_whose_worker_dies_is_tried_again(
 ) -> None:
     # Dask copies a function of a test, and what it holds; a module is the same for both.
     tries: Counter[str] = Counter()
-    monkeypatch.setattr(bench, "tries", tries, raising=False)
+    monkeypatch.setattr(runner, "tries", tries, raising=False)
 
     def attempt(cell: grid.Cell) -> Failure | None:
-        bench.tries[cell.options.fusion] += 1  # type: ignore[attr-defined]
-        if cell.options.fusion == "mean" and bench.tries["mean"] <= deaths:  # type: ignore[attr-defined]
+        runner.tries[cell.options.fusion] += 1  # type: ignore[attr-defined]
+        if cell.options.fusion == "mean" and runner.tries["mean"] <= deaths:  # type: ignore[attr-defined]
             died: Any = SimpleNamespace(address="tcp://there")
             raise KilledWorker("attempt", died, 0)
         if cell.options.fusion == "lin":
             raise ModuleNotFoundError("No module named 'wsa'")
         return Failure(str(cell), "no-memory", "x", 6) if cell.options.fusion == "fix" else None
 
-    monkeypatch.setattr(bench, "attempt", attempt)
+    monkeypatch.setattr(runner, "attempt", attempt)
     cells = plan(fusions=("wsa", "mean", "lin", "fix"), models=("vit",))
     o = BenchOptions(json=True, device="cpu")
     asked = []
@@ -107,10 +107,10 @@ def test_a_run_whose_worker_dies_is_tried_again(
         asked.append((where, how))
         return connect("inproc", 0, "cpu")
 
-    failures = [f for f in bench._on_workers(o, cells, inproc) if f]
+    failures = [f for f in runner._on_workers(o, cells, inproc) if f]
     assert tries == {"wsa": 1, "mean": 3, "lin": 1, "fix": 1}
     kinds = {f.cell.split(", ")[1]: (f.kind, f.exit_code) for f in failures}
     expected = {"lin": ("unavailable", 6), "fix": ("no-memory", 6)}
     assert kinds == expected | ({"mean": ("worker-died", 6)} if deaths == 3 else {})
     assert asked[0][1] == {"threads": 1} and len(asked) == 1
-    assert list(bench._on_workers(o, [], inproc)) == [] and len(asked) == 1
+    assert list(runner._on_workers(o, [], inproc)) == [] and len(asked) == 1

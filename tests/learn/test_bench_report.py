@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from wsa.learn import bench_report
-from wsa.learn.bench_report import ALL, RUN_COLUMNS, Method, tabulate
+from wsa.learn.bench import report as bench_report
+from wsa.learn.bench.grid import RESULT, Judging, Result
+from wsa.learn.bench.report import ALL, RUN_COLUMNS, Method, tabulate
 from wsa.learn.evaluation.scores import human_normalised, interquartile_mean, stratified_interval
-from wsa.learn.grid import RESULT, Judging, Result
 
 JUDGING = Judging(episodes=100, epsilon=0.001, seed=10_000, num_envs=4)
 OPTIONS = {"store": "/lab/wsa", "algo": "cql", "updates": 7, "hidden": ["256"]}

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsa.learn import plot
-from wsa.learn.plot import COLOURS, Curve, averages, draw, png
+from wsa.learn.bench import plot
+from wsa.learn.bench.plot import COLOURS, Curve, averages, draw, png
 
 
 def rising(method: str, by: float) -> Curve:

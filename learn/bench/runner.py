@@ -10,10 +10,11 @@ from typing import Any, Self
 from distributed import KilledWorker, as_completed
 
 from wsa.encode.jobs import slurm
-from wsa.learn import bench_report, grid
-from wsa.learn.cell import Failure, attempt
+from wsa.learn.bench import grid
+from wsa.learn.bench import report as bench_report
+from wsa.learn.bench.grid import Cell
+from wsa.learn.bench.run_cell import Failure, attempt
 from wsa.learn.configs.bench import BenchOptions
-from wsa.learn.grid import Cell
 from wsa.store.common import terminal
 from wsa.store.common.errors import StorageError
 from wsa.store.objects.root import open_snapshot

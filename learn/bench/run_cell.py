@@ -12,7 +12,7 @@ import msgspec
 
 from wsa.encode.configs import weights_files
 from wsa.encode.inference.encoder import choose_device
-from wsa.learn.grid import RESULT, Cell, Result, without_judging
+from wsa.learn.bench.grid import RESULT, Cell, Result, without_judging
 from wsa.learn.runs import evaluate, offline_run, online_config, online_setup, setup
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import WsaError

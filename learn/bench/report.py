@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wsa.learn.cell import Failure
+from wsa.learn.bench.grid import Judging, Result, read_result, spelled
+from wsa.learn.bench.plot import Curve, png
+from wsa.learn.bench.run_cell import Failure
 from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.evaluation import periodic
 from wsa.learn.evaluation.scores import Interval, human_normalised, stratified_interval
-from wsa.learn.grid import Judging, Result, read_result, spelled
-from wsa.learn.plot import Curve, png
 from wsa.store.common import atomic_files, terminal
 
 # What a game's curves are of, whatever comes first: evaluations, where there were any, or training.

@@ -1,0 +1,1 @@
+"""Grids of runs: train, evaluate and tabulate games, fusions, models and seeds."""
