@@ -47,7 +47,7 @@ VERBS = {
         "play a game and keep what was seen",
         "wsa collect --game Seaquest --steps 100000 --num-envs 8 --policy random --seed 1",
         "wsa.learn.configs.data:CollectOptions",
-        "wsa.learn.verbs:collect",
+        "wsa.learn.commands.collect:collect",
     ),
     "encode": Verb(
         "run each frozen model once over every frame not yet encoded",
@@ -65,13 +65,13 @@ VERBS = {
         "train the fusion and a DQN head on cached embeddings",
         "wsa learn --game Seaquest --models lite0,lite1,lite2 --fusion wsa --algo cql",
         "wsa.learn.configs.learn:LearnOptions",
-        "wsa.learn.verbs:learn",
+        "wsa.learn.commands.learn:learn",
     ),
     "eval": Verb(
         "play full games with a trained run and live embeddings",
         "wsa eval runs/Seaquest__wsa__1__1700000000 --episodes 10 --video",
         "wsa.learn.configs.learn:EvalOptions",
-        "wsa.learn.verbs:evaluate",
+        "wsa.learn.commands.evaluate:evaluate",
     ),
     "bench": Verb(
         "train and evaluate a grid of games, fusions, models and seeds, and tabulate it",
@@ -84,13 +84,13 @@ VERBS = {
         "train the paper's own encoders on the frames of a store",
         "wsa pretrain --encoder ae,transporter --games Pong,Breakout --run-dir runs/encoders",
         "wsa.learn.configs.studies:PretrainOptions",
-        "wsa.encode.pretrain_verb:pretrain_encoders",
+        "wsa.learn.commands.pretrain:pretrain_encoders",
     ),
     "probe": Verb(
         "how much of a game linear maps read out of each model's embeddings",
         "wsa probe --game Pong --models lite0,lite0:random --target ram --baselines pixels",
         "wsa.learn.configs.studies:ProbeOptions",
-        "wsa.learn.probe_verb:probe_models",
+        "wsa.learn.commands.probe:probe_models",
     ),
     "push": Verb(
         "copy to another store what it lacks",
@@ -126,13 +126,13 @@ VERBS = {
         "what a store holds, a line for each game",
         "wsa list --store /lab/wsa",
         "wsa.learn.configs.data:ListOptions",
-        "wsa.learn.verbs:list_games",
+        "wsa.learn.commands.inspect:list_games",
     ),
     "show": Verb(
         "everything recorded of a game, a segment or a model",
         "wsa show Seaquest",
         "wsa.learn.configs.data:ShowOptions",
-        "wsa.learn.verbs:show",
+        "wsa.learn.commands.inspect:show",
     ),
     "du": Verb(
         "bytes, frames and hours of compute by game, policy, model or author",
@@ -144,13 +144,13 @@ VERBS = {
         "write a game as plain Zarr arrays, for zarr, dask and xarray",
         "wsa export breakout.zarr --game Breakout --models vit,resnet --frames",
         "wsa.learn.configs.data:ExportOptions",
-        "wsa.learn.exchange:export",
+        "wsa.learn.commands.import_export:export",
     ),
     "import": Verb(
         "bring Minari datasets or plain arrays into the store",
         "wsa import minari atari/breakout/expert-v0 --game Breakout",
         "wsa.learn.configs.data:ImportOptions",
-        "wsa.learn.exchange:import_data",
+        "wsa.learn.commands.import_export:import_data",
     ),
     "models": Verb(
         "the models there are, and those in a store",
@@ -162,7 +162,7 @@ VERBS = {
         "is this machine ready: libraries, device, weights, store",
         "wsa doctor",
         "wsa.learn.configs.data:DoctorOptions",
-        "wsa.learn.verbs:doctor",
+        "wsa.learn.commands.doctor:doctor",
     ),
     "demo": Verb(
         "all of it on one game, in a few minutes",
@@ -292,7 +292,7 @@ def demo(options: DemoOptions) -> int:
     """`wsa demo`: only here do encoding and learning meet."""
     from wsa.encode.commands.encode import run_with_progress
     from wsa.encode.configs import EncodeOptions
-    from wsa.learn.demo import demo
+    from wsa.learn.commands.demo import demo
 
     def encode(backend: Backend, requests: Sequence[Request], game: str) -> list[str]:
         report = run_with_progress(backend, requests, [game], EncodeOptions())

@@ -234,7 +234,7 @@ def test_doctor(wsa, filled):
 
 
 def test_doctor_finds_what_is_bad(wsa, tmp_path, monkeypatch):
-    from wsa.learn import doctor
+    from wsa.learn.commands import doctor
 
     monkeypatch.setattr(doctor, "LIBRARIES", ("zarr", "no-such-library"))
     monkeypatch.setattr(doctor, "FLOORS", {"zarr": (99,)})

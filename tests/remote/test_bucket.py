@@ -11,7 +11,7 @@ import socket
 import pytest
 from obstore.store import AzureStore, GCSStore
 
-from wsa.learn.doctor import _bucket
+from wsa.learn.commands.doctor import _bucket
 from wsa.store.backends import bucket
 from wsa.store.backends.bucket import RemoteBackend
 from wsa.store.backends.open import open_backend

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.registration.register import open_model, open_models
-from wsa.learn import verbs
+from wsa.learn.commands import collect as collect_module
 from wsa.learn.configs.data import CollectOptions
 from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.envs import atari as games
@@ -384,7 +384,7 @@ def test_data_of_another_protocol_is_not_mixed_in(here: Path) -> None:
             store=str(here / "store"), game="Breakout", steps=4, num_envs=1, protocol=protocol,  # type: ignore[arg-type]
             json=True,
         )  # fmt: skip
-        assert verbs.collect(collect) == 0
+        assert collect_module.collect(collect) == 0
         with pytest.raises(UsageError, match=says):
             configure(wanted, "cpu")
 
@@ -425,7 +425,7 @@ def collected(store: Path, policy: Path, eps: float, **changes: Any) -> list[tup
     """What `wsa collect --policy` has of the first two environments."""
     details: dict[str, Any] = {"steps": 60, "num_envs": 2, "segment_steps": 30, **changes}
     assert (
-        verbs.collect(
+        collect_module.collect(
             CollectOptions(
                 store=str(store), game="Breakout", policy=str(policy), eps=eps, json=True, **details
             )

@@ -10,9 +10,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from wsa.learn.configs.data import DoctorOptions
+from wsa.learn.envs import atari
 from wsa.store.backends.base import Backend
 from wsa.store.backends.open import open_backend
-from wsa.store.common.errors import WsaError
+from wsa.store.common import terminal
+from wsa.store.common.errors import MissingError, WsaError
 from wsa.store.objects.record_cache import cache_folder
 from wsa.store.objects.root import gives_names_once, open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -82,7 +85,6 @@ def _engines() -> Iterator[Finding]:
 
 
 def _games() -> Finding:
-    from wsa.learn.envs import atari
 
     return Finding("games", True, f"{len(atari.games())} ALE games with their ROMs")
 
@@ -122,3 +124,17 @@ def _disk(what: str, path: Path) -> Finding:
     there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
     return Finding(what, free > 1e9, f"{free / 1e9:.1f} GB free at {path}")
+
+
+def doctor(o: DoctorOptions) -> int:
+    """`wsa doctor`."""
+    pass
+
+    findings = list(examine(o.store))
+    if o.json:
+        terminal.result(True, {f.what: {"ok": f.ok, "found": f.found} for f in findings})
+    else:
+        marks = {True: "ok", False: "BAD", None: "-"}
+        rows = [[f.what, marks[f.ok], f.found] for f in findings]
+        terminal.table("", ["what", "", "found"], rows)
+    return MissingError.exit_code if any(f.ok is False for f in findings) else 0

@@ -1,0 +1,84 @@
+"""Collect."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wsa.encode.configs import weights_files
+from wsa.learn.configs.data import CollectOptions
+from wsa.learn.envs import atari
+from wsa.store.common import terminal
+from wsa.store.common.errors import UsageError
+from wsa.store.format.records import Protocol
+from wsa.store.objects.root import open_snapshot
+
+if TYPE_CHECKING:
+    from wsa.learn.envs.policies import Policy
+
+
+def collect(o: CollectOptions) -> int:
+    """`wsa collect`."""
+    from wsa.learn.collect.collect import collect as play
+    from wsa.learn.collect.collect import estimate, plan_collection
+
+    protocol = atari.protocol(o.game, o.protocol, o.sticky, o.max_episode_steps)
+    backend, snapshot = open_snapshot(o.store, create=not o.dry_run, or_empty=o.dry_run)
+    name, policy = _policy(o, protocol)
+    plan = plan_collection(
+        snapshot,
+        o.game,
+        protocol,
+        steps=o.steps,
+        num_envs=o.num_envs,
+        policy=name,
+        seed=o.seed,
+        segment_steps=o.segment_steps,
+    )
+    terminal.say(
+        f"{o.game}, {atari.describe(protocol)}: {plan.missing:,} of "
+        f"{plan.steps:,} steps to play ({plan.missing * protocol.frame_skip:,} emulator frames)"
+    )
+    if o.dry_run:
+        return terminal.result(o.json, estimate(plan))
+    started = time.perf_counter()
+    with terminal.Progress("collect", "steps", plan.missing, shown=not o.json) as progress:
+        written = play(plan, backend, progress.update, policy)
+    steps = sum(m.steps for m in written)
+    return terminal.result(
+        o.json,
+        {
+            "segments": len(written),
+            "steps": steps,
+            "distinct_frames": sum(m.frames for m in written),
+            "episodes": sum(len(m.episodes) for m in written),
+            "steps_per_s": steps / (time.perf_counter() - started),
+        },
+    )
+
+
+def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
+    """Who plays: a name for the record, and a run's network unless it is `random`.
+
+    The name holds the checkpoint's digest: what another network plays is another collection.
+    """
+    if not 0 <= o.eps <= 1:
+        raise UsageError("bad-option", f"--eps must be from 0 to 1, not {o.eps}.")
+    if o.policy == "random":
+        return "random", None
+    from wsa.encode.inference.encoder import choose_device
+    from wsa.learn.runs.player import open_player
+
+    player = open_player(
+        Path(o.policy), weights=weights_files(o.weights), device=choose_device(o.device)
+    )
+    if (player.config.game, player.config.protocol.actions) != (o.game, protocol.actions):
+        raise UsageError(
+            "bad-option",
+            f"--policy {o.policy}: that run plays {player.config.game} with "
+            f"{len(player.config.protocol.actions)} actions, not {o.game} with "
+            f"{len(protocol.actions)}. Give its --game and --protocol.",
+        )
+    name = f"{player.algo} {player.digest} eps {o.eps:g}"
+    return name, player.policy(o.num_envs, o.eps, o.seed)

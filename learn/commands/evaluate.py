@@ -1,0 +1,45 @@
+"""Evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wsa.encode.configs import weights_files
+from wsa.learn.configs.checks import check_seed
+from wsa.learn.configs.learn import EvalOptions
+from wsa.store.common import terminal
+
+
+def evaluate(o: EvalOptions) -> int:
+    """`wsa eval`."""
+    from wsa.encode.inference.encoder import choose_device
+    from wsa.learn.runs import evaluate as judge
+    from wsa.learn.runs.player import read_config
+
+    check_seed(o.seed)
+    terminal.say(f"store {read_config(Path(o.run)).store}")
+    # The run's games, then as many of a random policy to compare with.
+    with terminal.Progress("eval", "games", 2 * o.episodes, shown=not o.json) as progress:
+        before = now = 0
+
+        def on_step(steps: int, episodes: int) -> None:
+            nonlocal before, now
+            if episodes < now:
+                before = o.episodes
+            now = min(episodes, o.episodes)
+            progress.update(before + now)
+
+        evaluation = judge.evaluate(
+            Path(o.run),
+            o.episodes,
+            epsilon=o.epsilon,
+            seed=o.seed,
+            weights=weights_files(o.weights),
+            video=o.video,
+            device=choose_device(o.device),
+            engine=o.engine,
+            num_envs=o.num_envs,
+            which=o.checkpoint,
+            on_step=on_step,
+        )
+    return terminal.result(o.json, evaluation.summary())

@@ -1,0 +1,78 @@
+"""Inspect."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from wsa.learn.configs.data import ListOptions, ShowOptions
+from wsa.learn.envs import atari
+from wsa.store.common import names, terminal
+from wsa.store.common.errors import UsageError
+from wsa.store.objects.root import open_snapshot
+from wsa.store.objects.snapshot import Snapshot
+
+
+def list_games(o: ListOptions) -> int:
+    """`wsa list`."""
+    from wsa.store.maintenance.summary import summaries
+
+    if o.games:
+        print(json.dumps(list(atari.games()), indent=2) if o.json else "\n".join(atari.games()))
+        return 0
+    _, snapshot = open_snapshot(o.store)
+    found = summaries(snapshot)
+    if o.json:
+        return terminal.result(True, {s.game: dataclasses.asdict(s) for s in found})
+    if not found:
+        terminal.say("It is empty. Collect some frames: wsa collect --game Seaquest")
+        return 0
+    terminal.table(
+        "",
+        ["game", "segments", "steps", "distinct frames", "episodes", "mean return", "size"],
+        [
+            [
+                s.game,
+                s.segments,
+                s.steps,
+                s.frames,
+                s.episodes,
+                s.mean_return,
+                terminal.size(s.bytes),
+            ]
+            for s in found
+        ],
+    )
+    covered = [
+        [s.game, what, f"{count:,} of {s.segments:,}", f"{math.floor(100 * count / s.segments)}%"]
+        for s in found
+        for what, count in [("(frames)", s.pictured), *s.encoded.items()]
+    ]
+    terminal.table("\nwhat there is of each segment", ["game", "model", "segments", ""], covered)
+    return 0
+
+
+def show(o: ShowOptions) -> int:
+    """`wsa show`."""
+    from wsa.store.maintenance.summary import card, model_card, segment_card
+
+    of: Callable[[Snapshot, str], dict[str, Any]]
+    if _fits(names.segment, o.what):
+        of = segment_card
+    elif _fits(names.model_key, o.what):
+        of = model_card
+    else:
+        of, _ = card, atari.check_game(o.what)
+    _, snapshot = open_snapshot(o.store)
+    return terminal.result(o.json, of(snapshot, o.what))
+
+
+def _fits(grammar: Callable[[str], str], name: str) -> bool:
+    try:
+        grammar(name)
+    except UsageError:
+        return False
+    return True
