@@ -18,16 +18,10 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from wsa import __version__
 from wsa.store.common.errors import StorageError, Terminated, UsageError, WsaError, redact
-
-if TYPE_CHECKING:
-    from wsa.encode.models.registry import Request
-    from wsa.learn.configs.bench import BenchOptions
-    from wsa.learn.configs.data import DemoOptions
-    from wsa.store.backends.base import Backend
 
 INTERRUPTED = 130
 ANSWERS = ("-h", "--help", "-V", "--version")
@@ -78,7 +72,7 @@ VERBS = {
         "wsa bench --games Pong,Breakout --seeds 1,2,3 --fusions wsa,mean,single --models-subsets "
         "lite0+lite1,lite0",
         "wsa.learn.configs.bench:BenchOptions",
-        "wsa.cli:bench",
+        "wsa.learn.commands.bench:bench",
     ),
     "pretrain": Verb(
         "train the paper's own encoders on the frames of a store",
@@ -168,7 +162,7 @@ VERBS = {
         "all of it on one game, in a few minutes",
         "wsa demo",
         "wsa.learn.configs.data:DemoOptions",
-        "wsa.cli:demo",
+        "wsa.learn.commands.demo:demo",
     ),
 }
 
@@ -286,27 +280,6 @@ def _load(place: str) -> Any:
     """The object at `module:name`, imported only now."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def demo(options: DemoOptions) -> int:
-    """`wsa demo`: only here do encoding and learning meet."""
-    from wsa.encode.commands.encode import run_with_progress
-    from wsa.encode.configs import EncodeOptions
-    from wsa.learn.commands.demo import demo
-
-    def encode(backend: Backend, requests: Sequence[Request], game: str) -> list[str]:
-        report = run_with_progress(backend, requests, [game], EncodeOptions())
-        return [m.spec.key for m in report.models]
-
-    return demo(options, encode)
-
-
-def bench(options: BenchOptions) -> int:
-    """`wsa bench`: a learner's grid on the workers that encoding has."""
-    from wsa.encode.jobs.cluster import connect
-    from wsa.learn.bench.runner import bench
-
-    return bench(options, connect)
 
 
 if __name__ == "__main__":

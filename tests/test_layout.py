@@ -106,7 +106,7 @@ def test_imports_go_one_way():
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout
-    assert "2 kept, 0 broken" in ended.stdout
+    assert "0 broken" in ended.stdout
 
 
 def test_the_store_is_read_without_torch_and_dask():

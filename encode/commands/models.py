@@ -1,4 +1,4 @@
-"""Models."""
+"""`wsa models`: the models there are, those in a store, and whether one still gives its vectors."""
 
 from __future__ import annotations
 

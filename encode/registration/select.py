@@ -1,4 +1,4 @@
-"""Select."""
+"""Which of a store's models a user means: by alias, by key, or all that encoded a game."""
 
 from __future__ import annotations
 

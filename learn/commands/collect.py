@@ -1,4 +1,4 @@
-"""Collect."""
+"""`wsa collect`: play a game into a store."""
 
 from __future__ import annotations
 

@@ -1,18 +1,15 @@
-"""All of wsa on one game in a few minutes: collect, encode, train, play, and one table of it.
-
-The rooms are called as the verbs call them. Encoding is passed in, because a learner never drives
-an encoding itself.
-"""
+"""`wsa demo`: all of wsa on one game in a few minutes, and one table of it."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from wsa.encode.commands.encode import run_with_progress
+from wsa.encode.configs import EncodeOptions
 from wsa.encode.models.paper import load
-from wsa.encode.models.registry import Request, parse_request
+from wsa.encode.models.registry import parse_request
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.configs.data import DemoOptions
 from wsa.learn.envs import atari
@@ -21,7 +18,6 @@ from wsa.learn.offline.trainer import Trained
 from wsa.learn.runs import evaluate, offline_run
 from wsa.learn.runs.config import RunConfig, make_config
 from wsa.learn.runs.setup import by_default
-from wsa.store.backends.base import Backend
 from wsa.store.common import terminal
 from wsa.store.maintenance.summary import summarise, total_bytes
 from wsa.store.objects.root import open_snapshot
@@ -30,11 +26,8 @@ from wsa.store.objects.snapshot import Snapshot, take_snapshot
 # They come with wsa: no model hub is needed.
 MODELS = load.DEFAULT
 
-# Encodes a game by models; returns their keys.
-Encode = Callable[[Backend, Sequence[Request], str], list[str]]
 
-
-def demo(o: DemoOptions, encode: Encode) -> int:
+def demo(o: DemoOptions) -> int:
     """`wsa demo`."""
     started = time.perf_counter()
     folder = Path(o.folder).absolute()
@@ -57,7 +50,8 @@ def demo(o: DemoOptions, encode: Encode) -> int:
         collect(plan, backend, progress.update)
 
     terminal.say(f"2/4 encode with {', '.join(MODELS)}, the encoders that come with wsa")
-    models = encode(backend, requests, o.game)
+    encoded = run_with_progress(backend, requests, [o.game], EncodeOptions())
+    models = [model.spec.key for model in encoded.models]
 
     terminal.say(f"3/4 train WSA and double DQN offline, {o.updates:,} updates from the cache")
     snapshot = take_snapshot(backend, snapshot)

@@ -128,7 +128,6 @@ def _disk(what: str, path: Path) -> Finding:
 
 def doctor(o: DoctorOptions) -> int:
     """`wsa doctor`."""
-    pass
 
     findings = list(examine(o.store))
     if o.json:

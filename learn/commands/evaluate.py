@@ -1,4 +1,4 @@
-"""Evaluate."""
+"""`wsa eval`: play full games with a trained run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inspect."""
+"""`wsa list` and `wsa show`: what a store holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data."""
+"""Options of the commands that collect, import, export and look at data."""
 
 from __future__ import annotations
 

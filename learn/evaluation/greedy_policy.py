@@ -1,4 +1,4 @@
-"""Greedy policy."""
+"""Play as a trained network says, on live embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses."""
+"""Losses on the weights that a fusion gives its models: entropy and imbalance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Interrupt."""
+"""Stop a training when asked to, at the end of a step, with its state saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open."""
+"""Which backend serves a store's path or URL."""
 
 from __future__ import annotations
 

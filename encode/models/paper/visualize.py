@@ -1,4 +1,4 @@
-"""Visualize."""
+"""Overlays of keypoints and masks on the frames they belong to."""
 
 from __future__ import annotations
 
