@@ -28,7 +28,13 @@ ANSWERS = ("-h", "--help", "-V", "--version")
 
 
 class Verb(NamedTuple):
-    """What a verb does, an example, and where its options and its function are."""
+    """What a verb does, an example, and where its options and its function are.
+
+    Attributes:
+        options: `module:name` of a dataclass; or of a function that returns one, with its defaults,
+            where the options depend on the command line.
+        function: `module:name` of what takes them and returns the exit code.
+    """
 
     what: str
     example: str
@@ -58,7 +64,7 @@ VERBS = {
     "learn": Verb(
         "train the fusion and a DQN head on cached embeddings",
         "wsa learn --game Seaquest --models lite0,lite1,lite2 --fusion wsa --algo cql",
-        "wsa.learn.configs.learn:LearnOptions",
+        "wsa.learn.configs.learn:learn_options",
         "wsa.learn.commands.learn:learn",
     ),
     "eval": Verb(
@@ -71,7 +77,7 @@ VERBS = {
         "train and evaluate a grid of games, fusions, models and seeds, and tabulate it",
         "wsa bench --games Pong,Breakout --seeds 1,2,3 --fusions wsa,mean,single --models-subsets "
         "lite0+lite1,lite0",
-        "wsa.learn.configs.bench:BenchOptions",
+        "wsa.learn.configs.bench:bench_options",
         "wsa.learn.commands.bench:bench",
     ),
     "pretrain": Verb(
@@ -239,26 +245,43 @@ def _run(name: str, arguments: list[str]) -> int:
     """Parse a verb's options and call its function; help is shown instead where asked for."""
     if name not in VERBS:
         raise UsageError("bad-option", _unknown_verb(name))
+    options = parse(name, arguments)
+    if options is None:
+        print(f"\nexample:\n  {VERBS[name].example}")
+        return 0
+    code: int = _load(VERBS[name].function)(options)
+    return code
+
+
+def parse(name: str, arguments: list[str]) -> Any:
+    """A verb's options; None where only help was asked for, which is then printed.
+
+    Raises:
+        UsageError: They cannot be parsed.
+    """
     import tyro
 
     verb = VERBS[name]
     said = io.StringIO()
+    kind = _load(verb.options)
+    given: dict[str, Any] = {}
+    if not isinstance(kind, type):
+        default = kind(arguments)
+        kind, given = type(default), {"default": default}
     try:
         with contextlib.redirect_stderr(said):
-            options = tyro.cli(
-                _load(verb.options),
+            return tyro.cli(
+                kind,
+                **given,
                 prog=f"wsa {name}",
                 description=verb.what[0].upper() + verb.what[1:] + ".",
                 args=arguments,
-                config=(tyro.conf.FlagCreatePairsOff,),
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
             )
     except SystemExit as stop:
         if stop.code:
             raise UsageError("bad-option", _one_line(name, said.getvalue())) from None
-        print(f"\nexample:\n  {verb.example}")
-        return 0
-    code: int = _load(verb.function)(options)
-    return code
+        return None
 
 
 def _one_line(name: str, box: str) -> str:

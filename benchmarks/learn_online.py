@@ -26,14 +26,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsa.encode.live.frame_history import Recent
+from wsa.learn.configs.algorithms import PPOConfig
 from wsa.learn.configs.learn import LearnOptions
+from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.fusion.base import Inputs
-from wsa.learn.networks.heads import ActorCritic, NetworkConfig
+from wsa.learn.networks.heads import ActorCritic
 from wsa.learn.online import ppo
 from wsa.learn.online.embedding_table import Table
 from wsa.learn.online.env_runner import Stage
-from wsa.learn.online.ppo import PPOConfig, Rollout
+from wsa.learn.online.ppo import Rollout
 from wsa.learn.online.session import Session
 from wsa.learn.runs import offline_run
 from wsa.learn.runs import online_run as online

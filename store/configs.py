@@ -7,32 +7,27 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 
-def _split(words: list[str]) -> tuple[str, ...]:
-    return tuple(word for word in words[0].split(",") if word)
-
-
-def _commas(metavar: str) -> PrimitiveConstructorSpec[tuple[str, ...]]:
+def commas(metavar: str, of: type = str) -> PrimitiveConstructorSpec[tuple[Any, ...]]:
     """One word with commas, as vit,resnet,clip; tyro's own lists are separated by spaces."""
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
-        instance_from_str=_split,
+        instance_from_str=lambda words: tuple(of(word) for word in words[0].split(",") if word),
         is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda words: [",".join(words)],
+        str_from_instance=lambda values: [",".join(map(str, values))],
     )
 
 
-Names = Annotated[tuple[str, ...], _commas("NAME[,NAME...]")]
-
-
-Pairs = Annotated[tuple[str, ...], _commas("ALIAS=FILE[,ALIAS=FILE...]")]
+Names = Annotated[tuple[str, ...], commas("NAME[,NAME...]")]
+Pairs = Annotated[tuple[str, ...], commas("ALIAS=FILE[,ALIAS=FILE...]")]
+Integers = Annotated[tuple[int, ...], commas("INT[,INT...]", int)]
 
 
 def default_store() -> str:

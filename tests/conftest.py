@@ -21,8 +21,7 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 # Shapes written in signatures are checked in tests, and cost nothing elsewhere.
-SHAPED = ("adapters", "attention", "rivals", "controls", "fusion", "heads")
-install_import_hook([f"wsa.learn.{name}" for name in SHAPED], "beartype.beartype")
+install_import_hook(["wsa.learn.fusion", "wsa.learn.networks.heads"], "beartype.beartype")
 
 from wsa.store.backends.base import Backend
 from wsa.store.format import arrays
@@ -47,6 +46,9 @@ def _load(name: str) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+_load("command_kit")  # For `from command_kit import options`.
 
 
 @pytest.fixture(scope="session", autouse=True)

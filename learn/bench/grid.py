@@ -21,38 +21,30 @@ from typing import Any
 import msgspec
 
 from wsa.learn.configs.bench import BenchOptions
-from wsa.learn.configs.checks import check_seed
-from wsa.learn.configs.learn import LearnOptions
-from wsa.learn.configs.unused_options import FUSION, check_given
-from wsa.learn.envs import atari as games
+from wsa.learn.configs.fusions import FUSIONS, PIXELS, check_choice, make_fusion_config
+from wsa.learn.configs.learn import (
+    ComputeOptions,
+    LiveOptions,
+    PlayOptions,
+    RunRequest,
+    Training,
+    check_combination,
+    flat_options,
+)
+from wsa.learn.configs.network import FrameStack, NetworkConfig, PixelNetworkConfig
+from wsa.learn.envs import atari
 from wsa.learn.fusion.base import Fusion
-from wsa.learn.fusion.registry import NAMES
-from wsa.learn.runs import online_setup, setup
-from wsa.learn.runs.online_config import NATURE
-from wsa.learn.runs.origin import MEAN_CONTEXT
+from wsa.learn.fusion.build import fusion_class
+from wsa.learn.runs.config import MEAN_CONTEXT
 from wsa.learn.training import checkpoint
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import ConflictError, UsageError
+from wsa.store.common.ranges import check_ranges
 from wsa.store.format import records
 from wsa.store.objects.snapshot import Snapshot
 
 SETTINGS, RESULT = "bench.json", "result.json"
 LONGEST = 80
-
-# What says where and how to compute, and what tells runs of a grid apart; all else is shared.
-_HOW = {"device", "weights", "encoder", "engine", "compile", "json", "dry_run"}
-_APART = {
-    "game",
-    "models",
-    "fusion",
-    "seed",
-    "exp_name",
-    "run_dir",
-    "resume",
-    "init",
-    "add",
-    "drop",
-}
 
 
 class Judging(msgspec.Struct, frozen=True):
@@ -108,30 +100,30 @@ class Cell:
     """A run of the grid.
 
     Attributes:
-        options: Its options of `wsa learn`, the folder included.
+        request: What it is asked to be.
+        folder: Its folder.
         judging: How it is judged.
+        compute: Where and how it is trained.
         segments: The data that it learns from, if it is offline.
     """
 
-    options: LearnOptions
+    request: RunRequest
+    folder: Path
     judging: Judging
+    compute: ComputeOptions = ComputeOptions()
     segments: tuple[str, ...] = ()
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.options.run_dir)
 
     @property
     def total(self) -> int:
         """Updates, or online steps, that it is trained for."""
-        return self.options.total_timesteps if self.options.online else self.options.updates
+        learner: Any = self.request.algorithm
+        return int(learner.total_timesteps if self.request.online else learner.updates)
 
     def __str__(self) -> str:
         """As it is spoken of."""
-        o = self.options
-        models = f", {'+'.join(o.models)}" if o.models else ""
-        return f"{o.game}, {o.fusion}{models}, seed {o.seed}"
+        r = self.request
+        models = f", {'+'.join(r.models)}" if r.models else ""
+        return f"{r.game}, {r.fusion}{models}, seed {r.seed}"
 
     def result(self) -> Result | None:
         """What came of it, if it was trained, and judged in this way."""
@@ -160,27 +152,24 @@ def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
     Args:
         o: The options.
         settings: As `settle` gives them; its store is where all runs read.
-
-    Raises:
-        UsageError: Options contradict each other or are out of range.
     """
     judging = Judging(o.episodes, o.epsilon, o.eval_seed, o.eval_num_envs)
+    compute = ComputeOptions(o.device, o.compile)
     methods = list(dict.fromkeys(_methods(o)))
     found = []
     for game, (fusion, models), seed in itertools.product(
-        dict.fromkeys(o.games), methods, dict.fromkeys(map(_seed, o.seeds))
+        dict.fromkeys(o.games), methods, dict.fromkeys(o.seeds)
     ):
-        options = _of_fusion(o, fusion)
-        name = f"{game}__{fusion}__{_spelled(models)}__{seed}"
-        options |= {
-            "game": game,
-            "fusion": fusion,
-            "models": models,
-            "seed": seed,
-            "store": settings.options["store"],
-            "run_dir": str((Path(o.bench_dir) / "runs" / name).absolute()),
-        }
-        found.append(Cell(LearnOptions(**options), judging, settings.segments.get(game, ())))
+        request = dataclasses.replace(
+            request_for(o, fusion),
+            game=game,
+            models=models,
+            seed=seed,
+            store=str(settings.options["store"]),
+        )
+        folder = Path(o.bench_dir) / "runs" / f"{game}__{fusion}__{_spelled(models)}__{seed}"
+        segments = settings.segments.get(game, ())
+        found.append(Cell(request, folder.absolute(), judging, compute, segments))
     return found
 
 
@@ -191,27 +180,14 @@ def check(o: BenchOptions) -> None:
         UsageError: Options contradict each other or are out of range.
     """
     for game in o.games:
-        games.check_game(game)
+        atari.check_game(game)
     if not (o.games and o.seeds and o.fusions):
         raise UsageError("bad-option", "--games, --seeds and --fusions must name at least one.")
-    if o.episodes < 1 or o.eval_num_envs < 1 or not 0 <= o.epsilon <= 1 or o.workers < 0:
-        raise UsageError(
-            "bad-option",
-            "--episodes and --eval-num-envs must be at least 1, --epsilon from 0 to 1, --workers 0 "
-            "or more.",
-        )
-    for word in o.seeds:
-        check_seed(_seed(word), "--seeds")
-    check_seed(o.eval_seed, "--eval-seed")
-    if not o.online and (o.algo == "ppo" or NATURE in o.fusions):
-        raise UsageError("bad-option", "--algo ppo and --fusions nature need --online.")
-    (online_setup if o.online else setup).hyperparameters_of(o)
+    check_ranges(o)
     for fusion in o.fusions:
-        options = LearnOptions(**_of_fusion(o, fusion), fusion=fusion)  # type: ignore[arg-type]
-        if fusion != NATURE:
-            setup.network_of(options)
-        check_given(without_judging(options))
-    if o.fusions != (NATURE,) and not (o.models_subsets or o.models):
+        check_choice("--fusions", fusion, [*FUSIONS, PIXELS])
+        check_combination(without_judging(request_for(o, fusion)))
+    if o.fusions != (PIXELS,) and not (o.models_subsets or o.models):
         raise UsageError(
             "bad-option",
             "Name the models that are fused, as --models-subsets lite0+lite1,lite0.",
@@ -237,21 +213,17 @@ def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
         DamagedError: Its file is damaged.
     """
     path = Path(o.bench_dir) / SETTINGS
-    shared = {
-        field.name: getattr(o, field.name)
-        for field in dataclasses.fields(LearnOptions)
-        if field.name not in _HOW | _APART
-    }
-    options = msgspec.json.decode(hashing.canonical({**shared, "store": snapshot.backend.url}))
-    defaults = msgspec.json.decode(hashing.canonical(dataclasses.asdict(BenchOptions())))
+    options = {**flat_options(o), "store": snapshot.backend.url}
     segments: dict[str, tuple[str, ...]] = {}
     if path.exists():
         before = records.read_json(path.read_bytes(), Settings, str(path))
         segments = before.segments
+        defaults = flat_options(_defaults(o))
         for name, other in options.items():
-            # What an older wsa did not know is as by default.
-            one = before.options.get(name, defaults[name])
-            if one != other:
+            one = before.options.get(name)
+            # What an older wsa did not know, or left to the algorithm, is as by default.
+            one = defaults.get(name) if one is None else one
+            if spelled(name, one) != spelled(name, other):
                 raise ConflictError(
                     "run-exists",
                     f"{o.bench_dir} was begun with {spelled(name, one)}, not {other}: "
@@ -261,6 +233,31 @@ def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
         new = {game: snapshot.segments(game) for game in o.games if game in snapshot.games}
         segments = {game: tuple(m.segment for m in metas) for game, metas in new.items()} | segments
     return Settings(options, segments)
+
+
+def changed(o: BenchOptions) -> list[str]:
+    """Options that all runs share and that are not as by default, as they are written."""
+    defaults = {**flat_options(_defaults(o)), "online": False, "algo": "cql"}
+    return [
+        spelled(name, value)
+        for name, value in flat_options(o).items()
+        if spelled(name, value) != spelled(name, defaults[name])
+    ]
+
+
+def _defaults(o: BenchOptions) -> BenchOptions:
+    """The same algorithm and preset, with defaults otherwise."""
+    network: FrameStack = PixelNetworkConfig()
+    if isinstance(o.network, NetworkConfig):
+        network = NetworkConfig(make_fusion_config(preset=o.fusion_preset))
+    return BenchOptions(
+        online=o.online,
+        algo=o.algo,
+        fusion_preset=o.fusion_preset,
+        algorithm=type(o.algorithm)(),
+        network=network,
+        data=type(o.data)(),
+    )
 
 
 def write(o: BenchOptions, settings: Settings) -> None:
@@ -274,7 +271,7 @@ def _methods(o: BenchOptions) -> Iterator[tuple[str, tuple[str, ...]]]:
     subsets = [tuple(dict.fromkeys(subset.split("+"))) for subset in o.models_subsets]
     for fusion in o.fusions:
         for models in subsets or [o.models]:
-            if fusion == NATURE:
+            if fusion == PIXELS:
                 yield fusion, ()
             elif fusion == "single":
                 yield from ((fusion, (model,)) for model in models)
@@ -282,42 +279,33 @@ def _methods(o: BenchOptions) -> Iterator[tuple[str, tuple[str, ...]]]:
                 yield fusion, models
 
 
-def without_judging(o: LearnOptions) -> LearnOptions:
-    """A run's options less what runs models, if none runs before it is judged."""
-    playing = o.online or o.eval_frequency
-    return o if playing else dataclasses.replace(o, weights=(), engine="auto")
+def without_judging(request: RunRequest) -> RunRequest:
+    """A request less how models run, if none runs before the run is judged."""
+    playing = request.online or request.evaluation.eval_frequency
+    return request if playing else dataclasses.replace(request, live=LiveOptions())
 
 
-def _of_fusion(o: BenchOptions, fusion: str) -> dict[str, Any]:
-    """Options of `wsa learn`, less what a fusion has no use for."""
-    taken = {
-        field.name: getattr(o, field.name)
-        for field in dataclasses.fields(LearnOptions)
-        if field.name != "fusion"
-    }
-    made = NAMES.get(fusion, Fusion)
+def request_for(o: BenchOptions, fusion: str) -> RunRequest:
+    """What all runs of a fusion are asked to be, less what it has no use for."""
+    shared = {field.name: getattr(o, field.name) for field in dataclasses.fields(Training)}
+    made = Fusion if fusion == PIXELS else fusion_class(fusion)
     if not made.conditioned:
-        taken["context"] = MEAN_CONTEXT
+        shared["context"] = MEAN_CONTEXT
     if not made.weighs:
-        taken |= {"weight_entropy_coef": 0.0, "load_balance_coef": 0.0}
-    if fusion == NATURE:
-        own = {field.name: field.default for field in dataclasses.fields(LearnOptions)}
-        taken |= {name: own[name] for name in (*FUSION, "hidden")}
-    else:
-        taken["parameters"] = 0
-    return taken
+        shared["algorithm"] = msgspec.structs.replace(
+            o.algorithm, weight_entropy_coef=0.0, load_balance_coef=0.0
+        )
+    if fusion == PIXELS:
+        shared["network"] = PixelNetworkConfig(frame_stack=o.network.frame_stack)
+    elif isinstance(o.data, PlayOptions):
+        shared["data"] = dataclasses.replace(o.data, parameters=0)
+    return RunRequest(**shared, fusion=fusion)
 
 
 def spelled(name: str, value: Any) -> str:
     """An option as it is written on the command line."""
-    word = ",".join(value) if isinstance(value, list | tuple) else value
+    word = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
     return f"--{name.replace('_', '-')} {word}"
-
-
-def _seed(word: str) -> int:
-    if not word.isdecimal():
-        raise UsageError("bad-option", f"--seeds {word}: give numbers, for example 1,2,3.")
-    return int(word)
 
 
 def _spelled(models: tuple[str, ...]) -> str:

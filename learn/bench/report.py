@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wsa.learn.bench.grid import Judging, Result, read_result, spelled
+from wsa.learn.bench.grid import Judging, Result, read_result
 from wsa.learn.bench.plot import Curve, png
 from wsa.learn.bench.run_cell import Failure
-from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.evaluation import periodic
 from wsa.learn.evaluation.scores import Interval, human_normalised, stratified_interval
 from wsa.store.common import atomic_files, terminal
@@ -98,13 +97,14 @@ class Report:
         }
 
 
-def write(folder: Path, judging: Judging, options: dict[str, Any]) -> Report:
+def write(folder: Path, judging: Judging, store: str, changed: Sequence[str]) -> Report:
     """Write the tables of a bench: of all its runs that were judged alike.
 
     Args:
         folder: The bench's folder.
         judging: How the runs of the table were judged.
-        options: What all runs share.
+        store: URL of the store.
+        changed: Options that all runs share and that are not as by default.
 
     Raises:
         DamagedError: A run's result is damaged.
@@ -113,7 +113,7 @@ def write(folder: Path, judging: Judging, options: dict[str, Any]) -> Report:
     runs = sorted(_judged(folder, judging), key=lambda found: _about(found[1]))
     results = [result for _, result in runs]
     lines = list(tabulate(results))
-    markdown = _markdown(results, lines, judging, options)
+    markdown = _markdown(results, lines, judging, store, changed)
     about = ("game", "fusion", "models", "seed")
     _csv(
         folder / "results.csv",
@@ -175,7 +175,11 @@ def _row(line: Line) -> tuple[Any, ...]:
 
 
 def _markdown(
-    results: Sequence[Result], lines: Sequence[Line], judging: Judging, options: dict[str, Any]
+    results: Sequence[Result],
+    lines: Sequence[Line],
+    judging: Judging,
+    store: str,
+    changed: Sequence[str],
 ) -> str:
     games = list(dict.fromkeys(r.game for r in results))
     methods = list(dict.fromkeys(line.method for line in lines))
@@ -196,17 +200,10 @@ def _markdown(
         )  # fmt: skip
     chance = {r.game: r.summary["random_return_mean"] for r in results}
     raw.append(["random policy", *(f"{chance[game]:,.1f}" for game in games)])
-    defaults = LearnOptions()
-    changed = [
-        written
-        for name, value in options.items()
-        if name != "store"
-        and (written := spelled(name, value)) != spelled(name, getattr(defaults, name, None))
-    ]
     return (
         "# wsa bench\n\n"
         f"{len(results)} runs; `wsa learn` with {', '.join(changed) or 'its defaults'}; store "
-        f"{options['store']}.\n\n"
+        f"{store}.\n\n"
         f"## Raw return\n\nMean of {judging.episodes} full games (epsilon {judging.epsilon:g}), then "
         "mean +- sample standard deviation over seeds (how many).\n\n"
         f"{terminal.markdown(['method', *games], raw)}\n"

@@ -13,11 +13,18 @@ import msgspec
 from wsa.encode.configs import weights_files
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.bench.grid import RESULT, Cell, Result, without_judging
-from wsa.learn.runs import evaluate, offline_run, online_config, online_setup, setup
+from wsa.learn.configs.learn import OnlineLiveOptions, PlayOptions
+from wsa.learn.runs.config import FILE, read_config
+from wsa.learn.runs.data import only
+from wsa.learn.runs.evaluate import evaluate_run
+from wsa.learn.runs.folder import settled
+from wsa.learn.runs.setup import configure
+from wsa.learn.runs.train import launch
+from wsa.learn.training.loop import OnLine
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import WsaError
 from wsa.store.objects.root import open_store
-from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.objects.snapshot import take_snapshot
 
 ERROR = "error.txt"
 
@@ -71,48 +78,43 @@ def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure 
     return None
 
 
-def _train(cell: Cell, on_update: Callable[[int, dict[str, float]], None]) -> None:
+def _train(cell: Cell, on_line: OnLine) -> None:
     """Train, from the beginning or the newest checkpoint, as the run was begun."""
-    o, folder = cell.options, cell.folder
-    device = choose_device(o.device)
-    begun = (folder / "config.json").exists()
-    if o.online:
-        playing = (
-            online_config.read_config(folder) if begun else online_setup.configure(o, device)[0]
-        )
-        online_setup.train(o, playing, folder, device, on_update)
-        return
-    config = (
-        offline_run.read_config(folder)
-        if begun
-        else setup.configure(without_judging(o), _data(cell))
+    request, folder = cell.request, cell.folder
+    device = choose_device(cell.compute.device)
+    if (folder / FILE).exists():
+        config = read_config(folder)
+    else:
+        snapshot = take_snapshot(open_store(request.store))
+        if not request.online:  # No more than the bench was begun with.
+            snapshot = only(snapshot, request.game, cell.segments)
+        config = configure(without_judging(request), snapshot, device)
+        record = isinstance(request.data, PlayOptions) and request.data.record
+        config = settled(config, folder, record)
+    launch(
+        folder,
+        config,
+        device,
+        on_line,
+        weights=weights_files(request.live.weights),
+        engine=request.live.engine,
+        encoder=request.live.encoder if isinstance(request.live, OnlineLiveOptions) else "",
+        compiled=cell.compute.compile,
     )
-    offline_run.begin(folder, config)
-    files = weights_files(o.weights)
-    offline_run.learn(
-        folder, config, device, on_update, weights=files, engine=o.engine, compiled=o.compile
-    )
-
-
-def _data(cell: Cell) -> Snapshot:
-    """The store, of the run's game no more than its bench was begun with."""
-    o = cell.options
-    whole = take_snapshot(open_store(o.store))
-    return offline_run.only(whole, o.game, cell.segments)
 
 
 def _judge(cell: Cell, on_step: Callable[[int, int], None]) -> None:
-    o, how = cell.options, cell.judging
-    seen = evaluate.evaluate(
+    request, how = cell.request, cell.judging
+    seen = evaluate_run(
         cell.folder,
         how.episodes,
         epsilon=how.epsilon,
         seed=how.seed,
-        weights=weights_files(o.weights),
-        device=choose_device(o.device),
-        engine=o.engine,
+        weights=weights_files(request.live.weights),
+        device=choose_device(cell.compute.device),
+        engine=request.live.engine,
         num_envs=how.num_envs,
         on_step=on_step,
     )
-    result = Result(o.game, o.fusion, o.models, o.seed, how, seen.summary())
+    result = Result(request.game, request.fusion, request.models, request.seed, how, seen.summary())
     atomic_files.replace(Path(cell.folder) / RESULT, msgspec.json.format(hashing.canonical(result)))

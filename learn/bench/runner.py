@@ -39,7 +39,9 @@ def bench(o: BenchOptions, connect: Connect) -> int:
     grid.write(o, settings)
     how = _here if o.scheduler == "inproc" else _on_workers
     failures = [failure for failure in how(o, left, connect) if failure]
-    report = bench_report.write(Path(o.bench_dir), cells[0].judging, settings.options)
+    report = bench_report.write(
+        Path(o.bench_dir), cells[0].judging, settings.options["store"], grid.changed(o)
+    )
     if o.json:
         terminal.result(True, report.summary(failures))
     else:
@@ -59,9 +61,9 @@ def _dry(o: BenchOptions, cells: list[Cell]) -> int:
     rows = []
     for cell in cells:
         state = "done" if cell.result() else f"{cell.done():,} of {cell.total:,}"
-        options = cell.options
-        models = "+".join(options.models) or "pixels"
-        rows.append([options.game, options.fusion, models, str(options.seed), state])
+        request = cell.request
+        models = "+".join(request.models) or "pixels"
+        rows.append([request.game, request.fusion, models, str(request.seed), state])
     left = [cell for cell in cells if cell.result() is None]
     unit = "steps" if o.online else "updates"
     totals = {

@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from wsa.encode.commands.encode import run_with_progress
 from wsa.encode.configs import EncodeOptions
 from wsa.encode.models.paper import load
 from wsa.encode.models.registry import parse_request
 from wsa.learn.collect.collect import collect, plan_collection
+from wsa.learn.configs.algorithms import DQNConfig
 from wsa.learn.configs.data import DemoOptions
 from wsa.learn.envs import atari
-from wsa.learn.offline.dqn import DQNConfig
 from wsa.learn.offline.trainer import Trained
-from wsa.learn.runs import evaluate, offline_run
-from wsa.learn.runs.config import RunConfig, make_config
-from wsa.learn.runs.setup import by_default
+from wsa.learn.runs.config import OfflineRun
+from wsa.learn.runs.evaluate import Evaluation, evaluate_run, mean_return
+from wsa.learn.runs.folder import new_folder
+from wsa.learn.runs.setup import by_default, make_offline
+from wsa.learn.runs.train import launch
 from wsa.store.common import terminal
 from wsa.store.maintenance.summary import summarise, total_bytes
 from wsa.store.objects.root import open_snapshot
@@ -55,25 +58,20 @@ def demo(o: DemoOptions) -> int:
 
     terminal.say(f"3/4 train WSA and double DQN offline, {o.updates:,} updates from the cache")
     snapshot = take_snapshot(backend, snapshot)
-    config = make_config(
+    config = make_offline(
         snapshot,
         o.game,
         *by_default(models, "wsa", ""),
         1,
         DQNConfig(updates=o.updates, target_network_frequency=250),
     )
-    run_folder = offline_run.new_folder(folder / "runs", config, "demo")
-    offline_run.begin(run_folder, config)
+    run_folder = new_folder(folder / "runs", config, "demo")
     with terminal.Progress("learn", "updates", o.updates) as progress:
-        trained = offline_run.learn(
-            run_folder, config, "cpu", lambda step, _: progress.update(step)
-        )
+        trained: Any = launch(run_folder, config, "cpu", lambda step, _: progress.update(step))
 
     terminal.say(f"4/4 play {o.episodes} full games with live embeddings")
     with terminal.Progress("eval", "steps") as progress:
-        seen = evaluate.evaluate(
-            run_folder, o.episodes, on_step=lambda steps, _: progress.update(steps)
-        )
+        seen = evaluate_run(run_folder, o.episodes, on_step=lambda steps, _: progress.update(steps))
     _summary(o, snapshot, config, trained, seen)
     print(f"\nrun {run_folder}")
     print(f"all of it took {terminal.duration(time.perf_counter() - started)}")
@@ -83,9 +81,9 @@ def demo(o: DemoOptions) -> int:
 def _summary(
     o: DemoOptions,
     snapshot: Snapshot,
-    config: RunConfig,
+    config: OfflineRun,
     trained: Trained,
-    seen: evaluate.Evaluation,
+    seen: Evaluation,
 ) -> None:
     game = summarise(snapshot, o.game)
     objects = [e for e in snapshot.embeddings(o.game) if e.model in config.inputs]
@@ -95,8 +93,8 @@ def _summary(
         (lookup.found + lookup.remembered) * len(lookup.places)
         for lookup in seen.live.lookups.values()
     )
-    mean, spread = evaluate.mean_return(seen.episodes)
-    random_mean, random_spread = evaluate.mean_return(seen.random)
+    mean, spread = mean_return(seen.episodes)
+    random_mean, random_spread = mean_return(seen.random)
     rows = [
         ("steps", game.steps, f"{game.emulator_frames:,} emulator frames, {game.episodes} games"),
         ("distinct frames", game.frames, f"in {game.segments} segments"),

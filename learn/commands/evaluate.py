@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from wsa.encode.configs import weights_files
-from wsa.learn.configs.checks import check_seed
 from wsa.learn.configs.learn import EvalOptions
 from wsa.store.common import terminal
+from wsa.store.common.ranges import check_ranges
 
 
 def evaluate(o: EvalOptions) -> int:
     """`wsa eval`."""
     from wsa.encode.inference.encoder import choose_device
-    from wsa.learn.runs import evaluate as judge
-    from wsa.learn.runs.player import read_config
+    from wsa.learn.runs.config import read_config
+    from wsa.learn.runs.evaluate import evaluate_run
 
-    check_seed(o.seed)
+    check_ranges(o)
     terminal.say(f"store {read_config(Path(o.run)).store}")
     # The run's games, then as many of a random policy to compare with.
     with terminal.Progress("eval", "games", 2 * o.episodes, shown=not o.json) as progress:
@@ -29,7 +29,7 @@ def evaluate(o: EvalOptions) -> int:
             now = min(episodes, o.episodes)
             progress.update(before + now)
 
-        evaluation = judge.evaluate(
+        evaluation = evaluate_run(
             Path(o.run),
             o.episodes,
             epsilon=o.epsilon,

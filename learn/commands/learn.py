@@ -1,72 +1,78 @@
-"""The verbs that play, train, judge and look: from options to a printed result and an exit code."""
+"""`wsa learn`: train a run, offline or online, or continue one."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wsa.encode.configs import weights_files
-from wsa.learn.configs.checks import check_seed
-from wsa.learn.configs.learn import LearnOptions
+from wsa.learn.configs.learn import LearnOptions, OnlineLiveOptions, PlayOptions
 from wsa.learn.envs import atari
 from wsa.store.common import terminal
-from wsa.store.common.errors import UsageError
+from wsa.store.common.ranges import check_ranges
 from wsa.store.objects.root import open_snapshot
+from wsa.store.objects.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from wsa.learn.runs.config import OfflineRun, OnlineRun
 
 
 def learn(o: LearnOptions) -> int:
     """`wsa learn`."""
+    check_ranges(o)
+    atari.check_game(o.game)
     from wsa.encode.inference.encoder import choose_device
-    from wsa.learn.runs import offline_run
-    from wsa.learn.runs.online_config import is_online
-    from wsa.learn.runs.setup import configure
+    from wsa.learn.runs.dry_run import estimate
+    from wsa.learn.runs.train import launch
 
-    check_seed(o.seed)
-    if o.online or (o.resume and is_online(Path(o.resume))):
-        from wsa.learn.runs.online_setup import learn as learn_online  # Here: it brings timm.
-
-        return learn_online(o)
-    if o.algo == "ppo" or o.fusion == "nature":
-        raise UsageError("bad-option", "--algo ppo and --fusion nature need --online.")
-    if o.resume:
-        folder = Path(o.resume)
-        config = offline_run.read_config(folder)
-        _, snapshot = open_snapshot(config.store)
-    else:
-        atari.check_game(o.game)
-        _, snapshot = open_snapshot(o.store)
-        config = configure(o, snapshot)
-        folder = (
-            Path(o.run_dir)
-            if o.run_dir
-            else offline_run.new_folder(Path("runs"), config, o.exp_name)
-        )
-    terminal.say(
-        f"{config.game}, {len(config.segments)} segments; models {', '.join(config.models)}; "
-        f"context {config.context}; run {folder}"
-    )
     device = choose_device(o.device)
+    snapshot, config, folder = plan_run(o, device)
+    terminal.say(f"{config.game}, {_described(config)}; run {folder}")
     if o.dry_run:
-        from wsa.learn.runs.dry_run import estimate as estimate_run
-
-        return terminal.result(o.json, estimate_run(snapshot, config, device))
-    offline_run.begin(folder, config)
-    total = config.hyperparameters.updates
-    with terminal.Progress("learn", "updates", total, shown=not o.json) as progress:
-        trained = offline_run.learn(
+        return terminal.result(o.json, estimate(snapshot, config, device))
+    with terminal.Progress("learn", config.unit, config.total, shown=not o.json) as progress:
+        trained = launch(
             folder,
             config,
             device,
             lambda step, _: progress.update(step),
-            weights=weights_files(o.weights),
-            engine=o.engine,
+            weights=weights_files(o.live.weights),
+            engine=o.live.engine,
+            encoder=o.live.encoder if isinstance(o.live, OnlineLiveOptions) else "",
             compiled=o.compile,
         )
-    return terminal.result(
-        o.json,
-        {
-            "run": str(folder),
-            "updates": trained.updates,
-            "updates_per_s": trained.updates_per_s,
-            "backbone_passes": trained.passes,
-        },
+    return terminal.result(o.json, {"run": str(folder), **trained.summary()})
+
+
+def plan_run(o: LearnOptions, device: str) -> tuple[Snapshot, OfflineRun | OnlineRun, Path]:
+    """The store, the run that the options ask for, or that is continued, and its folder."""
+    from wsa.learn.runs.config import read_config
+    from wsa.learn.runs.folder import new_folder, settled
+    from wsa.learn.runs.setup import configure
+
+    if o.output.resume:
+        folder = Path(o.output.resume)
+        config = read_config(folder)
+        return open_snapshot(config.store)[1], config, folder
+    _, snapshot = open_snapshot(
+        o.store, create=o.online and not o.dry_run, or_empty=o.online and o.dry_run
     )
+    config = configure(o, snapshot, device, dry_run=o.dry_run)
+    folder = (
+        Path(o.output.run_dir)
+        if o.output.run_dir
+        else new_folder(Path("runs"), config, o.output.exp_name)
+    )
+    record = isinstance(o.data, PlayOptions) and o.data.record
+    return snapshot, settled(config, folder, record), folder
+
+
+def _described(config: OfflineRun | OnlineRun) -> str:
+    from wsa.learn.runs.config import OnlineRun
+
+    count = f"{len(config.segments)} segments"
+    if isinstance(config, OnlineRun):
+        models = ", ".join(config.inputs) or "none, grey pixels"
+        played = atari.describe(config.protocol)
+        return f"{played}; models {models}; {count} to look frames up in"
+    return f"{count}; models {', '.join(config.models)}; context {config.context}"

@@ -86,7 +86,7 @@ def _train(
             looks,
             half=o.half,
             device=device,
-            on_step=lambda step, _: train.update(step),
+            on_line=lambda step, _: train.update(step),
         )
 
 

@@ -1,123 +1,183 @@
-"""What users may set when they collect, train, evaluate and look; see `wsa.encode.configs`."""
+"""The command line of `wsa learn`: what a run is asked to be, and where it is trained.
+
+The dataclasses are the command line: tyro makes flags, types, defaults and help of them. Which flags
+there are depends on the algorithm, so `learn_options` finds `--algo`, `--online` and `--fusion`
+first. What a run is asked to be, `RunRequest`, is also what `wsa.learn.runs.setup` takes; a bench
+makes one for each of its runs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
+import msgspec
 from tyro.conf import Positional, arg
+from tyro.extras import literal_type_from_choices
 
 from wsa.encode.configs import Engine
-from wsa.learn.configs.online import OnlineOptions
+from wsa.learn.configs.algorithms import (
+    OFFLINE,
+    ONLINE,
+    AlgorithmConfig,
+    CQLConfig,
+    EvaluationConfig,
+    algorithms,
+    with_option,
+)
+from wsa.learn.configs.fusions import FUSIONS, PIXELS, PRESETS, FusionConfig, make_fusion_config
+from wsa.learn.configs.network import FrameStack, NetworkConfig, PixelNetworkConfig, pixel_network
+from wsa.store.common.errors import UsageError
+from wsa.store.common.ranges import COUNT, SEED, SHARE
 from wsa.store.configs import Names, Pairs, StoreOptions
+
+Device = Literal["auto", "cpu", "cuda"]
+if TYPE_CHECKING:
+    Algorithm: TypeAlias = str
+    FusionName: TypeAlias = str
+    Preset: TypeAlias = str
+else:
+    Algorithm = literal_type_from_choices(list(dict.fromkeys([*OFFLINE, *ONLINE])))
+    FusionName = literal_type_from_choices([*FUSIONS, PIXELS])
+    Preset = literal_type_from_choices(list(PRESETS))
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnOptions(OnlineOptions, StoreOptions):
-    """Options of `wsa learn`."""
+class DataOptions:
+    """Which stored data a run learns from."""
 
-    game: str = "Seaquest"
-    """ALE game."""
     protocol: str = ""
-    """Which data, where the game was played under several protocols."""
-    models: Names = ()
-    """Aliases or keys. If none is named, every model that has encoded the game, or online sr, okk and
-    vos, which come with wsa; but not the one that gives the context (see --context)."""
-    fusion: Literal[
-        "wsa", "lin", "fix", "cnn", "mix", "res", "dpa",
-        "mean", "uniform", "single", "unshared", "moe", "nature",
-    ] = "wsa"  # fmt: skip
-    """How embeddings become one state vector: the paper's seven, and controls. nature: none, an
-    end-to-end network on grey pixels (online)."""
-    fusion_preset: Literal["default", "thesis", "paper"] = "default"
-    """Switches of the fusion as the authors had them: their thesis, or their published code."""
-    fusion_size: int = 256
-    """Length of an adapted embedding; of res, of the reservoir."""
-    fusion_layers: int = 1
-    """Convolutions of cnn."""
-    score_activation: Literal["none", "relu"] | None = None
-    """What WSA's scores go through; as the preset says if not given, like the next six."""
-    normaliser: Literal["softmax", "relu-sum", "sigmoid"] | None = None
-    """What makes weights of scores."""
-    layer_norm: bool | None = None
-    """Whether adapters normalise."""
-    temperature: float | None = None
-    """Scores are divided by it."""
-    scorer_hidden: bool | None = None
-    """Whether the scorer has a hidden layer, or is one linear map."""
-    dropout: float | None = None
-    """Of adapted embeddings, while training."""
-    weight_init: Literal["torch", "orthogonal", "small"] | None = None
-    """How the fusion's weights begin."""
+    """Protocol of the data, where the game was played under several."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlayOptions(DataOptions):
+    """How the game is played, and what is kept of it."""
+
+    protocol: str = ""
+    """classic or v5; classic if not given, or with --init the same as that run."""
+    max_episode_steps: int = 27_000
+    """Steps after which an episode is truncated."""
+    record: bool = False
+    """Keep what is played in the store, with its embeddings."""
+    parameters: int = 0
+    """With --fusion nature: approximate number of parameters; 0 for CleanRL's widths."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LiveOptions:
+    """How models run while games are played."""
+
+    engine: Engine = "auto"
+    """Inference engine; auto is the one that filled the store, if it is available here."""
+    weights: Pairs = ()
+    """Weights files of models that the store does not know, or whose files have moved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineLiveOptions(LiveOptions):
+    """How models run while games are played."""
+
+    encoder: str = ""
+    """tcp://HOST:PORT of a Dask scheduler whose workers embed what is not in the store."""
+    output: str = ""
+    """Output of models that the store does not have yet; the default is that of 'wsa encode'."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStart:
+    """Start from a trained run."""
+
+    init: str = ""
+    """Folder of a run whose final network this one starts from, with its models and switches."""
+    add: Names = ()
+    """With --init: models that join, with fresh adapters."""
+    drop: Names = ()
+    """With --init: models that leave."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputOptions:
+    """Where the run is kept."""
+
+    run_dir: str = ""
+    """Folder of the run; runs/GAME__EXP_NAME__SEED__TIME if not given. A run that is there continues."""
+    exp_name: str = "wsa"
+    """Part of the run's name."""
+    resume: str = ""
+    """Folder of a run to continue as it was started; other options are ignored."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(StoreOptions):
+    """What all runs of a bench have in common."""
+
+    online: bool = False
+    """Learn while playing, with --algo ppo or dqn; models that the store lacks are added."""
+    algo: Algorithm = "cql"
+    """Offline: cql, double DQN with a conservative term for fixed data; dqn, double DQN; bc, behavioral
+    cloning. Online: ppo or dqn. Each has options of its own: wsa learn --algo ppo --online --help."""
     context: str = ""
     """What WSA's scorer is conditioned on: the newest frame's embedding by a model, fused or not, or
     'mean' of those fused. If no models are named either, ae's, if it is there; else the mean."""
-    normalize: Literal["none", "layer", "standard"] = "standard"
-    """Of embeddings: by mean and deviation over the data, each by itself, or not at all."""
-    hidden: Names = ("256",)
-    """Units of the head's hidden layers, with commas."""
-    weight_entropy_coef: float = 0.0
-    """Weight of a loss that raises the entropy of the fusion's weights."""
-    load_balance_coef: float = 0.0
-    """Weight of a loss that evens out how much each model is used."""
-    algo: Literal["cql", "dqn", "bc", "ppo"] = "cql"
-    """dqn: double DQN. cql: with a conservative term, for data that is fixed. bc: imitation. ppo:
-    online only."""
-    updates: int = 100_000
-    """Gradient steps."""
-    batch_size: int = 32
-    """Transitions in a batch."""
-    learning_rate: float | None = None
-    """Of Adam; 1e-4, with ppo 2.5e-4."""
-    gamma: float = 0.99
-    """Discount of a step."""
-    n_step: int = 1
-    """Steps whose rewards a target adds up."""
-    target_network_frequency: int = 1000
-    """Gradient steps between copies to the target network; online, steps played."""
-    cql_alpha: float = 1.0
-    """Weight of the conservative term of cql."""
-    clip_rewards: bool = True
-    """Train on the sign of rewards; reports are always of raw ones."""
-    frame_stack: int = 4
-    """Frames in a state."""
-    validation_fraction: float = 0.1
-    """Share of the episodes that is held out and only looked at."""
-    validation_frequency: int = 1000
-    """Gradient steps between looks at them."""
-    save_best: bool = False
-    """Keep the network that did best on them too; the final one is what eval plays."""
-    init: str = ""
-    """Folder of a run whose final network this one begins from, with its models and switches."""
-    add: Names = ()
-    """With --init: models that join, their adapters fresh."""
-    drop: Names = ()
-    """With --init: models that leave."""
-    seed: int = 1
-    """Of initialisation and draws."""
-    exp_name: str = "wsa"
-    """Part of the run's name."""
-    run_dir: str = ""
-    """The run's folder; runs/GAME__EXP_NAME__SEED__TIME if not given. One that is there continues."""
-    resume: str = ""
-    """Folder of a run to continue as it was begun; other options are ignored."""
-    log_frequency: int | None = None
-    """Gradient steps between lines of metrics, 100; online dqn: steps played, 1000."""
-    save_frequency: int | None = None
-    """Gradient steps between checkpoints, 10,000; online: steps played, 100,000."""
-    eval_frequency: int = 0
-    """Play full games every so many gradient steps, online every so many steps played, and log
-    eval/episodic_return; 0 for never."""
-    eval_episodes: int = 10
-    """With --eval-frequency: games each time."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    fusion_preset: Preset = "default"
+    """Switches of the fusion as the authors had them: in their thesis, or in their published code."""
+    data: DataOptions = DataOptions()
+    network: Annotated[FrameStack, arg(name="models and fusion")] = NetworkConfig()
+    algorithm: AlgorithmConfig = CQLConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    live: Annotated[LiveOptions, arg(name="live models")] = LiveOptions()
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What tells the runs of a bench apart."""
+
+    game: str = "Seaquest"
+    """ALE game."""
+    models: Names = ()
+    """Aliases or keys. If none is named, every model that has encoded the game, or online sr, okk and
+    vos, which come with wsa; but not the one that gives the context (see --context)."""
+    fusion: FusionName = "wsa"
+    """How embeddings become one state vector: the paper's seven methods, and controls. nature: none, an
+    end-to-end network on grey pixels (online only)."""
+    seed: Annotated[int, SEED] = 1
+    """Seed for weight initialization and sampling."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRequest(Training, Choice):
+    """What a run is asked to be."""
+
+    start: Annotated[WarmStart, arg(name="warm start")] = WarmStart()
+
+    @property
+    def network_config(self) -> NetworkConfig:
+        """The network, with the fusion that `fusion` names."""
+        if not isinstance(self.network, NetworkConfig):
+            return pixel_network(self.network.frame_stack)
+        fusion = msgspec.structs.replace(self.network.fusion, name=self.fusion)
+        return msgspec.structs.replace(self.network, fusion=fusion)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeOptions:
+    """Where and how networks are trained."""
+
+    device: Device = "auto"
     """Where to train."""
     compile: bool = False
-    """Compile networks (torch.compile): minutes at first, faster updates after."""
-    weights: Pairs = ()
-    """Where games are played: safetensors files of models that the store does not know or that moved."""
+    """Compile networks with torch.compile: minutes at first, faster updates afterwards."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
-    """Print what the run would be and stop."""
+    """Print what would be done and stop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnOptions(ComputeOptions, RunRequest):
+    """Options of `wsa learn`."""
+
+    output: OutputOptions = OutputOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,23 +186,167 @@ class EvalOptions:
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """Folder of a run that 'wsa learn' made."""
-    episodes: int = 100
+    episodes: Annotated[int, COUNT] = 100
     """Games to play; and as many by a random policy, to compare with."""
-    epsilon: float = 0.001
+    epsilon: Annotated[float, SHARE] = 0.001
     """Probability of a random action."""
-    seed: int = 10_000
+    seed: Annotated[int, SEED] = 10_000
     """Environment i is seeded with seed + i; apart from training's."""
-    num_envs: int = 4
-    """Environments side by side."""
+    num_envs: Annotated[int, COUNT] = 4
+    """Number of parallel environments."""
     video: bool = False
-    """Film the first environment's games into RUN/videos, the fusion's weights beside them."""
+    """Film the first environment's games into RUN/videos, with the fusion's weights beside them."""
     checkpoint: Literal["final", "best"] = "final"
-    """The newest network, or the one that did best on held-out episodes (learn --save-best)."""
+    """The newest network, or the one with the best validation (learn --save-best)."""
     weights: Pairs = ()
     """Safetensors files, where this machine keeps them elsewhere than where they were encoded."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where models run."""
     engine: Engine = "auto"
-    """What runs them; auto is what filled the store, if that is here."""
+    """Inference engine; auto is the one that filled the store, if it is available here."""
     json: bool = False
     """Print the result as JSON, for scripts."""
+
+
+def learn_options(arguments: Sequence[str]) -> LearnOptions:
+    """The options that a command line may set, with their defaults.
+
+    Raises:
+        UsageError: An option belongs to another algorithm, or to another kind of run.
+    """
+    fusions = values_of(arguments, "fusion", "wsa")
+    return LearnOptions(**training_defaults(arguments, fusions))
+
+
+def training_defaults(arguments: Sequence[str], fusions: Sequence[str]) -> dict[str, Any]:
+    """Defaults of `Training`, for the algorithm and the fusions that a command line names.
+
+    Raises:
+        UsageError: An option belongs to another algorithm, or to another kind of run.
+    """
+    online = _given(arguments, "online")
+    (algo,) = values_of(arguments, "algo", "cql")[-1:]
+    (preset,) = values_of(arguments, "fusion-preset", "default")[-1:]
+    pixels = set(fusions) == {PIXELS}
+    known = algorithms(online)
+    if algo not in known and algo in {**OFFLINE, **ONLINE}:
+        if online:
+            raise UsageError(
+                "bad-option", f"--online --algo {algo}: choose from {', '.join(ONLINE)}."
+            )
+        raise UsageError("bad-option", f"--algo {algo} needs --online.")
+    if PIXELS in fusions and not online:
+        raise UsageError("bad-option", f"--fusion {PIXELS} needs --online.")
+    config = known.get(algo, CQLConfig)  # Any other name is rejected when the options are parsed.
+    defaults: dict[str, Any] = {"algorithm": config()}
+    if preset in PRESETS:
+        defaults["network"] = NetworkConfig(make_fusion_config(preset=preset))
+    if pixels:
+        defaults["network"] = PixelNetworkConfig()
+    if online:
+        defaults |= {"data": PlayOptions(), "live": OnlineLiveOptions()}
+    for field in _fields(arguments):
+        for why in _idle(field, config, algo, online, pixels):
+            raise UsageError("bad-option", f"--{field.replace('_', '-')} {why}")
+    return defaults
+
+
+def check_combination(training: Training) -> None:
+    """Reject options that would have no effect beside the others.
+
+    Raises:
+        UsageError: There is one.
+    """
+    playing = training.online or training.evaluation.eval_frequency
+    for field in dataclasses.fields(training.live):
+        if not playing and getattr(training.live, field.name) != field.default:
+            raise UsageError(
+                "bad-option",
+                f"--{field.name} is for models while games are played, and this run plays none. "
+                "Leave it out, or add --online or --eval-frequency.",
+            )
+    evaluation = training.evaluation
+    if evaluation != EvaluationConfig() and not evaluation.eval_frequency:
+        raise UsageError(
+            "bad-option",
+            "--eval-episodes is an option of --eval-frequency. Leave it out, or add that.",
+        )
+    if getattr(training.algorithm, "recurrent", False) and (
+        isinstance(training.network, NetworkConfig)
+        and training.network.hidden != NetworkConfig().hidden
+    ):
+        raise UsageError(
+            "bad-option",
+            "--hidden has no meaning with --recurrent, whose heads are one linear map each. Leave "
+            "it out.",
+        )
+
+
+def flat_options(training: Training) -> dict[str, Any]:
+    """Options that decide what a run becomes, by flag; not where or how models run."""
+    found: dict[str, Any] = {
+        name: getattr(training, name) for name in ("online", "algo", "context", "fusion_preset")
+    }
+    found |= dataclasses.asdict(training.data)
+    for part in (training.network, training.algorithm, training.evaluation):
+        found |= {name: getattr(part, name) for name in part.__struct_fields__}
+    fusion = found.pop("fusion", None)
+    if isinstance(fusion, FusionConfig):
+        found |= {
+            _FLAGS.get(name, name): getattr(fusion, name)
+            for name in fusion.__struct_fields__
+            if name != "name"
+        }
+    return found
+
+
+def _idle(
+    field: str, config: type[AlgorithmConfig], algo: str, online: bool, pixels: bool
+) -> Iterator[str]:
+    """Why an option has no effect on such a run, if it has none."""
+    takers = [] if field in config.__struct_fields__ else list(with_option(field))
+    here = [f"--algo {name}" for name, other in takers if other == online]
+    there = [f"--algo {name}" for name, other in takers if other != online]
+    if takers:
+        where = " and ".join(here or there)
+        if not here:
+            where += " without --online" if online else " with --online"
+        this = f"--algo {algo} {'with' if online else 'without'} --online"
+        yield f"is an option of {where}; this run is {this}. Leave it out."
+    if not online and field in _names(PlayOptions, OnlineLiveOptions) - _names(
+        DataOptions, LiveOptions
+    ):
+        yield "is an option of --online. Leave it out, or add --online."
+    if pixels and field in _SWITCHES:
+        yield f"is an option of fusions; --fusion {PIXELS} has no models. Leave it out."
+
+
+def _names(*kinds: type) -> set[str]:
+    return {field.name for kind in kinds for field in dataclasses.fields(kind)}
+
+
+_FLAGS = {"name": "fusion", "size": "fusion_size", "layers": "fusion_layers", "init": "weight_init"}
+# Options that only a fusion of models and the heads above it have.
+_SWITCHES = {"fusion_preset", "normalize", "hidden", "weight_entropy_coef", "load_balance_coef"} | {
+    _FLAGS.get(field, field) for field in FusionConfig.__struct_fields__ if field != "name"
+}
+
+
+def _fields(arguments: Sequence[str]) -> list[str]:
+    """Names of the options on a command line, as fields."""
+    flags = [word[2:].split("=")[0] for word in arguments if word.startswith("--")]
+    return [flag.replace("-", "_").removeprefix("no_") for flag in flags]
+
+
+def _given(arguments: Sequence[str], flag: str) -> bool:
+    return flag in _fields(arguments)
+
+
+def values_of(arguments: Sequence[str], flag: str, default: str) -> list[str]:
+    """What a command line says after a flag; of several, separated by commas, each."""
+    found = default
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and name[2:].replace("_", "-") == flag:
+            found = value if equals else following
+    return found.split(",")

@@ -18,19 +18,15 @@ import torch
 
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.evaluation.rollout import EPSILON, EVAL_SEED, NUM_ENVS, play
-from wsa.learn.training import metrics as curves
+from wsa.learn.training import metrics as training_metrics
 from wsa.learn.training.interrupt import StopRequest
+from wsa.learn.training.loop import times
 from wsa.store.common import terminal
 from wsa.store.common.errors import WsaError
 
 RETURN = "eval/episodic_return"
 # Frames, and windows, whose embeddings are kept from one evaluation to the next: games begin alike.
 REMEMBERED = 4096
-
-
-def times(frequency: int, steps: int, stride: int = 1) -> int:
-    """How often something that happens every `frequency` steps happened in the last `stride`."""
-    return steps // frequency - (steps - stride) // frequency if frequency else 0
 
 
 class PeriodicEvaluation:
@@ -57,7 +53,7 @@ class PeriodicEvaluation:
         compiled: bool = False,
     ) -> None:
         self._config, self._open, self._compiled = config, embedder, compiled
-        self._frequency = config.hyperparameters.eval_frequency if config else 0
+        self._frequency = config.evaluation.eval_frequency if config else 0
         self._embedder: Any = None
         self.seconds, self.passes = 0.0, 0
 
@@ -75,7 +71,7 @@ class PeriodicEvaluation:
         """Whether one was due after the step that the run in `folder` continues from, and left."""
         if not step or not self.due(step, stride=stride, last=last):
             return False
-        return not curves.has(folder, step, RETURN)
+        return not training_metrics.has(folder, step, RETURN)
 
     def open(self) -> None:
         """Make ready to play, if ever there is something to play.
@@ -89,7 +85,9 @@ class PeriodicEvaluation:
             with torch.random.fork_rng(devices=[]):
                 self._embedder = self._open()
 
-    def play(self, network: Any, step: int, metrics: curves.Metrics, stop: StopRequest) -> None:
+    def play(
+        self, network: Any, step: int, metrics: training_metrics.Metrics, stop: StopRequest
+    ) -> None:
         """Play, and write a line of metrics, unless it is asked to stop.
 
         Games that cannot be played, since a model gives what is no number or a scheduler has gone,
@@ -108,7 +106,7 @@ class PeriodicEvaluation:
 
         try:
             played = play(
-                config.game, config.protocol, policy, config.hyperparameters.eval_episodes,
+                config.game, config.protocol, policy, config.evaluation.eval_episodes,
                 EVAL_SEED, on_step=on_step,
             )  # fmt: skip
         except _Stopped:

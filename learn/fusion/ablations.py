@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.fusion.attention import Attention, beside, scorer
-from wsa.learn.fusion.base import Adapted, FusionConfig, Inputs, initialise, present_of
+from wsa.learn.fusion.base import Adapted, Inputs, initialise, present_of
 from wsa.store.common.errors import UsageError
 
 

@@ -27,7 +27,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wsa.learn.fusion.base import Adapted, FusionConfig, Inputs, initialise, present_of
+from wsa.learn.configs.fusions import FusionConfig
+from wsa.learn.fusion.base import Adapted, Inputs, initialise, present_of
 
 
 class Attention(Adapted):

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from math import inf, prod
-from typing import Literal
+from math import prod
 
-import msgspec
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from wsa.store.common.errors import UsageError
+from wsa.learn.configs.fusions import FusionConfig
 
 SIDE = 16  # Of the maps that adapters make.
 MOST_CHANNELS, FEWEST_CHANNELS = 32, 16
@@ -59,46 +57,6 @@ class Inputs:
     def widths(self) -> tuple[int, ...]:
         """Numbers that each takes in a row of the flat map."""
         return tuple(prod(shape[1:]) for shape in self.shapes)
-
-
-class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which fusion, and its switches. Those of the scorer are WSA's and its controls'.
-
-    Attributes:
-        name: One of `wsa.learn.fusion.registry.NAMES`.
-        size: d, numbers in an adapted embedding; of RES, numbers in the reservoir.
-        layers: n, convolutions of CNN.
-        score_activation: What a score goes through; `relu` is the authors', who so could not turn
-            a model off.
-        normaliser: What makes weights of scores s: `softmax`; `relu-sum`, ReLU(s) over its sum (or
-            over 1e-8 if that is more), the published code's; `sigmoid`, each by itself.
-        layer_norm: Whether adapters normalise before their ReLU.
-        temperature: Scores are divided by it.
-        scorer_hidden: Whether the scorer has a hidden layer of d units; without, it is the
-            authors' one linear map.
-        dropout: Probability with which numbers of adapted embeddings are dropped while training.
-        init: `torch`: PyTorch's own; `orthogonal`: gain sqrt(2) and no bias everywhere, which
-            their RL library imposed; `small`: gain 0.01 in adapters, 1 in the scorer.
-    """
-
-    name: str = "wsa"
-    size: int = 256
-    layers: int = 1
-    score_activation: Literal["none", "relu"] = "none"
-    normaliser: Literal["softmax", "relu-sum", "sigmoid"] = "softmax"
-    layer_norm: bool = True
-    temperature: float = 1.0
-    scorer_hidden: bool = True
-    dropout: float = 0.0
-    init: Literal["torch", "orthogonal", "small"] = "torch"
-
-    def __post_init__(self) -> None:
-        if self.size < 1 or self.layers < 1:
-            raise UsageError("bad-option", "--fusion-size and --fusion-layers must be at least 1.")
-        if not (0 < self.temperature < inf and 0 <= self.dropout < 1):
-            raise UsageError(
-                "bad-option", "--temperature must be positive, --dropout from 0 to below 1."
-            )
 
 
 class Fusion(nn.Module):

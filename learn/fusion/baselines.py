@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.fusion.base import (
     Fusion,
-    FusionConfig,
     Inputs,
     Shape,
     SpatialAdapter,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from wsa.learn.fusion.registry import NAMES
+from wsa.learn.fusion.build import fusion_class
 from wsa.store.common.errors import UsageError
 
 
@@ -37,7 +37,7 @@ def check_weight_losses(config: Any, fusion: str) -> None:
     Raises:
         UsageError: One was asked for.
     """
-    if (config.weight_entropy_coef or config.load_balance_coef) and not NAMES[fusion].weighs:
+    if (config.weight_entropy_coef or config.load_balance_coef) and not fusion_class(fusion).weighs:
         raise UsageError(
             "bad-option",
             "--weight-entropy-coef and --load-balance-coef are losses on a fusion's weights, and "

@@ -3,44 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from wsa.learn.fusion.base import FusionConfig, Inputs
-from wsa.learn.fusion.registry import make_fusion
-from wsa.store.common.errors import UsageError
-from wsa.store.format.windows import MAX_STACK_FRAMES
-
-
-class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a network is, whichever algorithm trains it.
-
-    Attributes:
-        fusion: How embeddings become one state vector.
-        frame_stack: k, frames in a state.
-        normalize: `standard`: each number less its mean over the data, divided by its deviation;
-            `layer`: each embedding of a frame to mean 0 and deviation 1; `none`.
-        hidden: Units of each hidden layer of a head; the paper's code has one of 256.
-    """
-
-    fusion: FusionConfig = FusionConfig()
-    frame_stack: int = 4
-    normalize: Literal["none", "layer", "standard"] = "standard"
-    hidden: tuple[int, ...] = (256,)
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.frame_stack <= MAX_STACK_FRAMES:
-            raise UsageError(
-                "bad-option",
-                f"--frame-stack must be from 1 to {MAX_STACK_FRAMES}, not {self.frame_stack}: "
-                "segments repeat no more frames of each other.",
-            )
-        if any(units < 1 for units in self.hidden):
-            raise UsageError("bad-option", "--hidden: a layer must have at least 1 unit.")
+from wsa.learn.configs.network import NetworkConfig
+from wsa.learn.fusion.base import Inputs
+from wsa.learn.fusion.build import make_fusion
 
 
 class Standard(nn.Module):

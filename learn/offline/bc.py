@@ -9,18 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wsa.learn.configs.algorithms import BCConfig
 from wsa.learn.data.transitions import Batch
 from wsa.learn.fusion.losses import weight_loss, weight_scalars
 from wsa.learn.networks.heads import QNetwork
-from wsa.learn.offline.trainer import OfflineConfig
-
-
-class BCConfig(OfflineConfig, frozen=True, kw_only=True, tag="bc"):
-    """Hyperparameters of behaviour cloning."""
-
-    def learner(self, network: QNetwork) -> BC:
-        """What trains a network."""
-        return BC(self, network)
 
 
 class BC:

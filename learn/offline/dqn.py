@@ -1,50 +1,19 @@
-"""Double DQN, with an optional conservative (CQL) term.
+"""Double DQN (van Hasselt et al., 2016, arXiv 1509.06461), with an optional conservative term.
 
-Double DQN: van Hasselt et al., 2016 (arXiv 1509.06461). CQL: Kumar et al., 2020 (arXiv 2006.04779),
-equation 4 with the entropy regulariser, as a term of the loss: alpha * (logsumexp Q - Q(a)). n-step
-returns: Sutton, 1988, without a correction for what other policies would have done.
+n-step returns: Sutton, 1988, without a correction for what other policies would have done.
 """
 
 from __future__ import annotations
 
 import copy
-from math import inf
 
 import torch
 from torch import Tensor, nn
 
+from wsa.learn.configs.algorithms import DQNConfig
 from wsa.learn.data.transitions import Batch
 from wsa.learn.fusion.losses import weight_loss, weight_scalars
 from wsa.learn.networks.heads import QNetwork
-from wsa.learn.offline.trainer import OfflineConfig
-from wsa.store.common.errors import UsageError
-
-
-class DQNConfig(OfflineConfig, frozen=True, kw_only=True, tag="dqn"):
-    """Hyperparameters of double DQN.
-
-    Attributes:
-        gamma: Discount per agent step.
-        n_step: Steps whose rewards a target adds up before it trusts the target network.
-        target_network_frequency: Gradient steps between copies to the target network.
-        cql_alpha: Weight of the conservative term; 0 is plain double DQN.
-        clip_rewards: Train on the sign of the reward, as DQN does; reports stay raw.
-    """
-
-    gamma: float = 0.99  # pyright: ignore[reportIncompatibleMethodOverride]
-    n_step: int = 1  # pyright: ignore[reportIncompatibleMethodOverride]
-    target_network_frequency: int = 1000
-    cql_alpha: float = 1.0
-    clip_rewards: bool = True  # pyright: ignore[reportIncompatibleMethodOverride]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (0 <= self.gamma <= 1 and 0 <= self.cql_alpha < inf):
-            raise UsageError("bad-option", "--gamma must be from 0 to 1, --cql-alpha at least 0.")
-
-    def learner(self, network: QNetwork) -> DQN:
-        """What trains a network."""
-        return DQN(self, network)
 
 
 class DQN:
@@ -56,6 +25,8 @@ class DQN:
     """
 
     judge: str = "validation/td_error"
+    cql_alpha = 0.0
+    """Weight of the conservative term (`wsa.learn.offline.cql`)."""
 
     def __init__(self, config: DQNConfig, network: QNetwork) -> None:
         self._config = config
@@ -68,7 +39,7 @@ class DQN:
 
     def update(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """As `Learner.update`."""
-        loss, scalars = update_loss(self._config, self.online, self.target, batch)
+        loss, scalars = self._loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -78,20 +49,24 @@ class DQN:
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """TD error, loss, the value of the best action, as `Learner.validate`."""
-        loss, scalars = update_loss(self._config, self.online, self.target, batch)
+        loss, scalars = self._loss(batch)
         return {
             "validation/loss": loss,
             "validation/td_error": scalars["losses/td_error"],
             "validation/max_q": scalars["losses/max_q"],
         }
 
+    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return update_loss(self._config, self.online, self.target, batch, self.cql_alpha)
+
 
 def update_loss(
-    config: DQNConfig, online: QNetwork, target: QNetwork, batch: Batch
+    config: DQNConfig, online: QNetwork, target: QNetwork, batch: Batch, cql_alpha: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of one batch, and what to log of it.
 
         y = r_1 + ... + gamma^{n-1} r_n + discount * Q_target(s', argmax_a Q(s', a))
+        loss = Huber(Q(s, a) - y) + cql_alpha * (logsumexp Q(s, .) - Q(s, a))
 
     Returns:
         The loss; and as scalars `losses/td_loss` (Huber), `losses/td_error` (mean absolute),
@@ -109,7 +84,7 @@ def update_loss(
     taken = values.gather(1, actions[:, None]).squeeze(1)
     td_loss = nn.functional.smooth_l1_loss(taken, wanted)
     conservative = (values.logsumexp(dim=1) - taken).mean()
-    loss = td_loss + config.cql_alpha * conservative + weight_loss(config, weights)
+    loss = td_loss + cql_alpha * conservative + weight_loss(config, weights)
     with torch.no_grad():
         scalars = {
             "losses/td_loss": td_loss,

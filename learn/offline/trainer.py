@@ -8,105 +8,33 @@ Whole episodes are held out, and what the learner makes of them is logged as `va
 from __future__ import annotations
 
 import functools
-import time
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsa.encode.inference.encoder import Encoder
+from wsa.learn.configs.algorithms import OfflineConfig
+from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.data.nstep import hold_out, horizon, walk
 from wsa.learn.data.transitions import Batch, OfflineBatches, moments
 from wsa.learn.evaluation.periodic import PeriodicEvaluation
 from wsa.learn.fusion.base import Inputs
-from wsa.learn.networks.heads import NetworkConfig, QNetwork
-from wsa.learn.training import checkpoint, interrupt
-from wsa.learn.training.metrics import Metrics
+from wsa.learn.networks.heads import QNetwork
+from wsa.learn.training import checkpoint
+from wsa.learn.training.loop import Loop, OnLine
 from wsa.store.common import terminal
-from wsa.store.common.errors import UsageError
 from wsa.store.objects.flat_map import FlatMap
 
 VALIDATED = 2048  # Held-out steps that are looked at.
 CHUNK = 256
-
-
-class OfflineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Hyperparameters that every offline learner has.
-
-    Attributes:
-        updates: Gradient steps.
-        batch_size: Transitions in a batch.
-        learning_rate: Of Adam.
-        weight_entropy_coef: Weight of a loss that raises the entropy of the fusion's weights.
-        load_balance_coef: Weight of a loss that evens out how much each model is used.
-        validation_fraction: Share of the episodes that is held out.
-        validation_frequency: Gradient steps between looks at them.
-        save_best: Whether the network that did best on them is kept, beside the final one.
-        log_frequency: Gradient steps between lines of metrics.
-        save_frequency: Gradient steps between checkpoints.
-        eval_frequency: Gradient steps between evaluations; 0 for none.
-        eval_episodes: Games of each.
-    """
-
-    updates: int = 100_000
-    batch_size: int = 32
-    learning_rate: float = 1e-4
-    weight_entropy_coef: float = 0.0
-    load_balance_coef: float = 0.0
-    validation_fraction: float = 0.1
-    validation_frequency: int = 1000
-    save_best: bool = False
-    log_frequency: int = 100
-    save_frequency: int = 10_000
-    eval_frequency: int = 0
-    eval_episodes: int = 10
-
-    def __post_init__(self) -> None:
-        for field in msgspec.structs.fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name == "eval_frequency" else 1
-            if field.type is int and value < least:
-                raise UsageError(
-                    "bad-option",
-                    f"--{field.name.replace('_', '-')} must be at least {least}, not {value}.",
-                )
-        if not 0 < self.learning_rate < inf or not 0 <= self.validation_fraction < 1:
-            raise UsageError(
-                "bad-option",
-                "--learning-rate must be positive, --validation-fraction from 0 to below 1.",
-            )
-        if not (0 <= self.weight_entropy_coef < inf and 0 <= self.load_balance_coef < inf):
-            raise UsageError(
-                "bad-option", "--weight-entropy-coef and --load-balance-coef must be at least 0."
-            )
-        if self.save_best and not self.validation_fraction:
-            raise UsageError("bad-option", "--save-best needs a --validation-fraction above 0.")
-
-    @property
-    def n_step(self) -> int:
-        """Steps in a transition."""
-        return 1
-
-    @property
-    def gamma(self) -> float:
-        """Discount per step."""
-        return 1.0
-
-    @property
-    def clip_rewards(self) -> bool:
-        """Whether rewards count by their sign."""
-        return False
-
-    def learner(self, network: QNetwork) -> Learner:
-        """What trains a network."""
-        raise NotImplementedError
 
 
 class Learner(Protocol):
@@ -147,8 +75,16 @@ class Trained:
     updates_per_s: float
     passes: int
 
+    def summary(self) -> dict[str, float]:
+        """What was done, as JSON values."""
+        return {
+            "updates": self.updates,
+            "updates_per_s": self.updates_per_s,
+            "backbone_passes": self.passes,
+        }
 
-def train(
+
+def train_offline(
     config: OfflineConfig,
     network: NetworkConfig,
     flat: FlatMap,
@@ -158,10 +94,10 @@ def train(
     folder: Path,
     device: str = "cpu",
     *,
-    warm: Callable[[QNetwork], None] = lambda network: None,
+    warm_start: Callable[[QNetwork], None] = lambda network: None,
     compiled: bool = False,
     evaluation: PeriodicEvaluation | None = None,
-    on_update: Callable[[int, dict[str, float]], None] = lambda step, scalars: None,
+    on_line: OnLine = lambda step, line: None,
 ) -> Trained:
     """Train from the flat map; continue from the newest checkpoint in `folder` if there is one.
 
@@ -171,13 +107,13 @@ def train(
         flat: The data.
         inputs: The models' embeddings of a state.
         actions: Number of actions.
-        seed: Of initialisation and draws.
+        seed: Of initialization and draws.
         folder: The run's folder.
         device: Where to train.
-        warm: Changes the weights that training begins with.
+        warm_start: Changes the weights that training begins with.
         compiled: Whether networks go through torch.compile.
         evaluation: Games to play every so often, if any.
-        on_update: Called with every line of metrics.
+        on_line: Called with every line of metrics.
 
     Raises:
         UsageError: The fusion cannot take these inputs.
@@ -192,16 +128,16 @@ def train(
     checkpoints = folder / "checkpoints"
     begun = bool(checkpoint.all_of(checkpoints))
     if not begun:
-        warm(online)
+        warm_start(online)
     online.to(device)
-    learner = config.learner(online)
+    learner = make_learner(config, online)
     if compiled:
         for module in learner.modules.values():
             module.compile()
     training, held = hold_out(flat, config.validation_fraction)
     batches = OfflineBatches(
         flat, inputs.depth, config.batch_size, seed, steps=training,
-        n_step=config.n_step, gamma=config.gamma, clip=config.clip_rewards,
+        **config.discounting._asdict(),
     )  # fmt: skip
     validation = Validation(config, inputs.depth, flat, held)
     start, best = 0, inf
@@ -210,8 +146,7 @@ def train(
         start, extra = checkpoint.load(newest, learner.modules, learner.optimizer)
         batches.restore(extra["draws"])
         best = extra["best"] if extra["best"] is not None else inf
-    owed = evaluation.owed(folder, start, last=start == config.updates)
-    if start >= config.updates and not owed:
+    if start >= config.updates and not evaluation.owed(folder, start, last=True):
         return Trained(online, 0, 0.0, 0)
     evaluation.open()
     passes_before = Encoder.total_passes
@@ -219,23 +154,22 @@ def train(
     def passes() -> int:
         return Encoder.total_passes - passes_before - evaluation.passes
 
-    step = logged = start
-    began = time.perf_counter()
-    with Metrics(folder, start) as metrics, interrupt.StopRequest() as stop:
-        if owed:
-            evaluation.play(online, start, metrics, stop)
-            if stop.asked:
-                raise stop.asked
-        lap = time.perf_counter()
-        for step in range(start + 1, config.updates + 1):
+    def save(step: int) -> None:
+        extra = {"draws": batches.state(), "best": best if isfinite(best) else None}
+        checkpoint.save(checkpoints, step, learner.modules, learner.optimizer, extra)
+
+    with Loop(
+        folder, start, config.updates, save=save, save_frequency=config.save_frequency,
+        on_line=on_line, evaluation=evaluation, network=online,
+    ) as loop:  # fmt: skip
+        logged, lap = start, 0.0
+        for step in loop:
             scalars = learner.update(step, batches.draw())
-            last = step == config.updates
-            validating = bool(len(held)) and (step % config.validation_frequency == 0 or last)
-            if step % config.log_frequency == 0 or validating or last:
-                now = time.perf_counter()
+            validating = bool(len(held)) and loop.every(config.validation_frequency)
+            if loop.every(config.log_frequency) or validating:
                 line = _line(scalars, flat.models)
                 line["charts/learning_rate"] = config.learning_rate
-                line["time/updates_per_s"] = (step - logged) / (now - lap)
+                line["time/updates_per_s"] = (step - logged) / (loop.seconds - lap)
                 line["cache/backbone_passes"] = passes()
                 # Without a cache each update runs every model on a batch of states and of next states.
                 line["cache/backbone_passes_saved"] = (
@@ -246,23 +180,18 @@ def train(
                     if config.save_best and line[learner.judge] < best:
                         best = line[learner.judge]
                         checkpoint.save(checkpoints, step, {"online": online}, name=checkpoint.BEST)
-                lap, logged = now, step
-                metrics.write(step, line)
-                on_update(step, line)
-            if evaluation.due(step, last=last):
-                lap -= time.perf_counter()
-                evaluation.play(online, step, metrics, stop)
-                lap += time.perf_counter()
-            stopping = stop.asked  # Once: a signal may come between the lines below.
-            if step % config.save_frequency == 0 or last or stopping:
-                metrics.flush()
-                extra = {"draws": batches.state(), "best": best if isfinite(best) else None}
-                checkpoint.save(checkpoints, step, learner.modules, learner.optimizer, extra)
-            if stopping:
-                raise stopping
-    assert passes() == 0, "offline training must not run a backbone"
-    seconds = time.perf_counter() - began - evaluation.seconds
-    return Trained(online, step - start, (step - start) / seconds, passes())
+                lap, logged = loop.seconds, step
+                loop.write(line)
+        updates = loop.step - start
+        assert passes() == 0, "offline training must not run a backbone"
+        return Trained(online, updates, updates / loop.seconds, passes())
+
+
+def make_learner(config: OfflineConfig, network: QNetwork) -> Learner:
+    """The algorithm that a configuration names, at work on a network."""
+    module, _, name = config.LEARNER.partition(":")
+    learner: Learner = getattr(importlib.import_module(module), name)(config, network)
+    return learner
 
 
 def _line(scalars: dict[str, Tensor], models: tuple[str, ...]) -> dict[str, float]:
@@ -290,7 +219,7 @@ class Validation:
         self._rows = held[at] if len(held) else held
         self._batches = OfflineBatches(
             flat, depth, CHUNK, 0,
-            n_step=config.n_step, gamma=config.gamma, clip=config.clip_rewards,
+            **config.discounting._asdict(),
         )  # fmt: skip
         self._config, self._flat = config, flat
         self._warned = False
@@ -298,7 +227,7 @@ class Validation:
     @functools.cached_property
     def _returns(self) -> NDArray[np.float32]:
         """Discounted returns of these steps, of those that the data tells to their end."""
-        gamma, clip = self._config.gamma, self._config.clip_rewards
+        _, gamma, clip = self._config.discounting
         earned = walk(self._flat, self._rows, horizon(gamma), gamma, clip)
         return earned.returns[earned.whole]
 

@@ -31,12 +31,12 @@ _ONLINE = "online "  # What the policies of those who learn while they play are 
 
 
 def online_policy(algo: str) -> str:
-    """Who plays, for the record of a segment that was played on a stage."""
+    """Who plays, for the record of a segment that was played in an online run."""
     return _ONLINE + algo
 
 
 def is_online(policy: str) -> bool:
-    """Whether a segment was played on a stage, in stretches."""
+    """Whether a segment was played in an online run, in stretches."""
     return policy.startswith(_ONLINE)
 
 
@@ -74,7 +74,7 @@ class Step:
         return self.terminated | self.truncated
 
 
-class Stage:
+class EnvRunner:
     """Environments being played.
 
     Args:
@@ -82,7 +82,8 @@ class Stage:
         table: What the frames go into.
         depth: k, frames in a state.
         seed: Environment i begins with seed + i.
-        audience: Shown everything that is played, if given: `wsa.learn.online.record_segments.Recording`.
+        recording: What keeps the steps in the store, if anything does:
+            `wsa.learn.online.record_segments.Recording`.
 
     Attributes:
         table: As given.
@@ -93,11 +94,13 @@ class Stage:
         steps: Steps played, in all environments together.
     """
 
-    def __init__(self, env: Any, table: Table, depth: int, seed: int, audience: Any = None) -> None:
+    def __init__(
+        self, env: Any, table: Table, depth: int, seed: int, recording: Any = None
+    ) -> None:
         self._env = env
         self.table = table
         self._seed = seed
-        self._audience = audience
+        self._recording = recording
         n = env.num_envs
         self.num_envs: int = n
         self.actions = int(env.single_action_space.n)
@@ -119,8 +122,8 @@ class Stage:
         self._lives = np.array(info["lives"])
         seen = self._recent.push(games.pictures(observations), self.first, self._envs)
         self.stacks[:] = self.table.see(seen)[:, None]
-        if self._audience:
-            self._audience.begin(np.ones(self.num_envs, np.bool_), observations, self._lives)
+        if self._recording:
+            self._recording.begin(np.ones(self.num_envs, np.bool_), observations, self._lives)
 
     def step(self, actions: NDArray[np.int64]) -> Step:
         """Take an action in each environment; `stacks` and `first` are then those that follow."""
@@ -221,8 +224,8 @@ class Stage:
         self._actions = [
             row[:count].tolist() for row, count in zip(state["actions"], counts, strict=True)
         ]
-        if self._audience:
-            self._audience.rewind(self.steps // self.num_envs, counts, self._ended_before)
+        if self._recording:
+            self._recording.rewind(self.steps // self.num_envs, counts, self._ended_before)
         # All end together: each begins once as many steps are left as it has played.
         longest = int(counts.max(initial=0))
         returns = np.zeros(self.num_envs)
@@ -234,8 +237,8 @@ class Stage:
                 observations, info = self._env.reset(seed=seeds, options={"reset_mask": begins})
                 returns[begins] = 0
                 self._recall(begins, begins, observations, longest - t)
-                if self._audience:
-                    self._audience.begin(begins, observations, info["lives"])
+                if self._recording:
+                    self._recording.begin(begins, observations, info["lives"])
             if t == longest:
                 break
             at = counts - (longest - t)
@@ -283,11 +286,11 @@ class Stage:
         observations: NDArray[np.uint8],
         lives: NDArray[Any],
     ) -> None:
-        """Show the audience, if there is one, a step of some environments."""
-        if not self._audience:
+        """Record a step of some environments, if anything does."""
+        if not self._recording:
             return
         ended = terminated | truncated
         last = np.where(ended[:, None, None, None, None], final, observations)
         left = np.where(ended, 0, lives)
-        self._audience.step(which, actions, rewards, terminated, truncated, last, left)
-        self._audience.begin(which & ended, observations, lives)
+        self._recording.step(which, actions, rewards, terminated, truncated, last, left)
+        self._recording.begin(which & ended, observations, lives)

@@ -12,116 +12,20 @@ nothing else of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsa.learn.configs.checks import check_ranges
-from wsa.learn.evaluation.periodic import times
+from wsa.learn.configs.algorithms import PPOConfig
 from wsa.learn.fusion.losses import weight_loss, weight_scalars
 from wsa.learn.online.session import Played, Session
-from wsa.learn.training import interrupt
+from wsa.learn.training.loop import Loop, OnLine
 from wsa.learn.training.metrics import Metrics
-from wsa.store.common.errors import UsageError
-
-
-class PPOConfig(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="algo", tag="ppo"
-):
-    """Hyperparameters, named and set as CleanRL's.
-
-    Attributes:
-        total_timesteps: Agent steps to play, in all environments together.
-        learning_rate: Of Adam.
-        num_envs: Environments side by side.
-        num_steps: Steps of each in a rollout.
-        anneal_lr: Let the learning rate fall to 0, linearly.
-        gamma: Discount of a step.
-        gae_lambda: Lambda of the advantages.
-        num_minibatches: Parts that a rollout is cut into.
-        update_epochs: Times that it is gone through.
-        norm_adv: Normalise advantages in each minibatch.
-        clip_coef: How far a probability ratio counts.
-        clip_vloss: Clip the value loss alike.
-        ent_coef: Weight of the entropy.
-        vf_coef: Weight of the value loss.
-        max_grad_norm: Gradients are cut to this norm.
-        target_kl: End the epochs once the policy has moved so far; 0 for never.
-        recurrent: Whether the policy has a memory, an LSTM.
-        clip_rewards: Train on the sign of rewards; reports are always of raw ones.
-        terminal_on_life_loss: Value nothing beyond a lost life. The game goes on.
-        weight_entropy_coef: Weight of a loss that raises the entropy of the fusion's weights.
-        load_balance_coef: Weight of a loss that evens out how much each model is used.
-        save_frequency: Steps between checkpoints, which stand where a rollout ends.
-        eval_frequency: Steps between evaluations, which do too; 0 for none.
-        eval_episodes: Games of each.
-    """
-
-    total_timesteps: int = 10_000_000
-    learning_rate: float = 2.5e-4
-    num_envs: int = 8
-    num_steps: int = 128
-    anneal_lr: bool = True
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    num_minibatches: int = 4
-    update_epochs: int = 4
-    norm_adv: bool = True
-    clip_coef: float = 0.1
-    clip_vloss: bool = True
-    ent_coef: float = 0.01
-    vf_coef: float = 0.5
-    max_grad_norm: float = 0.5
-    target_kl: float = 0.0
-    recurrent: bool = False
-    clip_rewards: bool = True
-    terminal_on_life_loss: bool = False
-    weight_entropy_coef: float = 0.0
-    load_balance_coef: float = 0.0
-    save_frequency: int = 100_000
-    eval_frequency: int = 0
-    eval_episodes: int = 10
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            self,
-            counts=("total_timesteps", "num_envs", "num_steps", "num_minibatches",
-                    "update_epochs", "save_frequency", "eval_episodes"),
-            shares=("gamma", "gae_lambda"),
-            positive=("learning_rate", "clip_coef", "max_grad_norm"),
-            optional=("eval_frequency",),
-        )  # fmt: skip
-        parts = self.num_envs if self.recurrent else self.batch_size
-        if parts % self.num_minibatches:
-            what = "--num-envs (whole sequences)" if self.recurrent else "--num-envs x --num-steps"
-            raise UsageError(
-                "bad-option",
-                f"{what}, {parts}, must be a multiple of --num-minibatches, {self.num_minibatches}.",
-            )
-        if self.norm_adv and self.batch_size < 2 * self.num_minibatches:
-            raise UsageError(
-                "bad-option",
-                "--norm-adv needs two steps in a minibatch: give a larger --num-steps, a smaller "
-                "--num-minibatches, or --no-norm-adv.",
-            )
-        if self.total_timesteps < self.batch_size:
-            raise UsageError(
-                "bad-option",
-                f"--total-timesteps {self.total_timesteps} is less than one rollout, --num-envs x "
-                f"--num-steps = {self.batch_size}.",
-            )
-
-    @property
-    def batch_size(self) -> int:
-        """Steps in a rollout."""
-        return self.num_envs * self.num_steps
-
 
 Memory = tuple[Tensor, Tensor] | None
 """What a recurrent policy carries: (1, n, d) twice."""
@@ -154,13 +58,13 @@ class Rollout(NamedTuple):
     memory: Memory
 
 
-def train(
+def train_ppo(
     config: PPOConfig,
     session: Session,
     network: nn.Module,
     folder: Path,
     device: str = "cpu",
-    on_update: Callable[[int, dict[str, float]], None] = lambda step, scalars: None,
+    on_line: OnLine = lambda step, line: None,
 ) -> Played:
     """Play and train; continue from the newest checkpoint in `folder` if there is one.
 
@@ -171,13 +75,13 @@ def train(
             one as `wsa.learn.networks.recurrent.RecurrentActorCritic`.
         folder: The run's folder.
         device: Where to train.
-        on_update: Called with every line of metrics.
+        on_line: Called with every line of metrics.
 
     Raises:
         DamagedError: The newest checkpoint, or the table beside it, is damaged.
         KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been saved.
     """
-    stage = session.stage
+    runner, stride = session.runner, config.rollout_size
     network.to(device)
     optimizer = torch.optim.Adam(
         network.parameters(), lr=config.learning_rate, eps=1e-5, fused=True
@@ -186,39 +90,28 @@ def train(
     arrays, _ = session.resume(folder, {"online": network}, optimizer)
     if arrays and memory:
         memory = torch.from_numpy(arrays["hidden"]), torch.from_numpy(arrays["cell"])
-    start = stage.steps
-    updates = config.total_timesteps // config.batch_size
-    evaluation, stride = session.evaluation, config.batch_size
-    with Metrics(folder, start) as metrics, interrupt.StopRequest() as stop:
-        if evaluation.owed(folder, start, stride=stride, last=start == updates * stride):
-            evaluation.play(network, start, metrics, stop)
-            if stop.asked:
-                raise stop.asked
-        for update in range(start // config.batch_size + 1, updates + 1):
+    updates = config.total_timesteps // stride
+
+    def save(step: int) -> None:
+        carried = {} if memory is None else {"hidden": memory[0].cpu(), "cell": memory[1].cpu()}
+        session.save(folder, {"online": network}, optimizer, carried)
+
+    with Loop(
+        folder, runner.steps, updates * stride, stride=stride, save=save,
+        save_frequency=config.save_frequency, on_line=on_line, evaluation=session.evaluation,
+        network=network,
+    ) as loop:  # fmt: skip
+        for step in loop:
             rate = config.learning_rate
             if config.anneal_lr:
-                rate *= 1 - (update - 1) / updates
+                rate *= 1 - (step // stride - 1) / updates
             optimizer.param_groups[0]["lr"] = rate
-            rollout, memory = play(config, session, network, memory, device, metrics)
+            rollout, memory = play(config, session, network, memory, device, loop.metrics)
             line = {"charts/learning_rate": rate}
             if session.settled:
-                line |= learn(config, session, network, optimizer, rollout, device)
+                line |= update_policy(config, session, network, optimizer, rollout, device)
             session.settle(network)
-            line |= session.scalars()
-            metrics.write(stage.steps, line)
-            on_update(stage.steps, line)
-            last = update == updates
-            if evaluation.due(stage.steps, stride=stride, last=last):
-                evaluation.play(network, stage.steps, metrics, stop)
-            stopping = stop.asked  # Once: a signal may come between the lines below.
-            if times(config.save_frequency, stage.steps, stride) or last or stopping:
-                metrics.flush()
-                more = (
-                    {} if memory is None else {"hidden": memory[0].cpu(), "cell": memory[1].cpu()}
-                )
-                session.save(folder, {"online": network}, optimizer, more)
-            if stopping:
-                raise stopping
+            loop.write(line | session.scalars())
     return session.played(network)
 
 
@@ -229,14 +122,14 @@ def play(
 ) -> tuple[Rollout, Memory]:  # fmt: skip
     """Play a rollout with the network as it is; also the memory after it."""
     network.eval()  # Dropout is for updates.
-    stage, table = session.stage, session.table
+    runner, table = session.runner, session.table
     shape = (config.num_steps, config.num_envs)
     first, logprobs, values, rewards, terminated, ended, following = torch.zeros(7, *shape).unbind()
     actions = torch.zeros(shape, dtype=torch.int64)
-    stacks = np.zeros((*shape, stage.stacks.shape[1]), np.int64)
+    stacks = np.zeros((*shape, runner.stacks.shape[1]), np.int64)
     begin = memory
     for t in range(config.num_steps):
-        stacks[t], first[t] = stage.stacks, torch.from_numpy(stage.first)
+        stacks[t], first[t] = runner.stacks, torch.from_numpy(runner.first)
         logits, value, _, memory = forward(
             network, table.gather(stacks[t]), first[t], memory, device
         )
@@ -247,7 +140,7 @@ def play(
         values[t] = value
         if t:
             following[t - 1] = torch.where(ended[t - 1] > 0, following[t - 1], values[t])
-        step = stage.step(actions[t].numpy())
+        step = runner.step(actions[t].numpy())
         rewards[t] = torch.from_numpy(step.rewards)
         dead = step.terminated | (step.life_lost if config.terminal_on_life_loss else False)
         terminated[t] = torch.from_numpy(dead)
@@ -259,7 +152,7 @@ def play(
             following[t] = last[1].cpu()
         session.log_episodes(metrics, step)
     last = forward(
-        network, table.gather(stage.stacks), torch.from_numpy(stage.first).float(), memory, device
+        network, table.gather(runner.stacks), torch.from_numpy(runner.first).float(), memory, device
     )
     following[-1] = torch.where(ended[-1] > 0, following[-1], last[1].cpu())
     if config.clip_rewards:
@@ -303,7 +196,7 @@ def advantages(config: PPOConfig, rollout: Rollout) -> Tensor:
     return found
 
 
-def learn(
+def update_policy(
     config: PPOConfig,
     session: Session,
     network: nn.Module,
@@ -343,7 +236,7 @@ def minibatches(config: PPOConfig) -> Iterator[tuple[Tensor, Tensor]]:
     A recurrent policy's minibatches are whole environments, step by step.
     """
     if not config.recurrent:
-        for part in torch.randperm(config.batch_size).chunk(config.num_minibatches):
+        for part in torch.randperm(config.rollout_size).chunk(config.num_minibatches):
             yield part // config.num_envs, part % config.num_envs
         return
     for envs in torch.randperm(config.num_envs).chunk(config.num_minibatches):

@@ -68,7 +68,7 @@ class _Part(NamedTuple):
 
 
 class Recording:
-    """Watches a stage and commits what it shows.
+    """Commits the steps that an `EnvRunner` plays.
 
     Args:
         backend: The store.

@@ -1,4 +1,4 @@
-"""What online algorithms share: the stage and its table, normalisation, metrics, exact resume."""
+"""What online algorithms share: the environments and their table, normalisation, metrics, exact resume."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from wsa.learn.data.transitions import moments_of
 from wsa.learn.evaluation.periodic import PeriodicEvaluation
 from wsa.learn.online.embedding_table import Table
-from wsa.learn.online.env_runner import Stage, Step
+from wsa.learn.online.env_runner import EnvRunner, Step
+from wsa.learn.online.record_segments import Recording
 from wsa.learn.training import checkpoint
 from wsa.learn.training.metrics import Metrics
+from wsa.store.objects.flat_map import FlatMap
 
 # Rows that the mean and deviation are taken over, as in `features.moments`.
 SAMPLE = 20_000
@@ -42,36 +44,51 @@ class Played:
     passes: int
     hit_rate: float
 
+    def summary(self) -> dict[str, float]:
+        """What was done, as JSON values."""
+        return {
+            "steps": self.steps,
+            "steps_per_s": self.steps_per_s,
+            "hit_rate": round(self.hit_rate, 4),
+            "backbone_passes": self.passes,
+        }
+
 
 class Session:
     """A run being played.
 
     Args:
-        stage: Its environments.
+        runner: Its environments.
         models: Model keys, in the order of a row; none for grey pixels.
         columns: Where each model's numbers stand in a row.
         settled: Whether what embeddings are normalised with is settled already.
-        audience: Made durable before each checkpoint, if given: `wsa.learn.online.record_segments.Recording`.
+        seed: Of exploration and draws.
+        stored: The stored data, where batches hold some.
+        recording: What keeps the steps in the store, if anything does; made durable before each
+            checkpoint.
         compiled: Whether networks go through torch.compile.
         evaluation: Games to play every so often, if any.
     """
 
     def __init__(
         self,
-        stage: Stage,
+        runner: EnvRunner,
         models: Sequence[str],
         columns: Sequence[slice],
         settled: bool,
-        audience: Any = None,
         *,
+        seed: int = 0,
+        stored: FlatMap | None = None,
+        recording: Recording | None = None,
         compiled: bool = False,
         evaluation: PeriodicEvaluation | None = None,
     ) -> None:
-        self.stage = stage
+        self.runner = runner
         self.evaluation = evaluation or PeriodicEvaluation()
-        self.table: Table = stage.table
+        self.table: Table = runner.table
         self._models, self._columns = list(models), list(columns)
-        self._audience = audience
+        self.seed, self.stored = seed, stored
+        self._recording = recording
         self._compiled = compiled
         # Rows that the normalisation was settled on; -1: by something else, for good.
         self._settled_on = -1 if settled or not models else 0
@@ -107,7 +124,7 @@ class Session:
         """A line for each episode that ended, under CleanRL's keys: raw returns of whole games."""
         for returned, length in step.episodes:
             line = {"charts/episodic_return": returned, "charts/episodic_length": float(length)}
-            metrics.write(self.stage.steps, line)
+            metrics.write(self.runner.steps, line)
 
     def scalars(self) -> dict[str, float]:
         """Speed, and what the cache saved."""
@@ -115,8 +132,8 @@ class Session:
         lap, self._lap = self._lap, (table.seconds, table.asked - table.known)
         embedded = self._lap[1] - lap[1]
         return {
-            "charts/SPS": (self.stage.steps - self._steps_before) / self._seconds,
-            "charts/frames": float(4 * self.stage.steps),
+            "charts/SPS": (self.runner.steps - self._steps_before) / self._seconds,
+            "charts/frames": float(4 * self.runner.steps),
             "cache/hit_rate": table.known / max(1, table.asked),
             "cache/backbone_passes": float(table.passes),
             **{
@@ -153,11 +170,11 @@ class Session:
             _, extra = checkpoint.load(path, modules, optimizer, arrays)
             self.table.restore(extra["table"])
             self._settled_on = extra["settled_on"]
-            self.stage.restore({k.removeprefix("stage."): v for k, v in arrays.items()})
-        self._steps_before, self._passes_before = self.stage.steps, self.table.passes
+            self.runner.restore({k.removeprefix("stage."): v for k, v in arrays.items()})
+        self._steps_before, self._passes_before = self.runner.steps, self.table.passes
         self._lap = (0.0, self.table.asked - self.table.known)
         if not extra:
-            self.stage.begin()
+            self.runner.begin()
         if self._compiled:  # In place: what is compiled has the very weights that are trained.
             for module in modules.values():
                 # A memory's loop over steps would be unrolled; what it is fed is most of the work.
@@ -175,25 +192,25 @@ class Session:
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         """Save a checkpoint: table first, then what names its rows."""
-        if self._audience:
-            self._audience.flush()
+        if self._recording:
+            self._recording.flush()
         self.table.flush()
-        whole = {f"stage.{name}": array for name, array in self.stage.state().items()}
+        whole = {f"stage.{name}": array for name, array in self.runner.state().items()}
         state = {"table": self.table.state(), "settled_on": self._settled_on, **(extra or {})}
         whole |= {name: np.asarray(array) for name, array in arrays.items()}
         checkpoint.save(
-            folder / "checkpoints", self.stage.steps, modules, optimizer, state, arrays=whole
+            folder / "checkpoints", self.runner.steps, modules, optimizer, state, arrays=whole
         )
 
     def played(self, network: nn.Module) -> Played:
         """What was done since `resume`."""
-        steps = self.stage.steps - self._steps_before
+        steps = self.runner.steps - self._steps_before
         return Played(
             network,
             steps,
             steps / self._seconds,
             self.table.passes
             - self._passes_before
-            + (self._audience.passes if self._audience else 0),
+            + (self._recording.passes if self._recording else 0),
             self.table.known / max(1, self.table.asked),
         )

@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,8 @@ from wsa.encode.models.paper.base import Trainee
 from wsa.learn.pretrain import data as pretrain_data
 from wsa.learn.pretrain import outputs
 from wsa.learn.pretrain.data import Looks, scale
-from wsa.learn.training import checkpoint, interrupt
-from wsa.learn.training.metrics import Metrics
+from wsa.learn.training import checkpoint
+from wsa.learn.training.loop import Loop, OnLine
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import ConflictError
 from wsa.store.format import records
@@ -182,7 +181,7 @@ def run(
     *,
     half: bool = False,
     device: str = "cpu",
-    on_step: Callable[[int, dict[str, float]], None] = lambda step, scalars: None,
+    on_line: OnLine = lambda step, line: None,
 ) -> dict[str, Any]:
     """Train, or go on, and write the encoder with its manifest and pictures.
 
@@ -192,7 +191,7 @@ def run(
         looks: Its frames.
         half: Whether to write weights in half precision.
         device: Where to train.
-        on_step: Called with every line of losses.
+        on_line: Called with every line of losses.
 
     Returns:
         The manifest.
@@ -204,7 +203,7 @@ def run(
     """
     try:
         with filelock.FileLock(folder / "lock", timeout=0):
-            trained = train(training, looks, folder, device, on_step)
+            trained = train_encoder(training, looks, folder, device, on_line)
             files = outputs.write_encoders(folder, trained.network, half)
             made = hashing.canonical(manifest(training, looks, trained, files))
             atomic_files.replace(folder / "manifest.json", msgspec.json.format(made))
@@ -218,12 +217,12 @@ def run(
         ) from None
 
 
-def train(
+def train_encoder(
     training: Training,
     looks: Looks,
     folder: Path,
     device: str = "cpu",
-    on_step: Callable[[int, dict[str, float]], None] = lambda step, scalars: None,
+    on_line: OnLine = lambda step, line: None,
 ) -> Trained:
     """Train, or go on from the newest checkpoint in `folder`.
 
@@ -244,38 +243,34 @@ def train(
         best = Best(**extra)
     if start >= training.steps or best.stopped:
         return Trained(kept, best, start, 0.0)
-    step = logged = start
-    began = lap = time.perf_counter()
-    with Metrics(folder, start) as metrics, interrupt.StopRequest() as stop:
-        for step in range(start + 1, training.steps + 1):
+
+    def save(step: int) -> None:
+        checkpoint.save(checkpoints, step, modules, optimizer, dataclasses.asdict(best))
+
+    with Loop(
+        folder, start, training.steps, save=save, save_frequency=training.save_frequency,
+        on_line=on_line,
+    ) as loop:  # fmt: skip
+        logged, lap = start, 0.0
+        for step in loop:
             rate = network.learning_rate(training.learning_rate, step - 1, training.steps)
             batch = scale(looks.draw(training.seed, step, training.batch_size), device)
             made = (step - 1) / training.steps
             loss, parts, norm = _update(network, optimizer, batch, made, rate, training.precision)
             line: dict[str, float] = {}
-            last = step == training.steps
-            if step % training.log_frequency == 0 or last:
-                now = time.perf_counter()
+            if loop.every(training.log_frequency):
                 line = {"losses/train": loss.item(), "charts/learning_rate": rate}
                 line |= {f"losses/{name}": part.item() for name, part in parts.items()}
                 line["charts/gradient_norm"] = norm.item()
-                line["time/steps_per_s"] = (step - logged) / (now - lap)
-                lap, logged = now, step
-            if step % training.validate_frequency == 0 or last:
+                line["time/steps_per_s"] = (step - logged) / (loop.seconds - lap)
+                lap, logged = loop.seconds, step
+            if loop.every(training.validate_frequency):
                 line |= _validate(network, kept, looks, training, step, best, device)
             if line:
-                metrics.write(step, line)
-                on_step(step, line)
-            stopping = stop.asked  # Once: a signal may come between the lines below.
-            done = last or best.stopped
-            if step % training.save_frequency == 0 or done or stopping:
-                metrics.flush()
-                checkpoint.save(checkpoints, step, modules, optimizer, dataclasses.asdict(best))
-            if stopping:
-                raise stopping
-            if done:
-                break
-    return Trained(kept, best, step, (step - start) / (time.perf_counter() - began))
+                loop.write(line)
+            if 0 < training.patience <= best.since:
+                loop.finish()
+        return Trained(kept, best, loop.step, (loop.step - start) / loop.seconds)
 
 
 def _update(

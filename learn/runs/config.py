@@ -1,128 +1,194 @@
-"""What a training run is: the data, the models, the network and how it is trained."""
+"""What a run is: the data, the models, the network and how it is trained; its `config.json`.
+
+There are two kinds of run, told apart by the tag `kind`: one learns from stored segments, the other
+from what it plays. All else is the same of both.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
-import torch
+import msgspec
 
-from wsa.encode.registration.select import _ambiguous, choose_models
-from wsa.learn.envs import atari as games
+from wsa.learn.configs.algorithms import (
+    AnyOffline,
+    AnyOnline,
+    EvaluationConfig,
+    OnlineDQNConfig,
+)
+from wsa.learn.configs.fusions import PIXELS
+from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion.base import Inputs
-from wsa.learn.fusion.losses import check_weight_losses
-from wsa.learn.networks.heads import NetworkConfig, Torso
-from wsa.learn.offline.bc import BCConfig
-from wsa.learn.offline.dqn import DQNConfig
-from wsa.learn.runs.origin import MEAN_CONTEXT, Origin
-from wsa.store.common import names
-from wsa.store.common.errors import UsageError
-from wsa.store.objects.flat_map import shapes_of
-from wsa.store.objects.snapshot import Snapshot
+from wsa.store.common.errors import DamagedError, MissingError
+from wsa.store.format.records import Protocol
+from wsa.store.objects.flat_map import side_by_side
+
+MEAN_CONTEXT = "mean"
+FILE = "config.json"
 
 
-class RunConfig(Origin, frozen=True, forbid_unknown_fields=True):
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a run is.
 
     Attributes:
-        models, context, network: As `Origin`.
-        protocol: How the data was played, and evaluation is.
         store: The store's URL.
         game: ALE game id.
-        seed: Of initialisation and draws.
-        segments: Segments of the data, so that a continued run sees what it began with.
-        hyperparameters: As the learner takes them; which they are is the algorithm.
+        protocol: How the game was played, and evaluation is.
+        models: Keys of the models that are fused; none where the network sees grey pixels.
+        context: Key of the model that gives WSA's context, one of them or another; or `mean`.
+        network: What is trained.
+        seed: Of initialization, environments and draws.
+        segments: Segments of the game that the run was begun with, so that a continued run sees the
+            same; all models have encoded them.
+        evaluation: Games to play every so often.
         init: Checkpoint of another run whose network this one begins from, or "".
     """
 
     store: str
     game: str
+    protocol: Protocol
+    models: tuple[str, ...]
+    context: str
+    network: NetworkConfig
     seed: int
     segments: tuple[str, ...]
-    hyperparameters: DQNConfig | BCConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
     init: str = ""
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Keys of the models that the network reads: those fused, then one for the context alone."""
+        alone = self.context != MEAN_CONTEXT and self.context not in self.models
+        return (*self.models, self.context) if alone else self.models
 
-def inputs_of(config: Any, windows: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> Inputs:
-    """What a run's network reads of a state.
+    def inputs_of(self, windows: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> Inputs:
+        """What the network reads of a state.
 
-    Args:
-        config: The run, offline or online.
-        windows: Frames that each of `config.inputs` looks at; one that looks at several gives one
-            embedding for a state. Of one that gives the context alone the newest frame is read.
-        shapes: Of each one's embedding.
-    """
-    fused = len(config.models)
-    stacked = tuple(
-        (
-            config.network.frame_stack if window == 1 and i < fused else 1,
-            *(shape if len(shape) == 3 else (math.prod(shape),)),
+        Args:
+            windows: Frames that each of `inputs` looks at; one that looks at several gives one
+                embedding for a state. Of one that gives the context alone the newest frame is read.
+            shapes: Of each one's embedding.
+        """
+        fused = len(self.models)
+        stacked = tuple(
+            (
+                self.network.frame_stack if window == 1 and i < fused else 1,
+                *(shape if len(shape) == 3 else (math.prod(shape),)),
+            )
+            for i, (window, shape) in enumerate(zip(windows, shapes, strict=True))
         )
-        for i, (window, shape) in enumerate(zip(windows, shapes, strict=True))
-    )
-    context = None if config.context == MEAN_CONTEXT else config.inputs.index(config.context)
-    return Inputs(stacked, context, fused)
+        context = None if self.context == MEAN_CONTEXT else self.inputs.index(self.context)
+        return Inputs(stacked, context, fused)
 
 
-def make_config(
-    snapshot: Snapshot,
-    game: str,
-    models: Sequence[str],
-    context: str,
-    seed: int,
-    hyperparameters: DQNConfig | BCConfig,
-    protocol: str = "",
-    network: NetworkConfig | None = None,
-    init: str = "",
-) -> RunConfig:
-    """Settle what a run is.
+class OfflineRun(RunConfig, frozen=True, tag_field="kind", tag="offline"):
+    """A run that learns from stored segments.
+
+    Attributes:
+        hyperparameters: As the learner takes them; which they are is the algorithm.
+    """
+
+    hyperparameters: AnyOffline
+
+    unit: ClassVar[str] = "updates"
+
+    @property
+    def total(self) -> int:
+        """Updates that it is trained for."""
+        return self.hyperparameters.updates
+
+
+class OnlineRun(RunConfig, frozen=True, tag_field="kind", tag="online"):
+    """A run that learns from what it plays, and looks frames up in stored segments.
+
+    Attributes:
+        hyperparameters: As the learner takes them; which they are is the algorithm.
+        shapes: Shape of an embedding by each of `inputs`.
+        parameters: Of the end-to-end network, about; 0 for CleanRL's. Of other networks, 0.
+        record: 12 hex digits that name what it plays in the store; "" if that is not kept.
+        windows: Frames that each of `inputs` looks at; not written where each looks at one.
+    """
+
+    hyperparameters: AnyOnline
+    shapes: tuple[tuple[int, ...], ...]
+    parameters: int
+    record: str = ""
+    windows: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    unit: ClassVar[str] = "steps"
+
+    @property
+    def total(self) -> int:
+        """Steps that it is trained for."""
+        return self.hyperparameters.total_timesteps
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Frames that each of `inputs` looks at."""
+        return self.windows or (1,) * len(self.shapes)
+
+    @property
+    def end_to_end(self) -> bool:
+        """Whether the network sees pixels."""
+        return self.network.fusion.name == PIXELS
+
+    @property
+    def mixes_stored(self) -> bool:
+        """Whether any batch holds stored data."""
+        learner = self.hyperparameters
+        return isinstance(learner, OnlineDQNConfig) and learner.mixes_stored
+
+    @property
+    def columns(self) -> list[slice]:
+        """Where each model's numbers stand in a row."""
+        return side_by_side(self.shapes)
+
+
+def read_config(folder: Path) -> OfflineRun | OnlineRun:
+    """What the run in `folder` is.
 
     Raises:
-        MissingError: No frames, or a model has not encoded them.
-        UsageError: The fusion cannot take the models, an alias fits several of them, or the game
-            was played under several protocols and none of them is named: their scores must not be
-            mixed.
+        MissingError: There is no run.
+        DamagedError: Its configuration cannot be read, or a newer wsa began it.
     """
-    games.check_game(game)
-    chosen = choose_models(snapshot, game, models)
-    if context != MEAN_CONTEXT:
-        fitting = [key for key in chosen if context in (key, names.key_alias(key))]
-        if not fitting:  # A model that gives the context alone.
-            fitting = choose_models(snapshot, game, [context])
-        if len(fitting) > 1:
-            raise _ambiguous(f"--context {context}", fitting)
-        context = fitting[0]
-    segments = [m for m in snapshot.segments(game) if protocol in ("", m.protocol.name)]
-    protocols = {meta.protocol for meta in segments}
-    if len(protocols) != 1:
-        played = ", ".join(sorted({m.protocol.name for m in snapshot.segments(game)}))
-        if len({p.name for p in protocols}) == 1:
-            raise UsageError(
-                "bad-option",
-                f"{game} was played in {len(protocols)} ways that are all called "
-                f"{protocols.pop().name}; 'wsa show {game}' shows how they differ. Data and "
-                "scores of two must not be mixed: collect each into a store of its own.",
-            )
-        raise UsageError(
-            "bad-option",
-            f"{game} was played under these protocols: {played}. Data and scores of two must not "
-            "be mixed; choose one with --protocol.",
-        )
-    config = RunConfig(
-        store=snapshot.backend.url,
-        game=game,
-        models=tuple(chosen),
-        context=context,
-        seed=seed,
-        segments=tuple(meta.segment for meta in segments),
-        protocol=protocols.pop(),
-        network=network or NetworkConfig(),
-        hyperparameters=hyperparameters,
-        init=init,
-    )
-    check_weight_losses(hyperparameters, config.network.fusion.name)
-    windows, shapes, _ = shapes_of(snapshot, game, config.inputs)
-    with torch.device("meta"):  # Shapes alone: whether the fusion takes them.
-        Torso(inputs_of(config, windows, shapes), config.network)
-    return config
+    path = folder / FILE
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingError(
+            "no-run",
+            f"{folder} is not the folder of a run: it has no config.json. "
+            "Give a folder that 'wsa learn' made.",
+        ) from None
+    try:
+        values = _upgraded(msgspec.json.decode(data, type=dict[str, Any]))
+        return msgspec.convert(values, OfflineRun | OnlineRun)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise DamagedError(
+            "bad-record",
+            f"{path} cannot be read ({error}): a newer wsa began this run, or the file was changed. "
+            "Update wsa, or begin another run; no file was changed.",
+        ) from None
+
+
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """What wsa 0.1 wrote, as it is written today.
+
+    Then an offline run had no `kind`, its CQL was a DQN with an alpha, and how often games are
+    played was a hyperparameter.
+    """
+    values.setdefault("kind", "offline")
+    learner = values.get("hyperparameters")
+    if isinstance(learner, dict):
+        played = {name for name in EvaluationConfig.__struct_fields__ if name in learner}
+        if played:
+            values.setdefault("evaluation", {name: learner.pop(name) for name in played})
+        if values["kind"] == "offline" and learner.get("type") == "dqn":
+            if learner.get("cql_alpha", 0):
+                learner["type"] = "cql"
+            else:
+                learner.pop("cql_alpha", None)
+    return values

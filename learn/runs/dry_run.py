@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
 
+from wsa.learn.configs.algorithms import OnlineDQNConfig
 from wsa.learn.data.transitions import Batch
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import QNetwork
-from wsa.learn.runs.config import RunConfig, inputs_of
+from wsa.learn.offline.trainer import make_learner
+from wsa.learn.online.replay_buffer import RECORD
+from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.store.objects.flat_map import ROW
 from wsa.store.objects.snapshot import Snapshot
 
 UPDATES_TIMED = 5
 
 
-def estimate(snapshot: Snapshot, config: RunConfig, device: str) -> dict[str, float]:
-    """Sum up a run's data and time a few updates on noise of its shape; nothing is written.
+def estimate(snapshot: Snapshot, config: OfflineRun | OnlineRun, device: str) -> dict[str, float]:
+    """What a run would take; nothing is written.
 
     Args:
         snapshot: The store, with the run's segments and their embeddings.
@@ -25,14 +29,17 @@ def estimate(snapshot: Snapshot, config: RunConfig, device: str) -> dict[str, fl
         device: Where it would train.
 
     Returns:
-        Updates, segments, steps and distinct frames of data, bytes of the flat map on this
-        machine (made once for all runs on this data), and minutes.
+        Offline: updates, segments, steps and distinct frames of data, bytes of the flat map on this
+        machine (made once for all runs on this data), and minutes, by a few updates on noise. Online
+        at most: steps, frames, and bytes of the run's folder if no frame came twice.
     """
+    if isinstance(config, OnlineRun):
+        return _to_play(config)
     metas = [m for m in snapshot.segments(config.game) if m.segment in config.segments]
     found = {e.model: e for e in snapshot.embeddings(config.game)}
     embeddings = [found[key] for key in config.inputs]
     windows = [e.window for e in embeddings]
-    inputs = inputs_of(config, windows, [e.shape[1:] for e in embeddings])
+    inputs = config.inputs_of(windows, [e.shape[1:] for e in embeddings])
     numbers = sum(
         width * sum(meta.inputs(window) for meta in metas)
         for width, window in zip(inputs.widths, windows, strict=True)
@@ -48,11 +55,21 @@ def estimate(snapshot: Snapshot, config: RunConfig, device: str) -> dict[str, fl
     }
 
 
-def _seconds(config: RunConfig, inputs: Inputs, device: str) -> float:
+def _to_play(config: OnlineRun) -> dict[str, float]:
+    total = config.hyperparameters.total_timesteps
+    row = 84 * 84 if config.end_to_end else 2 * sum(map(math.prod, config.shapes))
+    windows = max(1, len(set(config.looks)))  # A row of each knows those of the others.
+    found = {"table_bytes": total * (row + 16 * windows + 4 * (windows - 1))}
+    if isinstance(config.hyperparameters, OnlineDQNConfig):
+        found["replay_bytes"] = total * RECORD.itemsize
+    return {"steps": total, "frames": total, **found}
+
+
+def _seconds(config: OfflineRun, inputs: Inputs, device: str) -> float:
     """Time of an update."""
     values = config.hyperparameters
     network = QNetwork(inputs, len(config.protocol.actions), config.network).to(device)
-    learner = values.learner(network)
+    learner = make_learner(values, network)
     shape = (values.batch_size, inputs.depth, sum(inputs.widths))
     batch = Batch(
         states=torch.randn(shape, dtype=torch.float16),

@@ -81,7 +81,7 @@ class Evaluation:
         }
 
 
-def evaluate(
+def evaluate_run(
     folder: Path,
     episodes: int,
     *,

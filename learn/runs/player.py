@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 import torch
 
-from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.registration.register import open_models
+from wsa.learn.configs.fusions import PIXELS
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
-from wsa.learn.fusion.registry import NAMES
-from wsa.learn.networks.heads import QNetwork
-from wsa.learn.runs import offline_run, online_config, online_run
-from wsa.learn.runs.config import RunConfig, inputs_of
-from wsa.learn.runs.online_config import OnlineConfig
+from wsa.learn.fusion.build import fusion_class
+from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
+from wsa.learn.runs.data import make_embedder, open_data
+from wsa.learn.runs.network import make_network
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
 
@@ -33,7 +32,7 @@ class Player:
         algo: What trained it.
     """
 
-    config: RunConfig | OnlineConfig
+    config: OfflineRun | OnlineRun
     network: Any
     embedder: Any
     updates: int
@@ -43,8 +42,8 @@ class Player:
     @property
     def weighs(self) -> bool:
         """Whether its fusion gives each model a weight."""
-        fusion = NAMES.get(self.config.network.fusion.name)
-        return fusion is not None and fusion.weighs
+        fusion = self.config.network.fusion.name
+        return fusion != PIXELS and fusion_class(fusion).weighs
 
     def policy(self, num_envs: int, epsilon: float, seed: int) -> GreedyPolicy:
         """The network at play in so many environments; see `GreedyPolicy`."""
@@ -77,17 +76,14 @@ def open_player(
     """
     config = read_config(folder)
     _path(folder, which)  # Before anything is opened, which takes long.
-    how: dict[str, Any] = {"weights": weights, "device": device, "engine": engine}
-    if isinstance(config, OnlineConfig):
-        network = online_config.make_network(config)
-        snapshot, known = online_run.open_flat(config)
-        models = open_models(snapshot, config.inputs, **how)
-        embedder: Any = online_run.make_embedder(config, known, models)
+    snapshot, flat = open_data(config)
+    models = open_models(snapshot, config.inputs, weights=weights, device=device, engine=engine)
+    if isinstance(config, OnlineRun):
+        network = make_network(config, config.looks, config.shapes)
     else:
-        snapshot, flat = offline_run.open_data(config)
-        inputs = inputs_of(config, flat.windows, flat.shapes)
-        network = QNetwork(inputs, len(config.protocol.actions), config.network)
-        embedder = LiveEncoder(flat, open_models(snapshot, config.inputs, **how))
+        assert flat is not None, "an offline run has data"
+        network = make_network(config, flat.windows, flat.shapes)
+    embedder = make_embedder(config, flat, models)
     path = _path(folder, which)  # A run that goes on may have newer ones by now.
     updates, _ = checkpoint.load(path, {"online": network})
     return Player(
@@ -96,20 +92,7 @@ def open_player(
         embedder,
         updates,
         hashing.checksum(path.read_bytes())[:12],
-        str(type(config.hyperparameters).__struct_config__.tag),
-    )
-
-
-def read_config(folder: Path) -> RunConfig | OnlineConfig:
-    """What the run in `folder` is.
-
-    Raises:
-        MissingError: There is no run.
-    """
-    return (
-        online_config.read_config(folder)
-        if online_config.is_online(folder)
-        else offline_run.read_config(folder)
+        config.hyperparameters.NAME,
     )
 
 

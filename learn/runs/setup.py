@@ -1,71 +1,183 @@
-"""From the options of `wsa learn` to what a run is."""
+"""From what a run is asked to be to what it is: models, context, network, data, all settled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
+import torch
+
+from wsa.encode.configs import weights_files
 from wsa.encode.models.paper import load
 from wsa.encode.registration.select import choose_models, stored_name
-from wsa.learn.configs.learn import LearnOptions
-from wsa.learn.configs.unused_options import check_given
-from wsa.learn.fusion.registry import NAMES
-from wsa.learn.fusion.registry import make_config as make_fusion_config
-from wsa.learn.networks.heads import NetworkConfig
-from wsa.learn.offline.bc import BCConfig
-from wsa.learn.offline.dqn import DQNConfig
-from wsa.learn.runs.config import RunConfig, make_config
-from wsa.learn.runs.origin import MEAN_CONTEXT, Origin, read_origin
-from wsa.learn.runs.warm_start import change_models
+from wsa.learn.configs.algorithms import EvaluationConfig, OfflineConfig, OnlineConfig
+from wsa.learn.configs.fusions import PIXELS
+from wsa.learn.configs.learn import OnlineLiveOptions, PlayOptions, RunRequest, check_combination
+from wsa.learn.configs.network import NetworkConfig
+from wsa.learn.envs import atari
+from wsa.learn.fusion.build import fusion_class
+from wsa.learn.fusion.losses import check_weight_losses
+from wsa.learn.runs.config import MEAN_CONTEXT, OfflineRun, OnlineRun, RunConfig, read_config
+from wsa.learn.runs.network import make_network
+from wsa.learn.runs.warm_start import change_models, warm_start
 from wsa.learn.training import checkpoint
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError
-from wsa.store.objects.snapshot import Snapshot
+from wsa.store.format import records
+from wsa.store.format.records import Protocol
+from wsa.store.objects.flat_map import shapes_of
+from wsa.store.objects.model_spec import read_spec
+from wsa.store.objects.probe import MAX_STEP_ERROR
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
-# Switches that are the preset's where they are not given, as options call them.
-SWITCHES = ("score_activation", "normaliser", "layer_norm", "temperature", "scorer_hidden",
-            "dropout", "weight_init")  # fmt: skip
+KeysOf = Callable[[Sequence[str]], list[str]]
+"""Gives the keys of models by their names."""
 
 
-def configure(o: LearnOptions, snapshot: Snapshot) -> RunConfig:
-    """Settle what a run is, from its options.
+def configure(
+    request: RunRequest, snapshot: Snapshot, device: str = "cpu", *, dry_run: bool = False
+) -> OfflineRun | OnlineRun:
+    """Settle what a run is; online the models that the store does not have are added to it.
+
+    Args:
+        request: What is asked for.
+        snapshot: The store.
+        device: Where models that are added run.
+        dry_run: Add no models.
 
     Raises:
         UsageError: Options contradict each other or are out of range.
-        MissingError: No frames, a model has not encoded them, or no run to begin from.
+        MissingError: No frames, a model has not encoded them, no weights, or no run to begin from.
     """
-    check_given(o)
-    check_changes(o)
-    network, models, context, init = network_of(o), list(o.models), o.context, ""
-    hyperparameters = hyperparameters_of(o)
-    if context not in ("", MEAN_CONTEXT):
-        context = stored_name(snapshot, context)
-    if o.models or o.init:
-        models = [stored_name(snapshot, name) for name in models]
-        context = context or MEAN_CONTEXT
+    atari.check_game(request.game)
+    check_combination(request)
+    start, init = request.start, ""
+    if (start.add or start.drop) and not start.init:
+        raise UsageError(
+            "bad-option",
+            "--add and --drop change the models of a run that was trained: name it with --init. "
+            "To choose a new run's models, use --models.",
+        )
+    pixels = request.fusion == PIXELS
+    if request.online:
+        online = _Added(request, snapshot, device, dry_run)
+        keys_of, default_keys = online.keys_of, online.default_keys
     else:
-        models = choose_models(snapshot, o.game, ())
-        if context not in ("", MEAN_CONTEXT):
-            context = choose_models(snapshot, o.game, [context])[0]
-        models, context = by_default(models, o.fusion, context)
-    if o.init:
 
         def keys_of(some: Sequence[str]) -> list[str]:
-            return choose_models(snapshot, o.game, [stored_name(snapshot, name) for name in some])
+            return choose_models(snapshot, request.game, [stored_name(snapshot, s) for s in some])
 
-        path = checkpoint.latest(Path(o.init).absolute() / "checkpoints")
-        before = read_origin(Path(o.init))
-        if not before.models:
+        def default_keys() -> list[str]:
+            return choose_models(snapshot, request.game, ())
+
+    before: RunConfig | None = None
+    if start.init:
+        init = str(checkpoint.latest(Path(start.init).absolute() / "checkpoints"))
+        before = read_config(Path(start.init))
+    network = request.network_config
+    if before and before.models and not pixels:
+        network, models, context = _begin_from(request, before, keys_of)
+    elif request.models or pixels or before:
+        models = keys_of(request.models) if request.models else []
+        context = _context_key(request.context or MEAN_CONTEXT, models, keys_of)
+    else:
+        context = _context_key(request.context, [], keys_of)
+        models, context = by_default(default_keys(), request.fusion, context)
+    if not request.online:
+        assert isinstance(request.algorithm, OfflineConfig)
+        return make_offline(
+            snapshot, request.game, models, context, request.seed, request.algorithm,
+            request.data.protocol, network, init, request.evaluation,
+        )  # fmt: skip
+    assert isinstance(request.algorithm, OnlineConfig) and isinstance(request.data, PlayOptions)
+    play = request.data
+    return make_online(
+        take_snapshot(snapshot.backend),
+        request.game,
+        models,
+        context,
+        network,
+        before.protocol
+        if before and not play.protocol
+        else atari.protocol(
+            request.game, play.protocol or "classic", max_steps=play.max_episode_steps
+        ),
+        request.seed,
+        request.algorithm,
+        parameters=play.parameters,
+        init=init,
+        evaluation=request.evaluation,
+    )
+
+
+class _Added:
+    """Models of an online run; those that the store lacks are added to it."""
+
+    def __init__(self, request: RunRequest, snapshot: Snapshot, device: str, dry_run: bool) -> None:
+        assert isinstance(request.live, OnlineLiveOptions)
+        self._backend, self._device, self._dry_run = snapshot.backend, device, dry_run
+        self._weights, self._output = weights_files(request.live.weights), request.live.output
+
+    def keys_of(self, some: Sequence[str]) -> list[str]:
+        """Keys of models by alias or key.
+
+        Raises:
+            UsageError: An alias fits several.
+        """
+        # A snapshot for each: a model that has just been added may be named twice.
+        keys = [self._key(take_snapshot(self._backend), name) for name in some]
+        return list(dict.fromkeys(keys))
+
+    def default_keys(self) -> list[str]:
+        """Keys of the models that come with wsa, whatever else the store has by their aliases."""
+        from wsa.encode.models.registry import parse_request  # Here: it brings timm.
+        from wsa.encode.registration.identity import find
+
+        keys = []
+        for name in load.DEFAULT:
+            snapshot = take_snapshot(self._backend)
+            found = find(snapshot, parse_request(name, self._weights, self._output))
+            keys.append(found.key if found else self._add(snapshot, name))
+        return keys
+
+    def _key(self, snapshot: Snapshot, name: str) -> str:
+        alias = stored_name(snapshot, name)
+        fitting = [key for key in snapshot.models if alias in (key, names.key_alias(key))]
+        if len(fitting) > 1:
             raise UsageError(
                 "bad-option",
-                f"--init {o.init}: that run's network sees pixels, not embeddings. Begin from "
-                "another, or from nothing.",
+                f"{name} may be any of {', '.join(fitting)}; give the whole key. 'wsa models' shows "
+                "how they differ.",
             )
-        network, models, context = begin_from(o, before, network, context, keys_of)
-        init = str(path)
-    return make_config(
-        snapshot, o.game, models, context, o.seed, hyperparameters, o.protocol, network, init
-    )
+        return fitting[0] if fitting else self._add(snapshot, name)
+
+    def _add(self, snapshot: Snapshot, name: str) -> str:
+        if self._dry_run:
+            raise UsageError(
+                "bad-option",
+                f"--dry-run: the store has no model {name} yet. Leave out --dry-run, or run "
+                f"'wsa encode --models {name}' first.",
+            )
+        from wsa.encode.models.registry import parse_request
+        from wsa.encode.registration.register import register
+
+        request = parse_request(name, self._weights, self._output)
+        return register(snapshot, request, MAX_STEP_ERROR, self._device).spec.key
+
+
+def _context_key(context: str, models: Sequence[str], keys_of: KeysOf) -> str:
+    """The key of the model that gives the context: one of those fused, or another."""
+    if context in ("", MEAN_CONTEXT):
+        return context
+    fitting = [key for key in models if context in (key, names.key_alias(key))]
+    if len(fitting) > 1:
+        raise UsageError(
+            "bad-option",
+            f"--context {context} may be any of {', '.join(fitting)}; give the whole key. "
+            "'wsa models' shows how they differ.",
+        )
+    return fitting[0] if fitting else keys_of([context])[0]
 
 
 def by_default(keys: Sequence[str], fusion: str, context: str) -> tuple[list[str], str]:
@@ -73,7 +185,7 @@ def by_default(keys: Sequence[str], fusion: str, context: str) -> tuple[list[str
 
     Args:
         keys: Models that are there.
-        fusion: A name of `wsa.learn.fusion.registry.NAMES`.
+        fusion: A key of `wsa.learn.configs.fusions.FUSIONS`.
         context: A key, `mean`, or empty for `ae`, or `mean` if it or others are not there.
 
     Returns:
@@ -86,84 +198,42 @@ def by_default(keys: Sequence[str], fusion: str, context: str) -> tuple[list[str
     fused = [key for key in keys if key != giving]
     if not fused:
         return list(keys), context or MEAN_CONTEXT
-    return fused, giving if context or NAMES[fusion].conditioned else MEAN_CONTEXT
+    return fused, giving if context or fusion_class(fusion).conditioned else MEAN_CONTEXT
 
 
-def network_of(o: LearnOptions) -> NetworkConfig:
-    """What the network is.
-
-    Raises:
-        UsageError: A number is out of range.
-    """
-    given = {name: getattr(o, name) for name in SWITCHES if getattr(o, name) is not None}
-    if "weight_init" in given:
-        given["init"] = given.pop("weight_init")
-    fusion = make_fusion_config(
-        o.fusion, o.fusion_preset, size=o.fusion_size, layers=o.fusion_layers, **given
-    )
-    if not all(units.isdecimal() for units in o.hidden):
-        raise UsageError(
-            "bad-option", f"--hidden {','.join(o.hidden)}: give numbers, for example 512,256."
-        )
-    return NetworkConfig(fusion, o.frame_stack, o.normalize, tuple(map(int, o.hidden)))
-
-
-def hyperparameters_of(o: LearnOptions) -> DQNConfig | BCConfig:
-    """What the learner takes.
-
-    Raises:
-        UsageError: A number is out of range.
-    """
-    kind = BCConfig if o.algo == "bc" else DQNConfig
-    given = {name: getattr(o, name) for name in kind.__struct_fields__}
-    values = {name: value for name, value in given.items() if value is not None}
-    if o.algo == "dqn":
-        values["cql_alpha"] = 0.0
-    return kind(**values)
-
-
-def begin_from(
-    o: LearnOptions,
-    before: Origin,
-    network: NetworkConfig,
-    context: str,
-    keys_of: Callable[[Sequence[str]], list[str]],
+def _begin_from(
+    request: RunRequest, before: RunConfig, keys_of: KeysOf
 ) -> tuple[NetworkConfig, list[str], str]:
     """Network, models and context of a run that begins from another.
-
-    Args:
-        o: What the user asks for.
-        before: The other run.
-        network: What the options make of the network.
-        context: Key, alias or `mean`.
-        keys_of: Gives the keys of models by their names.
 
     Raises:
         UsageError: The options ask for what the other run is not, and do not say so.
     """
-    if network not in (before.network, network_of(LearnOptions())):
+    start, network = request.start, request.network_config
+    if network not in (before.network, NetworkConfig()):
         raise UsageError(
             "bad-option",
-            f"--init {o.init}: its network is another than the options ask for. Leave out options "
-            "of the network: they are that run's.",
+            f"--init {start.init}: its network is another than the options ask for. Leave out "
+            "options of the network: they are that run's.",
         )
-    added = keys_of(o.add) if o.add else []
-    wanted = change_models(before.models, added, o.drop, before.network.fusion.name)
-    if o.models and keys_of(o.models) != wanted:
+    added = keys_of(start.add) if start.add else []
+    wanted = change_models(before.models, added, start.drop, before.network.fusion.name)
+    if request.models and keys_of(request.models) != wanted:
         raise UsageError(
             "bad-option",
-            f"--models are not those of {o.init}, which are {', '.join(before.models)}. Leave out "
-            "--models, and say with --add and --drop what changes.",
+            f"--models are not those of {start.init}, which are {', '.join(before.models)}. Leave "
+            "out --models, and say with --add and --drop what changes.",
         )
-    ours = {before.context}
-    if before.context != MEAN_CONTEXT:
-        ours.add(names.key_alias(before.context))
-    if o.context not in ("", MEAN_CONTEXT) and context not in ours:
-        raise UsageError(
-            "bad-option",
-            f"--context {o.context}: the context of {o.init} is {before.context}, and its scorer "
-            "was trained on that. Leave out --context.",
-        )
+    if request.context not in ("", MEAN_CONTEXT):
+        ours = {before.context}
+        if before.context != MEAN_CONTEXT:
+            ours.add(names.key_alias(before.context))
+        if request.context not in ours and keys_of([request.context])[0] not in ours:
+            raise UsageError(
+                "bad-option",
+                f"--context {request.context}: the context of {start.init} is {before.context}, "
+                "and its scorer was trained on that. Leave out --context.",
+            )
     if before.context in before.models and before.context not in wanted:
         raise UsageError(
             "bad-option",
@@ -173,15 +243,202 @@ def begin_from(
     return before.network, wanted, before.context
 
 
-def check_changes(o: LearnOptions) -> None:
-    """Refuse to change the models of no run.
+def make_offline(
+    snapshot: Snapshot,
+    game: str,
+    models: Sequence[str],
+    context: str,
+    seed: int,
+    hyperparameters: OfflineConfig,
+    protocol: str = "",
+    network: NetworkConfig | None = None,
+    init: str = "",
+    evaluation: EvaluationConfig | None = None,
+) -> OfflineRun:
+    """Settle a run that learns from stored segments.
+
+    Args:
+        snapshot: The store.
+        game: ALE game id.
+        models: Aliases or keys of the models that are fused; all that encoded the game if none.
+        context: Alias or key of the model that gives the context, or `mean`.
+        seed: Of initialization and draws.
+        hyperparameters: Which algorithm, and how.
+        protocol: Name of the data's, where there are several.
+        network: Fusion, frames in a state, heads.
+        init: Checkpoint of a run to begin from.
+        evaluation: Games to play every so often.
 
     Raises:
-        UsageError: --add or --drop without --init.
+        MissingError: No frames, or a model has not encoded them.
+        UsageError: The fusion cannot take the models, an alias fits several of them, or the game
+            was played under several protocols and none of them is named: their scores must not be
+            mixed.
     """
-    if not o.init and (o.add or o.drop):
+    atari.check_game(game)
+    chosen = choose_models(snapshot, game, models)
+
+    def keys_of(some: Sequence[str]) -> list[str]:
+        return choose_models(snapshot, game, some)
+
+    segments, played = _data(snapshot, game, protocol)
+    config = OfflineRun(
+        store=snapshot.backend.url,
+        game=game,
+        models=tuple(chosen),
+        context=_context_key(context, chosen, keys_of),
+        seed=seed,
+        segments=segments,
+        protocol=played,
+        network=network or NetworkConfig(),
+        hyperparameters=hyperparameters,
+        evaluation=evaluation or EvaluationConfig(),
+        init=init,
+    )
+    check_weight_losses(hyperparameters, config.network.fusion.name)
+    windows, shapes, _ = shapes_of(snapshot, game, config.inputs)
+    with torch.device("meta"):  # Shapes alone: whether the fusion takes them, and they fit.
+        network_made = make_network(config, windows, shapes)
+        if init:
+            warm_start(config, network_made)
+    return config
+
+
+def _data(snapshot: Snapshot, game: str, protocol: str) -> tuple[tuple[str, ...], Protocol]:
+    """The segments that a run learns from, and how they were played.
+
+    Raises:
+        UsageError: They were played under several protocols, or in several ways.
+    """
+    segments = [m for m in snapshot.segments(game) if protocol in ("", m.protocol.name)]
+    protocols = {meta.protocol for meta in segments}
+    if len(protocols) == 1:
+        return tuple(meta.segment for meta in segments), protocols.pop()
+    if len({p.name for p in protocols}) == 1:
         raise UsageError(
             "bad-option",
-            "--add and --drop change the models of a run that was trained: name it with --init. "
-            "To choose a new run's models, use --models.",
+            f"{game} was played in {len(protocols)} ways that are all called "
+            f"{protocols.pop().name}; 'wsa show {game}' shows how they differ. Data and "
+            "scores of two must not be mixed: collect each into a store of its own.",
         )
+    played = ", ".join(sorted({m.protocol.name for m in snapshot.segments(game)}))
+    raise UsageError(
+        "bad-option",
+        f"{game} was played under these protocols: {played}. Data and scores of two must not "
+        "be mixed; choose one with --protocol.",
+    )
+
+
+def make_online(
+    snapshot: Snapshot,
+    game: str,
+    models: Sequence[str],
+    context: str,
+    network: NetworkConfig,
+    protocol: Protocol,
+    seed: int,
+    hyperparameters: OnlineConfig,
+    *,
+    parameters: int = 0,
+    init: str = "",
+    evaluation: EvaluationConfig | None = None,
+) -> OnlineRun:
+    """Settle a run that learns from what it plays.
+
+    Args:
+        snapshot: A snapshot that has the models.
+        game: ALE game id.
+        models: Keys of the models that are fused.
+        context: Key of the model that gives the context, or `mean`.
+        network: Fusion, frames in a state, heads.
+        protocol: How to play.
+        seed: Of initialization, environments and draws.
+        hyperparameters: Which algorithm, and how.
+        parameters: Of the end-to-end network, about.
+        init: Checkpoint of a run to begin from.
+        evaluation: Games to play every so often.
+
+    Raises:
+        UsageError: Options that exclude each other, or a fusion that cannot take the models.
+    """
+    atari.check_game(game)
+    config = OnlineRun(
+        store=snapshot.backend.url,
+        game=game,
+        models=tuple(models),
+        context=context,
+        shapes=(),
+        seed=seed,
+        segments=(),
+        protocol=protocol,
+        network=network,
+        parameters=parameters,
+        hyperparameters=hyperparameters,
+        evaluation=evaluation or EvaluationConfig(),
+        init=init,
+    )
+    if config.end_to_end and (config.inputs or config.mixes_stored):
+        raise UsageError(
+            "bad-option",
+            "--fusion nature learns from pixels: leave out --models, --context and "
+            "--offline-fraction.",
+        )
+    if parameters and not config.end_to_end:
+        raise UsageError("bad-option", "--parameters is for --fusion nature.")
+    if not config.end_to_end:
+        check_weight_losses(hyperparameters, network.fusion.name)
+    if not config.end_to_end and not models:
+        raise UsageError("bad-option", "Name at least one model with --models.")
+    metas = [] if config.end_to_end else _encoded_by(snapshot, game, config.inputs)
+    if config.mixes_stored:
+        metas = _to_mix_in(snapshot, config, metas)
+    specs = [read_spec(snapshot, key) for key in config.inputs]
+    windows = tuple(spec.identity.window for spec in specs)
+    config = msgspec.structs.replace(
+        config,
+        shapes=tuple(spec.shape for spec in specs),
+        windows=windows if max(windows, default=1) > 1 else msgspec.UNSET,
+        segments=tuple(meta.segment for meta in metas),
+    )
+    with torch.device("meta"):  # Shapes alone: whether the fusion takes them, and they fit.
+        network_made = make_network(config, config.looks, config.shapes)
+        if init:
+            warm_start(config, network_made)
+    return config
+
+
+def _to_mix_in(
+    snapshot: Snapshot, config: OnlineRun, encoded: Sequence[records.SegmentMeta]
+) -> list[records.SegmentMeta]:
+    """Of the segments that all models have encoded those whose data may be mixed in.
+
+    Raises:
+        UsageError: There is none: data of another protocol must not be.
+    """
+    ours = [meta for meta in encoded if meta.protocol == config.protocol]
+    if ours:
+        return ours
+    game, played = config.game, {m.protocol for m in snapshot.segments(config.game)}
+    if config.protocol in played:
+        remedy = f"Encode what it has: wsa encode --game {game} --models ..."
+    elif played:
+        others = "; ".join(sorted(map(atari.describe, played)))
+        remedy = (
+            f"What it has was played by another: {others}. Choose that with --protocol, or collect "
+            "what this run needs"
+        )
+    else:
+        remedy = f"Collect and encode some: wsa collect --game {game}"
+    raise UsageError(
+        "bad-option",
+        f"--offline-fraction: the store has no data of {game} by {atari.describe(config.protocol)} "
+        f"that all models have encoded. {remedy}; or leave it out.",
+    )
+
+
+def _encoded_by(snapshot: Snapshot, game: str, models: Sequence[str]) -> list[records.SegmentMeta]:
+    """Segments of a game that all the models have encoded."""
+    if game not in snapshot.games:
+        return []
+    done = [{e.segment for e in snapshot.embeddings(game, key)} for key in models]
+    return [m for m in snapshot.segments(game) if all(m.segment in each for each in done)]

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from wsa.learn.fusion.registry import NAMES
+from wsa.learn.configs.fusions import FUSIONS
+from wsa.learn.fusion.build import fusion_class
 from wsa.learn.networks.heads import Torso
+from wsa.learn.runs.config import RunConfig, read_config
 from wsa.learn.training import checkpoint
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError
@@ -35,8 +38,8 @@ def change_models(
         UsageError: A model to drop is not there, one to add is, none is left, or the fusion is for
             one set of models alone.
     """
-    if (add or drop) and not NAMES[fusion].per_model:
-        able = ", ".join(name for name, kind in NAMES.items() if kind.per_model)
+    if (add or drop) and not fusion_class(fusion).per_model:
+        able = ", ".join(name for name in FUSIONS if fusion_class(name).per_model)
         raise UsageError(
             "bad-option",
             f"--add and --drop: the state vector of --fusion {fusion} is as long as its models "
@@ -60,6 +63,25 @@ def change_models(
     if not kept:
         raise UsageError("bad-option", "--drop leaves no model. Keep one, or --add another.")
     return kept
+
+
+def warm_start(config: RunConfig, network: Any) -> None:
+    """Let a network begin as `config.init` says: wholly, or with what it has in common.
+
+    Raises:
+        UsageError: The two networks do not fit.
+        DamagedError: The checkpoint is damaged.
+    """
+    path = Path(config.init)
+    folder = path.parent.parent
+    before = read_config(folder).inputs
+    if bool(config.inputs) != bool(before):
+        raise UsageError(
+            "bad-option",
+            f"--init {folder}: one of the two networks sees pixels, the other embeddings. Begin "
+            "from another run, or from nothing.",
+        )
+    transfer(network, network.torso, config.inputs, path, before)
 
 
 def transfer(

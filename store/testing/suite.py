@@ -24,34 +24,6 @@ import pytest
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import DamagedError
-from wsa.store.testing.faults import (
-    Call,
-    Fault,
-    FaultyBackend,
-    Killed,
-    MemoryBackend,
-    Plan,
-    random_plan,
-)
-from wsa.store.testing.samples import Work, check_store, read_object, same_content, unnamed
-from wsa.store.testing.state_machine import StoreMachine
-
-__all__ = [
-    "BackendSuite",
-    "Call",
-    "Fault",
-    "FaultyBackend",
-    "Killed",
-    "MemoryBackend",
-    "Plan",
-    "StoreMachine",
-    "Work",
-    "check_store",
-    "random_plan",
-    "read_object",
-    "same_content",
-    "unnamed",
-]
 
 OUTSIDE = ["../outside", "/outside", "a/../../outside", "a/../../../outside", "..", "a\0b"]
 

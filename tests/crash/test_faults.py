@@ -14,7 +14,7 @@ from wsa.store.common.errors import DamagedError, StorageError
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.testing.suite import (
+from wsa.store.testing import (
     Fault,
     FaultyBackend,
     Killed,

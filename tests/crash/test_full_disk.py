@@ -20,7 +20,7 @@ from wsa.store.common.errors import StorageError
 from wsa.store.objects import flat_map, writer
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.testing.suite import Work, check_store
+from wsa.store.testing import Work, check_store
 
 WORKS = [Work("segment"), Work("model"), Work("embedding")]
 

@@ -53,17 +53,17 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_an_interrupted_training_goes_on_exactly(looks: Looks, tmp_path: Path) -> None:
-    whole = trainer.train(TRAINING, looks, tmp_path / "whole")
+    whole = trainer.train_encoder(TRAINING, looks, tmp_path / "whole")
 
     def interrupt(step: int, _: dict[str, float]) -> None:
         if step == 6:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(TRAINING, looks, tmp_path / "cut", on_step=interrupt)
+        trainer.train_encoder(TRAINING, looks, tmp_path / "cut", on_line=interrupt)
     assert checkpoint.latest(tmp_path / "cut" / "checkpoints").stem == "000000006"
     torch.manual_seed(99)
-    rest = trainer.train(TRAINING, looks, tmp_path / "cut")
+    rest = trainer.train_encoder(TRAINING, looks, tmp_path / "cut")
     assert (whole.step, rest.step, rest.best) == (12, 12, whole.best)
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     one, other = (
@@ -73,17 +73,17 @@ def test_an_interrupted_training_goes_on_exactly(looks: Looks, tmp_path: Path) -
     assert one.keys() == other.keys() and any(name.startswith("optimizer") for name in one)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert len(checkpoint.all_of(tmp_path / "cut" / "checkpoints")) == 2
-    again = trainer.train(TRAINING, looks, tmp_path / "cut")
+    again = trainer.train_encoder(TRAINING, looks, tmp_path / "cut")
     assert (again.step, again.steps_per_s, again.best) == (12, 0.0, whole.best)
 
 
 def test_a_training_is_made_longer(looks: Looks, tmp_path: Path) -> None:
     short = msgspec.structs.replace(TRAINING, steps=6, validate_frequency=6, log_frequency=1)
     trainer.begin(tmp_path / "long", short)
-    trainer.train(short, looks, tmp_path / "long")
+    trainer.train_encoder(short, looks, tmp_path / "long")
     trainer.begin(tmp_path / "long", TRAINING)
-    rest = trainer.train(TRAINING, looks, tmp_path / "long")
-    whole = trainer.train(TRAINING, looks, tmp_path / "whole")
+    rest = trainer.train_encoder(TRAINING, looks, tmp_path / "long")
+    whole = trainer.train_encoder(TRAINING, looks, tmp_path / "whole")
     assert rest.step == whole.step == 12
     one, other = (
         safetensors.torch.load_file(checkpoint.latest(tmp_path / name / "checkpoints"))
@@ -110,7 +110,7 @@ def test_half_precision_is_for_networks_that_learn_in_it(
     how = msgspec.structs.replace(TRAINING, encoder=encoder, steps=2, validate_frequency=2)
     looks = looks_of(trainee(encoder).sight)
     exact, half = (
-        trainer.train(msgspec.structs.replace(how, precision=name), looks, tmp_path / name)
+        trainer.train_encoder(msgspec.structs.replace(how, precision=name), looks, tmp_path / name)
         for name in ("fp32", "bf16")
     )
     assert all(p.dtype == torch.float32 for p in half.network.parameters())
@@ -132,7 +132,7 @@ def test_the_best_is_chosen_on_all_that_is_held_out(
 
     monkeypatch.setattr(trainer, "validation_loss", note)
     rate = msgspec.structs.replace(TRAINING, learning_rate=0.01, steps=24)
-    trained = trainer.train(rate, looks, tmp_path)
+    trained = trainer.train_encoder(rate, looks, tmp_path)
     measured = {
         step: sum(real(network, looks, 4, step / 24, "cpu").values()) / 2
         for step, weights in seen.items()
@@ -172,11 +172,11 @@ def test_training_stops_when_validations_do_not_get_better(
     losses = iter([3.0, 1.0, 1.0, 2.0, 5.0, 0.5])
     monkeypatch.setattr(trainer, "validation_loss", lambda *_: {"Pong": next(losses)})
     how = msgspec.structs.replace(TRAINING, patience=patience, validate_frequency=2)
-    trained = trainer.train(how, looks, tmp_path)
+    trained = trainer.train_encoder(how, looks, tmp_path)
     if patience:
         assert (trained.step, trained.best.step, trained.best.loss) == (8, 4, 1.0)
         assert trained.best.stopped
-        assert trainer.train(how, looks, tmp_path).step == 8  # And stays stopped.
+        assert trainer.train_encoder(how, looks, tmp_path).step == 8  # And stays stopped.
     else:
         assert (trained.step, trained.best.step, trained.best.stopped) == (12, 12, False)
 
@@ -190,7 +190,7 @@ def test_while_a_loss_changes_its_meaning_the_newest_is_kept(
     how = msgspec.structs.replace(
         TRAINING, encoder="segmentation", patience=1, validate_frequency=2, batch_size=2
     )
-    trained = trainer.train(how, looks_of(MovingObjects.sight), tmp_path)
+    trained = trainer.train_encoder(how, looks_of(MovingObjects.sight), tmp_path)
     assert (trained.best.step, trained.best.loss, trained.step) == (10, 0.8, 12)
 
 
@@ -210,7 +210,7 @@ def test_what_is_left_behind(
     assert json.loads((tmp_path / "manifest.json").read_text()) == made
     assert made["training"]["seed"] == 3 and made["gradient_steps"] == 1
     assert made["games"]["Pong"]["held_out_episodes"] == 1
-    trained = trainer.train(how, seen, tmp_path).network.frozen()
+    trained = trainer.train_encoder(how, seen, tmp_path).network.frozen()
     assert list(made["files"]) == list(trained)
     for alias, module in kind().frozen().items():
         data = (tmp_path / f"{alias}.safetensors").read_bytes()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+import command_kit
 import pytest
 from distributed import KilledWorker
 
@@ -14,63 +14,63 @@ from wsa.encode.jobs.cluster import connect
 from wsa.learn.bench import grid, runner
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.configs.bench import BenchOptions
-from wsa.learn.configs.learn import LearnOptions
 from wsa.store.common.errors import UsageError
 
 SETTINGS = grid.Settings({"store": "/lab/wsa"}, {"Pong": ("a", "b")})
 
 
-def plan(**options: Any) -> list[grid.Cell]:
-    return grid.cells(BenchOptions(**{"games": ("Pong",), "seeds": ("1",), **options}), SETTINGS)
+def options(**flags: Any) -> BenchOptions:
+    parsed: BenchOptions = command_kit.options(
+        "bench", **{"games": ("Pong",), "seeds": (1,), **flags}
+    )
+    return parsed
+
+
+def plan(**flags: Any) -> list[grid.Cell]:
+    return grid.cells(options(**flags), SETTINGS)
 
 
 def test_the_grid() -> None:
     found = plan(
-        games=("Pong", "Breakout"), seeds=("1", "2", "01"), fusions=("wsa", "single", "nature"),
+        games=("Pong", "Breakout"), seeds=(1, 2, 1), fusions=("wsa", "single", "nature"),
         models_subsets=("lite0+lite1", "lite0"),
     )  # fmt: skip
     methods = [("wsa", ("lite0", "lite1")), ("wsa", ("lite0",)), ("single", ("lite0",)),
                ("single", ("lite1",)), ("nature", ())]  # fmt: skip
-    assert [(c.options.game, (c.options.fusion, c.options.models), c.options.seed)
+    assert [(c.request.game, (c.request.fusion, c.request.models), c.request.seed)
             for c in found] == [(game, method, seed) for game in ("Pong", "Breakout")
                                 for method in methods for seed in (1, 2)]  # fmt: skip
     assert len({cell.folder for cell in found}) == len(found)
     assert found[0].folder.name == "Pong__wsa__lite0+lite1__1"
-    assert {cell.segments for cell in found if cell.options.game == "Pong"} == {("a", "b")}
-    assert all(cell.options.store == "/lab/wsa" and cell.folder.is_absolute() for cell in found)
+    assert {cell.segments for cell in found if cell.request.game == "Pong"} == {("a", "b")}
+    assert all(cell.request.store == "/lab/wsa" and cell.folder.is_absolute() for cell in found)
     assert str(found[0]) == "Pong, wsa, lite0+lite1, seed 1"
 
 
 def test_every_run_has_the_options_that_its_fusion_can_use() -> None:
     shared: dict[str, Any] = {
-        "updates": 7, "context": "ae", "weight_entropy_coef": 0.5, "parameters": 99, "online": True,
+        "online": True, "algo": "ppo", "total_timesteps": 2048, "context": "ae",
+        "weight_entropy_coef": 0.5, "parameters": 99,
     }  # fmt: skip
     made = plan(fusions=("wsa", "mean", "lin", "nature"), models=("vit",), **shared)
-    wsa, mean, lin, nature = (cell.options for cell in made)
-    assert (wsa.context, wsa.weight_entropy_coef, wsa.parameters) == ("ae", 0.5, 0)
-    assert (mean.context, mean.weight_entropy_coef) == ("ae", 0)
-    assert (lin.context, lin.weight_entropy_coef) == ("mean", 0)
-    assert (nature.context, nature.models, nature.parameters) == ("mean", (), 99)
-    assert {cell.options.updates for cell in made} == {7}
-    # An option that `wsa learn` gains is one of a bench too, unless the grid sets it.
-    names = {field.name for field in dataclasses.fields(LearnOptions)}
-    given = {n: getattr(wsa, n) for n in names - grid._APART - {"store", "parameters"}}
-    asked = BenchOptions(**shared)
-    assert given == {name: getattr(asked, name) for name in given}
+    requests: Any = [cell.request for cell in made]
+    assert [r.context for r in requests] == ["ae", "ae", "mean", "mean"]
+    assert [r.algorithm.weight_entropy_coef for r in requests] == [0.5, 0, 0, 0]
+    assert [r.data.parameters for r in requests] == [0, 0, 0, 99]
+    assert {cell.total for cell in made} == {2048}
+    assert requests[3].models == () and not hasattr(requests[3].network, "fusion")
 
 
 def test_what_models_play_with_is_for_the_judging_where_nothing_else_is_played() -> None:
     given: dict[str, Any] = {"weights": ("vit=/w",), "engine": "torch", "models": ("vit",)}
     others: list[dict[str, Any]] = [{}, {"eval_frequency": 5}, {"online": True, "algo": "ppo"}]
     for more in others:
-        o = BenchOptions(games=("Pong",), seeds=("1",), fusions=("wsa",), **given, **more)
+        o = options(fusions=("wsa",), **given, **more)
         grid.check(o)
         [cell] = grid.cells(o, SETTINGS)
-        assert cell.options.engine == "torch"
-        assert grid.without_judging(cell.options).engine == ("torch" if more else "auto")
-        assert bool(grid.without_judging(cell.options).weights) == bool(more)
+        assert cell.request.live.engine == "torch"
     with pytest.raises(UsageError, match="--eval-episodes is an option of --eval-frequency"):
-        grid.check(BenchOptions(models=("vit",), eval_episodes=30))
+        grid.check(options(models=("vit",), eval_episodes=30))
 
 
 def test_folders_of_odd_models_are_plain_and_apart() -> None:
@@ -90,17 +90,17 @@ def test_a_run_whose_worker_dies_is_tried_again(
     monkeypatch.setattr(runner, "tries", tries, raising=False)
 
     def attempt(cell: grid.Cell) -> Failure | None:
-        runner.tries[cell.options.fusion] += 1  # type: ignore[attr-defined]
-        if cell.options.fusion == "mean" and runner.tries["mean"] <= deaths:  # type: ignore[attr-defined]
+        runner.tries[cell.request.fusion] += 1  # type: ignore[attr-defined]
+        if cell.request.fusion == "mean" and runner.tries["mean"] <= deaths:  # type: ignore[attr-defined]
             died: Any = SimpleNamespace(address="tcp://there")
             raise KilledWorker("attempt", died, 0)
-        if cell.options.fusion == "lin":
+        if cell.request.fusion == "lin":
             raise ModuleNotFoundError("No module named 'wsa'")
-        return Failure(str(cell), "no-memory", "x", 6) if cell.options.fusion == "fix" else None
+        return Failure(str(cell), "no-memory", "x", 6) if cell.request.fusion == "fix" else None
 
     monkeypatch.setattr(runner, "attempt", attempt)
     cells = plan(fusions=("wsa", "mean", "lin", "fix"), models=("vit",))
-    o = BenchOptions(json=True, device="cpu")
+    o = options(json=True, device="cpu")
     asked = []
 
     def inproc(*where: Any, **how: Any) -> Any:

@@ -80,7 +80,7 @@ def test_what_is_written(tmp_path: Path) -> None:
         '{"step": 3, "time": 1, "charts/episodic_return": 2.5, "losses/td_loss": 1}\n'
         '{"step": 4, "validation/td_error": null, "wsa/weight/lite0": 0.5}\n'
     )
-    report = bench_report.write(tmp_path, JUDGING, OPTIONS)
+    report = bench_report.write(tmp_path, JUDGING, "/lab/wsa", ["--updates 7"])
     assert len(report.results) == len(runs) - 1
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in report.markdown.splitlines()]
     assert ["method", "Adventure", "Breakout", "Pong", "Qbert"] in cells
@@ -98,7 +98,9 @@ def test_what_is_written(tmp_path: Path) -> None:
     (tmp_path / "runs" / "1" / "metrics.jsonl").write_text(
         '{"step": 4, "time": 1, "eval/episodic_return": 1.5, "eval/backbone_passes": 3}\n'
     )
-    bench_report.write(tmp_path, JUDGING, OPTIONS)  # Evaluations, where there are any.
+    bench_report.write(
+        tmp_path, JUDGING, "/lab/wsa", ["--updates 7"]
+    )  # Evaluations, where there are any.
     assert next(tmp_path.glob("*.png")).read_bytes() != drawn
     rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
     assert ("eval/episodic_return", "1.5") in [(r["scalar"], r["value"]) for r in rows]

@@ -11,18 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from wsa.learn.configs.algorithms import BCConfig, CQLConfig, OfflineConfig
+from wsa.learn.configs.fusions import FusionConfig
+from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.data.transitions import Batch
-from wsa.learn.fusion.base import FusionConfig, Inputs
-from wsa.learn.networks.heads import NetworkConfig
+from wsa.learn.fusion.base import Inputs
 from wsa.learn.offline import trainer
-from wsa.learn.offline.bc import BCConfig
-from wsa.learn.offline.dqn import DQNConfig, update_loss
-from wsa.learn.offline.trainer import OfflineConfig, Trained
+from wsa.learn.offline.dqn import update_loss
+from wsa.learn.offline.trainer import Trained
 from wsa.store.objects.flat_map import FlatMap
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = DQNConfig(
+SMALL = CQLConfig(
     updates=60, batch_size=8, learning_rate=1e-3, target_network_frequency=7,
     validation_fraction=0, log_frequency=4, save_frequency=1000,
 )  # fmt: skip
@@ -34,8 +35,8 @@ def fit(
 ) -> Trained:
     """Train on the walk."""
     inputs = Inputs(tuple((frames, *shape) for shape in flat.shapes))
-    network = NetworkConfig(FusionConfig(size=16), frames)
-    return trainer.train(config, network, flat, inputs, actions, 1, folder)
+    network = NetworkConfig(FusionConfig(size=16), frame_stack=frames)
+    return trainer.train_offline(config, network, flat, inputs, actions, 1, folder)
 
 
 class Table(nn.Module):
@@ -55,7 +56,7 @@ ONLINE = [[1.0, 2.0, 0.0], [3.0, 0.5, 4.0], [0.0, -1.0, -2.0]]
 TARGET = [[5.0, 6.0, 7.0], [0.1, 0.2, 0.3], [-4.0, 8.0, 9.0]]
 
 
-def literal(config: DQNConfig, steps: list[tuple[int, int, float, float, int]]) -> float:
+def literal(config: CQLConfig, steps: list[tuple[int, int, float, float, int]]) -> float:
     """The loss of (state, action, reward, terminated, next state), in plain arithmetic."""
     total = 0.0
     for state, action, reward, terminated, following in steps:
@@ -71,7 +72,7 @@ def literal(config: DQNConfig, steps: list[tuple[int, int, float, float, int]]) 
 STEPS = [(0, 1, 5.0, 0.0, 1), (1, 0, -0.5, 1.0, 2), (2, 2, 0.0, 0.0, 0), (2, 0, 0.25, 0.0, 2)]
 
 
-def batch_of(config: DQNConfig, steps: list[tuple[int, int, float, float, int]]) -> Batch:
+def batch_of(config: CQLConfig, steps: list[tuple[int, int, float, float, int]]) -> Batch:
     state, action, reward, terminated, following = zip(*steps, strict=True)
     return Batch(
         states=torch.tensor([state, state], dtype=torch.float32).T[:, :, None],
@@ -88,7 +89,7 @@ def test_the_loss_is_the_literal_one(alpha: float, gamma: float) -> None:
     config = msgspec.structs.replace(SMALL, cql_alpha=alpha, gamma=gamma)
     online: Any = Table(ONLINE)
     target: Any = Table(TARGET)
-    loss, scalars = update_loss(config, online, target, batch_of(config, STEPS))
+    loss, scalars = update_loss(config, online, target, batch_of(config, STEPS), alpha)
     assert loss.item() == pytest.approx(literal(config, STEPS), rel=1e-5)
     assert scalars["losses/max_q"].item() == pytest.approx((2 + 4 + 0 + 0) / 4)
     assert scalars["losses/q_values"].item() == pytest.approx((2 + 3 - 2 + 0) / 4)
@@ -106,7 +107,7 @@ def test_one_step_by_hand() -> None:
 
     def loss(reward: float, terminated: float) -> float:
         step = (0, 1, reward, terminated, 1)
-        return update_loss(config, online, target, batch_of(config, [step]))[0].item()
+        return update_loss(config, online, target, batch_of(config, [step]), 0.0)[0].item()
 
     # Online likes action 2 of state 1 best (4.0); target values that at 0.3; Q of now is 2.
     assert loss(0.7, 0.0) == pytest.approx(abs(0.7 + 0.5 * 0.3 - 2) - 0.5)

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from wsa.learn.configs.fusions import FUSIONS, PRESETS, FusionConfig, make_fusion_config
 from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.fusion.attention import WSA
-from wsa.learn.fusion.base import Fusion, FusionConfig, Inputs
+from wsa.learn.fusion.base import Fusion, Inputs
+from wsa.learn.fusion.build import make_fusion
 from wsa.learn.fusion.losses import entropy, imbalance
-from wsa.learn.fusion.registry import NAMES, PRESETS, make_config, make_fusion
 from wsa.store.common.errors import UsageError
 
 
@@ -68,7 +69,7 @@ def made(
     widths: Sequence[int], context: int | None, size: int, batch: int = 3, **switches: Any
 ) -> tuple[Any, FusionConfig, list[Tensor]]:
     torch.manual_seed(sum(widths) + size)
-    config = make_config(size=size, **switches)
+    config = make_fusion_config(size=size, **switches)
     fusion = make_fusion(config, Inputs(tuple((2, width) for width in widths), context))
     with torch.no_grad():  # So that no factor is 1 and no term 0.
         for parameter in fusion.parameters():
@@ -113,7 +114,7 @@ def test_equals_the_equations(
 
 
 def test_presets_are_the_authors_two() -> None:
-    thesis, paper = make_config(preset="thesis"), make_config(preset="paper")
+    thesis, paper = make_fusion_config(preset="thesis"), make_fusion_config(preset="paper")
     assert (thesis.score_activation, thesis.normaliser, thesis.layer_norm) == (
         "relu", "softmax", False,
     )  # fmt: skip
@@ -121,13 +122,13 @@ def test_presets_are_the_authors_two() -> None:
         "relu", "relu-sum", True,
     )  # fmt: skip
     assert not thesis.scorer_hidden and not paper.scorer_hidden
-    assert make_config(preset="paper", scorer_hidden=True).scorer_hidden
-    assert make_config() == FusionConfig()
+    assert make_fusion_config(preset="paper", scorer_hidden=True).scorer_hidden
+    assert make_fusion_config() == FusionConfig()
 
 
 def test_weights_begin_as_the_presets_say() -> None:
     inputs = Inputs(((1, 40), (1, 8, 8, 3), (1, 30)), 2, 2)
-    thesis: Any = make_fusion(make_config(size=16, preset="thesis"), inputs)
+    thesis: Any = make_fusion(make_fusion_config(size=16, preset="thesis"), inputs)
     for name, parameter in thesis.named_parameters():
         if name.endswith("bias"):
             assert (parameter == 0).all()
@@ -136,7 +137,7 @@ def test_weights_begin_as_the_presets_say() -> None:
             if len(flat) > flat.shape[1]:
                 flat = flat.T
             torch.testing.assert_close(flat @ flat.T, 2 * torch.eye(len(flat)))
-    paper: Any = make_fusion(make_config(size=16, preset="paper"), inputs)
+    paper: Any = make_fusion(make_fusion_config(size=16, preset="paper"), inputs)
     for adapter in (*paper.adapters, paper.context):
         weight = adapter[0].weight
         torch.testing.assert_close(weight @ weight.T, 1e-4 * torch.eye(16))
@@ -281,13 +282,13 @@ def test_the_losses_know_collapse_from_choice() -> None:
 )
 def test_what_makes_no_fusion_is_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        make_config(**options)
+        make_fusion_config(**options)
 
 
 def test_a_context_that_nothing_is_conditioned_on_is_refused() -> None:
     for name in ("lin", "fix", "uniform"):
         with pytest.raises(UsageError, match="leave out --context"):
-            make_fusion(make_config(name), Inputs(((1, 4), (1, 5)), 1))
+            make_fusion(make_fusion_config(name), Inputs(((1, 4), (1, 5)), 1))
 
 
 def test_another_number_of_embeddings_or_no_model_is_refused() -> None:
@@ -302,7 +303,7 @@ def test_another_number_of_embeddings_or_no_model_is_refused() -> None:
 
 def test_the_command_line_knows_them_all() -> None:
     hints = get_type_hints(LearnOptions)
-    assert get_args(hints["fusion"]) == (*NAMES, "nature")
+    assert get_args(hints["fusion"]) == (*FUSIONS, "nature")
     assert get_args(hints["fusion_preset"]) == tuple(PRESETS)
 
 

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from wsa.learn.configs.fusions import FUSIONS, make_fusion_config
+from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion.base import Inputs, SpatialAdapter, side_of
-from wsa.learn.fusion.registry import NAMES, make_config, make_fusion
-from wsa.learn.networks.heads import ActorCritic, NetworkConfig, QNetwork, Torso
+from wsa.learn.fusion.build import make_fusion
+from wsa.learn.networks.heads import ActorCritic, QNetwork, Torso
 from wsa.store.common.errors import UsageError
 
 # SR, OKE, OKK, VOS and the context's autoencoder: thesis, chapter on methodology.
@@ -54,7 +56,9 @@ def parameters(name: str, **switches: int) -> int:
     """Trainable ones, with 4 actions and heads of 256 units, the frozen encoders left out."""
     conditioned = name in ("wsa", "dpa")
     inputs = Inputs(PAPER if conditioned else PAPER[:4], 4 if conditioned else None, 4)
-    config = NetworkConfig(make_config(name, "thesis", **switches), 1, "none")
+    config = NetworkConfig(
+        make_fusion_config(name, "thesis", **switches), frame_stack=1, normalize="none"
+    )
     with torch.device("meta"):
         network = ActorCritic(inputs, 4, config)
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -94,7 +98,7 @@ def test_spatial_adapters_end_at_the_side(
 def made(name: str, **switches: Any) -> tuple[Any, list[Tensor]]:
     torch.manual_seed(3)
     shapes = MIXED[:1] if name == "single" else MIXED
-    fusion = make_fusion(make_config(name, **{"size": 6, **switches}), Inputs(shapes))
+    fusion = make_fusion(make_fusion_config(name, **{"size": 6, **switches}), Inputs(shapes))
     return fusion, [torch.randn(4, *shape) for shape in shapes]
 
 
@@ -102,7 +106,7 @@ def spread(fusion: Any, embeddings: list[Tensor]) -> list[Tensor]:
     return [adapter(u) for adapter, u in zip(fusion.spatial, embeddings, strict=True)]
 
 
-@pytest.mark.parametrize("name", list(NAMES))
+@pytest.mark.parametrize("name", list(FUSIONS))
 def test_every_fusion_has_one_signature(name: str) -> None:
     fusion, embeddings = made(name)
     state, weights = fusion(embeddings)
@@ -190,7 +194,8 @@ def test_controls_take_wsa_apart() -> None:
     embeddings = [torch.randn(4, *shape) for shape in shapes]
     inputs = Inputs(shapes, 3, 3)
     fusions: dict[str, Any] = {
-        name: make_fusion(make_config(name, size=6), inputs) for name in ("mean", "unshared", "moe")
+        name: make_fusion(make_fusion_config(name, size=6), inputs)
+        for name in ("mean", "unshared", "moe")
     }
     for fusion in fusions.values():
         adapted = fusion.adapt(embeddings, range(3))
@@ -225,14 +230,14 @@ def test_shapes_that_a_fusion_cannot_take_are_refused(
     name: str, shapes: tuple[tuple[int, ...], ...], says: str
 ) -> None:
     with pytest.raises(UsageError, match=says):
-        make_fusion(make_config(name), Inputs(shapes))
+        make_fusion(make_fusion_config(name), Inputs(shapes))
 
 
 @pytest.mark.parametrize("normalize", ["none", "layer", "standard"])
 def test_a_torso_splits_and_normalises(normalize: Any) -> None:
     # The second model looks at the whole state itself: its last embedding is the state's.
     shapes = ((3, 4), (1, 2, 2, 3))
-    config = NetworkConfig(make_config("lin"), 3, normalize)
+    config = NetworkConfig(make_fusion_config("lin"), frame_stack=3, normalize=normalize)
     torso = Torso(Inputs(shapes), config)
     mean, deviation = torch.randn(16), torch.rand(16) + 0.5
     torso.set_moments(mean, deviation)
@@ -250,11 +255,13 @@ def test_a_torso_splits_and_normalises(normalize: Any) -> None:
 
 
 def test_heads_have_the_layers_asked_for() -> None:
-    config = NetworkConfig(make_config(size=8), 1, hidden=(16, 12))
+    config = NetworkConfig(make_fusion_config(size=8), frame_stack=1, hidden=(16, 12))
     network = QNetwork(Inputs(((1, 4),)), 3, config)
     maps = [m for m in network.head if isinstance(m, nn.Linear)]
     assert [(m.in_features, m.out_features) for m in maps] == [(8, 16), (16, 12), (12, 3)]
-    actor = ActorCritic(Inputs(((1, 4),)), 3, NetworkConfig(make_config(size=8), 1, hidden=()))
+    actor = ActorCritic(
+        Inputs(((1, 4),)), 3, NetworkConfig(make_fusion_config(size=8), frame_stack=1, hidden=())
+    )
     logits, values, weights = actor(torch.randn(5, 1, 4))
     assert logits.shape == (5, 3) and values.shape == (5,)
     assert weights is not None and weights.shape == (5, 1)

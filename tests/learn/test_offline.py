@@ -20,22 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from wsa.encode.inference.encoder import Encoder
+from wsa.learn.configs.algorithms import BCConfig, CQLConfig, OfflineConfig
+from wsa.learn.configs.fusions import FUSIONS, FusionConfig
+from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion import losses
-from wsa.learn.fusion.base import FusionConfig, Inputs
-from wsa.learn.fusion.registry import NAMES
-from wsa.learn.networks.heads import NetworkConfig
+from wsa.learn.fusion.base import Inputs
 from wsa.learn.offline import dqn, trainer
-from wsa.learn.offline.bc import BCConfig
-from wsa.learn.offline.dqn import DQNConfig
-from wsa.learn.offline.trainer import OfflineConfig, Trained
-from wsa.learn.training import checkpoint
+from wsa.learn.offline.trainer import Trained
+from wsa.learn.training import checkpoint, loop
 from wsa.store.common.errors import DamagedError, MissingError, UsageError
 from wsa.store.objects.flat_map import FlatMap
 from wsa.store.objects.model_spec import Output, Preprocessing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = DQNConfig(
+SMALL = CQLConfig(
     updates=60,
     batch_size=8,
     learning_rate=1e-3,
@@ -59,7 +58,7 @@ def train(
     """Train on the walk."""
     shapes = tuple((network.frame_stack, *shape) for shape in flat.shapes)
     inputs = Inputs(shapes, context)
-    return trainer.train(config, network, flat, inputs, 3, seed, folder, **options)
+    return trainer.train_offline(config, network, flat, inputs, 3, seed, folder, **options)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -110,7 +109,7 @@ def test_it_is_the_same_again_and_another_with_another_seed(
 def test_what_is_logged(kit: ModuleType, walk_flat: FlatMap, tmp_path: Path) -> None:
     told: list[int] = []
     config = msgspec.structs.replace(SMALL, updates=10)
-    train(config, walk_flat, None, 1, tmp_path, on_update=lambda step, _: told.append(step))
+    train(config, walk_flat, None, 1, tmp_path, on_line=lambda step, _: told.append(step))
     found = lines(tmp_path)
     assert told == [line["step"] for line in found] == [4, 8, 10]
     for line in found:
@@ -127,12 +126,12 @@ def test_the_rate_is_of_the_updates_since_the_last_line(
     walk_flat: FlatMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(clock)))
     rates = []
     config = msgspec.structs.replace(SMALL, updates=10)
     train(
         config, walk_flat, None, 1, tmp_path,
-        on_update=lambda _, line: rates.append(line["time/updates_per_s"]),
+        on_line=lambda _, line: rates.append(line["time/updates_per_s"]),
     )  # fmt: skip
     assert rates == [4.0, 4.0, 2.0]
 
@@ -161,7 +160,7 @@ def test_a_backbone_that_runs_while_training_is_noticed(walk_flat: FlatMap, tmp_
             encoder(frames)
 
     with pytest.raises(AssertionError, match="must not run a backbone"):
-        train(SMALL, walk_flat, None, 1, tmp_path / "with", on_update=on_update)
+        train(SMALL, walk_flat, None, 1, tmp_path / "with", on_line=on_update)
     assert seen == [0] * 11 + [2] * 5  # Lines at 4, 8, ..., and at 30, which is validated.
 
 
@@ -189,7 +188,7 @@ def test_a_run_that_crashed_goes_on_as_if_it_had_not(
             raise Crash
 
     with pytest.raises(Crash):
-        train(SMALL, walk_flat, 0, 1, tmp_path, on_update=crash)
+        train(SMALL, walk_flat, 0, 1, tmp_path, on_line=crash)
     torch.manual_seed(99)
     trained = train(SMALL, walk_flat, 0, 1, tmp_path)
     assert trained.updates == SMALL.updates - (at - 1) // 10 * 10
@@ -209,7 +208,7 @@ def test_a_run_that_was_asked_to_stop_goes_on(
             os.kill(os.getpid(), number)
 
     with pytest.raises(KeyboardInterrupt):
-        train(SMALL, walk_flat, 0, 1, tmp_path, on_update=ask)
+        train(SMALL, walk_flat, 0, 1, tmp_path, on_line=ask)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert (tmp_path / "checkpoints" / f"{at:09d}.safetensors").exists()
     assert train(SMALL, walk_flat, 0, 1, tmp_path).updates == SMALL.updates - at
@@ -223,7 +222,7 @@ def test_a_second_signal_stops_at_once(walk_flat: FlatMap, tmp_path: Path) -> No
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train(SMALL, walk_flat, 0, 1, tmp_path, on_update=ask_twice)
+        train(SMALL, walk_flat, 0, 1, tmp_path, on_line=ask_twice)
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -250,10 +249,10 @@ SCRIPT = """
 import sys, time, msgspec, torch
 from pathlib import Path
 from wsa.learn.fusion.base import Inputs
-from wsa.learn.offline.bc import BCConfig
-from wsa.learn.offline.dqn import DQNConfig
-from wsa.learn.fusion.registry import NAMES
-from wsa.learn.networks.heads import NetworkConfig
+from wsa.learn.configs.algorithms import BCConfig
+from wsa.learn.configs.algorithms import CQLConfig
+from wsa.learn.configs.fusions import FUSIONS
+from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.offline.trainer import train
 from wsa.store.objects.flat_map import materialise
 from wsa.store.objects.snapshot import take_snapshot
@@ -261,13 +260,13 @@ from wsa.store.objects.root import open_store
 url, folder, models, config, network = sys.argv[1:]
 torch.set_num_threads(1)
 flat = materialise(take_snapshot(open_store(url)), "Pong", models.split(","), Path(folder) / "c")
-config = msgspec.json.decode(config, type=DQNConfig)
+config = msgspec.json.decode(config, type=CQLConfig)
 network = msgspec.json.decode(network, type=NetworkConfig)
 inputs = Inputs(tuple((network.frame_stack, *shape) for shape in flat.shapes), 0)
 def tell(step, _):
     print(step, flush=True)
     time.sleep(0.1)
-train(config, network, flat, inputs, 3, 1, Path(folder), on_update=tell)
+train(config, network, flat, inputs, 3, 1, Path(folder), on_line=tell)
 """
 
 
@@ -351,7 +350,7 @@ def test_hyperparameters_out_of_range_are_refused(change: dict[str, Any], says: 
         msgspec.structs.replace(SMALL, **change)
 
 
-FUSIONS = {
+SMALL_FUSIONS = {
     "wsa": FusionConfig(size=8, dropout=0.2),
     "res": FusionConfig("res", size=8),
     "dpa": FusionConfig("dpa", size=8),
@@ -374,7 +373,7 @@ def long(config: OfflineConfig) -> OfflineConfig:
         *(
             pytest.param(long(config), fusion, 1, marks=pytest.mark.slow)
             for config in (SMALL, BCConfig(batch_size=8))
-            for fusion in FUSIONS
+            for fusion in SMALL_FUSIONS
         ),
     ],
 )
@@ -387,7 +386,7 @@ def test_training_goes_on_exactly_from_before_each_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(checkpoint, "KEPT", config.updates)
-    network = NetworkConfig(FUSIONS[fusion], 2, hidden=(8,))
+    network = NetworkConfig(SMALL_FUSIONS[fusion], frame_stack=2, hidden=(8,))
     train(config, walk_flat, None, 1, tmp_path / "whole", network)
     rare = msgspec.structs.replace(config, save_frequency=1000)
     for step in range(1, config.updates, every):
@@ -438,7 +437,7 @@ def test_values_that_run_away_are_told_once(
     assert abs(lines(tmp_path / "wild")[-1]["validation/max_q"]) > 3
 
 
-@pytest.mark.parametrize("fusion", list(NAMES))
+@pytest.mark.parametrize("fusion", list(FUSIONS))
 def test_losses_on_weights_need_weights(fusion: str) -> None:
     losses.check_weight_losses(SMALL, fusion)
     for name in ("weight_entropy_coef", "load_balance_coef"):

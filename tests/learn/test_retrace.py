@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs import atari as games
 from wsa.learn.online import env_runner
-from wsa.learn.online.env_runner import Stage, is_online, online_policy, stretch_seed
+from wsa.learn.online.env_runner import EnvRunner, is_online, online_policy, stretch_seed
 from wsa.learn.online.record_segments import Recording
 from wsa.learn.probe import ram_labels
 from wsa.learn.probe.ram_replay import memories, why
@@ -156,7 +156,7 @@ def test_stretches_of_an_online_run_are_played_again(
         seed=5, run="ab" * 6, num_envs=2, steps=110,
     )  # fmt: skip
     env = games.make_env("Breakout", stated, 2)
-    played = Stage(env, table, 4, 5, recording)
+    played = EnvRunner(env, table, 4, 5, recording)
     generator = np.random.default_rng(0)
     played.begin()
     for _ in range(110):

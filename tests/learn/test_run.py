@@ -30,13 +30,18 @@ from wsa.encode.registration import register as register_module
 from wsa.encode.registration.register import open_model, register
 from wsa.encode.registration.select import choose_models
 from wsa.learn.collect.collect import collect, plan_collection
+from wsa.learn.configs.algorithms import CQLConfig
+from wsa.learn.configs.fusions import FusionConfig
+from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation import attention_log, periodic, video
-from wsa.learn.fusion.base import FusionConfig
-from wsa.learn.networks.heads import NetworkConfig
-from wsa.learn.offline.dqn import DQNConfig
-from wsa.learn.runs import evaluate, offline_run, player
-from wsa.learn.runs.config import RunConfig, make_config
+from wsa.learn.runs import player
+from wsa.learn.runs.config import OfflineRun, read_config
+from wsa.learn.runs.data import open_data
+from wsa.learn.runs.evaluate import evaluate_run
+from wsa.learn.runs.folder import begin
+from wsa.learn.runs.setup import make_offline
+from wsa.learn.runs.train import train_stored
 from wsa.learn.training import checkpoint
 from wsa.learn.training import metrics as curves
 from wsa.store.backends.base import Backend
@@ -56,7 +61,7 @@ from wsa.store.objects.writer import commit_embedding
 MODELS = ("timm:test_resnet.r160_in1k:random", "timm:test_vit.r160_in1k:random")
 ALIASES = ("test_resnet_r160_in1k", "test_vit_r160_in1k")
 MAX_STEPS = 60
-SMALL = DQNConfig(
+SMALL = CQLConfig(
     updates=50, batch_size=8, validation_fraction=0.0, log_frequency=10, save_frequency=20
 )
 NETWORK = NetworkConfig(FusionConfig(size=16))
@@ -126,17 +131,17 @@ def trained(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Pat
         patch.setenv("WSA_CACHE", str(tmp_path_factory.getbasetemp() / "flat-cache"))
         config = configure(snapshot)
         folder = tmp_path_factory.mktemp("runs") / "one"
-        offline_run.begin(folder, config)
-        offline_run.learn(folder, config, "cpu")
+        begin(folder, config)
+        train_stored(folder, config, "cpu")
     return folder
 
 
-def configure(snapshot: Snapshot, **changes: Any) -> RunConfig:
+def configure(snapshot: Snapshot, **changes: Any) -> OfflineRun:
     details: dict[str, Any] = {
         "game": "Breakout", "models": ALIASES, "context": ALIASES[0], "seed": 1,
         "hyperparameters": SMALL, "network": NETWORK, **changes,
     }  # fmt: skip
-    return make_config(snapshot, **details)
+    return make_offline(snapshot, **details)
 
 
 def test_a_run_from_end_to_end(snapshot: Snapshot, trained: Path) -> None:
@@ -146,7 +151,7 @@ def test_a_run_from_end_to_end(snapshot: Snapshot, trained: Path) -> None:
     assert config["context"] == config["models"][0]
     assert config["protocol"]["max_steps"] == MAX_STEPS
     assert config["hyperparameters"]["updates"] == 50
-    assert offline_run.read_config(trained) == configure(snapshot)
+    assert read_config(trained) == configure(snapshot)
     assert (trained / "command.txt").read_text().strip()
     metrics = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == [10, 20, 30, 40, 50]
@@ -169,7 +174,7 @@ def test_an_evaluation_counts_every_frame(
 
     monkeypatch.setattr(player, "LiveEncoder", Watched)
     (trained / "eval.csv").unlink(missing_ok=True)
-    seen = evaluate.evaluate(trained, 2, epsilon=0.2, seed=77, num_envs=2)
+    seen = evaluate_run(trained, 2, epsilon=0.2, seed=77, num_envs=2)
     assert seen.updates == 50 and seen.seconds > 0
     assert [e.steps for e in seen.episodes] == [MAX_STEPS] * 2 == [e.steps for e in seen.random]
     known = {d.tobytes() for m in snapshot.segments() for d in snapshot.read_digests(m)}
@@ -194,7 +199,7 @@ def test_an_evaluation_counts_every_frame(
         assert kept["weights"].shape == (2 * MAX_STEPS, len(MODELS))
         np.testing.assert_allclose(kept["weights"].sum(axis=1), 1, rtol=1e-5)
         assert kept["reward"].sum() == sum(returns)
-    again = evaluate.evaluate(trained, 2, epsilon=0.2, seed=77, num_envs=2)
+    again = evaluate_run(trained, 2, epsilon=0.2, seed=77, num_envs=2)
     assert (again.episodes, again.random) == (seen.episodes, seen.random)
     rows = list(csv.DictReader((trained / "eval.csv").read_text().splitlines()))
     assert [r["policy"] for r in rows] == ["run", "run", "random", "random"] * 2
@@ -205,7 +210,7 @@ def test_an_evaluation_counts_every_frame(
 
 
 def test_a_film_has_the_weights_of_each_step_beside_the_game(trained: Path) -> None:
-    seen = evaluate.evaluate(trained, 1, epsilon=0.2, seed=78, num_envs=1, video=True)
+    seen = evaluate_run(trained, 1, epsilon=0.2, seed=78, num_envs=1, video=True)
     with np.load(trained / attention_log.FILE) as kept:
         weights = kept["weights"]
     (film,) = (trained / "videos").iterdir()
@@ -225,7 +230,7 @@ def test_a_film_has_the_weights_of_each_step_beside_the_game(trained: Path) -> N
 
 def test_what_was_collected_is_found(snapshot: Snapshot, trained: Path) -> None:
     # The seed of the collection: the first frames of its games are in the store.
-    seen = evaluate.evaluate(trained, 2, epsilon=0.0, seed=1, num_envs=2)
+    seen = evaluate_run(trained, 2, epsilon=0.0, seed=1, num_envs=2)
     assert seen.live.found >= 2
 
 
@@ -234,18 +239,18 @@ def test_later_segments_change_nothing(snapshot: Snapshot, trained: Path, tmp_pa
     backend = open_store(str(tmp_path / "store"))
     config = configure(take_snapshot(backend))
     folder = tmp_path / "run"
-    offline_run.begin(folder, config)
+    begin(folder, config)
 
     def stop(step: int, _: Any) -> None:
         if step == 30:
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        offline_run.learn(folder, config, "cpu", stop)
+        train_stored(folder, config, "cpu", stop)
     gather(backend, 480)
     embed(backend)
     assert configure(take_snapshot(backend)).segments != config.segments
-    assert offline_run.learn(folder, offline_run.read_config(folder), "cpu").updates == 30
+    assert train_stored(folder, read_config(folder), "cpu").updates == 30
     last = "checkpoints/000000050.safetensors"
     one, other = load_file(folder / last), load_file(trained / last)
     assert one.keys() == other.keys()
@@ -254,7 +259,7 @@ def test_later_segments_change_nothing(snapshot: Snapshot, trained: Path, tmp_pa
     # A run begun anew in the longer store is another.
     longer = configure(take_snapshot(backend))
     with pytest.raises(ConflictError, match="wsa learn --resume") as caught:
-        offline_run.begin(folder, longer)
+        begin(folder, longer)
     assert caught.value.kind == "run-exists"
 
 
@@ -264,38 +269,38 @@ def test_lost_segments_are_not_passed_over(snapshot: Snapshot, tmp_path: Path) -
         config, segments=(*config.segments, "0123456789ab-e000-000000000-00012")
     )
     with pytest.raises(MissingError, match=f"lacks 1 of the {len(short.segments)} segments"):
-        offline_run.open_data(short)
+        open_data(short)
 
 
 def test_the_same_run_may_be_begun_again_another_not(snapshot: Snapshot, tmp_path: Path) -> None:
     config = configure(snapshot)
-    offline_run.begin(tmp_path / "r", config)
+    begin(tmp_path / "r", config)
     before = {p: p.read_bytes() for p in (tmp_path / "r").iterdir()}
-    offline_run.begin(tmp_path / "r", config)
+    begin(tmp_path / "r", config)
     for change in ({"seed": 2}, {"context": "mean"}, {"models": ALIASES[:1]}):
         with pytest.raises(ConflictError, match="holds another run"):
-            offline_run.begin(tmp_path / "r", configure(snapshot, **change))
+            begin(tmp_path / "r", configure(snapshot, **change))
     assert {p: p.read_bytes() for p in (tmp_path / "r").iterdir()} == before
 
 
 def test_a_run_of_an_older_wsa_goes_on(snapshot: Snapshot, tmp_path: Path) -> None:
     config = configure(snapshot)
-    offline_run.begin(tmp_path, config)
+    begin(tmp_path, config)
     path = tmp_path / "config.json"
     about = json.loads(path.read_text())
     del about["hyperparameters"]["eval_frequency"], about["hyperparameters"]["eval_episodes"]
     path.write_text(older := json.dumps(about))
-    assert offline_run.read_config(tmp_path) == config
-    offline_run.begin(tmp_path, config)
+    assert read_config(tmp_path) == config
+    begin(tmp_path, config)
     assert path.read_text() == older
     # Of a newer one, with a setting that is not known here, not.
     path.write_text(
         json.dumps({**about, "hyperparameters": {**about["hyperparameters"], "new": 1}})
     )
     with pytest.raises(ConflictError, match="holds another run"):
-        offline_run.begin(tmp_path, config)
+        begin(tmp_path, config)
     with pytest.raises(DamagedError, match="unknown field `new`"):
-        offline_run.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")  # Of torch.compile's own.
@@ -310,13 +315,13 @@ def test_evaluations_on_the_way_move_nothing_of_the_training(
     if compiled:  # torch.compile cannot see through the checks of shapes.
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
         trained = tmp_path / "plain"
-        offline_run.begin(trained, configure(snapshot))
-        offline_run.learn(trained, configure(snapshot), "cpu", compiled=True)
+        begin(trained, configure(snapshot))
+        train_stored(trained, configure(snapshot), "cpu", compiled=True)
         torch.compiler.reset()
     learner = msgspec.structs.replace(SMALL, eval_frequency=20, eval_episodes=3)
     config = configure(snapshot, hyperparameters=learner)
-    offline_run.begin(tmp_path, config)
-    made = offline_run.learn(tmp_path, config, "cpu", compiled=compiled)
+    begin(tmp_path, config)
+    made = train_stored(tmp_path, config, "cpu", compiled=compiled)
     assert (made.updates, made.passes) == (50, 0)
     last = "checkpoints/000000050.safetensors"
     one, other = load_file(tmp_path / last), load_file(trained / last)
@@ -329,7 +334,7 @@ def test_evaluations_on_the_way_move_nothing_of_the_training(
     assert all(line["cache/backbone_passes"] == 0 for line in lines if line not in played)
     assert all(line["eval/episodic_length"] == MAX_STEPS for line in played)
     # The last of them is what `wsa eval` makes of the run.
-    seen = evaluate.evaluate(tmp_path, 3, num_envs=3)
+    seen = evaluate_run(tmp_path, 3, num_envs=3)
     returns = [e.returned for e in seen.episodes]
     line = played[-1]
     assert line[periodic.RETURN] == np.mean(returns)
@@ -347,14 +352,14 @@ def test_games_that_cannot_be_played_stop_no_training(
 ) -> None:
     learner = msgspec.structs.replace(SMALL, eval_frequency=20, eval_episodes=1)
     config = configure(snapshot, hyperparameters=learner)
-    offline_run.begin(tmp_path, config)
+    begin(tmp_path, config)
     real = periodic.play
 
     def fail(*arguments: Any, **details: Any) -> Any:
         raise ConflictError("not-finite", "Model vit gave what is no number.")
 
     monkeypatch.setattr(periodic, "play", fail)
-    assert offline_run.learn(tmp_path, config, "cpu").updates == 50
+    assert train_stored(tmp_path, config, "cpu").updates == 50
     said = capsys.readouterr().err
     assert said.count("warning: no games were played after step") == 3
     assert "after step 40. Model vit gave what is no number." in said
@@ -363,7 +368,7 @@ def test_games_that_cannot_be_played_stop_no_training(
     for name in other:
         np.testing.assert_array_equal(one[name], other[name])
     monkeypatch.setattr(periodic, "play", real)
-    assert offline_run.learn(tmp_path, config, "cpu").updates == 0  # But the last games are played.
+    assert train_stored(tmp_path, config, "cpu").updates == 0  # But the last games are played.
     assert curves.has(tmp_path, 50, periodic.RETURN)
 
 
@@ -377,8 +382,8 @@ def test_an_evaluation_that_was_stopped_is_played_when_the_run_goes_on(
     learner = msgspec.structs.replace(SMALL, eval_frequency=25, eval_episodes=1)
     config = configure(snapshot, hyperparameters=learner)
     for name in ("whole", "stopped"):
-        offline_run.begin(tmp_path / name, config)
-    offline_run.learn(tmp_path / "whole", config, "cpu", compiled=compiled)
+        begin(tmp_path / name, config)
+    train_stored(tmp_path / "whole", config, "cpu", compiled=compiled)
     real, steps = periodic.play, 0
 
     def interrupted(*arguments: Any, on_step: Any, **details: Any) -> Any:
@@ -394,10 +399,10 @@ def test_an_evaluation_that_was_stopped_is_played_when_the_run_goes_on(
     monkeypatch.setattr(periodic, "play", interrupted)
     for updates in (25, 50):
         with pytest.raises(Terminated):
-            offline_run.learn(tmp_path / "stopped", config, "cpu", compiled=compiled)
+            train_stored(tmp_path / "stopped", config, "cpu", compiled=compiled)
         assert checkpoint.latest(tmp_path / "stopped" / "checkpoints").stem == f"{updates:09d}"
     for _ in range(2):
-        assert offline_run.learn(tmp_path / "stopped", config, "cpu").updates == 0
+        assert train_stored(tmp_path / "stopped", config, "cpu").updates == 0
     assert steps == 30 + MAX_STEPS + 30 + MAX_STEPS
 
     def told(name: str) -> list[dict[str, Any]]:
@@ -410,7 +415,7 @@ def test_an_evaluation_that_was_stopped_is_played_when_the_run_goes_on(
 
 def test_a_run_is_trained_by_one_process(snapshot: Snapshot, tmp_path: Path) -> None:
     config = configure(snapshot)
-    offline_run.begin(tmp_path, config)
+    begin(tmp_path, config)
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -423,7 +428,7 @@ def test_a_run_is_trained_by_one_process(snapshot: Snapshot, tmp_path: Path) -> 
     held.wait(60)
     try:
         with pytest.raises(ConflictError, match="Another process is training"):
-            offline_run.learn(tmp_path, config, "cpu")
+            train_stored(tmp_path, config, "cpu")
     finally:
         done.set()
         thread.join()
@@ -434,22 +439,22 @@ def test_no_run(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path, tmp_path / "none", tmp_path / "file"):
         with pytest.raises(MissingError, match="not the folder of a run"):
-            offline_run.read_config(folder)
+            read_config(folder)
     (tmp_path / "config.json").write_text('{"store": 3}')
     with pytest.raises(DamagedError):
-        offline_run.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 def test_a_run_without_a_checkpoint_cannot_be_evaluated(snapshot: Snapshot, tmp_path: Path) -> None:
-    offline_run.begin(tmp_path, configure(snapshot))
+    begin(tmp_path, configure(snapshot))
     with pytest.raises(MissingError, match="has no checkpoint"):
-        evaluate.evaluate(tmp_path, 1)
+        evaluate_run(tmp_path, 1)
 
 
 @pytest.mark.parametrize("options", [{"episodes": 0}, {"epsilon": 1.5}, {"num_envs": 0}])
 def test_evaluations_of_nothing_are_refused(trained: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="at least 1"):
-        evaluate.evaluate(trained, **{"episodes": 1, **options})
+        evaluate_run(trained, **{"episodes": 1, **options})
 
 
 def test_a_model_that_drifted_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,7 +462,7 @@ def test_a_model_that_drifted_is_refused(trained: Path, monkeypatch: pytest.Monk
     real = forward.preprocess
     monkeypatch.setattr(forward, "preprocess", lambda *a: 1.3 * real(*a))
     with pytest.raises(ConflictError, match="step to step") as caught:
-        evaluate.evaluate(trained, 1)
+        evaluate_run(trained, 1)
     assert caught.value.kind == "model-drift"
     after = (trained / "eval.csv").read_bytes() if (trained / "eval.csv").exists() else b""
     assert after == before
@@ -505,10 +510,10 @@ def test_a_context_may_be_a_model_that_is_not_fused(snapshot: Snapshot, tmp_path
     config = configure(snapshot, models=ALIASES[:1], context=ALIASES[1])
     assert [names.key_alias(key) for key in config.inputs] == list(ALIASES)
     assert len(config.models) == 1
-    offline_run.begin(tmp_path, config)
-    fusion: Any = offline_run.learn(tmp_path, config, "cpu").network.torso.fusion
+    begin(tmp_path, config)
+    fusion: Any = train_stored(tmp_path, config, "cpu").network.torso.fusion
     assert len(fusion.adapters) == 1
-    assert evaluate.evaluate(tmp_path, 1, num_envs=1).episodes[0].steps == MAX_STEPS
+    assert evaluate_run(tmp_path, 1, num_envs=1).episodes[0].steps == MAX_STEPS
     with pytest.raises(MissingError, match="vit has not encoded every segment"):
         configure(snapshot, context="vit")
 
@@ -542,10 +547,10 @@ def test_backbones_are_frozen(
     monkeypatch.setattr(register_module, "open_model", watch)
     config = configure(snapshot)
     before = {key: digest(open_one(snapshot, key)) for key in config.inputs}
-    offline_run.begin(tmp_path, config)
-    network = offline_run.learn(tmp_path, config, "cpu").network
+    begin(tmp_path, config)
+    network = train_stored(tmp_path, config, "cpu").network
     assert {id(p) for p in held} == {id(p) for p in network.parameters()}
-    evaluate.evaluate(tmp_path, 1, num_envs=1)
+    evaluate_run(tmp_path, 1, num_envs=1)
     assert len(opened) == 2
     assert [digest(encoder) for encoder in opened] == list(before.values())
     backbones = {id(p) for encoder in opened for p in encoder.module.parameters()}
@@ -575,8 +580,8 @@ def test_protocols_are_not_mixed(tmp_path: Path) -> None:
     config = configure(later, **changes, protocol="v5")
     assert config.protocol.name == "v5" and len(config.protocol.actions) == 18
     assert len(config.segments) == len(later.segments()) // 2
-    _, flat = offline_run.open_data(config)
-    assert len(flat.steps) == 64
+    _, flat = open_data(config)
+    assert flat is not None and len(flat.steps) == 64
     gather(backend, 64, max_steps=50)  # Another one that is called classic too.
     embed(backend, MODELS[:1])
     with pytest.raises(UsageError, match="2 ways that are all called classic"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from wsa.learn.runs.config import inputs_of
+from wsa.learn.runs.config import RunConfig
 from wsa.learn.runs.setup import by_default
 
 AE, SR, OKK = (f"{alias}-0123456789ab" for alias in ("ae", "sr", "okk"))
@@ -38,7 +39,8 @@ def test_a_model_that_gives_the_context_alone_looks_at_the_newest_frame() -> Non
         config = SimpleNamespace(
             models=models, inputs=[SR, OKK, AE], context=context, network=network
         )
-        return inputs_of(config, (4, 1, 1), [(512,), (21, 21, 4), (16, 16, 64)]).shapes
+        run: Any = config
+        return RunConfig.inputs_of(run, (4, 1, 1), [(512,), (21, 21, 4), (16, 16, 64)]).shapes
 
     assert shapes([SR, OKK], AE) == ((1, 512), (4, 21, 21, 4), (1, 16, 16, 64))
     assert shapes([SR, OKK, AE], AE) == ((1, 512), (4, 21, 21, 4), (4, 16, 16, 64))

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from wsa.learn.configs.fusions import make_fusion_config
+from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion.base import Inputs
-from wsa.learn.fusion.registry import make_config
-from wsa.learn.networks.heads import ActorCritic, NetworkConfig, QNetwork
+from wsa.learn.networks.heads import ActorCritic, QNetwork
 from wsa.learn.runs.warm_start import change_models, transfer
 from wsa.learn.training import checkpoint
 from wsa.store.common.errors import UsageError
@@ -35,7 +36,9 @@ def network(
         None if context is None else keys.index(context),
         len(models),
     )
-    made = QNetwork(inputs, 3, NetworkConfig(make_config(name, size=16, **options), 2))
+    made = QNetwork(
+        inputs, 3, NetworkConfig(make_fusion_config(name, size=16, **options), frame_stack=2)
+    )
     made.torso.set_moments(torch.randn(sum(inputs.widths)), torch.rand(sum(inputs.widths)) + 0.5)
     return made
 
@@ -114,7 +117,9 @@ def test_only_those_present_share_the_weights() -> None:
 
 def test_another_head_begins_anew(tmp_path: Path) -> None:
     old = network(["vit-1"])
-    new = ActorCritic(old.torso.inputs, 3, NetworkConfig(make_config(size=16), 2))
+    new = ActorCritic(
+        old.torso.inputs, 3, NetworkConfig(make_fusion_config(size=16), frame_stack=2)
+    )
     fresh = moved(old, ["vit-1"], new, ["vit-1"], tmp_path)
     assert fresh and all(name.startswith(("actor.", "critic.")) for name in fresh)
     given = stacks(["vit-1"])["vit-1"]
@@ -122,7 +127,11 @@ def test_another_head_begins_anew(tmp_path: Path) -> None:
 
 
 def test_networks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    bigger = QNetwork(network(["vit-1"]).torso.inputs, 4, NetworkConfig(make_config(size=16), 2))
+    bigger = QNetwork(
+        network(["vit-1"]).torso.inputs,
+        4,
+        NetworkConfig(make_fusion_config(size=16), frame_stack=2),
+    )
     with pytest.raises(UsageError, match=r"head\.2\.weight has shape \(3, 256\) there and \(4,"):
         moved(network(["vit-1"]), ["vit-1"], bigger, ["vit-1"], tmp_path)
 

@@ -17,13 +17,16 @@ from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import parse_request
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.collect.recorder import Recorder
+from wsa.learn.configs.algorithms import CQLConfig
+from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.data.transitions import OfflineBatches, StateRows, moments
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.greedy_policy import LiveStacks
-from wsa.learn.networks.heads import NetworkConfig
-from wsa.learn.offline.dqn import DQNConfig
-from wsa.learn.runs import dry_run, evaluate, offline_run
-from wsa.learn.runs.config import make_config
+from wsa.learn.runs import dry_run
+from wsa.learn.runs.evaluate import evaluate_run
+from wsa.learn.runs.folder import begin
+from wsa.learn.runs.setup import make_offline
+from wsa.learn.runs.train import train_stored
 from wsa.store.backends.base import Backend
 from wsa.store.format.windows import episode_starts, window_rows
 from wsa.store.objects.flat_map import ROW, FlatMap, materialise
@@ -161,9 +164,9 @@ def test_a_run_learns_from_windows_and_plays_with_them(
     context: str, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WSA_CACHE", str(tmp_path / "cache"))
-    small = DQNConfig(updates=30, batch_size=8, log_frequency=10, save_frequency=20)
+    small = CQLConfig(updates=30, batch_size=8, log_frequency=10, save_frequency=20)
     chosen = ALIASES if context == "mean" else ALIASES[:2]  # The context may be none of them.
-    config = make_config(
+    config = make_offline(
         snapshot, "Breakout", chosen, context, 1, small, network=NetworkConfig(frame_stack=DEPTH)
     )
     said = dry_run.estimate(snapshot, config, "cpu")
@@ -175,11 +178,11 @@ def test_a_run_learns_from_windows_and_plays_with_them(
     )
     assert said["cache_bytes"] == 2 * numbers + ROW.itemsize * sum(m.rows for m in metas)
     folder = tmp_path / "run"
-    offline_run.begin(folder, config)
-    trained = offline_run.learn(folder, config, "cpu")
+    begin(folder, config)
+    trained = train_stored(folder, config, "cpu")
     assert trained.updates == 30 and trained.passes == 0
     assert [shape[0] for shape in trained.network.torso.inputs.shapes] == [1, DEPTH, 1]
-    played = evaluate.evaluate(folder, 1, num_envs=1)
+    played = evaluate_run(folder, 1, num_envs=1)
     assert len(played.episodes) == 1 and played.live.frames > 3
     assert played.live.passes == played.live.frames - played.live.found - played.live.remembered
 

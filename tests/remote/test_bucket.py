@@ -18,7 +18,7 @@ from wsa.store.backends.open import open_backend
 from wsa.store.common.errors import DamagedError, MissingError, StorageError, UsageError
 from wsa.store.objects.root import gives_names_once, open_store
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.testing.suite import BackendSuite
+from wsa.store.testing import BackendSuite
 
 
 class TestS3(BackendSuite):

@@ -21,7 +21,7 @@ from wsa.store.maintenance.repair import repair
 from wsa.store.objects import snapshot, writer
 from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.testing import state_machine
-from wsa.store.testing.suite import MemoryBackend, StoreMachine, Work
+from wsa.store.testing import MemoryBackend, StoreMachine, Work
 
 
 class InFolder(StoreMachine):

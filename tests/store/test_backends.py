@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wsa.store.backends.local import LocalBackend
-from wsa.store.testing.suite import BackendSuite, FaultyBackend, MemoryBackend
+from wsa.store.testing import BackendSuite, FaultyBackend, MemoryBackend
 
 
 class TestMemory(BackendSuite):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wsa.store.common.errors import StorageError
-from wsa.store.testing.suite import Call, FaultyBackend, Killed, MemoryBackend, random_plan
+from wsa.store.testing import Call, FaultyBackend, Killed, MemoryBackend, random_plan
 
 
 @pytest.fixture

@@ -12,12 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode.live.frame_history import Recent
-from wsa.learn.fusion.base import FusionConfig, Inputs
-from wsa.learn.networks.heads import NetworkConfig, QNetwork
+from wsa.learn.configs.algorithms import OnlineDQNConfig
+from wsa.learn.configs.fusions import FusionConfig
+from wsa.learn.configs.network import NetworkConfig
+from wsa.learn.fusion.base import Inputs
+from wsa.learn.networks.heads import QNetwork
 from wsa.learn.online import dqn
-from wsa.learn.online.dqn import Draws, OnlineDQNConfig
+from wsa.learn.online.dqn import Draws
 from wsa.learn.online.embedding_table import Table
-from wsa.learn.online.env_runner import Stage
+from wsa.learn.online.env_runner import EnvRunner
 from wsa.learn.online.replay_buffer import Replay
 from wsa.learn.online.session import Session
 from wsa.learn.training import checkpoint
@@ -44,12 +47,13 @@ class Run:
         self.config, self.folder = config, folder
         self.encoder = walk.Counting()
         self.table = Table(folder / "table", self.encoder)
-        self.stage = Stage(walk.Walk(config.num_envs), self.table, 2, seed=3)
-        self.session = Session(self.stage, ["model"], [slice(0, walk.states)], settled=False)
+        self.stage = EnvRunner(walk.Walk(config.num_envs), self.table, 2, seed=3)
+        columns = [slice(0, walk.states)]
+        self.session = Session(self.stage, ["model"], columns, settled=False, seed=5)
         self.network = QNetwork(Inputs(((2, walk.states),)), 3, NETWORK)
 
     def train(self) -> Any:
-        return dqn.train(self.config, self.session, self.network, None, 5, self.folder)
+        return dqn.train_dqn(self.config, self.session, self.network, self.folder)
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
@@ -113,7 +117,7 @@ def played(
     """Random play in a replay, and the same as plain lists: (state, action, reward, dead, ended, next)."""
     table = Table(folder / "table", walk.Counting())
     env = walk.Walk(2)
-    stage = Stage(env, table, 3, seed=1)
+    stage = EnvRunner(env, table, 3, seed=1)
     stage.begin()
     replay = Replay(folder, table, 2, steps, 3, 10_000, **details)
     told: list[Any] = []
@@ -199,7 +203,8 @@ def test_the_share_of_stored_data_is_exact(walk: SimpleNamespace, tmp_path: Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dqn, "OfflineBatches", FakeBatches)
         stored: Any = Stored()
-        draws = Draws(config, run.session, stored, 1, tmp_path / "new")
+        run.session.stored = stored
+        draws = Draws(config, run.session, tmp_path / "new")
     draws.replay = replay
     for step in (0, 150, 300, 600):
         batch = draws.draw(step)

@@ -14,16 +14,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from wsa.learn.configs.algorithms import OnlineDQNConfig, PPOConfig
+from wsa.learn.configs.fusions import FusionConfig
+from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
-from wsa.learn.fusion.base import FusionConfig, Inputs
-from wsa.learn.networks.heads import ActorCritic, NetworkConfig, QNetwork
+from wsa.learn.fusion.base import Inputs
+from wsa.learn.networks.heads import ActorCritic, QNetwork
 from wsa.learn.networks.recurrent import RecurrentActorCritic
 from wsa.learn.online import dqn, ppo
-from wsa.learn.online.dqn import OnlineDQNConfig
 from wsa.learn.online.embedding_table import Table
-from wsa.learn.online.env_runner import Stage
-from wsa.learn.online.ppo import PPOConfig
+from wsa.learn.online.env_runner import EnvRunner
 from wsa.learn.online.session import Session
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
@@ -49,8 +50,10 @@ def make(
     """A session on the walk, and a network for it."""
     torch.manual_seed(seed)
     table = Table(folder / "table", walk.Counting())
-    stage = Stage(walk.Walk(config.num_envs), table, 2, seed=10 * seed)
-    session = Session(stage, ["model"], [slice(0, walk.states)], settled=False, compiled=compiled)
+    stage = EnvRunner(walk.Walk(config.num_envs), table, 2, seed=10 * seed)
+    session = Session(
+        stage, ["model"], [slice(0, walk.states)], settled=False, seed=seed, compiled=compiled
+    )
     network = NetworkConfig(FusionConfig(size=16, dropout=dropout), frame_stack=2, hidden=(16,))
     inputs = Inputs(((2, walk.states),))
     if isinstance(config, OnlineDQNConfig):
@@ -62,8 +65,8 @@ def make(
 def train(walk: SimpleNamespace, folder: Path, config: Any, seed: int = 1, **details: Any) -> Any:
     session, network = make(walk, folder, config, seed, **details)
     if isinstance(config, PPOConfig):
-        return ppo.train(config, session, network, folder)
-    return dqn.train(config, session, network, None, seed, folder)
+        return ppo.train_ppo(config, session, network, folder)
+    return dqn.train_dqn(config, session, network, folder)
 
 
 def test_every_step_is_a_transition_and_no_reset_is_one(
@@ -71,7 +74,7 @@ def test_every_step_is_a_transition_and_no_reset_is_one(
 ) -> None:
     """Steps played are the lengths of the episodes, and of those that go on."""
     env = walk.Walk(3)
-    stage = Stage(env, Table(tmp_path, walk.Counting()), 2, seed=1)
+    stage = EnvRunner(env, Table(tmp_path, walk.Counting()), 2, seed=1)
     stage.begin()
     generator = np.random.default_rng(0)
     ended: list[tuple[float, int]] = []
@@ -91,7 +94,7 @@ def test_recording_changes_nothing_of_a_run(walk: SimpleNamespace, tmp_path: Pat
 
     seen = []
     for name, audience in (("alone", None), ("watched", Audience())):
-        stage = Stage(walk.Walk(3), Table(tmp_path / name, walk.Counting()), 2, 1, audience)
+        stage = EnvRunner(walk.Walk(3), Table(tmp_path / name, walk.Counting()), 2, 1, audience)
         stage.begin()
         generator = np.random.default_rng(0)
         steps = [stage.step(generator.integers(3, size=3)) for _ in range(40)]
@@ -125,7 +128,7 @@ def test_a_rollouts_first_update_sees_the_policy_that_played(
     """The ratio of probabilities begins at 1: nothing is drawn anew, no memory is another."""
     config = msgspec.structs.replace(PPO, recurrent=recurrent)
     session, network = make(walk, tmp_path, config)
-    session.stage.begin()
+    session.runner.begin()
     memory = network.blank(config.num_envs) if recurrent else None
 
     class Silent:
@@ -151,10 +154,10 @@ def test_dropout_is_for_updates(walk: SimpleNamespace, tmp_path: Path, config: A
         lambda module, *_: seen.append((module.training, torch.is_grad_enabled()))
     )
     if isinstance(config, PPOConfig):
-        ppo.train(config, session, network, tmp_path)
+        ppo.train_ppo(config, session, network, tmp_path)
         assert set(seen) == {(False, False), (True, True)}  # Played; learnt.
     else:
-        dqn.train(config, session, network, None, 1, tmp_path)
+        dqn.train_dqn(config, session, network, tmp_path)
         # Played; learnt; the best actions of what follows are the learning network's.
         assert set(seen) == {(False, False), (True, True), (True, False)}
     hooked.remove()
@@ -250,11 +253,11 @@ def test_an_emulator_is_played_to_where_it_stood(
     protocol = games.protocol("Breakout", played, max_steps=40)
     encoder: Any = Digits()
 
-    def begin(name: str) -> Stage:
+    def begin(name: str) -> EnvRunner:
         env = games.make_env("Breakout", protocol, 2)
-        return Stage(env, Table(tmp_path / name, encoder), 2, seed=4)
+        return EnvRunner(env, Table(tmp_path / name, encoder), 2, seed=4)
 
-    def play(stage: Stage, generator: np.random.Generator, steps: int) -> list[Any]:
+    def play(stage: EnvRunner, generator: np.random.Generator, steps: int) -> list[Any]:
         told = []
         for _ in range(steps):
             step = stage.step(generator.integers(4, size=2))

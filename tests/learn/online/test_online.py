@@ -12,21 +12,28 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from command_kit import options as parsed
 from safetensors.numpy import load_file
 
 from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import Encoder
+from wsa.encode.registration import register
 from wsa.encode.registration.register import open_model, open_models
 from wsa.learn.commands import collect as collect_module
+from wsa.learn.commands.learn import plan_run
 from wsa.learn.configs.data import CollectOptions
 from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation import periodic
 from wsa.learn.evaluation.rollout import EVAL_SEED
 from wsa.learn.online.embedding_table import Table
-from wsa.learn.runs import evaluate, offline_run, online_config, online_run
-from wsa.learn.runs.online_config import OnlineConfig
-from wsa.learn.runs.online_setup import configure
+from wsa.learn.runs.config import OnlineRun
+from wsa.learn.runs.data import make_embedder, open_data
+from wsa.learn.runs.evaluate import evaluate_run
+from wsa.learn.runs.folder import begin
+from wsa.learn.runs.network import make_network
+from wsa.learn.runs.train import train_playing
+from wsa.learn.runs.warm_start import warm_start
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, Terminated, UsageError
@@ -75,13 +82,17 @@ def options(store: Path, folder: Path, **changes: Any) -> LearnOptions:
         "store": str(store), "game": "Breakout", "online": True, "models": (MODEL,), "output": "grid:5+pca:64",
         "fusion_size": 16, "hidden": ("16",), "frame_stack": 2, "run_dir": str(folder), **changes,
     }  # fmt: skip
-    return LearnOptions(**details)
+    return parsed("learn", **details)
 
 
-def train(store: Path, folder: Path, **changes: Any) -> tuple[OnlineConfig, Any]:
+def configure(o: LearnOptions, device: str) -> tuple[Any, Path]:
+    return plan_run(o, device)[1:]
+
+
+def train(store: Path, folder: Path, **changes: Any) -> tuple[OnlineRun, Any]:
     config, folder = configure(options(store, folder, **changes), "cpu")
-    offline_run.begin(folder, config)
-    return config, online_run.learn(folder, config, "cpu")
+    begin(folder, config)
+    return config, train_playing(folder, config, "cpu")
 
 
 @pytest.mark.parametrize("algo", [PPO, DQN, RECURRENT])
@@ -113,7 +124,7 @@ def test_a_run_from_end_to_end(here: Path, algo: dict[str, Any], read_metrics: A
     assert len(again.segments) == len(snapshot.segments())
     assert replayed.passes == 0 and replayed.hit_rate == 1.0
     # Whoever plays it, plays it.
-    seen = evaluate.evaluate(here / "one", 1, epsilon=1.0, num_envs=1)
+    seen = evaluate_run(here / "one", 1, epsilon=1.0, num_envs=1)
     assert seen.updates == 96 and len(seen.episodes) == 1
 
 
@@ -124,13 +135,13 @@ def test_the_end_to_end_baseline_is_the_same_code(here: Path, algo: dict[str, An
     assert played.passes == 0
     snapshot = take_snapshot(open_store(config.store))
     assert sum(m.steps for m in snapshot.segments()) == 96 and not snapshot.embeddings("Breakout")
-    network = online_config.make_network(config)
+    network = make_network(config, config.looks, config.shapes)
     count = sum(p.numel() for p in network.parameters())
     assert 49_000 < count <= 50_000
-    whole = online_config.make_network(msgspec.structs.replace(config, parameters=0))
+    whole = make_network(msgspec.structs.replace(config, parameters=0), (), ())
     actions = 4 + (algo is PPO)
     assert sum(p.numel() for p in whole.parameters()) == 1_684_128 + actions * 513
-    assert evaluate.evaluate(here / "run", 1, epsilon=1.0, num_envs=1).live.passes == 0
+    assert evaluate_run(here / "run", 1, epsilon=1.0, num_envs=1).live.passes == 0
 
 
 @pytest.mark.parametrize("algo", [pytest.param(PPO, marks=pytest.mark.slow), DQN])
@@ -141,7 +152,7 @@ def test_a_recorded_run_that_was_killed_continues(
     changes = {**algo, "record": True, "save_frequency": 32}
     train(here / "store", here / "whole", **changes)
     config, folder = configure(options(here / "other", here / "run", **changes), "cpu")
-    offline_run.begin(folder, config)
+    begin(folder, config)
     for step in (40, 70):
 
         def kill(now: int, line: Any, step: int = step) -> None:
@@ -151,10 +162,10 @@ def test_a_recorded_run_that_was_killed_continues(
         if algo is DQN:
             kill = _killing_save(monkeypatch, step)
         with pytest.raises(RuntimeError, match="killed"):
-            online_run.learn(folder, config, "cpu", kill)
+            train_playing(folder, config, "cpu", kill)
         monkeypatch.undo()
         monkeypatch.setattr("wsa.learn.online.record_segments.SEGMENT_STEPS", 10)
-    online_run.learn(folder, config, "cpu")
+    train_playing(folder, config, "cpu")
     assert read_metrics(folder) == read_metrics(here / "whole")
     snapshots = [take_snapshot(open_store(str(here / name))) for name in ("store", "other")]
     one, other = ([m.start for m in s.segments()] for s in snapshots)
@@ -229,7 +240,7 @@ def test_an_evaluation_that_was_stopped_is_played_when_the_run_goes_on(
     short = {**algo, "max_episode_steps": 20, "eval_frequency": 40, "eval_episodes": 1}
     train(here / "store", here / "whole", **short)
     config, folder = configure(options(here / "other", here / "stopped", **short), "cpu")
-    offline_run.begin(folder, config)
+    begin(folder, config)
     real, steps = periodic.play, 0
 
     def interrupted(*arguments: Any, on_step: Any, **details: Any) -> Any:
@@ -245,10 +256,10 @@ def test_an_evaluation_that_was_stopped_is_played_when_the_run_goes_on(
     monkeypatch.setattr(periodic, "play", interrupted)
     for at in (40 if algo is DQN else 48, 96):
         with pytest.raises(Terminated):
-            online_run.learn(folder, config, "cpu")
+            train_playing(folder, config, "cpu")
         assert checkpoint.latest(folder / "checkpoints").stem == f"{at:09d}"
     for _ in range(2):
-        assert online_run.learn(folder, config, "cpu").steps == 0
+        assert train_playing(folder, config, "cpu").steps == 0
     assert steps == 10 + 20 + 20 + 10 + 20
 
     def told(name: str) -> list[dict[str, Any]]:
@@ -262,16 +273,16 @@ def test_what_a_run_has_seen_costs_its_evaluations_nothing(here: Path) -> None:
     """Its own table is looked in first: greedy games that began as training's did."""
     changes = {**PPO, "max_episode_steps": 40, "seed": EVAL_SEED}
     config, _ = train(here / "store", here / "run", **changes)
-    snapshot, flat = online_run.open_flat(config)
+    snapshot, flat = open_data(config)
     encoders = open_models(snapshot, config.inputs)
-    known = online_run.make_embedder(config, flat, encoders)
+    known = make_embedder(config, flat, encoders)
     table = Table(here / "run" / "table", known)
     _, extra = checkpoint.load(checkpoint.latest(here / "run" / "checkpoints"), {})
     table.restore(extra["table"])
     env = games.make_env(config.game, config.protocol, 2)
     frames = games.pictures(env.reset(seed=EVAL_SEED)[0])
     env.close()
-    live = online_run.make_embedder(config, flat, encoders, elsewhere=table.parts)
+    live = make_embedder(config, flat, encoders, elsewhere=table.parts)
     before = live.passes
     rows = live(frames)
     assert live.passes == before and live.remembered == len(frames)
@@ -296,9 +307,9 @@ def test_what_ran_the_models_is_recorded(here: Path) -> None:
     if why_not:
         pytest.skip(why_not)
     config, folder = configure(options(here / "store", here / "run", **PPO, record=True), "cpu")
-    offline_run.begin(folder, config)
+    begin(folder, config)
     for engine in ("openvino", "torch"):
-        online_run.learn(folder, config, "cpu", engine=engine)
+        train_playing(folder, config, "cpu", engine=engine)
         snapshot = take_snapshot(open_store(str(here / "store")))
         assert {m.engine for m in snapshot.embeddings("Breakout")} == {"openvino"}  # The first.
 
@@ -309,20 +320,20 @@ def test_the_same_command_goes_on_though_the_store_has_grown(here: Path) -> None
     train(store, here / "first", **DQN)
     changes = {**DQN, "record": True, "init": str(here / "first"), "save_frequency": 32}
     config, folder = configure(options(store, here / "run", **changes), "cpu")
-    offline_run.begin(folder, config)
+    begin(folder, config)
     with pytest.MonkeyPatch.context() as patch:
         _killing_save(patch, 64)
         with pytest.raises(RuntimeError, match="killed"):
-            online_run.learn(folder, config, "cpu")
+            train_playing(folder, config, "cpu")
     assert take_snapshot(open_store(str(store))).segments("Breakout")
     again, _ = configure(options(store, here / "run", **changes), "cpu")
     assert again == config
-    offline_run.begin(folder, again)
+    begin(folder, again)
     shutil.rmtree(here / "first")
-    assert online_run.learn(folder, again, "cpu").steps == 64
+    assert train_playing(folder, again, "cpu").steps == 64
     other = configure(options(here / "other", here / "run", **DQN, gamma=0.5), "cpu")[0]
     with pytest.raises(ConflictError, match="holds another run"):
-        offline_run.begin(folder, other)
+        begin(folder, other)
 
 
 def test_a_seed_is_not_spent_on_opening_models(
@@ -330,13 +341,13 @@ def test_a_seed_is_not_spent_on_opening_models(
 ) -> None:
     """Which draws random numbers, and is done elsewhere with --encoder."""
     train(here / "store", here / "one", **PPO, **PIXELS)
-    real = online_run.open_models
+    real = register.open_models
 
     def drawing(*args: Any, **details: Any) -> Any:
         torch.rand(7)
         return real(*args, **details)
 
-    monkeypatch.setattr(online_run, "open_models", drawing)
+    monkeypatch.setattr(register, "open_models", drawing)
     train(here / "store", here / "two", **PPO, **PIXELS)
     assert read_metrics(here / "one") == read_metrics(here / "two")
 
@@ -345,7 +356,7 @@ def test_models_change_only_where_that_is_said(here: Path) -> None:
     store, first = here / "store", here / "first"
     begun, _ = train(store, first, **DQN)
 
-    def begin(algo: Any = PPO, **changes: Any) -> OnlineConfig:
+    def begin(algo: Any = PPO, **changes: Any) -> OnlineRun:
         given: dict[str, Any] = {
             "fusion_size": 256,
             "hidden": ("256",),
@@ -393,18 +404,18 @@ def test_ppo_begins_with_an_offline_torso(here: Path) -> None:
     store = here / "store"
     train(store, here / "first", **DQN, record=True)
     config, _ = configure(options(store, here / "second", **PPO, init=str(here / "first")), "cpu")
-    network = online_config.make_network(config)
-    online_config.begin_from(config, network)
+    network = make_network(config, config.looks, config.shapes)
+    warm_start(config, network)
     old = checkpoint.read(Path(config.init))[0]
     for name, tensor in network.state_dict().items():
         if name.startswith("torso."):
             assert torch.equal(tensor, old[f"online.{name}"])
     same, _ = configure(options(store, here / "third", **DQN, init=str(here / "first")), "cpu")
-    network = online_config.make_network(same)
-    online_config.begin_from(same, network)
+    network = make_network(same, same.looks, same.shapes)
+    warm_start(same, network)
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, old[f"online.{name}"])
-    assert online_run.learn(here / "second", config, "cpu").steps == 96
+    assert train_playing(here / "second", config, "cpu").steps == 96
     shutil.rmtree(here / "second")
 
 

@@ -10,14 +10,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wsa.learn.fusion.base import FusionConfig, Inputs
-from wsa.learn.fusion.registry import make_config
-from wsa.learn.networks.heads import ActorCritic, NetworkConfig, Torso
+from wsa.learn.configs.algorithms import PPOConfig
+from wsa.learn.configs.fusions import FusionConfig, make_fusion_config
+from wsa.learn.configs.network import NetworkConfig
+from wsa.learn.fusion.base import Inputs
+from wsa.learn.networks.heads import ActorCritic, Torso
 from wsa.learn.networks.recurrent import RecurrentActorCritic
 from wsa.learn.online import ppo
 from wsa.learn.online.embedding_table import Table
-from wsa.learn.online.env_runner import Stage
-from wsa.learn.online.ppo import PPOConfig, advantages, minibatches
+from wsa.learn.online.env_runner import EnvRunner
+from wsa.learn.online.ppo import advantages, minibatches
 from wsa.learn.online.session import Session
 from wsa.store.common.errors import UsageError
 
@@ -39,14 +41,16 @@ class Run:
         self.config, self.folder = config, folder
         self.encoder = walk.Counting()
         self.table = Table(folder / "table", self.encoder)
-        self.stage = Stage(walk.Walk(config.num_envs), self.table, 2, seed=3)
+        self.stage = EnvRunner(walk.Walk(config.num_envs), self.table, 2, seed=3)
         self.session = Session(self.stage, ["model"], [slice(0, walk.states)], settled=False)
         self.network: Any = ActorCritic(Inputs(((2, walk.states),)), 3, NETWORK)
         if config.recurrent:
             self.network = RecurrentActorCritic(self.network.torso, 3)
 
     def train(self, on_update: Any = lambda step, line: None) -> Any:
-        return ppo.train(self.config, self.session, self.network, self.folder, on_update=on_update)
+        return ppo.train_ppo(
+            self.config, self.session, self.network, self.folder, on_line=on_update
+        )
 
 
 def stop_at(step: int) -> Any:
@@ -171,7 +175,7 @@ def test_what_follows_is_the_true_next_state(
 def test_stacks_do_not_reach_over_an_episodes_border(walk: SimpleNamespace, tmp_path: Path) -> None:
     table = Table(tmp_path, walk.Counting())
     env = walk.Walk(3)
-    stage = Stage(env, table, 4, seed=1)
+    stage = EnvRunner(env, table, 4, seed=1)
     stage.begin()
     history = [[int(env.state[i])] for i in range(3)]
     generator = np.random.default_rng(0)
@@ -220,7 +224,7 @@ def test_a_memory_forgets_at_a_reset_and_only_there(walk: SimpleNamespace) -> No
 def test_a_memory_has_the_papers_number_of_parameters(size: int, millions: float) -> None:
     """The published fork's WSA with its LSTM, 6 actions, one frame in a state."""
     shapes = ((1, 512), (1, 21, 21, 128), (1, 21, 21, 4), (1, 84, 84, 20), (1, 16, 16, 64))
-    config = NetworkConfig(make_config("wsa", "paper", size=size), frame_stack=1)
+    config = NetworkConfig(make_fusion_config("wsa", "paper", size=size), frame_stack=1)
     with torch.device("meta"):
         torso = Torso(Inputs(shapes, 4, 4), config)
         made = RecurrentActorCritic(torso, 6)

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_kit import options as parsed
 from distributed import LocalCluster
 
 from wsa.encode.live.remote import remote_encoders
 from wsa.encode.registration.register import open_model
+from wsa.learn.commands.learn import plan_run
 from wsa.learn.configs.learn import LearnOptions
-from wsa.learn.runs import offline_run, online_run
-from wsa.learn.runs.online_setup import configure
+from wsa.learn.runs.folder import begin
+from wsa.learn.runs.train import train_playing
 from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -26,17 +28,18 @@ def address(cluster: Any) -> str:
 
 def test_workers_give_the_same_bits_and_the_same_run(tmp_path: Path, read_metrics: Any) -> None:
     def options(folder: str) -> LearnOptions:
-        return LearnOptions(
+        return parsed(
+            "learn",
             store=str(tmp_path / "store"), game="Breakout", online=True, algo="ppo",
             models=("timm:test_resnet.r160_in1k:random", "vos:random"), output="pooled", total_timesteps=32, num_envs=2,
             num_steps=8, num_minibatches=2, update_epochs=1, fusion_size=16, hidden=("16",),
             run_dir=str(tmp_path / folder),
         )  # fmt: skip
 
-    config, here = configure(options("here"), "cpu")
-    _, there = configure(options("there"), "cpu")
-    offline_run.begin(here, config)
-    offline_run.begin(there, config)
+    config, here = plan_run(options("here"), "cpu")[1:]
+    _, _, there = plan_run(options("there"), "cpu")
+    begin(here, config)
+    begin(there, config)
     frames = np.random.default_rng(0).integers(0, 256, (5, 210, 160, 3)).astype(np.uint8)
     local = open_model(take_snapshot(open_store(config.store)), config.models[0], engine="torch")
     with (
@@ -48,8 +51,8 @@ def test_workers_give_the_same_bits_and_the_same_run(tmp_path: Path, read_metric
     ):  # fmt: skip
         np.testing.assert_array_equal(encoders[0](frames), local(frames))
         assert encoders[0].passes == 5
-        played = online_run.learn(there, config, "cpu", encoders=encoders)
-    assert played.passes == online_run.learn(here, config, "cpu", engine="torch").passes > 0
+        played = train_playing(there, config, "cpu", encoders=encoders)
+    assert played.passes == train_playing(here, config, "cpu", engine="torch").passes > 0
     assert read_metrics(there) == read_metrics(here)
 
 

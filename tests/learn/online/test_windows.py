@@ -12,23 +12,27 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from command_kit import options as parsed
 
 from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.register import register
-from wsa.learn.configs.learn import LearnOptions
-from wsa.learn.fusion.base import FusionConfig, Inputs
-from wsa.learn.networks.heads import ActorCritic, NetworkConfig, QNetwork
+from wsa.learn.commands.learn import plan_run
+from wsa.learn.configs.algorithms import OnlineDQNConfig, PPOConfig
+from wsa.learn.configs.fusions import FusionConfig
+from wsa.learn.configs.network import NetworkConfig
+from wsa.learn.fusion.base import Inputs
+from wsa.learn.networks.heads import ActorCritic, QNetwork
 from wsa.learn.networks.recurrent import RecurrentActorCritic
 from wsa.learn.online import dqn, ppo
-from wsa.learn.online.dqn import OnlineDQNConfig
 from wsa.learn.online.embedding_table import Table
-from wsa.learn.online.env_runner import Stage
-from wsa.learn.online.ppo import PPOConfig
+from wsa.learn.online.env_runner import EnvRunner
 from wsa.learn.online.session import Session
-from wsa.learn.runs import evaluate, offline_run, online_run
-from wsa.learn.runs.online_config import OnlineConfig
-from wsa.learn.runs.online_setup import configure, estimate
+from wsa.learn.runs.config import OnlineRun
+from wsa.learn.runs.dry_run import estimate
+from wsa.learn.runs.evaluate import evaluate_run
+from wsa.learn.runs.folder import begin
+from wsa.learn.runs.train import train_playing
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
 from wsa.store.common.errors import DamagedError
@@ -73,7 +77,7 @@ def test_no_window_reaches_over_an_episodes_border(
     encoder = walk.Counting(windows)
     table = Table(tmp_path, encoder)
     env = walk.Walk(3)
-    stage = Stage(env, table, 3, seed=1)
+    stage = EnvRunner(env, table, 3, seed=1)
     stage.begin()
     history = [[int(state)] for state in env.state]
     shown: dict[int, set[tuple[int, ...]]] = {window: set() for window in windows}
@@ -111,7 +115,7 @@ def test_a_part_that_was_damaged_is_noticed(
 ) -> None:
     monkeypatch.setattr("wsa.learn.online.digest_table.GROWTH", 16)
     table = Table(tmp_path / "whole", walk.Counting(WINDOWS))
-    stage = Stage(walk.Walk(2), table, 2, seed=1)
+    stage = EnvRunner(walk.Walk(2), table, 2, seed=1)
     stage.begin()
     for _ in range(20):
         stage.step(np.array([0, 1]))
@@ -150,18 +154,18 @@ def train(walk: SimpleNamespace, folder: Path, config: Any) -> Any:
     torch.manual_seed(1)
     encoder = walk.Counting(WINDOWS)
     table = Table(folder / "table", encoder)
-    stage = Stage(walk.Walk(config.num_envs), table, 2, seed=3)
+    stage = EnvRunner(walk.Walk(config.num_envs), table, 2, seed=3)
     places = [encoder.lookups[window].places[0] for window in WINDOWS]
-    session = Session(stage, ["four", "one", "two"], places, settled=False)
+    session = Session(stage, ["four", "one", "two"], places, settled=False, seed=5)
     inputs = Inputs(((1, 4), (2, walk.states), (1, 2)))
     network = NetworkConfig(FusionConfig(size=16), frame_stack=2, hidden=(16,))
     if isinstance(config, OnlineDQNConfig):
         made = QNetwork(inputs, 3, network)
-        return dqn.train(config, session, made, None, 5, folder)
+        return dqn.train_dqn(config, session, made, folder)
     critic: Any = ActorCritic(inputs, 3, network)
     if config.recurrent:
         critic = RecurrentActorCritic(critic.torso, 3)
-    return ppo.train(config, session, critic, folder)
+    return ppo.train_ppo(config, session, critic, folder)
 
 
 @pytest.mark.parametrize("config", [SMALL_PPO, RECURRENT, SMALL_DQN])
@@ -227,20 +231,21 @@ def here(registered: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def settle(here: Path, name: str, **changes: Any) -> tuple[OnlineConfig, Path]:
+def settle(here: Path, name: str, **changes: Any) -> tuple[OnlineRun, Path]:
     details: dict[str, Any] = {
         "store": str(here / "store"), "game": "Breakout", "online": True, "models": MODELS,
         "fusion_size": 16, "hidden": ("16",), "frame_stack": 2, "max_episode_steps": 10,
         "run_dir": str(here / name), **changes,
     }  # fmt: skip
-    config, folder = configure(LearnOptions(**details), "cpu")
-    offline_run.begin(folder, config)
+    _, config, folder = plan_run(parsed("learn", **details), "cpu")
+    assert isinstance(config, OnlineRun)
+    begin(folder, config)
     return config, folder
 
 
-def learn(here: Path, name: str, **changes: Any) -> tuple[OnlineConfig, Any]:
+def learn(here: Path, name: str, **changes: Any) -> tuple[OnlineRun, Any]:
     config, folder = settle(here, name, **changes)
-    return config, online_run.learn(folder, config, "cpu")
+    return config, train_playing(folder, config, "cpu")
 
 
 def without_embeddings(snapshot: Snapshot, store: Path) -> None:
@@ -309,7 +314,7 @@ def test_what_is_recorded_is_what_encoding_gives(
         given = {"models": (), "init": str(here / "one"), "frame_stack": 4, "fusion_size": 256}
         given |= {"hidden": ("256",), "offline_fraction": 0.5, "seed": 2}
         begun, mixed = learn(here, "two", **{**DQN, **given})
-        assert begun.models == config.models and begun.offline and mixed.passes > 0
+        assert begun.models == config.models and begun.mixes_stored and mixed.passes > 0
 
 
 @pytest.mark.slow
@@ -331,8 +336,8 @@ def test_a_recorded_run_that_was_killed_keeps_each_window_once(
                 raise RuntimeError("killed")
 
         with pytest.raises(RuntimeError, match="killed"):
-            online_run.learn(folder, config, "cpu", kill)
-    online_run.learn(folder, config, "cpu")
+            train_playing(folder, config, "cpu", kill)
+    train_playing(folder, config, "cpu")
     assert read_metrics(folder) == read_metrics(here / "run")
     snapshots = [take_snapshot(open_store(str(at / "store"))) for at in (here, here / "other")]
     told = []
@@ -353,13 +358,14 @@ def test_a_model_with_a_window_may_stand_alone_or_give_the_context(here: Path) -
     short = {"total_timesteps": 16}
     config, played = learn(here, "alone", **{**PPO, **short}, models=("stacked4",))
     assert config.looks == (4,) and 0 < played.passes <= 16 + 4
-    seen = evaluate.evaluate(here / "alone", 1, epsilon=1.0, num_envs=1).live
+    seen = evaluate_run(here / "alone", 1, epsilon=1.0, num_envs=1).live
     assert seen.frames > 3 and seen.passes == seen.frames - seen.found - seen.remembered
+    snapshot = take_snapshot(open_store(str(here / "store")))
     config, _ = learn(here, "beside", **{**DQN, **short}, models=MODELS[1:2], context="stacked2")
     assert config.looks == (1, 2) and len(config.models) == 1
     # A row of each part, and where the frame's stands.
     width = sum(map(np.prod, config.shapes))
-    assert estimate(config)["table_bytes"] == 16 * (2 * width + 2 * 16 + 4)
+    assert estimate(snapshot, config, "cpu")["table_bytes"] == 16 * (2 * width + 2 * 16 + 4)
 
 
 def test_the_papers_own_encoders_are_kept_as_encoding_keeps_them(here: Path) -> None:

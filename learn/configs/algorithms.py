@@ -1,0 +1,326 @@
+"""The registry of algorithms, and the hyperparameters that each takes.
+
+The classes are at once the command line (`wsa learn --algo NAME`), what a learner takes, and what a
+run's `config.json` records. To add an algorithm, write its hyperparameters here, name what trains it
+in `LEARNER`, and add a line to `OFFLINE` or `ONLINE`. What trains is named and imported when it is
+needed, so that this file needs no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, TypeAlias
+
+import msgspec
+
+from wsa.store.common.errors import UsageError
+from wsa.store.common.ranges import (
+    COUNT,
+    NOT_NEGATIVE,
+    OPTIONAL_COUNT,
+    POSITIVE,
+    SHARE,
+    Range,
+    check_ranges,
+)
+
+
+class Discounting(NamedTuple):
+    """How rewards add up.
+
+    Attributes:
+        n_step: Steps whose rewards a target adds up.
+        gamma: Discount per step.
+        clip: Whether a reward counts by its sign.
+    """
+
+    n_step: int = 1
+    gamma: float = 1.0
+    clip: bool = False
+
+
+class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Full games played while the run trains."""
+
+    eval_frequency: Annotated[int, OPTIONAL_COUNT] = 0
+    """Play full games every so many updates (online: steps) and log eval/episodic_return; 0 for
+    never."""
+    eval_episodes: Annotated[int, COUNT] = 10
+    """Number of games each time."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+class AlgorithmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Hyperparameters that every algorithm has."""
+
+    LEARNER: ClassVar[str]
+    """`module:name` of what trains: offline a `Learner`, online a function like `train_ppo`."""
+    NAME: ClassVar[str]
+    """What the run's policy is called in the record of what it plays."""
+
+    weight_entropy_coef: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Coefficient of a loss that raises the entropy of the fusion's weights."""
+    load_balance_coef: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Coefficient of a loss that evens out how much each model is used."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+class OfflineConfig(AlgorithmConfig, frozen=True):
+    """Hyperparameters that every offline algorithm has."""
+
+    updates: Annotated[int, COUNT] = 100_000
+    """Number of gradient steps."""
+    batch_size: Annotated[int, COUNT] = 32
+    """Transitions in a batch."""
+    learning_rate: Annotated[float, POSITIVE] = 1e-4
+    """Learning rate for Adam."""
+    validation_fraction: Annotated[float, Range(0, 1, below=True)] = 0.1
+    """Share of the episodes held out for validation."""
+    validation_frequency: Annotated[int, COUNT] = 1000
+    """Gradient steps between validations."""
+    save_best: bool = False
+    """Keep the network with the best validation too; 'wsa eval' plays the final one by default."""
+    log_frequency: Annotated[int, COUNT] = 100
+    """Gradient steps between lines of metrics."""
+    save_frequency: Annotated[int, COUNT] = 10_000
+    """Gradient steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.save_best and not self.validation_fraction:
+            raise UsageError("bad-option", "--save-best needs a --validation-fraction above 0.")
+
+    @property
+    def discounting(self) -> Discounting:
+        """How rewards add up."""
+        return Discounting()
+
+
+class BCConfig(OfflineConfig, frozen=True, tag="bc"):
+    """Behavioral cloning."""
+
+    LEARNER = "wsa.learn.offline.bc:BC"
+    NAME = "bc"
+
+
+class DQNConfig(OfflineConfig, frozen=True, tag="dqn"):
+    """Double DQN (van Hasselt et al., 2016)."""
+
+    LEARNER = "wsa.learn.offline.dqn:DQN"
+    NAME = "dqn"
+
+    gamma: Annotated[float, SHARE] = 0.99
+    """Discount per step."""
+    n_step: Annotated[int, COUNT] = 1
+    """Steps whose rewards a target adds up."""
+    target_network_frequency: Annotated[int, COUNT] = 1000
+    """Gradient steps between copies to the target network."""
+    clip_rewards: bool = True
+    """Train on the sign of rewards; --no-clip-rewards trains on raw ones. Reports are always of raw
+    rewards."""
+
+    @property
+    def discounting(self) -> Discounting:
+        """How rewards add up."""
+        return Discounting(self.n_step, self.gamma, self.clip_rewards)
+
+
+class CQLConfig(DQNConfig, frozen=True, tag="cql"):
+    """Double DQN with a conservative term for fixed data (CQL; Kumar et al., 2020)."""
+
+    LEARNER = "wsa.learn.offline.cql:CQL"
+
+    cql_alpha: Annotated[float, NOT_NEGATIVE] = 1.0
+    """Weight of the conservative term."""
+
+
+class OnlineConfig(AlgorithmConfig, frozen=True, tag_field="algo"):
+    """Hyperparameters that every online algorithm has, named and set as CleanRL's."""
+
+    total_timesteps: Annotated[int, COUNT] = 10_000_000
+    """Agent steps to play, in all environments together; the emulator plays four frames in each."""
+    num_envs: Annotated[int, COUNT] = 1
+    """Number of parallel environments."""
+    gamma: Annotated[float, SHARE] = 0.99
+    """Discount per step."""
+    clip_rewards: bool = True
+    """Train on the sign of rewards; --no-clip-rewards trains on raw ones. Reports are always of raw
+    rewards."""
+    terminal_on_life_loss: bool = False
+    """Treat a lost life as the end when estimating values. The game goes on, and reports are of whole
+    games."""
+    save_frequency: Annotated[int, COUNT] = 100_000
+    """Steps between checkpoints."""
+
+
+class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
+    """PPO (Schulman et al., 2017)."""
+
+    LEARNER = "wsa.learn.online.ppo:train_ppo"
+    NAME = "ppo"
+
+    learning_rate: Annotated[float, POSITIVE] = 2.5e-4
+    """Learning rate for Adam."""
+    anneal_lr: bool = True
+    """Decay the learning rate linearly to 0; --no-anneal-lr keeps it constant."""
+    num_envs: Annotated[int, COUNT] = 8
+    """Number of parallel environments."""
+    num_steps: Annotated[int, COUNT] = 128
+    """Steps of each environment in a rollout."""
+    num_minibatches: Annotated[int, COUNT] = 4
+    """Number of minibatches that a rollout is split into."""
+    update_epochs: Annotated[int, COUNT] = 4
+    """Epochs over each rollout."""
+    gae_lambda: Annotated[float, SHARE] = 0.95
+    """Lambda of generalized advantage estimation."""
+    norm_adv: bool = True
+    """Normalize advantages in each minibatch; --no-norm-adv leaves them as they are."""
+    clip_coef: Annotated[float, POSITIVE] = 0.1
+    """Clipping range of the probability ratio."""
+    clip_vloss: bool = True
+    """Clip the value loss in the same range; --no-clip-vloss leaves it unclipped."""
+    ent_coef: float = 0.01
+    """Coefficient of the entropy bonus."""
+    vf_coef: float = 0.5
+    """Coefficient of the value loss."""
+    max_grad_norm: Annotated[float, POSITIVE] = 0.5
+    """Maximum norm of the gradients."""
+    target_kl: float = 0.0
+    """Stop the epochs of a rollout once the approximate KL divergence exceeds this; 0 for never."""
+    recurrent: bool = False
+    """Use a recurrent policy: an LSTM as wide as the fused state vector."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parts = self.num_envs if self.recurrent else self.rollout_size
+        if parts % self.num_minibatches:
+            what = "--num-envs (whole sequences)" if self.recurrent else "--num-envs x --num-steps"
+            raise UsageError(
+                "bad-option",
+                f"{what}, {parts}, must be a multiple of --num-minibatches, {self.num_minibatches}.",
+            )
+        if self.norm_adv and self.rollout_size < 2 * self.num_minibatches:
+            raise UsageError(
+                "bad-option",
+                "--norm-adv needs two steps in a minibatch: give a larger --num-steps, a smaller "
+                "--num-minibatches, or --no-norm-adv.",
+            )
+        if self.total_timesteps < self.rollout_size:
+            raise UsageError(
+                "bad-option",
+                f"--total-timesteps {self.total_timesteps} is less than one rollout, --num-envs x "
+                f"--num-steps = {self.rollout_size}.",
+            )
+
+    @property
+    def rollout_size(self) -> int:
+        """Steps in a rollout, of all environments together."""
+        return self.num_envs * self.num_steps
+
+
+class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
+    """Double DQN while playing, with a share of stored data."""
+
+    LEARNER = "wsa.learn.online.dqn:train_dqn"
+    NAME = "dqn"
+
+    learning_rate: Annotated[float, POSITIVE] = 1e-4
+    """Learning rate for Adam."""
+    batch_size: Annotated[int, COUNT] = 32
+    """Transitions in a batch."""
+    buffer_size: Annotated[int, COUNT] = 1_000_000
+    """Newest steps that batches are drawn from."""
+    learning_starts: Annotated[int, COUNT] = 80_000
+    """Steps before the first update."""
+    train_frequency: Annotated[int, COUNT] = 4
+    """Steps between updates."""
+    target_network_frequency: Annotated[int, COUNT] = 1000
+    """Steps between copies to the target network."""
+    n_step: Annotated[int, COUNT] = 1
+    """Steps whose rewards a target adds up."""
+    start_e: Annotated[float, SHARE] = 1.0
+    """Probability of a random action at the start."""
+    end_e: Annotated[float, SHARE] = 0.01
+    """Probability of a random action at the end."""
+    exploration_fraction: Annotated[float, SHARE] = 0.1
+    """Share of the run over which that probability falls."""
+    offline_fraction: Annotated[float, SHARE] = 0.0
+    """Share of each batch drawn from the store's data, at the start of the run."""
+    offline_fraction_end: Annotated[float | None, SHARE] = None
+    """The same at the end of the run; --offline-fraction if not given."""
+    log_frequency: Annotated[int, COUNT] = 1000
+    """Steps between lines of metrics."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.offline_fraction_end is None:
+            msgspec.structs.force_setattr(self, "offline_fraction_end", self.offline_fraction)
+        if self.total_timesteps < self.num_envs:
+            raise UsageError(
+                "bad-option", "--total-timesteps must be at least one step of each environment."
+            )
+
+    @property
+    def mixes_stored(self) -> bool:
+        """Whether any batch holds stored data."""
+        return self.offline_fraction > 0 or bool(self.offline_fraction_end)
+
+    @property
+    def discounting(self) -> Discounting:
+        """How rewards add up."""
+        return Discounting(self.n_step, self.gamma, self.clip_rewards)
+
+    @property
+    def learner(self) -> DQNConfig:
+        """What the offline learner takes; it counts in updates what is counted in steps here."""
+        return DQNConfig(
+            learning_rate=self.learning_rate,
+            gamma=self.gamma,
+            n_step=self.n_step,
+            target_network_frequency=max(1, self.target_network_frequency // self.train_frequency),
+            clip_rewards=self.clip_rewards,
+            weight_entropy_coef=self.weight_entropy_coef,
+            load_balance_coef=self.load_balance_coef,
+        )
+
+    def epsilon(self, step: int) -> float:
+        """Probability of a random action after so many steps."""
+        done = min(1.0, step / max(1.0, self.exploration_fraction * self.total_timesteps))
+        return self.start_e + done * (self.end_e - self.start_e)
+
+    def stored_of(self, step: int) -> int:
+        """Transitions of a batch that are stored data, after so many steps."""
+        done = step / self.total_timesteps
+        end = self.offline_fraction_end or 0.0
+        share = self.offline_fraction + done * (end - self.offline_fraction)
+        return round(share * self.batch_size)
+
+
+OFFLINE: dict[str, type[OfflineConfig]] = {"cql": CQLConfig, "dqn": DQNConfig, "bc": BCConfig}
+ONLINE: dict[str, type[OnlineConfig]] = {"ppo": PPOConfig, "dqn": OnlineDQNConfig}
+
+if TYPE_CHECKING:
+    AnyOffline: TypeAlias = OfflineConfig
+    AnyOnline: TypeAlias = OnlineConfig
+else:  # What `config.json` may hold, told apart by tags.
+    AnyOffline = functools.reduce(operator.or_, OFFLINE.values())
+    AnyOnline = functools.reduce(operator.or_, ONLINE.values())
+
+
+def algorithms(online: bool) -> dict[str, type[OfflineConfig]] | dict[str, type[OnlineConfig]]:
+    """Algorithms by name."""
+    return ONLINE if online else OFFLINE
+
+
+def with_option(field: str) -> Iterator[tuple[str, bool]]:
+    """Algorithms that take a hyperparameter: their names, and whether they are online."""
+    for online in (False, True):
+        for name, config in algorithms(online).items():
+            if field in config.__struct_fields__:
+                yield name, online

@@ -1,0 +1,114 @@
+"""The registry of fusions: each by name, their switches, and the authors' two variants as presets.
+
+To add a fusion, write its class (`wsa.learn.fusion.base.Fusion`) and add a line to `FUSIONS`.
+Classes are named here and imported when one is built, so that this file needs no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from tyro.conf import Fixed, FlagConversionOff, Suppress, arg
+
+from wsa.store.common.errors import UsageError
+from wsa.store.common.ranges import COUNT, POSITIVE, Range, check_ranges
+
+FUSIONS = {
+    "wsa": "wsa.learn.fusion.attention:WSA",
+    "lin": "wsa.learn.fusion.baselines:LIN",
+    "fix": "wsa.learn.fusion.baselines:FIX",
+    "cnn": "wsa.learn.fusion.baselines:CNN",
+    "mix": "wsa.learn.fusion.baselines:MIX",
+    "res": "wsa.learn.fusion.baselines:RES",
+    "dpa": "wsa.learn.fusion.attention:DPA",
+    "mean": "wsa.learn.fusion.ablations:Mean",
+    "uniform": "wsa.learn.fusion.ablations:Uniform",
+    "single": "wsa.learn.fusion.ablations:Single",
+    "unshared": "wsa.learn.fusion.ablations:Unshared",
+    "moe": "wsa.learn.fusion.ablations:MoE",
+}
+
+# No fusion at all: an end-to-end network on grey pixels, which only online learning can train.
+PIXELS = "nature"
+
+
+class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Switches of the fusion; those of the scorer belong to WSA and its controls."""
+
+    name: Annotated[str, Fixed, Suppress] = "wsa"
+    """A key of `FUSIONS`."""
+    size: Annotated[int, COUNT, arg(name="fusion-size")] = 256
+    """Length of an adapted embedding; for res, of the reservoir."""
+    layers: Annotated[int, COUNT, arg(name="fusion-layers")] = 1
+    """Number of convolutions in cnn."""
+    score_activation: Literal["none", "relu"] = "none"
+    """Activation of the scores; with relu, as the authors have it, no model can be turned off."""
+    normaliser: Literal["softmax", "relu-sum", "sigmoid"] = "softmax"
+    """How scores become weights: softmax; relu-sum, ReLU over its sum, as the published code has it;
+    or sigmoid, each score by itself."""
+    layer_norm: FlagConversionOff[bool] = True
+    """Whether adapters normalize before their ReLU."""
+    temperature: Annotated[float, POSITIVE] = 1.0
+    """Divide scores by this."""
+    scorer_hidden: FlagConversionOff[bool] = True
+    """Whether the scorer has a hidden layer; the authors' is one linear map."""
+    dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
+    """Dropout rate for adapted embeddings while training."""
+    init: Annotated[Literal["torch", "orthogonal", "small"], arg(name="weight-init")] = "torch"
+    """Initialization: PyTorch's own; orthogonal with gain sqrt(2) and no bias, as the authors' RL
+    library imposed; or small, gain 0.01 in adapters and 1 in the scorer."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"size": "fusion-size", "layers": "fusion-layers"})
+
+
+# The faults of the authors' code, by name; docs/explain/wsa.md says what each does.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    # The thesis: SB3, four stacked frames.
+    "thesis": {
+        "score_activation": "relu",
+        "normaliser": "softmax",
+        "layer_norm": False,
+        "scorer_hidden": False,
+        "init": "orthogonal",
+    },
+    # The published fork, almost surely the paper's.
+    "paper": {
+        "score_activation": "relu",
+        "normaliser": "relu-sum",
+        "layer_norm": True,
+        "scorer_hidden": False,
+        "init": "small",
+    },
+}
+
+
+def make_fusion_config(name: str = "wsa", preset: str = "default", **switches: Any) -> FusionConfig:
+    """A preset's configuration of a fusion, with `switches` in place of the preset's.
+
+    Raises:
+        UsageError: The fusion or the preset is unknown, or a switch is out of range.
+    """
+    check_choice("--fusion", name, list(FUSIONS))
+    check_choice("--fusion-preset", preset, list(PRESETS))
+    return FusionConfig(name, **{**PRESETS[preset], **switches})
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """Reject a value that is not among the choices, and name the nearest one.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if value not in choices:
+        near = difflib.get_close_matches(value, choices, 1)
+        raise UsageError(
+            "bad-option",
+            f"{option} {value}: there is no such one. "
+            + (f"Did you mean {near[0]}? " if near else "")
+            + f"Choose from {', '.join(choices)}.",
+        )

@@ -1,0 +1,54 @@
+"""What a network is, whichever algorithm trains it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from tyro.conf import arg
+
+from wsa.learn.configs.fusions import PIXELS, FusionConfig
+from wsa.store.common.errors import UsageError
+from wsa.store.common.ranges import Range, check_ranges
+from wsa.store.configs import Integers
+from wsa.store.format.windows import MAX_STACK_FRAMES
+
+
+class FrameStack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every network has: a state of several frames."""
+
+    frame_stack: int = 4
+    """Number of frames in a state."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.frame_stack <= MAX_STACK_FRAMES:
+            raise UsageError(
+                "bad-option",
+                f"--frame-stack must be from 1 to {MAX_STACK_FRAMES}, not {self.frame_stack}: "
+                "segments repeat no more frames of each other.",
+            )
+
+
+class NetworkConfig(FrameStack, frozen=True):
+    """What the network looks at, and what stands above the fusion."""
+
+    fusion: Annotated[FusionConfig, arg(name="")] = FusionConfig()
+    """How embeddings become one state vector."""
+    normalize: Literal["none", "layer", "standard"] = "standard"
+    """Normalize embeddings: standard, by mean and deviation over the data; layer, each frame's
+    embedding by itself; or none."""
+    hidden: Annotated[Integers, Range(1)] = (256,)
+    """Units in each hidden layer of a head; the paper's code has one layer of 256."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self)
+
+
+class PixelNetworkConfig(FrameStack, frozen=True):
+    """What an end-to-end network on grey pixels looks at."""
+
+
+def pixel_network(frame_stack: int) -> NetworkConfig:
+    """An end-to-end network as a run records it: no fusion, nothing normalized, linear heads."""
+    return NetworkConfig(FusionConfig(PIXELS), frame_stack=frame_stack, normalize="none", hidden=())

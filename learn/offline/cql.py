@@ -1,0 +1,24 @@
+"""CQL: double DQN with a conservative term, for data that is fixed.
+
+Kumar et al., 2020 (arXiv 2006.04779), equation 4 with the entropy regularizer, as a term of the loss:
+alpha * (logsumexp Q - Q(a)). It keeps values of actions that the data does not take from running away.
+"""
+
+from __future__ import annotations
+
+from wsa.learn.configs.algorithms import CQLConfig
+from wsa.learn.networks.heads import QNetwork
+from wsa.learn.offline.dqn import DQN
+
+
+class CQL(DQN):
+    """CQL at work; see `wsa.learn.offline.trainer.Learner`.
+
+    Args:
+        config: Hyperparameters.
+        network: What is trained.
+    """
+
+    def __init__(self, config: CQLConfig, network: QNetwork) -> None:
+        super().__init__(config, network)
+        self.cql_alpha = config.cql_alpha

@@ -1,0 +1,105 @@
+"""What a run sees: its stored segments, and embeddings of the frames that it plays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.encode.live import live_encoder
+from wsa.encode.live.live_encoder import Elsewhere, LiveEncoder
+from wsa.learn.networks.nature import GreyPixels
+from wsa.learn.runs.config import OfflineRun, OnlineRun, RunConfig
+from wsa.store.common import names
+from wsa.store.common.errors import MissingError
+from wsa.store.objects.flat_map import FlatMap, in_files, materialise
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
+
+
+def open_data(config: RunConfig) -> tuple[Snapshot, FlatMap | None]:
+    """The store, with the run's segments of its game alone, and these materialised if there are any.
+
+    Raises:
+        MissingError: The store has lost some of them.
+        DamagedError: Stored bytes are not what was committed.
+    """
+    whole = take_snapshot(open_store(config.store))
+    if not config.segments:
+        return whole, None
+    snapshot = only(whole, config.game, config.segments)
+    return snapshot, materialise(snapshot, config.game, config.inputs)
+
+
+def only(whole: Snapshot, game: str, segments: Sequence[str]) -> Snapshot:
+    """What a snapshot has of a run's segments, and of other games.
+
+    Args:
+        whole: The store.
+        game: The run's game.
+        segments: Those of the game that it was begun with.
+
+    Raises:
+        MissingError: The store has lost some of them.
+    """
+    present = {m.segment: names.segment_path(m.game, m.segment) for m in whole.segments(game)}
+    lost = len(set(segments) - present.keys())
+    if lost:
+        raise MissingError(
+            "no-frames",
+            f"The store {whole.backend.url} lacks {lost} of the {len(segments)} segments of "
+            f"{game} that this run was begun with. Bring them back (the same 'wsa collect' "
+            "and 'wsa encode' make the same ones; 'wsa list' shows what is there), or begin "
+            "another run.",
+        )
+    others = {present[segment] for segment in present.keys() - set(segments)}
+    return Snapshot(
+        whole.backend, {path: c for path, c in whole.commits.items() if path not in others}
+    )
+
+
+class _EmptyMap:
+    """A flat map of a store that holds nothing of the game."""
+
+    def __init__(self, config: OnlineRun) -> None:
+        self.models, self.shapes = config.inputs, config.shapes
+        self.windows, self.places = config.looks, config.columns
+        self.columns = in_files(self.windows, self.shapes)
+        widths = list(zip(self.windows, map(math.prod, self.shapes), strict=True))
+        self.width = sum(width for window, width in widths if window == 1)
+        self.window_width = sum(width for window, width in widths if window > 1)
+        self.embeddings = np.empty((0, self.width), np.float16)
+        self.windowed = np.empty((0, self.window_width), np.float16)
+        self.digests = np.empty((0, 16), np.uint8)
+
+    def window_digests(self, window: int) -> NDArray[np.uint8]:
+        """As of `FlatMap`."""
+        return self.digests
+
+
+def make_embedder(
+    config: OfflineRun | OnlineRun,
+    flat: FlatMap | None,
+    encoders: Sequence[Any],
+    *,
+    remember: int = live_encoder.REMEMBERED,
+    elsewhere: Mapping[int, Elsewhere] | None = None,
+) -> Any:
+    """What turns the frames that a run plays into rows: grey pixels, or models.
+
+    Args:
+        config: The run.
+        flat: What the store has of the game.
+        encoders: One for each of `config.inputs`.
+        remember: How many frames, and how many windows, seen live it keeps.
+        elsewhere: As of `LiveEncoder`.
+    """
+    known: Any = flat
+    if isinstance(config, OnlineRun):
+        if config.end_to_end:
+            return GreyPixels()
+        known = _EmptyMap(config) if flat is None else flat
+    return LiveEncoder(known, encoders, remember, elsewhere)

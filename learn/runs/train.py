@@ -1,0 +1,209 @@
+"""Train a run, offline or online, from its beginning or its newest checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wsa.learn.data.transitions import moments
+from wsa.learn.envs import atari
+from wsa.learn.evaluation.periodic import REMEMBERED, PeriodicEvaluation
+from wsa.learn.offline.trainer import Trained, train_offline
+from wsa.learn.online.embedding_table import Table
+from wsa.learn.online.env_runner import EnvRunner, online_policy
+from wsa.learn.online.record_segments import Embedded, Recording
+from wsa.learn.online.session import Played, Session
+from wsa.learn.runs.config import OfflineRun, OnlineRun
+from wsa.learn.runs.data import make_embedder, open_data
+from wsa.learn.runs.folder import begin, locked
+from wsa.learn.runs.network import make_network
+from wsa.learn.runs.warm_start import warm_start
+from wsa.learn.training import checkpoint
+from wsa.learn.training.loop import OnLine
+from wsa.store.objects.root import open_store
+
+
+def launch(
+    folder: Path,
+    config: OfflineRun | OnlineRun,
+    device: str,
+    on_line: OnLine = lambda step, line: None,
+    *,
+    weights: dict[str, str] | None = None,
+    engine: str = "auto",
+    encoder: str = "",
+    compiled: bool = False,
+) -> Trained | Played:
+    """Begin a run, unless it has begun, and train it.
+
+    Args:
+        folder, config, device, on_line, weights, engine, compiled: As of `train_stored`.
+        encoder: Address of a Dask scheduler whose workers run the models of an online run. If it
+            cannot be reached, no run is begun.
+
+    Raises:
+        ConflictError: Another run is in the folder.
+        WsaError: As `train_stored`.
+    """
+    how: dict[str, Any] = {"weights": weights, "engine": engine, "compiled": compiled}
+    if isinstance(config, OfflineRun):
+        begin(folder, config)
+        return train_stored(folder, config, device, on_line, **how)
+    with contextlib.ExitStack() as stack:
+        encoders: Sequence[Any] = ()
+        if encoder and config.inputs:
+            from wsa.encode.live.remote import remote_encoders  # Here: it brings Dask.
+
+            encoders = stack.enter_context(
+                remote_encoders(encoder, config.store, config.inputs, engine)
+            )
+        begin(folder, config)
+        return train_playing(folder, config, device, on_line, encoders=encoders, **how)
+
+
+def train_stored(
+    folder: Path,
+    config: OfflineRun,
+    device: str,
+    on_line: OnLine = lambda step, line: None,
+    *,
+    weights: dict[str, str] | None = None,
+    engine: str = "auto",
+    compiled: bool = False,
+) -> Trained:
+    """Train an offline run.
+
+    Args:
+        folder: The run's folder, where `wsa.learn.runs.folder.begin` started it.
+        config: The run.
+        device: Where to train, and to run the models where games are played on the way.
+        on_line: Called with every line of metrics.
+        weights: Weights files of models by alias, where this machine keeps them elsewhere.
+        engine: Inference engine; `auto` is the one that filled the store.
+        compiled: Whether networks go through torch.compile.
+
+    Raises:
+        ConflictError: Another process is training it; a model gives other embeddings here.
+        MissingError: Data of the run is gone, or a model that is to play.
+        DamagedError: The newest checkpoint or the data is damaged.
+    """
+    snapshot, flat = open_data(config)
+    assert flat is not None, "an offline run has data"
+
+    def embedder() -> Any:
+        from wsa.encode.registration.register import open_models  # Here: it brings timm.
+
+        models = open_models(snapshot, config.inputs, weights=weights, device=device, engine=engine)
+        return make_embedder(config, flat, models, remember=REMEMBERED)
+
+    with locked(folder):
+        return train_offline(
+            config.hyperparameters,
+            config.network,
+            flat,
+            config.inputs_of(flat.windows, flat.shapes),
+            len(config.protocol.actions),
+            config.seed,
+            folder,
+            device,
+            warm_start=lambda network: warm_start(config, network) if config.init else None,
+            compiled=compiled,
+            evaluation=PeriodicEvaluation(config, embedder, compiled=compiled),
+            on_line=on_line,
+        )
+
+
+def train_playing(
+    folder: Path,
+    config: OnlineRun,
+    device: str,
+    on_line: OnLine = lambda step, line: None,
+    *,
+    weights: dict[str, str] | None = None,
+    engine: str = "auto",
+    encoders: Sequence[Any] = (),
+    compiled: bool = False,
+) -> Played:
+    """Train an online run.
+
+    Args:
+        folder, config, device, on_line, weights, engine, compiled: As of `train_stored`.
+        encoders: One for each of `config.inputs`, where they are not models in this process.
+
+    Raises:
+        WsaError: As `train_stored`.
+    """
+    snapshot, flat = open_data(config)
+    if not encoders:
+        from wsa.encode.registration.register import open_models
+
+        encoders = open_models(
+            snapshot, config.inputs, weights=weights, device=device, engine=engine
+        )
+    learner = config.hyperparameters
+    embedder = make_embedder(config, flat, encoders, remember=0)  # The table does.
+    # Now: opening a model draws random numbers, and it may be open somewhere else.
+    torch.manual_seed(config.seed)
+    network = make_network(config, config.looks, config.shapes)
+    if checkpoint.all_of(folder / "checkpoints"):
+        pass  # It holds the network, and what --init named may be gone.
+    elif config.init:
+        warm_start(config, network)
+    elif config.mixes_stored and flat is not None:
+        # Else over what is played: a run must not depend on what others have left in the store.
+        network.torso.set_moments(*moments(flat))
+    with contextlib.ExitStack() as stack:
+        env = stack.enter_context(
+            contextlib.closing(atari.make_env(config.game, config.protocol, learner.num_envs))
+        )
+        stack.enter_context(locked(folder))
+        table = Table(folder / "table", embedder)
+        recording = None
+        if config.record:
+            recording = stack.enter_context(contextlib.closing(_record(config, table, embedder)))
+        runner = EnvRunner(env, table, config.network.frame_stack, config.seed, recording)
+        standard = not config.end_to_end and config.network.normalize == "standard"
+        session = Session(
+            runner,
+            config.models,
+            config.columns,
+            settled=config.mixes_stored or bool(config.init) or not standard,
+            seed=config.seed,
+            stored=flat,
+            recording=recording,
+            compiled=compiled,
+            evaluation=PeriodicEvaluation(
+                config,
+                lambda: make_embedder(
+                    config, flat, encoders, remember=REMEMBERED, elsewhere=table.parts
+                ),
+                compiled=compiled,
+            ),
+        )
+        module, _, name = learner.LEARNER.partition(":")
+        train = getattr(importlib.import_module(module), name)
+        played: Played = train(learner, session, network, folder, device, on_line)
+        return played
+
+
+def _record(config: OnlineRun, table: Table, embedder: Any) -> Recording:
+    """What keeps the steps of a run in the store."""
+    learner = config.hyperparameters
+    models = zip(config.inputs, config.looks, config.shapes, embedder.engines, strict=True)
+    return Recording(
+        open_store(config.store),
+        table,
+        [Embedded(*model) for model in models],
+        game=config.game,
+        protocol=config.protocol,
+        policy=online_policy(learner.NAME),
+        seed=config.seed,
+        run=config.record,
+        num_envs=learner.num_envs,
+        steps=learner.total_timesteps // learner.num_envs,
+    )
