@@ -158,3 +158,18 @@ def test_the_wheel(tmp_path):
         str(target / "wsa" / "__init__.py"),
         f"wsa {wsa.__version__}",
     ]
+
+
+def test_modules_of_commands_import_slow_libraries_only_where_they_use_them():
+    """Each of these takes seconds to import, and most commands need none of them."""
+    modules = (
+        "wsa.encode.inference.encoder",
+        "wsa.encode.jobs.tasks",
+        "wsa.encode.registration.select",
+        "wsa.learn.runs.offline_run",
+        "wsa.learn.runs.online_run",
+    )
+    slow = {"tensorboard", "timm", "torch._dynamo", "torch.utils.tensorboard", "torchvision"}
+    code = f"import sys, {', '.join(modules)}; print(*sorted({slow!r} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == []

@@ -231,7 +231,7 @@ def _import_once() -> None:
     """
     if _METHOD != "forkserver":
         return
-    get_mp_context().set_forkserver_preload([tasks.__name__])
+    get_mp_context().set_forkserver_preload([tasks.__name__, "timm"])
     # Python 3.11 would have it look for modules in the current folder first.
     wanted = {**WORKER_ENVIRONMENT, "PYTHONSAFEPATH": 1}
     added = {name: str(value) for name, value in wanted.items() if name not in os.environ}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import timm
-
 
 def find(timm_name: str) -> Path:
     """A model's file in the local Hugging Face cache, fetched if need be.
@@ -50,6 +48,8 @@ def cached(timm_name: str) -> Path | None:
 
 def _page(timm_name: str) -> tuple[str, list[str]]:
     """A model's repository on the hub, and the names its safetensors file may have there."""
+    import timm
+
     config = timm.get_pretrained_cfg(timm_name, allow_unregistered=True)
     repo = (config.hf_hub_id or "") if config else ""
     if repo == "timm/":

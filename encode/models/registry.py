@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import timm
 import torch
 from torch import nn
 
@@ -109,6 +108,8 @@ class Request:
             return "none: random weights"
         if self.recorded == "user":
             return "as its maker declares"
+        import timm
+
         config = timm.get_pretrained_cfg(self.timm_name, allow_unregistered=True)
         stated = (config.license if config else None) or "not stated"
         return f"{stated}, as stated for {self.timm_name}" if self.source[:4] == "file" else stated
@@ -216,6 +217,8 @@ def _tagged(timm_name: str) -> str:
     Raises:
         UsageError: timm has no such model.
     """
+    import timm
+
     architecture, _, tag = timm_name.partition(".")
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), 3)
@@ -256,6 +259,8 @@ def build(request: Request) -> Any:
         )
     if load.is_own(request.timm_name):
         return load.build(request.timm_name, request.source)
+    import timm
+
     if not timm.is_model(request.architecture):  # `hf-hub:` and `local-dir:` are none either.
         raise UsageError(
             "unknown-model", f"timm has no architecture {request.timm_name!r}. Update timm."
@@ -293,6 +298,8 @@ def _create(request: Request, file: Path | None) -> Any:
     With another number of classes timm would load a file loosely, and leave what it does not find
     at random.
     """
+    import timm
+
     if file is None:
         return timm.create_model(request.timm_name, pretrained=False)
     try:
@@ -314,6 +321,8 @@ def _create(request: Request, file: Path | None) -> Any:
 
 
 def _load(request: Request, source: dict[str, Any]) -> Any:
+    import timm
+
     model: Any = timm.create_model(
         request.timm_name, pretrained=True, pretrained_cfg_overlay=source
     )
@@ -325,6 +334,8 @@ def _with_classifier(request: Request, file: Path) -> dict[str, torch.Tensor] | 
     """A file's tensors with timm's classifier, which is dropped in the end, in place of none or
     another; or None if its own is like timm's.
     """
+    import timm
+
     tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(file)
     model: Any = timm.create_model(request.timm_name, pretrained=False)
     classifiers = model.pretrained_cfg.get("classifier") or ()

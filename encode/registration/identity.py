@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
-from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from wsa.encode.models import registry
@@ -158,6 +157,8 @@ def _window(module: nn.Module, request: Request) -> int:
 
 def _preprocessing(module: nn.Module, geometry: Geometry) -> Preprocessing:
     """What timm says of a model's input."""
+    from timm.data.config import resolve_model_data_config
+
     config = resolve_model_data_config(module)
     _, height, width = config["input_size"]
     return Preprocessing(

@@ -9,6 +9,7 @@ refused before one row is written or one action taken.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
-import timm
 import torch
-import torchvision
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
@@ -141,8 +140,7 @@ def register(
         step_error=0.0 if identity.precision == "fp32" else choice.errors[engine_choice.STRIP],
         libraries={
             "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__),
-            "timm": str(timm.__version__),
+            **{name: importlib.metadata.version(name) for name in ("torchvision", "timm")},
         },
     )
     encoder = found.encoder(choice.engine, identity.precision)

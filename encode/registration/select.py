@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from wsa.encode.models.registry import known_aliases, parse_request
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.model_spec import read_spec
@@ -22,8 +23,6 @@ def stored_name(snapshot: Snapshot, name: str) -> str:
         return name
     alias = name
     if name not in {names.key_alias(key) for key in snapshot.models}:
-        from wsa.encode.models.registry import parse_request  # Here: it brings timm.
-
         alias = parse_request(name, {}).alias
     fitting = [key for key in snapshot.models if names.key_alias(key) == alias]
     random = name.endswith(":random")
@@ -66,10 +65,6 @@ def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:
     known = [key for key in snapshot.models if name in (key, names.key_alias(key))]
     options = name
     if len(known) == 1:
-        from wsa.encode.models.registry import (
-            known_aliases,  # Here: training offline needs no timm.
-        )
-
         # Spelled so that it makes this very model, not one of another output.
         spec = read_spec(snapshot, known[0])
         options = spec.alias if spec.alias in known_aliases() else f"timm:{spec.timm_name}"

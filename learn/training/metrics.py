@@ -10,8 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from torch.utils.tensorboard import SummaryWriter
-
 from wsa.store.common import atomic_files
 
 FILE = "metrics.jsonl"
@@ -27,6 +25,8 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # Slow to import.
+
         path = folder / FILE
         kept = b""
         if path.exists():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from zarr.abc.codec import BytesBytesCodec
 from zarr.registry import register_codec
@@ -164,7 +165,7 @@ def test_a_spec_makes_nobody_read_a_torch_archive(store, kit, plant, tmp_path, b
 )
 @pytest.mark.parametrize("source", ["hub", "random", "file:/tmp/x.safetensors"])
 def test_a_spec_sends_nobody_to_another_hub_or_folder(store, plant, monkeypatch, timm_name, source):
-    monkeypatch.setattr(registry.timm, "create_model", None)  # It is not asked.
+    monkeypatch.setattr(timm, "create_model", None)  # It is not asked.
     spec = stored_spec(store, plant, timm_name, source)
     with pytest.raises(WsaError):
         register.open_model(take_snapshot(store), spec.key)
