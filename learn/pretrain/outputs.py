@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,15 @@ import cv2
 import numpy as np
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.encode.models.paper.base import Trainee
 from wsa.learn.pretrain.data import Looks, scale
+from wsa.learn.training import charts
 from wsa.store.common import atomic_files, hashing
 
 _PICTURED = 6
+_ZOOM = 2
 
 
 def write_encoders(folder: Path, network: Trainee, half: bool) -> dict[str, dict[str, Any]]:
@@ -62,12 +62,6 @@ def write_pictures(folder: Path, network: Trainee, looks: Looks, device: str) ->
     write_panels(folder / "seen.png", [torch.cat(column) for column in zip(*shown, strict=True)])
 
 
-_ZOOM = 2
-_INK, _RULE = (40, 40, 40), (215, 215, 215)
-_LINES = ((190, 110, 30), (40, 60, 210), (60, 150, 60), (150, 60, 150))  # BGR
-_WIDTH, _HEIGHT, _MARGIN = 720, 360, 56
-
-
 def write_panels(path: Path, panels: Sequence[Tensor]) -> None:
     """Write pictures of the same looks side by side, a line for each look.
 
@@ -78,7 +72,8 @@ def write_panels(path: Path, panels: Sequence[Tensor]) -> None:
     rows = torch.cat(list(panels), dim=3).permute(0, 2, 3, 1)  # (B, h, panels * w, 3)
     levels = (rows * 255).round().to(torch.uint8).cpu().numpy().reshape(-1, rows.shape[2], 3)
     large = levels.repeat(_ZOOM, axis=0).repeat(_ZOOM, axis=1)
-    _write(path, large[..., ::-1])
+    _, data = cv2.imencode(".png", np.ascontiguousarray(large[..., ::-1]))
+    atomic_files.replace(path, data.tobytes())
 
 
 def write_curves(path: Path, metrics: Path) -> None:
@@ -88,55 +83,15 @@ def write_curves(path: Path, metrics: Path) -> None:
         path: A .png file.
         metrics: The run's `metrics.jsonl`.
     """
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    curves = {
-        name: [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-        for name in ("losses/train", "losses/validation")
-    }
-    _write(path, _plot({name: points for name, points in curves.items() if points}))
-
-
-def _plot(curves: dict[str, list[tuple[int, float]]]) -> NDArray[Any]:
-    picture = np.full((_HEIGHT, _WIDTH, 3), 255, np.uint8)
-    steps = [step for points in curves.values() for step, _ in points]
-    values = [value for points in curves.values() for _, value in points]
-    if not values:
-        return picture
-    logarithmic = min(values) > 0
-    least, most = min(values), max(values)
-
-    def place(step: float, value: float) -> tuple[int, int]:
-        if logarithmic:
-            up = math.log(value / least) / max(math.log(most / least), 1e-9)
-        else:
-            up = (value - least) / max(most - least, 1e-12)
-        across = (step - min(steps)) / max(max(steps) - min(steps), 1)
-        return (
-            round(_MARGIN + across * (_WIDTH - 2 * _MARGIN)),
-            round(_HEIGHT - _MARGIN - up * (_HEIGHT - 2 * _MARGIN)),
-        )
-
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        value = least * (most / least) ** share if logarithmic else least + share * (most - least)
-        (left, at), (right, _) = place(min(steps), value), (_WIDTH - _MARGIN, 0)
-        cv2.line(picture, (left, at), (right, at), _RULE, 1)
-        _say(picture, f"{value:.3g}", (4, at + 4))
-    for step in (min(steps), max(steps)):
-        _say(picture, f"{step:,}", (place(step, least)[0] - 20, _HEIGHT - _MARGIN + 20))
-    _say(picture, "gradient steps", (_WIDTH // 2 - 50, _HEIGHT - 14))
-    for i, (name, points) in enumerate(curves.items()):
-        corners = np.array([place(*point) for point in points], np.int32)
-        cv2.polylines(picture, [corners], False, _LINES[i], 2, cv2.LINE_AA)
-        at = _MARGIN + 140 * i
-        cv2.line(picture, (at, 24), (at + 24, 24), _LINES[i], 2)
-        _say(picture, name.removeprefix("losses/"), (at + 30, 28))
-    return picture
-
-
-def _say(picture: NDArray[Any], text: str, at: tuple[int, int]) -> None:
-    cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.4, _INK, 1, cv2.LINE_AA)
-
-
-def _write(path: Path, picture: NDArray[Any]) -> None:
-    _, data = cv2.imencode(".png", np.ascontiguousarray(picture))
-    atomic_files.replace(path, data.tobytes())
+    logged = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = []
+    for style, name in enumerate(("train", "validation")):
+        points = [
+            (m["step"], loss) for m in logged if (loss := m.get(f"losses/{name}")) is not None
+        ]
+        if points:
+            steps, losses = zip(*points, strict=True)
+            lines.append(charts.Line(name, steps, losses, style))
+    positive = bool(lines) and all(np.min(line.y) > 0 for line in lines)
+    picture = charts.draw("Losses", "gradient steps", "loss", lines, logarithmic=positive)
+    atomic_files.replace(path, picture)
