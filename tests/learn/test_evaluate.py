@@ -299,15 +299,6 @@ def test_weights_of_every_step_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [attention_log.FILE]
 
 
-def test_weights_of_more_steps_than_are_copied_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention_log, "ROWS", 7)
-    _, shown = watched(tmp_path, attention_log.WeightLog)
-    with np.load(tmp_path / attention_log.FILE) as found:
-        np.testing.assert_array_equal(found["weights"], np.concatenate(shown))
-
-
 def test_an_evaluation_that_is_stopped_leaves_the_weights_of_the_one_before(tmp_path: Path) -> None:
     (tmp_path / attention_log.FILE).write_bytes(b"an older evaluation's")
     with pytest.raises(KeyboardInterrupt), attention_log.WeightLog(tmp_path, MODELS, lambda: None):
