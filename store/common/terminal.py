@@ -20,6 +20,9 @@ import msgspec
 from wsa.store.common.errors import WsaError
 
 PLAIN_LINE_EVERY_S = 10.0
+_WIDE = 100_000  # Columns of a pipe or a file, which wrap nothing.
+# Parts of a `rich.box.Box`, a line each: spaces between columns, and dashes below their names.
+_RULED = "    \n    \n -  \n" + 5 * "    \n"
 
 
 def say(text: str) -> None:
@@ -47,23 +50,27 @@ def _json(value: object) -> object:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print aligned columns; numbers to the right."""
-    cells = [[_text(value) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    right = [any(isinstance(row[i], (int, float)) for row in rows) for i in range(len(columns))]
+    """Print aligned columns, numbers to the right; lines wrap only on a terminal too narrow."""
+    from rich.box import Box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    def line(values: Sequence[str]) -> str:
-        placed = [
-            v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right, strict=True)
-        ]
-        return "  ".join(placed).rstrip()
-
+    ruled = Table(
+        box=Box(_RULED, ascii=True), show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for i, name in enumerate(columns):
+        number = any(isinstance(row[i], (int, float)) for row in rows)
+        ruled.add_column(Text(name), justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        ruled.add_row(*(Text(_text(value)) for value in row))  # Text, or rich would read markup.
+    console = Console(width=None if sys.stdout.isatty() else _WIDE)
+    with console.capture() as drawn:
+        console.print(ruled)
     if title:
         print(title)
-    print(line(list(columns)))
-    print(line(["-" * width for width in widths]))
-    for row in cells:
-        print(line(row))
+    for line in drawn.get().splitlines():
+        print(line.rstrip())
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -95,11 +102,9 @@ def plain(text: str, keep: str = "") -> str:
 
 def size(count: float) -> str:
     """Bytes in words: 1.4 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    from rich.filesize import decimal
+
+    return decimal(round(count))
 
 
 def duration(seconds: float) -> str:

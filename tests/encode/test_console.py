@@ -63,3 +63,24 @@ def test_what_all_workers_lack_is_said_once() -> None:
     ]
     assert str(weights) in said[0] and str(library) in said[1]
     assert said[2] == "worker tcp://2 on here gets no segments. As tcp://0."
+
+
+def test_a_table_is_aligned_and_escaped_and_never_wrapped_in_a_pipe(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [["[b]a[/b]", 12_345, "x" * 300], [":smile:\x1b[31m", None, True]]
+    terminal.table("models", ["name", "count", "note"], rows)
+    title, head, rule, first, second = capsys.readouterr().out.splitlines()
+    assert (title, head.split()) == ("models", ["name", "count", "note"])
+    assert set(rule) == {"-", " "} and [len(dashes) for dashes in rule.split()][1:] == [7, 300]
+    assert first.split() == ["[b]a[/b]", "12,345", "x" * 300]
+    assert second.split() == [":smile:\\x1b[31m", "-", "yes"]
+    assert head.index("count") + 5 == first.index("12,345") + 6 == second.index(" - ") + 2
+    assert {line for line in (head, first, second) if line != line.rstrip()} == set()
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (1.44e6, "1.4 MB")]
+)
+def test_sizes(count: float, words: str) -> None:
+    assert terminal.size(count) == words
