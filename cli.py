@@ -249,7 +249,10 @@ def _run(name: str, arguments: list[str]) -> int:
     if options is None:
         print(f"\nexample:\n  {VERBS[name].example}")
         return 0
-    code: int = _load(VERBS[name].function)(options)
+    from wsa.store.common import terminal
+
+    with terminal.show_log():
+        code: int = _load(VERBS[name].function)(options)
     return code
 
 

@@ -8,6 +8,7 @@ is drawn, none of its statistics taken, and none of its checkpoints is another.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,9 @@ from wsa.learn.evaluation.rollout import EPSILON, EVAL_SEED, NUM_ENVS, play
 from wsa.learn.training import metrics as training_metrics
 from wsa.learn.training.interrupt import StopRequest
 from wsa.learn.training.loop import times
-from wsa.store.common import terminal
 from wsa.store.common.errors import WsaError
+
+_log = logging.getLogger(__name__)
 
 RETURN = "eval/episodic_return"
 # Frames, and windows, whose embeddings are kept from one evaluation to the next: games begin alike.
@@ -112,7 +114,7 @@ class PeriodicEvaluation:
         except _Stopped:
             return
         except WsaError as error:
-            terminal.say(f"warning: no games were played after step {step:,}. {error}")
+            _log.warning("no games were played after step %s. %s", f"{step:,}", error)
             return
         finally:
             network.train(training)

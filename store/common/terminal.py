@@ -6,12 +6,14 @@ and a person both. Where standard error is no terminal, progress is a plain line
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
+import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,6 +30,28 @@ _RULED = "    \n    \n -  \n" + 5 * "    \n"
 def say(text: str) -> None:
     """A remark to the person, not part of the result."""
     print(plain(text, keep="\n"), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def show_log() -> Iterator[None]:
+    """Write what wsa's modules log to standard error, as remarks, until the block ends."""
+    logger, handler = logging.getLogger("wsa"), _Remarks()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
+class _Remarks(logging.Handler):
+    """Writes plain lines to whatever standard error is at the time; marks warnings as such."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        mark = "warning: " if record.levelno >= logging.WARNING else ""
+        say(mark + record.getMessage())
 
 
 def say_event(event: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import msgspec
 
 from wsa.store.backends.base import Backend
 from wsa.store.backends.open import open_backend
-from wsa.store.common import hashing, names, terminal
+from wsa.store.common import hashing, names
 from wsa.store.common.atomic_files import TEMPORARY
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
 from wsa.store.format import records
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from wsa.store.backends.base import Backend
     from wsa.store.objects.snapshot import Snapshot
 
+_log = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -153,7 +155,7 @@ def open_snapshot(
         backend = open_backend(store)
         if not or_empty or not is_free(backend):
             raise
-        terminal.say(f"store {backend.url}, not there yet")
+        _log.info("store %s, not there yet", backend.url)
         return backend, Snapshot(backend, {})
-    terminal.say(f"store {backend.url}")
+    _log.info("store %s", backend.url)
     return backend, take_snapshot(backend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -84,3 +85,17 @@ def test_a_table_is_aligned_and_escaped_and_never_wrapped_in_a_pipe(
 )
 def test_sizes(count: float, words: str) -> None:
     assert terminal.size(count) == words
+
+
+def test_what_modules_log_is_shown_as_remarks(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("wsa.store.objects.root")
+    log.info("nobody asked")
+    with terminal.show_log():
+        log.info("store %s", "s3://lab\x1b[31m")
+        log.warning("no games were played")
+        log.debug("a detail")
+    log.warning("after the command")
+    said = capsys.readouterr().err.splitlines()
+    assert said[:2] == ["store s3://lab\\x1b[31m", "warning: no games were played"]
+    assert not any("nobody" in line or "detail" in line for line in said)
+    assert logging.getLogger("wsa").handlers == []
