@@ -20,8 +20,7 @@ from wsa.store.maintenance import sweep, verify
 from wsa.store.maintenance.repair import repair
 from wsa.store.objects import snapshot, writer
 from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.testing import state_machine
-from wsa.store.testing import MemoryBackend, StoreMachine, Work
+from wsa.store.testing import MemoryBackend, StoreMachine, Work, state_machine
 
 
 class InFolder(StoreMachine):
