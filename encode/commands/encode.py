@@ -7,7 +7,9 @@ import dataclasses
 import datetime
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from wsa.encode.configs import EncodeOptions, weights_files
 from wsa.encode.jobs import events, slurm
@@ -19,6 +21,7 @@ from wsa.encode.registration.identity import request_of
 from wsa.store.backends.base import Backend
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import StorageError, UsageError
+from wsa.store.common.ranges import check_ranges
 from wsa.store.objects.model_spec import parse_output, read_spec
 from wsa.store.objects.record_cache import cache_folder
 from wsa.store.objects.root import open_snapshot
@@ -54,9 +57,7 @@ def encode(o: EncodeOptions) -> int:
             f"{weights_from}, licence {request.licence}"
         )
     if o.watch:
-        from wsa.encode.service.service import watch
-
-        watch(backend, snapshot, requests, games, o)
+        _watch(o, backend, snapshot, requests, games)
     if o.dry_run:
         require_frames(snapshot, requests, games)
         return _dry(o, snapshot, requests, games)
@@ -74,6 +75,35 @@ def encode(o: EncodeOptions) -> int:
             f"the rest is done. {report.failed[0].error}"
         )
     return report.exit_code
+
+
+def _watch(
+    o: EncodeOptions,
+    backend: Backend,
+    snapshot: Snapshot,
+    requests: Sequence[Request],
+    games: Sequence[str],
+) -> NoReturn:
+    from wsa.encode.jobs import cluster
+    from wsa.encode.service.service import Service
+
+    jobs = slurm.jobs(o, o.scheduler)
+    Service(
+        backend,
+        snapshot,
+        requests,
+        games,
+        asked=o.models,
+        connect=partial(cluster.connect, o.scheduler, o.workers, o.device, jobs),
+        device=o.device,
+        engine=o.engine,
+        max_step_error=o.max_step_error,
+        tries=o.tries,
+        poll_s=o.poll,
+        heartbeat_s=o.beat,
+        metrics=None if o.metrics_port is None else (o.metrics_host, o.metrics_port),
+        listen=terminal.say_event if o.json else lambda event: None,
+    ).run()
 
 
 def _keep(o: EncodeOptions, report: EncodeReport) -> None:
@@ -106,8 +136,9 @@ def _check(o: EncodeOptions) -> None:
     """Refuse what cannot be, before anything is opened.
 
     Raises:
-        UsageError: A value is out of range.
+        UsageError: A value is out of range, or has no use beside the others.
     """
+    check_ranges(o)
     if o.output:
         parse_output(o.output)
     if not o.models:
@@ -115,35 +146,16 @@ def _check(o: EncodeOptions) -> None:
             "bad-option",
             "--models names no model; leave it out, or write --models vit,resnet,clip.",
         )
-    if o.workers < 0:
-        raise UsageError(
-            "bad-option", f"--workers must be 0, for one a core, or more, not {o.workers}."
-        )
-    if not o.max_step_error >= 0:
-        raise UsageError(
-            "bad-option", f"--max-step-error must be 0 or more, not {o.max_step_error:g}."
-        )
     if o.watch and o.dry_run:
         raise UsageError("bad-option", "--watch has no end to plan for; leave --dry-run out.")
     if o.watch and o.report:
         raise UsageError(
             "bad-option", "--watch has no end to report; leave --report out, and ask 'wsa status'."
         )
-    if o.metrics_port is not None and not o.watch:
-        raise UsageError("bad-option", "--metrics-port is for a service; add --watch.")
-    if o.metrics_port is not None and not 0 <= o.metrics_port < 1 << 16:
-        raise UsageError(
-            "bad-option", f"--metrics-port must be 0, for any, to 65535, not {o.metrics_port}."
-        )
-    for option in ("poll", "beat"):
-        if not o.watch and getattr(o, option) != getattr(EncodeOptions, option):
-            raise UsageError("bad-option", f"--{option} is for a service; add --watch.")
-    if not 0.1 <= o.poll <= 86400:
-        raise UsageError("bad-option", f"--poll must be 0.1 to 86400 seconds, not {o.poll:g}.")
-    if not 0.1 <= o.beat <= 600:
-        raise UsageError("bad-option", f"--beat must be 0.1 to 600 seconds, not {o.beat:g}.")
-    if o.tries < 1:
-        raise UsageError("bad-option", f"--tries must be 1 or more, not {o.tries}.")
+    for name in ("poll", "beat", "metrics_port"):
+        if not o.watch and getattr(o, name) != getattr(EncodeOptions, name):
+            flag = name.replace("_", "-")
+            raise UsageError("bad-option", f"--{flag} is for a service; add --watch.")
     if o.scheduler not in ("local", "inproc", "slurm") and "://" not in o.scheduler:
         raise UsageError(
             "bad-option",

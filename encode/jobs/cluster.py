@@ -22,7 +22,7 @@ from distributed.utils import get_mp_context
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from wsa.encode.jobs import slurm, tasks
-from wsa.encode.jobs.slurm import SlurmJobs
+from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.encode.jobs.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
 from wsa.store.common import terminal
 from wsa.store.common.errors import StorageError, Terminated, UsageError
@@ -55,12 +55,12 @@ def cores() -> int:
     return cpu_count()
 
 
-def models_at_once(scheduler: str, workers: int, device: str, jobs: SlurmJobs) -> int:
+def models_at_once(scheduler: str, workers: int, device: str, jobs: SlurmOptions) -> int:
     """How many workers `connect` would have at a model at once; 1 where others start them."""
     if scheduler == "local":
         return workers or _gpus_for(device) or cores()
     if scheduler == "slurm":
-        return max(1, workers) * (1 if jobs.gpu else jobs.cores)
+        return max(1, workers) * (1 if jobs.slurm_gpu else jobs.slurm_cores)
     return 1
 
 
@@ -73,7 +73,7 @@ def connect(
     scheduler: str,
     workers: int,
     device: str = "auto",
-    jobs: SlurmJobs | None = None,
+    jobs: SlurmOptions | None = None,
     threads: int = 0,
     option: str = "--scheduler",
 ) -> Iterator[tuple[Client, int]]:
@@ -108,7 +108,7 @@ def connect(
             yield client, int(scheduler == "local")
     elif scheduler == "slurm":
         with _started(
-            lambda stack: _submit(workers, jobs or SlurmJobs(), threads, stack)
+            lambda stack: _submit(workers, jobs or SlurmOptions(), threads, stack)
         ) as client:
             slurm.await_worker(client, client.cluster)
             yield client, 1
@@ -263,18 +263,26 @@ def _gpus() -> list[str]:
     return seen or [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _submit(workers: int, jobs: SlurmJobs, threads: int, stack: contextlib.ExitStack) -> Client:
+def _submit(workers: int, jobs: SlurmOptions, threads: int, stack: contextlib.ExitStack) -> Client:
     stack.enter_context(_settings())
     cluster = stack.enter_context(
-        slurm.start(jobs, WORKER_ENVIRONMENT, True, threads, **_dashboard())
+        slurm.start(
+            jobs,
+            WORKER_ENVIRONMENT,
+            True,
+            threads,
+            dashboard_address=_ANY_PORT,
+            **_dashboard(),
+        )
     )
     _keep(slurm.Keeper(cluster, workers or 1), cluster.loop, stack)
     return stack.enter_context(_client(cluster))
 
 
-def job_script(jobs: SlurmJobs) -> str:
+def job_script(jobs: SlurmOptions) -> str:
     """What would be submitted to SLURM, for `wsa encode --dry-run`."""
-    with slurm.start(jobs, WORKER_ENVIRONMENT, False, dashboard=False) as cluster:
+    options: dict[str, Any] = {"dashboard_address": _ANY_PORT, "dashboard": False}
+    with slurm.start(jobs, WORKER_ENVIRONMENT, False, **options) as cluster:
         script: str = cluster.job_script()
         return script
 
@@ -299,7 +307,7 @@ def _settings() -> config.set:
     )
 
 
-def _dashboard() -> dict[str, bool]:
+def _dashboard() -> dict[str, Any]:
     """Dask's pages, where bokeh is installed to draw them."""
     return {"dashboard": importlib.util.find_spec("bokeh") is not None}
 

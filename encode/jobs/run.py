@@ -25,7 +25,7 @@ from wsa.encode.jobs.events import (
 )
 from wsa.encode.jobs.plan import Name, Plan, make_plan
 from wsa.encode.jobs.scheduler import TRIES, Driver, died, gone
-from wsa.encode.jobs.slurm import SlurmJobs
+from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.encode.jobs.tasks import Failed, Setting
 from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
@@ -123,7 +123,7 @@ def encode(
     scheduler: str = "local",
     workers: int = 0,
     device: str = "auto",
-    jobs: SlurmJobs | None = None,
+    jobs: SlurmOptions | None = None,
     max_step_error: float = MAX_STEP_ERROR,
     tries: int = TRIES,
     engine: str = "auto",

@@ -12,15 +12,16 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import NoReturn
 
-from wsa.encode.configs import EncodeOptions
-from wsa.encode.jobs import cluster, slurm
-from wsa.encode.jobs.events import AttemptFailed, Event, ModelReady
+from distributed import Client
+
+from wsa.encode.jobs.events import AttemptFailed, Event, Listener, ModelReady
 from wsa.encode.jobs.plan import Digests, Item, Name, Plan, make_plan
 from wsa.encode.jobs.run import register_all, setting_of
-from wsa.encode.jobs.scheduler import Driver
+from wsa.encode.jobs.scheduler import TRIES, Driver
 from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
 from wsa.encode.registration.register import Registered
@@ -32,6 +33,7 @@ from wsa.store.backends.base import Backend
 from wsa.store.backends.open import open_backend
 from wsa.store.common import terminal
 from wsa.store.common.errors import ConflictError, DamagedError, StorageError, WsaError
+from wsa.store.objects.probe import MAX_STEP_ERROR
 from wsa.store.objects.root import is_free, open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
@@ -41,53 +43,55 @@ RETRY_SET_ASIDE_S = 3600.0
 LONGEST_PAUSE_S = 60.0
 
 
-def watch(
-    backend: Backend,
-    snapshot: Snapshot,
-    requests: Sequence[Request],
-    games: Sequence[str],
-    o: EncodeOptions,
-) -> NoReturn:
-    """Encode what comes into a store until told to end, by Ctrl-C or SIGTERM.
+Connect = Callable[[], AbstractContextManager[tuple[Client, int]]]
+
+
+class Service:
+    """Encodes what comes into a store until it is told to end, by Ctrl-C or SIGTERM.
 
     Args:
         backend: The store, which need not be there yet.
         snapshot: The store, as it is.
         requests: Models.
         games: Games; all that the store will have where empty.
-        o: The options of `wsa encode`.
-
-    Raises:
-        WsaError: At the start: no weights, a drifted model, no workers, a port that is taken.
-        KeyboardInterrupt: It was told to end.
+        asked: The models as the user named them, for `wsa status`.
+        connect: Connects to workers, as `wsa.encode.jobs.cluster.connect` does.
+        device: Where models run: `cpu`, `cuda` or `auto`.
+        engine: What runs models; `auto` is the fastest that is right.
+        max_step_error: Largest step-relative error of a reduced precision.
+        tries: How often a segment is tried before it is set aside.
+        poll_s: Seconds between two looks at the store while there is nothing to do.
+        heartbeat_s: Seconds between two heartbeats.
+        metrics: Address and port to serve Prometheus on.
+        listen: Called with every event.
     """
-    service = Service(backend, snapshot, requests, games, o)
-    with contextlib.ExitStack() as stack:
-        if o.metrics_port is not None:
-            served = prometheus.serve(o.metrics_host, o.metrics_port, service.tally.beat)
-            terminal.say(f"metrics at {stack.enter_context(served)}")
-        service.await_store()
-        heart = Heart(open_backend(backend.url), service.tally.beat, service.claims.release)
-        stack.enter_context(heart)
-        service.run()
-
-
-class Service:
-    """What `watch` runs."""
 
     def __init__(
         self,
         backend: Backend,
         snapshot: Snapshot,
         requests: Sequence[Request],
-        games: Sequence[str],
-        o: EncodeOptions,
+        games: Sequence[str] = (),
+        *,
+        asked: Sequence[str],
+        connect: Connect,
+        device: str = "auto",
+        engine: str = "auto",
+        max_step_error: float = MAX_STEP_ERROR,
+        tries: int = TRIES,
+        poll_s: float = 30.0,
+        heartbeat_s: float = 15.0,
+        metrics: tuple[str, int] | None = None,
+        listen: Listener = lambda event: None,
     ) -> None:
         self._backend, self._snapshot = backend, snapshot
-        self._requests, self._games, self._o = requests, tuple(games), o
+        self._requests, self._games = requests, tuple(games)
+        self._connect, self._device = connect, device
+        self._engine, self._max_step_error, self._tries = engine, max_step_error, tries
+        self._poll_s, self._metrics, self._listener = poll_s, metrics, listen
         name = heartbeat.new_service()
-        self.tally = Tally(name, o.beat, o.models, self._games)
-        self.claims = Claims(backend, name, heartbeat.LOST_AFTER * o.beat)
+        self.tally = Tally(name, heartbeat_s, asked, self._games)
+        self.claims = Claims(backend, name, heartbeat.LOST_AFTER * heartbeat_s)
         self._registered: dict[str, Registered] = {}
         self._digests: Digests = {}
         self._aside: dict[Name, tuple[float, AttemptFailed]] = {}
@@ -96,33 +100,44 @@ class Service:
         self._pause = 1.0
         self._said = ""
 
-    def await_store(self) -> None:
+    def run(self) -> NoReturn:
+        """Serve, with heartbeats from the time that the store is there.
+
+        Raises:
+            WsaError: At the start: no weights, a drifted model, no workers, a port that is taken.
+            KeyboardInterrupt: It was told to end.
+        """
+        with contextlib.ExitStack() as stack:
+            if self._metrics is not None:
+                served = prometheus.serve(*self._metrics, self.tally.beat)
+                terminal.say(f"metrics at {stack.enter_context(served)}")
+            self._await_store()
+            heart = Heart(open_backend(self._backend.url), self.tally.beat, self.claims.release)
+            stack.enter_context(heart)
+            self._work()
+
+    def _await_store(self) -> None:
         """Wait until somebody starts the store. Nothing is written before: the place must be empty."""
         while True:
             try:
                 if is_free(self._backend):
                     why = f"there is no store at {self._backend.url} yet"
                     self._say(f"waiting: {why}", always=False)
-                    time.sleep(self._o.poll)
+                    time.sleep(self._poll_s)
                 else:
                     open_store(self._backend.url)
                     return
             except StorageError as error:
                 self._suffer("storage-down", error)
 
-    def run(self) -> NoReturn:
+    def _work(self) -> NoReturn:
         """Connect to workers, and again whenever they are lost, and serve."""
         # Where a connection was lost, tasks of Dask speak of it long after.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         while True:
             try:
-                with cluster.connect(
-                    self._o.scheduler,
-                    self._o.workers,
-                    self._o.device,
-                    slurm.jobs(self._o, self._o.scheduler),
-                ) as (client, threads):
-                    self._serve(Workers(client, self._o.device, self._listen, threads))
+                with self._connect() as (client, threads):
+                    self._serve(Workers(client, self._device, self._listen, threads))
             except Exception as error:  # Dask's own too: of many kinds, and none lasts.
                 if not self._registered:
                     raise
@@ -142,7 +157,7 @@ class Service:
                 continue
             self._pause = 1.0
             if not worked:
-                time.sleep(self._o.poll)
+                time.sleep(self._poll_s)
 
     def _round(self, workers: Workers) -> bool:
         """Look at the store and encode a batch of what it lacks; whether there was any."""
@@ -197,9 +212,13 @@ class Service:
     def _ask(
         self, workers: Workers, requests: Sequence[Request], games: Collection[str]
     ) -> list[Registered]:
-        o = self._o
         return register_all(
-            workers, self._backend.url, requests, sorted(games), o.engine, o.max_step_error
+            workers,
+            self._backend.url,
+            requests,
+            sorted(games),
+            self._engine,
+            self._max_step_error,
         )
 
     def _todo(self) -> dict[Lane, int]:
@@ -250,7 +269,7 @@ class Service:
         about = ", ".join(plan.games)
         self._set("encoding", f"{len(plan.items)} objects of {about}", always=True)
         setting = setting_of(workers, self._backend.url, self._registered.values())
-        driver = Driver(workers, setting, self._o.tries)
+        driver = Driver(workers, setting, self._tries)
         try:
             # What would have copied from what was set aside is left for the next round.
             driver.drive(plan.by_segment())
@@ -289,8 +308,7 @@ class Service:
 
     def _listen(self, event: Event) -> None:
         self.tally.listen(event)
-        if self._o.json:
-            terminal.say_event(event)
+        self._listener(event)
         if isinstance(event, ModelReady):
             self._say(f"{event.spec.key} is ready, run by {event.choice}")
         elif isinstance(event, AttemptFailed):
