@@ -13,9 +13,9 @@ from typing import NoReturn
 
 from wsa.encode.configs import EncodeOptions, weights_files
 from wsa.encode.jobs import events, slurm
-from wsa.encode.jobs.report import make_folder, write_report
-from wsa.encode.jobs.run import EncodeReport, require_frames, wanted_games
+from wsa.encode.jobs.report import EncodeReport, make_folder, write_report
 from wsa.encode.jobs.run import encode as run
+from wsa.encode.jobs.run import require_frames, wanted_games
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.identity import request_of
 from wsa.store.backends.base import Backend
@@ -115,11 +115,10 @@ def _keep(o: EncodeOptions, report: EncodeReport) -> None:
 
 
 def _print(report: EncodeReport) -> None:
-    rows = []
-    for one in report.models:
-        mine = [d for d in report.done if d.model == one.spec.key]
-        made, saved = sum(d.passes for d in mine), sum(d.copied for d in mine)
-        rows.append([one.spec.key, one.spec.title, len(mine), made, saved, one.fitted])
+    rows = [
+        [of.model, one.spec.title, of.objects, of.passes, of.copied, of.strip_passes]
+        for one, of in zip(report.models, report.totals, strict=True)
+    ]
     columns = ["model", "weights of", "objects", "passes made", "passes saved", "basis passes"]
     terminal.table("", columns, rows)
     if report.failed:

@@ -10,20 +10,13 @@ import dataclasses
 import difflib
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
 
 from distributed import CancelledError, KilledWorker
 
 from wsa.encode.jobs import cluster, tasks
-from wsa.encode.jobs.events import (
-    AttemptFailed,
-    Listener,
-    ModelReady,
-    Planned,
-    SegmentDone,
-    WorkerUnfit,
-)
+from wsa.encode.jobs.events import Listener, ModelReady, Planned
 from wsa.encode.jobs.plan import Name, Plan, make_plan
+from wsa.encode.jobs.report import EncodeReport
 from wsa.encode.jobs.scheduler import TRIES, Driver, died, gone
 from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.encode.jobs.tasks import Failed, Setting
@@ -37,82 +30,6 @@ from wsa.store.common.errors import MissingError
 from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.probe import MAX_STEP_ERROR
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodeReport:
-    """What an encoding did.
-
-    Attributes:
-        models: The models, registered.
-        done: One entry a segment and model that was encoded now.
-        failures: Every attempt that failed, first to last.
-        present: Objects that were there already.
-        seconds: Wall time.
-        workers: Workers at the start, and `threads` and `device` of theirs.
-        unfit: Workers that could not open a model.
-        stopped: What ended it before all was tried; empty if nothing did.
-    """
-
-    models: tuple[Registered, ...]
-    done: tuple[SegmentDone, ...]
-    failures: tuple[AttemptFailed, ...]
-    present: int
-    seconds: float
-    workers: int = 0
-    threads: int = 0
-    device: str = ""
-    unfit: tuple[WorkerUnfit, ...] = ()
-    stopped: str = ""
-
-    @property
-    def failed(self) -> tuple[AttemptFailed, ...]:
-        """What was set aside because every attempt failed."""
-        return tuple(f for f in self.failures if f.last)
-
-    @property
-    def exit_code(self) -> int:
-        """0, or that of the first error for which something was set aside."""
-        return self.failed[0].error.exit_code if self.failed else 0
-
-    @property
-    def passes(self) -> int:
-        """Frames, or windows of frames, that went through a model."""
-        return sum(d.passes for d in self.done)
-
-    @property
-    def copied(self) -> int:
-        """Those that did not, because the same had gone through before."""
-        return sum(d.copied for d in self.done)
-
-    def summary(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {
-            "models": {
-                r.spec.key: {
-                    "random": r.spec.identity.random,
-                    "engine": r.choice.engine if r.choice else None,
-                }
-                for r in self.models
-            },
-            "objects": len(self.done),
-            "present": self.present,
-            "set_aside": [
-                {
-                    "model": f.model,
-                    "game": f.game,
-                    "segment": f.segment,
-                    "attempts": f.attempts,
-                    "kind": f.error.kind,
-                    "why": str(f.error),
-                }
-                for f in self.failed
-            ],
-            "passes": self.passes,
-            "copied": self.copied,
-            "strip_passes": sum(r.fitted for r in self.models),
-            "seconds": self.seconds,
-        }
 
 
 def encode(
