@@ -1,4 +1,4 @@
-"""The verbs `encode` and `models`: from options to a printed result and an exit code."""
+"""The command `encode`: from options to a printed result and an exit code."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def encode(o: EncodeOptions) -> int:
         _watch(o, backend, snapshot, requests, games)
     if o.dry_run:
         require_frames(snapshot, requests, games)
-        return _dry(o, snapshot, requests, games)
+        return _dry_run(o, snapshot, requests, games)
     if o.report:
         make_folder(Path(o.report))  # Hours later would be too late to hear that it cannot be.
     report = run_with_progress(backend, requests, games, o)
-    _keep(o, report)
+    _write_report(o, report)
     if o.json:
         terminal.result(True, report.summary())
     else:
@@ -106,7 +106,7 @@ def _watch(
     ).run()
 
 
-def _keep(o: EncodeOptions, report: EncodeReport) -> None:
+def _write_report(o: EncodeOptions, report: EncodeReport) -> None:
     """Write the report of what was done, and say where."""
     if report.done or report.failures:
         name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
@@ -171,12 +171,12 @@ def run_with_progress(
     if o.json:
         return _run(backend, requests, games, o, terminal.say_event)
     done = total = 0
-    told: dict[str, str] = {}
+    said_before: dict[str, str] = {}
     with terminal.Progress("encode", "frames") as progress:
 
         def listen(event: events.Event) -> None:
             nonlocal total, done
-            if said := remark(event, told):
+            if said := describe_event(event, said_before):
                 terminal.say(said)
             if isinstance(event, events.Planned):
                 total = event.passes + event.copies
@@ -196,7 +196,7 @@ def _run(
 ) -> EncodeReport:
     def stopped(report: EncodeReport) -> None:
         with contextlib.suppress(StorageError):  # What stopped it is what to tell.
-            _keep(o, report)
+            _write_report(o, report)
 
     return run(
         backend,
@@ -214,16 +214,16 @@ def _run(
     )
 
 
-def remark(event: events.Event, told: dict[str, str]) -> str:
+def describe_event(event: events.Event, said_before: dict[str, str]) -> str:
     """An event in words, where a person wants to know of it.
 
     Args:
         event: The event.
-        told: Why workers got no segments, and of which this was said, so that it is said once.
+        said_before: Why workers got no segments, and of which this was said, so that it is said once.
     """
     if isinstance(event, events.Started):
         pages = f"; Dask's pages are at {event.dashboard}" if event.dashboard else ""
-        workers, threads = _count(event.workers, "worker"), _count(event.threads, "thread")
+        workers, threads = _plural(event.workers, "worker"), _plural(event.threads, "thread")
         return f"{workers}, {threads}, device {event.device}{pages}"
     if isinstance(event, events.ModelReady):
         fitted = f", basis fitted on {event.fitted} frames" if event.fitted else ""
@@ -236,28 +236,32 @@ def remark(event: events.Event, told: dict[str, str]) -> str:
         )
     if isinstance(event, events.WorkerUnfit):
         why = str(event.error)
-        first = told.setdefault(why, event.worker)
+        first = said_before.setdefault(why, event.worker)
         said = why if first == event.worker else f"As {first}."
         return f"worker {event.worker} on {event.host} gets no segments. {said}"
     return ""
 
 
-def _count(number: int, what: str) -> str:
+def _plural(number: int, what: str) -> str:
     """A number of things, in words."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: list[str]) -> int:
+def _dry_run(
+    o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: list[str]
+) -> int:
     from wsa.encode.jobs import cluster, dry_run
     from wsa.encode.jobs.dry_run import estimate
 
     jobs = slurm.jobs(o, o.scheduler)
     here = "inproc" if o.scheduler == "inproc" else "local"
-    found = dry_run.on_worker(snapshot, requests, games, o.device, o.engine, o.max_step_error, here)
+    found = dry_run.measure_on_worker(
+        snapshot, requests, games, o.device, o.engine, o.max_step_error, here
+    )
     workers = cluster.models_at_once(o.scheduler, o.workers, o.device, jobs)
     lines = [
-        estimate(snapshot, request, games, sized, workers)
-        for request, sized in zip(requests, found.models, strict=True)
+        estimate(snapshot, request, games, measured, workers)
+        for request, measured in zip(requests, found.models, strict=True)
     ]
     fitted = [line.strip for line in lines]
     each = dry_run.worker_bytes(snapshot, games, o.device, found, fitted)
@@ -290,7 +294,7 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
     )
     unasked = f" (how many {o.scheduler} has was not asked)" if "://" in o.scheduler else ""
     print(
-        f"\nminutes with {_count(workers, 'worker')} as fast as this machine's{unasked}; memory at "
+        f"\nminutes with {_plural(workers, 'worker')} as fast as this machine's{unasked}; memory at "
         f"most {terminal.size(each)} for each, {terminal.size(dry_run.peak_bytes())} for this process"
     )
     if script:

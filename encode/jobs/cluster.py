@@ -104,10 +104,12 @@ def connect(
         )
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # Errors are raised here.
     if scheduler in ("inproc", "local"):
-        with _started(lambda stack: _start(scheduler, workers, device, threads, stack)) as client:
+        with _running_client(
+            lambda stack: _start(scheduler, workers, device, threads, stack)
+        ) as client:
             yield client, int(scheduler == "local")
     elif scheduler == "slurm":
-        with _started(
+        with _running_client(
             lambda stack: _submit(workers, jobs or SlurmOptions(), threads, stack)
         ) as client:
             slurm.await_worker(client, client.cluster)
@@ -159,15 +161,15 @@ def _client(*where: Any, **options: Any) -> Client:
 
 
 @contextlib.contextmanager
-def _started(start: Callable[[contextlib.ExitStack], Client]) -> Iterator[Client]:
+def _running_client(start: Callable[[contextlib.ExitStack], Client]) -> Iterator[Client]:
     """A client of what is started for it, and ended in any case."""
     stack = contextlib.ExitStack()
     try:
-        with _interrupts_wait():
+        with _defer_signals():
             client = start(stack)
         yield client
     finally:
-        with _interrupts_wait():
+        with _defer_signals():
             stack.close()
 
 
@@ -186,8 +188,8 @@ def _start(
             scheduler_kwargs={"dashboard": False},
         )
         return stack.enter_context(client)
-    stack.enter_context(_settings())
-    _import_once()
+    stack.enter_context(_dask_settings())
+    _preload_forkserver()
     count = workers or gpus or cores()
     local = _Local(
         n_workers=0,
@@ -199,7 +201,7 @@ def _start(
         scheduler_kwargs=_dashboard(),
     )
     cluster: Any = stack.enter_context(local)  # Typed as if it were asynchronous.
-    _keep(lambda: cluster.scale(count), cluster.loop, stack)
+    _keep_scaled(lambda: cluster.scale(count), cluster.loop, stack)
     client = stack.enter_context(_client(cluster))
     try:
         client.wait_for_workers(count, timeout=WAIT_FOR_PROCESSES_S)
@@ -214,7 +216,7 @@ def _start(
     return client
 
 
-def _keep(scale: Callable[[], Any], loop: IOLoop, stack: contextlib.ExitStack) -> None:
+def _keep_scaled(scale: Callable[[], Any], loop: IOLoop, stack: contextlib.ExitStack) -> None:
     """Start workers, and others in the place of those that went for good."""
     scale()
     again = PeriodicCallback(scale, 1000 * SCALE_EVERY_S)
@@ -222,7 +224,7 @@ def _keep(scale: Callable[[], Any], loop: IOLoop, stack: contextlib.ExitStack) -
     stack.callback(loop.add_callback, again.stop)
 
 
-def _import_once() -> None:
+def _preload_forkserver() -> None:
     """Start the process that workers are forked from; it imports what they need, once for all.
 
     To import torch and timm takes a core 7 s, which each worker would need of its own, also one that
@@ -264,7 +266,7 @@ def _gpus() -> list[str]:
 
 
 def _submit(workers: int, jobs: SlurmOptions, threads: int, stack: contextlib.ExitStack) -> Client:
-    stack.enter_context(_settings())
+    stack.enter_context(_dask_settings())
     cluster = stack.enter_context(
         slurm.start(
             jobs,
@@ -275,7 +277,7 @@ def _submit(workers: int, jobs: SlurmOptions, threads: int, stack: contextlib.Ex
             **_dashboard(),
         )
     )
-    _keep(slurm.Keeper(cluster, workers or 1), cluster.loop, stack)
+    _keep_scaled(slurm.JobKeeper(cluster, workers or 1), cluster.loop, stack)
     return stack.enter_context(_client(cluster))
 
 
@@ -287,7 +289,7 @@ def job_script(jobs: SlurmOptions) -> str:
         return script
 
 
-def _settings() -> config.set:
+def _dask_settings() -> config.set:
     """Dask's settings for workers of our own."""
     return config.set(
         {
@@ -313,7 +315,7 @@ def _dashboard() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _interrupts_wait() -> Iterator[None]:
+def _defer_signals() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM wait till the end; Ctrl-C never reaches what is started meanwhile.
 
     A terminal sends it to workers too, which shall not print where they were: this process ends

@@ -145,9 +145,7 @@ class EncodeReport:
             },
             "objects": len(self.done),
             "present": self.present,
-            "set_aside": [
-                {"attempts": f.attempts, **_failure(f)} for f in self.failed
-            ],
+            "set_aside": [{"attempts": f.attempts, **_failure(f)} for f in self.failed],
             "passes": self.passes,
             "copied": self.copied,
             "strip_passes": sum(one.fitted for one in self.models),

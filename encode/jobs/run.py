@@ -17,12 +17,12 @@ from wsa.encode.jobs import cluster, tasks
 from wsa.encode.jobs.events import Listener, ModelReady, Planned
 from wsa.encode.jobs.plan import Name, Plan, make_plan
 from wsa.encode.jobs.report import EncodeReport
-from wsa.encode.jobs.scheduler import TRIES, Driver, died, gone
+from wsa.encode.jobs.scheduler import TRIES, Driver, scheduler_lost, worker_died
 from wsa.encode.jobs.slurm import SlurmOptions
-from wsa.encode.jobs.tasks import Failed, Setting
+from wsa.encode.jobs.tasks import Failed, TaskSettings
 from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
-from wsa.encode.registration.identity import find
+from wsa.encode.registration.identity import find_model
 from wsa.encode.registration.register import Registered
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
@@ -71,7 +71,7 @@ def encode(
     registered = [
         Registered(spec, 0, request)
         for request in requests
-        if (spec := find(snapshot, request)) is not None
+        if (spec := find_model(snapshot, request)) is not None
     ]
     require_frames(snapshot, requests, games)
     plan = _plan(snapshot, registered, games)
@@ -122,7 +122,7 @@ def encode_on(
     plan = _plan(snapshot, registered, games)
     _require_frames(snapshot, plan)
     workers.listen(Planned(len(plan.items), plan.passes, plan.copies))
-    driver = Driver(workers, setting_of(workers, backend.url, registered), tries)
+    driver = Driver(workers, task_settings(workers, backend.url, registered), tries)
 
     def report(stopped: str = "") -> EncodeReport:
         return EncodeReport(
@@ -140,22 +140,22 @@ def encode_on(
 
     again = plan
     try:
-        while driver.drive(again.by_segment()):
+        while driver.run(again.by_segment()):
             # Something would have copied from what was set aside: its frames go through the model.
             snapshot = take_snapshot(backend, snapshot)
-            again = _plan(snapshot, registered, games, driver.set_aside)
+            again = _plan(snapshot, registered, games, driver.skipped)
     except BaseException as error:
         on_stop(report(str(error) or type(error).__name__))
         raise
     return report()
 
 
-def setting_of(workers: Workers, store: str, registered: Iterable[Registered]) -> Setting:
+def task_settings(workers: Workers, store: str, registered: Iterable[Registered]) -> TaskSettings:
     """What all tasks have in common that run these models on these workers."""
     models = list(registered)
     sources = {one.spec.key: one.request.source for one in models}
     engines = {one.spec.key: one.choice.engine for one in models if one.choice}
-    return Setting(store, sources, engines, workers.device, workers.threads)
+    return TaskSettings(store, sources, engines, workers.device, workers.threads)
 
 
 def register_all(
@@ -195,7 +195,7 @@ def register_all(
             try:
                 outcome = future.result()
             except CancelledError:
-                raise gone() from None
+                raise scheduler_lost() from None
             except ImportError:
                 if not workers.exclude_without_wsa():
                     raise
@@ -203,7 +203,7 @@ def register_all(
             except KilledWorker as error:
                 deaths += 1
                 if deaths >= TRIES:
-                    raise died(f"{request.alias} as it was registered", error) from None
+                    raise worker_died(f"{request.alias} as it was registered", error) from None
                 continue
             if isinstance(outcome, Failed):
                 workers.exclude(outcome)
@@ -259,7 +259,7 @@ def require_frames(snapshot: Snapshot, requests: Sequence[Request], games: Seque
     alike = {(spec.alias, spec.identity.output, spec.identity.precision) for spec in specs}
     models: dict[str, int] = {}
     for request in requests:
-        if spec := find(snapshot, request):
+        if spec := find_model(snapshot, request):
             models[spec.key] = spec.identity.window
         elif (request.alias, request.output, request.precision) not in alike:
             models[names.make_model_key(request.alias, "0" * 12)] = 1

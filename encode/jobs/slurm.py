@@ -154,7 +154,7 @@ def start(
     )
 
 
-class Keeper:
+class JobKeeper:
     """Keeps so many jobs submitted: another one for each that is over or was refused.
 
     dask-jobqueue does so itself, but only where a job has a single worker.

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from wsa import cli
-from wsa.encode.jobs.dry_run import estimate, size_up
+from wsa.encode.jobs.dry_run import estimate, measure_model
 from wsa.encode.models.registry import known_aliases, parse_request
 from wsa.store.backends.base import Backend
 from wsa.store.objects.root import open_store
@@ -116,7 +116,7 @@ def test_an_estimate_is_made_of_every_output(
     kit.add_segment(store, height=64, width=48)
     request = parse_request("timm:test_vit:random", {}, output, geometry="pad")
     asked = take_snapshot(store), request, ["Pong"]
-    found = estimate(*asked, size_up(*asked, "cpu", "torch")[0])
+    found = estimate(*asked, measure_model(*asked, "cpu", "torch")[0])
     (meta,) = take_snapshot(store).segments()
     assert found.bytes == 2 * numbers * meta.frames and found.strip == fit
     assert take_snapshot(store).models == []

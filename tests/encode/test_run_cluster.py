@@ -20,7 +20,7 @@ from dask import config
 from wsa import cli
 from wsa.encode.jobs import cluster, dry_run
 from wsa.encode.jobs.run import encode, encode_on
-from wsa.encode.jobs.slurm import Keeper, SlurmOptions
+from wsa.encode.jobs.slurm import JobKeeper, SlurmOptions
 from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
 from wsa.store.backends.base import Backend
@@ -110,7 +110,7 @@ def test_a_job_that_is_over_is_followed_by_another(monkeypatch: pytest.MonkeyPat
     now = [0.0]
     monkeypatch.setattr("wsa.encode.jobs.slurm.time.monotonic", lambda: now[0])
     jobs = Jobs()
-    keep = Keeper(jobs, 2)
+    keep = JobKeeper(jobs, 2)
     keep()
     assert jobs.submitted == 2
     now[0] = 1e5
@@ -238,7 +238,7 @@ def test_no_worker_takes_more_memory_than_the_dry_run_says(
         writer.commit_segment(store, *segment_of(number, frames))
     requests = [tiny("resnet", "grid:2+pca:32"), tiny("vit")]
     asked = take_snapshot(store), requests, ["Pong"]
-    sized = dry_run.on_worker(*asked, "cpu", "auto")
+    sized = dry_run.measure_on_worker(*asked, "cpu", "auto")
     fitted = [832, 0]  # Frames of the strip.
     stated = dry_run.worker_bytes(asked[0], ["Pong"], "cpu", sized, fitted)
     monkeypatch.setenv("WSA_TEST_PEAKS", str(tmp_path))
