@@ -261,7 +261,7 @@ def test_a_bounded_number_of_tasks_is_in_flight(
 
     def submit(self: Any, *args: Any) -> Any:
         future = real(self, *args)
-        most[0] = max(most[0], len(self._open))
+        most[0] = max(most[0], len(self._unfinished))
         return future
 
     monkeypatch.setattr(scheduler.Driver, "_submit", submit)
