@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 from wsa import cli
+from wsa.learn.configs.algorithms import ONLINE
 
 
 def page() -> str:
@@ -29,7 +31,21 @@ def _page() -> str:
     for name, verb in cli.VERBS.items():
         parts.append(f"\n## wsa {name}\n\n{verb.what[0].upper() + verb.what[1:]}.\n\n")
         parts.append(f"```text\n{_help([name])}```\n")
+        if name == "learn":
+            parts.extend(_of_online_algorithms())
     return "".join(parts)
+
+
+def _of_online_algorithms() -> Iterator[str]:
+    """Groups of options that `wsa learn` has with another --algo."""
+    for name in ONLINE:
+        flags = ["--online", "--algo", name]
+        yield f"\n### wsa learn {' '.join(flags)}\n\nInstead of the groups of these names above:\n\n"
+        boxes = _help(["learn", *flags]).split("╭─ ")[1:]
+        kept = [box for box in boxes if box.startswith(("algorithm", "data", "live models"))]
+        yield (
+            "```text\n" + "".join(f"╭─ {box}" for box in kept).partition("\nexample:")[0] + "```\n"
+        )
 
 
 def _help(verb: list[str]) -> str:
