@@ -16,9 +16,13 @@ from wsa.store.common import hashing
 DIGEST = "26a8970622fb07500c3fd4c331b05da3afa2082894f8198413eff2319842edcf"
 
 
+pytestmark = pytest.mark.usefixtures("whole_strip")
+
+
 @pytest.fixture(scope="module")
 def parts() -> list[probe_strip.StripGame]:
-    return probe_strip.load_strip()
+    found: list[probe_strip.StripGame] = probe_strip.whole["load_strip"]()  # type: ignore[attr-defined]
+    return found
 
 
 @pytest.fixture(scope="module")
