@@ -38,7 +38,7 @@ def looks(game: str) -> Tensor:
             at = np.array([int(share * meta.steps)])
             pair = window_rows(at, episode_starts(rows["is_first"])[at], 2)[0]
             frames = snapshot.read_frames(meta)[rows["frame"][pair]]
-            shown.append(data.levels(frames, MovingObjects.sight))
+            shown.append(data.levels(frames, MovingObjects.training_input))
     return data.scale(torch.from_numpy(np.stack(shown)), "cpu")
 
 

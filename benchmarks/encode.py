@@ -48,7 +48,7 @@ from wsa.encode.jobs.cluster import cores
 from wsa.encode.jobs.plan import Item, Plan, make_plan
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request, parse_request
-from wsa.encode.registration import fit_reduction, probe_strip, register
+from wsa.encode.registration import fit_reduction, probe_frames, register
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 GAME, ROUNDS, SECONDS = "Seaquest", 3, 8.0
@@ -77,12 +77,12 @@ def main(asked: list[str]) -> None:
 
 def measure(name: str) -> None:
     request = parse_request(name, {})
-    eager, _ = register.unreduced(request, "cpu")
+    eager, _ = register.encoder_without_basis(request, "cpu")
     with FlopCounterMode(display=False) as counter:
-        eager.features(probe_strip.probe_frames()[:1])
+        eager.features(probe_frames.probe_inputs()[:1])
     operations = counter.get_total_flops()
     if request.source == "random":
-        width = eager.features(probe_strip.probe_frames()[:1]).shape[1:]
+        width = eager.features(probe_frames.probe_inputs()[:1]).shape[1:]
         fit_reduction.fit = lambda encoder, snapshot, output, window: bases.fit(
             torch.randn(2 * output.numbers, *width), output.numbers
         )
@@ -92,17 +92,21 @@ def measure(name: str) -> None:
         assert choice is not None
         snapshot = take_snapshot(backend)
         plan = cut(make_plan(snapshot, [key], [GAME]), SECONDS * choice.rate)
-        setting = tasks.Setting(backend.url, {key: request.source}, {key: choice.engine}, "cpu", 1)
-        encoder = tasks.opened(backend.url, key, request.source, "cpu", choice.engine)
+        settings = tasks.TaskSettings(
+            backend.url, {key: request.source}, {key: choice.engine}, "cpu", 1
+        )
+        encoder = tasks.cached_model(backend.url, key, request.source, "cpu", choice.engine)
         ran = counted(encoder)
-        pixels = preprocess(torch.from_numpy(probe_strip.probe_frames()[:8]), encoder.preprocessing)
+        pixels = preprocess(
+            torch.from_numpy(probe_frames.probe_inputs()[:8]), encoder.preprocessing
+        )
 
         def pipeline() -> float:
             forget(backend, plan)
             before = sum(ran)
             started = time.perf_counter()
             for items in plan.by_segment():
-                tasks.encode_segment(setting, items)
+                tasks.encode_segment(settings, items)
             seconds = time.perf_counter() - started
             assert sum(ran) - before == plan.passes
             return plan.passes / seconds
@@ -116,13 +120,13 @@ def measure(name: str) -> None:
         )
         table("frames/s, one core", rates, "bare")
         print(f"\nshare of the peak: {share(encoder, pixels, 'fp32', operations)} in fp32", end="")
-        found, _, _ = register.measured(
+        found, _, _ = register.measure_engines(
             snapshot, dataclasses.replace(request, precision="bf16"), "cpu"
         )
         half = found.choose("auto", "bf16", math.inf)
         by_hand = share(found.encoder(half.engine, "bf16"), pixels, "bf16", operations)
         print(f", {by_hand} in bf16 ({half.engine}, step error {half.error:.2g})\n")
-        against_a_user(request, snapshot, plan, setting)
+        against_a_user(request, snapshot, plan, settings)
 
 
 def bare(encoder: Encoder, pixels: torch.Tensor) -> float:
@@ -163,7 +167,7 @@ def cut(plan: Plan, frames: float) -> Plan:
 
 
 def against_a_user(
-    request: Request, snapshot: Snapshot, plan: Plan, setting: tasks.Setting
+    request: Request, snapshot: Snapshot, plan: Plan, settings: tasks.TaskSettings
 ) -> None:
     """A user's script on all cores, and wsa in one process a core, in turn."""
     model = registry.build(request)
@@ -193,7 +197,7 @@ def against_a_user(
     alone = [
         (dataclasses.replace(item, own=np.arange(item.inputs), copies=()),) for item in plan.items
     ]
-    with Processes(setting) as processes:
+    with Processes(settings) as processes:
 
         def ours() -> float:
             forget(snapshot.backend, plan)
@@ -238,13 +242,13 @@ def largest_product(precision: str) -> Callable[[], int]:
 class Processes:
     """One single-threaded process a core, each with the model open, as Dask's workers are."""
 
-    def __init__(self, setting: tasks.Setting) -> None:
-        self._setting = setting
+    def __init__(self, settings: tasks.TaskSettings) -> None:
+        self._settings = settings
         context = multiprocessing.get_context("spawn")
         self._pipes, self._started = [], []
         for _ in range(cores()):
             ours, theirs = context.Pipe()
-            self._started.append(context.Process(target=serve, args=(theirs, setting)))
+            self._started.append(context.Process(target=serve, args=(theirs, settings)))
             self._pipes.append(ours)
 
     def __enter__(self) -> Self:
@@ -280,13 +284,13 @@ class Processes:
         return passes / (time.perf_counter() - started)
 
 
-def serve(pipe, setting: tasks.Setting) -> None:
+def serve(pipe, settings: tasks.TaskSettings) -> None:
     torch.set_num_threads(1)
-    for key, engine in setting.engines.items():
-        tasks.opened(setting.store, key, setting.sources[key], "cpu", engine)
+    for key, engine in settings.engines.items():
+        tasks.cached_model(settings.store, key, settings.sources[key], "cpu", engine)
     pipe.send(True)
     while (items := pipe.recv()) is not None:
-        pipe.send([done.passes for done in tasks.encode_segment(setting, items)])
+        pipe.send([done.passes for done in tasks.encode_segment(settings, items)])
 
 
 if __name__ == "__main__":

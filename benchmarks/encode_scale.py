@@ -30,7 +30,7 @@ from wsa.encode.jobs import tasks
 from wsa.encode.jobs.events import SegmentDone
 from wsa.encode.jobs.plan import Copy, Item
 from wsa.encode.jobs.scheduler import Driver
-from wsa.encode.jobs.tasks import Embedded, Setting
+from wsa.encode.jobs.tasks import Embedded, TaskSettings
 from wsa.encode.jobs.workers import THREADS_A_WORKER, Workers
 from wsa.learn.envs.atari import protocol
 from wsa.store.common import hashing, names
@@ -46,9 +46,9 @@ async def serve(address: str, workers: int) -> None:
     """Many workers in this process, whose tasks are pretended."""
     locks: dict[str, asyncio.Lock] = {}
 
-    async def model(setting: Setting) -> None:
+    async def model(settings: TaskSettings) -> None:
         async with locks.setdefault(get_worker().address, asyncio.Lock()):
-            await asyncio.sleep(float(setting.sources["seconds"]))
+            await asyncio.sleep(float(settings.sources["seconds"]))
 
     def done(items: Any) -> list[SegmentDone]:
         return [
@@ -64,15 +64,15 @@ async def serve(address: str, workers: int) -> None:
             for i in items
         ]
 
-    async def encode_segment(setting: Setting, items: Any) -> list[SegmentDone]:
-        await model(setting)
+    async def encode_segment(settings: TaskSettings, items: Any) -> list[SegmentDone]:
+        await model(settings)
         return done(items)
 
-    async def embed(setting: Setting, items: Any) -> list[Embedded]:
-        await model(setting)
+    async def embed(settings: TaskSettings, items: Any) -> list[Embedded]:
+        await model(settings)
         return [Embedded(i.model, np.zeros((len(i.own), 512), np.float16), 0, 0) for i in items]
 
-    async def commit(setting: Setting, items: Any, embedded: Any) -> list[SegmentDone]:
+    async def commit(settings: TaskSettings, items: Any, embedded: Any) -> list[SegmentDone]:
         return done(items)
 
     for task in (encode_segment, embed, commit):
@@ -142,10 +142,10 @@ def measure(
     """Carry a plan out, and say how busy the models were."""
     count = max(4 * workers, int(lasting * workers / seconds) if seconds else 20 * workers)
     plan = works(min(count, 12_000), chained, models)
-    setting = Setting("/nowhere", {"seconds": str(seconds)}, {}, "cpu", 1)
-    driver = Driver(Workers(client, "cpu", lambda event: None), setting)
+    settings = TaskSettings("/nowhere", {"seconds": str(seconds)}, {}, "cpu", 1)
+    driver = Driver(Workers(client, "cpu", lambda event: None), settings)
     began, cpu = time.monotonic(), time.process_time()
-    assert not driver.drive(plan) and len(driver.done) == models * len(plan)
+    assert not driver.run(plan) and len(driver.done) == models * len(plan)
     took, cpu = time.monotonic() - began, time.process_time() - cpu
     busy = seconds * len(plan) / (took * workers)
     return [

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.models.registry import parse_request
-from wsa.encode.registration import probe_strip
+from wsa.encode.registration import probe_frames
 from wsa.encode.registration.register import open_model, register
 from wsa.learn.configs.algorithms import DQNConfig
 from wsa.learn.configs.fusions import FusionConfig
@@ -118,7 +118,7 @@ def backbones(flat: FlatMap, folder: Path) -> None:
         request = parse_request(alias, {}, "pooled")
         key = register(take_snapshot(backend), request, 0.1).spec.key
         encoders.append(open_model(take_snapshot(backend), key))
-    screens = probe_strip.probe_frames()
+    screens = probe_frames.probe_inputs()
     mapped = OfflineBatches(flat, DEPTH, 32, 0, clip=True)
     cached, live = learner(), learner()
     seen = np.resize(np.arange(len(screens)), 2 * 32)  # States and next states.

@@ -25,7 +25,7 @@ from kit import interleave, markdown, rate, table
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsa.encode.live.frame_history import Recent
+from wsa.encode.live.frame_history import FrameHistory
 from wsa.learn.configs.algorithms import PPOConfig
 from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.configs.network import NetworkConfig
@@ -71,7 +71,7 @@ def ours(models: int, depth: int, folder: Path) -> Any:
     game = games.make_env("Pong", games.protocol("Pong", "classic"), CONFIG.num_envs)
     filled = Table(folder, Noise(models))
     frames = np.arange(2000, dtype="<u8").view(np.uint8).reshape(2000, 1, 1, 8)[..., :3]
-    filled.see(Recent(1).push(frames, np.ones(2000, np.bool_), np.arange(2000)))
+    filled.see(FrameHistory(1).push(frames, np.ones(2000, np.bool_), np.arange(2000)))
     stage = Stage(game, filled, depth, 1)
     keys = [f"model{i}" for i in range(models)]
     session = Session(stage, keys, [slice(0, filled.width)], settled=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.encode.registration.probe_strip import PATH
+from wsa.encode.registration.probe_frames import PATH
 from wsa.learn.envs import atari as games
 from wsa.store.common import hashing
 
@@ -67,7 +67,7 @@ def choose(digests: list[bytes], joined: list[bool]) -> list[int]:
 
 
 def pack(played: dict[str, NDArray[np.uint8]]) -> bytes:
-    """The npz file for the frames of each game; `wsa.encode.registration.probe_strip.load_strip` reads it."""
+    """The npz file for the frames of each game; `wsa.encode.registration.probe_frames.load_frames` reads it."""
     members: dict[str, NDArray[np.generic]] = {}
     palettes = []
     pixels: dict[int, list[NDArray[np.uint8]]] = {}

@@ -31,7 +31,7 @@ from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.preprocess import _pillow
 from wsa.encode.models.registry import build, parse_request
-from wsa.encode.registration import probe_strip
+from wsa.encode.registration import probe_frames
 from wsa.encode.registration.identity import identify
 from wsa.learn.envs import atari as games
 from wsa.learn.probe import linear, ram_labels
@@ -202,7 +202,7 @@ def judge(folder: Path, model: str, game: str) -> None:
 
 @functools.cache
 def of_strip(folder: Path, model: str) -> dict[str, list[Map]]:
-    return fits(maps(folder, model, "strip", [part.frames for part in probe_strip.load_strip()]))
+    return fits(maps(folder, model, "strip", [part.frames for part in probe_frames.load_frames()]))
 
 
 def played(folder: Path, game: str) -> Path:
@@ -236,7 +236,10 @@ def mean(r2: dict[str, float]) -> float:
 
 def costs() -> None:
     """Print what a frame costs on one core before and behind a network."""
-    maps, screen = torch.rand(1, SIDE, SIDE, 1280), torch.from_numpy(probe_strip.probe_frames()[:1])
+    maps, screen = (
+        torch.rand(1, SIDE, SIDE, 1280),
+        torch.from_numpy(probe_frames.probe_inputs()[:1]),
+    )
     sizes = [(1280,), (1280, bases.CHANNELS), (6272,), (6272, 512)]
     fitted = bases.Basis(*(torch.rand(size) for size in sizes))
     random = bases.Projection(512)

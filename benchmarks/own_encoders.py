@@ -30,7 +30,7 @@ from torch import Tensor
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.jobs import tasks
 from wsa.encode.jobs.plan import Plan, make_plan
-from wsa.encode.live.live_encoder import Shrunk
+from wsa.encode.live.live_encoder import ShrunkFrames
 from wsa.encode.models.paper import load
 from wsa.encode.models.paper.autoencoder import Autoencoder
 from wsa.encode.models.registry import parse_request
@@ -55,21 +55,21 @@ def cost() -> None:
             register.register(take_snapshot(backend), one, 0.1, engine="torch") for one in requests
         ]
         keys = [one.spec.key for one in made]
-        setting = tasks.Setting(
+        settings = tasks.TaskSettings(
             backend.url, dict.fromkeys(keys, "random"), dict.fromkeys(keys, "torch"), "cpu", 1
         )
         snapshot = take_snapshot(backend)
         together = make_plan(snapshot, keys, [GAME])
         apart = {key: make_plan(snapshot, [key], [GAME]) for key in keys}
-        contenders = {"five runs": lambda: spent(backend, setting, list(apart.values()))}
-        contenders["one run"] = lambda: spent(backend, setting, [together])
+        contenders = {"five runs": lambda: spent(backend, settings, list(apart.values()))}
+        contenders["one run"] = lambda: spent(backend, settings, [together])
         seconds = interleave(contenders, ROUNDS)
         print(f"{GAME}, {STEPS} steps, {together.passes} passes\n")
         table("s", seconds, "five runs")
         print()
         alone = interleave(
             {
-                alias: lambda plan=plan: plan.passes / spent(backend, setting, [plan])
+                alias: lambda plan=plan: plan.passes / spent(backend, settings, [plan])
                 for alias, plan in zip(load.NETWORKS, apart.values(), strict=True)
             },
             rounds=1,
@@ -98,19 +98,19 @@ def live() -> None:
 
     contenders = {
         "each window by itself": lambda: play(lambda encoder, shown: encoder(shown)),
-        "each screen once": lambda: play(Shrunk(encoders, windows).embed),
+        "each screen once": lambda: play(ShrunkFrames(encoders, windows).embed),
     }
     table("ms a step", interleave(contenders, ROUNDS), "each window by itself")
 
 
-def spent(backend: Backend, setting: tasks.Setting, plans: list[Plan]) -> float:
+def spent(backend: Backend, settings: tasks.TaskSettings, plans: list[Plan]) -> float:
     """Seconds that encoding takes, from the first segment to the last commit."""
     for plan in plans:
         forget(backend, plan)
     started = time.perf_counter()
     for plan in plans:
         for items in plan.by_segment():
-            tasks.encode_segment(setting, items)
+            tasks.encode_segment(settings, items)
     return time.perf_counter() - started
 
 
@@ -139,7 +139,7 @@ def screens(game: str) -> Iterator[Tensor]:
     with store_of(game, UNSEEN_STEPS, UNSEEN_STEPS) as (backend, _):
         snapshot = take_snapshot(backend)
         for meta in snapshot.segments(game):
-            levels = data.levels(snapshot.read_frames(meta), Autoencoder.sight)
+            levels = data.levels(snapshot.read_frames(meta), Autoencoder.training_input)
             yield torch.from_numpy(levels).unsqueeze(1)
 
 

@@ -12,7 +12,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.store.common.errors import UsageError
+from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, Range
 from wsa.store.configs import Names, Pairs, StoreOptions
 
 Engine = Literal["auto", "torch", "compile", "openvino"]
@@ -39,26 +41,6 @@ class ModelsOptions(StoreOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class SlurmOptions:
-    """What `--scheduler slurm` asks SLURM for, for each of `--workers` jobs."""
-
-    slurm_queue: str = ""
-    """Partition; SLURM's default if not given."""
-    slurm_account: str = ""
-    """Account that pays; yours if not given."""
-    slurm_walltime: str = ""
-    """Time a job may run, as 04:00:00. Jobs whose time is up are followed by others."""
-    slurm_cores: int = 4
-    """Cores of a job: as many workers, or one where it has a GPU."""
-    slurm_memory: str = "16GB"
-    """Memory of a job."""
-    slurm_gpu: bool = False
-    """Give each job a GPU."""
-    slurm_extra: Names = ()
-    """Further #SBATCH directives, as --constraint=a100,--exclude=node7."""
-
-
-@dataclasses.dataclass(frozen=True)
 class EncodeOptions(SlurmOptions, StoreOptions):
     """Options of `wsa encode`."""
 
@@ -76,18 +58,18 @@ class EncodeOptions(SlurmOptions, StoreOptions):
     """Arithmetic. Less than fp32 is refused where it errs by more than --max-step-error."""
     engine: Engine = "auto"
     """What runs models: the fastest that is right, PyTorch, PyTorch compiled, or OpenVINO."""
-    max_step_error: float = 0.1
+    max_step_error: Annotated[float, Range(0)] = 0.1
     """Largest error, as a share of what changes from one step of a game to the next."""
     weights: Pairs = ()
     """Safetensors files for machines without a hub, as vit=path.safetensors; of your own models in a store
     the modules, as mine=module:callable."""
     scheduler: str = "local"
     """local: worker processes here; inproc: this process; slurm; or tcp://HOST:PORT of a Dask scheduler."""
-    workers: int = 0
+    workers: Annotated[int, OPTIONAL_COUNT] = 0
     """Worker processes of the local scheduler; 0 is one a core, or one a GPU. Jobs of SLURM."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models run; auto is the GPU where a worker has one."""
-    tries: int = 3
+    tries: Annotated[int, COUNT] = 3
     """How often a segment is tried before it is set aside and the rest done."""
     report: str = ""
     """Folder for the report, summary.md and run.json; a new one in WSA_CACHE if not given."""
@@ -95,11 +77,11 @@ class EncodeOptions(SlurmOptions, StoreOptions):
     """Print what would be done, its size and its time, and stop."""
     watch: bool = False
     """Go on for ever: encode what comes, and wait for more. It may wait for the store itself."""
-    poll: float = 30.0
+    poll: Annotated[float, Range(0.1, 86400)] = 30.0
     """With --watch: seconds between two looks at the store while there is nothing to do."""
-    beat: float = 15.0
+    beat: Annotated[float, Range(0.1, 600)] = 15.0
     """With --watch: seconds between two signs of life, which 'wsa status' shows."""
-    metrics_port: int | None = None
+    metrics_port: Annotated[int, Range(0, 65535)] | None = None
     """With --watch: serve counters for Prometheus on this port."""
     metrics_host: str = "127.0.0.1"
     """Address that --metrics-port is served on."""

@@ -115,11 +115,11 @@ def every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def whole_strip() -> Iterator[None]:
     """The strip and the probe frames as they are shipped, in this process."""
-    from wsa.encode.registration import probe_strip
+    from wsa.encode.registration import probe_frames
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in probe_strip.whole.items():  # type: ignore[attr-defined]
-            patch.setattr(probe_strip, name, value)
+        for name, value in probe_frames.whole.items():  # type: ignore[attr-defined]
+            patch.setattr(probe_frames, name, value)
         yield
 
 

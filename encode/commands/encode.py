@@ -1,4 +1,4 @@
-"""The verbs `encode` and `models`: from options to a printed result and an exit code."""
+"""The command `encode`: from options to a printed result and an exit code."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import dataclasses
 import datetime
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from wsa.encode.configs import EncodeOptions, weights_files
 from wsa.encode.jobs import events, slurm
-from wsa.encode.jobs.report import make_folder, write_report
-from wsa.encode.jobs.run import EncodeReport, require_frames, wanted_games
+from wsa.encode.jobs.report import EncodeReport, make_folder, write_report
 from wsa.encode.jobs.run import encode as run
+from wsa.encode.jobs.run import require_frames, wanted_games
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.identity import request_of
 from wsa.store.backends.base import Backend
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import StorageError, UsageError
+from wsa.store.common.ranges import check_ranges
 from wsa.store.objects.model_spec import parse_output, read_spec
 from wsa.store.objects.record_cache import cache_folder
 from wsa.store.objects.root import open_snapshot
@@ -54,16 +57,14 @@ def encode(o: EncodeOptions) -> int:
             f"{weights_from}, licence {request.licence}"
         )
     if o.watch:
-        from wsa.encode.service.service import watch
-
-        watch(backend, snapshot, requests, games, o)
+        _watch(o, backend, snapshot, requests, games)
     if o.dry_run:
         require_frames(snapshot, requests, games)
-        return _dry(o, snapshot, requests, games)
+        return _dry_run(o, snapshot, requests, games)
     if o.report:
         make_folder(Path(o.report))  # Hours later would be too late to hear that it cannot be.
     report = run_with_progress(backend, requests, games, o)
-    _keep(o, report)
+    _write_report(o, report)
     if o.json:
         terminal.result(True, report.summary())
     else:
@@ -76,7 +77,36 @@ def encode(o: EncodeOptions) -> int:
     return report.exit_code
 
 
-def _keep(o: EncodeOptions, report: EncodeReport) -> None:
+def _watch(
+    o: EncodeOptions,
+    backend: Backend,
+    snapshot: Snapshot,
+    requests: Sequence[Request],
+    games: Sequence[str],
+) -> NoReturn:
+    from wsa.encode.jobs import cluster
+    from wsa.encode.service.service import Service
+
+    jobs = slurm.jobs(o, o.scheduler)
+    Service(
+        backend,
+        snapshot,
+        requests,
+        games,
+        asked=o.models,
+        connect=partial(cluster.connect, o.scheduler, o.workers, o.device, jobs),
+        device=o.device,
+        engine=o.engine,
+        max_step_error=o.max_step_error,
+        tries=o.tries,
+        poll_s=o.poll,
+        heartbeat_s=o.beat,
+        metrics=None if o.metrics_port is None else (o.metrics_host, o.metrics_port),
+        listen=terminal.say_event if o.json else lambda event: None,
+    ).run()
+
+
+def _write_report(o: EncodeOptions, report: EncodeReport) -> None:
     """Write the report of what was done, and say where."""
     if report.done or report.failures:
         name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
@@ -85,11 +115,10 @@ def _keep(o: EncodeOptions, report: EncodeReport) -> None:
 
 
 def _print(report: EncodeReport) -> None:
-    rows = []
-    for one in report.models:
-        mine = [d for d in report.done if d.model == one.spec.key]
-        made, saved = sum(d.passes for d in mine), sum(d.copied for d in mine)
-        rows.append([one.spec.key, one.spec.title, len(mine), made, saved, one.fitted])
+    rows = [
+        [of.model, one.spec.title, of.objects, of.passes, of.copied, of.strip_passes]
+        for one, of in zip(report.models, report.totals, strict=True)
+    ]
     columns = ["model", "weights of", "objects", "passes made", "passes saved", "basis passes"]
     terminal.table("", columns, rows)
     if report.failed:
@@ -106,8 +135,9 @@ def _check(o: EncodeOptions) -> None:
     """Refuse what cannot be, before anything is opened.
 
     Raises:
-        UsageError: A value is out of range.
+        UsageError: A value is out of range, or has no use beside the others.
     """
+    check_ranges(o)
     if o.output:
         parse_output(o.output)
     if not o.models:
@@ -115,35 +145,16 @@ def _check(o: EncodeOptions) -> None:
             "bad-option",
             "--models names no model; leave it out, or write --models vit,resnet,clip.",
         )
-    if o.workers < 0:
-        raise UsageError(
-            "bad-option", f"--workers must be 0, for one a core, or more, not {o.workers}."
-        )
-    if not o.max_step_error >= 0:
-        raise UsageError(
-            "bad-option", f"--max-step-error must be 0 or more, not {o.max_step_error:g}."
-        )
     if o.watch and o.dry_run:
         raise UsageError("bad-option", "--watch has no end to plan for; leave --dry-run out.")
     if o.watch and o.report:
         raise UsageError(
             "bad-option", "--watch has no end to report; leave --report out, and ask 'wsa status'."
         )
-    if o.metrics_port is not None and not o.watch:
-        raise UsageError("bad-option", "--metrics-port is for a service; add --watch.")
-    if o.metrics_port is not None and not 0 <= o.metrics_port < 1 << 16:
-        raise UsageError(
-            "bad-option", f"--metrics-port must be 0, for any, to 65535, not {o.metrics_port}."
-        )
-    for option in ("poll", "beat"):
-        if not o.watch and getattr(o, option) != getattr(EncodeOptions, option):
-            raise UsageError("bad-option", f"--{option} is for a service; add --watch.")
-    if not 0.1 <= o.poll <= 86400:
-        raise UsageError("bad-option", f"--poll must be 0.1 to 86400 seconds, not {o.poll:g}.")
-    if not 0.1 <= o.beat <= 600:
-        raise UsageError("bad-option", f"--beat must be 0.1 to 600 seconds, not {o.beat:g}.")
-    if o.tries < 1:
-        raise UsageError("bad-option", f"--tries must be 1 or more, not {o.tries}.")
+    for name in ("poll", "beat", "metrics_port"):
+        if not o.watch and getattr(o, name) != getattr(EncodeOptions, name):
+            flag = name.replace("_", "-")
+            raise UsageError("bad-option", f"--{flag} is for a service; add --watch.")
     if o.scheduler not in ("local", "inproc", "slurm") and "://" not in o.scheduler:
         raise UsageError(
             "bad-option",
@@ -160,12 +171,12 @@ def run_with_progress(
     if o.json:
         return _run(backend, requests, games, o, terminal.say_event)
     done = total = 0
-    told: dict[str, str] = {}
+    said_before: dict[str, str] = {}
     with terminal.Progress("encode", "frames") as progress:
 
         def listen(event: events.Event) -> None:
             nonlocal total, done
-            if said := remark(event, told):
+            if said := describe_event(event, said_before):
                 terminal.say(said)
             if isinstance(event, events.Planned):
                 total = event.passes + event.copies
@@ -185,7 +196,7 @@ def _run(
 ) -> EncodeReport:
     def stopped(report: EncodeReport) -> None:
         with contextlib.suppress(StorageError):  # What stopped it is what to tell.
-            _keep(o, report)
+            _write_report(o, report)
 
     return run(
         backend,
@@ -203,16 +214,16 @@ def _run(
     )
 
 
-def remark(event: events.Event, told: dict[str, str]) -> str:
+def describe_event(event: events.Event, said_before: dict[str, str]) -> str:
     """An event in words, where a person wants to know of it.
 
     Args:
         event: The event.
-        told: Why workers got no segments, and of which this was said, so that it is said once.
+        said_before: Why workers got no segments, and of which this was said, so that it is said once.
     """
     if isinstance(event, events.Started):
         pages = f"; Dask's pages are at {event.dashboard}" if event.dashboard else ""
-        workers, threads = _count(event.workers, "worker"), _count(event.threads, "thread")
+        workers, threads = _plural(event.workers, "worker"), _plural(event.threads, "thread")
         return f"{workers}, {threads}, device {event.device}{pages}"
     if isinstance(event, events.ModelReady):
         fitted = f", basis fitted on {event.fitted} frames" if event.fitted else ""
@@ -225,28 +236,32 @@ def remark(event: events.Event, told: dict[str, str]) -> str:
         )
     if isinstance(event, events.WorkerUnfit):
         why = str(event.error)
-        first = told.setdefault(why, event.worker)
+        first = said_before.setdefault(why, event.worker)
         said = why if first == event.worker else f"As {first}."
         return f"worker {event.worker} on {event.host} gets no segments. {said}"
     return ""
 
 
-def _count(number: int, what: str) -> str:
+def _plural(number: int, what: str) -> str:
     """A number of things, in words."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: list[str]) -> int:
+def _dry_run(
+    o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: list[str]
+) -> int:
     from wsa.encode.jobs import cluster, dry_run
     from wsa.encode.jobs.dry_run import estimate
 
     jobs = slurm.jobs(o, o.scheduler)
     here = "inproc" if o.scheduler == "inproc" else "local"
-    found = dry_run.on_worker(snapshot, requests, games, o.device, o.engine, o.max_step_error, here)
+    found = dry_run.measure_on_worker(
+        snapshot, requests, games, o.device, o.engine, o.max_step_error, here
+    )
     workers = cluster.models_at_once(o.scheduler, o.workers, o.device, jobs)
     lines = [
-        estimate(snapshot, request, games, sized, workers)
-        for request, sized in zip(requests, found.models, strict=True)
+        estimate(snapshot, request, games, measured, workers)
+        for request, measured in zip(requests, found.models, strict=True)
     ]
     fitted = [line.strip for line in lines]
     each = dry_run.worker_bytes(snapshot, games, o.device, found, fitted)
@@ -279,7 +294,7 @@ def _dry(o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: l
     )
     unasked = f" (how many {o.scheduler} has was not asked)" if "://" in o.scheduler else ""
     print(
-        f"\nminutes with {_count(workers, 'worker')} as fast as this machine's{unasked}; memory at "
+        f"\nminutes with {_plural(workers, 'worker')} as fast as this machine's{unasked}; memory at "
         f"most {terminal.size(each)} for each, {terminal.size(dry_run.peak_bytes())} for this process"
     )
     if script:

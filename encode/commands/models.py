@@ -14,7 +14,7 @@ from wsa.store.objects.root import open_snapshot
 
 
 def _check_model(o: ModelsOptions) -> int:
-    """Print each point as it is known; 4 if any failed."""
+    """Print each result as it is known; 4 if any failed."""
     from wsa.encode.inference.encoder import choose_device
     from wsa.encode.registration.check import check
 
@@ -25,16 +25,18 @@ def _check_model(o: ModelsOptions) -> int:
         request = request_of(read_spec(open_snapshot(o.store)[1], o.name), weights)
     else:
         request = parse_request(o.name, weights, o.output, o.precision, o.geometry)
-    points = []
-    for point in check(request, choose_device(o.device)):
-        points.append(point)
+    results = []
+    for result in check(request, choose_device(o.device)):
+        results.append(result)
         if not o.json:
             print(
-                f"{'ok' if point.ok else 'FAILED':<6}  {point.what}: {terminal.plain(point.found)}"
+                f"{'ok' if result.ok else 'FAILED':<6}  {result.what}: {terminal.plain(result.found)}"
             )
-    ok = all(point.ok for point in points)
+    ok = all(result.ok for result in results)
     if o.json:
-        terminal.result(True, {"ok": ok, "points": [dataclasses.asdict(point) for point in points]})
+        terminal.result(
+            True, {"ok": ok, "points": [dataclasses.asdict(result) for result in results]}
+        )
     return 0 if ok else ConflictError.exit_code
 
 

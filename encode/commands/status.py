@@ -10,7 +10,7 @@ import msgspec
 
 from wsa.encode.configs import StatusOptions
 from wsa.encode.jobs.plan import Digests, make_plan
-from wsa.encode.service.heartbeat import LOST_AFTER, Sign, read_signs
+from wsa.encode.service.heartbeat import MISSED_HEARTBEATS, StoredHeartbeat, read_heartbeats
 from wsa.store.common import terminal
 from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.root import open_snapshot
@@ -20,18 +20,18 @@ from wsa.store.objects.snapshot import Snapshot
 def status(o: StatusOptions) -> int:
     """`wsa status`."""
     backend, snapshot = open_snapshot(o.store)
-    signs = read_signs(backend)
+    heartbeats = read_heartbeats(backend)
     todo = backlog(snapshot)
     # By this machine's clock: to read the place's takes writing there, which not everybody may.
     now = time.time()
     if o.json:
-        services = [_described(sign, now) for sign in signs]
+        services = [_as_json(stored, now) for stored in heartbeats]
         return terminal.result(True, {"services": services, "backlog": todo})
-    if signs:
+    if heartbeats:
         columns = ["service", "state", "seen", "frames/s", "made", "saved", "to do", "errors"]
-        terminal.table("", columns, [_row(sign, now) for sign in signs])
-        for sign in signs:
-            _remarks(sign)
+        terminal.table("", columns, [_row(stored, now) for stored in heartbeats])
+        for stored in heartbeats:
+            _details(stored)
     else:
         print("No service keeps this store encoded; 'wsa encode --watch' would.")
     print()
@@ -57,41 +57,43 @@ def backlog(snapshot: Snapshot) -> dict[str, dict[str, int]]:
     return found
 
 
-def lost(sign: Sign, now: float) -> bool:
-    """Whether a service has left out so many beats that it is dead, or far from the store."""
-    return now - sign.modified > LOST_AFTER * sign.beat.every
+def is_lost(stored: StoredHeartbeat, now: float) -> bool:
+    """Whether a service has missed so many heartbeats that it is dead, or far from the store."""
+    return now - stored.modified > MISSED_HEARTBEATS * stored.heartbeat.every
 
 
-def _described(sign: Sign, now: float) -> dict[str, Any]:
-    values: dict[str, Any] = msgspec.to_builtins(sign.beat)
-    return values | {"seen": sign.modified, "lost": lost(sign, now)}
+def _as_json(stored: StoredHeartbeat, now: float) -> dict[str, Any]:
+    values: dict[str, Any] = msgspec.to_builtins(stored.heartbeat)
+    return values | {"seen": stored.modified, "lost": is_lost(stored, now)}
 
 
-def _row(sign: Sign, now: float) -> list[object]:
-    beat, models = sign.beat, sign.beat.models.values()
+def _row(stored: StoredHeartbeat, now: float) -> list[object]:
+    heartbeat, models = stored.heartbeat, stored.heartbeat.models.values()
+    ago = f"{max(0.0, now - stored.modified):.0f} s ago"
+    seen = _time(stored.modified) if is_lost(stored, now) else ago
     return [
-        f"{beat.author} {beat.pid}",
-        "no sign" if lost(sign, now) else beat.state,
-        _time(sign.modified) if lost(sign, now) else f"{max(0.0, now - sign.modified):.0f} s ago",
-        beat.frames_per_second,
+        f"{heartbeat.author} {heartbeat.pid}",
+        "no sign" if is_lost(stored, now) else heartbeat.state,
+        seen,
+        heartbeat.frames_per_second,
         sum(work.passes for work in models),
         sum(work.saved for work in models),
         sum(work.todo_frames for work in models),
-        beat.errors,
+        heartbeat.errors,
     ]
 
 
-def _remarks(sign: Sign) -> None:
-    beat = sign.beat
-    games = f" of {', '.join(beat.games)}" if beat.games else ""
-    last = f", last commit {_time(beat.last_commit)}" if beat.last_commit else ""
-    since = f" since {_time(beat.since)}, wsa {beat.wsa}{last}"
-    lines = [f"{beat.author} {beat.pid}: {', '.join(beat.asked)}{games}{since}"]
-    lines += [f"  trouble: {beat.trouble}"] if beat.trouble else []
-    lines += [f"  set aside: {what}" for what in beat.set_aside]
-    count = sum(work.set_aside for work in beat.models.values())
-    if count > len(beat.set_aside):
-        lines.append(f"  and {count - len(beat.set_aside)} more")
+def _details(stored: StoredHeartbeat) -> None:
+    heartbeat = stored.heartbeat
+    games = f" of {', '.join(heartbeat.games)}" if heartbeat.games else ""
+    last = f", last commit {_time(heartbeat.last_commit)}" if heartbeat.last_commit else ""
+    since = f" since {_time(heartbeat.since)}, wsa {heartbeat.wsa}{last}"
+    lines = [f"{heartbeat.author} {heartbeat.pid}: {', '.join(heartbeat.asked)}{games}{since}"]
+    lines += [f"  trouble: {heartbeat.trouble}"] if heartbeat.trouble else []
+    lines += [f"  set aside: {what}" for what in heartbeat.set_aside]
+    count = sum(work.set_aside for work in heartbeat.models.values())
+    if count > len(heartbeat.set_aside):
+        lines.append(f"  and {count - len(heartbeat.set_aside)} more")
     for line in lines:
         print(terminal.plain(line))
 

@@ -53,22 +53,22 @@ def run_on_gpu(
     """
     shape = (batch, *frames.shape[1:])
     pinned = [torch.empty(shape, dtype=torch.uint8).pin_memory() for _ in range(IN_FLIGHT)]
-    placed = [torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(IN_FLIGHT)]
+    on_device = [torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(IN_FLIGHT)]
     free = [cuda.Event() for _ in range(IN_FLIGHT)]
     copies, computing = cuda.Stream(device), cuda.current_stream(device)
     copies.wait_stream(computing)  # What lay where the batches go may still be read.
     found = []
     for at in range(0, len(frames), batch):
-        place = at // batch % IN_FLIGHT
+        slot = at // batch % IN_FLIGHT
         part = frames[at : at + batch]
-        free[place].synchronize()  # At once for the first ones: nothing has been recorded.
-        pinned[place].numpy()[: len(part)] = part
-        pinned[place].numpy()[len(part) :] = part[-1:]
+        free[slot].synchronize()  # At once for the first ones: nothing has been recorded.
+        pinned[slot].numpy()[: len(part)] = part
+        pinned[slot].numpy()[len(part) :] = part[-1:]
         with cuda.stream(copies):
-            placed[place].copy_(pinned[place], non_blocking=True)
+            on_device[slot].copy_(pinned[slot], non_blocking=True)
         computing.wait_stream(copies)
-        found.append(function(placed[place])[: len(part)])
-        free[place].record(computing)
+        found.append(function(on_device[slot])[: len(part)])
+        free[slot].record(computing)
     return torch.cat(found).cpu()
 
 
@@ -152,13 +152,13 @@ class Encoder:
     def shrink(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Make screens (n, H, W, 3) as small as the model wants them: (n, channels, h, w) uint8.
 
-        On the CPU. `of_levels` goes on from there, as often as models and windows share a screen.
+        On the CPU. `embed_shrunk` goes on from there, as often as models and windows share a screen.
         """
         how = self.preprocessing
-        levels: NDArray[np.uint8] = _in_parts(lambda part: shrink(part, how), frames).numpy()
+        levels: NDArray[np.uint8] = _on_cores(lambda part: shrink(part, how), frames).numpy()
         return levels
 
-    def of_levels(self, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def embed_shrunk(self, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Embed what `shrink` gave, to the bit as from the screens.
 
         Args:
@@ -188,7 +188,7 @@ class Encoder:
     def _run(self, frames: NDArray[np.uint8], function: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply `function` to batches, and count."""
         if self.device.type == "cpu":
-            found = _in_parts(function, frames)
+            found = _on_cores(function, frames)
         else:
             found = run_on_gpu(function, frames, self.engine.batch, self.device)
         with Encoder._counting:
@@ -219,7 +219,7 @@ def stored(embeddings: NDArray[np.float32]) -> NDArray[np.float16 | np.float32]:
     return np.where(fits.reshape(-1, *[1] * (embeddings.ndim - 1)), half, embeddings)
 
 
-def _in_parts(function: Callable[[Tensor], Tensor], frames: NDArray[np.uint8]) -> Tensor:
+def _on_cores(function: Callable[[Tensor], Tensor], frames: NDArray[np.uint8]) -> Tensor:
     """Apply `function` to frames on one core each, as many at once as torch may use threads."""
     # Few at once, so that what one frame becomes stays in the core's cache.
     size = max(1, min(ROWS, -(-len(frames) // torch.get_num_threads())))

@@ -23,7 +23,7 @@ WINDOWS_AT_ONCE = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class SegmentFrames:
     """What a segment shows.
 
     Attributes:
@@ -98,7 +98,7 @@ class _Small:
     made: NDArray[np.bool_]
 
 
-def read_shown(snapshot: Snapshot, meta: SegmentMeta, *, rows: bool) -> Shown:
+def read_segment_frames(snapshot: Snapshot, meta: SegmentMeta, *, rows: bool) -> SegmentFrames:
     """Read a segment's frames, and what of its rows models with a window need if `rows` is set.
 
     Raises:
@@ -107,7 +107,7 @@ def read_shown(snapshot: Snapshot, meta: SegmentMeta, *, rows: bool) -> Shown:
     """
     none = np.zeros(0, np.int64)
     frame, starts = _rows(snapshot, meta) if rows else (none, none)
-    return Shown(snapshot.read_frames(meta), frame, starts)
+    return SegmentFrames(snapshot.read_frames(meta), frame, starts)
 
 
 def input_digests(snapshot: Snapshot, meta: SegmentMeta, window: int) -> NDArray[np.uint8]:

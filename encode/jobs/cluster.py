@@ -22,7 +22,7 @@ from distributed.utils import get_mp_context
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from wsa.encode.jobs import slurm, tasks
-from wsa.encode.jobs.slurm import SlurmJobs
+from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.encode.jobs.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
 from wsa.store.common import terminal
 from wsa.store.common.errors import StorageError, Terminated, UsageError
@@ -55,12 +55,12 @@ def cores() -> int:
     return cpu_count()
 
 
-def models_at_once(scheduler: str, workers: int, device: str, jobs: SlurmJobs) -> int:
+def models_at_once(scheduler: str, workers: int, device: str, jobs: SlurmOptions) -> int:
     """How many workers `connect` would have at a model at once; 1 where others start them."""
     if scheduler == "local":
         return workers or _gpus_for(device) or cores()
     if scheduler == "slurm":
-        return max(1, workers) * (1 if jobs.gpu else jobs.cores)
+        return max(1, workers) * (1 if jobs.slurm_gpu else jobs.slurm_cores)
     return 1
 
 
@@ -73,7 +73,7 @@ def connect(
     scheduler: str,
     workers: int,
     device: str = "auto",
-    jobs: SlurmJobs | None = None,
+    jobs: SlurmOptions | None = None,
     threads: int = 0,
     option: str = "--scheduler",
 ) -> Iterator[tuple[Client, int]]:
@@ -104,11 +104,13 @@ def connect(
         )
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # Errors are raised here.
     if scheduler in ("inproc", "local"):
-        with _started(lambda stack: _start(scheduler, workers, device, threads, stack)) as client:
+        with _running_client(
+            lambda stack: _start(scheduler, workers, device, threads, stack)
+        ) as client:
             yield client, int(scheduler == "local")
     elif scheduler == "slurm":
-        with _started(
-            lambda stack: _submit(workers, jobs or SlurmJobs(), threads, stack)
+        with _running_client(
+            lambda stack: _submit(workers, jobs or SlurmOptions(), threads, stack)
         ) as client:
             slurm.await_worker(client, client.cluster)
             yield client, 1
@@ -159,15 +161,15 @@ def _client(*where: Any, **options: Any) -> Client:
 
 
 @contextlib.contextmanager
-def _started(start: Callable[[contextlib.ExitStack], Client]) -> Iterator[Client]:
+def _running_client(start: Callable[[contextlib.ExitStack], Client]) -> Iterator[Client]:
     """A client of what is started for it, and ended in any case."""
     stack = contextlib.ExitStack()
     try:
-        with _interrupts_wait():
+        with _defer_signals():
             client = start(stack)
         yield client
     finally:
-        with _interrupts_wait():
+        with _defer_signals():
             stack.close()
 
 
@@ -186,8 +188,8 @@ def _start(
             scheduler_kwargs={"dashboard": False},
         )
         return stack.enter_context(client)
-    stack.enter_context(_settings())
-    _import_once()
+    stack.enter_context(_dask_settings())
+    _preload_forkserver()
     count = workers or gpus or cores()
     local = _Local(
         n_workers=0,
@@ -199,7 +201,7 @@ def _start(
         scheduler_kwargs=_dashboard(),
     )
     cluster: Any = stack.enter_context(local)  # Typed as if it were asynchronous.
-    _keep(lambda: cluster.scale(count), cluster.loop, stack)
+    _keep_scaled(lambda: cluster.scale(count), cluster.loop, stack)
     client = stack.enter_context(_client(cluster))
     try:
         client.wait_for_workers(count, timeout=WAIT_FOR_PROCESSES_S)
@@ -214,7 +216,7 @@ def _start(
     return client
 
 
-def _keep(scale: Callable[[], Any], loop: IOLoop, stack: contextlib.ExitStack) -> None:
+def _keep_scaled(scale: Callable[[], Any], loop: IOLoop, stack: contextlib.ExitStack) -> None:
     """Start workers, and others in the place of those that went for good."""
     scale()
     again = PeriodicCallback(scale, 1000 * SCALE_EVERY_S)
@@ -222,7 +224,7 @@ def _keep(scale: Callable[[], Any], loop: IOLoop, stack: contextlib.ExitStack) -
     stack.callback(loop.add_callback, again.stop)
 
 
-def _import_once() -> None:
+def _preload_forkserver() -> None:
     """Start the process that workers are forked from; it imports what they need, once for all.
 
     To import torch and timm takes a core 7 s, which each worker would need of its own, also one that
@@ -263,23 +265,31 @@ def _gpus() -> list[str]:
     return seen or [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _submit(workers: int, jobs: SlurmJobs, threads: int, stack: contextlib.ExitStack) -> Client:
-    stack.enter_context(_settings())
+def _submit(workers: int, jobs: SlurmOptions, threads: int, stack: contextlib.ExitStack) -> Client:
+    stack.enter_context(_dask_settings())
     cluster = stack.enter_context(
-        slurm.start(jobs, WORKER_ENVIRONMENT, True, threads, **_dashboard())
+        slurm.start(
+            jobs,
+            WORKER_ENVIRONMENT,
+            True,
+            threads,
+            dashboard_address=_ANY_PORT,
+            **_dashboard(),
+        )
     )
-    _keep(slurm.Keeper(cluster, workers or 1), cluster.loop, stack)
+    _keep_scaled(slurm.JobKeeper(cluster, workers or 1), cluster.loop, stack)
     return stack.enter_context(_client(cluster))
 
 
-def job_script(jobs: SlurmJobs) -> str:
+def job_script(jobs: SlurmOptions) -> str:
     """What would be submitted to SLURM, for `wsa encode --dry-run`."""
-    with slurm.start(jobs, WORKER_ENVIRONMENT, False, dashboard=False) as cluster:
+    options: dict[str, Any] = {"dashboard_address": _ANY_PORT, "dashboard": False}
+    with slurm.start(jobs, WORKER_ENVIRONMENT, False, **options) as cluster:
         script: str = cluster.job_script()
         return script
 
 
-def _settings() -> config.set:
+def _dask_settings() -> config.set:
     """Dask's settings for workers of our own."""
     return config.set(
         {
@@ -299,13 +309,13 @@ def _settings() -> config.set:
     )
 
 
-def _dashboard() -> dict[str, bool]:
+def _dashboard() -> dict[str, Any]:
     """Dask's pages, where bokeh is installed to draw them."""
     return {"dashboard": importlib.util.find_spec("bokeh") is not None}
 
 
 @contextlib.contextmanager
-def _interrupts_wait() -> Iterator[None]:
+def _defer_signals() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM wait till the end; Ctrl-C never reaches what is started meanwhile.
 
     A terminal sends it to workers too, which shall not print where they were: this process ends

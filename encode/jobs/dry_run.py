@@ -23,7 +23,7 @@ from wsa.encode.inference.segment_inputs import WINDOWS_AT_ONCE
 from wsa.encode.jobs import cluster
 from wsa.encode.jobs import tasks as job
 from wsa.encode.jobs.plan import make_plan
-from wsa.encode.jobs.scheduler import died
+from wsa.encode.jobs.scheduler import worker_died
 from wsa.encode.jobs.workers import TASKS_A_GPU, TASKS_A_THREAD, THREADS_A_WORKER
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import fit_reduction, register
@@ -37,7 +37,7 @@ from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 
 @dataclasses.dataclass(frozen=True)
-class Sized:
+class MeasuredModel:
     """One model as it was found where it would run.
 
     Attributes:
@@ -80,14 +80,14 @@ class Estimate:
     minutes: float
 
 
-def size_up(
+def measure_model(
     snapshot: Snapshot,
     request: Request,
     games: Sequence[str],
     device: str,
     engine: str = "auto",
     max_step_error: float = MAX_STEP_ERROR,
-) -> tuple[Sized, Encoder]:
+) -> tuple[MeasuredModel, Encoder]:
     """Build a model and measure its engines, as when it is registered; nothing is written.
 
     Raises:
@@ -95,20 +95,20 @@ def size_up(
         UsageError: A precision that is not to be had there.
         ConflictError: A model that fails, or a precision that errs too much.
     """
-    found, _, identity = register.measured(snapshot, request, device, engine, games)
+    found, _, identity = register.measure_engines(snapshot, request, device, engine, games)
     choice = found.choose(engine, identity.precision, max_step_error)
     features = found.embed(choice.engine, identity.precision)[0].size
     numbers = parse_output(request.output).numbers or features
-    sized = Sized(choice.engine, choice.rate, identity.window, features, numbers)
-    return sized, found.encoder(choice.engine, identity.precision)
+    measured = MeasuredModel(choice.engine, choice.rate, identity.window, features, numbers)
+    return measured, found.encoder(choice.engine, identity.precision)
 
 
 def estimate(
     snapshot: Snapshot,
     request: Request,
     games: Sequence[str],
-    sized: Sized,
-    at_once: int = 1,
+    measured: MeasuredModel,
+    parallel: int = 1,
 ) -> Estimate:
     """Plan one model.
 
@@ -116,15 +116,19 @@ def estimate(
         snapshot: The store.
         request: The model.
         games: Games.
-        sized: The model, from `size_up`.
-        at_once: Workers that run it side by side.
+        measured: The model, from `measure_model`.
+        parallel: Workers that run it side by side.
     """
-    spec = lookup.find(snapshot, request)
+    spec = lookup.find_model(snapshot, request)
     # Of a model that is not in the store, nothing has been encoded under whatever key it will get.
     key = spec.key if spec else names.make_model_key(request.alias, "0" * 12)
-    plan = make_plan(snapshot, [key], games, windows={key: sized.window})
-    fit = 0 if spec else fit_reduction.count(snapshot, parse_output(request.output), sized.window)
-    numbers = math.prod(spec.shape) if spec else sized.numbers
+    plan = make_plan(snapshot, [key], games, windows={key: measured.window})
+    fit = (
+        0
+        if spec
+        else fit_reduction.frames_needed(snapshot, parse_output(request.output), measured.window)
+    )
+    numbers = math.prod(spec.shape) if spec else measured.numbers
     return Estimate(
         alias=request.alias,
         objects=len(plan.items),
@@ -132,9 +136,9 @@ def estimate(
         copies=plan.copies,
         strip=fit,
         bytes=2 * numbers * sum(item.inputs for item in plan.items),
-        engine=sized.engine,
+        engine=measured.engine,
         # A basis is fitted by one worker alone.
-        minutes=(plan.passes / at_once + fit) / sized.rate / 60,
+        minutes=(plan.passes / parallel + fit) / measured.rate / 60,
     )
 
 
@@ -151,14 +155,14 @@ COPIES_OF_FEATURES = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class OnWorker:
+class WorkerMeasurement:
     """All models in one worker: its most bytes, and each model."""
 
     peak: int
-    models: tuple[Sized, ...]
+    models: tuple[MeasuredModel, ...]
 
 
-def on_worker(
+def measure_on_worker(
     snapshot: Snapshot,
     requests: Sequence[Request],
     games: Sequence[str],
@@ -166,7 +170,7 @@ def on_worker(
     engine: str,
     max_step_error: float = MAX_STEP_ERROR,
     scheduler: str = "local",
-) -> OnWorker:
+) -> WorkerMeasurement:
     """Start a worker here, and let it build and measure the models; with `inproc` this process is it.
 
     Raises:
@@ -178,9 +182,9 @@ def on_worker(
     asked = snapshot.backend.url, tuple(requests), tuple(games), device, engine, max_step_error
     with cluster.connect(scheduler, int(scheduler == "local"), device) as (client, threads):
         try:
-            found: OnWorker = client.submit(_measure, *asked, threads).result()
+            found: WorkerMeasurement = client.submit(_measure, *asked, threads).result()
         except KilledWorker as error:
-            raise died(", ".join(request.alias for request in requests), error) from None
+            raise worker_died(", ".join(request.alias for request in requests), error) from None
     return found
 
 
@@ -192,26 +196,30 @@ def _measure(
     engine: str,
     max_step_error: float,
     threads: int,
-) -> OnWorker:
+) -> WorkerMeasurement:
     job.set_threads(threads)
     snapshot = take_snapshot(open_store(store))
     kept, models = [], []
     for request in requests:
         try:
-            sized, encoder = size_up(
+            measured, encoder = measure_model(
                 snapshot, request, games, choose_device(device), engine, max_step_error
             )
         except WsaError:
             raise
         except Exception as error:
-            raise job.failed(request.alias, error).error from error
+            raise job.as_failed(request.alias, error).error from error
         kept.append(encoder)
-        models.append(sized)
-    return OnWorker(peak_bytes(), tuple(models))
+        models.append(measured)
+    return WorkerMeasurement(peak_bytes(), tuple(models))
 
 
 def worker_bytes(
-    snapshot: Snapshot, games: Sequence[str], device: str, found: OnWorker, fitted: Sequence[int]
+    snapshot: Snapshot,
+    games: Sequence[str],
+    device: str,
+    found: WorkerMeasurement,
+    fitted: Sequence[int],
 ) -> int:
     """The most memory that one worker takes, in bytes.
 
@@ -219,23 +227,23 @@ def worker_bytes(
         snapshot: The store.
         games: Games.
         device: `cpu`, `cuda` or `auto`.
-        found: The models, from `on_worker`.
+        found: The models, from `measure_on_worker`.
         fitted: Frames, or windows, on which each one's basis has still to be fitted.
     """
     segments = [m for m in snapshot.segments() if m.game in games]
     inputs = max((max(m.rows, m.frames) for m in segments), default=0)
     pixels = {(f.game, f.segment): f.height * f.width * 3 for f in snapshot.frames()}
     frames = max((m.frames * pixels.get((m.game, m.segment), 0) for m in segments), default=0)
-    a_frame = max(pixels.values(), default=0)
+    frame_bytes = max(pixels.values(), default=0)
     windows = max((m.window for m in found.models if m.window > 1), default=0)
-    a_window = a_frame * windows * WINDOWS_AT_ONCE
+    window_bytes = frame_bytes * windows * WINDOWS_AT_ONCE
     embeddings = sum(inputs * m.numbers for m in found.models)
     on_gpu = choose_device(device) == "cuda"
     at_once = TASKS_A_GPU if on_gpu else THREADS_A_WORKER
     # A row is float32 where it is made, then half, then joined, then compressed.
-    tasks = at_once * (COPIES_OF_FRAMES * frames + a_window + 10 * embeddings)
+    tasks = at_once * (COPIES_OF_FRAMES * frames + window_bytes + 10 * embeddings)
     waiting = TASKS_A_THREAD * at_once * 4 * embeddings
-    screen = max(a_frame, LARGEST_SCREEN)  # The strip has all games.
+    screen = max(frame_bytes, LARGEST_SCREEN)  # The strip has all games.
     fit = max(
         count * (m.window * screen + COPIES_OF_FEATURES * 4 * m.features)
         for count, m in zip(fitted, found.models, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from wsa.encode.registration.engine_choice import Choice
+from wsa.encode.registration.engine_choice import EngineChoice
 from wsa.store.common.errors import WsaError
 from wsa.store.objects.model_spec import ModelSpec
 
@@ -32,7 +32,7 @@ class ModelReady:
 
     spec: ModelSpec
     fitted: int
-    choice: Choice | None
+    choice: EngineChoice | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,7 +101,7 @@ class Plan:
 
     def by_segment(self) -> list[tuple[Item, ...]]:
         """The items of each segment together, in an order in which copies only look back too."""
-        ordered = sorted(self.items, key=lambda item: _place(self.games, item.meta))
+        ordered = sorted(self.items, key=lambda item: _order(self.games, item.meta))
         return [
             tuple(items)
             for _, items in itertools.groupby(ordered, lambda i: (i.meta.game, i.meta.segment))
@@ -136,7 +136,7 @@ def make_plan(
         todo = [m for m in segments if m.game in games and (m.game, m.segment) not in encoded]
         missing = sorted(
             (m for m in todo if (model, m.game, m.segment) not in without),
-            key=lambda m: _place(games, m),
+            key=lambda m: _order(games, m),
         )
         present += sum(m.game in games for m in done)
         window = (windows or {}).get(model, 1)
@@ -144,7 +144,7 @@ def make_plan(
     return Plan(tuple(items), present, tuple(games))
 
 
-def _place(games: Sequence[str], meta: SegmentMeta) -> tuple[int, int, str]:
+def _order(games: Sequence[str], meta: SegmentMeta) -> tuple[int, int, str]:
     """Where a segment stands in a plan.
 
     All environments of all runs side by side, since a segment repeats the last frames of the one

@@ -1,20 +1,20 @@
-"""The report of an encoding: `summary.md` for people, `run.json` for programs, in one folder."""
+"""What an encoding did, once, and how it is told: `summary.md` for people, `run.json` for programs."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from wsa import __version__
-from wsa.encode.jobs.events import SegmentDone
-from wsa.encode.jobs.run import EncodeReport
+from wsa.encode.jobs.events import AttemptFailed, SegmentDone, WorkerUnfit
+from wsa.encode.registration.register import Registered
 from wsa.store.common import atomic_files, terminal
 from wsa.store.objects.writer import author, command_line
 
@@ -24,6 +24,143 @@ COLUMNS = (
     "model", "run by", "objects", "frames or windows", "passes", "copied", "passes/s of a worker",
     "s reading", "s running", "s writing", "set aside",
 )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelTotals:
+    """What an encoding did with one model, as `run.json` has it.
+
+    Attributes:
+        model: The model key.
+        engine: What ran it, and how fast and exact that was found to be.
+        random: Whether its weights are untrained.
+        objects: Segments encoded.
+        inputs: Their frames, or windows of frames.
+        passes: Those that went through the model.
+        copied: Those that did not, because the same had gone through before.
+        strip_passes: Frames that its basis was fitted on.
+        set_aside: Segments that failed every attempt.
+        failed_attempts: Attempts that failed.
+        passes_a_second_of_a_worker: Rate while the model ran.
+        seconds: Of all workers together, in each stage of the work.
+    """
+
+    model: str
+    engine: str
+    random: bool
+    objects: int
+    inputs: int
+    passes: int
+    copied: int
+    strip_passes: int
+    set_aside: int
+    failed_attempts: int
+    passes_a_second_of_a_worker: float
+    seconds: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeReport:
+    """What an encoding did.
+
+    Attributes:
+        models: The models, registered.
+        done: One entry a segment and model that was encoded now.
+        failures: Every attempt that failed, first to last.
+        present: Objects that were there already.
+        seconds: Wall time.
+        workers: Workers at the start, and `threads` and `device` of theirs.
+        unfit: Workers that could not open a model.
+        stopped: What ended it before all was tried; empty if nothing did.
+    """
+
+    models: tuple[Registered, ...]
+    done: tuple[SegmentDone, ...]
+    failures: tuple[AttemptFailed, ...]
+    present: int
+    seconds: float
+    workers: int = 0
+    threads: int = 0
+    device: str = ""
+    unfit: tuple[WorkerUnfit, ...] = ()
+    stopped: str = ""
+
+    @property
+    def failed(self) -> tuple[AttemptFailed, ...]:
+        """What was set aside because every attempt failed."""
+        return tuple(f for f in self.failures if f.last)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or that of the first error for which something was set aside."""
+        return self.failed[0].error.exit_code if self.failed else 0
+
+    @property
+    def passes(self) -> int:
+        """Frames, or windows of frames, that went through a model."""
+        return sum(d.passes for d in self.done)
+
+    @property
+    def copied(self) -> int:
+        """Those that did not, because the same had gone through before."""
+        return sum(d.copied for d in self.done)
+
+    @property
+    def totals(self) -> list[ModelTotals]:
+        """What was done with each model."""
+        return [self._totals(one) for one in self.models]
+
+    def _totals(self, one: Registered) -> ModelTotals:
+        key = one.spec.key
+        done = [d for d in self.done if d.model == key]
+        passes, running = sum(d.passes for d in done), sum(d.running for d in done)
+        return ModelTotals(
+            model=key,
+            engine=str(one.choice or ""),
+            random=one.spec.identity.random,
+            objects=len(done),
+            inputs=sum(d.inputs for d in done),
+            passes=passes,
+            copied=sum(d.copied for d in done),
+            strip_passes=one.fitted,
+            set_aside=sum(f.model == key for f in self.failed),
+            failed_attempts=sum(f.model == key for f in self.failures),
+            passes_a_second_of_a_worker=passes / running if running else 0.0,
+            seconds={
+                "reading": sum(d.reading for d in done),
+                "running": running,
+                "writing": sum(d.writing for d in done),
+            },
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The report as JSON values, for `--json`."""
+        return {
+            "models": {
+                one.spec.key: {
+                    "random": one.spec.identity.random,
+                    "engine": one.choice.engine if one.choice else None,
+                }
+                for one in self.models
+            },
+            "objects": len(self.done),
+            "present": self.present,
+            "set_aside": [{"attempts": f.attempts, **_failure(f)} for f in self.failed],
+            "passes": self.passes,
+            "copied": self.copied,
+            "strip_passes": sum(one.fitted for one in self.models),
+            "seconds": self.seconds,
+        }
+
+
+def _failure(failed: AttemptFailed) -> dict[str, Any]:
+    return {
+        "model": failed.model,
+        "game": failed.game,
+        "segment": failed.segment,
+        "kind": failed.error.kind,
+        "why": str(failed.error),
+    }
 
 
 def write_report(folder: Path, report: EncodeReport) -> Path:
@@ -76,20 +213,11 @@ def run_values(report: EncodeReport) -> dict[str, Any]:
         "threads": report.threads,
         "device": report.device,
         "seconds": report.seconds,
-        "models": [_model(report, one.spec.key) for one in report.models],
+        "models": [dataclasses.asdict(one) for one in report.totals],
         "present": report.present,
         "stopped": report.stopped,
         "failed_attempts": [
-            {
-                "model": f.model,
-                "game": f.game,
-                "segment": f.segment,
-                "attempt": f.attempts,
-                "set_aside": f.last,
-                "worker": f.worker,
-                "kind": f.error.kind,
-                "why": str(f.error),
-            }
+            {"attempt": f.attempts, "set_aside": f.last, "worker": f.worker, **_failure(f)}
             for f in report.failures
         ],
         "unfit_workers": [
@@ -107,35 +235,6 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _model(report: EncodeReport, key: str) -> dict[str, Any]:
-    (one,) = (one for one in report.models if one.spec.key == key)
-    done = [d for d in report.done if d.model == key]
-    passes, running = sum(d.passes for d in done), sum(d.running for d in done)
-    return {
-        "model": key,
-        "engine": str(one.choice or ""),
-        "random": one.spec.identity.random,
-        "objects": len(done),
-        "inputs": sum(d.inputs for d in done),
-        "passes": passes,
-        "copied": sum(d.copied for d in done),
-        "strip_passes": one.fitted,
-        "set_aside": sum(f.model == key for f in report.failed),
-        "failed_attempts": sum(f.model == key for f in report.failures),
-        "passes_a_second_of_a_worker": passes / running if running else 0.0,
-        "seconds": stages(done),
-    }
-
-
-def stages(done: Sequence[SegmentDone]) -> dict[str, float]:
-    """Seconds of all workers together in each stage of the work."""
-    return {
-        "reading": sum(d.reading for d in done),
-        "running": sum(d.running for d in done),
-        "writing": sum(d.writing for d in done),
-    }
 
 
 def summary(values: dict[str, Any]) -> str:

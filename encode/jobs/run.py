@@ -10,26 +10,19 @@ import dataclasses
 import difflib
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
 
 from distributed import CancelledError, KilledWorker
 
 from wsa.encode.jobs import cluster, tasks
-from wsa.encode.jobs.events import (
-    AttemptFailed,
-    Listener,
-    ModelReady,
-    Planned,
-    SegmentDone,
-    WorkerUnfit,
-)
+from wsa.encode.jobs.events import Listener, ModelReady, Planned
 from wsa.encode.jobs.plan import Name, Plan, make_plan
-from wsa.encode.jobs.scheduler import TRIES, Driver, died, gone
-from wsa.encode.jobs.slurm import SlurmJobs
-from wsa.encode.jobs.tasks import Failed, Setting
+from wsa.encode.jobs.report import EncodeReport
+from wsa.encode.jobs.scheduler import TRIES, Driver, scheduler_lost, worker_died
+from wsa.encode.jobs.slurm import SlurmOptions
+from wsa.encode.jobs.tasks import Failed, TaskSettings
 from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
-from wsa.encode.registration.identity import find
+from wsa.encode.registration.identity import find_model
 from wsa.encode.registration.register import Registered
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
@@ -37,82 +30,6 @@ from wsa.store.common.errors import MissingError
 from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.probe import MAX_STEP_ERROR
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodeReport:
-    """What an encoding did.
-
-    Attributes:
-        models: The models, registered.
-        done: One entry a segment and model that was encoded now.
-        failures: Every attempt that failed, first to last.
-        present: Objects that were there already.
-        seconds: Wall time.
-        workers: Workers at the start, and `threads` and `device` of theirs.
-        unfit: Workers that could not open a model.
-        stopped: What ended it before all was tried; empty if nothing did.
-    """
-
-    models: tuple[Registered, ...]
-    done: tuple[SegmentDone, ...]
-    failures: tuple[AttemptFailed, ...]
-    present: int
-    seconds: float
-    workers: int = 0
-    threads: int = 0
-    device: str = ""
-    unfit: tuple[WorkerUnfit, ...] = ()
-    stopped: str = ""
-
-    @property
-    def failed(self) -> tuple[AttemptFailed, ...]:
-        """What was set aside because every attempt failed."""
-        return tuple(f for f in self.failures if f.last)
-
-    @property
-    def exit_code(self) -> int:
-        """0, or that of the first error for which something was set aside."""
-        return self.failed[0].error.exit_code if self.failed else 0
-
-    @property
-    def passes(self) -> int:
-        """Frames, or windows of frames, that went through a model."""
-        return sum(d.passes for d in self.done)
-
-    @property
-    def copied(self) -> int:
-        """Those that did not, because the same had gone through before."""
-        return sum(d.copied for d in self.done)
-
-    def summary(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {
-            "models": {
-                r.spec.key: {
-                    "random": r.spec.identity.random,
-                    "engine": r.choice.engine if r.choice else None,
-                }
-                for r in self.models
-            },
-            "objects": len(self.done),
-            "present": self.present,
-            "set_aside": [
-                {
-                    "model": f.model,
-                    "game": f.game,
-                    "segment": f.segment,
-                    "attempts": f.attempts,
-                    "kind": f.error.kind,
-                    "why": str(f.error),
-                }
-                for f in self.failed
-            ],
-            "passes": self.passes,
-            "copied": self.copied,
-            "strip_passes": sum(r.fitted for r in self.models),
-            "seconds": self.seconds,
-        }
 
 
 def encode(
@@ -123,7 +40,7 @@ def encode(
     scheduler: str = "local",
     workers: int = 0,
     device: str = "auto",
-    jobs: SlurmJobs | None = None,
+    jobs: SlurmOptions | None = None,
     max_step_error: float = MAX_STEP_ERROR,
     tries: int = TRIES,
     engine: str = "auto",
@@ -154,7 +71,7 @@ def encode(
     registered = [
         Registered(spec, 0, request)
         for request in requests
-        if (spec := find(snapshot, request)) is not None
+        if (spec := find_model(snapshot, request)) is not None
     ]
     require_frames(snapshot, requests, games)
     plan = _plan(snapshot, registered, games)
@@ -205,7 +122,7 @@ def encode_on(
     plan = _plan(snapshot, registered, games)
     _require_frames(snapshot, plan)
     workers.listen(Planned(len(plan.items), plan.passes, plan.copies))
-    driver = Driver(workers, setting_of(workers, backend.url, registered), tries)
+    driver = Driver(workers, task_settings(workers, backend.url, registered), tries)
 
     def report(stopped: str = "") -> EncodeReport:
         return EncodeReport(
@@ -223,22 +140,22 @@ def encode_on(
 
     again = plan
     try:
-        while driver.drive(again.by_segment()):
+        while driver.run(again.by_segment()):
             # Something would have copied from what was set aside: its frames go through the model.
             snapshot = take_snapshot(backend, snapshot)
-            again = _plan(snapshot, registered, games, driver.set_aside)
+            again = _plan(snapshot, registered, games, driver.skipped)
     except BaseException as error:
         on_stop(report(str(error) or type(error).__name__))
         raise
     return report()
 
 
-def setting_of(workers: Workers, store: str, registered: Iterable[Registered]) -> Setting:
+def task_settings(workers: Workers, store: str, registered: Iterable[Registered]) -> TaskSettings:
     """What all tasks have in common that run these models on these workers."""
     models = list(registered)
     sources = {one.spec.key: one.request.source for one in models}
     engines = {one.spec.key: one.choice.engine for one in models if one.choice}
-    return Setting(store, sources, engines, workers.device, workers.threads)
+    return TaskSettings(store, sources, engines, workers.device, workers.threads)
 
 
 def register_all(
@@ -278,7 +195,7 @@ def register_all(
             try:
                 outcome = future.result()
             except CancelledError:
-                raise gone() from None
+                raise scheduler_lost() from None
             except ImportError:
                 if not workers.exclude_without_wsa():
                     raise
@@ -286,7 +203,7 @@ def register_all(
             except KilledWorker as error:
                 deaths += 1
                 if deaths >= TRIES:
-                    raise died(f"{request.alias} as it was registered", error) from None
+                    raise worker_died(f"{request.alias} as it was registered", error) from None
                 continue
             if isinstance(outcome, Failed):
                 workers.exclude(outcome)
@@ -342,7 +259,7 @@ def require_frames(snapshot: Snapshot, requests: Sequence[Request], games: Seque
     alike = {(spec.alias, spec.identity.output, spec.identity.precision) for spec in specs}
     models: dict[str, int] = {}
     for request in requests:
-        if spec := find(snapshot, request):
+        if spec := find_model(snapshot, request):
             models[spec.key] = spec.identity.window
         elif (request.alias, request.output, request.precision) not in alike:
             models[names.make_model_key(request.alias, "0" * 12)] = 1

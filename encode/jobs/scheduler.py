@@ -18,7 +18,7 @@ from distributed import Future, KilledWorker, as_completed
 from wsa.encode.jobs import tasks
 from wsa.encode.jobs.events import AttemptFailed, SegmentDone
 from wsa.encode.jobs.plan import Item, Name
-from wsa.encode.jobs.tasks import Failed, Setting
+from wsa.encode.jobs.tasks import Failed, TaskSettings
 from wsa.encode.jobs.workers import Workers
 from wsa.store.common.errors import StorageError
 
@@ -31,7 +31,7 @@ Segment = tuple[str, str]
 
 
 @dataclasses.dataclass
-class _Work:
+class _SegmentWork:
     """What is to be written of one segment, and how that goes.
 
     Attributes:
@@ -56,30 +56,31 @@ class Driver:
 
     Args:
         workers: The workers; whoever listens to them hears of every segment.
-        setting: What all tasks have in common.
+        settings: What all tasks have in common.
         tries: How often a segment is tried.
 
     Attributes:
         done: What was committed.
         failures: Every attempt that failed, first to last.
-        set_aside: Objects that failed every attempt.
+        skipped: Objects that failed every attempt.
     """
 
-    def __init__(self, workers: Workers, setting: Setting, tries: int = TRIES) -> None:
+    def __init__(self, workers: Workers, settings: TaskSettings, tries: int = TRIES) -> None:
         self._workers = workers
-        self._setting = setting
+        self._settings = settings
         self._tries = tries
         self.done: list[SegmentDone] = []
         self.failures: list[AttemptFailed] = []
         self._failed_in_a_row = 0
-        self._again: list[_Work] = []
-        self._open: dict[Segment, _Work] = {}  # Begun, and neither committed nor set aside.
-        self._flying: dict[Any, _Work] = {}
-        self._waiting: dict[Segment, list[_Work]] = defaultdict(list)
-        self.set_aside: set[Name] = set()
-        self._left: set[Name] = set()  # Left out of this plan.
+        self._retries: list[_SegmentWork] = []
+        # Begun, and neither committed nor set aside.
+        self._unfinished: dict[Segment, _SegmentWork] = {}
+        self._in_flight: dict[Any, _SegmentWork] = {}
+        self._dependents: dict[Segment, list[_SegmentWork]] = defaultdict(list)
+        self.skipped: set[Name] = set()
+        self._left_out: set[Name] = set()  # Left out of this plan.
 
-    def drive(self, works: Sequence[Sequence[Item]]) -> set[Name]:
+    def run(self, works: Sequence[Sequence[Item]]) -> set[Name]:
         """Carry a plan out.
 
         Args:
@@ -93,15 +94,15 @@ class Driver:
             WsaError: No worker can open a model, there is no room left, or one segment after the
                 other fails.
         """
-        self._left = set()
+        self._left_out = set()
         self._completed = as_completed(loop=self._workers.client.loop)
         pending = iter(works)
-        self._fill(pending)
+        self._submit_more(pending)
         for batch in self._completed.batches():
             for future, result in zip(batch, self._results(batch), strict=True):
-                self._land(future, result)
-            self._fill(pending)
-        return self._left
+                self._on_result(future, result)
+            self._submit_more(pending)
+        return self._left_out
 
     def _results(self, batch: list[Future]) -> list[Any]:
         """What tasks came to, fetched together; None of those that failed."""
@@ -119,48 +120,48 @@ class Driver:
         except Exception:  # noqa: BLE001  The future has it.
             return None
 
-    def _fill(self, pending: Iterator[Sequence[Item]]) -> None:
-        again, self._again = self._again, []
+    def _submit_more(self, pending: Iterator[Sequence[Item]]) -> None:
+        again, self._retries = self._retries, []
         for work in again:
             # A segment whose worker died has its last attempt when no other such one is about, so
             # that it does not pay for what another did.
             last = work.killed and work.attempts + 1 >= self._tries
-            if last and any(other.alone for other in self._open.values()):
-                self._again.append(work)
+            if last and any(other.alone for other in self._unfinished.values()):
+                self._retries.append(work)
             else:
                 work.alone = last
-                self._launch(work)
-        room = self._workers.room()
-        while len(self._open) < room and (items := next(pending, None)) is not None:
-            if kept := self._without_left(items):
-                work = _Work(kept[0].name[1:], kept)
-                self._open[work.segment] = work
-                self._launch(work)
+                self._start(work)
+        slots = self._workers.task_slots()
+        while len(self._unfinished) < slots and (items := next(pending, None)) is not None:
+            if kept := self._keep_runnable(items):
+                work = _SegmentWork(kept[0].name[1:], kept)
+                self._unfinished[work.segment] = work
+                self._start(work)
 
-    def _without_left(self, items: Sequence[Item]) -> tuple[Item, ...]:
+    def _keep_runnable(self, items: Sequence[Item]) -> tuple[Item, ...]:
         """Items that copy from nothing that was set aside or left out; the others are left out."""
         for item in items:
-            if not all(item.sources.isdisjoint(gone) for gone in (self._left, self.set_aside)):
-                self._left.add(item.name)
-        return tuple(item for item in items if item.name not in self._left)
+            if not all(item.sources.isdisjoint(gone) for gone in (self._left_out, self.skipped)):
+                self._left_out.add(item.name)
+        return tuple(item for item in items if item.name not in self._left_out)
 
-    def _launch(self, work: _Work) -> None:
-        sources = self._sources(work)
+    def _start(self, work: _SegmentWork) -> None:
+        sources = self._pending_sources(work)
         if sources:
             work.embedded = self._submit(work, tasks.embed)
             for segment in sources:
-                self._waiting[segment].append(work)
+                self._dependents[segment].append(work)
         else:
             self._track(work, self._submit(work, tasks.encode_segment))
 
-    def _sources(self, work: _Work) -> set[Segment]:
+    def _pending_sources(self, work: _SegmentWork) -> set[Segment]:
         """Segments that a work copies from and that are still being made."""
-        return {name[1:] for item in work.items for name in item.sources} & self._open.keys()
+        return {name[1:] for item in work.items for name in item.sources} & self._unfinished.keys()
 
-    def _submit(self, work: _Work, task: Callable[..., Any], *embedded: Future) -> Future:
+    def _submit(self, work: _SegmentWork, task: Callable[..., Any], *embedded: Future) -> Future:
         future: Future = self._workers.client.submit(
             task,
-            self._setting,
+            self._settings,
             work.items,
             *embedded,
             pure=False,
@@ -169,44 +170,44 @@ class Driver:
         )
         return future
 
-    def _track(self, work: _Work, future: Future) -> None:
+    def _track(self, work: _SegmentWork, future: Future) -> None:
         """Hear of a task's end; of an `embed`, whose result is large, only the workers do."""
-        self._flying[future.key] = work
+        self._in_flight[future.key] = work
         self._completed.add(future)
 
-    def _land(self, future: Future, result: Any) -> None:
+    def _on_result(self, future: Future, result: Any) -> None:
         """Go on from what a task came to."""
-        work = self._flying.pop(future.key)
+        work = self._in_flight.pop(future.key)
         if result is not None:
-            self._outcomes(work, result)
+            self._record(work, result)
         elif future.status == "error":
             error: Any = future.exception()  # Typed as if it were asynchronous.
-            self._fell(work, error)
+            self._on_error(work, error)
         else:
-            raise gone()
+            raise scheduler_lost()
 
-    def _commit(self, work: _Work) -> bool:
+    def _commit(self, work: _SegmentWork) -> bool:
         """Commit what is embedded, or will be; whether there is something left to commit."""
-        work.items, embedded, work.embedded = self._without_left(work.items), work.embedded, None
+        work.items, embedded, work.embedded = self._keep_runnable(work.items), work.embedded, None
         assert embedded is not None
         if work.items:
             self._track(work, self._submit(work, tasks.commit, embedded))
         return bool(work.items)
 
-    def _fell(self, work: _Work, error: BaseException) -> None:
+    def _on_error(self, work: _SegmentWork, error: BaseException) -> None:
         """A task did not come back."""
         if isinstance(error, ImportError) and self._workers.exclude_without_wsa():
-            self._again.append(work)
+            self._retries.append(work)
             return
         where = "", ""
         if isinstance(error, KilledWorker):
             work.killed = True
             work.attempts += error.allowed_failures  # Dask's own attempts, on a cluster not ours.
             where = error.last_worker.address, error.last_worker.host
-            error = died(" ".join(work.segment), error)
-        self._outcomes(work, [tasks.failed(item, error, where=where) for item in work.items])
+            error = worker_died(" ".join(work.segment), error)
+        self._record(work, [tasks.as_failed(item, error, where=where) for item in work.items])
 
-    def _outcomes(self, work: _Work, outcomes: Sequence[SegmentDone | Failed]) -> None:
+    def _record(self, work: _SegmentWork, outcomes: Sequence[SegmentDone | Failed]) -> None:
         """What became of a segment's objects."""
         if not all(isinstance(o, Failed) and o.unfit for o in outcomes):
             work.attempts += 1
@@ -219,16 +220,18 @@ class Driver:
             elif outcome.unfit:
                 self._workers.exclude(outcome)
                 again.append(item)
-            elif self._failed(work, item, outcome):
+            elif self._record_failure(work, item, outcome):
                 again.append(item)
-        self._count(work, outcomes)
+        self._check_failures_in_a_row(work, outcomes)
         work.items, work.alone = tuple(again), False
         if again:
-            self._again.append(work)
+            self._retries.append(work)
         else:
-            self._over(work)
+            self._finish(work)
 
-    def _count(self, work: _Work, outcomes: Sequence[SegmentDone | Failed]) -> None:
+    def _check_failures_in_a_row(
+        self, work: _SegmentWork, outcomes: Sequence[SegmentDone | Failed]
+    ) -> None:
         """Count segments of which something was set aside, one after the other.
 
         Raises:
@@ -236,12 +239,12 @@ class Driver:
         """
         if any(isinstance(outcome, SegmentDone) for outcome in outcomes):
             self._failed_in_a_row = 0
-        elif not self.set_aside.isdisjoint(item.name for item in work.items):
+        elif not self.skipped.isdisjoint(item.name for item in work.items):
             self._failed_in_a_row += 1
             if self._failed_in_a_row >= TOO_MANY_IN_A_ROW:
                 raise next(outcome.error for outcome in outcomes if isinstance(outcome, Failed))
 
-    def _failed(self, work: _Work, item: Item, outcome: Failed) -> bool:
+    def _record_failure(self, work: _SegmentWork, item: Item, outcome: Failed) -> bool:
         """Say that an attempt failed; whether there will be another.
 
         Raises:
@@ -264,23 +267,23 @@ class Driver:
         if outcome.error.kind == "no-space":
             raise outcome.error
         if last:
-            self.set_aside.add(item.name)
+            self.skipped.add(item.name)
         return not last
 
-    def _over(self, work: _Work) -> None:
+    def _finish(self, work: _SegmentWork) -> None:
         """Nothing more is to be done for a segment: others may copy from it, or do without."""
         over = [work]
         while over:
             segment = over.pop().segment
-            del self._open[segment]
-            for other in self._waiting.pop(segment, []):
+            del self._unfinished[segment]
+            for other in self._dependents.pop(segment, []):
                 # What waited for several may have gone on already.
-                ready = other.embedded is not None and not self._sources(other)
+                ready = other.embedded is not None and not self._pending_sources(other)
                 if ready and not self._commit(other):
                     over.append(other)
 
 
-def gone() -> StorageError:
+def scheduler_lost() -> StorageError:
     """What to say where tasks were lost with the scheduler."""
     return StorageError(
         "unavailable",
@@ -289,7 +292,7 @@ def gone() -> StorageError:
     )
 
 
-def died(of: str, error: KilledWorker) -> StorageError:
+def worker_died(of: str, error: KilledWorker) -> StorageError:
     """What to say of a worker that died over something."""
     return StorageError(
         "worker-died",

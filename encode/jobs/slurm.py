@@ -2,7 +2,8 @@
 
 What these options do not say is taken from dask-jobqueue's own settings in `~/.config/dask`, where
 a lab may keep what all its jobs have in common. A job that SLURM refuses is kept with SLURM's words,
-and a job that is over, or was refused, is followed by another a minute later.
+and a job that is over, or was refused, is followed by another a minute later. Dask is imported where
+it is needed: the options are read for `--help` too.
 """
 
 from __future__ import annotations
@@ -11,16 +12,15 @@ import dataclasses
 import shutil
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from dask.utils import parse_bytes
-from distributed import Client
-from distributed.deploy.spec import ProcessInterface
-
-from wsa.encode.configs import SlurmOptions
-from wsa.encode.jobs.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError, StorageError, UsageError
+from wsa.store.common.ranges import COUNT, check_ranges
+from wsa.store.configs import Names
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 LOOK_EVERY_S = 5
 
@@ -29,59 +29,51 @@ GONE_S = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
-class SlurmJobs:
-    """What each job asks SLURM for.
+class SlurmOptions:
+    """What `--scheduler slurm` asks SLURM for, for each of `--workers` jobs."""
 
-    Attributes:
-        queue: The partition; SLURM's own default where empty.
-        account: Who pays.
-        walltime: How long a job may run, as SLURM writes it.
-        cores: Cores of a job; on a machine without a GPU, as many single-threaded workers.
-        memory: Memory of a job, as 16GB.
-        gpu: Whether each job has a GPU; it then has one worker.
-        extra: Further `#SBATCH` directives.
-    """
-
-    queue: str = ""
-    account: str = ""
-    walltime: str = ""
-    cores: int = 4
-    memory: str = "16GB"
-    gpu: bool = False
-    extra: tuple[str, ...] = ()
+    slurm_queue: str = ""
+    """Partition; SLURM's default if not given."""
+    slurm_account: str = ""
+    """Account that pays; yours if not given."""
+    slurm_walltime: str = ""
+    """Time a job may run, as 04:00:00. Jobs whose time is up are followed by others."""
+    slurm_cores: Annotated[int, COUNT] = 4
+    """Cores of a job: as many workers, or one where it has a GPU."""
+    slurm_memory: str = "16GB"
+    """Memory of a job."""
+    slurm_gpu: bool = False
+    """Give each job a GPU."""
+    slurm_extra: Names = ()
+    """Further #SBATCH directives, as --constraint=a100,--exclude=node7."""
 
 
-def jobs(o: SlurmOptions, scheduler: str) -> SlurmJobs:
-    """What the `--slurm-*` options ask for.
+def jobs(options: SlurmOptions, scheduler: str) -> SlurmOptions:
+    """The SLURM options alone of a command's options.
 
     Raises:
-        UsageError: A value cannot be, or something is asked for that this scheduler does not heed.
+        UsageError: A value cannot be, or one is given that this scheduler has no use for.
     """
-    if o.slurm_cores < 1:
-        raise UsageError("bad-option", f"--slurm-cores must be 1 or more, not {o.slurm_cores}.")
+    from dask.utils import parse_bytes
+
+    fields = dataclasses.fields(SlurmOptions)
+    found = SlurmOptions(**{field.name: getattr(options, field.name) for field in fields})
+    check_ranges(found)
     try:
-        parse_bytes(o.slurm_memory)
+        parse_bytes(found.slurm_memory)
     except ValueError:
         raise UsageError(
-            "bad-option", f"--slurm-memory {o.slurm_memory}: write an amount, as 16GB."
+            "bad-option", f"--slurm-memory {found.slurm_memory}: write an amount, as 16GB."
         ) from None
-    for field in dataclasses.fields(SlurmOptions):
-        if scheduler != "slurm" and getattr(o, field.name) != field.default:
+    for field in fields:
+        if scheduler != "slurm" and getattr(found, field.name) != field.default:
             flag = "--" + field.name.replace("_", "-")
             raise UsageError("bad-option", f"{flag} is for SLURM; add --scheduler slurm.")
-    return SlurmJobs(
-        queue=o.slurm_queue,
-        account=o.slurm_account,
-        walltime=o.slurm_walltime,
-        cores=o.slurm_cores,
-        memory=o.slurm_memory,
-        gpu=o.slurm_gpu,
-        extra=o.slurm_extra,
-    )
+    return found
 
 
 def start(
-    jobs: SlurmJobs,
+    jobs: SlurmOptions,
     environment: dict[str, Any],
     submit: bool,
     threads: int = 0,
@@ -105,6 +97,10 @@ def start(
             "--scheduler slurm: there is no sbatch here. Run it on a machine that submits jobs; "
             "--dry-run shows the job's script anywhere.",
         )
+    from distributed.deploy.spec import ProcessInterface
+
+    from wsa.encode.jobs.workers import GPU, TASKS_A_GPU, THREADS_A_WORKER
+
     try:
         from dask_jobqueue.slurm import SLURMCluster, SLURMJob
     except ImportError:
@@ -134,8 +130,12 @@ def start(
             closed: Any = ProcessInterface.close  # dask-jobqueue does not say so by itself.
             await closed(self)
 
-    workers = 1 if jobs.gpu else jobs.cores
-    asked = {"queue": jobs.queue, "account": jobs.account, "walltime": jobs.walltime}
+    workers = 1 if jobs.slurm_gpu else jobs.slurm_cores
+    asked = {
+        "queue": jobs.slurm_queue,
+        "account": jobs.slurm_account,
+        "walltime": jobs.slurm_walltime,
+    }
     cluster: Any = SLURMCluster
     return cluster(
         job_cls=Job,
@@ -143,18 +143,18 @@ def start(
         python=sys.executable,
         processes=workers,
         # Dask's word for threads; SLURM is asked for `job_cpu`.
-        cores=workers * (threads or (TASKS_A_GPU if jobs.gpu else THREADS_A_WORKER)),
-        job_cpu=jobs.cores,
-        memory=jobs.memory,
-        job_extra_directives=[*(["--gpus=1"] if jobs.gpu else []), *jobs.extra],
+        cores=workers * (threads or (TASKS_A_GPU if jobs.slurm_gpu else THREADS_A_WORKER)),
+        job_cpu=jobs.slurm_cores,
+        memory=jobs.slurm_memory,
+        job_extra_directives=[*(["--gpus=1"] if jobs.slurm_gpu else []), *jobs.slurm_extra],
         job_script_prologue=[f"export {name}={value}" for name, value in environment.items()],
-        worker_extra_args=["--resources", f"{GPU}=1"] if jobs.gpu else [],
+        worker_extra_args=["--resources", f"{GPU}=1"] if jobs.slurm_gpu else [],
         scheduler_options=scheduler,
         **{name: value for name, value in asked.items() if value},
     )
 
 
-class Keeper:
+class JobKeeper:
     """Keeps so many jobs submitted: another one for each that is over or was refused.
 
     dask-jobqueue does so itself, but only where a job has a single worker.

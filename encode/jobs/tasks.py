@@ -22,7 +22,7 @@ from distributed import get_worker
 from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder, choose_device, stored
-from wsa.encode.inference.segment_inputs import Shown, read_shown
+from wsa.encode.inference.segment_inputs import SegmentFrames, read_segment_frames
 from wsa.encode.jobs.events import SegmentDone
 from wsa.encode.jobs.plan import Item
 from wsa.encode.models.registry import Request
@@ -40,11 +40,11 @@ MODELS_KEPT = 8
 
 # One model is built or run at a time in a process: on a CPU it has the cores, on a GPU the memory,
 # and torch has one generator for untrained weights.
-running = threading.Lock()
+model_lock = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class TaskSettings:
     """What all tasks of an encoding have in common.
 
     Attributes:
@@ -120,71 +120,73 @@ def register_model(
     set_threads(threads)
     snapshot = take_snapshot(open_store(store))
     try:
-        with running:
+        with model_lock:
             return register(snapshot, request, max_step_error, choose_device(device), engine, games)
     except (MissingError, ImportError) as error:
         if isinstance(error, MissingError) and error.kind == "no-frames":
             raise  # To fit a basis on, which no other worker has either.
-        return failed(request.alias, error, unfit=True)
+        return as_failed(request.alias, error, unfit=True)
     except WsaError:
         raise
     except Exception as error:
-        raise failed(request.alias, error).error from error
+        raise as_failed(request.alias, error).error from error
 
 
-def embed(setting: Setting, items: Sequence[Item]) -> list[Embedded | Failed]:
+def embed(settings: TaskSettings, items: Sequence[Item]) -> list[Embedded | Failed]:
     """Read a segment's frames once, and run them through each model that has not seen them.
 
     Args:
-        setting: What all tasks have in common.
+        settings: What all tasks have in common.
         items: What to write of one segment, by several models.
 
     Returns:
         One entry an item.
     """
     started = time.perf_counter()
-    set_threads(setting.threads)
+    set_threads(settings.threads)
     try:
-        backend = open_store(setting.store)
+        backend = open_store(settings.store)
         there = [committed(backend, _meta(item)) for item in items]
         runs = [item for item, done in zip(items, there, strict=True) if len(item.own) and not done]
         shown = _read(backend, runs) if runs else None
     except Exception as error:  # noqa: BLE001  Whatever it is, it is this segment's.
-        return [failed(item, error) for item in items]
+        return [as_failed(item, error) for item in items]
     reading = (time.perf_counter() - started) / len(items)
     return [
-        Embedded(item.model, None, reading, 0.0) if done else _run(setting, item, shown, reading)
+        Embedded(item.model, None, reading, 0.0) if done else _run(settings, item, shown, reading)
         for item, done in zip(items, there, strict=True)
     ]
 
 
-def _read(backend: Backend, items: Sequence[Item]) -> Shown:
+def _read(backend: Backend, items: Sequence[Item]) -> SegmentFrames:
     """What these items' segment shows."""
     meta = items[0].meta
     of = meta.game, meta.segment
     windows = any(item.window > 1 for item in items)
     paths = [names.frames_path(*of), *([names.segment_path(*of)] if windows else [])]
-    return read_shown(take_objects(backend, paths), meta, rows=windows)
+    return read_segment_frames(take_objects(backend, paths), meta, rows=windows)
 
 
-def _run(setting: Setting, item: Item, shown: Shown | None, reading: float) -> Embedded | Failed:
+def _run(
+    settings: TaskSettings, item: Item, shown: SegmentFrames | None, reading: float
+) -> Embedded | Failed:
     if shown is None or not len(item.own):
         try:
-            snapshot = take_objects(open_store(setting.store), [names.model_path(item.model)])
+            snapshot = take_objects(open_store(settings.store), [names.model_path(item.model)])
             shape = read_spec(snapshot, item.model).shape
         except WsaError as error:
-            return failed(item, error)
+            return as_failed(item, error)
         return Embedded(item.model, np.zeros((0, *shape), np.float16), reading, 0.0)
-    with running:
+    with model_lock:
         try:
-            source, device = setting.sources[item.model], choose_device(setting.device)
-            engine = setting.engines[item.model]
-            keep = max(MODELS_KEPT, len(setting.sources))  # One more would be built ever again.
-            encoder = opened(setting.store, item.model, source, device, engine, keep)
+            source, device = settings.sources[item.model], choose_device(settings.device)
+            engine = settings.engines[item.model]
+            keep = max(MODELS_KEPT, len(settings.sources))  # One more would be built ever again.
+            encoder = cached_model(settings.store, item.model, source, device, engine, keep)
         except (MissingError, ConflictError, UsageError, ImportError) as error:
-            return failed(item, error, unfit=True)  # No weights, others, or no such engine here.
+            return as_failed(item, error, unfit=True)  # No weights, others, or no such engine here.
         except Exception as error:  # noqa: BLE001
-            return failed(item, error)
+            return as_failed(item, error)
         started = time.perf_counter()
         try:
             before = encoder.passes
@@ -192,10 +194,12 @@ def _run(setting: Setting, item: Item, shown: Shown | None, reading: float) -> E
             assert encoder.passes - before == len(item.own)
             return Embedded(item.model, stored(found), reading, time.perf_counter() - started)
         except Exception as error:  # noqa: BLE001  A model may raise anything.
-            return failed(item, error)
+            return as_failed(item, error)
 
 
-def _embeddings(encoder: Encoder, shown: Shown, item: Item) -> Iterator[NDArray[np.float32]]:
+def _embeddings(
+    encoder: Encoder, shown: SegmentFrames, item: Item
+) -> Iterator[NDArray[np.float32]]:
     """A segment's own inputs after a model, some after another.
 
     On a CPU grey screens are made small once for all models and windows, a window of four else made
@@ -204,19 +208,19 @@ def _embeddings(encoder: Encoder, shown: Shown, item: Item) -> Iterator[NDArray[
     if encoder.shrinks(shown.frames.shape[1:3]):
         how = encoder.preprocessing
         for some in shown.levels(item.window, item.own, how, encoder.shrink):
-            yield encoder.of_levels(some)
+            yield encoder.embed_shrunk(some)
         return
     for some in shown.inputs(item.window, item.own):
         yield encoder(some)
 
 
 def commit(
-    setting: Setting, items: Sequence[Item], embedded: Sequence[Embedded | Failed]
+    settings: TaskSettings, items: Sequence[Item], embedded: Sequence[Embedded | Failed]
 ) -> list[SegmentDone | Failed]:
     """Join each model's embeddings of a segment with the copied ones, and commit them.
 
     Args:
-        setting: What all tasks have in common.
+        settings: What all tasks have in common.
         items: What to write.
         embedded: From `embed`, of these items and perhaps of others.
 
@@ -228,23 +232,23 @@ def commit(
     for item in items:
         own = of[item.model]
         try:
-            outcomes.append(own if isinstance(own, Failed) else _commit(setting, item, own))
+            outcomes.append(own if isinstance(own, Failed) else _commit(settings, item, own))
         except Exception as error:  # noqa: BLE001
-            outcomes.append(failed(item, error))
+            outcomes.append(as_failed(item, error))
     return outcomes
 
 
-def encode_segment(setting: Setting, items: Sequence[Item]) -> list[SegmentDone | Failed]:
+def encode_segment(settings: TaskSettings, items: Sequence[Item]) -> list[SegmentDone | Failed]:
     """`embed` and `commit`, where no copied row is still to be made."""
-    return commit(setting, items, embed(setting, items))
+    return commit(settings, items, embed(settings, items))
 
 
-def _commit(setting: Setting, item: Item, embedded: Embedded) -> SegmentDone:
+def _commit(settings: TaskSettings, item: Item, embedded: Embedded) -> SegmentDone:
     started = time.perf_counter()
     own = embedded.rows
     meta = _meta(item)
     if own is not None:
-        backend = open_store(setting.store)
+        backend = open_store(settings.store)
         this = item.meta.game, item.meta.segment
         copies = [copy for copy in item.copies if (copy.game, copy.segment) != this]
         repeats = [copy for copy in item.copies if (copy.game, copy.segment) == this]
@@ -263,7 +267,7 @@ def _commit(setting: Setting, item: Item, embedded: Embedded) -> SegmentDone:
         # Rows were rounded one by one, so this loses nothing; and the type is the same whichever
         # rows were copied.
         whole = whole.astype(embedding_dtype(whole), copy=False)
-        meta = _meta(item, whole, embedded.running, setting.engines[item.model])
+        meta = _meta(item, whole, embedded.running, settings.engines[item.model])
         commit_embedding(backend, meta, whole)
     writing = time.perf_counter() - started
     return SegmentDone(
@@ -277,7 +281,7 @@ def _commit(setting: Setting, item: Item, embedded: Embedded) -> SegmentDone:
         reading=embedded.reading,
         running=embedded.running,
         writing=writing,
-        worker=_here()[0],
+        worker=_this_worker()[0],
     )
 
 
@@ -300,11 +304,11 @@ def _meta(
     )
 
 
-def failed(
+def as_failed(
     of: Item | str, error: BaseException, unfit: bool = False, where: tuple[str, str] | None = None
 ) -> Failed:
     """Name the object, or the model, and the worker; errors that are not wsa's become one."""
-    worker, host = where or _here()
+    worker, host = where or _this_worker()
     model = of if isinstance(of, str) else of.model
     if isinstance(of, Item):
         of = f"{model} on {of.meta.game} segment {of.meta.segment}"
@@ -323,7 +327,7 @@ def failed(
     return Failed(model, error, worker, host, unfit)
 
 
-def _here() -> tuple[str, str]:
+def _this_worker() -> tuple[str, str]:
     """This worker's address and its machine."""
     try:
         return get_worker().address, socket.gethostname()
@@ -334,7 +338,7 @@ def _here() -> tuple[str, str]:
 _models: dict[tuple[str | None, ...], Encoder] = {}
 
 
-def opened(
+def cached_model(
     store: str, key: str, source: str | None, device: str, engine: str, keep: int = MODELS_KEPT
 ) -> Encoder:
     """A model, built once; of all that were built, the `keep` that were used last are kept."""

@@ -25,7 +25,7 @@ THREADS_A_WORKER = 2
 # Tasks in flight: what runs, and as many again, so that no thread waits for the driver.
 TASKS_A_THREAD = 2
 
-LOOK_EVERY_S = 5.0
+COUNT_EVERY_S = 5.0
 
 
 class Workers:
@@ -55,7 +55,7 @@ class Workers:
         self.listen = listen
         self.threads = threads
         self.unfit: dict[str, WorkerUnfit] = {}
-        self._looked = time.monotonic()
+        self._counted_at = time.monotonic()
         self._info = self._ask()
         self.exclude_without_wsa()  # Even to be handed a task, a worker must know its types.
         offered = any(GPU in one["resources"] for one in self._info.values())
@@ -70,10 +70,10 @@ class Workers:
         self.at_start = Started(len(self._info), in_all, self.device, _dashboard(client))
         listen(self.at_start)
 
-    def room(self) -> int:
+    def task_slots(self) -> int:
         """Tasks that may be in flight; the workers are counted anew every few seconds."""
-        if time.monotonic() - self._looked > LOOK_EVERY_S:
-            self._looked, self._info = time.monotonic(), self._ask()
+        if time.monotonic() - self._counted_at > COUNT_EVERY_S:
+            self._counted_at, self._info = time.monotonic(), self._ask()
         fit = [one for address, one in self._info.items() if address not in self.unfit]
         if self.device == "cuda":
             slots = sum(TASKS_A_GPU * one["resources"].get(GPU, 0) for one in fit)
@@ -99,7 +99,7 @@ class Workers:
         if failed.worker not in self.unfit:
             self.unfit[failed.worker] = WorkerUnfit(failed.worker, failed.host, failed.error)
             self.listen(self.unfit[failed.worker])
-        self._looked, self._info = time.monotonic(), self._ask()
+        self._counted_at, self._info = time.monotonic(), self._ask()
         if not self._info.keys() - self.unfit.keys():
             where = f" (Worker {failed.worker} on {failed.host}.)"
             remote = "" if failed.worker.startswith("inproc") else where

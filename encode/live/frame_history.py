@@ -12,7 +12,7 @@ from wsa.store.common import hashing
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class FrameWindow:
     """A frame as it was played, and those of its episode before it.
 
     Attributes:
@@ -24,7 +24,7 @@ class Seen:
     digests: tuple[bytes, ...]
 
 
-class Recent:
+class FrameHistory:
     """The last frames of each environment.
 
     Args:
@@ -33,11 +33,11 @@ class Recent:
 
     def __init__(self, longest: int) -> None:
         self._longest = longest
-        self._last: dict[int, Seen] = {}
+        self._last: dict[int, FrameWindow] = {}
 
     def push(
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
-    ) -> list[Seen]:
+    ) -> list[FrameWindow]:
         """Take frames, one after the other.
 
         Args:
@@ -52,15 +52,15 @@ class Recent:
             frame = shown if self._longest == 1 else shown.copy()
             before = None if begins else self._last.get(env)
             if before is None:
-                before = Seen((frame,) * self._longest, (digest,) * self._longest)
-            seen = Seen((*before.frames[1:], frame), (*before.digests[1:], digest))
+                before = FrameWindow((frame,) * self._longest, (digest,) * self._longest)
+            seen = FrameWindow((*before.frames[1:], frame), (*before.digests[1:], digest))
             self._last[env] = seen
             found.append(seen)
         return found
 
 
-def named(
-    seen: Sequence[Seen], window: int
+def window_inputs(
+    seen: Sequence[FrameWindow], window: int
 ) -> tuple[list[bytes], Callable[[list[int]], NDArray[np.uint8]]]:
     """What a model that looks at `window` frames sees of this.
 

@@ -19,16 +19,16 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder, stored
-from wsa.encode.live.frame_history import Recent, named
+from wsa.encode.live.frame_history import FrameHistory, window_inputs
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.objects.digest_index import DigestIndex
 from wsa.store.objects.flat_map import FlatMap, side_by_side
 
-KEPT = 1024  # Screens that are made small in one way: of 256 environments the last four.
+MAX_SHRUNK = 1024  # Screens that are made small in one way: of 256 environments the last four.
 
 
-class Shrunk:
+class ShrunkFrames:
     """The screens last seen, as models see them; may be asked by many threads.
 
     Args:
@@ -41,7 +41,7 @@ class Shrunk:
         for encoder, window in zip(encoders, windows, strict=False):
             looks[encoder.alike] += window
         # Where one model looks at one frame at a time, there is nobody to keep it for.
-        self._kept = {alike: _Kept() for alike, count in looks.items() if count > 1}
+        self._caches = {alike: _ShrunkCache() for alike, count in looks.items() if count > 1}
 
     def embed(self, encoder: Encoder, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What a model gives for frames, to the bit as from the frames themselves.
@@ -53,14 +53,14 @@ class Shrunk:
         Returns:
             (n, *shape) float32.
         """
-        kept = self._kept.get(encoder.alike)
-        if kept is None or not encoder.shrinks(frames.shape[-3:-1]):
+        cache = self._caches.get(encoder.alike)
+        if cache is None or not encoder.shrinks(frames.shape[-3:-1]):
             return encoder(frames)
-        levels = kept.levels(encoder, frames.reshape(-1, *frames.shape[-3:]))
-        return encoder.of_levels(levels.reshape(*frames.shape[:-3], *levels.shape[1:]))
+        levels = cache.levels(encoder, frames.reshape(-1, *frames.shape[-3:]))
+        return encoder.embed_shrunk(levels.reshape(*frames.shape[:-3], *levels.shape[1:]))
 
 
-class _Kept:
+class _ShrunkCache:
     """Those that are made small in one way."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class _Kept:
             for digest in digests:
                 self._levels.move_to_end(digest)
             found = np.stack([self._levels[digest] for digest in digests])
-            while len(self._levels) > KEPT:
+            while len(self._levels) > MAX_SHRUNK:
                 self._levels.popitem(last=False)
         return found
 
@@ -87,7 +87,7 @@ class _Kept:
 REMEMBERED = 50_000
 
 
-class Elsewhere(Protocol):
+class EmbeddingSource(Protocol):
     """Embeddings of frames, or windows, kept by somebody else: the table of a run."""
 
     def find(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
@@ -120,7 +120,7 @@ class LiveEncoder:
         flat: FlatMap,
         encoders: Sequence[Encoder],
         remember: int = REMEMBERED,
-        elsewhere: Mapping[int, Elsewhere] | None = None,
+        elsewhere: Mapping[int, EmbeddingSource] | None = None,
     ) -> None:
         self.width = flat.width + flat.window_width
         self.dtype: np.dtype[Any] = flat.embeddings.dtype
@@ -130,7 +130,7 @@ class LiveEncoder:
         self._threads = ThreadPoolExecutor(
             len(self._encoders) or 1, initializer=torch.set_num_threads, initargs=cores
         )
-        shrunk = Shrunk(self._encoders, flat.windows)
+        shrunk = ShrunkFrames(self._encoders, flat.windows)
         self.lookups = {
             window: Lookup(
                 flat,
@@ -144,7 +144,7 @@ class LiveEncoder:
             for window in sorted(set(flat.windows))
         }
         self._longest = max(self.lookups)
-        self._recent = Recent(self._longest)
+        self._recent = FrameHistory(self._longest)
 
     @property
     def passes(self) -> int:
@@ -209,11 +209,11 @@ class LiveEncoder:
         seen = self._recent.push(frames, first, envs)
         out = np.empty((len(frames), self.width), self.dtype)
         for window, lookup in self.lookups.items():
-            spread(lookup.embed(*named(seen, window)), lookup.places, out)
+            scatter_columns(lookup.embed(*window_inputs(seen, window)), lookup.places, out)
         return out
 
 
-def spread(part: NDArray[Any], places: Sequence[slice], out: NDArray[Any]) -> None:
+def scatter_columns(part: NDArray[Any], places: Sequence[slice], out: NDArray[Any]) -> None:
     """Copy embeddings by some models to where they stand in a row of all models.
 
     Args:
@@ -251,9 +251,9 @@ class Lookup:
         window: int,
         encoders: Sequence[Encoder],
         threads: ThreadPoolExecutor,
-        shrunk: Shrunk,
+        shrunk: ShrunkFrames,
         remember: int,
-        elsewhere: Elsewhere | None = None,
+        elsewhere: EmbeddingSource | None = None,
     ) -> None:
         mine = [i for i, of in enumerate(flat.windows) if of == window]
         self.places = [flat.places[i] for i in mine]
@@ -265,7 +265,7 @@ class Lookup:
         self.dtype: np.dtype[Any] = self._table.dtype
         self._index = DigestIndex(flat.digests if window == 1 else flat.window_digests(window))
         self._threads = threads
-        self._shrunk = shrunk
+        self._shrunk_frames = shrunk
         self._memory: OrderedDict[bytes, NDArray[Any]] = OrderedDict()
         self._remember = remember
         self._elsewhere = elsewhere
@@ -344,9 +344,8 @@ class Lookup:
         key, encoder = model
         dtype = self.dtype
         with np.errstate(over="ignore"):
-            part = (
-                stored(self._shrunk.embed(encoder, inputs)).reshape(len(inputs), -1).astype(dtype)
-            )
+            rows = stored(self._shrunk_frames.embed(encoder, inputs))
+            part = rows.reshape(len(inputs), -1).astype(dtype)
         if not np.isfinite(part).all():
             raise ConflictError(
                 "not-finite",

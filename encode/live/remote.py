@@ -25,10 +25,10 @@ from wsa.store.common.errors import ConflictError, StorageError, UsageError
 # A batch that was lost with its worker is embedded again elsewhere.
 RETRIES = 3
 # Workers that are gone for twice as long are not coming back.
-PATIENCE_S = 60
+NO_WORKERS_S = 60
 
 
-class Ran(NamedTuple):
+class RemoteEngine(NamedTuple):
     """An engine elsewhere, by its name."""
 
     name: str
@@ -61,7 +61,7 @@ class RemoteEncoder:
         self._what = store, key, engine
         self.passes = 0
         # So that a model that no worker can open stops a run before it begins.
-        self.engine = Ran(self._result([self._submit(engine_of)])[0])
+        self.engine = RemoteEngine(self._result([self._submit(engine_of)])[0])
 
     def shrinks(self, screen: Sequence[int]) -> bool:
         """Whether this process makes screens small: no."""
@@ -75,7 +75,7 @@ class RemoteEncoder:
             ConflictError: Workers died of it again and again.
             WsaError: A worker could not open the model.
         """
-        at_once = self._workers.room() // TASKS_A_THREAD
+        at_once = self._workers.task_slots() // TASKS_A_THREAD
         if self._workers.device == "cuda":
             at_once //= TASKS_A_GPU
         parts = np.array_split(frames, max(1, min(len(frames), at_once)))
@@ -118,7 +118,7 @@ class RemoteEncoder:
         while True:
             try:
                 with self._client.as_current():
-                    wait(futures, timeout=PATIENCE_S)
+                    wait(futures, timeout=NO_WORKERS_S)
             except TimeoutError:
                 if alone and not self._client.nthreads():
                     raise StorageError(
@@ -155,15 +155,15 @@ def remote_encoders(
 
 def embed(store: str, key: str, engine: str, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
     """What a worker does."""
-    with tasks.running:  # A worker that somebody else started may have several threads.
+    with tasks.model_lock:  # A worker that somebody else started may have several threads.
         return _model(store, key, engine)(frames)
 
 
 def engine_of(store: str, key: str, engine: str) -> str:
     """Open a model on a worker; the name of what runs it there."""
-    with tasks.running:
+    with tasks.model_lock:
         return _model(store, key, engine).engine.name
 
 
 def _model(store: str, key: str, engine: str) -> Encoder:
-    return tasks.opened(store, key, None, choose_device("auto"), engine)
+    return tasks.cached_model(store, key, None, choose_device("auto"), engine)

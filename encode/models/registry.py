@@ -102,7 +102,7 @@ class Request:
     @property
     def licence(self) -> str:
         """Licence of the weights as timm states it."""
-        if load.is_own(self.timm_name):
+        if load.is_paper_model(self.timm_name):
             return load.licence(self.source)
         if self.source == "random":
             return "none: random weights"
@@ -257,7 +257,7 @@ def build(request: Request) -> Any:
             "because a store names it. If it is on this machine and you trust it, name it yourself: "
             f"--weights {request.alias}=MODULE:CALLABLE.",
         )
-    if load.is_own(request.timm_name):
+    if load.is_paper_model(request.timm_name):
         return load.build(request.timm_name, request.source)
     import timm
 
@@ -399,7 +399,7 @@ def _no_weights(request: Request, why: str) -> MissingError:
 
 def local_weights(request: Request) -> str | None:
     """Where this machine has a model's weights, in words; None if it would ask the hub."""
-    if request.source == "package" and load.is_own(request.timm_name):
+    if request.source == "package" and load.is_paper_model(request.timm_name):
         return "wsa"
     if request.source == "package":
         found = importlib.util.find_spec(PACKAGES[request.alias].module)

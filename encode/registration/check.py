@@ -22,7 +22,7 @@ from wsa.encode.inference.trunk import Trunk
 from wsa.encode.models import registry
 from wsa.encode.models.custom import UserNetwork
 from wsa.encode.models.registry import Request
-from wsa.encode.registration import probe_strip
+from wsa.encode.registration import probe_frames
 from wsa.encode.registration.identity import identify
 from wsa.store.common import hashing
 from wsa.store.common.errors import WsaError
@@ -34,8 +34,8 @@ BATCH_ERROR = 0.01  # As a share of a game's step: libraries round differently f
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
-    """One thing that a model must do.
+class CheckResult:
+    """Whether a model does one thing that it must.
 
     Attributes:
         what: The point, in a few words.
@@ -48,7 +48,7 @@ class Point:
     found: str
 
 
-def check(request: Request, device: str) -> Iterator[Point]:
+def check(request: Request, device: str) -> Iterator[CheckResult]:
     """Try a model, before any reduction of its output; one point after another as it is known.
 
     Raises:
@@ -60,20 +60,22 @@ def check(request: Request, device: str) -> Iterator[Point]:
     before = _everything(module)
     numbers = sum(tensor.numel() for tensor in module.state_dict().values())
     licence = module.licence if isinstance(module, UserNetwork) else request.licence
-    yield Point("weights", True, f"{numbers:,} numbers, {_short(before)}, licence: {licence}")
+    yield CheckResult("weights", True, f"{numbers:,} numbers, {_short(before)}, licence: {licence}")
     yield _frozen(module)
     encoder = _encoder(module, request, device)
     window = identify(module, request).window
-    frames = probe_strip.probe_frames(window)
+    frames = probe_frames.probe_inputs(window)
     try:
         found = encoder(frames)
     except WsaError:
         raise
     except Exception as error:  # noqa: BLE001  A user's module may raise anything.
         why = " ".join(str(error).split())[:300]
-        yield Point("runs", False, f"{type(error).__name__}: {why}")
+        yield CheckResult("runs", False, f"{type(error).__name__}: {why}")
         return
-    yield Point("runs", True, f"embeddings of shape {found.shape[1:]}, {found[0].size:,} numbers")
+    yield CheckResult(
+        "runs", True, f"embeddings of shape {found.shape[1:]}, {found[0].size:,} numbers"
+    )
     finite = _finite(found)
     yield finite
     if not finite.ok:
@@ -86,9 +88,11 @@ def check(request: Request, device: str) -> Iterator[Point]:
     yield _threads(encoder, frames)
     yield _screens(encoder, window, found.shape[1:])
     after = _everything(encoder.module.cpu())
-    yield Point("weights untouched", after == before, f"{_short(before)}, then {_short(after)}")
+    yield CheckResult(
+        "weights untouched", after == before, f"{_short(before)}, then {_short(after)}"
+    )
     again = registry.build(request)
-    yield Point(
+    yield CheckResult(
         "the same weights when built again",
         _everything(again) == before,
         f"{_short(before)}, then {_short(_everything(again))}",
@@ -111,44 +115,48 @@ def _short(digest: str) -> str:
     return f"blake3 {digest[:12]}"
 
 
-def _frozen(module: nn.Module) -> Point:
+def _frozen(module: nn.Module) -> CheckResult:
     training = [name or "the module" for name, part in module.named_modules() if part.training]
     learning = [name for name, tensor in module.named_parameters() if tensor.requires_grad]
     if training or learning:
         said = f"in training mode: {', '.join(training[:3]) or 'none'}"
-        return Point(
+        return CheckResult(
             "frozen", False, f"{said}; with gradients: {', '.join(learning[:3]) or 'none'}"
         )
-    return Point("frozen", True, "evaluation mode, no gradients")
+    return CheckResult("frozen", True, "evaluation mode, no gradients")
 
 
-def _finite(found: NDArray[np.float32]) -> Point:
+def _finite(found: NDArray[np.float32]) -> CheckResult:
     bad = int((~np.isfinite(found)).sum())
     if bad:
-        return Point("finite", False, f"{bad:,} of {found.size:,} numbers are NaN or infinite")
+        return CheckResult(
+            "finite", False, f"{bad:,} of {found.size:,} numbers are NaN or infinite"
+        )
     largest = float(np.abs(found).max())
     kept = "float16" if largest <= FLOAT16_MAX else "float32, too large for float16"
-    return Point("finite", True, f"at most {largest:.3g}; stored as {kept}")
+    return CheckResult("finite", True, f"at most {largest:.3g}; stored as {kept}")
 
 
-def _sees(found: NDArray[np.float32]) -> Point:
+def _sees(found: NDArray[np.float32]) -> CheckResult:
     pairs = found.reshape(len(found) // 2, 2, -1)
     differ = int((pairs[:, 0] != pairs[:, 1]).any(axis=1).sum())
     said = f"{differ} of {len(pairs)} pairs of consecutive frames have embeddings that differ"
-    return Point("sees a step", 2 * differ > len(pairs), said)
+    return CheckResult("sees a step", 2 * differ > len(pairs), said)
 
 
-def _equal(what: str, found: NDArray[np.float32], wanted: NDArray[np.float32]) -> Point:
+def _equal(what: str, found: NDArray[np.float32], wanted: NDArray[np.float32]) -> CheckResult:
     if found.shape != wanted.shape:
-        return Point(what, False, f"shape {found.shape[1:]}, not {wanted.shape[1:]}")
+        return CheckResult(what, False, f"shape {found.shape[1:]}, not {wanted.shape[1:]}")
     if np.array_equal(found, wanted, equal_nan=True):
-        return Point(what, True, "equal to the last bit")
+        return CheckResult(what, True, "equal to the last bit")
     rows = (found != wanted).reshape(len(found), -1).any(axis=1).sum()
     largest = float(np.nanmax(np.abs(found - wanted)))
-    return Point(what, False, f"{rows} of {len(found)} frames differ, by up to {largest:.3g}")
+    return CheckResult(what, False, f"{rows} of {len(found)} frames differ, by up to {largest:.3g}")
 
 
-def _batch(module: nn.Module, encoder: Encoder, request: Request, frames: NDArray[Any]) -> Point:
+def _batch(
+    module: nn.Module, encoder: Encoder, request: Request, frames: NDArray[Any]
+) -> CheckResult:
     """All frames as one batch of the network, against each on its own."""
     trunk = Trunk(module, parse_output(request.output))
     pixels = preprocess(torch.from_numpy(frames).to(encoder.device), encoder.preprocessing)
@@ -157,10 +165,10 @@ def _batch(module: nn.Module, encoder: Encoder, request: Request, frames: NDArra
         alone = np.concatenate([trunk(one).cpu().numpy() for one in pixels.split(1)])
     error = probe.step_error(together, alone)
     said = f"differ by {error:.2g} of a game's step from each alone (limit {BATCH_ERROR})"
-    return Point("in one batch", error <= BATCH_ERROR, said)
+    return CheckResult("in one batch", error <= BATCH_ERROR, said)
 
 
-def _threads(encoder: Encoder, frames: NDArray[Any]) -> Point:
+def _threads(encoder: Encoder, frames: NDArray[Any]) -> CheckResult:
     threads = torch.get_num_threads()
     found = []
     try:
@@ -172,12 +180,14 @@ def _threads(encoder: Encoder, frames: NDArray[Any]) -> Point:
     return _equal("with one thread and with two", found[1], found[0])
 
 
-def _screens(encoder: Encoder, window: int, shape: tuple[int, ...]) -> Point:
+def _screens(encoder: Encoder, window: int, shape: tuple[int, ...]) -> CheckResult:
     """The shape of the embedding of every height of screen that a game of the strip has."""
     by_height = {
-        part.frames.shape[1]: probe_strip.in_windows(part.frames[:2], window)
-        for part in probe_strip.load_strip()
+        part.frames.shape[1]: probe_frames.pairs_in_windows(part.frames[:2], window)
+        for part in probe_frames.load_frames()
     }
     others = [height for height in by_height if encoder(by_height[height]).shape[1:] != shape]
     said = f"the same shape for screens of {', '.join(map(str, sorted(by_height)))} rows"
-    return Point("any screen", not others, said if not others else f"another shape for {others}")
+    return CheckResult(
+        "any screen", not others, said if not others else f"another shape for {others}"
+    )

@@ -2,9 +2,9 @@
 
 Every engine embeds the same frames: the probe frames, and where less than fp32 was asked for,
 consecutive frames of the games that shall be encoded, since an error is small or large beside what
-changes in that game. It is compared with PyTorch in fp32. Below `GATE` an engine's embeddings
-cannot be told from those, so that the model key need not name it; a precision that the user asked
-for, which the key does name, may err by `--max-step-error`.
+changes in that game. It is compared with PyTorch in fp32. Below `MAX_ENGINE_ERROR` an engine's
+embeddings cannot be told from those, so that the model key need not name it; a precision that the
+user asked for, which the key does name, may err by `--max-step-error`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from torch import Tensor
 from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.reduction import Reduction
-from wsa.encode.inference.segment_inputs import read_shown
-from wsa.encode.registration import probe_strip
+from wsa.encode.inference.segment_inputs import read_segment_frames
+from wsa.encode.registration import probe_frames
 from wsa.store.common.errors import ConflictError, WsaError
 from wsa.store.objects import probe
 from wsa.store.objects.model_spec import Precision
 from wsa.store.objects.snapshot import Snapshot
 
-GATE = 0.01
+MAX_ENGINE_ERROR = 0.01
 GAME_PAIRS = 16
-STRIP = "strip"
+PROBE = "strip"
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     """An engine that was measured.
 
     Attributes:
@@ -77,37 +77,38 @@ class Engines:
     ) -> None:
         self._make = make
         self._alias = alias
-        self._inputs = {STRIP: probe_strip.probe_frames(window), **(games or {})}
+        self._inputs = {PROBE: probe_frames.probe_inputs(window), **(games or {})}
         self._basis: Reduction | None = None
-        self._made: dict[tuple[str, Precision], Encoder] = {}
-        self._found: dict[tuple[str, Precision], tuple[float, dict[str, Tensor]]] = {}
+        self._encoders: dict[tuple[str, Precision], Encoder] = {}
+        self._measurements: dict[tuple[str, Precision], tuple[float, dict[str, Tensor]]] = {}
 
-    def use(self, basis: Reduction | None) -> None:
+    def set_basis(self, basis: Reduction | None) -> None:
         """Reduce what the model gives from now on."""
         self._basis = basis
 
     def encoder(self, engine: str, precision: Precision) -> Encoder:
         """The encoder, with the basis."""
-        if (engine, precision) not in self._made:
-            with self._in_words(engine):
-                self._made[engine, precision] = self._make(engine, precision)
-        encoder = self._made[engine, precision]
+        if (engine, precision) not in self._encoders:
+            with self._naming_the_model(engine):
+                self._encoders[engine, precision] = self._make(engine, precision)
+        encoder = self._encoders[engine, precision]
         encoder.basis = self._basis.to(encoder.device) if self._basis else None
         return encoder
 
-    def embed(self, engine: str, precision: Precision, of: str = STRIP) -> NDArray[np.float32]:
+    def embed(self, engine: str, precision: Precision, of: str = PROBE) -> NDArray[np.float32]:
         """Embeddings of the probe frames, or of a game's."""
         encoder = self.encoder(engine, precision)
-        features = self._measured(engine, precision)[1][of]
+        features = self._measure(engine, precision)[1][of]
         return encoder.reduce(features.to(encoder.device)).cpu().numpy()
 
-    def choose(self, asked: str, precision: Precision, limit: float) -> Choice:
+    def choose(self, asked: str, precision: Precision, limit: float) -> EngineChoice:
         """The engine asked for, or the fastest if that is `auto`, if it errs little enough.
 
         Args:
             asked: An engine, or `auto`.
             precision: Arithmetic of the forward pass.
-            limit: Largest step-relative error where that is less than fp32; for fp32 it is `GATE`.
+            limit: Largest step-relative error where that is less than fp32; for fp32 it is
+                `MAX_ENGINE_ERROR`.
 
         Raises:
             MissingError: The engine is not installed.
@@ -115,23 +116,23 @@ class Engines:
             ConflictError: The model fails, or every engine errs by more, or gives what is not a number.
         """
         device = self.encoder("torch", "fp32").device
-        self._measured("torch", "fp32")  # First, since it says best what is wrong with a model.
+        self._measure("torch", "fp32")  # First, since it says best what is wrong with a model.
         found = []
         for name in engines.offered(device, precision) if asked == "auto" else [asked]:
             try:
-                rate, _ = self._measured(name, precision)
+                rate, _ = self._measure(name, precision)
             except ConflictError:  # Not every network can be converted.
                 if asked != "auto":
                     raise
             else:
-                found.append(Choice(name, rate, self._errors(name, precision)))
-        most = GATE if precision == "fp32" else limit
+                found.append(EngineChoice(name, rate, self._errors(name, precision)))
+        most = MAX_ENGINE_ERROR if precision == "fp32" else limit
         right = [choice for choice in found if choice.error <= most]
         if not right:
-            raise _refused(self._alias, precision, min(found, key=lambda c: c.error), most)
+            raise _rejection(self._alias, precision, min(found, key=lambda c: c.error), most)
         # In turn once more: other work may have slowed one of them all the while.
         if len(right) > 1:
-            again = [self._timed(choice.engine, precision)[0] for choice in right]
+            again = [self._time(choice.engine, precision)[0] for choice in right]
             right = [
                 dataclasses.replace(choice, rate=max(choice.rate, rate))
                 for choice, rate in zip(right, again, strict=True)
@@ -146,23 +147,23 @@ class Engines:
             for name in self._inputs
         }
 
-    def _measured(self, engine: str, precision: Precision) -> tuple[float, dict[str, Tensor]]:
+    def _measure(self, engine: str, precision: Precision) -> tuple[float, dict[str, Tensor]]:
         """Frames a second, and features of all inputs."""
-        if (engine, precision) not in self._found:
+        if (engine, precision) not in self._measurements:
             encoder = self.encoder(engine, precision)
-            with self._in_words(engine):
-                rate, shown = self._timed(engine, precision)
-                features = {STRIP: shown[: len(self._inputs[STRIP])]}
-                for game in self._inputs.keys() - {STRIP}:
+            with self._naming_the_model(engine):
+                rate, shown = self._time(engine, precision)
+                features = {PROBE: shown[: len(self._inputs[PROBE])]}
+                for game in self._inputs.keys() - {PROBE}:
                     features[game] = encoder.features(self._inputs[game])
-            self._found[engine, precision] = rate, features
-        return self._found[engine, precision]
+            self._measurements[engine, precision] = rate, features
+        return self._measurements[engine, precision]
 
-    def _timed(self, engine: str, precision: Precision) -> tuple[float, Tensor]:
+    def _time(self, engine: str, precision: Precision) -> tuple[float, Tensor]:
         """Frames a second at best, and features of the probe frames, repeated to fill a batch."""
         encoder = self.encoder(engine, precision)
         # A GPU runs full batches, so it is a full one that tells its rate.
-        inputs = _at_least(self._inputs[STRIP], encoder.engine.batch)
+        inputs = _repeated(self._inputs[PROBE], encoder.engine.batch)
         size = min(len(inputs), encoder.engine.batch * torch.get_num_threads())
         encoder.features(inputs[:size])  # The first time is slower.
         parts, seconds = [], []
@@ -174,7 +175,7 @@ class Engines:
         return 1 / min(seconds), torch.cat(parts)
 
     @contextlib.contextmanager
-    def _in_words(self, engine: str) -> Iterator[None]:
+    def _naming_the_model(self, engine: str) -> Iterator[None]:
         """A network, a user's above all, may raise anything, and so may what compiles it.
 
         Raises:
@@ -193,7 +194,7 @@ class Engines:
             ) from error
 
 
-def _at_least(inputs: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+def _repeated(inputs: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
     """All inputs, repeated until there are `count`."""
     return inputs[np.arange(max(count, len(inputs))) % len(inputs)]
 
@@ -207,11 +208,11 @@ def game_inputs(
         For each game that has any, (2n, H, W, 3) uint8 RGB, or (2n, window, H, W, 3), n at most
         `GAME_PAIRS`: rows 2i and 2i + 1 are of two consecutive steps that showed something else.
     """
-    pictured = {(meta.game, meta.segment) for meta in snapshot.frames()}
+    with_frames = {(meta.game, meta.segment) for meta in snapshot.frames()}
     found = {}
     for game in games:
         for meta in snapshot.segments(game):
-            if (game, meta.segment) in pictured:
+            if (game, meta.segment) in with_frames:
                 frame = snapshot.read_array(meta, "frame")
                 first = snapshot.read_array(meta, "is_first")
                 (before,) = np.nonzero((frame[1:] != frame[:-1]) & ~first[1:])
@@ -219,7 +220,7 @@ def game_inputs(
                     spread = np.linspace(0, len(before) - 1, GAME_PAIRS).astype(int)
                     some = before[np.unique(spread)]
                     rows = np.stack([some, some + 1], axis=1).ravel()
-                    shown = read_shown(snapshot, meta, rows=window > 1)
+                    shown = read_segment_frames(snapshot, meta, rows=window > 1)
                     found[game] = (
                         shown.frames[frame[rows]]
                         if window == 1
@@ -229,7 +230,7 @@ def game_inputs(
     return found
 
 
-def _refused(alias: str, precision: Precision, best: Choice, limit: float) -> ConflictError:
+def _rejection(alias: str, precision: Precision, best: EngineChoice, limit: float) -> ConflictError:
     if not math.isfinite(best.error):
         return ConflictError(
             "not-finite",
@@ -239,18 +240,18 @@ def _refused(alias: str, precision: Precision, best: Choice, limit: float) -> Co
     where = max(best.errors, key=lambda name: best.errors[name])
     errs = (
         f"{alias} in {precision} by {best.engine} errs by {best.error:.3g} of what changes from one "
-        f"step of {'a game' if where == STRIP else where} to the next; the limit is {limit:g}. "
+        f"step of {'a game' if where == PROBE else where} to the next; the limit is {limit:g}. "
         "Nothing was written. "
     )
     if precision == "fp32":
         return ConflictError("step-error", f"{errs}Use --engine torch.")
     return ConflictError(
         "step-error",
-        f"{errs}Use --precision fp32, or allow it with --max-step-error {_above(best.error)}.",
+        f"{errs}Use --precision fp32, or allow it with --max-step-error {_rounded_up(best.error)}.",
     )
 
 
-def _above(error: float) -> str:
+def _rounded_up(error: float) -> str:
     """A number a little above `error`, in two digits."""
     unit = 10.0 ** (math.floor(math.log10(error)) - 1)
     return f"{(math.floor(error / unit) + 1) * unit:.2g}"

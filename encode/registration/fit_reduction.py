@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.inference.reduction import Basis
-from wsa.encode.inference.segment_inputs import read_shown
-from wsa.encode.registration import probe_strip
+from wsa.encode.inference.segment_inputs import read_segment_frames
+from wsa.encode.registration import probe_frames
 from wsa.store.common.errors import MissingError
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.model_spec import Output
@@ -26,16 +26,18 @@ def recipe(output: Output) -> str:
     """
     if output.reduction == "rp":
         return bases.random_recipe()
-    return bases.recipe(probe_strip.strip_digest()) if output.reduction and not output.game else ""
+    return (
+        bases.recipe(probe_frames.frames_digest()) if output.reduction and not output.game else ""
+    )
 
 
-def count(snapshot: Snapshot, output: Output, window: int = 1) -> int:
+def frames_needed(snapshot: Snapshot, output: Output, window: int = 1) -> int:
     """How many frames, or windows of frames, a fit takes."""
     if output.reduction != "pca":
         return 0
     if not output.game:
-        return sum(len(part.frames) for part in probe_strip.load_strip())
-    return min(GAME_FRAMES, sum(_sizes(_pictured(snapshot, output.game), window)))
+        return sum(len(part.frames) for part in probe_frames.load_frames())
+    return min(GAME_FRAMES, sum(_input_counts(_with_frames(snapshot, output.game), window)))
 
 
 def fit(encoder: Encoder, snapshot: Snapshot, output: Output, window: int) -> Basis:
@@ -54,7 +56,10 @@ def fit(encoder: Encoder, snapshot: Snapshot, output: Output, window: int) -> Ba
     if output.game:
         parts = game_inputs(snapshot, output.game, window)
     else:
-        parts = [probe_strip.in_windows(part.frames, window) for part in probe_strip.load_strip()]
+        parts = [
+            probe_frames.pairs_in_windows(part.frames, window)
+            for part in probe_frames.load_frames()
+        ]
     return bases.fit(torch.cat([encoder.features(part) for part in parts]), output.numbers)
 
 
@@ -64,8 +69,8 @@ def game_inputs(snapshot: Snapshot, game: str, window: int) -> list[NDArray[np.u
     Returns:
         Arrays (n, H, W, 3) uint8, or (n, window, H, W, 3) of a model with a window.
     """
-    metas = _pictured(snapshot, game)
-    edges = np.cumsum([0, *_sizes(metas, window)])
+    metas = _with_frames(snapshot, game)
+    edges = np.cumsum([0, *_input_counts(metas, window)])
     if not edges[-1]:
         raise MissingError(
             "no-frames",
@@ -77,15 +82,15 @@ def game_inputs(snapshot: Snapshot, game: str, window: int) -> list[NDArray[np.u
     for meta, start, stop in zip(metas, edges, edges[1:], strict=False):
         own = chosen[(chosen >= start) & (chosen < stop)] - start
         if len(own):
-            parts += read_shown(snapshot, meta, rows=window > 1).inputs(window, own)
+            parts += read_segment_frames(snapshot, meta, rows=window > 1).inputs(window, own)
     return parts
 
 
-def _pictured(snapshot: Snapshot, game: str) -> list[SegmentMeta]:
+def _with_frames(snapshot: Snapshot, game: str) -> list[SegmentMeta]:
     """A game's segments whose frames are here."""
-    pictured = {meta.segment for meta in snapshot.frames(game)}
-    return [meta for meta in snapshot.segments(game) if meta.segment in pictured]
+    here = {meta.segment for meta in snapshot.frames(game)}
+    return [meta for meta in snapshot.segments(game) if meta.segment in here]
 
 
-def _sizes(metas: list[SegmentMeta], window: int) -> list[int]:
+def _input_counts(metas: list[SegmentMeta], window: int) -> list[int]:
     return [meta.rows if window > 1 else meta.frames for meta in metas]

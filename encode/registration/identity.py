@@ -31,7 +31,7 @@ from wsa.store.objects.model_spec import (
 from wsa.store.objects.snapshot import Snapshot
 
 
-def find(snapshot: Snapshot, request: Request) -> ModelSpec | None:
+def find_model(snapshot: Snapshot, request: Request) -> ModelSpec | None:
     """The registered model that `request` asks for, judged without building it, or None.
 
     Only where a weights file, a user's module or what comes with wsa is named, it is built, since
@@ -41,15 +41,15 @@ def find(snapshot: Snapshot, request: Request) -> ModelSpec | None:
         ConflictError: There are several, each with a basis of its own.
     """
     specs = [read_spec(snapshot, key) for key in snapshot.models]
-    found = [spec for spec in specs if _is_asked_for(spec, request)]
-    shipped = request.source == "package" and load.is_own(request.timm_name)
+    found = [spec for spec in specs if _matches(spec, request)]
+    shipped = request.source == "package" and load.is_paper_model(request.timm_name)
     if found and (shipped or request.source.startswith("file:") or request.recorded == "user"):
         identity = identify(registry.build(request), request)
-        found = [spec for spec in found if _but_its_own_basis(spec.identity) == identity]
-    return _the_one(found)
+        found = [spec for spec in found if _without_game_basis(spec.identity) == identity]
+    return _only_one(found)
 
 
-def _is_asked_for(spec: ModelSpec, request: Request) -> bool:
+def _matches(spec: ModelSpec, request: Request) -> bool:
     """Whether a spec is of this request, as far as can be told without building it."""
     asked = (request.alias, request.timm_name, request.recorded, request.output, request.precision)
     identity = spec.identity
@@ -58,7 +58,7 @@ def _is_asked_for(spec: ModelSpec, request: Request) -> bool:
     return asked == there and (declared or request.geometry == identity.preprocessing.geometry)
 
 
-def _the_one(found: list[ModelSpec]) -> ModelSpec | None:
+def _only_one(found: list[ModelSpec]) -> ModelSpec | None:
     """Raises ConflictError where there are several."""
     if len(found) > 1:
         raise ConflictError(
@@ -69,19 +69,19 @@ def _the_one(found: list[ModelSpec]) -> ModelSpec | None:
     return found[0] if found else None
 
 
-def _but_its_own_basis(identity: Identity) -> Identity:
+def _without_game_basis(identity: Identity) -> Identity:
     """An identity as it is known before a basis of one game is fitted."""
     own = parse_output(identity.output).game
     return msgspec.structs.replace(identity, basis="") if own else identity
 
 
-def known(snapshot: Snapshot, alias: str, identity: Identity) -> ModelSpec | None:
+def find_by_identity(snapshot: Snapshot, alias: str, identity: Identity) -> ModelSpec | None:
     """The registered model that has this identity, whichever frames its own basis was fitted on."""
     if not parse_output(identity.output).game:
         key = model_key(alias, identity)
         return read_spec(snapshot, key) if key in snapshot.models else None
     specs = [read_spec(snapshot, k) for k in snapshot.models if names.key_alias(k) == alias]
-    return _the_one([spec for spec in specs if _but_its_own_basis(spec.identity) == identity])
+    return _only_one([spec for spec in specs if _without_game_basis(spec.identity) == identity])
 
 
 def request_of(spec: ModelSpec, weights: Mapping[str, str]) -> Request:

@@ -26,13 +26,13 @@ from wsa.encode.inference import engines
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.reduction import Projection, Reduction
-from wsa.encode.inference.segment_inputs import input_digests, read_shown
+from wsa.encode.inference.segment_inputs import input_digests, read_segment_frames
 from wsa.encode.models import registry
 from wsa.encode.models.custom import UserNetwork
 from wsa.encode.models.registry import Request
-from wsa.encode.registration import engine_choice, fit_reduction, probe_strip
-from wsa.encode.registration.engine_choice import Choice, Engines
-from wsa.encode.registration.identity import identify, known, request_of, weights_digest
+from wsa.encode.registration import engine_choice, fit_reduction, probe_frames
+from wsa.encode.registration.engine_choice import EngineChoice, Engines
+from wsa.encode.registration.identity import find_by_identity, identify, request_of, weights_digest
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import ConflictError, DamagedError
 from wsa.store.format.records import ModelMeta
@@ -67,7 +67,7 @@ class Registered:
     spec: ModelSpec
     fitted: int
     request: Request
-    choice: Choice | None = None
+    choice: EngineChoice | None = None
 
 
 def register(
@@ -94,13 +94,13 @@ def register(
         UsageError: An engine or a precision that is not to be had there, or an output the model
             cannot give.
     """
-    found, module, identity = measured(snapshot, request, device, engine, games)
-    there = known(snapshot, request.alias, identity)
+    found, module, identity = measure_engines(snapshot, request, device, engine, games)
+    there = find_by_identity(snapshot, request.alias, identity)
     if there is not None:
-        found.use(_stored_reduction(snapshot, there.key, there.identity))
+        found.set_basis(_stored_reduction(snapshot, there.key, there.identity))
         if engine == "auto" and identity.precision != "fp32":
             # Below fp32 engines agree less with each other than with what changes in a game.
-            engine = _filled_by(snapshot, there.key, device, identity.precision) or "auto"
+            engine = _main_engine(snapshot, there.key, device, identity.precision) or "auto"
         choice = found.choose(engine, identity.precision, max_step_error)
         check_probe(snapshot, there.key, found.embed(choice.engine, identity.precision))
         return Registered(there, 0, request, choice)
@@ -113,18 +113,20 @@ def register(
     output = parse_output(request.output)
     files, fitted = {}, 0
     if output.reduction == "rp":
-        found.use(Projection(output.numbers))
+        found.set_basis(Projection(output.numbers))
     elif output.reduction == "pca":
-        whole = found.encoder(found.choose(engine, "fp32", engine_choice.GATE).engine, "fp32")
+        whole = found.encoder(
+            found.choose(engine, "fp32", engine_choice.MAX_ENGINE_ERROR).engine, "fp32"
+        )
         before = whole.passes
         basis = fit_reduction.fit(whole, snapshot, output, identity.window)
         fitted = whole.passes - before
-        found.use(basis)
+        found.set_basis(basis)
         files["basis.safetensors"] = bases.save(basis)
         if output.game:
             # Of two bases fitted side by side each would have to be asked for by its key ever after.
             snapshot = take_snapshot(snapshot.backend, snapshot)
-            if known(snapshot, request.alias, identity) is not None:
+            if find_by_identity(snapshot, request.alias, identity) is not None:
                 return register(snapshot, request, max_step_error, device, engine, games)
             identity = msgspec.structs.replace(identity, basis=bases.own_recipe(basis))
     key = model_key(request.alias, identity)
@@ -137,7 +139,7 @@ def register(
         shape=probed.shape[1:],
         source=request.recorded,
         licence=module.licence if isinstance(module, UserNetwork) else request.licence,
-        step_error=0.0 if identity.precision == "fp32" else choice.errors[engine_choice.STRIP],
+        step_error=0.0 if identity.precision == "fp32" else choice.errors[engine_choice.PROBE],
         libraries={
             "torch": str(torch.__version__),
             **{name: importlib.metadata.version(name) for name in ("torchvision", "timm")},
@@ -205,9 +207,9 @@ def open_model(
         )
     precision = spec.identity.precision
     found = _engines(module, spec.identity, spec.alias, device)
-    found.use(_stored_reduction(snapshot, key, spec.identity))
+    found.set_basis(_stored_reduction(snapshot, key, spec.identity))
     if engine == "auto":
-        engine = _filled_by(snapshot, key, device, precision)
+        engine = _main_engine(snapshot, key, device, precision)
         if not engine:
             # Whether a precision errs too much was decided when the model was registered.
             choice = found.choose("auto", precision, math.inf)
@@ -217,12 +219,12 @@ def open_model(
                     f"{key}: what it was encoded by is not to be had here; run by {choice}"
                 )
     encoder = found.encoder(engine, precision)
-    check_probe(snapshot, key, encoder(probe_strip.probe_frames(spec.identity.window)))
+    check_probe(snapshot, key, encoder(probe_frames.probe_inputs(spec.identity.window)))
     encoder.passes = 0
     return encoder
 
 
-def measured(
+def measure_engines(
     snapshot: Snapshot,
     request: Request,
     device: str,
@@ -251,7 +253,7 @@ def measured(
     return _engines(module, identity, request.alias, device, shown), module, identity
 
 
-def unreduced(request: Request, device: str) -> tuple[Encoder, int]:
+def encoder_without_basis(request: Request, device: str) -> tuple[Encoder, int]:
     """A model before its basis as PyTorch runs it, for measuring, and its window.
 
     Raises:
@@ -263,7 +265,7 @@ def unreduced(request: Request, device: str) -> tuple[Encoder, int]:
     return found.encoder("torch", request.precision), identity.window
 
 
-def _filled_by(snapshot: Snapshot, key: str, device: str, precision: Precision) -> str:
+def _main_engine(snapshot: Snapshot, key: str, device: str, precision: Precision) -> str:
     """The engine that ran most of a model's frames; empty if there is none, or not here."""
     passes: Counter[str] = Counter()
     for meta in snapshot.embeddings(model=key):
@@ -298,16 +300,16 @@ def _check_orphans(snapshot: Snapshot, key: str, window: int, encoder: Encoder) 
         ConflictError: They differ by more than a tenth of what changes from frame to frame.
     """
     segments = {(meta.game, meta.segment): meta for meta in snapshot.segments()}
-    pictured = {(meta.game, meta.segment) for meta in snapshot.frames()}
+    with_frames = {(meta.game, meta.segment) for meta in snapshot.frames()}
     for meta in snapshot.embeddings(model=key):
         segment = segments.get((meta.game, meta.segment))
-        if segment is None or (meta.game, meta.segment) not in pictured:
+        if segment is None or (meta.game, meta.segment) not in with_frames:
             continue
         distinct = np.unique(first_seen(input_digests(snapshot, segment, window)))
-        some = distinct[: 2 * min(len(probe_strip.PROBE_GAMES), len(distinct) // 2)]
+        some = distinct[: 2 * min(len(probe_frames.PROBE_GAMES), len(distinct) // 2)]
         if not len(some):
             continue
-        shown = read_shown(snapshot, segment, rows=window > 1)
+        shown = read_segment_frames(snapshot, segment, rows=window > 1)
         found = stored(encoder(next(shown.inputs(window, some))))
         there = snapshot.read_embedding(meta.game, key, meta.segment)[some]
         error = probe.step_error(found.astype(np.float32), there.astype(np.float32))

@@ -7,12 +7,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from wsa import __version__
 from wsa.encode.jobs.events import AttemptFailed, Event, SegmentDone
-from wsa.encode.service.heartbeat import Beat, State, Work
+from wsa.encode.service.heartbeat import Heartbeat, ModelCounters, State
 from wsa.store.common.errors import redact
 from wsa.store.objects.writer import author
 
@@ -21,12 +22,12 @@ RECENT_S = 60.0
 SHOWN = 16
 
 
-class Tally:
-    """Counters that the encoding fills, and that the heart and the metrics read from their threads.
+class Counters:
+    """The next heartbeat, which the encoding fills and other threads read.
 
     Args:
         service: The service's name.
-        every: Seconds between two beats.
+        every: Seconds between two heartbeats.
         asked: The models, as asked for.
         games: The games; none means all.
     """
@@ -35,43 +36,56 @@ class Tally:
         self, service: str, every: float, asked: Sequence[str], games: Sequence[str]
     ) -> None:
         self._lock = threading.Lock()
-        self._since, self._began = time.time(), time.monotonic()
-        self._models: dict[str, Work] = {}
+        self._began = time.monotonic()
         self._recent: deque[tuple[float, int]] = deque()
-        self._frames = self._errors = 0
-        self._state: State = "starting"
-        self._trouble, self._last_commit = "", 0.0
-        self._aside: tuple[str, ...] = ()
-        self._fixed = (service, author(), os.getpid(), __version__, self._since, every)
-        self._asked, self._games = tuple(asked), tuple(games)
+        self._frames = 0
+        self._now = Heartbeat(
+            version=1,
+            service=service,
+            author=author(),
+            pid=os.getpid(),
+            wsa=__version__,
+            since=time.time(),
+            every=every,
+            state="starting",
+            trouble="",
+            errors=0,
+            asked=tuple(asked),
+            games=tuple(games),
+            models={},
+            frames_per_second=0.0,
+            frames_per_second_overall=0.0,
+            last_commit=0.0,
+            set_aside=(),
+        )
 
-    def state(self, state: State, trouble: str = "") -> None:
+    def set_state(self, state: State, trouble: str = "") -> None:
         """Say what the service does now; with `trouble`, what it waits for to pass, as an error."""
         with self._lock:
-            self._state, self._trouble = state, redact(trouble)[:1000]
-            self._errors += bool(trouble)
+            errors = self._now.errors + bool(trouble)
+            self._set(state=state, trouble=redact(trouble)[:1000], errors=errors)
 
-    def backlog(self, todo: Mapping[str, tuple[int, int]]) -> None:
+    def set_backlog(self, todo: Mapping[str, tuple[int, int]]) -> None:
         """Say how many segments, and frames of them, each model has still to encode."""
         with self._lock:
             for model, (segments, frames) in todo.items():
-                self._change(model, todo=segments, todo_frames=frames)
+                self._set_model(model, todo=segments, todo_frames=frames)
 
-    def aside(self, found: Mapping[str, Sequence[str]]) -> None:
+    def set_skipped(self, found: Mapping[str, Sequence[str]]) -> None:
         """Say what each model could not encode, each with its reason; it replaces what was said."""
         with self._lock:
-            for model in {*self._models, *found}:
-                self._change(model, set_aside=len(found.get(model, ())))
+            for model in {*self._now.models, *found}:
+                self._set_model(model, set_aside=len(found.get(model, ())))
             every = [redact(why)[:1000] for model in sorted(found) for why in found[model]]
-            self._aside = tuple(every[:SHOWN])
+            self._set(set_aside=tuple(every[:SHOWN]))
 
     def listen(self, event: Event) -> None:
         """Count what an encoding tells."""
         if isinstance(event, SegmentDone):
             with self._lock:
-                before = self._models.get(event.model, Work())
+                before = self._of(event.model)
                 frames = event.passes + event.copied
-                self._change(
+                self._set_model(
                     event.model,
                     done=before.done + 1,
                     passes=before.passes + event.passes,
@@ -81,15 +95,14 @@ class Tally:
                 )
                 self._frames += frames
                 self._recent.append((time.monotonic(), frames))
-                self._last_commit = time.time()
+                self._set(last_commit=time.time())
         elif isinstance(event, AttemptFailed):
             with self._lock:
-                self._errors += 1
+                self._set(errors=self._now.errors + 1)
                 if event.last:
-                    failed = self._models.get(event.model, Work()).failed
-                    self._change(event.model, failed=failed + 1)
+                    self._set_model(event.model, failed=self._of(event.model).failed + 1)
 
-    def beat(self) -> Beat:
+    def heartbeat(self) -> Heartbeat:
         """All of it."""
         with self._lock:
             now = time.monotonic()
@@ -97,26 +110,18 @@ class Tally:
                 self._recent.popleft()
             ran = max(now - self._began, 1e-3)
             lately = sum(frames for _, frames in self._recent) / min(ran, RECENT_S)
-            service, who, pid, version, since, every = self._fixed
-            return Beat(
-                version=1,
-                service=service,
-                author=who,
-                pid=pid,
-                wsa=version,
-                since=since,
-                every=every,
-                state=self._state,
-                trouble=self._trouble,
-                errors=self._errors,
-                asked=self._asked,
-                games=self._games,
-                models=dict(self._models),
+            self._set(
                 frames_per_second=round(lately, 3),
                 frames_per_second_overall=round(self._frames / ran, 3),
-                last_commit=self._last_commit,
-                set_aside=self._aside,
             )
+            return self._now
 
-    def _change(self, model: str, **values: int) -> None:
-        self._models[model] = msgspec.structs.replace(self._models.get(model, Work()), **values)
+    def _of(self, model: str) -> ModelCounters:
+        return self._now.models.get(model, ModelCounters())
+
+    def _set_model(self, model: str, **values: int) -> None:
+        counted = msgspec.structs.replace(self._of(model), **values)
+        self._set(models={**self._now.models, model: counted})
+
+    def _set(self, **values: Any) -> None:
+        self._now = msgspec.structs.replace(self._now, **values)

@@ -1,9 +1,9 @@
-"""A service's sign of life in the store, so that whoever has the store sees every service.
+"""A service's heartbeat in the store, so that everyone who has the store sees every service.
 
-The newest beat of a service says what it is doing and has done. Files are never overwritten, so each
-beat is a new file, and the one before is removed. How long ago a beat was is told by the clock of the
-place, as its listing shows it. Signs are no part of the data: nothing is ever decided by them but who
-starts on what, and what a person is shown.
+The newest heartbeat of a service says what it is doing and has done. Files are never overwritten, so
+each heartbeat is a new file, and the one before is removed. Its age is by the clock of the store's
+file system or bucket, as the listing shows it. Heartbeats are no part of the data: they decide only
+which service starts on what, and what a person is shown.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from wsa.store.common import hashing, names
 from wsa.store.common.errors import DamagedError, WsaError
 from wsa.store.format import records
 
-MAX_SIGN_BYTES = 64 << 10
-# Of a folder full of signs, the newest.
+MAX_HEARTBEAT_BYTES = 64 << 10
+# The newest are read; a folder may be full of them.
 MAX_SERVICES = 256
-# Beats that may fail to come before a service counts as dead.
-LOST_AFTER = 4
-FAREWELL_S = 10.0
+# Heartbeats that may be missing before a service counts as dead.
+MISSED_HEARTBEATS = 4
+SHUTDOWN_S = 10.0
 
 State = Literal["starting", "waiting", "encoding", "storage-down", "no-workers", "trouble"]
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
@@ -36,7 +36,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 Interval = Annotated[float, msgspec.Meta(ge=0.1, le=600)]
 
 
-class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ModelCounters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model's counters since the service started, and what it has still to do.
 
     Attributes:
@@ -58,7 +58,7 @@ class Work(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     todo_frames: Number = 0
 
 
-class Beat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a service says of itself. Times are seconds since 1970 by its own clock.
 
     Attributes:
@@ -68,7 +68,7 @@ class Beat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         pid: Its process there.
         wsa: Its version.
         since: When it started.
-        every: Seconds between two beats.
+        every: Seconds between two heartbeats.
         state: What it is doing.
         trouble: The error that it waits for to pass, or "".
         errors: Errors since it started.
@@ -93,22 +93,22 @@ class Beat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     errors: Number
     asked: Annotated[tuple[Text, ...], msgspec.Meta(max_length=64)]
     games: Annotated[tuple[Text, ...], msgspec.Meta(max_length=128)]
-    models: Annotated[dict[Text, Work], msgspec.Meta(max_length=64)]
+    models: Annotated[dict[Text, ModelCounters], msgspec.Meta(max_length=64)]
     frames_per_second: Seconds
     frames_per_second_overall: Seconds
     last_commit: Seconds
     set_aside: Annotated[tuple[Text, ...], msgspec.Meta(max_length=16)]
 
 
-class Sign(NamedTuple):
-    """A service's newest beat, and when the place says it came."""
+class StoredHeartbeat(NamedTuple):
+    """A service's newest heartbeat, and when it came by the store's clock."""
 
-    beat: Beat
+    heartbeat: Heartbeat
     modified: float
 
 
-def newest(backend: Backend) -> dict[str, tuple[str, float]]:
-    """Path and time of the newest beat of each service, by service; the latest services first."""
+def newest_heartbeats(backend: Backend) -> dict[str, tuple[str, float]]:
+    """Path and time of the newest heartbeat of each service, by service; the latest services first."""
     found: dict[str, tuple[str, float]] = {}
     for entry in backend.list(names.SERVICES):
         if names.is_sign(entry.path):
@@ -118,47 +118,47 @@ def newest(backend: Backend) -> dict[str, tuple[str, float]]:
     return {service: found[service] for service in latest}
 
 
-def read_signs(backend: Backend) -> list[Sign]:
-    """The newest beat of every service that left one, the latest first.
+def read_heartbeats(backend: Backend) -> list[StoredHeartbeat]:
+    """The newest heartbeat of every service that left one, the latest first.
 
-    What is no beat of this version is passed over.
+    Files of any other content, or of another version, are passed over.
     """
-    signs: dict[str, Sign] = {}
-    for _ in range(3):  # A beat may be replaced between the listing and the reading.
-        wanted = {s: at for s, at in newest(backend).items() if s not in signs}
+    found: dict[str, StoredHeartbeat] = {}
+    for _ in range(3):  # A heartbeat may be replaced between the listing and the reading.
+        wanted = {s: at for s, at in newest_heartbeats(backend).items() if s not in found}
         for service, (path, modified) in wanted.items():
             with contextlib.suppress(FileNotFoundError, DamagedError):
-                data = backend.get(path, MAX_SIGN_BYTES)
-                beat = records.read_json(data, Beat, path, MAX_SIGN_BYTES)
-                if beat.service == service:
-                    signs[service] = Sign(beat, modified)
-    return sorted(signs.values(), key=lambda sign: -sign.modified)
+                data = backend.get(path, MAX_HEARTBEAT_BYTES)
+                heartbeat = records.read_json(data, Heartbeat, path, MAX_HEARTBEAT_BYTES)
+                if heartbeat.service == service:
+                    found[service] = StoredHeartbeat(heartbeat, modified)
+    return sorted(found.values(), key=lambda stored: -stored.modified)
 
 
-class Heart:
-    """Puts a beat into the store every few seconds, from a thread, until it is stopped.
+class HeartbeatThread:
+    """Puts a heartbeat into the store every few seconds until it is stopped.
 
-    While the place refuses, beats are left out. When it stops it does what `farewell` does and takes
-    its last beat away, but for longer than `FAREWELL_S` nobody waits for that.
+    If the store rejects a write, that heartbeat is skipped. When it stops, it calls `on_stop` and
+    deletes the last heartbeat, but nobody waits longer than `SHUTDOWN_S` for that.
 
     Args:
         backend: The store; used by the thread alone.
-        beat: Says what to put.
-        farewell: Called last of all.
+        read: Gives what to put.
+        on_stop: Called last of all.
     """
 
     def __init__(
-        self, backend: Backend, beat: Callable[[], Beat], farewell: Callable[[], None]
+        self, backend: Backend, read: Callable[[], Heartbeat], on_stop: Callable[[], None]
     ) -> None:
-        self._backend, self._beat, self._farewell = backend, beat, farewell
+        self._backend, self._read, self._on_stop = backend, read, on_stop
         self._over = threading.Event()
         self._first = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin, with a first beat, which others shall see before this service claims anything."""
+        """Start, with a first heartbeat, which others should see before this service claims work."""
         self._thread.start()
-        self._first.wait(FAREWELL_S)
+        self._first.wait(SHUTDOWN_S)
         return self
 
     def __exit__(
@@ -168,23 +168,23 @@ class Heart:
         trace: TracebackType | None,
     ) -> None:
         self._over.set()
-        self._thread.join(FAREWELL_S)
+        self._thread.join(SHUTDOWN_S)
 
     def _run(self) -> None:
         put: list[str] = []
         number = 0
         while not self._over.is_set():
-            beat = self._beat()
+            heartbeat = self._read()
             with contextlib.suppress(WsaError):
                 number += 1
-                path = names.sign_path(beat.service, number)
+                path = names.sign_path(heartbeat.service, number)
                 put.append(path)  # First: a refusal may come after the file.
-                self._backend.put_new(path, hashing.canonical(beat))
+                self._backend.put_new(path, hashing.canonical(heartbeat))
                 self._remove(put, 1)
             self._first.set()
-            self._over.wait(beat.every)
+            self._over.wait(heartbeat.every)
         with contextlib.suppress(WsaError):
-            self._farewell()
+            self._on_stop()
             self._remove(put, 0)
 
     def _remove(self, put: list[str], keep: int) -> None:

@@ -10,18 +10,18 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from wsa.encode.service.heartbeat import Beat, State
+from wsa.encode.service.heartbeat import Heartbeat, State
 from wsa.store.common.errors import UsageError
 
-IN_ORDER: frozenset[State] = frozenset(("waiting", "encoding"))
+HEALTHY: frozenset[State] = frozenset(("waiting", "encoding"))
 
 
 class _Service(Collector):
-    def __init__(self, beat: Callable[[], Beat]) -> None:
-        self._beat = beat
+    def __init__(self, read: Callable[[], Heartbeat]) -> None:
+        self._read = read
 
     def collect(self) -> Iterable[Metric]:
-        beat = self._beat()
+        heartbeat = self._read()
         passes = CounterMetricFamily("wsa_passes", "Frames run through a model.", labels=["model"])
         saved = CounterMetricFamily(
             "wsa_passes_saved", "Frames copied instead of run.", labels=["model"]
@@ -35,7 +35,7 @@ class _Service(Collector):
         aside = GaugeMetricFamily(
             "wsa_segments_set_aside", "Segments that failed every attempt.", labels=["model"]
         )
-        for model, work in beat.models.items():
+        for model, work in heartbeat.models.items():
             passes.add_metric([model], work.passes)
             saved.add_metric([model], work.saved)
             segments.add_metric([model, "done"], work.done)
@@ -43,16 +43,18 @@ class _Service(Collector):
             backlog.add_metric([model], work.todo_frames)
             aside.add_metric([model], work.set_aside)
         yield from (passes, saved, segments, backlog, aside)
-        yield _gauge("wsa_frames_per_second", "Frames encoded in a second.", beat.frames_per_second)
-        yield _gauge("wsa_up", "1 while nothing is wrong.", beat.state in IN_ORDER)
+        yield _gauge(
+            "wsa_frames_per_second", "Frames encoded in a second.", heartbeat.frames_per_second
+        )
+        yield _gauge("wsa_up", "1 while nothing is wrong.", heartbeat.state in HEALTHY)
         state = GaugeMetricFamily("wsa_state", "What the service does.", labels=["state"])
         for name in get_args(State):
-            state.add_metric([name], name == beat.state)
+            state.add_metric([name], name == heartbeat.state)
         yield state
         yield _gauge(
-            "wsa_last_commit_timestamp_seconds", "Time of the last commit.", beat.last_commit
+            "wsa_last_commit_timestamp_seconds", "Time of the last commit.", heartbeat.last_commit
         )
-        yield CounterMetricFamily("wsa_errors", "Errors since the start.", value=beat.errors)
+        yield CounterMetricFamily("wsa_errors", "Errors since the start.", value=heartbeat.errors)
 
 
 def _gauge(name: str, what: str, value: float) -> Metric:
@@ -60,19 +62,19 @@ def _gauge(name: str, what: str, value: float) -> Metric:
 
 
 @contextlib.contextmanager
-def serve(host: str, port: int, beat: Callable[[], Beat]) -> Iterator[str]:
+def serve(host: str, port: int, read: Callable[[], Heartbeat]) -> Iterator[str]:
     """Serve the metrics; yields their URL.
 
     Args:
         host: Address to listen on.
         port: Its port; 0 takes any.
-        beat: What to tell.
+        read: Gives what to tell.
 
     Raises:
         UsageError: The port is taken, or the address is none of this machine's.
     """
     registry = CollectorRegistry()
-    registry.register(_Service(beat))
+    registry.register(_Service(read))
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:

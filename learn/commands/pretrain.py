@@ -26,7 +26,7 @@ def pretrain_encoders(o: PretrainOptions) -> int:
     """`wsa pretrain`."""
     _check(o)
     games = list(dict.fromkeys(map(names.game, o.games)))
-    sights = [trainee(encoder).sight for encoder in o.encoder]
+    sights = [trainee(encoder).training_input for encoder in o.encoder]
     _, snapshot = open_snapshot(o.store)
     memory = round(o.memory_gb * 1e9) or MEMORY_LIMIT // 2
     choice = data.choose(snapshot, games, o.policies, sights, memory)
@@ -118,7 +118,7 @@ def _estimate(training: Training, device: str) -> dict[str, Any]:
     """What a training would take, from one gradient step on noise."""
     kind = trainee(training.encoder)
     network: Trainee = kind().to(device).to(memory_format=torch.channels_last)
-    sight = kind.sight
+    sight = kind.training_input
     seconds = 0.0
     for count in (2, training.batch_size):  # The first is not timed: libraries wake up.
         looks = torch.rand(count, sight.frames, sight.height, sight.width).to(device)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
-from wsa.encode.configs import SlurmOptions
+from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.learn.configs.learn import ComputeOptions, Training, training_defaults, values_of
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE
 from wsa.store.configs import Integers, Names

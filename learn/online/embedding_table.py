@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode.live.frame_history import Seen, named
-from wsa.encode.live.live_encoder import spread
+from wsa.encode.live.frame_history import FrameWindow, window_inputs
+from wsa.encode.live.live_encoder import scatter_columns
 from wsa.learn.online.digest_table import Distinct, Lookup
 from wsa.store.objects.flat_map import side_by_side
 
@@ -102,7 +102,7 @@ class Table:
         """What the way through one model took on average, in this process."""
         return self.seconds / max(1, self.passes - self._passes_before)
 
-    def see(self, seen: Sequence[Seen]) -> NDArray[np.int64]:
+    def see(self, seen: Sequence[FrameWindow]) -> NDArray[np.int64]:
         """Rows of what is shown; what was not seen before is embedded as one batch and appended.
 
         Args:
@@ -113,7 +113,7 @@ class Table:
         """
         missed, passes = self._missed(), self._passes()
         rows = self._last.see(
-            *named(seen, self.longest),
+            *window_inputs(seen, self.longest),
             (lambda some: self._see_shorter([seen[i] for i in some])) if self._shorter else None,
         )
         asked = len(self.parts) * len(seen)
@@ -139,7 +139,7 @@ class Table:
             these, where = (rows, out) if window == 1 else (rows[..., -1], out[..., -1, :])
             if part is not self._last:
                 these = self._last.shorter[these, at]
-            spread(part.gather(these), part.lookup.places, where)
+            scatter_columns(part.gather(these), part.lookup.places, where)
         return torch.from_numpy(out)
 
     def sample(self, place: slice, most: int) -> NDArray[Any]:
@@ -180,9 +180,9 @@ class Table:
         for (_, part), its in zip(self._shorter, state.get("shorter", []), strict=True):
             part.restore(its)
 
-    def _see_shorter(self, seen: Sequence[Seen]) -> NDArray[np.int64]:
+    def _see_shorter(self, seen: Sequence[FrameWindow]) -> NDArray[np.int64]:
         """Rows of the shorter windows that end with the frames, (n, parts - 1)."""
-        rows = [part.see(*named(seen, window)) for window, part in self._shorter]
+        rows = [part.see(*window_inputs(seen, window)) for window, part in self._shorter]
         return np.stack(rows, axis=1)
 
     def _missed(self) -> int:

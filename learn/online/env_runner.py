@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.encode.live.frame_history import Recent
+from wsa.encode.live.frame_history import FrameHistory
 from wsa.learn.envs import atari as games
 from wsa.learn.online.embedding_table import Table
 from wsa.store.common.errors import ConflictError
@@ -108,7 +108,7 @@ class EnvRunner:
         self.first = np.ones(n, np.bool_)
         self.steps = 0
         self._envs = np.arange(n)
-        self._recent = Recent(table.longest)
+        self._recent = FrameHistory(table.longest)
         self._returns, self._lengths = np.zeros(n), np.zeros(n, np.int64)
         self._lives = np.zeros(n, np.int64)
         self._stretch = np.zeros(n, np.int64)

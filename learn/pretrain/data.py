@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.encode.inference.preprocess import preprocess
-from wsa.encode.models.paper.base import Sight
+from wsa.encode.models.paper.base import TrainingInput
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.format.records import SegmentMeta
@@ -54,7 +54,7 @@ def choose(
     snapshot: Snapshot,
     games: Sequence[str],
     policies: Sequence[str],
-    sights: Sequence[Sight],
+    sights: Sequence[TrainingInput],
     memory: int,
 ) -> Choice:
     """The segments of some games and policies, as many as fit into memory.
@@ -137,7 +137,9 @@ class Looks:
         episodes: Episodes trained on and held out, by game.
     """
 
-    def __init__(self, sight: Sight, pixels: NDArray[np.uint8], parts: Sequence[Part]) -> None:
+    def __init__(
+        self, sight: TrainingInput, pixels: NDArray[np.uint8], parts: Sequence[Part]
+    ) -> None:
         self.sight = sight
         self._pixels = pixels
         self._frame, self._first, self._last = (
@@ -219,7 +221,7 @@ class Looks:
 def read(
     snapshot: Snapshot,
     segments: Sequence[SegmentMeta],
-    sight: Sight,
+    sight: TrainingInput,
     share: float,
     on_frames: Callable[[int], None] = lambda done: None,
 ) -> Looks:
@@ -256,7 +258,7 @@ def read(
     return looks
 
 
-def levels(frames: NDArray[np.uint8], sight: Sight) -> NDArray[np.uint8]:
+def levels(frames: NDArray[np.uint8], sight: TrainingInput) -> NDArray[np.uint8]:
     """Screens (n, H, W, 3) as the network sees them before they are scaled: (n, h, w) uint8."""
     scaled = preprocess(torch.from_numpy(np.array(frames)), sight.sees.preprocessing())
     found: NDArray[np.uint8] = scaled.squeeze(1).mul_(255).round_().to(torch.uint8).numpy()
@@ -268,7 +270,7 @@ def scale(looks: Tensor, device: str) -> Tensor:
     return looks.to(device).to(torch.float32).mul_(torch.tensor(1 / 255))
 
 
-def _part(rows: dict[str, NDArray[np.generic]], sight: Sight, row: int, frame: int) -> Part:
+def _part(rows: dict[str, NDArray[np.generic]], sight: TrainingInput, row: int, frame: int) -> Part:
     at = np.arange(len(rows["frame"]))
     is_first = rows["is_first"].astype(np.bool_)
     first = episode_starts(is_first)

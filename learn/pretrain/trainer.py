@@ -170,7 +170,7 @@ def open_looks(
     """
     known = {(m.game, m.segment): m for m in snapshot.segments()}
     segments = [known[pair] for pair in training.segments]
-    sight = trainee(training.encoder).sight
+    sight = trainee(training.encoder).training_input
     return pretrain_data.read(snapshot, segments, sight, training.held_out, on_frames)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.encode.live import live_encoder
-from wsa.encode.live.live_encoder import Elsewhere, LiveEncoder
+from wsa.encode.live.live_encoder import EmbeddingSource, LiveEncoder
 from wsa.learn.networks.nature import GreyPixels
 from wsa.learn.runs.config import OfflineRun, OnlineRun, RunConfig
 from wsa.store.common import names
@@ -86,7 +86,7 @@ def make_embedder(
     encoders: Sequence[Any],
     *,
     remember: int = live_encoder.REMEMBERED,
-    elsewhere: Mapping[int, Elsewhere] | None = None,
+    elsewhere: Mapping[int, EmbeddingSource] | None = None,
 ) -> Any:
     """What turns the frames that a run plays into rows: grey pixels, or models.
 

@@ -132,12 +132,12 @@ class _Added:
     def default_keys(self) -> list[str]:
         """Keys of the models that come with wsa, whatever else the store has by their aliases."""
         from wsa.encode.models.registry import parse_request  # Here: it brings timm.
-        from wsa.encode.registration.identity import find
+        from wsa.encode.registration.identity import find_model
 
         keys = []
         for name in load.DEFAULT:
             snapshot = take_snapshot(self._backend)
-            found = find(snapshot, parse_request(name, self._weights, self._output))
+            found = find_model(snapshot, parse_request(name, self._weights, self._output))
             keys.append(found.key if found else self._add(snapshot, name))
         return keys
 

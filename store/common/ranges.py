@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wsa.store.common.errors import UsageError
@@ -13,7 +14,7 @@ from wsa.store.common.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """What a number may be; infinity and NaN are never allowed.
+    """What a finite number may be: from `least` to `most`.
 
     Attributes:
         least: Smallest value.
@@ -28,7 +29,7 @@ class Range:
     below: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether `value` is finite and within the range."""
+        """Whether `value` is finite and lies within."""
         low = value > self.least if self.above else value >= self.least
         high = value < self.most if self.below else value <= self.most
         return low and high and math.isfinite(value)
@@ -38,7 +39,8 @@ class Range:
             if self.above:
                 return "positive" if self.least == 0 else f"above {self.least:.12g}"
             return f"at least {self.least:.12g}"
-        return f"from {self.least:.12g} to {'below ' if self.below else ''}{self.most:.12g}"
+        least = f"above {self.least:.12g}" if self.above else f"from {self.least:.12g}"
+        return f"{least} to {'below ' if self.below else ''}{self.most:.12g}"
 
 
 COUNT = Range(1)
@@ -53,20 +55,31 @@ SEED = Range(0, 2**31 - 1001)
 def check_ranges(options: Any, flags: Mapping[str, str] | None = None) -> None:
     """Check every field of a dataclass or struct that declares a `Range`.
 
+    A field is declared as `Annotated[int, COUNT]`, or `Annotated[int, COUNT] | None` if it may be
+    missing; in a tuple each number is checked.
+
     Args:
-        options: Values to check; of a tuple each number.
+        options: The values.
         flags: What a field is called on the command line, where that is not its own name.
 
     Raises:
-        UsageError: A value lies outside; the message names the option.
+        UsageError: A value lies outside its range; the message names the option.
     """
-    hints = typing.get_type_hints(type(options), include_extras=True)
-    for name, hint in hints.items():
-        for limit in getattr(hint, "__metadata__", ()):
-            if not isinstance(limit, Range):
-                continue
-            value = getattr(options, name)
-            for number in value if isinstance(value, tuple) else (value,):
+    for name, hint in typing.get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        for limit in _ranges(hint):
+            for number in numbers:
                 if number is not None and not limit.holds(number):
                     option = (flags or {}).get(name, name.replace("_", "-"))
                     raise UsageError("bad-option", f"--{option} must be {limit}, not {number}.")
+
+
+def _ranges(hint: Any) -> Iterator[Range]:
+    """The ranges of a type, also within a union."""
+    if typing.get_origin(hint) is typing.Annotated:
+        yield from (limit for limit in hint.__metadata__ if isinstance(limit, Range))
+        yield from _ranges(hint.__origin__)
+    elif typing.get_origin(hint) in (typing.Union, types.UnionType):
+        for part in typing.get_args(hint):
+            yield from _ranges(part)

@@ -143,8 +143,8 @@ def test_what_is_wrong_is_one_line_on_any_terminal(wsa, monkeypatch):
                 "archive can be converted with safetensors.torch.save_file(state_dict, path)."
             ),
         ),
-        ("encode --workers -1", "--workers must be 0, for one a core, or more, not -1."),
-        ("encode --slurm-cores 0", "--slurm-cores must be 1 or more, not 0."),
+        ("encode --workers -1", "--workers must be at least 0, not -1."),
+        ("encode --slurm-cores 0", "--slurm-cores must be at least 1, not 0."),
         ("encode --slurm-memory lots", "--slurm-memory lots: write an amount, as 16GB."),
         ("encode --slurm-queue gpu", "--slurm-queue is for SLURM; add --scheduler slurm."),
         ("encode --slurm-gpu", "--slurm-gpu is for SLURM; add --scheduler slurm."),
@@ -171,13 +171,13 @@ def test_what_is_wrong_is_one_line_on_any_terminal(wsa, monkeypatch):
         ("encode --metrics-port 9464", "--metrics-port is for a service; add --watch."),
         (
             "encode --watch --metrics-port 70000",
-            "--metrics-port must be 0, for any, to 65535, not 70000.",
+            "--metrics-port must be from 0 to 65535, not 70000.",
         ),
         (
             "encode --watch --report x",
             "--watch has no end to report; leave --report out, and ask 'wsa status'.",
         ),
-        ("encode --max-step-error nan", "--max-step-error must be 0 or more, not nan."),
+        ("encode --max-step-error nan", "--max-step-error must be at least 0, not nan."),
         (
             "encode --scheduler slurmm",
             "--scheduler 'slurmm' is not one; write local, inproc, slurm, or tcp://HOST:PORT.",

@@ -115,14 +115,14 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(ready, tmp_path, monke
     planned = json.loads(ready(*often, "--dry-run", "--json").out)
     assert (planned["left"], planned["updates_left"]) == (1, 2)
     assert planned["grid"][0]["updates"] == "4 of 6"
-    evaluate = run_cell.judge.evaluate
+    evaluate = run_cell.evaluate_run
 
     def interrupted(*arguments, **options):
         evaluate(*arguments, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_cell.judge, "evaluate", interrupted)
+        patch.setattr(run_cell, "evaluate_run", interrupted)
         assert ready(*often).code == 130
     planned = json.loads(ready(*often, "--dry-run", "--json").out)
     assert (planned["left"], planned["updates_left"]) == (1, 0)
@@ -155,7 +155,7 @@ def test_a_bench_that_is_killed(ready, tmp_path):
 def test_a_run_that_fails_is_named_and_the_rest_is_done(ready, tmp_path, monkeypatch):
     command = (*BENCH, "--seeds", "1", "--fusions", "cnn,mean", "--models-subsets",
                f"lite0,{RESNET}")  # fmt: skip
-    train = run_cell.run.learn
+    train = run_cell.launch
 
     def out_of_memory(folder, *rest, **more):
         if "mean__test" in str(folder):
@@ -163,7 +163,7 @@ def test_a_run_that_fails_is_named_and_the_rest_is_done(ready, tmp_path, monkeyp
         return train(folder, *rest, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_cell.run, "learn", out_of_memory)
+        patch.setattr(run_cell, "launch", out_of_memory)
         code, out, err = ready(*command, "--seeds", "1,2", "--json")
     report = json.loads(out)
     assert (code, report["runs"]) == (3, 0)

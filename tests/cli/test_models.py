@@ -10,9 +10,9 @@ from types import ModuleType
 import pytest
 
 from wsa import cli
-from wsa.encode.jobs.dry_run import estimate, size_up
+from wsa.encode.jobs.dry_run import estimate, measure_model
 from wsa.encode.models.registry import known_aliases, parse_request
-from wsa.encode.registration import probe_strip
+from wsa.encode.registration import probe_frames
 from wsa.store.backends.base import Backend
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -108,7 +108,7 @@ def test_a_dry_run_tells_of_an_output_and_writes_nothing(
         ("pooled", 64, 0),
         ("cls", 64, 0),
         ("map", 10 * 10 * 64, 0),
-        ("grid:2+pca:8", 8, sum(len(part.frames) for part in probe_strip.load_strip())),
+        ("grid:2+pca:8", 8, sum(len(part.frames) for part in probe_frames.load_frames())),
         ("grid:2+rp:8", 8, 0),
     ],
 )
@@ -118,7 +118,7 @@ def test_an_estimate_is_made_of_every_output(
     kit.add_segment(store, height=64, width=48)
     request = parse_request("timm:test_vit:random", {}, output, geometry="pad")
     asked = take_snapshot(store), request, ["Pong"]
-    found = estimate(*asked, size_up(*asked, "cpu", "torch")[0])
+    found = estimate(*asked, measure_model(*asked, "cpu", "torch")[0])
     (meta,) = take_snapshot(store).segments()
     assert found.bytes == 2 * numbers * meta.frames and found.strip == fit
     assert take_snapshot(store).models == []

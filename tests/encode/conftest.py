@@ -21,11 +21,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wsa.encode.inference.encoder import Encoder
-from wsa.encode.jobs.dry_run import Estimate, estimate, size_up
+from wsa.encode.jobs.dry_run import Estimate, estimate, measure_model
 from wsa.encode.models import registry
-from wsa.encode.models.paper.base import Sight, Trainee
+from wsa.encode.models.paper.base import Trainee, TrainingInput
 from wsa.encode.models.registry import Request
-from wsa.encode.registration import identity, probe_strip
+from wsa.encode.registration import identity, probe_frames
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs.atari import protocol
 from wsa.learn.pretrain import data
@@ -45,8 +45,8 @@ Frames = NDArray[np.uint8]
 @pytest.fixture(scope="session")
 def frames() -> Frames:
     """Sixteen real frames, pairs of consecutive steps of eight games, (16, 210, 160, 3)."""
-    whole: dict[str, Any] = probe_strip.whole  # type: ignore[attr-defined]
-    shown = {part.game: part.frames for part in whole["load_strip"]()}
+    whole: dict[str, Any] = probe_frames.whole  # type: ignore[attr-defined]
+    shown = {part.game: part.frames for part in whole["load_frames"]()}
     return np.concatenate([shown[game][4:6] for game in whole["PROBE_GAMES"]])
 
 
@@ -77,7 +77,7 @@ def estimated() -> Callable[..., Estimate]:
     """What a dry run says of a model, measured in this process: `estimated(snapshot, request, games)`."""
 
     def make(snapshot: Snapshot, request: Request, games: Sequence[str]) -> Estimate:
-        sized, _ = size_up(snapshot, request, games, "cpu")
+        sized, _ = measure_model(snapshot, request, games, "cpu")
         return estimate(snapshot, request, games, sized)
 
     return make
@@ -205,9 +205,9 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Backend:
 
 @pytest.fixture(scope="session")
 def looks_of(played: Backend) -> Callable[..., Looks]:
-    """What a trainee sees of the real games: `looks_of(Autoencoder.sight, "Pong")`."""
+    """What a trainee sees of the real games: `looks_of(Autoencoder.training_input, "Pong")`."""
 
-    def see(sight: Sight, *games: str) -> Looks:
+    def see(sight: TrainingInput, *games: str) -> Looks:
         snapshot = take_snapshot(played)
         chosen = data.choose(snapshot, games or ("Breakout", "Pong"), (), [sight], 1 << 30)
         return data.read(snapshot, chosen.segments, sight, 0.25)

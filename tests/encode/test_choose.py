@@ -16,13 +16,13 @@ from torch import Tensor
 from wsa.encode.inference import engines, openvino
 from wsa.encode.inference.encoder import stored
 from wsa.encode.inference.engines import Eager
-from wsa.encode.jobs.dry_run import estimate, size_up
+from wsa.encode.jobs.dry_run import estimate, measure_model
 from wsa.encode.jobs.events import ModelReady
 from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request
-from wsa.encode.registration import engine_choice, probe_strip
+from wsa.encode.registration import engine_choice, probe_frames
 from wsa.encode.registration.engine_choice import GAME_PAIRS, game_inputs
-from wsa.encode.registration.register import measured, open_model, register
+from wsa.encode.registration.register import measure_engines, open_model, register
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.objects import writer
@@ -75,14 +75,14 @@ def test_auto_is_the_fastest_that_is_right(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(openvino, "OpenVINO", Fast)
     monkeypatch.setattr(Fast, "off", off)
-    found, _, _ = measured(take_snapshot(store), tiny("resnet"), "cpu")
+    found, _, _ = measure_engines(take_snapshot(store), tiny("resnet"), "cpu")
     rated(monkeypatch, {"torch": torch_s, "openvino": openvino_s})
     choice = found.choose("auto", "fp32", 0.1)
     assert choice.engine == chosen
     # With nobody to choose from there is no second turn.
     best = 10 * torch_s if off else min(torch_s, openvino_s)
     assert choice.rate == pytest.approx(torch.get_num_threads() / best)
-    assert choice.error <= engine_choice.GATE
+    assert choice.error <= engine_choice.MAX_ENGINE_ERROR
 
 
 def test_an_engine_that_errs_is_refused_by_name(
@@ -128,12 +128,12 @@ def test_a_rate_is_that_of_full_batches(
     store: Backend, tiny: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU fills every batch up, so sixteen frames take it as long as 256."""
-    found, _, _ = measured(take_snapshot(store), tiny("resnet"), "cpu")
+    found, _, _ = measure_engines(take_snapshot(store), tiny("resnet"), "cpu")
     engine = found.encoder("torch", "fp32").engine
     monkeypatch.setattr(engine, "batch", 40)
     exact = found.embed("torch", "fp32")
     monkeypatch.undo()
-    again, _, _ = measured(take_snapshot(store), tiny("resnet"), "cpu")
+    again, _, _ = measure_engines(take_snapshot(store), tiny("resnet"), "cpu")
     monkeypatch.setattr(again.encoder("torch", "fp32").engine, "batch", 40)
     rated(monkeypatch, {"torch": 2})
     assert again.choose("torch", "fp32", 0.1).rate == 40 / 2
@@ -176,12 +176,12 @@ def test_an_estimate_is_of_the_engine_that_would_be_chosen(
     fill(store, [[0, 1]])
     for engine in ("torch", "openvino"):
         asked = take_snapshot(store), tiny("vit"), ["Pong"]
-        sized, _ = size_up(*asked, "cpu", engine)
+        sized, _ = measure_model(*asked, "cpu", engine)
         found = estimate(*asked, sized)
         assert found.engine == engine and found.minutes == 2 / sized.rate / 60
         assert estimate(*asked, sized, 4).minutes == found.minutes / 4
     with pytest.raises(UsageError, match="'tvm' is not one"):
-        size_up(*asked, "cpu", "tvm")
+        measure_model(*asked, "cpu", "tvm")
 
 
 # A precision is measured on the game.
@@ -191,7 +191,7 @@ def test_a_precision_is_refused_for_what_it_does_to_the_game(
     store: Backend, segment_of: Callable[..., Any], tiny: Ask
 ) -> None:
     """In this game a step changes one pixel, which is little beside what bf16 loses."""
-    still = probe_strip.probe_frames()[0]
+    still = probe_frames.probe_inputs()[0]
     moved = [still.copy() for _ in range(4)]
     for at, frame in enumerate(moved):
         frame[100, 20 * at] += 40
@@ -207,8 +207,8 @@ def test_a_precision_is_refused_for_what_it_does_to_the_game(
     assert said, str(caught.value)
     assert float(said[1]) > 2 * strip_error and float(said[2]) > float(said[1])
     allowed = register(take_snapshot(store), request, float(said[2]), games=["Pong"])
-    assert allowed.choice and set(allowed.choice.errors) == {engine_choice.STRIP, "Pong"}
-    assert allowed.choice.errors[engine_choice.STRIP] == strip_error
+    assert allowed.choice and set(allowed.choice.errors) == {engine_choice.PROBE, "Pong"}
+    assert allowed.choice.errors[engine_choice.PROBE] == strip_error
 
 
 @pytest.mark.parametrize("window", [1, 4])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from wsa.encode.commands.encode import remark
+from wsa.encode.commands.encode import describe_event
 from wsa.encode.jobs.events import Started, WorkerUnfit
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError
@@ -59,7 +59,7 @@ def test_what_all_workers_lack_is_said_once() -> None:
     weights = MissingError("no-weights", "There are no weights of vit.")
     library = MissingError("no-library", "There is no timm.")
     said = [
-        remark(WorkerUnfit(f"tcp://{i}", "here", error), told)
+        describe_event(WorkerUnfit(f"tcp://{i}", "here", error), told)
         for i, error in enumerate([weights, library, weights])
     ]
     assert str(weights) in said[0] and str(library) in said[1]

@@ -24,7 +24,7 @@ from wsa.encode.jobs import scheduler, tasks
 from wsa.encode.jobs.events import AttemptFailed, Event, SegmentDone, Started, WorkerUnfit
 from wsa.encode.jobs.report import run_values, summary
 from wsa.encode.jobs.run import EncodeReport, encode, encode_on
-from wsa.encode.jobs.tasks import Setting
+from wsa.encode.jobs.tasks import TaskSettings
 from wsa.encode.jobs.workers import TASKS_A_THREAD, Workers
 from wsa.encode.models.registry import Request
 from wsa.store.backends.base import Backend
@@ -56,10 +56,10 @@ def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Count
     folder.mkdir()
     real = tasks._run
 
-    def note(setting: Any, item: Any, *rest: Any) -> Any:
+    def note(settings: Any, item: Any, *rest: Any) -> Any:
         with (folder / "-".join(item.name)).open("ab") as file:
             file.write(b"x")
-        return real(setting, item, *rest)
+        return real(settings, item, *rest)
 
     monkeypatch.setattr(tasks, "_run", note)
     return lambda: Counter({path.name: path.stat().st_size for path in folder.iterdir()})
@@ -109,11 +109,11 @@ def test_attempts_are_exactly_those_of_the_fault_table(
     left = dict(table)
     real = tasks._commit
 
-    def fail(setting: Setting, item: Any, embedded: Any) -> Any:
+    def fail(settings: TaskSettings, item: Any, embedded: Any) -> Any:
         if item.model.startswith("test_resnet") and left[item.meta.segment]:
             left[item.meta.segment] -= 1
             raise RuntimeError("a fault")
-        return real(setting, item, embedded)
+        return real(settings, item, embedded)
 
     monkeypatch.setattr(tasks, "_commit", fail)
     events: list[Event] = []
@@ -234,14 +234,14 @@ def test_the_model_runs_while_others_read_and_write(
         finally:
             busy.release()
 
-    def write(setting: Setting, item: Any, embedded: Any) -> Any:
+    def write(settings: TaskSettings, item: Any, embedded: Any) -> Any:
         with write_lock:
             writes.append(item.meta.segment)
             number = len(writes)
         for _ in range(2 if number == 1 else 1):
             if number < count:
                 assert ran.acquire(timeout=30), "the model runs meanwhile"
-        return committing(setting, item, embedded)
+        return committing(settings, item, embedded)
 
     write_lock, writes = threading.Lock(), list[str]()
     monkeypatch.setattr(tasks, "_read", read_one)
@@ -261,7 +261,7 @@ def test_a_bounded_number_of_tasks_is_in_flight(
 
     def submit(self: Any, *args: Any) -> Any:
         future = real(self, *args)
-        most[0] = max(most[0], len(self._open))
+        most[0] = max(most[0], len(self._unfinished))
         return future
 
     monkeypatch.setattr(scheduler.Driver, "_submit", submit)
@@ -298,7 +298,7 @@ def test_models_run_where_a_gpu_is_and_commits_anywhere(
     real, submit = tasks._run, mixed.submit
 
     def note(*args: Any) -> Any:
-        ran.add(tasks._here()[0])
+        ran.add(tasks._this_worker()[0])
         return real(*args)
 
     def ask(task: Any, *args: Any, **options: Any) -> Any:
@@ -410,8 +410,10 @@ def test_as_many_models_stay_open_as_an_encoding_has(
 
 
 def test_errors_of_workers_travel_whole() -> None:
-    failed = tasks.failed("m", ImportError("No module named 'openvino'"), where=("tcp://w:1", "w"))
+    failed = tasks.as_failed(
+        "m", ImportError("No module named 'openvino'"), where=("tcp://w:1", "w")
+    )
     assert (failed.error.kind, failed.worker, failed.host) == ("no-library", "tcp://w:1", "w")
-    failed = tasks.failed("m", MemoryError(), where=("tcp://w:1", "w"))
+    failed = tasks.as_failed("m", MemoryError(), where=("tcp://w:1", "w"))
     assert failed.error.kind == "no-memory" and failed.error.exit_code == 6
     assert isinstance(failed.error, WsaError) and "on w" in str(failed.error)

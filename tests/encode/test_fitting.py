@@ -15,7 +15,7 @@ from wsa.encode.jobs.run import encode
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import fit_reduction
-from wsa.encode.registration.identity import find
+from wsa.encode.registration.identity import find_model
 from wsa.encode.registration.register import open_model, register
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
@@ -43,7 +43,7 @@ def test_a_basis_of_a_game_is_fitted_on_the_stores_frames_of_it_once(
     fill(store, SEGMENTS)
     fill(store, [[90, 91]], "Breakout")
     request = tiny("resnet", OWN)
-    assert fit_reduction.count(take_snapshot(store), parse_output(OWN)) == FRAMES
+    assert fit_reduction.frames_needed(take_snapshot(store), parse_output(OWN)) == FRAMES
     assert estimated(take_snapshot(store), request, ["Pong"]).strip == FRAMES
     report = encode(store, [request], scheduler="inproc", device="cpu")
     (model,) = report.models
@@ -91,7 +91,7 @@ def test_two_labs_bases_of_a_game_are_two_models(
     sync.copy(theirs, store, sync.plan_sync(theirs, take_snapshot(store)))
     snapshot = take_snapshot(store)
     assert snapshot.models == sorted(keys)
-    for ask in (find, lambda s, r: register(s, r, 0.1)):
+    for ask in (find_model, lambda s, r: register(s, r, 0.1)):
         with pytest.raises(ConflictError, match="Name one by its key"):
             ask(snapshot, request)
 
@@ -172,7 +172,7 @@ def test_geometries_and_outputs_are_kept_apart_and_found(
     asked = [tiny(name, output, geometry=geometry), tiny(name, "pooled"), tiny(name, output)]
     encode(store, list(dict.fromkeys(asked)), scheduler="inproc", device="cpu")
     snapshot = take_snapshot(store)
-    specs = [find(snapshot, request) for request in asked]
+    specs = [find_model(snapshot, request) for request in asked]
     assert None not in specs and len({s.key for s in specs if s}) == len(set(asked))
     assert [read_spec(snapshot, s.key).identity.output for s in specs if s] == [
         output,
@@ -182,7 +182,7 @@ def test_geometries_and_outputs_are_kept_apart_and_found(
     assert specs[0] and specs[0].identity.preprocessing.geometry == geometry
     for request in asked:
         line = estimated(snapshot, request, ["Pong"])
-        spec = find(snapshot, request)
+        spec = find_model(snapshot, request)
         assert spec and line.passes == 0 and line.objects == 0 and line.strip == 0
     for spec in specs:
         assert spec and open_model(snapshot, spec.key).passes == 0

@@ -17,11 +17,11 @@ from torch import nn
 from wsa.encode.inference import encoder as forward
 from wsa.encode.inference import preprocess
 from wsa.encode.inference.encoder import Encoder, stored
-from wsa.encode.inference.segment_inputs import read_shown
+from wsa.encode.inference.segment_inputs import read_segment_frames
 from wsa.encode.jobs import tasks
 from wsa.encode.jobs.plan import Item
 from wsa.encode.live import live_encoder
-from wsa.encode.live.live_encoder import Shrunk
+from wsa.encode.live.live_encoder import ShrunkFrames
 from wsa.encode.models import registry
 from wsa.encode.models.paper import load
 from wsa.encode.models.paper.base import Trainee
@@ -67,7 +67,7 @@ def test_a_screen_is_made_small_once_for_all_of_them(
     """Whichever models and windows show it; and nothing of what they give changes by a bit."""
     snapshot = take_snapshot(played)
     meta = snapshot.segments("Pong")[1]
-    shown = read_shown(snapshot, meta, rows=True)
+    shown = read_segment_frames(snapshot, meta, rows=True)
     rows = np.arange(5, 12)
     frames = np.unique(shown.frame[5:12])
     encoders = {alias: encoder_of(parse_request(f"{alias}:random", {})) for alias in NETWORKS}
@@ -100,9 +100,9 @@ def test_a_screen_that_is_played_is_made_small_once_for_all_of_them(
     kept: int, played: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If there is room for it; and nothing of what they give changes by a bit either way."""
-    monkeypatch.setattr(live_encoder, "KEPT", kept)
+    monkeypatch.setattr(live_encoder, "MAX_SHRUNK", kept)
     snapshot = take_snapshot(played)
-    shown = read_shown(snapshot, snapshot.segments("Pong")[1], rows=True)
+    shown = read_segment_frames(snapshot, snapshot.segments("Pong")[1], rows=True)
     encoders = [encoder_of(parse_request(f"{alias}:random", {})) for alias in NETWORKS]
     made: dict[Preprocessing, int] = defaultdict(int)
     shrink = preprocess.shrink
@@ -111,7 +111,7 @@ def test_a_screen_that_is_played_is_made_small_once_for_all_of_them(
         made[how.alike] += len(some)
         return shrink(some, how)
 
-    together = Shrunk(encoders, [window_of(encoder) for encoder in encoders])
+    together = ShrunkFrames(encoders, [window_of(encoder) for encoder in encoders])
     for row in range(5, 12):
         for encoder in encoders:
             at = window_rows(np.array([row]), shown.starts[[row]], window_of(encoder))
@@ -120,7 +120,7 @@ def test_a_screen_that_is_played_is_made_small_once_for_all_of_them(
             monkeypatch.setattr(forward, "shrink", counted)
             np.testing.assert_array_equal(together.embed(encoder, frames), wanted)
             monkeypatch.setattr(forward, "shrink", shrink)
-    assert all(len(held._levels) <= kept for held in together._kept.values())
+    assert all(len(held._levels) <= kept for held in together._caches.values())
     longest = {how: 0 for how in made}
     for encoder in encoders:
         how = encoder.alike
@@ -143,7 +143,7 @@ def test_in_use_it_sees_to_the_bit_what_it_is_trained_on(
 ) -> None:
     """Scale, height and width, which frames and in which order: from the screens of a real game."""
     kind = trainee_of(alias)
-    looks = looks_of(kind.sight, "Pong")
+    looks = looks_of(kind.training_input, "Pong")
     request = parse_request(f"{alias}:random", {})
     encoder = encoder_of(request)
     window = identity.identify(encoder.module, request).window
@@ -172,7 +172,7 @@ def test_everything_is_kept_unless_less_is_asked_for(
     spec = register(take_snapshot(store), request, 0.1).spec
     assert spec.shape == SHAPES[alias] and spec.identity.random
     assert (spec.timm_name, spec.licence) == (f"wsa:{alias}", "none: random weights")
-    assert identity.find(take_snapshot(store), request) == spec
+    assert identity.find_model(take_snapshot(store), request) == spec
     again = open_model(take_snapshot(store), spec.key)  # The probe is embedded, and agrees.
     assert again.passes == 0
 
@@ -274,8 +274,8 @@ def test_weights_of_a_later_wsa_are_another_model(
     request = parse_request("ae", {})
     spec = register(take_snapshot(backend), request, 0.1, engine="torch").spec
     snapshot = take_snapshot(backend)
-    assert identity.find(snapshot, request) == spec
+    assert identity.find_model(snapshot, request) == spec
     later = {name: 2 * t for name, t in safetensors.torch.load_file(load.shipped("ae")).items()}
     safetensors.torch.save_file(later, tmp_path / "ae.safetensors")
     monkeypatch.setattr(load, "shipped", lambda alias: tmp_path / f"{alias}.safetensors")
-    assert identity.find(snapshot, request) is None
+    assert identity.find_model(snapshot, request) is None

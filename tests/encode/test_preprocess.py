@@ -15,7 +15,7 @@ from timm.data.transforms_factory import create_transform
 
 from wsa.encode.inference.preprocess import _resize, grey, preprocess, two_passes
 from wsa.encode.models.registry import ALIASES
-from wsa.encode.registration import probe_strip
+from wsa.encode.registration import probe_frames
 from wsa.store.objects.model_spec import Geometry, Preprocessing
 
 HALF = (0.5, 0.5, 0.5)
@@ -48,7 +48,7 @@ def grey_levels(found: torch.Tensor, how: Preprocessing) -> NDArray[np.float32]:
 @pytest.fixture(scope="module")
 def screens(frames: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """Frames of 210 and of 250 rows."""
-    tall = next(part.frames for part in probe_strip.load_strip() if part.frames.shape[1] == 250)
+    tall = next(part.frames for part in probe_frames.load_frames() if part.frames.shape[1] == 250)
     return [frames, tall]
 
 

@@ -43,7 +43,7 @@ TRAINING = Training(
 
 @pytest.fixture(scope="module")
 def looks(looks_of: Callable[..., Looks]) -> Looks:
-    return looks_of(Autoencoder.sight)
+    return looks_of(Autoencoder.training_input)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -110,7 +110,7 @@ def test_half_precision_is_for_networks_that_learn_in_it(
     encoder: str, same: bool, looks_of: Callable[..., Looks], tmp_path: Path
 ) -> None:
     how = msgspec.structs.replace(TRAINING, encoder=encoder, steps=2, validate_frequency=2)
-    looks = looks_of(trainee(encoder).sight)
+    looks = looks_of(trainee(encoder).training_input)
     exact, half = (
         trainer.train_encoder(msgspec.structs.replace(how, precision=name), looks, tmp_path / name)
         for name in ("fp32", "bf16")
@@ -192,7 +192,7 @@ def test_while_a_loss_changes_its_meaning_the_newest_is_kept(
     how = msgspec.structs.replace(
         TRAINING, encoder="segmentation", patience=1, validate_frequency=2, batch_size=2
     )
-    trained = trainer.train_encoder(how, looks_of(MovingObjects.sight), tmp_path)
+    trained = trainer.train_encoder(how, looks_of(MovingObjects.training_input), tmp_path)
     assert (trained.best.step, trained.best.loss, trained.step) == (10, 0.8, 12)
 
 
@@ -213,7 +213,7 @@ def test_what_is_left_behind(
     how = msgspec.structs.replace(
         TRAINING, encoder=encoder, steps=1, batch_size=2, validate_frequency=2
     )
-    seen = looks_of(kind.sight, "Pong")
+    seen = looks_of(kind.training_input, "Pong")
     seen.held_out["Pong"] = seen.held_out["Pong"][:3]
     trainer.begin(tmp_path, how)
     made = trainer.run(tmp_path, how, seen, half=half)
@@ -237,7 +237,7 @@ def test_what_is_left_behind(
     panels = 2 if encoder == "stdim" else 3 if encoder == "ae" else 4
     picture = cv2.imread(str(tmp_path / "seen.png"))
     assert picture is not None
-    assert picture.shape[1] == 2 * panels * kind.sight.width
+    assert picture.shape[1] == 2 * panels * kind.training_input.width
     assert cv2.imread(str(tmp_path / "curves.png")) is not None
 
 

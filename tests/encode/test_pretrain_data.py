@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from wsa.encode.models.paper.base import Sight, grey
+from wsa.encode.models.paper.base import TrainingInput, grey
 from wsa.learn.pretrain import data
 from wsa.learn.pretrain.data import Looks, levels, scale
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.snapshot import take_snapshot
 
-ONE = Sight(grey(84, 84))
-STACK = Sight(grey(20, 16), depth=5, one_game=True)
-PAIR = Sight(grey(20, 16), apart=19)
+ONE = TrainingInput(grey(84, 84))
+STACK = TrainingInput(grey(20, 16), depth=5, one_game=True)
+PAIR = TrainingInput(grey(20, 16), apart=19)
 
 
 def test_screens_are_upright_and_whole() -> None:
@@ -29,7 +29,7 @@ def test_screens_are_upright_and_whole() -> None:
     seen = levels(screen, ONE)[0]
     assert seen.shape == (84, 84)
     assert (seen[0, 4:] == 200).all() and (seen[:, 0] == 100).all() and not seen[8:, 8:].any()
-    tall = levels(screen, Sight(grey(210, 160)))[0]
+    tall = levels(screen, TrainingInput(grey(210, 160)))[0]
     assert tall.shape == (210, 160)
     np.testing.assert_array_equal(tall[9:11, 5], [200, 0])
 
@@ -129,7 +129,7 @@ def test_every_encoder_holds_out_the_same_episodes(
 
 @pytest.mark.parametrize("sight", [ONE, STACK, PAIR])
 def test_a_validation_sees_all_that_is_held_out_in_the_same_batches_each_time(
-    sight: Sight, looks_of: Callable[..., Looks]
+    sight: TrainingInput, looks_of: Callable[..., Looks]
 ) -> None:
     looks = looks_of(sight)
     first, second = (list(looks.validation(7)) for _ in range(2))

@@ -24,8 +24,8 @@ from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import stored
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request, parse_request
-from wsa.encode.registration import identity, probe_strip, register
-from wsa.encode.registration.identity import find
+from wsa.encode.registration import identity, probe_frames, register
+from wsa.encode.registration.identity import find_model
 from wsa.encode.registration.register import open_model
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
@@ -40,7 +40,7 @@ from wsa.store.objects.writer import commit_embedding
 
 Ask = Callable[..., Request]
 REDUCED = "grid:2+pca:32"
-STRIP_FRAMES = sum(len(part.frames) for part in probe_strip.load_strip())
+STRIP_FRAMES = sum(len(part.frames) for part in probe_frames.load_frames())
 
 
 def put(store: Backend, request: Request, max_step_error: float = 0.1) -> register.Registered:
@@ -137,7 +137,7 @@ def test_a_basis_is_fitted_on_the_strip_once(fitted: Fitted, ran: list[int]) -> 
     assert fitted.first.fitted == STRIP_FRAMES > 32
     again = put(fitted.store, fitted.request)
     assert again.fitted == 0 and again.spec == fitted.first.spec
-    assert sum(ran) == len(probe_strip.probe_frames()) + 1, (
+    assert sum(ran) == len(probe_frames.probe_inputs()) + 1, (
         "nothing ran but the probe and a warm-up"
     )
     assert fitted.snapshot.models == [fitted.first.spec.key]
@@ -149,7 +149,7 @@ def test_a_spec_says_what_the_model_is(fitted: Fitted) -> None:
     assert spec == fitted.first.spec
     assert spec.identity.random and spec.title.endswith("(random weights)")
     assert spec.shape == (32,) and spec.step_error == 0
-    assert spec.identity.basis == bases.recipe(probe_strip.strip_digest())
+    assert spec.identity.basis == bases.recipe(probe_frames.frames_digest())
     raw = json.loads(fitted.snapshot.read_model(spec.key)["spec.json"])
     assert raw["identity"]["preprocessing"]["geometry"] == "squash"
     with pytest.raises(MissingError, match="wsa models"):
@@ -160,18 +160,18 @@ def test_it_is_found_without_building_it(
     fitted: Fitted, tiny: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "build", lambda request: pytest.fail("it was built"))
-    assert find(fitted.snapshot, fitted.request) == fitted.first.spec
+    assert find_model(fitted.snapshot, fitted.request) == fitted.first.spec
     for other in (
         tiny("vit", "grid:2+pca:33"),
         tiny("vit2", REDUCED),
         tiny("vit", REDUCED, precision="bf16"),
         parse_request("timm:test_vit", {}, REDUCED),
     ):
-        assert find(fitted.snapshot, other) is None
+        assert find_model(fitted.snapshot, other) is None
 
 
 def test_an_opened_model_has_made_no_passes_and_gives_the_probe_vectors(fitted: Fitted) -> None:
-    frames = probe_strip.probe_frames()
+    frames = probe_frames.probe_inputs()
     encoder = open_model(fitted.snapshot, fitted.first.spec.key)
     assert encoder.passes == 0
     files = fitted.snapshot.read_model(fitted.first.spec.key)
@@ -235,13 +235,13 @@ def test_weights_that_changed_under_the_same_name_are_noticed(
 ) -> None:
     file, key = by_file
     request = parse_request("timm:test_resnet", {"timm:test_resnet": str(file)}, "pooled")
-    found = find(take_snapshot(store), request)
+    found = find_model(take_snapshot(store), request)
     assert found is not None and found.key == key
     tensors = safetensors.torch.load_file(file)
     tensors["conv1.0.weight"].view(-1)[0] += 1e-3
     file.unlink()
     safetensors.torch.save_file(tensors, file)
-    assert find(take_snapshot(store), request) is None
+    assert find_model(take_snapshot(store), request) is None
     with pytest.raises(ConflictError, match="not those of") as caught:
         open_model(take_snapshot(store), key)
     assert caught.value.kind == "other-weights"
@@ -328,9 +328,9 @@ def test_tf32_on_a_cpu_is_refused_before_anything_runs(
 def test_more_numbers_than_the_strip_gives_are_refused(
     store: Backend, tiny: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = probe_strip.load_strip()[:1]
-    monkeypatch.setattr(probe_strip, "load_strip", lambda: short)
-    monkeypatch.setattr(probe_strip, "probe_frames", lambda window: short[0].frames)
+    short = probe_frames.load_frames()[:1]
+    monkeypatch.setattr(probe_frames, "load_frames", lambda: short)
+    monkeypatch.setattr(probe_frames, "probe_inputs", lambda window: short[0].frames)
     with pytest.raises(UsageError, match="at most 7"):
         put(store, tiny("vit", "grid:2+pca:32"))
     assert take_snapshot(store).models == []

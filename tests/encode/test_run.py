@@ -19,7 +19,7 @@ from wsa.encode.jobs.plan import make_plan
 from wsa.encode.jobs.run import EncodeReport, encode
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request
-from wsa.encode.registration import identity, probe_strip
+from wsa.encode.registration import identity, probe_frames
 from wsa.encode.registration.register import Registered
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
@@ -30,7 +30,7 @@ from wsa.store.objects.snapshot import take_snapshot
 
 Ask = Callable[..., Request]
 Fill = Callable[..., list[SegmentMeta]]
-PROBES = len(probe_strip.probe_frames())
+PROBES = len(probe_frames.probe_inputs())
 
 
 def run(store: Backend, *requests: Request, games: Sequence[str] = (), **more: Any) -> EncodeReport:
@@ -51,7 +51,7 @@ def check_rows(
 ) -> None:
     """Every stored row is what the model gives for that frame."""
     snapshot = take_snapshot(store)
-    spec = identity.find(snapshot, request)
+    spec = identity.find_model(snapshot, request)
     assert spec is not None
     encoder = encoder_of(request)
     metas = {(m.game, m.start): m for m in snapshot.segments()}
@@ -277,10 +277,10 @@ def test_tasks_of_one_worker_may_run_in_several_threads(
     fill(store, [[2 * i, 2 * i + 1] for i in range(8)])
     key = registered(store, tiny("resnet"))
     plan = make_plan(take_snapshot(store), [key], ["Pong"])
-    setting = tasks.Setting(store.url, {key: "random"}, {key: "torch"}, "cpu")
+    settings = tasks.TaskSettings(store.url, {key: "random"}, {key: "torch"}, "cpu")
     ran.clear()
     with ThreadPoolExecutor(4) as pool:
-        found = [*pool.map(partial(tasks.embed, setting), plan.by_segment())]
+        found = [*pool.map(partial(tasks.embed, settings), plan.by_segment())]
     shapes = [
         e.rows.shape for (e,) in found if isinstance(e, tasks.Embedded) and e.rows is not None
     ]
@@ -294,13 +294,13 @@ def test_committing_twice_writes_once(
     fill(store, [[0, 1]])
     key = registered(store, tiny("resnet"))
     (items,) = make_plan(take_snapshot(store), [key], ["Pong"]).by_segment()
-    setting = tasks.Setting(store.url, {key: "random"}, {key: "torch"}, "cpu")
-    embedded = tasks.embed(setting, items)
-    (one,), (two,) = (tasks.commit(setting, items, embedded) for _ in range(2))
+    settings = tasks.TaskSettings(store.url, {key: "random"}, {key: "torch"}, "cpu")
+    embedded = tasks.embed(settings, items)
+    (one,), (two,) = (tasks.commit(settings, items, embedded) for _ in range(2))
     assert isinstance(one, SegmentDone) and isinstance(two, SegmentDone)
     assert (one.passes, one.segment) == (two.passes, two.segment)
     ran.clear()
-    (again,) = tasks.encode_segment(setting, items)
+    (again,) = tasks.encode_segment(settings, items)
     assert isinstance(again, SegmentDone) and again.passes == again.copied == 0
     assert not ran, "what is committed does not run again"
     assert len(take_snapshot(store).embeddings()) == 1 and verify(store).leftovers == 0
@@ -342,7 +342,7 @@ def test_workers_that_do_not_start_are_not_waited_for_without_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cluster, "WAIT_FOR_PROCESSES_S", 0.1)
-    monkeypatch.setattr(cluster, "_keep", lambda *_: None)
+    monkeypatch.setattr(cluster, "_keep_scaled", lambda *_: None)
     with (
         pytest.raises(StorageError, match="Of 1 worker processes here 0 started"),
         cluster.connect("local", 1, "cpu"),

@@ -20,7 +20,7 @@ from dask import config
 from wsa import cli
 from wsa.encode.jobs import cluster, dry_run
 from wsa.encode.jobs.run import encode, encode_on
-from wsa.encode.jobs.slurm import Keeper, SlurmJobs
+from wsa.encode.jobs.slurm import JobKeeper, SlurmOptions
 from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
 from wsa.store.backends.base import Backend
@@ -65,7 +65,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_slurm_starts_the_workers(store: Backend, fill: Fill, tiny: Ask, slurm: Path) -> None:
     fill(store, [[0, 1], [1, 2], [3]])
-    jobs = SlurmJobs(queue="gpu", cores=1, memory="2GB", extra=("--constraint=a100",))
+    jobs = SlurmOptions(
+        "gpu", slurm_cores=1, slurm_memory="2GB", slurm_extra=("--constraint=a100",)
+    )
     report = encode(store, [tiny("resnet")], scheduler="slurm", device="cpu", jobs=jobs)
     assert (report.passes, report.failed, report.workers) == (4, (), 1)
     script = (slurm / "job.sh").read_text()
@@ -81,7 +83,7 @@ def test_jobs_that_slurm_refuses_end_the_command_with_its_words(
     monkeypatch.setattr("wsa.encode.jobs.slurm.LOOK_EVERY_S", 0.2)
     fill(store, [[0]])
     with pytest.raises(StorageError, match=r"SLURM refused the jobs \(invalid partition: gpuu\)"):
-        encode(store, [tiny("resnet")], scheduler="slurm", workers=2, jobs=SlurmJobs("gpuu"))
+        encode(store, [tiny("resnet")], scheduler="slurm", workers=2, jobs=SlurmOptions("gpuu"))
 
 
 class Jobs:
@@ -108,7 +110,7 @@ def test_a_job_that_is_over_is_followed_by_another(monkeypatch: pytest.MonkeyPat
     now = [0.0]
     monkeypatch.setattr("wsa.encode.jobs.slurm.time.monotonic", lambda: now[0])
     jobs = Jobs()
-    keep = Keeper(jobs, 2)
+    keep = JobKeeper(jobs, 2)
     keep()
     assert jobs.submitted == 2
     now[0] = 1e5
@@ -132,7 +134,7 @@ def test_a_job_that_is_over_is_followed_by_another(monkeypatch: pytest.MonkeyPat
 
 def test_a_dry_run_shows_the_job_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    jobs = SlurmJobs("gpu", "lab", "04:00:00", 6, "32GB", True, ("--exclude=node7",))
+    jobs = SlurmOptions("gpu", "lab", "04:00:00", 6, "32GB", True, ("--exclude=node7",))
     script = cluster.job_script(jobs)
     for line in (
         "#SBATCH -p gpu",
@@ -236,7 +238,7 @@ def test_no_worker_takes_more_memory_than_the_dry_run_says(
         writer.commit_segment(store, *segment_of(number, frames))
     requests = [tiny("resnet", "grid:2+pca:32"), tiny("vit")]
     asked = take_snapshot(store), requests, ["Pong"]
-    sized = dry_run.on_worker(*asked, "cpu", "auto")
+    sized = dry_run.measure_on_worker(*asked, "cpu", "auto")
     fitted = [832, 0]  # Frames of the strip.
     stated = dry_run.worker_bytes(asked[0], ["Pong"], "cpu", sized, fitted)
     monkeypatch.setenv("WSA_TEST_PEAKS", str(tmp_path))

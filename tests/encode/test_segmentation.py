@@ -114,13 +114,13 @@ def test_it_is_shown_two_consecutive_frames_in_order(
     looks_of: Callable[..., Looks], played: Backend
 ) -> None:
     """Not one frame twice, and not means of frames, as the paper's authors ran it."""
-    looks = looks_of(MovingObjects.sight, "Pong")
+    looks = looks_of(MovingObjects.training_input, "Pong")
     rows = np.sort(np.concatenate([looks.training["Pong"], looks.held_out["Pong"]]))
     seen = looks.take(rows, np.random.default_rng(0)).numpy()
     snapshot = take_snapshot(played)
     wanted = []
     for meta in snapshot.segments("Pong"):
-        shown = levels(snapshot.read_frames(meta), MovingObjects.sight)
+        shown = levels(snapshot.read_frames(meta), MovingObjects.training_input)
         row = snapshot.read_rows(meta)
         for i in range(1, meta.rows):
             if row["action"][i] >= 0 and not row["is_first"][i]:
@@ -136,7 +136,7 @@ def test_it_learns_from_motion(
     looks_of: Callable[..., Looks], fit: Callable[..., list[float]]
 ) -> None:
     torch.manual_seed(0)
-    looks = scale(looks_of(MovingObjects.sight, "Pong").draw(1, 1, 4), "cpu")
+    looks = scale(looks_of(MovingObjects.training_input, "Pong").draw(1, 1, 4), "cpu")
     network = MovingObjects()
     losses = fit(network, looks, 50, 1e-3)
     assert losses[-1] < 0.9 * losses[0]

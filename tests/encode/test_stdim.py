@@ -21,7 +21,7 @@ def test_its_last_map_is_upright() -> None:
     patches = encoder.patches(torch.rand(2, 4, 210, 160))
     assert patches.shape == (2, 128, 11, 8)
     assert encoder.code[0](patches).shape == (2, 64, 9, 6)
-    assert (InfoMax.sight.height, InfoMax.sight.width) == (210, 160)
+    assert (InfoMax.training_input.height, InfoMax.training_input.width) == (210, 160)
 
 
 def test_its_loss_is_that_of_a_loop_over_places_and_moments() -> None:
@@ -49,7 +49,7 @@ def test_its_loss_is_that_of_a_loop_over_places_and_moments() -> None:
 def test_the_past_of_a_moment_is_its_own_window_one_step_earlier(
     looks_of: Callable[..., Looks],
 ) -> None:
-    looks = looks_of(InfoMax.sight, "Breakout")
+    looks = looks_of(InfoMax.training_input, "Breakout")
     rows = looks.training["Breakout"]
     at = looks.at(rows, np.random.default_rng(0))
     np.testing.assert_array_equal(at[:, -1], rows)
@@ -65,7 +65,7 @@ def test_it_learns_which_past_is_whose(
     looks_of: Callable[..., Looks], fit: Callable[..., list[float]]
 ) -> None:
     torch.manual_seed(0)
-    looks = scale(looks_of(InfoMax.sight, "Breakout").draw(1, 1, 8), "cpu")
+    looks = scale(looks_of(InfoMax.training_input, "Breakout").draw(1, 1, 8), "cpu")
     network = InfoMax()
     losses = fit(network, looks, 50, 1e-3)
     assert losses[0] == pytest.approx(2 * np.log(8), rel=0.05)  # It knows nothing at first.

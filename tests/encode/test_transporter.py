@@ -86,7 +86,7 @@ def test_its_rate_falls_by_a_twentieth_every_100_000_steps() -> None:
 
 
 def test_pairs_are_of_one_episode_and_near(looks_of: Callable[..., Looks]) -> None:
-    looks = looks_of(Transporter.sight)
+    looks = looks_of(Transporter.training_input)
     rows = np.concatenate([np.repeat(r, 20) for r in looks.training.values()])
     source, target = looks.at(rows, np.random.default_rng(0)).T
     apart = np.abs(source - target)
@@ -100,7 +100,7 @@ def test_it_learns_to_move_what_moves(
     looks_of: Callable[..., Looks], fit: Callable[..., list[float]]
 ) -> None:
     torch.manual_seed(0)
-    looks = scale(looks_of(Transporter.sight, "Pong").draw(1, 1, 3), "cpu")
+    looks = scale(looks_of(Transporter.training_input, "Pong").draw(1, 1, 3), "cpu")
     network = Transporter()
     losses = fit(network, looks, 8, 3e-3)
     assert losses[-1] < 0.7 * losses[0]

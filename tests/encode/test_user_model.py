@@ -22,7 +22,7 @@ from wsa.encode.models.custom import Input, is_name, load
 from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import check
 from wsa.encode.registration import identity as lookup
-from wsa.encode.registration.identity import find, request_of
+from wsa.encode.registration.identity import find_model, request_of
 from wsa.encode.registration.register import open_model, register
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, UsageError, WsaError
@@ -136,7 +136,7 @@ def test_it_is_encoded_found_and_opened_again(
     report = encode(store, [request], scheduler="inproc", device="cpu")
     assert report.passes == 3
     snapshot = take_snapshot(store)
-    spec = find(snapshot, request)
+    spec = find_model(snapshot, request)
     assert spec is not None and spec.key == report.models[0].spec.key
     assert (spec.alias, spec.source, spec.licence) == ("user_nets_dense", "user", "MIT")
     assert (
@@ -150,7 +150,7 @@ def test_it_is_encoded_found_and_opened_again(
     wanted = encoder(np.stack([noise(0), noise(1)])).astype(np.float16)
     np.testing.assert_array_equal(found, wanted)
     again = request_of(spec, {"user_nets_dense": "user_nets:dense"})
-    assert again.source == request.source and find(snapshot, again) == spec
+    assert again.source == request.source and find_model(snapshot, again) == spec
     with pytest.raises(MissingError, match="name it yourself"):
         open_model(snapshot, spec.key)
 
@@ -165,7 +165,7 @@ def test_one_that_looks_at_four_frames_gets_them_as_channels(
     fill(store, [[0, 1, 2, 3, 4, 5]])
     encode(store, [request], scheduler="inproc", device="cpu")
     snapshot = take_snapshot(store)
-    spec = find(snapshot, request)
+    spec = find_model(snapshot, request)
     assert spec is not None and spec.identity.window == 4
     (meta,) = snapshot.segments()
     found = snapshot.read_embedding("Pong", spec.key, meta.segment)
@@ -185,7 +185,7 @@ def test_one_that_looks_at_four_frames_gets_them_as_channels(
 def test_other_weights_under_the_same_name_are_another_model(store: Backend) -> None:
     request = parse_request("user_nets:unseeded", {}, "pooled")
     key = register(take_snapshot(store), request, 0.1).spec.key
-    assert find(take_snapshot(store), request) is None
+    assert find_model(take_snapshot(store), request) is None
     with pytest.raises(ConflictError, match="MODULE:CALLABLE") as caught:
         open_model(take_snapshot(store), key, source=request.source)
     assert caught.value.kind == "other-weights"
@@ -237,9 +237,9 @@ def test_a_worker_without_the_module_is_named(
 # The check.
 
 
-def points(name: str, output: str = "pooled") -> dict[str, check.Point]:
+def results(name: str, output: str = "pooled") -> dict[str, check.CheckResult]:
     request = parse_request(name, {}, output)
-    return {point.what: point for point in check.check(request, "cpu")}
+    return {result.what: result for result in check.check(request, "cpu")}
 
 
 @pytest.mark.parametrize(
@@ -253,8 +253,8 @@ def points(name: str, output: str = "pooled") -> dict[str, check.Point]:
     ],
 )
 def test_a_model_as_it_should_be_passes(name: str, output: str) -> None:
-    found = points(name, output)
-    assert len(found) == 13 and all(point.ok for point in found.values()), found
+    found = results(name, output)
+    assert len(found) == 13 and all(result.ok for result in found.values()), found
 
 
 @pytest.mark.parametrize(
@@ -271,12 +271,12 @@ def test_a_model_as_it_should_be_passes(name: str, output: str) -> None:
     ],
 )
 def test_each_way_to_be_wrong_is_found(name: str, failed: str, said: str) -> None:
-    found = points(f"user_nets:{name}")
+    found = results(f"user_nets:{name}")
     assert not found[failed].ok and said in found[failed].found
 
 
 def test_a_check_shows_the_licence_that_its_maker_declares() -> None:
-    assert "licence: MIT" in points("user_nets:dense")["weights"].found
+    assert "licence: MIT" in results("user_nets:dense")["weights"].found
 
 
 @pytest.mark.parametrize("output", ["pooled", "map"])
@@ -285,12 +285,12 @@ def test_a_network_of_no_layout_is_not_sent_from_one_output_to_the_next(
     name: str, shape: str, output: str
 ) -> None:
     with pytest.raises(UsageError, match=re.escape(f"returns {shape} for B frames. Let it")):
-        points(f"user_nets:{name}", output)
+        results(f"user_nets:{name}", output)
 
 
 def test_a_check_leaves_threads_as_they_were() -> None:
     before = torch.get_num_threads()
-    points("user_nets:dense")
+    results("user_nets:dense")
     assert torch.get_num_threads() == before
 
 

@@ -1,4 +1,4 @@
-"""What services leave in a store for each other and for people: claims, signs, counters."""
+"""What services leave in a store for each other and for people: claims, heartbeats, counters."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from wsa.cli import main
@@ -21,8 +22,16 @@ from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request
 from wsa.encode.service import prometheus
 from wsa.encode.service.claims import Claims
-from wsa.encode.service.counters import Tally
-from wsa.encode.service.heartbeat import Beat, Heart, Sign, Work, new_service, newest, read_signs
+from wsa.encode.service.counters import Counters
+from wsa.encode.service.heartbeat import (
+    Heartbeat,
+    HeartbeatThread,
+    ModelCounters,
+    StoredHeartbeat,
+    new_service,
+    newest_heartbeats,
+    read_heartbeats,
+)
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError
@@ -33,15 +42,15 @@ from wsa.store.objects.snapshot import take_snapshot
 
 KEY = "vit-0123456789ab"
 OTHER = "resnet-0123456789ab"
-LANES = [("Breakout", KEY), ("Breakout", OTHER), ("Pong", KEY)]
+PAIRS = [("Breakout", KEY), ("Breakout", OTHER), ("Pong", KEY)]
 
 
-def beat(service: str = "0" * 16, **values: object) -> Beat:
-    told = Tally(service, 15.0, ["vit"], ["Pong"]).beat()
-    return Beat(**{**{name: getattr(told, name) for name in told.__struct_fields__}, **values})
+def heartbeat(service: str = "0" * 16, **values: object) -> Heartbeat:
+    told = Counters(service, 15.0, ["vit"], ["Pong"]).heartbeat()
+    return msgspec.structs.replace(told, **values)
 
 
-def sign(store: Backend, told: Beat, number: int = 1, age: float = 0.0) -> Path:
+def put(store: Backend, told: Heartbeat, number: int = 1, age: float = 0.0) -> Path:
     path = names.sign_path(told.service, number)
     store.put_new(path, hashing.canonical(told))
     file = Path(store.url) / path
@@ -53,7 +62,7 @@ def services(store: Backend, count: int) -> list[Claims]:
     """Claims of services that are all alive."""
     made = [f"{number:016x}" for number in range(count)]
     for name in made:
-        sign(store, beat(name))
+        put(store, heartbeat(name))
     return [Claims(store, name, 60.0) for name in made]
 
 
@@ -63,63 +72,63 @@ def claimed(store: Backend) -> set[str]:
 
 def test_a_service_that_is_alone_takes_everything_and_gives_it_back(store: Backend) -> None:
     (one,) = services(store, 1)
-    assert one.take(LANES) == LANES
-    assert claimed(store) == {names.claim_path(*lane) for lane in LANES}
+    assert one.take(PAIRS) == PAIRS
+    assert claimed(store) == {names.claim_path(*pair) for pair in PAIRS}
     one.release()
     assert claimed(store) == set() and not one.held
 
 
 def test_services_share_and_never_hold_the_same(store: Backend) -> None:
     one, other = services(store, 2)
-    assert one.take(LANES) == LANES[:2]
-    assert other.take(LANES) == LANES[2:]
+    assert one.take(PAIRS) == PAIRS[:2]
+    assert other.take(PAIRS) == PAIRS[2:]
     third = Claims(store, "f" * 16, 60.0)
-    assert third.take(LANES) == []
+    assert third.take(PAIRS) == []
     third.release()
     one.release()
-    assert claimed(store) == {names.claim_path(*LANES[2])}, "of others nothing is given back"
-    assert other.take(LANES) == [LANES[0], LANES[2]]
+    assert claimed(store) == {names.claim_path(*PAIRS[2])}, "of others nothing is given back"
+    assert other.take(PAIRS) == [PAIRS[0], PAIRS[2]]
 
 
-def test_a_claim_is_void_when_its_holder_shows_no_sign(store: Backend) -> None:
+def test_a_claim_is_void_when_its_holder_sends_no_heartbeat(store: Backend) -> None:
     dead, one = services(store, 2)
-    dead.take(LANES)
+    dead.take(PAIRS)
     held = set(dead.held)
-    for file in [*Path(store.url).rglob("claims/*/*"), sign(store, beat("0" * 16), 2)]:
+    for file in [*Path(store.url).rglob("claims/*/*"), put(store, heartbeat("0" * 16), 2)]:
         os.utime(file, (time.time() - 61, time.time() - 61))
     os.utime(Path(store.url) / names.sign_path("0" * 16, 1), (time.time() - 90, time.time() - 90))
-    assert one.take(LANES) == LANES, "the living take all"
+    assert one.take(PAIRS) == PAIRS, "the living take all"
     dead.release()  # It was not dead after all, and leaves alone what is another's now.
     assert len(claimed(store)) == 3 and len(held) == 2
 
 
 def test_a_claim_is_good_while_its_holder_beats_however_old_it_is(store: Backend) -> None:
     one, other = services(store, 2)
-    one.take(LANES[:1])
+    one.take(PAIRS[:1])
     for file in Path(store.url).rglob("claims/*/*"):
         os.utime(file, (time.time() - 5000, time.time() - 5000))
-    assert other.take(LANES[:1]) == []
+    assert other.take(PAIRS[:1]) == []
 
 
 @pytest.mark.parametrize("junk", [b"", b"[]", b'{"version":2}', b"x" * 100_000])
 def test_what_is_no_claim_holds_nobody_up(store: Backend, junk: bytes) -> None:
-    store.put_new(names.claim_path(*LANES[0]), junk)
+    store.put_new(names.claim_path(*PAIRS[0]), junk)
     (one,) = services(store, 1)
-    assert one.take(LANES) == LANES
+    assert one.take(PAIRS) == PAIRS
 
 
-def test_a_heart_leaves_one_sign_and_takes_it_away(store: Backend) -> None:
-    tally = Tally(new_service(), 0.1, ["vit"], [])
+def test_a_service_leaves_one_heartbeat_and_takes_it_away(store: Backend) -> None:
+    counters = Counters(new_service(), 0.1, ["vit"], [])
     farewells: list[int] = []
-    with Heart(store, tally.beat, lambda: farewells.append(1)):
-        first = newest(store)
+    with HeartbeatThread(store, counters.heartbeat, lambda: farewells.append(1)):
+        first = newest_heartbeats(store)
         assert len(first) == 1
         end = time.monotonic() + 20
-        while newest(store) == first and time.monotonic() < end:
+        while newest_heartbeats(store) == first and time.monotonic() < end:
             time.sleep(0.05)
-        assert newest(store).keys() == first.keys() and newest(store) != first
-        (told,) = read_signs(store)
-        assert told.beat.asked == ("vit",) and told.beat.pid == os.getpid()
+        assert newest_heartbeats(store).keys() == first.keys() and newest_heartbeats(store) != first
+        (told,) = read_heartbeats(store)
+        assert told.heartbeat.asked == ("vit",) and told.heartbeat.pid == os.getpid()
         assert len(list(store.list("services"))) <= 2
     assert list(store.list("services")) == [] and farewells == [1]
 
@@ -130,26 +139,26 @@ def test_a_heart_leaves_one_sign_and_takes_it_away(store: Backend) -> None:
         b"",
         b"{}",
         b"x" * 100_000,
-        hashing.canonical({**json.loads(hashing.canonical(beat())), "more": 1}),
+        hashing.canonical({**json.loads(hashing.canonical(heartbeat())), "more": 1}),
     ],
 )
-def test_what_is_no_sign_is_passed_over(store: Backend, junk: bytes) -> None:
-    sign(store, beat())
+def test_what_is_no_heartbeat_is_passed_over(store: Backend, junk: bytes) -> None:
+    put(store, heartbeat())
     store.put_new(names.sign_path("1" * 16, 1), junk)
-    store.put_new(names.sign_path("2" * 16, 1), hashing.canonical(beat("3" * 16)))
+    store.put_new(names.sign_path("2" * 16, 1), hashing.canonical(heartbeat("3" * 16)))
     store.put_new("services/README", b"hello")
-    assert [found.beat.service for found in read_signs(store)] == ["0" * 16]
+    assert [found.heartbeat.service for found in read_heartbeats(store)] == ["0" * 16]
 
 
-def test_signs_and_claims_are_no_part_of_the_data(
+def test_heartbeats_and_claims_are_no_part_of_the_data(
     store: Backend, fill: Callable[..., object], tmp_path: Path
 ) -> None:
     fill(store, [[0, 1]])
-    young = sign(store, beat("1" * 16))
-    old = sign(store, beat("2" * 16), age=5000)
+    young = put(store, heartbeat("1" * 16))
+    old = put(store, heartbeat("2" * 16), age=5000)
     (one,) = services(store, 1)
-    assert one.take(LANES) == LANES[:2]
-    void = Path(store.url) / names.claim_path(*LANES[1])
+    assert one.take(PAIRS) == PAIRS[:2]
+    void = Path(store.url) / names.claim_path(*PAIRS[1])
     os.utime(void, (time.time() - 5000, time.time() - 5000))
     before = len(take_snapshot(store).commits)
     report = verify(store)
@@ -162,11 +171,11 @@ def test_signs_and_claims_are_no_part_of_the_data(
     found = sweep(store, 3600, dry_run=False)
     assert {leftover.path for leftover in found.leftovers} == {
         names.sign_path("2" * 16, 1),
-        names.claim_path(*LANES[1]),
+        names.claim_path(*PAIRS[1]),
     }
     assert (found.removed, found.strange) == (2, ())
     assert young.exists() and not old.exists() and not void.exists()
-    assert names.claim_path(*LANES[0]) in claimed(store)
+    assert names.claim_path(*PAIRS[0]) in claimed(store)
 
 
 def done(passes: int, copied: int, model: str = KEY) -> SegmentDone:
@@ -175,37 +184,37 @@ def done(passes: int, copied: int, model: str = KEY) -> SegmentDone:
 
 
 def test_what_a_service_counts(store: Backend) -> None:
-    tally = Tally("0" * 16, 15.0, ["vit"], [])
-    tally.backlog({KEY: (3, 30), OTHER: (1, 10)})
-    tally.listen(done(6, 4))
-    tally.listen(done(10, 0, OTHER))
+    counters = Counters("0" * 16, 15.0, ["vit"], [])
+    counters.set_backlog({KEY: (3, 30), OTHER: (1, 10)})
+    counters.listen(done(6, 4))
+    counters.listen(done(10, 0, OTHER))
     wrong = ConflictError("not-finite", "NaN.")
     for last in (False, True):
-        tally.listen(AttemptFailed("Pong", done(0, 0).segment, KEY, 1, last, wrong, ""))
-    tally.aside({KEY: ["Pong: NaN."]})
-    told = tally.beat()
-    assert told.models[KEY] == Work(1, 1, 1, 6, 4, 2, 20)
-    assert told.models[OTHER] == Work(1, 0, 0, 10, 0, 0, 0)
+        counters.listen(AttemptFailed("Pong", done(0, 0).segment, KEY, 1, last, wrong, ""))
+    counters.set_skipped({KEY: ["Pong: NaN."]})
+    told = counters.heartbeat()
+    assert told.models[KEY] == ModelCounters(1, 1, 1, 6, 4, 2, 20)
+    assert told.models[OTHER] == ModelCounters(1, 0, 0, 10, 0, 0, 0)
     assert told.errors == 2 and told.set_aside == ("Pong: NaN.",)
     assert told.frames_per_second > 0 and told.last_commit > told.since - 1
-    tally.state("storage-down", "no answer of https://ann:abcdef@lab/wsa")
-    assert "abcdef" not in tally.beat().trouble and tally.beat().errors == 3
-    tally.state("waiting")
-    assert (tally.beat().state, tally.beat().trouble) == ("waiting", "")
+    counters.set_state("storage-down", "no answer of https://ann:abcdef@lab/wsa")
+    assert "abcdef" not in counters.heartbeat().trouble and counters.heartbeat().errors == 3
+    counters.set_state("waiting")
+    assert (counters.heartbeat().state, counters.heartbeat().trouble) == ("waiting", "")
 
 
 def test_prometheus_reads_the_counters() -> None:
-    tally = Tally("0" * 16, 15.0, ["vit"], [])
-    tally.state("encoding")
-    tally.backlog({KEY: (2, 20)})
-    tally.listen(done(6, 4))
-    with prometheus.serve("127.0.0.1", 0, tally.beat) as url:
+    counters = Counters("0" * 16, 15.0, ["vit"], [])
+    counters.set_state("encoding")
+    counters.set_backlog({KEY: (2, 20)})
+    counters.listen(done(6, 4))
+    with prometheus.serve("127.0.0.1", 0, counters.heartbeat) as url:
         with urllib.request.urlopen(url) as reply:
             said = reply.read().decode().splitlines()
         port = int(url.split(":")[2].split("/")[0])
         with (
             pytest.raises(UsageError, match=f"--metrics-port {port}: "),
-            prometheus.serve("127.0.0.1", port, tally.beat),
+            prometheus.serve("127.0.0.1", port, counters.heartbeat),
         ):
             pass
     assert {
@@ -230,11 +239,13 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 
 def test_status_shows_who_is_there_and_who_was(store: Backend) -> None:
-    work = Work(3, 0, 2, 1234, 66, 1, 100)
+    work = ModelCounters(3, 0, 2, 1234, 66, 1, 100)
     values = {"models": {KEY: work}, "state": "encoding"}
-    sign(store, beat("1" * 16, author="ann@gpu1", **values))
-    gone = beat("2" * 16, author="bob\x1b[31m@gpu2", trouble="down\x1b[2J", set_aside=("x\ny",))
-    sign(store, gone, age=100)
+    put(store, heartbeat("1" * 16, author="ann@gpu1", **values))
+    gone = heartbeat(
+        "2" * 16, author="bob\x1b[31m@gpu2", trouble="down\x1b[2J", set_aside=("x\ny",)
+    )
+    put(store, gone, age=100)
     code, out, _ = run("status", "--store", store.url)
     assert code == 0 and "\x1b" not in out
     (ann,) = [line for line in out.splitlines() if line.startswith("ann@gpu1") and "enc" in line]
@@ -270,10 +281,10 @@ def test_status_counts_what_each_model_lacks(
     assert "No service keeps this store encoded" in out
 
 
-def test_a_sign_far_from_any_clock_is_shown(store: Backend) -> None:
-    told = beat(last_commit=1e12, since=1e12)
-    assert not status.lost(Sign(told, time.time()), time.time())
-    sign(store, told)
+def test_a_heartbeat_far_from_any_clock_is_shown(store: Backend) -> None:
+    told = heartbeat(last_commit=1e12, since=1e12)
+    assert not status.is_lost(StoredHeartbeat(told, time.time()), time.time())
+    put(store, told)
     assert "at no time" in run("status", "--store", store.url)[1]
 
 

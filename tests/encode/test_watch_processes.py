@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from wsa.encode.jobs.scheduler import TOO_MANY_IN_A_ROW
-from wsa.encode.service.heartbeat import read_signs
+from wsa.encode.service.heartbeat import read_heartbeats
 from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.format.records import SegmentMeta
@@ -65,7 +65,7 @@ def test_a_service_waits_for_the_store_encodes_what_comes_and_leaves_nothing(
     one = service("--store", url, "--models", "timm:test_resnet:random")
     one.until_said("waiting: there is no store")
     store = open_store(url, create=True)
-    one.until(lambda: read_signs(store))
+    one.until(lambda: read_heartbeats(store))
     fill(store, segments(4))
     one.until(lambda: encoded(store, 1))
     fill(store, segments(3, 100), "Breakout")
@@ -121,8 +121,8 @@ def test_segments_that_fail_one_after_the_other_hold_nobody_up(
     one = service("--store", store.url, *options)
     one.until(lambda: len(take_snapshot(store).embeddings()) == 2)
     one.until_said("waiting: everything is encoded")
-    (sign,) = wait_signs(store, [one])
-    (work,) = sign.beat.models.values()
+    (stored,) = wait_heartbeats(store, [one])
+    (work,) = stored.heartbeat.models.values()
     assert (work.set_aside, work.failed, work.done) == (len(metas) - 2, len(metas) - 2, 2)
     assert one.said.count("set aside: Pong") == len(metas) - 2 and "after 1 attempts" in one.said
     assert one.end() == 143
@@ -169,7 +169,8 @@ def test_two_services_share_the_work_and_make_each_pass_once(
     for one in both:
         one.until(lambda one=one: "waiting" in one.said.splitlines()[-1])
     made = [
-        sum(work.passes for work in sign.beat.models.values()) for sign in wait_signs(store, both)
+        sum(work.passes for work in stored.heartbeat.models.values())
+        for stored in wait_heartbeats(store, both)
     ]
     assert len(made) == 2 and min(made) > 0, "both had their share"
     for one in both:
@@ -179,16 +180,18 @@ def test_two_services_share_the_work_and_make_each_pass_once(
     assert verify(store).leftovers == 0 and left(store) == []
 
 
-def wait_signs(store: Backend, both: Sequence[Any]) -> list[Any]:
-    """The services' signs once they tell of all that was done."""
+def wait_heartbeats(store: Backend, both: Sequence[Any]) -> list[Any]:
+    """The services' heartbeats once they tell of all that was done."""
 
     def told() -> bool:
-        signs = read_signs(store)
-        objects = sum(work.done for sign in signs for work in sign.beat.models.values())
+        heartbeats = read_heartbeats(store)
+        objects = sum(
+            work.done for stored in heartbeats for work in stored.heartbeat.models.values()
+        )
         return objects == len(take_snapshot(store).embeddings())
 
     both[0].until(told)
-    return read_signs(store)
+    return read_heartbeats(store)
 
 
 @pytest.mark.slow
@@ -296,7 +299,7 @@ def test_a_scheduler_that_is_started_anew_is_found_again(
     with dask_cluster(port):
         one = service(*options, scheduler=f"tcp://127.0.0.1:{port}")
         one.until(lambda: len(take_snapshot(store).embeddings()) > 4)
-    one.until(lambda: [s.beat.state for s in read_signs(store)] == ["no-workers"])
+    one.until(lambda: [s.heartbeat.state for s in read_heartbeats(store)] == ["no-workers"])
     assert not encoded(store) and "Dask scheduler" in one.said
     with dask_cluster(port):
         one.until(lambda: encoded(store), 120)

@@ -24,7 +24,7 @@ from wsa.encode.jobs.plan import make_plan
 from wsa.encode.jobs.run import encode
 from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import Request
-from wsa.encode.registration import identity, probe_strip, register
+from wsa.encode.registration import identity, probe_frames, register
 from wsa.encode.registration.register import open_model
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs import atari as games
@@ -104,7 +104,7 @@ def test_preprocessing_folds_a_window_into_channels(frames: Frames) -> None:
 @pytest.mark.usefixtures("whole_strip")
 @pytest.mark.parametrize("window", [2, 4])
 def test_probe_windows_are_pairs_of_consecutive_steps(window: int, frames: Frames) -> None:
-    shown = probe_strip.probe_frames(window)
+    shown = probe_frames.probe_inputs(window)
     assert shown.shape == (16, window, *frames.shape[1:])
     for pair, (a, b) in enumerate(frames.reshape(8, 2, *frames.shape[1:])):
         assert (shown[2 * pair] == a).all() and (shown[2 * pair + 1, :-1] == a).all()
@@ -163,14 +163,14 @@ def test_a_dry_run_plans_what_is_then_done(
 def test_a_reduced_output_is_fitted_on_windows(
     store: Backend, stacked: Stacked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = probe_strip.load_strip()[:6]
-    monkeypatch.setattr(probe_strip, "load_strip", lambda: some)
+    some = probe_frames.load_frames()[:6]
+    monkeypatch.setattr(probe_frames, "load_frames", lambda: some)
     made = register.register(take_snapshot(store), stacked(4, "grid:2+pca:16"), 0.1)
     assert made.fitted == 48 and made.spec.shape == (16,) and made.spec.identity.window == 4
     again = register.register(take_snapshot(store), stacked(4, "grid:2+pca:16"), 0.1)
     assert again.fitted == 0 and again.spec == made.spec
     encoder = open_model(take_snapshot(store), made.spec.key)
-    shown = probe_strip.probe_frames(4)
+    shown = probe_frames.probe_inputs(4)
     assert encoder(shown).shape == (len(shown), 16)
 
 

@@ -17,7 +17,7 @@ from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
 HERE = Path(__file__).parent
-STORES = sorted(path.parent for path in HERE.glob("*/expected.json"))
+STORES = sorted(path.parent for path in HERE.glob("format-*/expected.json"))
 
 
 @pytest.fixture(scope="module")

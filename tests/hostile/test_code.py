@@ -29,7 +29,7 @@ from wsa.store.objects.model_spec import Identity, ModelSpec, Preprocessing
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
-ROOT = Path(arrays.__file__).parents[1]
+ROOT = Path(arrays.__file__).parents[2]
 ARCHITECTURE = "test_resnet.r160_in1k"
 
 

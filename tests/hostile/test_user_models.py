@@ -74,7 +74,7 @@ def test_a_spec_makes_nobody_import_a_module(store, plant, canary, source, alias
         lambda: registry.build(again),
         lambda: register.register(snapshot, again, 0.1),
         lambda: list(check.check(again, "cpu")),
-        lambda: tasks.opened(store.url, key, again.source, "cpu", "auto"),
+        lambda: tasks.cached_model(store.url, key, again.source, "cpu", "auto"),
     ]
     for way in ways:
         with pytest.raises(WsaError):
@@ -82,7 +82,7 @@ def test_a_spec_makes_nobody_import_a_module(store, plant, canary, source, alias
     with contextlib.suppress(WsaError):  # Of the two a worker gives either.
         assert isinstance(tasks.register_model(store.url, again, 0.1, "cpu", 0), tasks.Failed)
     for request in ("vit", "lite0", "timm:test_vit:random", "other_module:make"):
-        lookup.find(snapshot, parse_request(request, {}, "pooled"))
+        lookup.find_model(snapshot, parse_request(request, {}, "pooled"))
     assert not canary.exists() and "evil_module_of_a_store" not in sys.modules
 
 

@@ -33,6 +33,7 @@ def plan(**flags: Any) -> list[grid.Cell]:
 def test_the_grid() -> None:
     found = plan(
         games=("Pong", "Breakout"), seeds=(1, 2, 1), fusions=("wsa", "single", "nature"),
+        online=True, algo="ppo",
         models_subsets=("lite0+lite1", "lite0"),
     )  # fmt: skip
     methods = [("wsa", ("lite0", "lite1")), ("wsa", ("lite0",)), ("single", ("lite0",)),

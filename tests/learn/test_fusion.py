@@ -273,9 +273,9 @@ def test_the_losses_know_collapse_from_choice() -> None:
     [
         ({"name": "was"}, r"--fusion was: .* Did you mean wsa\? Choose from wsa, lin"),
         ({"preset": "these"}, "--fusion-preset these: .* Did you mean thesis"),
-        ({"size": 0}, "--fusion-size and --fusion-layers must be at least 1"),
+        ({"size": 0}, "--fusion-size must be at least 1"),
         ({"temperature": 0.0}, "--temperature must be positive"),
-        ({"dropout": 1.0}, "--dropout from 0 to below 1"),
+        ({"dropout": 1.0}, "--dropout must be from 0 to below 1"),
     ],
 )
 def test_what_makes_no_fusion_is_refused(options: dict[str, Any], says: str) -> None:

@@ -268,7 +268,7 @@ from wsa.learn.configs.algorithms import BCConfig
 from wsa.learn.configs.algorithms import CQLConfig
 from wsa.learn.configs.fusions import FUSIONS
 from wsa.learn.configs.network import NetworkConfig
-from wsa.learn.offline.trainer import train
+from wsa.learn.offline.trainer import train_offline
 from wsa.store.objects.flat_map import materialise
 from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.objects.root import open_store
@@ -281,7 +281,7 @@ inputs = Inputs(tuple((network.frame_stack, *shape) for shape in flat.shapes), 0
 def tell(step, _):
     print(step, flush=True)
     time.sleep(0.1)
-train(config, network, flat, inputs, 3, 1, Path(folder), on_line=tell)
+train_offline(config, network, flat, inputs, 3, 1, Path(folder), on_line=tell)
 """
 
 
@@ -345,7 +345,7 @@ def test_a_damaged_newest_checkpoint_is_not_passed_over(
         ({"save_frequency": 0}, "--save-frequency"),
         ({"target_network_frequency": 0}, "--target-network-frequency"),
         ({"n_step": 0}, "--n-step must be at least 1"),
-        ({"validation_fraction": 1.0}, "--validation-fraction from 0 to below 1"),
+        ({"validation_fraction": 1.0}, "--validation-fraction must be from 0 to below 1"),
         ({"validation_frequency": 0}, "--validation-frequency must be at least 1"),
         ({"validation_fraction": 0.0, "save_best": True}, "--save-best needs"),
         ({"weight_entropy_coef": -1.0}, "--weight-entropy-coef"),
@@ -354,8 +354,8 @@ def test_a_damaged_newest_checkpoint_is_not_passed_over(
         ({"learning_rate": math.nan}, "--learning-rate must be positive"),
         ({"learning_rate": math.inf}, "--learning-rate must be positive"),
         ({"gamma": 1.1}, "--gamma must be from 0 to 1"),
-        ({"cql_alpha": -0.1}, "--cql-alpha at least 0"),
-        ({"cql_alpha": math.inf}, "--cql-alpha at least 0"),
+        ({"cql_alpha": -0.1}, "--cql-alpha must be at least 0"),
+        ({"cql_alpha": math.inf}, "--cql-alpha must be at least 0"),
     ],
 )
 def test_hyperparameters_out_of_range_are_refused(change: dict[str, Any], says: str) -> None:

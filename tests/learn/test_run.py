@@ -30,12 +30,12 @@ from wsa.encode.registration import register as register_module
 from wsa.encode.registration.register import open_model, register
 from wsa.encode.registration.select import choose_models
 from wsa.learn.collect.collect import collect, plan_collection
-from wsa.learn.configs.algorithms import CQLConfig
+from wsa.learn.configs.algorithms import CQLConfig, EvaluationConfig
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation import attention_log, periodic, video
-from wsa.learn.runs import player
+from wsa.learn.runs import data, player
 from wsa.learn.runs.config import OfflineRun, read_config
 from wsa.learn.runs.data import open_data
 from wsa.learn.runs.evaluate import evaluate_run
@@ -172,7 +172,7 @@ def test_an_evaluation_counts_every_frame(
             shown.extend(hashing.frame_digest(frame) for frame in frames)
             return super().__call__(frames, *episodes, **details)
 
-    monkeypatch.setattr(player, "LiveEncoder", Watched)
+    monkeypatch.setattr(data, "LiveEncoder", Watched)
     (trained / "eval.csv").unlink(missing_ok=True)
     seen = evaluate_run(trained, 2, epsilon=0.2, seed=77, num_envs=2)
     assert seen.updates == 50 and seen.seconds > 0
@@ -250,7 +250,9 @@ def test_later_segments_change_nothing(snapshot: Snapshot, trained: Path, tmp_pa
     gather(backend, 480)
     embed(backend)
     assert configure(take_snapshot(backend)).segments != config.segments
-    assert train_stored(folder, read_config(folder), "cpu").updates == 30
+    begun = read_config(folder)
+    assert isinstance(begun, OfflineRun)
+    assert train_stored(folder, begun, "cpu").updates == 30
     last = "checkpoints/000000050.safetensors"
     one, other = load_file(folder / last), load_file(trained / last)
     assert one.keys() == other.keys()
@@ -288,7 +290,9 @@ def test_a_run_of_an_older_wsa_goes_on(snapshot: Snapshot, tmp_path: Path) -> No
     begin(tmp_path, config)
     path = tmp_path / "config.json"
     about = json.loads(path.read_text())
-    del about["hyperparameters"]["eval_frequency"], about["hyperparameters"]["eval_episodes"]
+    # Of 0.1: no kind, CQL as a DQN with an alpha, evaluations among the hyperparameters.
+    del about["kind"], about["evaluation"]
+    about["hyperparameters"] |= {"type": "dqn", "eval_frequency": 0, "eval_episodes": 10}
     path.write_text(older := json.dumps(about))
     assert read_config(tmp_path) == config
     begin(tmp_path, config)
@@ -318,8 +322,7 @@ def test_evaluations_on_the_way_move_nothing_of_the_training(
         begin(trained, configure(snapshot))
         train_stored(trained, configure(snapshot), "cpu", compiled=True)
         torch.compiler.reset()
-    learner = msgspec.structs.replace(SMALL, eval_frequency=20, eval_episodes=3)
-    config = configure(snapshot, hyperparameters=learner)
+    config = configure(snapshot, evaluation=EvaluationConfig(eval_frequency=20, eval_episodes=3))
     begin(tmp_path, config)
     made = train_stored(tmp_path, config, "cpu", compiled=compiled)
     assert (made.updates, made.passes) == (50, 0)
@@ -350,8 +353,7 @@ def test_games_that_cannot_be_played_stop_no_training(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    learner = msgspec.structs.replace(SMALL, eval_frequency=20, eval_episodes=1)
-    config = configure(snapshot, hyperparameters=learner)
+    config = configure(snapshot, evaluation=EvaluationConfig(eval_frequency=20, eval_episodes=1))
     begin(tmp_path, config)
     real = periodic.play
 
@@ -379,8 +381,7 @@ def test_an_evaluation_that_was_stopped_is_played_when_the_run_goes_on(
 ) -> None:
     # torch.compile cannot see through the checks of shapes.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", compiled)
-    learner = msgspec.structs.replace(SMALL, eval_frequency=25, eval_episodes=1)
-    config = configure(snapshot, hyperparameters=learner)
+    config = configure(snapshot, evaluation=EvaluationConfig(eval_frequency=25, eval_episodes=1))
     for name in ("whole", "stopped"):
         begin(tmp_path / name, config)
     train_stored(tmp_path / "whole", config, "cpu", compiled=compiled)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsa.encode.service.heartbeat import read_signs
+from wsa.encode.service.heartbeat import read_heartbeats
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -65,9 +65,13 @@ def test_a_bucket_that_is_away_is_waited_for(
     assert not encoded(backend, 1)
     faulty.clear()
     one.until(lambda: encoded(backend, 1))
-    one.until(lambda: [sign.beat.state for sign in read_signs(backend)] == ["waiting"])
-    (sign,) = read_signs(backend)
-    assert sign.beat.errors >= 2 and sign.beat.set_aside == () and sign.beat.trouble == ""
+    one.until(lambda: [sign.heartbeat.state for sign in read_heartbeats(backend)] == ["waiting"])
+    (sign,) = read_heartbeats(backend)
+    assert (
+        sign.heartbeat.errors >= 2
+        and sign.heartbeat.set_aside == ()
+        and sign.heartbeat.trouble == ""
+    )
     faulty.clear(lambda request: fault)  # Even then it ends when it is told to.
     assert one.end() == 143
     faulty.clear()

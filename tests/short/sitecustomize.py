@@ -14,18 +14,20 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-NAME = "wsa.encode.registration.probe_strip"
+NAME = "wsa.encode.registration.probe_frames"
 PROBED, FITTED = 2, 12  # Games.
 
 
 def shorten(strip: Any) -> None:
     """Replace what the module gives; `strip.whole` keeps it."""
-    whole = {name: getattr(strip, name) for name in ("load_strip", "PROBE_GAMES", "_probe_frames")}
+    whole = {
+        name: getattr(strip, name) for name in ("load_frames", "PROBE_GAMES", "_single_frames")
+    }
     games = whole["PROBE_GAMES"][:PROBED]
 
     @functools.cache
     def load() -> list[Any]:
-        parts = whole["load_strip"]()
+        parts = whole["load_frames"]()
         one_a_height = {part.frames.shape[1]: part.game for part in parts}
         first = {*games, *one_a_height.values()}
         parts.sort(key=lambda part: part.game not in first)
@@ -37,8 +39,8 @@ def shorten(strip: Any) -> None:
         return strip.np.concatenate([frames[game][4:6] for game in games])
 
     strip.whole = whole
-    strip.load_strip = lambda: list(load())
-    strip.PROBE_GAMES, strip._probe_frames = games, probe
+    strip.load_frames = lambda: list(load())
+    strip.PROBE_GAMES, strip._single_frames = games, probe
 
 
 class _Finder:

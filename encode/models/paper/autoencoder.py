@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from wsa.encode.models.custom import Input
 from wsa.encode.models.paper import visualize
-from wsa.encode.models.paper.base import Frozen, Recipe, Sight, Trainee, grey
+from wsa.encode.models.paper.base import Frozen, Recipe, Trainee, TrainingInput, grey
 
 
 class ContextEncoder(Frozen):
@@ -44,7 +44,7 @@ class ContextEncoder(Frozen):
 class Autoencoder(Trainee):
     """The encoder with the decoder that it is trained with."""
 
-    sight: ClassVar[Sight] = Sight(ContextEncoder.sees)
+    training_input: ClassVar[TrainingInput] = TrainingInput(ContextEncoder.sees)
     recipe: ClassVar[Recipe] = Recipe(steps=100_000, batch_size=32, learning_rate=1e-3)
 
     def __init__(self) -> None:

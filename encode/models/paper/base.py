@@ -1,7 +1,7 @@
 """What the paper's own encoders have in common: how they look at a game, and how they are trained.
 
 An encoder of the paper is a part of a larger network, the *trainee*, that learns from frames alone.
-A trainee says what it looks at (`Sight`), what it minimises (`loss`), with which numbers its
+A trainee says what it looks at (`TrainingInput`), what it minimises (`loss`), with which numbers its
 authors trained it (`Recipe`), and which parts of it are kept, frozen, under which alias (`frozen`).
 `wsa.learn.pretrain.trainer` trains any of them.
 """
@@ -34,7 +34,7 @@ class Frozen(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sight:
+class TrainingInput:
     """What one look at a game is, in training: grey frames of one episode, scaled to [0, 1].
 
     Attributes:
@@ -91,7 +91,7 @@ class Trainee(nn.Module):
     """A network that learns from frames alone, of which a part is kept.
 
     Attributes:
-        sight: What it looks at.
+        training_input: What it looks at.
         recipe: How its authors trained it.
         settled: Share of the gradient steps after which its loss no longer changes its meaning. Only
             from then on are validation losses compared, the best kept, and training stopped early.
@@ -99,7 +99,7 @@ class Trainee(nn.Module):
             in all. Such a training cannot be made longer later.
     """
 
-    sight: ClassVar[Sight]
+    training_input: ClassVar[TrainingInput]
     recipe: ClassVar[Recipe]
     settled: ClassVar[float] = 0.0
     scheduled: ClassVar[bool] = False

@@ -38,7 +38,7 @@ NETWORKS = {
 }
 
 
-class OwnNetwork(UserNetwork):
+class PaperNetwork(UserNetwork):
     """One of the paper's encoders, with the face of timm's."""
 
     def decode(self, features: Tensor) -> Tensor | None:
@@ -47,7 +47,7 @@ class OwnNetwork(UserNetwork):
         return None if masks is None else masks(features)
 
 
-def is_own(timm_name: str) -> bool:
+def is_paper_model(timm_name: str) -> bool:
     """Whether a request's or a spec's architecture is spelled as one of these."""
     return timm_name.startswith(PREFIX)
 
@@ -66,7 +66,7 @@ def shipped(alias: str) -> Path:
     return Path(__file__).with_name("weights") / f"{alias}.safetensors"
 
 
-def build(timm_name: str, source: str) -> OwnNetwork:
+def build(timm_name: str, source: str) -> PaperNetwork:
     """Build one of these, frozen, on the CPU.
 
     Args:
@@ -86,7 +86,7 @@ def build(timm_name: str, source: str) -> OwnNetwork:
     elif source.startswith("file:"):
         _load(made, alias, Path(source.removeprefix("file:")))
     declared = UserModel(made, made.sees, made.window, licence=licence(source))
-    return OwnNetwork(declared).eval().requires_grad_(False)
+    return PaperNetwork(declared).eval().requires_grad_(False)
 
 
 def licence(source: str) -> str:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from wsa.encode.models.custom import Input
 from wsa.encode.models.paper import visualize
-from wsa.encode.models.paper.base import Frozen, Recipe, Sight, Trainee, grey
+from wsa.encode.models.paper.base import Frozen, Recipe, Trainee, TrainingInput, grey
 
 OBJECTS = 20
 CODE = 512
@@ -85,7 +85,7 @@ class ObjectMasks(Frozen):
 class MovingObjects(Trainee):
     """The masks with the motions that they are trained with; 7.14 M parameters."""
 
-    sight: ClassVar[Sight] = Sight(ObjectMasks.sees, depth=2)
+    training_input: ClassVar[TrainingInput] = TrainingInput(ObjectMasks.sees, depth=2)
     recipe: ClassVar[Recipe] = Recipe(steps=500_000, batch_size=32, learning_rate=1e-4, clip=5.0)
     settled: ClassVar[float] = 0.2
     scheduled: ClassVar[bool] = True

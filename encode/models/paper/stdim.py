@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from wsa.encode.models.custom import Input
 from wsa.encode.models.paper import visualize
-from wsa.encode.models.paper.base import Frozen, Recipe, Sight, Trainee, grey
+from wsa.encode.models.paper.base import Frozen, Recipe, Trainee, TrainingInput, grey
 
 _STACK = 4
 
@@ -61,7 +61,9 @@ class InfoMax(Trainee):
     """The encoder with the two linear scorers that it is trained with."""
 
     # A look holds the four frames of a moment and the four of the step before it: five.
-    sight: ClassVar[Sight] = Sight(StateEncoder.sees, depth=_STACK + 1, one_game=True)
+    training_input: ClassVar[TrainingInput] = TrainingInput(
+        StateEncoder.sees, depth=_STACK + 1, one_game=True
+    )
     recipe: ClassVar[Recipe] = Recipe(
         steps=100_000, batch_size=64, learning_rate=3e-4, adam_eps=1e-5
     )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from wsa.encode.models.custom import Input
 from wsa.encode.models.paper import visualize
-from wsa.encode.models.paper.base import Frozen, Recipe, Sight, Trainee, grey
+from wsa.encode.models.paper.base import Frozen, Recipe, Trainee, TrainingInput, grey
 
 KEYPOINTS = 4
 _SPREAD = 0.1
@@ -76,7 +76,7 @@ class KeypointEncoder(Frozen):
 class Transporter(Trainee):
     """Both encoders with the decoder that they are trained with; 0.87 M parameters."""
 
-    sight: ClassVar[Sight] = Sight(FeatureEncoder.sees, apart=19)
+    training_input: ClassVar[TrainingInput] = TrainingInput(FeatureEncoder.sees, apart=19)
     recipe: ClassVar[Recipe] = Recipe(steps=1_000_000, batch_size=64, learning_rate=1e-3)
 
     def __init__(self) -> None:

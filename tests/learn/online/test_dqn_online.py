@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wsa.encode.live.frame_history import Recent
+from wsa.encode.live.frame_history import FrameHistory
 from wsa.learn.configs.algorithms import OnlineDQNConfig
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
@@ -216,7 +216,7 @@ def test_the_share_of_stored_data_is_exact(walk: SimpleNamespace, tmp_path: Path
 def see(table: Table, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Rows of frames, each the first of an episode."""
     count = len(frames)
-    return table.see(Recent(1).push(frames, np.ones(count, np.bool_), np.arange(count)))
+    return table.see(FrameHistory(1).push(frames, np.ones(count, np.bool_), np.arange(count)))
 
 
 def test_a_table_is_of_distinct_frames_and_grows(

@@ -15,6 +15,7 @@ from wsa.encode.live.remote import remote_encoders
 from wsa.encode.registration.register import open_model
 from wsa.learn.commands.learn import plan_run
 from wsa.learn.configs.learn import LearnOptions
+from wsa.learn.runs.config import OnlineRun
 from wsa.learn.runs.folder import begin
 from wsa.learn.runs.train import train_playing
 from wsa.store.common.errors import StorageError, UsageError
@@ -54,6 +55,7 @@ def test_workers_give_the_same_bits_and_the_same_run(
 
     config, here = plan_run(options("here"), "cpu")[1:]
     _, _, there = plan_run(options("there"), "cpu")
+    assert isinstance(config, OnlineRun)
     begin(here, config)
     begin(there, config)
     frames = np.random.default_rng(0).integers(0, 256, (5, 210, 160, 3)).astype(np.uint8)

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from wsa.encode.registration import probe_strip
+from wsa.encode.registration import probe_frames
 from wsa.learn.envs import atari as games
 from wsa.store.common import hashing
 
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("whole_strip")
 
 
 @pytest.fixture(scope="module")
-def parts() -> list[probe_strip.StripGame]:
-    found: list[probe_strip.StripGame] = probe_strip.whole["load_strip"]()  # type: ignore[attr-defined]
+def parts() -> list[probe_frames.GameFrames]:
+    found: list[probe_frames.GameFrames] = probe_frames.whole["load_frames"]()  # type: ignore[attr-defined]
     return found
 
 
@@ -36,11 +36,11 @@ def maker() -> ModuleType:
 
 
 def test_the_file_is_the_one_that_model_keys_were_made_with() -> None:
-    assert probe_strip.strip_digest() == DIGEST
-    assert probe_strip.PATH.stat().st_size < 1 << 20
+    assert probe_frames.frames_digest() == DIGEST
+    assert probe_frames.PATH.stat().st_size < 1 << 20
 
 
-def test_it_holds_eight_frames_of_every_game(parts: list[probe_strip.StripGame]) -> None:
+def test_it_holds_eight_frames_of_every_game(parts: list[probe_frames.GameFrames]) -> None:
     assert [part.game for part in parts] == list(games.games())
     assert all(part.frames.dtype == np.uint8 for part in parts)
     shapes = collections.Counter(part.frames.shape for part in parts)
@@ -48,14 +48,14 @@ def test_it_holds_eight_frames_of_every_game(parts: list[probe_strip.StripGame])
     assert shapes == {(8, height, 160, 3): count for height, count in heights.items()}
 
 
-def test_all_frames_of_a_game_differ(parts: list[probe_strip.StripGame]) -> None:
+def test_all_frames_of_a_game_differ(parts: list[probe_frames.GameFrames]) -> None:
     for part in parts:
         assert len({hashing.frame_digest(frame) for frame in part.frames}) == 8, part.game
 
 
 @pytest.mark.parametrize("game", ["Pong", "Tetris", "Adventure"])
 def test_the_emulator_shows_the_same_frames(
-    game: str, parts: list[probe_strip.StripGame], maker: ModuleType
+    game: str, parts: list[probe_frames.GameFrames], maker: ModuleType
 ) -> None:
     frames = next(part.frames for part in parts if part.game == game)
     np.testing.assert_array_equal(frames, maker.play(game))
@@ -63,19 +63,19 @@ def test_the_emulator_shows_the_same_frames(
 
 @pytest.mark.slow
 def test_packing_the_frames_gives_the_same_bytes(
-    parts: list[probe_strip.StripGame], maker: ModuleType
+    parts: list[probe_frames.GameFrames], maker: ModuleType
 ) -> None:
     packed = maker.pack({part.game: part.frames for part in parts})
     # The compressed bytes belong to the zlib at hand, so what they hold is compared.
     other = np.load(io.BytesIO(packed), allow_pickle=False)
-    with np.load(probe_strip.PATH, allow_pickle=False) as own:
+    with np.load(probe_frames.PATH, allow_pickle=False) as own:
         assert own.files == other.files
         for name in own.files:
             np.testing.assert_array_equal(own[name], other[name])
 
 
 def test_probe_frames_are_pairs_that_differ() -> None:
-    frames = probe_strip.probe_frames()
+    frames = probe_frames.probe_inputs()
     assert frames.shape == (16, 210, 160, 3) and frames.dtype == np.uint8
     assert len({hashing.frame_digest(frame) for frame in frames}) == 16
     pairs = frames.reshape(8, 2, -1)

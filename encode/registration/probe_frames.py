@@ -31,7 +31,7 @@ PROBE_GAMES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class StripGame:
+class GameFrames:
     """One game's part of the strip.
 
     Attributes:
@@ -44,21 +44,21 @@ class StripGame:
     frames: NDArray[np.uint8]
 
 
-def load_strip() -> list[StripGame]:
+def load_frames() -> list[GameFrames]:
     """The whole strip, sorted by game."""
     with np.load(PATH, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     palettes = np.split(arrays["palette"], np.cumsum(arrays["colours"])[:-1])
     pixels = {height: iter(arrays[f"pixels_{height}"]) for height in np.unique(arrays["height"])}
-    strip = []
+    games = []
     for game, height, palette in zip(arrays["game"], arrays["height"], palettes, strict=True):
         # Each frame is stored as its difference from the one before.
         indices = np.bitwise_xor.accumulate(next(pixels[height]), axis=0)
-        strip.append(StripGame(str(game), palette[indices]))
-    return sorted(strip, key=lambda part: part.game)
+        games.append(GameFrames(str(game), palette[indices]))
+    return sorted(games, key=lambda part: part.game)
 
 
-def probe_frames(window: int = 1) -> NDArray[np.uint8]:
+def probe_inputs(window: int = 1) -> NDArray[np.uint8]:
     """The frames that probe vectors are computed from.
 
     Args:
@@ -67,12 +67,12 @@ def probe_frames(window: int = 1) -> NDArray[np.uint8]:
     Returns:
         (16, 210, 160, 3) uint8: for each of `PROBE_GAMES` a pair of consecutive frames, so that an
         error can be compared with what changes from one step to the next. For a model with a window
-        (16, window, 210, 160, 3), as `in_windows` makes them.
+        (16, window, 210, 160, 3), as `pairs_in_windows` makes them.
     """
-    return in_windows(_probe_frames().copy(), window)
+    return pairs_in_windows(_single_frames().copy(), window)
 
 
-def in_windows(frames: NDArray[np.uint8], window: int) -> NDArray[np.uint8]:
+def pairs_in_windows(frames: NDArray[np.uint8], window: int) -> NDArray[np.uint8]:
     """What a model with a window sees of pairs of frames, as if each pair began an episode.
 
     Args:
@@ -90,12 +90,12 @@ def in_windows(frames: NDArray[np.uint8], window: int) -> NDArray[np.uint8]:
 
 
 @functools.cache  # Each model is probed when it is registered and whenever it is opened.
-def _probe_frames() -> NDArray[np.uint8]:
-    strip = {part.game: part.frames for part in load_strip()}
+def _single_frames() -> NDArray[np.uint8]:
+    games = {part.game: part.frames for part in load_frames()}
     # The third pair is of a time when the game is under way.
-    return np.concatenate([strip[game][4:6] for game in PROBE_GAMES])
+    return np.concatenate([games[game][4:6] for game in PROBE_GAMES])
 
 
-def strip_digest() -> str:
+def frames_digest() -> str:
     """Hex blake3-256 of the strip's file."""
     return hashing.checksum(PATH.read_bytes())
