@@ -10,11 +10,11 @@ demo: $(STAMP)
 	$(BIN)/wsa demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 3
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The slow tests as well: full-size crash, damage and all-games runs.
+# The slow tests as well: full-size crash, damage and all-games runs, and many more examples.
 nightly: $(STAMP)
-	$(BIN)/python -m pytest -n 3 -m "slow or not slow" --timeout 3600
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow" --timeout 3600
 
 # What CI holds beside the tests: style, types, and the direction of imports.
 check: $(STAMP)

@@ -1,6 +1,7 @@
 """Fixtures that every room's tests may use, and the hypothesis profiles.
 
-`HYPOTHESIS_PROFILE=nightly` runs ten times as many examples.
+`HYPOTHESIS_PROFILE=nightly`, which `make nightly` sets, runs twenty times as many examples. Where an
+example writes files or runs a model a test asks for a share of them.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +29,9 @@ from wsa.store.backends.base import Backend
 from wsa.store.format import arrays
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.root import open_store
+from wsa.store.testing.faults import MemoryBackend
+
+HERE = Path(__file__).parent
 
 # Machines that run tests are busy: no deadlines. Session fixtures only are used under @given.
 settings.register_profile(
@@ -36,11 +41,11 @@ settings.register_profile("nightly", settings.get_profile("default"), max_exampl
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
-def _load(name: str) -> ModuleType:
+def _load(name: str, folder: Path = HERE) -> ModuleType:
     # `tests` is no package: helpers are loaded by their place and handed out as fixtures.
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -48,7 +53,18 @@ def _load(name: str) -> ModuleType:
     return module
 
 
+# A short strip, here and in every process that a test starts.
+_load("sitecustomize", HERE / "short")
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(HERE / "short"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
 _load("command_kit")  # For `from command_kit import options`.
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that wait for processes come first, and on one worker, which starts one warm parent."""
+    items.sort(key=lambda item: "warm" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -96,6 +112,55 @@ def every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "offered", engines.really_offered)  # type: ignore[attr-defined]
 
 
+@pytest.fixture
+def whole_strip() -> Iterator[None]:
+    """The strip and the probe frames as they are shipped, in this process."""
+    from wsa.encode.registration import probe_frames
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in probe_frames.whole.items():  # type: ignore[attr-defined]
+            patch.setattr(probe_frames, name, value)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def emulators() -> Iterator[Any]:
+    """Emulators that were closed are handed out again, for one takes 0.1 s to make.
+
+    After `reset(seed=...)` one that was used plays as a new one does, which
+    `learn/test_env.py` shows by `new_emulators`.
+    """
+    from wsa.learn.envs import atari
+
+    make = atari.make_env
+    free: dict[Any, list[Any]] = defaultdict(list)
+
+    def hand_out(game: str, stated: Any, num_envs: int) -> Any:
+        played = ("name", "actions", "max_steps")  # These are no matter of the emulator.
+        facts = {f: getattr(stated, f) for f in stated.__struct_fields__ if f not in played}
+        key = (game, num_envs, *facts.items())
+        env: Any = free[key].pop() if free[key] else make(game, stated, num_envs)
+        env._max_steps = stated.max_steps
+        left = [env]
+        env.close = lambda **_: free[key].append(left.pop()) if left else None
+        return env
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atari, "make_env", hand_out)
+        patch.setattr(atari, "really_make_env", make, raising=False)
+        yield free
+
+
+@pytest.fixture
+def new_emulators() -> Iterator[None]:
+    """Each emulator is a new one, as outside of tests."""
+    from wsa.learn.envs import atari
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atari, "make_env", atari.really_make_env)  # type: ignore[attr-defined]
+        yield
+
+
 @pytest.fixture(scope="session")
 def kit() -> ModuleType:
     """`tests/store_kit.py`: fake segments, embeddings and models, and processes to kill."""
@@ -103,16 +168,30 @@ def kit() -> ModuleType:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def service(tmp_path: Path, warm: Any) -> Iterator[Callable[..., Any]]:
     """`service(*options)` starts `wsa encode --watch` as a process: a `service_kit.Service`."""
-    with _load("service_kit").services(tmp_path) as start:
+    with _load("service_kit").services(tmp_path, warm.start) as start:
         yield start
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Backend:
-    """An empty store, opened."""
+def on_disk(tmp_path: Path) -> Backend:
+    """An empty store in a folder, opened."""
     return open_store(str(tmp_path / "store"), create=True)
+
+
+@pytest.fixture
+def in_memory() -> MemoryBackend:
+    """An empty store in memory: as one in a folder (`store/test_backends.py`), in half the time."""
+    made = MemoryBackend()
+    made.put_new("wsa.json", b'{"format":1}')
+    return made
+
+
+@pytest.fixture
+def store(on_disk: Backend) -> Backend:
+    """An empty store, in a folder unless a module replaces this by one in memory."""
+    return on_disk
 
 
 @pytest.fixture(scope="session")
@@ -150,10 +229,15 @@ def stacked() -> Iterator[Callable[..., Any]]:
         yield ask
 
 
-@pytest.fixture
-def nursery(kit: ModuleType, tmp_path: Path) -> Iterator[Any]:
-    """A `store_kit.Nursery`, which starts real processes quickly."""
-    folder = tmp_path / "nursery"
-    folder.mkdir()
-    with kit.nursery(folder) as made:
+@pytest.fixture(scope="session")
+def nursery(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A `store_kit.Nursery`, which starts processes that use a store in no time."""
+    with kit.nursery(tmp_path_factory.mktemp("nursery")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Any]:
+    """A `warm_process.Nursery`, which starts commands that need torch in no time."""
+    with _load("warm_process").warm_parent() as made:
         yield made

@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 class Service:
     """`wsa encode --watch` in a process of its own; its log lies in a file."""
 
-    def __init__(self, log: Path, *arguments: str, scheduler: str = "inproc") -> None:
+    def __init__(
+        self, start: Callable[..., Any], log: Path, *arguments: str, scheduler: str = "inproc"
+    ) -> None:
         self.log = log
         with log.open("w") as file:
-            self.process = subprocess.Popen(
+            self.process = start(
                 [
-                    *(sys.executable, "-m", "wsa.cli", "encode", "--watch", "--device", "cpu"),
+                    *("-m", "wsa.cli", "encode", "--watch", "--device", "cpu"),
                     *("--output", "pooled", "--scheduler", scheduler, "--poll", "0.3"),
                     *arguments,
                 ],
@@ -33,21 +34,27 @@ class Service:
     def said(self) -> str:
         return self.log.read_text()
 
-    def until(self, happened: Callable[[], object], seconds: float = 200) -> None:
-        """Wait until something has happened while the service runs."""
+    def until(
+        self, happened: Callable[[], object], seconds: float = 200, pause_s: float = 0.3
+    ) -> None:
+        """Wait until something has happened while the service runs.
+
+        What is asked may read the whole store; it shall not take the time that the service needs.
+        """
         end = time.monotonic() + seconds
         while not happened():
             assert self.process.poll() is None, self.said
             assert time.monotonic() < end, self.said
-            time.sleep(0.1)
+            time.sleep(pause_s)
 
     def until_said(self, words: str, seconds: float = 200) -> None:
-        self.until(lambda: words in self.said, seconds)
+        self.until(lambda: words in self.said, seconds, 0.05)
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Tell it to end; returns its exit code."""
         self.process.send_signal(how)
-        return self.process.wait(120)
+        code: int = self.process.wait(120)
+        return code
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -56,15 +63,15 @@ class Service:
 
 
 @contextlib.contextmanager
-def services(folder: Path) -> Iterator[Callable[..., Service]]:
-    """`start(*arguments)` starts one; all are killed in the end."""
+def services(folder: Path, begin: Callable[..., Any]) -> Iterator[Callable[..., Service]]:
+    """`start(*arguments)` starts one by `begin`; all are killed in the end."""
     started: list[Service] = []
     # Tests that run in the background of a script ignore Ctrl-C, and so would what they start.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(*arguments: str, scheduler: str = "inproc") -> Service:
         log = folder / f"service{len(started)}.log"
-        started.append(Service(log, *arguments, scheduler=scheduler))
+        started.append(Service(begin, log, *arguments, scheduler=scheduler))
         return started[-1]
 
     yield start

@@ -23,7 +23,6 @@ from typing import Any
 
 import ale_py
 import gymnasium
-import msgspec
 import numpy as np
 from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
@@ -79,11 +78,23 @@ def check_game(game: str) -> str:
 @functools.cache
 def screen(game: str) -> tuple[int, int]:
     """Height and width of a game's screen in pixels; 210 x 160 for most games."""
+    height, width = _emulator(game).getScreenDims()
+    return height, width
+
+
+@functools.cache
+def action_names(game: str, full_action_space: bool) -> tuple[str, ...]:
+    """What the actions of a game are called: those it knows, or all that a console has."""
+    emulator = _emulator(game)
+    actions = emulator.getLegalActionSet() if full_action_space else emulator.getMinimalActionSet()
+    return tuple(action.name for action in actions)
+
+
+def _emulator(game: str) -> ale_py.ALEInterface:
     quiet_emulator()
     emulator = ale_py.ALEInterface()
     emulator.loadROM(rom(game))
-    height, width = emulator.getScreenDims()
-    return height, width
+    return emulator
 
 
 def emulator_identity(game: str) -> tuple[str, str]:
@@ -134,18 +145,14 @@ def protocol(
             "bad-option",
             f"--max-episode-steps must be from 1 to {_NEVER // FRAME_SKIP}, not {max_steps}.",
         )
-    stated = Protocol(
+    return Protocol(
         name=name,
         frame_skip=FRAME_SKIP,
         max_pool=True,
         max_steps=max_steps,
-        actions=(),
+        actions=action_names(game, details["full_action_space"]),
         **details,
     )
-    env = make_env(game, stated, 1)
-    actions = tuple(action.name for action in env.ale.get_action_set())
-    env.close()
-    return msgspec.structs.replace(stated, actions=actions)
 
 
 class _Env(AtariVectorEnv):

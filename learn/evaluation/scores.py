@@ -104,22 +104,34 @@ def human_normalised(game: str, raw: float) -> float | None:
     return (raw - random) / (human - random)
 
 
-def interquartile_mean(scores: Scores) -> float:
+def interquartile_mean(scores: Scores) -> Scores:
     """Mean of the middle half of all runs and games together.
 
     A quarter of the scores, rounded down, is left out at either end.
 
     Args:
-        scores: (runs, games).
+        scores: (..., runs, games).
+
+    Returns:
+        (...), a number for each table.
     """
-    ordered = np.sort(scores, axis=None)
-    cut = len(ordered) // 4
-    return float(ordered[cut : len(ordered) - cut].mean())
+    ordered = np.sort(_together(scores), axis=-1)
+    count = ordered.shape[-1]
+    return np.asarray(ordered[..., count // 4 : count - count // 4].mean(axis=-1))
+
+
+def mean_score(scores: Scores) -> Scores:
+    """Mean of all runs and games together: (..., runs, games) to (...)."""
+    return np.asarray(_together(scores).mean(axis=-1))
+
+
+def _together(scores: Scores) -> Scores:
+    return scores.reshape(*scores.shape[:-2], -1)
 
 
 def stratified_interval(
     scores: Scores,
-    statistic: Callable[[Scores], float] = interquartile_mean,
+    statistic: Callable[[Scores], Scores] = interquartile_mean,
     *,
     confidence: float = 0.95,
     resamples: int = 2000,
@@ -129,17 +141,15 @@ def stratified_interval(
 
     Args:
         scores: (runs, games); every game has as many runs.
-        statistic: Of such a table.
+        statistic: Gives a number for each of several such tables, (resamples, runs, games).
         confidence: Share of resamples inside the interval.
         resamples: How many; rliable's default is 50,000, which moves an end by about 1 %.
         seed: Of the draws.
     """
     runs, games = scores.shape
     generator = np.random.default_rng(seed)
-    drawn = [
-        statistic(scores[generator.integers(runs, size=(runs, games)), np.arange(games)])
-        for _ in range(resamples)
-    ]
+    chosen = generator.integers(runs, size=(resamples, runs, games))
+    drawn = statistic(scores[chosen, np.arange(games)])
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(statistic(scores), float(low), float(high))
+    return Interval(float(statistic(scores)), float(low), float(high))

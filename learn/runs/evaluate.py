@@ -23,7 +23,12 @@ from wsa.learn.evaluation.rollout import (
     play,
     write_csv,
 )
-from wsa.learn.evaluation.scores import Interval, human_normalised, stratified_interval
+from wsa.learn.evaluation.scores import (
+    Interval,
+    human_normalised,
+    mean_score,
+    stratified_interval,
+)
 from wsa.learn.evaluation.video import Films
 from wsa.learn.runs.player import Player, open_player
 from wsa.store.common.errors import UsageError
@@ -168,4 +173,4 @@ def mean_return(episodes: Sequence[Episode]) -> tuple[float, float]:
 def mean_interval(episodes: Sequence[Episode]) -> Interval:
     """Mean of raw returns with its 95 % bootstrap interval over the episodes."""
     returns = np.array([[episode.returned] for episode in episodes])
-    return stratified_interval(returns, lambda table: float(table.mean()))
+    return stratified_interval(returns, mean_score)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import io
 import json
 import logging
 import sys
@@ -88,12 +89,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         ruled.add_column(Text(name), justify="right" if number else "left", overflow="fold")
     for row in rows:
         ruled.add_row(*(Text(_text(value)) for value in row))  # Text, or rich would read markup.
-    console = Console(width=None if sys.stdout.isatty() else _WIDE)
-    with console.capture() as drawn:
-        console.print(ruled)
+    drawn = io.StringIO()  # On the terminal itself rich would answer a reader that left.
+    Console(file=drawn, width=None if sys.stdout.isatty() else _WIDE).print(ruled)
     if title:
         print(title)
-    for line in drawn.get().splitlines():
+    for line in drawn.getvalue().splitlines():
         print(line.rstrip())
 
 

@@ -35,11 +35,13 @@ class BackendSuite:
         large_bytes: Length of the large file: more than one request or part of one.
         many: Files of the long listing: more than a page of it.
         rounds: Races between writers.
+        calls: What is done in a row to a small place.
     """
 
     large_bytes = 12 << 20
     many = 1100
     rounds = 10
+    calls = 300
 
     @pytest.fixture
     def backend(self) -> Backend:
@@ -218,7 +220,7 @@ class BackendSuite:
         rng = random.Random(3)
         model: dict[str, bytes] = {}
         paths = [folder + name for folder in ("", "x/", "x/y/") for name in ("a", "b", "xa")]
-        for _ in range(300):
+        for _ in range(self.calls):
             path, data = rng.choice(paths), rng.randbytes(rng.randrange(9))
             if rng.random() < 0.5:
                 assert backend.put_new(path, data) == (path not in model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,7 +83,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def filled(template: Path, tmp_path: Path, wsa: Wsa) -> Wsa:
     """`wsa` in a folder that has the template's store and run."""
-    shutil.copytree(template / "store", tmp_path / "store")
+    # No file of a store is ever written to; a test that damages one
+    # replaces it.
+    shutil.copytree(template / "store", tmp_path / "store", copy_function=os.link)
     shutil.copytree(template / "run", tmp_path / "run")
     config = tmp_path / "run" / "config.json"
     config.write_text(config.read_text().replace(str(template), str(tmp_path)))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,7 +23,7 @@ SHORT = (
     "--game",
     "Breakout",
     "--steps",
-    "800",
+    "456",
     "--num-envs",
     "2",
     "--segment-steps",
@@ -33,23 +34,26 @@ SHORT = (
 ENCODE = ("encode", "--models", MODEL, "--output", "grid:1", "--device", "cpu")
 INTERRUPTED = "interrupted. Nothing committed is lost; the same command continues."
 
-Begin = Callable[..., "subprocess.Popen[str]"]
+Begin = Callable[..., Any]  # As `subprocess.Popen`.
 
 
 @pytest.fixture
-def begin(filled, tmp_path) -> Iterator[Begin]:
-    """`begin(*arguments)` starts the command as a terminal does: leading its own processes."""
-    started: list[subprocess.Popen[str]] = []
+def begin(filled, tmp_path, warm) -> Iterator[Begin]:
+    """`begin(*arguments)` starts the command as a terminal does: leading its own processes.
+
+    A `cold` one imports what it needs, which takes seconds.
+    """
+    started: list[Any] = []
     # Tests that run in the background of a script ignore Ctrl-C, and so would what they start.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "wsa.cli", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
+    def start(*arguments: str, cold: bool = False) -> Any:
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = ["-m", "wsa.cli", *arguments]
+        process = (
+            subprocess.Popen([sys.executable, *command], start_new_session=True, **how)  # type: ignore[call-overload]
+            if cold
+            else warm.start(command, start_new_session=True, **how)
         )
         started.append(process)
         return process
@@ -130,7 +134,7 @@ def test_interrupting_an_encoding_by_workers(filled, begin, tmp_path, how):
 
 @pytest.mark.slow
 def test_interrupting_while_workers_start(filled, begin):
-    process = begin(*ENCODE, "--workers", "2")
+    process = begin(*ENCODE, "--workers", "2", cold=True)
     until(lambda: len(psutil.Process(process.pid).children(recursive=True)) > 1, process)
     assert interrupt(process).splitlines()[-1] == f"wsa encode: {INTERRUPTED}"
 
@@ -169,7 +173,7 @@ def test_interrupting_at_any_time(filled, begin, tmp_path, verb):
     }.get(verb, (verb,))
     ended = 0
     for step in range(1, 17):
-        process = begin(*command)
+        process = begin(*command, cold=True)
         try:
             process.wait(0.1 * step if verb in ("verify", "models") else 0.7 * step)
         except subprocess.TimeoutExpired:
@@ -229,13 +233,11 @@ def test_a_reader_that_has_enough(filled, command):
     assert "Error" not in ended.stderr and "Traceback" not in ended.stderr
 
 
-def test_a_closed_output(filled):
+def test_a_closed_output(filled, warm):
     reading, writing = os.pipe()
     os.close(reading)
-    ended = subprocess.run(
-        [sys.executable, "-m", "wsa.cli", "list"],
-        stdout=writing, stderr=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
+    command = ["-m", "wsa.cli", "list"]
+    ended = warm.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (ended.returncode, ended.stderr.splitlines()[1:]) == (0, [])
 

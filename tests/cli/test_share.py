@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -40,6 +39,7 @@ def counts(found):
 def flip(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
+    path.unlink()
     path.write_bytes(data)
 
 
@@ -285,15 +285,15 @@ def test_an_empty_store_has_nothing_to_give(filled, tmp_path):
         pytest.param(signal.SIGKILL, 40, marks=pytest.mark.slow),
     ],
 )
-def test_a_push_ended_in_the_midst_goes_on(filled, tmp_path, how, times):
-    shorter = ("--steps", "1000", "--num-envs", "1", "--segment-steps", "32")
+def test_a_push_ended_in_the_midst_goes_on(filled, tmp_path, warm, how, times):
+    shorter = ("--steps", "400", "--num-envs", "1", "--segment-steps", "32")
     assert filled("collect", "--game", "Pong", *shorter).code == 0
     asked = objects(tmp_path / "store")
     ended = 0
     for turn in range(times):
         lab = tmp_path / f"lab{turn}"
-        process = subprocess.Popen(
-            [sys.executable, "-m", "wsa.cli", "push", str(lab)],
+        process = warm.start(
+            ["-m", "wsa.cli", "push", str(lab)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -93,6 +93,7 @@ def test_a_sample_that_is_no_share_is_refused(wsa, lab, share):
 
 def test_a_repaired_segment_is_collected_again(wsa, kit, tmp_path):
     collect = ("collect", "--game", "Breakout", "--steps", "60", "--segment-steps", "30")
+    collect = (*collect, "--num-envs", "1")
     assert wsa(*collect).code == 0
     store = open_store(str(tmp_path / "store"))
     before = kit.all_files(store)

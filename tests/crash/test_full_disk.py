@@ -92,8 +92,15 @@ def calls_of(tmp_path, monkeypatch):
         return disk.calls
 
 
-@pytest.mark.parametrize("lasting", [True, False])
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize(
+    ("code", "lasting"),
+    [
+        (errno.ENOSPC, False),
+        (errno.EDQUOT, True),
+        pytest.param(errno.ENOSPC, True, marks=pytest.mark.slow),
+        pytest.param(errno.EDQUOT, False, marks=pytest.mark.slow),
+    ],
+)
 def test_full_at_a_call(tmp_path, monkeypatch, lasting, code):
     calls = calls_of(tmp_path, monkeypatch)
     offset = 2 * lasting + (code == errno.EDQUOT)
@@ -140,7 +147,10 @@ def fill(disk, leave):
         os.posix_fallocate(file.fileno(), 0, max(1, room.f_bavail * room.f_bsize - leave))
 
 
-@pytest.mark.parametrize("leave", [0, 4 << 10, 20 << 10, 60 << 10, 100 << 10])
+@pytest.mark.parametrize(
+    "leave",
+    [0, 60 << 10, *(pytest.param(n << 10, marks=pytest.mark.slow) for n in (4, 20, 100))],
+)
 def test_a_small_disk_fills(small_disk, leave):
     disk = small_disk("size=4m")
     fill(disk, leave)

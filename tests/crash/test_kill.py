@@ -99,8 +99,8 @@ def attempt(path):
 
 
 def test_a_killed_writer_loses_nothing_acknowledged(tmp_path, kit, nursery):
-    killed, torn = kill_often(kit, nursery, tmp_path, 25, 6, 1)
-    assert killed >= 15 and torn >= 5, "the kills came in the middle of work"
+    killed, torn = kill_often(kit, nursery, tmp_path, 10, 6, 1)
+    assert killed >= 6 and torn >= 2, "the kills came in the middle of work"
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def write_side_by_side(kit, nursery, url, processes, rounds, size, seed):
 
 
 def test_four_writers_make_every_object_once(tmp_path, kit, nursery):
-    write_side_by_side(kit, nursery, str(tmp_path / "store"), 4, 3, 4, 1)
+    write_side_by_side(kit, nursery, str(tmp_path / "store"), 4, 2, 4, 1)
 
 
 @pytest.mark.slow

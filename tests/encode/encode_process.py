@@ -18,10 +18,16 @@ def say(event: Event) -> None:
 
 
 def main(url: str, scheduler: str, model: str) -> int:
+    workers = 2 if scheduler == "local" else 0
     request = parse_request(model, {}, "pooled")
     try:
         report = encode(
-            open_store(url), [request], scheduler=scheduler, workers=2, device="cpu", listen=say
+            open_store(url),
+            [request],
+            scheduler=scheduler,
+            workers=workers,
+            device="cpu",
+            listen=say,
         )
     except WsaError as error:
         print(error.kind, error)

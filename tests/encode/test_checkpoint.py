@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -177,7 +176,7 @@ SAVERS = """
 import itertools, os, sys, torch
 from pathlib import Path
 from torch import nn
-from wsa.encode import checkpoint
+from wsa.learn.training import checkpoint
 folder, log = map(Path, sys.argv[1:])
 torch.set_num_threads(1)
 os.fsync = lambda handle: None  # A kill loses nothing that was handed to the system.
@@ -200,13 +199,13 @@ for line in sys.stdin:
 """
 
 
-def test_a_killed_process_leaves_the_newest_that_it_finished(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_the_newest_that_it_finished(tmp_path: Path, warm: Any) -> None:
     folder, log = tmp_path / "checkpoints", tmp_path / "log"
     net = nn.Linear(100, 100)
     last = 0
     generator = random.Random(0)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SAVERS, str(folder), str(log)],
+    process = warm.start(
+        ["-c", SAVERS, str(folder), str(log)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

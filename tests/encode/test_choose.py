@@ -64,6 +64,7 @@ def rated(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
     monkeypatch.setattr(engine_choice.time, "perf_counter", lambda: next(ticks))
 
 
+@pytest.mark.usefixtures("whole_strip")
 @pytest.mark.parametrize(
     ("off", "torch_s", "openvino_s", "chosen"),
     [(0.0, 2, 1, "openvino"), (0.0, 1, 2, "torch"), (0.1, 2, 1, "torch")],
@@ -122,6 +123,7 @@ def test_a_network_that_cannot_be_compiled_is_run_by_pytorch(
         register(take_snapshot(store), tiny("vit"), 0.1, engine="openvino")
 
 
+@pytest.mark.usefixtures("whole_strip")
 def test_a_rate_is_that_of_full_batches(
     store: Backend, tiny: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

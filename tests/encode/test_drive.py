@@ -176,7 +176,7 @@ def test_one_segment_after_the_other_failing_stops_the_run(
 
     monkeypatch.setattr(tasks, "_commit", fail)
     monkeypatch.setattr(scheduler, "TOO_MANY_IN_A_ROW", 4)
-    fill(store, [[i] for i in range(30)])
+    fill(store, [[i] for i in range(16)])
     events: list[Event] = []
     with pytest.raises(StorageError, match="the share is gone"):
         run(store, tiny("resnet"), tiny("vit"), listen=events.append)
@@ -191,7 +191,7 @@ def test_a_full_disk_stops_the_run_at_once(
         raise StorageError("no-space", "full")
 
     monkeypatch.setattr(tasks, "_commit", fail)
-    fill(store, [[i] for i in range(30)])
+    fill(store, [[i] for i in range(12)])
     events: list[Event] = []
     reports: list[EncodeReport] = []
     with pytest.raises(StorageError, match="full"):
@@ -254,7 +254,7 @@ def test_the_model_runs_while_others_read_and_write(
 def test_a_bounded_number_of_tasks_is_in_flight(
     store: Backend, fill: Fill, tiny: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill(store, [[2 * i, 2 * i + 1] for i in range(40)])
+    fill(store, [[2 * i, 2 * i + 1] for i in range(24)])
     most = [0]
     started: list[Event] = []
     real = scheduler.Driver._submit
@@ -267,7 +267,7 @@ def test_a_bounded_number_of_tasks_is_in_flight(
     monkeypatch.setattr(scheduler.Driver, "_submit", submit)
     run(store, tiny("resnet"), listen=started.append)
     (threads,) = [e.threads for e in started if isinstance(e, Started)]
-    assert most[0] == TASKS_A_THREAD * threads < 40
+    assert most[0] == TASKS_A_THREAD * threads < 24
 
 
 @pytest.fixture

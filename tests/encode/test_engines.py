@@ -61,7 +61,7 @@ def alone(
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids="-".join)
-@settings(max_examples=12)
+@settings(max_examples=settings().max_examples // 8)
 @given(
     picked=st.one_of(
         st.permutations(range(16)),
@@ -83,7 +83,7 @@ def test_a_row_depends_on_its_frame_alone(
     np.testing.assert_array_equal(encoder(frames[picked]), rows[picked])
 
 
-@pytest.mark.parametrize("name", ["resnet", "vit"])
+@pytest.mark.parametrize("name", ["resnet", pytest.param("vit", marks=pytest.mark.slow)])
 def test_openvino_runs_batches_where_they_change_nothing(
     name: str, frames: NDArray[np.uint8], tiny: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +98,7 @@ def test_openvino_runs_batches_where_they_change_nothing(
     np.testing.assert_array_equal(careful(pixels).numpy(), engine(pixels).numpy())
 
 
-@pytest.mark.parametrize("engine", ["compile", "openvino"])
+@pytest.mark.parametrize("engine", [pytest.param("compile", marks=pytest.mark.slow), "openvino"])
 def test_engines_agree_with_pytorch(
     engine: str,
     frames: NDArray[np.uint8],

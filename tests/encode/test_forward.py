@@ -94,7 +94,7 @@ def alone(
     return found
 
 
-@settings(max_examples=25)
+@settings(max_examples=settings().max_examples // 4)
 @given(
     name=st.sampled_from(["convnext2", "efficientnet", "vit3", "resnet"]),
     picked=st.lists(st.integers(0, 15), min_size=1, max_size=12),

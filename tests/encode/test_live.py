@@ -73,11 +73,11 @@ def check_cached_is_live(found: FlatMap, encoders: list[Encoder], frames: Frames
 
 
 def test_cached_is_live_to_the_last_bit(
-    mapped: Callable[..., tuple[FlatMap, list[Encoder]]], frames: Frames
+    mapped: Callable[..., tuple[FlatMap, list[Encoder]]], frames: Frames, tiny: Any
 ) -> None:
-    requests = [parse_request(f"lite{i}", {}, "grid:7") for i in range(2)]
+    requests = [parse_request("lite0", {}, "grid:2"), tiny("vit", "grid:2")]
     found, encoders = mapped(frames[:3], requests)
-    assert found.width == 2 * 7 * 7 * 1280
+    assert found.width > 2 * 2 * 1280
     check_cached_is_live(found, encoders, frames[:3])
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import pytest
@@ -20,7 +20,7 @@ from wsa.encode.inference.preprocess import preprocess
 from wsa.encode.models import registry
 from wsa.encode.models.registry import build, parse_request
 from wsa.encode.registration import identity
-from wsa.store.common.errors import ConflictError, MissingError, UsageError
+from wsa.store.common.errors import ConflictError, MissingError, UsageError, WsaError
 
 # ImageNet classes. The strip's SpaceInvaders frames show rows of marks and a score.
 SCOREBOARD, WEB_SITE = 781, 916
@@ -209,7 +209,15 @@ def test_only_safetensors_files_that_exist_are_taken(name: str, tmp_path: Path) 
     assert caught.value.kind == "bad-option"
 
 
-# The hub: what the Hugging Face library reads at import is its environment, so these run apart.
+# The hub. What its library reads at import is its environment, so by night these run apart.
+
+APART = pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
+
+
+class Answer(NamedTuple):
+    code: int
+    said: str
+
 
 ASK = """
 import sys, wsa.encode.models.registry as m
@@ -223,18 +231,30 @@ except WsaError as error:
 """
 
 
-def ask(name: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+def ask(name: str, home: Path, apart: bool, patch: pytest.MonkeyPatch) -> Answer:
+    """Build a model with this Hugging Face home and no hub, and say what its weights are."""
+    if not apart:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "hub"))
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        try:
+            return Answer(0, identity.weights_digest(build(parse_request(name, {}))))
+        except WsaError as error:
+            return Answer(error.exit_code, f"{error.kind} {error}")
+    found = subprocess.run(
         [sys.executable, "-c", ASK, name],
-        env={**os.environ, "HF_HOME": str(home), **environment},
+        env={**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
+    return Answer(found.returncode, found.stdout.strip())
 
 
-def test_weights_are_found_in_the_hugging_face_cache(tmp_path: Path) -> None:
+@APART
+def test_weights_are_found_in_the_hugging_face_cache(
+    apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repo = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
     for folder in ("blobs", "refs", "snapshots/abc123"):
         (repo / folder).mkdir(parents=True)
@@ -244,19 +264,22 @@ def test_weights_are_found_in_the_hugging_face_cache(tmp_path: Path) -> None:
     file.rename(blob)
     (repo / "snapshots" / "abc123" / "model.safetensors").symlink_to(blob)
     (tmp_path / "direct.safetensors").symlink_to(blob)
-    found = ask("timm:test_resnet", tmp_path, HF_HUB_OFFLINE="1")
+    found = ask("timm:test_resnet", tmp_path, apart, monkeypatch)
     weights = {"timm:test_resnet": str(tmp_path / "direct.safetensors")}
     wanted = identity.weights_digest(build(parse_request("timm:test_resnet", weights)))
-    assert (found.returncode, found.stdout.strip()) == (0, wanted), found.stderr
+    assert found == (0, wanted)
 
 
 WAYS_OUT = ("--weights vit=", "HF_HOME", "lite0", "vit:random")
 
 
-def test_without_cache_and_hub_every_way_out_is_named(tmp_path: Path) -> None:
-    found = ask("vit", tmp_path, HF_HUB_OFFLINE="1")
-    assert found.returncode == 3 and found.stdout.startswith("no-weights"), found.stderr
-    assert all(way in found.stdout for way in WAYS_OUT)
+@APART
+def test_without_cache_and_hub_every_way_out_is_named(
+    apart: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = ask("vit", tmp_path, apart, monkeypatch)
+    assert found.code == 3 and found.said.startswith("no-weights"), found
+    assert all(way in found.said for way in WAYS_OUT)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

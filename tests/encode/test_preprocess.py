@@ -118,7 +118,7 @@ def test_a_crop_that_is_no_square_fills_it_and_keeps_the_aspect(
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@settings(max_examples=60)
+@settings(max_examples=settings().max_examples // 4)
 @given(
     st.integers(16, 300),
     st.integers(16, 300),

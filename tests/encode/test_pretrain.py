@@ -103,7 +103,9 @@ def test_a_training_with_a_schedule_is_not_made_longer(tmp_path: Path) -> None:
         trainer.begin(tmp_path, longer)
 
 
-@pytest.mark.parametrize(("encoder", "same"), [("ae", False), ("stdim", True)])
+@pytest.mark.parametrize(
+    ("encoder", "same"), [("ae", False), pytest.param("stdim", True, marks=pytest.mark.slow)]
+)
 def test_half_precision_is_for_networks_that_learn_in_it(
     encoder: str, same: bool, looks_of: Callable[..., Looks], tmp_path: Path
 ) -> None:
@@ -127,14 +129,14 @@ def test_the_best_is_chosen_on_all_that_is_held_out(
     real = trainer.validation_loss
 
     def note(network: Autoencoder, *rest: Any) -> dict[str, float]:
-        seen[round(24 * rest[2])] = {k: v.clone() for k, v in network.state_dict().items()}
+        seen[round(12 * rest[2])] = {k: v.clone() for k, v in network.state_dict().items()}
         return real(network, *rest)
 
     monkeypatch.setattr(trainer, "validation_loss", note)
-    rate = msgspec.structs.replace(TRAINING, learning_rate=0.01, steps=24)
+    rate = msgspec.structs.replace(TRAINING, learning_rate=0.01, steps=12)
     trained = trainer.train_encoder(rate, looks, tmp_path)
     measured = {
-        step: sum(real(network, looks, 4, step / 24, "cpu").values()) / 2
+        step: sum(real(network, looks, 4, step / 12, "cpu").values()) / 2
         for step, weights in seen.items()
         for network in [Autoencoder()]
         if network.load_state_dict(weights)
@@ -194,8 +196,16 @@ def test_while_a_loss_changes_its_meaning_the_newest_is_kept(
     assert (trained.best.step, trained.best.loss, trained.step) == (10, 0.8, 12)
 
 
-@pytest.mark.parametrize("encoder", TRAINEES)
-@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("encoder", "half"),
+    [
+        *((encoder, False) for encoder in TRAINEES),
+        *(
+            pytest.param(encoder, True, marks=() if encoder == "ae" else pytest.mark.slow)
+            for encoder in TRAINEES
+        ),
+    ],
+)
 def test_what_is_left_behind(
     encoder: str, half: bool, looks_of: Callable[..., Looks], tmp_path: Path
 ) -> None:

@@ -16,9 +16,13 @@ from wsa.store.common import hashing
 DIGEST = "26a8970622fb07500c3fd4c331b05da3afa2082894f8198413eff2319842edcf"
 
 
+pytestmark = pytest.mark.usefixtures("whole_strip")
+
+
 @pytest.fixture(scope="module")
 def parts() -> list[probe_frames.GameFrames]:
-    return probe_frames.load_frames()
+    found: list[probe_frames.GameFrames] = probe_frames.whole["load_frames"]()  # type: ignore[attr-defined]
+    return found
 
 
 @pytest.fixture(scope="module")

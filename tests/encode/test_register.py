@@ -40,7 +40,7 @@ from wsa.store.objects.writer import commit_embedding
 
 Ask = Callable[..., Request]
 REDUCED = "grid:2+pca:32"
-STRIP_FRAMES = 832
+STRIP_FRAMES = sum(len(part.frames) for part in probe_frames.load_frames())
 
 
 def put(store: Backend, request: Request, max_step_error: float = 0.1) -> register.Registered:
@@ -134,11 +134,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, tiny: Ask) -> Fitted:
 
 
 def test_a_basis_is_fitted_on_the_strip_once(fitted: Fitted, ran: list[int]) -> None:
-    assert (
-        fitted.first.fitted
-        == STRIP_FRAMES
-        == sum(len(g.frames) for g in probe_frames.load_frames())
-    )
+    assert fitted.first.fitted == STRIP_FRAMES > 32
     again = put(fitted.store, fitted.request)
     assert again.fitted == 0 and again.spec == fitted.first.spec
     assert sum(ran) == len(probe_frames.probe_inputs()) + 1, (
@@ -174,9 +170,8 @@ def test_it_is_found_without_building_it(
         assert find_model(fitted.snapshot, other) is None
 
 
-def test_an_opened_model_has_made_no_passes_and_gives_the_probe_vectors(
-    fitted: Fitted, frames: NDArray[np.uint8]
-) -> None:
+def test_an_opened_model_has_made_no_passes_and_gives_the_probe_vectors(fitted: Fitted) -> None:
+    frames = probe_frames.probe_inputs()
     encoder = open_model(fitted.snapshot, fitted.first.spec.key)
     assert encoder.passes == 0
     files = fitted.snapshot.read_model(fitted.first.spec.key)
@@ -293,24 +288,32 @@ def test_a_model_that_was_lost_comes_back_only_if_its_embeddings_fit(
 # Precision.
 
 
+@pytest.mark.parametrize(
+    ("model", "limit"),
+    [
+        ("timm:test_resnet:random", 0.001),
+        pytest.param("lite0", 0.1, marks=pytest.mark.slow),
+    ],
+)
 def test_bf16_on_a_cpu_is_refused_and_may_be_allowed(
-    kit: ModuleType, store: Backend, lite: tuple[Backend, str]
+    model: str, limit: float, kit: ModuleType, store: Backend, whole_strip: None
 ) -> None:
-    request = parse_request("lite0", {}, "pooled", "bf16")
+    exact = put(store, parse_request(model, {}, "pooled")).spec
+    request = parse_request(model, {}, "pooled", "bf16")
     before = set(kit.paths(store))
     with pytest.raises(ConflictError) as caught:
-        put(store, request)
+        put(store, request, limit)
     found = re.fullmatch(
-        r"lite0 in bf16 by torch errs by (0\.\d+) of what changes from one step of a game to the "
-        r"next; the limit is 0\.1\. Nothing was written\. Use --precision fp32, or allow it with "
-        r"--max-step-error (0\.\d+)\.",
+        rf"{exact.alias} in bf16 by torch errs by (0\.\d+) of what changes from one step of a game to "
+        rf"the next; the limit is {limit}\. Nothing was written\. Use --precision fp32, or allow it "
+        r"with --max-step-error (0\.\d+)\.",
         str(caught.value),
     )
-    assert found and 0.1 < float(found[1]) < float(found[2]) < float(found[1]) + 0.02
+    assert found and limit < float(found[1]) < float(found[2]) < float(found[1]) + 0.02
     assert caught.value.kind == "step-error" and caught.value.exit_code == 4
     assert set(kit.paths(store)) == before, "nothing was written"
     spec = put(store, request, max_step_error=float(found[2])).spec
-    assert spec.key != lite[1] and 0.1 < spec.step_error < 10
+    assert spec.key != exact.key and limit < spec.step_error < 10
     assert open_model(take_snapshot(store), spec.key).precision == "bf16"
 
 

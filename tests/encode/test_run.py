@@ -19,7 +19,7 @@ from wsa.encode.jobs.plan import make_plan
 from wsa.encode.jobs.run import EncodeReport, encode
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request
-from wsa.encode.registration import identity
+from wsa.encode.registration import identity, probe_frames
 from wsa.encode.registration.register import Registered
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
@@ -30,7 +30,7 @@ from wsa.store.objects.snapshot import take_snapshot
 
 Ask = Callable[..., Request]
 Fill = Callable[..., list[SegmentMeta]]
-PROBES = 16
+PROBES = len(probe_frames.probe_inputs())
 
 
 def run(store: Backend, *requests: Request, games: Sequence[str] = (), **more: Any) -> EncodeReport:

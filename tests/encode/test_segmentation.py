@@ -131,6 +131,7 @@ def test_it_is_shown_two_consecutive_frames_in_order(
     assert scale(torch.from_numpy(seen), "cpu").max() > 0.5  # Not divided by 255 twice.
 
 
+@pytest.mark.slow
 def test_it_learns_from_motion(
     looks_of: Callable[..., Looks], fit: Callable[..., list[float]]
 ) -> None:

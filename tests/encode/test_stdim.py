@@ -60,6 +60,7 @@ def test_the_past_of_a_moment_is_its_own_window_one_step_earlier(
     assert (steps == 0).any() and (steps.min(axis=1) == 1).any()
 
 
+@pytest.mark.slow
 def test_it_learns_which_past_is_whose(
     looks_of: Callable[..., Looks], fit: Callable[..., list[float]]
 ) -> None:

@@ -95,6 +95,7 @@ def test_pairs_are_of_one_episode_and_near(looks_of: Callable[..., Looks]) -> No
     assert (source < target).any() and (source > target).any()
 
 
+@pytest.mark.slow
 def test_it_learns_to_move_what_moves(
     looks_of: Callable[..., Looks], fit: Callable[..., list[float]]
 ) -> None:

@@ -30,6 +30,9 @@ from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.snapshot import take_snapshot
 
+# What a check says is of all the frames that a model is probed by.
+pytestmark = pytest.mark.usefixtures("whole_strip")
+
 HERE = Path(__file__).parent
 
 
@@ -243,10 +246,10 @@ def results(name: str, output: str = "pooled") -> dict[str, check.CheckResult]:
     ("name", "output"),
     [
         ("user_nets:dense", "pooled"),
-        ("user_nets:tokens", "grid:7"),
         ("user_nets:stacked", "pooled"),
-        ("timm:test_vit:random", "cls"),
-        ("timm:test_resnet:random", "map"),
+        pytest.param("user_nets:tokens", "grid:7", marks=pytest.mark.slow),
+        pytest.param("timm:test_vit:random", "cls", marks=pytest.mark.slow),
+        pytest.param("timm:test_resnet:random", "map", marks=pytest.mark.slow),
     ],
 )
 def test_a_model_as_it_should_be_passes(name: str, output: str) -> None:

@@ -155,14 +155,16 @@ def test_a_precision_is_measured_on_games_that_come_later(
     assert "errs by" in one.said and "Traceback" not in one.said
 
 
+@pytest.mark.parametrize("count", [8, pytest.param(30, marks=pytest.mark.slow)])
 def test_two_services_share_the_work_and_make_each_pass_once(
-    store: Backend, fill: Fill, service: Start
+    count: int, store: Backend, fill: Fill, service: Start
 ) -> None:
     both = [service("--store", store.url, *MODELS, "--beat", "5") for _ in range(2)]
     for one in both:
         one.until_said("waiting: everything is encoded")
-    fill(store, segments(30))
-    fill(store, segments(30, 1000), "Breakout")
+    fill(store, segments(count))
+    fill(store, segments(count, 1000), "Breakout")
+    frames = 2 * 3 * (count + 1)
     both[0].until(lambda: encoded(store))
     for one in both:
         one.until(lambda one=one: "waiting" in one.said.splitlines()[-1])
@@ -173,8 +175,8 @@ def test_two_services_share_the_work_and_make_each_pass_once(
     assert len(made) == 2 and min(made) > 0, "both had their share"
     for one in both:
         assert one.end(signal.SIGINT) == 130
-    check(store, 2 * 93)
-    assert sum(made) == 2 * 2 * 93, "and no pass was made in vain"
+    check(store, frames)
+    assert sum(made) == 2 * frames, "and no pass was made in vain"
     assert verify(store).leftovers == 0 and left(store) == []
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +35,7 @@ from wsa.store.format.records import Commit, EmbeddingMeta, Meta, SegmentMeta
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects import flat_map
 from wsa.store.objects.model_spec import Preprocessing
+from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 Ask = Callable[..., Request]
@@ -55,11 +58,20 @@ def play(backend: Backend, steps: int, game: str = "Breakout", seed: int = 1) ->
     collect(plan, backend)
 
 
-@pytest.fixture
-def played(store: Backend) -> Backend:
-    play(store, 144)
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that has been played into."""
+    store = open_store(str(tmp_path_factory.mktemp("template") / "store"), create=True)
+    play(store, 96)
     assert any(snap.read_array(m, "context").any() for snap, m in segments(store))
-    return store
+    return Path(store.url)
+
+
+@pytest.fixture
+def played(template: Path, tmp_path: Path) -> Backend:
+    """A store like it."""
+    shutil.copytree(template, tmp_path / "played", copy_function=os.link)
+    return open_store(str(tmp_path / "played"))
 
 
 def segments(backend: Backend, game: str | None = None) -> list[tuple[Snapshot, SegmentMeta]]:
@@ -89,6 +101,7 @@ def test_preprocessing_folds_a_window_into_channels(frames: Frames) -> None:
         assert torch.equal(one, preprocess(of, how).flatten(0, 1))
 
 
+@pytest.mark.usefixtures("whole_strip")
 @pytest.mark.parametrize("window", [2, 4])
 def test_probe_windows_are_pairs_of_consecutive_steps(window: int, frames: Frames) -> None:
     shown = probe_frames.probe_inputs(window)
@@ -157,7 +170,8 @@ def test_a_reduced_output_is_fitted_on_windows(
     again = register.register(take_snapshot(store), stacked(4, "grid:2+pca:16"), 0.1)
     assert again.fitted == 0 and again.spec == made.spec
     encoder = open_model(take_snapshot(store), made.spec.key)
-    assert encoder(probe_frames.probe_inputs(4)).shape == (16, 16)
+    shown = probe_frames.probe_inputs(4)
+    assert encoder(shown).shape == (len(shown), 16)
 
 
 def test_a_lost_model_comes_back_only_if_its_windows_fit(
@@ -245,7 +259,7 @@ def test_cached_is_live_to_the_last_bit(
             np.testing.assert_array_equal(found[:, place], table[at, columns])
         np.testing.assert_array_equal(live(frames, first, envs), found)
         asked += 3 * len(envs)
-    assert asked > 3 * 144
+    assert asked > 3 * 96
     assert (cached.frames, cached.found, cached.passes, cached.hit_rate) == (asked, asked, 0, 1)
     assert (live.frames, live.found) == (asked, 0)
     assert live.passes == live.frames - live.remembered

@@ -21,6 +21,11 @@ ARRAY = np.ones((40, 3), np.float16)
 SHARDED = np.ones((600, 3), np.float16)
 
 
+@pytest.fixture
+def store(in_memory):
+    return in_memory
+
+
 def metadata(array=ARRAY):
     return json.loads(arrays.encode_embedding(array)["zarr.json"])
 
@@ -205,25 +210,25 @@ def test_a_hostile_object_is_refused_and_its_neighbours_read(
 
 
 @pytest.mark.timeout(30)
-def test_files_of_any_size_are_not_read(store, kit):
-    meta, _ = kit.add_segment(store)
-    frames = take_snapshot(store).commit(names.frames_path(meta.game, meta.segment))
-    target = store.root / frames.folder / "frames" / "c.0.0.0"
+def test_files_of_any_size_are_not_read(on_disk, kit):
+    meta, _ = kit.add_segment(on_disk)
+    frames = take_snapshot(on_disk).commit(names.frames_path(meta.game, meta.segment))
+    target = on_disk.root / frames.folder / "frames" / "c.0.0.0"
     with target.open("r+b") as file:
         file.truncate(1 << 40)  # Holes: nothing on the disk, all of it in memory when read.
     with pytest.raises(DamagedError):
-        take_snapshot(store).read_frames(meta)
-    assert len(verify(store).damage) == 1
-    record = next(iter((store.root / "commits").glob("*/*.json")))
+        take_snapshot(on_disk).read_frames(meta)
+    assert len(verify(on_disk).damage) == 1
+    record = next(iter((on_disk.root / "commits").glob("*/*.json")))
     with record.open("r+b") as file:
         file.truncate(1 << 40)
     with pytest.raises(DamagedError):
-        take_snapshot(store)
-    assert len(verify(store).damage) in (1, 2)  # Whether or not it was the record of the frames.
+        take_snapshot(on_disk)
+    assert len(verify(on_disk).damage) in (1, 2)  # Whether or not it was the record of the frames.
 
 
 @pytest.mark.timeout(30)
-def test_pipes_folders_and_links_in_place_of_files_are_damage(store, kit, tmp_path):
+def test_pipes_folders_and_links_in_place_of_files_are_damage(on_disk, kit, tmp_path):
     (tmp_path / "secret").write_bytes(b"secret")
     planters = {
         "pipe": lambda p: __import__("os").mkfifo(p),
@@ -232,20 +237,20 @@ def test_pipes_folders_and_links_in_place_of_files_are_damage(store, kit, tmp_pa
         "link to itself": lambda p: p.symlink_to(p.name),
         "link to nothing": lambda p: p.symlink_to("nothing"),
     }
-    metas = [kit.add_segment(store, number)[0] for number in range(len(planters) + 1)]
+    metas = [kit.add_segment(on_disk, number)[0] for number in range(len(planters) + 1)]
     for meta, planter in zip(metas, planters.values(), strict=False):
-        rows = take_snapshot(store).commit(names.segment_path(meta.game, meta.segment))
-        target = store.root / rows.folder / "reward" / "c.0"
+        rows = take_snapshot(on_disk).commit(names.segment_path(meta.game, meta.segment))
+        target = on_disk.root / rows.folder / "reward" / "c.0"
         target.unlink()
         planter(target)
-    snapshot = take_snapshot(store)
+    snapshot = take_snapshot(on_disk)
     for meta in metas[:-1]:
         with pytest.raises(WsaError):
             snapshot.read_rows(meta)
         kit.by_id(meta)
         snapshot.read_frames(meta)
     kit.check_whole(snapshot, metas[-1:], [])
-    damaged = {damage.path for damage in verify(store).damage}
+    damaged = {damage.path for damage in verify(on_disk).damage}
     assert damaged == {names.segment_path(m.game, m.segment) for m in metas[:-1]}
 
 

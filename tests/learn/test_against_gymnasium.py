@@ -25,12 +25,17 @@ from wsa.store.objects.writer import commit_embedding
 REFEREE_GAMES = [
     ("Breakout", 27_000, 250),  # games end
     ("Pong", 33, 110),  # episodes are cut
-    ("Seaquest", 27_000, 170),
-    ("MsPacman", 27_000, 60),
     ("SpaceInvaders", 90, 200),  # both
-    ("AirRaid", 27_000, 60),  # 250 rows
-    ("JourneyEscape", 27_000, 200),  # more colours than a palette holds
-    ("Carnival", 27_000, 150),  # 214 rows, games end
+    *(
+        pytest.param(*game, marks=pytest.mark.slow)
+        for game in (
+            ("Seaquest", 27_000, 170),
+            ("MsPacman", 27_000, 60),
+            ("AirRaid", 27_000, 60),  # 250 rows
+            ("JourneyEscape", 27_000, 200),  # more colours than a palette holds
+            ("Carnival", 27_000, 150),  # 214 rows, games end
+        )
+    ),
 ]
 
 

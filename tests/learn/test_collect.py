@@ -3,7 +3,6 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,7 +183,7 @@ def test_a_segment_may_begin_less_than_three_steps_into_an_episode(tmp_path: Pat
     assert counts == [min(3, start % 7) for start in range(0, 60, 5)]
 
 
-@pytest.mark.parametrize("name", ["classic", "v5"])
+@pytest.mark.parametrize("name", ["classic", pytest.param("v5", marks=pytest.mark.slow)])
 def test_play_does_not_depend_on_how_it_was_divided(name: str, tmp_path: Path) -> None:
     """Not on the number of environments, nor on the length of segments."""
     protocol = stated("SpaceInvaders", name, max_steps=150)
@@ -220,7 +219,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], d
     return contents(folder), committed(snapshot)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2))])
 def test_an_interrupted_collection_continues(seed: int, tmp_path: Path, whole: Any) -> None:
     generator = np.random.default_rng(seed)
     backend = open_store(str(tmp_path), create=True)
@@ -243,7 +242,7 @@ def full_after(backend: Backend, files: int) -> FaultyBackend:
     )
 
 
-@pytest.mark.parametrize("files", [0, 17, 90])
+@pytest.mark.parametrize("files", [17, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 90))])
 def test_a_full_disk_ends_collection_and_costs_nothing(
     files: int, tmp_path: Path, whole: Any
 ) -> None:
@@ -299,10 +298,12 @@ print(len(collect(plan, backend)))
 """
 
 
-def test_two_processes_with_the_same_plan_end_with_one_set(tmp_path: Path, whole: Any) -> None:
+def test_two_processes_with_the_same_plan_end_with_one_set(
+    tmp_path: Path, whole: Any, warm: Any
+) -> None:
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        warm.start(
+            ["-c", SCRIPT, str(tmp_path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

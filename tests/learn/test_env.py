@@ -111,6 +111,14 @@ def test_protocols_say_what_they_are() -> None:
     assert games.protocol("Pong", "v5", sticky=0.1).name == "custom"
 
 
+@pytest.mark.parametrize("name", games.PROTOCOLS)
+def test_actions_are_those_of_the_environment(name: str) -> None:
+    stated = games.protocol("Breakout", name)
+    env = games.make_env("Breakout", stated, 1)
+    assert tuple(action.name for action in env.ale.get_action_set()) == stated.actions
+    env.close()
+
+
 def test_the_environment_resets_in_the_same_step() -> None:
     env = games.make_env("Pong", bare("Pong"), 2)
     assert env.metadata["autoreset_mode"] is gymnasium.vector.AutoresetMode.SAME_STEP
@@ -188,19 +196,32 @@ def test_a_truncated_episode_ends_with_its_true_last_frame(name: str) -> None:
     assert (cut.seen[limit - 1] != cut.final[limit - 1]).any()
 
 
-def test_play_depends_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", games.PROTOCOLS)
+def test_a_used_emulator_plays_as_a_new_one(name: str, emulators: dict[Any, list[Any]]) -> None:
+    """So that tests may be given emulators that others have played with."""
+    stated = games.protocol("Breakout", name, max_steps=40)
+    emulators.clear()
+    new = Trace("Breakout", stated, 2, 60, seed=3)
+    ((env,),) = emulators.values()
+    Trace("Breakout", stated, 2, 25, seed=4)
+    used = Trace("Breakout", stated, 2, 60, seed=3)
+    assert emulators.popitem()[1] == [env], "one emulator played all three"
+    for i in range(2):
+        for ours, theirs in zip(used.of(i), new.of(i), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.usefixtures("new_emulators")
+def test_play_depends_on_the_seed_alone() -> None:
     """Not on the neighbours, their ends, or the number of threads."""
     stated = games.protocol("Breakout", "v5", max_steps=150)
     four = Trace("Breakout", stated, 4, 320, seed=0)
     assert np.sum(four.truncated) > 0 and np.sum(four.terminated) > 0
     for threads in (1, 4):
-        monkeypatch.setattr(
-            AtariVectorEnv,
-            "__init__",
-            functools.partialmethod(AtariVectorEnv.__init__, num_threads=threads),
-        )
-        two = Trace("Breakout", stated, 2, 320, seed=0)
-        monkeypatch.undo()
+        with pytest.MonkeyPatch.context() as patch:
+            made = functools.partialmethod(AtariVectorEnv.__init__, num_threads=threads)
+            patch.setattr(AtariVectorEnv, "__init__", made)
+            two = Trace("Breakout", stated, 2, 320, seed=0)
         for i in range(2):
             for ours, theirs in zip(two.of(i), four.of(i), strict=True):
                 np.testing.assert_array_equal(ours, theirs)

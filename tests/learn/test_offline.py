@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -179,7 +178,9 @@ class Crash(Exception):
     """Something that the trainer does not expect."""
 
 
-@pytest.mark.parametrize("at", [4, 12, 20, 32, 40, 52, 60])
+@pytest.mark.parametrize(
+    "at", [4, 20, 60, *(pytest.param(n, marks=pytest.mark.slow) for n in (12, 32, 40, 52))]
+)
 def test_a_run_that_crashed_goes_on_as_if_it_had_not(
     walk_flat: FlatMap, whole: Path, tmp_path: Path, at: int
 ) -> None:
@@ -196,8 +197,22 @@ def test_a_run_that_crashed_goes_on_as_if_it_had_not(
     assert lines(tmp_path) == lines(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("at", [8, 20, 60])
+@pytest.mark.parametrize(
+    ("number", "at"),
+    [
+        (signal.SIGINT, 8),
+        (signal.SIGTERM, 60),
+        *(
+            pytest.param(number, at, marks=pytest.mark.slow)
+            for number, at in (
+                (signal.SIGTERM, 8),
+                (signal.SIGINT, 20),
+                (signal.SIGTERM, 20),
+                (signal.SIGINT, 60),
+            )
+        ),
+    ],
+)
 def test_a_run_that_was_asked_to_stop_goes_on(
     walk_flat: FlatMap, whole: Path, tmp_path: Path, at: int, number: signal.Signals
 ) -> None:
@@ -271,14 +286,12 @@ train_offline(config, network, flat, inputs, 3, 1, Path(folder), on_line=tell)
 
 
 def test_a_process_that_is_interrupted_saves_and_goes_on(
-    kit: ModuleType, walk_url: str, walk_flat: FlatMap, whole: Path, tmp_path: Path
+    warm: Any, kit: ModuleType, walk_url: str, walk_flat: FlatMap, whole: Path, tmp_path: Path
 ) -> None:
     models = f"{kit.key('lite0')},{kit.key('vit')}"
     network = msgspec.json.encode(NETWORK).decode()
     arguments = [walk_url, str(tmp_path), models, msgspec.json.encode(SMALL).decode(), network]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = warm.start(["-c", SCRIPT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with process:
         assert process.stdout
         for _ in range(3):
@@ -367,9 +380,14 @@ def long(config: OfflineConfig) -> OfflineConfig:
     ("config", "fusion", "every"),
     [
         (long(SMALL), "wsa", 4),
-        (long(msgspec.structs.replace(SMALL, cql_alpha=0.0, n_step=3)), "res", 12),
         (long(BCConfig(batch_size=8, save_best=True)), "moe", 12),
-        (long(BCConfig(batch_size=8)), "res", 12),
+        pytest.param(
+            long(msgspec.structs.replace(SMALL, cql_alpha=0.0, n_step=3)),
+            "res",
+            12,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(long(BCConfig(batch_size=8)), "res", 12, marks=pytest.mark.slow),
         *(
             pytest.param(long(config), fusion, 1, marks=pytest.mark.slow)
             for config in (SMALL, BCConfig(batch_size=8))

@@ -611,4 +611,4 @@ def test_the_command_brings_no_library_of_models(backend: Backend, tmp_path: Pat
     )  # fmt: skip
     first, *loaded = ended.stdout.splitlines()[-1].split()
     assert first == "0" and (tmp_path / "run" / "checkpoints" / "000000003.safetensors").exists()
-    assert set(loaded) & {"timm", "torchvision", "distributed"} == set()
+    assert set(loaded) & {"beartype", "timm", "torchvision", "distributed"} == set()

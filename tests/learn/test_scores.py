@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 from wsa.learn.envs import atari
 from wsa.learn.evaluation.scores import (
     RANDOM_HUMAN,
+    Scores,
     human_normalised,
     interquartile_mean,
+    mean_score,
     stratified_interval,
 )
 
@@ -37,15 +41,34 @@ def test_the_interquartile_mean_is_rliables() -> None:
 def test_intervals_are_rliables() -> None:
     found = stratified_interval(TABLE, resamples=20_000)
     assert found == pytest.approx((IQM, IQM_LOW, IQM_HIGH), abs=0.015)
-    found = stratified_interval(TABLE, lambda table: float(table.mean()), resamples=20_000)
+    found = stratified_interval(TABLE, mean_score, resamples=20_000)
     assert found == pytest.approx((MEAN, MEAN_LOW, MEAN_HIGH), abs=0.015)
 
 
 def test_runs_are_drawn_within_their_game() -> None:
     # Two games far apart: were runs mixed over games, the interval would span both.
     table = np.array([[0.0, 100.0], [1.0, 101.0], [2.0, 102.0]])
-    found = stratified_interval(table, lambda drawn: float(drawn.mean()))
+    found = stratified_interval(table, mean_score)
     assert 50 <= found.low <= found.value == 51 <= found.high <= 52
+
+
+@pytest.mark.parametrize("statistic", [interquartile_mean, mean_score])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 4), (13, 3), (100, 1), (3, 57)])
+def test_resamples_are_those_of_one_draw_after_the_other(
+    shape: tuple[int, int], statistic: Callable[[Scores], Scores]
+) -> None:
+    """All are drawn at once; drawn one by one they are the same to the last bit."""
+    scores = np.random.default_rng(1).normal(size=shape)
+    generator = np.random.default_rng(7)
+    runs, games = shape
+    drawn = [
+        statistic(scores[generator.integers(runs, size=shape), np.arange(games)])
+        for _ in range(500)
+    ]
+    tail = (1 - 0.95) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    found = stratified_interval(scores, statistic, resamples=500, seed=7)
+    assert found == (float(statistic(scores)), low, high)
 
 
 def test_one_run_has_no_spread() -> None:

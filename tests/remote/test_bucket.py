@@ -22,6 +22,12 @@ from wsa.store.testing import BackendSuite
 
 
 class TestS3(BackendSuite):
+    calls = 60
+
+    @pytest.mark.slow  # `test_faults.py` reads long listings, over a wire that fails.
+    def test_a_long_listing_is_whole(self, backend):
+        super().test_a_long_listing_is_whole(backend)
+
     @pytest.fixture
     def backend(self, url):
         return RemoteBackend(url)

@@ -211,8 +211,18 @@ def test_throttling_for_a_minute(url, faulty, backend, kit, environment):
     assert verify(backend).leftovers == 0
 
 
-@pytest.mark.parametrize("last", range(1, 40, 7))
-@pytest.mark.parametrize("fault", ["lost", "503"])
+@pytest.mark.parametrize(
+    ("fault", "last"),
+    [
+        pytest.param(
+            fault,
+            last,
+            marks=() if (fault, last) in (("lost", 15), ("503", 8)) else pytest.mark.slow,
+        )
+        for fault in ("lost", "503")
+        for last in range(1, 40, 7)
+    ],
+)
 def test_a_bucket_that_stops_answering_loses_and_doubles_nothing(
     url, faulty, backend, kit, environment, fault, last
 ):

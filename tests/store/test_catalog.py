@@ -16,6 +16,11 @@ from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.testing.faults import FaultyBackend, MemoryBackend
 
 
+@pytest.fixture
+def store(in_memory):
+    return in_memory
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """An empty cache for each test."""
@@ -49,7 +54,7 @@ def add(kit, backend, numbers):
 
 
 def record_of(kit, number):
-    return names.commit_path(kit.keys.object_id(names.model_path(kit.key(f"m{number}"))))
+    return names.commit_path(kit.hashing.object_id(names.model_path(kit.key(f"m{number}"))))
 
 
 def reads(backend, earlier=None):
@@ -224,13 +229,13 @@ def test_a_catalogue_in_use_is_not_waited_for(many, cache, monkeypatch):
     assert reads(many) == (whole, [])
 
 
-def test_processes_share_a_catalogue(kit, store, cache, nursery):
-    add(kit, store, range(COUNT))
+def test_processes_share_a_catalogue(kit, on_disk, cache, nursery):
+    add(kit, on_disk, range(COUNT))
     at = time.time() + 0.2
-    children = [nursery.start("count", store.url, str(cache), at) for _ in range(4)]
+    children = [nursery.start("count", on_disk.url, str(cache), at) for _ in range(4)]
     assert nursery.wait(*children) == [0] * 4
     said = {line for child in children for line in child.said()}
-    commits, read = reads(store)
+    commits, read = reads(on_disk)
     assert read == [] and len(commits) == COUNT
-    checks = kit.keys.identity(sorted(c.check for c in commits.values()))
+    checks = kit.hashing.identity(sorted(c.check for c in commits.values()))
     assert said == {f"{len(commits)} {checks}"}

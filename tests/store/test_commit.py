@@ -27,6 +27,11 @@ from wsa.store.objects.snapshot import Snapshot, take_objects, take_snapshot
 from wsa.store.testing.faults import MemoryBackend
 
 
+@pytest.fixture
+def store(in_memory):
+    return in_memory
+
+
 def test_a_commit_is_seen_whole_by_later_snapshots_only(store, kit):
     key = kit.key()
     before = take_snapshot(store)
@@ -52,21 +57,21 @@ def test_a_commit_is_seen_whole_by_later_snapshots_only(store, kit):
     )
 
 
-def test_a_segment_without_its_frames_is_read_but_for_them(store, kit):
+def test_a_segment_without_its_frames_is_read_but_for_them(on_disk, kit):
     """As after a pull for training, which takes the rows alone."""
-    meta, arrays = kit.add_segment(store)
-    kit.add_embedding(store, meta, kit.key())
+    meta, arrays = kit.add_segment(on_disk)
+    kit.add_embedding(on_disk, meta, kit.key())
     pictures, rows = kit.segment_paths(meta)
-    store.delete(names.commit_path(kit.keys.object_id(pictures)))
-    snapshot = take_snapshot(store)
+    on_disk.delete(names.commit_path(kit.hashing.object_id(pictures)))
+    snapshot = take_snapshot(on_disk)
     assert snapshot.segments() == [meta] and snapshot.frames() == []
     assert kit.check_whole(snapshot, [meta], [kit.key()]) == 2
     np.testing.assert_array_equal(snapshot.read_digests(meta), arrays["digest"])
-    assert list(take_objects(store, [rows]).commits) == [rows]
+    assert list(take_objects(on_disk, [rows]).commits) == [rows]
     with pytest.raises(MissingError) as missing:
         snapshot.read_frames(meta)
     assert (missing.value.kind, missing.value.exit_code) == ("no-frames", 3)
-    for word in (store.url, meta.segment, "wsa pull", "--game Pong"):
+    for word in (on_disk.url, meta.segment, "wsa pull", "--game Pong"):
         assert word in str(missing.value)
 
 
@@ -122,7 +127,7 @@ def test_frames_are_read_as_rgb_and_fit_their_digests(store, kit, indexed):
     assert [m.game for m in snapshot.frames()] == ["Pong", "Seaquest"]
     assert frames.shape == (meta.frames, of.height, of.width, 3) and frames.dtype == np.uint8
     for frame, digest in zip(frames, arrays["digest"], strict=True):
-        assert kit.keys.frame_digest(frame) == digest.tobytes()
+        assert kit.hashing.frame_digest(frame) == digest.tobytes()
 
 
 def test_a_snapshot_may_build_on_an_earlier_one(store, kit, monkeypatch):
@@ -342,28 +347,28 @@ def test_a_record_removed_while_it_is_listed_is_not_seen(store, kit, monkeypatch
     ]
 
 
-def test_a_damaged_record_is_refused_until_it_is_removed(store, kit):
-    metas = [kit.add_segment(store, number)[0] for number in range(3)]
-    record = store.root / names.commit_path(
-        kit.keys.object_id(names.segment_path("Pong", metas[1].segment))
+def test_a_damaged_record_is_refused_until_it_is_removed(on_disk, kit):
+    metas = [kit.add_segment(on_disk, number)[0] for number in range(3)]
+    record = on_disk.root / names.commit_path(
+        kit.hashing.object_id(names.segment_path("Pong", metas[1].segment))
     )
     record.write_bytes(record.read_bytes()[:-1])
     with pytest.raises(DamagedError, match=record.stem) as damaged:
-        take_snapshot(store)
+        take_snapshot(on_disk)
     assert damaged.value.kind == "bad-record"
     record.unlink()
-    assert kit.check_whole(take_snapshot(store), metas, []) == 5
-    assert kit.add_segment(store, 1)
-    assert kit.check_whole(take_snapshot(store), metas, []) == 6
+    assert kit.check_whole(take_snapshot(on_disk), metas, []) == 5
+    assert kit.add_segment(on_disk, 1)
+    assert kit.check_whole(take_snapshot(on_disk), metas, []) == 6
 
 
-def test_a_store_that_cannot_be_listed_is_no_empty_store(store, kit, monkeypatch):
-    kit.add_segment(store)
+def test_a_store_that_cannot_be_listed_is_no_empty_store(on_disk, kit, monkeypatch):
+    kit.add_segment(on_disk)
     monkeypatch.setattr(
         os, "scandir", lambda path: (_ for _ in ()).throw(PermissionError(13, "no"))
     )
     with pytest.raises(StorageError):
-        take_snapshot(store)
+        take_snapshot(on_disk)
 
 
 def test_snapshots_hold_embedding_metas_as_written(store, kit):
@@ -376,13 +381,13 @@ def test_snapshots_hold_embedding_metas_as_written(store, kit):
     assert isinstance(take_snapshot(store), Snapshot)
 
 
-def test_a_commit_is_its_flushes_and_its_bytes_and_nothing_more(store, kit, monkeypatch):
+def test_a_commit_is_its_flushes_and_its_bytes_and_nothing_more(on_disk, kit, monkeypatch):
     """Three files, the folders they appear in, and the folders that are new: nine flushes."""
     key = kit.key()
-    meta, _ = kit.add_segment(store)
-    later, _ = kit.add_segment(store, 1)
-    kit.add_embedding(store, meta, key)  # The model's folder is there from now on.
-    before = kit.all_files(store)
+    meta, _ = kit.add_segment(on_disk)
+    later, _ = kit.add_segment(on_disk, 1)
+    kit.add_embedding(on_disk, meta, key)  # The model's folder is there from now on.
+    before = kit.all_files(on_disk)
     flushed, written = [], []
     monkeypatch.setattr(
         os, "fsync", lambda handle: flushed.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
@@ -394,17 +399,19 @@ def test_a_commit_is_its_flushes_and_its_bytes_and_nothing_more(store, kit, monk
         write(path, data)
 
     monkeypatch.setattr(atomic_files, "_write", watched)
-    kit.add_embedding(store, later, key)
-    new = {p: d for p, d in kit.all_files(store).items() if p not in before}
+    kit.add_embedding(on_disk, later, key)
+    new = {p: d for p, d in kit.all_files(on_disk).items() if p not in before}
     assert sorted(written) == sorted(map(len, new.values()))
     assert len(new) == 3, "the array's metadata, its shard, the record"
-    files = [path for path in flushed if "/tmp/" in path.removeprefix(store.url)]
-    commit = take_snapshot(store).commit(names.embedding_path(meta.game, key, later.segment))
-    record = f"{store.url}/commits/{commit.id[:2]}"
-    folder = f"{store.url}/{commit.folder}"
+    files = [path for path in flushed if "/tmp/" in path.removeprefix(on_disk.url)]
+    commit = take_snapshot(on_disk).commit(names.embedding_path(meta.game, key, later.segment))
+    record = f"{on_disk.url}/commits/{commit.id[:2]}"
+    folder = f"{on_disk.url}/{commit.folder}"
     assert len(files) == 3
     folders = sorted(path for path in flushed if path not in files)
     appear = [folder, folder, record]
     parents = [str(Path(folder).parent), str(Path(folder).parents[1])]
-    shelf = [f"{store.url}/commits"] * (f"commits/{commit.id[:2]}" not in {p[:10] for p in before})
+    shelf = [f"{on_disk.url}/commits"] * (
+        f"commits/{commit.id[:2]}" not in {p[:10] for p in before}
+    )
     assert folders == sorted([*appear, *parents, *shelf])

@@ -20,8 +20,14 @@ from wsa.store.common.errors import ConflictError, DamagedError, MissingError
 from wsa.store.exchange import export as columns
 from wsa.store.exchange.export import ExportPlan, export, plan_export
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
+from wsa.store.testing.faults import MemoryBackend
 
 RUN_B = "ba9876543210"
+
+
+@pytest.fixture
+def store(in_memory):
+    return in_memory
 
 
 @pytest.fixture
@@ -223,16 +229,18 @@ def test_an_export_is_whole_or_absent(kit: ModuleType, snapshot: Snapshot, tmp_p
     meta = ordered(snapshot, kit)[2]
     commit = snapshot.commit(names.segment_path(meta.game, meta.segment))
     largest = max(commit.files, key=lambda file: file.bytes)
-    file = Path(snapshot.backend.url) / commit.folder / largest.name
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-1])
+    path = f"{commit.folder}/{largest.name}"
+    assert isinstance(snapshot.backend, MemoryBackend)
+    files = snapshot.backend.files
+    whole = files[path]
+    files[path] = (whole[0][:-1], whole[1])
     with pytest.raises(DamagedError):
         write(snapshot, kit, tmp_path / "x")
     assert not (tmp_path / "x").exists()
     assert (tmp_path / "x.partial").exists()
-    file.write_bytes(whole)
+    files[path] = whole
     plan = write(snapshot, kit, tmp_path / "x")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["store", "x"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x"]
     found: Any = zarr.open_group(tmp_path / "x", mode="r")
     assert {name for name, _ in found.arrays()} == {
         *(*plan.models, "digest"),

@@ -17,6 +17,11 @@ from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.testing.faults import FaultyBackend
 
 
+@pytest.fixture
+def store(in_memory):
+    return in_memory
+
+
 def objects(kit):
     """Committing a segment, its embeddings, and a model."""
     meta, arrays = kit.remember(0)
@@ -38,7 +43,7 @@ def record_of(kit, what):
         "embedding": names.embedding_path(meta.game, kit.key(), meta.segment),
         "model": names.model_path(kit.key()),
     }[what]
-    return names.commit_path(kit.keys.object_id(path))
+    return names.commit_path(kit.hashing.object_id(path))
 
 
 def leftovers(kit, store):

@@ -4,7 +4,7 @@ import errno
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsa.store.backends.local import LocalBackend
@@ -17,6 +17,7 @@ PATHS = st.builds(
 )
 
 
+@settings(max_examples=settings().max_examples // 3)
 @given(st.lists(st.tuples(st.sampled_from(["put", "delete", "get"]), PATHS, st.binary(max_size=9))))
 def test_the_five_verbs_are_a_dictionary_that_does_not_overwrite(tmp_path_factory, calls):
     backend = LocalBackend(tmp_path_factory.mktemp("root"))

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsa.store.backends.local import LocalBackend
@@ -44,6 +44,7 @@ def fail(monkeypatch, call: str, code: int, after: int = 0) -> None:
     monkeypatch.setattr(owner, name, failing)
 
 
+@settings(max_examples=settings().max_examples // 3)
 @given(st.binary(max_size=5000), st.binary(max_size=5000))
 def test_the_first_wins_and_stays(tmp_path_factory, first, second):
     root = tmp_path_factory.mktemp("root")

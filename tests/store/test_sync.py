@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsa.encode.jobs.plan import make_plan
@@ -138,6 +138,7 @@ def lacking(draw: st.DrawFn) -> Any:
     return without
 
 
+@settings(max_examples=settings().max_examples // 3)
 @given(lacking(), lacking(), st.data())
 def test_what_was_asked_for_is_there_afterwards(labs, lacking_ours, lacking_theirs, data):
     source, target = part(labs[0], lacking_ours), part(labs[1], lacking_theirs)
@@ -177,6 +178,7 @@ def test_what_was_asked_for_is_there_afterwards(labs, lacking_ours, lacking_thei
     assert target.files == after
 
 
+@settings(max_examples=settings().max_examples // 3)
 @given(lacking(), lacking())
 def test_the_direction_does_not_matter(labs, lacking_ours, lacking_theirs):
     ours, theirs = part(labs[0], lacking_ours), part(labs[1], lacking_theirs)

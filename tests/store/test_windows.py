@@ -31,6 +31,11 @@ SHAPES = {"moving": (3,), "lite0": (2,), "pair": (2, 2), "vit": (1,)}
 
 
 @pytest.fixture
+def store(in_memory):
+    return in_memory
+
+
+@pytest.fixture
 def models(kit):
     return [kit.key(alias) for alias in WINDOWS]
 
@@ -214,11 +219,11 @@ def test_cleaned_windows_are_made_again(store, kit, models, tmp_path, how):
 )
 def test_any_map_with_windows_equals_the_store(kit, tmp_path_factory, segments):
     folder = tmp_path_factory.mktemp("any")
-    store = open_store(str(folder / "store"), create=True)
+    on_disk = open_store(str(folder / "store"), create=True)
     models = [kit.key(alias) for alias in WINDOWS]
     for env, (steps, ends, cut) in enumerate(segments):
-        fill(store, kit, [0], env=env, steps=steps, ends=tuple(ends), cut=cut)
-        snapshot = take_snapshot(store)
+        fill(on_disk, kit, [0], env=env, steps=steps, ends=tuple(ends), cut=cut)
+        snapshot = take_snapshot(on_disk)
         made = flat_map.materialise(snapshot, "Pong", models, folder)
         equals_the_store(made, snapshot, models)
 
@@ -257,16 +262,16 @@ def test_verify_finds_a_wrong_number_of_embeddings(store, kit, alias):
     assert not verify(store).damage
 
 
-def test_damaged_windows_are_named_by_row(store, kit):
-    (meta,) = fill(store, kit, [0], ("pair",), steps=600, frames=20)
-    commit = take_snapshot(store).commit(
+def test_damaged_windows_are_named_by_row(on_disk, kit):
+    (meta,) = fill(on_disk, kit, [0], ("pair",), steps=600, frames=20)
+    commit = take_snapshot(on_disk).commit(
         names.embedding_path("Pong", kit.key("pair"), meta.segment)
     )
-    file = store.root / commit.folder / "c.0.0.0"
+    file = on_disk.root / commit.folder / "c.0.0.0"
     data = bytearray(file.read_bytes())
     data[10] ^= 1
     file.write_bytes(data)
-    (damage,) = verify(store).damage
+    (damage,) = verify(on_disk).damage
     assert (damage.unit, damage.rows) == ("rows", ((0, 255),))
 
 

@@ -57,9 +57,10 @@ class Run:
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize("killed_at", [(450,), pytest.param((300, 600), marks=pytest.mark.slow)])
 def test_a_killed_run_continues_as_if_nothing_had_happened(
     walk: SimpleNamespace, tmp_path: Path, read_metrics: Any, n_step: int,
-    monkeypatch: pytest.MonkeyPatch,
+    killed_at: tuple[int, ...], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("wsa.learn.online.env_runner.STRETCH", 20)
     config = msgspec.structs.replace(SMALL, n_step=n_step)
@@ -67,7 +68,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
     whole.train()
     wanted = read_metrics(tmp_path / "whole")
     real = checkpoint.save
-    for step in (300, 450, 600):
+    for step in killed_at:
 
         def save(folder: Path, at: int, *args: Any, step: int = step, **details: Any) -> Path:
             if at >= step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -72,8 +73,8 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(registered: Path, tmp_path: Path) -> Path:
     """A folder with such a store."""
-    shutil.copytree(registered, tmp_path / "store")
-    shutil.copytree(registered, tmp_path / "other")
+    for name in ("store", "other"):
+        shutil.copytree(registered, tmp_path / name, copy_function=os.link)
     return tmp_path
 
 
@@ -95,7 +96,7 @@ def train(store: Path, folder: Path, **changes: Any) -> tuple[OnlineRun, Any]:
     return config, train_playing(folder, config, "cpu")
 
 
-@pytest.mark.parametrize("algo", [PPO, DQN, RECURRENT])
+@pytest.mark.parametrize("algo", [PPO, DQN, pytest.param(RECURRENT, marks=pytest.mark.slow)])
 def test_a_run_from_end_to_end(here: Path, algo: dict[str, Any], read_metrics: Any) -> None:
     """At most a pass a distinct frame; recorded, so that the next run needs none at all."""
     before = Encoder.total_passes
@@ -128,7 +129,7 @@ def test_a_run_from_end_to_end(here: Path, algo: dict[str, Any], read_metrics: A
     assert seen.updates == 96 and len(seen.episodes) == 1
 
 
-@pytest.mark.parametrize("algo", [PPO, DQN])
+@pytest.mark.parametrize("algo", [PPO, pytest.param(DQN, marks=pytest.mark.slow)])
 def test_the_end_to_end_baseline_is_the_same_code(here: Path, algo: dict[str, Any]) -> None:
     changes = {**algo, **PIXELS, "frame_stack": 4, "parameters": 50_000, "record": True}
     config, played = train(here / "store", here / "run", **changes)
@@ -452,7 +453,9 @@ def collected(store: Path, policy: Path, eps: float, **changes: Any) -> list[tup
     )
 
 
-@pytest.mark.parametrize("algo", [RECURRENT, DQN, {**PPO, **PIXELS}])
+@pytest.mark.parametrize(
+    "algo", [pytest.param(RECURRENT, marks=pytest.mark.slow), DQN, {**PPO, **PIXELS}]
+)
 def test_a_trained_run_plays_as_a_behaviour_policy(here: Path, algo: dict[str, Any]) -> None:
     train(here / "store", here / "run", **algo)
     fresh = [here / name for name in "abc"]

@@ -61,10 +61,13 @@ def stop_at(step: int) -> Any:
     return on_update
 
 
+@pytest.mark.parametrize(
+    "killed_at", [(320,), pytest.param((64, 192, 704), marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_a_killed_run_continues_as_if_nothing_had_happened(
     walk: SimpleNamespace, tmp_path: Path, read_metrics: Any, recurrent: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    killed_at: tuple[int, ...], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(
         "wsa.learn.online.env_runner.STRETCH", 20
@@ -73,7 +76,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
     whole = Run(walk, tmp_path / "whole", config)
     whole.train()
     wanted = read_metrics(tmp_path / "whole")
-    for step in (64, 192, 320, 704):
+    for step in killed_at:
         folder = tmp_path / str(step)
         with pytest.raises(RuntimeError, match="killed"):
             Run(walk, folder, config).train(stop_at(step))

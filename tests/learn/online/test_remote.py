@@ -22,17 +22,33 @@ from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
+RESNET = "timm:test_resnet.r160_in1k:random"
+
 
 def address(cluster: Any) -> str:
     return str(cluster.scheduler_address)
 
 
-def test_workers_give_the_same_bits_and_the_same_run(tmp_path: Path, read_metrics: Any) -> None:
+@pytest.mark.parametrize(
+    ("models", "workers"),
+    [
+        pytest.param((RESNET,), {"n_workers": 1, "processes": False}, id="threads"),
+        pytest.param(
+            (RESNET, "vos:random"),
+            {"n_workers": 2, "processes": True},
+            id="processes",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_workers_give_the_same_bits_and_the_same_run(
+    models: tuple[str, ...], workers: dict[str, Any], tmp_path: Path, read_metrics: Any
+) -> None:
     def options(folder: str) -> LearnOptions:
         return parsed(
             "learn",
             store=str(tmp_path / "store"), game="Breakout", online=True, algo="ppo",
-            models=("timm:test_resnet.r160_in1k:random", "vos:random"), output="pooled", total_timesteps=32, num_envs=2,
+            models=models, output="pooled", total_timesteps=32, num_envs=2,
             num_steps=8, num_minibatches=2, update_epochs=1, fusion_size=16, hidden=("16",),
             run_dir=str(tmp_path / folder),
         )  # fmt: skip
@@ -46,7 +62,7 @@ def test_workers_give_the_same_bits_and_the_same_run(tmp_path: Path, read_metric
     local = open_model(take_snapshot(open_store(config.store)), config.models[0], engine="torch")
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0",
+            **workers, threads_per_worker=1, dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL, scheduler_kwargs={"dashboard": False},
         ) as cluster,
         remote_encoders(address(cluster), config.store, config.models, "torch") as encoders,

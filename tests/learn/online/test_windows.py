@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -227,7 +228,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory, requests: list[Request]
 @pytest.fixture
 def here(registered: Path, tmp_path: Path) -> Path:
     """A folder with such a store."""
-    shutil.copytree(registered, tmp_path / "store")
+    shutil.copytree(registered, tmp_path / "store", copy_function=os.link)
     return tmp_path
 
 
@@ -256,7 +257,7 @@ def without_embeddings(snapshot: Snapshot, store: Path) -> None:
             (store / "commits" / name[:2] / f"{name}.json").unlink()
 
 
-@pytest.mark.parametrize("algo", [PPO, DQN])
+@pytest.mark.parametrize("algo", [PPO, pytest.param(DQN, marks=pytest.mark.slow)])
 def test_what_is_recorded_is_what_encoding_gives(
     here: Path, algo: dict[str, Any], requests: list[Request], read_metrics: Any,
     monkeypatch: pytest.MonkeyPatch,
