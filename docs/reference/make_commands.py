@@ -41,11 +41,10 @@ def _of_online_algorithms() -> Iterator[str]:
     for name in ONLINE:
         flags = ["--online", "--algo", name]
         yield f"\n### wsa learn {' '.join(flags)}\n\nInstead of the groups of these names above:\n\n"
-        boxes = _help(["learn", *flags]).split("╭─ ")[1:]
-        kept = [box for box in boxes if box.startswith(("algorithm", "data", "live models"))]
-        yield (
-            "```text\n" + "".join(f"╭─ {box}" for box in kept).partition("\nexample:")[0] + "```\n"
-        )
+        groups = re.split(r"^(?= \S.*\n -{9})", _help(["learn", *flags]), flags=re.MULTILINE)
+        kept = [g for g in groups if g.startswith((" algorithm", " data", " live models"))]
+        text = "".join(kept).partition("\nexample:")[0].rstrip()
+        yield f"```text\n{text}\n```\n"
 
 
 def _help(verb: list[str]) -> str:
