@@ -28,13 +28,13 @@ from wsa.encode.inference.encoder import Encoder
 from wsa.encode.models.registry import parse_request
 from wsa.encode.registration import probe_frames
 from wsa.encode.registration.register import open_model, register
-from wsa.learn.configs.algorithms import DQNConfig
+from wsa.learn.configs.algorithms import CQLConfig
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.data.transitions import Batch, OfflineBatches
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import QNetwork
-from wsa.learn.offline.dqn import DQN
+from wsa.learn.offline.cql import CQL
 from wsa.store.format.records import EmbeddingMeta
 from wsa.store.objects.flat_map import FlatMap, materialise
 from wsa.store.objects.root import open_store
@@ -73,7 +73,7 @@ class RamBatches:
 def learner() -> DQN:
     inputs = Inputs(((DEPTH, SIZE),) * len(MODELS))
     network = QNetwork(inputs, ACTIONS, NetworkConfig(FusionConfig(size=SIZE), DEPTH))
-    return DQN(DQNConfig(), network)
+    return CQL(CQLConfig(), network)
 
 
 def filled(folder: Path, backend) -> FlatMap:

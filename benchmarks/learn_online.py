@@ -25,21 +25,22 @@ from kit import interleave, markdown, rate, table
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wsa import cli
 from wsa.encode.live.frame_history import FrameHistory
+from wsa.learn.commands.learn import plan_run
 from wsa.learn.configs.algorithms import PPOConfig
-from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import ActorCritic
 from wsa.learn.online import ppo
 from wsa.learn.online.embedding_table import Table
-from wsa.learn.online.env_runner import Stage
+from wsa.learn.online.env_runner import EnvRunner
 from wsa.learn.online.ppo import Rollout
 from wsa.learn.online.session import Session
-from wsa.learn.runs import offline_run
-from wsa.learn.runs import online_run as online
-from wsa.learn.runs.online_setup import configure
+from wsa.learn.runs import train
+from wsa.learn.runs.config import OnlineRun
+from wsa.learn.runs.folder import begin
 
 CONFIG = PPOConfig()
 ACTIONS = 6
@@ -72,7 +73,7 @@ def ours(models: int, depth: int, folder: Path) -> Any:
     filled = Table(folder, Noise(models))
     frames = np.arange(2000, dtype="<u8").view(np.uint8).reshape(2000, 1, 1, 8)[..., :3]
     filled.see(FrameHistory(1).push(frames, np.ones(2000, np.bool_), np.arange(2000)))
-    stage = Stage(game, filled, depth, 1)
+    stage = EnvRunner(game, filled, depth, 1)
     keys = [f"model{i}" for i in range(models)]
     session = Session(stage, keys, [slice(0, filled.width)], settled=True)
     shapes = ((depth, WIDTH),) * models
@@ -87,7 +88,7 @@ def ours(models: int, depth: int, folder: Path) -> Any:
     )  # fmt: skip
 
     def update() -> int:
-        ppo.learn(CONFIG, session, network, optimizer, rollout, "cpu")
+        ppo.update_policy(CONFIG, session, network, optimizer, rollout, "cpu")
         return 1
 
     return update
@@ -123,7 +124,7 @@ def cleanrl() -> Any:
     """The update of CleanRL's `ppo_atari`, on pixels kept as float tensors, as it keeps them."""
     agent = CleanRLAgent()
     optimizer = torch.optim.Adam(agent.parameters(), lr=2.5e-4, eps=1e-5)
-    size = CONFIG.batch_size
+    size = CONFIG.rollout_size
     pixels = torch.randint(256, (size, 4, 84, 84)).float()
     actions = torch.randint(ACTIONS, (size,))
     logprobs, values, advantages, returns = torch.randn(4, size).unbind()
@@ -155,29 +156,32 @@ def cleanrl() -> Any:
 def online_run(folder: Path, name: str, **changes: Any) -> tuple[Any, int, int]:
     """Train; also how many states went through the networks, and models."""
     details: dict[str, Any] = {
-        "store": str(folder / "store"), "game": "Pong", "online": True, "models": ("lite0",),
-        "run_dir": str(folder / name), **changes,
+        "store": folder / "store", "game": "Pong", "models": "lite0", "run_dir": folder / name,
+        **changes,
     }  # fmt: skip
-    config, where = configure(LearnOptions(**details), "cpu")
-    offline_run.begin(where, config)
+    record = ["--record"] if details.pop("record", False) else []
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in details.items()]
+    _, config, where = plan_run(cli.parse("learn", ["--online", *record, *flags]), "cpu")
+    assert isinstance(config, OnlineRun)
+    begin(where, config)
     states = 0
 
     def count(module: Any, inputs: Any, output: Any) -> None:
         nonlocal states
         states += len(inputs[0])
 
-    real = online.make_network
+    real = train.make_network
 
-    def counted(config: Any) -> Any:
-        network = real(config)
+    def counted(*how: Any) -> Any:
+        network = real(*how)
         network.torso.register_forward_hook(count)
         return network
 
-    online.make_network = counted
+    train.make_network = counted
     try:
-        return online.learn(where, config, "cpu"), states, len(config.models)
+        return train.train_playing(where, config, "cpu"), states, len(config.models)
     finally:
-        online.make_network = real
+        train.make_network = real
 
 
 def alone(steps: int, updates: int, update: Any) -> float:
@@ -212,13 +216,13 @@ def main() -> None:
         rates = interleave({n: (lambda w=w: rate(w, 1.0)) for n, w in contenders.items()}, 3)
         table("updates/s", rates, "CleanRL's network on pixels")
 
-        steps = 4 * CONFIG.batch_size
+        steps = 4 * CONFIG.rollout_size
         options: dict[str, Any] = {"algo": "ppo", "total_timesteps": steps}
         first, states, models = online_run(folder, "first", **options, record=True)
         warm, _, _ = online_run(folder, "warm", **options)
         assert warm.passes == 0
         update = ours(1, 4, folder / "one")
-        bare = alone(steps, steps // CONFIG.batch_size - 1, update)
+        bare = alone(steps, steps // CONFIG.rollout_size - 1, update)
         print(f"\nPPO, {steps:,} steps of Pong, lite0, every frame in the store:\n")
         markdown(
             ["", "steps/s", "ratio"],

@@ -1,7 +1,6 @@
 """The shared home of frames and embeddings: numpy and zarr only, readable without torch.
 
-Read in this order: `errors`, `names`, `keys`, `records` say what is stored; `backends`, `local`,
-`publish`, `remote`, `bucket` say how bytes get there; `layout` says what the bytes mean; `writer`, `reader`, `index`
-and `flat` are what the other rooms call; `verify` checks every byte; `sync` brings to one store what
-another has; `export` writes plain arrays for people without wsa.
+`common` has what every room uses; `backends` says how bytes get there and `format` what they mean;
+`objects` is what the other rooms call: writers, snapshots, the flat map. `maintenance` checks and
+repairs, `exchange` brings to one store what another has.
 """

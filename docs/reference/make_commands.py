@@ -14,7 +14,9 @@ from pathlib import Path
 from unittest import mock
 
 from wsa import cli
-from wsa.learn.configs.algorithms import ONLINE
+from wsa.learn.configs.algorithms import OFFLINE, ONLINE, CQLConfig
+
+DEFAULT = CQLConfig  # Of `wsa learn` without --algo.
 
 
 def page() -> str:
@@ -33,19 +35,21 @@ def _page() -> str:
         parts.append(f"\n## wsa {name}\n\n{verb.what[0].upper() + verb.what[1:]}.\n\n")
         parts.append(f"```text\n{_help([name])}```\n")
         if name == "learn":
-            parts.extend(_of_online_algorithms())
+            parts.extend(_of_other_algorithms())
     return "".join(parts)
 
 
-def _of_online_algorithms() -> Iterator[str]:
+def _of_other_algorithms() -> Iterator[str]:
     """Groups of options that `wsa learn` has with another --algo."""
-    for name in ONLINE:
-        flags = ["--online", "--algo", name]
-        yield f"\n### wsa learn {' '.join(flags)}\n\nInstead of the groups of these names above:\n\n"
+    for name, online in [*((n, False) for n in OFFLINE), *((n, True) for n in ONLINE)]:
+        flags = ["--algo", name, *(["--online"] if online else [])]
+        if OFFLINE.get(name) is DEFAULT and not online:
+            continue
+        yield f"\n### wsa learn {' '.join(flags)}\n\nIn place of the groups of these names above:\n\n"
+        kinds = (" algorithm", " data", " live models") if online else (" algorithm",)
         groups = re.split(r"^(?= \S.*\n -{9})", _help(["learn", *flags]), flags=re.MULTILINE)
-        kept = [g for g in groups if g.startswith((" algorithm", " data", " live models"))]
-        text = "".join(kept).partition("\nexample:")[0].rstrip()
-        yield f"```text\n{text}\n```\n"
+        text = "".join(g for g in groups if g.startswith(kinds)).partition("\nexample:")[0]
+        yield f"```text\n{text.rstrip()}\n```\n"
 
 
 def _help(verb: list[str]) -> str:

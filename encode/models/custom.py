@@ -4,7 +4,7 @@ The callable takes nothing and returns a `UserModel`: a frozen network and what 
 Importing a module runs it, so the one rule is: a module is imported only where the name was typed
 by whoever started this process. A `Request` says it in its source, `user:module:callable`, which is
 made from the command line alone; what a store says of where a model came from is shown and never
-imported (`wsa.encode.models.registry.request_of`).
+imported (`wsa.encode.registration.identity.request_of`).
 """
 
 from __future__ import annotations

@@ -215,9 +215,10 @@ def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
     path = Path(o.bench_dir) / SETTINGS
     options = {**flat_options(o), "store": snapshot.backend.url}
     segments: dict[str, tuple[str, ...]] = {}
+    kept: dict[str, Any] = {}  # Also what runs of this call have no use for.
     if path.exists():
         before = records.read_json(path.read_bytes(), Settings, str(path))
-        segments = before.segments
+        segments, kept = before.segments, before.options
         defaults = flat_options(_defaults(o))
         for name, other in options.items():
             one = before.options.get(name)
@@ -226,18 +227,23 @@ def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
             if spelled(name, one) != spelled(name, other):
                 raise ConflictError(
                     "run-exists",
-                    f"{o.bench_dir} was begun with {spelled(name, one)}, not {other}: "
+                    f"{o.bench_dir} was begun with {spelled(name, one)}, not {spelled(name, other)}: "
                     "its runs would not be comparable. Give that, or another --bench-dir.",
                 )
     if not o.online:
         new = {game: snapshot.segments(game) for game in o.games if game in snapshot.games}
         segments = {game: tuple(m.segment for m in metas) for game, metas in new.items()} | segments
-    return Settings(options, segments)
+    return Settings(kept | options, segments)
 
 
 def changed(o: BenchOptions) -> list[str]:
     """Options that all runs share and that are not as by default, as they are written."""
-    defaults = {**flat_options(_defaults(o)), "online": False, "algo": "cql"}
+    defaults = {
+        **flat_options(_defaults(o)),
+        "online": False,
+        "algo": "cql",
+        "fusion_preset": "default",
+    }
     return [
         spelled(name, value)
         for name, value in flat_options(o).items()
@@ -257,6 +263,7 @@ def _defaults(o: BenchOptions) -> BenchOptions:
         algorithm=type(o.algorithm)(),
         network=network,
         data=type(o.data)(),
+        live=type(o.live)(),
     )
 
 

@@ -12,7 +12,7 @@ from wsa.encode.configs import EncodeOptions
 from wsa.encode.models.paper import load
 from wsa.encode.models.registry import parse_request
 from wsa.learn.collect.collect import collect, plan_collection
-from wsa.learn.configs.algorithms import DQNConfig
+from wsa.learn.configs.algorithms import CQLConfig
 from wsa.learn.configs.data import DemoOptions
 from wsa.learn.envs import atari
 from wsa.learn.offline.trainer import Trained
@@ -63,7 +63,7 @@ def demo(o: DemoOptions) -> int:
         o.game,
         *by_default(models, "wsa", ""),
         1,
-        DQNConfig(updates=o.updates, target_network_frequency=250),
+        CQLConfig(updates=o.updates, target_network_frequency=250),
     )
     run_folder = new_folder(folder / "runs", config, "demo")
     with terminal.Progress("learn", "updates", o.updates) as progress:
@@ -119,7 +119,7 @@ def _summary(
             terminal.size(total_bytes(snapshot)),
             f"{terminal.size(game.bytes)} frames, {terminal.size(game.embedded)} embeddings",
         ),
-        ("updates per second", round(trained.updates_per_s), "WSA + double DQN, batch 32, CPU"),
+        ("updates per second", round(trained.updates_per_s), "WSA + CQL, batch 32, CPU"),
         ("return, trained", mean, f"raw, +- {spread:,.0f} over {o.episodes} games"),
         ("return, random", random_mean, f"raw, +- {random_spread:,.0f} over {o.episodes} games"),
     ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Self, TypeAlias
 
 import msgspec
 
@@ -158,6 +158,10 @@ class OnlineConfig(AlgorithmConfig, frozen=True, tag_field="algo"):
     save_frequency: Annotated[int, COUNT] = 100_000
     """Steps between checkpoints."""
 
+    def settled(self) -> Self:
+        """The same with every value written out, as `config.json` has it."""
+        return self
+
 
 class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
     """PPO (Schulman et al., 2017)."""
@@ -259,8 +263,6 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.offline_fraction_end is None:
-            msgspec.structs.force_setattr(self, "offline_fraction_end", self.offline_fraction)
         if self.total_timesteps < self.num_envs:
             raise UsageError(
                 "bad-option", "--total-timesteps must be at least one step of each environment."
@@ -269,7 +271,17 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
     @property
     def mixes_stored(self) -> bool:
         """Whether any batch holds stored data."""
-        return self.offline_fraction > 0 or bool(self.offline_fraction_end)
+        return self.offline_fraction > 0 or self.last_fraction > 0
+
+    @property
+    def last_fraction(self) -> float:
+        """Share of each batch that is stored data at the end of the run."""
+        end = self.offline_fraction_end
+        return self.offline_fraction if end is None else end
+
+    def settled(self) -> Self:
+        """The same with every value written out, as `config.json` has it."""
+        return msgspec.structs.replace(self, offline_fraction_end=self.last_fraction)
 
     @property
     def discounting(self) -> Discounting:
@@ -297,8 +309,7 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
     def stored_of(self, step: int) -> int:
         """Transitions of a batch that are stored data, after so many steps."""
         done = step / self.total_timesteps
-        end = self.offline_fraction_end or 0.0
-        share = self.offline_fraction + done * (end - self.offline_fraction)
+        share = self.offline_fraction + done * (self.last_fraction - self.offline_fraction)
         return round(share * self.batch_size)
 
 

@@ -214,6 +214,11 @@ def learn_options(arguments: Sequence[str]) -> LearnOptions:
     Raises:
         UsageError: An option belongs to another algorithm, or to another kind of run.
     """
+    if _given(arguments, "resume"):  # The run says what it is; how models run is to be said.
+        algo = values_of(arguments, "algo", "cql")[-1]
+        kinds: dict[str, type[AlgorithmConfig]] = {**OFFLINE, **ONLINE}
+        config = kinds.get(algo, CQLConfig)
+        return LearnOptions(algorithm=config(), data=PlayOptions(), live=OnlineLiveOptions())
     fusions = values_of(arguments, "fusion", "wsa")
     return LearnOptions(**training_defaults(arguments, "--fusion", fusions))
 
@@ -231,12 +236,18 @@ def training_defaults(
     Raises:
         UsageError: An option belongs to another algorithm, or to another kind of run.
     """
+    helping = bool({"-h", "--help"} & set(arguments))
     online = _given(arguments, "online")
-    (algo,) = values_of(arguments, "algo", "cql")[-1:]
+    (algo,) = values_of(arguments, "algo", "")[-1:]
+    if helping and (algo in ONLINE.keys() - OFFLINE.keys() or set(fusions) == {PIXELS}):
+        online = True
+    if online and not algo and not helping:
+        raise UsageError("bad-option", "--online needs --algo ppo or --algo dqn.")
+    algo = algo or ("ppo" if online else "cql")
     (preset,) = values_of(arguments, "fusion-preset", "default")[-1:]
     pixels = set(fusions) == {PIXELS}
     known = algorithms(online)
-    if algo not in known and algo in {**OFFLINE, **ONLINE}:
+    if not helping and algo not in known and algo in {**OFFLINE, **ONLINE}:
         if online:
             raise UsageError(
                 "bad-option", f"--online --algo {algo}: choose from {', '.join(ONLINE)}."
@@ -245,7 +256,7 @@ def training_defaults(
             "bad-option",
             f"--algo {algo} needs --online. Add it, or choose from {', '.join(OFFLINE)}.",
         )
-    if PIXELS in fusions and not online:
+    if PIXELS in fusions and not online and not helping:
         raise UsageError(
             "bad-option",
             f"{flag} {PIXELS} needs --online, since stored data has no pixels to learn from. Add it, "
@@ -259,8 +270,8 @@ def training_defaults(
         defaults["network"] = PixelNetworkConfig()
     if online:
         defaults |= {"data": PlayOptions(), "live": OnlineLiveOptions()}
-    for field in _fields(arguments):
-        for why in _idle(field, config, algo, online, pixels):
+    for field in () if helping else _fields(arguments):
+        for why in _idle(field, config, algo, online, flag if pixels else ""):
             raise UsageError("bad-option", f"--{field.replace('_', '-')} {why}")
     return defaults
 
@@ -302,6 +313,8 @@ def flat_options(training: Training) -> dict[str, Any]:
         name: getattr(training, name) for name in ("online", "algo", "context", "fusion_preset")
     }
     found |= dataclasses.asdict(training.data)
+    if isinstance(training.live, OnlineLiveOptions):
+        found["output"] = training.live.output
     for part in (training.network, training.algorithm, training.evaluation):
         found |= {name: getattr(part, name) for name in part.__struct_fields__}
     fusion = found.pop("fusion", None)
@@ -315,9 +328,15 @@ def flat_options(training: Training) -> dict[str, Any]:
 
 
 def _idle(
-    field: str, config: type[AlgorithmConfig], algo: str, online: bool, pixels: bool
+    field: str, config: type[AlgorithmConfig], algo: str, online: bool, pixels: str
 ) -> Iterator[str]:
-    """Why an option has no effect on such a run, if it has none."""
+    """Why an option has no effect on such a run, if it has none.
+
+    Args:
+        field: The option.
+        config, algo, online: The algorithm.
+        pixels: The flag that says that the network sees pixels, or empty.
+    """
     takers = [] if field in config.__struct_fields__ else list(with_option(field))
     here = [f"--algo {name}" for name, other in takers if other == online]
     there = [f"--algo {name}" for name, other in takers if other != online]
@@ -332,7 +351,7 @@ def _idle(
     ):
         yield "is an option of --online. Leave it out, or add --online."
     if pixels and field in _SWITCHES:
-        yield f"is an option of fusions; --fusion {PIXELS} has no models. Leave it out."
+        yield f"is an option of fusions; {pixels} {PIXELS} has no models. Leave it out."
 
 
 def _names(*kinds: type) -> set[str]:
@@ -353,7 +372,7 @@ def _fields(arguments: Sequence[str]) -> list[str]:
 
 
 def _given(arguments: Sequence[str], flag: str) -> bool:
-    return flag in _fields(arguments)
+    return any(word.split("=")[0] == f"--{flag}" for word in arguments)
 
 
 def values_of(arguments: Sequence[str], flag: str, default: str) -> list[str]:

@@ -78,7 +78,7 @@ class EnvRunner:
     """Environments being played.
 
     Args:
-        env: From `games.make_env`.
+        env: From `atari.make_env`.
         table: What the frames go into.
         depth: k, frames in a state.
         seed: Environment i begins with seed + i.

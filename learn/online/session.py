@@ -22,7 +22,7 @@ from wsa.learn.training import checkpoint
 from wsa.learn.training.metrics import Metrics
 from wsa.store.objects.flat_map import FlatMap
 
-# Rows that the mean and deviation are taken over, as in `features.moments`.
+# Rows that the mean and deviation are taken over, as in `wsa.learn.data.transitions.moments`.
 SAMPLE = 20_000
 
 

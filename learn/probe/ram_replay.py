@@ -34,7 +34,7 @@ class _Unlike(Exception):
 
 
 class _Console:
-    """An emulator that plays as an environment of `games.make_env` does, and shows its memory."""
+    """An emulator that plays as an environment of `atari.make_env` does, and shows its memory."""
 
     def __init__(self, game: str, stated: Protocol) -> None:
         games.quiet_emulator()

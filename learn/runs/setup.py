@@ -75,6 +75,12 @@ def configure(
     if start.init:
         init = str(checkpoint.latest(Path(start.init).absolute() / "checkpoints"))
         before = read_config(Path(start.init))
+        if bool(before.models) == pixels:
+            raise UsageError(
+                "bad-option",
+                f"--init {start.init}: one of the two networks sees pixels, the other embeddings. "
+                "Begin from another run, or from nothing.",
+            )
     network = request.network_config
     if before and before.models and not pixels:
         network, models, context = _begin_from(request, before, keys_of)
@@ -373,7 +379,7 @@ def make_online(
         protocol=protocol,
         network=network,
         parameters=parameters,
-        hyperparameters=hyperparameters,
+        hyperparameters=hyperparameters.settled(),
         evaluation=evaluation or EvaluationConfig(),
         init=init,
     )

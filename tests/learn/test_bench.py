@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,9 @@ from wsa.encode.jobs.cluster import connect
 from wsa.learn.bench import grid, runner
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.configs.bench import BenchOptions
-from wsa.store.common.errors import UsageError
+from wsa.store.common.errors import ConflictError, UsageError
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 SETTINGS = grid.Settings({"store": "/lab/wsa"}, {"Pong": ("a", "b")})
 
@@ -72,6 +75,29 @@ def test_what_models_play_with_is_for_the_judging_where_nothing_else_is_played()
         assert cell.request.live.engine == "torch"
     with pytest.raises(UsageError, match="--eval-episodes is an option of --eval-frequency"):
         grid.check(options(models=("vit",), eval_episodes=30))
+
+
+def test_a_bench_keeps_what_it_was_begun_with(tmp_path: Path) -> None:
+    """Also what some of its runs have no use for, and which embeddings are learned from."""
+    snapshot = take_snapshot(open_store(str(tmp_path / "store"), create=True))
+    ppo: dict[str, Any] = {"online": True, "algo": "ppo", "bench_dir": str(tmp_path / "bench")}
+
+    def begin(**flags: Any) -> None:
+        o = options(**ppo, **flags)
+        grid.write(o, grid.settle(o, snapshot))
+
+    begin(models=("a",), fusions=("wsa", "nature"), hidden=(128,), output="pooled")
+    begin(fusions=("nature",), output="pooled")
+    for change in ({"hidden": (256,)}, {"hidden": (128,), "output": "cls"}):
+        with pytest.raises(ConflictError, match="was begun with"):
+            begin(**{"models": ("a",), "fusions": ("wsa",), "output": "pooled", **change})
+    begin(models=("a",), fusions=("mean",), hidden=(128,), output="pooled")
+
+
+def test_what_a_table_says_of_its_runs() -> None:
+    assert grid.changed(options(models=("a",))) == []
+    said = grid.changed(options(models=("a",), fusion_preset="thesis", updates=7))
+    assert said == ["--fusion-preset thesis", "--updates 7"]
 
 
 def test_folders_of_odd_models_are_plain_and_apart() -> None:

@@ -1,0 +1,120 @@
+"""The registries: whatever is added to them gets flags of its own and a run that can be read again."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from typing import Any
+
+import command_kit
+import msgspec
+import pytest
+
+from wsa import cli
+from wsa.learn.configs.algorithms import OFFLINE, ONLINE, AnyOffline, AnyOnline
+from wsa.learn.configs.fusions import FUSIONS, PIXELS
+from wsa.learn.fusion.base import Fusion
+from wsa.learn.fusion.build import fusion_class
+from wsa.store.common.errors import UsageError
+
+ALGORITHMS = [(name, online) for online, of in ((False, OFFLINE), (True, ONLINE)) for name in of]
+
+
+def config_of(name: str, online: bool) -> Any:
+    return (ONLINE if online else OFFLINE)[name]
+
+
+@pytest.mark.parametrize(("name", "online"), ALGORITHMS)
+def test_an_algorithm_is_on_the_command_line_and_read_again(name: str, online: bool) -> None:
+    """Its flags clash with no other option, and its tag is its own."""
+    switch = {"online": True} if online else {}
+    parsed = command_kit.options("learn", algo=name, **switch)
+    assert type(parsed.algorithm) is config_of(name, online)
+    written = msgspec.json.encode(parsed.algorithm)
+    any_of: Any = AnyOnline if online else AnyOffline
+    assert msgspec.json.decode(written, type=any_of) == parsed.algorithm
+    module, _, learner = parsed.algorithm.LEARNER.partition(":")
+    assert callable(getattr(importlib.import_module(module), learner))
+
+
+@pytest.mark.parametrize(("name", "online"), ALGORITHMS)
+def test_an_algorithms_options_belong_to_it_alone(name: str, online: bool) -> None:
+    """Each is refused, with the algorithms that have it, where another was chosen."""
+    mine = set(config_of(name, online).__struct_fields__)
+    for other, as_online in ALGORITHMS:
+        foreign = mine - set(config_of(other, as_online).__struct_fields__)
+        switch = {"online": True} if as_online else {}
+        for field in foreign:
+            with pytest.raises(UsageError, match=f"--{field.replace('_', '-')} is an option of"):
+                command_kit.options("learn", algo=other, **switch, **{field: 1})
+
+
+def test_tags_are_told_apart() -> None:
+    for of in (OFFLINE, ONLINE):
+        tags = Counter(config.__struct_config__.tag for config in of.values())
+        assert set(tags.values()) == {1}
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_a_fusion_is_there(name: str) -> None:
+    assert issubclass(fusion_class(name), Fusion)
+    assert command_kit.options("learn", fusion=name).network_config.fusion.name == name
+
+
+def test_pixels_take_no_switch_of_a_fusion() -> None:
+    how = {"online": True, "algo": "ppo", "fusion": PIXELS}
+    assert command_kit.options("learn", **how).network_config.fusion.name == PIXELS
+    for field in ("fusion_size", "dropout", "normalize", "hidden", "load_balance_coef"):
+        with pytest.raises(UsageError, match="has no models"):
+            command_kit.options("learn", **how, **{field: 1})
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"record": True}, "add --online"),
+        ({"engine": "torch"}, None),
+        ({"algo": "ppo"}, "--algo ppo needs --online"),
+        ({"algo": "bc", "online": True}, "--online --algo bc: choose from ppo, dqn"),
+        ({"fusion": PIXELS}, "--fusion nature needs --online"),
+        (
+            {"online": True, "algo": "ppo", "updates": 5},
+            "option of .* without --online; this run is",
+        ),
+    ],
+)
+def test_options_of_another_kind_of_run(flags: dict[str, Any], says: str | None) -> None:
+    if says is None:
+        assert command_kit.options("learn", **flags)
+        return
+    with pytest.raises(UsageError, match=says):
+        command_kit.options("learn", **flags)
+
+
+@pytest.mark.parametrize(("end", "last"), [(None, 0.5), (0.1, 0.1), (0.0, 0.0)])
+def test_the_share_of_stored_data_stays_unless_an_end_is_given(
+    end: float | None, last: float
+) -> None:
+    how = {"online": True, "algo": "dqn", "offline_fraction": 0.5, "offline_fraction_end": end}
+    config = command_kit.options("learn", **how).algorithm
+    assert config.settled().offline_fraction_end == config.last_fraction == last
+    assert config.stored_of(config.total_timesteps) == round(last * config.batch_size)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"online": True}, {"algo": "ppo"}, {"encoder": "tcp://h:1"}, {"engine": "torch"}],
+)
+def test_a_run_that_is_resumed_says_itself_what_it_is(flags: dict[str, Any]) -> None:
+    parsed = command_kit.options("learn", resume="run", **flags)
+    assert parsed.output.resume == "run"
+
+
+@pytest.mark.parametrize(
+    "line", ["--online", "--algo ppo", "--fusion nature", "--online --algo bc", "--recurrent", ""]
+)
+def test_help_is_shown_whatever_stands_beside_it(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.parse("learn", [*line.split(), "--help"]) is None
+    assert "algorithm options" in capsys.readouterr().out
