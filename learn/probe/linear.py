@@ -80,7 +80,8 @@ def principal(embeddings: NDArray[Any], split: Split, widest: int | None = WIDES
         rows = embeddings.astype(np.float64)
         total = rows[train].var(axis=0).sum() * len(train)
         solver = "covariance_eigh" if exact else "randomized"
-        pca = PCA(most, svd_solver=solver, random_state=0).fit(rows[train])
+        with np.errstate(invalid="ignore"):  # Of embeddings that never change, shares are 0 / 0.
+            pca = PCA(most, svd_solver=solver, random_state=0).fit(rows[train])
         found, values = pca.transform(rows), pca.explained_variance_ * (len(train) - 1)
     else:
         # Products of moments tell the same axes, and are fewer than the embeddings' numbers.
@@ -93,7 +94,7 @@ def principal(embeddings: NDArray[Any], split: Split, widest: int | None = WIDES
             most, kernel="precomputed", eigen_solver=solver, random_state=0, copy_X=False
         ).fit(products[train])
         # Products are sums of single precision: what is smaller than their error is no axis.
-        true = kernel.eigenvalues_ > 1e-7 * kernel.eigenvalues_.max()
+        true = kernel.eigenvalues_ >= 1e-7 * kernel.eigenvalues_.max()
         found, values = kernel.transform(products)[:, true], kernel.eigenvalues_[true]
     scale = max(total / len(train), 1e-30) ** 0.5
     return Axes(found / scale, float(values.sum() / max(total, 1e-30)))
