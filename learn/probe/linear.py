@@ -14,7 +14,9 @@ much of their variance that is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -146,6 +148,15 @@ def r2(truth: NDArray[Any], found: NDArray[Any]) -> NDArray[np.float64]:
     return np.where(np.ptp(truth, axis=0) > 0, scores, np.nan)
 
 
+@contextlib.contextmanager
+def _many_classes() -> Iterator[None]:
+    """Silence scikit-learn's doubt that numbers of so many values are classes: here they are."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes is greater", UserWarning)
+        yield
+
+
+@_many_classes()
 def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
     """Predict the label of each judged moment by multinomial logistic regression.
 
@@ -178,6 +189,7 @@ def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
     return answer
 
 
+@_many_classes()
 def f1(truth: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
     """F1 of each class of the truth: the mean by how often each occurs, and the plain mean.
 
