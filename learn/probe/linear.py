@@ -129,7 +129,7 @@ def ridge(axes: Axes, wanted: NDArray[Any], split: Split) -> NDArray[np.float64]
         )
         for penalty in PENALTIES
     ]
-    chosen = PENALTIES[np.nan_to_num(scores, nan=-np.inf).argmax(axis=0)]
+    chosen: Any = PENALTIES[np.nan_to_num(scores, nan=-np.inf).argmax(axis=0)]
     model = Ridge(chosen).fit(rows[split.train], wanted[split.train])
     found: NDArray[np.float64] = model.predict(rows[split.test])
     return found.reshape(-1, wanted.shape[1])  # Of one variable, scikit-learn gives (tests,).
@@ -177,7 +177,7 @@ def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
     if (own == own[0]).all():
         return answer
     rows = axes.rows / np.sqrt((axes.rows[split.fit] ** 2).mean(axis=0) + FAINT)
-    model = LogisticRegression(max_iter=1000, warm_start=True)
+    model: Any = LogisticRegression(max_iter=1000, warm_start=True)
     best = -1.0
     for penalty in LOGISTIC_PENALTIES:
         # scikit-learn adds up the moments' losses; the penalty is that of their mean.
@@ -199,9 +199,9 @@ def f1(truth: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
     """
     from sklearn.metrics import f1_score
 
-    classes, counts = np.unique(truth, return_counts=True)
-    scores = f1_score(truth, found, labels=classes, average=None)
-    return float(scores @ counts / len(truth)), float(scores.mean())
+    classes = np.unique(truth)
+    weighted = f1_score(truth, found, labels=classes, average="weighted")
+    return float(weighted), float(f1_score(truth, found, labels=classes, average="macro"))
 
 
 def entropy(values: NDArray[Any]) -> float:
