@@ -14,7 +14,9 @@ much of their variance that is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,7 +82,8 @@ def principal(embeddings: NDArray[Any], split: Split, widest: int | None = WIDES
         rows = embeddings.astype(np.float64)
         total = rows[train].var(axis=0).sum() * len(train)
         solver = "covariance_eigh" if exact else "randomized"
-        pca = PCA(most, svd_solver=solver, random_state=0).fit(rows[train])
+        with np.errstate(invalid="ignore"):  # Of embeddings that never change, shares are 0 / 0.
+            pca = PCA(most, svd_solver=solver, random_state=0).fit(rows[train])
         found, values = pca.transform(rows), pca.explained_variance_ * (len(train) - 1)
     else:
         # Products of moments tell the same axes, and are fewer than the embeddings' numbers.
@@ -93,7 +96,7 @@ def principal(embeddings: NDArray[Any], split: Split, widest: int | None = WIDES
             most, kernel="precomputed", eigen_solver=solver, random_state=0, copy_X=False
         ).fit(products[train])
         # Products are sums of single precision: what is smaller than their error is no axis.
-        true = kernel.eigenvalues_ > 1e-7 * kernel.eigenvalues_.max()
+        true = kernel.eigenvalues_ >= 1e-7 * kernel.eigenvalues_.max()
         found, values = kernel.transform(products)[:, true], kernel.eigenvalues_[true]
     scale = max(total / len(train), 1e-30) ** 0.5
     return Axes(found / scale, float(values.sum() / max(total, 1e-30)))
@@ -126,7 +129,7 @@ def ridge(axes: Axes, wanted: NDArray[Any], split: Split) -> NDArray[np.float64]
         )
         for penalty in PENALTIES
     ]
-    chosen = PENALTIES[np.nan_to_num(scores, nan=-np.inf).argmax(axis=0)]
+    chosen: Any = PENALTIES[np.nan_to_num(scores, nan=-np.inf).argmax(axis=0)]
     model = Ridge(chosen).fit(rows[split.train], wanted[split.train])
     found: NDArray[np.float64] = model.predict(rows[split.test])
     return found.reshape(-1, wanted.shape[1])  # Of one variable, scikit-learn gives (tests,).
@@ -145,6 +148,15 @@ def r2(truth: NDArray[Any], found: NDArray[Any]) -> NDArray[np.float64]:
     return np.where(np.ptp(truth, axis=0) > 0, scores, np.nan)
 
 
+@contextlib.contextmanager
+def _many_classes() -> Iterator[None]:
+    """Silence scikit-learn's doubt that numbers of so many values are classes: here they are."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes is greater", UserWarning)
+        yield
+
+
+@_many_classes()
 def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
     """Predict the label of each judged moment by multinomial logistic regression.
 
@@ -165,7 +177,7 @@ def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
     if (own == own[0]).all():
         return answer
     rows = axes.rows / np.sqrt((axes.rows[split.fit] ** 2).mean(axis=0) + FAINT)
-    model = LogisticRegression(max_iter=1000, warm_start=True)
+    model: Any = LogisticRegression(max_iter=1000, warm_start=True)
     best = -1.0
     for penalty in LOGISTIC_PENALTIES:
         # scikit-learn adds up the moments' losses; the penalty is that of their mean.
@@ -177,6 +189,7 @@ def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
     return answer
 
 
+@_many_classes()
 def f1(truth: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
     """F1 of each class of the truth: the mean by how often each occurs, and the plain mean.
 
@@ -186,9 +199,9 @@ def f1(truth: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
     """
     from sklearn.metrics import f1_score
 
-    classes, counts = np.unique(truth, return_counts=True)
-    scores = f1_score(truth, found, labels=classes, average=None)
-    return float(scores @ counts / len(truth)), float(scores.mean())
+    classes = np.unique(truth)
+    weighted = f1_score(truth, found, labels=classes, average="weighted")
+    return float(weighted), float(f1_score(truth, found, labels=classes, average="macro"))
 
 
 def entropy(values: NDArray[Any]) -> float:

@@ -94,6 +94,25 @@ def test_a_value_that_never_changes_is_that_value():
     assert np.isnan(r2(np.full((5, 1), 7.0), np.zeros((5, 1))))[0]
 
 
+def test_values_may_be_nearly_as_many_as_moments():
+    """Of few samples, and without a warning."""
+    _, rows = line(60, 3)
+    split, values = thirds(60), np.arange(60) // 2
+    found = classify(principal(rows, split), values, split)
+    assert set(found) <= set(values[split.fit])
+    assert f1(np.arange(40), np.arange(40)) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("width", [3, 400])
+def test_an_embedding_that_never_changes_tells_nothing(width):
+    place, _ = line(240, 1)
+    split = thirds(240)
+    axes = principal(np.ones((240, width), np.float32), split)
+    assert axes.kept == 0
+    assert r2(place[split.test, None], ridge(axes, place[:, None], split))[0] <= 0
+    assert len(set(classify(axes, place, split))) == 1
+
+
 @pytest.mark.parametrize("width", [40, 400])
 def test_the_leading_axes_are_kept(monkeypatch, width):
     generator = np.random.default_rng(0)
