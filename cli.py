@@ -62,7 +62,7 @@ VERBS = {
         "wsa.encode.commands.status:status",
     ),
     "learn": Verb(
-        "train the fusion and a DQN head on cached embeddings",
+        "train a fusion and a policy on cached, and while playing on live, embeddings",
         "wsa learn --game Seaquest --models lite0,lite1,lite2 --fusion wsa --algo cql",
         "wsa.learn.configs.learn:learn_options",
         "wsa.learn.commands.learn:learn",
@@ -294,6 +294,8 @@ def _one_line(name: str, box: str) -> str:
     box = re.sub(r"^ *- .* -{3,} *$", "---", box, flags=re.MULTILINE)
     parts = [" ".join(part.split()) for part in re.split(r"^ *-{3,} *$", box, flags=re.MULTILINE)]
     said = parts[1] if len(parts) > 1 else parts[0]
+    if refused := re.match(r"Error parsing [\w .]+: (--.*)", said):
+        return refused[1]  # Our own words: which option, what it must be, what it is.
     said = re.sub(r"invalid literal for int\(\).*?: (.*)", r"\1 is not a whole number", said)
     said = re.sub(r"no type matching .* from \[(.*?)\]\. Got errors.*", r"\1 is not a number", said)
     said = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", said)

@@ -12,6 +12,8 @@ def options(verb: str, **flags: Any) -> Any:
     arguments = []
     for name, value in flags.items():
         flag = name.replace("_", "-")
+        if value is None:  # As if it had not been given.
+            continue
         if isinstance(value, bool):
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
         else:

@@ -199,9 +199,13 @@ def test_modules_of_commands_import_slow_libraries_only_where_they_use_them():
         "wsa.encode.inference.encoder",
         "wsa.encode.jobs.tasks",
         "wsa.encode.registration.select",
+        "wsa.learn.commands.probe",
         "wsa.learn.runs.train",
     )
-    slow = {"tensorboard", "timm", "torch._dynamo", "torch.utils.tensorboard", "torchvision"}
+    slow = {
+        *("sklearn", "tensorboard", "timm"),
+        *("torch._dynamo", "torch.utils.tensorboard", "torchvision"),
+    }
     code = f"import sys, {', '.join(modules)}; print(*sorted({slow!r} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == []

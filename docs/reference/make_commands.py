@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 from wsa import cli
+from wsa.learn.configs.algorithms import ONLINE
 
 
 def page() -> str:
@@ -29,7 +32,20 @@ def _page() -> str:
     for name, verb in cli.VERBS.items():
         parts.append(f"\n## wsa {name}\n\n{verb.what[0].upper() + verb.what[1:]}.\n\n")
         parts.append(f"```text\n{_help([name])}```\n")
+        if name == "learn":
+            parts.extend(_of_online_algorithms())
     return "".join(parts)
+
+
+def _of_online_algorithms() -> Iterator[str]:
+    """Groups of options that `wsa learn` has with another --algo."""
+    for name in ONLINE:
+        flags = ["--online", "--algo", name]
+        yield f"\n### wsa learn {' '.join(flags)}\n\nInstead of the groups of these names above:\n\n"
+        groups = re.split(r"^(?= \S.*\n -{9})", _help(["learn", *flags]), flags=re.MULTILINE)
+        kept = [g for g in groups if g.startswith((" algorithm", " data", " live models"))]
+        text = "".join(kept).partition("\nexample:")[0].rstrip()
+        yield f"```text\n{text}\n```\n"
 
 
 def _help(verb: list[str]) -> str:

@@ -94,7 +94,7 @@ def connect(
     Raises:
         UsageError: The scheduler is none of these, or no address, or has its own workers.
         MissingError: dask-jobqueue is not installed.
-        StorageError: The running scheduler, or SLURM, does not answer, or no workers start here.
+        StorageError: The running scheduler, or SLURM, does not answer, or no workers start.
     """
     if workers and scheduler not in ("local", "slurm"):
         raise UsageError(
@@ -109,10 +109,9 @@ def connect(
         ) as client:
             yield client, int(scheduler == "local")
     elif scheduler == "slurm":
-        with _running_client(
-            lambda stack: _submit(workers, jobs or SlurmOptions(), threads, stack)
-        ) as client:
-            slurm.await_worker(client, client.cluster)
+        jobs = jobs or SlurmOptions()
+        with _running_client(lambda stack: _submit(workers, jobs, threads, stack)) as client:
+            slurm.await_worker(client, client.cluster, jobs)
             yield client, 1
     elif "://" in scheduler:
         try:

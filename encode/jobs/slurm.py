@@ -2,22 +2,29 @@
 
 What these options do not say is taken from dask-jobqueue's own settings in `~/.config/dask`, where
 a lab may keep what all its jobs have in common. A job that SLURM refuses is kept with SLURM's words,
-and a job that is over, or was refused, is followed by another a minute later. Dask is imported where
+and asked for again a minute later. A job that is over is followed by another. Dask is imported where
 it is needed: the options are read for `--help` too.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import itertools
+import os
+import shlex
 import shutil
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError, StorageError, UsageError
 from wsa.store.common.ranges import COUNT, check_ranges
 from wsa.store.configs import Names
+from wsa.store.objects.record_cache import cache_folder
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -26,6 +33,26 @@ LOOK_EVERY_S = 5
 
 # A worker that died is started anew within its job, which may take so long to import torch.
 GONE_S = 60.0
+
+# `squeue` is a burden to a cluster, and a job may wait for days.
+ASK_EVERY_S = 30.0
+
+# So many jobs for each one wanted end without a worker before the command gives up.
+TRIES = 3
+
+_FORGOTTEN = "forgotten"
+_OVER = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+    _FORGOTTEN,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +117,7 @@ def start(
 
     Raises:
         MissingError: dask-jobqueue is not installed, or SLURM is not on this machine.
+        StorageError: The folder for what jobs print cannot be made.
     """
     if submit and not shutil.which("sbatch"):
         raise MissingError(
@@ -130,14 +158,43 @@ def start(
             closed: Any = ProcessInterface.close  # dask-jobqueue does not say so by itself.
             await closed(self)
 
+    numbers = itertools.count()
+
+    class Cluster(SLURMCluster):
+        """Jobs; `fruitless` names those in a row that were over before they had a worker."""
+
+        def __init__(self, **options: Any) -> None:
+            self.fruitless: list[str] = []
+            super().__init__(**options)
+
+        def _new_worker_name(self, worker_number: int) -> str:
+            # Dask would use the name of a lost job again, find that job, and submit none.
+            return f"{self._name}-{next(numbers)}"
+
+    output = _output(jobs)
+    if submit and output:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                "unavailable",
+                f"Cannot make {output.parent} for what jobs print ({error.strerror}). Set WSA_CACHE "
+                "to a folder that compute nodes see too, or give "
+                "--slurm-extra=--output=/some/folder/%j.out.",
+            ) from None
     workers = 1 if jobs.slurm_gpu else jobs.slurm_cores
     asked = {
         "queue": jobs.slurm_queue,
         "account": jobs.slurm_account,
         "walltime": jobs.slurm_walltime,
     }
-    cluster: Any = SLURMCluster
-    return cluster(
+    directives = [
+        *(["--gpus=1"] if jobs.slurm_gpu else []),
+        *([f"--output={shlex.quote(str(output))}"] if output else []),
+        *jobs.slurm_extra,
+    ]
+    return Cluster(
+        name="wsa",
         job_cls=Job,
         job_name="wsa",
         python=sys.executable,
@@ -146,7 +203,7 @@ def start(
         cores=workers * (threads or (TASKS_A_GPU if jobs.slurm_gpu else THREADS_A_WORKER)),
         job_cpu=jobs.slurm_cores,
         memory=jobs.slurm_memory,
-        job_extra_directives=[*(["--gpus=1"] if jobs.slurm_gpu else []), *jobs.slurm_extra],
+        job_extra_directives=directives,
         job_script_prologue=[f"export {name}={value}" for name, value in environment.items()],
         worker_extra_args=["--resources", f"{GPU}=1"] if jobs.slurm_gpu else [],
         scheduler_options=scheduler,
@@ -154,10 +211,21 @@ def start(
     )
 
 
+def _output(jobs: SlurmOptions) -> Path | None:
+    """SLURM's pattern for the files that jobs print to; None if the user or the lab says where."""
+    from dask import config
+
+    if any(extra.startswith(("-o", "--output")) for extra in jobs.slurm_extra):
+        return None
+    if config.get("jobqueue.slurm.log-directory", None):
+        return None
+    return cache_folder().absolute() / "slurm" / "%j.out"
+
+
 class JobKeeper:
     """Keeps so many jobs submitted: another one for each that is over or was refused.
 
-    dask-jobqueue does so itself, but only where a job has a single worker.
+    dask-jobqueue does so itself, but only where a job has a single worker, and has had it.
 
     Args:
         cluster: From `start`.
@@ -167,44 +235,96 @@ class JobKeeper:
     def __init__(self, cluster: Any, count: int) -> None:
         self._cluster = cluster
         self._count = count
-        self._seen: dict[str, float] = {}
+        self._seen: dict[str, float] = {}  # When a job last had a worker, or was found refused.
+        self._states: dict[str, str] = {}  # As SLURM said last, by the job's number.
+        self._asked = -ASK_EVERY_S
 
     def __call__(self) -> None:
         """Look once; to be called every few seconds, where the cluster's loop runs."""
         now = time.monotonic()
         here = {worker["name"] for worker in self._cluster.scheduler_info["workers"].values()}
+        ask = False
         for name, spec in list(self._cluster.worker_spec.items()):
             job = self._cluster.workers.get(name)
             if here & {f"{name}{of}" for of in spec.get("group", [""])}:
                 self._seen[name] = now
-            elif job is not None and job.refusal:
+                self._cluster.fruitless.clear()
+                continue
+            if job is None:  # It is being submitted.
+                continue
+            state = self._states.get(job.job_id, "")
+            if job.refusal:
                 self._seen.setdefault(name, now)
-            if now - self._seen.get(name, now) > GONE_S:
-                del self._cluster.worker_spec[name], self._seen[name]
+            elif state not in _OVER:
+                ask = True
+            elif name not in self._seen:
+                self._cluster.fruitless.append(f"{job.job_id} {state.lower()}")
+                terminal.say(
+                    f"SLURM's job {job.job_id} is over ({state.lower()}) and had no worker; another "
+                    "is submitted"
+                )
+            if state in _OVER or now - self._seen.get(name, now) > GONE_S:
+                del self._cluster.worker_spec[name]
+                self._seen.pop(name, None)
+        if ask and now - self._asked >= ASK_EVERY_S:
+            self._asked = now
+            self._cluster.loop.add_callback(self._ask)
         self._cluster.scale(jobs=self._count)
 
+    async def _ask(self) -> None:
+        """Learn the jobs' states, if SLURM answers: the next look uses them."""
+        found = await asyncio.to_thread(_job_states)
+        if found is None:
+            return
+        # A job that was never told of is left alone: it may be another cluster's.
+        known = {number: _FORGOTTEN for number in self._states} | found
+        mine = {job.job_id for job in self._cluster.workers.values()}
+        self._states = {number: known[number] for number in mine & known.keys()}
 
-def await_worker(client: Client, cluster: Any) -> None:
+
+def _job_states() -> dict[str, str] | None:
+    """The state of each of the user's jobs, also of those lately over; None if SLURM is silent."""
+    asked = ["squeue", "--noheader", f"--user={os.getuid()}", "--states=all", "--format=%A %T"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    words = [line.split() for line in done.stdout.splitlines()]
+    return {number: state for number, state in (pair for pair in words if len(pair) == 2)}
+
+
+def await_worker(client: Client, cluster: Any, jobs: SlurmOptions) -> None:
     """Wait for the first worker: a job may stand in the queue for as long as it likes.
 
     Raises:
-        StorageError: SLURM refused every job.
+        StorageError: SLURM refused every job, or one after the other ended without a worker.
     """
+    output = _output(jobs)
     said = False
     while True:
         try:
             client.wait_for_workers(1, timeout=LOOK_EVERY_S)
             return
         except TimeoutError:
-            jobs = list(cluster.workers.values())
-            refused = [job.refusal for job in jobs if job.refusal]
-            if refused and len(refused) == len(jobs):
+            submitted = list(cluster.workers.values())
+            refused = [job.refusal for job in submitted if job.refusal]
+            if refused and len(refused) == len(submitted):
                 raise StorageError(
                     "unavailable",
                     f"SLURM refused the jobs ({refused[0]}). 'wsa encode --dry-run' shows the job's "
                     "script; put right what the --slurm options ask for.",
                 ) from None
+            if len(cluster.fruitless) >= TRIES * max(1, len(submitted)):
+                where = f" in {output.parent}" if output else ""
+                raise StorageError(
+                    "unavailable",
+                    f"{len(cluster.fruitless)} of SLURM's jobs ended before they had a worker (job "
+                    f"{cluster.fruitless[-1]}). See what they printed{where}. A job that cannot "
+                    "write there fails, too: --slurm-extra=--output=/some/folder/%j.out chooses "
+                    "another place.",
+                ) from None
             if not said:
                 refusal = f"; it refused {len(refused)} ({refused[0]})" if refused else ""
-                terminal.say(f"waiting for SLURM to start a job, which squeue shows{refusal}")
+                kept = f"; what jobs print is kept in {output.parent}" if output else ""
+                terminal.say(f"waiting for SLURM to start a job, which squeue shows{refusal}{kept}")
             said = True

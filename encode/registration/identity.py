@@ -18,7 +18,7 @@ from wsa.encode.models.registry import Request
 from wsa.encode.registration import fit_reduction
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError
-from wsa.store.format.windows import MAX_STACK_FRAMES
+from wsa.store.format.stacks import MAX_STACK_FRAMES
 from wsa.store.objects.model_spec import (
     Geometry,
     Identity,

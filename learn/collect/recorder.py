@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from wsa.learn.collect.palette import Screen
-from wsa.store.format.windows import MAX_STACK_FRAMES
+from wsa.store.format.stacks import MAX_STACK_FRAMES
 
 NO_ACTION = -1
 

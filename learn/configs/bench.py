@@ -60,4 +60,4 @@ def bench_options(arguments: Sequence[str]) -> BenchOptions:
         UsageError: An option belongs to another algorithm, or to another kind of run.
     """
     fusions = values_of(arguments, "fusions", ",".join(GridOptions.fusions))
-    return BenchOptions(**training_defaults(arguments, fusions))
+    return BenchOptions(**training_defaults(arguments, "--fusions", fusions))

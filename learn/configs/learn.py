@@ -215,11 +215,18 @@ def learn_options(arguments: Sequence[str]) -> LearnOptions:
         UsageError: An option belongs to another algorithm, or to another kind of run.
     """
     fusions = values_of(arguments, "fusion", "wsa")
-    return LearnOptions(**training_defaults(arguments, fusions))
+    return LearnOptions(**training_defaults(arguments, "--fusion", fusions))
 
 
-def training_defaults(arguments: Sequence[str], fusions: Sequence[str]) -> dict[str, Any]:
+def training_defaults(
+    arguments: Sequence[str], flag: str, fusions: Sequence[str]
+) -> dict[str, Any]:
     """Defaults of `Training`, for the algorithm and the fusions that a command line names.
+
+    Args:
+        arguments: The command line.
+        flag: What names fusions there.
+        fusions: Which it names.
 
     Raises:
         UsageError: An option belongs to another algorithm, or to another kind of run.
@@ -234,9 +241,16 @@ def training_defaults(arguments: Sequence[str], fusions: Sequence[str]) -> dict[
             raise UsageError(
                 "bad-option", f"--online --algo {algo}: choose from {', '.join(ONLINE)}."
             )
-        raise UsageError("bad-option", f"--algo {algo} needs --online.")
+        raise UsageError(
+            "bad-option",
+            f"--algo {algo} needs --online. Add it, or choose from {', '.join(OFFLINE)}.",
+        )
     if PIXELS in fusions and not online:
-        raise UsageError("bad-option", f"--fusion {PIXELS} needs --online.")
+        raise UsageError(
+            "bad-option",
+            f"{flag} {PIXELS} needs --online, since stored data has no pixels to learn from. Add it, "
+            "or choose another.",
+        )
     config = known.get(algo, CQLConfig)  # Any other name is rejected when the options are parsed.
     defaults: dict[str, Any] = {"algorithm": config()}
     if preset in PRESETS:
@@ -345,8 +359,8 @@ def _given(arguments: Sequence[str], flag: str) -> bool:
 def values_of(arguments: Sequence[str], flag: str, default: str) -> list[str]:
     """What a command line says after a flag; of several, separated by commas, each."""
     found = default
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for at, word in enumerate(arguments):
         name, equals, value = word.partition("=")
         if name.startswith("--") and name[2:].replace("_", "-") == flag:
-            found = value if equals else following
+            found = value if equals else "".join(arguments[at + 1 : at + 2])
     return found.split(",")

@@ -11,7 +11,7 @@ from wsa.learn.configs.fusions import PIXELS, FusionConfig
 from wsa.store.common.errors import UsageError
 from wsa.store.common.ranges import Range, check_ranges
 from wsa.store.configs import Integers
-from wsa.store.format.windows import MAX_STACK_FRAMES
+from wsa.store.format.stacks import MAX_STACK_FRAMES
 
 
 class FrameStack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,14 +2,14 @@
 
 Two measures, both by maps that see nothing but the embedding:
 
-- R2 of ridge regression, in closed form: what share of a number's variance is found;
+- R2 of ridge regression: what share of a number's variance is found;
 - F1 of multinomial logistic regression, in which every value of a number is a class of its own,
   as Anand et al. (2019, https://arxiv.org/abs/1906.08226) judge encoders.
 
-Penalties are chosen on moments that are neither learned from nor judged (`Split.check`). Embeddings
-are first turned into their principal axes on the moments learned from, which changes neither
-measure; of embeddings with more than `WIDEST` numbers the leading axes are kept, and `Axes.kept`
-says how much of their variance that is.
+scikit-learn fits both. Penalties are chosen on moments that are neither learned from nor judged
+(`Split.check`). Embeddings are first turned into their principal axes on the moments learned from;
+of embeddings with more than `WIDEST` numbers the leading axes are kept, and `Axes.kept` says how
+much of their variance that is.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 WIDEST = 1024
-# A whole eigenvalue decomposition of this many axes takes seconds; of more, the leading ones do.
+# A whole eigenvalue decomposition of this many axes takes seconds; of more, the leading ones are
+# found by a randomized one, in which those with the smallest share are approximate.
 _EXACT = 2048
 _COLUMNS = 2048  # Of an embedding, looked at together.
 # Rows have a mean squared length of 1.
 PENALTIES = 10.0 ** np.arange(-5, 3)
-LOGISTIC_PENALTIES = (1e-3, 1e-4, 1e-5, 1e-6)
-_ITERATIONS = 40  # Of LBFGS, at each penalty; the weaker ones begin where the stronger ended.
+# For logistic regression rows are scaled once more, so that each axis has a mean square near 1;
+# those with a share of the variance below FAINT stay small.
+FAINT = 1e-4
+LOGISTIC_PENALTIES = (1e-2, 1e-3, 1e-4)
 
 Rows = NDArray[np.int64]
 
@@ -54,11 +55,11 @@ class Axes:
     """Embeddings along their principal axes.
 
     Attributes:
-        rows: (n, K) float64, centred, of mean squared length 1 over the moments trained on.
+        rows: (n, K), centred, of mean squared length 1 over the moments trained on.
         kept: Share of the variance there that these axes have.
     """
 
-    rows: Tensor
+    rows: NDArray[np.float64]
     kept: float
 
 
@@ -70,49 +71,39 @@ def principal(embeddings: NDArray[Any], split: Split, widest: int | None = WIDES
         split: Which of them are trained on.
         widest: Axes that are kept at most; all if None.
     """
+    from sklearn.decomposition import PCA, KernelPCA
+
     train, (count, width) = split.train, embeddings.shape
+    most = min(width, len(train), widest or width)
+    exact = min(width, len(train)) <= max(_EXACT, most)
     if width <= len(train):
-        whole = torch.cat(list(_centred(embeddings, train, width)), dim=1).double()
-        square = whole[train].T @ whole[train]
-        values, vectors = _leading(square, widest)
-        found = whole @ vectors
-        total = square.trace()
+        rows = embeddings.astype(np.float64)
+        total = rows[train].var(axis=0).sum() * len(train)
+        solver = "covariance_eigh" if exact else "randomized"
+        pca = PCA(most, svd_solver=solver, random_state=0).fit(rows[train])
+        found, values = pca.transform(rows), pca.explained_variance_ * (len(train) - 1)
     else:
-        products = torch.zeros(count, len(train), dtype=torch.float64)
-        for part in _centred(embeddings, train, _COLUMNS):
+        # Products of moments tell the same axes, and are fewer than the embeddings' numbers.
+        products = np.zeros((count, len(train)))
+        for part in _centred(embeddings, train):
             products += part @ part[train].T
-        values, vectors = _leading(products[train], widest)
-        # Products are sums of single precision: what is smaller than their error is no axis.
-        true = values > 1e-7 * values.max()
-        values, vectors = values[true], vectors[:, true]
-        found = products @ (vectors / values.sqrt())
         total = products[train].trace()
-    scale = (total / len(train)).clamp_min(1e-30).sqrt()
-    return Axes(found / scale, float(values.sum() / total.clamp_min(1e-30)))
+        solver = "dense" if exact else "randomized"
+        kernel = KernelPCA(
+            most, kernel="precomputed", eigen_solver=solver, random_state=0, copy_X=False
+        ).fit(products[train])
+        # Products are sums of single precision: what is smaller than their error is no axis.
+        true = kernel.eigenvalues_ > 1e-7 * kernel.eigenvalues_.max()
+        found, values = kernel.transform(products)[:, true], kernel.eigenvalues_[true]
+    scale = max(total / len(train), 1e-30) ** 0.5
+    return Axes(found / scale, float(values.sum() / max(total, 1e-30)))
 
 
-def _centred(embeddings: NDArray[Any], train: Rows, columns: int) -> Iterator[Tensor]:
-    """(n, at most `columns`) float32, some numbers after another, less their mean over `train`."""
-    for at in range(0, embeddings.shape[1], columns):
-        part = embeddings[:, at : at + columns].astype(np.float64)
-        yield torch.from_numpy((part - part[train].mean(axis=0)).astype(np.float32))
-
-
-def _leading(square: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
-    """Leading eigenvalues (K,) and eigenvectors (m, K) of a symmetric matrix (m, m)."""
-    size = len(square)
-    count = min(size, most or size)
-    if size <= max(_EXACT, count):
-        values, vectors = torch.linalg.eigh(square)
-        return values[-count:].clamp_min(0), vectors[:, -count:]
-    # Subspace iteration: the axes with the smallest share of those kept are approximate.
-    half = square.float()
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(size, count, generator=generator))[0]
-    for _ in range(4):
-        basis = torch.linalg.qr(half @ basis)[0]
-    values, inner = torch.linalg.eigh((basis.T @ (half @ basis)).double())
-    return values.clamp_min(0), basis.double() @ inner
+def _centred(embeddings: NDArray[Any], train: Rows) -> Iterator[NDArray[np.float32]]:
+    """(n, at most `_COLUMNS`), some numbers after another, less their mean over `train`."""
+    for at in range(0, embeddings.shape[1], _COLUMNS):
+        part = embeddings[:, at : at + _COLUMNS].astype(np.float64)
+        yield (part - part[train].mean(axis=0)).astype(np.float32)
 
 
 def ridge(axes: Axes, wanted: NDArray[Any], split: Split) -> NDArray[np.float64]:
@@ -125,40 +116,40 @@ def ridge(axes: Axes, wanted: NDArray[Any], split: Split) -> NDArray[np.float64]
     Returns:
         (tests, V), the variables as found where they are judged.
     """
-    truth = torch.from_numpy(wanted.astype(np.float64))
-    checked = _regress(axes.rows, truth, split.fit, split.check)
-    scores = np.stack([r2(wanted[split.check], found) for found in checked])
-    chosen = np.nan_to_num(scores, nan=-np.inf).argmax(axis=0)
-    found = np.stack(list(_regress(axes.rows, truth, split.train, split.test)))
-    return found[chosen, :, np.arange(wanted.shape[1])].T
+    from sklearn.linear_model import Ridge
 
-
-def _regress(
-    rows: Tensor, wanted: Tensor, train: Rows, judged: Rows
-) -> Iterator[NDArray[np.float64]]:
-    """(judged, V) at each of `PENALTIES`."""
-    own, mean = rows[train], wanted[train].mean(dim=0)
-    square, product = own.T @ own, own.T @ (wanted[train] - mean)
-    for penalty in PENALTIES:
-        penalised = square + penalty * torch.eye(len(square), dtype=torch.float64)
-        weights = torch.cholesky_solve(product, torch.linalg.cholesky(penalised))
-        yield (rows[judged] @ weights + mean).numpy()
+    rows = axes.rows
+    scores = [
+        r2(
+            wanted[split.check],
+            Ridge(penalty).fit(rows[split.fit], wanted[split.fit]).predict(rows[split.check]),
+        )
+        for penalty in PENALTIES
+    ]
+    chosen = PENALTIES[np.nan_to_num(scores, nan=-np.inf).argmax(axis=0)]
+    model = Ridge(chosen).fit(rows[split.train], wanted[split.train])
+    found: NDArray[np.float64] = model.predict(rows[split.test])
+    return found.reshape(-1, wanted.shape[1])  # Of one variable, scikit-learn gives (tests,).
 
 
 def r2(truth: NDArray[Any], found: NDArray[Any]) -> NDArray[np.float64]:
-    """Coefficient of determination of each column; NaN where the truth does not vary."""
-    spread = ((truth - truth.mean(axis=0)) ** 2).sum(axis=0)
-    missed = ((truth - found) ** 2).sum(axis=0)
-    varies = spread > 0
-    return np.where(varies, 1 - missed / np.where(varies, spread, 1), np.nan)
+    """Coefficient of determination of each column, (V,); NaN where the truth does not vary.
+
+    Args:
+        truth: (n, V), with n at least 1.
+        found: (n, V).
+    """
+    from sklearn.metrics import r2_score
+
+    scores = r2_score(truth, found, multioutput="raw_values")
+    return np.where(np.ptp(truth, axis=0) > 0, scores, np.nan)
 
 
 def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
-    """What multinomial logistic regression takes each judged moment for.
+    """Predict the label of each judged moment by multinomial logistic regression.
 
-    It learns from `split.fit`, along a path of ever weaker penalties on the squares of its weights
-    (LBFGS in single precision on axes scaled to be alike, which changes its way but not its goal),
-    until F1 on `split.check` falls.
+    It learns from `split.fit`, on axes scaled to be alike, with ever weaker penalties until F1 on
+    `split.check` falls.
 
     Args:
         axes: From `principal`.
@@ -167,56 +158,36 @@ def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
     Returns:
         (tests,), labels that were seen in training.
     """
-    known, classes = np.unique(labels[split.fit], return_inverse=True)
-    if len(known) == 1:
-        return np.full(len(split.test), known[0])
-    rows = axes.rows.float()
-    own, target = rows[split.fit], torch.from_numpy(classes)
-    variance = own.square().mean(dim=0)
-    weights = torch.zeros(rows.shape[1], len(known))
-    bias = torch.bincount(target).float().div(len(target)).log()
-    best, answer = -1.0, np.full(len(split.test), known[0])
+    from sklearn.linear_model import LogisticRegression
+
+    own = labels[split.fit]
+    answer = np.full(len(split.test), own[0])
+    if (own == own[0]).all():
+        return answer
+    rows = axes.rows / np.sqrt((axes.rows[split.fit] ** 2).mean(axis=0) + FAINT)
+    model = LogisticRegression(max_iter=1000, warm_start=True)
+    best = -1.0
     for penalty in LOGISTIC_PENALTIES:
-        scale = (variance + penalty).rsqrt()
-        scaled = own * scale
-        free = nn.Parameter(weights / scale[:, None])
-        shift = nn.Parameter(bias)
-        cost = 0.5 * penalty * scale.square()[:, None]
-        descent = torch.optim.LBFGS(
-            [free, shift], max_iter=_ITERATIONS, history_size=10, line_search_fn="strong_wolfe"
-        )
-
-        def loss(
-            scaled: Tensor = scaled,
-            free: Tensor = free,
-            shift: Tensor = shift,
-            cost: Tensor = cost,
-            descent: torch.optim.Optimizer = descent,
-        ) -> float:
-            descent.zero_grad()
-            logits = torch.addmm(shift, scaled, free)
-            missed = nn.functional.cross_entropy(logits, target) + (cost * free.square()).sum()
-            missed.backward()
-            return float(missed.detach())
-
-        descent.step(loss)
-        weights, bias = (free * scale[:, None]).detach(), shift.detach()
-        checked = known[(rows[split.check] @ weights + bias).argmax(dim=1).numpy()]
-        score = f1(labels[split.check], checked)[0]
+        # scikit-learn adds up the moments' losses; the penalty is that of their mean.
+        model.set_params(C=1 / (penalty * len(own))).fit(rows[split.fit], own)
+        score = f1(labels[split.check], model.predict(rows[split.check]))[0]
         if score < best:
             break
-        best = score
-        answer = known[(rows[split.test] @ weights + bias).argmax(dim=1).numpy()]
+        best, answer = score, model.predict(rows[split.test])
     return answer
 
 
 def f1(truth: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
-    """F1 of each class of the truth: the mean by how often each occurs, and the plain mean."""
+    """F1 of each class of the truth: the mean by how often each occurs, and the plain mean.
+
+    Args:
+        truth: (n,), with n at least 1.
+        found: (n,).
+    """
+    from sklearn.metrics import f1_score
+
     classes, counts = np.unique(truth, return_counts=True)
-    scores = np.empty(len(classes))
-    for i, one in enumerate(classes):
-        right = np.sum((truth == one) & (found == one))
-        scores[i] = 2 * right / (counts[i] + np.sum(found == one))
+    scores = f1_score(truth, found, labels=classes, average=None)
     return float(scores @ counts / len(truth)), float(scores.mean())
 
 

@@ -19,7 +19,7 @@ import msgspec
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, DamagedError
 from wsa.store.format.limits import MAX_ARRAY_BYTES
-from wsa.store.format.windows import MAX_STACK_FRAMES
+from wsa.store.format.stacks import MAX_STACK_FRAMES
 
 VERSION = 1
 MAX_RECORD_BYTES = 4 << 20

@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 
 from wsa.store.common import hashing
 from wsa.store.common.errors import UsageError
-
-# A segment that begins inside an episode repeats this many frames less one before its first step.
-MAX_STACK_FRAMES = 4
+from wsa.store.format.stacks import MAX_STACK_FRAMES
 
 
 def episode_starts(is_first: NDArray[np.bool_]) -> NDArray[np.int64]:

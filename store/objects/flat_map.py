@@ -191,7 +191,7 @@ class FlatMap:
 
         Args:
             rows: (n,) rows.
-            depth: Frames in a stack, at most `windows.MAX_STACK_FRAMES`.
+            depth: Frames in a stack, at most `MAX_STACK_FRAMES`.
 
         Returns:
             (n, depth) int64, rows of `embeddings`.

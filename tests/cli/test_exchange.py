@@ -43,16 +43,16 @@ def lines(store):
 def test_collected_exported_and_imported_are_the_same(wsa, tmp_path):
     """Play with ends of both kinds comes back from an export as it was; an environment's play that
     was not over is a truncated episode then."""
-    collect = ("collect", "--game", "Breakout", "--steps", 240, "--num-envs", 2)
-    assert wsa(*collect, "--segment-steps", 50, "--max-episode-steps", 80).code == 0
+    collect = ("collect", "--game", "Breakout", "--steps", 600, "--num-envs", 2)
+    assert wsa(*collect, "--segment-steps", 90, "--max-episode-steps", 180).code == 0
     assert wsa("export", "x.zarr", "--game", "Breakout", "--frames").code == 0
     outcome = wsa("import", "arrays", "x.zarr", "--store", "other", "--json")
     assert outcome.code == 0, outcome.err
     report = json.loads(outcome.out)
-    assert report["steps"] == 240
+    assert report["steps"] == 600
     before, (after,) = lines(tmp_path / "store"), lines(tmp_path / "other")
     flat = [list(step) for line in before for step in line]
-    for end in (119, 239):  # Where an environment stopped.
+    for end in (299, 599):  # Where an environment stopped.
         assert not flat[end][5]
         flat[end][6] = True
     assert [list(step) for step in after] == flat

@@ -65,8 +65,8 @@ def test_the_best_is_played_only_if_asked(filled, tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--algo", "dqn", "--n-step", 3), {"type": "dqn", "cql_alpha": 0, "n_step": 3}),
-        (("--cql-alpha", 4), {"type": "dqn", "cql_alpha": 4, "n_step": 1}),
+        (("--algo", "dqn", "--n-step", 3), {"type": "dqn", "n_step": 3}),
+        (("--cql-alpha", 4), {"type": "cql", "cql_alpha": 4, "n_step": 1}),
     ],
 )
 def test_algorithms(filled, tmp_path, options, expected):
@@ -88,7 +88,7 @@ def test_every_fusion_can_be_asked_for(filled, unchanged, fusion):
         ("--fusion cnn", "every model gives a vector"),
         ("--fusion lin --weight-entropy-coef 0.1", "--fusion lin learns none"),
         ("--fusion fix --context test_resnet_r160_in1k", "leave out --context"),
-        ("--hidden 12,many", "--hidden 12,many: give numbers"),
+        ("--hidden 12,many", "--hidden: 'many' is not a whole number"),
         ("--temperature 0", "--temperature must be positive"),
         ("--frame-stack 5", "--frame-stack must be from 1 to 4"),
         ("--save-best --validation-fraction 0", "--save-best needs"),

@@ -8,7 +8,10 @@ import json
 import os
 import re
 import stat
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +23,7 @@ from dask import config
 from wsa import cli
 from wsa.encode.jobs import cluster, dry_run
 from wsa.encode.jobs.run import encode, encode_on
-from wsa.encode.jobs.slurm import JobKeeper, SlurmOptions
+from wsa.encode.jobs.slurm import JobKeeper, SlurmOptions, start
 from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request
 from wsa.store.backends.base import Backend
@@ -32,104 +35,240 @@ from wsa.store.objects.snapshot import take_snapshot
 Ask = Callable[..., Request]
 Fill = Callable[..., list[SegmentMeta]]
 
-# What SLURM's own command does, on this machine: start the script, and say its number.
+# What SLURM's own commands do, on this machine. A job's state is a file of its number in `jobs`; with
+# a file `hold` in the folder the next job stays in the queue.
 SBATCH = """#!{python}
-import pathlib, subprocess, sys
+import os, pathlib, subprocess, sys
+folder = pathlib.Path({folder!r})
 script = pathlib.Path(sys.argv[-1]).read_text()
-kept = pathlib.Path({folder!r}) / "job.sh"
-kept.write_text(script)
-process = subprocess.Popen(["bash", str(kept)], stdout=subprocess.DEVNULL,
-                           stderr=subprocess.DEVNULL, start_new_session=True)
-print("Submitted batch job", process.pid)
+(folder / "job.sh").write_text(script)
+own = folder / f"{{os.getpid()}}.sh"
+own.write_text(script)
+try:
+    (folder / "hold").unlink()
+    number, state = os.getpid(), "PENDING"
+except FileNotFoundError:
+    number = subprocess.Popen(["bash", str(own)], stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL, start_new_session=True).pid
+    state = "RUNNING"
+(folder / "jobs" / str(number)).write_text(state)
+print("Submitted batch job", number)
 """
 SCANCEL = """#!{python}
-import contextlib, os, signal, sys
-with contextlib.suppress(ProcessLookupError):
-    os.killpg(int(sys.argv[1]), signal.SIGTERM)
+import contextlib, os, pathlib, signal, sys
+file = pathlib.Path({folder!r}) / "jobs" / sys.argv[1]
+if file.read_text() == "RUNNING":
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(int(file.name), signal.SIGTERM)
+file.write_text("CANCELLED")
 """
+SQUEUE = """#!{python}
+import pathlib
+for file in (pathlib.Path({folder!r}) / "jobs").iterdir():
+    print(file.name, file.read_text())
+"""
+FAILS = "#!/bin/sh\necho 'Unable to contact slurm controller' >&2; exit 1\n"
+
+
+class FakeSlurm:
+    """`sbatch`, `scancel` and `squeue` in a folder, which start and stop jobs here."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "jobs").mkdir(parents=True)
+        for name, text in {"sbatch": SBATCH, "scancel": SCANCEL, "squeue": SQUEUE}.items():
+            self.command(name, text.format(python=sys.executable, folder=str(folder)))
+
+    def command(self, name: str, text: str) -> None:
+        file = self.folder / name
+        file.write_text(text)
+        file.chmod(file.stat().st_mode | stat.S_IEXEC)
+
+    def hold(self) -> None:
+        """Let the next job stay in the queue."""
+        (self.folder / "hold").touch()
+
+    def jobs(self) -> dict[str, str]:
+        """States of all jobs ever submitted, by number."""
+        return {file.name: file.read_text() for file in (self.folder / "jobs").iterdir()}
+
+    def cancel(self, job: str) -> None:
+        subprocess.run([self.folder / "scancel", job], check=True)
+
+    def script(self) -> str:
+        """What was submitted last."""
+        return (self.folder / "job.sh").read_text()
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """`sbatch` and `scancel` that start and stop jobs here."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, text in {"sbatch": SBATCH, "scancel": SCANCEL}.items():
-        file = folder / name
-        file.write_text(text.format(python=sys.executable, folder=str(folder)))
-        file.chmod(file.stat().st_mode | stat.S_IEXEC)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]:
+    fake = FakeSlurm(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{fake.folder}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    yield folder
+    yield fake
+    for job in fake.jobs():
+        fake.cancel(job)
 
 
-def test_slurm_starts_the_workers(store: Backend, fill: Fill, tiny: Ask, slurm: Path) -> None:
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are looked at often."""
+    monkeypatch.setattr(cluster, "SCALE_EVERY_S", 0.2)
+    for name, seconds in {"LOOK_EVERY_S": 0.2, "ASK_EVERY_S": 0.2, "GONE_S": 3.0}.items():
+        monkeypatch.setattr(f"wsa.encode.jobs.slurm.{name}", seconds)
+
+
+def until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_slurm_starts_the_workers(store: Backend, fill: Fill, tiny: Ask, slurm: FakeSlurm) -> None:
     fill(store, [[0, 1], [1, 2], [3]])
     jobs = SlurmOptions(
         "gpu", slurm_cores=1, slurm_memory="2GB", slurm_extra=("--constraint=a100",)
     )
     report = encode(store, [tiny("resnet")], scheduler="slurm", device="cpu", jobs=jobs)
     assert (report.passes, report.failed, report.workers) == (4, (), 1)
-    script = (slurm / "job.sh").read_text()
+    script = slurm.script()
     assert "#SBATCH -p gpu" in script and "#SBATCH --constraint=a100" in script
     assert "distributed.cli.dask_worker tcp://" in script
     assert verify(store).damage == ()
 
 
 def test_jobs_that_slurm_refuses_end_the_command_with_its_words(
-    store: Backend, fill: Fill, tiny: Ask, slurm: Path, monkeypatch: pytest.MonkeyPatch
+    store: Backend, fill: Fill, tiny: Ask, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (slurm / "sbatch").write_text("#!/bin/sh\necho 'invalid partition: gpuu' >&2; exit 1\n")
+    slurm.command("sbatch", "#!/bin/sh\necho 'invalid partition: gpuu' >&2; exit 1\n")
     monkeypatch.setattr("wsa.encode.jobs.slurm.LOOK_EVERY_S", 0.2)
     fill(store, [[0]])
     with pytest.raises(StorageError, match=r"SLURM refused the jobs \(invalid partition: gpuu\)"):
         encode(store, [tiny("resnet")], scheduler="slurm", workers=2, jobs=SlurmOptions("gpuu"))
 
 
-class Jobs:
-    """What a keeper sees of `SLURMCluster`: jobs of two workers each."""
-
-    def __init__(self) -> None:
-        self.worker_spec: dict[str, dict[str, list[str]]] = {}
-        self.workers: dict[str, Any] = {}
-        self.scheduler_info: dict[str, Any] = {"workers": {}}
-        self.submitted = 0
-
-    def scale(self, jobs: int) -> None:
-        while len(self.worker_spec) < jobs:
-            name = f"SLURMCluster-{self.submitted}"
-            self.worker_spec[name] = {"group": ["-0", "-1"]}
-            self.workers[name] = SimpleNamespace(refusal="")
-            self.submitted += 1
-
-    def here(self, *names: str) -> None:
-        self.scheduler_info["workers"] = {name: {"name": name} for name in names}
+PAIR = SlurmOptions(slurm_cores=2, slurm_memory="1GB")
 
 
-def test_a_job_that_is_over_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("squeue", ["tells", "fails"])
+def test_a_job_that_is_over_is_followed_by_another(
+    slurm: FakeSlurm, quickly: None, monkeypatch: pytest.MonkeyPatch, squeue: str
+) -> None:
+    """Of several workers, as by default: Dask itself replaces none of these."""
+    if squeue == "fails":
+        slurm.command("squeue", FAILS)
+    else:
+        monkeypatch.setattr("wsa.encode.jobs.slurm.GONE_S", 1e6)
+    with cluster.connect("slurm", 1, jobs=PAIR) as (client, _):
+        client.wait_for_workers(2, timeout=60)
+        (first,) = slurm.jobs()
+        slurm.cancel(first)
+        until(lambda: len(slurm.jobs()) > 1)
+        until(lambda: not any("-0-" in w["name"] for w in workers(client)))
+        client.wait_for_workers(2, timeout=60)
+        assert {w["name"].partition("-")[2] for w in workers(client)} == {"1-0", "1-1"}
+    assert sorted(slurm.jobs().values()) == ["CANCELLED", "CANCELLED"], "no third; none is left"
+
+
+def workers(client: Any) -> list[Any]:
+    found: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
+    return list(found.values())
+
+
+@pytest.mark.timeout(100)
+def test_a_job_that_is_cancelled_in_the_queue_is_followed_by_another(
+    slurm: FakeSlurm, quickly: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm.hold()
+
+    def cancel() -> None:
+        until(lambda: "PENDING" in slurm.jobs().values())
+        slurm.cancel(*slurm.jobs())
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with cluster.connect("slurm", 1, jobs=PAIR) as (client, _):
+        assert {w["name"][:-2] for w in workers(client)} == {"wsa-1"}
+        assert len(slurm.jobs()) == 2
+    thread.join()
+    said = capsys.readouterr().err
+    assert "is over (cancelled) and had no worker; another is submitted" in said
+
+
+@pytest.mark.timeout(100)
+def test_jobs_that_end_one_after_the_other_without_a_worker_end_the_command(
+    slurm: FakeSlurm, quickly: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.command(
+        "sbatch",
+        f"#!/bin/sh\necho FAILED > {slurm.folder}/jobs/$$\necho Submitted batch job $$\n",
+    )
+    with (
+        pytest.raises(StorageError, match=r"jobs ended before.*\(job \d+ failed.*cache.*slurm"),
+        cluster.connect("slurm", 1, jobs=PAIR),
+    ):
+        pass
+    assert 3 <= len(slurm.jobs()) < 10
+
+
+def test_jobs_may_wait_and_their_workers_may_come_back(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Dask's own cluster, and workers that are only said to be there."""
     now = [0.0]
-    monkeypatch.setattr("wsa.encode.jobs.slurm.time.monotonic", lambda: now[0])
-    jobs = Jobs()
-    keep = JobKeeper(jobs, 2)
-    keep()
-    assert jobs.submitted == 2
-    now[0] = 1e5
-    keep()
-    assert jobs.submitted == 2, "it may stand in the queue for as long as it likes"
-    jobs.here("SLURMCluster-0-0", "SLURMCluster-0-1", "SLURMCluster-1-1")
-    keep()
-    jobs.here("SLURMCluster-1-1")
-    now[0] += 50
-    keep()
-    assert jobs.submitted == 2, "its workers may come back"
-    now[0] += 11
-    keep()
-    assert list(jobs.worker_spec) == ["SLURMCluster-1", "SLURMCluster-2"]
-    jobs.workers["SLURMCluster-2"].refusal = "not now"
-    keep()
-    now[0] += 61
-    keep()
-    assert list(jobs.worker_spec) == ["SLURMCluster-1", "SLURMCluster-3"]
+    monkeypatch.setattr("wsa.encode.jobs.slurm.time", SimpleNamespace(monotonic=lambda: now[0]))
+    slurm.command("sbatch", "#!/bin/sh\necho PENDING > jobs/$$\necho Submitted batch job $$\n")
+    (slurm.folder.parent / "jobs").symlink_to(slurm.folder / "jobs")
+    with start(PAIR, {}, True, dashboard_address=":0", dashboard=False) as jobs:
+        keep = JobKeeper(jobs, 2)
+
+        def look(seconds: float, *names: str) -> list[str]:
+            """Names of the jobs, once the cluster has done what the keeper asked of it."""
+            now[0] += seconds
+            jobs.scheduler_info["workers"] = {name: {"name": name} for name in names}
+            jobs.sync(at_once, keep)
+            until(lambda: jobs.workers.keys() == jobs.worker_spec.keys())
+            return [name.removeprefix("wsa-") for name in jobs.worker_spec]
+
+        async def at_once(call: Callable[[], None]) -> None:
+            call()
+
+        assert look(0) == ["0", "1"]
+        assert look(1e5) == ["0", "1"], "they may stand in the queue for as long as they like"
+        first = "wsa-0-0", "wsa-0-1"
+        assert look(5, *first, "wsa-1-1") == ["0", "1"]
+        assert look(50, "wsa-1-1") == ["0", "1"], "its workers may come back"
+        slurm.command("sbatch", "#!/bin/sh\necho 'not now' >&2; exit 1\n")
+        assert look(11, "wsa-1-1") == ["1", "2"]
+        assert jobs.workers["wsa-2"].refusal == "not now"
+        assert look(5, "wsa-1-1") == ["1", "2"]
+        assert look(61, "wsa-1-1") == ["1", "3"], "it is asked for again"
+        jobs.scheduler_info["workers"] = {}
+
+
+@pytest.mark.parametrize(
+    ("extra", "config_folder", "kept"),
+    [
+        ((), None, True),
+        (("--output=/logs/%j",), None, False),
+        (("-o/logs/%j",), None, False),
+        ((), "logs", False),
+    ],
+)
+def test_what_jobs_print_is_kept_in_the_cache_unless_somebody_says_where(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    extra: tuple[str, ...],
+    config_folder: str | None,
+    kept: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WSA_CACHE", str(tmp_path / "my cache"))
+    with config.set({"jobqueue.slurm.log-directory": config_folder}):
+        script = cluster.job_script(SlurmOptions(slurm_extra=extra))
+    assert (f"#SBATCH --output='{tmp_path}/my cache/slurm/%j.out'\n" in script) == kept
+    assert script.count("/%j") == int(kept or bool(extra))
 
 
 def test_a_dry_run_shows_the_job_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs import atari as games
 from wsa.store.common import hashing
 from wsa.store.format.records import EmbeddingMeta
-from wsa.store.format.windows import MAX_STACK_FRAMES as STACK
+from wsa.store.format.stacks import MAX_STACK_FRAMES as STACK
 from wsa.store.objects import flat_map
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot

@@ -19,7 +19,7 @@ from wsa.store.common import hashing
 from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.format.arrays import ROW_FIELDS
 from wsa.store.format.records import FramesMeta, Protocol
-from wsa.store.format.windows import MAX_STACK_FRAMES as STACK
+from wsa.store.format.stacks import MAX_STACK_FRAMES as STACK
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot

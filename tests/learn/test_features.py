@@ -19,7 +19,7 @@ from wsa.store.backends.base import Backend
 from wsa.store.common.errors import UsageError
 from wsa.store.format import arrays as layout
 from wsa.store.format.records import SegmentMeta
-from wsa.store.format.windows import MAX_STACK_FRAMES
+from wsa.store.format.stacks import MAX_STACK_FRAMES
 from wsa.store.objects.flat_map import FlatMap, materialise
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 from wsa.store.objects.writer import commit_segment

@@ -17,7 +17,8 @@ from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, DamagedError, UsageError
 from wsa.store.exchange.export import export, plan_export
 from wsa.store.format import records
-from wsa.store.format.windows import MAX_STACK_FRAMES, episode_starts, window_digests, window_rows
+from wsa.store.format.stacks import MAX_STACK_FRAMES
+from wsa.store.format.windows import episode_starts, window_digests, window_rows
 from wsa.store.maintenance.repair import repair
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects import flat_map, writer

@@ -52,10 +52,10 @@ DQN: dict[str, Any] = {
     "train_frequency": 4, "target_network_frequency": 16,
 }  # fmt: skip
 
-RECURRENT: dict[str, Any] = {**PPO, "recurrent": True, "hidden": ("256",)}
-# What `options` gives of models, as if it had not been given.
+RECURRENT: dict[str, Any] = {**PPO, "recurrent": True, "hidden": None}
+# Less what `options` gives of models.
 PIXELS: dict[str, Any] = {
-    "fusion": "nature", "models": (), "fusion_size": 256, "hidden": ("256",)
+    "fusion": "nature", "models": None, "output": None, "fusion_size": None, "hidden": None
 }  # fmt: skip
 
 
@@ -374,7 +374,7 @@ def test_models_change_only_where_that_is_said(here: Path) -> None:
         ({"add": (MODEL,)}, "--add .*: the run has it already"),
         ({"drop": begun.models}, "--drop leaves no model"),
         ({"fusion_size": 8}, "its network is another"),
-        ({"fusion": "nature"}, "sees pixels"),
+        ({"fusion": "nature", "fusion_size": None, "hidden": None}, "sees pixels"),
         ({"protocol": "v5", "algo": DQN}, "game and protocol"),
         ({"init": "", "drop": begun.models}, "name it with --init"),
     ]
