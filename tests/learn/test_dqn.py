@@ -114,7 +114,7 @@ def test_one_step_by_hand() -> None:
     assert loss(0.7, 1.0) == pytest.approx(abs(0.7 - 2) - 0.5)
 
 
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_it_learns_the_known_optimum(walk_flat: FlatMap, tmp_path: Path, n: int) -> None:
     config = msgspec.structs.replace(
         SMALL, updates=700, batch_size=32, learning_rate=3e-3, gamma=GAMMA, cql_alpha=0.0,

@@ -60,7 +60,7 @@ from wsa.store.objects.writer import commit_embedding
 
 MODELS = ("timm:test_resnet.r160_in1k:random", "timm:test_vit.r160_in1k:random")
 ALIASES = ("test_resnet_r160_in1k", "test_vit_r160_in1k")
-MAX_STEPS = 60
+MAX_STEPS = 40
 SMALL = CQLConfig(
     updates=50, batch_size=8, validation_fraction=0.0, log_frequency=10, save_frequency=20
 )
@@ -204,7 +204,7 @@ def test_an_evaluation_counts_every_frame(
     rows = list(csv.DictReader((trained / "eval.csv").read_text().splitlines()))
     assert [r["policy"] for r in rows] == ["run", "run", "random", "random"] * 2
     assert [float(r["return"]) for r in rows[:2]] == returns
-    assert {(r["updates"], r["epsilon"], r["steps"]) for r in rows} == {("50", "0.2", "60")}
+    assert {(r["updates"], r["epsilon"], r["steps"]) for r in rows} == {("50", "0.2", str(MAX_STEPS))}
     newest = (trained / "checkpoints" / "000000050.safetensors").read_bytes()
     assert {r["checkpoint"] for r in rows} == {hashing.checksum(newest)[:12]}
 
