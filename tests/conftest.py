@@ -229,10 +229,12 @@ def stacked() -> Iterator[Callable[..., Any]]:
         yield ask
 
 
-@pytest.fixture(scope="session")
-def nursery(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A `store_kit.Nursery`, which starts processes that use a store in no time."""
-    with kit.nursery(tmp_path_factory.mktemp("nursery")) as made:
+@pytest.fixture
+def nursery(kit: ModuleType, tmp_path: Path) -> Iterator[Any]:
+    """A `store_kit.Nursery`, which starts processes with this test's environment in no time."""
+    folder = tmp_path / "nursery"
+    folder.mkdir()
+    with kit.nursery(folder) as made:
         yield made
 
 

@@ -24,7 +24,6 @@ from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError, StorageError, UsageError
 from wsa.store.common.ranges import COUNT, check_ranges
 from wsa.store.configs import Names
-from wsa.store.objects.record_cache import cache_folder
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -219,6 +218,8 @@ def _output(jobs: SlurmOptions) -> Path | None:
         return None
     if config.get("jobqueue.slurm.log-directory", None):
         return None
+    from wsa.store.objects.record_cache import cache_folder  # Here: help needs no numpy.
+
     return cache_folder().absolute() / "slurm" / "%j.out"
 
 

@@ -304,12 +304,12 @@ def test_bf16_on_a_cpu_is_refused_and_may_be_allowed(
     with pytest.raises(ConflictError) as caught:
         put(store, request, limit)
     found = re.fullmatch(
-        rf"{exact.alias} in bf16 by torch errs by (0\.\d+) of what changes from one step of a game to "
+        rf".* in bf16 by torch errs by (\d+\.\d+) of what changes from one step of a game to "
         rf"the next; the limit is {limit}\. Nothing was written\. Use --precision fp32, or allow it "
-        r"with --max-step-error (0\.\d+)\.",
+        r"with --max-step-error (\d+\.\d+)\.",
         str(caught.value),
     )
-    assert found and limit < float(found[1]) < float(found[2]) < float(found[1]) + 0.02
+    assert found and limit < float(found[1]) < float(found[2]) < 1.02 * float(found[1]) + 0.02
     assert caught.value.kind == "step-error" and caught.value.exit_code == 4
     assert set(kit.paths(store)) == before, "nothing was written"
     spec = put(store, request, max_step_error=float(found[2])).spec

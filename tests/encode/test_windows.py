@@ -62,7 +62,7 @@ def play(backend: Backend, steps: int, game: str = "Breakout", seed: int = 1) ->
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that has been played into."""
     store = open_store(str(tmp_path_factory.mktemp("template") / "store"), create=True)
-    play(store, 96)
+    play(store, 144)
     assert any(snap.read_array(m, "context").any() for snap, m in segments(store))
     return Path(store.url)
 
@@ -259,7 +259,7 @@ def test_cached_is_live_to_the_last_bit(
             np.testing.assert_array_equal(found[:, place], table[at, columns])
         np.testing.assert_array_equal(live(frames, first, envs), found)
         asked += 3 * len(envs)
-    assert asked > 3 * 96
+    assert asked > 3 * 144
     assert (cached.frames, cached.found, cached.passes, cached.hit_rate) == (asked, asked, 0, 1)
     assert (live.frames, live.found) == (asked, 0)
     assert live.passes == live.frames - live.remembered

@@ -20,6 +20,7 @@ import pytest
 from wsa import cli
 
 HERE = Path(__file__).parent / "528a08d"
+pytestmark = pytest.mark.usefixtures("whole_strip")  # What the models' probes were taken on.
 GAME = "Centipede"
 # A model's output, and the objects, passes and copies that are left to do: the DQN run recorded four
 # segments with its own two models only.

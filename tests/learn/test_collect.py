@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -285,12 +286,12 @@ def test_a_lost_segment_is_made_again_the_same(tmp_path: Path, whole: Any) -> No
 
 SCRIPT = """
 import sys
-from wsa.learn import env
+from wsa.learn.envs import atari
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.objects.root import open_store
 backend = open_store(sys.argv[1], create=True)
-plan = plan_collection(take_snapshot(backend), "Pong", env.protocol("Pong", "v5"),
+plan = plan_collection(take_snapshot(backend), "Pong", atari.protocol("Pong", "v5"),
     steps=300, num_envs=2, policy="random", seed=7, segment_steps=64)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -298,12 +299,10 @@ print(len(collect(plan, backend)))
 """
 
 
-def test_two_processes_with_the_same_plan_end_with_one_set(
-    tmp_path: Path, whole: Any, warm: Any
-) -> None:
+def test_two_processes_with_the_same_plan_end_with_one_set(tmp_path: Path, whole: Any) -> None:
     processes = [
-        warm.start(
-            ["-c", SCRIPT, str(tmp_path)],
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

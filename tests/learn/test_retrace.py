@@ -144,7 +144,7 @@ class _Seen:
 def test_stretches_of_an_online_run_are_played_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("stage", "retrace"):
+    for module in ("online.env_runner", "probe.ram_replay"):
         monkeypatch.setattr(f"wsa.learn.{module}.STRETCH", 40)
     assert env_runner.STRETCH == 40
     backend = open_store(str(tmp_path / "store"), create=True)

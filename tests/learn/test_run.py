@@ -204,7 +204,9 @@ def test_an_evaluation_counts_every_frame(
     rows = list(csv.DictReader((trained / "eval.csv").read_text().splitlines()))
     assert [r["policy"] for r in rows] == ["run", "run", "random", "random"] * 2
     assert [float(r["return"]) for r in rows[:2]] == returns
-    assert {(r["updates"], r["epsilon"], r["steps"]) for r in rows} == {("50", "0.2", str(MAX_STEPS))}
+    assert {(r["updates"], r["epsilon"], r["steps"]) for r in rows} == {
+        ("50", "0.2", str(MAX_STEPS))
+    }
     newest = (trained / "checkpoints" / "000000050.safetensors").read_bytes()
     assert {r["checkpoint"] for r in rows} == {hashing.checksum(newest)[:12]}
 

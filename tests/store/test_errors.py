@@ -21,7 +21,7 @@ from wsa.store.common.errors import (
 
 EXITS = {UsageError: 2, MissingError: 3, ConflictError: 4, DamagedError: 5, StorageError: 6}
 BUILTINS = {UsageError: ValueError, MissingError: LookupError, StorageError: OSError}
-ROOM = Path(errors.__file__).parent
+ROOM = Path(errors.__file__).parents[1]
 TESTS = Path(__file__).parent
 
 
@@ -55,7 +55,7 @@ def raised(file: Path) -> set[tuple[str, str]]:
 
 
 def test_every_kind_the_store_raises_is_asserted_in_a_test():
-    kinds = {kind for file in ROOM.glob("*.py") for _, kind in raised(file)}
+    kinds = {kind for file in ROOM.rglob("*.py") for _, kind in raised(file)}
     assert kinds <= set(get_args(Kind)) and len(kinds) >= 14
     tests = "".join(file.read_text() for file in TESTS.glob("test_*.py") if file != Path(__file__))
     assert {kind for kind in kinds if f'"{kind}"' not in tests} == set()
@@ -63,7 +63,7 @@ def test_every_kind_the_store_raises_is_asserted_in_a_test():
 
 def test_a_kind_belongs_to_one_class():
     owners: dict[str, set[str]] = {}
-    for file in ROOM.glob("*.py"):
+    for file in ROOM.rglob("*.py"):
         for error, kind in raised(file):
             owners.setdefault(kind, set()).add(error)
     assert {kind: found for kind, found in owners.items() if len(found) > 1} == {}

@@ -32,12 +32,10 @@ def address(cluster: Any) -> str:
 @pytest.mark.parametrize(
     ("models", "workers"),
     [
-        pytest.param((RESNET,), {"n_workers": 1, "processes": False}, id="threads"),
         pytest.param(
             (RESNET, "vos:random"),
             {"n_workers": 2, "processes": True},
             id="processes",
-            marks=pytest.mark.slow,
         ),
     ],
 )
