@@ -37,7 +37,7 @@ JOB = ["--scheduler", "slurm", "--slurm-cores", "1", "--slurm-memory", "2GB",
        "--slurm-walltime", "00:20:00"]  # fmt: skip
 MODEL = ["--models", "timm:test_vit.r160_in1k:random", "--engine", "torch", "--json"]
 SEGMENTS = 16
-WAIT_S = 400.0  # A busy machine imports torch for a minute.
+WAIT_S = 900.0  # A busy machine imports torch for a minute, and gives a job little of its cores.
 
 
 def until(true: Callable[[], object], what: str, wait_s: float = WAIT_S) -> None:
