@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "
 
 
 @pytest.fixture(params=["real", "warm"])
-def start(request: pytest.FixtureRequest, warm: Any) -> Callable[..., Any]:
-    """`start(arguments, **options)` is what follows `python` on a command line."""
+def start(request: pytest.FixtureRequest, warm: Any) -> Iterator[Callable[..., Any]]:
+    """`start(arguments, **options)` takes what follows `python` on a command line."""
+    # Tests that run in the background of a script ignore Ctrl-C, and so would what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     if request.param == "warm":
-        begin: Callable[..., Any] = warm.start
-        return begin
-    return lambda arguments, **options: subprocess.Popen([sys.executable, *arguments], **options)
+        yield warm.start
+    else:
+        yield lambda arguments, **options: subprocess.Popen([sys.executable, *arguments], **options)
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
