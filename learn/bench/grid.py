@@ -227,7 +227,7 @@ def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
             if spelled(name, one) != spelled(name, other):
                 raise ConflictError(
                     "run-exists",
-                    f"{o.bench_dir} was begun with {spelled(name, one)}, not {spelled(name, other)}: "
+                    f"{o.bench_dir} was begun with {spelled(name, one)}, not {written(other)}: "
                     "its runs would not be comparable. Give that, or another --bench-dir.",
                 )
     if not o.online:
@@ -309,10 +309,14 @@ def request_for(o: BenchOptions, fusion: str) -> RunRequest:
     return RunRequest(**shared, fusion=fusion)
 
 
+def written(value: Any) -> Any:
+    """A value as it is written on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
 def spelled(name: str, value: Any) -> str:
     """An option as it is written on the command line."""
-    word = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-    return f"--{name.replace('_', '-')} {word}"
+    return f"--{name.replace('_', '-')} {written(value)}"
 
 
 def _spelled(models: tuple[str, ...]) -> str:
