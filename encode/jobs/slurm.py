@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 5
 
-# A worker that died is started anew within its job, which may take so long to import torch.
+# A worker that died is restarted within its job, which may take so long to import torch.
 GONE_S = 60.0
 
 # `squeue` is a burden to a cluster, and a job may wait for days.

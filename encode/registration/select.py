@@ -17,7 +17,7 @@ def stored_name(snapshot: Snapshot, name: str) -> str:
     It is a key where the alias alone would not tell trained weights from untrained ones.
 
     Raises:
-        UsageError: Nobody knows such a model.
+        UsageError: There is no such model.
     """
     if name in snapshot.models:
         return name
