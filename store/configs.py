@@ -90,7 +90,7 @@ class VerifyOptions(StoreOptions):
     """Options of `wsa verify`."""
 
     sample: str = "100%"
-    """Share of the objects to read, chosen anew each time: 1% or 0.01."""
+    """Share of the objects to read, chosen at random each time: 1% or 0.01."""
     repair: bool = False
     """Move what is left of damaged objects to damaged/, so that they can be made or fetched again."""
 

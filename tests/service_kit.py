@@ -39,7 +39,7 @@ class Service:
     ) -> None:
         """Wait until something has happened while the service runs.
 
-        What is asked may read the whole store; it shall not take the time that the service needs.
+        What is asked may read the whole store; it must not take the time that the service needs.
         """
         end = time.monotonic() + seconds
         while not happened():

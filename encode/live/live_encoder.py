@@ -40,7 +40,7 @@ class ShrunkFrames:
         looks = Counter[Any]()
         for encoder, window in zip(encoders, windows, strict=False):
             looks[encoder.alike] += window
-        # Where one model looks at one frame at a time, there is nobody to keep it for.
+        # Where one model looks at one frame at a time, nothing else would use it.
         self._caches = {alike: _ShrunkCache() for alike, count in looks.items() if count > 1}
 
     def embed(self, encoder: Encoder, frames: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -139,7 +139,7 @@ class HeartbeatThread:
     """Puts a heartbeat into the store every few seconds until it is stopped.
 
     If the store rejects a write, that heartbeat is skipped. When it stops, it calls `on_stop` and
-    deletes the last heartbeat, but nobody waits longer than `SHUTDOWN_S` for that.
+    deletes the last heartbeat, but waits no longer than `SHUTDOWN_S` for that.
 
     Args:
         backend: The store; used by the thread alone.

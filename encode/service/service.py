@@ -37,7 +37,7 @@ from wsa.store.objects.probe import MAX_STEP_ERROR
 from wsa.store.objects.root import is_free, open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
-# For about so long a batch keeps its claims, and nobody looks for what is new.
+# For about so long a batch keeps its claims, and does not look for new work.
 BATCH_S = 120.0
 RETRY_SKIPPED_S = 3600.0
 LONGEST_PAUSE_S = 60.0
@@ -143,7 +143,7 @@ class Service:
             except Exception as error:  # Dask's own too: of many kinds, and none lasts.
                 if not self._registered:
                     raise
-                # The workers are looked at anew: those that could not open a model may be mended.
+                # Look at the workers again: those that could not open a model may be fixed.
                 own = isinstance(error, WsaError) and not isinstance(error, StorageError)
                 self._back_off("trouble" if own else "no-workers", error)
 
@@ -206,7 +206,7 @@ class Service:
                 if error.kind != "step-error":
                     raise
                 self._rejected_games[game] = error
-                self._log(f"set aside: {game}, until the service is started anew: {error}")
+                self._log(f"set aside: {game}, until the service is restarted: {error}")
             self._checked_games.add(game)
 
     def _present_games(self) -> set[str]:

@@ -391,7 +391,7 @@ def patience() -> float:
 
 
 def environment() -> tuple[tuple[str, str], ...]:
-    """What connections depend on; they are made anew where it has changed."""
+    """What connections depend on; they are made again when it has changed."""
     names = ("AWS_", "GOOGLE_", "AZURE_")
     return tuple((name, value) for name, value in os.environ.items() if name.startswith(names))
 

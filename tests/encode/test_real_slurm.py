@@ -162,7 +162,7 @@ def test_a_job_that_is_cancelled_costs_an_attempt_and_is_replaced(encode, cores,
     print(
         f"with {cores} workers a job, another was submitted after {time.monotonic() - began:.0f} s"
     )
-    # Nobody else can finish it: that it ends means that another job came.
+    # It can finish only if another job came.
     assert run.ends() == 0, run.said.read_text()
     assert (run.result()["objects"], run.result()["set_aside"]) == (SEGMENTS, [])
     assert run.said.read_text().count('"worker-died"') >= 1

@@ -146,7 +146,7 @@ def test_a_precision_is_measured_on_games_that_come_later(
     one = service("--store", store.url, "--models", "timm:test_resnet:random", *options)
     one.until(lambda: encoded(store, 1))
     writer.commit_segment(store, *segment_of(0, still, "Breakout"))
-    one.until_said("set aside: Breakout, until the service is started anew")
+    one.until_said("set aside: Breakout, until the service is restarted")
     one.until_said("waiting: everything is encoded but Breakout, set aside")
     writer.commit_segment(store, *segment_of(1, lively, "Pong"))
     one.until(lambda: len(take_snapshot(store).embeddings()) == 2)
@@ -176,7 +176,7 @@ def test_two_services_share_the_work_and_make_each_pass_once(
     for one in both:
         assert one.end(signal.SIGINT) == 130
     check(store, frames)
-    assert sum(made) == 2 * frames, "and no pass was made in vain"
+    assert sum(made) == 2 * frames, "and no forward pass was wasted"
     assert verify(store).leftovers == 0 and left(store) == []
 
 
