@@ -28,8 +28,8 @@ class ModelsOptions(StoreOptions):
     """list: what there is; check: try one model before a store is filled with it."""
     name: Annotated[Positional[str], arg(metavar="NAME")] = ""
     """The model to check, as 'wsa encode --models' takes it."""
-    output: str = "pooled"
-    """Output to check: pooled, cls, grid:N or map."""
+    output: str = ""
+    """Output to check: pooled, cls, grid:N or map. If not given, pooled. Palette and objects have their own."""
     geometry: Literal["squash", "crop", "pad"] = "squash"
     """From a screen to the model's input."""
     precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
@@ -45,13 +45,13 @@ class EncodeOptions(SlurmOptions, StoreOptions):
     """Options of `wsa encode`."""
 
     models: Names = ("ae", "sr", "okk", "vos")
-    """Aliases ('wsa models' lists them; the paper's own come with wsa), timm:NAME, either with :random for untrained weights, your own as
-    MODULE:CALLABLE, or keys."""
+    """Aliases ('wsa models' lists them; the paper's own, palette and objects come with wsa), timm:NAME, either
+    with :random for untrained weights, your own as MODULE:CALLABLE, or keys."""
     game: Names = ()
     """ALE games; all in the store if none is named."""
     output: str = ""
     """What is kept: pooled, cls, grid:N or map; reduced with +pca:K, +pca:K@GAME or +rp:K. If not given,
-    grid:7+pca:512; of the paper's own encoders everything."""
+    grid:7+pca:512; of the paper's own encoders everything. Palette and objects keep outputs of their own."""
     geometry: Literal["squash", "crop", "pad"] = "squash"
     """From a screen to a model's input: all of it stretched, timm's own crop, or all of it in its aspect."""
     precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"

@@ -16,7 +16,8 @@ from wsa.encode.jobs import events, slurm
 from wsa.encode.jobs.report import EncodeReport, make_folder, write_report
 from wsa.encode.jobs.run import encode as run
 from wsa.encode.jobs.run import require_frames, wanted_games
-from wsa.encode.models.registry import Request, parse_request
+from wsa.encode.models import screen
+from wsa.encode.models.registry import Request, for_games, parse_request
 from wsa.encode.registration.identity import request_of
 from wsa.store.backends.base import Backend
 from wsa.store.common import names, terminal
@@ -51,6 +52,11 @@ def encode(o: EncodeOptions) -> int:
     requests = list(dict.fromkeys(asked[name] for name in o.models))
     games = list(o.game) if o.watch else wanted_games(snapshot, o.game)
     for request in requests:
+        if request.source == screen.SOURCE:
+            terminal.say(
+                f"{request.alias}: output {request.output}, no weights, fitted on each game"
+            )
+            continue
         weights_from = "untrained" if request.source == "random" else f"from {request.source}"
         terminal.say(
             f"{request.alias}: {request.timm_name}, output {request.output}, weights "
@@ -60,7 +66,7 @@ def encode(o: EncodeOptions) -> int:
         _watch(o, backend, snapshot, requests, games)
     if o.dry_run:
         require_frames(snapshot, requests, games)
-        return _dry_run(o, snapshot, requests, games)
+        return _dry_run(o, snapshot, for_games(requests, games), games)
     if o.report:
         make_folder(Path(o.report))  # Hours later would be too late to hear that it cannot be.
     report = run_with_progress(backend, requests, games, o)
@@ -268,7 +274,7 @@ def _dry_run(
     script = cluster.job_script(jobs) if o.scheduler == "slurm" else ""
     if o.json:
         values = {
-            "models": {line.alias: dataclasses.asdict(line) for line in lines},
+            "models": {line.name: dataclasses.asdict(line) for line in lines},
             "workers": workers,
             "worker_bytes": each,
             "driver_bytes": dry_run.peak_bytes(),
@@ -280,7 +286,7 @@ def _dry_run(
         ["model", "objects", "passes", "copies", "strip passes", "at most", "engine", "minutes"],
         [
             [
-                e.alias,
+                e.name,
                 e.objects,
                 e.passes,
                 e.copies,

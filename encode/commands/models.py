@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from wsa.encode.configs import ModelsOptions, weights_files
+from wsa.encode.models import screen
 from wsa.encode.models.registry import known_aliases, local_weights, parse_request
 from wsa.encode.registration.identity import request_of
 from wsa.store.common import names, terminal
@@ -24,7 +25,8 @@ def _check_model(o: ModelsOptions) -> int:
     if names.is_model_key(o.name):
         request = request_of(read_spec(open_snapshot(o.store)[1], o.name), weights)
     else:
-        request = parse_request(o.name, weights, o.output, o.precision, o.geometry)
+        output = o.output or ("" if o.name in screen.OUTPUTS else "pooled")
+        request = parse_request(o.name, weights, output, o.precision, o.geometry)
     results = []
     for result in check(request, choose_device(o.device)):
         results.append(result)

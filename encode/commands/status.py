@@ -51,8 +51,10 @@ def backlog(snapshot: Snapshot) -> dict[str, dict[str, int]]:
     known: Digests = {}
     found = {}
     for key in snapshot.models if snapshot.games else []:
-        windows = {key: read_spec(snapshot, key).identity.window}
-        plan = make_plan(snapshot, [key], snapshot.games, (), windows, known)
+        spec = read_spec(snapshot, key)
+        games = [spec.game] if spec.game else snapshot.games
+        windows = {key: spec.identity.window}
+        plan = make_plan(snapshot, [key], games, (), windows, known)
         found[key] = {"objects": len(plan.items), "passes": plan.passes, "copies": plan.copies}
     return found
 

@@ -28,7 +28,6 @@ from wsa.encode.jobs.workers import TASKS_A_GPU, TASKS_A_THREAD, THREADS_A_WORKE
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import fit_reduction, register
 from wsa.encode.registration import identity as lookup
-from wsa.store.common import names
 from wsa.store.common.errors import WsaError
 from wsa.store.objects.model_spec import parse_output
 from wsa.store.objects.probe import MAX_STEP_ERROR
@@ -60,7 +59,7 @@ class Estimate:
     """One model's share of the work.
 
     Attributes:
-        alias: The model.
+        name: The model's alias, and its game where it embeds that alone.
         objects: Embedding objects to write.
         passes: Frames, or windows of frames, to run through the model.
         copies: Those whose embedding is copied.
@@ -70,7 +69,7 @@ class Estimate:
         minutes: Time, from that engine's rate measured just now.
     """
 
-    alias: str
+    name: str
     objects: int
     passes: int
     copies: int
@@ -95,10 +94,12 @@ def measure_model(
         UsageError: A precision that is not to be had there.
         ConflictError: A model that fails, or a precision that errs too much.
     """
+    engine = request.engine(engine)
     found, _, identity = register.measure_engines(snapshot, request, device, engine, games)
     choice = found.choose(engine, identity.precision, max_step_error)
     features = found.embed(choice.engine, identity.precision)[0].size
-    numbers = parse_output(request.output).numbers or features
+    output = parse_output(request.output)
+    numbers = SCREEN_NUMBERS * output.numbers if output.of_one_game else output.numbers or features
     measured = MeasuredModel(choice.engine, choice.rate, identity.window, features, numbers)
     return measured, found.encoder(choice.engine, identity.precision)
 
@@ -121,16 +122,14 @@ def estimate(
     """
     spec = lookup.find_model(snapshot, request)
     # Of a model that is not in the store, nothing has been encoded under whatever key it will get.
-    key = spec.key if spec else names.make_model_key(request.alias, "0" * 12)
-    plan = make_plan(snapshot, [key], games, windows={key: measured.window})
-    fit = (
-        0
-        if spec
-        else fit_reduction.frames_needed(snapshot, parse_output(request.output), measured.window)
-    )
+    key = spec.key if spec else lookup.unregistered_key(request)
+    output = parse_output(request.output)
+    only = {key: output.only_game} if output.only_game else {}
+    plan = make_plan(snapshot, [key], games, windows={key: measured.window}, only=only)
+    fit = 0 if spec else fit_reduction.frames_needed(snapshot, output, measured.window)
     numbers = math.prod(spec.shape) if spec else measured.numbers
     return Estimate(
-        alias=request.alias,
+        name=f"{request.alias} of {output.only_game}" if output.only_game else request.alias,
         objects=len(plan.items),
         passes=plan.passes,
         copies=plan.copies,
@@ -141,6 +140,9 @@ def estimate(
         minutes=(plan.passes / parallel + fit) / measured.rate / 60,
     )
 
+
+# Of `palette` a grey level has 42 + 40 numbers, of `objects` a class one more.
+SCREEN_NUMBERS = 83
 
 # An allocator keeps some of what it got back.
 SPARE = 1.1

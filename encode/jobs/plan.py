@@ -115,6 +115,7 @@ def make_plan(
     without: Collection[Name] = (),
     windows: Mapping[str, int] | None = None,
     known: Digests | None = None,
+    only: Mapping[str, str] | None = None,
 ) -> Plan:
     """Plan the encoding of `games` by `models`, both in the order given.
 
@@ -125,6 +126,7 @@ def make_plan(
         without: Objects to leave out, and to copy nothing from.
         windows: Consecutive frames that a model looks at, of those that look at more than one.
         known: Digests read for earlier plans; those read for this one are added.
+        only: The game of each model that embeds one game alone.
     """
     segments = snapshot.segments()
     digests = _Digests(snapshot, {} if known is None else known)
@@ -133,12 +135,14 @@ def make_plan(
     for model in models:
         encoded = {(e.game, e.segment) for e in snapshot.embeddings(model=model)}
         done = [m for m in segments if (m.game, m.segment) in encoded]
-        todo = [m for m in segments if m.game in games and (m.game, m.segment) not in encoded]
+        own = (only or {}).get(model)
+        mine = [game for game in games if own in (None, game)]
+        todo = [m for m in segments if m.game in mine and (m.game, m.segment) not in encoded]
         missing = sorted(
             (m for m in todo if (model, m.game, m.segment) not in without),
             key=lambda m: _order(games, m),
         )
-        present += sum(m.game in games for m in done)
+        present += sum(m.game in mine for m in done)
         window = (windows or {}).get(model, 1)
         items += _plan_model(model, window, done, missing, digests) if missing else []
     return Plan(tuple(items), present, tuple(games))

@@ -21,13 +21,13 @@ from wsa.encode.jobs.scheduler import TRIES, Driver, scheduler_lost, worker_died
 from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.encode.jobs.tasks import Failed, TaskSettings
 from wsa.encode.jobs.workers import Workers
-from wsa.encode.models.registry import Request
-from wsa.encode.registration.identity import find_model
+from wsa.encode.models.registry import Request, for_games
+from wsa.encode.registration.identity import find_model, unregistered_key
 from wsa.encode.registration.register import Registered
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import MissingError
-from wsa.store.objects.model_spec import read_spec
+from wsa.store.objects.model_spec import parse_output, read_spec
 from wsa.store.objects.probe import MAX_STEP_ERROR
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
@@ -68,6 +68,7 @@ def encode(
     started = time.perf_counter()
     snapshot = take_snapshot(backend)
     games = wanted_games(snapshot, games)
+    requests = for_games(requests, games)
     registered = [
         Registered(spec, 0, request)
         for request in requests
@@ -244,7 +245,8 @@ def _plan(
     without: Collection[Name] = (),
 ) -> Plan:
     windows = {r.spec.key: r.spec.identity.window for r in registered}
-    return make_plan(snapshot, [*windows], games, without, windows)
+    only = {r.spec.key: r.spec.game for r in registered if r.spec.game}
+    return make_plan(snapshot, [*windows], games, without, windows, only=only)
 
 
 def require_frames(snapshot: Snapshot, requests: Sequence[Request], games: Sequence[str]) -> None:
@@ -258,13 +260,20 @@ def require_frames(snapshot: Snapshot, requests: Sequence[Request], games: Seque
     specs = [read_spec(snapshot, key) for key in snapshot.models]
     alike = {(spec.alias, spec.identity.output, spec.identity.precision) for spec in specs}
     models: dict[str, int] = {}
-    for request in requests:
+    only: dict[str, str] = {}
+    for request in for_games(requests, games):
         if spec := find_model(snapshot, request):
-            models[spec.key] = spec.identity.window
+            key = spec.key
+            models[key] = spec.identity.window
         elif (request.alias, request.output, request.precision) not in alike:
-            models[names.make_model_key(request.alias, "0" * 12)] = 1
-        # Else only its weights, once it is built, tell whether it is one of these.
-    _require_frames(snapshot, make_plan(snapshot, [*models], games, windows=models))
+            key = unregistered_key(request)
+            models[key] = 1
+        else:
+            continue  # Only its weights, once it is built, tell whether it is one of these.
+        if game := parse_output(request.output).only_game:
+            only[key] = game
+    plan = make_plan(snapshot, [*models], games, windows=models, only=only)
+    _require_frames(snapshot, plan)
 
 
 def _require_frames(snapshot: Snapshot, plan: Plan) -> None:

@@ -1,7 +1,8 @@
 """Which frozen models there are, and where their weights come from.
 
 A model is asked for by an alias (`vit`), by any timm name (`timm:resnet18.a1_in1k`), either with
-`:random` behind it for untrained weights, or as a user's own (`module:callable`). Weights come, in
+`:random` behind it for untrained weights, or as a user's own (`module:callable`). `palette` and
+`objects` have no weights and are fitted on frames of each game. Weights of the others come, in
 this order, from `--weights ALIAS=FILE`, from a package that the installer brought (the
 EfficientNet-Lites, and wsa itself for the paper's own encoders), from the Hugging Face cache, or
 from the Hugging Face hub. Only safetensors files are read; the Lite packages hold torch archives,
@@ -15,19 +16,20 @@ import difflib
 import hashlib
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import safetensors.torch
 import torch
 from torch import nn
 
-from wsa.encode.models import custom, hub
+from wsa.encode.models import custom, hub, screen
 from wsa.encode.models.paper import load
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, MissingError, UsageError
-from wsa.store.objects.model_spec import DEFAULT_OUTPUT, Geometry, Precision
+from wsa.store.objects.model_spec import DEFAULT_OUTPUT, Geometry, Precision, parse_output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +75,11 @@ class Request:
 
     Attributes:
         alias: What the user calls it, and what its key begins with.
-        timm_name: timm architecture with its weights tag, a user's `module:callable`, or `wsa:<alias>`
-            for one of the paper's own encoders.
-        source: `hub`, `package`, `random`, `file:<path>`, or `user:<module:callable>`, which imports
-            that module and so never comes out of a store; a stored model's is `user` alone.
+        timm_name: timm architecture with its weights tag, a user's `module:callable`, `wsa:<alias>`
+            for one of the paper's own encoders, or `wsa:screen` for `palette` and `objects`.
+        source: `hub`, `package`, `random`, `fitted` where there are no weights, `file:<path>`, or
+            `user:<module:callable>`, which imports that module and so never comes out of a store; a
+            stored model's is `user` alone.
         output: As `wsa.store.objects.model_spec.parse_output` reads it.
         precision: Arithmetic of the forward pass.
         geometry: From a screen to the input; a user's model declares its own.
@@ -99,9 +102,15 @@ class Request:
         """The source as a store keeps it: without what would have to be imported."""
         return "user" if self.source.startswith("user:") else self.source
 
+    def engine(self, asked: str) -> str:
+        """What runs it where `asked` is asked for: PyTorch where there is no network to be fast."""
+        return "torch" if self.source == screen.SOURCE else asked
+
     @property
     def licence(self) -> str:
         """Licence of the weights as timm states it."""
+        if self.timm_name == screen.NAME:
+            return screen.LICENCE
         if load.is_paper_model(self.timm_name):
             return load.licence(self.source)
         if self.source == "random":
@@ -127,14 +136,17 @@ def parse_request(
     Args:
         text: What was typed.
         weights: Weights files by alias, from `--weights`.
-        output: Output of the model; empty for all of what one of the paper's own encoders gives, and
-            `DEFAULT_OUTPUT` of any other model.
+        output: Output of the model; empty for all of what one of the paper's own encoders gives, what
+            `palette` and `objects` are, and `DEFAULT_OUTPUT` of any other model.
         precision: Arithmetic of the forward pass.
         geometry: From a screen to the input.
 
     Raises:
-        UsageError: There is no such alias or architecture, or no such weights file.
+        UsageError: There is no such alias or architecture, or no such weights file; or `palette` or
+            `objects` are asked for with what they do not have.
     """
+    if text.removesuffix(":random") in screen.OUTPUTS:
+        return _fitted(text, output, precision)
     name, random = (text[:-7], True) if text.endswith(":random") else (text, False)
     output = output or (load.NETWORKS[name][1] if name in load.NETWORKS else DEFAULT_OUTPUT)
     if name.startswith("timm:"):
@@ -164,9 +176,54 @@ def parse_request(
     return Request(names.alias(alias), timm_name, source, output, precision, geometry)
 
 
+def _fitted(text: str, output: str, precision: Precision) -> Request:
+    """`palette` or `objects`; an output of networks is not theirs, and they keep their own.
+
+    Raises:
+        UsageError: Untrained weights, or less precision, is asked for.
+    """
+    own = screen.OUTPUTS.get(text)
+    if own is None:
+        raise UsageError(
+            "bad-option", f"{text}: {text.partition(':')[0]} has no weights. Leave out :random."
+        )
+    if precision != "fp32":
+        raise UsageError(
+            "bad-option",
+            f"--precision {precision}: {text} has no network to run. Encode it by a command without "
+            "--precision.",
+        )
+    mine = output and parse_output(output).reduction == text
+    return Request(text, screen.NAME, screen.SOURCE, output if mine else own)
+
+
+def for_games(requests: Sequence[Request], games: Sequence[str]) -> list[Request]:
+    """Requests as they are registered: of what is fitted on one game, one for each game.
+
+    Args:
+        requests: As typed, or as registered.
+        games: Games that shall be encoded.
+
+    Returns:
+        The requests in order. Those of one game that is not among `games` are left out.
+    """
+    found = []
+    for request in requests:
+        output = parse_output(request.output)
+        if not output.of_one_game:
+            found.append(request)
+            continue
+        found += [
+            dataclasses.replace(request, output=str(msgspec.structs.replace(output, game=game)))
+            for game in games
+            if output.game in ("", game)
+        ]
+    return found
+
+
 def known_aliases() -> list[str]:
-    """Aliases of published models, and of the paper's own encoders."""
-    return [*ALIASES, *load.NETWORKS]
+    """Aliases of published models, of the paper's own encoders, and of those that are fitted."""
+    return [*ALIASES, *load.NETWORKS, *screen.OUTPUTS]
 
 
 def _alias(name: str) -> str:
@@ -257,6 +314,8 @@ def build(request: Request) -> Any:
             "because a store names it. If it is on this machine and you trust it, name it yourself: "
             f"--weights {request.alias}=MODULE:CALLABLE.",
         )
+    if request.timm_name == screen.NAME:
+        return screen.build()
     if load.is_paper_model(request.timm_name):
         return load.build(request.timm_name, request.source)
     import timm
@@ -399,6 +458,8 @@ def _no_weights(request: Request, why: str) -> MissingError:
 
 def local_weights(request: Request) -> str | None:
     """Where this machine has a model's weights, in words; None if it would ask the hub."""
+    if request.source == screen.SOURCE:
+        return "needs none"
     if request.source == "package" and load.is_paper_model(request.timm_name):
         return "wsa"
     if request.source == "package":

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from wsa.encode.inference.trunk import Trunk
 from wsa.encode.models import registry
 from wsa.encode.models.custom import UserNetwork
 from wsa.encode.models.registry import Request
-from wsa.encode.registration import probe_frames
+from wsa.encode.registration import fit_reduction, probe_frames
 from wsa.encode.registration.identity import identify
 from wsa.store.common import hashing
 from wsa.store.common.errors import WsaError
@@ -49,7 +50,7 @@ class CheckResult:
 
 
 def check(request: Request, device: str) -> Iterator[CheckResult]:
-    """Try a model, before any reduction of its output; one point after another as it is known.
+    """Try a model, before any reduction that is fitted here; one point after another as it is known.
 
     Raises:
         MissingError: No weights, or no such module.
@@ -64,7 +65,7 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
     yield _frozen(module)
     encoder = _encoder(module, request, device)
     window = identify(module, request).window
-    frames = probe_frames.probe_inputs(window)
+    frames = probe_frames.probe_inputs(window, _tried_game(request))
     try:
         found = encoder(frames)
     except WsaError:
@@ -102,8 +103,18 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
 
 
 def _encoder(module: nn.Module, request: Request, device: str) -> Encoder:
-    how = identify(module, request).preprocessing
-    return Encoder(module, how, parse_output(request.output), None, request.precision, device)
+    how, output = identify(module, request).preprocessing, parse_output(request.output)
+    basis = None
+    if output.of_one_game:  # Nothing without its reduction: tried as it is for one game.
+        output = msgspec.structs.replace(output, game=_tried_game(request))
+        basis = fit_reduction.shipped(output)
+    return Encoder(module, how, output, basis, request.precision, device)
+
+
+def _tried_game(request: Request) -> str:
+    """The game that a model of one game is tried on; empty for any other model."""
+    output = parse_output(request.output)
+    return output.game or probe_frames.PROBE_GAMES[0] if output.of_one_game else ""
 
 
 def _everything(module: nn.Module) -> str:

@@ -66,6 +66,7 @@ class Engines:
         alias: The model, for messages.
         window: Consecutive frames that it looks at.
         games: Inputs to measure on beside the probe frames, as `game_inputs` finds them.
+        only_game: The only game that the model embeds, if there is one.
     """
 
     def __init__(
@@ -74,10 +75,11 @@ class Engines:
         alias: str,
         window: int = 1,
         games: Mapping[str, NDArray[np.uint8]] | None = None,
+        only_game: str = "",
     ) -> None:
         self._make = make
         self._alias = alias
-        self._inputs = {PROBE: probe_frames.probe_inputs(window), **(games or {})}
+        self._inputs = {PROBE: probe_frames.probe_inputs(window, only_game), **(games or {})}
         self._basis: Reduction | None = None
         self._encoders: dict[tuple[str, Precision], Encoder] = {}
         self._measurements: dict[tuple[str, Precision], tuple[float, dict[str, Tensor]]] = {}

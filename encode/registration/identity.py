@@ -49,6 +49,11 @@ def find_model(snapshot: Snapshot, request: Request) -> ModelSpec | None:
     return _only_one(found)
 
 
+def unregistered_key(request: Request) -> str:
+    """What stands for the key of a model that is not in the store, under which nothing is encoded."""
+    return names.make_model_key(request.alias, hashing.identity([request.output, "not registered"]))
+
+
 def _matches(spec: ModelSpec, request: Request) -> bool:
     """Whether a spec is of this request, as far as can be told without building it."""
     asked = (request.alias, request.timm_name, request.recorded, request.output, request.precision)

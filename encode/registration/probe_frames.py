@@ -58,18 +58,21 @@ def load_frames() -> list[GameFrames]:
     return sorted(games, key=lambda part: part.game)
 
 
-def probe_inputs(window: int = 1) -> NDArray[np.uint8]:
+def probe_inputs(window: int = 1, game: str = "") -> NDArray[np.uint8]:
     """The frames that probe vectors are computed from.
 
     Args:
         window: Consecutive frames that the model looks at.
+        game: The only game that the model embeds, if there is one.
 
     Returns:
         (16, 210, 160, 3) uint8: for each of `PROBE_GAMES` a pair of consecutive frames, so that an
-        error can be compared with what changes from one step to the next. For a model with a window
-        (16, window, 210, 160, 3), as `pairs_in_windows` makes them.
+        error can be compared with what changes from one step to the next; of one game that is in
+        the strip, its four pairs (8, H, W, 3). For a model with a window (n, window, H, W, 3), as
+        `pairs_in_windows` makes them.
     """
-    return pairs_in_windows(_single_frames().copy(), window)
+    own = _game_frames(game) if game else None
+    return pairs_in_windows((_single_frames() if own is None else own).copy(), window)
 
 
 def pairs_in_windows(frames: NDArray[np.uint8], window: int) -> NDArray[np.uint8]:
@@ -94,6 +97,11 @@ def _single_frames() -> NDArray[np.uint8]:
     games = {part.game: part.frames for part in load_frames()}
     # The third pair is of a time when the game is under way.
     return np.concatenate([games[game][4:6] for game in PROBE_GAMES])
+
+
+@functools.cache
+def _game_frames(game: str) -> NDArray[np.uint8] | None:
+    return next((part.frames for part in load_frames() if part.game == game), None)
 
 
 def frames_digest() -> str:

@@ -25,6 +25,7 @@ from torch import nn
 from wsa.encode.inference import engines
 from wsa.encode.inference import reduction as bases
 from wsa.encode.inference.encoder import Encoder, stored
+from wsa.encode.inference.fitted import FITTED
 from wsa.encode.inference.reduction import Projection, Reduction
 from wsa.encode.inference.segment_inputs import input_digests, read_segment_frames
 from wsa.encode.models import registry
@@ -94,6 +95,7 @@ def register(
         UsageError: An engine or a precision that is not to be had there, or an output the model
             cannot give.
     """
+    engine = request.engine(engine)
     found, module, identity = measure_engines(snapshot, request, device, engine, games)
     there = find_by_identity(snapshot, request.alias, identity)
     if there is not None:
@@ -114,7 +116,7 @@ def register(
     files, fitted = {}, 0
     if output.reduction == "rp":
         found.set_basis(Projection(output.numbers))
-    elif output.reduction == "pca":
+    elif output.reduction:
         whole = found.encoder(
             found.choose(engine, "fp32", engine_choice.MAX_ENGINE_ERROR).engine, "fp32"
         )
@@ -122,13 +124,14 @@ def register(
         basis = fit_reduction.fit(whole, snapshot, output, identity.window)
         fitted = whole.passes - before
         found.set_basis(basis)
-        files["basis.safetensors"] = bases.save(basis)
+        saved = FITTED[output.reduction].save(basis)
+        files["basis.safetensors"] = saved
         if output.game:
             # Of two bases fitted side by side each would have to be asked for by its key ever after.
             snapshot = take_snapshot(snapshot.backend, snapshot)
             if find_by_identity(snapshot, request.alias, identity) is not None:
                 return register(snapshot, request, max_step_error, device, engine, games)
-            identity = msgspec.structs.replace(identity, basis=bases.own_recipe(basis))
+            identity = msgspec.structs.replace(identity, basis=bases.own_recipe(saved))
     key = model_key(request.alias, identity)
     choice = found.choose(engine, identity.precision, max_step_error)
     probed = found.embed(choice.engine, identity.precision)
@@ -219,7 +222,8 @@ def open_model(
                     f"{key}: what it was encoded by is not to be had here; run by {choice}"
                 )
     encoder = found.encoder(engine, precision)
-    check_probe(snapshot, key, encoder(probe_frames.probe_inputs(spec.identity.window)))
+    inputs = probe_frames.probe_inputs(spec.identity.window, spec.game)
+    check_probe(snapshot, key, encoder(inputs))
     encoder.passes = 0
     return encoder
 
@@ -335,8 +339,9 @@ def _stored_reduction(snapshot: Snapshot, key: str, identity: Identity) -> Reduc
         return None
     if output.reduction == "rp":
         return Projection(output.numbers)
-    basis = _load(snapshot, key, "basis.safetensors", bases.load)
-    if output.game and bases.own_recipe(basis) != identity.basis:
+    reduction = FITTED[output.reduction]
+    basis = _load(snapshot, key, "basis.safetensors", reduction.load)
+    if output.game and bases.own_recipe(reduction.save(basis)) != identity.basis:
         where = f"{names.model_path(key)}/basis.safetensors"
         raise DamagedError(
             "bad-array", f"{where} is the basis of another model. {how_to_remove(key)}"
@@ -372,4 +377,4 @@ def _engines(
         how = identity.preprocessing
         return Encoder(module, how, output, None, precision, device, engine)
 
-    return Engines(make, alias, identity.window, games)
+    return Engines(make, alias, identity.window, games, output.only_game)

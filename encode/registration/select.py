@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from wsa.encode.models import screen
 from wsa.encode.models.registry import known_aliases, parse_request
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError, UsageError
@@ -70,7 +71,7 @@ def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:
         options = spec.alias if spec.alias in known_aliases() else f"timm:{spec.timm_name}"
         options = spec.timm_name if spec.source == "user" else options
         options += ":random" if spec.identity.random else ""
-        options += f" --output {spec.identity.output}"
+        options += f" --output {spec.identity.output}" if spec.source != screen.SOURCE else ""
         if spec.source != "user" and spec.identity.preprocessing.geometry != "squash":
             options += f" --geometry {spec.identity.preprocessing.geometry}"
         if spec.identity.precision != "fp32":

@@ -23,7 +23,7 @@ from wsa.encode.jobs.plan import Digests, Item, Name, Plan, make_plan
 from wsa.encode.jobs.run import register_all, task_settings
 from wsa.encode.jobs.scheduler import TRIES, Driver
 from wsa.encode.jobs.workers import Workers
-from wsa.encode.models.registry import Request
+from wsa.encode.models.registry import Request, for_games
 from wsa.encode.registration.register import Registered
 from wsa.encode.service import heartbeat, prometheus
 from wsa.encode.service.claims import Claims, Pair
@@ -96,6 +96,7 @@ class Service:
         self._digests: Digests = {}
         self._skipped: dict[Name, tuple[float, AttemptFailed]] = {}
         self._checked_games: set[str] = set()
+        self._registered_games: set[str] = set()
         self._rejected_games: dict[str, ConflictError] = {}
         self._retry_s = 1.0
         self._last_log = ""
@@ -164,7 +165,8 @@ class Service:
     def _round(self, workers: Workers) -> bool:
         """Look at the store and encode a batch of what it lacks; whether there was any."""
         self._snapshot = take_snapshot(self._backend, self._snapshot)
-        if not self._registered or not self._registered.keys() <= set(self._snapshot.models):
+        lost = not self._registered.keys() <= set(self._snapshot.models)
+        if not self._registered or lost or self._lacks_fitted_models():
             self._register(workers)
         self._check_precision(workers)
         todo = self._pending_pairs()
@@ -188,11 +190,17 @@ class Service:
         self.claims.release()
         return True
 
+    def _lacks_fitted_models(self) -> bool:
+        """Whether a game has come for which a model that is of one game has to be registered."""
+        games = self._present_games() - self._rejected_games.keys() - self._registered_games
+        return any(for_games(self._requests, [game]) != self._requests for game in games)
+
     def _register(self, workers: Workers) -> None:
         games = self._present_games() - self._rejected_games.keys()
         found = self._register_models(workers, self._requests, games)
         self._registered = {one.spec.key: one for one in found}
         self._checked_games |= games
+        self._registered_games |= games
         self._snapshot = take_snapshot(self._backend, self._snapshot)
 
     def _check_precision(self, workers: Workers) -> None:
@@ -219,7 +227,7 @@ class Service:
         return register_all(
             workers,
             self._backend.url,
-            requests,
+            for_games(requests, sorted(games)),
             sorted(games),
             self._engine,
             self._max_step_error,
@@ -241,7 +249,10 @@ class Service:
         for key in self._registered:
             done = {(e.game, e.segment) for e in self._snapshot.embeddings(model=key)}
             window = self._window(key)
+            only = self._registered[key].spec.game
             for m in wanted:
+                if only not in ("", m.game):
+                    continue
                 if (m.game, m.segment) not in done and (key, m.game, m.segment) not in without:
                     todo.add((m.game, key))
                     segments, frames = backlog[key]

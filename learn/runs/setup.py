@@ -10,6 +10,7 @@ import torch
 
 from wsa.encode.configs import weights_files
 from wsa.encode.models.paper import load
+from wsa.encode.models.registry import Request, for_games, parse_request
 from wsa.encode.registration.select import choose_models, stored_name
 from wsa.learn.configs.algorithms import EvaluationConfig, OfflineConfig, OnlineConfig
 from wsa.learn.configs.fusions import PIXELS
@@ -123,6 +124,7 @@ class _Added:
     def __init__(self, request: RunRequest, snapshot: Snapshot, device: str, dry_run: bool) -> None:
         assert isinstance(request.live, OnlineLiveOptions)
         self._backend, self._device, self._dry_run = snapshot.backend, device, dry_run
+        self._game = request.game
         self._weights, self._output = weights_files(request.live.weights), request.live.output
 
     def keys_of(self, some: Sequence[str]) -> list[str]:
@@ -137,19 +139,23 @@ class _Added:
 
     def default_keys(self) -> list[str]:
         """Keys of the models that come with wsa, whatever else the store has by their aliases."""
-        from wsa.encode.models.registry import parse_request  # Here: it brings timm.
-        from wsa.encode.registration.identity import find_model
+        from wsa.encode.registration.identity import find_model  # Here: it brings timm.
 
         keys = []
         for name in load.DEFAULT:
             snapshot = take_snapshot(self._backend)
-            found = find_model(snapshot, parse_request(name, self._weights, self._output))
+            found = find_model(snapshot, self._request(name))
             keys.append(found.key if found else self._add(snapshot, name))
         return keys
 
     def _key(self, snapshot: Snapshot, name: str) -> str:
         alias = stored_name(snapshot, name)
-        fitting = [key for key in snapshot.models if alias in (key, names.key_alias(key))]
+        fitting = [
+            key
+            for key in snapshot.models
+            if alias in (key, names.key_alias(key))
+            and read_spec(snapshot, key).game in ("", self._game)
+        ]
         if len(fitting) > 1:
             raise UsageError(
                 "bad-option",
@@ -165,11 +171,19 @@ class _Added:
                 f"--dry-run: the store has no model {name} yet. Leave out --dry-run, or run "
                 f"'wsa encode --models {name}' first.",
             )
-        from wsa.encode.models.registry import parse_request
         from wsa.encode.registration.register import register
 
-        request = parse_request(name, self._weights, self._output)
-        return register(snapshot, request, MAX_STEP_ERROR, self._device).spec.key
+        return register(snapshot, self._request(name), MAX_STEP_ERROR, self._device).spec.key
+
+    def _request(self, name: str) -> Request:
+        """A model as typed, of the game that is played where it is of one game."""
+        found = for_games([parse_request(name, self._weights, self._output)], [self._game])
+        if not found:
+            raise UsageError(
+                "bad-option",
+                f"--output {self._output} is of another game than {self._game}. Leave out --output.",
+            )
+        return found[0]
 
 
 def _context_key(context: str, models: Sequence[str], keys_of: KeysOf) -> str:

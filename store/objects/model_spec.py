@@ -23,7 +23,7 @@ DEFAULT_OUTPUT = "grid:7+pca:512"
 
 _OUTPUT = re.compile(
     r"(?:(pooled|cls|map)|grid:([1-9][0-9]?))"
-    r"(?:\+(pca|rp):([1-9][0-9]{0,4})(?:@([A-Za-z0-9]+))?)?",
+    r"(?:\+(pca|rp|palette|objects):([1-9][0-9]{0,4})(?:@([A-Za-z0-9]+))?)?",
     re.ASCII,
 )
 
@@ -35,17 +35,28 @@ class Output(msgspec.Struct, frozen=True):
         kind: `pooled`, by the model's own pooling; `cls`, its class token; `grid`, its feature map
             averaged to a grid; `map`, that map as it is.
         side: Side of the grid; 0 where it is none.
-        reduction: A frozen linear map to fewer numbers: `pca`, principal components, or `rp`, a
-            random projection; empty for none.
-        numbers: What it is reduced to; 0 for no reduction.
-        game: Game whose frames the principal components are fitted on; empty for the strip.
+        reduction: A frozen map to fewer numbers: `pca`, principal components; `rp`, a random
+            projection; `palette` and `objects`, which read grey screens; empty for none.
+        numbers: What it is reduced to: numbers of `pca` and `rp`, grey levels of `palette`, classes
+            of `objects`; 0 for no reduction.
+        game: Game whose frames the reduction is fitted on; empty for the strip.
     """
 
     kind: Literal["pooled", "cls", "grid", "map"]
     side: int = 0
-    reduction: Literal["", "pca", "rp"] = ""
+    reduction: Literal["", "pca", "rp", "palette", "objects"] = ""
     numbers: int = 0
     game: str = ""
+
+    @property
+    def of_one_game(self) -> bool:
+        """Whether it is nothing without the frames of one game, and embeds that game alone."""
+        return self.reduction in ("palette", "objects")
+
+    @property
+    def only_game(self) -> str:
+        """The only game that a model with this output embeds; empty if it embeds any."""
+        return self.game if self.of_one_game else ""
 
     def __str__(self) -> str:
         """As `parse_output` reads it."""
@@ -56,6 +67,8 @@ class Output(msgspec.Struct, frozen=True):
 
 def parse_output(text: str) -> Output:
     """Read `pooled`, `cls`, `grid:N` or `map`, each with `+pca:K`, `+pca:K@Game` or `+rp:K`.
+
+    `palette` and `objects` have `map+palette:K` and `map+objects:K`, in the store with `@Game`.
 
     Raises:
         UsageError: It is none of these.
@@ -160,6 +173,11 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def json(self) -> bytes:
         """Content of `spec.json`."""
         return hashing.canonical({**msgspec.to_builtins(self), "identity": _said(self.identity)})
+
+    @property
+    def game(self) -> str:
+        """The only game that the model embeds; empty if it embeds any."""
+        return parse_output(self.identity.output).only_game
 
     @property
     def title(self) -> str:

@@ -144,5 +144,6 @@ def test_projected_rows_are_made_one_by_one() -> None:
 
 def test_what_stands_for_a_reduction_differs_from_every_other() -> None:
     one, two = (bases.fit(data(seed, 30, 4, 6), 5) for seed in (1, 2))
-    said = [bases.recipe("a"), bases.random_recipe(), bases.own_recipe(one), bases.own_recipe(two)]
-    assert len(set(said)) == 4 and bases.own_recipe(one) == bases.own_recipe(one)
+    own = [bases.own_recipe(bases.save(basis)) for basis in (one, two)]
+    assert len({bases.recipe("a"), bases.random_recipe(), *own}) == 4
+    assert own[0] == bases.own_recipe(bases.save(one))

@@ -330,7 +330,7 @@ def test_more_numbers_than_the_strip_gives_are_refused(
 ) -> None:
     short = probe_frames.load_frames()[:1]
     monkeypatch.setattr(probe_frames, "load_frames", lambda: short)
-    monkeypatch.setattr(probe_frames, "probe_inputs", lambda window: short[0].frames)
+    monkeypatch.setattr(probe_frames, "probe_inputs", lambda *_: short[0].frames)
     with pytest.raises(UsageError, match="at most 7"):
         put(store, tiny("vit", "grid:2+pca:32"))
     assert take_snapshot(store).models == []

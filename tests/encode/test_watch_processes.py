@@ -25,6 +25,7 @@ from wsa.store.common import names
 from wsa.store.format.records import SegmentMeta
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects import writer
+from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -62,19 +63,28 @@ def test_a_service_waits_for_the_store_encodes_what_comes_and_leaves_nothing(
     tmp_path: Path, fill: Fill, service: Start
 ) -> None:
     url = str(tmp_path / "later")
-    one = service("--store", url, "--models", "timm:test_resnet:random")
+    one = service("--store", url, "--models", "timm:test_resnet:random,palette")
     one.until_said("waiting: there is no store")
     store = open_store(url, create=True)
     one.until(lambda: read_heartbeats(store))
     fill(store, segments(4))
-    one.until(lambda: encoded(store, 1))
+    one.until(lambda: encoded(store))
     fill(store, segments(3, 100), "Breakout")
-    one.until(lambda: encoded(store, 1) and "waiting" in one.said.splitlines()[-1])
+    one.until(lambda: encoded(store) and "waiting" in one.said.splitlines()[-1])
     began = time.monotonic()
     assert one.end() == 143 and time.monotonic() - began < 30
     assert left(store) == []
-    check(store, 15 + 12, 1)
-    assert verify(store).leftovers == 0
+    snapshot = take_snapshot(store)
+    passes = {
+        (names.key_alias(key), read_spec(snapshot, key).game): sum(
+            e.passes for e in snapshot.embeddings(model=key)
+        )
+        for key in snapshot.models
+    }
+    resnet = "test_resnet_r160_in1k"
+    # Each game has its own palette, also the one that came later.
+    assert passes == {(resnet, ""): 27, ("palette", "Pong"): 15, ("palette", "Breakout"): 12}
+    assert verify(store).damage == () and verify(store).leftovers == 0
     assert one.said.splitlines()[-1].startswith("wsa encode: terminated.")
     assert "Traceback" not in one.said
 

@@ -20,6 +20,7 @@ from wsa.encode.inference import engines
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.registration import register
 from wsa.encode.registration.register import open_model, open_models
+from wsa.encode.registration.select import choose_models
 from wsa.learn.commands import collect as collect_module
 from wsa.learn.commands.learn import plan_run
 from wsa.learn.configs.data import CollectOptions
@@ -37,8 +38,9 @@ from wsa.learn.runs.train import train_playing
 from wsa.learn.runs.warm_start import warm_start
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
-from wsa.store.common.errors import ConflictError, Terminated, UsageError
+from wsa.store.common.errors import ConflictError, MissingError, Terminated, UsageError
 from wsa.store.maintenance.verify import verify
+from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -301,6 +303,24 @@ def _killing_save(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[..., N
 
     monkeypatch.setattr(checkpoint, "save", save)
     return lambda step, line: None
+
+
+def test_palette_is_of_the_game_that_is_played(here: Path) -> None:
+    """Each game has its own in one store; runs of both train, evaluate, and find it by its alias."""
+    changes = {**PPO, "models": ("palette", "objects"), "output": ""}
+    for game in ("Breakout", "Pong"):
+        config, played = train(here / "store", here / game, **changes, game=game, record=True)
+        assert played.steps == 96 and played.passes > 0
+        snapshot = take_snapshot(open_store(str(here / "store")))
+        assert [read_spec(snapshot, key).game for key in config.models] == [game] * 2
+        assert choose_models(snapshot, game, ["palette", "objects"]) == list(config.models)
+        seen = evaluate_run(here / game, 1, epsilon=1.0, num_envs=1)
+        assert len(seen.episodes) == 1
+    with pytest.raises(MissingError, match=r"--models palette$"):
+        choose_models(snapshot, "Breakout", [config.models[0]])
+    other = {**changes, "models": ("palette",), "output": "map+palette:5@Pong", "game": "Seaquest"}
+    with pytest.raises(UsageError, match="another game than Seaquest"):
+        train(here / "store", here / "no", **other)
 
 
 def test_what_ran_the_models_is_recorded(here: Path) -> None:

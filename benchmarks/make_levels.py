@@ -1,0 +1,84 @@
+"""Make `encode/registration/game_levels.npz`: background, levels and classes of every ALE game.
+
+    python benchmarks/make_levels.py
+
+Every game is played in eight environments for 1,200 steps under the classic protocol: four take a
+random action in each step, four keep theirs for four steps on average, which gets farther. Every
+eighth step is kept. The file is part of the identity of `palette` and `objects`: making it again
+with another emulator makes other model keys. It takes some five minutes of two cores.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import zipfile
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsa.encode.inference.levels import fit_levels
+from wsa.encode.inference.objects import fit_classes
+from wsa.encode.inference.preprocess import shrink
+from wsa.encode.models.screen import SEES
+from wsa.encode.registration.game_levels import PATH
+from wsa.learn.envs import atari as games
+from wsa.store.common import hashing
+
+ENVS, STEPS, EVERY, SEED = 8, 1200, 8, 30_001
+KEEP = 0.75  # How likely the second half of the environments keeps an action.
+
+
+def screens(game: str) -> NDArray[np.uint8]:
+    """Play one game: (n, 210, 160) uint8 grey, as `palette` and `objects` see it."""
+    stated = games.protocol(game, "classic")
+    generator = np.random.default_rng(SEED)
+    env = games.make_env(game, stated, ENVS)
+    env.reset(seed=SEED)
+    kept = []
+    actions = generator.integers(len(stated.actions), size=ENVS)
+    for step in range(STEPS):
+        stays = (np.arange(ENVS) >= ENVS // 2) & (generator.random(ENVS) < KEEP)
+        actions = np.where(stays, actions, generator.integers(len(stated.actions), size=ENVS))
+        observations, *_ = env.step(actions)
+        if step % EVERY == 0:
+            frames = torch.from_numpy(games.pictures(observations).copy())
+            kept.append(shrink(frames, SEES.preprocessing())[:, 0].numpy())
+    env.close()
+    return np.concatenate(kept)
+
+
+def fit(game: str) -> dict[str, NDArray[np.uint8]]:
+    """One game's arrays, by their names in the file."""
+    torch.set_num_threads(1)
+    seen = screens(game)
+    levels = fit_levels(seen)
+    arrays = {**levels.arrays, "classes": fit_classes(seen, levels)}
+    return {f"{game}/{name}": array for name, array in arrays.items()}
+
+
+def pack(arrays: dict[str, NDArray[np.uint8]]) -> bytes:
+    """An npz file that is the same bytes each time: numpy's own has the time of day in it."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, array, allow_pickle=False)
+            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, content.getvalue(), compresslevel=9)
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    arrays: dict[str, NDArray[np.uint8]] = {}
+    with ProcessPoolExecutor(2) as pool:
+        for game, found in zip(games.games(), pool.map(fit, games.games()), strict=True):
+            arrays |= found
+            levels, classes = (len(found[f"{game}/{name}"]) for name in ("levels", "classes"))
+            print(f"{game}: {levels} levels, {classes} classes", flush=True)
+    data = pack(arrays)
+    PATH.write_bytes(data)
+    print(f"{PATH}: {len(data)} bytes, {hashing.checksum(data)}", file=sys.stderr)

@@ -1,0 +1,172 @@
+"""`objects`: the things on a screen, by colour and size, and where each of them is.
+
+A thing is a connected component of one foreground level (8 neighbours). Things of one level and one
+of three sizes are a class; for each class the code says how many there are, and in which of 42 soft
+bins of rows and 40 of columns their centres lie. So a ball and a paddle of one colour, which
+`palette` adds up, stay apart. Nothing is trained; background, levels and classes are fitted on
+frames of one game.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import cv2
+import numpy as np
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsa.encode.inference.levels import Levels, fit_levels, grey_screens
+from wsa.encode.inference.palette import COLUMN_BIN, ROW_BIN
+from wsa.store.common.errors import UsageError
+
+LEVELS = 6
+SIZES = np.array(
+    [17, 129]
+)  # Pixels: a ball has 8, a paddle 64, what is larger is a wall or a crowd.
+MOST_CLASSES = LEVELS * (len(SIZES) + 1)
+MOST_THINGS = 4  # A bin counts no more, so that a crowd does not outweigh one thing.
+
+
+@dataclasses.dataclass(frozen=True)
+class Objects:
+    """The map from grey screens to counts and centres.
+
+    Attributes:
+        levels: Background and foreground of the game.
+        classes: (K,) uint8, level x 3 + size of each class that is kept.
+        device: Where its results are wanted; it computes on the CPU.
+    """
+
+    levels: Levels
+    classes: NDArray[np.uint8]
+    device: torch.device | str = "cpu"
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(B, H, W, 1) to (B, K x (1 + H // 5 + W // 4)): for each class its count, rows, columns."""
+        found = np.stack([self._code(screen) for screen in grey_screens(features)])
+        return torch.from_numpy(found).to(self.device)
+
+    def to(self, device: torch.device) -> Objects:
+        """The same map on a device."""
+        return dataclasses.replace(self, device=device)
+
+    def _code(self, screen: NDArray[np.uint8]) -> NDArray[np.float32]:
+        kept = len(self.classes)
+        of, centres = components(screen, self.levels)
+        known = self._places[of] < kept
+        of, centres = self._places[of[known]], centres[known]
+        parts = [np.bincount(of, minlength=kept)[:, None]]
+        for axis, width in enumerate((ROW_BIN, COLUMN_BIN)):
+            bins = screen.shape[axis] // width
+            # Between which bins' centres it lies, and how near to the later one.
+            at = np.clip((centres[:, axis] - (width - 1) / 2) / width, 0, bins - 1)
+            before = np.minimum(at.astype(np.intp), bins - 2)
+            share = at - before
+            first = of * bins + before
+            binned = np.bincount(first, 1 - share, kept * bins)
+            binned += np.bincount(first + 1, share, kept * bins)
+            parts.append(binned.reshape(kept, bins))
+        code: NDArray[np.float32] = np.minimum(np.hstack(parts), MOST_THINGS).astype(np.float32)
+        return code.ravel()
+
+    @functools.cached_property
+    def _places(self) -> NDArray[np.intp]:
+        """Where each possible class stands in `classes`; behind its end if it is not kept."""
+        places = np.full(len(self.levels.levels) * (len(SIZES) + 1), len(self.classes), np.intp)
+        places[self.classes] = np.arange(len(self.classes))
+        return places
+
+
+def components(
+    screen: NDArray[np.uint8], levels: Levels
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The things on a screen.
+
+    Args:
+        screen: (H, W) grey.
+        levels: Background and foreground of the game.
+
+    Returns:
+        (n,) class of each, level x 3 + size; (n, 2) row and column of its centre.
+    """
+    height, width = screen.shape
+    level, row, column = levels.foreground(screen)
+    # The lines of all levels below each other, without the empty ones but for one in each gap: so
+    # one call finds the things of all levels, and looks at nothing else.
+    line = level * (height + 1) + row
+    taken = np.zeros(len(levels.levels) * (height + 1), np.bool_)
+    taken[line] = True
+    lines = np.flatnonzero(taken)
+    at = np.arange(len(lines)) + np.cumsum(np.diff(lines, prepend=-1) > 1)
+    place = np.empty(len(taken), np.intp)
+    place[lines] = at
+    sheet = np.zeros((at[-1] + 1 if len(at) else 1, width), np.uint8)
+    sheet[place[line], column] = 1
+    _, _, boxes, centres = cv2.connectedComponentsWithStats(sheet, connectivity=8, ltype=cv2.CV_16U)
+    top = boxes[1:, cv2.CC_STAT_TOP]  # The first is what is no thing.
+    begins = np.empty(len(sheet), np.intp)
+    begins[at] = lines
+    of, first = np.divmod(begins[top], height + 1)
+    size = np.searchsorted(SIZES, boxes[1:, cv2.CC_STAT_AREA], side="right")
+    rows = centres[1:, 1] - top + first
+    return (of * (len(SIZES) + 1) + size).astype(np.intp), np.stack([rows, centres[1:, 0]], 1)
+
+
+def make(levels: Levels, classes: NDArray[np.uint8], most: int) -> Objects:
+    """The map of a game.
+
+    Args:
+        levels: Its background and foreground.
+        classes: Its classes, from `fit_classes`.
+        most: How many of them are kept at most.
+
+    Raises:
+        UsageError: `most` is out of range.
+    """
+    if not 1 <= most <= MOST_CLASSES:
+        raise UsageError(
+            "bad-option",
+            f"objects:{most} cannot be: things have one of {LEVELS} grey levels and {len(SIZES) + 1} "
+            f"sizes. Ask for 1 to {MOST_CLASSES} classes.",
+        )
+    return Objects(levels.first(LEVELS), classes[:most])
+
+
+def fit_classes(screens: NDArray[np.uint8], levels: Levels) -> NDArray[np.uint8]:
+    """The classes of things on grey screens (n, H, W), those that are in the most frames first."""
+    levels = levels.first(LEVELS)
+    frames_with = np.zeros(MOST_CLASSES, np.int64)
+    for screen in screens:
+        frames_with[np.unique(components(screen, levels)[0])] += 1
+    order = np.argsort(-frames_with, kind="stable")
+    return order[: np.count_nonzero(frames_with)].astype(np.uint8)
+
+
+def fit(features: Tensor, most: int) -> Objects:
+    """`make`, with everything fitted on grey screens (n, H, W, 1) of one game.
+
+    Raises:
+        UsageError: `most` is out of range, or nothing in the screens changes.
+    """
+    screens = grey_screens(features)
+    levels = fit_levels(screens)
+    return make(levels, fit_classes(screens, levels), most)
+
+
+def save(fitted: Objects) -> bytes:
+    """Safetensors bytes."""
+    return safetensors.numpy.save({**fitted.levels.arrays, "classes": fitted.classes})
+
+
+def load(data: bytes) -> Objects:
+    """Read what `save` wrote."""
+    arrays = safetensors.numpy.load(data)
+    levels, classes = Levels.of(arrays), arrays["classes"]
+    possible = len(levels.levels) * (len(SIZES) + 1)
+    if classes.dtype != np.uint8 or classes.ndim != 1 or (classes >= possible).any():
+        raise ValueError(f"classes {classes.tolist()} are not of {possible}")
+    return Objects(levels, classes)

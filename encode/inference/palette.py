@@ -1,0 +1,97 @@
+"""`palette`: where each grey level of a game stands, as row and column marginals.
+
+For every foreground level, how many of its pixels fall into each of 42 soft bins of rows and 40 of
+columns. Nothing is trained; background and levels are fitted on frames of one game.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsa.encode.inference.levels import (
+    MOST_LEVELS,
+    Levels,
+    fit_levels,
+    grey_screens,
+    soft_bins,
+)
+from wsa.store.common.errors import UsageError
+
+ROW_BIN, COLUMN_BIN = 5, 4  # Pixels: 42 and 40 bins of a screen of 210 x 160.
+# A bin counts up to 16 pixels, so that a large thing does not outweigh a ball, and says 0 to 4.
+MOST_PIXELS, LARGEST = 16, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Palette:
+    """The map from grey screens to marginals.
+
+    Attributes:
+        levels: Background and foreground of the game.
+        device: Where its results are wanted; it computes on the CPU.
+    """
+
+    levels: Levels
+    device: torch.device | str = "cpu"
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(B, H, W, 1) to (B, L x (H // 5 + W // 4)): for each level its rows, then its columns."""
+        found = np.stack([self._marginals(screen) for screen in grey_screens(features)])
+        return torch.from_numpy(found).to(self.device)
+
+    def to(self, device: torch.device) -> Palette:
+        """The same map on a device."""
+        return dataclasses.replace(self, device=device)
+
+    def _marginals(self, screen: NDArray[np.uint8]) -> NDArray[np.float32]:
+        count = len(self.levels.levels)
+        level, *places = self.levels.foreground(screen)
+        parts = []
+        for place, length, width in zip(places, screen.shape, (ROW_BIN, COLUMN_BIN), strict=True):
+            pixels = np.bincount(level * length + place, minlength=count * length)
+            pixels = pixels.reshape(count, length).astype(np.float32)
+            binned = np.minimum(pixels @ soft_bins(length, width), MOST_PIXELS * 2 * width)
+            parts.append(binned * np.float32(LARGEST / (MOST_PIXELS * 2 * width)))
+        return np.concatenate(parts, axis=1).ravel()
+
+
+def make(levels: Levels, most: int) -> Palette:
+    """The map of a game.
+
+    Args:
+        levels: Its background and foreground.
+        most: How many of its grey levels are read at most.
+
+    Raises:
+        UsageError: `most` is out of range.
+    """
+    if not 1 <= most <= MOST_LEVELS:
+        raise UsageError(
+            "bad-option", f"palette:{most} cannot be: ask for 1 to {MOST_LEVELS} grey levels."
+        )
+    return Palette(levels.first(most))
+
+
+def fit(features: Tensor, most: int) -> Palette:
+    """`make`, with background and foreground fitted on grey screens (n, H, W, 1) of one game.
+
+    Raises:
+        UsageError: `most` is out of range, or nothing in the screens changes.
+    """
+    return make(fit_levels(grey_screens(features)), most)
+
+
+def save(fitted: Palette) -> bytes:
+    """Safetensors bytes."""
+    return safetensors.numpy.save(fitted.levels.arrays)
+
+
+def load(data: bytes) -> Palette:
+    """Read what `save` wrote."""
+    return Palette(Levels.of(safetensors.numpy.load(data)))

@@ -1,0 +1,31 @@
+"""Background, grey levels and classes of things of the games of ALE, fitted once and shipped.
+
+`palette` and `objects` need no frames of these games in the store, and are the same for everybody.
+`benchmarks/make_levels.py` made the file and says how. Changing a byte of it changes model keys.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.encode.inference.levels import Levels
+
+PATH = Path(__file__).with_name("game_levels.npz")
+
+
+def load(game: str) -> tuple[Levels, NDArray[np.uint8]] | None:
+    """A game's levels, and its classes as `wsa.encode.inference.objects` numbers them.
+
+    Returns:
+        None of a game that is not in the file.
+    """
+    with np.load(PATH, allow_pickle=False) as file:
+        if f"{game}/levels" not in file:
+            return None
+        background, levels, classes = (
+            file[f"{game}/{name}"] for name in ("background", "levels", "classes")
+        )
+    return Levels(background, levels), classes
