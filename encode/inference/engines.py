@@ -187,7 +187,7 @@ def offered(device: torch.device, precision: Precision) -> list[str]:
     """The engines that `auto` tries.
 
     `compile` is none of them on a CPU: compiling takes a minute there, in every process, and
-    OpenVINO is faster.
+    OpenVINO is faster. `left_out` says why an engine is none of them.
 
     Raises:
         UsageError: The device has no such arithmetic.
@@ -195,6 +195,18 @@ def offered(device: torch.device, precision: Precision) -> list[str]:
     require("torch", device, precision)
     tried: list[str] = ["torch", "openvino" if device.type == "cpu" else "compile"]
     return [name for name in tried if not why_not(name, device, precision)]
+
+
+def left_out(device: torch.device, precision: Precision) -> dict[str, str]:
+    """Engines for this device that `auto` does not try, and why."""
+    tried = offered(device, precision)
+    reasons = {}
+    if device.type == "cpu":
+        reasons["compile"] = "on a CPU, compiling takes up to a minute in every process"
+        reasons["openvino"] = why_not("openvino", device, precision)
+    else:
+        reasons["compile"] = why_not("compile", device, precision)
+    return {name: why for name, why in reasons.items() if name not in tried}
 
 
 @contextlib.contextmanager

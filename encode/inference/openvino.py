@@ -19,7 +19,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsa.encode.inference.trunk import Trunk
 from wsa.store.common.errors import ConflictError
@@ -99,9 +99,30 @@ def _core() -> Any:
     return openvino.Core()
 
 
+class _Constants(nn.Module):
+    """A network whose trace has its weights as constants, and no submodules.
+
+    TorchScript gives every submodule attributes of its own (`code`, `graph`), which would hide a
+    network's attributes of these names from OpenVINO's converter.
+    """
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self._hidden = [trunk]  # In a list, or it would be a submodule.
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """What the network gives."""
+        found: Tensor = self._hidden[0](pixels)
+        return found
+
+
 def _convert(trunk: Trunk, pixels: Tensor) -> Any:
     """OpenVINO's model of a network, which takes pixels as they lie in memory: channels last."""
-    model = openvino.convert_model(trunk, example_input=pixels)
+    network: Any = trunk
+    # A part that is TorchScript already can be traced as a submodule only.
+    if not any(isinstance(part, torch.jit.ScriptModule) for part in trunk.modules()):
+        network = torch.jit.trace(_Constants(trunk), pixels, check_trace=False)
+    model = openvino.convert_model(network, example_input=pixels)
     steps = openvino.preprocess.PrePostProcessor(model)
     steps.input().tensor().set_layout(openvino.Layout("NHWC"))
     steps.input().model().set_layout(openvino.Layout("NCHW"))

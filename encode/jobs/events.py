@@ -27,7 +27,8 @@ class Started:
 class ModelReady:
     """A model is in the store; `fitted` strip frames went through it to fit its basis.
 
-    `choice` says which engine runs it, and how fast and exact that was found to be.
+    `choice` says which engine runs it, how fast and exact that was found to be, and why the others
+    were left out.
     """
 
     spec: ModelSpec

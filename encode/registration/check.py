@@ -7,6 +7,7 @@ on the probe frames and says what was found.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,11 +25,12 @@ from wsa.encode.models import registry
 from wsa.encode.models.custom import UserNetwork
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import fit_reduction, probe_frames
+from wsa.encode.registration.engine_choice import Engines
 from wsa.encode.registration.identity import identify
 from wsa.store.common import hashing
-from wsa.store.common.errors import WsaError
+from wsa.store.common.errors import ConflictError, WsaError
 from wsa.store.objects import probe
-from wsa.store.objects.model_spec import parse_output
+from wsa.store.objects.model_spec import Precision, parse_output
 from wsa.store.objects.writer import FLOAT16_MAX
 
 BATCH_ERROR = 0.01  # As a share of a game's step: libraries round differently for other batches.
@@ -88,6 +90,7 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
     yield _batch(module, encoder, request, frames)
     yield _threads(encoder, frames)
     yield _screens(encoder, window, found.shape[1:])
+    yield _engines(module, request, device, window)
     after = _everything(encoder.module.cpu())
     yield CheckResult(
         "weights untouched", after == before, f"{_short(before)}, then {_short(after)}"
@@ -115,6 +118,21 @@ def _tried_game(request: Request) -> str:
     """The game that a model of one game is tried on; empty for any other model."""
     output = parse_output(request.output)
     return output.game or probe_frames.PROBE_GAMES[0] if output.of_one_game else ""
+
+
+def _engines(module: nn.Module, request: Request, device: str, window: int) -> CheckResult:
+    """Which engine `auto` takes for the model, and why it takes no other."""
+    how, output = identify(module, request).preprocessing, parse_output(request.output)
+
+    def make(engine: str, precision: Precision) -> Encoder:
+        return Encoder(module, how, output, None, precision, device, engine)
+
+    try:
+        tried = Engines(make, request.alias, window, only_game=_tried_game(request))
+        choice = tried.choose(request.engine("auto"), request.precision, math.inf)
+    except ConflictError as error:
+        return CheckResult("engines", False, str(error))
+    return CheckResult("engines", True, choice.explained)
 
 
 def _everything(module: nn.Module) -> str:

@@ -36,6 +36,27 @@ PROBE = "strip"
 
 
 @dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """An engine that does not run a model.
+
+    Attributes:
+        engine: Its name.
+        why: Why not.
+        rate: Frames a second, 0 where it was not measured.
+        error: Largest step-relative error; None where it was not measured.
+    """
+
+    engine: str
+    why: str
+    rate: float = 0.0
+    error: float | None = None
+
+    def __str__(self) -> str:
+        measured = "" if self.error is None else f" ({_measured(self.rate, self.error)})"
+        return f"not {self.engine}{measured}: {self.why.rstrip('.')}"
+
+
+@dataclasses.dataclass(frozen=True)
 class EngineChoice:
     """An engine that was measured.
 
@@ -43,11 +64,13 @@ class EngineChoice:
         engine: Its name.
         rate: Frames a second in the process that measured, preprocessing included.
         errors: Step-relative error against PyTorch in fp32, on the `strip` and on games.
+        left_out: The other engines, and why none of them was chosen.
     """
 
     engine: str
     rate: float
     errors: dict[str, float]
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def error(self) -> float:
@@ -55,7 +78,16 @@ class EngineChoice:
         return max(self.errors.values())
 
     def __str__(self) -> str:
-        return f"{self.engine}, {self.rate:.3g} frames/s, step error {self.error:.2g}"
+        return f"{self.engine}, {_measured(self.rate, self.error)}"
+
+    @property
+    def explained(self) -> str:
+        """The engine, and why no other was chosen, in a line."""
+        return "; ".join(map(str, (self, *self.left_out)))
+
+
+def _measured(rate: float, error: float) -> str:
+    return f"{rate:.3g} frames/s, step error {error:.2g}"
 
 
 class Engines:
@@ -119,13 +151,15 @@ class Engines:
         """
         device = self.encoder("torch", "fp32").device
         self._measure("torch", "fp32")  # First, since it says best what is wrong with a model.
-        found = []
-        for name in engines.offered(device, precision) if asked == "auto" else [asked]:
+        auto = asked == "auto"
+        found, others = [], []
+        for name in engines.offered(device, precision) if auto else [asked]:
             try:
                 rate, _ = self._measure(name, precision)
-            except ConflictError:  # Not every network can be converted.
-                if asked != "auto":
+            except ConflictError as error:  # Not every network can be converted.
+                if not auto:
                     raise
+                others.append(LeftOut(name, str(error)))
             else:
                 found.append(EngineChoice(name, rate, self._errors(name, precision)))
         most = MAX_ENGINE_ERROR if precision == "fp32" else limit
@@ -139,7 +173,19 @@ class Engines:
                 dataclasses.replace(choice, rate=max(choice.rate, rate))
                 for choice, rate in zip(right, again, strict=True)
             ]
-        return max(right, key=lambda choice: choice.rate)
+        best = max(right, key=lambda choice: choice.rate)
+        if not auto:
+            return best
+        for other in found:
+            if not other.error <= most:
+                others.append(
+                    LeftOut(other.engine, f"it errs by more than {most:g}", other.rate, other.error)
+                )
+        for other in right:
+            if other is not best:
+                others.append(LeftOut(other.engine, "it is slower", other.rate, other.error))
+        others += [LeftOut(name, why) for name, why in engines.left_out(device, precision).items()]
+        return dataclasses.replace(best, left_out=tuple(others))
 
     def _errors(self, engine: str, precision: Precision) -> dict[str, float]:
         return {

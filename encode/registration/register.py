@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,7 @@ from wsa.encode.models.registry import Request
 from wsa.encode.registration import engine_choice, fit_reduction, probe_frames
 from wsa.encode.registration.engine_choice import EngineChoice, Engines
 from wsa.encode.registration.identity import find_by_identity, identify, request_of, weights_digest
-from wsa.store.common import names, terminal
+from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, DamagedError
 from wsa.store.format.records import ModelMeta
 from wsa.store.objects import probe
@@ -50,6 +51,8 @@ from wsa.store.objects.model_spec import (
 )
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 from wsa.store.objects.writer import commit_model
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -213,14 +216,15 @@ def open_model(
     found.set_basis(_stored_reduction(snapshot, key, spec.identity))
     if engine == "auto":
         engine = _main_engine(snapshot, key, device, precision)
-        if not engine:
+        if engine:
+            _log.info("%s: run by %s, the engine that filled the store", key, engine)
+        else:
             # Whether a precision errs too much was decided when the model was registered.
             choice = found.choose("auto", precision, math.inf)
             engine = choice.engine
-            if snapshot.embeddings(model=key):
-                terminal.say(
-                    f"{key}: what it was encoded by is not to be had here; run by {choice}"
-                )
+            filled = snapshot.embeddings(model=key)
+            why = "the engine that filled the store is not available here; " if filled else ""
+            _log.info("%s: %srun by %s", key, why, choice.explained)
     encoder = found.encoder(engine, precision)
     inputs = probe_frames.probe_inputs(spec.identity.window, spec.game)
     check_probe(snapshot, key, encoder(inputs))

@@ -325,7 +325,8 @@ class Service:
         self.counters.listen(event)
         self._listener(event)
         if isinstance(event, ModelReady):
-            self._log(f"{event.spec.key} is ready, run by {event.choice}")
+            engine = event.choice.explained if event.choice else None
+            self._log(f"{event.spec.key} is ready, run by {engine}")
         elif isinstance(event, AttemptFailed):
             if event.error.kind == "unavailable":
                 open_store(self._backend.url)  # Raises, if not one file but the place is away.

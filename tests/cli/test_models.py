@@ -61,7 +61,7 @@ def test_a_model_that_passes_and_one_that_does_not(
 ) -> None:
     assert cli.main(["models", "check", "cli_nets:steady"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 13 and all(line.startswith("ok ") for line in said)
+    assert len(said) == 14 and all(line.startswith("ok ") for line in said)
     assert cli.main(["models", "check", "cli_nets:draws", "--json"]) == 4
     found = json.loads(capsys.readouterr().out)
     failed = [point["what"] for point in found["points"] if not point["ok"]]

@@ -83,6 +83,10 @@ def test_auto_is_the_fastest_that_is_right(
     best = 10 * torch_s if off else min(torch_s, openvino_s)
     assert choice.rate == pytest.approx(torch.get_num_threads() / best)
     assert choice.error <= engine_choice.MAX_ENGINE_ERROR
+    (other, compiled) = choice.left_out
+    assert other.engine == ({"torch", "openvino"} - {chosen}).pop() and other.rate > 0
+    assert other.why == ("it errs by more than 0.01" if off else "it is slower")
+    assert compiled.engine == "compile" and compiled.error is None
 
 
 def test_an_engine_that_errs_is_refused_by_name(
@@ -104,6 +108,7 @@ def test_a_network_that_cannot_be_converted_is_run_by_pytorch(
     monkeypatch.setattr(openvino.openvino, "convert_model", refuse)
     made = register(take_snapshot(store), tiny("resnet"), 0.1)
     assert made.choice and made.choice.engine == "torch"
+    assert "; not openvino: OpenVINO cannot run this model (no such op" in made.choice.explained
     with pytest.raises(ConflictError, match=r"no such operation\). Use --engine torch"):
         register(take_snapshot(store), tiny("vit"), 0.1, engine="openvino")
 
@@ -142,7 +147,7 @@ def test_a_rate_is_that_of_full_batches(
 
 def test_what_ran_a_model_is_said_and_recorded_and_runs_it_live(
     store: Backend, fill: Fill, noise: Callable[[int], Any], tiny: Ask, every_engine: None,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     (meta,) = fill(store, [[0, 1, 2, 3, 4]])
     events: list[Any] = []
@@ -155,18 +160,22 @@ def test_what_ran_a_model_is_said_and_recorded_and_runs_it_live(
     key = ready.spec.key
     snapshot = take_snapshot(store)
     assert [made.engine for made in snapshot.embeddings(model=key)] == ["openvino"]
+    caplog.set_level("INFO", "wsa")
     live = open_model(snapshot, key)
     assert live.engine.name == "openvino"
+    assert caplog.messages == [f"{key}: run by openvino, the engine that filled the store"]
     shown = np.stack([noise(i) for i in (3, 1)])
     cached = snapshot.read_embedding(meta.game, key, meta.segment)
     np.testing.assert_array_equal(stored(live(shown)), cached[[3, 1]])
 
-    assert capsys.readouterr().err == ""
     monkeypatch.setattr(engines, "offered", lambda device, precision: ["torch"])
+    caplog.clear()
     other = open_model(snapshot, key)
     assert other.engine.name == "torch"
-    said = capsys.readouterr().err
-    assert said.startswith(f"{key}: what it was encoded by is not to be had here; run by torch, ")
+    (said,) = caplog.messages
+    assert said.startswith(
+        f"{key}: the engine that filled the store is not available here; run by torch, "
+    )
     np.testing.assert_allclose(other(shown), live(shown), atol=1e-3)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,11 @@ from wsa.store.objects.probe import step_error
 Ask = Callable[..., Request]
 Make = Callable[..., Encoder]
 CPU = torch.device("cpu")
+
+
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
 
 # A network of maps and one of tokens; with each engine, and what OpenVINO does in bf16.
 COMBINATIONS = [
@@ -123,6 +129,37 @@ def test_trained_weights_and_a_window_go_through_openvino(
         exact = encoder_of(request)(shown)
         found = encoder_of(request, engine="openvino")(shown)
         assert step_error(found, exact) < 1e-3
+
+
+# Every alias that comes with wsa, one timm model of each kind, and users' own; those that take
+# seconds are tried by night, and compiled there.
+TRIED = ["ae", "sr", "vos", *(f"timm:test_{kind}:random" for kind in ("vit", "resnet", "convnext"))]
+USERS = ["user_nets:named", "user_nets:scripted", "user_nets:tokens"]
+LARGE = ["oke", "okk", "lite0", "lite1", "lite2", "timm:vit_tiny_patch16_224:random"]
+LARGE += ["timm:resnet18:random", "timm:convnext_atto:random"]
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        *((name, "openvino") for name in [*TRIED, *USERS]),
+        *(slow(name, "openvino") for name in LARGE),
+        *(slow(name, "compile") for name in [*TRIED, *LARGE]),
+    ],
+)
+def test_every_model_runs_in_every_engine_that_is_installed(
+    name: str, engine: str, frames: NDArray[np.uint8], encoder_of: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if reason := engines.why_not(engine, CPU, "fp32"):
+        pytest.skip(reason)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    request = parse_request(name, {}, "pooled" if ":" in name or "lite" in name else "")
+    window = getattr(build(request), "window", 1)
+    shown = frames[:4] if window == 1 else np.stack([frames[i : i + window] for i in range(4)])
+    encoder = encoder_of(request, engine=engine)
+    assert encoder.engine.name == engine
+    assert step_error(encoder(shown), encoder_of(request)(shown)) < 1e-3
 
 
 def test_precisions_are_what_they_say(

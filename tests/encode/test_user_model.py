@@ -254,7 +254,7 @@ def results(name: str, output: str = "pooled") -> dict[str, check.CheckResult]:
 )
 def test_a_model_as_it_should_be_passes(name: str, output: str) -> None:
     found = results(name, output)
-    assert len(found) == 13 and all(result.ok for result in found.values()), found
+    assert len(found) == 14 and all(result.ok for result in found.values()), found
 
 
 @pytest.mark.parametrize(
@@ -273,6 +273,15 @@ def test_a_model_as_it_should_be_passes(name: str, output: str) -> None:
 def test_each_way_to_be_wrong_is_found(name: str, failed: str, said: str) -> None:
     found = results(f"user_nets:{name}")
     assert not found[failed].ok and said in found[failed].found
+
+
+def test_a_check_says_which_engine_runs_it_and_why_no_other_does(every_engine: None) -> None:
+    said = results("user_nets:dense")["engines"].found
+    measured = r"[\d.e+]+ frames/s, step error [\d.e-]+"
+    first, second, third = said.split("; ")
+    assert re.fullmatch(rf"(torch|openvino), {measured}", first)
+    assert re.fullmatch(rf"not (torch|openvino) \({measured}\): it is slower", second)
+    assert third == "not compile: on a CPU, compiling takes up to a minute in every process"
 
 
 def test_a_check_shows_the_licence_that_its_maker_declares() -> None:

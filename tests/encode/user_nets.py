@@ -6,6 +6,7 @@ Imported by name in the tests of users' models, as `user_nets:dense`.
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,25 @@ class Stacked(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.layers(pixels).flatten(1)
+
+
+class Named(nn.Module):
+    """Parts that are called what TorchScript calls its own attributes."""
+
+    schema: Tensor
+    parts = ("code", "graph", "inlined_graph", "original_name", "training_data")
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.parts:
+            part = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU())
+            setattr(self, name, part)
+        self.register_buffer("schema", torch.rand(1, 84, 84))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        for name in self.parts:
+            pixels = pixels + getattr(self, name)(pixels)
+        return (pixels * self.schema).flatten(1)
 
 
 class Noisy(Dense):
@@ -150,6 +170,17 @@ def tokens() -> UserModel:
 
 def stacked() -> UserModel:
     return UserModel(_seeded(Stacked), GREY, window=4)
+
+
+def named() -> UserModel:
+    return UserModel(_seeded(Named), GREY)
+
+
+def scripted() -> UserModel:
+    """As `torch.jit.load` returns one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is being given up.
+        return UserModel(torch.jit.script(_seeded(Dense).eval()), GREY)
 
 
 def noisy() -> UserModel:
