@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -48,7 +49,9 @@ def preprocess(frames: Tensor, how: Preprocessing) -> Tensor:
 def shrink(frames: Tensor, how: Preprocessing) -> Tensor:
     """(B, H, W, 3) uint8 RGB to (B, channels, height, width) uint8, each frame by itself."""
     pixels = frames.permute(0, 3, 1, 2)
-    return _fit(grey(pixels) if how.channels == "grey" else pixels, how)
+    if how.channels == "grey":
+        pixels = _grey_of(frames) if frames.device.type == "cpu" else grey(pixels)
+    return _fit(pixels, how)
 
 
 def normalise(levels: Tensor, how: Preprocessing) -> Tensor:
@@ -71,6 +74,14 @@ def grey(pixels: Tensor) -> Tensor:
     # Whole numbers below 2^24: exact in float32, which is faster than in integers.
     luma = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
     return luma.add_(1 << LUMA_BITS - 1).mul_(2.0**-LUMA_BITS).to(torch.uint8).unsqueeze(1)
+
+
+def _grey_of(frames: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 RGB on the CPU to (B, 1, H, W): OpenCV takes an eighth of `grey`'s time."""
+    luma = np.empty((len(frames), 1, *frames.shape[1:3]), np.uint8)
+    for frame, own in zip(frames.numpy(), luma, strict=True):
+        cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY, dst=own[0])
+    return torch.from_numpy(luma)
 
 
 def _fit(pixels: Tensor, how: Preprocessing) -> Tensor:
@@ -181,22 +192,71 @@ def _area(pixels: Tensor, size: list[int]) -> Tensor:
     """The mean of what each pixel covers, as `cv2.INTER_AREA` when it makes a picture smaller.
 
     Overlaps are counted in whole units, of which H x size fill a side, so that all sums are whole
-    numbers below 2^24: exact in float32, in whichever order a device adds them.
+    numbers below 2^24: exact in float32, in whichever order they are added. OpenCV's own sums are
+    not exact: where a mean lies between two levels it may round to either.
     """
-    height, width = pixels.shape[-2:]
-    if [height, width] == size:
+    if list(pixels.shape[-2:]) == size:
         return pixels
+    if pixels.device.type != "cpu":
+        return area_products(pixels, size)
+    planes = pixels.flatten(0, 1).numpy()
+    small = np.stack([_area_of(plane, size) for plane in planes])
+    return torch.from_numpy(small.reshape(*pixels.shape[:2], *size))
+
+
+def area_products(pixels: Tensor, size: list[int]) -> Tensor:
+    """`_area` as matrix products, for a GPU."""
+    height, width = pixels.shape[-2:]
     rows, columns = (
-        _overlaps(of, want, pixels.device) for of, want in zip((height, width), size, strict=True)
+        _overlaps(of, want).to(pixels.device)
+        for of, want in zip((height, width), size, strict=True)
     )
     with arithmetic(pixels.device, "fp32"):
         sums = rows @ pixels.float() @ columns.T
-    return (sums / (height * width)).round().to(torch.uint8)
+    levels: Tensor = (sums / (height * width)).round().to(torch.uint8)
+    return levels
+
+
+def _area_of(plane: NDArray[np.uint8], size: list[int]) -> NDArray[np.uint8]:
+    """(H, W) uint8 to `size`, in the time that OpenCV takes: few old pixels lie in a new one."""
+    sums = _shares(plane.astype(np.float32), size[0])
+    sums = _shares(cv2.transpose(sums), size[1])
+    sums /= np.float32(plane.size)
+    small: NDArray[np.uint8] = cv2.transpose(np.rint(sums, out=sums).astype(np.uint8))
+    return small
+
+
+def _shares(rows: NDArray[np.float32], want: int) -> NDArray[np.float32]:
+    """(of, n) to (want, n): sums of the rows that lie in each new one, by how much of them does."""
+    (at, units), *others = _covered(len(rows), want)
+    sums = rows.take(at, 0)
+    sums *= units
+    for at, units in others:
+        part = rows.take(at, 0)
+        part *= units
+        sums += part
+    return sums
 
 
 @functools.cache
-def _overlaps(of: int, want: int, device: torch.device) -> Tensor:
+def _covered(of: int, want: int) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """The first old pixel in each of `want` new ones, then the second, ...: which, and its units.
+
+    Each is (want,) and (want, 1); a new pixel that holds fewer has one of no units.
+    """
+    overlaps = _overlaps(of, want).numpy()
+    first = (overlaps > 0).argmax(axis=1)
+    found = []
+    for i in range(int((overlaps > 0).sum(axis=1).max())):
+        at = np.minimum(first + i, of - 1)
+        units = np.where(first + i < of, overlaps[np.arange(want), at], 0).astype(np.float32)
+        found.append((at, units[:, None]))
+    return found
+
+
+@functools.cache
+def _overlaps(of: int, want: int) -> Tensor:
     """(want, of): how much of each old pixel, `want` units long, lies in each new one, `of` long."""
-    old = torch.arange(of, device=device) * want
-    new = torch.arange(want, device=device).unsqueeze(1) * of
+    old = torch.arange(of) * want
+    new = torch.arange(want).unsqueeze(1) * of
     return (torch.minimum(old + want, new + of) - torch.maximum(old, new)).clamp_min(0).float()

@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from timm.data.transforms_factory import create_transform
 
-from wsa.encode.inference.preprocess import _resize, grey, preprocess, two_passes
+from wsa.encode.inference.preprocess import (
+    _resize,
+    area_products,
+    grey,
+    preprocess,
+    shrink,
+    two_passes,
+)
 from wsa.encode.models.registry import ALIASES
 from wsa.encode.registration import probe_frames
 from wsa.store.objects.model_spec import Geometry, Preprocessing
@@ -174,6 +181,19 @@ def test_area_is_opencvs_within_a_level(size: tuple[int, int], screens: list[Any
             luma = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
             theirs = cv2.resize(luma, size[::-1], interpolation=cv2.INTER_AREA)
             assert np.abs(255 * ours[0].numpy() - theirs).max() < A_LEVEL
+
+
+@pytest.mark.parametrize("size", [(84, 84), (105, 80), (42, 32), (7, 5), (300, 200), (210, 84)])
+def test_a_cpu_shrinks_to_the_levels_that_a_gpu_does(
+    size: tuple[int, int], screens: list[Any]
+) -> None:
+    how = Preprocessing("squash", *size, "area", (0.0,), (1.0,), channels="grey")
+    noise = np.random.default_rng(0).integers(0, 256, (4, 250, 160, 3), np.uint8)
+    black_and_white = noise // 128 * 255  # Means often lie between two levels.
+    for shown in (*screens, noise, black_and_white):
+        frames = torch.from_numpy(shown)
+        wanted = area_products(grey(frames.permute(0, 3, 1, 2)), list(size))
+        assert torch.equal(shrink(frames, how), wanted)
 
 
 def test_area_is_the_exact_mean_of_what_is_covered() -> None:
