@@ -152,7 +152,7 @@ class Encoder:
     def shrink(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Make screens (n, H, W, 3) as small as the model wants them: (n, channels, h, w) uint8.
 
-        On the CPU. `embed_shrunk` goes on from there, as often as models and windows share a screen.
+        Where it sees grey also those that are grey already, (n, H, W). On the CPU. `embed_shrunk` goes on from there, as often as models and windows share a screen.
         """
         how = self.preprocessing
         levels: NDArray[np.uint8] = _on_cores(lambda part: shrink(part, how), frames).numpy()

@@ -47,7 +47,12 @@ def preprocess(frames: Tensor, how: Preprocessing) -> Tensor:
 
 
 def shrink(frames: Tensor, how: Preprocessing) -> Tensor:
-    """(B, H, W, 3) uint8 RGB to (B, channels, height, width) uint8, each frame by itself."""
+    """(B, H, W, 3) uint8 RGB to (B, channels, height, width) uint8, each frame by itself.
+
+    For a model that sees grey also (B, H, W), what is grey already.
+    """
+    if frames.ndim == 3:
+        return _fit(frames.unsqueeze(1), how)
     pixels = frames.permute(0, 3, 1, 2)
     if how.channels == "grey":
         pixels = _grey_of(frames) if frames.device.type == "cpu" else grey(pixels)
@@ -74,6 +79,11 @@ def grey(pixels: Tensor) -> Tensor:
     # Whole numbers below 2^24: exact in float32, which is faster than in integers.
     luma = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
     return luma.add_(1 << LUMA_BITS - 1).mul_(2.0**-LUMA_BITS).to(torch.uint8).unsqueeze(1)
+
+
+def grey_levels(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The grey levels (n,) of RGB colours (n, 3), as `grey` has them."""
+    return _grey_of(torch.from_numpy(colours[None, None])).numpy().ravel()
 
 
 def _grey_of(frames: Tensor) -> Tensor:

@@ -8,11 +8,13 @@ a model once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsa.encode.inference.preprocess import grey_levels
 from wsa.store.format.records import SegmentMeta
 from wsa.store.format.windows import episode_starts, window_digests, window_rows
 from wsa.store.objects.model_spec import Preprocessing
@@ -27,16 +29,23 @@ class SegmentFrames:
     """What a segment shows.
 
     Attributes:
-        frames: (F, H, W, 3) uint8 RGB, its distinct frames.
+        pictures: (F, H, W) uint8, its distinct frames as indices into `palette`, or (F, H, W, 3) RGB.
+        palette: (256, 3) uint8 RGB, or None.
         frame: (rows,) int64, which of them each row shows; empty where no model has a window.
         starts: (rows,) int64, where each row's episode begins; empty likewise.
         small: Its frames as models see them, as far as some have asked for them.
     """
 
-    frames: NDArray[np.uint8]
+    pictures: NDArray[np.uint8]
+    palette: NDArray[np.uint8] | None
     frame: NDArray[np.int64]
     starts: NDArray[np.int64]
     small: dict[Preprocessing, _Small] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def frames(self) -> NDArray[np.uint8]:
+        """Its distinct frames, (F, H, W, 3) uint8 RGB."""
+        return self.pictures if self.palette is None else self.palette[self.pictures]
 
     def inputs(self, window: int, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
         """Some of the inputs, a bounded number at a time: each window repeats its neighbours' frames.
@@ -68,26 +77,39 @@ class SegmentFrames:
             window: Frames in an input.
             chosen: (n,) frames, or rows where `window` > 1.
             how: How the model wants to see them.
-            shrink: What makes frames (n, H, W, 3) so: (n, channels, h, w) uint8.
+            shrink: What makes frames (n, H, W, 3), or grey ones (n, H, W), so: (n, channels, h, w)
+                uint8.
 
         Yields:
             (m, channels, h, w) uint8, or (m, window, channels, h, w), oldest first.
         """
         alike = how.alike
         if alike not in self.small:
-            shape = (len(self.frames), 1 if how.channels == "grey" else 3, how.height, how.width)
+            shape = (len(self.pictures), 1 if how.channels == "grey" else 3, how.height, how.width)
             self.small[alike] = _Small(np.empty(shape, np.uint8), np.zeros(shape[0], np.bool_))
         small = self.small[alike]
         of = chosen
         if window > 1:
             of = self.frame[window_rows(chosen, self.starts[chosen], window)]
         missing = np.unique(of[~small.made[of]])
+        shown = self._grey() if how.channels == "grey" else lambda some: self.frames[some]
         for at in range(0, len(missing), WINDOWS_AT_ONCE):
             some = missing[at : at + WINDOWS_AT_ONCE]
-            small.levels[some] = shrink(self.frames[some])
+            small.levels[some] = shrink(shown(some))
         small.made[missing] = True
         for at in range(0, len(of), WINDOWS_AT_ONCE):
             yield small.levels[of[at : at + WINDOWS_AT_ONCE]]
+
+    def _grey(self) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]]:
+        """What gives some of the frames as grey screens, or as RGB if there is no palette.
+
+        Of a palette's 256 colours the grey levels are known before any frame is looked at: no frame
+        becomes three times as large, to be made small again.
+        """
+        if self.palette is None:
+            return lambda some: self.frames[some]
+        levels = grey_levels(self.palette)
+        return lambda some: levels[self.pictures[some]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +129,7 @@ def read_segment_frames(snapshot: Snapshot, meta: SegmentMeta, *, rows: bool) ->
     """
     none = np.zeros(0, np.int64)
     frame, starts = _rows(snapshot, meta) if rows else (none, none)
-    return SegmentFrames(snapshot.read_frames(meta), frame, starts)
+    return SegmentFrames(*snapshot.read_pictures(meta), frame, starts)
 
 
 def input_digests(snapshot: Snapshot, meta: SegmentMeta, window: int) -> NDArray[np.uint8]:

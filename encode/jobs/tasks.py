@@ -205,7 +205,7 @@ def _embeddings(
     On a CPU grey screens are made small once for all models and windows, a window of four else made
     each four times. Those in colour would take too much memory.
     """
-    if encoder.shrinks(shown.frames.shape[1:3]):
+    if encoder.shrinks(shown.pictures.shape[1:3]):
         how = encoder.preprocessing
         for some in shown.levels(item.window, item.own, how, encoder.shrink):
             yield encoder.embed_shrunk(some)

@@ -156,6 +156,20 @@ class Snapshot:
     def read_frames(self, meta: SegmentMeta) -> NDArray[np.uint8]:
         """A segment's distinct frames as RGB, (F, H, W, 3) uint8.
 
+        Raises: as `read_pictures`.
+        """
+        pictures, palette = self.read_pictures(meta)
+        return pictures if palette is None else palette[pictures]
+
+    def read_pictures(
+        self, meta: SegmentMeta
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """A segment's distinct frames as they are stored.
+
+        Returns:
+            (F, H, W) uint8 indices and the palette (256, 3) uint8 RGB; of a segment with more colours
+            RGB (F, H, W, 3) and None.
+
         Raises:
             MissingError: The store has the segment's rows only.
             DamagedError: Stored bytes are not what was committed.
@@ -174,10 +188,10 @@ class Snapshot:
                 "bad-record",
                 f"{path} has {of.frames} frames, its segment {meta.frames}. Run 'wsa verify'.",
             )
-        frames = self.read_group(path, "frames")
-        if of.indexed:
-            frames = np.take(self.read_group(path, "palette"), frames, axis=0)
-        return frames.astype(np.uint8, copy=False)
+        pictures = self.read_group(path, "frames").astype(np.uint8, copy=False)
+        if not of.indexed:
+            return pictures, None
+        return pictures, self.read_group(path, "palette").astype(np.uint8, copy=False)
 
     def read_digests(self, meta: SegmentMeta) -> NDArray[np.uint8]:
         """Digests of a segment's distinct frames, (F, 16) uint8."""
