@@ -44,7 +44,7 @@ class ModelsOptions(StoreOptions):
 class EncodeOptions(SlurmOptions, StoreOptions):
     """Options of `wsa encode`."""
 
-    models: Names = ("ae", "sr", "okk", "vos")
+    models: Names = ("palette", "objects")
     """Aliases ('wsa models' lists them; the paper's own, palette and objects come with wsa), timm:NAME, either
     with :random for untrained weights, your own as MODULE:CALLABLE, or keys."""
     game: Names = ()

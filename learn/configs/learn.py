@@ -137,8 +137,8 @@ class Choice:
     game: str = "Seaquest"
     """ALE game."""
     models: Names = ()
-    """Aliases or keys. If none is named, every model that has encoded the game, or online sr, okk and
-    vos, which come with wsa; but not the one that gives the context (see --context)."""
+    """Aliases or keys. If none is named, every model that has encoded the game, or online palette and
+    objects, which come with wsa; but not the one that gives the context (see --context)."""
     fusion: FusionName = "wsa"
     """How embeddings become one state vector: the paper's seven methods, and controls. nature: none, an
     end-to-end network on grey pixels (online only)."""

@@ -10,7 +10,7 @@ import torch
 
 from wsa.encode.configs import weights_files
 from wsa.encode.models.paper import load
-from wsa.encode.models.registry import Request, for_games, parse_request
+from wsa.encode.models.registry import DEFAULT, Request, for_games, parse_request
 from wsa.encode.registration.select import choose_models, stored_name
 from wsa.learn.configs.algorithms import EvaluationConfig, OfflineConfig, OnlineConfig
 from wsa.learn.configs.fusions import PIXELS
@@ -142,7 +142,7 @@ class _Added:
         from wsa.encode.registration.identity import find_model  # Here: it brings timm.
 
         keys = []
-        for name in load.DEFAULT:
+        for name in DEFAULT:
             snapshot = take_snapshot(self._backend)
             found = find_model(snapshot, self._request(name))
             keys.append(found.key if found else self._add(snapshot, name))

@@ -115,7 +115,7 @@ def test_what_is_wrong_is_one_line_on_any_terminal(wsa, monkeypatch):
             "encode --models vitt",
             (
                 "'vitt' is not a model (did you mean vit?); choose from vit, resnet, clip, dino, "
-                "swin, lite0, lite1, lite2, ae, sr, oke, okk, vos, or give any timm model as "
+                "swin, lite0, lite1, lite2, ae, sr, oke, okk, vos, palette, objects, or give any timm model as "
                 "timm:<name>, or your own as module:callable."
             ),
         ),

@@ -1,4 +1,4 @@
-"""What is taken where no model is named: the paper's own encoders, which come with wsa."""
+"""What is taken where no model is named: encoders that come with wsa, and the paper's roles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from wsa.encode.configs import EncodeOptions
-from wsa.encode.models.paper import load
+from wsa.encode.models.registry import DEFAULT
 from wsa.store.common import names
 
 ONLINE = (
@@ -40,17 +40,25 @@ def keys_of(run: str) -> list[str]:
 
 
 def test_the_shipped_set_is_taken_where_none_is_named(wsa, learnt):
-    assert EncodeOptions().models == load.DEFAULT
+    assert EncodeOptions().models == DEFAULT
+    wsa("collect", "--game", "Pong", "--steps", 48, "--num-envs", 2)
+    assert learnt("online", *ONLINE) == ([*DEFAULT], "mean")
+    assert wsa("encode", "--scheduler", "inproc").code == 0
+    fused, context = learnt("offline", "--updates", 2, "--batch-size", 4)
+    assert (sorted(fused), context) == (sorted(DEFAULT), "mean")
+    assert sorted(keys_of("offline")) == sorted(keys_of("online"))
+
+
+def test_of_the_papers_encoders_ae_gives_the_context(wsa, learnt):
+    paper = ("--models", "ae,sr,okk,vos")
     wsa("collect", "--game", "Pong", "--steps", 48, "--num-envs", 2)
     # An untrained one that is there first is not what comes with wsa.
     assert wsa("encode", "--models", "sr:random", "--scheduler", "inproc").code == 0
-    online = learnt("online", *ONLINE)
-    assert online == (["sr", "okk", "vos"], "ae")
-    assert wsa("encode", "--scheduler", "inproc").code == 0
+    assert wsa("encode", *paper, "--scheduler", "inproc").code == 0
     offline = ("--updates", 2, "--batch-size", 4)
     assert learnt("trained", *offline, "--models", "sr") == (["sr"], "mean")
     assert learnt("untrained", *offline, "--models", "sr:random") == (["sr"], "mean")
-    assert keys_of("trained") == keys_of("online")[:1] != keys_of("untrained")
+    assert keys_of("trained") != keys_of("untrained")
     fused, context = learnt("offline", *offline)
     assert (sorted(fused), context) == (["okk", "sr", "sr", "vos"], "ae")
     fused, context = learnt("mean", *offline, "--context", "mean")
@@ -64,6 +72,6 @@ def test_the_demo_says_what_it_cost(wsa):
     outcome = wsa("demo", "--steps", 64, "--updates", 4, "--episodes", 1)
     assert outcome.code == 0, outcome.err
     told = {line.split("  ")[0]: line for line in outcome.out.splitlines()}
-    assert all(alias in told["models"] for alias in load.DEFAULT)
+    assert all(alias in told["models"] for alias in DEFAULT)
     assert " 0  " in told["passes to train"]
     assert "frames and windows were in the cache" in told["passes to play"]

@@ -25,8 +25,6 @@ from wsa.store.common.errors import ConflictError, UsageError
 PREFIX = "wsa:"
 LICENCE = "Apache-2.0, trained by wsa"
 CONTEXT = "ae"  # Gives the context of the paper's fusion, and is not fused.
-# What is taken where no models are named. Without `oke`, whose maps are 113 kB a frame.
-DEFAULT = ("ae", "sr", "okk", "vos")
 
 # The module and class of each network, and what is kept of what it gives.
 NETWORKS = {

@@ -1,0 +1,61 @@
+"""How fast `palette` and `objects` embed, beside networks, on one core.
+
+    python benchmarks/palette.py [GAME ...]
+
+Each encoder embeds the same stored frames of a game, from the pictures as they are stored to rounded
+rows, as `wsa encode` does; in turn, round after round, in one thread.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+from kit import interleave, rate, store_of, table
+
+from wsa.encode.inference.encoder import Encoder, stored
+from wsa.encode.inference.segment_inputs import SegmentFrames, read_segment_frames
+from wsa.encode.jobs.plan import Item
+from wsa.encode.jobs.tasks import _embeddings
+from wsa.encode.models.registry import for_games, parse_request
+from wsa.encode.registration.register import open_model, register
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
+
+MODELS = ("palette", "objects", "vos", "sr", "lite0")
+GAMES = ("Pong", "Seaquest", "Enduro")
+STEPS, ROWS = 1024, 128
+
+
+def embed(encoder: Encoder, snapshot: Snapshot, game: str, key: str, window: int) -> int:
+    """Embed some frames, or windows, of the game's first segment; their number."""
+    meta = snapshot.segments(game)[0]
+    shown = read_segment_frames(snapshot, meta, rows=window > 1)
+    # As in an encoding the pictures are read once; each model makes what it needs of them.
+    fresh = SegmentFrames(shown.pictures, shown.palette, shown.frame, shown.starts)
+    item = Item(key, meta, np.arange(min(ROWS, meta.inputs(window))), (), window)
+    return sum(len(stored(rows)) for rows in _embeddings(encoder, fresh, item))
+
+
+def main(games: list[str]) -> None:
+    torch.set_num_threads(1)
+    for game in games:
+        with store_of(game, STEPS) as (backend, _):
+            contenders = {}
+            for alias in MODELS:
+                request = for_games([parse_request(alias, {})], [game])[0]
+                made = register(take_snapshot(backend), request, 0.1).spec
+                snapshot = take_snapshot(backend)
+                asked = open_model(snapshot, made.key), snapshot, game, made.key
+                window = made.identity.window
+
+                def one(asked: tuple = asked, window: int = window) -> float:
+                    return rate(lambda: embed(*asked, window), 1.0)
+
+                contenders[alias] = one
+            print(f"\n{game}\n")
+            table("frames/s", interleave(contenders), "vos")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or [*GAMES])
