@@ -17,7 +17,7 @@ sees in use.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +45,7 @@ class StateEncoder(Frozen):
         self.code = nn.Sequential(
             nn.Conv2d(128, 64, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 9 * 6, 512)
         )
-        for layer in self.modules():  # As Anand et al.; it is at chance for longer otherwise.
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                assert layer.bias is not None
-                nn.init.orthogonal_(layer.weight, 2**0.5)
-                nn.init.zeros_(layer.bias)
+        initialise(self)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 4, 210, 160) in [0, 1], oldest frame first, to (B, 512)."""
@@ -57,9 +53,27 @@ class StateEncoder(Frozen):
         return code
 
 
-class InfoMax(Trainee):
-    """The encoder with the two linear scorers that it is trained with."""
+def initialise(network: nn.Module) -> None:
+    """Draw orthogonal weights, as Anand et al.; the loss is at chance for longer otherwise."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            assert layer.bias is not None
+            nn.init.orthogonal_(layer.weight, 2**0.5)
+            nn.init.zeros_(layer.bias)
 
+
+class InfoMax(Trainee):
+    """The encoder with the two linear scorers that it is trained with.
+
+    Attributes:
+        network: The encoder's class. Its `patches` gives a map of local features, its `code` the code.
+        channels: Of the local features.
+        places: Rows and columns of their map.
+    """
+
+    network: ClassVar[type[Frozen]] = StateEncoder
+    channels: ClassVar[int] = 128
+    places: ClassVar[tuple[int, int]] = (11, 8)
     # A look holds the four frames of a moment and the four of the step before it: five.
     training_input: ClassVar[TrainingInput] = TrainingInput(
         StateEncoder.sees, depth=_STACK + 1, one_game=True
@@ -70,27 +84,27 @@ class InfoMax(Trainee):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = StateEncoder()
-        self.globally = nn.Linear(512, 128)
-        self.locally = nn.Linear(128, 128)
+        self.encoder: Any = self.network()
+        self.globally = nn.Linear(512, self.channels)
+        self.locally = nn.Linear(self.channels, self.channels)
 
     def scores(self, looks: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of each moment i against the step before each moment j, at each place.
 
         Args:
-            looks: (B, 5, 210, 160).
+            looks: (B, window + 1, height, width).
 
         Returns:
-            Global to local and local to local, (11 * 8, B, B) each.
+            Global to local and local to local, (places, B, B) each.
         """
         patches = self.encoder.patches(looks[:, 1:])
-        before = self.encoder.patches(looks[:, :-1]).flatten(2).permute(2, 1, 0)  # (p, 128, B)
+        before = self.encoder.patches(looks[:, :-1]).flatten(2).permute(2, 1, 0)  # (p, c, B)
         whole = self.globally(self.encoder.code(patches))
-        local = self.locally(patches.flatten(2).permute(2, 0, 1))  # (p, B, 128)
+        local = self.locally(patches.flatten(2).permute(2, 0, 1))  # (p, B, c)
         return torch.matmul(whole, before), torch.bmm(local, before)
 
     def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """InfoNCE, global to local and local to local; looks (B, 5, 210, 160)."""
+        """InfoNCE, global to local and local to local; looks (B, window + 1, height, width)."""
         # Moments of a game differ by less than bf16's last digit: there the loss stayed at chance.
         with torch.autocast(looks.device.type, enabled=False):
             parts = [_info_nce(scores) for scores in self.scores(looks)]
@@ -98,12 +112,13 @@ class InfoMax(Trainee):
 
     def frozen(self) -> dict[str, Frozen]:
         """The encoder."""
-        return {"sr": self.encoder}
+        encoder: Frozen = self.encoder
+        return {"sr": encoder}
 
     def show(self, looks: Tensor) -> list[Tensor]:
         """The newest frame, and over it the places whose past the whole code tells apart."""
         sure = self.scores(looks)[0].softmax(dim=-1).diagonal(dim1=1, dim2=2)  # (p, B)
-        places = sure.T.reshape(len(looks), 1, 11, 8)
+        places = sure.T.reshape(len(looks), 1, *self.places)
         return [visualize.grey(looks[:, -1]), visualize.overlay(looks[:, -1], places)]
 
 

@@ -1,0 +1,52 @@
+"""ST-DIM on one small frame: the state representation that wsa ships as `sr`.
+
+The loss is that of `wsa.encode.models.paper.stdim`. The network is half as wide as DQN's (Mnih et
+al., 2015) and looks at one 84 x 84 frame instead of four of 210 x 160, at a twentieth of the
+products; and the moments of a batch are of all games, so that the easy negatives come with the hard
+ones. Both made codes that tell more of where things are (docs/howto/pretrain.md).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from wsa.encode.models.custom import Input
+from wsa.encode.models.paper.base import Frozen, Recipe, TrainingInput, grey
+from wsa.encode.models.paper.stdim import InfoMax, initialise
+
+
+class SmallStateEncoder(Frozen):
+    """A frame to a code, frozen under the alias `sr`; 0.83 M parameters, 2.3 M products."""
+
+    sees: ClassVar[Input] = grey(84, 84)
+    window: ClassVar[int] = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Sequential(
+            nn.Conv2d(1, 16, 8, 4), nn.ReLU(),
+            nn.Conv2d(16, 32, 4, 2), nn.ReLU(),
+        )  # fmt: skip
+        self.code = nn.Sequential(
+            nn.Conv2d(32, 32, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 7 * 7, 512)
+        )
+        initialise(self)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 1, 84, 84) in [0, 1] to (B, 512)."""
+        code: Tensor = self.code(self.patches(pixels))
+        return code
+
+
+class SmallInfoMax(InfoMax):
+    """The encoder with its two linear scorers. A look is a frame and the one before it."""
+
+    network: ClassVar[type[Frozen]] = SmallStateEncoder
+    channels: ClassVar[int] = 32
+    places: ClassVar[tuple[int, int]] = (9, 9)
+    training_input: ClassVar[TrainingInput] = TrainingInput(SmallStateEncoder.sees, depth=2)
+    recipe: ClassVar[Recipe] = Recipe(
+        steps=100_000, batch_size=64, learning_rate=3e-4, adam_eps=1e-5
+    )
