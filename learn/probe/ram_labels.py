@@ -6,10 +6,15 @@ their names say when the games of ale-py 0.12.1 were played: players move with t
 with rewards, lives with the emulator's count, and places by a few pixels a step. Left out are bytes
 that did not, that never varied, or that hold a place as the console's chip wants it (coarse and fine
 steps in one byte), as those of Asteroids and Demon Attack across the screen.
+
+A byte holds a number also while its object is not on the screen. `ABSENT` says when that is: the
+values at which the game parks the object, found by comparing screens and memory in play of ale-py
+0.12.1. An object without a rule is judged all the time.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 
 import numpy as np
@@ -173,6 +178,56 @@ VARIABLES: dict[str, dict[str, int]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Absence:
+    """An object is not on the screen while `byte` of the memory holds one of `values`."""
+
+    byte: int
+    values: tuple[int, ...]
+
+
+# By game and object: a position "ball x" is that of the object "ball".
+ABSENT: dict[str, dict[str, Absence]] = {
+    # Asteroids 1 and 6 pass 0 while they move; the others are parked there before they appear.
+    "Asteroids": {
+        f"asteroid {i}": Absence(byte, (224,) if i in (1, 6) else (0, 224))
+        for i, byte in enumerate((*range(3, 8), *range(12, 17)), 1)
+    },
+    "Breakout": {"ball": Absence(101, (0,))},  # Lost: until FIRE serves the next one.
+    "DemonAttack": {"missile": Absence(21, (3,))},  # Not fired.
+    "Frostbite": {f"enemy {i}": Absence(byte, (0,)) for i, byte in enumerate(range(84, 88), 1)},
+    "Pitfall": {"scorpion": Absence(99, (136,))},  # Rooms with a ladder have a wall there.
+    "Pong": {
+        "ball": Absence(54, (0,)),  # Between two points.
+        "enemy": Absence(50, (0,)),  # At the beginning of a game.
+    },
+    "Qbert": {"player": Absence(43, (0,))},  # Before a game begins.
+    "Riverraid": {"missile": Absence(50, (180,))},  # Not fired.
+    # Enemies wait beyond the edges, from 160 on; 0 is where they are before a wave.
+    "Seaquest": {
+        **{
+            f"enemy {i}": Absence(byte, (0, *range(160, 256)))
+            for i, byte in enumerate(range(30, 34), 1)
+        },
+        **{f"diver or missile {i}": Absence(byte, (0,)) for i, byte in enumerate(range(71, 75), 1)},
+        "missile": Absence(103, (0,)),
+    },
+    # 13 between two shots; others below 20 and from 128 on are above and below the screen.
+    "SpaceInvaders": {"missile": Absence(9, (*range(20), *range(128, 256)))},
+    "Tennis": {"ball": Absence(16, (2,))},  # Between two rallies.
+}
+
+
+def is_position(name: str) -> bool:
+    """Whether a variable is where an object is, across or down the screen."""
+    return name.endswith((" x", " y"))
+
+
+def object_of(name: str) -> str:
+    """The object that a position is of."""
+    return name[:-2]
+
+
 def variables(game: str) -> dict[str, int]:
     """State variables of a game, by name, and their addresses.
 
@@ -193,3 +248,17 @@ def variables(game: str) -> dict[str, int]:
 def read(game: str, memory: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
     """Each variable (n,) out of the memory (n, 128) of some moments."""
     return {name: memory[:, byte] for name, byte in variables(game).items()}
+
+
+def on_screen(game: str, memory: NDArray[np.uint8]) -> dict[str, NDArray[np.bool_]]:
+    """For each variable (n,) whether its object is on the screen, out of the memory (n, 128).
+
+    What is no position, such as the score, is there all the time.
+    """
+    rules = ABSENT.get(game, {})
+    shown = {}
+    for name in variables(game):
+        rule = rules.get(object_of(name)) if is_position(name) else None
+        gone = np.isin(memory[:, rule.byte], rule.values) if rule else np.zeros(len(memory), bool)
+        shown[name] = ~gone
+    return shown

@@ -173,6 +173,38 @@ def test_stretches_of_an_online_run_are_played_again(
     assert stretch_seed(5, 1, 0) == 6 and stretch_seed(5, 1, 1) != stretch_seed(5, 1, 2)
 
 
+def test_a_ball_is_absent_where_the_screen_shows_none(breakout: Snapshot) -> None:
+    found, _ = memories(breakout, breakout.segments("Breakout"))
+    there, not_there = 0, 0
+    for meta in breakout.segments("Breakout"):
+        rows = breakout.read_rows(meta)
+        steps = np.flatnonzero(rows["action"] >= 0)
+        memory = found[meta.segment][steps]
+        screens = breakout.read_frames(meta)[rows["frame"][steps]]
+        # Below the bricks, above the paddle, between the walls.
+        red = (screens[:, 93:188, 8:152] == [200, 72, 72]).all(axis=-1).any(axis=(1, 2))
+        shown = ram_labels.on_screen("Breakout", memory)
+        assert (shown["ball x"] == shown["ball y"]).all()
+        assert shown["player x"].all() and shown["score"].all()
+        assert not red[~shown["ball y"]].any()
+        height = ram_labels.read("Breakout", memory)["ball y"]
+        below = (height > 120) & (height < 180)
+        assert red[below].all()
+        there, not_there = there + below.sum(), not_there + (~shown["ball y"]).sum()
+    assert there > 20 and not_there > 20
+
+
+def test_rules_of_absence_are_of_objects_that_have_places() -> None:
+    for game, rules in ram_labels.ABSENT.items():
+        places = [name for name in ram_labels.variables(game) if ram_labels.is_position(name)]
+        assert rules.keys() <= {ram_labels.object_of(name) for name in places}
+        for rule in rules.values():
+            assert rule.byte in ram_labels.variables(game).values()
+            assert rule.values and all(0 <= value < 256 for value in rule.values)
+    assert list(ram_labels.ABSENT) == sorted(ram_labels.ABSENT)
+    assert not ram_labels.is_position("score") and not ram_labels.is_position("left flipper")
+
+
 def test_annotations() -> None:
     for game, variables in ram_labels.VARIABLES.items():
         assert games.check_game(game) == game

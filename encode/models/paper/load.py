@@ -50,11 +50,11 @@ def is_paper_model(timm_name: str) -> bool:
     return timm_name.startswith(PREFIX)
 
 
-def network(alias: str) -> Frozen:
-    """The network of an alias, with random weights that are the same every time."""
+def network(alias: str, seed: int = 0) -> Frozen:
+    """The network of an alias, with random weights that are the same every time for a seed."""
     module, _, name = NETWORKS[alias][0].partition(":")
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # Not the GPUs', which may be training.
+        torch.default_generator.manual_seed(seed)  # Not the GPUs', which may be training.
         made: Frozen = getattr(importlib.import_module(f"wsa.encode.models.paper.{module}"), name)()
     return made
 
@@ -64,12 +64,13 @@ def shipped(alias: str) -> Path:
     return Path(__file__).with_name("weights") / f"{alias}.safetensors"
 
 
-def build(timm_name: str, source: str) -> PaperNetwork:
+def build(timm_name: str, source: str, seed: int = 0) -> PaperNetwork:
     """Build one of these, frozen, on the CPU.
 
     Args:
         timm_name: `wsa:<alias>`, out of a request or a store.
         source: `random`, `file:<path>`, or `package` for the weights that come with wsa.
+        seed: Seed for random weights; a store has those of seed 0 only.
 
     Raises:
         UsageError: There is no such encoder.
@@ -78,7 +79,7 @@ def build(timm_name: str, source: str) -> PaperNetwork:
     alias = timm_name.removeprefix(PREFIX)
     if alias not in NETWORKS:
         raise UsageError("unknown-model", f"wsa has no encoder {alias!r} of its own. Update wsa.")
-    made = network(alias)
+    made = network(alias, seed)
     if source == "package":
         _load(made, alias, shipped(alias))
     elif source.startswith("file:"):
