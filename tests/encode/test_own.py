@@ -137,6 +137,18 @@ def window_of(encoder: Encoder) -> int:
     return window
 
 
+@pytest.mark.parametrize("name", ["stdim", "stdim84"])
+def test_a_file_says_which_network_sr_stands_for(name: str, tmp_path: Path) -> None:
+    trained = trainee(name)().frozen()["sr"]
+    safetensors.torch.save_file(trained.state_dict(), tmp_path / "sr.safetensors")
+    built = load.build("wsa:sr", f"file:{tmp_path / 'sr.safetensors'}")
+    assert type(built.module) is type(trained) and built.window == trained.window
+    assert (built.preprocessing.height, built.preprocessing.width) == (
+        trained.sees.height,
+        trained.sees.width,
+    )
+
+
 @pytest.mark.parametrize("alias", NETWORKS)
 def test_in_use_it_sees_to_the_bit_what_it_is_trained_on(
     alias: str, looks_of: Callable[..., Looks], played: Backend

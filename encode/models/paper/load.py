@@ -9,6 +9,7 @@ themselves. `grid:N` and reductions are there as for any model, where they are a
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ NETWORKS = {
 }
 
 
+# Other networks that had an alias, or may be trained for it: of a file, the one that fits is built.
+OTHER_NETWORKS = {"sr": ("stdim84:SmallStateEncoder",)}
+
+
 class PaperNetwork(UserNetwork):
     """One of the paper's encoders, with the face of timm's."""
 
@@ -50,9 +55,15 @@ def is_paper_model(timm_name: str) -> bool:
     return timm_name.startswith(PREFIX)
 
 
-def network(alias: str, seed: int = 0) -> Frozen:
-    """The network of an alias, with random weights that are the same every time for a seed."""
-    module, _, name = NETWORKS[alias][0].partition(":")
+def network(alias: str, seed: int = 0, where: str = "") -> Frozen:
+    """The network of an alias, with random weights that are the same every time for a seed.
+
+    Args:
+        alias: A key of `NETWORKS`.
+        seed: Of the weights.
+        where: Its module and class, of an alias that has had several; the newest if not given.
+    """
+    module, _, name = (where or NETWORKS[alias][0]).partition(":")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # Not the GPUs', which may be training.
         made: Frozen = getattr(importlib.import_module(f"wsa.encode.models.paper.{module}"), name)()
@@ -83,7 +94,7 @@ def build(timm_name: str, source: str, seed: int = 0) -> PaperNetwork:
     if source == "package":
         _load(made, alias, shipped(alias))
     elif source.startswith("file:"):
-        _load(made, alias, Path(source.removeprefix("file:")))
+        made = _of_file(alias, Path(source.removeprefix("file:")))
     declared = UserModel(made, made.sees, made.window, licence=licence(source))
     return PaperNetwork(declared).eval().requires_grad_(False)
 
@@ -110,6 +121,22 @@ def open_decoder(alias: str, file: Path | None = None) -> nn.Module:
     made: Any = build(PREFIX + alias, f"file:{file or shipped(alias)}").module
     decoder: nn.Module = made.decoder
     return decoder
+
+
+def _of_file(alias: str, file: Path) -> Frozen:
+    """The network whose weights a file holds: the alias's own, or another that it stands for.
+
+    Raises:
+        ConflictError: The file holds none of them.
+    """
+    for where in OTHER_NETWORKS.get(alias, ()):
+        made = network(alias, where=where)
+        with contextlib.suppress(ConflictError):
+            _load(made, alias, file)
+            return made
+    made = network(alias)
+    _load(made, alias, file)
+    return made
 
 
 def _load(made: nn.Module, alias: str, file: Path) -> None:
