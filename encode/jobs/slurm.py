@@ -188,6 +188,7 @@ def start(
         "walltime": jobs.slurm_walltime,
     }
     directives = [
+        *_of_the_lab("job-extra-directives"),
         *(["--gpus=1"] if jobs.slurm_gpu else []),
         *([f"--output={shlex.quote(str(output))}"] if output else []),
         *jobs.slurm_extra,
@@ -203,11 +204,24 @@ def start(
         job_cpu=jobs.slurm_cores,
         memory=jobs.slurm_memory,
         job_extra_directives=directives,
-        job_script_prologue=[f"export {name}={value}" for name, value in environment.items()],
-        worker_extra_args=["--resources", f"{GPU}=1"] if jobs.slurm_gpu else [],
+        job_script_prologue=[
+            *_of_the_lab("job-script-prologue"),
+            *(f"export {name}={value}" for name, value in environment.items()),
+        ],
+        worker_extra_args=[
+            *_of_the_lab("worker-extra-args"),
+            *(["--resources", f"{GPU}=1"] if jobs.slurm_gpu else []),
+        ],
         scheduler_options=scheduler,
         **{name: value for name, value in asked.items() if value},
     )
+
+
+def _of_the_lab(setting: str) -> list[str]:
+    """A list of dask-jobqueue's own settings, which what wsa adds to it would replace."""
+    from dask import config
+
+    return list(config.get(f"jobqueue.slurm.{setting}", None) or [])
 
 
 def _output(jobs: SlurmOptions) -> Path | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -324,10 +325,23 @@ def read_json(data: bytes, kind: type[T], where: str, limit_bytes: int = MAX_REC
     """
     if len(data) > limit_bytes:
         raise DamagedError("bad-record", _damaged(where, f"it has {len(data)} bytes"))
+    _prepare(kind)
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise DamagedError("bad-record", _damaged(where, str(error))) from None
+
+
+_prepared: set[Any] = set()
+_preparing = threading.Lock()
+
+
+def _prepare(kind: Any) -> None:
+    """Let msgspec look at a type in one thread: the process can crash where several are the first."""
+    if kind not in _prepared:
+        with _preparing:
+            msgspec.json.Decoder(kind)
+            _prepared.add(kind)
 
 
 def _damaged(where: str, why: str) -> str:

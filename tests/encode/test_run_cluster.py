@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dask_jobqueue  # noqa: F401  Its defaults must be there before a test sets others.
 import pytest
 from dask import config
 
@@ -269,6 +270,23 @@ def test_what_jobs_print_is_kept_in_the_cache_unless_somebody_says_where(
         script = cluster.job_script(SlurmOptions(slurm_extra=extra))
     assert (f"#SBATCH --output='{tmp_path}/my cache/slurm/%j.out'\n" in script) == kept
     assert script.count("/%j") == int(kept or bool(extra))
+
+
+def test_what_a_lab_says_of_all_its_jobs_stays_in_them() -> None:
+    """dask-jobqueue drops its own settings where an argument says something else."""
+    own = {
+        "job-script-prologue": ["module load cuda"],
+        "job-extra-directives": ["--constraint=avx512"],
+        "worker-extra-args": ["--lifetime", "55m"],
+    }
+    with config.set({f"jobqueue.slurm.{name}": value for name, value in own.items()}):
+        script = cluster.job_script(SlurmOptions(slurm_gpu=True, slurm_extra=("--exclude=node7",)))
+    lines = script.splitlines()
+    directives = [line for line in lines if line.startswith("#SBATCH")]
+    assert {"#SBATCH --constraint=avx512", "#SBATCH --exclude=node7"} <= {*directives}
+    exports = [i for i, line in enumerate(lines) if line.startswith("export ")]
+    assert exports and lines.index("module load cuda") < exports[0]
+    assert "--lifetime 55m" in lines[-1] and "--resources GPU=1" in lines[-1]
 
 
 def test_a_dry_run_shows_the_job_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 import pytest
@@ -303,3 +306,30 @@ def test_noise_is_refused():
 def test_a_record_prints_as_plain_json(fake_segment):
     plain = records.to_builtins(commit_of(fake_segment()[0]))
     assert json.loads(json.dumps(plain))["meta"]["game"] == "Pong"
+
+
+def test_a_type_is_first_looked_at_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """msgspec's C code crashed where several threads were the first to decode a type."""
+    kinds = [
+        msgspec.defstruct(f"Kind{i}", [("inner", msgspec.defstruct(f"Inner{i}", [("x", int)]))])
+        for i in range(40)
+    ]
+    at_once, most = 0, 0
+    real = msgspec.json.Decoder
+
+    def counted(kind: Any) -> Any:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.001)
+        at_once -= 1
+        return real(kind)
+
+    monkeypatch.setattr(msgspec.json, "Decoder", counted)
+    with ThreadPoolExecutor(8) as pool:
+        for kind in kinds:
+            found = pool.map(
+                lambda _, k=kind: records.read_json(b'{"inner":{"x":1}}', k, "f"), range(8)
+            )
+            assert {one.inner.x for one in found} == {1}
+    assert most == 1
