@@ -12,18 +12,22 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import multiprocessing
 import os
 import re
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsa import __version__
+from wsa.store.common import streams
 from wsa.store.common.errors import StorageError, Terminated, UsageError, WsaError, redact
 
 INTERRUPTED = 130
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ANSWERS = ("-h", "--help", "-V", "--version")
 
 
@@ -175,18 +179,27 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        return 0  # A worker imports the script that called this, and is to do nothing of it.
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # One thread a process, as torch would otherwise take all cores: work is parallel over worker
     # processes and over models. On an idle pair of cores two threads make updates 1.2 times faster,
     # on a busy one ten times slower, since they wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    with streams.lasting():
+        return _answered(verb, rest)
+
+
+def _answered(verb: str, rest: list[str]) -> int:
+    """Do what is asked; what goes wrong becomes a line and an exit code."""
     before = signal.getsignal(signal.SIGTERM)
     try:
+        _check_current_folder()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
         code = _answer(verb) if verb in ("", *ANSWERS) else _run(verb, rest)
-        print(end="", flush=True)  # Here, where a reader that left can be answered.
+        sys.stdout.flush()  # Here, where a disk that is full can be answered.
         return code
     except WsaError as error:
         return _fail(verb, str(error), error.exit_code)
@@ -194,9 +207,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         how = "terminated" if isinstance(stop, Terminated) else "interrupted"
         why = f"{how}. Nothing committed is lost; the same command continues."
         return _fail(verb, why, getattr(stop, "exit_code", INTERRUPTED))
-    except BrokenPipeError:  # The reader of the output, as in `wsa list | head -1`, has enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:  # Of a file outside the store: a run's, a cache's, a video's.
         where = f"{error.filename}: " if error.filename else ""
         why = f"{where}{error.strerror or error}. Put it right and run the same command again."
@@ -204,6 +214,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _check_current_folder() -> None:
+    """Libraries look at it as they are imported, and end the process if it is gone.
+
+    Raises:
+        UsageError: It was removed.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UsageError(
+            "bad-option", "the current folder was removed. Change to another, as with cd."
+        ) from None
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -289,8 +313,8 @@ def parse(name: str, arguments: list[str]) -> Any:
 
 def _one_line(name: str, box: str) -> str:
     """What tyro says in a box of several parts, as a line."""
-    # Where the terminal has them, the box is of other characters, and has a title.
-    box = re.sub("[╭╮╰╯│]", "", box).replace("─", "-")
+    # Where the terminal has them, the box is of other characters and colours, and has a title.
+    box = re.sub("[╭╮╰╯│]", "", _COLOUR.sub("", box)).replace("─", "-")
     box = re.sub(r"^ *- .* -{3,} *$", "---", box, flags=re.MULTILINE)
     parts = [" ".join(part.split()) for part in re.split(r"^ *-{3,} *$", box, flags=re.MULTILINE)]
     said = parts[1] if len(parts) > 1 else parts[0]

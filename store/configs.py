@@ -32,7 +32,13 @@ Integers = Annotated[tuple[int, ...], commas("INT[,INT...]", int)]
 
 def default_store() -> str:
     """`WSA_STORE`, or a folder of the user's data."""
-    return os.environ.get("WSA_STORE") or str(platformdirs.user_data_path("wsa") / "store")
+    named = os.environ.get("WSA_STORE")
+    if named:
+        return named
+    try:
+        return str(platformdirs.user_data_path("wsa") / "store")
+    except RuntimeError:  # A container's or a batch job's user may have no home.
+        return ""
 
 
 @dataclasses.dataclass(frozen=True)

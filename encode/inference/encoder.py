@@ -11,6 +11,7 @@ to the engine's. An encoder may be called from several threads.
 from __future__ import annotations
 
 import math
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from wsa.encode.inference.engines import Engine, arithmetic, one_thread
 from wsa.encode.inference.preprocess import normalise, preprocess, shrink
 from wsa.encode.inference.reduction import ROWS, Reduction
 from wsa.encode.inference.trunk import Trunk
+from wsa.store.common.errors import MissingError
 from wsa.store.objects.model_spec import Output, Precision, Preprocessing
 from wsa.store.objects.writer import FLOAT16_MAX
 
@@ -73,10 +75,21 @@ def run_on_gpu(
 
 
 def choose_device(device: str) -> str:
-    """`auto` is the GPU where there is one."""
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        MissingError: A GPU is asked for where there is none.
+    """
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise MissingError(
+            "no-gpu",
+            f"--device cuda: PyTorch {torch.__version__} finds no GPU on {socket.gethostname()}. Run "
+            "'nvidia-smi' there to see whether its driver does; or use --device cpu.",
+        )
     if device != "auto":
         return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if there else "cpu"
 
 
 class Encoder:

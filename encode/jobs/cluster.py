@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
@@ -107,6 +108,8 @@ def connect(
         with _running_client(
             lambda stack: _start(scheduler, workers, device, threads, stack)
         ) as client:
+            if scheduler == "local":
+                _await_processes(client, models_at_once(scheduler, workers, device, SlurmOptions()))
             yield client, int(scheduler == "local")
     elif scheduler == "slurm":
         jobs = jobs or SlurmOptions()
@@ -190,18 +193,34 @@ def _start(
     stack.enter_context(_dask_settings())
     _preload_forkserver()
     count = workers or gpus or cores()
-    local = _Local(
-        n_workers=0,
-        memory_limit=1 / count,
-        threads_per_worker=threads,
-        resources={GPU: 1} if gpus else {},
-        dashboard_address=_ANY_PORT,
-        silence_logs=logging.CRITICAL,
-        scheduler_kwargs=_dashboard(),
-    )
-    cluster: Any = stack.enter_context(local)  # Typed as if it were asynchronous.
+    try:
+        local = _Local(
+            n_workers=0,
+            memory_limit=1 / count,
+            threads_per_worker=threads,
+            resources={GPU: 1} if gpus else {},
+            dashboard_address=_ANY_PORT,
+            silence_logs=logging.CRITICAL,
+            scheduler_kwargs=_dashboard(),
+        )
+        cluster: Any = stack.enter_context(local)  # Typed as if it were asynchronous.
+    except (OSError, RuntimeError) as error:
+        place = config.get("temporary-directory", None) or tempfile.gettempdir()
+        raise StorageError(
+            "unavailable",
+            f"Dask cannot start workers here ({error}). It needs ports of its own, and room in "
+            f"{place}: set DASK_TEMPORARY_DIRECTORY to a folder that you can write to.",
+        ) from None
     _keep_scaled(lambda: cluster.scale(count), cluster.loop, stack)
-    client = stack.enter_context(_client(cluster))
+    return stack.enter_context(_client(cluster))
+
+
+def _await_processes(client: Client, count: int) -> None:
+    """Wait until all worker processes have started. Signals are obeyed meanwhile.
+
+    Raises:
+        StorageError: They did not.
+    """
     try:
         client.wait_for_workers(count, timeout=WAIT_FOR_PROCESSES_S)
     except TimeoutError:
@@ -210,9 +229,9 @@ def _start(
             "unavailable",
             f"Of {count} worker processes here {len(started)} started within "
             f"{WAIT_FOR_PROCESSES_S} s. Ask for fewer, --workers 1, or for none, --scheduler inproc, "
-            "which says why one cannot start.",
+            "which says why one cannot start. If a script of yours called wsa, put the call behind "
+            "if __name__ == '__main__': workers import the script.",
         ) from None
-    return client
 
 
 def _keep_scaled(scale: Callable[[], Any], loop: IOLoop, stack: contextlib.ExitStack) -> None:

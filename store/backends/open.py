@@ -24,7 +24,13 @@ def open_backend(url: str) -> Backend:
         return LocalBackend(url)  # pyright: ignore[reportReturnType]
     if scheme == "file" and rest.startswith("/"):
         return LocalBackend(rest)  # pyright: ignore[reportReturnType]
-    if not url or scheme == "file":
+    if not url:
+        raise UsageError(
+            "bad-option",
+            "You have no home folder here that could hold a store. Name one with --store, or set "
+            "WSA_STORE.",
+        )
+    if scheme == "file":
         raise UsageError(
             "bad-option",
             f"--store {url!r} names no folder. Write it like /lab/wsa or file:///lab/wsa.",

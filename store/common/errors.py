@@ -27,6 +27,7 @@ Kind = Literal[
     "not-encoded",
     "no-weights",
     "no-library",
+    "no-gpu",
     "no-run",
     "other-format",
     "other-weights",

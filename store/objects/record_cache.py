@@ -17,14 +17,28 @@ import platformdirs
 
 from wsa.store.backends.base import Entry
 from wsa.store.common import hashing
+from wsa.store.common.errors import UsageError
 
 # So few records are read as fast from where they are.
 WORTHWHILE = 256
 
 
 def cache_folder() -> Path:
-    """`WSA_CACHE`, or the user's cache folder."""
-    return Path(os.environ.get("WSA_CACHE") or platformdirs.user_cache_path("wsa"))
+    """`WSA_CACHE`, or the user's cache folder.
+
+    Raises:
+        UsageError: Neither is there.
+    """
+    if named := os.environ.get("WSA_CACHE"):
+        return Path(named)
+    try:
+        return platformdirs.user_cache_path("wsa")
+    except RuntimeError:
+        raise UsageError(
+            "bad-option",
+            "You have no home folder here that could hold wsa's cache. Set WSA_CACHE to a folder that "
+            "you can write to.",
+        ) from None
 
 
 class Catalog:
