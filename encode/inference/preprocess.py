@@ -81,11 +81,6 @@ def grey(pixels: Tensor) -> Tensor:
     return luma.add_(1 << LUMA_BITS - 1).mul_(2.0**-LUMA_BITS).to(torch.uint8).unsqueeze(1)
 
 
-def grey_levels(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The grey levels (n,) of RGB colours (n, 3), as `grey` has them."""
-    return _grey_of(torch.from_numpy(colours[None, None])).numpy().ravel()
-
-
 def _grey_of(frames: Tensor) -> Tensor:
     """(B, H, W, 3) uint8 RGB on the CPU to (B, 1, H, W): OpenCV takes an eighth of `grey`'s time."""
     luma = np.empty((len(frames), 1, *frames.shape[1:3]), np.uint8)

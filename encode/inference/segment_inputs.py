@@ -11,10 +11,10 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.encode.inference.preprocess import grey_levels
 from wsa.store.format.records import SegmentMeta
 from wsa.store.format.windows import episode_starts, window_digests, window_rows
 from wsa.store.objects.model_spec import Preprocessing
@@ -108,7 +108,7 @@ class SegmentFrames:
         """
         if self.palette is None:
             return lambda some: self.frames[some]
-        levels = grey_levels(self.palette)
+        levels = cv2.cvtColor(self.palette[None], cv2.COLOR_RGB2GRAY)[0]
         return lambda some: levels[self.pictures[some]]
 
 
