@@ -92,7 +92,7 @@ VERBS = {
     ),
     "probe": Verb(
         "how much of a game linear maps read out of each model's embeddings",
-        "wsa probe --game Pong --models lite0,lite0:random --target ram --baselines pixels",
+        "wsa probe --game Pong --models sr,vos,lite0,lite0:random",
         "wsa.learn.configs.studies:ProbeOptions",
         "wsa.learn.commands.probe:probe_models",
     ),

@@ -1,4 +1,4 @@
-"""The verb `wsa probe`: from options to tables of F1 and R2."""
+"""The verb `wsa probe`: from options to tables."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from wsa.learn.configs.studies import ProbeOptions
 from wsa.learn.envs import atari
-from wsa.learn.probe import ram_labels
+from wsa.learn.probe import inputs, linear, ram_labels, tables, targets
 from wsa.learn.probe import samples as probe_data
-from wsa.learn.probe.probe import LEAST_ENTROPY, Judged, models_of, probe, varying
+from wsa.learn.probe.probe import (
+    LEAST_ENTROPY,
+    Plan,
+    judged,
+    pixel_sizes,
+    probe,
+    seen_before,
+    untrained_kinds,
+)
+from wsa.learn.probe.probe import models_of as find_models
+from wsa.learn.probe.samples import Moments
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.format.records import SegmentMeta
@@ -23,83 +35,165 @@ def probe_models(o: ProbeOptions) -> int:
     """`wsa probe`."""
     _check(o)
     atari.check_game(o.game)
-    horizons = probe_data.horizons_of(o.horizon)
+    horizons = targets.horizons_of(o.horizon)
     if o.target == "ram":
         ram_labels.variables(o.game)
     _, snapshot = open_snapshot(o.store)
-    models = models_of(snapshot, o.game, o.models)
-    wanted = probe_data.SPREAD * o.samples
-    segments = probe_data.choose(snapshot, o.game, list(models), o.policies, wanted)
-    steps = sum(meta.steps for meta in segments)
-    terminal.say(
-        f"{o.game}: {', '.join(models)} on {steps:,} steps of {len(segments)} segments, played by "
-        f"{', '.join(sorted({meta.policy for meta in segments}))}"
+    models = find_models(snapshot, o.game, o.models)
+    segments = probe_data.choose(
+        snapshot, o.game, list(models), o.policies, probe_data.SPREAD * o.samples
     )
-    if o.dry_run:
-        return terminal.result(o.json, _estimate(o, snapshot, list(models), segments))
-    segments, target = _target(o, snapshot, segments, horizons)
-    moments = probe_data.draw(snapshot, segments, target, o.samples, o.seed)
-    judged_by, left_out = varying(moments, LEAST_ENTROPY if o.target == "ram" else 0)
-    split = moments.split
-    terminal.say(
-        f"{len(split.fit):,} steps to learn from, {len(split.check):,} to choose penalties by, "
-        f"{len(split.test):,} judged; split by {moments.groups[0]}, {moments.groups[1]} of them"
-    )
-    if moments.groups[0] == "segments":
+    pictured = {meta.segment for meta in snapshot.frames(o.game)}
+    frames = all(meta.segment in pictured for meta in segments)
+    play = _play(segments)
+    terminal.say(f"{o.game}: {', '.join(models.values())}")
+    for line in _said_of_play(o.game, play):
+        terminal.say(line)
+    if not frames:
         terminal.say(
-            "There are too few episodes to hold whole ones out: what is judged may be close to what "
-            "was learned from, so read the order, not the numbers. More environments make more."
+            "The store has no frames of some of these segments, so grey pixels and untrained networks "
+            f"are left out. Fetch them: wsa pull URL --game {o.game}"
         )
-    if left_out:
-        terminal.say(f"left out, since they hardly vary here: {', '.join(left_out)}")
-    if not judged_by or not len(split.test):
+    if o.dry_run:
+        return terminal.result(o.json, _estimate(o, snapshot, models, segments, frames))
+    segments, asks = _asks(o, snapshot, segments, horizons)
+    moments = probe_data.draw(snapshot, segments, asks, o.samples, o.splits, o.seed)
+    variables, left_out = judged(moments, LEAST_ENTROPY if o.target == "ram" else 0)
+    for line in _said_of_moments(o, moments):
+        terminal.say(line)
+    for name, why in left_out.items():
+        terminal.say(f"left out: {name}, {why}")
+    if not variables or not any(len(split.test) for split in moments.splits):
         raise MissingError(
             "no-frames",
             f"Nothing varies in what would be judged of {o.game}. Collect more, or by a policy "
             "that gets further.",
         )
-    with terminal.Progress("probe", "models", shown=not (o.json or o.csv)) as progress:
-        lines = probe(
-            snapshot,
-            o.game,
-            models,
-            moments,
-            judged_by,
-            ordered=o.target != "action",
-            pixels="pixels" in o.baselines,
-            on_row=progress.update,
-        )
+    plan = Plan(
+        models,
+        variables,
+        ordered=o.target != "action",
+        places=o.target == "ram",
+        state=o.target == "ram",
+        f1=o.f1 or o.target != "ram",
+        untrained=o.untrained,
+        frames=frames,
+        seed=o.seed,
+    )
+    with terminal.Progress("probe", "embeddings", shown=not (o.json or o.csv)) as progress:
+        table = probe(snapshot, o.game, moments, plan, progress.update)
+    ram = o.target == "ram"
+    seen = seen_before(moments, table.counted) if ram else {}
     if o.csv:
-        _print_csv(lines)
-    elif o.json:
+        out = csv.writer(sys.stdout, lineterminator="\n")
+        out.writerows([tables.CSV_COLUMNS, *tables.csv_rows(table)])
+        return 0
+    if o.json:
         values = {
             "game": o.game,
             "target": o.target,
             "seed": o.seed,
-            "learned_from": len(split.fit),
-            "chosen_by": len(split.check),
-            "judged": len(split.test),
-            "split_by": moments.groups[0],
-            "groups": moments.groups[1],
+            "samples": len(moments),
+            "judged": sum(len(split.test) for split in moments.splits),
+            "splits": len(moments.splits),
+            "split_by": moments.groups.unit,
+            "groups": len(moments.groups),
             "segments": len(segments),
+            "play": play,
             "left_out": left_out,
-            "models": [line.summary() for line in lines],
+            "on_screen": {name: float(moments.shown[name].mean()) for name in variables},
+            "seen_in_training": seen,
+            **tables.as_json(table),
         }
         return terminal.result(True, values)
-    else:
-        _print(lines, "f1" if o.target == "ram" else "f1_macro")
+    parts = []
+    if plan.ordered:
+        notes = tables.notes(table, hits=ram)
+        parts.append(tables.means_table(table, hits=ram) + "\n" + "\n".join(notes) + "\n")
+        title = f"R2{' / hit' if ram else ''} of each variable"
+        parts.append(f"{title}\n\n{tables.variables_table(table, hits=ram)}")
+    if seen:
+        shown = {
+            thing: float(moments.shown[name].mean())
+            for name in table.counted
+            for thing in [ram_labels.object_of(name)]
+        }
+        parts.append(tables.seen_table(seen, shown))
+    if plan.f1:
+        what = "F1 of exact values" if ram else "F1 (plain mean of the values')"
+        parts.append(f"{what}, first split\n\n{tables.f1_table(table, plain=not ram)}")
+    print("\n".join(parts), end="")
     return 0
 
 
-def _target(
+def _play(segments: Sequence[SegmentMeta]) -> dict[str, dict[str, Any]]:
+    """Of random and of better play, what a store's records say of it."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, name in ((False, "random"), (True, "better")):
+        own = [meta for meta in segments if probe_data.is_better(meta) == kind]
+        returns = [earned for meta in own for _, earned in meta.episodes]
+        if own:
+            found[name] = {
+                "policies": sorted({meta.policy for meta in own}),
+                "segments": len(own),
+                "steps": sum(meta.steps for meta in own),
+                "episodes_ended": len(returns),
+                "mean_return": float(np.mean(returns)) if returns else None,
+            }
+    return found
+
+
+def _said_of_play(game: str, play: dict[str, dict[str, Any]]) -> list[str]:
+    said = []
+    for name, one in play.items():
+        mean = "no episode ended" if one["mean_return"] is None else (
+            f"mean return {one['mean_return']:.1f}"
+        )  # fmt: skip
+        said.append(
+            f"{name} play: {one['steps']:,} steps of {one['segments']} segments, {mean}, by "
+            f"{', '.join(one['policies'])}"
+        )
+    if "better" not in play:
+        said.append(
+            "There is random play only, so nothing is said of the places that better play reaches. "
+            f"Collect some: wsa collect --game {game} --policy RUN --eps 0.2, and encode it."
+        )
+    elif "random" not in play:
+        said.append(
+            "There is no random play, so nothing is said of what probes of random play tell of better "
+            f"play. Collect some: wsa collect --game {game}, and encode it."
+        )
+    else:
+        random, better = (play[kind]["mean_return"] for kind in ("random", "better"))
+        if random is not None and better is not None and better <= random:
+            said.append("What was not played at random returned no more than random play.")
+    return said
+
+
+def _said_of_moments(o: ProbeOptions, moments: Moments) -> list[str]:
+    sizes = [len(split.test) for split in moments.splits]
+    drawn = f"{len(moments):,} steps drawn, {int(moments.better.sum()):,} of them better play; "
+    dealt = f"{len(moments.groups)} {moments.groups.unit} in {len(sizes)} splits, "
+    said = [f"{drawn}{dealt}{sum(sizes):,} steps judged"]
+    if len(sizes) < o.splits:
+        said.append(f"There are too few {moments.groups.unit} for {o.splits} splits.")
+    if "segments" in moments.groups.unit:
+        said.append(
+            "There are too few episodes to hold whole ones out: what is judged may be close to what "
+            "was learned from, so read the order, not the numbers. More environments make more."
+        )
+    return said
+
+
+def _asks(
     o: ProbeOptions,
     snapshot: Snapshot,
     segments: Sequence[SegmentMeta],
     horizons: Sequence[int],
-) -> tuple[list[SegmentMeta], Any]:
+) -> tuple[list[SegmentMeta], targets.Asks]:
     """Segments that have answers, and what gives them."""
     if o.target == "reward":
-        return list(segments), probe_data.reward_target(horizons)
+        return list(segments), targets.reward_target(horizons)
     if o.target == "action":
         sets = {meta.protocol.actions for meta in segments}
         if len(sets) > 1:
@@ -108,72 +202,50 @@ def _target(
                 f"{o.game} was played with different sets of actions there. Name with --policies "
                 "players who had the same.",
             )
-        if any(meta.policy == "random" for meta in segments):
+        if not all(map(probe_data.is_better, segments)):
             terminal.say(
                 "Some of it was played at random: there is nothing of the screen in such an action "
                 "to be read out. Name other players with --policies."
             )
-        return list(segments), probe_data.action_target
+        return list(segments), targets.action_target
     total = sum(meta.steps for meta in segments)
     with terminal.Progress("play again", "steps", total, shown=not (o.json or o.csv)) as progress:
-        known, memories, why = probe_data.open_memories(snapshot, segments, progress.update)
+        known, memories, why = targets.open_memories(snapshot, segments, progress.update)
     if why:
         terminal.say(why)
-    return known, probe_data.ram_target(memories)
+    return known, targets.ram_target(memories)
 
 
 def _estimate(
-    o: ProbeOptions, snapshot: Snapshot, models: Sequence[str], segments: Sequence[SegmentMeta]
+    o: ProbeOptions,
+    snapshot: Snapshot,
+    models: dict[str, str],
+    segments: Sequence[SegmentMeta],
+    frames: bool,
 ) -> dict[str, Any]:
     """What would be done."""
-    numbers = {key: probe_data.width(snapshot, o.game, key) for key in models}
-    steps = sum(meta.steps for meta in segments)
-    samples = min(o.samples, steps)
+    widths = {key: inputs.width(snapshot, o.game, key) for key in models}
+    samples = probe_data.drawn_at_most(segments, o.samples)
+    kinds = untrained_kinds(snapshot, models) if frames else {}
+    largest = max(
+        linear.memory_bytes(samples, width, o.untrained if key in kinds else 1)
+        for key, width in widths.items()
+    )
+    chosen = {meta.segment for meta in segments}
+    shown = [m for m in snapshot.frames(o.game) if frames and m.segment in chosen]
+    # A segment's frames are read whole, and made RGB.
+    screens = max((4 * m.frames * m.height * m.width for m in shown), default=0)
     return {
         "segments": len(segments),
-        "steps": steps,
+        "steps": sum(meta.steps for meta in segments),
         "samples": samples,
-        "numbers": numbers,
-        # Embeddings as they are stored, a copy in double precision, and products of all pairs.
-        "memory_bytes": samples * max(min(n, samples) * 16 + n * 4 for n in numbers.values()),
+        "splits": o.splits,
+        "numbers": widths,
+        "pixels": pixel_sizes([*widths.values()]) if frames else [],
+        "untrained_networks": len(kinds) * o.untrained,
+        "untrained_passes": len(kinds) * o.untrained * samples,
+        "memory_bytes": largest + screens,
     }
-
-
-def _print(lines: Sequence[Judged], of: str) -> None:
-    """Markdown: what all come to, then every variable."""
-    what = "F1" if of == "f1" else "F1 (plain mean of the values')"
-    rows = [
-        [line.name, f"{line.numbers:,}" if line.numbers else "-", *map(_number, means)]
-        for line in lines
-        for means in [(line.mean(of), line.mean("r2"))]
-    ]
-    print(terminal.markdown(["model", "numbers", what, "R2"], rows), end="")
-    for title, name in ((what, of), ("R2", "r2")):
-        if lines[0].mean(name) is None:
-            continue
-        print(f"\n{title}\n")
-        variables = list(lines[0].scores)
-        body = [
-            [variable, *(_number(getattr(line.scores[variable], name)) for line in lines)]
-            for variable in variables
-        ]
-        mean = ["mean, each at least 0", *(_number(line.mean(name)) for line in lines)]
-        columns = ["", *(line.name for line in lines)]
-        print(terminal.markdown(columns, [*body, mean]), end="")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _print_csv(lines: Sequence[Judged]) -> None:
-    out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(["model", "key", "numbers", "variable", "f1", "f1_macro", "r2"])
-    for line in lines:
-        for name, score in line.scores.items():
-            numbers = [score.f1, score.f1_macro, score.r2]
-            shown = ["" if n is None else f"{n:.4f}" for n in numbers]
-            out.writerow([line.name, line.key, line.numbers, name, *shown])
 
 
 def _check(o: ProbeOptions) -> None:
@@ -182,13 +254,11 @@ def _check(o: ProbeOptions) -> None:
     Raises:
         UsageError: A value is out of range.
     """
-    if not 100 <= o.samples <= 100_000:
-        raise UsageError("bad-option", f"--samples must be from 100 to 100000, not {o.samples}.")
-    if not 0 <= o.seed < 2**31:
-        raise UsageError("bad-option", f"--seed must be from 0 to {2**31 - 1}, not {o.seed}.")
-    if set(o.baselines) - {"pixels"}:
-        raise UsageError(
-            "bad-option",
-            f"--baselines {','.join(o.baselines)}: there is pixels; an untrained network is a "
-            "model, as vit:random.",
-        )
+    for name, value, least, most in (
+        ("--samples", o.samples, 100, 100_000),
+        ("--splits", o.splits, 3, 20),
+        ("--untrained", o.untrained, 0, 10),
+        ("--seed", o.seed, 0, 2**31 - 1),
+    ):
+        if not least <= value <= most:
+            raise UsageError("bad-option", f"{name} must be from {least} to {most}, not {value}.")

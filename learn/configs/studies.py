@@ -24,14 +24,19 @@ class ProbeOptions(StoreOptions):
     comes; or what the player did."""
     horizon: Names = ("1", "10")
     """Of reward: steps within which it comes, each a row of the tables."""
-    baselines: Names = ()
-    """pixels: grey pixels, of as many numbers as each model gives."""
     policies: Names = ()
     """Only what these policies played ('wsa show GAME' lists them); all if none is named."""
-    samples: int = 10_000
-    """Steps that are learned from and judged, drawn from five times as many."""
+    samples: int = 4_000
+    """Steps that are learned from and judged, half of them random play if the store has other play too;
+    drawn from five times as many."""
+    splits: int = 5
+    """Parts that whole episodes are dealt to; each is judged once by probes fitted on the others."""
+    untrained: int = 3
+    """Untrained networks, each of another seed, beside each encoder that comes with wsa."""
+    f1: bool = False
+    """Of ram: also F1 of exact values by logistic regression, which takes a minute or more a model."""
     seed: int = 1
-    """Of draws, and of which episodes are judged."""
+    """Seed for the steps that are drawn and for the intervals."""
     csv: bool = False
     """Print the result as CSV, a line for each model and variable."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False

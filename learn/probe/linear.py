@@ -1,15 +1,15 @@
 """How much of something a linear map reads out of embeddings.
 
-Two measures, both by maps that see nothing but the embedding:
+Two maps that see nothing but the embedding, both fitted by scikit-learn:
 
-- R2 of ridge regression: what share of a number's variance is found;
-- F1 of multinomial logistic regression, in which every value of a number is a class of its own,
-  as Anand et al. (2019, https://arxiv.org/abs/1906.08226) judge encoders.
+- ridge regression, for a number such as a place;
+- multinomial logistic regression, in which every value of a number is a class of its own, as Anand
+  et al. (2019, https://arxiv.org/abs/1906.08226) judge encoders.
 
-scikit-learn fits both. Penalties are chosen on moments that are neither learned from nor judged
-(`Split.check`). Embeddings are first turned into their principal axes on the moments learned from;
-of embeddings with more than `WIDEST` numbers the leading axes are kept, and `Axes.kept` says how
-much of their variance that is.
+Penalties are chosen on moments that are neither learned from nor judged (`Split.check`). Embeddings
+are first turned into their principal axes: of those with more than `WIDEST` numbers the leading axes
+are kept, and `Axes.kept` says how much of their variance that is. Axes are found on all moments, also
+those that are judged: they know frames, and no answers.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsa.learn.probe.splits import Split
+
 WIDEST = 1024
-# A whole eigenvalue decomposition of this many axes takes seconds; of more, the leading ones are
-# found by a randomized one, in which those with the smallest share are approximate.
-_EXACT = 2048
+# The axes of wider embeddings are found on so many moments: the time grows with the cube of these.
+AXES_FROM = 2048
 _COLUMNS = 2048  # Of an embedding, looked at together.
 # Rows have a mean squared length of 1.
 PENALTIES = 10.0 ** np.arange(-5, 3)
@@ -35,78 +36,84 @@ PENALTIES = 10.0 ** np.arange(-5, 3)
 FAINT = 1e-4
 LOGISTIC_PENALTIES = (1e-2, 1e-3, 1e-4)
 
-Rows = NDArray[np.int64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Moments, as places in an array: learned from, that choose a penalty, and judged."""
-
-    fit: Rows
-    check: Rows
-    test: Rows
-
-    @property
-    def train(self) -> Rows:
-        """All that is not judged."""
-        return np.concatenate([self.fit, self.check])
-
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
     """Embeddings along their principal axes.
 
     Attributes:
-        rows: (n, K), centred, of mean squared length 1 over the moments trained on.
-        kept: Share of the variance there that these axes have.
+        rows: (n, K), centred, of mean squared length 1, the leading axis first.
+        kept: Share of the variance that these axes have.
     """
 
     rows: NDArray[np.float64]
     kept: float
 
+    def leading(self, count: int) -> Axes:
+        """The first axes, at most `count`, scaled to a mean squared length of 1 again."""
+        rows = self.rows[:, :count]
+        share = float((rows**2).sum() / max((self.rows**2).sum(), 1e-30))
+        return Axes(rows / max(share, 1e-30) ** 0.5, self.kept * share)
 
-def principal(embeddings: NDArray[Any], split: Split, widest: int | None = WIDEST) -> Axes:
-    """Turn embeddings into their principal axes on `split.train`.
+
+def principal(embeddings: NDArray[Any], widest: int = WIDEST) -> Axes:
+    """Turn embeddings into their principal axes.
 
     Args:
         embeddings: (n, width).
-        split: Which of them are trained on.
-        widest: Axes that are kept at most; all if None.
+        widest: Axes that are kept at most.
     """
     from sklearn.decomposition import PCA, KernelPCA
 
-    train, (count, width) = split.train, embeddings.shape
-    most = min(width, len(train), widest or width)
-    exact = min(width, len(train)) <= max(_EXACT, most)
-    if width <= len(train):
+    count, width = embeddings.shape
+    if width <= min(count, AXES_FROM):
         rows = embeddings.astype(np.float64)
-        total = rows[train].var(axis=0).sum() * len(train)
-        solver = "covariance_eigh" if exact else "randomized"
+        total = rows.var(axis=0).sum() * count
         with np.errstate(invalid="ignore"):  # Of embeddings that never change, shares are 0 / 0.
-            pca = PCA(most, svd_solver=solver, random_state=0).fit(rows[train])
-        found, values = pca.transform(rows), pca.explained_variance_ * (len(train) - 1)
+            pca = PCA(min(width, widest), svd_solver="covariance_eigh").fit(rows)
+        found, values = pca.transform(rows), pca.explained_variance_ * (count - 1)
+        share = values.sum() / max(total, 1e-30)
     else:
         # Products of moments tell the same axes, and are fewer than the embeddings' numbers.
-        products = np.zeros((count, len(train)))
-        for part in _centred(embeddings, train):
-            products += part @ part[train].T
-        total = products[train].trace()
-        solver = "dense" if exact else "randomized"
+        some = np.linspace(0, count - 1, min(count, AXES_FROM)).astype(np.int64)
+        products = np.zeros((count, len(some)))
+        for part in _centred(embeddings, some):
+            products += part @ part[some].T
         kernel = KernelPCA(
-            most, kernel="precomputed", eigen_solver=solver, random_state=0, copy_X=False
-        ).fit(products[train])
+            min(len(some), widest), kernel="precomputed", eigen_solver="dense", copy_X=False
+        ).fit(products[some])
         # Products are sums of single precision: what is smaller than their error is no axis.
         true = kernel.eigenvalues_ >= 1e-7 * kernel.eigenvalues_.max()
-        found, values = kernel.transform(products)[:, true], kernel.eigenvalues_[true]
-    scale = max(total / len(train), 1e-30) ** 0.5
-    return Axes(found / scale, float(values.sum() / max(total, 1e-30)))
+        found = kernel.transform(products)[:, true]
+        share = kernel.eigenvalues_[true].sum() / max(products[some].trace(), 1e-30)
+    scale = max((found**2).sum() / count, 1e-30) ** 0.5
+    return Axes(found / scale, float(share))
 
 
-def _centred(embeddings: NDArray[Any], train: Rows) -> Iterator[NDArray[np.float32]]:
-    """(n, at most `_COLUMNS`), some numbers after another, less their mean over `train`."""
+def memory_bytes(count: int, width: int, held: int = 1) -> int:
+    """About what it takes to read out an embedding, in bytes.
+
+    Args:
+        count: Moments.
+        width: Numbers in the embedding.
+        held: Embeddings of that width that are held at once.
+    """
+    kept = min(width, WIDEST, count)
+    stored = 8 * count * width * held  # In single precision, in parts and joined.
+    if width <= min(count, AXES_FROM):
+        turning = 8 * count * (width + 2 * kept)  # In double precision, and along the axes.
+    else:
+        some = min(count, AXES_FROM)
+        # Products of pairs, two parts of the embedding, and the axes.
+        turning = 8 * count * (some + kept) + 16 * count * min(width, _COLUMNS) + 24 * some**2
+    return stored + turning + 24 * count * kept  # Copies of axes while probes are fitted.
+
+
+def _centred(embeddings: NDArray[Any], some: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+    """(n, at most `_COLUMNS`), some numbers after another, less their mean over the moments `some`."""
     for at in range(0, embeddings.shape[1], _COLUMNS):
         part = embeddings[:, at : at + _COLUMNS].astype(np.float64)
-        yield (part - part[train].mean(axis=0)).astype(np.float32)
+        yield (part - part[some].mean(axis=0)).astype(np.float32)
 
 
 def ridge(axes: Axes, wanted: NDArray[Any], split: Split) -> NDArray[np.float64]:
@@ -115,37 +122,23 @@ def ridge(axes: Axes, wanted: NDArray[Any], split: Split) -> NDArray[np.float64]
     Args:
         axes: From `principal`.
         wanted: (n, V), the variables.
+        split: No part of it is empty.
 
     Returns:
         (tests, V), the variables as found where they are judged.
     """
     from sklearn.linear_model import Ridge
 
-    rows = axes.rows
-    scores = [
-        r2(
-            wanted[split.check],
-            Ridge(penalty).fit(rows[split.fit], wanted[split.fit]).predict(rows[split.check]),
-        )
-        for penalty in PENALTIES
-    ]
-    chosen: Any = PENALTIES[np.nan_to_num(scores, nan=-np.inf).argmax(axis=0)]
-    model = Ridge(chosen).fit(rows[split.train], wanted[split.train])
+    rows, count = axes.rows, wanted.shape[1]
+    # Each variable once for each penalty: scikit-learn then makes the normal equations once.
+    many = np.tile(wanted, len(PENALTIES))
+    each: Any = np.repeat(PENALTIES, count)
+    model = Ridge(each, solver="cholesky").fit(rows[split.fit], many[split.fit])
+    errors = (model.predict(rows[split.check]).reshape(-1, many.shape[1]) - many[split.check]) ** 2
+    chosen: Any = PENALTIES[errors.mean(axis=0).reshape(len(PENALTIES), count).argmin(axis=0)]
+    model = Ridge(chosen, solver="cholesky").fit(rows[split.train], wanted[split.train])
     found: NDArray[np.float64] = model.predict(rows[split.test])
-    return found.reshape(-1, wanted.shape[1])  # Of one variable, scikit-learn gives (tests,).
-
-
-def r2(truth: NDArray[Any], found: NDArray[Any]) -> NDArray[np.float64]:
-    """Coefficient of determination of each column, (V,); NaN where the truth does not vary.
-
-    Args:
-        truth: (n, V), with n at least 1.
-        found: (n, V).
-    """
-    from sklearn.metrics import r2_score
-
-    scores = r2_score(truth, found, multioutput="raw_values")
-    return np.where(np.ptp(truth, axis=0) > 0, scores, np.nan)
+    return found.reshape(-1, count)  # Of one variable, scikit-learn gives (tests,).
 
 
 @contextlib.contextmanager
@@ -207,4 +200,4 @@ def f1(truth: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
 def entropy(values: NDArray[Any]) -> float:
     """Entropy of a variable's values, in nats."""
     shares = np.unique(values, return_counts=True)[1] / len(values)
-    return float(-(shares * np.log(shares)).sum())
+    return float(np.abs((shares * np.log(shares)).sum()))

@@ -1,24 +1,28 @@
-"""Which encoder tells what of a game: linear probes on embeddings that are in the store.
+"""Which encoder tells what of a game: linear probes of embeddings, and whether to trust them.
 
-Before anything is trained, `wsa probe` says how much of what matters, the ball's place or whether a
-reward comes, a linear map reads out of each model's embedding of one moment (`wsa.learn.probe.linear`).
+Before anything is trained, `wsa probe` says how well a linear map reads places out of each model's
+embedding of one moment (`wsa.learn.probe.linear`, `wsa.learn.probe.scores`). Beside the models stand
+untrained networks, grey pixels, and the *true state*: the variables of the emulator's memory
+themselves. No code knows more, so a measure by which the true state does not come first is not about
+the state, and nothing is ranked by it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsa.encode.models.registry import parse_request
 from wsa.encode.registration.select import choose_models
-from wsa.learn.probe import linear, samples
-from wsa.learn.probe.linear import Split
+from wsa.learn.probe import inputs, linear, ram_labels, scores
+from wsa.learn.probe.linear import Axes
 from wsa.learn.probe.samples import Moments
+from wsa.learn.probe.scores import Mean, Scores, Sums
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError
 from wsa.store.objects.model_spec import read_spec
@@ -26,52 +30,181 @@ from wsa.store.objects.snapshot import Snapshot
 
 # Anand et al. judge no variable whose values have less entropy, in nats: it hardly varies.
 LEAST_ENTROPY = 0.6
-FLOOR = "(most frequent, mean)"
+LEAST_SHOWN = 50  # Moments at which an object must be on the screen, or its place is not judged.
+READABLE = 0.1  # R2 of the best encoder, or a variable counts as one that none can read.
+NARROW = 64  # Axes of the column in which all embeddings have as many.
 MOST_PIXELS = 84 * 84
+TRUE_STATE, FLOOR = "(true state)", "(mean)"
+
+# Fitted and judged across random and better play; fitted on random play and judged on better play;
+# as the first, on `NARROW` axes.
+Way = Literal["both", "transfer", "narrow"]
+WAYS: tuple[Way, ...] = ("both", "transfer", "narrow")
+Measure = Literal["r2", "hit", "f1"]
+Kind = Literal["state", "floor", "pixels", "model", "untrained"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
-    """How well a variable is read out of an embedding.
+class F1:
+    """How well the exact values of a variable are told apart.
 
     Attributes:
-        f1: Mean of the values' F1 by how often each occurs, as in Anand et al. (2019).
-        f1_macro: Plain mean of the values' F1.
-        r2: R2 of ridge regression; None where values have no order, or do not vary.
+        weighted: Mean of the values' F1 by how often each occurs, as in Anand et al. (2019).
+        macro: Plain mean of the values' F1.
     """
 
-    f1: float
-    f1_macro: float
-    r2: float | None
+    weighted: float
+    macro: float
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
-    """One line of the result.
+class Line:
+    """What was read out of one embedding.
 
     Attributes:
-        name: The model as it is shown.
-        key: Its key; empty of pixels and of the floor.
-        numbers: In its embedding.
+        name: As it is shown.
+        key: The model's key; empty of what is no stored model.
+        kind: What it is.
+        numbers: In the embedding.
         kept: Share of the embedding's variance that probes see (`linear.Axes`).
-        scores: By variable.
+        sums: By way, of each group and each of the table's `ordered` variables.
+        f1: By variable, in the first split; empty where it was not asked for.
     """
 
     name: str
     key: str
+    kind: Kind
     numbers: int
     kept: float
-    scores: dict[str, Score]
+    sums: dict[Way, Sums]
+    f1: dict[str, F1]
 
-    def mean(self, of: str) -> float | None:
-        """Mean over the variables of `f1`, `f1_macro` or `r2`, each at least 0."""
-        values = [v for s in self.scores.values() if (v := getattr(s, of)) is not None]
-        return float(np.mean(np.maximum(values, 0))) if values else None
+    def scores(self, way: Way) -> Scores | None:
+        """Of each of the table's `ordered` variables; None where nothing is judged that way."""
+        return scores.score(self.sums[way].sum(axis=0)) if way in self.sums else None
 
-    def summary(self) -> dict[str, Any]:
-        """As JSON values."""
-        means = {f"mean_{of}": self.mean(of) for of in ("f1", "f1_macro", "r2")}
-        return {**dataclasses.asdict(self), **means}
+    def mean_f1(self, of: Literal["weighted", "macro"]) -> float | None:
+        """Mean over variables."""
+        values = [getattr(one, of) for one in self.f1.values()]
+        return float(np.mean(values)) if values else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Whether the true state comes first by a measure.
+
+    Attributes:
+        true_state: Its mean.
+        best_other: The best mean of the others.
+        best_name: Whose that is.
+    """
+
+    true_state: float
+    best_other: float
+    best_name: str
+
+    @property
+    def ranks(self) -> bool:
+        """Whether lines may be ranked by the measure."""
+        return self.true_state >= self.best_other - 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """All lines, and what may be concluded of them.
+
+    Attributes:
+        lines: The true state first where there is one, then the floor, then the others.
+        ordered: Variables whose values have an order; columns of `Line.sums`.
+        counted: Those whose means are shown: places on the screen, and of rewards all.
+        better: (groups,), whether each group of moments is of better play.
+        seed: Seed for the intervals.
+    """
+
+    lines: list[Line]
+    ordered: list[str]
+    counted: list[str]
+    better: NDArray[np.bool_]
+    seed: int
+
+    @functools.cached_property
+    def unread(self) -> list[str]:
+        """Counted variables that no embedding tells anything of; they are left out of means."""
+        found = [s.r2 for line in self._encoders if (s := line.scores("both"))]
+        if not found:
+            return []
+        best = np.nanmax(np.nan_to_num(found, nan=-np.inf), axis=0)
+        return [n for n in self.counted if best[self.ordered.index(n)] < READABLE]
+
+    @functools.cached_property
+    def means(self) -> dict[tuple[str, Way], tuple[Mean, Mean]]:
+        """By line and way, means of R2 and of hits over the variables that some embedding tells."""
+        columns = [self.ordered.index(n) for n in self.counted if n not in self.unread]
+        found = {}
+        for line in self.lines:
+            for way, sums in line.sums.items():
+                one = scores.mean(sums, columns, self.better, self.seed) if columns else None
+                if one is not None:
+                    found[line.name, way] = one
+        return found
+
+    @functools.cached_property
+    def calibrations(self) -> dict[str, Calibration]:
+        """By measure (`r2`, `hit`, each as `r2 transfer` and `r2 narrow` too, and `f1`)."""
+        found: dict[str, Calibration] = {}
+        if not self.lines or self.lines[0].kind != "state":
+            return found
+        for way in WAYS:
+            for i, measure in enumerate(("r2", "hit")):
+                of = {n: pair[i].value for (n, w), pair in self.means.items() if w == way}
+                name = measure if way == "both" else f"{measure} {way}"
+                found |= self._calibrated(name, of)
+        return found | self._calibrated(
+            "f1",
+            {line.name: f for line in self.lines if (f := line.mean_f1("weighted")) is not None},
+        )
+
+    def _calibrated(self, measure: str, values: Mapping[str, float]) -> dict[str, Calibration]:
+        others = {n: v for n, v in values.items() if n != TRUE_STATE}
+        if TRUE_STATE not in values or not others:
+            return {}
+        best = max(others, key=lambda name: others[name])
+        return {measure: Calibration(values[TRUE_STATE], others[best], best)}
+
+    @functools.cached_property
+    def ranked_by(self) -> str:
+        """The measure that lines are ranked by; empty if there is none.
+
+        R2, or hits if the true state is not first by R2. Rewards are ranked by R2 and actions by F1,
+        since the memory does not say what a player will do.
+        """
+        if self.lines and self.lines[0].kind == "state":
+            fit = [
+                m for m in ("r2", "hit") if m in self.calibrations and self.calibrations[m].ranks
+            ]
+            return fit[0] if fit else ""
+        return "r2" if self.means else "f1"
+
+    def ranked(self) -> list[Line]:
+        """The true state, the encoders from the best to the worst, and the floor.
+
+        In the order in which they were given if there is no measure to rank by.
+        """
+        ends = {"state": 0, "floor": 2}
+        return sorted(self.lines, key=lambda line: (ends.get(line.kind, 1), -self.rank(line)))
+
+    def rank(self, line: Line) -> float:
+        """What lines are ranked by, of one; the same of all where there is no measure to rank by."""
+        if self.ranked_by == "f1":
+            return line.mean_f1("macro") or 0.0
+        pair = self.means.get((line.name, "both"))
+        if pair is None or not self.ranked_by:
+            return 0.0
+        return pair[("r2", "hit").index(self.ranked_by)].value
+
+    @property
+    def _encoders(self) -> list[Line]:
+        return [line for line in self.lines if line.kind not in ("state", "floor")]
 
 
 def models_of(snapshot: Snapshot, game: str, asked: Sequence[str]) -> dict[str, str]:
@@ -117,104 +250,211 @@ def _meant(snapshot: Snapshot, game: str, encoded: Sequence[str], name: str) -> 
     return found
 
 
-def judge(
-    rows: NDArray[Any], target: dict[str, NDArray[np.int64]], split: Split, *, ordered: bool
-) -> tuple[float, dict[str, Score]]:
-    """Probe one embedding for every variable.
+def untrained_kinds(snapshot: Snapshot, models: Mapping[str, str]) -> dict[str, str]:
+    """Models that get untrained networks beside them, and the name that these are shown by.
 
-    Args:
-        rows: (n, width), embeddings.
-        target: (n,) of each variable.
-        split: Which are learned from and judged.
-        ordered: Whether values have an order, so that R2 means something.
-
-    Returns:
-        Share of the variance that probes saw, and scores by variable.
+    Of several models of one network, such as one of trained and one of untrained weights, one.
     """
-    axes = linear.principal(rows, split)
-    wanted = np.stack(list(target.values()), axis=1)
-    found = linear.ridge(axes, wanted, split) if ordered else None
-    return axes.kept, {
-        name: _score(
-            values[split.test],
-            linear.classify(axes, values, split),
-            None if found is None else found[:, i],
-        )
-        for i, (name, values) in enumerate(target.items())
+    found: dict[tuple[str, str], str] = {}
+    for key in models:
+        spec = read_spec(snapshot, key)
+        if inputs.has_untrained(spec):
+            found.setdefault((spec.alias, spec.identity.output.partition("+")[0]), key)
+    several = [alias for alias, _ in found]
+    return {
+        key: f"{alias} untrained" + (f" ({output})" if several.count(alias) > 1 else "")
+        for (alias, output), key in found.items()
     }
 
 
-def floor(target: dict[str, NDArray[np.int64]], split: Split, *, ordered: bool) -> dict[str, Score]:
-    """What is had without looking: the most frequent value, and the mean."""
-    scores = {}
-    for name, values in target.items():
-        known, counts = np.unique(values[split.train], return_counts=True)
-        likely = np.full(len(split.test), known[counts.argmax()])
-        mean = np.full(len(split.test), values[split.train].mean()) if ordered else None
-        scores[name] = _score(values[split.test], likely, mean)
-    return scores
+def pixel_sizes(widths: Sequence[int]) -> list[int]:
+    """Numbers of grey pixels that embeddings of some widths are compared with."""
+    return sorted({min(width, MOST_PIXELS) for width in widths})
 
 
-def _score(
-    truth: NDArray[np.int64], classes: NDArray[Any], numbers: NDArray[np.float64] | None
-) -> Score:
-    weighted, macro = linear.f1(truth, classes)
-    r2 = math.nan if numbers is None else float(linear.r2(truth[:, None], numbers[:, None])[0])
-    return Score(weighted, macro, None if math.isnan(r2) else r2)
+def judged(moments: Moments, least: float) -> tuple[list[str], dict[str, str]]:
+    """Variables that can be judged, and why the others cannot.
+
+    Args:
+        moments: What was drawn.
+        least: Entropy that the values must have, in nats, while what they are about is on screen.
+    """
+    kept, left = [], {}
+    for name, values in moments.target.items():
+        shown = moments.shown[name]
+        if shown.sum() < min(LEAST_SHOWN, len(moments) // 4):
+            left[name] = f"on the screen at {int(shown.sum()):,} of {len(moments):,} steps"
+            continue
+        entropy = linear.entropy(values[shown])
+        if entropy > 0 and entropy >= least:
+            kept.append(name)
+        else:
+            left[name] = f"hardly varies (entropy {entropy:.2f})"
+    return kept, left
 
 
-def varying(
-    moments: Moments, least: float
-) -> tuple[dict[str, NDArray[np.int64]], dict[str, float]]:
-    """Variables that vary enough to be judged, and the entropies of the others."""
-    entropies = {name: linear.entropy(values) for name, values in moments.target.items()}
-    kept = {n: v for n, v in moments.target.items() if entropies[n] > 0 and entropies[n] >= least}
-    return kept, {name: e for name, e in entropies.items() if name not in kept}
+def seen_before(moments: Moments, places: Sequence[str]) -> dict[str, dict[str, float]]:
+    """By object and kind of play, the share of judged moments whose exact place was learned from.
+
+    Where that is high, a probe may look places up instead of reading them.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for thing in dict.fromkeys(map(ram_labels.object_of, places)):
+        own = [name for name in places if ram_labels.object_of(name) == thing]
+        shown = moments.shown[own[0]]
+        place = np.stack([moments.target[name] for name in own], axis=1)
+        _, number = np.unique(place, axis=0, return_inverse=True)
+        number = number.reshape(-1)
+        counts = np.zeros((2, 2))
+        for split in moments.splits:
+            part = split.within(shown)
+            known = np.isin(number[part.test], number[part.train])
+            for kind in (0, 1):
+                of = moments.better[part.test] == kind
+                counts[kind] += known[of].sum(), of.sum()
+        found[thing] = {
+            kind: float(seen / count)
+            for kind, (seen, count) in zip(("random", "better"), counts, strict=True)
+            if count
+        }
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is probed.
+
+    Attributes:
+        models: From `models_of`.
+        variables: From `judged`.
+        ordered: Whether values have an order, so that R2 means something.
+        places: Whether means are over places only.
+        state: Whether the true state is judged too.
+        f1: Whether exact values are told apart too.
+        untrained: Untrained networks beside each encoder of wsa's own.
+        frames: Whether frames are here: untrained networks and pixels need them.
+        seed: Seed for the intervals.
+    """
+
+    models: dict[str, str]
+    variables: list[str]
+    ordered: bool
+    places: bool
+    state: bool
+    f1: bool
+    untrained: int
+    frames: bool
+    seed: int
+
+
+# Name, key, kind and numbers (n, width) of an embedding.
+Named = tuple[str, str, Kind, NDArray[Any]]
 
 
 def probe(
     snapshot: Snapshot,
     game: str,
-    models: dict[str, str],
     moments: Moments,
-    target: dict[str, NDArray[np.int64]],
-    *,
-    ordered: bool,
-    pixels: bool,
-    on_row: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Judged]:
-    """Judge every model, and what it is compared with.
+    plan: Plan,
+    on_line: Callable[[int, int], None] = lambda done, total: None,
+) -> Table:
+    """Judge every model of a store, and what it is compared with.
 
     Args:
         snapshot: The store.
         game: ALE game.
-        models: From `models_of`.
-        moments: From `probe_data.draw`.
-        target: The variables to judge by.
-        ordered: Whether their values have an order.
-        pixels: Whether to judge grey pixels, of as many numbers as each model gives.
-        on_row: Called with the lines that are done, and how many there will be.
-
-    Returns:
-        The floor, the pixels, and the models from the best mean F1 on.
+        moments: From `samples.draw`.
+        plan: What is probed.
+        on_line: Called with (embeddings judged, embeddings to judge).
 
     Raises:
         DamagedError: Stored bytes are not what was committed.
-        MissingError: Pixels are asked for and frames are not here.
+        MissingError: Frames are not here.
     """
-    widths = {key: samples.width(snapshot, game, key) for key in models}
-    sizes = sorted({min(width, MOST_PIXELS) for width in widths.values()}) if pixels else []
-    total = len(models) + len(sizes)
-    below = [Judged(FLOOR, "", 0, 1.0, floor(target, moments.split, ordered=ordered))]
+    widths = [inputs.width(snapshot, game, key) for key in plan.models]
+    kinds = untrained_kinds(snapshot, plan.models) if plan.frames and plan.untrained else {}
+    sizes = pixel_sizes(widths) if plan.frames else []
+    total = len(plan.models) + len(sizes) + len(kinds) * plan.untrained
+    found = _embeddings(snapshot, game, moments, plan, sizes, kinds)
+    return compare(moments, plan, found, lambda done: on_line(done, total))
+
+
+def compare(
+    moments: Moments,
+    plan: Plan,
+    embeddings: Iterable[Named],
+    on_line: Callable[[int], None] = lambda done: None,
+) -> Table:
+    """Judge embeddings of some moments, and the true state.
+
+    Args:
+        moments: From `samples.draw`.
+        plan: What is probed.
+        embeddings: Of these moments; only one is held at a time.
+        on_line: Called with the number of embeddings judged.
+    """
+    lines = [_judge(FLOOR, "", "floor", None, moments, plan)]
+    if plan.state:
+        state = np.stack([*moments.target.values()], axis=1).astype(np.float64)
+        spread = state.std(axis=0)
+        scaled = (state - state.mean(axis=0)) / np.where(spread > 0, spread, 1)
+        lines.insert(0, _judge(TRUE_STATE, "", "state", scaled, moments, plan))
+    for done, (name, key, kind, rows) in enumerate(embeddings, 1):
+        lines.append(_judge(name, key, kind, rows, moments, plan))
+        on_line(done)
+    ordered = plan.variables if plan.ordered else []
+    counted = [n for n in ordered if not plan.places or ram_labels.is_position(n)]
+    return Table(lines, ordered, counted, moments.groups.better, plan.seed)
+
+
+def _embeddings(
+    snapshot: Snapshot,
+    game: str,
+    moments: Moments,
+    plan: Plan,
+    sizes: Sequence[int],
+    kinds: Mapping[str, str],
+) -> Iterator[Named]:
+    """What is compared, one after another: each may be large."""
+    for key, name in plan.models.items():
+        yield name, key, "model", inputs.embeddings(snapshot, game, key, moments)
+    for key, name in kinds.items():
+        seeds = range(plan.untrained)
+        of_seeds = inputs.untrained(snapshot, moments, read_spec(snapshot, key), seeds)
+        for seed in seeds:
+            yield f"{name}, seed {seed}", "", "untrained", of_seeds[seed]
     for size in sizes:
-        shown = samples.pixels(snapshot, moments, size)
-        kept, scores = judge(shown, target, moments.split, ordered=ordered)
-        below.append(Judged(f"pixels {shown.shape[1]}", "", shown.shape[1], kept, scores))
-        on_row(len(below) - 1, total)
-    lines = []
-    for key, name in models.items():
-        rows = samples.embeddings(snapshot, game, key, moments)
-        kept, scores = judge(rows, target, moments.split, ordered=ordered)
-        lines.append(Judged(name, key, widths[key], kept, scores))
-        on_row(len(sizes) + len(lines), total)
-    return [*below, *sorted(lines, key=lambda line: -(line.mean("f1") or 0))]
+        shown = inputs.pixels(snapshot, moments, size)
+        yield f"pixels {shown.shape[1]}", "", "pixels", shown
+
+
+def _judge(
+    name: str, key: str, kind: Kind, rows: NDArray[Any] | None, moments: Moments, plan: Plan
+) -> Line:
+    """Read every variable out of one embedding; out of none where `rows` is None."""
+    axes = None if rows is None else linear.principal(rows)
+    sums: dict[Way, Sums] = {}
+    if plan.ordered:
+        sums["both"] = scores.read_out(axes, moments, plan.variables, moments.splits)
+        if moments.better.any() and not moments.better.all():
+            across = [split.across(moments.better) for split in moments.splits]
+            sums["transfer"] = scores.read_out(axes, moments, plan.variables, across)
+        narrow = axes and axes.leading(NARROW)
+        sums["narrow"] = scores.read_out(narrow, moments, plan.variables, moments.splits)
+    numbers = 0 if rows is None else rows.shape[1]
+    f1 = _f1(axes, moments, plan.variables) if plan.f1 else {}
+    return Line(name, key, kind, numbers, axes.kept if axes else 1.0, sums, f1)
+
+
+def _f1(axes: Axes | None, moments: Moments, variables: Sequence[str]) -> dict[str, F1]:
+    """Of each variable, in the first split; of none, where the most frequent value is the answer."""
+    split, found = moments.splits[0], {}
+    for name in variables:
+        values = moments.target[name]
+        if axes is None:
+            known, counts = np.unique(values[split.train], return_counts=True)
+            answer = np.full(len(split.test), known[counts.argmax()])
+        else:
+            answer = linear.classify(axes, values, split)
+        found[name] = F1(*linear.f1(values[split.test], answer))
+    return found

@@ -11,40 +11,60 @@ PROBE = ("probe", "--game", "Breakout", "--samples", "200")
 NAME = "test_resnet_r160_in1k:random"
 
 
-def test_variables_of_the_game_are_read_out(filled, key, unchanged):
+def test_places_are_read_out(filled, key, unchanged):
     with unchanged():
-        code, out, err = filled(*PROBE, "--json", "--baselines", "pixels")
+        code, out, err = filled(*PROBE, "--json")
     found = json.loads(out)
     assert code == 0
     assert found["split_by"] == "segments" and "too few episodes" in err
-    assert found["learned_from"] + found["chosen_by"] + found["judged"] <= 200
-    floor, pixels, model = found["models"]
-    assert (model["name"], model["key"], model["numbers"]) == (NAME, key, 96)
-    assert pixels["name"] == "pixels 88" and floor["numbers"] == 0
-    assert {"ball x", "ball y", "player x"} <= model["scores"].keys() == floor["scores"].keys()
-    assert model["scores"]["player x"]["r2"] > floor["scores"]["player x"]["r2"]
-    assert 0 <= model["mean_f1"] <= 1 and model["kept"] == pytest.approx(1)
-    assert all(value < 0.6 for value in found["left_out"].values())
+    assert found["splits"] == 4 and found["judged"] <= found["samples"] == 200
+    state, *_, floor = found["models"]
+    others = {line["name"]: line for line in found["models"][1:-1]}
+    assert (state["kind"], floor["kind"]) == ("state", "floor")
+    assert others.keys() == {NAME, "pixels 88"}
+    assert (others[NAME]["key"], others[NAME]["numbers"]) == (key, 96)
+    assert others[NAME]["kept"] == pytest.approx(1)
+    assert {"ball x", "player x"} <= state["both"]["r2"].keys()
+    assert state["both"]["r2"]["player x"] == pytest.approx(1, abs=1e-3)
+    assert others[NAME]["both"]["r2"]["player x"] > floor["both"]["r2"]["player x"]
+    assert found["calibration"]["r2"]["ranks"] and found["ranked_by"] == "r2"
+    assert found["hit_within"] == 4 and 0 < found["on_screen"]["ball x"] < 1
+    assert found["seen_in_training"]["player"]["random"] > 0
+    assert found["play"]["random"]["steps"] == 200 and "better" not in found["play"]
+    assert "There is random play only" in err and not state["f1"] and "transfer" not in state
 
 
 def test_tables_are_markdown(filled):
     code, out, err = filled(*PROBE, "--target", "reward", "--horizon", "10")
     lines = out.splitlines()
     assert code == 0
-    assert " ".join(lines[0].split()) == "| model | numbers | F1 (plain mean of the values') | R2 |"
+    assert " ".join(lines[0].split()) == "| model | numbers | R2 | 64 axes: R2 |"
     assert any(line.startswith(f"| {NAME}") for line in lines)
-    assert any(line.startswith("| next 10 steps") for line in lines)
-    assert err.splitlines()[-1].startswith("probe: 1 of 1 models")
+    assert "F1 (plain mean of the values'), first split" in lines
+    assert any("next 10 steps" in line for line in lines)
+    assert err.splitlines()[-1].startswith("probe: 2 of 2 embeddings")
+
+
+def test_f1_stands_beside_places_where_it_is_asked_for(filled):
+    code, out, _ = filled(*PROBE, "--f1")
+    assert code == 0
+    assert "Ranked by R2." in out and "A hit is within 4 units of memory." in out
+    head, _, f1 = out.partition("F1 of exact values, first split")
+    for part in (head, f1):
+        assert "(true state)" in part and NAME in part and "pixels 88" in part
+    assert "| ball " in head and "place seen in training" in head
 
 
 def test_a_line_for_each_model_and_variable(filled, key):
     code, out, err = filled(*PROBE, "--target", "action", "--csv", "--models", key)
     rows = list(csv.DictReader(out.splitlines()))
     assert code == 0
-    assert [(row["model"], row["variable"], row["r2"]) for row in rows] == [
-        ("(most frequent, mean)", "action", ""),
+    assert {(row["model"], row["variable"], row["r2"]) for row in rows} == {
         (NAME, "action", ""),
-    ]
+        ("pixels 88", "action", ""),
+        ("(mean)", "action", ""),
+    }
+    assert all(row["f1"] for row in rows)
     assert "played at random" in err
 
 
@@ -58,6 +78,18 @@ def test_untrained_and_trained_are_told_apart(filled, key):
         assert f"has not encoded frames of Breakout in ./store. There is {key}." in outcome.error
 
 
+def test_untrained_seeds_stand_beside_encoders_of_wsas_own(filled):
+    assert (
+        filled("encode", "--game", "Breakout", "--models", "vos", "--scheduler", "inproc").code == 0
+    )
+    asked = (*PROBE, "--models", "vos", "--samples", "100", "--untrained", "2")
+    estimate = json.loads(filled(*asked, "--dry-run", "--json").out)
+    assert (estimate["untrained_networks"], estimate["untrained_passes"]) == (2, 200)
+    code, out, _ = filled(*asked)
+    assert code == 0
+    assert "| vos untrained, 2 seeds | 512" in out and "the least and the most" in out
+
+
 def test_a_dry_run_reads_nothing_but_records(filled, unchanged):
     with unchanged():
         code, out, _ = filled(*PROBE, "--dry-run", "--json")
@@ -65,6 +97,14 @@ def test_a_dry_run_reads_nothing_but_records(filled, unchanged):
     assert code == 0
     assert (found["segments"], found["steps"], found["samples"]) == (4, 200, 200)
     assert list(found["numbers"].values()) == [96] and found["memory_bytes"] > 0
+    assert (found["pixels"], found["untrained_networks"]) == ([96], 0)
+
+
+def test_without_frames_there_are_no_pixels(filled, tmp_path):
+    assert filled("push", "bare", "--no-frames").code == 0
+    code, out, err = filled(*PROBE, "--store", "bare", "--json")
+    assert code == 0 and "wsa pull URL --game Breakout" in err
+    assert [line["kind"] for line in json.loads(out)["models"]] == ["state", "model", "floor"]
 
 
 @pytest.mark.parametrize(
@@ -72,8 +112,9 @@ def test_a_dry_run_reads_nothing_but_records(filled, unchanged):
     [
         ("--samples 10", 2, "--samples must be from 100 to 100000, not 10."),
         ("--seed -1", 2, "--seed must be from 0 to 2147483647, not -1."),
+        ("--splits 2", 2, "--splits must be from 3 to 20, not 2."),
+        ("--untrained 11", 2, "--untrained must be from 0 to 10, not 11."),
         ("--horizon 0", 2, "--horizon 0: give numbers of steps from 1 to 1000."),
-        ("--baselines random", 2, "--baselines random: there is pixels; an untrained network is a"),
         ("--game Enduro", 2, "Nobody has said which bytes of Enduro's memory hold what"),
         ("--game Pong", 3, "has no frames of Pong. Collect some: wsa collect --game Pong"),
         ("--policies expert", 3, "No segment of Breakout played by expert in ./store"),

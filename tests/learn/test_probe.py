@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from wsa.learn.probe import samples as probe_data
-from wsa.learn.probe.probe import FLOOR, Judged, Score, probe, varying
-from wsa.learn.probe.samples import (
-    Moments,
-    action_target,
-    choose,
-    draw,
-    embeddings,
-    horizons_of,
-    reward_target,
-)
+from wsa.encode.inference.encoder import Encoder, stored
+from wsa.encode.models.paper import load
+from wsa.learn.probe import inputs
+from wsa.learn.probe.inputs import embeddings
+from wsa.learn.probe.probe import FLOOR, Plan, Table, judged, probe
+from wsa.learn.probe.samples import Moments, choose, draw, drawn_at_most, is_better
+from wsa.learn.probe.targets import action_target, horizons_of, reward_target
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, UsageError
-from wsa.store.format.records import EmbeddingMeta
+from wsa.store.format.records import EmbeddingMeta, SegmentMeta
+from wsa.store.objects.model_spec import Identity, ModelSpec, Preprocessing
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
-from wsa.store.objects.writer import commit_embedding
+from wsa.store.objects.writer import commit_embedding, commit_segment
+
+BETTER = "0123456789ac"  # A run of somebody who does not play at random.
 
 
 @pytest.fixture
@@ -42,45 +41,61 @@ def told(kit: ModuleType, store: Backend) -> Snapshot:
     return take_snapshot(store)
 
 
-def drawn(snapshot: Snapshot, game: str, target: Any, samples: int = 300, seed: int = 1) -> Moments:
-    return draw(snapshot, snapshot.segments(game), target, samples, seed)
+def played(
+    kit: ModuleType, store: Backend, number: int, policy: str = "ppo 0123 eps 0.2", **how: Any
+) -> SegmentMeta:
+    """A segment that a policy played."""
+    meta, arrays = kit.fake_segment(number, run=BETTER, **how)
+    meta = msgspec.structs.replace(meta, policy=policy)
+    commit_segment(store, meta, arrays)
+    return meta
+
+
+def drawn(
+    snapshot: Snapshot, game: str, asks: Any, samples: int = 300, splits: int = 5, seed: int = 1
+) -> Moments:
+    return draw(snapshot, snapshot.segments(game), asks, samples, splits, seed)
+
+
+def plan(models: dict[str, str], variables: list[str], **options: Any) -> Plan:
+    how: dict[str, Any] = {"ordered": True, "places": False, "state": False, "f1": True}
+    how |= {"untrained": 0, "frames": False, "seed": 1, **options}
+    return Plan(models, variables, **how)
+
+
+def r2_of(table: Table, name: str, variable: str) -> float:
+    (line,) = [line for line in table.lines if line.name == name]
+    found = line.scores("both")
+    assert found
+    return float(found.r2[table.ordered.index(variable)])
 
 
 def test_what_knows_is_ranked_above_noise(kit: ModuleType, told: Snapshot) -> None:
     moments = drawn(told, kit.GAME, reward_target((1, 2)))
-    target, left_out = varying(moments, 0)
-    assert not left_out and list(target) == ["next step", "next 2 steps"]
+    variables, left_out = judged(moments, 0)
+    assert not left_out and variables == ["next step", "next 2 steps"]
     models = {kit.key("vit"): "noise", kit.key("lite0"): "known"}
     done: list[tuple[int, int]] = []
-    lines = probe(
-        told,
-        kit.GAME,
-        models,
-        moments,
-        target,
-        ordered=True,
-        pixels=False,
-        on_row=lambda *how: done.append(how),
-    )
+    table = probe(told, kit.GAME, moments, plan(models, variables), lambda *how: done.append(how))
     assert done == [(1, 2), (2, 2)]
-    floor, known, noise = lines
-    assert (floor.name, known.name, noise.name) == (FLOOR, "known", "noise")
+    known, noise, floor = table.ranked()
+    assert (known.name, noise.name, floor.name) == ("known", "noise", FLOOR)
     assert (known.numbers, noise.numbers) == (3, 4)
-    assert dataclasses.astuple(known.scores["next step"]) == pytest.approx((1, 1, 1), abs=1e-3)
-    assert 0.2 < (known.scores["next 2 steps"].r2 or 0) < 0.9
+    assert r2_of(table, "known", "next step") > 0.999
+    assert known.f1["next step"].weighted == known.f1["next step"].macro == 1
+    assert 0.2 < r2_of(table, "known", "next 2 steps") < 0.9
     for line in (floor, noise):
-        score = line.scores["next step"]
-        assert score.f1 < 0.6 and (score.r2 or 0) < 0.1
+        assert line.f1["next step"].weighted < 0.6 and r2_of(table, line.name, "next step") < 0.1
+    assert "transfer" not in known.sums  # There is random play only.
 
 
 def test_actions_have_no_order(kit: ModuleType, told: Snapshot) -> None:
     moments = drawn(told, kit.GAME, action_target)
-    (_, known) = probe(
-        told, kit.GAME, {kit.key("lite0"): "known"}, moments, moments.target,
-        ordered=False, pixels=False,
-    )  # fmt: skip
-    assert known.scores["action"].r2 is None and known.mean("r2") is None
-    assert known.scores["action"].f1 < 0.6  # It was played at random.
+    models = {kit.key("lite0"): "known"}
+    table = probe(told, kit.GAME, moments, plan(models, ["action"], ordered=False))
+    known, _ = table.ranked()
+    assert not known.sums and not table.means and table.ranked_by == "f1"
+    assert known.f1["action"].weighted < 0.6  # It was played at random.
 
 
 def test_an_episode_is_learned_from_or_judged(kit: ModuleType, told: Snapshot) -> None:
@@ -91,12 +106,47 @@ def test_an_episode_is_learned_from_or_judged(kit: ModuleType, told: Snapshot) -
             for number, (meta, rows) in enumerate(zip(moments.segments, moments.rows, strict=True))
         ]
     )
-    split = moments.split
-    parts = [set(whose[part].tolist()) for part in (split.fit, split.check, split.test)]
-    assert all(parts) and not parts[0] & parts[1] and not parts[2] & (parts[0] | parts[1])
-    assert moments.groups[0] == "episodes" and len(moments) == 200
-    assert len(split.test) == pytest.approx(40, abs=10)
-    assert len(split.check) == pytest.approx(20, abs=10)
+    assert moments.groups.unit == "episodes" and len(moments) == 200
+    assert len(moments.splits) == 5
+    for split in moments.splits:
+        parts = [set(whose[part].tolist()) for part in (split.fit, split.check, split.test)]
+        assert all(parts) and not parts[0] & parts[1] and not parts[2] & (parts[0] | parts[1])
+        assert len(split.test) == pytest.approx(40, abs=10)
+        assert len(split.check) == pytest.approx(40, abs=10)
+    times_judged = np.bincount(np.concatenate([split.test for split in moments.splits]))
+    assert times_judged.max() == 1
+
+
+def test_random_and_better_play_have_equal_shares_in_every_split(
+    kit: ModuleType, store: Backend
+) -> None:
+    ends = tuple(range(4, 60, 5))
+    for number in range(6):
+        kit.add_segment(store, number, steps=60, ends=ends)
+    for number in range(4):
+        played(kit, store, number, steps=60, ends=ends)
+    snapshot = take_snapshot(store)
+    moments = drawn(snapshot, kit.GAME, action_target, 200)
+    assert moments.better.sum() == 100 and len(moments) == 200
+    whose = np.repeat([is_better(m) for m in moments.segments], list(map(len, moments.rows)))
+    assert (whose == moments.better).all()
+    assert (moments.groups.better[moments.groups.of] == moments.better).all()
+    for split in moments.splits:
+        for part in (split.fit, split.check, split.test):
+            assert 0.3 < moments.better[part].mean() < 0.7
+        across = split.across(moments.better)
+        assert not moments.better[across.train].any() and moments.better[across.test].all()
+        assert set(across.test) < set(split.test) and set(across.fit) < set(split.fit)
+    few = drawn(snapshot, kit.GAME, action_target, 10_000)
+    assert drawn_at_most(snapshot.segments(kit.GAME), 10_000) == 600 == len(few)
+    assert drawn_at_most(snapshot.segments(kit.GAME), 200) == 200
+
+
+def test_a_policy_that_does_nothing_but_explore_plays_at_random(kit: ModuleType) -> None:
+    meta, _ = kit.fake_segment()
+    policies = ("random", "ppo 01ab eps 1", "ppo 01ab eps 0.1", "online ppo", "expert")
+    found = [is_better(msgspec.structs.replace(meta, policy=policy)) for policy in policies]
+    assert found == [False, False, True, True, True]
 
 
 def test_what_was_seen_in_training_is_not_judged(kit: ModuleType, store: Backend) -> None:
@@ -112,8 +162,9 @@ def test_what_was_seen_in_training_is_not_judged(kit: ModuleType, store: Backend
         ]
     )
     shown = [digest.tobytes() for digest in digests]
-    learned = {shown[i] for i in moments.split.train}
-    assert len(moments.split.test) and not learned & {shown[i] for i in moments.split.test}
+    for split in moments.splits:
+        learned = {shown[i] for i in split.train}
+        assert len(split.test) and not learned & {shown[i] for i in split.test}
     again = drawn(snapshot, kit.GAME, action_target, 200)
     other = drawn(snapshot, kit.GAME, action_target, 200, seed=2)
     assert [r.tolist() for r in again.rows] == [r.tolist() for r in moments.rows]
@@ -123,12 +174,17 @@ def test_what_was_seen_in_training_is_not_judged(kit: ModuleType, store: Backend
 def test_few_episodes_are_split_by_segment(kit: ModuleType, store: Backend) -> None:
     for number in range(2):
         kit.add_segment(store, number, steps=40, cut=number > 0)
-    with pytest.raises(MissingError, match=r"2 segments of .* three episodes or segments"):
+    with pytest.raises(MissingError, match=r"2 segments of random play in .* 3 episodes"):
         drawn(take_snapshot(store), kit.GAME, action_target)
     for number in range(2, 4):
         kit.add_segment(store, number, steps=40, cut=True)
     moments = drawn(take_snapshot(store), kit.GAME, action_target)
-    assert moments.groups == ("segments", 4)
+    assert (moments.groups.unit, len(moments.groups)) == ("segments", 4)
+    assert len(moments.splits) == 4  # Not five.
+    for number in range(3):
+        played(kit, store, number, steps=40, ends=(9, 19, 29))
+    moments = drawn(take_snapshot(store), kit.GAME, action_target)
+    assert moments.groups.unit == "episodes and segments"
 
 
 def test_the_sign_of_what_is_earned_next() -> None:
@@ -140,11 +196,12 @@ def test_the_sign_of_what_is_earned_next() -> None:
         "truncated": np.zeros(8, np.bool_),
     }
     meta: Any = None
-    answered, target = reward_target((1, 2))(meta, rows)
+    answered, target, shown = reward_target((1, 2))(meta, rows)
     steps = rows["action"] >= 0
     assert answered[steps].tolist() == [True, True, True, True, True, False]
     assert target["next step"][steps].tolist() == [0, 1, -1, 0, 0, -1]
     assert target["next 2 steps"][steps][:5].tolist() == [1, 1, -1, 0, -1]
+    assert all(of.all() for of in shown.values())
 
 
 @pytest.mark.parametrize("words", [(), ("x",), ("0",), ("1001",), ("-1",)])
@@ -156,11 +213,11 @@ def test_horizons_are_numbers(words: tuple[str, ...]) -> None:
 
 def test_the_embedding_is_that_of_the_step(kit: ModuleType, store: Backend) -> None:
     """A frame's for models of one frame, a row's for those of several."""
-    stored = {}
+    known = {}
     for number in range(3):
         meta, _ = kit.add_segment(store, number, steps=30, ends=(4, 9, 20), frames=12)
         for alias, window in (("lite0", 1), ("stacked", 4)):
-            stored[meta.segment, alias] = kit.add_embedding(
+            known[meta.segment, alias] = kit.add_embedding(
                 store, meta, kit.key(alias), shape=(2, 3), window=window
             )
     snapshot = take_snapshot(store)
@@ -168,7 +225,7 @@ def test_the_embedding_is_that_of_the_step(kit: ModuleType, store: Backend) -> N
     for alias in ("lite0", "stacked"):
         found = embeddings(snapshot, kit.GAME, kit.key(alias), moments)
         expected = [
-            stored[meta.segment, alias][snapshot.read_rows(meta)["frame"][row] if alias == "lite0" else row]
+            known[meta.segment, alias][snapshot.read_rows(meta)["frame"][row] if alias == "lite0" else row]
             for meta, rows in zip(moments.segments, moments.rows, strict=True)
             for row in rows
         ]  # fmt: skip
@@ -191,25 +248,59 @@ def test_only_what_all_models_have_encoded(kit: ModuleType, store: Backend) -> N
         choose(snapshot, kit.GAME, both, ("expert",), 1000)
 
 
+def test_segments_of_random_and_of_better_play_are_chosen(kit: ModuleType, store: Backend) -> None:
+    for number in range(6):
+        kit.add_segment(store, number, steps=10)
+    for number in range(2):
+        played(kit, store, number, steps=10)
+    snapshot = take_snapshot(store)
+    found = choose(snapshot, kit.GAME, [], (), 40)
+    assert [is_better(meta) for meta in found] == [False, False, True, True]
+    assert len(choose(snapshot, kit.GAME, [], ("random",), 40)) == 4
+
+
 def test_pixels_are_grey_and_no_more_than_asked_for(kit: ModuleType, store: Backend) -> None:
     for number in range(3):
         kit.add_segment(store, number, steps=20, ends=(5, 11))
     snapshot = take_snapshot(store)
     moments = drawn(snapshot, kit.GAME, action_target, 40)
-    shown = probe_data.pixels(snapshot, moments, 20)
+    shown = inputs.pixels(snapshot, moments, 20)
     assert shown.shape == (40, 20) and shown.dtype == np.uint8 and shown.std() > 0
 
 
-def test_variables_that_hardly_vary_are_left_out(kit: ModuleType, told: Snapshot) -> None:
-    moments = drawn(told, kit.GAME, action_target)
-    moments.target["still"] = np.zeros(len(moments), np.int64)
-    target, left_out = varying(moments, 0.6)
-    assert list(target) == ["action"] and left_out == {"still": 0.0}
-    assert not varying(moments, 5.0)[0]
+def spec_of(alias: str, output: str, random: bool = False) -> ModelSpec:
+    """As a store has it of one of wsa's own encoders."""
+    made = load.build(f"wsa:{alias}", "random")
+    how: Preprocessing = made.preprocessing
+    identity = Identity(f"wsa:{alias}", "", random, how, output, "", made.window, "fp32")
+    return ModelSpec(alias, f"wsa:{alias}", identity, (), "package", "", 0.0, {})
 
 
-def test_a_mean_counts_nothing_below_nothing() -> None:
-    scores = {"a": Score(0.5, 0.25, -3.0), "b": Score(1.0, 0.75, 0.5), "c": Score(0.0, 0.5, None)}
-    line = Judged("vit", "", 8, 1.0, scores)
-    assert (line.mean("f1"), line.mean("f1_macro"), line.mean("r2")) == (0.5, 0.5, 0.25)
-    assert line.summary()["mean_r2"] == 0.25
+def test_untrained_networks_are_those_of_their_seeds(kit: ModuleType, store: Backend) -> None:
+    for number in range(3):
+        kit.add_segment(store, number, steps=20, ends=(5, 11), frames=15)
+    snapshot = take_snapshot(store)
+    moments = drawn(snapshot, kit.GAME, action_target, 12)
+    for alias, output in (("sr", "pooled+rp:8"), ("okk", "map")):
+        spec = spec_of(alias, output)
+        assert inputs.has_untrained(spec)
+        zero, one = inputs.untrained(snapshot, moments, spec, (0, 1))
+        made = load.build(f"wsa:{alias}", "random")  # As `:random` has it.
+        kept = msgspec.structs.replace(inputs.parse_output(output), reduction="", numbers=0)
+        encoder = Encoder(made, made.preprocessing, kept)
+        meta, frames, rows = next(
+            of for of in zip(moments.segments, moments.frames, moments.rows, strict=True) if len(of[1])
+        )  # fmt: skip
+        if made.window == 1:
+            seen = snapshot.read_frames(meta)[frames[:1]]
+        else:
+            window = kit.window_of(snapshot.read_rows(meta), made.window)[rows[0]]
+            seen = snapshot.read_frames(meta)[snapshot.read_rows(meta)["frame"][window]][None]
+        assert (zero[0] == stored(encoder(seen)).reshape(-1)).all()
+        assert zero.shape == one.shape == (12, zero.shape[1]) and (zero != one).any()
+
+
+def test_only_encoders_with_weights_of_wsas_own_are_untrained() -> None:
+    user = msgspec.structs.replace(spec_of("sr", "pooled"), timm_name="lab.nets:make")
+    other = msgspec.structs.replace(spec_of("sr", "pooled"), timm_name="wsa:nothing")
+    assert not inputs.has_untrained(user) and not inputs.has_untrained(other)

@@ -1,0 +1,123 @@
+"""What probes read: stored embeddings of some moments, those of untrained networks, and pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsa.encode.inference.encoder import Encoder, choose_device, stored
+from wsa.encode.inference.preprocess import preprocess
+from wsa.encode.inference.segment_inputs import SegmentFrames, read_segment_frames
+from wsa.encode.models.paper import load
+from wsa.learn.probe.samples import Moments
+from wsa.store.objects.model_spec import ModelSpec, Preprocessing, parse_output
+from wsa.store.objects.snapshot import Snapshot
+
+
+def embeddings(snapshot: Snapshot, game: str, key: str, moments: Moments) -> NDArray[Any]:
+    """What a model gave for each moment, (n, width); one segment after another is read.
+
+    Of a model that looks at several frames, what it gave for the window that ends at the moment.
+    """
+    window = {m.segment: m.window for m in snapshot.embeddings(game, key)}
+    parts = []
+    for meta, rows, frames in zip(moments.segments, moments.rows, moments.frames, strict=True):
+        if len(rows):
+            whole = snapshot.read_embedding(game, key, meta.segment)
+            some = whole[frames if window[meta.segment] == 1 else rows]
+            parts.append(some.reshape(len(some), -1))
+    found: NDArray[Any] = np.concatenate(parts)
+    return found
+
+
+def width(snapshot: Snapshot, game: str, key: str) -> int:
+    """Numbers in a model's embedding."""
+    return math.prod(snapshot.embeddings(game, key)[0].shape[1:])
+
+
+def pixels(snapshot: Snapshot, moments: Moments, numbers: int) -> NDArray[np.uint8]:
+    """Grey pixels of each moment, (n, at most `numbers`), as the field shrinks screens.
+
+    Raises:
+        MissingError: Frames are not here.
+    """
+    height = max(1, int((numbers * 210 / 160) ** 0.5))
+    how = Preprocessing(
+        geometry="squash", height=height, width=max(1, numbers // height), interpolation="area",
+        mean=(0.0,), std=(1.0,), crop=1.0, channels="grey",
+    )  # fmt: skip
+    parts = []
+    for meta, frames in zip(moments.segments, moments.frames, strict=True):
+        shown = snapshot.read_frames(meta) if len(frames) else np.zeros((0, 1, 1, 3), np.uint8)
+        distinct, at = np.unique(frames, return_inverse=True)
+        small = [
+            (preprocess(torch.from_numpy(shown[some]), how) * 255).round().to(torch.uint8)
+            for some in np.array_split(distinct, max(1, len(distinct) // 64))
+            if len(some)
+        ]
+        if small:
+            parts.append(torch.cat(small).flatten(1).numpy()[at])
+    found: NDArray[np.uint8] = np.concatenate(parts)
+    return found
+
+
+def has_untrained(spec: ModelSpec) -> bool:
+    """Whether a model is an encoder of wsa's own whose weights are learned, so may be untrained."""
+    alias = spec.timm_name.removeprefix(load.PREFIX)
+    if not load.is_paper_model(spec.timm_name) or alias not in load.NETWORKS:
+        return False
+    return any(True for _ in load.network(alias).parameters())
+
+
+def untrained(
+    snapshot: Snapshot, moments: Moments, spec: ModelSpec, seeds: Sequence[int]
+) -> list[NDArray[np.float16 | np.float32]]:
+    """What untrained networks of a model's kind give for each moment, (n, width) of each seed.
+
+    The output is the model's, without a reduction: the numbers of seed 0 are those that `:random`
+    stores. Nothing is written.
+
+    Args:
+        snapshot: The store.
+        moments: From `wsa.learn.probe.samples.draw`.
+        spec: A model of which `has_untrained` holds.
+        seeds: Seeds for the weights.
+
+    Raises:
+        MissingError: Frames are not here.
+    """
+    output = parse_output(spec.identity.output)
+    whole = msgspec.structs.replace(output, reduction="", numbers=0, game="")
+    encoders = []
+    for seed in seeds:
+        made = load.build(spec.timm_name, "random", seed)
+        encoders.append(Encoder(made, made.preprocessing, whole, device=choose_device("auto")))
+    window = spec.identity.window
+    parts: list[list[NDArray[Any]]] = [[] for _ in encoders]
+    for meta, rows, frames in zip(moments.segments, moments.rows, moments.frames, strict=True):
+        if not len(rows):
+            continue
+        segment = read_segment_frames(snapshot, meta, rows=window > 1)
+        distinct, at = np.unique(frames if window == 1 else rows, return_inverse=True)
+        for encoder, own in zip(encoders, parts, strict=True):
+            found = np.concatenate([*_embed(encoder, segment, window, distinct)])
+            own.append(found.reshape(len(found), -1)[at])
+    return [np.concatenate(own) for own in parts]
+
+
+def _embed(
+    encoder: Encoder, segment: SegmentFrames, window: int, chosen: NDArray[np.int64]
+) -> Iterator[NDArray[Any]]:
+    """Embeddings of some inputs of a segment, some after another, rounded as a store keeps them."""
+    if encoder.shrinks(segment.frames.shape[1:3]):
+        for levels in segment.levels(window, chosen, encoder.preprocessing, encoder.shrink):
+            yield stored(encoder.embed_shrunk(levels))
+    else:
+        for frames in segment.inputs(window, chosen):
+            yield stored(encoder(frames))

@@ -1,0 +1,138 @@
+"""How well places are read out: R2 and hits over all splits, and intervals over episodes.
+
+Every judged moment adds a few sums to those of its episode. Whatever is shown follows from the sums:
+scores of a variable, means over variables, and intervals, by drawing episodes again (bootstrap).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.learn.probe import linear
+from wsa.learn.probe.linear import Axes
+from wsa.learn.probe.samples import Moments
+from wsa.learn.probe.splits import Split
+
+HIT_WITHIN = 4  # Units of memory; across and down the screen about as many pixels.
+# A probe of a place is fitted to this many moments at least at which the object is on the screen.
+LEAST_FIT, LEAST_CHECK = 10, 2
+DRAWS = 1000
+_SUMS = 5  # Moments, values, their squares, squared errors, hits.
+
+Sums = NDArray[np.float64]  # (groups, V, _SUMS)
+
+
+class Scores(NamedTuple):
+    """Of some variables, each (..., V): NaN where nothing was judged, or never changed.
+
+    Attributes:
+        r2: Coefficient of determination.
+        hit: Share of the moments that are found within `HIT_WITHIN`.
+    """
+
+    r2: NDArray[np.float64]
+    hit: NDArray[np.float64]
+
+
+class Mean(NamedTuple):
+    """A mean over variables, and its 95% interval over episodes."""
+
+    value: float
+    low: float
+    high: float
+
+
+def read_out(
+    axes: Axes | None, moments: Moments, names: Sequence[str], splits: Sequence[Split]
+) -> Sums:
+    """Fit probes of some variables in each split, and judge them.
+
+    A variable is learned and judged only at moments at which what it is about is on the screen.
+
+    Args:
+        axes: The embedding; None for what is had without looking, the mean.
+        moments: What was drawn.
+        names: Variables, V of them.
+        splits: Those of `moments`, or parts of them.
+
+    Returns:
+        Sums of each group of `moments`.
+    """
+    total = np.zeros((len(moments.groups), len(names), _SUMS))
+    # Variables that are on the screen together are read out together.
+    together: dict[bytes, list[int]] = {}
+    for i, name in enumerate(names):
+        together.setdefault(moments.shown[name].tobytes(), []).append(i)
+    for columns in together.values():
+        wanted = np.stack([moments.target[names[i]] for i in columns], axis=1).astype(float)
+        shown = moments.shown[names[columns[0]]]
+        for split in splits:
+            own = split.within(shown)
+            if len(own.fit) < LEAST_FIT or len(own.check) < LEAST_CHECK or not len(own.test):
+                continue
+            if axes is None:
+                found = np.tile(wanted[own.train].mean(axis=0), (len(own.test), 1))
+            else:
+                found = linear.ridge(axes, wanted, own)
+            truth = wanted[own.test]
+            missed = found - truth
+            each = [np.ones_like(truth), truth, truth**2, missed**2, abs(missed) <= HIT_WITHIN]
+            of = moments.groups.of[own.test]
+            for i, values in enumerate(each):
+                for j, column in enumerate(columns):
+                    total[:, column, i] += np.bincount(of, values[:, j], len(total))
+    return total
+
+
+def score(sums: NDArray[np.float64]) -> Scores:
+    """Scores from sums (..., V, 5) over the moments that count."""
+    count, value, square, error, hits = np.moveaxis(sums, -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        varied = square - value**2 / count
+        # Sums of whole numbers are exact, their mean is not: less than this is no change.
+        changes = varied > 1e-9 * np.maximum(square, 1)
+        return Scores(
+            np.where(changes, 1 - error / varied, np.nan),
+            np.where(count > 0, hits / count, np.nan),
+        )
+
+
+def means(scores: Scores) -> NDArray[np.float64]:
+    """Means (..., 2) over variables of R2, each at least 0, and of hits; NaN of no variable."""
+    both = np.stack([np.maximum(scores.r2, 0), scores.hit], axis=-1)
+    known = ~np.isnan(both)
+    with np.errstate(invalid="ignore"):
+        found: NDArray[np.float64] = np.where(known, both, 0).sum(axis=-2) / known.sum(axis=-2)
+    return found
+
+
+def mean(
+    sums: Sums, columns: Sequence[int], better: NDArray[np.bool_], seed: int
+) -> tuple[Mean, Mean] | None:
+    """Means of R2 and of hits over some variables, with intervals; None where nothing was judged.
+
+    Args:
+        sums: From `read_out`.
+        columns: Which variables.
+        better: (groups,), whether each is of better play: each kind of play is drawn for itself.
+        seed: Seed for the draws.
+    """
+    own = sums[:, list(columns)]
+    value = means(score(own.sum(axis=0)))
+    if np.isnan(value).any():
+        return None
+    generator = np.random.default_rng(seed)
+    weights = np.zeros((DRAWS, len(own)))
+    for kind in (False, True):
+        rows = np.flatnonzero((better == kind) & own[..., 0].any(axis=1))
+        if len(rows):
+            drawn = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), DRAWS)
+            weights[:, rows] = drawn
+    drawn_means = means(score(np.einsum("dg,gvs->dvs", weights, own)))
+    low, high = np.nanpercentile(drawn_means, [2.5, 97.5], axis=0)
+    r2, hit = (Mean(float(v), float(a), float(b)) for v, a, b in zip(value, low, high, strict=True))
+    return r2, hit

@@ -1,0 +1,221 @@
+"""What `wsa probe` prints: Markdown tables, and the same as JSON and CSV values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.learn.probe.probe import NARROW, WAYS, Line, Table, Way
+from wsa.learn.probe.scores import HIT_WITHIN, Mean
+from wsa.store.common import terminal
+
+_UNTRAINED = ", seed "
+_TITLES: dict[Way, str] = {
+    "both": "",
+    "transfer": "random to better: ",
+    "narrow": f"{NARROW} axes: ",
+}
+
+
+def means_table(table: Table, *, hits: bool) -> str:
+    """A line for each model, from the best to the worst; untrained networks of a kind in one.
+
+    Args:
+        table: What was found.
+        hits: Whether hits mean something beside R2.
+    """
+    ways: list[Way] = [way for way in WAYS if any(way in line.sums for line in table.lines)]
+    columns = ["model", "numbers"]
+    for way in ways:
+        columns += [f"{_TITLES[way]}R2", f"{_TITLES[way]}hit"][: 1 + hits]
+    rows = []
+    for name, lines in _in_one(table):
+        row = [name, f"{lines[0].numbers:,}" if lines[0].numbers else "-"]
+        for way in ways:
+            pairs = [table.means.get((line.name, way)) for line in lines]
+            for i in range(1 + hits):
+                row.append(_interval([pair[i] for pair in pairs if pair]))
+        rows.append(row)
+    return terminal.markdown(columns, rows)
+
+
+def _in_one(table: Table) -> list[tuple[str, list[Line]]]:
+    """Lines as they are ranked; a network's untrained seeds in one, ranked by their mean."""
+    found: dict[str, list[Line]] = {}
+    for line in table.ranked():
+        name = line.name.partition(_UNTRAINED)[0] if line.kind == "untrained" else line.name
+        found.setdefault(name, []).append(line)
+    ends = {"state": 0, "floor": 2}
+
+    def place(lines: list[Line]) -> tuple[int, float]:
+        return ends.get(lines[0].kind, 1), -sum(map(table.rank, lines)) / len(lines)
+
+    return [
+        (f"{name}, {len(lines)} seeds" if len(lines) > 1 else lines[0].name, lines)
+        for name, lines in sorted(found.items(), key=lambda one: place(one[1]))
+    ]
+
+
+def _interval(means: Sequence[Mean]) -> str:
+    """A mean with its interval over episodes; of several seeds, their mean, least and most."""
+    if not means:
+        return "-"
+    if len(means) == 1:
+        value, low, high = means[0]
+    else:
+        values = [mean.value for mean in means]
+        value, low, high = sum(values) / len(values), min(values), max(values)
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def notes(table: Table, *, hits: bool) -> list[str]:
+    """How to read the table of means, and by what it is not ranked."""
+    said = []
+    if table.lines[0].kind == "state":
+        failed = [
+            f"{name} does not rank: the true state has {one.true_state:.2f}, {one.best_name} "
+            f"{one.best_other:.2f}"
+            for name, one in table.calibrations.items()
+            if not one.ranks
+        ]
+        said += failed
+        if not table.ranked_by:
+            said.append("no measure puts the true state first: this is no ranking")
+    kinds = set(table.better.tolist())
+    if len(kinds) == 1:
+        said.append(
+            f"over {'better' if kinds == {True} else 'random'} play only: the store has no other play "
+            "that all these models have encoded"
+        )
+    if table.unread:
+        said.append(
+            f"no encoder reads (R2 below 0.1), left out of means: {', '.join(table.unread)}"
+        )
+    seeds = " Of several seeds, the least and the most of them stand in brackets."
+    spread = seeds if any(line.kind == "untrained" for line in table.lines) else ""
+    what = f" A hit is within {HIT_WITHIN} units of memory." if hits else ""
+    by = f"Ranked by {_SPOKEN[table.ranked_by]}. " if table.ranked_by else ""
+    said.append(f"{by}In brackets: 95% intervals over episodes.{spread}{what}")
+    return said
+
+
+_SPOKEN = {"r2": "R2", "hit": "hits", "f1": "F1"}
+
+
+def variables_table(table: Table, *, hits: bool) -> str:
+    """R2 and hits of each variable, by model."""
+    rows = []
+    for line in table.ranked():
+        found = line.scores("both")
+        if found is None:
+            continue
+        cells = []
+        for i, name in enumerate(table.ordered):
+            cell = _number(found.r2[i])
+            cells.append(
+                f"{cell} / {_number(found.hit[i])}" if hits and name in table.counted else cell
+            )
+        rows.append([line.name, *cells])
+    return terminal.markdown(["", *table.ordered], rows)
+
+
+def f1_table(table: Table, *, plain: bool) -> str:
+    """F1 of each variable, by model: the plain mean of its values' if `plain`, else weighted."""
+    of = "macro" if plain else "weighted"
+    ranked = table.ranked()
+    names = list(ranked[0].f1)
+    rows = [
+        [line.name, _number(line.mean_f1("macro" if plain else "weighted")),
+         *(_number(getattr(line.f1[name], of)) for name in names)]
+        for line in ranked
+    ]  # fmt: skip
+    return terminal.markdown(["", "mean", *names], rows)
+
+
+def seen_table(seen: dict[str, dict[str, float]], shown: dict[str, float]) -> str:
+    """How often an object is on the screen, and how often its place had been learned from."""
+    rows = [
+        [thing, _number(shown[thing]), _number(of.get("random")), _number(of.get("better"))]
+        for thing, of in seen.items()
+    ]
+    columns = ["object", "on the screen", "place seen in training, random play", "better play"]
+    return terminal.markdown(columns, rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def as_json(table: Table) -> dict[str, Any]:
+    """All that was found."""
+    return {
+        "ranked_by": table.ranked_by,
+        "hit_within": HIT_WITHIN,
+        "counted": [name for name in table.counted if name not in table.unread],
+        "unread": table.unread,
+        "calibration": {
+            name: {**dataclasses.asdict(one), "ranks": one.ranks}
+            for name, one in table.calibrations.items()
+        },
+        "models": [_line(table, line) for line in table.ranked()],
+    }
+
+
+def _line(table: Table, line: Line) -> dict[str, Any]:
+    ways: dict[str, Any] = {}
+    for way in line.sums:
+        found, pair = line.scores(way), table.means.get((line.name, way))
+        assert found is not None
+        ways[way] = {
+            "mean_r2": pair and pair[0]._asdict(),
+            "mean_hit": pair and pair[1]._asdict(),
+            "r2": _values(table.ordered, found.r2),
+            "hit": _values(table.ordered, found.hit),
+        }
+    return {
+        "name": line.name,
+        "key": line.key,
+        "kind": line.kind,
+        "numbers": line.numbers,
+        "kept": line.kept,
+        **ways,
+        "f1": {name: dataclasses.asdict(one) for name, one in line.f1.items()},
+        "mean_f1": line.mean_f1("weighted"),
+        "mean_f1_macro": line.mean_f1("macro"),
+    }
+
+
+def _values(names: Sequence[str], values: NDArray[np.float64]) -> dict[str, float | None]:
+    pairs = zip(names, values, strict=True)
+    return {name: None if math.isnan(v) else float(v) for name, v in pairs}
+
+
+CSV_COLUMNS = [
+    *("model", "key", "kind", "numbers", "variable"),
+    *(
+        f"{measure}{'' if way == 'both' else f'_{way}'}"
+        for way in WAYS
+        for measure in ("r2", "hit")
+    ),
+    *("f1", "f1_macro"),
+]
+
+
+def csv_rows(table: Table) -> Iterator[list[Any]]:
+    """A row for each model and variable, as `CSV_COLUMNS` has it."""
+    for line in table.ranked():
+        for name in dict.fromkeys([*table.ordered, *line.f1]):
+            cells: list[float | None] = []
+            for way in WAYS:
+                found = line.scores(way)
+                i = table.ordered.index(name) if found else 0
+                cells += [found.r2[i], found.hit[i]] if found else [None, None]
+            one = line.f1.get(name)
+            cells += [one.weighted, one.macro] if one else [None, None]
+            shown = ["" if v is None or math.isnan(v) else f"{v:.4f}" for v in cells]
+            yield [line.name, line.key, line.kind, line.numbers, name, *shown]

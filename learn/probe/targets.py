@@ -1,0 +1,107 @@
+"""What is to be read out of a moment: the emulator's memory, rewards to come, or what the player did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.learn.probe import ram_labels, ram_replay
+from wsa.store.common.errors import UsageError
+from wsa.store.format.records import SegmentMeta
+from wsa.store.objects.snapshot import Snapshot
+
+Target = dict[str, NDArray[np.int64]]
+Shown = dict[str, NDArray[np.bool_]]
+
+
+class Answers(NamedTuple):
+    """Of a segment.
+
+    Attributes:
+        answered: (rows,), which rows have answers.
+        values: (rows,) of each variable.
+        shown: (rows,) of each variable, whether what it is about is on the screen.
+    """
+
+    answered: NDArray[np.bool_]
+    values: Target
+    shown: Shown
+
+
+# From a segment and its rows to the answers.
+Asks = Callable[[SegmentMeta, dict[str, NDArray[Any]]], Answers]
+
+
+def ram_target(memories: dict[str, NDArray[np.uint8]]) -> Asks:
+    """The state variables of the emulator's memory (`wsa.learn.probe.ram_labels`)."""
+
+    def target(meta: SegmentMeta, rows: dict[str, NDArray[Any]]) -> Answers:
+        memory = memories[meta.segment]
+        values = {
+            name: v.astype(np.int64) for name, v in ram_labels.read(meta.game, memory).items()
+        }
+        return Answers(rows["action"] >= 0, values, ram_labels.on_screen(meta.game, memory))
+
+    return target
+
+
+def action_target(meta: SegmentMeta, rows: dict[str, NDArray[Any]]) -> Answers:
+    """What the player did."""
+    steps = rows["action"] >= 0
+    return Answers(
+        steps, {"action": rows["action"].astype(np.int64)}, {"action": np.ones(len(steps), bool)}
+    )
+
+
+def reward_target(horizons: Sequence[int]) -> Asks:
+    """The sign of what the next steps of the episode earn together, for each number of steps.
+
+    A moment has an answer if all of these steps, or the episode's end, stand in its segment.
+    """
+    return lambda meta, rows: _rewards(rows, horizons)
+
+
+def _rewards(rows: dict[str, NDArray[Any]], horizons: Sequence[int]) -> Answers:
+    count = len(rows["action"])
+    ends = np.flatnonzero(rows["terminated"] | rows["truncated"]) + 1
+    steps = rows["action"] >= 0
+    last = count if not steps.any() else int(np.flatnonzero(steps)[-1]) + 1
+    at = np.arange(count)
+    # Where each row's episode ends in the segment; `last` where it goes on in the next one.
+    bounds = np.append(ends, last)
+    found = np.searchsorted(ends, at, side="right")
+    end, cut = bounds[found], found == len(ends)
+    earned = np.concatenate([[0.0], np.cumsum(np.where(steps, rows["reward"], 0.0))])
+    answered = np.ones(count, np.bool_)
+    target: Target = {}
+    for horizon in horizons:
+        until = np.minimum(at + horizon, end)
+        answered &= ~cut | (at + horizon <= last)
+        within = np.maximum(until, at)
+        name = "next step" if horizon == 1 else f"next {horizon} steps"
+        target[name] = np.sign(earned[within] - earned[at]).astype(np.int64)
+    return Answers(answered, target, {name: np.ones(count, np.bool_) for name in target})
+
+
+def horizons_of(words: Sequence[str]) -> tuple[int, ...]:
+    """`--horizon` as numbers.
+
+    Raises:
+        UsageError: One is no number of steps.
+    """
+    if not words or not all(word.isdecimal() and 1 <= int(word) <= 1000 for word in words):
+        raise UsageError(
+            "bad-option", f"--horizon {','.join(words)}: give numbers of steps from 1 to 1000."
+        )
+    return tuple(dict.fromkeys(int(word) for word in words))
+
+
+def open_memories(
+    snapshot: Snapshot, segments: Sequence[SegmentMeta], on_steps: Callable[[int], None]
+) -> tuple[list[SegmentMeta], dict[str, NDArray[np.uint8]], str]:
+    """Play segments again: those that could be, what memory held, and what is said of the others."""
+    memories, failed = ram_replay.memories(snapshot, segments, on_steps)
+    return [m for m in segments if m.segment in memories], memories, ram_replay.why(failed)
