@@ -78,7 +78,7 @@ def notes(table: Table, *, hits: bool) -> list[str]:
     said = []
     if table.lines[0].kind == "state":
         failed = [
-            f"{name} does not rank: the true state has {one.true_state:.2f}, {one.best_name} "
+            f"{_spoken(name)} does not rank: the true state has {one.true_state:.2f}, {one.best_name} "
             f"{one.best_other:.2f}"
             for name, one in table.calibrations.items()
             if not one.ranks
@@ -97,14 +97,18 @@ def notes(table: Table, *, hits: bool) -> list[str]:
             f"no encoder reads (R2 below 0.1), left out of means: {', '.join(table.unread)}"
         )
     seeds = " Of several seeds, the least and the most of them stand in brackets."
-    spread = seeds if any(line.kind == "untrained" for line in table.lines) else ""
+    spread = seeds if any(len(lines) > 1 for _, lines in _in_one(table)) else ""
     what = f" A hit is within {HIT_WITHIN} units of memory." if hits else ""
-    by = f"Ranked by {_SPOKEN[table.ranked_by]}. " if table.ranked_by else ""
+    by = f"Ranked by {_spoken(table.ranked_by)}. " if table.ranked_by else ""
     said.append(f"{by}In brackets: 95% intervals over episodes.{spread}{what}")
     return said
 
 
-_SPOKEN = {"r2": "R2", "hit": "hits", "f1": "F1"}
+def _spoken(measure: str) -> str:
+    """A measure, named as `Table.calibrations` has it, as the tables name it."""
+    name, _, way = measure.partition(" ")
+    titles = {str(known): title for known, title in _TITLES.items()}
+    return titles.get(way, "") + {"r2": "R2", "hit": "hit", "f1": "F1"}[name]
 
 
 def variables_table(table: Table, *, hits: bool) -> str:

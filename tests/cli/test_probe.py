@@ -46,7 +46,7 @@ def test_tables_are_markdown(filled):
 
 
 def test_f1_stands_beside_places_where_it_is_asked_for(filled):
-    code, out, _ = filled(*PROBE, "--f1")
+    code, out, _ = filled(*PROBE, "--f1", "--splits", "3", "--samples", "150")
     assert code == 0
     assert "Ranked by R2." in out and "A hit is within 4 units of memory." in out
     head, _, f1 = out.partition("F1 of exact values, first split")
@@ -78,11 +78,12 @@ def test_untrained_and_trained_are_told_apart(filled, key):
         assert f"has not encoded frames of Breakout in ./store. There is {key}." in outcome.error
 
 
+@pytest.mark.slow  # To encode takes ten seconds; `learn/test_probe.py` has the same of a fake store.
 def test_untrained_seeds_stand_beside_encoders_of_wsas_own(filled):
     assert (
         filled("encode", "--game", "Breakout", "--models", "vos", "--scheduler", "inproc").code == 0
     )
-    asked = (*PROBE, "--models", "vos", "--samples", "100", "--untrained", "2")
+    asked = (*PROBE, "--models", "vos", "--samples", "100", "--splits", "3", "--untrained", "2")
     estimate = json.loads(filled(*asked, "--dry-run", "--json").out)
     assert (estimate["untrained_networks"], estimate["untrained_passes"]) == (2, 200)
     code, out, _ = filled(*asked)
@@ -102,7 +103,7 @@ def test_a_dry_run_reads_nothing_but_records(filled, unchanged):
 
 def test_without_frames_there_are_no_pixels(filled, tmp_path):
     assert filled("push", "bare", "--no-frames").code == 0
-    code, out, err = filled(*PROBE, "--store", "bare", "--json")
+    code, out, err = filled(*PROBE, "--store", "bare", "--splits", "3", "--json")
     assert code == 0 and "wsa pull URL --game Breakout" in err
     assert [line["kind"] for line in json.loads(out)["models"]] == ["state", "model", "floor"]
 

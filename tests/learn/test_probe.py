@@ -18,10 +18,10 @@ from wsa.learn.probe.samples import Moments, choose, draw, drawn_at_most, is_bet
 from wsa.learn.probe.targets import action_target, horizons_of, reward_target
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, UsageError
-from wsa.store.format.records import EmbeddingMeta, SegmentMeta
+from wsa.store.format.records import EmbeddingMeta, ModelMeta, SegmentMeta
 from wsa.store.objects.model_spec import Identity, ModelSpec, Preprocessing
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
-from wsa.store.objects.writer import commit_embedding, commit_segment
+from wsa.store.objects.writer import commit_embedding, commit_model, commit_segment
 
 BETTER = "0123456789ac"  # A run of somebody who does not play at random.
 
@@ -298,6 +298,29 @@ def test_untrained_networks_are_those_of_their_seeds(kit: ModuleType, store: Bac
             seen = snapshot.read_frames(meta)[snapshot.read_rows(meta)["frame"][window]][None]
         assert (zero[0] == stored(encoder(seen)).reshape(-1)).all()
         assert zero.shape == one.shape == (12, zero.shape[1]) and (zero != one).any()
+
+
+def test_untrained_seeds_and_pixels_stand_beside_encoders_of_wsas_own(
+    kit: ModuleType, store: Backend
+) -> None:
+    specs = [spec_of("vos", "pooled"), spec_of("vos", "pooled", random=True)]
+    models = dict(zip([spec.key for spec in specs], ["vos", "vos:random"], strict=True))
+    for spec in specs:
+        commit_model(store, ModelMeta(spec.key), {"spec.json": spec.json})
+    for number in range(3):
+        meta, _ = kit.add_segment(store, number, steps=40, ends=(9, 19, 29), frames=30)
+        for key in models:
+            kit.add_embedding(store, meta, key, shape=(512,), window=specs[0].identity.window)
+    snapshot = take_snapshot(store)
+    moments = drawn(snapshot, kit.GAME, reward_target((1,)), 30)
+    asked = plan(models, ["next step"], untrained=2, frames=True, f1=False)
+    table = probe(snapshot, kit.GAME, moments, asked)
+    kinds = {line.name: line.kind for line in table.lines}
+    seeds = {f"vos untrained, seed {seed}": "untrained" for seed in (0, 1)}  # Of both, once.
+    shown = {name: kind for name, kind in kinds.items() if kind == "pixels"}
+    assert kinds == {FLOOR: "floor", "vos": "model", "vos:random": "model", **seeds, **shown}
+    assert [line.numbers for line in table.lines if line.kind == "untrained"] == [512, 512]
+    assert len(shown) == 1
 
 
 def test_only_encoders_with_weights_of_wsas_own_are_untrained() -> None:

@@ -93,7 +93,7 @@ def test_a_measure_that_fails_the_true_state_is_not_ranked_by(moments: Moments) 
     assert failed.best_name == "codes" and failed.true_state < failed.best_other
     assert not failed.ranks and table.calibrations["r2"].ranks and table.ranked_by == "r2"
     assert any(
-        "f1 does not rank: the true state has" in note for note in tables.notes(table, hits=True)
+        "F1 does not rank: the true state has" in note for note in tables.notes(table, hits=True)
     )
 
 
@@ -121,7 +121,7 @@ def test_without_a_measure_to_trust_nothing_is_ranked() -> None:
     assert order(ranking(1, 1)) == [TRUE_STATE, "better", "worse", FLOOR]
     by_hits = ranking(0.7, 1)
     assert by_hits.ranked_by == "hit"
-    assert "r2 does not rank: the true state has 0.70, better 0.80" in tables.notes(
+    assert "R2 does not rank: the true state has 0.70, better 0.80" in tables.notes(
         by_hits, hits=True
     )
     assert any(
