@@ -33,6 +33,7 @@ from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import ActorCritic
+from wsa.learn.networks.nature import Ready
 from wsa.learn.online import ppo
 from wsa.learn.online.embedding_table import Table
 from wsa.learn.online.env_runner import EnvRunner
@@ -62,9 +63,10 @@ class Noise:
         """No store has any."""
         return np.full(len(digests), -1)
 
-    def embed(self, digests: Sequence[bytes], inputs: Any) -> NDArray[Any]:
+    def begin(self, digests: Sequence[bytes], inputs: Any) -> Ready:
         """Random rows."""
-        return self._generator.standard_normal((len(digests), self.width)).astype(np.float16)
+        rows = self._generator.standard_normal((len(digests), self.width))
+        return Ready(rows.astype(np.float16))
 
 
 def ours(models: int, depth: int, folder: Path) -> Any:

@@ -30,7 +30,8 @@ from torch import Tensor
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.jobs import tasks
 from wsa.encode.jobs.plan import Plan, make_plan
-from wsa.encode.live.live_encoder import ShrunkFrames
+from wsa.encode.live.frame_history import FrameInputs, FrameWindow
+from wsa.encode.live.shrunk_frames import ShrunkFrames
 from wsa.encode.models.paper import load
 from wsa.encode.models.paper.autoencoder import Autoencoder
 from wsa.encode.models.registry import parse_request
@@ -88,16 +89,20 @@ def live() -> None:
         segments = snapshot.segments(GAME)[:8]
         played = np.stack([snapshot.read_frames(m)[:LIVE_STEPS] for m in segments], axis=1)
 
-    def play(embed: Callable[[Encoder, NDArray[np.uint8]], object]) -> float:
+    def inputs_of(shown: NDArray[np.uint8]) -> FrameInputs:
+        looks = [tuple(np.ascontiguousarray(frame) for frame in window) for window in shown]
+        return FrameInputs([FrameWindow(w, tuple(map(hashing.frame_digest, w))) for w in looks])
+
+    def play(embed: Callable[[Encoder, FrameInputs], object]) -> float:
         started = time.perf_counter()
         for at in range(3, len(played)):
             for encoder, window in zip(encoders, windows, strict=True):
                 shown = played[at - window + 1 : at + 1].swapaxes(0, 1)
-                embed(encoder, np.ascontiguousarray(shown if window > 1 else shown[:, 0]))
+                embed(encoder, inputs_of(shown))
         return (time.perf_counter() - started) / (8 * (len(played) - 3)) * 1000
 
     contenders = {
-        "each window by itself": lambda: play(lambda encoder, shown: encoder(shown)),
+        "each window by itself": lambda: play(lambda e, shown: e(shown(range(len(shown.windows))))),
         "each screen once": lambda: play(ShrunkFrames(encoders, windows).embed),
     }
     table("ms a step", interleave(contenders, ROUNDS), "each window by itself")

@@ -103,6 +103,7 @@ class Encoder:
         precision: Arithmetic of the forward pass.
         device: Where to run.
         engine: What runs the network.
+        threads: Threads of a CPU that call it at once; as many as torch uses if not given.
 
     Raises:
         MissingError: The engine is not installed.
@@ -125,6 +126,7 @@ class Encoder:
         precision: Precision = "fp32",
         device: str | torch.device = "cpu",
         engine: str = "torch",
+        threads: int | None = None,
     ) -> None:
         self.device = torch.device(device)
         engines.require(engine, self.device, precision)  # Before the module is moved anywhere.
@@ -132,7 +134,7 @@ class Encoder:
         channels = len(preprocessing.mean) * getattr(module, "window", 1)
         shape = channels, preprocessing.height, preprocessing.width
         trunk = Trunk(self.module, output).eval()
-        self.engine: Engine = engines.make(engine, trunk, shape, self.device, precision)
+        self.engine: Engine = engines.make(engine, trunk, shape, self.device, precision, threads)
         self.preprocessing = preprocessing
         self.output = output
         self.basis = basis.to(self.device) if basis else None
@@ -150,6 +152,11 @@ class Encoder:
             (n, *shape) float32.
         """
         return self._run(frames, lambda part: self.reduce(self._features(part))).numpy()
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether frames may come in parts from several threads: a GPU takes them all at once."""
+        return self.device.type == "cpu"
 
     @property
     def alike(self) -> Preprocessing:

@@ -56,6 +56,7 @@ def make(
     shape: tuple[int, int, int],
     device: torch.device,
     precision: Precision,
+    threads: int | None = None,
 ) -> Engine:
     """An engine.
 
@@ -65,6 +66,7 @@ def make(
         shape: Channels, height and width of its input.
         device: Where it runs.
         precision: Arithmetic of the forward pass.
+        threads: Threads of a CPU that call it at once; as many as torch uses if not given.
 
     Raises:
         MissingError: It is not installed.
@@ -74,7 +76,7 @@ def make(
     if name == "openvino":
         from wsa.encode.inference.openvino import OpenVINO
 
-        return OpenVINO(trunk, shape, precision)
+        return OpenVINO(trunk, shape, precision, threads)
     if name == "compile":
         return Compiled(trunk, shape, device, precision)
     return Eager(trunk, device, precision)

@@ -38,18 +38,26 @@ class OpenVINO:
         trunk: The network, on the CPU.
         shape: Channels, height and width of its input.
         precision: Arithmetic, one that is `capable`.
+        threads: Threads that call it at once; as many as torch uses if not given.
     """
 
     name = "openvino"
 
-    def __init__(self, trunk: Trunk, shape: tuple[int, int, int], precision: Precision) -> None:
+    def __init__(
+        self,
+        trunk: Trunk,
+        shape: tuple[int, int, int],
+        precision: Precision,
+        threads: int | None = None,
+    ) -> None:
+        threads = threads or torch.get_num_threads()
         pixels = torch.rand((BATCH, *shape), generator=torch.Generator().manual_seed(0))
         self.batch = 1
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # Tracing warns of every size it takes for fixed.
                 model = _convert(trunk, pixels[:1])
-            self._alone = _Requests(_compile(model, (1, *shape), precision))
+            self._alone = _Requests(_compile(model, (1, *shape), precision, threads))
             alone = self(pixels)
         except Exception as error:  # noqa: BLE001  A network may do what cannot be converted.
             why = " ".join(str(error).split())[:300]
@@ -57,7 +65,7 @@ class OpenVINO:
                 "model-failed", f"OpenVINO cannot run this model ({why}). Use --engine torch."
             ) from None
         try:
-            self._together = _Requests(_compile(model, tuple(pixels.shape), precision))
+            self._together = _Requests(_compile(model, tuple(pixels.shape), precision, threads))
             together = self._together(pixels)
         except RuntimeError:  # A network that was written for one frame at a time.
             return
@@ -129,17 +137,16 @@ def _convert(trunk: Trunk, pixels: Tensor) -> Any:
     return steps.build()
 
 
-def _compile(model: Any, shape: tuple[int, ...], precision: Precision) -> Any:
+def _compile(model: Any, shape: tuple[int, ...], precision: Precision, threads: int) -> Any:
     count, channels, height, width = shape
     model.reshape({model.inputs[0]: [count, height, width, channels]})
-    cores = torch.get_num_threads()
     return _core().compile_model(
         model,
         "CPU",
         {
             "INFERENCE_PRECISION_HINT": _TYPES[precision],
-            "NUM_STREAMS": cores,
-            "INFERENCE_NUM_THREADS": cores,
+            "NUM_STREAMS": threads,
+            "INFERENCE_NUM_THREADS": threads,
             # Every worker process would pin its one thread to the same core.
             "ENABLE_CPU_PINNING": False,
         },

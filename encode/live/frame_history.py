@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,10 @@ class FrameWindow:
 
     frames: tuple[NDArray[np.uint8], ...]
     digests: tuple[bytes, ...]
+
+    def last(self, count: int) -> FrameWindow:
+        """Its last frames alone."""
+        return FrameWindow(self.frames[-count:], self.digests[-count:])
 
 
 class FrameHistory:
@@ -48,8 +52,7 @@ class FrameHistory:
         found = []
         for shown, begins, env in zip(frames, first, envs.tolist(), strict=True):
             digest = hashing.frame_digest(shown)
-            # An environment may write over what it has shown.
-            frame = shown if self._longest == 1 else shown.copy()
+            frame = shown.copy()  # An environment may write over what it has shown.
             before = None if begins else self._last.get(env)
             if before is None:
                 before = FrameWindow((frame,) * self._longest, (digest,) * self._longest)
@@ -59,21 +62,30 @@ class FrameHistory:
         return found
 
 
-def window_inputs(
-    seen: Sequence[FrameWindow], window: int
-) -> tuple[list[bytes], Callable[[list[int]], NDArray[np.uint8]]]:
-    """What a model that looks at `window` frames sees of this.
+class FrameInputs:
+    """What models that look at so many frames see; called, it gives some of it as an array.
 
-    Returns:
-        The identities of the frames, or windows; and what gives some of them as a batch,
-        (n, H, W, 3), or (n, window, H, W, 3), uint8 RGB.
+    Args:
+        windows: The frames that each input is made of, oldest first.
     """
+
+    def __init__(self, windows: Sequence[FrameWindow]) -> None:
+        self.windows = list(windows)
+
+    def only(self, some: Sequence[int]) -> FrameInputs:
+        """Some of these."""
+        return FrameInputs([self.windows[i] for i in some])
+
+    def __call__(self, some: Sequence[int]) -> NDArray[np.uint8]:
+        """Some as a batch, (n, H, W, 3), or (n, window, H, W, 3), uint8 RGB."""
+        stacked = np.stack([np.stack(self.windows[i].frames) for i in some])
+        return stacked if stacked.shape[1] > 1 else stacked[:, 0]
+
+
+def window_inputs(seen: Sequence[FrameWindow], window: int) -> tuple[list[bytes], FrameInputs]:
+    """What a model that looks at `window` frames sees of this: identities, and the inputs."""
+    windows = [one.last(window) for one in seen]
     if window == 1:
-        return (
-            [one.digests[-1] for one in seen],
-            lambda some: np.stack([seen[i].frames[-1] for i in some]),
-        )
-    return (
-        [hashing.window_digest(b"".join(one.digests[-window:])) for one in seen],
-        lambda some: np.stack([np.stack(seen[i].frames[-window:]) for i in some]),
-    )
+        return [one.digests[0] for one in windows], FrameInputs(windows)
+    digests = [hashing.window_digest(b"".join(one.digests)) for one in windows]
+    return digests, FrameInputs(windows)

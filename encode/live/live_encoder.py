@@ -1,17 +1,16 @@
-"""Embeddings of frames as they are played: look up, run the misses as one batch, remember.
+"""Embeddings of frames as they are played: look up, run the misses as one job, remember.
 
 What the store has is found by a frame's digest, or a window's, in the flat map; what it has not goes
 through the same `Encoder` that fills the store, rounded the same way, so a cached and a live
 embedding of one frame are the same numbers. Everything asked for is counted as found, remembered,
-or run.
+or run. The misses of all models and windows run side by side, in parts, and whoever asked may do
+something else meanwhile (`Lookup.begin`).
 """
 
 from __future__ import annotations
 
-import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,70 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder, stored
-from wsa.encode.live.frame_history import FrameHistory, window_inputs
+from wsa.encode.live.embedding_pool import EmbeddingPool, Embeddings, Piece
+from wsa.encode.live.frame_history import FrameHistory, FrameInputs, FrameWindow, window_inputs
+from wsa.encode.live.shrunk_frames import ShrunkFrames
 from wsa.store.common import hashing
-from wsa.store.common.errors import ConflictError, UsageError
+from wsa.store.common.errors import ConflictError, UsageError, WsaError
 from wsa.store.objects.digest_index import DigestIndex
 from wsa.store.objects.flat_map import FlatMap, side_by_side
-
-MAX_SHRUNK = 1024  # Screens that are made small in one way: of 256 environments the last four.
-
-
-class ShrunkFrames:
-    """The screens last seen, as models see them; may be asked by many threads.
-
-    Args:
-        encoders: The models.
-        windows: Frames that each looks at.
-    """
-
-    def __init__(self, encoders: Sequence[Any], windows: Sequence[int]) -> None:
-        looks = Counter[Any]()
-        for encoder, window in zip(encoders, windows, strict=False):
-            looks[encoder.alike] += window
-        # Where one model looks at one frame at a time, nothing else would use it.
-        self._caches = {alike: _ShrunkCache() for alike, count in looks.items() if count > 1}
-
-    def embed(self, encoder: Encoder, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What a model gives for frames, to the bit as from the frames themselves.
-
-        Args:
-            encoder: One of the models.
-            frames: As it takes them: (n, H, W, 3), or (n, window, H, W, 3), uint8 RGB.
-
-        Returns:
-            (n, *shape) float32.
-        """
-        cache = self._caches.get(encoder.alike)
-        if cache is None or not encoder.shrinks(frames.shape[-3:-1]):
-            return encoder(frames)
-        levels = cache.levels(encoder, frames.reshape(-1, *frames.shape[-3:]))
-        return encoder.embed_shrunk(levels.reshape(*frames.shape[:-3], *levels.shape[1:]))
-
-
-class _ShrunkCache:
-    """Those that are made small in one way."""
-
-    def __init__(self) -> None:
-        self._levels: OrderedDict[bytes, NDArray[np.uint8]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def levels(self, encoder: Encoder, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """What `Encoder.shrink` gives for frames (n, H, W, 3)."""
-        digests = [hashing.frame_digest(frame) for frame in frames]
-        with self._lock:
-            new = {digest: i for i, digest in enumerate(digests) if digest not in self._levels}
-            if new:
-                made = encoder.shrink(frames[list(new.values())])
-                # Copies: a view would keep the whole batch in memory.
-                self._levels |= {digest: row.copy() for digest, row in zip(new, made, strict=True)}
-            for digest in digests:
-                self._levels.move_to_end(digest)
-            found = np.stack([self._levels[digest] for digest in digests])
-            while len(self._levels) > MAX_SHRUNK:
-                self._levels.popitem(last=False)
-        return found
-
 
 REMEMBERED = 50_000
 
@@ -108,6 +50,7 @@ class LiveEncoder:
         remember: How many frames, and how many windows, seen live are kept in memory.
         elsewhere: What has been seen live, by how many frames that is: looked in, too, before
             anything goes through a model.
+        threads: Cores that embed side by side; as many as torch uses if not given.
 
     Attributes:
         width: Numbers in a fused embedding by all models.
@@ -121,22 +64,22 @@ class LiveEncoder:
         encoders: Sequence[Encoder],
         remember: int = REMEMBERED,
         elsewhere: Mapping[int, EmbeddingSource] | None = None,
+        threads: int | None = None,
     ) -> None:
         self.width = flat.width + flat.window_width
         self.dtype: np.dtype[Any] = flat.embeddings.dtype
         self._encoders = list(encoders)
-        # A thread that began in the midst of another's work would keep that one's single core.
-        cores = (torch.get_num_threads(),)
-        self._threads = ThreadPoolExecutor(
-            len(self._encoders) or 1, initializer=torch.set_num_threads, initargs=cores
-        )
+        # Elsewhere than on a CPU a thread only waits, for a GPU or for other machines.
+        local = all(isinstance(e, Encoder) and e.device.type == "cpu" for e in self._encoders)
+        threads = threads or torch.get_num_threads()
+        pool = EmbeddingPool(threads if local else max(threads, len(self._encoders)))
         shrunk = ShrunkFrames(self._encoders, flat.windows)
         self.lookups = {
             window: Lookup(
                 flat,
                 window,
                 self._encoders,
-                self._threads,
+                pool,
                 shrunk,
                 remember,
                 (elsewhere or {}).get(window),
@@ -149,7 +92,7 @@ class LiveEncoder:
     @property
     def passes(self) -> int:
         """Frames, and windows, that went through a model, summed over the models."""
-        return sum(encoder.passes for encoder in self._encoders)
+        return sum(lookup.passes for lookup in self.lookups.values())
 
     @property
     def engines(self) -> list[str]:
@@ -182,7 +125,16 @@ class LiveEncoder:
         first: NDArray[np.bool_] | None = None,
         envs: NDArray[np.int64] | None = None,
     ) -> NDArray[Any]:
-        """Take the newest frames, and embed them.
+        """`embed_later`, and wait: (n, width)."""
+        return self.embed_later(frames, first, envs).result()
+
+    def embed_later(
+        self,
+        frames: NDArray[np.uint8],
+        first: NDArray[np.bool_] | None = None,
+        envs: NDArray[np.int64] | None = None,
+    ) -> Fused:
+        """Take the newest frames, and begin to embed them.
 
         Args:
             frames: (n, H, W, 3) uint8 RGB.
@@ -190,27 +142,48 @@ class LiveEncoder:
             envs: (n,) which environments they are of. Where no model has a window, neither is
                 needed.
 
-        Returns:
-            (n, width) of the flat map's dtype, the models side by side in their order.
-
         Raises:
-            ConflictError: A model gave NaN, or a number too large for the flat map.
             UsageError: A model has a window, and it is not told of what.
         """
-        if self._longest == 1:
-            digests = [hashing.frame_digest(frame) for frame in frames]
-            return self.lookups[1].embed(digests, frames.__getitem__)
         if first is None or envs is None:
-            raise UsageError(
-                "bad-option",
-                "A model that looks at several frames cannot embed one by itself. Choose models of "
-                "single frames.",
-            )
-        seen = self._recent.push(frames, first, envs)
+            if self._longest > 1:
+                raise UsageError(
+                    "bad-option",
+                    "A model that looks at several frames cannot embed one by itself. Choose models "
+                    "of single frames.",
+                )
+            seen = [FrameWindow((frame,), (hashing.frame_digest(frame),)) for frame in frames]
+        else:
+            seen = self._recent.push(frames, first, envs)
         out = np.empty((len(frames), self.width), self.dtype)
-        for window, lookup in self.lookups.items():
-            scatter_columns(lookup.embed(*window_inputs(seen, window)), lookup.places, out)
-        return out
+        parts = [
+            (lookup.begin(*window_inputs(seen, window)), lookup.places)
+            for window, lookup in self.lookups.items()
+        ]
+        return Fused(out, parts)
+
+
+class Fused:
+    """Fused embeddings of frames that may be running still.
+
+    Args:
+        out: (n, width), still empty.
+        parts: Embeddings by models that look at as many frames, and where they stand in a row.
+    """
+
+    def __init__(self, out: NDArray[Any], parts: list[tuple[Found, list[slice]]]) -> None:
+        self._out, self._parts = out, parts
+
+    def result(self) -> NDArray[Any]:
+        """Wait for them: (n, width) of the flat map's dtype, the models side by side in their order.
+
+        Raises:
+            ConflictError: A model gave NaN, or a number too large for the flat map, or its engine
+                failed.
+        """
+        for found, places in self._parts:
+            scatter_columns(found.result()[0], places, self._out)
+        return self._out
 
 
 def scatter_columns(part: NDArray[Any], places: Sequence[slice], out: NDArray[Any]) -> None:
@@ -233,7 +206,7 @@ class Lookup:
         flat: As of `LiveEncoder`.
         window: How many.
         encoders: Of all models; none need be given if the store has all that is asked for.
-        threads: What runs the models side by side.
+        pool: What runs the models side by side.
         shrunk: What takes frames to the models.
         remember: How much of what was seen live is kept in memory.
         elsewhere: What has been seen live.
@@ -243,6 +216,7 @@ class Lookup:
         width: Numbers in a fused embedding by them.
         dtype: Its type.
         asked, found, remembered: Counts.
+        passes: Frames, or windows, that went through a model or are about to, summed over the models.
     """
 
     def __init__(
@@ -250,7 +224,7 @@ class Lookup:
         flat: FlatMap,
         window: int,
         encoders: Sequence[Encoder],
-        threads: ThreadPoolExecutor,
+        pool: EmbeddingPool,
         shrunk: ShrunkFrames,
         remember: int,
         elsewhere: EmbeddingSource | None = None,
@@ -264,32 +238,24 @@ class Lookup:
         self._table = flat.embeddings if window == 1 else flat.windowed
         self.dtype: np.dtype[Any] = self._table.dtype
         self._index = DigestIndex(flat.digests if window == 1 else flat.window_digests(window))
-        self._threads = threads
+        self._pool = pool
         self._shrunk_frames = shrunk
         self._memory: OrderedDict[bytes, NDArray[Any]] = OrderedDict()
+        self._running: dict[bytes, tuple[_Misses, int]] = {}
         self._remember = remember
         self._elsewhere = elsewhere
-        self.asked = self.found = self.remembered = 0
+        self.asked = self.found = self.remembered = self.passes = 0
 
-    @property
-    def passes(self) -> int:
-        """Frames, or windows, that went through a model, summed over the models."""
-        return sum(encoder.passes for _, encoder in self._models)
+    def embed(self, digests: Sequence[bytes], inputs: FrameInputs) -> NDArray[Any]:
+        """`begin`, and wait: (n, width)."""
+        return self.begin(digests, inputs).result()[0]
 
-    def embed(
-        self, digests: Sequence[bytes], inputs: Callable[[list[int]], NDArray[np.uint8]]
-    ) -> NDArray[Any]:
-        """Embed.
+    def begin(self, digests: Sequence[bytes], inputs: FrameInputs) -> Found:
+        """Look up, and begin to run what is found nowhere.
 
         Args:
             digests: Identities of what is asked for.
-            inputs: Gives some of it: (n, H, W, 3), or (n, window, H, W, 3), uint8 RGB.
-
-        Returns:
-            (n, width).
-
-        Raises:
-            ConflictError: A model gave NaN, or a number too large for the flat map.
+            inputs: The frames, or windows, themselves.
         """
         rows = self.rows(digests)
         out = np.empty((len(digests), self.width), self.dtype)
@@ -300,25 +266,23 @@ class Lookup:
         if self._elsewhere is not None:
             known |= self._take_elsewhere(digests, known, out)
         new: dict[bytes, int] = {}
-        missing = np.flatnonzero(~known).tolist()
-        for i in missing:
+        waiting = []
+        for i in np.flatnonzero(~known).tolist():
             digest = digests[i]
             if digest in self._memory:
                 self._memory.move_to_end(digest)
+                out[i] = self._memory[digest]
                 self.remembered += 1
-            elif digest not in new:
-                new[digest] = i
+                continue
+            waiting.append(i)
+            if digest in self._running or digest in new:
+                self.remembered += 1
             else:
-                self.remembered += 1
-        if new:
-            missed = self._run(inputs(list(new.values())))
-            for digest, row in zip(new, missed, strict=True):
-                self._memory[digest] = row.copy()  # A view would keep the whole batch in memory.
-        for i in missing:
-            out[i] = self._memory[digests[i]]
-        while len(self._memory) > self._remember:
-            self._memory.popitem(last=False)
-        return out
+                new[digest] = i
+        self.passes += len(new) * len(self._models)
+        misses = self._run(list(new), inputs.only(list(new.values()))) if new else None
+        running = [(i, *self._running[digests[i]]) for i in waiting]
+        return Found(out, running, misses)
 
     def _take_elsewhere(
         self, digests: Sequence[bytes], known: NDArray[np.bool_], out: NDArray[Any]
@@ -335,22 +299,102 @@ class Lookup:
         """Where the store has what is of these identities, (n,); -1 where it has not."""
         return self._index.find(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16))
 
-    def _run(self, inputs: NDArray[np.uint8]) -> NDArray[Any]:
-        """Every model over the same inputs, a thread for each model: (n, width)."""
-        each = [inputs] * len(self._models)
-        return np.concatenate([*self._threads.map(self._run_one, self._models, each)], axis=1)
+    def _run(self, digests: list[bytes], inputs: FrameInputs) -> _Misses:
+        """Begin to run every model over the same inputs."""
+        models = [
+            (self._piece(key, encoder, inputs), encoder.in_parts) for key, encoder in self._models
+        ]
 
-    def _run_one(self, model: tuple[str, Encoder], inputs: NDArray[np.uint8]) -> NDArray[Any]:
-        key, encoder = model
-        dtype = self.dtype
-        with np.errstate(over="ignore"):
-            rows = stored(self._shrunk_frames.embed(encoder, inputs))
-            part = rows.reshape(len(inputs), -1).astype(dtype)
-        if not np.isfinite(part).all():
-            raise ConflictError(
-                "not-finite",
-                f"Model {key} gave an embedding that is not a number, or too large for {dtype}, "
-                "for a frame just played. Check the weights file; if the model was encoded with "
-                "--precision, try fp32.",
-            )
-        return part
+        def keep(rows: NDArray[Any]) -> None:
+            for digest, row in zip(digests, rows, strict=True):
+                del self._running[digest]
+                self._memory[digest] = row.copy()  # A view would keep the whole batch in memory.
+            while len(self._memory) > self._remember:
+                self._memory.popitem(last=False)
+
+        misses = _Misses(self._pool.begin(len(digests), models), keep)
+        self._running |= {digest: (misses, i) for i, digest in enumerate(digests)}
+        return misses
+
+    def _piece(self, key: str, encoder: Encoder, inputs: FrameInputs) -> Piece:
+        """What runs one model over some of the inputs."""
+
+        def embed(begin: int, end: int) -> NDArray[Any]:
+            try:
+                found = self._shrunk_frames.embed(encoder, inputs.only(range(begin, end)))
+            except WsaError:
+                raise
+            except Exception as error:
+                raise _engine_failed(key, encoder.engine.name, error) from error
+            with np.errstate(over="ignore"):
+                rows = stored(found).reshape(end - begin, -1).astype(self.dtype)
+            if not np.isfinite(rows).all():
+                raise ConflictError(
+                    "not-finite",
+                    f"Model {key} gave an embedding that is not a number, or too large for "
+                    f"{self.dtype}, for a frame just played. Check the weights file; if the model "
+                    "was encoded with --precision, try fp32.",
+                )
+            return rows
+
+        return embed
+
+
+class _Misses:
+    """What was found nowhere, going through the models.
+
+    Args:
+        embeddings: What they give.
+        keep: Called once with all rows, when they are there.
+    """
+
+    def __init__(self, embeddings: Embeddings, keep: Callable[[NDArray[Any]], None]) -> None:
+        self._embeddings, self._keep = embeddings, keep
+        self._rows: NDArray[Any] | None = None
+        self.seconds = 0.0
+
+    def result(self) -> NDArray[Any]:
+        """Wait for them: (n, width)."""
+        if self._rows is None:
+            self._rows, self.seconds = self._embeddings.result()
+            self._keep(self._rows)
+        return self._rows
+
+
+class Found:
+    """Embeddings that were looked up, some of which may be running still.
+
+    Args:
+        rows: (n, width), without those.
+        running: Which rows those are, what runs each, and its number there.
+        misses: What was begun for this alone.
+    """
+
+    def __init__(
+        self,
+        rows: NDArray[Any],
+        running: list[tuple[int, _Misses, int]],
+        misses: _Misses | None = None,
+    ) -> None:
+        self._rows, self._running, self._misses = rows, running, misses
+
+    def result(self) -> tuple[NDArray[Any], float]:
+        """Wait for them: (n, width), and the seconds that models took for this, over all threads.
+
+        Raises:
+            ConflictError: A model gave NaN, or a number too large for the flat map, or its engine
+                failed.
+            WsaError: What embeds elsewhere has gone.
+        """
+        for i, misses, at in self._running:
+            self._rows[i] = misses.result()[at]
+        return self._rows, self._misses.seconds if self._misses else 0.0
+
+
+def _engine_failed(key: str, engine: str, error: Exception) -> ConflictError:
+    why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return ConflictError(
+        "model-failed",
+        f"{engine} failed in the middle of play when it ran {key} ({why}). 'wsa learn --resume RUN' "
+        "continues from the last checkpoint; --engine torch runs the model without it.",
+    )

@@ -165,9 +165,12 @@ def open_models(
     weights: Mapping[str, str] | None = None,
     device: str = "cpu",
     engine: str = "auto",
+    threads: int | None = None,
 ) -> list[Encoder]:
     """`open_model`, of several."""
-    how: dict[str, Any] = {"weights": weights, "device": device, "engine": engine}
+    how: dict[str, Any] = {
+        "weights": weights, "device": device, "engine": engine, "threads": threads,
+    }  # fmt: skip
     return [open_model(snapshot, key, **how) for key in keys]
 
 
@@ -179,6 +182,7 @@ def open_model(
     source: str | None = None,
     device: str = "cpu",
     engine: str = "auto",
+    threads: int | None = None,
 ) -> Encoder:
     """Build a registered model and make sure that it is the one that filled the store.
 
@@ -191,6 +195,7 @@ def open_model(
         device: Where to run.
         engine: What runs it; `auto` is what filled the store or, if that is not to be had here, the
             fastest that is right.
+        threads: Threads of a CPU that call it at once; as many as torch uses if not given.
 
     Raises:
         MissingError: No such model, or no weights for it here.
@@ -212,7 +217,7 @@ def open_model(
             "these under their own key.",
         )
     precision = spec.identity.precision
-    found = _engines(module, spec.identity, spec.alias, device)
+    found = _engines(module, spec.identity, spec.alias, device, threads=threads)
     found.set_basis(_stored_reduction(snapshot, key, spec.identity))
     if engine == "auto":
         engine = _main_engine(snapshot, key, device, precision)
@@ -374,11 +379,12 @@ def _engines(
     alias: str,
     device: str,
     games: Mapping[str, NDArray[np.uint8]] | None = None,
+    threads: int | None = None,
 ) -> Engines:
     output = parse_output(identity.output)
 
     def make(engine: str, precision: Precision) -> Encoder:
         how = identity.preprocessing
-        return Encoder(module, how, output, None, precision, device, engine)
+        return Encoder(module, how, output, None, precision, device, engine, threads)
 
     return Engines(make, alias, identity.window, games, output.only_game)

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from wsa.encode.configs import weights_files
+from wsa.encode.inference.cores import threads_for
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.bench.grid import RESULT, Cell, Result, without_judging
 from wsa.learn.configs.learn import OnlineLiveOptions, PlayOptions
@@ -98,6 +99,7 @@ def _train(cell: Cell, on_line: OnLine) -> None:
         on_line,
         weights=weights_files(request.live.weights),
         engine=request.live.engine,
+        threads=threads_for(request.live.threads or 1),
         encoder=request.live.encoder if isinstance(request.live, OnlineLiveOptions) else "",
         compiled=cell.compute.compile,
     )
@@ -113,6 +115,7 @@ def _judge(cell: Cell, on_step: Callable[[int, int], None]) -> None:
         weights=weights_files(request.live.weights),
         device=choose_device(cell.compute.device),
         engine=request.live.engine,
+        threads=threads_for(request.live.threads or 1),
         num_envs=how.num_envs,
         on_step=on_step,
     )

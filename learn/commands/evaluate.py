@@ -12,11 +12,13 @@ from wsa.store.common.ranges import check_ranges
 
 def evaluate(o: EvalOptions) -> int:
     """`wsa eval`."""
+    from wsa.encode.inference.cores import threads_for
     from wsa.encode.inference.encoder import choose_device
     from wsa.learn.runs.config import read_config
     from wsa.learn.runs.evaluate import evaluate_run
 
     check_ranges(o)
+    threads = threads_for(o.threads)
     terminal.say(f"store {read_config(Path(o.run)).store}")
     # The run's games, then as many of a random policy to compare with.
     with terminal.Progress("eval", "games", 2 * o.episodes, shown=not o.json) as progress:
@@ -38,6 +40,7 @@ def evaluate(o: EvalOptions) -> int:
             video=o.video,
             device=choose_device(o.device),
             engine=o.engine,
+            threads=threads,
             num_envs=o.num_envs,
             which=o.checkpoint,
             on_step=on_step,

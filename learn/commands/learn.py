@@ -21,11 +21,12 @@ def learn(o: LearnOptions) -> int:
     """`wsa learn`."""
     check_ranges(o)
     atari.check_game(o.game)
+    from wsa.encode.inference.cores import threads_for
     from wsa.encode.inference.encoder import choose_device
     from wsa.learn.runs.dry_run import estimate
     from wsa.learn.runs.train import launch
 
-    device = choose_device(o.device)
+    device, threads = choose_device(o.device), threads_for(o.live.threads)
     snapshot, config, folder = plan_run(o, device)
     terminal.say(f"{config.game}, {_described(config)}; run {folder}")
     if o.dry_run:
@@ -38,6 +39,7 @@ def learn(o: LearnOptions) -> int:
             lambda step, _: progress.update(step),
             weights=weights_files(o.live.weights),
             engine=o.live.engine,
+            threads=threads,
             encoder=o.live.encoder if isinstance(o.live, OnlineLiveOptions) else "",
             compiled=o.compile,
         )

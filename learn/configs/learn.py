@@ -29,7 +29,7 @@ from wsa.learn.configs.algorithms import (
 from wsa.learn.configs.fusions import FUSIONS, PIXELS, PRESETS, FusionConfig, make_fusion_config
 from wsa.learn.configs.network import FrameStack, NetworkConfig, PixelNetworkConfig, pixel_network
 from wsa.store.common.errors import UsageError
-from wsa.store.common.ranges import COUNT, SEED, SHARE
+from wsa.store.common.ranges import COUNT, SEED, SHARE, check_ranges
 from wsa.store.configs import Names, Pairs, StoreOptions
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -73,6 +73,11 @@ class LiveOptions:
     """Inference engine; auto is the one that filled the store, if it is available here."""
     weights: Pairs = ()
     """Weights files of models that the store does not know, or whose files have moved."""
+    threads: Annotated[int, COUNT] | None = None
+    """Cores that run models side by side. If not given, all that this process may use; in a bench, one."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +209,8 @@ class EvalOptions:
     """Where models run."""
     engine: Engine = "auto"
     """Inference engine; auto is the one that filled the store, if it is available here."""
+    threads: Annotated[int, COUNT] | None = None
+    """Cores that run models side by side; all that this process may use if not given."""
     json: bool = False
     """Print the result as JSON, for scripts."""
 

@@ -9,8 +9,8 @@ initialisation are CleanRL's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,11 +18,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wsa.encode.live.frame_history import FrameInputs
 from wsa.store.common.errors import UsageError
 
 SIDE = 84
 CHANNELS = (32, 64, 64)
 UNITS = 512
+
+
+class Ready(NamedTuple):
+    """Rows that need not be waited for."""
+
+    rows: NDArray[Any]
+
+    def result(self) -> tuple[NDArray[Any], float]:
+        """The rows, and the seconds that models took: none."""
+        return self.rows, 0.0
 
 
 class GreyPixels:
@@ -57,11 +68,9 @@ class GreyPixels:
         """Where the store has grey pixels of frames, (n,): -1, nowhere."""
         return np.full(len(digests), -1)
 
-    def embed(
-        self, digests: Sequence[bytes], inputs: Callable[[list[int]], NDArray[np.uint8]]
-    ) -> NDArray[Any]:
+    def begin(self, digests: Sequence[bytes], inputs: FrameInputs) -> Ready:
         """As when called, of frames that `inputs` gives."""
-        return self(inputs(list(range(len(digests)))))
+        return Ready(self(inputs(range(len(digests)))))
 
     def __call__(self, frames: NDArray[np.uint8], *which: Any) -> NDArray[Any]:
         """Turn (n, H, W, 3) uint8 RGB grey and small: (n, width) uint8."""

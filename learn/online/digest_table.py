@@ -10,7 +10,7 @@ checkpoint says how many there were, and whoever continues from it writes over w
 
 from __future__ import annotations
 
-import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from wsa.encode.live.frame_history import FrameInputs
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import DamagedError
 from wsa.store.objects.digest_index import DigestIndex
@@ -28,8 +29,13 @@ CHECKED = 4096  # Rows that are checked at once.
 # Identities that are looked up in a dictionary before they are sorted into the index.
 RECENT = 1 << 16
 
-Inputs = Callable[[list[int]], NDArray[np.uint8]]
-"""Gives some of what is asked for: (n, H, W, 3), or (n, window, H, W, 3), uint8 RGB."""
+
+class Embedding(Protocol):
+    """Embeddings that are asked for, and may be running still."""
+
+    def result(self) -> tuple[NDArray[Any], float]:
+        """Wait for them: (n, width), and the seconds that models took, over all threads."""
+        ...
 
 
 class Lookup(Protocol):
@@ -57,31 +63,34 @@ class Lookup(Protocol):
 
     @property
     def passes(self) -> int:
-        """Frames, or windows, that went through a model, summed over the models."""
+        """Frames, or windows, that went through a model or are about to, over all models."""
         ...
 
     def rows(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
         """Where the store has had what is of these identities, (n,); -1 where it has not."""
         ...
 
-    def embed(self, digests: Sequence[bytes], inputs: Inputs) -> NDArray[Any]:
-        """Embed what is of these identities: (n, width)."""
+    def begin(self, digests: Sequence[bytes], inputs: FrameInputs) -> Embedding:
+        """Begin to embed what is of these identities."""
         ...
 
 
 class Distinct:
     """A growing table of embeddings by models that look at as many frames.
 
+    What is seen has its row at once; its embedding is waited for where somebody reads it, so that
+    models run while the game is played on.
+
     Args:
         folder: Where its files are; what they hold is kept by `restore`, or written over.
-        lookup: What is not seen before goes through it, all of a call as one batch.
+        lookup: What is not seen before goes through it, all of a call at once.
         shorter: How many shorter windows there are.
 
     Raises:
         StorageError: No room.
 
     Attributes:
-        seconds: Time that what was not seen before took, in this process.
+        seconds: Time that models took for it in this process, over all threads.
     """
 
     def __init__(self, folder: Path, lookup: Lookup, shorter: int = 0) -> None:
@@ -98,6 +107,8 @@ class Distinct:
         self._map(0)
         self._index = DigestIndex(np.zeros((0, hashing.DIGEST_BYTES), np.uint8))
         self._recent: dict[bytes, int] = {}
+        # The rows that have no embedding yet, and where it comes from; the oldest first.
+        self._running: deque[tuple[slice, Embedding]] = deque()
         self.seconds = 0.0
 
     def __len__(self) -> int:
@@ -107,6 +118,7 @@ class Distinct:
     @property
     def embeddings(self) -> NDArray[Any]:
         """All embeddings, (N, width), mapped."""
+        self.finish()
         found: NDArray[Any] = self._files["embeddings"][: self._rows]
         return found
 
@@ -119,14 +131,14 @@ class Distinct:
     def see(
         self,
         digests: list[bytes],
-        inputs: Inputs,
+        inputs: FrameInputs,
         shorter: Callable[[list[int]], NDArray[np.int64]] | None = None,
     ) -> NDArray[np.int64]:
-        """Rows of frames, or windows; those not seen before are embedded as one batch and appended.
+        """Rows of frames, or windows; those not seen before are appended, and begin to be embedded.
 
         Args:
             digests: Their identities.
-            inputs: Gives some of them.
+            inputs: The frames, or windows, themselves.
             shorter: Gives the rows of the shorter windows of some of them, (n, s).
 
         Returns:
@@ -143,16 +155,24 @@ class Distinct:
             }
             if shorter is not None:
                 parts["shorter"] = shorter(asked)
-            began = time.perf_counter()
-            parts["embeddings"] = self.lookup.embed(
-                list(new), lambda some: inputs([asked[i] for i in some])
-            )
-            self.seconds += time.perf_counter() - began
-            self._append(list(new), parts)
+            self._append(list(new), parts, self.lookup.begin(list(new), inputs.only(asked)))
             for i in np.flatnonzero(rows < 0):
                 rows[i] = self._recent[digests[i]]
             self._tidy()
         return rows
+
+    def finish(self, rows: int | None = None) -> None:
+        """Wait for the embeddings of the first rows; of all if not told how many.
+
+        Raises:
+            WsaError: A model failed; it is raised again whenever one of its rows is read.
+        """
+        while self._running and (rows is None or self._running[0][0].start < rows):
+            some, embedding = self._running[0]
+            self._files["embeddings"][some], seconds = embedding.result()
+            self.seconds += seconds
+            self._count_in(some)
+            self._running.popleft()
 
     def find(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
         """Rows of identities, (n,) int64; -1 where there is none."""
@@ -164,7 +184,8 @@ class Distinct:
         return rows
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
-        """Copy rows of any shape: (*shape, width)."""
+        """Copy rows of any shape, once they are embedded: (*shape, width)."""
+        self.finish(int(rows.max(initial=-1)) + 1)
         width, dtype = self._kinds["embeddings"]
         out = np.empty((rows.size, width), dtype)
         assert rows.size == 0 or (rows.min() >= 0 and rows.max() < self._rows)
@@ -174,12 +195,14 @@ class Distinct:
 
     def flush(self) -> None:
         """Make all rows durable, as the checkpoint that names them will be."""
+        self.finish()
         with atomic_files.storage_errors(self._folder):
             for file in self._files.values():
                 file.flush()
 
     def state(self) -> dict[str, Any]:
         """How many rows there are, and a checksum of them, as JSON values."""
+        self.finish()
         return {"rows": len(self), "check": self._check.hexdigest()}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -207,14 +230,16 @@ class Distinct:
         parts = [np.ascontiguousarray(self._files[name][some]).view(np.uint8) for name in order]
         self._check.update(np.concatenate(parts, axis=1).data)
 
-    def _append(self, digests: Sequence[bytes], parts: dict[str, NDArray[Any]]) -> None:
+    def _append(
+        self, digests: Sequence[bytes], parts: dict[str, NDArray[Any]], embedding: Embedding
+    ) -> None:
         end = self._rows + len(digests)
         if end > len(self._files["embeddings"]):
             self._map(end)
         some = slice(self._rows, end)
         for name, part in parts.items():
             self._files[name][some] = part
-        self._count_in(some)
+        self._running.append((some, embedding))
         self._recent |= {digest: self._rows + i for i, digest in enumerate(digests)}
         self._rows = end
 

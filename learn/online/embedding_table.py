@@ -51,7 +51,7 @@ class Table:
 
     Args:
         folder: Where its files are; what they hold is kept by `restore`, or written over.
-        embedder: What is not seen before goes through it, all of a call as one batch.
+        embedder: What is not seen before goes through it, by all models at once.
 
     Raises:
         StorageError: No room.
@@ -63,7 +63,7 @@ class Table:
         parts: Frames, and windows, by how many frames that is, the longest last.
         asked: Frames, and windows, looked for, before the run was continued too.
         known: Of those, seen by this run before, or found in the store.
-        passes: Frames, and windows, that went through a model, summed over the models.
+        passes: Frames, and windows, that went through a model or are about to, over all models.
     """
 
     def __init__(self, folder: Path, embedder: Embedder) -> None:
@@ -94,7 +94,7 @@ class Table:
 
     @property
     def seconds(self) -> float:
-        """Time that what was not seen before took, in this process."""
+        """Time that models took for what was not seen before in this process, over all threads."""
         return sum(part.seconds for part in self.parts.values())
 
     @property
@@ -103,7 +103,7 @@ class Table:
         return self.seconds / max(1, self.passes - self._passes_before)
 
     def see(self, seen: Sequence[FrameWindow]) -> NDArray[np.int64]:
-        """Rows of what is shown; what was not seen before is embedded as one batch and appended.
+        """Rows of what is shown; what was not seen before is appended, and begins to be embedded.
 
         Args:
             seen: n frames, and as many before each as any model looks at.
@@ -123,7 +123,7 @@ class Table:
         return rows
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> Tensor:
-        """Copy states.
+        """Copy states, once what they show is embedded.
 
         Args:
             rows: (..., k), those of the k frames of each state, oldest first.

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wsa.encode.live.frame_history import FrameInputs, FrameWindow
 from wsa.learn.collect.collect import CollectPlan, Writer, gaps
 from wsa.learn.collect.palette import Colours, Screen
 from wsa.learn.collect.recorder import Cut, Recorder
@@ -233,17 +234,16 @@ class _Writer(Writer):
         if not seen.all():
             unseen = [*itertools.compress(distinct, ~seen)]
             before = part.lookup.passes, part.lookup.found
-            found[~seen] = part.lookup.embed(
-                unseen, lambda some: np.stack([self._pictures(look_of[unseen[i]]) for i in some])
-            )
+            inputs = FrameInputs([self._window(look_of[name]) for name in unseen])
+            found[~seen], _ = part.lookup.begin(unseen, inputs).result()
             self.passes += part.lookup.passes - before[0]
             passed += len(unseen) - (part.lookup.found - before[1])
         number = {name: i for i, name in enumerate(distinct)}
         return _Part(found[[number[name] for name in ids]], passed)
 
-    def _pictures(self, look: _Look) -> NDArray[np.uint8]:
-        """(w, H, W, 3) RGB."""
-        return np.stack([self._screens.picture(screen) for screen in look])
+    def _window(self, look: _Look) -> FrameWindow:
+        frames = tuple(self._screens.picture(screen) for screen in look)
+        return FrameWindow(frames, tuple(screen.digest for screen in look))
 
     def _fresh(self, window: int, rows: NDArray[np.int64], digests: list[bytes]) -> int:
         """How many of these went through the models, and are in no segment before."""

@@ -87,6 +87,7 @@ def make_embedder(
     *,
     remember: int = live_encoder.REMEMBERED,
     elsewhere: Mapping[int, EmbeddingSource] | None = None,
+    threads: int | None = None,
 ) -> Any:
     """What turns the frames that a run plays into rows: grey pixels, or models.
 
@@ -95,11 +96,11 @@ def make_embedder(
         flat: What the store has of the game.
         encoders: One for each of `config.inputs`.
         remember: How many frames, and how many windows, seen live it keeps.
-        elsewhere: As of `LiveEncoder`.
+        elsewhere, threads: As of `LiveEncoder`.
     """
     known: Any = flat
     if isinstance(config, OnlineRun):
         if config.end_to_end:
             return GreyPixels()
         known = _EmptyMap(config) if flat is None else flat
-    return LiveEncoder(known, encoders, remember, elsewhere)
+    return LiveEncoder(known, encoders, remember, elsewhere, threads)

@@ -96,6 +96,7 @@ def evaluate_run(
     video: bool = False,
     device: str = "cpu",
     engine: str = "auto",
+    threads: int | None = None,
     num_envs: int = NUM_ENVS,
     which: Literal["final", "best"] = "final",
     on_step: Callable[[int, int], None] = lambda steps, episodes: None,
@@ -111,6 +112,7 @@ def evaluate_run(
         video: Whether to film the first environment, with the fusion's weights if it has any.
         device: Where to run the models.
         engine: What runs them; `auto` is what filled the store.
+        threads: Cores that embed side by side; as many as torch uses if not given.
         num_envs: Environments side by side.
         which: The newest checkpoint, or the one that did best on held-out episodes.
         on_step: Called with (steps played, episodes finished).
@@ -126,7 +128,9 @@ def evaluate_run(
             "bad-option",
             "--episodes and --num-envs must be at least 1, --epsilon from 0 to 1.",
         )
-    player = open_player(folder, which=which, weights=weights, device=device, engine=engine)
+    player = open_player(
+        folder, which=which, weights=weights, device=device, engine=engine, threads=threads
+    )
     config = player.config
     actions = len(config.protocol.actions)
     greedy = player.policy(num_envs, epsilon, seed)

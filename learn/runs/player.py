@@ -59,6 +59,7 @@ def open_player(
     weights: dict[str, str] | None = None,
     device: str = "cpu",
     engine: str = "auto",
+    threads: int | None = None,
 ) -> Player:
     """Load a run's network, whatever trained it.
 
@@ -68,6 +69,7 @@ def open_player(
         weights: Weights files by alias, where this machine keeps them elsewhere.
         device: Where to run.
         engine: What runs the models; `auto` is what filled the store.
+        threads: Cores that embed side by side; as many as torch uses if not given.
 
     Raises:
         MissingError: No run, no checkpoint, no weights, or data that is gone.
@@ -77,13 +79,15 @@ def open_player(
     config = read_config(folder)
     _path(folder, which)  # Before anything is opened, which takes long.
     snapshot, flat = open_data(config)
-    models = open_models(snapshot, config.inputs, weights=weights, device=device, engine=engine)
+    models = open_models(
+        snapshot, config.inputs, weights=weights, device=device, engine=engine, threads=threads
+    )
     if isinstance(config, OnlineRun):
         network = make_network(config, config.looks, config.shapes)
     else:
         assert flat is not None, "an offline run has data"
         network = make_network(config, flat.windows, flat.shapes)
-    embedder = make_embedder(config, flat, models)
+    embedder = make_embedder(config, flat, models, threads=threads)
     path = _path(folder, which)  # A run that goes on may have newer ones by now.
     updates, _ = checkpoint.load(path, {"online": network})
     return Player(

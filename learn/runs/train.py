@@ -37,12 +37,13 @@ def launch(
     weights: dict[str, str] | None = None,
     engine: str = "auto",
     encoder: str = "",
+    threads: int | None = None,
     compiled: bool = False,
 ) -> Trained | Played:
     """Begin a run, unless it has begun, and train it.
 
     Args:
-        folder, config, device, on_line, weights, engine, compiled: As of `train_stored`.
+        folder, config, device, on_line, weights, engine, threads, compiled: As of `train_stored`.
         encoder: Address of a Dask scheduler whose workers run the models of an online run. If it
             cannot be reached, no run is begun.
 
@@ -50,7 +51,9 @@ def launch(
         ConflictError: Another run is in the folder.
         WsaError: As `train_stored`.
     """
-    how: dict[str, Any] = {"weights": weights, "engine": engine, "compiled": compiled}
+    how: dict[str, Any] = {
+        "weights": weights, "engine": engine, "threads": threads, "compiled": compiled,
+    }  # fmt: skip
     if isinstance(config, OfflineRun):
         begin(folder, config)
         return train_stored(folder, config, device, on_line, **how)
@@ -74,6 +77,7 @@ def train_stored(
     *,
     weights: dict[str, str] | None = None,
     engine: str = "auto",
+    threads: int | None = None,
     compiled: bool = False,
 ) -> Trained:
     """Train an offline run.
@@ -85,6 +89,7 @@ def train_stored(
         on_line: Called with every line of metrics.
         weights: Weights files of models by alias, where this machine keeps them elsewhere.
         engine: Inference engine; `auto` is the one that filled the store.
+        threads: Cores that embed side by side; as many as torch uses if not given.
         compiled: Whether networks go through torch.compile.
 
     Raises:
@@ -98,8 +103,10 @@ def train_stored(
     def embedder() -> Any:
         from wsa.encode.registration.register import open_models  # Here: it brings timm.
 
-        models = open_models(snapshot, config.inputs, weights=weights, device=device, engine=engine)
-        return make_embedder(config, flat, models, remember=REMEMBERED)
+        models = open_models(
+            snapshot, config.inputs, weights=weights, device=device, engine=engine, threads=threads
+        )
+        return make_embedder(config, flat, models, remember=REMEMBERED, threads=threads)
 
     with locked(folder):
         return train_offline(
@@ -127,12 +134,13 @@ def train_playing(
     weights: dict[str, str] | None = None,
     engine: str = "auto",
     encoders: Sequence[Any] = (),
+    threads: int | None = None,
     compiled: bool = False,
 ) -> Played:
     """Train an online run.
 
     Args:
-        folder, config, device, on_line, weights, engine, compiled: As of `train_stored`.
+        folder, config, device, on_line, weights, engine, threads, compiled: As of `train_stored`.
         encoders: One for each of `config.inputs`, where they are not models in this process.
 
     Raises:
@@ -143,10 +151,11 @@ def train_playing(
         from wsa.encode.registration.register import open_models
 
         encoders = open_models(
-            snapshot, config.inputs, weights=weights, device=device, engine=engine
+            snapshot, config.inputs, weights=weights, device=device, engine=engine, threads=threads
         )
     learner = config.hyperparameters
-    embedder = make_embedder(config, flat, encoders, remember=0)  # The table does.
+    # The table remembers.
+    embedder = make_embedder(config, flat, encoders, remember=0, threads=threads)
     # Now: opening a model draws random numbers, and it may be open somewhere else.
     torch.manual_seed(config.seed)
     network = make_network(config, config.looks, config.shapes)
@@ -180,7 +189,12 @@ def train_playing(
             evaluation=PeriodicEvaluation(
                 config,
                 lambda: make_embedder(
-                    config, flat, encoders, remember=REMEMBERED, elsewhere=table.parts
+                    config,
+                    flat,
+                    encoders,
+                    remember=REMEMBERED,
+                    elsewhere=table.parts,
+                    threads=threads,
                 ),
                 compiled=compiled,
             ),

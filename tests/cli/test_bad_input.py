@@ -14,6 +14,7 @@ import safetensors.torch
 import timm
 import torch
 
+from wsa.encode.inference.cores import cores
 from wsa.store.common import atomic_files
 
 MODEL = "timm:test_resnet.r160_in1k:random"
@@ -183,6 +184,15 @@ def test_what_is_wrong_is_one_line_on_any_terminal(wsa, monkeypatch):
             "--scheduler 'slurmm' is not one; write local, inproc, slurm, or tcp://HOST:PORT.",
         ),
         ("learn --updates 0", "--updates must be at least 1, not 0."),
+        ("learn --online --algo ppo --threads 0", "--threads must be at least 1, not 0."),
+        ("eval run --threads 0", "--threads must be at least 1, not 0."),
+        (
+            "learn --online --algo ppo --threads 9999",
+            (
+                f"--threads 9999 is more than the {cores()} cores that this process may use. "
+                "Leave it out to use them all."
+            ),
+        ),
         ("learn --seed -3", "--seed must be from 0 to 2147482647, not -3."),
         ("eval run --seed -3", "--seed must be from 0 to 2147482647, not -3."),
     ],

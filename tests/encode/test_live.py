@@ -187,3 +187,71 @@ def test_what_the_store_would_refuse_is_not_played_with(
     with pytest.raises(ConflictError, match=played[0].models[0]) as caught:
         live(frames[4:5])
     assert caught.value.kind == "not-finite"
+
+
+# Threads.
+
+
+@pytest.fixture(scope="module")
+def windowed(
+    mapped: Callable[..., tuple[FlatMap, list[Encoder]]], frames: Frames
+) -> tuple[FlatMap, list[Encoder]]:
+    """Two models of one way to make screens small, one of whose windows is longer; one in colour."""
+    return mapped(frames[:2], [parse_request(f"{alias}:random", {}) for alias in ("ae", "vos")])
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_nothing_depends_on_how_many_threads_embed(
+    engine: str, windowed: tuple[FlatMap, list[Encoder]], frames: Frames
+) -> None:
+    """Nor on whether somebody waits for one batch before the next is begun."""
+    known, encoders = windowed
+    if engine != "torch":
+        encoders = [
+            Encoder(e.module, e.preprocessing, e.output, None, "fp32", "cpu", engine, threads=3)
+            for e in encoders
+        ]
+    first, envs = np.zeros(4, np.bool_), np.arange(4)
+    played = [frames[i : i + 4] for i in (0, 4, 4, 4, 8)]  # What stands still is seen again.
+    blank: Any = Blank(known)
+    found = []
+    for threads in (1, 2, 3):
+        live, waiting = (LiveEncoder(blank, encoders, threads=threads) for _ in range(2))
+        found.append(np.stack([live(shown, first, envs) for shown in played]))
+        begun = [waiting.embed_later(shown, first, envs) for shown in played]
+        found.append(np.stack([one.result() for one in begun]))
+        assert waiting.passes == live.passes == 4 * (3 + 4)
+        assert waiting.remembered == live.remembered == 4 * (2 + 1)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
+class Blank(Unknown):
+    """A flat map that knows neither frames nor windows."""
+
+    def __init__(self, known: FlatMap) -> None:
+        super().__init__(known)
+        self.window_width, self.windowed = known.window_width, known.windowed
+
+    def window_digests(self, window: int) -> NDArray[np.uint8]:
+        return self.digests
+
+
+def test_an_engine_that_dies_is_named_and_stays_dead(
+    played: tuple[FlatMap, list[Encoder]], frames: Frames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*of: Any) -> None:
+        raise RuntimeError("out of\nmemory")
+
+    live = LiveEncoder(*played, threads=2)
+    monkeypatch.setattr(Encoder, "__call__", die)
+    begun = live.embed_later(frames[4:7])
+    for _ in range(2):
+        with pytest.raises(ConflictError) as caught:
+            begun.result()
+    assert caught.value.kind == "model-failed"
+    assert str(caught.value) == (
+        f"torch failed in the middle of play when it ran {played[0].models[0]} (RuntimeError: out of "
+        "memory). 'wsa learn --resume RUN' continues from the last checkpoint; --engine torch runs "
+        "the model without it."
+    )

@@ -20,8 +20,9 @@ from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.segment_inputs import read_segment_frames
 from wsa.encode.jobs import tasks
 from wsa.encode.jobs.plan import Item
-from wsa.encode.live import live_encoder
-from wsa.encode.live.live_encoder import ShrunkFrames
+from wsa.encode.live import shrunk_frames
+from wsa.encode.live.frame_history import FrameInputs, FrameWindow
+from wsa.encode.live.shrunk_frames import ShrunkFrames
 from wsa.encode.models import registry
 from wsa.encode.models.paper import load
 from wsa.encode.models.paper.base import Trainee
@@ -100,7 +101,7 @@ def test_a_screen_that_is_played_is_made_small_once_for_all_of_them(
     kept: int, played: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If there is room for it; and nothing of what they give changes by a bit either way."""
-    monkeypatch.setattr(live_encoder, "MAX_SHRUNK", kept)
+    monkeypatch.setattr(shrunk_frames, "MAX_SHRUNK", kept)
     snapshot = take_snapshot(played)
     shown = read_segment_frames(snapshot, snapshot.segments("Pong")[1], rows=True)
     encoders = [encoder_of(parse_request(f"{alias}:random", {})) for alias in NETWORKS]
@@ -118,9 +119,13 @@ def test_a_screen_that_is_played_is_made_small_once_for_all_of_them(
             frames = shown.frames[shown.frame[at if window_of(encoder) > 1 else at[:, 0]]]
             wanted = encoder(frames)
             monkeypatch.setattr(forward, "shrink", counted)
-            np.testing.assert_array_equal(together.embed(encoder, frames), wanted)
+            windows = [tuple(one) if one.ndim == 4 else (one,) for one in frames]
+            inputs = FrameInputs(
+                [FrameWindow(w, tuple(map(hashing.frame_digest, w))) for w in windows]
+            )
+            np.testing.assert_array_equal(together.embed(encoder, inputs), wanted)
             monkeypatch.setattr(forward, "shrink", shrink)
-    assert all(len(held._levels) <= kept for held in together._caches.values())
+    assert all(len(held._screens) <= kept for held in together._caches.values())
     longest = {how: 0 for how in made}
     for encoder in encoders:
         how = encoder.alike

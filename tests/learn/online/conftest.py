@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from wsa.learn.networks.nature import Ready
+
 STATES = 5
 
 
@@ -84,9 +86,9 @@ class Looking:
         self.width = STATES if window == 1 else window
         self.places = (slice(begin, begin + self.width),)
 
-    def embed(self, digests: Any, inputs: Any) -> NDArray[Any]:
+    def begin(self, digests: Any, inputs: Any) -> Ready:
         self.passes += len(digests)
-        return self.of(inputs(list(range(len(digests)))))
+        return Ready(self.of(inputs(list(range(len(digests))))))
 
     def of(self, frames: NDArray[np.uint8]) -> NDArray[Any]:
         states = frames[..., 0, 0, 0] // 40

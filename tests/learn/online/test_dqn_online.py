@@ -17,6 +17,7 @@ from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import QNetwork
+from wsa.learn.networks.nature import Ready
 from wsa.learn.online import dqn
 from wsa.learn.online.dqn import Draws
 from wsa.learn.online.embedding_table import Table
@@ -233,9 +234,9 @@ def test_a_table_is_of_distinct_frames_and_grows(
         def __init__(self) -> None:
             self.lookups = {1: self}
 
-        def embed(self, digests: list[bytes], inputs: Any) -> NDArray[Any]:
+        def begin(self, digests: list[bytes], inputs: Any) -> Ready:
             self.passes += len(digests)
-            return inputs(list(range(len(digests))))[:, 0, 0, :1].astype(np.float32)
+            return Ready(inputs(list(range(len(digests))))[:, 0, 0, :1].astype(np.float32))
 
     encoder: Any = Corner()
     table = Table(tmp_path, encoder)

@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from wsa.learn.configs.algorithms import OnlineDQNConfig, PPOConfig
 from wsa.learn.configs.fusions import FusionConfig
@@ -21,6 +20,7 @@ from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import ActorCritic, QNetwork
+from wsa.learn.networks.nature import Ready
 from wsa.learn.networks.recurrent import RecurrentActorCritic
 from wsa.learn.online import dqn, ppo
 from wsa.learn.online.embedding_table import Table
@@ -236,12 +236,12 @@ class DigitsOf:
     def __init__(self, begin: int) -> None:
         self.places = (slice(begin, begin + 3),)
 
-    def embed(self, digests: list[bytes], inputs: Any) -> NDArray[Any]:
+    def begin(self, digests: list[bytes], inputs: Any) -> Ready:
         for digest, shown in zip(digests, inputs(list(range(len(digests)))), strict=True):
             frames = shown if shown.ndim == 4 else shown[None]
             each = b"".join(hashing.frame_digest(frame) for frame in frames)
             assert digest == (hashing.window_digest(each) if shown.ndim == 4 else each)
-        return np.array([list(digest[:3]) for digest in digests], np.uint8)
+        return Ready(np.array([list(digest[:3]) for digest in digests], np.uint8))
 
 
 @pytest.mark.parametrize("played", ["classic", pytest.param("v5", marks=pytest.mark.slow)])

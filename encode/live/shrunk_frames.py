@@ -1,0 +1,95 @@
+"""The screens last seen as models see them, each made small once for all models that want it alike."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.encode.inference.encoder import Encoder
+from wsa.encode.live.frame_history import FrameInputs
+
+MAX_SHRUNK = 1024  # Screens that are kept small in one way: of 256 environments the last four.
+
+
+class ShrunkFrames:
+    """What takes frames to the models; may be asked by many threads.
+
+    Args:
+        encoders: The models.
+        windows: Frames that each looks at.
+    """
+
+    def __init__(self, encoders: Sequence[Any], windows: Sequence[int]) -> None:
+        looks = Counter[Any]()
+        for encoder, window in zip(encoders, windows, strict=False):
+            looks[encoder.alike] += window
+        # Where one model looks at one frame at a time, nothing else would use it.
+        shared = {alike for alike, count in looks.items() if alike is not None and count > 1}
+        self._caches = {alike: _ShrunkCache() for alike in shared}
+        models = Counter(encoder.alike for encoder in encoders)
+        self._of_several = {alike for alike, count in models.items() if count > 1}
+
+    def embed(self, encoder: Encoder, inputs: FrameInputs) -> NDArray[np.float32]:
+        """What a model gives for frames, to the bit as from the frames themselves.
+
+        Args:
+            encoder: One of the models.
+            inputs: As many frames as it looks at, each.
+
+        Returns:
+            (n, *shape) float32.
+        """
+        cache = self._caches.get(encoder.alike)
+        if cache is None or not self._worth_keeping(encoder, inputs.windows[0].frames[0]):
+            return encoder(inputs(range(len(inputs.windows))))
+        screens = [cache.screens(window) for window in inputs.windows]
+        levels = np.stack([np.stack([one.levels(encoder) for one in each]) for each in screens])
+        return encoder.embed_shrunk(levels if levels.shape[1] > 1 else levels[:, 0])
+
+    def _worth_keeping(self, encoder: Encoder, frame: NDArray[np.uint8]) -> bool:
+        """Small grey screens are; others, which are no smaller than the frame, if models share them."""
+        on_cpu = encoder.device.type == "cpu"
+        return encoder.shrinks(frame.shape[:2]) or (on_cpu and encoder.alike in self._of_several)
+
+
+class _Screen:
+    """A frame until it is made small, by whichever thread needs it first."""
+
+    def __init__(self, frame: NDArray[np.uint8]) -> None:
+        self._shown = frame
+        self._small = False
+        self._lock = threading.Lock()
+
+    def levels(self, encoder: Encoder) -> NDArray[np.uint8]:
+        """What `Encoder.shrink` gives for it."""
+        with self._lock:
+            if not self._small:
+                self._shown, self._small = encoder.shrink(self._shown[None])[0], True
+            return self._shown
+
+
+class _ShrunkCache:
+    """Those that are made small in one way."""
+
+    def __init__(self) -> None:
+        self._screens: OrderedDict[bytes, _Screen] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def screens(self, window: Any) -> list[_Screen]:
+        """The screens of a window, made small or about to be."""
+        with self._lock:
+            found = []
+            for digest, frame in zip(window.digests, window.frames, strict=True):
+                screen = self._screens.get(digest)
+                if screen is None:
+                    screen = self._screens[digest] = _Screen(frame)
+                self._screens.move_to_end(digest)
+                found.append(screen)
+            while len(self._screens) > MAX_SHRUNK:
+                self._screens.popitem(last=False)
+        return found
