@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from wsa.encode.inference import engines
 from wsa.encode.inference.engines import Engine, arithmetic, one_thread
+from wsa.encode.inference.levels import ScreenReduction
 from wsa.encode.inference.preprocess import normalise, preprocess, shrink
 from wsa.encode.inference.reduction import ROWS, Reduction
 from wsa.encode.inference.trunk import Trunk
@@ -151,7 +152,14 @@ class Encoder:
         Returns:
             (n, *shape) float32.
         """
+        if self._reads_screens:
+            return self.embed_shrunk(self.shrink(frames))
         return self._run(frames, lambda part: self.reduce(self._features(part))).numpy()
+
+    @property
+    def _reads_screens(self) -> bool:
+        """Whether nothing but a reduction looks at the screens, for which a network hands them on."""
+        return isinstance(self.basis, ScreenReduction) and self.device.type == "cpu"
 
     @property
     def in_parts(self) -> bool:
@@ -172,7 +180,8 @@ class Encoder:
     def shrink(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Make screens (n, H, W, 3) as small as the model wants them: (n, channels, h, w) uint8.
 
-        Where it sees grey also those that are grey already, (n, H, W). On the CPU. `embed_shrunk` goes on from there, as often as models and windows share a screen.
+        Where it sees grey also those that are grey already, (n, H, W). On the CPU. `embed_shrunk`
+        goes on from there, as often as models and windows share a screen.
         """
         how = self.preprocessing
         levels: NDArray[np.uint8] = _on_cores(lambda part: shrink(part, how), frames).numpy()
@@ -187,10 +196,13 @@ class Encoder:
         Returns:
             (n, *shape) float32.
         """
-        how = self.preprocessing
-        return self._run(
-            levels, lambda part: self.reduce(self.engine(normalise(part, how)))
-        ).numpy()
+        return self._run(levels, self._embed_levels).numpy()
+
+    def _embed_levels(self, levels: Tensor) -> Tensor:
+        """What `shrink` gave, (B, channels, h, w) or (B, w, channels, h, w), to (B, *shape)."""
+        if isinstance(self.basis, ScreenReduction) and self._reads_screens:
+            return self.basis.of_screens(levels[:, 0].numpy())
+        return self.reduce(self.engine(normalise(levels, self.preprocessing)))
 
     def features(self, frames: NDArray[np.uint8]) -> Tensor:
         """What the basis is fitted on: (n, *shape) float32, before any reduction."""

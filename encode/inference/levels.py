@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -123,6 +124,36 @@ def grey_screens(features: Tensor) -> NDArray[np.uint8]:
     # Whole numbers but for the last bits of a division and a product.
     screens: NDArray[np.uint8] = features[..., 0].add(0.5).byte().cpu().numpy()
     return screens
+
+
+@dataclasses.dataclass(frozen=True)
+class ScreenReduction:
+    """A reduction that reads a grey screen, not features.
+
+    Attributes:
+        levels: Background and foreground of the game.
+        device: Where its results are wanted; it computes on the CPU.
+    """
+
+    levels: Levels
+    device: torch.device | str = dataclasses.field(default="cpu", kw_only=True)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """What the network `screen` gives, (B, H, W, 1), to (B, K) float32."""
+        return self.of_screens(grey_screens(features))
+
+    def to(self, device: torch.device) -> Self:
+        """The same map on a device."""
+        return dataclasses.replace(self, device=device)
+
+    def of_screens(self, screens: NDArray[np.uint8]) -> Tensor:
+        """Grey screens (B, H, W) to (B, K) float32, each by itself."""
+        found = np.stack([self.code(screen) for screen in screens])
+        return torch.from_numpy(found).to(self.device)
+
+    def code(self, screen: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """A grey screen (H, W) to (K,)."""
+        raise NotImplementedError
 
 
 @functools.cache

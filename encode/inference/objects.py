@@ -15,11 +15,10 @@ import functools
 import cv2
 import numpy as np
 import safetensors.numpy
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode.inference.levels import Levels, fit_levels, grey_screens
+from wsa.encode.inference.levels import Levels, ScreenReduction, fit_levels, grey_screens
 from wsa.encode.inference.palette import COLUMN_BIN, ROW_BIN
 from wsa.store.common.errors import UsageError
 
@@ -32,29 +31,17 @@ MOST_THINGS = 4  # A bin counts no more, so that a crowd does not outweigh one t
 
 
 @dataclasses.dataclass(frozen=True)
-class Objects:
+class Objects(ScreenReduction):
     """The map from grey screens to counts and centres.
 
     Attributes:
-        levels: Background and foreground of the game.
         classes: (K,) uint8, level x 3 + size of each class that is kept.
-        device: Where its results are wanted; it computes on the CPU.
     """
 
-    levels: Levels
     classes: NDArray[np.uint8]
-    device: torch.device | str = "cpu"
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """(B, H, W, 1) to (B, K x (1 + H // 5 + W // 4)): for each class its count, rows, columns."""
-        found = np.stack([self._code(screen) for screen in grey_screens(features)])
-        return torch.from_numpy(found).to(self.device)
-
-    def to(self, device: torch.device) -> Objects:
-        """The same map on a device."""
-        return dataclasses.replace(self, device=device)
-
-    def _code(self, screen: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def code(self, screen: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(H, W) to (K x (1 + H // 5 + W // 4),): for each class its count, rows, columns."""
         kept = len(self.classes)
         of, centres = components(screen, self.levels)
         known = self._places[of] < kept

@@ -10,13 +10,13 @@ import dataclasses
 
 import numpy as np
 import safetensors.numpy
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from wsa.encode.inference.levels import (
     MOST_LEVELS,
     Levels,
+    ScreenReduction,
     fit_levels,
     grey_screens,
     soft_bins,
@@ -29,27 +29,11 @@ MOST_PIXELS, LARGEST = 16, 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Palette:
-    """The map from grey screens to marginals.
+class Palette(ScreenReduction):
+    """The map from grey screens to marginals."""
 
-    Attributes:
-        levels: Background and foreground of the game.
-        device: Where its results are wanted; it computes on the CPU.
-    """
-
-    levels: Levels
-    device: torch.device | str = "cpu"
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """(B, H, W, 1) to (B, L x (H // 5 + W // 4)): for each level its rows, then its columns."""
-        found = np.stack([self._marginals(screen) for screen in grey_screens(features)])
-        return torch.from_numpy(found).to(self.device)
-
-    def to(self, device: torch.device) -> Palette:
-        """The same map on a device."""
-        return dataclasses.replace(self, device=device)
-
-    def _marginals(self, screen: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def code(self, screen: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(H, W) to (L x (H // 5 + W // 4),): for each level its rows, then its columns."""
         count = len(self.levels.levels)
         level, *places = self.levels.foreground(screen)
         parts = []
