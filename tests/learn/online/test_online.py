@@ -443,7 +443,7 @@ def test_ppo_begins_with_an_offline_torso(here: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"algo": "cql"}, {"algo": "ppo", "models": ()}, {"algo": "ppo", "parameters": 5},
+        {"algo": "cql"}, {"algo": "ppo", "parameters": 5},
         {"algo": "ppo", "fusion": "nature", "fusion_size": 256, "hidden": ("256",)}, {"algo": "dqn", "offline_fraction": 1.5},
         {"algo": "ppo", "add": ("vit",)}, {"algo": "dqn", "clip_coef": 0.3},
     ],
