@@ -32,7 +32,7 @@ class ProbeOptions(StoreOptions):
     splits: int = 5
     """Parts that whole episodes are dealt to; each is judged once by probes fitted on the others."""
     untrained: int = 3
-    """Untrained networks, each of another seed, beside each encoder that comes with wsa."""
+    """Untrained networks, each of another seed, beside each network that comes with wsa."""
     f1: bool = False
     """Of ram: also F1 of exact values by logistic regression, which takes a minute or more a model."""
     seed: int = 1

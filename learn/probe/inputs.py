@@ -69,10 +69,23 @@ def pixels(snapshot: Snapshot, moments: Moments, numbers: int) -> NDArray[np.uin
 
 def has_untrained(spec: ModelSpec) -> bool:
     """Whether a model is an encoder of wsa's own whose weights are learned, so may be untrained."""
+    return bool(_network(spec))
+
+
+def _network(spec: ModelSpec) -> str:
+    """Module and class of a model's network, as `load.network` takes them; empty of others' models.
+
+    Of an alias that has several, the one that sees what the model sees.
+    """
     alias = spec.timm_name.removeprefix(load.PREFIX)
     if not load.is_paper_model(spec.timm_name) or alias not in load.NETWORKS:
-        return False
-    return any(True for _ in load.network(alias).parameters())
+        return ""
+    for where in load.networks(alias):
+        made = load.network(alias, where=where)
+        sees = made.sees.preprocessing(), made.window
+        if sees == (spec.identity.preprocessing, spec.identity.window):
+            return where if any(True for _ in made.parameters()) else ""
+    return ""
 
 
 def untrained(
@@ -96,7 +109,7 @@ def untrained(
     whole = msgspec.structs.replace(output, reduction="", numbers=0, game="")
     encoders = []
     for seed in seeds:
-        made = load.build(spec.timm_name, "random", seed)
+        made = load.build(spec.timm_name, "random", seed, _network(spec))
         encoders.append(Encoder(made, made.preprocessing, whole, device=choose_device("auto")))
     window = spec.identity.window
     parts: list[list[NDArray[Any]]] = [[] for _ in encoders]
@@ -115,7 +128,7 @@ def _embed(
     encoder: Encoder, segment: SegmentFrames, window: int, chosen: NDArray[np.int64]
 ) -> Iterator[NDArray[Any]]:
     """Embeddings of some inputs of a segment, some after another, rounded as a store keeps them."""
-    if encoder.shrinks(segment.frames.shape[1:3]):
+    if encoder.shrinks(segment.pictures.shape[1:3]):
         for levels in segment.levels(window, chosen, encoder.preprocessing, encoder.shrink):
             yield stored(encoder.embed_shrunk(levels))
     else:

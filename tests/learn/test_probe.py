@@ -323,6 +323,32 @@ def test_untrained_seeds_and_pixels_stand_beside_encoders_of_wsas_own(
     assert len(shown) == 1
 
 
+def test_the_untrained_network_is_the_one_that_sees_what_the_model_sees(
+    kit: ModuleType, store: Backend
+) -> None:
+    """`sr` may be a network of one small frame as well as one of four large ones."""
+    for number in range(3):
+        kit.add_segment(store, number, steps=20, ends=(5, 11), frames=15)
+    snapshot = take_snapshot(store)
+    moments = drawn(snapshot, kit.GAME, action_target, 12)
+    spec = spec_of("sr", "pooled")
+    (small,) = load.OTHER_NETWORKS["sr"]
+    made = load.network("sr", where=small)
+    sees = msgspec.structs.replace(
+        spec.identity, preprocessing=made.sees.preprocessing(), window=made.window
+    )
+    (found,) = inputs.untrained(
+        snapshot, moments, msgspec.structs.replace(spec, identity=sees), (3,)
+    )
+    seeded = load.build("wsa:sr", "random", 3, small)
+    encoder = Encoder(seeded, seeded.preprocessing, inputs.parse_output("pooled"))
+    i = next(i for i, frames in enumerate(moments.frames) if len(frames))
+    seen = snapshot.read_frames(moments.segments[i])[moments.frames[i][:1]]
+    assert made.window == 1 and (found[0] == stored(encoder(seen))[0]).all()
+    neither = msgspec.structs.replace(spec.identity, window=3)
+    assert not inputs.has_untrained(msgspec.structs.replace(spec, identity=neither))
+
+
 def test_only_encoders_with_weights_of_wsas_own_are_untrained() -> None:
     user = msgspec.structs.replace(spec_of("sr", "pooled"), timm_name="lab.nets:make")
     other = msgspec.structs.replace(spec_of("sr", "pooled"), timm_name="wsa:nothing")

@@ -70,18 +70,24 @@ def network(alias: str, seed: int = 0, where: str = "") -> Frozen:
     return made
 
 
+def networks(alias: str) -> tuple[str, ...]:
+    """Module and class of each network that has an alias, as `network` takes them; its own first."""
+    return NETWORKS[alias][0], *OTHER_NETWORKS.get(alias, ())
+
+
 def shipped(alias: str) -> Path:
     """The weights that come with wsa."""
     return Path(__file__).with_name("weights") / f"{alias}.safetensors"
 
 
-def build(timm_name: str, source: str, seed: int = 0) -> PaperNetwork:
+def build(timm_name: str, source: str, seed: int = 0, where: str = "") -> PaperNetwork:
     """Build one of these, frozen, on the CPU.
 
     Args:
         timm_name: `wsa:<alias>`, out of a request or a store.
         source: `random`, `file:<path>`, or `package` for the weights that come with wsa.
         seed: Seed for random weights; a store has those of seed 0 only.
+        where: As `network` has it; a file says itself which network it is of.
 
     Raises:
         UsageError: There is no such encoder.
@@ -90,7 +96,7 @@ def build(timm_name: str, source: str, seed: int = 0) -> PaperNetwork:
     alias = timm_name.removeprefix(PREFIX)
     if alias not in NETWORKS:
         raise UsageError("unknown-model", f"wsa has no encoder {alias!r} of its own. Update wsa.")
-    made = network(alias, seed)
+    made = network(alias, seed, where)
     if source == "package":
         _load(made, alias, shipped(alias))
     elif source.startswith("file:"):
