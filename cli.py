@@ -47,6 +47,12 @@ class Verb(NamedTuple):
 
 
 VERBS = {
+    "init": Verb(
+        "start a store, and let a group share it",
+        "wsa init --store /lab/wsa --shared --group lab",
+        "wsa.store.configs:InitOptions",
+        "wsa.store.commands.init:init",
+    ),
     "collect": Verb(
         "play a game and keep what was seen",
         "wsa collect --game Seaquest --steps 100000 --num-envs 8 --policy random --seed 1",

@@ -51,6 +51,16 @@ class StoreOptions:
     """Print the result as JSON, for scripts."""
 
 
+@dataclasses.dataclass(frozen=True)
+class InitOptions(StoreOptions):
+    """Options of `wsa init`."""
+
+    shared: bool = False
+    """Let a group write: what is in the store, and whatever comes, gets the permissions and the group of its folder."""
+    group: str = ""
+    """With --shared: the group; the folder's own if not given."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MergeOptions(StoreOptions):
     """Options of `wsa merge`."""

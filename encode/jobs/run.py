@@ -29,6 +29,7 @@ from wsa.store.common import hashing, names
 from wsa.store.common.errors import MissingError
 from wsa.store.objects.model_spec import parse_output, read_spec
 from wsa.store.objects.probe import MAX_STEP_ERROR
+from wsa.store.objects.root import require_writable
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 
@@ -79,6 +80,7 @@ def encode(
     if len(registered) == len(requests) and not plan.items:
         listen(Planned(0, 0, 0))
         return EncodeReport(tuple(registered), (), (), plan.present, time.perf_counter() - started)
+    require_writable(backend)
     with cluster.connect(scheduler, workers, device, jobs) as (client, threads):
         report = encode_on(
             Workers(client, device, listen, threads),

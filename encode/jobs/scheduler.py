@@ -264,7 +264,7 @@ class Driver:
         )
         self.failures.append(failed)
         self._workers.listen(failed)
-        if outcome.error.kind == "no-space":
+        if outcome.error.kind in ("no-space", "no-permission"):
             raise outcome.error
         if last:
             self.skipped.add(item.name)

@@ -155,7 +155,7 @@ class Service:
             except (StorageError, DamagedError) as error:
                 if not self._registered or workers.client.status != "running":
                     raise
-                down = error.kind in ("unavailable", "no-space")
+                down = error.kind in ("unavailable", "no-space", "no-permission")
                 self._back_off("storage-down" if down else "trouble", error)
                 continue
             self._retry_s = 1.0

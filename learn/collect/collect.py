@@ -27,6 +27,7 @@ from wsa.store.common import hashing, names
 from wsa.store.common.errors import UsageError
 from wsa.store.format import arrays as layout
 from wsa.store.format.records import Protocol, SegmentMeta
+from wsa.store.objects.root import require_writable
 from wsa.store.objects.snapshot import Snapshot
 from wsa.store.objects.writer import commit_segment
 
@@ -179,6 +180,7 @@ def collect(
     """
     if not plan.missing:
         return []
+    require_writable(backend)
     recorders = [Recorder(pieces) for pieces in plan.pieces]
     act = policy or EachRandom(len(plan.protocol.actions), plan.seed)
     envs = np.arange(plan.num_envs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import os
 import platform
 import shutil
 import sys
@@ -17,7 +18,7 @@ from wsa.store.backends.open import open_backend
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError, WsaError
 from wsa.store.objects.record_cache import cache_folder
-from wsa.store.objects.root import gives_names_once, open_store
+from wsa.store.objects.root import gives_names_once, open_store, require_writable
 from wsa.store.objects.snapshot import take_snapshot
 
 LIBRARIES = ("zarr", "numcodecs", "torch", "torchvision", "timm", "dask", "gymnasium", "ale-py")
@@ -34,7 +35,7 @@ class Finding:
 
 
 def examine(store: str) -> Iterator[Finding]:
-    """Look at everything; nothing is changed, but that a bucket gets a small file for a moment."""
+    """Look at everything; nothing is changed, but that the store gets a small file for a moment."""
     yield Finding("python", sys.version_info >= (3, 11), platform.python_version())
     yield from map(_library, LIBRARIES)
     yield _device()
@@ -105,7 +106,13 @@ def _store(url: str) -> Finding:
     except WsaError as error:
         return Finding("store", None if error.exit_code == 3 else False, str(error))
     games = ", ".join(snapshot.games) or "no games"
-    return Finding("store", True, f"{url}: {len(snapshot.commits)} objects, {games}")
+    found = f"{url}: {len(snapshot.commits)} objects, {games}"
+    try:
+        if "://" not in snapshot.backend.url:
+            require_writable(snapshot.backend)
+    except WsaError as error:
+        return Finding("store", None, f"{found}; can be read, not written: {error}")
+    return Finding("store", True, found)
 
 
 def _bucket(backend: Backend) -> Finding:
@@ -123,7 +130,10 @@ def _bucket(backend: Backend) -> Finding:
 def _disk(what: str, path: Path) -> Finding:
     there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
-    return Finding(what, free > 1e9, f"{free / 1e9:.1f} GB free at {path}")
+    room = f"{free / 1e9:.1f} GB free at {path}"
+    if what == "cache disk" and not os.access(there, os.W_OK | os.X_OK):
+        return Finding(what, False, f"{room}, where you may not write; set WSA_CACHE")
+    return Finding(what, free > 1e9, room)
 
 
 def doctor(o: DoctorOptions) -> int:

@@ -10,7 +10,7 @@ from wsa.learn.configs.learn import LearnOptions, OnlineLiveOptions, PlayOptions
 from wsa.learn.envs import atari
 from wsa.store.common import terminal
 from wsa.store.common.ranges import check_ranges
-from wsa.store.objects.root import open_snapshot
+from wsa.store.objects.root import open_snapshot, require_writable
 from wsa.store.objects.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def plan_run(o: LearnOptions, device: str) -> tuple[Snapshot, OfflineRun | Onlin
         else new_folder(Path("runs"), config, o.output.exp_name)
     )
     record = isinstance(o.data, PlayOptions) and o.data.record
+    if record:
+        require_writable(snapshot.backend)
     return snapshot, settled(config, folder, record), folder
 
 

@@ -42,6 +42,7 @@ Kind = Literal[
     "bad-bytes",
     "lost-file",
     "no-space",
+    "no-permission",
     "no-memory",
     "worker-died",
     "unavailable",

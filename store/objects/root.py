@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,8 +14,14 @@ import msgspec
 from wsa.store.backends.base import Backend
 from wsa.store.backends.open import open_backend
 from wsa.store.common import hashing, names
-from wsa.store.common.atomic_files import TEMPORARY
-from wsa.store.common.errors import ConflictError, DamagedError, MissingError, UsageError
+from wsa.store.common.atomic_files import TEMPORARY, no_permission
+from wsa.store.common.errors import (
+    ConflictError,
+    DamagedError,
+    MissingError,
+    StorageError,
+    UsageError,
+)
 from wsa.store.format import records
 
 if TYPE_CHECKING:
@@ -131,6 +140,24 @@ def _damaged(backend: Backend) -> DamagedError:
         f"{backend.url}/{names.STORE_FILE} is damaged. If {backend.url} is a store of this "
         f"wsa, that file's whole content is {whole} and nothing else is lost: write that.",
     )
+
+
+def require_writable(backend: Backend) -> None:
+    """Try a file at the place, and look at folders that others made, before any work is done.
+
+    Raises:
+        StorageError: This user cannot add to the store.
+    """
+    path = f"{TEMPORARY}/{secrets.token_hex(8)}"
+    backend.put_new(path, b"")
+    backend.delete(path)
+    if "://" in backend.url:
+        return
+    root = Path(backend.url)
+    for folder in (root, *root.glob("*/"), *root.glob("games/*/"), *root.glob("games/*/*/")):
+        if not os.access(folder, os.W_OK | os.X_OK):
+            denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            raise StorageError("no-permission", no_permission(folder, denied))
 
 
 def open_snapshot(

@@ -48,8 +48,8 @@ class Disk:
 
         return call
 
-    def _write(self, path, data):
-        """As `publish._write`; of a file for which there is no room, half is written."""
+    def _write(self, path, data, root=None):
+        """As `atomic_files._write`; of a file for which there is no room, half is written."""
         self.take()
         with path.open("xb") as file:
             file.write(data[: len(data) // 2])
