@@ -75,7 +75,7 @@ def ours(models: int, depth: int, folder: Path) -> Any:
     filled = Table(folder, Noise(models))
     frames = np.arange(2000, dtype="<u8").view(np.uint8).reshape(2000, 1, 1, 8)[..., :3]
     filled.see(FrameHistory(1).push(frames, np.ones(2000, np.bool_), np.arange(2000)))
-    stage = EnvRunner(game, filled, depth, 1)
+    stage = EnvRunner([game], filled, depth, 1)
     keys = [f"model{i}" for i in range(models)]
     session = Session(stage, keys, [slice(0, filled.width)], settled=True)
     shapes = ((depth, WIDTH),) * models

@@ -70,7 +70,7 @@ class LiveEncoder:
         self.dtype: np.dtype[Any] = flat.embeddings.dtype
         self._encoders = list(encoders)
         # Elsewhere than on a CPU a thread only waits, for a GPU or for other machines.
-        local = all(isinstance(e, Encoder) and e.device.type == "cpu" for e in self._encoders)
+        local = all(encoder.in_parts for encoder in self._encoders)
         threads = threads or torch.get_num_threads()
         pool = EmbeddingPool(threads if local else max(threads, len(self._encoders)))
         shrunk = ShrunkFrames(self._encoders, flat.windows)

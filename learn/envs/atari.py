@@ -226,6 +226,11 @@ def make_env(game: str, stated: Protocol, num_envs: int) -> AtariVectorEnv:
     return env
 
 
+def group_sizes(num_envs: int, groups: int) -> list[int]:
+    """How many environments are in each of so many groups, as alike as can be, the larger first."""
+    return [len(range(i, num_envs, groups)) for i in range(groups)]
+
+
 def pictures(observations: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Drop the stack axis: (n, 1, H, W, 3) to (n, H, W, 3)."""
     assert observations.shape[1] == 1

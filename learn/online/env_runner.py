@@ -14,6 +14,8 @@ actions of the stretch at hand, and continuing plays them again.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +51,7 @@ def stretch_seed(seed: int, env: int, stretch: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What followed an action in each of n environments.
+    """What followed an action in each of n environments, all or a group.
 
     Attributes:
         rewards: (n,) float32, raw.
@@ -75,10 +77,13 @@ class Step:
 
 
 class EnvRunner:
-    """Environments being played.
+    """Environments being played, in one group or several.
+
+    While what one group has seen is embedded, another may be played: frames have rows of the table
+    at once, and whoever reads a row waits for it.
 
     Args:
-        env: From `atari.make_env`.
+        groups: Environments from `atari.make_env`, those of each group together.
         table: What the frames go into.
         depth: k, frames in a state.
         seed: Environment i begins with seed + i.
@@ -87,7 +92,8 @@ class EnvRunner:
 
     Attributes:
         table: As given.
-        num_envs: n.
+        num_envs: n, in all groups together.
+        groups: Which of them each group is.
         actions: Number of actions there are.
         stacks: (n, k) rows of the present states, oldest frame first.
         first: (n,) bool, whether each begins an episode.
@@ -95,15 +101,16 @@ class EnvRunner:
     """
 
     def __init__(
-        self, env: Any, table: Table, depth: int, seed: int, recording: Any = None
+        self, groups: Sequence[Any], table: Table, depth: int, seed: int, recording: Any = None
     ) -> None:
-        self._env = env
+        self._played = list(groups)
+        ends = list(itertools.accumulate((env.num_envs for env in groups), initial=0))
+        self.groups = [slice(*both) for both in itertools.pairwise(ends)]
         self.table = table
         self._seed = seed
         self._recording = recording
-        n = env.num_envs
-        self.num_envs: int = n
-        self.actions = int(env.single_action_space.n)
+        n = self.num_envs = int(ends[-1])
+        self.actions = int(groups[0].single_action_space.n)
         self.stacks = np.zeros((n, depth), np.int64)
         self.first = np.ones(n, np.bool_)
         self.steps = 0
@@ -118,73 +125,90 @@ class EnvRunner:
 
     def begin(self) -> None:
         """Begin the first episodes."""
-        observations, info = self._env.reset(seed=self._seed)
-        self._lives = np.array(info["lives"])
-        seen = self._recent.push(games.pictures(observations), self.first, self._envs)
-        self.stacks[:] = self.table.see(seen)[:, None]
-        if self._recording:
-            self._recording.begin(np.ones(self.num_envs, np.bool_), observations, self._lives)
+        for env, group in zip(self._played, self.groups, strict=True):
+            observations, info = env.reset(seed=self._seed + group.start)
+            self._lives[group] = info["lives"]
+            envs = self._envs[group]
+            seen = self._recent.push(games.pictures(observations), self.first[group], envs)
+            self.stacks[group] = self.table.see(seen)[:, None]
+            if self._recording:
+                all_of_them = np.ones(len(envs), np.bool_)
+                self._recording.begin(envs, all_of_them, observations, self._lives[group])
 
-    def step(self, actions: NDArray[np.int64]) -> Step:
-        """Take an action in each environment; `stacks` and `first` are then those that follow."""
-        observations, rewards, terminated, truncated, info = self._env.step(actions)
+    def step(self, actions: NDArray[np.int64], number: int = 0) -> Step:
+        """Take an action in each environment of a group; `stacks` and `first` then follow from them.
+
+        Args:
+            actions: One for each environment of the group.
+            number: Which group.
+        """
+        env, group = self._played[number], self.groups[number]
+        observations, rewards, terminated, truncated, info = env.step(actions)
         ended = terminated | truncated
-        for taken, action in zip(self._actions, actions, strict=True):
+        taken_before = self._actions[group]
+        for taken, action in zip(taken_before, actions, strict=True):
             taken.append(int(action))
-        self.steps += self.num_envs
-        self._returns += rewards
-        self._lengths += 1
-        episodes = [(float(self._returns[i]), int(self._lengths[i])) for i in np.flatnonzero(ended)]
-        self._returns[ended], self._lengths[ended] = 0, 0
-        self._ended += ended
+        self.steps += len(actions)
+        returns, lengths = self._returns[group], self._lengths[group]  # Views.
+        returns += rewards
+        lengths += 1
+        episodes = [(float(returns[i]), int(lengths[i])) for i in np.flatnonzero(ended)]
+        returns[ended], lengths[ended] = 0, 0
+        self._ended[group] += ended
         lives = np.array(info["lives"])
-        life_lost = ~ended & (lives < self._lives)
+        life_lost = ~ended & (lives < self._lives[group])
         final = info["final_obs"] if ended.any() else observations
-        fresh = ended & (np.array([len(taken) for taken in self._actions]) >= STRETCH)
+        fresh = ended & (np.array([len(taken) for taken in taken_before]) >= STRETCH)
         if fresh.any():
             final = final.copy()  # A reset may write where it stands.
-            observations, lives = self._stretch_anew(fresh)
-        self._lives = lives
-        everywhere = np.ones(self.num_envs, np.bool_)
-        self._show(everywhere, actions, rewards, terminated, truncated, final, observations, lives)
-        following = self._see(observations, final, ended)
+            observations, lives = self._stretch_anew(number, fresh)
+        self._lives[group] = lives
+        everywhere = np.ones(len(actions), np.bool_)
+        self._show(
+            group, everywhere, actions, rewards, terminated, truncated, final, observations, lives
+        )
+        following = self._see(group, observations, final, ended)
         return Step(
             rewards.astype(np.float32), terminated, truncated, life_lost, following, episodes
         )
 
     def _see(
         self,
+        group: slice,
         observations: NDArray[np.uint8],
         final: NDArray[np.uint8],
         ended: NDArray[np.bool_],
     ) -> NDArray[np.int64]:
-        """Push the newest frames, one batch for all; returns the states that followed, (n, k)."""
-        n = self.num_envs
+        """Push a group's newest frames; returns the states that followed, (n, k)."""
+        envs = self._envs[group]
         # A game's last frame too: what is recorded needs it, and plays no other way. Before the
         # next game's first one, which no window reaches beyond.
         last_seen = self._recent.push(
-            games.pictures(final)[ended], np.zeros(ended.sum(), np.bool_), self._envs[ended]
+            games.pictures(final)[ended], np.zeros(ended.sum(), np.bool_), envs[ended]
         )
-        seen = self._recent.push(games.pictures(observations), ended, self._envs)
+        seen = self._recent.push(games.pictures(observations), ended, envs)
         rows = self.table.see(seen + last_seen)
-        newest, last = rows[:n], rows[:n].copy()
-        last[ended] = rows[n:]
-        following = np.concatenate([self.stacks[:, 1:], last[:, None]], axis=1)
-        self.stacks = following.copy()
-        self.stacks[ended] = newest[ended, None]
-        self.first = ended.copy()
+        newest, last = rows[: len(envs)], rows[: len(envs)].copy()
+        last[ended] = rows[len(envs) :]
+        following = np.concatenate([self.stacks[group, 1:], last[:, None]], axis=1)
+        # Others, not the same ones changed: learners keep the states that they acted in.
+        self.stacks, self.first = self.stacks.copy(), self.first.copy()
+        self.stacks[group] = np.where(ended[:, None], newest[:, None], following)
+        self.first[group] = ended
         return following
 
     def _stretch_anew(
-        self, fresh: NDArray[np.bool_]
+        self, number: int, fresh: NDArray[np.bool_]
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Begin another stretch where `fresh`; observations and lives of all."""
-        self._stretch[fresh] += 1
-        self._ended_before[fresh] = self._ended[fresh]
-        for i in np.flatnonzero(fresh):
+        """Begin another stretch where `fresh` in a group; observations and lives of all of it."""
+        group = self.groups[number]
+        envs = self._envs[group][fresh]
+        self._stretch[envs] += 1
+        self._ended_before[envs] = self._ended[envs]
+        for i in envs:
             self._actions[i] = []
-        seeds = np.array([self._seed_of(int(i)) for i in np.flatnonzero(fresh)])
-        observations, info = self._env.reset(seed=seeds, options={"reset_mask": fresh})
+        seeds = np.array([self._seed_of(int(i)) for i in envs])
+        observations, info = self._played[number].reset(seed=seeds, options={"reset_mask": fresh})
         return observations, np.array(info["lives"])
 
     def _seed_of(self, env: int) -> int:
@@ -226,36 +250,13 @@ class EnvRunner:
         ]
         if self._recording:
             self._recording.rewind(self.steps // self.num_envs, counts, self._ended_before)
-        # All end together: each begins once as many steps are left as it has played.
-        longest = int(counts.max(initial=0))
-        returns = np.zeros(self.num_envs)
-        observations, info = self._env.reset(seed=self._seed)
-        for t in range(longest + 1):
-            begins = counts == longest - t
-            if begins.any():
-                seeds = np.array([self._seed_of(int(i)) for i in np.flatnonzero(begins)])
-                observations, info = self._env.reset(seed=seeds, options={"reset_mask": begins})
-                returns[begins] = 0
-                self._recall(begins, begins, observations, longest - t)
-                if self._recording:
-                    self._recording.begin(begins, observations, info["lives"])
-            if t == longest:
-                break
-            at = counts - (longest - t)
-            actions = np.array(
-                [taken[i] if i >= 0 else 0 for taken, i in zip(self._actions, at, strict=True)]
-            )
-            observations, rewards, terminated, truncated, info = self._env.step(actions)
-            ended = terminated | truncated
-            returns += rewards
-            returns[ended] = 0
-            self._recall(at >= 0, ended, observations, longest - t - 1)
-            final = info["final_obs"] if ended.any() else observations
-            self._show(
-                at >= 0, actions, rewards, terminated, truncated, final, observations, info["lives"]
-            )
-        self._lives = np.array(info["lives"])
-        if (self._lives != state["lives"]).any() or (returns != self._returns).any():
+        returns = [
+            self._play_again(env, group, counts[group])
+            for env, group in zip(self._played, self.groups, strict=True)
+        ]
+        if (self._lives != state["lives"]).any() or (
+            np.concatenate(returns) != self._returns
+        ).any():
             raise ConflictError(
                 "model-drift",
                 "The emulator does not play here as it did when this run was stopped, so the run "
@@ -263,8 +264,45 @@ class EnvRunner:
                 "begin another run; with --init it takes over this one's weights.",
             )
 
+    def _play_again(self, env: Any, group: slice, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Play the stretches at hand of a group again, `counts` actions each; returns by now."""
+        envs = self._envs[group]
+        # All end together: each begins once as many steps are left as it has played.
+        longest = int(counts.max(initial=0))
+        returns = np.zeros(len(envs))
+        observations, info = env.reset(seed=self._seed + group.start)
+        for t in range(longest + 1):
+            begins = counts == longest - t
+            if begins.any():
+                seeds = np.array([self._seed_of(int(i)) for i in envs[begins]])
+                observations, info = env.reset(seed=seeds, options={"reset_mask": begins})
+                returns[begins] = 0
+                self._recall(envs, begins, begins, observations, longest - t)
+                if self._recording:
+                    self._recording.begin(envs, begins, observations, info["lives"])
+            if t == longest:
+                break
+            at = counts - (longest - t)
+            taken_before = self._actions[group]
+            actions = np.array(
+                [taken[i] if i >= 0 else 0 for taken, i in zip(taken_before, at, strict=True)]
+            )
+            observations, rewards, terminated, truncated, info = env.step(actions)
+            ended = terminated | truncated
+            returns += rewards
+            returns[ended] = 0
+            self._recall(envs, at >= 0, ended, observations, longest - t - 1)
+            final = info["final_obs"] if ended.any() else observations
+            self._show(
+                group, at >= 0, actions, rewards, terminated, truncated, final, observations,
+                info["lives"],
+            )  # fmt: skip
+        self._lives[group] = info["lives"]
+        return returns
+
     def _recall(
         self,
+        envs: NDArray[np.int64],
         which: NDArray[np.bool_],
         first: NDArray[np.bool_],
         observations: NDArray[np.uint8],
@@ -273,10 +311,11 @@ class EnvRunner:
         """Take what some environments show again, if windows reach back to it from `left` steps on."""
         if left < self.table.longest:
             frames = games.pictures(observations)[which]
-            self._recent.push(frames, first[which], self._envs[which])
+            self._recent.push(frames, first[which], envs[which])
 
     def _show(
         self,
+        group: slice,
         which: NDArray[np.bool_],
         actions: NDArray[np.int64],
         rewards: NDArray[Any],
@@ -286,11 +325,12 @@ class EnvRunner:
         observations: NDArray[np.uint8],
         lives: NDArray[Any],
     ) -> None:
-        """Record a step of some environments, if anything does."""
+        """Record a step of some environments of a group, if anything does."""
         if not self._recording:
             return
+        envs = self._envs[group]
         ended = terminated | truncated
         last = np.where(ended[:, None, None, None, None], final, observations)
         left = np.where(ended, 0, lives)
-        self._recording.step(which, actions, rewards, terminated, truncated, last, left)
-        self._recording.begin(which & ended, observations, lives)
+        self._recording.step(envs, which, actions, rewards, terminated, truncated, last, left)
+        self._recording.begin(envs, which & ended, observations, lives)

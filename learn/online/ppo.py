@@ -4,6 +4,9 @@ Schulman et al., 2017 (arXiv 1707.06347), with generalised advantage estimation 
 2016, arXiv 1506.02438). A rollout holds row numbers of the run's table, not embeddings or pixels,
 so its epochs cost no pass: each distinct frame goes through a model at most once.
 
+Environments are played in groups, one after the other: while what one has shown is embedded, the
+other acts and its emulators run.
+
 What differs from CleanRL: a truncated episode is bootstrapped from its true last frame; and the
 first rollout, played by a policy that is still all but uniform, only settles what embeddings are
 normalised with, unless --init has settled it. What the store holds changes what a run costs, and
@@ -127,39 +130,50 @@ def play(
     first, logprobs, values, rewards, terminated, ended, following = torch.zeros(7, *shape).unbind()
     actions = torch.zeros(shape, dtype=torch.int64)
     stacks = np.zeros((*shape, runner.stacks.shape[1]), np.int64)
-    begin = memory
+    # What each group of environments carries.
+    carried = [memory and (memory[0][:, group], memory[1][:, group]) for group in runner.groups]
     for t in range(config.num_steps):
         stacks[t], first[t] = runner.stacks, torch.from_numpy(runner.first)
-        logits, value, _, memory = forward(
-            network, table.gather(stacks[t]), first[t], memory, device
-        )
-        # On the CPU: torch's generator there is saved with the run.
-        chances = logits.cpu().log_softmax(dim=1)
-        actions[t] = torch.multinomial(chances.exp(), 1).squeeze(1)
-        logprobs[t] = chances.gather(1, actions[t][:, None]).squeeze(1)
-        values[t] = value
-        if t:
-            following[t - 1] = torch.where(ended[t - 1] > 0, following[t - 1], values[t])
-        step = runner.step(actions[t].numpy())
-        rewards[t] = torch.from_numpy(step.rewards)
-        dead = step.terminated | (step.life_lost if config.terminal_on_life_loss else False)
-        terminated[t] = torch.from_numpy(dead)
-        ended[t] = torch.from_numpy(dead | step.truncated)
-        if step.truncated.any():
-            last = forward(
-                network, table.gather(step.final), torch.zeros(len(dead)), memory, device
+        for number, group in enumerate(runner.groups):
+            # What this group showed last is waited for here; the other's is embedded meanwhile.
+            logits, value, _, carried[number] = forward(
+                network, table.gather(stacks[t, group]), first[t, group], carried[number], device
             )
-            following[t] = last[1].cpu()
-        session.log_episodes(metrics, step)
-    last = forward(
-        network, table.gather(runner.stacks), torch.from_numpy(runner.first).float(), memory, device
-    )
-    following[-1] = torch.where(ended[-1] > 0, following[-1], last[1].cpu())
+            # On the CPU: torch's generator there is saved with the run.
+            chances = logits.cpu().log_softmax(dim=1)
+            chosen = torch.multinomial(chances.exp(), 1)
+            actions[t, group] = chosen.squeeze(1)
+            logprobs[t, group] = chances.gather(1, chosen).squeeze(1)
+            values[t, group] = value.cpu()
+            if t:
+                following[t - 1, group] = torch.where(
+                    ended[t - 1, group] > 0, following[t - 1, group], values[t, group]
+                )
+            step = runner.step(actions[t, group].numpy(), number)
+            rewards[t, group] = torch.from_numpy(step.rewards)
+            dead = step.terminated | (step.life_lost if config.terminal_on_life_loss else False)
+            terminated[t, group] = torch.from_numpy(dead).float()
+            ended[t, group] = torch.from_numpy(dead | step.truncated).float()
+            if step.truncated.any():
+                final, going_on = table.gather(step.final), torch.zeros(len(dead))
+                last = forward(network, final, going_on, carried[number], device)
+                following[t, group] = last[1].cpu()
+            session.log_episodes(metrics, step)
+    for number, group in enumerate(runner.groups):
+        now, begins = table.gather(runner.stacks[group]), torch.from_numpy(runner.first[group])
+        last = forward(network, now, begins.float(), carried[number], device)
+        following[-1, group] = torch.where(
+            ended[-1, group] > 0, following[-1, group], last[1].cpu()
+        )
     if config.clip_rewards:
         rewards = rewards.sign()
-    return Rollout(
-        stacks, first, actions, logprobs, values, rewards, terminated, ended, following, begin
-    ), memory
+    rollout = Rollout(
+        stacks, first, actions, logprobs, values, rewards, terminated, ended, following, memory
+    )
+    if memory is None:
+        return rollout, None
+    hidden, cell = zip(*(of_group for of_group in carried if of_group), strict=True)
+    return rollout, (torch.cat(hidden, dim=1), torch.cat(cell, dim=1))
 
 
 def forward(

@@ -136,16 +136,22 @@ class Recording:
         ]
 
     def begin(
-        self, which: NDArray[np.bool_], observations: NDArray[np.uint8], lives: NDArray[Any]
+        self,
+        envs: NDArray[np.int64],
+        which: NDArray[np.bool_],
+        observations: NDArray[np.uint8],
+        lives: NDArray[Any],
     ) -> None:
-        """Take the first frames of episodes."""
-        wanted = which & [recorder.wants(recorder.played) for recorder in self._recorders]
+        """Take the first frames of episodes, of environments `envs` where `which` says."""
+        recorders = [self._recorders[env] for env in envs]
+        wanted = which & [recorder.wants(recorder.played) for recorder in recorders]
         screens = self._colours.screens(observations, wanted)
         for i in np.flatnonzero(which):
-            self._recorders[i].begin(screens[i], int(lives[i]))
+            recorders[i].begin(screens[i], int(lives[i]))
 
     def step(
         self,
+        envs: NDArray[np.int64],
         which: NDArray[np.bool_],
         actions: NDArray[np.int64],
         rewards: NDArray[Any],
@@ -154,13 +160,14 @@ class Recording:
         observations: NDArray[np.uint8],
         lives: NDArray[Any],
     ) -> None:
-        """Take a step of some environments, and the true frames that followed."""
-        wanted = which & [recorder.wants(recorder.played + 1) for recorder in self._recorders]
+        """Take a step of environments `envs`, where `which` says, and the true frames that followed."""
+        recorders = [self._recorders[env] for env in envs]
+        wanted = which & [recorder.wants(recorder.played + 1) for recorder in recorders]
         screens = self._colours.screens(observations, wanted)
         for i in np.flatnonzero(which):
-            recorder = self._recorders[i]
+            recorder = recorders[i]
             if recorder.full:  # Once its last frame has been through the table.
-                self._writer.write(int(i), recorder.take())
+                self._writer.write(int(envs[i]), recorder.take())
             recorder.step(
                 int(actions[i]), float(rewards[i]), bool(terminated[i]), bool(truncated[i]),
                 screens[i], int(lives[i]),

@@ -110,12 +110,15 @@ class OnlineRun(RunConfig, frozen=True, tag_field="kind", tag="online"):
         parameters: Of the end-to-end network, about; 0 for CleanRL's. Of other networks, 0.
         record: 12 hex digits that name what it plays in the store; "" if that is not kept.
         windows: Frames that each of `inputs` looks at; not written where each looks at one.
+        env_groups: Groups of environments that are played in turn; 1 in runs of before there were
+            any, which so are played on as they were.
     """
 
     hyperparameters: AnyOnline
     shapes: tuple[tuple[int, ...], ...]
     parameters: int
     record: str = ""
+    env_groups: int = 1
     windows: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET
 
     unit: ClassVar[str] = "steps"

@@ -70,7 +70,9 @@ def settled(config: OfflineRun | OnlineRun, folder: Path, record: bool) -> Offli
         return config
     before = read_config(folder) if (folder / FILE).exists() else None
     if isinstance(before, OnlineRun):
-        config = msgspec.structs.replace(config, segments=before.segments)
+        config = msgspec.structs.replace(
+            config, segments=before.segments, env_groups=before.env_groups
+        )
         if record and before.record:
             return msgspec.structs.replace(config, record=before.record)
     if record:

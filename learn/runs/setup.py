@@ -12,7 +12,12 @@ from wsa.encode.configs import weights_files
 from wsa.encode.models.paper import load
 from wsa.encode.models.registry import DEFAULT, Request, for_games, parse_request
 from wsa.encode.registration.select import choose_models, stored_name
-from wsa.learn.configs.algorithms import EvaluationConfig, OfflineConfig, OnlineConfig
+from wsa.learn.configs.algorithms import (
+    EvaluationConfig,
+    OfflineConfig,
+    OnlineConfig,
+    PPOConfig,
+)
 from wsa.learn.configs.fusions import PIXELS
 from wsa.learn.configs.learn import OnlineLiveOptions, PlayOptions, RunRequest, check_combination
 from wsa.learn.configs.network import NetworkConfig
@@ -396,6 +401,7 @@ def make_online(
         hyperparameters=hyperparameters.settled(),
         evaluation=evaluation or EvaluationConfig(),
         init=init,
+        env_groups=groups_of(hyperparameters) if models else 1,
     )
     if config.end_to_end and (config.inputs or config.mixes_stored):
         raise UsageError(
@@ -425,6 +431,14 @@ def make_online(
         if init:
             warm_start(config, network_made)
     return config
+
+
+def groups_of(hyperparameters: OnlineConfig) -> int:
+    """Groups of environments that are played in turn, so that one is embedded while the other plays.
+
+    PPO alone needs them: DQN's updates go on while its newest frames are embedded.
+    """
+    return min(2, hyperparameters.num_envs) if isinstance(hyperparameters, PPOConfig) else 1
 
 
 def _to_mix_in(

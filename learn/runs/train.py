@@ -12,6 +12,7 @@ import torch
 
 from wsa.learn.data.transitions import moments
 from wsa.learn.envs import atari
+from wsa.learn.envs.atari import group_sizes
 from wsa.learn.evaluation.periodic import REMEMBERED, PeriodicEvaluation
 from wsa.learn.offline.trainer import Trained, train_offline
 from wsa.learn.online.embedding_table import Table
@@ -167,15 +168,16 @@ def train_playing(
         # Else over what is played: a run must not depend on what others have left in the store.
         network.torso.set_moments(*moments(flat))
     with contextlib.ExitStack() as stack:
-        env = stack.enter_context(
-            contextlib.closing(atari.make_env(config.game, config.protocol, learner.num_envs))
-        )
+        groups = [
+            stack.enter_context(contextlib.closing(atari.make_env(config.game, config.protocol, n)))
+            for n in group_sizes(learner.num_envs, config.env_groups)
+        ]
         stack.enter_context(locked(folder))
         table = Table(folder / "table", embedder)
         recording = None
         if config.record:
             recording = stack.enter_context(contextlib.closing(_record(config, table, embedder)))
-        runner = EnvRunner(env, table, config.network.frame_stack, config.seed, recording)
+        runner = EnvRunner(groups, table, config.network.frame_stack, config.seed, recording)
         standard = not config.end_to_end and config.network.normalize == "standard"
         session = Session(
             runner,

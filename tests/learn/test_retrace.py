@@ -156,7 +156,7 @@ def test_stretches_of_an_online_run_are_played_again(
         seed=5, run="ab" * 6, num_envs=2, steps=110,
     )  # fmt: skip
     env = games.make_env("Breakout", stated, 2)
-    played = EnvRunner(env, table, 4, 5, recording)
+    played = EnvRunner([env], table, 4, 5, recording)
     generator = np.random.default_rng(0)
     played.begin()
     for _ in range(110):

@@ -48,7 +48,7 @@ class Run:
         self.config, self.folder = config, folder
         self.encoder = walk.Counting()
         self.table = Table(folder / "table", self.encoder)
-        self.stage = EnvRunner(walk.Walk(config.num_envs), self.table, 2, seed=3)
+        self.stage = EnvRunner([walk.Walk(config.num_envs)], self.table, 2, seed=3)
         columns = [slice(0, walk.states)]
         self.session = Session(self.stage, ["model"], columns, settled=False, seed=5)
         self.network = QNetwork(Inputs(((2, walk.states),)), 3, NETWORK)
@@ -119,7 +119,7 @@ def played(
     """Random play in a replay, and the same as plain lists: (state, action, reward, dead, ended, next)."""
     table = Table(folder / "table", walk.Counting())
     env = walk.Walk(2)
-    stage = EnvRunner(env, table, 3, seed=1)
+    stage = EnvRunner([env], table, 3, seed=1)
     stage.begin()
     replay = Replay(folder, table, 2, steps, 3, 10_000, **details)
     told: list[Any] = []

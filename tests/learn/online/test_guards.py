@@ -50,7 +50,7 @@ def make(
     """A session on the walk, and a network for it."""
     torch.manual_seed(seed)
     table = Table(folder / "table", walk.Counting())
-    stage = EnvRunner(walk.Walk(config.num_envs), table, 2, seed=10 * seed)
+    stage = EnvRunner([walk.Walk(config.num_envs)], table, 2, seed=10 * seed)
     session = Session(
         stage, ["model"], [slice(0, walk.states)], settled=False, seed=seed, compiled=compiled
     )
@@ -74,7 +74,7 @@ def test_every_step_is_a_transition_and_no_reset_is_one(
 ) -> None:
     """Steps played are the lengths of the episodes, and of those that go on."""
     env = walk.Walk(3)
-    stage = EnvRunner(env, Table(tmp_path, walk.Counting()), 2, seed=1)
+    stage = EnvRunner([env], Table(tmp_path, walk.Counting()), 2, seed=1)
     stage.begin()
     generator = np.random.default_rng(0)
     ended: list[tuple[float, int]] = []
@@ -94,7 +94,7 @@ def test_recording_changes_nothing_of_a_run(walk: SimpleNamespace, tmp_path: Pat
 
     seen = []
     for name, audience in (("alone", None), ("watched", Audience())):
-        stage = EnvRunner(walk.Walk(3), Table(tmp_path / name, walk.Counting()), 2, 1, audience)
+        stage = EnvRunner([walk.Walk(3)], Table(tmp_path / name, walk.Counting()), 2, 1, audience)
         stage.begin()
         generator = np.random.default_rng(0)
         steps = [stage.step(generator.integers(3, size=3)) for _ in range(40)]
@@ -255,7 +255,7 @@ def test_an_emulator_is_played_to_where_it_stood(
 
     def begin(name: str) -> EnvRunner:
         env = games.make_env("Breakout", protocol, 2)
-        return EnvRunner(env, Table(tmp_path / name, encoder), 2, seed=4)
+        return EnvRunner([env], Table(tmp_path / name, encoder), 2, seed=4)
 
     def play(stage: EnvRunner, generator: np.random.Generator, steps: int) -> list[Any]:
         told = []

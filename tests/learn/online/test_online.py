@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -333,6 +334,62 @@ def test_what_ran_the_models_is_recorded(here: Path) -> None:
         train_playing(folder, config, "cpu", engine=engine)
         snapshot = take_snapshot(open_store(str(here / "store")))
         assert {m.engine for m in snapshot.embeddings("Breakout")} == {"openvino"}  # The first.
+
+
+WINDOWED = (MODEL, "ae:random", "vos:random")
+
+
+def test_a_run_is_the_same_with_any_number_of_threads(here: Path, read_metrics: Any) -> None:
+    """Of models of several windows, in two groups of environments; and one is begun where it died."""
+    changes = {**PPO, "models": WINDOWED, "output": None, "save_frequency": 32}
+    config, folder = configure(options(here / "store", here / "1", **changes), "cpu")
+    assert config.env_groups == 2
+    networks = []
+    for threads in (1, 2, 3):
+        folder = here / str(threads)
+        begin(folder, config)
+        played = train_playing(folder, config, "cpu", threads=threads)
+        networks.append(played.network.state_dict())
+        assert read_metrics(folder) == read_metrics(here / "1")
+        assert played.passes == read_metrics(folder)[-1]["cache/backbone_passes"] > 0
+    for name, tensor in networks[0].items():
+        assert all(torch.equal(tensor, other[name]) for other in networks[1:]), name
+
+
+def test_a_run_whose_engine_dies_can_be_resumed(
+    here: Path, read_metrics: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {**PPO, "save_frequency": 32}
+    train(here / "store", here / "whole", **changes)
+    config, folder = configure(options(here / "store", here / "run", **changes), "cpu")
+    begin(folder, config)
+    real, left = Encoder.__call__, [60]
+
+    def die(self: Encoder, frames: Any) -> Any:
+        left[0] -= len(frames)
+        if left[0] < 0:
+            raise RuntimeError("the library crashed")
+        return real(self, frames)
+
+    monkeypatch.setattr(Encoder, "__call__", die)
+    with pytest.raises(ConflictError, match=r"torch failed in the middle of play .* --resume RUN"):
+        train_playing(folder, config, "cpu", threads=2)
+    monkeypatch.undo()
+    assert checkpoint.all_of(folder / "checkpoints")
+    train_playing(folder, config, "cpu", threads=2)
+    assert read_metrics(folder) == read_metrics(here / "whole")
+
+
+def test_a_run_of_before_there_were_groups_plays_on_in_one(here: Path) -> None:
+    config, folder = configure(options(here / "store", here / "run", **PPO), "cpu")
+    begin(folder, msgspec.structs.replace(config, env_groups=1))
+    older = json.loads((folder / "config.json").read_text())
+    del older["env_groups"]
+    (folder / "config.json").write_text(json.dumps(older))
+    again, _ = configure(options(here / "store", folder, **PPO), "cpu")
+    assert config.env_groups == 2 and again.env_groups == 1
+    begin(folder, again)  # It is that run.
+    assert train_playing(folder, again, "cpu").steps == 96
 
 
 def test_the_same_command_goes_on_though_the_store_has_grown(here: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from wsa.learn.configs.algorithms import PPOConfig
 from wsa.learn.configs.fusions import FusionConfig, make_fusion_config
 from wsa.learn.configs.network import NetworkConfig
+from wsa.learn.envs.atari import group_sizes
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import ActorCritic, Torso
 from wsa.learn.networks.recurrent import RecurrentActorCritic
@@ -36,12 +37,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 class Run:
     """A run of PPO on the walk."""
 
-    def __init__(self, walk: SimpleNamespace, folder: Path, config: PPOConfig = SMALL) -> None:
+    def __init__(
+        self, walk: SimpleNamespace, folder: Path, config: PPOConfig = SMALL, groups: int = 1
+    ) -> None:
         torch.manual_seed(1)
         self.config, self.folder = config, folder
         self.encoder = walk.Counting()
         self.table = Table(folder / "table", self.encoder)
-        self.stage = EnvRunner(walk.Walk(config.num_envs), self.table, 2, seed=3)
+        played = [walk.Walk(n) for n in group_sizes(config.num_envs, groups)]
+        self.stage = EnvRunner(played, self.table, 2, seed=3)
         self.session = Session(self.stage, ["model"], [slice(0, walk.states)], settled=False)
         self.network: Any = ActorCritic(Inputs(((2, walk.states),)), 3, NETWORK)
         if config.recurrent:
@@ -64,30 +68,31 @@ def stop_at(step: int) -> Any:
 @pytest.mark.parametrize(
     "killed_at", [(320,), pytest.param((64, 192, 704), marks=pytest.mark.slow)]
 )
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_a_killed_run_continues_as_if_nothing_had_happened(
     walk: SimpleNamespace, tmp_path: Path, read_metrics: Any, recurrent: bool,
-    killed_at: tuple[int, ...], monkeypatch: pytest.MonkeyPatch,
+    groups: int, killed_at: tuple[int, ...], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(
         "wsa.learn.online.env_runner.STRETCH", 20
     )  # Several stretches in each environment.
     config = msgspec.structs.replace(SMALL, recurrent=recurrent)
-    whole = Run(walk, tmp_path / "whole", config)
+    whole = Run(walk, tmp_path / "whole", config, groups)
     whole.train()
     wanted = read_metrics(tmp_path / "whole")
     for step in killed_at:
         folder = tmp_path / str(step)
         with pytest.raises(RuntimeError, match="killed"):
-            Run(walk, folder, config).train(stop_at(step))
-        run = Run(walk, folder, config)
+            Run(walk, folder, config, groups).train(stop_at(step))
+        run = Run(walk, folder, config, groups)
         if step > SMALL.save_frequency:
             torch.manual_seed(99)  # What a process begins with matters to none that continues.
         run.train()
         assert read_metrics(folder) == wanted
         for name, tensor in whole.network.state_dict().items():
             assert torch.equal(tensor, run.network.state_dict()[name]), name
-    assert Run(walk, tmp_path / "whole", config).train().steps == 0
+    assert Run(walk, tmp_path / "whole", config, groups).train().steps == 0
 
 
 @pytest.mark.parametrize("recurrent", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -132,7 +137,7 @@ def test_what_follows_is_the_true_next_state(
     """Truncation bootstraps from the last frame, never from the reset one; an end from nothing."""
     config = msgspec.structs.replace(SMALL, num_steps=60, terminal_on_life_loss=life_loss)
     run = Run(walk, tmp_path, config)
-    env = run.stage._env
+    (env,) = run.stage._played
     shown: list[Any] = []
     real = env.step
 
@@ -175,10 +180,36 @@ def test_what_follows_is_the_true_next_state(
             assert found[t, i].item() == pytest.approx(later, abs=1e-4)
 
 
+def test_groups_play_what_they_would_together(walk: SimpleNamespace, tmp_path: Path) -> None:
+    """An environment's play depends on its number alone, and a frame is embedded once for all."""
+    apart, together = (
+        EnvRunner(played, Table(tmp_path / str(len(played)), walk.Counting()), 3, seed=1)
+        for played in ([walk.Walk(2), walk.Walk(1)], [walk.Walk(3)])
+    )
+    assert apart.groups == [slice(0, 2), slice(2, 3)] and apart.num_envs == 3
+    apart.begin()
+    together.begin()
+    generator = np.random.default_rng(0)
+    for _ in range(60):
+        actions = generator.integers(3, size=3)
+        whole = together.step(actions)
+        parts = [apart.step(actions[group], i) for i, group in enumerate(apart.groups)]
+        for name in ("rewards", "terminated", "truncated", "life_lost"):
+            found = np.concatenate([getattr(part, name) for part in parts])
+            np.testing.assert_array_equal(found, getattr(whole, name))
+        assert sorted(e for part in parts for e in part.episodes) == sorted(whole.episodes)
+        final = apart.table.gather(np.concatenate([part.final for part in parts]))
+        assert torch.equal(final, together.table.gather(whole.final))
+        assert torch.equal(apart.table.gather(apart.stacks), together.table.gather(together.stacks))
+        np.testing.assert_array_equal(apart.first, together.first)
+    assert apart.steps == together.steps == 180
+    assert apart.table.passes == together.table.passes == walk.states
+
+
 def test_stacks_do_not_reach_over_an_episodes_border(walk: SimpleNamespace, tmp_path: Path) -> None:
     table = Table(tmp_path, walk.Counting())
     env = walk.Walk(3)
-    stage = EnvRunner(env, table, 4, seed=1)
+    stage = EnvRunner([env], table, 4, seed=1)
     stage.begin()
     history = [[int(env.state[i])] for i in range(3)]
     generator = np.random.default_rng(0)

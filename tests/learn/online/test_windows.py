@@ -78,7 +78,7 @@ def test_no_window_reaches_over_an_episodes_border(
     encoder = walk.Counting(windows)
     table = Table(tmp_path, encoder)
     env = walk.Walk(3)
-    stage = EnvRunner(env, table, 3, seed=1)
+    stage = EnvRunner([env], table, 3, seed=1)
     stage.begin()
     history = [[int(state)] for state in env.state]
     shown: dict[int, set[tuple[int, ...]]] = {window: set() for window in windows}
@@ -116,7 +116,7 @@ def test_a_part_that_was_damaged_is_noticed(
 ) -> None:
     monkeypatch.setattr("wsa.learn.online.digest_table.GROWTH", 16)
     table = Table(tmp_path / "whole", walk.Counting(WINDOWS))
-    stage = EnvRunner(walk.Walk(2), table, 2, seed=1)
+    stage = EnvRunner([walk.Walk(2)], table, 2, seed=1)
     stage.begin()
     for _ in range(20):
         stage.step(np.array([0, 1]))
@@ -155,7 +155,7 @@ def train(walk: SimpleNamespace, folder: Path, config: Any) -> Any:
     torch.manual_seed(1)
     encoder = walk.Counting(WINDOWS)
     table = Table(folder / "table", encoder)
-    stage = EnvRunner(walk.Walk(config.num_envs), table, 2, seed=3)
+    stage = EnvRunner([walk.Walk(config.num_envs)], table, 2, seed=3)
     places = [encoder.lookups[window].places[0] for window in WINDOWS]
     session = Session(stage, ["four", "one", "two"], places, settled=False, seed=5)
     inputs = Inputs(((1, 4), (2, walk.states), (1, 2)))
