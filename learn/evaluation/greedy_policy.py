@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -58,8 +59,19 @@ class GreedyPolicy:
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Value and choose (n,) actions."""
-        stacks = self._stacks.see(frames, first, envs).to(self._network.device)
-        each = zip(stacks, first, envs, strict=True)
+        return self.begin(frames, first, envs)()
+
+    def begin(
+        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> Callable[[], NDArray[np.int64]]:
+        """Begin to embed what is seen; what comes back waits for it, and gives (n,) actions."""
+        stacks = self._stacks.begin(frames, first, envs)
+        return lambda: self._act(stacks(), first, envs)
+
+    def _act(
+        self, stacks: Tensor, first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        each = zip(stacks.to(self._network.device), first, envs, strict=True)
         found = [self._value(stack[None], bool(begins), int(env)) for stack, begins, env in each]
         weights = [one for _, one in found if one is not None]
         self.weights = np.stack(weights) if weights else None
@@ -112,7 +124,13 @@ class LiveStacks:
     def see(
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> Tensor:
-        """Take the newest frames of some environments.
+        """`begin`, and wait."""
+        return self.begin(frames, first, envs)()
+
+    def begin(
+        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> Callable[[], Tensor]:
+        """Take the newest frames of some environments, and begin to embed them.
 
         Args:
             frames: (n, H, W, 3) uint8 RGB.
@@ -120,9 +138,15 @@ class LiveStacks:
             envs: (n,) which environments they are of.
 
         Returns:
-            (n, k, width), oldest first, the first frame of an episode repeated before it.
+            What waits for them, and gives the states (n, k, width), oldest first, the first frame of
+            an episode repeated before it. It must be called before these environments' next frames.
         """
-        newest = self._encoder(frames, first, envs)
+        embedding = self._encoder.embed_later(frames, first, envs)
+        return lambda: self._push(embedding.result(), first, envs)
+
+    def _push(
+        self, newest: NDArray[Any], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> Tensor:
         stacks = self._stacks[envs]
         stacks[:, :-1] = stacks[:, 1:]
         stacks[:, -1] = newest

@@ -8,13 +8,15 @@ are not episodes.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,52 +117,118 @@ def play(
     if episodes < 1 or num_envs < 1:
         raise UsageError("bad-option", "--episodes and --num-envs must be at least 1.")
     count = min(num_envs, episodes)
-    share = np.array([len(range(i, episodes, count)) for i in range(count)])
-    finished: list[list[Episode]] = [[] for _ in range(count)]
-    returns, lengths = np.zeros(count), np.zeros(count, np.int64)
-    first = np.ones(count, np.bool_)
-    total = 0
-    env = games.make_env(game, protocol, count)
-    try:
-        observations, _ = env.reset(seed=seed)
-        while (
-            playing := np.flatnonzero([len(f) < s for f, s in zip(finished, share, strict=True)])
-        ).size:
-            frames = games.pictures(observations)
-            actions = np.zeros(count, np.int64)
-            actions[playing] = policy(frames[playing], first[playing], playing)
-            observations, rewards, terminated, truncated, _ = env.step(actions)
-            first = terminated | truncated
-            moment = Moment(
-                frames=frames[playing],
-                envs=playing,
-                episodes=np.array([len(finished[i]) for i in playing]),
-                steps=lengths[playing],
-                actions=actions[playing],
-                rewards=rewards[playing].astype(np.float64),
-                ended=first[playing],
+    # While what one group has seen is embedded, the other is played.
+    sizes = games.group_sizes(count, min(2, count) if isinstance(policy, Embedding) else 1)
+    ends = [0, *itertools.accumulate(sizes)]
+    shares = [len(range(i, episodes, count)) for i in range(count)]
+    with contextlib.ExitStack() as stack:
+        groups = []
+        for begin, end in itertools.pairwise(ends):
+            env = stack.enter_context(
+                contextlib.closing(games.make_env(game, protocol, end - begin))
             )
-            for watcher in watchers:
-                watcher.see(moment)
-            returns += rewards
-            lengths += 1
-            total += len(playing)
-            for i in np.flatnonzero(first):
-                if len(finished[i]) < share[i]:
-                    finished[i].append(
-                        Episode(
-                            env=int(i),
-                            seed=seed + int(i),
-                            returned=float(returns[i]),
-                            steps=int(lengths[i]),
-                            truncated=bool(truncated[i]),
-                        )
+            groups.append(_Group(env, begin, shares[begin:end], policy, seed))
+        total = 0
+        while any(group.playing for group in groups):
+            for group in groups:
+                if group.playing:
+                    moment = group.step()
+                    total += len(moment.envs)
+                    for watcher in watchers:
+                        watcher.see(moment)
+                    on_step(total, sum(len(group.finished) for group in groups))
+    played = [episode for group in groups for episode in group.finished]
+    return sorted(played, key=lambda episode: episode.env)  # Each one's in the order played.
+
+
+@runtime_checkable
+class Embedding(Protocol):
+    """A policy that may be played on without, while it embeds what it has seen."""
+
+    def begin(
+        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> Callable[[], NDArray[np.int64]]:
+        """Begin to embed what is seen; what comes back waits for it, and gives (n,) actions."""
+        ...
+
+
+class _Group:
+    """Environments that are played together.
+
+    Args:
+        env: The environments.
+        begin: Number of the first of them.
+        shares: How many games each finishes.
+        policy: Who plays.
+        seed: That of environment 0.
+
+    Attributes:
+        finished: The games that were played to their ends.
+    """
+
+    def __init__(
+        self, env: Any, begin: int, shares: Sequence[int], policy: Policy, seed: int
+    ) -> None:
+        self._env, self._begin, self._policy, self._seed = env, begin, policy, seed
+        self._shares = np.array(shares)
+        self._episodes = np.zeros(len(shares), np.int64)
+        self._returns, self._lengths = np.zeros(len(shares)), np.zeros(len(shares), np.int64)
+        self._first = np.ones(len(shares), np.bool_)
+        self.finished: list[Episode] = []
+        observations, _ = env.reset(seed=seed + begin)
+        self._look(observations)
+
+    @property
+    def playing(self) -> bool:
+        """Whether any of them has a game to finish."""
+        return len(self._which) > 0
+
+    def _look(self, observations: NDArray[np.uint8]) -> None:
+        """Show the policy the newest frames of those that play on."""
+        self._which = np.flatnonzero(self._episodes < self._shares)
+        if self.playing:
+            self._frames = games.pictures(observations)[self._which]
+            seen = self._frames, self._first[self._which], self._begin + self._which
+            policy = self._policy
+            self._actions = (
+                policy.begin(*seen)
+                if isinstance(policy, Embedding)
+                else functools.partial(policy, *seen)
+            )
+
+    def step(self) -> Moment:
+        """Act, once what was seen is embedded; and look at what follows."""
+        which, frames = self._which, self._frames
+        actions = np.zeros(len(self._shares), np.int64)
+        actions[which] = self._actions()
+        observations, rewards, terminated, truncated, _ = self._env.step(actions)
+        self._first = terminated | truncated
+        moment = Moment(
+            frames=frames,
+            envs=self._begin + which,
+            episodes=self._episodes[which],
+            steps=self._lengths[which],
+            actions=actions[which],
+            rewards=rewards[which].astype(np.float64),
+            ended=self._first[which],
+        )
+        self._returns += rewards
+        self._lengths += 1
+        for i in np.flatnonzero(self._first):
+            if self._episodes[i] < self._shares[i]:
+                self._episodes[i] += 1
+                self.finished.append(
+                    Episode(
+                        env=self._begin + int(i),
+                        seed=self._seed + self._begin + int(i),
+                        returned=float(self._returns[i]),
+                        steps=int(self._lengths[i]),
+                        truncated=bool(truncated[i]),
                     )
-                returns[i], lengths[i] = 0, 0
-            on_step(total, sum(map(len, finished)))
-    finally:
-        env.close()
-    return [episode for episodes_of_env in finished for episode in episodes_of_env]
+                )
+            self._returns[i], self._lengths[i] = 0, 0
+        self._look(observations)
+        return moment
 
 
 def write_csv(

@@ -10,6 +10,7 @@ initialisation are CleanRL's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import cv2
@@ -71,6 +72,12 @@ class GreyPixels:
     def begin(self, digests: Sequence[bytes], inputs: FrameInputs) -> Ready:
         """As when called, of frames that `inputs` gives."""
         return Ready(self(inputs(range(len(digests)))))
+
+    def embed_later(self, frames: NDArray[np.uint8], *which: Any) -> Future[NDArray[Any]]:
+        """As when called, with nothing to wait for."""
+        done = Future[NDArray[Any]]()
+        done.set_result(self(frames))
+        return done
 
     def __call__(self, frames: NDArray[np.uint8], *which: Any) -> NDArray[Any]:
         """Turn (n, H, W, 3) uint8 RGB grey and small: (n, width) uint8."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation import attention_log, periodic, video
+from wsa.learn.evaluation.rollout import Episode, play
 from wsa.learn.runs import data, player
 from wsa.learn.runs.config import OfflineRun, read_config
 from wsa.learn.runs.data import open_data
@@ -160,17 +162,35 @@ def test_a_run_from_end_to_end(snapshot: Snapshot, trained: Path) -> None:
     assert files == [f"{n:09d}.safetensors" for n in (40, 50)]
 
 
+def test_games_side_by_side_are_played_as_each_by_itself(trained: Path) -> None:
+    """In two groups, of which one is embedded while the other plays; together; and one at a time."""
+
+    def played(count: int, policy: Any) -> list[Episode]:
+        return play(config.game, config.protocol, policy, 4, 77, num_envs=count)
+
+    one = player.open_player(trained, threads=2)
+    config = one.config
+    groups = played(4, one.policy(4, 0.2, 77))
+    assert groups == played(4, functools.partial(one.policy(4, 0.2, 77)))
+    policy = one.policy(4, 0.2, 77)
+    for i, episode in enumerate(groups):
+
+        def alone(frames: Any, first: Any, envs: Any, i: int = i) -> NDArray[np.int64]:
+            return policy(frames, first, envs + i)
+
+        (found,) = play(config.game, config.protocol, alone, 1, 77 + i, num_envs=1)
+        assert (found.returned, found.steps) == (episode.returned, episode.steps)
+
+
 def test_an_evaluation_counts_every_frame(
     trained: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[bytes] = []
 
     class Watched(LiveEncoder):
-        def __call__(
-            self, frames: NDArray[np.uint8], *episodes: Any, **details: Any
-        ) -> NDArray[Any]:
+        def embed_later(self, frames: NDArray[np.uint8], *episodes: Any, **details: Any) -> Any:
             shown.extend(hashing.frame_digest(frame) for frame in frames)
-            return super().__call__(frames, *episodes, **details)
+            return super().embed_later(frames, *episodes, **details)
 
     monkeypatch.setattr(data, "LiveEncoder", Watched)
     (trained / "eval.csv").unlink(missing_ok=True)
