@@ -8,9 +8,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from wsa.encode.inference import encoder as forward
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.jobs.run import encode
+from wsa.encode.live.frame_history import FrameInputs, FrameWindow
 from wsa.encode.live.live_encoder import LiveEncoder
+from wsa.encode.live.shrunk_frames import ShrunkFrames
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.register import open_model
 from wsa.store.common import hashing
@@ -187,6 +190,27 @@ def test_what_the_store_would_refuse_is_not_played_with(
     with pytest.raises(ConflictError, match=played[0].models[0]) as caught:
         live(frames[4:5])
     assert caught.value.kind == "not-finite"
+
+
+def test_a_screen_in_colour_is_made_small_once_for_models_that_want_it_alike(
+    frames: Frames, encoder_of: Callable[..., Encoder], tiny: Ask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    alike = [encoder_of(tiny("resnet")) for _ in range(2)]
+    wanted = alike[0](frames[:3])
+    made = []
+    shrink = forward.shrink
+
+    def counted(some: Any, how: Any) -> Any:
+        made.append(len(some))
+        return shrink(some, how)
+
+    monkeypatch.setattr(forward, "shrink", counted)
+    shrunk = ShrunkFrames(alike, [1, 1])
+    windows = [FrameWindow((frame,), (hashing.frame_digest(frame),)) for frame in frames[:3]]
+    for encoder in alike:
+        np.testing.assert_array_equal(shrunk.embed(encoder, FrameInputs(windows)), wanted)
+    assert sum(made) == 3
 
 
 # Threads.
