@@ -36,19 +36,20 @@ class Levels:
     levels: NDArray[np.uint8]
 
     def foreground(
-        self, screen: NDArray[np.uint8]
+        self, screens: NDArray[np.uint8]
     ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-        """The pixels of a screen (H, W) that have one of the levels and are not background.
+        """The pixels of screens (B, H, W) that have one of the levels and are not background.
 
         Returns:
-            Three arrays (n,): the place of each pixel's level in `levels`, its row and its column.
+            Three arrays (n,): of which level of which screen each pixel is, counted as screen x L +
+            level; its row, and its column.
         """
-        pixels = np.flatnonzero(screen != self.background)
-        of = self._places[screen.ravel()[pixels]]
-        known = of < len(self.levels)
-        pixels = pixels[known]
-        rows = pixels // screen.shape[1]
-        return of[known], rows, pixels - rows * screen.shape[1]
+        pixels = np.flatnonzero(screens != self.background)
+        level = self._places[screens.ravel()[pixels]]
+        known = level < len(self.levels)
+        screen, pixel = np.divmod(pixels[known], self.background.size)
+        row, column = np.divmod(pixel, self.background.shape[1])
+        return screen * len(self.levels) + level[known], row, column
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Levels:
@@ -147,12 +148,11 @@ class ScreenReduction:
         return dataclasses.replace(self, device=device)
 
     def of_screens(self, screens: NDArray[np.uint8]) -> Tensor:
-        """Grey screens (B, H, W) to (B, K) float32, each by itself."""
-        found = np.stack([self.code(screen) for screen in screens])
-        return torch.from_numpy(found).to(self.device)
+        """Grey screens (B, H, W) to (B, K) float32."""
+        return torch.from_numpy(self.codes(screens)).to(self.device)
 
-    def code(self, screen: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """A grey screen (H, W) to (K,)."""
+    def codes(self, screens: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Grey screens (B, H, W) to (B, K): each depends on its own screen alone, to the last bit."""
         raise NotImplementedError
 
 

@@ -27,6 +27,7 @@ SIZES = np.array(
     [17, 129]
 )  # Pixels: a ball has 8, a paddle 64, what is larger is a wall or a crowd.
 MOST_CLASSES = LEVELS * (len(SIZES) + 1)
+STEPS = 4096  # From one bin's centre to the next.
 MOST_THINGS = 4  # A bin counts no more, so that a crowd does not outweigh one thing.
 
 
@@ -40,25 +41,29 @@ class Objects(ScreenReduction):
 
     classes: NDArray[np.uint8]
 
-    def code(self, screen: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(H, W) to (K x (1 + H // 5 + W // 4),): for each class its count, rows, columns."""
-        kept = len(self.classes)
-        of, centres = components(screen, self.levels)
-        known = self._places[of] < kept
-        of, centres = self._places[of[known]], centres[known]
-        parts = [np.bincount(of, minlength=kept)[:, None]]
+    def codes(self, screens: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, H, W) to (B, K x (1 + H // 5 + W // 4)): for each class its count, rows, columns."""
+        kept, possible = len(self.classes), len(self._places)
+        of, centres = components(screens, self.levels)
+        screen, possibly = np.divmod(of, possible)
+        place = self._places[possibly]
+        known = place < kept
+        of, centres = (screen * kept + place)[known], centres[known]
+        count = len(screens) * kept
+        parts = [np.bincount(of, minlength=count)[:, None]]
         for axis, width in enumerate((ROW_BIN, COLUMN_BIN)):
-            bins = screen.shape[axis] // width
-            # Between which bins' centres it lies, and how near to the later one.
+            bins = screens.shape[1 + axis] // width
+            # Between which bins' centres it lies, and how near to the later one, in whole steps:
+            # so sums are exact, in whatever order things are found.
             at = np.clip((centres[:, axis] - (width - 1) / 2) / width, 0, bins - 1)
             before = np.minimum(at.astype(np.intp), bins - 2)
-            share = at - before
+            share = np.rint((at - before) * STEPS) / STEPS
             first = of * bins + before
-            binned = np.bincount(first, 1 - share, kept * bins)
-            binned += np.bincount(first + 1, share, kept * bins)
-            parts.append(binned.reshape(kept, bins))
-        code: NDArray[np.float32] = np.minimum(np.hstack(parts), MOST_THINGS).astype(np.float32)
-        return code.ravel()
+            binned = np.bincount(first, 1 - share, count * bins)
+            binned += np.bincount(first + 1, share, count * bins)
+            parts.append(binned.reshape(count, bins))
+        codes = np.minimum(np.concatenate(parts, axis=1), MOST_THINGS).astype(np.float32)
+        return codes.reshape(len(screens), -1)
 
     @functools.cached_property
     def _places(self) -> NDArray[np.intp]:
@@ -69,23 +74,23 @@ class Objects(ScreenReduction):
 
 
 def components(
-    screen: NDArray[np.uint8], levels: Levels
+    screens: NDArray[np.uint8], levels: Levels
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """The things on a screen.
+    """The things on screens.
 
     Args:
-        screen: (H, W) grey.
+        screens: (B, H, W) grey.
         levels: Background and foreground of the game.
 
     Returns:
-        (n,) class of each, level x 3 + size; (n, 2) row and column of its centre.
+        (n,) class of each, (screen x L + level) x 3 + size; (n, 2) row and column of its centre.
     """
-    height, width = screen.shape
-    level, row, column = levels.foreground(screen)
-    # The lines of all levels below each other, without the empty ones but for one in each gap: so
-    # one call finds the things of all levels, and looks at nothing else.
+    _, height, width = screens.shape
+    level, row, column = levels.foreground(screens)
+    # The lines of all levels of all screens below each other, without the empty ones but for one in
+    # each gap: so one call finds the things of all, and looks at nothing else.
     line = level * (height + 1) + row
-    taken = np.zeros(len(levels.levels) * (height + 1), np.bool_)
+    taken = np.zeros(len(screens) * len(levels.levels) * (height + 1), np.bool_)
     taken[line] = True
     lines = np.flatnonzero(taken)
     at = np.arange(len(lines)) + np.cumsum(np.diff(lines, prepend=-1) > 1)
@@ -93,14 +98,16 @@ def components(
     place[lines] = at
     sheet = np.zeros((at[-1] + 1 if len(at) else 1, width), np.uint8)
     sheet[place[line], column] = 1
-    _, _, boxes, centres = cv2.connectedComponentsWithStats(sheet, connectivity=8, ltype=cv2.CV_16U)
-    top = boxes[1:, cv2.CC_STAT_TOP]  # The first is what is no thing.
+    _, _, boxes, centres = cv2.connectedComponentsWithStats(sheet, connectivity=8)
+    boxes, centres = boxes[1:], centres[1:]  # The first is what is no thing.
+    area, top = boxes[:, cv2.CC_STAT_AREA], boxes[:, cv2.CC_STAT_TOP]
     begins = np.empty(len(sheet), np.intp)
     begins[at] = lines
     of, first = np.divmod(begins[top], height + 1)
-    size = np.searchsorted(SIZES, boxes[1:, cv2.CC_STAT_AREA], side="right")
-    rows = centres[1:, 1] - top + first
-    return (of * (len(SIZES) + 1) + size).astype(np.intp), np.stack([rows, centres[1:, 0]], 1)
+    # From the sum of a thing's lines, which is whole, or its place on the sheet would round it.
+    rows = (np.rint(centres[:, 1] * area) - (top - first) * area) / area
+    size = np.searchsorted(SIZES, area, side="right")
+    return of * (len(SIZES) + 1) + size, np.stack([rows, centres[:, 0]], 1)
 
 
 def make(levels: Levels, classes: NDArray[np.uint8], most: int) -> Objects:
@@ -128,7 +135,7 @@ def fit_classes(screens: NDArray[np.uint8], levels: Levels) -> NDArray[np.uint8]
     levels = levels.first(LEVELS)
     frames_with = np.zeros(MOST_CLASSES, np.int64)
     for screen in screens:
-        frames_with[np.unique(components(screen, levels)[0])] += 1
+        frames_with[np.unique(components(screen[None], levels)[0])] += 1
     order = np.argsort(-frames_with, kind="stable")
     return order[: np.count_nonzero(frames_with)].astype(np.uint8)
 

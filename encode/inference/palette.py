@@ -32,17 +32,19 @@ MOST_PIXELS, LARGEST = 16, 4
 class Palette(ScreenReduction):
     """The map from grey screens to marginals."""
 
-    def code(self, screen: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(H, W) to (L x (H // 5 + W // 4),): for each level its rows, then its columns."""
-        count = len(self.levels.levels)
-        level, *places = self.levels.foreground(screen)
+    def codes(self, screens: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, H, W) to (B, L x (H // 5 + W // 4)): for each level its rows, then its columns."""
+        count = len(screens) * len(self.levels.levels)
+        level, *places = self.levels.foreground(screens)
         parts = []
-        for place, length, width in zip(places, screen.shape, (ROW_BIN, COLUMN_BIN), strict=True):
+        sides = zip(places, screens.shape[1:], (ROW_BIN, COLUMN_BIN), strict=True)
+        for place, length, width in sides:
             pixels = np.bincount(level * length + place, minlength=count * length)
             pixels = pixels.reshape(count, length).astype(np.float32)
+            # Whole numbers below 2^24: exact, in whatever order they are added.
             binned = np.minimum(pixels @ soft_bins(length, width), MOST_PIXELS * 2 * width)
             parts.append(binned * np.float32(LARGEST / (MOST_PIXELS * 2 * width)))
-        return np.concatenate(parts, axis=1).ravel()
+        return np.concatenate(parts, axis=1).reshape(len(screens), -1)
 
 
 def make(levels: Levels, most: int) -> Palette:
