@@ -99,7 +99,8 @@ def components(
     sheet = np.zeros((at[-1] + 1 if len(at) else 1, width), np.uint8)
     sheet[place[line], column] = 1
     _, _, boxes, centres = cv2.connectedComponentsWithStats(sheet, connectivity=8)
-    boxes, centres = boxes[1:], centres[1:]  # The first is what is no thing.
+    # The first is what is no thing.
+    boxes, centres = np.asarray(boxes[1:], np.intp), np.asarray(centres[1:], np.float64)
     area, top = boxes[:, cv2.CC_STAT_AREA], boxes[:, cv2.CC_STAT_TOP]
     begins = np.empty(len(sheet), np.intp)
     begins[at] = lines

@@ -225,10 +225,9 @@ def area_products(pixels: Tensor, size: list[int]) -> Tensor:
 def _area_of(plane: NDArray[np.uint8], size: list[int]) -> NDArray[np.uint8]:
     """(H, W) uint8 to `size`, in the time that OpenCV takes: few old pixels lie in a new one."""
     sums = _shares(plane.astype(np.float32), size[0])
-    sums = _shares(cv2.transpose(sums), size[1])
+    sums = _shares(np.asarray(cv2.transpose(sums), np.float32), size[1])
     sums /= np.float32(plane.size)
-    small: NDArray[np.uint8] = cv2.transpose(np.rint(sums, out=sums).astype(np.uint8))
-    return small
+    return np.asarray(cv2.transpose(np.rint(sums, out=sums).astype(np.uint8)), np.uint8)
 
 
 def _shares(rows: NDArray[np.float32], want: int) -> NDArray[np.float32]:

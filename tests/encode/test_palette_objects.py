@@ -33,6 +33,7 @@ from wsa.store.objects.snapshot import take_snapshot
 
 Screens = NDArray[np.uint8]
 HEIGHT, WIDTH = 20, 16
+label: Any = scipy.ndimage.label  # It has no types.
 
 # Small screens with few levels, so that things touch, and repeat the background.
 small = st.integers(0, 2**32 - 1).map(
@@ -110,9 +111,9 @@ def test_objects_are_connected_components_of_a_level(screens: Screens) -> None:
         wanted = []
         for number, level in enumerate(fitted.levels):
             mask = (shown == level) & (shown != fitted.background)
-            labels, count = scipy.ndimage.label(mask, np.ones((3, 3)))
-            for label in range(1, count + 1):
-                rows, columns = np.nonzero(labels == label)
+            labels, count = label(mask, np.ones((3, 3)))
+            for thing in range(1, count + 1):
+                rows, columns = np.nonzero(labels == thing)
                 size = int(np.searchsorted(objects.SIZES, len(rows), side="right"))
                 wanted.append((3 * number + size, rows.mean(), columns.mean()))
         of, centres = objects.components(shown[None], fitted)

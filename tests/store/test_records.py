@@ -310,7 +310,7 @@ def test_a_record_prints_as_plain_json(fake_segment):
 
 def test_a_type_is_first_looked_at_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """msgspec's C code crashed where several threads were the first to decode a type."""
-    kinds = [
+    kinds: list[Any] = [
         msgspec.defstruct(f"Kind{i}", [("inner", msgspec.defstruct(f"Inner{i}", [("x", int)]))])
         for i in range(40)
     ]
