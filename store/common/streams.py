@@ -42,6 +42,10 @@ class DroppingStream:
         with self._dropping():
             self._stream.flush()
 
+    def close(self) -> None:
+        """Flush: the interpreter's streams stay open, which absl's logging closes by another name."""
+        self.flush()
+
     def __getattr__(self, name: str) -> Any:
         """Everything else is the stream's."""
         return getattr(self._stream, name)

@@ -38,7 +38,7 @@ class Fast(Eager):
     name = "openvino"
     off = 0.0
 
-    def __init__(self, trunk: Any, shape: Any, precision: Any) -> None:
+    def __init__(self, trunk: Any, shape: Any, precision: Any, threads: int | None = None) -> None:
         super().__init__(trunk, torch.device("cpu"), precision)
 
     def __call__(self, pixels: Tensor) -> Tensor:

@@ -81,13 +81,13 @@ def test_a_segment_is_read_once_for_all_models(
 ) -> None:
     metas = fill(store, [[0, 1, 2], [2, 3], [0, 3]])  # The last needs no frames at all.
     read: list[str] = []
-    real = Snapshot.read_frames
+    real = Snapshot.read_pictures
 
     def note(self: Snapshot, meta: SegmentMeta) -> Any:
         read.append(meta.segment)
         return real(self, meta)
 
-    monkeypatch.setattr(Snapshot, "read_frames", note)
+    monkeypatch.setattr(Snapshot, "read_pictures", note)
     report = run(store, tiny("resnet"), tiny("vit"), tiny("efficientnet"))
     assert len(report.done) == 9
     assert sorted(read) == [m.segment for m in metas[:2]]
