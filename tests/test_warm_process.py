@@ -1,4 +1,7 @@
-"""Is a forked process as good as an interpreter? Each fact is asked of both."""
+"""Is a forked process as good as an interpreter? Each fact is asked of both.
+
+Of interpreters by night: that they have not changed is no matter of every run.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ import pytest
 PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
-@pytest.fixture(params=["real", "warm"])
+@pytest.fixture(params=[pytest.param("real", marks=pytest.mark.slow), "warm"])
 def start(request: pytest.FixtureRequest, warm: Any) -> Iterator[Callable[..., Any]]:
     """`start(arguments, **options)` takes what follows `python` on a command line."""
     # Tests that run in the background of a script ignore Ctrl-C, and so would what they start.

@@ -477,7 +477,7 @@ COLLECT = ("--game", "Breakout", "--steps", "400", "--num-envs", "1", "--segment
 )
 def test_a_disk_that_refuses(filled, monkeypatch, verb, number):
     command = {
-        "collect": ("collect", *COLLECT),
+        "collect": ("collect", *COLLECT[:3], "100", *COLLECT[4:]),
         "encode": ("encode", "--models", MODEL, "--output", "grid:1", "--scheduler", "inproc"),
         "learn": ("learn", "--game", "Breakout", "--updates", 3, "--run-dir", "new"),
     }[verb]

@@ -12,8 +12,8 @@ from wsa.encode.models.registry import DEFAULT
 from wsa.store.common import names
 
 ONLINE = (
-    *("--online", "--algo", "ppo", "--total-timesteps", 32, "--num-envs", 1),
-    *("--num-steps", 32, "--num-minibatches", 2, "--update-epochs", 1),
+    *("--online", "--algo", "ppo", "--total-timesteps", 16, "--num-envs", 1),
+    *("--num-steps", 16, "--num-minibatches", 2, "--update-epochs", 1),
 )
 
 
@@ -41,7 +41,7 @@ def keys_of(run: str) -> list[str]:
 
 def test_the_shipped_set_is_taken_where_none_is_named(wsa, learnt):
     assert EncodeOptions().models == DEFAULT
-    wsa("collect", "--game", "Pong", "--steps", 48, "--num-envs", 2)
+    wsa("collect", "--game", "Pong", "--steps", 24, "--num-envs", 2)
     assert learnt("online", *ONLINE) == ([*DEFAULT], "mean")
     assert wsa("encode", "--scheduler", "inproc").code == 0
     fused, context = learnt("offline", "--updates", 2, "--batch-size", 4)
@@ -51,7 +51,7 @@ def test_the_shipped_set_is_taken_where_none_is_named(wsa, learnt):
 
 def test_of_the_papers_encoders_ae_gives_the_context(wsa, learnt):
     paper = ("--models", "ae,sr,okk,vos")
-    wsa("collect", "--game", "Pong", "--steps", 48, "--num-envs", 2)
+    wsa("collect", "--game", "Pong", "--steps", 24, "--num-envs", 2)
     # An untrained one that is there first is not what comes with wsa.
     assert wsa("encode", "--models", "sr:random", "--scheduler", "inproc").code == 0
     assert wsa("encode", *paper, "--scheduler", "inproc").code == 0

@@ -109,21 +109,30 @@ def test_another_training_in_the_folder_is_refused(filled, unchanged):
     assert outcome.code == 4 and "its seed differ" in outcome.error
 
 
-def test_trained_encoders_are_models_like_any_other(filled):
-    trained = filled("pretrain", "--encoder", "ae,segmentation", *TINY, "--run-dir", "new")
-    assert trained.code == 0
-    weights = "ae=new/ae/ae.safetensors,vos=new/segmentation/vos.safetensors"
-    options = ("--models", "ae,vos", "--scheduler", "inproc", "--weights", weights)
+GIVES = {"ae": ("map", [16, 16, 64]), "vos": ("pooled", [512])}
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [{"ae": "ae"}, pytest.param({"ae": "ae", "vos": "segmentation"}, marks=pytest.mark.slow)],
+    ids="-".join,
+)
+def test_trained_encoders_are_models_like_any_other(filled, trained):
+    training = ("--encoder", ",".join(trained.values()), *TINY, "--run-dir", "new")
+    assert filled("pretrain", *training).code == 0
+    weights = ",".join(f"{m}=new/{e}/{m}.safetensors" for m, e in trained.items())
+    options = ("--models", ",".join(trained), "--scheduler", "inproc", "--weights", weights)
     code, _, err = filled("encode", *options)
     assert code == 0, err
     stored = {m["model"]: m for m in json.loads(filled("models", "--json").out)["stored"]}
-    assert (stored["ae"]["output"], stored["ae"]["shape"]) == ("map", [16, 16, 64])
-    assert (stored["vos"]["output"], stored["vos"]["shape"]) == ("pooled", [512])
+    for model in trained:
+        assert (stored[model]["output"], stored[model]["shape"]) == GIVES[model]
     assert filled("encode", *options).code == 0  # Nothing is left to do.
     learnt = filled("learn", "--game", "Breakout", "--models", stored["ae"]["key"],
                     "--updates", 2, "--run-dir", "agent")  # fmt: skip
     assert learnt.code == 0, learnt.err
     # Without a file it is the one that comes with wsa.
-    assert filled("encode", "--models", "vos").code == 0
+    *_, last = trained
+    assert filled("encode", "--models", last, "--scheduler", "inproc").code == 0
     stored = json.loads(filled("models", "--json").out)["stored"]
-    assert len({m["key"] for m in stored if m["model"] == "vos"}) == 2
+    assert len({m["key"] for m in stored if m["model"] == last}) == 2

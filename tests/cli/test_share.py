@@ -286,7 +286,7 @@ def test_an_empty_store_has_nothing_to_give(filled, tmp_path):
     ],
 )
 def test_a_push_ended_in_the_midst_goes_on(filled, tmp_path, warm, how, times):
-    shorter = ("--steps", "400", "--num-envs", "1", "--segment-steps", "32")
+    shorter = ("--steps", "240", "--num-envs", "1", "--segment-steps", "32")
     assert filled("collect", "--game", "Pong", *shorter).code == 0
     asked = objects(tmp_path / "store")
     ended = 0

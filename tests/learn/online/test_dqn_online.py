@@ -57,7 +57,7 @@ class Run:
         return dqn.train_dqn(self.config, self.session, self.network, self.folder)
 
 
-@pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize("n_step", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("killed_at", [(450,), pytest.param((300, 600), marks=pytest.mark.slow)])
 def test_a_killed_run_continues_as_if_nothing_had_happened(
     walk: SimpleNamespace, tmp_path: Path, read_metrics: Any, n_step: int,
