@@ -140,7 +140,10 @@ def test_attempts_are_exactly_those_of_the_fault_table(
     assert verify(store).damage == () and verify(store).leftovers == 0
 
 
-@pytest.mark.parametrize("poisoned", [{0}, {1}, {0, 1}, {0, 1, 2, 3}])
+@pytest.mark.parametrize(
+    "poisoned",
+    [*(pytest.param({n}, marks=pytest.mark.slow) for n in (0, 1)), {0, 1}, {0, 1, 2, 3}],
+)
 def test_what_copies_from_a_segment_set_aside_runs_those_frames_itself(
     poisoned: set[int],
     store: Backend,

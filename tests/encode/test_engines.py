@@ -43,7 +43,11 @@ COMBINATIONS = [
     (engine, name, precision)
     for engine, precision in [("torch", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
     for name in ("resnet", "vit")
-] + [pytest.param(("compile", "vit", "fp32"), marks=pytest.mark.slow)]
+    if (name, precision) != ("resnet", "bf16")
+] + [
+    slow((engine, *of))
+    for engine, *of in (("compile", "vit", "fp32"), ("openvino", "resnet", "bf16"))
+]
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +137,7 @@ def test_trained_weights_and_a_window_go_through_openvino(
 
 # Every alias that comes with wsa, one timm model of each kind, and users' own; those that take
 # seconds are tried by night, and compiled there.
+FAST = ["ae", "timm:test_convnext:random", "user_nets:scripted"]
 TRIED = ["ae", "sr", "vos", *(f"timm:test_{kind}:random" for kind in ("vit", "resnet", "convnext"))]
 USERS = ["user_nets:named", "user_nets:scripted", "user_nets:tokens"]
 LARGE = ["oke", "okk", "lite0", "lite1", "lite2", "timm:vit_tiny_patch16_224:random"]
@@ -142,8 +147,8 @@ LARGE += ["timm:resnet18:random", "timm:convnext_atto:random"]
 @pytest.mark.parametrize(
     ("name", "engine"),
     [
-        *((name, "openvino") for name in [*TRIED, *USERS]),
-        *(slow(name, "openvino") for name in LARGE),
+        *((name, "openvino") for name in FAST),
+        *(slow(name, "openvino") for name in [*TRIED, *USERS, *LARGE] if name not in FAST),
         *(slow(name, "compile") for name in [*TRIED, *LARGE]),
     ],
 )

@@ -117,8 +117,8 @@ def test_one_step_by_hand() -> None:
 @pytest.mark.parametrize("n", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_it_learns_the_known_optimum(walk_flat: FlatMap, tmp_path: Path, n: int) -> None:
     config = msgspec.structs.replace(
-        SMALL, updates=700, batch_size=32, learning_rate=3e-3, gamma=GAMMA, cql_alpha=0.0,
-        target_network_frequency=40, log_frequency=100, n_step=n,
+        SMALL, updates=400, batch_size=32, learning_rate=5e-3, gamma=GAMMA, cql_alpha=0.0,
+        target_network_frequency=25, log_frequency=100, n_step=n,
     )  # fmt: skip
     network = fit(config, walk_flat, tmp_path, frames=1).network
     with torch.inference_mode():
@@ -139,7 +139,7 @@ def test_cql_values_what_was_done_above_what_was_not(walk_flat: FlatMap, tmp_pat
     gaps = []
     stacks = torch.from_numpy(np.array(walk_flat.embeddings))[1:4, None].expand(-1, 2, -1)
     for alpha in (0.0, 5.0):
-        config = msgspec.structs.replace(SMALL, cql_alpha=alpha, updates=200)
+        config = msgspec.structs.replace(SMALL, cql_alpha=alpha, updates=100)
         # Actions 3 to 5 were never taken.
         network = fit(config, walk_flat, tmp_path / str(alpha), actions=6).network
         with torch.inference_mode():

@@ -213,6 +213,7 @@ def test_a_dataset_of_minari_becomes_segments(here: Path, store: Backend, played
 
 
 def test_jpeg_screens_are_kept_as_they_come(here: Path, store: Backend, played: Episodes) -> None:
+    played = played[1:]
     made = dataset(played)
     source = open_minari("atari/breakout/x-v0")
     assert source.lossy
@@ -234,13 +235,13 @@ def test_the_same_data_are_the_same_run_however_they_come(
     stated = protocol_of(source)
     before = set(take_snapshot(store).commits)
     np.savez_compressed(here / "flat.npz", **flat(played))  # type: ignore[arg-type]
-    np.savez_compressed(here / "apart.npz", **apart(played))  # type: ignore[arg-type]
+    np.savez(here / "apart.npz", **apart(played))  # type: ignore[arg-type]
     group = zarr.create_group(here / "flat.zarr", zarr_format=3)
     for name, array in flat(played).items():
         group.create_array(name, data=array, chunks=(7, *array.shape[1:]))
-    colours, index = np.unique(
-        flat(played)["observations"].reshape(-1, 3), axis=0, return_inverse=True
-    )
+    packed = flat(played)["observations"].astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
+    numbers, index = np.unique(packed, return_inverse=True)
+    colours = np.stack([numbers >> 16, (numbers >> 8) & 255, numbers & 255], axis=1)
     indexed = flat(played)
     shape = indexed.pop("observations").shape[:3]
     # Shuffled frames that rows point to, as palette indices.
@@ -248,7 +249,7 @@ def test_the_same_data_are_the_same_run_however_they_come(
     indexed["frames"] = index.reshape(shape).astype(np.uint8)[order]
     indexed["frame_index"] = np.argsort(order)
     indexed["palette"] = colours.astype(np.uint8)
-    np.savez_compressed(here / "indexed.npz", **indexed)  # type: ignore[arg-type]
+    np.savez(here / "indexed.npz", **indexed)  # type: ignore[arg-type]
     for name in ("flat.npz", "flat.zarr", "indexed.npz", "apart.npz"):
         found = Arrays(here / name)
         assert found.steps == sum(len(e["actions"]) for e in played)
@@ -265,7 +266,8 @@ def test_the_same_data_are_the_same_run_however_they_come(
 def test_an_interrupted_import_goes_on(
     here: Path, store: Backend, played: Episodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    np.savez_compressed(here / "x.npz", **flat(played))  # type: ignore[arg-type]
+    played = played[1:]
+    np.savez(here / "x.npz", **flat(played))  # type: ignore[arg-type]
     source = Arrays(here / "x.npz")
     stated = protocol_of(source, frame_skip=4, sticky=0.0)
     commit = collecting.commit_segment
@@ -280,12 +282,12 @@ def test_an_interrupted_import_goes_on(
 
     monkeypatch.setattr(collecting, "commit_segment", failing)
     with pytest.raises(StorageError):
-        bring(store, source, stated)
+        bring(store, source, stated, 15)
     assert len(take_snapshot(store).segments(GAME)) == 3
     monkeypatch.undo()
-    rest = bring(store, source, stated)
+    rest = bring(store, source, stated, 15)
     whole = open_store(str(here / "whole"), create=True)
-    everything = bring(whole, source, stated)
+    everything = bring(whole, source, stated, 15)
     assert len(rest) == len(everything) - 3
     files = [
         {c.path: c.files for c in take_snapshot(backend).commits.values()}
@@ -301,7 +303,7 @@ def test_last_observations_may_be_left_out_where_games_ended(
     game = played[:1]
     arrays = apart(game)
     del arrays["final_observations"], arrays["lives"]
-    np.savez_compressed(here / "x.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(here / "x.npz", **arrays)  # type: ignore[arg-type]
     source = Arrays(here / "x.npz")
     bring(store, source, protocol_of(source, frame_skip=4, sticky=0.0))
     last = game[0]["observations"].copy()
@@ -313,8 +315,9 @@ def test_last_observations_may_be_left_out_where_games_ended(
 
 
 def test_an_open_end_is_a_truncation(here: Path, store: Backend, played: Episodes) -> None:
+    played = played[1:]
     cut = [{**e, "truncations": np.zeros_like(e["truncations"])} for e in played]
-    np.savez_compressed(here / "x.npz", **flat(cut))  # type: ignore[arg-type]
+    np.savez(here / "x.npz", **flat(cut))  # type: ignore[arg-type]
     source = Arrays(here / "x.npz")
     bring(store, source, protocol_of(source, frame_skip=4, sticky=0.0))
     check(take_snapshot(store), played)
@@ -370,7 +373,7 @@ def test_what_is_not_right_is_refused_before_anything_is_written(
 ) -> None:
     arrays = {
         name: array.astype(np.float64) if name == "rewards" else array.copy()
-        for name, array in layout([played[2], played[1], played[2]]).items()
+        for name, array in layout([played[2]] * 3).items()
     }
     change(arrays)
     np.savez(here / "x.npz", **arrays)

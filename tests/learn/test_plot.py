@@ -41,7 +41,10 @@ def test_a_mean_stands_where_every_run_has_an_episode() -> None:
     assert np.max(mean.x) <= 300 and len(np.asarray(mean.x)) == 30
 
 
-@pytest.mark.parametrize("methods", [["wsa"], [f"method {i}" for i in range(30)]])
+@pytest.mark.parametrize(
+    "methods",
+    [pytest.param(["wsa"], marks=pytest.mark.slow), [f"method {i}" for i in range(30)]],
+)
 def test_the_file_is_a_picture_with_every_color(methods: list[str]) -> None:
     data = png("Pong", [rising(method, by) for by, method in enumerate(methods)])
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)

@@ -62,7 +62,7 @@ from wsa.store.objects.writer import commit_embedding
 
 MODELS = ("timm:test_resnet.r160_in1k:random", "timm:test_vit.r160_in1k:random")
 ALIASES = ("test_resnet_r160_in1k", "test_vit_r160_in1k")
-MAX_STEPS = 40
+MAX_STEPS = 24
 SMALL = CQLConfig(
     updates=50, batch_size=8, validation_fraction=0.0, log_frequency=10, save_frequency=20
 )
@@ -269,7 +269,7 @@ def test_later_segments_change_nothing(snapshot: Snapshot, trained: Path, tmp_pa
 
     with pytest.raises(RuntimeError, match="stop"):
         train_stored(folder, config, "cpu", stop)
-    gather(backend, 480)
+    gather(backend, 360)
     embed(backend)
     assert configure(take_snapshot(backend)).segments != config.segments
     begun = read_config(folder)
@@ -344,7 +344,7 @@ def test_evaluations_on_the_way_move_nothing_of_the_training(
         begin(trained, configure(snapshot))
         train_stored(trained, configure(snapshot), "cpu", compiled=True)
         torch.compiler.reset()
-    config = configure(snapshot, evaluation=EvaluationConfig(eval_frequency=20, eval_episodes=3))
+    config = configure(snapshot, evaluation=EvaluationConfig(eval_frequency=20, eval_episodes=2))
     begin(tmp_path, config)
     made = train_stored(tmp_path, config, "cpu", compiled=compiled)
     assert (made.updates, made.passes) == (50, 0)
@@ -359,7 +359,7 @@ def test_evaluations_on_the_way_move_nothing_of_the_training(
     assert all(line["cache/backbone_passes"] == 0 for line in lines if line not in played)
     assert all(line["eval/episodic_length"] == MAX_STEPS for line in played)
     # The last of them is what `wsa eval` makes of the run.
-    seen = evaluate_run(tmp_path, 3, num_envs=3)
+    seen = evaluate_run(tmp_path, 2, num_envs=2)
     returns = [e.returned for e in seen.episodes]
     line = played[-1]
     assert line[periodic.RETURN] == np.mean(returns)
@@ -413,7 +413,7 @@ def test_an_evaluation_that_was_stopped_is_played_when_the_run_goes_on(
         def stop(played: int, episodes: int) -> None:
             nonlocal steps
             steps += 1
-            if steps in (30, 30 + MAX_STEPS + 30):  # In the midst of the first, and of the second.
+            if steps in (15, 15 + MAX_STEPS + 15):  # In the midst of the first, and of the second.
                 signal.raise_signal(signal.SIGTERM)
             on_step(played, episodes)
 
@@ -426,7 +426,7 @@ def test_an_evaluation_that_was_stopped_is_played_when_the_run_goes_on(
         assert checkpoint.latest(tmp_path / "stopped" / "checkpoints").stem == f"{updates:09d}"
     for _ in range(2):
         assert train_stored(tmp_path / "stopped", config, "cpu").updates == 0
-    assert steps == 30 + MAX_STEPS + 30 + MAX_STEPS
+    assert steps == 15 + MAX_STEPS + 15 + MAX_STEPS
 
     def told(name: str) -> list[dict[str, Any]]:
         clock = ("time", "time/updates_per_s", "eval/backbone_passes")
@@ -512,7 +512,7 @@ def test_what_is_missing_is_said_with_its_command(snapshot: Snapshot, tmp_path: 
     with pytest.raises(MissingError, match=r"wsa encode --game Breakout --models lite0$"):
         choose_models(take_snapshot(backend), "Breakout", ["lite0"])
     [key] = embed(backend, MODELS[:1])
-    gather(backend, 192)  # More that it has not encoded; the command makes this very model.
+    gather(backend, 128)  # More that it has not encoded; the command makes this very model.
     for asked in (key, ALIASES[0]):
         with pytest.raises(MissingError) as caught:
             choose_models(take_snapshot(backend), "Breakout", [asked])

@@ -17,7 +17,7 @@ from wsa.store.common.errors import redact
 from wsa.store.objects.writer import command_line
 
 COLLECT = (
-    "collect", "--game", "Breakout", "--steps", "160", "--num-envs", "2", "--segment-steps", "40",
+    "collect", "--game", "Breakout", "--steps", "80", "--num-envs", "2", "--segment-steps", "40",
 )  # fmt: skip
 ENCODE = ("encode", "--models", "timm:test_resnet.r160_in1k:random", "--output", "pooled")
 LEARN = ("learn", "--game", "Breakout", "--updates", "3", "--run-dir", "run")
@@ -66,7 +66,7 @@ def test_from_nothing_to_a_run_and_no_secret_anywhere(wsa, said, s3, url, tmp_pa
     for verb in (*COLLECT, "--store", hostile), ("verify", "--store", hostile):
         assert "in the environment" in wsa(*verb, expected=2)
     wsa("collect", "--stor", hostile, expected=2)
-    assert json.loads(wsa(*COLLECT, "--json"))["segments"] == 4
+    assert json.loads(wsa(*COLLECT, "--json"))["segments"] == 2
     # What only looks like a URL is recorded with the command, without its password.
     environment.setattr(sys, "argv", ["wsa", *ENCODE])
     wsa(*ENCODE, "--scheduler", "inproc", "--metrics-host", "https://me:hush@host/x?sig=hush")
@@ -74,14 +74,14 @@ def test_from_nothing_to_a_run_and_no_secret_anywhere(wsa, said, s3, url, tmp_pa
     wsa(*LEARN)
     wsa("learn", "--resume", "run")
     listed = json.loads(wsa("list", "--json"))["Breakout"]
-    assert (listed["segments"], listed["steps"]) == (4, 160)
+    assert (listed["segments"], listed["steps"]) == (2, 80)
     assert "Breakout" in wsa("show", "Breakout")
     report = json.loads(wsa("verify", "--json"))
-    assert (report["damage"], report["leftovers"], report["objects"]) == ([], 0, 13)
+    assert (report["damage"], report["leftovers"], report["objects"]) == ([], 0, 7)
     assert json.loads(Path("run/config.json").read_text())["store"] == url
     found = dict(bytes_of(s3, url))
     files = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert len(found) > 120 and len(files) > 6
+    assert len(found) > 60 and len(files) > 6
     everything = {**found, **files, "output": "".join(said).encode()}
     for secret in secrets:
         for name, data in everything.items():
@@ -126,7 +126,7 @@ def test_encoding_with_worker_processes(wsa, tmp_path):
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["objects"] == 4
+    assert json.loads(ended.stdout)["objects"] == 2
     assert json.loads(wsa("verify", "--json"))["damage"] == []
 
 
