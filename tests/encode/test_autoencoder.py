@@ -33,7 +33,7 @@ def test_it_learns_to_reconstruct_real_frames(
     looks_of: Callable[..., Looks], fit: Callable[..., list[float]]
 ) -> None:
     torch.manual_seed(0)
-    looks = scale(looks_of(Autoencoder.training_input).draw(1, 1, 24), "cpu")
+    looks = scale(looks_of(Autoencoder.training_input).draw(1, 1, 8), "cpu")
     network = Autoencoder()
     losses = fit(network, looks, 40, 1e-3)
     # Better than the best constant picture of one grey, and still falling.

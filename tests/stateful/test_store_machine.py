@@ -49,11 +49,11 @@ def live(machine, lives, steps):
 
 
 def test_a_store_in_memory():
-    live(StoreMachine, 12, 30)
+    live(StoreMachine, 8, 30)
 
 
 def test_a_store_in_a_folder():
-    live(InFolder, 5, 25)
+    live(InFolder, 3, 25)
 
 
 def test_an_object_damaged_pulled_and_damaged_again():

@@ -33,9 +33,13 @@ def address(cluster: Any) -> str:
     ("models", "workers"),
     [
         pytest.param(
+            (RESNET,), {"n_workers": 1, "processes": False, "protocol": "tcp://"}, id="threads"
+        ),
+        pytest.param(
             (RESNET, "vos:random"),
             {"n_workers": 2, "processes": True},
             id="processes",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -169,7 +169,9 @@ def train(walk: SimpleNamespace, folder: Path, config: Any) -> Any:
     return ppo.train_ppo(config, session, critic, folder)
 
 
-@pytest.mark.parametrize("config", [SMALL_PPO, RECURRENT, SMALL_DQN])
+@pytest.mark.parametrize(
+    "config", [SMALL_PPO, pytest.param(RECURRENT, marks=pytest.mark.slow), SMALL_DQN]
+)
 def test_a_killed_run_continues_as_if_nothing_had_happened(
     walk: SimpleNamespace, tmp_path: Path, read_metrics: Any, config: Any,
     monkeypatch: pytest.MonkeyPatch,
