@@ -196,14 +196,15 @@ def test_while_a_loss_changes_its_meaning_the_newest_is_kept(
     assert (trained.best.step, trained.best.loss, trained.step) == (10, 0.8, 12)
 
 
+FAST = [("ae", False), ("ae", True), ("transporter", False)]
+
+
 @pytest.mark.parametrize(
     ("encoder", "half"),
     [
-        *((encoder, False) for encoder in TRAINEES),
-        *(
-            pytest.param(encoder, True, marks=() if encoder == "ae" else pytest.mark.slow)
-            for encoder in TRAINEES
-        ),
+        pytest.param(encoder, half, marks=() if (encoder, half) in FAST else pytest.mark.slow)
+        for half in (False, True)
+        for encoder in TRAINEES
     ],
 )
 def test_what_is_left_behind(

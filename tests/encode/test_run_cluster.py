@@ -131,7 +131,9 @@ def test_slurm_starts_the_workers(store: Backend, fill: Fill, tiny: Ask, slurm: 
     jobs = SlurmOptions(
         "gpu", slurm_cores=1, slurm_memory="2GB", slurm_extra=("--constraint=a100",)
     )
-    report = encode(store, [tiny("resnet")], scheduler="slurm", device="cpu", jobs=jobs)
+    report = encode(
+        store, [tiny("resnet")], scheduler="slurm", device="cpu", engine="torch", jobs=jobs
+    )
     assert (report.passes, report.failed, report.workers) == (4, (), 1)
     script = slurm.script()
     assert "#SBATCH -p gpu" in script and "#SBATCH --constraint=a100" in script
@@ -152,7 +154,7 @@ def test_jobs_that_slurm_refuses_end_the_command_with_its_words(
 PAIR = SlurmOptions(slurm_cores=2, slurm_memory="1GB")
 
 
-@pytest.mark.parametrize("squeue", ["tells", "fails"])
+@pytest.mark.parametrize("squeue", ["tells", pytest.param("fails", marks=pytest.mark.slow)])
 def test_a_job_that_is_over_is_followed_by_another(
     slurm: FakeSlurm, quickly: None, monkeypatch: pytest.MonkeyPatch, squeue: str
 ) -> None:

@@ -99,10 +99,13 @@ def train(store: Path, folder: Path, **changes: Any) -> tuple[OnlineRun, Any]:
     return config, train_playing(folder, config, "cpu")
 
 
-@pytest.mark.parametrize("algo", [PPO, DQN, pytest.param(RECURRENT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "algo", [PPO, *(pytest.param(a, marks=pytest.mark.slow) for a in (DQN, RECURRENT))]
+)
 def test_a_run_from_end_to_end(here: Path, algo: dict[str, Any], read_metrics: Any) -> None:
     """At most a pass a distinct frame; recorded, so that the next run needs none at all."""
     before = Encoder.total_passes
+    algo = {**algo, "max_episode_steps": 60}  # It is evaluated, too.
     config, played = train(here / "store", here / "one", **algo, record=True)
     line = [li for li in read_metrics(here / "one") if "cache/hit_rate" in li][-1]
     assert played.steps == 96 and played.passes == line["cache/backbone_passes"]
@@ -135,6 +138,7 @@ def test_a_run_from_end_to_end(here: Path, algo: dict[str, Any], read_metrics: A
 @pytest.mark.parametrize("algo", [PPO, pytest.param(DQN, marks=pytest.mark.slow)])
 def test_the_end_to_end_baseline_is_the_same_code(here: Path, algo: dict[str, Any]) -> None:
     changes = {**algo, **PIXELS, "frame_stack": 4, "parameters": 50_000, "record": True}
+    changes["max_episode_steps"] = 60
     config, played = train(here / "store", here / "run", **changes)
     assert played.passes == 0
     snapshot = take_snapshot(open_store(config.store))
@@ -148,16 +152,27 @@ def test_the_end_to_end_baseline_is_the_same_code(here: Path, algo: dict[str, An
     assert evaluate_run(here / "run", 1, epsilon=1.0, num_envs=1).live.passes == 0
 
 
-@pytest.mark.parametrize("algo", [pytest.param(PPO, marks=pytest.mark.slow), DQN])
+@pytest.mark.parametrize(
+    ("algo", "killed_at", "stretch"),
+    [
+        (DQN, (40,), 16),
+        *(pytest.param(algo, (40, 70), 10, marks=pytest.mark.slow) for algo in (PPO, DQN)),
+    ],
+)
 def test_a_recorded_run_that_was_killed_continues(
-    here: Path, algo: dict[str, Any], read_metrics: Any, monkeypatch: pytest.MonkeyPatch
+    here: Path,
+    algo: dict[str, Any],
+    killed_at: tuple[int, ...],
+    stretch: int,
+    read_metrics: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wsa.learn.online.record_segments.SEGMENT_STEPS", 10)
+    monkeypatch.setattr("wsa.learn.online.record_segments.SEGMENT_STEPS", stretch)
     changes = {**algo, "record": True, "save_frequency": 32}
     train(here / "store", here / "whole", **changes)
     config, folder = configure(options(here / "other", here / "run", **changes), "cpu")
     begin(folder, config)
-    for step in (40, 70):
+    for step in killed_at:
 
         def kill(now: int, line: Any, step: int = step) -> None:
             if now >= step:
@@ -168,7 +183,7 @@ def test_a_recorded_run_that_was_killed_continues(
         with pytest.raises(RuntimeError, match="killed"):
             train_playing(folder, config, "cpu", kill)
         monkeypatch.undo()
-        monkeypatch.setattr("wsa.learn.online.record_segments.SEGMENT_STEPS", 10)
+        monkeypatch.setattr("wsa.learn.online.record_segments.SEGMENT_STEPS", stretch)
     train_playing(folder, config, "cpu")
     assert read_metrics(folder) == read_metrics(here / "whole")
     snapshots = [take_snapshot(open_store(str(here / name))) for name in ("store", "other")]
@@ -198,7 +213,7 @@ def test_evaluations_on_the_way_move_nothing_of_the_training(
     here: Path, algo: dict[str, Any], read_metrics: Any
 ) -> None:
     """Neither of what is learnt nor of what is kept in a store."""
-    short = {**algo, "max_episode_steps": 40, "record": True}
+    short = {**algo, "max_episode_steps": 16, "record": True}
     train(here / "store", here / "plain", **short)
     before = Encoder.total_passes
     changes = {**short, "eval_frequency": 40, "eval_episodes": 2}
@@ -226,12 +241,12 @@ def test_evaluations_on_the_way_move_nothing_of_the_training(
         kept.append(sorted(told))
     assert kept[0] == kept[1] and kept[0]
     assert [line for line in lines if line not in played] == read_metrics(here / "plain")
-    assert all(line["eval/episodic_length"] == 40 for line in played)
+    assert all(line["eval/episodic_length"] == 16 for line in played)
     passes = sum(line["eval/backbone_passes"] for line in played)
     if config.end_to_end:
         assert passes == 0
         return
-    assert 0 < passes <= 3 * 2 * 40 and Encoder.total_passes - before >= trained.passes + passes
+    assert 0 < passes <= 3 * 2 * 16 and Encoder.total_passes - before >= trained.passes + passes
     ours = [line for line in lines if "cache/backbone_passes" in line]
     assert ours[-1]["cache/backbone_passes"] == trained.passes
 
@@ -308,10 +323,11 @@ def _killing_save(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[..., N
 
 def test_palette_is_of_the_game_that_is_played(here: Path) -> None:
     """Each game has its own in one store; runs of both train, evaluate, and find it by its alias."""
-    changes = {**PPO, "models": ("palette", "objects"), "output": ""}
+    changes = {**PPO, "total_timesteps": 48, "max_episode_steps": 60}
+    changes |= {"models": ("palette", "objects"), "output": ""}
     for game in ("Breakout", "Pong"):
         config, played = train(here / "store", here / game, **changes, game=game, record=True)
-        assert played.steps == 96 and played.passes > 0
+        assert played.steps == 48 and played.passes > 0
         snapshot = take_snapshot(open_store(str(here / "store")))
         assert [read_spec(snapshot, key).game for key in config.models] == [game] * 2
         assert choose_models(snapshot, game, ["palette", "objects"]) == list(config.models)
@@ -339,13 +355,16 @@ def test_what_ran_the_models_is_recorded(here: Path) -> None:
 WINDOWED = (MODEL, "ae:random", "vos:random")
 
 
-def test_a_run_is_the_same_with_any_number_of_threads(here: Path, read_metrics: Any) -> None:
+@pytest.mark.parametrize("counts", [(1, 2), pytest.param((1, 2, 3), marks=pytest.mark.slow)])
+def test_a_run_is_the_same_with_any_number_of_threads(
+    here: Path, counts: tuple[int, ...], read_metrics: Any
+) -> None:
     """Of models of several windows, in two groups of environments; and one is begun where it died."""
     changes = {**PPO, "models": WINDOWED, "output": None, "save_frequency": 32}
     config, folder = configure(options(here / "store", here / "1", **changes), "cpu")
     assert config.env_groups == 2
     networks = []
-    for threads in (1, 2, 3):
+    for threads in counts:
         folder = here / str(threads)
         begin(folder, config)
         played = train_playing(folder, config, "cpu", threads=threads)
