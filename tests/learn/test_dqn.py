@@ -116,9 +116,10 @@ def test_one_step_by_hand() -> None:
 
 @pytest.mark.parametrize("n", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_it_learns_the_known_optimum(walk_flat: FlatMap, tmp_path: Path, n: int) -> None:
+    updates, rate, every = (400, 5e-3, 25) if n == 1 else (700, 3e-3, 40)
     config = msgspec.structs.replace(
-        SMALL, updates=400, batch_size=32, learning_rate=5e-3, gamma=GAMMA, cql_alpha=0.0,
-        target_network_frequency=25, log_frequency=100, n_step=n,
+        SMALL, updates=updates, batch_size=32, learning_rate=rate, gamma=GAMMA, cql_alpha=0.0,
+        target_network_frequency=every, log_frequency=100, n_step=n,
     )  # fmt: skip
     network = fit(config, walk_flat, tmp_path, frames=1).network
     with torch.inference_mode():

@@ -105,8 +105,9 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(
 def test_ppo_learns_the_walk(
     walk: SimpleNamespace, tmp_path: Path, read_metrics: Any, recurrent: bool
 ) -> None:
+    steps, rate = (8192, 2e-3) if recurrent else (4096, 4e-3)
     config = msgspec.structs.replace(
-        SMALL, total_timesteps=4096, num_envs=8, recurrent=recurrent, learning_rate=4e-3
+        SMALL, total_timesteps=steps, num_envs=8, recurrent=recurrent, learning_rate=rate
     )
     Run(walk, tmp_path, config).train()
     returns = [
