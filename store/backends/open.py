@@ -27,8 +27,8 @@ def open_backend(url: str) -> Backend:
     if not url:
         raise UsageError(
             "bad-option",
-            "You have no home folder here that could hold a store. Name one with --store, or set "
-            "WSA_STORE.",
+            "No store is named, and you have no home folder here that could hold one. Name one with "
+            "--store, as /lab/wsa, or set WSA_STORE.",
         )
     if scheme == "file":
         raise UsageError(

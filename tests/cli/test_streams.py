@@ -124,7 +124,7 @@ def test_a_user_without_a_home_says_where(monkeypatch, capsys):
     monkeypatch.setattr("platformdirs.user_cache_path", homeless)
     assert cli.main(["list"]) == 2
     assert capsys.readouterr().err.startswith(
-        "wsa list: You have no home folder here that could hold a store."
+        "wsa list: No store is named, and you have no home folder"
     )
     with pytest.raises(UsageError, match="Set WSA_CACHE"):
         cache_folder()

@@ -394,9 +394,9 @@ def test_a_commit_is_its_flushes_and_its_bytes_and_nothing_more(on_disk, kit, mo
     )
     write = atomic_files._write
 
-    def watched(path: Path, data: bytes) -> None:
+    def watched(path: Path, data: bytes, root: Path | None = None) -> None:
         written.append(len(data))
-        write(path, data)
+        write(path, data, root)
 
     monkeypatch.setattr(atomic_files, "_write", watched)
     kit.add_embedding(on_disk, later, key)
