@@ -6,14 +6,20 @@ side: each contender is timed in turn, round after round, and the median of each
 
 from __future__ import annotations
 
+import io
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wsa.encode.jobs.plan import Plan
 from wsa.learn.collect.collect import collect, plan_collection
@@ -96,3 +102,16 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     print("| " + " | ".join("---" for _ in columns) + " |")
     for row in rows:
         print("| " + " | ".join(map(str, row)) + " |")
+
+
+def same_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """An npz file that is the same bytes each time: numpy's own has the time of day in it."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, array, allow_pickle=False)
+            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, content.getvalue(), compresslevel=9)
+    return file.getvalue()

@@ -10,13 +10,12 @@ with another emulator makes other model keys. It takes 23 minutes of CPU.
 
 from __future__ import annotations
 
-import io
 import sys
-import zipfile
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
+from kit import same_npz
 from numpy.typing import NDArray
 
 from wsa.encode.inference.levels import fit_levels
@@ -59,19 +58,6 @@ def fit(game: str) -> dict[str, NDArray[np.uint8]]:
     return {f"{game}/{name}": array for name, array in arrays.items()}
 
 
-def pack(arrays: dict[str, NDArray[np.uint8]]) -> bytes:
-    """An npz file that is the same bytes each time: numpy's own has the time of day in it."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, array in arrays.items():
-            content = io.BytesIO()
-            np.lib.format.write_array(content, array, allow_pickle=False)
-            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, content.getvalue(), compresslevel=9)
-    return file.getvalue()
-
-
 if __name__ == "__main__":
     arrays: dict[str, NDArray[np.uint8]] = {}
     with ProcessPoolExecutor(2) as pool:
@@ -79,6 +65,6 @@ if __name__ == "__main__":
             arrays |= found
             levels, classes = (len(found[f"{game}/{name}"]) for name in ("levels", "classes"))
             print(f"{game}: {levels} levels, {classes} classes", flush=True)
-    data = pack(arrays)
+    data = same_npz(arrays)
     PATH.write_bytes(data)
     print(f"{PATH}: {len(data)} bytes, {hashing.checksum(data)}", file=sys.stderr)

@@ -10,11 +10,10 @@ making it anew with another emulator makes other model keys.
 
 from __future__ import annotations
 
-import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
+from kit import same_npz
 from numpy.typing import NDArray
 
 from wsa.encode.registration.probe_frames import PATH
@@ -87,16 +86,7 @@ def pack(played: dict[str, NDArray[np.uint8]]) -> bytes:
     members["palette"] = np.concatenate(palettes).astype(np.uint8)
     for height in sorted(pixels):
         members[f"pixels_{height}"] = np.stack(pixels[height])
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, array in members.items():
-            content = io.BytesIO()
-            np.lib.format.write_array(content, array, allow_pickle=False)
-            # numpy's own savez writes the time of day into the file.
-            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, content.getvalue(), compresslevel=9)
-    return file.getvalue()
+    return same_npz(members)
 
 
 if __name__ == "__main__":

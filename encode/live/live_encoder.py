@@ -3,7 +3,7 @@
 What the store has is found by a frame's digest, or a window's, in the flat map; what it has not goes
 through the same `Encoder` that fills the store, rounded the same way, so a cached and a live
 embedding of one frame are the same numbers. Everything asked for is counted as found, remembered,
-or run. The misses of all models and windows run side by side, in parts, and whoever asked may do
+or run. The misses of all models and windows run side by side, in parts, and the caller may do
 something else meanwhile (`Lookup.begin`).
 """
 

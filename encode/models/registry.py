@@ -205,7 +205,7 @@ def for_games(requests: Sequence[Request], games: Sequence[str]) -> list[Request
 
     Args:
         requests: As typed, or as registered.
-        games: Games that shall be encoded.
+        games: The games to encode.
 
     Returns:
         The requests in order. Those of one game that is not among `games` are left out.

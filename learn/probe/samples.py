@@ -54,7 +54,7 @@ class Moments:
 def is_better(meta: SegmentMeta) -> bool:
     """Whether a segment was played by somebody, not at random.
 
-    Nobody asks how well: the command shows what random and better play returned.
+    How well is not asked: the command shows what random and better play returned.
     """
     # A network with an epsilon of 1 (`wsa collect --eps 1`) plays at random.
     return meta.policy != "random" and not meta.policy.endswith(" eps 1")

@@ -6,7 +6,7 @@ file or the whole one, and of two writers exactly one wins. Nothing else in wsa 
 shared folder. `replace` is for files that belong to one machine or one run, where the newest wins.
 
 What is made in a store has the permissions and the group of the store's root, whatever the umask
-of whoever makes it: a folder that a group may write to is so all the way down.
+of the process that makes it: a folder that a group may write to is so all the way down.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A reader may leave (`wsa list | head -1`), a terminal may close, a job may start with `2>&-`, and
 a terminal may lack the characters of a path. None of that may end work that was begun, or change
-the exit code of what was done. What nobody reads is dropped; what cannot be spelled is escaped.
+the exit code of what was done. What has no reader is dropped; what cannot be spelled is escaped.
 A result that does not fit on a disk is another matter: that is an error.
 """
 
@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-_NOBODY_READS = (errno.EPIPE, errno.EIO)  # A pipe without a reader, a terminal that is gone.
+_NO_READER = (errno.EPIPE, errno.EIO)  # A pipe without a reader, a terminal that is gone.
 
 
 class DroppingStream:
-    """A text stream that drops what nobody reads.
+    """A text stream that drops what has no reader.
 
     Args:
         stream: What is written to.
-        always: Whether to drop on any error, as remarks are, or where nobody reads alone.
+        always: Whether to drop on any error, as remarks are, or only where there is no reader.
     """
 
     def __init__(self, stream: TextIO, always: bool) -> None:
@@ -55,7 +55,7 @@ class DroppingStream:
         try:
             yield
         except OSError as error:
-            if not self._always and error.errno not in _NOBODY_READS:
+            if not self._always and error.errno not in _NO_READER:
                 raise
             # What is left in the buffer goes nowhere too, or it would fail again at the end.
             with contextlib.suppress(OSError, ValueError):
@@ -64,7 +64,7 @@ class DroppingStream:
 
 @contextlib.contextmanager
 def lasting() -> Iterator[None]:
-    """Let output and remarks go on, whoever listens, until the block ends."""
+    """Let output and remarks go on without a reader, until the block ends."""
     _open_descriptors()
     before = sys.stdout, sys.stderr
     for stream in before:

@@ -1,4 +1,4 @@
-"""Output that nobody reads, characters that a terminal lacks, folders that are gone: work goes on."""
+"""Output without a reader, characters that a terminal lacks, folders that are gone: work goes on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wsa.store.objects.record_cache import cache_folder
 WSA = (sys.executable, "-m", "wsa.cli")
 
 
-def test_progress_that_nobody_reads_ends_no_work(wsa):
+def test_progress_without_a_reader_ends_no_work(wsa):
     """As `wsa collect ... 2>&1 | head -1`."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -32,7 +32,7 @@ def test_progress_that_nobody_reads_ends_no_work(wsa):
     assert json.loads(wsa("list", "--json").out)["Pong"]["steps"] == 40
 
 
-def test_a_result_that_nobody_reads_leaves_the_exit_code(filled):
+def test_a_result_without_a_reader_leaves_the_exit_code(filled):
     """Damage is still damage if `head` has seen enough of it."""
     reading, writing = os.pipe()
     os.close(reading)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import collections
 import importlib.util
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -26,13 +27,15 @@ def parts() -> list[probe_frames.GameFrames]:
 
 
 @pytest.fixture(scope="module")
-def maker() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "make_strip.py"
-    spec = importlib.util.spec_from_file_location("make_strip", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def maker() -> Iterator[ModuleType]:
+    folder = Path(__file__).parents[2] / "benchmarks"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))  # As when it is run: it imports its neighbours.
+        spec = importlib.util.spec_from_file_location("make_strip", folder / "make_strip.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
 
 
 def test_the_file_is_the_one_that_model_keys_were_made_with() -> None:

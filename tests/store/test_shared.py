@@ -1,4 +1,4 @@
-"""A store that a group shares: permissions follow the root, and who may not write is told so first."""
+"""A store that a group shares: permissions follow the root, and missing write permission is reported first."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_two_users_of_a_group_add_to_one_store(lab: Path) -> None:
     assert {path.stat().st_gid for path in lab.rglob("*")} == {GROUP}
     assert {path.stat().st_uid for path in lab.rglob("*.json")} == {OWNER, COLLEAGUE}
     assert verify(open_store(str(lab))).damage == ()
-    # Who is not of the group reads, and is told at once that this is all.
+    # Users outside the group can read, and cannot add.
     read = run_as(STRANGER, [], "list", "--store", lab, "--json")
     assert json.loads(read.stdout)["Pong"]["steps"] == 24
     refused = run_as(STRANGER, [], *COLLECT, lab, "--steps", 32)
