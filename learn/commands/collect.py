@@ -22,6 +22,8 @@ def collect(o: CollectOptions) -> int:
     """`wsa collect`."""
     from wsa.learn.collect.collect import collect as play
     from wsa.learn.collect.collect import estimate, plan_collection
+    from wsa.learn.collect.rewards import rewarded_steps, warning
+    from wsa.store.objects.snapshot import take_snapshot
 
     protocol = atari.protocol(o.game, o.protocol, o.sticky, o.max_episode_steps)
     backend, snapshot = open_snapshot(o.store, create=not o.dry_run, or_empty=o.dry_run)
@@ -46,6 +48,10 @@ def collect(o: CollectOptions) -> int:
     with terminal.Progress("collect", "steps", plan.missing, shown=not o.json) as progress:
         written = play(plan, backend, progress.update, policy)
     steps = sum(m.steps for m in written)
+    seconds = time.perf_counter() - started
+    rewarded = rewarded_steps(take_snapshot(backend), written)
+    if steps and not rewarded:
+        terminal.say(warning(o.game, steps))
     return terminal.result(
         o.json,
         {
@@ -53,7 +59,8 @@ def collect(o: CollectOptions) -> int:
             "steps": steps,
             "distinct_frames": sum(m.frames for m in written),
             "episodes": sum(len(m.episodes) for m in written),
-            "steps_per_s": steps / (time.perf_counter() - started),
+            "rewarded_steps": rewarded,
+            "steps_per_s": steps / seconds,
         },
     )
 
@@ -71,7 +78,10 @@ def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
     from wsa.learn.runs.player import open_player
 
     player = open_player(
-        Path(o.policy), weights=weights_files(o.weights), device=choose_device(o.device)
+        Path(o.policy),
+        otherwise=o.store,
+        weights=weights_files(o.weights),
+        device=choose_device(o.device),
     )
     if (player.config.game, player.config.protocol.actions) != (o.game, protocol.actions):
         raise UsageError(

@@ -19,7 +19,7 @@ def evaluate(o: EvalOptions) -> int:
 
     check_ranges(o)
     threads = threads_for(o.threads)
-    terminal.say(f"store {read_config(Path(o.run)).store}")
+    terminal.say(f"store {o.store or read_config(Path(o.run)).store}")
     # The run's games, then as many of a random policy to compare with.
     with terminal.Progress("eval", "games", 2 * o.episodes, shown=not o.json) as progress:
         before = now = 0
@@ -36,6 +36,7 @@ def evaluate(o: EvalOptions) -> int:
             o.episodes,
             epsilon=o.epsilon,
             seed=o.seed,
+            store=o.store,
             weights=weights_files(o.weights),
             video=o.video,
             device=choose_device(o.device),

@@ -67,7 +67,21 @@ def show(o: ShowOptions) -> int:
     else:
         of, _ = card, atari.check_game(o.what)
     _, snapshot = open_snapshot(o.store)
-    return terminal.result(o.json, of(snapshot, o.what))
+    found = of(snapshot, o.what)
+    if of is card:
+        _warn_of_rewards(snapshot, o.what)
+    return terminal.result(o.json, found)
+
+
+def _warn_of_rewards(snapshot: Snapshot, game: str) -> None:
+    """Say so if nothing that was played of a game earned a reward."""
+    from wsa.learn.collect.rewards import rewarded_steps, warning
+
+    segments = snapshot.segments(game)
+    # Rows are read only where the records do not tell: they are many in a large store.
+    earned = any(returned for meta in segments for _, returned in meta.episodes)
+    if not earned and not rewarded_steps(snapshot, segments):
+        terminal.say(warning(game, sum(meta.steps for meta in segments)))
 
 
 def _fits(grammar: Callable[[str], str], name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,30 +32,49 @@ def learn(o: LearnOptions) -> int:
     terminal.say(f"{config.game}, {_described(config)}; run {folder}")
     if o.dry_run:
         return terminal.result(o.json, estimate(snapshot, config, device))
+    newest: dict[str, float] = {}
     with terminal.Progress("learn", config.unit, config.total, shown=not o.json) as progress:
+
+        def on_line(step: int, line: dict[str, float]) -> None:
+            newest.update(line)
+            progress.update(step)
+
         trained = launch(
             folder,
             config,
             device,
-            lambda step, _: progress.update(step),
+            on_line,
             weights=weights_files(o.live.weights),
             engine=o.live.engine,
             threads=threads,
             encoder=o.live.encoder if isinstance(o.live, OnlineLiveOptions) else "",
             compiled=o.compile,
         )
-    return terminal.result(o.json, {"run": str(folder), **trained.summary()})
+    terminal.result(o.json, {"run": str(folder), **trained.summary(), **_shown(newest)})
+    terminal.say(f"Play full games with it: wsa eval {shlex.quote(str(folder))}")
+    return 0
+
+
+def _shown(scalars: dict[str, float]) -> dict[str, dict[str, float]]:
+    """The newest losses, validation scores and fusion weights of a run, by what they are."""
+    found: dict[str, dict[str, float]] = {}
+    for kind in ("losses", "validation", "eval", "wsa/weight"):
+        of = {n.removeprefix(f"{kind}/"): v for n, v in scalars.items() if n.startswith(f"{kind}/")}
+        if of:
+            found[kind.rpartition("/")[2]] = of
+    return found
 
 
 def plan_run(o: LearnOptions, device: str) -> tuple[Snapshot, OfflineRun | OnlineRun, Path]:
     """The store, the run that the options ask for, or that is continued, and its folder."""
     from wsa.learn.runs.config import read_config
     from wsa.learn.runs.folder import new_folder, settled
+    from wsa.learn.runs.moved_store import find_store
     from wsa.learn.runs.setup import configure
 
     if o.output.resume:
         folder = Path(o.output.resume)
-        config = read_config(folder)
+        config = find_store(read_config(folder), o.store)
         return open_snapshot(config.store)[1], config, folder
     _, snapshot = open_snapshot(
         o.store, create=o.online and not o.dry_run, or_empty=o.online and o.dry_run

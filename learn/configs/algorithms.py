@@ -70,6 +70,11 @@ class AlgorithmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     def __post_init__(self) -> None:
         check_ranges(self)
 
+    @property
+    def scheduled(self) -> bool:
+        """Whether training depends on how long it is to last; a longer run then differs earlier."""
+        return False
+
 
 class OfflineConfig(AlgorithmConfig, frozen=True):
     """Hyperparameters that every offline algorithm has."""
@@ -223,6 +228,11 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
             )
 
     @property
+    def scheduled(self) -> bool:
+        """See `AlgorithmConfig`."""
+        return self.anneal_lr
+
+    @property
     def rollout_size(self) -> int:
         """Steps in a rollout, of all environments together."""
         return self.num_envs * self.num_steps
@@ -267,6 +277,12 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
             raise UsageError(
                 "bad-option", "--total-timesteps must be at least one step of each environment."
             )
+
+    @property
+    def scheduled(self) -> bool:
+        """See `AlgorithmConfig`."""
+        mixed = self.offline_fraction != self.last_fraction
+        return self.start_e != self.end_e or mixed
 
     @property
     def mixes_stored(self) -> bool:

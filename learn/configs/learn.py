@@ -111,7 +111,8 @@ class OutputOptions:
     exp_name: str = "wsa"
     """Part of the run's name."""
     resume: str = ""
-    """Folder of a run to continue as it was started; other options are ignored."""
+    """Folder of a run to continue as it was started. Beside it stand only options that say where its store
+    is (--store) and how models run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +204,8 @@ class EvalOptions:
     """Film the first environment's games into RUN/videos, with the fusion's weights beside them."""
     checkpoint: Literal["final", "best"] = "final"
     """The newest network, or the one with the best validation (learn --save-best)."""
+    store: str = ""
+    """Where the run's store is now, if it has moved. WSA_STORE counts only if it is not where the run says."""
     weights: Pairs = ()
     """Safetensors files, where this machine keeps them elsewhere than where they were encoded."""
     device: Device = "auto"
@@ -221,13 +224,33 @@ def learn_options(arguments: Sequence[str]) -> LearnOptions:
     Raises:
         UsageError: An option belongs to another algorithm, or to another kind of run.
     """
-    if _given(arguments, "resume"):  # The run says what it is; how models run is to be said.
-        algo = values_of(arguments, "algo", "cql")[-1]
-        kinds: dict[str, type[AlgorithmConfig]] = {**OFFLINE, **ONLINE}
-        config = kinds.get(algo, CQLConfig)
-        return LearnOptions(algorithm=config(), data=PlayOptions(), live=OnlineLiveOptions())
+    if _given(arguments, "resume"):
+        _check_resumed(arguments)
+        return LearnOptions(store="", live=OnlineLiveOptions())
     fusions = values_of(arguments, "fusion", "wsa")
     return LearnOptions(**training_defaults(arguments, "--fusion", fusions))
+
+
+# What a run that is continued does not say itself: where things are, and how they run.
+_OF_RESUMED = {"resume", "store", "json", "help", "engine", "weights", "threads", "encoder"} | {
+    field.name for field in dataclasses.fields(ComputeOptions)
+}
+
+
+def _check_resumed(arguments: Sequence[str]) -> None:
+    """Reject options that a run which is continued would ignore.
+
+    Raises:
+        UsageError: There is one.
+    """
+    for field in _fields(arguments):
+        if field not in _OF_RESUMED:
+            raise UsageError(
+                "bad-option",
+                f"--{field.replace('_', '-')} cannot be given with --resume: the run is continued "
+                "as it was begun. Leave it out. To train longer, repeat the command in the run's "
+                "command.txt with --run-dir and more --updates or --total-timesteps.",
+            )
 
 
 def training_defaults(

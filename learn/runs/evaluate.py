@@ -92,6 +92,7 @@ def evaluate_run(
     *,
     epsilon: float = EPSILON,
     seed: int = EVAL_SEED,
+    store: str = "",
     weights: dict[str, str] | None = None,
     video: bool = False,
     device: str = "cpu",
@@ -108,6 +109,7 @@ def evaluate_run(
         episodes: Games to play.
         epsilon: Probability of a random action.
         seed: Of the environments; apart from training's.
+        store: Where the run's store is now, if it has moved; as `find_store` takes it.
         weights: Weights files by alias, where this machine keeps them elsewhere.
         video: Whether to film the first environment, with the fusion's weights if it has any.
         device: Where to run the models.
@@ -129,7 +131,13 @@ def evaluate_run(
             "--episodes and --num-envs must be at least 1, --epsilon from 0 to 1.",
         )
     player = open_player(
-        folder, which=which, weights=weights, device=device, engine=engine, threads=threads
+        folder,
+        which=which,
+        store=store,
+        weights=weights,
+        device=device,
+        engine=engine,
+        threads=threads,
     )
     config = player.config
     actions = len(config.protocol.actions)

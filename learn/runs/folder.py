@@ -19,12 +19,13 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 import msgspec
 
 from wsa.learn.runs.config import FILE, OfflineRun, OnlineRun, RunConfig, read_config
-from wsa.store.common import atomic_files, hashing
+from wsa.store.common import atomic_files, hashing, terminal
 from wsa.store.common.errors import ConflictError, DamagedError
 from wsa.store.objects.writer import author, command_line
 
@@ -34,8 +35,11 @@ def new_folder(runs: Path, config: RunConfig, exp_name: str) -> Path:
     return runs / f"{config.game}__{exp_name}__{config.seed}__{int(time.time())}"
 
 
-def begin(folder: Path, config: RunConfig) -> None:
+def begin(folder: Path, config: OfflineRun | OnlineRun) -> None:
     """Start a run in `folder`, or make sure that the run there is this one.
+
+    The same run with its store elsewhere, or with more updates or steps, is this one: its
+    configuration is written again.
 
     Raises:
         ConflictError: Another run is there.
@@ -43,18 +47,43 @@ def begin(folder: Path, config: RunConfig) -> None:
     path = folder / FILE
     if path.exists():
         try:
-            same = read_config(folder) == config
+            found = read_config(folder)
         except DamagedError:
-            same = False
-        if not same:
+            found = None
+        if found == config:
+            return
+        if found is None or not _goes_on(found, config):
             raise ConflictError(
                 "run-exists",
                 f"{folder} holds another run. Give another --run-dir, or continue that run as it "
                 f"was begun: wsa learn --resume {folder}",
             )
-        return
+        if found.total == config.total:
+            atomic_files.replace(path, msgspec.json.format(hashing.canonical(config)))
+            return
+        terminal.say(_extended(found, config))
     atomic_files.replace(path, msgspec.json.format(hashing.canonical(config)))
     atomic_files.replace(folder / "command.txt", (command_line() + "\n").encode())
+
+
+def _goes_on(found: OfflineRun | OnlineRun, config: OfflineRun | OnlineRun) -> bool:
+    """Whether a run is another one with its store elsewhere, or made longer."""
+    if type(found) is not type(config) or config.total < found.total:
+        return False
+    length = {"updates" if isinstance(config, OfflineRun) else "total_timesteps": config.total}
+    longer: Any = msgspec.structs.replace(found.hyperparameters, **length)
+    changes: dict[str, Any] = {"store": config.store, "hyperparameters": longer}
+    return msgspec.structs.replace(found, **changes) == config
+
+
+def _extended(found: OfflineRun | OnlineRun, config: OfflineRun | OnlineRun) -> str:
+    said = f"The run is extended from {found.total:,} to {config.total:,} {config.unit}"
+    if not config.hyperparameters.scheduled:
+        return f"{said}, as if it had been begun with as many."
+    return (
+        f"{said}. Its schedules (learning rate, exploration, share of stored data) now end at "
+        f"{config.total:,}, so it is not the run that would have been begun with as many."
+    )
 
 
 def settled(config: OfflineRun | OnlineRun, folder: Path, record: bool) -> OfflineRun | OnlineRun:

@@ -14,6 +14,7 @@ from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
 from wsa.learn.runs.data import make_embedder, open_data
+from wsa.learn.runs.moved_store import find_store
 from wsa.learn.runs.network import make_network
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
@@ -56,6 +57,8 @@ def open_player(
     folder: Path,
     *,
     which: Literal["final", "best"] = "final",
+    store: str = "",
+    otherwise: str = "",
     weights: dict[str, str] | None = None,
     device: str = "cpu",
     engine: str = "auto",
@@ -66,6 +69,7 @@ def open_player(
     Args:
         folder: The run's folder.
         which: The newest checkpoint, or the one that did best on held-out episodes.
+        store, otherwise: Where the run's store is now, as `find_store` takes them.
         weights: Weights files by alias, where this machine keeps them elsewhere.
         device: Where to run.
         engine: What runs the models; `auto` is what filled the store.
@@ -78,6 +82,7 @@ def open_player(
     """
     config = read_config(folder)
     _path(folder, which)  # Before anything is opened, which takes long.
+    config = find_store(config, store, otherwise)
     snapshot, flat = open_data(config)
     models = open_models(
         snapshot, config.inputs, weights=weights, device=device, engine=engine, threads=threads

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from wsa.learn.collect import rewards
+from wsa.learn.configs.algorithms import DQNConfig
 from wsa.learn.data.transitions import moments
 from wsa.learn.envs import atari
 from wsa.learn.envs.atari import group_sizes
@@ -26,6 +28,7 @@ from wsa.learn.runs.network import make_network
 from wsa.learn.runs.warm_start import warm_start
 from wsa.learn.training import checkpoint
 from wsa.learn.training.loop import OnLine
+from wsa.store.common import terminal
 from wsa.store.objects.root import open_store
 
 
@@ -100,6 +103,9 @@ def train_stored(
     """
     snapshot, flat = open_data(config)
     assert flat is not None, "an offline run has data"
+    values = isinstance(config.hyperparameters, DQNConfig)  # Cloning learns from actions alone.
+    if values and not flat.rows["reward"][flat.steps].any():
+        terminal.say(rewards.warning(config.game, len(flat.steps)))
 
     def embedder() -> Any:
         from wsa.encode.registration.register import open_models  # Here: it brings timm.

@@ -8,6 +8,8 @@ import re
 import pytest
 
 from wsa.encode.models.registry import ALIASES
+from wsa.learn.runs import data
+from wsa.store.objects import flat_map
 
 MODEL = "timm:test_resnet.r160_in1k:random"
 ENCODE = ("encode", "--models", MODEL, "--output", "pooled", "--scheduler", "inproc")
@@ -258,3 +260,32 @@ def test_a_model_of_the_store_is_asked_for_by_its_key(filled, key):
     assert filled("encode", "--models", f"{key[:-1]}g").code == 2
     other = key[:-1] + ("0" if key[-1] != "0" else "1")
     assert filled("encode", "--models", other).code == 3
+
+
+def test_play_without_a_reward_is_reported(wsa):
+    play = ("collect", "--game", "Freeway", "--steps", "60", "--num-envs", "2")
+    outcome = wsa(*play, "--json")
+    assert strict(outcome.out)["rewarded_steps"] == 0
+    said = "none of these 60 steps of Freeway earned a reward, so CQL and DQN have nothing to learn"
+    assert said in outcome.err
+    assert said in wsa("show", "Freeway").err
+
+
+def test_learning_without_a_reward_is_reported(filled, monkeypatch):
+    run = ("learn", "--game", "Breakout", "--updates", 2, "--json")
+    assert "earned a reward" not in filled(*run, "--run-dir", "a").err
+    read = flat_map.materialise
+
+    def worthless(*arguments, **details):
+        flat = read(*arguments, **details)
+        flat.rows = flat.rows.copy()
+        flat.rows["reward"] = 0
+        return flat
+
+    monkeypatch.setattr(data, "materialise", worthless)
+    outcome = filled(*run, "--run-dir", "b")
+    assert "of Breakout earned a reward" in outcome.err
+    found = strict(outcome.out)
+    assert {"losses", "validation", "weight"} <= found.keys()
+    assert "Play full games with it: wsa eval b" in outcome.err
+    assert "earned a reward" not in filled(*run, "--algo", "bc", "--run-dir", "c").err

@@ -102,12 +102,19 @@ def test_the_share_of_stored_data_stays_unless_an_end_is_given(
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [{}, {"online": True}, {"algo": "ppo"}, {"encoder": "tcp://h:1"}, {"engine": "torch"}],
+    "flags", [{}, {"encoder": "tcp://h:1"}, {"engine": "torch"}, {"store": "there"}]
 )
 def test_a_run_that_is_resumed_says_itself_what_it_is(flags: dict[str, Any]) -> None:
     parsed = command_kit.options("learn", resume="run", **flags)
     assert parsed.output.resume == "run"
+    assert parsed.store == flags.get("store", "")
+
+
+@pytest.mark.parametrize("flag", ["--seed 2", "--online", "--algo ppo", "--updates=9", "--no-record"])
+def test_what_a_resumed_run_would_ignore_is_rejected(flag: str) -> None:
+    name = flag.split("=")[0].split()[0].replace("no-", "")
+    with pytest.raises(UsageError, match=f"{name} cannot be given with --resume.*--run-dir"):
+        cli.parse("learn", ["--resume", "run", *flag.split()])
 
 
 @pytest.mark.parametrize(

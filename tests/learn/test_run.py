@@ -42,6 +42,7 @@ from wsa.learn.runs.config import OfflineRun, read_config
 from wsa.learn.runs.data import open_data
 from wsa.learn.runs.evaluate import evaluate_run
 from wsa.learn.runs.folder import begin
+from wsa.learn.runs.moved_store import find_store
 from wsa.learn.runs.setup import make_offline
 from wsa.learn.runs.train import train_stored
 from wsa.learn.training import checkpoint
@@ -285,6 +286,57 @@ def test_later_segments_change_nothing(snapshot: Snapshot, trained: Path, tmp_pa
     with pytest.raises(ConflictError, match="wsa learn --resume") as caught:
         begin(folder, longer)
     assert caught.value.kind == "run-exists"
+
+
+def test_a_run_with_more_updates_is_the_longer_run(
+    snapshot: Snapshot, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = configure(snapshot)
+    short = msgspec.structs.replace(
+        long, hyperparameters=msgspec.structs.replace(long.hyperparameters, updates=30)
+    )
+    folder = tmp_path / "r"
+    begin(folder, short)
+    assert train_stored(folder, short, "cpu").updates == 30
+    capsys.readouterr()
+    begin(folder, long)
+    said = "extended from 30 to 50 updates, as if it had been begun with as many."
+    assert said in capsys.readouterr().err
+    assert read_config(folder) == long
+    assert train_stored(folder, long, "cpu").updates == 20
+    last = "checkpoints/000000050.safetensors"
+    one, other = load_file(folder / last), load_file(trained / last)
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
+    with pytest.raises(ConflictError, match="holds another run"):  # What is trained stays so.
+        begin(folder, short)
+
+
+def test_a_run_finds_its_store_where_it_was_moved(
+    backend: Backend, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, moved = tmp_path / "r", tmp_path / "elsewhere"
+    shutil.copytree(trained, folder)
+    shutil.copytree(Path(backend.url), moved)
+    config = msgspec.structs.replace(read_config(folder), store=str(tmp_path / "gone"))
+    (folder / "config.json").write_bytes(msgspec.json.encode(config))
+    monkeypatch.delenv("WSA_STORE", raising=False)
+    with pytest.raises(MissingError, match="If the run's store has moved, say where it is"):
+        find_store(config)
+    assert find_store(config, str(moved)).store == find_store(config, "", str(moved)).store
+    monkeypatch.setenv("WSA_STORE", str(moved))
+    played = evaluate_run(folder, 1, num_envs=1)
+    assert played.episodes == evaluate_run(trained, 1, num_envs=1).episodes
+    # Training goes on there, and the run remembers.
+    here = find_store(read_config(folder))
+    begin(folder, here)
+    assert train_stored(folder, here, "cpu").updates == 0
+    assert read_config(folder).store == str(moved)
+    # A store that lacks its data is no substitute.
+    open_store(str(tmp_path / "other"), create=True)
+    with pytest.raises(MissingError, match="lacks"):
+        open_data(find_store(config, str(tmp_path / "other")))
 
 
 def test_lost_segments_are_not_passed_over(snapshot: Snapshot, tmp_path: Path) -> None:

@@ -321,6 +321,30 @@ def _killing_save(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[..., N
     return lambda step, line: None
 
 
+@pytest.mark.parametrize(
+    ("algo", "exact"),
+    [({**PPO, "anneal_lr": False}, True), ({**DQN, "start_e": 0.1, "end_e": 0.1}, True), (PPO, False)],
+)
+def test_a_run_with_more_steps_goes_on(
+    here: Path, algo: dict[str, Any], exact: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    algo = {**algo, "record": True}
+    train(here / "store", here / "short", **{**algo, "total_timesteps": 48})
+    capsys.readouterr()
+    _, played = train(here / "store", here / "short", **algo)
+    said = capsys.readouterr().err
+    assert "extended from 48 to 96 steps" in said
+    assert ("as if it had been begun" if exact else "not the run that would") in said
+    assert played.steps == 48
+    assert not verify(open_store(str(here / "store"))).damage
+    train(here / "other", here / "long", **algo)
+    newest = [checkpoint.latest(here / run / "checkpoints") for run in ("short", "long")]
+    one, other = map(load_file, newest)
+    assert one.keys() == other.keys()
+    same = all(np.array_equal(one[n], other[n]) for n in one if n.startswith("online."))
+    assert same == exact
+
+
 def test_palette_is_of_the_game_that_is_played(here: Path) -> None:
     """Each game has its own in one store; runs of both train, evaluate, and find it by its alias."""
     changes = {**PPO, "total_timesteps": 48, "max_episode_steps": 60}

@@ -1,0 +1,389 @@
+"""Ways to train the small state encoder, at equal CPU time, judged by the probe.
+
+    OMP_NUM_THREADS=1 python benchmarks/objectives.py FOLDER --store STORE --judged STORE [--minutes 4]
+
+The first store holds random and better play of the games to train on, the second that of the games
+to judge, played with other seeds; games that are in the second alone were never trained on. Every
+objective trains the network that wsa ships as `sr` (`wsa.encode.models.paper.stdim84`), from the same
+weights and on the same mixed batches, until its process has used the CPU minutes. Then
+`wsa.learn.probe` judges all of them, three untrained networks, grey pixels, and what the second store
+has encoded, on every game.
+
+Weights and probes are kept in the folder, a file each: the same command makes what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from kit import markdown
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wsa.encode.models.paper import load
+from wsa.encode.models.paper.stdim84 import SmallInfoMax, SmallStateEncoder
+from wsa.learn.pretrain import data
+from wsa.learn.probe import inputs, probe, samples, targets
+from wsa.store.objects.model_spec import read_spec
+from wsa.store.objects.root import open_snapshot
+from wsa.store.objects.snapshot import Snapshot
+
+ACTIONS = 18
+SIGHT = SmallInfoMax.training_input  # A frame and the one before it.
+WHERE = "stdim84:SmallStateEncoder"
+LEAST_DEVIATION = 0.03
+
+
+class Batch:
+    """Looks at several games.
+
+    Attributes:
+        before, now: (B, 1, 84, 84) float32 in [0, 1], a frame and the one after it.
+        action: (B,) number of the action between them, of all 18.
+        weight: (B, 1, 84, 84), of each pixel, its inverse deviation in the game, mean 1.
+    """
+
+    def __init__(self, looks: Tensor, action: Tensor, weight: Tensor) -> None:
+        self.looks = looks
+        self.before, self.now = looks[:, :1], looks[:, 1:]
+        self.action, self.weight = action, weight
+
+
+class Frames:
+    """Frames of a store in memory, with the actions between them."""
+
+    def __init__(self, store: str) -> None:
+        _, snapshot = open_snapshot(store)
+        games = sorted({meta.game for meta in snapshot.segments()})
+        choice = data.choose(snapshot, games, (), [SIGHT], 1 << 40)
+        self.looks = data.read(snapshot, choice.segments, SIGHT, 0.05)
+        self.games = games
+        names = sorted({name for m in choice.segments for name in m.protocol.actions})
+        actions = []
+        for meta in choice.segments:
+            number = np.array([*(names.index(name) for name in meta.protocol.actions), 0])
+            actions.append(number[snapshot.read_rows(meta)["action"].astype(np.int64)])
+        self.action = np.concatenate(actions)
+        self.weight = {game: self._weight(rows) for game, rows in self.looks.training.items()}
+
+    def _weight(self, rows: NDArray[np.int64]) -> Tensor:
+        """Inverse deviations of a game's pixels (1, 84, 84), mean 1."""
+        generator = np.random.default_rng(0)
+        some = self.looks.take(generator.choice(rows, 2_000), generator)[:, 1:].float() / 255
+        inverse = 1 / some.std(dim=0).clamp(min=LEAST_DEVIATION)
+        return inverse / inverse.mean()
+
+    def draw(self, generator: np.random.Generator, count: int) -> Batch:
+        """As many looks at each game, about."""
+        games = np.sort(generator.integers(0, len(self.games), count))
+        rows = np.array([generator.choice(self.looks.training[self.games[g]]) for g in games])
+        before = self.looks.at(rows, generator)[:, 0]
+        return Batch(
+            data.scale(self.looks.take(rows, generator), "cpu"),
+            torch.from_numpy(self.action[before]),
+            torch.stack([self.weight[self.games[g]] for g in games]),
+        )
+
+
+class Objective(nn.Module):
+    """What trains the encoder; `loss` is minimised, `after` follows each gradient step."""
+
+    def __init__(self, encoder: SmallStateEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def loss(self, batch: Batch) -> Tensor:
+        """What is minimised, a scalar."""
+        raise NotImplementedError
+
+    def after(self) -> None:
+        """Nothing, but for moving averages."""
+
+
+class InfoMax(Objective):
+    """ST-DIM (Anand et al., 2019)."""
+
+    distinct = False
+
+    def __init__(self, encoder: SmallStateEncoder) -> None:
+        super().__init__(encoder)
+        self.scorer = SmallInfoMax()
+        self.scorer.encoder = encoder
+
+    def loss(self, batch: Batch) -> Tensor:
+        """See the class."""
+        scores = self.scorer.scores(batch.looks)
+        if self.distinct:
+            ties = same_patches(batch.before)
+            scores = tuple(one.masked_fill(ties, -torch.inf) for one in scores)
+        right = torch.arange(len(batch.now)).repeat(scores[0].shape[0])
+        return sum(
+            (functional.cross_entropy(s.flatten(0, 1), right) for s in scores), torch.tensor(0.0)
+        )
+
+
+class DistinctInfoMax(InfoMax):
+    """ST-DIM, its negatives without patches that are the positive's own: a loss that can reach 0."""
+
+    distinct = True
+
+
+def same_patches(frames: Tensor) -> Tensor:
+    """Which moments show the same at each of the 9 x 9 places, (81, B, B) without the diagonal.
+
+    A place sees 20 x 20 pixels, 8 apart: the receptive field of the encoder's second convolution.
+    """
+    patches = functional.unfold(frames, 20, stride=8)  # (B, 400, 81)
+    keys = (patches * torch.rand(1, 400, 1, dtype=torch.float64)).sum(dim=1).T  # (81, B)
+    same = (keys[:, :, None] - keys[:, None, :]).abs() < 1e-9
+    return same & ~torch.eye(len(frames), dtype=torch.bool)
+
+
+class InverseDynamics(Objective):
+    """The action between two frames is told from their codes (Pathak et al., 2017)."""
+
+    def __init__(self, encoder: SmallStateEncoder) -> None:
+        super().__init__(encoder)
+        self.head = nn.Sequential(nn.Linear(1024, 256), nn.ReLU(), nn.Linear(256, ACTIONS))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """See the class."""
+        codes = self.encoder(batch.looks.flatten(0, 1).unsqueeze(1)).unflatten(0, (-1, 2))
+        return functional.cross_entropy(self.head(codes.flatten(1)), batch.action)
+
+
+class SelfPrediction(Objective):
+    """The next code, as a moving average of the encoder has it, from code and action (SPR, BYOL)."""
+
+    def __init__(self, encoder: SmallStateEncoder) -> None:
+        super().__init__(encoder)
+        self.project = nn.Sequential(
+            nn.Linear(512, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 128)
+        )
+        self.predict = nn.Sequential(
+            nn.Linear(128 + ACTIONS, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 128)
+        )
+        self.target = copy.deepcopy(nn.Sequential(encoder, self.project)).requires_grad_(False)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """See the class."""
+        acted = functional.one_hot(batch.action, ACTIONS).float()
+        code = self.project(self.encoder(batch.before))
+        foretold = self.predict(torch.cat([code, acted], dim=1))
+        with torch.no_grad():
+            came = self.target(batch.now)
+        return 1 - functional.cosine_similarity(foretold, came).mean()
+
+    def after(self) -> None:
+        """Move the slow networks."""
+        online = [*self.encoder.parameters(), *self.project.parameters()]
+        for slow, fast in zip(self.target.parameters(), online, strict=True):
+            slow.data.lerp_(fast.data, 0.01)
+
+
+class Reconstruction(Objective):
+    """The frame from its code, errors weighted by each pixel's inverse deviation in its game."""
+
+    masked = 0.0
+
+    def __init__(self, encoder: SmallStateEncoder) -> None:
+        super().__init__(encoder)
+        self.decode = nn.Sequential(
+            nn.Linear(512, 32 * 7 * 7), nn.ReLU(), nn.Unflatten(1, (32, 7, 7)),
+            nn.ConvTranspose2d(32, 32, 3, 1), nn.ReLU(),
+            nn.ConvTranspose2d(32, 16, 4, 2), nn.ReLU(),
+            nn.ConvTranspose2d(16, 1, 8, 4),
+        )  # fmt: skip
+
+    def loss(self, batch: Batch) -> Tensor:
+        """See the class."""
+        shown, counted = batch.now, batch.weight
+        if self.masked:
+            hidden = (torch.rand(len(shown), 1, 12, 12) < self.masked).float()
+            hidden = functional.interpolate(hidden, size=(84, 84))
+            shown, counted = shown * (1 - hidden), counted * hidden / self.masked
+        return ((self.decode(self.encoder(shown)) - batch.now).square() * counted).mean()
+
+
+class MaskedReconstruction(Reconstruction):
+    """The same of a frame of whose 7 x 7 patches half are hidden, at these (MAE; He et al., 2022)."""
+
+    masked = 0.5
+
+
+class Several(Objective):
+    """One encoder with three heads: ST-DIM without ties, inverse dynamics and reconstruction."""
+
+    def __init__(self, encoder: SmallStateEncoder) -> None:
+        super().__init__(encoder)
+        self.heads = nn.ModuleList(
+            [DistinctInfoMax(encoder), InverseDynamics(encoder), Reconstruction(encoder)]
+        )
+
+    def loss(self, batch: Batch) -> Tensor:
+        """See the class."""
+        return sum((head.loss(batch) for head in self.heads), torch.tensor(0.0))
+
+
+OBJECTIVES: dict[str, Callable[[SmallStateEncoder], Objective]] = {
+    "ST-DIM": InfoMax,
+    "ST-DIM without ties": DistinctInfoMax,
+    "inverse dynamics": InverseDynamics,
+    "self-prediction": SelfPrediction,
+    "weighted reconstruction": Reconstruction,
+    "masked reconstruction": MaskedReconstruction,
+    "three heads": Several,
+}
+
+
+def train(file: Path, name: str, frames: Frames, minutes: float, seed: int) -> None:
+    """Train for some CPU minutes, and keep the encoder with what it took."""
+    torch.manual_seed(seed)
+    encoder = load.network("sr", seed, WHERE)
+    assert isinstance(encoder, SmallStateEncoder)
+    objective = OBJECTIVES[name](encoder.train())
+    optimizer = torch.optim.Adam(
+        [p for p in objective.parameters() if p.requires_grad], 3e-4, eps=1e-5, fused=True
+    )
+    generator = np.random.default_rng(seed)
+    began, steps = time.process_time(), 0
+    while time.process_time() - began < 60 * minutes:
+        loss = objective.loss(frames.draw(generator, 64))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        objective.after()
+        steps += 1
+    print(f"{name}, seed {seed}: {steps:,} steps, loss {loss.item():.3f}", flush=True)
+    facts = {"steps": str(steps), "minutes": str(minutes), "loss": str(loss.item())}
+    safetensors.torch.save_file(encoder.state_dict(), file, facts)
+
+
+def named(folder: Path) -> Iterator[tuple[str, SmallStateEncoder]]:
+    """Every encoder of a folder, and three untrained ones."""
+    for seed in range(3):
+        untrained = load.network("sr", seed, WHERE)
+        assert isinstance(untrained, SmallStateEncoder)
+        yield f"untrained, seed {seed}", untrained
+    for file in sorted(folder.glob("*.safetensors")):
+        encoder = SmallStateEncoder()
+        encoder.load_state_dict(safetensors.torch.load_file(file))
+        yield file.stem, encoder
+
+
+def judge(
+    snapshot: Snapshot, game: str, count: int, encoders: Sequence[tuple[str, SmallStateEncoder]]
+) -> dict[str, list[float | None]]:
+    """R2, hits, and R2 from random to better play, of every encoder and of what is stored."""
+    stored = {
+        key: read_spec(snapshot, key).alias for key in {m.model for m in snapshot.embeddings(game)}
+    }
+    segments = samples.choose(snapshot, game, [*stored], (), samples.SPREAD * count)
+    segments, memories, _ = targets.open_memories(snapshot, segments, lambda done: None)
+    moments = samples.draw(snapshot, segments, targets.ram_target(memories), count, 5, 1)
+    variables, _ = probe.judged(moments, probe.LEAST_ENTROPY)
+    plan = probe.Plan(stored, variables, True, True, True, False, 0, True, 1)
+    pixels = levels(snapshot, moments)
+
+    def embeddings() -> Iterator[probe.Named]:
+        yield "grey pixels, 500", "", "pixels", inputs.pixels(snapshot, moments, 500)
+        for key, alias in stored.items():
+            yield alias, key, "model", inputs.embeddings(snapshot, game, key, moments)
+        for name, encoder in encoders:
+            with torch.inference_mode():
+                codes = [encoder.eval()(data.scale(part, "cpu")) for part in pixels.split(256)]
+            yield name, "", "model", torch.cat(codes).numpy()
+
+    table = probe.compare(moments, plan, embeddings())
+    found: dict[str, list[float | None]] = {}
+    for line in table.lines:
+        both, across = (table.means.get((line.name, way)) for way in ("both", "transfer"))
+        found[line.name] = [
+            *([m.value for m in both] if both else [None, None]),
+            across[0].value if across else None,
+        ]
+    return found
+
+
+def levels(snapshot: Snapshot, moments: samples.Moments) -> Tensor:
+    """Grey frames of the moments, (n, 1, 84, 84) uint8."""
+    parts = []
+    for meta, frames in zip(moments.segments, moments.frames, strict=True):
+        distinct, at = np.unique(frames, return_inverse=True)
+        if len(distinct):
+            shown = snapshot.read_frames(meta)
+            parts += [data.levels(np.stack([shown[i] for i in distinct.tolist()]), SIGHT)[at]]
+    return torch.from_numpy(np.concatenate(parts)).unsqueeze(1)
+
+
+def tables(probed: dict[str, dict[str, list[float | None]]], trained: Sequence[str]) -> None:
+    """R2 / hit of each encoder by game, and means over games trained on and not."""
+    games = [*sorted(set(probed) & set(trained)), *sorted(set(probed) - set(trained))]
+    columns = [g if g in trained else f"{g} (unseen)" for g in games]
+    rows: list[tuple[float, list[str]]] = []
+    for name in dict.fromkeys(name for found in probed.values() for name in found):
+        cells = [probed[game].get(name) or [None, None, None] for game in games]
+        known: list[Any] = [
+            c for c, g in zip(cells, games, strict=True) if g in trained and c[0] is not None
+        ]
+        unseen: list[Any] = [
+            c for c, g in zip(cells, games, strict=True) if g not in trained and c[0] is not None
+        ]
+        means = [
+            f"{np.mean([c[0] for c in of]):.3f} / {np.mean([c[1] for c in of]):.3f}" if of else "-"
+            for of in (known, unseen)
+        ]
+        shown = ["-" if c[0] is None else f"{c[0]:.2f} / {c[1]:.2f}" for c in cells]
+        rows.append(
+            (float(np.mean([c[0] for c in known])) if known else 0.0, [name, *means, *shown])
+        )
+    markdown(
+        ["encoder (R2 / hit)", "mean, trained on", "mean, unseen", *columns],
+        [row for _, row in sorted(rows, key=lambda r: -r[0])],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--judged", required=True)
+    parser.add_argument("--minutes", type=float, default=4)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=2_000)
+    parser.add_argument("--only", default="", help="objectives, separated by commas")
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    o.folder.mkdir(parents=True, exist_ok=True)
+    frames: Frames | None = None
+    for seed in range(1, o.seeds + 1):
+        for name in o.only.split(",") if o.only else OBJECTIVES:
+            file = o.folder / f"{name}, seed {seed}.safetensors"
+            if not file.exists():
+                frames = frames or Frames(o.store)
+                train(file, name, frames, o.minutes, seed)
+    encoders = list(named(o.folder))
+    _, training = open_snapshot(o.store)
+    _, snapshot = open_snapshot(o.judged)
+    kept = o.folder / "probes.json"
+    probed = json.loads(kept.read_text()) if kept.exists() else {}
+    for game in sorted({meta.game for meta in snapshot.segments()}):
+        if any(name not in probed.get(game, {}) for name, _ in encoders):
+            probed[game] = judge(snapshot, game, o.samples, encoders)
+            kept.write_text(json.dumps(probed, indent=1))
+            print(f"judged {game}", flush=True)
+    tables(probed, sorted({meta.game for meta in training.segments()}))
+
+
+if __name__ == "__main__":
+    main()
