@@ -1,4 +1,7 @@
-"""Films of games, with the attention weights of the moment drawn beside them."""
+"""Films of games, with the step's action and return, and the fusion's weights, drawn beside them.
+
+VP9 in MP4, which browsers and notebooks play.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +25,32 @@ SCALE = 2
 PER_SECOND = 15.0  # Steps, of four emulator frames each: as played.
 PANEL = 240
 MARGIN = 12
+LINE = 20  # Height of a line of text.
 TALLEST_ROW = 48
+HISTORY = PANEL - 2 * MARGIN  # Steps whose weights are drawn, one a column.
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-TEXT, BAR, TRACK = (235, 235, 235), (90, 170, 255), (60, 60, 60)
+TEXT, TRACK = (235, 235, 235), (60, 60, 60)
+# Colors that color-blind readers tell apart (Okabe and Ito), in turn.
+COLORS = (
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (240, 228, 66),
+    (213, 94, 0),
+)
 
 
 class Films:
     """Writes `episode_0.mp4`, `episode_1.mp4`, ... of the first environment into a folder.
 
-    Used in a `with`, which closes the last one whatever ends the games.
+    Used in a `with`. A film has its name once its game has ended; one that was cut short is removed.
 
     Args:
         folder: Where to.
-        models: Keys of the models that are weighed; none for films of the game alone.
+        models: Keys of the models that are weighed; none for films without weights.
         weights: Gives the weights (n, models) of the step at hand.
+        actions: Names of the actions; their numbers are shown if not given.
     """
 
     def __init__(
@@ -43,11 +58,16 @@ class Films:
         folder: Path,
         models: Sequence[str] = (),
         weights: Callable[[], Weights | None] = lambda: None,
+        actions: Sequence[str] = (),
     ) -> None:
         self._folder = folder
         self._labels = labels(models)
         self._weights = weights
+        self._actions = actions
         self._writer: Any = None
+        self._path = self._part = folder
+        self._history: list[Weights] = []
+        self._returned = 0.0
 
     def see(self, moment: Moment) -> None:
         """Film a step.
@@ -57,40 +77,51 @@ class Films:
         """
         if moment.envs[0] != 0:
             return
-        picture = moment.frames[0].repeat(SCALE, axis=0).repeat(SCALE, axis=1)
         weights = self._weights() if self._labels else None
         if weights is not None:
-            beside = panel(self._labels, weights[0], len(picture))
-            picture = np.concatenate([picture, beside], axis=1)
+            self._history.append(weights[0])
+        action = int(moment.actions[0])
+        facts = [
+            f"step {int(moment.steps[0])}, return {self._returned:g}",
+            f"action {self._actions[action] if self._actions else action}",
+        ]
+        picture = moment.frames[0].repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+        beside = panel(self._labels, self._history, facts, len(picture))
+        picture = np.concatenate([picture, beside], axis=1)
         if self._writer is None:
-            self._writer = self._begin(int(moment.episodes[0]), picture)
+            self._begin(int(moment.episodes[0]), picture)
         self._writer.write(np.ascontiguousarray(picture[..., ::-1]))
+        self._returned += float(moment.rewards[0])
         if moment.ended[0]:
-            self._end()
+            self._release()
+            self._part.replace(self._path)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
-
-    def _end(self) -> None:
         if self._writer is not None:
-            self._writer.release()
-            self._writer = None
+            self._release()
+            self._part.unlink(missing_ok=True)
 
-    def _begin(self, episode: int, picture: Picture) -> Any:
+    def _begin(self, episode: int, picture: Picture) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = str(self._folder / f"episode_{episode}.mp4")
-        code = cv2.VideoWriter.fourcc(*"mp4v")
-        writer = cv2.VideoWriter(path, code, PER_SECOND, (picture.shape[1], picture.shape[0]))
-        if not writer.isOpened():
+        self._path = self._folder / f"episode_{episode}.mp4"
+        self._part = self._folder / f".episode_{episode}.part.mp4"  # The name says the format.
+        code = cv2.VideoWriter.fourcc(*"vp09")
+        size = picture.shape[1], picture.shape[0]
+        self._writer = cv2.VideoWriter(str(self._part), code, PER_SECOND, size)
+        if self._path.is_dir() or not self._writer.isOpened():
             raise StorageError(
                 "unavailable",
-                f"{path} cannot be written. Check that you may write there and that there is "
+                f"{self._path} cannot be written. Check that you may write there and that there is "
                 "room, or leave out --video.",
             )
-        return writer
+
+    def _release(self) -> None:
+        self._writer.release()
+        self._writer = None
+        self._history, self._returned = [], 0.0
 
 
 def labels(models: Sequence[str]) -> list[str]:
@@ -99,33 +130,67 @@ def labels(models: Sequence[str]) -> list[str]:
     return [key if count[names.key_alias(key)] > 1 else names.key_alias(key) for key in models]
 
 
-def panel(called: Sequence[str], weights: Weights, height: int) -> Picture:
-    """A bar for each model, with its name and its weight: (height, PANEL, 3) uint8 RGB.
+def panel(
+    called: Sequence[str], history: Sequence[Weights], facts: Sequence[str], height: int
+) -> Picture:
+    """What stands beside the game: (height, PANEL, 3) uint8 RGB.
+
+    Lines of text; a bar for each model, with its name and its weight; and, where there is room, each
+    model's weight over the last `HISTORY` steps.
 
     Args:
-        called: The models' names.
-        weights: (models,), each from 0 to 1.
+        called: The models' names; none if nothing is weighed.
+        history: Of each step so far (models,), each from 0 to 1.
+        facts: Lines of text.
         height: Of the game's picture.
     """
     picture = np.zeros((height, PANEL, 3), np.uint8)
-    row = min(TALLEST_ROW, height // len(called))
-    size = 0.45 * min(1.0, row / TALLEST_ROW + 0.25)
-    right = PANEL - MARGIN
-    for i, (name, weight) in enumerate(zip(called, weights.tolist(), strict=True)):
-        top = i * row
-        number = f"{weight:.2f}"
-        room = right - MARGIN - _width(number, size) - 8
-        while _width(name, size) > room:
-            name = name[:-1]
-        under = top + row // 2 - 2
-        cv2.putText(picture, name, (MARGIN, under), FONT, size, TEXT, 1, cv2.LINE_AA)
-        at = (right - _width(number, size), under)
-        cv2.putText(picture, number, at, FONT, size, TEXT, 1, cv2.LINE_AA)
-        begin, end = top + row // 2 + 2, top + row - 4
-        picture[begin:end, MARGIN:right] = TRACK
-        filled = round(min(max(weight, 0.0), 1.0) * (right - MARGIN))
-        picture[begin:end, MARGIN : MARGIN + filled] = BAR
+    for i, fact in enumerate(facts):
+        _write(picture, fact, (MARGIN, LINE * (i + 1)), 0.45, PANEL - 2 * MARGIN)
+    top = LINE * len(facts) + MARGIN
+    if not called or not len(history):
+        return picture
+    row = min(TALLEST_ROW, (height - top) // len(called))
+    for i, (name, weight) in enumerate(zip(called, history[-1].tolist(), strict=True)):
+        _bar(picture[top + i * row : top + (i + 1) * row], name, weight, COLORS[i % len(COLORS)])
+    chart = picture[top + row * len(called) + MARGIN : height - MARGIN, MARGIN : PANEL - MARGIN]
+    if len(chart) > 2 * LINE:
+        _lines(chart, np.stack(history[-HISTORY:]))
     return picture
+
+
+def _bar(row: Picture, name: str, weight: float, color: tuple[int, int, int]) -> None:
+    """A model's name and weight above a bar; draws into `row`, (height, PANEL, 3)."""
+    size = 0.45 * min(1.0, len(row) / TALLEST_ROW + 0.25)
+    right, under = PANEL - MARGIN, len(row) // 2 - 2
+    number = f"{weight:.2f}"
+    wide = _width(number, size)
+    _write(row, name, (MARGIN, under), size, right - MARGIN - wide - 8)
+    _write(row, number, (right - wide, under), size, wide)
+    row[len(row) // 2 + 2 : -4, MARGIN:right] = TRACK
+    filled = round(min(max(weight, 0.0), 1.0) * (right - MARGIN))
+    row[len(row) // 2 + 2 : -4, MARGIN : MARGIN + filled] = color
+
+
+def _lines(chart: Picture, weights: Weights) -> None:
+    """Weights (steps, models) as lines, the newest step at the right; draws into `chart`."""
+    chart[:] = TRACK
+    bottom = len(chart) - 1
+    x = np.arange(len(weights)) + chart.shape[1] - len(weights)
+    drawn = chart.copy()  # OpenCV wants an array of its own.
+    for i, values in enumerate(np.clip(weights.T, 0, 1)):
+        points = np.stack([x, np.rint(bottom * (1 - values))], axis=1).astype(np.int32)
+        cv2.polylines(drawn, [points], False, COLORS[i % len(COLORS)], 1, cv2.LINE_AA)
+    chart[:] = drawn
+
+
+def _write(picture: Picture, text: str, at: tuple[int, int], size: float, room: int) -> None:
+    """Write text, cut off where it is wider than `room`."""
+    while _width(text, size) > room:
+        text = text[:-1]
+    drawn = np.ascontiguousarray(picture)
+    cv2.putText(drawn, text, at, FONT, size, TEXT, 1, cv2.LINE_AA)
+    picture[:] = drawn
 
 
 def _width(text: str, size: float) -> int:

@@ -171,7 +171,8 @@ def _watching(
             log = WeightLog(folder, weighed, lambda: policy.weights)
             watchers.append(stack.enter_context(log))
         if video:
-            films = Films(folder / "videos", weighed, lambda: policy.weights)
+            actions = player.config.protocol.actions
+            films = Films(folder / "videos", weighed, lambda: policy.weights, actions)
             watchers.append(stack.enter_context(films))
         yield watchers
 

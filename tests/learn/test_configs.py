@@ -110,7 +110,9 @@ def test_a_run_that_is_resumed_says_itself_what_it_is(flags: dict[str, Any]) -> 
     assert parsed.store == flags.get("store", "")
 
 
-@pytest.mark.parametrize("flag", ["--seed 2", "--online", "--algo ppo", "--updates=9", "--no-record"])
+@pytest.mark.parametrize(
+    "flag", ["--seed 2", "--online", "--algo ppo", "--updates=9", "--no-record"]
+)
 def test_what_a_resumed_run_would_ignore_is_rejected(flag: str) -> None:
     name = flag.split("=")[0].split()[0].replace("no-", "")
     with pytest.raises(UsageError, match=f"{name} cannot be given with --resume.*--run-dir"):

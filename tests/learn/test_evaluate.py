@@ -19,7 +19,16 @@ from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.evaluation import attention_log
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy
 from wsa.learn.evaluation.rollout import Episode, Moment, play, write_csv
-from wsa.learn.evaluation.video import BAR, PANEL, Films, labels, panel
+from wsa.learn.evaluation.video import (
+    COLORS,
+    LINE,
+    MARGIN,
+    PANEL,
+    TALLEST_ROW,
+    Films,
+    labels,
+    panel,
+)
 from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.format.records import Protocol
 
@@ -145,7 +154,7 @@ def test_films_can_be_played(tmp_path: Path) -> None:
         reader = cv2.VideoCapture(str(film))
         frames = []
         while (got := reader.read())[0]:
-            frames.append(got[1][::2, ::2, ::-1])
+            frames.append(got[1][::2, : 2 * 160 : 2, ::-1])
         reader.release()
         assert len(frames) == episode.steps == 40
         error = np.abs(np.array(frames).astype(int) - np.array(shown[:40]).astype(int))
@@ -158,6 +167,18 @@ def test_a_film_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (folder / "episode_0.mp4").mkdir(parents=True)
     with pytest.raises(StorageError, match="--video"), Films(folder) as films:
         play("Pong", stated("Pong", 9), RandomPolicy(6, 0), 1, 1, watchers=[films])
+
+
+def test_a_film_of_a_game_that_did_not_end_is_not_kept(tmp_path: Path) -> None:
+    class Stop:
+        def see(self, moment: Any) -> None:
+            if moment.steps[0] == 5:
+                raise KeyboardInterrupt
+
+    folder = tmp_path / "films"
+    with pytest.raises(KeyboardInterrupt), Films(folder) as films:
+        play("Pong", stated("Pong", 9), RandomPolicy(6, 0), 1, 1, watchers=[films, Stop()])
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("episodes, num_envs", [(0, 1), (1, 0)])
@@ -316,15 +337,32 @@ def test_a_film_has_the_weights_beside_the_game(tmp_path: Path) -> None:
         assert picture.shape == (420, 320 + PANEL, 3)
         assert np.abs(picture[::2, :320:2].astype(int) - moment.frames[0]).mean() < 6
         for i, weight in enumerate(weights[0]):
-            middle = picture[48 * i + 36, 320 + 12 : 320 + PANEL - 12].astype(int)
-            blue = (middle[:, 2] > 150).mean()
-            assert blue == pytest.approx(weight, abs=0.05)
+            bar = 2 * LINE + MARGIN + TALLEST_ROW * i + 36
+            middle = picture[bar, 320 + MARGIN : 320 + PANEL - MARGIN].astype(int)
+            filled = (middle.max(axis=1) > 120).mean()
+            assert filled == pytest.approx(weight, abs=0.05)
     reader.release()
 
 
 def test_models_are_called_by_what_tells_them_apart() -> None:
     assert labels(MODELS) == ["lite0", *MODELS[1:]]
     many = [f"a_model_with_a_long_name_number_{i}-0123456789ab" for i in range(30)]
-    drawn = panel(labels(many), np.linspace(0, 1, 30, dtype=np.float32), 420)
-    lengths = [(drawn[14 * i + 9] == np.array(BAR)).all(axis=1).sum() for i in range(30)]
-    assert lengths == [round(i / 29 * (PANEL - 24)) for i in range(30)]
+    drawn = panel(labels(many), [np.linspace(0, 1, 30, dtype=np.float32)], [], 420)
+    row = (420 - MARGIN) // 30
+    lengths = [
+        (drawn[MARGIN + row * i + row // 2 + 2] == COLORS[i % len(COLORS)]).all(axis=1).sum()
+        for i in range(30)
+    ]
+    assert lengths == [round(i / 29 * (PANEL - 2 * MARGIN)) for i in range(30)]
+
+
+def test_weights_are_shown_over_time() -> None:
+    history = [np.array([i / 99, 1 - i / 99], np.float32) for i in range(100)]
+    drawn = panel(["a", "b"], history, ["step 99, return 3"], 420)
+    chart = drawn[LINE + MARGIN + 2 * TALLEST_ROW + MARGIN : 420 - MARGIN, MARGIN : PANEL - MARGIN]
+    for color, (oldest, newest) in zip(COLORS, ((0.0, 1.0), (1.0, 0.0)), strict=False):
+        at = np.argwhere((np.abs(chart.astype(int) - color) < 40).all(axis=2))
+        first, last = at[at[:, 1].argmin()], at[at[:, 1].argmax()]
+        assert last[1] - first[1] == pytest.approx(99, abs=2)
+        assert 1 - first[0] / len(chart) == pytest.approx(oldest, abs=0.05)
+        assert 1 - last[0] / len(chart) == pytest.approx(newest, abs=0.05)

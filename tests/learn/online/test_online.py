@@ -323,7 +323,11 @@ def _killing_save(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[..., N
 
 @pytest.mark.parametrize(
     ("algo", "exact"),
-    [({**PPO, "anneal_lr": False}, True), ({**DQN, "start_e": 0.1, "end_e": 0.1}, True), (PPO, False)],
+    [
+        ({**PPO, "anneal_lr": False}, True),
+        ({**DQN, "start_e": 0.1, "end_e": 0.1}, True),
+        (PPO, False),
+    ],
 )
 def test_a_run_with_more_steps_goes_on(
     here: Path, algo: dict[str, Any], exact: bool, capsys: pytest.CaptureFixture[str]
