@@ -46,7 +46,8 @@ class LiveEncoder:
 
     Args:
         flat: The game's flat map: what the store has, and the order of the models.
-        encoders: One for each of `flat.models`, in that order.
+        encoders: One for each of `flat.models`, in that order; None of a model that is left out: it
+            is neither looked up nor run, and its numbers are 0.
         remember: How many frames, and how many windows, seen live are kept in memory.
         elsewhere: What has been seen live, by how many frames that is: looked in, too, before
             anything goes through a model.
@@ -61,30 +62,32 @@ class LiveEncoder:
     def __init__(
         self,
         flat: FlatMap,
-        encoders: Sequence[Encoder],
+        encoders: Sequence[Encoder | None],
         remember: int = REMEMBERED,
         elsewhere: Mapping[int, EmbeddingSource] | None = None,
         threads: int | None = None,
     ) -> None:
         self.width = flat.width + flat.window_width
         self.dtype: np.dtype[Any] = flat.embeddings.dtype
-        self._encoders = list(encoders)
+        self._encoders = [encoder for encoder in encoders if encoder is not None]
+        left_out = {i for i, encoder in enumerate(encoders) if encoder is None}
+        windows = [window for i, window in enumerate(flat.windows) if i not in left_out]
         # Elsewhere than on a CPU a thread only waits, for a GPU or for other machines.
         local = all(encoder.in_parts for encoder in self._encoders)
         threads = threads or torch.get_num_threads()
         pool = EmbeddingPool(threads if local else max(threads, len(self._encoders)))
-        shrunk = ShrunkFrames(self._encoders, flat.windows)
+        shrunk = ShrunkFrames(self._encoders, windows)
         self.lookups = {
             window: Lookup(
                 flat,
                 window,
-                self._encoders,
+                encoders,
                 pool,
                 shrunk,
                 remember,
                 (elsewhere or {}).get(window),
             )
-            for window in sorted(set(flat.windows))
+            for window in sorted(set(windows))
         }
         self._longest = max(self.lookups)
         self._recent = FrameHistory(self._longest)
@@ -155,7 +158,7 @@ class LiveEncoder:
             seen = [FrameWindow((frame,), (hashing.frame_digest(frame),)) for frame in frames]
         else:
             seen = self._recent.push(frames, first, envs)
-        out = np.empty((len(frames), self.width), self.dtype)
+        out = np.zeros((len(frames), self.width), self.dtype)
         parts = [
             (lookup.begin(*window_inputs(seen, window)), lookup.places)
             for window, lookup in self.lookups.items()
@@ -167,7 +170,7 @@ class Fused:
     """Fused embeddings of frames that may be running still.
 
     Args:
-        out: (n, width), still empty.
+        out: (n, width), still to be filled.
         parts: Embeddings by models that look at as many frames, and where they stand in a row.
     """
 
@@ -205,7 +208,7 @@ class Lookup:
     Args:
         flat: As of `LiveEncoder`.
         window: How many.
-        encoders: Of all models; none need be given if the store has all that is asked for.
+        encoders: As of `LiveEncoder`; none need be given if the store has all that is asked for.
         pool: What runs the models side by side.
         shrunk: What takes frames to the models.
         remember: How much of what was seen live is kept in memory.
@@ -223,18 +226,21 @@ class Lookup:
         self,
         flat: FlatMap,
         window: int,
-        encoders: Sequence[Encoder],
+        encoders: Sequence[Encoder | None],
         pool: EmbeddingPool,
         shrunk: ShrunkFrames,
         remember: int,
         elsewhere: EmbeddingSource | None = None,
     ) -> None:
-        mine = [i for i, of in enumerate(flat.windows) if of == window]
+        left_out = {i for i, encoder in enumerate(encoders) if encoder is None}
+        mine = [i for i, of in enumerate(flat.windows) if of == window and i not in left_out]
         self.places = [flat.places[i] for i in mine]
         self._columns = np.concatenate([np.r_[flat.columns[i]] for i in mine])
         self.width = len(self._columns)
         models = zip(flat.windows, flat.models, encoders, strict=False)
-        self._models = [(key, encoder) for of, key, encoder in models if of == window]
+        self._models = [
+            (key, encoder) for of, key, encoder in models if of == window and encoder is not None
+        ]
         self._table = flat.embeddings if window == 1 else flat.windowed
         self.dtype: np.dtype[Any] = self._table.dtype
         self._index = DigestIndex(flat.digests if window == 1 else flat.window_digests(window))

@@ -44,6 +44,8 @@ def evaluate(o: EvalOptions) -> int:
             threads=threads,
             num_envs=o.num_envs,
             which=o.checkpoint,
+            without=o.without,
+            only=o.only,
             on_step=on_step,
         )
     return terminal.result(o.json, evaluation.summary())

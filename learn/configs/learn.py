@@ -206,6 +206,11 @@ class EvalOptions:
     """The newest network, or the one with the best validation (learn --save-best)."""
     store: str = ""
     """Where the run's store is now, if it has moved. WSA_STORE counts only if it is not where the run says."""
+    without: Names = ()
+    """Models to leave out: they are not run at all, and the others are weighed as if there had never been
+    more. With --context mean the context is that of those left."""
+    only: Names = ()
+    """Models to keep, instead of those to leave out."""
     weights: Pairs = ()
     """Safetensors files, where this machine keeps them elsewhere than where they were encoded."""
     device: Device = "auto"

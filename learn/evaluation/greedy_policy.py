@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -29,6 +29,7 @@ class GreedyPolicy:
         epsilon: The field evaluates with 0.001.
         seed: Of the random actions.
         eager: Do without torch.compile, which the network goes through elsewhere.
+        mask: Whether each fused model is present, all if None.
 
     Attributes:
         weights: (n, models) float32, the fusion's weights when it acted last; None where it gives
@@ -44,6 +45,7 @@ class GreedyPolicy:
         seed: int,
         *,
         eager: bool = False,
+        mask: Sequence[bool] | None = None,
     ) -> None:
         self._network = network.eval()
         self._stacks = stacks
@@ -51,6 +53,7 @@ class GreedyPolicy:
         self._epsilon = epsilon
         self._seed = seed
         self._eager = eager
+        self._mask = mask
         self._generators: dict[int, np.random.Generator] = {}
         self._memories: dict[int, Any] = {}
         self.weights: NDArray[np.float32] | None = None
@@ -94,10 +97,10 @@ class GreedyPolicy:
                     self._memories[env] = tuple(m.to(device) for m in self._network.blank(1))
                 goes_on = torch.zeros(1, device=device)
                 values, _, weights, self._memories[env] = self._network(
-                    stack, goes_on, self._memories[env]
+                    stack, goes_on, self._memories[env], self._mask
                 )
             else:
-                values, *_, weights = self._network(stack)
+                values, *_, weights = self._network(stack, self._mask)
         return values[0].cpu().numpy(), None if weights is None else weights[0].cpu().numpy()
 
     def _choose(self, values: NDArray[np.float32], env: int) -> int:

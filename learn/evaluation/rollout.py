@@ -32,7 +32,7 @@ EVAL_SEED = 10_000  # Environment i is seeded with it + i: apart from training's
 NUM_ENVS = 4
 
 COLUMNS = ("updates", "policy", "checkpoint", "epsilon", "env", "seed", "return", "steps",
-           "truncated")  # fmt: skip
+           "truncated", "present")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +232,12 @@ class _Group:
 
 
 def write_csv(
-    path: Path, updates: int, checkpoint: str, epsilon: float, played: dict[str, list[Episode]]
+    path: Path,
+    updates: int,
+    checkpoint: str,
+    epsilon: float,
+    played: dict[str, list[Episode]],
+    present: Sequence[str] = (),
 ) -> None:
     """Add episodes to a table, one a line; all of them or none.
 
@@ -245,6 +250,7 @@ def write_csv(
         epsilon: Probability of a random action.
         played: Games by policy: `run`, the run's final network; `best`, the one that did best on
             held-out episodes; `random`, which was played beside it.
+        present: Names of the models that the network had; none where it sees pixels.
     """
     table = io.StringIO(newline="")
     writer = csv.writer(table)
@@ -259,7 +265,8 @@ def write_csv(
     for policy, episodes in played.items():
         for e in episodes:
             about = (updates, policy, checkpoint, epsilon)
-            writer.writerow([*about, e.env, e.seed, e.returned, e.steps, e.truncated])
+            having = "" if policy == "random" else "+".join(present)
+            writer.writerow([*about, e.env, e.seed, e.returned, e.steps, e.truncated, having])
     atomic_files.replace(path, there + table.getvalue().encode())
 
 

@@ -7,6 +7,8 @@ evaluation too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +47,11 @@ class RecurrentActorCritic(nn.Module):
         return torch.zeros(1, envs, self.size), torch.zeros(1, envs, self.size)
 
     def forward(
-        self, stacks: Tensor, first: Tensor, memory: tuple[Tensor, Tensor]
+        self,
+        stacks: Tensor,
+        first: Tensor,
+        memory: tuple[Tensor, Tensor],
+        mask: Sequence[bool] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor]]:
         """Go through T steps of n environments.
 
@@ -53,12 +59,13 @@ class RecurrentActorCritic(nn.Module):
             stacks: (T * n, k, width), step by step.
             first: (T * n,) 1 where an episode begins, and the memory is blank.
             memory: (1, n, size) twice, before the first step.
+            mask: Whether each model is present, all if None.
 
         Returns:
             Logits (T * n, actions), values (T * n,), fusion weights (T * n, models) or None, and
             the memory after the last step.
         """
-        state, weights = self.torso(stacks)
+        state, weights = self.torso(stacks, mask)
         envs = memory[0].shape[1]
         kept = 1 - first.view(-1, 1, envs, 1).to(state.dtype)
         outputs = []

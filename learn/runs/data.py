@@ -94,7 +94,7 @@ def make_embedder(
     Args:
         config: The run.
         flat: What the store has of the game.
-        encoders: One for each of `config.inputs`.
+        encoders: One for each of `config.inputs`; None of a model that is left out.
         remember: How many frames, and how many windows, seen live it keeps.
         elsewhere, threads: As of `LiveEncoder`.
     """

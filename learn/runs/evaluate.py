@@ -29,7 +29,7 @@ from wsa.learn.evaluation.scores import (
     mean_score,
     stratified_interval,
 )
-from wsa.learn.evaluation.video import Films
+from wsa.learn.evaluation.video import Films, labels
 from wsa.learn.runs.player import Player, open_player
 from wsa.store.common.errors import UsageError
 
@@ -46,6 +46,7 @@ class Evaluation:
         random: Games played by a random policy under the same protocol and seeds.
         live: The live encoder, or grey pixels, with its counts.
         seconds: Wall time of the network's games.
+        present: Names of the models that were fused.
     """
 
     game: str
@@ -55,6 +56,7 @@ class Evaluation:
     random: tuple[Episode, ...]
     live: Any
     seconds: float
+    present: tuple[str, ...]
 
     def summary(self) -> dict[str, Any]:
         """The evaluation as JSON values.
@@ -68,6 +70,7 @@ class Evaluation:
         return {
             "updates": self.updates,
             "checkpoint": self.which,
+            "present": self.present,
             "episodes": len(self.episodes),
             "return_mean": mean,
             "return_std": spread,
@@ -100,6 +103,8 @@ def evaluate_run(
     threads: int | None = None,
     num_envs: int = NUM_ENVS,
     which: Literal["final", "best"] = "final",
+    without: Sequence[str] = (),
+    only: Sequence[str] = (),
     on_step: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> Evaluation:
     """Play a run's network with live embeddings; add to `eval.csv`, and write `eval_weights.npz`.
@@ -117,10 +122,12 @@ def evaluate_run(
         threads: Cores that embed side by side; as many as torch uses if not given.
         num_envs: Environments side by side.
         which: The newest checkpoint, or the one that did best on held-out episodes.
+        without: Models to leave out, which are then not run at all.
+        only: Models to keep, instead.
         on_step: Called with (steps played, episodes finished).
 
     Raises:
-        UsageError: A number is out of range.
+        UsageError: A number is out of range, or the run cannot do without these models.
         MissingError: No run, no checkpoint, no weights, or data that is gone.
         ConflictError: A model does not give here what it gave when the store was filled.
         DamagedError: The newest checkpoint or the data is damaged.
@@ -134,6 +141,8 @@ def evaluate_run(
         folder,
         which=which,
         store=store,
+        without=without,
+        only=only,
         weights=weights,
         device=device,
         engine=engine,
@@ -153,9 +162,17 @@ def evaluate_run(
     random = play(config.game, config.protocol, RandomPolicy(actions, seed), episodes, seed, **how)
     name = "run" if which == "final" else "best"
     games = {name: played, "random": random}
-    write_csv(folder / "eval.csv", player.updates, player.digest, epsilon, games)
+    present = tuple(labels(player.present))
+    write_csv(folder / "eval.csv", player.updates, player.digest, epsilon, games, present)
     return Evaluation(
-        config.game, player.updates, which, tuple(played), tuple(random), player.embedder, seconds
+        config.game,
+        player.updates,
+        which,
+        tuple(played),
+        tuple(random),
+        player.embedder,
+        seconds,
+        present,
     )
 
 

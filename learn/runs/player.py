@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +17,11 @@ from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
 from wsa.learn.runs.data import make_embedder, open_data
 from wsa.learn.runs.moved_store import find_store
 from wsa.learn.runs.network import make_network
+from wsa.learn.runs.presence import Mask, mask_of
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Player:
         updates: Updates that the network had had; of an online run, steps.
         digest: 12 hex digits of the checkpoint.
         algo: What trained it.
+        mask: Whether each fused model is there; None where all are.
     """
 
     config: OfflineRun | OnlineRun
@@ -39,6 +44,17 @@ class Player:
     updates: int
     digest: str
     algo: str
+    mask: Mask | None = None
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Keys of the models that are fused."""
+        models = self.config.models
+        return tuple(
+            key
+            for key, there in zip(models, self.mask or (True,) * len(models), strict=True)
+            if there
+        )
 
     @property
     def weighs(self) -> bool:
@@ -50,7 +66,9 @@ class Player:
         """The network at play in so many environments; see `GreedyPolicy`."""
         config = self.config
         stacks = LiveStacks(self.embedder, num_envs, config.network.frame_stack)
-        return GreedyPolicy(self.network, stacks, len(config.protocol.actions), epsilon, seed)
+        return GreedyPolicy(
+            self.network, stacks, len(config.protocol.actions), epsilon, seed, mask=self.mask
+        )
 
 
 def open_player(
@@ -59,6 +77,8 @@ def open_player(
     which: Literal["final", "best"] = "final",
     store: str = "",
     otherwise: str = "",
+    without: Sequence[str] = (),
+    only: Sequence[str] = (),
     weights: dict[str, str] | None = None,
     device: str = "cpu",
     engine: str = "auto",
@@ -70,12 +90,15 @@ def open_player(
         folder: The run's folder.
         which: The newest checkpoint, or the one that did best on held-out episodes.
         store, otherwise: Where the run's store is now, as `find_store` takes them.
+        without: Models to leave out, which are then neither opened nor run.
+        only: Models to keep, instead.
         weights: Weights files by alias, where this machine keeps them elsewhere.
         device: Where to run.
         engine: What runs the models; `auto` is what filled the store.
         threads: Cores that embed side by side; as many as torch uses if not given.
 
     Raises:
+        UsageError: No such models, or the fusion cannot lose them.
         MissingError: No run, no checkpoint, no weights, or data that is gone.
         ConflictError: A model does not give here what it gave when the store was filled.
         DamagedError: The checkpoint or the data is damaged.
@@ -83,10 +106,18 @@ def open_player(
     config = read_config(folder)
     _path(folder, which)  # Before anything is opened, which takes long.
     config = find_store(config, store, otherwise)
+    mask = None
+    if without or only:
+        whole = take_snapshot(open_store(config.store))
+        mask = mask_of(config, whole, without=without, only=only)
     snapshot, flat = open_data(config)
-    models = open_models(
-        snapshot, config.inputs, weights=weights, device=device, engine=engine, threads=threads
+    gone = {key for key, there in zip(config.models, mask or (), strict=False) if not there}
+    present = [key for key in config.inputs if key not in gone]
+    opened = open_models(
+        snapshot, present, weights=weights, device=device, engine=engine, threads=threads
     )
+    encoders = dict(zip(present, opened, strict=True))
+    models = [encoders.get(key) for key in config.inputs]
     if isinstance(config, OnlineRun):
         network = make_network(config, config.looks, config.shapes)
     else:
@@ -102,6 +133,7 @@ def open_player(
         updates,
         hashing.checksum(path.read_bytes())[:12],
         config.hyperparameters.NAME,
+        mask,
     )
 
 

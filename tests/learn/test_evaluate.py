@@ -199,7 +199,7 @@ class FakeNetwork(torch.nn.Module):
 
     device = "cpu"
 
-    def forward(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, stacks: Tensor, mask: object) -> tuple[Tensor, Tensor]:
         return -(torch.arange(4.0) - stacks[:, 0]).abs(), torch.ones(len(stacks), 1)
 
 
@@ -238,7 +238,7 @@ def test_the_table_grows(tmp_path: Path) -> None:
     assert [row["checkpoint"] for row in rows] == ["aaa", "bbb", "bbb"]
     assert rows[2] == {
         "updates": "20", "policy": "random", "checkpoint": "bbb", "epsilon": "0.05", "env": "1",
-        "seed": "6", "return": "3.0", "steps": "27000", "truncated": "True",
+        "seed": "6", "return": "3.0", "steps": "27000", "truncated": "True", "present": "",
     }  # fmt: skip
 
 

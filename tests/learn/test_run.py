@@ -43,6 +43,7 @@ from wsa.learn.runs.data import open_data
 from wsa.learn.runs.evaluate import evaluate_run
 from wsa.learn.runs.folder import begin
 from wsa.learn.runs.moved_store import find_store
+from wsa.learn.runs.presence import mask_of
 from wsa.learn.runs.setup import make_offline
 from wsa.learn.runs.train import train_stored
 from wsa.learn.training import checkpoint
@@ -230,6 +231,74 @@ def test_an_evaluation_counts_every_frame(
     }
     newest = (trained / "checkpoints" / "000000050.safetensors").read_bytes()
     assert {r["checkpoint"] for r in rows} == {hashing.checksum(newest)[:12]}
+
+
+def test_a_model_that_is_left_out_is_not_run(
+    trained: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    open_models = player.open_models
+
+    def opening(snapshot: Any, keys: Any, **how: Any) -> Any:
+        opened.extend(keys)
+        return open_models(snapshot, keys, **how)
+
+    monkeypatch.setattr(player, "open_models", opening)
+    (trained / "eval.csv").unlink(missing_ok=True)
+    whole = evaluate_run(trained, 1, seed=77, num_envs=1)
+    opened.clear()
+    seen = evaluate_run(trained, 1, seed=77, num_envs=1, without=[ALIASES[1]])
+    assert opened == [read_config(trained).models[0]]
+    assert seen.live.engines == ["torch"]
+    asked = seen.live.frames - seen.live.found - seen.live.remembered
+    assert seen.live.passes == asked > 0  # One model's alone: the whole takes two a frame.
+    missed = whole.live.frames - whole.live.found - whole.live.remembered
+    assert whole.live.passes == 2 * missed
+    assert seen.summary()["present"] == (ALIASES[0],)
+    rows = list(csv.DictReader((trained / "eval.csv").read_text().splitlines()))
+    assert [r["present"] for r in rows] == ["+".join(ALIASES), "", ALIASES[0], ""]
+    with np.load(trained / attention_log.FILE) as log:
+        np.testing.assert_array_equal(log["weights"], np.repeat([[1.0, 0.0]], MAX_STEPS, axis=0))
+    # As if it had never been: what only is kept, named as it was encoded, plays the same games.
+    same = evaluate_run(trained, 1, seed=77, num_envs=1, only=[MODELS[0]])
+    assert same.episodes == seen.episodes
+
+
+@pytest.mark.parametrize(
+    "fusion, left, why",
+    [
+        ("wsa", {"without": ["oops"]}, "--without oops: the run's models are test_resnet"),
+        ("wsa", {"only": ["oops:random"]}, "there is no model|no such|the run's models are"),
+        ("wsa", {"without": [ALIASES[0]]}, "which gives the context"),
+        ("wsa", {"without": ALIASES}, "leaves no model"),
+        ("wsa", {"without": ALIASES, "only": ALIASES}, "not both"),
+        ("lin", {"without": [ALIASES[1]]}, "--fusion lin is as long as its models make it"),
+        ("res", {"only": [ALIASES[1]]}, "It can be done with wsa, dpa, mean, uniform, unshared"),
+    ],
+)
+def test_models_that_cannot_be_left_out(
+    snapshot: Snapshot, fusion: str, left: dict[str, Any], why: str
+) -> None:
+    context = ALIASES[0] if fusion == "wsa" else "mean"
+    network = NetworkConfig(FusionConfig(fusion, size=16))
+    config = configure(snapshot, network=network, context=context)
+    with pytest.raises(UsageError, match=why):
+        mask_of(config, snapshot, **left)
+
+
+def test_a_single_model_cannot_be_left_out(snapshot: Snapshot) -> None:
+    config = configure(
+        snapshot, models=ALIASES[:1], network=NetworkConfig(FusionConfig("single")), context="mean"
+    )
+    with pytest.raises(UsageError, match="is the run's only model"):
+        mask_of(config, snapshot, without=ALIASES[:1])
+
+
+def test_leaving_out_nothing_is_the_whole(snapshot: Snapshot) -> None:
+    config = configure(snapshot)
+    assert mask_of(config, snapshot) is None
+    assert mask_of(config, snapshot, only=ALIASES) is None
+    assert mask_of(config, snapshot, only=[ALIASES[0]]) == (True, False)
 
 
 def test_a_film_has_the_weights_of_each_step_beside_the_game(trained: Path) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.fusion.base import Inputs
-from wsa.learn.networks.heads import ActorCritic, QNetwork
+from wsa.learn.networks.heads import ActorCritic, QNetwork, Torso
 from wsa.learn.networks.nature import Ready
 from wsa.learn.networks.recurrent import RecurrentActorCritic
 from wsa.learn.online import dqn, ppo
@@ -192,6 +192,32 @@ def test_a_run_keeps_no_more_than_it_must(
     kinds = {name.partition(".")[0] for name in tensors}
     networks = {"online"} if config is PPO else {"online", "target"}
     assert kinds == {*networks, "optimizer", "arrays", "torch_random_state"}
+
+
+def test_a_memory_too_can_do_with_fewer_models() -> None:
+    """A model that is left out has no part in logits, memory and weights, in play too."""
+    torch.manual_seed(0)
+    config = NetworkConfig(FusionConfig(size=8), frame_stack=2, normalize="none")
+    network = RecurrentActorCritic(Torso(Inputs(((2, 5), (2, 3))), config), 3)
+    stacks, noise = torch.randn(2, 4, 2, 8)
+    noise[..., :5] = stacks[..., :5]
+    first, mask = torch.zeros(4), (True, False)
+    with torch.no_grad():
+        one, other = (network(s, first, network.blank(2), mask) for s in (stacks, noise))
+        whole = network(stacks, first, network.blank(2))
+    for a, b in zip((*one[:3], *one[3]), (*other[:3], *other[3]), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    torch.testing.assert_close(one[2], torch.tensor([[1.0, 0.0]]).repeat(4, 1))
+    assert not torch.equal(one[0], whole[0])
+
+    class Stacks:
+        def begin(self, *seen: Any) -> Any:
+            return lambda: stacks[:1]
+
+    policy = GreedyPolicy(network, cast("Any", Stacks()), 3, 0.0, 1, mask=mask)
+    blank = np.zeros((1, 2, 2, 3), np.uint8)
+    assert policy(blank, np.ones(1, np.bool_), np.zeros(1, np.int64)) == one[0][0].argmax()
+    np.testing.assert_array_equal(policy.weights, [[1.0, 0.0]])
 
 
 def test_a_memory_is_carried_in_evaluation(walk: SimpleNamespace, tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""Which of a run's models are there: what `wsa eval --without` and `--only` leave of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wsa.encode.registration.select import stored_name
+from wsa.learn.configs.fusions import FUSIONS, PIXELS
+from wsa.learn.fusion.build import fusion_class
+from wsa.learn.runs.config import RunConfig
+from wsa.store.common import names
+from wsa.store.common.errors import UsageError
+from wsa.store.objects.snapshot import Snapshot
+
+Mask = tuple[bool, ...]
+
+
+def mask_of(
+    config: RunConfig, snapshot: Snapshot, *, without: Sequence[str] = (), only: Sequence[str] = ()
+) -> Mask | None:
+    """Whether each of a run's fused models is there, or None where all are.
+
+    Args:
+        config: The run.
+        snapshot: Its store, in whose words models are named.
+        without: Models to leave out, as `--models` names them.
+        only: Models to keep, where it is easier to say those.
+
+    Raises:
+        UsageError: Both are given, a model is none of the run's, none is left, the context's is left
+            out, or the run's fusion cannot do with fewer models.
+    """
+    if without and only:
+        raise UsageError("bad-option", "Give --without or --only, not both.")
+    if not (without or only):
+        return None
+    option = "--only" if only else "--without"
+    check_can_lose(config, option)
+    named = {_find(config, snapshot, name, option) for name in (*without, *only)}
+    mask = tuple((key in named) == bool(only) for key in config.models)
+    if not any(mask):
+        raise UsageError(
+            "bad-option", f"{option} leaves no model. Keep one of {', '.join(config.models)}."
+        )
+    gone = {key for key, there in zip(config.models, mask, strict=True) if not there}
+    if config.context in gone:
+        raise UsageError(
+            "bad-option",
+            f"{option} leaves out {config.context}, which gives the context that the scorer was "
+            "trained on. Keep it.",
+        )
+    return mask if gone else None
+
+
+def check_can_lose(config: RunConfig, option: str) -> None:
+    """Refuse a run whose fusion is of one set of models alone.
+
+    Args:
+        config: The run.
+        option: What asks for fewer of them.
+
+    Raises:
+        UsageError: It is.
+    """
+    fusion = config.network.fusion.name
+    if fusion == PIXELS:
+        why = "the network sees grey pixels, and has no models to leave out"
+    elif len(config.models) == 1:
+        why = f"{config.models[0]} is the run's only model"
+    elif not fusion_class(fusion).per_model:
+        able = ", ".join(name for name in FUSIONS if _loses(name))
+        why = (
+            f"the state vector of --fusion {fusion} is as long as its models make it, and its head "
+            f"has never seen a part of it missing. It can be done with {able}"
+        )
+    else:
+        return
+    raise UsageError("bad-option", f"{option}: {why}.")
+
+
+def _loses(fusion: str) -> bool:
+    return fusion != "single" and bool(fusion_class(fusion).per_model)
+
+
+def _find(config: RunConfig, snapshot: Snapshot, name: str, option: str) -> str:
+    """The run's model of a name: its key, its alias, or as `wsa encode` takes it."""
+    fitting = [key for key in config.models if name in (key, names.key_alias(key))]
+    if not fitting and ":" in name:
+        stored = stored_name(snapshot, name)
+        fitting = [key for key in config.models if stored in (key, names.key_alias(key))]
+    if len(fitting) != 1:
+        raise UsageError(
+            "bad-option",
+            f"{option} {name}: the run's models are {', '.join(config.models)}. Name one of them, "
+            "by its key where an alias fits several.",
+        )
+    return fitting[0]
