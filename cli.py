@@ -90,6 +90,12 @@ VERBS = {
         "wsa.learn.configs.bench:bench_options",
         "wsa.learn.commands.bench:bench",
     ),
+    "study": Verb(
+        "the paper's studies, each with tables and a page that can be mailed",
+        "wsa study scale runs/Seaquest__wsa__1__1700000000 --after cached --study-dir study",
+        "wsa.learn.configs.study:study_options",
+        "wsa.learn.commands.study:study",
+    ),
     "pretrain": Verb(
         "train the paper's own encoders on the frames of a store",
         "wsa pretrain --encoder ae,transporter --games Pong,Breakout --run-dir runs/encoders",

@@ -15,6 +15,7 @@ from unittest import mock
 
 from wsa import cli
 from wsa.learn.configs.algorithms import OFFLINE, ONLINE, CQLConfig
+from wsa.learn.configs.study import KINDS
 
 DEFAULT = CQLConfig  # Of `wsa learn` without --algo.
 
@@ -36,6 +37,10 @@ def _page() -> str:
         parts.append(f"```text\n{_help([name])}```\n")
         if name == "learn":
             parts.extend(_of_other_algorithms())
+        if name == "study":
+            parts.extend(
+                f"\n### wsa study {kind}\n\n```text\n{_help([name, kind])}```\n" for kind in KINDS
+            )
     return "".join(parts)
 
 

@@ -20,6 +20,7 @@ from wsa.learn.runs.network import make_network
 from wsa.learn.runs.presence import Mask, mask_of
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
+from wsa.store.objects.flat_map import FlatMap
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -118,14 +119,9 @@ def open_player(
     )
     encoders = dict(zip(present, opened, strict=True))
     models = [encoders.get(key) for key in config.inputs]
-    if isinstance(config, OnlineRun):
-        network = make_network(config, config.looks, config.shapes)
-    else:
-        assert flat is not None, "an offline run has data"
-        network = make_network(config, flat.windows, flat.shapes)
     embedder = make_embedder(config, flat, models, threads=threads)
     path = _path(folder, which)  # A run that goes on may have newer ones by now.
-    updates, _ = checkpoint.load(path, {"online": network})
+    network, updates = load_network(config, flat, path)
     return Player(
         config,
         network.to(torch.device(device)),
@@ -135,6 +131,32 @@ def open_player(
         config.hyperparameters.NAME,
         mask,
     )
+
+
+def load_network(
+    config: OfflineRun | OnlineRun, flat: FlatMap | None, path: Path
+) -> tuple[Any, int]:
+    """A run's network alone, which opens no model.
+
+    Args:
+        config: The run.
+        flat: Its data, as `open_data` gives it.
+        path: The checkpoint.
+
+    Returns:
+        The network; and the updates that it had had, of an online run the steps.
+
+    Raises:
+        MissingError: The checkpoint is gone.
+        DamagedError: It is damaged.
+    """
+    if isinstance(config, OnlineRun):
+        network = make_network(config, config.looks, config.shapes)
+    else:
+        assert flat is not None, "an offline run has data"
+        network = make_network(config, flat.windows, flat.shapes)
+    updates, _ = checkpoint.load(path, {"online": network})
+    return network, updates
 
 
 def _path(folder: Path, which: str) -> Path:

@@ -1,0 +1,298 @@
+"""Figures of reports, drawn by matplotlib as SVG that takes its colors from the page.
+
+All are as wide as a telephone and are drawn larger where there is room, so that their letters can be
+read on both; a page sets several side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+WIDTH = 5.0  # Inches, of 72 units each.
+# Colors that matplotlib writes, and what the page calls them.
+INK, FAINT, RULE = "#010203", "#040506", "#070809"
+SERIES = tuple(f"#0a0b{i:02x}" for i in range(7))
+_THEME = {INK: "var(--ink)", FAINT: "var(--faint)", RULE: "var(--rule)"} | {
+    color: f"var(--s{i})" for i, color in enumerate(SERIES)
+}
+_DASHES = ("-", "--", ":", "-.")
+_LOOK: dict[Any, Any] = {
+    "svg.fonttype": "none",  # Letters stay letters: small, selectable, in the page's font.
+    "svg.hashsalt": "wsa",  # The same figure is the same bytes.
+    "text.parse_math": False,  # Names are names, whatever they hold.
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+
+
+def draw(height: float, paint: Callable[[Any], None]) -> str:
+    """Draw on one pair of axes; returns an SVG element.
+
+    Args:
+        height: In inches.
+        paint: Given the axes.
+    """
+    # matplotlib is slow to import. A figure of its own touches no global state and needs no screen.
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    file = io.StringIO()
+    with mpl.rc_context(_LOOK):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        paint(figure.add_subplot())
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return _inline(file.getvalue())
+
+
+def _inline(svg: str) -> str:
+    """What a page needs of a file: the element, in the page's colors and font."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r' height="[^"]*pt"', "", svg, count=1)
+    )
+    svg = re.sub(r' xmlns:xlink="[^"]*"| version="1.1"', "", svg)
+    svg = svg.replace("xlink:href", "href")
+    # Every figure numbers its parts alike, and on a page an id stands once.
+    svg = re.sub(r'<g id="[\w.]+_\d+">', "<g>", svg)
+    # The page says these for all of them.
+    svg = re.sub(
+        r"<defs>\s*<style.*?</style>\s*</defs>|font-family: [^;\"]*; ", "", svg, flags=re.DOTALL
+    )
+    for color, variable in _THEME.items():
+        svg = svg.replace(color, variable)
+    return re.sub(r"\n\s*", "\n", svg).strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """A value with its interval.
+
+    Attributes:
+        label: What it is of.
+        value: The estimate.
+        low: Lower end of its interval; None of one without.
+        high: Upper end.
+        style: Those of one style share a color.
+    """
+
+    label: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    style: int = 0
+
+
+def intervals(bars: Sequence[Bar], x_label: str, *, line: float | None = None) -> str:
+    """A point and an interval for each, one below the other.
+
+    Args:
+        bars: Those, from the top.
+        x_label: What is measured.
+        line: A value to compare with.
+    """
+
+    def paint(axes: Any) -> None:
+        for at, bar in enumerate(bars):
+            color = SERIES[bar.style % len(SERIES)]
+            if bar.low is not None and bar.high is not None:
+                axes.plot([bar.low, bar.high], [at, at], color=color, linewidth=5, alpha=0.4)
+            axes.plot([bar.value], [at], "o", color=color, markersize=6)
+        if line is not None:
+            axes.axvline(line, color=FAINT, linewidth=1, linestyle="--")
+        axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
+        axes.set_ylim(len(bars) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(x_label)
+
+    return draw(0.9 + 0.28 * len(bars), paint)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A curve, with a band if it has one.
+
+    Attributes:
+        label: What it is of.
+        x: (n,) ascending.
+        y: (n,).
+        low: (n,) lower end of the band.
+        high: (n,) upper end.
+    """
+
+    label: str
+    x: ArrayLike
+    y: ArrayLike
+    low: ArrayLike | None = None
+    high: ArrayLike | None = None
+
+
+def curves(
+    lines: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    *,
+    at: float | None = None,
+    steps: bool = False,
+) -> str:
+    """Curves in one chart.
+
+    Args:
+        lines: Those.
+        x_label: What the horizontal axis shows.
+        y_label: What the vertical axis shows.
+        at: A place on the horizontal axis to mark.
+        steps: Whether a value holds until the next one.
+    """
+
+    def paint(axes: Any) -> None:
+        for i, line in enumerate(lines):
+            color = SERIES[i % len(SERIES)]
+            if line.low is not None and line.high is not None:
+                axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.2, linewidth=0)
+            axes.plot(
+                line.x, line.y, label=line.label, color=color, linewidth=1.8,
+                linestyle=_DASHES[i // len(SERIES) % len(_DASHES)],
+                drawstyle="steps-post" if steps else "default",
+            )  # fmt: skip
+        if at is not None:
+            axes.axvline(at, color=FAINT, linewidth=1, linestyle="--")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        _legend(axes, len(lines))
+
+    return draw(3.2 + 0.2 * -(-len(lines) // 2), paint)
+
+
+def stacked(labels: Sequence[str], x: ArrayLike, shares: NDArray[Any], x_label: str) -> str:
+    """Shares of a whole, on top of each other, over time.
+
+    Args:
+        labels: Of the m parts.
+        x: (n,).
+        shares: (m, n).
+        x_label: What the horizontal axis shows.
+    """
+
+    def paint(axes: Any) -> None:
+        colors = [SERIES[i % len(SERIES)] for i in range(len(labels))]
+        axes.stackplot(x, shares, labels=labels, colors=colors, alpha=0.75, linewidth=0)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("weight")
+        axes.margins(0)
+        _legend(axes, len(labels))
+
+    return draw(2.6 + 0.2 * -(-len(labels) // 2), paint)
+
+
+def points(
+    labels: Sequence[str], x: Sequence[float], bars: Sequence[Bar], x_label: str, y_label: str
+) -> str:
+    """A point for each, with its interval, and its name beside it.
+
+    Args:
+        labels: Names.
+        x: Where each stands; drawn logarithmically.
+        bars: How high.
+        x_label: What the horizontal axis shows.
+        y_label: What the vertical axis shows.
+    """
+
+    def paint(axes: Any) -> None:
+        for label, place, bar in zip(labels, x, bars, strict=True):
+            color = SERIES[bar.style % len(SERIES)]
+            if bar.low is not None and bar.high is not None:
+                axes.plot([place, place], [bar.low, bar.high], color=color, linewidth=3, alpha=0.3)
+            axes.plot([place], [bar.value], "o", color=color, markersize=5)
+            axes.annotate(label, (place, bar.value), (5, 4), textcoords="offset points", fontsize=8)
+        axes.set_xscale("log")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.margins(x=0.15)
+
+    return draw(3.6, paint)
+
+
+def lattice(values: Mapping[tuple[bool, ...], float], labels: Sequence[str], what: str) -> str:
+    """All sets of a few things, from none at the bottom to all at the top, and what each is worth.
+
+    Args:
+        values: By which of them a set has, all 2^m.
+        labels: A letter for each of the m things.
+        what: The name of the value.
+    """
+    low, high = min(values.values()), max(values.values())
+    levels = [[k for k in values if sum(k) == n] for n in range(len(labels) + 1)]
+    place = {
+        key: ((i + 0.5) / len(level), n)
+        for n, level in enumerate(levels)
+        for i, key in enumerate(level)
+    }
+
+    def paint(axes: Any) -> None:
+        for key, (x, y) in place.items():
+            for other in ((*key[:i], True, *key[i + 1 :]) for i, on in enumerate(key) if not on):
+                axes.plot([x, place[other][0]], [y, place[other][1]], color=RULE, linewidth=0.8)
+        for key, (x, y) in place.items():
+            share = (values[key] - low) / (high - low) if high > low else 1.0
+            size = 60 + 340 * share
+            axes.scatter([x], [y], s=size, color=SERIES[0], alpha=0.9, linewidths=0, zorder=3)
+            name = "".join(label for label, on in zip(labels, key, strict=True) if on) or "none"
+            axes.annotate(
+                f"{name} {values[key]:.2f}", (x, y), (0, 12), textcoords="offset points",
+                ha="center", fontsize=8,
+            )  # fmt: skip
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.4, len(labels) + 0.6)
+        axes.set_yticks(range(len(labels) + 1))
+        axes.set_ylabel("models")
+        axes.set_xticks([])
+        axes.grid(visible=False)
+        axes.spines["bottom"].set_visible(False)
+        axes.set_xlabel(what)
+
+    return draw(0.9 + 0.85 * (len(labels) + 1), paint)
+
+
+def events(
+    x: ArrayLike, labels: Sequence[str], bands: Sequence[NDArray[np.float64]], x_label: str
+) -> str:
+    """Curves with bands around an event at 0.
+
+    Args:
+        x: (n,) before and after it.
+        labels: Of the curves.
+        bands: (3, n) of each: value, low, high.
+        x_label: What the horizontal axis shows.
+    """
+    lines = [Line(label, x, *band) for label, band in zip(labels, bands, strict=True)]
+    return curves(lines, x_label, "weight", at=0.0)
+
+
+def _legend(axes: Any, entries: int) -> None:
+    axes.figure.legend(
+        loc="outside lower left", ncols=2 if entries > 1 else 1, frameon=False, fontsize=9
+    )

@@ -1,0 +1,94 @@
+"""The report of `wsa study scale --after cached`."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsa.learn.report import figures
+from wsa.learn.report.document import Figure, Part, Text, table
+from wsa.learn.study import output
+from wsa.learn.study.cached import Measured, Scaled
+
+KIND, TITLE = "scale-cached", "After training, on stored states"
+MOST_IN_LATTICE = 4
+JUDGED = (
+    "The greedy action of the network with a set of its models, against that with all of them, on the "
+    "same stored states. Regret: what the set's action loses by the whole network's own values. KL: "
+    "divergence of the set's policy from the whole's, in nats. No model: the head on a state vector "
+    "of zeros. Shapley value (exact): what a model adds to the agreement, averaged over all orders in "
+    "which the models may join. No frame went through a model, and no game was played."
+)
+COLUMNS = (
+    "run", "game", "fusion", "seed", "checkpoint", "states", "held_out", "present", "models",
+    "agreement", "loss", "loss_value", "mean_weights",
+)  # fmt: skip
+
+
+def write(folder: Path, scaled: Sequence[Scaled]) -> str:
+    """Write tables and page; returns the study as Markdown."""
+    parts: list[Part] = [part for one in scaled for part in _parts(one)]
+    rows = (_row(one, found) for one in scaled for found in one.sets)
+    return output.write(folder, KIND, TITLE, parts, JUDGED, COLUMNS, rows)
+
+
+def _row(one: Scaled, found: Measured) -> tuple[Any, ...]:
+    weights = found.weights and "+".join(f"{w:.6g}" for w in found.weights)
+    return (
+        one.run, one.game, one.fusion, one.seed, one.checkpoint, one.states, one.held_out,
+        _named(one, found), sum(found.present), found.agreement, one.loss, found.loss,
+        weights or "",
+    )  # fmt: skip
+
+
+def _parts(one: Scaled) -> Iterator[Part]:
+    which = "held-out states" if one.held_out else "states that it may have learnt from"
+    yield Text(
+        f"{one.run}: {one.game}, {one.fusion}, seed {one.seed}; {one.states:,} {which}, network "
+        f"{one.checkpoint}."
+    )
+    bars = [
+        figures.Bar(name, value, style=i)
+        for i, (name, value) in enumerate(zip(one.models, one.shapley, strict=True))
+    ]
+    yield Figure(
+        f"What each model adds ({one.game}, {one.fusion}, seed {one.seed})",
+        figures.intervals(bars, "Shapley value of the agreement", line=0.0),
+        f"They sum to {sum(one.shapley):.3f}, what all models have over none.",
+    )
+    if len(one.models) <= MOST_IN_LATTICE:
+        letters = string.ascii_uppercase[: len(one.models)]
+        named = ", ".join(f"{a} {b}" for a, b in zip(letters, one.models, strict=True))
+        yield Figure(
+            "Every set of models",
+            figures.lattice(
+                {s.present: s.agreement for s in one.sets}, letters, "agreement with the whole"
+            ),
+            f"{named}. The larger a dot, the more often it does as the whole.",
+        )
+    yield table(
+        f"Sets of models: {one.game}, {one.fusion}, seed {one.seed}",
+        ("models", "agreement", one.loss, "mean weight of each"),
+        [
+            (_named(one, s) or "none", f"{s.agreement:.3f}", f"{s.loss:.4g}", _weights(one, s))
+            for s in one.sets
+        ],
+    )
+    yield table(
+        "What each model adds",
+        ("model", "Shapley value"),
+        [(m, f"{v:+.3f}") for m, v in zip(one.models, one.shapley, strict=True)],
+    )
+
+
+def _named(one: Scaled, found: Measured) -> str:
+    return "+".join(m for m, there in zip(one.models, found.present, strict=True) if there)
+
+
+def _weights(one: Scaled, found: Measured) -> str | None:
+    if found.weights is None:
+        return None
+    named = zip(one.models, found.weights, found.present, strict=True)
+    return ", ".join(f"{model} {weight:.2f}" for model, weight, there in named if there)

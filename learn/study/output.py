@@ -1,0 +1,74 @@
+"""What a study leaves in its folder: a raw table, a page to read, and a page for all studies.
+
+STUDY/
+    KIND.csv      a line for each unit, raw
+    KIND.md       tables, how it was judged, the command, versions
+    KIND.json     the section of the page
+    index.html    every study that is there, in one file
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from wsa.learn.report.document import Part, Section, markdown, versions
+from wsa.learn.report.page import page
+from wsa.store.common import atomic_files
+from wsa.store.format import records
+from wsa.store.objects.writer import command_line
+
+PAGE = "index.html"
+# In the order of the page.
+ORDER = ("combine", "scale-cached", "scale-played", "scale-during", "attend")
+
+
+def write(
+    folder: Path,
+    kind: str,
+    title: str,
+    parts: Sequence[Part],
+    judged: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+) -> str:
+    """Write a study's tables, and the page of all studies that are there.
+
+    Args:
+        folder: The study's folder.
+        kind: Which study, of `ORDER`.
+        title: Its heading.
+        parts: What it says.
+        judged: How it was judged.
+        columns: Of the raw table.
+        rows: Of the raw table, a line for each unit.
+
+    Returns:
+        The study as Markdown.
+
+    Raises:
+        DamagedError: Another study's section cannot be read.
+        StorageError: No room, or the folder refused.
+    """
+    facts = {"judged": judged, "command": command_line(), "versions": versions()}
+    section = Section(kind, title, tuple(parts), facts)
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    text = markdown(section)
+    atomic_files.replace(folder / f"{kind}.csv", table.getvalue().encode())
+    atomic_files.replace(folder / f"{kind}.md", text.encode())
+    atomic_files.replace(folder / f"{kind}.json", msgspec.json.encode(section))
+    atomic_files.replace(folder / PAGE, page("wsa study", _sections(folder)).encode())
+    return text
+
+
+def _sections(folder: Path) -> list[Section]:
+    paths = [folder / f"{kind}.json" for kind in ORDER]
+    return [records.read_json(p.read_bytes(), Section, str(p)) for p in paths if p.exists()]

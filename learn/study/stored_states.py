@@ -1,0 +1,171 @@
+"""Stored states that a run did not learn from, and its network on them: no pass, and no game."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsa.learn.data.nstep import hold_out
+from wsa.learn.data.transitions import StateRows
+from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
+from wsa.learn.runs.data import only, open_data
+from wsa.learn.runs.player import load_network
+from wsa.learn.study.subsets import Mask
+from wsa.learn.training import checkpoint
+from wsa.store.common import hashing, names
+from wsa.store.common.errors import MissingError
+from wsa.store.objects.flat_map import FlatMap, materialise
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
+
+STATES = 4096
+CHUNK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Decisions:
+    """What a network makes of n states.
+
+    Attributes:
+        values: (n, actions) float32, action values or logits.
+        weights: (n, models) float32, the fusion's; None of one that gives none.
+    """
+
+    values: NDArray[np.float32]
+    weights: NDArray[np.float32] | None
+
+
+class StoredStates:
+    """A run's network, and stored states of its game.
+
+    Args:
+        folder: The run's folder.
+        most: States to look at.
+        device: Where the network runs.
+
+    Attributes:
+        config: The run.
+        digest: 12 hex digits of its checkpoint.
+        held_out: Whether the run has not learnt from the states.
+
+    Raises:
+        MissingError: No run, no checkpoint, or no states that all of its models have encoded.
+        DamagedError: The checkpoint or the data is damaged.
+    """
+
+    def __init__(self, folder: Path, most: int = STATES, device: str = "cpu") -> None:
+        self.config = read_config(folder)
+        path = checkpoint.latest(folder / "checkpoints")
+        self.digest = hashing.checksum(path.read_bytes())[:12]
+        self._flat = _data(folder, self.config)
+        network, _ = load_network(self.config, self._flat, path)
+        self._network: Any = network.to(torch.device(device)).eval()
+        self._rows, self.held_out = _held_out(self.config, self._flat, most, self._recurrent)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def _recurrent(self) -> bool:
+        return hasattr(self._network, "blank")
+
+    @torch.inference_mode()
+    def decide(self, mask: Mask) -> Decisions:
+        """What the network makes of the states with some of its models.
+
+        With none of them the state vector is the empty sum, zeros.
+        """
+        memory = self._network.blank(1) if self._recurrent else None
+        parts: list[tuple[Tensor, Tensor | None]] = []
+        with contextlib.nullcontext() if any(mask) else _empty(self._network):
+            for stacks, first in self._states():
+                if memory is None:
+                    values, *_, weights = self._network(stacks, mask)
+                else:
+                    values, _, weights, memory = self._network(stacks, first, memory, mask)
+                parts.append((values, weights))
+        values = torch.cat([values for values, _ in parts]).float().cpu().numpy()
+        weighed = [weights for _, weights in parts if weights is not None]
+        return Decisions(values, torch.cat(weighed).float().cpu().numpy() if weighed else None)
+
+    def _states(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Stacks (n, k, width), and whether each follows on none of those before it, (n,)."""
+        device, depth = self._network.device, self.config.network.frame_stack
+        gathered, before = StateRows(self._flat), -1
+        for at in range(0, len(self._rows), CHUNK):
+            rows = self._rows[at : at + CHUNK]
+            stacks = gathered.gather(self._flat.stack(rows, depth), {depth - 1: rows})
+            begins = np.diff(rows, prepend=before) != 1
+            begins |= self._flat.rows["first"][rows] == rows
+            before = int(rows[-1])
+            first = torch.from_numpy(begins.astype(np.float32))
+            yield torch.from_numpy(stacks).to(device), first.to(device)
+
+
+class _Nothing(torch.nn.Module):
+    """Stands in for a torso: the state vector of no model."""
+
+    def __init__(self, torso: Any) -> None:
+        super().__init__()
+        self.out_features = torso.out_features
+
+    def forward(self, stacks: Tensor, mask: Mask) -> tuple[Tensor, None]:
+        return stacks.new_zeros(len(stacks), self.out_features, dtype=torch.float32), None
+
+
+@contextlib.contextmanager
+def _empty(network: Any) -> Iterator[None]:
+    """While it lasts, the network has no model."""
+    torso, network.torso = network.torso, _Nothing(network.torso)
+    try:
+        yield
+    finally:
+        network.torso = torso
+
+
+def _data(folder: Path, config: OfflineRun | OnlineRun) -> FlatMap:
+    """The run's data; of an online run, what the store has now of its game by all of its models."""
+    if isinstance(config, OfflineRun):
+        _, flat = open_data(config)
+        assert flat is not None, "an offline run has data"
+        return flat
+    whole = take_snapshot(open_store(config.store))
+    done = [{e.segment for e in whole.embeddings(config.game, key)} for key in config.inputs]
+    metas = whole.segments(config.game) if config.game in whole.games else []
+    encoded = [m.segment for m in metas if all(m.segment in each for each in done)]
+    if not encoded:
+        called = ",".join(names.key_alias(key) for key in config.inputs)
+        raise MissingError(
+            "not-encoded",
+            f"{folder} learned online, and the store {config.store} has no states of {config.game} "
+            f"that all of its models have encoded. Make some: wsa collect --game {config.game}, "
+            f"then wsa encode --game {config.game} --models {called}",
+        )
+    return materialise(only(whole, config.game, encoded), config.game, config.inputs)
+
+
+def _held_out(
+    config: OfflineRun | OnlineRun, flat: FlatMap, most: int, in_order: bool
+) -> tuple[NDArray[np.int64], bool]:
+    """Rows of states, evenly spaced or, for a memory, one after the other; and if they are held out.
+
+    What an online run learns from it plays itself, unless it mixes stored data in.
+    """
+    if isinstance(config, OnlineRun):
+        rows, held_out = flat.steps, not config.mixes_stored
+    else:
+        rows = hold_out(flat, config.hyperparameters.validation_fraction)[1]
+        held_out = len(rows) > 0
+        rows = rows if held_out else flat.steps
+    if in_order:
+        return rows[:most], held_out
+    at = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64))
+    return rows[at], held_out

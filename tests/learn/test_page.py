@@ -1,0 +1,120 @@
+"""The page of a report: one file, nothing from elsewhere, and what is said stays text."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from wsa.learn.report import figures
+from wsa.learn.report.document import Figure, Part, Section, Text, markdown, table
+from wsa.learn.report.page import page
+
+HOSTILE = '<script>alert("1")</script> & $x$'
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+
+
+@functools.cache
+def drawings() -> list[str]:
+    """A figure of each kind, with names that mean something to others."""
+    bars = [figures.Bar(HOSTILE, 0.4, 0.1, 0.6), figures.Bar("lin_1", 0.2, style=9)]
+    x = np.arange(5)
+    band = np.stack([x, x - 1, x + 1]).astype(float)
+    sets = itertools.product((False, True), repeat=3)
+    return [
+        figures.intervals(bars, "score", line=0.0),
+        figures.points([HOSTILE, "b"], [1e5, 3e6], bars, "parameters", "score"),
+        figures.curves([figures.Line(HOSTILE, x, x), figures.Line("b", x, *band)], "x", "y", at=2),
+        figures.events(x, ["a", "b"], [band, band], "steps"),
+        figures.stacked(["a", HOSTILE], x, np.full((2, 5), 0.5), "steps"),
+        figures.lattice({s: sum(s) / 3 for s in sets}, "ABC", HOSTILE),
+    ]
+
+
+def section(name: str = "one") -> Section:
+    parts: list[Part] = [
+        Text(HOSTILE),
+        table("A table", ("a", HOSTILE), [(1, None), (HOSTILE, "|")]),
+    ]
+    parts += [Figure(f"Figure {i}", svg, HOSTILE) for i, svg in enumerate(drawings())]
+    return Section(name, "A section", tuple(parts), {"judged": HOSTILE, "command": "wsa study"})
+
+
+class Reader(HTMLParser):
+    """Which elements there are, what they refer to, and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.refers: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.refers += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_page_is_one_file_and_says_what_was_said() -> None:
+    html = page("A report", [section(), section("two")])
+    reader = Reader()
+    reader.feed(html)
+    assert not {"script", "iframe", "object", "img"} & set(reader.tags)
+    assert all(r.startswith("#") or r == "data:," for r in reader.refers)
+    assert "http" not in re.sub(r'xmlns="http://www.w3.org/2000/svg"|http-equiv', "", html)
+    # In text, a heading of a table, a cell, notes, a fact; and in figures.
+    assert reader.text.count(HOSTILE) > 2 * 12
+    assert reader.tags.count("svg") == 2 * len(drawings())
+    assert len(html) < 300_000
+
+
+def test_figures_are_in_the_colors_of_the_page() -> None:
+    for svg in drawings():
+        assert svg.startswith("<svg viewBox=") and "DejaVu" not in svg and "<style" not in svg
+        assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) == set(), "a color that no theme changes"
+        assert "var(--ink)" in svg and not re.search(r'id="(axes|patch|figure)_\d', svg)
+    again = figures.stacked("ab", np.arange(3), np.full((2, 3), 0.5), "steps")
+    assert again == figures.stacked("ab", np.arange(3), np.full((2, 3), 0.5), "steps")
+
+
+def test_markdown_has_all_but_the_figures() -> None:
+    text = markdown(section())
+    assert text.startswith("# A section\n") and "## A table" in text and "Figure" not in text
+    assert "- command: wsa study" in text
+
+
+# Seconds of a browser: with the page, and by itself.
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_browser_shows_it(tmp_path: Path, width: int) -> None:
+    (tmp_path / "index.html").write_text(page("A report", [section()]))
+    # A window is no narrower than 500, a frame is.
+    frame = f'<iframe src="index.html" width="{width}" height="3000" style="border:0"></iframe>'
+    (tmp_path / "frame.html").write_text(f"<!doctype html><body style='margin:0'>{frame}")
+    ended = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+         "--enable-logging=stderr", f"--window-size={max(width, 500)},3000",
+         f"--screenshot={tmp_path / 'seen.png'}", (tmp_path / "frame.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in ended.stderr
+    seen = cv2.imread(str(tmp_path / "seen.png"))
+    assert seen is not None
+    seen = seen[:, :width]
+    blue = np.abs(seen.astype(int) - (0xB2, 0x72, 0x00)).sum(axis=2) < 60
+    assert blue.sum() > 500  # Figures have the page's color.
+    # Nothing is wider than the page: its margin stays empty all the way down.
+    assert (seen[:, -8:] == seen[0, -1]).all()

@@ -1,0 +1,191 @@
+"""Sets of a run's models on stored states: exact values, no pass, and no game."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from wsa.encode.inference.encoder import Encoder
+from wsa.learn.configs.algorithms import BCConfig, CQLConfig, PPOConfig
+from wsa.learn.configs.fusions import FusionConfig
+from wsa.learn.configs.network import NetworkConfig
+from wsa.learn.runs.config import OnlineRun
+from wsa.learn.runs.folder import begin
+from wsa.learn.runs.network import make_network
+from wsa.learn.runs.setup import make_offline
+from wsa.learn.runs.train import train_stored
+from wsa.learn.study import cached, cached_report
+from wsa.learn.study.stored_states import StoredStates
+from wsa.learn.study.subsets import shapley, subsets
+from wsa.learn.training import checkpoint
+from wsa.store.common.errors import MissingError, UsageError
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
+
+NETWORK = NetworkConfig(FusionConfig(size=16), frame_stack=2, hidden=(16,))
+LEARNER = CQLConfig(updates=120, batch_size=32, learning_rate=3e-3, log_frequency=60)
+
+
+def test_all_sets_small_ones_first() -> None:
+    assert subsets(2) == [(True, False), (False, True), (True, True)]
+    assert len(set(subsets(4))) == 15 and [sum(s) for s in subsets(3)] == [1, 1, 1, 2, 2, 2, 3]
+
+
+def test_shapley_values() -> None:
+    # Two left gloves and a right one: a pair is worth 1. By hand 1/6, 1/6, 4/6.
+    gloves = {s: float(s[2] and (s[0] or s[1])) for s in [(False,) * 3, *subsets(3)]}
+    np.testing.assert_allclose(shapley(gloves), [1 / 6, 1 / 6, 4 / 6])
+    generator = np.random.default_rng(0)
+    values = {s: float(generator.normal()) for s in [(False,) * 5, *subsets(5)]}
+    found = shapley(values)
+    assert found.sum() == pytest.approx(values[(True,) * 5] - values[(False,) * 5])
+    # Worth as much in every set, whatever the others: that much, and what adds nothing: nothing.
+    alone = {s: 0.3 * s[0] + 0.5 * s[2] for s in values}
+    np.testing.assert_allclose(shapley(alone), [0.3, 0, 0.5, 0, 0], atol=1e-12)
+
+
+def test_what_a_choice_loses() -> None:
+    whole = np.array([[1, 3], [2, 0]], np.float32)
+    assert cached.regret(whole, np.array([[5, 4], [9, 8]], np.float32)) == 1.0
+    assert cached.regret(whole, whole) == cached.divergence(whole, whole) == 0
+    logits = (
+        np.log(np.array([[0.5, 0.5]], np.float32)),
+        np.log(np.array([[0.25, 0.75]], np.float32)),
+    )
+    by_hand = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+    assert cached.divergence(*logits) == pytest.approx(by_hand)
+
+
+def a_run(kit: ModuleType, url: str, folder: Path, **changes: Any) -> Path:
+    """A run on the walk: one model knows the state, the other is noise."""
+    details: dict[str, Any] = {"hyperparameters": LEARNER, "network": NETWORK, **changes}
+    config = make_offline(
+        take_snapshot(open_store(url)), kit.GAME, [kit.key("lite0"), kit.key("vit")], "mean", 1,
+        **details,
+    )  # fmt: skip
+    begin(folder, config)
+    train_stored(folder, config, "cpu")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(kit: ModuleType, walk_url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return a_run(kit, walk_url, tmp_path_factory.mktemp("study") / "run")
+
+
+def test_every_set_of_a_runs_models(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_model(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was opened")
+
+    monkeypatch.setattr("wsa.encode.registration.register.open_model", no_model)
+    before, told = Encoder.total_passes, []
+    found = cached.measure(run, 50, on_set=lambda done, total: told.append((done, total)))
+    assert (found.passes, Encoder.total_passes) == (0, before)
+    assert (found.states, found.held_out, found.loss) == (50, True, "regret")
+    assert told == [(n, 4) for n in (1, 2, 3, 4)]
+    assert found.models == ("lite0", "vit") and len(found.sets) == 4
+    empty, knows, noise, whole = found.sets
+    assert (whole.agreement, whole.loss) == (1.0, 0.0)
+    assert whole.weights and sum(whole.weights) == pytest.approx(1)
+    assert empty.weights is None and knows.weights == (1.0, 0.0)
+    assert sum(found.shapley) == pytest.approx(1 - empty.agreement)
+    assert knows.agreement > noise.agreement and knows.loss < noise.loss
+    assert found.shapley[0] > found.shapley[1]
+    # And it is the network's own doing: by hand, with one model alone.
+    states = StoredStates(run, 50)
+    network = states._network
+    alone = states.decide((True, False))
+    (stacks, _), *_ = states._states()
+    with torch.no_grad():
+        values, _ = network(stacks.clone(), (True, False))
+    np.testing.assert_allclose(alone.values[: len(values)], values, rtol=1e-5)
+
+
+def test_a_policy_is_judged_by_its_divergence(
+    kit: ModuleType, walk_url: str, tmp_path: Path
+) -> None:
+    learner = BCConfig(updates=20, batch_size=8, log_frequency=10, validation_fraction=0.0)
+    found = cached.measure(a_run(kit, walk_url, tmp_path / "run", hyperparameters=learner), 20)
+    assert (found.loss, found.held_out) == ("KL", False)
+    assert found.sets[-1].loss == 0 and all(one.loss > 0 for one in found.sets[:-1])
+
+
+def online(kit: ModuleType, url: str, folder: Path, recurrent: bool) -> Path:
+    """A run that learned online, on a store that it need know nothing of."""
+    config = OnlineRun(
+        store=url, game=kit.GAME, protocol=kit.PROTOCOL, models=(kit.key("lite0"), kit.key("vit")),
+        context="mean", network=NETWORK, seed=1, segments=(), shapes=((5,), (3,)), parameters=0,
+        hyperparameters=PPOConfig(recurrent=recurrent).settled(),
+    )  # fmt: skip
+    begin(folder, config)
+    torch.manual_seed(0)
+    network = make_network(config, config.looks, config.shapes)
+    checkpoint.save(folder / "checkpoints", 8, {"online": network})
+    return folder
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_an_online_run_is_shown_what_the_store_has(
+    kit: ModuleType, walk_url: str, tmp_path: Path, recurrent: bool
+) -> None:
+    folder = online(kit, walk_url, tmp_path / "run", recurrent)
+    found = cached.measure(folder, 300)
+    assert (found.states, found.held_out, found.loss) == (300, True, "KL")
+    assert found.sets[-1].loss == 0
+    if recurrent:  # Two chunks as one: the memory goes on where the first one ended.
+        states = StoredStates(folder, 300)
+        network = states._network
+        parts = [(stacks.clone(), first) for stacks, first in states._states()]
+        stacks, first = (torch.cat(each) for each in zip(*parts, strict=True))
+        with torch.no_grad():
+            values, *_ = network(stacks, first, network.blank(1))
+        np.testing.assert_allclose(states.decide((True, True)).values, values, atol=1e-5)
+        assert 30 < first.sum() < 200
+
+
+def test_an_online_run_without_stored_states(kit: ModuleType, tmp_path: Path) -> None:
+    url = str(tmp_path / "store")
+    open_store(url, create=True)
+    folder = online(kit, url, tmp_path / "run", False)
+    with pytest.raises(MissingError, match=r"wsa encode --game Pong --models lite0,vit") as caught:
+        cached.measure(folder)
+    assert caught.value.kind == "not-encoded"
+
+
+def test_runs_that_cannot_lose_a_model(kit: ModuleType, walk_url: str, tmp_path: Path) -> None:
+    config = make_offline(
+        take_snapshot(open_store(walk_url)), kit.GAME, [kit.key("lite0"), kit.key("vit")], "mean", 1,
+        LEARNER, network=msgspec.structs.replace(NETWORK, fusion=FusionConfig("lin")),
+    )  # fmt: skip
+    begin(tmp_path, config)
+    with pytest.raises(UsageError, match="--fusion lin is as long as its models make it"):
+        cached.check(tmp_path)
+    many = tuple(f"vit{i}-0123456789ab" for i in range(11))
+    (tmp_path / "more").mkdir()
+    begin(tmp_path / "more", msgspec.structs.replace(config, models=many, network=NETWORK))
+    with pytest.raises(UsageError, match="2,048 sets"):
+        cached.check(tmp_path / "more")
+
+
+def test_what_is_written(run: Path, tmp_path: Path) -> None:
+    found = cached.measure(run, 50)
+    text = cached_report.write(tmp_path, [found])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "index.html", "scale-cached.csv", "scale-cached.json", "scale-cached.md",
+    ]  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "scale-cached.csv").read_text().splitlines()))
+    assert [r["present"] for r in rows] == ["", "lite0", "vit", "lite0+vit"]
+    assert [float(r["agreement"]) for r in rows] == [one.agreement for one in found.sets]
+    assert text == (tmp_path / "scale-cached.md").read_text()
+    assert "| lite0+vit | 1.000" in text and "- command: " in text and "torch" in text
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<svg") == 2 and "held-out states" in page
+    assert json.loads((tmp_path / "scale-cached.json").read_text())["name"] == "scale-cached"
