@@ -3,6 +3,7 @@
 results.csv   a line for each run: raw per-seed results
 table.csv     a line for each method and game, and one for each method over all games
 table.md      the same to read
+report.html   the same with figures, as one page that can be mailed
 curves.csv    what runs logged on their way: returns while playing, validation, weights
 """
 
@@ -13,18 +14,23 @@ import dataclasses
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from wsa.learn.bench import plot
 from wsa.learn.bench.grid import Judging, Result, read_result
-from wsa.learn.bench.plot import Curve, png
+from wsa.learn.bench.plot import Curve
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.evaluation import periodic
 from wsa.learn.evaluation.scores import Interval, human_normalised, stratified_interval
-from wsa.store.common import atomic_files, terminal
+from wsa.learn.report import figures
+from wsa.learn.report.document import Figure, Part, Section, Text, markdown, table, versions
+from wsa.learn.report.page import page
+from wsa.store.common import atomic_files
+from wsa.store.objects.writer import command_line
 
 # What a game's curves are of, whatever comes first: evaluations, where there were any, or training.
 RETURNS = (periodic.RETURN, "charts/episodic_return")
@@ -113,7 +119,10 @@ def write(folder: Path, judging: Judging, store: str, changed: Sequence[str]) ->
     runs = sorted(_judged(folder, judging), key=lambda found: _about(found[1]))
     results = [result for _, result in runs]
     lines = list(tabulate(results))
-    markdown = _markdown(results, lines, judging, store, changed)
+    curves = list(_curves(runs))
+    drawn = _drawn(curves)
+    section = _section(results, lines, judging, store, changed, drawn)
+    text = markdown(section)
     about = ("game", "fusion", "models", "seed")
     _csv(
         folder / "results.csv",
@@ -121,14 +130,13 @@ def write(folder: Path, judging: Judging, store: str, changed: Sequence[str]) ->
         ((*_about(r), *(r.summary[name] for name in RUN_COLUMNS)) for r in results),
     )
     _csv(folder / "table.csv", TABLE_COLUMNS, map(_row, lines))
-    atomic_files.replace(folder / "table.md", markdown.encode())
-    curves = list(_curves(runs))
+    atomic_files.replace(folder / "table.md", text.encode())
+    atomic_files.replace(folder / "report.html", page("wsa bench", [section]).encode())
     _csv(folder / "curves.csv", (*about, "step", "scalar", "value"), curves)
-    for game, drawn in _drawn(curves).items():
-        atomic_files.replace(
-            folder / f"curves-{game}.png", png(f"{game}, raw return by step", drawn)
-        )
-    return Report(tuple(results), tuple(lines), markdown)
+    for game, of_game in drawn.items():
+        title = f"{game}, raw return by step"
+        atomic_files.replace(folder / f"curves-{game}.png", plot.png(title, of_game))
+    return Report(tuple(results), tuple(lines), text)
 
 
 def tabulate(results: Sequence[Result]) -> Iterator[Line]:
@@ -174,42 +182,65 @@ def _row(line: Line) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _markdown(
+def _section(
     results: Sequence[Result],
     lines: Sequence[Line],
     judging: Judging,
     store: str,
     changed: Sequence[str],
-) -> str:
+    drawn: Mapping[str, Sequence[Curve]],
+) -> Section:
+    """What a bench says: two tables, intervals over games, and each game's curves."""
     games = list(dict.fromkeys(r.game for r in results))
     methods = list(dict.fromkeys(line.method for line in lines))
     found = {(line.method, line.game): line for line in lines}
-    raw, normalised = [], []
+    raw, normalised, bars = [], [], []
     for method in methods:
         of = [found.get((method, game)) for game in games]
         whole = found[method, ALL]
         raw.append([str(method), *(_raw(line) for line in of)])
-        normalised.append(
-            [
-                str(method),
-                *("" if line is None or line.normalised is None else f"{line.normalised:.3f}"
-                  for line in of),
-                str(whole.interval or ""),
-                f"{whole.games} x {whole.seeds}",
-            ]
-        )  # fmt: skip
+        scores = [
+            "" if line is None or line.normalised is None else f"{line.normalised:.3f}"
+            for line in of
+        ]
+        counted = f"{whole.games} x {whole.seeds}"
+        normalised.append([str(method), *scores, str(whole.interval or ""), counted])
+        if whole.interval:
+            bars.append(figures.Bar(str(method), *whole.interval))
     chance = {r.game: r.summary["random_return_mean"] for r in results}
     raw.append(["random policy", *(f"{chance[game]:,.1f}" for game in games)])
-    return (
-        "# wsa bench\n\n"
-        f"{len(results)} runs; `wsa learn` with {', '.join(changed) or 'its defaults'}; store "
-        f"{store}.\n\n"
-        f"## Raw return\n\nMean of {judging.episodes} full games (epsilon {judging.epsilon:g}), then "
-        "mean +- sample standard deviation over seeds (how many).\n\n"
-        f"{terminal.markdown(['method', *games], raw)}\n"
-        "## Human-normalised\n\n0 plays like chance, 1 like the human tester. IQM: interquartile mean "
-        "over games x seeds, with 95 % stratified bootstrap interval.\n\n"
-        f"{terminal.markdown(['method', *games, 'IQM', 'games x seeds'], normalised)}"
+    parts: list[Part] = [
+        Text(
+            f"{len(results)} runs; `wsa learn` with {', '.join(changed) or 'its defaults'}; store "
+            f"{store}."
+        )
+    ]
+    if bars:
+        drawing = figures.intervals(bars, "IQM of human-normalised scores", line=0.0)
+        parts.append(Figure("All games", drawing, "0 plays like chance, 1 like the human tester."))
+    for game, curves in drawn.items():
+        strong = [line for line in plot.lines(curves) if not line.pale]
+        shown = [figures.Line(line.label, line.x, line.y) for line in strong]
+        note = "Mean over runs (how many)."
+        parts.append(Figure(game, figures.curves(shown, "steps", "raw return"), note))
+    parts += [
+        table(
+            "Raw return",
+            ["method", *games],
+            raw,
+            f"Mean of {judging.episodes} full games (epsilon {judging.epsilon:g}), then mean +- sample "
+            "standard deviation over seeds (how many).",
+        ),
+        table(
+            "Human-normalised",
+            ["method", *games, "IQM", "games x seeds"],
+            normalised,
+            "0 plays like chance, 1 like the human tester. IQM: interquartile mean over games x seeds, "
+            "with 95 % stratified bootstrap interval.",
+        ),
+    ]
+    return Section(
+        "bench", "wsa bench", tuple(parts), {"command": command_line(), "versions": versions()}
     )
 
 

@@ -14,6 +14,7 @@ def evaluate(o: EvalOptions) -> int:
     """`wsa eval`."""
     from wsa.encode.inference.cores import threads_for
     from wsa.encode.inference.encoder import choose_device
+    from wsa.learn.runs import report
     from wsa.learn.runs.config import read_config
     from wsa.learn.runs.evaluate import evaluate_run
 
@@ -48,4 +49,6 @@ def evaluate(o: EvalOptions) -> int:
             only=o.only,
             on_step=on_step,
         )
-    return terminal.result(o.json, evaluation.summary())
+    terminal.result(o.json, evaluation.summary())
+    terminal.say(f"report {report.write(Path(o.run), o.store)}")
+    return 0

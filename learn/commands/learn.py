@@ -24,6 +24,7 @@ def learn(o: LearnOptions) -> int:
     atari.check_game(o.game)
     from wsa.encode.inference.cores import threads_for
     from wsa.encode.inference.encoder import choose_device
+    from wsa.learn.runs import report
     from wsa.learn.runs.dry_run import estimate
     from wsa.learn.runs.train import launch
 
@@ -51,6 +52,7 @@ def learn(o: LearnOptions) -> int:
             compiled=o.compile,
         )
     terminal.result(o.json, {"run": str(folder), **trained.summary(), **_shown(newest)})
+    terminal.say(f"report {report.write(folder)}")
     terminal.say(f"Play full games with it: wsa eval {shlex.quote(str(folder))}")
     return 0
 

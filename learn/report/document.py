@@ -55,7 +55,19 @@ class Figure(msgspec.Struct, frozen=True, tag="figure"):
     note: str = ""
 
 
-Part = Text | Table | Figure
+class Film(msgspec.Struct, frozen=True, tag="film"):
+    """A film.
+
+    Attributes:
+        title: What it shows.
+        mp4: The file, of a codec that browsers play.
+    """
+
+    title: str
+    mp4: bytes
+
+
+Part = Text | Table | Figure | Film
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -90,7 +102,7 @@ def versions() -> str:
 
 
 def markdown(section: Section) -> str:
-    """A section as Markdown; its figures are on the page alone."""
+    """A section as Markdown; its figures and films are on the page alone."""
     lines = [f"# {section.title}\n"]
     for part in section.parts:
         match part:
@@ -101,8 +113,9 @@ def markdown(section: Section) -> str:
                 if part.note:
                     lines.append(f"{part.note}\n")
                 lines.append(terminal.markdown(part.columns, part.rows))
-            case Figure():
+            case Figure() | Film():
                 pass
-    lines.append("## How it came about\n")
-    lines += [f"- {name}: {terminal.plain(fact)}" for name, fact in section.facts.items()]
+    if section.facts:
+        lines.append("## How it came about\n")
+        lines += [f"- {name}: {terminal.plain(fact)}" for name, fact in section.facts.items()]
     return "\n".join([*lines, ""])

@@ -58,11 +58,15 @@ def draw(height: float, paint: Callable[[Any], None]) -> str:
     # matplotlib is slow to import. A figure of its own touches no global state and needs no screen.
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, ScalarFormatter
 
     file = io.StringIO()
     with mpl.rc_context(_LOOK):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        paint(figure.add_subplot())
+        axes = figure.add_subplot()
+        paint(axes)
+        if isinstance(axes.xaxis.get_major_formatter(), ScalarFormatter):
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, not 200000.
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return _inline(file.getvalue())
 

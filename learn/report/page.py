@@ -6,10 +6,11 @@ or dark. Everything that is said is escaped.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from html import escape
 
-from wsa.learn.report.document import Figure, Section, Table, Text
+from wsa.learn.report.document import Figure, Film, Section, Table, Text
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1c1e; --faint: #5c6166; --rule: #d6d9dc;
@@ -33,7 +34,7 @@ th, td { text-align: left; padding: 0.3rem 0.9rem 0.3rem 0; border-bottom: 1px s
 td.words { white-space: normal; min-width: 14rem; }
 .figures { display: flex; flex-wrap: wrap; gap: 1.5rem; margin: 1rem 0; align-items: flex-start; }
 figure { margin: 0; flex: 0 1 30rem; min-width: 0; max-width: 100%; }
-figure svg { width: 100%; height: auto; display: block; stroke-linejoin: round; }
+figure svg, figure video { width: 100%; height: auto; display: block; stroke-linejoin: round; }
 dl { background: var(--raised); padding: 0.75rem 1rem; border-radius: 6px; font-size: 0.9rem; }
 dd { margin: 0 0 0.5rem; }
 """
@@ -55,7 +56,7 @@ def page(title: str, sections: Sequence[Section]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         # Nothing is fetched, whatever stands in a cell; not even the icon that browsers ask for.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'; img-src data:\">\n"
+        "style-src 'unsafe-inline'; img-src data:; media-src data:\">\n"
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n<nav>{links}</nav>\n{body}\n</body>\n</html>\n"
@@ -71,10 +72,18 @@ def _section(section: Section) -> str:
             continue
         lines += _row(drawn)
         drawn = []
-        lines.append(_table(part) if isinstance(part, Table) else _text(part))
+        match part:
+            case Table():
+                lines.append(_table(part))
+            case Film():
+                lines.append(_film(part))
+            case Text():
+                lines.append(_text(part))
     lines += _row(drawn)
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in section.facts.items())
-    lines.append(f"<h3>How it came about</h3><dl>{facts}</dl></section>")
+    if facts:
+        lines.append(f"<h3>How it came about</h3><dl>{facts}</dl>")
+    lines.append("</section>")
     return "\n".join(lines)
 
 
@@ -87,6 +96,14 @@ def _figure(figure: Figure) -> str:
     note = f'<div class="note">{escape(figure.note)}</div>' if figure.note else ""
     caption = f"<figcaption><b>{escape(figure.title)}</b>{note}</figcaption>"
     return f'<figure role="img" aria-label="{escape(figure.title)}">{caption}{figure.svg}</figure>'
+
+
+def _film(film: Film) -> str:
+    data = base64.b64encode(film.mp4).decode()
+    return (
+        f"<figure><figcaption><b>{escape(film.title)}</b></figcaption>"
+        f'<video controls src="data:video/mp4;base64,{data}"></video></figure>'
+    )
 
 
 def _text(part: Text) -> str:

@@ -9,6 +9,7 @@ runs/{game}__{exp_name}__{seed}__{time}/
     replay.bin       online DQN: steps, which point into the table
     eval.csv         episodes played by `wsa eval`
     eval_weights.npz the fusion's weights at every step of the newest `wsa eval`
+    report.html      all of it to look at, in one page; `wsa learn` and `wsa eval` write it again
     lock             held while a process trains the run
     videos/          with --video
 """

@@ -287,5 +287,5 @@ def test_learning_without_a_reward_is_reported(filled, monkeypatch):
     assert "of Breakout earned a reward" in outcome.err
     found = strict(outcome.out)
     assert {"losses", "validation", "weight"} <= found.keys()
-    assert "Play full games with it: wsa eval b" in outcome.err
+    assert "report b/report.html\nPlay full games with it: wsa eval b" in outcome.err
     assert "earned a reward" not in filled(*run, "--algo", "bc", "--run-dir", "c").err

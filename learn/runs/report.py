@@ -1,0 +1,258 @@
+"""A run to look at: `report.html`, one page that stands alone and can be mailed.
+
+What was asked for, which models it fuses under which licences, curves, fusion weights, games played by
+`wsa eval` with their intervals, passes made and saved, and the newest film. Everything is read from
+the run's folder; from the store come the models' licences, if it can be reached.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.learn.envs import atari
+from wsa.learn.evaluation.scores import human_normalised, mean_score, stratified_interval
+from wsa.learn.evaluation.video import labels
+from wsa.learn.report import figures
+from wsa.learn.report.document import Figure, Film, Part, Section, Text, table, versions
+from wsa.learn.report.page import page
+from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
+from wsa.learn.training import metrics
+from wsa.store.common import atomic_files
+from wsa.store.common.errors import WsaError
+from wsa.store.objects.model_spec import describe
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
+
+FILE = "report.html"
+POINTS = 150  # Of a curve: more would not be told apart.
+LARGEST_FILM = 3_000_000  # Bytes; larger ones are named instead.
+RETURNS = ("charts/episodic_return", "eval/episodic_return")
+OF_EPISODES = ("env", "seed", "return", "steps", "truncated")
+PASSES = {
+    "cache/backbone_passes": "passes made",
+    "cache/backbone_passes_saved": "passes saved",
+    "cache/distinct_frames": "distinct frames seen",
+    "cache/hit_rate": "share found in the store or seen before",
+}
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Steps and values, ascending."""
+
+
+def write(folder: Path, store: str = "") -> Path:
+    """Write a run's report.
+
+    Args:
+        folder: The run's folder.
+        store: Where its store is now, if it has moved.
+
+    Returns:
+        The page.
+
+    Raises:
+        MissingError: There is no run.
+        DamagedError: Its configuration cannot be read.
+        StorageError: No room, or the folder refused.
+    """
+    config = read_config(folder)
+    scalars = _scalars(folder)
+    sections = [_asked(folder, config, store or config.store)]
+    sections += [
+        Section(name, title, tuple(parts), {})
+        for name, title, parts in (
+            ("training", "Training", _training(config, scalars)),
+            ("evaluation", "Full games", _evaluation(folder, config)),
+            ("passes", "Passes through frozen models", _passes(scalars)),
+            ("film", "A game", _film(folder)),
+            ("settings", "Settings", _settings(config)),
+        )
+        if parts
+    ]
+    path = folder / FILE
+    atomic_files.replace(path, page(f"{config.game}: {folder.name}", sections).encode())
+    return path
+
+
+def _asked(folder: Path, config: OfflineRun | OnlineRun, store: str) -> Section:
+    """What the run is."""
+    network = config.network
+    data = f"{len(config.segments):,} stored segments"
+    if isinstance(config, OnlineRun):
+        data = f"what it played; {data} to look frames up in"
+    rows = [
+        ("game", config.game),
+        ("protocol", atari.describe(config.protocol)),
+        ("learned from", data),
+        ("algorithm", config.hyperparameters.NAME),
+        ("length", f"{config.total:,} {config.unit}"),
+        ("seed", config.seed),
+        ("fusion", network.fusion.name),
+        ("context", config.context or None),
+        ("frames in a state", network.frame_stack),
+        ("started from", config.init or None),
+    ]
+    about = table("The run", ("", ""), rows)
+    parts: list[Part] = [about]
+    if config.inputs:
+        parts.append(_models(config, store))
+    command = folder / "command.txt"
+    facts = {
+        "command": command.read_text().strip() if command.exists() else "not recorded",
+        "store": config.store,
+        "page written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "versions": versions(),
+    }
+    return Section("run", "What was asked for", tuple(parts), facts)
+
+
+def _models(config: OfflineRun | OnlineRun, store: str) -> Part:
+    """The frozen models; without the store, their keys alone."""
+    cards: list[dict[str, Any]]
+    try:
+        snapshot = take_snapshot(open_store(store))
+        cards, note = [describe(snapshot, key) for key in config.inputs], ""
+    except WsaError as error:
+        cards, note = [{"key": key} for key in config.inputs], f"Only keys are known: {error}"
+    columns = ("key", "model", "weights", "licence", "output")
+    return table("Frozen models", columns, [[card.get(c) for c in columns] for card in cards], note)
+
+
+def _settings(config: OfflineRun | OnlineRun) -> list[Part]:
+    """Every hyperparameter, and every switch of the network."""
+    tables = {"Hyperparameters": config.hyperparameters, "Network": config.network}
+    return [
+        table(title, ("name", "value"), [(k, v) for k, v in _flat(part) if k != "type"])
+        for title, part in tables.items()
+    ]
+
+
+def _flat(part: msgspec.Struct) -> Iterator[tuple[str, Any]]:
+    for name, value in msgspec.to_builtins(part).items():
+        if isinstance(value, dict):
+            yield from ((f"{name} {inner}", v) for inner, v in value.items())
+        else:
+            yield name, value
+
+
+def _training(config: OfflineRun | OnlineRun, scalars: Mapping[str, Curve]) -> list[Part]:
+    """Curves of returns, losses and validation, and the fusion's weights over time."""
+    parts: list[Part] = []
+    shown = [
+        figures.Line(title, *_averaged(scalars[name]))
+        for name, title in zip(RETURNS, ("while training", "full games"), strict=True)
+        if name in scalars
+    ]
+    if shown:
+        parts.append(Figure("Return", figures.curves(shown, config.unit, "raw return")))
+    weights = {n: c for n, c in scalars.items() if n.startswith("wsa/weight/")}
+    if len(weights) > 1:
+        lines = [_averaged(curve) for curve in weights.values()]
+        steps = lines[0][0]
+        shares = np.stack([np.interp(steps, *line) for line in lines])
+        called = labels([name.removeprefix("wsa/weight/") for name in weights])
+        parts.append(Figure("Fusion weights", figures.stacked(called, steps, shares, config.unit)))
+    for name, curve in scalars.items():
+        kind, _, title = name.partition("/")
+        if kind in ("losses", "validation"):
+            line = figures.Line(title, *_averaged(curve))
+            about = f"{kind}: {title.replace('_', ' ')}"
+            parts.append(Figure(about, figures.curves([line], config.unit, title)))
+    return parts
+
+
+def _evaluation(folder: Path, config: OfflineRun | OnlineRun) -> list[Part]:
+    """Games that `wsa eval` played, by whatever tells them apart."""
+    path = folder / "eval.csv"
+    if not path.exists():
+        return []
+    groups: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        columns = [c for c in reader.fieldnames or () if c not in OF_EPISODES]
+        for row in reader:
+            groups[tuple(row[c] for c in columns)].append(float(row["return"]))
+    rows, bars = [], []
+    for group, returns in groups.items():
+        found = stratified_interval(np.array(returns)[:, None], mean_score)
+        score = human_normalised(config.game, found.value)
+        interval = f"[{found.low:,.1f}, {found.high:,.1f}]"
+        normalised = None if score is None else f"{score:.3f}"
+        rows.append((*group, len(returns), f"{found.value:,.1f}", interval, normalised))
+        name = " ".join(v for c, v in zip(columns, group, strict=True) if v and c != "checkpoint")
+        style = int("random" in group)
+        bars.append(figures.Bar(name, found.value, found.low, found.high, style))
+    note = (
+        "Mean raw return with its 95% bootstrap interval over games; 0 human-normalised is chance."
+    )
+    heads = (*columns, "games", "mean return", "95% interval", "human-normalised")
+    return [
+        Figure("Mean return", figures.intervals(bars, "raw return")),
+        table("Games played by wsa eval", heads, rows, note),
+    ]
+
+
+def _passes(scalars: Mapping[str, Curve]) -> list[Part]:
+    rows = [
+        (
+            title,
+            f"{scalars[name][1][-1]:,.4g}" if "rate" in name else f"{scalars[name][1][-1]:,.0f}",
+        )
+        for name, title in PASSES.items()
+        if name in scalars
+    ]
+    return [table("", ("", "in all"), rows)] if rows else []
+
+
+def _film(folder: Path) -> list[Part]:
+    """The newest film, if it is small enough for a page that is mailed."""
+    films = sorted((folder / "videos").glob("episode_*.mp4"), key=lambda p: p.stat().st_mtime)
+    if not films:
+        return []
+    newest = films[-1]
+    if newest.stat().st_size > LARGEST_FILM:
+        return [Text(f"The newest film, videos/{newest.name}, is too large to stand in a page.")]
+    return [Film(f"videos/{newest.name}", newest.read_bytes())]
+
+
+def _scalars(folder: Path) -> dict[str, Curve]:
+    """Every scalar that the run logged."""
+    points: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for step, line in _lines(folder / metrics.FILE):
+        for name, value in line.items():
+            if name not in ("step", "time") and isinstance(value, int | float):
+                points[name].append((step, float(value)))
+    found = {}
+    for name, pairs in points.items():
+        steps, values = np.array(pairs, np.float64).T
+        found[name] = steps, values
+    return found
+
+
+def _lines(path: Path) -> Iterator[tuple[float, dict[str, Any]]]:
+    """Lines of metrics; one that is being written just now is left out."""
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            return
+        yield float(line["step"]), line
+
+
+def _averaged(curve: Curve) -> Curve:
+    """At most `POINTS` means of as many neighboring points."""
+    steps, values = curve
+    parts: Sequence[Any] = np.array_split(np.arange(len(steps)), min(POINTS, len(steps)))
+    return (
+        np.array([steps[part].mean() for part in parts]),
+        np.array([values[part].mean() for part in parts]),
+    )

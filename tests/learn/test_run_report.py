@@ -1,0 +1,106 @@
+"""`report.html` of a run: what it says, and that it says it whatever of the run is there."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from wsa.learn.configs.algorithms import CQLConfig, PPOConfig
+from wsa.learn.configs.network import NetworkConfig
+from wsa.learn.envs import atari
+from wsa.learn.runs import report
+from wsa.learn.runs.config import OfflineRun, OnlineRun
+from wsa.store.common.errors import MissingError
+from wsa.store.objects.root import open_store
+
+MODELS = ("lite0-0123456789ab", "vos-0123456789ab")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's folder as `wsa learn` leaves it, without checkpoints."""
+    store = open_store(str(tmp_path / "store"), create=True)
+    config = OfflineRun(
+        store=store.url, game="Pong", protocol=atari.protocol("Pong", "classic"), models=MODELS,
+        context="mean", network=NetworkConfig(), seed=3, segments=("s",),
+        hyperparameters=CQLConfig(updates=400),
+    )  # fmt: skip
+    folder = tmp_path / "<run>"
+    folder.mkdir()
+    (folder / "config.json").write_bytes(msgspec.json.encode(config))
+    (folder / "command.txt").write_text("wsa learn --game Pong & more\n")
+    lines = [
+        {
+            "step": step, "time": 1.0, "losses/td_loss": 1 / step, "validation/loss": None,
+            "wsa/weight/" + MODELS[0]: 0.25, "wsa/weight/" + MODELS[1]: 0.75,
+            "cache/backbone_passes": 0, "cache/backbone_passes_saved": 64 * step,
+        }
+        for step in range(1, 401)
+    ]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def text(page: str) -> str:
+    return re.sub(
+        r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
+    )
+
+
+def test_it_says_what_was_asked_and_what_came_of_it(run: Path) -> None:
+    rows = [f"400,{who},abc,0.001,0,{i},{r},9,False" for who in ("run", "random") for i, r in
+            enumerate((20, 21) if who == "run" else (-21, -20))]  # fmt: skip
+    head = "updates,policy,checkpoint,epsilon,env,seed,return,steps,truncated"
+    (run / "eval.csv").write_text("\n".join([head, *rows, ""]))
+    page = report.write(run).read_text()
+    said = text(page)
+    for known in (
+        "Pong: &lt;run&gt;", "wsa learn --game Pong &amp; more", "400 updates", "cql_alpha 1.0",
+        "fusion size 256", "passes saved 25,600", "400 run abc 0.001 2 20.5", MODELS[0],
+    ):  # fmt: skip
+        assert known in said, known
+    assert "Only keys are known" in said  # These models are in no store.
+    titles = re.findall(r'aria-label="([^"]+)"', page)
+    assert titles == ["Fusion weights", "losses: td loss", "Mean return"]
+    # Nothing is fetched: every address is within the page.
+    assert all(a.startswith(("#", "data:")) for a in re.findall(r'(?:href|src)="([^"]+)"', page))
+
+
+def test_a_film_stands_in_it_if_it_is_small(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "videos").mkdir()
+    (run / "videos" / "episode_0.mp4").write_bytes(b"film")
+    page = report.write(run).read_text()
+    assert f'src="data:video/mp4;base64,{base64.b64encode(b"film").decode()}"' in page
+    monkeypatch.setattr(report, "LARGEST_FILM", 3)
+    page = report.write(run).read_text()
+    assert "<video" not in page and "videos/episode_0.mp4, is too large" in page
+
+
+def test_a_run_that_has_just_begun_has_one_too(run: Path) -> None:
+    metrics = run / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().splitlines()[0] + '\n{"step": 2, "los')  # Being written.
+    (run / "command.txt").unlink()
+    assert "not recorded" in text(report.write(run).read_text())
+    metrics.unlink()
+    report.write(run)
+    with pytest.raises(MissingError):
+        report.write(run.parent)
+
+
+def test_an_online_run_from_pixels(run: Path) -> None:
+    config = OnlineRun(
+        store="gone", game="Pong", protocol=atari.protocol("Pong", "classic"), models=(),
+        context="mean", network=NetworkConfig(), seed=1, segments=(), shapes=(), parameters=0,
+        hyperparameters=PPOConfig(total_timesteps=4096),
+    )  # fmt: skip
+    (run / "config.json").write_bytes(msgspec.json.encode(config))
+    line = {"step": 2048, "charts/episodic_return": -20.0, "cache/hit_rate": 0.5}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    page = report.write(run).read_text()
+    assert 'aria-label="Return"' in page and "4,096 steps" in text(page)
+    assert "Frozen models" not in page
