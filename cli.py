@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wsa import __version__
 from wsa.store.common import streams
 from wsa.store.common.errors import StorageError, Terminated, UsageError, WsaError, redact
+from wsa.store.common.version import __version__
 
 INTERRUPTED = 130
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")

@@ -102,7 +102,7 @@ def test_exported_names_exist():
     def wrong(path: Path) -> bool:
         body = TREES[path].body
         defined = set(re.findall(r"^(?:def |class )?(\w+)", path.read_text(), re.MULTILINE))
-        for node in body:
+        for node in ast.walk(TREES[path]):
             if isinstance(node, ast.ImportFrom):
                 defined |= {alias.asname or alias.name for alias in node.names}
         listed = [

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from wsa.encode.configs import EncodeOptions, weights_files
 from wsa.encode.jobs import events, slurm
@@ -22,16 +23,86 @@ from wsa.encode.registration.identity import request_of
 from wsa.store.backends.base import Backend
 from wsa.store.common import names, terminal
 from wsa.store.common.errors import StorageError, UsageError
+from wsa.store.common.keywords import fill
 from wsa.store.common.ranges import check_ranges
 from wsa.store.objects.model_spec import parse_output, read_spec
 from wsa.store.objects.record_cache import cache_folder
 from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot
 
+if TYPE_CHECKING:
+    from wsa.encode.jobs.dry_run import Estimate
+
+_log = logging.getLogger(__name__)
+
+# Options of a service, which is a process and not a function.
+_SERVICE = ("watch", "poll", "beat", "metrics_port", "metrics_host")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What is encoded: models, as they are named, and games, all that the store has if none is."""
+
+    backend: Backend
+    snapshot: Snapshot
+    requests: list[Request]
+    games: list[str]
+
 
 def encode(o: EncodeOptions) -> int:
     """`wsa encode`."""
     _check(o)
+    asked = _asked(o)
+    if o.watch:
+        _watch(o, asked)
+    if o.dry_run:
+        return _show(o, _estimated(o, asked))
+    report = _encoded(o, asked, run_with_progress)
+    if o.json:
+        terminal.result(True, report.summary())
+    else:
+        _print(report)
+    if report.failed:
+        terminal.say(
+            f"wsa encode: {len(report.failed)} objects were set aside after {o.tries} attempts each, "
+            f"the rest is done. {report.failed[0].error}"
+        )
+    return report.exit_code
+
+
+def encode_store(**options: Any) -> dict[str, Any]:
+    """Run each frozen model once over every frame of a store that it has not encoded.
+
+    Args:
+        options: Those of `wsa encode`, with `_` for `-`: `models=["vit", "lite0"]`, `game="Pong"`,
+            `store="/lab/wsa"`, `output="pooled"`, `scheduler="inproc"`, `dry_run=True`, ...
+            (`docs/reference/commands.md`).
+
+    Returns:
+        What `wsa encode --json` prints; objects that failed every attempt are in `set_aside`.
+
+    Raises:
+        UsageError: There is no such option, model or game.
+        MissingError: No store, no frames, or no weights.
+        ConflictError: Other weights, or a precision that errs too much.
+    """
+    o = fill(EncodeOptions(), options, "wsa.encode", hidden=("json", *_SERVICE))
+    _check(o)
+    asked = _asked(o)
+    if o.dry_run:
+        return _estimated(o, asked).values()
+
+    run_quietly = partial(_run, listen=lambda event: None)
+    return _encoded(o, asked, run_quietly).summary()
+
+
+def _asked(o: EncodeOptions) -> _Asked:
+    """Models and games, from their names.
+
+    Raises:
+        UsageError: There is no such model, or weights are given of none that is asked for.
+        MissingError: There is no store.
+    """
     weights = weights_files(o.weights)
     # A key names a model of the store, output and precision included; all else is spelled out.
     keys = {name for name in o.models if names.is_model_key(name)}
@@ -53,52 +124,39 @@ def encode(o: EncodeOptions) -> int:
     games = list(o.game) if o.watch else wanted_games(snapshot, o.game)
     for request in requests:
         if request.source == screen.SOURCE:
-            terminal.say(
-                f"{request.alias}: output {request.output}, no weights, fitted on each game"
-            )
+            _log.info(f"{request.alias}: output {request.output}, no weights, fitted on each game")
             continue
         weights_from = "untrained" if request.source == "random" else f"from {request.source}"
-        terminal.say(
+        _log.info(
             f"{request.alias}: {request.timm_name}, output {request.output}, weights "
             f"{weights_from}, licence {request.licence}"
         )
-    if o.watch:
-        _watch(o, backend, snapshot, requests, games)
-    if o.dry_run:
-        require_frames(snapshot, requests, games)
-        return _dry_run(o, snapshot, for_games(requests, games), games)
+    return _Asked(backend, snapshot, requests, games)
+
+
+def _encoded(
+    o: EncodeOptions,
+    asked: _Asked,
+    run: Callable[[Backend, Sequence[Request], Sequence[str], EncodeOptions], EncodeReport],
+) -> EncodeReport:
+    """Encode, and write the report of it."""
     if o.report:
         make_folder(Path(o.report))  # Hours later would be too late to hear that it cannot be.
-    report = run_with_progress(backend, requests, games, o)
+    report = run(asked.backend, asked.requests, asked.games, o)
     _write_report(o, report)
-    if o.json:
-        terminal.result(True, report.summary())
-    else:
-        _print(report)
-    if report.failed:
-        terminal.say(
-            f"wsa encode: {len(report.failed)} objects were set aside after {o.tries} attempts each, "
-            f"the rest is done. {report.failed[0].error}"
-        )
-    return report.exit_code
+    return report
 
 
-def _watch(
-    o: EncodeOptions,
-    backend: Backend,
-    snapshot: Snapshot,
-    requests: Sequence[Request],
-    games: Sequence[str],
-) -> NoReturn:
+def _watch(o: EncodeOptions, asked: _Asked) -> NoReturn:
     from wsa.encode.jobs import cluster
     from wsa.encode.service.service import Service
 
     jobs = slurm.jobs(o, o.scheduler)
     Service(
-        backend,
-        snapshot,
-        requests,
-        games,
+        asked.backend,
+        asked.snapshot,
+        asked.requests,
+        asked.games,
         asked=o.models,
         connect=partial(cluster.connect, o.scheduler, o.workers, o.device, jobs),
         device=o.device,
@@ -117,7 +175,7 @@ def _write_report(o: EncodeOptions, report: EncodeReport) -> None:
     if report.done or report.failures:
         name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
         folder = Path(o.report) if o.report else cache_folder() / "encode-reports" / name
-        terminal.say(f"report {write_report(folder, report)}")
+        _log.info(f"report {write_report(folder, report)}")
 
 
 def _print(report: EncodeReport) -> None:
@@ -254,37 +312,74 @@ def _plural(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def _dry_run(
-    o: EncodeOptions, snapshot: Snapshot, requests: list[Request], games: list[str]
-) -> int:
-    from wsa.encode.jobs import cluster, dry_run
-    from wsa.encode.jobs.dry_run import estimate
+@dataclasses.dataclass(frozen=True)
+class _Estimates:
+    """What an encoding would take: each model, the workers, the bytes of each, and SLURM's script."""
 
+    models: list[Estimate]
+    games: list[str]
+    workers: int
+    worker_bytes: int
+    job_script: str
+
+    def values(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        from wsa.encode.jobs import dry_run
+
+        return {
+            "models": {of.name: dataclasses.asdict(of) for of in self.models},
+            "workers": self.workers,
+            "worker_bytes": self.worker_bytes,
+            "driver_bytes": dry_run.peak_bytes(),
+            **({"job_script": self.job_script} if self.job_script else {}),
+        }
+
+
+def _estimated(o: EncodeOptions, asked: _Asked) -> _Estimates:
+    """What an encoding would take, measured on a worker.
+
+    Raises:
+        MissingError: The store has no frames of a game.
+    """
+    from wsa.encode.jobs import cluster, dry_run
+
+    snapshot, games = asked.snapshot, asked.games
+    require_frames(snapshot, asked.requests, games)
+    requests = for_games(asked.requests, games)
     jobs = slurm.jobs(o, o.scheduler)
     here = "inproc" if o.scheduler == "inproc" else "local"
     found = dry_run.measure_on_worker(
         snapshot, requests, games, o.device, o.engine, o.max_step_error, here
     )
     workers = cluster.models_at_once(o.scheduler, o.workers, o.device, jobs)
-    lines = [
-        estimate(snapshot, request, games, measured, workers)
+    models = [
+        dry_run.estimate(snapshot, request, games, measured, workers)
         for request, measured in zip(requests, found.models, strict=True)
     ]
-    fitted = [line.strip for line in lines]
+    fitted = [of.strip for of in models]
     each = dry_run.worker_bytes(snapshot, games, o.device, found, fitted)
     script = cluster.job_script(jobs) if o.scheduler == "slurm" else ""
+    return _Estimates(models, games, workers, each, script)
+
+
+def _show(o: EncodeOptions, found: _Estimates) -> int:
+    from wsa.encode.jobs import dry_run
+
     if o.json:
-        values = {
-            "models": {line.name: dataclasses.asdict(line) for line in lines},
-            "workers": workers,
-            "worker_bytes": each,
-            "driver_bytes": dry_run.peak_bytes(),
-            **({"job_script": script} if script else {}),
-        }
-        return terminal.result(True, values)
+        return terminal.result(True, found.values())
+    columns = [
+        "model",
+        "objects",
+        "passes",
+        "copies",
+        "strip passes",
+        "at most",
+        "engine",
+        "minutes",
+    ]
     terminal.table(
-        f"To do for {', '.join(games)}; nothing was changed:",
-        ["model", "objects", "passes", "copies", "strip passes", "at most", "engine", "minutes"],
+        f"To do for {', '.join(found.games)}; nothing was changed:",
+        columns,
         [
             [
                 e.name,
@@ -296,14 +391,15 @@ def _dry_run(
                 e.engine,
                 e.minutes,
             ]
-            for e in lines
+            for e in found.models
         ],
     )
     unasked = f" (how many {o.scheduler} has was not asked)" if "://" in o.scheduler else ""
     print(
-        f"\nminutes with {_plural(workers, 'worker')} as fast as this machine's{unasked}; memory at "
-        f"most {terminal.size(each)} for each, {terminal.size(dry_run.peak_bytes())} for this process"
+        f"\nminutes with {_plural(found.workers, 'worker')} as fast as this machine's{unasked}; memory "
+        f"at most {terminal.size(found.worker_bytes)} for each, {terminal.size(dry_run.peak_bytes())} "
+        "for this process"
     )
-    if script:
-        print(f"\n{script}")
+    if found.job_script:
+        print(f"\n{found.job_script}")
     return 0

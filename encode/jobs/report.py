@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from wsa import __version__
 from wsa.encode.jobs.events import AttemptFailed, SegmentDone, WorkerUnfit
 from wsa.encode.registration.register import Registered
 from wsa.store.common import atomic_files, terminal
+from wsa.store.common.version import __version__
 from wsa.store.objects.writer import author, command_line
 
 LIBRARIES = ("torch", "torchvision", "timm", "openvino", "distributed", "zarr", "numpy")

@@ -47,12 +47,12 @@ def frames_needed(snapshot: Snapshot, output: Output, window: int = 1) -> int:
     )
 
 
-def fit(encoder: Encoder, snapshot: Snapshot, output: Output, window: int) -> Reduction:
+def fit(encoder: Encoder, snapshot: Snapshot | None, output: Output, window: int) -> Reduction:
     """Fit a reduction on what `encoder` makes of frames.
 
     Args:
         encoder: The model without its reduction.
-        snapshot: The store, for frames of a game.
+        snapshot: The store, for frames of a game; not needed where the output names none.
         output: What is fitted, and on which game.
         window: Consecutive frames that the model looks at.
 
@@ -64,6 +64,7 @@ def fit(encoder: Encoder, snapshot: Snapshot, output: Output, window: int) -> Re
     if known is not None:
         return known
     if output.game:
+        assert snapshot is not None, "frames of a game are a store's"
         parts = game_inputs(snapshot, output.game, window, _most_frames(output))
     else:
         parts = [

@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 
-from wsa import __version__
 from wsa.encode.jobs.events import AttemptFailed, Event, SegmentDone
 from wsa.encode.service.heartbeat import Heartbeat, ModelCounters, State
 from wsa.store.common.errors import redact
+from wsa.store.common.version import __version__
 from wsa.store.objects.writer import author
 
 # What "lately" means.

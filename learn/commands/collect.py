@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wsa.encode.configs import weights_files
 from wsa.learn.configs.data import CollectOptions
@@ -17,9 +18,21 @@ from wsa.store.objects.root import open_snapshot
 if TYPE_CHECKING:
     from wsa.learn.envs.policies import Policy
 
+_log = logging.getLogger(__name__)
+
 
 def collect(o: CollectOptions) -> int:
     """`wsa collect`."""
+    return terminal.result(o.json, perform(o, progress=not o.json))
+
+
+def perform(o: CollectOptions, *, progress: bool = False) -> dict[str, Any]:
+    """Do what `wsa collect` does; what came of it, as `--json` prints it.
+
+    Args:
+        o: The options.
+        progress: Whether to show on standard error how far it is.
+    """
     from wsa.learn.collect.collect import collect as play
     from wsa.learn.collect.collect import estimate, plan_collection
     from wsa.learn.collect.rewards import rewarded_steps, warning
@@ -38,31 +51,28 @@ def collect(o: CollectOptions) -> int:
         seed=o.seed,
         segment_steps=o.segment_steps,
     )
-    terminal.say(
+    _log.info(
         f"{o.game}, {atari.describe(protocol)}: {plan.missing:,} of "
         f"{plan.steps:,} steps to play ({plan.missing * protocol.frame_skip:,} emulator frames)"
     )
     if o.dry_run:
-        return terminal.result(o.json, estimate(plan))
+        return estimate(plan)
     started = time.perf_counter()
-    with terminal.Progress("collect", "steps", plan.missing, shown=not o.json) as progress:
-        written = play(plan, backend, progress.update, policy)
+    with terminal.Progress("collect", "steps", plan.missing, shown=progress) as shown:
+        written = play(plan, backend, shown.update, policy)
     steps = sum(m.steps for m in written)
     seconds = time.perf_counter() - started
     rewarded = rewarded_steps(take_snapshot(backend), written)
     if steps and not rewarded:
-        terminal.say(warning(o.game, steps))
-    return terminal.result(
-        o.json,
-        {
-            "segments": len(written),
-            "steps": steps,
-            "distinct_frames": sum(m.frames for m in written),
-            "episodes": sum(len(m.episodes) for m in written),
-            "rewarded_steps": rewarded,
-            "steps_per_s": steps / seconds,
-        },
-    )
+        _log.info(warning(o.game, steps))
+    return {
+        "segments": len(written),
+        "steps": steps,
+        "distinct_frames": sum(m.frames for m in written),
+        "episodes": sum(len(m.episodes) for m in written),
+        "rewarded_steps": rewarded,
+        "steps_per_s": steps / seconds,
+    }
 
 
 def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
 from wsa.encode.configs import weights_files
 from wsa.learn.configs.learn import EvalOptions
 from wsa.store.common import terminal
 from wsa.store.common.ranges import check_ranges
 
+_log = logging.getLogger(__name__)
+
 
 def evaluate(o: EvalOptions) -> int:
     """`wsa eval`."""
+    return terminal.result(o.json, perform(o, progress=not o.json))
+
+
+def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
+    """Do what `wsa eval` does; what came of it, as `--json` prints it.
+
+    Args:
+        o: The options.
+        progress: Whether to show on standard error how far it is.
+    """
     from wsa.encode.inference.cores import threads_for
     from wsa.encode.inference.encoder import choose_device
     from wsa.learn.runs import report
@@ -20,9 +34,9 @@ def evaluate(o: EvalOptions) -> int:
 
     check_ranges(o)
     threads = threads_for(o.threads)
-    terminal.say(f"store {o.store or read_config(Path(o.run)).store}")
+    _log.info(f"store {o.store or read_config(Path(o.run)).store}")
     # The run's games, then as many of a random policy to compare with.
-    with terminal.Progress("eval", "games", 2 * o.episodes, shown=not o.json) as progress:
+    with terminal.Progress("eval", "games", 2 * o.episodes, shown=progress) as shown:
         before = now = 0
 
         def on_step(steps: int, episodes: int) -> None:
@@ -30,7 +44,7 @@ def evaluate(o: EvalOptions) -> int:
             if episodes < now:
                 before = o.episodes
             now = min(episodes, o.episodes)
-            progress.update(before + now)
+            shown.update(before + now)
 
         evaluation = evaluate_run(
             Path(o.run),
@@ -49,6 +63,5 @@ def evaluate(o: EvalOptions) -> int:
             only=o.only,
             on_step=on_step,
         )
-    terminal.result(o.json, evaluation.summary())
-    terminal.say(f"report {report.write(Path(o.run), o.store)}")
-    return 0
+    _log.info(f"report {report.write(Path(o.run), o.store)}")
+    return evaluation.summary()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wsa.encode.configs import weights_files
 from wsa.learn.configs.learn import LearnOptions, OnlineLiveOptions, PlayOptions
@@ -18,8 +19,21 @@ if TYPE_CHECKING:
     from wsa.learn.runs.config import OfflineRun, OnlineRun
 
 
+_log = logging.getLogger(__name__)
+
+
 def learn(o: LearnOptions) -> int:
     """`wsa learn`."""
+    return terminal.result(o.json, perform(o, progress=not o.json))
+
+
+def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
+    """Do what `wsa learn` does; what came of it, as `--json` prints it.
+
+    Args:
+        o: The options.
+        progress: Whether to show on standard error how far it is.
+    """
     check_ranges(o)
     atari.check_game(o.game)
     from wsa.encode.inference.cores import threads_for
@@ -30,15 +44,15 @@ def learn(o: LearnOptions) -> int:
 
     device, threads = choose_device(o.device), threads_for(o.live.threads)
     snapshot, config, folder = plan_run(o, device)
-    terminal.say(f"{config.game}, {_described(config)}; run {folder}")
+    _log.info(f"{config.game}, {_described(config)}; run {folder}")
     if o.dry_run:
-        return terminal.result(o.json, estimate(snapshot, config, device))
+        return estimate(snapshot, config, device)
     newest: dict[str, float] = {}
-    with terminal.Progress("learn", config.unit, config.total, shown=not o.json) as progress:
+    with terminal.Progress("learn", config.unit, config.total, shown=progress) as shown:
 
         def on_line(step: int, line: dict[str, float]) -> None:
             newest.update(line)
-            progress.update(step)
+            shown.update(step)
 
         trained = launch(
             folder,
@@ -51,10 +65,9 @@ def learn(o: LearnOptions) -> int:
             encoder=o.live.encoder if isinstance(o.live, OnlineLiveOptions) else "",
             compiled=o.compile,
         )
-    terminal.result(o.json, {"run": str(folder), **trained.summary(), **_shown(newest)})
-    terminal.say(f"report {report.write(folder)}")
-    terminal.say(f"Play full games with it: wsa eval {shlex.quote(str(folder))}")
-    return 0
+    _log.info(f"report {report.write(folder)}")
+    _log.info(f"Play full games with it: wsa eval {shlex.quote(str(folder))}")
+    return {"run": str(folder), **trained.summary(), **_shown(newest)}
 
 
 def _shown(scalars: dict[str, float]) -> dict[str, dict[str, float]]:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from wsa import __version__
 from wsa.store.common import terminal
+from wsa.store.common.version import __version__
 
 # What a result may depend on.
 LIBRARIES = ("torch", "numpy", "ale-py", "gymnasium")

@@ -33,6 +33,7 @@ class Player:
         config: The run.
         network: Its network.
         embedder: The live encoder, or grey pixels.
+        shapes: Of an embedding by each of the run's `inputs`.
         updates: Updates that the network had had; of an online run, steps.
         digest: 12 hex digits of the checkpoint.
         algo: What trained it.
@@ -42,6 +43,7 @@ class Player:
     config: OfflineRun | OnlineRun
     network: Any
     embedder: Any
+    shapes: Sequence[tuple[int, ...]]
     updates: int
     digest: str
     algo: str
@@ -126,6 +128,7 @@ def open_player(
         config,
         network.to(torch.device(device)),
         embedder,
+        _looks(config, flat)[1],
         updates,
         hashing.checksum(path.read_bytes())[:12],
         config.hyperparameters.NAME,
@@ -150,13 +153,19 @@ def load_network(
         MissingError: The checkpoint is gone.
         DamagedError: It is damaged.
     """
-    if isinstance(config, OnlineRun):
-        network = make_network(config, config.looks, config.shapes)
-    else:
-        assert flat is not None, "an offline run has data"
-        network = make_network(config, flat.windows, flat.shapes)
+    network = make_network(config, *_looks(config, flat))
     updates, _ = checkpoint.load(path, {"online": network})
     return network, updates
+
+
+def _looks(
+    config: OfflineRun | OnlineRun, flat: FlatMap | None
+) -> tuple[Sequence[int], Sequence[tuple[int, ...]]]:
+    """Frames that each of a run's inputs looks at, and the shape of its embedding."""
+    if isinstance(config, OnlineRun):
+        return config.looks, config.shapes
+    assert flat is not None, "an offline run has data"
+    return flat.windows, flat.shapes
 
 
 def _path(folder: Path, which: str) -> Path:

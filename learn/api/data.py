@@ -1,0 +1,125 @@
+"""A game's steps and embeddings as arrays of numpy, dask and xarray: views of a memory map."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.learn.api.libraries import require
+from wsa.store.common import names
+from wsa.store.common.errors import UsageError
+from wsa.store.format import arrays
+from wsa.store.objects.flat_map import FlatMap
+
+CHUNK_BYTES = 32 << 20  # Of a chunk of a dask array.
+
+
+@dataclasses.dataclass(frozen=True)
+class GameData:
+    """A game's steps and embeddings, mapped into memory. Get one with `Store.data`.
+
+    `rows` and `embeddings` are files that may hold more than the store shows: go through `steps`.
+
+        data = wsa.open(url).data("Pong", ["vit"])
+        rows = data.rows[data.steps]                      # (S,) records: action, reward, ...
+        states = data.embeddings("vit")[rows["frame"]]    # (S, *shape)
+
+    Attributes:
+        game: ALE game.
+        flat: The memory map itself, for what this class does not do.
+    """
+
+    game: str
+    flat: FlatMap
+
+    def __len__(self) -> int:
+        return len(self.flat.steps)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Keys of the models."""
+        return self.flat.models
+
+    @property
+    def rows(self) -> NDArray[Any]:
+        """One record for each observation, a memory map.
+
+        `frame` is where `embeddings` have it; `action`, `reward`, `terminated` and `truncated` are
+        what followed, action -1 where nothing was done; `is_first`, `lives` and `episode` say
+        where it stands.
+        """
+        return self.flat.rows
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """(S,) which rows hold a step, in the order of the store's segments."""
+        return self.flat.steps
+
+    def embeddings(self, model: str = "") -> NDArray[Any]:
+        """One model's embeddings: a view of a memory map, without a copy.
+
+        Args:
+            model: Key or alias; may be left out where there is one model.
+
+        Returns:
+            (N, *shape) float16 or float32, row i for the frame i that `rows["frame"]` names. Of a
+            model that looks at several frames (R, *shape), row i for row i of `rows`.
+        """
+        at = self.place(model)
+        flat = self.flat
+        table = flat.embeddings if flat.windows[at] == 1 else flat.windowed
+        return table[:, flat.columns[at]].reshape(len(table), *flat.shapes[at])
+
+    def dask(self, model: str = "") -> Any:
+        """The same as a dask array, whose chunks are views.
+
+        Raises:
+            MissingError: dask.array cannot be imported.
+        """
+        array = require("dask.array", "dask[array]", "GameData.dask")
+        found = self.embeddings(model)
+        row = math.prod(found.shape[1:]) * found.itemsize
+        chunks = (max(1, CHUNK_BYTES // max(1, row)), *found.shape[1:])
+        return array.from_array(found, chunks=chunks, name=False)
+
+    def xarray(self) -> Any:
+        """Rows and embeddings by all models as an xarray `Dataset` of views.
+
+        Embeddings are named by their keys and stand on the axis `frame`, or `row` of models that
+        look at several frames; the columns of `rows` stand on `row`, `frame` among them as
+        `frame_index`; `steps` stands on `step`.
+
+        Raises:
+            MissingError: xarray is not installed.
+        """
+        xarray = require("xarray", "xarray", "GameData.xarray")
+        found: dict[str, Any] = {"steps": ("step", self.steps)}
+        for name in ("frame", *(field for field in arrays.ROW_FIELDS if field != "frame")):
+            found["frame_index" if name == "frame" else name] = ("row", self.rows[name])
+        for key, window, shape in zip(
+            self.models, self.flat.windows, self.flat.shapes, strict=True
+        ):
+            unit = "frame" if window == 1 else "row"
+            axes = [unit, *(f"{key}_{axis}" for axis in range(1, len(shape) + 1))]
+            found[key] = (axes, self.embeddings(key))
+        return xarray.Dataset(found, attrs={"game": self.game})
+
+    def place(self, model: str = "") -> int:
+        """Which of `models` a key or an alias names; none need be named where there is one.
+
+        Raises:
+            UsageError: There is no such one, or there are several.
+        """
+        fitting = [
+            i for i, key in enumerate(self.models) if model in ("", key, names.key_alias(key))
+        ]
+        if len(fitting) == 1:
+            return fitting[0]
+        raise UsageError(
+            "bad-option",
+            f"{model or 'No model'} is not one of {', '.join(self.models)}. Give one of these keys.",
+        )

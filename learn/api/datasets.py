@@ -1,0 +1,122 @@
+"""A game as torch `Dataset`s: of transitions, for a learner; of embeddings, for anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from wsa.learn.api.data import GameData
+from wsa.learn.data.transitions import OfflineBatches
+from wsa.store.common.errors import UsageError
+
+
+class Transitions(Dataset[dict[str, Tensor]]):
+    """Transitions of n steps, one for each step of a game, in the order of its segments.
+
+    An item is a dict of what `wsa.learn` trains on: `states` and `following` (k, width), the
+    embeddings of k consecutive frames, oldest first, models side by side as in `columns`; `actions`
+    int64; `rewards` float32, the discounted sum of n steps; `discounts` float32, what the value of
+    `following` counts: 0 where the game ended. Before an episode's first frame that frame is
+    repeated. Of a model that looks at several frames only the last of the k counts.
+
+    A `DataLoader` reads a whole batch at once; `batch` does so without one.
+
+    Args:
+        data: The game, from `Store.data`.
+        frame_stack: k, from 1 to 4.
+        n_step: Steps in a transition.
+        gamma: Discount per step.
+        clip_rewards: Whether rewards count by their sign.
+
+    Attributes:
+        columns: Where each model's numbers stand in `width`, by key.
+    """
+
+    def __init__(
+        self,
+        data: GameData,
+        *,
+        frame_stack: int = 4,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        clip_rewards: bool = True,
+    ) -> None:
+        if n_step < 1 or not 0 <= gamma <= 1:
+            raise UsageError("bad-option", "n_step must be at least 1, and gamma from 0 to 1.")
+        self._steps = data.steps
+        self._batches = OfflineBatches(
+            data.flat, frame_stack, 1, 0, n_step=n_step, gamma=gamma, clip=clip_rewards
+        )
+        data.flat.stack(self._steps[:1], frame_stack)  # Refuses a stack that is too deep.
+        self.columns = dict(zip(data.models, data.flat.places, strict=True))
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {
+            name: tensor[0] for name, tensor in self.batch([_checked(index, len(self))]).items()
+        }
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Several items, which are read at once."""
+        found = self.batch(indices)
+        return [{name: tensor[i] for name, tensor in found.items()} for i in range(len(indices))]
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
+        """Several items as one: each tensor with an axis before its own."""
+        found = self._batches.of(self._steps[np.asarray(indices, np.int64)])
+        return {
+            "states": found.states.clone(),  # The next batch overwrites these two.
+            "following": found.following.clone(),
+            "actions": found.actions,
+            "rewards": found.rewards,
+            "discounts": found.discounts,
+        }
+
+
+class Embeddings(Dataset[Tensor]):
+    """One model's embeddings of a game: of each distinct frame of each segment once.
+
+    Of a model that looks at several frames, of each row. An item is a tensor of the embedding's
+    shape, float16 or float32 as stored.
+
+    Args:
+        data: The game, from `Store.data`.
+        model: Key or alias; may be left out where there is one model.
+    """
+
+    def __init__(self, data: GameData, model: str = "") -> None:
+        self._table = data.embeddings(model)
+        flat = data.flat
+        if flat.windows[data.place(model)] == 1:
+            spans = [np.arange(part.frame, part.frame + part.frames) for part in flat.parts]
+        else:
+            spans = [np.arange(part.row, part.row + part.rows) for part in flat.parts]
+        self._rows = np.concatenate(spans)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.batch([_checked(index, len(self))])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
+        """Several items, which are read at once."""
+        return list(self.batch(indices))
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """Several items as one tensor (n, *shape)."""
+        return torch.from_numpy(np.array(self._table[self._rows[np.asarray(indices, np.int64)]]))
+
+
+def _checked(index: int, length: int) -> int:
+    """An index, for which Python's loops need an IndexError at the end."""
+    if not -length <= index < length:
+        raise IndexError(f"index {index} of {length} items")
+    return index

@@ -1,0 +1,150 @@
+"""`wsa.encoder("vit")`: a frozen model for any image, without a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.encode.inference.encoder import Encoder, choose_device
+from wsa.encode.inference.reduction import Projection
+from wsa.encode.models import registry, screen
+from wsa.encode.models.custom import UserNetwork
+from wsa.encode.models.paper import load
+from wsa.encode.registration import fit_reduction
+from wsa.encode.registration.identity import identify
+from wsa.store.common.errors import UsageError
+from wsa.store.objects.model_spec import parse_output
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+    Image: TypeAlias = NDArray[np.uint8] | PILImage
+
+
+def encoder(
+    model: str,
+    *,
+    output: str = "",
+    game: str = "",
+    weights: Mapping[str, str] | None = None,
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32",
+    geometry: Literal["squash", "crop", "pad"] = "squash",
+    engine: Literal["torch", "compile", "openvino"] = "torch",
+    device: str = "auto",
+) -> ImageEncoder:
+    """A frozen model, ready to embed images.
+
+    Args:
+        model: As `wsa encode --models` takes it: an alias (`vit`), `timm:NAME`, either with
+            `:random`, or your own `module:callable`.
+        output: What is kept: `pooled` (if not given), `cls`, `grid:N` or `map`; reduced with `+pca:K`,
+            fitted on the frames that ship with wsa, or `+rp:K`. The paper's own encoders, `palette` and
+            `objects` keep theirs.
+        game: For `palette` and `objects`: the ALE game, as there is a fit of each.
+        weights: Weights files by alias.
+        precision, geometry: As of `wsa encode`.
+        engine: What runs the model.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UsageError: There is no such model or output.
+        MissingError: No weights, or no such engine here.
+        ConflictError: The weights belong to another architecture.
+    """
+    fitted = model in screen.OUTPUTS
+    own = fitted or model.removesuffix(":random") in load.NETWORKS
+    kept = output or ("" if own else "pooled")
+    request = registry.parse_request(model, weights or {}, kept, precision, geometry)
+    if fitted:
+        found = registry.for_games([request], [game]) if game else []
+        if not found:
+            raise UsageError(
+                "bad-option", f"{model} has a fit for each game: give it, as game='Pong'."
+            )
+        (request,) = found
+    wanted = parse_output(request.output)
+    if wanted.game and not fitted:
+        raise UsageError(
+            "bad-option",
+            f"output {kept!r} is fitted on frames of a store: encode it there, and open it with "
+            "wsa.open(url).encoder(key).",
+        )
+    module = registry.build(request)
+    identity = identify(module, request)
+    made = Encoder(
+        module, identity.preprocessing, wanted, None, precision, choose_device(device), engine
+    )
+    if wanted.reduction == "rp":
+        made.basis = Projection(wanted.numbers).to(made.device)
+    elif wanted.reduction:
+        made.basis = fit_reduction.fit(made, None, wanted, identity.window).to(made.device)
+    licence = module.licence if isinstance(module, UserNetwork) else request.licence
+    return ImageEncoder(made, identity.window, licence)
+
+
+class ImageEncoder:
+    """A frozen model for images. Get one with `wsa.encoder`.
+
+    Attributes:
+        encoder: What `wsa encode` runs.
+        window: Consecutive frames that the model looks at; 1 of nearly all.
+        licence: Licence of the weights.
+    """
+
+    def __init__(self, encoder: Encoder, window: int, licence: str) -> None:
+        self.encoder, self.window, self.licence = encoder, window, licence
+
+    def __call__(self, images: Image | Sequence[Image]) -> NDArray[np.float32]:
+        """Embed one image, or several.
+
+        Args:
+            images: An image: (H, W, 3) RGB or (H, W) grey, uint8, or one of Pillow's. Or several,
+                of any sizes: a list of such, or (n, H, W, 3). For a model that looks at several
+                frames (n, window, H, W, 3), oldest first.
+
+        Returns:
+            (*shape) float32 of one image; (n, *shape) of several.
+
+        Raises:
+            UsageError: It is no image.
+        """
+        if self.window > 1:
+            return self.encoder(_windows(images, self.window))
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            return self.encoder(_rgb(images, 4))
+        if isinstance(images, (list, tuple)):
+            if not images:
+                raise UsageError("bad-option", "There is no image to embed.")
+            # One by one where they differ in size; alone or in a batch, the embedding is the same.
+            return np.concatenate([self.encoder(_rgb(image)[None]) for image in images])
+        alone: NDArray[np.float32] = self.encoder(_rgb(images)[None])[0]
+        return alone
+
+
+def _rgb(image: Any, ndim: int = 3) -> NDArray[np.uint8]:
+    """An image as RGB, (..., H, W, 3) uint8."""
+    if hasattr(image, "convert"):  # Pillow's, of whatever mode.
+        image = np.asarray(image.convert("RGB"))
+    found: NDArray[np.uint8] = np.asarray(image)
+    if found.ndim == 2 and ndim == 3:
+        found = np.repeat(found[..., None], 3, axis=-1)
+    if found.dtype != np.uint8 or found.ndim != ndim or found.shape[-1] != 3 or not found.size:
+        raise UsageError(
+            "bad-option",
+            f"An image must be (H, W, 3) or (H, W) uint8, or one of Pillow's, not "
+            f"{found.shape} {found.dtype}. Pixels from 0 to 1: multiply by 255 and round.",
+        )
+    return found
+
+
+def _windows(images: Any, window: int) -> NDArray[np.uint8]:
+    found: NDArray[np.uint8] = np.asarray(images)
+    if found.dtype != np.uint8 or found.ndim != 5 or found.shape[1] != window:
+        raise UsageError(
+            "bad-option",
+            f"This model looks at {window} frames: give (n, {window}, H, W, 3) uint8, oldest first.",
+        )
+    return found

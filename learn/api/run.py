@@ -1,0 +1,235 @@
+"""`wsa.load_run(path)`: a trained run that acts, embeds and shows its metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.encode.inference.cores import threads_for
+from wsa.encode.inference.encoder import choose_device
+from wsa.learn.api.libraries import require
+from wsa.learn.envs import atari
+from wsa.learn.evaluation.greedy_policy import GreedyPolicy
+from wsa.learn.runs.config import OfflineRun, OnlineRun
+from wsa.learn.runs.player import Player, open_player
+from wsa.learn.training import metrics
+from wsa.store.common.errors import UsageError
+from wsa.store.objects.flat_map import side_by_side
+
+_ASIDE = -1  # No environment's number: `embed` has a history of frames of its own.
+
+
+def load_run(
+    path: str | os.PathLike[str],
+    *,
+    checkpoint: Literal["final", "best"] = "final",
+    device: str = "auto",
+    engine: str = "auto",
+    threads: int | None = None,
+    weights: Mapping[str, str] | None = None,
+    epsilon: float = 0.0,
+    seed: int = 0,
+) -> Run:
+    """Load the network of a run that `wsa learn` trained, and the models that it sees with.
+
+    Args:
+        path: The run's folder.
+        checkpoint: The newest network, or the one with the best validation.
+        device: `auto`, `cpu` or `cuda`.
+        engine: What runs the models; `auto` is what filled the store.
+        threads: Cores that run models side by side; all that this process may use if not given.
+        weights: By alias, weights files and modules, as `wsa eval --weights` takes them.
+        epsilon: Probability of a random action.
+        seed: Of the random actions.
+
+    Raises:
+        MissingError: No run, no checkpoint, no weights, or data that is gone.
+        ConflictError: A model does not give here what it gave when the store was filled.
+        DamagedError: The checkpoint or the data is damaged.
+    """
+    if not 0 <= epsilon <= 1:
+        raise UsageError("bad-option", f"epsilon must be from 0 to 1, not {epsilon}.")
+    player = open_player(
+        Path(path),
+        which=checkpoint,
+        weights=dict(weights or {}),
+        device=choose_device(device),
+        engine=engine,
+        threads=threads_for(threads),
+    )
+    return Run(Path(path), player, epsilon, seed)
+
+
+class Run:
+    """A trained run. Get one with `wsa.load_run`.
+
+    Attributes:
+        path: Its folder.
+    """
+
+    def __init__(self, path: Path, player: Player, epsilon: float, seed: int) -> None:
+        self.path = path
+        self._player, self._epsilon, self._seed = player, epsilon, seed
+        self._policy: GreedyPolicy | None = None
+        self._playing = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"<wsa.Run {self.path}: {self.game}, {self._player.algo}, {self.trained} {self.unit}>"
+        )
+
+    @property
+    def config(self) -> OfflineRun | OnlineRun:
+        """What the run is: its `config.json`."""
+        return self._player.config
+
+    @property
+    def game(self) -> str:
+        """ALE game."""
+        return self.config.game
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Keys of the models that it sees with; none where it sees pixels."""
+        return self.config.inputs
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """What the actions that `act` returns are called."""
+        return self.config.protocol.actions
+
+    @property
+    def trained(self) -> int:
+        """Updates that the network had had; of an online run, steps."""
+        return self._player.updates
+
+    @property
+    def unit(self) -> str:
+        """What `trained` counts: `updates` or `steps`."""
+        return self.config.unit
+
+    @property
+    def weights(self) -> NDArray[np.float32] | None:
+        """(n, models) what the fusion weighed each model by in the last `act`; None if it does not."""
+        return self._policy.weights if self._policy else None
+
+    def env(self, num_envs: int = 1) -> Any:
+        """The run's game by the run's protocol: ale-py's vector environment, which resets itself.
+
+        Observations are (num_envs, 1, H, W, 3) uint8 RGB, as `act` takes them.
+        """
+        return atari.make_env(self.game, self.config.protocol, num_envs)
+
+    @overload
+    def act(self, frames: NDArray[np.uint8], *, first: bool) -> int: ...
+
+    @overload
+    def act(self, frames: NDArray[np.uint8], *, first: NDArray[np.bool_]) -> NDArray[np.int64]: ...
+
+    def act(
+        self, frames: NDArray[np.uint8], *, first: bool | NDArray[np.bool_]
+    ) -> int | NDArray[np.int64]:
+        """The actions for the newest frames of one game, or of several that are played side by side.
+
+        The run remembers earlier frames: its network sees the last few of each game, and a
+        recurrent one has a memory. `first` says where a game begins, and what was before is
+        forgotten there.
+
+        Args:
+            frames: (H, W, 3) uint8 RGB, the whole screen of one game; or (n, H, W, 3), one of each
+                of n games, always in the same order. (n, 1, H, W, 3), as of `env`, will do.
+            first: Whether the frame is the first of an episode; of n games (n,) bools.
+
+        Returns:
+            An index into `actions`; of n games (n,) int64.
+
+        Raises:
+            UsageError: The frames are no screens, or the games have not begun.
+        """
+        single = np.ndim(first) == 0
+        screens = _screens(frames, single)
+        begins = np.broadcast_to(np.asarray(first, np.bool_), len(screens)).copy()
+        if len(screens) != self._playing or self._policy is None:
+            if not begins.all():
+                raise UsageError(
+                    "bad-option",
+                    f"act() was given {len(screens)} games and played {self._playing} before: games "
+                    "begin together, with first=True for each.",
+                )
+            self._playing = len(screens)
+            self._policy = self._player.policy(self._playing, self._epsilon, self._seed)
+        chosen = self._policy(screens, begins, np.arange(len(screens)))
+        return int(chosen[0]) if single else chosen
+
+    def embed(self, frames: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """What each model makes of frames; those that the store has are looked up.
+
+        Args:
+            frames: (n, H, W, 3) uint8 RGB, or one (H, W, 3). For models that look at several frames
+                they are consecutive frames of one episode, from its first.
+
+        Returns:
+            (n, *shape) by model key; of one frame (*shape).
+
+        Raises:
+            UsageError: The run sees pixels, or the frames are no screens.
+        """
+        if not self.models:
+            raise UsageError(
+                "bad-option", f"{self.path} sees pixels: it has no models to embed with."
+            )
+        single = np.ndim(frames) == 3
+        env = np.array([_ASIDE])
+        rows = np.concatenate(
+            [
+                self._player.embedder(screen[None], np.array([i == 0]), env)
+                for i, screen in enumerate(_screens(frames, single))
+            ]
+        )
+        shapes = self._player.shapes
+        found = {
+            key: rows[:, place].reshape(len(rows), *shape)
+            for key, place, shape in zip(self.models, side_by_side(shapes), shapes, strict=True)
+        }
+        return {key: array[0] for key, array in found.items()} if single else found
+
+    @property
+    def metrics(self) -> Any:
+        """What was logged while it trained, a pandas `DataFrame`: a row for each line, `step` first.
+
+        Raises:
+            MissingError: pandas is not installed.
+        """
+        pandas = require("pandas", "pandas", "Run.metrics")
+        path = self.path / metrics.FILE
+        lines = path.read_text().splitlines() if path.exists() else []
+        return pandas.DataFrame([json.loads(line) for line in lines])
+
+
+def _screens(frames: NDArray[np.uint8], single: bool) -> NDArray[np.uint8]:
+    """Frames as (n, H, W, 3).
+
+    Raises:
+        UsageError: They are something else.
+    """
+    found = np.asarray(frames)
+    if found.ndim == 5 and found.shape[1] == 1:  # As ale-py gives them, in a stack of one.
+        found = found[:, 0]
+    if single and found.ndim == 3:
+        found = found[None]
+    if found.ndim != 4 or found.shape[-1] != 3 or found.dtype != np.uint8:
+        wanted = "(H, W, 3)" if single else "(n, H, W, 3)"
+        raise UsageError(
+            "bad-option",
+            f"frames must be {wanted} uint8 RGB, the whole screen, not {np.shape(frames)} "
+            f"{found.dtype}.",
+        )
+    if single and len(found) != 1:
+        raise UsageError("bad-option", f"first must be {len(found)} bools, one for each game.")
+    return found

@@ -1,0 +1,158 @@
+"""`wsa.open(url)`: a store to look at, to take arrays from, and to embed with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.learn.api.data import GameData
+from wsa.store.common import names
+from wsa.store.common.errors import MissingError, UsageError
+from wsa.store.configs import default_store
+from wsa.store.format.records import SegmentMeta
+from wsa.store.objects.flat_map import materialise
+from wsa.store.objects.model_spec import describe
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
+
+if TYPE_CHECKING:
+    from wsa.encode.inference.encoder import Encoder
+    from wsa.learn.api.datasets import Embeddings, Transitions
+
+
+def open(url: str | os.PathLike[str] | None = None) -> Store:
+    """Open a store.
+
+    Args:
+        url: Its folder or URL, as `s3://lab/wsa`; if not given `WSA_STORE`, or a folder of the
+            user's data.
+
+    Raises:
+        MissingError: There is no store.
+        ConflictError: It is of another format.
+        StorageError: The place refused.
+    """
+    return Store(take_snapshot(open_store(default_store() if url is None else os.fspath(url))))
+
+
+class Store:
+    """What a store held when it was opened; what others add later is not seen.
+
+    Open it again to see what was added. Get one with `wsa.open`.
+
+    Attributes:
+        snapshot: The commits that it shows, for what this class does not do.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+
+    def __repr__(self) -> str:
+        return f"<wsa.Store {self.url}: {len(self.games)} games, {len(self.models)} models>"
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self.snapshot.backend.url
+
+    @property
+    def games(self) -> list[str]:
+        """Games with at least one segment, sorted."""
+        return self.snapshot.games
+
+    @property
+    def models(self) -> list[str]:
+        """Keys of all models, sorted."""
+        return self.snapshot.models
+
+    def segments(self, game: str | None = None) -> list[SegmentMeta]:
+        """What was played: segments of one game or of all, with protocol, policy, seed and counts."""
+        return self.snapshot.segments(game)
+
+    def describe(self, model: str) -> dict[str, Any]:
+        """A model's architecture, weights, licence, output and shape.
+
+        Args:
+            model: Its key, or an alias that only one model of the store has.
+        """
+        return describe(self.snapshot, self._key(model))
+
+    def frames(self, segment: SegmentMeta) -> NDArray[np.uint8]:
+        """The distinct frames of a segment as RGB, (F, H, W, 3) uint8."""
+        return self.snapshot.read_frames(segment)
+
+    def data(self, game: str, models: str | Sequence[str] = ()) -> GameData:
+        """A game's steps and embeddings in a memory map.
+
+        The first call copies them from the store to this machine's cache (`WSA_CACHE`), later
+        calls only what is new.
+
+        Args:
+            game: ALE game.
+            models: Aliases or keys; every model that has encoded the whole game if none is named.
+
+        Raises:
+            MissingError: No frames, or a model has not encoded them all.
+            UsageError: An alias fits several models.
+        """
+        from wsa.encode.registration.select import choose_models  # Here: it brings torch.
+
+        asked = [models] if isinstance(models, str) else models
+        keys = choose_models(self.snapshot, game, asked)
+        return GameData(game, materialise(self.snapshot, game, keys))
+
+    def embeddings(self, game: str, model: str) -> NDArray[Any]:
+        """One model's embeddings of a game, a memory map; see `GameData.embeddings`."""
+        data = self.data(game, model)
+        return data.embeddings(data.models[0])
+
+    def transitions(self, game: str, models: str | Sequence[str] = (), **how: Any) -> Transitions:
+        """A torch `Dataset` of a game's transitions; `how` as of `wsa.Transitions`."""
+        from wsa.learn.api.datasets import Transitions
+
+        return Transitions(self.data(game, models), **how)
+
+    def embedding_dataset(self, game: str, model: str) -> Embeddings:
+        """A torch `Dataset` of one model's embeddings of a game."""
+        from wsa.learn.api.datasets import Embeddings
+
+        return Embeddings(self.data(game, model))
+
+    def encoder(self, model: str, *, device: str = "auto", engine: str = "auto") -> Encoder:
+        """A model of the store, ready to embed frames as it embedded those that are there.
+
+        Args:
+            model: Its key, or an alias that only one model of the store has.
+            device: `auto`, `cpu` or `cuda`.
+            engine: What runs it; `auto` is what filled the store.
+
+        Returns:
+            A callable from (n, H, W, 3) uint8 RGB to (n, *shape) float32.
+
+        Raises:
+            MissingError: No weights for it here.
+            ConflictError: It gives other embeddings here than when the store was filled.
+        """
+        from wsa.encode.inference.encoder import choose_device
+        from wsa.encode.registration.register import open_model
+
+        return open_model(
+            self.snapshot, self._key(model), device=choose_device(device), engine=engine
+        )
+
+    def _key(self, model: str) -> str:
+        fitting = [key for key in self.models if model in (key, names.key_alias(key))]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise UsageError(
+                "bad-option", f"{model} may be any of {', '.join(fitting)}; give the whole key."
+            )
+        raise MissingError(
+            "not-encoded",
+            f"The store {self.url} has no model {model}. It has {', '.join(self.models) or 'none'}.",
+        )

@@ -1,0 +1,144 @@
+"""The options of a command, given as keyword arguments: `wsa.learn(game="Pong", updates=100)`.
+
+The dataclasses that are the command line are filled by the names of their flags, through all groups
+of options, so that a function takes exactly what its command takes, checked as there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from wsa.store.common.errors import UsageError
+
+O = TypeVar("O")
+
+
+def fill(options: O, given: Mapping[str, Any], function: str, hidden: Collection[str] = ()) -> O:
+    """Options with some of them set.
+
+    Args:
+        options: A dataclass or a struct with its defaults; fields that hold others are groups.
+        given: Values by the name of the flag, as `fusion_size` for `--fusion-size`. Sequences may be
+            given for what the command line writes with commas, and a dict for pairs.
+        function: What to call the function in a message.
+        hidden: Fields that a function does not have, such as `json`.
+
+    Raises:
+        UsageError: There is no such option, or a value is of another type.
+    """
+    known = [name for name in _names(options) if name not in hidden]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean {near[0]}?" if near else f"It has {', '.join(sorted(known))}."
+            raise UsageError("bad-option", f"{function}() has no option {name!r}. {hint}")
+    return _filled(options, given, function)
+
+
+def as_flags(given: Mapping[str, Any]) -> list[str]:
+    """The same as words of a command line, for what must be known before options are made."""
+    words = []
+    for name, value in given.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words.append(f"--{flag}={_joined(value)}")
+    return words
+
+
+def _filled(options: O, given: Mapping[str, Any], function: str) -> O:
+    changed: dict[str, Any] = {}
+    for field, flag, hint in _fields(options):
+        value = getattr(options, field)
+        if _is_group(value):
+            filled = _filled(value, given, function)
+            if filled is not value:
+                changed[field] = filled
+        elif flag in given:
+            changed[field] = _converted(given[flag], hint, f"{function}({flag}=...)")
+    if not changed:
+        return options
+    if isinstance(options, msgspec.Struct):
+        return msgspec.structs.replace(options, **changed)
+    made: O = dataclasses.replace(options, **changed)  # type: ignore[type-var]
+    return made
+
+
+def _names(options: Any) -> Iterator[str]:
+    """Names of all flags, those of groups included."""
+    for field, flag, _ in _fields(options):
+        value = getattr(options, field)
+        if _is_group(value):
+            yield from _names(value)
+        else:
+            yield flag
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(value)
+
+
+def _fields(options: Any) -> Iterator[tuple[str, str, Any]]:
+    """Fields, the names of their flags, and their types; without those that no flag sets."""
+    from tyro.conf import Fixed
+
+    for field, hint in typing.get_type_hints(type(options), include_extras=True).items():
+        if typing.get_origin(hint) is typing.ClassVar:
+            continue
+        stated = getattr(hint, "__metadata__", ())
+        if Fixed in stated:
+            continue
+        named = [name for part in stated if (name := getattr(part, "name", None))]
+        yield field, (named[0] if named else field).replace("-", "_"), hint
+
+
+def _converted(value: Any, hint: Any, where: str) -> Any:
+    """A value as its option holds it.
+
+    Raises:
+        UsageError: It is of another type.
+    """
+    wanted = _plain(hint)
+    if typing.get_origin(wanted) is tuple:
+        if isinstance(value, Mapping):
+            value = tuple(f"{key}={os.fspath(of)}" for key, of in value.items())
+        elif isinstance(value, str):
+            value = tuple(word.strip() for word in value.split(",") if word.strip())
+        elif isinstance(value, (int, float, os.PathLike)):
+            value = (value,)
+        else:
+            value = tuple(value)
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif hasattr(value, "item"):  # A number of numpy.
+        value = value.item()
+    try:
+        return msgspec.convert(value, wanted)
+    except msgspec.ValidationError as error:
+        choices = typing.get_args(wanted) if typing.get_origin(wanted) is typing.Literal else ()
+        why = f"choose from {', '.join(map(str, choices))}" if choices else error
+        raise UsageError("bad-option", f"{where} cannot be {value!r}: {why}.") from None
+
+
+def _plain(hint: Any) -> Any:
+    """A type without what the command line is told of it."""
+    if typing.get_origin(hint) is typing.Annotated:
+        return _plain(hint.__origin__)
+    if typing.get_origin(hint) in (typing.Union, type(int | str)):
+        parts = [_plain(part) for part in typing.get_args(hint)]
+        return typing.Union[tuple(parts)]  # noqa: UP007  As many as there are.
+    return hint
+
+
+def _joined(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return str(value)

@@ -1,0 +1,57 @@
+"""The pages about Python: what they show runs, and the reference is that of the code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+
+import wsa
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder, with a store and a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WSA_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("WSA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    return tmp_path
+
+
+def test_the_examples_of_the_guide_run(folder):
+    blocks = BLOCK.findall((ROOT / "docs/howto/python.md").read_text())
+    assert len(blocks) > 6
+    scope: dict[str, object] = {}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"howto/python.md, block {number}", "exec"), scope)  # noqa: S102
+    assert (folder / "runs/first/config.json").exists()
+
+
+def test_the_notebook_runs(folder, capsys):
+    notebook = json.loads((ROOT / "docs/tutorial/python.ipynb").read_text())
+    assert notebook["nbformat"] == 4
+    scope: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            source = "".join(cell["source"])
+            exec(compile(source, f"python.ipynb, {cell['id']}", "exec"), scope)  # noqa: S102
+    assert "Did you mean updates?" in capsys.readouterr().out
+
+
+def test_the_reference_is_that_of_the_code():
+    """`python docs/reference/make_python.py` writes it again."""
+    scope: dict[str, object] = {"__name__": "make_python"}
+    source = (ROOT / "docs/reference/make_python.py").read_text()
+    exec(compile(source, "make_python.py", "exec"), scope)  # noqa: S102
+    page, groups = scope["page"], scope["GROUPS"]
+    assert callable(page) and isinstance(groups, dict)
+    assert (ROOT / "docs/reference/python.md").read_text() == page()
+    listed = [name for names in groups.values() for name in names]
+    assert sorted([*listed, "__version__"]) == list(wsa.__all__)
