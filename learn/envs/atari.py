@@ -90,6 +90,13 @@ def action_names(game: str, full_action_space: bool) -> tuple[str, ...]:
     return tuple(action.name for action in actions)
 
 
+@functools.cache
+def switches(game: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The modes and the difficulties that a cartridge has."""
+    emulator = _emulator(game)
+    return tuple(emulator.getAvailableModes()), tuple(emulator.getAvailableDifficulties())
+
+
 def _emulator(game: str) -> ale_py.ALEInterface:
     quiet_emulator()
     emulator = ale_py.ALEInterface()

@@ -5,9 +5,6 @@ actions, so the actions of its segments are played again from the first, and eac
 the digest that the store has, each action earn what it earned. What cannot be played again, since
 it came from elsewhere, or lacks the steps before it, or is played otherwise by this emulator, is
 named, and nothing is said of its memory.
-
-ale-py's native vector environment does not show its memory. A plain emulator that does what that
-one does shows it; how many no-ops a reset begins with, the native one tells.
 """
 
 from __future__ import annotations
@@ -19,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.learn.envs import atari as games
+from wsa.learn.envs.console import Console
 from wsa.learn.online.env_runner import STRETCH, is_online, stretch_seed
 from wsa.store.common import hashing
-from wsa.store.format.records import Protocol, SegmentMeta
+from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.snapshot import Snapshot
 
 RAM_BYTES = 128
@@ -31,58 +29,6 @@ Memory = NDArray[np.uint8]
 
 class _Unlike(Exception):
     """The emulator does not play what is stored."""
-
-
-class _Console:
-    """An emulator that plays as an environment of `atari.make_env` does, and shows its memory."""
-
-    def __init__(self, game: str, stated: Protocol) -> None:
-        games.quiet_emulator()
-        self._rom = str(games.rom(game))
-        self._skip, self._pool = stated.frame_skip, stated.max_pool
-        self._actions = [getattr(ale_py.Action, name) for name in stated.actions]
-        self._fire = stated.fire_reset and ale_py.Action.FIRE in self._actions
-        self._native = games.make_env(game, stated, 1)
-        self._ale = ale_py.ALEInterface()
-        self._ale.setFloat("repeat_action_probability", stated.sticky)
-        self._screen = np.zeros(0, np.uint8)
-
-    def reset(self, seed: int | None = None) -> None:
-        """Begin an episode; with a seed, begin to play."""
-        _, info = self._native.reset(seed=seed)
-        if seed is not None:
-            self._ale.setInt("random_seed", seed)
-            self._ale.loadROM(self._rom)
-        self._ale.reset_game()
-        if self._fire:
-            self._ale.act(ale_py.Action.FIRE)
-        for _ in range(int(info["episode_frame_number"][0]) - self._fire):
-            self._ale.act(ale_py.Action.NOOP)
-        self._screen = self._ale.getScreenRGB()
-
-    def digest(self) -> bytes:
-        """Identity of the frame that is shown."""
-        return hashing.frame_digest(self._screen)
-
-    def memory(self) -> Memory:
-        """What the memory holds, (128,)."""
-        return self._ale.getRAM()
-
-    def step(self, action: int) -> tuple[float, bool]:
-        """Act; the reward, and whether the game ended."""
-        reward, shown = 0.0, []
-        for left in reversed(range(self._skip)):
-            reward += self._ale.act(self._actions[action])
-            if self._ale.game_over():
-                return reward, True
-            if left < 2:
-                shown.append(self._ale.getScreenRGB())
-        self._screen = np.maximum(*shown) if self._pool and len(shown) == 2 else shown[-1]
-        return reward, False
-
-    def close(self) -> None:
-        """End the native environment's thread."""
-        self._native.close()
 
 
 def memories(
@@ -140,7 +86,7 @@ def _retrace(
     rom = games.emulator_identity(first.game)[1]
     if first.emulator[1] != rom:
         raise _Unlike(f"it was played on another emulator ({' '.join(first.emulator)})")
-    console = _Console(first.game, first.protocol)
+    console = Console(first.game, first.protocol)
     try:
         begins: int | None = first.seed + first.env  # The seed that the next episode begins with.
         at = stretch = taken = 0
@@ -158,7 +104,12 @@ def _retrace(
                 if over:
                     console.reset(begins)
                     begins = None
-                _same(console.digest() == rows["digest"][rows["frame"][row]].tobytes(), meta, row)
+                _same(
+                    hashing.frame_digest(console.screen)
+                    == rows["digest"][rows["frame"][row]].tobytes(),
+                    meta,
+                    row,
+                )
                 memory[row] = console.memory()
                 reward, ended = console.step(int(rows["action"][row]))
                 _same((reward, ended) == (rows["reward"][row], rows["terminated"][row]), meta, row)

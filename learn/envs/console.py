@@ -1,0 +1,171 @@
+"""A plain emulator that plays as the native vector environment does, and can be looked into and changed.
+
+ale-py's native vector environment shows no memory, and can be given neither a mode, nor a difficulty,
+nor a byte. `ale_py.ALEInterface` can. `Console` plays one game with it exactly as an environment of
+`atari.make_env` does: FIRE and no-ops at a reset, frame skip, maximum of the last two screens,
+sticky actions drawn by the emulator itself. `Consoles` is a vector of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ale_py
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.learn.envs import atari as games
+from wsa.store.format.records import Protocol
+
+# Changes the emulator's memory; called before each emulator frame.
+Write = Callable[[ale_py.ALEInterface], None]
+
+
+class Console:
+    """One emulator, with its memory.
+
+    Args:
+        game: ALE game id.
+        stated: How to play.
+        mode, difficulty: The game's switches; as they stand when a cartridge is put in if not given.
+        writes: Each makes, when an episode begins, what then changes the memory.
+
+    Attributes:
+        screen: (H, W, 3) uint8 RGB, the newest frame. The step that ends a game leaves it as it was.
+    """
+
+    def __init__(
+        self,
+        game: str,
+        stated: Protocol,
+        *,
+        mode: int | None = None,
+        difficulty: int | None = None,
+        writes: Sequence[Callable[[], Write]] = (),
+    ) -> None:
+        games.quiet_emulator()
+        self._rom = str(games.rom(game))
+        self._skip, self._pool = stated.frame_skip, stated.max_pool
+        self._actions = [getattr(ale_py.Action, name) for name in stated.actions]
+        self._fire = stated.fire_reset and ale_py.Action.FIRE in self._actions
+        self._mode, self._difficulty = mode, difficulty
+        self._make_writes = writes
+        self._writes: list[Write] = []
+        # Tells how many no-ops an episode begins with: C++ libraries draw them differently.
+        self._native = games.make_env(game, stated, 1)
+        self._ale = ale_py.ALEInterface()
+        self._ale.setFloat("repeat_action_probability", stated.sticky)
+        self.screen = np.zeros((0, 0, 3), np.uint8)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode; with a seed, begin to play."""
+        _, info = self._native.reset(seed=seed)
+        if seed is not None:
+            self._ale.setInt("random_seed", seed)
+            self._ale.loadROM(self._rom)
+            if self._mode is not None:
+                self._ale.setMode(self._mode)
+            if self._difficulty is not None:
+                self._ale.setDifficulty(self._difficulty)
+        self._ale.reset_game()
+        self._writes = [make() for make in self._make_writes]
+        if self._fire:
+            self._act(ale_py.Action.FIRE)
+        for _ in range(int(info["episode_frame_number"][0]) - self._fire):
+            self._act(ale_py.Action.NOOP)
+        self.screen = self._ale.getScreenRGB()
+
+    def memory(self) -> NDArray[np.uint8]:
+        """What the memory holds, (128,)."""
+        return self._ale.getRAM()
+
+    def step(self, action: int) -> tuple[float, bool]:
+        """Act; the reward, and whether the game ended."""
+        reward, shown = 0.0, []
+        for left in reversed(range(self._skip)):
+            reward += self._act(self._actions[action])
+            if self._ale.game_over():
+                return reward, True
+            if left < 2:
+                shown.append(self._ale.getScreenRGB())
+        self.screen = np.maximum(*shown) if self._pool and len(shown) == 2 else shown[-1]
+        return reward, False
+
+    def _act(self, action: ale_py.Action) -> int:
+        for write in self._writes:
+            write(self._ale)
+        return self._ale.act(action)
+
+    def close(self) -> None:
+        """End the native environment's thread."""
+        self._native.close()
+
+
+class Consoles:
+    """A vector of consoles; plays and ends episodes as what `atari.make_env` gives.
+
+    Args:
+        consoles: What is played, side by side.
+        max_steps: Steps after which an episode is truncated.
+        show: Gives the frame that is shown, of (frame, seed of the console, frames it has shown
+            since it was seeded).
+    """
+
+    def __init__(
+        self,
+        consoles: Sequence[Console],
+        max_steps: int,
+        show: Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]] = lambda frame, *_: frame,
+    ) -> None:
+        self._consoles = consoles
+        self._max_steps = max_steps
+        self._show = show
+        self._seed = self._shown = 0
+        self._played = np.zeros(len(consoles), np.int64)
+
+    def reset(self, *, seed: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """Begin to play everywhere; console i is seeded with seed + i.
+
+        Returns:
+            Observations (num_envs, 1, H, W, 3) uint8, and nothing else.
+        """
+        self._seed, self._shown = seed, 0
+        self._played[:] = 0
+        for i, console in enumerate(self._consoles):
+            console.reset(seed + i)
+        return self._look(), {}
+
+    def step(
+        self, actions: NDArray[np.integer[Any]]
+    ) -> tuple[
+        NDArray[np.uint8], NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
+    ]:
+        """Take one step in each console; where an episode ends, the next one begins.
+
+        Returns:
+            Observations (num_envs, 1, H, W, 3) uint8; raw rewards, whether the game ended, and
+            whether the limit of steps ended the episode, each (num_envs,); and nothing else.
+        """
+        done = [console.step(int(a)) for console, a in zip(self._consoles, actions, strict=True)]
+        rewards = np.array([reward for reward, _ in done])
+        terminated = np.array([ended for _, ended in done])
+        self._played += 1
+        truncated = ~terminated & (self._played >= self._max_steps)
+        for i in np.flatnonzero(terminated | truncated).tolist():
+            self._consoles[i].reset()
+            self._played[i] = 0
+        return self._look(), rewards, terminated, truncated, {}
+
+    def _look(self) -> NDArray[np.uint8]:
+        frames = [
+            self._show(console.screen, self._seed + i, self._shown)
+            for i, console in enumerate(self._consoles)
+        ]
+        self._shown += 1
+        return np.stack(frames)[:, None]
+
+    def close(self) -> None:
+        """Let the emulators go."""
+        for console in self._consoles:
+            console.close()
