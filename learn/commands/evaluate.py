@@ -61,6 +61,7 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
             which=o.checkpoint,
             without=o.without,
             only=o.only,
+            variant=o.variant,
             on_step=on_step,
         )
     _log.info(f"report {report.write(Path(o.run), o.store)}")

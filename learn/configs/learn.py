@@ -211,6 +211,9 @@ class EvalOptions:
     more. With --context mean the context is that of those left."""
     only: Names = ()
     """Models to keep, instead of those to leave out."""
+    variant: Annotated[str, arg(metavar="SPEC")] = ""
+    """Another game than the run learned: mode=12, difficulty=1, sticky=0.25, ram:pong-lazy, look:invert,
+    look:hue=120, noise=0.1, occlude=16, flicker=0.5, ..., joined with + (docs/howto/variants.md)."""
     weights: Pairs = ()
     """Safetensors files, where this machine keeps them elsewhere than where they were encoded."""
     device: Device = "auto"

@@ -54,6 +54,7 @@ class Console:
         self._writes: list[Write] = []
         # Tells how many no-ops an episode begins with: C++ libraries draw them differently.
         self._native = games.make_env(game, stated, 1)
+        self._before_noops = games.start_frames(game) + self._fire
         self._ale = ale_py.ALEInterface()
         self._ale.setFloat("repeat_action_probability", stated.sticky)
         self.screen = np.zeros((0, 0, 3), np.uint8)
@@ -72,7 +73,7 @@ class Console:
         self._writes = [make() for make in self._make_writes]
         if self._fire:
             self._act(ale_py.Action.FIRE)
-        for _ in range(int(info["episode_frame_number"][0]) - self._fire):
+        for _ in range(int(info["episode_frame_number"][0]) - self._before_noops):
             self._act(ale_py.Action.NOOP)
         self.screen = self._ale.getScreenRGB()
 

@@ -83,7 +83,7 @@ class _LazyEnemy:
             self._enemy = int(memory[self.ENEMY_Y])
 
 
-# Colours of the console's palette: black, yellow, red, green, and Breakout's own blue.
+# Colours of the console's palette: black, light grey, red, blue, green.
 _COLOURS = (0, 12, 48, 113, 200)
 _PLAYER, _ROWS = 62, range(64, 70)  # Breakout: player and ball; the rows of blocks.
 

@@ -32,7 +32,7 @@ EVAL_SEED = 10_000  # Environment i is seeded with it + i: apart from training's
 NUM_ENVS = 4
 
 COLUMNS = ("updates", "policy", "checkpoint", "epsilon", "env", "seed", "return", "steps",
-           "truncated", "present")  # fmt: skip
+           "truncated", "present", "variant")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +93,7 @@ def play(
     seed: int,
     *,
     num_envs: int = NUM_ENVS,
+    make_env: Callable[[str, records.Protocol, int], Any] | None = None,
     watchers: Sequence[Watcher] = (),
     on_step: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> list[Episode]:
@@ -105,6 +106,7 @@ def play(
         episodes: Games to finish.
         seed: Environment i is seeded with seed + i.
         num_envs: Environments side by side, at most one for each episode.
+        make_env: Makes them, as `atari.make_env` does, which is taken if not given.
         watchers: Shown every step.
         on_step: Called with (steps played, episodes finished).
 
@@ -116,6 +118,7 @@ def play(
     """
     if episodes < 1 or num_envs < 1:
         raise UsageError("bad-option", "--episodes and --num-envs must be at least 1.")
+    make_env = make_env or games.make_env
     count = min(num_envs, episodes)
     # While what one group has seen is embedded, the other is played.
     sizes = games.group_sizes(count, min(2, count) if isinstance(policy, Embedding) else 1)
@@ -124,9 +127,7 @@ def play(
     with contextlib.ExitStack() as stack:
         groups = []
         for begin, end in itertools.pairwise(ends):
-            env = stack.enter_context(
-                contextlib.closing(games.make_env(game, protocol, end - begin))
-            )
+            env = stack.enter_context(contextlib.closing(make_env(game, protocol, end - begin)))
             groups.append(_Group(env, begin, shares[begin:end], policy, seed))
         total = 0
         while any(group.playing for group in groups):
@@ -238,6 +239,7 @@ def write_csv(
     epsilon: float,
     played: dict[str, list[Episode]],
     present: Sequence[str] = (),
+    variant: str = "",
 ) -> None:
     """Add episodes to a table, one a line; all of them or none.
 
@@ -251,6 +253,7 @@ def write_csv(
         played: Games by policy: `run`, the run's final network; `best`, the one that did best on
             held-out episodes; `random`, which was played beside it.
         present: Names of the models that the network had; none where it sees pixels.
+        variant: Of the game, as a SPEC says it; "" if it was the game as it is.
     """
     table = io.StringIO(newline="")
     writer = csv.writer(table)
@@ -266,7 +269,8 @@ def write_csv(
         for e in episodes:
             about = (updates, policy, checkpoint, epsilon)
             having = "" if policy == "random" else "+".join(present)
-            writer.writerow([*about, e.env, e.seed, e.returned, e.steps, e.truncated, having])
+            how = (e.env, e.seed, e.returned, e.steps, e.truncated, having, variant)
+            writer.writerow([*about, *how])
     atomic_files.replace(path, there + table.getvalue().encode())
 
 

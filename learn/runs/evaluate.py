@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from wsa.learn.envs.policies import RandomPolicy
+from wsa.learn.envs.variants import parse_variant
 from wsa.learn.evaluation.attention_log import WeightLog
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy
 from wsa.learn.evaluation.rollout import (
@@ -30,6 +31,7 @@ from wsa.learn.evaluation.scores import (
     stratified_interval,
 )
 from wsa.learn.evaluation.video import Films, labels
+from wsa.learn.runs.config import read_config
 from wsa.learn.runs.player import Player, open_player
 from wsa.store.common.errors import UsageError
 
@@ -47,6 +49,7 @@ class Evaluation:
         live: The live encoder, or grey pixels, with its counts.
         seconds: Wall time of the network's games.
         present: Names of the models that were fused.
+        variant: Of the game, as a SPEC says it; "" if it was the game as it is.
     """
 
     game: str
@@ -57,6 +60,7 @@ class Evaluation:
     live: Any
     seconds: float
     present: tuple[str, ...]
+    variant: str = ""
 
     def summary(self) -> dict[str, Any]:
         """The evaluation as JSON values.
@@ -71,6 +75,7 @@ class Evaluation:
             "updates": self.updates,
             "checkpoint": self.which,
             "present": self.present,
+            "variant": self.variant or None,
             "episodes": len(self.episodes),
             "return_mean": mean,
             "return_std": spread,
@@ -105,6 +110,7 @@ def evaluate_run(
     which: Literal["final", "best"] = "final",
     without: Sequence[str] = (),
     only: Sequence[str] = (),
+    variant: str = "",
     on_step: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> Evaluation:
     """Play a run's network with live embeddings; add to `eval.csv`, and write `eval_weights.npz`.
@@ -124,10 +130,12 @@ def evaluate_run(
         which: The newest checkpoint, or the one that did best on held-out episodes.
         without: Models to leave out, which are then not run at all.
         only: Models to keep, instead.
+        variant: Of the game; a SPEC, see `wsa.learn.envs.variants`.
         on_step: Called with (steps played, episodes finished).
 
     Raises:
-        UsageError: A number is out of range, or the run cannot do without these models.
+        UsageError: A number is out of range, the run cannot do without these models, or the game has no
+            such variant.
         MissingError: No run, no checkpoint, no weights, or data that is gone.
         ConflictError: A model does not give here what it gave when the store was filled.
         DamagedError: The newest checkpoint or the data is damaged.
@@ -137,6 +145,8 @@ def evaluate_run(
             "bad-option",
             "--episodes and --num-envs must be at least 1, --epsilon from 0 to 1.",
         )
+    # Before anything is opened, which takes long.
+    changed = parse_variant(variant, read_config(folder).game) if variant else None
     player = open_player(
         folder,
         which=which,
@@ -152,7 +162,8 @@ def evaluate_run(
     actions = len(config.protocol.actions)
     greedy = player.policy(num_envs, epsilon, seed)
 
-    how: dict[str, Any] = {"num_envs": num_envs, "on_step": on_step}
+    make_env = changed.make_env if changed else None
+    how: dict[str, Any] = {"num_envs": num_envs, "make_env": make_env, "on_step": on_step}
     started = time.perf_counter()
     with _watching(folder, player, greedy, video) as watchers:
         played = play(
@@ -163,7 +174,9 @@ def evaluate_run(
     name = "run" if which == "final" else "best"
     games = {name: played, "random": random}
     present = tuple(labels(player.present))
-    write_csv(folder / "eval.csv", player.updates, player.digest, epsilon, games, present)
+    spec = changed.spec if changed else ""
+    csv = folder / "eval.csv"
+    write_csv(csv, player.updates, player.digest, epsilon, games, present, spec)
     return Evaluation(
         config.game,
         player.updates,
@@ -173,6 +186,7 @@ def evaluate_run(
         player.embedder,
         seconds,
         present,
+        spec,
     )
 
 

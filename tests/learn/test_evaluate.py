@@ -232,13 +232,15 @@ def test_the_table_grows(tmp_path: Path) -> None:
     one = Episode(0, 5, -20.0, 900, False)
     write_csv(path, 10, "aaa", 0.001, {"run": [one]})
     other = Episode(1, 6, 3.0, 27000, True)
-    write_csv(path, 20, "bbb", 0.05, {"best": [one], "random": [other]})
+    write_csv(path, 20, "bbb", 0.05, {"best": [one], "random": [other]}, variant="noise=0.1")
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [row["updates"] for row in rows] == ["10", "20", "20"]
     assert [row["checkpoint"] for row in rows] == ["aaa", "bbb", "bbb"]
+    assert [row["variant"] for row in rows] == ["", "noise=0.1", "noise=0.1"]
     assert rows[2] == {
         "updates": "20", "policy": "random", "checkpoint": "bbb", "epsilon": "0.05", "env": "1",
         "seed": "6", "return": "3.0", "steps": "27000", "truncated": "True", "present": "",
+        "variant": "noise=0.1",
     }  # fmt: skip
 
 

@@ -35,9 +35,10 @@ from wsa.learn.configs.algorithms import CQLConfig, EvaluationConfig
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari as games
+from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.evaluation import attention_log, periodic, video
-from wsa.learn.evaluation.rollout import Episode, play
-from wsa.learn.runs import data, player
+from wsa.learn.evaluation.rollout import Episode, Moment, play
+from wsa.learn.runs import data, evaluate, player
 from wsa.learn.runs.config import OfflineRun, read_config
 from wsa.learn.runs.data import open_data
 from wsa.learn.runs.evaluate import evaluate_run
@@ -299,6 +300,56 @@ def test_leaving_out_nothing_is_the_whole(snapshot: Snapshot) -> None:
     assert mask_of(config, snapshot) is None
     assert mask_of(config, snapshot, only=ALIASES) is None
     assert mask_of(config, snapshot, only=[ALIASES[0]]) == (True, False)
+
+
+def test_a_variant_that_changes_nothing_is_plain_evaluation(trained: Path) -> None:
+    def played(variant: str) -> tuple[Any, ...]:
+        seen = evaluate_run(trained, 2, epsilon=0.2, seed=77, num_envs=2, variant=variant)
+        with np.load(trained / attention_log.FILE) as kept:
+            weights = {name: kept[name].tobytes() for name in kept.files}
+        live = seen.live
+        counts = live.frames, live.found, live.remembered, live.passes
+        return seen.episodes, seen.random, counts, weights
+
+    assert played("mode=0+difficulty=0+sticky=0") == played("")
+
+
+def test_a_variant_is_what_both_policies_play(
+    trained: Path, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[bool, NDArray[np.uint8]]] = []
+
+    def spied(*args: Any, **details: Any) -> list[Episode]:
+        class Eyes:
+            def see(self, moment: Moment) -> None:
+                shown.append((isinstance(args[2], RandomPolicy), moment.frames))
+
+        watchers = [*details.pop("watchers", ()), Eyes()]
+        return play(*args, **details, watchers=watchers)
+
+    monkeypatch.setattr(evaluate, "play", spied)
+    (trained / "eval.csv").unlink(missing_ok=True)
+    before = sorted(Path(snapshot.backend.url).rglob("*"))
+    spec = "look:dim=0.5+occlude=16"
+    seen = evaluate_run(trained, 1, seed=1, num_envs=1, variant=spec)
+    # The first frame of the same seed is in the store, but not as it looks here.
+    assert seen.live.found == 0 and seen.live.passes > 0
+    for random in (False, True):
+        frames = np.concatenate([frame for who, frame in shown if who == random])
+        assert len(frames) == MAX_STEPS and frames.max() < 128
+    assert seen.summary()["variant"] == spec
+    rows = list(csv.DictReader((trained / "eval.csv").read_text().splitlines()))
+    assert [(row["policy"], row["variant"]) for row in rows] == [("run", spec), ("random", spec)]
+    assert sorted(Path(snapshot.backend.url).rglob("*")) == before
+
+
+def test_an_unknown_variant_is_refused_before_anything_is_opened(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "open_player", pytest.fail)
+    for spec in ("look:invrt", "mode=1", "ram:pong-lazy"):
+        with pytest.raises(UsageError):
+            evaluate_run(trained, 1, variant=spec)
 
 
 def test_a_film_has_the_weights_of_each_step_beside_the_game(trained: Path) -> None:

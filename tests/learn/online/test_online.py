@@ -133,6 +133,10 @@ def test_a_run_from_end_to_end(here: Path, algo: dict[str, Any], read_metrics: A
     # Whoever plays it, plays it.
     seen = evaluate_run(here / "one", 1, epsilon=1.0, num_envs=1)
     assert seen.updates == 96 and len(seen.episodes) == 1
+    changed = evaluate_run(here / "one", 1, epsilon=1.0, num_envs=1, variant="look:invert")
+    # The same play, as it was random, of frames that are not in the store.
+    assert changed.episodes == seen.episodes
+    assert changed.live.found == 0 < changed.live.passes
 
 
 @pytest.mark.parametrize("algo", [PPO, pytest.param(DQN, marks=pytest.mark.slow)])
@@ -150,6 +154,7 @@ def test_the_end_to_end_baseline_is_the_same_code(here: Path, algo: dict[str, An
     actions = 4 + (algo is PPO)
     assert sum(p.numel() for p in whole.parameters()) == 1_684_128 + actions * 513
     assert evaluate_run(here / "run", 1, epsilon=1.0, num_envs=1).live.passes == 0
+    evaluate_run(here / "run", 1, epsilon=1.0, num_envs=1, variant="mode=12+noise=0.1")
 
 
 @pytest.mark.parametrize(
@@ -361,6 +366,9 @@ def test_palette_is_of_the_game_that_is_played(here: Path) -> None:
         assert choose_models(snapshot, game, ["palette", "objects"]) == list(config.models)
         seen = evaluate_run(here / game, 1, epsilon=1.0, num_envs=1)
         assert len(seen.episodes) == 1
+        # Colours that the game never has, as well.
+        seen = evaluate_run(here / game, 1, num_envs=1, variant="look:palette=3+noise=0.1")
+        assert len(seen.episodes) == 1 and seen.live.found == 0
     with pytest.raises(MissingError, match=r"--models palette$"):
         choose_models(snapshot, "Breakout", [config.models[0]])
     other = {**changes, "models": ("palette",), "output": "map+palette:5@Pong", "game": "Seaquest"}
