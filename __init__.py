@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from wsa.learn.api.images import ImageEncoder, encoder
     from wsa.learn.api.run import Run, load_run
     from wsa.learn.api.store import Store, open
+    from wsa.learn.envs.policies import Policy
+    from wsa.learn.fusion.base import Fusion
     from wsa.store.common.errors import (
         ConflictError,
         DamagedError,
@@ -41,10 +43,12 @@ __all__ = [
     "ConflictError",
     "DamagedError",
     "Embeddings",
+    "Fusion",
     "GameData",
     "ImageEncoder",
     "Input",
     "MissingError",
+    "Policy",
     "Run",
     "StorageError",
     "Store",
@@ -69,7 +73,9 @@ _PLACES = {
     **dict.fromkeys(("Embeddings", "Transitions"), "wsa.learn.api.datasets"),
     **dict.fromkeys(("ImageEncoder", "encoder"), "wsa.learn.api.images"),
     **dict.fromkeys(("Run", "load_run"), "wsa.learn.api.run"),
+    "Fusion": "wsa.learn.fusion.base",
     "GameData": "wsa.learn.api.data",
+    "Policy": "wsa.learn.envs.policies",
     **dict.fromkeys(("Store", "open"), "wsa.learn.api.store"),
     **dict.fromkeys((n for n in __all__ if n.endswith("Error")), "wsa.store.common.errors"),
 }

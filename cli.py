@@ -332,7 +332,7 @@ def _one_line(name: str, box: str) -> str:
     box = re.sub(r"^ *- .* -{3,} *$", "---", box, flags=re.MULTILINE)
     parts = [" ".join(part.split()) for part in re.split(r"^ *-{3,} *$", box, flags=re.MULTILINE)]
     said = parts[1] if len(parts) > 1 else parts[0]
-    if refused := re.match(r"Error parsing [\w .]+: (--.*)", said):
+    if refused := re.match(r"Error parsing [-\w .]+: (--.*)", said):
         return refused[1]  # Our own words: which option, what it must be, what it is.
     said = re.sub(r"invalid literal for int\(\).*?: (.*)", r"\1 is not a whole number", said)
     said = re.sub(r"no type matching .* from \[(.*?)\]\. Got errors.*", r"\1 is not a number", said)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import platformdirs
@@ -22,6 +23,24 @@ def commas(metavar: str, of: type = str) -> PrimitiveConstructorSpec[tuple[Any, 
         instance_from_str=lambda words: tuple(of(word) for word in words[0].split(",") if word),
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda values: [",".join(map(str, values))],
+    )
+
+
+def own_or(
+    choices: Sequence[str], own: str, check: Callable[[str], None]
+) -> PrimitiveConstructorSpec[str]:
+    """One of some choices, or a name in code of the user's own, as module:Class."""
+
+    def checked(words: list[str]) -> str:
+        check(words[0])
+        return words[0]
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{{','.join([*choices, own])}}}",
+        instance_from_str=checked,
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
     )
 
 

@@ -18,6 +18,7 @@ GROUPS = {
     "Stores": ("open", "Store", "GameData", "Transitions", "Embeddings"),
     "Runs": ("load_run", "Run"),
     "Encoders": ("encoder", "ImageEncoder", "Input", "UserModel"),
+    "For code of your own": ("Fusion", "Policy"),
     "Errors": (
         "WsaError", "UsageError", "MissingError", "ConflictError", "DamagedError", "StorageError",
     ),

@@ -10,22 +10,15 @@ imported (`wsa.encode.registration.identity.request_of`).
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import re
 import socket
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from wsa.store.common.errors import ConflictError, MissingError, WsaError
+from wsa.store.common import user_code
+from wsa.store.common.errors import ConflictError, WsaError
 from wsa.store.objects.model_spec import Geometry, Preprocessing
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +134,7 @@ class UserNetwork(nn.Module):
 
 def is_name(text: str) -> bool:
     """Whether `text` is spelled `module:callable`."""
-    return _NAME.fullmatch(text) is not None and not text.startswith("timm:")
+    return user_code.is_name(text) and not text.startswith("timm:")
 
 
 def load(name: str) -> UserNetwork:
@@ -154,26 +147,9 @@ def load(name: str) -> UserNetwork:
         MissingError: No such module or callable here.
         ConflictError: It raised, or returned something else than a `UserModel`.
     """
-    place, _, callable_name = name.partition(":")
-    with _current_folder():
+    with user_code.current_folder():  # What it calls may import more.
         try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            raise MissingError(
-                "no-weights",
-                f"{name} cannot be imported by {_where()} ({error}). Install its package there, or "
-                "put its folder into PYTHONPATH before the process starts.",
-            ) from None
-        except Exception as error:
-            raise _raised(name, error) from error
-        make: MakesModel | None = getattr(module, callable_name, None)
-        if not callable(make):
-            raise MissingError(
-                "no-weights",
-                f"{place} of {_where()} has no callable {callable_name!r}. Write --models "
-                "module:callable as it is spelled there.",
-            )
-        try:
+            make: MakesModel = user_code.find(name, "no-weights", _where())
             declared = make()
         except WsaError:
             raise
@@ -214,20 +190,6 @@ def _raised(name: str, error: Exception) -> ConflictError:
         f"{name} raised {type(error).__name__} in {_where()} ({why}). Put it right; 'wsa models "
         f"check {name}' tries it alone.",
     )
-
-
-@contextmanager
-def _current_folder() -> Iterator[None]:
-    """Look in the current folder too, after all others, while a user's module is imported."""
-    folder = str(Path.cwd())
-    there = folder in sys.path
-    if not there:
-        sys.path.append(folder)
-    try:
-        yield
-    finally:
-        if not there:
-            sys.path.remove(folder)
 
 
 def _where() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -19,6 +19,7 @@ from wsa.learn.evaluation.greedy_policy import GreedyPolicy
 from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.player import Player, open_player
 from wsa.learn.training import metrics
+from wsa.store.common import user_code
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.flat_map import side_by_side
 
@@ -33,6 +34,7 @@ def load_run(
     engine: str = "auto",
     threads: int | None = None,
     weights: Mapping[str, str] | None = None,
+    trust: Sequence[str] = (),
     epsilon: float = 0.0,
     seed: int = 0,
 ) -> Run:
@@ -45,6 +47,8 @@ def load_run(
         engine: What runs the models; `auto` is what filled the store.
         threads: Cores that run models side by side; all that this process may use if not given.
         weights: By alias, weights files and modules, as `wsa eval --weights` takes them.
+        trust: Your own fusion or algorithm, as `module:name`, that the run names. Nothing else of
+            what a run names is imported.
         epsilon: Probability of a random action.
         seed: Of the random actions.
 
@@ -55,6 +59,7 @@ def load_run(
     """
     if not 0 <= epsilon <= 1:
         raise UsageError("bad-option", f"epsilon must be from 0 to 1, not {epsilon}.")
+    user_code.type_in(trust)
     player = open_player(
         Path(path),
         which=checkpoint,

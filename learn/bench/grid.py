@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from wsa.learn.configs.bench import BenchOptions
-from wsa.learn.configs.fusions import FUSIONS, PIXELS, check_choice, make_fusion_config
+from wsa.learn.configs.fusions import FUSIONS, PIXELS, check_own_or, make_fusion_config
 from wsa.learn.configs.learn import (
     ComputeOptions,
     LiveOptions,
@@ -37,7 +37,7 @@ from wsa.learn.fusion.base import Fusion
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import MEAN_CONTEXT
 from wsa.learn.training import checkpoint
-from wsa.store.common import atomic_files, hashing
+from wsa.store.common import atomic_files, hashing, user_code
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.common.ranges import check_ranges
 from wsa.store.format import records
@@ -184,8 +184,9 @@ def check(o: BenchOptions) -> None:
     if not (o.games and o.seeds and o.fusions):
         raise UsageError("bad-option", "--games, --seeds and --fusions must name at least one.")
     check_ranges(o)
+    user_code.type_in(o.fusions)
     for fusion in o.fusions:
-        check_choice("--fusions", fusion, [*FUSIONS, PIXELS])
+        check_own_or("--fusions", fusion, [*FUSIONS, PIXELS], "module:Class")
         check_combination(without_judging(request_for(o, fusion)))
     if o.fusions != (PIXELS,) and not (o.models_subsets or o.models):
         raise UsageError(

@@ -22,7 +22,7 @@ from wsa.learn.runs.folder import settled
 from wsa.learn.runs.setup import configure
 from wsa.learn.runs.train import launch
 from wsa.learn.training.loop import OnLine
-from wsa.store.common import atomic_files, hashing
+from wsa.store.common import atomic_files, hashing, user_code
 from wsa.store.common.errors import WsaError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -82,6 +82,7 @@ def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure 
 def _train(cell: Cell, on_line: OnLine) -> None:
     """Train, from the beginning or the newest checkpoint, as the run was begun."""
     request, folder = cell.request, cell.folder
+    user_code.type_in([request.fusion, request.algo])  # By whoever started the bench.
     device = choose_device(cell.compute.device)
     if (folder / FILE).exists():
         config = read_config(folder)

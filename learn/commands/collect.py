@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from wsa.encode.configs import weights_files
 from wsa.learn.configs.data import CollectOptions
 from wsa.learn.envs import atari
-from wsa.store.common import terminal
+from wsa.learn.envs.own_policy import load_policy
+from wsa.store.common import terminal, user_code
 from wsa.store.common.errors import UsageError
 from wsa.store.format.records import Protocol
 from wsa.store.objects.root import open_snapshot
@@ -39,8 +40,8 @@ def perform(o: CollectOptions, *, progress: bool = False) -> dict[str, Any]:
     from wsa.store.objects.snapshot import take_snapshot
 
     protocol = atari.protocol(o.game, o.protocol, o.sticky, o.max_episode_steps)
-    backend, snapshot = open_snapshot(o.store, create=not o.dry_run, or_empty=o.dry_run)
     name, policy = _policy(o, protocol)
+    backend, snapshot = open_snapshot(o.store, create=not o.dry_run, or_empty=o.dry_run)
     plan = plan_collection(
         snapshot,
         o.game,
@@ -84,6 +85,11 @@ def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
         raise UsageError("bad-option", f"--eps must be from 0 to 1, not {o.eps}.")
     if o.policy == "random":
         return "random", None
+    if user_code.is_name(o.policy) and not Path(o.policy).exists():
+        if o.eps:
+            raise UsageError("bad-option", "--eps is for a run's network. Leave it out.")
+        return o.policy, load_policy(o.policy, protocol.actions, o.seed)
+    user_code.type_in(o.trust)
     from wsa.encode.inference.encoder import choose_device
     from wsa.learn.runs.player import open_player
 

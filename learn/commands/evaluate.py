@@ -8,7 +8,7 @@ from typing import Any
 
 from wsa.encode.configs import weights_files
 from wsa.learn.configs.learn import EvalOptions
-from wsa.store.common import terminal
+from wsa.store.common import terminal, user_code
 from wsa.store.common.ranges import check_ranges
 
 _log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     from wsa.learn.runs.evaluate import evaluate_run
 
     check_ranges(o)
+    user_code.type_in(o.trust)
     threads = threads_for(o.threads)
     _log.info(f"store {o.store or read_config(Path(o.run)).store}")
     # The run's games, then as many of a random policy to compare with.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wsa.encode.configs import weights_files
 from wsa.learn.configs.learn import LearnOptions, OnlineLiveOptions, PlayOptions
 from wsa.learn.envs import atari
-from wsa.store.common import terminal
+from wsa.store.common import terminal, user_code
 from wsa.store.common.ranges import check_ranges
 from wsa.store.objects.root import open_snapshot, require_writable
 from wsa.store.objects.snapshot import Snapshot
@@ -35,6 +35,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
         progress: Whether to show on standard error how far it is.
     """
     check_ranges(o)
+    user_code.type_in(o.trust)
     atari.check_game(o.game)
     from wsa.encode.inference.cores import threads_for
     from wsa.encode.inference.encoder import choose_device

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple, Self, TypeAli
 
 import msgspec
 
-from wsa.store.common.errors import UsageError
+from wsa.store.common import user_code
+from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.common.ranges import (
     COUNT,
     NOT_NEGATIVE,
@@ -338,6 +339,32 @@ if TYPE_CHECKING:
 else:  # What `config.json` may hold, told apart by tags.
     AnyOffline = functools.reduce(operator.or_, OFFLINE.values())
     AnyOnline = functools.reduce(operator.or_, ONLINE.values())
+
+
+def load_algorithm(name: str, recorded_in: str = "") -> type[OfflineConfig | OnlineConfig]:
+    """The hyperparameters of a user's own algorithm.
+
+    Args:
+        name: `module:Config`, which the user must have typed.
+        recorded_in: The file that names it, for messages.
+
+    Raises:
+        MissingError: It is not here, or was not typed.
+        ConflictError: It is no such class, or its tag, by which a run names it, is another.
+    """
+    found: type[AlgorithmConfig] = user_code.load_typed(
+        name, AlgorithmConfig, "--algo", recorded_in
+    )
+    wrong = ""
+    if not issubclass(found, (OfflineConfig, OnlineConfig)):
+        wrong = "derive it from OfflineConfig or OnlineConfig, or from one of theirs"
+    elif found.__struct_config__.tag != name:
+        wrong = f'a run names it by its tag: write class ...(..., frozen=True, tag="{name}")'
+    elif not user_code.is_name(getattr(found, "LEARNER", "")) or not getattr(found, "NAME", ""):
+        wrong = "give it a NAME, and a LEARNER = 'module:name' of what trains"
+    if wrong:
+        raise ConflictError("user-code", f"--algo {name}: {wrong}.")
+    return found  # type: ignore[return-value]  # As was just asked.
 
 
 def algorithms(online: bool) -> dict[str, type[OfflineConfig]] | dict[str, type[OnlineConfig]]:

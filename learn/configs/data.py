@@ -71,13 +71,15 @@ class CollectOptions(StoreOptions):
     num_envs: int = 8
     """Environments side by side."""
     policy: str = "random"
-    """Who plays: random, or the folder of a run whose network does."""
+    """Who plays: random, the folder of a run whose network does, or your own as module:callable."""
     eps: float = 0.0
     """Of a run's network: probability of a random action."""
     weights: Pairs = ()
     """Safetensors files of the run's models, where this machine keeps them elsewhere."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the run's models run."""
+    trust: Names = ()
+    """Your own fusion or algorithm, as module:name, that the run names."""
     seed: int = 1
     """Environment i is seeded with seed + i."""
     protocol: Literal["classic", "v5"] = "classic"

@@ -1,6 +1,7 @@
 """The registry of fusions: each by name, their switches, and the authors' two variants as presets.
 
-To add a fusion, write its class (`wsa.learn.fusion.base.Fusion`) and add a line to `FUSIONS`.
+To add a fusion, write its class (`wsa.learn.fusion.base.Fusion`) and add a line to `FUSIONS`; a
+user's own needs none (`module:Class`).
 Classes are named here and imported when one is built, so that this file needs no torch.
 """
 
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from tyro.conf import Fixed, FlagConversionOff, Suppress, arg
 
+from wsa.store.common import user_code
 from wsa.store.common.errors import UsageError
 from wsa.store.common.ranges import COUNT, POSITIVE, Range, check_ranges
 
@@ -39,7 +41,7 @@ class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Switches of the fusion; those of the scorer belong to WSA and its controls."""
 
     name: Annotated[str, Fixed, Suppress] = "wsa"
-    """A key of `FUSIONS`."""
+    """A key of `FUSIONS`, or `module:Class` of a user's own."""
     size: Annotated[int, COUNT, arg(name="fusion-size")] = 256
     """Length of an adapted embedding; for res, of the reservoir."""
     layers: Annotated[int, COUNT, arg(name="fusion-layers")] = 1
@@ -93,7 +95,7 @@ def make_fusion_config(name: str = "wsa", preset: str = "default", **switches: A
     Raises:
         UsageError: The fusion or the preset is unknown, or a switch is out of range.
     """
-    check_choice("--fusion", name, list(FUSIONS))
+    check_own_or("--fusion", name, list(FUSIONS), "module:Class")
     check_choice("--fusion-preset", preset, list(PRESETS))
     return FusionConfig(name, **{**PRESETS[preset], **switches})
 
@@ -112,3 +114,13 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
             + (f"Did you mean {near[0]}? " if near else "")
             + f"Choose from {', '.join(choices)}.",
         )
+
+
+def check_own_or(option: str, value: str, choices: Sequence[str], own: str) -> None:
+    """Reject a value that is neither among the choices nor spelled as a user's own.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if not user_code.is_name(value):
+        check_choice(option, value, [*choices, own])

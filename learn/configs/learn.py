@@ -9,7 +9,8 @@ makes one for each of its runs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -23,23 +24,34 @@ from wsa.learn.configs.algorithms import (
     AlgorithmConfig,
     CQLConfig,
     EvaluationConfig,
+    OnlineConfig,
     algorithms,
+    load_algorithm,
     with_option,
 )
-from wsa.learn.configs.fusions import FUSIONS, PIXELS, PRESETS, FusionConfig, make_fusion_config
+from wsa.learn.configs.fusions import (
+    FUSIONS,
+    PIXELS,
+    PRESETS,
+    FusionConfig,
+    check_own_or,
+    make_fusion_config,
+)
 from wsa.learn.configs.network import FrameStack, NetworkConfig, PixelNetworkConfig, pixel_network
+from wsa.store.common import user_code
 from wsa.store.common.errors import UsageError
 from wsa.store.common.ranges import COUNT, SEED, SHARE, check_ranges
-from wsa.store.configs import Names, Pairs, StoreOptions
+from wsa.store.configs import Names, Pairs, StoreOptions, own_or
 
 Device = Literal["auto", "cpu", "cuda"]
+_ALGORITHMS, _FUSIONS = list(dict.fromkeys([*OFFLINE, *ONLINE])), [*FUSIONS, PIXELS]
+_check_algorithm = partial(check_own_or, "--algo", choices=_ALGORITHMS, own="module:Config")
+_check_fusion = partial(check_own_or, "--fusion", choices=_FUSIONS, own="module:Class")
+Algorithm = Annotated[str, own_or(_ALGORITHMS, "MODULE:CONFIG", _check_algorithm)]
+FusionName = Annotated[str, own_or(_FUSIONS, "MODULE:CLASS", _check_fusion)]
 if TYPE_CHECKING:
-    Algorithm: TypeAlias = str
-    FusionName: TypeAlias = str
     Preset: TypeAlias = str
 else:
-    Algorithm = literal_type_from_choices(list(dict.fromkeys([*OFFLINE, *ONLINE])))
-    FusionName = literal_type_from_choices([*FUSIONS, PIXELS])
     Preset = literal_type_from_choices(list(PRESETS))
 
 
@@ -123,7 +135,8 @@ class Training(StoreOptions):
     """Learn while playing, with --algo ppo or dqn; models that the store lacks are added."""
     algo: Algorithm = "cql"
     """Offline: cql, double DQN with a conservative term for fixed data; dqn, double DQN; bc, behavioral
-    cloning. Online: ppo or dqn. Each has options of its own: wsa learn --algo ppo --online --help."""
+    cloning. Online: ppo or dqn. Or your own, as module:Config. Each has options of its own: wsa learn
+    --algo ppo --online --help."""
     context: str = ""
     """What WSA's scorer is conditioned on: the newest frame's embedding by a model, fused or not, or
     'mean' of those fused. If no models are named either, ae's, if it is there; else the mean."""
@@ -146,8 +159,8 @@ class Choice:
     """Aliases or keys. If none is named, every model that has encoded the game, or online palette and
     objects, which come with wsa; but not the one that gives the context (see --context)."""
     fusion: FusionName = "wsa"
-    """How embeddings become one state vector: the paper's seven methods, and controls. nature: none, an
-    end-to-end network on grey pixels (online only)."""
+    """How embeddings become one state vector: the paper's seven methods, and controls; or your own, as
+    module:Class. nature: none, an end-to-end network on grey pixels (online only)."""
     seed: Annotated[int, SEED] = 1
     """Seed for weight initialization and sampling."""
 
@@ -183,6 +196,8 @@ class ComputeOptions:
 class LearnOptions(ComputeOptions, RunRequest):
     """Options of `wsa learn`."""
 
+    trust: Names = ()
+    """Your own fusion or algorithm, as module:name, that the run of --resume or --init names."""
     output: OutputOptions = OutputOptions()
 
 
@@ -222,6 +237,8 @@ class EvalOptions:
     """Inference engine; auto is the one that filled the store, if it is available here."""
     threads: Annotated[int, COUNT] | None = None
     """Cores that run models side by side; all that this process may use if not given."""
+    trust: Names = ()
+    """Your own fusion or algorithm, as module:name, that the run names."""
     json: bool = False
     """Print the result as JSON, for scripts."""
 
@@ -284,7 +301,9 @@ def training_defaults(
     algo = algo or ("ppo" if online else "cql")
     (preset,) = values_of(arguments, "fusion-preset", "default")[-1:]
     pixels = set(fusions) == {PIXELS}
-    known = algorithms(online)
+    known: Mapping[str, type[AlgorithmConfig]] = algorithms(online)
+    if user_code.is_name(algo):
+        known = {algo: own_algorithm(algo, online)}
     if not helping and algo not in known and algo in {**OFFLINE, **ONLINE}:
         if online:
             raise UsageError(
@@ -314,12 +333,32 @@ def training_defaults(
     return defaults
 
 
+def own_algorithm(name: str, online: bool) -> type[AlgorithmConfig]:
+    """The hyperparameters of a user's own algorithm, typed as `--algo module:Config`.
+
+    Raises:
+        UsageError: It is of the other kind of run.
+        MissingError: It is not here.
+        ConflictError: It is no such class, or its tag is not its name.
+    """
+    user_code.type_in([name])
+    config = load_algorithm(name)
+    if issubclass(config, OnlineConfig) != online:
+        raise UsageError(
+            "bad-option",
+            f"--algo {name} learns {'from stored data' if online else 'while playing'}. "
+            f"{'Leave out' if online else 'Add'} --online.",
+        )
+    return config
+
+
 def check_combination(training: Training) -> None:
     """Reject options that would have no effect beside the others.
 
     Raises:
         UsageError: There is one.
     """
+    _check_algorithm(training.algo)
     playing = training.online or training.evaluation.eval_frequency
     for field in dataclasses.fields(training.live):
         if not playing and getattr(training.live, field.name) != field.default:

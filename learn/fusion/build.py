@@ -5,13 +5,28 @@ from __future__ import annotations
 import importlib
 from math import sqrt
 
-from wsa.learn.configs.fusions import FUSIONS, FusionConfig
+from wsa.learn.configs.fusions import FUSIONS, FusionConfig, check_own_or
 from wsa.learn.fusion.base import Adapted, Fusion, Inputs, initialise
-from wsa.store.common.errors import UsageError
+from wsa.store.common import user_code
+from wsa.store.common.errors import UsageError, WsaError
 
 
-def fusion_class(name: str) -> type[Fusion]:
-    """The class of a fusion, a key of `FUSIONS`."""
+def fusion_class(name: str, recorded_in: str = "") -> type[Fusion]:
+    """The class of a fusion.
+
+    Args:
+        name: A key of `FUSIONS`, or `module:Class` of a user's own, which the user must have typed.
+        recorded_in: The file that names it, for messages.
+
+    Raises:
+        UsageError: There is no such fusion.
+        MissingError: It is a user's own, and not here, or not typed.
+        ConflictError: It is no fusion.
+    """
+    if user_code.is_name(name):
+        own: type[Fusion] = user_code.load_typed(name, Fusion, "--fusion", recorded_in)
+        return own
+    check_own_or("--fusion", name, list(FUSIONS), "module:Class")
     module, _, attribute = FUSIONS[name].partition(":")
     found: type[Fusion] = getattr(importlib.import_module(module), attribute)
     return found
@@ -23,7 +38,15 @@ def make_fusion(config: FusionConfig, inputs: Inputs) -> Fusion:
     Raises:
         UsageError: It cannot take these shapes, or has no use for the context that is given.
     """
-    made = fusion_class(config.name)(inputs, config)
+    kind = fusion_class(config.name)
+    try:
+        made = kind(inputs, config)
+    except WsaError:
+        raise
+    except Exception as error:
+        if not user_code.is_name(config.name):
+            raise
+        raise user_code.raised(config.name, error) from error
     if inputs.context is not None and not made.conditioned:
         raise UsageError(
             "bad-option",

@@ -16,12 +16,19 @@ import msgspec
 from wsa.learn.configs.algorithms import (
     AnyOffline,
     AnyOnline,
+    BCConfig,
     EvaluationConfig,
+    OfflineConfig,
+    OnlineConfig,
     OnlineDQNConfig,
+    PPOConfig,
+    load_algorithm,
 )
 from wsa.learn.configs.fusions import PIXELS
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion.base import Inputs
+from wsa.learn.fusion.build import fusion_class
+from wsa.store.common import user_code
 from wsa.store.common.errors import DamagedError, MissingError
 from wsa.store.format.records import Protocol
 from wsa.store.objects.flat_map import side_by_side
@@ -168,13 +175,36 @@ def read_config(folder: Path) -> OfflineRun | OnlineRun:
         ) from None
     try:
         values = _upgraded(msgspec.json.decode(data, type=dict[str, Any]))
-        return msgspec.convert(values, OfflineRun | OnlineRun)
+        own = _own_algorithm(values, str(path))
+        config = msgspec.convert(values, OfflineRun | OnlineRun)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise DamagedError(
             "bad-record",
             f"{path} cannot be read ({error}): a newer wsa began this run, or the file was changed. "
             "Update wsa, or begin another run; no file was changed.",
         ) from None
+    if user_code.is_name(config.network.fusion.name):  # Now, not once its models were opened.
+        fusion_class(config.network.fusion.name, str(path))
+    return msgspec.structs.replace(config, hyperparameters=own) if own else config
+
+
+def _own_algorithm(values: dict[str, Any], path: str) -> OfflineConfig | OnlineConfig | None:
+    """Hyperparameters of a user's own algorithm, for which others then stand in the values.
+
+    Raises:
+        MissingError: The user of this process did not name it, or it is not here.
+        ConflictError: It is no algorithm.
+    """
+    learner = values.get("hyperparameters")
+    if not isinstance(learner, dict):
+        return None
+    online = values["kind"] == "online"
+    name = learner.get("algo" if online else "type")
+    if not isinstance(name, str) or not user_code.is_name(name):
+        return None
+    own = msgspec.convert(learner, load_algorithm(name, path))
+    values["hyperparameters"] = msgspec.to_builtins(PPOConfig() if online else BCConfig())
+    return own
 
 
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from wsa.learn.runs.config import MEAN_CONTEXT, OfflineRun, OnlineRun, RunConfig
 from wsa.learn.runs.network import make_network
 from wsa.learn.runs.warm_start import change_models, warm_start
 from wsa.learn.training import checkpoint
-from wsa.store.common import names
+from wsa.store.common import names, user_code
 from wsa.store.common.errors import UsageError
 from wsa.store.format import records
 from wsa.store.format.records import Protocol
@@ -58,6 +58,9 @@ def configure(
     """
     atari.check_game(request.game)
     check_combination(request)
+    user_code.type_in([request.fusion, request.algo])
+    if request.fusion != PIXELS:
+        fusion_class(request.fusion)  # Before a model is opened, let alone added.
     start, init = request.start, ""
     if (start.add or start.drop) and not start.init:
         raise UsageError(

@@ -36,6 +36,7 @@ Kind = Literal[
     "step-error",
     "not-finite",
     "model-failed",
+    "user-code",
     "run-exists",
     "bad-record",
     "bad-array",

@@ -1,0 +1,84 @@
+"""A user's own policy, named as `wsa collect --policy module:callable`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.learn.envs.policies import Policy
+from wsa.store.common import user_code
+from wsa.store.common.errors import ConflictError, WsaError
+
+
+class MakesPolicy(Protocol):
+    """What `module:callable` names."""
+
+    def __call__(self, actions: Sequence[str], seed: int) -> Policy:
+        """A policy.
+
+        Args:
+            actions: What the game's actions are called; the policy returns indices into them.
+            seed: Of the collection. The same name and seed must play the same: what is in the
+                store already is not written again.
+        """
+        ...
+
+
+def load_policy(name: str, actions: Sequence[str], seed: int) -> Policy:
+    """Import a user's module, and make the policy that it names.
+
+    Raises:
+        MissingError: No such module or callable here.
+        ConflictError: It raised, or is no policy.
+    """
+    try:
+        make: MakesPolicy = user_code.find(name)
+        policy = make(actions, seed)
+    except WsaError:
+        raise
+    except Exception as error:
+        raise user_code.raised(f"--policy {name}", error) from error
+    if not callable(policy):
+        raise ConflictError(
+            "user-code",
+            f"--policy {name}: it returned {type(policy).__name__}, not a policy: a callable that "
+            "takes frames, first and envs, and returns actions.",
+        )
+    return OwnPolicy(name, policy, len(actions))
+
+
+class OwnPolicy:
+    """A user's policy, whose actions are checked before the emulator gets them.
+
+    Args:
+        name: As the user typed it.
+        policy: What acts.
+        actions: Number of actions.
+    """
+
+    def __init__(self, name: str, policy: Policy, actions: int) -> None:
+        self._name, self._policy, self._actions = name, policy, actions
+
+    def __call__(
+        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """As of `Policy`.
+
+        Raises:
+            ConflictError: It raised, or returned something else than actions.
+        """
+        try:
+            found: NDArray[Any] = np.asarray(self._policy(frames, first, envs))
+        except Exception as error:
+            raise user_code.raised(f"--policy {self._name}", error) from error
+        whole = found.shape == envs.shape and np.issubdtype(found.dtype, np.integer)
+        if not whole or found.min() < 0 or found.max() >= self._actions:
+            raise ConflictError(
+                "user-code",
+                f"--policy {self._name} returned {found.dtype} {found.shape}, not {len(envs)} whole "
+                f"numbers from 0 to {self._actions - 1}.",
+            )
+        return found.astype(np.int64)

@@ -1,0 +1,189 @@
+"""Fusions, algorithms and policies of users' own: the examples of the guides, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import wsa as api
+from wsa.store.common import user_code
+
+GUIDES = Path(__file__).parents[2] / "docs/howto"
+BLOCK = re.compile(r"^```python\n# (\w+)\.py\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LEARN = ("learn", "--game", "Breakout", "--updates", 2, "--batch-size", 4, "--fusion-size", 8,
+         "--validation-fraction", 0)  # fmt: skip
+FUSION, ALGORITHM = "own_fusion:Static", "own_algorithm:WeightedBC"
+POLICY = "own_policy:Repeating"
+
+
+def example(guide: str) -> tuple[str, str]:
+    """Name and source of the module that a guide shows."""
+    (found,) = BLOCK.findall((GUIDES / guide).read_text())
+    return found
+
+
+@pytest.fixture
+def own(filled, tmp_path, monkeypatch):
+    """`wsa` in a folder with the guides' modules, which nobody has named yet."""
+    monkeypatch.setattr(user_code, "_typed", set())
+    for guide in ("own-fusion.md", "own-algorithm.md", "own-policy.md"):
+        name, source = example(guide)
+        (tmp_path / f"{name}.py").write_text(source)
+    return filled
+
+
+@pytest.fixture
+def nothing_typed(monkeypatch):
+    return lambda: user_code._typed.clear()
+
+
+@pytest.mark.parametrize("guide", ["own-fusion.md", "own-algorithm.md", "own-policy.md"])
+def test_an_example_has_at_most_forty_lines(guide):
+    assert len(example(guide)[1].splitlines()) <= 40
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"), [(("--fusion",), FUSION), (("--algo",), ALGORITHM)], ids=["fusion", "algo"]
+)
+def test_it_is_trained_continued_and_judged_where_it_is_named(
+    own, tmp_path, nothing_typed, flags, name
+):
+    begun = own(*LEARN, *flags, name, "--run-dir", "own")
+    assert begun.code == 0, begun.err
+    assert name in (tmp_path / "own/config.json").read_text()
+    checkpoints = sorted((tmp_path / "own/checkpoints").iterdir())
+    resume = ("learn", "--resume", "own")
+    judge = ("eval", "own", "--episodes", 1, "--num-envs", 1)
+    for command in (resume, judge, (*LEARN, "--init", "own", "--run-dir", "next")):
+        nothing_typed()
+        refused = own(*command)
+        assert refused.code == 3 and f"--trust {name}" in refused.error
+        assert "./own/config.json" in refused.error or "own/config.json" in refused.error
+    assert not (tmp_path / "next").exists()
+    assert own(*resume, "--trust", name).code == 0
+    assert sorted((tmp_path / "own/checkpoints").iterdir()) == checkpoints
+    nothing_typed()
+    assert own(*judge, "--trust", name).code == 0
+    nothing_typed()
+    with pytest.raises(api.MissingError):
+        api.load_run("own")
+    run = api.load_run("own", trust=[name], device="cpu")
+    assert run.trained == 2
+
+
+def test_a_fusions_weights_are_logged_and_its_algorithms_options_recorded(own, tmp_path):
+    both = ("--fusion", FUSION, "--algo", ALGORITHM, "--bonus", 2.5, "--log-frequency", 1)
+    assert own(*LEARN, *both, "--run-dir", "own").code == 0
+    config = json.loads((tmp_path / "own/config.json").read_text())
+    assert config["hyperparameters"]["bonus"] == 2.5
+    line = json.loads((tmp_path / "own/metrics.jsonl").read_text().splitlines()[-1])
+    assert "losses/weighted_bc" in line
+    refused = own(*LEARN, *both, "--clip-coef", 0.1, "--run-dir", "other")
+    assert refused.code == 2 and "is an option of --algo ppo" in refused.error
+
+
+def test_a_policy_collects_once(own):
+    command = ("collect", "--game", "Breakout", "--policy", POLICY, "--steps", 20, "--num-envs", 2)
+    assert own(*command, "--json").code == 0
+    again = own(*command, "--json")
+    assert json.loads(again.out)["segments"] == 0
+    assert POLICY in {meta.policy for meta in api.open("store").segments("Breakout")}
+    assert own(*command, "--eps", 0.1).error.endswith("--eps is for a run's network. Leave it out.")
+
+
+WRONG = """
+import numpy as np
+from wsa.learn.configs.algorithms import BCConfig, OnlineDQNConfig
+from wsa.learn.fusion.base import Fusion
+
+class NoFusion: pass
+class Breaks(Fusion):
+    def __init__(self, inputs, config): raise KeyError("inputs")
+class NoTag(BCConfig, frozen=True): pass
+class NoLearner(BCConfig, frozen=True, tag="wrong_code:NoLearner"):
+    LEARNER = ""
+class Online(OnlineDQNConfig, frozen=True, tag="wrong_code:Online"): pass
+number = 3
+def no_policy(actions, seed): return 3
+def too_many(actions, seed): return lambda frames, first, envs: np.full(len(envs), len(actions))
+def too_few(actions, seed): return lambda frames, first, envs: np.zeros(1 + len(envs), int)
+def broken(actions, seed): return lambda frames, first, envs: {}["x"]
+def raises(actions, seed): raise KeyError(seed)
+"""
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "code", "said"),
+    [
+        ("--fusion", "no_such_module:Mine", 3, "cannot be imported"),
+        ("--fusion", "wrong_code:Misspelled", 3, "no callable 'Misspelled'"),
+        ("--fusion", "wrong_code:number", 3, "no callable 'number'"),
+        ("--fusion", "wrong_code:NoFusion", 4, "no subclass of wsa.learn.fusion.base.Fusion"),
+        ("--fusion", "wrong_code:Breaks", 4, "raised KeyError"),
+        ("--fusion", "broken_code:Mine", 4, "raised ZeroDivisionError"),
+        ("--fusion", "mien", 2, "Did you mean mean?"),
+        ("--algo", "no_such_module:Mine", 3, "cannot be imported"),
+        ("--algo", "wrong_code:NoFusion", 4, "no subclass of"),
+        ("--algo", "wrong_code:NoTag", 4, 'tag="wrong_code:NoTag"'),
+        ("--algo", "wrong_code:NoLearner", 4, "LEARNER"),
+        ("--algo", "wrong_code:Online", 2, "Add --online"),
+        ("--algo", "cqll", 2, "Did you mean cql?"),
+    ],
+)
+def test_what_is_no_fusion_or_algorithm_is_refused(own, tmp_path, flag, name, code, said):
+    (tmp_path / "wrong_code.py").write_text(WRONG)
+    (tmp_path / "broken_code.py").write_text("1 / 0\n")
+    refused = own(*LEARN, flag, name, "--run-dir", "own")
+    assert refused.code == code and said in refused.error and "Traceback" not in refused.err
+    assert not (tmp_path / "own").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("no_such_module:mine", 3, "cannot be imported"),
+        ("wrong_code:misspelled", 3, "no callable"),
+        ("wrong_code:raises", 4, "raised KeyError"),
+        ("wrong_code:no_policy", 4, "returned int, not a policy"),
+        ("wrong_code:too_many", 4, "whole numbers from 0 to 3"),
+        ("wrong_code:too_few", 4, "not 2 whole numbers"),
+        ("wrong_code:broken", 4, "raised KeyError"),
+    ],
+)
+def test_what_is_no_policy_is_refused(own, tmp_path, name, code, said):
+    (tmp_path / "wrong_code.py").write_text(WRONG)
+    refused = own("collect", "--game", "Breakout", "--policy", name, "--steps", 8, "--num-envs", 2)
+    assert refused.code == code and said in refused.error and "Traceback" not in refused.err
+    assert not any(meta.policy == name for meta in api.open("store").segments("Breakout"))
+
+
+@pytest.mark.parametrize("part", ["fusion", "algorithm"])
+def test_a_run_makes_nobody_import_a_module(own, tmp_path, part):
+    (tmp_path / "evil_code_of_a_run.py").write_text(
+        "from pathlib import Path\nPath('canary').touch()\nclass Evil: pass\n"
+    )
+    path = tmp_path / "run/config.json"
+    config = json.loads(path.read_text())
+    if part == "fusion":
+        config["network"]["fusion"]["name"] = "evil_code_of_a_run:Evil"
+    else:
+        config["hyperparameters"]["type"] = "evil_code_of_a_run:Evil"
+    path.write_text(json.dumps(config))
+    for command in (
+        ("eval", "run"),
+        ("eval", "run", "--trust", "other:Evil,evil_code_of_a_run:Other"),
+        ("learn", "--resume", "run"),
+        (*LEARN, "--init", "run"),
+        (*LEARN, "--run-dir", "run"),
+        ("collect", "--game", "Breakout", "--policy", "run"),
+    ):
+        refused = own(*command)
+        assert refused.code == 3 and "--trust evil_code_of_a_run:Evil" in refused.error
+        assert not (tmp_path / "canary").exists() and "evil_code_of_a_run" not in sys.modules
+    assert own("eval", "run", "--trust", "evil_code_of_a_run:Evil").code == 4
+    assert (tmp_path / "canary").exists()
+    sys.modules.pop("evil_code_of_a_run")
