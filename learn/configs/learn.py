@@ -257,9 +257,17 @@ def learn_options(arguments: Sequence[str]) -> LearnOptions:
 
 
 # What a run that is continued does not say itself: where things are, and how they run.
-_OF_RESUMED = {"resume", "store", "json", "help", "engine", "weights", "threads", "encoder"} | {
-    field.name for field in dataclasses.fields(ComputeOptions)
-}
+_OF_RESUMED = {
+    "resume",
+    "store",
+    "json",
+    "help",
+    "trust",
+    "engine",
+    "weights",
+    "threads",
+    "encoder",
+} | {field.name for field in dataclasses.fields(ComputeOptions)}
 
 
 def _check_resumed(arguments: Sequence[str]) -> None:
