@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wsa.encode.models.paper import load
+from wsa.encode.models.paper import load, stdim
 from wsa.encode.models.paper.stdim84 import SmallInfoMax, SmallStateEncoder
 from wsa.learn.pretrain import data
 from wsa.learn.probe import inputs, probe, samples, targets
@@ -113,8 +113,6 @@ class Objective(nn.Module):
 class InfoMax(Objective):
     """ST-DIM (Anand et al., 2019)."""
 
-    distinct = False
-
     def __init__(self, encoder: SmallStateEncoder) -> None:
         super().__init__(encoder)
         self.scorer = SmallInfoMax()
@@ -122,31 +120,15 @@ class InfoMax(Objective):
 
     def loss(self, batch: Batch) -> Tensor:
         """See the class."""
-        scores = self.scorer.scores(batch.looks)
-        if self.distinct:
-            ties = same_patches(batch.before)
-            scores = tuple(one.masked_fill(ties, -torch.inf) for one in scores)
-        right = torch.arange(len(batch.now)).repeat(scores[0].shape[0])
-        return sum(
-            (functional.cross_entropy(s.flatten(0, 1), right) for s in scores), torch.tensor(0.0)
-        )
+        return stdim.InfoMax.loss(self.scorer, batch.looks, 0.0)[0]
 
 
 class DistinctInfoMax(InfoMax):
-    """ST-DIM, its negatives without patches that are the positive's own: a loss that can reach 0."""
+    """ST-DIM without ties: a loss that can reach 0."""
 
-    distinct = True
-
-
-def same_patches(frames: Tensor) -> Tensor:
-    """Which moments show the same at each of the 9 x 9 places, (81, B, B) without the diagonal.
-
-    A place sees 20 x 20 pixels, 8 apart: the receptive field of the encoder's second convolution.
-    """
-    patches = functional.unfold(frames, 20, stride=8)  # (B, 400, 81)
-    keys = (patches * torch.rand(1, 400, 1, dtype=torch.float64)).sum(dim=1).T  # (81, B)
-    same = (keys[:, :, None] - keys[:, None, :]).abs() < 1e-9
-    return same & ~torch.eye(len(frames), dtype=torch.bool)
+    def loss(self, batch: Batch) -> Tensor:
+        """See the class."""
+        return self.scorer.loss(batch.looks, 0.0)[0]
 
 
 class InverseDynamics(Objective):
@@ -222,17 +204,23 @@ class MaskedReconstruction(Reconstruction):
 
 
 class Several(Objective):
-    """One encoder with three heads: ST-DIM without ties, inverse dynamics and reconstruction."""
+    """One encoder with several heads, whose losses are added."""
+
+    heads: tuple[type[Objective], ...] = (DistinctInfoMax, InverseDynamics, Reconstruction)
 
     def __init__(self, encoder: SmallStateEncoder) -> None:
         super().__init__(encoder)
-        self.heads = nn.ModuleList(
-            [DistinctInfoMax(encoder), InverseDynamics(encoder), Reconstruction(encoder)]
-        )
+        self.parts = nn.ModuleList(head(encoder) for head in self.heads)
 
     def loss(self, batch: Batch) -> Tensor:
         """See the class."""
-        return sum((head.loss(batch) for head in self.heads), torch.tensor(0.0))
+        return sum((part.loss(batch) for part in self.parts), torch.tensor(0.0))
+
+
+class TwoHeads(Several):
+    """ST-DIM without ties, and reconstruction."""
+
+    heads = (DistinctInfoMax, Reconstruction)
 
 
 OBJECTIVES: dict[str, Callable[[SmallStateEncoder], Objective]] = {
@@ -243,6 +231,7 @@ OBJECTIVES: dict[str, Callable[[SmallStateEncoder], Objective]] = {
     "weighted reconstruction": Reconstruction,
     "masked reconstruction": MaskedReconstruction,
     "three heads": Several,
+    "two heads": TwoHeads,
 }
 
 

@@ -107,7 +107,7 @@ class InfoMax(Trainee):
         """InfoNCE, global to local and local to local; looks (B, window + 1, height, width)."""
         # Moments of a game differ by less than bf16's last digit: there the loss stayed at chance.
         with torch.autocast(looks.device.type, enabled=False):
-            parts = [_info_nce(scores) for scores in self.scores(looks)]
+            parts = [info_nce(scores) for scores in self.scores(looks)]
         return parts[0] + parts[1], {"global_local": parts[0], "local_local": parts[1]}
 
     def frozen(self) -> dict[str, Frozen]:
@@ -122,7 +122,7 @@ class InfoMax(Trainee):
         return [visualize.grey(looks[:, -1]), visualize.overlay(looks[:, -1], places)]
 
 
-def _info_nce(scores: Tensor) -> Tensor:
+def info_nce(scores: Tensor) -> Tensor:
     """Mean cross entropy of logits (places, B, B) whose diagonal is right."""
     places, count, _ = scores.shape
     right = torch.arange(count, device=scores.device).repeat(places)

@@ -1,20 +1,29 @@
 """ST-DIM on one small frame: the state representation that wsa ships as `sr`.
 
-The loss is that of `wsa.encode.models.paper.stdim`. The network is half as wide as DQN's (Mnih et
-al., 2015) and looks at one 84 x 84 frame instead of four of 210 x 160, at a twentieth of the
-products; and the moments of a batch are of all games, so that the easy negatives come with the hard
-ones. Both made codes that tell more of where things are (docs/howto/pretrain.md).
+The network is half as wide as DQN's (Mnih et al., 2015) and looks at one 84 x 84 frame instead of
+four of 210 x 160, at a twentieth of the products; and the moments of a batch are of all games, so
+that the easy negatives come with the hard ones.
+
+The loss is that of `wsa.encode.models.paper.stdim`, without ties: most places of a screen show the
+same in many moments, no code can tell these apart, and the loss could not fall below the logarithm of
+their number. So at each place a moment is told apart only from moments that showed something else
+there. All three made codes that tell more of where things are (docs/howto/pretrain.md).
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from wsa.encode.models.custom import Input
 from wsa.encode.models.paper.base import Frozen, Recipe, TrainingInput, grey
-from wsa.encode.models.paper.stdim import InfoMax, initialise
+from wsa.encode.models.paper.stdim import InfoMax, info_nce, initialise
+
+# What one of the 9 x 9 places sees: the receptive field and stride of two convolutions, in pixels.
+_SEEN, _APART = 20, 8
 
 
 class SmallStateEncoder(Frozen):
@@ -50,3 +59,24 @@ class SmallInfoMax(InfoMax):
     recipe: ClassVar[Recipe] = Recipe(
         steps=100_000, batch_size=64, learning_rate=3e-4, adam_eps=1e-5
     )
+
+    def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """InfoNCE without ties, global to local and local to local; looks (B, 2, 84, 84)."""
+        with torch.autocast(looks.device.type, enabled=False):
+            ties = same_places(looks[:, :1])
+            parts = [info_nce(s.masked_fill(ties, -torch.inf)) for s in self.scores(looks)]
+        return parts[0] + parts[1], {"global_local": parts[0], "local_local": parts[1]}
+
+
+def same_places(frames: Tensor) -> Tensor:
+    """Which frames show the same at each place, (81, B, B); a frame is not counted as its own tie.
+
+    Args:
+        frames: (B, 1, 84, 84) in [0, 1].
+    """
+    shown = functional.unfold(frames, _SEEN, stride=_APART).double()  # (B, 400, 81)
+    # A sum with weights that have nothing in common: equal for equal pixels, else all but never.
+    weights = torch.sin(torch.arange(1, shown.shape[1] + 1, dtype=torch.float64)).to(frames.device)
+    key = torch.einsum("bkp,k->pb", shown, weights)
+    same = (key[:, :, None] - key[:, None, :]).abs() < 1e-9
+    return same & ~torch.eye(len(frames), dtype=torch.bool, device=frames.device)
