@@ -97,14 +97,6 @@ def switches(game: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(emulator.getAvailableModes()), tuple(emulator.getAvailableDifficulties())
 
 
-@functools.cache
-def start_frames(game: str) -> int:
-    """Emulator frames that a reset has played when it is over: some games must be started."""
-    emulator = _emulator(game)
-    emulator.reset_game()
-    return emulator.getEpisodeFrameNumber()
-
-
 def _emulator(game: str) -> ale_py.ALEInterface:
     quiet_emulator()
     emulator = ale_py.ALEInterface()

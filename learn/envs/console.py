@@ -52,17 +52,16 @@ class Console:
         self._mode, self._difficulty = mode, difficulty
         self._make_writes = writes
         self._writes: list[Write] = []
-        # Tells how many no-ops an episode begins with: C++ libraries draw them differently.
-        self._native = games.make_env(game, stated, 1)
-        self._before_noops = games.start_frames(game) + self._fire
+        self._noop_max = stated.noop_max
+        self._noops = np.random.RandomState()
         self._ale = ale_py.ALEInterface()
         self._ale.setFloat("repeat_action_probability", stated.sticky)
         self.screen = np.zeros((0, 0, 3), np.uint8)
 
     def reset(self, seed: int | None = None) -> None:
         """Begin an episode; with a seed, begin to play."""
-        _, info = self._native.reset(seed=seed)
         if seed is not None:
+            self._noops = np.random.RandomState(seed)
             self._ale.setInt("random_seed", seed)
             self._ale.loadROM(self._rom)
             if self._mode is not None:
@@ -73,8 +72,10 @@ class Console:
         self._writes = [make() for make in self._make_writes]
         if self._fire:
             self._act(ale_py.Action.FIRE)
-        for _ in range(int(info["episode_frame_number"][0]) - self._before_noops):
+        for _ in range(self._draw(self._noop_max) - self._fire):
             self._act(ale_py.Action.NOOP)
+            if self._ale.game_over():
+                self._ale.reset_game()
         self.screen = self._ale.getScreenRGB()
 
     def memory(self) -> NDArray[np.uint8]:
@@ -98,9 +99,17 @@ class Console:
             write(self._ale)
         return self._ale.act(action)
 
-    def close(self) -> None:
-        """End the native environment's thread."""
-        self._native.close()
+    def _draw(self, count: int) -> int:
+        """A number below `count`, as the native environment draws it; 0 if `count` is.
+
+        That is `std::uniform_int_distribution` of `std::mt19937` by libstdc++: Lemire's method
+        (2019, arXiv 1805.10941), of a generator that numpy seeds alike.
+        """
+        while count:
+            product = int(self._noops.randint(1 << 32, dtype=np.uint32)) * count
+            if product % (1 << 32) >= (1 << 32) % count:
+                return product >> 32
+        return 0
 
 
 class Consoles:
@@ -119,7 +128,7 @@ class Consoles:
         max_steps: int,
         show: Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]] = lambda frame, *_: frame,
     ) -> None:
-        self._consoles = consoles
+        self._consoles: Sequence[Console] = consoles
         self._max_steps = max_steps
         self._show = show
         self._seed = self._shown = 0
@@ -168,5 +177,4 @@ class Consoles:
 
     def close(self) -> None:
         """Let the emulators go."""
-        for console in self._consoles:
-            console.close()
+        self._consoles = ()

@@ -87,41 +87,34 @@ def _retrace(
     if first.emulator[1] != rom:
         raise _Unlike(f"it was played on another emulator ({' '.join(first.emulator)})")
     console = Console(first.game, first.protocol)
-    try:
-        begins: int | None = first.seed + first.env  # The seed that the next episode begins with.
-        at = stretch = taken = 0
-        over = True
-        for meta in line:
-            if meta.start < at:
-                continue
-            if meta.start > at:
-                raise _Unlike(f"the store lacks the {meta.start - at:,} steps before it")
-            rows = snapshot.read_rows(meta)
-            memory = np.zeros((meta.rows, RAM_BYTES), np.uint8)
-            for row in np.flatnonzero(rows["action"] >= 0).tolist():
-                if over != rows["is_first"][row]:
-                    raise _Unlike("its episodes begin elsewhere than where others end")
-                if over:
-                    console.reset(begins)
-                    begins = None
-                _same(
-                    hashing.frame_digest(console.screen)
-                    == rows["digest"][rows["frame"][row]].tobytes(),
-                    meta,
-                    row,
-                )
-                memory[row] = console.memory()
-                reward, ended = console.step(int(rows["action"][row]))
-                _same((reward, ended) == (rows["reward"][row], rows["terminated"][row]), meta, row)
-                taken += 1
-                over = bool(ended or rows["truncated"][row])
-                if over and is_online(meta.policy) and taken >= STRETCH:
-                    stretch, taken = stretch + 1, 0
-                    begins = stretch_seed(meta.seed, meta.env, stretch)
-            at += meta.steps
-            yield meta, memory
-    finally:
-        console.close()
+    begins: int | None = first.seed + first.env  # The seed that the next episode begins with.
+    at = stretch = taken = 0
+    over = True
+    for meta in line:
+        if meta.start < at:
+            continue
+        if meta.start > at:
+            raise _Unlike(f"the store lacks the {meta.start - at:,} steps before it")
+        rows = snapshot.read_rows(meta)
+        memory = np.zeros((meta.rows, RAM_BYTES), np.uint8)
+        for row in np.flatnonzero(rows["action"] >= 0).tolist():
+            if over != rows["is_first"][row]:
+                raise _Unlike("its episodes begin elsewhere than where others end")
+            if over:
+                console.reset(begins)
+                begins = None
+            digest = rows["digest"][rows["frame"][row]].tobytes()
+            _same(hashing.frame_digest(console.screen) == digest, meta, row)
+            memory[row] = console.memory()
+            reward, ended = console.step(int(rows["action"][row]))
+            _same((reward, ended) == (rows["reward"][row], rows["terminated"][row]), meta, row)
+            taken += 1
+            over = bool(ended or rows["truncated"][row])
+            if over and is_online(meta.policy) and taken >= STRETCH:
+                stretch, taken = stretch + 1, 0
+                begins = stretch_seed(meta.seed, meta.env, stretch)
+        at += meta.steps
+        yield meta, memory
 
 
 def _same(same: bool, meta: SegmentMeta, row: int) -> None:

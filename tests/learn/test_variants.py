@@ -74,8 +74,9 @@ def check_native(game: str, name: str, steps: int, seed: int, **details: Any) ->
 
 
 @pytest.mark.parametrize("name", games.PROTOCOLS)
-@pytest.mark.parametrize("game", ["Breakout", "Pong", "SpaceInvaders"])
+@pytest.mark.parametrize("game", ["Pong", "DoubleDunk"])
 def test_unchanged_it_is_the_native_environment(game: str, name: str) -> None:
+    """Also where a reset presses buttons, for a while that chance decides."""
     ours = check_native(game, name, 60, seed=0 if game == "Pong" else 7, max_steps=25)
     assert ours.truncated.sum() == 2 * 2
 
