@@ -119,8 +119,8 @@ def write(folder: Path, judging: Judging, store: str, changed: Sequence[str]) ->
     runs = sorted(_judged(folder, judging), key=lambda found: _about(found[1]))
     results = [result for _, result in runs]
     lines = list(tabulate(results))
-    curves = list(_curves(runs))
-    drawn = _drawn(curves)
+    curves = list(curves_of(runs))
+    drawn = returns_of(curves)
     section = _section(results, lines, judging, store, changed, drawn)
     text = markdown(section)
     about = ("game", "fusion", "models", "seed")
@@ -262,7 +262,7 @@ def _about(result: Result) -> tuple[str, str, str, int]:
     return result.game, result.fusion, "+".join(result.models), result.seed
 
 
-def _curves(runs: Sequence[tuple[Path, Result]]) -> Iterator[tuple[Any, ...]]:
+def curves_of(runs: Sequence[tuple[Path, Result]]) -> Iterator[tuple[Any, ...]]:
     """Every scalar worth a curve that a run logged."""
     for folder, result in runs:
         path = folder / "metrics.jsonl"
@@ -273,8 +273,8 @@ def _curves(runs: Sequence[tuple[Path, Result]]) -> Iterator[tuple[Any, ...]]:
                     yield (*_about(result), line["step"], scalar, value)
 
 
-def _drawn(curves: Sequence[tuple[Any, ...]]) -> dict[str, list[Curve]]:
-    """Curves of returns, by game."""
+def returns_of(curves: Sequence[tuple[Any, ...]]) -> dict[str, list[Curve]]:
+    """Curves of returns, by game, of what `curves_of` gives."""
     points: dict[tuple[str, str, int], list[tuple[float, float]]] = defaultdict(list)
     there = {(game, scalar) for game, *_, scalar, _ in curves}
     for game, fusion, models, seed, step, scalar, value in curves:

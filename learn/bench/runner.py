@@ -37,8 +37,7 @@ def bench(o: BenchOptions, connect: Connect) -> int:
     if o.dry_run:
         return _dry(o, cells)
     grid.write(o, settings)
-    how = _here if o.scheduler == "inproc" else _on_workers
-    failures = [failure for failure in how(o, left, connect) if failure]
+    failures = list(run_cells(o, left, connect))
     report = bench_report.write(
         Path(o.bench_dir), cells[0].judging, settings.options["store"], grid.changed(o)
     )
@@ -54,6 +53,12 @@ def bench(o: BenchOptions, connect: Connect) -> int:
             "what is said above, and run the same command again."
         )
     return failures[0].exit_code if failures else 0
+
+
+def run_cells(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure]:
+    """Train and judge runs, here or on workers; gives those that failed."""
+    how = _here if o.scheduler == "inproc" else _on_workers
+    yield from filter(None, how(o, left, connect))
 
 
 def _dry(o: BenchOptions, cells: list[Cell]) -> int:

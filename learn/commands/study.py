@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from wsa.learn.configs.study import ScaleOptions
+from wsa.learn.configs.study import AttendOptions, CombineOptions, ScaleOptions
 from wsa.store.common.errors import UsageError
 
 
 def study(o: Any) -> int:
     """`wsa study`."""
     match o:
+        case CombineOptions():
+            from wsa.encode.jobs.cluster import connect
+            from wsa.learn.study.combine import combine
+
+            return combine(o, connect)
         case ScaleOptions():
             from wsa.learn.study.scale import scale
 
             return scale(o)
+        case AttendOptions():
+            from wsa.learn.study.attend import attend
+
+            return attend(o)
     raise UsageError("bad-option", "wsa study: name a study. 'wsa study --help' lists them.")

@@ -13,22 +13,15 @@ from wsa.store.configs import Integers, Names
 
 
 @dataclasses.dataclass(frozen=True)
-class GridOptions:
-    """What is compared with what, and where that is computed."""
+class CellOptions:
+    """What every grid of runs is told: games and seeds, how runs are judged, where they are computed."""
 
     games: Names = ("Pong", "Breakout")
     """ALE games."""
     seeds: Annotated[Integers, SEED] = (1, 2, 3)
     """Seeds: a run with each."""
-    fusions: Names = ("wsa", "mean", "single")
-    """Fusions, as for 'wsa learn'. single: a run with each of the models alone. nature: pixels, online."""
     models: Names = ()
     """The models that are fused, where there is only one set of them."""
-    models_subsets: Names = ()
-    """Which models together, with +, as lite0+lite1,lite0; all of --models if not given."""
-    bench_dir: str = "bench"
-    """Folder of the runs and the tables. The same command again continues; more seeds, games, fusions
-    and models are added."""
     episodes: Annotated[int, COUNT] = 100
     """Games that each trained run is evaluated on; a random policy plays as many."""
     epsilon: Annotated[float, SHARE] = 0.001
@@ -42,6 +35,19 @@ class GridOptions:
     tcp://HOST:PORT of a Dask scheduler."""
     workers: Annotated[int, OPTIONAL_COUNT] = 0
     """Worker processes of the local scheduler; 0 is one a core, or one a GPU. Jobs of SLURM."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GridOptions(CellOptions):
+    """What is compared with what."""
+
+    fusions: Names = ("wsa", "mean", "single")
+    """Fusions, as for 'wsa learn'. single: a run with each of the models alone. nature: pixels, online."""
+    models_subsets: Names = ()
+    """Which models together, with +, as lite0+lite1,lite0; all of --models if not given."""
+    bench_dir: str = "bench"
+    """Folder of the runs and the tables. The same command again continues; more seeds, games, fusions
+    and models are added."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,13 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from wsa.encode.configs import Engine
+from wsa.encode.jobs.slurm import SlurmOptions
+from wsa.learn.configs.bench import CellOptions
 from wsa.learn.configs.fusions import check_choice
-from wsa.learn.configs.learn import Device
-from wsa.store.common.ranges import COUNT
+from wsa.learn.configs.learn import ComputeOptions, Device, Training, training_defaults
+from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE
+from wsa.store.configs import Pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +22,8 @@ class StudyOptions:
     """Options of every study."""
 
     kind: Annotated[Positional[str], arg(metavar="KIND")] = ""
-    """scale: what is left of trained runs with fewer of their models. wsa study KIND --help shows the options
-    of each."""
+    """combine: which way of combining models is best. scale: what is left of trained runs with fewer of their
+    models. attend: which model is listened to, and whether that matters. wsa study KIND --help shows the options of each."""
     study_dir: str = "study"
     """Folder of the tables and of index.html, which shows every study that is there."""
     json: bool = False
@@ -27,22 +31,68 @@ class StudyOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class ScaleOptions(StudyOptions):
-    """Options of `wsa study scale`."""
+class RunsOptions(StudyOptions):
+    """Of which trained runs a study is, and how they are played."""
 
     runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN")] = ()
     """Folders of runs that 'wsa learn' made."""
-    after: Literal["cached"] = "cached"
+    episodes: Annotated[int, OPTIONAL_COUNT] = 10
+    """Games in each condition; 0 plays none."""
+    epsilon: Annotated[float, SHARE] = 0.001
+    """Probability of a random action."""
+    eval_seed: Annotated[int, SEED] = 10_000
+    """Environment i is seeded with it + i; apart from training's."""
+    eval_num_envs: Annotated[int, COUNT] = 4
+    """Number of parallel environments."""
+    weights: Pairs = ()
+    """Safetensors files, where this machine keeps them elsewhere than where they were encoded."""
+    device: Device = "auto"
+    """Where networks and models run."""
+    engine: Engine = "auto"
+    """Inference engine; auto is the one that filled the store, if it is available here."""
+    threads: Annotated[int, COUNT] | None = None
+    """Cores that run models side by side; all that this process may use if not given."""
+    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+    """Print what would be done and stop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleOptions(RunsOptions):
+    """Options of `wsa study scale`."""
+
+    after: Literal["cached", "played"] = "cached"
     """cached: every set of a run's models on stored states that it did not learn from, with no pass and no
-    game."""
+    game. played: games with every set of up to 4 models, of more with each alone and with each left out."""
     states: Annotated[int, COUNT] = 4096
     """With cached: states to look at."""
-    device: Device = "auto"
-    """Where networks run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttendOptions(RunsOptions):
+    """Options of `wsa study attend`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CombineOptions(SlurmOptions, ComputeOptions, Training, CellOptions, StudyOptions):
+    """Options of `wsa study combine`: the grid's, and those of `wsa learn` that every run shares."""
+
+    quick: bool = False
+    """A first look: one seed, at most 2,000 updates or 20,000 steps, and 5 games."""
+
+
+def combine_options(arguments: Sequence[str]) -> CombineOptions:
+    """The options that a command line may set, with their defaults.
+
+    Raises:
+        UsageError: An option belongs to another algorithm, or to another kind of run.
+    """
+    return CombineOptions(**training_defaults(arguments, "--fusions", ["wsa"]))
 
 
 KINDS: dict[str, Callable[[Sequence[str]], Any]] = {
+    "combine": combine_options,
     "scale": lambda arguments: ScaleOptions(),
+    "attend": lambda arguments: AttendOptions(),
 }
 
 

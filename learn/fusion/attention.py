@@ -60,14 +60,15 @@ class Attention(Adapted):
         present = present_of(mask, self.models)
         adapted = self.adapt(embeddings, present)
         scores = self.scores(self.condition(adapted, embeddings), adapted, present)
-        weights = self._normalise(scores)
+        weights = self.normalise(scores)
         state = torch.einsum("bm,bmd->bd", weights, adapted)
         if len(present) == self.models:
             return state, weights
         everyone = weights.new_zeros(len(weights), self.models)
         return state, everyone.index_copy(1, torch.tensor(present, device=weights.device), weights)
 
-    def _normalise(self, scores: Float[Tensor, "batch present"]) -> Float[Tensor, "batch present"]:
+    def normalise(self, scores: Float[Tensor, "batch present"]) -> Float[Tensor, "batch present"]:
+        """Weights of scores, as the normaliser has them."""
         scores = scores / self._temperature
         if self._relu:
             scores = scores.relu()

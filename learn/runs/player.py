@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from wsa.encode.registration.register import open_models
 from wsa.learn.configs.fusions import PIXELS
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
 from wsa.learn.fusion.build import fusion_class
-from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
+from wsa.learn.runs.config import OfflineRun, OnlineRun, RunConfig, read_config
 from wsa.learn.runs.data import make_embedder, open_data
 from wsa.learn.runs.moved_store import find_store
 from wsa.learn.runs.network import make_network
@@ -38,6 +38,7 @@ class Player:
         digest: 12 hex digits of the checkpoint.
         algo: What trained it.
         mask: Whether each fused model is there; None where all are.
+        embedder_for: Makes an embedder of those that are there.
     """
 
     config: OfflineRun | OnlineRun
@@ -47,7 +48,12 @@ class Player:
     updates: int
     digest: str
     algo: str
-    mask: Mask | None = None
+    mask: Mask | None
+    embedder_for: Callable[[Mask | None], Any]
+
+    def having(self, mask: Mask | None) -> Player:
+        """The same network with some of the models that are open; the others are not run."""
+        return dataclasses.replace(self, mask=mask, embedder=self.embedder_for(mask))
 
     @property
     def present(self) -> tuple[str, ...]:
@@ -114,14 +120,18 @@ def open_player(
         whole = take_snapshot(open_store(config.store))
         mask = mask_of(config, whole, without=without, only=only)
     snapshot, flat = open_data(config)
-    gone = {key for key, there in zip(config.models, mask or (), strict=False) if not there}
-    present = [key for key in config.inputs if key not in gone]
+    present = [key for key in config.inputs if key not in _gone(config, mask)]
     opened = open_models(
         snapshot, present, weights=weights, device=device, engine=engine, threads=threads
     )
     encoders = dict(zip(present, opened, strict=True))
-    models = [encoders.get(key) for key in config.inputs]
-    embedder = make_embedder(config, flat, models, threads=threads)
+
+    def embedder_for(mask: Mask | None) -> Any:
+        gone = _gone(config, mask)
+        models = [None if key in gone else encoders[key] for key in config.inputs]
+        return make_embedder(config, flat, models, threads=threads)
+
+    embedder = embedder_for(mask)
     path = _path(folder, which)  # A run that goes on may have newer ones by now.
     network, updates = load_network(config, flat, path)
     return Player(
@@ -133,7 +143,13 @@ def open_player(
         hashing.checksum(path.read_bytes())[:12],
         config.hyperparameters.NAME,
         mask,
+        embedder_for,
     )
+
+
+def _gone(config: RunConfig, mask: Mask | None) -> set[str]:
+    """Keys of the models that are left out."""
+    return {key for key, there in zip(config.models, mask or (), strict=False) if not there}
 
 
 def load_network(

@@ -94,6 +94,11 @@ def check(folder: Path) -> None:
         )
 
 
+def models_of(folder: Path) -> int:
+    """How many models a run fuses."""
+    return len(read_config(folder).models)
+
+
 def measure(
     folder: Path,
     most: int = STATES,

@@ -59,14 +59,13 @@ def _parts(one: Scaled) -> Iterator[Part]:
         f"They sum to {sum(one.shapley):.3f}, what all models have over none.",
     )
     if len(one.models) <= MOST_IN_LATTICE:
-        letters = string.ascii_uppercase[: len(one.models)]
-        named = ", ".join(f"{a} {b}" for a, b in zip(letters, one.models, strict=True))
+        letters, said = letters_of(one.models)
         yield Figure(
             "Every set of models",
             figures.lattice(
                 {s.present: s.agreement for s in one.sets}, letters, "agreement with the whole"
             ),
-            f"{named}. The larger a dot, the more often it does as the whole.",
+            said,
         )
     yield table(
         f"Sets of models: {one.game}, {one.fusion}, seed {one.seed}",
@@ -81,6 +80,13 @@ def _parts(one: Scaled) -> Iterator[Part]:
         ("model", "Shapley value"),
         [(m, f"{v:+.3f}") for m, v in zip(one.models, one.shapley, strict=True)],
     )
+
+
+def letters_of(models: Sequence[str]) -> tuple[str, str]:
+    """A letter for each model, and a line that says which."""
+    letters = string.ascii_uppercase[: len(models)]
+    named = ", ".join(f"{a} {b}" for a, b in zip(letters, models, strict=True))
+    return letters, f"{named}. The larger a dot, the higher its value."
 
 
 def _named(one: Scaled, found: Measured) -> str:

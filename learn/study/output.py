@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from wsa.store.format import records
 from wsa.store.objects.writer import command_line
 
 PAGE = "index.html"
+Raw = tuple[Sequence[str], Iterable[Sequence[Any]]]
 # In the order of the page.
 ORDER = ("combine", "scale-cached", "scale-played", "scale-during", "attend")
 
@@ -36,6 +37,7 @@ def write(
     judged: str,
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
+    further: Mapping[str, Raw] | None = None,
 ) -> str:
     """Write a study's tables, and the page of all studies that are there.
 
@@ -47,6 +49,7 @@ def write(
         judged: How it was judged.
         columns: Of the raw table.
         rows: Of the raw table, a line for each unit.
+        further: Other raw tables, by the name of their file.
 
     Returns:
         The study as Markdown.
@@ -57,16 +60,21 @@ def write(
     """
     facts = {"judged": judged, "command": command_line(), "versions": versions()}
     section = Section(kind, title, tuple(parts), facts)
-    table = io.StringIO(newline="")
-    writer = csv.writer(table)
-    writer.writerow(columns)
-    writer.writerows(rows)
     text = markdown(section)
-    atomic_files.replace(folder / f"{kind}.csv", table.getvalue().encode())
+    for name, raw in {kind: (columns, rows), **(further or {})}.items():
+        atomic_files.replace(folder / f"{name}.csv", _csv(*raw))
     atomic_files.replace(folder / f"{kind}.md", text.encode())
     atomic_files.replace(folder / f"{kind}.json", msgspec.json.encode(section))
     atomic_files.replace(folder / PAGE, page("wsa study", _sections(folder)).encode())
     return text
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return table.getvalue().encode()
 
 
 def _sections(folder: Path) -> list[Section]:

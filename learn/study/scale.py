@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.configs.study import ScaleOptions
-from wsa.learn.study import cached, cached_report
+from wsa.learn.study import cached, cached_report, played
+from wsa.learn.study.asked import judging_of, open_run, runs_of, tell
+from wsa.learn.study.games import Games
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
-from wsa.store.common.ranges import check_ranges
 
 
 def scale(o: ScaleOptions) -> int:
     """`wsa study scale`."""
-    check_ranges(o)
-    if not o.runs:
-        raise UsageError(
-            "bad-option", "wsa study scale: name the folder of one run or more that was trained."
-        )
-    runs = [Path(run) for run in dict.fromkeys(o.runs)]
+    runs = runs_of(o)
     for run in runs:  # All of them, before the first is looked at.
         cached.check(run)
+    return _cached(o, runs) if o.after == "cached" else _played(o, runs)
+
+
+def _cached(o: ScaleOptions, runs: list[Path]) -> int:
+    if o.dry_run:
+        sets = sum(2 ** cached.models_of(run) for run in runs)
+        total = {"runs": len(runs), "sets": sets, "backbone_passes": 0, "games": 0}
+        return terminal.result(o.json, total)
     device, found = choose_device(o.device), []
     for run in runs:
         with terminal.Progress(run.name, "sets of models", shown=not o.json) as progress:
             found.append(cached.measure(run, o.states, device, progress.update))
     text = cached_report.write(Path(o.study_dir), found)
-    if o.json:
-        return terminal.result(True, {"runs": [dataclasses.asdict(one) for one in found]})
-    print(text)
-    terminal.say(f"{Path(o.study_dir) / 'index.html'}")
-    return 0
+    return tell(o, text, {"runs": [dataclasses.asdict(one) for one in found]})
+
+
+def _played(o: ScaleOptions, runs: list[Path]) -> int:
+    if not o.episodes:
+        raise UsageError("bad-option", "--episodes must be at least 1 with --after played.")
+    how = judging_of(o)
+    games = Games(Path(o.study_dir), how)
+    if o.dry_run:
+        sets = sum(len(played.left(run, games)) for run in runs)
+        total = {"runs": len(runs), "sets_left": sets, "games_left": sets * o.episodes}
+        return terminal.result(o.json, total)
+    found = []
+    for run in runs:
+        with terminal.Progress(run.name, "games", shown=not o.json) as progress:
+            found.append(played.measure(run, games, how, partial(open_run, o), progress.update))
+    text = played.write(Path(o.study_dir), found, how)
+    return tell(o, text, {"runs": [played.summary(one) for one in found]})

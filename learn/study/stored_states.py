@@ -20,7 +20,7 @@ from wsa.learn.runs.data import only, open_data
 from wsa.learn.runs.player import load_network
 from wsa.learn.study.subsets import Mask
 from wsa.learn.training import checkpoint
-from wsa.store.common import hashing, names
+from wsa.store.common import names
 from wsa.store.common.errors import MissingError
 from wsa.store.objects.flat_map import FlatMap, materialise
 from wsa.store.objects.root import open_store
@@ -64,7 +64,7 @@ class StoredStates:
     def __init__(self, folder: Path, most: int = STATES, device: str = "cpu") -> None:
         self.config = read_config(folder)
         path = checkpoint.latest(folder / "checkpoints")
-        self.digest = hashing.checksum(path.read_bytes())[:12]
+        self.digest = checkpoint.digest(folder / "checkpoints")
         self._flat = _data(folder, self.config)
         network, _ = load_network(self.config, self._flat, path)
         self._network: Any = network.to(torch.device(device)).eval()

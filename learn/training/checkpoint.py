@@ -89,6 +89,15 @@ def latest(folder: Path) -> Path:
     return found[-1]
 
 
+def digest(folder: Path) -> str:
+    """12 hex digits of a run's newest checkpoint.
+
+    Raises:
+        MissingError: There is none.
+    """
+    return hashing.checksum(latest(folder).read_bytes())[:12]
+
+
 def best(folder: Path) -> Path:
     """The network of a run that did best on held-out episodes.
 

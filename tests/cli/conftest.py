@@ -92,6 +92,24 @@ def filled(template: Path, tmp_path: Path, wsa: Wsa) -> Wsa:
     return wsa
 
 
+@pytest.fixture(scope="session")
+def two_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of short episodes of Breakout, encoded by two tiny models."""
+    folder = tmp_path_factory.mktemp("two") / "store"
+    models = "timm:test_resnet.r160_in1k:random,timm:test_vit.r160_in1k:random"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WSA_STORE", str(folder))
+        patch.setenv("WSA_CACHE", str(folder.parent / "cache"))
+        for command in (
+            ("collect", "--game", "Breakout", "--steps", 64, "--num-envs", 2, "--segment-steps", 32,
+             "--max-episode-steps", 12),
+            ("encode", "--models", models, "--output", "pooled", "--scheduler", "inproc"),
+        ):  # fmt: skip
+            outcome = run(*command)
+            assert outcome.code == 0, outcome.err
+    return folder
+
+
 @pytest.fixture
 def key(template: Path) -> str:
     """The key of the template's model."""

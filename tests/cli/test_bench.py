@@ -16,8 +16,7 @@ from wsa.learn.bench import run_cell
 from wsa.learn.training import checkpoint
 
 RESNET, VIT = "test_resnet_r160_in1k", "test_vit_r160_in1k"
-MODELS = f"timm:{'test_resnet.r160_in1k'}:random,timm:{'test_vit.r160_in1k'}:random"
-SHORT = ("--max-episode-steps", 12)
+SHORT = ("--max-episode-steps", 12)  # As the store that is given.
 LEARN = ("--batch-size", 4, "--fusion-size", 8, "--frame-stack", 1, "--validation-fraction", 0,
          "--log-frequency", 1)  # fmt: skip
 JUDGE = ("--episodes", 2, "--epsilon", 0.5, "--eval-num-envs", 1)
@@ -25,27 +24,10 @@ BENCH = ("bench", "--games", "Breakout", "--updates", 6, *LEARN, *JUDGE)
 GRID = ("--seeds", "1,2", "--fusions", "wsa,single", "--models-subsets", f"{RESNET}+{VIT}")
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    """A store of short episodes of Breakout, encoded by two tiny models."""
-    from wsa.cli import main
-
-    folder = tmp_path_factory.mktemp("bench") / "store"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WSA_STORE", str(folder))
-        patch.setenv("WSA_CACHE", str(folder.parent / "cache"))
-        collect = ("--game", "Breakout", "--steps", "64", "--num-envs", "2",
-                   "--segment-steps", "32", *map(str, SHORT))  # fmt: skip
-        assert main(["collect", *collect]) == 0
-        encode = ("--models", MODELS, "--output", "pooled", "--scheduler", "inproc")
-        assert main(["encode", *encode]) == 0
-    return folder
-
-
 @pytest.fixture
-def ready(wsa, data, monkeypatch):
+def ready(wsa, two_models, monkeypatch):
     """`wsa` on that store."""
-    monkeypatch.setenv("WSA_STORE", str(data))
+    monkeypatch.setenv("WSA_STORE", str(two_models))
     return wsa
 
 
@@ -213,10 +195,10 @@ def test_runs_of_other_options_are_not_put_beside_each_other(ready, tmp_path, un
     )
 
 
-def test_later_runs_learn_from_the_same_data(wsa, data, tmp_path):
+def test_later_runs_learn_from_the_same_data(wsa, two_models, tmp_path):
     import shutil
 
-    shutil.copytree(data, tmp_path / "store")
+    shutil.copytree(two_models, tmp_path / "store")
     assert wsa(*BENCH, *ONE).code == 0
     more = ("--game", "Breakout", "--steps", 128, "--num-envs", 2, "--segment-steps", 32, *SHORT)
     assert wsa("collect", *more).code == 0

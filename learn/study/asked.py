@@ -1,0 +1,56 @@
+"""What the studies of trained runs are asked for, and how they answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wsa.encode.configs import weights_files
+from wsa.encode.inference.cores import threads_for
+from wsa.encode.inference.encoder import choose_device
+from wsa.learn.bench.grid import Judging
+from wsa.learn.configs.study import RunsOptions
+from wsa.learn.runs.player import Player, open_player
+from wsa.learn.study.output import PAGE
+from wsa.store.common import terminal
+from wsa.store.common.errors import UsageError
+from wsa.store.common.ranges import check_ranges
+
+
+def runs_of(o: RunsOptions) -> list[Path]:
+    """Folders of the runs, each once.
+
+    Raises:
+        UsageError: None is named, or an option is out of range.
+    """
+    check_ranges(o)
+    if not o.runs:
+        raise UsageError(
+            "bad-option", f"wsa study {o.kind}: name the folder of one trained run or more."
+        )
+    return [Path(run) for run in dict.fromkeys(o.runs)]
+
+
+def judging_of(o: RunsOptions) -> Judging:
+    """How games are played."""
+    return Judging(o.episodes, o.epsilon, o.eval_seed, o.eval_num_envs)
+
+
+def open_run(o: RunsOptions, run: Path) -> Player:
+    """A run's network and its models, as the options say."""
+    return open_player(
+        run,
+        weights=weights_files(o.weights),
+        device=choose_device(o.device),
+        engine=o.engine,
+        threads=threads_for(o.threads),
+    )
+
+
+def tell(o: RunsOptions, text: str, values: dict[str, Any]) -> int:
+    """Print what came of a study, and where its page is; returns exit code 0."""
+    if o.json:
+        return terminal.result(True, values)
+    print(text)
+    terminal.say(f"{Path(o.study_dir) / PAGE}")
+    return 0

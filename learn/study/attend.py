@@ -1,0 +1,118 @@
+"""`wsa study attend`: which model a fusion listens to, when, and whether that matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from wsa.learn.configs.fusions import FUSIONS, PIXELS
+from wsa.learn.configs.study import AttendOptions
+from wsa.learn.evaluation.video import labels
+from wsa.learn.fusion.build import fusion_class
+from wsa.learn.runs.config import read_config
+from wsa.learn.study import attend_report
+from wsa.learn.study.asked import judging_of, open_run, runs_of, tell
+from wsa.learn.study.games import Games, Played
+from wsa.learn.study.interventions import KINDS, Kind, intervened
+from wsa.learn.study.listened import Log, read_log
+from wsa.learn.training import checkpoint
+from wsa.store.common import terminal
+from wsa.store.common.errors import UsageError
+
+EMULATOR_HZ = 60
+
+
+def attend(o: AttendOptions) -> int:
+    """`wsa study attend`."""
+    runs = runs_of(o)
+    for run in runs:  # All of them, before the first is played.
+        _check(run)
+        read_log(run)
+    judging = judging_of(o)
+    games = Games(Path(o.study_dir), judging)
+    if o.dry_run:
+        return _dry(o, runs, games)
+    found = []
+    for run in runs:
+        terminal.say(f"{run}: {o.episodes} games in each of {len(KINDS)} conditions")
+        with terminal.Progress(run.name, "games", shown=not o.json) as progress:
+            found.append(_look(o, run, games, progress.update))
+    text = attend_report.write(Path(o.study_dir), found, judging)
+    return tell(o, text, {"runs": [attend_report.summary(one) for one in found]})
+
+
+def _check(folder: Path) -> None:
+    """Refuse a run whose fusion gives models no weights.
+
+    Raises:
+        MissingError: There is no run.
+        UsageError: It does not.
+    """
+    fusion = read_config(folder).network.fusion.name
+    if fusion == PIXELS or not fusion_class(fusion).weighs:
+        able = ", ".join(name for name in FUSIONS if fusion_class(name).weighs)
+        raise UsageError(
+            "bad-option",
+            f"{folder}: --fusion {fusion} gives its models no weights. Those that do are {able}.",
+        )
+
+
+def _dry(o: AttendOptions, runs: list[Path], games: Games) -> int:
+    left = 0
+    for run in runs:
+        mean = read_log(run).weights.mean(axis=0).tolist()
+        left += len(_left(run, mean, games)) if o.episodes else 0
+    total = {"runs": len(runs), "conditions_left": left, "games_left": left * o.episodes}
+    return terminal.result(o.json, total)
+
+
+def _left(run: Path, mean: Sequence[float], games: Games) -> list[Kind]:
+    """Conditions that a run was not played in."""
+    config, network = read_config(run), checkpoint.digest(run / "checkpoints")
+    return [kind for kind in KINDS if not games.find(config, network, condition(kind, mean))]
+
+
+def _look(
+    o: AttendOptions, run: Path, games: Games, on_games: Callable[[int, int], None]
+) -> attend_report.Attended:
+    """Read a run's weights, and play it in every condition that it was not played in."""
+    config, log = read_config(run), read_log(run)
+    played = _play(o, run, log, games, on_games) if o.episodes else {}
+    steps_per_s = EMULATOR_HZ / config.protocol.frame_skip
+    chance = games.random(config) if o.episodes else None
+    models = tuple(labels(config.models))
+    return attend_report.Attended(str(run), config, models, steps_per_s, log, played, chance)
+
+
+def _play(
+    o: AttendOptions, run: Path, log: Log, games: Games, on_games: Callable[[int, int], None]
+) -> dict[Kind, Played]:
+    mean = log.weights.mean(axis=0).tolist()
+    config, network = read_config(run), checkpoint.digest(run / "checkpoints")
+    left = _left(run, mean, games)
+    found = {kind: games.find(config, network, condition(kind, mean)) for kind in KINDS}
+    if left:
+        player = open_run(o, run)
+    for done, kind in enumerate(left):
+
+        def on_step(_: int, finished: int, before: int = done * o.episodes) -> None:
+            on_games(before + finished, len(left) * o.episodes)
+
+        fresh = player.having(None)  # What it sees in one condition is not known in the next.
+        with intervened(player.network.torso.fusion, kind, mean, o.eval_seed):
+            found[kind] = games.play(
+                config,
+                network,
+                condition(kind, mean),
+                fresh.policy(o.eval_num_envs, o.epsilon, o.eval_seed),
+                fresh.embedder,
+                on_step,
+            )
+    return {kind: games for kind, games in found.items() if games is not None}
+
+
+def condition(kind: Kind, mean: Sequence[float]) -> str:
+    """A name for a condition that says all that its games depend on."""
+    if kind in ("none", "shuffled"):
+        return kind
+    return f"{kind} {'+'.join(f'{weight:.6f}' for weight in mean)}"

@@ -1,0 +1,228 @@
+"""The report of `wsa study attend`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsa.learn.bench.grid import Judging
+from wsa.learn.evaluation.scores import Interval
+from wsa.learn.report import figures
+from wsa.learn.report.document import Figure, Part, Text, table
+from wsa.learn.runs.config import OfflineRun, OnlineRun
+from wsa.learn.study import output
+from wsa.learn.study.games import NOTHING_TO_LOSE, Played, difference, judged
+from wsa.learn.study.interventions import Kind
+from wsa.learn.study.listened import (
+    REACH,
+    Log,
+    around_rewards,
+    by_action,
+    effective_number,
+    entropy,
+    switches_per_second,
+)
+
+KIND, TITLE = "attend", "Which model is listened to"
+FEW = 5  # Games, of which an interval says nothing.
+MOST_POINTS = 400  # Of a film.
+SIGNS = {1: "rewards", -1: "penalties"}
+SAID = {
+    "none": "as trained",
+    "frozen": "weights frozen at their mean",
+    "uniform": "weights uniform",
+    "shuffled": "context of another state",
+}
+COLUMNS = (
+    "run", "game", "fusion", "seed", "model", "mean_weight", "std_weight", "largest_share", "entropy",
+    "effective_number", "switches_per_s", "steps", "games",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Attended:
+    """A run whose weights were looked at.
+
+    Attributes:
+        run: Its folder.
+        config: The run.
+        models: What its models are called.
+        steps_per_s: Steps in a second of play.
+        log: The weights of its newest evaluation.
+        games: What it returned in each condition; empty if nothing was played.
+        random: What a random policy returned; None if nothing was played.
+    """
+
+    run: str
+    config: OfflineRun | OnlineRun
+    models: tuple[str, ...]
+    steps_per_s: float
+    log: Log
+    games: dict[Kind, Played]
+    random: Played | None
+
+
+def write(folder: Path, runs: Sequence[Attended], judging: Judging) -> str:
+    """Write tables and page; returns the study as Markdown."""
+    parts = [part for one in runs for part in _parts(one)]
+    weighed = (
+        "Weights of every step of the run's newest wsa eval, made to sum to 1. Effective number: exp of "
+        "their entropy, from 1 to the number of models. Largest: share of steps in which a model has "
+        "the largest weight; a switch is a step at which that is another model. Bands around rewards: "
+        "95 % bootstrap over the rewards."
+    )
+    played = f" Interventions: {judged(judging)}." if judging.episodes else ""
+    rows = (row for one in runs for row in _rows(one))
+    extra = {
+        "attend-events": (EVENT_COLUMNS, [row for one in runs for row in _event_rows(one)]),
+        "attend-actions": (ACTION_COLUMNS, [row for one in runs for row in _action_rows(one)]),
+        "attend-games": (GAME_COLUMNS, [row for one in runs for row in _game_rows(one)]),
+    }
+    return output.write(folder, KIND, TITLE, parts, weighed + played, COLUMNS, rows, extra)
+
+
+def summary(one: Attended) -> dict[str, Any]:
+    """A run as JSON values."""
+    return {
+        "run": one.run,
+        "models": [dict(zip(COLUMNS, row, strict=True)) for row in _rows(one)],
+        "games": {kind: list(played.interval) for kind, played in one.games.items()},
+    }
+
+
+def _about(one: Attended) -> tuple[Any, ...]:
+    c = one.config
+    return one.run, c.game, c.network.fusion.name, c.seed
+
+
+def _rows(one: Attended) -> Iterator[tuple[Any, ...]]:
+    shares = one.log.shares
+    largest = np.bincount(shares.argmax(axis=1), minlength=len(one.models)) / len(shares)
+    whole = (
+        float(entropy(shares).mean()), float(effective_number(shares).mean()),
+        switches_per_second(one.log, one.steps_per_s), len(shares), int(one.log.game.max()) + 1,
+    )  # fmt: skip
+    for i, model in enumerate(one.models):
+        own = float(shares[:, i].mean()), float(shares[:, i].std()), float(largest[i])
+        yield (*_about(one), model, *own, *whole)
+
+
+EVENT_COLUMNS = ("run", "game", "fusion", "seed", "event", "count", "model", "step", "mean", "low",
+                 "high")  # fmt: skip
+ACTION_COLUMNS = ("run", "game", "fusion", "seed", "action", "count", "model", "mean_weight")
+GAME_COLUMNS = ("run", "game", "fusion", "seed", "condition", "number", "return")
+
+
+def _event_rows(one: Attended) -> Iterator[tuple[Any, ...]]:
+    for sign, name in SIGNS.items():
+        found = around_rewards(one.log, sign)
+        if found is None:
+            continue
+        count, bands = found
+        for model, band in zip(one.models, bands, strict=True):
+            for at, values in enumerate(band.T, -REACH):
+                yield (*_about(one), name, count, model, at, *values.tolist())
+
+
+def _action_rows(one: Attended) -> Iterator[tuple[Any, ...]]:
+    actions = one.config.protocol.actions
+    counts, means = by_action(one.log, len(actions))
+    for action, count, row in zip(actions, counts.tolist(), means.tolist(), strict=True):
+        for model, mean in zip(one.models, row, strict=True):
+            yield (*_about(one), action, count, model, mean if count else "")
+
+
+def _game_rows(one: Attended) -> Iterator[tuple[Any, ...]]:
+    for kind, played in one.games.items():
+        for number, returned in enumerate(played.returns):
+            yield (*_about(one), kind, number, returned)
+
+
+def _parts(one: Attended) -> Iterator[Part]:
+    name = f"{one.config.game}, {one.config.network.fusion.name}, seed {one.config.seed}"
+    rows = list(_rows(one))
+    *_, effective, switches, steps, games = rows[0]
+    yield Text(
+        f"{one.run}: {name}; {steps:,} steps of {games} games. {effective:.2f} of {len(one.models)} "
+        f"models are listened to at a time, and another one most {switches:.2f} times a second."
+    )
+    yield table(
+        f"Use of the models: {name}",
+        ("model", "mean weight", "std", "largest in"),
+        [(r[4], f"{r[5]:.3f}", f"{r[6]:.3f}", f"{r[7]:.0%} of steps") for r in rows],
+    )
+    yield _film(one)
+    for sign, event in SIGNS.items():
+        found = around_rewards(one.log, sign)
+        if found is not None:
+            count, bands = found
+            x = np.arange(-REACH, REACH + 1) / one.steps_per_s
+            yield Figure(
+                f"Around {event}",
+                figures.events(x, one.models, list(bands), "seconds from it"),
+                f"{count:,} {event}; mean weight with 95 % bootstrap band.",
+            )
+    actions = one.config.protocol.actions
+    counts, means = by_action(one.log, len(actions))
+    yield table(
+        "Weights by action",
+        ("action", "steps", *one.models),
+        [
+            (action, f"{count:,}", *(f"{w:.3f}" if count else None for w in row))
+            for action, count, row in zip(actions, counts.tolist(), means.tolist(), strict=True)
+        ],
+    )
+    yield from _interventions(one)
+
+
+def _film(one: Attended) -> Figure:
+    """The first game's weights over time, averaged over even stretches if it is long."""
+    shares = one.log.shares[one.log.game == 0]
+    stretches = np.array_split(np.arange(len(shares)), min(len(shares), MOST_POINTS))
+    means = np.stack([shares[at].mean(axis=0) for at in stretches], axis=1)
+    seconds = np.array([at[0] for at in stretches]) / one.steps_per_s
+    return Figure(
+        "The first game",
+        figures.stacked(one.models, seconds, means, "seconds"),
+        "Each model's weight, on top of each other.",
+    )
+
+
+def _so(lost: Interval | None, games: int) -> str:
+    if lost is None:
+        return ""
+    if games < FEW:
+        return "too few games to say"
+    return "it matters" if lost.low > 0 else "no loss shown"
+
+
+def _interventions(one: Attended) -> Iterator[Part]:
+    if not one.games:
+        yield Text("No interventions were played.")
+        return
+    base = one.games["none"]
+    rows: list[tuple[object, ...]] = []
+    for kind, played in one.games.items():
+        lost = None if kind == "none" else difference(base, played)
+        rows.append((SAID[kind], played.interval, lost, _so(lost, len(played.returns))))
+    if one.random is not None:
+        rows.append(("random policy", one.random.interval, difference(base, one.random), ""))
+        if not difference(base, one.random).low > 0:
+            yield Text(NOTHING_TO_LOSE)
+    yield table(
+        "Does the attention matter?",
+        ("played", "mean return", "loss against as trained", "so"),
+        rows,
+        "A loss whose interval holds 0 shows nothing; more --episodes may.",
+    )
+    bars = [
+        figures.Bar(SAID[kind], *played.interval, int(kind != "none"))
+        for kind, played in one.games.items()
+    ]
+    yield Figure(
+        "Return under interventions", figures.intervals(bars, "raw return", line=base.mean)
+    )

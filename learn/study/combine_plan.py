@@ -1,0 +1,233 @@
+"""The grid of `wsa study combine`: which runs it has, which it leaves out and why, what it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from wsa.encode.models.registry import parse_request
+from wsa.learn.bench import grid
+from wsa.learn.bench.grid import Cell, Settings, without_judging
+from wsa.learn.configs.bench import BenchOptions
+from wsa.learn.configs.fusions import PIXELS
+from wsa.learn.configs.learn import RunRequest
+from wsa.learn.configs.study import CombineOptions
+from wsa.learn.runs import dry_run
+from wsa.learn.runs.config import OfflineRun, OnlineRun
+from wsa.learn.runs.data import only
+from wsa.learn.runs.network import make_network
+from wsa.learn.runs.setup import configure
+from wsa.store.common.errors import MissingError, UsageError, WsaError
+from wsa.store.format.records import SegmentMeta
+from wsa.store.objects.flat_map import shapes_of
+from wsa.store.objects.snapshot import Snapshot
+
+PAPER = ("wsa", "lin", "fix", "cnn", "mix", "res", "dpa")
+CONTROLS = ("mean", "uniform", "unshared", "moe", "single")
+UNTRAINED = ":random"
+QUICK = {"updates": 2000, "total_timesteps": 20_000}
+QUICK_GAMES = 5
+STEPS_PER_S = 500.0  # Of an emulator and a small network on one core, beside which models run.
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A run of the study.
+
+    Attributes:
+        cell: The run.
+        method: What is compared.
+        config: What it will be; None where the store lacks a model of an online run yet.
+        parameters: Numbers that its network learns, where that is known.
+    """
+
+    cell: Cell
+    method: str
+    config: OfflineRun | OnlineRun | None
+    parameters: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The grid.
+
+    Attributes:
+        bench: The same as a bench's options.
+        settings: What all runs share.
+        runs: Those to be trained and judged.
+        left_out: What cannot be, and why.
+    """
+
+    bench: BenchOptions
+    settings: Settings
+    runs: tuple[Planned, ...]
+    left_out: dict[str, str]
+
+
+def method_of(request: RunRequest) -> str:
+    """What a run of the grid is called in tables."""
+    if request.fusion == PIXELS:
+        return "pixels"
+    return f"single {request.models[0]}" if request.fusion == "single" else request.fusion
+
+
+def untrained(models: Sequence[str]) -> tuple[str, ...]:
+    """The same models with random weights, those that have weights; none where none has."""
+    found = tuple(_untrained(name) for name in models)
+    return () if found == tuple(models) else found
+
+
+def _untrained(name: str) -> str:
+    """A model with random weights; itself where it is, or where it has none."""
+    if name.endswith(UNTRAINED):
+        return name
+    try:
+        parse_request(name + UNTRAINED, {})
+    except UsageError:  # It has no weights; or it is a key, which says what they are.
+        return name
+    return name + UNTRAINED
+
+
+def bench_options(o: CombineOptions, **changes: object) -> BenchOptions:
+    """The study as the options of a bench."""
+    named = {f.name for f in dataclasses.fields(BenchOptions)}
+    shared = {f.name: getattr(o, f.name) for f in dataclasses.fields(o) if f.name in named}
+    fusions = (*PAPER, *CONTROLS, *((PIXELS,) if o.online else ()))
+    folder = str(Path(o.study_dir) / "combine")
+    options = BenchOptions(**{**shared, "fusions": fusions, "bench_dir": folder, **changes})
+    if not o.quick:
+        return options
+    learner = options.algorithm
+    short = {k: min(n, getattr(learner, k)) for k, n in QUICK.items() if hasattr(learner, k)}
+    return dataclasses.replace(
+        options,
+        seeds=options.seeds[:1],
+        episodes=min(QUICK_GAMES, options.episodes),
+        algorithm=msgspec.structs.replace(learner, **short),
+    )
+
+
+def plan(o: CombineOptions, snapshot: Snapshot, device: str) -> Plan:
+    """The grid, as far as it can be.
+
+    Raises:
+        UsageError: Options contradict each other, or there are no two models to combine.
+        MissingError: No frames, or a model has not encoded them.
+        ConflictError: The study was begun with other options.
+    """
+    bench = bench_options(o)
+    if len(dict.fromkeys(o.models)) < 2:
+        raise UsageError(
+            "bad-option",
+            "wsa study combine: name the models that are combined, at least two: "
+            "--models palette,objects.",
+        )
+    grid.check(bench)
+    settings = grid.settle(bench, snapshot)
+    cells = [(cell, method_of(cell.request)) for cell in grid.cells(bench, settings)]
+    if control := untrained(o.models):
+        alike = dataclasses.replace(bench, fusions=("wsa",), models=control)
+        cells += [(cell, "wsa, untrained models") for cell in grid.cells(alike, settings)]
+    runs: list[Planned] = []
+    left_out: dict[str, str] = {}
+    for cell, method in cells:
+        found = _planned(cell, method, snapshot, device, o.dry_run)
+        if isinstance(found, Planned):
+            runs.append(found)
+        elif method == "wsa":
+            raise found  # What fails here fails everywhere.
+        else:
+            left_out.setdefault(f"{cell.request.game}, {method}", str(found))
+    return Plan(bench, settings, tuple(runs), left_out)
+
+
+def _planned(
+    cell: Cell, method: str, snapshot: Snapshot, device: str, dry: bool
+) -> Planned | WsaError:
+    """A run, or why it cannot be."""
+    request = without_judging(cell.request)
+    if not request.online:
+        snapshot = only(snapshot, request.game, cell.segments)
+    try:
+        config = configure(request, snapshot, device, dry_run=dry)
+    except (UsageError, MissingError) as error:
+        if request.online and dry and "--dry-run" in str(error):
+            return Planned(cell, method, None, None)
+        return error
+    return Planned(cell, method, config, count_parameters(config, snapshot))
+
+
+def count_parameters(config: OfflineRun | OnlineRun, snapshot: Snapshot) -> int:
+    """Numbers that a run's network learns; nothing is allocated."""
+    if isinstance(config, OnlineRun):
+        windows, shapes = config.looks, config.shapes
+    else:
+        windows, shapes, _ = shapes_of(snapshot, config.game, config.inputs)
+    with torch.device("meta"):
+        network = make_network(config, windows, shapes)
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def costs(made: Plan, left: Sequence[Planned], snapshot: Snapshot, device: str) -> dict[str, float]:
+    """What is left to be done, in runs, updates or steps, games and minutes.
+
+    Updates are timed on noise; what a step of a game takes is known of each model by what its
+    passes took when the store was filled, as if no frame of a game were known.
+    """
+    unit = "steps" if made.bench.online else "updates"
+    todo = [max(0, run.cell.total - run.cell.done()) for run in left]
+    found: dict[str, float] = {
+        "runs": len(made.runs),
+        "left": len(left),
+        f"{unit}_left": sum(todo),
+        "games_left": len(left) * made.bench.episodes,
+    }
+    training = playing = 0.0
+    rates: dict[tuple[str, str], float] = {}
+    for run, steps in zip(left, todo, strict=True):
+        config = run.config
+        per_step = _seconds_per_step(snapshot, config)
+        playing += 2 * made.bench.episodes * _steps_per_game(snapshot, run.cell) * per_step
+        if isinstance(config, OfflineRun):
+            about = run.cell.request.game, run.method
+            if about not in rates:
+                data = only(snapshot, config.game, config.segments)
+                rates[about] = dry_run.estimate(data, config, device)["minutes"] / config.total
+            training += steps * rates[about]
+        else:
+            training += steps * per_step / 60
+    return found | {"minutes_training": training, "minutes_playing": playing / 60}
+
+
+def _seconds_per_step(snapshot: Snapshot, config: OfflineRun | OnlineRun | None) -> float:
+    seconds = 1 / STEPS_PER_S
+    for key in config.inputs if config else ():
+        metas = [m for m in snapshot.embeddings(model=key) if m.passes]
+        seconds += sum(m.seconds for m in metas) / max(1, sum(m.passes for m in metas))
+    return seconds
+
+
+def _steps_per_game(snapshot: Snapshot, cell: Cell) -> float:
+    """Mean length of the games in the store; where none has ended, of the longest stretch."""
+    game = cell.request.game
+    metas = snapshot.segments(game) if game in snapshot.games else []
+    lengths = [steps for meta in metas for steps, _ in meta.episodes]
+    by_env = itertools.groupby(sorted(metas, key=_place), key=_place)
+    played = [sum(meta.steps for meta in mine) for _, mine in by_env]
+    return float(np.mean(lengths)) if lengths else float(max(played, default=math.nan))
+
+
+def _place(meta: SegmentMeta) -> tuple[str, int]:
+    return meta.run, meta.env
+
+
+def left_of(made: Plan) -> Iterator[Planned]:
+    """Runs that are not judged yet."""
+    return (run for run in made.runs if run.cell.result() is None)

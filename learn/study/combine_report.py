@@ -1,0 +1,382 @@
+"""The report of `wsa study combine`: what each way of combining models is worth, and how sure that is.
+
+By Agarwal et al. (2021, arXiv 2108.13264): interquartile means over games and seeds with stratified
+bootstrap intervals, probabilities of improvement, performance profiles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsa.learn.bench.grid import Result, changed
+from wsa.learn.bench.plot import STRETCHES, averages
+from wsa.learn.bench.report import Method, curves_of, returns_of
+from wsa.learn.bench.run_cell import Failure
+from wsa.learn.evaluation.comparisons import improvement_interval, profile_band
+from wsa.learn.evaluation.scores import (
+    Interval,
+    Scores,
+    human_normalised,
+    mean_score,
+    stratified_interval,
+)
+from wsa.learn.report import figures
+from wsa.learn.report.document import Figure, Part, Table, Text, table
+from wsa.learn.study import output
+from wsa.learn.study.combine_plan import PAPER, Plan
+
+KIND, TITLE = "combine", "Ways of combining models"
+REFERENCE = "wsa"
+MOST_CURVES = 6
+FEW = 3  # Seeds.
+SURE = 1.96  # Standard errors of a 95 % interval.
+COLUMNS = (
+    "game", "method", "fusion", "models", "seed", "parameters", "trained", "episodes", "return_mean",
+    "return_low", "return_high", "random_return_mean", "human_normalised", "better_than_random", "run",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        markdown: To read.
+        table: A line for each method, as JSON values.
+    """
+
+    markdown: str
+    table: list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A run that was judged.
+
+    Attributes:
+        method: What is compared.
+        result: What came of it.
+        parameters: Numbers that its network learns.
+        folder: The run's.
+    """
+
+    method: str
+    result: Result
+    parameters: int | None
+    folder: Path
+
+    @property
+    def mean(self) -> float:
+        """Mean raw return of its games."""
+        return float(self.result.summary["return_mean"])
+
+    @property
+    def learned(self) -> bool:
+        """Whether it plays better than the random policy beside it, by 95 % of the difference.
+
+        Welch's standard error of the difference of two means.
+        """
+        summary = self.result.summary
+        spreads = summary["return_std"] ** 2 + summary["random_return_std"] ** 2
+        difference = self.mean - summary["random_return_mean"]
+        return bool(difference > SURE * math.sqrt(spreads / summary["episodes"]))
+
+
+def write(folder: Path, made: Plan, failures: Sequence[Failure]) -> Report:
+    """Write tables and page, of the runs that are there.
+
+    Args:
+        folder: The study's folder.
+        made: Its grid.
+        failures: Runs that failed.
+    """
+    runs = [
+        Judged(run.method, result, run.parameters, run.cell.folder)
+        for run in made.runs
+        if (result := run.cell.result()) is not None
+    ]
+    methods = list(dict.fromkeys(run.method for run in made.runs))
+    tables = {name: _scores(runs, name) for name in methods}
+    overall = list(_overall(runs, methods, tables))
+    parts: list[Part] = [*_about(made, runs, failures), *_raw(runs, methods), *_aggregate(overall)]
+    parts += [*_figures(runs, methods, tables, overall), *_curves(runs)]
+    bench = made.bench
+    judged = (
+        f"{bench.episodes} full games a run (epsilon {bench.epsilon:g}, environments seeded from "
+        f"{bench.eval_seed}), raw returns; beside each run a random policy under the same protocol "
+        "and seeds, and a run is no better than it where Welch's 95 % interval of the difference "
+        "reaches 0. Human-normalised: 0 plays like chance, 1 like the human tester. IQM: interquartile "
+        "mean over games x seeds with 95 % stratified bootstrap interval. P: probability that a run of "
+        f"{REFERENCE} scores more than one of the method on a game drawn at random (Mann-Whitney), with "
+        "95 % bootstrap interval, on raw returns. All after Agarwal et al., 2021 (arXiv 2108.13264). "
+        f"Trained by wsa learn with {', '.join(changed(bench)) or 'its defaults'}; store "
+        f"{made.settings.options['store']}."
+    )
+    markdown = output.write(folder, KIND, TITLE, parts, judged, COLUMNS, map(_row, runs))
+    return Report(markdown, [dataclasses.asdict(line) for line in overall])
+
+
+def _row(run: Judged) -> tuple[Any, ...]:
+    r, s = run.result, run.result.summary
+    return (
+        r.game, run.method, r.fusion, "+".join(r.models), r.seed, run.parameters, s["updates"],
+        s["episodes"], s["return_mean"], s["return_low"], s["return_high"], s["random_return_mean"],
+        s["human_normalised"], run.learned, run.folder.name,
+    )  # fmt: skip
+
+
+def _scores(runs: Sequence[Judged], method: str) -> dict[str, dict[int, float]]:
+    """Mean raw returns of a method's runs, by game and seed."""
+    found: dict[str, dict[int, float]] = {}
+    for run in runs:
+        if run.method == method:
+            found.setdefault(run.result.game, {})[run.result.seed] = run.mean
+    return found
+
+
+def complete(raw: Mapping[str, Mapping[int, float]], games: Sequence[str]) -> Scores:
+    """Raw returns (seeds, games) of the seeds that played all of some games; maybe of none."""
+    seeds = sorted(set.intersection(*(set(raw.get(game, {})) for game in games))) if games else []
+    return np.array([[raw[game][s] for game in games] for s in seeds], np.float64)
+
+
+def _normalised(raw: Scores, games: Sequence[str]) -> Scores:
+    columns = [[human_normalised(game, x) for x in raw[:, i]] for i, game in enumerate(games)]
+    return np.array(columns, np.float64).T
+
+
+@dataclasses.dataclass(frozen=True)
+class Overall:
+    """A method over all games.
+
+    Attributes:
+        method: The method.
+        parameters: Of its largest network.
+        runs: How many were judged.
+        no_better: How many of them are no better than random.
+        iqm: Interquartile mean of human-normalised scores.
+        against: Probability that the reference is better.
+    """
+
+    method: str
+    parameters: int | None
+    runs: int
+    no_better: int
+    iqm: Interval | None
+    against: Interval | None
+
+
+def _overall(
+    runs: Sequence[Judged], methods: Sequence[str], tables: Mapping[str, Any]
+) -> Iterator[Overall]:
+    for method in methods:
+        mine = [run for run in runs if run.method == method]
+        raw = tables[method]
+        known = [game for game in raw if human_normalised(game, 0.0) is not None]
+        whole = complete(raw, known)
+        iqm = stratified_interval(_normalised(whole, known)) if whole.size else None
+        shared = [game for game in raw if game in tables.get(REFERENCE, {})]
+        ours, theirs = complete(tables.get(REFERENCE, {}), shared), complete(raw, shared)
+        against = None
+        if method != REFERENCE and ours.size and theirs.size:
+            against = improvement_interval(ours, theirs)
+        counts = [run.parameters for run in mine if run.parameters is not None]
+        yield Overall(
+            method, max(counts, default=None), len(mine), sum(not run.learned for run in mine), iqm,
+            against,
+        )  # fmt: skip
+
+
+def _about(
+    made: Plan, runs: Sequence[Judged], failures: Sequence[Failure]
+) -> Iterator[Text | Table]:
+    lost = len(made.runs) - len(runs)
+    yield Text(f"{len(runs)} of {len(made.runs)} runs are trained and judged.")
+    if len({run.result.seed for run in runs}) < FEW:
+        yield Text("With fewer than three seeds the intervals say little of how another seed does.")
+    if failures:
+        rows = [(failure.cell, failure.kind, failure.message) for failure in failures]
+        yield table("Runs that failed", ("run", "kind", "why"), rows)
+    elif lost:
+        yield Text(f"{lost} are missing: the same command again continues.")
+    if made.left_out:
+        yield table(
+            "Left out",
+            ("what", "why"),
+            list(made.left_out.items()),
+            "They cannot be with these models.",
+        )
+
+
+def _raw(runs: Sequence[Judged], methods: Sequence[str]) -> Iterator[Table]:
+    for game in dict.fromkeys(run.result.game for run in runs):
+        rows = []
+        for method in methods:
+            mine = [r for r in runs if r.method == method and r.result.game == game]
+            if mine:
+                rows.append(_line(method, mine))
+        chance = next(r for r in runs if r.result.game == game).result.summary["random_return_mean"]
+        rows.append(("random policy", f"{chance:,.1f}", "-", "-", "-", ""))
+        yield table(
+            f"Raw return: {game}",
+            (
+                "method",
+                "mean",
+                "std over seeds",
+                "seeds",
+                "parameters",
+                "runs no better than random",
+            ),
+            rows,
+        )
+
+
+def _line(method: str, mine: Sequence[Judged]) -> tuple[object, ...]:
+    means = np.array([run.mean for run in mine])
+    spread = f"{means.std(ddof=1):,.1f}" if len(means) > 1 else None
+    no_better = sum(not run.learned for run in mine)
+    count = mine[0].parameters
+    return (
+        method, f"{means.mean():,.1f}", spread, len(mine), count and f"{count:,}",
+        f"{no_better} of {len(mine)}" if no_better else "",
+    )  # fmt: skip
+
+
+def _aggregate(overall: Sequence[Overall]) -> Iterator[Table]:
+    best = sorted(overall, key=lambda line: -line.iqm.value if line.iqm else math.inf)
+    yield table(
+        "Over all games",
+        ("method", "IQM", f"P({REFERENCE} better)", "parameters", "runs", "no better than random"),
+        [
+            (
+                line.method,
+                line.iqm,
+                line.against,
+                line.parameters and f"{line.parameters:,}",
+                line.runs,
+                f"{line.no_better} of {line.runs}",
+            )
+            for line in best
+        ],
+        "Human-normalised. P above 0.5: the reference is better more often than not; an interval that "
+        "holds 0.5 decides nothing.",
+    )
+
+
+def _figures(
+    runs: Sequence[Judged],
+    methods: Sequence[str],
+    tables: Mapping[str, Any],
+    overall: Sequence[Overall],
+) -> Iterator[Figure]:
+    style = {name: 0 if name in PAPER else 1 for name in methods}
+    scored = [line for line in overall if line.iqm]
+    scored.sort(key=lambda line: -line.iqm.value if line.iqm else 0.0)
+    bars = [figures.Bar(line.method, *line.iqm, style[line.method]) for line in scored if line.iqm]
+    paper = "The paper's methods in the first color, controls in the second."
+    if bars:
+        yield Figure(
+            "Interquartile mean over games and seeds",
+            figures.intervals(bars, "human-normalised score", line=0.0),
+            f"{paper} 0 plays like chance.",
+        )
+    counted = [
+        (bar, line.parameters)
+        for bar, line in zip(bars, scored, strict=True)
+        if line.parameters is not None
+    ]
+    if counted:
+        yield Figure(
+            "Score against parameters",
+            figures.points(
+                [bar.label for bar, _ in counted],
+                [float(count) for _, count in counted],
+                [bar for bar, _ in counted],
+                "parameters that are learnt",
+                "IQM",
+            ),
+            paper,
+        )
+    against = [figures.Bar(o.method, *o.against, style[o.method]) for o in overall if o.against]
+    if against:
+        yield Figure(
+            f"Probability that {REFERENCE} is better",
+            figures.intervals(against, f"P({REFERENCE} > method)", line=0.5),
+            "On a game drawn at random. An interval that holds 0.5 decides nothing.",
+        )
+    drawn = list(_profiles([line.method for line in scored], tables))
+    if drawn:
+        yield Figure(
+            "Performance profile",
+            figures.curves(drawn, "human-normalised score", "share of runs above"),
+            f"With 95 % bands; {REFERENCE} and the best others by IQM.",
+        )
+    for game in dict.fromkeys(run.result.game for run in runs):
+        yield _of_game(game, [run for run in runs if run.result.game == game], style)
+
+
+def _profiles(ranked: Sequence[str], tables: Mapping[str, Any]) -> Iterator[figures.Line]:
+    chosen = list(dict.fromkeys([*(m for m in ranked if m == REFERENCE), *ranked]))[:MOST_CURVES]
+    scores = {}
+    for method in chosen:
+        games = [game for game in tables[method] if human_normalised(game, 0.0) is not None]
+        scores[method] = _normalised(complete(tables[method], games), games)
+    every = [value for of in scores.values() for value in of.ravel().tolist()]
+    if not every:
+        return
+    low, high = min(every), max(every)
+    margin = 0.05 * (high - low) + 1e-3
+    thresholds = np.linspace(low - margin, high + margin, 101)
+    for method, of in scores.items():
+        yield figures.Line(method, thresholds, *profile_band(of, thresholds))
+
+
+def _of_game(game: str, runs: Sequence[Judged], style: Mapping[str, int]) -> Figure:
+    bars = []
+    for method in dict.fromkeys(run.method for run in runs):
+        mine = [run for run in runs if run.method == method]
+        summary = mine[0].result.summary
+        interval = Interval(mine[0].mean, summary["return_low"], summary["return_high"])
+        if len(mine) > 1:
+            interval = stratified_interval(np.array([[run.mean] for run in mine]), mean_score)
+        bars.append(figures.Bar(method, *interval, style[method]))
+    bars.sort(key=lambda bar: -bar.value)
+    chance = float(runs[0].result.summary["random_return_mean"])
+    return Figure(
+        f"Raw return: {game}",
+        figures.intervals(bars, "raw return", line=chance),
+        "Mean with 95 % bootstrap interval over seeds, of one seed over its games. Dashed: random policy.",
+    )
+
+
+def _curves(runs: Sequence[Judged]) -> Iterator[Figure]:
+    """What runs returned on their way, where they played."""
+    logged = list(curves_of([(run.folder, run.result) for run in runs]))
+    called = {str(Method(r.result.fusion, r.result.models)): r.method for r in runs}
+    for game, curves in returns_of(logged).items():
+        end = max(float(curve.steps.max()) for curve in curves)
+        middles = (np.arange(STRETCHES) + 0.5) / STRETCHES * end
+        lines = []
+        for method in dict.fromkeys(curve.method for curve in curves):
+            own = np.array([averages(curve, end) for curve in curves if curve.method == method])
+            known = np.isfinite(own).all(axis=0)
+            if known.any():
+                own = own[:, known]
+                lines.append(
+                    figures.Line(
+                        called[method],
+                        middles[known], own.mean(axis=0), own.min(axis=0), own.max(axis=0),
+                    )
+                )  # fmt: skip
+        if lines:
+            yield Figure(
+                f"On the way: {game}",
+                figures.curves(lines, "steps", "raw return"),
+                "Mean over seeds; the band is from the worst to the best seed.",
+            )

@@ -1,0 +1,148 @@
+"""Which model a fusion listened to, from `eval_weights.npz`: how much, how long, and around what."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.learn.evaluation.attention_log import FILE
+from wsa.store.common.errors import DamagedError, MissingError, UsageError
+
+REACH = 30  # Steps before and after a reward.
+MOST_EVENTS = 2000
+RESAMPLES = 1000
+
+Floats = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """The steps of an evaluation, game by game and in order.
+
+    Attributes:
+        models: Keys of the m models.
+        game: (n,) which game each step is of, from 0.
+        step: (n,) of that game, from 0.
+        action: (n,) what was done.
+        reward: (n,) what it earned, raw.
+        shares: (n, m) the fusion's weights, made to sum to 1.
+        weights: (n, m) as the fusion gave them.
+    """
+
+    models: tuple[str, ...]
+    game: NDArray[np.int64]
+    step: NDArray[np.int64]
+    action: NDArray[np.int64]
+    reward: Floats
+    shares: Floats
+    weights: Floats
+
+
+def read_log(folder: Path) -> Log:
+    """The weights that a run's newest evaluation kept.
+
+    Raises:
+        MissingError: There are none.
+        DamagedError: The file cannot be read.
+        UsageError: The evaluation left a model out, or has only one.
+    """
+    path = folder / FILE
+    if not path.exists():
+        raise MissingError(
+            "no-run",
+            f"{folder} has no {FILE}: 'wsa eval {folder}' keeps one, of a fusion that gives models "
+            "weights (wsa, dpa, unshared or moe).",
+        )
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            columns: dict[str, NDArray[Any]] = {name: found[name] for name in found.files}
+        order = np.lexsort((columns["step"], columns["episode"], columns["env"]))
+        columns = {k: v if k == "models" else v[order] for k, v in columns.items()}
+        weights = columns["weights"].astype(np.float64)
+        begins = columns["step"] == 0
+        log = Log(
+            tuple(map(str, columns["models"])),
+            np.cumsum(begins) - 1,
+            columns["step"].astype(np.int64),
+            columns["action"].astype(np.int64),
+            columns["reward"].astype(np.float64),
+            weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-8),
+            weights,
+        )
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise DamagedError(
+            "bad-array", f"{path} cannot be read ({error}). Make it again: wsa eval {folder}"
+        ) from None
+    if len(log.models) < 2 or not weights.any(axis=0).all():
+        raise UsageError(
+            "bad-option",
+            f"{path} is of an evaluation in which models were left out, or of one model alone. "
+            f"Evaluate the whole: wsa eval {folder}",
+        )
+    return log
+
+
+def effective_number(shares: Floats) -> Floats:
+    """exp(H) of each row: how many models are listened to, from 1 to m.
+
+    Args:
+        shares: (n, m), rows that sum to 1.
+    """
+    return np.asarray(np.exp(entropy(shares)))
+
+
+def entropy(shares: Floats) -> Floats:
+    """Entropy of each row in nats, (n,)."""
+    return np.asarray(-(shares * np.log(np.maximum(shares, 1e-12))).sum(axis=1))
+
+
+def switches_per_second(log: Log, steps_per_s: float) -> float:
+    """How often another model than a step before has the largest weight, within games."""
+    largest = log.shares.argmax(axis=1)
+    follows = log.step[1:] > 0
+    changed = (largest[1:] != largest[:-1]) & follows
+    return float(changed.sum() / max(1, follows.sum()) * steps_per_s)
+
+
+def by_action(log: Log, actions: int) -> tuple[NDArray[np.int64], Floats]:
+    """How often each action was taken, (actions,), and the mean shares at it, (actions, m)."""
+    count = np.bincount(log.action, minlength=actions)
+    sums = np.stack([np.bincount(log.action, of, actions) for of in log.shares.T], axis=1)
+    return count, np.asarray(sums / np.maximum(count, 1)[:, None])
+
+
+def around_rewards(log: Log, sign: int, reach: int = REACH) -> tuple[int, Floats] | None:
+    """Shares before and after rewards of a sign, with 95 % bootstrap bands over the rewards.
+
+    Args:
+        log: The steps.
+        sign: 1 or -1.
+        reach: Steps before and after.
+
+    Returns:
+        How many rewards there are, and (m, 3, 2 reach + 1): mean, lower and upper end for each
+        model; None if there are fewer than two. Steps beyond a game's ends count for nothing.
+    """
+    events = np.flatnonzero(np.sign(log.reward) == sign)
+    if len(events) < 2:
+        return None
+    total = len(events)
+    events = events[np.unique(np.linspace(0, total - 1, min(total, MOST_EVENTS)).astype(int))]
+    at = events[:, None] + np.arange(-reach, reach + 1)
+    inside = (at >= 0) & (at < len(log.step))
+    at = at.clip(0, len(log.step) - 1)
+    inside &= log.game[at] == log.game[events][:, None]
+    generator = np.random.default_rng(0)
+    drawn = generator.multinomial(len(events), np.full(len(events), 1 / len(events)), RESAMPLES)
+    counts = np.maximum(drawn @ inside, 1)
+    bands = []
+    for share in log.shares.T:
+        values = np.where(inside, share[at], 0.0)
+        mean = values.sum(axis=0) / np.maximum(inside.sum(axis=0), 1)
+        low, high = np.quantile(drawn @ values / counts, [0.025, 0.975], axis=0)
+        bands.append(np.stack([mean, low, high]))
+    return total, np.stack(bands)

@@ -1,0 +1,206 @@
+"""`wsa study scale --after played`: games of a trained network with sets of its models.
+
+All sets of up to four models, which gives each model's exact Shapley value of the return; of more
+the whole, each alone and each left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsa.learn.bench.grid import Judging
+from wsa.learn.evaluation.video import labels
+from wsa.learn.report import figures
+from wsa.learn.report.document import Figure, Part, Text, table
+from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
+from wsa.learn.runs.player import Player
+from wsa.learn.study import output
+from wsa.learn.study.cached_report import letters_of
+from wsa.learn.study.games import NOTHING_TO_LOSE, Games, Played, difference, judged
+from wsa.learn.study.subsets import Mask, shapley, subsets
+from wsa.learn.training import checkpoint
+
+KIND, TITLE = "scale-played", "After training, in games"
+MOST_EXACT = 4
+COLUMNS = ("run", "game", "fusion", "seed", "checkpoint", "present", "models", "number", "return",
+           "passes")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduced:
+    """A run, and its games with sets of its models.
+
+    Attributes:
+        run: Its folder.
+        config: The run.
+        models: What its models are called.
+        checkpoint: 12 hex digits of the network.
+        sets: Games by set, the whole last.
+        random: Games of a random policy.
+    """
+
+    run: str
+    config: OfflineRun | OnlineRun
+    models: tuple[str, ...]
+    checkpoint: str
+    sets: dict[Mask, Played]
+    random: Played
+
+    @property
+    def shapley(self) -> tuple[float, ...] | None:
+        """What each model adds to the return, if all sets were played; with none, chance plays."""
+        if len(self.sets) < 2 ** len(self.models) - 1:
+            return None
+        nothing = {(False,) * len(self.models): self.random.mean}
+        values = nothing | {mask: played.mean for mask, played in self.sets.items()}
+        return tuple(shapley(values).tolist())
+
+
+def masks(models: int) -> list[Mask]:
+    """Sets that are played, the whole last."""
+    every = subsets(models)
+    if models <= MOST_EXACT:
+        return every
+    return [mask for mask in every if sum(mask) in (1, models - 1, models)]
+
+
+def left(run: Path, games: Games) -> list[Mask]:
+    """Sets that a run was not played with."""
+    config, network = read_config(run), checkpoint.digest(run / "checkpoints")
+    return [m for m in masks(len(config.models)) if not games.find(config, network, _condition(m))]
+
+
+def measure(
+    run: Path,
+    games: Games,
+    judging: Judging,
+    open_run: Callable[[Path], Player],
+    on_games: Callable[[int, int], None],
+) -> Reduced:
+    """Play a run with every set of models that it was not played with.
+
+    Args:
+        run: Its folder.
+        games: What was played, and plays.
+        judging: How.
+        open_run: Opens the run, if there is something to play.
+        on_games: Called with (games played, all to be played).
+    """
+    config, network = read_config(run), checkpoint.digest(run / "checkpoints")
+    todo = left(run, games)
+    player = open_run(run) if todo else None
+    found: dict[Mask, Played] = {}
+    for mask in masks(len(config.models)):
+        known = games.find(config, network, _condition(mask))
+        if known is None:
+            assert player is not None
+            having, done = player.having(mask), todo.index(mask) * judging.episodes
+
+            def on_step(_: int, finished: int, done: int = done) -> None:
+                on_games(done + finished, len(todo) * judging.episodes)
+
+            policy = having.policy(judging.num_envs, judging.epsilon, judging.seed)
+            known = games.play(config, network, _condition(mask), policy, having.embedder, on_step)
+        found[mask] = known
+    models = tuple(labels(config.models))
+    return Reduced(str(run), config, models, network, found, games.random(config))
+
+
+def _condition(mask: Mask) -> str:
+    """A name for a set; all models are the run as it is."""
+    return "none" if all(mask) else f"models {''.join('01'[there] for there in mask)}"
+
+
+def write(folder: Path, runs: Sequence[Reduced], judging: Judging) -> str:
+    """Write tables and page; returns the study as Markdown."""
+    parts = [part for one in runs for part in _parts(one)]
+    said = (
+        f"{judged(judging)}. A model that is left out is not run at all. Shapley value (exact): what a "
+        "model adds to the mean return, averaged over all orders in which the models may join; without "
+        "any, a random policy plays."
+    )
+    rows = (row for one in runs for row in _rows(one))
+    return output.write(folder, KIND, TITLE, parts, said, COLUMNS, rows)
+
+
+def summary(one: Reduced) -> dict[str, Any]:
+    """A run as JSON values."""
+    return {
+        "run": one.run,
+        "sets": {_named(one, mask): list(played.interval) for mask, played in one.sets.items()},
+        "random": list(one.random.interval),
+        "shapley": one.shapley and dict(zip(one.models, one.shapley, strict=True)),
+    }
+
+
+def _rows(one: Reduced) -> list[tuple[Any, ...]]:
+    c = one.config
+    about = (one.run, c.game, c.network.fusion.name, c.seed, one.checkpoint)
+    every = [(_named(one, mask), sum(mask), played) for mask, played in one.sets.items()]
+    return [
+        (*about, name, count, number, returned, played.passes)
+        for name, count, played in [("", 0, one.random), *every]
+        for number, returned in enumerate(played.returns)
+    ]
+
+
+def _named(one: Reduced, mask: Mask) -> str:
+    return "+".join(m for m, there in zip(one.models, mask, strict=True) if there)
+
+
+def _parts(one: Reduced) -> list[Part]:
+    c = one.config
+    name = f"{c.game}, {c.network.fusion.name}, seed {c.seed}"
+    whole = one.sets[(True,) * len(one.models)]
+    learned = difference(whole, one.random).low > 0
+    parts: list[Part] = [Text(f"{one.run}: {name}; network {one.checkpoint}.")]
+    if not learned:
+        parts.append(Text(NOTHING_TO_LOSE))
+    bars = [
+        figures.Bar(_named(one, mask), *played.interval, int(not all(mask)))
+        for mask, played in one.sets.items()
+    ]
+    bars.append(figures.Bar("random policy", *one.random.interval, 2))
+    parts.append(
+        Figure(
+            f"Return with sets of models ({name})",
+            figures.intervals(bars, "raw return", line=one.random.mean),
+            "Mean with 95 % bootstrap interval over the games. Dashed: random policy.",
+        )
+    )
+    added = one.shapley
+    if added is not None:
+        values = {mask: played.mean for mask, played in one.sets.items()}
+        values[(False,) * len(one.models)] = one.random.mean
+        letters, said = letters_of(one.models)
+        parts.append(
+            Figure("Every set of models", figures.lattice(values, letters, "mean return"), said)
+        )
+        parts.append(
+            table(
+                "What each model adds",
+                ("model", "Shapley value of the return"),
+                [(m, f"{v:+.2f}") for m, v in zip(one.models, added, strict=True)],
+                f"They sum to {sum(added):+.2f}, what all models have over a random policy.",
+            )
+        )
+    parts.append(
+        table(
+            f"Games: {name}",
+            ("models", "mean return", "loss against the whole", "passes"),
+            [
+                (
+                    _named(one, mask),
+                    played.interval,
+                    None if all(mask) else difference(whole, played),
+                    f"{played.passes:,}",
+                )
+                for mask, played in one.sets.items()
+            ]
+            + [("random policy", one.random.interval, difference(whole, one.random), "0")],
+        )
+    )
+    return parts

@@ -1,0 +1,157 @@
+"""`wsa study` as a user meets it: what is refused before anything, what is played once, what goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from wsa.learn.bench import run_cell
+from wsa.learn.study import combine_plan, interventions, played
+
+RESNET, VIT = "test_resnet_r160_in1k", "test_vit_r160_in1k"
+LEARN = ("--batch-size", 4, "--fusion-size", 8, "--frame-stack", 1, "--log-frequency", 1)
+PLAY = ("--episodes", 2, "--epsilon", 0.5, "--eval-num-envs", 1)
+COMBINE = ("study", "combine", "--games", "Breakout", "--models", f"{RESNET},{VIT}", "--seeds", 1,
+           "--updates", 2, *LEARN, *PLAY, "--study-dir", "st")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained(two_models: Path) -> Path:
+    """A run on that store, which was judged."""
+    from wsa.cli import main
+
+    folder = two_models.parent / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WSA_STORE", str(two_models))
+        patch.setenv("WSA_CACHE", str(two_models.parent / "cache"))
+        for command in (
+            ("learn", "--game", "Breakout", "--updates", 4, *LEARN, "--run-dir", folder),
+            ("eval", folder, "--episodes", 2, "--num-envs", 1, "--epsilon", 0.5),
+        ):
+            assert main([str(word) for word in command]) == 0
+    return folder
+
+
+@pytest.fixture
+def ready(wsa, two_models, monkeypatch):
+    """`wsa` on that store."""
+    monkeypatch.setenv("WSA_STORE", str(two_models))
+    return wsa
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.mark.parametrize(
+    "arguments, code, why",
+    [
+        (("sclae",), 2, "Did you mean scale?"),
+        (("scale",), 2, "name the folder of one trained run"),
+        (("attend",), 2, "name the folder of one trained run"),
+        (("scale", "nowhere"), 3, "is not the folder of a run"),
+        (("attend", "nowhere"), 3, "is not the folder of a run"),
+        (("combine", "--models", RESNET), 2, "at least two"),
+        (("combine", "--models", f"{RESNET},oops", "--games", "Breakout"), 2, "oops"),
+        (
+            ("scale", "run", "--after", "played", "--episodes", 0),
+            2,
+            "--episodes must be at least 1",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(ready, trained, tmp_path, arguments, code, why):
+    outcome = ready("study", *(trained if a == "run" else a for a in arguments))
+    assert outcome.code == code and why in outcome.error, outcome.err
+    assert "Traceback" not in outcome.err and not (tmp_path / "study").exists()
+
+
+def test_sets_of_models_are_played_once(ready, trained, tmp_path, monkeypatch, unchanged):
+    how = ("study", "scale", trained, "--after", "played", *PLAY, "--study-dir", "st")
+    dry = json.loads(ready(*how, "--dry-run", "--json").out)
+    assert dry == {"runs": 1, "sets_left": 3, "games_left": 6}
+    assert not (tmp_path / "st").exists()
+    found = json.loads(ready(*how, "--json").out)
+    (run,) = found["runs"]
+    assert list(run["sets"]) == [RESNET, VIT, f"{RESNET}+{VIT}"]
+    whole, chance = run["sets"][f"{RESNET}+{VIT}"][0], run["random"][0]
+    assert sum(run["shapley"].values()) == pytest.approx(whole - chance)
+    games = rows(tmp_path / "st" / "scale-played.csv")
+    passes = {r["present"]: int(r["passes"]) for r in games}
+    # Two models pass twice as often at most; one alone is the only one that runs.
+    assert 0 < passes[RESNET] <= 24 and 0 < passes[VIT] <= 24 and passes[""] == 0
+    # Nothing is played again, and no model is opened for it.
+    monkeypatch.setattr("wsa.learn.study.asked.open_player", None)
+    with unchanged():
+        again = ready(*how, "--json")
+    assert json.loads(again.out) == found
+    assert json.loads(ready(*how, "--dry-run", "--json").out)["sets_left"] == 0
+    # The run itself has the weights that its evaluation kept, and no line more.
+    assert len(rows(trained / "eval.csv")) == 4
+
+
+def test_interventions_go_on_where_they_stopped(ready, trained, tmp_path, monkeypatch):
+    how = ("study", "attend", trained, *PLAY, "--study-dir", "st")
+    play, calls = played.Games.play, []
+
+    def dying(self, *arguments, **details):
+        calls.append(arguments[2])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return play(self, *arguments, **details)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(played.Games, "play", dying)
+        assert ready(*how).code == 130
+    assert json.loads(ready(*how, "--dry-run", "--json").out)["conditions_left"] == 2
+    outcome = ready(*how)
+    assert outcome.code == 0, outcome.err
+    assert "Does the attention matter?" in outcome.out and "weights uniform" in outcome.out
+    st = tmp_path / "st"
+    assert {r["condition"] for r in rows(st / "attend-games.csv")} == set(interventions.KINDS)
+    assert [r["model"] for r in rows(st / "attend.csv")] == [RESNET, VIT]
+    shares = [float(r["mean_weight"]) for r in rows(st / "attend.csv")]
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+    # Games of the run as it is are those that --after played has of the whole.
+    dry = ready("study", "scale", trained, "--after", "played", *PLAY, "--study-dir", "st",
+                "--dry-run", "--json")  # fmt: skip
+    assert json.loads(dry.out)["sets_left"] == 2
+    # And without games it says what the weights alone say.
+    assert "No interventions were played." in ready(*how[:3], "--episodes", 0).out
+
+
+def test_ways_of_combining(ready, tmp_path, monkeypatch, unchanged):
+    monkeypatch.setattr(combine_plan, "PAPER", ("wsa", "lin", "cnn"))
+    monkeypatch.setattr(combine_plan, "CONTROLS", ())
+    planned = json.loads(ready(*COMBINE, "--dry-run", "--json").out)
+    assert (planned["runs"], planned["left"], planned["games_left"]) == (2, 2, 4)
+    assert planned["minutes_training"] > 0 and planned["minutes_playing"] > 0
+    assert all(row["parameters"] > 0 for row in planned["grid"])
+    assert "convolves maps" in planned["left_out"]["Breakout, cnn"]
+    assert not (tmp_path / "st").exists()
+    evaluate = run_cell.evaluate_run
+
+    def failing(folder, *arguments, **details):
+        if "lin" in folder.name:
+            raise MemoryError("no room")
+        return evaluate(folder, *arguments, **details)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_cell, "evaluate_run", failing)
+        outcome = ready(*COMBINE)
+    assert outcome.code == 1 and "1 of 2 runs failed" in outcome.err
+    st = tmp_path / "st"
+    assert [r["method"] for r in rows(st / "combine.csv")] == ["wsa"]
+    assert "no room" in outcome.out and "Breakout, lin" in (st / "index.html").read_text()
+    outcome = ready(*COMBINE)
+    assert outcome.code == 0, outcome.err
+    assert len(rows(st / "combine.csv")) == 2 and "Runs that failed" not in outcome.out
+    planned = json.loads(ready(*COMBINE, "--dry-run", "--json").out)
+    counts = {row["method"]: row["parameters"] for row in planned["grid"]}
+    told = {r["method"]: int(r["parameters"]) for r in rows(st / "combine.csv")}
+    assert told == counts and planned["left"] == 0
+    with unchanged():
+        assert ready(*COMBINE).code == 0

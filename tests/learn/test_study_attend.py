@@ -1,0 +1,126 @@
+"""Who was listened to: measures of made-up weights, and what interventions take away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from wsa.learn.configs.fusions import FusionConfig
+from wsa.learn.evaluation.attention_log import FILE
+from wsa.learn.fusion.attention import Attention
+from wsa.learn.fusion.base import Inputs
+from wsa.learn.fusion.build import make_fusion
+from wsa.learn.study.interventions import intervened
+from wsa.learn.study.listened import (
+    Log,
+    around_rewards,
+    by_action,
+    effective_number,
+    read_log,
+    switches_per_second,
+)
+from wsa.store.common.errors import DamagedError, MissingError, UsageError
+
+
+def write(folder: Path, **changes: Any) -> None:
+    """Two games of two environments, interleaved as they are played; the second is one step long."""
+    columns: dict[str, Any] = {
+        "models": np.array(["a-0123456789ab", "b-0123456789ab"]),
+        "step": np.array([0, 0, 1, 2]),
+        "env": np.array([0, 1, 0, 0]),
+        "episode": np.zeros(4, int),
+        "action": np.array([1, 0, 1, 0]),
+        "reward": np.array([0, 5, 0, 1], np.float32),
+        "weights": np.array([[0.75, 0.25], [1, 1], [0.25, 0.75], [0.2, 0.8]], np.float32),
+    }
+    np.savez(folder / FILE, **{**columns, **changes})
+
+
+def test_a_log_is_read_game_by_game(tmp_path: Path) -> None:
+    write(tmp_path)
+    log = read_log(tmp_path)
+    assert log.game.tolist() == [0, 0, 0, 1] and log.step.tolist() == [0, 1, 2, 0]
+    assert log.action.tolist() == [1, 1, 0, 0] and log.reward.tolist() == [0, 0, 1, 5]
+    np.testing.assert_allclose(log.shares[-1], [0.5, 0.5])
+    np.testing.assert_allclose(log.weights[-1], [1, 1])
+    # One change in the two steps that follow another: at 15 steps a second 7.5.
+    assert switches_per_second(log, 15) == 7.5
+    count, means = by_action(log, 3)
+    assert count.tolist() == [2, 2, 0]
+    np.testing.assert_allclose(means, [[0.35, 0.65], [0.5, 0.5], [0, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, error, why",
+    [
+        (None, MissingError, "wsa eval"),
+        ({"weights": np.array([[1.0, 0.0]] * 4)}, UsageError, "models were left out"),
+        ({"models": np.array(["a-0123456789ab"]), "weights": np.ones((4, 1))}, UsageError, "alone"),
+        ({"step": np.zeros((2, 2))}, DamagedError, "cannot be read"),
+    ],
+)
+def test_logs_that_say_nothing(tmp_path: Path, changes: Any, error: Any, why: str) -> None:
+    if changes is not None:
+        write(tmp_path, **changes)
+    with pytest.raises(error, match=why):
+        read_log(tmp_path)
+
+
+def test_the_effective_number_of_models() -> None:
+    shares = np.array([[1, 0, 0], [0.5, 0.5, 0], [1 / 3, 1 / 3, 1 / 3]])
+    np.testing.assert_allclose(effective_number(shares), [1, 2, 3], rtol=1e-6)
+
+
+def test_weights_around_rewards() -> None:
+    # Three games of 10 steps; in the middle of each a reward, before which the first model counts.
+    step = np.tile(np.arange(10), 3)
+    first = np.where(step <= 5, 0.9, 0.1)
+    reward = np.where(step == 5, 2.0, 0.0)
+    shares = np.stack([first, 1 - first], axis=1)
+    log = Log(("a", "b"), np.repeat([0, 1, 2], 10), step, 0 * step, reward, shares, shares)
+    found = around_rewards(log, 1, reach=4)
+    assert found is not None
+    count, bands = found
+    assert count == 3 and bands.shape == (2, 3, 9)
+    for band in bands[0]:
+        np.testing.assert_allclose(band, [0.9] * 5 + [0.1] * 4)
+    assert around_rewards(log, -1) is None
+    # Beyond the ends of a game nothing is counted, least of all the next game.
+    _, wide = around_rewards(log, 1, reach=7) or (0, bands)
+    np.testing.assert_allclose(wide[0, 0], [0] * 2 + [0.9] * 6 + [0.1] * 4 + [0] * 3)
+
+
+@pytest.fixture
+def fusion() -> Attention:
+    torch.manual_seed(0)
+    made = make_fusion(FusionConfig("wsa", size=8), Inputs(((1, 3), (1, 3))))
+    assert isinstance(made, Attention)
+    return made.eval()
+
+
+def test_interventions(fusion: Attention) -> None:
+    states = [[torch.randn(1, 1, 3), torch.randn(1, 1, 3)] for _ in range(6)]
+
+    def weights() -> Any:
+        with torch.no_grad():
+            return torch.cat([fusion(state)[1] for state in states]).numpy()
+
+    trained = weights()
+    assert trained.std(axis=0).min() > 1e-3
+    with intervened(fusion, "frozen", [0.3, 0.7], 1):
+        np.testing.assert_allclose(weights(), [[0.3, 0.7]] * 6, rtol=1e-6)
+    with intervened(fusion, "uniform", [0.3, 0.7], 1):
+        np.testing.assert_allclose(weights(), [[0.5, 0.5]] * 6, rtol=1e-6)
+    with intervened(fusion, "shuffled", [0.3, 0.7], 1):
+        shuffled = weights()
+    np.testing.assert_array_equal(shuffled[0], trained[0])  # It has seen no other state.
+    assert (shuffled != trained).any(axis=1).sum() >= 2
+    with intervened(fusion, "none", [0.3, 0.7], 1):
+        np.testing.assert_array_equal(weights(), trained)
+    with pytest.raises(KeyError), intervened(fusion, "frozen", [0.3, 0.7], 1):
+        raise KeyError
+    np.testing.assert_array_equal(weights(), trained)

@@ -1,0 +1,141 @@
+"""The grid of `wsa study combine`, and its report of results that are made up."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from command_kit import options
+
+from wsa import cli
+from wsa.learn.bench.grid import RESULT, Result, Settings, cells
+from wsa.learn.bench.run_cell import Failure
+from wsa.learn.evaluation.scores import human_normalised
+from wsa.learn.study import combine_plan, combine_report
+from wsa.learn.study.combine_plan import Plan, Planned, bench_options, method_of, untrained
+from wsa.learn.study.combine_report import Judged, complete
+from wsa.learn.study.output import PAGE
+
+
+def asked(*flags: str) -> Any:
+    return cli.parse("study", ["combine", "--models", "palette,vos", *flags])
+
+
+def made(tmp_path: Path, *flags: str) -> Plan:
+    """The grid without a store."""
+    o = dataclasses.replace(asked(*flags), study_dir=str(tmp_path))
+    bench = bench_options(o)
+    settings = Settings({"store": "/lab/wsa"}, {})
+    runs = [
+        Planned(cell, method_of(cell.request), None, 1000 + i)
+        for i, cell in enumerate(cells(bench, settings))
+    ]
+    return Plan(bench, settings, tuple(runs), {"Pong, cnn": "every model gives a vector"})
+
+
+def judge(run: Planned, mean: float, spread: float = 1.0) -> None:
+    """Write what came of a run; chance has -20 +- 1 of 100 games."""
+    r = run.cell.request
+    summary = {
+        "updates": 7, "episodes": 100, "return_mean": mean, "return_std": spread,
+        "return_low": mean - 1, "return_high": mean + 1, "random_return_mean": -20.0,
+        "random_return_std": 1.0, "human_normalised": human_normalised(r.game, mean),
+    }  # fmt: skip
+    run.cell.folder.mkdir(parents=True)
+    result = Result(r.game, r.fusion, r.models, r.seed, run.cell.judging, summary)
+    (run.cell.folder / RESULT).write_bytes(msgspec.json.encode(result))
+
+
+def test_the_grid_has_the_papers_methods_and_controls(tmp_path: Path) -> None:
+    plan = made(tmp_path, "--games", "Pong", "--seeds", "1")
+    assert [run.method for run in plan.runs] == [
+        "wsa", "lin", "fix", "cnn", "mix", "res", "dpa", "mean", "uniform", "unshared", "moe",
+        "single palette", "single vos",
+    ]  # fmt: skip
+    online = made(tmp_path, "--games", "Pong", "--seeds", "1", "--online", "--algo", "ppo")
+    assert online.runs[-1].method == "pixels"
+    assert len(made(tmp_path, "--games", "Pong,Breakout").runs) == 2 * 3 * 13
+
+
+def test_untrained_networks_are_of_models_that_have_weights() -> None:
+    assert untrained(("palette", "vos")) == ("palette", "vos:random")
+    assert untrained(("palette", "objects")) == () == untrained(("vos:random", "palette"))
+
+
+def test_a_first_look_is_short(tmp_path: Path) -> None:
+    quick = bench_options(asked("--quick", "--seeds", "4,5"))
+    assert (quick.seeds, quick.episodes) == ((4,), combine_plan.QUICK_GAMES)
+    assert quick.algorithm.updates == combine_plan.QUICK["updates"]  # type: ignore[attr-defined]
+    assert bench_options(asked("--quick", "--updates", "7")).algorithm.updates == 7  # type: ignore[attr-defined]
+    online = bench_options(asked("--quick", "--online", "--algo", "dqn"))
+    assert online.algorithm.total_timesteps == combine_plan.QUICK["total_timesteps"]  # type: ignore[attr-defined]
+    assert options("bench").episodes == bench_options(asked()).episodes == 100
+
+
+def test_no_better_than_random(tmp_path: Path) -> None:
+    plan = made(tmp_path, "--games", "Pong", "--seeds", "1")
+    # Standard errors are 0.1 each: a difference has 0.141, and 1.96 of these are 0.277.
+    for run, mean in zip(plan.runs, (-19.72, -19.73, -21.0), strict=False):
+        judge(run, mean)
+    found = [Judged(r.method, r.cell.result(), 1, r.cell.folder) for r in plan.runs[:3]]  # type: ignore[arg-type]
+    assert [run.learned for run in found] == [True, False, False]
+    # Where all games return the same there is nothing to be sure of but their difference.
+    judge(plan.runs[3], -20.0, 0.0)
+    result = plan.runs[3].cell.result()
+    assert result is not None
+    still = msgspec.structs.replace(result, summary={**result.summary, "random_return_std": 0.0})
+    assert not Judged("cnn", still, 1, tmp_path).learned
+
+
+def test_only_seeds_that_played_all_games_count() -> None:
+    raw = {"Pong": {1: 1.0, 2: 2.0, 3: 3.0}, "Breakout": {3: 30.0, 1: 10.0}}
+    np.testing.assert_array_equal(complete(raw, ["Pong", "Breakout"]), [[1, 10], [3, 30]])
+    assert complete(raw, ["Pong", "Qbert"]).size == 0 == complete({}, []).size
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[dict[str, Any]]]:
+    """Of two games and three seeds, less one run that failed and one that is missing."""
+    folder = tmp_path_factory.mktemp("combine")
+    plan = made(folder, "--games", "Pong,Breakout")
+    quality = {"wsa": 8.0, "lin": 3.0, "uniform": -30.0}
+    for run in plan.runs:
+        if run.method in quality and (run.method, run.cell.request.seed) != ("lin", 3):
+            judge(run, quality[run.method] + run.cell.request.seed)
+    failed = [Failure("Pong, fix, seed 1", "no-memory", "It needs 9 GB. Take fewer models.", 6)]
+    found = combine_report.write(folder, plan, failed)
+    return folder, found.markdown, found.table
+
+
+def test_what_is_there_is_reported_and_what_is_not_is_named(report: Any) -> None:
+    folder, text, table = report
+    assert "16 of 78 runs are trained and judged." in text
+    assert "Pong, fix, seed 1" in text and "It needs 9 GB." in text
+    assert "Pong, cnn" in text and "every model gives a vector" in text
+    assert "| 3 of 3 " in text  # Runs of uniform are no better than random, and get no ratio.
+    rows = list(csv.DictReader((folder / "combine.csv").read_text().splitlines()))
+    assert len(rows) == 16
+    assert {r["method"]: r["better_than_random"] for r in rows} == {
+        "wsa": "True", "lin": "True", "uniform": "False",
+    }  # fmt: skip
+    by_name = {line["method"]: line for line in table}
+    assert by_name["moe"]["runs"] == 0 and by_name["moe"]["iqm"] is None
+    # wsa has 9, 10, 11 and lin 4, 5: every pair is won; and of uniform too.
+    assert by_name["lin"]["against"] == by_name["uniform"]["against"] == (1, 1, 1)
+    assert by_name["wsa"]["against"] is None and by_name["uniform"]["no_better"] == 6
+    low, high = (human_normalised(g, x) for g, x in (("Breakout", 9.0), ("Pong", 11.0)))
+    assert low and high and low < by_name["wsa"]["iqm"].value < high
+
+
+def test_the_page_has_its_figures(report: Any) -> None:
+    folder, *_ = report
+    page = (folder / PAGE).read_text()
+    for title in ("Interquartile mean", "Score against parameters", "Performance profile",
+                  "Probability that wsa is better", "Raw return: Pong"):  # fmt: skip
+        assert title in page
+    assert len(page) < 300_000
