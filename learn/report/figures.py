@@ -160,7 +160,6 @@ def curves(
     y_label: str,
     *,
     at: float | None = None,
-    steps: bool = False,
 ) -> str:
     """Curves in one chart.
 
@@ -169,7 +168,6 @@ def curves(
         x_label: What the horizontal axis shows.
         y_label: What the vertical axis shows.
         at: A place on the horizontal axis to mark.
-        steps: Whether a value holds until the next one.
     """
 
     def paint(axes: Any) -> None:
@@ -180,7 +178,6 @@ def curves(
             axes.plot(
                 line.x, line.y, label=line.label, color=color, linewidth=1.8,
                 linestyle=_DASHES[i // len(SERIES) % len(_DASHES)],
-                drawstyle="steps-post" if steps else "default",
             )  # fmt: skip
         if at is not None:
             axes.axvline(at, color=FAINT, linewidth=1, linestyle="--")
@@ -226,18 +223,38 @@ def points(
     """
 
     def paint(axes: Any) -> None:
-        for label, place, bar in zip(labels, x, bars, strict=True):
+        from matplotlib.ticker import EngFormatter, NullFormatter
+
+        beside = _apart(np.log10(x), np.array([bar.value for bar in bars]))
+        for label, place, bar, high in zip(labels, x, bars, beside.tolist(), strict=True):
             color = SERIES[bar.style % len(SERIES)]
             if bar.low is not None and bar.high is not None:
                 axes.plot([place, place], [bar.low, bar.high], color=color, linewidth=3, alpha=0.3)
             axes.plot([place], [bar.value], "o", color=color, markersize=5)
-            axes.annotate(label, (place, bar.value), (5, 4), textcoords="offset points", fontsize=8)
+            axes.annotate(
+                label, (place, high), (6, 0), textcoords="offset points", fontsize=8, va="center"
+            )
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.margins(x=0.15)
 
     return draw(3.6, paint)
+
+
+def _apart(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Heights at which names beside points (n,) do not stand on each other."""
+    line, reach = 0.06 * max(np.ptp(y), 1e-9), 0.25 * max(np.ptp(x), 1e-9)
+    placed: list[int] = []
+    found = y.copy()
+    for i in np.argsort(y, kind="stable").tolist():
+        for j in placed:  # From the lowest up, so that one pass is enough.
+            if abs(x[i] - x[j]) < reach and found[i] < found[j] + line:
+                found[i] = found[j] + line
+        placed.append(i)
+    return found
 
 
 def lattice(values: Mapping[tuple[bool, ...], float], labels: Sequence[str], what: str) -> str:
