@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from wsa.encode.live import shrunk_frames
 from wsa.encode.live.frame_history import FrameInputs, FrameWindow
 from wsa.encode.live.shrunk_frames import ShrunkFrames
 from wsa.encode.models import registry
-from wsa.encode.models.paper import load
+from wsa.encode.models.paper import load, stdim, stdim84
 from wsa.encode.models.paper.base import Trainee
 from wsa.encode.models.paper.load import NETWORKS
 from wsa.encode.models.registry import Request, parse_request
@@ -152,6 +153,26 @@ def test_a_file_says_which_network_sr_stands_for(name: str, tmp_path: Path) -> N
         trained.sees.height,
         trained.sees.width,
     )
+
+
+def test_places_that_show_the_same_are_no_negatives() -> None:
+    """Ties are found place by place, and a batch of ties alone has nothing left to tell apart."""
+    frames = torch.rand(4, 1, 84, 84, generator=torch.Generator().manual_seed(0))
+    frames[1] = frames[0]
+    frames[2] = frames[0]
+    frames[2, 0, 30, 41] += 0.5
+    ties = stdim84.same_places(frames)
+    assert ties.shape == (81, 4, 4) and torch.equal(ties, ties.transpose(1, 2))
+    assert ties[:, 0, 1].all() and not ties[:, 0, 3].any()
+    assert not ties.diagonal(dim1=1, dim2=2).any()
+    # Places see 20 x 20 pixels, 8 apart: these are the ones that see pixel (30, 41).
+    see = [9 * r + c for r in range(9) for c in range(9)
+           if 8 * r <= 30 < 8 * r + 20 and 8 * c <= 41 < 8 * c + 20]  # fmt: skip
+    assert (~ties[:, 0, 2]).nonzero().flatten().tolist() == see
+    trainee = stdim84.SmallInfoMax()
+    alike = frames[:1].expand(8, 2, 84, 84)
+    assert trainee.loss(alike, 0.0)[0].item() == pytest.approx(0, abs=1e-6)
+    assert stdim.InfoMax.loss(trainee, alike, 0.0)[0].item() == pytest.approx(2 * math.log(8), 1e-4)
 
 
 @pytest.mark.parametrize("alias", NETWORKS)
