@@ -20,7 +20,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Union
 
 from wsa.store.common import streams
 from wsa.store.common.errors import StorageError, Terminated, UsageError, WsaError, redact
@@ -180,6 +180,12 @@ VERBS = {
         "wsa.learn.configs.data:DoctorOptions",
         "wsa.learn.commands.doctor:doctor",
     ),
+    "completion": Verb(
+        "print what lets bash, zsh or fish complete verbs and options",
+        "wsa completion bash",
+        "wsa.store.configs:CompletionOptions",
+        "wsa.cli:completion",
+    ),
     "demo": Verb(
         "all of it on one game, in a few minutes",
         "wsa demo",
@@ -323,6 +329,32 @@ def parse(name: str, arguments: list[str]) -> Any:
         if stop.code:
             raise UsageError("bad-option", _one_line(name, said.getvalue())) from None
         return None
+
+
+def completion(o: Any) -> int:
+    """`wsa completion`: tyro's script for a shell, of all verbs."""
+    import tyro
+
+    verbs = []
+    for name, verb in VERBS.items():
+        kind = _load(verb.options)
+        given = {} if isinstance(kind, type) else {"default": kind([])}
+        kind = type(given["default"]) if given else kind
+        described = tyro.conf.subcommand(name, description=verb.what, prefix_name=False, **given)
+        verbs.append(Annotated[kind, described])
+    kinds: Any = Union[tuple(verbs)]  # noqa: UP007  As many as there are.
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+        tyro.cli(
+            kinds,
+            prog="wsa",
+            args=["--tyro-write-completion", o.shell, "-"],
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        )
+    for line in script.getvalue().splitlines():
+        # Bash and zsh would offer what follows a line break of a description as a completion.
+        print(re.sub(r"\\+n", " ", line) if "COMPLETION_SPEC = {" in line else line)
+    return 0
 
 
 def _one_line(name: str, box: str) -> str:

@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.store.common.errors import UsageError
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, Range
-from wsa.store.configs import Names, Pairs, StoreOptions
+from wsa.store.configs import Games, Names, Pairs, StoreOptions
 
 Engine = Literal["auto", "torch", "compile", "openvino"]
 
@@ -46,8 +46,9 @@ class EncodeOptions(SlurmOptions, StoreOptions):
 
     models: Names = ("palette", "objects")
     """Aliases ('wsa models' lists them; the paper's own, palette and objects come with wsa), timm:NAME, either
-    with :random for untrained weights, your own as MODULE:CALLABLE, or keys."""
-    game: Names = ()
+    with :random for untrained weights, your own as MODULE:CALLABLE, or keys. mine=timm:NAME gives weights of
+    your own a name of your own; NAME@OUTPUT an output of its own to a model."""
+    game: Games = ()
     """ALE games; all in the store if none is named."""
     output: str = ""
     """What is kept: pooled, cls, grid:N or map; reduced with +pca:K, +pca:K@GAME or +rp:K. If not given,
@@ -61,8 +62,10 @@ class EncodeOptions(SlurmOptions, StoreOptions):
     max_step_error: Annotated[float, Range(0)] = 0.1
     """Largest error, as a share of what changes from one step of a game to the next."""
     weights: Pairs = ()
-    """Safetensors files for machines without a hub, as vit=path.safetensors; of your own models in a store
-    the modules, as mine=module:callable."""
+    """Weights files (.safetensors, .pth, .pt) for machines without a hub, as vit=path.safetensors; of your
+    own models in a store the modules, as mine=module:callable."""
+    license: Pairs = ()
+    """Licence of weights that you give, as mine=MIT."""
     scheduler: str = "local"
     """local: worker processes here; inproc: this process; slurm; or tcp://HOST:PORT of a Dask scheduler."""
     workers: Annotated[int, OPTIONAL_COUNT] = 0
@@ -87,18 +90,30 @@ class EncodeOptions(SlurmOptions, StoreOptions):
     """Address that --metrics-port is served on."""
 
 
-def weights_files(pairs: Sequence[str]) -> dict[str, str]:
+def weights_files(given: Sequence[str]) -> dict[str, str]:
     """`--weights` as a dict from alias to file.
 
     Raises:
         UsageError: A pair has no '='.
     """
-    for pair in pairs:
+    for pair in given:
         if "=" not in pair:
             raise UsageError(
                 "bad-option", f"--weights {pair}: write ALIAS=FILE, as vit=path.safetensors."
             )
-    return dict(pair.split("=", 1) for pair in pairs)
+    return pairs("--weights", given)
+
+
+def pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
+    """Pairs of an option as a dict.
+
+    Raises:
+        UsageError: A pair has no '='.
+    """
+    for pair in given:
+        if "=" not in pair:
+            raise UsageError("bad-option", f"{flag} {pair}: write ALIAS=VALUE, as mine=MIT.")
+    return dict(pair.split("=", 1) for pair in given)
 
 
 @dataclasses.dataclass(frozen=True)

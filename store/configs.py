@@ -14,13 +14,19 @@ import platformdirs
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from wsa.store.common.games import spelled
 
-def commas(metavar: str, of: type = str) -> PrimitiveConstructorSpec[tuple[Any, ...]]:
+
+def commas(
+    metavar: str, of: Callable[[str], Any] = str
+) -> PrimitiveConstructorSpec[tuple[Any, ...]]:
     """One word with commas, as vit,resnet,clip; tyro's own lists are separated by spaces."""
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
-        instance_from_str=lambda words: tuple(of(word) for word in words[0].split(",") if word),
+        instance_from_str=lambda words: tuple(
+            of(word.strip()) for word in words[0].split(",") if word.strip()
+        ),
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda values: [",".join(map(str, values))],
     )
@@ -44,6 +50,18 @@ def own_or(
     )
 
 
+def _one_game() -> PrimitiveConstructorSpec[str]:
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STR",
+        instance_from_str=lambda words: spelled(words[0]),
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    )
+
+
+Game = Annotated[str, _one_game()]
+Games = Annotated[tuple[str, ...], commas("NAME[,NAME...]", spelled)]
 Names = Annotated[tuple[str, ...], commas("NAME[,NAME...]")]
 Pairs = Annotated[tuple[str, ...], commas("ALIAS=FILE[,ALIAS=FILE...]")]
 Integers = Annotated[tuple[int, ...], commas("INT[,INT...]", int)]
@@ -94,7 +112,7 @@ class MergeOptions(StoreOptions):
 class ShareOptions(MergeOptions):
     """What may be chosen of what is copied."""
 
-    game: Names = ()
+    game: Games = ()
     """ALE games; all if none is named."""
     models: Names = ()
     """Aliases or keys; every model that has encoded one of the games if none is named."""
@@ -110,6 +128,14 @@ class PushOptions(ShareOptions):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PullOptions(ShareOptions):
     """Options of `wsa pull`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompletionOptions:
+    """Options of `wsa completion`."""
+
+    shell: Positional[Literal["bash", "zsh", "fish"]]
+    """The shell that completes verbs and options."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from wsa.encode.configs import EncodeOptions, weights_files
+from wsa.encode.configs import EncodeOptions, pairs, weights_files
 from wsa.encode.jobs import events, slurm
 from wsa.encode.jobs.report import EncodeReport, make_folder, write_report
 from wsa.encode.jobs.run import encode as run
@@ -106,12 +106,18 @@ def _asked(o: EncodeOptions) -> _Asked:
     weights = weights_files(o.weights)
     # A key names a model of the store, output and precision included; all else is spelled out.
     keys = {name for name in o.models if names.is_model_key(name)}
+    licences = pairs("--license", o.license)
     asked = {
-        name: parse_request(name, weights, o.output, o.precision, o.geometry)
+        name: parse_request(name, weights, o.output, o.precision, o.geometry, licences)
         for name in o.models
         if name not in keys
     }
-    filed = {name: r.alias for name, r in asked.items() if r.source.startswith("file:")}
+    for name in licences.keys() - {request.alias for request in asked.values()}:
+        raise UsageError(
+            "bad-option",
+            f"--license {name}: no model that is asked for is called so. Leave it out.",
+        )
+    filed = {name: r.alias for name, r in asked.items() if r.recorded.startswith("file:")}
     for name in weights.keys() - {*filed, *filed.values(), *map(names.key_alias, keys)}:
         raise UsageError(
             "bad-option",

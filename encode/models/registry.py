@@ -5,12 +5,13 @@ A model is asked for by an alias (`vit`), by any timm name (`timm:resnet18.a1_in
 `objects` have no weights and are fitted on frames of each game. Weights of the others come, in
 this order, from `--weights ALIAS=FILE`, from a package that the installer brought (the
 EfficientNet-Lites, and wsa itself for the paper's own encoders), from the Hugging Face cache, or
-from the Hugging Face hub. Only safetensors files are read; the Lite packages hold torch archives,
-which are read with `weights_only=True` after their SHA-256 has been compared.
+from the Hugging Face hub. Safetensors files are read, and torch archives with `weights_only=True`:
+those of the Lite packages after their SHA-256 has been compared, others where the user names them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -21,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import safetensors.torch
 import torch
 from torch import nn
 
 from wsa.encode.models import custom, hub, screen
+from wsa.encode.models import weights as weights_files
 from wsa.encode.models.paper import load
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, MissingError, UsageError
@@ -80,12 +81,14 @@ class Request:
         alias: What the user calls it, and what its key begins with.
         timm_name: timm architecture with its weights tag, a user's `module:callable`, `wsa:<alias>`
             for one of the paper's own encoders, or `wsa:screen` for `palette` and `objects`.
-        source: `hub`, `package`, `random`, `fitted` where there are no weights, `file:<path>`, or
+        source: `hub`, `package`, `random`, `fitted` where there are no weights, `file:<path>`,
+            `archive:<path>` of a torch archive, or
             `user:<module:callable>`, which imports that module and so never comes out of a store; a
             stored model's is `user` alone.
         output: As `wsa.store.objects.model_spec.parse_output` reads it.
         precision: Arithmetic of the forward pass.
         geometry: From a screen to the input; a user's model declares its own.
+        stated_licence: Licence of the weights as the user who gives them states it.
     """
 
     alias: str
@@ -94,6 +97,7 @@ class Request:
     output: str = DEFAULT_OUTPUT
     precision: Precision = "fp32"
     geometry: Geometry = "squash"
+    stated_licence: str = ""
 
     @property
     def architecture(self) -> str:
@@ -102,7 +106,9 @@ class Request:
 
     @property
     def recorded(self) -> str:
-        """The source as a store keeps it: without what would have to be imported."""
+        """The source as a store keeps it: without what is to be named again, a module or an archive."""
+        if self.source.startswith("archive:"):
+            return f"file:{self.source.removeprefix('archive:')}"
         return "user" if self.source.startswith("user:") else self.source
 
     def engine(self, asked: str) -> str:
@@ -111,7 +117,9 @@ class Request:
 
     @property
     def licence(self) -> str:
-        """Licence of the weights as timm states it."""
+        """Licence of the weights as the user states it, or timm."""
+        if self.stated_licence:
+            return self.stated_licence
         if self.timm_name == screen.NAME:
             return screen.LICENCE
         if load.is_paper_model(self.timm_name):
@@ -124,7 +132,9 @@ class Request:
 
         config = timm.get_pretrained_cfg(self.timm_name, allow_unregistered=True)
         stated = (config.license if config else None) or "not stated"
-        return f"{stated}, as stated for {self.timm_name}" if self.source[:4] == "file" else stated
+        return (
+            f"{stated}, as stated for {self.timm_name}" if self.recorded[:4] == "file" else stated
+        )
 
 
 def parse_request(
@@ -133,21 +143,74 @@ def parse_request(
     output: str = "",
     precision: Precision = "fp32",
     geometry: Geometry = "squash",
+    licences: Mapping[str, str] | None = None,
 ) -> Request:
     """Read one model as typed: `vit`, `timm:resnet18.a1_in1k`, `vit:random`, `lab.nets:make`.
 
     Args:
-        text: What was typed.
+        text: What was typed. Behind `NAME=` stands a model whose weights the user gives, which is
+            called NAME instead of by the name of others' weights; `@OUTPUT` behind it is its output.
         weights: Weights files by alias, from `--weights`.
         output: Output of the model; empty for all of what one of the paper's own encoders gives, what
             `palette` and `objects` are, and `DEFAULT_OUTPUT` of any other model.
         precision: Arithmetic of the forward pass.
         geometry: From a screen to the input.
+        licences: Licences by alias, from `--license`.
 
     Raises:
-        UsageError: There is no such alias or architecture, or no such weights file; or `palette` or
-            `objects` are asked for with what they do not have.
+        UsageError: There is no such alias or architecture; `palette` or `objects` are asked for with
+            what they do not have; or a name or a licence is given to published weights.
+        MissingError: There is no such weights file.
     """
+    text, at, own_output = text.partition("@")
+    if at:
+        output = str(parse_output(own_output))
+    if "=" not in text:
+        request = _parsed(text, weights, output, precision, geometry)
+    else:
+        own, _, text = text.partition("=")
+        if own in known_aliases():
+            raise UsageError(
+                "bad-option",
+                f"{own}={text}: {own} is the name of a published model. Choose another name.",
+            )
+        given = {name: weights[own] for name in (text,) if own in weights}
+        request = _parsed(text, given, output, precision, geometry)
+        if not request.recorded.startswith(("file:", "user")):
+            raise UsageError(
+                "bad-option",
+                f"{own}={text}: published weights keep their name. Give weights of your own, --weights "
+                f"{own}=PATH, or write {text} alone.",
+            )
+        request = dataclasses.replace(request, alias=names.alias(own))
+    stated = (licences or {}).get(request.alias, "")
+    if stated and not request.recorded.startswith(("file:", "user")):
+        raise UsageError(
+            "bad-option",
+            f"--license {request.alias}={stated}: published weights have the licence of whoever "
+            "published them. Leave it out.",
+        )
+    return dataclasses.replace(request, stated_licence=stated)
+
+
+def typed_modules(models: Sequence[str]) -> dict[str, str]:
+    """Users' own models among models as typed: their `module:callable` by alias."""
+    found = {}
+    for text in models:
+        own, _, name = text.partition("@")[0].rpartition("=")
+        if custom.is_name(name) and name.removesuffix(":random") not in known_aliases():
+            found[names.alias(own) if own else timm_alias(name)] = name
+    return found
+
+
+def _parsed(
+    text: str,
+    weights: Mapping[str, str],
+    output: str,
+    precision: Precision,
+    geometry: Geometry,
+) -> Request:
+    """A model without a name, an output or a licence of its own."""
     if text.removesuffix(":random") in screen.OUTPUTS:
         return _fitted(text, output, precision)
     name, random = (text[:-7], True) if text.endswith(":random") else (text, False)
@@ -229,6 +292,11 @@ def known_aliases() -> list[str]:
     return [*ALIASES, *load.NETWORKS, *screen.OUTPUTS]
 
 
+def timm_alias(timm_name: str) -> str:
+    """What a timm model, or a user's `module:callable`, is called without a name of its own."""
+    return names.alias(_alias(timm_name))
+
+
 def _alias(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
 
@@ -240,17 +308,26 @@ def weights_source(name: str, file: str) -> str:
         name: The model, as the user calls it.
         file: Where the file lies.
 
+    Returns:
+        `file:<path>` of safetensors; `archive:<path>` of a torch archive, which is read only where
+        the user of this process names it: a store has `file:` of it.
+
     Raises:
-        UsageError: There is no such file, or it is not a safetensors file.
+        MissingError: There is no such file.
+        UsageError: It is of neither kind.
     """
     path = Path(file).expanduser().absolute()
-    if not path.is_file() or path.suffix != ".safetensors":
+    if not path.is_file():
+        raise MissingError(
+            "no-weights", f"--weights {name}={path}: there is no such file. Give one that exists."
+        )
+    if path.suffix not in weights_files.SUFFIXES:
         raise UsageError(
             "bad-option",
-            f"--weights {name}={path}: give a .safetensors file that exists. A torch archive "
-            "can be converted with safetensors.torch.save_file(state_dict, path).",
+            f"--weights {name}={path}: weights are read from {', '.join(weights_files.SUFFIXES)} "
+            "files. Save them with safetensors.torch.save_file(state_dict, path).",
         )
-    return f"file:{path}"
+    return f"{'file' if path.suffix == '.safetensors' else 'archive'}:{path}"
 
 
 def user_source(name: str, given: str) -> str:
@@ -320,7 +397,7 @@ def build(request: Request) -> Any:
     if request.timm_name == screen.NAME:
         return screen.build()
     if load.is_paper_model(request.timm_name):
-        return load.build(request.timm_name, request.source)
+        return load.build(request.timm_name, request.recorded)
     import timm
 
     if not timm.is_model(request.architecture):  # `hf-hub:` and `local-dir:` are none either.
@@ -341,12 +418,13 @@ def build(request: Request) -> Any:
             raise _no_weights(request, str(error)) from None
         model = _create(request, file)
     else:
-        file = Path(request.source.removeprefix("file:"))
-        if file.suffix != ".safetensors":
+        kind, _, place = request.source.partition(":")
+        file = Path(place)
+        if kind != "archive" and file.suffix != ".safetensors":
             raise ConflictError(
                 "other-weights",
-                f"{file} is no safetensors file, and weights are read from no other. Give one with "
-                f"--weights {request.alias}=PATH.safetensors.",
+                f"{file} is no safetensors file, and wsa reads no other because a store names it. Name "
+                f"it yourself: --weights {request.alias}=PATH.",
             )
         model = _create(request, file)
     model.reset_classifier(0)
@@ -355,10 +433,12 @@ def build(request: Request) -> Any:
 
 
 def _create(request: Request, file: Path | None) -> Any:
-    """timm's model with its classifier; the file must have its tensors, no fewer and no more.
+    """timm's model with its classifier, which is dropped in the end.
 
-    With another number of classes timm would load a file loosely, and leave what it does not find
-    at random.
+    All of its tensors must be in the file, below one prefix; heads may be there that it does not have.
+
+    Raises:
+        ConflictError: They are not.
     """
     import timm
 
@@ -366,20 +446,66 @@ def _create(request: Request, file: Path | None) -> Any:
         return timm.create_model(request.timm_name, pretrained=False)
     try:
         try:
-            return _load(request, {"file": str(file)})
+            if file.suffix == ".safetensors":
+                return _load(request, {"file": str(file)})
         except RuntimeError:
-            whole = _with_classifier(request, file)
-            if whole is None:
-                raise
-            return _load(request, {"state_dict": whole})
+            pass  # Not as timm has it: what follows finds out how it differs.
+        return _of_tensors(request, file, weights_files.read(file))
+    except ConflictError:
+        raise
     except Exception as error:  # noqa: BLE001  timm and torch raise many kinds here.
-        why = " ".join(str(error).split())
-        raise ConflictError(
-            "other-weights",
-            f"{file} does not hold the weights of {request.timm_name} ({why[:200]}). Give the "
-            "file that belongs to this architecture, or name the architecture it belongs to as "
-            "timm:<name>.",
-        ) from None
+        raise _unfit(request, file, " ".join(str(error).split())[:200]) from None
+
+
+def _of_tensors(request: Request, file: Path, tensors: weights_files.Tensors) -> Any:
+    """timm's model with tensors that may have a prefix, or heads that it does not.
+
+    Raises:
+        ConflictError: One is missing, of another shape, or belongs nowhere.
+    """
+    import timm
+
+    model: Any = timm.create_model(request.timm_name, pretrained=False)
+    stated = model.pretrained_cfg.get("classifier") or ()
+    names_of = [stated] if isinstance(stated, str) else list(stated)
+    classifier = tuple(f"{name}." for name in names_of)
+    wanted = model.state_dict()
+    nearest: weights_files.Fit | None = None
+    for prefix, own in weights_files.below_prefixes(tensors):
+        found = weights_files.fit(own, wanted, classifier)
+        if not found.whole:
+            with contextlib.suppress(Exception):  # timm knows other spellings of some weights.
+                made = _load(request, {"state_dict": _with_classifier(own, wanted, classifier)})
+                weights_files.say_taken(file, prefix, ())
+                return made
+            if nearest is None or len(found.missing) < len(nearest.missing):
+                nearest = found
+            continue
+        taken = {prefix + name for name in found.tensors}
+        weights_files.say_taken(file, prefix, tuple(n for n in tensors if n not in taken))
+        return _load(request, {"state_dict": found.tensors})
+    raise _unfit(request, file, str(nearest))
+
+
+def _with_classifier(
+    tensors: weights_files.Tensors, wanted: weights_files.Tensors, classifier: tuple[str, ...]
+) -> weights_files.Tensors:
+    """Tensors with timm's classifier in place of none or another."""
+    own = {
+        name: tensor
+        for name, tensor in wanted.items()
+        if name.startswith(classifier)
+        and (name not in tensors or tensors[name].shape != tensor.shape)
+    }
+    return {**tensors, **own}
+
+
+def _unfit(request: Request, file: Path, why: str) -> ConflictError:
+    return ConflictError(
+        "other-weights",
+        f"{file} does not hold the weights of {request.timm_name} ({why}). Give the file that belongs "
+        "to this architecture, or name the architecture it belongs to as timm:<name>.",
+    )
 
 
 def _load(request: Request, source: dict[str, Any]) -> Any:
@@ -390,25 +516,6 @@ def _load(request: Request, source: dict[str, Any]) -> Any:
     )
     model.pretrained_cfg.pop("state_dict", None)  # Or the tensors would be kept twice.
     return model
-
-
-def _with_classifier(request: Request, file: Path) -> dict[str, torch.Tensor] | None:
-    """A file's tensors with timm's classifier, which is dropped in the end, in place of none or
-    another; or None if its own is like timm's.
-    """
-    import timm
-
-    tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(file)
-    model: Any = timm.create_model(request.timm_name, pretrained=False)
-    classifiers = model.pretrained_cfg.get("classifier") or ()
-    prefixes = [classifiers] if isinstance(classifiers, str) else list(classifiers)
-    missing = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if name.startswith(tuple(f"{prefix}." for prefix in prefixes))
-        and (name not in tensors or tensors[name].shape != tensor.shape)
-    }
-    return {**tensors, **missing} if missing else None
 
 
 def _load_package(model: nn.Module, request: Request) -> None:

@@ -43,7 +43,7 @@ def find_model(snapshot: Snapshot, request: Request) -> ModelSpec | None:
     specs = [read_spec(snapshot, key) for key in snapshot.models]
     found = [spec for spec in specs if _matches(spec, request)]
     shipped = request.source == "package" and load.is_paper_model(request.timm_name)
-    if found and (shipped or request.source.startswith("file:") or request.recorded == "user"):
+    if found and (shipped or request.recorded.startswith("file:") or request.recorded == "user"):
         identity = identify(registry.build(request), request)
         found = [spec for spec in found if _without_game_basis(spec.identity) == identity]
     return _only_one(found)
@@ -98,6 +98,8 @@ def request_of(spec: ModelSpec, weights: Mapping[str, str]) -> Request:
             users' own models.
     """
     source = "user" if spec.source.startswith("user") else spec.source
+    if source.startswith("archive:"):  # No store may say so: only who types a name does.
+        source = f"file:{source.removeprefix('archive:')}"
     if spec.alias in weights:
         given = weights[spec.alias]
         named = registry.user_source if source == "user" else registry.weights_source

@@ -144,7 +144,8 @@ def register(
         identity=identity,
         shape=probed.shape[1:],
         source=request.recorded,
-        licence=module.licence if isinstance(module, UserNetwork) else request.licence,
+        licence=request.stated_licence
+        or (module.licence if isinstance(module, UserNetwork) else request.licence),
         step_error=0.0 if identity.precision == "fp32" else choice.errors[engine_choice.PROBE],
         libraries={
             "torch": str(torch.__version__),

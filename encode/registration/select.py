@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wsa.encode.models import screen
-from wsa.encode.models.registry import known_aliases, parse_request
+from wsa.encode.models.registry import known_aliases, parse_request, timm_alias
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError, UsageError
-from wsa.store.objects.model_spec import read_spec
+from wsa.store.objects.model_spec import parse_output, read_spec
 from wsa.store.objects.snapshot import Snapshot
 
 
@@ -22,6 +22,18 @@ def stored_name(snapshot: Snapshot, name: str) -> str:
     """
     if name in snapshot.models:
         return name
+    plain, at, output = name.partition("@")
+    own, named, _ = plain.partition("=")
+    if at:
+        alias = own if named else parse_request(plain, {}).alias
+        kept = str(parse_output(output))
+        specs = [
+            read_spec(snapshot, key) for key in snapshot.models if names.key_alias(key) == alias
+        ]
+        alike_output = [spec.key for spec in specs if spec.identity.output == kept]
+        return alike_output[0] if len(alike_output) == 1 else name
+    if named:
+        return own if own in map(names.key_alias, snapshot.models) else name
     alias = name
     if name not in {names.key_alias(key) for key in snapshot.models}:
         alias = parse_request(name, {}).alias
@@ -70,6 +82,8 @@ def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:
         spec = read_spec(snapshot, known[0])
         options = spec.alias if spec.alias in known_aliases() else f"timm:{spec.timm_name}"
         options = spec.timm_name if spec.source == "user" else options
+        if spec.alias not in (*known_aliases(), timm_alias(spec.timm_name)):
+            options = f"{spec.alias}={options}"
         options += ":random" if spec.identity.random else ""
         options += f" --output {spec.identity.output}" if spec.source != screen.SOURCE else ""
         if spec.source != "user" and spec.identity.preprocessing.geometry != "squash":

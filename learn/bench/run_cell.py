@@ -10,7 +10,6 @@ from pathlib import Path
 
 import msgspec
 
-from wsa.encode.configs import weights_files
 from wsa.encode.inference.cores import threads_for
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.bench.grid import RESULT, Cell, Result, without_judging
@@ -19,7 +18,7 @@ from wsa.learn.runs.config import FILE, read_config
 from wsa.learn.runs.data import only
 from wsa.learn.runs.evaluate import evaluate_run
 from wsa.learn.runs.folder import settled
-from wsa.learn.runs.setup import configure
+from wsa.learn.runs.setup import configure, weights_of
 from wsa.learn.runs.train import launch
 from wsa.learn.training.loop import OnLine
 from wsa.store.common import atomic_files, hashing, user_code
@@ -98,7 +97,7 @@ def _train(cell: Cell, on_line: OnLine) -> None:
         config,
         device,
         on_line,
-        weights=weights_files(request.live.weights),
+        weights=weights_of(request),
         engine=request.live.engine,
         threads=threads_for(request.live.threads or 1),
         encoder=request.live.encoder if isinstance(request.live, OnlineLiveOptions) else "",
@@ -113,7 +112,7 @@ def _judge(cell: Cell, on_step: Callable[[int, int], None]) -> None:
         how.episodes,
         epsilon=how.epsilon,
         seed=how.seed,
-        weights=weights_files(request.live.weights),
+        weights=weights_of(request),
         device=choose_device(cell.compute.device),
         engine=request.live.engine,
         threads=threads_for(request.live.threads or 1),

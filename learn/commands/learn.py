@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsa.encode.configs import weights_files
 from wsa.learn.configs.learn import LearnOptions, OnlineLiveOptions, PlayOptions
 from wsa.learn.envs import atari
 from wsa.store.common import terminal, user_code
@@ -41,6 +41,8 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     from wsa.encode.inference.encoder import choose_device
     from wsa.learn.runs import report
     from wsa.learn.runs.dry_run import estimate
+    from wsa.learn.runs.setup import weights_of
+    from wsa.learn.runs.track import tracked
     from wsa.learn.runs.train import launch
 
     device, threads = choose_device(o.device), threads_for(o.live.threads)
@@ -49,7 +51,12 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     if o.dry_run:
         return estimate(snapshot, config, device)
     newest: dict[str, float] = {}
-    with terminal.Progress("learn", config.unit, config.total, shown=progress) as shown:
+    with (
+        tracked(folder, config, o.output.wandb_project_name, o.output.wandb_entity)
+        if o.output.track
+        else contextlib.nullcontext(),
+        terminal.Progress("learn", config.unit, config.total, shown=progress) as shown,
+    ):
 
         def on_line(step: int, line: dict[str, float]) -> None:
             newest.update(line)
@@ -60,7 +67,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
             config,
             device,
             on_line,
-            weights=weights_files(o.live.weights),
+            weights=weights_of(o),
             engine=o.live.engine,
             threads=threads,
             encoder=o.live.encoder if isinstance(o.live, OnlineLiveOptions) else "",

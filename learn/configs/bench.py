@@ -9,14 +9,14 @@ from typing import Annotated
 from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.learn.configs.learn import ComputeOptions, Training, training_defaults, values_of
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE
-from wsa.store.configs import Integers, Names
+from wsa.store.configs import Games, Integers, Names
 
 
 @dataclasses.dataclass(frozen=True)
 class CellOptions:
     """What every grid of runs is told: games and seeds, how runs are judged, where they are computed."""
 
-    games: Names = ("Pong", "Breakout")
+    games: Games = ("Pong", "Breakout")
     """ALE games."""
     seeds: Annotated[Integers, SEED] = (1, 2, 3)
     """Seeds: a run with each."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from wsa.store.configs import Names, Pairs, StoreOptions
+from wsa.store.configs import Game, Names, Pairs, StoreOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class ExportOptions(StoreOptions):
 
     path: Annotated[Positional[str], arg(metavar="PATH")]
     """Folder to make, as breakout.zarr."""
-    game: str
+    game: Game
     """ALE game."""
     models: Names = ()
     """Aliases or keys; every model that has encoded the whole game if none is named."""
@@ -34,7 +34,7 @@ class ImportOptions(StoreOptions):
     """minari: a dataset of Minari; arrays: an .npz file, a Zarr folder, or an export."""
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
     """The dataset's id or folder; the file or folder of arrays."""
-    game: str = ""
+    game: Game = ""
     """ALE game, where the data does not say it."""
     policy: str = ""
     """Who played, where the data does not say it."""
@@ -64,7 +64,7 @@ class ImportOptions(StoreOptions):
 class CollectOptions(StoreOptions):
     """Options of `wsa collect`."""
 
-    game: str = "Seaquest"
+    game: Game = "Seaquest"
     """ALE game."""
     steps: int = 100_000
     """Agent steps in all; an emulator plays four frames in each."""
@@ -83,8 +83,8 @@ class CollectOptions(StoreOptions):
     seed: int = 1
     """Environment i is seeded with seed + i."""
     protocol: Literal["classic", "v5"] = "classic"
-    """classic: no sticky actions, up to 30 no-ops, FIRE at a reset, minimal actions.
-    v5: sticky actions 0.25, all 18 actions."""
+    """classic: no sticky actions, up to 30 no-ops, FIRE at a reset, minimal actions; v5: sticky
+    actions 0.25, all 18 actions."""
     sticky: float | None = None
     """Overrides the protocol's sticky-action probability."""
     max_episode_steps: int = 27_000
@@ -107,7 +107,7 @@ class ListOptions(StoreOptions):
 class ShowOptions(StoreOptions):
     """Options of `wsa show`."""
 
-    what: Annotated[Positional[str], arg(metavar="WHAT")] = "Seaquest"
+    what: Annotated[Positional[Game], arg(metavar="WHAT")] = "Seaquest"
     """ALE game, segment's id, or model key."""
 
 
@@ -122,7 +122,7 @@ class DemoOptions:
 
     folder: str = ".demo"
     """Where its store, cache and run are kept; the same command again reuses them."""
-    game: str = "Seaquest"
+    game: Game = "Seaquest"
     """ALE game."""
     steps: int = 600
     """Agent steps to collect."""

@@ -41,7 +41,7 @@ from wsa.learn.configs.network import FrameStack, NetworkConfig, PixelNetworkCon
 from wsa.store.common import user_code
 from wsa.store.common.errors import UsageError
 from wsa.store.common.ranges import COUNT, SEED, SHARE, check_ranges
-from wsa.store.configs import Names, Pairs, StoreOptions, own_or
+from wsa.store.configs import Game, Names, Pairs, StoreOptions, own_or
 
 Device = Literal["auto", "cpu", "cuda"]
 _ALGORITHMS, _FUSIONS = list(dict.fromkeys([*OFFLINE, *ONLINE])), [*FUSIONS, PIXELS]
@@ -125,6 +125,12 @@ class OutputOptions:
     resume: str = ""
     """Folder of a run to continue as it was started. Beside it stand only options that say where its store
     is (--store) and how models run."""
+    track: bool = False
+    """Send metrics and options to Weights & Biases too (pip install wandb); WANDB_MODE=offline keeps them here."""
+    wandb_project_name: str = "wsa"
+    """With --track: the project."""
+    wandb_entity: str = ""
+    """With --track: the team; your own if not given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +159,7 @@ class Training(StoreOptions):
 class Choice:
     """What tells the runs of a bench apart."""
 
-    game: str = "Seaquest"
+    game: Game = "Seaquest"
     """ALE game."""
     models: Names = ()
     """Aliases or keys. If none is named, every model that has encoded the game, or online palette and

@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from wsa.store.configs import Names, StoreOptions
+from wsa.store.configs import Game, Games, Names, StoreOptions
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeOptions(StoreOptions):
     """Options of `wsa probe`."""
 
-    game: str = "Seaquest"
+    game: Game = "Seaquest"
     """ALE game."""
     models: Names = ()
     """Aliases or keys, MODEL:random for the untrained one; every model that has encoded the game if none is
@@ -49,7 +49,7 @@ class PretrainOptions(StoreOptions):
 
     encoder: Names = ("ae", "stdim", "transporter", "segmentation")
     """Which, one after another: ae (the context), stdim, transporter, segmentation."""
-    games: Annotated[Names, arg(aliases=["--game"])] = ("Seaquest",)
+    games: Annotated[Games, arg(aliases=["--game"])] = ("Seaquest",)
     """ALE games, each with the same share of the draws."""
     policies: Names = ()
     """Only frames of these policies ('wsa list' shows them); of all if none is named."""

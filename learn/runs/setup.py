@@ -10,7 +10,13 @@ import torch
 
 from wsa.encode.configs import weights_files
 from wsa.encode.models.paper import load
-from wsa.encode.models.registry import DEFAULT, Request, for_games, parse_request
+from wsa.encode.models.registry import (
+    DEFAULT,
+    Request,
+    for_games,
+    parse_request,
+    typed_modules,
+)
 from wsa.encode.registration.select import choose_models, stored_name
 from wsa.learn.configs.algorithms import (
     EvaluationConfig,
@@ -124,6 +130,13 @@ def configure(
         init=init,
         evaluation=request.evaluation,
     )
+
+
+def weights_of(request: RunRequest) -> dict[str, str]:
+    """Weights files, and modules of users' own models, by alias: those of `--weights`, and those that
+    were typed as models, which so may be imported."""
+    typed = typed_modules([*request.models, request.context, *request.start.add])
+    return typed | weights_files(request.live.weights)
 
 
 class _Added:

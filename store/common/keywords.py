@@ -107,19 +107,25 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
         UsageError: It is of another type.
     """
     wanted = _plain(hint)
+    reads = next((part.instance_from_str for part in getattr(hint, "__metadata__", ())
+                  if hasattr(part, "instance_from_str")), None)  # fmt: skip
     if typing.get_origin(wanted) is tuple:
         if isinstance(value, Mapping):
             value = tuple(f"{key}={os.fspath(of)}" for key, of in value.items())
-        elif isinstance(value, str):
-            value = tuple(word.strip() for word in value.split(",") if word.strip())
+        elif isinstance(value, str) and reads:
+            value = reads([value])
         elif isinstance(value, (int, float, os.PathLike)):
             value = (value,)
-        else:
-            value = tuple(value)
+        # Words are read as on the command line: in each there may be several, and games are spelled.
+        value = [
+            part for one in value for part in (reads([one]) if reads and _is_word(one) else (one,))
+        ]
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif hasattr(value, "item"):  # A number of numpy.
         value = value.item()
+    if reads and typing.get_origin(wanted) is not tuple and isinstance(value, str):
+        value = reads([value])
     try:
         return msgspec.convert(value, wanted)
     except msgspec.ValidationError as error:
@@ -136,6 +142,11 @@ def _plain(hint: Any) -> Any:
         parts = [_plain(part) for part in typing.get_args(hint)]
         return typing.Union[tuple(parts)]  # noqa: UP007  As many as there are.
     return hint
+
+
+def _is_word(value: Any) -> bool:
+    """Whether it is words, and not a pair, whose file may be called anything."""
+    return isinstance(value, str) and "=" not in value
 
 
 def _joined(value: Any) -> str:

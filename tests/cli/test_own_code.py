@@ -95,6 +95,29 @@ def test_a_policy_collects_once(own):
     assert own(*command, "--eps", 0.1).error.endswith("--eps is for a run's network. Leave it out.")
 
 
+NET = """
+import torch
+from wsa import Input, UserModel
+
+def make():
+    torch.manual_seed(0)
+    return UserModel(torch.nn.Conv2d(1, 4, 8, 8), Input(32, 32, channels="grey"))
+"""
+
+
+def test_a_model_that_is_typed_is_imported_the_first_time(own, tmp_path):
+    (tmp_path / "own_net.py").write_text(NET)
+    ended = own(
+        "learn", "--online", "--algo", "dqn", "--game", "breakout", "--models", "own_net:make",
+        "--output", "pooled", "--total-timesteps", 8, "--learning-starts", 4, "--batch-size", 2,
+        "--buffer-size", 8, "--fusion-size", 4, "--max-episode-steps", 50, "--run-dir", "net",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    named = ("--weights", "own_net_make=own_net:make")
+    judge = ("eval", "net", "--episodes", 1, "--num-envs", 1)
+    assert own(*judge).code == 3 and own(*judge, *named).code == 0
+
+
 WRONG = """
 import numpy as np
 from wsa.learn.configs.algorithms import BCConfig, OnlineDQNConfig
