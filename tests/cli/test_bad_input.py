@@ -137,10 +137,6 @@ def test_what_is_wrong_is_one_line_on_any_terminal(wsa, monkeypatch):
             ),
         ),
         ("encode --weights vit", "--weights vit: write ALIAS=FILE, as vit=path.safetensors."),
-        (
-            "encode --models vit --weights vit=no.safetensors",
-            "--weights vit=./no.safetensors: there is no such file. Give one that exists.",
-        ),
         ("encode --workers -1", "--workers must be at least 0, not -1."),
         ("encode --slurm-cores 0", "--slurm-cores must be at least 1, not 0."),
         ("encode --slurm-memory lots", "--slurm-memory lots: write an amount, as 16GB."),
