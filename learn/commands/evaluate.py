@@ -35,20 +35,21 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     check_ranges(o)
     user_code.type_in(o.trust)
     threads = threads_for(o.threads)
-    _log.info(f"store {o.store or read_config(Path(o.run)).store}")
-    # The run's games, then as many of a random policy to compare with.
-    with terminal.Progress("eval", "games", 2 * o.episodes, shown=progress) as shown:
-        before = now = 0
+    folder, out = Path(o.run), Path(o.out) if o.out else None
+    config = read_config(folder)
+    _log.info(f"store {o.store or config.store}")
+    games = {"games": o.episodes, "random_games": o.episodes}
+    if o.dry_run:
+        return {**games, "steps_at_most": 2 * o.episodes * config.protocol.max_steps}
+    _log.info(f"{o.episodes:,} games by the run, then as many by a random policy")
+    pace = _Pace(o.episodes)
+    with terminal.Progress("eval", "steps", shown=progress) as shown:
 
         def on_step(steps: int, episodes: int) -> None:
-            nonlocal before, now
-            if episodes < now:
-                before = o.episodes
-            now = min(episodes, o.episodes)
-            shown.update(before + now)
+            shown.update(*pace.seen(steps, episodes))
 
         evaluation = evaluate_run(
-            Path(o.run),
+            folder,
             o.episodes,
             epsilon=o.epsilon,
             seed=o.seed,
@@ -63,7 +64,40 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
             without=o.without,
             only=o.only,
             variant=o.variant,
+            out=out,
             on_step=on_step,
         )
-    _log.info(f"report {report.write(Path(o.run), o.store)}")
+    results = out or folder
+    kept = ["eval.csv", *(["eval_weights.npz"] if evaluation.weighed else [])]
+    _log.info(f"games {', '.join(str(results / name) for name in kept)}")
+    if o.video:
+        _log.info(f"films {results / 'videos'}")
+    _log.info(f"report {report.write(folder, o.store, out)}")
     return evaluation.summary()
+
+
+class _Pace:
+    """How far an evaluation is: the run's games, then as many by a random policy.
+
+    Args:
+        games: Of each.
+    """
+
+    def __init__(self, games: int) -> None:
+        self._games = games
+        self._before = 0  # Steps of the policy that has finished.
+        self._steps = self._episodes = 0
+
+    def seen(self, steps: int, episodes: int) -> tuple[int, int]:
+        """Steps played, and about how many there will be; 0 while no game has ended.
+
+        Args:
+            steps: That the policy at play has played.
+            episodes: That it has finished.
+        """
+        if steps < self._steps:  # The other one has begun.
+            self._before += self._steps
+        self._steps, self._episodes = steps, episodes
+        done = self._before + steps
+        finished = episodes + (self._games if self._before else 0)
+        return done, round(done * 2 * self._games / finished) if finished else 0

@@ -235,6 +235,8 @@ class EvalOptions:
     variant: Annotated[str, arg(metavar="SPEC")] = ""
     """Another game than the run learned: mode=12, difficulty=1, sticky=0.25, ram:pong-lazy, look:invert,
     look:hue=120, noise=0.1, occlude=16, flicker=0.5, ..., joined with + (docs/howto/variants.md)."""
+    out: str = ""
+    """Folder for results of a run that you may only read; the run's own if not given."""
     weights: Pairs = ()
     """Safetensors files, where this machine keeps them elsewhere than where they were encoded."""
     device: Device = "auto"
@@ -245,6 +247,8 @@ class EvalOptions:
     """Cores that run models side by side; all that this process may use if not given."""
     trust: Names = ()
     """Your own fusion or algorithm, as module:name, that the run names."""
+    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+    """Print how many games would be played and stop."""
     json: bool = False
     """Print the result as JSON, for scripts."""
 

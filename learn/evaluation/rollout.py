@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import io
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -243,7 +244,8 @@ def write_csv(
 ) -> None:
     """Add episodes to a table, one a line; all of them or none.
 
-    A table that has other columns is renamed, to `eval-1.csv` or the next number.
+    What the table has already is not added again, so the same evaluation twice is there once. A table
+    that has other columns is renamed, to `eval-1.csv` or the next number.
 
     Args:
         path: The table.
@@ -265,12 +267,18 @@ def write_csv(
         there = b""
     if not there:
         writer.writerow(COLUMNS)
+    # Two games of an environment may be alike, so lines are counted.
+    known = Counter(there.decode().splitlines())
     for policy, episodes in played.items():
         for e in episodes:
             about = (updates, policy, checkpoint, epsilon)
             having = "" if policy == "random" else "+".join(present)
             how = (e.env, e.seed, e.returned, e.steps, e.truncated, having, variant)
-            writer.writerow([*about, *how])
+            line = io.StringIO(newline="")
+            csv.writer(line).writerow([*about, *how])
+            known[line.getvalue().rstrip()] -= 1
+            if known[line.getvalue().rstrip()] < 0:
+                table.write(line.getvalue())
     atomic_files.replace(path, there + table.getvalue().encode())
 
 

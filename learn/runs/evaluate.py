@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +35,7 @@ from wsa.learn.evaluation.scores import (
 from wsa.learn.evaluation.video import Films, labels
 from wsa.learn.runs.config import read_config
 from wsa.learn.runs.player import Player, open_player
+from wsa.store.common import atomic_files
 from wsa.store.common.errors import UsageError
 
 
@@ -50,6 +53,7 @@ class Evaluation:
         seconds: Wall time of the network's games.
         present: Names of the models that were fused.
         variant: Of the game, as a SPEC says it; "" if it was the game as it is.
+        weighed: Whether the fusion's weights were kept.
     """
 
     game: str
@@ -61,6 +65,7 @@ class Evaluation:
     seconds: float
     present: tuple[str, ...]
     variant: str = ""
+    weighed: bool = False
 
     def summary(self) -> dict[str, Any]:
         """The evaluation as JSON values.
@@ -111,6 +116,7 @@ def evaluate_run(
     without: Sequence[str] = (),
     only: Sequence[str] = (),
     variant: str = "",
+    out: Path | None = None,
     on_step: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> Evaluation:
     """Play a run's network with live embeddings; add to `eval.csv`, and write `eval_weights.npz`.
@@ -131,9 +137,11 @@ def evaluate_run(
         without: Models to leave out, which are then not run at all.
         only: Models to keep, instead.
         variant: Of the game; a SPEC, see `wsa.learn.envs.variants`.
+        out: Folder for the results; the run's own if not given.
         on_step: Called with (steps played, episodes finished).
 
     Raises:
+        StorageError: The results cannot be written; nothing has been played.
         UsageError: A number is out of range, the run cannot do without these models, or the game has no
             such variant.
         MissingError: No run, no checkpoint, no weights, or data that is gone.
@@ -146,6 +154,9 @@ def evaluate_run(
             "--episodes and --num-envs must be at least 1, --epsilon from 0 to 1.",
         )
     # Before anything is opened, which takes long.
+    results = out or folder
+    read_config(folder)
+    _require_writable(results)
     changed = parse_variant(variant, read_config(folder).game) if variant else None
     player = open_player(
         folder,
@@ -165,7 +176,7 @@ def evaluate_run(
     make_env = changed.make_env if changed else None
     how: dict[str, Any] = {"num_envs": num_envs, "make_env": make_env, "on_step": on_step}
     started = time.perf_counter()
-    with _watching(folder, player, greedy, video) as watchers:
+    with _watching(results, player, greedy, video) as watchers:
         played = play(
             config.game, config.protocol, greedy, episodes, seed, watchers=watchers, **how
         )
@@ -175,7 +186,7 @@ def evaluate_run(
     games = {name: played, "random": random}
     present = tuple(labels(player.present))
     spec = changed.spec if changed else ""
-    csv = folder / "eval.csv"
+    csv = results / "eval.csv"
     write_csv(csv, player.updates, player.digest, epsilon, games, present, spec)
     return Evaluation(
         config.game,
@@ -187,7 +198,20 @@ def evaluate_run(
         seconds,
         present,
         spec,
+        player.weighs,
     )
+
+
+def _require_writable(folder: Path) -> None:
+    """Make sure that results can be written, before games are played.
+
+    Raises:
+        StorageError: They cannot.
+    """
+    with atomic_files.storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 @contextlib.contextmanager

@@ -49,12 +49,13 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Steps and values, ascending."""
 
 
-def write(folder: Path, store: str = "") -> Path:
+def write(folder: Path, store: str = "", out: Path | None = None) -> Path:
     """Write a run's report.
 
     Args:
         folder: The run's folder.
         store: Where its store is now, if it has moved.
+        out: Where evaluations left their results, and the report goes; the run's folder if not given.
 
     Returns:
         The page.
@@ -71,14 +72,14 @@ def write(folder: Path, store: str = "") -> Path:
         Section(name, title, tuple(parts), {})
         for name, title, parts in (
             ("training", "Training", _training(config, scalars)),
-            ("evaluation", "Full games", _evaluation(folder, config)),
+            ("evaluation", "Full games", _evaluation(out or folder, config)),
             ("passes", "Passes through frozen models", _passes(scalars)),
-            ("film", "A game", _film(folder)),
+            ("film", "A game", _film(out or folder)),
             ("settings", "Settings", _settings(config)),
         )
         if parts
     ]
-    path = folder / FILE
+    path = (out or folder) / FILE
     atomic_files.replace(path, page(f"{config.game}: {folder.name}", sections).encode())
     return path
 

@@ -289,3 +289,25 @@ def test_learning_without_a_reward_is_reported(filled, monkeypatch):
     assert {"losses", "validation", "weight"} <= found.keys()
     assert "report b/report.html\nPlay full games with it: wsa eval b" in outcome.err
     assert "earned a reward" not in filled(*run, "--algo", "bc", "--run-dir", "c").err
+
+
+def test_an_evaluation_may_leave_its_results_elsewhere(filled, tmp_path):
+    run = ("eval", "run", "--episodes", "2", "--num-envs", "2")
+    planned = filled(*run, "--dry-run", "--json")
+    assert strict(planned.out) == {"games": 2, "random_games": 2, "steps_at_most": 4 * 150}
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    outcome = filled(*run, "--out", "elsewhere")
+    assert outcome.code == 0
+    assert "2 games by the run, then as many by a random policy" in outcome.err
+    assert "games elsewhere/eval.csv, elsewhere/eval_weights.npz" in outcome.err
+    assert "report elsewhere/report.html" in outcome.err
+    kept = {path.name for path in (tmp_path / "elsewhere").iterdir()}
+    assert kept == {"eval.csv", "eval_weights.npz", "report.html"}
+    table = (tmp_path / "elsewhere" / "eval.csv").read_bytes()
+    assert len(table.splitlines()) == 1 + 4
+    filled(*run, "--out", "elsewhere")  # The same games again.
+    assert (tmp_path / "elsewhere" / "eval.csv").read_bytes() == table
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    (tmp_path / "file").write_text("")
+    refused = filled(*run, "--out", "file/results")
+    assert refused.code == 6 and "file/results" in refused.error

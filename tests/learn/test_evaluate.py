@@ -227,6 +227,18 @@ def test_epsilon() -> None:
     assert (acted(policy(0.5, seed=4), wanted) != acted(policy(0.5), wanted)).any()
 
 
+def test_the_same_evaluation_twice_is_in_the_table_once(tmp_path: Path) -> None:
+    def games(count: int) -> list[Episode]:
+        return [Episode(0, 5, 1.0, 9, False)] * count  # Games may be alike.
+
+    path = tmp_path / "eval.csv"
+    for count, expected in ((2, 2), (2, 2), (3, 3), (1, 3)):
+        write_csv(path, 10, "aaa", 0.001, {"run": games(count)})
+        assert len(path.read_text().splitlines()) == 1 + expected
+    write_csv(path, 10, "aaa", 0.001, {"run": games(1)}, variant="noise=0.1")
+    assert len(path.read_text().splitlines()) == 5
+
+
 def test_the_table_grows(tmp_path: Path) -> None:
     path = tmp_path / "eval.csv"
     one = Episode(0, 5, -20.0, 900, False)
