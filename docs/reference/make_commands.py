@@ -39,7 +39,8 @@ def _page() -> str:
             parts.extend(_of_other_algorithms())
         if name == "study":
             parts.extend(
-                f"\n### wsa study {kind}\n\n```text\n{_help([name, kind])}```\n" for kind in KINDS
+                f"\n### wsa study {kind}\n\n```text\n{_help([name, *kind.split()])}```\n"
+                for kind in (*KINDS, "scale --during")
             )
     return "".join(parts)
 

@@ -105,6 +105,7 @@ class Cell:
         judging: How it is judged.
         compute: Where and how it is trained.
         segments: The data that it learns from, if it is offline.
+        label: What it is called, where its request does not tell it from others.
     """
 
     request: RunRequest
@@ -112,6 +113,7 @@ class Cell:
     judging: Judging
     compute: ComputeOptions = ComputeOptions()
     segments: tuple[str, ...] = ()
+    label: str = ""
 
     @property
     def total(self) -> int:
@@ -123,6 +125,8 @@ class Cell:
         """As it is spoken of."""
         r = self.request
         models = f", {'+'.join(r.models)}" if r.models else ""
+        if self.label:
+            return f"{r.game}, {self.label}, seed {r.seed}"
         return f"{r.game}, {r.fusion}{models}, seed {r.seed}"
 
     def result(self) -> Result | None:
@@ -167,7 +171,7 @@ def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
             seed=seed,
             store=str(settings.options["store"]),
         )
-        folder = Path(o.bench_dir) / "runs" / f"{game}__{fusion}__{_spelled(models)}__{seed}"
+        folder = Path(o.bench_dir) / "runs" / f"{game}__{fusion}__{spelled_models(models)}__{seed}"
         segments = settings.segments.get(game, ())
         found.append(Cell(request, folder.absolute(), judging, compute, segments))
     return found
@@ -320,7 +324,7 @@ def spelled(name: str, value: Any) -> str:
     return f"--{name.replace('_', '-')} {written(value)}"
 
 
-def _spelled(models: tuple[str, ...]) -> str:
+def spelled_models(models: tuple[str, ...]) -> str:
     """Models as part of a folder's name."""
     whole = "+".join(models)
     plain = re.sub(r"[^\w.+-]", "_", whole, flags=re.ASCII)

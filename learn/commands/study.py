@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from wsa.learn.configs.study import AttendOptions, CombineOptions, ScaleOptions
+from wsa.learn.configs.study import AttendOptions, CombineOptions, DuringOptions, ScaleOptions
 from wsa.store.common.errors import UsageError
 
 
 def study(o: Any) -> int:
     """`wsa study`."""
     match o:
+        case DuringOptions():
+            from wsa.encode.jobs.cluster import connect
+            from wsa.learn.study.during import during
+
+            return during(o, connect)
         case CombineOptions():
             from wsa.encode.jobs.cluster import connect
             from wsa.learn.study.combine import combine

@@ -23,7 +23,7 @@ class StudyOptions:
 
     kind: Annotated[Positional[str], arg(metavar="KIND")] = ""
     """combine: which way of combining models is best. scale: what is left of trained runs with fewer of their
-    models. attend: which model is listened to, and whether that matters. wsa study KIND --help shows the options of each."""
+    models; or, with --during, what adding and dropping them costs. attend: which model is listened to, and whether that matters. wsa study KIND --help shows the options of each."""
     study_dir: str = "study"
     """Folder of the tables and of index.html, which shows every study that is there."""
     json: bool = False
@@ -80,6 +80,25 @@ class CombineOptions(SlurmOptions, ComputeOptions, Training, CellOptions, StudyO
     """A first look: one seed, at most 2,000 updates or 20,000 steps, and 5 games."""
 
 
+@dataclasses.dataclass(frozen=True)
+class DuringOptions(CombineOptions):
+    """Options of `wsa study scale --during`: --updates are those of each stage."""
+
+    during: bool = False
+    """Add and drop models while training, in all orders, instead of looking at trained runs."""
+
+
+def scale_options(arguments: Sequence[str]) -> ScaleOptions | DuringOptions:
+    """The options that a command line may set, with their defaults.
+
+    Raises:
+        UsageError: An option belongs to another algorithm, or to another kind of run.
+    """
+    if "--during" not in arguments:
+        return ScaleOptions()
+    return DuringOptions(**training_defaults(arguments, "--fusions", ["wsa"]))
+
+
 def combine_options(arguments: Sequence[str]) -> CombineOptions:
     """The options that a command line may set, with their defaults.
 
@@ -91,7 +110,7 @@ def combine_options(arguments: Sequence[str]) -> CombineOptions:
 
 KINDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "combine": combine_options,
-    "scale": lambda arguments: ScaleOptions(),
+    "scale": scale_options,
     "attend": lambda arguments: AttendOptions(),
 }
 

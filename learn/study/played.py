@@ -147,6 +147,11 @@ def _rows(one: Reduced) -> list[tuple[Any, ...]]:
     ]
 
 
+def _round(value: float) -> float:
+    """To two places, and never to a negative zero."""
+    return round(value, 2) + 0.0
+
+
 def _named(one: Reduced, mask: Mask) -> str:
     return "+".join(m for m, there in zip(one.models, mask, strict=True) if there)
 
@@ -183,8 +188,8 @@ def _parts(one: Reduced) -> list[Part]:
             table(
                 "What each model adds",
                 ("model", "Shapley value of the return"),
-                [(m, f"{v:+.2f}") for m, v in zip(one.models, added, strict=True)],
-                f"They sum to {sum(added):+.2f}, what all models have over a random policy.",
+                [(m, f"{_round(v):+.2f}") for m, v in zip(one.models, added, strict=True)],
+                f"They sum to {_round(sum(added)):+.2f}, what all models have over a random policy.",
             )
         )
     parts.append(

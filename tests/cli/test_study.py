@@ -61,6 +61,8 @@ def rows(path: Path) -> list[dict[str, str]]:
             2,
             "--episodes must be at least 1",
         ),
+        (("scale", "--during", "--models", RESNET), 2, "at least two"),
+        (("scale", "--during", "--online", "--algo", "ppo", "--models", "a,b"), 2, "--online"),
     ],
 )
 def test_what_cannot_be_is_refused(ready, trained, tmp_path, arguments, code, why):
@@ -121,6 +123,28 @@ def test_interventions_go_on_where_they_stopped(ready, trained, tmp_path, monkey
     assert json.loads(dry.out)["sets_left"] == 2
     # And without games it says what the weights alone say.
     assert "No interventions were played." in ready(*how[:3], "--episodes", 0).out
+
+
+DURING = ("study", "scale", "--during", "--games", "Breakout", "--models", f"{RESNET},{VIT}",
+          "--seeds", 1, "--updates", 2, *LEARN, *PLAY, "--study-dir", "st")  # fmt: skip
+
+
+def test_a_study_of_changes_is_planned(ready, tmp_path):
+    planned = json.loads(ready(*DURING, "--dry-run", "--json").out)
+    assert planned == {"runs": 10, "left": 10, "updates_left": 7 * 2 + 3 * 4, "games_left": 28}
+    assert not (tmp_path / "st").exists()
+
+
+@pytest.mark.slow  # Ten runs, each judged, and four changes.
+def test_models_are_added_and_dropped(ready, tmp_path, unchanged):
+    outcome = ready(*DURING)
+    assert outcome.code == 0, outcome.err
+    table = rows(tmp_path / "st" / "scale-during.csv")
+    assert len(table) == 10
+    changed = [r["stage"] == "2" and r["way"] != "control" for r in table]
+    assert [bool(r["return_after_change"]) for r in table] == changed
+    with unchanged():
+        assert ready(*DURING).out == outcome.out
 
 
 def test_ways_of_combining(ready, tmp_path, monkeypatch, unchanged):

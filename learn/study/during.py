@@ -1,0 +1,133 @@
+"""`wsa study scale --during`: models added and dropped while training, and what that costs.
+
+A change is judged twice: right after it, before anything is learnt, and at the end of its stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wsa.encode.configs import weights_files
+from wsa.encode.inference.cores import threads_for
+from wsa.encode.inference.encoder import choose_device
+from wsa.learn.bench import grid, runner
+from wsa.learn.bench.run_cell import Failure
+from wsa.learn.configs.study import DuringOptions
+from wsa.learn.data.transitions import moments
+from wsa.learn.runs.config import OfflineRun, read_config
+from wsa.learn.runs.data import open_data
+from wsa.learn.runs.network import make_network
+from wsa.learn.runs.player import open_player
+from wsa.learn.runs.warm_start import warm_start
+from wsa.learn.study import during_report
+from wsa.learn.study.combine_plan import bench_options
+from wsa.learn.study.during_plan import Stage, stages
+from wsa.learn.study.games import Games, Played
+from wsa.learn.training import checkpoint
+from wsa.store.common import terminal
+from wsa.store.common.errors import UsageError, WsaError
+from wsa.store.objects.root import open_snapshot
+
+START = "start"  # The condition of a network that has not learnt yet.
+
+
+def during(o: DuringOptions, connect: runner.Connect) -> int:
+    """`wsa study scale --during`; the exit code is that of the first run that failed, or 0."""
+    if len(dict.fromkeys(o.models)) < 2:
+        raise UsageError(
+            "bad-option",
+            "wsa study scale --during: name the models that are added and dropped, at least two: "
+            "--models palette,objects.",
+        )
+    if o.online:
+        raise UsageError(
+            "bad-option", "--during is of runs that learn from stored data: leave out --online."
+        )
+    folder = Path(o.study_dir) / "during"
+    bench = bench_options(o, fusions=("wsa",), bench_dir=str(folder))
+    grid.check(bench)
+    _, snapshot = open_snapshot(o.store)
+    settings = grid.settle(bench, snapshot)
+    every = stages(bench, settings, folder)
+    left = [stage for stage in every if stage.cell.result() is None]
+    terminal.say(f"{len(every) - len(left)} of {len(every)} runs are done; {o.study_dir}")
+    if o.dry_run:
+        total = {
+            "runs": len(every),
+            "left": len(left),
+            "updates_left": sum(max(0, s.cell.total - s.cell.done()) for s in left),
+            "games_left": sum((1 + bool(s.before)) * bench.episodes for s in left),
+        }
+        return terminal.result(o.json, total)
+    grid.write(bench, settings)
+    failures: list[Failure] = []
+    # A stage goes on from one of the level before.
+    for _, level in itertools.groupby(sorted(left, key=_depth), key=_depth):
+        failures += runner.run_cells(bench, [stage.cell for stage in level], connect)
+    changes = _changes(o, every, failures)
+    text = during_report.write(Path(o.study_dir), bench, every, changes, failures)
+    if o.json:
+        failed = [dataclasses.asdict(failure) for failure in failures]
+        terminal.result(True, {"runs": len(every), "failed": failed})
+    else:
+        print(text)
+    for failure in failures:
+        terminal.say(f"failed: {failure.cell}: {failure.message}")
+    return failures[0].exit_code if failures else 0
+
+
+def _depth(stage: Stage) -> int:
+    return 0 if stage.before is None else 1 + _depth(stage.before)
+
+
+def _changes(o: DuringOptions, every: list[Stage], failures: list[Failure]) -> dict[Path, Played]:
+    """What changed networks returned before they learnt anything, by the folder of their stage."""
+    found = {}
+    for stage in every:
+        if stage.before is None or stage.cell.result() is None:
+            continue
+        games = Games(Path(o.study_dir), stage.cell.judging)
+        try:
+            found[stage.cell.folder] = _just_changed(o, stage, games)
+        except WsaError as error:
+            failures.append(Failure(str(stage.cell), error.kind, str(error), error.exit_code))
+    return found
+
+
+def _just_changed(o: DuringOptions, stage: Stage, games: Games) -> Played:
+    folder, how = stage.cell.folder, stage.cell.judging
+    config, network = read_config(folder), checkpoint.digest(folder / "checkpoints")
+    if (known := games.find(config, network, START)) is not None:
+        return known
+    terminal.say(f"right after the change: {stage.cell}")
+    device = choose_device(o.device)
+    player = open_player(
+        folder,
+        weights=weights_files(o.live.weights),
+        device=device,
+        engine=o.live.engine,
+        threads=threads_for(o.live.threads or 1),
+    )
+    assert isinstance(config, OfflineRun)
+    player = dataclasses.replace(player, network=start_of(config).to(torch.device(device)))
+    policy = player.policy(how.num_envs, how.epsilon, how.seed)
+    return games.play(config, network, START, policy, player.embedder)
+
+
+def start_of(config: OfflineRun) -> Any:
+    """The network that a run began to train, as `wsa.learn.offline.trainer` makes it."""
+    _, flat = open_data(config)
+    assert flat is not None, "an offline run has data"
+    torch.manual_seed(config.seed)
+    network = make_network(config, flat.windows, flat.shapes)
+    if config.network.normalize == "standard":
+        network.torso.set_moments(*moments(flat))
+    if config.init:
+        with torch.no_grad():
+            warm_start(config, network)
+    return network

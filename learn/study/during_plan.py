@@ -1,0 +1,151 @@
+"""The runs of `wsa study scale --during`: models that are added and dropped, in many orders.
+
+A stage goes on from the network of the stage before it, with one model more or one less. Orders that
+begin alike share their first stages, so for three models the six orders of adding are 15 runs, and
+those of dropping 10. Beside them stand networks that were never changed, with as many updates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from wsa.learn.bench import grid
+from wsa.learn.bench.grid import Cell, Judging, Settings
+from wsa.learn.configs.bench import BenchOptions
+from wsa.learn.configs.learn import ComputeOptions, WarmStart
+
+Way = Literal["add", "drop", "control"]
+MOST_ALL_ORDERS = 3  # Models; of more, as many orders as there are models.
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One run of the study.
+
+    Attributes:
+        way: Whether models are added or dropped; of a control neither.
+        changed: Models that were added so far, or dropped, in this order.
+        present: Models that it has.
+        number: Which stage it is, from 1.
+        cell: The run.
+        before: The stage that it goes on from, if any.
+    """
+
+    way: Way
+    changed: tuple[str, ...]
+    present: tuple[str, ...]
+    number: int
+    cell: Cell
+    before: Stage | None = None
+
+    def __str__(self) -> str:
+        """As it is spoken of."""
+        return named(self.way, self.changed, self.present)
+
+
+def named(way: Way, changed: Sequence[str], present: Sequence[str]) -> str:
+    """What happened to a network, in order: a + b, or all - b - a, or of a control what it has."""
+    if way == "add":
+        return " + ".join(changed)
+    return " - ".join(["all" if way == "drop" else "+".join(present), *changed])
+
+
+def orders(models: Sequence[str]) -> list[tuple[str, ...]]:
+    """Orders in which models are added: all of up to three; of more, a Latin square's.
+
+    In a Latin square each model stands once in each place.
+    """
+    if len(models) <= MOST_ALL_ORDERS:
+        return list(itertools.permutations(models))
+    return [tuple(models[i:]) + tuple(models[:i]) for i in range(len(models))]
+
+
+def stages(bench: BenchOptions, settings: Settings, folder: Path) -> list[Stage]:
+    """All runs, each after the one that it goes on from."""
+    made: list[Stage] = []
+    for game, seed in itertools.product(dict.fromkeys(bench.games), dict.fromkeys(bench.seeds)):
+        maker = _Maker(bench, settings, folder, game, seed)
+        made += [*maker.added(), *maker.dropped(), *maker.controls()]
+    return made
+
+
+class _Maker:
+    """Makes the stages of one game and seed."""
+
+    def __init__(
+        self, bench: BenchOptions, settings: Settings, folder: Path, game: str, seed: int
+    ) -> None:
+        self._bench, self._settings, self._folder = bench, settings, folder
+        self._game, self._seed = game, seed
+        self._models = tuple(dict.fromkeys(bench.models))
+
+    def added(self) -> Iterator[Stage]:
+        found: dict[tuple[str, ...], Stage] = {}
+        for order in orders(self._models):
+            for n in range(1, len(order) + 1):
+                changed = order[:n]
+                if changed not in found:
+                    found[changed] = self._stage("add", changed, changed, found.get(changed[:-1]))
+        yield from found.values()
+
+    def dropped(self) -> Iterator[Stage]:
+        found: dict[tuple[str, ...], Stage] = {}
+        for order in orders(self._models):
+            for n in range(len(order)):
+                changed = order[:n]
+                if changed not in found:
+                    present = tuple(m for m in self._models if m not in changed)
+                    before = found.get(changed[:-1]) if changed else None
+                    found[changed] = self._stage("drop", changed, present, before)
+        yield from found.values()
+
+    def controls(self) -> Iterator[Stage]:
+        for present in (self._models, *((model,) for model in self._models)):
+            yield self._stage("control", (), present, None)
+
+    def _stage(
+        self, way: Way, changed: tuple[str, ...], present: tuple[str, ...], before: Stage | None
+    ) -> Stage:
+        bench = self._bench
+        start = WarmStart()
+        if before is not None:
+            moved = changed[-1:]
+            init = str(before.cell.folder)
+            start = WarmStart(init, add=moved) if way == "add" else WarmStart(init, drop=moved)
+        request = dataclasses.replace(
+            grid.request_for(bench, "wsa"),
+            game=self._game,
+            seed=self._seed,
+            store=str(self._settings.options["store"]),
+            models=present if before is None else (),
+            start=start,
+        )
+        if way == "control":  # As many updates as all stages together.
+            longer = {
+                name: len(self._models) * getattr(request.algorithm, name)
+                for name in ("updates", "total_timesteps")
+                if hasattr(request.algorithm, name)
+            }
+            learner = msgspec.structs.replace(request.algorithm, **longer)
+            request = dataclasses.replace(request, algorithm=learner)
+        told = grid.spelled_models(changed if way == "add" else (*present, *changed))
+        name = f"{self._game}__{way}{len(changed)}__{told}__{self._seed}"
+        judging = Judging(bench.episodes, bench.epsilon, bench.eval_seed, bench.eval_num_envs)
+        cell = Cell(
+            request,
+            (self._folder / "runs" / name).absolute(),
+            judging,
+            ComputeOptions(bench.device, bench.compile),
+            self._settings.segments.get(self._game, ()),
+            named(way, changed, present),
+        )
+        number = len(self._models) if way == "control" else max(len(changed), 1)
+        if way == "drop":
+            number = len(changed) + 1
+        return Stage(way, changed, present, number, cell, before)

@@ -1,0 +1,129 @@
+"""The report of `wsa study scale --during`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsa.learn.bench.grid import changed
+from wsa.learn.bench.run_cell import Failure
+from wsa.learn.configs.bench import BenchOptions
+from wsa.learn.report import figures
+from wsa.learn.report.document import Figure, Part, Text, table
+from wsa.learn.study import output
+from wsa.learn.study.during_plan import Stage
+from wsa.learn.study.games import Played, judged
+
+KIND, TITLE = "scale-during", "While training: models added and dropped"
+COLUMNS = (
+    "game", "seed", "way", "order", "stage", "present", "updates_so_far", "return_after_change",
+    "return_at_end", "return_low", "return_high", "random_return_mean", "run",
+)  # fmt: skip
+
+
+def write(
+    folder: Path,
+    bench: BenchOptions,
+    every: Sequence[Stage],
+    changes: Mapping[Path, Played],
+    failures: Sequence[Failure],
+) -> str:
+    """Write tables and page; returns the study as Markdown.
+
+    Args:
+        folder: The study's folder.
+        bench: What all runs share.
+        every: The stages.
+        changes: What changed networks returned before they learnt anything, by folder.
+        failures: Runs that failed.
+    """
+    done = [stage for stage in every if stage.cell.result() is not None]
+    parts: list[Part] = [Text(f"{len(done)} of {len(every)} runs are trained and judged.")]
+    if failures:
+        rows = [(failure.cell, failure.kind, failure.message) for failure in failures]
+        parts.append(table("Runs that failed", ("run", "kind", "why"), rows))
+    for game in dict.fromkeys(stage.cell.request.game for stage in done):
+        mine = [stage for stage in done if stage.cell.request.game == game]
+        parts += [*_figures(game, mine, changes), *_tables(game, mine, changes)]
+    how = every[0].cell.judging
+    said = (
+        f"{judged(how)}. A stage goes on from the network of the one before with a model more or "
+        "less, and is judged right after that change, before any update, and at its end. Controls were "
+        "never changed and have as many updates as all stages together. Trained by wsa learn with "
+        f"{', '.join(changed(bench)) or 'its defaults'}."
+    )
+    return output.write(folder, KIND, TITLE, parts, said, COLUMNS, (_row(s, changes) for s in done))
+
+
+def _summary(stage: Stage) -> dict[str, Any]:
+    result = stage.cell.result()
+    assert result is not None
+    return result.summary
+
+
+def _so_far(stage: Stage) -> int:
+    return stage.cell.total + (_so_far(stage.before) if stage.before else 0)
+
+
+def _row(stage: Stage, changes: Mapping[Path, Played]) -> tuple[Any, ...]:
+    s, r, shock = _summary(stage), stage.cell.request, changes.get(stage.cell.folder)
+    return (
+        r.game, r.seed, stage.way, str(stage), stage.number, "+".join(stage.present),
+        _so_far(stage), shock and shock.mean, s["return_mean"], s["return_low"], s["return_high"],
+        s["random_return_mean"], stage.cell.folder.name,
+    )  # fmt: skip
+
+
+def _mean(values: Sequence[float]) -> str | None:
+    return f"{np.mean(values):,.2f}" if values else None
+
+
+def _tables(game: str, mine: Sequence[Stage], changes: Mapping[Path, Played]) -> Iterator[Part]:
+    chance = _summary(mine[0])["random_return_mean"]
+    for way, title in (("add", "Added"), ("drop", "Dropped"), ("control", "Never changed")):
+        rows = []
+        for name in dict.fromkeys(str(s) for s in mine if s.way == way):
+            alike = [s for s in mine if s.way == way and str(s) == name]
+            before = [_summary(s.before)["return_mean"] for s in alike if s.before]
+            shock = [changes[f].mean for s in alike if (f := s.cell.folder) in changes]
+            end = [_summary(s)["return_mean"] for s in alike]
+            rows.append(
+                (name, _so_far(alike[0]), _mean(before), _mean(shock), _mean(end), len(end))
+            )
+        yield table(
+            f"{title}: {game}",
+            ("order", "updates", "before", "right after", "at the end", "seeds"),
+            rows,
+            f"Mean raw returns over seeds; a random policy has {chance:,.2f}.",
+        )
+
+
+def _figures(game: str, mine: Sequence[Stage], changes: Mapping[Path, Played]) -> Iterator[Figure]:
+    """For each order the return before a change, after it, and at the end of its stage."""
+    for way, title in (("add", "adding"), ("drop", "dropping")):
+        lines = []
+        last = max((s.number for s in mine if s.way == way), default=0)
+        for name in dict.fromkeys(str(s) for s in mine if s.way == way and s.number == last):
+            ends = [s for s in mine if s.way == way and str(s) == name]
+            paths = [_path(stage, changes) for stage in ends]
+            whole = [np.array(path) for path in paths if len(path) == max(map(len, paths))]
+            x, y = np.mean(whole, axis=0).T
+            lines.append(figures.Line(name, x, y))
+        if lines:
+            yield Figure(
+                f"Shock and recovery, {title}: {game}",
+                figures.curves(lines, "updates", "raw return"),
+                "A fall is a change of models, a slope is a stage of training. Mean over seeds.",
+            )
+
+
+def _path(stage: Stage, changes: Mapping[Path, Played]) -> list[tuple[float, float]]:
+    """Updates and returns from the first stage to this one, changes as steps."""
+    path = _path(stage.before, changes) if stage.before else []
+    if path and (shock := changes.get(stage.cell.folder)) is not None:
+        path.append((path[-1][0], shock.mean))
+    path.append((float(_so_far(stage)), float(_summary(stage)["return_mean"])))
+    return path

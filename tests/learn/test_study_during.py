@@ -1,0 +1,110 @@
+"""Models added and dropped while training: orders, stages, and the network right after a change."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from wsa import cli
+from wsa.learn.bench.grid import RESULT, Result, Settings
+from wsa.learn.configs.algorithms import CQLConfig
+from wsa.learn.configs.fusions import FusionConfig
+from wsa.learn.configs.network import NetworkConfig
+from wsa.learn.runs.folder import begin
+from wsa.learn.runs.setup import make_offline
+from wsa.learn.runs.train import train_stored
+from wsa.learn.study import during_report
+from wsa.learn.study.combine_plan import bench_options
+from wsa.learn.study.during import start_of
+from wsa.learn.study.during_plan import Stage, orders, stages
+from wsa.learn.study.games import Played
+from wsa.learn.training import checkpoint
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
+
+
+def planned(folder: Path, models: str = "a,b,c") -> list[Stage]:
+    words = ["scale", "--during", "--models", models, "--games", "Pong", "--seeds", "1",
+             "--updates", "10"]  # fmt: skip
+    o = dataclasses.replace(cli.parse("study", words), study_dir=str(folder))
+    bench = bench_options(o, fusions=("wsa",), bench_dir=str(folder))
+    return stages(bench, Settings({"store": "/lab/wsa"}, {}), folder)
+
+
+def test_orders() -> None:
+    assert len(set(orders("abc"))) == 6
+    square = np.array(orders("abcd"))
+    assert square.shape == (4, 4)
+    for lines in (square, square.T):  # Each model once in each order, and once in each place.
+        assert all(sorted(line) == list("abcd") for line in lines.tolist())
+
+
+def test_stages_that_begin_alike_are_shared(tmp_path: Path) -> None:
+    found = planned(tmp_path)
+    ways = [stage.way for stage in found]
+    assert [ways.count(way) for way in ("add", "drop", "control")] == [15, 10, 4]
+    assert len({stage.cell.folder for stage in found}) == 29
+    for stage in found:
+        updates = stage.cell.total
+        assert updates == (30 if stage.way == "control" else 10)
+        start = stage.cell.request.start
+        if stage.before is None:
+            assert not start.init and stage.cell.request.models == stage.present
+        else:
+            assert found.index(stage.before) < found.index(stage)
+            assert start.init == str(stage.before.cell.folder)
+            moved = set(stage.present) ^ set(stage.before.present)
+            assert moved == set(start.add) | set(start.drop) == {stage.changed[-1]}
+    assert next(str(s) for s in found if s.present == ("a", "b", "c")) == "a + b + c"
+    assert "all - b - a" in [str(s) for s in found] and str(found[-1]) == "c"
+
+
+def test_right_after_a_change_is_before_the_first_update(
+    kit: ModuleType, walk_url: str, tmp_path: Path
+) -> None:
+    snapshot = take_snapshot(open_store(walk_url))
+    learner = CQLConfig(updates=30, batch_size=16, log_frequency=30)
+    details: dict[str, Any] = {
+        "network": NetworkConfig(FusionConfig(size=8), frame_stack=2, hidden=(8,)),
+    }
+    one, both = ([kit.key("lite0")], [kit.key("lite0"), kit.key("vit")])
+    first = make_offline(snapshot, kit.GAME, one, "mean", 1, learner, **details)
+    begin(tmp_path / "one", first)
+    train_stored(tmp_path / "one", first, "cpu")
+    still = msgspec.structs.replace(learner, updates=1, learning_rate=1e-30)
+    init = str(checkpoint.latest(tmp_path / "one" / "checkpoints"))
+    second = make_offline(snapshot, kit.GAME, both, "mean", 1, still, init=init, **details)
+    begin(tmp_path / "two", second)
+    trained = train_stored(tmp_path / "two", second, "cpu").network.state_dict()
+    begun = start_of(second).state_dict()
+    assert begun.keys() == trained.keys()
+    for name, tensor in begun.items():
+        torch.testing.assert_close(tensor, trained[name], rtol=0, atol=1e-9)
+
+
+def test_the_report(tmp_path: Path) -> None:
+    found = planned(tmp_path, "a,b")
+    changes = {}
+    for i, stage in enumerate(found[:-1]):  # One is missing.
+        summary = {"return_mean": float(i), "return_low": 0.0, "return_high": 9.0,
+                   "random_return_mean": -20.7}  # fmt: skip
+        r = stage.cell.request
+        result = Result(r.game, "wsa", r.models, r.seed, stage.cell.judging, summary)
+        stage.cell.folder.mkdir(parents=True)
+        (stage.cell.folder / RESULT).write_bytes(msgspec.json.encode(result))
+        if stage.before:
+            changes[stage.cell.folder] = Played((-5.0, -7.0), 10, 3)
+    bench = bench_options(cli.parse("study", ["scale", "--during", "--models", "a,b"]))
+    text = during_report.write(tmp_path, bench, found, changes, [])
+    assert "9 of 10 runs are trained and judged." in text
+    adding = next(line for line in text.splitlines() if line.startswith("| a + b "))
+    assert [cell.strip() for cell in adding.split("|")[1:-1]] == [
+        "a + b", "20", "0.00", "-6.00", "1.00", "1",
+    ]  # fmt: skip
+    assert (tmp_path / "index.html").read_text().count("Shock and recovery") == 4  # And aloud.
