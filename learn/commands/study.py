@@ -13,7 +13,7 @@ def study(o: Any) -> int:
     match o:
         case DuringOptions():
             from wsa.encode.jobs.cluster import connect
-            from wsa.learn.study.during import during
+            from wsa.learn.study.scaling.during import during
 
             return during(o, connect)
         case CombineOptions():
@@ -22,7 +22,7 @@ def study(o: Any) -> int:
 
             return combine(o, connect)
         case ScaleOptions():
-            from wsa.learn.study.scale import scale
+            from wsa.learn.study.scaling.scale import scale
 
             return scale(o)
         case AttendOptions():

@@ -30,12 +30,12 @@ from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Table, Text, table
 from wsa.learn.study import output
 from wsa.learn.study.combine_plan import PAPER, Plan
+from wsa.learn.study.games import better_than_random
 
 KIND, TITLE = "combine", "Ways of combining models"
 REFERENCE = "wsa"
 MOST_CURVES = 6
 FEW = 3  # Seeds.
-SURE = 1.96  # Standard errors of a 95 % interval.
 COLUMNS = (
     "game", "method", "fusion", "models", "seed", "parameters", "trained", "episodes", "return_mean",
     "return_low", "return_high", "random_return_mean", "human_normalised", "better_than_random", "run",
@@ -78,14 +78,8 @@ class Judged:
 
     @property
     def learned(self) -> bool:
-        """Whether it plays better than the random policy beside it, by 95 % of the difference.
-
-        Welch's standard error of the difference of two means.
-        """
-        summary = self.result.summary
-        spreads = summary["return_std"] ** 2 + summary["random_return_std"] ** 2
-        difference = self.mean - summary["random_return_mean"]
-        return bool(difference > SURE * math.sqrt(spreads / summary["episodes"]))
+        """Whether it plays better than the random policy beside it."""
+        return better_than_random(self.result.summary)
 
 
 def write(folder: Path, made: Plan, failures: Sequence[Failure]) -> Report:

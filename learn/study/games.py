@@ -5,7 +5,8 @@ STUDY/games/{identity}.json    returns of the games of one network in one condit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from wsa.learn.runs.config import RunConfig
 from wsa.store.common import atomic_files, hashing
 from wsa.store.format import records
 
+SURE = 1.96  # Standard errors of a 95 % interval.
 NOTHING_TO_LOSE = (
     "As it was trained the run plays no better than chance, so nothing that is taken from it can lower "
     "its return: read nothing from these games but that."
@@ -118,6 +120,19 @@ def judged(how: Judging) -> str:
         f"from {how.seed}, the same for all), raw returns, means with 95 % bootstrap interval over "
         "the games"
     )
+
+
+def better_than_random(summary: Mapping[str, Any]) -> bool:
+    """Whether a run plays better than the random policy beside it, by 95 % of the difference.
+
+    Welch's standard error of the difference of two means.
+
+    Args:
+        summary: As `wsa.learn.runs.evaluate.Evaluation.summary`.
+    """
+    spreads = summary["return_std"] ** 2 + summary["random_return_std"] ** 2
+    gain = summary["return_mean"] - summary["random_return_mean"]
+    return bool(gain > SURE * math.sqrt(spreads / summary["episodes"]))
 
 
 def difference(one: Played, other: Played, *, resamples: int = 2000) -> Interval:

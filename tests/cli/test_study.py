@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from wsa.learn.bench import run_cell
-from wsa.learn.study import combine_plan, interventions, played
+from wsa.learn.study import combine_plan, interventions
+from wsa.learn.study.scaling import played
 
 RESNET, VIT = "test_resnet_r160_in1k", "test_vit_r160_in1k"
 LEARN = ("--batch-size", 4, "--fusion-size", 8, "--frame-stack", 1, "--log-frequency", 1)

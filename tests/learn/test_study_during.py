@@ -19,11 +19,11 @@ from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.runs.folder import begin
 from wsa.learn.runs.setup import make_offline
 from wsa.learn.runs.train import train_stored
-from wsa.learn.study import during_report
 from wsa.learn.study.combine_plan import bench_options
-from wsa.learn.study.during import start_of
-from wsa.learn.study.during_plan import Stage, orders, stages
 from wsa.learn.study.games import Played
+from wsa.learn.study.scaling import during_report
+from wsa.learn.study.scaling.during import start_of
+from wsa.learn.study.scaling.during_plan import Stage, orders, stages
 from wsa.learn.training import checkpoint
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -93,7 +93,8 @@ def test_the_report(tmp_path: Path) -> None:
     changes = {}
     for i, stage in enumerate(found[:-1]):  # One is missing.
         summary = {"return_mean": float(i), "return_low": 0.0, "return_high": 9.0,
-                   "random_return_mean": -20.7}  # fmt: skip
+                   "return_std": 1.0, "random_return_mean": 0.5, "random_return_std": 1.0,
+                   "episodes": 100}  # fmt: skip
         r = stage.cell.request
         result = Result(r.game, "wsa", r.models, r.seed, stage.cell.judging, summary)
         stage.cell.folder.mkdir(parents=True)
@@ -103,6 +104,7 @@ def test_the_report(tmp_path: Path) -> None:
     bench = bench_options(cli.parse("study", ["scale", "--during", "--models", "a,b"]))
     text = during_report.write(tmp_path, bench, found, changes, [])
     assert "9 of 10 runs are trained and judged." in text
+    assert "1 of them play no better than chance" in text
     adding = next(line for line in text.splitlines() if line.startswith("| a + b "))
     assert [cell.strip() for cell in adding.split("|")[1:-1]] == [
         "a + b", "20", "0.00", "-6.00", "1.00", "1",

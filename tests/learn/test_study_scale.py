@@ -22,9 +22,9 @@ from wsa.learn.runs.folder import begin
 from wsa.learn.runs.network import make_network
 from wsa.learn.runs.setup import make_offline
 from wsa.learn.runs.train import train_stored
-from wsa.learn.study import cached, cached_report
-from wsa.learn.study.stored_states import StoredStates
-from wsa.learn.study.subsets import shapley, subsets
+from wsa.learn.study.scaling import cached, cached_report
+from wsa.learn.study.scaling.stored_states import StoredStates
+from wsa.learn.study.scaling.subsets import shapley, subsets
 from wsa.learn.training import checkpoint
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.root import open_store

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.configs.study import ScaleOptions
-from wsa.learn.study import cached, cached_report, played
 from wsa.learn.study.asked import judging_of, open_run, runs_of, tell
 from wsa.learn.study.games import Games
+from wsa.learn.study.scaling import cached, cached_report, played
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
 

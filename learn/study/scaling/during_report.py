@@ -14,8 +14,8 @@ from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.study import output
-from wsa.learn.study.during_plan import Stage
-from wsa.learn.study.games import Played, judged
+from wsa.learn.study.games import Played, better_than_random, judged
+from wsa.learn.study.scaling.during_plan import Stage
 
 KIND, TITLE = "scale-during", "While training: models added and dropped"
 COLUMNS = (
@@ -42,6 +42,13 @@ def write(
     """
     done = [stage for stage in every if stage.cell.result() is not None]
     parts: list[Part] = [Text(f"{len(done)} of {len(every)} runs are trained and judged.")]
+    if lost := sum(not better_than_random(_summary(stage)) for stage in done):
+        parts.append(
+            Text(
+                f"{lost} of them play no better than chance (Welch, 95 %): what a change costs a "
+                "network that plays no better is not known."
+            )
+        )
     if failures:
         rows = [(failure.cell, failure.kind, failure.message) for failure in failures]
         parts.append(table("Runs that failed", ("run", "kind", "why"), rows))

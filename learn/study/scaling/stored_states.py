@@ -18,7 +18,7 @@ from wsa.learn.data.transitions import StateRows
 from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
 from wsa.learn.runs.data import only, open_data
 from wsa.learn.runs.player import load_network
-from wsa.learn.study.subsets import Mask
+from wsa.learn.study.scaling.subsets import Mask
 from wsa.learn.training import checkpoint
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError

@@ -18,9 +18,9 @@ from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
 from wsa.learn.runs.player import Player
 from wsa.learn.study import output
-from wsa.learn.study.cached_report import letters_of
 from wsa.learn.study.games import NOTHING_TO_LOSE, Games, Played, difference, judged
-from wsa.learn.study.subsets import Mask, shapley, subsets
+from wsa.learn.study.scaling.cached_report import letters_of
+from wsa.learn.study.scaling.subsets import Mask, shapley, subsets
 from wsa.learn.training import checkpoint
 
 KIND, TITLE = "scale-played", "After training, in games"

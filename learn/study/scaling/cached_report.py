@@ -10,7 +10,7 @@ from typing import Any
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.study import output
-from wsa.learn.study.cached import Measured, Scaled
+from wsa.learn.study.scaling.cached import Measured, Scaled
 
 KIND, TITLE = "scale-cached", "After training, on stored states"
 MOST_IN_LATTICE = 4

@@ -24,10 +24,10 @@ from wsa.learn.runs.data import open_data
 from wsa.learn.runs.network import make_network
 from wsa.learn.runs.player import open_player
 from wsa.learn.runs.warm_start import warm_start
-from wsa.learn.study import during_report
 from wsa.learn.study.combine_plan import bench_options
-from wsa.learn.study.during_plan import Stage, stages
 from wsa.learn.study.games import Games, Played
+from wsa.learn.study.scaling import during_report
+from wsa.learn.study.scaling.during_plan import Stage, stages
 from wsa.learn.training import checkpoint
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError, WsaError

@@ -19,8 +19,8 @@ from wsa.learn.configs.algorithms import BCConfig, PPOConfig
 from wsa.learn.evaluation.video import labels
 from wsa.learn.runs.config import read_config
 from wsa.learn.runs.presence import check_can_lose
-from wsa.learn.study.stored_states import STATES, StoredStates
-from wsa.learn.study.subsets import Mask, shapley, subsets
+from wsa.learn.study.scaling.stored_states import STATES, StoredStates
+from wsa.learn.study.scaling.subsets import Mask, shapley, subsets
 from wsa.store.common.errors import UsageError
 
 MOST_MODELS = 10  # A thousand sets.
