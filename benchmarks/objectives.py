@@ -4,7 +4,7 @@
 
 The first store holds random and better play of the games to train on, the second that of the games
 to judge, played with other seeds; games that are in the second alone were never trained on. Every
-objective trains the network that wsa ships as `sr` (`wsa.encode.models.paper.stdim84`), from the same
+objective trains the same small network (`wsa.encode.models.paper.stdim84`), from the same
 weights and on the same mixed batches, until its process has used the CPU minutes. Then
 `wsa.learn.probe` judges all of them, three untrained networks, grey pixels, and what the second store
 has encoded, on every game.

@@ -407,7 +407,7 @@ def test_a_folder_that_is_no_run(filled, unchanged, command):
 
 def test_a_run_that_is_another(filled, unchanged):
     with unchanged():
-        outcome = filled("learn", "--game", "Breakout", "--updates", 9, "--run-dir", "run")
+        outcome = filled("learn", "--game", "Breakout", "--seed", 9, "--run-dir", "run")
     assert outcome.code == 4
     assert outcome.error == (
         "wsa learn: run holds another run. Give another --run-dir, or continue that run as it was "

@@ -1,4 +1,4 @@
-"""ST-DIM on one small frame: the state representation that wsa ships as `sr`.
+"""ST-DIM on one small frame: a state representation that `sr` may stand for, too.
 
 The network is half as wide as DQN's (Mnih et al., 2015) and looks at one 84 x 84 frame instead of
 four of 210 x 160, at a twentieth of the products; and the moments of a batch are of all games, so
@@ -7,7 +7,7 @@ that the easy negatives come with the hard ones.
 The loss is that of `wsa.encode.models.paper.stdim`, without ties: most places of a screen show the
 same in many moments, no code can tell these apart, and the loss could not fall below the logarithm of
 their number. So at each place a moment is told apart only from moments that showed something else
-there. All three made codes that tell more of where things are (docs/howto/pretrain.md).
+there. docs/howto/pretrain.md has what this is worth beside other objectives.
 """
 
 from __future__ import annotations
