@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from wsa.learn.configs.study import AttendOptions, CombineOptions, DuringOptions, ScaleOptions
+from wsa.learn.configs.study import (
+    AttendOptions,
+    CombineOptions,
+    DuringOptions,
+    GeneraliseOptions,
+    ScaleOptions,
+)
 from wsa.store.common.errors import UsageError
 
 
@@ -25,6 +31,10 @@ def study(o: Any) -> int:
             from wsa.learn.study.scaling.scale import scale
 
             return scale(o)
+        case GeneraliseOptions():
+            from wsa.learn.study.generalising.generalise import generalise
+
+            return generalise(o)
         case AttendOptions():
             from wsa.learn.study.attend import attend
 

@@ -23,7 +23,7 @@ class StudyOptions:
 
     kind: Annotated[Positional[str], arg(metavar="KIND")] = ""
     """combine: which way of combining models is best. scale: what is left of trained runs with fewer of their
-    models; or, with --during, what adding and dropping them costs. attend: which model is listened to, and whether that matters. wsa study KIND --help shows the options of each."""
+    models; or, with --during, what adding and dropping them costs. generalise: how trained runs play changed games. attend: which model is listened to, and whether that matters. wsa study KIND --help shows the options of each."""
     study_dir: str = "study"
     """Folder of the tables and of index.html, which shows every study that is there."""
     json: bool = False
@@ -65,6 +65,19 @@ class ScaleOptions(RunsOptions):
     game. played: games with every set of up to 4 models, of more with each alone and with each left out."""
     states: Annotated[int, COUNT] = 4096
     """With cached: states to look at."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneraliseOptions(RunsOptions):
+    """Options of `wsa study generalise`."""
+
+    suite: Literal["all", "authors", "modes", "look", "noise", "sticky"] = "all"
+    """authors: Breakout in 25 other colours, and Pong's lazy enemy, as the paper meant them. modes: the cartridge's
+    own. look: other colours. noise: disturbed frames. sticky: the emulator repeats actions."""
+    states: Annotated[int, OPTIONAL_COUNT] = 512
+    """States in which embeddings and weights are compared with and without each change of looks; 0 compares none."""
+    quick: bool = False
+    """A first look: at most 3 games and 64 states."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +124,7 @@ def combine_options(arguments: Sequence[str]) -> CombineOptions:
 KINDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "combine": combine_options,
     "scale": scale_options,
+    "generalise": lambda arguments: GeneraliseOptions(),
     "attend": lambda arguments: AttendOptions(),
 }
 

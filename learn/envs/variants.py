@@ -99,6 +99,12 @@ class Variant:
     memory: tuple[MemoryChange, ...] = ()
     looks: tuple[Look, ...] = ()
 
+    @property
+    def keeps_rules(self) -> bool:
+        """Whether frames alone differ: the same actions earn the same rewards and end the same games."""
+        switched = (self.mode, self.difficulty, self.sticky) != (None, None, None)
+        return not switched and not any(change.rules for change in self.memory)
+
     def make_env(self, game: str, stated: Protocol, num_envs: int) -> Consoles:
         """What `atari.make_env` would give, with the changes."""
         if self.sticky is not None:

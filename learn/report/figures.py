@@ -298,6 +298,45 @@ def lattice(values: Mapping[tuple[bool, ...], float], labels: Sequence[str], wha
     return draw(0.9 + 0.85 * (len(labels) + 1), paint)
 
 
+def heat_map(
+    values: NDArray[np.float64],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    what: str,
+    *,
+    y_label: str = "",
+    strongest: float | None = None,
+) -> str:
+    """A table of values, the stronger colored the further they are from 0; of another color below it.
+
+    Args:
+        values: (rows, columns); what is no number stays empty.
+        rows: Names, from the top.
+        columns: Names.
+        what: The name of the value, and of what the columns are.
+        y_label: What the rows are.
+        strongest: The value with the strongest color; the largest that there is if not given.
+    """
+    most = strongest or float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+
+    def paint(axes: Any) -> None:
+        for (i, j), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                color, share = SERIES[int(value < 0)], min(1.0, abs(value) / most)
+                axes.bar(j, 1, 1, i - 0.5, color=color, alpha=0.05 + 0.6 * share, linewidth=0)
+            said = "-" if np.isnan(value) else f"{value:.2f}"
+            axes.annotate(said, (j, i), ha="center", va="center", fontsize=8)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.grid(visible=False)
+        axes.set_xlabel(what)
+        axes.set_ylabel(y_label)
+
+    return draw(0.9 + 0.26 * len(rows), paint)
+
+
 def events(
     x: ArrayLike, labels: Sequence[str], bands: Sequence[NDArray[np.float64]], x_label: str
 ) -> str:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import torch
 
 from wsa.encode.models.registry import parse_request
@@ -24,8 +21,8 @@ from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.data import only
 from wsa.learn.runs.network import make_network
 from wsa.learn.runs.setup import configure
+from wsa.learn.study.costs import seconds_per_step, steps_per_game
 from wsa.store.common.errors import MissingError, UsageError, WsaError
-from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.flat_map import shapes_of
 from wsa.store.objects.snapshot import Snapshot
 
@@ -34,7 +31,6 @@ CONTROLS = ("mean", "uniform", "unshared", "moe", "single")
 UNTRAINED = ":random"
 QUICK = {"updates": 2000, "total_timesteps": 20_000}
 QUICK_GAMES = 5
-STEPS_PER_S = 500.0  # Of an emulator and a small network on one core, beside which models run.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +189,9 @@ def costs(made: Plan, left: Sequence[Planned], snapshot: Snapshot, device: str) 
     rates: dict[tuple[str, str], float] = {}
     for run, steps in zip(left, todo, strict=True):
         config = run.config
-        per_step = _seconds_per_step(snapshot, config)
-        playing += 2 * made.bench.episodes * _steps_per_game(snapshot, run.cell) * per_step
+        per_step = seconds_per_step(snapshot, config.inputs if config else ())
+        per_game = steps_per_game(snapshot, run.cell.request.game) * per_step
+        playing += 2 * made.bench.episodes * per_game
         if isinstance(config, OfflineRun):
             about = run.cell.request.game, run.method
             if about not in rates:
@@ -204,28 +201,6 @@ def costs(made: Plan, left: Sequence[Planned], snapshot: Snapshot, device: str) 
         else:
             training += steps * per_step / 60
     return found | {"minutes_training": training, "minutes_playing": playing / 60}
-
-
-def _seconds_per_step(snapshot: Snapshot, config: OfflineRun | OnlineRun | None) -> float:
-    seconds = 1 / STEPS_PER_S
-    for key in config.inputs if config else ():
-        metas = [m for m in snapshot.embeddings(model=key) if m.passes]
-        seconds += sum(m.seconds for m in metas) / max(1, sum(m.passes for m in metas))
-    return seconds
-
-
-def _steps_per_game(snapshot: Snapshot, cell: Cell) -> float:
-    """Mean length of the games in the store; where none has ended, of the longest stretch."""
-    game = cell.request.game
-    metas = snapshot.segments(game) if game in snapshot.games else []
-    lengths = [steps for meta in metas for steps, _ in meta.episodes]
-    by_env = itertools.groupby(sorted(metas, key=_place), key=_place)
-    played = [sum(meta.steps for meta in mine) for _, mine in by_env]
-    return float(np.mean(lengths)) if lengths else float(max(played, default=math.nan))
-
-
-def _place(meta: SegmentMeta) -> tuple[str, int]:
-    return meta.run, meta.env
 
 
 def left_of(made: Plan) -> Iterator[Planned]:

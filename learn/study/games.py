@@ -15,6 +15,7 @@ import numpy as np
 
 from wsa.learn.bench.grid import Judging
 from wsa.learn.envs.policies import Policy, RandomPolicy
+from wsa.learn.envs.variants import Variant
 from wsa.learn.evaluation.rollout import play
 from wsa.learn.evaluation.scores import Interval, mean_score, stratified_interval
 from wsa.learn.runs.config import RunConfig
@@ -22,6 +23,7 @@ from wsa.store.common import atomic_files, hashing
 from wsa.store.format import records
 
 SURE = 1.96  # Standard errors of a 95 % interval.
+RANDOM = "random"  # Who plays, where it is no network.
 NOTHING_TO_LOSE = (
     "As it was trained the run plays no better than chance, so nothing that is taken from it can lower "
     "its return: read nothing from these games but that."
@@ -76,6 +78,7 @@ class Games:
         policy: Policy,
         embedder: Any = None,
         on_step: Callable[[int, int], None] = lambda steps, episodes: None,
+        variant: Variant | None = None,
     ) -> Played:
         """Play, and remember.
 
@@ -87,12 +90,13 @@ class Games:
             policy: Who plays.
             embedder: What counts its passes.
             on_step: Called with (steps played, games finished).
+            variant: What is played in the game's place; the condition must name it.
         """
         how = self._judging
         before = embedder.passes if embedder else 0
         episodes = play(
             config.game, config.protocol, policy, how.episodes, how.seed, num_envs=how.num_envs,
-            on_step=on_step,
+            make_env=variant.make_env if variant else None, on_step=on_step,
         )  # fmt: skip
         played = Played(
             tuple(e.returned for e in episodes),
@@ -102,15 +106,27 @@ class Games:
         atomic_files.replace(self._path(config, network, condition), msgspec.json.encode(played))
         return played
 
-    def random(self, config: RunConfig) -> Played:
+    def random(self, config: RunConfig, variant: Variant | None = None) -> Played:
         """Games of a random policy, in the same environments; played if they were not."""
         policy = RandomPolicy(len(config.protocol.actions), self._judging.seed)
-        found = self.find(config, "random", "")
-        return found or self.play(config, "random", "", policy)
+        condition = condition_of(variant) if variant else ""
+        found = self.find(config, RANDOM, condition)
+        return found or self.play(config, RANDOM, condition, policy, variant=variant)
 
     def _path(self, config: RunConfig, network: str, condition: str) -> Path:
         of = [config.game, config.protocol, network, condition, self._judging]
         return self._folder / f"{hashing.identity(of)[:24]}.json"
+
+
+def condition_of(variant: Variant) -> str:
+    """The condition that a variant is."""
+    return f"variant {variant.spec}"
+
+
+def seeds(how: Judging) -> list[int]:
+    """Seed of the environment that played each game, in the order of `Played.returns`."""
+    count = min(how.num_envs, how.episodes)
+    return [how.seed + i for i in range(count) for _ in range(i, how.episodes, count)]
 
 
 def judged(how: Judging) -> str:

@@ -26,7 +26,7 @@ from wsa.store.objects.writer import command_line
 PAGE = "index.html"
 Raw = tuple[Sequence[str], Iterable[Sequence[Any]]]
 # In the order of the page.
-ORDER = ("combine", "scale-cached", "scale-played", "scale-during", "attend")
+ORDER = ("combine", "scale-cached", "scale-played", "scale-during", "generalise", "attend")
 
 
 def write(

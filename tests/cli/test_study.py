@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from wsa.learn.bench import run_cell
 from wsa.learn.study import combine_plan, interventions
+from wsa.learn.study.generalising import suites
 from wsa.learn.study.scaling import played
 
 RESNET, VIT = "test_resnet_r160_in1k", "test_vit_r160_in1k"
@@ -55,6 +57,9 @@ def rows(path: Path) -> list[dict[str, str]]:
         (("attend",), 2, "name the folder of one trained run"),
         (("scale", "nowhere"), 3, "is not the folder of a run"),
         (("attend", "nowhere"), 3, "is not the folder of a run"),
+        (("generalise", "run", "nowhere"), 3, "is not the folder of a run"),
+        (("generalise", "run", "--suite", "looks"), 2, "look"),
+        (("generalise", "run", "--episodes", 0), 2, "--episodes must be at least 1"),
         (("combine", "--models", RESNET), 2, "at least two"),
         (("combine", "--models", f"{RESNET},oops", "--games", "Breakout"), 2, "oops"),
         (
@@ -180,3 +185,56 @@ def test_ways_of_combining(ready, tmp_path, monkeypatch, unchanged):
     assert told == counts and planned["left"] == 0
     with unchanged():
         assert ready(*COMBINE).code == 0
+
+
+def test_changed_games(ready, trained, tmp_path, monkeypatch, unchanged):
+    # The first of them changes nothing.
+    monkeypatch.setattr(suites, "_LOOK", ("look:dim=1", "look:invert"))
+    how = ("study", "generalise", trained, "--suite", "look", *PLAY, "--states", 20,
+           "--study-dir", "st")  # fmt: skip
+    dry = json.loads(ready(*how, "--dry-run", "--json").out)
+    assert dry.pop("minutes") > 0 and not (tmp_path / "st").exists()
+    (grid,) = dry.pop("grid")
+    assert grid["variants"] == 2
+    assert dry == {"runs": 1, "games_left": 6, "random_games_left": 6, "states_left": 60}
+    play, calls = played.Games.play, []
+
+    def dying(self, *arguments, **details):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return play(self, *arguments, **details)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(played.Games, "play", dying)
+        assert ready(*how).code == 130
+    assert json.loads(ready(*how, "--dry-run", "--json").out)["games_left"] == 2
+    # A run that cannot be opened is named, and the rest is there.
+    broken = tmp_path / "broken"
+    shutil.copytree(trained, broken)
+    for path in (broken / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:-40])
+    outcome = ready(*how[:2], broken, *how[2:], "--json")
+    assert outcome.code == 5 and "failed: broken" in outcome.err.replace("./", "")
+    found = json.loads(outcome.out)
+    assert found["failed"][0]["run"].endswith("broken")
+    (run,) = found["runs"]
+    same = run["variants"][0]
+    assert same["return_mean"] == run["return"][0] and same["change"] == 0
+    shifts = {(s["variant"], s["model"]): s for s in run["shifts"]}
+    for model in (RESNET, VIT):
+        alike, other = shifts["look:dim=1", model], shifts["look:invert", model]
+        assert alike["cosine"] == pytest.approx(1) and alike["weight_moved"] == 0
+        assert alike["action_agreement"] == 1 and other["cosine"] < 0.99
+        assert other["weight_before"] == alike["weight_after"] and other["weight_moved"] > 0
+    # Every game with its pair: the run and the random policy, as it is and in both variants.
+    games = rows(tmp_path / "st" / "generalise.csv")
+    assert len(games) == 2 * 2 * 3 and {g["policy"] for g in games} == {"run", "random"}
+    page = (tmp_path / "st" / "index.html").read_text()
+    assert "Runs that failed" in page and "What the fusion does about it" in page
+    # Nothing is played again, and no model is opened for it.
+    monkeypatch.setattr("wsa.learn.study.asked.open_player", None)
+    outcome = ready(*how, "--json")
+    assert json.loads(outcome.out) == {"runs": found["runs"], "failed": []}
+    with unchanged():
+        assert ready(*how).code == 0

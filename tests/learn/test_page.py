@@ -38,6 +38,7 @@ def drawings() -> list[str]:
         figures.events(x, ["a", "b"], [band, band], "steps"),
         figures.stacked(["a", HOSTILE], x, np.full((2, 5), 0.5), "steps"),
         figures.lattice({s: sum(s) / 3 for s in sets}, "ABC", HOSTILE),
+        figures.heat_map(np.array([[1, -0.5], [np.nan, 0]]), ["a", HOSTILE], ["b", "c"], HOSTILE),
     ]
 
 

@@ -1,0 +1,242 @@
+"""`wsa study generalise`: how trained runs play games that they have not learned."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from wsa.learn.bench.grid import Judging
+from wsa.learn.configs.study import GeneraliseOptions
+from wsa.learn.envs.variants import Variant
+from wsa.learn.evaluation.video import labels
+from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
+from wsa.learn.runs.player import Player
+from wsa.learn.study.asked import judging_of, open_run, runs_of, tell
+from wsa.learn.study.costs import seconds_per_step, steps_per_game
+from wsa.learn.study.games import RANDOM, Games, condition_of
+from wsa.learn.study.generalising import report
+from wsa.learn.study.generalising.report import Failed, Generalised
+from wsa.learn.study.generalising.shift import Shift, Shifts
+from wsa.learn.study.generalising.suites import SUITES, variants_of
+from wsa.learn.training import checkpoint
+from wsa.store.common import atomic_files, terminal
+from wsa.store.common.errors import UsageError, WsaError
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
+
+AS_IT_IS = "none"  # What the other studies call a run to which nothing is done.
+QUICK_GAMES, QUICK_STATES = 3, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run, and what it plays.
+
+    Attributes:
+        folder: Its folder.
+        config: The run.
+        network: 12 hex digits of its checkpoint.
+        suites: Variants by suite, those that the run's game has.
+    """
+
+    folder: Path
+    config: OfflineRun | OnlineRun
+    network: str
+    suites: dict[str, tuple[Variant, ...]]
+
+    @property
+    def variants(self) -> list[Variant]:
+        """All of them."""
+        return [variant for suite in self.suites.values() for variant in suite]
+
+
+class Known:
+    """What is known of runs, and what is left to be found out.
+
+    Args:
+        folder: The study's.
+        judging: How games are played.
+        states: How many to compare with and without a change of looks.
+    """
+
+    def __init__(self, folder: Path, judging: Judging, states: int) -> None:
+        self.games = Games(folder, judging)
+        self.shifts = Shifts(folder, judging, states)
+
+    def games_left(self, plan: Plan) -> list[Variant | None]:
+        """Variants that a run was not played in; None is the game as it is."""
+        found = self.games.find
+        return [
+            variant
+            for variant in (None, *plan.variants)
+            if not found(plan.config, plan.network, _condition(variant))
+        ]
+
+    def shifts_left(self, plan: Plan) -> list[Variant]:
+        """Variants with which its states were not compared."""
+        wanted = [v for v in plan.variants if self.shifts.wanted(plan.config, v)]
+        return [v for v in wanted if not self.shifts.find(plan.config, plan.network, v)]
+
+
+def generalise(o: GeneraliseOptions) -> int:
+    """`wsa study generalise`; the exit code is that of the first run that failed, or 0."""
+    if o.quick:
+        few = min(o.episodes, QUICK_GAMES), min(o.states, QUICK_STATES)
+        o = dataclasses.replace(o, episodes=few[0], states=few[1])
+    runs = runs_of(o)
+    if not o.episodes:
+        raise UsageError("bad-option", "wsa study generalise: --episodes must be at least 1.")
+    plans = [_plan(o, run) for run in runs]  # All of them, before the first is played.
+    lacking = _lacking(plans, SUITES if o.suite == "all" else (o.suite,))
+    for said in lacking:
+        terminal.say(said)
+    if not any(plan.suites for plan in plans):
+        raise UsageError(
+            "bad-option",
+            f"--suite {o.suite}: no run's game has such variants. authors is for Breakout and Pong; "
+            "look, noise and sticky are for every game.",
+        )
+    judging, folder = judging_of(o), Path(o.study_dir)
+    known = Known(folder, judging, o.states)
+    if o.dry_run:
+        return _dry(o, plans, known)
+    found: list[Generalised] = []
+    failed: list[Failed] = []
+    for plan in plans:
+        with terminal.Progress(plan.folder.name, "games", shown=not o.json) as progress:
+            outcome = _attempt(o, plan, known, progress.update)
+        (failed if isinstance(outcome, Failed) else found).append(outcome)  # type: ignore[arg-type]
+    text = report.write(folder, found, failed, lacking, judging)
+    told = [report.summary(one) for one in found]
+    tell(o, text, {"runs": told, "failed": [dataclasses.asdict(one) for one in failed]})
+    for one in failed:
+        terminal.say(f"failed: {one.run}: {one.message}")
+    return failed[0].exit_code if failed else 0
+
+
+def _plan(o: GeneraliseOptions, run: Path) -> Plan:
+    config = read_config(run)
+    asked = SUITES if o.suite == "all" else (o.suite,)
+    every = {suite: variants_of(suite, config.game, config.protocol) for suite in asked}
+    suites = {suite: variants for suite, variants in every.items() if variants}
+    return Plan(run, config, checkpoint.digest(run / "checkpoints"), suites)
+
+
+def _lacking(plans: list[Plan], suites: tuple[str, ...]) -> list[str]:
+    """Which games have nothing in a suite, in words."""
+    games = {plan.config.game: plan.suites for plan in plans}
+    return [
+        f"{game} has no variants in the suite {suite}."
+        for game, has in games.items()
+        for suite in suites
+        if suite not in has
+    ]
+
+
+def _condition(variant: Variant | None) -> str:
+    return condition_of(variant) if variant else AS_IT_IS
+
+
+def _dry(o: GeneraliseOptions, plans: list[Plan], known: Known) -> int:
+    games = states = 0
+    minutes = 0.0
+    of_random: set[tuple[Any, ...]] = set()
+    rows = []
+    for plan in plans:
+        config = plan.config
+        left, shifts = known.games_left(plan), known.shifts_left(plan)
+        compared = o.states * (len(shifts) + bool(shifts))
+        snapshot = take_snapshot(open_store(config.store))
+        per_step = seconds_per_step(snapshot, config.inputs)
+        base = known.games.find(config, plan.network, AS_IT_IS)
+        length = base.steps / o.episodes if base else steps_per_game(snapshot, config.game)
+        for variant in (None, *plan.variants):
+            condition = condition_of(variant) if variant else ""
+            if not known.games.find(config, RANDOM, condition):
+                of_random.add((config.game, *config.protocol.actions, condition, length))
+        games += len(left) * o.episodes
+        states += compared
+        minutes += (len(left) * o.episodes * length + compared) * per_step / 60
+        rows.append((str(plan.folder), len(plan.variants), len(left) * o.episodes, compared))
+    total = {
+        "runs": len(plans),
+        "games_left": games,
+        "random_games_left": len({one[:-1] for one in of_random}) * o.episodes,
+        "states_left": states,
+        # Of games that the store does not have nobody knows how long they are.
+        "minutes": None if math.isnan(minutes) else round(minutes, 1),
+    }
+    columns = ("run", "variants", "games_left", "states_left")
+    if o.json:
+        grid = [dict(zip(columns, row, strict=True)) for row in rows]
+        return terminal.result(True, {**total, "grid": grid})
+    terminal.table("", columns, rows)
+    print()
+    return terminal.result(False, total)
+
+
+def _attempt(
+    o: GeneraliseOptions, plan: Plan, known: Known, on_games: Callable[[int, int], None]
+) -> Generalised | Failed:
+    """Look at a run; a failure is told, not raised, and the other runs go on."""
+    run = str(plan.folder)
+    try:
+        return _look(o, plan, known, on_games)
+    except WsaError as error:
+        return Failed(run, error.kind, str(error), error.exit_code)
+    except Exception as error:  # noqa: BLE001  Memory, a driver.
+        path = Path(o.study_dir) / "error.txt"
+        atomic_files.replace(path, traceback.format_exc().encode())
+        said = " ".join(str(error).split())[:300]
+        why = f"{type(error).__name__}: {said}. {path} says where."
+        return Failed(run, type(error).__name__, why, 1)
+
+
+def _look(
+    o: GeneraliseOptions, plan: Plan, known: Known, on_games: Callable[[int, int], None]
+) -> Generalised:
+    """Play a run in every variant, beside a random policy, and compare states."""
+    config, games = plan.config, known.games
+    left = known.games_left(plan)
+    player = open_run(o, plan.folder) if left or known.shifts_left(plan) else None
+    for done, variant in enumerate(left):
+        assert player is not None
+
+        def on_step(_: int, finished: int, before: int = done * o.episodes) -> None:
+            on_games(before + finished, len(left) * o.episodes)
+
+        fresh = player.having(None)  # What it sees in one variant is not known in the next.
+        policy = fresh.policy(o.eval_num_envs, o.epsilon, o.eval_seed)
+        condition = _condition(variant)
+        games.play(
+            config, plan.network, condition, policy, fresh.embedder, on_step, variant=variant
+        )
+    pairs = {}
+    for variant in (None, *plan.variants):
+        played = games.find(config, plan.network, _condition(variant))
+        assert played is not None
+        pairs[variant.spec if variant else ""] = played, games.random(config, variant)
+    suites = {
+        suite: {v.spec: pairs[v.spec] for v in variants} for suite, variants in plan.suites.items()
+    }
+    shifts = dict(_shifts(plan, known, player))
+    models = tuple(labels(config.models))
+    return Generalised(str(plan.folder), config, models, plan.network, pairs[""], suites, shifts)
+
+
+def _shifts(plan: Plan, known: Known, player: Player | None) -> Iterator[tuple[str, Shift]]:
+    """What each change of looks does, by variant."""
+    left = known.shifts_left(plan)
+    if left:
+        assert player is not None
+        compare = known.shifts.measure(player)
+        for variant in left:
+            compare(variant)
+    for variant in plan.variants:
+        found = known.shifts.find(plan.config, plan.network, variant)
+        if found and known.shifts.wanted(plan.config, variant):
+            yield variant.spec, found

@@ -1,0 +1,73 @@
+"""What a run keeps of its score in a changed game, where it had something to keep.
+
+    kept = (return in the variant - random policy in the variant) / (return - random policy)
+
+1: as far above chance as it was; 0: no better than chance. The seeds are the same with and without the
+change, so each game has its pair, and pairs are drawn together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsa.learn.evaluation.scores import Interval
+from wsa.learn.study.games import Played, difference
+
+Pair = tuple[Played, Played]  # Games of a run and of a random policy.
+FEW = 5  # Games, of which an interval says nothing.
+
+
+class Share:
+    """Compares a run's games in variants with its games as they are.
+
+    Args:
+        plain: The game as it is.
+        resamples: Of the bootstrap over pairs of games.
+
+    Attributes:
+        advantage: Return over the random policy's, in the game as it is, with its 95 % interval.
+    """
+
+    def __init__(self, plain: Pair, *, resamples: int = 2000) -> None:
+        self._plain = plain
+        self.advantage = difference(*plain)
+        games = len(plain[0].returns)
+        drawn = np.random.default_rng(0).integers(games, size=(2, resamples, games))
+        # The games as they are, and then those that were drawn.
+        self._picks = np.concatenate([np.tile(np.arange(games), (2, 1, 1)), drawn], axis=1)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the run is above random, so that there is something to keep."""
+        return self.advantage.low > 0
+
+    def change(self, played: Played) -> Interval:
+        """Return in a variant less that in the game as it is, game by game."""
+        return _interval(self._means(played, 0) - self._means(self._plain[0], 0))
+
+    def kept(self, variants: Sequence[Pair]) -> Interval | None:
+        """Share of the advantage that is kept, the mean over some variants.
+
+        None where there was nothing to keep.
+        """
+        if not self.learned:
+            return None
+        had = self._above(self._plain)
+        had = np.where(had > 0, had, np.nan)  # Resamples without anything to keep say nothing.
+        return _interval(np.mean([self._above(pair) / had for pair in variants], axis=0))
+
+    def _above(self, pair: Pair) -> NDArray[np.float64]:
+        return self._means(pair[0], 0) - self._means(pair[1], 1)
+
+    def _means(self, played: Played, who: int) -> NDArray[np.float64]:
+        means: NDArray[np.float64] = np.array(played.returns)[self._picks[who]].mean(axis=1)
+        return means
+
+
+def _interval(values: NDArray[np.float64]) -> Interval:
+    """The first, and the ends of the middle 95 % of the others."""
+    low, high = np.nanquantile(values[1:], [0.025, 0.975])
+    return Interval(float(values[0]), float(low), float(high))

@@ -1,0 +1,282 @@
+"""The report of `wsa study generalise`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsa.learn.bench.grid import Judging
+from wsa.learn.report import figures
+from wsa.learn.report.document import Figure, Part, Text, table
+from wsa.learn.runs.config import OfflineRun, OnlineRun
+from wsa.learn.study import output
+from wsa.learn.study.games import judged, seeds
+from wsa.learn.study.generalising.kept import FEW, Pair, Share
+from wsa.learn.study.generalising.shift import Shift
+from wsa.learn.study.generalising.suites import COLOURS
+
+KIND, TITLE = "generalise", "In games that they have not learned"
+COLUMNS = ("run", "game", "fusion", "seed", "checkpoint", "suite", "variant", "policy", "number",
+           "env_seed", "return")  # fmt: skip
+KEPT_COLUMNS = ("run", "game", "fusion", "seed", "suite", "variant", "return_mean", "return_low",
+                "return_high", "random_mean", "change", "change_low", "change_high", "kept",
+                "kept_low", "kept_high", "passes")  # fmt: skip
+SHIFT_COLUMNS = ("run", "game", "fusion", "seed", "variant", "states", "model", "cosine",
+                 "weight_before", "weight_after", "weight_moved", "action_agreement")  # fmt: skip
+NOTHING_TO_KEEP = (
+    "As it was trained the run plays no better than chance ({}: its return less that of the random policy "
+    "in the game as it is), so there is no score of which a share could be kept: returns alone are shown."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generalised:
+    """A run, and its games in variants.
+
+    Attributes:
+        run: Its folder.
+        config: The run.
+        models: What its models are called.
+        checkpoint: 12 hex digits of the network.
+        plain: Games as they are, the run's and a random policy's.
+        suites: By suite and variant the same.
+        shifts: By variant what it does to embeddings and weights.
+    """
+
+    run: str
+    config: OfflineRun | OnlineRun
+    models: tuple[str, ...]
+    checkpoint: str
+    plain: Pair
+    suites: dict[str, dict[str, Pair]]
+    shifts: dict[str, Shift]
+
+    @property
+    def name(self) -> str:
+        """What it is called in headings."""
+        c = self.config
+        return f"{c.game}, {c.network.fusion.name}, seed {c.seed}"
+
+    @property
+    def about(self) -> tuple[Any, ...]:
+        """What every line of it begins with."""
+        c = self.config
+        return self.run, c.game, c.network.fusion.name, c.seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Failed:
+    """A run that did not come to its end.
+
+    Attributes:
+        run: Its folder.
+        kind: The error's stable code, or an exception's name.
+        message: What was found, and what to do.
+        exit_code: Of such an error.
+    """
+
+    run: str
+    kind: str
+    message: str
+    exit_code: int
+
+
+def write(
+    folder: Path,
+    runs: Sequence[Generalised],
+    failed: Sequence[Failed],
+    lacking: Sequence[str],
+    judging: Judging,
+) -> str:
+    """Write tables and page; returns the study as Markdown.
+
+    Args:
+        folder: The study's.
+        runs: What was played.
+        failed: Runs that failed.
+        lacking: Games that have nothing in a suite, in words.
+        judging: How games were played.
+    """
+    parts: list[Part] = [*_overview(runs), *(Text(said) for said in lacking)]
+    if failed:
+        rows = [(one.run, one.message) for one in failed]
+        parts.append(table("Runs that failed", ("run", "why"), rows))
+    parts += [part for one in runs for part in _parts(one, judging.episodes)]
+    said = (
+        f"{judged(judging)}; a game and its variant begin alike, pair by pair. Kept: (return in the variant - "
+        "random policy in the variant) / (return - random policy), where the run is above random by the "
+        "95 % interval of the difference; intervals by drawing pairs of games together. Embeddings: "
+        "cosine between those of a frame with and without the change, of the same actions, as the "
+        "network normalises them; weights made to sum to 1."
+    )
+    raw = (row for one in runs for row in _rows(one, seeds(judging)))
+    further = {
+        "generalise-kept": (KEPT_COLUMNS, [row for one in runs for row in _kept_rows(one)]),
+        "generalise-shift": (SHIFT_COLUMNS, [row for one in runs for row in _shift_rows(one)]),
+    }
+    return output.write(folder, KIND, TITLE, parts, said, COLUMNS, raw, further)
+
+
+def summary(one: Generalised) -> dict[str, Any]:
+    """A run as JSON values."""
+    share = Share(one.plain)
+    return {
+        "run": one.run,
+        "return": list(one.plain[0].interval),
+        "random": list(one.plain[1].interval),
+        "above_random": share.learned,
+        "suites": {s: share.kept(list(pairs.values())) for s, pairs in one.suites.items()},
+        "variants": [dict(zip(KEPT_COLUMNS[4:], row[4:], strict=True)) for row in _kept_rows(one)],
+        "shifts": [dict(zip(SHIFT_COLUMNS[4:], row[4:], strict=True)) for row in _shift_rows(one)],
+    }
+
+
+def _rows(one: Generalised, seeds: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+    plain = ("", "", one.plain)
+    every = [(s, v, pair) for s, variants in one.suites.items() for v, pair in variants.items()]
+    for suite, variant, pair in (plain, *every):
+        for policy, played in zip(("run", "random"), pair, strict=True):
+            for number, (seed, returned) in enumerate(zip(seeds, played.returns, strict=True)):
+                about = (*one.about, one.checkpoint, suite, variant, policy)
+                yield (*about, number, seed, returned)
+
+
+def _kept_rows(one: Generalised) -> Iterator[tuple[Any, ...]]:
+    share = Share(one.plain)
+    for suite, variants in one.suites.items():
+        for variant, pair in variants.items():
+            kept, (played, chance) = share.kept([pair]) or (None,) * 3, pair
+            values = (*played.interval, chance.mean, *share.change(played), *kept)
+            yield (*one.about, suite, variant, *values, played.passes)
+
+
+def _shift_rows(one: Generalised) -> Iterator[tuple[Any, ...]]:
+    for variant, s in one.shifts.items():
+        none = (None,) * len(one.models)
+        each = (one.models, s.cosine, s.before or none, s.after or none, s.moved or none)
+        for of_model in zip(*each, strict=True):
+            yield (*one.about, variant, s.states, *of_model, s.agreement)
+
+
+def _overview(runs: Sequence[Generalised]) -> Iterator[Part]:
+    """All runs, suite by suite."""
+    suites = list(dict.fromkeys(suite for one in runs for suite in one.suites))
+    rows, bars = [], []
+    for style, one in enumerate(runs):
+        share, called = Share(one.plain), Path(one.run).name
+        kept = {s: share.kept(list(pairs.values())) for s, pairs in one.suites.items()}
+        played, chance = (p.interval for p in one.plain)
+        cells = [kept.get(suite) for suite in suites]
+        note = "" if share.learned else "no better than random: nothing to keep"
+        rows.append((called, one.name, played, chance, *cells, note))
+        bars += [
+            figures.Bar(f"{suite}: {called}", *value, style)
+            for suite, value in kept.items()
+            if value is not None
+        ]
+    if bars:
+        bars.sort(key=lambda bar: suites.index(bar.label.partition(":")[0]))
+        yield Figure(
+            "Share of the score that is kept",
+            figures.intervals(bars, "share kept, mean over the suite", line=1.0),
+            "1 (dashed): as far above the random policy as in the game as it is. 0: no better than it.",
+        )
+    if rows:
+        yield table(
+            "Share of the score that is kept, mean over each suite",
+            ("run", "of", "mean return", "random policy", *suites, "note"),
+            rows,
+        )
+
+
+def _parts(one: Generalised, games: int) -> Iterator[Part]:
+    share = Share(one.plain)
+    yield Text(f"{one.run}: {one.name}; network {one.checkpoint}.")
+    if not share.learned:
+        yield Text(NOTHING_TO_KEEP.format(share.advantage))
+    elif games < FEW:
+        yield Text(f"With fewer than {FEW} games in each condition the intervals say little.")
+    for suite, variants in one.suites.items():
+        if suite == "authors" and len(variants) == len(COLOURS) ** 2:
+            yield _recolourings(one, share, list(variants.values()))
+        else:
+            yield _bars(one, share, suite, variants)
+    yield table(
+        f"Variants: {one.name}",
+        ("suite", "variant", "mean return", "random policy", "change of the return", "kept"),
+        [("", "as it is", *(p.interval for p in one.plain), None, None)]
+        + [
+            (suite, variant, *(p.interval for p in pair), share.change(pair[0]), share.kept([pair]))
+            for suite, variants in one.suites.items()
+            for variant, pair in variants.items()
+        ],
+        "A change whose interval holds 0 shows nothing; more --episodes may.",
+    )
+    if one.shifts:
+        yield from _moved(one)
+
+
+def _bars(one: Generalised, share: Share, suite: str, variants: dict[str, Pair]) -> Figure:
+    title = f"{suite}: {one.name}"
+    if share.learned:
+        kept = {variant: share.kept([pair]) for variant, pair in variants.items()}
+        bars = [figures.Bar(v, *value) for v, value in kept.items() if value is not None]
+        return Figure(title, figures.intervals(bars, "share kept", line=1.0), "Dashed: all of it.")
+    every = {"as it is": one.plain, **variants}
+    bars = [figures.Bar(variant, *pair[0].interval) for variant, pair in every.items()]
+    line = one.plain[1].mean
+    said = "Dashed: random policy in the game as it is."
+    return Figure(title, figures.intervals(bars, "raw return", line=line), said)
+
+
+def _recolourings(one: Generalised, share: Share, pairs: Sequence[Pair]) -> Figure:
+    """The paper's 25, by colour of the player and of the blocks."""
+    found = [kept.value if (kept := share.kept([p])) else p[0].mean for p in pairs]
+    values = np.array(found).reshape(len(COLOURS), len(COLOURS))
+    what = "share kept" if share.learned else "mean return"
+    said = "Black is the background's colour: what has it cannot be seen."
+    svg = figures.heat_map(
+        values, COLOURS, COLOURS, "colour of the blocks", y_label="player and ball",
+        strongest=1.0 if share.learned else None,
+    )  # fmt: skip
+    return Figure(f"Breakout's 25 recolourings, {what}: {one.name}", svg, said)
+
+
+def _moved(one: Generalised) -> Iterator[Part]:
+    """Which model a change of looks moved most, and what the fusion did about it."""
+    variants, shifts = list(one.shifts), list(one.shifts.values())
+    yield Figure(
+        f"Embeddings in other looks: {one.name}",
+        figures.heat_map(
+            np.array([s.cosine for s in shifts]), variants, one.models,
+            "cosine of the embeddings", strongest=1.0,
+        ),
+        "1: the model sees what it saw before. 0: something that has nothing to do with it.",
+    )  # fmt: skip
+    weighed = [(s.before, s.after) for s in shifts if s.before and s.after]
+    if len(one.models) > 1 and weighed:
+        changes = np.array([np.subtract(after, before) for before, after in weighed])
+        yield Figure(
+            f"What the fusion does about it: {one.name}",
+            figures.heat_map(changes, variants, one.models, "change of the mean weight"),
+            "Where a model is confused, a fusion that noticed would listen to it less.",
+        )
+    rows = []
+    for variant, s in one.shifts.items():
+        most = int(np.argmin(s.cosine))
+        weight = None
+        if s.before and s.after:
+            weight = f"{s.before[most]:.2f} to {s.after[most]:.2f}"
+        rows.append(
+            (variant, one.models[most], f"{s.cosine[most]:.2f}", weight, f"{s.agreement:.0%}")
+        )
+    yield table(
+        f"The model that a look moved most: {one.name}",
+        ("variant", "moved most", "cosine", "its weight", "same action"),
+        rows,
+        f"Of the same {shifts[0].states} states with and without the change.",
+    )

@@ -1,0 +1,211 @@
+"""What a change of looks does to embeddings, and what the fusion does about it.
+
+The run plays the game as it is. Then the same actions are played with the change: as looks change no
+rule, each frame has its pair. Both are shown to the network, which carries its memory through each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsa.learn.bench.grid import Judging
+from wsa.learn.envs.atari import pictures
+from wsa.learn.envs.variants import Variant
+from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
+from wsa.learn.runs.config import RunConfig
+from wsa.learn.runs.player import Player
+from wsa.store.common import atomic_files, hashing
+from wsa.store.format import records
+
+Floats = NDArray[np.float32]
+
+
+class Shift(msgspec.Struct, frozen=True):
+    """How a network sees a changed game, against the game as it is; by model where there are several.
+
+    Attributes:
+        states: Pairs of states.
+        cosine: Of the newest frame's embeddings, normalised as the network does; mean over states.
+        before: Mean weight without the change, weights made to sum to 1; None of a fusion that
+            gives none.
+        after: Mean weight with it.
+        moved: Mean absolute change of a state's weight.
+        agreement: Share of states with the same greedy action.
+    """
+
+    states: int
+    cosine: tuple[float, ...]
+    before: tuple[float, ...] | None
+    after: tuple[float, ...] | None
+    moved: tuple[float, ...] | None
+    agreement: float
+
+
+class Shifts:
+    """Measures what was not measured, and remembers it: STUDY/shifts/{identity}.json.
+
+    Args:
+        folder: The study's.
+        judging: How games are played.
+        states: How many to compare, in all environments together.
+    """
+
+    def __init__(self, folder: Path, judging: Judging, states: int) -> None:
+        self._folder, self._judging, self._states = folder / "shifts", judging, states
+
+    def wanted(self, config: RunConfig, variant: Variant) -> bool:
+        """Whether there is something to compare: embeddings, in a game that only looks otherwise."""
+        return bool(self._states and config.models and variant.keeps_rules)
+
+    def find(self, config: RunConfig, network: str, variant: Variant) -> Shift | None:
+        """What was measured."""
+        path = self._path(config, network, variant)
+        return records.read_json(path.read_bytes(), Shift, str(path)) if path.exists() else None
+
+    def measure(self, player: Player) -> Callable[[Variant], Shift]:
+        """Play a run's game as it is; what comes back compares a variant with that, and remembers it."""
+        plain = _watch(player, Variant(""), self._judging, self._states)
+
+        def compare(variant: Variant) -> Shift:
+            changed = _watch(player, variant, self._judging, self._states, plain.actions)
+            found = shift(plain, changed)
+            path = self._path(player.config, player.digest, variant)
+            atomic_files.replace(path, msgspec.json.encode(found))
+            return found
+
+        return compare
+
+    def _path(self, config: RunConfig, network: str, variant: Variant) -> Path:
+        how = self._judging.epsilon, self._judging.seed, self._judging.num_envs
+        of = [config.game, config.protocol, network, variant.spec, self._states, *how]
+        return self._folder / f"{hashing.identity(of)[:24]}.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """n states of some environments, and what a network made of them.
+
+    Attributes:
+        actions: (steps, envs) what was done.
+        embeddings: (n, width) of each model, normalised.
+        weights: (n, models), made to sum to 1; None of a fusion that gives none.
+        greedy: (n,) what the network would do.
+    """
+
+    actions: NDArray[np.int64]
+    embeddings: list[Floats]
+    weights: Floats | None
+    greedy: NDArray[np.int64]
+
+
+def shift(plain: Seen, changed: Seen) -> Shift:
+    """Compare the same states with and without a change."""
+    weights: dict[str, Any] = {"before": None, "after": None, "moved": None}
+    if plain.weights is not None and changed.weights is not None:
+        weights = {
+            "before": _means(plain.weights),
+            "after": _means(changed.weights),
+            "moved": _means(np.abs(changed.weights - plain.weights)),
+        }
+    pairs = zip(plain.embeddings, changed.embeddings, strict=True)
+    return Shift(
+        states=len(plain.greedy),
+        cosine=tuple(float(cosine(one, other).mean()) for one, other in pairs),
+        agreement=float((plain.greedy == changed.greedy).mean()),
+        **weights,
+    )
+
+
+def cosine(one: Floats, other: Floats) -> Floats:
+    """Of each pair of rows, (n,): 1 where both are nothing but zeros, 0 where one is."""
+    lengths = [np.linalg.norm(rows, axis=1) for rows in (one, other)]
+    product = lengths[0] * lengths[1]
+    found: Floats = (one * other).sum(axis=1) / np.where(product > 0, product, 1)
+    found[(lengths[0] == 0) & (lengths[1] == 0)] = 1
+    return found
+
+
+def _means(values: Floats) -> tuple[float, ...]:
+    return tuple(values.mean(axis=0).tolist())
+
+
+class _Recorded(LiveStacks):
+    """Live stacks, the newest frames of which are kept."""
+
+    def __init__(self, *about: Any) -> None:
+        super().__init__(*about)
+        self.newest: list[Tensor] = []
+
+    def begin(self, *seen: Any) -> Callable[[], Tensor]:
+        """As of `LiveStacks`."""
+        found = super().begin(*seen)
+
+        def wait() -> Tensor:
+            stacks = found()
+            self.newest.append(stacks[:, -1].clone())
+            return stacks
+
+        return wait
+
+
+def _watch(
+    player: Player,
+    variant: Variant,
+    how: Judging,
+    states: int,
+    actions: NDArray[np.int64] | None = None,
+) -> Seen:
+    """Show a network the beginnings of games.
+
+    Args:
+        player: The network.
+        variant: What it is shown.
+        how: Environments, their seeds, and the probability of a random action.
+        states: How many, in all environments together.
+        actions: What is done, (steps, envs); what the network says if not given.
+    """
+    config, count = player.config, how.num_envs
+    fresh = player.having(player.mask)  # What it saw of another variant is not known to it.
+    stacks = _Recorded(fresh.embedder, count, config.network.frame_stack)
+    choices = len(config.protocol.actions)
+    policy = GreedyPolicy(player.network, stacks, choices, 0.0, how.seed)
+    generator = np.random.default_rng(how.seed)
+    envs, first = np.arange(count), np.ones(count, np.bool_)
+    done, greedy, weights = [], [], []
+    console = variant.make_env(config.game, config.protocol, count)
+    observations, _ = console.reset(seed=how.seed)
+    for step in range(-(-states // count)):
+        greedy.append(policy(pictures(observations), first, envs))
+        if policy.weights is not None:
+            weights.append(policy.weights)
+        if actions is None:
+            explored = generator.integers(choices, size=count)
+            done.append(np.where(generator.random(count) < how.epsilon, explored, greedy[-1]))
+        else:
+            done.append(actions[step])
+        observations, _, terminated, truncated, _ = console.step(done[-1])
+        first = terminated | truncated
+    console.close()
+    shares = np.concatenate(weights) if weights else None
+    if shares is not None:
+        shares = shares / np.maximum(shares.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    rows = torch.cat(stacks.newest)
+    return Seen(np.stack(done), _normalised(player, rows), shares, np.concatenate(greedy))
+
+
+@torch.inference_mode()
+def _normalised(player: Player, rows: Tensor) -> list[Floats]:
+    """Embeddings (n, width) by each fused model, as the fusion gets them."""
+    torso, models = player.network.torso, len(player.config.models)
+    parts = rows.to(player.network.device).float()[:, None].split(list(torso.inputs.widths), dim=2)
+    found = zip(torso.normalisers[:models], parts, strict=False)
+    return [normalise(part)[:, 0].cpu().numpy() for normalise, part in found]

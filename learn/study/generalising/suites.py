@@ -1,0 +1,48 @@
+"""Which variants of a game a suite has."""
+
+from __future__ import annotations
+
+from wsa.learn.envs import atari
+from wsa.learn.envs.variants import Variant, parse_variant
+from wsa.store.format.records import Protocol
+
+# What the authors meant to play: their script names 25 recolourings that later versions of HackAtari
+# pass over in silence, and hands the lazy enemy's name over so that it is read letter by letter.
+COLOURS = ("black", "grey", "red", "blue", "green")
+_AUTHORS = {
+    "Breakout": [f"ram:breakout-p{p}-b{b}" for p in range(5) for b in range(5)],
+    "Pong": ["ram:pong-lazy"],
+}
+_LOOK = ("look:invert", "look:grey", "look:hue=120", "look:hue=240", "look:palette=1", "look:dim=0.5")  # fmt: skip
+_NOISE = ("noise=0.05", "noise=0.2", "occlude=16", "occlude=48", "flicker=0.25", "flicker=0.5")
+_STICKY = (0.0, 0.25, 0.5)
+
+SUITES = ("authors", "modes", "look", "noise", "sticky")
+
+
+def variants_of(suite: str, game: str, stated: Protocol) -> tuple[Variant, ...]:
+    """Variants of a game, none of which is the game as a run learned it; none if it has none.
+
+    Args:
+        suite: One of `SUITES`.
+        game: ALE game id.
+        stated: How the run plays.
+    """
+    return tuple(parse_variant(spec, game) for spec in _specs(suite, game, stated))
+
+
+def _specs(suite: str, game: str, stated: Protocol) -> list[str]:
+    match suite:
+        case "authors":
+            return _AUTHORS.get(game, [])
+        case "modes":  # The emulator begins with the first of each.
+            modes, difficulties = atari.switches(game)
+            return [f"mode={mode}" for mode in modes[1:]] + [
+                f"difficulty={difficulty}" for difficulty in difficulties[1:]
+            ]
+        case "look":
+            return list(_LOOK)
+        case "noise":
+            return list(_NOISE)
+        case _:
+            return [f"sticky={share:g}" for share in _STICKY if share != stated.sticky]

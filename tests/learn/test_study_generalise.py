@@ -1,0 +1,95 @@
+"""Suites of variants, what a run keeps of its score in them, and what they do to embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from wsa.learn.bench.grid import Judging
+from wsa.learn.envs import atari
+from wsa.learn.envs.variants import parse_variant
+from wsa.learn.evaluation.rollout import play
+from wsa.learn.study.games import Played, seeds
+from wsa.learn.study.generalising.kept import Share
+from wsa.learn.study.generalising.shift import Seen, cosine, shift
+from wsa.learn.study.generalising.suites import SUITES, variants_of
+
+
+def specs(suite: str, game: str, protocol: str = "classic") -> list[str]:
+    return [v.spec for v in variants_of(suite, game, atari.protocol(game, protocol))]
+
+
+def test_suites() -> None:
+    colourings = variants_of("authors", "Breakout", atari.protocol("Breakout", "classic"))
+    assert len({v.spec for v in colourings}) == 25 and all(v.keeps_rules for v in colourings)
+    (lazy,) = variants_of("authors", "Pong", atari.protocol("Pong", "classic"))
+    assert lazy.spec == "ram:pong-lazy" and not lazy.keeps_rules
+    assert specs("authors", "Seaquest") == []
+    assert specs("modes", "Pong") == ["mode=1", "difficulty=1", "difficulty=2", "difficulty=3"]
+    assert specs("modes", "Enduro") == []
+    # A run's own stickiness is no variant.
+    assert specs("sticky", "Pong") == ["sticky=0.25", "sticky=0.5"]
+    assert specs("sticky", "Pong", "v5") == ["sticky=0", "sticky=0.5"]
+    for suite in SUITES:
+        assert "" not in specs(suite, "Breakout")
+    assert not parse_variant("look:grey+sticky=0.25", "Pong").keeps_rules
+
+
+def games(*returns: float) -> Played:
+    return Played(tuple(returns), 0, 0)
+
+
+def test_the_share_that_is_kept() -> None:
+    plain = games(10, 12, 14, 16, 18), games(2, 2, 2, 2, 2)
+    share = Share(plain)
+    assert share.learned and share.advantage.value == 12
+    assert share.kept([plain]) == (1, 1, 1)  # Whatever games are drawn: they are pairs.
+    half = games(7, 8, 9, 10, 11), games(3, 3, 3, 3, 3)
+    assert share.kept([half]) == pytest.approx((0.5, 0.5, 0.5))
+    mixed = share.kept([(games(11, 7, 10, 8, 9), half[1])])
+    assert mixed and mixed.value == pytest.approx(0.5) and mixed.low < 0.45 and mixed.high > 0.55
+    # A game that is easier for anybody is none in which a run keeps more.
+    easier = games(*(r + 5 for r in plain[0].returns)), games(7, 7, 7, 7, 7)
+    assert share.kept([easier]) == pytest.approx((1, 1, 1))
+    assert share.change(easier[0]) == pytest.approx((5, 5, 5))
+    both = share.kept([half, easier])
+    assert both and both.value == pytest.approx(0.75)
+
+
+def test_what_is_no_better_than_random_has_nothing_to_keep() -> None:
+    plain = games(1, 2, 3, 2, 1), games(2, 1, 2, 2, 2)
+    share = Share(plain)
+    assert not share.learned and share.kept([plain]) is None
+    assert share.change(plain[0]) == (0, 0, 0)
+
+
+def test_seeds_of_games() -> None:
+    how = Judging(5, 0.5, 40, 2)
+    protocol = msgspec.structs.replace(atari.protocol("Pong", "classic"), max_steps=2)
+    played = play("Pong", protocol, lambda _, __, envs: 0 * envs, 5, 40, num_envs=2)
+    assert [e.seed for e in played] == seeds(how) == [40, 40, 40, 41, 41]
+
+
+def test_how_far_embeddings_and_weights_move() -> None:
+    one = np.array([[1, 0], [0, 2], [0, 0], [0, 0]], np.float32)
+    other = np.array([[2, 0], [1, 0], [0, 0], [3, 0]], np.float32)
+    np.testing.assert_allclose(cosine(one, other), [1, 0, 1, 0])
+    about: dict[str, Any] = {"actions": np.zeros((4, 1), np.int64)}
+    weights = np.array([[0.5, 0.5], [0.2, 0.8], [0.5, 0.5], [1, 0]], np.float32)
+    plain = Seen(**about, embeddings=[one, one], weights=weights, greedy=np.array([0, 1, 2, 0]))
+    changed = Seen(
+        **about, embeddings=[other, one], weights=weights[:, ::-1], greedy=np.array([0, 1, 0, 1])
+    )
+    found = shift(plain, changed)
+    assert (found.states, found.agreement) == (4, 0.5)
+    assert found.cosine == pytest.approx((0.5, 1))
+    assert found.before == pytest.approx((0.55, 0.45)) and found.after == pytest.approx(
+        (0.45, 0.55)
+    )
+    assert found.moved == pytest.approx((0.4, 0.4))
+    none = msgspec.structs.replace(found, before=None, after=None, moved=None)
+    unweighed = [Seen(s.actions, s.embeddings, None, s.greedy) for s in (plain, changed)]
+    assert shift(*unweighed) == none
