@@ -65,7 +65,8 @@ def draw(height: float, paint: Callable[[Any], None]) -> str:
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
         paint(axes)
-        if isinstance(axes.xaxis.get_major_formatter(), ScalarFormatter):
+        large = max(map(abs, axes.get_xlim())) >= 1000
+        if large and isinstance(axes.xaxis.get_major_formatter(), ScalarFormatter):
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, not 200000.
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return _inline(file.getvalue())
@@ -324,7 +325,7 @@ def heat_map(
             if not np.isnan(value):
                 color, share = SERIES[int(value < 0)], min(1.0, abs(value) / most)
                 axes.bar(j, 1, 1, i - 0.5, color=color, alpha=0.05 + 0.6 * share, linewidth=0)
-            said = "-" if np.isnan(value) else f"{value:.2f}"
+            said = "-" if np.isnan(value) else f"{value:z.2f}"
             axes.annotate(said, (j, i), ha="center", va="center", fontsize=8)
         axes.set_yticks(range(len(rows)), rows)
         axes.set_xticks(range(len(columns)), columns)

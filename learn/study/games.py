@@ -109,7 +109,7 @@ class Games:
     def random(self, config: RunConfig, variant: Variant | None = None) -> Played:
         """Games of a random policy, in the same environments; played if they were not."""
         policy = RandomPolicy(len(config.protocol.actions), self._judging.seed)
-        condition = condition_of(variant) if variant else ""
+        condition = random_condition(variant)
         found = self.find(config, RANDOM, condition)
         return found or self.play(config, RANDOM, condition, policy, variant=variant)
 
@@ -121,6 +121,14 @@ class Games:
 def condition_of(variant: Variant) -> str:
     """The condition that a variant is."""
     return f"variant {variant.spec}"
+
+
+def random_condition(variant: Variant | None) -> str:
+    """The condition that a variant is for a random policy, which does not look.
+
+    Where frames alone differ, its games are those of the game as it is, and are not played again.
+    """
+    return "" if variant is None or variant.keeps_rules else condition_of(variant)
 
 
 def seeds(how: Judging) -> list[int]:

@@ -12,7 +12,7 @@ from wsa.learn.bench.grid import Judging
 from wsa.learn.envs import atari
 from wsa.learn.envs.variants import parse_variant
 from wsa.learn.evaluation.rollout import play
-from wsa.learn.study.games import Played, seeds
+from wsa.learn.study.games import Played, random_condition, seeds
 from wsa.learn.study.generalising.kept import Share
 from wsa.learn.study.generalising.shift import Seen, cosine, shift
 from wsa.learn.study.generalising.suites import SUITES, variants_of
@@ -35,6 +35,7 @@ def test_suites() -> None:
     assert specs("sticky", "Pong", "v5") == ["sticky=0", "sticky=0.5"]
     for suite in SUITES:
         assert "" not in specs(suite, "Breakout")
+    assert random_condition(colourings[3]) == "" != random_condition(lazy)
     assert not parse_variant("look:grey+sticky=0.25", "Pong").keeps_rules
 
 

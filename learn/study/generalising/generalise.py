@@ -7,7 +7,6 @@ import math
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from wsa.learn.bench.grid import Judging
 from wsa.learn.configs.study import GeneraliseOptions
@@ -17,7 +16,7 @@ from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
 from wsa.learn.runs.player import Player
 from wsa.learn.study.asked import judging_of, open_run, runs_of, tell
 from wsa.learn.study.costs import seconds_per_step, steps_per_game
-from wsa.learn.study.games import RANDOM, Games, condition_of
+from wsa.learn.study.games import RANDOM, Games, condition_of, random_condition
 from wsa.learn.study.generalising import report
 from wsa.learn.study.generalising.report import Failed, Generalised
 from wsa.learn.study.generalising.shift import Shift, Shifts
@@ -144,7 +143,7 @@ def _condition(variant: Variant | None) -> str:
 def _dry(o: GeneraliseOptions, plans: list[Plan], known: Known) -> int:
     games = states = 0
     minutes = 0.0
-    of_random: set[tuple[Any, ...]] = set()
+    of_random: set[tuple[str, ...]] = set()
     rows = []
     for plan in plans:
         config = plan.config
@@ -155,9 +154,9 @@ def _dry(o: GeneraliseOptions, plans: list[Plan], known: Known) -> int:
         base = known.games.find(config, plan.network, AS_IT_IS)
         length = base.steps / o.episodes if base else steps_per_game(snapshot, config.game)
         for variant in (None, *plan.variants):
-            condition = condition_of(variant) if variant else ""
+            condition = random_condition(variant)
             if not known.games.find(config, RANDOM, condition):
-                of_random.add((config.game, *config.protocol.actions, condition, length))
+                of_random.add((config.game, repr(config.protocol), condition))
         games += len(left) * o.episodes
         states += compared
         minutes += (len(left) * o.episodes * length + compared) * per_step / 60
@@ -165,10 +164,10 @@ def _dry(o: GeneraliseOptions, plans: list[Plan], known: Known) -> int:
     total = {
         "runs": len(plans),
         "games_left": games,
-        "random_games_left": len({one[:-1] for one in of_random}) * o.episodes,
+        "random_games_left": len(of_random) * o.episodes,
         "states_left": states,
         # Of games that the store does not have nobody knows how long they are.
-        "minutes": None if math.isnan(minutes) else round(minutes, 1),
+        "minutes": None if math.isnan(minutes) else minutes,
     }
     columns = ("run", "variants", "games_left", "states_left")
     if o.json:

@@ -272,7 +272,7 @@ def _moved(one: Generalised) -> Iterator[Part]:
         if s.before and s.after:
             weight = f"{s.before[most]:.2f} to {s.after[most]:.2f}"
         rows.append(
-            (variant, one.models[most], f"{s.cosine[most]:.2f}", weight, f"{s.agreement:.0%}")
+            (variant, one.models[most], f"{s.cosine[most]:z.2f}", weight, f"{s.agreement:.0%}")
         )
     yield table(
         f"The model that a look moved most: {one.name}",
