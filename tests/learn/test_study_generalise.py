@@ -65,6 +65,7 @@ def test_what_is_no_better_than_random_has_nothing_to_keep() -> None:
     share = Share(plain)
     assert not share.learned and share.kept([plain]) is None
     assert share.change(plain[0]) == (0, 0, 0)
+    assert not Share((games(9), games(1))).learned  # One game.
 
 
 def test_seeds_of_games() -> None:

@@ -41,8 +41,11 @@ class Share:
 
     @property
     def learned(self) -> bool:
-        """Whether the run is above random, so that there is something to keep."""
-        return self.advantage.low > 0
+        """Whether the run is above random, so that there is something to keep.
+
+        One game shows nothing: its interval is a point.
+        """
+        return len(self._plain[0].returns) > 1 and self.advantage.low > 0
 
     def change(self, played: Played) -> Interval:
         """Return in a variant less that in the game as it is, game by game."""

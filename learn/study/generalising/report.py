@@ -28,8 +28,9 @@ KEPT_COLUMNS = ("run", "game", "fusion", "seed", "suite", "variant", "return_mea
 SHIFT_COLUMNS = ("run", "game", "fusion", "seed", "variant", "states", "model", "cosine",
                  "weight_before", "weight_after", "weight_moved", "action_agreement")  # fmt: skip
 NOTHING_TO_KEEP = (
-    "As it was trained the run plays no better than chance ({}: its return less that of the random policy "
-    "in the game as it is), so there is no score of which a share could be kept: returns alone are shown."
+    "These games do not show that the run plays better than chance ({}: its return less that of the random "
+    "policy in the game as it is), so there is no score of which a share could be kept: returns alone "
+    "are shown."
 )
 
 
@@ -171,7 +172,7 @@ def _overview(runs: Sequence[Generalised]) -> Iterator[Part]:
         kept = {s: share.kept(list(pairs.values())) for s, pairs in one.suites.items()}
         played, chance = (p.interval for p in one.plain)
         cells = [kept.get(suite) for suite in suites]
-        note = "" if share.learned else "no better than random: nothing to keep"
+        note = "" if share.learned else "not shown to be above random: nothing to keep"
         rows.append((called, one.name, played, chance, *cells, note))
         bars += [
             figures.Bar(f"{suite}: {called}", *value, style)
