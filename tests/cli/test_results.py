@@ -206,7 +206,8 @@ def test_show_takes_a_segment_or_a_model(filled, key):
     assert list(card["embeddings"]) == [key]
     assert filled("show", f"{run}-e009-000000064-00036").code == 3
     assert filled("show", "other-0123456789ab").code == 3
-    assert filled("show", "breakout").code == 2
+    assert filled("show", "ALE/Breakout-v5").out == filled("show", "Breakout").out
+    assert filled("show", "Breakot").code == 2
 
 
 def test_models_says_licence_and_what_an_alias_is_and_marks_random_weights(filled, key):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from wsa import cli
 from wsa.learn.configs.fusions import FUSIONS, PRESETS, FusionConfig, make_fusion_config
 from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.fusion.attention import WSA
@@ -300,9 +301,11 @@ def test_another_number_of_embeddings_or_no_model_is_refused() -> None:
 
 
 def test_the_command_line_knows_them_all() -> None:
-    hints = get_type_hints(LearnOptions)
-    assert get_args(hints["fusion"]) == (*FUSIONS, "nature")
-    assert get_args(hints["fusion_preset"]) == tuple(PRESETS)
+    for name in FUSIONS:
+        assert cli.parse("learn", ["--fusion", name]).fusion == name
+    with pytest.raises(UsageError, match="wsa"):
+        cli.parse("learn", ["--fusion", "oops"])
+    assert get_args(get_type_hints(LearnOptions)["fusion_preset"]) == tuple(PRESETS)
 
 
 def test_shapes_are_checked_in_tests() -> None:
