@@ -62,8 +62,19 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 _load("command_kit")  # For `from command_kit import options`.
 
 
+@pytest.hookimpl(tryfirst=True)  # Before the choice of what is slow is made.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that wait for processes come first, and on one worker, which starts one warm parent."""
+    """Leave all but the first parameters of a test that is marked `variants` to the night.
+
+    Tests that wait for processes come first, and on one worker, which starts one warm parent.
+    """
+    seen: set[str] = set()
+    for item in items:
+        if item.get_closest_marker("variants"):
+            test = item.nodeid.partition("[")[0]
+            if test in seen:
+                item.add_marker(pytest.mark.slow)
+            seen.add(test)
     items.sort(key=lambda item: "warm" not in getattr(item, "fixturenames", ()))
 
 

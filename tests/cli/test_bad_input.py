@@ -456,6 +456,7 @@ FULL = "Nothing committed was lost: free some space and run the same command aga
 COLLECT = ("--game", "Breakout", "--steps", "400", "--num-envs", "1", "--segment-steps", "50")
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize(
     ("verb", "number"),
     [

@@ -211,6 +211,7 @@ def test_later_runs_learn_from_the_same_data(wsa, two_models, tmp_path):
     assert len(rows(tmp_path / "bench" / "results.csv")) == 2
 
 
+@pytest.mark.slow
 def test_online_and_end_to_end(ready, tmp_path):
     outcome = ready(
         "bench", "--online", "--algo", "ppo", "--games", "Breakout", "--seeds", "1",

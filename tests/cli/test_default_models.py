@@ -49,6 +49,7 @@ def test_the_shipped_set_is_taken_where_none_is_named(wsa, learnt):
     assert sorted(keys_of("offline")) == sorted(keys_of("online"))
 
 
+@pytest.mark.slow
 def test_of_the_papers_encoders_ae_gives_the_context(wsa, learnt):
     paper = ("--models", "ae,sr,okk,vos")
     wsa("collect", "--game", "Pong", "--steps", 24, "--num-envs", 2)

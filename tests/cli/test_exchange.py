@@ -40,6 +40,7 @@ def lines(store):
     return [found[key] for key in sorted(found)]
 
 
+@pytest.mark.slow
 def test_collected_exported_and_imported_are_the_same(wsa, tmp_path):
     """Play with ends of both kinds comes back from an export as it was; an environment's play that
     was not over is a truncated episode then."""

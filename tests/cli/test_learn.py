@@ -17,6 +17,7 @@ def config(folder: Path) -> dict:
     return json.loads((folder / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_models_join_and_leave(filled, tmp_path):
     encode = ("encode", "--models", OTHER, "--output", "pooled", "--scheduler", "inproc")
     assert filled(*encode).code == 0
@@ -47,6 +48,7 @@ def test_models_join_and_leave(filled, tmp_path):
         assert outcome.err.count("\n") <= 2 and not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_the_best_is_played_only_if_asked(filled, tmp_path):
     learned = filled(*LEARN, "--algo", "bc", "--save-best", "--run-dir", "new")
     assert learned.code == 0, learned.err

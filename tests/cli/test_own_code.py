@@ -46,6 +46,7 @@ def test_an_example_has_at_most_forty_lines(guide):
     assert len(example(guide)[1].splitlines()) <= 40
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize(
     ("flags", "name"), [(("--fusion",), FUSION), (("--algo",), ALGORITHM)], ids=["fusion", "algo"]
 )

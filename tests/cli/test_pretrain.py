@@ -112,6 +112,7 @@ def test_another_training_in_the_folder_is_refused(filled, unchanged):
 GIVES = {"ae": ("map", [16, 16, 64]), "vos": ("pooled", [512])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trained",
     [{"ae": "ae"}, pytest.param({"ae": "ae", "vos": "segmentation"}, marks=pytest.mark.slow)],

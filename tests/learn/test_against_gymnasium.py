@@ -51,6 +51,7 @@ def referee(game: str, max_steps: int) -> Env[Any, Any]:
     return FrameStackObservation(TimeLimit(env, max_steps), STACK, padding_type="reset")
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize(("game", "max_steps", "each"), REFEREE_GAMES)
 def test_equal_to_gymnasium_step_by_step(
     game: str, max_steps: int, each: int, tmp_path: Path

@@ -181,6 +181,7 @@ def test_fire_is_pressed_once_at_a_reset() -> None:
     env.close()
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("name", ["classic", "v5"])
 def test_a_truncated_episode_ends_with_its_true_last_frame(name: str) -> None:
     """The same play with and without a limit: no-ops at the reset do not count as steps."""
@@ -196,6 +197,7 @@ def test_a_truncated_episode_ends_with_its_true_last_frame(name: str) -> None:
     assert (cut.seen[limit - 1] != cut.final[limit - 1]).any()
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("name", games.PROTOCOLS)
 def test_a_used_emulator_plays_as_a_new_one(name: str, emulators: dict[Any, list[Any]]) -> None:
     """So that tests may be given emulators that others have played with."""

@@ -178,6 +178,7 @@ class Crash(Exception):
     """Something that the trainer does not expect."""
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize(
     "at", [4, 20, 60, *(pytest.param(n, marks=pytest.mark.slow) for n in (12, 32, 40, 52))]
 )
@@ -376,6 +377,7 @@ def long(config: OfflineConfig) -> OfflineConfig:
     return msgspec.structs.replace(config, updates=50, save_frequency=1, validation_frequency=20)
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize(
     ("config", "fusion", "every"),
     [

@@ -504,6 +504,7 @@ def test_a_run_of_an_older_wsa_goes_on(snapshot: Snapshot, tmp_path: Path) -> No
         read_config(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Of torch.compile's own.
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_evaluations_on_the_way_move_nothing_of_the_training(

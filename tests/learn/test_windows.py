@@ -159,6 +159,7 @@ def test_live_states_equal_cached_ones(snapshot: Snapshot, flat: FlatMap) -> Non
     assert checked >= STEPS and live.passes == 0 and live.hit_rate == 1
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("context", ["mean", "stacked2"])
 def test_a_run_learns_from_windows_and_plays_with_them(
     context: str, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

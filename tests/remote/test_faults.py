@@ -63,6 +63,7 @@ def test_a_put_wins_once_whatever_its_replies(remote, faulty, backend, fault, ti
     assert backend.get(PATH) == DATA
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("fault", [*PASSING, "cut"])
 def test_reads_survive_what_passes(remote, faulty, backend, fault):
     times = 1 if fault == "slow" else 2

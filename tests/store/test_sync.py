@@ -211,6 +211,7 @@ def test_nothing_is_there_before_what_it_rests_on(ours):
         assert all(put.index(path) < record for path in files(commit))
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("fault", ["kill", "fail", "lose", "full"])
 def test_a_copy_interrupted_at_any_call_goes_on(labs, fault):
     source = first_of_pong(labs[0])
@@ -313,6 +314,7 @@ def resting_on(snapshot: Snapshot, commit: records.Commit) -> set[str]:
     return set()
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("how", ["flip", "cut", "empty", "lose"])
 def test_damage_is_not_copied_and_the_rest_is(labs, how):
     ours = first_of_pong(labs[0])

@@ -326,6 +326,7 @@ def _killing_save(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[..., N
     return lambda step, line: None
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize(
     ("algo", "exact"),
     [
