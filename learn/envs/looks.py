@@ -57,9 +57,12 @@ def invert() -> Look:
 
 def grey() -> Look:
     """Luma in all three channels, as OpenCV computes it."""
-    return ColourMap(
-        lambda colours: cv2.cvtColor(colours[None], cv2.COLOR_RGB2GRAY)[0, :, None].repeat(3, 1)
-    )
+
+    def luma(colours: Frame) -> Frame:
+        found: Frame = np.asarray(cv2.cvtColor(colours[None], cv2.COLOR_RGB2GRAY), np.uint8)
+        return found[0, :, None].repeat(3, 1)
+
+    return ColourMap(luma)
 
 
 def hue(degrees: float) -> Look:

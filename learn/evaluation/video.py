@@ -88,9 +88,8 @@ class Films:
         picture = moment.frames[0].repeat(SCALE, axis=0).repeat(SCALE, axis=1)
         beside = panel(self._labels, self._history, facts, len(picture))
         picture = np.concatenate([picture, beside], axis=1)
-        if self._writer is None:
-            self._begin(int(moment.episodes[0]), picture)
-        self._writer.write(np.ascontiguousarray(picture[..., ::-1]))
+        writer = self._writer or self._begin(int(moment.episodes[0]), picture)
+        writer.write(np.ascontiguousarray(picture[..., ::-1]))
         self._returned += float(moment.rewards[0])
         if moment.ended[0]:
             self._release()
@@ -104,7 +103,7 @@ class Films:
             self._release()
             self._part.unlink(missing_ok=True)
 
-    def _begin(self, episode: int, picture: Picture) -> None:
+    def _begin(self, episode: int, picture: Picture) -> Any:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._path = self._folder / f"episode_{episode}.mp4"
         self._part = self._folder / f".episode_{episode}.part.mp4"  # The name says the format.
@@ -117,6 +116,7 @@ class Films:
                 f"{self._path} cannot be written. Check that you may write there and that there is "
                 "room, or leave out --video.",
             )
+        return self._writer
 
     def _release(self) -> None:
         self._writer.release()

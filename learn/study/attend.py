@@ -91,13 +91,13 @@ def _play(
     config, network = read_config(run), checkpoint.digest(run / "checkpoints")
     left = _left(run, mean, games)
     found = {kind: games.find(config, network, condition(kind, mean)) for kind in KINDS}
-    if left:
-        player = open_run(o, run)
+    player = open_run(o, run) if left else None
     for done, kind in enumerate(left):
 
         def on_step(_: int, finished: int, before: int = done * o.episodes) -> None:
             on_games(before + finished, len(left) * o.episodes)
 
+        assert player is not None, "it is opened for what is left"
         fresh = player.having(None)  # What it sees in one condition is not known in the next.
         with intervened(player.network.torso.fusion, kind, mean, o.eval_seed):
             found[kind] = games.play(
@@ -108,7 +108,11 @@ def _play(
                 fresh.embedder,
                 on_step,
             )
-    return {kind: games for kind, games in found.items() if games is not None}
+    known: dict[Kind, Played] = {}
+    for kind, played in found.items():
+        if played is not None:
+            known[kind] = played
+    return known
 
 
 def condition(kind: Kind, mean: Sequence[float]) -> str:

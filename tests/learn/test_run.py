@@ -453,6 +453,7 @@ def test_a_run_finds_its_store_where_it_was_moved(
     assert played.episodes == evaluate_run(trained, 1, num_envs=1).episodes
     # Training goes on there, and the run remembers.
     here = find_store(read_config(folder))
+    assert isinstance(here, OfflineRun)
     begin(folder, here)
     assert train_stored(folder, here, "cpu").updates == 0
     assert read_config(folder).store == str(moved)

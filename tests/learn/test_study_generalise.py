@@ -10,6 +10,7 @@ import pytest
 
 from wsa.learn.bench.grid import Judging
 from wsa.learn.envs import atari
+from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.envs.variants import parse_variant
 from wsa.learn.evaluation.rollout import play
 from wsa.learn.study.games import Played, random_condition, seeds
@@ -71,7 +72,7 @@ def test_what_is_no_better_than_random_has_nothing_to_keep() -> None:
 def test_seeds_of_games() -> None:
     how = Judging(5, 0.5, 40, 2)
     protocol = msgspec.structs.replace(atari.protocol("Pong", "classic"), max_steps=2)
-    played = play("Pong", protocol, lambda _, __, envs: 0 * envs, 5, 40, num_envs=2)
+    played = play("Pong", protocol, RandomPolicy(6, 0), 5, 40, num_envs=2)
     assert [e.seed for e in played] == seeds(how) == [40, 40, 40, 41, 41]
 
 

@@ -42,6 +42,7 @@ class Play:
         env = make(game, stated, envs)
         generator = np.random.default_rng(seed)
         frames, memory, given = [env.reset(seed=seed)[0][:, 0].copy()], [], []
+        actions = np.zeros(envs, np.int64)
         for step in range(steps):
             if hasattr(env, "_consoles"):
                 memory.append(env._consoles[0].memory())

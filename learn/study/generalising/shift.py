@@ -145,9 +145,11 @@ class _Recorded(LiveStacks):
         super().__init__(*about)
         self.newest: list[Tensor] = []
 
-    def begin(self, *seen: Any) -> Callable[[], Tensor]:
+    def begin(
+        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
+    ) -> Callable[[], Tensor]:
         """As of `LiveStacks`."""
-        found = super().begin(*seen)
+        found = super().begin(frames, first, envs)
 
         def wait() -> Tensor:
             stacks = found()
