@@ -90,7 +90,9 @@ def _play(
     mean = log.weights.mean(axis=0).tolist()
     config, network = read_config(run), checkpoint.digest(run / "checkpoints")
     left = _left(run, mean, games)
-    found = {kind: games.find(config, network, condition(kind, mean)) for kind in KINDS}
+    found: dict[Kind, Played | None] = {
+        kind: games.find(config, network, condition(kind, mean)) for kind in KINDS
+    }
     player = open_run(o, run) if left else None
     for done, kind in enumerate(left):
 
@@ -109,7 +111,8 @@ def _play(
                 on_step,
             )
     known: dict[Kind, Played] = {}
-    for kind, played in found.items():
+    for kind in KINDS:
+        played = found[kind]
         if played is not None:
             known[kind] = played
     return known
