@@ -132,7 +132,7 @@ class DistinctInfoMax(InfoMax):
 
 
 class InverseDynamics(Objective):
-    """The action between two frames is told from their codes (Pathak et al., 2017)."""
+    """The action between two frames is predicted from their codes (Pathak et al., 2017)."""
 
     def __init__(self, encoder: SmallStateEncoder) -> None:
         super().__init__(encoder)

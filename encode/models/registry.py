@@ -187,8 +187,8 @@ def parse_request(
     if stated and not request.recorded.startswith(("file:", "user")):
         raise UsageError(
             "bad-option",
-            f"--license {request.alias}={stated}: published weights have the licence of whoever "
-            "published them. Leave it out.",
+            f"--license {request.alias}={stated}: published weights keep their publisher's "
+            "licence. Leave it out.",
         )
     return dataclasses.replace(request, stated_licence=stated)
 

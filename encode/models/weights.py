@@ -75,7 +75,7 @@ class Fit:
 
     Attributes:
         tensors: All that it has, taken from the file where that has them.
-        missing, unexpected, unlike: Names of tensors that the file lacks, that it has in vain, and
+        missing, unexpected, unlike: Names of tensors that the file lacks, that it has and the network does not, and
             that have another shape there; heads are none of these.
         heads: Names of heads that are left out.
     """

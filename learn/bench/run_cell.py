@@ -81,7 +81,9 @@ def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure 
 def _train(cell: Cell, on_line: OnLine) -> None:
     """Train, from the beginning or the newest checkpoint, as the run was begun."""
     request, folder = cell.request, cell.folder
-    user_code.type_in([request.fusion, request.algo])  # By whoever started the bench.
+    user_code.type_in(
+        [request.fusion, request.algo]
+    )  # The person who started the bench named them.
     device = choose_device(cell.compute.device)
     if (folder / FILE).exists():
         config = read_config(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -45,12 +45,23 @@ def bench(o: BenchOptions, connect: Connect) -> int:
         terminal.result(True, report.summary(failures))
     else:
         print(report.markdown)
+    return say_failures("bench", failures, len(cells))
+
+
+def say_failures(verb: str, failures: Sequence[Failure], runs: int) -> int:
+    """Name the runs of a grid that failed; the exit code is that of the first, or 0.
+
+    Args:
+        verb: The command.
+        failures: Those that failed.
+        runs: How many runs there are.
+    """
     for failure in failures:
         terminal.say(f"failed: {failure.cell}: {failure.message}")
     if failures:
         terminal.say(
-            f"wsa bench: {len(failures)} of {len(cells)} runs failed, the rest is done. Put right "
-            "what is said above, and run the same command again."
+            f"wsa {verb}: {len(failures)} of {runs} runs failed, the rest is done. Put right what is "
+            "said above, and run the same command again."
         )
     return failures[0].exit_code if failures else 0
 

@@ -14,7 +14,7 @@ from wsa.store.configs import Games, Integers, Names
 
 @dataclasses.dataclass(frozen=True)
 class CellOptions:
-    """What every grid of runs is told: games and seeds, how runs are judged, where they are computed."""
+    """What every grid of runs needs: games and seeds, how runs are judged, where they are computed."""
 
     games: Games = ("Pong", "Breakout")
     """ALE games."""

@@ -36,7 +36,7 @@ def improvement(x: Scores, y: Scores) -> Scores:
 def improvement_interval(
     x: Scores, y: Scores, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """`improvement` with its percentile interval, runs of both drawn anew within each game."""
+    """`improvement` with its percentile interval, runs of both resampled within each game."""
     generator = np.random.default_rng(seed)
     drawn = improvement(_draw(generator, x, resamples), _draw(generator, y, resamples))
     tail = (1 - confidence) / 2

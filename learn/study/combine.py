@@ -71,12 +71,5 @@ def _report(o: CombineOptions, made: Plan, failures: list[Failure]) -> int:
         )
     else:
         print(report.markdown)
-    for failure in failures:
-        terminal.say(f"failed: {failure.cell}: {failure.message}")
     terminal.say(f"{folder / 'index.html'}")
-    if failures:
-        terminal.say(
-            f"wsa study: {len(failures)} of {len(made.runs)} runs failed, the rest is done. Put "
-            "right what is said above, and run the same command again."
-        )
-    return failures[0].exit_code if failures else 0
+    return runner.say_failures("study", failures, len(made.runs))

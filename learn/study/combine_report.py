@@ -292,7 +292,7 @@ def _figures(
                 [bar.label for bar, _ in counted],
                 [float(count) for _, count in counted],
                 [bar for bar, _ in counted],
-                "parameters that are learnt",
+                "trained parameters",
                 "IQM",
             ),
             paper,

@@ -29,7 +29,7 @@ _VERSION = re.compile(r"(NoFrameskip|Deterministic)?(-ram)?-v\d+$", re.IGNORECAS
 def spelled(text: str) -> str:
     """A game as ALE spells it, whatever capitals, underscores, prefix or version it was typed with.
 
-    What is no game of ALE is left as it is: the store may have it, and whoever looks it up says so.
+    What is no game of ALE is left as it is: the store may have it, and the lookup says so.
     """
     plain = _VERSION.sub("", text.strip().removeprefix("ALE/"))
     return _BY_LETTERS.get(re.sub(r"[\s_-]", "", plain).lower(), text.strip())

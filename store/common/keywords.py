@@ -135,7 +135,7 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
 
 
 def _plain(hint: Any) -> Any:
-    """A type without what the command line is told of it."""
+    """A type without its annotations for the command line."""
     if typing.get_origin(hint) is typing.Annotated:
         return _plain(hint.__origin__)
     if typing.get_origin(hint) in (typing.Union, type(int | str)):

@@ -1,7 +1,7 @@
 """Code of users' own, named as `module:name`: models, fusions, algorithms and policies.
 
 Importing a module runs it, so the one rule is: a module is imported only where its name was typed by
-whoever started this process. Stores and runs record such names for people to read; what they say
+the person who started this process. Stores and runs record such names for people to read; what they say
 is compared with what was typed (`type_in`) and never imported because it stands there.
 """
 

@@ -28,7 +28,7 @@ def example(guide: str) -> tuple[str, str]:
 
 @pytest.fixture
 def own(filled, tmp_path, monkeypatch):
-    """`wsa` in a folder with the guides' modules, which nobody has named yet."""
+    """`wsa` in a folder with the guides' modules, which no command has named yet."""
     monkeypatch.setattr(user_code, "_typed", set())
     for guide in ("own-fusion.md", "own-algorithm.md", "own-policy.md"):
         name, source = example(guide)

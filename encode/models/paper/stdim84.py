@@ -6,7 +6,7 @@ that the easy negatives come with the hard ones.
 
 The loss is that of `wsa.encode.models.paper.stdim`, without ties: most places of a screen show the
 same in many moments, no code can tell these apart, and the loss could not fall below the logarithm of
-their number. So at each place a moment is told apart only from moments that showed something else
+their number. So at each place a moment is compared only with moments that showed something else
 there. docs/howto/pretrain.md has what this is worth beside other objectives.
 """
 

@@ -166,7 +166,7 @@ def _dry(o: GeneraliseOptions, plans: list[Plan], known: Known) -> int:
         "games_left": games,
         "random_games_left": len(of_random) * o.episodes,
         "states_left": states,
-        # Of games that the store does not have nobody knows how long they are.
+        # The length of games that the store does not have is unknown.
         "minutes": None if math.isnan(minutes) else minutes,
     }
     columns = ("run", "variants", "games_left", "states_left")
@@ -181,7 +181,7 @@ def _dry(o: GeneraliseOptions, plans: list[Plan], known: Known) -> int:
 def _attempt(
     o: GeneraliseOptions, plan: Plan, known: Known, on_games: Callable[[int, int], None]
 ) -> Generalised | Failed:
-    """Look at a run; a failure is told, not raised, and the other runs go on."""
+    """Look at a run; a failure is returned, not raised, and the other runs go on."""
     run = str(plan.folder)
     try:
         return _look(o, plan, known, on_games)

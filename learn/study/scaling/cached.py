@@ -56,7 +56,7 @@ class Scaled:
         models: What its models are called.
         checkpoint: 12 hex digits of the network.
         states: How many were looked at.
-        held_out: Whether the run has not learnt from them.
+        held_out: Whether the run has not learned from them.
         loss: What `Measured.loss` is: `regret` or `KL`.
         sets: All sets of models, the empty one first.
         shapley: Each model's exact Shapley value of the agreement.

@@ -44,7 +44,7 @@ def _row(one: Scaled, found: Measured) -> tuple[Any, ...]:
 
 
 def _parts(one: Scaled) -> Iterator[Part]:
-    which = "held-out states" if one.held_out else "states that it may have learnt from"
+    which = "held-out states" if one.held_out else "states that it may have learned from"
     yield Text(
         f"{one.run}: {one.game}, {one.fusion}, seed {one.seed}; {one.states:,} {which}, network "
         f"{one.checkpoint}."

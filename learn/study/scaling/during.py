@@ -1,6 +1,6 @@
 """`wsa study scale --during`: models added and dropped while training, and what that costs.
 
-A change is judged twice: right after it, before anything is learnt, and at the end of its stage.
+A change is judged twice: right after it, before anything is learned, and at the end of its stage.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError, WsaError
 from wsa.store.objects.root import open_snapshot
 
-START = "start"  # The condition of a network that has not learnt yet.
+START = "start"  # The condition of a network that has not learned yet.
 
 
 def during(o: DuringOptions, connect: runner.Connect) -> int:
@@ -86,7 +86,7 @@ def _depth(stage: Stage) -> int:
 
 
 def _changes(o: DuringOptions, every: list[Stage], failures: list[Failure]) -> dict[Path, Played]:
-    """What changed networks returned before they learnt anything, by the folder of their stage."""
+    """What changed networks returned before they learned anything, by the folder of their stage."""
     found = {}
     for stage in every:
         if stage.before is None or stage.cell.result() is None:

@@ -37,7 +37,7 @@ def write(
         folder: The study's folder.
         bench: What all runs share.
         every: The stages.
-        changes: What changed networks returned before they learnt anything, by folder.
+        changes: What changed networks returned before they learned anything, by folder.
         failures: Runs that failed.
     """
     done = [stage for stage in every if stage.cell.result() is not None]

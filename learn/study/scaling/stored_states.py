@@ -54,7 +54,7 @@ class StoredStates:
     Attributes:
         config: The run.
         digest: 12 hex digits of its checkpoint.
-        held_out: Whether the run has not learnt from the states.
+        held_out: Whether the run has not learned from the states.
 
     Raises:
         MissingError: No run, no checkpoint, or no states that all of its models have encoded.
