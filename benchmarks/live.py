@@ -226,7 +226,7 @@ def evaluating(o: Options, python: str, run: Path) -> Cost:
 class Sleeping:
     """A model that takes 5 ms a frame, and no core."""
 
-    alike, in_parts = None, True
+    alike, in_parts, waits = None, True, False
 
     def __call__(self, frames: Any) -> Any:
         """(n, H, W, 3) to (n, 8)."""

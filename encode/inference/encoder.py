@@ -163,8 +163,17 @@ class Encoder:
 
     @property
     def in_parts(self) -> bool:
-        """Whether frames may come in parts from several threads: a GPU takes them all at once."""
-        return self.device.type == "cpu"
+        """Whether frames may come in parts from several threads.
+
+        A GPU takes them all at once; and threads that only read screens wait for each other, since
+        each holds the interpreter's lock.
+        """
+        return self.device.type == "cpu" and not self._reads_screens
+
+    @property
+    def waits(self) -> bool:
+        """Whether a thread that calls it takes no core, but waits for a GPU."""
+        return self.device.type != "cpu"
 
     @property
     def alike(self) -> Preprocessing:
@@ -258,13 +267,14 @@ def _on_cores(function: Callable[[Tensor], Tensor], frames: NDArray[np.uint8]) -
     parts = [frames[at : at + size] for at in range(0, len(frames), size)]
 
     def run(part: NDArray[np.uint8]) -> Tensor:
-        # A copy: torch takes no read-only arrays.
-        return function(torch.from_numpy(np.array(part)))
+        # Torch takes no read-only arrays and no negative strides.
+        return function(torch.from_numpy(np.require(part, requirements=["C", "W"])))
 
     threads = min(torch.get_num_threads(), len(parts))
     with one_thread():
         if threads == 1:
-            return torch.cat([run(part) for part in parts])
+            done = [run(part) for part in parts]
+            return done[0] if len(done) == 1 else torch.cat(done)
         # The number of threads belongs to the thread that sets it.
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return torch.cat([*pool.map(run, parts)])

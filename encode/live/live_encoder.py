@@ -72,10 +72,10 @@ class LiveEncoder:
         self._encoders = [encoder for encoder in encoders if encoder is not None]
         left_out = {i for i, encoder in enumerate(encoders) if encoder is None}
         windows = [window for i, window in enumerate(flat.windows) if i not in left_out]
-        # Elsewhere than on a CPU a thread only waits, for a GPU or for other machines.
-        local = all(encoder.in_parts for encoder in self._encoders)
         threads = threads or torch.get_num_threads()
-        pool = EmbeddingPool(threads if local else max(threads, len(self._encoders)))
+        if any(encoder.waits for encoder in self._encoders):
+            threads = max(threads, len(self._encoders))  # So that none waits for another.
+        pool = EmbeddingPool(threads)
         shrunk = ShrunkFrames(self._encoders, windows)
         self.lookups = {
             window: Lookup(

@@ -46,6 +46,7 @@ class RemoteEncoder:
     Attributes:
         alike: Nothing: the workers make screens small.
         in_parts: No: all frames go to the workers at once.
+        waits: Yes: the cores are elsewhere.
         passes: Frames that went through the network.
         engine: What the first worker asked runs it with.
 
@@ -55,6 +56,7 @@ class RemoteEncoder:
 
     alike = None
     in_parts = False
+    waits = True
 
     def __init__(self, workers: Workers, store: str, key: str, engine: str = "auto") -> None:
         self._workers = workers

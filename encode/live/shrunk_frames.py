@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder
-from wsa.encode.live.frame_history import FrameInputs
+from wsa.encode.live.frame_history import FrameInputs, FrameWindow
 
 MAX_SHRUNK = 1024  # Screens that are kept small in one way: of 256 environments the last four.
 
@@ -47,8 +47,7 @@ class ShrunkFrames:
         cache = self._caches.get(encoder.alike)
         if cache is None or not self._worth_keeping(encoder, inputs.windows[0].frames[0]):
             return encoder(inputs(range(len(inputs.windows))))
-        screens = [cache.screens(window) for window in inputs.windows]
-        levels = np.stack([np.stack([one.levels(encoder) for one in each]) for each in screens])
+        levels = cache.levels(encoder, inputs.windows)
         return encoder.embed_shrunk(levels if levels.shape[1] > 1 else levels[:, 0])
 
     def _worth_keeping(self, encoder: Encoder, frame: NDArray[np.uint8]) -> bool:
@@ -57,39 +56,32 @@ class ShrunkFrames:
         return encoder.shrinks(frame.shape[:2]) or (on_cpu and encoder.alike in self._of_several)
 
 
-class _Screen:
-    """A frame until it is made small, by whichever thread needs it first."""
-
-    def __init__(self, frame: NDArray[np.uint8]) -> None:
-        self._shown = frame
-        self._small = False
-        self._lock = threading.Lock()
-
-    def levels(self, encoder: Encoder) -> NDArray[np.uint8]:
-        """What `Encoder.shrink` gives for it."""
-        with self._lock:
-            if not self._small:
-                self._shown, self._small = encoder.shrink(self._shown[None])[0], True
-            return self._shown
-
-
 class _ShrunkCache:
     """Those that are made small in one way."""
 
     def __init__(self) -> None:
-        self._screens: OrderedDict[bytes, _Screen] = OrderedDict()
+        self._levels: OrderedDict[bytes, NDArray[np.uint8]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def screens(self, window: Any) -> list[_Screen]:
-        """The screens of a window, made small or about to be."""
+    def levels(self, encoder: Encoder, windows: Sequence[FrameWindow]) -> NDArray[np.uint8]:
+        """What `Encoder.shrink` gives for the frames of some windows, (n, w, channels, h, w)."""
+        frames = {
+            digest: frame
+            for window in windows
+            for digest, frame in zip(window.digests, window.frames, strict=True)
+        }
+        # Held while screens are made small: whichever thread comes next needs the same ones.
         with self._lock:
-            found = []
-            for digest, frame in zip(window.digests, window.frames, strict=True):
-                screen = self._screens.get(digest)
-                if screen is None:
-                    screen = self._screens[digest] = _Screen(frame)
-                self._screens.move_to_end(digest)
-                found.append(screen)
-            while len(self._screens) > MAX_SHRUNK:
-                self._screens.popitem(last=False)
+            fresh = [digest for digest in frames if digest not in self._levels]
+            if fresh:
+                small = encoder.shrink(np.stack([frames[digest] for digest in fresh]))
+                # Copies: a view would keep the whole batch in memory.
+                self._levels |= zip(fresh, map(np.copy, small), strict=True)
+            for digest in frames:
+                self._levels.move_to_end(digest)
+            found = np.stack(
+                [np.stack([self._levels[digest] for digest in w.digests]) for w in windows]
+            )
+            while len(self._levels) > MAX_SHRUNK:
+                self._levels.popitem(last=False)
         return found

@@ -126,7 +126,7 @@ def test_a_screen_that_is_played_is_made_small_once_for_all_of_them(
             )
             np.testing.assert_array_equal(together.embed(encoder, inputs), wanted)
             monkeypatch.setattr(forward, "shrink", shrink)
-    assert all(len(held._screens) <= kept for held in together._caches.values())
+    assert all(len(held._levels) <= kept for held in together._caches.values())
     longest = {how: 0 for how in made}
     for encoder in encoders:
         how = encoder.alike
