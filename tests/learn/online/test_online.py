@@ -30,6 +30,7 @@ from wsa.learn.envs import atari as games
 from wsa.learn.evaluation import periodic
 from wsa.learn.evaluation.rollout import EVAL_SEED
 from wsa.learn.online.embedding_table import Table
+from wsa.learn.runs import setup
 from wsa.learn.runs.config import OnlineRun
 from wsa.learn.runs.data import make_embedder, open_data
 from wsa.learn.runs.evaluate import evaluate_run
@@ -389,12 +390,18 @@ def test_what_ran_the_models_is_recorded(here: Path) -> None:
         assert {m.engine for m in snapshot.embeddings("Breakout")} == {"openvino"}  # The first.
 
 
+@pytest.fixture
+def two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few environments are two groups, as many are outside of tests."""
+    monkeypatch.setattr(setup, "ENVS_OF_TWO_GROUPS", 2)
+
+
 WINDOWED = (MODEL, "ae:random", "vos:random")
 
 
 @pytest.mark.parametrize("counts", [(1, 2), pytest.param((1, 2, 3), marks=pytest.mark.slow)])
 def test_a_run_is_the_same_with_any_number_of_threads(
-    here: Path, counts: tuple[int, ...], read_metrics: Any
+    here: Path, counts: tuple[int, ...], read_metrics: Any, two_groups: None
 ) -> None:
     """Of models of several windows, in two groups of environments; and one is begun where it died."""
     changes = {**PPO, "models": WINDOWED, "output": None, "save_frequency": 32}
@@ -436,7 +443,7 @@ def test_a_run_whose_engine_dies_can_be_resumed(
     assert read_metrics(folder) == read_metrics(here / "whole")
 
 
-def test_a_run_of_before_there_were_groups_plays_on_in_one(here: Path) -> None:
+def test_a_run_of_before_there_were_groups_plays_on_in_one(here: Path, two_groups: None) -> None:
     config, folder = configure(options(here / "store", here / "run", **PPO), "cpu")
     begin(folder, msgspec.structs.replace(config, env_groups=1))
     older = json.loads((folder / "config.json").read_text())
