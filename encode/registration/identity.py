@@ -34,16 +34,16 @@ from wsa.store.objects.snapshot import Snapshot
 def find_model(snapshot: Snapshot, request: Request) -> ModelSpec | None:
     """The registered model that `request` asks for, judged without building it, or None.
 
-    Only where a weights file, a user's module or what comes with wsa is named, it is built, since
-    another may be there now.
+    Only where a weights file, a user's module or one of wsa's own networks is named, it is built,
+    since another may be there now.
 
     Raises:
         ConflictError: There are several, each with a basis of its own.
     """
     specs = [read_spec(snapshot, key) for key in snapshot.models]
     found = [spec for spec in specs if _matches(spec, request)]
-    shipped = request.source == "package" and load.is_paper_model(request.timm_name)
-    if found and (shipped or request.recorded.startswith("file:") or request.recorded == "user"):
+    own = request.source in ("package", "random") and load.is_paper_model(request.timm_name)
+    if found and (own or request.recorded.startswith("file:") or request.recorded == "user"):
         identity = identify(registry.build(request), request)
         found = [spec for spec in found if _without_game_basis(spec.identity) == identity]
     return _only_one(found)

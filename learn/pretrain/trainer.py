@@ -44,7 +44,7 @@ from wsa.store.objects.writer import command_line
 TRAINEES = {
     "ae": "autoencoder:Autoencoder",
     "stdim": "stdim:InfoMax",
-    "stdim84": "stdim84:SmallInfoMax",
+    "mae": "marginals:MaskedAutoencoder",
     "transporter": "transporter:Transporter",
     "segmentation": "segmentation:MovingObjects",
 }

@@ -86,7 +86,7 @@ def test_less_memory_reads_fewer_segments_and_says_so(filled):
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        (("--encoder", "vit"), 2, "write one or more of ae,stdim,stdim84,transporter,segmentation"),
+        (("--encoder", "vit"), 2, "write one or more of ae,stdim,mae,transporter,segmentation"),
         (("--games", "Qbert"), 3, "wsa collect --game Qbert"),
         (("--games", "Breakout", "--policies", "expert"), 3, "there is random"),
         (("--steps", 5, "--epochs", 1), 2, "give one of them"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +24,9 @@ from wsa.encode.live import shrunk_frames
 from wsa.encode.live.frame_history import FrameInputs, FrameWindow
 from wsa.encode.live.shrunk_frames import ShrunkFrames
 from wsa.encode.models import registry
-from wsa.encode.models.paper import load, stdim, stdim84
+from wsa.encode.models.paper import load
 from wsa.encode.models.paper.base import Trainee
-from wsa.encode.models.paper.load import NETWORKS
+from wsa.encode.models.paper.load import NETWORKS, OTHER_NETWORKS
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration import identity
 from wsa.encode.registration.register import open_model, register
@@ -44,7 +43,7 @@ from wsa.store.objects.snapshot import take_snapshot
 
 SHAPES = {
     "ae": (16, 16, 64),
-    "sr": (512,),
+    "sr": (608,),
     "oke": (21, 21, 128),
     "okk": (21, 21, 4),
     "vos": (512,),
@@ -63,6 +62,14 @@ def encoder_of(request: Request) -> Encoder:
     return Encoder(module, how, parse_output(request.output))
 
 
+def every_encoder() -> dict[str, Encoder]:
+    """Untrained, one of each alias, and the paper's `sr`, which looks at four large frames."""
+    encoders = {alias: encoder_of(parse_request(f"{alias}:random", {})) for alias in NETWORKS}
+    (paper,) = OTHER_NETWORKS["sr"]
+    module = load.build("wsa:sr", "random", where=paper)
+    return encoders | {paper: Encoder(module, module.preprocessing, parse_output("pooled"))}
+
+
 def test_a_screen_is_made_small_once_for_all_of_them(
     played: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,7 +79,7 @@ def test_a_screen_is_made_small_once_for_all_of_them(
     shown = read_segment_frames(snapshot, meta, rows=True)
     rows = np.arange(5, 12)
     frames = np.unique(shown.frame[5:12])
-    encoders = {alias: encoder_of(parse_request(f"{alias}:random", {})) for alias in NETWORKS}
+    encoders = every_encoder()
     expected = {
         alias: np.concatenate([encoder(some) for some in shown.inputs(window_of(encoder), at)])
         for alias, encoder in encoders.items()
@@ -105,7 +112,7 @@ def test_a_screen_that_is_played_is_made_small_once_for_all_of_them(
     monkeypatch.setattr(shrunk_frames, "MAX_SHRUNK", kept)
     snapshot = take_snapshot(played)
     shown = read_segment_frames(snapshot, snapshot.segments("Pong")[1], rows=True)
-    encoders = [encoder_of(parse_request(f"{alias}:random", {})) for alias in NETWORKS]
+    encoders = [*every_encoder().values()]
     made: dict[Preprocessing, int] = defaultdict(int)
     shrink = preprocess.shrink
 
@@ -143,7 +150,7 @@ def window_of(encoder: Encoder) -> int:
     return window
 
 
-@pytest.mark.parametrize("name", ["stdim", "stdim84"])
+@pytest.mark.parametrize("name", ["stdim", "mae"])
 def test_a_file_says_which_network_sr_stands_for(name: str, tmp_path: Path) -> None:
     trained = trainee(name)().frozen()["sr"]
     safetensors.torch.save_file(trained.state_dict(), tmp_path / "sr.safetensors")
@@ -153,26 +160,6 @@ def test_a_file_says_which_network_sr_stands_for(name: str, tmp_path: Path) -> N
         trained.sees.height,
         trained.sees.width,
     )
-
-
-def test_places_that_show_the_same_are_no_negatives() -> None:
-    """Ties are found place by place, and a batch of ties alone has nothing left to tell apart."""
-    frames = torch.rand(4, 1, 84, 84, generator=torch.Generator().manual_seed(0))
-    frames[1] = frames[0]
-    frames[2] = frames[0]
-    frames[2, 0, 30, 41] += 0.5
-    ties = stdim84.same_places(frames)
-    assert ties.shape == (81, 4, 4) and torch.equal(ties, ties.transpose(1, 2))
-    assert ties[:, 0, 1].all() and not ties[:, 0, 3].any()
-    assert not ties.diagonal(dim1=1, dim2=2).any()
-    # Places see 20 x 20 pixels, 8 apart: these are the ones that see pixel (30, 41).
-    see = [9 * r + c for r in range(9) for c in range(9)
-           if 8 * r <= 30 < 8 * r + 20 and 8 * c <= 41 < 8 * c + 20]  # fmt: skip
-    assert (~ties[:, 0, 2]).nonzero().flatten().tolist() == see
-    trainee = stdim84.SmallInfoMax()
-    alike = frames[:1].expand(8, 2, 84, 84)
-    assert trainee.loss(alike, 0.0)[0].item() == pytest.approx(0, abs=1e-6)
-    assert stdim.InfoMax.loss(trainee, alike, 0.0)[0].item() == pytest.approx(2 * math.log(8), 1e-4)
 
 
 @pytest.mark.parametrize("alias", NETWORKS)

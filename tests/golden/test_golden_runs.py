@@ -46,6 +46,15 @@ GAMES = (
 )
 
 
+# The weights of `sr` that came with wsa then; since then others do.
+OLD_SR = ["--weights", f"sr={HERE / 'sr.safetensors'}"]
+
+
+def weights(run: Path) -> list[str]:
+    """What opens the models of a run."""
+    return OLD_SR if '"sr-' in (run / "config.json").read_text() else []
+
+
 def said(*arguments: str) -> Any:
     """What a command prints with --json."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -88,7 +97,7 @@ def state_of(store: Path) -> dict[str, Any]:
 def played(run: Path, *options: str) -> dict[str, Any]:
     """What a run scores: updates, means, and of each game its policy, seed, return and steps."""
     (run / "eval.csv").unlink(missing_ok=True)
-    summary = said("eval", str(run), *GAMES, *options)
+    summary = said("eval", str(run), *GAMES, *weights(run), *options)
     with (run / "eval.csv").open(newline="") as file:
         games = [[g["policy"], g["seed"], g["return"], g["steps"]] for g in csv.DictReader(file)]
     kept = ("updates", "return_mean", "random_return_mean")
@@ -101,7 +110,7 @@ def worth(run: Path) -> dict[str, Any]:
     if run.name == "bc":
         found["best"] = played(run, "--checkpoint", "best")
     if run.name in UNFINISHED:
-        done = said("learn", "--resume", str(run))
+        done = said("learn", "--resume", str(run), *weights(run))
         found["resumed"] = {name: done[name] for name in ("updates", "steps") if name in done}
         found["finished"] = played(run)
     return found
@@ -127,6 +136,7 @@ def test_the_store_is_whole_and_says_what_it_said(golden, expected):
 def test_the_store_is_encoded(golden, model):
     output, left = MODELS[model]
     how = ["--output", output, "--scheduler", "inproc", "--engine", "torch"]
+    how += OLD_SR if model == "sr" else []
     for expected in (left, [0, 0, 0]):
         done = said("encode", "--models", model, *how, "--store", str(golden / "store"))
         assert [done["objects"], done["passes"], done["copied"]] == expected
@@ -141,5 +151,5 @@ def test_the_store_is_encoded(golden, model):
 def test_a_run_plays_and_goes_on_as_it_did(golden, expected, run):
     folder = golden / "runs" / run
     assert worth(folder) == expected["runs"][run]
-    done = said("learn", "--resume", str(folder))
+    done = said("learn", "--resume", str(folder), *weights(folder))
     assert done["backbone_passes"] == done.get("steps", 0) == 0  # It is finished now.

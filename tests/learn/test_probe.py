@@ -326,13 +326,13 @@ def test_untrained_seeds_and_pixels_stand_beside_encoders_of_wsas_own(
 def test_the_untrained_network_is_the_one_that_sees_what_the_model_sees(
     kit: ModuleType, store: Backend
 ) -> None:
-    """`sr` may be a network of one small frame as well as one of four large ones."""
+    """`sr` may be the paper's network of four large frames as well as one of a small frame."""
     for number in range(3):
         kit.add_segment(store, number, steps=20, ends=(5, 11), frames=15)
     snapshot = take_snapshot(store)
     moments = drawn(snapshot, kit.GAME, action_target, 12)
     spec = spec_of("sr", "pooled")
-    (small,) = load.OTHER_NETWORKS["sr"]
+    small, paper = load.networks("sr")
     made = load.network("sr", where=small)
     sees = msgspec.structs.replace(
         spec.identity, preprocessing=made.sees.preprocessing(), window=made.window
@@ -345,6 +345,18 @@ def test_the_untrained_network_is_the_one_that_sees_what_the_model_sees(
     i = next(i for i, frames in enumerate(moments.frames) if len(frames))
     seen = snapshot.read_frames(moments.segments[i])[moments.frames[i][:1]]
     assert made.window == 1 and (found[0] == stored(encoder(seen))[0]).all()
+    larger = load.network("sr", where=paper)
+    assert (
+        inputs._network(
+            msgspec.structs.replace(
+                spec,
+                identity=msgspec.structs.replace(
+                    sees, preprocessing=larger.sees.preprocessing(), window=4
+                ),
+            )
+        )
+        == paper
+    )
     neither = msgspec.structs.replace(spec.identity, window=3)
     assert not inputs.has_untrained(msgspec.structs.replace(spec, identity=neither))
 

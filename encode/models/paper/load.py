@@ -30,7 +30,7 @@ CONTEXT = "ae"  # Gives the context of the paper's fusion, and is not fused.
 # The module and class of each network, and what is kept of what it gives.
 NETWORKS = {
     "ae": ("autoencoder:ContextEncoder", "map"),
-    "sr": ("stdim:StateEncoder", "pooled"),
+    "sr": ("marginals:MarginalEncoder", "pooled"),
     "oke": ("transporter:FeatureEncoder", "map"),
     "okk": ("transporter:KeypointEncoder", "map"),
     "vos": ("segmentation:ObjectMasks", "pooled"),
@@ -38,7 +38,7 @@ NETWORKS = {
 
 
 # Other networks that had an alias, or may be trained for it: of a file, the one that fits is built.
-OTHER_NETWORKS = {"sr": ("stdim84:SmallStateEncoder",)}
+OTHER_NETWORKS = {"sr": ("stdim:StateEncoder",)}
 
 
 class PaperNetwork(UserNetwork):
