@@ -1,0 +1,48 @@
+"""Draw the learning curves of results/online-curves.csv as a PNG.
+
+    python benchmarks/draw_curves.py docs/pictures/pong.png
+
+Each point is the mean raw return of the training games that ended in 20,000 steps.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from wsa.learn.training import charts
+
+RESULTS = Path(__file__).with_name("results") / "online-curves.csv"
+STRETCH = 20_000
+METHODS = {
+    ("wsa", "palette+objects"): "WSA over palette and objects",
+    ("wsa", "sr+vos"): "WSA over sr and vos",
+    ("nature", ""): "pixels (NatureCNN)",
+}
+
+
+def line(style: int, method: tuple[str, str], episodes: list[dict[str, str]]) -> charts.Line:
+    """The mean return in each stretch of a method's run."""
+    own = [e for e in episodes if (e["fusion"], e["models"]) == method]
+    stretch = np.array([int(e["step"]) // STRETCH for e in own])
+    returns = np.array([float(e["episodic_return"]) for e in own])
+    shown = np.unique(stretch)
+    means = np.array([returns[stretch == i].mean() for i in shown])
+    return charts.Line(METHODS[method], (shown + 0.5) * STRETCH, means, style)
+
+
+def main() -> None:
+    """Write the picture to the path on the command line."""
+    with RESULTS.open() as file:
+        episodes = list(csv.DictReader(file))
+    lines = [line(style, method, episodes) for style, method in enumerate(METHODS)]
+    Path(sys.argv[1]).write_bytes(
+        charts.draw("Pong, PPO, one seed", "agent steps", "raw return of training games", lines)
+    )
+
+
+if __name__ == "__main__":
+    main()
