@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check nightly clean
+.PHONY: demo test check nightly docs clean
 
 demo: $(STAMP)
 	$(BIN)/wsa demo
@@ -12,14 +12,24 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The slow tests as well: full-size crash, damage and all-games runs, and many more examples.
-nightly: $(STAMP)
+# The slow tests and the site as well: full-size crash, damage and all-games runs, and many more examples.
+nightly: $(STAMP) docs
 	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow" --timeout 3600
 
 # What CI holds beside the tests: style, types, and the direction of imports.
 check: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy && $(BIN)/pyright && $(BIN)/lint-imports
+
+# The site, into build/site; a broken link or anchor, or a public name without a docstring, fails.
+docs: $(VENV)/.docs
+	$(BIN)/python docs/reference/make_commands.py
+	$(BIN)/python docs/reference/make_python.py
+	$(BIN)/zensical build --strict --clean
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

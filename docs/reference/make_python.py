@@ -85,10 +85,16 @@ def _signature(what: Any) -> str:
 
 
 def _text(what: Any) -> str:
-    """A docstring as Markdown: sections as lists."""
+    """A docstring as Markdown: sections as lists.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not what.__doc__:
+        raise ValueError(f"{what!r} is public and has no docstring")
     lines: list[str] = []
     listing = False
-    for line in inspect.cleandoc(what.__doc__ or "").splitlines():
+    for line in inspect.cleandoc(what.__doc__).splitlines():
         if re.fullmatch(r"(Args|Returns|Raises|Attributes):", line):
             lines += [f"{line[:-1]}:", ""]
             listing = line != "Returns:"

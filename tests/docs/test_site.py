@@ -1,0 +1,48 @@
+"""What `make docs` cannot see: pages outside the navigation, and files that the site lacks."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+LINK = re.compile(r"\]\(([^)#\s]+)")
+FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+CLOSE_LIST = re.compile(r"^(?![-*] |\d+\. |#|\s|$).*\n(?:[-*]|\d+\.) .*", re.MULTILINE)
+
+
+def named(entry: object) -> Iterator[str]:
+    """The pages of a navigation, from the top."""
+    if isinstance(entry, str):
+        yield entry
+        return
+    assert isinstance(entry, list | dict)
+    for inner in entry.values() if isinstance(entry, dict) else entry:
+        yield from named(inner)
+
+
+def test_the_navigation_names_every_page_once():
+    config = tomllib.loads((ROOT / "zensical.toml").read_text())
+    pages = [page.relative_to(DOCS).as_posix() for page in PAGES]
+    assert sorted(named(config["project"]["nav"])) == sorted(pages)
+
+
+def test_links_stay_inside_the_site():
+    """A link to a file outside docs/ works in the repository and is dead on the site."""
+    dead = []
+    for page in PAGES:
+        for target in LINK.findall(FENCED.sub("", page.read_text())):
+            place = (page.parent / target).resolve()
+            if "://" not in target and not (place.is_relative_to(DOCS) and place.exists()):
+                dead.append(f"{page.name}: {target}")
+    assert not dead
+
+
+def test_lists_stand_apart():
+    """Python-Markdown, unlike GitHub, takes a list right below a paragraph for more of it."""
+    close = {page.name: CLOSE_LIST.findall(FENCED.sub("", page.read_text())) for page in PAGES}
+    assert not {name: found for name, found in close.items() if found}
