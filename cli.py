@@ -48,31 +48,31 @@ class Verb(NamedTuple):
 
 VERBS = {
     "init": Verb(
-        "start a store, and let a group share it",
+        "start a store, optionally shared by a group",
         "wsa init --store /lab/wsa --shared --group lab",
         "wsa.store.configs:InitOptions",
         "wsa.store.commands.init:init",
     ),
     "collect": Verb(
-        "play a game and keep what was seen",
+        "play a game and store its frames and steps",
         "wsa collect --game Seaquest --steps 100000 --num-envs 8 --policy random --seed 1",
         "wsa.learn.configs.data:CollectOptions",
         "wsa.learn.commands.collect:collect",
     ),
     "encode": Verb(
-        "run each frozen model once over every frame not yet encoded",
+        "run each frozen model once over every new frame",
         "wsa encode --models vit,resnet,clip --game Seaquest",
         "wsa.encode.configs:EncodeOptions",
         "wsa.encode.commands.encode:encode",
     ),
     "status": Verb(
-        "services that keep a store encoded, and what is left to encode",
+        "show encoding services and what is left to encode",
         "wsa status --store /lab/wsa",
         "wsa.encode.configs:StatusOptions",
         "wsa.encode.commands.status:status",
     ),
     "learn": Verb(
-        "train a fusion and a policy on cached, and while playing on live, embeddings",
+        "train a fusion and a policy on cached or live embeddings",
         "wsa learn --game Seaquest --models lite0,lite1,lite2 --fusion wsa --algo cql",
         "wsa.learn.configs.learn:learn_options",
         "wsa.learn.commands.learn:learn",
@@ -84,14 +84,14 @@ VERBS = {
         "wsa.learn.commands.evaluate:evaluate",
     ),
     "bench": Verb(
-        "train and evaluate a grid of games, fusions, models and seeds, and tabulate it",
+        "train and compare a grid of games, fusions, models, and seeds",
         "wsa bench --games Pong,Breakout --seeds 1,2,3 --fusions wsa,mean,single --models-subsets "
         "lite0+lite1,lite0",
         "wsa.learn.configs.bench:bench_options",
         "wsa.learn.commands.bench:bench",
     ),
     "study": Verb(
-        "the paper's studies, each with tables and a page that can be mailed",
+        "run the paper's studies, with tables and one page to mail",
         "wsa study scale runs/Seaquest__wsa__1__1700000000 --after cached --study-dir study",
         "wsa.learn.configs.study:study_options",
         "wsa.learn.commands.study:study",
@@ -103,7 +103,7 @@ VERBS = {
         "wsa.learn.commands.pretrain:pretrain_encoders",
     ),
     "probe": Verb(
-        "how much of a game linear maps read out of each model's embeddings",
+        "measure how much of a game's state each model's embeddings hold",
         "wsa probe --game Pong --models sr,vos,lite0,lite0:random",
         "wsa.learn.configs.studies:ProbeOptions",
         "wsa.learn.commands.probe:probe_models",
@@ -115,13 +115,13 @@ VERBS = {
         "wsa.store.commands.share:push",
     ),
     "pull": Verb(
-        "copy from another store what is lacking here",
+        "copy from another store what this one lacks",
         "wsa pull s3://lab/wsa --game Seaquest --models vit --no-frames",
         "wsa.store.configs:PullOptions",
         "wsa.store.commands.share:pull",
     ),
     "merge": Verb(
-        "copy everything of another store that is lacking here",
+        "copy everything that this store lacks from another",
         "wsa merge /mnt/disk/wsa",
         "wsa.store.configs:MergeOptions",
         "wsa.store.commands.share:merge",
@@ -133,61 +133,61 @@ VERBS = {
         "wsa.store.commands.upkeep:verify",
     ),
     "sweep": Verb(
-        "remove what dead writers left, once it is a day old",
+        "remove files that dead writers left behind",
         "wsa sweep --grace-hours 48",
         "wsa.store.configs:SweepOptions",
         "wsa.store.commands.upkeep:sweep",
     ),
     "list": Verb(
-        "what a store holds, a line for each game",
+        "list the games in a store",
         "wsa list --store /lab/wsa",
         "wsa.learn.configs.data:ListOptions",
         "wsa.learn.commands.inspect:list_games",
     ),
     "show": Verb(
-        "everything recorded of a game, a segment or a model",
+        "show everything recorded about a game, a segment, or a model",
         "wsa show Seaquest",
         "wsa.learn.configs.data:ShowOptions",
         "wsa.learn.commands.inspect:show",
     ),
     "du": Verb(
-        "bytes, frames and hours of compute by game, policy, model or author",
+        "sum bytes, frames, and hours of compute by game, policy, model, or author",
         "wsa du --by author",
         "wsa.store.configs:DuOptions",
         "wsa.store.commands.upkeep:du",
     ),
     "export": Verb(
-        "write a game as plain Zarr arrays, for zarr, dask and xarray",
+        "write a game as plain Zarr arrays, for zarr, dask, and xarray",
         "wsa export breakout.zarr --game Breakout --models vit,resnet --frames",
         "wsa.learn.configs.data:ExportOptions",
         "wsa.learn.commands.import_export:export",
     ),
     "import": Verb(
-        "bring Minari datasets or plain arrays into the store",
+        "import Minari datasets or plain arrays into the store",
         "wsa import minari atari/breakout/expert-v0 --game Breakout",
         "wsa.learn.configs.data:ImportOptions",
         "wsa.learn.commands.import_export:import_data",
     ),
     "models": Verb(
-        "the models there are, and those in a store",
+        "list known models and those in a store, or check one",
         "wsa models --store /lab/wsa",
         "wsa.encode.configs:ModelsOptions",
         "wsa.encode.commands.models:models",
     ),
     "doctor": Verb(
-        "is this machine ready: libraries, device, weights, store",
+        "check that this machine is ready: libraries, device, weights, store",
         "wsa doctor",
         "wsa.learn.configs.data:DoctorOptions",
         "wsa.learn.commands.doctor:doctor",
     ),
     "completion": Verb(
-        "print what lets bash, zsh or fish complete verbs and options",
+        "print a completion script for bash, zsh, or fish",
         "wsa completion bash",
         "wsa.store.configs:CompletionOptions",
         "wsa.cli:completion",
     ),
     "demo": Verb(
-        "all of it on one game, in a few minutes",
+        "go through all steps on one game, in a few minutes",
         "wsa demo",
         "wsa.learn.configs.data:DemoOptions",
         "wsa.learn.commands.demo:demo",
@@ -266,12 +266,12 @@ def _fail(verb: str, why: str, code: int) -> int:
 
 
 def _overview() -> str:
-    lines = "\n".join(f"  {name:<9} {verb.what}" for name, verb in VERBS.items())
+    lines = "\n".join(f"  {name:<10} {verb.what}" for name, verb in VERBS.items())
     return (
         "usage: wsa VERB [OPTIONS]\n\n"
         "Run each frozen vision model once per distinct frame, share the embeddings, and train\n"
         f"Weight Sharing Attention on them.\n\nverbs:\n{lines}\n\n"
-        "The store is --store PATH|URL, or WSA_STORE, or a folder of the user's data.\n"
+        "The store is --store PATH|URL, WSA_STORE, or a folder in your data directory.\n"
         "wsa VERB --help shows a verb's options.\n\n"
         "example:\n  wsa demo"
     )

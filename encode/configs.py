@@ -25,15 +25,15 @@ class ModelsOptions(StoreOptions):
     """Options of `wsa models`."""
 
     action: Positional[Literal["list", "check"]] = "list"
-    """list: what there is; check: try one model before a store is filled with it."""
+    """list: show the models; check: test one model before you fill a store with it."""
     name: Annotated[Positional[str], arg(metavar="NAME")] = ""
     """The model to check, as 'wsa encode --models' takes it."""
     output: str = ""
-    """Output to check: pooled, cls, grid:N or map. If not given, pooled. Palette and objects have their own."""
+    """Output to check: pooled (if not given), cls, grid:N, or map. Palette and objects have their own."""
     geometry: Literal["squash", "crop", "pad"] = "squash"
-    """From a screen to the model's input."""
+    """How a screen becomes the model's input."""
     precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
-    """Arithmetic."""
+    """Precision of the arithmetic."""
     weights: Pairs = ()
     """Weights files and modules, as 'wsa encode --weights' takes them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -45,49 +45,48 @@ class EncodeOptions(SlurmOptions, StoreOptions):
     """Options of `wsa encode`."""
 
     models: Names = ("palette", "objects")
-    """Aliases ('wsa models' lists them; the paper's own, palette and objects come with wsa), timm:NAME, either
-    with :random for untrained weights, your own as MODULE:CALLABLE, or keys. mine=timm:NAME gives weights of
-    your own a name of your own; NAME@OUTPUT an output of its own to a model."""
+    """Aliases ('wsa models' lists them), timm:NAME, your own as MODULE:CALLABLE, or keys.
+    NAME:random has untrained weights, NAME@OUTPUT its own output. mine=timm:NAME names your own weights."""
     game: Games = ()
-    """ALE games; all in the store if none is named."""
+    """ALE games; all in the store if not given."""
     output: str = ""
-    """What is kept: pooled, cls, grid:N or map; reduced with +pca:K, +pca:K@GAME or +rp:K. If not given,
-    grid:7+pca:512; of the paper's own encoders everything. Palette and objects keep outputs of their own."""
+    """Embedding to keep: pooled, cls, grid:N, or map; reduced with +pca:K, +pca:K@GAME, or +rp:K.
+    If not given: grid:7+pca:512; the paper's encoders keep everything; palette and objects have their own."""
     geometry: Literal["squash", "crop", "pad"] = "squash"
-    """From a screen to a model's input: all of it stretched, timm's own crop, or all of it in its aspect."""
+    """How a screen becomes the model's input: stretched whole, cropped as by timm, or padded whole."""
     precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32"
-    """Arithmetic. Less than fp32 is refused where it errs by more than --max-step-error."""
+    """Precision of the arithmetic. Less than fp32 is rejected if its error exceeds --max-step-error."""
     engine: Engine = "auto"
-    """What runs models: the fastest that is right, PyTorch, PyTorch compiled, or OpenVINO."""
+    """Inference engine: the fastest accurate one, PyTorch, compiled PyTorch, or OpenVINO."""
     max_step_error: Annotated[float, Range(0)] = 0.1
-    """Largest error, as a share of what changes from one step of a game to the next."""
+    """Largest allowed error, as a share of the change from one step of a game to the next."""
     weights: Pairs = ()
-    """Weights files (.safetensors, .pth, .pt) for machines without a hub, as vit=path.safetensors; of your
-    own models in a store the modules, as mine=module:callable."""
+    """Weights files (.safetensors, .pth, .pt) for machines without a hub, such as vit=path.safetensors.
+    For your own models in a store: their modules, such as mine=module:callable."""
     license: Pairs = ()
-    """Licence of weights that you give, as mine=MIT."""
+    """License of your own weights, such as mine=MIT."""
     scheduler: str = "local"
-    """local: worker processes here; inproc: this process; slurm; or tcp://HOST:PORT of a Dask scheduler."""
+    """local: worker processes on this machine; inproc: this process; slurm; or tcp://HOST:PORT of a Dask scheduler."""
     workers: Annotated[int, OPTIONAL_COUNT] = 0
-    """Worker processes of the local scheduler; 0 is one a core, or one a GPU. Jobs of SLURM."""
+    """Number of local worker processes, or of SLURM jobs; 0 for one per core or GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where models run; auto is the GPU where a worker has one."""
+    """Where models run; auto uses a GPU if a worker has one."""
     tries: Annotated[int, COUNT] = 3
-    """How often a segment is tried before it is set aside and the rest done."""
+    """Number of attempts before a segment is skipped."""
     report: str = ""
     """Folder for the report, summary.md and run.json; a new one in WSA_CACHE if not given."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
-    """Print what would be done, its size and its time, and stop."""
+    """Print what would be done, its size, and its time, then stop."""
     watch: bool = False
-    """Go on for ever: encode what comes, and wait for more. It may wait for the store itself."""
+    """Keep running: encode new frames as they arrive. It even waits for the store to exist."""
     poll: Annotated[float, Range(0.1, 86400)] = 30.0
-    """With --watch: seconds between two looks at the store while there is nothing to do."""
+    """With --watch: seconds between checks of the store while there is nothing to do."""
     beat: Annotated[float, Range(0.1, 600)] = 15.0
-    """With --watch: seconds between two signs of life, which 'wsa status' shows."""
+    """With --watch: seconds between heartbeats, which 'wsa status' shows."""
     metrics_port: Annotated[int, Range(0, 65535)] | None = None
     """With --watch: serve counters for Prometheus on this port."""
     metrics_host: str = "127.0.0.1"
-    """Address that --metrics-port is served on."""
+    """Address for --metrics-port."""
 
 
 def weights_files(given: Sequence[str]) -> dict[str, str]:

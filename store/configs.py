@@ -83,7 +83,7 @@ class StoreOptions:
     """Options of every verb that reads a store."""
 
     store: str = dataclasses.field(default_factory=default_store)
-    """Folder or URL of the store, as s3://bucket/wsa; also WSA_STORE."""
+    """Folder or URL of the store, such as s3://bucket/wsa; also WSA_STORE."""
     json: bool = False
     """Print the result as JSON, for scripts."""
 
@@ -93,7 +93,7 @@ class InitOptions(StoreOptions):
     """Options of `wsa init`."""
 
     shared: bool = False
-    """Let a group write: what is in the store, and whatever comes, gets the permissions and the group of its folder."""
+    """Let a group write: everything in the store, now and later, gets its folder's group and permissions."""
     group: str = ""
     """With --shared: the group; the folder's own if not given."""
 
@@ -105,7 +105,7 @@ class MergeOptions(StoreOptions):
     url: Annotated[Positional[str], arg(metavar="URL")]
     """The other store: a folder or a URL."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
-    """Print what would be copied and what that saves, and stop."""
+    """Print what would be copied and what it saves, then stop."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,11 +113,11 @@ class ShareOptions(MergeOptions):
     """What may be chosen of what is copied."""
 
     game: Games = ()
-    """ALE games; all if none is named."""
+    """ALE games; all if not given."""
     models: Names = ()
-    """Aliases or keys; every model that has encoded one of the games if none is named."""
+    """Aliases or keys; every model that has encoded one of the games if not given."""
     no_frames: bool = False
-    """Leave the frames: rows and embeddings are enough to train, but not to encode."""
+    """Do not copy frames: rows and embeddings are enough to train, but not to encode."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class CompletionOptions:
     """Options of `wsa completion`."""
 
     shell: Positional[Literal["bash", "zsh", "fish"]]
-    """The shell that completes verbs and options."""
+    """Your shell."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +153,7 @@ class VerifyOptions(StoreOptions):
     sample: str = "100%"
     """Share of the objects to read, chosen at random each time: 1% or 0.01."""
     repair: bool = False
-    """Move what is left of damaged objects to damaged/, so that they can be made or fetched again."""
+    """Move damaged objects to damaged/, so that you can make or fetch them again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +161,6 @@ class SweepOptions(StoreOptions):
     """Options of `wsa sweep`."""
 
     grace_hours: float = 24.0
-    """How old a leftover must be. No commit may take longer than this."""
+    """Minimum age of a leftover. No commit may take longer than this."""
     yes: bool = False
-    """Remove the leftovers; without it they are listed only."""
+    """Remove the leftovers; otherwise they are only listed."""

@@ -61,17 +61,17 @@ class SlurmOptions:
     slurm_queue: str = ""
     """Partition; SLURM's default if not given."""
     slurm_account: str = ""
-    """Account that pays; yours if not given."""
+    """Account to charge; yours if not given."""
     slurm_walltime: str = ""
-    """Time a job may run, as 04:00:00. Jobs whose time is up are followed by others."""
+    """Time limit of a job, such as 04:00:00. A job that reaches it is replaced."""
     slurm_cores: Annotated[int, COUNT] = 4
-    """Cores of a job: as many workers, or one where it has a GPU."""
+    """Cores per job: as many workers, or one if it has a GPU."""
     slurm_memory: str = "16GB"
-    """Memory of a job."""
+    """Memory per job."""
     slurm_gpu: bool = False
     """Give each job a GPU."""
     slurm_extra: Names = ()
-    """Further #SBATCH directives, as --constraint=a100,--exclude=node7."""
+    """Further #SBATCH directives, such as --constraint=a100,--exclude=node7."""
 
 
 def jobs(options: SlurmOptions, scheduler: str) -> SlurmOptions:

@@ -46,8 +46,7 @@ class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Full games played while the run trains."""
 
     eval_frequency: Annotated[int, OPTIONAL_COUNT] = 0
-    """Play full games every so many updates (online: steps) and log eval/episodic_return; 0 for
-    never."""
+    """Updates (online: steps) between full games, which log eval/episodic_return; 0 for never."""
     eval_episodes: Annotated[int, COUNT] = 10
     """Number of games each time."""
 
@@ -128,8 +127,7 @@ class DQNConfig(OfflineConfig, frozen=True, tag="dqn"):
     target_network_frequency: Annotated[int, COUNT] = 1000
     """Gradient steps between copies to the target network."""
     clip_rewards: bool = True
-    """Train on the sign of rewards; --no-clip-rewards trains on raw ones. Reports are always of raw
-    rewards."""
+    """Train on the sign of rewards; --no-clip-rewards uses raw ones. Reports always show raw rewards."""
 
     @property
     def discounting(self) -> Discounting:
@@ -156,11 +154,9 @@ class OnlineConfig(AlgorithmConfig, frozen=True, tag_field="algo"):
     gamma: Annotated[float, SHARE] = 0.99
     """Discount per step."""
     clip_rewards: bool = True
-    """Train on the sign of rewards; --no-clip-rewards trains on raw ones. Reports are always of raw
-    rewards."""
+    """Train on the sign of rewards; --no-clip-rewards uses raw ones. Reports always show raw rewards."""
     terminal_on_life_loss: bool = False
-    """Treat a lost life as the end when estimating values. The game goes on, and reports are of whole
-    games."""
+    """Treat a lost life as the end when estimating values. The game continues; reports cover whole games."""
     save_frequency: Annotated[int, COUNT] = 100_000
     """Steps between checkpoints."""
 
@@ -250,7 +246,7 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
     batch_size: Annotated[int, COUNT] = 32
     """Transitions in a batch."""
     buffer_size: Annotated[int, COUNT] = 1_000_000
-    """Newest steps that batches are drawn from."""
+    """Number of latest steps that batches are drawn from."""
     learning_starts: Annotated[int, COUNT] = 80_000
     """Steps before the first update."""
     train_frequency: Annotated[int, COUNT] = 4

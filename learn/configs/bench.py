@@ -19,22 +19,21 @@ class CellOptions:
     games: Games = ("Pong", "Breakout")
     """ALE games."""
     seeds: Annotated[Integers, SEED] = (1, 2, 3)
-    """Seeds: a run with each."""
+    """Seeds; one run for each."""
     models: Names = ()
-    """The models that are fused, where there is only one set of them."""
+    """Models to fuse, if there is only one set of them."""
     episodes: Annotated[int, COUNT] = 100
-    """Games that each trained run is evaluated on; a random policy plays as many."""
+    """Evaluation games per run; a random policy plays as many."""
     epsilon: Annotated[float, SHARE] = 0.001
     """Evaluation: probability of a random action."""
     eval_seed: Annotated[int, SEED] = 10_000
-    """Evaluation: environment i is seeded with it + i; apart from training's."""
+    """Evaluation: environment i has the seed EVAL_SEED + i; separate from training's."""
     eval_num_envs: Annotated[int, COUNT] = 4
     """Evaluation: number of parallel environments."""
     scheduler: str = "inproc"
-    """inproc: one run after the other in this process; local: worker processes here; slurm; or
-    tcp://HOST:PORT of a Dask scheduler."""
+    """inproc: this process, one run at a time; local: worker processes; slurm; or tcp://HOST:PORT (Dask)."""
     workers: Annotated[int, OPTIONAL_COUNT] = 0
-    """Worker processes of the local scheduler; 0 is one a core, or one a GPU. Jobs of SLURM."""
+    """Number of local worker processes, or of SLURM jobs; 0 for one per core or GPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +41,11 @@ class GridOptions(CellOptions):
     """What is compared with what."""
 
     fusions: Names = ("wsa", "mean", "single")
-    """Fusions, as for 'wsa learn'. single: a run with each of the models alone. nature: pixels, online."""
+    """Fusions, as in 'wsa learn'. single: a run with each model alone. nature: pixels (online only)."""
     models_subsets: Names = ()
-    """Which models together, with +, as lite0+lite1,lite0; all of --models if not given."""
+    """Sets of models, joined with +, such as lite0+lite1,lite0; all of --models if not given."""
     bench_dir: str = "bench"
-    """Folder of the runs and the tables. The same command again continues; more seeds, games, fusions
-    and models are added."""
+    """Folder of the runs and tables. The same command continues; more seeds, games, fusions, and models add to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +53,8 @@ class BenchOptions(SlurmOptions, ComputeOptions, Training, GridOptions):
     """Options of `wsa bench`: the grid's, and those of `wsa learn` that every run shares."""
 
     context: str = ""
-    """What WSA's scorer is conditioned on: the newest frame's embedding by a model, fused or not, or
-    'mean' of those fused if not given."""
+    """Context of WSA's scorer: a model's embedding of the newest frame, fused or not.
+    If not given: 'mean' of the fused models."""
 
 
 def bench_options(arguments: Sequence[str]) -> BenchOptions:

@@ -15,15 +15,15 @@ class ExportOptions(StoreOptions):
     """Options of `wsa export`."""
 
     path: Annotated[Positional[str], arg(metavar="PATH")]
-    """Folder to make, as breakout.zarr."""
+    """Folder to create, such as breakout.zarr."""
     game: Game
     """ALE game."""
     models: Names = ()
-    """Aliases or keys; every model that has encoded the whole game if none is named."""
+    """Aliases or keys; every model that has encoded the whole game if not given."""
     frames: bool = False
     """Export the frames themselves too, as RGB."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
-    """Print what would be written and stop."""
+    """Print what would be written, then stop."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,19 +35,19 @@ class ImportOptions(StoreOptions):
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
     """The dataset's id or folder; the file or folder of arrays."""
     game: Game = ""
-    """ALE game, where the data does not say it."""
+    """ALE game, if the data do not name it."""
     policy: str = ""
-    """Who played, where the data does not say it."""
+    """Name of the policy that played, if the data do not name it."""
     protocol: Literal["", "classic", "v5"] = ""
-    """It was played as 'wsa collect --protocol' plays."""
+    """Protocol of the play, as in 'wsa collect --protocol'."""
     frame_skip: int | None = None
-    """Emulator frames in a step."""
+    """Emulator frames per step."""
     sticky: float | None = None
     """Probability that the emulator repeated the last action."""
     full_action_space: bool = False
-    """Actions are numbers of all 18, not of the game's minimal set."""
+    """Actions index all 18, not the game's minimal set."""
     noop_max: int | None = None
-    """Up to this many no-ops began an episode."""
+    """Maximum number of no-ops at the beginning of an episode."""
     fire_reset: bool = False
     """FIRE was pressed at the beginning of an episode."""
     max_pool: bool = False
@@ -55,9 +55,9 @@ class ImportOptions(StoreOptions):
     max_episode_steps: int | None = None
     """Steps after which an episode was truncated."""
     segment_steps: int = 1024
-    """Steps in a segment, the unit that is written, encoded and committed."""
+    """Steps per segment, the unit of writing and encoding."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
-    """Check the data, print what would be written and stop."""
+    """Check the data, print what would be written, then stop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,32 +67,32 @@ class CollectOptions(StoreOptions):
     game: Game = "Seaquest"
     """ALE game."""
     steps: int = 100_000
-    """Agent steps in all; an emulator plays four frames in each."""
+    """Total agent steps; the emulator plays four frames in each."""
     num_envs: int = 8
-    """Environments side by side."""
+    """Number of parallel environments."""
     policy: str = "random"
-    """Who plays: random, the folder of a run whose network does, or your own as module:callable."""
+    """Policy that plays: random, the folder of a run, or your own as module:callable."""
     eps: float = 0.0
-    """Of a run's network: probability of a random action."""
+    """With the policy of a run: probability of a random action."""
     weights: Pairs = ()
-    """Safetensors files of the run's models, where this machine keeps them elsewhere."""
+    """Safetensors files of the run's models, if they have moved."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the run's models run."""
     trust: Names = ()
     """Your own fusion or algorithm, as module:name, that the run names."""
     seed: int = 1
-    """Environment i is seeded with seed + i."""
+    """Environment i has the seed SEED + i."""
     protocol: Literal["classic", "v5"] = "classic"
-    """classic: no sticky actions, up to 30 no-ops, FIRE at a reset, minimal actions; v5: sticky
-    actions 0.25, all 18 actions."""
+    """classic: no sticky actions, up to 30 no-ops, FIRE at a reset, minimal actions.
+    v5: sticky actions 0.25, all 18 actions."""
     sticky: float | None = None
     """Overrides the protocol's sticky-action probability."""
     max_episode_steps: int = 27_000
     """Steps after which an episode is truncated."""
     segment_steps: int = 1024
-    """Steps in a segment, the unit that is written, encoded and committed."""
+    """Steps per segment, the unit of writing and encoding."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
-    """Print what would be done and stop."""
+    """Print what would be done, then stop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class ListOptions(StoreOptions):
     """Options of `wsa list`."""
 
     games: bool = False
-    """List all ALE games instead, whether collected or not."""
+    """List all ALE games, collected or not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ class ShowOptions(StoreOptions):
     """Options of `wsa show`."""
 
     what: Annotated[Positional[Game], arg(metavar="WHAT")] = "Seaquest"
-    """ALE game, segment's id, or model key."""
+    """ALE game, segment id, or model key."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ class DemoOptions:
     """Options of `wsa demo`."""
 
     folder: str = ".demo"
-    """Where its store, cache and run are kept; the same command again reuses them."""
+    """Folder for its store, cache, and run; the same command reuses them."""
     game: Game = "Seaquest"
     """ALE game."""
     steps: int = 600

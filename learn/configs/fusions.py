@@ -43,14 +43,13 @@ class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Fixed, Suppress] = "wsa"
     """A key of `FUSIONS`, or `module:Class` of a user's own."""
     size: Annotated[int, COUNT, arg(name="fusion-size")] = 256
-    """Length of an adapted embedding; for res, of the reservoir."""
+    """Size of an adapted embedding; for res, of the reservoir."""
     layers: Annotated[int, COUNT, arg(name="fusion-layers")] = 1
     """Number of convolutions in cnn."""
     score_activation: Literal["none", "relu"] = "none"
     """Activation of the scores; with relu, as the authors have it, no model can be turned off."""
     normaliser: Literal["softmax", "relu-sum", "sigmoid"] = "softmax"
-    """How scores become weights: softmax; relu-sum, ReLU over its sum, as the published code has it;
-    or sigmoid, each score by itself."""
+    """How scores become weights: softmax; relu-sum, ReLU over its sum, as in the published code; or sigmoid."""
     layer_norm: FlagConversionOff[bool] = True
     """Whether adapters normalize before their ReLU."""
     temperature: Annotated[float, POSITIVE] = 1.0
@@ -60,8 +59,8 @@ class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dropout: Annotated[float, Range(0, 1, below=True)] = 0.0
     """Dropout rate for adapted embeddings while training."""
     init: Annotated[Literal["torch", "orthogonal", "small"], arg(name="weight-init")] = "torch"
-    """Initialization: PyTorch's own; orthogonal with gain sqrt(2) and no bias, as the authors' RL
-    library imposed; or small, gain 0.01 in adapters and 1 in the scorer."""
+    """Initialization. torch: PyTorch's own. small: gain 0.01 in adapters and 1 in the scorer.
+    orthogonal: gain sqrt(2) and no bias, which the authors' RL library imposed."""
 
     def __post_init__(self) -> None:
         check_ranges(self, {"size": "fusion-size", "layers": "fusion-layers"})

@@ -60,7 +60,7 @@ class DataOptions:
     """Which stored data a run learns from."""
 
     protocol: str = ""
-    """Protocol of the data, where the game was played under several."""
+    """Protocol of the data, if the game was played under several."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +68,11 @@ class PlayOptions(DataOptions):
     """How the game is played, and what is kept of it."""
 
     protocol: str = ""
-    """classic or v5; classic if not given, or with --init the same as that run."""
+    """classic or v5. If not given: classic; with --init, that run's."""
     max_episode_steps: int = 27_000
     """Steps after which an episode is truncated."""
     record: bool = False
-    """Keep what is played in the store, with its embeddings."""
+    """Store what is played, with its embeddings."""
     parameters: int = 0
     """With --fusion nature: approximate number of parameters; 0 for CleanRL's widths."""
 
@@ -82,11 +82,11 @@ class LiveOptions:
     """How models run while games are played."""
 
     engine: Engine = "auto"
-    """Inference engine; auto is the one that filled the store, if it is available here."""
+    """Inference engine; auto uses the one that filled the store, if it is available here."""
     weights: Pairs = ()
-    """Weights files of models that the store does not know, or whose files have moved."""
+    """Weights files of models that the store does not have, or whose files have moved."""
     threads: Annotated[int, COUNT] | None = None
-    """Cores that run models side by side. If not given, all that this process may use; in a bench, one."""
+    """Cores that run models in parallel. If not given: all that this process may use; in a bench, one."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -97,9 +97,9 @@ class OnlineLiveOptions(LiveOptions):
     """How models run while games are played."""
 
     encoder: str = ""
-    """tcp://HOST:PORT of a Dask scheduler whose workers embed what is not in the store."""
+    """tcp://HOST:PORT of a Dask scheduler whose workers embed frames that the store lacks."""
     output: str = ""
-    """Output of models that the store does not have yet; the default is that of 'wsa encode'."""
+    """Output of models that the store does not have yet; that of 'wsa encode' if not given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +107,11 @@ class WarmStart:
     """Start from a trained run."""
 
     init: str = ""
-    """Folder of a run whose final network this one starts from, with its models and switches."""
+    """Folder of a run; start from its final network, models, and network options."""
     add: Names = ()
-    """With --init: models that join, with fresh adapters."""
+    """With --init: models to add, with fresh adapters."""
     drop: Names = ()
-    """With --init: models that leave."""
+    """With --init: models to drop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,18 +119,17 @@ class OutputOptions:
     """Where the run is kept."""
 
     run_dir: str = ""
-    """Folder of the run; runs/GAME__EXP_NAME__SEED__TIME if not given. A run that is there continues."""
+    """Folder of the run; runs/GAME__EXP_NAME__SEED__TIME if not given. An existing run continues."""
     exp_name: str = "wsa"
     """Part of the run's name."""
     resume: str = ""
-    """Folder of a run to continue as it was started. Beside it stand only options that say where its store
-    is (--store) and how models run."""
+    """Folder of a run to continue as it was started; only --store and options on how models run go with it."""
     track: bool = False
-    """Send metrics and options to Weights & Biases too (pip install wandb); WANDB_MODE=offline keeps them here."""
+    """Send metrics and options to Weights & Biases too; with WANDB_MODE=offline they stay here."""
     wandb_project_name: str = "wsa"
     """With --track: the project."""
     wandb_entity: str = ""
-    """With --track: the team; your own if not given."""
+    """With --track: the team; yours if not given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,16 +137,16 @@ class Training(StoreOptions):
     """What all runs of a bench have in common."""
 
     online: bool = False
-    """Learn while playing, with --algo ppo or dqn; models that the store lacks are added."""
+    """Learn while playing, with --algo ppo or dqn; adds models that the store lacks."""
     algo: Algorithm = "cql"
-    """Offline: cql, double DQN with a conservative term for fixed data; dqn, double DQN; bc, behavioral
-    cloning. Online: ppo or dqn. Or your own, as module:Config. Each has options of its own: wsa learn
-    --algo ppo --online --help."""
+    """Offline: cql (double DQN with a conservative term for fixed data), dqn (double DQN), bc (cloning).
+    Online: ppo or dqn. Or your own, as module:Config.
+    Each has its own options: wsa learn --algo ppo --online --help."""
     context: str = ""
-    """What WSA's scorer is conditioned on: the newest frame's embedding by a model, fused or not, or
-    'mean' of those fused. If no models are named either, ae's, if it is there; else the mean."""
+    """Context of WSA's scorer: a model's embedding of the newest frame, or 'mean' of the fused models.
+    If not given: mean; if you name no models either, ae if it has encoded the game."""
     fusion_preset: Preset = "default"
-    """Switches of the fusion as the authors had them: in their thesis, or in their published code."""
+    """Fusion options as in the authors' thesis, or as in their published code."""
     data: DataOptions = DataOptions()
     network: Annotated[FrameStack, arg(name="models and fusion")] = NetworkConfig()
     algorithm: AlgorithmConfig = CQLConfig()
@@ -162,11 +161,11 @@ class Choice:
     game: Game = "Seaquest"
     """ALE game."""
     models: Names = ()
-    """Aliases or keys. If none is named, every model that has encoded the game, or online palette and
-    objects, which come with wsa; but not the one that gives the context (see --context)."""
+    """Aliases or keys. If not given: every model that has encoded the game except the context.
+    Online: palette and objects."""
     fusion: FusionName = "wsa"
-    """How embeddings become one state vector: the paper's seven methods, and controls; or your own, as
-    module:Class. nature: none, an end-to-end network on grey pixels (online only)."""
+    """Fusion: the paper's seven methods, controls, or your own, as module:Class.
+    With nature, no fusion: an end-to-end network on grayscale pixels (online only)."""
     seed: Annotated[int, SEED] = 1
     """Seed for weight initialization and sampling."""
 
@@ -195,7 +194,7 @@ class ComputeOptions:
     compile: bool = False
     """Compile networks with torch.compile: minutes at first, faster updates afterwards."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
-    """Print what would be done and stop."""
+    """Print what would be done, then stop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,41 +213,41 @@ class EvalOptions:
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """Folder of a run that 'wsa learn' made."""
     episodes: Annotated[int, COUNT] = 100
-    """Games to play; and as many by a random policy, to compare with."""
+    """Number of games; a random policy plays as many for comparison."""
     epsilon: Annotated[float, SHARE] = 0.001
     """Probability of a random action."""
     seed: Annotated[int, SEED] = 10_000
-    """Environment i is seeded with seed + i; apart from training's."""
+    """Environment i has the seed SEED + i; separate from training's."""
     num_envs: Annotated[int, COUNT] = 4
     """Number of parallel environments."""
     video: bool = False
-    """Film the first environment's games into RUN/videos, with the fusion's weights beside them."""
+    """Film the first environment's games into RUN/videos, with the fusion's weights."""
     checkpoint: Literal["final", "best"] = "final"
-    """The newest network, or the one with the best validation (learn --save-best)."""
+    """The latest network, or the one with the best validation (learn --save-best)."""
     store: str = ""
-    """Where the run's store is now, if it has moved. WSA_STORE counts only if it is not where the run says."""
+    """Location of the run's store, if it has moved. WSA_STORE is used only if the recorded store is gone."""
     without: Names = ()
-    """Models to leave out: they are not run at all, and the others are weighed as if there had never been
-    more. With --context mean the context is that of those left."""
+    """Models to leave out: they do not run, and the others are weighted without them.
+    With --context mean, the context is the mean of the rest."""
     only: Names = ()
-    """Models to keep, instead of those to leave out."""
+    """Models to keep; all others are left out."""
     variant: Annotated[str, arg(metavar="SPEC")] = ""
-    """Another game than the run learned: mode=12, difficulty=1, sticky=0.25, ram:pong-lazy, look:invert,
-    look:hue=120, noise=0.1, occlude=16, flicker=0.5, ..., joined with + (docs/howto/variants.md)."""
+    """Change the game, with parts joined by + (docs/howto/variants.md): mode=12, difficulty=1,
+    sticky=0.25, ram:pong-lazy, look:invert, look:hue=120, noise=0.1, occlude=16, flicker=0.5, ..."""
     out: str = ""
-    """Folder for results of a run that you may only read; the run's own if not given."""
+    """Folder for the results, for a read-only run; the run's own if not given."""
     weights: Pairs = ()
-    """Safetensors files, where this machine keeps them elsewhere than where they were encoded."""
+    """Safetensors files, if they have moved."""
     device: Device = "auto"
     """Where models run."""
     engine: Engine = "auto"
-    """Inference engine; auto is the one that filled the store, if it is available here."""
+    """Inference engine; auto uses the one that filled the store, if it is available here."""
     threads: Annotated[int, COUNT] | None = None
-    """Cores that run models side by side; all that this process may use if not given."""
+    """Cores that run models in parallel; all that this process may use if not given."""
     trust: Names = ()
     """Your own fusion or algorithm, as module:name, that the run names."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
-    """Print how many games would be played and stop."""
+    """Print how many games would be played, then stop."""
     json: bool = False
     """Print the result as JSON, for scripts."""
 

@@ -35,8 +35,7 @@ class NetworkConfig(FrameStack, frozen=True):
     fusion: Annotated[FusionConfig, arg(name="")] = FusionConfig()
     """How embeddings become one state vector."""
     normalize: Literal["none", "layer", "standard"] = "standard"
-    """Normalize embeddings: standard, by mean and deviation over the data; layer, each frame's
-    embedding by itself; or none."""
+    """Normalize embeddings: standard, with mean and deviation over the data; layer, each by itself; or none."""
     hidden: Annotated[Integers, Range(1)] = (256,)
     """Units in each hidden layer of a head; the paper's code has one layer of 256."""
 

@@ -17,30 +17,28 @@ class ProbeOptions(StoreOptions):
     game: Game = "Seaquest"
     """ALE game."""
     models: Names = ()
-    """Aliases or keys, MODEL:random for the untrained one; every model that has encoded the game if none is
-    named."""
+    """Aliases or keys, MODEL:random if untrained; every model that has encoded the game if not given."""
     target: Literal["ram", "reward", "action"] = "ram"
-    """What is read out: ball, paddle, score and the like from the emulator's memory; whether a reward
-    comes; or what the player did."""
+    """What to predict: variables of the emulator's memory, such as ball, paddle, and score; rewards; or actions."""
     horizon: Names = ("1", "10")
-    """Of reward: steps within which it comes, each a row of the tables."""
+    """With reward: numbers of steps to look ahead; a row each."""
     policies: Names = ()
-    """Only what these policies played ('wsa show GAME' lists them); all if none is named."""
+    """Use only play by these policies ('wsa show GAME' lists them); all if not given."""
     samples: int = 4_000
-    """Steps that are learned from and judged, half of them random play if the store has other play too;
-    drawn from five times as many."""
+    """Steps to fit and test on, drawn from five times as many.
+    Half of them are random play if the store has other play too."""
     splits: int = 5
-    """Parts that whole episodes are dealt to; each is judged once by probes fitted on the others."""
+    """Number of parts to split whole episodes into; probes fitted on the others test each once."""
     untrained: int = 3
-    """Untrained networks, each of another seed, beside each network that comes with wsa."""
+    """Number of untrained networks, with different seeds, for each network that ships with wsa."""
     f1: bool = False
-    """Of ram: also F1 of exact values by logistic regression, which takes a minute or more a model."""
+    """With ram: also F1 of exact values by logistic regression, a minute or more per model."""
     seed: int = 1
-    """Seed for the steps that are drawn and for the intervals."""
+    """Seed for drawing steps and for the intervals."""
     csv: bool = False
     """Print the result as CSV, a line for each model and variable."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
-    """Print what would be read and stop."""
+    """Print what would be read, then stop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,39 +46,39 @@ class PretrainOptions(StoreOptions):
     """Options of `wsa pretrain`."""
 
     encoder: Names = ("ae", "stdim", "transporter", "segmentation")
-    """Which, one after another: ae (the context), stdim, transporter, segmentation."""
+    """Encoders to train, one after another: ae (the context), stdim, stdim84, transporter, segmentation."""
     games: Annotated[Games, arg(aliases=["--game"])] = ("Seaquest",)
-    """ALE games, each with the same share of the draws."""
+    """ALE games, all sampled equally."""
     policies: Names = ()
-    """Only frames of these policies ('wsa list' shows them); of all if none is named."""
+    """Use only frames of these policies ('wsa list' shows them); all if not given."""
     steps: int = 0
-    """Gradient steps, at most; 0 for as many as the encoder's authors made."""
+    """Maximum number of gradient steps; 0 for as many as the encoder's authors made."""
     epochs: float = 0.0
-    """Instead of --steps: passes over all frames that are trained on."""
+    """Instead of --steps: number of passes over all training frames."""
     batch_size: int = 0
-    """Looks at a game in a batch; 0 for the authors' number."""
+    """Samples in a batch; 0 for the authors' number."""
     learning_rate: float = 0.0
-    """Of Adam, at the beginning; 0 for the authors'."""
+    """Initial learning rate for Adam; 0 for the authors'."""
     held_out: float = 0.2
-    """Share of each game's episodes that is held out for validation."""
+    """Share of each game's episodes held out for validation."""
     validate_frequency: int = 0
-    """Gradient steps between validations over all that is held out; 0 for a hundredth of --steps."""
+    """Gradient steps between validations; 0 for a hundredth of --steps."""
     patience: int = 15
-    """Stop after so many validations without a better one; 0 never stops early."""
+    """Stop after this many validations without improvement; 0 for never."""
     seed: int = 1
-    """Of initialisation and draws."""
+    """Seed for weight initialization and sampling."""
     half: bool = False
-    """Write weights in half precision: half the size, and another model than in full precision."""
+    """Write weights in half precision: half the size, and a different model than in full precision."""
     memory_gb: float = 0.0
-    """Memory for frames; where they need more, fewer segments are read. 0 for half of the machine's."""
+    """Memory for frames in GB; if they need more, fewer segments are read. 0 for half of the machine's."""
     run_dir: str = ""
-    """Folder to make; runs/pretrain__SEED__TIME if not given. One that is there continues."""
+    """Folder of the run; runs/pretrain__SEED__TIME if not given. An existing run continues."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Arithmetic of the passes: bf16 is faster where a CPU has AMX, or a GPU has tensor cores; stdim, which
-    does not learn in it, has fp32 all the same."""
+    """Precision of the passes: bf16 is faster on a CPU with AMX or a GPU with tensor cores.
+    The encoder stdim does not learn in bf16 and always uses fp32."""
     threads: int = 1
-    """Threads on a CPU; another number may change the last bits of the result."""
+    """Threads on a CPU; the number may change the last bits of the result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
-    """Print what would be trained on, and how long it would take, and stop."""
+    """Print what would be trained on and how long it would take, then stop."""

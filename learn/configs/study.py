@@ -22,10 +22,13 @@ class StudyOptions:
     """Options of every study."""
 
     kind: Annotated[Positional[str], arg(metavar="KIND")] = ""
-    """combine: which way of combining models is best. scale: what is left of trained runs with fewer of their
-    models; or, with --during, what adding and dropping them costs. generalise: how trained runs play changed games. attend: which model is listened to, and whether that matters. wsa study KIND --help shows the options of each."""
+    """combine: which fusion is best.
+    scale: what is left of trained runs with fewer models; with --during, what changing models costs.
+    generalise: how trained runs play changed games.
+    attend: which model gets the attention, and whether that matters.
+    wsa study KIND --help shows the options of each."""
     study_dir: str = "study"
-    """Folder of the tables and of index.html, which shows every study that is there."""
+    """Folder for tables and index.html, which shows all studies in it."""
     json: bool = False
     """Print the result as JSON, for scripts."""
 
@@ -41,19 +44,19 @@ class RunsOptions(StudyOptions):
     epsilon: Annotated[float, SHARE] = 0.001
     """Probability of a random action."""
     eval_seed: Annotated[int, SEED] = 10_000
-    """Environment i is seeded with it + i; apart from training's."""
+    """Environment i has the seed EVAL_SEED + i; separate from training's."""
     eval_num_envs: Annotated[int, COUNT] = 4
     """Number of parallel environments."""
     weights: Pairs = ()
-    """Safetensors files, where this machine keeps them elsewhere than where they were encoded."""
+    """Safetensors files, if they have moved."""
     device: Device = "auto"
     """Where networks and models run."""
     engine: Engine = "auto"
-    """Inference engine; auto is the one that filled the store, if it is available here."""
+    """Inference engine; auto uses the one that filled the store, if it is available here."""
     threads: Annotated[int, COUNT] | None = None
-    """Cores that run models side by side; all that this process may use if not given."""
+    """Cores that run models in parallel; all that this process may use if not given."""
     dry_run: Annotated[bool, arg(aliases=["-n"])] = False
-    """Print what would be done and stop."""
+    """Print what would be done, then stop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +64,10 @@ class ScaleOptions(RunsOptions):
     """Options of `wsa study scale`."""
 
     after: Literal["cached", "played"] = "cached"
-    """cached: every set of a run's models on stored states that it did not learn from, with no pass and no
-    game. played: games with every set of up to 4 models, of more with each alone and with each left out."""
+    """cached: every set of a run's models on held-out stored states, without a pass or a game.
+    played: games with every set of up to 4 models; of more, with each alone and each left out."""
     states: Annotated[int, COUNT] = 4096
-    """With cached: states to look at."""
+    """With cached: number of states."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +75,11 @@ class GeneraliseOptions(RunsOptions):
     """Options of `wsa study generalise`."""
 
     suite: Literal["all", "authors", "modes", "look", "noise", "sticky"] = "all"
-    """authors: Breakout in 25 other colours, and Pong's lazy enemy, as the paper meant them. modes: the cartridge's
-    own. look: other colours. noise: disturbed frames. sticky: the emulator repeats actions."""
+    """authors: Breakout in 25 other colors, and Pong's lazy enemy, as the paper meant them.
+    modes: the cartridge's own. look: other colors. noise: disturbed frames.
+    sticky: the emulator repeats actions."""
     states: Annotated[int, OPTIONAL_COUNT] = 512
-    """States in which embeddings and weights are compared with and without each change of looks; 0 compares none."""
+    """Number of states in which to compare embeddings and weights with and without each change of looks."""
     quick: bool = False
     """A first look: at most 3 games and 64 states."""
 
@@ -98,7 +102,7 @@ class DuringOptions(CombineOptions):
     """Options of `wsa study scale --during`: --updates are those of each stage."""
 
     during: bool = False
-    """Add and drop models while training, in all orders, instead of looking at trained runs."""
+    """Add and drop models while training, in all orders, instead of studying trained runs."""
 
 
 def scale_options(arguments: Sequence[str]) -> ScaleOptions | DuringOptions:
