@@ -29,7 +29,7 @@ def page() -> str:
 def _page() -> str:
     parts = [
         "# Commands\n\n",
-        "Made from the commands' own help by `docs/reference/make_commands.py`.\n\n",
+        "This page shows the help of every command, made by `docs/reference/make_commands.py`.\n\n",
         f"```text\n{_help([])}```\n",
     ]
     for name, verb in cli.VERBS.items():
@@ -51,7 +51,7 @@ def _of_other_algorithms() -> Iterator[str]:
         flags = ["--algo", name, *(["--online"] if online else [])]
         if OFFLINE.get(name) is DEFAULT and not online:
             continue
-        yield f"\n### wsa learn {' '.join(flags)}\n\nIn place of the groups of these names above:\n\n"
+        yield f"\n### wsa learn {' '.join(flags)}\n\nThese groups replace those above:\n\n"
         kinds = (" algorithm", " data", " live models") if online else (" algorithm",)
         groups = re.split(r"^(?= \S.*\n -{9})", _help(["learn", *flags]), flags=re.MULTILINE)
         text = "".join(g for g in groups if g.startswith(kinds)).partition("\nexample:")[0]

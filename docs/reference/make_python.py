@@ -18,7 +18,7 @@ GROUPS = {
     "Stores": ("open", "Store", "GameData", "Transitions", "Embeddings"),
     "Runs": ("load_run", "Run"),
     "Encoders": ("encoder", "ImageEncoder", "Input", "UserModel"),
-    "For code of your own": ("Fusion", "Policy"),
+    "Your own code": ("Fusion", "Policy"),
     "Errors": (
         "WsaError", "UsageError", "MissingError", "ConflictError", "DamagedError", "StorageError",
     ),
@@ -33,10 +33,11 @@ FUNCTIONS = {
 def page() -> str:
     """The page."""
     head = (
-        "# Python\n\n"
-        "What `import wsa` offers, made from its docstrings by `docs/reference/make_python.py`. "
+        "# Python API\n\n"
+        "This page lists everything that `import wsa` offers. `docs/reference/make_python.py` makes it "
+        "from the docstrings.\n"
         "Everything else in the packages may change from one version to the next. "
-        "[How to use it](../howto/python.md) has examples.\n"
+        "[Use wsa from Python](../howto/python.md) has examples.\n"
     )
     parts = [head]
     for title, names in GROUPS.items():

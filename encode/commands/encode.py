@@ -71,20 +71,20 @@ def encode(o: EncodeOptions) -> int:
 
 
 def encode_store(**options: Any) -> dict[str, Any]:
-    """Run each frozen model once over every frame of a store that it has not encoded.
+    """Run each frozen model once over every frame of a store that it has not encoded yet.
 
     Args:
-        options: Those of `wsa encode`, with `_` for `-`: `models=["vit", "lite0"]`, `game="Pong"`,
-            `store="/lab/wsa"`, `output="pooled"`, `scheduler="inproc"`, `dry_run=True`, ...
-            (`docs/reference/commands.md`).
+        options: The options of `wsa encode`, with `_` for `-`: `models=["vit", "lite0"]`,
+            `game="Pong"`, `store="/lab/wsa"`, `output="pooled"`, `scheduler="inproc"`,
+            `dry_run=True`, ... (`docs/reference/commands.md`).
 
     Returns:
-        What `wsa encode --json` prints; objects that failed every attempt are in `set_aside`.
+        What `wsa encode --json` prints; `set_aside` lists objects that failed every attempt.
 
     Raises:
-        UsageError: There is no such option, model or game.
-        MissingError: No store, no frames, or no weights.
-        ConflictError: Other weights, or a precision that errs too much.
+        UsageError: The option, the model, or the game does not exist.
+        MissingError: There is no store, or there are no frames or weights.
+        ConflictError: The weights differ from the store's, or the error of a precision is too large.
     """
     o = fill(EncodeOptions(), options, "wsa.encode", hidden=("json", *_SERVICE))
     _check(o)

@@ -2,7 +2,7 @@
 
 The callable takes nothing and returns a `UserModel`: a frozen network and what it wants to see.
 Importing a module runs it, so the one rule is: a module is imported only where the name was typed
-by whoever started this process. A `Request` says it in its source, `user:module:callable`, which is
+by the person who started this process. A `Request` says it in its source, `user:module:callable`, which is
 made from the command line alone; what a store says of where a model came from is shown and never
 imported (`wsa.encode.registration.identity.request_of`).
 """
@@ -23,14 +23,14 @@ from wsa.store.objects.model_spec import Geometry, Preprocessing
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """What a model wants to see.
+    """The input that a model expects.
 
     Attributes:
-        height, width: In pixels.
-        channels: `rgb`, or `grey` for one channel of luma (ITU-R BT.601, as OpenCV's).
-        mean, std: Per channel, of pixels from 0 to 1; none leaves them there. A model that wants
-            them from 0 to 255 has a std of 1/255.
-        interpolation: `bilinear` or `bicubic`, with antialiasing, or `area` as OpenCV's INTER_AREA.
+        height, width: Size in pixels.
+        channels: `rgb`, or `grey` for one channel of luma (ITU-R BT.601, like OpenCV's).
+        mean, std: Per channel, for pixels from 0 to 1; if empty, pixels stay in that range. For
+            pixels from 0 to 255, use a std of 1/255.
+        interpolation: `bilinear` or `bicubic`, with antialiasing, or `area` like OpenCV's INTER_AREA.
         geometry: `squash`, `crop` or `pad`; see `wsa.store.objects.model_spec.Preprocessing`.
         crop: Share of the shorter side that `crop` keeps.
     """
@@ -45,10 +45,10 @@ class Input:
     crop: float = 1.0
 
     def preprocessing(self) -> Preprocessing:
-        """The same, as a spec says it.
+        """The same as part of a model's spec.
 
         Raises:
-            ValueError: It cannot be.
+            ValueError: A value is impossible.
         """
         depth = {"rgb": 3, "grey": 1}[self.channels]
         mean, std = self.mean or (0.0,) * depth, self.std or (1.0,) * depth
@@ -76,15 +76,15 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class UserModel:
-    """A frozen network of a user.
+    """Your own frozen network.
 
     Attributes:
         module: Called with (B, window x channels, height, width) float32, the oldest frame first;
             returns (B, D), a map (B, C, H, W), or tokens (B, T, C), whose patches are in rows.
-        input: What it wants to see.
-        window: Consecutive frames it looks at.
-        prefix_tokens: Tokens before the patches; the first of them is the class token.
-        licence: Of the weights.
+        input: The input that it expects.
+        window: Number of consecutive frames that it sees.
+        prefix_tokens: Number of tokens before the patches; the first of them is the class token.
+        licence: License of the weights.
     """
 
     module: nn.Module

@@ -16,19 +16,19 @@ _HIDDEN = ("json",)
 
 
 def collect(game: str, **options: Any) -> dict[str, Any]:
-    """Play a game and keep what was seen.
+    """Play a game and store its frames and steps.
 
     Args:
         game: ALE game.
-        options: Those of `wsa collect`, with `_` for `-`: `store="/lab/wsa"`, `steps=100_000`,
+        options: The options of `wsa collect`, with `_` for `-`: `store="/lab/wsa"`, `steps=100_000`,
             `policy="random"`, `seed=1`, `dry_run=True`, ... (`docs/reference/commands.md`).
 
     Returns:
-        What `wsa collect --json` prints: `segments`, `steps`, `distinct_frames`, `episodes` that
-        this call added, and `steps_per_s`.
+        What `wsa collect --json` prints: `steps_per_s`, and how many `segments`, `steps`,
+        `distinct_frames`, and `episodes` this call added.
 
     Raises:
-        UsageError: There is no such option or game.
+        UsageError: The option or the game does not exist.
         StorageError: The store cannot be written to.
     """
     from wsa.learn.commands.collect import perform
@@ -38,21 +38,21 @@ def collect(game: str, **options: Any) -> dict[str, Any]:
 
 
 def learn(game: str = "", **options: Any) -> dict[str, Any]:
-    """Train a run on cached, and with `online=True` on live, embeddings; or continue one.
+    """Train a run on cached embeddings, or with `online=True` on live ones; or continue a run.
 
     Args:
         game: ALE game; not needed with `resume=`.
-        options: Those of `wsa learn`, with `_` for `-`: `models=["vit", "clip"]`, `fusion="wsa"`,
+        options: The options of `wsa learn`, with `_` for `-`: `models=["vit", "clip"]`, `fusion="wsa"`,
             `algo="cql"`, `updates=10_000`, `run_dir="runs/a"`, ... (`docs/reference/commands.md`).
 
     Returns:
-        What `wsa learn --json` prints: `run`, the folder, for `wsa.evaluate` and `wsa.load_run`; and
-        what training came to.
+        What `wsa learn --json` prints: `run`, the folder for `wsa.evaluate` and `wsa.load_run`, and
+        the results of training.
 
     Raises:
-        UsageError: There is no such option, or the algorithm does not have it.
-        MissingError: No frames, a model has not encoded them, or no weights.
-        ConflictError: Another run is in the folder.
+        UsageError: The option does not exist, or the algorithm does not have it.
+        MissingError: There are no frames or weights, or a model has not encoded the frames.
+        ConflictError: The folder holds another run.
     """
     from wsa.learn.commands.learn import perform
 
@@ -61,11 +61,11 @@ def learn(game: str = "", **options: Any) -> dict[str, Any]:
 
 
 def evaluate(run: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
-    """Play full games with a trained run, and as many by a random policy.
+    """Play full games with a trained run, and as many with a random policy.
 
     Args:
         run: The run's folder.
-        options: Those of `wsa eval`, with `_` for `-`: `episodes=10`, `video=True`, ...
+        options: The options of `wsa eval`, with `_` for `-`: `episodes=10`, `video=True`, ...
             (`docs/reference/commands.md`).
 
     Returns:
@@ -73,8 +73,8 @@ def evaluate(run: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
         `random_return_mean`, passes made and saved, ...
 
     Raises:
-        UsageError: There is no such option.
-        MissingError: No run, no checkpoint, no weights, or data that is gone.
+        UsageError: The option does not exist.
+        MissingError: The run, its checkpoint, the weights, or the data are missing.
     """
     from wsa.learn.commands.evaluate import perform
 

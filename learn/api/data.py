@@ -22,7 +22,8 @@ CHUNK_BYTES = 32 << 20  # Of a chunk of a dask array.
 class GameData:
     """A game's steps and embeddings, mapped into memory. Get one with `Store.data`.
 
-    `rows` and `embeddings` are files that may hold more than the store shows: go through `steps`.
+    `rows` and `embeddings` are files that may hold more than the store shows, so index them with
+    `steps`.
 
         data = wsa.open(url).data("Pong", ["vit"])
         rows = data.rows[data.steps]                      # (S,) records: action, reward, ...
@@ -30,7 +31,7 @@ class GameData:
 
     Attributes:
         game: ALE game.
-        flat: The memory map itself, for what this class does not do.
+        flat: The memory map itself, for everything that this class does not offer.
     """
 
     game: str
@@ -46,28 +47,28 @@ class GameData:
 
     @property
     def rows(self) -> NDArray[Any]:
-        """One record for each observation, a memory map.
+        """One record for each observation, as a memory map.
 
-        `frame` is where `embeddings` have it; `action`, `reward`, `terminated` and `truncated` are
-        what followed, action -1 where nothing was done; `is_first`, `lives` and `episode` say
-        where it stands.
+        `frame` is the observation's index in `embeddings`. `action`, `reward`, `terminated`, and
+        `truncated` are what followed; the action is -1 if none was taken. `is_first`, `lives`, and
+        `episode` say where the observation stands.
         """
         return self.flat.rows
 
     @property
     def steps(self) -> NDArray[np.int64]:
-        """(S,) which rows hold a step, in the order of the store's segments."""
+        """(S,) indices of the rows that hold a step, in the order of the store's segments."""
         return self.flat.steps
 
     def embeddings(self, model: str = "") -> NDArray[Any]:
         """One model's embeddings: a view of a memory map, without a copy.
 
         Args:
-            model: Key or alias; may be left out where there is one model.
+            model: Key or alias; not needed if there is only one model.
 
         Returns:
-            (N, *shape) float16 or float32, row i for the frame i that `rows["frame"]` names. Of a
-            model that looks at several frames (R, *shape), row i for row i of `rows`.
+            (N, *shape) float16 or float32, row i for the frame i that `rows["frame"]` names. For a
+            model that sees several frames: (R, *shape), row i for row i of `rows`.
         """
         at = self.place(model)
         flat = self.flat
@@ -87,11 +88,11 @@ class GameData:
         return array.from_array(found, chunks=chunks, name=False)
 
     def xarray(self) -> Any:
-        """Rows and embeddings by all models as an xarray `Dataset` of views.
+        """Rows and all models' embeddings as an xarray `Dataset` of views.
 
-        Embeddings are named by their keys and stand on the axis `frame`, or `row` of models that
-        look at several frames; the columns of `rows` stand on `row`, `frame` among them as
-        `frame_index`; `steps` stands on `step`.
+        Embeddings have their model's key as name and the axis `frame`, or `row` for models that see
+        several frames. The columns of `rows` have the axis `row`; their `frame` is called
+        `frame_index`. `steps` has the axis `step`.
 
         Raises:
             MissingError: xarray is not installed.
@@ -109,10 +110,10 @@ class GameData:
         return xarray.Dataset(found, attrs={"game": self.game})
 
     def place(self, model: str = "") -> int:
-        """Which of `models` a key or an alias names; none need be named where there is one.
+        """The index in `models` of a key or an alias; not needed if there is only one model.
 
         Raises:
-            UsageError: There is no such one, or there are several.
+            UsageError: No model fits, or several do.
         """
         fitting = [
             i for i, key in enumerate(self.models) if model in ("", key, names.key_alias(key))

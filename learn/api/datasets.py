@@ -18,23 +18,23 @@ from wsa.store.common.errors import UsageError
 class Transitions(Dataset[dict[str, Tensor]]):
     """Transitions of n steps, one for each step of a game, in the order of its segments.
 
-    An item is a dict of what `wsa.learn` trains on: `states` and `following` (k, width), the
-    embeddings of k consecutive frames, oldest first, models side by side as in `columns`; `actions`
-    int64; `rewards` float32, the discounted sum of n steps; `discounts` float32, what the value of
-    `following` counts: 0 where the game ended. Before an episode's first frame that frame is
-    repeated. Of a model that looks at several frames only the last of the k counts.
+    An item is a dict of what `wsa.learn` trains on. `states` and `following` (k, width) hold the
+    embeddings of k consecutive frames, oldest first, with models concatenated as in `columns`.
+    `actions` are int64. `rewards` float32 are the discounted sum of n steps. `discounts` float32
+    multiply the value of `following`; they are 0 where the game ended. At the start of an episode,
+    its first frame is repeated. For a model that sees several frames, only the last of the k counts.
 
-    A `DataLoader` reads a whole batch at once; `batch` does so without one.
+    A `DataLoader` reads a whole batch at once; so does `batch`.
 
     Args:
         data: The game, from `Store.data`.
         frame_stack: k, from 1 to 4.
-        n_step: Steps in a transition.
+        n_step: Number of steps in a transition.
         gamma: Discount per step.
         clip_rewards: Whether rewards count by their sign.
 
     Attributes:
-        columns: Where each model's numbers stand in `width`, by key.
+        columns: The position of each model's numbers in `width`, by key.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Transitions(Dataset[dict[str, Tensor]]):
         return [{name: tensor[i] for name, tensor in found.items()} for i in range(len(indices))]
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
-        """Several items as one: each tensor with an axis before its own."""
+        """Several items as one: each tensor has a batch axis in front."""
         found = self._batches.of(self._steps[np.asarray(indices, np.int64)])
         return {
             "states": found.states.clone(),  # The next batch overwrites these two.
@@ -81,14 +81,14 @@ class Transitions(Dataset[dict[str, Tensor]]):
 
 
 class Embeddings(Dataset[Tensor]):
-    """One model's embeddings of a game: of each distinct frame of each segment once.
+    """One model's embeddings of a game, one for each distinct frame of each segment.
 
-    Of a model that looks at several frames, of each row. An item is a tensor of the embedding's
-    shape, float16 or float32 as stored.
+    For a model that sees several frames, there is one for each row. An item is a tensor of the
+    embedding's shape, float16 or float32 as stored.
 
     Args:
         data: The game, from `Store.data`.
-        model: Key or alias; may be left out where there is one model.
+        model: Key or alias; not needed if there is only one model.
     """
 
     def __init__(self, data: GameData, model: str = "") -> None:

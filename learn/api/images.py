@@ -38,20 +38,20 @@ def encoder(
     """A frozen model, ready to embed images.
 
     Args:
-        model: As `wsa encode --models` takes it: an alias (`vit`), `timm:NAME`, either with
+        model: A model as in `wsa encode --models`: an alias (`vit`), `timm:NAME`, either with
             `:random`, or your own `module:callable`.
-        output: What is kept: `pooled` (if not given), `cls`, `grid:N` or `map`; reduced with `+pca:K`,
-            fitted on the frames that ship with wsa, or `+rp:K`. The paper's own encoders, `palette` and
-            `objects` keep theirs.
-        game: For `palette` and `objects`: the ALE game, as there is a fit of each.
+        output: The embedding to return: `pooled` (if not given), `cls`, `grid:N` or `map`; reduced
+            with `+pca:K`, fitted on the frames that ship with wsa, or `+rp:K`. The paper's own
+            encoders, `palette`, and `objects` have their own.
+        game: For `palette` and `objects`: the ALE game, because each game has its own fit.
         weights: Weights files by alias.
-        precision, geometry: As of `wsa encode`.
-        engine: What runs the model.
+        precision, geometry: As in `wsa encode`.
+        engine: The inference engine.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        UsageError: There is no such model or output.
-        MissingError: No weights, or no such engine here.
+        UsageError: The model or the output does not exist.
+        MissingError: This machine lacks the weights or the engine.
         ConflictError: The weights belong to another architecture.
     """
     fitted = model in screen.OUTPUTS
@@ -89,9 +89,9 @@ class ImageEncoder:
     """A frozen model for images. Get one with `wsa.encoder`.
 
     Attributes:
-        encoder: What `wsa encode` runs.
-        window: Consecutive frames that the model looks at; 1 of nearly all.
-        licence: Licence of the weights.
+        encoder: The encoder that `wsa encode` runs.
+        window: Number of consecutive frames that the model sees; 1 for nearly all.
+        licence: License of the weights.
     """
 
     def __init__(self, encoder: Encoder, window: int, licence: str) -> None:
@@ -101,15 +101,15 @@ class ImageEncoder:
         """Embed one image, or several.
 
         Args:
-            images: An image: (H, W, 3) RGB or (H, W) grey, uint8, or one of Pillow's. Or several,
-                of any sizes: a list of such, or (n, H, W, 3). For a model that looks at several
-                frames (n, window, H, W, 3), oldest first.
+            images: One image: (H, W, 3) RGB or (H, W) grayscale, uint8, or a Pillow image. Or several
+                images of any size: a list, or (n, H, W, 3). For a model that sees several frames:
+                (n, window, H, W, 3), oldest first.
 
         Returns:
-            (*shape) float32 of one image; (n, *shape) of several.
+            (*shape) float32 for one image; (n, *shape) for several.
 
         Raises:
-            UsageError: It is no image.
+            UsageError: The argument is not an image.
         """
         if self.window > 1:
             return self.encoder(_windows(images, self.window))
@@ -118,7 +118,7 @@ class ImageEncoder:
         if isinstance(images, (list, tuple)):
             if not images:
                 raise UsageError("bad-option", "There is no image to embed.")
-            # One by one where they differ in size; alone or in a batch, the embedding is the same.
+            # One by one, as sizes may differ; alone or in a batch, the embedding is the same.
             return np.concatenate([self.encoder(_rgb(image)[None]) for image in images])
         alone: NDArray[np.float32] = self.encoder(_rgb(images)[None])[0]
         return alone

@@ -38,23 +38,23 @@ def load_run(
     epsilon: float = 0.0,
     seed: int = 0,
 ) -> Run:
-    """Load the network of a run that `wsa learn` trained, and the models that it sees with.
+    """Load the network of a run that `wsa learn` trained, and the models that feed it.
 
     Args:
         path: The run's folder.
-        checkpoint: The newest network, or the one with the best validation.
+        checkpoint: `final`, the latest network; or `best`, the one with the best validation.
         device: `auto`, `cpu` or `cuda`.
-        engine: What runs the models; `auto` is what filled the store.
-        threads: Cores that run models side by side; all that this process may use if not given.
-        weights: By alias, weights files and modules, as `wsa eval --weights` takes them.
-        trust: Your own fusion or algorithm, as `module:name`, that the run names. Nothing else of
-            what a run names is imported.
+        engine: The inference engine; `auto` uses the one that filled the store.
+        threads: Cores that run models in parallel; all that this process may use if not given.
+        weights: Weights files and modules by alias, as in `wsa eval --weights`.
+        trust: Your own fusion or algorithm, as `module:name`, that the run names. wsa imports
+            nothing else that a run names.
         epsilon: Probability of a random action.
-        seed: Of the random actions.
+        seed: Seed for random actions.
 
     Raises:
-        MissingError: No run, no checkpoint, no weights, or data that is gone.
-        ConflictError: A model does not give here what it gave when the store was filled.
+        MissingError: The run, its checkpoint, the weights, or the data are missing.
+        ConflictError: A model's embeddings differ from those in the store.
         DamagedError: The checkpoint or the data is damaged.
     """
     if not 0 <= epsilon <= 1:
@@ -91,7 +91,7 @@ class Run:
 
     @property
     def config(self) -> OfflineRun | OnlineRun:
-        """What the run is: its `config.json`."""
+        """The run's configuration, as in its `config.json`."""
         return self._player.config
 
     @property
@@ -101,33 +101,33 @@ class Run:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Keys of the models that it sees with; none where it sees pixels."""
+        """Keys of the models that feed the network; empty if it sees pixels."""
         return self.config.inputs
 
     @property
     def actions(self) -> tuple[str, ...]:
-        """What the actions that `act` returns are called."""
+        """Names of the actions that `act` returns."""
         return self.config.protocol.actions
 
     @property
     def trained(self) -> int:
-        """Updates that the network had had; of an online run, steps."""
+        """Updates that trained the network; for an online run, steps."""
         return self._player.updates
 
     @property
     def unit(self) -> str:
-        """What `trained` counts: `updates` or `steps`."""
+        """The unit of `trained`: `updates` or `steps`."""
         return self.config.unit
 
     @property
     def weights(self) -> NDArray[np.float32] | None:
-        """(n, models) what the fusion weighed each model by in the last `act`; None if it does not."""
+        """(n, models) the fusion's weights in the last `act`; None if it has no weights."""
         return self._policy.weights if self._policy else None
 
     def env(self, num_envs: int = 1) -> Any:
-        """The run's game by the run's protocol: ale-py's vector environment, which resets itself.
+        """The run's game under the run's protocol: ale-py's vector environment, which resets itself.
 
-        Observations are (num_envs, 1, H, W, 3) uint8 RGB, as `act` takes them.
+        Observations are (num_envs, 1, H, W, 3) uint8 RGB, which `act` accepts.
         """
         return atari.make_env(self.game, self.config.protocol, num_envs)
 
@@ -140,22 +140,21 @@ class Run:
     def act(
         self, frames: NDArray[np.uint8], *, first: bool | NDArray[np.bool_]
     ) -> int | NDArray[np.int64]:
-        """The actions for the newest frames of one game, or of several that are played side by side.
+        """Choose actions for the newest frames of one game, or of several games played in parallel.
 
-        The run remembers earlier frames: its network sees the last few of each game, and a
-        recurrent one has a memory. `first` says where a game begins, and what was before is
-        forgotten there.
+        The run remembers earlier frames: its network sees the last few of each game, and a recurrent
+        one has a memory. `first` says where a game begins; there, the run forgets what came before.
 
         Args:
-            frames: (H, W, 3) uint8 RGB, the whole screen of one game; or (n, H, W, 3), one of each
-                of n games, always in the same order. (n, 1, H, W, 3), as of `env`, will do.
-            first: Whether the frame is the first of an episode; of n games (n,) bools.
+            frames: (H, W, 3) uint8 RGB, the whole screen of one game; or (n, H, W, 3), one screen of
+                each of n games, always in the same order. (n, 1, H, W, 3), as from `env`, also works.
+            first: Whether the frame is the first of an episode; for n games, (n,) bools.
 
         Returns:
-            An index into `actions`; of n games (n,) int64.
+            An index into `actions`; for n games, (n,) int64.
 
         Raises:
-            UsageError: The frames are no screens, or the games have not begun.
+            UsageError: The frames are not screens, or the games have not begun.
         """
         single = np.ndim(first) == 0
         screens = _screens(frames, single)
@@ -173,17 +172,17 @@ class Run:
         return int(chosen[0]) if single else chosen
 
     def embed(self, frames: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """What each model makes of frames; those that the store has are looked up.
+        """Embed frames with each model; frames that the store has are looked up.
 
         Args:
-            frames: (n, H, W, 3) uint8 RGB, or one (H, W, 3). For models that look at several frames
-                they are consecutive frames of one episode, from its first.
+            frames: (n, H, W, 3) uint8 RGB, or one (H, W, 3). For models that see several frames,
+                give consecutive frames of one episode, from its first.
 
         Returns:
-            (n, *shape) by model key; of one frame (*shape).
+            (n, *shape) by model key; for one frame, (*shape).
 
         Raises:
-            UsageError: The run sees pixels, or the frames are no screens.
+            UsageError: The run sees pixels, or the frames are not screens.
         """
         if not self.models:
             raise UsageError(
@@ -206,7 +205,7 @@ class Run:
 
     @property
     def metrics(self) -> Any:
-        """What was logged while it trained, a pandas `DataFrame`: a row for each line, `step` first.
+        """The training metrics as a pandas `DataFrame`: a row for each line of the log, `step` first.
 
         Raises:
             MissingError: pandas is not installed.

@@ -28,24 +28,24 @@ def open(url: str | os.PathLike[str] | None = None) -> Store:
     """Open a store.
 
     Args:
-        url: Its folder or URL, as `s3://lab/wsa`; if not given `WSA_STORE`, or a folder of the
-            user's data.
+        url: Its folder or URL, such as `s3://lab/wsa`. If not given: `WSA_STORE`, or a folder in
+            your data directory.
 
     Raises:
         MissingError: There is no store.
-        ConflictError: It is of another format.
-        StorageError: The place refused.
+        ConflictError: It has another format.
+        StorageError: The disk or the bucket refused.
     """
     return Store(take_snapshot(open_store(default_store() if url is None else os.fspath(url))))
 
 
 class Store:
-    """What a store held when it was opened; what others add later is not seen.
+    """A store as it was when you opened it. Get one with `wsa.open`.
 
-    Open it again to see what was added. Get one with `wsa.open`.
+    It does not show what others add later. Open the store again to see that.
 
     Attributes:
-        snapshot: The commits that it shows, for what this class does not do.
+        snapshot: The commits that it shows, for everything that this class does not offer.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
@@ -56,7 +56,7 @@ class Store:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """Its location."""
         return self.snapshot.backend.url
 
     @property
@@ -70,11 +70,11 @@ class Store:
         return self.snapshot.models
 
     def segments(self, game: str | None = None) -> list[SegmentMeta]:
-        """What was played: segments of one game or of all, with protocol, policy, seed and counts."""
+        """Segments of one game or of all games, with protocol, policy, seed, and counts."""
         return self.snapshot.segments(game)
 
     def describe(self, model: str) -> dict[str, Any]:
-        """A model's architecture, weights, licence, output and shape.
+        """A model's architecture, weights, license, output, and shape.
 
         Args:
             model: Its key, or an alias that only one model of the store has.
@@ -88,15 +88,15 @@ class Store:
     def data(self, game: str, models: str | Sequence[str] = ()) -> GameData:
         """A game's steps and embeddings in a memory map.
 
-        The first call copies them from the store to this machine's cache (`WSA_CACHE`), later
-        calls only what is new.
+        The first call copies them from the store to this machine's cache (`WSA_CACHE`). Later calls
+        copy only what is new.
 
         Args:
             game: ALE game.
-            models: Aliases or keys; every model that has encoded the whole game if none is named.
+            models: Aliases or keys; every model that has encoded the whole game if not given.
 
         Raises:
-            MissingError: No frames, or a model has not encoded them all.
+            MissingError: There are no frames, or a model has not encoded all of them.
             UsageError: An alias fits several models.
         """
         from wsa.encode.registration.select import choose_models  # Here: it brings torch.
@@ -106,12 +106,12 @@ class Store:
         return GameData(game, materialise(self.snapshot, game, keys))
 
     def embeddings(self, game: str, model: str) -> NDArray[Any]:
-        """One model's embeddings of a game, a memory map; see `GameData.embeddings`."""
+        """One model's embeddings of a game, as a memory map; see `GameData.embeddings`."""
         data = self.data(game, model)
         return data.embeddings(data.models[0])
 
     def transitions(self, game: str, models: str | Sequence[str] = (), **how: Any) -> Transitions:
-        """A torch `Dataset` of a game's transitions; `how` as of `wsa.Transitions`."""
+        """A torch `Dataset` of a game's transitions; `how` goes to `wsa.Transitions`."""
         from wsa.learn.api.datasets import Transitions
 
         return Transitions(self.data(game, models), **how)
@@ -123,19 +123,19 @@ class Store:
         return Embeddings(self.data(game, model))
 
     def encoder(self, model: str, *, device: str = "auto", engine: str = "auto") -> Encoder:
-        """A model of the store, ready to embed frames as it embedded those that are there.
+        """A model of the store, ready to embed frames exactly as it embedded those in the store.
 
         Args:
             model: Its key, or an alias that only one model of the store has.
             device: `auto`, `cpu` or `cuda`.
-            engine: What runs it; `auto` is what filled the store.
+            engine: The inference engine; `auto` uses the one that filled the store.
 
         Returns:
             A callable from (n, H, W, 3) uint8 RGB to (n, *shape) float32.
 
         Raises:
-            MissingError: No weights for it here.
-            ConflictError: It gives other embeddings here than when the store was filled.
+            MissingError: This machine does not have its weights.
+            ConflictError: Its embeddings differ from those in the store.
         """
         from wsa.encode.inference.encoder import choose_device
         from wsa.encode.registration.register import open_model

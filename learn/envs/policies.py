@@ -14,12 +14,12 @@ class Policy(Protocol):
     def __call__(
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Act.
+        """Choose actions.
 
         Args:
             frames: (n, H, W, 3) uint8 RGB, the newest screens.
             first: (n,) whether each begins an episode.
-            envs: (n,) which environments they are of.
+            envs: (n,) numbers of their environments.
 
         Returns:
             (n,) actions.

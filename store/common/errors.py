@@ -54,10 +54,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class WsaError(Exception):
-    """Base of all of wsa's own errors.
+    """Base class of all errors that wsa raises on purpose.
 
     Args:
-        kind: The stable code of this failure.
+        kind: A stable code for this failure.
         message: What was found and where, ending with what to do about it.
     """
 
@@ -74,13 +74,13 @@ class WsaError(Exception):
 
 
 class UsageError(WsaError, ValueError):
-    """The command asks for something that cannot be."""
+    """The command asks for something impossible."""
 
     exit_code = 2
 
 
 class MissingError(WsaError, LookupError):
-    """Something that is needed has not been made yet."""
+    """Something that is needed does not exist yet."""
 
     exit_code = 3
 
@@ -98,7 +98,7 @@ class DamagedError(WsaError):
 
 
 class StorageError(WsaError, OSError):
-    """The place where the store lives refused a read or a write."""
+    """The disk or the bucket refused a read or a write."""
 
     exit_code = 6
 
