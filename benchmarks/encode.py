@@ -265,7 +265,7 @@ class Processes:
             process.join()
 
     def encode(self, works: Sequence[Sequence[Item]]) -> float:
-        """Frames a second; segments go to whoever is free."""
+        """Frames per second; segments go to any free worker."""
         waiting = list(works)
         passes = sum(len(item.own) for items in waiting for item in items)
         started = time.perf_counter()

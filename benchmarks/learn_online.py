@@ -49,7 +49,7 @@ WIDTH = 512
 
 
 class Noise:
-    """Embeddings of frames that nobody looks at."""
+    """Random embeddings in place of frames'."""
 
     dtype, found, passes = np.dtype(np.float16), 0, 0
 

@@ -47,7 +47,7 @@ def play(folder: Path, scale: float, game: str) -> None:
     steps = ("--steps", STEPS, "--num-envs", 8)
     run = folder / "policies" / game
     wsa("collect", "--game", game, *steps)
-    # Small batches and a high rate: what can be learnt must be learnt soon.
+    # Small batches and a high rate: there is little time to learn.
     wsa(
         *("learn", "--online", "--algo", "ppo", "--fusion", "nature", "--parameters", 450_000),
         *("--game", game, "--total-timesteps", round(scale * PLAYED), "--run-dir", run),

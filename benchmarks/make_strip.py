@@ -5,7 +5,7 @@
 Every game is played with random actions under the classic protocol. Of its first 400 steps four
 pairs of consecutive frames are kept, spread over the time, each frame different from the others.
 The file is part of the identity of every model whose output is reduced by a basis fitted on it:
-making it anew with another emulator makes other model keys.
+making it again with another emulator makes other model keys.
 """
 
 from __future__ import annotations

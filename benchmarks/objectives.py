@@ -225,10 +225,10 @@ class SelfPrediction(Objective):
         """See the class."""
         acted = functional.one_hot(batch.action, ACTIONS).float()
         code = self.project(self.encoder(batch.before))
-        foretold = self.predict(torch.cat([code, acted], dim=1))
+        predicted = self.predict(torch.cat([code, acted], dim=1))
         with torch.no_grad():
             came = self.target(batch.now)
-        return 1 - functional.cosine_similarity(foretold, came).mean()
+        return 1 - functional.cosine_similarity(predicted, came).mean()
 
     def after(self) -> None:
         """Move the slow networks."""

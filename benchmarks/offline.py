@@ -1,4 +1,4 @@
-"""Learn games offline from the play of a mediocre policy: what is learnt, and from which models.
+"""Learn games offline from the play of a mediocre policy: what is learned, and from which models.
 
     python benchmarks/offline.py FOLDER [--games Pong,Breakout] [--models sr,vos] [--seeds 1]
 
@@ -30,7 +30,7 @@ EPSILON = 0.2  # Of the policy that plays the data.
 
 
 def play(o: argparse.Namespace, game: str) -> None:
-    """The data: 100,000 steps of a policy that has learnt for a while."""
+    """The data: 100,000 steps of a policy that has learned for a while."""
     run = (o.policies or o.folder / "policies") / game
     if not o.policies:
         wsa(

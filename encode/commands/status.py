@@ -103,5 +103,5 @@ def _details(stored: StoredHeartbeat) -> None:
 def _time(seconds: float) -> str:
     try:
         return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    except (ValueError, OverflowError, OSError):  # Whoever may write there may write anything.
+    except (ValueError, OverflowError, OSError):  # Anything may be written there.
         return "at no time"

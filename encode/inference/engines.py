@@ -113,7 +113,7 @@ class Compiled(Eager):
         precision: Precision,
     ) -> None:
         super().__init__(trunk, device, precision)
-        # A CUDA graph lives in the thread that recorded it, whoever calls. All threads use the
+        # A CUDA graph lives in the thread that recorded it, whichever calls. All threads use the
         # device's default stream, so this changes no order.
         self._thread = ThreadPoolExecutor(1) if device.type != "cpu" else None
         self._trunk = (
@@ -221,7 +221,7 @@ def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
             return
         cuda: Any = torch.backends.cuda.matmul
         cudnn: Any = torch.backends.cudnn
-        with _tf32:  # The flags are the process's; nobody else may set them meanwhile.
+        with _tf32:  # The flags belong to the process; no other thread may set them now.
             before = cuda.allow_tf32, cudnn.allow_tf32
             cuda.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
             try:

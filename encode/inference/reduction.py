@@ -151,7 +151,7 @@ def random_recipe() -> str:
 
 
 def own_recipe(saved: bytes) -> str:
-    """What stands for a basis of one game: its bytes, since nobody else has those frames."""
+    """What stands for a basis of one game: its bytes, since no other store has those frames."""
     return hashing.checksum(saved)
 
 

@@ -118,7 +118,7 @@ def connect(
             yield client, 1
     elif "://" in scheduler:
         try:
-            if scheduler.startswith(("tcp:", "tls:")):  # Dask's client would look for it in vain.
+            if scheduler.startswith(("tcp:", "tls:")):  # Dask's client would not find it.
                 get_address_host_port(scheduler)
             client = _client(scheduler, timeout=WAIT_FOR_ANSWER_S)
         except OSError as error:
@@ -336,7 +336,7 @@ def _dashboard() -> dict[str, Any]:
 def _defer_signals() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM wait till the end; Ctrl-C never reaches what is started meanwhile.
 
-    A terminal sends it to workers too, which shall not print where they were: this process ends
+    A terminal sends it to workers too, which must not print where they were: this process ends
     them, by SIGTERM. And Dask, half started or half closed, can neither go on nor back.
     """
     resource_tracker.ensure_running()  # It would lift the block below where it is started later.

@@ -1,4 +1,4 @@
-"""What an encoding did, once, and how it is told: `summary.md` for people, `run.json` for programs."""
+"""The report of an encoding: `summary.md` for people, `run.json` for programs."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def encode_on(
     """`encode` with workers that are there already.
 
     Args:
-        workers: The workers; whoever listens to them hears every event.
+        workers: The workers; their listeners hear every event.
         snapshot: The store, as last seen; looked at again once the models are registered.
         requests: Models.
         games: Games.

@@ -55,7 +55,7 @@ class Driver:
     """Carries plans out.
 
     Args:
-        workers: The workers; whoever listens to them hears of every segment.
+        workers: The workers; their listeners hear of every segment.
         settings: What all tasks have in common.
         tries: How often a segment is tried.
 
@@ -110,7 +110,7 @@ class Driver:
             if all(future.status == "finished" for future in batch):
                 found: Any = self._workers.client.gather(batch)
                 return list(found)
-        except Exception:  # noqa: BLE001, S110  A result went with its worker, and was not made anew.
+        except Exception:  # noqa: BLE001, S110  A result was lost with its worker.
             pass
         return [self._result(future) for future in batch]
 

@@ -71,7 +71,7 @@ class Workers:
         listen(self.at_start)
 
     def task_slots(self) -> int:
-        """Tasks that may be in flight; the workers are counted anew every few seconds."""
+        """Tasks that may be in flight; the workers are counted again every few seconds."""
         if time.monotonic() - self._counted_at > COUNT_EVERY_S:
             self._counted_at, self._info = time.monotonic(), self._ask()
         fit = [one for address, one in self._info.items() if address not in self.unfit]
@@ -128,6 +128,6 @@ def _dashboard(client: Client) -> str:
     """Address of Dask's pages, or nothing where the scheduler lacks what draws them."""
     drawn = client.run_on_scheduler(lambda: importlib.util.find_spec("bokeh") is not None)
     scheduler: Any = client.scheduler
-    # In this process alone nobody starts them.
+    # Within this process alone, nothing starts them.
     shown = drawn and not scheduler.address.startswith("inproc")
     return (client.dashboard_link or "") if shown else ""

@@ -1,7 +1,7 @@
 """Which engine runs a model: the fastest of those whose numbers are right, by measuring both.
 
 Every engine embeds the same frames: the probe frames, and where less than fp32 was asked for,
-consecutive frames of the games that shall be encoded, since an error is small or large beside what
+consecutive frames of the games to encode, since an error is small or large beside what
 changes in that game. It is compared with PyTorch in fp32. Below `MAX_ENGINE_ERROR` an engine's
 embeddings cannot be told from those, so that the model key need not name it; a precision that the
 user asked for, which the key does name, may err by `--max-step-error`.

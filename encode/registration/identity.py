@@ -93,7 +93,7 @@ def request_of(spec: ModelSpec, weights: Mapping[str, str]) -> Request:
     """What to ask for to get a registered model again.
 
     Args:
-        spec: Its spec, which may be anybody's: that it names a module makes nobody import it.
+        spec: Its spec, which may come from anyone: a module that it names is never imported.
         weights: By alias, weights files where this machine keeps them elsewhere, and the modules of
             users' own models.
     """

@@ -1,7 +1,7 @@
 """From what a user asks for to a model in the store, and from a model in the store to an encoder.
 
 Registering builds the model, chooses what runs it, finds its basis in the store or fits it, embeds
-the probe frames, and commits spec, basis and probe. Whoever opens a registered model embeds the
+the probe frames, and commits spec, basis and probe. Opening a registered model embeds the
 probe frames again: a wrong mean, another resize kernel, a swapped file or a drifted library is
 refused before one row is written or one action taken.
 """
@@ -65,7 +65,7 @@ class Registered:
         spec: Its spec.
         fitted: Frames that went through it now to fit its basis.
         request: What was asked for; a worker opens the model with it.
-        choice: The engine that shall run it, where it has anything to run.
+        choice: The engine that runs it, where it has anything to run.
     """
 
     spec: ModelSpec
@@ -89,7 +89,7 @@ def register(
         request: What the user asks for.
         max_step_error: Largest step-relative error of a reduced precision.
         device: Where to run it.
-        engine: What shall run it; `auto` is the fastest that is right.
+        engine: The inference engine; `auto` is the fastest accurate one.
         games: Games on which a reduced precision must be right, beside the strip.
 
     Raises:
@@ -251,7 +251,7 @@ def measure_engines(
         snapshot: The store, for frames of the games.
         request: What the user asks for.
         device: Where to run it.
-        engine: What shall run it.
+        engine: The inference engine.
         games: Games on which a reduced precision is measured, beside the strip.
 
     Raises:
@@ -303,7 +303,7 @@ def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> Non
             f"{key} does not give the embeddings here that it gave when the store was filled: they "
             f"differ by {error:.3g} of what changes from step to step (limit "
             f"{probe.MAX_STEP_ERROR}). It was made with {made}. Install those versions, or encode "
-            "anew into another store.",
+            "into another store.",
         )
 
 

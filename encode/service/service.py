@@ -1,8 +1,8 @@
 """Keep a shared store encoded: look for what is new, claim it, have it encoded, and look again.
 
-A service ends when it is told to, or when it finds at its start that it cannot work as it was asked
-to. Whatever goes wrong later is waited for: the place, the workers, a damaged record. What fails
-every attempt is set skipped, named, and tried again after an hour.
+A service ends when you stop it, or when it finds at its start that it cannot work as asked. It
+waits for whatever goes wrong later: the store, the workers, a damaged record. A segment that fails
+every attempt is skipped, reported, and tried again after an hour.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Connect = Callable[[], AbstractContextManager[tuple[Client, int]]]
 
 
 class Service:
-    """Encodes what comes into a store until it is told to end, by Ctrl-C or SIGTERM.
+    """Encodes what comes into a store until Ctrl-C or SIGTERM stops it.
 
     Args:
         backend: The store, which need not be there yet.

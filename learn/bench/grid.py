@@ -5,7 +5,7 @@ BENCH/
     runs/{game}__{fusion}__{models}__{seed}/
                         a run as of `wsa learn`, evaluated as of `wsa eval`, and:
         result.json     what came of it; there when the run is trained and judged
-        error.txt       where it failed, if that was nobody's fault
+        error.txt       where it failed, if the error was unexpected
     results.csv table.csv table.md curves.csv curves-{game}.png
 """
 

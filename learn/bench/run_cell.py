@@ -53,7 +53,7 @@ class Failure:
 
 
 def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure | None:
-    """Train and judge a run from where it stands; a failure is told, not raised.
+    """Train and evaluate a run from where it stands; a failure is returned, not raised.
 
     Args:
         cell: The run.

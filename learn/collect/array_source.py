@@ -9,7 +9,7 @@ Names and order are Gymnasium's. Row i is an observation; action, reward and end
     truncations    (N,) the episode was cut after the action
     lives          (N,) if known
 
-Episodes stand one after another. The observation that an episode ends on is told in one of two ways:
+Episodes stand one after another. The observation at the end of an episode comes in one of two ways:
 
 - *in place*: an episode of T steps has T + 1 rows, and the last one's action is -1 (its reward 0, no
   end); an episode that has no end before that row counts as truncated there;

@@ -32,7 +32,7 @@ from wsa.store.objects.snapshot import Snapshot
 EMULATOR = ("unknown", "unknown")
 SCREENS_AT_ONCE = 64
 
-# Facts, the option that gives each, and what holds where nobody says: None must be said.
+# Facts, the option that gives each, and its default: None must be given.
 _FACTS: dict[str, tuple[str, Any]] = {
     "frame_skip": ("--frame-skip", None),
     "sticky": ("--sticky", None),
@@ -65,7 +65,7 @@ def state_protocol(game: str, told: Facts, asked: Facts, named: str = "") -> Pro
         named: `classic` or `v5`, which says the rest of it, or "".
 
     Raises:
-        UsageError: The two contradict each other, or nobody says what must be known.
+        UsageError: The two contradict each other, or a required fact is missing.
     """
     preset = games.protocol(game, named) if named else None
     found: dict[str, Any] = {}

@@ -40,7 +40,7 @@ class Episode:
         actions: (T,) int16.
         rewards: (T,) float32.
         terminated, truncated: (T,) bool; one of them at the last step and nowhere else.
-        lives: (T + 1,) uint8, zeros where nobody knows.
+        lives: (T + 1,) uint8, zeros if unknown.
     """
 
     screens: Callable[[int, int], NDArray[np.uint8]]

@@ -180,5 +180,5 @@ def _check(o: PretrainOptions) -> None:
         )
     if o.batch_size == 1:
         raise UsageError(
-            "bad-option", "--batch-size must be at least 2: looks are told apart from each other."
+            "bad-option", "--batch-size must be at least 2, to compare samples with each other."
         )

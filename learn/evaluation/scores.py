@@ -96,7 +96,7 @@ def human_normalised(game: str, raw: float) -> float | None:
         raw: Mean raw return of full games.
 
     Returns:
-        The score, or None for a game whose human score nobody has published.
+        The score, or None for a game without a published human score.
     """
     if game not in RANDOM_HUMAN:
         return None
@@ -137,7 +137,7 @@ def stratified_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """A statistic with its percentile interval, runs drawn anew within each game.
+    """A statistic with its percentile interval, runs resampled within each game.
 
     Args:
         scores: (runs, games); every game has as many runs.

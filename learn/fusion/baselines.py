@@ -177,7 +177,7 @@ class RES(Joined):
     The authors keep one x for each place in a batch and never reset it, so that their shuffled
     minibatches overwrite the states of environments, and what a policy saw while playing is not
     what it is trained on; their matrices are in no checkpoint. Here the state is a function of the
-    environment's own last k frames, begins anew with each episode, needs no replay of its past, and
+    environment's own last k frames, starts again with each episode, needs no replay of its past, and
     the matrices are buffers that are saved. It remembers k frames, not a whole episode. The spatial
     adapters stay random, as theirs: nothing but the head is trained.
     """

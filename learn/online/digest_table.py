@@ -4,8 +4,8 @@
              digests.bin       (N, 16) uint8, which frame or window that is
              shorter.bin       (N, s) int32, rows of the shorter windows that end with this one
 
-The files are mapped, and the system keeps of them what is in use. Rows are only ever appended. A
-checkpoint says how many there were, and whoever continues from it writes over what came later.
+The files are mapped, and the system keeps the parts in use. Rows are only ever appended. A
+checkpoint says how many there were, and a run that continues from it overwrites what came later.
 """
 
 from __future__ import annotations
@@ -218,9 +218,8 @@ class Distinct:
         if self._check.hexdigest() != state["check"]:
             raise DamagedError(
                 "bad-bytes",
-                f"{self._folder} does not hold the rows that the run's checkpoint tells of: what "
-                "it learnt from is lost. Begin another run; with --init it takes over this one's "
-                "weights.",
+                f"{self._folder} does not match the run's checkpoint, so its data is lost. Start a "
+                "new run; use --init to keep this run's weights.",
             )
         self._index = DigestIndex(np.array(self._files["digests"][: self._rows]))
 

@@ -130,7 +130,7 @@ class Table:
 
         Returns:
             (..., k, width). What models that look at several frames gave stands in a state's last
-            row; in the others are zeros in its place, which nobody reads.
+            row; in the others are zeros in its place, which are never read.
         """
         if self.longest == 1:
             return torch.from_numpy(self._last.gather(rows))

@@ -1,9 +1,9 @@
 """Play for a learner that learns while it plays: environments, stacks of rows, ends, and returns.
 
-What is learnt from and what is reported are kept apart here, once for all algorithms: rewards and
-returns are raw; an episode is a whole game; `terminated` is the game's end, `truncated` the step
-limit's; a life lost is told beside them. The frame that ended an episode is seen like all others,
-and never is the first frame of the next episode taken for it.
+Training data and reports are separated here, once for all algorithms: rewards and returns are raw;
+an episode is a whole game; `terminated` is the game's end, `truncated` the step limit's; a lost life
+is reported separately. The frame that ended an episode is seen like all others, and the first frame
+of the next episode is never mistaken for it.
 
 An emulator in ale-py's vector environment cannot be saved, but its play depends on its seed and its
 actions alone. So each environment's play is cut into *stretches*: a reset with a seed of its own
@@ -80,7 +80,7 @@ class EnvRunner:
     """Environments being played, in one group or several.
 
     While what one group has seen is embedded, another may be played: frames have rows of the table
-    at once, and whoever reads a row waits for it.
+    at once, and code that reads a row waits for it.
 
     Args:
         groups: Environments from `atari.make_env`, those of each group together.

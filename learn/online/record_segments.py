@@ -1,4 +1,4 @@
-"""What an online run plays, as segments with their embeddings, so that nobody embeds it again.
+"""What an online run plays, as segments with their embeddings, so that it is never embedded again.
 
 `--record` commits ordinary segments, cut like those of `wsa collect`, and for each model the
 embeddings that the run has in its table. A segment that begins inside an episode first repeats
@@ -74,7 +74,7 @@ class Recording:
     Args:
         backend: The store.
         table: The run's, which has seen every frame that is shown.
-        models: Whose embeddings a row holds, in its order; nobody's if it holds grey pixels.
+        models: Whose embeddings a row holds, in its order; none if it holds grayscale pixels.
         game: ALE game id.
         protocol: How it is played.
         policy: Who plays, for the record.

@@ -4,8 +4,8 @@
 
 A million steps are 20 MB here; the embeddings they point to stand in `wsa.learn.online.embedding_table` once a
 frame, however many states they are in. Records are only ever appended: draws see the newest
-`buffer_size` of them, a checkpoint says how many there were, and whoever continues from it writes
-over what came later.
+`buffer_size` of them, a checkpoint says how many there were, and a run that continues from it
+overwrites what came later.
 """
 
 from __future__ import annotations

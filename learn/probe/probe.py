@@ -46,7 +46,7 @@ Kind = Literal["state", "floor", "pixels", "model", "untrained"]
 
 @dataclasses.dataclass(frozen=True)
 class F1:
-    """How well the exact values of a variable are told apart.
+    """How well the exact values of a variable are distinguished.
 
     Attributes:
         weighted: Mean of the values' F1 by how often each occurs, as in Anand et al. (2019).
@@ -215,7 +215,7 @@ def models_of(snapshot: Snapshot, game: str, asked: Sequence[str]) -> dict[str, 
 
     Raises:
         MissingError: None has.
-        UsageError: Nobody knows such a model.
+        UsageError: The model does not exist.
     """
     encoded = sorted({meta.model for meta in snapshot.embeddings(game)})
     if not asked:
@@ -330,7 +330,7 @@ class Plan:
         ordered: Whether values have an order, so that R2 means something.
         places: Whether means are over places only.
         state: Whether the true state is judged too.
-        f1: Whether exact values are told apart too.
+        f1: Whether to measure F1 of exact values too.
         untrained: Untrained networks beside each encoder of wsa's own.
         frames: Whether frames are here: untrained networks and pixels need them.
         seed: Seed for the intervals.

@@ -240,8 +240,8 @@ def variables(game: str) -> dict[str, int]:
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise UsageError(
         "unknown-game",
-        f"Nobody has said which bytes of {game}'s memory hold what{hint}; there are "
-        f"{', '.join(VARIABLES)}. Ask for --target reward or action, which every game has.",
+        f"The memory of {game} is not annotated{hint}; annotated games are "
+        f"{', '.join(VARIABLES)}. Use --target reward or action, which every game has.",
     )
 
 

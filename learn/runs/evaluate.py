@@ -71,7 +71,7 @@ class Evaluation:
         """The evaluation as JSON values.
 
         Returns are raw; low and high are the ends of a 95 % bootstrap interval of their mean. Human-
-        normalised scores are None for a game whose human score nobody has published.
+        normalised scores are None for a game without a published human score.
         """
         mean, spread = mean_return(self.episodes)
         random_mean, random_spread = mean_return(self.random)

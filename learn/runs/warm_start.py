@@ -2,7 +2,7 @@
 
 Whatever has the same name and model in both is copied; a new model's adapters are fresh, and those
 of a dropped one stay behind. Nothing that serves all models changes, WSA's scorer least of all: the
-new network with its new models masked is the old one, to the last bit. The optimiser begins anew,
+new network with its new models masked is the old one, to the last bit. The optimizer starts fresh,
 since Adam's averages are of losses that the changed network does not have.
 """
 

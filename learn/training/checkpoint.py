@@ -4,7 +4,7 @@ Tensors hold weights and optimiser state; the file's metadata holds the rest as 
 states, where the draws stand, and a checksum over all of it. A run continued from a checkpoint goes
 on exactly as if it had not stopped.
 
-A damaged checkpoint is never passed over: whoever wants an older one removes it, knowingly.
+A damaged checkpoint is never skipped: to use an older one, remove it yourself.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def _damaged(path: Path, error: Exception) -> DamagedError:
             f"Remove it and run the same command again: {others[-1]} is then the newest."
             if others
             else "The run has no other: remove it, and the command in "
-            f"{path.parent.parent / 'command.txt'} begins the run anew."
+            f"{path.parent.parent / 'command.txt'} starts the run again."
         ),
     )
 

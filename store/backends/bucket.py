@@ -1,9 +1,9 @@
 """A store in a bucket: Amazon S3 and what speaks like it, Google Cloud Storage, Azure.
 
 A file is published by a put that the bucket refuses where the name is taken, so of two writers one
-wins. Each put carries a write id as the object's metadata: where the reply to a put was lost, the
-same put made again is told that the name is taken, and the id says by whom. Requests that fail are
-made again for a stated time.
+wins. Each put carries a write id as the object's metadata: if the reply to a put was lost, the
+retried put fails because the name is taken, and the id says by whom. Requests that fail are
+retried for a limited time.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class RemoteBackend:
         self.place = parse(url)
         # Files of which no answer ever said whether they were published: they may appear yet.
         self._unsure: set[str] = set()
-        # Whether the last request was given up: what follows on it shall not take as long again.
+        # Whether the last request was given up: the next one must not take as long again.
         self._down = False
 
     @property
@@ -114,7 +114,7 @@ class RemoteBackend:
                     key, data, mode="create", attributes={WRITE_ID: write}, use_multipart=False
                 )
             except AlreadyExistsError as error:
-                if _code(error) in _CONFLICTS:  # Nobody may have won: S3 asks to put again.
+                if _code(error) in _CONFLICTS:  # Perhaps no put has won: S3 asks to put again.
                     raise BaseError(str(error)) from None
                 # An earlier put may have published the file, and its reply been lost.
                 return again and self._is_ours(key, write, data)
@@ -208,7 +208,7 @@ class RemoteBackend:
                 self._down = False
                 return answer
             except FileNotFoundError as error:
-                # Only a put or a read is told that the bucket is what is missing.
+                # Only a put or a read learns that the bucket itself is missing.
                 if "NoSuchBucket" in str(error):
                     raise self._refusal(error) from None
                 raise

@@ -99,7 +99,7 @@ class LocalBackend:
 
 
 def _file_in_the_way(folder: Path) -> Path | None:
-    with contextlib.suppress(OSError):  # Who may not look there is told so by the first read.
+    with contextlib.suppress(OSError):  # Without permission, the first read says so.
         return next((place for place in (folder, *folder.parents) if place.is_file()), None)
     return None
 

@@ -11,7 +11,7 @@ from wsa.store.common.errors import DamagedError, StorageError, UsageError
 from wsa.store.configs import DuOptions, SweepOptions, VerifyOptions
 from wsa.store.objects.root import open_snapshot
 
-# Of a long list the rest is told as a number; --json prints all.
+# The rest of a long list is only counted; --json prints all.
 SHOWN = 20
 
 

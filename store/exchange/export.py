@@ -11,7 +11,7 @@ An export is one Zarr group of format 3, in a folder, that zarr, dask and xarray
 Row i is an observation; its action, reward and ends are what followed. Segments that continue each
 other are joined, so that the row after a step is its next observation, and an episode of T steps has
 T + 1 rows, of which the last has action -1. Frames are distinct within a segment, not over the
-game: whoever wants each once finds the repeated ones by their digest.
+game: their digests tell which ones repeat.
 
 Segments are copied one after another, so memory stays bounded. A folder named `PATH.partial` is
 filled and renamed at the end: PATH is whole or absent.

@@ -38,7 +38,7 @@ from wsa.store.objects.writer import (
     require_new,
 )
 
-# Each kind rests on those before it; frames come before rows, so that whoever sees rows may encode.
+# Each kind depends on those before it; frames come before rows, so a reader of rows may encode.
 ORDER: tuple[type[Meta], ...] = (ModelMeta, FramesMeta, SegmentMeta, EmbeddingMeta)
 
 # Of files that are being copied at one moment, unless one alone is larger.
@@ -90,7 +90,7 @@ class Copied:
 
 
 def saved(objects: Sequence[Commit]) -> tuple[int, float]:
-    """Passes that whoever gets these objects is spared, and the seconds that they took."""
+    """Passes that these objects save their receiver, and the seconds that they took."""
     metas = [c.meta for c in objects if isinstance(c.meta, EmbeddingMeta)]
     return sum(m.passes for m in metas), math.fsum(m.seconds for m in metas)
 
@@ -319,7 +319,7 @@ def _other_frames(source: Snapshot, target: Snapshot, path: str) -> str:
         return ""
     return (
         f"In {source.backend.url} this segment has other frames than in {target.backend.url}, so it "
-        "and its embeddings were left alone. Collect these steps anew in one of the two with "
+        "and its embeddings were left alone. Collect these steps again in one of the two with "
         "another --seed."
     )
 
@@ -372,7 +372,7 @@ def _largest(commit: Commit) -> int:
 
 
 def _copy_object(source: Snapshot, target: Backend, commit: Commit) -> bool | str:
-    """Copy one object, as a new attempt: nobody takes up another's folder, which may be swept.
+    """Copy one object, as a new attempt: another attempt's folder may be swept.
 
     Returns:
         True if this call made it visible, False if it was visible already; where the source's
@@ -380,7 +380,7 @@ def _copy_object(source: Snapshot, target: Backend, commit: Commit) -> bool | st
     """
     if committed(target, commit.meta):
         return False
-    anew = msgspec.structs.replace(commit, attempt=new_attempt())
+    copy = msgspec.structs.replace(commit, attempt=new_attempt())
     put: list[str] = []
     whole = False
     try:
@@ -389,11 +389,11 @@ def _copy_object(source: Snapshot, target: Backend, commit: Commit) -> bool | st
                 data = source.read_file(commit, file)
             except DamagedError as error:
                 return str(error)
-            path = f"{anew.folder}/{file.name}"
+            path = f"{copy.folder}/{file.name}"
             put.append(path)
             require_new(path, target.put_new(path, data))
         whole = True
     finally:
         if not whole:
             remove_files(target, put)
-    return publish_record(target, anew, put)
+    return publish_record(target, copy, put)

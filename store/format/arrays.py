@@ -50,7 +50,7 @@ ROW_FIELDS: dict[str, str] = {
     "episode": "int32",
 }
 
-# Each is told by a chunk's own header how it was encoded.
+# A chunk's own header tells each how it was encoded.
 _DECODERS = {"zstd": Zstd(), "blosc": Blosc()}
 
 Arrays = dict[str, NDArray[Any]]

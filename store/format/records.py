@@ -308,7 +308,7 @@ def _check(data: bytes, check: str) -> str:
 
 
 class _Head(msgspec.Struct):
-    """What records of every version have, so that a later one is told from a damaged one."""
+    """What records of every version have, to distinguish a later one from a damaged one."""
 
     version: int
     check: str

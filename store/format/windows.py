@@ -4,7 +4,7 @@ A window of w frames is what an agent that remembers w of them has seen at a row
 first frame that frame is repeated, as `gymnasium.wrappers.FrameStackObservation` does with
 `padding_type="reset"`. A segment that begins inside an episode first repeats frames from before its
 first step (`context` rows), so the windows of all other rows are those of the whole episode. Those of
-context rows begin with the earliest row at hand; nothing is learnt from them.
+context rows begin with the earliest row at hand; nothing is learned from them.
 """
 
 from __future__ import annotations

@@ -91,8 +91,8 @@ def _set_object_aside(backend: Backend, damage: Damage) -> Repair:
 def _set_record_aside(backend: Backend, damage: Damage) -> Repair:
     """Copy a damaged record away, and the files that it may have named; then remove the record.
 
-    Which attempt it named is not known, so the files stay as well: one may be at work there. What
-    is nobody's goes with `wsa sweep`.
+    Which attempt it named is not known, so the files stay as well: a writer may be at work there.
+    `wsa sweep` removes what no record names.
     """
     try:
         data = backend.get(damage.path, records.MAX_RECORD_BYTES)

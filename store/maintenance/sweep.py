@@ -1,10 +1,10 @@
 """Remove what dead writers left: files that no record names, once they are older than a grace time.
 
-Each attempt to write an object has a folder of its own, and nobody takes up another's, so an
-attempt that no record names is of use to nobody, unless its writer is still at work. Its age tells:
-the one assumption is that no single commit takes longer than the grace time. Ages are taken by the
-clock of the place where the files lie, so a wrong clock on this machine changes nothing. A service
-makes its sign of life anew every few seconds, so one of that age is a dead service's, as is a claim.
+Each attempt to write an object has its own folder, which no other attempt uses. So an attempt that
+no record names is useless, unless its writer is still at work. Its age decides: the one assumption
+is that no single commit takes longer than the grace time. Ages come from the clock of the file
+server, so a wrong clock on this machine changes nothing. A service renews its heartbeat every few
+seconds, so one of that age belongs to a dead service, as does a claim.
 
 Nothing is removed that a record names, or of an object whose record cannot be read, or that is not
 spelled as the store spells its own files.

@@ -27,7 +27,7 @@ from wsa.store.format.records import Commit, EmbeddingMeta, Meta, ModelMeta, Seg
 from wsa.store.maintenance.sweep import KEPT, list_attempts
 from wsa.store.objects.snapshot import Snapshot, group_arrays, list_records, read_record
 
-# Of damage beyond so much only the number is told, so that no flood of it fills the memory.
+# Beyond this much damage, only the number is reported, so that it cannot fill the memory.
 MOST_LISTED = 10_000
 # Checked side by side where reads wait for a network; each takes the memory of an object.
 OBJECTS_AT_ONCE = 8
@@ -43,7 +43,7 @@ class Damage:
         path: The object's path, or its record's where that is what is damaged.
         kind: Stable code of the failure, as of the error that reading it raises.
         why: What was found.
-        game, segment, model: What it belongs to; "" where it belongs to none or nobody can tell.
+        game, segment, model: What it belongs to; "" where it belongs to none or is unknown.
         array: The damaged array, "" where it is all of the object.
         unit: What `rows` counts: `rows` of the segment, or its distinct `frames`.
         rows: Damaged rows, as (first, last).

@@ -253,8 +253,8 @@ def materialise(
             and _whole(folder, contents)
         )
         if contents is None or not fits:
-            # Another store stood at this path, or an object was made anew: start over. Files are
-            # replaced, not cut, so that whoever mapped the old ones keeps them.
+            # Another store was at this path, or an object was made again: start over. Files are
+            # replaced, not truncated, so processes that mapped the old ones keep them.
             for stale in ("flat.json", *FILES):
                 (folder / stale).unlink(missing_ok=True)
             contents = Contents(
@@ -264,7 +264,7 @@ def materialise(
         new = [meta for meta in segments if meta.segment not in present]
         if new:
             contents = _append(folder, contents, snapshot, new, wanted)
-        # Under the lock: whoever comes next may replace the files.
+        # Under the lock: the next process may replace the files.
         return FlatMap(folder, contents, snapshot)
 
 

@@ -75,7 +75,7 @@ def _start(backend: Backend, create: bool) -> bytes:
     """Write `wsa.json` where there was none a moment ago; returns its content."""
     free = is_free(backend)
     try:
-        # Whoever starts the store just now puts this file before all others.
+        # A process that is starting the store puts this file before all others.
         return _read(backend)
     except FileNotFoundError:
         pass

@@ -238,7 +238,7 @@ class Snapshot:
 
 
 def take_snapshot(backend: Backend, earlier: Snapshot | None = None) -> Snapshot:
-    """Read the commit records of a store: those that nobody here has read before.
+    """Read the commit records of a store: those that this machine has not read before.
 
     Args:
         backend: The store.

@@ -2,8 +2,8 @@
 
 Each attempt to write an object has a folder of its own, so writers never meet before the record,
 whose name is the object's: one record wins, without a lock, and the loser takes its files away. A
-process that died half way leaves files that no record names and that nobody will ever use, so
-`wsa sweep` may remove them. The record comes last, so what it names is whole and durable.
+process that died halfway leaves files that no record names and that are never used, so `wsa sweep`
+may remove them. The record comes last, so what it names is whole and durable.
 """
 
 from __future__ import annotations
@@ -157,12 +157,12 @@ def publish_record(backend: Backend, commit: Commit, paths: Sequence[str]) -> bo
 
 
 def new_attempt() -> str:
-    """A folder's name that nobody has drawn before."""
+    """A folder name that no other attempt has."""
     return secrets.token_hex(8)
 
 
 def remove_files(backend: Backend, paths: Sequence[str]) -> None:
-    """Take away files that nobody else knows; what cannot be removed now, `sweep` removes."""
+    """Remove files that only this attempt knows; `sweep` removes what cannot be removed now."""
     for path in paths:
         with contextlib.suppress(StorageError):
             backend.delete(path)

@@ -244,7 +244,7 @@ class StoreMachine(RuleBasedStateMachine):
         unreadable = self.unreadable()
         if unreadable:
             try:
-                # Anew: what was read when it was whole may still be used, and is still right.
+                # A new snapshot: what was read when it was whole may still be used, and is right.
                 take_snapshot(self.place)
             except DamagedError as error:
                 assert any(_record(path) in str(error) for path in unreadable)
@@ -302,7 +302,7 @@ class StoreMachine(RuleBasedStateMachine):
             candidates = [w.contents()[number] for w in (work, other) if w]
             assert any(same_content(found, c) for c in candidates), "one writer's, and all of it"
             if path == work.paths[-1] and won:
-                assert same_content(found, candidates[0]), "whoever is told that it won has won"
+                assert same_content(found, candidates[0]), "a writer that hears it won has won"
             self._remember(path, found)
         last = work.paths[-1]
         told = [won, *(other_won or [])].count(True)
@@ -336,7 +336,7 @@ class StoreMachine(RuleBasedStateMachine):
                 assert same_content(found, committed.content)
 
     def _sweepable(self, oldest: float) -> set[str]:
-        """Files that no record names and none may, in folders that nobody touched since."""
+        """Files that no record names and none may, in folders that have not changed since."""
         named = {file for committed in self.model.values() for file in committed.files}
         unreadable = tuple(f"{path}/" for path in self.unreadable())
         attempts: dict[str, list[tuple[str, float]]] = {}
@@ -357,7 +357,7 @@ class StoreMachine(RuleBasedStateMachine):
         }
 
     def _forget_lost(self) -> None:
-        """Of an object without a record nobody knows: it is as if it had never been committed."""
+        """Forget objects without a record: it is as if they had never been committed."""
         visible = self.visible()
         self.model = {path: known for path, known in self.model.items() if path in visible}
 

@@ -1,4 +1,4 @@
-"""The test kit of the store, for whoever writes a backend, a store or a tool on top of one.
+"""The test kit of the store, for people who write a backend, a store, or a tool on top of one.
 
     class TestMine(BackendSuite):
         @pytest.fixture
@@ -77,7 +77,7 @@ class BackendSuite:
         assert list(backend.list("")) == before
 
     def test_of_many_writers_one_wins(self, backend: Backend) -> None:
-        """Of threads that put one name at one moment, one is told that it won, and did."""
+        """Of threads that put one name at once, exactly one hears that it won, and did."""
         writers = 8
         start = threading.Barrier(writers)
 
@@ -89,7 +89,7 @@ class BackendSuite:
             for turn in range(self.rounds):
                 path = f"commits/{turn:02d}/record.json"
                 won = list(threads.map(write, range(writers), [path] * writers))
-                assert won.count(True) == 1, "exactly one of the writers is told that it won"
+                assert won.count(True) == 1, "exactly one of the writers hears that it won"
                 assert backend.get(path) == b"%d" % won.index(True) * 1000
         assert len(list(backend.list("commits"))) == self.rounds
 

@@ -131,9 +131,8 @@ def test_what_is_wrong_is_one_line_on_any_terminal(wsa, monkeypatch):
         (
             "encode --output grid",
             (
-                "--output 'grid' is not an output; write pooled, cls, grid:7 or map, and behind it "
-                "+pca:512, +pca:512@Pong or +rp:512 where it shall be reduced, to at most 99999 "
-                "numbers."
+                "--output 'grid' is not an output; write pooled, cls, grid:7, or map. To reduce it, "
+                "append +pca:512, +pca:512@Pong, or +rp:512, with at most 99999 numbers."
             ),
         ),
         ("encode --weights vit", "--weights vit: write ALIAS=FILE, as vit=path.safetensors."),

@@ -116,7 +116,7 @@ def test_without_frames_there_are_no_pixels(filled, tmp_path):
         ("--splits 2", 2, "--splits must be from 3 to 20, not 2."),
         ("--untrained 11", 2, "--untrained must be from 0 to 10, not 11."),
         ("--horizon 0", 2, "--horizon 0: give numbers of steps from 1 to 1000."),
-        ("--game Enduro", 2, "Nobody has said which bytes of Enduro's memory hold what"),
+        ("--game Enduro", 2, "The memory of Enduro is not annotated"),
         ("--game Pong", 3, "has no frames of Pong. Collect some: wsa collect --game Pong"),
         ("--policies expert", 3, "No segment of Breakout played by expert in ./store"),
     ],

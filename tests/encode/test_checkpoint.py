@@ -146,7 +146,7 @@ def test_the_only_checkpoint_damaged_says_that_the_run_begins_anew(tmp_path: Pat
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(DamagedError, match="no other") as caught:
         learner.load(path)
-    assert f"{tmp_path / 'run' / 'command.txt'} begins the run anew" in str(caught.value)
+    assert f"{tmp_path / 'run' / 'command.txt'} starts the run again" in str(caught.value)
 
 
 def test_another_networks_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def build(timm_name: str, source: str, seed: int = 0, where: str = "") -> PaperN
 def licence(source: str) -> str:
     """Licence of the weights of one of these."""
     stated = {"random": "none: random weights", "package": LICENCE}
-    return stated.get(source, "as whoever trained it says")
+    return stated.get(source, "as stated by its trainer")
 
 
 def open_decoder(alias: str, file: Path | None = None) -> nn.Module:
