@@ -1,7 +1,7 @@
 """Behaviour cloning: the action that the data took, by cross-entropy.
 
 What a network is judged by where rewards are rare or the data good; it cannot be better than
-whoever played, but never worse by a value that ran away.
+whichever policy played, but never worse by a value that ran away.
 """
 
 from __future__ import annotations
