@@ -67,6 +67,22 @@ class Attention(Adapted):
         everyone = weights.new_zeros(len(weights), self.models)
         return state, everyone.index_copy(1, torch.tensor(present, device=weights.device), weights)
 
+    def dead_rows(self, weights: Float[Tensor, "batch models"]) -> Float[Tensor, ""] | None:
+        """Share of states in which a ReLU cuts every score off at 0.
+
+        There the scores have no gradient; with relu-sum the state vector is 0, and the adapters have
+        none either. Read off the weights, since 0 for all scores gives each model the same.
+        """
+        if self._normaliser == "relu-sum":
+            dead = weights.amax(dim=1) == 0
+        elif self._relu and self._normaliser == "sigmoid":
+            dead = weights.amax(dim=1) == 0.5
+        elif self._relu and self.models > 1:
+            dead = weights.amax(dim=1) == weights.amin(dim=1)
+        else:
+            return None
+        return dead.float().mean()
+
     def normalise(self, scores: Float[Tensor, "batch present"]) -> Float[Tensor, "batch present"]:
         """Weights of scores, as the normaliser has them."""
         scores = scores / self._temperature

@@ -93,6 +93,17 @@ class Fusion(nn.Module):
         """
         raise NotImplementedError
 
+    def dead_rows(self, weights: Float[Tensor, "batch models"]) -> Float[Tensor, ""] | None:
+        """Share of states in which a ReLU cuts off every model's score, and with it the gradient.
+
+        Args:
+            weights: What `forward` gave with all models present.
+
+        Returns:
+            From 0 to 1; None of a fusion in which there can be no such state.
+        """
+        return None
+
 
 class SpatialAdapter(nn.Sequential):
     """As_i of the paper: 1x1 convolution to fewer channels, convolution to `side`, ReLU.

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wsa.learn.fusion.build import fusion_class
+from wsa.learn.training.dead_fusion import DEAD_ROWS
 from wsa.store.common.errors import UsageError
 
 
@@ -55,9 +56,20 @@ def weight_loss(config: Any, weights: Tensor | None) -> Tensor | float:
     return loss
 
 
-def weight_scalars(weights: Tensor | None) -> dict[str, Tensor]:
-    """What to log of a fusion's weights (B, models): their mean, (models,), and their entropy."""
+def weight_scalars(weights: Tensor | None, network: Any) -> dict[str, Tensor]:
+    """What to log of a fusion's weights.
+
+    Args:
+        weights: (B, models), or None.
+        network: Whose fusion gave them.
+
+    Returns:
+        `weights`, their mean (models,); `wsa/weight_entropy`; and `wsa/dead_rows`, where there can be
+        any (`Fusion.dead_rows`).
+    """
     if weights is None:
         return {}
     with torch.no_grad():
-        return {"wsa/weight_entropy": entropy(weights), "weights": weights.mean(dim=0)}
+        found = {"wsa/weight_entropy": entropy(weights), "weights": weights.mean(dim=0)}
+        dead = network.torso.fusion.dead_rows(weights)
+    return found if dead is None else found | {DEAD_ROWS: dead}

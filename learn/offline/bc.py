@@ -42,7 +42,7 @@ class BC:
         return {
             "losses/cross_entropy": loss.detach(),
             "losses/accuracy": accuracy,
-            **weight_scalars(weights),
+            **weight_scalars(weights, self.online),
         }
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:

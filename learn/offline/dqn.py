@@ -92,6 +92,6 @@ def update_loss(
             "losses/cql": conservative,
             "losses/q_values": taken.mean(),
             "losses/max_q": values.amax(dim=1).mean(),
-            **weight_scalars(weights),
+            **weight_scalars(weights, online),
         }
     return loss, scalars

@@ -302,6 +302,6 @@ def loss_of(
             "losses/old_approx_kl": -logratio.mean(),
             "losses/approx_kl": (ratio - 1 - logratio).mean(),
             "clipfrac": ((ratio - 1).abs() > config.clip_coef).float().mean(),
-            **weight_scalars(weights),
+            **weight_scalars(weights, network),
         }
     return loss, scalars

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from wsa.learn.training.dead_fusion import DeadFusion
 from wsa.learn.training.interrupt import StopRequest
 from wsa.learn.training.metrics import Metrics
 
@@ -87,7 +88,7 @@ class Loop:
         self._save, self._save_frequency = save, save_frequency
         self._on_line, self._network, self._trained = on_line, network, trained
         self._evaluation = evaluation
-        self._stop = StopRequest()
+        self._stop, self._dead = StopRequest(), DeadFusion()
         self._open = ExitStack()
         self._began = 0.0
         self._finished = False
@@ -142,6 +143,7 @@ class Loop:
     def write(self, line: dict[str, float]) -> None:
         """Write a line of metrics at the step at hand."""
         self.metrics.write(self.step, line)
+        self._dead.see(line)
         self._on_line(self.step, line)
 
     def finish(self) -> None:

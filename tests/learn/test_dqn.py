@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from wsa.learn.configs.algorithms import BCConfig, CQLConfig, OfflineConfig
 from wsa.learn.configs.fusions import FusionConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.data.transitions import Batch
-from wsa.learn.fusion.base import Inputs
+from wsa.learn.fusion.base import Fusion, Inputs
 from wsa.learn.offline import trainer
 from wsa.learn.offline.dqn import update_loss
 from wsa.learn.offline.trainer import Trained
@@ -46,6 +47,7 @@ class Table(nn.Module):
         super().__init__()
         self.values = nn.Parameter(torch.tensor(values))
         self.device = "cpu"
+        self.torso = SimpleNamespace(fusion=Fusion())
 
     def forward(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
         states = stacks[:, -1, 0].long()

@@ -125,6 +125,38 @@ def test_presets_are_the_authors_two() -> None:
     assert make_fusion_config() == FusionConfig()
 
 
+@pytest.mark.parametrize(("preset", "gone"), [("thesis", "scorer."), ("paper", "")])
+def test_dead_rows_are_those_without_a_gradient(preset: str, gone: str) -> None:
+    shares = []
+    for seed in range(6):
+        torch.manual_seed(seed)
+        inputs = [torch.randn(8, 1, width) for width in (4, 5, 6)]
+        shapes = tuple((1, u.shape[2]) for u in inputs)
+        fusion: Any = make_fusion(make_fusion_config(preset=preset, size=6), Inputs(shapes))
+        dead = 0
+        for row in range(8):
+            fusion.zero_grad()
+            state, weights = fusion([u[row : row + 1] for u in inputs])
+            (state @ torch.randn(6)).sum().backward()
+            # Of thesis, of what scores; of paper, of the adapters too, and the state is 0.
+            of = [p.grad for name, p in fusion.named_parameters() if name.startswith(gone)]
+            without = not any(grad is not None and grad.any() for grad in of)
+            assert fusion.dead_rows(weights) == float(without)
+            dead += without
+        shares.append(fusion.dead_rows(fusion(inputs)[1]).item())
+        assert shares[-1] == dead / 8
+    assert 0 < sum(shares) < 6
+
+
+def test_what_cannot_be_dead_tells_of_no_dead_rows() -> None:
+    weights = torch.full((3, 1), 1.0)
+    for name in FUSIONS:
+        if name not in ("cnn", "mix"):
+            assert make_fusion(FusionConfig(name), Inputs(((1, 4),))).dead_rows(weights) is None
+    alone = make_fusion(make_fusion_config(preset="thesis"), Inputs(((1, 4),)))
+    assert alone.dead_rows(weights) is None  # A softmax over one model weighs nothing.
+
+
 def test_weights_begin_as_the_presets_say() -> None:
     inputs = Inputs(((1, 40), (1, 8, 8, 3), (1, 30)), 2, 2)
     thesis: Any = make_fusion(make_fusion_config(size=16, preset="thesis"), inputs)

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from wsa.encode.inference.encoder import Encoder
 from wsa.learn.configs.algorithms import BCConfig, CQLConfig, OfflineConfig
-from wsa.learn.configs.fusions import FUSIONS, FusionConfig
+from wsa.learn.configs.fusions import FUSIONS, FusionConfig, make_fusion_config
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion import losses
+from wsa.learn.fusion.attention import WSA
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.offline import dqn, trainer
 from wsa.learn.offline.trainer import Trained
@@ -103,6 +104,33 @@ def test_it_is_the_same_again_and_another_with_another_seed(
         assert trained.updates_per_s > 0
     assert final(tmp_path / "a") == final(tmp_path / "b") != final(tmp_path / "c")
     assert lines(tmp_path / "a") == lines(tmp_path / "b") != lines(tmp_path / "c")
+
+
+def test_a_dead_fusion_is_warned_of_once_and_nothing_else_of_it_changes(
+    walk_flat: FlatMap,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paper = msgspec.structs.replace(NETWORK, fusion=make_fusion_config(preset="paper", size=16))
+
+    def kill(network: Any) -> None:
+        torch.nn.init.constant_(network.torso.fusion.scorer[0].bias, -1e3)
+
+    config = msgspec.structs.replace(SMALL, updates=20)
+    train(config, walk_flat, None, 1, tmp_path / "dead", paper, warm_start=kill)
+    assert [line["wsa/dead_rows"] for line in lines(tmp_path / "dead")] == [1.0] * 5
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "the fusion is dead" in warning and "--seed" in warning
+    caplog.clear()
+    train(config, walk_flat, None, 1, tmp_path / "alive", paper)
+    told = lines(tmp_path / "alive")
+    assert all(line["wsa/dead_rows"] < 1 for line in told) and not caplog.records
+    monkeypatch.setattr(WSA, "dead_rows", lambda self, weights: None)
+    train(config, walk_flat, None, 1, tmp_path / "untold", paper)
+    assert final(tmp_path / "alive", 20) == final(tmp_path / "untold", 20)
+    assert [line.pop("wsa/dead_rows") is not None for line in told] == [True] * 5
+    assert told == lines(tmp_path / "untold")
 
 
 def test_what_is_logged(kit: ModuleType, walk_flat: FlatMap, tmp_path: Path) -> None:

@@ -57,6 +57,18 @@ class Run:
         )
 
 
+def test_a_policy_that_may_be_dead_tells_whether_it_is(
+    walk: SimpleNamespace, tmp_path: Path, read_metrics: Any
+) -> None:
+    config = msgspec.structs.replace(SMALL, total_timesteps=128)
+    run = Run(walk, tmp_path, config)
+    network = msgspec.structs.replace(NETWORK, fusion=make_fusion_config(preset="paper", size=16))
+    run.network = ActorCritic(Inputs(((2, walk.states),)), 3, network)
+    run.train()
+    told = [line["wsa/dead_rows"] for line in read_metrics(tmp_path) if "wsa/dead_rows" in line]
+    assert len(told) == 1 and 0 <= told[0] <= 1  # None of the rollout that only settles.
+
+
 def stop_at(step: int) -> Any:
     def on_update(now: int, line: Any) -> None:
         if now >= step:
