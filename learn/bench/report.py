@@ -38,7 +38,7 @@ CURVES = ("eval/", "charts/episodic_return", "validation/", "wsa/")
 ALL = "all games"
 
 RUN_COLUMNS = (
-    "updates", "episodes", "return_mean", "return_std", "return_low", "return_high",
+    "parameters", "updates", "episodes", "return_mean", "return_std", "return_low", "return_high",
     "human_normalised", "random_return_mean", "random_human_normalised", "hit_rate",
     "backbone_passes",
 )  # fmt: skip
@@ -68,6 +68,8 @@ class Line:
         std: Their sample standard deviation; None of one run.
         normalised: Human-normalised: of a game the mean, over all games the interquartile mean.
         interval: Of the latter.
+        parameters: Numbers that its network learns, over all games those of the largest; None where
+            all runs were judged by a wsa that did not count.
     """
 
     method: Method
@@ -78,6 +80,7 @@ class Line:
     std: float | None
     normalised: float | None
     interval: Interval | None = None
+    parameters: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +130,7 @@ def write(folder: Path, judging: Judging, store: str, changed: Sequence[str]) ->
     _csv(
         folder / "results.csv",
         (*about, *RUN_COLUMNS),
-        ((*_about(r), *(r.summary[name] for name in RUN_COLUMNS)) for r in results),
+        ((*_about(r), *(r.summary.get(name) for name in RUN_COLUMNS)) for r in results),
     )
     _csv(folder / "table.csv", TABLE_COLUMNS, map(_row, lines))
     atomic_files.replace(folder / "table.md", text.encode())
@@ -152,8 +155,16 @@ def tabulate(results: Sequence[Result]) -> Iterator[Line]:
             returns = np.array(list(by_seed.values()))
             mean = float(returns.mean())
             std = float(returns.std(ddof=1)) if len(returns) > 1 else None
-            yield Line(method, game, len(returns), 1, mean, std, human_normalised(game, mean))
-        yield _over_games(method, raw)
+            score = human_normalised(game, mean)
+            counted = _parameters(r for r in mine if r.game == game)
+            yield Line(method, game, len(returns), 1, mean, std, score, parameters=counted)
+        yield dataclasses.replace(_over_games(method, raw), parameters=_parameters(mine))
+
+
+def _parameters(results: Iterable[Result]) -> int | None:
+    """Of the largest network; None if none was counted."""
+    counts = [r.summary.get("parameters") for r in results]
+    return max((count for count in counts if count is not None), default=None)
 
 
 def _over_games(method: Method, raw: dict[str, dict[int, float]]) -> Line:
@@ -168,8 +179,8 @@ def _over_games(method: Method, raw: dict[str, dict[int, float]]) -> Line:
 
 
 TABLE_COLUMNS = (
-    "fusion", "models", "game", "games", "seeds", "return_mean", "return_std", "human_normalised",
-    "low", "high",
+    "fusion", "models", "parameters", "game", "games", "seeds", "return_mean", "return_std",
+    "human_normalised", "low", "high",
 )  # fmt: skip
 
 
@@ -177,8 +188,8 @@ def _row(line: Line) -> tuple[Any, ...]:
     low, high = (line.interval.low, line.interval.high) if line.interval else (None, None)
     models = "+".join(line.method.models)
     return (
-        line.method.fusion, models, line.game, line.games, line.seeds, line.mean, line.std,
-        line.normalised, low, high,
+        line.method.fusion, models, line.parameters, line.game, line.games, line.seeds, line.mean,
+        line.std, line.normalised, low, high,
     )  # fmt: skip
 
 
@@ -204,7 +215,8 @@ def _section(
             for line in of
         ]
         counted = f"{whole.games} x {whole.seeds}"
-        normalised.append([str(method), *scores, str(whole.interval or ""), counted])
+        size = "" if whole.parameters is None else f"{whole.parameters:,}"
+        normalised.append([str(method), *scores, str(whole.interval or ""), counted, size])
         if whole.interval:
             bars.append(figures.Bar(str(method), *whole.interval))
     chance = {r.game: r.summary["random_return_mean"] for r in results}
@@ -233,10 +245,11 @@ def _section(
         ),
         table(
             "Human-normalised",
-            ["method", *games, "IQM", "games x seeds"],
+            ["method", *games, "IQM", "games x seeds", "parameters"],
             normalised,
             "0 plays like chance, 1 like the human tester. IQM: interquartile mean over games x seeds, "
-            "with 95 % stratified bootstrap interval.",
+            "with 95 % stratified bootstrap interval. Parameters: trainable numbers of the largest network, "
+            "its head among them.",
         ),
     ]
     return Section(

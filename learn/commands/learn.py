@@ -39,6 +39,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     atari.check_game(o.game)
     from wsa.encode.inference.cores import threads_for
     from wsa.encode.inference.encoder import choose_device
+    from wsa.learn.networks.parameters import count_parameters
     from wsa.learn.runs import report
     from wsa.learn.runs.dry_run import estimate
     from wsa.learn.runs.setup import weights_of
@@ -75,7 +76,8 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
         )
     _log.info(f"report {report.write(folder)}")
     _log.info(f"Play full games with it: wsa eval {shlex.quote(str(folder))}")
-    return {"run": str(folder), **trained.summary(), **_shown(newest)}
+    counted = count_parameters(trained.network).named()
+    return {"run": str(folder), **trained.summary(), **counted, **_shown(newest)}
 
 
 def _shown(scalars: dict[str, float]) -> dict[str, dict[str, float]]:

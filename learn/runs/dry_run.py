@@ -14,6 +14,7 @@ from wsa.learn.networks.heads import QNetwork
 from wsa.learn.offline.trainer import make_learner
 from wsa.learn.online.replay_buffer import RECORD
 from wsa.learn.runs.config import OfflineRun, OnlineRun
+from wsa.learn.runs.network import parameters_of
 from wsa.store.objects.flat_map import ROW
 from wsa.store.objects.snapshot import Snapshot
 
@@ -31,10 +32,12 @@ def estimate(snapshot: Snapshot, config: OfflineRun | OnlineRun, device: str) ->
     Returns:
         Offline: updates, segments, steps and distinct frames of data, bytes of the flat map on this
         machine (made once for all runs on this data), and minutes, by a few updates on noise. Online
-        at most: steps, frames, and bytes of the run's folder if no frame came twice.
+        at most: steps, frames, and bytes of the run's folder if no frame came twice. Of both, what
+        the network learns (`Parameters`).
     """
+    counted = parameters_of(config, snapshot).named()
     if isinstance(config, OnlineRun):
-        return _to_play(config)
+        return _to_play(config) | counted
     metas = [m for m in snapshot.segments(config.game) if m.segment in config.segments]
     found = {e.model: e for e in snapshot.embeddings(config.game)}
     embeddings = [found[key] for key in config.inputs]
@@ -52,6 +55,7 @@ def estimate(snapshot: Snapshot, config: OfflineRun | OnlineRun, device: str) ->
         "frames": frames,
         "cache_bytes": 2 * numbers + ROW.itemsize * sum(meta.rows for meta in metas),
         "minutes": config.hyperparameters.updates * _seconds(config, inputs, device) / 60,
+        **counted,
     }
 
 

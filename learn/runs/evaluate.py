@@ -33,6 +33,7 @@ from wsa.learn.evaluation.scores import (
     stratified_interval,
 )
 from wsa.learn.evaluation.video import Films, labels
+from wsa.learn.networks.parameters import count_parameters
 from wsa.learn.runs.config import read_config
 from wsa.learn.runs.player import Player, open_player
 from wsa.store.common import atomic_files
@@ -52,6 +53,7 @@ class Evaluation:
         live: The live encoder, or grey pixels, with its counts.
         seconds: Wall time of the network's games.
         present: Names of the models that were fused.
+        parameters: Numbers that the network learned, those of models that were left out among them.
         variant: Of the game, as a SPEC says it; "" if it was the game as it is.
         weighed: Whether the fusion's weights were kept.
     """
@@ -64,6 +66,7 @@ class Evaluation:
     live: Any
     seconds: float
     present: tuple[str, ...]
+    parameters: int
     variant: str = ""
     weighed: bool = False
 
@@ -81,6 +84,7 @@ class Evaluation:
             "checkpoint": self.which,
             "present": self.present,
             "variant": self.variant or None,
+            "parameters": self.parameters,
             "episodes": len(self.episodes),
             "return_mean": mean,
             "return_std": spread,
@@ -197,6 +201,7 @@ def evaluate_run(
         player.embedder,
         seconds,
         present,
+        count_parameters(player.network).total,
         spec,
         player.weighs,
     )

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from wsa.learn.configs.algorithms import PPOConfig
 from wsa.learn.networks.heads import ActorCritic, QNetwork, Torso
 from wsa.learn.networks.nature import NatureTorso, scale_for
+from wsa.learn.networks.parameters import Parameters, count_parameters
 from wsa.learn.networks.recurrent import RecurrentActorCritic
 from wsa.learn.runs.config import OfflineRun, OnlineRun
+from wsa.store.objects.flat_map import shapes_of
+from wsa.store.objects.snapshot import Snapshot
 
 
 def make_network(
@@ -37,3 +42,21 @@ def make_network(
     if learner.recurrent:
         return RecurrentActorCritic(torso or Torso(inputs, network), actions)
     return ActorCritic(inputs, actions, network, torso)
+
+
+def parameters_of(config: OfflineRun | OnlineRun, snapshot: Snapshot) -> Parameters:
+    """How many numbers a run's network learns; nothing is allocated.
+
+    Args:
+        config: The run.
+        snapshot: Its store, which knows the shapes of what an offline run reads.
+
+    Raises:
+        MissingError: The store does not have the run's embeddings.
+    """
+    if isinstance(config, OnlineRun):
+        windows, shapes = config.looks, config.shapes
+    else:
+        windows, shapes, _ = shapes_of(snapshot, config.game, config.inputs)
+    with torch.device("meta"):
+        return count_parameters(make_network(config, windows, shapes))

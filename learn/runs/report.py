@@ -2,7 +2,7 @@
 
 What was asked for, which models it fuses under which licences, curves, fusion weights, games played by
 `wsa eval` with their intervals, passes made and saved, and the newest film. Everything is read from
-the run's folder; from the store come the models' licences, if it can be reached.
+the run's folder; from the store come the models' licences and shapes, if it can be reached.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Film, Part, Section, Text, table, versions
 from wsa.learn.report.page import page
 from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
+from wsa.learn.runs.network import parameters_of
 from wsa.learn.training import metrics
 from wsa.store.common import atomic_files
 from wsa.store.common.errors import WsaError
@@ -102,8 +103,7 @@ def _asked(folder: Path, config: OfflineRun | OnlineRun, store: str) -> Section:
         ("frames in a state", network.frame_stack),
         ("started from", config.init or None),
     ]
-    about = table("The run", ("", ""), rows)
-    parts: list[Part] = [about]
+    parts: list[Part] = [table("The run", ("", ""), rows), _parameters(config, store)]
     if config.inputs:
         parts.append(_models(config, store))
     command = folder / "command.txt"
@@ -114,6 +114,18 @@ def _asked(folder: Path, config: OfflineRun | OnlineRun, store: str) -> Section:
         "versions": versions(),
     }
     return Section("run", "What was asked for", tuple(parts), facts)
+
+
+def _parameters(config: OfflineRun | OnlineRun, store: str) -> Part:
+    """How many numbers the network learns; the store knows the shapes of what it reads."""
+    try:
+        counted = parameters_of(config, take_snapshot(open_store(store)))
+    except WsaError as error:
+        return Text(f"How many parameters the network has is not known: {error}")
+    rows = [("fusion", counted.fusion), ("head", counted.head), ("together", counted.total)]
+    return table(
+        "Trainable parameters", ("", "numbers"), [(name, f"{count:,}") for name, count in rows]
+    )
 
 
 def _models(config: OfflineRun | OnlineRun, store: str) -> Part:

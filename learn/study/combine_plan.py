@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
-import torch
 
 from wsa.encode.models.registry import parse_request
 from wsa.learn.bench import grid
@@ -19,11 +18,10 @@ from wsa.learn.configs.study import CombineOptions
 from wsa.learn.runs import dry_run
 from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.data import only
-from wsa.learn.runs.network import make_network
+from wsa.learn.runs.network import parameters_of
 from wsa.learn.runs.setup import configure
 from wsa.learn.study.costs import seconds_per_step, steps_per_game
 from wsa.store.common.errors import MissingError, UsageError, WsaError
-from wsa.store.objects.flat_map import shapes_of
 from wsa.store.objects.snapshot import Snapshot
 
 PAPER = ("wsa", "lin", "fix", "cnn", "mix", "res", "dpa")
@@ -157,18 +155,7 @@ def _planned(
         if request.online and dry and "--dry-run" in str(error):
             return Planned(cell, method, None, None)
         return error
-    return Planned(cell, method, config, count_parameters(config, snapshot))
-
-
-def count_parameters(config: OfflineRun | OnlineRun, snapshot: Snapshot) -> int:
-    """Numbers that a run's network learns; nothing is allocated."""
-    if isinstance(config, OnlineRun):
-        windows, shapes = config.looks, config.shapes
-    else:
-        windows, shapes, _ = shapes_of(snapshot, config.game, config.inputs)
-    with torch.device("meta"):
-        network = make_network(config, windows, shapes)
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return Planned(cell, method, config, parameters_of(config, snapshot).total)
 
 
 def costs(made: Plan, left: Sequence[Planned], snapshot: Snapshot, device: str) -> dict[str, float]:

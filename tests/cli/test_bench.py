@@ -49,6 +49,8 @@ def test_a_grid_is_run_once_and_tabulated(ready, tmp_path, unchanged):
         for seed in ("1", "2")
     ]  # fmt: skip
     assert {(r["game"], r["episodes"], r["updates"]) for r in runs} == {("Breakout", "2", "6")}
+    sizes = {(r["fusion"], r["models"]): int(r["parameters"]) for r in runs}
+    assert sizes["wsa", f"{RESNET}+{VIT}"] > max(sizes["single", RESNET], sizes["single", VIT]) > 0
     for run in runs:
         folder = bench / "runs" / f"Breakout__{run['fusion']}__{run['models']}__{run['seed']}"
         played = [r for r in rows(folder / "eval.csv") if r["policy"] == "run"]

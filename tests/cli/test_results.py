@@ -45,10 +45,15 @@ def test_a_model_named_twice_is_one(filled):
 
 def test_a_finished_run_is_left_alone(filled, tmp_path):
     before = {p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").iterdir()}
+    planned = strict(filled("learn", "--resume", "run", "--dry-run", "--json").out)
     again = ("--game", "Breakout", "--updates", 3, "--run-dir", "run", "--json")
     for arguments in (again, ("--resume", "run", "--json")):
         outcome = filled("learn", *arguments)
         assert (outcome.code, strict(outcome.out)["updates"]) == (0, 0)
+        told = {k: v for k, v in strict(outcome.out).items() if k.startswith("parameters")}
+        assert told == {k: planned[k] for k in told} and len(told) == 3
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Trainable parameters" in page and f"{told['parameters']:,}" in page
     assert {p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").iterdir()} == before
 
 
@@ -56,7 +61,10 @@ def test_a_finished_run_is_left_alone(filled, tmp_path):
     ("command", "columns"),
     [
         ((*COLLECT[:4], "300", *COLLECT[5:]), {"steps", "segments", "bytes", "minutes"}),
-        (("learn", "--game", "Breakout"), {"steps", "segments", "cache_bytes", "minutes"}),
+        (
+            ("learn", "--game", "Breakout"),
+            {"steps", "segments", "cache_bytes", "minutes", "parameters"},
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

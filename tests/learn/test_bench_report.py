@@ -24,6 +24,7 @@ def result(
 ) -> Result:
     summary: dict[str, Any] = dict.fromkeys(RUN_COLUMNS, 0)
     summary |= {"return_mean": mean, "random_return_mean": -20.0}
+    summary["parameters"] = 1000 + len(game)
     return Result(game, fusion, ("lite0", "lite1"), seed, judging, summary)
 
 
@@ -58,6 +59,15 @@ def test_methods_are_kept_apart_and_one_run_has_no_spread() -> None:
     assert str(Method("nature", ())) == "nature"
 
 
+def test_a_method_is_as_large_as_its_largest_network() -> None:
+    lines = list(tabulate(grid()))
+    assert [line.parameters for line in lines] == [1008, 1004, 1004 + 1, 1008]
+    older = grid()
+    for one in older:
+        del one.summary["parameters"]  # A wsa that did not count wrote it.
+    assert {line.parameters for line in tabulate(older)} == {None}
+
+
 def test_what_is_aggregated_is_complete() -> None:
     """Only seeds that played every game, and only games with a human score, count."""
     lacking = [r for r in grid() if (r.game, r.seed) != ("Pong", 1)]
@@ -70,7 +80,9 @@ def test_what_is_aggregated_is_complete() -> None:
 
 def test_what_is_written(tmp_path: Path) -> None:
     other = msgspec.structs.replace(JUDGING, episodes=10)
-    runs = [*grid(), result("Pong", 9, 99.0, judging=other), result("Adventure", 0, 5.0, "lin")]
+    first = grid()
+    del first[0].summary["parameters"]  # An older wsa's.
+    runs = [*first, result("Pong", 9, 99.0, judging=other), result("Adventure", 0, 5.0, "lin")]
     for number, run in enumerate(runs):
         folder = tmp_path / "runs" / str(number)
         folder.mkdir(parents=True)
@@ -86,6 +98,8 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert ["method", "Adventure", "Breakout", "Pong", "Qbert"] in cells
     assert ["wsa lite0+lite1", "", "16.7 +- 11.7 (3)", "3.3 +- 6.0 (3)"] in [c[:4] for c in cells]
     assert ["lin lite0+lite1", "5.0 (1)", "", "", ""] in cells
+    assert any(c[-2:] == ["games x seeds", "parameters"] for c in cells)
+    assert any(c[:1] == ["wsa lite0+lite1"] and c[-1] == "1,008" for c in cells)
     assert "`wsa learn` with --updates 7; store /lab/wsa" in report.markdown
     for name, count in (("results.csv", 10), ("table.csv", 6), ("curves.csv", 2)):
         rows = list(csv.DictReader((tmp_path / name).read_text().splitlines()))

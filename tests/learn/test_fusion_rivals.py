@@ -15,6 +15,8 @@ from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion.base import Inputs, SpatialAdapter, side_of
 from wsa.learn.fusion.build import make_fusion
 from wsa.learn.networks.heads import ActorCritic, QNetwork, Torso
+from wsa.learn.networks.parameters import count_parameters
+from wsa.learn.networks.recurrent import RecurrentActorCritic
 from wsa.store.common.errors import UsageError
 
 # SR, OKE, OKK, VOS and the context's autoencoder: thesis, chapter on methodology.
@@ -60,8 +62,19 @@ def parameters(name: str, **switches: int) -> int:
         make_fusion_config(name, "thesis", **switches), frame_stack=1, normalize="none"
     )
     with torch.device("meta"):
-        network = ActorCritic(inputs, 4, config)
-    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+        return count_parameters(ActorCritic(inputs, 4, config)).total
+
+
+def test_a_head_and_a_memory_are_counted_apart_from_the_fusion() -> None:
+    config = NetworkConfig(make_fusion_config(size=8), frame_stack=1, hidden=(5,))
+    policy = ActorCritic(Inputs(((1, 3),)), 4, config)
+    heads = 2 * (8 * 5 + 5) + (5 * 4 + 4) + (5 + 1)
+    fusion = (3 * 8 + 8) + 2 * 8 + (16 * 8 + 8) + (8 + 1)  # Adapter, its norm, scorer.
+    found = count_parameters(policy)
+    assert (found.fusion, found.head, found.total) == (fusion, heads, fusion + heads)
+    memory = count_parameters(RecurrentActorCritic(policy.torso, 4))
+    assert (memory.fusion, memory.head) == (fusion, 4 * 8 * (8 + 8 + 2) + (8 * 4 + 4) + (8 + 1))
+    assert found.named()["parameters"] == sum(p.numel() for p in policy.parameters())
 
 
 @pytest.mark.parametrize(

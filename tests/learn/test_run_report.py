@@ -64,6 +64,7 @@ def test_it_says_what_was_asked_and_what_came_of_it(run: Path) -> None:
         "fusion size 256", "passes saved 25,600", "400 run abc 0.001 2 20.5", MODELS[0],
     ):  # fmt: skip
         assert known in said, known
+    assert "How many parameters the network has is not known: " in said
     assert "Only keys are known" in said  # These models are in no store.
     titles = re.findall(r'aria-label="([^"]+)"', page)
     assert titles == ["Fusion weights", "losses: td loss", "Mean return"]

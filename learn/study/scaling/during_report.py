@@ -19,8 +19,8 @@ from wsa.learn.study.scaling.during_plan import Stage
 
 KIND, TITLE = "scale-during", "While training: models added and dropped"
 COLUMNS = (
-    "game", "seed", "way", "order", "stage", "present", "updates_so_far", "return_after_change",
-    "return_at_end", "return_low", "return_high", "random_return_mean", "run",
+    "game", "seed", "way", "order", "stage", "present", "parameters", "updates_so_far",
+    "return_after_change", "return_at_end", "return_low", "return_high", "random_return_mean", "run",
 )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def _row(stage: Stage, changes: Mapping[Path, Played]) -> tuple[Any, ...]:
     s, r, shock = _summary(stage), stage.cell.request, changes.get(stage.cell.folder)
     return (
         r.game, r.seed, stage.way, str(stage), stage.number, "+".join(stage.present),
-        _so_far(stage), shock and shock.mean, s["return_mean"], s["return_low"], s["return_high"],
+        s.get("parameters"), _so_far(stage), shock and shock.mean, s["return_mean"], s["return_low"], s["return_high"],
         s["random_return_mean"], stage.cell.folder.name,
     )  # fmt: skip
 
