@@ -39,6 +39,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     atari.check_game(o.game)
     from wsa.encode.inference.cores import threads_for
     from wsa.encode.inference.encoder import choose_device
+    from wsa.learn.networks.matching import width_of
     from wsa.learn.networks.parameters import count_parameters
     from wsa.learn.runs import report
     from wsa.learn.runs.dry_run import estimate
@@ -49,6 +50,8 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     device, threads = choose_device(o.device), threads_for(o.live.threads)
     snapshot, config, folder = plan_run(o, device)
     _log.info(f"{config.game}, {_described(config)}; run {folder}")
+    if o.match_parameters and config.models:
+        _log.info(f"--match-parameters {o.match_parameters:,} chose {width_of(config.network)}")
     if o.dry_run:
         return estimate(snapshot, config, device)
     newest: dict[str, float] = {}

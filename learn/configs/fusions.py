@@ -46,6 +46,8 @@ class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Size of an adapted embedding; for res, of the reservoir."""
     layers: Annotated[int, COUNT, arg(name="fusion-layers")] = 1
     """Number of convolutions in cnn."""
+    channels: Annotated[int, COUNT, arg(name="fusion-channels")] = 32
+    """Channels of the convolutions in cnn and mix."""
     score_activation: Literal["none", "relu"] = "none"
     """Activation of the scores; with relu, as the authors have it, no model can be turned off."""
     normaliser: Literal["softmax", "relu-sum", "sigmoid"] = "softmax"
@@ -63,7 +65,8 @@ class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     orthogonal: gain sqrt(2) and no bias, which the authors' RL library imposed."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, {"size": "fusion-size", "layers": "fusion-layers"})
+        flags = {name: f"fusion-{name}" for name in ("size", "layers", "channels")}
+        check_ranges(self, flags)
 
 
 # The faults of the authors' code, by name; docs/explain/wsa.md says what each does.

@@ -40,7 +40,7 @@ from wsa.learn.configs.fusions import (
 from wsa.learn.configs.network import FrameStack, NetworkConfig, PixelNetworkConfig, pixel_network
 from wsa.store.common import user_code
 from wsa.store.common.errors import UsageError
-from wsa.store.common.ranges import COUNT, SEED, SHARE, check_ranges
+from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE, check_ranges
 from wsa.store.configs import Game, Names, Pairs, StoreOptions, own_or
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -147,6 +147,9 @@ class Training(StoreOptions):
     If not given: mean; if you name no models either, ae if it has encoded the game."""
     fusion_preset: Preset = "default"
     """Fusion options as in the authors' thesis, or as in their published code."""
+    match_parameters: Annotated[int, OPTIONAL_COUNT] = 0
+    """Choose the width (--fusion-size; cnn, mix: --fusion-channels; lin, res: --hidden) with which the network,
+    including its head, comes closest to this many trainable parameters; 0 keeps the width as given."""
     data: DataOptions = DataOptions()
     network: Annotated[FrameStack, arg(name="models and fusion")] = NetworkConfig()
     algorithm: AlgorithmConfig = CQLConfig()
@@ -404,7 +407,8 @@ def check_combination(training: Training) -> None:
 def flat_options(training: Training) -> dict[str, Any]:
     """Options that decide what a run becomes, by flag; not where or how models run."""
     found: dict[str, Any] = {
-        name: getattr(training, name) for name in ("online", "algo", "context", "fusion_preset")
+        name: getattr(training, name)
+        for name in ("online", "algo", "context", "fusion_preset", "match_parameters")
     }
     found |= dataclasses.asdict(training.data)
     if isinstance(training.live, OnlineLiveOptions):
@@ -452,7 +456,13 @@ def _names(*kinds: type) -> set[str]:
     return {field.name for kind in kinds for field in dataclasses.fields(kind)}
 
 
-_FLAGS = {"name": "fusion", "size": "fusion_size", "layers": "fusion_layers", "init": "weight_init"}
+_FLAGS = {
+    "name": "fusion",
+    "size": "fusion_size",
+    "layers": "fusion_layers",
+    "channels": "fusion_channels",
+    "init": "weight_init",
+}
 # Options that only a fusion of models and the heads above it have.
 _SWITCHES = {"fusion_preset", "normalize", "hidden", "weight_entropy_coef", "load_balance_coef"} | {
     _FLAGS.get(field, field) for field in FusionConfig.__struct_fields__ if field != "name"

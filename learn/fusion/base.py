@@ -68,11 +68,14 @@ class Fusion(nn.Module):
         conditioned: Whether it looks at a context.
         per_model: Its lists of modules that have one entry for each model. What is in no such list
             serves any number of models; a fusion that names none cannot gain or lose one.
+        scaled_by: What sets its width, for `--match-parameters`: a field of `FusionConfig`, or `hidden`,
+            the head's, where the state vector is as long as its models make it; "" of one that has none.
     """
 
     weighs = False
     conditioned = False
     per_model: tuple[str, ...] = ()
+    scaled_by = ""
     out_features: int
 
     def forward(
@@ -214,6 +217,7 @@ class Adapted(Fusion):
 
     conditioned = True
     per_model: tuple[str, ...] = ("spatial", "adapters")
+    scaled_by = "size"
 
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         super().__init__()

@@ -32,6 +32,8 @@ from wsa.store.common.errors import UsageError
 class Joined(Fusion):
     """A fusion that sets the adapted embeddings side by side."""
 
+    scaled_by = "hidden"
+
     def __init__(self, inputs: Inputs, side: int | None = None) -> None:
         super().__init__()
         self.shapes = inputs.models
@@ -73,6 +75,8 @@ class FIX(Joined):
     The authors' has no LN: `FusionConfig.layer_norm`.
     """
 
+    scaled_by = "size"
+
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         super().__init__(inputs)
         self.adapters = nn.ModuleList(linear_adapter(width, config) for width in self.widths)
@@ -97,11 +101,13 @@ class CNN(Joined):
     """Maps on top of each other, then n convolutions: R = flatten(h_n), (B, 32 side^2) [8,192].
 
     h_0 = [As_i(u_i)], in channels, a vector folded into D / side^2 of them [2+32+16+16 = 66];
-    h_j = ReLU(conv3x3(h_{j-1})), to 32 channels, stride 1, padding 1.
+    h_j = ReLU(conv3x3(h_{j-1})), to 32 channels (`FusionConfig.channels`), stride 1, padding 1.
 
     Raises:
         UsageError: No embedding is spatial, or a vector cannot be folded.
     """
+
+    scaled_by = "channels"
 
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         side = common_side(inputs.models, "cnn")
@@ -118,10 +124,10 @@ class CNN(Joined):
         channels = sum(self.widths) // side**2
         parts: list[nn.Module] = []
         for _ in range(config.layers):
-            parts += [nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU()]
-            channels = 32
+            parts += [nn.Conv2d(channels, config.channels, 3, padding=1), nn.ReLU()]
+            channels = config.channels
         self.convolutions = nn.Sequential(*parts)
-        self.out_features = 32 * side**2
+        self.out_features = config.channels * side**2
 
     def forward(
         self,
@@ -145,13 +151,16 @@ class MIX(Joined):
         UsageError: No embedding is spatial.
     """
 
+    scaled_by = "channels"
+
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         side = common_side(inputs.models, "mix")
         super().__init__(inputs, side)
         channels = sum(a.out_shape[0] for a in self.spatial if isinstance(a, SpatialAdapter))
-        self.convolution = nn.Sequential(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU())
+        mixed = nn.Conv2d(channels, config.channels, 3, padding=1)
+        self.convolution = nn.Sequential(mixed, nn.ReLU())
         vectors = sum(prod(shape) for shape in self.shapes if len(shape) == 2)
-        self.out_features = 32 * side**2 + vectors
+        self.out_features = config.channels * side**2 + vectors
 
     def forward(
         self,

@@ -14,7 +14,7 @@ from wsa.learn.networks.heads import QNetwork
 from wsa.learn.offline.trainer import make_learner
 from wsa.learn.online.replay_buffer import RECORD
 from wsa.learn.runs.config import OfflineRun, OnlineRun
-from wsa.learn.runs.network import parameters_of
+from wsa.learn.runs.network import looks_of, parameters_of
 from wsa.store.objects.flat_map import ROW
 from wsa.store.objects.snapshot import Snapshot
 
@@ -35,7 +35,7 @@ def estimate(snapshot: Snapshot, config: OfflineRun | OnlineRun, device: str) ->
         at most: steps, frames, and bytes of the run's folder if no frame came twice. Of both, what
         the network learns (`Parameters`).
     """
-    counted = parameters_of(config, snapshot).named()
+    counted = parameters_of(config, *looks_of(config, snapshot)).named()
     if isinstance(config, OnlineRun):
         return _to_play(config) | counted
     metas = [m for m in snapshot.segments(config.game) if m.segment in config.segments]

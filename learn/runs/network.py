@@ -44,19 +44,26 @@ def make_network(
     return ActorCritic(inputs, actions, network, torso)
 
 
-def parameters_of(config: OfflineRun | OnlineRun, snapshot: Snapshot) -> Parameters:
-    """How many numbers a run's network learns; nothing is allocated.
+def looks_of(
+    config: OfflineRun | OnlineRun, snapshot: Snapshot
+) -> tuple[Sequence[int], Sequence[tuple[int, ...]]]:
+    """Frames that each of a run's inputs looks at, and the shape of its embedding.
 
     Args:
         config: The run.
-        snapshot: Its store, which knows the shapes of what an offline run reads.
+        snapshot: Its store, which knows them of an offline run.
 
     Raises:
         MissingError: The store does not have the run's embeddings.
     """
     if isinstance(config, OnlineRun):
-        windows, shapes = config.looks, config.shapes
-    else:
-        windows, shapes, _ = shapes_of(snapshot, config.game, config.inputs)
+        return config.looks, config.shapes
+    return shapes_of(snapshot, config.game, config.inputs)[:2]
+
+
+def parameters_of(
+    config: OfflineRun | OnlineRun, windows: Sequence[int], shapes: Sequence[tuple[int, ...]]
+) -> Parameters:
+    """How many numbers a run's network learns; nothing is allocated. Arguments as of `make_network`."""
     with torch.device("meta"):
         return count_parameters(make_network(config, windows, shapes))

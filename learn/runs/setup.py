@@ -30,8 +30,9 @@ from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.fusion.losses import check_weight_losses
+from wsa.learn.networks.matching import match_parameters
 from wsa.learn.runs.config import MEAN_CONTEXT, OfflineRun, OnlineRun, RunConfig, read_config
-from wsa.learn.runs.network import make_network
+from wsa.learn.runs.network import make_network, parameters_of
 from wsa.learn.runs.warm_start import change_models, warm_start
 from wsa.learn.training import checkpoint
 from wsa.store.common import names, user_code
@@ -78,6 +79,12 @@ def configure(
             "--add and --drop change the models of a run that was trained: name it with --init. "
             "To choose a new run's models, use --models.",
         )
+    if start.init and request.match_parameters:
+        raise UsageError(
+            "bad-option",
+            f"--match-parameters: the network is that of --init {start.init}, whose width is what it "
+            "was trained with. Leave it out.",
+        )
     pixels = request.fusion == PIXELS
     if request.online:
         online = _Added(request, snapshot, device, dry_run)
@@ -113,7 +120,7 @@ def configure(
         assert isinstance(request.algorithm, OfflineConfig)
         return make_offline(
             snapshot, request.game, models, context, request.seed, request.algorithm,
-            request.data.protocol, network, init, request.evaluation,
+            request.data.protocol, network, init, request.evaluation, request.match_parameters,
         )  # fmt: skip
     assert isinstance(request.algorithm, OnlineConfig) and isinstance(request.data, PlayOptions)
     play = request.data
@@ -133,6 +140,7 @@ def configure(
         parameters=play.parameters,
         init=init,
         evaluation=request.evaluation,
+        match=request.match_parameters,
     )
 
 
@@ -299,6 +307,7 @@ def make_offline(
     network: NetworkConfig | None = None,
     init: str = "",
     evaluation: EvaluationConfig | None = None,
+    match: int = 0,
 ) -> OfflineRun:
     """Settle a run that learns from stored segments.
 
@@ -313,10 +322,11 @@ def make_offline(
         network: Fusion, frames in a state, heads.
         init: Checkpoint of a run to begin from.
         evaluation: Games to play every so often.
+        match: Parameters that the network is to have; 0 for those of its width.
 
     Raises:
         MissingError: No frames, or a model has not encoded them.
-        UsageError: The fusion cannot take the models, an alias fits several of them, or the game
+        UsageError: The fusion cannot take the models, or not be so large, an alias fits several of them, or the game
             was played under several protocols and none of them is named: their scores must not be
             mixed.
     """
@@ -342,11 +352,34 @@ def make_offline(
     )
     check_weight_losses(hyperparameters, config.network.fusion.name)
     windows, shapes, _ = shapes_of(snapshot, game, config.inputs)
+    if match:
+        matched = _matched(config, windows, shapes, match)
+        config = msgspec.structs.replace(config, network=matched)
     with torch.device("meta"):  # Shapes alone: whether the fusion takes them, and they fit.
         network_made = make_network(config, windows, shapes)
         if init:
             warm_start(config, network_made)
     return config
+
+
+def _matched(
+    config: OfflineRun | OnlineRun,
+    windows: Sequence[int],
+    shapes: Sequence[tuple[int, ...]],
+    wanted: int,
+) -> NetworkConfig:
+    """A run's network in the width that comes nearest to a number of parameters.
+
+    Raises:
+        UsageError: None does, or there is none to choose.
+    """
+
+    def count(network: NetworkConfig) -> int:
+        tried = msgspec.structs.replace(config, network=network)
+        return parameters_of(tried, windows, shapes).total
+
+    recurrent = getattr(config.hyperparameters, "recurrent", False)
+    return match_parameters(config.network, wanted, count, linear_heads=recurrent)
 
 
 def _data(snapshot: Snapshot, game: str, protocol: str) -> tuple[tuple[str, ...], Protocol]:
@@ -387,6 +420,7 @@ def make_online(
     parameters: int = 0,
     init: str = "",
     evaluation: EvaluationConfig | None = None,
+    match: int = 0,
 ) -> OnlineRun:
     """Settle a run that learns from what it plays.
 
@@ -402,11 +436,18 @@ def make_online(
         parameters: Of the end-to-end network, about.
         init: Checkpoint of a run to begin from.
         evaluation: Games to play every so often.
+        match: As of `make_offline`.
 
     Raises:
         UsageError: Options that exclude each other, or a fusion that cannot take the models.
     """
     atari.check_game(game)
+    if match and network.fusion.name == PIXELS:
+        if parameters:
+            raise UsageError(
+                "bad-option", "--match-parameters and --parameters are the same here: give one."
+            )
+        parameters = match
     config = OnlineRun(
         store=snapshot.backend.url,
         game=game,
@@ -446,6 +487,9 @@ def make_online(
         windows=windows if max(windows, default=1) > 1 else msgspec.UNSET,
         segments=tuple(meta.segment for meta in metas),
     )
+    if match and not config.end_to_end:
+        matched = _matched(config, config.looks, config.shapes, match)
+        config = msgspec.structs.replace(config, network=matched)
     with torch.device("meta"):  # Shapes alone: whether the fusion takes them, and they fit.
         network_made = make_network(config, config.looks, config.shapes)
         if init:

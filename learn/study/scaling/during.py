@@ -48,6 +48,12 @@ def during(o: DuringOptions, connect: runner.Connect) -> int:
         raise UsageError(
             "bad-option", "--during is of runs that learn from stored data: leave out --online."
         )
+    if o.match_parameters:
+        raise UsageError(
+            "bad-option",
+            "--match-parameters: a network that models join or leave has as many parameters as they "
+            "bring. Leave it out.",
+        )
     folder = Path(o.study_dir) / "during"
     bench = bench_options(o, fusions=("wsa",), bench_dir=str(folder))
     grid.check(bench)
