@@ -21,8 +21,9 @@ from typing import Any
 import msgspec
 
 from wsa.learn.configs.bench import BenchOptions
-from wsa.learn.configs.fusions import FUSIONS, PIXELS, check_own_or, make_fusion_config
+from wsa.learn.configs.fusions import FUSIONS, PIXELS, as_preset, check_own_or
 from wsa.learn.configs.learn import (
+    PRESET_OPTIONS,
     ComputeOptions,
     LiveOptions,
     PlayOptions,
@@ -30,8 +31,9 @@ from wsa.learn.configs.learn import (
     Training,
     check_combination,
     flat_options,
+    preset_defaults,
 )
-from wsa.learn.configs.network import FrameStack, NetworkConfig, PixelNetworkConfig
+from wsa.learn.configs.network import NetworkConfig, PixelNetworkConfig
 from wsa.learn.envs import atari
 from wsa.learn.fusion.base import Fusion
 from wsa.learn.fusion.build import fusion_class
@@ -247,7 +249,7 @@ def changed(o: BenchOptions) -> list[str]:
         **flat_options(_defaults(o)),
         "online": False,
         "algo": "cql",
-        "fusion_preset": "default",
+        **dict.fromkeys(PRESET_OPTIONS, "default"),
     }
     return [
         spelled(name, value)
@@ -257,16 +259,14 @@ def changed(o: BenchOptions) -> list[str]:
 
 
 def _defaults(o: BenchOptions) -> BenchOptions:
-    """The same algorithm and preset, with defaults otherwise."""
-    network: FrameStack = PixelNetworkConfig()
-    if isinstance(o.network, NetworkConfig):
-        network = NetworkConfig(make_fusion_config(preset=o.fusion_preset))
+    """The same algorithm and presets, with defaults otherwise."""
+    fusion = "wsa" if isinstance(o.network, NetworkConfig) else PIXELS
+    presets = {name: getattr(o, name) for name in PRESET_OPTIONS}
     return BenchOptions(
         online=o.online,
         algo=o.algo,
-        fusion_preset=o.fusion_preset,
-        algorithm=type(o.algorithm)(),
-        network=network,
+        **presets,
+        **preset_defaults(type(o.algorithm), **presets, fusion=fusion),
         data=type(o.data)(),
         live=type(o.live)(),
     )
@@ -309,8 +309,13 @@ def request_for(o: BenchOptions, fusion: str) -> RunRequest:
         )
     if fusion == PIXELS:
         shared["network"] = PixelNetworkConfig(frame_stack=o.network.frame_stack)
-    elif isinstance(o.data, PlayOptions):
+        return RunRequest(**shared, fusion=fusion)
+    if isinstance(o.data, PlayOptions):
         shared["data"] = dataclasses.replace(o.data, parameters=0)
+    if isinstance(o.network, NetworkConfig):
+        shared["network"] = msgspec.structs.replace(
+            o.network, fusion=as_preset(o.network.fusion, o.fusion_preset, fusion)
+        )
     return RunRequest(**shared, fusion=fusion)
 
 

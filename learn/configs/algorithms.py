@@ -128,6 +128,11 @@ class DQNConfig(OfflineConfig, frozen=True, tag="dqn"):
     """Gradient steps between copies to the target network."""
     clip_rewards: bool = True
     """Train on the sign of rewards; --no-clip-rewards uses raw ones. Reports always show raw rewards."""
+    double_q: bool = True
+    """Let the network choose the next action that the target network values; --no-double-q takes the
+    target network's greatest value (Mnih et al., 2015)."""
+    max_grad_norm: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Maximum norm of the gradients; 0 for none."""
 
     @property
     def discounting(self) -> Discounting:
@@ -189,12 +194,16 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
     """Normalize advantages in each minibatch; --no-norm-adv leaves them as they are."""
     clip_coef: Annotated[float, POSITIVE] = 0.1
     """Clipping range of the probability ratio."""
+    anneal_clip: bool = False
+    """Decay that range linearly to 0."""
     clip_vloss: bool = True
-    """Clip the value loss in the same range; --no-clip-vloss leaves it unclipped."""
+    """Clip the value loss too; --no-clip-vloss leaves it unclipped."""
+    vf_clip_coef: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Clipping range of the value loss; 0 for that of the probability ratio."""
     ent_coef: float = 0.01
     """Coefficient of the entropy bonus."""
     vf_coef: float = 0.5
-    """Coefficient of the value loss."""
+    """Coefficient of the value loss, which is half the squared error."""
     max_grad_norm: Annotated[float, POSITIVE] = 0.5
     """Maximum norm of the gradients."""
     target_kl: float = 0.0
@@ -227,7 +236,7 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
     @property
     def scheduled(self) -> bool:
         """See `AlgorithmConfig`."""
-        return self.anneal_lr
+        return self.anneal_lr or self.anneal_clip
 
     @property
     def rollout_size(self) -> int:
@@ -255,6 +264,11 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
     """Steps between copies to the target network."""
     n_step: Annotated[int, COUNT] = 1
     """Steps whose rewards a target adds up."""
+    double_q: bool = True
+    """Let the network choose the next action that the target network values; --no-double-q takes the
+    target network's greatest value (Mnih et al., 2015)."""
+    max_grad_norm: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Maximum norm of the gradients; 0 for none."""
     start_e: Annotated[float, SHARE] = 1.0
     """Probability of a random action at the start."""
     end_e: Annotated[float, SHARE] = 0.01
@@ -310,6 +324,8 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
             n_step=self.n_step,
             target_network_frequency=max(1, self.target_network_frequency // self.train_frequency),
             clip_rewards=self.clip_rewards,
+            double_q=self.double_q,
+            max_grad_norm=self.max_grad_norm,
             weight_entropy_coef=self.weight_entropy_coef,
             load_balance_coef=self.load_balance_coef,
         )

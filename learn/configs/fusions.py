@@ -91,6 +91,30 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# Whose scores are no part of what the authors changed: all they have is a softmax.
+_SOFTMAX = ("dpa", "unshared", "moe")
+SCORING = ("score_activation", "normaliser")
+
+
+def preset_switches(preset: str, name: str) -> dict[str, Any]:
+    """What a preset sets of a fusion: its scoring is WSA's, and of the user's own."""
+    switches = PRESETS[preset]
+    if name in _SOFTMAX:
+        return {k: v for k, v in switches.items() if k not in SCORING}
+    return switches
+
+
+def as_preset(config: FusionConfig, preset: str, name: str) -> FusionConfig:
+    """Switches that a grid's fusions share, as one of them has them: a preset's scoring only if it is its own."""
+    own, default = preset_switches(preset, name), FusionConfig()
+    theirs = {
+        switch: getattr(default, switch)
+        for switch, value in PRESETS[preset].items()
+        if switch not in own and getattr(config, switch) == value
+    }
+    return msgspec.structs.replace(config, **theirs)
+
+
 def make_fusion_config(name: str = "wsa", preset: str = "default", **switches: Any) -> FusionConfig:
     """A preset's configuration of a fusion, with `switches` in place of the preset's.
 
@@ -99,7 +123,7 @@ def make_fusion_config(name: str = "wsa", preset: str = "default", **switches: A
     """
     check_own_or("--fusion", name, list(FUSIONS), "module:Class")
     check_choice("--fusion-preset", preset, list(PRESETS))
-    return FusionConfig(name, **{**PRESETS[preset], **switches})
+    return FusionConfig(name, **{**preset_switches(preset, name), **switches})
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:

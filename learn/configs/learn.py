@@ -35,14 +35,17 @@ from wsa.learn.configs.fusions import (
     PRESETS,
     FusionConfig,
     check_own_or,
-    make_fusion_config,
+    preset_switches,
 )
 from wsa.learn.configs.network import FrameStack, NetworkConfig, PixelNetworkConfig, pixel_network
+from wsa.learn.configs.rl_presets import RL_PRESETS, rl_defaults
 from wsa.store.common import user_code
 from wsa.store.common.errors import UsageError
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE, check_ranges
 from wsa.store.configs import Game, Names, Pairs, StoreOptions, own_or
 
+_HEADS = (NetworkConfig().hidden, NetworkConfig().head_activation)
+PRESET_OPTIONS = ("fusion_preset", "rl_preset")
 Device = Literal["auto", "cpu", "cuda"]
 _ALGORITHMS, _FUSIONS = list(dict.fromkeys([*OFFLINE, *ONLINE])), [*FUSIONS, PIXELS]
 _check_algorithm = partial(check_own_or, "--algo", choices=_ALGORITHMS, own="module:Config")
@@ -51,8 +54,10 @@ Algorithm = Annotated[str, own_or(_ALGORITHMS, "MODULE:CONFIG", _check_algorithm
 FusionName = Annotated[str, own_or(_FUSIONS, "MODULE:CLASS", _check_fusion)]
 if TYPE_CHECKING:
     Preset: TypeAlias = str
+    RLPreset: TypeAlias = str
 else:
     Preset = literal_type_from_choices(list(PRESETS))
+    RLPreset = literal_type_from_choices(list(RL_PRESETS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +152,9 @@ class Training(StoreOptions):
     If not given: mean; if you name no models either, ae if it has encoded the game."""
     fusion_preset: Preset = "default"
     """Fusion options as in the authors' thesis, or as in their published code."""
+    rl_preset: RLPreset = "default"
+    """Defaults of algorithm and heads as the authors had them: PPO or DQN of their thesis, or the recurrent
+    PPO of their published code. Options that you give replace single defaults."""
     match_parameters: Annotated[int, OPTIONAL_COUNT] = 0
     """Choose the width (--fusion-size; cnn, mix: --fusion-channels; lin, res: --hidden) with which the network,
     including its head, comes closest to this many trainable parameters; 0 keeps the width as given."""
@@ -320,6 +328,7 @@ def training_defaults(
         raise UsageError("bad-option", "--online needs --algo ppo or --algo dqn.")
     algo = algo or ("ppo" if online else "cql")
     (preset,) = values_of(arguments, "fusion-preset", "default")[-1:]
+    (rl_preset,) = values_of(arguments, "rl-preset", "default")[-1:]
     pixels = set(fusions) == {PIXELS}
     known: Mapping[str, type[AlgorithmConfig]] = algorithms(online)
     if user_code.is_name(algo):
@@ -340,17 +349,38 @@ def training_defaults(
             "or choose another.",
         )
     config = known.get(algo, CQLConfig)  # Any other name is rejected when the options are parsed.
-    defaults: dict[str, Any] = {"algorithm": config()}
-    if preset in PRESETS:
-        defaults["network"] = NetworkConfig(make_fusion_config(preset=preset))
-    if pixels:
-        defaults["network"] = PixelNetworkConfig()
+    presets = (
+        preset if preset in PRESETS else "default",  # Another is rejected when options are parsed.
+        rl_preset if rl_preset in RL_PRESETS and not helping else "default",
+    )
+    # Of a grid, whose fusions differ, WSA's: each takes of it what is its own.
+    name = fusions[0] if flag == "--fusion" else "wsa"
+    defaults = preset_defaults(config, *presets, fusion=PIXELS if pixels else name)
     if online:
         defaults |= {"data": PlayOptions(), "live": OnlineLiveOptions()}
     for field in () if helping else _fields(arguments):
         for why in _idle(field, config, algo, online, flag if pixels else ""):
             raise UsageError("bad-option", f"--{field.replace('_', '-')} {why}")
     return defaults
+
+
+def preset_defaults(
+    algorithm: type[AlgorithmConfig], fusion_preset: str, rl_preset: str, fusion: str
+) -> dict[str, Any]:
+    """Defaults of an algorithm and its network, as the two presets have them.
+
+    Raises:
+        UsageError: The authors did not train with this algorithm.
+    """
+    rl = rl_defaults(rl_preset, algorithm)
+    network: FrameStack
+    if fusion == PIXELS:
+        stack = {k: v for k, v in rl.network.items() if k in FrameStack.__struct_fields__}
+        network = PixelNetworkConfig(**stack)
+    else:
+        switches = preset_switches(fusion_preset, fusion) | rl.fusion
+        network = NetworkConfig(FusionConfig(**switches), **rl.network)
+    return {"algorithm": algorithm(**rl.learner), "network": network}
 
 
 def own_algorithm(name: str, online: bool) -> type[AlgorithmConfig]:
@@ -395,12 +425,12 @@ def check_combination(training: Training) -> None:
         )
     if getattr(training.algorithm, "recurrent", False) and (
         isinstance(training.network, NetworkConfig)
-        and training.network.hidden != NetworkConfig().hidden
+        and (training.network.hidden, training.network.head_activation) != _HEADS
     ):
         raise UsageError(
             "bad-option",
-            "--hidden has no meaning with --recurrent, whose heads are one linear map each. Leave "
-            "it out.",
+            "--hidden and --head-activation have no meaning with --recurrent, whose heads are one "
+            "linear map each. Leave them out, and --rl-preset thesis, whose heads are not.",
         )
 
 
@@ -408,7 +438,7 @@ def flat_options(training: Training) -> dict[str, Any]:
     """Options that decide what a run becomes, by flag; not where or how models run."""
     found: dict[str, Any] = {
         name: getattr(training, name)
-        for name in ("online", "algo", "context", "fusion_preset", "match_parameters")
+        for name in ("online", "algo", "context", *PRESET_OPTIONS, "match_parameters")
     }
     found |= dataclasses.asdict(training.data)
     if isinstance(training.live, OnlineLiveOptions):
@@ -464,9 +494,14 @@ _FLAGS = {
     "init": "weight_init",
 }
 # Options that only a fusion of models and the heads above it have.
-_SWITCHES = {"fusion_preset", "normalize", "hidden", "weight_entropy_coef", "load_balance_coef"} | {
-    _FLAGS.get(field, field) for field in FusionConfig.__struct_fields__ if field != "name"
-}
+_SWITCHES = {
+    "fusion_preset",
+    "normalize",
+    "hidden",
+    "head_activation",
+    "weight_entropy_coef",
+    "load_balance_coef",
+} | {_FLAGS.get(field, field) for field in FusionConfig.__struct_fields__ if field != "name"}
 
 
 def _fields(arguments: Sequence[str]) -> list[str]:

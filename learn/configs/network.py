@@ -38,6 +38,8 @@ class NetworkConfig(FrameStack, frozen=True):
     """Normalize embeddings: standard, with mean and deviation over the data; layer, each by itself; or none."""
     hidden: Annotated[Integers, Range(1)] = (256,)
     """Units in each hidden layer of a head; the paper's code has one layer of 256."""
+    head_activation: Literal["relu", "tanh"] = "relu"
+    """Activation of these layers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

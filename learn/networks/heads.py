@@ -120,7 +120,7 @@ class QNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.torso: Any = Torso(inputs, config) if torso is None else torso
-        self.head = _mlp(self.torso.out_features, config.hidden, actions)
+        self.head = _mlp(self.torso.out_features, config, actions)
 
     @property
     def device(self) -> torch.device:
@@ -153,8 +153,8 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.torso: Any = Torso(inputs, config) if torso is None else torso
-        self.actor = _mlp(self.torso.out_features, config.hidden, actions)
-        self.critic = _mlp(self.torso.out_features, config.hidden, 1)
+        self.actor = _mlp(self.torso.out_features, config, actions)
+        self.critic = _mlp(self.torso.out_features, config, 1)
         for head, last in ((self.actor, 0.01), (self.critic, 1.0)):
             maps = [part for part in head if isinstance(part, nn.Linear)]
             for part in maps:
@@ -178,9 +178,10 @@ class ActorCritic(nn.Module):
         return self.actor(state), self.critic(state).squeeze(1), weights
 
 
-def _mlp(width: int, hidden: Sequence[int], out: int) -> nn.Sequential:
+def _mlp(width: int, config: NetworkConfig, out: int) -> nn.Sequential:
+    activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[config.head_activation]
     parts: list[nn.Module] = []
-    for units in hidden:
-        parts += [nn.Linear(width, units), nn.ReLU()]
+    for units in config.hidden:
+        parts += [nn.Linear(width, units), activation()]
         width = units
     return nn.Sequential(*parts, nn.Linear(width, out))

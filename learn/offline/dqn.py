@@ -42,6 +42,8 @@ class DQN:
         loss, scalars = self._loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self._config.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.online.parameters(), self._config.max_grad_norm)
         self.optimizer.step()
         if step % self._config.target_network_frequency == 0:
             self.target.load_state_dict(self.online.state_dict())
@@ -66,6 +68,7 @@ def update_loss(
     """The loss of one batch, and what to log of it.
 
         y = r_1 + ... + gamma^{n-1} r_n + discount * Q_target(s', argmax_a Q(s', a))
+            (argmax_a Q_target(s', a) without `double_q`)
         loss = Huber(Q(s, a) - y) + cql_alpha * (logsumexp Q(s, .) - Q(s, a))
 
     Returns:
@@ -77,8 +80,9 @@ def update_loss(
     states, following = batch.states.to(device), batch.following.to(device)
     actions = batch.actions.to(device)
     with torch.no_grad():
-        best = online(following)[0].argmax(dim=1)
-        value = target(following)[0].gather(1, best[:, None]).squeeze(1)
+        valued = target(following)[0]
+        best = (online(following)[0] if config.double_q else valued).argmax(dim=1)
+        value = valued.gather(1, best[:, None]).squeeze(1)
         wanted = batch.rewards.to(device) + batch.discounts.to(device) * value
     values, weights = online(states)
     taken = values.gather(1, actions[:, None]).squeeze(1)

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -105,14 +106,16 @@ def train_ppo(
         network=network,
     ) as loop:  # fmt: skip
         for step in loop:
-            rate = config.learning_rate
-            if config.anneal_lr:
-                rate *= 1 - (step // stride - 1) / updates
+            left = 1 - (step // stride - 1) / updates
+            rate = config.learning_rate * left if config.anneal_lr else config.learning_rate
+            now = config
+            if config.anneal_clip:
+                now = msgspec.structs.replace(config, clip_coef=config.clip_coef * left)
             optimizer.param_groups[0]["lr"] = rate
             rollout, memory = play(config, session, network, memory, device, loop.metrics)
             line = {"charts/learning_rate": rate}
             if session.settled:
-                line |= update_policy(config, session, network, optimizer, rollout, device)
+                line |= update_policy(now, session, network, optimizer, rollout, device)
             session.settle(network)
             loop.write(line | session.scalars())
     return session.played(network)
@@ -288,7 +291,8 @@ def loss_of(
     wanted, old = returns[at].to(device), rollout.values[at].to(device)
     errors = (values - wanted) ** 2
     if config.clip_vloss:
-        near = old + (values - old).clamp(-config.clip_coef, config.clip_coef)
+        reach = config.vf_clip_coef or config.clip_coef
+        near = old + (values - old).clamp(-reach, reach)
         errors = torch.max(errors, (near - wanted) ** 2)
     value_loss = 0.5 * errors.mean()
     entropy = -(chances.exp() * chances).sum(dim=1).mean()

@@ -62,7 +62,8 @@ def literal(config: CQLConfig, steps: list[tuple[int, int, float, float, int]]) 
     """The loss of (state, action, reward, terminated, next state), in plain arithmetic."""
     total = 0.0
     for state, action, reward, terminated, following in steps:
-        best = ONLINE[following].index(max(ONLINE[following]))
+        by = ONLINE if config.double_q else TARGET
+        best = by[following].index(max(by[following]))
         wanted = reward + (0 if terminated else config.gamma * TARGET[following][best])
         error = abs(wanted - ONLINE[state][action])
         total += 0.5 * error**2 if error < 1 else error - 0.5
@@ -85,10 +86,11 @@ def batch_of(config: CQLConfig, steps: list[tuple[int, int, float, float, int]])
     )
 
 
+@pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 0.3])
 @pytest.mark.parametrize("gamma", [0.0, 0.9])
-def test_the_loss_is_the_literal_one(alpha: float, gamma: float) -> None:
-    config = msgspec.structs.replace(SMALL, cql_alpha=alpha, gamma=gamma)
+def test_the_loss_is_the_literal_one(alpha: float, gamma: float, double: bool) -> None:
+    config = msgspec.structs.replace(SMALL, cql_alpha=alpha, gamma=gamma, double_q=double)
     online: Any = Table(ONLINE)
     target: Any = Table(TARGET)
     loss, scalars = update_loss(config, online, target, batch_of(config, STEPS), alpha)
@@ -167,3 +169,21 @@ def test_cloning_does_as_was_done(walk_flat: FlatMap, tmp_path: Path) -> None:
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["validation/loss"] == pytest.approx(math.log(3), abs=0.05)
     assert 0.2 < last["validation/accuracy"] < 0.5
+
+
+@pytest.mark.parametrize("most", [0.0, 1e-3])
+def test_gradients_are_clipped_where_that_is_asked_for(
+    walk_flat: FlatMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: float
+) -> None:
+    norms = []
+    step = torch.optim.Adam.step
+
+    def spy(self: Any, *rest: Any) -> Any:
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(torch.stack([g.norm() for g in grads if g is not None]).norm().item())
+        return step(self, *rest)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    fit(msgspec.structs.replace(SMALL, updates=4, max_grad_norm=most), walk_flat, tmp_path)
+    assert len(norms) == 4
+    assert all(n <= 1.001 * most for n in norms) if most else max(norms) > 1e-2

@@ -106,7 +106,7 @@ def test_a_network_on_pixels_is_matched_too(snapshot: Snapshot, learner: OnlineC
     pixels = NetworkConfig(FusionConfig("nature"), normalize="none", hidden=())
     protocol = atari.protocol("Pong", "classic")
 
-    def made(**size: int) -> Any:
+    def made(**size: Any) -> Any:
         return make_online(snapshot, "Pong", [], "mean", pixels, protocol, 1, learner, **size)
 
     run = made(match=200_000)

@@ -146,6 +146,37 @@ def test_a_rollouts_first_update_sees_the_policy_that_played(
         assert abs(float(scalars["losses/approx_kl"])) < 1e-6 and float(scalars["clipfrac"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("clip", "reach"), [({"clip_vloss": False}, None), ({}, 0.1), ({"vf_clip_coef": 0.02}, 0.02)]
+)
+def test_the_value_term(
+    walk: SimpleNamespace, tmp_path: Path, clip: dict[str, Any], reach: float | None
+) -> None:
+    """With vf_coef 1 and no clipping half the squared error, as Stable-Baselines3 has it with 0.5."""
+    config = msgspec.structs.replace(PPO, vf_coef=1.0, ent_coef=0.0, **clip)
+    session, network = make(walk, tmp_path, config)
+    session.runner.begin()
+    silent: Any = SimpleNamespace(write=lambda *_: None)
+    rollout, _ = ppo.play(config, session, network, None, "cpu", silent)
+    at = next(ppo.minibatches(config))
+    estimates = torch.zeros_like(rollout.values)
+    returns = rollout.values + torch.linspace(-1, 1, 64).view_as(rollout.values)
+    with torch.no_grad():
+        network.critic[-1].bias += 0.05  # Since the rollout was played.
+        config = msgspec.structs.replace(config, norm_adv=False)
+        loss, scalars = ppo.loss_of(
+            config, session, network, rollout, estimates, returns, at, "cpu"
+        )
+    errors = (rollout.values + 0.05 - returns)[at] ** 2
+    if reach:
+        near = rollout.values + min(reach, 0.05)
+        errors = torch.max(errors, (near - returns)[at] ** 2)
+    assert scalars["losses/value_loss"].item() == pytest.approx(
+        0.5 * errors.mean().item(), rel=1e-4
+    )
+    assert loss.item() == pytest.approx(scalars["losses/value_loss"].item(), rel=1e-4)
+
+
 @pytest.mark.parametrize("config", [PPO, DQN])
 def test_dropout_is_for_updates(walk: SimpleNamespace, tmp_path: Path, config: Any) -> None:
     session, network = make(walk, tmp_path, config, dropout=0.5)

@@ -69,6 +69,24 @@ def test_a_policy_that_may_be_dead_tells_whether_it_is(
     assert len(told) == 1 and 0 <= told[0] <= 1  # None of the rollout that only settles.
 
 
+def test_the_clipping_range_falls_to_nothing_if_it_is_to(
+    walk: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    update = ppo.update_policy
+
+    def spy(config: PPOConfig, *rest: Any) -> Any:
+        seen.append(config.clip_coef)
+        return update(config, *rest)
+
+    monkeypatch.setattr(ppo, "update_policy", spy)
+    for name, anneal in (("still", False), ("falls", True)):
+        config = msgspec.structs.replace(SMALL, total_timesteps=256, anneal_clip=anneal)
+        Run(walk, tmp_path / name, config).train()
+    assert seen[:3] == [0.1] * 3  # The first rollout of four settles what is normalized with.
+    assert seen[3:] == pytest.approx([0.075, 0.05, 0.025])
+
+
 def stop_at(step: int) -> Any:
     def on_update(now: int, line: Any) -> None:
         if now >= step:

@@ -1,0 +1,81 @@
+"""The authors' two ways to train, as presets: defaults that explicit options replace.
+
+What is known of them, and what a preset leaves out, is in docs/explain/wsa.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from wsa.learn.configs.algorithms import AlgorithmConfig, OnlineDQNConfig, PPOConfig
+from wsa.store.common.errors import UsageError
+
+
+class Defaults(NamedTuple):
+    """Other defaults than wsa's.
+
+    Attributes:
+        learner: Of the algorithm's hyperparameters.
+        network: Of the network's options; `frame_stack` also of a network on pixels.
+        fusion: Of the fusion's switches, over those of `--fusion-preset`.
+    """
+
+    learner: dict[str, Any]
+    network: dict[str, Any] = {}  # noqa: RUF012  Nothing writes to it.
+    fusion: dict[str, Any] = {}  # noqa: RUF012
+
+
+RL_PRESETS: dict[str, dict[type[AlgorithmConfig], Defaults]] = {
+    "default": {},
+    # Stable-Baselines3 2.2.1 with the values of rl-zoo.
+    "thesis": {
+        PPOConfig: Defaults(
+            {
+                "terminal_on_life_loss": True,
+                "anneal_clip": True,
+                "clip_vloss": False,
+                "vf_coef": 1.0,  # 0.5 of the squared error, which is halved here.
+            },
+            {"head_activation": "tanh"},
+        ),
+        OnlineDQNConfig: Defaults(
+            {
+                "terminal_on_life_loss": True,
+                "double_q": False,
+                "max_grad_norm": 10.0,
+                "num_envs": 8,
+                "buffer_size": 100_000,
+                "learning_starts": 100_000,
+                "train_frequency": 32,  # Every fourth step of all eight environments.
+            },
+            {"hidden": (64, 64)},
+            {"init": "torch"},  # Of PPO alone the library draws the weights anew.
+        ),
+    },
+    # PufferLib, in the published fork; its rates and sizes are tuned for each game.
+    "paper": {
+        PPOConfig: Defaults(
+            {"recurrent": True, "anneal_lr": False, "clip_rewards": False}, {"frame_stack": 1}
+        ),
+    },
+}
+
+
+def rl_defaults(preset: str, algorithm: type[AlgorithmConfig]) -> Defaults:
+    """The defaults of an algorithm under a preset.
+
+    Raises:
+        UsageError: The authors did not train so.
+    """
+    known = RL_PRESETS[preset]
+    for config in algorithm.__mro__:  # A user's own may be derived from one of these.
+        if config in known:
+            return known[config]
+    if not known:
+        return Defaults({})
+    names = " and ".join(f"--algo {config.NAME}" for config in known)
+    raise UsageError(
+        "bad-option",
+        f"--rl-preset {preset} is of --online with {names}: the authors trained with nothing else. "
+        "Leave it out, or train so.",
+    )
