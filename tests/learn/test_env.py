@@ -50,11 +50,11 @@ class Trace:
 
     def of(self, i: int) -> list[NDArray[Any]]:
         """Everything about environment i, each with time as first axis."""
-        ended = np.array(self.terminated)[:, i] | np.array(self.truncated)[:, i]
-        # Where no episode ended, the final observation of a neighbour's end means nothing.
-        final = np.array(self.final)[:, i] * ended[:, None, None, None]
         names = ("actions", "seen", "rewards", "terminated", "truncated", "lives")
-        return [self.first[i], final, *(np.array(getattr(self, name))[:, i] for name in names)]
+        line = {name: np.array([row[i] for row in getattr(self, name)]) for name in names}
+        # Where no episode ended, the final observation of a neighbour's end means nothing.
+        ends = np.flatnonzero(line["terminated"] | line["truncated"])
+        return [self.first[i], np.array([self.final[t][i] for t in ends]), *line.values()]
 
 
 def test_there_are_104_games() -> None:
@@ -137,13 +137,15 @@ class Emulator:
         self.ale.loadROM(str(roms.get_rom_path(games.games()[game])))
         self.actions = self.ale.getMinimalActionSet()
 
-    def step(self, action: int) -> list[NDArray[np.uint8]]:
-        """The screens of a step's emulator frames; fewer than four if the game ends."""
-        screens = []
-        while len(screens) < games.FRAME_SKIP and not self.ale.game_over():
+    def step(self, action: int) -> tuple[int, list[NDArray[np.uint8]]]:
+        """How many emulator frames a step had, fewer than four if the game ends; its third and fourth screen."""
+        played, screens = 0, []
+        while played < games.FRAME_SKIP and not self.ale.game_over():
             self.ale.act(self.actions[action])
-            screens.append(self.ale.getScreenRGB())
-        return screens
+            played += 1
+            if played > 2:  # To make a picture takes longer than to play.
+                screens.append(self.ale.getScreenRGB())
+        return played, screens
 
 
 def test_frames_are_the_emulators_and_the_last_one_is_what_the_docstring_says() -> None:
@@ -156,15 +158,15 @@ def test_frames_are_the_emulators_and_the_last_one_is_what_the_docstring_says() 
         before = emulator.ale.getScreenRGB()
         np.testing.assert_array_equal(trace.first[i], before)
         for t in range(steps):
-            screens = emulator.step(int(trace.actions[t][i]))
+            played, screens = emulator.step(int(trace.actions[t][i]))
             assert trace.terminated[t][i] == emulator.ale.game_over()
             assert not trace.truncated[t][i]
             if not trace.terminated[t][i]:
-                before = np.maximum(screens[2], screens[3])
+                before = np.maximum(*screens)
                 np.testing.assert_array_equal(trace.seen[t][i], before)
                 continue
-            ended_in.add(len(screens))
-            last = before if len(screens) < 4 else np.maximum(before, screens[2])
+            ended_in.add(played)
+            last = before if played < 4 else np.maximum(before, screens[0])
             np.testing.assert_array_equal(trace.final[t][i], last)
             emulator.ale.reset_game()
             before = emulator.ale.getScreenRGB()
