@@ -18,11 +18,13 @@ from typing import Any
 # Before torch is imported anywhere: on busy cores its threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-# Shapes written in signatures are checked in tests, and cost nothing elsewhere.
+# Shapes written in signatures are checked in tests that ask for `checked_shapes`, by night in all
+# (they take half of the time of a small training), and cost nothing elsewhere.
 install_import_hook(["wsa.learn.fusion", "wsa.learn.networks.heads"], "beartype.beartype")
 
 from wsa.store.backends.base import Backend
@@ -39,6 +41,7 @@ settings.register_profile(
 )
 settings.register_profile("nightly", settings.get_profile("default"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+jaxtyping.config.update("jaxtyping_disable", os.environ.get("HYPOTHESIS_PROFILE") != "nightly")
 
 
 def _load(name: str, folder: Path = HERE) -> ModuleType:
@@ -112,6 +115,14 @@ def pytorch_alone() -> Iterator[None]:
             engines, "offered", lambda *how: [n for n in offered(*how) if n != "openvino"]
         )
         patch.setattr(engines, "really_offered", offered, raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def checked_shapes() -> Iterator[None]:
+    """Tensors are held to the shapes in the signatures of fusions and networks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", False)
         yield
 
 

@@ -20,6 +20,8 @@ from wsa.learn.fusion.build import make_fusion
 from wsa.learn.fusion.losses import entropy, imbalance
 from wsa.store.common.errors import UsageError
 
+pytestmark = pytest.mark.usefixtures("checked_shapes")
+
 
 def literal(
     fusion: WSA, config: FusionConfig, inputs: list[Tensor], context: int | None, present: list[int]

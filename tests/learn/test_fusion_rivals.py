@@ -19,6 +19,8 @@ from wsa.learn.networks.parameters import count_parameters
 from wsa.learn.networks.recurrent import RecurrentActorCritic
 from wsa.store.common.errors import UsageError
 
+pytestmark = pytest.mark.usefixtures("checked_shapes")
+
 # SR, OKE, OKK, VOS and the context's autoencoder: thesis, chapter on methodology.
 PAPER = ((1, 512), (1, 21, 21, 128), (1, 21, 21, 4), (1, 84, 84, 20), (1, 16, 16, 64))
 MIXED = ((2, 18), (2, 3, 3, 5), (2, 4, 5, 2))

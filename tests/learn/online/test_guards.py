@@ -40,7 +40,7 @@ DQN = OnlineDQNConfig(
 )  # fmt: skip
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "checked_shapes")
 
 
 def make(
