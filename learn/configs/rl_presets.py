@@ -49,7 +49,7 @@ RL_PRESETS: dict[str, dict[type[AlgorithmConfig], Defaults]] = {
                 "train_frequency": 32,  # Every fourth step of all eight environments.
             },
             {"hidden": (64, 64)},
-            {"init": "torch"},  # Of PPO alone the library draws the weights anew.
+            {"init": "torch"},  # Of PPO alone the library draws the weights again.
         ),
     },
     # PufferLib, in the published fork; its rates and sizes are tuned for each game.
