@@ -3,7 +3,7 @@
     python benchmarks/make_own.py FOLDER [--jobs 4] [--scale 10]
 
 1. A random policy plays each of the ten games of the field's published scores.
-2. NatureCNN PPO learns to play each of them for a while, and then plays as much.
+2. PPO over `palette` learns to play each of them for a while, and then plays as much.
 3. `wsa pretrain` trains each encoder on both, frame by frame, one set for all games.
 4. The weights, in half precision, and one manifest are put into FOLDER/weights.
 
@@ -31,12 +31,12 @@ GAMES = (
     "Qbert", "MsPacman", "RoadRunner", "Asteroids", "Enduro",
 )  # fmt: skip
 STEPS = 8_000  # Of each game, by each policy.
-PLAYED = 30_000  # That a policy learns from.
+PLAYED = 20_000  # That a policy learns from.
 # Gradient steps, batch, learning rate and, on a GPU, arithmetic; the longest first. The masks' batch
 # and rate are larger than their authors', since a GPU is idle at theirs.
 TRAININGS = {
     "transporter": (21_400, 64, 1e-3, "bf16"),
-    "stdim": (29_600, 64, 3e-4, "fp32"),
+    "mae": (9_000, 64, 1e-3, "fp32"),
     "segmentation": (11_188, 128, 3e-4, "tf32"),
     "ae": (35_000, 64, 1e-3, "tf32"),
 }
@@ -49,7 +49,7 @@ def play(folder: Path, scale: float, game: str) -> None:
     wsa("collect", "--game", game, *steps)
     # Small batches and a high rate: there is little time to learn.
     wsa(
-        *("learn", "--online", "--algo", "ppo", "--fusion", "nature", "--parameters", 450_000),
+        *("learn", "--online", "--algo", "ppo", "--models", "palette"),
         *("--game", game, "--total-timesteps", round(scale * PLAYED), "--run-dir", run),
         *("--num-steps", 64, "--learning-rate", 5e-4),
     )
@@ -60,7 +60,7 @@ def train(folder: Path, scale: float, encoder: str) -> None:
     """One encoder, on all there is."""
     steps, batch_size, rate, precision = TRAININGS[encoder]
     steps = round(scale * steps)
-    if not torch.cuda.is_available():
+    if precision != "fp32" and not torch.cuda.is_available():
         precision = "bf16"
     wsa(
         *("pretrain", "--encoder", encoder, "--games", ",".join(GAMES), "--half"),
