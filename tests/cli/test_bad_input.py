@@ -495,6 +495,7 @@ def test_a_disk_that_refuses(filled, monkeypatch, verb, number):
     assert filled(*command).code == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk(wsa, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -70,6 +70,7 @@ def test_collected_exported_and_imported_are_the_same(wsa, tmp_path):
     assert encoded["passes"] == 0 and encoded["copied"] > 0
 
 
+@pytest.mark.slow
 def test_imported_data_are_encoded_learned_from_and_verified(wsa, tmp_path):
     games.quiet_emulator()
     games.games()

@@ -55,6 +55,7 @@ def test_every_alias_is_listed_with_its_licence(
     assert set(listed) == set(known_aliases()) and all(one["licence"] for one in listed.values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("whole_strip")
 def test_a_model_that_passes_and_one_that_does_not(
     nets: None, capsys: pytest.CaptureFixture[str]

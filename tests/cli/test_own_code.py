@@ -46,7 +46,7 @@ def test_an_example_has_at_most_forty_lines(guide):
     assert len(example(guide)[1].splitlines()) <= 40
 
 
-@pytest.mark.variants
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "name"), [(("--fusion",), FUSION), (("--algo",), ALGORITHM)], ids=["fusion", "algo"]
 )
@@ -185,6 +185,7 @@ def test_what_is_no_policy_is_refused(own, tmp_path, name, code, said):
     assert not any(meta.policy == name for meta in api.open("store").segments("Breakout"))
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("part", ["fusion", "algorithm"])
 def test_a_run_makes_nobody_import_a_module(own, tmp_path, part):
     (tmp_path / "evil_code_of_a_run.py").write_text(

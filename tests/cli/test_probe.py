@@ -45,6 +45,7 @@ def test_tables_are_markdown(filled):
     assert err.splitlines()[-1].startswith("probe: 2 of 2 embeddings")
 
 
+@pytest.mark.slow
 def test_f1_stands_beside_places_where_it_is_asked_for(filled):
     code, out, _ = filled(*PROBE, "--f1", "--splits", "3", "--samples", "150")
     assert code == 0

@@ -101,6 +101,7 @@ def test_sets_of_models_are_played_once(ready, trained, tmp_path, monkeypatch, u
     assert len(rows(trained / "eval.csv")) == 4
 
 
+@pytest.mark.slow
 def test_interventions_go_on_where_they_stopped(ready, trained, tmp_path, monkeypatch):
     how = ("study", "attend", trained, *PLAY, "--study-dir", "st")
     play, calls = played.Games.play, []
@@ -153,6 +154,7 @@ def test_models_are_added_and_dropped(ready, tmp_path, unchanged):
         assert ready(*DURING).out == outcome.out
 
 
+@pytest.mark.slow
 def test_ways_of_combining(ready, tmp_path, monkeypatch, unchanged):
     monkeypatch.setattr(combine_plan, "PAPER", ("wsa", "lin", "cnn"))
     monkeypatch.setattr(combine_plan, "CONTROLS", ())
@@ -187,6 +189,7 @@ def test_ways_of_combining(ready, tmp_path, monkeypatch, unchanged):
         assert ready(*COMBINE).code == 0
 
 
+@pytest.mark.slow
 def test_changed_games(ready, trained, tmp_path, monkeypatch, unchanged):
     # The first of them changes nothing.
     monkeypatch.setattr(suites, "_LOOK", ("look:dim=1", "look:invert"))

@@ -96,7 +96,7 @@ def calls_of(tmp_path, monkeypatch):
     ("code", "lasting"),
     [
         (errno.ENOSPC, False),
-        (errno.EDQUOT, True),
+        pytest.param(errno.EDQUOT, True, marks=pytest.mark.slow),
         pytest.param(errno.ENOSPC, True, marks=pytest.mark.slow),
         pytest.param(errno.EDQUOT, False, marks=pytest.mark.slow),
     ],

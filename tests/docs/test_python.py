@@ -34,6 +34,7 @@ def test_the_examples_of_the_guide_run(folder):
     assert (folder / "runs/first/config.json").exists()
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(folder, capsys):
     notebook = json.loads((ROOT / "docs/tutorial/python.ipynb").read_text())
     assert notebook["nbformat"] == 4

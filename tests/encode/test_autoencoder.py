@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 from wsa.encode.models.paper.autoencoder import Autoencoder, ContextEncoder
@@ -29,6 +30,7 @@ def test_its_loss_is_the_mean_squared_error_of_what_it_makes() -> None:
     torch.testing.assert_close(loss, ((network(pixels) - pixels) ** 2).mean())
 
 
+@pytest.mark.slow
 def test_it_learns_to_reconstruct_real_frames(
     looks_of: Callable[..., Looks], fit: Callable[..., list[float]]
 ) -> None:

@@ -254,6 +254,7 @@ def test_the_model_runs_while_others_read_and_write(
     assert report.failures == () and len(report.done) == count
 
 
+@pytest.mark.slow
 def test_a_bounded_number_of_tasks_is_in_flight(
     store: Backend, fill: Fill, tiny: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

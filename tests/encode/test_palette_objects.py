@@ -177,7 +177,8 @@ def test_every_game_of_ale_is_shipped() -> None:
     assert game_levels.load("NoGameOfThisName") is None
 
 
-@pytest.mark.parametrize("alias", ["palette", "objects"])
+@pytest.mark.variants
+@pytest.mark.parametrize("alias", ["objects", "palette"])
 def test_the_ball_of_pong_can_be_read_off_the_code(alias: str) -> None:
     """On real play, by a linear map: what the shipped networks cannot do (docs/howto/probe.md)."""
     output = parse_output(screen.OUTPUTS[alias] + "@Pong")

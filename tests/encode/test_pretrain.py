@@ -77,6 +77,7 @@ def test_an_interrupted_training_goes_on_exactly(looks: Looks, tmp_path: Path) -
     assert (again.step, again.steps_per_s, again.best) == (12, 0.0, whole.best)
 
 
+@pytest.mark.slow
 def test_a_training_is_made_longer(looks: Looks, tmp_path: Path) -> None:
     short = msgspec.structs.replace(TRAINING, steps=6, validate_frequency=6, log_frequency=1)
     trainer.begin(tmp_path / "long", short)
@@ -103,9 +104,8 @@ def test_a_training_with_a_schedule_is_not_made_longer(tmp_path: Path) -> None:
         trainer.begin(tmp_path, longer)
 
 
-@pytest.mark.parametrize(
-    ("encoder", "same"), [("ae", False), pytest.param("stdim", True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("encoder", "same"), [("ae", False), ("stdim", True)])
 def test_half_precision_is_for_networks_that_learn_in_it(
     encoder: str, same: bool, looks_of: Callable[..., Looks], tmp_path: Path
 ) -> None:
@@ -183,6 +183,7 @@ def test_training_stops_when_validations_do_not_get_better(
         assert (trained.step, trained.best.step, trained.best.stopped) == (12, 12, False)
 
 
+@pytest.mark.slow
 def test_while_a_loss_changes_its_meaning_the_newest_is_kept(
     looks_of: Callable[..., Looks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,9 +101,8 @@ def encoder(encoder_of: Callable[..., Encoder], tiny: Callable[..., Request]) ->
     return encoder_of(tiny("resnet"))
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "count"), [("inproc", 12), pytest.param("local", 24, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheduler", "count"), [("inproc", 12), ("local", 24)])
 def test_a_killed_encoding_is_completed_by_the_same_command(
     scheduler: str,
     count: int,

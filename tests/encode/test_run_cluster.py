@@ -126,6 +126,7 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_slurm_starts_the_workers(store: Backend, fill: Fill, tiny: Ask, slurm: FakeSlurm) -> None:
     fill(store, [[0, 1], [1, 2], [3]])
     jobs = SlurmOptions(
@@ -154,7 +155,8 @@ def test_jobs_that_slurm_refuses_end_the_command_with_its_words(
 PAIR = SlurmOptions(slurm_cores=2, slurm_memory="1GB")
 
 
-@pytest.mark.parametrize("squeue", ["tells", pytest.param("fails", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("squeue", ["tells", "fails"])
 def test_a_job_that_is_over_is_followed_by_another(
     slurm: FakeSlurm, quickly: None, monkeypatch: pytest.MonkeyPatch, squeue: str
 ) -> None:
@@ -179,6 +181,7 @@ def workers(client: Any) -> list[Any]:
     return list(found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(100)
 def test_a_job_that_is_cancelled_in_the_queue_is_followed_by_another(
     slurm: FakeSlurm, quickly: None, capsys: pytest.CaptureFixture[str]

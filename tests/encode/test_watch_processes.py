@@ -167,7 +167,8 @@ def test_a_precision_is_measured_on_games_that_come_later(
     assert "errs by" in one.said and "Traceback" not in one.said
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow  # Claims are tested in one process, in `test_watch.py`.
+@pytest.mark.parametrize("count", [8, 30])
 def test_two_services_share_the_work_and_make_each_pass_once(
     count: int, store: Backend, fill: Fill, service: Start
 ) -> None:

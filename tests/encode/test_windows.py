@@ -233,6 +233,7 @@ def lines(snapshot: Snapshot) -> list[list[tuple[Frames, bool, int]]]:
     return list(shown.values())
 
 
+@pytest.mark.slow
 def test_cached_is_live_to_the_last_bit(
     played: Backend, stacked: Stacked, tiny: Ask, tmp_path: Path
 ) -> None:
@@ -269,6 +270,7 @@ def test_cached_is_live_to_the_last_bit(
     assert report.passes - 2 * context <= live.passes <= report.passes
 
 
+@pytest.mark.slow
 def test_windows_alone_need_no_single_frames(
     played: Backend, stacked: Stacked, tmp_path: Path, ran: list[int]
 ) -> None:

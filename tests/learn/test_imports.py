@@ -212,6 +212,7 @@ def test_a_dataset_of_minari_becomes_segments(here: Path, store: Backend, played
     assert len(take_snapshot(store).commits) == len(snapshot.commits)
 
 
+@pytest.mark.slow
 def test_jpeg_screens_are_kept_as_they_come(here: Path, store: Backend, played: Episodes) -> None:
     played = played[1:]
     made = dataset(played)
@@ -225,6 +226,7 @@ def test_jpeg_screens_are_kept_as_they_come(here: Path, store: Backend, played: 
     assert {frames.indexed for frames in snapshot.frames(GAME)} == {False}
 
 
+@pytest.mark.slow
 def test_the_same_data_are_the_same_run_however_they_come(
     here: Path, store: Backend, played: Episodes
 ) -> None:

@@ -43,7 +43,7 @@ def test_a_mean_stands_where_every_run_has_an_episode() -> None:
 
 @pytest.mark.parametrize(
     "methods",
-    [pytest.param(["wsa"], marks=pytest.mark.slow), [f"method {i}" for i in range(30)]],
+    [["wsa"], pytest.param([f"method {i}" for i in range(30)], marks=pytest.mark.slow)],
 )
 def test_the_file_is_a_picture_with_every_color(methods: list[str]) -> None:
     data = png("Pong", [rising(method, by) for by, method in enumerate(methods)])

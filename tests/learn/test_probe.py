@@ -276,6 +276,7 @@ def spec_of(alias: str, output: str, random: bool = False) -> ModelSpec:
     return ModelSpec(alias, f"wsa:{alias}", identity, (), "package", "", 0.0, {})
 
 
+@pytest.mark.slow
 def test_untrained_networks_are_those_of_their_seeds(kit: ModuleType, store: Backend) -> None:
     for number in range(3):
         kit.add_segment(store, number, steps=20, ends=(5, 11), frames=15)

@@ -132,6 +132,7 @@ def test_one_of_several_writers_wins_through_a_bad_wire(url, faulty, backend, se
         assert backend.get(f"commits/{turn:02x}") == b"%d" % winners[0]
 
 
+@pytest.mark.slow
 def test_a_long_listing_survives_and_has_everything_once(remote, faulty, backend):
     paths = {f"commits/{n:04d}" for n in range(1050)}
     with ThreadPoolExecutor(16) as threads:
@@ -218,6 +219,7 @@ def test_commits_through_a_bad_wire(url, faulty, backend, kit, fault):
     assert (report.damage, report.leftovers, report.objects) == ((), 0, 7)
 
 
+@pytest.mark.slow
 def test_throttling_for_a_while(url, faulty, backend, kit):
     open_store(url, create=True)
     until = time.monotonic() + 1
@@ -244,7 +246,7 @@ def test_throttling_for_a_minute(url, faulty, backend, kit, environment):
         pytest.param(
             fault,
             last,
-            marks=() if (fault, last) in (("lost", 15), ("503", 8)) else pytest.mark.slow,
+            marks=() if (fault, last) == ("lost", 15) else pytest.mark.slow,
         )
         for fault in ("lost", "503")
         for last in range(1, 40, 7)

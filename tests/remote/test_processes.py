@@ -49,7 +49,8 @@ def test_overlapping_plans_through_a_bad_wire(
     assert report.objects == rounds * segments * 4
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [4, 40])
 def test_writers_that_are_killed_lose_nothing_committed(crowd, url, backend, kit, kills):
     rng = random.Random(kills)
     numbers = list(range(6))

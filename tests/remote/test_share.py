@@ -70,6 +70,7 @@ def test_push_to_a_bucket_and_pull_from_it(lab, url, tmp_path):
     assert same(open_store(f"{url}2"), lab)
 
 
+@pytest.mark.slow
 def test_over_a_bad_line(store, kit, url, tmp_path, faulty):
     kit.add_model(store, kit.key())
     kit.add_embedding(store, kit.add_segment(store)[0], kit.key())

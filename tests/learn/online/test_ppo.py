@@ -102,8 +102,7 @@ def stop_at(step: int) -> Any:
     ("recurrent", "groups"),
     [
         (False, 2),
-        (True, 1),
-        *(pytest.param(*p, marks=pytest.mark.slow) for p in ((False, 1), (True, 2))),
+        *(pytest.param(*p, marks=pytest.mark.slow) for p in ((True, 1), (False, 1), (True, 2))),
     ],
 )
 def test_a_killed_run_continues_as_if_nothing_had_happened(

@@ -170,7 +170,8 @@ def train(walk: SimpleNamespace, folder: Path, config: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "config", [SMALL_PPO, pytest.param(RECURRENT, marks=pytest.mark.slow), SMALL_DQN]
+    "config",
+    [SMALL_DQN, *(pytest.param(c, marks=pytest.mark.slow) for c in (SMALL_PPO, RECURRENT))],
 )
 def test_a_killed_run_continues_as_if_nothing_had_happened(
     walk: SimpleNamespace, tmp_path: Path, read_metrics: Any, config: Any,
@@ -357,6 +358,7 @@ def test_a_recorded_run_that_was_killed_keeps_each_window_once(
     assert told[0] == told[1] and len(told[0]) >= 4
 
 
+@pytest.mark.slow
 def test_a_model_with_a_window_may_stand_alone_or_give_the_context(here: Path) -> None:
     short = {"total_timesteps": 16}
     config, played = learn(here, "alone", **{**PPO, **short}, models=("stacked4",))
