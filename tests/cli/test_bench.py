@@ -174,8 +174,16 @@ def test_a_run_that_fails_is_named_and_the_rest_is_done(ready, tmp_path, monkeyp
     ]
 
 
-def test_other_games_to_judge_by_train_nothing_anew(ready, tmp_path):
+def test_other_games_to_judge_by_train_nothing_anew(ready, tmp_path, unchanged):
     assert ready(*BENCH, *ONE).code == 0
+    # Runs of other options are not put beside each other.
+    with unchanged():
+        outcome = ready(*BENCH, *ONE, "--updates", 7)
+    assert outcome.code == 4
+    assert outcome.error == (
+        "wsa bench: bench was begun with --updates 6, not 7: its runs would not be comparable. "
+        "Give that, or another --bench-dir."
+    )
     (folder,) = (tmp_path / "bench" / "runs").iterdir()
     before = {p: p.read_bytes() for p in (folder / "checkpoints").iterdir()}
     assert ready(*BENCH, *ONE, "--episodes", 3).code == 0
@@ -186,17 +194,7 @@ def test_other_games_to_judge_by_train_nothing_anew(ready, tmp_path):
     ]  # fmt: skip  # Of the three games two are those that were there.
 
 
-def test_runs_of_other_options_are_not_put_beside_each_other(ready, tmp_path, unchanged):
-    assert ready(*BENCH, *ONE).code == 0
-    with unchanged():
-        outcome = ready(*BENCH, *ONE, "--updates", 7)
-    assert outcome.code == 4
-    assert outcome.error == (
-        "wsa bench: bench was begun with --updates 6, not 7: its runs would not be comparable. "
-        "Give that, or another --bench-dir."
-    )
-
-
+@pytest.mark.slow
 def test_later_runs_learn_from_the_same_data(wsa, two_models, tmp_path):
     import shutil
 

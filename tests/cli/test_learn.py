@@ -64,14 +64,19 @@ def test_the_best_is_played_only_if_asked(filled, tmp_path):
     assert outcome.code == 3 and "--save-best" in outcome.error
 
 
+@pytest.mark.slow  # Played in the tests' own process in `learn/test_run.py`.
 def test_a_variant_is_played_and_named(filled, tmp_path):
     played = filled("eval", "run", "--episodes", 1, "--variant", "look:grey+noise=0.1", "--json")
     assert json.loads(played.out)["variant"] == "look:grey+noise=0.1"
     assert "look:grey+noise=0.1" in (tmp_path / "run" / "eval.csv").read_text()
+
+
+def test_a_variant_is_named_as_it_is_spelled(filled):
     outcome = filled("eval", "run", "--variant", "look:gray")
     assert outcome.code == 2 and "Did you mean look:grey" in outcome.error
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -15,7 +15,7 @@ from wsa.learn.pretrain import trainer
 TINY = ("--games", "Breakout", "--steps", 3, "--batch-size", 2, "--validate-frequency", 2)
 
 
-def test_an_encoder_and_what_is_said_of_it(filled, tmp_path):
+def test_an_encoder_and_what_is_said_of_it(filled, tmp_path, unchanged):
     code, out, err = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new")
     assert code == 0, err
     assert "played by random" in err and "run new" in err
@@ -29,9 +29,6 @@ def test_an_encoder_and_what_is_said_of_it(filled, tmp_path):
     again = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new")
     assert (again.code, again.out) == (0, out)
     assert (tmp_path / "new/ae/ae.safetensors").read_bytes() == before
-
-
-def test_json(filled):
     code, out, _ = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new", "--json")
     made = json.loads(out)
     assert code == 0 and made["run"] == "new"
@@ -40,8 +37,13 @@ def test_json(filled):
     assert ae["files"]["ae"]["parameters"] == 57_504
     assert ae["games"]["Breakout"]["held_out_episodes"] == 1
     assert ae["command"] and ae["training"]["data"]
+    # Another training in the folder is refused.
+    with unchanged():
+        outcome = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new", "--seed", 9)
+    assert outcome.code == 4 and "its seed differ" in outcome.error
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_trained(filled, tmp_path, monkeypatch):
     real = trainer.Looks.draw
 
@@ -100,13 +102,6 @@ def test_what_cannot_be_is_refused(filled, unchanged, options, code, says):
     with unchanged():
         outcome = filled("pretrain", "--encoder", "ae", *options, "--run-dir", "new")
     assert outcome.code == code and says in outcome.error
-
-
-def test_another_training_in_the_folder_is_refused(filled, unchanged):
-    assert filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new").code == 0
-    with unchanged():
-        outcome = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new", "--seed", 9)
-    assert outcome.code == 4 and "its seed differ" in outcome.error
 
 
 GIVES = {"ae": ("map", [16, 16, 64]), "vos": ("pooled", [512])}

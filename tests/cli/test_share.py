@@ -129,7 +129,6 @@ def test_embeddings_without_frames_can_be_trained_on_but_not_encoded(filled, tmp
     learned = filled(*learn, "--run-dir", "trained", "--json")
     assert learned.code == 0, learned.err
     assert report(learned)["updates"] == 3
-    assert filled("eval", "trained", "--episodes", "1", "--num-envs", "1").code == 0
 
     # All that this model has to see was seen.
     again = filled(*ENCODE, "--scheduler", "inproc", *mine, "--json")
@@ -147,6 +146,14 @@ def test_embeddings_without_frames_can_be_trained_on_but_not_encoded(filled, tmp
     assert counts(report(fetched)) == [0, 4, 0, 0]
     encoded = filled(*other, "--scheduler", "inproc", "--json")
     assert (encoded.code, report(encoded)["objects"]) == (0, 4)
+
+
+@pytest.mark.slow
+def test_what_was_learned_without_frames_is_played(filled):
+    assert filled("pull", "store", "--store", "mine", "--no-frames").code == 0
+    learn = ("learn", "--game", "Breakout", "--updates", "3", "--store", "mine")
+    assert filled(*learn, "--run-dir", "trained").code == 0
+    assert filled("eval", "trained", "--episodes", "1", "--num-envs", "1").code == 0
 
 
 def test_what_was_collected_here_is_encoded_beside_what_was_pulled_without_frames(filled):
@@ -277,12 +284,13 @@ def test_an_empty_store_has_nothing_to_give(filled, tmp_path):
     assert (outcome.code, report(outcome)["objects"]) == (0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "times"),
     [
-        pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow),
+        (signal.SIGINT, 2),
         (signal.SIGKILL, 2),
-        pytest.param(signal.SIGKILL, 40, marks=pytest.mark.slow),
+        (signal.SIGKILL, 40),
     ],
 )
 def test_a_push_ended_in_the_midst_goes_on(filled, tmp_path, warm, how, times):
