@@ -22,6 +22,7 @@ def remake(store, kit, metas):
         kit.add_model(store, kit.key(alias))
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("how", ["changed", "deleted", "record"])
 def test_a_repaired_store_is_whole_and_what_is_missing_is_made_again(store, full, kit, how):
     before = kit.all_files(store)
