@@ -36,7 +36,7 @@ PLAYED = 20_000  # That a policy learns from.
 # and rate are larger than their authors', since a GPU is idle at theirs.
 TRAININGS = {
     "transporter": (21_400, 64, 1e-3, "bf16"),
-    "mae": (9_000, 64, 1e-3, "fp32"),
+    "mae": (700, 64, 1e-3, "fp32"),
     "segmentation": (11_188, 128, 3e-4, "tf32"),
     "ae": (35_000, 64, 1e-3, "tf32"),
 }
