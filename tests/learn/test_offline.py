@@ -409,7 +409,7 @@ def long(config: OfflineConfig) -> OfflineConfig:
 @pytest.mark.parametrize(
     ("config", "fusion", "every"),
     [
-        (long(SMALL), "wsa", 12),
+        (long(SMALL), "wsa", 24),
         (long(BCConfig(batch_size=8, save_best=True)), "moe", 24),
         pytest.param(
             long(msgspec.structs.replace(SMALL, cql_alpha=0.0, n_step=3)),

@@ -165,6 +165,7 @@ def test_a_run_from_end_to_end(snapshot: Snapshot, trained: Path) -> None:
     assert files == [f"{n:09d}.safetensors" for n in (40, 50)]
 
 
+@pytest.mark.slow
 def test_games_side_by_side_are_played_as_each_by_itself(trained: Path) -> None:
     """In two groups, of which one is embedded while the other plays; together; and one at a time."""
 
@@ -304,7 +305,7 @@ def test_leaving_out_nothing_is_the_whole(snapshot: Snapshot) -> None:
 
 def test_a_variant_that_changes_nothing_is_plain_evaluation(trained: Path) -> None:
     def played(variant: str) -> tuple[Any, ...]:
-        seen = evaluate_run(trained, 2, epsilon=0.2, seed=77, num_envs=2, variant=variant)
+        seen = evaluate_run(trained, 1, epsilon=0.2, seed=77, num_envs=1, variant=variant)
         with np.load(trained / attention_log.FILE) as kept:
             weights = {name: kept[name].tobytes() for name in kept.files}
         live = seen.live
@@ -352,6 +353,7 @@ def test_an_unknown_variant_is_refused_before_anything_is_opened(
             evaluate_run(trained, 1, variant=spec)
 
 
+@pytest.mark.slow
 def test_a_film_has_the_weights_of_each_step_beside_the_game(trained: Path) -> None:
     seen = evaluate_run(trained, 1, epsilon=0.2, seed=78, num_envs=1, video=True)
     with np.load(trained / attention_log.FILE) as kept:
@@ -375,9 +377,9 @@ def test_a_film_has_the_weights_of_each_step_beside_the_game(trained: Path) -> N
 
 
 def test_what_was_collected_is_found(snapshot: Snapshot, trained: Path) -> None:
-    # The seed of the collection: the first frames of its games are in the store.
-    seen = evaluate_run(trained, 2, epsilon=0.0, seed=1, num_envs=2)
-    assert seen.live.found >= 2
+    # The seed of the collection: the first frame of its first game is in the store.
+    seen = evaluate_run(trained, 1, epsilon=0.0, seed=1, num_envs=1)
+    assert seen.live.found >= 1
 
 
 def test_later_segments_change_nothing(snapshot: Snapshot, trained: Path, tmp_path: Path) -> None:
@@ -579,7 +581,8 @@ def test_an_evaluation_that_was_stopped_is_played_when_the_run_goes_on(
     compiled: bool, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # torch.compile cannot see through the checks of shapes.
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", compiled)
+    if compiled:
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     config = configure(snapshot, evaluation=EvaluationConfig(eval_frequency=25, eval_episodes=1))
     for name in ("whole", "stopped"):
         begin(tmp_path / name, config)
@@ -788,6 +791,7 @@ def test_protocols_are_not_mixed(tmp_path: Path) -> None:
         configure(take_snapshot(backend), **changes, protocol="classic")
 
 
+@pytest.mark.slow
 def test_the_command_brings_no_library_of_models(backend: Backend, tmp_path: Path) -> None:
     """They would be a good part of the time until the first update."""
     options = [

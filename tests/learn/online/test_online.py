@@ -327,7 +327,7 @@ def _killing_save(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[..., N
     return lambda step, line: None
 
 
-@pytest.mark.variants
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algo", "exact"),
     [
@@ -356,6 +356,7 @@ def test_a_run_with_more_steps_goes_on(
     assert same == exact
 
 
+@pytest.mark.slow
 def test_palette_is_of_the_game_that_is_played(here: Path) -> None:
     """Each game has its own in one store; runs of both train, evaluate, and find it by its alias."""
     changes = {**PPO, "total_timesteps": 48, "max_episode_steps": 60}
@@ -378,6 +379,7 @@ def test_palette_is_of_the_game_that_is_played(here: Path) -> None:
         train(here / "store", here / "no", **other)
 
 
+@pytest.mark.slow
 def test_what_ran_the_models_is_recorded(here: Path) -> None:
     why_not = engines.why_not("openvino", torch.device("cpu"), "fp32")
     if why_not:
@@ -399,7 +401,8 @@ def two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 WINDOWED = (MODEL, "ae:random", "vos:random")
 
 
-@pytest.mark.parametrize("counts", [(1, 2), pytest.param((1, 2, 3), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [(1, 2), (1, 2, 3)])
 def test_a_run_is_the_same_with_any_number_of_threads(
     here: Path, counts: tuple[int, ...], read_metrics: Any, two_groups: None
 ) -> None:
@@ -419,6 +422,7 @@ def test_a_run_is_the_same_with_any_number_of_threads(
         assert all(torch.equal(tensor, other[name]) for other in networks[1:]), name
 
 
+@pytest.mark.slow
 def test_a_run_whose_engine_dies_can_be_resumed(
     here: Path, read_metrics: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -455,6 +459,7 @@ def test_a_run_of_before_there_were_groups_plays_on_in_one(here: Path, two_group
     assert train_playing(folder, again, "cpu").steps == 96
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_though_the_store_has_grown(here: Path) -> None:
     """By what the run itself has recorded, for one; and --init is needed at the beginning only."""
     store = here / "store"
@@ -543,8 +548,9 @@ def test_data_of_another_protocol_is_not_mixed_in(here: Path) -> None:
 
 def test_ppo_begins_with_an_offline_torso(here: Path) -> None:
     store = here / "store"
-    train(store, here / "first", **DQN, record=True)
-    config, _ = configure(options(store, here / "second", **PPO, init=str(here / "first")), "cpu")
+    train(store, here / "first", **{**DQN, "total_timesteps": 32})
+    ppo = {**PPO, "total_timesteps": 32, "init": str(here / "first")}
+    config, _ = configure(options(store, here / "second", **ppo), "cpu")
     network = make_network(config, config.looks, config.shapes)
     warm_start(config, network)
     old = checkpoint.read(Path(config.init))[0]
@@ -556,7 +562,7 @@ def test_ppo_begins_with_an_offline_torso(here: Path) -> None:
     warm_start(same, network)
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, old[f"online.{name}"])
-    assert train_playing(here / "second", config, "cpu").steps == 96
+    assert train_playing(here / "second", config, "cpu").steps == 32
     shutil.rmtree(here / "second")
 
 
@@ -594,7 +600,8 @@ def collected(store: Path, policy: Path, eps: float, **changes: Any) -> list[tup
 
 
 @pytest.mark.parametrize(
-    "algo", [pytest.param(RECURRENT, marks=pytest.mark.slow), DQN, {**PPO, **PIXELS}]
+    "algo",
+    [DQN, *(pytest.param(a, marks=pytest.mark.slow) for a in (RECURRENT, {**PPO, **PIXELS}))],
 )
 def test_a_trained_run_plays_as_a_behaviour_policy(here: Path, algo: dict[str, Any]) -> None:
     train(here / "store", here / "run", **algo)
