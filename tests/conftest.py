@@ -1,11 +1,12 @@
 """Fixtures that every room's tests may use, and the hypothesis profiles.
 
-`HYPOTHESIS_PROFILE=nightly`, which `make nightly` sets, runs twenty times as many examples. Where an
+`HYPOTHESIS_PROFILE=nightly`, which `make nightly` sets, runs forty times as many examples. Where an
 example writes files or runs a model a test asks for a share of them.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
@@ -18,13 +19,16 @@ from typing import Any
 # Before torch is imported anywhere: on busy cores its threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Nothing that is imported or collected is garbage, and to look for some in it takes a sixth of the time.
+gc.disable()
+
 import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-# Shapes written in signatures are checked in tests that ask for `checked_shapes`, by night in all
-# (they take half of the time of a small training), and cost nothing elsewhere.
+# Shapes written in signatures are checked in tests that ask for `checked_shapes`, and by night in
+# all: that is a good part of a small training. They cost nothing elsewhere.
 install_import_hook(["wsa.learn.fusion", "wsa.learn.networks.heads"], "beartype.beartype")
 
 from wsa.store.backends.base import Backend
@@ -37,7 +41,7 @@ HERE = Path(__file__).parent
 
 # Machines that run tests are busy: no deadlines. Session fixtures only are used under @given.
 settings.register_profile(
-    "default", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+    "default", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("nightly", settings.get_profile("default"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
@@ -79,6 +83,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.slow)
             seen.add(test)
     items.sort(key=lambda item: "warm" not in getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """From now on look for garbage, but only among what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -161,7 +161,7 @@ IDENTITIES = st.builds(
 )
 
 
-@settings(max_examples=4 * settings().max_examples)
+@settings(max_examples=max(200, 4 * settings().max_examples))
 @given(IDENTITIES, st.data())
 def test_an_embedding_is_found_by_its_true_key_only(identity: Identity, data: Any) -> None:
     """P13: another model, whichever one thing it differs in, has another key."""
