@@ -41,7 +41,7 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     games = {"games": o.episodes, "random_games": o.episodes}
     if o.dry_run:
         return {**games, "steps_at_most": 2 * o.episodes * config.protocol.max_steps}
-    _log.info(f"{o.episodes:,} games by the run, then as many by a random policy")
+    _log.info(f"games to play: {o.episodes:,} by the run, then as many by a random policy")
     pace = _Pace(o.episodes)
     with terminal.Progress("eval", "steps", shown=progress) as shown:
 
