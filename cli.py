@@ -229,7 +229,7 @@ def _answered(verb: str, rest: list[str]) -> int:
         return _fail(verb, why, getattr(stop, "exit_code", INTERRUPTED))
     except OSError as error:  # Of a file outside the store: a run's, a cache's, a video's.
         where = f"{error.filename}: " if error.filename else ""
-        why = f"{where}{error.strerror or error}. Put it right and run the same command again."
+        why = f"{where}{error.strerror or error}. Fix it and run the same command again."
         return _fail(verb, why, StorageError.exit_code)
     finally:
         if threading.current_thread() is threading.main_thread():

@@ -98,7 +98,7 @@ def weights_files(given: Sequence[str]) -> dict[str, str]:
     for pair in given:
         if "=" not in pair:
             raise UsageError(
-                "bad-option", f"--weights {pair}: write ALIAS=FILE, as vit=path.safetensors."
+                "bad-option", f"--weights {pair}: write ALIAS=FILE, such as vit=path.safetensors."
             )
     return pairs("--weights", given)
 
@@ -111,7 +111,7 @@ def pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
     """
     for pair in given:
         if "=" not in pair:
-            raise UsageError("bad-option", f"{flag} {pair}: write ALIAS=VALUE, as mine=MIT.")
+            raise UsageError("bad-option", f"{flag} {pair}: write ALIAS=VALUE, such as mine=MIT.")
     return dict(pair.split("=", 1) for pair in given)
 
 

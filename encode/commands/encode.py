@@ -115,13 +115,13 @@ def _asked(o: EncodeOptions) -> _Asked:
     for name in licences.keys() - {request.alias for request in asked.values()}:
         raise UsageError(
             "bad-option",
-            f"--license {name}: no model that is asked for is called so. Leave it out.",
+            f"--license {name}: none of --models has that name. Leave it out.",
         )
     filed = {name: r.alias for name, r in asked.items() if r.recorded.startswith("file:")}
     for name in weights.keys() - {*filed, *filed.values(), *map(names.key_alias, keys)}:
         raise UsageError(
             "bad-option",
-            f"--weights {name}={weights[name]}: no model that is asked for takes them. --models has "
+            f"--weights {name}={weights[name]}: none of --models uses them. --models has "
             f"{', '.join(o.models)}.",
         )
     backend, snapshot = open_snapshot(o.store, or_empty=o.watch)

@@ -163,7 +163,7 @@ def _lacking(name: str, device: torch.device) -> str:
             "use --engine torch."
         )
     if name == "compile" and on_cpu and not _compiler():
-        return "--engine compile needs a C++ compiler, as g++; install one, or use torch."
+        return "--engine compile needs a C++ compiler, such as g++; install one, or use torch."
     if name == "compile" and not on_cpu and importlib.util.find_spec("triton") is None:
         return "--engine compile needs Triton on a GPU: pip install triton, or use torch."
     return ""

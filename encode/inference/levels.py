@@ -119,7 +119,7 @@ def grey_screens(features: Tensor) -> NDArray[np.uint8]:
     if features.ndim != 4 or features.shape[-1] != 1:
         raise UsageError(
             "bad-option",
-            "palette and objects read grey screens, not a network's features. Ask for them as "
+            "palette and objects read grayscale screens, not a network's features. Ask for them as "
             "models: --models palette,objects.",
         )
     # Whole numbers but for the last bits of a division and a product.

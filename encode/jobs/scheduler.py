@@ -296,7 +296,7 @@ def worker_died(of: str, error: KilledWorker) -> StorageError:
     """What to say of a worker that died over something."""
     return StorageError(
         "worker-died",
-        f"The worker {error.last_worker.address} died over {of}. Often that is for want of memory "
+        f"The worker {error.last_worker.address} died over {of}. Often it ran out of memory "
         "('wsa encode --dry-run' says how much a worker takes); the worker's own log says more. Run "
         "the same command again.",
     )

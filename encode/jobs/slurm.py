@@ -89,7 +89,7 @@ def jobs(options: SlurmOptions, scheduler: str) -> SlurmOptions:
         parse_bytes(found.slurm_memory)
     except ValueError:
         raise UsageError(
-            "bad-option", f"--slurm-memory {found.slurm_memory}: write an amount, as 16GB."
+            "bad-option", f"--slurm-memory {found.slurm_memory}: write an amount, such as 16GB."
         ) from None
     for field in fields:
         if scheduler != "slurm" and getattr(found, field.name) != field.default:
@@ -327,14 +327,14 @@ def await_worker(client: Client, cluster: Any, jobs: SlurmOptions) -> None:
                 raise StorageError(
                     "unavailable",
                     f"SLURM refused the jobs ({refused[0]}). 'wsa encode --dry-run' shows the job's "
-                    "script; put right what the --slurm options ask for.",
+                    "script; correct the --slurm options.",
                 ) from None
             if len(cluster.fruitless) >= TRIES * max(1, len(submitted)):
                 where = f" in {output.parent}" if output else ""
                 raise StorageError(
                     "unavailable",
                     f"{len(cluster.fruitless)} of SLURM's jobs ended before they had a worker (job "
-                    f"{cluster.fruitless[-1]}). See what they printed{where}. A job that cannot "
+                    f"{cluster.fruitless[-1]}). See their output{where}. A job that cannot "
                     "write there fails, too: --slurm-extra=--output=/some/folder/%j.out chooses "
                     "another place.",
                 ) from None

@@ -187,7 +187,7 @@ def _raised(name: str, error: Exception) -> ConflictError:
     why = " ".join(str(error).split())[:300]
     return ConflictError(
         "other-weights",
-        f"{name} raised {type(error).__name__} in {_where()} ({why}). Put it right; 'wsa models "
+        f"{name} raised {type(error).__name__} in {_where()} ({why}). Fix it; 'wsa models "
         f"check {name}' tries it alone.",
     )
 

@@ -187,8 +187,8 @@ def parse_request(
     if stated and not request.recorded.startswith(("file:", "user")):
         raise UsageError(
             "bad-option",
-            f"--license {request.alias}={stated}: published weights keep their publisher's "
-            "licence. Leave it out.",
+            f"--license {request.alias}={stated}: published weights keep their "
+            "publisher's license. Leave it out.",
         )
     return dataclasses.replace(request, stated_licence=stated)
 
@@ -390,8 +390,8 @@ def build(request: Request) -> Any:
     if request.source == "user":
         raise MissingError(
             "no-weights",
-            f"{request.alias} is somebody's own model ({request.timm_name}), and wsa imports no module "
-            "because a store names it. If it is on this machine and you trust it, name it yourself: "
+            f"{request.alias} is someone's own model ({request.timm_name}), and wsa never "
+            "imports a module because a store names it. If it is on this machine and you trust it, name it yourself: "
             f"--weights {request.alias}=MODULE:CALLABLE.",
         )
     if request.timm_name == screen.NAME:

@@ -206,7 +206,7 @@ def check(o: BenchOptions) -> None:
             raise UsageError(
                 "bad-option",
                 f"--models-subsets {','.join(o.models_subsets)}: write models with + between them, "
-                "and commas between sets, as lite0+lite1,lite0.",
+                "and commas between sets, such as lite0+lite1,lite0.",
             )
 
 
@@ -216,7 +216,7 @@ def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
     Offline runs all learn from what the store had of their game when the bench first met it.
 
     Raises:
-        ConflictError: The bench was begun with other options.
+        ConflictError: The bench was started with other options.
         DamagedError: Its file is damaged.
     """
     path = Path(o.bench_dir) / SETTINGS
@@ -234,7 +234,7 @@ def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
             if spelled(name, one) != spelled(name, other):
                 raise ConflictError(
                     "run-exists",
-                    f"{o.bench_dir} was begun with {spelled(name, one)}, not {written(other)}: "
+                    f"{o.bench_dir} was started with {spelled(name, one)}, not {written(other)}: "
                     "its runs would not be comparable. Give that, or another --bench-dir.",
                 )
     if not o.online:

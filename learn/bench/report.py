@@ -66,7 +66,7 @@ class Line:
         games: How many games.
         mean: Of the runs' mean raw returns; None over all games.
         std: Their sample standard deviation; None of one run.
-        normalised: Human-normalised: of a game the mean, over all games the interquartile mean.
+        normalised: Human-normalized: of a game the mean, over all games the interquartile mean.
         interval: Of the latter.
         parameters: Numbers that its network learns, over all games those of the largest; None where
             all runs were judged by a wsa that did not count.
@@ -228,7 +228,7 @@ def _section(
         )
     ]
     if bars:
-        drawing = figures.intervals(bars, "IQM of human-normalised scores", line=0.0)
+        drawing = figures.intervals(bars, "IQM of human-normalized scores", line=0.0)
         parts.append(Figure("All games", drawing, "0 plays like chance, 1 like the human tester."))
     for game, curves in drawn.items():
         strong = [line for line in plot.lines(curves) if not line.pale]
@@ -244,7 +244,7 @@ def _section(
             "standard deviation over seeds (how many).",
         ),
         table(
-            "Human-normalised",
+            "Human-normalized",
             ["method", *games, "IQM", "games x seeds", "parameters"],
             normalised,
             "0 plays like chance, 1 like the human tester. IQM: interquartile mean over games x seeds, "

@@ -89,7 +89,7 @@ def _train(cell: Cell, on_line: OnLine) -> None:
         config = read_config(folder)
     else:
         snapshot = take_snapshot(open_store(request.store))
-        if not request.online:  # No more than the bench was begun with.
+        if not request.online:  # No more than the bench was started with.
             snapshot = only(snapshot, request.game, cell.segments)
         config = configure(without_judging(request), snapshot, device)
         record = isinstance(request.data, PlayOptions) and request.data.record

@@ -60,8 +60,8 @@ def say_failures(verb: str, failures: Sequence[Failure], runs: int) -> int:
         terminal.say(f"failed: {failure.cell}: {failure.message}")
     if failures:
         terminal.say(
-            f"wsa {verb}: {len(failures)} of {runs} runs failed, the rest is done. Put right what is "
-            "said above, and run the same command again."
+            f"wsa {verb}: {len(failures)} of {runs} runs failed, the rest is done. Fix the "
+            "errors above, and run the same command again."
         )
     return failures[0].exit_code if failures else 0
 
@@ -165,8 +165,8 @@ def _on_workers(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator
 def _died(cell: Cell, error: KilledWorker) -> Failure:
     died = StorageError(
         "worker-died",
-        f"The worker {error.last_worker.address} died over it, the last of {TRIES} that did. Often "
-        "that is for want of memory; the worker's own log says more.",
+        f"The worker {error.last_worker.address} died over it, the last of {TRIES} that did. Often it "
+        "ran out of memory; the worker's own log says more.",
     )
     return Failure(str(cell), died.kind, str(died), died.exit_code)
 

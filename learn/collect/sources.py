@@ -96,7 +96,7 @@ def refuse_screens(what: str, found: str, game: str) -> UsageError:
     return UsageError(
         "bad-option",
         f"{what}: observations are {found}. wsa needs whole RGB screens of {game}, "
-        f"({height}, {width}, 3) uint8: not grey, resized or stacked ones. Record the game again "
+        f"({height}, {width}, 3) uint8: not grayscale, resized, or stacked ones. Record the game again "
         "without those wrappers.",
     )
 

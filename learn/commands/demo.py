@@ -51,7 +51,7 @@ def demo(o: DemoOptions) -> int:
     with terminal.Progress("collect", "steps", plan.missing) as progress:
         collect(plan, backend, progress.update)
 
-    terminal.say(f"2/4 encode with {', '.join(MODELS)}, the encoders that come with wsa")
+    terminal.say(f"2/4 encode with {', '.join(MODELS)}, the encoders that ship with wsa")
     encoded = run_with_progress(backend, requests, [o.game], EncodeOptions())
     models = [model.spec.key for model in encoded.models]
 
@@ -73,7 +73,7 @@ def demo(o: DemoOptions) -> int:
         seen = evaluate_run(run_folder, o.episodes, on_step=lambda steps, _: progress.update(steps))
     _summary(o, snapshot, config, trained, seen)
     print(f"\nrun {run_folder}")
-    print(f"all of it took {terminal.duration(time.perf_counter() - started)}")
+    print(f"total time: {terminal.duration(time.perf_counter() - started)}")
     return 0
 
 

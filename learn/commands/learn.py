@@ -124,7 +124,7 @@ def _described(config: OfflineRun | OnlineRun) -> str:
 
     count = f"{len(config.segments)} segments"
     if isinstance(config, OnlineRun):
-        models = ", ".join(config.inputs) or "none, grey pixels"
+        models = ", ".join(config.inputs) or "none, grayscale pixels"
         played = atari.describe(config.protocol)
         return f"{played}; models {models}; {count} to look frames up in"
     return f"{count}; models {', '.join(config.models)}; context {config.context}"

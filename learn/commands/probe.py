@@ -51,7 +51,7 @@ def probe_models(o: ProbeOptions) -> int:
         terminal.say(line)
     if not frames:
         terminal.say(
-            "The store has no frames of some of these segments, so grey pixels and untrained networks "
+            "The store has no frames of some of these segments, so grayscale pixels and untrained networks "
             f"are left out. Fetch them: wsa pull URL --game {o.game}"
         )
     if o.dry_run:
@@ -66,7 +66,7 @@ def probe_models(o: ProbeOptions) -> int:
     if not variables or not any(len(split.test) for split in moments.splits):
         raise MissingError(
             "no-frames",
-            f"Nothing varies in what would be judged of {o.game}. Collect more, or by a policy "
+            f"Nothing varies in what would be tested of {o.game}. Collect more, or by a policy "
             "that gets further.",
         )
     plan = Plan(
@@ -155,12 +155,12 @@ def _said_of_play(game: str, play: dict[str, dict[str, Any]]) -> list[str]:
         )
     if "better" not in play:
         said.append(
-            "There is random play only, so nothing is said of the places that better play reaches. "
+            "There is random play only, so the table says nothing about the states that better play reaches. "
             f"Collect some: wsa collect --game {game} --policy RUN --eps 0.2, and encode it."
         )
     elif "random" not in play:
         said.append(
-            "There is no random play, so nothing is said of what probes of random play tell of better "
+            "There is no random play, so the table says nothing about transfer from random to better "
             f"play. Collect some: wsa collect --game {game}, and encode it."
         )
     else:
@@ -179,8 +179,8 @@ def _said_of_moments(o: ProbeOptions, moments: Moments) -> list[str]:
         said.append(f"There are too few {moments.groups.unit} for {o.splits} splits.")
     if "segments" in moments.groups.unit:
         said.append(
-            "There are too few episodes to hold whole ones out: what is judged may be close to what "
-            "was learned from, so read the order, not the numbers. More environments make more."
+            "There are too few episodes to hold whole ones out: test data may be close to "
+            "training data, so read the order, not the numbers. More environments make more episodes."
         )
     return said
 
@@ -199,13 +199,13 @@ def _asks(
         if len(sets) > 1:
             raise UsageError(
                 "bad-option",
-                f"{o.game} was played with different sets of actions there. Name with --policies "
-                "players who had the same.",
+                f"{o.game} was played with different sets of actions there. Name policies "
+                "with the same set with --policies.",
             )
         if not all(map(probe_data.is_better, segments)):
             terminal.say(
-                "Some of it was played at random: there is nothing of the screen in such an action "
-                "to be read out. Name other players with --policies."
+                "Some of it was played at random: such actions do not depend on the "
+                "screen. Name other policies with --policies."
             )
         return list(segments), targets.action_target
     total = sum(meta.steps for meta in segments)

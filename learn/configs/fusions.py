@@ -136,7 +136,7 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
         near = difflib.get_close_matches(value, choices, 1)
         raise UsageError(
             "bad-option",
-            f"{option} {value}: there is no such one. "
+            f"{option} {value}: there is no such choice. "
             + (f"Did you mean {near[0]}? " if near else "")
             + f"Choose from {', '.join(choices)}.",
         )

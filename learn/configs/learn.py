@@ -300,8 +300,8 @@ def _check_resumed(arguments: Sequence[str]) -> None:
         if field not in _OF_RESUMED:
             raise UsageError(
                 "bad-option",
-                f"--{field.replace('_', '-')} cannot be given with --resume: the run is continued "
-                "as it was begun. Leave it out. To train longer, repeat the command in the run's "
+                f"--{field.replace('_', '-')} cannot be given with --resume: the run continues "
+                "as it was started. Leave it out. To train longer, repeat the command in the run's "
                 "command.txt with --run-dir and more --updates or --total-timesteps.",
             )
 

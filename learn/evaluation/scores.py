@@ -1,7 +1,7 @@
-"""Scores that may be compared: human-normalised, aggregated robustly, with intervals.
+"""Scores that may be compared: human-normalized, aggregated robustly, with intervals.
 
 A raw return says little across games, a mean over games is one lucky game's, and three seeds are
-few. So: human-normalised scores (Mnih et al., 2015), the interquartile mean over runs and games,
+few. So: human-normalized scores (Mnih et al., 2015), the interquartile mean over runs and games,
 and intervals by the stratified bootstrap (Agarwal et al., 2021, arXiv 2108.13264). The formulas are
 rliable's; a test holds them to figures that rliable gives.
 """

@@ -260,7 +260,7 @@ class EnvRunner:
             raise ConflictError(
                 "model-drift",
                 "The emulator does not play here as it did when this run was stopped, so the run "
-                "cannot be continued exactly. Install the version of ale-py it was begun with, or "
+                "cannot be continued exactly. Install the version of ale-py it was started with, or "
                 "begin another run; with --init it takes over this one's weights.",
             )
 

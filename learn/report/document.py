@@ -77,7 +77,7 @@ class Section(msgspec.Struct, frozen=True):
         name: Short and unique within a report: its anchor.
         title: Its heading.
         parts: What it says.
-        facts: How it came about, by name: how it was judged, the command, versions.
+        facts: How this was made, by name: how it was judged, the command, versions.
     """
 
     name: str
@@ -116,6 +116,6 @@ def markdown(section: Section) -> str:
             case Figure() | Film():
                 pass
     if section.facts:
-        lines.append("## How it came about\n")
+        lines.append("## How this was made\n")
         lines += [f"- {name}: {terminal.plain(fact)}" for name, fact in section.facts.items()]
     return "\n".join([*lines, ""])

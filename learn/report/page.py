@@ -82,7 +82,7 @@ def _section(section: Section) -> str:
     lines += _row(drawn)
     facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in section.facts.items())
     if facts:
-        lines.append(f"<h3>How it came about</h3><dl>{facts}</dl>")
+        lines.append(f"<h3>How this was made</h3><dl>{facts}</dl>")
     lines.append("</section>")
     return "\n".join(lines)
 

@@ -48,7 +48,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         context: Key of the model that gives WSA's context, one of them or another; or `mean`.
         network: What is trained.
         seed: Of initialization, environments and draws.
-        segments: Segments of the game that the run was begun with, so that a continued run sees the
+        segments: Segments of the game that the run was started with, so that a continued run sees the
             same; all models have encoded them.
         evaluation: Games to play every so often.
         init: Checkpoint of another run whose network this one begins from, or "".
@@ -181,7 +181,7 @@ def read_config(folder: Path) -> OfflineRun | OnlineRun:
         raise DamagedError(
             "bad-record",
             f"{path} cannot be read ({error}): a newer wsa began this run, or the file was changed. "
-            "Update wsa, or begin another run; no file was changed.",
+            "Update wsa, or start another run; no file was changed.",
         ) from None
     if user_code.is_name(config.network.fusion.name):  # Now, not once its models were opened.
         fusion_class(config.network.fusion.name, str(path))

@@ -40,7 +40,7 @@ def only(whole: Snapshot, game: str, segments: Sequence[str]) -> Snapshot:
     Args:
         whole: The store.
         game: The run's game.
-        segments: Those of the game that it was begun with.
+        segments: Those of the game that it was started with.
 
     Raises:
         MissingError: The store has lost some of them.
@@ -51,8 +51,8 @@ def only(whole: Snapshot, game: str, segments: Sequence[str]) -> Snapshot:
         raise MissingError(
             "no-frames",
             f"The store {whole.backend.url} lacks {lost} of the {len(segments)} segments of "
-            f"{game} that this run was begun with. Bring them back (the same 'wsa collect' "
-            "and 'wsa encode' make the same ones; 'wsa list' shows what is there), or begin "
+            f"{game} that this run was started with. Bring them back (the same 'wsa collect' "
+            "and 'wsa encode' make the same ones; 'wsa list' shows what is there), or start "
             "another run.",
         )
     others = {present[segment] for segment in present.keys() - set(segments)}

@@ -56,8 +56,8 @@ def begin(folder: Path, config: OfflineRun | OnlineRun) -> None:
         if found is None or not _goes_on(found, config):
             raise ConflictError(
                 "run-exists",
-                f"{folder} holds another run. Give another --run-dir, or continue that run as it "
-                f"was begun: wsa learn --resume {folder}",
+                f"{folder} holds another run. Give another --run-dir, or continue that "
+                f"run as it was started: wsa learn --resume {folder}",
             )
         if found.total == config.total:
             atomic_files.replace(path, msgspec.json.format(hashing.canonical(config)))
@@ -80,10 +80,10 @@ def _goes_on(found: OfflineRun | OnlineRun, config: OfflineRun | OnlineRun) -> b
 def _extended(found: OfflineRun | OnlineRun, config: OfflineRun | OnlineRun) -> str:
     said = f"The run is extended from {found.total:,} to {config.total:,} {config.unit}"
     if not config.hyperparameters.scheduled:
-        return f"{said}, as if it had been begun with as many."
+        return f"{said}, as if it had started with as many."
     return (
         f"{said}. Its schedules (learning rate, exploration, share of stored data) now end at "
-        f"{config.total:,}, so it is not the run that would have been begun with as many."
+        f"{config.total:,}, so the result differs from that of a run of this length."
     )
 
 

@@ -46,7 +46,7 @@ def mask_of(
     if config.context in gone:
         raise UsageError(
             "bad-option",
-            f"{option} leaves out {config.context}, which gives the context that the scorer was "
+            f"{option} leaves out {config.context}, which provides the context that the scorer was "
             "trained on. Keep it.",
         )
     return mask if gone else None
@@ -64,13 +64,13 @@ def check_can_lose(config: RunConfig, option: str) -> None:
     """
     fusion = config.network.fusion.name
     if fusion == PIXELS:
-        why = "the network sees grey pixels, and has no models to leave out"
+        why = "the network sees grayscale pixels, and has no models to leave out"
     elif len(config.models) == 1:
         why = f"{config.models[0]} is the run's only model"
     elif not fusion_class(fusion).per_model:
         able = ", ".join(name for name in FUSIONS if _loses(name))
         why = (
-            f"the state vector of --fusion {fusion} is as long as its models make it, and its head "
+            f"the state vector of --fusion {fusion} has a length that depends on its models, and its head "
             f"has never seen a part of it missing. It can be done with {able}"
         )
     else:

@@ -113,7 +113,7 @@ def _asked(folder: Path, config: OfflineRun | OnlineRun, store: str) -> Section:
         "page written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "versions": versions(),
     }
-    return Section("run", "What was asked for", tuple(parts), facts)
+    return Section("run", "Settings", tuple(parts), facts)
 
 
 def _parameters(config: OfflineRun | OnlineRun, store: str) -> Part:
@@ -206,9 +206,9 @@ def _evaluation(folder: Path, config: OfflineRun | OnlineRun) -> list[Part]:
         style = int("random" in group)
         bars.append(figures.Bar(name, found.value, found.low, found.high, style))
     note = (
-        "Mean raw return with its 95% bootstrap interval over games; 0 human-normalised is chance."
+        "Mean raw return with its 95% bootstrap interval over games; 0 human-normalized is chance."
     )
-    heads = (*columns, "games", "mean return", "95% interval", "human-normalised")
+    heads = (*columns, "games", "mean return", "95% interval", "human-normalized")
     return [
         Figure("Mean return", figures.intervals(bars, "raw return")),
         table("Games played by wsa eval", heads, rows, note),
@@ -234,7 +234,7 @@ def _film(folder: Path) -> list[Part]:
         return []
     newest = films[-1]
     if newest.stat().st_size > LARGEST_FILM:
-        return [Text(f"The newest film, videos/{newest.name}, is too large to stand in a page.")]
+        return [Text(f"The newest film, videos/{newest.name}, is too large for this page.")]
     return [Film(f"videos/{newest.name}", newest.read_bytes())]
 
 

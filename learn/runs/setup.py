@@ -105,7 +105,7 @@ def configure(
             raise UsageError(
                 "bad-option",
                 f"--init {start.init}: one of the two networks sees pixels, the other embeddings. "
-                "Begin from another run, or from nothing.",
+                "Start from another run, or from scratch.",
             )
     network = request.network_config
     if before and before.models and not pixels:
@@ -290,8 +290,8 @@ def _begin_from(
     if before.context in before.models and before.context not in wanted:
         raise UsageError(
             "bad-option",
-            f"--drop: {before.context} gives the context, which the scorer was trained on. Drop "
-            "another model, or begin a new run.",
+            f"--drop: {before.context} provides the context that the scorer was trained on. Drop "
+            "another model, or start a new run.",
         )
     return before.network, wanted, before.context
 

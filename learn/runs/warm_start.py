@@ -42,8 +42,8 @@ def change_models(
         able = ", ".join(name for name in FUSIONS if fusion_class(name).per_model)
         raise UsageError(
             "bad-option",
-            f"--add and --drop: the state vector of --fusion {fusion} is as long as its models "
-            "make it, so a head trained on some cannot go on with others. It can with one of "
+            f"--add and --drop: the state vector of --fusion {fusion} has a length that "
+            "depends on its models, so a head trained on some cannot continue with others. Use one of "
             f"{able}.",
         )
     kept = list(models)
@@ -78,8 +78,8 @@ def warm_start(config: RunConfig, network: Any) -> None:
     if bool(config.inputs) != bool(before):
         raise UsageError(
             "bad-option",
-            f"--init {folder}: one of the two networks sees pixels, the other embeddings. Begin "
-            "from another run, or from nothing.",
+            f"--init {folder}: one of the two networks sees pixels, the other embeddings. Start "
+            "from another run, or from scratch.",
         )
     transfer(network, network.torso, config.inputs, path, before)
 

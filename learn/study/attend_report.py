@@ -27,7 +27,7 @@ from wsa.learn.study.listened import (
     switches_per_second,
 )
 
-KIND, TITLE = "attend", "Which model is listened to"
+KIND, TITLE = "attend", "Which model gets the attention"
 FEW = 5  # Games, of which an interval says nothing.
 MOST_POINTS = 400  # Of a film.
 SIGNS = {1: "rewards", -1: "penalties"}

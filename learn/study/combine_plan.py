@@ -114,7 +114,7 @@ def plan(o: CombineOptions, snapshot: Snapshot, device: str) -> Plan:
     Raises:
         UsageError: Options contradict each other, or there are no two models to combine.
         MissingError: No frames, or a model has not encoded them.
-        ConflictError: The study was begun with other options.
+        ConflictError: The study was started with other options.
     """
     bench = bench_options(o)
     if len(dict.fromkeys(o.models)) < 2:

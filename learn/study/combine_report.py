@@ -105,7 +105,7 @@ def write(folder: Path, made: Plan, failures: Sequence[Failure]) -> Report:
         f"{bench.episodes} full games a run (epsilon {bench.epsilon:g}, environments seeded from "
         f"{bench.eval_seed}), raw returns; beside each run a random policy under the same protocol "
         "and seeds, and a run is no better than it where Welch's 95 % interval of the difference "
-        "reaches 0. Human-normalised: 0 plays like chance, 1 like the human tester. IQM: interquartile "
+        "reaches 0. Human-normalized: 0 plays like chance, 1 like the human tester. IQM: interquartile "
         "mean over games x seeds with 95 % stratified bootstrap interval. P: probability that a run of "
         f"{REFERENCE} scores more than one of the method on a game drawn at random (Mann-Whitney), with "
         "95 % bootstrap interval, on raw returns. All after Agarwal et al., 2021 (arXiv 2108.13264). "
@@ -154,7 +154,7 @@ class Overall:
         parameters: Of its largest network.
         runs: How many were judged.
         no_better: How many of them are no better than random.
-        iqm: Interquartile mean of human-normalised scores.
+        iqm: Interquartile mean of human-normalized scores.
         against: Probability that the reference is better.
     """
 
@@ -193,7 +193,7 @@ def _about(
     lost = len(made.runs) - len(runs)
     yield Text(f"{len(runs)} of {len(made.runs)} runs are trained and judged.")
     if len({run.result.seed for run in runs}) < FEW:
-        yield Text("With fewer than three seeds the intervals say little of how another seed does.")
+        yield Text("With fewer than three seeds the intervals say little about another seed.")
     if failures:
         rows = [(failure.cell, failure.kind, failure.message) for failure in failures]
         yield table("Runs that failed", ("run", "kind", "why"), rows)
@@ -258,7 +258,7 @@ def _aggregate(overall: Sequence[Overall]) -> Iterator[Table]:
             )
             for line in best
         ],
-        "Human-normalised. P above 0.5: the reference is better more often than not; an interval that "
+        "Human-normalized. P above 0.5: the reference is better more often than not; an interval that "
         "holds 0.5 decides nothing.",
     )
 
@@ -277,7 +277,7 @@ def _figures(
     if bars:
         yield Figure(
             "Interquartile mean over games and seeds",
-            figures.intervals(bars, "human-normalised score", line=0.0),
+            figures.intervals(bars, "human-normalized score", line=0.0),
             f"{paper} 0 plays like chance.",
         )
     counted = [
@@ -308,7 +308,7 @@ def _figures(
     if drawn:
         yield Figure(
             "Performance profile",
-            figures.curves(drawn, "human-normalised score", "share of runs above"),
+            figures.curves(drawn, "human-normalized score", "share of runs above"),
             f"With 95 % bands; {REFERENCE} and the best others by IQM.",
         )
     for game in dict.fromkeys(run.result.game for run in runs):

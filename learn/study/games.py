@@ -25,8 +25,8 @@ from wsa.store.format import records
 SURE = 1.96  # Standard errors of a 95 % interval.
 RANDOM = "random"  # Who plays, where it is no network.
 NOTHING_TO_LOSE = (
-    "As it was trained the run plays no better than chance, so nothing that is taken from it can lower "
-    "its return: read nothing from these games but that."
+    "As it was trained the run plays no better than chance, so nothing that you take away "
+    "can lower its return. Conclude nothing else from these games."
 )
 
 

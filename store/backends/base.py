@@ -69,5 +69,5 @@ def too_large(place: str, found: int, most: int) -> DamagedError:
     """What `get` raises."""
     return DamagedError(
         "bad-bytes",
-        f"{place} is refused: it has {found} bytes, and at most {most} can be right. Run 'wsa verify'.",
+        f"{place} is rejected: it has {found} bytes, and at most {most} can be right. Run 'wsa verify'.",
     )

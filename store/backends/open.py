@@ -27,8 +27,8 @@ def open_backend(url: str) -> Backend:
     if not url:
         raise UsageError(
             "bad-option",
-            "No store is named, and you have no home folder here that could hold one. Name one with "
-            "--store, as /lab/wsa, or set WSA_STORE.",
+            "No store is named, and you have no home folder here that could hold one. Name one "
+            "with --store, such as /lab/wsa, or set WSA_STORE.",
         )
     if scheme == "file":
         raise UsageError(
@@ -38,5 +38,5 @@ def open_backend(url: str) -> Backend:
     raise UsageError(
         "bad-option",
         f"Stores are kept in folders and in buckets, not on {scheme}://. Give a folder, "
-        "as /lab/wsa, or a bucket, as s3://bucket/wsa, gs://bucket/wsa or az://container/wsa.",
+        "such as /lab/wsa, or a bucket, such as s3://bucket/wsa, gs://bucket/wsa or az://container/wsa.",
     )

@@ -49,8 +49,8 @@ def load_typed(name: str, kind: type, flag: str, recorded_in: str = "") -> Any:
     if name not in _typed:
         raise MissingError(
             "no-library",
-            f"{recorded_in or 'The run'} names {name} ({flag}), somebody's own code, and wsa imports no "
-            "module because a file names it. If it is on this machine and you trust it, name it "
+            f"{recorded_in or 'The run'} names {name} ({flag}), someone's own code, and "
+            "wsa never imports a module because a file names it. If it is on this machine and you trust it, name it "
             f"yourself: --trust {name}.",
         )
     try:

@@ -261,7 +261,7 @@ def _embedding(snapshot: Snapshot, game: str, key: str) -> tuple[int, tuple[int,
     if len(found) != 1:
         raise ConflictError(
             "other-bytes",
-            f"{key} has embeddings of windows and shapes {found}. Export it not: --models.",
+            f"{key} has embeddings of windows and shapes {found}. Leave it out of --models.",
         )
     return *found.pop(), max(meta.dtype for meta in metas)  # float16 < float32
 
@@ -293,7 +293,7 @@ def export(
         Rows written.
 
     Raises:
-        ConflictError: There is something at `path`, or somebody is writing there.
+        ConflictError: Something exists at `path`, or somebody is writing there.
         DamagedError: Stored bytes are not what was committed; `path` is not made.
         StorageError: No room, or the folder refused.
     """
@@ -311,7 +311,7 @@ def _alone(path: Path, partial: Path) -> Iterator[None]:
     """`partial` as an empty folder that no other process writes to."""
     if path.exists():
         raise ConflictError(
-            "run-exists", f"There is something at {path}. Export to another path, or remove it."
+            "run-exists", f"Something exists at {path}. Export to another path, or remove it."
         )
     partial.mkdir(parents=True, exist_ok=True)
     handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)

@@ -101,8 +101,8 @@ def test_what_is_wrong_is_one_line_on_any_terminal(wsa, monkeypatch):
         (
             "collect --store ftp://lab/wsa",
             (
-                "Stores are kept in folders and in buckets, not on ftp://. Give a folder, as /lab/wsa, "
-                "or a bucket, as s3://bucket/wsa, gs://bucket/wsa or az://container/wsa."
+                "Stores are kept in folders and in buckets, not on ftp://. Give a folder, such as "
+                "/lab/wsa, or a bucket, such as s3://bucket/wsa, gs://bucket/wsa or az://container/wsa."
             ),
         ),
         (
@@ -135,23 +135,23 @@ def test_what_is_wrong_is_one_line_on_any_terminal(wsa, monkeypatch):
                 "append +pca:512, +pca:512@Pong, or +rp:512, with at most 99999 numbers."
             ),
         ),
-        ("encode --weights vit", "--weights vit: write ALIAS=FILE, as vit=path.safetensors."),
+        ("encode --weights vit", "--weights vit: write ALIAS=FILE, such as vit=path.safetensors."),
         ("encode --workers -1", "--workers must be at least 0, not -1."),
         ("encode --slurm-cores 0", "--slurm-cores must be at least 1, not 0."),
-        ("encode --slurm-memory lots", "--slurm-memory lots: write an amount, as 16GB."),
+        ("encode --slurm-memory lots", "--slurm-memory lots: write an amount, such as 16GB."),
         ("encode --slurm-queue gpu", "--slurm-queue is for SLURM; add --scheduler slurm."),
         ("encode --slurm-gpu", "--slurm-gpu is for SLURM; add --scheduler slurm."),
         (
             "encode --models lite0:random --weights lito=lite0.safetensors",
             (
-                "--weights lito=lite0.safetensors: no model that is asked for takes them. --models "
+                "--weights lito=lite0.safetensors: none of --models uses them. --models "
                 "has lite0:random."
             ),
         ),
         (
             "encode --models lite0:random --weights lite0=lite0.safetensors",
             (
-                "--weights lite0=lite0.safetensors: no model that is asked for takes them. --models "
+                "--weights lite0=lite0.safetensors: none of --models uses them. --models "
                 "has lite0:random."
             ),
         ),
@@ -409,8 +409,8 @@ def test_a_run_that_is_another(filled, unchanged):
         outcome = filled("learn", "--game", "Breakout", "--seed", 9, "--run-dir", "run")
     assert outcome.code == 4
     assert outcome.error == (
-        "wsa learn: run holds another run. Give another --run-dir, or continue that run as it was "
-        "begun: wsa learn --resume run"
+        "wsa learn: run holds another run. Give another --run-dir, or continue that run "
+        "as it was started: wsa learn --resume run"
     )
 
 

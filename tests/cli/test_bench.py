@@ -181,7 +181,7 @@ def test_other_games_to_judge_by_train_nothing_anew(ready, tmp_path, unchanged):
         outcome = ready(*BENCH, *ONE, "--updates", 7)
     assert outcome.code == 4
     assert outcome.error == (
-        "wsa bench: bench was begun with --updates 6, not 7: its runs would not be comparable. "
+        "wsa bench: bench was started with --updates 6, not 7: its runs would not be comparable. "
         "Give that, or another --bench-dir."
     )
     (folder,) = (tmp_path / "bench" / "runs").iterdir()
@@ -240,7 +240,7 @@ def test_runs_on_workers_are_those_of_one_process(ready, tmp_path):
         ("--games Pongg", "Did you mean Pong"),
         ("--seeds 1,two", "--seeds: 'two' is not a whole number"),
         ("--seeds 9999999999", "--seeds must be from 0"),
-        ("--fusions wsaa", "--fusions wsaa: there is no such one"),
+        ("--fusions wsaa", "--fusions wsaa: there is no such choice"),
         ("--fusions nature", "--fusions nature needs --online"),
         ("--algo ppo", "--algo ppo needs --online"),
         ("--episodes 0", "--episodes must be at least 1"),

@@ -236,7 +236,7 @@ def test_changed_games(ready, trained, tmp_path, monkeypatch, unchanged):
     games = rows(tmp_path / "st" / "generalise.csv")
     assert len(games) == 2 * 2 * 3 and {g["policy"] for g in games} == {"run", "random"}
     page = (tmp_path / "st" / "index.html").read_text()
-    assert "Runs that failed" in page and "What the fusion does about it" in page
+    assert "Runs that failed" in page and "How the fusion responds" in page
     # Nothing is played again, and no model is opened for it.
     monkeypatch.setattr("wsa.learn.study.asked.open_player", None)
     outcome = ready(*how, "--json")

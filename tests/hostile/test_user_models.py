@@ -105,9 +105,9 @@ def test_no_command_imports_it_until_it_is_named(store, kit, plant, canary, sour
         said = capsys.readouterr()
         assert "Traceback" not in said.err
         if "--weights" in command:
-            assert code == 2 and "no model that is asked for takes" in said.err
+            assert code == 2 and "none of --models uses them" in said.err
         elif key in command and command[0] != "show":
-            assert code == 3 and "imports no module because a store names it" in said.err
+            assert code == 3 and "never imports a module because a store names it" in said.err
         assert not canary.exists(), command
     # Named by whoever starts the process, it is imported: this one then raises.
     code = cli.main(["models", "check", key, "--weights", f"{ALIAS}={NAME}", "--store", store.url])

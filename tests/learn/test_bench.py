@@ -89,7 +89,7 @@ def test_a_bench_keeps_what_it_was_begun_with(tmp_path: Path) -> None:
     begin(models=("a",), fusions=("wsa", "nature"), hidden=(128,), output="pooled")
     begin(fusions=("nature",), output="pooled")
     for change in ({"hidden": (256,)}, {"hidden": (128,), "output": "cls"}):
-        with pytest.raises(ConflictError, match="was begun with"):
+        with pytest.raises(ConflictError, match="was started with"):
             begin(**{"models": ("a",), "fusions": ("wsa",), "output": "pooled", **change})
     begin(models=("a",), fusions=("mean",), hidden=(128,), output="pooled")
 

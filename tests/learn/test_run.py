@@ -271,10 +271,10 @@ def test_a_model_that_is_left_out_is_not_run(
     [
         ("wsa", {"without": ["oops"]}, "--without oops: the run's models are test_resnet"),
         ("wsa", {"only": ["oops:random"]}, "there is no model|no such|the run's models are"),
-        ("wsa", {"without": [ALIASES[0]]}, "which gives the context"),
+        ("wsa", {"without": [ALIASES[0]]}, "which provides the context"),
         ("wsa", {"without": ALIASES}, "leaves no model"),
         ("wsa", {"without": ALIASES, "only": ALIASES}, "not both"),
-        ("lin", {"without": [ALIASES[1]]}, "--fusion lin is as long as its models make it"),
+        ("lin", {"without": [ALIASES[1]]}, "--fusion lin has a length that depends on its models"),
         ("res", {"only": [ALIASES[1]]}, "It can be done with wsa, dpa, mean, uniform, unshared"),
     ],
 )
@@ -425,7 +425,7 @@ def test_a_run_with_more_updates_is_the_longer_run(
     assert train_stored(folder, short, "cpu").updates == 30
     capsys.readouterr()
     begin(folder, long)
-    said = "extended from 30 to 50 updates, as if it had been begun with as many."
+    said = "extended from 30 to 50 updates, as if it had started with as many."
     assert said in capsys.readouterr().err
     assert read_config(folder) == long
     assert train_stored(folder, long, "cpu").updates == 20

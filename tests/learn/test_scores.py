@@ -1,4 +1,4 @@
-"""Human-normalised scores, the interquartile mean and its intervals, held to rliable's figures."""
+"""Human-normalized scores, the interquartile mean and its intervals, held to rliable's figures."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def test_which_models_are_left() -> None:
         *models[1:], "dino-000000000004",
     ]  # fmt: skip
     assert change_models(models, [], [], "lin") == models
-    with pytest.raises(UsageError, match="It can with one of wsa, dpa, mean, uniform, single, un"):
+    with pytest.raises(UsageError, match="Use one of wsa, dpa, mean, uniform, single, un"):
         change_models(models, [], ["clip"], "lin")
     for add, drop, says in (
         ([], ["vit"], "--drop vit: the run's models are vit-000000000001"),

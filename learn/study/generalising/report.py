@@ -19,7 +19,7 @@ from wsa.learn.study.generalising.kept import FEW, Pair, Share
 from wsa.learn.study.generalising.shift import Shift
 from wsa.learn.study.generalising.suites import COLOURS
 
-KIND, TITLE = "generalise", "In games that they have not learned"
+KIND, TITLE = "generalise", "In games that they did not train on"
 COLUMNS = ("run", "game", "fusion", "seed", "checkpoint", "suite", "variant", "policy", "number",
            "env_seed", "return")  # fmt: skip
 KEPT_COLUMNS = ("run", "game", "fusion", "seed", "suite", "variant", "return_mean", "return_low",
@@ -239,12 +239,12 @@ def _recolourings(one: Generalised, share: Share, pairs: Sequence[Pair]) -> Figu
     found = [kept.value if (kept := share.kept([p])) else p[0].mean for p in pairs]
     values = np.array(found).reshape(len(COLOURS), len(COLOURS))
     what = "share kept" if share.learned else "mean return"
-    said = "Black is the background's colour: what has it cannot be seen."
+    said = "Black is the background's color: whatever has it is invisible."
     svg = figures.heat_map(
-        values, COLOURS, COLOURS, "colour of the blocks", y_label="player and ball",
+        values, COLOURS, COLOURS, "color of the blocks", y_label="player and ball",
         strongest=1.0 if share.learned else None,
     )  # fmt: skip
-    return Figure(f"Breakout's 25 recolourings, {what}: {one.name}", svg, said)
+    return Figure(f"Breakout's 25 recolorings, {what}: {one.name}", svg, said)
 
 
 def _moved(one: Generalised) -> Iterator[Part]:
@@ -256,15 +256,15 @@ def _moved(one: Generalised) -> Iterator[Part]:
             np.array([s.cosine for s in shifts]), variants, one.models,
             "cosine of the embeddings", strongest=1.0,
         ),
-        "1: the model sees what it saw before. 0: something that has nothing to do with it.",
+        "1: the model sees the same as before. 0: something unrelated.",
     )  # fmt: skip
     weighed = [(s.before, s.after) for s in shifts if s.before and s.after]
     if len(one.models) > 1 and weighed:
         changes = np.array([np.subtract(after, before) for before, after in weighed])
         yield Figure(
-            f"What the fusion does about it: {one.name}",
+            f"How the fusion responds: {one.name}",
             figures.heat_map(changes, variants, one.models, "change of the mean weight"),
-            "Where a model is confused, a fusion that noticed would listen to it less.",
+            "If a look confuses a model, a fusion that notices gives it less weight.",
         )
     rows = []
     for variant, s in one.shifts.items():

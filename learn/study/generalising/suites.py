@@ -6,7 +6,7 @@ from wsa.learn.envs import atari
 from wsa.learn.envs.variants import Variant, parse_variant
 from wsa.store.format.records import Protocol
 
-# What the authors meant to play: their script names 25 recolourings that later versions of HackAtari
+# What the authors meant to play: their script names 25 recolorings that later versions of HackAtari
 # pass over in silence, and hands the lazy enemy's name over so that it is read letter by letter.
 COLOURS = ("black", "grey", "red", "blue", "green")
 _AUTHORS = {
