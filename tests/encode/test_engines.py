@@ -244,7 +244,7 @@ def test_a_precision_that_the_processor_lacks(monkeypatch: pytest.MonkeyPatch) -
 
 def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(MissingError, match=r"compiler, as g.*; install one, or use torch"):
+    with pytest.raises(MissingError, match=r"compiler, such as g.*; install one, or use torch"):
         require("compile", CPU, "fp32")
 
 

@@ -146,7 +146,7 @@ def test_weights_of_ones_own_have_a_name_and_a_licence_of_their_own(theirs, tmp_
     for refused, why in (
         (lambda: parse_request(text, {}), "published weights keep their name"),
         (lambda: parse_request(f"vit=timm:{NAME}", {"vit": str(file)}), "published model"),
-        (lambda: parse_request("vit", {}, licences={"vit": "MIT"}), "their publisher's licence"),
+        (lambda: parse_request("vit", {}, licences={"vit": "MIT"}), "their publisher's license"),
     ):
         with pytest.raises(UsageError, match=why):
             refused()

@@ -254,7 +254,7 @@ def test_a_table_is_of_distinct_frames_and_grows(
         for name in ("embeddings.bin", "digests.bin"):
             shutil.copytree(tmp_path, tmp_path / "hurt")
             damage(tmp_path / "hurt" / name)
-            with pytest.raises(DamagedError, match="does not hold the rows"):
+            with pytest.raises(DamagedError, match="does not match the run"):
                 Table(tmp_path / "hurt", encoder).restore(state)
             shutil.rmtree(tmp_path / "hurt")
 
