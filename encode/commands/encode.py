@@ -135,7 +135,7 @@ def _asked(o: EncodeOptions) -> _Asked:
         weights_from = "untrained" if request.source == "random" else f"from {request.source}"
         _log.info(
             f"{request.alias}: {request.timm_name}, output {request.output}, weights "
-            f"{weights_from}, licence {request.licence}"
+            f"{weights_from}, license {request.licence}"
         )
     return _Asked(backend, snapshot, requests, games)
 

@@ -250,5 +250,5 @@ def test_an_error_of_a_worker_is_one_line(filled, begin, tmp_path):
         "--weights", "test_resnet_r160_in1k=w.safetensors",
     )  # fmt: skip
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, out, err.count("\n")) == (4, "", 3), err
-    assert re.match(r"wsa encode: \S+w.safetensors does not hold the weights", err.splitlines()[2])
+    assert (process.returncode, out, err.count("\n")) == (4, "", 4), err
+    assert re.match(r"wsa encode: \S+w.safetensors does not hold the weights", err.splitlines()[3])
