@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsa.encode.models.custom import Input
-from wsa.encode.models.paper import stdim
+from wsa.encode.models.paper import marginals, stdim
 from wsa.encode.models.paper.base import Frozen, TrainingInput, grey
 from wsa.learn.pretrain import data
 from wsa.learn.probe import inputs, probe, samples, targets
@@ -244,12 +244,7 @@ class Reconstruction(Objective):
 
     def __init__(self, encoder: SmallStateEncoder) -> None:
         super().__init__(encoder)
-        self.decode = nn.Sequential(
-            nn.Linear(512, 32 * 7 * 7), nn.ReLU(), nn.Unflatten(1, (32, 7, 7)),
-            nn.ConvTranspose2d(32, 32, 3, 1), nn.ReLU(),
-            nn.ConvTranspose2d(32, 16, 4, 2), nn.ReLU(),
-            nn.ConvTranspose2d(16, 1, 8, 4),
-        )  # fmt: skip
+        self.decode = marginals.decoder(512)
 
     def loss(self, batch: Batch) -> Tensor:
         """See the class."""

@@ -62,12 +62,7 @@ class MaskedAutoencoder(Trainee):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = MarginalEncoder()
-        self.decoder = nn.Sequential(
-            nn.Linear(608, 32 * 7 * 7), nn.ReLU(), nn.Unflatten(1, (32, 7, 7)),
-            nn.ConvTranspose2d(32, 32, 3, 1), nn.ReLU(),
-            nn.ConvTranspose2d(32, 16, 4, 2), nn.ReLU(),
-            nn.ConvTranspose2d(16, 1, 8, 4),
-        )  # fmt: skip
+        self.decoder = decoder(608)
 
     def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted squared error of hidden pixels; looks (B, 1, 84, 84) of one game."""
@@ -86,6 +81,16 @@ class MaskedAutoencoder(Trainee):
         left = looks * (1 - hidden_pixels(looks))
         parts = looks, left, self.decoder(self.encoder(left))
         return [visualize.grey(part[:, 0]) for part in parts]
+
+
+def decoder(width: int) -> nn.Sequential:
+    """What draws a frame from a code, (B, width) to (B, 1, 84, 84)."""
+    return nn.Sequential(
+        nn.Linear(width, 32 * 7 * 7), nn.ReLU(), nn.Unflatten(1, (32, 7, 7)),
+        nn.ConvTranspose2d(32, 32, 3, 1), nn.ReLU(),
+        nn.ConvTranspose2d(32, 16, 4, 2), nn.ReLU(),
+        nn.ConvTranspose2d(16, 1, 8, 4),
+    )  # fmt: skip
 
 
 def hidden_pixels(looks: Tensor) -> Tensor:
