@@ -66,7 +66,7 @@ __all__ = [
     "open",
 ]
 
-# Where each name is; `encode` and `learn` are packages that may be called.
+# Where each name lives. `encode` and `learn` are packages that can also be called.
 _PLACES = {
     **dict.fromkeys(("Input", "UserModel"), "wsa.encode.models.custom"),
     **dict.fromkeys(("collect", "evaluate"), "wsa.learn.api.commands"),
@@ -80,10 +80,10 @@ _PLACES = {
     **dict.fromkeys((n for n in __all__ if n.endswith("Error")), "wsa.store.common.errors"),
 }
 
-if not TYPE_CHECKING:  # To type checkers only the names above exist.
+if not TYPE_CHECKING:  # Type checkers see only the imports above.
 
     def __getattr__(name: str) -> Any:
-        """A public name, imported now."""
+        """Import a public name on first use."""
         if name in ("encode", "learn"):
             return importlib.import_module(f"wsa.{name}")
         if name not in _PLACES:

@@ -1,6 +1,6 @@
-"""The `wsa` command: parse options, call one function of a room, print, choose the exit code.
+"""The `wsa` command: parse options, call one function, print its result, choose the exit code.
 
-`wsa --help` is answered from the table below without importing anything heavy; each verb imports
+`wsa --help` is answered from the table below without importing anything heavy. Each verb imports
 its room when it runs. Results go to standard output, progress and remarks to standard error.
 
 Exit codes: 0 done, 2 usage, 3 not found, 4 conflict, 5 damage found, 6 storage unavailable,
@@ -32,12 +32,14 @@ ANSWERS = ("-h", "--help", "-V", "--version")
 
 
 class Verb(NamedTuple):
-    """What a verb does, an example, and where its options and its function are.
+    """One verb of the command line.
 
     Attributes:
-        options: `module:name` of a dataclass; or of a function that returns one, with its defaults,
-            where the options depend on the command line.
-        function: `module:name` of what takes them and returns the exit code.
+        what: What the verb does, for the help.
+        example: A command line, for the help.
+        options: `module:name` of a dataclass; or of a function from arguments to a dataclass
+            instance, for a verb whose options depend on the command line.
+        function: `module:name` of the function that takes the options and returns the exit code.
     """
 
     what: str
@@ -196,15 +198,15 @@ VERBS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        return 0  # A worker imports the script that called this, and is to do nothing of it.
+        return 0  # A spawned worker imports the calling script; it must not run the command again.
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # One thread a process, as torch would otherwise take all cores: work is parallel over worker
-    # processes and over models. On an idle pair of cores two threads make updates 1.2 times faster,
-    # on a busy one ten times slower, since they wait for each other.
+    # One thread per process: torch would otherwise use all cores, and work is already parallel over
+    # worker processes and models. Two threads make updates 1.2 times faster on two idle cores, but
+    # ten times slower on busy ones, where the threads wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # Where somebody asks for more, those that wait leave their cores to others.
+    # If a user asks for more threads, waiting ones yield their cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     with streams.lasting():
@@ -212,14 +214,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _answered(verb: str, rest: list[str]) -> int:
-    """Do what is asked; what goes wrong becomes a line and an exit code."""
+    """Run the command, and turn an error into one line and an exit code."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         _check_current_folder()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
         code = _answer(verb) if verb in ("", *ANSWERS) else _run(verb, rest)
-        sys.stdout.flush()  # Here, where a disk that is full can be answered.
+        sys.stdout.flush()  # Flush here, where a full disk is still reported.
         return code
     except WsaError as error:
         return _fail(verb, str(error), error.exit_code)
@@ -227,7 +229,7 @@ def _answered(verb: str, rest: list[str]) -> int:
         how = "terminated" if isinstance(stop, Terminated) else "interrupted"
         why = f"{how}. Nothing committed is lost; the same command continues."
         return _fail(verb, why, getattr(stop, "exit_code", INTERRUPTED))
-    except OSError as error:  # Of a file outside the store: a run's, a cache's, a video's.
+    except OSError as error:  # A file outside the store: of a run, a cache, or a video.
         where = f"{error.filename}: " if error.filename else ""
         why = f"{where}{error.strerror or error}. Fix it and run the same command again."
         return _fail(verb, why, StorageError.exit_code)
@@ -237,10 +239,10 @@ def _answered(verb: str, rest: list[str]) -> int:
 
 
 def _check_current_folder() -> None:
-    """Libraries look at it as they are imported, and end the process if it is gone.
+    """Check that the current folder exists; some libraries exit the process on import without it.
 
     Raises:
-        UsageError: It was removed.
+        UsageError: If the folder was removed.
     """
     try:
         Path.cwd()
@@ -255,7 +257,7 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def _answer(asked: str) -> int:
-    """What is asked of no verb."""
+    """Answer a command line without a verb: the version or the overview."""
     print(f"wsa {__version__}" if asked in ("-V", "--version") else _overview())
     return 0 if asked else UsageError.exit_code
 
@@ -286,7 +288,7 @@ def _unknown_verb(verb: str) -> str:
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    """Parse a verb's options and call its function; help is shown instead where asked for."""
+    """Parse a verb's options and call its function, or print its help."""
     if name not in VERBS:
         raise UsageError("bad-option", _unknown_verb(name))
     options = parse(name, arguments)
@@ -301,10 +303,10 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def parse(name: str, arguments: list[str]) -> Any:
-    """A verb's options; None where only help was asked for, which is then printed.
+    """Parse a verb's options; print the help and return None if `--help` is among them.
 
     Raises:
-        UsageError: They cannot be parsed.
+        UsageError: If the options cannot be parsed.
     """
     import tyro
 
@@ -332,7 +334,7 @@ def parse(name: str, arguments: list[str]) -> Any:
 
 
 def completion(o: Any) -> int:
-    """`wsa completion`: tyro's script for a shell, of all verbs."""
+    """`wsa completion`: print tyro's completion script for all verbs."""
     import tyro
 
     verbs = []
@@ -342,7 +344,7 @@ def completion(o: Any) -> int:
         kind = type(given["default"]) if given else kind
         described = tyro.conf.subcommand(name, description=verb.what, prefix_name=False, **given)
         verbs.append(Annotated[kind, described])
-    kinds: Any = Union[tuple(verbs)]  # noqa: UP007  As many as there are.
+    kinds: Any = Union[tuple(verbs)]  # noqa: UP007  The members are known only at run time.
     script = io.StringIO()
     with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
         tyro.cli(
@@ -352,20 +354,21 @@ def completion(o: Any) -> int:
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
         )
     for line in script.getvalue().splitlines():
-        # Bash and zsh would offer what follows a line break of a description as a completion.
+        # Without this, Bash and zsh offer the text after a line break in a description as a
+        # completion.
         print(re.sub(r"\\+n", " ", line) if "COMPLETION_SPEC = {" in line else line)
     return 0
 
 
 def _one_line(name: str, box: str) -> str:
-    """What tyro says in a box of several parts, as a line."""
-    # Where the terminal has them, the box is of other characters and colours, and has a title.
+    """Reduce tyro's boxed error message to one line."""
+    # On a capable terminal, the box has line-drawing characters, colors, and a title.
     box = re.sub("[╭╮╰╯│]", "", _COLOUR.sub("", box)).replace("─", "-")
     box = re.sub(r"^ *- .* -{3,} *$", "---", box, flags=re.MULTILINE)
     parts = [" ".join(part.split()) for part in re.split(r"^ *-{3,} *$", box, flags=re.MULTILINE)]
     said = parts[1] if len(parts) > 1 else parts[0]
     if refused := re.match(r"Error parsing [-\w .]+: (--.*)", said):
-        return refused[1]  # Our own words: which option, what it must be, what it is.
+        return refused[1]  # wsa's own message: the option, what it must be, and what it is.
     said = re.sub(r"invalid literal for int\(\).*?: (.*)", r"\1 is not a whole number", said)
     said = re.sub(r"no type matching .* from \[(.*?)\]\. Got errors.*", r"\1 is not a number", said)
     said = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", said)
@@ -375,7 +378,7 @@ def _one_line(name: str, box: str) -> str:
 
 
 def _load(place: str) -> Any:
-    """The object at `module:name`, imported only now."""
+    """Import the object at `module:name`."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 

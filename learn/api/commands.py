@@ -1,6 +1,6 @@
-"""Commands as functions: the same options as keyword arguments, and what `--json` prints returned.
+"""Commands as functions: options are keyword arguments, and the `--json` output is returned.
 
-Nothing is printed. What the commands remark on standard error is logged below the logger `wsa`.
+Nothing is printed. Remarks of a command go to the logger `wsa` and its children.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def collect(game: str, **options: Any) -> dict[str, Any]:
             `policy="random"`, `seed=1`, `dry_run=True`, ... (`docs/reference/commands.md`).
 
     Returns:
-        What `wsa collect --json` prints: `steps_per_s`, and how many `segments`, `steps`,
-        `distinct_frames`, and `episodes` this call added.
+        What `wsa collect --json` prints: `steps_per_s`, and the numbers of `segments`, `steps`,
+        `distinct_frames`, and `episodes` that this call added.
 
     Raises:
-        UsageError: The option or the game does not exist.
-        StorageError: The store cannot be written to.
+        UsageError: If the option or the game does not exist.
+        StorageError: If the store cannot be written to.
     """
     from wsa.learn.commands.collect import perform
 
@@ -38,7 +38,7 @@ def collect(game: str, **options: Any) -> dict[str, Any]:
 
 
 def learn(game: str = "", **options: Any) -> dict[str, Any]:
-    """Train a run on cached embeddings, or with `online=True` on live ones; or continue a run.
+    """Train a run on cached embeddings, or on live ones with `online=True`; or continue a run.
 
     Args:
         game: ALE game; not needed with `resume=`.
@@ -50,9 +50,9 @@ def learn(game: str = "", **options: Any) -> dict[str, Any]:
         the results of training.
 
     Raises:
-        UsageError: The option does not exist, or the algorithm does not have it.
-        MissingError: There are no frames or weights, or a model has not encoded the frames.
-        ConflictError: The folder holds another run.
+        UsageError: If the option does not exist, or the algorithm does not have it.
+        MissingError: If there are no frames or weights, or a model has not encoded the frames.
+        ConflictError: If the folder holds another run.
     """
     from wsa.learn.commands.learn import perform
 
@@ -61,7 +61,7 @@ def learn(game: str = "", **options: Any) -> dict[str, Any]:
 
 
 def evaluate(run: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
-    """Play full games with a trained run, and as many with a random policy.
+    """Play full games with a trained run, and as many games with a random policy.
 
     Args:
         run: The run's folder.
@@ -70,11 +70,11 @@ def evaluate(run: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
 
     Returns:
         What `wsa eval --json` prints: `return_mean` with its interval, `human_normalised`,
-        `random_return_mean`, passes made and saved, ...
+        `random_return_mean`, the numbers of forward passes made and saved, ...
 
     Raises:
-        UsageError: The option does not exist.
-        MissingError: The run, its checkpoint, the weights, or the data are missing.
+        UsageError: If the option does not exist.
+        MissingError: If the run, its checkpoint, the weights, or the data are missing.
     """
     from wsa.learn.commands.evaluate import perform
 

@@ -1,4 +1,4 @@
-"""A game's steps and embeddings as arrays of numpy, dask and xarray: views of a memory map."""
+"""A game's steps and embeddings as numpy, dask, and xarray arrays: views of a memory map."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from wsa.store.common.errors import UsageError
 from wsa.store.format import arrays
 from wsa.store.objects.flat_map import FlatMap
 
-CHUNK_BYTES = 32 << 20  # Of a chunk of a dask array.
+CHUNK_BYTES = 32 << 20  # Size of a chunk of a dask array.
 
 
 @dataclasses.dataclass(frozen=True)
 class GameData:
     """A game's steps and embeddings, mapped into memory. Get one with `Store.data`.
 
-    `rows` and `embeddings` are files that may hold more than the store shows, so index them with
+    The files behind `rows` and `embeddings` may hold more than the store shows: index `rows` with
     `steps`.
 
         data = wsa.open(url).data("Pong", ["vit"])
@@ -31,7 +31,7 @@ class GameData:
 
     Attributes:
         game: ALE game.
-        flat: The memory map itself, for everything that this class does not offer.
+        flat: The memory map, for everything that this class does not offer.
     """
 
     game: str
@@ -50,14 +50,14 @@ class GameData:
         """One record for each observation, as a memory map.
 
         `frame` is the observation's index in `embeddings`. `action`, `reward`, `terminated`, and
-        `truncated` are what followed; the action is -1 if none was taken. `is_first`, `lives`, and
-        `episode` say where the observation stands.
+        `truncated` describe the step taken from it; `action` is -1 if no step was taken.
+        `is_first`, `lives`, and `episode` describe the observation itself.
         """
         return self.flat.rows
 
     @property
     def steps(self) -> NDArray[np.int64]:
-        """(S,) indices of the rows that hold a step, in the order of the store's segments."""
+        """Indices of the rows that hold a step, shape (S,), in the store's order of segments."""
         return self.flat.steps
 
     def embeddings(self, model: str = "") -> NDArray[Any]:
@@ -67,8 +67,8 @@ class GameData:
             model: Key or alias; not needed if there is only one model.
 
         Returns:
-            (N, *shape) float16 or float32, row i for the frame i that `rows["frame"]` names. For a
-            model that sees several frames: (R, *shape), row i for row i of `rows`.
+            Array (N, *shape), float16 or float32; row i belongs to the frame that `rows["frame"]`
+            calls i. For a model that sees several frames: (R, *shape), row i for row i of `rows`.
         """
         at = self.place(model)
         flat = self.flat
@@ -76,10 +76,13 @@ class GameData:
         return table[:, flat.columns[at]].reshape(len(table), *flat.shapes[at])
 
     def dask(self, model: str = "") -> Any:
-        """The same as a dask array, whose chunks are views.
+        """One model's embeddings as a dask array whose chunks are views.
+
+        Args:
+            model: Key or alias; not needed if there is only one model.
 
         Raises:
-            MissingError: dask.array cannot be imported.
+            MissingError: If dask.array cannot be imported.
         """
         array = require("dask.array", "dask[array]", "GameData.dask")
         found = self.embeddings(model)
@@ -88,14 +91,14 @@ class GameData:
         return array.from_array(found, chunks=chunks, name=False)
 
     def xarray(self) -> Any:
-        """Rows and all models' embeddings as an xarray `Dataset` of views.
+        """`rows`, `steps`, and all models' embeddings as an xarray `Dataset` of views.
 
-        Embeddings have their model's key as name and the axis `frame`, or `row` for models that see
-        several frames. The columns of `rows` have the axis `row`; their `frame` is called
-        `frame_index`. `steps` has the axis `step`.
+        Embeddings are named by their model's key and have the axis `frame`, or `row` for models
+        that see several frames. The columns of `rows` have the axis `row`; the column `frame` is
+        called `frame_index`. `steps` has the axis `step`.
 
         Raises:
-            MissingError: xarray is not installed.
+            MissingError: If xarray is not installed.
         """
         xarray = require("xarray", "xarray", "GameData.xarray")
         found: dict[str, Any] = {"steps": ("step", self.steps)}
@@ -110,10 +113,13 @@ class GameData:
         return xarray.Dataset(found, attrs={"game": self.game})
 
     def place(self, model: str = "") -> int:
-        """The index in `models` of a key or an alias; not needed if there is only one model.
+        """The index in `models` of a key or an alias.
+
+        Args:
+            model: Key or alias; not needed if there is only one model.
 
         Raises:
-            UsageError: No model fits, or several do.
+            UsageError: If no model fits, or several do.
         """
         fitting = [
             i for i, key in enumerate(self.models) if model in ("", key, names.key_alias(key))

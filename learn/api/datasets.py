@@ -1,4 +1,4 @@
-"""A game as torch `Dataset`s: of transitions, for a learner; of embeddings, for anything else."""
+"""A game as torch `Dataset`s: transitions for a learner, embeddings for anything else."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from wsa.store.common.errors import UsageError
 
 
 class Transitions(Dataset[dict[str, Tensor]]):
-    """Transitions of n steps, one for each step of a game, in the order of its segments.
+    """n-step transitions, one for each step of a game, in the order of its segments.
 
-    An item is a dict of what `wsa.learn` trains on. `states` and `following` (k, width) hold the
-    embeddings of k consecutive frames, oldest first, with models concatenated as in `columns`.
-    `actions` are int64. `rewards` float32 are the discounted sum of n steps. `discounts` float32
-    multiply the value of `following`; they are 0 where the game ended. At the start of an episode,
-    its first frame is repeated. For a model that sees several frames, only the last of the k counts.
+    An item is a dict of tensors, the ones `wsa.learn` trains on:
 
-    A `DataLoader` reads a whole batch at once; so does `batch`.
+    - `states` and `following`: (k, width), embeddings of k consecutive frames, oldest first, with
+      the models concatenated as in `columns`. At the start of an episode, the first frame is
+      repeated. For a model that sees several frames, only the last of the k is filled.
+    - `actions`: int64.
+    - `rewards`: float32, the discounted sum of n rewards.
+    - `discounts`: float32, the factor for the value of `following`; 0 if the game ended.
+
+    A `DataLoader` reads a whole batch at once, and so does `batch`.
 
     Args:
         data: The game, from `Store.data`.
-        frame_stack: k, from 1 to 4.
+        frame_stack: Number of frames k in a state, from 1 to 4.
         n_step: Number of steps in a transition.
         gamma: Discount per step.
-        clip_rewards: Whether rewards count by their sign.
+        clip_rewards: Whether to replace rewards by their sign.
 
     Attributes:
-        columns: The position of each model's numbers in `width`, by key.
+        columns: Slice of `width` that holds each model's embedding, by key.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class Transitions(Dataset[dict[str, Tensor]]):
         self._batches = OfflineBatches(
             data.flat, frame_stack, 1, 0, n_step=n_step, gamma=gamma, clip=clip_rewards
         )
-        data.flat.stack(self._steps[:1], frame_stack)  # Refuses a stack that is too deep.
+        data.flat.stack(self._steps[:1], frame_stack)  # Raises if k is too large.
         self.columns = dict(zip(data.models, data.flat.places, strict=True))
 
     def __len__(self) -> int:
@@ -64,15 +67,15 @@ class Transitions(Dataset[dict[str, Tensor]]):
         }
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
-        """Several items, which are read at once."""
+        """Read several items at once."""
         found = self.batch(indices)
         return [{name: tensor[i] for name, tensor in found.items()} for i in range(len(indices))]
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
-        """Several items as one: each tensor has a batch axis in front."""
+        """Read several items as one dict of tensors, each with a batch axis in front."""
         found = self._batches.of(self._steps[np.asarray(indices, np.int64)])
         return {
-            "states": found.states.clone(),  # The next batch overwrites these two.
+            "states": found.states.clone(),  # The next batch overwrites both buffers.
             "following": found.following.clone(),
             "actions": found.actions,
             "rewards": found.rewards,
@@ -107,16 +110,16 @@ class Embeddings(Dataset[Tensor]):
         return self.batch([_checked(index, len(self))])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Tensor]:
-        """Several items, which are read at once."""
+        """Read several items at once."""
         return list(self.batch(indices))
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
-        """Several items as one tensor (n, *shape)."""
+        """Read several items as one tensor, shape (n, *shape)."""
         return torch.from_numpy(np.array(self._table[self._rows[np.asarray(indices, np.int64)]]))
 
 
 def _checked(index: int, length: int) -> int:
-    """An index, for which Python's loops need an IndexError at the end."""
+    """Return a valid index; iteration over a dataset ends with the IndexError."""
     if not -length <= index < length:
         raise IndexError(f"index {index} of {length} items")
     return index

@@ -1,4 +1,4 @@
-"""`wsa.encoder("vit")`: a frozen model for any image, without a store."""
+"""`wsa.encoder("vit")`: a frozen model that embeds any image, without a store."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ def encoder(
     engine: Literal["torch", "compile", "openvino"] = "torch",
     device: str = "auto",
 ) -> ImageEncoder:
-    """A frozen model, ready to embed images.
+    """Load a frozen model that embeds images.
 
     Args:
         model: A model as in `wsa encode --models`: an alias (`vit`), `timm:NAME`, either with
             `:random`, or your own `module:callable`.
-        output: The embedding to return: `pooled` (if not given), `cls`, `grid:N` or `map`; reduced
-            with `+pca:K`, fitted on the frames that ship with wsa, or `+rp:K`. The paper's own
-            encoders, `palette`, and `objects` have their own.
-        game: For `palette` and `objects`: the ALE game, because each game has its own fit.
-        weights: Weights files by alias.
+        output: The embedding to return: `pooled` (the default), `cls`, `grid:N`, or `map`. Append
+            `+pca:K`, fitted on the frames that ship with wsa, or `+rp:K` to reduce it. The paper's
+            own encoders, `palette`, and `objects` have their own outputs.
+        game: ALE game, needed by `palette` and `objects`, which are fitted for each game.
+        weights: Paths of weights files, by alias.
         precision, geometry: As in `wsa encode`.
         engine: The inference engine.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, or `cuda`.
 
     Raises:
-        UsageError: The model or the output does not exist.
-        MissingError: This machine lacks the weights or the engine.
-        ConflictError: The weights belong to another architecture.
+        UsageError: If the model or the output does not exist.
+        MissingError: If this machine lacks the weights or the engine.
+        ConflictError: If the weights belong to another architecture.
     """
     fitted = model in screen.OUTPUTS
     own = fitted or model.removesuffix(":random") in load.NETWORKS
@@ -90,7 +90,7 @@ class ImageEncoder:
 
     Attributes:
         encoder: The encoder that `wsa encode` runs.
-        window: Number of consecutive frames that the model sees; 1 for nearly all.
+        window: Number of consecutive frames that the model sees; 1 for nearly all models.
         licence: License of the weights.
     """
 
@@ -101,15 +101,15 @@ class ImageEncoder:
         """Embed one image, or several.
 
         Args:
-            images: One image: (H, W, 3) RGB or (H, W) grayscale, uint8, or a Pillow image. Or several
-                images of any size: a list, or (n, H, W, 3). For a model that sees several frames:
-                (n, window, H, W, 3), oldest first.
+            images: One image: (H, W, 3) RGB or (H, W) grayscale, uint8, or a Pillow image. Or
+                several images: a list, of any sizes, or (n, H, W, 3). For a model that sees several
+                frames: (n, window, H, W, 3), oldest first.
 
         Returns:
-            (*shape) float32 for one image; (n, *shape) for several.
+            Embeddings, float32: (*shape) for one image; (n, *shape) for several.
 
         Raises:
-            UsageError: The argument is not an image.
+            UsageError: If the argument is not an image.
         """
         if self.window > 1:
             return self.encoder(_windows(images, self.window))
@@ -118,15 +118,15 @@ class ImageEncoder:
         if isinstance(images, (list, tuple)):
             if not images:
                 raise UsageError("bad-option", "There is no image to embed.")
-            # One by one, as sizes may differ; alone or in a batch, the embedding is the same.
+            # One by one, because sizes may differ. The batch size does not change an embedding.
             return np.concatenate([self.encoder(_rgb(image)[None]) for image in images])
         alone: NDArray[np.float32] = self.encoder(_rgb(images)[None])[0]
         return alone
 
 
 def _rgb(image: Any, ndim: int = 3) -> NDArray[np.uint8]:
-    """An image as RGB, (..., H, W, 3) uint8."""
-    if hasattr(image, "convert"):  # Pillow's, of whatever mode.
+    """Convert an image to RGB, (..., H, W, 3) uint8."""
+    if hasattr(image, "convert"):  # A Pillow image of any mode.
         image = np.asarray(image.convert("RGB"))
     found: NDArray[np.uint8] = np.asarray(image)
     if found.ndim == 2 and ndim == 3:

@@ -1,4 +1,4 @@
-"""Libraries that some of the Python API needs and wsa itself does not."""
+"""Optional libraries that parts of the Python API need."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from wsa.store.common.errors import MissingError
 
 
 def require(module: str, package: str, what: str) -> Any:
-    """Import a library.
+    """Import an optional library.
 
     Args:
-        module: What to import.
-        package: What to install where it is missing.
-        what: What needs it.
+        module: Module to import.
+        package: Package to install if the module is missing.
+        what: Name of the function that needs it, for the message.
 
     Raises:
-        MissingError: It is not installed.
+        MissingError: If the library is not installed.
     """
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""`wsa.load_run(path)`: a trained run that acts, embeds and shows its metrics."""
+"""`wsa.load_run(path)`: a trained run that acts, embeds frames, and shows its metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wsa.store.common import user_code
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.flat_map import side_by_side
 
-_ASIDE = -1  # No environment's number: `embed` has a history of frames of its own.
+_ASIDE = -1  # Not the number of any environment: `embed` has its own history of frames.
 
 
 def load_run(
@@ -38,24 +38,26 @@ def load_run(
     epsilon: float = 0.0,
     seed: int = 0,
 ) -> Run:
-    """Load the network of a run that `wsa learn` trained, and the models that feed it.
+    """Load a run that `wsa learn` trained: its network, and the models that feed it.
 
     Args:
         path: The run's folder.
         checkpoint: `final`, the latest network; or `best`, the one with the best validation.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, or `cuda`.
         engine: The inference engine; `auto` uses the one that filled the store.
-        threads: Cores that run models in parallel; all that this process may use if not given.
-        weights: Weights files and modules by alias, as in `wsa eval --weights`.
-        trust: Your own fusion or algorithm, as `module:name`, that the run names. wsa imports
+        threads: Number of threads that run models in parallel. By default, the number of cores
+            that this process may use.
+        weights: Paths of weights files and modules, by alias, as in `wsa eval --weights`.
+        trust: Your own fusion or algorithm, as `module:name`, if the run names one. wsa imports
             nothing else that a run names.
         epsilon: Probability of a random action.
         seed: Seed for random actions.
 
     Raises:
-        MissingError: The run, its checkpoint, the weights, or the data are missing.
-        ConflictError: A model's embeddings differ from those in the store.
-        DamagedError: The checkpoint or the data is damaged.
+        UsageError: If epsilon is not from 0 to 1.
+        MissingError: If the run, its checkpoint, the weights, or the data are missing.
+        ConflictError: If a model's embeddings differ from those in the store.
+        DamagedError: If the checkpoint or the data is damaged.
     """
     if not 0 <= epsilon <= 1:
         raise UsageError("bad-option", f"epsilon must be from 0 to 1, not {epsilon}.")
@@ -75,7 +77,7 @@ class Run:
     """A trained run. Get one with `wsa.load_run`.
 
     Attributes:
-        path: Its folder.
+        path: The run's folder.
     """
 
     def __init__(self, path: Path, player: Player, epsilon: float, seed: int) -> None:
@@ -111,7 +113,7 @@ class Run:
 
     @property
     def trained(self) -> int:
-        """Updates that trained the network; for an online run, steps."""
+        """Number of updates that trained the network; for an online run, number of steps."""
         return self._player.updates
 
     @property
@@ -121,13 +123,17 @@ class Run:
 
     @property
     def weights(self) -> NDArray[np.float32] | None:
-        """(n, models) the fusion's weights in the last `act`; None if it has no weights."""
+        """Weights that the fusion gave each model in the last `act`, shape (n, models).
+
+        None before the first `act`, and for a fusion without weights.
+        """
         return self._policy.weights if self._policy else None
 
     def env(self, num_envs: int = 1) -> Any:
-        """The run's game under the run's protocol: ale-py's vector environment, which resets itself.
+        """Make the run's game: ale-py's vector environment, under the run's protocol.
 
-        Observations are (num_envs, 1, H, W, 3) uint8 RGB, which `act` accepts.
+        It resets itself at the end of an episode. Observations are (num_envs, 1, H, W, 3) uint8
+        RGB, which `act` accepts.
         """
         return atari.make_env(self.game, self.config.protocol, num_envs)
 
@@ -142,19 +148,21 @@ class Run:
     ) -> int | NDArray[np.int64]:
         """Choose actions for the newest frames of one game, or of several games played in parallel.
 
-        The run remembers earlier frames: its network sees the last few of each game, and a recurrent
-        one has a memory. `first` says where a game begins; there, the run forgets what came before.
+        The run remembers earlier frames, because its network sees the last few of each game, and a
+        recurrent network has a memory. Where `first` is True, the run forgets the earlier frames of
+        that game.
 
         Args:
-            frames: (H, W, 3) uint8 RGB, the whole screen of one game; or (n, H, W, 3), one screen of
-                each of n games, always in the same order. (n, 1, H, W, 3), as from `env`, also works.
+            frames: Whole screens, uint8 RGB: (H, W, 3) for one game; (n, H, W, 3) for n games,
+                always in the same order. (n, 1, H, W, 3), as from `env`, also works.
             first: Whether the frame is the first of an episode; for n games, (n,) bools.
 
         Returns:
             An index into `actions`; for n games, (n,) int64.
 
         Raises:
-            UsageError: The frames are not screens, or the games have not begun.
+            UsageError: If the frames are not screens, or the number of games changes although
+                `first` is not True for all of them.
         """
         single = np.ndim(first) == 0
         screens = _screens(frames, single)
@@ -172,17 +180,17 @@ class Run:
         return int(chosen[0]) if single else chosen
 
     def embed(self, frames: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """Embed frames with each model; frames that the store has are looked up.
+        """Embed frames with each model; frames in the store are looked up instead.
 
         Args:
             frames: (n, H, W, 3) uint8 RGB, or one (H, W, 3). For models that see several frames,
                 give consecutive frames of one episode, from its first.
 
         Returns:
-            (n, *shape) by model key; for one frame, (*shape).
+            Embeddings (n, *shape) by model key; (*shape) for one frame.
 
         Raises:
-            UsageError: The run sees pixels, or the frames are not screens.
+            UsageError: If the run sees pixels, or the frames are not screens.
         """
         if not self.models:
             raise UsageError(
@@ -205,10 +213,12 @@ class Run:
 
     @property
     def metrics(self) -> Any:
-        """The training metrics as a pandas `DataFrame`: a row for each line of the log, `step` first.
+        """The training metrics as a pandas `DataFrame`: one row for each line of the log.
+
+        The first column is `step`.
 
         Raises:
-            MissingError: pandas is not installed.
+            MissingError: If pandas is not installed.
         """
         pandas = require("pandas", "pandas", "Run.metrics")
         path = self.path / metrics.FILE
@@ -217,13 +227,13 @@ class Run:
 
 
 def _screens(frames: NDArray[np.uint8], single: bool) -> NDArray[np.uint8]:
-    """Frames as (n, H, W, 3).
+    """Convert frames to (n, H, W, 3).
 
     Raises:
-        UsageError: They are something else.
+        UsageError: If the frames have another shape or dtype.
     """
     found = np.asarray(frames)
-    if found.ndim == 5 and found.shape[1] == 1:  # As ale-py gives them, in a stack of one.
+    if found.ndim == 5 and found.shape[1] == 1:  # From ale-py: a stack of one frame.
         found = found[:, 0]
     if single and found.ndim == 3:
         found = found[None]

@@ -1,4 +1,4 @@
-"""`wsa.open(url)`: a store to look at, to take arrays from, and to embed with."""
+"""`wsa.open(url)`: inspect a store, read its arrays, and embed frames with its models."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def open(url: str | os.PathLike[str] | None = None) -> Store:
     """Open a store.
 
     Args:
-        url: Its folder or URL, such as `s3://lab/wsa`. If not given: `WSA_STORE`, or a folder in
-            your data directory.
+        url: The store's folder or URL, such as `s3://lab/wsa`. By default `WSA_STORE`, or a folder
+            in your data directory.
 
     Raises:
-        MissingError: There is no store.
-        ConflictError: It has another format.
-        StorageError: The disk or the bucket refused.
+        MissingError: If there is no store.
+        ConflictError: If the store has another format.
+        StorageError: If the disk or the bucket refuses access.
     """
     return Store(take_snapshot(open_store(default_store() if url is None else os.fspath(url))))
 
@@ -42,10 +42,10 @@ def open(url: str | os.PathLike[str] | None = None) -> Store:
 class Store:
     """A store as it was when you opened it. Get one with `wsa.open`.
 
-    It does not show what others add later. Open the store again to see that.
+    Data that others add later does not appear. Open the store again to see it.
 
     Attributes:
-        snapshot: The commits that it shows, for everything that this class does not offer.
+        snapshot: The commits that the store shows, for everything that this class does not offer.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
@@ -56,7 +56,7 @@ class Store:
 
     @property
     def url(self) -> str:
-        """Its location."""
+        """The store's folder or URL."""
         return self.snapshot.backend.url
 
     @property
@@ -77,12 +77,12 @@ class Store:
         """A model's architecture, weights, license, output, and shape.
 
         Args:
-            model: Its key, or an alias that only one model of the store has.
+            model: The model's key, or an alias that only one model of the store has.
         """
         return describe(self.snapshot, self._key(model))
 
     def frames(self, segment: SegmentMeta) -> NDArray[np.uint8]:
-        """The distinct frames of a segment as RGB, (F, H, W, 3) uint8."""
+        """The distinct frames of a segment as RGB, shape (F, H, W, 3), uint8."""
         return self.snapshot.read_frames(segment)
 
     def data(self, game: str, models: str | Sequence[str] = ()) -> GameData:
@@ -93,13 +93,13 @@ class Store:
 
         Args:
             game: ALE game.
-            models: Aliases or keys; every model that has encoded the whole game if not given.
+            models: Aliases or keys. By default, every model that has encoded the whole game.
 
         Raises:
-            MissingError: There are no frames, or a model has not encoded all of them.
-            UsageError: An alias fits several models.
+            MissingError: If there are no frames, or a model has not encoded all of them.
+            UsageError: If an alias fits several models.
         """
-        from wsa.encode.registration.select import choose_models  # Here: it brings torch.
+        from wsa.encode.registration.select import choose_models  # Imported here: it imports torch.
 
         asked = [models] if isinstance(models, str) else models
         keys = choose_models(self.snapshot, game, asked)
@@ -111,7 +111,7 @@ class Store:
         return data.embeddings(data.models[0])
 
     def transitions(self, game: str, models: str | Sequence[str] = (), **how: Any) -> Transitions:
-        """A torch `Dataset` of a game's transitions; `how` goes to `wsa.Transitions`."""
+        """A torch `Dataset` of a game's transitions; `how` is passed to `wsa.Transitions`."""
         from wsa.learn.api.datasets import Transitions
 
         return Transitions(self.data(game, models), **how)
@@ -123,19 +123,19 @@ class Store:
         return Embeddings(self.data(game, model))
 
     def encoder(self, model: str, *, device: str = "auto", engine: str = "auto") -> Encoder:
-        """A model of the store, ready to embed frames exactly as it embedded those in the store.
+        """Load a model of the store, to embed frames exactly as the stored ones were embedded.
 
         Args:
-            model: Its key, or an alias that only one model of the store has.
-            device: `auto`, `cpu` or `cuda`.
+            model: The model's key, or an alias that only one model of the store has.
+            device: `auto`, `cpu`, or `cuda`.
             engine: The inference engine; `auto` uses the one that filled the store.
 
         Returns:
             A callable from (n, H, W, 3) uint8 RGB to (n, *shape) float32.
 
         Raises:
-            MissingError: This machine does not have its weights.
-            ConflictError: Its embeddings differ from those in the store.
+            MissingError: If this machine does not have the model's weights.
+            ConflictError: If the model's embeddings differ from those in the store.
         """
         from wsa.encode.inference.encoder import choose_device
         from wsa.encode.registration.register import open_model
