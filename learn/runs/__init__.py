@@ -1,1 +1,1 @@
-"""A run: its folder and configuration, set up, trained, resumed, evaluated."""
+"""A run: its folder and configuration, setup, training, resuming, and evaluation."""

@@ -1,7 +1,7 @@
-"""What a run is: the data, the models, the network and how it is trained; its `config.json`.
+"""The configuration of a run, stored as its `config.json`: data, models, network, and training.
 
-There are two kinds of run, told apart by the tag `kind`: one learns from stored segments, the other
-from what it plays. All else is the same of both.
+The tag `kind` distinguishes two kinds of run: an offline run learns from stored segments, an online
+run from the games it plays.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ FILE = "config.json"
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a run is.
+    """The part of a run's configuration that offline and online runs share.
 
     Attributes:
         store: The store's URL.
         game: ALE game id.
-        protocol: How the game was played, and evaluation is.
-        models: Keys of the models that are fused; none where the network sees grey pixels.
-        context: Key of the model that gives WSA's context, one of them or another; or `mean`.
-        network: What is trained.
-        seed: Of initialization, environments and draws.
-        segments: Segments of the game that the run was started with, so that a continued run sees the
-            same; all models have encoded them.
-        evaluation: Games to play every so often.
-        init: Checkpoint of another run whose network this one begins from, or "".
+        protocol: How the game was played in the data, and is played in evaluation.
+        models: Keys of the fused models; empty if the network sees grayscale pixels.
+        context: Key of the model that gives WSA's context, one of `models` or another; or `mean`.
+        network: Architecture of the network.
+        seed: Seed of the initialization, environments, and minibatches.
+        segments: Segments of the game at the start of the run, so that a resumed run sees the same
+            data. All models have encoded them.
+        evaluation: Settings of the periodic evaluation games.
+        init: Checkpoint of another run whose network this run starts from, or "".
     """
 
     store: str
@@ -67,17 +67,18 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Keys of the models that the network reads: those fused, then one for the context alone."""
+        """Keys of the input models: the fused ones, then one that gives only the context."""
         alone = self.context != MEAN_CONTEXT and self.context not in self.models
         return (*self.models, self.context) if alone else self.models
 
     def inputs_of(self, windows: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> Inputs:
-        """What the network reads of a state.
+        """Describe the network's inputs for one state.
 
         Args:
-            windows: Frames that each of `inputs` looks at; one that looks at several gives one
-                embedding for a state. Of one that gives the context alone the newest frame is read.
-            shapes: Of each one's embedding.
+            windows: Number of frames that each of `inputs` sees. A model that sees several gives
+                one embedding for a state. A model that gives only the context is read for the
+                newest frame.
+            shapes: Shape of an embedding of each of `inputs`.
         """
         fused = len(self.models)
         stacked = tuple(
@@ -95,7 +96,7 @@ class OfflineRun(RunConfig, frozen=True, tag_field="kind", tag="offline"):
     """A run that learns from stored segments.
 
     Attributes:
-        hyperparameters: As the learner takes them; which they are is the algorithm.
+        hyperparameters: Hyperparameters; their type selects the algorithm.
     """
 
     hyperparameters: AnyOffline
@@ -104,21 +105,22 @@ class OfflineRun(RunConfig, frozen=True, tag_field="kind", tag="offline"):
 
     @property
     def total(self) -> int:
-        """Updates that it is trained for."""
+        """Number of updates to train for."""
         return self.hyperparameters.updates
 
 
 class OnlineRun(RunConfig, frozen=True, tag_field="kind", tag="online"):
-    """A run that learns from what it plays, and looks frames up in stored segments.
+    """A run that learns from the games it plays, and looks frames up in stored segments.
 
     Attributes:
-        hyperparameters: As the learner takes them; which they are is the algorithm.
-        shapes: Shape of an embedding by each of `inputs`.
-        parameters: Of the end-to-end network, about; 0 for CleanRL's. Of other networks, 0.
-        record: 12 hex digits that name what it plays in the store; "" if that is not kept.
-        windows: Frames that each of `inputs` looks at; not written where each looks at one.
-        env_groups: Groups of environments that are played in turn; 1 in runs of before there were
-            any, which so are played on as they were.
+        hyperparameters: Hyperparameters; their type selects the algorithm.
+        shapes: Shape of an embedding of each of `inputs`.
+        parameters: Approximate number of parameters of the end-to-end network; 0 for CleanRL's
+            widths. 0 for other networks.
+        record: 12 hex digits that name the run's segments in the store; "" if it stores none.
+        env_groups: Number of groups of environments that are played in turn. Runs from before this
+            field existed have 1, so that resuming does not change how they play.
+        windows: Number of frames that each of `inputs` sees; not written if all are 1.
     """
 
     hyperparameters: AnyOnline
@@ -132,12 +134,12 @@ class OnlineRun(RunConfig, frozen=True, tag_field="kind", tag="online"):
 
     @property
     def total(self) -> int:
-        """Steps that it is trained for."""
+        """Number of steps to train for."""
         return self.hyperparameters.total_timesteps
 
     @property
     def looks(self) -> tuple[int, ...]:
-        """Frames that each of `inputs` looks at."""
+        """Number of frames that each of `inputs` sees."""
         return self.windows or (1,) * len(self.shapes)
 
     @property
@@ -147,22 +149,22 @@ class OnlineRun(RunConfig, frozen=True, tag_field="kind", tag="online"):
 
     @property
     def mixes_stored(self) -> bool:
-        """Whether any batch holds stored data."""
+        """Whether minibatches contain stored data."""
         learner = self.hyperparameters
         return isinstance(learner, OnlineDQNConfig) and learner.mixes_stored
 
     @property
     def columns(self) -> list[slice]:
-        """Where each model's numbers stand in a row."""
+        """Slice of a row that holds each model's embedding."""
         return side_by_side(self.shapes)
 
 
 def read_config(folder: Path) -> OfflineRun | OnlineRun:
-    """What the run in `folder` is.
+    """Read the configuration of the run in `folder`.
 
     Raises:
-        MissingError: There is no run.
-        DamagedError: Its configuration cannot be read, or a newer wsa began it.
+        MissingError: If there is no run.
+        DamagedError: If its configuration cannot be read, or a newer wsa started it.
     """
     path = folder / FILE
     try:
@@ -183,17 +185,17 @@ def read_config(folder: Path) -> OfflineRun | OnlineRun:
             f"{path} cannot be read ({error}): a newer wsa began this run, or the file was changed. "
             "Update wsa, or start another run; no file was changed.",
         ) from None
-    if user_code.is_name(config.network.fusion.name):  # Now, not once its models were opened.
+    if user_code.is_name(config.network.fusion.name):  # Check here, before its models are opened.
         fusion_class(config.network.fusion.name, str(path))
     return msgspec.structs.replace(config, hyperparameters=own) if own else config
 
 
 def _own_algorithm(values: dict[str, Any], path: str) -> OfflineConfig | OnlineConfig | None:
-    """Hyperparameters of a user's own algorithm, for which others then stand in the values.
+    """Load the hyperparameters of a user's own algorithm; a placeholder replaces them in `values`.
 
     Raises:
-        MissingError: The user of this process did not name it, or it is not here.
-        ConflictError: It is no algorithm.
+        MissingError: If the user of this process did not name it, or it cannot be imported.
+        ConflictError: If it is not an algorithm.
     """
     learner = values.get("hyperparameters")
     if not isinstance(learner, dict):
@@ -208,10 +210,10 @@ def _own_algorithm(values: dict[str, Any], path: str) -> OfflineConfig | OnlineC
 
 
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """What wsa 0.1 wrote, as it is written today.
+    """Convert a configuration that wsa 0.1 wrote to today's form.
 
-    Then an offline run had no `kind`, its CQL was a DQN with an alpha, and how often games are
-    played was a hyperparameter.
+    In wsa 0.1 an offline run had no `kind`, its CQL was a DQN with an alpha, and the frequency of
+    evaluation was a hyperparameter.
     """
     values.setdefault("kind", "offline")
     learner = values.get("hyperparameters")

@@ -1,4 +1,4 @@
-"""What a run sees: its stored segments, and embeddings of the frames that it plays."""
+"""The data of a run: its stored segments, and embeddings of the frames that it plays."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 
 def open_data(config: RunConfig) -> tuple[Snapshot, FlatMap | None]:
-    """The store, with the run's segments of its game alone, and these materialised if there are any.
+    """Open a run's store, limited to the run's segments of its game, and materialize them if any.
 
     Raises:
-        MissingError: The store has lost some of them.
-        DamagedError: Stored bytes are not what was committed.
+        MissingError: If the store has lost some of the segments.
+        DamagedError: If stored bytes are not what was committed.
     """
     whole = take_snapshot(open_store(config.store))
     if not config.segments:
@@ -35,15 +35,15 @@ def open_data(config: RunConfig) -> tuple[Snapshot, FlatMap | None]:
 
 
 def only(whole: Snapshot, game: str, segments: Sequence[str]) -> Snapshot:
-    """What a snapshot has of a run's segments, and of other games.
+    """Limit a snapshot to a run's segments of its game; other games stay as they are.
 
     Args:
-        whole: The store.
+        whole: Snapshot of the whole store.
         game: The run's game.
-        segments: Those of the game that it was started with.
+        segments: Segments of the game at the start of the run.
 
     Raises:
-        MissingError: The store has lost some of them.
+        MissingError: If the store has lost some of them.
     """
     present = {m.segment: names.segment_path(m.game, m.segment) for m in whole.segments(game)}
     lost = len(set(segments) - present.keys())
@@ -62,7 +62,7 @@ def only(whole: Snapshot, game: str, segments: Sequence[str]) -> Snapshot:
 
 
 class _EmptyMap:
-    """A flat map of a store that holds nothing of the game."""
+    """Replaces the flat map if the store holds nothing of the game."""
 
     def __init__(self, config: OnlineRun) -> None:
         self.models, self.shapes = config.inputs, config.shapes
@@ -76,7 +76,7 @@ class _EmptyMap:
         self.digests = np.empty((0, 16), np.uint8)
 
     def window_digests(self, window: int) -> NDArray[np.uint8]:
-        """As of `FlatMap`."""
+        """See `FlatMap.window_digests`."""
         return self.digests
 
 
@@ -89,14 +89,14 @@ def make_embedder(
     elsewhere: Mapping[int, EmbeddingSource] | None = None,
     threads: int | None = None,
 ) -> Any:
-    """What turns the frames that a run plays into rows: grey pixels, or models.
+    """Make the embedder that turns played frames into rows: grayscale pixels, or models.
 
     Args:
         config: The run.
-        flat: What the store has of the game.
-        encoders: One for each of `config.inputs`; None of a model that is left out.
-        remember: How many frames, and how many windows, seen live it keeps.
-        elsewhere, threads: As of `LiveEncoder`.
+        flat: The store's data of the game.
+        encoders: One for each of `config.inputs`; None for a model that is left out.
+        remember: Number of live frames, and of live windows, to keep.
+        elsewhere, threads: See `LiveEncoder`.
     """
     known: Any = flat
     if isinstance(config, OnlineRun):

@@ -1,4 +1,4 @@
-"""What a training run would take, for `wsa learn --dry-run`: steps, bytes of cache, minutes."""
+"""Cost of a training run, for `wsa learn --dry-run`: steps, bytes of cache, minutes."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ UPDATES_TIMED = 5
 
 
 def estimate(snapshot: Snapshot, config: OfflineRun | OnlineRun, device: str) -> dict[str, float]:
-    """What a run would take; nothing is written.
+    """Estimate the cost of a run without writing anything.
 
     Args:
         snapshot: The store, with the run's segments and their embeddings.
         config: The run.
-        device: Where it would train.
+        device: Device that would train.
 
     Returns:
-        Offline: updates, segments, steps and distinct frames of data, bytes of the flat map on this
-        machine (made once for all runs on this data), and minutes, by a few updates on noise. Online
-        at most: steps, frames, and bytes of the run's folder if no frame came twice. Of both, what
-        the network learns (`Parameters`).
+        Offline: updates; segments, steps, and distinct frames of data; bytes of the flat map on
+        this machine, which all runs on this data share; and minutes, timed on a few updates with noise.
+        Online, as upper bounds: steps, frames, and bytes of the run's folder if no frame repeats.
+        Both: the trainable parameters (`Parameters`).
     """
     counted = parameters_of(config, *looks_of(config, snapshot)).named()
     if isinstance(config, OnlineRun):
@@ -62,7 +62,7 @@ def estimate(snapshot: Snapshot, config: OfflineRun | OnlineRun, device: str) ->
 def _to_play(config: OnlineRun) -> dict[str, float]:
     total = config.hyperparameters.total_timesteps
     row = 84 * 84 if config.end_to_end else 2 * sum(map(math.prod, config.shapes))
-    windows = max(1, len(set(config.looks)))  # A row of each knows those of the others.
+    windows = max(1, len(set(config.looks)))  # Each row of a table stores its rows in the others.
     found = {"table_bytes": total * (row + 16 * windows + 4 * (windows - 1))}
     if isinstance(config.hyperparameters, OnlineDQNConfig):
         found["replay_bytes"] = total * RECORD.itemsize
@@ -70,7 +70,7 @@ def _to_play(config: OnlineRun) -> dict[str, float]:
 
 
 def _seconds(config: OfflineRun, inputs: Inputs, device: str) -> float:
-    """Time of an update."""
+    """Time an update, in seconds."""
     values = config.hyperparameters
     network = QNetwork(inputs, len(config.protocol.actions), config.network).to(device)
     learner = make_learner(values, network)
@@ -84,7 +84,7 @@ def _seconds(config: OfflineRun, inputs: Inputs, device: str) -> float:
     )
     started = 0.0
     for update in range(1 + UPDATES_TIMED):
-        if update == 1:  # The first one also sets up what all others find.
+        if update == 1:  # The first update also does one-time setup.
             started = time.perf_counter()
         learner.update(update, batch)
     return (time.perf_counter() - started) / UPDATES_TIMED

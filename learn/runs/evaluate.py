@@ -1,4 +1,4 @@
-"""What a run is worth: games played by its network, and by a random policy beside it."""
+"""Evaluate a run: full games played by its network, and by a random policy for comparison."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ from wsa.store.common.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation saw.
+    """Result of an evaluation.
 
     Attributes:
         game: ALE game id.
-        updates: Updates the network had had; of an online run, steps.
+        updates: Number of updates that trained the network; for an online run, number of steps.
         which: Whether it is the run's final network, or the best on held-out episodes.
         episodes: Games played by the run's network.
         random: Games played by a random policy under the same protocol and seeds.
-        live: The live encoder, or grey pixels, with its counts.
+        live: The live encoder, or grayscale pixels, with its counts.
         seconds: Wall time of the network's games.
-        present: Names of the models that were fused.
-        parameters: Numbers that the network learned, those of models that were left out among them.
-        variant: Of the game, as a SPEC says it; "" if it was the game as it is.
-        weighed: Whether the fusion's weights were kept.
+        present: Names of the fused models.
+        parameters: Number of trainable parameters, including those of models that were left out.
+        variant: Variant of the game as a SPEC; "" for the unchanged game.
+        weighed: Whether the fusion's weights were logged.
     """
 
     game: str
@@ -73,8 +73,8 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """The evaluation as JSON values.
 
-        Returns are raw; low and high are the ends of a 95 % bootstrap interval of their mean. Human-
-        normalised scores are None for a game without a published human score.
+        Returns are raw. `return_low` and `return_high` are the ends of a 95 % bootstrap interval of
+        the mean. Human-normalized scores are None for a game without a published human score.
         """
         mean, spread = mean_return(self.episodes)
         random_mean, random_spread = mean_return(self.random)
@@ -123,41 +123,41 @@ def evaluate_run(
     out: Path | None = None,
     on_step: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> Evaluation:
-    """Play a run's network with live embeddings; add to `eval.csv`, and write `eval_weights.npz`.
+    """Play a run's network on live embeddings; append to `eval.csv`, and write `eval_weights.npz`.
 
     Args:
         folder: The run's folder.
-        episodes: Games to play.
+        episodes: Number of games.
         epsilon: Probability of a random action.
-        seed: Of the environments; apart from training's.
-        store: Where the run's store is now, if it has moved; as `find_store` takes it.
-        weights: Weights files by alias, where this machine keeps them elsewhere.
+        seed: Seed of the environments; differs from those of training.
+        store: Path or URL of the run's store if it has moved; see `find_store`.
+        weights: Paths of weights files by alias, if this machine keeps them elsewhere.
         video: Whether to film the first environment, with the fusion's weights if it has any.
-        device: Where to run the models.
-        engine: What runs them; `auto` is what filled the store.
-        threads: Cores that embed side by side; as many as torch uses if not given.
-        num_envs: Environments side by side.
-        which: The newest checkpoint, or the one that did best on held-out episodes.
-        without: Models to leave out, which are then not run at all.
-        only: Models to keep, instead.
-        variant: Of the game; a SPEC, see `wsa.learn.envs.variants`.
-        out: Folder for the results; the run's own if not given.
+        device: Device for the models.
+        engine: Inference engine; `auto` uses the one that filled the store.
+        threads: Number of threads that embed in parallel. By default, as many as torch uses.
+        num_envs: Number of parallel environments.
+        which: The newest checkpoint, or the best on held-out episodes.
+        without: Models to leave out; they are not run.
+        only: Models to keep; excludes `without`.
+        variant: Variant of the game, a SPEC; see `wsa.learn.envs.variants`.
+        out: Folder for the results; by default, the run's own.
         on_step: Called with (steps played, episodes finished).
 
     Raises:
-        StorageError: The results cannot be written; nothing has been played.
-        UsageError: A number is out of range, the run cannot do without these models, or the game has no
-            such variant.
-        MissingError: No run, no checkpoint, no weights, or data that is gone.
-        ConflictError: A model does not give here what it gave when the store was filled.
-        DamagedError: The newest checkpoint or the data is damaged.
+        StorageError: If the results cannot be written; raised before the first game.
+        UsageError: If a number is out of range, the run needs the models that are left out, or the
+            game has no such variant.
+        MissingError: If the run, its checkpoint, the weights, or the data are missing.
+        ConflictError: If a model's embeddings differ from those in the store.
+        DamagedError: If the newest checkpoint or the data is damaged.
     """
     if episodes < 1 or num_envs < 1 or not 0 <= epsilon <= 1:
         raise UsageError(
             "bad-option",
             "--episodes and --num-envs must be at least 1, --epsilon from 0 to 1.",
         )
-    # Before anything is opened, which takes long.
+    # Check before opening models, which is slow.
     results = out or folder
     read_config(folder)
     _require_writable(results)
@@ -211,7 +211,7 @@ def _require_writable(folder: Path) -> None:
     """Make sure that results can be written, before games are played.
 
     Raises:
-        StorageError: They cannot.
+        StorageError: If the folder cannot be written to.
     """
     with atomic_files.storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -223,7 +223,7 @@ def _require_writable(folder: Path) -> None:
 def _watching(
     folder: Path, player: Player, policy: GreedyPolicy, video: bool
 ) -> Iterator[list[Watcher]]:
-    """What looks on while a run's network plays."""
+    """Open the logs and films that follow the games of a run's network."""
     weighed = list(player.config.models) if player.weighs else []
     watchers: list[Watcher] = []
     with contextlib.ExitStack() as stack:

@@ -5,11 +5,11 @@ runs/{game}__{exp_name}__{seed}__{time}/
     command.txt      the command line
     metrics.jsonl    scalars, one line each; TensorBoard events beside them
     checkpoints/     {updates}.safetensors, the two newest; best.safetensors with --save-best
-    table/           online: what each distinct frame's embedding is, or window's, once
+    table/           online: the embedding of each distinct frame or window, once
     replay.bin       online DQN: steps, which point into the table
     eval.csv         episodes played by `wsa eval`
     eval_weights.npz the fusion's weights at every step of the newest `wsa eval`
-    report.html      all of it to look at, in one page; `wsa learn` and `wsa eval` write it again
+    report.html      everything on one page; `wsa learn` and `wsa eval` rewrite it
     lock             held while a process trains the run
     videos/          with --video
 """
@@ -37,13 +37,13 @@ def new_folder(runs: Path, config: RunConfig, exp_name: str) -> Path:
 
 
 def begin(folder: Path, config: OfflineRun | OnlineRun) -> None:
-    """Start a run in `folder`, or make sure that the run there is this one.
+    """Start a run in `folder`, or check that the run there is the same.
 
-    The same run with its store elsewhere, or with more updates or steps, is this one: its
-    configuration is written again.
+    A run counts as the same if only its store has moved, or it trains for more updates or steps.
+    Then its configuration is rewritten.
 
     Raises:
-        ConflictError: Another run is there.
+        ConflictError: If another run is there.
     """
     path = folder / FILE
     if path.exists():
@@ -68,7 +68,7 @@ def begin(folder: Path, config: OfflineRun | OnlineRun) -> None:
 
 
 def _goes_on(found: OfflineRun | OnlineRun, config: OfflineRun | OnlineRun) -> bool:
-    """Whether a run is another one with its store elsewhere, or made longer."""
+    """Whether `config` is the run `found`, with its store moved or its training extended."""
     if type(found) is not type(config) or config.total < found.total:
         return False
     length = {"updates" if isinstance(config, OfflineRun) else "total_timesteps": config.total}
@@ -88,13 +88,13 @@ def _extended(found: OfflineRun | OnlineRun, config: OfflineRun | OnlineRun) -> 
 
 
 def settled(config: OfflineRun | OnlineRun, folder: Path, record: bool) -> OfflineRun | OnlineRun:
-    """An online run as the one that is in `folder` already, whatever the store has received since.
+    """Make an online run match the one already in `folder`, whatever the store received since.
 
     Args:
-        config: The run as its options and the store say.
-        folder: Its folder.
-        record: Whether it keeps what it plays: under a name of its own among all runs of the same
-            options, which it keeps whatever options a later wsa has.
+        config: The run, from its options and the store.
+        folder: The run's folder.
+        record: Whether to record the run's steps in the store. They get a name that is unique among
+            runs with the same options, and that the run keeps even if a later wsa adds options.
     """
     if isinstance(config, OfflineRun):
         return config
@@ -113,10 +113,10 @@ def settled(config: OfflineRun | OnlineRun, folder: Path, record: bool) -> Offli
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder.
+    """Lock a run's folder.
 
     Raises:
-        ConflictError: Another process is training it.
+        ConflictError: If another process is training the run.
     """
     lock = filelock.FileLock(folder / "lock", timeout=0)
     try:

@@ -1,7 +1,7 @@
-"""Where a run's store is now: runs and stores are moved, copied, and opened on other machines.
+"""Find a run's store: runs and stores are moved, copied, and opened on other machines.
 
-A run records its store's URL. Its segments and models are known by names that are made of what they
-hold, so any store that has all of them will do, wherever it is.
+A run records its store's URL. Segments and models are named by their content, so any store that
+has all of them works.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ Run = TypeVar("Run", bound=RunConfig)
 
 
 def find_store(config: Run, store: str = "", otherwise: str = "") -> Run:
-    """The run with the URL of the store as it is now.
+    """Return the run with the current URL of its store.
 
     Args:
-        config: The run as it was begun.
-        store: Where the user says that the store is; empty if they do not.
-        otherwise: Where to look if the recorded store is not there; `WSA_STORE` if not given.
+        config: The run as it was started.
+        store: Path or URL that the user gave; empty if none.
+        otherwise: Fallback if the recorded store is missing; `WSA_STORE` if empty.
 
     Raises:
-        MissingError: There is no store at the given place, or at the recorded one and the other.
+        MissingError: If there is no store at the given place, or neither at the recorded place nor
+            at the fallback.
     """
     if store:
         return msgspec.structs.replace(config, store=open_store(store).url)

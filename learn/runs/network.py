@@ -20,15 +20,15 @@ from wsa.store.objects.snapshot import Snapshot
 def make_network(
     config: OfflineRun | OnlineRun, windows: Sequence[int], shapes: Sequence[tuple[int, ...]]
 ) -> Any:
-    """Make a run's network, its weights drawn from torch's generator.
+    """Make a run's network, with weights drawn from torch's generator.
 
     Args:
         config: The run.
-        windows: Frames that each of its models looks at.
-        shapes: Of an embedding by each.
+        windows: Number of frames that each of its models sees.
+        shapes: Shape of an embedding of each of its models.
 
     Raises:
-        UsageError: The fusion cannot take these shapes.
+        UsageError: If the fusion cannot take these shapes.
     """
     learner, network = config.hyperparameters, config.network
     actions, depth = len(config.protocol.actions), network.frame_stack
@@ -47,14 +47,14 @@ def make_network(
 def looks_of(
     config: OfflineRun | OnlineRun, snapshot: Snapshot
 ) -> tuple[Sequence[int], Sequence[tuple[int, ...]]]:
-    """Frames that each of a run's inputs looks at, and the shape of its embedding.
+    """Number of frames that each of a run's inputs sees, and the shape of its embedding.
 
     Args:
         config: The run.
-        snapshot: Its store, which knows them of an offline run.
+        snapshot: The run's store; only an offline run reads it.
 
     Raises:
-        MissingError: The store does not have the run's embeddings.
+        MissingError: If the store does not have the run's embeddings.
     """
     if isinstance(config, OnlineRun):
         return config.looks, config.shapes
@@ -64,6 +64,6 @@ def looks_of(
 def parameters_of(
     config: OfflineRun | OnlineRun, windows: Sequence[int], shapes: Sequence[tuple[int, ...]]
 ) -> Parameters:
-    """How many numbers a run's network learns; nothing is allocated. Arguments as of `make_network`."""
+    """Count a run's trainable parameters without allocating them; arguments: see `make_network`."""
     with torch.device("meta"):
         return count_parameters(make_network(config, windows, shapes))

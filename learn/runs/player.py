@@ -1,4 +1,4 @@
-"""A run's trained network as a policy: to be judged, or to collect with."""
+"""A run's trained network as a policy, for evaluation or collection."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from wsa.store.objects.snapshot import take_snapshot
 
 @dataclasses.dataclass(frozen=True)
 class Player:
-    """A trained network and what it sees with.
+    """A trained network, with the models that feed it.
 
     Attributes:
         config: The run.
-        network: Its network.
-        embedder: The live encoder, or grey pixels.
-        shapes: Of an embedding by each of the run's `inputs`.
-        updates: Updates that the network had had; of an online run, steps.
-        digest: 12 hex digits of the checkpoint.
-        algo: What trained it.
-        mask: Whether each fused model is there; None where all are.
-        embedder_for: Makes an embedder of those that are there.
+        network: The run's network.
+        embedder: The live encoder, or grayscale pixels.
+        shapes: Shape of an embedding of each of the run's `inputs`.
+        updates: Number of updates that trained the network; for an online run, number of steps.
+        digest: First 12 hex digits of the checkpoint's hash.
+        algo: Name of the algorithm that trained it.
+        mask: Whether each fused model is present; None if all are.
+        embedder_for: Makes an embedder of the models that a mask leaves.
     """
 
     config: OfflineRun | OnlineRun
@@ -52,12 +52,12 @@ class Player:
     embedder_for: Callable[[Mask | None], Any]
 
     def having(self, mask: Mask | None) -> Player:
-        """The same network with some of the models that are open; the others are not run."""
+        """The same network with only some of the opened models; the others are not run."""
         return dataclasses.replace(self, mask=mask, embedder=self.embedder_for(mask))
 
     @property
     def present(self) -> tuple[str, ...]:
-        """Keys of the models that are fused."""
+        """Keys of the fused models that are present."""
         models = self.config.models
         return tuple(
             key
@@ -72,7 +72,7 @@ class Player:
         return fusion != PIXELS and fusion_class(fusion).weighs
 
     def policy(self, num_envs: int, epsilon: float, seed: int) -> GreedyPolicy:
-        """The network at play in so many environments; see `GreedyPolicy`."""
+        """The network as a policy for `num_envs` environments; see `GreedyPolicy`."""
         config = self.config
         stacks = LiveStacks(self.embedder, num_envs, config.network.frame_stack)
         return GreedyPolicy(
@@ -93,27 +93,27 @@ def open_player(
     engine: str = "auto",
     threads: int | None = None,
 ) -> Player:
-    """Load a run's network, whatever trained it.
+    """Load a run's network and open its models.
 
     Args:
         folder: The run's folder.
-        which: The newest checkpoint, or the one that did best on held-out episodes.
-        store, otherwise: Where the run's store is now, as `find_store` takes them.
-        without: Models to leave out, which are then neither opened nor run.
-        only: Models to keep, instead.
-        weights: Weights files by alias, where this machine keeps them elsewhere.
-        device: Where to run.
-        engine: What runs the models; `auto` is what filled the store.
-        threads: Cores that embed side by side; as many as torch uses if not given.
+        which: The newest checkpoint, or the best on held-out episodes.
+        store, otherwise: Where the run's store is now; see `find_store`.
+        without: Models to leave out; they are neither opened nor run.
+        only: Models to keep; excludes `without`.
+        weights: Paths of weights files by alias, if this machine keeps them elsewhere.
+        device: Device for the network and the models.
+        engine: Inference engine of the models; `auto` uses the one that filled the store.
+        threads: Number of threads that embed in parallel. By default, as many as torch uses.
 
     Raises:
-        UsageError: No such models, or the fusion cannot lose them.
-        MissingError: No run, no checkpoint, no weights, or data that is gone.
-        ConflictError: A model does not give here what it gave when the store was filled.
-        DamagedError: The checkpoint or the data is damaged.
+        UsageError: If there are no such models, or the fusion needs them.
+        MissingError: If the run, its checkpoint, the weights, or the data are missing.
+        ConflictError: If a model's embeddings differ from those in the store.
+        DamagedError: If the checkpoint or the data is damaged.
     """
     config = read_config(folder)
-    _path(folder, which)  # Before anything is opened, which takes long.
+    _path(folder, which)  # Check before opening models, which is slow.
     config = find_store(config, store, otherwise)
     mask = None
     if without or only:
@@ -132,7 +132,7 @@ def open_player(
         return make_embedder(config, flat, models, threads=threads)
 
     embedder = embedder_for(mask)
-    path = _path(folder, which)  # A run that goes on may have newer ones by now.
+    path = _path(folder, which)  # A run in training may have newer checkpoints by now.
     network, updates = load_network(config, flat, path)
     return Player(
         config,
@@ -155,19 +155,19 @@ def _gone(config: RunConfig, mask: Mask | None) -> set[str]:
 def load_network(
     config: OfflineRun | OnlineRun, flat: FlatMap | None, path: Path
 ) -> tuple[Any, int]:
-    """A run's network alone, which opens no model.
+    """Load a run's network without opening any model.
 
     Args:
         config: The run.
-        flat: Its data, as `open_data` gives it.
+        flat: The run's data, from `open_data`.
         path: The checkpoint.
 
     Returns:
-        The network; and the updates that it had had, of an online run the steps.
+        The network, and the number of updates that trained it; for an online run, of steps.
 
     Raises:
-        MissingError: The checkpoint is gone.
-        DamagedError: It is damaged.
+        MissingError: If the checkpoint is gone.
+        DamagedError: If the checkpoint is damaged.
     """
     network = make_network(config, *_looks(config, flat))
     updates, _ = checkpoint.load(path, {"online": network})
@@ -177,7 +177,7 @@ def load_network(
 def _looks(
     config: OfflineRun | OnlineRun, flat: FlatMap | None
 ) -> tuple[Sequence[int], Sequence[tuple[int, ...]]]:
-    """Frames that each of a run's inputs looks at, and the shape of its embedding."""
+    """Number of frames that each of a run's inputs sees, and the shape of its embedding."""
     if isinstance(config, OnlineRun):
         return config.looks, config.shapes
     assert flat is not None, "an offline run has data"

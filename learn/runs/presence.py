@@ -1,4 +1,4 @@
-"""Which of a run's models are there: what `wsa eval --without` and `--only` leave of them."""
+"""Which of a run's models are present, after `wsa eval --without` or `--only`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Mask = tuple[bool, ...]
 def mask_of(
     config: RunConfig, snapshot: Snapshot, *, without: Sequence[str] = (), only: Sequence[str] = ()
 ) -> Mask | None:
-    """Whether each of a run's fused models is there, or None where all are.
+    """Whether each of a run's fused models is present; None if all are.
 
     Args:
         config: The run.
-        snapshot: Its store, in whose words models are named.
-        without: Models to leave out, as `--models` names them.
-        only: Models to keep, where it is easier to say those.
+        snapshot: The run's store, which resolves names of models.
+        without: Models to leave out, named as in `--models`.
+        only: Models to keep, named as in `--models`.
 
     Raises:
-        UsageError: Both are given, a model is none of the run's, none is left, the context's is left
-            out, or the run's fusion cannot do with fewer models.
+        UsageError: If both are given, a model is not one of the run's, none is left, the context's
+            model is left out, or the run's fusion needs all its models.
     """
     if without and only:
         raise UsageError("bad-option", "Give --without or --only, not both.")
@@ -53,14 +53,14 @@ def mask_of(
 
 
 def check_can_lose(config: RunConfig, option: str) -> None:
-    """Refuse a run whose fusion is of one set of models alone.
+    """Refuse a run whose fusion needs all its models.
 
     Args:
         config: The run.
-        option: What asks for fewer of them.
+        option: The option that leaves models out.
 
     Raises:
-        UsageError: It is.
+        UsageError: If the fusion needs all its models.
     """
     fusion = config.network.fusion.name
     if fusion == PIXELS:
@@ -83,7 +83,7 @@ def _loses(fusion: str) -> bool:
 
 
 def _find(config: RunConfig, snapshot: Snapshot, name: str, option: str) -> str:
-    """The run's model of a name: its key, its alias, or as `wsa encode` takes it."""
+    """Find the run's model with a name: a key, an alias, or a name as in `wsa encode --models`."""
     fitting = [key for key in config.models if name in (key, names.key_alias(key))]
     if not fitting and ":" in name:
         stored = stored_name(snapshot, name)

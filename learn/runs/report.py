@@ -1,8 +1,9 @@
-"""A run to look at: `report.html`, one page that stands alone and can be mailed.
+"""The report of a run: `report.html`, one self-contained page that can be mailed.
 
-What was asked for, which models it fuses under which licences, curves, fusion weights, games played by
-`wsa eval` with their intervals, passes made and saved, and the newest film. Everything is read from
-the run's folder; from the store come the models' licences and shapes, if it can be reached.
+It shows the settings, the fused models and their licenses, training curves, fusion weights, games
+of `wsa eval` with their intervals, numbers of passes made and saved, and the newest film. All of it
+comes from the run's folder, except the models' licenses and shapes: those come from the store, if
+it can be reached.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
 FILE = "report.html"
-POINTS = 150  # Of a curve: more would not be told apart.
-LARGEST_FILM = 3_000_000  # Bytes; larger ones are named instead.
+POINTS = 150  # Points in a curve; more cannot be told apart.
+LARGEST_FILM = 3_000_000  # Bytes; a larger film is only named.
 RETURNS = ("charts/episodic_return", "eval/episodic_return")
 OF_EPISODES = ("env", "seed", "return", "steps", "truncated")
 PASSES = {
@@ -47,7 +48,7 @@ PASSES = {
 }
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Steps and values, ascending."""
+"""Steps, ascending, and values."""
 
 
 def write(folder: Path, store: str = "", out: Path | None = None) -> Path:
@@ -55,16 +56,16 @@ def write(folder: Path, store: str = "", out: Path | None = None) -> Path:
 
     Args:
         folder: The run's folder.
-        store: Where its store is now, if it has moved.
-        out: Where evaluations left their results, and the report goes; the run's folder if not given.
+        store: Path or URL of the run's store if it has moved.
+        out: Folder of the evaluations' results, and of the report; by default, the run's folder.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
-        MissingError: There is no run.
-        DamagedError: Its configuration cannot be read.
-        StorageError: No room, or the folder refused.
+        MissingError: If there is no run.
+        DamagedError: If its configuration cannot be read.
+        StorageError: If there is no room, or the folder refuses access.
     """
     config = read_config(folder)
     scalars = _scalars(folder)
@@ -86,7 +87,7 @@ def write(folder: Path, store: str = "", out: Path | None = None) -> Path:
 
 
 def _asked(folder: Path, config: OfflineRun | OnlineRun, store: str) -> Section:
-    """What the run is."""
+    """The run's settings: data, algorithm, network, models, and command."""
     network = config.network
     data = f"{len(config.segments):,} stored segments"
     if isinstance(config, OnlineRun):
@@ -117,7 +118,7 @@ def _asked(folder: Path, config: OfflineRun | OnlineRun, store: str) -> Section:
 
 
 def _parameters(config: OfflineRun | OnlineRun, store: str) -> Part:
-    """How many numbers the network learns; the store knows the shapes of what it reads."""
+    """Number of trainable parameters; the store has the shapes of the network's inputs."""
     try:
         snapshot = take_snapshot(open_store(store))
         counted = parameters_of(config, *looks_of(config, snapshot))
@@ -130,7 +131,7 @@ def _parameters(config: OfflineRun | OnlineRun, store: str) -> Part:
 
 
 def _models(config: OfflineRun | OnlineRun, store: str) -> Part:
-    """The frozen models; without the store, their keys alone."""
+    """The frozen models; only their keys if the store cannot be reached."""
     cards: list[dict[str, Any]]
     try:
         snapshot = take_snapshot(open_store(store))
@@ -142,7 +143,7 @@ def _models(config: OfflineRun | OnlineRun, store: str) -> Part:
 
 
 def _settings(config: OfflineRun | OnlineRun) -> list[Part]:
-    """Every hyperparameter, and every switch of the network."""
+    """Every hyperparameter, and every setting of the network."""
     tables = {"Hyperparameters": config.hyperparameters, "Network": config.network}
     return [
         table(title, ("name", "value"), [(k, v) for k, v in _flat(part) if k != "type"])
@@ -159,7 +160,7 @@ def _flat(part: msgspec.Struct) -> Iterator[tuple[str, Any]]:
 
 
 def _training(config: OfflineRun | OnlineRun, scalars: Mapping[str, Curve]) -> list[Part]:
-    """Curves of returns, losses and validation, and the fusion's weights over time."""
+    """Curves of returns, losses, and validation scores, and the fusion's weights over time."""
     parts: list[Part] = []
     shown = [
         figures.Line(title, *_averaged(scalars[name]))
@@ -185,7 +186,7 @@ def _training(config: OfflineRun | OnlineRun, scalars: Mapping[str, Curve]) -> l
 
 
 def _evaluation(folder: Path, config: OfflineRun | OnlineRun) -> list[Part]:
-    """Games that `wsa eval` played, by whatever tells them apart."""
+    """Games that `wsa eval` played, grouped by all other columns of `eval.csv`."""
     path = folder / "eval.csv"
     if not path.exists():
         return []
@@ -228,7 +229,7 @@ def _passes(scalars: Mapping[str, Curve]) -> list[Part]:
 
 
 def _film(folder: Path) -> list[Part]:
-    """The newest film, if it is small enough for a page that is mailed."""
+    """The newest film, if it is small enough to mail."""
     films = sorted((folder / "videos").glob("episode_*.mp4"), key=lambda p: p.stat().st_mtime)
     if not films:
         return []
@@ -239,7 +240,7 @@ def _film(folder: Path) -> list[Part]:
 
 
 def _scalars(folder: Path) -> dict[str, Curve]:
-    """Every scalar that the run logged."""
+    """Read every scalar that the run logged."""
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for step, line in _lines(folder / metrics.FILE):
         for name, value in line.items():
@@ -253,7 +254,7 @@ def _scalars(folder: Path) -> dict[str, Curve]:
 
 
 def _lines(path: Path) -> Iterator[tuple[float, dict[str, Any]]]:
-    """Lines of metrics; one that is being written just now is left out."""
+    """Read lines of metrics; skip a last line that is still being written."""
     for text in path.read_text().splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
@@ -263,7 +264,7 @@ def _lines(path: Path) -> Iterator[tuple[float, dict[str, Any]]]:
 
 
 def _averaged(curve: Curve) -> Curve:
-    """At most `POINTS` means of as many neighboring points."""
+    """Average neighboring points so that at most `POINTS` remain."""
     steps, values = curve
     parts: Sequence[Any] = np.array_split(np.arange(len(steps)), min(POINTS, len(steps)))
     return (

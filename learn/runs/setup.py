@@ -1,4 +1,4 @@
-"""From what a run is asked to be to what it is: models, context, network, data, all settled."""
+"""Turn a request for a run into its configuration: models, context, network, and data."""
 
 from __future__ import annotations
 
@@ -45,33 +45,34 @@ from wsa.store.objects.probe import MAX_STEP_ERROR
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 KeysOf = Callable[[Sequence[str]], list[str]]
-"""Gives the keys of models by their names."""
+"""Maps names of models to their keys."""
 
-# Each operation has a cost of its own, so small groups pay twice for what they overlap: on two cores
-# two groups make 0.7 of the steps of one with 8 environments, and as many with 32.
+# Each operation has a fixed cost, so small groups pay twice for what they overlap. On two cores,
+# two groups make 0.7 times the steps of one with 8 environments, and equally many with 32.
 ENVS_OF_TWO_GROUPS = 32
 
 
 def configure(
     request: RunRequest, snapshot: Snapshot, device: str = "cpu", *, dry_run: bool = False
 ) -> OfflineRun | OnlineRun:
-    """Settle what a run is; online the models that the store does not have are added to it.
+    """Make the configuration of a run; an online run adds models that the store lacks.
 
     Args:
-        request: What is asked for.
+        request: The requested run.
         snapshot: The store.
-        device: Where models that are added run.
-        dry_run: Add no models.
+        device: Device on which added models run.
+        dry_run: Whether to refuse instead of adding models.
 
     Raises:
-        UsageError: Options contradict each other or are out of range.
-        MissingError: No frames, a model has not encoded them, no weights, or no run to begin from.
+        UsageError: If options contradict each other or are out of range.
+        MissingError: If there are no frames, a model has not encoded them, or the weights or the
+            run to start from are missing.
     """
     atari.check_game(request.game)
     check_combination(request)
     user_code.type_in([request.fusion, request.algo])
     if request.fusion != PIXELS:
-        fusion_class(request.fusion)  # Before a model is opened, let alone added.
+        fusion_class(request.fusion)  # Check before a model is opened or added.
     start, init = request.start, ""
     if (start.add or start.drop) and not start.init:
         raise UsageError(
@@ -145,14 +146,16 @@ def configure(
 
 
 def weights_of(request: RunRequest) -> dict[str, str]:
-    """Weights files, and modules of users' own models, by alias: those of `--weights`, and those that
-    were typed as models, which so may be imported."""
+    """Weights files and modules of users' own models, by alias.
+
+    Those of `--weights`, and those typed as models: typing a module's name permits its import.
+    """
     typed = typed_modules([*request.models, request.context, *request.start.add])
     return typed | weights_files(request.live.weights)
 
 
 class _Added:
-    """Models of an online run; those that the store lacks are added to it."""
+    """Resolves models of an online run; adds those that the store lacks."""
 
     def __init__(self, request: RunRequest, snapshot: Snapshot, device: str, dry_run: bool) -> None:
         assert isinstance(request.live, OnlineLiveOptions)
@@ -161,18 +164,18 @@ class _Added:
         self._weights, self._output = weights_files(request.live.weights), request.live.output
 
     def keys_of(self, some: Sequence[str]) -> list[str]:
-        """Keys of models by alias or key.
+        """Return the keys of models, given aliases or keys.
 
         Raises:
-            UsageError: An alias fits several.
+            UsageError: If an alias fits several models.
         """
-        # A snapshot for each: a model that has just been added may be named twice.
+        # Take a snapshot for each name: a model that was just added may be named twice.
         keys = [self._key(take_snapshot(self._backend), name) for name in some]
         return list(dict.fromkeys(keys))
 
     def default_keys(self) -> list[str]:
-        """Keys of the models that come with wsa, whatever else the store has by their aliases."""
-        from wsa.encode.registration.identity import find_model  # Here: it brings timm.
+        """Keys of wsa's default models, even if the store has other models with their aliases."""
+        from wsa.encode.registration.identity import find_model  # Imported here: it imports timm.
 
         keys = []
         for name in DEFAULT:
@@ -209,7 +212,7 @@ class _Added:
         return register(snapshot, self._request(name), MAX_STEP_ERROR, self._device).spec.key
 
     def _request(self, name: str) -> Request:
-        """A model as typed, of the game that is played where it is of one game."""
+        """Parse a model as typed; fit it to the game if its output depends on the game."""
         found = for_games([parse_request(name, self._weights, self._output)], [self._game])
         if not found:
             raise UsageError(
@@ -220,7 +223,7 @@ class _Added:
 
 
 def _context_key(context: str, models: Sequence[str], keys_of: KeysOf) -> str:
-    """The key of the model that gives the context: one of those fused, or another."""
+    """Key of the model that gives the context: a fused one, or another."""
     if context in ("", MEAN_CONTEXT):
         return context
     fitting = [key for key in models if context in (key, names.key_alias(key))]
@@ -234,15 +237,17 @@ def _context_key(context: str, models: Sequence[str], keys_of: KeysOf) -> str:
 
 
 def by_default(keys: Sequence[str], fusion: str, context: str) -> tuple[list[str], str]:
-    """Which models are fused, and the context, where a user names none: as in the paper.
+    """Choose the fused models and the context if the user names no models, as in the paper.
 
     Args:
-        keys: Models that are there.
+        keys: Keys of the available models.
         fusion: A key of `wsa.learn.configs.fusions.FUSIONS`.
-        context: A key, `mean`, or empty for `ae`, or `mean` if it or others are not there.
+        context: A key, `mean`, or empty. Empty selects the model `ae`, or `mean` if there is not
+            exactly one.
 
     Returns:
-        All but the one that gives the context; and that.
+        Keys of all models but the one that gives the context, and the context; `mean` if it was
+        not given and the fusion uses none.
     """
     if context == MEAN_CONTEXT:
         return list(keys), context
@@ -257,10 +262,10 @@ def by_default(keys: Sequence[str], fusion: str, context: str) -> tuple[list[str
 def _begin_from(
     request: RunRequest, before: RunConfig, keys_of: KeysOf
 ) -> tuple[NetworkConfig, list[str], str]:
-    """Network, models and context of a run that begins from another.
+    """Network, models, and context of a run that starts from another.
 
     Raises:
-        UsageError: The options ask for what the other run is not, and do not say so.
+        UsageError: If the options contradict the other run without `--add` or `--drop`.
     """
     start, network = request.start, request.network_config
     if network not in (before.network, NetworkConfig()):
@@ -309,26 +314,26 @@ def make_offline(
     evaluation: EvaluationConfig | None = None,
     match: int = 0,
 ) -> OfflineRun:
-    """Settle a run that learns from stored segments.
+    """Configure a run that learns from stored segments.
 
     Args:
         snapshot: The store.
         game: ALE game id.
-        models: Aliases or keys of the models that are fused; all that encoded the game if none.
+        models: Aliases or keys of the fused models; if empty, all that have encoded the game.
         context: Alias or key of the model that gives the context, or `mean`.
-        seed: Of initialization and draws.
-        hyperparameters: Which algorithm, and how.
-        protocol: Name of the data's, where there are several.
-        network: Fusion, frames in a state, heads.
-        init: Checkpoint of a run to begin from.
-        evaluation: Games to play every so often.
-        match: Parameters that the network is to have; 0 for those of its width.
+        seed: Seed of the initialization and minibatches.
+        hyperparameters: Hyperparameters; their type selects the algorithm.
+        protocol: Name of the data's protocol, if the store has several.
+        network: Fusion, frames in a state, and heads.
+        init: Checkpoint of a run to start from.
+        evaluation: Settings of the periodic evaluation games.
+        match: Number of parameters to match with the network's width; 0 to keep the width.
 
     Raises:
-        MissingError: No frames, or a model has not encoded them.
-        UsageError: The fusion cannot take the models, or not be so large, an alias fits several of them, or the game
-            was played under several protocols and none of them is named: their scores must not be
-            mixed.
+        MissingError: If there are no frames, or a model has not encoded them.
+        UsageError: If the fusion cannot take the models or reach `match`, an alias fits several
+            models, or the game was played under several protocols and none is named: their scores
+            must not be mixed.
     """
     atari.check_game(game)
     chosen = choose_models(snapshot, game, models)
@@ -355,7 +360,7 @@ def make_offline(
     if match:
         matched = _matched(config, windows, shapes, match)
         config = msgspec.structs.replace(config, network=matched)
-    with torch.device("meta"):  # Shapes alone: whether the fusion takes them, and they fit.
+    with torch.device("meta"):  # Shapes suffice to check the fusion and the checkpoint.
         network_made = make_network(config, windows, shapes)
         if init:
             warm_start(config, network_made)
@@ -368,10 +373,10 @@ def _matched(
     shapes: Sequence[tuple[int, ...]],
     wanted: int,
 ) -> NetworkConfig:
-    """A run's network in the width that comes nearest to a number of parameters.
+    """A run's network with the width whose number of parameters is closest to `wanted`.
 
     Raises:
-        UsageError: None does, or there is none to choose.
+        UsageError: If no width comes close, or the network has no width to choose.
     """
 
     def count(network: NetworkConfig) -> int:
@@ -383,10 +388,10 @@ def _matched(
 
 
 def _data(snapshot: Snapshot, game: str, protocol: str) -> tuple[tuple[str, ...], Protocol]:
-    """The segments that a run learns from, and how they were played.
+    """The segments that a run learns from, and their protocol.
 
     Raises:
-        UsageError: They were played under several protocols, or in several ways.
+        UsageError: If they have several protocols, or several that share a name.
     """
     segments = [m for m in snapshot.segments(game) if protocol in ("", m.protocol.name)]
     protocols = {meta.protocol for meta in segments}
@@ -422,24 +427,24 @@ def make_online(
     evaluation: EvaluationConfig | None = None,
     match: int = 0,
 ) -> OnlineRun:
-    """Settle a run that learns from what it plays.
+    """Configure a run that learns from the games it plays.
 
     Args:
         snapshot: A snapshot that has the models.
         game: ALE game id.
-        models: Keys of the models that are fused.
+        models: Keys of the fused models.
         context: Key of the model that gives the context, or `mean`.
-        network: Fusion, frames in a state, heads.
-        protocol: How to play.
-        seed: Of initialization, environments and draws.
-        hyperparameters: Which algorithm, and how.
-        parameters: Of the end-to-end network, about.
-        init: Checkpoint of a run to begin from.
-        evaluation: Games to play every so often.
-        match: As of `make_offline`.
+        network: Fusion, frames in a state, and heads.
+        protocol: Protocol to play under.
+        seed: Seed of the initialization, environments, and minibatches.
+        hyperparameters: Hyperparameters; their type selects the algorithm.
+        parameters: Approximate number of parameters of the end-to-end network.
+        init: Checkpoint of a run to start from.
+        evaluation: Settings of the periodic evaluation games.
+        match: See `make_offline`.
 
     Raises:
-        UsageError: Options that exclude each other, or a fusion that cannot take the models.
+        UsageError: If options exclude each other, or the fusion cannot take the models.
     """
     atari.check_game(game)
     if match and network.fusion.name == PIXELS:
@@ -490,7 +495,7 @@ def make_online(
     if match and not config.end_to_end:
         matched = _matched(config, config.looks, config.shapes, match)
         config = msgspec.structs.replace(config, network=matched)
-    with torch.device("meta"):  # Shapes alone: whether the fusion takes them, and they fit.
+    with torch.device("meta"):  # Shapes suffice to check the fusion and the checkpoint.
         network_made = make_network(config, config.looks, config.shapes)
         if init:
             warm_start(config, network_made)
@@ -498,9 +503,9 @@ def make_online(
 
 
 def groups_of(hyperparameters: OnlineConfig) -> int:
-    """Groups of environments that are played in turn, so that one is embedded while the other plays.
+    """Number of groups of environments: one plays while the other's frames are embedded.
 
-    Only PPO has two: DQN's updates go on while its newest frames are embedded.
+    Only PPO uses two: DQN updates its network while its newest frames are embedded.
     """
     ppo = isinstance(hyperparameters, PPOConfig)
     return 2 if ppo and hyperparameters.num_envs >= ENVS_OF_TWO_GROUPS else 1
@@ -509,10 +514,10 @@ def groups_of(hyperparameters: OnlineConfig) -> int:
 def _to_mix_in(
     snapshot: Snapshot, config: OnlineRun, encoded: Sequence[records.SegmentMeta]
 ) -> list[records.SegmentMeta]:
-    """Of the segments that all models have encoded those whose data may be mixed in.
+    """Those of the encoded segments that were played under the run's protocol.
 
     Raises:
-        UsageError: There is none: data of another protocol must not be.
+        UsageError: If there are none: data of another protocol must not be mixed in.
     """
     ours = [meta for meta in encoded if meta.protocol == config.protocol]
     if ours:

@@ -1,4 +1,4 @@
-"""Send a run to Weights & Biases, as CleanRL does: what goes to TensorBoard goes there too."""
+"""Send a run to Weights & Biases, as CleanRL does: everything that goes to TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from wsa.store.common.errors import MissingError, redact
 def tracked(
     folder: Path, config: OfflineRun | OnlineRun, project: str, entity: str
 ) -> Iterator[None]:
-    """Track what is logged until the block ends; a run that is continued is continued there.
+    """Track the run's logs until the block ends; a resumed run is resumed there too.
 
     With `WANDB_MODE=offline` nothing leaves the machine: `wandb sync` sends it later.
 
     Args:
         folder: The run's folder.
-        config: The run, whose options are recorded, without secrets.
-        project, entity: Where it goes; the user's own entity if none is named.
+        config: The run, whose options are recorded without secrets.
+        project, entity: W&B project and entity; if no entity is given, the user's own.
 
     Raises:
-        MissingError: wandb is not installed.
+        MissingError: If wandb is not installed.
     """
     try:
         wandb: Any = importlib.import_module("wandb")
@@ -48,7 +48,7 @@ def tracked(
         resume="allow",
         dir=str(folder),
         config=options,
-        sync_tensorboard=True,  # Before the writer of TensorBoard's events is made.
+        sync_tensorboard=True,  # Must precede the TensorBoard writer.
     )
     try:
         yield

@@ -1,4 +1,4 @@
-"""Train a run, offline or online, from its beginning or its newest checkpoint."""
+"""Train a run, offline or online, from the start or from its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def launch(
     threads: int | None = None,
     compiled: bool = False,
 ) -> Trained | Played:
-    """Begin a run, unless it has begun, and train it.
+    """Start a run if it has not started, and train it.
 
     Args:
-        folder, config, device, on_line, weights, engine, threads, compiled: As of `train_stored`.
+        folder, config, device, on_line, weights, engine, threads, compiled: See `train_stored`.
         encoder: Address of a Dask scheduler whose workers run the models of an online run. If it
-            cannot be reached, no run is begun.
+            cannot be reached, no run is started.
 
     Raises:
-        ConflictError: Another run is in the folder.
-        WsaError: As `train_stored`.
+        ConflictError: If another run is in the folder.
+        WsaError: See `train_stored`.
     """
     how: dict[str, Any] = {
         "weights": weights, "engine": engine, "threads": threads, "compiled": compiled,
@@ -64,7 +64,7 @@ def launch(
     with contextlib.ExitStack() as stack:
         encoders: Sequence[Any] = ()
         if encoder and config.inputs:
-            from wsa.encode.live.remote import remote_encoders  # Here: it brings Dask.
+            from wsa.encode.live.remote import remote_encoders  # Imported here: it imports Dask.
 
             encoders = stack.enter_context(
                 remote_encoders(encoder, config.store, config.inputs, engine)
@@ -87,28 +87,28 @@ def train_stored(
     """Train an offline run.
 
     Args:
-        folder: The run's folder, where `wsa.learn.runs.folder.begin` started it.
+        folder: The run's folder, started by `wsa.learn.runs.folder.begin`.
         config: The run.
-        device: Where to train, and to run the models where games are played on the way.
+        device: Device for training, and for the models that play evaluation games.
         on_line: Called with every line of metrics.
-        weights: Weights files of models by alias, where this machine keeps them elsewhere.
-        engine: Inference engine; `auto` is the one that filled the store.
-        threads: Cores that embed side by side; as many as torch uses if not given.
+        weights: Paths of weights files by alias, if this machine keeps them elsewhere.
+        engine: Inference engine; `auto` uses the one that filled the store.
+        threads: Number of threads that embed in parallel. By default, as many as torch uses.
         compiled: Whether networks go through torch.compile.
 
     Raises:
-        ConflictError: Another process is training it; a model gives other embeddings here.
-        MissingError: Data of the run is gone, or a model that is to play.
-        DamagedError: The newest checkpoint or the data is damaged.
+        ConflictError: If another process is training it, or a model's embeddings differ here.
+        MissingError: If data of the run, or a model for the evaluation games, is missing.
+        DamagedError: If the newest checkpoint or the data is damaged.
     """
     snapshot, flat = open_data(config)
     assert flat is not None, "an offline run has data"
-    values = isinstance(config.hyperparameters, DQNConfig)  # Cloning learns from actions alone.
+    values = isinstance(config.hyperparameters, DQNConfig)  # Cloning ignores rewards.
     if values and not flat.rows["reward"][flat.steps].any():
         terminal.say(rewards.warning(config.game, len(flat.steps)))
 
     def embedder() -> Any:
-        from wsa.encode.registration.register import open_models  # Here: it brings timm.
+        from wsa.encode.registration.register import open_models  # Imported here: it imports timm.
 
         models = open_models(
             snapshot, config.inputs, weights=weights, device=device, engine=engine, threads=threads
@@ -147,11 +147,11 @@ def train_playing(
     """Train an online run.
 
     Args:
-        folder, config, device, on_line, weights, engine, threads, compiled: As of `train_stored`.
-        encoders: One for each of `config.inputs`, where they are not models in this process.
+        folder, config, device, on_line, weights, engine, threads, compiled: See `train_stored`.
+        encoders: One for each of `config.inputs`, if the models do not run in this process.
 
     Raises:
-        WsaError: As `train_stored`.
+        WsaError: See `train_stored`.
     """
     snapshot, flat = open_data(config)
     if not encoders:
@@ -161,17 +161,17 @@ def train_playing(
             snapshot, config.inputs, weights=weights, device=device, engine=engine, threads=threads
         )
     learner = config.hyperparameters
-    # The table remembers.
+    # `Table` keeps every embedding, so the embedder remembers none.
     embedder = make_embedder(config, flat, encoders, remember=0, threads=threads)
-    # Now: opening a model draws random numbers, and it may be open somewhere else.
+    # Seed only now: opening a model draws random numbers, and remote models are not opened here.
     torch.manual_seed(config.seed)
     network = make_network(config, config.looks, config.shapes)
     if checkpoint.all_of(folder / "checkpoints"):
-        pass  # It holds the network, and what --init named may be gone.
+        pass  # The checkpoint holds the network; that of --init may be gone.
     elif config.init:
         warm_start(config, network)
     elif config.mixes_stored and flat is not None:
-        # Else over what is played: a run must not depend on what others have left in the store.
+        # Otherwise moments come from play: a run must not depend on what others left in the store.
         network.torso.set_moments(*moments(flat))
     with contextlib.ExitStack() as stack:
         groups = [
@@ -214,7 +214,7 @@ def train_playing(
 
 
 def _record(config: OnlineRun, table: Table, embedder: Any) -> Recording:
-    """What keeps the steps of a run in the store."""
+    """Make the recording that keeps a run's steps in the store."""
     learner = config.hyperparameters
     models = zip(config.inputs, config.looks, config.shapes, embedder.engines, strict=True)
     return Recording(

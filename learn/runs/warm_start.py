@@ -1,9 +1,10 @@
-"""Begin a run from another's network, with the same models, fewer, or more of them.
+"""Start a run from another's network, with the same models, fewer, or more.
 
-Whatever has the same name and model in both is copied; a new model's adapters are fresh, and those
-of a dropped one stay behind. Nothing that serves all models changes, WSA's scorer least of all: the
-new network with its new models masked is the old one, to the last bit. The optimizer starts fresh,
-since Adam's averages are of losses that the changed network does not have.
+Tensors with the same name and model in both are copied. A new model's adapters are fresh; those of
+a dropped model are discarded. Everything that serves all models is copied unchanged, including
+WSA's scorer: with its new models masked, the new network equals the old one to the last bit. The
+optimizer starts fresh, because Adam's averages belong to losses that the changed network does not
+have.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from wsa.store.common.errors import UsageError
 def change_models(
     models: Sequence[str], add: Sequence[str], drop: Sequence[str], fusion: str
 ) -> list[str]:
-    """Model keys after some are dropped and others added behind them.
+    """Model keys after dropping some and appending others.
 
     Args:
-        models: Keys of the run that is begun from.
+        models: Keys of the models of the run to start from.
         add: Keys to add.
         drop: Aliases or keys to drop.
-        fusion: Of that run.
+        fusion: Fusion of that run.
 
     Raises:
-        UsageError: A model to drop is not there, one to add is, none is left, or the fusion is for
-            one set of models alone.
+        UsageError: If a model to drop is not there, one to add already is, none is left, or the
+            fusion needs all its models.
     """
     if (add or drop) and not fusion_class(fusion).per_model:
         able = ", ".join(name for name in FUSIONS if fusion_class(name).per_model)
@@ -66,11 +67,11 @@ def change_models(
 
 
 def warm_start(config: RunConfig, network: Any) -> None:
-    """Let a network begin as `config.init` says: wholly, or with what it has in common.
+    """Initialize a network from `config.init`: all of it, or the parts that both have.
 
     Raises:
-        UsageError: The two networks do not fit.
-        DamagedError: The checkpoint is damaged.
+        UsageError: If the two networks do not fit.
+        DamagedError: If the checkpoint is damaged.
     """
     path = Path(config.init)
     folder = path.parent.parent
@@ -90,19 +91,19 @@ def transfer(
     """Copy a checkpoint's network into another, model by model.
 
     Args:
-        network: The new network, `torso` in it.
-        torso: Its torso.
-        models: Keys of its inputs: those fused, then one that gives the context alone; none where it
-            sees grey pixels.
-        path: The checkpoint; its network is `online`.
-        before: Keys of its network's inputs.
+        network: The new network, which contains `torso`.
+        torso: The new network's torso.
+        models: Keys of its inputs: the fused models, then one that gives only the context; empty if
+            it sees grayscale pixels.
+        path: The checkpoint; its network is called `online`.
+        before: Keys of the inputs of the checkpoint's network.
 
     Returns:
-        Names of what was not in the checkpoint and is as it was made.
+        Names of the tensors that the checkpoint lacks; they keep their initial values.
 
     Raises:
-        UsageError: The two networks do not fit.
-        DamagedError: The checkpoint is damaged.
+        UsageError: If the two networks do not fit.
+        DamagedError: If the checkpoint is damaged.
     """
     old = checkpoint.read(path)[0]
     per_model = torso.fusion.per_model if isinstance(torso, Torso) else ()
@@ -125,7 +126,7 @@ def transfer(
 
 
 def _before(name: str, lists: list[str], models: Sequence[str], before: Sequence[str]) -> str:
-    """What a tensor is called where models stand in another order; "" of a model that is new."""
+    """Name of a tensor in the old network, where models are ordered differently; "" if new."""
     for prefix in lists:
         if name.startswith(prefix + "."):
             at, _, rest = name[len(prefix) + 1 :].partition(".")
