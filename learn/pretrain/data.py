@@ -1,12 +1,12 @@
-"""The frames that encoders are trained on: read once, in sequence, and kept in memory.
+"""Training frames for encoders: read once, in sequence, and kept in memory.
 
-Segments of any policy are mixed frame by frame: every step of a game is drawn as often as any
-other, and every game as often as any other. (The paper's mixed data were half of each policy by
-*episode*, so that long games were most of it.) Whole episodes are held out, the same ones for every
-encoder and seed, so that no frame of a validation is the neighbour of one trained on.
+Segments of any policy are mixed frame by frame: every step of a game is drawn equally often, and so
+is every game. (The paper drew half of its mixed data from each policy by *episode*, so that long
+games dominated.) Whole episodes are held out, the same ones for every encoder and seed, so that no
+validation frame neighbors a training frame.
 
-Frames are kept as `wsa.encode.inference.preprocess` makes them of screens, in whole grey levels, so a network
-is trained on exactly what it sees in use.
+Frames are stored as whole gray levels, as `wsa.encode.inference.preprocess` makes them from
+screens, so a network is trained on exactly what it sees in use.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ Rows = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Which segments are read.
+    """The segments to read.
 
     Attributes:
-        segments: In the order they are read.
-        frames: Distinct frames of them.
-        left_out: Frames of the asked games and policies that do not fit into memory.
+        segments: Segments in reading order.
+        frames: Number of their distinct frames.
+        left_out: Number of frames of the requested games and policies that do not fit into memory.
     """
 
     segments: tuple[SegmentMeta, ...]
@@ -57,21 +57,21 @@ def choose(
     sights: Sequence[TrainingInput],
     memory: int,
 ) -> Choice:
-    """The segments of some games and policies, as many as fit into memory.
+    """Choose segments of some games and policies, as many as fit into memory.
 
-    Where not all fit, each game has the same share, filled with segments in an order that depends
-    on their names alone.
+    If not all fit, each game gets the same share of memory. It is filled with segments in an order
+    that depends only on their names.
 
     Args:
         snapshot: The store.
         games: ALE games.
-        policies: Who played; all if none is named.
-        sights: What the networks look at, one after another.
-        memory: Bytes that frames may take.
+        policies: Names of policies; empty for all.
+        sights: Inputs of the networks that are trained one after another.
+        memory: Memory for frames, in bytes.
 
     Raises:
-        MissingError: A game has no frames of these policies.
-        UsageError: Not even one segment of each game fits.
+        MissingError: If a game has no frames of these policies.
+        UsageError: If not even one segment of each game fits.
     """
     pictured = {(meta.game, meta.segment) for meta in snapshot.frames()}
     size = max(sight.height * sight.width for sight in sights)
@@ -105,7 +105,7 @@ def choose(
 
 
 def data_digest(snapshot: Snapshot, segments: Sequence[SegmentMeta]) -> str:
-    """Hex blake3-256 that stands for every byte of some segments and their frames."""
+    """Hex blake3-256 of every byte of some segments and their frames."""
     paths = [(names.segment_path(m.game, m.segment), names.frames_path(m.game, m.segment))
              for m in segments]  # fmt: skip
     return hashing.identity([[snapshot.commit(path).check for path in pair] for pair in paths])
@@ -113,13 +113,15 @@ def data_digest(snapshot: Snapshot, segments: Sequence[SegmentMeta]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A segment in memory, each array (rows,); rows and frames are counted over all segments.
+    """A segment in memory; each array has shape (rows,).
+
+    Rows and frames are numbered over all segments.
 
     Attributes:
         frame: Frame of each row.
-        first, last: The first and last row of the episode that the segment holds.
+        first, last: First and last row of each row's episode within the segment.
         episode: Number of the episode in its environment's run.
-        usable: Whether a look may end here.
+        usable: Whether an example may end at the row.
     """
 
     frame: Rows
@@ -130,11 +132,13 @@ class Part:
 
 
 class Looks:
-    """What a trainee may look at: frames in memory, and the moments that are trained on or held out.
+    """Training and held-out examples: frames in memory, and the rows at which examples end.
+
+    An example ("look") is one frame or several, as the network's input requires.
 
     Attributes:
-        training, held_out: Rows by game, each the newest (or only) frame of a look.
-        episodes: Episodes trained on and held out, by game.
+        training, held_out: By game, rows of the newest (or only) frame of each example.
+        episodes: By game, numbers of training and of held-out episodes.
     """
 
     def __init__(
@@ -157,36 +161,37 @@ class Looks:
 
     @property
     def steps(self) -> int:
-        """Moments that are trained on."""
+        """Number of training examples."""
         return sum(map(len, self.training.values()))
 
     def draw(self, seed: int, step: int, batch_size: int) -> Tensor:
-        """The batch of a gradient step: a function of these numbers and the data alone.
+        """Draw the batch of a gradient step; it depends only on the arguments and the data.
 
         Returns:
-            (batch_size, frames, height, width) uint8, oldest frame first.
+            Frames (batch_size, frames, height, width), uint8, oldest first.
         """
         generator = np.random.default_rng([seed, step])
         games = list(self.training)
         if self.sight.one_game:
             games = [games[step % len(games)]]
-        # As many of each game as of the others, over the steps.
+        # Each game equally often, over the steps.
         counts = collections.Counter(
             games[i % len(games)] for i in range(step * batch_size, (step + 1) * batch_size)
         )
         rows = []
         for game, count in counts.items():
             own = self.training[game]
-            # No moment twice in a batch, or a network would have to tell it apart from itself.
+            # No repeats within a batch: a contrastive network would have to tell an example from
+            # itself.
             at = generator.choice(len(own), count, replace=count > len(own), shuffle=False)
             rows.append(own[at])
         return self.take(np.concatenate(rows), generator)
 
     def validation(self, batch_size: int) -> Iterator[tuple[str, Tensor]]:
-        """Every moment held out, once, in the same batches each time, each of one game.
+        """Yield every held-out example once, in the same batches each time, each of one game.
 
         Yields:
-            The game and (at most batch_size, frames, height, width) uint8.
+            The game, and frames (at most batch_size, frames, height, width), uint8.
         """
         for game, rows in self.held_out.items():
             generator = np.random.default_rng(0)
@@ -194,19 +199,19 @@ class Looks:
                 yield game, self.take(part, generator)
 
     def take(self, rows: Rows, generator: np.random.Generator) -> Tensor:
-        """The looks at some moments.
+        """Read the examples at some rows.
 
         Args:
-            rows: (B,) rows.
-            generator: Draws the other frame, where a look is two frames apart.
+            rows: Rows, shape (B,).
+            generator: Draws the second frame if an example is two frames apart.
 
         Returns:
-            (B, frames, height, width) uint8.
+            Frames (B, frames, height, width), uint8.
         """
         return torch.from_numpy(self._pixels[self._frame[self.at(rows, generator)]])
 
     def at(self, rows: Rows, generator: np.random.Generator) -> Rows:
-        """Rows of the frames of the looks at some moments, (B, frames)."""
+        """Rows of the frames of the examples at some rows, shape (B, frames)."""
         first, last = self._first[rows], self._last[rows]
         if self.sight.apart:
             low = np.maximum(first, rows - self.sight.apart)
@@ -230,13 +235,13 @@ def read(
     Args:
         snapshot: The store.
         segments: From `choose`.
-        sight: What the network looks at.
-        share: Of each game's episodes that is held out; at least one.
-        on_frames: Called with the frames read so far.
+        sight: Input of the network.
+        share: Share of each game's episodes to hold out; at least one episode.
+        on_frames: Called with the number of frames read so far.
 
     Raises:
-        MissingError: A game has too few episodes to hold one out.
-        DamagedError: Stored bytes are not what was committed.
+        MissingError: If a game has too few episodes to hold one out.
+        DamagedError: If stored bytes are not what was committed.
     """
     total = sum(meta.frames for meta in segments)
     pixels = np.empty((total, sight.height, sight.width), np.uint8)
@@ -259,14 +264,14 @@ def read(
 
 
 def levels(frames: NDArray[np.uint8], sight: TrainingInput) -> NDArray[np.uint8]:
-    """Screens (n, H, W, 3) as the network sees them before they are scaled: (n, h, w) uint8."""
+    """Convert screens (n, H, W, 3) to the gray levels that the network sees: (n, h, w) uint8."""
     scaled = preprocess(torch.from_numpy(np.array(frames)), sight.sees.preprocessing())
     found: NDArray[np.uint8] = scaled.squeeze(1).mul_(255).round_().to(torch.uint8).numpy()
     return found
 
 
 def scale(looks: Tensor, device: str) -> Tensor:
-    """Grey levels, uint8, as the numbers in [0, 1] that `preprocess` gives in use, float32."""
+    """Scale uint8 gray levels to [0, 1] float32, exactly as `preprocess` does in use."""
     return looks.to(device).to(torch.float32).mul_(torch.tensor(1 / 255))
 
 
@@ -276,8 +281,9 @@ def _part(rows: dict[str, NDArray[np.generic]], sight: TrainingInput, row: int, 
     first = episode_starts(is_first)
     begins = np.append(np.flatnonzero(is_first[1:]) + 1, len(at))
     last = begins[np.searchsorted(begins, at, side="right")] - 1
-    # Where the segment was cut inside an episode, a look must not reach before its first row; at
-    # an episode's true beginning the first frame is repeated, but one change must be seen.
+    # If the segment was cut inside an episode, an example must not reach before its first row. At
+    # the true start of an episode the first frame is repeated, but the example must contain one
+    # change.
     least = np.where(is_first[first], min(1, sight.depth - 1), sight.depth - 1)
     usable = (rows["action"].astype(np.int16) >= 0) & (at - first >= least)
     if sight.apart:
@@ -292,8 +298,8 @@ def _part(rows: dict[str, NDArray[np.generic]], sight: TrainingInput, row: int, 
 
 
 def _split(looks: Looks, game: str, own: list[tuple[SegmentMeta, Part]], share: float) -> None:
-    """Hold out a share of a game's episodes, chosen by a hash of what names them."""
-    # Each episode's rows; one that is cut into several segments is one episode.
+    """Hold out a share of a game's episodes, chosen by a hash of their names."""
+    # Rows of each episode; an episode that is cut into several segments counts once.
     episodes: dict[tuple[str, int, int], list[Rows]] = {}
     for meta, part in own:
         start = part.first.min()

@@ -1,4 +1,4 @@
-"""What a trained encoder leaves: weights that `wsa encode` takes, and pictures for its trainer."""
+"""Outputs of a training: weights that `wsa encode` loads, and pictures for inspection."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _ZOOM = 2
 
 
 def write_encoders(folder: Path, network: Trainee, half: bool) -> dict[str, dict[str, Any]]:
-    """Write each frozen part as `<alias>.safetensors`; what the manifest says of them."""
+    """Write each frozen part as `<alias>.safetensors`; return its entries of the manifest."""
     files = {}
     for alias, module in network.frozen().items():
         tensors = {
             name: tensor.detach().cpu().contiguous()
             for name, tensor in module.state_dict().items()
-            if not name.endswith("num_batches_tracked")  # It changes no number that is returned.
+            if not name.endswith("num_batches_tracked")  # It does not affect any output.
         }
         if half:
             tensors = {name: tensor.half() for name, tensor in tensors.items()}
@@ -47,12 +47,12 @@ def write_encoders(folder: Path, network: Trainee, half: bool) -> dict[str, dict
 
 
 def write_pictures(folder: Path, network: Trainee, looks: Looks, device: str) -> None:
-    """Draw the losses, and what the network makes of some frames that were held out."""
+    """Draw the losses, and the network's view of some held-out frames."""
     write_curves(folder / "curves.png", folder / "metrics.jsonl")
     generator = np.random.default_rng(0)
     network.eval()
     shown = []
-    # Looks of one game go through the network together, since some networks compare them.
+    # Examples of one game go through the network together, because some networks compare them.
     for rows in list(looks.held_out.values())[:_PICTURED]:
         most = max(1, _PICTURED // len(looks.held_out))
         some = rows[np.linspace(0, len(rows) - 1, max(most, 2)).astype(np.int64)]
@@ -63,11 +63,11 @@ def write_pictures(folder: Path, network: Trainee, looks: Looks, device: str) ->
 
 
 def write_panels(path: Path, panels: Sequence[Tensor]) -> None:
-    """Write pictures of the same looks side by side, a line for each look.
+    """Write pictures side by side, one row for each example.
 
     Args:
         path: A .png file.
-        panels: Pictures (B, 3, h, w) in [0, 1], as `wsa.encode.models.paper.base.Trainee.show` gives them.
+        panels: Pictures (B, 3, h, w) in [0, 1], from `wsa.encode.models.paper.base.Trainee.show`.
     """
     rows = torch.cat(list(panels), dim=3).permute(0, 2, 3, 1)  # (B, h, panels * w, 3)
     levels = (rows * 255).round().to(torch.uint8).cpu().numpy().reshape(-1, rows.shape[2], 3)
@@ -77,7 +77,7 @@ def write_panels(path: Path, panels: Sequence[Tensor]) -> None:
 
 
 def write_curves(path: Path, metrics: Path) -> None:
-    """Draw the losses of a run over its steps, on a logarithmic scale where they allow it.
+    """Draw the losses of a run over its steps, on a logarithmic scale if all are positive.
 
     Args:
         path: A .png file.

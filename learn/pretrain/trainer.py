@@ -4,10 +4,10 @@ runs/pretrain__{seed}__{time}/{encoder}/
     config.json       everything the training depends on, the data's segments included
     command.txt       the command line
     metrics.jsonl     losses, one line each; TensorBoard events beside them
-    checkpoints/      the two newest; the same command goes on from the newest exactly
-    {alias}.safetensors    the frozen encoder, of the best validation
-    manifest.json     what it was trained on and how, and each file's digest
-    curves.png, seen.png   how the losses fell; what the encoder makes of frames held out
+    checkpoints/      the two newest; the same command continues exactly from the newest
+    {alias}.safetensors    the frozen encoder with the best validation loss
+    manifest.json     the training's data and settings, and each file's digest
+    curves.png, seen.png   the losses; the encoder's view of held-out frames
     lock              held while a process trains it
 """
 
@@ -40,7 +40,7 @@ from wsa.store.objects.model_spec import Precision
 from wsa.store.objects.snapshot import Snapshot
 from wsa.store.objects.writer import command_line
 
-# Imported one at a time: the module and class of each.
+# Module and class of each trainee; imported one at a time.
 TRAINEES = {
     "ae": "autoencoder:Autoencoder",
     "stdim": "stdim:InfoMax",
@@ -51,7 +51,7 @@ TRAINEES = {
 
 
 def trainee(encoder: str) -> type[Trainee]:
-    """The class that `encoder`, a key of `TRAINEES`, names."""
+    """Import the class for `encoder`, a key of `TRAINEES`."""
     module, _, name = TRAINEES[encoder].partition(":")
     found: type[Trainee] = getattr(
         importlib.import_module(f"wsa.encode.models.paper.{module}"), name
@@ -60,22 +60,23 @@ def trainee(encoder: str) -> type[Trainee]:
 
 
 class Training(msgspec.Struct, frozen=True):
-    """What a training is.
+    """Settings of a training.
 
     Attributes:
         encoder: A key of `TRAINEES`.
         store: The store's URL.
-        segments: Games and segments that are read.
-        data: `pretrain_data.data_digest` of them.
-        seed: Of initialisation and draws.
-        steps: Gradient steps, at most.
-        batch_size: Looks in a batch.
-        learning_rate: Of Adam, at the beginning.
-        held_out: Share of each game's episodes that is held out.
+        segments: (game, segment) of every segment to read.
+        data: Digest of their data, from `pretrain_data.data_digest`.
+        seed: Seed of the initialization and batches.
+        steps: Maximum number of gradient steps.
+        batch_size: Examples in a batch.
+        learning_rate: Adam's initial learning rate.
+        held_out: Share of each game's episodes to hold out.
         validate_frequency: Gradient steps between validations.
-        patience: Validations without a better one after which training stops; 0 for never.
+        patience: Training stops after this many validations without improvement; 0 for never.
         log_frequency, save_frequency: Gradient steps between lines of losses, and checkpoints.
-        precision: Arithmetic of the passes; weights and Adam's moments are single precision.
+        precision: Precision of forward and backward passes. Weights and Adam's moments are always
+            single precision.
     """
 
     encoder: str
@@ -99,9 +100,9 @@ class Best:
     """The best validation so far.
 
     Attributes:
-        step: Gradient steps at it.
-        loss: Validation loss there; infinite before the first.
-        since: Validations since then.
+        step: Number of gradient steps at that validation.
+        loss: Its loss; infinite before the first.
+        since: Number of validations since then.
         stopped: Whether training has stopped early.
     """
 
@@ -111,19 +112,19 @@ class Best:
     stopped: bool = False
 
 
-# What of a training follows from its steps, and changes none of them.
+# Settings that do not change the gradient steps, so a continued training may change them.
 _CADENCE = ("validate_frequency", "log_frequency")
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a training came to.
+    """Result of a training.
 
     Attributes:
         network: The trainee, with the best weights.
-        best: The validation they are of.
-        step: Gradient steps made in all.
-        steps_per_s: Rate of those made now; 0 where none was.
+        best: The validation of these weights.
+        step: Total number of gradient steps.
+        steps_per_s: Gradient steps per second in this process; 0 if it made none.
     """
 
     network: Trainee
@@ -133,10 +134,10 @@ class Trained:
 
 
 def begin(folder: Path, training: Training) -> None:
-    """Start a training in `folder`, or make sure that the one there is this one, or a part of it.
+    """Start a training in `folder`, or check that the one there is the same or a shorter one.
 
     Raises:
-        ConflictError: Another training is there.
+        ConflictError: If another training is there.
     """
     path = folder / "config.json"
     if path.exists():
@@ -166,8 +167,8 @@ def open_looks(
     """Read the frames of a training into memory.
 
     Raises:
-        MissingError: The store has lost some, or a game has too few episodes.
-        DamagedError: Stored bytes are not what was committed.
+        MissingError: If the store has lost some, or a game has too few episodes.
+        DamagedError: If stored bytes are not what was committed.
     """
     known = {(m.game, m.segment): m for m in snapshot.segments()}
     segments = [known[pair] for pair in training.segments]
@@ -184,23 +185,23 @@ def run(
     device: str = "cpu",
     on_line: OnLine = lambda step, line: None,
 ) -> dict[str, Any]:
-    """Train, or go on, and write the encoder with its manifest and pictures.
+    """Train, or continue, and write the encoder with its manifest and pictures.
 
     Args:
-        folder: Where `begin` started it.
-        training: What it is.
-        looks: Its frames.
+        folder: The folder that `begin` prepared.
+        training: Settings of the training.
+        looks: Its examples.
         half: Whether to write weights in half precision.
-        device: Where to train.
+        device: Device to train on.
         on_line: Called with every line of losses.
 
     Returns:
         The manifest.
 
     Raises:
-        ConflictError: Another process trains it.
-        DamagedError: The newest checkpoint is damaged.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been saved.
+        ConflictError: If another process is training it.
+        DamagedError: If the newest checkpoint is damaged.
+        KeyboardInterrupt: On Ctrl-C or SIGTERM, after saving a checkpoint.
     """
     try:
         with filelock.FileLock(folder / "lock", timeout=0):
@@ -225,11 +226,11 @@ def train_encoder(
     device: str = "cpu",
     on_line: OnLine = lambda step, line: None,
 ) -> Trained:
-    """Train, or go on from the newest checkpoint in `folder`.
+    """Train, or continue from the newest checkpoint in `folder`.
 
     Raises:
-        DamagedError: The newest checkpoint is damaged.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been saved.
+        DamagedError: If the newest checkpoint is damaged.
+        KeyboardInterrupt: On Ctrl-C or SIGTERM, after saving a checkpoint.
     """
     kind = trainee(training.encoder)
     torch.manual_seed(training.seed)
@@ -282,7 +283,11 @@ def _update(
     rate: float,
     precision: Precision,
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """One gradient step after `done` of all; the loss, its parts, and the gradient's norm."""
+    """Make one gradient step; `done` is the completed share of all steps.
+
+    Returns:
+        The loss, its parts, and the gradient's norm.
+    """
     for group in optimizer.param_groups:
         group["lr"] = rate
     network.train()
@@ -305,14 +310,14 @@ def _validate(
     best: Best,
     device: str,
 ) -> dict[str, float]:
-    """Measure the whole held-out set, keep the weights if they are the best; lines of losses."""
+    """Validate on the whole held-out set, keep the weights if they are the best, return losses."""
     done = step / training.steps
     with engines.arithmetic(torch.device(device), training.precision):
         losses = validation_loss(network, looks, training.batch_size, done, device)
     found = float(np.mean(list(losses.values())))
     if done <= network.settled or found < best.loss:
         best.step, best.since = step, 0
-        # Until the loss has its final meaning the newest is kept, and compared with nothing.
+        # Before the loss has its final meaning, keep the newest weights without comparing losses.
         best.loss = found if done > network.settled else float("inf")
         kept.load_state_dict(network.state_dict())
     else:
@@ -327,7 +332,7 @@ def _validate(
 def validation_loss(
     network: Trainee, looks: Looks, batch_size: int, done: float, device: str
 ) -> dict[str, float]:
-    """Mean loss of each game over all that is held out of it, the network as it is in use."""
+    """Mean loss of each game over its held-out examples, with the network in evaluation mode."""
     network.eval()
     sums = {game: 0.0 for game in looks.held_out}
     with torch.inference_mode():
@@ -340,7 +345,7 @@ def validation_loss(
 def manifest(
     training: Training, looks: Looks, trained: Trained, files: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """Everything that somebody who finds the files needs to know of them."""
+    """Everything that a reader of the files needs to know about them."""
     games = {
         game: {
             "steps": len(rows),
@@ -354,7 +359,7 @@ def manifest(
     return {
         "files": files,
         "games": games,
-        # The digest stands for the segments, which config.json names.
+        # `data` is the digest of the segments, which config.json names.
         "training": {**how, "segments": len(training.segments)},
         "gradient_steps": trained.step,
         "best_step": trained.best.step,
