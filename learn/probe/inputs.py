@@ -1,4 +1,4 @@
-"""What probes read: stored embeddings of some moments, those of untrained networks, and pixels."""
+"""Inputs of probes: stored embeddings, embeddings of untrained networks, and pixels."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from wsa.store.objects.snapshot import Snapshot
 
 
 def embeddings(snapshot: Snapshot, game: str, key: str, moments: Moments) -> NDArray[Any]:
-    """What a model gave for each moment, (n, width); one segment after another is read.
+    """Read a model's embedding of each moment, shape (n, width), one segment after another.
 
-    Of a model that looks at several frames, what it gave for the window that ends at the moment.
+    For a model that sees several frames: the embedding of the window that ends at the moment.
     """
     window = {m.segment: m.window for m in snapshot.embeddings(game, key)}
     parts = []
@@ -37,15 +37,15 @@ def embeddings(snapshot: Snapshot, game: str, key: str, moments: Moments) -> NDA
 
 
 def width(snapshot: Snapshot, game: str, key: str) -> int:
-    """Numbers in a model's embedding."""
+    """Length of a model's flattened embedding."""
     return math.prod(snapshot.embeddings(game, key)[0].shape[1:])
 
 
 def pixels(snapshot: Snapshot, moments: Moments, numbers: int) -> NDArray[np.uint8]:
-    """Grey pixels of each moment, (n, at most `numbers`), as the field shrinks screens.
+    """Grayscale pixels of each moment, shape (n, at most `numbers`), by area interpolation.
 
     Raises:
-        MissingError: Frames are not here.
+        MissingError: If frames are not in this store.
     """
     height = max(1, int((numbers * 210 / 160) ** 0.5))
     how = Preprocessing(
@@ -68,14 +68,14 @@ def pixels(snapshot: Snapshot, moments: Moments, numbers: int) -> NDArray[np.uin
 
 
 def has_untrained(spec: ModelSpec) -> bool:
-    """Whether a model is an encoder of wsa's own whose weights are learned, so may be untrained."""
+    """Whether a model is one of wsa's own encoders with learned weights, so can be untrained."""
     return bool(_network(spec))
 
 
 def _network(spec: ModelSpec) -> str:
-    """Module and class of a model's network, as `load.network` takes them; empty of others' models.
+    """Module and class of a model's network, as `load.network` takes them; empty for other models.
 
-    Of an alias that has several, the one that sees what the model sees.
+    An alias may have several networks; this is the one with the same input as the model.
     """
     alias = spec.timm_name.removeprefix(load.PREFIX)
     if not load.is_paper_model(spec.timm_name) or alias not in load.NETWORKS:
@@ -91,19 +91,22 @@ def _network(spec: ModelSpec) -> str:
 def untrained(
     snapshot: Snapshot, moments: Moments, spec: ModelSpec, seeds: Sequence[int]
 ) -> list[NDArray[np.float16 | np.float32]]:
-    """What untrained networks of a model's kind give for each moment, (n, width) of each seed.
+    """Embed each moment with untrained networks of a model's architecture; nothing is written.
 
-    The output is the model's, without a reduction: the numbers of seed 0 are those that `:random`
-    stores. Nothing is written.
+    The output is the model's, without a reduction. The embeddings of seed 0 equal those that
+    `:random` stores.
 
     Args:
         snapshot: The store.
         moments: From `wsa.learn.probe.samples.draw`.
-        spec: A model of which `has_untrained` holds.
+        spec: A model for which `has_untrained` is true.
         seeds: Seeds for the weights.
 
+    Returns:
+        Embeddings (n, width) for each seed.
+
     Raises:
-        MissingError: Frames are not here.
+        MissingError: If frames are not in this store.
     """
     output = parse_output(spec.identity.output)
     whole = msgspec.structs.replace(output, reduction="", numbers=0, game="")
@@ -127,7 +130,7 @@ def untrained(
 def _embed(
     encoder: Encoder, segment: SegmentFrames, window: int, chosen: NDArray[np.int64]
 ) -> Iterator[NDArray[Any]]:
-    """Embeddings of some inputs of a segment, some after another, rounded as a store keeps them."""
+    """Yield embeddings of some inputs of a segment, rounded as a store rounds them."""
     if encoder.shrinks(segment.pictures.shape[1:3]):
         for levels in segment.levels(window, chosen, encoder.preprocessing, encoder.shrink):
             yield stored(encoder.embed_shrunk(levels))

@@ -1,15 +1,15 @@
-"""How much of something a linear map reads out of embeddings.
+"""Linear probes: how well a linear map reads a variable from embeddings.
 
-Two maps that see nothing but the embedding, both fitted by scikit-learn:
+There are two kinds, both fitted by scikit-learn on the embedding alone:
 
-- ridge regression, for a number such as a place;
-- multinomial logistic regression, in which every value of a number is a class of its own, as Anand
-  et al. (2019, https://arxiv.org/abs/1906.08226) judge encoders.
+- ridge regression, for a numeric variable such as a position;
+- multinomial logistic regression, with one class for every value of a variable, as Anand et al.
+  (2019, https://arxiv.org/abs/1906.08226) judge encoders.
 
-Penalties are chosen on moments that are neither learned from nor judged (`Split.check`). Embeddings
-are first turned into their principal axes: of those with more than `WIDEST` numbers the leading axes
-are kept, and `Axes.kept` says how much of their variance that is. Axes are found on all moments, also
-those that are judged: they know frames, and no answers.
+Penalties are chosen on moments that are used neither for fitting nor for testing (`Split.check`).
+Embeddings are first projected onto their principal axes. Of embeddings wider than `WIDEST`, only
+the leading axes are kept, and `Axes.kept` is their share of the variance. The axes are fitted on
+all moments, including those tested: they depend on frames, not on labels.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from wsa.learn.probe.splits import Split
 
 WIDEST = 1024
-# The axes of wider embeddings are found on so many moments: the time grows with the cube of these.
+# Number of moments on which the axes of wider embeddings are fitted: the time grows with its cube.
 AXES_FROM = 2048
-_COLUMNS = 2048  # Of an embedding, looked at together.
-# Rows have a mean squared length of 1.
+_COLUMNS = 2048  # Columns of an embedding that are processed together.
+# For rows with a mean squared length of 1.
 PENALTIES = 10.0 ** np.arange(-5, 3)
-# For logistic regression rows are scaled once more, so that each axis has a mean square near 1;
+# For logistic regression, rows are rescaled so that each axis has a mean square near 1;
 # those with a share of the variance below FAINT stay small.
 FAINT = 1e-4
 LOGISTIC_PENALTIES = (1e-2, 1e-3, 1e-4)
@@ -42,26 +42,26 @@ class Axes:
     """Embeddings along their principal axes.
 
     Attributes:
-        rows: (n, K), centred, of mean squared length 1, the leading axis first.
-        kept: Share of the variance that these axes have.
+        rows: Shape (n, K), centered, with mean squared length 1, the leading axis first.
+        kept: Share of the embeddings' variance along these axes.
     """
 
     rows: NDArray[np.float64]
     kept: float
 
     def leading(self, count: int) -> Axes:
-        """The first axes, at most `count`, scaled to a mean squared length of 1 again."""
+        """Keep the first axes, at most `count`, rescaled to a mean squared length of 1."""
         rows = self.rows[:, :count]
         share = float((rows**2).sum() / max((self.rows**2).sum(), 1e-30))
         return Axes(rows / max(share, 1e-30) ** 0.5, self.kept * share)
 
 
 def principal(embeddings: NDArray[Any], widest: int = WIDEST) -> Axes:
-    """Turn embeddings into their principal axes.
+    """Project embeddings onto their principal axes.
 
     Args:
-        embeddings: (n, width).
-        widest: Axes that are kept at most.
+        embeddings: Shape (n, width).
+        widest: Maximum number of axes to keep.
     """
     from sklearn.decomposition import PCA, KernelPCA
 
@@ -69,12 +69,12 @@ def principal(embeddings: NDArray[Any], widest: int = WIDEST) -> Axes:
     if width <= min(count, AXES_FROM):
         rows = embeddings.astype(np.float64)
         total = rows.var(axis=0).sum() * count
-        with np.errstate(invalid="ignore"):  # Of embeddings that never change, shares are 0 / 0.
+        with np.errstate(invalid="ignore"):  # For constant embeddings, shares are 0 / 0.
             pca = PCA(min(width, widest), svd_solver="covariance_eigh").fit(rows)
         found, values = pca.transform(rows), pca.explained_variance_ * (count - 1)
         share = values.sum() / max(total, 1e-30)
     else:
-        # Products of moments tell the same axes, and are fewer than the embeddings' numbers.
+        # The Gram matrix of moments gives the same axes, and is smaller than the covariance matrix.
         some = np.linspace(0, count - 1, min(count, AXES_FROM)).astype(np.int64)
         products = np.zeros((count, len(some)))
         for part in _centred(embeddings, some):
@@ -82,7 +82,7 @@ def principal(embeddings: NDArray[Any], widest: int = WIDEST) -> Axes:
         kernel = KernelPCA(
             min(len(some), widest), kernel="precomputed", eigen_solver="dense", copy_X=False
         ).fit(products[some])
-        # Products are sums of single precision: what is smaller than their error is no axis.
+        # Products are single-precision sums: an eigenvalue below their error is not an axis.
         true = kernel.eigenvalues_ >= 1e-7 * kernel.eigenvalues_.max()
         found = kernel.transform(products)[:, true]
         share = kernel.eigenvalues_[true].sum() / max(products[some].trace(), 1e-30)
@@ -91,46 +91,46 @@ def principal(embeddings: NDArray[Any], widest: int = WIDEST) -> Axes:
 
 
 def memory_bytes(count: int, width: int, held: int = 1) -> int:
-    """About what it takes to read out an embedding, in bytes.
+    """Estimate the memory needed to probe an embedding, in bytes.
 
     Args:
-        count: Moments.
-        width: Numbers in the embedding.
-        held: Embeddings of that width that are held at once.
+        count: Number of moments.
+        width: Length of the embedding.
+        held: Number of embeddings of that width in memory at once.
     """
     kept = min(width, WIDEST, count)
-    stored = 8 * count * width * held  # In single precision, in parts and joined.
+    stored = 8 * count * width * held  # Single precision, in parts and joined.
     if width <= min(count, AXES_FROM):
-        turning = 8 * count * (width + 2 * kept)  # In double precision, and along the axes.
+        turning = 8 * count * (width + 2 * kept)  # Double precision, and projected.
     else:
         some = min(count, AXES_FROM)
-        # Products of pairs, two parts of the embedding, and the axes.
+        # The Gram matrix, two parts of the embedding, and the axes.
         turning = 8 * count * (some + kept) + 16 * count * min(width, _COLUMNS) + 24 * some**2
     return stored + turning + 24 * count * kept  # Copies of axes while probes are fitted.
 
 
 def _centred(embeddings: NDArray[Any], some: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-    """(n, at most `_COLUMNS`), some numbers after another, less their mean over the moments `some`."""
+    """Yield blocks of at most `_COLUMNS` columns, minus their mean over the moments `some`."""
     for at in range(0, embeddings.shape[1], _COLUMNS):
         part = embeddings[:, at : at + _COLUMNS].astype(np.float64)
         yield (part - part[some].mean(axis=0)).astype(np.float32)
 
 
 def ridge(axes: Axes, wanted: NDArray[Any], split: Split) -> NDArray[np.float64]:
-    """What ridge regression finds of each variable, its penalty chosen by `split.check`.
+    """Predict each variable by ridge regression, with the penalty chosen on `split.check`.
 
     Args:
         axes: From `principal`.
-        wanted: (n, V), the variables.
-        split: No part of it is empty.
+        wanted: Variables, shape (n, V).
+        split: Split of the moments; no part is empty.
 
     Returns:
-        (tests, V), the variables as found where they are judged.
+        Predictions for the tested moments, shape (tests, V).
     """
     from sklearn.linear_model import Ridge
 
     rows, count = axes.rows, wanted.shape[1]
-    # Each variable once for each penalty: scikit-learn then makes the normal equations once.
+    # Repeat the variables for each penalty: scikit-learn then builds the normal equations once.
     many = np.tile(wanted, len(PENALTIES))
     each: Any = np.repeat(PENALTIES, count)
     model = Ridge(each, solver="cholesky").fit(rows[split.fit], many[split.fit])
@@ -138,12 +138,12 @@ def ridge(axes: Axes, wanted: NDArray[Any], split: Split) -> NDArray[np.float64]
     chosen: Any = PENALTIES[errors.mean(axis=0).reshape(len(PENALTIES), count).argmin(axis=0)]
     model = Ridge(chosen, solver="cholesky").fit(rows[split.train], wanted[split.train])
     found: NDArray[np.float64] = model.predict(rows[split.test])
-    return found.reshape(-1, count)  # Of one variable, scikit-learn gives (tests,).
+    return found.reshape(-1, count)  # For a single variable, scikit-learn returns (tests,).
 
 
 @contextlib.contextmanager
 def _many_classes() -> Iterator[None]:
-    """Silence scikit-learn's doubt that numbers of so many values are classes: here they are."""
+    """Silence scikit-learn's warning that many unique values may not be classes: here they are."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The number of unique classes is greater", UserWarning)
         yield
@@ -151,17 +151,18 @@ def _many_classes() -> Iterator[None]:
 
 @_many_classes()
 def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
-    """Predict the label of each judged moment by multinomial logistic regression.
+    """Predict the label of each tested moment by multinomial logistic regression.
 
-    It learns from `split.fit`, on axes scaled to be alike, with ever weaker penalties until F1 on
+    It is fitted on `split.fit`, on rescaled axes, with ever weaker penalties until F1 on
     `split.check` falls.
 
     Args:
         axes: From `principal`.
-        labels: (n,), the class of each moment.
+        labels: Class of each moment, shape (n,).
+        split: Split of the moments.
 
     Returns:
-        (tests,), labels that were seen in training.
+        Labels, shape (tests,), among those seen in training.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -173,7 +174,7 @@ def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
     model: Any = LogisticRegression(max_iter=1000, warm_start=True)
     best = -1.0
     for penalty in LOGISTIC_PENALTIES:
-        # scikit-learn adds up the moments' losses; the penalty is that of their mean.
+        # scikit-learn sums the losses of moments; the penalty here is relative to their mean.
         model.set_params(C=1 / (penalty * len(own))).fit(rows[split.fit], own)
         score = f1(labels[split.check], model.predict(rows[split.check]))[0]
         if score < best:
@@ -184,11 +185,11 @@ def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
 
 @_many_classes()
 def f1(truth: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
-    """F1 of each class of the truth: the mean by how often each occurs, and the plain mean.
+    """F1 over the classes of the truth: the mean weighted by frequency, and the plain mean.
 
     Args:
-        truth: (n,), with n at least 1.
-        found: (n,).
+        truth: True labels, shape (n,), with n at least 1.
+        found: Predicted labels, shape (n,).
     """
     from sklearn.metrics import f1_score
 

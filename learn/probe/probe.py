@@ -1,10 +1,10 @@
-"""Which encoder tells what of a game: linear probes of embeddings, and whether to trust them.
+"""Compare encoders by linear probes of their embeddings, and check whether to trust the ranking.
 
-Before anything is trained, `wsa probe` says how well a linear map reads places out of each model's
-embedding of one moment (`wsa.learn.probe.linear`, `wsa.learn.probe.scores`). Beside the models stand
-untrained networks, grey pixels, and the *true state*: the variables of the emulator's memory
-themselves. No code knows more, so a measure by which the true state does not come first is not about
-the state, and nothing is ranked by it.
+Without training a policy, `wsa probe` measures how well a linear map reads positions from each
+model's embedding of one moment (`wsa.learn.probe.linear`, `wsa.learn.probe.scores`). Untrained
+networks, grayscale pixels, and the *true state* (the variables in the emulator's memory) serve as
+references. No embedding can contain more than the true state, so a measure that does not rank it
+first does not measure the state, and is not used for ranking.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from wsa.store.common.errors import MissingError
 from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.snapshot import Snapshot
 
-# Anand et al. judge no variable whose values have less entropy, in nats: it hardly varies.
+# Anand et al. skip variables whose values have less entropy, in nats: they hardly vary.
 LEAST_ENTROPY = 0.6
-LEAST_SHOWN = 50  # Moments at which an object must be on the screen, or its place is not judged.
-READABLE = 0.1  # R2 of the best encoder, or a variable counts as one that none can read.
-NARROW = 64  # Axes of the column in which all embeddings have as many.
+LEAST_SHOWN = 50  # Moments with the object on the screen that are needed to judge its position.
+READABLE = 0.1  # R2 of the best encoder below which a variable counts as unreadable.
+NARROW = 64  # Number of axes in the comparison at equal width.
 MOST_PIXELS = 84 * 84
 TRUE_STATE, FLOOR = "(true state)", "(mean)"
 
-# Fitted and judged across random and better play; fitted on random play and judged on better play;
-# as the first, on `NARROW` axes.
+# both: fitted and tested on random and better play; transfer: fitted on random play, tested on
+# better play; narrow: like both, on `NARROW` axes.
 Way = Literal["both", "transfer", "narrow"]
 WAYS: tuple[Way, ...] = ("both", "transfer", "narrow")
 Measure = Literal["r2", "hit", "f1"]
@@ -46,10 +46,10 @@ Kind = Literal["state", "floor", "pixels", "model", "untrained"]
 
 @dataclasses.dataclass(frozen=True)
 class F1:
-    """How well the exact values of a variable are distinguished.
+    """F1 of the exact values of a variable.
 
     Attributes:
-        weighted: Mean of the values' F1 by how often each occurs, as in Anand et al. (2019).
+        weighted: Mean of the values' F1, weighted by frequency, as in Anand et al. (2019).
         macro: Plain mean of the values' F1.
     """
 
@@ -59,16 +59,16 @@ class F1:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """What was read out of one embedding.
+    """Probe results of one embedding.
 
     Attributes:
-        name: As it is shown.
-        key: The model's key; empty of what is no stored model.
-        kind: What it is.
-        numbers: In the embedding.
+        name: Displayed name.
+        key: The model's key; empty for anything but a stored model.
+        kind: Kind of embedding.
+        numbers: Length of the embedding.
         kept: Share of the embedding's variance that probes see (`linear.Axes`).
-        sums: By way, of each group and each of the table's `ordered` variables.
-        f1: By variable, in the first split; empty where it was not asked for.
+        sums: By way, sums of each group and each of the table's `ordered` variables.
+        f1: By variable, F1 in the first split; empty if it was not requested.
     """
 
     name: str
@@ -80,23 +80,23 @@ class Line:
     f1: dict[str, F1]
 
     def scores(self, way: Way) -> Scores | None:
-        """Of each of the table's `ordered` variables; None where nothing is judged that way."""
+        """Scores of each of the table's `ordered` variables; None if nothing is tested that way."""
         return scores.score(self.sums[way].sum(axis=0)) if way in self.sums else None
 
     def mean_f1(self, of: Literal["weighted", "macro"]) -> float | None:
-        """Mean over variables."""
+        """Mean F1 over variables."""
         values = [getattr(one, of) for one in self.f1.values()]
         return float(np.mean(values)) if values else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Whether the true state comes first by a measure.
+    """Whether a measure ranks the true state first.
 
     Attributes:
-        true_state: Its mean.
-        best_other: The best mean of the others.
-        best_name: Whose that is.
+        true_state: Mean of the true state.
+        best_other: Best mean of the others.
+        best_name: Name of the line with that mean.
     """
 
     true_state: float
@@ -105,19 +105,19 @@ class Calibration:
 
     @property
     def ranks(self) -> bool:
-        """Whether lines may be ranked by the measure."""
+        """Whether the measure may rank lines."""
         return self.true_state >= self.best_other - 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All lines, and what may be concluded of them.
+    """All lines, and the conclusions from them.
 
     Attributes:
-        lines: The true state first where there is one, then the floor, then the others.
+        lines: The true state first if there is one, then the floor, then the others.
         ordered: Variables whose values have an order; columns of `Line.sums`.
-        counted: Those whose means are shown: places on the screen, and of rewards all.
-        better: (groups,), whether each group of moments is of better play.
+        counted: Variables that count in means: positions on the screen, or all reward variables.
+        better: Whether each group of moments is of better play, shape (groups,).
         seed: Seed for the intervals.
     """
 
@@ -129,7 +129,7 @@ class Table:
 
     @functools.cached_property
     def unread(self) -> list[str]:
-        """Counted variables that no embedding tells anything of; they are left out of means."""
+        """Counted variables that no embedding predicts; they are left out of means."""
         found = [s.r2 for line in self._encoders if (s := line.scores("both"))]
         if not found:
             return []
@@ -138,7 +138,7 @@ class Table:
 
     @functools.cached_property
     def means(self) -> dict[tuple[str, Way], tuple[Mean, Mean]]:
-        """By line and way, means of R2 and of hits over the variables that some embedding tells."""
+        """By line and way, means of R2 and of hits over the variables that are not `unread`."""
         columns = [self.ordered.index(n) for n in self.counted if n not in self.unread]
         found = {}
         for line in self.lines:
@@ -150,7 +150,7 @@ class Table:
 
     @functools.cached_property
     def calibrations(self) -> dict[str, Calibration]:
-        """By measure (`r2`, `hit`, each as `r2 transfer` and `r2 narrow` too, and `f1`)."""
+        """By measure: `r2`, `hit`, each with ` transfer` and ` narrow` too, and `f1`."""
         found: dict[str, Calibration] = {}
         if not self.lines or self.lines[0].kind != "state":
             return found
@@ -173,10 +173,10 @@ class Table:
 
     @functools.cached_property
     def ranked_by(self) -> str:
-        """The measure that lines are ranked by; empty if there is none.
+        """The measure that ranks lines; empty if there is none.
 
-        R2, or hits if the true state is not first by R2. Rewards are ranked by R2 and actions by F1,
-        since the memory does not say what a player will do.
+        R2, or hits if R2 does not rank the true state first. For rewards, lines are ranked by R2
+        and for actions by F1, without a true state: the memory does not say what a player will do.
         """
         if self.lines and self.lines[0].kind == "state":
             fit = [
@@ -186,15 +186,15 @@ class Table:
         return "r2" if self.means else "f1"
 
     def ranked(self) -> list[Line]:
-        """The true state, the encoders from the best to the worst, and the floor.
+        """The true state, the encoders from best to worst, and the floor.
 
-        In the order in which they were given if there is no measure to rank by.
+        The encoders keep their given order if no measure can rank them.
         """
         ends = {"state": 0, "floor": 2}
         return sorted(self.lines, key=lambda line: (ends.get(line.kind, 1), -self.rank(line)))
 
     def rank(self, line: Line) -> float:
-        """What lines are ranked by, of one; the same of all where there is no measure to rank by."""
+        """Value that ranks a line; the same for all lines if no measure can rank them."""
         if self.ranked_by == "f1":
             return line.mean_f1("macro") or 0.0
         pair = self.means.get((line.name, "both"))
@@ -208,18 +208,18 @@ class Table:
 
 
 def models_of(snapshot: Snapshot, game: str, asked: Sequence[str]) -> dict[str, str]:
-    """Keys of the models that are meant, and how each is shown.
+    """Keys of the requested models, with the name to display for each.
 
-    An alias means every model of that alias that has encoded frames of the game, trained ones only
-    unless it ends in `:random`.
+    An alias selects every model with that alias that has encoded frames of the game: trained
+    models, or untrained ones if it ends in `:random`.
 
     Raises:
-        MissingError: None has.
-        UsageError: The model does not exist.
+        MissingError: If there is no such model.
+        UsageError: If the model does not exist.
     """
     encoded = sorted({meta.model for meta in snapshot.embeddings(game)})
     if not asked:
-        chosen = encoded or choose_models(snapshot, game, ())  # Which says what to do.
+        chosen = encoded or choose_models(snapshot, game, ())  # It raises an error with advice.
     else:
         chosen = [key for name in asked for key in _meant(snapshot, game, encoded, name)]
     specs = {key: read_spec(snapshot, key) for key in dict.fromkeys(chosen)}
@@ -251,9 +251,9 @@ def _meant(snapshot: Snapshot, game: str, encoded: Sequence[str], name: str) -> 
 
 
 def untrained_kinds(snapshot: Snapshot, models: Mapping[str, str]) -> dict[str, str]:
-    """Models that get untrained networks beside them, and the name that these are shown by.
+    """Models to compare with untrained networks, with the name to display for the latter.
 
-    Of several models of one network, such as one of trained and one of untrained weights, one.
+    Of several models with the same network, such as one trained and one untrained, one is chosen.
     """
     found: dict[tuple[str, str], str] = {}
     for key in models:
@@ -268,16 +268,16 @@ def untrained_kinds(snapshot: Snapshot, models: Mapping[str, str]) -> dict[str, 
 
 
 def pixel_sizes(widths: Sequence[int]) -> list[int]:
-    """Numbers of grey pixels that embeddings of some widths are compared with."""
+    """Numbers of grayscale pixels to compare with embeddings of some widths."""
     return sorted({min(width, MOST_PIXELS) for width in widths})
 
 
 def judged(moments: Moments, least: float) -> tuple[list[str], dict[str, str]]:
-    """Variables that can be judged, and why the others cannot.
+    """Variables that can be judged, and the reasons that exclude the others.
 
     Args:
-        moments: What was drawn.
-        least: Entropy that the values must have, in nats, while what they are about is on screen.
+        moments: The drawn moments.
+        least: Minimum entropy of a variable's values, in nats, while its object is on the screen.
     """
     kept, left = [], {}
     for name, values in moments.target.items():
@@ -294,9 +294,9 @@ def judged(moments: Moments, least: float) -> tuple[list[str], dict[str, str]]:
 
 
 def seen_before(moments: Moments, places: Sequence[str]) -> dict[str, dict[str, float]]:
-    """By object and kind of play, the share of judged moments whose exact place was learned from.
+    """By object and kind of play, the share of tested moments whose exact position was in training.
 
-    Where that is high, a probe may look places up instead of reading them.
+    If it is high, a probe may look positions up instead of reading them.
     """
     found: dict[str, dict[str, float]] = {}
     for thing in dict.fromkeys(map(ram_labels.object_of, places)):
@@ -322,17 +322,17 @@ def seen_before(moments: Moments, places: Sequence[str]) -> dict[str, dict[str, 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is probed.
+    """Settings of a probe.
 
     Attributes:
         models: From `models_of`.
         variables: From `judged`.
-        ordered: Whether values have an order, so that R2 means something.
-        places: Whether means are over places only.
-        state: Whether the true state is judged too.
-        f1: Whether to measure F1 of exact values too.
-        untrained: Untrained networks beside each encoder of wsa's own.
-        frames: Whether frames are here: untrained networks and pixels need them.
+        ordered: Whether values have an order, so that R2 is meaningful.
+        places: Whether means are over positions only.
+        state: Whether to judge the true state too.
+        f1: Whether to compute F1 of exact values too.
+        untrained: Number of untrained networks for each of wsa's own encoders.
+        frames: Whether the store has frames, which untrained networks and pixels need.
         seed: Seed for the intervals.
     """
 
@@ -347,7 +347,7 @@ class Plan:
     seed: int
 
 
-# Name, key, kind and numbers (n, width) of an embedding.
+# Name, key, kind, and rows (n, width) of an embedding.
 Named = tuple[str, str, Kind, NDArray[Any]]
 
 
@@ -358,18 +358,18 @@ def probe(
     plan: Plan,
     on_line: Callable[[int, int], None] = lambda done, total: None,
 ) -> Table:
-    """Judge every model of a store, and what it is compared with.
+    """Probe every model of a store, and what it is compared with.
 
     Args:
         snapshot: The store.
         game: ALE game.
         moments: From `samples.draw`.
-        plan: What is probed.
-        on_line: Called with (embeddings judged, embeddings to judge).
+        plan: Settings.
+        on_line: Called with (embeddings done, embeddings in total).
 
     Raises:
-        DamagedError: Stored bytes are not what was committed.
-        MissingError: Frames are not here.
+        DamagedError: If stored bytes are not what was committed.
+        MissingError: If frames are not in this store.
     """
     widths = [inputs.width(snapshot, game, key) for key in plan.models]
     kinds = untrained_kinds(snapshot, plan.models) if plan.frames and plan.untrained else {}
@@ -385,13 +385,13 @@ def compare(
     embeddings: Iterable[Named],
     on_line: Callable[[int], None] = lambda done: None,
 ) -> Table:
-    """Judge embeddings of some moments, and the true state.
+    """Probe embeddings of some moments, and the true state.
 
     Args:
         moments: From `samples.draw`.
-        plan: What is probed.
-        embeddings: Of these moments; only one is held at a time.
-        on_line: Called with the number of embeddings judged.
+        plan: Settings.
+        embeddings: Embeddings of these moments; only one is in memory at a time.
+        on_line: Called with the number of embeddings done.
     """
     lines = [_judge(FLOOR, "", "floor", None, moments, plan)]
     if plan.state:
@@ -415,7 +415,7 @@ def _embeddings(
     sizes: Sequence[int],
     kinds: Mapping[str, str],
 ) -> Iterator[Named]:
-    """What is compared, one after another: each may be large."""
+    """Yield the embeddings to compare, one at a time, because each may be large."""
     for key, name in plan.models.items():
         yield name, key, "model", inputs.embeddings(snapshot, game, key, moments)
     for key, name in kinds.items():
@@ -431,7 +431,7 @@ def _embeddings(
 def _judge(
     name: str, key: str, kind: Kind, rows: NDArray[Any] | None, moments: Moments, plan: Plan
 ) -> Line:
-    """Read every variable out of one embedding; out of none where `rows` is None."""
+    """Probe every variable in one embedding; if `rows` is None, predict the mean."""
     axes = None if rows is None else linear.principal(rows)
     sums: dict[Way, Sums] = {}
     if plan.ordered:
@@ -447,7 +447,7 @@ def _judge(
 
 
 def _f1(axes: Axes | None, moments: Moments, variables: Sequence[str]) -> dict[str, F1]:
-    """Of each variable, in the first split; of none, where the most frequent value is the answer."""
+    """F1 of each variable in the first split; without axes, predict the most frequent value."""
     split, found = moments.splits[0], {}
     for name in variables:
         values = moments.target[name]

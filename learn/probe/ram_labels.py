@@ -1,15 +1,15 @@
-"""Which byte of the Atari's memory holds what: the state variables that probes ask for.
+"""State variables of Atari games: the byte of the console's memory that holds each.
 
-The addresses are those of the Atari Annotated RAM Interface (Anand et al. 2019,
-https://arxiv.org/abs/1906.08226, appendix), of which those stand here that were found to behave as
-their names say when the games of ale-py 0.12.1 were played: players move with the actions, scores
-with rewards, lives with the emulator's count, and places by a few pixels a step. Left out are bytes
-that did not, that never varied, or that hold a place as the console's chip wants it (coarse and fine
-steps in one byte), as those of Asteroids and Demon Attack across the screen.
+The addresses come from the Atari Annotated RAM Interface (Anand et al. 2019,
+https://arxiv.org/abs/1906.08226, appendix). Only those are listed that behaved as their names say
+when the games of ale-py 0.12.1 were played: players move with the actions, scores with rewards,
+lives with the emulator's count, and positions by a few pixels per step. Bytes are left out if they
+did not, never varied, or hold a position in the format of the console's chip (coarse and fine steps
+in one byte), such as the horizontal positions of Asteroids and Demon Attack.
 
-A byte holds a number also while its object is not on the screen. `ABSENT` says when that is: the
+A byte holds a number even if its object is not on the screen. `ABSENT` says when that is so: the
 values at which the game parks the object, found by comparing screens and memory in play of ale-py
-0.12.1. An object without a rule is judged all the time.
+0.12.1. An object without a rule counts as always on the screen.
 """
 
 from __future__ import annotations
@@ -186,14 +186,14 @@ class Absence:
     values: tuple[int, ...]
 
 
-# By game and object: a position "ball x" is that of the object "ball".
+# By game and object: the position "ball x" belongs to the object "ball".
 ABSENT: dict[str, dict[str, Absence]] = {
-    # Asteroids 1 and 6 pass 0 while they move; the others are parked there before they appear.
+    # Asteroids 1 and 6 pass 0 while they move; the others are parked at 0 before they appear.
     "Asteroids": {
         f"asteroid {i}": Absence(byte, (224,) if i in (1, 6) else (0, 224))
         for i, byte in enumerate((*range(3, 8), *range(12, 17)), 1)
     },
-    "Breakout": {"ball": Absence(101, (0,))},  # Lost: until FIRE serves the next one.
+    "Breakout": {"ball": Absence(101, (0,))},  # Lost, until FIRE serves the next one.
     "DemonAttack": {"missile": Absence(21, (3,))},  # Not fired.
     "Frostbite": {f"enemy {i}": Absence(byte, (0,)) for i, byte in enumerate(range(84, 88), 1)},
     "Pitfall": {"scorpion": Absence(99, (136,))},  # Rooms with a ladder have a wall there.
@@ -203,7 +203,7 @@ ABSENT: dict[str, dict[str, Absence]] = {
     },
     "Qbert": {"player": Absence(43, (0,))},  # Before a game begins.
     "Riverraid": {"missile": Absence(50, (180,))},  # Not fired.
-    # Enemies wait beyond the edges, from 160 on; 0 is where they are before a wave.
+    # Enemies wait beyond the edges, from 160 up; before a wave they are at 0.
     "Seaquest": {
         **{
             f"enemy {i}": Absence(byte, (0, *range(160, 256)))
@@ -212,27 +212,27 @@ ABSENT: dict[str, dict[str, Absence]] = {
         **{f"diver or missile {i}": Absence(byte, (0,)) for i, byte in enumerate(range(71, 75), 1)},
         "missile": Absence(103, (0,)),
     },
-    # 13 between two shots; others below 20 and from 128 on are above and below the screen.
+    # Parked at 13 between two shots; below 20 and from 128 up it is outside the screen.
     "SpaceInvaders": {"missile": Absence(9, (*range(20), *range(128, 256)))},
     "Tennis": {"ball": Absence(16, (2,))},  # Between two rallies.
 }
 
 
 def is_position(name: str) -> bool:
-    """Whether a variable is where an object is, across or down the screen."""
+    """Whether a variable is a horizontal or vertical position of an object."""
     return name.endswith((" x", " y"))
 
 
 def object_of(name: str) -> str:
-    """The object that a position is of."""
+    """Object that a position belongs to."""
     return name[:-2]
 
 
 def variables(game: str) -> dict[str, int]:
-    """State variables of a game, by name, and their addresses.
+    """Addresses of a game's state variables, by name.
 
     Raises:
-        UsageError: Its memory is not annotated.
+        UsageError: If the game's memory is not annotated.
     """
     if game in VARIABLES:
         return VARIABLES[game]
@@ -246,14 +246,14 @@ def variables(game: str) -> dict[str, int]:
 
 
 def read(game: str, memory: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
-    """Each variable (n,) out of the memory (n, 128) of some moments."""
+    """Read each variable, shape (n,), from the memory of some moments, shape (n, 128)."""
     return {name: memory[:, byte] for name, byte in variables(game).items()}
 
 
 def on_screen(game: str, memory: NDArray[np.uint8]) -> dict[str, NDArray[np.bool_]]:
-    """For each variable (n,) whether its object is on the screen, out of the memory (n, 128).
+    """Whether each variable's object is on the screen, shape (n,), from the memory (n, 128).
 
-    What is no position, such as the score, is there all the time.
+    A variable that is not a position, such as the score, always counts as on the screen.
     """
     rules = ABSENT.get(game, {})
     shown = {}

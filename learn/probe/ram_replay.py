@@ -1,10 +1,9 @@
-"""What the emulator's memory held at every stored step: its play is played again, and compared.
+"""Recover the emulator's memory at every stored step by replaying the game and comparing screens.
 
-A store keeps screens, not memory. But the play of an environment follows from its seed and its
-actions, so the actions of its segments are played again from the first, and each screen must have
-the digest that the store has, each action earn what it earned. What cannot be played again, since
-it came from elsewhere, or lacks the steps before it, or is played otherwise by this emulator, is
-named, and nothing is said of its memory.
+A store keeps screens, not memory. An environment's play depends only on its seed and its actions,
+so the actions of its segments are replayed from the first, and each screen must have the stored
+digest and each action the stored reward. Segments that cannot be replayed (they were imported, lack
+the steps before them, or this emulator plays differently) are reported and left out.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Memory = NDArray[np.uint8]
 
 
 class _Unlike(Exception):
-    """The emulator does not play what is stored."""
+    """The emulator does not reproduce the stored play."""
 
 
 def memories(
@@ -36,19 +35,19 @@ def memories(
     segments: Sequence[SegmentMeta],
     on_steps: Callable[[int], None] = lambda done: None,
 ) -> tuple[dict[str, Memory], dict[str, str]]:
-    """The memory at every step of some segments of one game.
+    """Recover the memory at every step of some segments of one game.
 
     Args:
         snapshot: The store.
-        segments: Of one game.
-        on_steps: Called with the steps played so far.
+        segments: Segments of one game.
+        on_steps: Called with the number of steps replayed so far.
 
     Returns:
-        By segment, the memory (rows, 128) uint8 of each row that holds a step, zeros at others; and
-        by segment, why it could not be played again.
+        By segment, the memory of each row, shape (rows, 128), uint8, zeros where a row holds no
+        step; and by segment, the reason why it could not be replayed.
 
     Raises:
-        DamagedError: Stored bytes are not what was committed.
+        DamagedError: If stored bytes are not what was committed.
     """
     found: dict[str, Memory] = {}
     failed: dict[str, str] = {}
@@ -77,17 +76,17 @@ def memories(
 def _retrace(
     snapshot: Snapshot, line: Sequence[SegmentMeta]
 ) -> Iterator[tuple[SegmentMeta, Memory]]:
-    """The segments of one environment, and the memory at each row.
+    """Yield the segments of one environment with the memory at each row.
 
     Raises:
-        _Unlike: It cannot be played again, from the next one on.
+        _Unlike: If the next segment cannot be replayed.
     """
     first = line[0]
     rom = games.emulator_identity(first.game)[1]
     if first.emulator[1] != rom:
         raise _Unlike(f"it was played on another emulator ({' '.join(first.emulator)})")
     console = Console(first.game, first.protocol)
-    begins: int | None = first.seed + first.env  # The seed that the next episode begins with.
+    begins: int | None = first.seed + first.env  # Seed of the next episode's reset.
     at = stretch = taken = 0
     over = True
     for meta in line:
@@ -126,7 +125,7 @@ def _same(same: bool, meta: SegmentMeta, row: int) -> None:
 
 
 def why(failed: Mapping[str, str]) -> str:
-    """In a line or a few, which segments could not be played again, those of one reason together."""
+    """Describe the segments that could not be replayed, grouped by reason, one line each."""
     reasons: dict[str, list[str]] = {}
     for segment, reason in failed.items():
         reasons.setdefault(reason, []).append(segment)

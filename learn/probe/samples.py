@@ -1,7 +1,7 @@
-"""What probes learn from: moments of a game, and what is to be read out of each.
+"""Draw the moments that probes use, with the variables to predict for each.
 
-A store says who played each segment, so moments are drawn from *random play* and from *better play*,
-half of them each. Whole episodes are judged, and no moment whose very frame was learned from.
+A store records who played each segment, so half of the moments are drawn from *random play* and
+half from *better play*. Tests use whole episodes, and no moment whose exact frame was in training.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from wsa.store.common.errors import MissingError
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.snapshot import Snapshot
 
-SPREAD = 5  # Samples are drawn from so many times as many steps.
+SPREAD = 5  # Draw samples from this many times as many steps.
 
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Steps that were drawn.
+    """Drawn steps of some segments.
 
     Attributes:
-        segments: Those that they stand in.
-        rows: Of each segment, the rows that were drawn, ascending.
-        frames: Likewise, which of the segment's distinct frames each shows.
-        target: (n,) of each variable, over all segments in their order.
-        shown: (n,) of each variable, whether what it is about is on the screen.
-        better: (n,), whether each is of better play.
-        groups: What was dealt as a whole.
-        splits: Which are learned from and judged; each is judged in one split at most.
+        segments: Segments that contain the steps.
+        rows: For each segment, the drawn rows, ascending.
+        frames: For each segment, the index of the distinct frame that each row shows.
+        target: By variable, its values, shape (n,), over all segments in order.
+        shown: By variable, whether its object is on the screen, shape (n,).
+        better: Whether each moment is of better play, shape (n,).
+        groups: Groups of moments that stay together in a split.
+        splits: Training and test moments; each moment is tested in at most one split.
     """
 
     segments: list[SegmentMeta]
@@ -52,9 +52,9 @@ class Moments:
 
 
 def is_better(meta: SegmentMeta) -> bool:
-    """Whether a segment was played by somebody, not at random.
+    """Whether a segment was played other than at random.
 
-    How well is not asked: the command shows what random and better play returned.
+    How well is not checked: the command prints the returns of random and better play.
     """
     # A network with an epsilon of 1 (`wsa collect --eps 1`) plays at random.
     return meta.policy != "random" and not meta.policy.endswith(" eps 1")
@@ -63,13 +63,13 @@ def is_better(meta: SegmentMeta) -> bool:
 def choose(
     snapshot: Snapshot, game: str, models: Sequence[str], policies: Sequence[str], steps: int
 ) -> list[SegmentMeta]:
-    """Segments that every model has encoded, of `steps` steps or more if there are as many.
+    """Choose segments that every model has encoded, with at least `steps` steps if available.
 
-    Random and better play have the same share. From each environment its first segments are taken,
-    since play can be played again from its beginning only.
+    Random and better play get equal shares. Each environment's first segments are taken, because
+    play can be replayed only from its beginning.
 
     Raises:
-        MissingError: There is none.
+        MissingError: If there is no such segment.
     """
     done = [{m.segment for m in snapshot.embeddings(game, key)} for key in models]
     known = snapshot.segments(game)
@@ -95,7 +95,7 @@ def choose(
 
 
 def _first_of_each(segments: Sequence[SegmentMeta], steps: int) -> list[SegmentMeta]:
-    """The first segments of each environment, of `steps` steps or more if there are as many."""
+    """The first segments of each environment, with at least `steps` steps if available."""
     lines: dict[tuple[str, int], list[SegmentMeta]] = {}
     for meta in segments:
         lines.setdefault((meta.run, meta.env), []).append(meta)
@@ -107,7 +107,7 @@ def _first_of_each(segments: Sequence[SegmentMeta], steps: int) -> list[SegmentM
 
 
 def drawn_at_most(segments: Sequence[SegmentMeta], samples: int) -> int:
-    """Steps that `draw` takes of some segments if each of their steps has an answer."""
+    """Number of steps that `draw` takes from some segments if every step has an answer."""
     counts = [
         sum(meta.steps for meta in segments if is_better(meta) == kind) for kind in (False, True)
     ]
@@ -123,18 +123,20 @@ def draw(
     splits: int,
     seed: int,
 ) -> Moments:
-    """Draw steps, and deal them to splits.
+    """Draw steps, and assign them to splits.
 
     Args:
         snapshot: The store.
         segments: From `choose`.
-        asks: What gives a segment's answers.
-        samples: Steps at most; of random and of better play at most half each where there are both.
-        splits: Parts that episodes are dealt to, at least 3; fewer where there are fewer episodes.
+        asks: Returns the answers of a segment.
+        samples: Maximum number of steps. If there are both random and better play, each gets at
+            most half.
+        splits: Number of parts that episodes are assigned to, at least 3; fewer if there are fewer
+            episodes.
         seed: Seed for the draws.
 
     Raises:
-        MissingError: There are too few episodes and segments to deal.
+        MissingError: If there are too few episodes and segments.
     """
     if not segments:
         raise _too_few(snapshot, 0, "play")
@@ -181,7 +183,7 @@ def draw(
 def _draw(
     better: Sequence[bool], counts: Sequence[int], samples: int, generator: np.random.Generator
 ) -> list[Rows]:
-    """Of each segment, which of its `counts` fitting rows are drawn, ascending."""
+    """For each segment, which of its `counts` fitting rows are drawn, ascending."""
     whose, kinds = np.repeat(better, counts), sorted(set(better))
     drawn = []
     for kind in kinds:
@@ -193,7 +195,7 @@ def _draw(
 
 
 def _joined(parts: Sequence[dict[str, NDArray[Any]]], at: Sequence[Rows]) -> dict[str, Any]:
-    """Some rows of each segment's answers, one segment after another."""
+    """Concatenate some rows of each segment's answers."""
     return {
         name: np.concatenate([part[name][rows] for part, rows in zip(parts, at, strict=True)])
         for name in parts[0]
@@ -201,7 +203,7 @@ def _joined(parts: Sequence[dict[str, NDArray[Any]]], at: Sequence[Rows]) -> dic
 
 
 def _unseen(split: Split, identity: NDArray[Any]) -> Split:
-    """A split without the judged moments whose very frame was learned from."""
+    """Remove tested moments whose exact frame is in training."""
     fresh = ~np.isin(identity[split.test], identity[split.train])
     return dataclasses.replace(split, test=split.test[fresh])
 

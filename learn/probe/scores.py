@@ -1,7 +1,7 @@
-"""How well places are read out: R2 and hits over all splits, and intervals over episodes.
+"""Accuracy of predicted positions: R2 and hits over all splits, with intervals over episodes.
 
-Every judged moment adds a few sums to those of its episode. Whatever is shown follows from the sums:
-scores of a variable, means over variables, and intervals, by drawing episodes again (bootstrap).
+Every tested moment adds to a few sums of its episode. All results follow from these sums: scores of
+a variable, means over variables, and bootstrap intervals, which resample episodes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from wsa.learn.probe.linear import Axes
 from wsa.learn.probe.samples import Moments
 from wsa.learn.probe.splits import Split
 
-HIT_WITHIN = 4  # Units of memory; across and down the screen about as many pixels.
-# A probe of a place is fitted to this many moments at least at which the object is on the screen.
+HIT_WITHIN = 4  # Units of memory; on the screen about as many pixels.
+# Fewest moments with the object on the screen to fit a probe, and to choose its penalty.
 LEAST_FIT, LEAST_CHECK = 10, 2
 DRAWS = 1000
 _SUMS = 5  # Moments, values, their squares, squared errors, hits.
@@ -27,11 +27,11 @@ Sums = NDArray[np.float64]  # (groups, V, _SUMS)
 
 
 class Scores(NamedTuple):
-    """Of some variables, each (..., V): NaN where nothing was judged, or never changed.
+    """Scores of some variables, each of shape (..., V); NaN if untested or constant.
 
     Attributes:
         r2: Coefficient of determination.
-        hit: Share of the moments that are found within `HIT_WITHIN`.
+        hit: Share of moments predicted within `HIT_WITHIN`.
     """
 
     r2: NDArray[np.float64]
@@ -39,7 +39,7 @@ class Scores(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean over variables, and its 95% interval over episodes."""
+    """A mean over variables, with its 95% interval over episodes."""
 
     value: float
     low: float
@@ -49,21 +49,21 @@ class Mean(NamedTuple):
 def read_out(
     axes: Axes | None, moments: Moments, names: Sequence[str], splits: Sequence[Split]
 ) -> Sums:
-    """Fit probes of some variables in each split, and judge them.
+    """Fit probes of some variables in each split, and test them.
 
-    A variable is learned and judged only at moments at which what it is about is on the screen.
+    A variable is fitted and tested only at moments with its object on the screen.
 
     Args:
-        axes: The embedding; None for what is had without looking, the mean.
-        moments: What was drawn.
-        names: Variables, V of them.
-        splits: Those of `moments`, or parts of them.
+        axes: The embedding; None to predict the mean.
+        moments: The drawn moments.
+        names: Names of V variables.
+        splits: Splits of `moments`, or parts of them.
 
     Returns:
         Sums of each group of `moments`.
     """
     total = np.zeros((len(moments.groups), len(names), _SUMS))
-    # Variables that are on the screen together are read out together.
+    # Variables that are on the screen at the same moments share a fit.
     together: dict[bytes, list[int]] = {}
     for i, name in enumerate(names):
         together.setdefault(moments.shown[name].tobytes(), []).append(i)
@@ -89,11 +89,11 @@ def read_out(
 
 
 def score(sums: NDArray[np.float64]) -> Scores:
-    """Scores from sums (..., V, 5) over the moments that count."""
+    """Compute scores from sums (..., V, 5) over the tested moments."""
     count, value, square, error, hits = np.moveaxis(sums, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         varied = square - value**2 / count
-        # Sums of whole numbers are exact, their mean is not: less than this is no change.
+        # Sums of whole numbers are exact, their mean is not: a smaller variance is rounding error.
         changes = varied > 1e-9 * np.maximum(square, 1)
         return Scores(
             np.where(changes, 1 - error / varied, np.nan),
@@ -102,7 +102,7 @@ def score(sums: NDArray[np.float64]) -> Scores:
 
 
 def means(scores: Scores) -> NDArray[np.float64]:
-    """Means (..., 2) over variables of R2, each at least 0, and of hits; NaN of no variable."""
+    """Means (..., 2) over variables of R2, clipped at 0, and of hits; NaN without variables."""
     both = np.stack([np.maximum(scores.r2, 0), scores.hit], axis=-1)
     known = ~np.isnan(both)
     with np.errstate(invalid="ignore"):
@@ -113,12 +113,13 @@ def means(scores: Scores) -> NDArray[np.float64]:
 def mean(
     sums: Sums, columns: Sequence[int], better: NDArray[np.bool_], seed: int
 ) -> tuple[Mean, Mean] | None:
-    """Means of R2 and of hits over some variables, with intervals; None where nothing was judged.
+    """Means of R2 and of hits over some variables, with intervals; None if nothing was tested.
 
     Args:
         sums: From `read_out`.
-        columns: Which variables.
-        better: (groups,), whether each is of better play: each kind of play is drawn for itself.
+        columns: Indices of the variables.
+        better: Whether each group is of better play, shape (groups,). The bootstrap draws from each
+            kind of play separately.
         seed: Seed for the draws.
     """
     own = sums[:, list(columns)]

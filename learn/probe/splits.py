@@ -1,8 +1,8 @@
-"""Which steps a probe learns from and which it is judged by: whole episodes, never a part of one.
+"""Split steps into training and test data by whole episodes.
 
-Consecutive frames are so alike that a probe which has seen a step knows the next one. So episodes
-are dealt to parts, of random and of better play alike, and each part is judged once by probes that
-were fitted on the others.
+Consecutive frames are so alike that a probe that has seen a step knows the next one. So episodes of
+random and of better play are assigned to parts, and each part is tested once by probes that were
+fitted on the others.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-FEWEST = 3  # Episodes of a kind of play; of fewer, segments are dealt.
+FEWEST = 3  # Episodes of a kind of play; with fewer, segments are assigned instead.
 
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -21,7 +21,7 @@ Mask = NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Moments, as places in an array: learned from, that choose a penalty, and judged."""
+    """Indices of moments: to fit, to choose a penalty, and to test."""
 
     fit: Rows
     check: Rows
@@ -29,27 +29,27 @@ class Split:
 
     @property
     def train(self) -> Rows:
-        """All that is not judged."""
+        """All moments that are not tested."""
         return np.concatenate([self.fit, self.check])
 
     def within(self, mask: Mask) -> Split:
-        """The moments among these for which `mask`, (n,) over all moments, holds."""
+        """Only the moments for which `mask`, shape (n,) over all moments, is true."""
         return Split(*(part[mask[part]] for part in (self.fit, self.check, self.test)))
 
     def across(self, better: Mask) -> Split:
-        """Learned from where `better` does not hold, and judged where it does."""
+        """Fit and choose penalties where `better` is false, and test where it is true."""
         fit, check = (part[~better[part]] for part in (self.fit, self.check))
         return Split(fit, check, self.test[better[self.test]])
 
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """What is dealt as a whole.
+    """Groups of moments that stay together.
 
     Attributes:
-        of: (n,), the number of each moment's group.
-        unit: `episodes` or `segments`, or both where a kind of play has too few episodes.
-        better: (groups,), whether it is of better play.
+        of: Group of each moment, shape (n,).
+        unit: `episodes` or `segments`, or both if a kind of play has too few episodes.
+        better: Whether each group is of better play, shape (groups,).
     """
 
     of: Rows
@@ -61,12 +61,12 @@ class Groups:
 
 
 def group(episodes: Sequence[tuple[object, ...]], segments: Sequence[int], better: Mask) -> Groups:
-    """Group moments by episode; those of a kind of play that has too few episodes by segment.
+    """Group moments by episode, or by segment for a kind of play with too few episodes.
 
     Args:
-        episodes: (n,), the episode of each moment.
-        segments: (n,), its segment.
-        better: (n,), whether it is of better play.
+        episodes: Episode of each moment, length n.
+        segments: Segment of each moment, length n.
+        better: Whether each moment is of better play, shape (n,).
     """
     units, named = set(), np.empty(len(better), object)
     for kind in (False, True):
@@ -84,13 +84,13 @@ def group(episodes: Sequence[tuple[object, ...]], segments: Sequence[int], bette
 
 
 def deal(groups: Groups, splits: int) -> list[Split]:
-    """Deal groups of each kind to parts of like size; each part is judged in one split.
+    """Assign groups of each kind to parts of similar size; each part is tested in one split.
 
-    The part after the judged one chooses penalties.
+    The part after the tested one chooses penalties.
 
     Args:
         groups: From `group`, at least three of each kind.
-        splits: Parts; fewer where a kind has fewer groups.
+        splits: Number of parts; reduced if a kind has fewer groups.
     """
     from sklearn.model_selection import GroupKFold
 

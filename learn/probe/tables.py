@@ -1,4 +1,4 @@
-"""What `wsa probe` prints: Markdown tables, and the same as JSON and CSV values."""
+"""Output of `wsa probe`: Markdown tables, and the same results as JSON and CSV values."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _TITLES: dict[Way, str] = {
 
 
 def means_table(table: Table, *, hits: bool) -> str:
-    """A line for each model, from the best to the worst; untrained networks of a kind in one.
+    """One row for each model, from best to worst; seeds of an untrained network share a row.
 
     Args:
-        table: What was found.
-        hits: Whether hits mean something beside R2.
+        table: The results.
+        hits: Whether to show hits in addition to R2.
     """
     ways: list[Way] = [way for way in WAYS if any(way in line.sums for line in table.lines)]
     columns = ["model", "numbers"]
@@ -45,7 +45,7 @@ def means_table(table: Table, *, hits: bool) -> str:
 
 
 def _in_one(table: Table) -> list[tuple[str, list[Line]]]:
-    """Lines as they are ranked; a network's untrained seeds in one, ranked by their mean."""
+    """Ranked lines; seeds of an untrained network are grouped and ranked by their mean."""
     found: dict[str, list[Line]] = {}
     for line in table.ranked():
         name = line.name.partition(_UNTRAINED)[0] if line.kind == "untrained" else line.name
@@ -62,7 +62,7 @@ def _in_one(table: Table) -> list[tuple[str, list[Line]]]:
 
 
 def _interval(means: Sequence[Mean]) -> str:
-    """A mean with its interval over episodes; of several seeds, their mean, least and most."""
+    """A mean with its interval over episodes; for several seeds, mean, minimum, and maximum."""
     if not means:
         return "-"
     if len(means) == 1:
@@ -74,7 +74,7 @@ def _interval(means: Sequence[Mean]) -> str:
 
 
 def notes(table: Table, *, hits: bool) -> list[str]:
-    """How to read the table of means, and by what it is not ranked."""
+    """Notes on reading the table of means, and on measures that cannot rank."""
     said = []
     if table.lines[0].kind == "state":
         failed = [
@@ -105,7 +105,7 @@ def notes(table: Table, *, hits: bool) -> list[str]:
 
 
 def _spoken(measure: str) -> str:
-    """A measure, named as `Table.calibrations` has it, as the tables name it."""
+    """Displayed name of a measure of `Table.calibrations`."""
     name, _, way = measure.partition(" ")
     titles = {str(known): title for known, title in _TITLES.items()}
     return titles.get(way, "") + {"r2": "R2", "hit": "hit", "f1": "F1"}[name]
@@ -129,7 +129,7 @@ def variables_table(table: Table, *, hits: bool) -> str:
 
 
 def f1_table(table: Table, *, plain: bool) -> str:
-    """F1 of each variable, by model: the plain mean of its values' if `plain`, else weighted."""
+    """F1 of each variable, by model: the plain mean over its values if `plain`, else weighted."""
     of = "macro" if plain else "weighted"
     ranked = table.ranked()
     names = list(ranked[0].f1)
@@ -142,7 +142,7 @@ def f1_table(table: Table, *, plain: bool) -> str:
 
 
 def seen_table(seen: dict[str, dict[str, float]], shown: dict[str, float]) -> str:
-    """How often an object is on the screen, and how often its place had been learned from."""
+    """How often each object is on the screen, and how often its exact position was in training."""
     rows = [
         [thing, _number(shown[thing]), _number(of.get("random")), _number(of.get("better"))]
         for thing, of in seen.items()
@@ -156,7 +156,7 @@ def _number(value: float | None) -> str:
 
 
 def as_json(table: Table) -> dict[str, Any]:
-    """All that was found."""
+    """All results as JSON values."""
     return {
         "ranked_by": table.ranked_by,
         "hit_within": HIT_WITHIN,
@@ -211,7 +211,7 @@ CSV_COLUMNS = [
 
 
 def csv_rows(table: Table) -> Iterator[list[Any]]:
-    """A row for each model and variable, as `CSV_COLUMNS` has it."""
+    """Yield a row for each model and variable, with the columns `CSV_COLUMNS`."""
     for line in table.ranked():
         for name in dict.fromkeys([*table.ordered, *line.f1]):
             cells: list[float | None] = []

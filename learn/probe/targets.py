@@ -1,4 +1,4 @@
-"""What is to be read out of a moment: the emulator's memory, rewards to come, or what the player did."""
+"""Variables that probes predict: the emulator's memory, future rewards, or the player's actions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Shown = dict[str, NDArray[np.bool_]]
 
 
 class Answers(NamedTuple):
-    """Of a segment.
+    """Answers of a segment.
 
     Attributes:
-        answered: (rows,), which rows have answers.
-        values: (rows,) of each variable.
-        shown: (rows,) of each variable, whether what it is about is on the screen.
+        answered: Whether each row has answers, shape (rows,).
+        values: By variable, its values, shape (rows,).
+        shown: By variable, whether its object is on the screen, shape (rows,).
     """
 
     answered: NDArray[np.bool_]
@@ -31,7 +31,7 @@ class Answers(NamedTuple):
     shown: Shown
 
 
-# From a segment and its rows to the answers.
+# Maps a segment and its rows to the answers.
 Asks = Callable[[SegmentMeta, dict[str, NDArray[Any]]], Answers]
 
 
@@ -49,7 +49,7 @@ def ram_target(memories: dict[str, NDArray[np.uint8]]) -> Asks:
 
 
 def action_target(meta: SegmentMeta, rows: dict[str, NDArray[Any]]) -> Answers:
-    """What the player did."""
+    """The player's actions."""
     steps = rows["action"] >= 0
     return Answers(
         steps, {"action": rows["action"].astype(np.int64)}, {"action": np.ones(len(steps), bool)}
@@ -57,9 +57,9 @@ def action_target(meta: SegmentMeta, rows: dict[str, NDArray[Any]]) -> Answers:
 
 
 def reward_target(horizons: Sequence[int]) -> Asks:
-    """The sign of what the next steps of the episode earn together, for each number of steps.
+    """Sign of the summed reward over the next steps of the episode, for each number of steps.
 
-    A moment has an answer if all of these steps, or the episode's end, stand in its segment.
+    A moment has an answer if its segment contains all of these steps, or the episode's end.
     """
     return lambda meta, rows: _rewards(rows, horizons)
 
@@ -70,7 +70,7 @@ def _rewards(rows: dict[str, NDArray[Any]], horizons: Sequence[int]) -> Answers:
     steps = rows["action"] >= 0
     last = count if not steps.any() else int(np.flatnonzero(steps)[-1]) + 1
     at = np.arange(count)
-    # Where each row's episode ends in the segment; `last` where it goes on in the next one.
+    # Where each row's episode ends within the segment; `last` if it continues in the next segment.
     bounds = np.append(ends, last)
     found = np.searchsorted(ends, at, side="right")
     end, cut = bounds[found], found == len(ends)
@@ -87,10 +87,10 @@ def _rewards(rows: dict[str, NDArray[Any]], horizons: Sequence[int]) -> Answers:
 
 
 def horizons_of(words: Sequence[str]) -> tuple[int, ...]:
-    """`--horizon` as numbers.
+    """Parse `--horizon` into numbers.
 
     Raises:
-        UsageError: One is no number of steps.
+        UsageError: If a word is not a number of steps.
     """
     if not words or not all(word.isdecimal() and 1 <= int(word) <= 1000 for word in words):
         raise UsageError(
@@ -102,6 +102,6 @@ def horizons_of(words: Sequence[str]) -> tuple[int, ...]:
 def open_memories(
     snapshot: Snapshot, segments: Sequence[SegmentMeta], on_steps: Callable[[int], None]
 ) -> tuple[list[SegmentMeta], dict[str, NDArray[np.uint8]], str]:
-    """Play segments again: those that could be, what memory held, and what is said of the others."""
+    """Replay segments; return the replayed ones, their memory, and remarks on the others."""
     memories, failed = ram_replay.memories(snapshot, segments, on_steps)
     return [m for m in segments if m.segment in memories], memories, ram_replay.why(failed)
