@@ -1,1 +1,1 @@
-"""The paper's studies as commands: ways of combining models, numbers of models, who is listened to."""
+"""The paper's studies as commands: ways of combining models, sets of models, and attention."""

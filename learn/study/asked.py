@@ -1,4 +1,4 @@
-"""What the studies of trained runs are asked for, and how they answer."""
+"""Shared options and output of the studies of trained runs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from wsa.store.common.ranges import check_ranges
 
 
 def runs_of(o: RunsOptions) -> list[Path]:
-    """Folders of the runs, each once.
+    """Folders of the runs, without duplicates.
 
     Raises:
-        UsageError: None is named, or an option is out of range.
+        UsageError: If no run is named, or an option is out of range.
     """
     check_ranges(o)
     if not o.runs:
@@ -32,12 +32,12 @@ def runs_of(o: RunsOptions) -> list[Path]:
 
 
 def judging_of(o: RunsOptions) -> Judging:
-    """How games are played."""
+    """The settings of evaluation games, from the options."""
     return Judging(o.episodes, o.epsilon, o.eval_seed, o.eval_num_envs)
 
 
 def open_run(o: RunsOptions, run: Path) -> Player:
-    """A run's network and its models, as the options say."""
+    """Open a run's network and models, as the options say."""
     return open_player(
         run,
         weights=weights_files(o.weights),
@@ -48,7 +48,7 @@ def open_run(o: RunsOptions, run: Path) -> Player:
 
 
 def tell(o: RunsOptions, text: str, values: dict[str, Any]) -> int:
-    """Print what came of a study, and where its page is; returns exit code 0."""
+    """Print a study's results and the path of its page; return exit code 0."""
     if o.json:
         return terminal.result(True, values)
     print(text)

@@ -1,4 +1,4 @@
-"""`wsa study attend`: which model a fusion listens to, when, and whether that matters."""
+"""`wsa study attend`: which model a fusion weighs most, when, and whether that matters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EMULATOR_HZ = 60
 def attend(o: AttendOptions) -> int:
     """`wsa study attend`."""
     runs = runs_of(o)
-    for run in runs:  # All of them, before the first is played.
+    for run in runs:  # Check all runs before playing the first.
         _check(run)
         read_log(run)
     judging = judging_of(o)
@@ -42,11 +42,11 @@ def attend(o: AttendOptions) -> int:
 
 
 def _check(folder: Path) -> None:
-    """Refuse a run whose fusion gives models no weights.
+    """Refuse a run whose fusion gives its models no weights.
 
     Raises:
-        MissingError: There is no run.
-        UsageError: It does not.
+        MissingError: If there is no run.
+        UsageError: If its fusion gives no weights.
     """
     fusion = read_config(folder).network.fusion.name
     if fusion == PIXELS or not fusion_class(fusion).weighs:
@@ -67,7 +67,7 @@ def _dry(o: AttendOptions, runs: list[Path], games: Games) -> int:
 
 
 def _left(run: Path, mean: Sequence[float], games: Games) -> list[Kind]:
-    """Conditions that a run was not played in."""
+    """Conditions in which a run has not been played."""
     config, network = read_config(run), checkpoint.digest(run / "checkpoints")
     return [kind for kind in KINDS if not games.find(config, network, condition(kind, mean))]
 
@@ -75,7 +75,7 @@ def _left(run: Path, mean: Sequence[float], games: Games) -> list[Kind]:
 def _look(
     o: AttendOptions, run: Path, games: Games, on_games: Callable[[int, int], None]
 ) -> attend_report.Attended:
-    """Read a run's weights, and play it in every condition that it was not played in."""
+    """Read a run's weights, and play it in every condition not played before."""
     config, log = read_config(run), read_log(run)
     played = _play(o, run, log, games, on_games) if o.episodes else {}
     steps_per_s = EMULATOR_HZ / config.protocol.frame_skip
@@ -100,7 +100,7 @@ def _play(
             on_games(before + finished, len(left) * o.episodes)
 
         assert player is not None, "it is opened for what is left"
-        fresh = player.having(None)  # What it sees in one condition is not known in the next.
+        fresh = player.having(None)  # Frames of one condition must not be remembered in the next.
         with intervened(player.network.torso.fusion, kind, mean, o.eval_seed):
             found[kind] = games.play(
                 config,
@@ -119,7 +119,7 @@ def _play(
 
 
 def condition(kind: Kind, mean: Sequence[float]) -> str:
-    """A name for a condition that says all that its games depend on."""
+    """Name a condition by everything that its games depend on."""
     if kind in ("none", "shuffled"):
         return kind
     return f"{kind} {'+'.join(f'{weight:.6f}' for weight in mean)}"

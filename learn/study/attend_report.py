@@ -28,8 +28,8 @@ from wsa.learn.study.listened import (
 )
 
 KIND, TITLE = "attend", "Which model gets the attention"
-FEW = 5  # Games, of which an interval says nothing.
-MOST_POINTS = 400  # Of a film.
+FEW = 5  # Below this number of games, an interval says nothing.
+MOST_POINTS = 400  # Points in the chart of a game.
 SIGNS = {1: "rewards", -1: "penalties"}
 SAID = {
     "none": "as trained",
@@ -45,16 +45,16 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Attended:
-    """A run whose weights were looked at.
+    """A run with its logged weights and its games.
 
     Attributes:
-        run: Its folder.
+        run: The run's folder.
         config: The run.
-        models: What its models are called.
-        steps_per_s: Steps in a second of play.
-        log: The weights of its newest evaluation.
-        games: What it returned in each condition; empty if nothing was played.
-        random: What a random policy returned; None if nothing was played.
+        models: Displayed names of its models.
+        steps_per_s: Number of steps in a second of play.
+        log: Weights of its newest evaluation.
+        games: Games in each condition; empty if nothing was played.
+        random: Games of a random policy; None if nothing was played.
     """
 
     run: str
@@ -67,7 +67,7 @@ class Attended:
 
 
 def write(folder: Path, runs: Sequence[Attended], judging: Judging) -> str:
-    """Write tables and page; returns the study as Markdown."""
+    """Write the tables and the page; return the study as Markdown."""
     parts = [part for one in runs for part in _parts(one)]
     weighed = (
         "Weights of every step of the run's newest wsa eval, made to sum to 1. Effective number: exp of "
@@ -180,7 +180,7 @@ def _parts(one: Attended) -> Iterator[Part]:
 
 
 def _film(one: Attended) -> Figure:
-    """The first game's weights over time, averaged over even stretches if it is long."""
+    """Weights over the first game, averaged over equal stretches if it is long."""
     shares = one.log.shares[one.log.game == 0]
     stretches = np.array_split(np.arange(len(shares)), min(len(shares), MOST_POINTS))
     means = np.stack([shares[at].mean(axis=0) for at in stretches], axis=1)

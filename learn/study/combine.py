@@ -1,4 +1,4 @@
-"""`wsa study combine`: which way of combining models is best, on the cells of a bench."""
+"""`wsa study combine`: compare ways of combining models, with the cells of a bench."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wsa.store.objects.snapshot import Snapshot
 
 
 def combine(o: CombineOptions, connect: runner.Connect) -> int:
-    """`wsa study combine`; the exit code is that of the first run that failed, or 0."""
+    """`wsa study combine`; the exit code is that of the first failed run, or 0."""
     create = o.online and not o.dry_run
     _, snapshot = open_snapshot(o.store, create=create, or_empty=o.online and o.dry_run)
     device = choose_device(o.device)

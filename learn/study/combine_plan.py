@@ -1,4 +1,4 @@
-"""The grid of `wsa study combine`: which runs it has, which it leaves out and why, what it takes."""
+"""The grid of `wsa study combine`: its runs, the ones left out and why, and its cost."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Planned:
 
     Attributes:
         cell: The run.
-        method: What is compared.
-        config: What it will be; None where the store lacks a model of an online run yet.
-        parameters: Numbers that its network learns, where that is known.
+        method: Name of the method under comparison.
+        config: The run's configuration; None if the store lacks a model of an online run so far.
+        parameters: Number of trainable parameters, if known.
     """
 
     cell: Cell
@@ -53,10 +53,10 @@ class Plan:
     """The grid.
 
     Attributes:
-        bench: The same as a bench's options.
-        settings: What all runs share.
-        runs: Those to be trained and judged.
-        left_out: What cannot be, and why.
+        bench: The grid as options of a bench.
+        settings: Settings that all runs share.
+        runs: Runs to train and evaluate.
+        left_out: Runs that are impossible, with the reasons.
     """
 
     bench: BenchOptions
@@ -66,31 +66,31 @@ class Plan:
 
 
 def method_of(request: RunRequest) -> str:
-    """What a run of the grid is called in tables."""
+    """Name of a run's method in tables."""
     if request.fusion == PIXELS:
         return "pixels"
     return f"single {request.models[0]}" if request.fusion == "single" else request.fusion
 
 
 def untrained(models: Sequence[str]) -> tuple[str, ...]:
-    """The same models with random weights, those that have weights; none where none has."""
+    """The same models with random weights, if they have weights; empty if none has."""
     found = tuple(_untrained(name) for name in models)
     return () if found == tuple(models) else found
 
 
 def _untrained(name: str) -> str:
-    """A model with random weights; itself where it is, or where it has none."""
+    """A model with random weights; the model itself if it has none or is random already."""
     if name.endswith(UNTRAINED):
         return name
     try:
         parse_request(name + UNTRAINED, {})
-    except UsageError:  # It has no weights; or it is a key, which says what they are.
+    except UsageError:  # It has no weights; or it is a key, which already identifies them.
         return name
     return name + UNTRAINED
 
 
 def bench_options(o: CombineOptions, **changes: object) -> BenchOptions:
-    """The study as the options of a bench."""
+    """Turn the study's options into those of a bench."""
     named = {f.name for f in dataclasses.fields(BenchOptions)}
     shared = {f.name: getattr(o, f.name) for f in dataclasses.fields(o) if f.name in named}
     fusions = (*PAPER, *CONTROLS, *((PIXELS,) if o.online else ()))
@@ -109,12 +109,12 @@ def bench_options(o: CombineOptions, **changes: object) -> BenchOptions:
 
 
 def plan(o: CombineOptions, snapshot: Snapshot, device: str) -> Plan:
-    """The grid, as far as it can be.
+    """Plan the possible runs of the grid.
 
     Raises:
-        UsageError: Options contradict each other, or there are no two models to combine.
-        MissingError: No frames, or a model has not encoded them.
-        ConflictError: The study was started with other options.
+        UsageError: If options contradict each other, or there are fewer than two models to combine.
+        MissingError: If there are no frames, or a model has not encoded them.
+        ConflictError: If the study was started with other options.
     """
     bench = bench_options(o)
     if len(dict.fromkeys(o.models)) < 2:
@@ -136,7 +136,7 @@ def plan(o: CombineOptions, snapshot: Snapshot, device: str) -> Plan:
         if isinstance(found, Planned):
             runs.append(found)
         elif method == "wsa":
-            raise found  # What fails here fails everywhere.
+            raise found  # An error here occurs in every run.
         else:
             left_out.setdefault(f"{cell.request.game}, {method}", str(found))
     return Plan(bench, settings, tuple(runs), left_out)
@@ -145,7 +145,7 @@ def plan(o: CombineOptions, snapshot: Snapshot, device: str) -> Plan:
 def _planned(
     cell: Cell, method: str, snapshot: Snapshot, device: str, dry: bool
 ) -> Planned | WsaError:
-    """A run, or why it cannot be."""
+    """Plan a run, or return the error that makes it impossible."""
     request = without_judging(cell.request)
     if not request.online:
         snapshot = only(snapshot, request.game, cell.segments)
@@ -159,10 +159,10 @@ def _planned(
 
 
 def costs(made: Plan, left: Sequence[Planned], snapshot: Snapshot, device: str) -> dict[str, float]:
-    """What is left to be done, in runs, updates or steps, games and minutes.
+    """Estimate the remaining cost: runs, updates or steps, games, and minutes.
 
-    Updates are timed on noise; what a step of a game takes is known of each model by what its
-    passes took when the store was filled, as if no frame of a game were known.
+    Updates are timed on noise. The time of a game step is estimated from each model's forward
+    passes when the store was filled, as if every frame needed a pass.
     """
     unit = "steps" if made.bench.online else "updates"
     todo = [max(0, run.cell.total - run.cell.done()) for run in left]
@@ -191,5 +191,5 @@ def costs(made: Plan, left: Sequence[Planned], snapshot: Snapshot, device: str) 
 
 
 def left_of(made: Plan) -> Iterator[Planned]:
-    """Runs that are not judged yet."""
+    """Runs that are not evaluated yet."""
     return (run for run in made.runs if run.cell.result() is None)

@@ -1,7 +1,7 @@
-"""The report of `wsa study combine`: what each way of combining models is worth, and how sure that is.
+"""The report of `wsa study combine`: scores of each way of combining models, with uncertainty.
 
-By Agarwal et al. (2021, arXiv 2108.13264): interquartile means over games and seeds with stratified
-bootstrap intervals, probabilities of improvement, performance profiles.
+After Agarwal et al. (2021, arXiv 2108.13264): interquartile means over games and seeds with
+stratified bootstrap intervals, probabilities of improvement, and performance profiles.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was written.
+    """The written report.
 
     Attributes:
-        markdown: To read.
-        table: A line for each method, as JSON values.
+        markdown: The report as Markdown.
+        table: One row for each method, as JSON values.
     """
 
     markdown: str
@@ -57,13 +57,13 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A run that was judged.
+    """An evaluated run.
 
     Attributes:
-        method: What is compared.
-        result: What came of it.
-        parameters: Numbers that its network learns.
-        folder: The run's.
+        method: Name of the method under comparison.
+        result: Result of the evaluation.
+        parameters: Number of trainable parameters, if known.
+        folder: The run's folder.
     """
 
     method: str
@@ -73,21 +73,21 @@ class Judged:
 
     @property
     def mean(self) -> float:
-        """Mean raw return of its games."""
+        """Mean raw return of the run's games."""
         return float(self.result.summary["return_mean"])
 
     @property
     def learned(self) -> bool:
-        """Whether it plays better than the random policy beside it."""
+        """Whether the run plays better than the random policy."""
         return better_than_random(self.result.summary)
 
 
 def write(folder: Path, made: Plan, failures: Sequence[Failure]) -> Report:
-    """Write tables and page, of the runs that are there.
+    """Write tables and page for the runs that are finished.
 
     Args:
         folder: The study's folder.
-        made: Its grid.
+        made: The study's grid.
         failures: Runs that failed.
     """
     runs = [
@@ -135,7 +135,7 @@ def _scores(runs: Sequence[Judged], method: str) -> dict[str, dict[int, float]]:
 
 
 def complete(raw: Mapping[str, Mapping[int, float]], games: Sequence[str]) -> Scores:
-    """Raw returns (seeds, games) of the seeds that played all of some games; maybe of none."""
+    """Raw returns (seeds, games), for the seeds that finished all these games; may be empty."""
     seeds = sorted(set.intersection(*(set(raw.get(game, {})) for game in games))) if games else []
     return np.array([[raw[game][s] for game in games] for s in seeds], np.float64)
 
@@ -147,15 +147,15 @@ def _normalised(raw: Scores, games: Sequence[str]) -> Scores:
 
 @dataclasses.dataclass(frozen=True)
 class Overall:
-    """A method over all games.
+    """A method's results over all games.
 
     Attributes:
         method: The method.
-        parameters: Of its largest network.
-        runs: How many were judged.
-        no_better: How many of them are no better than random.
+        parameters: Number of parameters of its largest network.
+        runs: Number of evaluated runs.
+        no_better: Number of runs that play no better than random.
         iqm: Interquartile mean of human-normalized scores.
-        against: Probability that the reference is better.
+        against: Probability that the reference method is better.
     """
 
     method: str
@@ -350,7 +350,7 @@ def _of_game(game: str, runs: Sequence[Judged], style: Mapping[str, int]) -> Fig
 
 
 def _curves(runs: Sequence[Judged]) -> Iterator[Figure]:
-    """What runs returned on their way, where they played."""
+    """Returns during training, for runs that played."""
     logged = list(curves_of([(run.folder, run.result) for run in runs]))
     called = {str(Method(r.result.fusion, r.result.models)): r.method for r in runs}
     for game, curves in returns_of(logged).items():

@@ -1,4 +1,4 @@
-"""What games of a run will take, from what the store knows: of a step, and of how many there are."""
+"""Cost of a run's games, estimated from the store: seconds per step and steps per game."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import numpy as np
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.snapshot import Snapshot
 
-STEPS_PER_S = 500.0  # Of an emulator and a small network on one core, beside which models run.
+STEPS_PER_S = 500.0  # Speed of an emulator and a small network on one core, without models.
 
 
 def seconds_per_step(snapshot: Snapshot, inputs: Sequence[str]) -> float:
-    """A step of one environment, by what passes took when the store was filled; no frame is known."""
+    """Seconds for a step of one environment, if every frame needs a pass of every model.
+
+    The time of a pass is its mean when the store was filled.
+    """
     seconds = 1 / STEPS_PER_S
     for key in inputs:
         metas = [m for m in snapshot.embeddings(model=key) if m.passes]
@@ -24,9 +27,9 @@ def seconds_per_step(snapshot: Snapshot, inputs: Sequence[str]) -> float:
 
 
 def steps_per_game(snapshot: Snapshot, game: str) -> float:
-    """Mean length of the games in the store; where none has ended, of the longest stretch.
+    """Mean length of the stored games, in steps; if none has ended, length of the longest stretch.
 
-    NaN of a game that the store does not have.
+    NaN if the store does not have the game.
     """
     metas = snapshot.segments(game) if game in snapshot.games else []
     lengths = [steps for meta in metas for steps, _ in meta.episodes]

@@ -1,4 +1,4 @@
-"""Games that a study plays, each set of them once: what was played is kept, and found again.
+"""Games that a study plays; each set is played once, saved, and found again.
 
 STUDY/games/{identity}.json    returns of the games of one network in one condition
 """
@@ -22,8 +22,8 @@ from wsa.learn.runs.config import RunConfig
 from wsa.store.common import atomic_files, hashing
 from wsa.store.format import records
 
-SURE = 1.96  # Standard errors of a 95 % interval.
-RANDOM = "random"  # Who plays, where it is no network.
+SURE = 1.96  # Standard errors in a 95 % interval.
+RANDOM = "random"  # Name of the random policy, in place of a network.
 NOTHING_TO_LOSE = (
     "As it was trained the run plays no better than chance, so nothing that you take away "
     "can lower its return. Conclude nothing else from these games."
@@ -34,9 +34,9 @@ class Played(msgspec.Struct, frozen=True):
     """Games of one network in one condition.
 
     Attributes:
-        returns: Raw, by environment and in the order played.
-        steps: Of all of them.
-        passes: Frames that went through a model for them.
+        returns: Raw returns, by environment and in the order played.
+        steps: Total number of steps.
+        passes: Number of frames that went through a model.
     """
 
     returns: tuple[float, ...]
@@ -55,18 +55,18 @@ class Played(msgspec.Struct, frozen=True):
 
 
 class Games:
-    """Plays what has not been played in this way, and remembers it.
+    """Plays games that have not been played before, and saves them.
 
     Args:
-        folder: The study's.
-        judging: How games are played.
+        folder: The study's folder.
+        judging: Settings of the games.
     """
 
     def __init__(self, folder: Path, judging: Judging) -> None:
         self._folder, self._judging = folder / "games", judging
 
     def find(self, config: RunConfig, network: str, condition: str) -> Played | None:
-        """Games that were played in this way."""
+        """Find saved games of this network in this condition; None if there are none."""
         path = self._path(config, network, condition)
         return records.read_json(path.read_bytes(), Played, str(path)) if path.exists() else None
 
@@ -80,17 +80,17 @@ class Games:
         on_step: Callable[[int, int], None] = lambda steps, episodes: None,
         variant: Variant | None = None,
     ) -> Played:
-        """Play, and remember.
+        """Play games, and save them.
 
         Args:
-            config: The run, whose game and protocol are played.
-            network: 12 hex digits of the checkpoint.
-            condition: What is done to it; with the network and how games are played it tells them
-                apart.
-            policy: Who plays.
-            embedder: What counts its passes.
+            config: The run, whose game and protocol are used.
+            network: First 12 hex digits of the checkpoint's hash.
+            condition: Name of the intervention. Together with the network and the settings it
+                identifies the games.
+            policy: Policy that plays.
+            embedder: Embedder that counts passes.
             on_step: Called with (steps played, games finished).
-            variant: What is played in the game's place; the condition must name it.
+            variant: Variant to play instead of the game; the condition must name it.
         """
         how = self._judging
         before = embedder.passes if embedder else 0
@@ -107,7 +107,7 @@ class Games:
         return played
 
     def random(self, config: RunConfig, variant: Variant | None = None) -> Played:
-        """Games of a random policy, in the same environments; played if they were not."""
+        """Games of a random policy in the same environments; played now if they are not saved."""
         policy = RandomPolicy(len(config.protocol.actions), self._judging.seed)
         condition = random_condition(variant)
         found = self.find(config, RANDOM, condition)
@@ -119,26 +119,27 @@ class Games:
 
 
 def condition_of(variant: Variant) -> str:
-    """The condition that a variant is."""
+    """Name of the condition of playing a variant."""
     return f"variant {variant.spec}"
 
 
 def random_condition(variant: Variant | None) -> str:
-    """The condition that a variant is for a random policy, which does not look.
+    """Name of the condition of playing a variant with a random policy, which ignores frames.
 
-    Where frames alone differ, its games are those of the game as it is, and are not played again.
+    If a variant only changes frames, the random policy's games are those of the unchanged game, and
+    are not played again.
     """
     return "" if variant is None or variant.keeps_rules else condition_of(variant)
 
 
 def seeds(how: Judging) -> list[int]:
-    """Seed of the environment that played each game, in the order of `Played.returns`."""
+    """Seed of each game's environment, in the order of `Played.returns`."""
     count = min(how.num_envs, how.episodes)
     return [how.seed + i for i in range(count) for _ in range(i, how.episodes, count)]
 
 
 def judged(how: Judging) -> str:
-    """How games were played, in words."""
+    """Describe how games were played."""
     return (
         f"{how.episodes} full games each (epsilon {how.epsilon:g}, {how.num_envs} environments seeded "
         f"from {how.seed}, the same for all), raw returns, means with 95 % bootstrap interval over "
@@ -147,12 +148,12 @@ def judged(how: Judging) -> str:
 
 
 def better_than_random(summary: Mapping[str, Any]) -> bool:
-    """Whether a run plays better than the random policy beside it, by 95 % of the difference.
+    """Whether a run plays better than the random policy, by a 95 % interval of the difference.
 
-    Welch's standard error of the difference of two means.
+    The interval uses Welch's standard error of the difference of two means.
 
     Args:
-        summary: As `wsa.learn.runs.evaluate.Evaluation.summary`.
+        summary: From `wsa.learn.runs.evaluate.Evaluation.summary`.
     """
     spreads = summary["return_std"] ** 2 + summary["random_return_std"] ** 2
     gain = summary["return_mean"] - summary["random_return_mean"]
@@ -160,7 +161,7 @@ def better_than_random(summary: Mapping[str, Any]) -> bool:
 
 
 def difference(one: Played, other: Played, *, resamples: int = 2000) -> Interval:
-    """Mean return of one less the other's, with its 95 % bootstrap interval over the games."""
+    """Difference of two mean returns, with its 95 % bootstrap interval over the games."""
     generator = np.random.default_rng(0)
     means = [_means(generator, p.returns, resamples) for p in (one, other)]
     low, high = np.quantile(means[0] - means[1], [0.025, 0.975])

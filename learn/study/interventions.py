@@ -1,10 +1,10 @@
-"""Does the attention matter? A trained network played with its weights, or its context, taken away.
+"""Interventions on a trained network's attention: play without its weights or its context.
 
-    frozen     the weights are what they were on average, whatever the state
-    uniform    all models weigh alike
-    shuffled   the context is another state's: the scorer is conditioned on what is not there
+    frozen     the weights are their mean, whatever the state
+    uniform    all models have the same weight
+    shuffled   the context comes from another state, so the scorer is conditioned on the wrong one
 
-What is taken away that does not lower the return was of no use to it.
+If an intervention does not lower the return, the network did not need what was taken away.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from wsa.learn.fusion.attention import Attention
 
 Kind = Literal["none", "frozen", "uniform", "shuffled"]
 KINDS: tuple[Kind, ...] = ("none", "frozen", "uniform", "shuffled")
-REMEMBERED = 4096  # Contexts that another may be drawn from.
+REMEMBERED = 4096  # Number of contexts to draw from.
 
 
 @contextlib.contextmanager
 def intervened(fusion: Attention, kind: Kind, mean: Sequence[float], seed: int) -> Iterator[None]:
-    """While it lasts, a fusion does as `kind` says.
+    """Apply an intervention to a fusion until the block ends.
 
     Args:
-        fusion: It.
-        kind: What is taken away.
-        mean: The mean weight of each model; for `uniform` their sum is kept.
-        seed: Of which contexts are drawn.
+        fusion: The fusion.
+        kind: The intervention.
+        mean: Mean weight of each model; `uniform` keeps their sum.
+        seed: Seed for drawing contexts.
     """
     replaced: dict[str, Any] = {}
     if kind == "frozen":
@@ -51,7 +51,7 @@ def intervened(fusion: Attention, kind: Kind, mean: Sequence[float], seed: int) 
 
 
 class _Fixed:
-    """Weights that are the same in every state."""
+    """Returns the same weights in every state."""
 
     def __init__(self, weights: Sequence[float]) -> None:
         self._weights = torch.tensor(weights, dtype=torch.float32)
@@ -61,7 +61,7 @@ class _Fixed:
 
 
 class _Shuffled:
-    """Contexts of states that were seen before, drawn at random."""
+    """Returns contexts of earlier states, drawn at random."""
 
     def __init__(self, condition: Any, seed: int) -> None:
         self._condition = condition

@@ -1,4 +1,4 @@
-"""Which model a fusion listened to, from `eval_weights.npz`: how much, how long, and around what."""
+"""Statistics of a fusion's weights, from `eval_weights.npz`: how much, how long, and when."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from wsa.learn.evaluation.attention_log import FILE
 from wsa.store.common.errors import DamagedError, MissingError, UsageError
 
-REACH = 30  # Steps before and after a reward.
+REACH = 30  # Number of steps before and after a reward.
 MOST_EVENTS = 2000
 RESAMPLES = 1000
 
@@ -25,12 +25,12 @@ class Log:
 
     Attributes:
         models: Keys of the m models.
-        game: (n,) which game each step is of, from 0.
-        step: (n,) of that game, from 0.
-        action: (n,) what was done.
-        reward: (n,) what it earned, raw.
-        shares: (n, m) the fusion's weights, made to sum to 1.
-        weights: (n, m) as the fusion gave them.
+        game: Index of each step's game, shape (n,), from 0.
+        step: Index of each step within its game, shape (n,), from 0.
+        action: Actions, shape (n,).
+        reward: Raw rewards, shape (n,).
+        shares: The fusion's weights, scaled to sum to 1, shape (n, m).
+        weights: The fusion's weights, unscaled, shape (n, m).
     """
 
     models: tuple[str, ...]
@@ -43,12 +43,12 @@ class Log:
 
 
 def read_log(folder: Path) -> Log:
-    """The weights that a run's newest evaluation kept.
+    """Read the weights that a run's newest evaluation logged.
 
     Raises:
-        MissingError: There are none.
-        DamagedError: The file cannot be read.
-        UsageError: The evaluation left a model out, or has only one.
+        MissingError: If there are none.
+        DamagedError: If the file cannot be read.
+        UsageError: If the evaluation left a model out, or the run has only one.
     """
     path = folder / FILE
     if not path.exists():
@@ -87,10 +87,10 @@ def read_log(folder: Path) -> Log:
 
 
 def effective_number(shares: Floats) -> Floats:
-    """exp(H) of each row: how many models are listened to, from 1 to m.
+    """exp(entropy) of each row, the effective number of models, from 1 to m.
 
     Args:
-        shares: (n, m), rows that sum to 1.
+        shares: Rows that sum to 1, shape (n, m).
     """
     return np.asarray(np.exp(entropy(shares)))
 
@@ -101,7 +101,7 @@ def entropy(shares: Floats) -> Floats:
 
 
 def switches_per_second(log: Log, steps_per_s: float) -> float:
-    """How often another model than a step before has the largest weight, within games."""
+    """Rate at which the model with the largest weight changes, within games."""
     largest = log.shares.argmax(axis=1)
     follows = log.step[1:] > 0
     changed = (largest[1:] != largest[:-1]) & follows
@@ -109,23 +109,23 @@ def switches_per_second(log: Log, steps_per_s: float) -> float:
 
 
 def by_action(log: Log, actions: int) -> tuple[NDArray[np.int64], Floats]:
-    """How often each action was taken, (actions,), and the mean shares at it, (actions, m)."""
+    """Count of each action, shape (actions,), and mean shares at it, shape (actions, m)."""
     count = np.bincount(log.action, minlength=actions)
     sums = np.stack([np.bincount(log.action, of, actions) for of in log.shares.T], axis=1)
     return count, np.asarray(sums / np.maximum(count, 1)[:, None])
 
 
 def around_rewards(log: Log, sign: int, reach: int = REACH) -> tuple[int, Floats] | None:
-    """Shares before and after rewards of a sign, with 95 % bootstrap bands over the rewards.
+    """Shares before and after rewards of one sign, with 95 % bootstrap bands over the rewards.
 
     Args:
         log: The steps.
         sign: 1 or -1.
-        reach: Steps before and after.
+        reach: Number of steps before and after.
 
     Returns:
-        How many rewards there are, and (m, 3, 2 reach + 1): mean, lower and upper end for each
-        model; None if there are fewer than two. Steps beyond a game's ends count for nothing.
+        The number of rewards, and an array (m, 3, 2 reach + 1) with the mean, lower end, and upper
+        end for each model; None with fewer than two rewards. Steps outside the game are ignored.
     """
     events = np.flatnonzero(np.sign(log.reward) == sign)
     if len(events) < 2:

@@ -1,10 +1,10 @@
-"""What a study leaves in its folder: a raw table, a page to read, and a page for all studies.
+"""Files of a study: raw tables, a report, and a page for all studies.
 
 STUDY/
-    KIND.csv      a line for each unit, raw
-    KIND.md       tables, how it was judged, the command, versions
-    KIND.json     the section of the page
-    index.html    every study that is there, in one file
+    KIND.csv      raw results, one row for each unit
+    KIND.md       tables, evaluation settings, the command, versions
+    KIND.json     the study's section of the page
+    index.html    all studies in the folder, in one file
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from wsa.store.objects.writer import command_line
 
 PAGE = "index.html"
 Raw = tuple[Sequence[str], Iterable[Sequence[Any]]]
-# In the order of the page.
+# In the order of sections on the page.
 ORDER = ("combine", "scale-cached", "scale-played", "scale-during", "generalise", "attend")
 
 
@@ -39,24 +39,24 @@ def write(
     rows: Iterable[Sequence[Any]],
     further: Mapping[str, Raw] | None = None,
 ) -> str:
-    """Write a study's tables, and the page of all studies that are there.
+    """Write a study's tables, and the page of all studies in the folder.
 
     Args:
         folder: The study's folder.
-        kind: Which study, of `ORDER`.
-        title: Its heading.
-        parts: What it says.
-        judged: How it was judged.
-        columns: Of the raw table.
-        rows: Of the raw table, a line for each unit.
-        further: Other raw tables, by the name of their file.
+        kind: Name of the study, one of `ORDER`.
+        title: Heading of the study.
+        parts: Texts, tables, and figures of the study.
+        judged: Description of the evaluation.
+        columns: Columns of the raw table.
+        rows: Rows of the raw table, one for each unit.
+        further: Other raw tables, by file name.
 
     Returns:
         The study as Markdown.
 
     Raises:
-        DamagedError: Another study's section cannot be read.
-        StorageError: No room, or the folder refused.
+        DamagedError: If another study's section cannot be read.
+        StorageError: If there is no room, or the folder refuses access.
     """
     facts = {"judged": judged, "command": command_line(), "versions": versions()}
     section = Section(kind, title, tuple(parts), facts)

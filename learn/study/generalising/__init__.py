@@ -1,1 +1,1 @@
-"""`wsa study generalise`: trained runs in games that look, or play, otherwise."""
+"""`wsa study generalise`: trained runs in games that look or play differently."""

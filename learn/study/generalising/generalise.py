@@ -1,4 +1,4 @@
-"""`wsa study generalise`: how trained runs play games that they have not learned."""
+"""`wsa study generalise`: how trained runs play games that they were not trained on."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from wsa.store.common.errors import UsageError, WsaError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
-AS_IT_IS = "none"  # What the other studies call a run to which nothing is done.
+AS_IT_IS = "none"  # Condition of a run without any intervention, as in the other studies.
 QUICK_GAMES, QUICK_STATES = 3, 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run, and what it plays.
+    """A run, and the variants that it plays.
 
     Attributes:
-        folder: Its folder.
+        folder: The run's folder.
         config: The run.
-        network: 12 hex digits of its checkpoint.
-        suites: Variants by suite, those that the run's game has.
+        network: First 12 hex digits of its checkpoint's hash.
+        suites: By suite, the variants that the run's game has.
     """
 
     folder: Path
@@ -49,17 +49,17 @@ class Plan:
 
     @property
     def variants(self) -> list[Variant]:
-        """All of them."""
+        """Variants of all suites."""
         return [variant for suite in self.suites.values() for variant in suite]
 
 
 class Known:
-    """What is known of runs, and what is left to be found out.
+    """Saved results of runs, and what is left to play and to measure.
 
     Args:
-        folder: The study's.
-        judging: How games are played.
-        states: How many to compare with and without a change of looks.
+        folder: The study's folder.
+        judging: Settings of the games.
+        states: Number of states to compare with and without a change of looks.
     """
 
     def __init__(self, folder: Path, judging: Judging, states: int) -> None:
@@ -67,7 +67,7 @@ class Known:
         self.shifts = Shifts(folder, judging, states)
 
     def games_left(self, plan: Plan) -> list[Variant | None]:
-        """Variants that a run was not played in; None is the game as it is."""
+        """Variants in which a run has not been played; None stands for the unchanged game."""
         found = self.games.find
         return [
             variant
@@ -76,20 +76,20 @@ class Known:
         ]
 
     def shifts_left(self, plan: Plan) -> list[Variant]:
-        """Variants with which its states were not compared."""
+        """Variants for which the run's states have not been compared."""
         wanted = [v for v in plan.variants if self.shifts.wanted(plan.config, v)]
         return [v for v in wanted if not self.shifts.find(plan.config, plan.network, v)]
 
 
 def generalise(o: GeneraliseOptions) -> int:
-    """`wsa study generalise`; the exit code is that of the first run that failed, or 0."""
+    """`wsa study generalise`; the exit code is that of the first failed run, or 0."""
     if o.quick:
         few = min(o.episodes, QUICK_GAMES), min(o.states, QUICK_STATES)
         o = dataclasses.replace(o, episodes=few[0], states=few[1])
     runs = runs_of(o)
     if not o.episodes:
         raise UsageError("bad-option", "wsa study generalise: --episodes must be at least 1.")
-    plans = [_plan(o, run) for run in runs]  # All of them, before the first is played.
+    plans = [_plan(o, run) for run in runs]  # Check all runs before playing the first.
     lacking = _lacking(plans, SUITES if o.suite == "all" else (o.suite,))
     for said in lacking:
         terminal.say(said)
@@ -126,7 +126,7 @@ def _plan(o: GeneraliseOptions, run: Path) -> Plan:
 
 
 def _lacking(plans: list[Plan], suites: tuple[str, ...]) -> list[str]:
-    """Which games have nothing in a suite, in words."""
+    """Remarks on games that have no variant in a suite."""
     games = {plan.config.game: plan.suites for plan in plans}
     return [
         f"{game} has no variants in the suite {suite}."
@@ -166,7 +166,7 @@ def _dry(o: GeneraliseOptions, plans: list[Plan], known: Known) -> int:
         "games_left": games,
         "random_games_left": len(of_random) * o.episodes,
         "states_left": states,
-        # The length of games that the store does not have is unknown.
+        # NaN if the store does not have the game, whose length is then unknown.
         "minutes": None if math.isnan(minutes) else minutes,
     }
     columns = ("run", "variants", "games_left", "states_left")
@@ -181,13 +181,13 @@ def _dry(o: GeneraliseOptions, plans: list[Plan], known: Known) -> int:
 def _attempt(
     o: GeneraliseOptions, plan: Plan, known: Known, on_games: Callable[[int, int], None]
 ) -> Generalised | Failed:
-    """Look at a run; a failure is returned, not raised, and the other runs go on."""
+    """Study a run; return a failure instead of raising it, so that the other runs continue."""
     run = str(plan.folder)
     try:
         return _look(o, plan, known, on_games)
     except WsaError as error:
         return Failed(run, error.kind, str(error), error.exit_code)
-    except Exception as error:  # noqa: BLE001  Memory, a driver.
+    except Exception as error:  # noqa: BLE001  For example memory or a driver.
         path = Path(o.study_dir) / "error.txt"
         atomic_files.replace(path, traceback.format_exc().encode())
         said = " ".join(str(error).split())[:300]
@@ -198,7 +198,7 @@ def _attempt(
 def _look(
     o: GeneraliseOptions, plan: Plan, known: Known, on_games: Callable[[int, int], None]
 ) -> Generalised:
-    """Play a run in every variant, beside a random policy, and compare states."""
+    """Play a run and a random policy in every variant, and compare states."""
     config, games = plan.config, known.games
     left = known.games_left(plan)
     player = open_run(o, plan.folder) if left or known.shifts_left(plan) else None
@@ -208,7 +208,7 @@ def _look(
         def on_step(_: int, finished: int, before: int = done * o.episodes) -> None:
             on_games(before + finished, len(left) * o.episodes)
 
-        fresh = player.having(None)  # What it sees in one variant is not known in the next.
+        fresh = player.having(None)  # Frames of one variant must not be remembered in the next.
         policy = fresh.policy(o.eval_num_envs, o.epsilon, o.eval_seed)
         condition = _condition(variant)
         games.play(
@@ -228,7 +228,7 @@ def _look(
 
 
 def _shifts(plan: Plan, known: Known, player: Player | None) -> Iterator[tuple[str, Shift]]:
-    """What each change of looks does, by variant."""
+    """Effect of each change of looks, by variant."""
     left = known.shifts_left(plan)
     if left:
         assert player is not None

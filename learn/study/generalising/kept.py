@@ -1,9 +1,9 @@
-"""What a run keeps of its score in a changed game, where it had something to keep.
+"""Share of its score that a run keeps in a changed game, if it plays better than random.
 
     kept = (return in the variant - random policy in the variant) / (return - random policy)
 
-1: as far above chance as it was; 0: no better than chance. The seeds are the same with and without the
-change, so each game has its pair, and pairs are drawn together.
+1 means as far above chance as before, 0 no better than chance. The seeds are the same with and
+without the change, so games are paired, and the bootstrap draws pairs together.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from wsa.learn.evaluation.scores import Interval
 from wsa.learn.study.games import Played, difference
 
 Pair = tuple[Played, Played]  # Games of a run and of a random policy.
-FEW = 5  # Games, of which an interval says nothing.
+FEW = 5  # Below this number of games, an interval says nothing.
 
 
 class Share:
-    """Compares a run's games in variants with its games as they are.
+    """Compares a run's games in variants with its games without a change.
 
     Args:
-        plain: The game as it is.
-        resamples: Of the bootstrap over pairs of games.
+        plain: Games without a change.
+        resamples: Number of bootstrap resamples of pairs of games.
 
     Attributes:
-        advantage: Return over the random policy's, in the game as it is, with its 95 % interval.
+        advantage: Return minus the random policy's without a change, with its 95 % interval.
     """
 
     def __init__(self, plain: Pair, *, resamples: int = 2000) -> None:
@@ -36,30 +36,30 @@ class Share:
         self.advantage = difference(*plain)
         games = len(plain[0].returns)
         drawn = np.random.default_rng(0).integers(games, size=(2, resamples, games))
-        # The games as they are, and then those that were drawn.
+        # First all games once, then the resamples.
         self._picks = np.concatenate([np.tile(np.arange(games), (2, 1, 1)), drawn], axis=1)
 
     @property
     def learned(self) -> bool:
-        """Whether the run is above random, so that there is something to keep.
+        """Whether the run is better than random, so that there is a score to keep.
 
-        One game shows nothing: its interval is a point.
+        False after one game, whose interval is a point.
         """
         return len(self._plain[0].returns) > 1 and self.advantage.low > 0
 
     def change(self, played: Played) -> Interval:
-        """Return in a variant less that in the game as it is, game by game."""
+        """Return in a variant minus the return without a change, with pairs of games."""
         return _interval(self._means(played, 0) - self._means(self._plain[0], 0))
 
     def kept(self, variants: Sequence[Pair]) -> Interval | None:
-        """Share of the advantage that is kept, the mean over some variants.
+        """Share of the advantage that is kept, averaged over variants.
 
-        None where there was nothing to keep.
+        None if the run has no advantage.
         """
         if not self.learned:
             return None
         had = self._above(self._plain)
-        had = np.where(had > 0, had, np.nan)  # Resamples without anything to keep say nothing.
+        had = np.where(had > 0, had, np.nan)  # Ignore resamples without an advantage.
         return _interval(np.mean([self._above(pair) / had for pair in variants], axis=0))
 
     def _above(self, pair: Pair) -> NDArray[np.float64]:
@@ -71,6 +71,6 @@ class Share:
 
 
 def _interval(values: NDArray[np.float64]) -> Interval:
-    """The first, and the ends of the middle 95 % of the others."""
+    """First value, with the central 95 % interval of the other values."""
     low, high = np.nanquantile(values[1:], [0.025, 0.975])
     return Interval(float(values[0]), float(low), float(high))

@@ -39,13 +39,13 @@ class Generalised:
     """A run, and its games in variants.
 
     Attributes:
-        run: Its folder.
+        run: The run's folder.
         config: The run.
-        models: What its models are called.
-        checkpoint: 12 hex digits of the network.
-        plain: Games as they are, the run's and a random policy's.
-        suites: By suite and variant the same.
-        shifts: By variant what it does to embeddings and weights.
+        models: Displayed names of its models.
+        checkpoint: First 12 hex digits of the network's hash.
+        plain: Games without a change, of the run and of a random policy.
+        suites: The same by suite and variant.
+        shifts: By variant, its effect on embeddings and weights.
     """
 
     run: str
@@ -58,26 +58,26 @@ class Generalised:
 
     @property
     def name(self) -> str:
-        """What it is called in headings."""
+        """Name of the run in headings."""
         c = self.config
         return f"{c.game}, {c.network.fusion.name}, seed {c.seed}"
 
     @property
     def about(self) -> tuple[Any, ...]:
-        """What every line of it begins with."""
+        """First columns of the run's rows."""
         c = self.config
         return self.run, c.game, c.network.fusion.name, c.seed
 
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """A run that did not come to its end.
+    """A run that failed.
 
     Attributes:
-        run: Its folder.
-        kind: The error's stable code, or an exception's name.
-        message: What was found, and what to do.
-        exit_code: Of such an error.
+        run: The run's folder.
+        kind: The error's stable code, or the exception's name.
+        message: The problem, and what to do.
+        exit_code: Exit code of the error.
     """
 
     run: str
@@ -93,14 +93,14 @@ def write(
     lacking: Sequence[str],
     judging: Judging,
 ) -> str:
-    """Write tables and page; returns the study as Markdown.
+    """Write the tables and the page; return the study as Markdown.
 
     Args:
-        folder: The study's.
-        runs: What was played.
+        folder: The study's folder.
+        runs: Runs with their games.
         failed: Runs that failed.
-        lacking: Games that have nothing in a suite, in words.
-        judging: How games were played.
+        lacking: Remarks on games that have no variant in a suite.
+        judging: Settings of the games.
     """
     parts: list[Part] = [*_overview(runs), *(Text(said) for said in lacking)]
     if failed:
@@ -164,7 +164,7 @@ def _shift_rows(one: Generalised) -> Iterator[tuple[Any, ...]]:
 
 
 def _overview(runs: Sequence[Generalised]) -> Iterator[Part]:
-    """All runs, suite by suite."""
+    """Results of all runs, suite by suite."""
     suites = list(dict.fromkeys(suite for one in runs for suite in one.suites))
     rows, bars = [], []
     for style, one in enumerate(runs):
@@ -235,7 +235,7 @@ def _bars(one: Generalised, share: Share, suite: str, variants: dict[str, Pair])
 
 
 def _recolourings(one: Generalised, share: Share, pairs: Sequence[Pair]) -> Figure:
-    """The paper's 25, by colour of the player and of the blocks."""
+    """The paper's 25 recolorings, by color of the player and of the blocks."""
     found = [kept.value if (kept := share.kept([p])) else p[0].mean for p in pairs]
     values = np.array(found).reshape(len(COLOURS), len(COLOURS))
     what = "share kept" if share.learned else "mean return"
@@ -248,7 +248,7 @@ def _recolourings(one: Generalised, share: Share, pairs: Sequence[Pair]) -> Figu
 
 
 def _moved(one: Generalised) -> Iterator[Part]:
-    """Which model a change of looks moved most, and what the fusion did about it."""
+    """The model that a change of looks moves most, and how the fusion responds."""
     variants, shifts = list(one.shifts), list(one.shifts.values())
     yield Figure(
         f"Embeddings in other looks: {one.name}",

@@ -1,7 +1,8 @@
-"""What a change of looks does to embeddings, and what the fusion does about it.
+"""Effect of a change of looks on embeddings, and the fusion's response.
 
-The run plays the game as it is. Then the same actions are played with the change: as looks change no
-rule, each frame has its pair. Both are shown to the network, which carries its memory through each.
+The run plays the unchanged game. Then the same actions are played with the change. A change of
+looks changes no rule, so frames are paired. The network sees both sequences, with its own memory in
+each.
 """
 
 from __future__ import annotations
@@ -30,15 +31,14 @@ Floats = NDArray[np.float32]
 
 
 class Shift(msgspec.Struct, frozen=True):
-    """How a network sees a changed game, against the game as it is; by model where there are several.
+    """How a network sees a changed game, compared with the unchanged game; tuples are by model.
 
     Attributes:
-        states: Pairs of states.
-        cosine: Of the newest frame's embeddings, normalised as the network does; mean over states.
-        before: Mean weight without the change, weights made to sum to 1; None of a fusion that
-            gives none.
-        after: Mean weight with it.
-        moved: Mean absolute change of a state's weight.
+        states: Number of pairs of states.
+        cosine: Mean cosine between embeddings of the newest frame, normalized as in the network.
+        before: Mean weights without the change, scaled to sum to 1; None if the fusion has none.
+        after: Mean weights with the change.
+        moved: Mean absolute change of a state's weights.
         agreement: Share of states with the same greedy action.
     """
 
@@ -51,28 +51,32 @@ class Shift(msgspec.Struct, frozen=True):
 
 
 class Shifts:
-    """Measures what was not measured, and remembers it: STUDY/shifts/{identity}.json.
+    """Measures shifts that have not been measured, and saves them: STUDY/shifts/{identity}.json.
 
     Args:
-        folder: The study's.
-        judging: How games are played.
-        states: How many to compare, in all environments together.
+        folder: The study's folder.
+        judging: Settings of the games.
+        states: Number of states to compare, over all environments.
     """
 
     def __init__(self, folder: Path, judging: Judging, states: int) -> None:
         self._folder, self._judging, self._states = folder / "shifts", judging, states
 
     def wanted(self, config: RunConfig, variant: Variant) -> bool:
-        """Whether there is something to compare: embeddings, in a game that only looks otherwise."""
+        """Whether there are embeddings to compare, and the variant changes only looks."""
         return bool(self._states and config.models and variant.keeps_rules)
 
     def find(self, config: RunConfig, network: str, variant: Variant) -> Shift | None:
-        """What was measured."""
+        """Find a saved measurement; None if there is none."""
         path = self._path(config, network, variant)
         return records.read_json(path.read_bytes(), Shift, str(path)) if path.exists() else None
 
     def measure(self, player: Player) -> Callable[[Variant], Shift]:
-        """Play a run's game as it is; what comes back compares a variant with that, and remembers it."""
+        """Play the unchanged game.
+
+        Returns:
+            A function that plays a variant, compares it with the unchanged game, and saves the result.
+        """
         plain = _watch(player, Variant(""), self._judging, self._states)
 
         def compare(variant: Variant) -> Shift:
@@ -92,13 +96,13 @@ class Shifts:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """n states of some environments, and what a network made of them.
+    """n states of some environments, with the network's outputs.
 
     Attributes:
-        actions: (steps, envs) what was done.
-        embeddings: (n, width) of each model, normalised.
-        weights: (n, models), made to sum to 1; None of a fusion that gives none.
-        greedy: (n,) what the network would do.
+        actions: Actions taken, shape (steps, envs).
+        embeddings: Normalized embeddings of each model, shape (n, width).
+        weights: Weights scaled to sum to 1, shape (n, models); None if the fusion has none.
+        greedy: Greedy actions of the network, shape (n,).
     """
 
     actions: NDArray[np.int64]
@@ -126,7 +130,7 @@ def shift(plain: Seen, changed: Seen) -> Shift:
 
 
 def cosine(one: Floats, other: Floats) -> Floats:
-    """Of each pair of rows, (n,): 1 where both are nothing but zeros, 0 where one is."""
+    """Cosine of each pair of rows, shape (n,): 1 if both are zero, 0 if one is."""
     lengths = [np.linalg.norm(rows, axis=1) for rows in (one, other)]
     product = lengths[0] * lengths[1]
     found: Floats = (one * other).sum(axis=1) / np.where(product > 0, product, 1)
@@ -139,7 +143,7 @@ def _means(values: Floats) -> tuple[float, ...]:
 
 
 class _Recorded(LiveStacks):
-    """Live stacks, the newest frames of which are kept."""
+    """Live stacks that keep their newest embeddings."""
 
     def __init__(self, *about: Any) -> None:
         super().__init__(*about)
@@ -148,7 +152,7 @@ class _Recorded(LiveStacks):
     def begin(
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> Callable[[], Tensor]:
-        """As of `LiveStacks`."""
+        """See `LiveStacks.begin`."""
         found = super().begin(frames, first, envs)
 
         def wait() -> Tensor:
@@ -166,17 +170,17 @@ def _watch(
     states: int,
     actions: NDArray[np.int64] | None = None,
 ) -> Seen:
-    """Show a network the beginnings of games.
+    """Show a network the first states of games.
 
     Args:
         player: The network.
-        variant: What it is shown.
+        variant: Variant to play.
         how: Environments, their seeds, and the probability of a random action.
-        states: How many, in all environments together.
-        actions: What is done, (steps, envs); what the network says if not given.
+        states: Number of states, over all environments.
+        actions: Actions to take, shape (steps, envs); by default the network's.
     """
     config, count = player.config, how.num_envs
-    fresh = player.having(player.mask)  # What it saw of another variant is not known to it.
+    fresh = player.having(player.mask)  # Frames seen in another variant must not be remembered.
     stacks = _Recorded(fresh.embedder, count, config.network.frame_stack)
     choices = len(config.protocol.actions)
     policy = GreedyPolicy(player.network, stacks, choices, 0.0, how.seed)
@@ -206,7 +210,7 @@ def _watch(
 
 @torch.inference_mode()
 def _normalised(player: Player, rows: Tensor) -> list[Floats]:
-    """Embeddings (n, width) by each fused model, as the fusion gets them."""
+    """Embeddings (n, width) of each fused model, as the fusion receives them."""
     torso, models = player.network.torso, len(player.config.models)
     parts = rows.to(player.network.device).float()[:, None].split(list(torso.inputs.widths), dim=2)
     found = zip(torso.normalisers[:models], parts, strict=False)

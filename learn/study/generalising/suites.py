@@ -1,4 +1,4 @@
-"""Which variants of a game a suite has."""
+"""Variants of a game in each suite."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from wsa.learn.envs import atari
 from wsa.learn.envs.variants import Variant, parse_variant
 from wsa.store.format.records import Protocol
 
-# What the authors meant to play: their script names 25 recolorings that later versions of HackAtari
-# pass over in silence, and hands the lazy enemy's name over so that it is read letter by letter.
+# What the authors intended to play. Their script names 25 recolorings that later versions of
+# HackAtari silently ignore, and passes the lazy enemy's name so that it is read letter by letter.
 COLOURS = ("black", "grey", "red", "blue", "green")
 _AUTHORS = {
     "Breakout": [f"ram:breakout-p{p}-b{b}" for p in range(5) for b in range(5)],
@@ -21,12 +21,12 @@ SUITES = ("authors", "modes", "look", "noise", "sticky")
 
 
 def variants_of(suite: str, game: str, stated: Protocol) -> tuple[Variant, ...]:
-    """Variants of a game, none of which is the game as a run learned it; none if it has none.
+    """Variants of a game that differ from what a run learned; empty if there are none.
 
     Args:
         suite: One of `SUITES`.
         game: ALE game id.
-        stated: How the run plays.
+        stated: Protocol of the run.
     """
     return tuple(parse_variant(spec, game) for spec in _specs(suite, game, stated))
 
@@ -35,7 +35,7 @@ def _specs(suite: str, game: str, stated: Protocol) -> list[str]:
     match suite:
         case "authors":
             return _AUTHORS.get(game, [])
-        case "modes":  # The emulator begins with the first of each.
+        case "modes":  # The emulator starts in the first mode and difficulty.
             modes, difficulties = atari.switches(game)
             return [f"mode={mode}" for mode in modes[1:]] + [
                 f"difficulty={difficulty}" for difficulty in difficulties[1:]

@@ -1,1 +1,1 @@
-"""`wsa study scale`: what is left of runs with fewer models, after training and while it goes on."""
+"""`wsa study scale`: runs with fewer models, after training and during it."""

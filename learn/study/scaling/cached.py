@@ -1,7 +1,7 @@
-"""`wsa study scale --after cached`: what a trained network is worth with every set of its models.
+"""`wsa study scale --after cached`: decisions of a trained network with every set of its models.
 
-On stored states nothing needs to be run but the network itself: no pass, and no game. What is asked
-is whether it would have done the same, and what it gives up by its own judgement where it would not.
+On stored states only the network runs: no forward pass of a model, and no game. The study measures
+how often the network would choose the same action, and how much it loses by its own values if not.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from wsa.learn.study.scaling.stored_states import STATES, StoredStates
 from wsa.learn.study.scaling.subsets import Mask, shapley, subsets
 from wsa.store.common.errors import UsageError
 
-MOST_MODELS = 10  # A thousand sets.
+MOST_MODELS = 10  # Makes about a thousand sets.
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A set of a run's models, beside the whole.
+    """Result of one set of a run's models, compared with all of them.
 
     Attributes:
-        present: Which of the run's models it has.
-        agreement: Share of states in which the network does what it does with all models.
-        loss: Of action values: what their maximum loses by it, mean; of a policy: its divergence
-            KL(whole, set) in nats, mean.
-        weights: Each model's mean weight; None where the fusion gives none.
+        present: Whether each of the run's models is in the set.
+        agreement: Share of states with the same action as with all models.
+        loss: For action values, mean regret: the loss in the whole network's value. For a policy,
+            mean divergence KL(whole, set) in nats.
+        weights: Mean weight of each model; None if the fusion has none.
     """
 
     present: Mask
@@ -49,18 +49,18 @@ class Scaled:
     """A run, with every set of its models.
 
     Attributes:
-        run: Its folder.
+        run: The run's folder.
         game: ALE game id.
-        fusion: How it fuses.
-        seed: Of the run.
-        models: What its models are called.
-        checkpoint: 12 hex digits of the network.
-        states: How many were looked at.
-        held_out: Whether the run has not learned from them.
-        loss: What `Measured.loss` is: `regret` or `KL`.
-        sets: All sets of models, the empty one first.
+        fusion: Name of the fusion.
+        seed: Seed of the run.
+        models: Displayed names of its models.
+        checkpoint: First 12 hex digits of the network's hash.
+        states: Number of states.
+        held_out: Whether the run was not trained on these states.
+        loss: Kind of `Measured.loss`: `regret` or `KL`.
+        sets: Results of all sets of models, the empty one first.
         shapley: Each model's exact Shapley value of the agreement.
-        passes: Frames that went through a model for all this: 0.
+        passes: Number of frames that went through a model: 0.
     """
 
     run: str
@@ -78,11 +78,11 @@ class Scaled:
 
 
 def check(folder: Path) -> None:
-    """Refuse a run that this cannot be asked of, before anything is opened.
+    """Refuse a run that cannot be studied, before anything is opened.
 
     Raises:
-        MissingError: There is no run.
-        UsageError: It has too many models, or cannot lose one.
+        MissingError: If there is no run.
+        UsageError: If it has too many models, or its fusion needs all of them.
     """
     config = read_config(folder)
     check_can_lose(config, f"wsa study scale {folder}")
@@ -95,7 +95,7 @@ def check(folder: Path) -> None:
 
 
 def models_of(folder: Path) -> int:
-    """How many models a run fuses."""
+    """Number of models that a run fuses."""
     return len(read_config(folder).models)
 
 
@@ -105,18 +105,18 @@ def measure(
     device: str = "cpu",
     on_set: Callable[[int, int], None] = lambda done, total: None,
 ) -> Scaled:
-    """Look at a run's network with every set of its models.
+    """Evaluate a run's network with every set of its models.
 
     Args:
         folder: The run's folder.
-        most: States to look at.
-        device: Where the network runs.
-        on_set: Called with (sets looked at, all of them).
+        most: Maximum number of states.
+        device: Device for the network.
+        on_set: Called with (sets done, sets in total).
 
     Raises:
-        MissingError: No run, no checkpoint, or no states.
-        DamagedError: The checkpoint or the data is damaged.
-        UsageError: As `check`.
+        MissingError: If there is no run, no checkpoint, or no state.
+        DamagedError: If the checkpoint or the data is damaged.
+        UsageError: See `check`.
     """
     check(folder)
     before = Encoder.total_passes
@@ -144,12 +144,12 @@ def measure(
 
 
 def regret(whole: NDArray[np.float32], part: NDArray[np.float32]) -> float:
-    """What the choices of `part` lose by the values of `whole`, (n, actions) each; mean, 0 or more."""
+    """Mean loss in `whole` values of the actions chosen by `part`, each (n, actions); 0 or more."""
     chosen = np.take_along_axis(whole, part.argmax(axis=1)[:, None], axis=1)[:, 0]
     return float((whole.max(axis=1) - chosen).mean())
 
 
 def divergence(whole: NDArray[np.float32], part: NDArray[np.float32]) -> float:
-    """KL(whole, part) in nats of two policies' logits (n, actions); mean, 0 or more."""
+    """Mean KL(whole, part) in nats of two policies' logits, each (n, actions); 0 or more."""
     p, q = (torch.from_numpy(logits).double().log_softmax(dim=1) for logits in (whole, part))
     return float((p.exp() * (p - q)).sum(dim=1).mean())

@@ -28,7 +28,7 @@ COLUMNS = (
 
 
 def write(folder: Path, scaled: Sequence[Scaled]) -> str:
-    """Write tables and page; returns the study as Markdown."""
+    """Write the tables and the page; return the study as Markdown."""
     parts: list[Part] = [part for one in scaled for part in _parts(one)]
     rows = (_row(one, found) for one in scaled for found in one.sets)
     return output.write(folder, KIND, TITLE, parts, JUDGED, COLUMNS, rows)
@@ -83,7 +83,7 @@ def _parts(one: Scaled) -> Iterator[Part]:
 
 
 def letters_of(models: Sequence[str]) -> tuple[str, str]:
-    """A letter for each model, and a line that says which."""
+    """A letter for each model, and a legend."""
     letters = string.ascii_uppercase[: len(models)]
     named = ", ".join(f"{a} {b}" for a, b in zip(letters, models, strict=True))
     return letters, f"{named}. The larger a dot, the higher its value."

@@ -1,6 +1,6 @@
-"""`wsa study scale --during`: models added and dropped while training, and what that costs.
+"""`wsa study scale --during`: add and drop models while training, and measure what that costs.
 
-A change is judged twice: right after it, before anything is learned, and at the end of its stage.
+A change is evaluated twice: before the first update after it, and at the end of its stage.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError, WsaError
 from wsa.store.objects.root import open_snapshot
 
-START = "start"  # The condition of a network that has not learned yet.
+START = "start"  # Condition of a network that has not been trained since its change.
 
 
 def during(o: DuringOptions, connect: runner.Connect) -> int:
-    """`wsa study scale --during`; the exit code is that of the first run that failed, or 0."""
+    """`wsa study scale --during`; the exit code is that of the first failed run, or 0."""
     if len(dict.fromkeys(o.models)) < 2:
         raise UsageError(
             "bad-option",
@@ -72,7 +72,7 @@ def during(o: DuringOptions, connect: runner.Connect) -> int:
         return terminal.result(o.json, total)
     grid.write(bench, settings)
     failures: list[Failure] = []
-    # A stage goes on from one of the level before.
+    # A stage continues from one of the level before.
     for _, level in itertools.groupby(sorted(left, key=_depth), key=_depth):
         failures += runner.run_cells(bench, [stage.cell for stage in level], connect)
     changes = _changes(o, every, failures)
@@ -92,7 +92,7 @@ def _depth(stage: Stage) -> int:
 
 
 def _changes(o: DuringOptions, every: list[Stage], failures: list[Failure]) -> dict[Path, Played]:
-    """What changed networks returned before they learned anything, by the folder of their stage."""
+    """Games of changed networks before their first update, by folder of their stage."""
     found = {}
     for stage in every:
         if stage.before is None or stage.cell.result() is None:
@@ -126,7 +126,7 @@ def _just_changed(o: DuringOptions, stage: Stage, games: Games) -> Played:
 
 
 def start_of(config: OfflineRun) -> Any:
-    """The network that a run began to train, as `wsa.learn.offline.trainer` makes it."""
+    """The network that a run starts with, made as in `wsa.learn.offline.trainer`."""
     _, flat = open_data(config)
     assert flat is not None, "an offline run has data"
     torch.manual_seed(config.seed)

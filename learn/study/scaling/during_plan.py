@@ -1,8 +1,8 @@
-"""The runs of `wsa study scale --during`: models that are added and dropped, in many orders.
+"""The runs of `wsa study scale --during`: models are added and dropped in many orders.
 
-A stage goes on from the network of the stage before it, with one model more or one less. Orders that
-begin alike share their first stages, so for three models the six orders of adding are 15 runs, and
-those of dropping 10. Beside them stand networks that were never changed, with as many updates.
+A stage continues from the network of the stage before, with one model more or less. Orders that
+start alike share their first stages, so for three models the six orders of adding are 15 runs, and
+those of dropping 10. Controls are networks that never change, with as many updates.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.configs.learn import ComputeOptions, WarmStart
 
 Way = Literal["add", "drop", "control"]
-MOST_ALL_ORDERS = 3  # Models; of more, as many orders as there are models.
+MOST_ALL_ORDERS = 3  # Number of models; with more, there are as many orders as models.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Stage:
     """One run of the study.
 
     Attributes:
-        way: Whether models are added or dropped; of a control neither.
-        changed: Models that were added so far, or dropped, in this order.
-        present: Models that it has.
-        number: Which stage it is, from 1.
+        way: Whether models are added, dropped, or (for a control) neither.
+        changed: Models added or dropped so far, in order.
+        present: Models that the network has.
+        number: Number of the stage, from 1.
         cell: The run.
-        before: The stage that it goes on from, if any.
+        before: The stage that it continues from, if any.
     """
 
     way: Way
@@ -45,21 +45,21 @@ class Stage:
     before: Stage | None = None
 
     def __str__(self) -> str:
-        """As it is spoken of."""
+        """Name of the stage in text."""
         return named(self.way, self.changed, self.present)
 
 
 def named(way: Way, changed: Sequence[str], present: Sequence[str]) -> str:
-    """What happened to a network, in order: a + b, or all - b - a, or of a control what it has."""
+    """Name a network by its changes: a + b, or all - b - a, or for a control its models."""
     if way == "add":
         return " + ".join(changed)
     return " - ".join(["all" if way == "drop" else "+".join(present), *changed])
 
 
 def orders(models: Sequence[str]) -> list[tuple[str, ...]]:
-    """Orders in which models are added: all of up to three; of more, a Latin square's.
+    """Orders in which to add models: all orders of up to three, or else those of a Latin square.
 
-    In a Latin square each model stands once in each place.
+    In a Latin square each model has each position once.
     """
     if len(models) <= MOST_ALL_ORDERS:
         return list(itertools.permutations(models))
@@ -67,7 +67,7 @@ def orders(models: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def stages(bench: BenchOptions, settings: Settings, folder: Path) -> list[Stage]:
-    """All runs, each after the one that it goes on from."""
+    """All runs, each after the one that it continues from."""
     made: list[Stage] = []
     for game, seed in itertools.product(dict.fromkeys(bench.games), dict.fromkeys(bench.seeds)):
         maker = _Maker(bench, settings, folder, game, seed)
@@ -126,7 +126,7 @@ class _Maker:
             models=present if before is None else (),
             start=start,
         )
-        if way == "control":  # As many updates as all stages together.
+        if way == "control":  # Control: as many updates as all stages together.
             longer = {
                 name: len(self._models) * getattr(request.algorithm, name)
                 for name in ("updates", "total_timesteps")

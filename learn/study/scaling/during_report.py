@@ -31,13 +31,13 @@ def write(
     changes: Mapping[Path, Played],
     failures: Sequence[Failure],
 ) -> str:
-    """Write tables and page; returns the study as Markdown.
+    """Write the tables and the page; return the study as Markdown.
 
     Args:
         folder: The study's folder.
-        bench: What all runs share.
+        bench: Settings that all runs share.
         every: The stages.
-        changes: What changed networks returned before they learned anything, by folder.
+        changes: Games of changed networks before their first update, by folder.
         failures: Runs that failed.
     """
     done = [stage for stage in every if stage.cell.result() is not None]
@@ -109,7 +109,7 @@ def _tables(game: str, mine: Sequence[Stage], changes: Mapping[Path, Played]) ->
 
 
 def _figures(game: str, mine: Sequence[Stage], changes: Mapping[Path, Played]) -> Iterator[Figure]:
-    """For each order the return before a change, after it, and at the end of its stage."""
+    """For each order, the returns before a change, after it, and at the end of its stage."""
     for way, title in (("add", "adding"), ("drop", "dropping")):
         lines = []
         last = max((s.number for s in mine if s.way == way), default=0)
@@ -128,7 +128,7 @@ def _figures(game: str, mine: Sequence[Stage], changes: Mapping[Path, Played]) -
 
 
 def _path(stage: Stage, changes: Mapping[Path, Played]) -> list[tuple[float, float]]:
-    """Updates and returns from the first stage to this one, changes as steps."""
+    """Updates and returns from the first stage to this one; a change is a vertical step."""
     path = _path(stage.before, changes) if stage.before else []
     if path and (shock := changes.get(stage.cell.folder)) is not None:
         path.append((path[-1][0], shock.mean))

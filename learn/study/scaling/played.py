@@ -1,7 +1,7 @@
 """`wsa study scale --after played`: games of a trained network with sets of its models.
 
-All sets of up to four models, which gives each model's exact Shapley value of the return; of more
-the whole, each alone and each left out.
+With up to four models all sets are played, which gives each model's exact Shapley value of the
+return. With more: the whole, each model alone, and each model left out.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Reduced:
     """A run, and its games with sets of its models.
 
     Attributes:
-        run: Its folder.
+        run: The run's folder.
         config: The run.
-        models: What its models are called.
-        checkpoint: 12 hex digits of the network.
+        models: Displayed names of its models.
+        checkpoint: First 12 hex digits of the network's hash.
         sets: Games by set, the whole last.
         random: Games of a random policy.
     """
@@ -51,7 +51,10 @@ class Reduced:
 
     @property
     def shapley(self) -> tuple[float, ...] | None:
-        """What each model adds to the return, if all sets were played; with none, chance plays."""
+        """Each model's Shapley value of the return; None unless all sets were played.
+
+        The empty set's return is that of a random policy.
+        """
         if len(self.sets) < 2 ** len(self.models) - 1:
             return None
         nothing = {(False,) * len(self.models): self.random.mean}
@@ -60,7 +63,7 @@ class Reduced:
 
 
 def masks(models: int) -> list[Mask]:
-    """Sets that are played, the whole last."""
+    """The sets to play, the whole last."""
     every = subsets(models)
     if models <= MOST_EXACT:
         return every
@@ -68,7 +71,7 @@ def masks(models: int) -> list[Mask]:
 
 
 def left(run: Path, games: Games) -> list[Mask]:
-    """Sets that a run was not played with."""
+    """Sets with which a run has not been played."""
     config, network = read_config(run), checkpoint.digest(run / "checkpoints")
     return [m for m in masks(len(config.models)) if not games.find(config, network, _condition(m))]
 
@@ -80,14 +83,14 @@ def measure(
     open_run: Callable[[Path], Player],
     on_games: Callable[[int, int], None],
 ) -> Reduced:
-    """Play a run with every set of models that it was not played with.
+    """Play a run with every set of models not played before.
 
     Args:
-        run: Its folder.
-        games: What was played, and plays.
-        judging: How.
-        open_run: Opens the run, if there is something to play.
-        on_games: Called with (games played, all to be played).
+        run: The run's folder.
+        games: Saved games; plays new ones.
+        judging: Settings of the games.
+        open_run: Opens the run; called only if there are games to play.
+        on_games: Called with (games played, games in total).
     """
     config, network = read_config(run), checkpoint.digest(run / "checkpoints")
     todo = left(run, games)
@@ -110,12 +113,12 @@ def measure(
 
 
 def _condition(mask: Mask) -> str:
-    """A name for a set; all models are the run as it is."""
+    """Name of the condition for a set; "none" for all models, which is the unchanged run."""
     return "none" if all(mask) else f"models {''.join('01'[there] for there in mask)}"
 
 
 def write(folder: Path, runs: Sequence[Reduced], judging: Judging) -> str:
-    """Write tables and page; returns the study as Markdown."""
+    """Write the tables and the page; return the study as Markdown."""
     parts = [part for one in runs for part in _parts(one)]
     said = (
         f"{judged(judging)}. A model that is left out is not run at all. Shapley value (exact): what a "
@@ -148,7 +151,7 @@ def _rows(one: Reduced) -> list[tuple[Any, ...]]:
 
 
 def _round(value: float) -> float:
-    """To two places, and never to a negative zero."""
+    """Round to two places, without negative zeros."""
     return round(value, 2) + 0.0
 
 

@@ -1,4 +1,4 @@
-"""`wsa study scale`: what is left of trained runs with fewer of their models."""
+"""`wsa study scale`: trained runs with fewer of their models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wsa.store.common.errors import UsageError
 def scale(o: ScaleOptions) -> int:
     """`wsa study scale`."""
     runs = runs_of(o)
-    for run in runs:  # All of them, before the first is looked at.
+    for run in runs:  # Check all runs before evaluating the first.
         cached.check(run)
     return _cached(o, runs) if o.after == "cached" else _played(o, runs)
 

@@ -1,4 +1,4 @@
-"""Stored states that a run did not learn from, and its network on them: no pass, and no game."""
+"""Decisions of a run's network on stored states, held out if possible; no pass, and no game."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ CHUNK = 256
 
 @dataclasses.dataclass(frozen=True)
 class Decisions:
-    """What a network makes of n states.
+    """A network's outputs on n states.
 
     Attributes:
-        values: (n, actions) float32, action values or logits.
-        weights: (n, models) float32, the fusion's; None of one that gives none.
+        values: Action values or logits, shape (n, actions), float32.
+        weights: The fusion's weights, shape (n, models), float32; None if it has none.
     """
 
     values: NDArray[np.float32]
@@ -48,17 +48,18 @@ class StoredStates:
 
     Args:
         folder: The run's folder.
-        most: States to look at.
-        device: Where the network runs.
+        most: Maximum number of states.
+        device: Device for the network.
 
     Attributes:
         config: The run.
-        digest: 12 hex digits of its checkpoint.
-        held_out: Whether the run has not learned from the states.
+        digest: First 12 hex digits of its checkpoint's hash.
+        held_out: Whether the run was not trained on the states.
 
     Raises:
-        MissingError: No run, no checkpoint, or no states that all of its models have encoded.
-        DamagedError: The checkpoint or the data is damaged.
+        MissingError: If there is no run, no checkpoint, or no state that all of its models have
+            encoded.
+        DamagedError: If the checkpoint or the data is damaged.
     """
 
     def __init__(self, folder: Path, most: int = STATES, device: str = "cpu") -> None:
@@ -79,7 +80,7 @@ class StoredStates:
 
     @torch.inference_mode()
     def decide(self, mask: Mask) -> Decisions:
-        """What the network makes of the states with some of its models.
+        """Run the network on the states with some of its models.
 
         With none of them the state vector is the empty sum, zeros.
         """
@@ -97,7 +98,7 @@ class StoredStates:
         return Decisions(values, torch.cat(weighed).float().cpu().numpy() if weighed else None)
 
     def _states(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Stacks (n, k, width), and whether each follows on none of those before it, (n,)."""
+        """Yield stacks (n, k, width), and whether each starts a new sequence, shape (n,)."""
         device, depth = self._network.device, self.config.network.frame_stack
         gathered, before = StateRows(self._flat), -1
         for at in range(0, len(self._rows), CHUNK):
@@ -111,7 +112,7 @@ class StoredStates:
 
 
 class _Nothing(torch.nn.Module):
-    """Stands in for a torso: the state vector of no model."""
+    """Replaces a torso; returns the state vector of no model."""
 
     def __init__(self, torso: Any) -> None:
         super().__init__()
@@ -123,7 +124,7 @@ class _Nothing(torch.nn.Module):
 
 @contextlib.contextmanager
 def _empty(network: Any) -> Iterator[None]:
-    """While it lasts, the network has no model."""
+    """Remove all models from the network until the block ends."""
     torso, network.torso = network.torso, _Nothing(network.torso)
     try:
         yield
@@ -132,7 +133,7 @@ def _empty(network: Any) -> Iterator[None]:
 
 
 def _data(folder: Path, config: OfflineRun | OnlineRun) -> FlatMap:
-    """The run's data; of an online run, what the store has now of its game by all of its models."""
+    """The run's data; for an online run, what the store now has of its game by all its models."""
     if isinstance(config, OfflineRun):
         _, flat = open_data(config)
         assert flat is not None, "an offline run has data"
@@ -155,9 +156,10 @@ def _data(folder: Path, config: OfflineRun | OnlineRun) -> FlatMap:
 def _held_out(
     config: OfflineRun | OnlineRun, flat: FlatMap, most: int, in_order: bool
 ) -> tuple[NDArray[np.int64], bool]:
-    """Rows of states, evenly spaced or, for a memory, one after the other; and if they are held out.
+    """Rows of states, and whether they are held out.
 
-    What an online run learns from it plays itself, unless it mixes stored data in.
+    Rows are evenly spaced, or consecutive for a network with a memory. An online run learns from
+    its own play unless it mixes stored data in.
     """
     if isinstance(config, OnlineRun):
         rows, held_out = flat.steps, not config.mixes_stored

@@ -1,7 +1,7 @@
-"""Sets of a run's models, and what each model adds to them: the exact Shapley value.
+"""Sets of a run's models, and each model's contribution: the exact Shapley value.
 
-Shapley, "A value for n-person games" (1953): a model's value is what it adds to a set of others,
-averaged over all orders in which they may join. The values sum to what the whole has over nothing.
+Shapley, "A value for n-person games" (1953): the gain from adding a model to a set of others,
+averaged over all orders of joining. The values sum to the difference between all models and none.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ Mask = tuple[bool, ...]
 
 
 def subsets(models: int) -> list[Mask]:
-    """All sets of some models but the empty one, small ones first."""
+    """All non-empty sets of some models, small ones first."""
     every = itertools.product((True, False), repeat=models)
     return sorted((mask for mask in every if any(mask)), key=sum)
 
 
 def shapley(values: Mapping[Mask, float]) -> NDArray[np.float64]:
-    """Each model's exact Shapley value, (models,).
+    """Each model's exact Shapley value, shape (models,).
 
     phi_i = sum over S without i of |S|! (m - |S| - 1)! / m! (v(S + i) - v(S)).
 
     Args:
-        values: v of every set of the m models, the empty one too.
+        values: Value v of every set of the m models, including the empty one.
     """
     models = len(next(iter(values)))
     found = np.zeros(models)
