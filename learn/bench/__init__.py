@@ -1,1 +1,1 @@
-"""Grids of runs: train, evaluate and tabulate games, fusions, models and seeds."""
+"""Grids of runs: train, evaluate, and tabulate games, fusions, models, and seeds."""

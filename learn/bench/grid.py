@@ -1,11 +1,11 @@
-"""The grid of a bench: which runs it has, what they share, and how far each is.
+"""The grid of a bench: its runs, their shared settings, and their progress.
 
 BENCH/
     bench.json          the options that all runs share, and the segments they learn from
     runs/{game}__{fusion}__{models}__{seed}/
-                        a run as of `wsa learn`, evaluated as of `wsa eval`, and:
-        result.json     what came of it; there when the run is trained and judged
-        error.txt       where it failed, if the error was unexpected
+                        a run as from `wsa learn`, evaluated as by `wsa eval`, and:
+        result.json     results; written when the run is trained and evaluated
+        error.txt       traceback of an unexpected error
     results.csv table.csv table.md curves.csv curves-{game}.png
 """
 
@@ -50,13 +50,13 @@ LONGEST = 80
 
 
 class Judging(msgspec.Struct, frozen=True):
-    """How runs are judged.
+    """Settings of the evaluation games.
 
     Attributes:
-        episodes: Games that each plays.
+        episodes: Number of games of each run.
         epsilon: Probability of a random action.
         seed: Environment i is seeded with seed + i.
-        num_envs: Environments side by side, which share the games.
+        num_envs: Number of parallel environments, which share the games.
     """
 
     episodes: int
@@ -66,11 +66,11 @@ class Judging(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What all runs of a bench share.
+    """Settings that all runs of a bench share.
 
     Attributes:
-        options: Of `wsa learn`, by name.
-        segments: The data, by game; of offline runs.
+        options: Options of `wsa learn`, by name.
+        segments: By game, the segments that offline runs learn from.
     """
 
     options: dict[str, Any]
@@ -78,15 +78,15 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What came of a run.
+    """Result of a run.
 
     Attributes:
         game: ALE game id.
-        fusion: How models were fused.
-        models: Which, as they were named; none where the network saw pixels.
-        seed: Of the run.
-        judging: How it was judged.
-        summary: As `wsa.learn.runs.evaluate.Evaluation.summary`.
+        fusion: Name of the fusion.
+        models: The fused models, as named in the options; empty if the network saw pixels.
+        seed: Seed of the run.
+        judging: Settings of the evaluation.
+        summary: From `wsa.learn.runs.evaluate.Evaluation.summary`.
     """
 
     game: str
@@ -102,12 +102,12 @@ class Cell:
     """A run of the grid.
 
     Attributes:
-        request: What it is asked to be.
-        folder: Its folder.
-        judging: How it is judged.
-        compute: Where and how it is trained.
-        segments: The data that it learns from, if it is offline.
-        label: What it is called, where its request does not tell it from others.
+        request: The requested run.
+        folder: The run's folder.
+        judging: Settings of its evaluation.
+        compute: Device and compilation for training.
+        segments: Segments that an offline run learns from.
+        label: Displayed name, if the request does not distinguish the run from others.
     """
 
     request: RunRequest
@@ -119,12 +119,12 @@ class Cell:
 
     @property
     def total(self) -> int:
-        """Updates, or online steps, that it is trained for."""
+        """Number of updates, or of online steps, to train for."""
         learner: Any = self.request.algorithm
         return int(learner.total_timesteps if self.request.online else learner.updates)
 
     def __str__(self) -> str:
-        """As it is spoken of."""
+        """Name of the run in text."""
         r = self.request
         models = f", {'+'.join(r.models)}" if r.models else ""
         if self.label:
@@ -132,32 +132,32 @@ class Cell:
         return f"{r.game}, {r.fusion}{models}, seed {r.seed}"
 
     def result(self) -> Result | None:
-        """What came of it, if it was trained, and judged in this way."""
+        """The run's result, if it was trained, and evaluated with these settings."""
         found = read_result(self.folder)
         return found if found is not None and found.judging == self.judging else None
 
     def done(self) -> int:
-        """Updates, or steps, of its newest checkpoint."""
+        """Number of updates, or of steps, in its newest checkpoint."""
         saved = checkpoint.all_of(self.folder / "checkpoints")
         return int(saved[-1].stem) if saved else 0
 
 
 def read_result(folder: Path) -> Result | None:
-    """What came of the run in `folder`, if it was judged.
+    """Read the result of the run in `folder`; None if it has none.
 
     Raises:
-        DamagedError: The file is damaged.
+        DamagedError: If the file is damaged.
     """
     path = folder / RESULT
     return records.read_json(path.read_bytes(), Result, str(path)) if path.exists() else None
 
 
 def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
-    """The grid.
+    """All runs of the grid.
 
     Args:
         o: The options.
-        settings: As `settle` gives them; its store is where all runs read.
+        settings: From `settle`; all runs read the store named there.
     """
     judging = Judging(o.episodes, o.epsilon, o.eval_seed, o.eval_num_envs)
     compute = ComputeOptions(o.device, o.compile)
@@ -180,10 +180,10 @@ def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
 
 
 def check(o: BenchOptions) -> None:
-    """Refuse what cannot be, before anything is run.
+    """Refuse impossible options, before anything is run.
 
     Raises:
-        UsageError: Options contradict each other or are out of range.
+        UsageError: If options contradict each other or are out of range.
     """
     for game in o.games:
         atari.check_game(game)
@@ -211,25 +211,27 @@ def check(o: BenchOptions) -> None:
 
 
 def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
-    """What all runs of the bench share: as it was begun, or as the options say.
+    """Settings that all runs share: those the bench was started with, or else those of the options.
 
-    Offline runs all learn from what the store had of their game when the bench first met it.
+    All offline runs learn from the segments that the store had of their game when the bench first
+    included it.
 
     Raises:
-        ConflictError: The bench was started with other options.
-        DamagedError: Its file is damaged.
+        ConflictError: If the bench was started with other options.
+        DamagedError: If its file is damaged.
     """
     path = Path(o.bench_dir) / SETTINGS
     options = {**flat_options(o), "store": snapshot.backend.url}
     segments: dict[str, tuple[str, ...]] = {}
-    kept: dict[str, Any] = {}  # Also what runs of this call have no use for.
+    kept: dict[str, Any] = {}  # Includes options that the runs of this call do not use.
     if path.exists():
         before = records.read_json(path.read_bytes(), Settings, str(path))
         segments, kept = before.segments, before.options
         defaults = flat_options(_defaults(o))
         for name, other in options.items():
             one = before.options.get(name)
-            # What an older wsa did not know, or left to the algorithm, is as by default.
+            # An option that an older wsa did not know, or left to the algorithm, has its default
+            # value.
             one = defaults.get(name) if one is None else one
             if spelled(name, one) != spelled(name, other):
                 raise ConflictError(
@@ -244,7 +246,7 @@ def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
 
 
 def changed(o: BenchOptions) -> list[str]:
-    """Options that all runs share and that are not as by default, as they are written."""
+    """Shared options that differ from their defaults, as written on the command line."""
     defaults = {
         **flat_options(_defaults(o)),
         "online": False,
@@ -273,13 +275,13 @@ def _defaults(o: BenchOptions) -> BenchOptions:
 
 
 def write(o: BenchOptions, settings: Settings) -> None:
-    """Keep what all runs of a bench share."""
+    """Save the settings that all runs of a bench share."""
     data = msgspec.json.format(hashing.canonical(settings))
     atomic_files.replace(Path(o.bench_dir) / SETTINGS, data)
 
 
 def _methods(o: BenchOptions) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each fusion with each subset of the models that it takes."""
+    """Yield each fusion with each set of models that it takes."""
     subsets = [tuple(dict.fromkeys(subset.split("+"))) for subset in o.models_subsets]
     for fusion in o.fusions:
         for models in subsets or [o.models]:
@@ -292,13 +294,13 @@ def _methods(o: BenchOptions) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def without_judging(request: RunRequest) -> RunRequest:
-    """A request less how models run, if none runs before the run is judged."""
+    """A request without the options for running models, if no game is played during training."""
     playing = request.online or request.evaluation.eval_frequency
     return request if playing else dataclasses.replace(request, live=LiveOptions())
 
 
 def request_for(o: BenchOptions, fusion: str) -> RunRequest:
-    """What all runs of a fusion are asked to be, less what it has no use for."""
+    """The request of all runs with a fusion, without options that the fusion does not use."""
     shared = {field.name: getattr(o, field.name) for field in dataclasses.fields(Training)}
     made = Fusion if fusion == PIXELS else fusion_class(fusion)
     if not made.conditioned:
@@ -320,17 +322,17 @@ def request_for(o: BenchOptions, fusion: str) -> RunRequest:
 
 
 def written(value: Any) -> Any:
-    """A value as it is written on the command line."""
+    """Write an option's value as on the command line."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def spelled(name: str, value: Any) -> str:
-    """An option as it is written on the command line."""
+    """Write an option with its value as on the command line."""
     return f"--{name.replace('_', '-')} {written(value)}"
 
 
 def spelled_models(models: tuple[str, ...]) -> str:
-    """Models as part of a folder's name."""
+    """Write models as part of a folder's name."""
     whole = "+".join(models)
     plain = re.sub(r"[^\w.+-]", "_", whole, flags=re.ASCII)
     if plain == whole and len(plain) <= LONGEST:

@@ -1,7 +1,7 @@
-"""Learning curves as a picture: what a method's runs returned, over the steps that they played.
+"""Learning curves as a picture: returns of a method's runs over steps.
 
-A thin line for each run, a thick one for their mean; episodes are averaged in even stretches of
-steps, since single ones jump.
+Each run has a thin line, and their mean a thick one. Returns are averaged over equal stretches of
+steps, because those of single episodes are noisy.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ STRETCHES = 60
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """What one run returned.
+    """Returns of one run.
 
     Attributes:
-        method: Curves of one method share a color.
-        steps: (n,) steps at which episodes ended.
-        returns: (n,) raw returns of these.
+        method: Name of the method; curves of one method share a color.
+        steps: Steps at which episodes ended, shape (n,).
+        returns: Raw returns of these episodes, shape (n,).
     """
 
     method: str
@@ -35,11 +35,11 @@ class Curve:
 
 
 def png(title: str, curves: Sequence[Curve]) -> bytes:
-    """A picture of curves, as a PNG file.
+    """Draw curves as a PNG file.
 
     Args:
-        title: What they are of.
-        curves: At least one, each with an episode.
+        title: Title of the picture.
+        curves: At least one curve, each with at least one episode.
     """
     return charts.draw(title, "steps", "raw return", lines(curves))
 
@@ -53,20 +53,23 @@ def lines(curves: Sequence[Curve]) -> list[charts.Line]:
         table = np.array([averages(curve, end) for curve in curves if curve.method == method])
         for own in table if len(table) > 1 else ():
             found.append(_line("", middles, own, style, pale=True))
-        # Where every run has an episode: else a mean would be of other runs here than there.
+        # Only stretches in which every run has an episode, so that each mean is over the same runs.
         label = f"{method} ({len(table)})"
         found.append(_line(label, middles, table.mean(axis=0), style, pale=False))
     return found
 
 
 def _line(label: str, x: Points, y: Points, style: int, *, pale: bool) -> charts.Line:
-    """Through the stretches in which episodes ended, without gaps between them."""
+    """A line through the stretches in which episodes ended, without gaps between them."""
     known = np.isfinite(y)
     return charts.Line(label, x[known], y[known], style, pale)
 
 
 def averages(curve: Curve, end: float) -> Points:
-    """Mean return in each even stretch of the steps up to `end`, (STRETCHES,); NaN where none ended."""
+    """Mean return in each equal stretch of the steps up to `end`, shape (STRETCHES,).
+
+    NaN for a stretch in which no episode ended.
+    """
     which = np.minimum((curve.steps / end * STRETCHES).astype(np.int64), STRETCHES - 1)
     count = np.bincount(which, minlength=STRETCHES)
     total = np.bincount(which, curve.returns, STRETCHES)

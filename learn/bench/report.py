@@ -1,10 +1,10 @@
-"""What came of a bench, as tables: raw, normalised, aggregated over games and seeds, and curves.
+"""Results of a bench as tables: raw, normalized, aggregated over games and seeds, and curves.
 
-results.csv   a line for each run: raw per-seed results
-table.csv     a line for each method and game, and one for each method over all games
-table.md      the same to read
+results.csv   raw results, one row for each run
+table.csv     a row for each method and game, and one for each method over all games
+table.md      the same as Markdown
 report.html   the same with figures, as one page that can be mailed
-curves.csv    what runs logged on their way: returns while playing, validation, weights
+curves.csv    metrics logged during training: returns, validation scores, weights
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from wsa.learn.report.page import page
 from wsa.store.common import atomic_files
 from wsa.store.objects.writer import command_line
 
-# What a game's curves are of, whatever comes first: evaluations, where there were any, or training.
+# Returns for a game's curve: those of evaluations if there were any, else those of training.
 RETURNS = (periodic.RETURN, "charts/episodic_return")
 CURVES = ("eval/", "charts/episodic_return", "validation/", "wsa/")
 ALL = "all games"
@@ -45,31 +45,32 @@ RUN_COLUMNS = (
 
 
 class Method(NamedTuple):
-    """What is compared: a fusion, and which models it fused."""
+    """A method under comparison: a fusion, and the models that it fuses."""
 
     fusion: str
     models: tuple[str, ...]
 
     def __str__(self) -> str:
-        """As it stands in tables."""
+        """Name of the method in tables."""
         return f"{self.fusion} {'+'.join(self.models)}".rstrip()
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A method on a game, or over all games.
+    """Results of a method on a game, or over all games.
 
     Attributes:
         method: The method.
         game: ALE game id, or `ALL`.
-        seeds: How many runs; over all games, of each.
-        games: How many games.
-        mean: Of the runs' mean raw returns; None over all games.
-        std: Their sample standard deviation; None of one run.
-        normalised: Human-normalized: of a game the mean, over all games the interquartile mean.
-        interval: Of the latter.
-        parameters: Numbers that its network learns, over all games those of the largest; None where
-            all runs were judged by a wsa that did not count.
+        seeds: Number of runs; over all games, number of seeds with all games.
+        games: Number of games.
+        mean: Mean over runs of their mean raw returns; None over all games.
+        std: Sample standard deviation of the same; None for a single run.
+        normalised: Human-normalized score: the mean for a game, the interquartile mean over all
+            games.
+        interval: Interval of the interquartile mean.
+        parameters: Number of trainable parameters; over all games that of the largest network. None
+            if all runs were evaluated by a version of wsa that did not count them.
     """
 
     method: Method
@@ -85,12 +86,12 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was written.
+    """The written report.
 
     Attributes:
-        results: Every run that was judged alike.
-        lines: The table.
-        markdown: The table to read.
+        results: Results of every run evaluated with the same settings.
+        lines: Rows of the table.
+        markdown: The tables as Markdown.
     """
 
     results: tuple[Result, ...]
@@ -98,7 +99,7 @@ class Report:
     markdown: str
 
     def summary(self, failures: Sequence[Failure]) -> dict[str, Any]:
-        """As JSON values."""
+        """The report as JSON values."""
         return {
             "runs": len(self.results),
             "failed": [dataclasses.asdict(failure) for failure in failures],
@@ -107,17 +108,17 @@ class Report:
 
 
 def write(folder: Path, judging: Judging, store: str, changed: Sequence[str]) -> Report:
-    """Write the tables of a bench: of all its runs that were judged alike.
+    """Write the tables of a bench, for all of its runs evaluated with the same settings.
 
     Args:
         folder: The bench's folder.
-        judging: How the runs of the table were judged.
+        judging: Settings of the evaluation.
         store: URL of the store.
-        changed: Options that all runs share and that are not as by default.
+        changed: Shared options that differ from their defaults.
 
     Raises:
-        DamagedError: A run's result is damaged.
-        StorageError: No room, or the folder refused.
+        DamagedError: If a run's result is damaged.
+        StorageError: If there is no room, or the folder refuses access.
     """
     runs = sorted(_judged(folder, judging), key=lambda found: _about(found[1]))
     results = [result for _, result in runs]
@@ -143,7 +144,7 @@ def write(folder: Path, judging: Judging, store: str, changed: Sequence[str]) ->
 
 
 def tabulate(results: Sequence[Result]) -> Iterator[Line]:
-    """The lines of a table, by method."""
+    """Yield the rows of a table, by method."""
     for method in dict.fromkeys(Method(r.fusion, r.models) for r in results):
         mine = [r for r in results if Method(r.fusion, r.models) == method]
         games = list(dict.fromkeys(r.game for r in mine))
@@ -162,13 +163,13 @@ def tabulate(results: Sequence[Result]) -> Iterator[Line]:
 
 
 def _parameters(results: Iterable[Result]) -> int | None:
-    """Of the largest network; None if none was counted."""
+    """Number of parameters of the largest network; None if none was counted."""
     counts = [r.summary.get("parameters") for r in results]
     return max((count for count in counts if count is not None), default=None)
 
 
 def _over_games(method: Method, raw: dict[str, dict[int, float]]) -> Line:
-    """Interquartile mean over games whose human score is known, and seeds that played them all."""
+    """Interquartile mean over games with a known human score, and seeds that have all of them."""
     known = [game for game in raw if human_normalised(game, 0.0) is not None]
     seeds = sorted(set.intersection(*(set(raw[game]) for game in known))) if known else []
     if not seeds:
@@ -201,7 +202,7 @@ def _section(
     changed: Sequence[str],
     drawn: Mapping[str, Sequence[Curve]],
 ) -> Section:
-    """What a bench says: two tables, intervals over games, and each game's curves."""
+    """The bench's report: two tables, intervals over games, and each game's curves."""
     games = list(dict.fromkeys(r.game for r in results))
     methods = list(dict.fromkeys(line.method for line in lines))
     found = {(line.method, line.game): line for line in lines}
@@ -276,7 +277,7 @@ def _about(result: Result) -> tuple[str, str, str, int]:
 
 
 def curves_of(runs: Sequence[tuple[Path, Result]]) -> Iterator[tuple[Any, ...]]:
-    """Every scalar worth a curve that a run logged."""
+    """Yield every logged scalar that is worth a curve."""
     for folder, result in runs:
         path = folder / "metrics.jsonl"
         for text in path.read_text().splitlines() if path.exists() else ():
@@ -287,7 +288,7 @@ def curves_of(runs: Sequence[tuple[Path, Result]]) -> Iterator[tuple[Any, ...]]:
 
 
 def returns_of(curves: Sequence[tuple[Any, ...]]) -> dict[str, list[Curve]]:
-    """Curves of returns, by game, of what `curves_of` gives."""
+    """Curves of returns, by game, from the output of `curves_of`."""
     points: dict[tuple[str, str, int], list[tuple[float, float]]] = defaultdict(list)
     there = {(game, scalar) for game, *_, scalar, _ in curves}
     for game, fusion, models, seed, step, scalar, value in curves:

@@ -1,4 +1,4 @@
-"""One run of a bench: trained to its end, judged, and its result written down."""
+"""Train one run of a bench to its end, evaluate it, and write its result."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from wsa.store.objects.snapshot import take_snapshot
 
 ERROR = "error.txt"
 
-# Runs draw from torch's one generator, so a process has one run at a time, however many threads a
-# Dask worker that somebody started has.
+# Runs draw from torch's global generator, so a process has one run at a time, even if a user's Dask
+# worker has several threads.
 _one_at_a_time = threading.Lock()
 
 Tell = Callable[[str, int, int], None]
@@ -37,13 +37,13 @@ Tell = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A run that did not come to its end.
+    """A run that failed.
 
     Attributes:
-        cell: As it is spoken of.
-        kind: The error's stable code, or an exception's name.
-        message: What was found, and what to do.
-        exit_code: Of such an error.
+        cell: Name of the run.
+        kind: The error's stable code, or the exception's name.
+        message: The problem, and what to do.
+        exit_code: Exit code of the error.
     """
 
     cell: str
@@ -53,14 +53,14 @@ class Failure:
 
 
 def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure | None:
-    """Train and evaluate a run from where it stands; a failure is returned, not raised.
+    """Train and evaluate a run from its current state; return a failure instead of raising it.
 
     Args:
         cell: The run.
-        tell: Called with `learn` or `eval`, what is done of it, and how much it is.
+        tell: Called with `learn` or `eval`, the progress, and the total.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been saved.
+        KeyboardInterrupt: On Ctrl-C or SIGTERM, after saving a checkpoint.
     """
     with _one_at_a_time:
         try:
@@ -68,7 +68,7 @@ def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure 
             _judge(cell, lambda _, games: tell("eval", games, cell.judging.episodes))
         except WsaError as error:
             return Failure(str(cell), error.kind, str(error), error.exit_code)
-        except Exception as error:  # noqa: BLE001  Memory, a driver: the other runs go on.
+        except Exception as error:  # noqa: BLE001  Memory, a driver, ...: other runs continue.
             path = cell.folder / ERROR
             atomic_files.replace(path, traceback.format_exc().encode())
             said = " ".join(str(error).split())[:300]
@@ -79,17 +79,15 @@ def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure 
 
 
 def _train(cell: Cell, on_line: OnLine) -> None:
-    """Train, from the beginning or the newest checkpoint, as the run was begun."""
+    """Train a run from the start or its newest checkpoint, with its original settings."""
     request, folder = cell.request, cell.folder
-    user_code.type_in(
-        [request.fusion, request.algo]
-    )  # The person who started the bench named them.
+    user_code.type_in([request.fusion, request.algo])  # The user who started the bench named them.
     device = choose_device(cell.compute.device)
     if (folder / FILE).exists():
         config = read_config(folder)
     else:
         snapshot = take_snapshot(open_store(request.store))
-        if not request.online:  # No more than the bench was started with.
+        if not request.online:  # Only the data that the bench was started with.
             snapshot = only(snapshot, request.game, cell.segments)
         config = configure(without_judging(request), snapshot, device)
         record = isinstance(request.data, PlayOptions) and request.data.record

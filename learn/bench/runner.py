@@ -1,4 +1,4 @@
-"""`wsa bench`: train and judge a grid of runs, skip what is done, and tabulate what came of it."""
+"""`wsa bench`: train and evaluate a grid of runs, skip finished ones, and tabulate the results."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from wsa.store.common import terminal
 from wsa.store.common.errors import StorageError
 from wsa.store.objects.root import open_snapshot
 
-TRIES = 3  # Of a run whose worker dies; it goes on from its newest checkpoint.
+TRIES = 3  # Attempts at a run whose worker dies; each continues from the newest checkpoint.
 
-# `wsa.encode.jobs.cluster.connect`, which a learner does not import itself.
+# `wsa.encode.jobs.cluster.connect`, passed in because a learner does not import it.
 Connect = Callable[..., AbstractContextManager[tuple[Any, int]]]
 
 
 def bench(o: BenchOptions, connect: Connect) -> int:
-    """`wsa bench`; the exit code is that of the first run that failed, or 0."""
+    """`wsa bench`; the exit code is that of the first failed run, or 0."""
     grid.check(o)
     create = o.online and not o.dry_run
     _, snapshot = open_snapshot(o.store, create=create, or_empty=o.online and o.dry_run)
@@ -49,12 +49,12 @@ def bench(o: BenchOptions, connect: Connect) -> int:
 
 
 def say_failures(verb: str, failures: Sequence[Failure], runs: int) -> int:
-    """Name the runs of a grid that failed; the exit code is that of the first, or 0.
+    """Print the failed runs of a grid; return the exit code of the first, or 0.
 
     Args:
         verb: The command.
-        failures: Those that failed.
-        runs: How many runs there are.
+        failures: The failed runs.
+        runs: Total number of runs.
     """
     for failure in failures:
         terminal.say(f"failed: {failure.cell}: {failure.message}")
@@ -67,13 +67,13 @@ def say_failures(verb: str, failures: Sequence[Failure], runs: int) -> int:
 
 
 def run_cells(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure]:
-    """Train and judge runs, here or on workers; gives those that failed."""
+    """Train and evaluate runs, in this process or on workers; yield those that failed."""
     how = _here if o.scheduler == "inproc" else _on_workers
     yield from filter(None, how(o, left, connect))
 
 
 def _dry(o: BenchOptions, cells: list[Cell]) -> int:
-    """Say how far each run of the grid is."""
+    """Print the progress of each run of the grid."""
     rows = []
     for cell in cells:
         state = "done" if cell.result() else f"{cell.done():,} of {cell.total:,}"
@@ -98,7 +98,7 @@ def _dry(o: BenchOptions, cells: list[Cell]) -> int:
 
 
 def _here(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure | None]:
-    """One run after the other, in this process."""
+    """Run one after the other, in this process."""
     for number, cell in enumerate(left, 1):
         terminal.say(f"{number} of {len(left)}: {cell}")
         with _Bars(not o.json) as bars:
@@ -107,7 +107,7 @@ def _here(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failu
 
 
 class _Bars:
-    """Progress of what a run is at, one bar at a time."""
+    """Shows the progress of a run, one bar at a time."""
 
     def __init__(self, shown: bool) -> None:
         self._shown = shown
@@ -133,7 +133,7 @@ class _Bars:
 
 
 def _on_workers(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure | None]:
-    """As many runs at once as there are workers."""
+    """Run as many at once as there are workers."""
     if not left:
         return
     jobs = slurm.jobs(o, o.scheduler)
@@ -155,7 +155,7 @@ def _on_workers(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator
                     completed.add(again)
                     continue
                 failure = _died(cell, error)
-            except Exception as error:  # noqa: BLE001  Dask's own: a worker without wsa, and the like.
+            except Exception as error:  # noqa: BLE001  Dask's own: e.g. a worker without wsa.
                 failure = _lost(cell, error)
             done += 1
             progress.update(done)
