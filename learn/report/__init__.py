@@ -1,1 +1,1 @@
-"""Reports: one document of text, tables and figures, as Markdown and as a page that can be mailed."""
+"""Reports: text, tables, and figures, as Markdown and as a page that can be mailed."""

@@ -1,7 +1,7 @@
-"""What a report says, apart from how it looks: text, tables and figures in sections.
+"""Content of a report, apart from its layout: text, tables, and figures in sections.
 
 `markdown` is its plain form; `wsa.learn.report.page` makes a page of several sections. A section is
-kept as JSON beside what it is about, so that a page can be made again of all that are there.
+stored as JSON beside its results, so that a page can be made again from all sections.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 from wsa.store.common import terminal
 from wsa.store.common.version import __version__
 
-# What a result may depend on.
+# Libraries that may affect results.
 LIBRARIES = ("torch", "numpy", "ale-py", "gymnasium")
 
 
@@ -29,10 +29,10 @@ class Table(msgspec.Struct, frozen=True, tag="table"):
     """A table.
 
     Attributes:
-        title: What it is of.
+        title: Title of the table.
         columns: Names of the columns.
-        rows: Cells, as they are to be read.
-        note: How to read it.
+        rows: Cells, as displayed.
+        note: How to read the table.
     """
 
     title: str
@@ -42,12 +42,12 @@ class Table(msgspec.Struct, frozen=True, tag="table"):
 
 
 class Figure(msgspec.Struct, frozen=True, tag="figure"):
-    """A figure, as `wsa.learn.report.figures` draws them.
+    """A figure, drawn by `wsa.learn.report.figures`.
 
     Attributes:
-        title: What it shows; read aloud in its place.
+        title: What it shows; also its text for screen readers.
         svg: The drawing.
-        note: How to read it.
+        note: How to read the figure.
     """
 
     title: str
@@ -60,7 +60,7 @@ class Film(msgspec.Struct, frozen=True, tag="film"):
 
     Attributes:
         title: What it shows.
-        mp4: The file, of a codec that browsers play.
+        mp4: The file, with a codec that browsers play.
     """
 
     title: str
@@ -71,13 +71,13 @@ Part = Text | Table | Figure | Film
 
 
 class Section(msgspec.Struct, frozen=True):
-    """A part of a report that stands by itself.
+    """A self-contained part of a report.
 
     Attributes:
-        name: Short and unique within a report: its anchor.
-        title: Its heading.
-        parts: What it says.
-        facts: How this was made, by name: how it was judged, the command, versions.
+        name: Short name, unique within a report; used as the anchor.
+        title: Heading.
+        parts: Content.
+        facts: How the section was made, by name: the evaluation, the command, versions.
     """
 
     name: str
@@ -89,20 +89,20 @@ class Section(msgspec.Struct, frozen=True):
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = ""
 ) -> Table:
-    """A table of values as they are to be read: None is a dash, other values are as `str` has them."""
+    """Make a table of displayed values: None becomes a dash, other values become `str`."""
     cells = tuple(tuple("-" if cell is None else str(cell) for cell in row) for row in rows)
     return Table(title, tuple(columns), cells, note)
 
 
 def versions() -> str:
-    """Versions of wsa and of the libraries that a result may depend on."""
+    """Versions of wsa and of libraries that may affect results."""
     found = {"wsa": __version__, "Python": platform.python_version()}
     found |= {name: importlib.metadata.version(name) for name in LIBRARIES}
     return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def markdown(section: Section) -> str:
-    """A section as Markdown; its figures and films are on the page alone."""
+    """Write a section as Markdown; figures and films appear only on the page."""
     lines = [f"# {section.title}\n"]
     for part in section.parts:
         match part:

@@ -1,7 +1,7 @@
 """Figures of reports, drawn by matplotlib as SVG that takes its colors from the page.
 
-All are as wide as a telephone and are drawn larger where there is room, so that their letters can be
-read on both; a page sets several side by side.
+All are as wide as a phone's screen and scale up where there is room, so that their text is readable
+on both. A page places several side by side.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 WIDTH = 5.0  # Inches, of 72 units each.
-# Colors that matplotlib writes, and what the page calls them.
+# Placeholder colors that matplotlib writes; the page's colors replace them.
 INK, FAINT, RULE = "#010203", "#040506", "#070809"
 SERIES = tuple(f"#0a0b{i:02x}" for i in range(7))
 _THEME = {INK: "var(--ink)", FAINT: "var(--faint)", RULE: "var(--rule)"} | {
@@ -24,9 +24,9 @@ _THEME = {INK: "var(--ink)", FAINT: "var(--faint)", RULE: "var(--rule)"} | {
 }
 _DASHES = ("-", "--", ":", "-.")
 _LOOK: dict[Any, Any] = {
-    "svg.fonttype": "none",  # Letters stay letters: small, selectable, in the page's font.
-    "svg.hashsalt": "wsa",  # The same figure is the same bytes.
-    "text.parse_math": False,  # Names are names, whatever they hold.
+    "svg.fonttype": "none",  # Keep text as text: small, selectable, in the page's font.
+    "svg.hashsalt": "wsa",  # The same figure gives the same bytes.
+    "text.parse_math": False,  # Names may contain any character.
     "font.size": 10,
     "font.family": "sans-serif",
     "text.color": INK,
@@ -49,13 +49,16 @@ _LOOK: dict[Any, Any] = {
 
 
 def draw(height: float, paint: Callable[[Any], None]) -> str:
-    """Draw on one pair of axes; returns an SVG element.
+    """Draw on one pair of axes.
 
     Args:
-        height: In inches.
-        paint: Given the axes.
+        height: Height in inches.
+        paint: Draws on the given axes.
+
+    Returns:
+        An SVG element.
     """
-    # matplotlib is slow to import. A figure of its own touches no global state and needs no screen.
+    # matplotlib is slow to import. A separate figure needs no global state and no screen.
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, ScalarFormatter
@@ -73,7 +76,7 @@ def draw(height: float, paint: Callable[[Any], None]) -> str:
 
 
 def _inline(svg: str) -> str:
-    """What a page needs of a file: the element, in the page's colors and font."""
+    """Reduce an SVG file to an element for the page, in the page's colors and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(
@@ -81,9 +84,9 @@ def _inline(svg: str) -> str:
     )
     svg = re.sub(r' xmlns:xlink="[^"]*"| version="1.1"', "", svg)
     svg = svg.replace("xlink:href", "href")
-    # Every figure numbers its parts alike, and on a page an id stands once.
+    # Every figure numbers its parts in the same way, but an id must be unique on a page.
     svg = re.sub(r'<g id="[\w.]+_\d+">', "<g>", svg)
-    # The page says these for all of them.
+    # The page's style sheet sets these for all figures.
     svg = re.sub(
         r"<defs>\s*<style.*?</style>\s*</defs>|font-family: [^;\"]*; ", "", svg, flags=re.DOTALL
     )
@@ -97,11 +100,11 @@ class Bar:
     """A value with its interval.
 
     Attributes:
-        label: What it is of.
+        label: Name.
         value: The estimate.
-        low: Lower end of its interval; None of one without.
+        low: Lower end of its interval; None without an interval.
         high: Upper end.
-        style: Those of one style share a color.
+        style: Index of the color.
     """
 
     label: str
@@ -112,12 +115,12 @@ class Bar:
 
 
 def intervals(bars: Sequence[Bar], x_label: str, *, line: float | None = None) -> str:
-    """A point and an interval for each, one below the other.
+    """Draw each value as a point with its interval, one below the other.
 
     Args:
-        bars: Those, from the top.
-        x_label: What is measured.
-        line: A value to compare with.
+        bars: Values, from the top.
+        x_label: Name of the value.
+        line: A value to compare with, drawn as a dashed line.
     """
 
     def paint(axes: Any) -> None:
@@ -141,11 +144,11 @@ class Line:
     """A curve, with a band if it has one.
 
     Attributes:
-        label: What it is of.
-        x: (n,) ascending.
-        y: (n,).
-        low: (n,) lower end of the band.
-        high: (n,) upper end.
+        label: Name.
+        x: Ascending positions, shape (n,).
+        y: Values, shape (n,).
+        low: Lower end of the band, shape (n,).
+        high: Upper end of the band, shape (n,).
     """
 
     label: str
@@ -162,13 +165,13 @@ def curves(
     *,
     at: float | None = None,
 ) -> str:
-    """Curves in one chart.
+    """Draw curves in one chart.
 
     Args:
-        lines: Those.
-        x_label: What the horizontal axis shows.
-        y_label: What the vertical axis shows.
-        at: A place on the horizontal axis to mark.
+        lines: The curves.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
+        at: A position on the horizontal axis to mark.
     """
 
     def paint(axes: Any) -> None:
@@ -190,13 +193,13 @@ def curves(
 
 
 def stacked(labels: Sequence[str], x: ArrayLike, shares: NDArray[Any], x_label: str) -> str:
-    """Shares of a whole, on top of each other, over time.
+    """Draw shares of a whole over time, stacked.
 
     Args:
-        labels: Of the m parts.
-        x: (n,).
-        shares: (m, n).
-        x_label: What the horizontal axis shows.
+        labels: Names of the m parts.
+        x: Ascending positions, shape (n,).
+        shares: Shape (m, n).
+        x_label: Label of the horizontal axis.
     """
 
     def paint(axes: Any) -> None:
@@ -213,14 +216,14 @@ def stacked(labels: Sequence[str], x: ArrayLike, shares: NDArray[Any], x_label: 
 def points(
     labels: Sequence[str], x: Sequence[float], bars: Sequence[Bar], x_label: str, y_label: str
 ) -> str:
-    """A point for each, with its interval, and its name beside it.
+    """Draw each value as a point with its interval, labeled with its name.
 
     Args:
         labels: Names.
-        x: Where each stands; drawn logarithmically.
-        bars: How high.
-        x_label: What the horizontal axis shows.
-        y_label: What the vertical axis shows.
+        x: Horizontal positions, on a logarithmic axis.
+        bars: Values.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
     """
 
     def paint(axes: Any) -> None:
@@ -246,12 +249,12 @@ def points(
 
 
 def _apart(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Heights at which names beside points (n,) do not stand on each other."""
+    """Heights, shape (n,), for names beside points, so that they do not overlap."""
     line, reach = 0.06 * max(np.ptp(y), 1e-9), 0.25 * max(np.ptp(x), 1e-9)
     placed: list[int] = []
     found = y.copy()
     for i in np.argsort(y, kind="stable").tolist():
-        for j in placed:  # From the lowest up, so that one pass is enough.
+        for j in placed:  # From the lowest up, so that one pass suffices.
             if abs(x[i] - x[j]) < reach and found[i] < found[j] + line:
                 found[i] = found[j] + line
         placed.append(i)
@@ -259,12 +262,12 @@ def _apart(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64
 
 
 def lattice(values: Mapping[tuple[bool, ...], float], labels: Sequence[str], what: str) -> str:
-    """All sets of a few things, from none at the bottom to all at the top, and what each is worth.
+    """Draw the value of each subset of a few items, from the empty set up to the whole.
 
     Args:
-        values: By which of them a set has, all 2^m.
-        labels: A letter for each of the m things.
-        what: The name of the value.
+        values: Value of each of the 2^m subsets; a key tells whether each item is in it.
+        labels: A letter for each of the m items.
+        what: Name of the value.
     """
     low, high = min(values.values()), max(values.values())
     levels = [[k for k in values if sum(k) == n] for n in range(len(labels) + 1)]
@@ -308,15 +311,15 @@ def heat_map(
     y_label: str = "",
     strongest: float | None = None,
 ) -> str:
-    """A table of values, the stronger colored the further they are from 0; of another color below it.
+    """Draw a table of values; those further from 0 have a stronger color, negative ones another.
 
     Args:
-        values: (rows, columns); what is no number stays empty.
+        values: Shape (rows, columns); NaN stays blank.
         rows: Names, from the top.
         columns: Names.
-        what: The name of the value, and of what the columns are.
-        y_label: What the rows are.
-        strongest: The value with the strongest color; the largest that there is if not given.
+        what: Name of the value or of the columns.
+        y_label: Name of the rows.
+        strongest: Value with the strongest color; by default the largest absolute value.
     """
     most = strongest or float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
 
@@ -341,13 +344,13 @@ def heat_map(
 def events(
     x: ArrayLike, labels: Sequence[str], bands: Sequence[NDArray[np.float64]], x_label: str
 ) -> str:
-    """Curves with bands around an event at 0.
+    """Draw curves with bands around an event at 0.
 
     Args:
-        x: (n,) before and after it.
-        labels: Of the curves.
-        bands: (3, n) of each: value, low, high.
-        x_label: What the horizontal axis shows.
+        x: Positions relative to the event, shape (n,).
+        labels: Names of the curves.
+        bands: For each curve, its value, lower end, and upper end, shape (3, n).
+        x_label: Label of the horizontal axis.
     """
     lines = [Line(label, x, *band) for label, band in zip(labels, bands, strict=True)]
     return curves(lines, x_label, "weight", at=0.0)

@@ -1,7 +1,7 @@
-"""Sections as one page that stands alone: no script, no font and no picture from elsewhere.
+"""Sections as one self-contained page: no scripts, and no fonts or pictures from elsewhere.
 
-Figures are inline SVG whose colors are the page's, so that both follow the reader's choice of light
-or dark. Everything that is said is escaped.
+Figures are inline SVG in the page's colors, so they follow the reader's choice of light or dark.
+All text is escaped.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ dl { background: var(--raised); padding: 0.75rem 1rem; border-radius: 6px; font-
 dd { margin: 0 0 0.5rem; }
 """
 
-LONG = 40  # Characters of a cell that is words, and may be broken.
+LONG = 40  # Cells longer than this are words, and may wrap.
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
-    """The page, as HTML.
+    """Make the page, as HTML.
 
     Args:
-        title: Its heading.
-        sections: What it holds, in this order.
+        title: Heading of the page.
+        sections: Sections, in order.
     """
     links = "".join(f'<a href="#{escape(s.name)}">{escape(s.title)}</a>' for s in sections)
     body = "\n".join(map(_section, sections))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # Nothing is fetched, whatever stands in a cell; not even the icon that browsers ask for.
+        # Nothing is fetched, whatever a cell contains; not even the icon that browsers request.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'; img-src data:; media-src data:\">\n"
         '<link rel="icon" href="data:,">\n'
@@ -88,7 +88,7 @@ def _section(section: Section) -> str:
 
 
 def _row(figures: Sequence[str]) -> list[str]:
-    """Figures that follow each other stand side by side where there is room."""
+    """Place consecutive figures side by side if there is room."""
     return [f'<div class="figures">{"".join(figures)}</div>'] if figures else []
 
 
