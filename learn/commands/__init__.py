@@ -1,1 +1,1 @@
-"""The commands that play or learn."""
+"""Commands that play or learn."""

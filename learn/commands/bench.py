@@ -1,4 +1,4 @@
-"""`wsa bench`: a grid of runs, on the workers that encoding has."""
+"""`wsa bench`: a grid of runs, on the same workers as encoding."""
 
 from __future__ import annotations
 

@@ -28,11 +28,14 @@ def collect(o: CollectOptions) -> int:
 
 
 def perform(o: CollectOptions, *, progress: bool = False) -> dict[str, Any]:
-    """Do what `wsa collect` does; what came of it, as `--json` prints it.
+    """Run `wsa collect`.
 
     Args:
         o: The options.
-        progress: Whether to show on standard error how far it is.
+        progress: Whether to show progress on standard error.
+
+    Returns:
+        The results, as `--json` prints them.
     """
     from wsa.learn.collect.collect import collect as play
     from wsa.learn.collect.collect import estimate, plan_collection
@@ -77,9 +80,10 @@ def perform(o: CollectOptions, *, progress: bool = False) -> dict[str, Any]:
 
 
 def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
-    """Who plays: a name for the record, and a run's network unless it is `random`.
+    """The policy, with its name for the record: `random`, a user's policy, or a run's network.
 
-    The name holds the checkpoint's digest: what another network plays is another collection.
+    A network's name contains the checkpoint's digest: data of another network is another
+    collection.
     """
     if not 0 <= o.eps <= 1:
         raise UsageError("bad-option", f"--eps must be from 0 to 1, not {o.eps}.")

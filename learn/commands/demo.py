@@ -1,4 +1,4 @@
-"""`wsa demo`: all of wsa on one game in a few minutes, and one table of it."""
+"""`wsa demo`: all steps of wsa on one game in a few minutes, with a summary table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from wsa.store.maintenance.summary import summarise, total_bytes
 from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
-# They come with wsa: no model hub is needed.
+# They ship with wsa, so no model hub is needed.
 MODELS = DEFAULT
 
 

@@ -1,4 +1,4 @@
-"""Is this machine ready? One line each for Python, libraries, device, games, weights, store, disk."""
+"""Check whether this machine is ready: Python, libraries, device, games, weights, store, disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FLOORS = {"zarr": (3, 1, 6), "numcodecs": (0, 16, 6)}
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line of the report; `ok` is None where it is neither good nor bad."""
+    """One line of the report; `ok` is None for a neutral finding."""
 
     what: str
     ok: bool | None
@@ -35,7 +35,7 @@ class Finding:
 
 
 def examine(store: str) -> Iterator[Finding]:
-    """Look at everything; nothing is changed, but that the store gets a small file for a moment."""
+    """Check everything; the only change is a small temporary file in the store."""
     yield Finding("python", sys.version_info >= (3, 11), platform.python_version())
     yield from map(_library, LIBRARIES)
     yield _device()
@@ -44,7 +44,7 @@ def examine(store: str) -> Iterator[Finding]:
     yield from _weights()
     found = _store(store)
     yield found
-    # A place that cannot be used is not tried a second time.
+    # Do not try a second time a place that cannot be used.
     if found.ok is not False:
         backend = open_backend(store)
         yield _bucket(backend) if "://" in backend.url else _disk("store disk", Path(backend.url))

@@ -20,11 +20,14 @@ def evaluate(o: EvalOptions) -> int:
 
 
 def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
-    """Do what `wsa eval` does; what came of it, as `--json` prints it.
+    """Run `wsa eval`.
 
     Args:
         o: The options.
-        progress: Whether to show on standard error how far it is.
+        progress: Whether to show progress on standard error.
+
+    Returns:
+        The results, as `--json` prints them.
     """
     from wsa.encode.inference.cores import threads_for
     from wsa.encode.inference.encoder import choose_device
@@ -77,25 +80,25 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
 
 
 class _Pace:
-    """How far an evaluation is: the run's games, then as many by a random policy.
+    """Progress of an evaluation: games of the run, then as many of a random policy.
 
     Args:
-        games: Of each.
+        games: Number of games of each policy.
     """
 
     def __init__(self, games: int) -> None:
         self._games = games
-        self._before = 0  # Steps of the policy that has finished.
+        self._before = 0  # Steps of the first policy, once it has finished.
         self._steps = self._episodes = 0
 
     def seen(self, steps: int, episodes: int) -> tuple[int, int]:
-        """Steps played, and about how many there will be; 0 while no game has ended.
+        """Steps played so far, and estimated total steps; the total is 0 until a game has ended.
 
         Args:
-            steps: That the policy at play has played.
-            episodes: That it has finished.
+            steps: Steps of the current policy.
+            episodes: Finished games of the current policy.
         """
-        if steps < self._steps:  # The other one has begun.
+        if steps < self._steps:  # The random policy has started.
             self._before += self._steps
         self._steps, self._episodes = steps, episodes
         done = self._before + steps

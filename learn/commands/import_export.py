@@ -1,4 +1,4 @@
-"""The verbs that count, take out and bring in: du, export and import."""
+"""The verbs export and import."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def import_data(o: ImportOptions) -> int:
         return terminal.result(
             o.json, {**values, "segments": sum(map(len, plan.collection.pieces))}
         )
-    backend = open_store(o.store, create=True)  # Only now, when all of the data are known to do.
+    backend = open_store(o.store, create=True)  # Create it only after all checks.
     with terminal.Progress("import", "steps", plan.collection.missing, not o.json) as progress:
         written = run_import(plan, source, backend, progress.update)
     return terminal.result(

@@ -1,4 +1,4 @@
-"""`wsa list` and `wsa show`: what a store holds."""
+"""`wsa list` and `wsa show`: contents of a store."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def show(o: ShowOptions) -> int:
 
 
 def _warn_of_rewards(snapshot: Snapshot, game: str) -> None:
-    """Say so if nothing that was played of a game earned a reward."""
+    """Print a warning if no stored step of a game earned a reward."""
     from wsa.learn.collect.rewards import rewarded_steps, warning
 
     segments = snapshot.segments(game)
-    # Rows are read only where the records do not tell: they are many in a large store.
+    # Read rows only if the records do not tell: a large store has many.
     earned = any(returned for meta in segments for _, returned in meta.episodes)
     if not earned and not rewarded_steps(snapshot, segments):
         terminal.say(warning(game, sum(meta.steps for meta in segments)))

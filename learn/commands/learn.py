@@ -28,11 +28,14 @@ def learn(o: LearnOptions) -> int:
 
 
 def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
-    """Do what `wsa learn` does; what came of it, as `--json` prints it.
+    """Run `wsa learn`.
 
     Args:
         o: The options.
-        progress: Whether to show on standard error how far it is.
+        progress: Whether to show progress on standard error.
+
+    Returns:
+        The results, as `--json` prints them.
     """
     check_ranges(o)
     user_code.type_in(o.trust)
@@ -84,7 +87,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
 
 
 def _shown(scalars: dict[str, float]) -> dict[str, dict[str, float]]:
-    """The newest losses, validation scores and fusion weights of a run, by what they are."""
+    """A run's newest losses, validation scores, and fusion weights, by kind."""
     found: dict[str, dict[str, float]] = {}
     for kind in ("losses", "validation", "eval", "wsa/weight"):
         of = {n.removeprefix(f"{kind}/"): v for n, v in scalars.items() if n.startswith(f"{kind}/")}
@@ -94,7 +97,7 @@ def _shown(scalars: dict[str, float]) -> dict[str, dict[str, float]]:
 
 
 def plan_run(o: LearnOptions, device: str) -> tuple[Snapshot, OfflineRun | OnlineRun, Path]:
-    """The store, the run that the options ask for, or that is continued, and its folder."""
+    """The store, the run to start or to resume, and its folder."""
     from wsa.learn.runs.config import read_config
     from wsa.learn.runs.folder import new_folder, settled
     from wsa.learn.runs.moved_store import find_store

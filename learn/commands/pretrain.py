@@ -1,4 +1,4 @@
-"""The verb `wsa pretrain`: from options to trained encoders and a printed result."""
+"""`wsa pretrain`: train encoders as the options say, and print the results."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _train(
     choice: data.Choice,
     device: str,
 ) -> dict[str, Any]:
-    """Train one encoder, and say how far it is."""
+    """Train one encoder, and show its progress."""
     shown = not o.json
     read = terminal.Progress(f"{training.encoder}: read", "frames", choice.frames, shown=shown)
     with read:
@@ -115,12 +115,12 @@ def _training(
 
 
 def _estimate(training: Training, device: str) -> dict[str, Any]:
-    """What a training would take, from one gradient step on noise."""
+    """Estimate the cost of a training from one gradient step on noise."""
     kind = trainee(training.encoder)
     network: Trainee = kind().to(device).to(memory_format=torch.channels_last)
     sight = kind.training_input
     seconds = 0.0
-    for count in (2, training.batch_size):  # The first is not timed: libraries wake up.
+    for count in (2, training.batch_size):  # The first pass is not timed: libraries initialize.
         looks = torch.rand(count, sight.frames, sight.height, sight.width).to(device)
         began = time.perf_counter()
         with engines.arithmetic(looks.device, training.precision):
@@ -143,10 +143,10 @@ def _number(value: float | None) -> str:
 
 
 def _check(o: PretrainOptions) -> None:
-    """Refuse what cannot be, before anything is opened.
+    """Refuse impossible options, before anything is opened.
 
     Raises:
-        UsageError: A value is out of range.
+        UsageError: If a value is out of range.
     """
     unknown = [name for name in o.encoder if name not in TRAINEES]
     if unknown or not o.encoder:

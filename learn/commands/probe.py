@@ -1,4 +1,4 @@
-"""The verb `wsa probe`: from options to tables."""
+"""`wsa probe`: probe models as the options say, and print tables."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def probe_models(o: ProbeOptions) -> int:
 
 
 def _play(segments: Sequence[SegmentMeta]) -> dict[str, dict[str, Any]]:
-    """Of random and of better play, what a store's records say of it."""
+    """Summarize the records of random and of better play."""
     found: dict[str, dict[str, Any]] = {}
     for kind, name in ((False, "random"), (True, "better")):
         own = [meta for meta in segments if probe_data.is_better(meta) == kind]
@@ -191,7 +191,7 @@ def _asks(
     segments: Sequence[SegmentMeta],
     horizons: Sequence[int],
 ) -> tuple[list[SegmentMeta], targets.Asks]:
-    """Segments that have answers, and what gives them."""
+    """Segments that have answers, and the function that returns a segment's answers."""
     if o.target == "reward":
         return list(segments), targets.reward_target(horizons)
     if o.target == "action":
@@ -223,7 +223,7 @@ def _estimate(
     segments: Sequence[SegmentMeta],
     frames: bool,
 ) -> dict[str, Any]:
-    """What would be done."""
+    """Estimate the cost of a probe."""
     widths = {key: inputs.width(snapshot, o.game, key) for key in models}
     samples = probe_data.drawn_at_most(segments, o.samples)
     kinds = untrained_kinds(snapshot, models) if frames else {}
@@ -233,7 +233,7 @@ def _estimate(
     )
     chosen = {meta.segment for meta in segments}
     shown = [m for m in snapshot.frames(o.game) if frames and m.segment in chosen]
-    # A segment's frames are read whole, and made RGB.
+    # A segment's frames are read all at once, and converted to RGB.
     screens = max((4 * m.frames * m.height * m.width for m in shown), default=0)
     return {
         "segments": len(segments),
@@ -249,10 +249,10 @@ def _estimate(
 
 
 def _check(o: ProbeOptions) -> None:
-    """Refuse what cannot be, before anything is opened.
+    """Refuse impossible options, before anything is opened.
 
     Raises:
-        UsageError: A value is out of range.
+        UsageError: If a value is out of range.
     """
     for name, value, least, most in (
         ("--samples", o.samples, 100, 100_000),

@@ -1,4 +1,4 @@
-"""`wsa study`: one of the paper's studies, by name."""
+"""`wsa study`: run one of the paper's studies."""
 
 from __future__ import annotations
 
