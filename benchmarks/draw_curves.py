@@ -25,7 +25,7 @@ METHODS = {
 
 
 def line(style: int, method: tuple[str, str], episodes: list[dict[str, str]]) -> charts.Line:
-    """The mean return in each stretch of a method's run."""
+    """Mean return in each stretch of a method's run."""
     own = [e for e in episodes if (e["fusion"], e["models"]) == method]
     stretch = np.array([int(e["step"]) // STRETCH for e in own])
     returns = np.array([float(e["episodic_return"]) for e in own])

@@ -1,9 +1,9 @@
-"""What trained keypoints and masks point to: pictures of six games, as a PNG.
+"""Draw what trained keypoints and masks point to, in six games, as a PNG.
 
     python benchmarks/draw_own.py PICTURE.png okk=okk.safetensors vos=vos.safetensors [GAME ...]
 
-Either file may be missing. Two moments of each game, played at random: the frame, the keypoints as
-spots over it, one colour each, and the masks of moving objects.
+Either file may be missing. For two moments of each game, played at random: the frame, the keypoints
+as spots over it, one color each, and the masks of moving objects.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEPS, MOMENTS, ENVS = 320, 2, 4
 
 
 def looks(game: str) -> Tensor:
-    """Two consecutive frames at each moment, (MOMENTS, 2, 84, 84) in [0, 1]."""
+    """Two consecutive frames at each moment, shape (MOMENTS, 2, 84, 84), in [0, 1]."""
     with store_of(game, STEPS, STEPS // ENVS) as (backend, _):
         snapshot = take_snapshot(backend)
         metas = snapshot.segments(game)[:MOMENTS]
@@ -43,7 +43,7 @@ def looks(game: str) -> Tensor:
 
 
 def panels(seen: Tensor, files: dict[str, str]) -> list[Tensor]:
-    """Pictures side by side, each (MOMENTS, 3, 84, 84)."""
+    """Pictures to place side by side, each (MOMENTS, 3, 84, 84)."""
     newest = seen[:, 1]
     found = [visualize.grey(newest)]
     networks = {

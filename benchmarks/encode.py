@@ -1,20 +1,20 @@
-"""Encoding against what the machine can do, against the bare model, and against what a user would write.
+"""Encoding compared with the machine's peak, with the bare model, and with a user's script.
 
-    python benchmarks/encode.py [MODEL ...]        default: lite0; as `wsa encode --models` takes them
+    python benchmarks/encode.py [MODEL ...]        default: lite0; as in `--models`
 
-Everything is measured side by side in one run, one thread where nothing else is said.
+Everything is measured side by side in one run, on one thread unless stated otherwise.
 
 - peak: the best large matrix product of PyTorch and OpenVINO, in fp32 and bf16.
-- bare: the chosen engine in a loop on preprocessed frames in RAM, and its share of the peak measured
-  in turn with it, with the network's operations counted by PyTorch (two for each multiply-add); bf16
-  by hand likewise.
-- pipeline: a segment is read from the store and checked, its frames preprocessed, run, reduced,
-  rounded, joined, compressed, committed and flushed.
+- bare: the chosen engine in a loop on preprocessed frames in RAM, and its share of the peak, which
+  is measured in turn with it. PyTorch counts the network's operations, two for each multiply-add.
+  The same for bf16.
+- pipeline: read and check a segment; preprocess its frames; run the model; reduce, round, join,
+  compress, commit, and flush.
 - a user's script: frames in RAM, timm's transform on PIL images, eager fp32 on all cores, at its
-  best batch; against the pipeline in one single-threaded process a core.
+  best batch size; compared with the pipeline in one single-threaded process per core.
 
-Passes are counted where the network is called, and must be as many as there are distinct frames.
-Untrained models (`:random`) get a basis of noise: to fit one takes minutes and changes no rate.
+Passes are counted where the network is called, and must equal the number of distinct frames.
+Untrained models (`:random`) get a random basis: fitting one takes minutes and changes no rate.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from wsa.encode.registration import fit_reduction, probe_frames, register
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 GAME, ROUNDS, SECONDS = "Seaquest", 3, 8.0
-HEAVY = 1e9  # Operations a frame from which a model's embeddings take seconds a segment.
+HEAVY = 1e9  # Operations per frame above which a model takes seconds per segment.
 USERS_BATCHES = (1, 8, 32)
 PRECISIONS = ("fp32", "bf16")
 
@@ -135,7 +135,7 @@ def bare(encoder: Encoder, pixels: torch.Tensor) -> float:
 
 
 def share(encoder: Encoder, pixels: torch.Tensor, precision: str, operations: int) -> str:
-    """An engine's operations a second / the peak's, in turn: the median of rounds, and their range."""
+    """An engine's operations per second as a share of the peak: median and range over rounds."""
     product = largest_product(precision)
     rates = interleave(
         {"peak": lambda: rate(product, 1.0), "bare": lambda: bare(encoder, pixels)}, 2 * ROUNDS
@@ -145,7 +145,7 @@ def share(encoder: Encoder, pixels: torch.Tensor, precision: str, operations: in
 
 
 def counted(encoder: Encoder) -> list[int]:
-    """How many rows each call of the engine has, from now on."""
+    """Count the rows of each call of the engine, from now on."""
     ran: list[int] = []
     engine = encoder.engine
 
@@ -161,7 +161,7 @@ def counted(encoder: Encoder) -> list[int]:
 
 
 def cut(plan: Plan, frames: float) -> Plan:
-    """The first segments of a plan with about so many frames; copies only look back."""
+    """Keep the first segments of a plan, about `frames` frames; copies only look back."""
     count = 1 + np.searchsorted(np.cumsum([len(item.own) for item in plan.items]), frames)
     return dataclasses.replace(plan, items=plan.items[: max(cores(), count)])
 
@@ -169,7 +169,7 @@ def cut(plan: Plan, frames: float) -> Plan:
 def against_a_user(
     request: Request, snapshot: Snapshot, plan: Plan, settings: tasks.TaskSettings
 ) -> None:
-    """A user's script on all cores, and wsa in one process a core, in turn."""
+    """Measure a user's script on all cores, and wsa in one process per core, in turn."""
     model = registry.build(request)
     config = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**config, is_training=False)
@@ -193,7 +193,7 @@ def against_a_user(
     contenders: dict[str, Callable[[], float]] = {
         f"script, batch {size}": functools.partial(script, size) for size in USERS_BATCHES
     }
-    # Every frame is run here, so that segments need not wait for each other.
+    # Run every frame, so that segments need not wait for each other.
     alone = [
         (dataclasses.replace(item, own=np.arange(item.inputs), copies=()),) for item in plan.items
     ]
@@ -209,7 +209,7 @@ def against_a_user(
 
 
 def largest_product(precision: str) -> Callable[[], int]:
-    """A large matrix product as the faster of both libraries does it; returns its operations."""
+    """A large matrix product by the faster of both libraries; it returns its operation count."""
     size = 2048
     a, b = torch.randn(2, size, size)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
@@ -240,7 +240,7 @@ def largest_product(precision: str) -> Callable[[], int]:
 
 
 class Processes:
-    """One single-threaded process a core, each with the model open, as Dask's workers are."""
+    """One single-threaded process per core, each with the model open, like Dask's workers."""
 
     def __init__(self, settings: tasks.TaskSettings) -> None:
         self._settings = settings
@@ -255,7 +255,7 @@ class Processes:
         for process in self._started:
             process.start()
         for pipe in self._pipes:
-            pipe.recv()  # Its model is open.
+            pipe.recv()  # Wait until its model is open.
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -265,7 +265,7 @@ class Processes:
             process.join()
 
     def encode(self, works: Sequence[Sequence[Item]]) -> float:
-        """Frames per second; segments go to any free worker."""
+        """Encode segments on any free worker; return frames per second."""
         waiting = list(works)
         passes = sum(len(item.own) for items in waiting for item in items)
         started = time.perf_counter()

@@ -1,14 +1,14 @@
-"""How many workers one driver keeps busy: real driver, scheduler and messages, pretended models.
+"""Number of workers that one driver keeps busy: real driver, scheduler, and messages; fake models.
 
     python benchmarks/encode_scale.py                             the table of docs/explain/scale.md
-    python benchmarks/encode_scale.py --workers 256 --seconds 1   one line of it
+    python benchmarks/encode_scale.py --workers 256 --seconds 1   one row of it
 
-Workers are Dask workers on TCP, all in one other process; each has one model, which sleeps as long
-as a segment takes (1,024 frames at 5,000 frames/s are 0.2 s) and hands back what a real task does.
-Driver and scheduler share the process of this script, as with the local scheduler and SLURM. On two
-cores one is the driver's, the other all workers' together, so what is found is what a driver does,
-short of where pretending becomes the limit. `busy` is the share of the time, from the first task to
-the last, that the models worked.
+Workers are Dask workers on TCP, all in one other process. Each has one model, which sleeps as long
+as a segment takes (1,024 frames at 5,000 frames/s are 0.2 s) and returns what a real task returns.
+Driver and scheduler share this script's process, as with the local scheduler and SLURM. On two
+cores, the driver has one and all workers share the other, so the result is a lower bound: at some
+point the fake workers become the limit. `busy` is the share of time, from the first task to the
+last, in which the models worked.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MODELS = [
 
 
 async def serve(address: str, workers: int) -> None:
-    """Many workers in this process, whose tasks are pretended."""
+    """Run many workers in this process, with fake tasks."""
     locks: dict[str, asyncio.Lock] = {}
 
     async def model(settings: TaskSettings) -> None:
@@ -105,7 +105,7 @@ def pretended(workers: int) -> Iterator[Client]:
 
 
 def works(count: int, chained: bool, models: int) -> list[tuple[Item, ...]]:
-    """Segments as a real plan has them; chained, each repeats three frames of the one before."""
+    """Segments as in a real plan; if `chained`, each repeats three frames of the one before."""
     rules = protocol("Seaquest", "classic")
     made = []
     for number in range(count):
@@ -139,7 +139,7 @@ def works(count: int, chained: bool, models: int) -> list[tuple[Item, ...]]:
 def measure(
     client: Client, workers: int, seconds: float, chained: bool, models: int, lasting: float
 ) -> list[object]:
-    """Carry a plan out, and say how busy the models were."""
+    """Run a plan, and measure how busy the models were."""
     count = max(4 * workers, int(lasting * workers / seconds) if seconds else 20 * workers)
     plan = works(min(count, 12_000), chained, models)
     settings = TaskSettings("/nowhere", {"seconds": str(seconds)}, {}, "cpu", 1)

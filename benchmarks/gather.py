@@ -1,4 +1,4 @@
-"""Rows a second out of the flat map, against `np.take` on a plain memory map of the same bytes.
+"""Rows per second from the flat map, compared with `np.take` on a memory map of the same bytes.
 
 python benchmarks/gather.py
 """
@@ -27,7 +27,7 @@ def main() -> None:
             for _ in range(ROWS // len(block)):
                 file.write(block.tobytes())
         plain = np.memmap(path, np.float16, "r", shape=(ROWS, width))
-        plain.sum(dtype=np.float64)  # into the page cache
+        plain.sum(dtype=np.float64)  # Fill the page cache.
         mapped = SimpleNamespace(embeddings=np.memmap(path, np.float16, "r", shape=(ROWS, width)))
         separate = [
             np.ascontiguousarray(plain[:, i * WIDTH : (i + 1) * WIDTH]) for i in range(MODELS)

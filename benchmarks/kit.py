@@ -1,7 +1,8 @@
-"""What the benchmarks share: interleaved timing in one run, Markdown tables, and commands.
+"""Shared parts of the benchmarks: interleaved timing in one run, Markdown tables, and commands.
 
-Absolute times on shared machines are noise, so every figure is a ratio of things measured side by
-side: each contender is timed in turn, round after round, and the median of each is compared.
+Absolute times on shared machines are unreliable, so every figure is a ratio of things measured side
+by
+side: contenders are timed in turn, round after round, and their medians are compared.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from wsa.store.objects.snapshot import take_snapshot
 
 
 def wsa(*arguments: object) -> None:
-    """Run a command to its end, in a process of its own."""
+    """Run a command to its end, in a separate process."""
     command = [sys.executable, "-m", "wsa.cli", *map(str, arguments)]
     print("wsa", *arguments, flush=True)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -39,7 +40,7 @@ def wsa(*arguments: object) -> None:
 
 @contextmanager
 def store_of(game: str, steps: int, segment_steps: int = 256) -> Iterator[tuple[Backend, Path]]:
-    """A store in a temporary folder with `steps` of a game by a random policy, and that folder."""
+    """A temporary store with `steps` steps of a game by a random policy, and its parent folder."""
     with tempfile.TemporaryDirectory() as folder:
         backend = open_store(f"{folder}/store", create=True)
         plan = plan_collection(
@@ -57,7 +58,7 @@ def store_of(game: str, steps: int, segment_steps: int = 256) -> Iterator[tuple[
 
 
 def forget(backend: Backend, plan: Plan) -> None:
-    """Undo a plan, so that the next round does it again."""
+    """Undo a plan, so that the next round repeats it."""
     for item in plan.items:
         path = names.embedding_path(item.meta.game, item.model, item.meta.segment)
         backend.delete(names.commit_path(hashing.object_id(path)))
@@ -68,7 +69,7 @@ def forget(backend: Backend, plan: Plan) -> None:
 def interleave(
     contenders: dict[str, Callable[[], float]], rounds: int = 5
 ) -> dict[str, list[float]]:
-    """Rates of each contender, one a round, the order turning from round to round."""
+    """Measure each contender's rate once per round; the order rotates from round to round."""
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
     for turn in range(rounds):
@@ -78,7 +79,7 @@ def interleave(
 
 
 def rate(work: Callable[[], int], seconds: float = 2.0) -> float:
-    """How much work a second, from calling `work` for at least `seconds`; it returns its amount."""
+    """Work per second, from calling `work` for at least `seconds`; each call returns its amount."""
     started, done = time.perf_counter(), 0
     while (spent := time.perf_counter() - started) < seconds:
         done += work()
@@ -86,7 +87,7 @@ def rate(work: Callable[[], int], seconds: float = 2.0) -> float:
 
 
 def table(unit: str, rates: dict[str, list[float]], base: str) -> None:
-    """Print medians, their range, and their ratio to `base`, as Markdown."""
+    """Print medians, ranges, and ratios to `base`, as a Markdown table."""
     middle = statistics.median(rates[base])
     print(f"| | {unit} (median of {len(rates[base])}) | range | ratio |")
     print("| --- | --- | --- | --- |")
@@ -105,7 +106,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def same_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """An npz file that is the same bytes each time: numpy's own has the time of day in it."""
+    """Make an npz file with the same bytes each time; numpy's contains the time of day."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():

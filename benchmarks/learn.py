@@ -1,14 +1,14 @@
-"""Updates a second from the flat map, against two other ways to train the same network.
+"""Updates per second from the flat map, compared with two other ways to train the same network.
 
     python benchmarks/learn.py [updates] [backbones] [adapters]        default: all three
 
-- updates: the same update on tensors already in RAM, drawn at random on both sides.
+- updates: the same update on tensors in RAM, with random draws on both sides.
 - backbones: the same update with the backbones in the loop, as the authors train: every state and
-  next state of a batch goes through each of lite0, lite1 and lite2, once.
-- adapters: one product over stacked weights in place of a loop over models.
+  next state of a batch goes through each of lite0, lite1, and lite2 once.
+- adapters: one product over stacked weights instead of a loop over models.
 
-Real Seaquest steps; the embeddings are random numbers of the default size (3 models x 512, d = 512),
-since speed does not depend on them.
+The steps are real Seaquest steps. The embeddings are random numbers of the default size (3 models x
+512, d = 512), because speed does not depend on their values.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ BATCHES = (32, 256)
 
 
 class RamBatches:
-    """States and next states stacked beforehand, whole, in one tensor."""
+    """States and next states, stacked in advance in one tensor."""
 
     def __init__(self, flat: FlatMap, batch_size: int) -> None:
         back = np.arange(DEPTH - 1, -2, -1)
@@ -62,7 +62,7 @@ class RamBatches:
         self.batch_size = batch_size
 
     def draw(self) -> Batch:
-        """The next batch."""
+        """Draw the next batch."""
         at = torch.randint(len(self.states), (self.batch_size,))
         states = self.states[at]
         return Batch(
@@ -156,7 +156,7 @@ def backbones(flat: FlatMap, folder: Path) -> None:
 
 
 class Looped(nn.Module):
-    """As `Adapted.adapt` does it."""
+    """Adapters in a loop, as in `Adapted.adapt`."""
 
     def __init__(self, width: int, size: int) -> None:
         super().__init__()
@@ -165,12 +165,12 @@ class Looped(nn.Module):
         )
 
     def forward(self, embeddings: list[Tensor]) -> Tensor:
-        """(B, width) for each model to (B, models, d)."""
+        """Map (B, width) for each model to (B, models, d)."""
         return torch.stack([a(u) for a, u in zip(self.adapters, embeddings, strict=True)], dim=1)
 
 
 class Batched(nn.Module):
-    """One product over weights that stand stacked."""
+    """Adapters as one product over stacked weights."""
 
     def __init__(self, width: int, size: int) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class Batched(nn.Module):
         self.shift = nn.Parameter(torch.zeros(models, 1, size))
 
     def forward(self, embeddings: list[Tensor]) -> Tensor:
-        """(B, width) for each model to (B, models, d)."""
+        """Map (B, width) for each model to (B, models, d)."""
         found = torch.baddbmm(self.bias, torch.stack(embeddings), self.weight)
         normal = nn.functional.layer_norm(found, found.shape[2:]) * self.gain + self.shift
         return normal.relu().transpose(0, 1)

@@ -1,14 +1,14 @@
-"""Online learning: PPO's update against CleanRL's, steps a second with a warm cache, and passes.
+"""Online learning: PPO's update compared with CleanRL's, steps per second, and passes.
 
     OMP_NUM_THREADS=1 python benchmarks/learn_online.py
 
-1. One PPO update (1,024 steps, 4 epochs of 4 minibatches) on cached embeddings of 3 models, with 1 and
-   with 4 frames in a state, against the same on pixels with the network and the loop of CleanRL's
-   `ppo_atari`.
-2. Steps a second of a whole online run whose frames are all in the store, against the emulator and
-   the updates alone: what looking frames up, the table and the metrics cost.
-3. Passes an environment step: how many states went through the network, which is what a learner
-   with the backbones inside it pays for each model, against frames that went through ours.
+1. One PPO update (1,024 steps, 4 epochs of 4 minibatches) on cached embeddings of 3 models, with 1
+   and with 4 frames in a state, compared with the same on pixels with the network and the loop of
+   CleanRL's `ppo_atari`.
+2. Steps per second of a whole online run whose frames are all in the store, compared with the
+   emulator and the updates alone: the cost of looking frames up, of the table, and of metrics.
+3. Passes per environment step: the number of states that went through the network, which a learner
+   with the backbones inside it pays for each model, compared with frames that went through wsa's.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ WIDTH = 512
 
 
 class Noise:
-    """Random embeddings in place of frames'."""
+    """Random embeddings instead of a model's."""
 
     dtype, found, passes = np.dtype(np.float16), 0, 0
 
@@ -60,17 +60,17 @@ class Noise:
         self._generator = np.random.default_rng(0)
 
     def rows(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
-        """No store has any."""
+        """Report that the store has none of the frames."""
         return np.full(len(digests), -1)
 
     def begin(self, digests: Sequence[bytes], inputs: Any) -> Ready:
-        """Random rows."""
+        """Return random rows."""
         rows = self._generator.standard_normal((len(digests), self.width))
         return Ready(rows.astype(np.float16))
 
 
 def ours(models: int, depth: int, folder: Path) -> Any:
-    """A PPO update from a table of embeddings, `depth` frames in a state."""
+    """Make a PPO update from a table of embeddings, with `depth` frames in a state."""
     game = games.make_env("Pong", games.protocol("Pong", "classic"), CONFIG.num_envs)
     filled = Table(folder, Noise(models))
     frames = np.arange(2000, dtype="<u8").view(np.uint8).reshape(2000, 1, 1, 8)[..., :3]
@@ -117,13 +117,13 @@ class CleanRLAgent(nn.Module):
         self.critic = layer(nn.Linear(512, 1), 1)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and values of (B, 4, 84, 84) pixels."""
+        """Logits and values for pixels of shape (B, 4, 84, 84)."""
         hidden = self.network(pixels / 255.0)
         return self.actor(hidden), self.critic(hidden)
 
 
 def cleanrl() -> Any:
-    """The update of CleanRL's `ppo_atari`, on pixels kept as float tensors, as it keeps them."""
+    """The update of CleanRL's `ppo_atari`, on pixels stored as float tensors, as in CleanRL."""
     agent = CleanRLAgent()
     optimizer = torch.optim.Adam(agent.parameters(), lr=2.5e-4, eps=1e-5)
     size = CONFIG.rollout_size
@@ -156,7 +156,7 @@ def cleanrl() -> Any:
 
 
 def online_run(folder: Path, name: str, **changes: Any) -> tuple[Any, int, int]:
-    """Train; also how many states went through the networks, and models."""
+    """Train; also return the numbers of states that went through the networks, and of models."""
     details: dict[str, Any] = {
         "store": folder / "store", "game": "Pong", "models": "lite0", "run_dir": folder / name,
         **changes,
@@ -187,7 +187,7 @@ def online_run(folder: Path, name: str, **changes: Any) -> tuple[Any, int, int]:
 
 
 def alone(steps: int, updates: int, update: Any) -> float:
-    """Steps a second of the emulator, acting and updates, and nothing else."""
+    """Steps per second of the emulator, acting, and updates, without anything else."""
     stated = games.protocol("Pong", "classic")
     env = games.make_env("Pong", stated, CONFIG.num_envs)
     network = ActorCritic(Inputs(((4, WIDTH),)), ACTIONS, NetworkConfig())

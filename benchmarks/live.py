@@ -1,14 +1,14 @@
-"""What a step of online learning costs, part by part, and how well the parts overlap.
+"""Cost of a step of online learning, part by part, and how well the parts overlap.
 
     python benchmarks/live.py [--models sr,vos] [--steps 8192] [--rounds 3] [--before PYTHON]
     python benchmarks/live.py --simulate
 
-One table: the emulator alone, then what each part adds to a step: making screens small, each
-network, acting, the update; their sum, and the rate at which they would run if they overlapped
-perfectly on the cores that this process may use. Below them whole runs, each a command of its own:
-wsa, `wsa eval`, and PPO from pixels with CleanRL's network. Start-up is not counted: each command
-runs twice, once for longer, and the difference is what is shown. `--before` names the Python of another
-checkout, whose runs are measured in turn with these.
+The table starts with the emulator alone, then lists the cost of each part of a step: shrinking
+screens, each network, acting, the update; then their sum, and the rate at which they would run if
+they overlapped perfectly on the cores that this process may use. Below are whole runs, each a
+separate command: wsa, `wsa eval`, and PPO from pixels with CleanRL's network. Start-up is excluded:
+each command runs twice, once for longer, and the difference is shown. `--before` names the Python
+of another checkout, whose runs are measured in turn with these.
 """
 
 from __future__ import annotations
@@ -56,14 +56,12 @@ from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
 CONFIG = PPOConfig()
-SHORT = (
-    2 * CONFIG.rollout_size
-)  # Steps of the run that is taken off: start-up, and the first rollouts.
+SHORT = 2 * CONFIG.rollout_size  # Steps of the subtracted run: start-up, and the first rollouts.
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """What to measure."""
 
     models: str = "sr,vos"
     """Models of the run."""
@@ -72,31 +70,32 @@ class Options:
     steps: int = 8192
     """Steps of a run beyond start-up."""
     episodes: int = 0
-    """Games of wsa eval beyond the first four; none if 0. A game of Pong has some 900 to 1,700 steps."""
+    """Games of wsa eval beyond the first four; 0 for none. A game of Pong has 900 to 1,700
+    steps."""
     rounds: int = 3
-    """How often each command is run; medians are shown."""
+    """Number of times each command is run; medians are shown."""
     before: str = ""
     """Python of another checkout, to compare with."""
     simulate: bool = False
-    """Instead: how the rate grows with threads, up to 16, with models that only sleep."""
+    """Instead, show how the rate grows with threads, up to 16, with models that only sleep."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What some steps took: wall and CPU seconds, of all threads."""
+    """Wall and CPU seconds of some steps, over all threads."""
 
     steps: float
     wall: float
     cpu: float
 
     def row(self, name: str) -> list[object]:
-        """A line of the table."""
+        """A row of the table."""
         rate, each = self.steps / self.wall, 1000 * self.cpu / self.steps
         return [name, f"{rate:,.0f}", f"{each:.3f}", f"{self.cpu / self.wall:.2f}"]
 
 
 def cost(work: Callable[[], int], seconds: float = 1.5) -> Cost:
-    """What a step takes of something that is done again and again, and returns its steps."""
+    """Measure the cost of repeated work; each call returns its number of steps."""
     work()
     wall, cpu, steps = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - wall < seconds:
@@ -105,7 +104,7 @@ def cost(work: Callable[[], int], seconds: float = 1.5) -> Cost:
 
 
 def parts(o: Options, folder: Path) -> dict[str, Cost]:
-    """The parts of a step, each by itself."""
+    """Measure each part of a step separately."""
     flags = ["--online", "--algo=ppo", f"--game={o.game}", f"--models={o.models}"]
     flags += [f"--store={folder / 'store'}", f"--run-dir={folder / 'parts'}"]
     flags += [f"--total-timesteps={SHORT + CONFIG.rollout_size}"]
@@ -140,7 +139,7 @@ def parts(o: Options, folder: Path) -> dict[str, Cost]:
 
 
 def embedding(encoder: Encoder, window: int, shown: Any) -> Callable[[], int]:
-    """The network of a model over the newest window of each environment."""
+    """Run a model's network on the newest window of each environment."""
     levels = np.stack([encoder.shrink(frames) for frames in shown[-window:]], axis=1)
     levels = levels if window > 1 else levels[:, 0]
 
@@ -152,7 +151,7 @@ def embedding(encoder: Encoder, window: int, shown: Any) -> Callable[[], int]:
 
 
 def acting(config: OnlineRun, envs: int) -> Callable[[], int]:
-    """The policy's network, and a draw, in each group of environments."""
+    """Run the policy's network and draw actions, in each group of environments."""
     network = make_network(config, config.looks, config.shapes).eval()
     sizes = games.group_sizes(envs, config.env_groups)
     width = sum(int(np.prod(shape)) for shape in config.shapes)
@@ -169,7 +168,7 @@ def acting(config: OnlineRun, envs: int) -> Callable[[], int]:
 
 
 def updating(config: OnlineRun, folder: Path, encoders: list[Encoder]) -> Cost:
-    """The updates of a short run."""
+    """Measure the updates of a short run."""
     begin(folder, config)
     real, costs = ppo.update_policy, []
 
@@ -189,7 +188,7 @@ def updating(config: OnlineRun, folder: Path, encoders: list[Encoder]) -> Cost:
 
 
 def command(python: str, *arguments: object) -> tuple[dict[str, Any], float, float]:
-    """Run a command: what it says with --json, and its wall and CPU seconds."""
+    """Run a command; return its --json output, and its wall and CPU seconds."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     said = subprocess.run(
         [python, "-m", "wsa.cli", *map(str, arguments), "--json"],
@@ -201,7 +200,7 @@ def command(python: str, *arguments: object) -> tuple[dict[str, Any], float, flo
 
 
 def learning(o: Options, python: str, folder: Path, number: int, *flags: str) -> Cost:
-    """A run of PPO beyond its start-up."""
+    """Measure a run of PPO without its start-up."""
     how = ["learn", "--online", "--algo=ppo", f"--game={o.game}", *flags]
     spent = []
     for steps in (SHORT, SHORT + o.steps):
@@ -215,7 +214,7 @@ def learning(o: Options, python: str, folder: Path, number: int, *flags: str) ->
 
 
 def evaluating(o: Options, python: str, run: Path) -> Cost:
-    """`wsa eval` beyond its first four games; its steps are those of the run's own games."""
+    """Measure `wsa eval` without its first four games; steps are those of the run's own games."""
     spent = []
     for episodes in (4, 4 + o.episodes):
         said, *_ = found = command(python, "eval", run, f"--episodes={episodes}")
@@ -224,18 +223,18 @@ def evaluating(o: Options, python: str, run: Path) -> Cost:
 
 
 class Sleeping:
-    """A model that takes 20 ms a frame, and no core: long beside what two cores play and act."""
+    """A model that takes 20 ms per frame but no core: longer than two cores play and act."""
 
     alike, in_parts, waits = None, True, False
 
     def __call__(self, frames: Any) -> Any:
-        """(n, H, W, 3) to (n, 8)."""
+        """Map (n, H, W, 3) to (n, 8)."""
         time.sleep(0.02 * len(frames))
         return frames.reshape(len(frames), -1)[:, :8].astype(np.float32)
 
 
 def simulated(o: Options, folder: Path, threads: int) -> float:
-    """Steps a second of rollouts whose frames two sleeping models embed, in 64 environments."""
+    """Steps per second of rollouts in 64 environments, embedded by two sleeping models."""
     stated = games.protocol(o.game, "classic")
     config = PPOConfig(num_envs=64, num_steps=8, total_timesteps=1024)
     keys, shapes = ("one", "two"), ((8,), (8,))
@@ -264,7 +263,7 @@ def simulated(o: Options, folder: Path, threads: int) -> float:
 
 
 def simulate(o: Options) -> None:
-    """The rate by threads, beside that of one."""
+    """Print the rate by number of threads, relative to one thread."""
     with tempfile.TemporaryDirectory() as name:
         rates = {n: simulated(o, Path(name) / str(n), n) for n in (1, 2, 4, 8, 16)}
     rows = [[n, f"{r:,.0f}", f"{r / (n * rates[1]):.2f}"] for n, r in rates.items()]
@@ -272,7 +271,7 @@ def simulate(o: Options) -> None:
 
 
 def main(o: Options) -> None:
-    """Measure, and print."""
+    """Measure, and print the table."""
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     if o.simulate:
@@ -307,7 +306,7 @@ def main(o: Options) -> None:
             o, sys.executable, folder, next(numbers), "--fusion=nature"
         )
         measured: dict[str, list[Cost]] = {name: [] for name in contenders}
-        for _ in range(o.rounds):  # In turn, so that other work slows all of them.
+        for _ in range(o.rounds):  # In turn, so that other load affects all of them.
             for name, measure in contenders.items():
                 measured[name].append(measure())
         for name, costs in measured.items():

@@ -1,11 +1,11 @@
-"""Make `encode/registration/game_levels.npz`: background, levels and classes of every ALE game.
+"""Make `encode/registration/game_levels.npz`: background, levels, and classes of every ALE game.
 
     python benchmarks/make_levels.py
 
-Every game is played in eight environments for 1,200 steps under the classic protocol: four take a
-random action in each step, four keep theirs for four steps on average, which gets farther. Every
-eighth step is kept. The file is part of the identity of `palette` and `objects`: making it again
-with another emulator makes other model keys. It takes 23 minutes of CPU.
+Every game is played in eight environments for 1,200 steps under the classic protocol. Four take a
+random action in each step. The others repeat theirs for four steps on average, which gets farther.
+Every eighth step is kept. The file is part of the identity of `palette` and `objects`: making it
+with another emulator changes their model keys. It takes 23 minutes of CPU.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from wsa.learn.envs import atari as games
 from wsa.store.common import hashing
 
 ENVS, STEPS, EVERY, SEED = 8, 1200, 8, 30_001
-KEEP = 0.75  # How likely the second half of the environments keeps an action.
+KEEP = 0.75  # Probability that the second half of the environments repeats an action.
 
 
 def screens(game: str) -> NDArray[np.uint8]:
-    """Play one game: (n, 210, 160) uint8 grey, as `palette` and `objects` see it."""
+    """Play one game; return (n, 210, 160) uint8 gray levels, as `palette` and `objects` see it."""
     stated = games.protocol(game, "classic")
     generator = np.random.default_rng(SEED)
     env = games.make_env(game, stated, ENVS)
@@ -50,7 +50,7 @@ def screens(game: str) -> NDArray[np.uint8]:
 
 
 def fit(game: str) -> dict[str, NDArray[np.uint8]]:
-    """One game's arrays, by their names in the file."""
+    """Fit one game's arrays; return them by their names in the file."""
     torch.set_num_threads(1)
     seen = screens(game)
     levels = fit_levels(seen)

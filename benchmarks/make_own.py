@@ -1,15 +1,15 @@
-"""Train one set of the paper's own encoders for ten games, from nothing but the emulator.
+"""Train one set of the paper's own encoders for ten games, starting from only the emulator.
 
     python benchmarks/make_own.py FOLDER [--jobs 4] [--scale 10]
 
 1. A random policy plays each of the ten games of the field's published scores.
-2. PPO over `palette` learns to play each of them for a while, and then plays as much.
-3. `wsa pretrain` trains each encoder on both, frame by frame, one set for all games.
-4. The weights, in half precision, and one manifest are put into FOLDER/weights.
+2. PPO over `palette` trains on each game for a while, and then plays equally many steps.
+3. `wsa pretrain` trains each encoder on both kinds of play, frame by frame, one set for all games.
+4. The weights, in half precision, and one manifest are written to FOLDER/weights.
 
-Every command is one of wsa's own, and goes on where it stopped; so does this script. At `--scale 1`
-it makes a set as that which comes with wsa (docs/howto/pretrain.md), for which it wants a GPU and
-`--jobs 4`. Without a GPU it is days of work.
+Every step is a wsa command that continues where it stopped, and so does this script. `--scale 1`
+makes a set like the one that ships with wsa (docs/howto/pretrain.md); use a GPU and `--jobs 4`.
+Without a GPU it takes days.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ GAMES = (
     "Pong", "Breakout", "BeamRider", "Seaquest", "SpaceInvaders",
     "Qbert", "MsPacman", "RoadRunner", "Asteroids", "Enduro",
 )  # fmt: skip
-STEPS = 8_000  # Of each game, by each policy.
-PLAYED = 20_000  # That a policy learns from.
-# Gradient steps, batch, learning rate and, on a GPU, arithmetic; the longest first. The masks' batch
-# and rate are larger than their authors', since a GPU is idle at theirs.
+STEPS = 8_000  # For each game and policy.
+PLAYED = 20_000  # Steps that a policy trains on.
+# Gradient steps, batch size, learning rate, and precision on a GPU; the longest first. Batch size
+# and rate of the masks are larger than their authors', which would leave a GPU idle.
 TRAININGS = {
     "transporter": (21_400, 64, 1e-3, "bf16"),
     "mae": (700, 64, 1e-3, "fp32"),
@@ -43,11 +43,11 @@ TRAININGS = {
 
 
 def play(folder: Path, scale: float, game: str) -> None:
-    """Frames of a random and of a trained policy."""
+    """Collect frames of a random and of a trained policy."""
     steps = ("--steps", STEPS, "--num-envs", 8)
     run = folder / "policies" / game
     wsa("collect", "--game", game, *steps)
-    # Small batches and a high rate: there is little time to learn.
+    # Small batches and a high learning rate, because training is short.
     wsa(
         *("learn", "--online", "--algo", "ppo", "--models", "palette"),
         *("--game", game, "--total-timesteps", round(scale * PLAYED), "--run-dir", run),
@@ -57,7 +57,7 @@ def play(folder: Path, scale: float, game: str) -> None:
 
 
 def train(folder: Path, scale: float, encoder: str) -> None:
-    """One encoder, on all there is."""
+    """Train one encoder on all frames."""
     steps, batch_size, rate, precision = TRAININGS[encoder]
     steps = round(scale * steps)
     if precision != "fp32" and not torch.cuda.is_available():
@@ -72,7 +72,7 @@ def train(folder: Path, scale: float, encoder: str) -> None:
 
 
 def gather(folder: Path) -> None:
-    """Gather what was trained."""
+    """Copy the trained weights and write their manifest."""
     place = folder / "weights"
     place.mkdir(exist_ok=True)
     manifests = {
@@ -86,7 +86,7 @@ def gather(folder: Path) -> None:
                 place / f"{alias}.safetensors",
             )
             files[alias] = told
-    left_out = ("files", "games", "command")  # A command tells of folders of one machine.
+    left_out = ("files", "games", "command")  # A command contains paths of one machine.
     told = {
         "files": files,
         "games": manifests["ae"]["games"],
@@ -100,7 +100,7 @@ def gather(folder: Path) -> None:
 
 
 def on_all(jobs: int, do: Callable[[str], None], what: Sequence[str]) -> None:
-    """Do something to each, several at a time."""
+    """Apply a function to each item, several at a time."""
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(do, what))
 

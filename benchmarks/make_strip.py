@@ -1,11 +1,11 @@
-"""Make `encode/registration/probe_frames.npz`: eight real frames of every ALE game, the same bytes each time.
+"""Make `encode/registration/probe_frames.npz`, the same bytes each time.
 
     python benchmarks/make_strip.py
 
-Every game is played with random actions under the classic protocol. Of its first 400 steps four
-pairs of consecutive frames are kept, spread over the time, each frame different from the others.
-The file is part of the identity of every model whose output is reduced by a basis fitted on it:
-making it again with another emulator makes other model keys.
+It holds eight real frames of every ALE game. Every game is played with random actions under the
+classic protocol. From its first 400 steps, four pairs of consecutive frames are kept, spread over
+time, each frame different from the others. The file is part of the identity of every model whose
+output is reduced by a basis fitted on it: making it with another emulator changes their model keys.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def play(game: str) -> NDArray[np.uint8]:
     """Play one game and keep four pairs of frames.
 
     Returns:
-        (8, H, W, 3) uint8; rows 2i and 2i + 1 are what consecutive steps showed.
+        Frames (8, H, W, 3), uint8; rows 2i and 2i + 1 come from consecutive steps.
     """
     stated = games.protocol(game, "classic")
     generator = np.random.default_rng(SEED)
     env = games.make_env(game, stated, 1)
     observations, _ = env.reset(seed=SEED)
     frames = [games.pictures(observations)[0].copy()]
-    joined = []  # joined[t]: frames t and t + 1 are of one episode
+    joined = []  # joined[t]: whether frames t and t + 1 are from one episode.
     for _ in range(STEPS):
         action = generator.integers(len(stated.actions), size=1)
         observations, _, terminated, truncated, _ = env.step(action)
@@ -50,7 +50,7 @@ def play(game: str) -> NDArray[np.uint8]:
 def choose(digests: list[bytes], joined: list[bool]) -> list[int]:
     """First steps of the pairs to keep, in order.
 
-    Where a game shows too few different frames, as on a title screen, frames repeat.
+    If a game shows too few different frames, as on a title screen, frames repeat.
     """
     chosen: list[int] = []
     for i in range(PAIRS):
@@ -66,18 +66,18 @@ def choose(digests: list[bytes], joined: list[bool]) -> list[int]:
 
 
 def pack(played: dict[str, NDArray[np.uint8]]) -> bytes:
-    """The npz file for the frames of each game; `wsa.encode.registration.probe_frames.load_frames` reads it."""
+    """Pack each game's frames in an npz file for `probe_frames.load_frames`."""
     members: dict[str, NDArray[np.generic]] = {}
     palettes = []
     pixels: dict[int, list[NDArray[np.uint8]]] = {}
     for frames in played.values():
         red, green, blue = np.moveaxis(frames.astype(np.int32), -1, 0)
         colours, indices = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
-        # 123 at the most in any of the games; more than 256 would need another format.
+        # No game has more than 123; more than 256 would need another format.
         assert len(colours) <= 256, f"eight frames show {len(colours)} colours"
         palettes.append(np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1))
         indices = indices.astype(np.uint8)
-        # Frames of a game are alike; what changed from one to the next compresses better.
+        # Frames of a game are similar, so differences compress better.
         indices[1:] ^= indices[:-1].copy()
         pixels.setdefault(frames.shape[1], []).append(indices)
     members["game"] = np.array(list(played))

@@ -1,9 +1,9 @@
-"""Copying a game's embeddings into the flat map, against reading the same arrays once in sequence.
+"""Copying a game's embeddings into the flat map, compared with reading the same arrays once.
 
 python benchmarks/materialise.py
 
-Reading once means: plain Zarr opens each array (rows, digests, embeddings) and decodes it; nothing
-is checked, and nothing is kept.
+Reading once means that plain Zarr opens and decodes each array (rows, digests, embeddings) in
+sequence, without checking or keeping anything.
 """
 
 from __future__ import annotations

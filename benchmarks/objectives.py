@@ -1,15 +1,15 @@
-"""Ways to train the small state encoder, at equal CPU time, judged by the probe.
+"""Ways to train the small state encoder, at equal CPU time, compared by the probe.
 
     OMP_NUM_THREADS=1 python benchmarks/objectives.py FOLDER --store STORE --judged STORE [--minutes 4]
 
-The first store holds random and better play of the games to train on, the second that of the games
-to judge, played with other seeds; games that are in the second alone were never trained on. Every
-objective trains the same small network, a fully connected one that `sr` does not stand for, from the same
-weights and on the same mixed batches, until its process has used the CPU minutes. Then
-`wsa.learn.probe` judges all of them, three untrained networks, grey pixels, and what the second store
-has encoded, on every game.
+The first store holds random and better play of the training games; the second holds that of the
+test games, played with other seeds. Games only in the second store are unseen in training. Every
+objective trains the same small, fully connected network (not that of `sr`) from the same weights on
+the same mixed batches, until its process has used the CPU minutes. Then `wsa.learn.probe` compares
+them with three untrained networks, grayscale pixels, and the models that encoded the second store,
+on every game.
 
-Weights and probes are kept in the folder, a file each: the same command makes what is missing.
+Weights and probes are saved in the folder, one file each: the same command makes what is missing.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from wsa.store.objects.snapshot import Snapshot
 
 ACTIONS = 18
 LEAST_DEVIATION = 0.03
-# What one of the 9 x 9 places sees: the receptive field and stride of two convolutions, in pixels.
+# Receptive field and stride, in pixels, of each of the 9 x 9 positions after two convolutions.
 _SEEN, _APART = 20, 8
 
 
 class SmallStateEncoder(Frozen):
-    """DQN's network at half its width, a frame to a code; 0.83 M parameters, 2.3 M products."""
+    """DQN's network at half its width; one frame, 0.83 M parameters, 2.3 M multiply-adds."""
 
     sees: ClassVar[Input] = grey(84, 84)
     window: ClassVar[int] = 1
@@ -63,14 +63,17 @@ class SmallStateEncoder(Frozen):
         stdim.initialise(self)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 1, 84, 84) in [0, 1] to (B, 512)."""
+        """Map (B, 1, 84, 84) in [0, 1] to (B, 512)."""
         code: Tensor = self.code(self.patches(pixels))
         return code
 
 
 class SmallInfoMax(stdim.InfoMax):
-    """ST-DIM without ties: most places of a screen show the same in many moments, which no code can tell
-    apart. So at each place a moment is compared only with moments that showed something else there."""
+    """ST-DIM without ties.
+
+    Most positions of a screen look the same in many moments, which no code can distinguish. So at
+    each position a moment is compared only with moments that look different there.
+    """
 
     network: ClassVar[type[Frozen]] = SmallStateEncoder
     channels: ClassVar[int] = 32
@@ -78,7 +81,7 @@ class SmallInfoMax(stdim.InfoMax):
     training_input: ClassVar[TrainingInput] = TrainingInput(SmallStateEncoder.sees, depth=2)
 
     def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """InfoNCE without ties, global to local and local to local; looks (B, 2, 84, 84)."""
+        """InfoNCE without ties, global to local and local to local, for looks (B, 2, 84, 84)."""
         with torch.autocast(looks.device.type, enabled=False):
             ties = same_places(looks[:, :1])
             parts = [stdim.info_nce(s.masked_fill(ties, -torch.inf)) for s in self.scores(looks)]
@@ -86,13 +89,13 @@ class SmallInfoMax(stdim.InfoMax):
 
 
 def same_places(frames: Tensor) -> Tensor:
-    """Which frames show the same at each place, (81, B, B); a frame is not counted as its own tie.
+    """Whether frames look the same at each position, shape (81, B, B); False on the diagonal.
 
     Args:
-        frames: (B, 1, 84, 84) in [0, 1].
+        frames: Shape (B, 1, 84, 84), in [0, 1].
     """
     shown = functional.unfold(frames, _SEEN, stride=_APART).double()  # (B, 400, 81)
-    # A sum with weights that have nothing in common: equal for equal pixels, else all but never.
+    # A weighted sum with irregular weights: equal for equal pixels, otherwise almost never.
     weights = torch.sin(torch.arange(1, shown.shape[1] + 1, dtype=torch.float64)).to(frames.device)
     key = torch.einsum("bkp,k->pb", shown, weights)
     same = (key[:, :, None] - key[:, None, :]).abs() < 1e-9
@@ -103,18 +106,18 @@ SIGHT = SmallInfoMax.training_input  # A frame and the one before it.
 
 
 def untrained(seed: int) -> SmallStateEncoder:
-    """The network with the weights of a seed."""
+    """The network, initialized with a seed."""
     torch.manual_seed(seed)
     return SmallStateEncoder()
 
 
 class Batch:
-    """Looks at several games.
+    """Pairs of consecutive frames from several games.
 
     Attributes:
-        before, now: (B, 1, 84, 84) float32 in [0, 1], a frame and the one after it.
-        action: (B,) number of the action between them, of all 18.
-        weight: (B, 1, 84, 84), of each pixel, its inverse deviation in the game, mean 1.
+        before, now: A frame and the next one, shape (B, 1, 84, 84), float32 in [0, 1].
+        action: Index of the action between them, out of all 18, shape (B,).
+        weight: Inverse standard deviation of each pixel in its game, shape (B, 1, 84, 84), mean 1.
     """
 
     def __init__(self, looks: Tensor, action: Tensor, weight: Tensor) -> None:
@@ -141,14 +144,14 @@ class Frames:
         self.weight = {game: self._weight(rows) for game, rows in self.looks.training.items()}
 
     def _weight(self, rows: NDArray[np.int64]) -> Tensor:
-        """Inverse deviations of a game's pixels (1, 84, 84), mean 1."""
+        """Inverse standard deviations of a game's pixels, shape (1, 84, 84), mean 1."""
         generator = np.random.default_rng(0)
         some = self.looks.take(generator.choice(rows, 2_000), generator)[:, 1:].float() / 255
         inverse = 1 / some.std(dim=0).clamp(min=LEAST_DEVIATION)
         return inverse / inverse.mean()
 
     def draw(self, generator: np.random.Generator, count: int) -> Batch:
-        """As many looks at each game, about."""
+        """Draw pairs of frames, about equally many from each game."""
         games = np.sort(generator.integers(0, len(self.games), count))
         rows = np.array([generator.choice(self.looks.training[self.games[g]]) for g in games])
         before = self.looks.at(rows, generator)[:, 0]
@@ -160,18 +163,18 @@ class Frames:
 
 
 class Objective(nn.Module):
-    """What trains the encoder; `loss` is minimised, `after` follows each gradient step."""
+    """Trains the encoder by minimizing `loss`; `after` is called after each gradient step."""
 
     def __init__(self, encoder: SmallStateEncoder) -> None:
         super().__init__()
         self.encoder = encoder
 
     def loss(self, batch: Batch) -> Tensor:
-        """What is minimised, a scalar."""
+        """The loss, a scalar."""
         raise NotImplementedError
 
     def after(self) -> None:
-        """Nothing, but for moving averages."""
+        """Update moving averages, if there are any."""
 
 
 class InfoMax(Objective):
@@ -196,7 +199,7 @@ class DistinctInfoMax(InfoMax):
 
 
 class InverseDynamics(Objective):
-    """The action between two frames is predicted from their codes (Pathak et al., 2017)."""
+    """Predict the action between two frames from their codes (Pathak et al., 2017)."""
 
     def __init__(self, encoder: SmallStateEncoder) -> None:
         super().__init__(encoder)
@@ -209,7 +212,7 @@ class InverseDynamics(Objective):
 
 
 class SelfPrediction(Objective):
-    """The next code, as a moving average of the encoder has it, from code and action (SPR, BYOL)."""
+    """Predict the moving-average encoder's next code from code and action (SPR, BYOL)."""
 
     def __init__(self, encoder: SmallStateEncoder) -> None:
         super().__init__(encoder)
@@ -231,14 +234,14 @@ class SelfPrediction(Objective):
         return 1 - functional.cosine_similarity(predicted, came).mean()
 
     def after(self) -> None:
-        """Move the slow networks."""
+        """Update the moving averages of the networks."""
         online = [*self.encoder.parameters(), *self.project.parameters()]
         for slow, fast in zip(self.target.parameters(), online, strict=True):
             slow.data.lerp_(fast.data, 0.01)
 
 
 class Reconstruction(Objective):
-    """The frame from its code, errors weighted by each pixel's inverse deviation in its game."""
+    """Reconstruct the frame from its code; errors are weighted by `Batch.weight`."""
 
     masked = 0.0
 
@@ -257,7 +260,7 @@ class Reconstruction(Objective):
 
 
 class MaskedReconstruction(Reconstruction):
-    """The same of a frame of whose 7 x 7 patches half are hidden, at these (MAE; He et al., 2022)."""
+    """Reconstruct hidden patches: half of the 7 x 7 patches of a frame (MAE; He et al., 2022)."""
 
     masked = 0.5
 
@@ -277,7 +280,7 @@ class Several(Objective):
 
 
 class TwoHeads(Several):
-    """ST-DIM without ties, and reconstruction."""
+    """ST-DIM without ties, plus reconstruction."""
 
     heads = (DistinctInfoMax, Reconstruction)
 
@@ -295,7 +298,7 @@ OBJECTIVES: dict[str, Callable[[SmallStateEncoder], Objective]] = {
 
 
 def train(file: Path, name: str, frames: Frames, minutes: float, seed: int) -> None:
-    """Train for some CPU minutes, and keep the encoder with what it took."""
+    """Train for some CPU minutes; save the encoder with its steps and loss."""
     torch.manual_seed(seed)
     encoder = untrained(seed)
     objective = OBJECTIVES[name](encoder.train())
@@ -317,7 +320,7 @@ def train(file: Path, name: str, frames: Frames, minutes: float, seed: int) -> N
 
 
 def named(folder: Path) -> Iterator[tuple[str, SmallStateEncoder]]:
-    """Every encoder of a folder, and three untrained ones."""
+    """Yield every encoder of a folder, and three untrained ones."""
     for seed in range(3):
         yield f"untrained, seed {seed}", untrained(seed)
     for file in sorted(folder.glob("*.safetensors")):
@@ -329,7 +332,7 @@ def named(folder: Path) -> Iterator[tuple[str, SmallStateEncoder]]:
 def judge(
     snapshot: Snapshot, game: str, count: int, encoders: Sequence[tuple[str, SmallStateEncoder]]
 ) -> dict[str, list[float | None]]:
-    """R2, hits, and R2 from random to better play, of every encoder and of what is stored."""
+    """R2, hits, and R2 from random to better play, of every encoder and every stored model."""
     stored = {
         key: read_spec(snapshot, key).alias for key in {m.model for m in snapshot.embeddings(game)}
     }
@@ -361,7 +364,7 @@ def judge(
 
 
 def levels(snapshot: Snapshot, moments: samples.Moments) -> Tensor:
-    """Grey frames of the moments, (n, 1, 84, 84) uint8."""
+    """Gray levels of the moments, shape (n, 1, 84, 84), uint8."""
     parts = []
     for meta, frames in zip(moments.segments, moments.frames, strict=True):
         distinct, at = np.unique(frames, return_inverse=True)
@@ -372,7 +375,7 @@ def levels(snapshot: Snapshot, moments: samples.Moments) -> Tensor:
 
 
 def tables(probed: dict[str, dict[str, list[float | None]]], trained: Sequence[str]) -> None:
-    """R2 / hit of each encoder by game, and means over games trained on and not."""
+    """Print R2 / hit of each encoder by game, and means over training games and unseen games."""
     games = [*sorted(set(probed) & set(trained)), *sorted(set(probed) - set(trained))]
     columns = [g if g in trained else f"{g} (unseen)" for g in games]
     rows: list[tuple[float, list[str]]] = []

@@ -1,15 +1,16 @@
-"""Learn games offline from the play of a mediocre policy: what is learned, and from which models.
+"""Learn games offline from the data of a mediocre policy: compare algorithms and models.
 
     python benchmarks/offline.py FOLDER [--games Pong,Breakout] [--models sr,vos] [--seeds 1]
 
-1. NatureCNN PPO learns each game for a while, from pixels; `--policies` names a folder of such runs.
-2. It plays 100,000 steps, one action in five at random.
+1. NatureCNN PPO trains on each game for a while, from pixels; `--policies` names a folder of such
+   runs.
+2. The policy plays 100,000 steps, one action in five at random.
 3. `wsa encode` runs the models over them, and the same networks untrained.
-4. `wsa bench`: CQL with WSA, the mean and each model alone; with WSA over the untrained networks;
-   behavioural cloning and double DQN with WSA.
-5. FOLDER/results.csv has every run, FOLDER/results.md the means beside the policy that played.
+4. `wsa bench` trains CQL with WSA, with the mean, and with each model alone; CQL with WSA over the
+   untrained networks; behavioral cloning and double DQN with WSA.
+5. FOLDER/results.csv has every run; FOLDER/results.md has the means, and those of the policy.
 
-Every command is one of wsa's own and goes on where it stopped; so does this script.
+Every step is a wsa command that continues where it stopped, and so does this script.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from kit import markdown, wsa
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
-EPSILON = 0.2  # Of the policy that plays the data.
+EPSILON = 0.2  # Probability of a random action in the data.
 
 
 def play(o: argparse.Namespace, game: str) -> None:
-    """The data: 100,000 steps of a policy that has learned for a while."""
+    """Collect the data: 100,000 steps of a policy that has trained for a while."""
     run = (o.policies or o.folder / "policies") / game
     if not o.policies:
         wsa(
@@ -46,7 +47,7 @@ def play(o: argparse.Namespace, game: str) -> None:
 
 
 def learn(o: argparse.Namespace, game: str) -> None:
-    """All runs of a game, one bench for each algorithm."""
+    """Train all runs of a game, in one bench for each algorithm."""
     models = o.models.split(",")
     untrained = [f"{name}:random" for name in models]
     for names in (models, untrained):
@@ -66,7 +67,7 @@ def learn(o: argparse.Namespace, game: str) -> None:
 
 
 def gather(o: argparse.Namespace, games: list[str]) -> None:
-    """One line for each run, and one table."""
+    """Write one row for each run, and one table."""
     rows = [
         {"algo": algo, **row}
         for game in games
@@ -99,7 +100,7 @@ def behaviour(game: str) -> list[float]:
 
 
 def told(values: list[float]) -> list[object]:
-    """Mean, standard deviation and number."""
+    """Mean, standard deviation, and count."""
     spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
     return [f"{statistics.fmean(values):.2f}", spread, len(values)]
 

@@ -2,11 +2,11 @@
 
     python benchmarks/outputs.py FOLDER [MODEL ...]        default: lite0 lite1
 
-Each of six games is played with random actions, 1,500 frames of five seeds to learn from and 600 of
-two others to be judged by. A model's whole feature map is computed once a frame; every output is
-derived from it. A ridge regression, its penalty chosen on one of the five seeds, reads each RAM
-variable from an output, and the score of a game is the mean over its variables of R2, counted as 0
-where it is below. FOLDER keeps what is done, so the command may be stopped and given again.
+Each of six games is played with random actions: 1,500 frames of five seeds for training, and 600 of
+two others for testing. A model's whole feature map is computed once per frame; every output is
+derived from it. A ridge regression, its penalty chosen on one of the five seeds, predicts each RAM
+variable from an output. The score of a game is the mean R2 of its variables, with negative values
+counted as 0. FOLDER keeps intermediate results, so the command can be stopped and repeated.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from wsa.learn.probe import linear, ram_labels
 from wsa.learn.probe.linear import Split
 from wsa.store.objects.model_spec import Output
 
-# Of the variables of `wsa.learn.probe.ram_labels`, those that tables in docs/ were measured with.
+# Variables of `wsa.learn.probe.ram_labels` with which the tables in docs/ were measured.
 JUDGED = {
     "Pong": ("ball x", "ball y", "player y", "enemy y", "enemy score"),
     "Breakout": ("ball x", "ball y", "player x", "blocks hit"),
@@ -53,7 +53,12 @@ JUDGED = {
     "SpaceInvaders": ("player x", "invaders left", "invaders x", "invaders y", "missile y"),
     "Qbert": ("player x", "player y", "column", "red column", "green column"),
 }
-SEEDS, TESTED, KEPT, EVERY = 7, 2, 300, 3  # Seeds in all, of these for judging; frames of each.
+SEEDS, TESTED, KEPT, EVERY = (
+    7,
+    2,
+    300,
+    3,
+)  # Seeds, those for testing, frames per seed, steps between.
 SKIP, NOOPS = 4, 30
 SIDE = 7
 SIZES = (128, 256, 512, 1024)
@@ -61,7 +66,7 @@ Map = Callable[[Tensor], Tensor]  # (n, places, C) to (n, K)
 
 
 def play(game: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Frames (SEEDS x KEPT, H, W, 3) as wsa collects them, and the RAM (., 128) behind them."""
+    """Frames (SEEDS x KEPT, H, W, 3) as wsa collects them, and their RAM (SEEDS x KEPT, 128)."""
     frames, memory = [], []
     for seed in range(SEEDS):
         games.quiet_emulator()
@@ -88,7 +93,7 @@ def play(game: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def fits(shared: Tensor) -> dict[str, list[Map]]:
-    """What reduces a grid, fitted on the strip's feature maps or on nothing, at each of `SIZES`."""
+    """Reductions of a grid to each of `SIZES`, fitted on the strip's feature maps or on nothing."""
     shared = grid(shared)
     most = bases.fit(shared, len(shared) - 1)
     return {
@@ -100,12 +105,12 @@ def fits(shared: Tensor) -> dict[str, list[Map]]:
 
 
 def outputs(own: Tensor, fitted: dict[str, list[Map]], train: int) -> Iterator[tuple[str, Tensor]]:
-    """Name and rows (n, K) of every output.
+    """Yield name and rows (n, K) of every output.
 
     Args:
-        own: (n, H, W, C) float32, the game's feature maps, those to learn from first.
+        own: The game's feature maps, shape (n, H, W, C), float32, training frames first.
         fitted: From `fits`.
-        train: How many are to learn from.
+        train: Number of training frames.
     """
     yield "pooled", own.mean(dim=(1, 2))
     own = grid(own)
@@ -119,20 +124,20 @@ def outputs(own: Tensor, fitted: dict[str, list[Map]], train: int) -> Iterator[t
 
 
 def grid(maps: Tensor) -> Tensor:
-    """(n, H, W, C) to (n, places, C)."""
+    """Pool (n, H, W, C) to (n, places, C)."""
     pooled = torch.nn.functional.adaptive_avg_pool2d(maps.permute(0, 3, 1, 2), SIDE)
     return pooled.flatten(2).transpose(1, 2).contiguous()
 
 
 def channels(shared: Tensor, kept: int) -> Map:
-    """The first step of `wsa.encode.inference.reduction` alone: the same few channels at every place."""
+    """First step of `wsa.encode.inference.reduction` alone: the same channels at every place."""
     mean = shared.mean(dim=(0, 1))
     basis = bases._leading((shared - mean).flatten(0, 1), kept)
     return lambda own: ((own - mean) @ basis).flatten(1)
 
 
 def separable(shared: Tensor, numbers: int) -> Map:
-    """Principal channels times principal patterns of places, the pairs of largest variance."""
+    """Products of principal channels and principal spatial patterns, those of largest variance."""
     mean = shared.mean(dim=0)
     centred = (shared - mean).double()
     by_channel = torch.linalg.eigh(torch.einsum("npc,npd->cd", centred, centred))
@@ -144,7 +149,7 @@ def separable(shared: Tensor, numbers: int) -> Map:
 
 
 def projection(size: int, numbers: int) -> Map:
-    """`wsa.encode.inference.reduction.Projection`, many rows at once."""
+    """`wsa.encode.inference.reduction.Projection`, for many rows at once."""
     return lambda own: own.flatten(1) @ torch.from_numpy(bases.signs(size, numbers)).float()
 
 
@@ -152,9 +157,9 @@ def probe(rows: Tensor, wanted: NDArray[np.float64], train: int) -> NDArray[np.f
     """R2 of each variable on the frames after `train`, by ridge regression.
 
     Args:
-        rows: (n, K).
-        wanted: (n, V), the variables.
-        train: How many frames to learn from; the last seed of them chooses the penalty.
+        rows: Inputs, shape (n, K).
+        wanted: Variables, shape (n, V).
+        train: Number of training frames; their last seed chooses the penalty.
     """
     split = Split(
         np.arange(train - KEPT), np.arange(train - KEPT, train), np.arange(train, len(rows))
@@ -164,7 +169,7 @@ def probe(rows: Tensor, wanted: NDArray[np.float64], train: int) -> NDArray[np.f
 
 
 def maps(folder: Path, model: str, name: str, parts: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """A model's whole feature maps (n, H, W, C), kept in half precision."""
+    """A model's whole feature maps, shape (n, H, W, C), saved in half precision."""
     file = folder / f"{model}-{name}.npy"
     if not file.exists():
         request = parse_request(model, {}, "map")
@@ -206,7 +211,7 @@ def of_strip(folder: Path, model: str) -> dict[str, list[Map]]:
 
 
 def played(folder: Path, game: str) -> Path:
-    """The file with a game's frames, made if need be."""
+    """The file with a game's frames; made if it is missing."""
     file = folder / f"{game}.npz"
     if not file.exists():
         frames, memory = play(game)
@@ -230,12 +235,12 @@ def show(folder: Path, models: list[str]) -> None:
 
 
 def mean(r2: dict[str, float]) -> float:
-    """Mean of R2, each at least 0, over the variables that changed while judging."""
+    """Mean of R2, clipped at 0, over the variables that changed in the test frames."""
     return float(np.nanmean(np.maximum(list(r2.values()), 0)))
 
 
 def costs() -> None:
-    """Print what a frame costs on one core before and behind a network."""
+    """Print the time per frame, on one core, before and after a network."""
     maps, screen = (
         torch.rand(1, SIDE, SIDE, 1280),
         torch.from_numpy(probe_frames.probe_inputs()[:1]),

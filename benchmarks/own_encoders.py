@@ -1,17 +1,18 @@
-"""What the paper's own encoders cost together, and what a trained autoencoder shows of a game.
+"""Joint cost of the paper's own encoders, and reconstruction error of a trained autoencoder.
 
     python benchmarks/own_encoders.py [RUN [GAME ...]]
 
-All five (`ae`, `sr`, `oke`, `okk`, `vos`, untrained: their weights change no time) encode a game in
-one run, in which a segment is read and each screen made grey and small once, and in five runs, one
-after another; in turn, in this process, on one thread. Registering the models is not timed.
+All five (`ae`, `sr`, `oke`, `okk`, `vos`; untrained, because weights do not affect time) encode a
+game in one run, which reads a segment and converts and shrinks each screen once, and in five runs
+one after another. Both are timed in turn, in this process, on one thread, without registering the
+models.
 
-Then `ae`, `sr` and `vos` embed eight games as they are played, a frame of each at a time, with a
-screen made grey and small once for all windows that show it, and for each of them.
+Then `ae`, `sr`, and `vos` embed eight games as they are played, one frame of each at a time. Each
+screen is shrunk once for all windows that contain it, or once for each of them.
 
-RUN is the folder of a `wsa pretrain` that trained `ae`. Then its error is shown beside that of the
-mean frame, and of an untrained autoencoder: on the episodes that were held out of the games it was
-trained on, and on GAMEs that it was not (by default three of them), 400 steps of each.
+RUN is the folder of a `wsa pretrain` that trained `ae`. If it is given, the script compares its
+error with that of the mean frame and of an untrained autoencoder: on the held-out episodes of the
+training games, and on the unseen GAMEs (by default three), 400 steps of each.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def cost() -> None:
 
 
 def live() -> None:
-    """Windows of the last screens through `ae`, `sr` and `vos`, as `LiveEncoder` runs its misses."""
+    """Run windows of the last screens through `ae`, `sr`, and `vos`, as `LiveEncoder` does."""
     requests = [parse_request(f"{alias}:random", {}) for alias in ("ae", "sr", "vos")]
     with store_of(GAME, 8 * LIVE_STEPS, LIVE_STEPS) as (backend, _):
         made = [register.register(take_snapshot(backend), r, 0.1, engine="torch") for r in requests]
@@ -140,7 +141,7 @@ def quality(folder: Path, others: list[str]) -> None:
 
 
 def screens(game: str) -> Iterator[Tensor]:
-    """Distinct frames of a game as the autoencoder sees them, (n, 1, 84, 84) uint8."""
+    """Distinct frames of a game as the autoencoder sees them, shape (n, 1, 84, 84), uint8."""
     with store_of(game, UNSEEN_STEPS, UNSEEN_STEPS) as (backend, _):
         snapshot = take_snapshot(backend)
         for meta in snapshot.segments(game):
@@ -149,7 +150,7 @@ def screens(game: str) -> Iterator[Tensor]:
 
 
 def errors(parts: list[Tensor], *networks: Autoencoder) -> list[str]:
-    """Mean squared error of each network and of the mean frame, times 1000; and a ratio."""
+    """Mean squared error of each network and of the mean frame, times 1000; and the ratio."""
     looks = data.scale(torch.cat(parts), "cpu")
     with torch.inference_mode():
         found = [

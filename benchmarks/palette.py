@@ -1,9 +1,9 @@
-"""How fast `palette` and `objects` embed, beside networks, on one core.
+"""Speed of `palette` and `objects`, compared with networks, on one core.
 
     python benchmarks/palette.py [GAME ...]
 
-Each encoder embeds the same stored frames of a game, from the pictures as they are stored to rounded
-rows, as `wsa encode` does; in turn, round after round, in one thread.
+Each encoder embeds the same stored frames of a game, from the stored pictures to rounded rows, as
+`wsa encode` does; in turn, round after round, on one thread.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ STEPS, ROWS = 1024, 128
 
 
 def embed(encoder: Encoder, snapshot: Snapshot, game: str, key: str, window: int) -> int:
-    """Embed some frames, or windows, of the game's first segment; their number."""
+    """Embed some frames, or windows, of the game's first segment; return their number."""
     meta = snapshot.segments(game)[0]
     shown = read_segment_frames(snapshot, meta, rows=window > 1)
-    # As in an encoding the pictures are read once; each model makes what it needs of them.
+    # As in an encoding, pictures are read once, and each model converts them.
     fresh = SegmentFrames(shown.pictures, shown.palette, shown.frame, shown.starts)
     item = Item(key, meta, np.arange(min(ROWS, meta.inputs(window))), (), window)
     return sum(len(stored(rows)) for rows in _embeddings(encoder, fresh, item))

@@ -1,17 +1,18 @@
-"""Does the probe predict training? Encoders ranked by probe and by return after the same online budget.
+"""Does the probe predict training? Rank encoders by probe, and by return for equal online steps.
 
     OMP_NUM_THREADS=1 python benchmarks/probe_rank.py rank --policies Pong=runs/pong,Breakout=runs/breakout
     OMP_NUM_THREADS=1 python benchmarks/probe_rank.py rank --small
 
-For each game it collects random play and, where a run that plays well is named, better play; encodes
-it by each encoder; probes them together (`wsa probe --json`); trains PPO over each encoder alone for
-`--budget` steps (`wsa learn --online`), with each seed; and plays full games with every run. Then it
-prints a table for each game, and Spearman's rank correlation of each of the probe's columns with the
-return, whatever it turns out to be: 8 encoders and 3 games are few, so its p value stands beside it.
+For each game the script collects random play and, if a run that plays well is named, better play.
+It encodes both with each encoder; probes all encoders together (`wsa probe --json`); trains PPO
+over each encoder alone for `--budget` steps (`wsa learn --online`), with each seed; and plays full
+games with every run. Then it prints a table for each game, and Spearman's rank correlation of each
+of the probe's columns with the return, whatever the result. 8 encoders and 3 games are few, so the
+p value is printed too.
 
-All it makes lies in the folder, a file for each result. The same command again makes what is missing:
-runs continue from their checkpoints. With the defaults, 8 encoders x 3 games x 1 seed of 300,000
-steps are 24 trainings of a quarter of an hour (`palette`) to hours (`sr`). `--small` does all of it in
+All results are saved in the folder, one file each. The same command makes what is missing: runs
+continue from their checkpoints. With the defaults, 8 encoders x 3 games x 1 seed of 300,000 steps
+are 24 trainings of a quarter of an hour (`palette`) to hours (`sr`). `--small` does everything in
 two minutes, to try the script; its correlations mean nothing.
 """
 
@@ -61,7 +62,7 @@ def asked(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def answer(file: Path, *arguments: object) -> dict[str, Any]:
-    """The JSON that a command prints, kept in a file."""
+    """Run a command, and save its JSON output in a file; read it if the file exists."""
     if not file.exists():
         print("wsa", *arguments, flush=True)
         command = [sys.executable, "-m", "wsa.cli", *map(str, arguments), "--json"]
@@ -104,7 +105,7 @@ def returns(o: argparse.Namespace, game: str, model: str) -> list[float]:
 
 
 def rows(probed: dict[str, Any], models: Sequence[str]) -> Iterator[tuple[str, list[float | None]]]:
-    """What the probe says of each encoder, in the order of `COLUMNS`, then F1."""
+    """Yield the probe's results for each encoder, in the order of `COLUMNS`, then F1."""
     lines = {line["name"]: line for line in probed["models"]}
     for model in models:
         line = lines[model]

@@ -1,12 +1,13 @@
 #!/bin/sh
-# A real SLURM of one node, for tests/encode/test_real_slurm.py: installs it on a Debian machine
-# without systemd, configures it, starts it, and waits until it takes jobs. As root, on a machine or in a
-# container of its own: it writes /etc/slurm/slurm.conf. May be run again at will.
+# Set up a real one-node SLURM for tests/encode/test_real_slurm.py, on a Debian machine without systemd:
+# install it, configure it, start it, and wait until it accepts jobs. Run as root, on a dedicated
+# machine or container: it writes /etc/slurm/slurm.conf. It can be run repeatedly.
 #
 #     sh benchmarks/slurm_single_node.sh [start|stop|status]
 #
-# `stop` cancels root's jobs and ends the daemons. SLURM_CPUS is how many cores the node offers (all),
-# SLURM_MEMORY how many MB (nine tenths). Jobs run as whoever submits them; root may.
+# `stop` cancels root's jobs and ends the daemons. SLURM_CPUS is the number of cores that the node
+# offers (default: all), SLURM_MEMORY its memory in MB (default: nine tenths). Jobs run as the user who
+# submits them, which may be root.
 set -eu
 
 what=${1:-start}
@@ -34,7 +35,7 @@ installed() { for command in slurmctld slurmd sbatch munged; do command -v $comm
 install() {
     policy=/usr/sbin/policy-rc.d
     if [ ! -e $policy ]; then
-        # The packages would start daemons that have no configuration yet.
+        # Otherwise the packages start the daemons before they are configured.
         printf '#!/bin/sh\nexit 101\n' > $policy
         chmod +x $policy
         trap 'rm -f $policy' EXIT

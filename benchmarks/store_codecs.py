@@ -1,9 +1,9 @@
-"""Bytes a frame and bytes an embedding, by codec, on real play and real pretrained embeddings.
+"""Bytes per frame and per embedding, by codec, on real play and real pretrained embeddings.
 
 python benchmarks/store_codecs.py [ALIAS ...]          default: lite0
 
-The first line of each table is what wsa writes. Ratios are to the raw array of that line's type;
-encode and decode are MB of raw array a second on one core, side by side in one run.
+The first row of each table is what wsa writes. Ratios are relative to the raw array of that row's
+type. Encode and decode are MB of raw array per second on one core, side by side in one run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ numcodecs.blosc.set_nthreads(1)
 def measure(
     what: str, array: np.ndarray, rows: int, codec: object, turn: bool = False
 ) -> list[object]:
-    """One line: compress `array` in chunks of `rows`, perhaps with the rows turned last."""
+    """A table row: compress `array` in chunks of `rows`, with the row axis last if `turn`."""
     chunks = [array[at : at + rows] for at in range(0, len(array), rows)]
     if turn:
         chunks = [np.moveaxis(chunk, 0, -1) for chunk in chunks]

@@ -1,9 +1,10 @@
-"""What committing an embedding object costs: its flushes and its bytes, and the time beside them.
+"""Cost of committing an embedding object: its flushes, its bytes, and the time.
 
 python benchmarks/store_commit.py
 
-The bare contender makes the same files, links, folders and flushes of bytes that it has, and does
-nothing else: no compression, no checksums, no record.
+The bare contender makes the same files, links, folders, and flushes with the same bytes, and
+nothing
+else: no compression, no checksums, no record.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def main() -> None:
     generator = np.random.default_rng(0)
     slow = np.cumsum(
         generator.normal(size=(FRAMES, NUMBERS)), axis=0
-    )  # As features change in play.
+    )  # Changes slowly, like features during play.
     array = slow.astype(np.float16)
     with tempfile.TemporaryDirectory() as folder:
         backend = open_store(f"{folder}/store", create=True)
@@ -46,7 +47,7 @@ def main() -> None:
             assert writer.commit_embedding(backend, meta, array)
             return meta
 
-        one()  # The folders that all objects of a model share.
+        one()  # Make the folders that all objects of a model share.
         with mock.patch.object(os, "fsync", wraps=os.fsync) as fsync:
             one()
         flushes = fsync.call_count

@@ -1,11 +1,11 @@
-"""What opening, planning and indexing cost in a large store: records and digests, no pixels.
+"""Cost of opening, planning, and indexing in a large store of records and digests, without pixels.
 
-python benchmarks/store_scale.py 1e8            frames; makes about 13 bytes a frame of files
+python benchmarks/store_scale.py 1e8            frames; writes files of about 13 bytes per frame
 python benchmarks/store_scale.py 1e7 --folder /lab/tmp
 
-Every segment has the records that a real one has (frames, rows, three models of which the last has
-encoded half), of the size they really have. Digests are drawn, not read, so reading them is timed
-apart on real objects.
+Every segment has the records of a real one (frames, rows, three models of which the last has
+encoded half), of real size. Digests are drawn, not read; reading them is timed separately on real
+objects.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 STEPS = 1024
-DISTINCT = 820  # of a segment's frames, as in Seaquest
+DISTINCT = 820  # Distinct frames of a segment, as in Seaquest.
 MODELS = [
     names.make_model_key(alias, hashing.identity(alias)) for alias in ("vit", "resnet", "clip")
 ]
 
 
 def objects(segments: int) -> Iterator[tuple[Any, dict[str, bytes]]]:
-    """Metadata and files as small stand-ins, whose names are the real ones."""
+    """Yield metadata with small placeholder files under the real names."""
     rules = protocol("Seaquest", "classic")
     rows = ["zarr.json"] + [
         f"{name}/{file}" for name in ("digest", *arrays.ROW_FIELDS) for file in ("zarr.json", "c.0")
@@ -84,7 +84,7 @@ def objects(segments: int) -> Iterator[tuple[Any, dict[str, bytes]]]:
 
 
 def fill(root: Path, segments: int) -> int:
-    """Write the records; their number."""
+    """Write the records; return their number."""
     count = 0
     for meta, files in objects(segments):
         commit = writer._record(meta, files)
@@ -96,7 +96,7 @@ def fill(root: Path, segments: int) -> int:
 
 
 def digests(self: Snapshot, meta: SegmentMeta) -> np.ndarray:
-    """What a segment's digests would be: a fifth of them stand in another segment too."""
+    """Random digests for a segment; a fifth of them also occur in another segment."""
     own = np.random.default_rng(list(meta.segment.encode())).integers(
         0, 256, (meta.frames, 16), np.uint8
     )
