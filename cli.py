@@ -210,17 +210,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     with streams.lasting():
-        return _answered(verb, rest)
+        return _execute(verb, rest)
 
 
-def _answered(verb: str, rest: list[str]) -> int:
+def _execute(verb: str, rest: list[str]) -> int:
     """Run the command, and turn an error into one line and an exit code."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         _check_current_folder()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _terminate)
-        code = _answer(verb) if verb in ("", *ANSWERS) else _run(verb, rest)
+        code = _print_info(verb) if verb in ("", *ANSWERS) else _run(verb, rest)
         sys.stdout.flush()  # Flush here, where a full disk is still reported.
         return code
     except WsaError as error:
@@ -256,10 +256,10 @@ def _terminate(number: int, frame: object) -> None:
     raise Terminated
 
 
-def _answer(asked: str) -> int:
+def _print_info(flag: str) -> int:
     """Answer a command line without a verb: the version or the overview."""
-    print(f"wsa {__version__}" if asked in ("-V", "--version") else _overview())
-    return 0 if asked else UsageError.exit_code
+    print(f"wsa {__version__}" if flag in ("-V", "--version") else _overview())
+    return 0 if flag else UsageError.exit_code
 
 
 def _fail(verb: str, why: str, code: int) -> int:
@@ -311,17 +311,17 @@ def parse(name: str, arguments: list[str]) -> Any:
     import tyro
 
     verb = VERBS[name]
-    said = io.StringIO()
+    errors = io.StringIO()
     kind = _load(verb.options)
-    given: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     if not isinstance(kind, type):
         default = kind(arguments)
-        kind, given = type(default), {"default": default}
+        kind, defaults = type(default), {"default": default}
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(errors):
             return tyro.cli(
                 kind,
-                **given,
+                **defaults,
                 prog=f"wsa {name}",
                 description=verb.what[0].upper() + verb.what[1:] + ".",
                 args=arguments,
@@ -329,7 +329,7 @@ def parse(name: str, arguments: list[str]) -> Any:
             )
     except SystemExit as stop:
         if stop.code:
-            raise UsageError("bad-option", _one_line(name, said.getvalue())) from None
+            raise UsageError("bad-option", _one_line(name, errors.getvalue())) from None
         return None
 
 
@@ -340,9 +340,9 @@ def completion(o: Any) -> int:
     verbs = []
     for name, verb in VERBS.items():
         kind = _load(verb.options)
-        given = {} if isinstance(kind, type) else {"default": kind([])}
-        kind = type(given["default"]) if given else kind
-        described = tyro.conf.subcommand(name, description=verb.what, prefix_name=False, **given)
+        defaults = {} if isinstance(kind, type) else {"default": kind([])}
+        kind = type(defaults["default"]) if defaults else kind
+        described = tyro.conf.subcommand(name, description=verb.what, prefix_name=False, **defaults)
         verbs.append(Annotated[kind, described])
     kinds: Any = Union[tuple(verbs)]  # noqa: UP007  The members are known only at run time.
     script = io.StringIO()
@@ -366,15 +366,17 @@ def _one_line(name: str, box: str) -> str:
     box = re.sub("[╭╮╰╯│]", "", _COLOUR.sub("", box)).replace("─", "-")
     box = re.sub(r"^ *- .* -{3,} *$", "---", box, flags=re.MULTILINE)
     parts = [" ".join(part.split()) for part in re.split(r"^ *-{3,} *$", box, flags=re.MULTILINE)]
-    said = parts[1] if len(parts) > 1 else parts[0]
-    if refused := re.match(r"Error parsing [-\w .]+: (--.*)", said):
+    message = parts[1] if len(parts) > 1 else parts[0]
+    if refused := re.match(r"Error parsing [-\w .]+: (--.*)", message):
         return refused[1]  # wsa's own message: the option, what it must be, and what it is.
-    said = re.sub(r"invalid literal for int\(\).*?: (.*)", r"\1 is not a whole number", said)
-    said = re.sub(r"no type matching .* from \[(.*?)\]\. Got errors.*", r"\1 is not a number", said)
-    said = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", said)
+    message = re.sub(r"invalid literal for int\(\).*?: (.*)", r"\1 is not a whole number", message)
+    message = re.sub(
+        r"no type matching .* from \[(.*?)\]\. Got errors.*", r"\1 is not a number", message
+    )
+    message = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", message)
     flags = [flag for p in parts if p.startswith("Perhaps") for flag in re.findall(r" --[\w-]+", p)]
     hint = f" Perhaps you meant{flags[0]}." if flags else ""
-    return f"{said.rstrip('.')}.{hint} 'wsa {name} --help' lists the options."
+    return f"{message.rstrip('.')}.{hint} 'wsa {name} --help' lists the options."
 
 
 def _load(place: str) -> Any:

@@ -70,10 +70,10 @@ class GameData:
             Array (N, *shape), float16 or float32; row i belongs to the frame that `rows["frame"]`
             calls i. For a model that sees several frames: (R, *shape), row i for row i of `rows`.
         """
-        at = self.place(model)
+        index = self.place(model)
         flat = self.flat
-        table = flat.embeddings if flat.windows[at] == 1 else flat.windowed
-        return table[:, flat.columns[at]].reshape(len(table), *flat.shapes[at])
+        table = flat.embeddings if flat.windows[index] == 1 else flat.windowed
+        return table[:, flat.columns[index]].reshape(len(table), *flat.shapes[index])
 
     def dask(self, model: str = "") -> Any:
         """One model's embeddings as a dask array whose chunks are views.
@@ -85,10 +85,10 @@ class GameData:
             MissingError: If dask.array cannot be imported.
         """
         array = require("dask.array", "dask[array]", "GameData.dask")
-        found = self.embeddings(model)
-        row = math.prod(found.shape[1:]) * found.itemsize
-        chunks = (max(1, CHUNK_BYTES // max(1, row)), *found.shape[1:])
-        return array.from_array(found, chunks=chunks, name=False)
+        table = self.embeddings(model)
+        row = math.prod(table.shape[1:]) * table.itemsize
+        chunks = (max(1, CHUNK_BYTES // max(1, row)), *table.shape[1:])
+        return array.from_array(table, chunks=chunks, name=False)
 
     def xarray(self) -> Any:
         """`rows`, `steps`, and all models' embeddings as an xarray `Dataset` of views.
@@ -101,16 +101,16 @@ class GameData:
             MissingError: If xarray is not installed.
         """
         xarray = require("xarray", "xarray", "GameData.xarray")
-        found: dict[str, Any] = {"steps": ("step", self.steps)}
+        variables: dict[str, Any] = {"steps": ("step", self.steps)}
         for name in ("frame", *(field for field in arrays.ROW_FIELDS if field != "frame")):
-            found["frame_index" if name == "frame" else name] = ("row", self.rows[name])
+            variables["frame_index" if name == "frame" else name] = ("row", self.rows[name])
         for key, window, shape in zip(
             self.models, self.flat.windows, self.flat.shapes, strict=True
         ):
             unit = "frame" if window == 1 else "row"
             axes = [unit, *(f"{key}_{axis}" for axis in range(1, len(shape) + 1))]
-            found[key] = (axes, self.embeddings(key))
-        return xarray.Dataset(found, attrs={"game": self.game})
+            variables[key] = (axes, self.embeddings(key))
+        return xarray.Dataset(variables, attrs={"game": self.game})
 
     def place(self, model: str = "") -> int:
         """The index in `models` of a key or an alias.

@@ -68,18 +68,18 @@ class Transitions(Dataset[dict[str, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
         """Read several items at once."""
-        found = self.batch(indices)
-        return [{name: tensor[i] for name, tensor in found.items()} for i in range(len(indices))]
+        batch = self.batch(indices)
+        return [{name: tensor[i] for name, tensor in batch.items()} for i in range(len(indices))]
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
         """Read several items as one dict of tensors, each with a batch axis in front."""
-        found = self._batches.of(self._steps[np.asarray(indices, np.int64)])
+        batch = self._batches.of(self._steps[np.asarray(indices, np.int64)])
         return {
-            "states": found.states.clone(),  # The next batch overwrites both buffers.
-            "following": found.following.clone(),
-            "actions": found.actions,
-            "rewards": found.rewards,
-            "discounts": found.discounts,
+            "states": batch.states.clone(),  # The next batch overwrites both buffers.
+            "following": batch.following.clone(),
+            "actions": batch.actions,
+            "rewards": batch.rewards,
+            "discounts": batch.discounts,
         }
 
 

@@ -55,34 +55,34 @@ def encoder(
         ConflictError: If the weights belong to another architecture.
     """
     fitted = model in screen.OUTPUTS
-    own = fitted or model.removesuffix(":random") in load.NETWORKS
-    kept = output or ("" if own else "pooled")
-    request = registry.parse_request(model, weights or {}, kept, precision, geometry)
+    has_own_outputs = fitted or model.removesuffix(":random") in load.NETWORKS
+    output_name = output or ("" if has_own_outputs else "pooled")
+    request = registry.parse_request(model, weights or {}, output_name, precision, geometry)
     if fitted:
-        found = registry.for_games([request], [game]) if game else []
-        if not found:
+        requests = registry.for_games([request], [game]) if game else []
+        if not requests:
             raise UsageError(
                 "bad-option", f"{model} has a fit for each game: give it, as game='Pong'."
             )
-        (request,) = found
-    wanted = parse_output(request.output)
-    if wanted.game and not fitted:
+        (request,) = requests
+    parsed = parse_output(request.output)
+    if parsed.game and not fitted:
         raise UsageError(
             "bad-option",
-            f"output {kept!r} is fitted on frames of a store: encode it there, and open it with "
+            f"output {output_name!r} is fitted on frames of a store: encode it there, and open it with "
             "wsa.open(url).encoder(key).",
         )
     module = registry.build(request)
     identity = identify(module, request)
-    made = Encoder(
-        module, identity.preprocessing, wanted, None, precision, choose_device(device), engine
+    inner = Encoder(
+        module, identity.preprocessing, parsed, None, precision, choose_device(device), engine
     )
-    if wanted.reduction == "rp":
-        made.basis = Projection(wanted.numbers).to(made.device)
-    elif wanted.reduction:
-        made.basis = fit_reduction.fit(made, None, wanted, identity.window).to(made.device)
+    if parsed.reduction == "rp":
+        inner.basis = Projection(parsed.numbers).to(inner.device)
+    elif parsed.reduction:
+        inner.basis = fit_reduction.fit(inner, None, parsed, identity.window).to(inner.device)
     licence = module.licence if isinstance(module, UserNetwork) else request.licence
-    return ImageEncoder(made, identity.window, licence)
+    return ImageEncoder(inner, identity.window, licence)
 
 
 class ImageEncoder:
@@ -128,23 +128,23 @@ def _rgb(image: Any, ndim: int = 3) -> NDArray[np.uint8]:
     """Convert an image to RGB, (..., H, W, 3) uint8."""
     if hasattr(image, "convert"):  # A Pillow image of any mode.
         image = np.asarray(image.convert("RGB"))
-    found: NDArray[np.uint8] = np.asarray(image)
-    if found.ndim == 2 and ndim == 3:
-        found = np.repeat(found[..., None], 3, axis=-1)
-    if found.dtype != np.uint8 or found.ndim != ndim or found.shape[-1] != 3 or not found.size:
+    pixels: NDArray[np.uint8] = np.asarray(image)
+    if pixels.ndim == 2 and ndim == 3:
+        pixels = np.repeat(pixels[..., None], 3, axis=-1)
+    if pixels.dtype != np.uint8 or pixels.ndim != ndim or pixels.shape[-1] != 3 or not pixels.size:
         raise UsageError(
             "bad-option",
             f"An image must be (H, W, 3) or (H, W) uint8, or one of Pillow's, not "
-            f"{found.shape} {found.dtype}. Pixels from 0 to 1: multiply by 255 and round.",
+            f"{pixels.shape} {pixels.dtype}. Pixels from 0 to 1: multiply by 255 and round.",
         )
-    return found
+    return pixels
 
 
 def _windows(images: Any, window: int) -> NDArray[np.uint8]:
-    found: NDArray[np.uint8] = np.asarray(images)
-    if found.dtype != np.uint8 or found.ndim != 5 or found.shape[1] != window:
+    pixels: NDArray[np.uint8] = np.asarray(images)
+    if pixels.dtype != np.uint8 or pixels.ndim != 5 or pixels.shape[1] != window:
         raise UsageError(
             "bad-option",
             f"This model looks at {window} frames: give (n, {window}, H, W, 3) uint8, oldest first.",
         )
-    return found
+    return pixels

@@ -205,11 +205,11 @@ class Run:
             ]
         )
         shapes = self._player.shapes
-        found = {
+        embeddings = {
             key: rows[:, place].reshape(len(rows), *shape)
             for key, place, shape in zip(self.models, side_by_side(shapes), shapes, strict=True)
         }
-        return {key: array[0] for key, array in found.items()} if single else found
+        return {key: array[0] for key, array in embeddings.items()} if single else embeddings
 
     @property
     def metrics(self) -> Any:
@@ -232,18 +232,18 @@ def _screens(frames: NDArray[np.uint8], single: bool) -> NDArray[np.uint8]:
     Raises:
         UsageError: If the frames have another shape or dtype.
     """
-    found = np.asarray(frames)
-    if found.ndim == 5 and found.shape[1] == 1:  # From ale-py: a stack of one frame.
-        found = found[:, 0]
-    if single and found.ndim == 3:
-        found = found[None]
-    if found.ndim != 4 or found.shape[-1] != 3 or found.dtype != np.uint8:
-        wanted = "(H, W, 3)" if single else "(n, H, W, 3)"
+    screens = np.asarray(frames)
+    if screens.ndim == 5 and screens.shape[1] == 1:  # From ale-py: a stack of one frame.
+        screens = screens[:, 0]
+    if single and screens.ndim == 3:
+        screens = screens[None]
+    if screens.ndim != 4 or screens.shape[-1] != 3 or screens.dtype != np.uint8:
+        expected = "(H, W, 3)" if single else "(n, H, W, 3)"
         raise UsageError(
             "bad-option",
-            f"frames must be {wanted} uint8 RGB, the whole screen, not {np.shape(frames)} "
-            f"{found.dtype}.",
+            f"frames must be {expected} uint8 RGB, the whole screen, not {np.shape(frames)} "
+            f"{screens.dtype}.",
         )
-    if single and len(found) != 1:
-        raise UsageError("bad-option", f"first must be {len(found)} bools, one for each game.")
-    return found
+    if single and len(screens) != 1:
+        raise UsageError("bad-option", f"first must be {len(screens)} bools, one for each game.")
+    return screens

@@ -101,8 +101,8 @@ class Store:
         """
         from wsa.encode.registration.select import choose_models  # Imported here: it imports torch.
 
-        asked = [models] if isinstance(models, str) else models
-        keys = choose_models(self.snapshot, game, asked)
+        requested = [models] if isinstance(models, str) else models
+        keys = choose_models(self.snapshot, game, requested)
         return GameData(game, materialise(self.snapshot, game, keys))
 
     def embeddings(self, game: str, model: str) -> NDArray[Any]:
