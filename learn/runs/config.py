@@ -177,7 +177,7 @@ def read_config(folder: Path) -> OfflineRun | OnlineRun:
         ) from None
     try:
         values = _upgraded(msgspec.json.decode(data, type=dict[str, Any]))
-        own = _own_algorithm(values, str(path))
+        custom = _own_algorithm(values, str(path))
         config = msgspec.convert(values, OfflineRun | OnlineRun)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise DamagedError(
@@ -187,7 +187,7 @@ def read_config(folder: Path) -> OfflineRun | OnlineRun:
         ) from None
     if user_code.is_name(config.network.fusion.name):  # Check here, before its models are opened.
         fusion_class(config.network.fusion.name, str(path))
-    return msgspec.structs.replace(config, hyperparameters=own) if own else config
+    return msgspec.structs.replace(config, hyperparameters=custom) if custom else config
 
 
 def _own_algorithm(values: dict[str, Any], path: str) -> OfflineConfig | OnlineConfig | None:
@@ -204,9 +204,9 @@ def _own_algorithm(values: dict[str, Any], path: str) -> OfflineConfig | OnlineC
     name = learner.get("algo" if online else "type")
     if not isinstance(name, str) or not user_code.is_name(name):
         return None
-    own = msgspec.convert(learner, load_algorithm(name, path))
+    hyperparameters = msgspec.convert(learner, load_algorithm(name, path))
     values["hyperparameters"] = msgspec.to_builtins(PPOConfig() if online else BCConfig())
-    return own
+    return hyperparameters
 
 
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:

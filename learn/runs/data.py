@@ -98,9 +98,9 @@ def make_embedder(
         remember: Number of live frames, and of live windows, to keep.
         elsewhere, threads: See `LiveEncoder`.
     """
-    known: Any = flat
+    stored: Any = flat
     if isinstance(config, OnlineRun):
         if config.end_to_end:
             return GreyPixels()
-        known = _EmptyMap(config) if flat is None else flat
-    return LiveEncoder(known, encoders, remember, elsewhere, threads)
+        stored = _EmptyMap(config) if flat is None else flat
+    return LiveEncoder(stored, encoders, remember, elsewhere, threads)

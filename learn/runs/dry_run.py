@@ -37,10 +37,10 @@ def estimate(snapshot: Snapshot, config: OfflineRun | OnlineRun, device: str) ->
     """
     counted = parameters_of(config, *looks_of(config, snapshot)).named()
     if isinstance(config, OnlineRun):
-        return _to_play(config) | counted
+        return _online_cost(config) | counted
     metas = [m for m in snapshot.segments(config.game) if m.segment in config.segments]
-    found = {e.model: e for e in snapshot.embeddings(config.game)}
-    embeddings = [found[key] for key in config.inputs]
+    by_model = {e.model: e for e in snapshot.embeddings(config.game)}
+    embeddings = [by_model[key] for key in config.inputs]
     windows = [e.window for e in embeddings]
     inputs = config.inputs_of(windows, [e.shape[1:] for e in embeddings])
     numbers = sum(
@@ -54,22 +54,24 @@ def estimate(snapshot: Snapshot, config: OfflineRun | OnlineRun, device: str) ->
         "steps": sum(meta.steps for meta in metas),
         "frames": frames,
         "cache_bytes": 2 * numbers + ROW.itemsize * sum(meta.rows for meta in metas),
-        "minutes": config.hyperparameters.updates * _seconds(config, inputs, device) / 60,
+        "minutes": config.hyperparameters.updates
+        * _seconds_per_update(config, inputs, device)
+        / 60,
         **counted,
     }
 
 
-def _to_play(config: OnlineRun) -> dict[str, float]:
+def _online_cost(config: OnlineRun) -> dict[str, float]:
     total = config.hyperparameters.total_timesteps
     row = 84 * 84 if config.end_to_end else 2 * sum(map(math.prod, config.shapes))
     windows = max(1, len(set(config.looks)))  # Each row of a table stores its rows in the others.
-    found = {"table_bytes": total * (row + 16 * windows + 4 * (windows - 1))}
+    costs = {"table_bytes": total * (row + 16 * windows + 4 * (windows - 1))}
     if isinstance(config.hyperparameters, OnlineDQNConfig):
-        found["replay_bytes"] = total * RECORD.itemsize
-    return {"steps": total, "frames": total, **found}
+        costs["replay_bytes"] = total * RECORD.itemsize
+    return {"steps": total, "frames": total, **costs}
 
 
-def _seconds(config: OfflineRun, inputs: Inputs, device: str) -> float:
+def _seconds_per_update(config: OfflineRun, inputs: Inputs, device: str) -> float:
     """Time an update, in seconds."""
     values = config.hyperparameters
     network = QNetwork(inputs, len(config.protocol.actions), config.network).to(device)

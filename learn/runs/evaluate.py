@@ -178,14 +178,16 @@ def evaluate_run(
     greedy = player.policy(num_envs, epsilon, seed)
 
     make_env = changed.make_env if changed else None
-    how: dict[str, Any] = {"num_envs": num_envs, "make_env": make_env, "on_step": on_step}
+    options: dict[str, Any] = {"num_envs": num_envs, "make_env": make_env, "on_step": on_step}
     started = time.perf_counter()
     with _watching(results, player, greedy, video) as watchers:
         played = play(
-            config.game, config.protocol, greedy, episodes, seed, watchers=watchers, **how
+            config.game, config.protocol, greedy, episodes, seed, watchers=watchers, **options
         )
     seconds = time.perf_counter() - started
-    random = play(config.game, config.protocol, RandomPolicy(actions, seed), episodes, seed, **how)
+    random = play(
+        config.game, config.protocol, RandomPolicy(actions, seed), episodes, seed, **options
+    )
     name = "run" if which == "final" else "best"
     games = {name: played, "random": random}
     present = tuple(labels(player.present))

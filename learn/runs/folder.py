@@ -48,41 +48,41 @@ def begin(folder: Path, config: OfflineRun | OnlineRun) -> None:
     path = folder / FILE
     if path.exists():
         try:
-            found = read_config(folder)
+            existing = read_config(folder)
         except DamagedError:
-            found = None
-        if found == config:
+            existing = None
+        if existing == config:
             return
-        if found is None or not _goes_on(found, config):
+        if existing is None or not _continues(existing, config):
             raise ConflictError(
                 "run-exists",
                 f"{folder} holds another run. Give another --run-dir, or continue that "
                 f"run as it was started: wsa learn --resume {folder}",
             )
-        if found.total == config.total:
+        if existing.total == config.total:
             atomic_files.replace(path, msgspec.json.format(hashing.canonical(config)))
             return
-        terminal.say(_extended(found, config))
+        terminal.say(_extended(existing, config))
     atomic_files.replace(path, msgspec.json.format(hashing.canonical(config)))
     atomic_files.replace(folder / "command.txt", (command_line() + "\n").encode())
 
 
-def _goes_on(found: OfflineRun | OnlineRun, config: OfflineRun | OnlineRun) -> bool:
-    """Whether `config` is the run `found`, with its store moved or its training extended."""
-    if type(found) is not type(config) or config.total < found.total:
+def _continues(existing: OfflineRun | OnlineRun, config: OfflineRun | OnlineRun) -> bool:
+    """Whether `config` is the run `existing`, with its store moved or its training extended."""
+    if type(existing) is not type(config) or config.total < existing.total:
         return False
     length = {"updates" if isinstance(config, OfflineRun) else "total_timesteps": config.total}
-    longer: Any = msgspec.structs.replace(found.hyperparameters, **length)
+    longer: Any = msgspec.structs.replace(existing.hyperparameters, **length)
     changes: dict[str, Any] = {"store": config.store, "hyperparameters": longer}
-    return msgspec.structs.replace(found, **changes) == config
+    return msgspec.structs.replace(existing, **changes) == config
 
 
-def _extended(found: OfflineRun | OnlineRun, config: OfflineRun | OnlineRun) -> str:
-    said = f"The run is extended from {found.total:,} to {config.total:,} {config.unit}"
+def _extended(existing: OfflineRun | OnlineRun, config: OfflineRun | OnlineRun) -> str:
+    text = f"The run is extended from {existing.total:,} to {config.total:,} {config.unit}"
     if not config.hyperparameters.scheduled:
-        return f"{said}, as if it had started with as many."
+        return f"{text}, as if it had started with as many."
     return (
-        f"{said}. Its schedules (learning rate, exploration, share of stored data) now end at "
+        f"{text}. Its schedules (learning rate, exploration, share of stored data) now end at "
         f"{config.total:,}, so the result differs from that of a run of this length."
     )
 

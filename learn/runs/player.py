@@ -61,8 +61,8 @@ class Player:
         models = self.config.models
         return tuple(
             key
-            for key, there in zip(models, self.mask or (True,) * len(models), strict=True)
-            if there
+            for key, is_present in zip(models, self.mask or (True,) * len(models), strict=True)
+            if is_present
         )
 
     @property
@@ -120,15 +120,15 @@ def open_player(
         whole = take_snapshot(open_store(config.store))
         mask = mask_of(config, whole, without=without, only=only)
     snapshot, flat = open_data(config)
-    present = [key for key in config.inputs if key not in _gone(config, mask)]
+    present = [key for key in config.inputs if key not in _left_out(config, mask)]
     opened = open_models(
         snapshot, present, weights=weights, device=device, engine=engine, threads=threads
     )
     encoders = dict(zip(present, opened, strict=True))
 
     def embedder_for(mask: Mask | None) -> Any:
-        gone = _gone(config, mask)
-        models = [None if key in gone else encoders[key] for key in config.inputs]
+        left_out = _left_out(config, mask)
+        models = [None if key in left_out else encoders[key] for key in config.inputs]
         return make_embedder(config, flat, models, threads=threads)
 
     embedder = embedder_for(mask)
@@ -138,7 +138,7 @@ def open_player(
         config,
         network.to(torch.device(device)),
         embedder,
-        _looks(config, flat)[1],
+        _windows_and_shapes(config, flat)[1],
         updates,
         hashing.checksum(path.read_bytes())[:12],
         config.hyperparameters.NAME,
@@ -147,9 +147,11 @@ def open_player(
     )
 
 
-def _gone(config: RunConfig, mask: Mask | None) -> set[str]:
+def _left_out(config: RunConfig, mask: Mask | None) -> set[str]:
     """Keys of the models that are left out."""
-    return {key for key, there in zip(config.models, mask or (), strict=False) if not there}
+    return {
+        key for key, is_present in zip(config.models, mask or (), strict=False) if not is_present
+    }
 
 
 def load_network(
@@ -169,12 +171,12 @@ def load_network(
         MissingError: If the checkpoint is gone.
         DamagedError: If the checkpoint is damaged.
     """
-    network = make_network(config, *_looks(config, flat))
+    network = make_network(config, *_windows_and_shapes(config, flat))
     updates, _ = checkpoint.load(path, {"online": network})
     return network, updates
 
 
-def _looks(
+def _windows_and_shapes(
     config: OfflineRun | OnlineRun, flat: FlatMap | None
 ) -> tuple[Sequence[int], Sequence[tuple[int, ...]]]:
     """Number of frames that each of a run's inputs sees, and the shape of its embedding."""

@@ -42,14 +42,14 @@ def mask_of(
         raise UsageError(
             "bad-option", f"{option} leaves no model. Keep one of {', '.join(config.models)}."
         )
-    gone = {key for key, there in zip(config.models, mask, strict=True) if not there}
-    if config.context in gone:
+    left_out = {key for key, is_present in zip(config.models, mask, strict=True) if not is_present}
+    if config.context in left_out:
         raise UsageError(
             "bad-option",
             f"{option} leaves out {config.context}, which provides the context that the scorer was "
             "trained on. Keep it.",
         )
-    return mask if gone else None
+    return mask if left_out else None
 
 
 def check_can_lose(config: RunConfig, option: str) -> None:
@@ -68,7 +68,7 @@ def check_can_lose(config: RunConfig, option: str) -> None:
     elif len(config.models) == 1:
         why = f"{config.models[0]} is the run's only model"
     elif not fusion_class(fusion).per_model:
-        able = ", ".join(name for name in FUSIONS if _loses(name))
+        able = ", ".join(name for name in FUSIONS if _can_lose(name))
         why = (
             f"the state vector of --fusion {fusion} has a length that depends on its models, and its head "
             f"has never seen a part of it missing. It can be done with {able}"
@@ -78,7 +78,7 @@ def check_can_lose(config: RunConfig, option: str) -> None:
     raise UsageError("bad-option", f"{option}: {why}.")
 
 
-def _loses(fusion: str) -> bool:
+def _can_lose(fusion: str) -> bool:
     return fusion != "single" and bool(fusion_class(fusion).per_model)
 
 

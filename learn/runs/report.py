@@ -69,7 +69,7 @@ def write(folder: Path, store: str = "", out: Path | None = None) -> Path:
     """
     config = read_config(folder)
     scalars = _scalars(folder)
-    sections = [_asked(folder, config, store or config.store)]
+    sections = [_run_section(folder, config, store or config.store)]
     sections += [
         Section(name, title, tuple(parts), {})
         for name, title, parts in (
@@ -86,7 +86,7 @@ def write(folder: Path, store: str = "", out: Path | None = None) -> Path:
     return path
 
 
-def _asked(folder: Path, config: OfflineRun | OnlineRun, store: str) -> Section:
+def _run_section(folder: Path, config: OfflineRun | OnlineRun, store: str) -> Section:
     """The run's settings: data, algorithm, network, models, and command."""
     network = config.network
     data = f"{len(config.segments):,} stored segments"
@@ -162,13 +162,13 @@ def _flat(part: msgspec.Struct) -> Iterator[tuple[str, Any]]:
 def _training(config: OfflineRun | OnlineRun, scalars: Mapping[str, Curve]) -> list[Part]:
     """Curves of returns, losses, and validation scores, and the fusion's weights over time."""
     parts: list[Part] = []
-    shown = [
+    return_lines = [
         figures.Line(title, *_averaged(scalars[name]))
         for name, title in zip(RETURNS, ("while training", "full games"), strict=True)
         if name in scalars
     ]
-    if shown:
-        parts.append(Figure("Return", figures.curves(shown, config.unit, "raw return")))
+    if return_lines:
+        parts.append(Figure("Return", figures.curves(return_lines, config.unit, "raw return")))
     weights = {n: c for n, c in scalars.items() if n.startswith("wsa/weight/")}
     if len(weights) > 1:
         lines = [_averaged(curve) for curve in weights.values()]
@@ -180,8 +180,8 @@ def _training(config: OfflineRun | OnlineRun, scalars: Mapping[str, Curve]) -> l
         kind, _, title = name.partition("/")
         if kind in ("losses", "validation"):
             line = figures.Line(title, *_averaged(curve))
-            about = f"{kind}: {title.replace('_', ' ')}"
-            parts.append(Figure(about, figures.curves([line], config.unit, title)))
+            caption = f"{kind}: {title.replace('_', ' ')}"
+            parts.append(Figure(caption, figures.curves([line], config.unit, title)))
     return parts
 
 
@@ -198,14 +198,14 @@ def _evaluation(folder: Path, config: OfflineRun | OnlineRun) -> list[Part]:
             groups[tuple(row[c] for c in columns)].append(float(row["return"]))
     rows, bars = [], []
     for group, returns in groups.items():
-        found = stratified_interval(np.array(returns)[:, None], mean_score)
-        score = human_normalised(config.game, found.value)
-        interval = f"[{found.low:,.1f}, {found.high:,.1f}]"
+        mean = stratified_interval(np.array(returns)[:, None], mean_score)
+        score = human_normalised(config.game, mean.value)
+        interval = f"[{mean.low:,.1f}, {mean.high:,.1f}]"
         normalised = None if score is None else f"{score:.3f}"
-        rows.append((*group, len(returns), f"{found.value:,.1f}", interval, normalised))
+        rows.append((*group, len(returns), f"{mean.value:,.1f}", interval, normalised))
         name = " ".join(v for c, v in zip(columns, group, strict=True) if v and c != "checkpoint")
         style = int("random" in group)
-        bars.append(figures.Bar(name, found.value, found.low, found.high, style))
+        bars.append(figures.Bar(name, mean.value, mean.low, mean.high, style))
     note = (
         "Mean raw return with its 95% bootstrap interval over games; 0 human-normalized is chance."
     )
@@ -246,11 +246,11 @@ def _scalars(folder: Path) -> dict[str, Curve]:
         for name, value in line.items():
             if name not in ("step", "time") and isinstance(value, int | float):
                 points[name].append((step, float(value)))
-    found = {}
+    curves = {}
     for name, pairs in points.items():
         steps, values = np.array(pairs, np.float64).T
-        found[name] = steps, values
-    return found
+        curves[name] = steps, values
+    return curves
 
 
 def _lines(path: Path) -> Iterator[tuple[float, dict[str, Any]]]:

@@ -88,12 +88,14 @@ def configure(
         )
     pixels = request.fusion == PIXELS
     if request.online:
-        online = _Added(request, snapshot, device, dry_run)
+        online = _OnlineModels(request, snapshot, device, dry_run)
         keys_of, default_keys = online.keys_of, online.default_keys
     else:
 
-        def keys_of(some: Sequence[str]) -> list[str]:
-            return choose_models(snapshot, request.game, [stored_name(snapshot, s) for s in some])
+        def keys_of(requested: Sequence[str]) -> list[str]:
+            return choose_models(
+                snapshot, request.game, [stored_name(snapshot, s) for s in requested]
+            )
 
         def default_keys() -> list[str]:
             return choose_models(snapshot, request.game, ())
@@ -154,7 +156,7 @@ def weights_of(request: RunRequest) -> dict[str, str]:
     return typed | weights_files(request.live.weights)
 
 
-class _Added:
+class _OnlineModels:
     """Resolves models of an online run; adds those that the store lacks."""
 
     def __init__(self, request: RunRequest, snapshot: Snapshot, device: str, dry_run: bool) -> None:
@@ -163,14 +165,14 @@ class _Added:
         self._game = request.game
         self._weights, self._output = weights_files(request.live.weights), request.live.output
 
-    def keys_of(self, some: Sequence[str]) -> list[str]:
+    def keys_of(self, requested: Sequence[str]) -> list[str]:
         """Return the keys of models, given aliases or keys.
 
         Raises:
             UsageError: If an alias fits several models.
         """
         # Take a snapshot for each name: a model that was just added may be named twice.
-        keys = [self._key(take_snapshot(self._backend), name) for name in some]
+        keys = [self._key(take_snapshot(self._backend), name) for name in requested]
         return list(dict.fromkeys(keys))
 
     def default_keys(self) -> list[str]:
@@ -180,8 +182,8 @@ class _Added:
         keys = []
         for name in DEFAULT:
             snapshot = take_snapshot(self._backend)
-            found = find_model(snapshot, self._request(name))
-            keys.append(found.key if found else self._add(snapshot, name))
+            model = find_model(snapshot, self._request(name))
+            keys.append(model.key if model else self._add(snapshot, name))
         return keys
 
     def _key(self, snapshot: Snapshot, name: str) -> str:
@@ -213,13 +215,13 @@ class _Added:
 
     def _request(self, name: str) -> Request:
         """Parse a model as typed; fit it to the game if its output depends on the game."""
-        found = for_games([parse_request(name, self._weights, self._output)], [self._game])
-        if not found:
+        requests = for_games([parse_request(name, self._weights, self._output)], [self._game])
+        if not requests:
             raise UsageError(
                 "bad-option",
                 f"--output {self._output} is of another game than {self._game}. Leave out --output.",
             )
-        return found[0]
+        return requests[0]
 
 
 def _context_key(context: str, models: Sequence[str], keys_of: KeysOf) -> str:
@@ -251,12 +253,12 @@ def by_default(keys: Sequence[str], fusion: str, context: str) -> tuple[list[str
     """
     if context == MEAN_CONTEXT:
         return list(keys), context
-    given = [key for key in keys if names.key_alias(key) == load.CONTEXT]
-    giving = context or (given[0] if len(given) == 1 else MEAN_CONTEXT)
-    fused = [key for key in keys if key != giving]
+    context_keys = [key for key in keys if names.key_alias(key) == load.CONTEXT]
+    chosen = context or (context_keys[0] if len(context_keys) == 1 else MEAN_CONTEXT)
+    fused = [key for key in keys if key != chosen]
     if not fused:
         return list(keys), context or MEAN_CONTEXT
-    return fused, giving if context or fusion_class(fusion).conditioned else MEAN_CONTEXT
+    return fused, chosen if context or fusion_class(fusion).conditioned else MEAN_CONTEXT
 
 
 def _begin_from(
@@ -275,30 +277,30 @@ def _begin_from(
             "options of the network: they are that run's.",
         )
     added = keys_of(start.add) if start.add else []
-    wanted = change_models(before.models, added, start.drop, before.network.fusion.name)
-    if request.models and keys_of(request.models) != wanted:
+    models = change_models(before.models, added, start.drop, before.network.fusion.name)
+    if request.models and keys_of(request.models) != models:
         raise UsageError(
             "bad-option",
             f"--models are not those of {start.init}, which are {', '.join(before.models)}. Leave "
             "out --models, and say with --add and --drop what changes.",
         )
     if request.context not in ("", MEAN_CONTEXT):
-        ours = {before.context}
+        known_names = {before.context}
         if before.context != MEAN_CONTEXT:
-            ours.add(names.key_alias(before.context))
-        if request.context not in ours and keys_of([request.context])[0] not in ours:
+            known_names.add(names.key_alias(before.context))
+        if request.context not in known_names and keys_of([request.context])[0] not in known_names:
             raise UsageError(
                 "bad-option",
                 f"--context {request.context}: the context of {start.init} is {before.context}, "
                 "and its scorer was trained on that. Leave out --context.",
             )
-    if before.context in before.models and before.context not in wanted:
+    if before.context in before.models and before.context not in models:
         raise UsageError(
             "bad-option",
             f"--drop: {before.context} provides the context that the scorer was trained on. Drop "
             "another model, or start a new run.",
         )
-    return before.network, wanted, before.context
+    return before.network, models, before.context
 
 
 def make_offline(
@@ -338,10 +340,10 @@ def make_offline(
     atari.check_game(game)
     chosen = choose_models(snapshot, game, models)
 
-    def keys_of(some: Sequence[str]) -> list[str]:
-        return choose_models(snapshot, game, some)
+    def keys_of(requested: Sequence[str]) -> list[str]:
+        return choose_models(snapshot, game, requested)
 
-    segments, played = _data(snapshot, game, protocol)
+    segments, played = _segments_and_protocol(snapshot, game, protocol)
     config = OfflineRun(
         store=snapshot.backend.url,
         game=game,
@@ -371,9 +373,9 @@ def _matched(
     config: OfflineRun | OnlineRun,
     windows: Sequence[int],
     shapes: Sequence[tuple[int, ...]],
-    wanted: int,
+    target: int,
 ) -> NetworkConfig:
-    """A run's network with the width whose number of parameters is closest to `wanted`.
+    """A run's network with the width whose number of parameters is closest to `target`.
 
     Raises:
         UsageError: If no width comes close, or the network has no width to choose.
@@ -384,10 +386,12 @@ def _matched(
         return parameters_of(tried, windows, shapes).total
 
     recurrent = getattr(config.hyperparameters, "recurrent", False)
-    return match_parameters(config.network, wanted, count, linear_heads=recurrent)
+    return match_parameters(config.network, target, count, linear_heads=recurrent)
 
 
-def _data(snapshot: Snapshot, game: str, protocol: str) -> tuple[tuple[str, ...], Protocol]:
+def _segments_and_protocol(
+    snapshot: Snapshot, game: str, protocol: str
+) -> tuple[tuple[str, ...], Protocol]:
     """The segments that a run learns from, and their protocol.
 
     Raises:
@@ -483,7 +487,7 @@ def make_online(
         raise UsageError("bad-option", "Name at least one model with --models.")
     metas = [] if config.end_to_end else _encoded_by(snapshot, game, config.inputs)
     if config.mixes_stored:
-        metas = _to_mix_in(snapshot, config, metas)
+        metas = _mixable_segments(snapshot, config, metas)
     specs = [read_spec(snapshot, key) for key in config.inputs]
     windows = tuple(spec.identity.window for spec in specs)
     config = msgspec.structs.replace(
@@ -511,7 +515,7 @@ def groups_of(hyperparameters: OnlineConfig) -> int:
     return 2 if ppo and hyperparameters.num_envs >= ENVS_OF_TWO_GROUPS else 1
 
 
-def _to_mix_in(
+def _mixable_segments(
     snapshot: Snapshot, config: OnlineRun, encoded: Sequence[records.SegmentMeta]
 ) -> list[records.SegmentMeta]:
     """Those of the encoded segments that were played under the run's protocol.
@@ -519,9 +523,9 @@ def _to_mix_in(
     Raises:
         UsageError: If there are none: data of another protocol must not be mixed in.
     """
-    ours = [meta for meta in encoded if meta.protocol == config.protocol]
-    if ours:
-        return ours
+    same_protocol = [meta for meta in encoded if meta.protocol == config.protocol]
+    if same_protocol:
+        return same_protocol
     game, played = config.game, {m.protocol for m in snapshot.segments(config.game)}
     if config.protocol in played:
         remedy = f"Encode what it has: wsa encode --game {game} --models ..."

@@ -55,12 +55,12 @@ def launch(
         ConflictError: If another run is in the folder.
         WsaError: See `train_stored`.
     """
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "weights": weights, "engine": engine, "threads": threads, "compiled": compiled,
     }  # fmt: skip
     if isinstance(config, OfflineRun):
         begin(folder, config)
-        return train_stored(folder, config, device, on_line, **how)
+        return train_stored(folder, config, device, on_line, **options)
     with contextlib.ExitStack() as stack:
         encoders: Sequence[Any] = ()
         if encoder and config.inputs:
@@ -70,7 +70,7 @@ def launch(
                 remote_encoders(encoder, config.store, config.inputs, engine)
             )
         begin(folder, config)
-        return train_playing(folder, config, device, on_line, encoders=encoders, **how)
+        return train_playing(folder, config, device, on_line, encoders=encoders, **options)
 
 
 def train_stored(
@@ -103,8 +103,8 @@ def train_stored(
     """
     snapshot, flat = open_data(config)
     assert flat is not None, "an offline run has data"
-    values = isinstance(config.hyperparameters, DQNConfig)  # Cloning ignores rewards.
-    if values and not flat.rows["reward"][flat.steps].any():
+    learns_values = isinstance(config.hyperparameters, DQNConfig)  # Cloning ignores rewards.
+    if learns_values and not flat.rows["reward"][flat.steps].any():
         terminal.say(rewards.warning(config.game, len(flat.steps)))
 
     def embedder() -> Any:

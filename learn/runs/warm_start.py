@@ -47,23 +47,23 @@ def change_models(
             "depends on its models, so a head trained on some cannot continue with others. Use one of "
             f"{able}.",
         )
-    kept = list(models)
+    remaining = list(models)
     for name in drop:
-        fitting = [key for key in kept if name in (key, names.key_alias(key))]
+        fitting = [key for key in remaining if name in (key, names.key_alias(key))]
         if len(fitting) != 1:
             raise UsageError(
                 "bad-option",
                 f"--drop {name}: the run's models are {', '.join(models)}. Name one of them, by "
                 "its key where an alias fits several.",
             )
-        kept.remove(fitting[0])
+        remaining.remove(fitting[0])
     for key in add:
-        if key in kept:
+        if key in remaining:
             raise UsageError("bad-option", f"--add {key}: the run has it already. Leave it out.")
-        kept.append(key)
-    if not kept:
+        remaining.append(key)
+    if not remaining:
         raise UsageError("bad-option", "--drop leaves no model. Keep one, or --add another.")
-    return kept
+    return remaining
 
 
 def warm_start(config: RunConfig, network: Any) -> None:
@@ -110,7 +110,7 @@ def transfer(
     lists = ["torso.normalisers", *(f"torso.fusion.{name}" for name in per_model)]
     fresh = []
     for name, tensor in network.state_dict().items():
-        source = old.get(f"online.{_before(name, lists, models, before)}")
+        source = old.get(f"online.{_old_name(name, lists, models, before)}")
         if source is None:
             fresh.append(name)
         elif source.shape != tensor.shape:
@@ -125,11 +125,11 @@ def transfer(
     return fresh
 
 
-def _before(name: str, lists: list[str], models: Sequence[str], before: Sequence[str]) -> str:
+def _old_name(name: str, lists: list[str], models: Sequence[str], before: Sequence[str]) -> str:
     """Name of a tensor in the old network, where models are ordered differently; "" if new."""
     for prefix in lists:
         if name.startswith(prefix + "."):
-            at, _, rest = name[len(prefix) + 1 :].partition(".")
-            key = models[int(at)]
+            index, _, rest = name[len(prefix) + 1 :].partition(".")
+            key = models[int(index)]
             return f"{prefix}.{before.index(key)}.{rest}" if key in before else ""
     return name
