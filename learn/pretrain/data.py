@@ -79,20 +79,24 @@ def choose(
     chosen: list[SegmentMeta] = []
     total = 0
     for game in games:
-        whole = [m for m in snapshot.segments(game) if (game, m.segment) in pictured]
-        known = sorted({m.policy for m in whole})
-        found = [m for m in whole if not policies or m.policy in policies]
-        if not found:
-            who = f" played by {', '.join(policies)} (there is {', '.join(known)})" if known else ""
+        available = [m for m in snapshot.segments(game) if (game, m.segment) in pictured]
+        players = sorted({m.policy for m in available})
+        matching = [m for m in available if not policies or m.policy in policies]
+        if not matching:
+            who = (
+                f" played by {', '.join(policies)} (there is {', '.join(players)})"
+                if players
+                else ""
+            )
             raise MissingError(
                 "no-frames",
                 f"The store {snapshot.backend.url} has no frames of {game}{who}. Collect some: wsa "
                 f"collect --game {game}",
             )
-        total += sum(m.frames for m in found)
-        found.sort(key=lambda m: hashing.object_id(m.segment))
-        ends = itertools.accumulate(m.frames for m in found)
-        fitting = [m for m, end in zip(found, ends, strict=True) if end <= share]
+        total += sum(m.frames for m in matching)
+        matching.sort(key=lambda m: hashing.object_id(m.segment))
+        ends = itertools.accumulate(m.frames for m in matching)
+        fitting = [m for m, end in zip(matching, ends, strict=True) if end <= share]
         if not fitting:
             raise UsageError(
                 "bad-option",
@@ -180,11 +184,13 @@ class Looks:
         )
         rows = []
         for game, count in counts.items():
-            own = self.training[game]
+            candidates = self.training[game]
             # No repeats within a batch: a contrastive network would have to tell an example from
             # itself.
-            at = generator.choice(len(own), count, replace=count > len(own), shuffle=False)
-            rows.append(own[at])
+            chosen = generator.choice(
+                len(candidates), count, replace=count > len(candidates), shuffle=False
+            )
+            rows.append(candidates[chosen])
         return self.take(np.concatenate(rows), generator)
 
     def validation(self, batch_size: int) -> Iterator[tuple[str, Tensor]]:
@@ -219,8 +225,8 @@ class Looks:
             other = low + generator.integers(0, high - low)
             return np.stack([rows, other + (other >= rows)], axis=1)
         back = np.arange(self.sight.depth - 1, -1, -1)
-        found: Rows = np.maximum(rows[:, None] - back, first[:, None])
-        return found
+        stack: Rows = np.maximum(rows[:, None] - back, first[:, None])
+        return stack
 
 
 def read(
@@ -249,25 +255,25 @@ def read(
     row = frame = 0
     for meta in segments:
         parts.append(_part(snapshot.read_rows(meta), sight, row, frame))
-        shown = snapshot.read_frames(meta)
-        for at in range(0, len(shown), _AT_ONCE):
-            some = shown[at : at + _AT_ONCE]
-            pixels[frame + at : frame + at + len(some)] = levels(some, sight)
-            on_frames(frame + at + len(some))
+        screens = snapshot.read_frames(meta)
+        for start in range(0, len(screens), _AT_ONCE):
+            block = screens[start : start + _AT_ONCE]
+            pixels[frame + start : frame + start + len(block)] = levels(block, sight)
+            on_frames(frame + start + len(block))
         row += meta.rows
         frame += meta.frames
     looks = Looks(sight, pixels, parts)
     for game in dict.fromkeys(meta.game for meta in segments):
-        own = [(m, p) for m, p in zip(segments, parts, strict=True) if m.game == game]
-        _split(looks, game, own, share)
+        members = [(m, p) for m, p in zip(segments, parts, strict=True) if m.game == game]
+        _split(looks, game, members, share)
     return looks
 
 
 def levels(frames: NDArray[np.uint8], sight: TrainingInput) -> NDArray[np.uint8]:
     """Convert screens (n, H, W, 3) to the gray levels that the network sees: (n, h, w) uint8."""
     scaled = preprocess(torch.from_numpy(np.array(frames)), sight.sees.preprocessing())
-    found: NDArray[np.uint8] = scaled.squeeze(1).mul_(255).round_().to(torch.uint8).numpy()
-    return found
+    gray: NDArray[np.uint8] = scaled.squeeze(1).mul_(255).round_().to(torch.uint8).numpy()
+    return gray
 
 
 def scale(looks: Tensor, device: str) -> Tensor:
@@ -276,16 +282,16 @@ def scale(looks: Tensor, device: str) -> Tensor:
 
 
 def _part(rows: dict[str, NDArray[np.generic]], sight: TrainingInput, row: int, frame: int) -> Part:
-    at = np.arange(len(rows["frame"]))
+    index = np.arange(len(rows["frame"]))
     is_first = rows["is_first"].astype(np.bool_)
     first = episode_starts(is_first)
-    begins = np.append(np.flatnonzero(is_first[1:]) + 1, len(at))
-    last = begins[np.searchsorted(begins, at, side="right")] - 1
+    begins = np.append(np.flatnonzero(is_first[1:]) + 1, len(index))
+    last = begins[np.searchsorted(begins, index, side="right")] - 1
     # If the segment was cut inside an episode, an example must not reach before its first row. At
     # the true start of an episode the first frame is repeated, but the example must contain one
     # change.
-    least = np.where(is_first[first], min(1, sight.depth - 1), sight.depth - 1)
-    usable = (rows["action"].astype(np.int16) >= 0) & (at - first >= least)
+    needed = np.where(is_first[first], min(1, sight.depth - 1), sight.depth - 1)
+    usable = (rows["action"].astype(np.int16) >= 0) & (index - first >= needed)
     if sight.apart:
         usable &= last > first
     return Part(
@@ -297,11 +303,11 @@ def _part(rows: dict[str, NDArray[np.generic]], sight: TrainingInput, row: int, 
     )
 
 
-def _split(looks: Looks, game: str, own: list[tuple[SegmentMeta, Part]], share: float) -> None:
+def _split(looks: Looks, game: str, members: list[tuple[SegmentMeta, Part]], share: float) -> None:
     """Hold out a share of a game's episodes, chosen by a hash of their names."""
     # Rows of each episode; an episode that is cut into several segments counts once.
     episodes: dict[tuple[str, int, int], list[Rows]] = {}
-    for meta, part in own:
+    for meta, part in members:
         start = part.first.min()
         for number in np.unique(part.episode[part.usable]):
             rows = start + np.flatnonzero(part.usable & (part.episode == number))

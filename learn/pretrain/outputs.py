@@ -51,15 +51,15 @@ def write_pictures(folder: Path, network: Trainee, looks: Looks, device: str) ->
     write_curves(folder / "curves.png", folder / "metrics.jsonl")
     generator = np.random.default_rng(0)
     network.eval()
-    shown = []
+    pictures = []
     # Examples of one game go through the network together, because some networks compare them.
     for rows in list(looks.held_out.values())[:_PICTURED]:
-        most = max(1, _PICTURED // len(looks.held_out))
-        some = rows[np.linspace(0, len(rows) - 1, max(most, 2)).astype(np.int64)]
+        count = max(1, _PICTURED // len(looks.held_out))
+        chosen = rows[np.linspace(0, len(rows) - 1, max(count, 2)).astype(np.int64)]
         with torch.inference_mode():
-            panels = network.show(scale(looks.take(some, generator), device))
-        shown.append([panel[:most] for panel in panels])
-    write_panels(folder / "seen.png", [torch.cat(column) for column in zip(*shown, strict=True)])
+            panels = network.show(scale(looks.take(chosen, generator), device))
+        pictures.append([panel[:count] for panel in panels])
+    write_panels(folder / "seen.png", [torch.cat(column) for column in zip(*pictures, strict=True)])
 
 
 def write_panels(path: Path, panels: Sequence[Tensor]) -> None:

@@ -53,10 +53,10 @@ TRAINEES = {
 def trainee(encoder: str) -> type[Trainee]:
     """Import the class for `encoder`, a key of `TRAINEES`."""
     module, _, name = TRAINEES[encoder].partition(":")
-    found: type[Trainee] = getattr(
+    trainee_class: type[Trainee] = getattr(
         importlib.import_module(f"wsa.encode.models.paper.{module}"), name
     )
-    return found
+    return trainee_class
 
 
 class Training(msgspec.Struct, frozen=True):
@@ -141,13 +141,13 @@ def begin(folder: Path, training: Training) -> None:
     """
     path = folder / "config.json"
     if path.exists():
-        found = records.read_json(path.read_bytes(), Training, str(path))
-        if found == training:
+        existing = records.read_json(path.read_bytes(), Training, str(path))
+        if existing == training:
             return
         fields = [
-            f for f in Training.__struct_fields__ if getattr(found, f) != getattr(training, f)
+            f for f in Training.__struct_fields__ if getattr(existing, f) != getattr(training, f)
         ]
-        longer = training.steps > found.steps and {*fields} <= {"steps", *_CADENCE}
+        longer = training.steps > existing.steps and {*fields} <= {"steps", *_CADENCE}
         if not longer or trainee(training.encoder).scheduled:
             why = "; its schedule is for as many steps as it began with" if longer else ""
             raise ConflictError(
@@ -207,11 +207,11 @@ def run(
         with filelock.FileLock(folder / "lock", timeout=0):
             trained = train_encoder(training, looks, folder, device, on_line)
             files = outputs.write_encoders(folder, trained.network, half)
-            made = hashing.canonical(manifest(training, looks, trained, files))
-            atomic_files.replace(folder / "manifest.json", msgspec.json.format(made))
+            encoded = hashing.canonical(manifest(training, looks, trained, files))
+            atomic_files.replace(folder / "manifest.json", msgspec.json.format(encoded))
             outputs.write_pictures(folder, trained.network, looks, device)
-            found: dict[str, Any] = msgspec.json.decode(made)
-            return found
+            decoded: dict[str, Any] = msgspec.json.decode(encoded)
+            return decoded
     except filelock.Timeout:
         raise ConflictError(
             "run-exists",
@@ -235,16 +235,16 @@ def train_encoder(
     kind = trainee(training.encoder)
     torch.manual_seed(training.seed)
     network: Trainee = kind().to(device).to(memory_format=torch.channels_last)
-    kept = copy.deepcopy(network)
+    best_network = copy.deepcopy(network)
     optimizer = torch.optim.Adam(network.parameters(), eps=kind.recipe.adam_eps, fused=True)
     checkpoints = folder / "checkpoints"
-    modules: dict[str, nn.Module] = {"network": network, "best": kept}
+    modules: dict[str, nn.Module] = {"network": network, "best": best_network}
     start, best = 0, Best()
     if checkpoint.all_of(checkpoints):
         start, extra = checkpoint.load(checkpoint.latest(checkpoints), modules, optimizer)
         best = Best(**extra)
     if start >= training.steps or best.stopped:
-        return Trained(kept, best, start, 0.0)
+        return Trained(best_network, best, start, 0.0)
 
     def save(step: int) -> None:
         checkpoint.save(checkpoints, step, modules, optimizer, dataclasses.asdict(best))
@@ -257,8 +257,8 @@ def train_encoder(
         for step in loop:
             rate = network.learning_rate(training.learning_rate, step - 1, training.steps)
             batch = scale(looks.draw(training.seed, step, training.batch_size), device)
-            made = (step - 1) / training.steps
-            loss, parts, norm = _update(network, optimizer, batch, made, rate, training.precision)
+            done = (step - 1) / training.steps
+            loss, parts, norm = _update(network, optimizer, batch, done, rate, training.precision)
             line: dict[str, float] = {}
             if loop.every(training.log_frequency):
                 line = {"losses/train": loss.item(), "charts/learning_rate": rate}
@@ -267,12 +267,12 @@ def train_encoder(
                 line["time/steps_per_s"] = (step - logged) / (loop.seconds - lap)
                 lap, logged = loop.seconds, step
             if loop.every(training.validate_frequency):
-                line |= _validate(network, kept, looks, training, step, best, device)
+                line |= _validate(network, best_network, looks, training, step, best, device)
             if line:
                 loop.write(line)
             if 0 < training.patience <= best.since:
                 loop.finish()
-        return Trained(kept, best, loop.step, (loop.step - start) / loop.seconds)
+        return Trained(best_network, best, loop.step, (loop.step - start) / loop.seconds)
 
 
 def _update(
@@ -295,15 +295,15 @@ def _update(
         loss, parts = network.loss(batch, done)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    most = network.recipe.clip or float("inf")
-    norm = nn.utils.clip_grad_norm_(network.parameters(), most)
+    limit = network.recipe.clip or float("inf")
+    norm = nn.utils.clip_grad_norm_(network.parameters(), limit)
     optimizer.step()
     return loss, parts, norm
 
 
 def _validate(
     network: Trainee,
-    kept: Trainee,
+    best_network: Trainee,
     looks: Looks,
     training: Training,
     step: int,
@@ -314,17 +314,17 @@ def _validate(
     done = step / training.steps
     with engines.arithmetic(torch.device(device), training.precision):
         losses = validation_loss(network, looks, training.batch_size, done, device)
-    found = float(np.mean(list(losses.values())))
-    if done <= network.settled or found < best.loss:
+    mean_loss = float(np.mean(list(losses.values())))
+    if done <= network.settled or mean_loss < best.loss:
         best.step, best.since = step, 0
         # Before the loss has its final meaning, keep the newest weights without comparing losses.
-        best.loss = found if done > network.settled else float("inf")
-        kept.load_state_dict(network.state_dict())
+        best.loss = mean_loss if done > network.settled else float("inf")
+        best_network.load_state_dict(network.state_dict())
     else:
         best.since += 1
         best.stopped = 0 < training.patience <= best.since
     return {
-        "losses/validation": found,
+        "losses/validation": mean_loss,
         **{f"losses/validation/{game}": loss for game, loss in losses.items()},
     }
 
@@ -355,12 +355,12 @@ def manifest(
         }
         for game, rows in looks.training.items()
     }
-    how = msgspec.to_builtins(training)
+    settings = msgspec.to_builtins(training)
     return {
         "files": files,
         "games": games,
         # `data` is the digest of the segments, which config.json names.
-        "training": {**how, "segments": len(training.segments)},
+        "training": {**settings, "segments": len(training.segments)},
         "gradient_steps": trained.step,
         "best_step": trained.best.step,
         "validation_loss": trained.best.loss if np.isfinite(trained.best.loss) else None,
