@@ -29,11 +29,11 @@ def embeddings(snapshot: Snapshot, game: str, key: str, moments: Moments) -> NDA
     parts = []
     for meta, rows, frames in zip(moments.segments, moments.rows, moments.frames, strict=True):
         if len(rows):
-            whole = snapshot.read_embedding(game, key, meta.segment)
-            some = whole[frames if window[meta.segment] == 1 else rows]
-            parts.append(some.reshape(len(some), -1))
-    found: NDArray[Any] = np.concatenate(parts)
-    return found
+            segment_embeddings = snapshot.read_embedding(game, key, meta.segment)
+            chosen = segment_embeddings[frames if window[meta.segment] == 1 else rows]
+            parts.append(chosen.reshape(len(chosen), -1))
+    joined: NDArray[Any] = np.concatenate(parts)
+    return joined
 
 
 def width(snapshot: Snapshot, game: str, key: str) -> int:
@@ -48,23 +48,25 @@ def pixels(snapshot: Snapshot, moments: Moments, numbers: int) -> NDArray[np.uin
         MissingError: If frames are not in this store.
     """
     height = max(1, int((numbers * 210 / 160) ** 0.5))
-    how = Preprocessing(
+    preprocessing = Preprocessing(
         geometry="squash", height=height, width=max(1, numbers // height), interpolation="area",
         mean=(0.0,), std=(1.0,), crop=1.0, channels="grey",
     )  # fmt: skip
     parts = []
     for meta, frames in zip(moments.segments, moments.frames, strict=True):
-        shown = snapshot.read_frames(meta) if len(frames) else np.zeros((0, 1, 1, 3), np.uint8)
-        distinct, at = np.unique(frames, return_inverse=True)
+        screens = snapshot.read_frames(meta) if len(frames) else np.zeros((0, 1, 1, 3), np.uint8)
+        distinct, inverse = np.unique(frames, return_inverse=True)
         small = [
-            (preprocess(torch.from_numpy(shown[some]), how) * 255).round().to(torch.uint8)
+            (preprocess(torch.from_numpy(screens[some]), preprocessing) * 255)
+            .round()
+            .to(torch.uint8)
             for some in np.array_split(distinct, max(1, len(distinct) // 64))
             if len(some)
         ]
         if small:
-            parts.append(torch.cat(small).flatten(1).numpy()[at])
-    found: NDArray[np.uint8] = np.concatenate(parts)
-    return found
+            parts.append(torch.cat(small).flatten(1).numpy()[inverse])
+    joined: NDArray[np.uint8] = np.concatenate(parts)
+    return joined
 
 
 def has_untrained(spec: ModelSpec) -> bool:
@@ -81,10 +83,10 @@ def _network(spec: ModelSpec) -> str:
     if not load.is_paper_model(spec.timm_name) or alias not in load.NETWORKS:
         return ""
     for where in load.networks(alias):
-        made = load.network(alias, where=where)
-        sees = made.sees.preprocessing(), made.window
+        network = load.network(alias, where=where)
+        sees = network.sees.preprocessing(), network.window
         if sees == (spec.identity.preprocessing, spec.identity.window):
-            return where if any(True for _ in made.parameters()) else ""
+            return where if any(True for _ in network.parameters()) else ""
     return ""
 
 
@@ -109,22 +111,24 @@ def untrained(
         MissingError: If frames are not in this store.
     """
     output = parse_output(spec.identity.output)
-    whole = msgspec.structs.replace(output, reduction="", numbers=0, game="")
+    unreduced = msgspec.structs.replace(output, reduction="", numbers=0, game="")
     encoders = []
     for seed in seeds:
-        made = load.build(spec.timm_name, "random", seed, _network(spec))
-        encoders.append(Encoder(made, made.preprocessing, whole, device=choose_device("auto")))
+        network = load.build(spec.timm_name, "random", seed, _network(spec))
+        encoders.append(
+            Encoder(network, network.preprocessing, unreduced, device=choose_device("auto"))
+        )
     window = spec.identity.window
     parts: list[list[NDArray[Any]]] = [[] for _ in encoders]
     for meta, rows, frames in zip(moments.segments, moments.rows, moments.frames, strict=True):
         if not len(rows):
             continue
         segment = read_segment_frames(snapshot, meta, rows=window > 1)
-        distinct, at = np.unique(frames if window == 1 else rows, return_inverse=True)
-        for encoder, own in zip(encoders, parts, strict=True):
-            found = np.concatenate([*_embed(encoder, segment, window, distinct)])
-            own.append(found.reshape(len(found), -1)[at])
-    return [np.concatenate(own) for own in parts]
+        distinct, inverse = np.unique(frames if window == 1 else rows, return_inverse=True)
+        for encoder, outputs in zip(encoders, parts, strict=True):
+            embedded = np.concatenate([*_embed(encoder, segment, window, distinct)])
+            outputs.append(embedded.reshape(len(embedded), -1)[inverse])
+    return [np.concatenate(outputs) for outputs in parts]
 
 
 def _embed(

@@ -71,23 +71,23 @@ def principal(embeddings: NDArray[Any], widest: int = WIDEST) -> Axes:
         total = rows.var(axis=0).sum() * count
         with np.errstate(invalid="ignore"):  # For constant embeddings, shares are 0 / 0.
             pca = PCA(min(width, widest), svd_solver="covariance_eigh").fit(rows)
-        found, values = pca.transform(rows), pca.explained_variance_ * (count - 1)
+        projected, values = pca.transform(rows), pca.explained_variance_ * (count - 1)
         share = values.sum() / max(total, 1e-30)
     else:
         # The Gram matrix of moments gives the same axes, and is smaller than the covariance matrix.
-        some = np.linspace(0, count - 1, min(count, AXES_FROM)).astype(np.int64)
-        products = np.zeros((count, len(some)))
-        for part in _centred(embeddings, some):
-            products += part @ part[some].T
+        sample = np.linspace(0, count - 1, min(count, AXES_FROM)).astype(np.int64)
+        products = np.zeros((count, len(sample)))
+        for part in _centred(embeddings, sample):
+            products += part @ part[sample].T
         kernel = KernelPCA(
-            min(len(some), widest), kernel="precomputed", eigen_solver="dense", copy_X=False
-        ).fit(products[some])
+            min(len(sample), widest), kernel="precomputed", eigen_solver="dense", copy_X=False
+        ).fit(products[sample])
         # Products are single-precision sums: an eigenvalue below their error is not an axis.
-        true = kernel.eigenvalues_ >= 1e-7 * kernel.eigenvalues_.max()
-        found = kernel.transform(products)[:, true]
-        share = kernel.eigenvalues_[true].sum() / max(products[some].trace(), 1e-30)
-    scale = max((found**2).sum() / count, 1e-30) ** 0.5
-    return Axes(found / scale, float(share))
+        significant = kernel.eigenvalues_ >= 1e-7 * kernel.eigenvalues_.max()
+        projected = kernel.transform(products)[:, significant]
+        share = kernel.eigenvalues_[significant].sum() / max(products[sample].trace(), 1e-30)
+    scale = max((projected**2).sum() / count, 1e-30) ** 0.5
+    return Axes(projected / scale, float(share))
 
 
 def memory_bytes(count: int, width: int, held: int = 1) -> int:
@@ -98,22 +98,24 @@ def memory_bytes(count: int, width: int, held: int = 1) -> int:
         width: Length of the embedding.
         held: Number of embeddings of that width in memory at once.
     """
-    kept = min(width, WIDEST, count)
+    axes = min(width, WIDEST, count)
     stored = 8 * count * width * held  # Single precision, in parts and joined.
     if width <= min(count, AXES_FROM):
-        turning = 8 * count * (width + 2 * kept)  # Double precision, and projected.
+        projection = 8 * count * (width + 2 * axes)  # Double precision, and projected.
     else:
-        some = min(count, AXES_FROM)
+        sample = min(count, AXES_FROM)
         # The Gram matrix, two parts of the embedding, and the axes.
-        turning = 8 * count * (some + kept) + 16 * count * min(width, _COLUMNS) + 24 * some**2
-    return stored + turning + 24 * count * kept  # Copies of axes while probes are fitted.
+        projection = (
+            8 * count * (sample + axes) + 16 * count * min(width, _COLUMNS) + 24 * sample**2
+        )
+    return stored + projection + 24 * count * axes  # Copies of axes while probes are fitted.
 
 
-def _centred(embeddings: NDArray[Any], some: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-    """Yield blocks of at most `_COLUMNS` columns, minus their mean over the moments `some`."""
-    for at in range(0, embeddings.shape[1], _COLUMNS):
-        part = embeddings[:, at : at + _COLUMNS].astype(np.float64)
-        yield (part - part[some].mean(axis=0)).astype(np.float32)
+def _centred(embeddings: NDArray[Any], sample: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+    """Yield blocks of at most `_COLUMNS` columns, minus their mean over the moments `sample`."""
+    for start in range(0, embeddings.shape[1], _COLUMNS):
+        part = embeddings[:, start : start + _COLUMNS].astype(np.float64)
+        yield (part - part[sample].mean(axis=0)).astype(np.float32)
 
 
 def ridge(axes: Axes, wanted: NDArray[Any], split: Split) -> NDArray[np.float64]:
@@ -131,14 +133,16 @@ def ridge(axes: Axes, wanted: NDArray[Any], split: Split) -> NDArray[np.float64]
 
     rows, count = axes.rows, wanted.shape[1]
     # Repeat the variables for each penalty: scikit-learn then builds the normal equations once.
-    many = np.tile(wanted, len(PENALTIES))
-    each: Any = np.repeat(PENALTIES, count)
-    model = Ridge(each, solver="cholesky").fit(rows[split.fit], many[split.fit])
-    errors = (model.predict(rows[split.check]).reshape(-1, many.shape[1]) - many[split.check]) ** 2
+    repeated = np.tile(wanted, len(PENALTIES))
+    penalties: Any = np.repeat(PENALTIES, count)
+    model = Ridge(penalties, solver="cholesky").fit(rows[split.fit], repeated[split.fit])
+    errors = (
+        model.predict(rows[split.check]).reshape(-1, repeated.shape[1]) - repeated[split.check]
+    ) ** 2
     chosen: Any = PENALTIES[errors.mean(axis=0).reshape(len(PENALTIES), count).argmin(axis=0)]
     model = Ridge(chosen, solver="cholesky").fit(rows[split.train], wanted[split.train])
-    found: NDArray[np.float64] = model.predict(rows[split.test])
-    return found.reshape(-1, count)  # For a single variable, scikit-learn returns (tests,).
+    predicted: NDArray[np.float64] = model.predict(rows[split.test])
+    return predicted.reshape(-1, count)  # For a single variable, scikit-learn returns (tests,).
 
 
 @contextlib.contextmanager
@@ -166,21 +170,21 @@ def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
     """
     from sklearn.linear_model import LogisticRegression
 
-    own = labels[split.fit]
-    answer = np.full(len(split.test), own[0])
-    if (own == own[0]).all():
-        return answer
+    fit_labels = labels[split.fit]
+    predicted = np.full(len(split.test), fit_labels[0])
+    if (fit_labels == fit_labels[0]).all():
+        return predicted
     rows = axes.rows / np.sqrt((axes.rows[split.fit] ** 2).mean(axis=0) + FAINT)
     model: Any = LogisticRegression(max_iter=1000, warm_start=True)
     best = -1.0
     for penalty in LOGISTIC_PENALTIES:
         # scikit-learn sums the losses of moments; the penalty here is relative to their mean.
-        model.set_params(C=1 / (penalty * len(own))).fit(rows[split.fit], own)
+        model.set_params(C=1 / (penalty * len(fit_labels))).fit(rows[split.fit], fit_labels)
         score = f1(labels[split.check], model.predict(rows[split.check]))[0]
         if score < best:
             break
-        best, answer = score, model.predict(rows[split.test])
-    return answer
+        best, predicted = score, model.predict(rows[split.test])
+    return predicted
 
 
 @_many_classes()

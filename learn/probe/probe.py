@@ -130,36 +130,36 @@ class Table:
     @functools.cached_property
     def unread(self) -> list[str]:
         """Counted variables that no embedding predicts; they are left out of means."""
-        found = [s.r2 for line in self._encoders if (s := line.scores("both"))]
-        if not found:
+        r2 = [s.r2 for line in self._encoders if (s := line.scores("both"))]
+        if not r2:
             return []
-        best = np.nanmax(np.nan_to_num(found, nan=-np.inf), axis=0)
+        best = np.nanmax(np.nan_to_num(r2, nan=-np.inf), axis=0)
         return [n for n in self.counted if best[self.ordered.index(n)] < READABLE]
 
     @functools.cached_property
     def means(self) -> dict[tuple[str, Way], tuple[Mean, Mean]]:
         """By line and way, means of R2 and of hits over the variables that are not `unread`."""
         columns = [self.ordered.index(n) for n in self.counted if n not in self.unread]
-        found = {}
+        result = {}
         for line in self.lines:
             for way, sums in line.sums.items():
-                one = scores.mean(sums, columns, self.better, self.seed) if columns else None
-                if one is not None:
-                    found[line.name, way] = one
-        return found
+                mean = scores.mean(sums, columns, self.better, self.seed) if columns else None
+                if mean is not None:
+                    result[line.name, way] = mean
+        return result
 
     @functools.cached_property
     def calibrations(self) -> dict[str, Calibration]:
         """By measure: `r2`, `hit`, each with ` transfer` and ` narrow` too, and `f1`."""
-        found: dict[str, Calibration] = {}
+        result: dict[str, Calibration] = {}
         if not self.lines or self.lines[0].kind != "state":
-            return found
+            return result
         for way in WAYS:
             for i, measure in enumerate(("r2", "hit")):
-                of = {n: pair[i].value for (n, w), pair in self.means.items() if w == way}
+                values = {n: pair[i].value for (n, w), pair in self.means.items() if w == way}
                 name = measure if way == "both" else f"{measure} {way}"
-                found |= self._calibrated(name, of)
-        return found | self._calibrated(
+                result |= self._calibrated(name, values)
+        return result | self._calibrated(
             "f1",
             {line.name: f for line in self.lines if (f := line.mean_f1("weighted")) is not None},
         )
@@ -221,33 +221,33 @@ def models_of(snapshot: Snapshot, game: str, asked: Sequence[str]) -> dict[str, 
     if not asked:
         chosen = encoded or choose_models(snapshot, game, ())  # It raises an error with advice.
     else:
-        chosen = [key for name in asked for key in _meant(snapshot, game, encoded, name)]
+        chosen = [key for name in asked for key in _matching_keys(snapshot, game, encoded, name)]
     specs = {key: read_spec(snapshot, key) for key in dict.fromkeys(chosen)}
-    shown = {
+    labels = {
         key: spec.alias + (":random" if spec.identity.random else "") for key, spec in specs.items()
     }
-    alike = [name for name in shown.values() if list(shown.values()).count(name) > 1]
-    return {key: key if name in alike else name for key, name in shown.items()}
+    duplicates = [name for name in labels.values() if list(labels.values()).count(name) > 1]
+    return {key: key if name in duplicates else name for key, name in labels.items()}
 
 
-def _meant(snapshot: Snapshot, game: str, encoded: Sequence[str], name: str) -> list[str]:
+def _matching_keys(snapshot: Snapshot, game: str, encoded: Sequence[str], name: str) -> list[str]:
     if names.is_model_key(name):
-        found = [name] if name in encoded else []
+        keys = [name] if name in encoded else []
     else:
         alias, random = parse_request(name, {}).alias, name.endswith(":random")
-        found = [
+        keys = [
             key
             for key in encoded
             if names.key_alias(key) == alias and read_spec(snapshot, key).identity.random == random
         ]
-    if not found:
-        there = f" There is {', '.join(encoded)}." if encoded else ""
+    if not keys:
+        available = f" There is {', '.join(encoded)}." if encoded else ""
         raise MissingError(
             "not-encoded",
-            f"{name} has not encoded frames of {game} in {snapshot.backend.url}.{there} Run: wsa "
+            f"{name} has not encoded frames of {game} in {snapshot.backend.url}.{available} Run: wsa "
             f"encode --game {game} --models {name}",
         )
-    return found
+    return keys
 
 
 def untrained_kinds(snapshot: Snapshot, models: Mapping[str, str]) -> dict[str, str]:
@@ -255,15 +255,15 @@ def untrained_kinds(snapshot: Snapshot, models: Mapping[str, str]) -> dict[str, 
 
     Of several models with the same network, such as one trained and one untrained, one is chosen.
     """
-    found: dict[tuple[str, str], str] = {}
+    first_keys: dict[tuple[str, str], str] = {}
     for key in models:
         spec = read_spec(snapshot, key)
         if inputs.has_untrained(spec):
-            found.setdefault((spec.alias, spec.identity.output.partition("+")[0]), key)
-    several = [alias for alias, _ in found]
+            first_keys.setdefault((spec.alias, spec.identity.output.partition("+")[0]), key)
+    several = [alias for alias, _ in first_keys]
     return {
         key: f"{alias} untrained" + (f" ({output})" if several.count(alias) > 1 else "")
-        for (alias, output), key in found.items()
+        for (alias, output), key in first_keys.items()
     }
 
 
@@ -279,18 +279,18 @@ def judged(moments: Moments, least: float) -> tuple[list[str], dict[str, str]]:
         moments: The drawn moments.
         least: Minimum entropy of a variable's values, in nats, while its object is on the screen.
     """
-    kept, left = [], {}
+    kept, reasons = [], {}
     for name, values in moments.target.items():
         shown = moments.shown[name]
         if shown.sum() < min(LEAST_SHOWN, len(moments) // 4):
-            left[name] = f"on the screen at {int(shown.sum()):,} of {len(moments):,} steps"
+            reasons[name] = f"on the screen at {int(shown.sum()):,} of {len(moments):,} steps"
             continue
         entropy = linear.entropy(values[shown])
         if entropy > 0 and entropy >= least:
             kept.append(name)
         else:
-            left[name] = f"hardly varies (entropy {entropy:.2f})"
-    return kept, left
+            reasons[name] = f"hardly varies (entropy {entropy:.2f})"
+    return kept, reasons
 
 
 def seen_before(moments: Moments, places: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -298,26 +298,26 @@ def seen_before(moments: Moments, places: Sequence[str]) -> dict[str, dict[str, 
 
     If it is high, a probe may look positions up instead of reading them.
     """
-    found: dict[str, dict[str, float]] = {}
+    result: dict[str, dict[str, float]] = {}
     for thing in dict.fromkeys(map(ram_labels.object_of, places)):
-        own = [name for name in places if ram_labels.object_of(name) == thing]
-        shown = moments.shown[own[0]]
-        place = np.stack([moments.target[name] for name in own], axis=1)
+        coordinates = [name for name in places if ram_labels.object_of(name) == thing]
+        shown = moments.shown[coordinates[0]]
+        place = np.stack([moments.target[name] for name in coordinates], axis=1)
         _, number = np.unique(place, axis=0, return_inverse=True)
         number = number.reshape(-1)
         counts = np.zeros((2, 2))
         for split in moments.splits:
             part = split.within(shown)
-            known = np.isin(number[part.test], number[part.train])
+            repeated = np.isin(number[part.test], number[part.train])
             for kind in (0, 1):
-                of = moments.better[part.test] == kind
-                counts[kind] += known[of].sum(), of.sum()
-        found[thing] = {
+                selected = moments.better[part.test] == kind
+                counts[kind] += repeated[selected].sum(), selected.sum()
+        result[thing] = {
             kind: float(seen / count)
             for kind, (seen, count) in zip(("random", "better"), counts, strict=True)
             if count
         }
-    return found
+    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,8 +375,8 @@ def probe(
     kinds = untrained_kinds(snapshot, plan.models) if plan.frames and plan.untrained else {}
     sizes = pixel_sizes(widths) if plan.frames else []
     total = len(plan.models) + len(sizes) + len(kinds) * plan.untrained
-    found = _embeddings(snapshot, game, moments, plan, sizes, kinds)
-    return compare(moments, plan, found, lambda done: on_line(done, total))
+    embeddings = _embeddings(snapshot, game, moments, plan, sizes, kinds)
+    return compare(moments, plan, embeddings, lambda done: on_line(done, total))
 
 
 def compare(
@@ -424,8 +424,8 @@ def _embeddings(
         for seed in seeds:
             yield f"{name}, seed {seed}", "", "untrained", of_seeds[seed]
     for size in sizes:
-        shown = inputs.pixels(snapshot, moments, size)
-        yield f"pixels {shown.shape[1]}", "", "pixels", shown
+        rows = inputs.pixels(snapshot, moments, size)
+        yield f"pixels {rows.shape[1]}", "", "pixels", rows
 
 
 def _judge(
@@ -448,13 +448,13 @@ def _judge(
 
 def _f1(axes: Axes | None, moments: Moments, variables: Sequence[str]) -> dict[str, F1]:
     """F1 of each variable in the first split; without axes, predict the most frequent value."""
-    split, found = moments.splits[0], {}
+    split, result = moments.splits[0], {}
     for name in variables:
         values = moments.target[name]
         if axes is None:
-            known, counts = np.unique(values[split.train], return_counts=True)
-            answer = np.full(len(split.test), known[counts.argmax()])
+            distinct, counts = np.unique(values[split.train], return_counts=True)
+            predicted = np.full(len(split.test), distinct[counts.argmax()])
         else:
-            answer = linear.classify(axes, values, split)
-        found[name] = F1(*linear.f1(values[split.test], answer))
-    return found
+            predicted = linear.classify(axes, values, split)
+        result[name] = F1(*linear.f1(values[split.test], predicted))
+    return result

@@ -259,6 +259,6 @@ def on_screen(game: str, memory: NDArray[np.uint8]) -> dict[str, NDArray[np.bool
     shown = {}
     for name in variables(game):
         rule = rules.get(object_of(name)) if is_position(name) else None
-        gone = np.isin(memory[:, rule.byte], rule.values) if rule else np.zeros(len(memory), bool)
-        shown[name] = ~gone
+        absent = np.isin(memory[:, rule.byte], rule.values) if rule else np.zeros(len(memory), bool)
+        shown[name] = ~absent
     return shown

@@ -26,7 +26,7 @@ RAM_BYTES = 128
 Memory = NDArray[np.uint8]
 
 
-class _Unlike(Exception):
+class _ReplayError(Exception):
     """The emulator does not reproduce the stored play."""
 
 
@@ -49,76 +49,78 @@ def memories(
     Raises:
         DamagedError: If stored bytes are not what was committed.
     """
-    found: dict[str, Memory] = {}
+    recovered: dict[str, Memory] = {}
     failed: dict[str, str] = {}
-    asked: dict[tuple[str, int], list[SegmentMeta]] = {}
+    by_environment: dict[tuple[str, int], list[SegmentMeta]] = {}
     for meta in segments:
-        asked.setdefault((meta.run, meta.env), []).append(meta)
+        by_environment.setdefault((meta.run, meta.env), []).append(meta)
     played = 0
-    for (run, env), wanted in asked.items():
-        game, names = wanted[0].game, {meta.segment for meta in wanted}
-        last = max(meta.start for meta in wanted)
-        line = [m for m in snapshot.segments(game) if (m.run, m.env) == (run, env)]
-        line = sorted((m for m in line if m.start <= last), key=lambda m: m.start)
+    for (run, env), members in by_environment.items():
+        game, names = members[0].game, {meta.segment for meta in members}
+        last = max(meta.start for meta in members)
+        sequence = [m for m in snapshot.segments(game) if (m.run, m.env) == (run, env)]
+        sequence = sorted((m for m in sequence if m.start <= last), key=lambda m: m.start)
         try:
-            for meta, memory in _retrace(snapshot, line):
+            for meta, memory in _replay(snapshot, sequence):
                 played += meta.steps
                 on_steps(played)
                 if meta.segment in names:
-                    found[meta.segment] = memory
-        except _Unlike as error:
-            failed |= {name: str(error) for name in sorted(names - found.keys())}
-        failed |= {name: "its steps are in other segments too" for name in names - found.keys()
+                    recovered[meta.segment] = memory
+        except _ReplayError as error:
+            failed |= {name: str(error) for name in sorted(names - recovered.keys())}
+        failed |= {name: "its steps are in other segments too" for name in names - recovered.keys()
                    if name not in failed}  # fmt: skip
-    return found, failed
+    return recovered, failed
 
 
-def _retrace(
-    snapshot: Snapshot, line: Sequence[SegmentMeta]
+def _replay(
+    snapshot: Snapshot, sequence: Sequence[SegmentMeta]
 ) -> Iterator[tuple[SegmentMeta, Memory]]:
     """Yield the segments of one environment with the memory at each row.
 
     Raises:
         _Unlike: If the next segment cannot be replayed.
     """
-    first = line[0]
+    first = sequence[0]
     rom = games.emulator_identity(first.game)[1]
     if first.emulator[1] != rom:
-        raise _Unlike(f"it was played on another emulator ({' '.join(first.emulator)})")
+        raise _ReplayError(f"it was played on another emulator ({' '.join(first.emulator)})")
     console = Console(first.game, first.protocol)
-    begins: int | None = first.seed + first.env  # Seed of the next episode's reset.
-    at = stretch = taken = 0
-    over = True
-    for meta in line:
-        if meta.start < at:
+    next_seed: int | None = first.seed + first.env  # Seed of the next episode's reset.
+    position = stretch = taken = 0
+    episode_over = True
+    for meta in sequence:
+        if meta.start < position:
             continue
-        if meta.start > at:
-            raise _Unlike(f"the store lacks the {meta.start - at:,} steps before it")
+        if meta.start > position:
+            raise _ReplayError(f"the store lacks the {meta.start - position:,} steps before it")
         rows = snapshot.read_rows(meta)
         memory = np.zeros((meta.rows, RAM_BYTES), np.uint8)
         for row in np.flatnonzero(rows["action"] >= 0).tolist():
-            if over != rows["is_first"][row]:
-                raise _Unlike("its episodes begin elsewhere than where others end")
-            if over:
-                console.reset(begins)
-                begins = None
+            if episode_over != rows["is_first"][row]:
+                raise _ReplayError("its episodes begin elsewhere than where others end")
+            if episode_over:
+                console.reset(next_seed)
+                next_seed = None
             digest = rows["digest"][rows["frame"][row]].tobytes()
-            _same(hashing.frame_digest(console.screen) == digest, meta, row)
+            _require_same(hashing.frame_digest(console.screen) == digest, meta, row)
             memory[row] = console.memory()
             reward, ended = console.step(int(rows["action"][row]))
-            _same((reward, ended) == (rows["reward"][row], rows["terminated"][row]), meta, row)
+            _require_same(
+                (reward, ended) == (rows["reward"][row], rows["terminated"][row]), meta, row
+            )
             taken += 1
-            over = bool(ended or rows["truncated"][row])
-            if over and is_online(meta.policy) and taken >= STRETCH:
+            episode_over = bool(ended or rows["truncated"][row])
+            if episode_over and is_online(meta.policy) and taken >= STRETCH:
                 stretch, taken = stretch + 1, 0
-                begins = stretch_seed(meta.seed, meta.env, stretch)
-        at += meta.steps
+                next_seed = stretch_seed(meta.seed, meta.env, stretch)
+        position += meta.steps
         yield meta, memory
 
 
-def _same(same: bool, meta: SegmentMeta, row: int) -> None:
+def _require_same(same: bool, meta: SegmentMeta, row: int) -> None:
     if not same:
-        raise _Unlike(
+        raise _ReplayError(
             f"ale-py {ale_py.__version__} plays otherwise than {meta.emulator[0]} did, from row "
             f"{row} of {meta.segment} on"
         )

@@ -72,10 +72,10 @@ def choose(
         MissingError: If there is no such segment.
     """
     done = [{m.segment for m in snapshot.embeddings(game, key)} for key in models]
-    known = snapshot.segments(game)
+    available = snapshot.segments(game)
     fitting = [
         meta
-        for meta in known
+        for meta in available
         if all(meta.segment in one for one in done) and (not policies or meta.policy in policies)
     ]
     if not fitting:
@@ -83,14 +83,14 @@ def choose(
         raise MissingError(
             "not-encoded",
             f"No segment of {game}{who} in {snapshot.backend.url} has been encoded by all of "
-            f"{', '.join(models)}; {len(known)} are there. Run: wsa encode --game {game}, or name "
+            f"{', '.join(models)}; {len(available)} are there. Run: wsa encode --game {game}, or name "
             "fewer models.",
         )
     kinds = [kind for kind in (False, True) if any(is_better(m) == kind for m in fitting)]
     chosen: list[SegmentMeta] = []
     for kind in kinds:
-        own = [meta for meta in fitting if is_better(meta) == kind]
-        chosen += _first_of_each(own, steps // len(kinds))
+        of_kind = [meta for meta in fitting if is_better(meta) == kind]
+        chosen += _first_of_each(of_kind, steps // len(kinds))
     return sorted(chosen, key=lambda m: m.segment)
 
 
@@ -141,22 +141,22 @@ def draw(
     if not segments:
         raise _too_few(snapshot, 0, "play")
     generator = np.random.default_rng(seed)
-    own = [snapshot.read_rows(meta) for meta in segments]
-    answers = [asks(meta, rows) for meta, rows in zip(segments, own, strict=True)]
+    rows_of = [snapshot.read_rows(meta) for meta in segments]
+    answers = [asks(meta, rows) for meta, rows in zip(segments, rows_of, strict=True)]
     fitting = [
         np.flatnonzero(found.answered & (rows["action"] >= 0))
-        for found, rows in zip(answers, own, strict=True)
+        for found, rows in zip(answers, rows_of, strict=True)
     ]
     drawn = _draw([is_better(m) for m in segments], list(map(len, fitting)), samples, generator)
     places = [some[at] for some, at in zip(fitting, drawn, strict=True)]
-    frames = [r["frame"][at].astype(np.int64) for r, at in zip(own, places, strict=True)]
+    frames = [r["frame"][at].astype(np.int64) for r, at in zip(rows_of, places, strict=True)]
     better = np.repeat([is_better(meta) for meta in segments], list(map(len, places)))
     if not len(better):
         raise _too_few(snapshot, len(segments), "play")
     groups = group(
         [
             (meta.run, meta.env, int(episode))
-            for meta, rows, at in zip(segments, own, places, strict=True)
+            for meta, rows, at in zip(segments, rows_of, places, strict=True)
             for episode in rows["episode"][at].tolist()
         ],
         np.repeat(np.arange(len(segments)), list(map(len, places))).tolist(),
@@ -166,8 +166,8 @@ def draw(
         if (groups.better == kind).sum() < FEWEST:
             count = sum(is_better(meta) == kind for meta in segments)
             raise _too_few(snapshot, count, "better play" if kind else "random play")
-    seen = np.concatenate([r["digest"][f] for r, f in zip(own, frames, strict=True)])
-    identity = np.ascontiguousarray(seen).view("V16").ravel()
+    digests = np.concatenate([r["digest"][f] for r, f in zip(rows_of, frames, strict=True)])
+    identity = np.ascontiguousarray(digests).view("V16").ravel()
     return Moments(
         list(segments),
         places,
@@ -184,11 +184,15 @@ def _draw(
     better: Sequence[bool], counts: Sequence[int], samples: int, generator: np.random.Generator
 ) -> list[Rows]:
     """For each segment, which of its `counts` fitting rows are drawn, ascending."""
-    whose, kinds = np.repeat(better, counts), sorted(set(better))
+    kind_of_row, kinds = np.repeat(better, counts), sorted(set(better))
     drawn = []
     for kind in kinds:
-        own = np.flatnonzero(whose == kind)
-        drawn.append(generator.choice(own, min(samples // len(kinds), len(own)), replace=False))
+        rows_of_kind = np.flatnonzero(kind_of_row == kind)
+        drawn.append(
+            generator.choice(
+                rows_of_kind, min(samples // len(kinds), len(rows_of_kind)), replace=False
+            )
+        )
     chosen = np.sort(np.concatenate(drawn))
     starts = np.concatenate([[0], np.cumsum(counts)])
     return [chosen[(chosen >= a) & (chosen < b)] - a for a, b in pairwise(starts)]

@@ -68,23 +68,29 @@ def read_out(
     for i, name in enumerate(names):
         together.setdefault(moments.shown[name].tobytes(), []).append(i)
     for columns in together.values():
-        wanted = np.stack([moments.target[names[i]] for i in columns], axis=1).astype(float)
+        targets = np.stack([moments.target[names[i]] for i in columns], axis=1).astype(float)
         shown = moments.shown[names[columns[0]]]
         for split in splits:
-            own = split.within(shown)
-            if len(own.fit) < LEAST_FIT or len(own.check) < LEAST_CHECK or not len(own.test):
+            part = split.within(shown)
+            if len(part.fit) < LEAST_FIT or len(part.check) < LEAST_CHECK or not len(part.test):
                 continue
             if axes is None:
-                found = np.tile(wanted[own.train].mean(axis=0), (len(own.test), 1))
+                predicted = np.tile(targets[part.train].mean(axis=0), (len(part.test), 1))
             else:
-                found = linear.ridge(axes, wanted, own)
-            truth = wanted[own.test]
-            missed = found - truth
-            each = [np.ones_like(truth), truth, truth**2, missed**2, abs(missed) <= HIT_WITHIN]
-            of = moments.groups.of[own.test]
-            for i, values in enumerate(each):
+                predicted = linear.ridge(axes, targets, part)
+            truth = targets[part.test]
+            errors = predicted - truth
+            statistics = [
+                np.ones_like(truth),
+                truth,
+                truth**2,
+                errors**2,
+                abs(errors) <= HIT_WITHIN,
+            ]
+            groups = moments.groups.of[part.test]
+            for i, values in enumerate(statistics):
                 for j, column in enumerate(columns):
-                    total[:, column, i] += np.bincount(of, values[:, j], len(total))
+                    total[:, column, i] += np.bincount(groups, values[:, j], len(total))
     return total
 
 
@@ -103,11 +109,11 @@ def score(sums: NDArray[np.float64]) -> Scores:
 
 def means(scores: Scores) -> NDArray[np.float64]:
     """Means (..., 2) over variables of R2, clipped at 0, and of hits; NaN without variables."""
-    both = np.stack([np.maximum(scores.r2, 0), scores.hit], axis=-1)
-    known = ~np.isnan(both)
+    stacked = np.stack([np.maximum(scores.r2, 0), scores.hit], axis=-1)
+    valid = ~np.isnan(stacked)
     with np.errstate(invalid="ignore"):
-        found: NDArray[np.float64] = np.where(known, both, 0).sum(axis=-2) / known.sum(axis=-2)
-    return found
+        result: NDArray[np.float64] = np.where(valid, stacked, 0).sum(axis=-2) / valid.sum(axis=-2)
+    return result
 
 
 def mean(
@@ -122,18 +128,18 @@ def mean(
             kind of play separately.
         seed: Seed for the draws.
     """
-    own = sums[:, list(columns)]
-    value = means(score(own.sum(axis=0)))
+    selected = sums[:, list(columns)]
+    value = means(score(selected.sum(axis=0)))
     if np.isnan(value).any():
         return None
     generator = np.random.default_rng(seed)
-    weights = np.zeros((DRAWS, len(own)))
+    weights = np.zeros((DRAWS, len(selected)))
     for kind in (False, True):
-        rows = np.flatnonzero((better == kind) & own[..., 0].any(axis=1))
+        rows = np.flatnonzero((better == kind) & selected[..., 0].any(axis=1))
         if len(rows):
             drawn = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), DRAWS)
             weights[:, rows] = drawn
-    drawn_means = means(score(np.einsum("dg,gvs->dvs", weights, own)))
+    drawn_means = means(score(np.einsum("dg,gvs->dvs", weights, selected)))
     low, high = np.nanpercentile(drawn_means, [2.5, 97.5], axis=0)
     r2, hit = (Mean(float(v), float(a), float(b)) for v, a, b in zip(value, low, high, strict=True))
     return r2, hit

@@ -77,10 +77,10 @@ def group(episodes: Sequence[tuple[object, ...]], segments: Sequence[int], bette
         for i in rows:
             named[i] = (segments[i],) if few else episodes[i]
     order = {name: i for i, name in enumerate(dict.fromkeys(named))}
-    of = np.array([order[name] for name in named], np.int64)
-    whose = np.zeros(len(order), np.bool_)
-    whose[of] = better
-    return Groups(of, " and ".join(sorted(units)), whose)
+    group_of = np.array([order[name] for name in named], np.int64)
+    group_better = np.zeros(len(order), np.bool_)
+    group_better[group_of] = better
+    return Groups(group_of, " and ".join(sorted(units)), group_better)
 
 
 def deal(groups: Groups, splits: int) -> list[Split]:
@@ -101,8 +101,8 @@ def deal(groups: Groups, splits: int) -> list[Split]:
     for kind in np.unique(better):
         rows = np.flatnonzero(better == kind)
         dealer = GroupKFold(splits)
-        for number, (_, own) in enumerate(dealer.split(rows, groups=groups.of[rows])):
-            part[rows[own]] = number
+        for number, (_, members) in enumerate(dealer.split(rows, groups=groups.of[rows])):
+            part[rows[members]] = number
     return [
         Split(
             np.flatnonzero((part != one) & (part != (one + 1) % splits)),

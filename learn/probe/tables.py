@@ -34,7 +34,7 @@ def means_table(table: Table, *, hits: bool) -> str:
     for way in ways:
         columns += [f"{_TITLES[way]}R2", f"{_TITLES[way]}hit"][: 1 + hits]
     rows = []
-    for name, lines in _in_one(table):
+    for name, lines in _grouped(table):
         row = [name, f"{lines[0].numbers:,}" if lines[0].numbers else "-"]
         for way in ways:
             pairs = [table.means.get((line.name, way)) for line in lines]
@@ -44,12 +44,12 @@ def means_table(table: Table, *, hits: bool) -> str:
     return terminal.markdown(columns, rows)
 
 
-def _in_one(table: Table) -> list[tuple[str, list[Line]]]:
+def _grouped(table: Table) -> list[tuple[str, list[Line]]]:
     """Ranked lines; seeds of an untrained network are grouped and ranked by their mean."""
-    found: dict[str, list[Line]] = {}
+    groups: dict[str, list[Line]] = {}
     for line in table.ranked():
         name = line.name.partition(_UNTRAINED)[0] if line.kind == "untrained" else line.name
-        found.setdefault(name, []).append(line)
+        groups.setdefault(name, []).append(line)
     ends = {"state": 0, "floor": 2}
 
     def place(lines: list[Line]) -> tuple[int, float]:
@@ -57,7 +57,7 @@ def _in_one(table: Table) -> list[tuple[str, list[Line]]]:
 
     return [
         (f"{name}, {len(lines)} seeds" if len(lines) > 1 else lines[0].name, lines)
-        for name, lines in sorted(found.items(), key=lambda one: place(one[1]))
+        for name, lines in sorted(groups.items(), key=lambda one: place(one[1]))
     ]
 
 
@@ -75,36 +75,36 @@ def _interval(means: Sequence[Mean]) -> str:
 
 def notes(table: Table, *, hits: bool) -> list[str]:
     """Notes on reading the table of means, and on measures that cannot rank."""
-    said = []
+    remarks = []
     if table.lines[0].kind == "state":
         failed = [
-            f"{_spoken(name)} does not rank: the true state has {one.true_state:.2f}, {one.best_name} "
+            f"{_displayed(name)} does not rank: the true state has {one.true_state:.2f}, {one.best_name} "
             f"{one.best_other:.2f}"
             for name, one in table.calibrations.items()
             if not one.ranks
         ]
-        said += failed
+        remarks += failed
         if not table.ranked_by:
-            said.append("no measure puts the true state first: this is no ranking")
+            remarks.append("no measure puts the true state first: this is no ranking")
     kinds = set(table.better.tolist())
     if len(kinds) == 1:
-        said.append(
+        remarks.append(
             f"over {'better' if kinds == {True} else 'random'} play only: the store has no other play "
             "that all these models have encoded"
         )
     if table.unread:
-        said.append(
+        remarks.append(
             f"no encoder reads (R2 below 0.1), left out of means: {', '.join(table.unread)}"
         )
     seeds = " Of several seeds, the least and the most of them stand in brackets."
-    spread = seeds if any(len(lines) > 1 for _, lines in _in_one(table)) else ""
+    spread = seeds if any(len(lines) > 1 for _, lines in _grouped(table)) else ""
     what = f" A hit is within {HIT_WITHIN} units of memory." if hits else ""
-    by = f"Ranked by {_spoken(table.ranked_by)}. " if table.ranked_by else ""
-    said.append(f"{by}In brackets: 95% intervals over episodes.{spread}{what}")
-    return said
+    by = f"Ranked by {_displayed(table.ranked_by)}. " if table.ranked_by else ""
+    remarks.append(f"{by}In brackets: 95% intervals over episodes.{spread}{what}")
+    return remarks
 
 
-def _spoken(measure: str) -> str:
+def _displayed(measure: str) -> str:
     """Displayed name of a measure of `Table.calibrations`."""
     name, _, way = measure.partition(" ")
     titles = {str(known): title for known, title in _TITLES.items()}
@@ -115,14 +115,14 @@ def variables_table(table: Table, *, hits: bool) -> str:
     """R2 and hits of each variable, by model."""
     rows = []
     for line in table.ranked():
-        found = line.scores("both")
-        if found is None:
+        scores = line.scores("both")
+        if scores is None:
             continue
         cells = []
         for i, name in enumerate(table.ordered):
-            cell = _number(found.r2[i])
+            cell = _number(scores.r2[i])
             cells.append(
-                f"{cell} / {_number(found.hit[i])}" if hits and name in table.counted else cell
+                f"{cell} / {_number(scores.hit[i])}" if hits and name in table.counted else cell
             )
         rows.append([line.name, *cells])
     return terminal.markdown(["", *table.ordered], rows)
@@ -130,12 +130,12 @@ def variables_table(table: Table, *, hits: bool) -> str:
 
 def f1_table(table: Table, *, plain: bool) -> str:
     """F1 of each variable, by model: the plain mean over its values if `plain`, else weighted."""
-    of = "macro" if plain else "weighted"
+    average = "macro" if plain else "weighted"
     ranked = table.ranked()
     names = list(ranked[0].f1)
     rows = [
         [line.name, _number(line.mean_f1("macro" if plain else "weighted")),
-         *(_number(getattr(line.f1[name], of)) for name in names)]
+         *(_number(getattr(line.f1[name], average)) for name in names)]
         for line in ranked
     ]  # fmt: skip
     return terminal.markdown(["", "mean", *names], rows)
@@ -173,13 +173,13 @@ def as_json(table: Table) -> dict[str, Any]:
 def _line(table: Table, line: Line) -> dict[str, Any]:
     ways: dict[str, Any] = {}
     for way in line.sums:
-        found, pair = line.scores(way), table.means.get((line.name, way))
-        assert found is not None
+        scores, pair = line.scores(way), table.means.get((line.name, way))
+        assert scores is not None
         ways[way] = {
             "mean_r2": pair and pair[0]._asdict(),
             "mean_hit": pair and pair[1]._asdict(),
-            "r2": _values(table.ordered, found.r2),
-            "hit": _values(table.ordered, found.hit),
+            "r2": _values(table.ordered, scores.r2),
+            "hit": _values(table.ordered, scores.hit),
         }
     return {
         "name": line.name,
@@ -216,10 +216,10 @@ def csv_rows(table: Table) -> Iterator[list[Any]]:
         for name in dict.fromkeys([*table.ordered, *line.f1]):
             cells: list[float | None] = []
             for way in WAYS:
-                found = line.scores(way)
-                i = table.ordered.index(name) if found else 0
-                cells += [found.r2[i], found.hit[i]] if found else [None, None]
-            one = line.f1.get(name)
-            cells += [one.weighted, one.macro] if one else [None, None]
+                scores = line.scores(way)
+                i = table.ordered.index(name) if scores else 0
+                cells += [scores.r2[i], scores.hit[i]] if scores else [None, None]
+            f1 = line.f1.get(name)
+            cells += [f1.weighted, f1.macro] if f1 else [None, None]
             shown = ["" if v is None or math.isnan(v) else f"{v:.4f}" for v in cells]
             yield [line.name, line.key, line.kind, line.numbers, name, *shown]

@@ -69,20 +69,20 @@ def _rewards(rows: dict[str, NDArray[Any]], horizons: Sequence[int]) -> Answers:
     ends = np.flatnonzero(rows["terminated"] | rows["truncated"]) + 1
     steps = rows["action"] >= 0
     last = count if not steps.any() else int(np.flatnonzero(steps)[-1]) + 1
-    at = np.arange(count)
+    index = np.arange(count)
     # Where each row's episode ends within the segment; `last` if it continues in the next segment.
     bounds = np.append(ends, last)
-    found = np.searchsorted(ends, at, side="right")
-    end, cut = bounds[found], found == len(ends)
+    episode = np.searchsorted(ends, index, side="right")
+    end, cut = bounds[episode], episode == len(ends)
     earned = np.concatenate([[0.0], np.cumsum(np.where(steps, rows["reward"], 0.0))])
     answered = np.ones(count, np.bool_)
     target: Target = {}
     for horizon in horizons:
-        until = np.minimum(at + horizon, end)
-        answered &= ~cut | (at + horizon <= last)
-        within = np.maximum(until, at)
+        until = np.minimum(index + horizon, end)
+        answered &= ~cut | (index + horizon <= last)
+        within = np.maximum(until, index)
         name = "next step" if horizon == 1 else f"next {horizon} steps"
-        target[name] = np.sign(earned[within] - earned[at]).astype(np.int64)
+        target[name] = np.sign(earned[within] - earned[index]).astype(np.int64)
     return Answers(answered, target, {name: np.ones(count, np.bool_) for name in target})
 
 
