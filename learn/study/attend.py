@@ -32,13 +32,13 @@ def attend(o: AttendOptions) -> int:
     games = Games(Path(o.study_dir), judging)
     if o.dry_run:
         return _dry(o, runs, games)
-    found = []
+    results = []
     for run in runs:
         terminal.say(f"{run}: {o.episodes} games in each of {len(KINDS)} conditions")
         with terminal.Progress(run.name, "games", shown=not o.json) as progress:
-            found.append(_look(o, run, games, progress.update))
-    text = attend_report.write(Path(o.study_dir), found, judging)
-    return tell(o, text, {"runs": [attend_report.summary(one) for one in found]})
+            results.append(_look(o, run, games, progress.update))
+    text = attend_report.write(Path(o.study_dir), results, judging)
+    return tell(o, text, {"runs": [attend_report.summary(one) for one in results]})
 
 
 def _check(folder: Path) -> None:
@@ -90,7 +90,7 @@ def _play(
     mean = log.weights.mean(axis=0).tolist()
     config, network = read_config(run), checkpoint.digest(run / "checkpoints")
     left = _left(run, mean, games)
-    found: dict[Kind, Played | None] = {
+    games_by_kind: dict[Kind, Played | None] = {
         kind: games.find(config, network, condition(kind, mean)) for kind in KINDS
     }
     player = open_run(o, run) if left else None
@@ -102,7 +102,7 @@ def _play(
         assert player is not None, "it is opened for what is left"
         fresh = player.having(None)  # Frames of one condition must not be remembered in the next.
         with intervened(player.network.torso.fusion, kind, mean, o.eval_seed):
-            found[kind] = games.play(
+            games_by_kind[kind] = games.play(
                 config,
                 network,
                 condition(kind, mean),
@@ -110,12 +110,12 @@ def _play(
                 fresh.embedder,
                 on_step,
             )
-    known: dict[Kind, Played] = {}
+    played_by_kind: dict[Kind, Played] = {}
     for kind in KINDS:
-        played = found[kind]
+        played = games_by_kind[kind]
         if played is not None:
-            known[kind] = played
-    return known
+            played_by_kind[kind] = played
+    return played_by_kind
 
 
 def condition(kind: Kind, mean: Sequence[float]) -> str:

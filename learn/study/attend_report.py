@@ -102,13 +102,13 @@ def _about(one: Attended) -> tuple[Any, ...]:
 def _rows(one: Attended) -> Iterator[tuple[Any, ...]]:
     shares = one.log.shares
     largest = np.bincount(shares.argmax(axis=1), minlength=len(one.models)) / len(shares)
-    whole = (
+    overall = (
         float(entropy(shares).mean()), float(effective_number(shares).mean()),
         switches_per_second(one.log, one.steps_per_s), len(shares), int(one.log.game.max()) + 1,
     )  # fmt: skip
     for i, model in enumerate(one.models):
-        own = float(shares[:, i].mean()), float(shares[:, i].std()), float(largest[i])
-        yield (*_about(one), model, *own, *whole)
+        of_model = float(shares[:, i].mean()), float(shares[:, i].std()), float(largest[i])
+        yield (*_about(one), model, *of_model, *overall)
 
 
 EVENT_COLUMNS = ("run", "game", "fusion", "seed", "event", "count", "model", "step", "mean", "low",
@@ -119,13 +119,13 @@ GAME_COLUMNS = ("run", "game", "fusion", "seed", "condition", "number", "return"
 
 def _event_rows(one: Attended) -> Iterator[tuple[Any, ...]]:
     for sign, name in SIGNS.items():
-        found = around_rewards(one.log, sign)
-        if found is None:
+        events = around_rewards(one.log, sign)
+        if events is None:
             continue
-        count, bands = found
+        count, bands = events
         for model, band in zip(one.models, bands, strict=True):
-            for at, values in enumerate(band.T, -REACH):
-                yield (*_about(one), name, count, model, at, *values.tolist())
+            for step, values in enumerate(band.T, -REACH):
+                yield (*_about(one), name, count, model, step, *values.tolist())
 
 
 def _action_rows(one: Attended) -> Iterator[tuple[Any, ...]]:
@@ -157,9 +157,9 @@ def _parts(one: Attended) -> Iterator[Part]:
     )
     yield _film(one)
     for sign, event in SIGNS.items():
-        found = around_rewards(one.log, sign)
-        if found is not None:
-            count, bands = found
+        events = around_rewards(one.log, sign)
+        if events is not None:
+            count, bands = events
             x = np.arange(-REACH, REACH + 1) / one.steps_per_s
             yield Figure(
                 f"Around {event}",
@@ -192,7 +192,7 @@ def _film(one: Attended) -> Figure:
     )
 
 
-def _so(lost: Interval | None, games: int) -> str:
+def _conclusion(lost: Interval | None, games: int) -> str:
     if lost is None:
         return ""
     if games < FEW:
@@ -208,7 +208,7 @@ def _interventions(one: Attended) -> Iterator[Part]:
     rows: list[tuple[object, ...]] = []
     for kind, played in one.games.items():
         lost = None if kind == "none" else difference(base, played)
-        rows.append((SAID[kind], played.interval, lost, _so(lost, len(played.returns))))
+        rows.append((SAID[kind], played.interval, lost, _conclusion(lost, len(played.returns))))
     if one.random is not None:
         rows.append(("random policy", one.random.interval, difference(base, one.random), ""))
         if not difference(base, one.random).low > 0:

@@ -21,22 +21,24 @@ def combine(o: CombineOptions, connect: runner.Connect) -> int:
     create = o.online and not o.dry_run
     _, snapshot = open_snapshot(o.store, create=create, or_empty=o.online and o.dry_run)
     device = choose_device(o.device)
-    made = plan(o, snapshot, device)
-    left = list(left_of(made))
-    terminal.say(f"{len(made.runs) - len(left)} of {len(made.runs)} runs are done; {o.study_dir}")
-    for name, why in made.left_out.items():
+    grid_plan = plan(o, snapshot, device)
+    left = list(left_of(grid_plan))
+    terminal.say(
+        f"{len(grid_plan.runs) - len(left)} of {len(grid_plan.runs)} runs are done; {o.study_dir}"
+    )
+    for name, why in grid_plan.left_out.items():
         terminal.say(f"left out: {name}: {why}")
     if o.dry_run:
-        return _dry(o, made, snapshot, device)
-    grid.write(made.bench, made.settings)
+        return _dry(o, grid_plan, snapshot, device)
+    grid.write(grid_plan.bench, grid_plan.settings)
     cells = [run.cell for run in left]
-    failures = list(runner.run_cells(made.bench, cells, connect))
-    return _report(o, made, failures)
+    failures = list(runner.run_cells(grid_plan.bench, cells, connect))
+    return _report(o, grid_plan, failures)
 
 
-def _dry(o: CombineOptions, made: Plan, snapshot: Snapshot, device: str) -> int:
-    left = list(left_of(made))
-    total = costs(made, left, snapshot, device)
+def _dry(o: CombineOptions, grid_plan: Plan, snapshot: Snapshot, device: str) -> int:
+    left = list(left_of(grid_plan))
+    total = costs(grid_plan, left, snapshot, device)
     columns = ("game", "method", "seed", "parameters", "state")
     rows = [
         (
@@ -46,30 +48,30 @@ def _dry(o: CombineOptions, made: Plan, snapshot: Snapshot, device: str) -> int:
             run.parameters,
             f"{run.cell.done():,} of {run.cell.total:,}" if run in left else "done",
         )
-        for run in made.runs
+        for run in grid_plan.runs
     ]
     if o.json:
         table = [dict(zip(columns, row, strict=True)) for row in rows]
-        return terminal.result(True, {**total, "left_out": made.left_out, "grid": table})
+        return terminal.result(True, {**total, "left_out": grid_plan.left_out, "grid": table})
     terminal.table("", columns, rows)
     print()
     return terminal.result(False, total)
 
 
-def _report(o: CombineOptions, made: Plan, failures: list[Failure]) -> int:
+def _report(o: CombineOptions, grid_plan: Plan, failures: list[Failure]) -> int:
     folder = Path(o.study_dir)
-    report = combine_report.write(folder, made, failures)
+    report = combine_report.write(folder, grid_plan, failures)
     if o.json:
         terminal.result(
             True,
             {
-                "runs": len(made.runs),
+                "runs": len(grid_plan.runs),
                 "failed": [dataclasses.asdict(failure) for failure in failures],
-                "left_out": made.left_out,
+                "left_out": grid_plan.left_out,
                 "table": report.table,
             },
         )
     else:
         print(report.markdown)
     terminal.say(f"{folder / 'index.html'}")
-    return runner.say_failures("study", failures, len(made.runs))
+    return runner.say_failures("study", failures, len(grid_plan.runs))

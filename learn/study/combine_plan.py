@@ -74,8 +74,8 @@ def method_of(request: RunRequest) -> str:
 
 def untrained(models: Sequence[str]) -> tuple[str, ...]:
     """The same models with random weights, if they have weights; empty if none has."""
-    found = tuple(_untrained(name) for name in models)
-    return () if found == tuple(models) else found
+    renamed = tuple(_untrained(name) for name in models)
+    return () if renamed == tuple(models) else renamed
 
 
 def _untrained(name: str) -> str:
@@ -127,18 +127,18 @@ def plan(o: CombineOptions, snapshot: Snapshot, device: str) -> Plan:
     settings = grid.settle(bench, snapshot)
     cells = [(cell, method_of(cell.request)) for cell in grid.cells(bench, settings)]
     if control := untrained(o.models):
-        alike = dataclasses.replace(bench, fusions=("wsa",), models=control)
-        cells += [(cell, "wsa, untrained models") for cell in grid.cells(alike, settings)]
+        untrained_bench = dataclasses.replace(bench, fusions=("wsa",), models=control)
+        cells += [(cell, "wsa, untrained models") for cell in grid.cells(untrained_bench, settings)]
     runs: list[Planned] = []
     left_out: dict[str, str] = {}
     for cell, method in cells:
-        found = _planned(cell, method, snapshot, device, o.dry_run)
-        if isinstance(found, Planned):
-            runs.append(found)
+        planned = _planned(cell, method, snapshot, device, o.dry_run)
+        if isinstance(planned, Planned):
+            runs.append(planned)
         elif method == "wsa":
-            raise found  # An error here occurs in every run.
+            raise planned  # An error here occurs in every run.
         else:
-            left_out.setdefault(f"{cell.request.game}, {method}", str(found))
+            left_out.setdefault(f"{cell.request.game}, {method}", str(planned))
     return Plan(bench, settings, tuple(runs), left_out)
 
 
@@ -166,7 +166,7 @@ def costs(made: Plan, left: Sequence[Planned], snapshot: Snapshot, device: str) 
     """
     unit = "steps" if made.bench.online else "updates"
     todo = [max(0, run.cell.total - run.cell.done()) for run in left]
-    found: dict[str, float] = {
+    totals: dict[str, float] = {
         "runs": len(made.runs),
         "left": len(left),
         f"{unit}_left": sum(todo),
@@ -180,14 +180,14 @@ def costs(made: Plan, left: Sequence[Planned], snapshot: Snapshot, device: str) 
         per_game = steps_per_game(snapshot, run.cell.request.game) * per_step
         playing += 2 * made.bench.episodes * per_game
         if isinstance(config, OfflineRun):
-            about = run.cell.request.game, run.method
-            if about not in rates:
+            key = run.cell.request.game, run.method
+            if key not in rates:
                 data = only(snapshot, config.game, config.segments)
-                rates[about] = dry_run.estimate(data, config, device)["minutes"] / config.total
-            training += steps * rates[about]
+                rates[key] = dry_run.estimate(data, config, device)["minutes"] / config.total
+            training += steps * rates[key]
         else:
             training += steps * per_step / 60
-    return found | {"minutes_training": training, "minutes_playing": playing / 60}
+    return totals | {"minutes_training": training, "minutes_playing": playing / 60}
 
 
 def left_of(made: Plan) -> Iterator[Planned]:

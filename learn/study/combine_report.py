@@ -101,7 +101,7 @@ def write(folder: Path, made: Plan, failures: Sequence[Failure]) -> Report:
     parts: list[Part] = [*_about(made, runs, failures), *_raw(runs, methods), *_aggregate(overall)]
     parts += [*_figures(runs, methods, tables, overall), *_curves(runs)]
     bench = made.bench
-    judged = (
+    note = (
         f"{bench.episodes} full games a run (epsilon {bench.epsilon:g}, environments seeded from "
         f"{bench.eval_seed}), raw returns; beside each run a random policy under the same protocol "
         "and seeds, and a run is no better than it where Welch's 95 % interval of the difference "
@@ -112,7 +112,7 @@ def write(folder: Path, made: Plan, failures: Sequence[Failure]) -> Report:
         f"Trained by wsa learn with {', '.join(changed(bench)) or 'its defaults'}; store "
         f"{made.settings.options['store']}."
     )
-    markdown = output.write(folder, KIND, TITLE, parts, judged, COLUMNS, map(_row, runs))
+    markdown = output.write(folder, KIND, TITLE, parts, note, COLUMNS, map(_row, runs))
     return Report(markdown, [dataclasses.asdict(line) for line in overall])
 
 
@@ -127,11 +127,11 @@ def _row(run: Judged) -> tuple[Any, ...]:
 
 def _scores(runs: Sequence[Judged], method: str) -> dict[str, dict[int, float]]:
     """Mean raw returns of a method's runs, by game and seed."""
-    found: dict[str, dict[int, float]] = {}
+    returns: dict[str, dict[int, float]] = {}
     for run in runs:
         if run.method == method:
-            found.setdefault(run.result.game, {})[run.result.seed] = run.mean
-    return found
+            returns.setdefault(run.result.game, {})[run.result.seed] = run.mean
+    return returns
 
 
 def complete(raw: Mapping[str, Mapping[int, float]], games: Sequence[str]) -> Scores:
@@ -170,20 +170,20 @@ def _overall(
     runs: Sequence[Judged], methods: Sequence[str], tables: Mapping[str, Any]
 ) -> Iterator[Overall]:
     for method in methods:
-        mine = [run for run in runs if run.method == method]
+        own_runs = [run for run in runs if run.method == method]
         raw = tables[method]
-        known = [game for game in raw if human_normalised(game, 0.0) is not None]
-        whole = complete(raw, known)
-        iqm = stratified_interval(_normalised(whole, known)) if whole.size else None
+        scored_games = [game for game in raw if human_normalised(game, 0.0) is not None]
+        returns = complete(raw, scored_games)
+        iqm = stratified_interval(_normalised(returns, scored_games)) if returns.size else None
         shared = [game for game in raw if game in tables.get(REFERENCE, {})]
-        ours, theirs = complete(tables.get(REFERENCE, {}), shared), complete(raw, shared)
+        reference, own = complete(tables.get(REFERENCE, {}), shared), complete(raw, shared)
         against = None
-        if method != REFERENCE and ours.size and theirs.size:
-            against = improvement_interval(ours, theirs)
-        counts = [run.parameters for run in mine if run.parameters is not None]
+        if method != REFERENCE and reference.size and own.size:
+            against = improvement_interval(reference, own)
+        counts = [run.parameters for run in own_runs if run.parameters is not None]
         yield Overall(
-            method, max(counts, default=None), len(mine), sum(not run.learned for run in mine), iqm,
-            against,
+            method, max(counts, default=None), len(own_runs),
+            sum(not run.learned for run in own_runs), iqm, against,
         )  # fmt: skip
 
 
@@ -212,9 +212,9 @@ def _raw(runs: Sequence[Judged], methods: Sequence[str]) -> Iterator[Table]:
     for game in dict.fromkeys(run.result.game for run in runs):
         rows = []
         for method in methods:
-            mine = [r for r in runs if r.method == method and r.result.game == game]
-            if mine:
-                rows.append(_line(method, mine))
+            own_runs = [r for r in runs if r.method == method and r.result.game == game]
+            if own_runs:
+                rows.append(_line(method, own_runs))
         chance = next(r for r in runs if r.result.game == game).result.summary["random_return_mean"]
         rows.append(("random policy", f"{chance:,.1f}", "-", "-", "-", ""))
         yield table(
@@ -321,24 +321,24 @@ def _profiles(ranked: Sequence[str], tables: Mapping[str, Any]) -> Iterator[figu
     for method in chosen:
         games = [game for game in tables[method] if human_normalised(game, 0.0) is not None]
         scores[method] = _normalised(complete(tables[method], games), games)
-    every = [value for of in scores.values() for value in of.ravel().tolist()]
-    if not every:
+    values = [value for own in scores.values() for value in own.ravel().tolist()]
+    if not values:
         return
-    low, high = min(every), max(every)
+    low, high = min(values), max(values)
     margin = 0.05 * (high - low) + 1e-3
     thresholds = np.linspace(low - margin, high + margin, 101)
-    for method, of in scores.items():
-        yield figures.Line(method, thresholds, *profile_band(of, thresholds))
+    for method, own in scores.items():
+        yield figures.Line(method, thresholds, *profile_band(own, thresholds))
 
 
 def _of_game(game: str, runs: Sequence[Judged], style: Mapping[str, int]) -> Figure:
     bars = []
     for method in dict.fromkeys(run.method for run in runs):
-        mine = [run for run in runs if run.method == method]
-        summary = mine[0].result.summary
-        interval = Interval(mine[0].mean, summary["return_low"], summary["return_high"])
-        if len(mine) > 1:
-            interval = stratified_interval(np.array([[run.mean] for run in mine]), mean_score)
+        own_runs = [run for run in runs if run.method == method]
+        summary = own_runs[0].result.summary
+        interval = Interval(own_runs[0].mean, summary["return_low"], summary["return_high"])
+        if len(own_runs) > 1:
+            interval = stratified_interval(np.array([[run.mean] for run in own_runs]), mean_score)
         bars.append(figures.Bar(method, *interval, style[method]))
     bars.sort(key=lambda bar: -bar.value)
     chance = float(runs[0].result.summary["random_return_mean"])
@@ -358,14 +358,14 @@ def _curves(runs: Sequence[Judged]) -> Iterator[Figure]:
         middles = (np.arange(STRETCHES) + 0.5) / STRETCHES * end
         lines = []
         for method in dict.fromkeys(curve.method for curve in curves):
-            own = np.array([averages(curve, end) for curve in curves if curve.method == method])
-            known = np.isfinite(own).all(axis=0)
+            means = np.array([averages(curve, end) for curve in curves if curve.method == method])
+            known = np.isfinite(means).all(axis=0)
             if known.any():
-                own = own[:, known]
+                means = means[:, known]
                 lines.append(
                     figures.Line(
                         called[method],
-                        middles[known], own.mean(axis=0), own.min(axis=0), own.max(axis=0),
+                        middles[known], means.mean(axis=0), means.min(axis=0), means.max(axis=0),
                     )
                 )  # fmt: skip
         if lines:

@@ -92,11 +92,12 @@ class Games:
             on_step: Called with (steps played, games finished).
             variant: Variant to play instead of the game; the condition must name it.
         """
-        how = self._judging
+        settings = self._judging
         before = embedder.passes if embedder else 0
         episodes = play(
-            config.game, config.protocol, policy, how.episodes, how.seed, num_envs=how.num_envs,
-            make_env=variant.make_env if variant else None, on_step=on_step,
+            config.game, config.protocol, policy, settings.episodes, settings.seed,
+            num_envs=settings.num_envs, make_env=variant.make_env if variant else None,
+            on_step=on_step,
         )  # fmt: skip
         played = Played(
             tuple(e.returned for e in episodes),
@@ -110,12 +111,12 @@ class Games:
         """Games of a random policy in the same environments; played now if they are not saved."""
         policy = RandomPolicy(len(config.protocol.actions), self._judging.seed)
         condition = random_condition(variant)
-        found = self.find(config, RANDOM, condition)
-        return found or self.play(config, RANDOM, condition, policy, variant=variant)
+        saved = self.find(config, RANDOM, condition)
+        return saved or self.play(config, RANDOM, condition, policy, variant=variant)
 
     def _path(self, config: RunConfig, network: str, condition: str) -> Path:
-        of = [config.game, config.protocol, network, condition, self._judging]
-        return self._folder / f"{hashing.identity(of)[:24]}.json"
+        identity = [config.game, config.protocol, network, condition, self._judging]
+        return self._folder / f"{hashing.identity(identity)[:24]}.json"
 
 
 def condition_of(variant: Variant) -> str:

@@ -132,16 +132,16 @@ def around_rewards(log: Log, sign: int, reach: int = REACH) -> tuple[int, Floats
         return None
     total = len(events)
     events = events[np.unique(np.linspace(0, total - 1, min(total, MOST_EVENTS)).astype(int))]
-    at = events[:, None] + np.arange(-reach, reach + 1)
-    inside = (at >= 0) & (at < len(log.step))
-    at = at.clip(0, len(log.step) - 1)
-    inside &= log.game[at] == log.game[events][:, None]
+    steps = events[:, None] + np.arange(-reach, reach + 1)
+    inside = (steps >= 0) & (steps < len(log.step))
+    steps = steps.clip(0, len(log.step) - 1)
+    inside &= log.game[steps] == log.game[events][:, None]
     generator = np.random.default_rng(0)
     drawn = generator.multinomial(len(events), np.full(len(events), 1 / len(events)), RESAMPLES)
     counts = np.maximum(drawn @ inside, 1)
     bands = []
     for share in log.shares.T:
-        values = np.where(inside, share[at], 0.0)
+        values = np.where(inside, share[steps], 0.0)
         mean = values.sum(axis=0) / np.maximum(inside.sum(axis=0), 1)
         low, high = np.quantile(drawn @ values / counts, [0.025, 0.975], axis=0)
         bands.append(np.stack([mean, low, high]))

@@ -68,17 +68,17 @@ class Known:
 
     def games_left(self, plan: Plan) -> list[Variant | None]:
         """Variants in which a run has not been played; None stands for the unchanged game."""
-        found = self.games.find
+        find = self.games.find
         return [
             variant
             for variant in (None, *plan.variants)
-            if not found(plan.config, plan.network, _condition(variant))
+            if not find(plan.config, plan.network, _condition(variant))
         ]
 
     def shifts_left(self, plan: Plan) -> list[Variant]:
         """Variants for which the run's states have not been compared."""
-        wanted = [v for v in plan.variants if self.shifts.wanted(plan.config, v)]
-        return [v for v in wanted if not self.shifts.find(plan.config, plan.network, v)]
+        comparable = [v for v in plan.variants if self.shifts.wanted(plan.config, v)]
+        return [v for v in comparable if not self.shifts.find(plan.config, plan.network, v)]
 
 
 def generalise(o: GeneraliseOptions) -> int:
@@ -91,8 +91,8 @@ def generalise(o: GeneraliseOptions) -> int:
         raise UsageError("bad-option", "wsa study generalise: --episodes must be at least 1.")
     plans = [_plan(o, run) for run in runs]  # Check all runs before playing the first.
     lacking = _lacking(plans, SUITES if o.suite == "all" else (o.suite,))
-    for said in lacking:
-        terminal.say(said)
+    for remark in lacking:
+        terminal.say(remark)
     if not any(plan.suites for plan in plans):
         raise UsageError(
             "bad-option",
@@ -100,18 +100,18 @@ def generalise(o: GeneraliseOptions) -> int:
             "look, noise and sticky are for every game.",
         )
     judging, folder = judging_of(o), Path(o.study_dir)
-    known = Known(folder, judging, o.states)
+    saved = Known(folder, judging, o.states)
     if o.dry_run:
-        return _dry(o, plans, known)
-    found: list[Generalised] = []
+        return _dry(o, plans, saved)
+    results: list[Generalised] = []
     failed: list[Failed] = []
     for plan in plans:
         with terminal.Progress(plan.folder.name, "games", shown=not o.json) as progress:
-            outcome = _attempt(o, plan, known, progress.update)
-        (failed if isinstance(outcome, Failed) else found).append(outcome)  # type: ignore[arg-type]
-    text = report.write(folder, found, failed, lacking, judging)
-    told = [report.summary(one) for one in found]
-    tell(o, text, {"runs": told, "failed": [dataclasses.asdict(one) for one in failed]})
+            outcome = _attempt(o, plan, saved, progress.update)
+        (failed if isinstance(outcome, Failed) else results).append(outcome)  # type: ignore[arg-type]
+    text = report.write(folder, results, failed, lacking, judging)
+    summaries = [report.summary(one) for one in results]
+    tell(o, text, {"runs": summaries, "failed": [dataclasses.asdict(one) for one in failed]})
     for one in failed:
         terminal.say(f"failed: {one.run}: {one.message}")
     return failed[0].exit_code if failed else 0
@@ -119,9 +119,9 @@ def generalise(o: GeneraliseOptions) -> int:
 
 def _plan(o: GeneraliseOptions, run: Path) -> Plan:
     config = read_config(run)
-    asked = SUITES if o.suite == "all" else (o.suite,)
-    every = {suite: variants_of(suite, config.game, config.protocol) for suite in asked}
-    suites = {suite: variants for suite, variants in every.items() if variants}
+    requested = SUITES if o.suite == "all" else (o.suite,)
+    by_suite = {suite: variants_of(suite, config.game, config.protocol) for suite in requested}
+    suites = {suite: variants for suite, variants in by_suite.items() if variants}
     return Plan(run, config, checkpoint.digest(run / "checkpoints"), suites)
 
 
@@ -140,22 +140,22 @@ def _condition(variant: Variant | None) -> str:
     return condition_of(variant) if variant else AS_IT_IS
 
 
-def _dry(o: GeneraliseOptions, plans: list[Plan], known: Known) -> int:
+def _dry(o: GeneraliseOptions, plans: list[Plan], saved: Known) -> int:
     games = states = 0
     minutes = 0.0
     of_random: set[tuple[str, ...]] = set()
     rows = []
     for plan in plans:
         config = plan.config
-        left, shifts = known.games_left(plan), known.shifts_left(plan)
+        left, shifts = saved.games_left(plan), saved.shifts_left(plan)
         compared = o.states * (len(shifts) + bool(shifts))
         snapshot = take_snapshot(open_store(config.store))
         per_step = seconds_per_step(snapshot, config.inputs)
-        base = known.games.find(config, plan.network, AS_IT_IS)
+        base = saved.games.find(config, plan.network, AS_IT_IS)
         length = base.steps / o.episodes if base else steps_per_game(snapshot, config.game)
         for variant in (None, *plan.variants):
             condition = random_condition(variant)
-            if not known.games.find(config, RANDOM, condition):
+            if not saved.games.find(config, RANDOM, condition):
                 of_random.add((config.game, repr(config.protocol), condition))
         games += len(left) * o.episodes
         states += compared
@@ -179,29 +179,29 @@ def _dry(o: GeneraliseOptions, plans: list[Plan], known: Known) -> int:
 
 
 def _attempt(
-    o: GeneraliseOptions, plan: Plan, known: Known, on_games: Callable[[int, int], None]
+    o: GeneraliseOptions, plan: Plan, saved: Known, on_games: Callable[[int, int], None]
 ) -> Generalised | Failed:
     """Study a run; return a failure instead of raising it, so that the other runs continue."""
     run = str(plan.folder)
     try:
-        return _look(o, plan, known, on_games)
+        return _look(o, plan, saved, on_games)
     except WsaError as error:
         return Failed(run, error.kind, str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001  For example memory or a driver.
         path = Path(o.study_dir) / "error.txt"
         atomic_files.replace(path, traceback.format_exc().encode())
-        said = " ".join(str(error).split())[:300]
-        why = f"{type(error).__name__}: {said}. {path} says where."
+        message = " ".join(str(error).split())[:300]
+        why = f"{type(error).__name__}: {message}. {path} says where."
         return Failed(run, type(error).__name__, why, 1)
 
 
 def _look(
-    o: GeneraliseOptions, plan: Plan, known: Known, on_games: Callable[[int, int], None]
+    o: GeneraliseOptions, plan: Plan, saved: Known, on_games: Callable[[int, int], None]
 ) -> Generalised:
     """Play a run and a random policy in every variant, and compare states."""
-    config, games = plan.config, known.games
-    left = known.games_left(plan)
-    player = open_run(o, plan.folder) if left or known.shifts_left(plan) else None
+    config, games = plan.config, saved.games
+    left = saved.games_left(plan)
+    player = open_run(o, plan.folder) if left or saved.shifts_left(plan) else None
     for done, variant in enumerate(left):
         assert player is not None
 
@@ -222,20 +222,20 @@ def _look(
     suites = {
         suite: {v.spec: pairs[v.spec] for v in variants} for suite, variants in plan.suites.items()
     }
-    shifts = dict(_shifts(plan, known, player))
+    shifts = dict(_shifts(plan, saved, player))
     models = tuple(labels(config.models))
     return Generalised(str(plan.folder), config, models, plan.network, pairs[""], suites, shifts)
 
 
-def _shifts(plan: Plan, known: Known, player: Player | None) -> Iterator[tuple[str, Shift]]:
+def _shifts(plan: Plan, saved: Known, player: Player | None) -> Iterator[tuple[str, Shift]]:
     """Effect of each change of looks, by variant."""
-    left = known.shifts_left(plan)
+    left = saved.shifts_left(plan)
     if left:
         assert player is not None
-        compare = known.shifts.measure(player)
+        compare = saved.shifts.measure(player)
         for variant in left:
             compare(variant)
     for variant in plan.variants:
-        found = known.shifts.find(plan.config, plan.network, variant)
-        if found and known.shifts.wanted(plan.config, variant):
-            yield variant.spec, found
+        shift = saved.shifts.find(plan.config, plan.network, variant)
+        if shift and saved.shifts.wanted(plan.config, variant):
+            yield variant.spec, shift

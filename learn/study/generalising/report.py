@@ -102,12 +102,12 @@ def write(
         lacking: Remarks on games that have no variant in a suite.
         judging: Settings of the games.
     """
-    parts: list[Part] = [*_overview(runs), *(Text(said) for said in lacking)]
+    parts: list[Part] = [*_overview(runs), *(Text(note) for note in lacking)]
     if failed:
         rows = [(one.run, one.message) for one in failed]
         parts.append(table("Runs that failed", ("run", "why"), rows))
     parts += [part for one in runs for part in _parts(one, judging.episodes)]
-    said = (
+    note = (
         f"{judged(judging)}; a game and its variant begin alike, pair by pair. Kept: (return in the variant - "
         "random policy in the variant) / (return - random policy), where the run is above random by the "
         "95 % interval of the difference; intervals by drawing pairs of games together. Embeddings: "
@@ -119,7 +119,7 @@ def write(
         "generalise-kept": (KEPT_COLUMNS, [row for one in runs for row in _kept_rows(one)]),
         "generalise-shift": (SHIFT_COLUMNS, [row for one in runs for row in _shift_rows(one)]),
     }
-    return output.write(folder, KIND, TITLE, parts, said, COLUMNS, raw, further)
+    return output.write(folder, KIND, TITLE, parts, note, COLUMNS, raw, further)
 
 
 def summary(one: Generalised) -> dict[str, Any]:
@@ -138,28 +138,34 @@ def summary(one: Generalised) -> dict[str, Any]:
 
 def _rows(one: Generalised, seeds: Sequence[int]) -> Iterator[tuple[Any, ...]]:
     plain = ("", "", one.plain)
-    every = [(s, v, pair) for s, variants in one.suites.items() for v, pair in variants.items()]
-    for suite, variant, pair in (plain, *every):
+    entries = [(s, v, pair) for s, variants in one.suites.items() for v, pair in variants.items()]
+    for suite, variant, pair in (plain, *entries):
         for policy, played in zip(("run", "random"), pair, strict=True):
             for number, (seed, returned) in enumerate(zip(seeds, played.returns, strict=True)):
-                about = (*one.about, one.checkpoint, suite, variant, policy)
-                yield (*about, number, seed, returned)
+                columns = (*one.about, one.checkpoint, suite, variant, policy)
+                yield (*columns, number, seed, returned)
 
 
 def _kept_rows(one: Generalised) -> Iterator[tuple[Any, ...]]:
     share = Share(one.plain)
     for suite, variants in one.suites.items():
         for variant, pair in variants.items():
-            kept, (played, chance) = share.kept([pair]) or (None,) * 3, pair
-            values = (*played.interval, chance.mean, *share.change(played), *kept)
+            share_kept, (played, chance) = share.kept([pair]) or (None,) * 3, pair
+            values = (*played.interval, chance.mean, *share.change(played), *share_kept)
             yield (*one.about, suite, variant, *values, played.passes)
 
 
 def _shift_rows(one: Generalised) -> Iterator[tuple[Any, ...]]:
     for variant, s in one.shifts.items():
-        none = (None,) * len(one.models)
-        each = (one.models, s.cosine, s.before or none, s.after or none, s.moved or none)
-        for of_model in zip(*each, strict=True):
+        missing = (None,) * len(one.models)
+        by_model = (
+            one.models,
+            s.cosine,
+            s.before or missing,
+            s.after or missing,
+            s.moved or missing,
+        )
+        for of_model in zip(*by_model, strict=True):
             yield (*one.about, variant, s.states, *of_model, s.agreement)
 
 
@@ -169,14 +175,14 @@ def _overview(runs: Sequence[Generalised]) -> Iterator[Part]:
     rows, bars = [], []
     for style, one in enumerate(runs):
         share, called = Share(one.plain), Path(one.run).name
-        kept = {s: share.kept(list(pairs.values())) for s, pairs in one.suites.items()}
+        shares = {s: share.kept(list(pairs.values())) for s, pairs in one.suites.items()}
         played, chance = (p.interval for p in one.plain)
-        cells = [kept.get(suite) for suite in suites]
+        cells = [shares.get(suite) for suite in suites]
         note = "" if share.learned else "not shown to be above random: nothing to keep"
         rows.append((called, one.name, played, chance, *cells, note))
         bars += [
             figures.Bar(f"{suite}: {called}", *value, style)
-            for suite, value in kept.items()
+            for suite, value in shares.items()
             if value is not None
         ]
     if bars:
@@ -224,27 +230,27 @@ def _parts(one: Generalised, games: int) -> Iterator[Part]:
 def _bars(one: Generalised, share: Share, suite: str, variants: dict[str, Pair]) -> Figure:
     title = f"{suite}: {one.name}"
     if share.learned:
-        kept = {variant: share.kept([pair]) for variant, pair in variants.items()}
-        bars = [figures.Bar(v, *value) for v, value in kept.items() if value is not None]
+        shares = {variant: share.kept([pair]) for variant, pair in variants.items()}
+        bars = [figures.Bar(v, *value) for v, value in shares.items() if value is not None]
         return Figure(title, figures.intervals(bars, "share kept", line=1.0), "Dashed: all of it.")
-    every = {"as it is": one.plain, **variants}
-    bars = [figures.Bar(variant, *pair[0].interval) for variant, pair in every.items()]
+    games = {"as it is": one.plain, **variants}
+    bars = [figures.Bar(variant, *pair[0].interval) for variant, pair in games.items()]
     line = one.plain[1].mean
-    said = "Dashed: random policy in the game as it is."
-    return Figure(title, figures.intervals(bars, "raw return", line=line), said)
+    note = "Dashed: random policy in the game as it is."
+    return Figure(title, figures.intervals(bars, "raw return", line=line), note)
 
 
 def _recolourings(one: Generalised, share: Share, pairs: Sequence[Pair]) -> Figure:
     """The paper's 25 recolorings, by color of the player and of the blocks."""
-    found = [kept.value if (kept := share.kept([p])) else p[0].mean for p in pairs]
-    values = np.array(found).reshape(len(COLOURS), len(COLOURS))
-    what = "share kept" if share.learned else "mean return"
-    said = "Black is the background's color: whatever has it is invisible."
+    numbers = [kept.value if (kept := share.kept([p])) else p[0].mean for p in pairs]
+    values = np.array(numbers).reshape(len(COLOURS), len(COLOURS))
+    title = "share kept" if share.learned else "mean return"
+    note = "Black is the background's color: whatever has it is invisible."
     svg = figures.heat_map(
         values, COLOURS, COLOURS, "color of the blocks", y_label="player and ball",
         strongest=1.0 if share.learned else None,
     )  # fmt: skip
-    return Figure(f"Breakout's 25 recolorings, {what}: {one.name}", svg, said)
+    return Figure(f"Breakout's 25 recolorings, {title}: {one.name}", svg, note)
 
 
 def _moved(one: Generalised) -> Iterator[Part]:
@@ -268,12 +274,18 @@ def _moved(one: Generalised) -> Iterator[Part]:
         )
     rows = []
     for variant, s in one.shifts.items():
-        most = int(np.argmin(s.cosine))
+        moved_most = int(np.argmin(s.cosine))
         weight = None
         if s.before and s.after:
-            weight = f"{s.before[most]:.2f} to {s.after[most]:.2f}"
+            weight = f"{s.before[moved_most]:.2f} to {s.after[moved_most]:.2f}"
         rows.append(
-            (variant, one.models[most], f"{s.cosine[most]:z.2f}", weight, f"{s.agreement:.0%}")
+            (
+                variant,
+                one.models[moved_most],
+                f"{s.cosine[moved_most]:z.2f}",
+                weight,
+                f"{s.agreement:.0%}",
+            )
         )
     yield table(
         f"The model that a look moved most: {one.name}",

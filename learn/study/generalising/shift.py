@@ -81,17 +81,17 @@ class Shifts:
 
         def compare(variant: Variant) -> Shift:
             changed = _watch(player, variant, self._judging, self._states, plain.actions)
-            found = shift(plain, changed)
+            result = shift(plain, changed)
             path = self._path(player.config, player.digest, variant)
-            atomic_files.replace(path, msgspec.json.encode(found))
-            return found
+            atomic_files.replace(path, msgspec.json.encode(result))
+            return result
 
         return compare
 
     def _path(self, config: RunConfig, network: str, variant: Variant) -> Path:
-        how = self._judging.epsilon, self._judging.seed, self._judging.num_envs
-        of = [config.game, config.protocol, network, variant.spec, self._states, *how]
-        return self._folder / f"{hashing.identity(of)[:24]}.json"
+        settings = self._judging.epsilon, self._judging.seed, self._judging.num_envs
+        parts = [config.game, config.protocol, network, variant.spec, self._states, *settings]
+        return self._folder / f"{hashing.identity(parts)[:24]}.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +133,9 @@ def cosine(one: Floats, other: Floats) -> Floats:
     """Cosine of each pair of rows, shape (n,): 1 if both are zero, 0 if one is."""
     lengths = [np.linalg.norm(rows, axis=1) for rows in (one, other)]
     product = lengths[0] * lengths[1]
-    found: Floats = (one * other).sum(axis=1) / np.where(product > 0, product, 1)
-    found[(lengths[0] == 0) & (lengths[1] == 0)] = 1
-    return found
+    cosines: Floats = (one * other).sum(axis=1) / np.where(product > 0, product, 1)
+    cosines[(lengths[0] == 0) & (lengths[1] == 0)] = 1
+    return cosines
 
 
 def _means(values: Floats) -> tuple[float, ...]:
@@ -153,10 +153,10 @@ class _Recorded(LiveStacks):
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> Callable[[], Tensor]:
         """See `LiveStacks.begin`."""
-        found = super().begin(frames, first, envs)
+        embed = super().begin(frames, first, envs)
 
         def wait() -> Tensor:
-            stacks = found()
+            stacks = embed()
             self.newest.append(stacks[:, -1].clone())
             return stacks
 
@@ -186,7 +186,7 @@ def _watch(
     policy = GreedyPolicy(player.network, stacks, choices, 0.0, how.seed)
     generator = np.random.default_rng(how.seed)
     envs, first = np.arange(count), np.ones(count, np.bool_)
-    done, greedy, weights = [], [], []
+    actions_taken, greedy, weights = [], [], []
     console = variant.make_env(config.game, config.protocol, count)
     observations, _ = console.reset(seed=how.seed)
     for step in range(-(-states // count)):
@@ -195,17 +195,19 @@ def _watch(
             weights.append(policy.weights)
         if actions is None:
             explored = generator.integers(choices, size=count)
-            done.append(np.where(generator.random(count) < how.epsilon, explored, greedy[-1]))
+            actions_taken.append(
+                np.where(generator.random(count) < how.epsilon, explored, greedy[-1])
+            )
         else:
-            done.append(actions[step])
-        observations, _, terminated, truncated, _ = console.step(done[-1])
+            actions_taken.append(actions[step])
+        observations, _, terminated, truncated, _ = console.step(actions_taken[-1])
         first = terminated | truncated
     console.close()
     shares = np.concatenate(weights) if weights else None
     if shares is not None:
         shares = shares / np.maximum(shares.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
     rows = torch.cat(stacks.newest)
-    return Seen(np.stack(done), _normalised(player, rows), shares, np.concatenate(greedy))
+    return Seen(np.stack(actions_taken), _normalised(player, rows), shares, np.concatenate(greedy))
 
 
 @torch.inference_mode()
@@ -213,5 +215,5 @@ def _normalised(player: Player, rows: Tensor) -> list[Floats]:
     """Embeddings (n, width) of each fused model, as the fusion receives them."""
     torso, models = player.network.torso, len(player.config.models)
     parts = rows.to(player.network.device).float()[:, None].split(list(torso.inputs.widths), dim=2)
-    found = zip(torso.normalisers[:models], parts, strict=False)
-    return [normalise(part)[:, 0].cpu().numpy() for normalise, part in found]
+    pairs = zip(torso.normalisers[:models], parts, strict=False)
+    return [normalise(part)[:, 0].cpu().numpy() for normalise, part in pairs]

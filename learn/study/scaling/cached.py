@@ -124,16 +124,22 @@ def measure(
     config = states.config
     models = len(config.models)
     kind = "KL" if isinstance(config.hyperparameters, BCConfig | PPOConfig) else "regret"
-    every: list[Mask] = [(False,) * models, *subsets(models)]
-    whole = states.decide(every[-1]).values
+    masks: list[Mask] = [(False,) * models, *subsets(models)]
+    all_values = states.decide(masks[-1]).values
     sets = []
-    for done, mask in enumerate(every, 1):
-        seen = states.decide(mask)
-        weights = None if seen.weights is None else tuple(seen.weights.mean(axis=0).tolist())
-        agreement = float((seen.values.argmax(axis=1) == whole.argmax(axis=1)).mean())
-        loss = divergence(whole, seen.values) if kind == "KL" else regret(whole, seen.values)
+    for done, mask in enumerate(masks, 1):
+        decisions = states.decide(mask)
+        weights = (
+            None if decisions.weights is None else tuple(decisions.weights.mean(axis=0).tolist())
+        )
+        agreement = float((decisions.values.argmax(axis=1) == all_values.argmax(axis=1)).mean())
+        loss = (
+            divergence(all_values, decisions.values)
+            if kind == "KL"
+            else regret(all_values, decisions.values)
+        )
         sets.append(Measured(mask, agreement, loss, weights))
-        on_set(done, len(every))
+        on_set(done, len(masks))
     passes = Encoder.total_passes - before
     assert passes == 0, "stored states need no pass"
     return Scaled(

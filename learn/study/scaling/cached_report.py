@@ -34,11 +34,11 @@ def write(folder: Path, scaled: Sequence[Scaled]) -> str:
     return output.write(folder, KIND, TITLE, parts, JUDGED, COLUMNS, rows)
 
 
-def _row(one: Scaled, found: Measured) -> tuple[Any, ...]:
-    weights = found.weights and "+".join(f"{w:.6g}" for w in found.weights)
+def _row(one: Scaled, measured: Measured) -> tuple[Any, ...]:
+    weights = measured.weights and "+".join(f"{w:.6g}" for w in measured.weights)
     return (
         one.run, one.game, one.fusion, one.seed, one.checkpoint, one.states, one.held_out,
-        _named(one, found), sum(found.present), found.agreement, one.loss, found.loss,
+        _named(one, measured), sum(measured.present), measured.agreement, one.loss, measured.loss,
         weights or "",
     )  # fmt: skip
 
@@ -59,13 +59,13 @@ def _parts(one: Scaled) -> Iterator[Part]:
         f"They sum to {sum(one.shapley):.3f}, what all models have over none.",
     )
     if len(one.models) <= MOST_IN_LATTICE:
-        letters, said = letters_of(one.models)
+        letters, legend = letters_of(one.models)
         yield Figure(
             "Every set of models",
             figures.lattice(
                 {s.present: s.agreement for s in one.sets}, letters, "agreement with the whole"
             ),
-            said,
+            legend,
         )
     yield table(
         f"Sets of models: {one.game}, {one.fusion}, seed {one.seed}",
@@ -89,12 +89,12 @@ def letters_of(models: Sequence[str]) -> tuple[str, str]:
     return letters, f"{named}. The larger a dot, the higher its value."
 
 
-def _named(one: Scaled, found: Measured) -> str:
-    return "+".join(m for m, there in zip(one.models, found.present, strict=True) if there)
+def _named(one: Scaled, measured: Measured) -> str:
+    return "+".join(m for m, there in zip(one.models, measured.present, strict=True) if there)
 
 
-def _weights(one: Scaled, found: Measured) -> str | None:
-    if found.weights is None:
+def _weights(one: Scaled, measured: Measured) -> str | None:
+    if measured.weights is None:
         return None
-    named = zip(one.models, found.weights, found.present, strict=True)
+    named = zip(one.models, measured.weights, measured.present, strict=True)
     return ", ".join(f"{model} {weight:.2f}" for model, weight, there in named if there)

@@ -59,12 +59,12 @@ def during(o: DuringOptions, connect: runner.Connect) -> int:
     grid.check(bench)
     _, snapshot = open_snapshot(o.store)
     settings = grid.settle(bench, snapshot)
-    every = stages(bench, settings, folder)
-    left = [stage for stage in every if stage.cell.result() is None]
-    terminal.say(f"{len(every) - len(left)} of {len(every)} runs are done; {o.study_dir}")
+    all_stages = stages(bench, settings, folder)
+    left = [stage for stage in all_stages if stage.cell.result() is None]
+    terminal.say(f"{len(all_stages) - len(left)} of {len(all_stages)} runs are done; {o.study_dir}")
     if o.dry_run:
         total = {
-            "runs": len(every),
+            "runs": len(all_stages),
             "left": len(left),
             "updates_left": sum(max(0, s.cell.total - s.cell.done()) for s in left),
             "games_left": sum((1 + bool(s.before)) * bench.episodes for s in left),
@@ -75,11 +75,11 @@ def during(o: DuringOptions, connect: runner.Connect) -> int:
     # A stage continues from one of the level before.
     for _, level in itertools.groupby(sorted(left, key=_depth), key=_depth):
         failures += runner.run_cells(bench, [stage.cell for stage in level], connect)
-    changes = _changes(o, every, failures)
-    text = during_report.write(Path(o.study_dir), bench, every, changes, failures)
+    changes = _changes(o, all_stages, failures)
+    text = during_report.write(Path(o.study_dir), bench, all_stages, changes, failures)
     if o.json:
         failed = [dataclasses.asdict(failure) for failure in failures]
-        terminal.result(True, {"runs": len(every), "failed": failed})
+        terminal.result(True, {"runs": len(all_stages), "failed": failed})
     else:
         print(text)
     for failure in failures:
@@ -91,25 +91,27 @@ def _depth(stage: Stage) -> int:
     return 0 if stage.before is None else 1 + _depth(stage.before)
 
 
-def _changes(o: DuringOptions, every: list[Stage], failures: list[Failure]) -> dict[Path, Played]:
+def _changes(
+    o: DuringOptions, all_stages: list[Stage], failures: list[Failure]
+) -> dict[Path, Played]:
     """Games of changed networks before their first update, by folder of their stage."""
-    found = {}
-    for stage in every:
+    changes = {}
+    for stage in all_stages:
         if stage.before is None or stage.cell.result() is None:
             continue
         games = Games(Path(o.study_dir), stage.cell.judging)
         try:
-            found[stage.cell.folder] = _just_changed(o, stage, games)
+            changes[stage.cell.folder] = _just_changed(o, stage, games)
         except WsaError as error:
             failures.append(Failure(str(stage.cell), error.kind, str(error), error.exit_code))
-    return found
+    return changes
 
 
 def _just_changed(o: DuringOptions, stage: Stage, games: Games) -> Played:
-    folder, how = stage.cell.folder, stage.cell.judging
+    folder, judging = stage.cell.folder, stage.cell.judging
     config, network = read_config(folder), checkpoint.digest(folder / "checkpoints")
-    if (known := games.find(config, network, START)) is not None:
-        return known
+    if (saved := games.find(config, network, START)) is not None:
+        return saved
     terminal.say(f"right after the change: {stage.cell}")
     device = choose_device(o.device)
     player = open_player(
@@ -121,7 +123,7 @@ def _just_changed(o: DuringOptions, stage: Stage, games: Games) -> Played:
     )
     assert isinstance(config, OfflineRun)
     player = dataclasses.replace(player, network=start_of(config).to(torch.device(device)))
-    policy = player.policy(how.num_envs, how.epsilon, how.seed)
+    policy = player.policy(judging.num_envs, judging.epsilon, judging.seed)
     return games.play(config, network, START, policy, player.embedder)
 
 

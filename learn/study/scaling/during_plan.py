@@ -68,11 +68,11 @@ def orders(models: Sequence[str]) -> list[tuple[str, ...]]:
 
 def stages(bench: BenchOptions, settings: Settings, folder: Path) -> list[Stage]:
     """All runs, each after the one that it continues from."""
-    made: list[Stage] = []
+    all_stages: list[Stage] = []
     for game, seed in itertools.product(dict.fromkeys(bench.games), dict.fromkeys(bench.seeds)):
         maker = _Maker(bench, settings, folder, game, seed)
-        made += [*maker.added(), *maker.dropped(), *maker.controls()]
-    return made
+        all_stages += [*maker.added(), *maker.dropped(), *maker.controls()]
+    return all_stages
 
 
 class _Maker:
@@ -86,24 +86,26 @@ class _Maker:
         self._models = tuple(dict.fromkeys(bench.models))
 
     def added(self) -> Iterator[Stage]:
-        found: dict[tuple[str, ...], Stage] = {}
+        by_order: dict[tuple[str, ...], Stage] = {}
         for order in orders(self._models):
             for n in range(1, len(order) + 1):
                 changed = order[:n]
-                if changed not in found:
-                    found[changed] = self._stage("add", changed, changed, found.get(changed[:-1]))
-        yield from found.values()
+                if changed not in by_order:
+                    by_order[changed] = self._stage(
+                        "add", changed, changed, by_order.get(changed[:-1])
+                    )
+        yield from by_order.values()
 
     def dropped(self) -> Iterator[Stage]:
-        found: dict[tuple[str, ...], Stage] = {}
+        by_order: dict[tuple[str, ...], Stage] = {}
         for order in orders(self._models):
             for n in range(len(order)):
                 changed = order[:n]
-                if changed not in found:
+                if changed not in by_order:
                     present = tuple(m for m in self._models if m not in changed)
-                    before = found.get(changed[:-1]) if changed else None
-                    found[changed] = self._stage("drop", changed, present, before)
-        yield from found.values()
+                    before = by_order.get(changed[:-1]) if changed else None
+                    by_order[changed] = self._stage("drop", changed, present, before)
+        yield from by_order.values()
 
     def controls(self) -> Iterator[Stage]:
         for present in (self._models, *((model,) for model in self._models)):
@@ -115,9 +117,9 @@ class _Maker:
         bench = self._bench
         start = WarmStart()
         if before is not None:
-            moved = changed[-1:]
+            change = changed[-1:]
             init = str(before.cell.folder)
-            start = WarmStart(init, add=moved) if way == "add" else WarmStart(init, drop=moved)
+            start = WarmStart(init, add=change) if way == "add" else WarmStart(init, drop=change)
         request = dataclasses.replace(
             grid.request_for(bench, "wsa"),
             game=self._game,
@@ -134,8 +136,8 @@ class _Maker:
             }
             learner = msgspec.structs.replace(request.algorithm, **longer)
             request = dataclasses.replace(request, algorithm=learner)
-        told = grid.spelled_models(changed if way == "add" else (*present, *changed))
-        name = f"{self._game}__{way}{len(changed)}__{told}__{self._seed}"
+        models_name = grid.spelled_models(changed if way == "add" else (*present, *changed))
+        name = f"{self._game}__{way}{len(changed)}__{models_name}__{self._seed}"
         judging = Judging(bench.episodes, bench.epsilon, bench.eval_seed, bench.eval_num_envs)
         cell = Cell(
             request,

@@ -53,16 +53,16 @@ def write(
         rows = [(failure.cell, failure.kind, failure.message) for failure in failures]
         parts.append(table("Runs that failed", ("run", "kind", "why"), rows))
     for game in dict.fromkeys(stage.cell.request.game for stage in done):
-        mine = [stage for stage in done if stage.cell.request.game == game]
-        parts += [*_figures(game, mine, changes), *_tables(game, mine, changes)]
-    how = every[0].cell.judging
-    said = (
-        f"{judged(how)}. A stage goes on from the network of the one before with a model more or "
+        of_game = [stage for stage in done if stage.cell.request.game == game]
+        parts += [*_figures(game, of_game, changes), *_tables(game, of_game, changes)]
+    judging = every[0].cell.judging
+    note = (
+        f"{judged(judging)}. A stage goes on from the network of the one before with a model more or "
         "less, and is judged right after that change, before any update, and at its end. Controls were "
         "never changed and have as many updates as all stages together. Trained by wsa learn with "
         f"{', '.join(changed(bench)) or 'its defaults'}."
     )
-    return output.write(folder, KIND, TITLE, parts, said, COLUMNS, (_row(s, changes) for s in done))
+    return output.write(folder, KIND, TITLE, parts, note, COLUMNS, (_row(s, changes) for s in done))
 
 
 def _summary(stage: Stage) -> dict[str, Any]:
@@ -88,17 +88,17 @@ def _mean(values: Sequence[float]) -> str | None:
     return f"{np.mean(values):,.2f}" if values else None
 
 
-def _tables(game: str, mine: Sequence[Stage], changes: Mapping[Path, Played]) -> Iterator[Part]:
-    chance = _summary(mine[0])["random_return_mean"]
+def _tables(game: str, of_game: Sequence[Stage], changes: Mapping[Path, Played]) -> Iterator[Part]:
+    chance = _summary(of_game[0])["random_return_mean"]
     for way, title in (("add", "Added"), ("drop", "Dropped"), ("control", "Never changed")):
         rows = []
-        for name in dict.fromkeys(str(s) for s in mine if s.way == way):
-            alike = [s for s in mine if s.way == way and str(s) == name]
-            before = [_summary(s.before)["return_mean"] for s in alike if s.before]
-            shock = [changes[f].mean for s in alike if (f := s.cell.folder) in changes]
-            end = [_summary(s)["return_mean"] for s in alike]
+        for name in dict.fromkeys(str(s) for s in of_game if s.way == way):
+            same_order = [s for s in of_game if s.way == way and str(s) == name]
+            before = [_summary(s.before)["return_mean"] for s in same_order if s.before]
+            shock = [changes[f].mean for s in same_order if (f := s.cell.folder) in changes]
+            end = [_summary(s)["return_mean"] for s in same_order]
             rows.append(
-                (name, _so_far(alike[0]), _mean(before), _mean(shock), _mean(end), len(end))
+                (name, _so_far(same_order[0]), _mean(before), _mean(shock), _mean(end), len(end))
             )
         yield table(
             f"{title}: {game}",
@@ -108,16 +108,18 @@ def _tables(game: str, mine: Sequence[Stage], changes: Mapping[Path, Played]) ->
         )
 
 
-def _figures(game: str, mine: Sequence[Stage], changes: Mapping[Path, Played]) -> Iterator[Figure]:
+def _figures(
+    game: str, of_game: Sequence[Stage], changes: Mapping[Path, Played]
+) -> Iterator[Figure]:
     """For each order, the returns before a change, after it, and at the end of its stage."""
     for way, title in (("add", "adding"), ("drop", "dropping")):
         lines = []
-        last = max((s.number for s in mine if s.way == way), default=0)
-        for name in dict.fromkeys(str(s) for s in mine if s.way == way and s.number == last):
-            ends = [s for s in mine if s.way == way and str(s) == name]
+        last = max((s.number for s in of_game if s.way == way), default=0)
+        for name in dict.fromkeys(str(s) for s in of_game if s.way == way and s.number == last):
+            ends = [s for s in of_game if s.way == way and str(s) == name]
             paths = [_path(stage, changes) for stage in ends]
-            whole = [np.array(path) for path in paths if len(path) == max(map(len, paths))]
-            x, y = np.mean(whole, axis=0).T
+            complete_paths = [np.array(path) for path in paths if len(path) == max(map(len, paths))]
+            x, y = np.mean(complete_paths, axis=0).T
             lines.append(figures.Line(name, x, y))
         if lines:
             yield Figure(

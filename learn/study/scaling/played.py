@@ -64,10 +64,10 @@ class Reduced:
 
 def masks(models: int) -> list[Mask]:
     """The sets to play, the whole last."""
-    every = subsets(models)
+    all_masks = subsets(models)
     if models <= MOST_EXACT:
-        return every
-    return [mask for mask in every if sum(mask) in (1, models - 1, models)]
+        return all_masks
+    return [mask for mask in all_masks if sum(mask) in (1, models - 1, models)]
 
 
 def left(run: Path, games: Games) -> list[Mask]:
@@ -95,10 +95,10 @@ def measure(
     config, network = read_config(run), checkpoint.digest(run / "checkpoints")
     todo = left(run, games)
     player = open_run(run) if todo else None
-    found: dict[Mask, Played] = {}
+    by_mask: dict[Mask, Played] = {}
     for mask in masks(len(config.models)):
-        known = games.find(config, network, _condition(mask))
-        if known is None:
+        games_played = games.find(config, network, _condition(mask))
+        if games_played is None:
             assert player is not None
             having, done = player.having(mask), todo.index(mask) * judging.episodes
 
@@ -106,10 +106,12 @@ def measure(
                 on_games(done + finished, len(todo) * judging.episodes)
 
             policy = having.policy(judging.num_envs, judging.epsilon, judging.seed)
-            known = games.play(config, network, _condition(mask), policy, having.embedder, on_step)
-        found[mask] = known
+            games_played = games.play(
+                config, network, _condition(mask), policy, having.embedder, on_step
+            )
+        by_mask[mask] = games_played
     models = tuple(labels(config.models))
-    return Reduced(str(run), config, models, network, found, games.random(config))
+    return Reduced(str(run), config, models, network, by_mask, games.random(config))
 
 
 def _condition(mask: Mask) -> str:
@@ -120,13 +122,13 @@ def _condition(mask: Mask) -> str:
 def write(folder: Path, runs: Sequence[Reduced], judging: Judging) -> str:
     """Write the tables and the page; return the study as Markdown."""
     parts = [part for one in runs for part in _parts(one)]
-    said = (
+    note = (
         f"{judged(judging)}. A model that is left out is not run at all. Shapley value (exact): what a "
         "model adds to the mean return, averaged over all orders in which the models may join; without "
         "any, a random policy plays."
     )
     rows = (row for one in runs for row in _rows(one))
-    return output.write(folder, KIND, TITLE, parts, said, COLUMNS, rows)
+    return output.write(folder, KIND, TITLE, parts, note, COLUMNS, rows)
 
 
 def summary(one: Reduced) -> dict[str, Any]:
@@ -141,11 +143,11 @@ def summary(one: Reduced) -> dict[str, Any]:
 
 def _rows(one: Reduced) -> list[tuple[Any, ...]]:
     c = one.config
-    about = (one.run, c.game, c.network.fusion.name, c.seed, one.checkpoint)
-    every = [(_named(one, mask), sum(mask), played) for mask, played in one.sets.items()]
+    columns = (one.run, c.game, c.network.fusion.name, c.seed, one.checkpoint)
+    sets = [(_named(one, mask), sum(mask), played) for mask, played in one.sets.items()]
     return [
-        (*about, name, count, number, returned, played.passes)
-        for name, count, played in [("", 0, one.random), *every]
+        (*columns, name, count, number, returned, played.passes)
+        for name, count, played in [("", 0, one.random), *sets]
         for number, returned in enumerate(played.returns)
     ]
 
@@ -162,8 +164,8 @@ def _named(one: Reduced, mask: Mask) -> str:
 def _parts(one: Reduced) -> list[Part]:
     c = one.config
     name = f"{c.game}, {c.network.fusion.name}, seed {c.seed}"
-    whole = one.sets[(True,) * len(one.models)]
-    learned = difference(whole, one.random).low > 0
+    all_models = one.sets[(True,) * len(one.models)]
+    learned = difference(all_models, one.random).low > 0
     parts: list[Part] = [Text(f"{one.run}: {name}; network {one.checkpoint}.")]
     if not learned:
         parts.append(Text(NOTHING_TO_LOSE))
@@ -183,9 +185,9 @@ def _parts(one: Reduced) -> list[Part]:
     if added is not None:
         values = {mask: played.mean for mask, played in one.sets.items()}
         values[(False,) * len(one.models)] = one.random.mean
-        letters, said = letters_of(one.models)
+        letters, legend = letters_of(one.models)
         parts.append(
-            Figure("Every set of models", figures.lattice(values, letters, "mean return"), said)
+            Figure("Every set of models", figures.lattice(values, letters, "mean return"), legend)
         )
         parts.append(
             table(
@@ -203,12 +205,12 @@ def _parts(one: Reduced) -> list[Part]:
                 (
                     _named(one, mask),
                     played.interval,
-                    None if all(mask) else difference(whole, played),
+                    None if all(mask) else difference(all_models, played),
                     f"{played.passes:,}",
                 )
                 for mask, played in one.sets.items()
             ]
-            + [("random policy", one.random.interval, difference(whole, one.random), "0")],
+            + [("random policy", one.random.interval, difference(all_models, one.random), "0")],
         )
     )
     return parts

@@ -28,26 +28,28 @@ def _cached(o: ScaleOptions, runs: list[Path]) -> int:
         sets = sum(2 ** cached.models_of(run) for run in runs)
         total = {"runs": len(runs), "sets": sets, "backbone_passes": 0, "games": 0}
         return terminal.result(o.json, total)
-    device, found = choose_device(o.device), []
+    device, results = choose_device(o.device), []
     for run in runs:
         with terminal.Progress(run.name, "sets of models", shown=not o.json) as progress:
-            found.append(cached.measure(run, o.states, device, progress.update))
-    text = cached_report.write(Path(o.study_dir), found)
-    return tell(o, text, {"runs": [dataclasses.asdict(one) for one in found]})
+            results.append(cached.measure(run, o.states, device, progress.update))
+    text = cached_report.write(Path(o.study_dir), results)
+    return tell(o, text, {"runs": [dataclasses.asdict(one) for one in results]})
 
 
 def _played(o: ScaleOptions, runs: list[Path]) -> int:
     if not o.episodes:
         raise UsageError("bad-option", "--episodes must be at least 1 with --after played.")
-    how = judging_of(o)
-    games = Games(Path(o.study_dir), how)
+    judging = judging_of(o)
+    games = Games(Path(o.study_dir), judging)
     if o.dry_run:
         sets = sum(len(played.left(run, games)) for run in runs)
         total = {"runs": len(runs), "sets_left": sets, "games_left": sets * o.episodes}
         return terminal.result(o.json, total)
-    found = []
+    results = []
     for run in runs:
         with terminal.Progress(run.name, "games", shown=not o.json) as progress:
-            found.append(played.measure(run, games, how, partial(open_run, o), progress.update))
-    text = played.write(Path(o.study_dir), found, how)
-    return tell(o, text, {"runs": [played.summary(one) for one in found]})
+            results.append(
+                played.measure(run, games, judging, partial(open_run, o), progress.update)
+            )
+    text = played.write(Path(o.study_dir), results, judging)
+    return tell(o, text, {"runs": [played.summary(one) for one in results]})

@@ -101,8 +101,8 @@ class StoredStates:
         """Yield stacks (n, k, width), and whether each starts a new sequence, shape (n,)."""
         device, depth = self._network.device, self.config.network.frame_stack
         gathered, before = StateRows(self._flat), -1
-        for at in range(0, len(self._rows), CHUNK):
-            rows = self._rows[at : at + CHUNK]
+        for start in range(0, len(self._rows), CHUNK):
+            rows = self._rows[start : start + CHUNK]
             stacks = gathered.gather(self._flat.stack(rows, depth), {depth - 1: rows})
             begins = np.diff(rows, prepend=before) != 1
             begins |= self._flat.rows["first"][rows] == rows
@@ -138,9 +138,9 @@ def _data(folder: Path, config: OfflineRun | OnlineRun) -> FlatMap:
         _, flat = open_data(config)
         assert flat is not None, "an offline run has data"
         return flat
-    whole = take_snapshot(open_store(config.store))
-    done = [{e.segment for e in whole.embeddings(config.game, key)} for key in config.inputs]
-    metas = whole.segments(config.game) if config.game in whole.games else []
+    snapshot = take_snapshot(open_store(config.store))
+    done = [{e.segment for e in snapshot.embeddings(config.game, key)} for key in config.inputs]
+    metas = snapshot.segments(config.game) if config.game in snapshot.games else []
     encoded = [m.segment for m in metas if all(m.segment in each for each in done)]
     if not encoded:
         called = ",".join(names.key_alias(key) for key in config.inputs)
@@ -150,7 +150,7 @@ def _data(folder: Path, config: OfflineRun | OnlineRun) -> FlatMap:
             f"that all of its models have encoded. Make some: wsa collect --game {config.game}, "
             f"then wsa encode --game {config.game} --models {called}",
         )
-    return materialise(only(whole, config.game, encoded), config.game, config.inputs)
+    return materialise(only(snapshot, config.game, encoded), config.game, config.inputs)
 
 
 def _held_out(
@@ -169,5 +169,5 @@ def _held_out(
         rows = rows if held_out else flat.steps
     if in_order:
         return rows[:most], held_out
-    at = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64))
-    return rows[at], held_out
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64))
+    return rows[chosen], held_out

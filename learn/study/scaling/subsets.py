@@ -31,11 +31,11 @@ def shapley(values: Mapping[Mask, float]) -> NDArray[np.float64]:
         values: Value v of every set of the m models, including the empty one.
     """
     models = len(next(iter(values)))
-    found = np.zeros(models)
+    values_found = np.zeros(models)
     for mask, value in values.items():
         size = sum(mask)
         for i in np.flatnonzero(~np.array(mask)).tolist():
             joined = values[(*mask[:i], True, *mask[i + 1 :])]
             weight = factorial(size) * factorial(models - size - 1) / factorial(models)
-            found[i] += weight * (joined - value)
-    return found
+            values_found[i] += weight * (joined - value)
+    return values_found
