@@ -133,8 +133,8 @@ class Cell:
 
     def result(self) -> Result | None:
         """The run's result, if it was trained, and evaluated with these settings."""
-        found = read_result(self.folder)
-        return found if found is not None and found.judging == self.judging else None
+        saved = read_result(self.folder)
+        return saved if saved is not None and saved.judging == self.judging else None
 
     def done(self) -> int:
         """Number of updates, or of steps, in its newest checkpoint."""
@@ -162,7 +162,7 @@ def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
     judging = Judging(o.episodes, o.epsilon, o.eval_seed, o.eval_num_envs)
     compute = ComputeOptions(o.device, o.compile)
     methods = list(dict.fromkeys(_methods(o)))
-    found = []
+    grid = []
     for game, (fusion, models), seed in itertools.product(
         dict.fromkeys(o.games), methods, dict.fromkeys(o.seeds)
     ):
@@ -175,8 +175,8 @@ def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
         )
         folder = Path(o.bench_dir) / "runs" / f"{game}__{fusion}__{spelled_models(models)}__{seed}"
         segments = settings.segments.get(game, ())
-        found.append(Cell(request, folder.absolute(), judging, compute, segments))
-    return found
+        grid.append(Cell(request, folder.absolute(), judging, compute, segments))
+    return grid
 
 
 def check(o: BenchOptions) -> None:
@@ -223,26 +223,26 @@ def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
     path = Path(o.bench_dir) / SETTINGS
     options = {**flat_options(o), "store": snapshot.backend.url}
     segments: dict[str, tuple[str, ...]] = {}
-    kept: dict[str, Any] = {}  # Includes options that the runs of this call do not use.
+    saved: dict[str, Any] = {}  # Includes options that the runs of this call do not use.
     if path.exists():
         before = records.read_json(path.read_bytes(), Settings, str(path))
-        segments, kept = before.segments, before.options
+        segments, saved = before.segments, before.options
         defaults = flat_options(_defaults(o))
-        for name, other in options.items():
-            one = before.options.get(name)
+        for name, new_value in options.items():
+            old = before.options.get(name)
             # An option that an older wsa did not know, or left to the algorithm, has its default
             # value.
-            one = defaults.get(name) if one is None else one
-            if spelled(name, one) != spelled(name, other):
+            old = defaults.get(name) if old is None else old
+            if spelled(name, old) != spelled(name, new_value):
                 raise ConflictError(
                     "run-exists",
-                    f"{o.bench_dir} was started with {spelled(name, one)}, not {written(other)}: "
+                    f"{o.bench_dir} was started with {spelled(name, old)}, not {written(new_value)}: "
                     "its runs would not be comparable. Give that, or another --bench-dir.",
                 )
     if not o.online:
         new = {game: snapshot.segments(game) for game in o.games if game in snapshot.games}
         segments = {game: tuple(m.segment for m in metas) for game, metas in new.items()} | segments
-    return Settings(kept | options, segments)
+    return Settings(saved | options, segments)
 
 
 def changed(o: BenchOptions) -> list[str]:
@@ -302,10 +302,10 @@ def without_judging(request: RunRequest) -> RunRequest:
 def request_for(o: BenchOptions, fusion: str) -> RunRequest:
     """The request of all runs with a fusion, without options that the fusion does not use."""
     shared = {field.name: getattr(o, field.name) for field in dataclasses.fields(Training)}
-    made = Fusion if fusion == PIXELS else fusion_class(fusion)
-    if not made.conditioned:
+    fusion_type = Fusion if fusion == PIXELS else fusion_class(fusion)
+    if not fusion_type.conditioned:
         shared["context"] = MEAN_CONTEXT
-    if not made.weighs:
+    if not fusion_type.weighs:
         shared["algorithm"] = msgspec.structs.replace(
             o.algorithm, weight_entropy_coef=0.0, load_balance_coef=0.0
         )
@@ -333,8 +333,8 @@ def spelled(name: str, value: Any) -> str:
 
 def spelled_models(models: tuple[str, ...]) -> str:
     """Write models as part of a folder's name."""
-    whole = "+".join(models)
-    plain = re.sub(r"[^\w.+-]", "_", whole, flags=re.ASCII)
-    if plain == whole and len(plain) <= LONGEST:
+    joined = "+".join(models)
+    plain = re.sub(r"[^\w.+-]", "_", joined, flags=re.ASCII)
+    if plain == joined and len(plain) <= LONGEST:
         return plain or "pixels"
-    return f"{plain[:LONGEST]}-{hashing.identity(whole)[:8]}"
+    return f"{plain[:LONGEST]}-{hashing.identity(joined)[:8]}"

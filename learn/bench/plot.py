@@ -48,21 +48,21 @@ def lines(curves: Sequence[Curve]) -> list[charts.Line]:
     """A pale line for each curve, and a strong one for each method's mean."""
     end = max(float(curve.steps.max()) for curve in curves)
     middles = (np.arange(STRETCHES) + 0.5) / STRETCHES * end
-    found = []
+    drawn = []
     for style, method in enumerate(dict.fromkeys(curve.method for curve in curves)):
         table = np.array([averages(curve, end) for curve in curves if curve.method == method])
-        for own in table if len(table) > 1 else ():
-            found.append(_line("", middles, own, style, pale=True))
+        for returns in table if len(table) > 1 else ():
+            drawn.append(_line("", middles, returns, style, pale=True))
         # Only stretches in which every run has an episode, so that each mean is over the same runs.
         label = f"{method} ({len(table)})"
-        found.append(_line(label, middles, table.mean(axis=0), style, pale=False))
-    return found
+        drawn.append(_line(label, middles, table.mean(axis=0), style, pale=False))
+    return drawn
 
 
 def _line(label: str, x: Points, y: Points, style: int, *, pale: bool) -> charts.Line:
     """A line through the stretches in which episodes ended, without gaps between them."""
-    known = np.isfinite(y)
-    return charts.Line(label, x[known], y[known], style, pale)
+    finite = np.isfinite(y)
+    return charts.Line(label, x[finite], y[finite], style, pale)
 
 
 def averages(curve: Curve, end: float) -> Points:
@@ -70,8 +70,8 @@ def averages(curve: Curve, end: float) -> Points:
 
     NaN for a stretch in which no episode ended.
     """
-    which = np.minimum((curve.steps / end * STRETCHES).astype(np.int64), STRETCHES - 1)
-    count = np.bincount(which, minlength=STRETCHES)
-    total = np.bincount(which, curve.returns, STRETCHES)
-    found: Points = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return found
+    stretch = np.minimum((curve.steps / end * STRETCHES).astype(np.int64), STRETCHES - 1)
+    count = np.bincount(stretch, minlength=STRETCHES)
+    total = np.bincount(stretch, curve.returns, STRETCHES)
+    means: Points = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return means

@@ -127,16 +127,16 @@ def write(folder: Path, judging: Judging, store: str, changed: Sequence[str]) ->
     drawn = returns_of(curves)
     section = _section(results, lines, judging, store, changed, drawn)
     text = markdown(section)
-    about = ("game", "fusion", "models", "seed")
+    key_columns = ("game", "fusion", "models", "seed")
     _csv(
         folder / "results.csv",
-        (*about, *RUN_COLUMNS),
+        (*key_columns, *RUN_COLUMNS),
         ((*_about(r), *(r.summary.get(name) for name in RUN_COLUMNS)) for r in results),
     )
     _csv(folder / "table.csv", TABLE_COLUMNS, map(_row, lines))
     atomic_files.replace(folder / "table.md", text.encode())
     atomic_files.replace(folder / "report.html", page("wsa bench", [section]).encode())
-    _csv(folder / "curves.csv", (*about, "step", "scalar", "value"), curves)
+    _csv(folder / "curves.csv", (*key_columns, "step", "scalar", "value"), curves)
     for game, of_game in drawn.items():
         title = f"{game}, raw return by step"
         atomic_files.replace(folder / f"curves-{game}.png", plot.png(title, of_game))
@@ -146,10 +146,10 @@ def write(folder: Path, judging: Judging, store: str, changed: Sequence[str]) ->
 def tabulate(results: Sequence[Result]) -> Iterator[Line]:
     """Yield the rows of a table, by method."""
     for method in dict.fromkeys(Method(r.fusion, r.models) for r in results):
-        mine = [r for r in results if Method(r.fusion, r.models) == method]
-        games = list(dict.fromkeys(r.game for r in mine))
+        of_method = [r for r in results if Method(r.fusion, r.models) == method]
+        games = list(dict.fromkeys(r.game for r in of_method))
         raw = {
-            game: {r.seed: float(r.summary["return_mean"]) for r in mine if r.game == game}
+            game: {r.seed: float(r.summary["return_mean"]) for r in of_method if r.game == game}
             for game in games
         }
         for game, by_seed in raw.items():
@@ -157,9 +157,9 @@ def tabulate(results: Sequence[Result]) -> Iterator[Line]:
             mean = float(returns.mean())
             std = float(returns.std(ddof=1)) if len(returns) > 1 else None
             score = human_normalised(game, mean)
-            counted = _parameters(r for r in mine if r.game == game)
+            counted = _parameters(r for r in of_method if r.game == game)
             yield Line(method, game, len(returns), 1, mean, std, score, parameters=counted)
-        yield dataclasses.replace(_over_games(method, raw), parameters=_parameters(mine))
+        yield dataclasses.replace(_over_games(method, raw), parameters=_parameters(of_method))
 
 
 def _parameters(results: Iterable[Result]) -> int | None:
@@ -170,13 +170,17 @@ def _parameters(results: Iterable[Result]) -> int | None:
 
 def _over_games(method: Method, raw: dict[str, dict[int, float]]) -> Line:
     """Interquartile mean over games with a known human score, and seeds that have all of them."""
-    known = [game for game in raw if human_normalised(game, 0.0) is not None]
-    seeds = sorted(set.intersection(*(set(raw[game]) for game in known))) if known else []
+    scored_games = [game for game in raw if human_normalised(game, 0.0) is not None]
+    seeds = (
+        sorted(set.intersection(*(set(raw[game]) for game in scored_games))) if scored_games else []
+    )
     if not seeds:
-        return Line(method, ALL, 0, len(known), None, None, None)
-    scores = np.array([[human_normalised(game, raw[game][s]) for game in known] for s in seeds])
-    found = stratified_interval(scores.astype(np.float64))
-    return Line(method, ALL, len(seeds), len(known), None, None, found.value, found)
+        return Line(method, ALL, 0, len(scored_games), None, None, None)
+    scores = np.array(
+        [[human_normalised(game, raw[game][s]) for game in scored_games] for s in seeds]
+    )
+    interval = stratified_interval(scores.astype(np.float64))
+    return Line(method, ALL, len(seeds), len(scored_games), None, None, interval.value, interval)
 
 
 TABLE_COLUMNS = (
@@ -205,21 +209,21 @@ def _section(
     """The bench's report: two tables, intervals over games, and each game's curves."""
     games = list(dict.fromkeys(r.game for r in results))
     methods = list(dict.fromkeys(line.method for line in lines))
-    found = {(line.method, line.game): line for line in lines}
+    by_method = {(line.method, line.game): line for line in lines}
     raw, normalised, bars = [], [], []
     for method in methods:
-        of = [found.get((method, game)) for game in games]
-        whole = found[method, ALL]
-        raw.append([str(method), *(_raw(line) for line in of)])
+        cells = [by_method.get((method, game)) for game in games]
+        overall = by_method[method, ALL]
+        raw.append([str(method), *(_raw(line) for line in cells)])
         scores = [
             "" if line is None or line.normalised is None else f"{line.normalised:.3f}"
-            for line in of
+            for line in cells
         ]
-        counted = f"{whole.games} x {whole.seeds}"
-        size = "" if whole.parameters is None else f"{whole.parameters:,}"
-        normalised.append([str(method), *scores, str(whole.interval or ""), counted, size])
-        if whole.interval:
-            bars.append(figures.Bar(str(method), *whole.interval))
+        counted = f"{overall.games} x {overall.seeds}"
+        size = "" if overall.parameters is None else f"{overall.parameters:,}"
+        normalised.append([str(method), *scores, str(overall.interval or ""), counted, size])
+        if overall.interval:
+            bars.append(figures.Bar(str(method), *overall.interval))
     chance = {r.game: r.summary["random_return_mean"] for r in results}
     raw.append(["random policy", *(f"{chance[game]:,.1f}" for game in games)])
     parts: list[Part] = [
@@ -233,9 +237,9 @@ def _section(
         parts.append(Figure("All games", drawing, "0 plays like chance, 1 like the human tester."))
     for game, curves in drawn.items():
         strong = [line for line in plot.lines(curves) if not line.pale]
-        shown = [figures.Line(line.label, line.x, line.y) for line in strong]
+        figure_lines = [figures.Line(line.label, line.x, line.y) for line in strong]
         note = "Mean over runs (how many)."
-        parts.append(Figure(game, figures.curves(shown, "steps", "raw return"), note))
+        parts.append(Figure(game, figures.curves(figure_lines, "steps", "raw return"), note))
     parts += [
         table(
             "Raw return",
@@ -290,15 +294,15 @@ def curves_of(runs: Sequence[tuple[Path, Result]]) -> Iterator[tuple[Any, ...]]:
 def returns_of(curves: Sequence[tuple[Any, ...]]) -> dict[str, list[Curve]]:
     """Curves of returns, by game, from the output of `curves_of`."""
     points: dict[tuple[str, str, int], list[tuple[float, float]]] = defaultdict(list)
-    there = {(game, scalar) for game, *_, scalar, _ in curves}
+    logged = {(game, scalar) for game, *_, scalar, _ in curves}
     for game, fusion, models, seed, step, scalar, value in curves:
-        if scalar == next((known for known in RETURNS if (game, known) in there), ""):
+        if scalar == next((known for known in RETURNS if (game, known) in logged), ""):
             points[game, f"{fusion} {models}".rstrip(), seed].append((step, value))
-    found: dict[str, list[Curve]] = defaultdict(list)
+    curves_by_game: dict[str, list[Curve]] = defaultdict(list)
     for (game, method, _), pairs in points.items():
         steps, returns = np.array(pairs, np.float64).T
-        found[game].append(Curve(method, steps, returns))
-    return found
+        curves_by_game[game].append(Curve(method, steps, returns))
+    return curves_by_game
 
 
 def _csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -71,8 +71,8 @@ def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure 
         except Exception as error:  # noqa: BLE001  Memory, a driver, ...: other runs continue.
             path = cell.folder / ERROR
             atomic_files.replace(path, traceback.format_exc().encode())
-            said = " ".join(str(error).split())[:300]
-            why = f"{type(error).__name__}: {said}. {path} says where."
+            message = " ".join(str(error).split())[:300]
+            why = f"{type(error).__name__}: {message}. {path} says where."
             return Failure(str(cell), type(error).__name__, why, 1)
     (cell.folder / ERROR).unlink(missing_ok=True)
     return None
@@ -106,18 +106,20 @@ def _train(cell: Cell, on_line: OnLine) -> None:
 
 
 def _judge(cell: Cell, on_step: Callable[[int, int], None]) -> None:
-    request, how = cell.request, cell.judging
-    seen = evaluate_run(
+    request, judging = cell.request, cell.judging
+    evaluation = evaluate_run(
         cell.folder,
-        how.episodes,
-        epsilon=how.epsilon,
-        seed=how.seed,
+        judging.episodes,
+        epsilon=judging.epsilon,
+        seed=judging.seed,
         weights=weights_of(request),
         device=choose_device(cell.compute.device),
         engine=request.live.engine,
         threads=threads_for(request.live.threads or 1),
-        num_envs=how.num_envs,
+        num_envs=judging.num_envs,
         on_step=on_step,
     )
-    result = Result(request.game, request.fusion, request.models, request.seed, how, seen.summary())
+    result = Result(
+        request.game, request.fusion, request.models, request.seed, judging, evaluation.summary()
+    )
     atomic_files.replace(Path(cell.folder) / RESULT, msgspec.json.format(hashing.canonical(result)))

@@ -68,8 +68,8 @@ def say_failures(verb: str, failures: Sequence[Failure], runs: int) -> int:
 
 def run_cells(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure]:
     """Train and evaluate runs, in this process or on workers; yield those that failed."""
-    how = _here if o.scheduler == "inproc" else _on_workers
-    yield from filter(None, how(o, left, connect))
+    run = _here if o.scheduler == "inproc" else _on_workers
+    yield from filter(None, run(o, left, connect))
 
 
 def _dry(o: BenchOptions, cells: list[Cell]) -> int:
@@ -172,10 +172,10 @@ def _died(cell: Cell, error: KilledWorker) -> Failure:
 
 
 def _lost(cell: Cell, error: Exception) -> Failure:
-    said = " ".join(str(error).split())[:300]
+    message = " ".join(str(error).split())[:300]
     lost = StorageError(
         "unavailable",
-        f"Its worker answered with {type(error).__name__}: {said}. Workers need wsa of this "
+        f"Its worker answered with {type(error).__name__}: {message}. Workers need wsa of this "
         "version, and the store and the bench's folder under the same paths.",
     )
     return Failure(str(cell), lost.kind, str(lost), lost.exit_code)
