@@ -70,8 +70,10 @@ def demo(o: DemoOptions) -> int:
 
     terminal.say(f"4/4 play {o.episodes} full games with live embeddings")
     with terminal.Progress("eval", "steps") as progress:
-        seen = evaluate_run(run_folder, o.episodes, on_step=lambda steps, _: progress.update(steps))
-    _summary(o, snapshot, config, trained, seen)
+        evaluation = evaluate_run(
+            run_folder, o.episodes, on_step=lambda steps, _: progress.update(steps)
+        )
+    _summary(o, snapshot, config, trained, evaluation)
     print(f"\nrun {run_folder}")
     print(f"total time: {terminal.duration(time.perf_counter() - started)}")
     return 0
@@ -82,7 +84,7 @@ def _summary(
     snapshot: Snapshot,
     config: OfflineRun,
     trained: Trained,
-    seen: Evaluation,
+    evaluation: Evaluation,
 ) -> None:
     game = summarise(snapshot, o.game)
     objects = [e for e in snapshot.embeddings(o.game) if e.model in config.inputs]
@@ -90,10 +92,10 @@ def _summary(
     per_update = 2 * config.hyperparameters.batch_size
     saved = sum(
         (lookup.found + lookup.remembered) * len(lookup.places)
-        for lookup in seen.live.lookups.values()
+        for lookup in evaluation.live.lookups.values()
     )
-    mean, spread = mean_return(seen.episodes)
-    random_mean, random_spread = mean_return(seen.random)
+    mean, spread = mean_return(evaluation.episodes)
+    random_mean, random_spread = mean_return(evaluation.random)
     rows = [
         ("steps", game.steps, f"{game.emulator_frames:,} emulator frames, {game.episodes} games"),
         ("distinct frames", game.frames, f"in {game.segments} segments"),
@@ -110,8 +112,8 @@ def _summary(
         ),
         (
             "passes to play",
-            seen.live.passes,
-            f"{saved:,} saved: {seen.live.hit_rate:.1%} of frames and windows were in the cache",
+            evaluation.live.passes,
+            f"{saved:,} saved: {evaluation.live.hit_rate:.1%} of frames and windows were in the cache",
         ),
         (
             "store",

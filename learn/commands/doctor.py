@@ -42,10 +42,10 @@ def examine(store: str) -> Iterator[Finding]:
     yield from _engines()
     yield _games()
     yield from _weights()
-    found = _store(store)
-    yield found
+    finding = _store(store)
+    yield finding
     # Do not try a second time a place that cannot be used.
-    if found.ok is not False:
+    if finding.ok is not False:
         backend = open_backend(store)
         yield _bucket(backend) if "://" in backend.url else _disk("store disk", Path(backend.url))
     yield _disk("cache disk", cache_folder())
@@ -95,9 +95,9 @@ def _weights() -> Iterator[Finding]:
 
     for alias in registry.known_aliases():
         request = registry.parse_request(alias, {})
-        found = registry.local_weights(request)
-        where = found or "not on this machine; fetched from the hub when asked for"
-        yield Finding(f"weights {alias}", True if found else None, f"{request.timm_name}: {where}")
+        path = registry.local_weights(request)
+        where = path or "not on this machine; fetched from the hub when asked for"
+        yield Finding(f"weights {alias}", True if path else None, f"{request.timm_name}: {where}")
 
 
 def _store(url: str) -> Finding:
@@ -106,13 +106,13 @@ def _store(url: str) -> Finding:
     except WsaError as error:
         return Finding("store", None if error.exit_code == 3 else False, str(error))
     games = ", ".join(snapshot.games) or "no games"
-    found = f"{url}: {len(snapshot.commits)} objects, {games}"
+    description = f"{url}: {len(snapshot.commits)} objects, {games}"
     try:
         if "://" not in snapshot.backend.url:
             require_writable(snapshot.backend)
     except WsaError as error:
-        return Finding("store", None, f"{found}; can be read, not written: {error}")
-    return Finding("store", True, found)
+        return Finding("store", None, f"{description}; can be read, not written: {error}")
+    return Finding("store", True, description)
 
 
 def _bucket(backend: Backend) -> Finding:
@@ -128,10 +128,10 @@ def _bucket(backend: Backend) -> Finding:
 
 
 def _disk(what: str, path: Path) -> Finding:
-    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
     room = f"{free / 1e9:.1f} GB free at {path}"
-    if what == "cache disk" and not os.access(there, os.W_OK | os.X_OK):
+    if what == "cache disk" and not os.access(existing, os.W_OK | os.X_OK):
         return Finding(what, False, f"{room}, where you may not write; set WSA_CACHE")
     return Finding(what, free > 1e9, room)
 

@@ -57,7 +57,7 @@ def import_data(o: ImportOptions) -> int:
         raise UsageError(
             "bad-option", f"{o.source} is of {source.game}, not of {game}. Leave out --game."
         )
-    asked = Facts(
+    stated = Facts(
         frame_skip=o.frame_skip,
         sticky=o.sticky,
         full_action_space=o.full_action_space or None,
@@ -66,7 +66,7 @@ def import_data(o: ImportOptions) -> int:
         max_pool=o.max_pool or None,
         max_steps=o.max_episode_steps,
     )
-    protocol = state_protocol(game, source.facts, asked, o.protocol)
+    protocol = state_protocol(game, source.facts, stated, o.protocol)
     policy = o.policy or source.policy or "imported"
     if not policy.isprintable() or len(policy) > 100:
         raise UsageError(

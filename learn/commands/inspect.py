@@ -24,10 +24,10 @@ def list_games(o: ListOptions) -> int:
         print(json.dumps(list(atari.games()), indent=2) if o.json else "\n".join(atari.games()))
         return 0
     _, snapshot = open_snapshot(o.store)
-    found = summaries(snapshot)
+    games = summaries(snapshot)
     if o.json:
-        return terminal.result(True, {s.game: dataclasses.asdict(s) for s in found})
-    if not found:
+        return terminal.result(True, {s.game: dataclasses.asdict(s) for s in games})
+    if not games:
         terminal.say("It is empty. Collect some frames: wsa collect --game Seaquest")
         return 0
     terminal.table(
@@ -43,12 +43,12 @@ def list_games(o: ListOptions) -> int:
                 s.mean_return,
                 terminal.size(s.bytes),
             ]
-            for s in found
+            for s in games
         ],
     )
     covered = [
         [s.game, what, f"{count:,} of {s.segments:,}", f"{math.floor(100 * count / s.segments)}%"]
-        for s in found
+        for s in games
         for what, count in [("(frames)", s.pictured), *s.encoded.items()]
     ]
     terminal.table("\nwhat there is of each segment", ["game", "model", "segments", ""], covered)
@@ -59,18 +59,18 @@ def show(o: ShowOptions) -> int:
     """`wsa show`."""
     from wsa.store.maintenance.summary import card, model_card, segment_card
 
-    of: Callable[[Snapshot, str], dict[str, Any]]
+    describe: Callable[[Snapshot, str], dict[str, Any]]
     if _fits(names.segment, o.what):
-        of = segment_card
+        describe = segment_card
     elif _fits(names.model_key, o.what):
-        of = model_card
+        describe = model_card
     else:
-        of, _ = card, atari.check_game(o.what)
+        describe, _ = card, atari.check_game(o.what)
     _, snapshot = open_snapshot(o.store)
-    found = of(snapshot, o.what)
-    if of is card:
+    values = describe(snapshot, o.what)
+    if describe is card:
         _warn_of_rewards(snapshot, o.what)
-    return terminal.result(o.json, found)
+    return terminal.result(o.json, values)
 
 
 def _warn_of_rewards(snapshot: Snapshot, game: str) -> None:

@@ -83,17 +83,19 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     _log.info(f"report {report.write(folder)}")
     _log.info(f"Play full games with it: wsa eval {shlex.quote(str(folder))}")
     counted = count_parameters(trained.network).named()
-    return {"run": str(folder), **trained.summary(), **counted, **_shown(newest)}
+    return {"run": str(folder), **trained.summary(), **counted, **_newest_metrics(newest)}
 
 
-def _shown(scalars: dict[str, float]) -> dict[str, dict[str, float]]:
+def _newest_metrics(scalars: dict[str, float]) -> dict[str, dict[str, float]]:
     """A run's newest losses, validation scores, and fusion weights, by kind."""
-    found: dict[str, dict[str, float]] = {}
+    grouped: dict[str, dict[str, float]] = {}
     for kind in ("losses", "validation", "eval", "wsa/weight"):
-        of = {n.removeprefix(f"{kind}/"): v for n, v in scalars.items() if n.startswith(f"{kind}/")}
-        if of:
-            found[kind.rpartition("/")[2]] = of
-    return found
+        own = {
+            n.removeprefix(f"{kind}/"): v for n, v in scalars.items() if n.startswith(f"{kind}/")
+        }
+        if own:
+            grouped[kind.rpartition("/")[2]] = own
+    return grouped
 
 
 def plan_run(o: LearnOptions, device: str) -> tuple[Snapshot, OfflineRun | OnlineRun, Path]:

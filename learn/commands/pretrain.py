@@ -50,12 +50,14 @@ def pretrain_encoders(o: PretrainOptions) -> int:
     terminal.say(f"run {folder}")
     for encoder, training in trainings.items():
         trainer.begin(folder / encoder, training)
-    made = {e: _train(o, folder / e, t, snapshot, choice, device) for e, t in trainings.items()}
+    manifests = {
+        e: _train(o, folder / e, t, snapshot, choice, device) for e, t in trainings.items()
+    }
     if o.json:
-        return terminal.result(True, {"run": str(folder), "encoders": made})
+        return terminal.result(True, {"run": str(folder), "encoders": manifests})
     rows = [
         [encoder, m["gradient_steps"], m["best_step"], m["validation_loss"], file, info["bytes"]]
-        for encoder, m in made.items()
+        for encoder, m in manifests.items()
         for file, info in (
             (folder / encoder / f"{a}.safetensors", i) for a, i in m["files"].items()
         )
@@ -75,18 +77,20 @@ def _train(
 ) -> dict[str, Any]:
     """Train one encoder, and show its progress."""
     shown = not o.json
-    read = terminal.Progress(f"{training.encoder}: read", "frames", choice.frames, shown=shown)
-    with read:
-        looks = trainer.open_looks(training, snapshot, read.update)
-    train = terminal.Progress(f"{training.encoder}: train", "steps", training.steps, shown=shown)
-    with train:
+    reading = terminal.Progress(f"{training.encoder}: read", "frames", choice.frames, shown=shown)
+    with reading:
+        looks = trainer.open_looks(training, snapshot, reading.update)
+    training_progress = terminal.Progress(
+        f"{training.encoder}: train", "steps", training.steps, shown=shown
+    )
+    with training_progress:
         return trainer.run(
             folder,
             training,
             looks,
             half=o.half,
             device=device,
-            on_line=lambda step, _: train.update(step),
+            on_line=lambda step, _: training_progress.update(step),
         )
 
 

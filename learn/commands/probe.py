@@ -47,7 +47,7 @@ def probe_models(o: ProbeOptions) -> int:
     frames = all(meta.segment in pictured for meta in segments)
     play = _play(segments)
     terminal.say(f"{o.game}: {', '.join(models.values())}")
-    for line in _said_of_play(o.game, play):
+    for line in _remarks_on_play(o.game, play):
         terminal.say(line)
     if not frames:
         terminal.say(
@@ -59,7 +59,7 @@ def probe_models(o: ProbeOptions) -> int:
     segments, asks = _asks(o, snapshot, segments, horizons)
     moments = probe_data.draw(snapshot, segments, asks, o.samples, o.splits, o.seed)
     variables, left_out = judged(moments, LEAST_ENTROPY if o.target == "ram" else 0)
-    for line in _said_of_moments(o, moments):
+    for line in _remarks_on_moments(o, moments):
         terminal.say(line)
     for name, why in left_out.items():
         terminal.say(f"left out: {name}, {why}")
@@ -128,61 +128,61 @@ def probe_models(o: ProbeOptions) -> int:
 
 def _play(segments: Sequence[SegmentMeta]) -> dict[str, dict[str, Any]]:
     """Summarize the records of random and of better play."""
-    found: dict[str, dict[str, Any]] = {}
+    by_kind: dict[str, dict[str, Any]] = {}
     for kind, name in ((False, "random"), (True, "better")):
-        own = [meta for meta in segments if probe_data.is_better(meta) == kind]
-        returns = [earned for meta in own for _, earned in meta.episodes]
-        if own:
-            found[name] = {
-                "policies": sorted({meta.policy for meta in own}),
-                "segments": len(own),
-                "steps": sum(meta.steps for meta in own),
+        members = [meta for meta in segments if probe_data.is_better(meta) == kind]
+        returns = [earned for meta in members for _, earned in meta.episodes]
+        if members:
+            by_kind[name] = {
+                "policies": sorted({meta.policy for meta in members}),
+                "segments": len(members),
+                "steps": sum(meta.steps for meta in members),
                 "episodes_ended": len(returns),
                 "mean_return": float(np.mean(returns)) if returns else None,
             }
-    return found
+    return by_kind
 
 
-def _said_of_play(game: str, play: dict[str, dict[str, Any]]) -> list[str]:
-    said = []
-    for name, one in play.items():
-        mean = "no episode ended" if one["mean_return"] is None else (
-            f"mean return {one['mean_return']:.1f}"
+def _remarks_on_play(game: str, play: dict[str, dict[str, Any]]) -> list[str]:
+    remarks = []
+    for name, summary in play.items():
+        mean = "no episode ended" if summary["mean_return"] is None else (
+            f"mean return {summary['mean_return']:.1f}"
         )  # fmt: skip
-        said.append(
-            f"{name} play: {one['steps']:,} steps of {one['segments']} segments, {mean}, by "
-            f"{', '.join(one['policies'])}"
+        remarks.append(
+            f"{name} play: {summary['steps']:,} steps of {summary['segments']} segments, {mean}, by "
+            f"{', '.join(summary['policies'])}"
         )
     if "better" not in play:
-        said.append(
+        remarks.append(
             "There is random play only, so the table says nothing about the states that better play reaches. "
             f"Collect some: wsa collect --game {game} --policy RUN --eps 0.2, and encode it."
         )
     elif "random" not in play:
-        said.append(
+        remarks.append(
             "There is no random play, so the table says nothing about transfer from random to better "
             f"play. Collect some: wsa collect --game {game}, and encode it."
         )
     else:
         random, better = (play[kind]["mean_return"] for kind in ("random", "better"))
         if random is not None and better is not None and better <= random:
-            said.append("What was not played at random returned no more than random play.")
-    return said
+            remarks.append("What was not played at random returned no more than random play.")
+    return remarks
 
 
-def _said_of_moments(o: ProbeOptions, moments: Moments) -> list[str]:
+def _remarks_on_moments(o: ProbeOptions, moments: Moments) -> list[str]:
     sizes = [len(split.test) for split in moments.splits]
     drawn = f"{len(moments):,} steps drawn, {int(moments.better.sum()):,} of them better play; "
     dealt = f"{len(moments.groups)} {moments.groups.unit} in {len(sizes)} splits, "
-    said = [f"{drawn}{dealt}{sum(sizes):,} steps judged"]
+    remarks = [f"{drawn}{dealt}{sum(sizes):,} steps judged"]
     if len(sizes) < o.splits:
-        said.append(f"There are too few {moments.groups.unit} for {o.splits} splits.")
+        remarks.append(f"There are too few {moments.groups.unit} for {o.splits} splits.")
     if "segments" in moments.groups.unit:
-        said.append(
+        remarks.append(
             "There are too few episodes to hold whole ones out: test data may be close to "
             "training data, so read the order, not the numbers. More environments make more episodes."
         )
-    return said
+    return remarks
 
 
 def _asks(
@@ -210,10 +210,10 @@ def _asks(
         return list(segments), targets.action_target
     total = sum(meta.steps for meta in segments)
     with terminal.Progress("play again", "steps", total, shown=not (o.json or o.csv)) as progress:
-        known, memories, why = targets.open_memories(snapshot, segments, progress.update)
+        replayed, memories, why = targets.open_memories(snapshot, segments, progress.update)
     if why:
         terminal.say(why)
-    return known, targets.ram_target(memories)
+    return replayed, targets.ram_target(memories)
 
 
 def _estimate(
@@ -232,9 +232,9 @@ def _estimate(
         for key, width in widths.items()
     )
     chosen = {meta.segment for meta in segments}
-    shown = [m for m in snapshot.frames(o.game) if frames and m.segment in chosen]
+    frame_records = [m for m in snapshot.frames(o.game) if frames and m.segment in chosen]
     # A segment's frames are read all at once, and converted to RGB.
-    screens = max((4 * m.frames * m.height * m.width for m in shown), default=0)
+    screens = max((4 * m.frames * m.height * m.width for m in frame_records), default=0)
     return {
         "segments": len(segments),
         "steps": sum(meta.steps for meta in segments),

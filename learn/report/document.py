@@ -96,9 +96,9 @@ def table(
 
 def versions() -> str:
     """Versions of wsa and of libraries that may affect results."""
-    found = {"wsa": __version__, "Python": platform.python_version()}
-    found |= {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return ", ".join(f"{name} {version}" for name, version in found.items())
+    known = {"wsa": __version__, "Python": platform.python_version()}
+    known |= {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return ", ".join(f"{name} {version}" for name, version in known.items())
 
 
 def markdown(section: Section) -> str:

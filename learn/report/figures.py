@@ -229,7 +229,7 @@ def points(
     def paint(axes: Any) -> None:
         from matplotlib.ticker import EngFormatter, NullFormatter
 
-        beside = _apart(np.log10(x), np.array([bar.value for bar in bars]))
+        beside = _label_heights(np.log10(x), np.array([bar.value for bar in bars]))
         for label, place, bar, high in zip(labels, x, bars, beside.tolist(), strict=True):
             color = SERIES[bar.style % len(SERIES)]
             if bar.low is not None and bar.high is not None:
@@ -248,17 +248,17 @@ def points(
     return draw(3.6, paint)
 
 
-def _apart(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+def _label_heights(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
     """Heights, shape (n,), for names beside points, so that they do not overlap."""
     line, reach = 0.06 * max(np.ptp(y), 1e-9), 0.25 * max(np.ptp(x), 1e-9)
     placed: list[int] = []
-    found = y.copy()
+    heights = y.copy()
     for i in np.argsort(y, kind="stable").tolist():
         for j in placed:  # From the lowest up, so that one pass suffices.
-            if abs(x[i] - x[j]) < reach and found[i] < found[j] + line:
-                found[i] = found[j] + line
+            if abs(x[i] - x[j]) < reach and heights[i] < heights[j] + line:
+                heights[i] = heights[j] + line
         placed.append(i)
-    return found
+    return heights
 
 
 def lattice(values: Mapping[tuple[bool, ...], float], labels: Sequence[str], what: str) -> str:
@@ -321,15 +321,15 @@ def heat_map(
         y_label: Name of the rows.
         strongest: Value with the strongest color; by default the largest absolute value.
     """
-    most = strongest or float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    strongest_value = strongest or float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
 
     def paint(axes: Any) -> None:
         for (i, j), value in np.ndenumerate(values):
             if not np.isnan(value):
-                color, share = SERIES[int(value < 0)], min(1.0, abs(value) / most)
+                color, share = SERIES[int(value < 0)], min(1.0, abs(value) / strongest_value)
                 axes.bar(j, 1, 1, i - 0.5, color=color, alpha=0.05 + 0.6 * share, linewidth=0)
-            said = "-" if np.isnan(value) else f"{value:z.2f}"
-            axes.annotate(said, (j, i), ha="center", va="center", fontsize=8)
+            text = "-" if np.isnan(value) else f"{value:z.2f}"
+            axes.annotate(text, (j, i), ha="center", va="center", fontsize=8)
         axes.set_yticks(range(len(rows)), rows)
         axes.set_xticks(range(len(columns)), columns)
         axes.set_ylim(len(rows) - 0.5, -0.5)
