@@ -1,6 +1,6 @@
-"""What users may set when they share, check and tidy a store.
+"""Options of the commands that share, check and sweep a store.
 
-Nothing heavy is imported here, so that help is quick.
+This module imports nothing slow, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from wsa.store.common.games import spelled
 def commas(
     metavar: str, of: Callable[[str], Any] = str
 ) -> PrimitiveConstructorSpec[tuple[Any, ...]]:
-    """One word with commas, as vit,resnet,clip; tyro's own lists are separated by spaces."""
+    """Parse one word with commas, such as vit,resnet,clip; tyro's own lists use spaces."""
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
@@ -35,7 +35,7 @@ def commas(
 def own_or(
     choices: Sequence[str], own: str, check: Callable[[str], None]
 ) -> PrimitiveConstructorSpec[str]:
-    """One of some choices, or a name in code of the user's own, as module:Class."""
+    """Parse one of some choices, or the name of a user's own class, as module:Class."""
 
     def checked(words: list[str]) -> str:
         check(words[0])
@@ -68,7 +68,7 @@ Integers = Annotated[tuple[int, ...], commas("INT[,INT...]", int)]
 
 
 def default_store() -> str:
-    """`WSA_STORE`, or a folder of the user's data."""
+    """Return `WSA_STORE`, or a folder in the user's data folder."""
     named = os.environ.get("WSA_STORE")
     if named:
         return named
@@ -110,7 +110,7 @@ class MergeOptions(StoreOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShareOptions(MergeOptions):
-    """What may be chosen of what is copied."""
+    """Options that choose what to copy."""
 
     game: Games = ()
     """ALE games; all if not given."""

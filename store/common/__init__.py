@@ -1,1 +1,1 @@
-"""What every room uses: errors, hashes, names, atomic files and the terminal."""
+"""Code that every room uses: errors, hashes, names, atomic files and the terminal."""

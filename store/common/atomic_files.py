@@ -1,12 +1,12 @@
-"""Put a file in its place once: whole or not at all, never over another, and still there after a crash.
+"""Atomic, durable writes of whole files.
 
 `write_once` writes a temporary file on the same file system, flushes it, links it to its final name
-(the kernel refuses if that name exists) and flushes the folder. A reader therefore sees either no
-file or the whole one, and of two writers exactly one wins. Nothing else in wsa publishes to a
-shared folder. `replace` is for files that belong to one machine or one run, where the newest wins.
+(the kernel refuses if that name exists) and flushes the folder. So a reader sees either no file or
+the whole file, and of two writers exactly one wins. Nothing else in wsa publishes to a shared
+folder. `replace` is for files that belong to one machine or one run, where the newest wins.
 
-What is made in a store has the permissions and the group of the store's root, whatever the umask
-of the process that makes it: a folder that a group may write to is so all the way down.
+New files and folders in a store get the permissions and the group of the store's root, whatever the
+umask of the process: if a group may write to the root, it may write to every folder below.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn the system's refusal into a `StorageError` that names the path and the remedy."""
+    """Turn an `OSError` into a `StorageError` that names the path and the remedy."""
     try:
         yield
     except StorageError:
@@ -56,7 +56,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def no_permission(path: Path, error: OSError) -> str:
-    """Who may do what at a place that refused, and what to do about it."""
+    """Return a message about a denied access: owner, permissions, and what to do."""
     place = next(p for p in (path, *path.parents) if os.path.lexists(p) or p == p.parent)
     try:
         found = place.stat()
@@ -71,7 +71,7 @@ def no_permission(path: Path, error: OSError) -> str:
 
 
 def user_name(number: int) -> str:
-    """A user's name, or the number of one that the system has no name for."""
+    """Return a user's name, or the number if the system knows no name."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:
@@ -79,7 +79,7 @@ def user_name(number: int) -> str:
 
 
 def group_name(number: int) -> str:
-    """A group's name, or the number of one that the system has no name for."""
+    """Return a group's name, or the number if the system knows no name."""
     try:
         return grp.getgrgid(number).gr_name
     except KeyError:
@@ -87,18 +87,18 @@ def group_name(number: int) -> str:
 
 
 def write_once(root: Path, path: Path, data: bytes) -> bool:
-    """Publish `data` at `path` unless something is there already.
+    """Publish `data` at `path` unless `path` exists.
 
     Args:
-        root: The store's root; the temporary file lives in its `tmp/`.
-        path: Final place, below `root`.
+        root: The store's root; the temporary file is in its `tmp/`.
+        path: Final path, below `root`.
         data: The file's whole content.
 
     Returns:
-        True if this call published it, False if another had.
+        True if this call published the file, False if it existed.
 
     Raises:
-        StorageError: No space, or the folder refused.
+        StorageError: If there is no space, or the file system refuses.
     """
     with storage_errors(path):
         temporary = root / TEMPORARY / uuid.uuid4().hex
@@ -110,10 +110,11 @@ def write_once(root: Path, path: Path, data: bytes) -> bool:
                 os.link(temporary, path)
                 published = True
             except FileExistsError:
-                # Over NFS the reply to a link that was made can be lost, and its repetition then
-                # finds the name taken: by this very file, as the number of its names tells.
+                # Over NFS, the reply to a successful link can be lost. The retry then finds the
+                # name taken, by this same file: it has two links.
                 published = temporary.stat().st_nlink == 2
-            # The loser flushes too: what it builds on the winner's file must not outlive it.
+            # The loser flushes too, or what it writes next could survive a crash that loses the
+            # winner's file.
             flush_folder(path.parent)
             return published
         finally:
@@ -121,10 +122,10 @@ def write_once(root: Path, path: Path, data: bytes) -> bool:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all, over what was there.
+    """Write `data` to `path` atomically, replacing an existing file.
 
     Raises:
-        StorageError: No space, or the folder refused.
+        StorageError: If there is no space, or the file system refuses.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,12 +139,12 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Make a file at least `size` bytes long, with room on the disk for all of them.
+    """Make a file at least `size` bytes long and reserve disk space for all of them.
 
-    For files that are mapped: writing to a hole of one kills the process once the disk is full.
+    For memory-mapped files: on a full disk, writing to a hole in one kills the process.
 
     Raises:
-        StorageError: No space, or the folder refused.
+        StorageError: If there is no space, or the file system refuses.
     """
     with storage_errors(path):
         make_folder(path.parent)
@@ -158,19 +159,19 @@ def reserve(path: Path, size: int) -> None:
                 if getattr(error, "errno", None) in _FULL:
                     file.truncate(begin)
                     raise
-                file.truncate(size)  # The system reserves nothing.
+                file.truncate(size)  # The system cannot reserve space.
 
 
 def make_folder(folder: Path, root: Path | None = None) -> None:
-    """Make `folder` and its parents, each flushed into its own parent.
+    """Make `folder` and its missing parents durably, flushing the parent of each.
 
     Args:
         folder: The folder.
-        root: The store that it is part of, whose permissions and group it gets.
+        root: Root of the store that the folder is in; new folders get its permissions and group.
     """
     if folder.is_dir():
         return
-    with _one_at_a_time:  # Or each of several threads would flush the same parents.
+    with _one_at_a_time:  # Otherwise several threads would flush the same parents.
         _make_folder(folder, root)
 
 
@@ -188,7 +189,7 @@ def _share_folder(folder: Path, root: Path) -> None:
     """Give a new folder the permissions and the group of the store's root."""
     made, wanted = folder.stat(), root.stat()
     if made.st_gid != wanted.st_gid:
-        with contextlib.suppress(PermissionError):  # Who is not of that group cannot.
+        with contextlib.suppress(PermissionError):  # This user may not be in that group.
             os.chown(folder, -1, wanted.st_gid)
     mode = stat.S_IMODE(wanted.st_mode) & 0o2777
     if stat.S_IMODE(made.st_mode) & 0o2777 != mode:
@@ -205,7 +206,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def _write(path: Path, data: bytes, root: Path | None = None) -> None:
-    """Write a new file; one of a store's is as readable as its root, and no more."""
+    """Write and flush a new file; in a store, with the read and write permissions of its root."""
     with path.open("xb") as file:
         if root is not None:
             mode = root.stat().st_mode & 0o666

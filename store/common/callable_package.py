@@ -1,7 +1,7 @@
-"""Packages that may be called: `wsa.encode(...)` beside `wsa.encode.jobs`.
+"""Packages that can be called: `wsa.encode(...)` beside `wsa.encode.jobs`.
 
-`encode` and `learn` are the names of rooms and of what users do. A room stays a package, and what
-it is called with goes to one function, imported then.
+`encode` and `learn` name both rooms and functions for users. A room stays a package. Calling it
+imports one function and calls that.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class CallablePackage(ModuleType):
-    """A package; calling it calls the function that its `FUNCTION`, `module:name`, names."""
+    """A package that, when called, calls the function that its `FUNCTION` (`module:name`) names."""
 
     FUNCTION: str
 
@@ -24,5 +24,5 @@ class CallablePackage(ModuleType):
 
 
 def make_callable(package: str) -> None:
-    """Let a package, which is being imported and has a `FUNCTION`, be called."""
+    """Make a package callable while it is being imported; it must define `FUNCTION`."""
     sys.modules[package].__class__ = CallablePackage

@@ -1,14 +1,14 @@
-"""Every error wsa raises on purpose, sorted by what the caller should do about it.
+"""All errors that wsa raises on purpose, sorted by what the caller should do about them.
 
     WsaError
-    ├── UsageError      exit 2   the command asks for something that cannot be: change the command
-    ├── MissingError    exit 3   something is not there yet: make it first (the message says how)
+    ├── UsageError      exit 2   the command asks for something impossible: change the command
+    ├── MissingError    exit 3   something does not exist yet: make it first (the message says how)
     ├── ConflictError   exit 4   two things disagree and nothing was written: choose one
     ├── DamagedError    exit 5   stored bytes are not what was committed: verify, then re-encode
     └── StorageError    exit 6   the disk or the bucket refused: free space, or try again later
 
-Each instance carries `kind`, a stable code that scripts may compare, `exit_code`, and a message of
-one or a few lines: what was found, where, and what to do. Kinds are only ever added.
+Each instance has a `kind`, a stable code for scripts to compare; an `exit_code`; and a message of
+one or a few lines: what was found, where, and what to do. Kinds are added, never removed.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class WsaError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, kind: Kind, message: str) -> None:
-        # Names and values from a store may be anybody's: none of them may speak to a terminal.
+        # Anyone may have written the names and values of a store: no control characters from them.
         super().__init__(_CONTROL.sub("?", message))
         self.kind: Kind = kind
 
     def __reduce__(self) -> tuple[type[WsaError], tuple[str, str]]:
-        """Travel whole between processes, kind included."""
+        """Keep the kind when the error is pickled."""
         return type(self), (self.kind, str(self))
 
 
@@ -104,7 +104,7 @@ class StorageError(WsaError, OSError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a cluster sends it before it takes the machine: like Ctrl-C, but exit code 143."""
+    """SIGTERM, which a cluster sends before it ends a job: like Ctrl-C, but with exit code 143."""
 
     exit_code = 143
 
@@ -112,7 +112,7 @@ class Terminated(KeyboardInterrupt):
 HIDDEN = "***"
 
 
-# Up to the last @ of a word, as passwords may hold slashes; then what a query gives its names.
+# Up to the last @ of a word, since passwords may contain slashes.
 _USER = re.compile(r"(?<=://)\S*@")
 
 
@@ -124,13 +124,13 @@ _SECRET = re.compile(
 )
 
 
-# A shorter value is no secret worth the name, and would blot out words.
+# A shorter value is hardly a secret, and replacing it would hide ordinary words.
 _SHORTEST = 8
 
 
 def redact(text: str) -> str:
-    """The text without user names, passwords and queries of URLs, and without the values of
-    environment variables that are named like secrets."""
+    """Hide secrets in a text: user names, passwords and queries of URLs, and the values of
+    environment variables whose names suggest a secret."""
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _SECRET.search(name):
             text = text.replace(value, HIDDEN)

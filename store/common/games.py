@@ -1,6 +1,6 @@
-"""How ALE's games are called, so that `freeway`, `Freeway-v5` and `ALE/Freeway-v5` are Freeway.
+"""Names of ALE's games, so that `freeway`, `Freeway-v5` and `ALE/Freeway-v5` mean Freeway.
 
-The list spares commands the emulator, which takes a second to import; a test compares it with that.
+The list exists because importing the emulator takes a second. A test compares it with the emulator.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _VERSION = re.compile(r"(NoFrameskip|Deterministic)?(-ram)?-v\d+$", re.IGNORECAS
 
 
 def spelled(text: str) -> str:
-    """A game as ALE spells it, whatever capitals, underscores, prefix or version it was typed with.
+    """Return ALE's spelling of a game typed with any capitals, underscores, prefix or version.
 
-    What is no game of ALE is left as it is: the store may have it, and the lookup says so.
+    An unknown name is returned unchanged: the store may have that game, and the lookup reports it
+    if not.
     """
     plain = _VERSION.sub("", text.strip().removeprefix("ALE/"))
     return _BY_LETTERS.get(re.sub(r"[\s_-]", "", plain).lower(), text.strip())

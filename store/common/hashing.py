@@ -1,8 +1,7 @@
-"""What identifies a frame, a file, an object and a model: blake3 over bytes said one way only.
+"""Hashes that identify frames, files, objects and models.
 
-`canonical` is the one spelling of JSON that is ever hashed. Frames, tensors and commit records
-all use blake3; the first 128 bits name a frame or an object (no accidental and no crafted
-collision within reach), the full 256 bits check a file.
+All are blake3. The first 128 bits name a frame or an object, enough against accidental and crafted
+collisions; the full 256 bits check a file. JSON is always hashed as `canonical` writes it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ DIGEST_BYTES = 16
 
 
 def canonical(value: object) -> bytes:
-    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    """Encode a value as JSON with sorted keys and no spaces: equal values give equal bytes."""
     return msgspec.json.encode(value, order="sorted")
 
 
@@ -33,7 +32,7 @@ def object_id(path: str) -> str:
 
 
 def identity(value: object) -> str:
-    """Hex blake3-256 of a value's canonical JSON: what a model key is cut from."""
+    """Hex blake3-256 of a value's canonical JSON; a model key contains its first digits."""
     return checksum(canonical(value))
 
 
@@ -48,7 +47,7 @@ def window_digest(digests: bytes) -> bytes:
 
 
 def tensors_digest(tensors: Mapping[str, NDArray[np.generic]]) -> str:
-    """Hex blake3-256 of named arrays: names, dtypes, shapes and values, in order of name."""
+    """Hex blake3-256 of named arrays: names, dtypes, shapes and values, sorted by name."""
     hasher = blake3()
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])

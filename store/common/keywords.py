@@ -1,7 +1,8 @@
-"""The options of a command, given as keyword arguments: `wsa.learn(game="Pong", updates=100)`.
+"""Command options as keyword arguments: `wsa.learn(game="Pong", updates=100)`.
 
-The dataclasses that are the command line are filled by the names of their flags, through all groups
-of options, so that a function takes exactly what its command takes, checked as there.
+A keyword is the name of a flag, in whichever group of options the flag is. It sets a field of the
+dataclass that defines the command line. So a function takes what its command takes, with the same
+checks.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ O = TypeVar("O")
 
 
 def fill(options: O, given: Mapping[str, Any], function: str, hidden: Collection[str] = ()) -> O:
-    """Options with some of them set.
+    """Return options with the given ones set.
 
     Args:
-        options: A dataclass or a struct with its defaults; fields that hold others are groups.
-        given: Values by the name of the flag, as `fusion_size` for `--fusion-size`. Sequences may be
-            given for what the command line writes with commas, and a dict for pairs.
-        function: What to call the function in a message.
-        hidden: Fields that a function does not have, such as `json`.
+        options: A dataclass or struct of defaults. A field that is one of these is a group.
+        given: Values by flag name, such as `fusion_size` for `--fusion-size`. A sequence may replace
+            comma-separated words, and a dict may replace pairs.
+        function: Name of the function, for messages.
+        hidden: Options that only the command has, such as `json`.
 
     Raises:
-        UsageError: There is no such option, or a value is of another type.
+        UsageError: If an option does not exist, or a value has the wrong type.
     """
     known = [name for name in _names(options) if name not in hidden]
     for name in given:
@@ -43,7 +44,7 @@ def fill(options: O, given: Mapping[str, Any], function: str, hidden: Collection
 
 
 def as_flags(given: Mapping[str, Any]) -> list[str]:
-    """The same as words of a command line, for what must be known before options are made."""
+    """Return keyword arguments as command-line words, for code that runs before options exist."""
     words = []
     for name, value in given.items():
         flag = name.replace("_", "-")
@@ -73,7 +74,7 @@ def _filled(options: O, given: Mapping[str, Any], function: str) -> O:
 
 
 def _names(options: Any) -> Iterator[str]:
-    """Names of all flags, those of groups included."""
+    """Yield the names of all flags, including those in groups."""
     for field, flag, _ in _fields(options):
         value = getattr(options, field)
         if _is_group(value):
@@ -87,7 +88,7 @@ def _is_group(value: Any) -> bool:
 
 
 def _fields(options: Any) -> Iterator[tuple[str, str, Any]]:
-    """Fields, the names of their flags, and their types; without those that no flag sets."""
+    """Yield (field, flag name, type) of every field that a flag can set."""
     from tyro.conf import Fixed
 
     for field, hint in typing.get_type_hints(type(options), include_extras=True).items():
@@ -101,10 +102,10 @@ def _fields(options: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def _converted(value: Any, hint: Any, where: str) -> Any:
-    """A value as its option holds it.
+    """Convert a value to the type of its option.
 
     Raises:
-        UsageError: It is of another type.
+        UsageError: If the value has the wrong type.
     """
     wanted = _plain(hint)
     reads = next((part.instance_from_str for part in getattr(hint, "__metadata__", ())
@@ -116,13 +117,13 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
             value = reads([value])
         elif isinstance(value, (int, float, os.PathLike)):
             value = (value,)
-        # Words are read as on the command line: in each there may be several, and games are spelled.
+        # As on the command line: split a word at its commas, and correct the spelling of a game.
         value = [
             part for one in value for part in (reads([one]) if reads and _is_word(one) else (one,))
         ]
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
-    elif hasattr(value, "item"):  # A number of numpy.
+    elif hasattr(value, "item"):  # A numpy scalar.
         value = value.item()
     if reads and typing.get_origin(wanted) is not tuple and isinstance(value, str):
         value = reads([value])
@@ -135,7 +136,7 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
 
 
 def _plain(hint: Any) -> Any:
-    """A type without its annotations for the command line."""
+    """Return a type without its command-line annotations."""
     if typing.get_origin(hint) is typing.Annotated:
         return _plain(hint.__origin__)
     if typing.get_origin(hint) in (typing.Union, type(int | str)):
@@ -145,7 +146,7 @@ def _plain(hint: Any) -> Any:
 
 
 def _is_word(value: Any) -> bool:
-    """Whether it is words, and not a pair, whose file may be called anything."""
+    """Whether a value is comma-separated words. A pair is not: its file name may have commas."""
     return isinstance(value, str) and "=" not in value
 
 

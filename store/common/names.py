@@ -1,16 +1,15 @@
 """The one grammar for every name that becomes part of a path in a store.
 
-A name that is not in this grammar never reaches a file system, so none can leave the store's
-root. Each parser returns its argument or raises `UsageError`; the path functions are the only
-place where a path inside a store is spelled.
+No other name reaches a file system, so no path can leave the store's root. Each parser returns its
+argument or raises `UsageError`. Only the functions here build paths inside a store.
 
     game       Seaquest                        an ALE game: a capital, then letters and digits
-    alias      lite0                           what a user calls a model
+    alias      lite0                           a user's name for a model
     model key  lite0-1f0c9b2a7d3e              alias, dash, 12 hex of the model's identity
     segment    9c41d0a2b7f3-e003-000002048-01024
                                                collection run, environment, first step, steps
 
-Windows reads `CON`, `nul` and their like as devices in any folder, so no game or alias is one.
+No game or alias is a name such as `CON` or `nul`, which Windows treats as devices in every folder.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _NO_DEVICE = r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?![A-Za-z0-9_]))"
 _GAME = re.compile(_NO_DEVICE + r"[A-Z][A-Za-z0-9]{0,63}", re.ASCII)
 _ALIAS = re.compile(_NO_DEVICE + r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 _MODEL_KEY = re.compile(_ALIAS.pattern + r"-[0-9a-f]{12}", re.ASCII)
-# With its length: the same steps cut in another way are other segments, with other frames.
+# Includes the length: the same steps, divided differently, are other segments with other frames.
 _SEGMENT = re.compile(r"([0-9a-f]{12})-e([0-9]{3})-([0-9]{9})-([0-9]{5})", re.ASCII)
 _RECORD = re.compile(r"commits/([0-9a-f]{2})/\1[0-9a-f]{30}\.json", re.ASCII)
 
@@ -38,14 +37,14 @@ CLAIMS = "claims"
 
 
 def game(name: str) -> str:
-    """Return `name` if it is spelled like an ALE game."""
+    """Return `name` if it has the form of an ALE game."""
     if not _GAME.fullmatch(name):
         raise UsageError("bad-name", f"{name!r} is not a game's name; write it like 'Seaquest'.")
     return name
 
 
 def alias(name: str) -> str:
-    """Return `name` if it may be a model's alias."""
+    """Return `name` if it is a valid alias for a model."""
     if not _ALIAS.fullmatch(name):
         raise UsageError(
             "bad-name",
@@ -62,7 +61,7 @@ def model_key(name: str) -> str:
 
 
 def is_model_key(name: str) -> bool:
-    """Whether `name` is spelled like a model key, as no alias is."""
+    """Whether `name` has the form of a model key; no alias has."""
     return _MODEL_KEY.fullmatch(name) is not None
 
 
@@ -72,7 +71,7 @@ def make_model_key(model_alias: str, identity: str) -> str:
 
 
 def key_alias(key: str) -> str:
-    """Return the alias that a model key begins with."""
+    """Return the alias at the start of a model key."""
     return model_key(key).rsplit("-", 1)[0]
 
 
@@ -84,50 +83,50 @@ def segment(name: str) -> str:
 
 
 def make_segment(run: str, env: int, start: int, steps: int) -> str:
-    """Spell the id of the segment of `steps` steps that begins at `start` of environment `env`."""
+    """Return the id of the segment of `steps` steps that begins at step `start` of `env`."""
     return segment(f"{run}-e{env:03d}-{start:09d}-{steps:05d}")
 
 
 def segment_path(game_name: str, segment_id: str) -> str:
-    """Where a segment's rows lie, relative to the store."""
+    """Path of a segment's rows, relative to the store."""
     return f"games/{game(game_name)}/segments/{segment(segment_id)}"
 
 
 def frames_path(game_name: str, segment_id: str) -> str:
-    """Where the pictures of a segment's distinct frames lie, relative to the store."""
+    """Path of the images of a segment's distinct frames, relative to the store."""
     return f"games/{game(game_name)}/frames/{segment(segment_id)}"
 
 
 def embedding_path(game_name: str, key: str, segment_id: str) -> str:
-    """Where the embeddings of one segment by one model lie, relative to the store."""
+    """Path of one model's embeddings of one segment, relative to the store."""
     return f"games/{game(game_name)}/embeddings/{model_key(key)}/{segment(segment_id)}"
 
 
 def model_path(key: str) -> str:
-    """Where a model's spec lies, relative to the store."""
+    """Path of a model's spec, relative to the store."""
     return f"models/{model_key(key)}"
 
 
 def is_record(path: str) -> bool:
-    """Whether a path is spelled like a commit record's."""
+    """Whether a path has the form of a commit record's."""
     return _RECORD.fullmatch(path) is not None
 
 
 def sign_path(service: str, beat: int) -> str:
-    """Where a service's sign of life lies, relative to the store; each beat has a file of its own."""
+    """Path of one heartbeat of a service, relative to the store; each heartbeat has its own file."""
     return f"{SERVICES}/{service}-{beat:012d}.json"
 
 
 def claim_path(game_name: str, key: str) -> str:
-    """Where the claim lies of the service that encodes a game by a model just now."""
+    """Path of the claim of the service that is encoding a game with a model."""
     return f"{CLAIMS}/{game(game_name)}/{model_key(key)}.json"
 
 
 def is_sign(path: str) -> bool:
-    """Whether a path is spelled like a service's sign or claim, which are no part of the data."""
+    """Whether a path has the form of a service's heartbeat or claim, which are not data."""
     return _SIGN.fullmatch(path) is not None
 
 
 def commit_path(object_id: str) -> str:
-    """Where the record that makes an object visible lies, relative to the store."""
+    """Path of the record that makes an object visible, relative to the store."""
     return f"commits/{object_id[:2]}/{object_id}.json"

@@ -1,4 +1,4 @@
-"""Ranges of options, declared on the field that they limit."""
+"""Ranges of options, declared on the fields that they limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsa.store.common.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """What a finite number may be: from `least` to `most`.
+    """Allowed range of a finite number.
 
     Attributes:
         least: Smallest value.
@@ -29,7 +29,7 @@ class Range:
     below: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether `value` is finite and lies within."""
+        """Whether `value` is finite and in the range."""
         low = value > self.least if self.above else value >= self.least
         high = value < self.most if self.below else value <= self.most
         return low and high and math.isfinite(value)
@@ -48,22 +48,22 @@ OPTIONAL_COUNT = Range(0)
 SHARE = Range(0, 1)
 POSITIVE = Range(0, above=True)
 NOT_NEGATIVE = Range(0)
-# Leaves room for the seeds of environments, which are seed + i.
+# Leaves room for the seeds of the environments, seed + i.
 SEED = Range(0, 2**31 - 1001)
 
 
 def check_ranges(options: Any, flags: Mapping[str, str] | None = None) -> None:
     """Check every field of a dataclass or struct that declares a `Range`.
 
-    A field is declared as `Annotated[int, COUNT]`, or `Annotated[int, COUNT] | None` if it may be
-    missing; in a tuple each number is checked.
+    Declare a field as `Annotated[int, COUNT]`, or as `Annotated[int, COUNT] | None` if it is
+    optional. In a tuple, every number is checked.
 
     Args:
-        options: The values.
-        flags: What a field is called on the command line, where that is not its own name.
+        options: The dataclass or struct to check.
+        flags: Flag names of fields whose flag differs from the field's name.
 
     Raises:
-        UsageError: A value lies outside its range; the message names the option.
+        UsageError: If a value is outside its range; the message names the option.
     """
     for name, hint in typing.get_type_hints(type(options), include_extras=True).items():
         value = getattr(options, name)
@@ -76,7 +76,7 @@ def check_ranges(options: Any, flags: Mapping[str, str] | None = None) -> None:
 
 
 def _ranges(hint: Any) -> Iterator[Range]:
-    """The ranges of a type, also within a union."""
+    """Yield the ranges of a type, including those of a union's members."""
     if typing.get_origin(hint) is typing.Annotated:
         yield from (limit for limit in hint.__metadata__ if isinstance(limit, Range))
         yield from _ranges(hint.__origin__)

@@ -1,9 +1,9 @@
-"""Standard output and standard error of a command: always there, and no reason to stop working.
+"""Standard output and standard error that cannot stop a command.
 
-A reader may leave (`wsa list | head -1`), a terminal may close, a job may start with `2>&-`, and
-a terminal may lack the characters of a path. None of that may end work that was begun, or change
-the exit code of what was done. What has no reader is dropped; what cannot be spelled is escaped.
-A result that does not fit on a disk is another matter: that is an error.
+A reader may exit (`wsa list | head -1`), a terminal may close, a job may start with `2>&-`, and
+a terminal's encoding may lack the characters of a path. None of these may stop a command or change
+its exit code. Output without a reader is dropped, and characters that cannot be encoded are
+escaped. A result that does not fit on a disk is still an error.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-_NO_READER = (errno.EPIPE, errno.EIO)  # A pipe without a reader, a terminal that is gone.
+_NO_READER = (errno.EPIPE, errno.EIO)  # A pipe without a reader, a closed terminal.
 
 
 class DroppingStream:
-    """A text stream that drops what has no reader.
+    """Text stream that drops output when it has no reader.
 
     Args:
-        stream: What is written to.
-        always: Whether to drop on any error, as remarks are, or only where there is no reader.
+        stream: The stream to write to.
+        always: Whether any error drops the output (for remarks), or only a missing reader.
     """
 
     def __init__(self, stream: TextIO, always: bool) -> None:
@@ -32,22 +32,22 @@ class DroppingStream:
         self._always = always
 
     def write(self, text: str) -> int:
-        """Write, or drop."""
+        """Write the text, or drop it."""
         with self._dropping():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or drop."""
+        """Flush the stream, or drop its buffer."""
         with self._dropping():
             self._stream.flush()
 
     def close(self) -> None:
-        """Flush: the interpreter's streams stay open, which absl's logging closes by another name."""
+        """Only flush, since absl's logging closes a stream that it does not know as `sys.stderr`."""
         self.flush()
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the stream's."""
+        """Delegate everything else to the stream."""
         return getattr(self._stream, name)
 
     @contextlib.contextmanager
@@ -57,14 +57,14 @@ class DroppingStream:
         except OSError as error:
             if not self._always and error.errno not in _NO_READER:
                 raise
-            # What is left in the buffer goes nowhere too, or it would fail again at the end.
+            # The buffer still holds text; without this, the flush at exit would fail again.
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 @contextlib.contextmanager
 def lasting() -> Iterator[None]:
-    """Let output and remarks go on without a reader, until the block ends."""
+    """Ignore missing readers of standard output and any error of standard error in the block."""
     _open_descriptors()
     before = sys.stdout, sys.stderr
     for stream in before:
@@ -79,14 +79,14 @@ def lasting() -> Iterator[None]:
 
 
 def _dropping(stream: TextIO | None, always: bool) -> Any:
-    """Python has no stream at all where a descriptor was closed when it began."""
+    """Wrap a stream; it is None if its descriptor was closed when Python started."""
     return DroppingStream(stream or Path(os.devnull).open("w", encoding="utf-8"), always)
 
 
 def _open_descriptors() -> None:
-    """Open what of input, output and error was closed, before a file gets its number.
+    """Open descriptors 0, 1 and 2 if they are closed, so that no file gets one of these numbers.
 
-    A library that writes to standard error would else write into that file.
+    Otherwise a library that writes to standard error would write into that file.
     """
     for number in (0, 1, 2):
         try:

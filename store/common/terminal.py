@@ -1,7 +1,7 @@
-"""How wsa speaks: progress with rate and time left, and tables.
+"""Terminal output: progress with rate and time left, remarks, tables and results.
 
-Progress and remarks go to standard error, results to standard output, so that a script may read one
-and a person both. Where standard error is no terminal, progress is a plain line now and then.
+Progress and remarks go to standard error and results to standard output, so that a script reads
+only results. If standard error is not a terminal, progress is a plain line every few seconds.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ import msgspec
 from wsa.store.common.errors import WsaError
 
 PLAIN_LINE_EVERY_S = 10.0
-_WIDE = 100_000  # Columns of a pipe or a file, which wrap nothing.
-# Parts of a `rich.box.Box`, a line each: spaces between columns, and dashes below their names.
+_WIDE = 100_000  # Columns of a pipe or a file, so that no line wraps.
+# Lines of a `rich.box.Box`: spaces between columns, and dashes below the column names.
 _RULED = "    \n    \n -  \n" + 5 * "    \n"
 
 
 def say(text: str) -> None:
-    """A remark to the person, not part of the result."""
+    """Print a remark for the user, not part of the result."""
     print(plain(text, keep="\n"), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def show_log() -> Iterator[None]:
-    """Write what wsa's modules log to standard error, as remarks, until the block ends."""
+    """Print what wsa's modules log as remarks, until the block ends."""
     logger, handler = logging.getLogger("wsa"), _Remarks()
     level = logger.level
     logger.addHandler(handler)
@@ -48,7 +48,7 @@ def show_log() -> Iterator[None]:
 
 
 class _Remarks(logging.Handler):
-    """Writes plain lines to whatever standard error is at the time; marks warnings as such."""
+    """Log handler that prints remarks to the current standard error and marks warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
         mark = "warning: " if record.levelno >= logging.WARNING else ""
@@ -56,9 +56,9 @@ class _Remarks(logging.Handler):
 
 
 def say_event(event: object) -> None:
-    """An event as a JSON object on a line of standard error, for `--json`, with when it was told.
+    """Print an event and the time as one line of JSON to standard error, for `--json`.
 
-    Standard output stays one JSON document, the result.
+    Standard output stays one JSON document: the result.
     """
     fields = dataclasses.asdict(event)  # type: ignore[call-overload]
     values = {"event": type(event).__name__, "time": round(time.time(), 3), **fields}
@@ -66,7 +66,7 @@ def say_event(event: object) -> None:
 
 
 def _json(value: object) -> object:
-    """What JSON lacks: an error as its kind and its words, a record as its fields, else text."""
+    """Convert a value for JSON: an error to kind and message, a struct to its fields, else text."""
     if isinstance(value, WsaError):
         return {"kind": value.kind, "message": str(value)}
     if isinstance(value, msgspec.Struct):
@@ -75,7 +75,7 @@ def _json(value: object) -> object:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print aligned columns, numbers to the right; lines wrap only on a terminal too narrow."""
+    """Print aligned columns, numbers to the right; lines wrap only on a narrow terminal."""
     from rich.box import Box
     from rich.console import Console
     from rich.table import Table
@@ -88,8 +88,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         number = any(isinstance(row[i], (int, float)) for row in rows)
         ruled.add_column(Text(name), justify="right" if number else "left", overflow="fold")
     for row in rows:
-        ruled.add_row(*(Text(_text(value)) for value in row))  # Text, or rich would read markup.
-    drawn = io.StringIO()  # On the terminal itself rich would answer a reader that left.
+        ruled.add_row(*(Text(_text(value)) for value in row))  # A str could contain rich markup.
+    drawn = io.StringIO()  # On stdout itself, rich would exit if the reader has gone.
     Console(file=drawn, width=None if sys.stdout.isatty() else _WIDE).print(ruled)
     if title:
         print(title)
@@ -98,7 +98,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of aligned columns that is Markdown too, a line each."""
+    """Return a Markdown table with aligned columns."""
     cells = [[plain(cell) for cell in row] for row in (columns, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
@@ -118,32 +118,37 @@ def _text(value: object) -> str:
 
 
 def plain(text: str, keep: str = "") -> str:
-    """Words out of a store, which may be anybody's, without what a terminal obeys."""
+    """Escape control characters: anyone may have written the text of a store.
+
+    Args:
+        text: The text.
+        keep: Unprintable characters to keep.
+    """
     return "".join(
         c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
     )
 
 
 def size(count: float) -> str:
-    """Bytes in words: 1.4 MB."""
+    """Format a number of bytes: 1.4 MB."""
     from rich.filesize import decimal
 
     return decimal(round(count))
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 1:02:03."""
+    """Format seconds: 1:02:03."""
     return str(datetime.timedelta(seconds=round(max(0.0, seconds))))
 
 
 class Progress:
-    """A bar on a terminal, plain lines elsewhere: done, total, rate, time left.
+    """Progress as a bar on a terminal and as plain lines elsewhere: done, total, rate, time left.
 
     Args:
-        what: What is being done.
-        unit: What is counted, in the plural.
-        total: How many there are, once known.
-        shown: False keeps silent.
+        what: Name of the work.
+        unit: Plural of the thing counted.
+        total: Number of units; 0 if unknown.
+        shown: Whether to print anything.
     """
 
     def __init__(self, what: str, unit: str, total: int = 0, shown: bool = True) -> None:
@@ -190,7 +195,7 @@ class Progress:
             self._speak(time.monotonic())
 
     def update(self, done: int, total: int | None = None) -> None:
-        """Say how many are done, of how many, those included that were done before."""
+        """Report units done and in total; both include those done before this command."""
         self._done = done
         self._total = self._total if total is None else total
         now = time.monotonic()
@@ -204,7 +209,7 @@ class Progress:
             self._speak(now)
 
     def _rate(self, now: float) -> float:
-        """Done a second since the first update: what was done before it took who knows how long."""
+        """Units per second since the first update; the time of those before it is unknown."""
         done, since = self._first or (0, now)
         return (self._done - done) / max(now - since, 1e-9)
 
@@ -219,7 +224,7 @@ class Progress:
 
 
 def result(as_json: bool, values: dict[str, Any]) -> int:
-    """Print a verb's result, as JSON or a line for each value; returns exit code 0."""
+    """Print a command's result, as JSON or one line per value, and return exit code 0."""
     if as_json:
         print(json.dumps(values, indent=2, default=str))
     else:
@@ -230,7 +235,7 @@ def result(as_json: bool, values: dict[str, Any]) -> int:
 def _values(values: dict[str, Any], indent: str) -> None:
     width = max(map(len, values), default=0)
     for name, value in values.items():
-        # What is no identifier is no field's name but a value, such as a model key.
+        # A name that is not an identifier is a value, such as a model key, and keeps its `_`.
         spoken = name.replace("_", " ") if name.isidentifier() else name
         label = f"{indent}{plain(spoken):<{width}}  "
         if isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""Code of users' own, named as `module:name`: models, fusions, algorithms and policies.
+"""Users' own models, fusions, algorithms and policies, named as `module:name`.
 
-Importing a module runs it, so the one rule is: a module is imported only where its name was typed by
-the person who started this process. Stores and runs record such names for people to read; what they say
-is compared with what was typed (`type_in`) and never imported because it stands there.
+Importing a module runs it. So the rule is: wsa imports a module only if the person who started this
+process typed its name (`type_in`). Stores and runs record such names for people to read. wsa compares
+a recorded name with the typed ones, and never imports a module because a file names it.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from wsa.store.common.errors import ConflictError, Kind, MissingError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*")
 
-_typed: set[str] = set()  # Of this process: nothing that is read ever adds to it.
+_typed: set[str] = set()  # Names that this process's user typed. No name from a file is added.
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` is spelled `module:name`."""
+    """Whether `text` has the form `module:name`."""
     return _NAME.fullmatch(text) is not None
 
 
 def type_in(names: Iterable[str]) -> None:
-    """Note what the user of this process typed, and so allows to be imported."""
+    """Allow importing the names that the user of this process typed."""
     _typed.update(name for name in names if is_name(name))
 
 
 def load_typed(name: str, kind: type, flag: str, recorded_in: str = "") -> Any:
-    """The class that `module:name` names, if the user typed it.
+    """Return the class that `module:name` names, if the user typed that name.
 
     Args:
         name: `module:name`.
-        kind: What it must be a subclass of.
-        flag: The option that takes such names.
-        recorded_in: The file that names it, for the message.
+        kind: The required base class.
+        flag: The option that takes such names, for messages.
+        recorded_in: The file that names the class, for messages.
 
     Raises:
-        MissingError: The user did not type it; no such module here, or no such name in it.
-        ConflictError: Its module raises, or it is something else.
+        MissingError: If the user did not type the name, or the module or the class does not exist.
+        ConflictError: If the module raises, or the name is not a subclass of `kind`.
     """
     if name not in _typed:
         raise MissingError(
@@ -69,16 +69,16 @@ def load_typed(name: str, kind: type, flag: str, recorded_in: str = "") -> Any:
 
 
 def find(name: str, kind: Kind = "no-library", where: str = "") -> Any:
-    """The object that `module:name` names; a module in the current folder is found too.
+    """Import the callable that `module:name` names, also from the current folder.
 
     Args:
         name: `module:name`, typed by the user of this process.
-        kind: Of the error where there is none.
-        where: This process, in words.
+        kind: Kind of the `MissingError`.
+        where: This process, for messages; the host name if empty.
 
     Raises:
-        MissingError: No such module, or no such name in it.
-        Exception: Whatever the module raises while it is imported.
+        MissingError: If there is no such module, or no such callable in it.
+        Exception: Any error that the module raises while it is imported.
     """
     place, _, attribute = name.partition(":")
     where = where or socket.gethostname()
@@ -102,7 +102,7 @@ def find(name: str, kind: Kind = "no-library", where: str = "") -> Any:
 
 
 def raised(name: str, error: Exception) -> ConflictError:
-    """What to tell of an error in a user's code."""
+    """Return a `ConflictError` that reports an error in a user's code."""
     why = " ".join(str(error).split())[:300]
     return ConflictError(
         "user-code", f"{name} raised {type(error).__name__} ({why}). Correct it, and run again."
@@ -111,7 +111,7 @@ def raised(name: str, error: Exception) -> ConflictError:
 
 @contextmanager
 def current_folder() -> Iterator[None]:
-    """Look in the current folder too, after all others, while a user's module is imported."""
+    """Append the current folder to `sys.path` while a user's module is imported."""
     folder = str(Path.cwd())
     there = folder in sys.path
     if not there:

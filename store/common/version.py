@@ -1,3 +1,3 @@
-"""The version of wsa; here, so that no module has to import the package's root, which names them all."""
+"""The version of wsa, in its own module so that no module must import the package's root for it."""
 
 __version__ = "0.1.0"

@@ -1,1 +1,1 @@
-"""What a store's bytes mean: records, arrays, windows, and the limits on hostile input."""
+"""The format of a store: records, arrays, windows, and limits on hostile input."""

@@ -1,11 +1,11 @@
-"""What the bytes of a segment and of an embedding mean: Zarr v3 arrays, encoded and checked here.
+"""Zarr v3 arrays of segments and embeddings: encoding, checks and decoding.
 
-Both directions are pure functions between numpy arrays and `{relative path: bytes}`, so that every
-byte passes through `publish` on its way out and through its commit record's checksum on its way in.
-Zarr writes the arrays, and anyone may read them with it. What is read here comes from anybody, so it
-is decoded here, in the few lines that this format needs, once `bounds` has found nothing wrong with
-it: Zarr never sees stored metadata. Every chunk ends with a crc32c, so that damage is found by people
-who read with plain Zarr too, and here to the chunk.
+Both directions are pure functions between numpy arrays and `{relative path: bytes}`. So every byte
+passes through `publish` when it is written, and through its commit record's checksum when it is
+read. Zarr writes the arrays, and anyone may read them with Zarr. Stored bytes may come from anyone,
+so this module decodes them itself, in the few lines that this format needs, after
+`wsa.store.format.limits` has checked them: Zarr never sees stored metadata. Every chunk ends with a
+crc32c, so a reader with plain Zarr notices damage too, and this module tells which chunk is damaged.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ from wsa.store.format.limits import (
 FRAMES_PER_CHUNK = 32
 EMBEDDINGS_PER_CHUNK = 256
 
-# What a segment says of each row, with the type it is stored as. Row i is an observation; its
-# action, reward and ends are what followed it. A row whose action is -1 holds an observation only:
-# context before a cut, the last frame of an episode, or the frame after the segment's last step.
+# Fields of a segment's rows and their stored types. Row i is an observation; its action, reward,
+# terminated and truncated are those of the step that follows it. A row with action -1 is only an
+# observation: context of a segment that begins inside an episode, the last frame of an episode, or
+# the frame after the segment's last step.
 ROW_FIELDS: dict[str, str] = {
     "frame": "int32",
     "action": "int16",
@@ -50,7 +51,7 @@ ROW_FIELDS: dict[str, str] = {
     "episode": "int32",
 }
 
-# A chunk's own header tells each how it was encoded.
+# Decoding needs no settings: a chunk's header has them.
 _DECODERS = {"zstd": Zstd(), "blosc": Blosc()}
 
 Arrays = dict[str, NDArray[Any]]
@@ -58,10 +59,10 @@ Files = dict[str, bytes]
 
 
 def encode_group(arrays: Arrays) -> Files:
-    """Files of a Zarr group: the rows of a segment, or its frames.
+    """Encode the rows of a segment, or its frames, as the files of a Zarr group.
 
     Raises:
-        UsageError: An array is larger than `MAX_ARRAY_BYTES`.
+        UsageError: If an array is larger than `MAX_ARRAY_BYTES`.
     """
     memory = MemoryStore()
     zarr.create_group(memory, zarr_format=3)
@@ -74,10 +75,10 @@ def encode_group(arrays: Arrays) -> Files:
 
 
 def encode_embedding(array: NDArray[np.floating[Any]]) -> Files:
-    """Files of one embedding array (F, *shape), float16 or float32.
+    """Encode embeddings, shape (frames or rows, *shape), as the files of one Zarr array.
 
     Raises:
-        UsageError: It is larger than `MAX_ARRAY_BYTES`.
+        UsageError: If the array is larger than `MAX_ARRAY_BYTES`.
     """
     memory = MemoryStore()
     _create(memory, None, array, rows_per_chunk=EMBEDDINGS_PER_CHUNK, compress="blosc")
@@ -85,7 +86,7 @@ def encode_embedding(array: NDArray[np.floating[Any]]) -> Files:
 
 
 def chunk_file(axes: int) -> str:
-    """Name of the one file that holds the numbers of an array with so many axes."""
+    """Return the name of the one file that holds the values of an array with `axes` axes."""
     return ".".join(["c", *["0"] * axes])
 
 
@@ -95,14 +96,14 @@ def decode_array(
     """Decode one array.
 
     Args:
-        files: The object's files, keyed by path relative to the object.
-        name: Name within the group, or None where the object is itself an array.
-        shape: The shape it must have, from the commit record.
-        dtype: The type it must have.
+        files: The object's files by path relative to the object.
+        name: Name within the group, or None if the object is itself an array.
+        shape: The required shape, from the commit record.
+        dtype: The required type.
         where: The object's path, for messages.
 
     Raises:
-        DamagedError: The metadata is not what it must be, or a chunk is missing or damaged.
+        DamagedError: If the metadata is wrong, or the array's file is missing or damaged.
     """
     prefix = f"{name}/" if name else ""
     where = f"{where}/{prefix}".rstrip("/")
@@ -119,7 +120,7 @@ def decode_array(
             at = f"rows {number * stored.rows} to {_end(stored, number) - 1} of {shape[0]}"
             bodies.append(check_crc(chunk))
             check_size(stored, bodies[-1])
-        # Only now is it known that what is there has the size of the array.
+        # Only now is it certain that the chunks have the size of the array.
         result = np.empty(shape, stored.dtype)
         for number, body in enumerate(bodies):
             at = f"rows {number * stored.rows} to {_end(stored, number) - 1} of {shape[0]}"
@@ -134,7 +135,7 @@ def decode_array(
 
 
 def _decode(stored: Stored, body: Bytes, rows: NDArray[Any]) -> None:
-    """Decode one chunk into the rows that it holds, without its padding."""
+    """Decode one chunk into `rows`, without its padding."""
     shape = (stored.rows, *stored.shape[1:])
     flat = stored.order == tuple(range(len(shape)))
     whole = rows if flat and len(rows) == stored.rows else np.empty(stored.chunk_bytes, np.uint8)
@@ -145,15 +146,15 @@ def _decode(stored: Stored, body: Bytes, rows: NDArray[Any]) -> None:
 
 
 def damaged_rows(stored: Stored, data: bytes) -> list[tuple[int, int]]:
-    """Which rows of an array a file cannot vouch for any more, as (first, last).
+    """Return the ranges of rows that are damaged, each as (first, last).
 
     Args:
-        stored: What the array's metadata says.
-        data: The file's bytes, which are not those that were committed.
+        stored: The array's layout, from its metadata.
+        data: The file's bytes, which differ from those that were committed.
 
     Returns:
-        Ranges of the chunks whose checksum does not fit; all rows where the file cannot be divided
-        into chunks, or where every chunk is in order but something else is not.
+        Rows of the chunks with a wrong checksum or size. All rows if the file cannot be divided
+        into chunks, or if every chunk is intact but the file still differs.
     """
     every = [(0, stored.shape[0] - 1)]
     try:
@@ -173,11 +174,12 @@ def damaged_rows(stored: Stored, data: bytes) -> list[tuple[int, int]]:
 
 
 def _end(stored: Stored, number: int) -> int:
-    """The row after the last of chunk `number`."""
+    """Return the row after the last row of chunk `number`."""
     return min((number + 1) * stored.rows, stored.shape[0])
 
 
-# Chunks lie beside their metadata: a folder fewer to make, to flush and to list for each axis.
+# Names chunks `c.0.0`, beside their metadata: each axis would otherwise be a folder to make, flush
+# and list.
 _FLAT = {"separator": "."}
 
 
@@ -189,7 +191,7 @@ def _create(
     rows_per_chunk: int,
     compress: str,
 ) -> None:
-    """Write one array; many chunks go into one shard, so that an array is one file and its metadata."""
+    """Write one array, its chunks in one shard, so that it is one data file and one metadata file."""
     rows = len(array)
     inner = max(1, min(rows_per_chunk, rows))
     whole = -(-rows // inner) * inner
@@ -212,13 +214,13 @@ def _create(
         dtype=array.dtype,
         chunks=(inner, *array.shape[1:]),
         shards=(whole, *array.shape[1:]) if whole > inner else None,
-        # Neighbouring frames are alike, so each feature is smooth along the row axis: with the
-        # rows last, bitshuffle finds it (1.7 times smaller in place of 1.2).
+        # Neighboring frames are similar, so each feature is smooth along the row axis. With that
+        # axis last, bitshuffle uses this: 1.7 times smaller instead of 1.2.
         filters=[TransposeCodec(order=last)] if compress == "blosc" and array.ndim > 1 else [],
         compressors=[codec, Crc32cCodec()],
         fill_value=0,
         chunk_key_encoding={"name": "default", "configuration": _FLAT},
-        # An absent chunk must mean damage, so chunks of zeros are written like any other.
+        # A missing chunk must mean damage, so chunks of zeros are written too.
         config={"write_empty_chunks": True},
     )
     created[...] = array

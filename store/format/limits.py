@@ -1,10 +1,10 @@
-"""What stored arrays may claim, checked before a byte is decoded or a buffer made for it.
+"""Checks of stored arrays before anything is decoded or allocated.
 
-A store's bytes may come from anybody, and the commit record that vouches for them from the same
-hand. So the metadata must be one that this format writes (one file an array, whole rows to a chunk,
-one known chain of codecs); the index of a shard must divide the file among its chunks, each once;
-and each chunk must say that it decodes to exactly its own size. What passes takes the memory of the
-array, which its record states and `MAX_ARRAY_BYTES` limits, and no more.
+A store's bytes may come from anyone, and so may the commit record with their checksums. So the
+metadata must be what this format writes (one file per array, whole rows per chunk, one known chain
+of codecs). The index of a shard must divide the file among its chunks without overlap. Each chunk
+must say that it decodes to exactly the size of a chunk. An array that passes takes no more memory
+than its record states, and `MAX_ARRAY_BYTES` limits that.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from wsa.store.common.errors import DamagedError
 
 MAX_METADATA_BYTES = 64 << 10
-# What one array may take in memory, whole or padded to whole chunks.
+# Limit on an array in memory, padded to whole chunks.
 MAX_ARRAY_BYTES = 4 << 30
-# An array of the largest size has no more chunks, unless its rows are far smaller than those of any
-# embedding or frame; each costs some memory, however few bytes it holds.
+# An array of the largest size has fewer, unless its rows are far smaller than any embedding or
+# frame. Each chunk costs some memory, however few bytes it has.
 MAX_CHUNKS = 1 << 16
 
 DTYPES = frozenset({"float16", "float32", "int32", "int16", "uint8", "bool"})
@@ -32,10 +32,10 @@ DTYPES = frozenset({"float16", "float32", "int32", "int16", "uint8", "bool"})
 _CRC_BYTES = 4
 _INDEX_BYTES = 16  # Offset and length of a chunk.
 _ZSTD_MAGIC = 0xFD2FB528
-_HEADER_BYTES = 18  # Of zstd at most; blosc has 16.
-_BLOSC_COPIED = 0x02  # Flag of a chunk that is stored as it is.
+_HEADER_BYTES = 18  # The longest header of zstd; blosc's has 16.
+_BLOSC_COPIED = 0x02  # Flag of an uncompressed chunk.
 _BLOSC_ZSTD = 4  # Compressor, in the three highest bits of the flags.
-# Blosc works block by block, with a few buffers of this size.
+# Blosc allocates a few buffers of the block size.
 _MAX_BLOSC_BLOCK_BYTES = 1 << 20
 
 Bytes = NDArray[np.uint8]
@@ -43,15 +43,15 @@ Bytes = NDArray[np.uint8]
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """How an array lies in its one file.
+    """Layout of an array in its one file.
 
     Attributes:
-        shape: Its shape.
-        dtype: Its type.
-        rows: Rows in each chunk; the last may be padded.
-        order: Axes in the order they are stored.
+        shape: The array's shape.
+        dtype: The array's type.
+        rows: Rows per chunk; the last chunk may be padded.
+        order: Axes in stored order.
         compressor: `zstd` or `blosc`.
-        sharded: Whether the file holds several chunks and their index, or one chunk.
+        sharded: Whether the file holds chunks and their index (True) or one chunk.
     """
 
     shape: tuple[int, ...]
@@ -63,26 +63,26 @@ class Stored:
 
     @property
     def chunks(self) -> int:
-        """Chunks in the file."""
+        """Number of chunks in the file."""
         return -(-self.shape[0] // self.rows)
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of a decoded chunk."""
+        """Size of a decoded chunk in bytes."""
         return self.rows * math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
 def check_metadata(data: bytes | None, shape: tuple[int, ...], dtype: str, where: str) -> Stored:
-    """Refuse array metadata that this format would not write.
+    """Parse array metadata, and refuse any that this format would not write.
 
     Args:
-        data: Content of the array's `zarr.json`; None where there is none.
-        shape: The shape the array must have, from the commit record.
-        dtype: The type it must have.
+        data: Content of the array's `zarr.json`; None if it is missing.
+        shape: The required shape, from the commit record.
+        dtype: The required type.
         where: The array's path, for messages.
 
     Raises:
-        DamagedError: It is absent, malformed, of another shape or type, or names other codecs.
+        DamagedError: If the metadata is missing or malformed, or has another shape, type or codec.
     """
     if data is None:
         raise DamagedError("lost-file", f"{where}/zarr.json is missing. Run 'wsa verify'.")
@@ -137,7 +137,7 @@ def _stored(data: bytes, shape: tuple[int, ...], dtype: str) -> Stored:
 
 
 def _chain(codecs: Any, axes: int, itemsize: int) -> tuple[tuple[int, ...], str]:
-    """Order of axes and compressor of a chain [transpose,] bytes, zstd or blosc, crc32c."""
+    """Return axis order and compressor of a codec chain: [transpose,] bytes, zstd or blosc, crc32c."""
     names = [codec["name"] for codec in codecs]
     order = list(range(axes))
     if names[:1] == ["transpose"]:
@@ -160,10 +160,10 @@ def _check_order(codec: Any, itemsize: int) -> None:
 
 
 def split(stored: Stored, data: bytes) -> list[Bytes]:
-    """The chunks in an array's file, in order of their rows.
+    """Split an array's file into its chunks, in row order.
 
     Raises:
-        ValueError: The file cannot be divided into them.
+        ValueError: If the index is damaged, leads out of the file, or has overlapping chunks.
     """
     view = np.frombuffer(data, np.uint8)
     if not stored.sharded:
@@ -173,7 +173,7 @@ def split(stored: Stored, data: bytes) -> list[Bytes]:
         raise ValueError(f"{len(data)} bytes are too few for {stored.chunks} chunks")
     ranges = check_crc(view[end:]).view("<u8").reshape(-1, 2)
     offsets, lengths = ranges[:, 0], ranges[:, 1]
-    # Compared so that no sum overflows. An absent chunk says that it lies far beyond any end.
+    # This comparison cannot overflow. Zarr gives an absent chunk the largest offset.
     if (offsets > end).any() or (lengths > end - np.minimum(offsets, end)).any():
         raise ValueError("its index leads out of the file, or says that a chunk is absent")
     by_place = np.argsort(offsets, kind="stable")
@@ -183,10 +183,10 @@ def split(stored: Stored, data: bytes) -> list[Bytes]:
 
 
 def check_crc(chunk: Bytes) -> Bytes:
-    """What stands before a chunk's crc32c.
+    """Check a chunk's trailing crc32c and return the bytes before it.
 
     Raises:
-        ValueError: The checksum does not fit.
+        ValueError: If the checksum does not match.
     """
     body, crc = chunk[:-_CRC_BYTES], chunk[-_CRC_BYTES:].tobytes()
     if len(chunk) < _CRC_BYTES or google_crc32c.value(body) != int.from_bytes(crc, "little"):
@@ -195,10 +195,10 @@ def check_crc(chunk: Bytes) -> Bytes:
 
 
 def check_size(stored: Stored, body: Bytes) -> None:
-    """Refuse a compressed chunk that does not say it decodes to exactly the size of a chunk.
+    """Refuse a compressed chunk unless its header states exactly the size of a decoded chunk.
 
     Raises:
-        ValueError: It says another size, none, or is not what its metadata says.
+        ValueError: If the header states no size or another one, or does not fit the metadata.
     """
     header = body[:_HEADER_BYTES].tobytes()
     if stored.compressor == "zstd":
@@ -210,9 +210,9 @@ def check_size(stored: Stored, body: Bytes) -> None:
 
 
 def _zstd_bytes(header: bytes) -> int:
-    """The content size in the header of a zstd frame (RFC 8878, 3.1.1.1).
+    """Return the content size in a zstd frame's header (RFC 8878, 3.1.1.1).
 
-    Decoding writes into a buffer of just this size, so frames that follow find no room.
+    The decoder's buffer has exactly this size, so any further frames do not fit.
     """
     if len(header) < 6 or int.from_bytes(header[:4], "little") != _ZSTD_MAGIC:
         raise ValueError("it is no zstd frame")
@@ -226,11 +226,14 @@ def _zstd_bytes(header: bytes) -> int:
 
 
 def _blosc_bytes(header: bytes, length: int, itemsize: int) -> int:
-    """The size in a blosc header: versions, flags, item size; bytes, bytes of a block, stored."""
+    """Return the decoded size in a blosc header.
+
+    Its fields: two versions, flags, item size; then decoded, block and stored size in bytes.
+    """
     if len(header) < 16:
         raise ValueError("it has no blosc header")
     decoded, block, says = (int.from_bytes(header[at : at + 4], "little") for at in (4, 8, 12))
-    if says != length:  # Blosc itself would believe it.
+    if says != length:  # Blosc does not check this.
         raise ValueError(f"it says that {says} bytes are stored, not {length}")
     if header[3] != itemsize or not 0 < block <= _MAX_BLOSC_BLOCK_BYTES:
         raise ValueError(f"it says items of {header[3]} bytes in blocks of {block}")

@@ -1,11 +1,11 @@
-"""What is written as JSON in a store: frozen, typed, versioned, and read back strictly.
+"""JSON records of a store: frozen, typed, versioned, and parsed strictly.
 
-A `Commit` makes one object visible. It says in which folder below the object's path the files lie
-that its writer wrote (`attempt`: each attempt has a folder of its own, so writers never meet), and
-lists them with their lengths and blake3, so a file that is missing, cut or changed is found. It
-carries what plans and tables need (`meta`), so that neither has to open an array. A record is canonical JSON with its own checksum:
-not one byte of it can differ unnoticed. Unknown fields are refused: a newer wsa that needs another
-field writes another version.
+A `Commit` makes one object visible. It names the folder of the object's files (`attempt`: each
+attempt has its own folder, so that writers cannot conflict). It lists the files with their lengths
+and blake3 hashes, so that a missing, truncated or changed file is noticed. It has the metadata that
+plans and tables need (`meta`), so that they do not open arrays. A record is canonical JSON with its
+own checksum, so that a change of any byte is noticed. Unknown fields are refused: a newer wsa that
+needs another field writes another version.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from wsa.store.format.stacks import MAX_STACK_FRAMES
 
 VERSION = 1
 MAX_RECORD_BYTES = 4 << 20
-# wsa writes 22 at most.
+# wsa writes at most 22.
 MAX_FILES = 64
-# Of a model: a basis and its probe vectors.
+# A model's basis and probe vectors.
 MAX_MODEL_BYTES = 128 << 20
 
-# Below an object: no empty, hidden or dotted step, nothing that a file system reads in its own way.
+# A path below an object: no empty part, none that starts with a dot, and no special characters.
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*", re.ASCII)
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """One file of an object: path inside its folder, length in bytes, hex blake3-256."""
+    """One file of an object: path in the object's folder, length in bytes, hex blake3-256."""
 
     name: Annotated[str, msgspec.Meta(max_length=200)]
     bytes: Count
@@ -44,18 +44,18 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
 
 class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """How a game was played: everything that changes what an agent sees or earns.
+    """Settings of the environment that change observations or rewards.
 
     Attributes:
-        name: `classic`, `v5`, or `custom` where a detail was overridden.
+        name: `classic`, `v5`, or `custom` if a setting was overridden.
         frame_skip: Emulator frames per step.
         sticky: Probability that the emulator repeats the last action (Machado et al., 2018).
-        noop_max: Up to this many no-ops at a reset.
+        noop_max: Maximum number of no-ops at a reset.
         fire_reset: Whether FIRE is pressed at a reset in games that wait for it.
-        full_action_space: All 18 actions, or the game's minimal set.
-        max_pool: Pixel-wise maximum over the last two emulator frames of a step.
+        full_action_space: Whether there are all 18 actions (True) or the game's minimal set.
+        max_pool: Whether a frame is the pixel-wise maximum of a step's last two emulator frames.
         max_steps: Steps after which an episode is truncated.
-        actions: The meaning of each action index.
+        actions: ALE's name of each action index.
     """
 
     name: str
@@ -70,12 +70,12 @@ class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False
 
 
 class FramesMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, tag="frames"):
-    """The pictures of a segment's distinct frames: an object of its own, since training needs none.
+    """Images of a segment's distinct frames: a separate object, since training does not need them.
 
     Attributes:
         game: ALE game id.
         segment: The segment's id.
-        frames: Distinct frames.
+        frames: Number of distinct frames.
         height, width: Screen size in pixels.
         indexed: Whether frames are palette indices (True) or RGB.
     """
@@ -94,15 +94,16 @@ class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=Fa
     Attributes:
         game: ALE game id.
         segment: The segment's id.
-        run: 12 hex over everything that determines the steps (game, protocol, policy, seed, ...).
+        run: 12 hex digits of a hash of everything that determines the steps (game, protocol,
+            policy, seed, ...).
         env: Index of the environment within the run.
-        start: Steps this environment had played before the segment.
-        rows: Rows, observation-only ones included.
-        steps: Agent steps, that is rows with an action.
-        frames: Distinct frames.
-        episodes: Lengths and raw returns of the episodes that ended here, as (steps, return).
-        protocol: How the game was played.
-        policy: Who played, as given to `wsa collect --policy` or found by `wsa import`.
+        start: Steps that this environment played before the segment.
+        rows: Number of rows, including those that are only an observation.
+        steps: Number of agent steps, that is, rows with an action.
+        frames: Number of distinct frames.
+        episodes: Length and raw return of each episode that ended here, as (steps, return).
+        protocol: Settings of the environment.
+        policy: The policy, as given to `wsa collect --policy` or found by `wsa import`.
         seed: The run's seed; environment i uses seed + i.
         emulator: Version of ale-py, and the MD5 digest of the game's ROM; `unknown` if imported.
     """
@@ -122,7 +123,7 @@ class SegmentMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=Fa
     emulator: tuple[str, str]
 
     def inputs(self, window: int) -> int:
-        """How many embeddings it has by a model that looks at `window` frames."""
+        """Number of embeddings of the segment by a model with this window."""
         return self.frames if window == 1 else self.rows
 
 
@@ -134,20 +135,20 @@ class EmbeddingMeta(
     gc=False,
     tag="embedding",
 ):
-    """The embeddings of one segment by one model: of its frames, or of its rows' windows.
+    """One model's embeddings of one segment: of its frames, or of its rows' windows.
 
     Attributes:
         game: ALE game id.
         segment: The segment's id.
         model: The model key.
-        shape: Shape of the array, (frames, *embedding shape); (rows, *embedding shape) where the
-            model looks at several frames.
-        dtype: `float16`, or `float32` where a value exceeds float16's range.
-        passes: Frames, or windows, that went through the model for this object.
-        copied: Those whose embedding was copied because the same had been encoded before.
-        seconds: How long the passes took: what somebody who copies the object is spared.
-        window: Consecutive frames the model looks at; 1 is not written.
-        engine: What ran it, as `wsa encode --engine` has it; `torch` is not written.
+        shape: Shape of the array, (frames, *embedding shape), or (rows, *embedding shape) if the
+            window is above 1.
+        dtype: `float16`, or `float32` if a value exceeds float16's range.
+        passes: Forward passes that this object took.
+        copied: Embeddings copied from earlier encodings of the same frames or windows.
+        seconds: Duration of the passes, which copying the object saves.
+        window: The model's window; 1 is not written.
+        engine: The engine, named as in `wsa encode --engine`; `torch` is not written.
     """
 
     game: str
@@ -163,16 +164,16 @@ class EmbeddingMeta(
 
     @property
     def unit(self) -> str:
-        """What its embeddings count of the segment: distinct `frames`, or `rows`."""
+        """What there is one embedding for: `frames` (distinct) or `rows`."""
         return "frames" if self.window == 1 else "rows"
 
     def fits(self, segment: SegmentMeta) -> bool:
-        """Whether it has as many embeddings as the segment has frames or rows."""
+        """Whether there is one embedding for each frame or row of the segment."""
         return self.shape[:1] == (segment.inputs(self.window),)
 
 
 class ModelMeta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False, tag="model"):
-    """A model's spec, probe vectors and, where its output is reduced, its basis."""
+    """A model's spec, probe vectors and, if its output is reduced, the basis."""
 
     model: str
 
@@ -185,12 +186,12 @@ class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
     Attributes:
         version: Version of the record, 1.
-        meta: What the object is.
-        attempt: 16 hex digits drawn by the writer: the folder of the object's files.
-        files: Its files.
-        author: Who wrote it, `user@host`.
-        time: When, ISO 8601 in UTC.
-        command: The command line that wrote it.
+        meta: The object's metadata.
+        attempt: 16 random hex digits that name the folder of the object's files.
+        files: The object's files.
+        author: The writer, `user@host`.
+        time: Time of the commit, ISO 8601 in UTC.
+        command: The command line of the writer.
         check: Hex blake3-256 of the record's canonical JSON without this field.
     """
 
@@ -210,12 +211,12 @@ class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
     @property
     def folder(self) -> str:
-        """Path of the folder that its files lie in."""
+        """Path of the folder that contains the object's files."""
         return f"{self.path}/{self.attempt}"
 
     @property
     def bytes(self) -> int:
-        """Bytes of all its files."""
+        """Total size of the object's files in bytes."""
         return sum(file.bytes for file in self.files)
 
     @property
@@ -225,7 +226,7 @@ class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
 
 def meta_path(meta: Meta) -> str:
-    """Path inside the store of the object that `meta` describes."""
+    """Return the path, inside the store, of the object that `meta` describes."""
     if isinstance(meta, FramesMeta):
         return names.frames_path(meta.game, meta.segment)
     if isinstance(meta, SegmentMeta):
@@ -236,13 +237,13 @@ def meta_path(meta: Meta) -> str:
 
 
 def seal(commit: Commit) -> Commit:
-    """Fill in `check`."""
+    """Return the record with `check` filled in."""
     bare = msgspec.structs.replace(commit, check="")
     return msgspec.structs.replace(commit, check=hashing.checksum(hashing.canonical(bare)))
 
 
 def write_commit(commit: Commit) -> bytes:
-    """Canonical JSON of a sealed record."""
+    """Seal a record and return it as canonical JSON."""
     return hashing.canonical(seal(commit))
 
 
@@ -254,10 +255,10 @@ def read_commit(data: bytes, where: str) -> Commit:
         where: The record's path inside the store, for messages.
 
     Raises:
-        DamagedError: The bytes are not a whole and consistent record.
-        ConflictError: It is of another version: no damage, and nothing to repair.
+        DamagedError: If the bytes are not a complete, consistent record.
+        ConflictError: If the record has another version, which is not damage.
     """
-    head = read_json(data, _Head, where)  # First: later ones have other fields.
+    head = read_json(data, _Head, where)  # Records of later versions have other fields.
     if head.check != _check(data, head.check):
         raise DamagedError("bad-record", _damaged(where, "its checksum does not fit its content"))
     if head.version != VERSION:
@@ -286,9 +287,9 @@ def read_commit(data: bytes, where: str) -> Commit:
 
 
 def _most_bytes(meta: Meta) -> int:
-    """Bytes of all files of an object: arrays that nothing compresses, padded to whole chunks.
+    """Return an upper limit on the size of an object's files: incompressible arrays and padding.
 
-    What says that an array is larger than arrays may be has no files that can be right.
+    The limit is 0 if the metadata claims an array above `MAX_ARRAY_BYTES`, which is never valid.
     """
     if isinstance(meta, ModelMeta):
         return MAX_MODEL_BYTES
@@ -302,13 +303,13 @@ def _most_bytes(meta: Meta) -> int:
 
 
 def _check(data: bytes, check: str) -> str:
-    """What `check` must be in the record `data` that says `check`."""
-    # A quote inside a string is escaped, so this is the field itself.
+    """Compute the checksum of the record `data`, whose `check` field is `check`."""
+    # Quotes inside strings are escaped, so this matches only the field itself.
     return hashing.checksum(data.replace(b'"check":"%s"' % check.encode(), b'"check":""', 1))
 
 
 class _Head(msgspec.Struct):
-    """What records of every version have, to distinguish a later one from a damaged one."""
+    """Fields that records of every version have, to tell a newer record from a damaged one."""
 
     version: int
     check: str
@@ -318,10 +319,10 @@ T = TypeVar("T")
 
 
 def read_json(data: bytes, kind: type[T], where: str, limit_bytes: int = MAX_RECORD_BYTES) -> T:
-    """Decode JSON strictly into `kind`, with a size limit and no surprises.
+    """Decode JSON strictly into `kind`, with a size limit.
 
     Raises:
-        DamagedError: Too large, not JSON, or not of that type.
+        DamagedError: If the data is too large, not JSON, or not of that type.
     """
     if len(data) > limit_bytes:
         raise DamagedError("bad-record", _damaged(where, f"it has {len(data)} bytes"))
@@ -337,7 +338,7 @@ _preparing = threading.Lock()
 
 
 def _prepare(kind: Any) -> None:
-    """Let msgspec look at a type in one thread: the process can crash where several are the first."""
+    """Make msgspec inspect a type in one thread: several at once can crash the process."""
     if kind not in _prepared:
         with _preparing:
             msgspec.json.Decoder(kind)
@@ -352,5 +353,5 @@ def _damaged(where: str, why: str) -> str:
 
 
 def to_builtins(value: Any) -> Any:
-    """Plain dicts and lists, for printing as JSON."""
+    """Convert to plain dicts and lists, for printing as JSON."""
     return msgspec.to_builtins(value)

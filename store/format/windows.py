@@ -1,10 +1,10 @@
-"""Which frames make up a window: those of a row and of the rows before it, within its episode.
+"""Windows of consecutive frames: the frame of a row and of the rows before it in its episode.
 
-A window of w frames is what an agent that remembers w of them has seen at a row. Before an episode's
-first frame that frame is repeated, as `gymnasium.wrappers.FrameStackObservation` does with
-`padding_type="reset"`. A segment that begins inside an episode first repeats frames from before its
-first step (`context` rows), so the windows of all other rows are those of the whole episode. Those of
-context rows begin with the earliest row at hand; nothing is learned from them.
+At the start of an episode, the first frame is repeated, as
+`gymnasium.wrappers.FrameStackObservation` does with `padding_type="reset"`. A segment that begins
+inside an episode starts with frames from before its first step (`context` rows). So the windows of
+all other rows are the same as in the whole episode. Windows of context rows begin with the
+segment's first row; no training uses them.
 """
 
 from __future__ import annotations
@@ -18,25 +18,32 @@ from wsa.store.format.stacks import MAX_STACK_FRAMES
 
 
 def episode_starts(is_first: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Row where each row's episode begins in the segment; row 0 where it began before."""
+    """Return the first row of each row's episode; 0 if the episode began before the segment.
+
+    Args:
+        is_first: Whether a row is the first of its episode, shape (rows,).
+
+    Returns:
+        Rows, shape (rows,).
+    """
     return np.maximum.accumulate(np.where(is_first, np.arange(len(is_first)), 0))
 
 
 def window_rows(
     rows: NDArray[np.int64], starts: NDArray[np.int64], window: int
 ) -> NDArray[np.int64]:
-    """The rows that windows are made of, oldest first.
+    """Return the rows of each window, oldest first.
 
     Args:
-        rows: (n,) rows where windows end.
-        starts: (n,) rows where their episodes begin.
-        window: Frames in a window, at most `MAX_STACK_FRAMES`.
+        rows: Last row of each window, shape (n,).
+        starts: First row of each window's episode, shape (n,).
+        window: Frames per window, at most `MAX_STACK_FRAMES`.
 
     Returns:
-        (n, window) rows.
+        Rows, shape (n, window).
 
     Raises:
-        UsageError: The window is longer than what segments repeat of each other.
+        UsageError: If the window is longer than the context that segments store.
     """
     if not 1 <= window <= MAX_STACK_FRAMES:
         raise UsageError(
@@ -50,6 +57,6 @@ def window_rows(
 
 
 def window_digests(digests: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Identities of windows, (n, 16), from the digests of their frames, (n, w, 16) uint8."""
+    """Return the digests of windows, shape (n, 16), from those of their frames, (n, w, 16)."""
     found = b"".join(hashing.window_digest(window.tobytes()) for window in digests)
     return np.frombuffer(found, np.uint8).reshape(-1, hashing.DIGEST_BYTES)
