@@ -1,1 +1,1 @@
-"""Segments, models and embeddings: write them, open a snapshot, read rows."""
+"""Segments, models and embeddings: commit them, take a snapshot, read them."""

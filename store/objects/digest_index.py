@@ -1,8 +1,8 @@
-"""Which frames are already there: from a frame's digest to a row number, for 10^8 frames and more.
+"""Index from a frame's digest to its row number, for 10^8 frames and more.
 
-A digest is two 64-bit words. Rows are kept sorted by the first, which numpy sorts and searches at
-the speed of integers; the second confirms. 24 bytes a frame, no Python object a frame, and a
-look-up of many digests is one numpy call.
+A digest is two 64-bit words. Rows are sorted by the first word, which numpy sorts and searches at
+the speed of integers; the second word confirms a match. A frame takes 24 bytes and no Python
+object, and a few numpy calls look up many digests.
 """
 
 from __future__ import annotations
@@ -14,33 +14,34 @@ from wsa.store.common.hashing import DIGEST_BYTES
 
 
 class DigestIndex:
-    """Rows of digests, searchable.
+    """Searchable rows of digests.
 
     Args:
-        digests: (N, 16) uint8, row i belonging to frame i. Of equal digests the first row is found.
+        digests: Digest of frame i in row i, shape (N, 16), uint8. If digests repeat, `find` returns
+            the first row.
     """
 
     def __init__(self, digests: NDArray[np.uint8]) -> None:
         self._high, self._low, self._rows = _sorted(digests)
 
     def __len__(self) -> int:
-        """Number of rows, repeated digests included."""
+        """Number of rows, including repeated digests."""
         return len(self._rows)
 
     def find(self, digests: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Row of each digest, or -1.
+        """Return the row of each digest, or -1.
 
         Args:
-            digests: (M, 16) uint8.
+            digests: Digests, shape (M, 16), uint8.
 
         Returns:
-            (M,) int64.
+            Rows, shape (M,), int64.
         """
         high, low = _words(digests)
         found = np.full(len(high), -1, np.int64)
         open_ = np.arange(len(high))
         at = np.searchsorted(self._high, high)
-        while len(open_):  # Once, unless different digests share their first word.
+        while len(open_):  # One iteration, unless different digests share their first word.
             inside = at < len(self._high)
             open_, at = open_[inside], at[inside]
             same = self._high[at] == high[open_]
@@ -52,7 +53,7 @@ class DigestIndex:
 
 
 def first_seen(digests: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """For each digest, the row where the same digest stands first, (N,) int64."""
+    """Return, for each digest, the first row with the same digest, shape (N,), int64."""
     high, low, rows = _sorted(digests)
     begins = np.ones(len(rows), np.bool_)
     begins[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
@@ -65,11 +66,11 @@ def first_seen(digests: NDArray[np.uint8]) -> NDArray[np.int64]:
 def _sorted(
     digests: NDArray[np.uint8],
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
-    """Both words in order of the digests, and their rows; equal digests in order of rows."""
+    """Return both words and the rows, sorted by digest, then by row."""
     high, low = _words(digests)
     rows = np.argsort(high, kind="stable")
     high, low = high[rows], low[rows]
-    if ((high[1:] == high[:-1]) & (low[1:] != low[:-1])).any():  # By chance never, by craft maybe.
+    if ((high[1:] == high[:-1]) & (low[1:] != low[:-1])).any():  # Only for crafted digests.
         again = np.lexsort((low, high))  # Stable.
         high, low, rows = high[again], low[again], rows[again]
     return high, low, rows

@@ -1,18 +1,18 @@
-"""A game's rows and embeddings in two flat files that training samples from at memory speed.
+"""Flat memory-mapped files of a game's rows and embeddings, for fast random access in training.
 
-A store is made for sharing: compressed, checked, chunked; a random row costs a chunk. Training
-draws millions of random rows, so each machine copies a snapshot once, in sequence, into
+A store is made for sharing: compressed, checked and chunked, so reading a random row costs a chunk.
+Training draws millions of random rows. So each machine copies a snapshot once, in sequence, into
 
-    <cache>/flat/<hash>/rows.bin          one structured record a row
-                        embeddings.bin    one row a distinct frame of a segment, all models side by side
-                        digests.bin       which frame that is
-                        windows.bin       one row a row, all models side by side that see a window
-                        flat.json         which segments stand where
+    <cache>/flat/<hash>/rows.bin          one structured record per row
+                        embeddings.bin    one row per distinct frame of a segment, models side by side
+                        digests.bin       the digest of each of these frames
+                        windows.bin       one row per row, models with a window side by side
+                        flat.json         the position of each segment
 
-and maps them into memory; what no model needs is not there. Only segments that are new since the
-last time are appended. The files grow but never change, so readers that mapped them before are not
-disturbed; `flat.json` is replaced last, so a crash leaves bytes that the next append overwrites.
-Sampling order depends on the snapshot alone, not on the order of appending.
+and maps these files into memory. Files that no model needs are absent. Later calls only append new
+segments. The files grow but never change, so readers that have mapped them are not affected.
+`flat.json` is replaced last, so a crash leaves bytes that the next append overwrites. Sampling order
+depends only on the snapshot, not on the order of appending.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ from wsa.store.objects.snapshot import Snapshot
 
 
 def side_by_side(shapes: Sequence[Sequence[int]]) -> list[slice]:
-    """Where embeddings of these shapes stand, one after the other, in a row."""
+    """Return the columns of embeddings of these shapes, flattened and concatenated in one row."""
     edges = itertools.accumulate(map(math.prod, shapes), initial=0)
     return [slice(begin, end) for begin, end in itertools.pairwise(edges)]
 
 
 def in_files(windows: Sequence[int], shapes: Sequence[Sequence[int]]) -> list[slice]:
-    """Where each model's embedding stands among those of its file: frames have one, windows another."""
+    """Return each model's columns in its file: `windows.bin` if it has a window above 1, else
+    `embeddings.bin`."""
     columns, edges = [], {False: 0, True: 0}
     for window, shape in zip(windows, shapes, strict=True):
         begin = edges[window > 1]
@@ -58,7 +59,7 @@ def in_files(windows: Sequence[int], shapes: Sequence[Sequence[int]]) -> list[sl
 ROW = np.dtype(
     [
         ("frame", "<i8"),  # row in embeddings.bin
-        ("first", "<i8"),  # row where this episode begins here: stacks do not reach further back
+        ("first", "<i8"),  # first row of this episode in the segment: no stack reaches further back
         *((name, kind) for name, kind in arrays.ROW_FIELDS.items() if name != "frame"),
     ]
 )
@@ -68,7 +69,14 @@ MAX_CONTENTS_BYTES = 1 << 30
 
 
 class Part(msgspec.Struct, frozen=True):
-    """Where one segment stands: its id, the `check` of its records, first rows and counts."""
+    """Position of one segment.
+
+    Attributes:
+        segment: The segment's id.
+        check: Hash of the checksums of its files, to notice a replaced object.
+        row, rows: First row in `rows.bin` and `windows.bin`, and number of rows.
+        frame, frames: First row in `embeddings.bin` and `digests.bin`, and number of frames.
+    """
 
     segment: str
     check: str
@@ -90,12 +98,12 @@ class Contents(msgspec.Struct, frozen=True):
     parts: tuple[Part, ...]
 
     def width(self, *, windowed: bool) -> int:
-        """Numbers in a row of `windows.bin`, or of `embeddings.bin`."""
+        """Number of values in a row of `windows.bin` (windowed) or `embeddings.bin`."""
         models = zip(self.windows, self.shapes, strict=True)
         return sum(math.prod(shape) for window, shape in models if (window > 1) == windowed)
 
     def files(self) -> dict[str, int]:
-        """The files, and the bytes that each must have at least."""
+        """Return the names of the files and their minimum sizes in bytes."""
         rows, frames = _end(self.parts)
         itemsize = np.dtype(self.dtype).itemsize
         entries = {
@@ -111,18 +119,17 @@ class FlatMap:
     """Rows and fused embeddings of one snapshot of one game.
 
     Attributes:
-        models: Model keys, in the order their embeddings stand in a row.
-        windows: Consecutive frames that each model looks at.
+        models: Model keys, in the order of their embeddings in a row.
+        windows: Each model's window.
         shapes: Shape of each model's embedding.
-        columns: Where each model's embedding stands in a row of `embeddings`, or of `windowed` if
-            it looks at several frames.
-        rows: (R,) structured array of `ROW`, mapped.
-        embeddings: (N, sum of widths) float16 or float32, mapped.
-        digests: (N, 16) uint8, the frame behind each embedding row, mapped.
-        windowed: (R, sum of widths) float16 or float32, what the models that look at several frames
-            gave for the window that ends at each row, mapped.
-        parts: Where the snapshot's segments stand, in its order.
-        steps: (S,) int64, the rows that hold a step, in the snapshot's order.
+        columns: Each model's columns in `embeddings`, or in `windowed` if its window is above 1.
+        rows: Structured array of `ROW`, shape (R,), mapped.
+        embeddings: Embeddings of frames, shape (N, width), float16 or float32, mapped.
+        digests: Digest of the frame of each row of `embeddings`, shape (N, 16), uint8, mapped.
+        windowed: Embeddings of the window that ends at each row, shape (R, window_width), float16
+            or float32, mapped.
+        parts: Positions of the snapshot's segments, in its order.
+        steps: Rows with an action, shape (S,), int64, in the snapshot's order.
     """
 
     def __init__(self, folder: Path, contents: Contents, snapshot: Snapshot) -> None:
@@ -149,62 +156,62 @@ class FlatMap:
 
     @property
     def width(self) -> int:
-        """Numbers in a fused row of `embeddings`."""
+        """Number of values in a row of `embeddings`."""
         return int(self.embeddings.shape[1])
 
     @property
     def places(self) -> list[slice]:
-        """Where each model's embedding stands where all models, in their order, stand in one row."""
+        """Each model's columns in a row of all models' embeddings, in the order of `models`."""
         return side_by_side(self.shapes)
 
     @property
     def window_width(self) -> int:
-        """Numbers in a fused row of `windowed`; 0 where no model looks at several frames."""
+        """Number of values in a row of `windowed`; 0 if no model has a window above 1."""
         return int(self.windowed.shape[1])
 
     def gather(self, frames: NDArray[np.int64], out: NDArray[Any]) -> NDArray[Any]:
-        """Copy embedding rows into `out`.
+        """Copy rows of `embeddings` into `out` and return it.
 
         Args:
-            frames: (n,) rows of `embeddings`.
-            out: (n, width), of the map's dtype.
+            frames: Rows of `embeddings`, shape (n,).
+            out: Buffer of the map's dtype, shape (n, width).
 
         Raises:
-            IndexError: A row is out of range.
+            IndexError: If a row is out of range.
         """
         return _take(self.embeddings, frames, out)
 
     def gather_windows(self, rows: NDArray[np.int64], out: NDArray[Any]) -> NDArray[Any]:
-        """Copy what models saw in the windows that end at some rows into `out`.
+        """Copy the embeddings of the windows that end at `rows` into `out` and return it.
 
         Args:
-            rows: (n,) rows.
-            out: (n, window_width), of the map's dtype.
+            rows: Rows, shape (n,).
+            out: Buffer of the map's dtype, shape (n, window_width).
 
         Raises:
-            IndexError: A row is out of range.
+            IndexError: If a row is out of range.
         """
         return _take(self.windowed, rows, out)
 
     def stack(self, rows: NDArray[np.int64], depth: int) -> NDArray[np.int64]:
-        """Embedding rows of the last `depth` frames up to each row, oldest first.
+        """Return where the embeddings of the last `depth` frames up to each row are, oldest first.
 
         Args:
-            rows: (n,) rows.
-            depth: Frames in a stack, at most `MAX_STACK_FRAMES`.
+            rows: Rows, shape (n,).
+            depth: Frames per stack, at most `MAX_STACK_FRAMES`.
 
         Returns:
-            (n, depth) int64, rows of `embeddings`.
+            Rows of `embeddings`, shape (n, depth), int64.
 
         Raises:
-            UsageError: The stack is deeper than what segments repeat of each other.
+            UsageError: If the stack is deeper than the context that segments store.
         """
         at = window_rows(rows, self.rows["first"][rows], depth)
         frames: NDArray[np.int64] = self.rows["frame"][at]
         return frames
 
     def window_digests(self, window: int) -> NDArray[np.uint8]:
-        """Identities of the windows that end at each row, (R, 16) uint8."""
+        """Return the digest of the window that ends at each row, shape (R, 16), uint8."""
         frames = self.stack(np.arange(len(self.rows)), window)
         return window_digests(self.digests[frames])
 
@@ -212,20 +219,20 @@ class FlatMap:
 def materialise(
     snapshot: Snapshot, game: str, models: Sequence[str], cache: Path | None = None
 ) -> FlatMap:
-    """Copy a game's rows and embeddings into flat files, as far as that has not been done.
+    """Copy a game's rows and embeddings into flat files, except those copied before.
 
     Args:
-        snapshot: What to copy.
+        snapshot: The snapshot to copy from.
         game: ALE game id.
         models: Model keys.
-        cache: Where to keep the files; default `cache_folder()`.
+        cache: Parent folder of the files; `cache_folder()` if None.
 
     Raises:
-        UsageError: No model is named.
-        MissingError: No frames, or a segment not encoded by one of the models.
-        ConflictError: A model's embeddings are not all of one shape.
-        DamagedError: Stored bytes are not what was committed.
-        StorageError: No room for the copy.
+        UsageError: If no model is named.
+        MissingError: If there are no frames, or one of the models has not encoded a segment.
+        ConflictError: If a model's embeddings differ in shape or window.
+        DamagedError: If stored bytes are not what was committed.
+        StorageError: If there is no space for the copy.
     """
     if not models:
         raise UsageError("bad-option", "Name at least one model with --models.")
@@ -253,8 +260,8 @@ def materialise(
             and _whole(folder, contents)
         )
         if contents is None or not fits:
-            # Another store was at this path, or an object was made again: start over. Files are
-            # replaced, not truncated, so processes that mapped the old ones keep them.
+            # Another store was at this path, or an object was recreated: start over. Remove the
+            # files rather than truncate them, so that processes that mapped the old ones keep them.
             for stale in ("flat.json", *FILES):
                 (folder / stale).unlink(missing_ok=True)
             contents = Contents(
@@ -264,7 +271,7 @@ def materialise(
         new = [meta for meta in segments if meta.segment not in present]
         if new:
             contents = _append(folder, contents, snapshot, new, wanted)
-        # Under the lock: the next process may replace the files.
+        # Map under the lock: the next process may replace the files.
         return FlatMap(folder, contents, snapshot)
 
 
@@ -285,7 +292,7 @@ def _require_encoded(
 def shapes_of(
     snapshot: Snapshot, game: str, models: Sequence[str]
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], str]:
-    """Each model's window and shape, and a type that holds them all."""
+    """Return each model's window and embedding shape, and a dtype that holds all embeddings."""
     windows, shapes = [], []
     dtype = "float16"
     for key in models:
@@ -304,7 +311,7 @@ def shapes_of(
 
 
 def _check(snapshot: Snapshot, game: str, models: Sequence[str], meta: SegmentMeta) -> str:
-    """A hash that changes when a segment or one of its embeddings is another object than before."""
+    """Return a hash that changes if a segment or one of its embeddings is replaced."""
     paths = [names.segment_path(game, meta.segment)]
     paths += [names.embedding_path(game, key, meta.segment) for key in models]
     return hashing.identity([[f.blake3 for f in snapshot.commit(p).files] for p in paths])
@@ -318,26 +325,26 @@ def _contents(path: Path) -> Contents | None:
 
 
 def _end(parts: Sequence[Part]) -> tuple[int, int]:
-    """Rows and embedding rows that the parts take."""
+    """Return the number of rows, and of embedding rows, that the parts take."""
     return max((p.row + p.rows for p in parts), default=0), max(
         (p.frame + p.frames for p in parts), default=0
     )
 
 
 def _map(path: Path, dtype: str, shape: tuple[int, int]) -> NDArray[Any]:
-    """Map a file; one of nothing, which no system maps, need not be there."""
+    """Map a file; an empty array needs no file, since no system maps zero bytes."""
     return np.memmap(path, dtype, "r", shape=shape) if math.prod(shape) else np.empty(shape, dtype)
 
 
 def _take(table: NDArray[Any], rows: NDArray[np.int64], out: NDArray[Any]) -> NDArray[Any]:
     if rows.size and (rows.min() < 0 or rows.max() >= len(table)):
         raise IndexError(f"rows must be in [0, {len(table)})")
-    # mode="clip" lets numpy write straight into `out`; "raise" would go through a buffer.
+    # mode="clip" makes numpy write directly into `out`; "raise" would use a buffer.
     return np.take(table, rows, axis=0, out=out, mode="clip")
 
 
 def _whole(folder: Path, contents: Contents) -> bool:
-    """Whether the files are as long as `flat.json` says: cleaners of caches cut and remove."""
+    """Whether no file is shorter than `flat.json` says: cleaners of caches truncate and remove."""
     try:
         return all(
             (folder / name).stat().st_size >= size for name, size in contents.files().items()
@@ -353,7 +360,7 @@ def _append(
     new: list[SegmentMeta],
     checks: dict[str, str],
 ) -> Contents:
-    """Write new segments behind those that are there, then replace `flat.json`."""
+    """Append new segments to the files, then replace `flat.json`."""
     parts = list(contents.parts)
     row, frame = _end(parts)
     with atomic_files.storage_errors(folder), contextlib.ExitStack() as opened:
@@ -390,7 +397,7 @@ def _append(
 def _fused(
     contents: Contents, snapshot: Snapshot, meta: SegmentMeta, windowed: bool
 ) -> NDArray[Any]:
-    """A segment's embeddings of its frames, or of its windows, models side by side."""
+    """Return a segment's embeddings of frames, or of windows, models side by side."""
     embedded = [
         snapshot.read_embedding(contents.game, key, meta.segment)
         for key, window in zip(contents.models, contents.windows, strict=True)

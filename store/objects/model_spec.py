@@ -1,8 +1,9 @@
-"""What a frozen model is, said completely: the spec that is stored, and the key cut from it.
+"""The stored spec of a frozen model, and its key, which is derived from the spec.
 
-Whatever changes the numbers a model returns is part of its identity: architecture, weights,
-preprocessing, output, basis, window, precision. Library versions are not: an upgrade must not throw
-a lab's embeddings away. The probe (`wsa.store.objects.probe`) catches the upgrade that changes numbers.
+Everything that changes a model's embeddings is part of its identity: architecture, weights,
+preprocessing, output, basis, window, precision. Library versions are not, because an upgrade must
+not discard a lab's embeddings. The probe (`wsa.store.objects.probe`) catches an upgrade that changes
+the embeddings.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ _OUTPUT = re.compile(
 
 
 class Output(msgspec.Struct, frozen=True):
-    """What is kept of a model's last features.
+    """How a model's last features become its embedding.
 
     Attributes:
-        kind: `pooled`, by the model's own pooling; `cls`, its class token; `grid`, its feature map
-            averaged to a grid; `map`, that map as it is.
-        side: Side of the grid; 0 where it is none.
-        reduction: A frozen map to fewer numbers: `pca`, principal components; `rp`, a random
-            projection; `palette` and `objects`, which read grey screens; empty for none.
-        numbers: What it is reduced to: numbers of `pca` and `rp`, grey levels of `palette`, classes
-            of `objects`; 0 for no reduction.
-        game: Game whose frames the reduction is fitted on; empty for the strip.
+        kind: `pooled`, the model's own pooling; `cls`, its class token; `grid`, its feature map
+            averaged to a grid; `map`, its feature map.
+        side: Side of the grid; 0 if `kind` is not `grid`.
+        reduction: A frozen dimensionality reduction: `pca`, principal components; `rp`, a random
+            projection; `palette` and `objects`, which read gray screens; empty for none.
+        numbers: Output size of the reduction: values of `pca` and `rp`, gray levels of `palette`,
+            classes of `objects`; 0 without a reduction.
+        game: Game whose frames the reduction is fitted on; empty for the probe frames.
     """
 
     kind: Literal["pooled", "cls", "grid", "map"]
@@ -50,7 +51,7 @@ class Output(msgspec.Struct, frozen=True):
 
     @property
     def of_one_game(self) -> bool:
-        """Whether it is nothing without the frames of one game, and embeds that game alone."""
+        """Whether the output needs frames of one game, and embeds only that game."""
         return self.reduction in ("palette", "objects")
 
     @property
@@ -59,19 +60,19 @@ class Output(msgspec.Struct, frozen=True):
         return self.game if self.of_one_game else ""
 
     def __str__(self) -> str:
-        """As `parse_output` reads it."""
+        """The text that `parse_output` parses."""
         kept = f"grid:{self.side}" if self.kind == "grid" else self.kind
         at = f"@{self.game}" if self.game else ""
         return f"{kept}+{self.reduction}:{self.numbers}{at}" if self.reduction else kept
 
 
 def parse_output(text: str) -> Output:
-    """Read `pooled`, `cls`, `grid:N` or `map`, each with `+pca:K`, `+pca:K@Game` or `+rp:K`.
+    """Parse `pooled`, `cls`, `grid:N` or `map`, optionally with `+pca:K`, `+pca:K@Game` or `+rp:K`.
 
-    `palette` and `objects` have `map+palette:K` and `map+objects:K`, in the store with `@Game`.
+    The outputs `palette` and `objects` are `map+palette:K` and `map+objects:K`, stored with `@Game`.
 
     Raises:
-        UsageError: It is none of these.
+        UsageError: If the text is none of these.
     """
     match = _OUTPUT.fullmatch(text)
     if match is None or (match[5] and match[3] == "rp"):
@@ -87,17 +88,17 @@ def parse_output(text: str) -> Output:
 
 
 class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """From a screen to a model's input.
+    """Preprocessing from a screen to a model's input.
 
     Attributes:
-        geometry: `squash`: the whole screen, both sides stretched to the input. `crop`: timm's own
-            evaluation, the shorter side resized and the middle kept. `pad`: the whole screen in
-            its own aspect, black beside it.
-        height, width: The model's input in pixels.
+        geometry: `squash`: stretch the whole screen to the input. `crop`: as timm evaluates, resize
+            the shorter side and keep the center. `pad`: keep the whole screen and its aspect ratio,
+            with black bars.
+        height, width: Size of the model's input in pixels.
         interpolation: `bicubic` or `bilinear`, with antialiasing, on uint8; or `area`, the mean of
-            what a pixel covers.
-        mean, std: Per channel, of pixels divided by 255.
-        crop: Share of the resized screen's shorter side that `crop` keeps; 1 for the others.
+            the pixels that an output pixel covers.
+        mean, std: Mean and standard deviation per channel, for pixels divided by 255.
+        crop: Fraction of the resized screen's shorter side that `crop` keeps; 1 otherwise.
         channels: `rgb`, or `grey` for one channel of luma.
     """
 
@@ -112,21 +113,21 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def alike(self) -> Preprocessing:
-        """The same but for what is made of levels afterwards, which is each model's own."""
+        """The same without `mean` and `std`: models may share all earlier steps."""
         return msgspec.structs.replace(self, mean=(), std=())
 
 
 class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that determines a model's embeddings; the model key is cut from its hash.
+    """Everything that determines a model's embeddings; its hash gives the model key.
 
     Attributes:
-        architecture: timm architecture, without a weights tag; `module:callable` of a user's own.
+        architecture: timm architecture without a weights tag, or a user's own `module:callable`.
         weights: Hex blake3-256 of the tensors.
         random: Whether the weights are random rather than trained.
-        preprocessing: From a screen to the input.
-        output: As `parse_output` reads it.
-        basis: What stands for the output's basis, as `wsa.encode.inference.reduction` says it, or empty.
-        window: Consecutive frames the model looks at.
+        preprocessing: Preprocessing from a screen to the input.
+        output: Output, as text for `parse_output`.
+        basis: Identity of the output's basis, from `wsa.encode.inference.reduction`; empty for none.
+        window: Number of consecutive frames that the model sees.
         precision: Arithmetic of the forward pass.
     """
 
@@ -144,15 +145,15 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A model as it is stored: `models/<key>/spec.json`.
 
     Attributes:
-        alias: What users call it.
-        timm_name: timm architecture with its weights tag; `module:callable` of a user's own model,
-            which is shown but never imported (`wsa.encode.models.custom`).
-        identity: What determines its embeddings.
+        alias: Users' name for the model.
+        timm_name: timm architecture with its weights tag, or a user's own `module:callable`, which
+            is displayed but never imported (`wsa.encode.models.custom`).
+        identity: Everything that determines the embeddings.
         shape: Shape of one embedding.
-        source: Where the weights came from, as `wsa.encode.models.registry.Request.recorded`.
-        licence: Licence of the weights, as their publisher states it.
+        source: Origin of the weights, from `wsa.encode.models.registry.Request.recorded`.
+        licence: License of the weights, as their publisher states it.
         step_error: Step-relative error of this precision against fp32 on the probe strip.
-        libraries: Versions that made the probe vectors.
+        libraries: Versions of the libraries that computed the probe vectors.
     """
 
     alias: str
@@ -181,21 +182,21 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def title(self) -> str:
-        """Alias, marked where the weights are random."""
+        """The alias, marked if the weights are random."""
         return f"{self.alias} (random weights)" if self.identity.random else self.alias
 
 
 def model_key(alias: str, identity: Identity) -> str:
-    """The key of a model that users call `alias`."""
+    """Return the key of the model with this alias and identity."""
     return names.make_model_key(alias, hashing.identity(_said(identity)))
 
 
 def _said(identity: Identity) -> dict[str, Any]:
-    """An identity as JSON values.
+    """Convert an identity to JSON values.
 
-    Preprocessing's fields that came later are said only where they differ from their default, so
-    that the keys of older models stay. They are compared by value here: msgspec's `omit_defaults`
-    asks whether it is the same object, which a number is no more once it has been to a worker.
+    Later fields of `Preprocessing` are left out if they have their default, so that the keys of
+    older models stay the same. msgspec's `omit_defaults` does not work here: it compares objects by
+    identity, which a number loses on its way to a worker.
     """
     said: dict[str, Any] = msgspec.to_builtins(identity)
     for field in msgspec.structs.fields(Preprocessing):
@@ -205,11 +206,11 @@ def _said(identity: Identity) -> dict[str, Any]:
 
 
 def read_spec(snapshot: Snapshot, key: str) -> ModelSpec:
-    """A registered model's spec.
+    """Read the spec of a registered model.
 
     Raises:
-        MissingError: No such model.
-        DamagedError: The spec cannot be read.
+        MissingError: If there is no such model.
+        DamagedError: If the spec cannot be read.
     """
     if key not in snapshot.models:
         raise MissingError(
@@ -227,7 +228,7 @@ def read_spec(snapshot: Snapshot, key: str) -> ModelSpec:
 
 
 def describe(snapshot: Snapshot, key: str) -> dict[str, Any]:
-    """A registered model, as a row of a table."""
+    """Return a registered model as a row of a table."""
     spec = read_spec(snapshot, key)
     embeddings = snapshot.embeddings(model=key)
     return {
@@ -247,6 +248,6 @@ def describe(snapshot: Snapshot, key: str) -> dict[str, Any]:
 
 
 def how_to_remove(key: str) -> str:
-    """What to do about a model that cannot be read, as the end of a message."""
+    """Return the remedy for a model that cannot be read, to end a message."""
     record = names.commit_path(hashing.object_id(names.model_path(key)))
     return f"It was committed so: remove {record}, and encode again."

@@ -1,12 +1,12 @@
-"""Whether a model still is what it was: its embeddings of a fixed strip of real frames.
+"""Check that a model still gives the same embeddings of the probe frames.
 
-The measure of an error is the game, not the cosine: frames of one game are so alike that an error
-with cosine 0.9999 can exceed what changes from one step to the next. So
+Cosine similarity is not a useful measure here: frames of one game are so similar that an error with
+cosine 0.9999 can exceed the change from one step to the next. So wsa compares the error with that
+change, over the pairs of consecutive probe frames:
 
     step-relative error = median |e - e_reference| / median |e_reference(t+1) - e_reference(t)|
 
-over the strip's pairs of consecutive frames. Below 0.01 nothing can tell the two apart; above 0.1
-(`--max-step-error`) wsa refuses.
+Below 0.01, nothing can tell the two apart. Above 0.1 (`--max-step-error`), wsa refuses the model.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ MAX_STEP_ERROR = 0.1
 
 
 def step_error(found: NDArray[Any], reference: NDArray[Any]) -> float:
-    """Step-relative error of `found` against `reference`.
+    """Return the step-relative error of `found` against `reference`.
 
     Args:
-        found: (2n, *shape), rows 2i and 2i + 1 being consecutive steps.
-        reference: The same rows by the reference.
+        found: Embeddings, shape (2n, *shape); rows 2i and 2i + 1 are consecutive steps.
+        reference: Reference embeddings of the same frames.
+
+    Returns:
+        The error; infinite if the shapes differ or a value is not finite.
     """
     if found.shape != reference.shape:
         return float("inf")
@@ -38,10 +41,10 @@ def step_error(found: NDArray[Any], reference: NDArray[Any]) -> float:
 
 
 def save(probe: NDArray[np.float32]) -> bytes:
-    """Safetensors bytes of probe vectors."""
+    """Serialize probe vectors as safetensors."""
     return safetensors.numpy.save({"probe": probe})
 
 
 def load(data: bytes) -> NDArray[np.float32]:
-    """Read what `save` wrote."""
+    """Load probe vectors that `save` serialized."""
     return safetensors.numpy.load(data)["probe"]

@@ -1,8 +1,8 @@
-"""What this machine has read of a store's commit records, kept so that opening costs one listing.
+"""Local cache of a store's commit records, so that opening the store costs one listing.
 
-Records never change, so a copy of one is as good as the record, as long as the listing still shows
-a file of the same length and time in its place. The copies are a cache in the user's own folder:
-whatever is wrong with it, the records are read from the store.
+Records never change, so a copy is valid while the listing shows a file of the same length and
+modification time. The cache is in the user's own folder. If anything is wrong with it, wsa reads the
+records from the store.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from wsa.store.backends.base import Entry
 from wsa.store.common import hashing
 from wsa.store.common.errors import UsageError
 
-# So few records are read as fast from where they are.
+# Fewer new records are as fast to read from the store.
 WORTHWHILE = 256
 
 
 def cache_folder() -> Path:
-    """`WSA_CACHE`, or the user's cache folder.
+    """Return `WSA_CACHE`, or wsa's folder in the user's cache.
 
     Raises:
-        UsageError: Neither is there.
+        UsageError: If neither exists.
     """
     if named := os.environ.get("WSA_CACHE"):
         return Path(named)
@@ -42,13 +42,13 @@ def cache_folder() -> Path:
 
 
 class Catalog:
-    """Records of the store at `url` that were read before."""
+    """Cached records of the store at `url`."""
 
     def __init__(self, url: str) -> None:
         self._path = cache_folder() / "catalog" / f"{hashing.identity(url)[:24]}.sqlite"
 
     def read(self) -> dict[Entry, bytes]:
-        """Every record remembered, by what the listing said of its file."""
+        """Return every cached record by its file's entry in the listing."""
         found: dict[Entry, bytes] = {}
 
         def work(database: sqlite3.Connection) -> None:
@@ -62,7 +62,7 @@ class Catalog:
         return found
 
     def add(self, records: Mapping[Entry, bytes]) -> None:
-        """Remember records; of the same path the newest is kept."""
+        """Cache records, replacing those of the same path."""
         rows = [(*entry, data) for entry, data in records.items()]
 
         def work(database: sqlite3.Connection) -> None:
@@ -78,7 +78,7 @@ class Catalog:
                 self._do(work)
 
     def _do(self, work: Callable[[sqlite3.Connection], None]) -> None:
-        """Work on the file; a broken one is removed, a busy or forbidden one passed over."""
+        """Run `work` on the database; remove a broken one, skip a locked or forbidden one."""
         try:
             with contextlib.closing(sqlite3.connect(self._path, timeout=1)) as database:
                 database.execute("PRAGMA synchronous=OFF")

@@ -1,4 +1,4 @@
-"""Open a store, or start one: the folder with `wsa.json` in it."""
+"""Open or create a store: the folder that contains `wsa.json`."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def open_store(url: str, *, create: bool = False) -> Backend:
     """Open the store at `url`.
 
     Args:
-        url: A folder, or a folder of a bucket.
-        create: Start a store if there is none; the folder must be new or empty.
+        url: A folder, or a folder in a bucket.
+        create: Whether to create a store if there is none; the folder must be new or empty.
 
     Raises:
-        MissingError: There is no store, or the folder holds something else.
-        ConflictError: The store is of another format.
-        DamagedError: `wsa.json` cannot be read.
-        StorageError: The place refused.
-        UsageError: The URL names no place, or one that cannot hold a store.
+        MissingError: If there is no store, or the folder holds something else.
+        ConflictError: If the store has another format.
+        DamagedError: If `wsa.json` cannot be read.
+        StorageError: If the disk or the bucket refuses.
+        UsageError: If the URL is invalid, or its server cannot hold a store.
     """
     backend = open_backend(url)
     try:
@@ -72,10 +72,10 @@ def open_store(url: str, *, create: bool = False) -> Backend:
 
 
 def _start(backend: Backend, create: bool) -> bytes:
-    """Write `wsa.json` where there was none a moment ago; returns its content."""
+    """Write `wsa.json`, which was missing a moment ago, and return its content."""
     free = is_free(backend)
     try:
-        # A process that is starting the store puts this file before all others.
+        # Another process may have created the store meanwhile; it writes this file first.
         return _read(backend)
     except FileNotFoundError:
         pass
@@ -103,20 +103,20 @@ def _start(backend: Backend, create: bool) -> bytes:
 
 
 def is_free(backend: Backend) -> bool:
-    """Whether a store may be started at a place: it holds nothing, but perhaps in `tmp/`, where a
-    writer's files lie that was killed over its first.
+    """Whether a store can be created here: there are no files, except leftovers of a killed writer
+    in `tmp/`.
 
     Raises:
-        StorageError: The place cannot be listed.
+        StorageError: If the folder or bucket cannot be listed.
     """
     return all(entry.path.startswith(f"{TEMPORARY}/") for entry in backend.list(""))
 
 
 def gives_names_once(backend: Backend) -> bool:
-    """Whether the place refuses a second file of a name, tried out with a file that is then removed.
+    """Test, with a temporary file, whether a second `put_new` of the same name is refused.
 
     Raises:
-        StorageError: The place refused.
+        StorageError: If the disk or the bucket refuses.
     """
     path = f"{TEMPORARY}/{secrets.token_hex(8)}"
     won = [backend.put_new(path, data) for data in (b"first", b"second")]
@@ -128,7 +128,7 @@ def _read(backend: Backend) -> bytes:
     try:
         return backend.get(names.STORE_FILE, records.MAX_RECORD_BYTES)
     except DamagedError as error:
-        if error.kind == "bad-bytes":  # Too large; not a link that leads out of the store.
+        if error.kind == "bad-bytes":  # Too large. The other kind is a link out of the store.
             raise _damaged(backend) from None
         raise
 
@@ -143,10 +143,10 @@ def _damaged(backend: Backend) -> DamagedError:
 
 
 def require_writable(backend: Backend) -> None:
-    """Try a file at the place, and look at folders that others made, before any work is done.
+    """Check that this user can add to the store: write a test file, and check existing folders.
 
     Raises:
-        StorageError: This user cannot add to the store.
+        StorageError: If this user cannot add to the store.
     """
     path = f"{TEMPORARY}/{secrets.token_hex(8)}"
     backend.put_new(path, b"")
@@ -163,15 +163,15 @@ def require_writable(backend: Backend) -> None:
 def open_snapshot(
     store: str, *, create: bool = False, or_empty: bool = False
 ) -> tuple[Backend, Snapshot]:
-    """A store and a snapshot of it; says which store it is.
+    """Open a store, log its URL, and take a snapshot of it.
 
     Args:
         store: URL of the store.
-        create: Start a store if there is none.
-        or_empty: Without a store, behave as if it were empty, and make nothing.
+        create: Whether to create a store if there is none.
+        or_empty: Whether to return an empty snapshot, and create nothing, if there is no store.
 
     Raises:
-        MissingError: There is no store.
+        MissingError: If there is no store.
     """
     from wsa.store.backends.open import open_backend
     from wsa.store.objects.snapshot import Snapshot, take_snapshot

@@ -1,8 +1,8 @@
-"""Read a store: a fixed set of commits, and the arrays they name, checked as they are read.
+"""Read a store: a fixed set of commits, and their arrays, checked as they are read.
 
-A `Snapshot` never changes: what is committed after it was taken is not seen, so a reader never
-meets half of anything. Every file is compared with the length and blake3 in its commit record
-before it is decoded; a difference raises `DamagedError` and is never turned into zeros.
+A `Snapshot` never changes: it does not show later commits, so a reader sees a consistent state.
+Every file is compared with the length and blake3 in its commit record before it is decoded. A
+difference raises `DamagedError`; a damaged file never reads as zeros.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ M = TypeVar("M", FramesMeta, SegmentMeta, EmbeddingMeta, ModelMeta)
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """The objects of a store that were committed when it was taken.
+    """The objects that were committed to a store when the snapshot was taken.
 
     Attributes:
         backend: The store.
         commits: Records by the path of their object.
-        records: The same by what the listing said of their files, for the next snapshot.
+        records: The same records by their file's entry in the listing, for the next snapshot.
     """
 
     backend: Backend
@@ -57,17 +57,17 @@ class Snapshot:
         return sorted({meta.game for meta in self._metas(SegmentMeta)})
 
     def segments(self, game: str | None = None) -> list[SegmentMeta]:
-        """Segments of one game or of all, sorted by game and id."""
+        """Segments of one game or of all games, sorted by game and id."""
         found = (m for m in self._metas(SegmentMeta) if game in (None, m.game))
         return sorted(found, key=lambda m: (m.game, m.segment))
 
     def frames(self, game: str | None = None) -> list[FramesMeta]:
-        """Frames objects of one game or of all, sorted: fewer than segments where not pulled."""
+        """Frames objects, sorted like segments; a segment pulled without frames has none."""
         found = (m for m in self._metas(FramesMeta) if game in (None, m.game))
         return sorted(found, key=lambda m: (m.game, m.segment))
 
     def embeddings(self, game: str | None = None, model: str | None = None) -> list[EmbeddingMeta]:
-        """Embedding objects, of one game, one model, or all, sorted."""
+        """Embeddings of one game, one model, or all, sorted by game, model and segment."""
         found = (
             m
             for m in self._metas(EmbeddingMeta)
@@ -90,10 +90,10 @@ class Snapshot:
         ]
 
     def commit(self, path: str) -> Commit:
-        """The record of the object at `path`.
+        """Return the record of the object at `path`.
 
         Raises:
-            MissingError: No such object was committed.
+            MissingError: If no such object is in the snapshot.
         """
         try:
             return self.commits[path]
@@ -103,21 +103,21 @@ class Snapshot:
             ) from None
 
     def read_files(self, commit: Commit, prefix: str = "") -> dict[str, bytes]:
-        """Bytes of an object's files, checked, by path inside its folder.
+        """Read and check an object's files; returns their bytes by path inside its folder.
 
         Args:
             commit: The object's record.
-            prefix: Only files whose name begins so.
+            prefix: Read only files whose name starts with this.
 
         Raises:
-            DamagedError: A file is gone, cut or changed.
+            DamagedError: If a file is missing, truncated or changed.
         """
         wanted = [file for file in commit.files if file.name.startswith(prefix)]
         found = _map(self.backend, partial(self.read_file, commit), wanted)
         return {file.name: data for file, data in zip(wanted, found, strict=True)}
 
     def read_file(self, commit: Commit, file: File) -> bytes:
-        """One file's bytes, checked against its record."""
+        """Read one file and check it against its record."""
         path = f"{commit.folder}/{file.name}"
         try:
             data = self.backend.get(path, file.bytes)
@@ -134,11 +134,11 @@ class Snapshot:
         )
 
     def read_array(self, meta: SegmentMeta, name: str) -> NDArray[Any]:
-        """One array of a segment: `digest`, or a row field."""
+        """Read one array of a segment: `digest`, or a row field."""
         return self.read_group(names.segment_path(meta.game, meta.segment), name)
 
     def read_rows(self, meta: SegmentMeta) -> dict[str, NDArray[Any]]:
-        """Every row field of a segment, each (rows,), and its `digest`."""
+        """Read every row field of a segment, each of shape (rows,), and its `digest`."""
         commit = self.commit(names.segment_path(meta.game, meta.segment))
         files = self.read_files(commit)
         rows = {
@@ -154,9 +154,9 @@ class Snapshot:
         return rows
 
     def read_frames(self, meta: SegmentMeta) -> NDArray[np.uint8]:
-        """A segment's distinct frames as RGB, (F, H, W, 3) uint8.
+        """Read a segment's distinct frames as RGB, shape (F, H, W, 3), uint8.
 
-        Raises: as `read_pictures`.
+        Raises the errors of `read_pictures`.
         """
         pictures, palette = self.read_pictures(meta)
         return pictures if palette is None else palette[pictures]
@@ -164,15 +164,15 @@ class Snapshot:
     def read_pictures(
         self, meta: SegmentMeta
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """A segment's distinct frames as they are stored.
+        """Read a segment's distinct frames as they are stored.
 
         Returns:
-            (F, H, W) uint8 indices and the palette (256, 3) uint8 RGB; of a segment with more colours
-            RGB (F, H, W, 3) and None.
+            Palette indices, shape (F, H, W), uint8, and the RGB palette, shape (256, 3), uint8. If
+            the segment has more than 256 colors: RGB, shape (F, H, W, 3), and None.
 
         Raises:
-            MissingError: The store has the segment's rows only.
-            DamagedError: Stored bytes are not what was committed.
+            MissingError: If the store has only the segment's rows.
+            DamagedError: If stored bytes are not what was committed.
         """
         path = names.frames_path(meta.game, meta.segment)
         if path not in self.commits:
@@ -194,18 +194,19 @@ class Snapshot:
         return pictures, self.read_group(path, "palette").astype(np.uint8, copy=False)
 
     def read_digests(self, meta: SegmentMeta) -> NDArray[np.uint8]:
-        """Digests of a segment's distinct frames, (F, 16) uint8."""
+        """Read the digests of a segment's distinct frames, shape (F, 16), uint8."""
         return self.read_array(meta, "digest").astype(np.uint8, copy=False)
 
     def read_embedding(self, game: str, model: str, segment: str) -> NDArray[np.floating[Any]]:
-        """Embeddings of a segment by one model, float16 or float32.
+        """Read one model's embeddings of a segment, float16 or float32.
 
         Returns:
-            (F, *shape), row i for frame i; of a model that looks at several frames (rows, *shape),
-            row i for the window that ends there (`wsa.store.format.windows`).
+            Embedding i of frame i, shape (F, *shape). If the model's window is above 1: embedding i
+            of the window that ends at row i (`wsa.store.format.windows`), shape (rows, *shape).
 
         Raises:
-            DamagedError: Stored bytes are not what was committed.
+            MissingError: If the embeddings are not in the snapshot.
+            DamagedError: If stored bytes are not what was committed.
         """
         commit = self.commit(names.embedding_path(game, model, segment))
         meta = commit.meta
@@ -223,11 +224,11 @@ class Snapshot:
         return array
 
     def read_model(self, key: str, prefix: str = "") -> dict[str, bytes]:
-        """Files of a model: `spec.json`, `probe.safetensors`, perhaps `basis.safetensors`."""
+        """Read a model's files: `spec.json`, `probe.safetensors`, perhaps `basis.safetensors`."""
         return self.read_files(self.commit(names.model_path(key)), prefix)
 
     def read_group(self, path: str, name: str) -> NDArray[Any]:
-        """One array of the frames or the rows at `path`."""
+        """Read one array of the frames or the rows at `path`."""
         commit = self.commit(path)
         shape, dtype = group_arrays(commit.meta)[name]
         files = self.read_files(commit, f"{name}/")
@@ -238,14 +239,14 @@ class Snapshot:
 
 
 def take_snapshot(backend: Backend, earlier: Snapshot | None = None) -> Snapshot:
-    """Read the commit records of a store: those that this machine has not read before.
+    """List a store's commit records, and read those that this machine has not read before.
 
     Args:
         backend: The store.
-        earlier: A snapshot of the same store; records that are still the same are taken from it.
+        earlier: An earlier snapshot of the same store, whose unchanged records are reused.
 
     Raises:
-        DamagedError: A record is damaged.
+        DamagedError: If a record is damaged.
     """
     known = dict(earlier.records) if earlier else {}
     listed = list_records(backend)
@@ -267,7 +268,7 @@ def take_snapshot(backend: Backend, earlier: Snapshot | None = None) -> Snapshot
 def _read_all(
     backend: Backend, entries: Sequence[Entry], known: dict[Entry, Commit]
 ) -> dict[Entry, bytes]:
-    """Read records into `known`, several at once; their bytes, without those that were removed."""
+    """Read records into `known` and return their bytes; skip records that have been removed."""
     read = {}
     for entry, data in zip(entries, _map(backend, partial(_get, backend), entries), strict=True):
         if data is not None:
@@ -277,7 +278,7 @@ def _read_all(
 
 
 def _map(backend: Backend, read: Callable[[A], B], of: Sequence[A]) -> Iterable[B]:
-    """Read each, several side by side where that is quicker, and give them in order."""
+    """Apply `read` to each item, in threads if the backend gains from them; keeps the order."""
     if backend.at_once == 1 or len(of) < 2:
         return map(read, of)
     with ThreadPoolExecutor(backend.at_once) as threads:
@@ -292,15 +293,19 @@ def _get(backend: Backend, entry: Entry) -> bytes | None:
 
 
 def list_records(backend: Backend) -> list[Entry]:
-    """All commit records as a listing shows them, sorted.
+    """List all commit records, sorted.
 
-    Anything else in `commits/` is passed over: the half-made files of a copying tool, for one.
+    Other files in `commits/` are ignored, such as the incomplete files of a copying tool.
     """
     return sorted(entry for entry in backend.list("commits") if names.is_record(entry.path))
 
 
 def read_records(backend: Backend) -> tuple[dict[str, Commit], dict[str, WsaError]]:
-    """Every record, by the path of its object; and what is wrong with the others, by their own."""
+    """Read every record.
+
+    Returns:
+        Records by the path of their object, and the errors of unreadable records by their own path.
+    """
     commits: dict[str, Commit] = {}
     unreadable: dict[str, WsaError] = {}
     for path, found in read_each(backend, [entry.path for entry in list_records(backend)]):
@@ -314,24 +319,25 @@ def read_records(backend: Backend) -> tuple[dict[str, Commit], dict[str, WsaErro
 def read_each(
     backend: Backend, paths: Sequence[str]
 ) -> Iterator[tuple[str, Commit | WsaError | None]]:
-    """Records one after the other: what is wrong with it in place of one that cannot be read."""
+    """Yield (path, record) for each path: an error if it is unreadable, None if it was removed."""
 
     def read(path: str) -> Commit | WsaError | None:
         try:
             return read_record(backend, path)
         except (DamagedError, StorageError) as error:
-            return type(error)(error.kind, str(error))  # This one keeps no hold of the bytes.
+            return type(error)(error.kind, str(error))  # Without a traceback that keeps the bytes.
 
-    for at in range(0, len(paths), 1024):  # So that a million are not held at once.
+    # In blocks, so that a million records are not in memory at once.
+    for at in range(0, len(paths), 1024):
         some = paths[at : at + 1024]
         yield from zip(some, _map(backend, read, some), strict=True)
 
 
 def read_record(backend: Backend, path: str) -> Commit | None:
-    """The record at `path`, or None if it has been removed.
+    """Return the record at `path`, or None if it has been removed.
 
     Raises:
-        DamagedError: It is not a whole and consistent record.
+        DamagedError: If it is not a complete, consistent record.
     """
     try:
         return records.read_commit(backend.get(path, records.MAX_RECORD_BYTES), path)
@@ -340,11 +346,11 @@ def read_record(backend: Backend, path: str) -> Commit | None:
 
 
 def take_objects(backend: Backend, paths: Iterable[str]) -> Snapshot:
-    """A snapshot of a few objects, without reading every record of the store.
+    """Take a snapshot of a few objects, without reading every record of the store.
 
     Raises:
-        MissingError: One of them is not committed.
-        DamagedError: A record is damaged.
+        MissingError: If one of them is not committed.
+        DamagedError: If a record is damaged.
     """
     commits = {}
     for path in paths:
@@ -356,7 +362,7 @@ def take_objects(backend: Backend, paths: Iterable[str]) -> Snapshot:
 
 
 def group_arrays(meta: Meta) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The arrays that an object's Zarr group holds, each with its shape and type; {} for no group."""
+    """Return shape and dtype of each array in an object's Zarr group; {} if it has no group."""
     if isinstance(meta, FramesMeta):
         pixels = (meta.frames, meta.height, meta.width)
         if not meta.indexed:

@@ -1,9 +1,9 @@
-"""Make objects visible: files first, then the one record that commits them.
+"""Commit objects: write their files, then publish the one record that makes the object visible.
 
-Each attempt to write an object has a folder of its own, so writers never meet before the record,
-whose name is the object's: one record wins, without a lock, and the loser takes its files away. A
-process that died halfway leaves files that no record names and that are never used, so `wsa sweep`
-may remove them. The record comes last, so what it names is whole and durable.
+Each attempt to write an object has its own folder, so writers meet only at the record, whose name
+depends only on the object. One record wins, without a lock, and the loser removes its files. A
+process that dies halfway leaves files that no record names and no reader uses; `wsa sweep` removes
+them. The record comes last, so the files that it names are complete and durable.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from wsa.store.objects.snapshot import group_arrays
 
 FLOAT16_MAX = 65504.0
 
-# Each waits for the disk or the network.
+# A put mostly waits for the disk or the network.
 PUTS_AT_ONCE = 8
 
 
@@ -50,16 +50,16 @@ def commit_segment(backend: Backend, meta: SegmentMeta, arrays: layout.Arrays) -
 
     Args:
         backend: The store.
-        meta: What it is.
-        arrays: `frames` (F, H, W) or (F, H, W, 3) uint8, `palette` (256, 3) uint8 where frames are
+        meta: The segment's metadata.
+        arrays: `frames` (F, H, W) or (F, H, W, 3) uint8, `palette` (256, 3) uint8 if frames are
             indices, `digest` (F, 16) uint8, and every field of `layout.ROW_FIELDS` (rows,).
 
     Returns:
-        True if this call made the rows visible, False if they were already.
+        True if this call made the rows visible, False if they already were.
 
     Raises:
-        UsageError: An array is too large.
-        ValueError: `arrays` are not what `meta` says; nothing is written.
+        UsageError: If an array is too large.
+        ValueError: If `arrays` do not match `meta`; nothing is written.
     """
     if arrays["frames"].ndim not in (3, 4):
         raise ValueError(f"frames are {arrays['frames'].shape}")
@@ -73,28 +73,29 @@ def commit_segment(backend: Backend, meta: SegmentMeta, arrays: layout.Arrays) -
         _require(name, arrays[name], shape, dtype)
     files = layout.encode_group({name: arrays[name] for name in pictures})
     rows = layout.encode_group({name: arrays[name] for name in arrays if name not in pictures})
-    records_of = _record(frames, files), _record(meta, rows)  # Both, before anything is written.
+    # Make both records before writing anything, since either may be invalid.
+    records_of = _record(frames, files), _record(meta, rows)
     _commit(backend, records_of[0], files)
     return _commit(backend, records_of[1], rows)
 
 
 def embedding_dtype(array: NDArray[np.floating[Any]]) -> type[np.float16 | np.float32]:
-    """float16, or float32 where a value would overflow it."""
+    """Return float16, or float32 if a value would overflow float16."""
     return np.float16 if np.abs(array).max(initial=0) <= FLOAT16_MAX else np.float32
 
 
 def commit_embedding(
     backend: Backend, meta: EmbeddingMeta, array: NDArray[np.floating[Any]]
 ) -> bool:
-    """Commit the embeddings of one segment, (F, *shape), or (rows, *shape) of windows.
+    """Commit one segment's embeddings of frames, (F, *shape), or of windows, (rows, *shape).
 
     Returns:
-        True if this call made them visible, False if they were already.
+        True if this call made them visible, False if they already were.
 
     Raises:
-        ConflictError: A value is NaN or infinite; nothing is written.
-        UsageError: The array is too large.
-        ValueError: The array is not what `meta` says; nothing is written.
+        ConflictError: If a value is NaN or infinite; nothing is written.
+        UsageError: If the array is too large.
+        ValueError: If the array does not match `meta`; nothing is written.
     """
     _require("embedding", array, meta.shape, meta.dtype)
     bad = ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
@@ -111,7 +112,7 @@ def commit_embedding(
 
 
 def commit_model(backend: Backend, meta: ModelMeta, files: layout.Files) -> bool:
-    """Commit a model's files; whether this call made it visible."""
+    """Commit a model's files, and return whether this call made the model visible."""
     return _commit(backend, _record(meta, files), files)
 
 
@@ -134,14 +135,14 @@ def _commit(backend: Backend, commit: Commit, files: layout.Files) -> bool:
 
 
 def publish_record(backend: Backend, commit: Commit, paths: Sequence[str]) -> bool:
-    """Publish a record whose files lie in their places, or take these away if it came too late.
+    """Publish the record of files that are already written; remove them if another writer won.
 
     Returns:
         Whether this call made the object visible.
 
     Raises:
-        StorageError: The place refused. A network may still deliver the record some time later, so
-            its files stay then; `sweep` removes them if it did not.
+        StorageError: If the disk or the bucket refuses. The network may still deliver the record
+            later, so the files stay; `sweep` removes them if it does not.
     """
     won = over = False
     try:
@@ -157,12 +158,12 @@ def publish_record(backend: Backend, commit: Commit, paths: Sequence[str]) -> bo
 
 
 def new_attempt() -> str:
-    """A folder name that no other attempt has."""
+    """Return a random folder name for one attempt."""
     return secrets.token_hex(8)
 
 
 def remove_files(backend: Backend, paths: Sequence[str]) -> None:
-    """Remove files that only this attempt knows; `sweep` removes what cannot be removed now."""
+    """Remove an attempt's files; `sweep` removes those that cannot be removed now."""
     for path in paths:
         with contextlib.suppress(StorageError):
             backend.delete(path)
@@ -181,7 +182,7 @@ def _put_all(backend: Backend, files: Mapping[str, bytes]) -> None:
 
 
 def require_new(path: str, new: bool) -> None:
-    """Raise `ConflictError` if a file was in a folder whose name was drawn just now."""
+    """Raise `ConflictError` if a file already existed in an attempt's new folder."""
     if not new:
         raise ConflictError(
             "other-bytes", f"{path} was there before it was written. Run the same command again."
@@ -189,20 +190,30 @@ def require_new(path: str, new: bool) -> None:
 
 
 def _lost(backend: Backend, commit: Commit, over: bool) -> bool:
-    """Whether another's record is there; or none, and none of ours is on its way."""
+    """Whether this attempt lost: another writer's record is there, or none is and ours cannot come.
+
+    Args:
+        backend: The store.
+        commit: The record of this attempt.
+        over: Whether the put has definitely ended, so that its record cannot appear later.
+    """
     try:
         found = backend.get(names.commit_path(commit.id), records.MAX_RECORD_BYTES)
         return records.read_commit(found, names.commit_path(commit.id)).attempt != commit.attempt
     except FileNotFoundError:
         return over
-    except ConflictError:  # A later wsa's record.
+    except ConflictError:  # A newer wsa's record.
         return True
     except (DamagedError, StorageError):
         return False
 
 
 def _record(meta: Meta, files: Mapping[str, bytes]) -> Commit:
-    """The record of an object, with an attempt of its own."""
+    """Return the record of an object's new attempt.
+
+    Raises:
+        ValueError: If the record would be unreadable.
+    """
     commit = Commit(
         version=records.VERSION,
         meta=meta,
@@ -226,7 +237,7 @@ def _require(name: str, array: NDArray[Any], shape: tuple[int, ...], dtype: str)
 
 
 def author() -> str:
-    """`user@host`, or the user's number where it has no name, as in many containers."""
+    """Return `user@host`, with the user's number if it has no name, as in many containers."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # OSError from Python 3.13 on.
@@ -235,10 +246,10 @@ def author() -> str:
 
 
 def command_line() -> str:
-    """The command this process was started with, for the record, without secrets."""
+    """Return this process's command line without secrets."""
     return _text(redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])))
 
 
 def _text(words: str) -> str:
-    """What came from the system, as text that JSON can hold."""
+    """Escape what JSON cannot encode, such as undecodable bytes from the system."""
     return words.encode(errors="backslashreplace").decode()
