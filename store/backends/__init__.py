@@ -1,1 +1,1 @@
-"""Where a store's bytes are kept: a folder, or a bucket."""
+"""Backends that keep a store's bytes: a folder or a bucket."""

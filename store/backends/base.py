@@ -1,4 +1,4 @@
-"""Where a store's bytes live, as five verbs; everything above speaks only these."""
+"""Interface of a store's backend: five methods, and everything above uses only these."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import NamedTuple, Protocol
 
 from wsa.store.common.errors import DamagedError
 
-# No file that wsa writes is larger.
+# wsa writes no larger file.
 MAX_FILE_BYTES = 8 << 30
 
 
 class Entry(NamedTuple):
-    """A file as a listing shows it.
+    """A file's entry in a listing.
 
     Attributes:
-        path: Its path.
-        bytes: Its length.
-        modified: When it was published, in seconds since 1970 by the clock of the place.
+        path: Path relative to the store.
+        bytes: Length in bytes.
+        modified: Time of publication, in seconds since 1970 by the clock of the backend.
     """
 
     path: str
@@ -26,47 +26,48 @@ class Entry(NamedTuple):
 
 
 class Backend(Protocol):
-    """A place for immutable files.
+    """Storage for immutable files.
 
     Paths are relative, with forward slashes, and come from `wsa.store.common.names`. A file appears
-    whole or not at all, and is never changed. Every verb raises `StorageError` when the place
-    refuses and `DamagedError` when the path leads out of it; `get` raises `FileNotFoundError`
-    when there is no such file, and `DamagedError`, unread, when it is larger than expected. What is not a plain file (a folder, a pipe) counts as none.
+    whole or not at all, and never changes. Every method raises `StorageError` if the storage
+    refuses, and `DamagedError` if the path leads out of the store. `get` raises `FileNotFoundError`
+    if there is no such file, and `DamagedError`, before reading, if the file is larger than
+    expected. Anything but a plain file (a folder, a pipe) counts as missing.
     """
 
     @property
     def url(self) -> str:
-        """The place, as a user would type it."""
+        """The store's path or URL, as a user would type it."""
         ...
 
     @property
     def at_once(self) -> int:
-        """How many small reads are worth making side by side: 1 where none has to wait."""
+        """Useful number of concurrent small reads: 1 if a read does not have to wait."""
         ...
 
     def get(self, path: str, most: int = MAX_FILE_BYTES) -> bytes:
-        """The file's bytes, of which `most` are expected at most."""
+        """Read a file of at most `most` bytes."""
         ...
 
     def put_new(self, path: str, data: bytes) -> bool:
-        """Publish a file unless one is there; whether this call did."""
+        """Publish a file unless one exists, and return whether this call published it."""
         ...
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """All files below the folder `prefix`, in no order."""
+        """List all files below the folder `prefix`, in no order."""
         ...
 
     def delete(self, path: str) -> None:
-        """Remove a file; nothing happens if there is none."""
+        """Remove a file, if there is one."""
         ...
 
     def stat(self, path: str) -> int | None:
-        """The file's length in bytes, or None if there is none."""
+        """Return a file's length in bytes, or None if there is no such file."""
         ...
 
 
 def too_large(place: str, found: int, most: int) -> DamagedError:
-    """What `get` raises."""
+    """Return the error of `get` for a file that is larger than expected."""
     return DamagedError(
         "bad-bytes",
         f"{place} is rejected: it has {found} bytes, and at most {most} can be right. Run 'wsa verify'.",

@@ -1,9 +1,9 @@
-"""A store in a bucket: Amazon S3 and what speaks like it, Google Cloud Storage, Azure.
+"""Store in a bucket: Amazon S3 and compatible servers, Google Cloud Storage, Azure.
 
-A file is published by a put that the bucket refuses where the name is taken, so of two writers one
-wins. Each put carries a write id as the object's metadata: if the reply to a put was lost, the
-retried put fails because the name is taken, and the id says by whom. Requests that fail are
-retried for a limited time.
+A put publishes a file, and the bucket refuses it if the name is taken, so of two writers one wins.
+Each put stores a random write id in the object's metadata. If the reply to a put is lost, the
+retried put fails because the name is taken, and the id tells whether the first put took it.
+Requests that fail are retried for a limited time.
 """
 
 from __future__ import annotations
@@ -38,45 +38,45 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Azure takes no dash in such a name.
+# Azure allows no dash in the name of metadata.
 WRITE_ID = "wsawrite"
 PAGE = 1000
 
 _STATUS = re.compile(r"status code: (\d{3}) ?([\w ]*)")
 _CODE = re.compile(r"<Code>(\w{1,80})</Code>")
-# Where clouds keep the credentials of their own machines.
+# Addresses where clouds give credentials to their own machines.
 _METADATA = re.compile(r"169\.254\.169\.254|/latest/(api/token|meta-data)|/computeMetadata/")
 _CONFLICTS = {"ConditionalRequestConflict", "OperationAborted"}
 _CREDENTIALS = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId"}
 
 
 class RemoteBackend:
-    """Files below one folder of a bucket. It holds no connection and no credentials itself.
+    """Files below one folder of a bucket. The object holds no connection and no credentials.
 
     Raises:
-        UsageError: The URL is malformed, or holds credentials.
+        UsageError: If the URL is malformed or contains credentials.
     """
 
     def __init__(self, url: str) -> None:
         self.place = parse(url)
-        # Files of which no answer ever said whether they were published: they may appear yet.
+        # Files that were put without an answer: they may still appear.
         self._unsure: set[str] = set()
-        # Whether the last request was given up: the next one must not take as long again.
+        # Whether the last request failed for good, so that the next one is not retried.
         self._down = False
 
     @property
     def url(self) -> str:
-        """The folder, as `s3://bucket/folder`."""
+        """The folder's URL, such as `s3://bucket/folder`."""
         scheme, name, prefix = self.place
         return f"{scheme}://{name}/{prefix}".rstrip("/")
 
     @property
     def at_once(self) -> int:
-        """A request waits some ten milliseconds for the network."""
+        """32, since a request waits about ten milliseconds for the network."""
         return 32
 
     def get(self, path: str, most: int = MAX_FILE_BYTES) -> bytes:
-        """The file's bytes, at most `most`; `FileNotFoundError` if there is none."""
+        """Read a file of at most `most` bytes; `FileNotFoundError` if there is none."""
         key = self._file(path)
 
         def get() -> bytes:
@@ -101,7 +101,7 @@ class RemoteBackend:
         )
 
     def put_new(self, path: str, data: bytes) -> bool:
-        """Publish a file unless one is there; whether this call did."""
+        """Publish a file unless one exists, and return whether this call published it."""
         key = self._file(path)
         write = uuid.uuid4().hex
         sent = False
@@ -114,15 +114,15 @@ class RemoteBackend:
                     key, data, mode="create", attributes={WRITE_ID: write}, use_multipart=False
                 )
             except AlreadyExistsError as error:
-                if _code(error) in _CONFLICTS:  # Perhaps no put has won: S3 asks to put again.
+                if _code(error) in _CONFLICTS:  # Perhaps no put has won: S3 asks for a retry.
                     raise BaseError(str(error)) from None
-                # An earlier put may have published the file, and its reply been lost.
+                # An earlier put may have published the file, and its reply was lost.
                 return again and self._is_ours(key, write, data)
             return True
 
         try:
             won = self._persist(put)
-        except FileNotFoundError as error:  # It is the bucket that is not there.
+        except FileNotFoundError as error:  # The bucket itself is missing.
             raise self._refusal(error) from None
         except BaseException:
             self._unsure.add(key)
@@ -131,7 +131,7 @@ class RemoteBackend:
         return won
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """All files below the folder `prefix`, in no order."""
+        """List all files below the folder `prefix`, in no order."""
         key = self._key(prefix)
         seen: set[str] = set()
         tries = _Tries()
@@ -142,7 +142,7 @@ class RemoteBackend:
                     tries = _Tries()
                     for meta in page:
                         path = meta["path"]
-                        # Consoles make a folder by an empty object that is called like it.
+                        # Web consoles create a folder as an empty object of its name.
                         if path not in seen and path != key:
                             seen.add(path)
                             yield Entry(path, meta["size"], meta["last_modified"].timestamp())
@@ -158,13 +158,13 @@ class RemoteBackend:
                     raise self._refusal(error) from None
 
     def delete(self, path: str) -> None:
-        """Remove a file; nothing happens if there is none."""
+        """Remove a file, if there is one."""
         with contextlib.suppress(FileNotFoundError):
             key = self._file(path)
             self._persist(lambda: self._client().delete(key))
 
     def stat(self, path: str) -> int | None:
-        """The file's length in bytes, or None if there is none."""
+        """Return a file's length in bytes, or None if there is no such file."""
         try:
             key = self._file(path)
             return int(self._persist(lambda: self._client(reading=True).head(key)["size"]))
@@ -172,20 +172,20 @@ class RemoteBackend:
             return None
 
     def _is_ours(self, key: str, write: str, data: bytes) -> bool:
-        """Whether the file that has the name is the one that this put published."""
+        """Whether an earlier try of this put published the existing file."""
         client = self._client(len(data), reading=True)
         try:
             found = client.get(key, options={"head": True})
             if WRITE_ID in found.attributes:
                 return bool(found.attributes[WRITE_ID] == write)
-            # The place keeps no metadata. No two writers put the same bytes where it matters: a
-            # record holds its attempt, and other files lie in the attempt's own folder.
+            # The server keeps no metadata, so compare the bytes. Where it matters, no two writers
+            # put the same: a record contains its attempt, and other files are in that folder.
             return found.meta["size"] == len(data) and bytes(client.get(key).bytes()) == data
         except FileNotFoundError:
             raise BaseError("the file was removed while it was looked at") from None
 
     def _client(self, size: int = 0, *, reading: bool = False) -> Client:
-        """The connections for requests of up to `size` bytes."""
+        """Return a client for requests of up to `size` bytes."""
         scale = 1
         while scale * REQUEST_BYTES < size:
             scale *= 2
@@ -200,7 +200,7 @@ class RemoteBackend:
             ) from None
 
     def _persist(self, request: Callable[[], T]) -> T:
-        """Make a request until it is answered, for good or bad, or has failed for too long."""
+        """Repeat a request until it succeeds, fails for good, or has failed for too long."""
         tries = _Tries(self._down)
         while True:
             try:
@@ -208,7 +208,7 @@ class RemoteBackend:
                 self._down = False
                 return answer
             except FileNotFoundError as error:
-                # Only a put or a read learns that the bucket itself is missing.
+                # The bucket is missing, not the file. Only puts and reads are told so.
                 if "NoSuchBucket" in str(error):
                     raise self._refusal(error) from None
                 raise
@@ -218,7 +218,7 @@ class RemoteBackend:
                     raise self._refusal(error) from None
 
     def _file(self, path: str) -> str:
-        """The key of a file; a folder is none."""
+        """Return a file's key, or raise `FileNotFoundError` for a folder."""
         key = self._key(path)
         if not path or path.endswith("/"):
             raise FileNotFoundError(f"{self.url}/{path}")
@@ -233,7 +233,7 @@ class RemoteBackend:
         return path.removesuffix("/")
 
     def _refusal(self, error: Exception) -> StorageError:
-        """What a request failed of, and what to check; nothing of it is secret."""
+        """Return an error with the reason and what to check, without secrets."""
         scheme, name, _ = self.place
         kind = _kind(error)
         variables = CREDENTIALS[scheme]
@@ -252,14 +252,14 @@ class RemoteBackend:
 
 
 class _Tries:
-    """How long a request has been failing."""
+    """Retries of one request until its time is over."""
 
     def __init__(self, last: bool = False) -> None:
         self._until = time.monotonic() + (0 if last else patience())
         self._pause = 0.1
 
     def again(self, error: Exception) -> bool:
-        """Wait a little and say whether to try again, or that it is of no use."""
+        """Pause and return True if a retry makes sense; return False otherwise."""
         left = self._until - time.monotonic()
         if _kind(error) != "failed" or left <= 0:
             return False
@@ -269,7 +269,7 @@ class _Tries:
 
 
 def _kind(error: Exception) -> str:
-    """What is to be done about an error: `failed` may pass, the others do not."""
+    """Classify an error by its remedy: `failed` may be temporary, all others are permanent."""
     said = str(error)
     status = int(found[1]) if (found := _STATUS.search(said)) else 0
     code = _code(error)
@@ -289,7 +289,7 @@ def _kind(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The server's or the library's words, without addresses, which may hold signatures."""
+    """Return the server's or the library's message without URLs, which may contain signatures."""
     said = _first_line(error)
     if found := _STATUS.search(said):
         return f"the server answered {found[1]} {_code(error) or found[2]}".rstrip()
@@ -306,7 +306,7 @@ def _first_line(error: Exception) -> str:
 
 Client: TypeAlias = S3Store | GCSStore | AzureStore
 
-# What each kind of place reads credentials from, and what else may be set.
+# Environment variables, for messages: credentials and other settings of each scheme.
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (with AWS_SESSION_TOKEN where they are "
     "temporary), or AWS_PROFILE",
@@ -323,7 +323,7 @@ ENDPOINTS = {
     "gs": ("GOOGLE_BASE_URL",),
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
 }
-# With one of these, no profile is looked for.
+# If one of these is set, profiles are not used.
 _GIVEN = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SKIP_SIGNATURE",
@@ -338,7 +338,7 @@ _PROFILES = {
 
 PATIENCE_S = 60.0
 CONNECT_S = 5.0
-# A request for this many bytes may take this long; a larger one in proportion.
+# Time limit of a request of up to this many bytes; a larger one gets more time in proportion.
 REQUEST_S = 30.0
 REQUEST_BYTES = 8 << 20
 
@@ -356,11 +356,11 @@ class Place(NamedTuple):
 
 
 def parse(url: str) -> Place:
-    """The place that a URL names.
+    """Parse a URL.
 
     Raises:
-        UsageError: It is not spelled like `s3://bucket/folder`, or holds what may be secret, which
-            is not repeated.
+        UsageError: If the URL does not look like `s3://bucket/folder`, or may contain a secret. The
+            message does not repeat the secret.
     """
     if found := _URL.fullmatch(url):
         return Place(found[1], found[2], found[3].strip("/"))
@@ -379,10 +379,10 @@ def parse(url: str) -> Place:
 
 
 def patience() -> float:
-    """`WSA_RETRY_S`: seconds after which a request that keeps failing is given up.
+    """Return `WSA_RETRY_S`, the seconds for which a failing request is retried.
 
     Raises:
-        UsageError: It is no number.
+        UsageError: If the variable is not a number.
     """
     try:
         return max(0.0, float(os.environ.get("WSA_RETRY_S") or PATIENCE_S))
@@ -391,7 +391,7 @@ def patience() -> float:
 
 
 def environment() -> tuple[tuple[str, str], ...]:
-    """What connections depend on; they are made again when it has changed."""
+    """Return the variables that a client depends on; a change leads to a new client."""
     names = ("AWS_", "GOOGLE_", "AZURE_")
     return tuple((name, value) for name, value in os.environ.items() if name.startswith(names))
 
@@ -400,19 +400,19 @@ def environment() -> tuple[tuple[str, str], ...]:
 def connect(
     place: Place, scale: int, reading: bool, seconds: float, settings: tuple[tuple[str, str], ...]
 ) -> Client:
-    """Connections to a place, kept for the next call. A request is made once.
+    """Return a cached client that does not retry.
 
     Args:
-        place: The bucket.
-        scale: How many times `REQUEST_S` a whole request may take.
-        reading: Whether to give up where nothing comes for `REQUEST_S`; an upload hears nothing
+        place: The bucket and folder.
+        scale: Time limit of a whole request, in units of `REQUEST_S`.
+        reading: Whether a request fails if nothing arrives for `REQUEST_S`; an upload gets no reply
             before its end.
-        seconds: How long a command waits in all.
-        settings: `environment()`.
+        seconds: Total time for retries, from `patience()`.
+        settings: Environment variables, from `environment()`.
 
     Raises:
-        StorageError: The settings cannot be used.
-        obstore.exceptions.BaseError: The same, as obstore says it.
+        StorageError: If the process was forked after using a bucket, or the settings are invalid.
+        obstore.exceptions.BaseError: If obstore rejects the settings.
     """
     if _forked:
         raise StorageError(
@@ -433,7 +433,7 @@ def connect(
     config: dict[str, Any] = {}
     provider = None
     if scheme == "s3":
-        # Bulk deletion is not known to every server, and wsa deletes one file at a time.
+        # Not every server has bulk deletion, and wsa deletes one file at a time.
         config["disable_bulk_delete"] = True
         if "AWS_CA_BUNDLE" in known:
             options["root_certificate"] = _read(known["AWS_CA_BUNDLE"])
@@ -442,7 +442,7 @@ def connect(
     endpoint = next((known[name] for name in ENDPOINTS[scheme] if known.get(name)), None)
     if (endpoint or config.get("endpoint", "")).startswith("http://"):
         options["allow_http"] = True
-    # Retries are the backend's: only there it is known whether an earlier put may have won.
+    # `RemoteBackend` retries, since only it knows whether an earlier put may have won.
     once: RetryConfig = {"max_retries": 0}
     if scheme == "gs":
         return GCSStore(name, prefix=prefix, client_options=options, retry_config=once)
@@ -459,9 +459,9 @@ def connect(
 
 
 def _profile(known: Mapping[str, str], config: dict[str, Any]) -> Any:
-    """What gives the credentials of `AWS_PROFILE`, or of the default profile; None without either.
+    """Return a provider of the credentials of `AWS_PROFILE` or the default profile, or None.
 
-    The profile's region and endpoint are put into `config` where the environment has none.
+    If the environment has no region or endpoint, the profile's is added to `config`.
     """
     files = (Path(known.get(name, usual)).expanduser() for name, usual in _PROFILES.items())
     if not known.get("AWS_PROFILE") and not any(file.exists() for file in files):
@@ -498,7 +498,7 @@ def _read(certificates: str) -> bytes:
         ) from None
 
 
-# obstore's threads are not in a forked child, which would wait for them for ever.
+# A forked child lacks obstore's threads and would wait for them forever.
 _in_use: list[Place] = []
 _forked = False
 

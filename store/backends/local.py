@@ -1,4 +1,4 @@
-"""A store in a folder: a local disk or a POSIX share (NFS, Lustre, CephFS)."""
+"""Store in a folder: a local disk or a POSIX share (NFS, Lustre, CephFS)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from wsa.store.common.errors import DamagedError, MissingError
 
 
 class LocalBackend:
-    """Files below one folder. No path and no symbolic link leads out of it.
+    """Files below one folder. Paths and symbolic links that lead out of it are refused.
 
     Raises:
-        MissingError: What is there is no folder.
+        MissingError: If the path or one of its parents is a file.
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(os.path.expanduser(root)).absolute()  # noqa: PTH111  Path's raises.
+        self.root = Path(os.path.expanduser(root)).absolute()  # noqa: PTH111  Path.expanduser raises.
         file = _file_in_the_way(self.root)
         if file is not None:
             raise MissingError(
@@ -36,11 +36,11 @@ class LocalBackend:
 
     @property
     def at_once(self) -> int:
-        """A file system's own waiting is short beside what threads cost."""
+        """1, since threads cost more than a file system's latency."""
         return 1
 
     def get(self, path: str, most: int = MAX_FILE_BYTES) -> bytes:
-        """The file's bytes, at most `most`; `FileNotFoundError` if there is none."""
+        """Read a file of at most `most` bytes; `FileNotFoundError` if there is none."""
         full = self._inside(path)
         with storage_errors(full):
             length = _length(full)
@@ -50,34 +50,34 @@ class LocalBackend:
                 try:
                     return full.read_bytes()
                 except FileNotFoundError:
-                    pass  # It was removed just now.
+                    pass  # Removed since `_length` saw it.
         raise FileNotFoundError(full)
 
     def put_new(self, path: str, data: bytes) -> bool:
-        """Publish a file unless one is there; whether this call did."""
+        """Publish a file unless one exists, and return whether this call published it."""
         self._inside(TEMPORARY)
         return write_once(self.root, self._inside(path), data)
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """All files below the folder `prefix`, in no order."""
+        """List all files below the folder `prefix`, in no order."""
         folder = self._inside(prefix)
         with storage_errors(folder):
             for parent, _, files in os.walk(folder, onerror=_refuse):
                 base = os.path.relpath(parent, self.root)
                 start = "" if base == "." else base.replace(os.sep, "/") + "/"
                 for name in files:
-                    with contextlib.suppress(FileNotFoundError):  # Removed just now.
+                    with contextlib.suppress(FileNotFoundError):  # Removed meanwhile.
                         found = os.lstat(f"{parent}{os.sep}{name}")
                         yield Entry(start + name, found.st_size, found.st_mtime)
 
     def delete(self, path: str) -> None:
-        """Remove a file; nothing happens if there is none."""
+        """Remove a file, if there is one."""
         full = self._inside(path)
         with storage_errors(full), contextlib.suppress(FileNotFoundError, IsADirectoryError):
             full.unlink()
 
     def stat(self, path: str) -> int | None:
-        """The file's length in bytes, or None if there is none."""
+        """Return a file's length in bytes, or None if there is no such file."""
         full = self._inside(path)
         with storage_errors(full):
             return _length(full)
@@ -87,7 +87,7 @@ class LocalBackend:
         try:
             real, root = os.path.realpath(full, strict=False), os.path.realpath(self.root)
             inside = os.path.commonpath([real, root]) == root
-        except (ValueError, OSError):  # A NUL byte, or links that run in a circle.
+        except (ValueError, OSError):  # A NUL byte, or a loop of links.
             inside = False
         if not inside:
             raise DamagedError(
@@ -99,13 +99,13 @@ class LocalBackend:
 
 
 def _file_in_the_way(folder: Path) -> Path | None:
-    with contextlib.suppress(OSError):  # Without permission, the first read says so.
+    with contextlib.suppress(OSError):  # The first read reports a missing permission.
         return next((place for place in (folder, *folder.parents) if place.is_file()), None)
     return None
 
 
 def _length(path: Path) -> int | None:
-    """Bytes of a plain file; None for anything else, which reading might hang on."""
+    """Return a plain file's length in bytes; None for anything else, which could block a read."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -114,6 +114,6 @@ def _length(path: Path) -> int | None:
 
 
 def _refuse(error: OSError) -> None:
-    """Stop a listing that would be incomplete; a folder that is not there is merely empty."""
+    """Raise instead of listing incompletely; a missing folder counts as empty."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error

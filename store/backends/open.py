@@ -1,4 +1,4 @@
-"""Which backend serves a store's path or URL."""
+"""Choose the backend for a store's path or URL."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from wsa.store.common.errors import UsageError
 
 
 def open_backend(url: str) -> Backend:
-    """The backend for a folder, given as a path or as `file:///path`, or for a bucket.
+    """Open a folder, given as a path or as `file:///path`, or a bucket.
 
     Raises:
-        UsageError: The URL's scheme is not served, it names no place, or it holds credentials.
+        UsageError: If the URL's scheme is unknown, or it is malformed or contains credentials.
     """
     from wsa.store.backends.local import LocalBackend
 
-    # Pyright reads this file as `store.backends` as well, and takes its Entry for another one.
+    # Pyright also reads this file as `store.backends`, with another `Entry`.
     scheme, separator, rest = url.partition("://")
     if url.startswith(("s3:", "gs:", "az:")):
         from wsa.store.backends.bucket import RemoteBackend
