@@ -1,1 +1,1 @@
-"""Check, repair, clean up and summarise a store."""
+"""Check, repair, clean up and summarize a store."""

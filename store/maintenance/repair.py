@@ -1,13 +1,13 @@
-"""Take damaged objects out of a store, so that the commands that made them make them again.
+"""Take damaged objects out of a store, so that the same commands can make them again.
 
-Nothing is thrown away: what there is of an object may be the only copy. Its record and every file
+Nothing is discarded, since the remains of an object may be the only copy. Its record and every file
 that can still be read are copied to
 
     damaged/<object id>/<attempt>.json      the record
     damaged/<object id>/<attempt>/<file>    the files
 
-and only then is the record removed, which makes the object one that was never committed, and last
-its files. A writer that makes the object again meanwhile writes into a folder of its own.
+Only then is the record removed, so that the object counts as not committed, and then the files. A
+writer that makes the object again meanwhile is not affected, since it writes into its own folder.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from wsa.store.maintenance.sweep import KEPT, owner
 from wsa.store.maintenance.verify import Damage
 from wsa.store.objects.snapshot import read_record
 
-# A recorded command is shown to be typed again: only what cannot be another command is.
+# Users may type a suggested command. So a recorded one is suggested only if it is plainly wsa's.
 _PLAIN_COMMAND = re.compile(r"wsa (collect|import)( [A-Za-z0-9_./=,:-]+)+")
 
 
 @dataclasses.dataclass(frozen=True)
 class Repair:
-    """What was done about one damaged object or record.
+    """Result of repairing one damaged object or record.
 
     Attributes:
         path: The object's path, or its record's.
-        kept: Folder below `damaged/` where what is left of it lies now; "" where nothing was done.
-        left: Files that could not be copied and were left where they are.
-        next: What to run, or to do, next.
+        kept: Folder below `damaged/` that has the remains; "" if nothing was done.
+        left: Files that could not be copied and stay in place.
+        next: What to run or to do next.
     """
 
     path: str
@@ -51,10 +51,11 @@ def repair(backend: Backend, damage: Iterable[Damage]) -> list[Repair]:
 
     Args:
         backend: The store.
-        damage: As `verify` reports it. What a place refused to read now may be whole: it is left.
+        damage: Damage, as `verify` reports it. Objects that the storage refused to read stay, since
+            they may be intact.
 
     Raises:
-        StorageError: The place refused; what was done until then is done.
+        StorageError: If the storage refuses; repairs made before that remain.
     """
     by_path: dict[str, list[Damage]] = {}
     for one in damage:
@@ -72,7 +73,7 @@ def _repair(backend: Backend, path: str, damage: Sequence[Damage]) -> Repair:
 
 
 def _set_object_aside(backend: Backend, damage: Damage) -> Repair:
-    """Copy a damaged object away, then remove its record, then its files."""
+    """Copy a damaged object to `damaged/`, then remove its record, then its files."""
     record = names.commit_path(hashing.object_id(damage.path))
     commit = read_record(backend, record)
     if commit is None or commit.attempt != damage.attempt:
@@ -89,10 +90,10 @@ def _set_object_aside(backend: Backend, damage: Damage) -> Repair:
 
 
 def _set_record_aside(backend: Backend, damage: Damage) -> Repair:
-    """Copy a damaged record away, and the files that it may have named; then remove the record.
+    """Copy a damaged record and the files that it may have named to `damaged/`; remove the record.
 
-    Which attempt it named is not known, so the files stay as well: a writer may be at work there.
-    `wsa sweep` removes what no record names.
+    It is unknown which attempt the record named, and a writer may be active there. So the files
+    also stay in place, and `wsa sweep` removes them later.
     """
     try:
         data = backend.get(damage.path, records.MAX_RECORD_BYTES)
@@ -117,7 +118,7 @@ def _set_record_aside(backend: Backend, damage: Damage) -> Repair:
 
 
 def object_path(damage: Damage) -> str:
-    """Path of the object that a damaged record was the record of, as its files told."""
+    """Return the path of a damaged record's object, which `verify` derived from its files."""
     if not damage.game:
         return names.model_path(damage.model)
     if damage.model:
@@ -132,30 +133,30 @@ def _name(file: str, commit: Commit) -> str:
 
 
 def _copy(backend: Backend, file: str, to: str) -> bool:
-    """Copy a file; False where there is one that cannot be read, or is larger than any of wsa's."""
+    """Copy a file; return False if it exists but cannot be read, or is too large for wsa's."""
     try:
         _keep(backend, to, backend.get(file, MAX_FILE_BYTES))
     except FileNotFoundError:
-        return True  # Nothing is left of it.
+        return True  # There is nothing to copy.
     except DamagedError:
         return False
     return True
 
 
 def _keep(backend: Backend, path: str, data: bytes) -> None:
-    """Publish a copy; where an earlier repair kept other bytes under that name, beside it."""
+    """Publish a copy, under another name if an earlier repair kept other bytes under this one."""
     if backend.put_new(path, data):
         return
     try:
         kept = backend.get(path, len(data))
-    except DamagedError:  # Another that is longer.
+    except DamagedError:  # The other copy is longer.
         kept = None
-    if kept != data:  # An interrupted repair's copy is as good as one of this.
+    if kept != data:  # The copy of an interrupted repair may be the same.
         backend.put_new(f"{path}.{hashing.checksum(data)[:16]}", data)
 
 
 def _next(damage: Damage, command: str) -> str:
-    """What makes or fetches the object again."""
+    """Return the command that makes or fetches the object again."""
     alias = names.key_alias(damage.model) if damage.model else ""
     if damage.game and alias:
         return f"wsa encode --models {damage.model} --game {damage.game}"

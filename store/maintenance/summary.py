@@ -1,6 +1,6 @@
-"""What a store holds, as rows for tables and as JSON: games, segments, models, coverage, bytes.
+"""Contents of a store for tables and JSON: games, segments, models, coverage, bytes.
 
-Only records are read, and of models their specs.
+This reads only records and the specs of models.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class GameSummary:
 
     Attributes:
         game: ALE game id.
-        segments: Segments.
-        pictured: Segments whose frames are here; without them nothing can be encoded.
-        steps: Agent steps.
+        segments: Number of segments.
+        pictured: Number of segments with frames in this store, which encoding needs.
+        steps: Number of agent steps.
         emulator_frames: Steps times the frame skip.
-        frames: Distinct frames, counted segment by segment.
-        episodes: Episodes that ended.
+        frames: Number of frames, distinct within their segment.
+        episodes: Number of episodes that ended.
         mean_return: Mean raw return of those episodes.
-        bytes: Size of the segments, frames included.
-        embedded: Size of the embeddings.
-        encoded: How many segments each model has encoded, by key.
-        models: The same as shares.
+        bytes: Size of the segments in bytes, including frames.
+        embedded: Size of the embeddings in bytes.
+        encoded: Number of segments that each model has encoded, by key.
+        models: Fraction of the segments that each model has encoded, by key.
     """
 
     game: str
@@ -53,7 +53,7 @@ class GameSummary:
 
 
 def summaries(snapshot: Snapshot) -> list[GameSummary]:
-    """Every game with segments, sorted."""
+    """Summarize every game with segments, sorted."""
     by_game: dict[str, list[Commit]] = {}
     for commit in snapshot.commits.values():
         by_game.setdefault(getattr(commit.meta, "game", ""), []).append(commit)
@@ -61,10 +61,10 @@ def summaries(snapshot: Snapshot) -> list[GameSummary]:
 
 
 def summarise(snapshot: Snapshot, game: str) -> GameSummary:
-    """Sum up one game.
+    """Summarize one game.
 
     Raises:
-        MissingError: The store has no frames of it.
+        MissingError: If the store has no segment of the game.
     """
     if not snapshot.segments(game):
         raise MissingError(
@@ -110,17 +110,17 @@ def _summarise(game: str, commits: Iterable[Commit]) -> GameSummary:
 
 
 def commits_of(snapshot: Snapshot, game: str) -> list[Commit]:
-    """Records of everything that belongs to a game."""
+    """Return the records of all objects of a game."""
     return [c for c in snapshot.commits.values() if getattr(c.meta, "game", None) == game]
 
 
 def total_bytes(snapshot: Snapshot) -> int:
-    """Bytes of all committed files of a store."""
+    """Return the size of all committed files of a store in bytes."""
     return sum(commit.bytes for commit in snapshot.commits.values())
 
 
 def card(snapshot: Snapshot, game: str) -> dict[str, Any]:
-    """Everything recorded of a game: protocols, policies, emulators, returns, encoders, authors."""
+    """Return all metadata of a game: protocols, policies, emulators, returns, encoders, authors."""
     metas = snapshot.segments(game)
     summary = summarise(snapshot, game)
     commits = commits_of(snapshot, game)
@@ -143,7 +143,7 @@ def card(snapshot: Snapshot, game: str) -> dict[str, Any]:
 
 
 def _returns(metas: list[SegmentMeta]) -> dict[str, Any]:
-    """What was played and earned, raw."""
+    """Return the number of steps and episodes, and statistics of their raw returns."""
     returns = [returned for meta in metas for _, returned in meta.episodes]
     return {
         "steps": sum(meta.steps for meta in metas),
@@ -155,10 +155,10 @@ def _returns(metas: list[SegmentMeta]) -> dict[str, Any]:
 
 
 def segment_card(snapshot: Snapshot, segment: str) -> dict[str, Any]:
-    """Everything recorded of a segment.
+    """Return all metadata of a segment.
 
     Raises:
-        MissingError: There is no such segment.
+        MissingError: If there is no such segment.
     """
     meta = next((m for m in snapshot.segments() if m.segment == segment), None)
     if meta is None:
@@ -186,10 +186,10 @@ def segment_card(snapshot: Snapshot, segment: str) -> dict[str, Any]:
 
 
 def model_card(snapshot: Snapshot, key: str) -> dict[str, Any]:
-    """Everything recorded of a model.
+    """Return all metadata of a model.
 
     Raises:
-        MissingError: There is no such model.
+        MissingError: If there is no such model.
     """
     if key not in snapshot.models:
         raise MissingError(

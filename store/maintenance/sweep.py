@@ -1,13 +1,13 @@
-"""Remove what dead writers left: files that no record names, once they are older than a grace time.
+"""Remove leftovers of dead writers: files that no record names and that exceed the grace time.
 
-Each attempt to write an object has its own folder, which no other attempt uses. So an attempt that
-no record names is useless, unless its writer is still at work. Its age decides: the one assumption
-is that no single commit takes longer than the grace time. Ages come from the clock of the file
-server, so a wrong clock on this machine changes nothing. A service renews its heartbeat every few
-seconds, so one of that age belongs to a dead service, as does a claim.
+Each attempt to write an object has its own folder. So an attempt that no record names is useless,
+unless its writer is still active. Its age decides this, and the only assumption is that no commit
+takes longer than the grace time. Ages come from the clock of the file server, so a wrong clock on
+this machine does not matter. A service writes a heartbeat every few seconds, so a heartbeat or a
+claim of that age belongs to a dead service.
 
-Nothing is removed that a record names, or of an object whose record cannot be read, or that is not
-spelled as the store spells its own files.
+A sweep never removes a file that a record names, a file of an object whose record cannot be read,
+or a file whose path wsa would not write.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from wsa.store.common.errors import DamagedError, StorageError, UsageError
 from wsa.store.format.records import Commit
 from wsa.store.objects.snapshot import read_each, read_record
 
-# Where `wsa verify --repair` keeps what it took out.
+# Folder where `wsa verify --repair` keeps damaged objects.
 KEPT = "damaged"
 
-# Below an object: the attempt's folder, and a file in it.
+# Path below an object: the attempt's folder, and a file in it.
 _FILE = re.compile(r"([0-9a-f]{16})/[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
 @dataclasses.dataclass(frozen=True)
 class Leftover:
-    """Files that no record names: one attempt to write an object, or one file in the making.
+    """One attempt that no record names, one temporary file, or one sign of a dead service.
 
     Attributes:
-        path: Its folder, or its file in `tmp/`, or the sign or claim of a dead service.
-        files: How many they are.
-        bytes: Their lengths together.
-        age_s: Seconds since the newest of them was published.
+        path: Folder of the attempt, file in `tmp/`, or heartbeat or claim of a dead service.
+        files: Number of files.
+        bytes: Total size in bytes.
+        age_s: Seconds since the newest file was published.
     """
 
     path: str
@@ -50,14 +50,14 @@ class Leftover:
 
 @dataclasses.dataclass(frozen=True)
 class SweepReport:
-    """What a sweep found.
+    """Result of a sweep.
 
     Attributes:
-        leftovers: What is old enough to go, sorted by path.
-        removed: Files that were removed: none in a dry run.
-        kept_young: Files that no record names yet, younger than the grace time.
-        protected: Files kept because the record of their object cannot be read.
-        strange: Paths of files that are not the store's own; they are left alone.
+        leftovers: Leftovers older than the grace time, sorted by path.
+        removed: Number of files removed; 0 in a dry run.
+        kept_young: Number of files younger than the grace time that no record names.
+        protected: Number of files kept because the record of their object cannot be read.
+        strange: Paths of files that wsa would not write; they are kept.
     """
 
     leftovers: tuple[Leftover, ...]
@@ -68,18 +68,18 @@ class SweepReport:
 
     @property
     def files(self) -> int:
-        """Files old enough to go."""
+        """Number of files in the leftovers."""
         return sum(leftover.files for leftover in self.leftovers)
 
     @property
     def bytes(self) -> int:
-        """Their lengths together."""
+        """Size of the leftovers in bytes."""
         return sum(leftover.bytes for leftover in self.leftovers)
 
 
 @dataclasses.dataclass(slots=True)
 class Attempt:
-    """What a listing says of the files of one attempt: how many, their bytes, the newest's time."""
+    """Files of one attempt in a listing: number, total bytes, and time of the newest."""
 
     files: int = 0
     bytes: int = 0
@@ -88,13 +88,13 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What lies in a store beside its records.
+    """All files of a store except its records.
 
     Attributes:
-        attempts: Folders of attempts, and files in `tmp/`, named by a record or not.
-        strange: Paths of files that are not the store's own.
-        kept: Objects and records that a repair has set aside, by their place in `damaged/`.
-        signs: Signs and claims of services.
+        attempts: Attempts by folder, whether or not a record names them, and files in `tmp/`.
+        strange: Paths of files that wsa would not write.
+        kept: Objects and records that a repair moved, by their path in `damaged/`.
+        signs: Heartbeats and claims of services, by path.
     """
 
     attempts: dict[str, Attempt]
@@ -108,15 +108,15 @@ def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = N
 
     Args:
         backend: The store.
-        grace_s: Seconds that a file must be older than; no commit may take longer.
-        dry_run: Remove nothing, and report what would be.
-        now: Seconds since 1970 by the place's clock; asked of the place if not given.
+        grace_s: Minimum age of a leftover in seconds; no commit may take longer.
+        dry_run: Whether to remove nothing and only report.
+        now: Seconds since 1970 by the backend's clock; read from the backend if None.
 
     Raises:
-        StorageError: The store cannot be listed, or a file cannot be removed.
+        StorageError: If the store cannot be listed, or a file cannot be removed.
     """
     oldest = (_clock(backend) if now is None else now) - grace_s
-    # Files before records: what is committed meanwhile has its record by the time they are read.
+    # List files before records, so that files committed in between have a record.
     listing = list_attempts(backend)
     paths = [entry.path for entry in backend.list("commits") if names.is_record(entry.path)]
     for _, commit in read_each(backend, paths):
@@ -130,7 +130,7 @@ def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = N
             young += found.files
             continue
         if not _is_file(path):
-            # Once more, and by name: a listing may be late, and time has passed since.
+            # Look again, by name: a listing may be outdated, and time has passed since.
             try:
                 commit = read_record(
                     backend, names.commit_path(hashing.object_id(path.rpartition("/")[0]))
@@ -147,7 +147,7 @@ def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = N
 
 
 def owner(path: str) -> str | None:
-    """The attempt's folder that a file lies in, or None if a store would not spell it so."""
+    """Return the folder of the attempt that a file belongs to; None if wsa would not write it."""
     parts = path.split("/")
     try:
         if parts[0] == "models":
@@ -167,7 +167,7 @@ def owner(path: str) -> str | None:
 
 
 def list_attempts(backend: Backend, prefix: str = "") -> Listing:
-    """What lies in a store, or in one of its folders, beside its records."""
+    """List the files of a store, or of one of its folders, except records."""
     attempts: dict[str, Attempt] = {}
     strange = []
     kept: dict[str, Attempt] = {}
@@ -197,7 +197,7 @@ def _is_file(path: str) -> bool:
 
 
 def _remove(backend: Backend, path: str, oldest: float) -> int:
-    """Remove a file, or the files of an attempt if none came since; how many."""
+    """Remove a file, or an attempt if it has no new file, and return the number of files removed."""
     files = [path]
     if not _is_file(path):
         entries = [entry for entry in backend.list(path) if owner(entry.path) == path]
@@ -213,7 +213,7 @@ def _remove(backend: Backend, path: str, oldest: float) -> int:
 
 
 def _clock(backend: Backend) -> float:
-    """The time at the place, by the file it publishes for this."""
+    """Return the backend's time in seconds since 1970, from a file published for this."""
     path = f"{TEMPORARY}/{uuid.uuid4().hex}"
     backend.put_new(path, b"clock")
     try:

@@ -1,4 +1,4 @@
-"""Who and what fills a store: bytes, frames and hours, summed from records and one listing."""
+"""Disk usage of a store by game, policy, model or author, from records and one listing."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from wsa.store.objects.snapshot import Snapshot
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What belongs together.
+    """Usage of one game, policy, model or author.
 
     Attributes:
-        name: The game, policy, model or author; in brackets what has none.
-        objects: Committed objects.
-        frames: Frames, distinct within their segment; of a model its embeddings, which are more
-            where it looks at several frames.
+        name: The game, policy, model or author; in parentheses for objects that have none.
+        objects: Number of committed objects.
+        frames: Number of frames, distinct within their segment. For a model, its embeddings, which
+            are more than the frames if its window is above 1.
         screens: Bytes of frames.
         rows: Bytes of rows.
         embeddings: Bytes of embeddings.
         models: Bytes of models: specs, probe vectors, bases.
-        bytes: Bytes of all these.
-        seconds: How long the passes took that made the embeddings.
+        bytes: Sum of these four.
+        seconds: Duration of the passes that computed the embeddings.
     """
 
     name: str
@@ -48,14 +48,14 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """What fills a store.
+    """Disk usage of a store.
 
     Attributes:
-        by: What was summed over.
-        shares: The sums, largest first.
-        total: The sum of all.
-        leftovers: Files that no record names: writers that died, or are at work.
-        damaged: Files that were put aside as damaged.
+        by: Grouping: `game`, `policy`, `model` or `author`.
+        shares: Usage of each group, largest first.
+        total: Usage of all objects.
+        leftovers: Files that no record names, of dead or active writers.
+        damaged: Files that a repair moved to `damaged/`.
     """
 
     by: str
@@ -68,7 +68,7 @@ class Usage:
 def usage(snapshot: Snapshot, by: str) -> Usage:
     """Sum up a store by `game`, `policy`, `model` or `author`.
 
-    Reads no object: sizes stand in the records, and leftovers are found by listing the store.
+    This reads no object: records have the sizes, and a listing of the store shows the leftovers.
     """
     policies = {(m.game, m.segment): m.policy for m in snapshot.segments()}
     group: dict[str, Callable[[Commit], str]] = {
@@ -113,7 +113,7 @@ def _policy(commit: Commit, policies: dict[tuple[str, str], str]) -> str:
 
 
 def _add(share: Share, commit: Commit, embedded: bool) -> Share:
-    """A share with one object more; `embedded` counts frames for models, not for segments."""
+    """Return a share with one more object; `embedded` counts embeddings instead of frames."""
     meta = commit.meta
     frames = 0
     if isinstance(meta, EmbeddingMeta) and embedded:

@@ -1,10 +1,10 @@
-"""Check every byte of a store and say what is damaged; change nothing.
+"""Check every byte of a store and report damage, without changing anything.
 
-Each commit record is parsed and its own checksum compared; each file it names is read, compared
-with its length and blake3, and each array is decoded. Of an array that is not what was committed,
-the chunks whose own checksums fit are still sound, so what is lost is named to the row. What no
-record names is counted but is not damage: it is the leftover of a writer that died, or of one that
-is at work. Of an embedding and its segment it is also compared how many frames or rows they have.
+Each commit record is parsed and checked against its own checksum. Each file that it names is read
+and compared with its length and blake3, and each array is decoded. In a damaged array, the chunks
+with correct checksums are still valid, so the report names the damaged rows. The number of
+embeddings is compared with the segment's frames or rows. Files that no record names are counted,
+but they are not damage: they belong to dead or active writers.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from wsa.store.format.records import Commit, EmbeddingMeta, Meta, ModelMeta, Seg
 from wsa.store.maintenance.sweep import KEPT, list_attempts
 from wsa.store.objects.snapshot import Snapshot, group_arrays, list_records, read_record
 
-# Beyond this much damage, only the number is reported, so that it cannot fill the memory.
+# Further damage is only counted, so that it cannot fill the memory.
 MOST_LISTED = 10_000
-# Checked side by side where reads wait for a network; each takes the memory of an object.
+# Number of concurrent checks on a network; each takes the memory of one object.
 OBJECTS_AT_ONCE = 8
 
 Rows = tuple[tuple[int, int], ...]
@@ -40,14 +40,14 @@ class Damage:
     """One damaged array, object or record.
 
     Attributes:
-        path: The object's path, or its record's where that is what is damaged.
-        kind: Stable code of the failure, as of the error that reading it raises.
-        why: What was found.
-        game, segment, model: What it belongs to; "" where it belongs to none or is unknown.
-        array: The damaged array, "" where it is all of the object.
-        unit: What `rows` counts: `rows` of the segment, or its distinct `frames`.
-        rows: Damaged rows, as (first, last).
-        attempt: The attempt that the record names, "" where the record is what is damaged.
+        path: The object's path, or the record's path if the record is damaged.
+        kind: Kind of the error that reading raises.
+        why: Message of that error.
+        game, segment, model: Owner of the object; "" if it has none or it is unknown.
+        array: The damaged array; "" for the whole object.
+        unit: Unit of `rows`: the segment's `rows`, or its distinct `frames`.
+        rows: Damaged ranges, each as (first, last).
+        attempt: The attempt that the record names; "" if the record is damaged.
     """
 
     path: str
@@ -63,7 +63,7 @@ class Damage:
 
     @property
     def concerns(self) -> str:
-        """Game, segment, model and rows in words, as far as they can be told."""
+        """Game, segment, model and rows in words, as far as they are known."""
         said = [
             f"{word} {value}"
             for word, value in (
@@ -87,17 +87,17 @@ class Damage:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a verification saw.
+    """Result of a verification.
 
     Attributes:
-        objects: Committed objects read.
-        of: Objects that the store has; more than `objects` where a sample was read.
-        files: Files read.
-        bytes: Bytes of objects read.
-        leftovers: Files that no record names; None where a sample was read.
-        set_aside: Objects and records that lie in `damaged/`.
-        damage: What is damaged, sorted by path; `MOST_LISTED` at most.
-        unlisted: Damage beyond what is listed.
+        objects: Number of committed objects read.
+        of: Number of objects in the store; more than `objects` if only a sample was read.
+        files: Number of files read.
+        bytes: Size of the objects read.
+        leftovers: Number of files that no record names; None if only a sample was read.
+        set_aside: Number of objects and records in `damaged/`.
+        damage: Damage, sorted by path; at most `MOST_LISTED` entries.
+        unlisted: Number of further damages.
     """
 
     objects: int
@@ -115,17 +115,17 @@ def verify(
     on_object: Callable[[int, int], None] = lambda done, total: None,
     sample: float = 1.0,
 ) -> Report:
-    """Read every committed byte of a store, or of some of its objects.
+    """Check all objects of a store, or a random sample.
 
     Args:
         backend: The store.
-        on_object: Called with (objects done, objects in all) after each.
-        sample: Share of the objects to read, chosen at random.
+        on_object: Called after each object with the numbers of objects done and in total.
+        sample: Fraction of the objects to read.
 
     Raises:
-        StorageError: The store cannot be listed. What cannot be read is damage.
+        StorageError: If the store cannot be listed. An unreadable file counts as damage instead.
     """
-    # Before the records: what is committed meanwhile is then whole, and no leftover.
+    # List files before records, so that a commit in between does not count as a leftover.
     found = list_attempts(backend, "" if sample >= 1 else KEPT)
     paths = [entry.path for entry in list_records(backend)]
     total = len(paths)
@@ -151,7 +151,8 @@ def verify(
         else:
             unlisted += 1
     left = sum(attempt.files for attempt in found.attempts.values()) + len(found.strange)
-    # A record's name is the hash of its object's path, so the files that lie there tell which.
+    # A record's name is the hash of its object's path. So the paths of files without a readable
+    # record tell which object a damaged record belongs to.
     orphans = {path.rpartition("/")[0] for path in found.attempts}
     by_record = {names.commit_path(hashing.object_id(path)): path for path in orphans}
     damage = [_with_object(one, by_record) for one in damage]
@@ -169,7 +170,7 @@ def verify(
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What the check of one record and its object found; no folder where the record is damaged."""
+    """Result of checking one record and its object; `folder` is empty if the record is damaged."""
 
     damage: Sequence[Damage] = ()
     folder: str = ""
@@ -179,7 +180,7 @@ class _Seen:
 
 
 class _Counts:
-    """How many frames and rows segments have, and embeddings; compared once all were read."""
+    """Numbers of frames, rows and embeddings, to compare after all objects have been read."""
 
     def __init__(self) -> None:
         self._segments: dict[str, tuple[int, int]] = {}
@@ -194,7 +195,7 @@ class _Counts:
             self._embeddings[records.meta_path(meta)] = of, meta.window > 1, meta.shape[0]
 
     def wrong(self, backend: Backend) -> Iterator[Damage]:
-        """Embeddings of which there are more or fewer than their segment has frames or rows."""
+        """Yield embeddings whose number differs from their segment's frames or rows."""
         for path, (of, unit, count) in self._embeddings.items():
             if of not in self._segments or self._segments[of][unit] == count:
                 continue
@@ -213,7 +214,7 @@ def _check_all(backend: Backend, paths: Sequence[str]) -> Iterator[_Seen]:
         yield from map(check, paths)
         return
     with ThreadPoolExecutor(OBJECTS_AT_ONCE) as threads:
-        step = 16 * OBJECTS_AT_ONCE  # All at once would be a million futures.
+        step = 16 * OBJECTS_AT_ONCE  # Submitting all at once could make a million futures.
         for at in range(0, len(paths), step):
             yield from threads.map(check, paths[at : at + step])
 
@@ -223,7 +224,7 @@ def _check(backend: Backend, path: str) -> _Seen:
         commit = read_record(backend, path)
     except (DamagedError, StorageError) as error:
         return _Seen([Damage(path, error.kind, str(error))])
-    if commit is None:  # Removed just now.
+    if commit is None:  # Removed meanwhile.
         return _Seen()
     damage = list(_check_object(Snapshot(backend, {}), commit))
     return _Seen(damage, commit.folder, len(commit.files), commit.bytes, commit.meta)
@@ -231,7 +232,7 @@ def _check(backend: Backend, path: str) -> _Seen:
 
 @dataclasses.dataclass(frozen=True)
 class _Bad:
-    """A file that is not what was committed, and what there is of it."""
+    """A file that is not what was committed, and its bytes if they can be read."""
 
     error: WsaError
     data: bytes | None
@@ -267,12 +268,12 @@ def _check_object(snapshot: Snapshot, commit: Commit) -> Iterator[Damage]:
                 stored = check_metadata(files.get(f"{prefix}zarr.json"), shape, dtype, chunk)
                 rows = tuple(layout.damaged_rows(stored, data))
         yield _damage(commit, name, rows, why)
-    for one in bad.values():  # Of no array: all of the object depends on it.
+    for one in bad.values():  # Files outside the arrays, on which the whole object depends.
         yield _damage(commit, "", (), one.error)
 
 
 def _read_apart(snapshot: Snapshot, commit: Commit) -> tuple[dict[str, bytes], dict[str, _Bad]]:
-    """An object's files one by one: those that are right, and those that are not."""
+    """Read an object's files one by one, and return the good ones and the bad ones."""
     files, bad = {}, {}
     for file in commit.files:
         try:
@@ -286,7 +287,7 @@ def _read_apart(snapshot: Snapshot, commit: Commit) -> tuple[dict[str, bytes], d
 
 
 def _damage(commit: Commit, array: str, rows: Rows, why: WsaError) -> Damage:
-    """Damage to some rows of an array, or of all the object where no rows are given."""
+    """Return damage to some rows of an array, or to all rows if `rows` is empty."""
     meta = commit.meta
     model, segment, game, unit, count = "", "", "", "", 0
     if isinstance(meta, ModelMeta):
@@ -299,7 +300,7 @@ def _damage(commit: Commit, array: str, rows: Rows, why: WsaError) -> Damage:
             model, unit, count = meta.model, meta.unit, meta.shape[0]
         else:
             count = meta.frames
-            rows = () if array == "palette" else rows  # Which all frames are seen through.
+            rows = () if array == "palette" else rows  # All frames need the palette.
     if count and not rows:
         rows = ((0, count - 1),)
     return Damage(
@@ -308,7 +309,7 @@ def _damage(commit: Commit, array: str, rows: Rows, why: WsaError) -> Damage:
 
 
 def _with_object(damage: Damage, objects: Mapping[str, str]) -> Damage:
-    """Damage of a record, with what the files tell of the object that it was the record of."""
+    """Add to a damaged record what the files' path tells about its object."""
     parts = objects.get(damage.path, "").split("/")
     if damage.attempt or len(parts) < 2:
         return damage
