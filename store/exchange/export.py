@@ -1,20 +1,20 @@
-"""Write a game's rows and embeddings as plain arrays, for people without wsa.
+"""Export a game's rows and embeddings as plain arrays, for people without wsa.
 
-An export is one Zarr group of format 3, in a folder, that zarr, dask and xarray open as it is:
+An export is one Zarr v3 group in a folder, which zarr, dask and xarray can open:
 
-    <model key>     (frame, ...)                     float16 or float32, one array for each model;
-                    (row, ...)                       of a model that looks at several frames
+    <model key>     (frame, ...)                     float16 or float32, one array per model;
+                    (row, ...)                       if the model's window is above 1
     digest          (frame, byte)                    uint8, blake3-128 of the frame's RGB bytes
-    frames          (frame, y, x, channel)           uint8 RGB, where asked for
-    frame_index, action, reward, ...                 (row,) each: the table of `columns.ROW_COLUMNS`
+    frames          (frame, y, x, channel)           uint8 RGB, if requested
+    frame_index, action, reward, ...                 (row,) each: the columns of `ROW_COLUMNS`
 
-Row i is an observation; its action, reward and ends are what followed. Segments that continue each
-other are joined, so that the row after a step is its next observation, and an episode of T steps has
-T + 1 rows, of which the last has action -1. Frames are distinct within a segment, not over the
-game: their digests tell which ones repeat.
+Row i is an observation; its action, reward, terminated and truncated are those of the step that
+follows it. Consecutive segments are joined, so that the row after a step is its next observation. An
+episode of T steps has T + 1 rows, and the last has action -1. Frames are distinct within a segment,
+not within the game: equal frames have equal digests.
 
-Segments are copied one after another, so memory stays bounded. A folder named `PATH.partial` is
-filled and renamed at the end: PATH is whole or absent.
+Segments are copied one after another, so memory stays bounded. The export is written to
+`PATH.partial` and renamed at the end, so PATH is complete or absent.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from wsa.store.format.records import SegmentMeta
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import Snapshot
 
-# Of a chunk, which is a file: large enough for few files, small enough to be held for every column.
+# Size of a chunk, which is a file: few files, and one chunk of every column fits in memory.
 CHUNK_BYTES = 4 << 20
 
 # Name, type and meaning of each column of the table of rows.
@@ -68,15 +68,15 @@ ROW_COLUMNS: dict[str, tuple[str, str]] = {
 
 
 class Column:
-    """One array, written chunk by chunk, so that no chunk is written twice.
+    """One array, written in whole chunks, so that no chunk is written twice.
 
     Args:
-        group: Where to make it.
-        name: Its name.
-        shape: Its shape; fewer rows may come.
-        dtype: Its type.
-        axes: Names of its axes.
-        attributes: What to say of it.
+        group: Parent group of the array.
+        name: Name of the array.
+        shape: Shape of the array; it is shortened if fewer rows are added.
+        dtype: Type of the array.
+        axes: Names of the axes.
+        attributes: Zarr attributes of the array.
     """
 
     def __init__(
@@ -106,18 +106,18 @@ class Column:
         self.count = 0
 
     def add(self, rows: NDArray[Any]) -> None:
-        """Take more rows."""
+        """Append rows, and write the chunks that are complete."""
         self._held.append(rows)
         self._waiting += len(rows)
         if self._waiting >= self._chunk:
             joined = np.concatenate(self._held)
             whole = len(joined) // self._chunk * self._chunk
             self._put(joined[:whole])
-            # A copy, which does not keep the whole alive.
+            # Copy, since a view would keep the whole array in memory.
             self._held = [joined[whole:].copy()]
 
     def finish(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows, and shorten the array to the rows written."""
         if self._waiting:
             self._put(np.concatenate(self._held))
         if self.count < self._array.shape[0]:
@@ -130,22 +130,22 @@ class Column:
 
 
 class Table:
-    """Joins segments that continue each other, and numbers episodes over all of them."""
+    """Table of rows that joins consecutive segments and numbers the episodes of all segments."""
 
     def __init__(self, columns: dict[str, Column]) -> None:
         self._columns = columns
-        self._last: dict[str, NDArray[Any]] | None = None  # the row that may be repeated
-        self._end: tuple[str, int, int] | None = None  # where the last segment's play went on
+        self._last: dict[str, NDArray[Any]] | None = None  # last row, which a segment may repeat
+        self._end: tuple[str, int, int] | None = None  # run, env and start of a next segment
         self._episodes = 0
 
     def add(self, meta: SegmentMeta, number: int, rows: arrays.Arrays, frame: int) -> None:
-        """Take a segment's rows.
+        """Append a segment's rows.
 
         Args:
             meta: The segment.
-            number: Its place among the exported ones.
-            rows: Its row fields, and what models saw in the window that ends at each row.
-            frame: Place of its first frame.
+            number: Index of the segment in the export.
+            rows: Row fields, and embeddings of the window that ends at each row.
+            frame: Index of the segment's first frame in the export.
         """
         context = int(rows["context"].sum())
         joined = self._end == (meta.run, meta.env, meta.start) and not rows["is_first"][context]
@@ -180,20 +180,20 @@ class Table:
         self._last = None
 
 
-VERSION = 1  # of the attributes and of the arrays' names
+VERSION = 1  # Version of the attributes and of the names of arrays.
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportPlan:
-    """What an export would hold.
+    """Contents of an export.
 
     Attributes:
         game: ALE game id.
         models: Keys of the models.
-        pictures: Whether the frames themselves are exported.
-        segments: The segments, in the order of play.
-        rows: Rows at most; fewer where segments continue each other.
-        frames: Frames, distinct within each segment.
+        pictures: Whether to export frames.
+        segments: Segments in order of play.
+        rows: Maximum number of rows; joined segments have fewer.
+        frames: Number of frames, distinct within each segment.
         bytes: Size before compression.
     """
 
@@ -209,17 +209,18 @@ class ExportPlan:
 def plan_export(
     snapshot: Snapshot, game: str, models: Sequence[str] = (), pictures: bool = False
 ) -> ExportPlan:
-    """See what an export would hold; only records are read.
+    """Plan an export; this reads only records.
 
     Args:
-        snapshot: What to export from.
+        snapshot: The snapshot to export from.
         game: ALE game id.
         models: Keys of the models; each must have encoded every segment.
-        pictures: Whether to export the frames themselves.
+        pictures: Whether to export frames.
 
     Raises:
-        MissingError: No such game, a model has not encoded it all, or frames are not here.
-        ConflictError: Embeddings of a model, or screens, are not all of one shape.
+        MissingError: If there is no such game, a model has not encoded every segment, or the store
+            lacks frames.
+        ConflictError: If a model's embeddings, or the screens, differ in shape.
     """
     segments = sorted(snapshot.segments(game), key=lambda m: (m.run, m.env, m.start))
     url = snapshot.backend.url
@@ -255,7 +256,7 @@ def plan_export(
 
 
 def _embedding(snapshot: Snapshot, game: str, key: str) -> tuple[int, tuple[int, ...], str]:
-    """A model's window, the shape of one embedding, and the type that holds all of them."""
+    """Return a model's window, the shape of one embedding, and a dtype that holds all of them."""
     metas = snapshot.embeddings(game, key)
     found = {(meta.window, meta.shape[1:]) for meta in metas}
     if len(found) != 1:
@@ -284,18 +285,18 @@ def export(
     """Write an export.
 
     Args:
-        snapshot: What the plan was made of.
-        plan: From `plan_export`.
-        path: The folder to make.
-        on_segment: Called with (segments done, segments in all) after each.
+        snapshot: The snapshot that the plan was made from.
+        plan: Plan from `plan_export`.
+        path: The folder to create.
+        on_segment: Called after each segment with the numbers of segments done and in total.
 
     Returns:
-        Rows written.
+        Number of rows written.
 
     Raises:
-        ConflictError: Something exists at `path`, or somebody is writing there.
-        DamagedError: Stored bytes are not what was committed; `path` is not made.
-        StorageError: No room, or the folder refused.
+        ConflictError: If `path` exists, or another process is writing it.
+        DamagedError: If stored bytes are not what was committed; `path` is not created.
+        StorageError: If there is no space, or the folder cannot be written.
     """
     partial = path.with_name(f"{path.name}.partial")
     with atomic_files.storage_errors(path), _alone(path, partial):
@@ -308,7 +309,7 @@ def export(
 
 @contextlib.contextmanager
 def _alone(path: Path, partial: Path) -> Iterator[None]:
-    """`partial` as an empty folder that no other process writes to."""
+    """Lock `partial` as an empty folder that no other process writes to."""
     if path.exists():
         raise ConflictError(
             "run-exists", f"Something exists at {path}. Export to another path, or remove it."
@@ -317,14 +318,14 @@ def _alone(path: Path, partial: Path) -> Iterator[None]:
     handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
-            # The lock is the process's: it does not outlive a kill.
+            # The system releases this lock when the process dies.
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConflictError(
                 "run-exists", f"Another process is writing {partial}. Wait for it."
             ) from None
         for stale in partial.iterdir():
-            # What a killed export left has these names; anything else is somebody's own.
+            # A killed export leaves only such files; any other file is a user's.
             if stale.name != "zarr.json" and not (stale / "zarr.json").exists():
                 raise ConflictError(
                     "run-exists", f"{stale} is not an export's. Move it, or export elsewhere."
@@ -349,7 +350,7 @@ def _write(
         {"meaning": "blake3-128 of the frame's RGB bytes"},
     )  # fmt: skip
     models = {key: _model(snapshot, plan, group, key) for key in plan.models}
-    # What saw a window belongs to its row, and is joined as rows are.
+    # An embedding of a window belongs to a row, so it is joined like one.
     windowed = {
         key: models.pop(key) for key in plan.models if _embedding(snapshot, plan.game, key)[0] > 1
     }
@@ -377,7 +378,7 @@ def _write(
     if pictures:
         pictures.finish()
     with warnings.catch_warnings():
-        # That other programs may not know it: they then read the arrays' own metadata.
+        # It warns that other programs may not support it; they read each array's metadata instead.
         warnings.simplefilter("ignore", ZarrUserWarning)
         zarr.consolidate_metadata(folder, zarr_format=3)
     return columns["action"].count
@@ -423,7 +424,7 @@ def _spec(snapshot: Snapshot, key: str) -> dict[str, Any]:
 def _model(snapshot: Snapshot, plan: ExportPlan, group: zarr.Group, key: str) -> Column:
     window, shape, dtype = _embedding(snapshot, plan.game, key)
     unit, count = ("frame", plan.frames) if window == 1 else ("row", plan.rows)
-    # Axes of their own: of two models one axis may have two lengths.
+    # Each model has its own axes, since an axis may differ in length between models.
     axes = (unit, *(f"{key}_{axis}" for axis in range(1, len(shape) + 1)))
     spec = _spec(snapshot, key)
     said = ("timm_name", "source", "licence")

@@ -1,11 +1,11 @@
-"""Bring to one store what another has: a union, made by copying what is lacking.
+"""Copy to one store the objects that another has and it lacks.
 
-Nothing is ever removed or overwritten. What an object rests on is copied before it, each file is
-compared with its record on the way, and the record comes last, as it does when `writer` writes. A
-copy that was interrupted has therefore left whole objects, and the same copy goes on behind them.
+Nothing is ever removed or overwritten. An object is copied after the objects it depends on, each
+file is checked against its record, and the record comes last, as in `writer`. So an interrupted copy
+leaves complete objects, and the same command continues after them.
 
-Two objects of one path may still not be the same: a segment of other frames, a model that returns
-other numbers. Such an object and what rests on it stay where they are, and are named.
+Two objects of the same path may still differ: a segment with other frames, or a model that returns
+other embeddings. Such an object, and those that depend on it, are not copied but reported.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from wsa.store.objects.writer import (
     require_new,
 )
 
-# Each kind depends on those before it; frames come before rows, so a reader of rows may encode.
+# Each kind depends on those before it. Frames come before rows, so visible rows can be encoded.
 ORDER: tuple[type[Meta], ...] = (ModelMeta, FramesMeta, SegmentMeta, EmbeddingMeta)
 
-# Of files that are being copied at one moment, unless one alone is larger.
+# Limit on the size of files being copied at the same time, unless a single one is larger.
 MAX_HELD_BYTES = 512 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something that was left alone: where it is, and why."""
+    """An object or record that was not copied: its path and the reason."""
 
     path: str
     why: str
@@ -55,14 +55,14 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class SyncPlan:
-    """What a copy would do.
+    """Plan of a copy.
 
     Attributes:
-        objects: Records of the objects to copy, in the order of `ORDER`.
-        present: Objects that were asked for and are there already.
-        left: Embeddings that stay behind, for want of a segment or a model that both stores agree on.
-        damaged: What could not be compared.
-        conflicts: What the two stores disagree on.
+        objects: Records of the objects to copy, sorted by `ORDER`.
+        present: Number of requested objects that the target already has.
+        left: Number of embeddings that are not copied because their segment or model is not.
+        damaged: Objects that could not be compared.
+        conflicts: Objects that differ between the two stores.
     """
 
     objects: tuple[Commit, ...]
@@ -74,13 +74,13 @@ class SyncPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Copied:
-    """What a copy did.
+    """Result of a copy.
 
     Attributes:
-        objects: Records of the objects that it made visible.
-        present: Objects of the plan that somebody else had brought meanwhile.
-        left: Embeddings of the plan whose segment or model could not be copied.
-        damaged: Objects that were not copied since their bytes are not what was committed.
+        objects: Records of the objects that the copy made visible.
+        present: Number of planned objects that another process copied meanwhile.
+        left: Number of planned embeddings whose segment or model could not be copied.
+        damaged: Objects that were not copied because their bytes are not what was committed.
     """
 
     objects: tuple[Commit, ...]
@@ -90,16 +90,16 @@ class Copied:
 
 
 def saved(objects: Sequence[Commit]) -> tuple[int, float]:
-    """Passes that these objects save their receiver, and the seconds that they took."""
+    """Return the number of passes that the copied objects save, and their duration in seconds."""
     metas = [c.meta for c in objects if isinstance(c.meta, EmbeddingMeta)]
     return sum(m.passes for m in metas), math.fsum(m.seconds for m in metas)
 
 
 def survey(backend: Backend) -> tuple[Snapshot, tuple[Finding, ...]]:
-    """A snapshot of the objects whose records are whole, and the records that are not.
+    """Return a snapshot of the objects with intact records, and the damaged records.
 
     Raises:
-        StorageError: The store refused.
+        StorageError: If the store refuses a read.
     """
     with contextlib.suppress(DamagedError):
         return take_snapshot(backend), ()
@@ -121,20 +121,20 @@ def plan_sync(
     same_model: Callable[[Files, Files], bool] = lambda ours, theirs: ours == theirs,
     unreadable: Collection[str] = (),
 ) -> SyncPlan:
-    """What `target` lacks of what `source` has.
+    """Plan to copy what `source` has and `target` lacks.
 
     Args:
-        source: Where to take from.
-        target: Where to bring it.
-        games: Games; all where empty.
-        models: Aliases or keys of models; where empty, all that have encoded one of the games.
-        frames: Whether to copy the pictures too, which encoding needs and training does not.
-        same_model: Whether two models of one key, given their files, return the same embeddings.
-            Asked only where the files differ.
-        unreadable: Paths of records in `target` that are damaged; their objects are left alone.
+        source: The store to copy from.
+        target: The store to copy to.
+        games: ALE game ids; all games if empty.
+        models: Aliases or keys of models; if empty, all that have encoded one of the games.
+        frames: Whether to copy frames too, which encoding needs and training does not.
+        same_model: Takes the files of two models with the same key, and returns whether they give
+            the same embeddings. Called only if the files differ.
+        unreadable: Paths of damaged records in `target`; their objects are skipped.
 
     Raises:
-        MissingError: The source has no such game or model.
+        MissingError: If the source has no such game or model.
     """
     _require_games(source, games)
     wanted = _models(source, games, models)
@@ -170,17 +170,17 @@ def copy(
     plan: SyncPlan,
     on_object: Callable[[Commit], None] = lambda commit: None,
 ) -> Copied:
-    """Carry out a plan: several objects at once, but none before what it rests on.
+    """Execute a plan with several objects at once, but none before those it depends on.
 
     Args:
-        source: The snapshot that was planned with.
-        target: The store to bring its objects to.
-        plan: From `plan_sync`.
+        source: The snapshot that the plan was made from.
+        target: The store to copy to.
+        plan: Plan from `plan_sync`.
         on_object: Called after each object, copied or not.
 
     Raises:
-        DamagedError: Something that leads out of the store was planted in `target`.
-        StorageError: One of the stores refused. What was copied stays.
+        DamagedError: If `target` contains a link that leads out of it.
+        StorageError: If one of the stores refuses; objects copied before that remain.
     """
     threads = max(PUTS_AT_ONCE, source.backend.at_once, target.at_once)
     objects: list[Commit] = []
@@ -207,7 +207,7 @@ def copy(
 
 
 class _Planner:
-    """Collects what a plan consists of, object by object."""
+    """Builds a plan, object by object."""
 
     def __init__(self, source: Snapshot, target: Snapshot, unreadable: frozenset[str]) -> None:
         self._source, self._target, self._unreadable = source, target, unreadable
@@ -231,11 +231,14 @@ class _Planner:
         path: str,
         other: Callable[[Snapshot, Snapshot, str], str] = lambda source, target, path: "",
     ) -> bool:
-        """Whether the target has the source's object at `path`, or will have it.
+        """Plan to copy the object at `path`, unless the target has it.
 
         Args:
-            path: The object.
-            other: Says in which way the target's object is another one; nothing if it is the same.
+            path: The object's path.
+            other: Returns how the target's object differs; "" if it is the same.
+
+        Returns:
+            Whether the target has the source's object, or will have it.
         """
         commit = self._source.commit(path)
         if names.commit_path(commit.id) in self._unreadable:
@@ -276,7 +279,7 @@ def _require_games(source: Snapshot, games: Sequence[str]) -> None:
 
 
 def _models(source: Snapshot, games: Sequence[str], wanted: Sequence[str]) -> set[str]:
-    """Keys of the models asked for."""
+    """Return the keys of the requested models."""
     if not wanted:
         encoded = {e.model for e in source.embeddings() if not games or e.game in games}
         return encoded if games else encoded.union(source.models)
@@ -309,7 +312,7 @@ def _other_model(
 
 def _other_frames(source: Snapshot, target: Snapshot, path: str) -> str:
     here, there = source.commit(path), target.commit(path)
-    # The same digests give the same files, unless two versions of the libraries packed them.
+    # The same digests give the same files, unless different library versions encoded them.
     if _digest_files(here) == _digest_files(there):
         return ""
     ours, theirs = here.meta, there.meta
@@ -329,7 +332,7 @@ def _digest_files(commit: Commit) -> list[records.File]:
 
 
 def _name(meta: Meta) -> tuple[str, ...]:
-    """What others rest on: a model or a segment, by its name."""
+    """Return the name by which others depend on a model or a segment; () for other objects."""
     if isinstance(meta, ModelMeta):
         return ("model", meta.model)
     if isinstance(meta, SegmentMeta):
@@ -346,9 +349,10 @@ def _rests_on(meta: Meta) -> tuple[tuple[str, ...], ...]:
 def _side_by_side(
     work: Callable[[Commit], bool | str], objects: Sequence[Commit], threads: int
 ) -> Generator[tuple[Commit, bool | str]]:
-    """Each object and what `work` gave for it, in no order.
+    """Run `work` on objects in threads, and yield each object with its result, in no order.
 
-    A bounded number is under way, and not many large ones: each has one file in memory.
+    The number of objects in progress is limited, and so is the total size of their largest files,
+    since each has one file in memory.
     """
     waiting = collections.deque(objects)
     flying: dict[Future[bool | str], Commit] = {}
@@ -372,11 +376,11 @@ def _largest(commit: Commit) -> int:
 
 
 def _copy_object(source: Snapshot, target: Backend, commit: Commit) -> bool | str:
-    """Copy one object, as a new attempt: another attempt's folder may be swept.
+    """Copy one object as a new attempt, since a sweep may remove an older attempt's folder.
 
     Returns:
-        True if this call made it visible, False if it was visible already; where the source's
-        bytes are not what was committed, why it was not copied.
+        True if this call made it visible, False if it already was; the reason if it was not copied
+        because the source's bytes are not what was committed.
     """
     if committed(target, commit.meta):
         return False
