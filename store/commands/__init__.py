@@ -1,1 +1,1 @@
-"""The commands that manage a store: push, pull, merge, verify, sweep, list, show, du."""
+"""The commands that manage a store: init, push, pull, merge, verify, sweep, du."""

@@ -1,4 +1,4 @@
-"""The verb `init`: start a store, and let a group share it."""
+"""The command `wsa init`: create a store, and share it with a group."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.configs import InitOptions
 from wsa.store.objects.root import open_store
 
-SHARED = 0o2775  # The group may write, and what is made inside is the group's.
+SHARED = 0o2775  # The group may write, and new files and folders inherit the group.
 
 
 def init(o: InitOptions) -> int:
@@ -51,10 +51,10 @@ def init(o: InitOptions) -> int:
 
 
 def _share(root: Path, group: str) -> None:
-    """Give the root to a group that may write there.
+    """Let `group` write to the root, or the root's own group if `group` is empty.
 
     Raises:
-        UsageError: There is no such group.
+        UsageError: If there is no such group.
     """
     if group:
         try:
@@ -71,7 +71,7 @@ def _share_content(root: Path) -> tuple[int, dict[str, int]]:
     """Give everything in a store the permissions and the group of its root.
 
     Returns:
-        How many files and folders were changed; and how many each other user has kept.
+        Number of files and folders changed, and the number that each other user must change.
     """
     wanted = root.stat()
     changed, others = 0, dict[str, int]()

@@ -1,4 +1,4 @@
-"""The verbs `push`, `pull` and `merge`: copy to one store what another has and it lacks."""
+"""The commands `wsa push`, `wsa pull` and `wsa merge`, which copy missing objects between stores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wsa.store.objects import probe
 from wsa.store.objects.root import is_free, open_store
 from wsa.store.objects.snapshot import Snapshot
 
-# A kind of object, as `sync.ORDER` has them, in the plural.
+# Plurals of the kinds of objects in `sync.ORDER`.
 KINDS = ("models", "frames", "segments", "embeddings")
 
 
@@ -88,20 +88,21 @@ def _share(verb: str, o: ShareOptions, source_url: str, target_url: str) -> int:
 
 
 def _survey_or_empty(url: str) -> tuple[Snapshot, tuple[sync.Finding, ...]]:
-    """What is in the target, which may not have been started."""
+    """Survey the target, which is empty if there is no store yet."""
     try:
         return sync.survey(open_store(url))
     except MissingError:
         backend = open_backend(url)
         if not is_free(backend):
-            raise  # Something else is there.
+            raise  # The folder holds something else.
         return Snapshot(backend, {}), ()
 
 
 def _same_model(ours: Files, theirs: Files) -> bool:
-    """Whether two models of one key return the same embeddings, as their probes tell.
+    """Whether the probes of two models with the same key agree.
 
-    Fits of a basis differ in their last bits from machine to machine, and so do probes.
+    They are compared with a tolerance: the last bits of a fitted basis differ between machines, and
+    so do those of probe vectors.
     """
     try:
         found, reference = (probe.load(files["probe.safetensors"]) for files in (ours, theirs))
@@ -113,7 +114,7 @@ def _same_model(ours: Files, theirs: Files) -> bool:
 def _copy(
     verb: str, source: Snapshot, target_url: str, plan: sync.SyncPlan, *, shown: bool
 ) -> sync.Copied:
-    """Copy, and say how far it is."""
+    """Copy the planned objects and show progress."""
     target = open_store(target_url, create=True)
     done, total = 0, sum(commit.bytes for commit in plan.objects)
     with terminal.Progress(verb, "kB", total // 1000, shown) as progress:
@@ -128,15 +129,15 @@ def _copy(
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What was copied, or would be.
+    """Result of a copy or of a dry run.
 
     Attributes:
-        source, target: The stores.
-        objects: Records of the objects.
-        present: Objects that were there already.
-        left: Embeddings that stay behind, for want of a segment or a model both agree on.
-        damaged: What was not copied since it is not what was committed.
-        conflicts: What was not copied since the two stores disagree on it.
+        source, target: URLs of the stores.
+        objects: Records of the objects copied, or to copy.
+        present: Number of objects that the target already had.
+        left: Number of embeddings not copied because their segment or model was not.
+        damaged: Objects not copied because their bytes are not what was committed.
+        conflicts: Objects not copied because they differ between the two stores.
     """
 
     source: str
@@ -148,7 +149,7 @@ class Outcome:
     conflicts: Sequence[sync.Finding]
 
     def summary(self) -> dict[str, object]:
-        """As JSON values."""
+        """Return the outcome as JSON values."""
         passes, seconds = sync.saved(self.objects)
         counted = {name: len(self._of(kind)) for name, kind in zip(KINDS, sync.ORDER, strict=True)}
         return {
@@ -166,7 +167,7 @@ class Outcome:
         }
 
     def show(self, title: str) -> None:
-        """As a table, and what is remarkable."""
+        """Print the outcome as a table, followed by damage and conflicts."""
         rows = []
         for name, kind in zip(KINDS, sync.ORDER, strict=True):
             size = sum(commit.bytes for commit in self._of(kind))

@@ -1,4 +1,4 @@
-"""The verbs that keep a store in order: `wsa verify` and `wsa sweep`."""
+"""The commands `wsa verify`, `wsa sweep` and `wsa du`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from wsa.store.common.errors import DamagedError, StorageError, UsageError
 from wsa.store.configs import DuOptions, SweepOptions, VerifyOptions
 from wsa.store.objects.root import open_snapshot
 
-# The rest of a long list is only counted; --json prints all.
+# Longest printed list. The rest is counted, and --json prints all.
 SHOWN = 20
 
 
 def verify(o: VerifyOptions) -> int:
-    """`wsa verify`: exit code 5 where there was damage, repaired or not."""
+    """`wsa verify`: exit code 5 if there was damage, repaired or not."""
     from wsa.store.maintenance.repair import repair
     from wsa.store.maintenance.verify import verify as check
     from wsa.store.objects.root import open_store
@@ -31,7 +31,7 @@ def verify(o: VerifyOptions) -> int:
     repairs = repair(backend, report.damage) if o.repair else []
     refused = sum(d.kind == "unavailable" for d in report.damage)
     damaged = len(report.damage) + report.unlisted - refused
-    # What the place refused to read may be whole.
+    # Files that the storage refused to read may be intact.
     code = DamagedError.exit_code if damaged else StorageError.exit_code if refused else 0
     if o.json:
         damage = [dataclasses.asdict(d) | {"concerns": d.concerns} for d in report.damage]
@@ -61,10 +61,10 @@ def verify(o: VerifyOptions) -> int:
 
 
 def sample_share(text: str) -> float:
-    """`1%` or `0.01` as a share.
+    """Parse a fraction, written `1%` or `0.01`.
 
     Raises:
-        UsageError: It is no share above 0 and up to all.
+        UsageError: If it is not a number above 0 and up to 1.
     """
     number = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(%?)", text.strip())
     share = float(number[1]) / (100 if number[2] else 1) if number else 0.0
@@ -80,7 +80,7 @@ def sweep(o: SweepOptions) -> int:
     from wsa.store.maintenance.sweep import sweep as clean
     from wsa.store.objects.root import open_store
 
-    if not 1 <= o.grace_hours < math.inf:  # A writer at work needs some of it.
+    if not 1 <= o.grace_hours < math.inf:  # An active writer needs time to commit.
         raise UsageError("bad-option", f"--grace-hours must be 1 or more, not {o.grace_hours}.")
     backend = open_store(o.store)
     terminal.say(f"store {backend.url}")
