@@ -1,4 +1,4 @@
-"""The kit for people who write another backend: conformance suite, fault injection, state machine."""
+"""Test kit for authors of backends: conformance suite, fault injection, state machine."""
 
 from __future__ import annotations
 

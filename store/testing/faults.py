@@ -1,7 +1,7 @@
-"""Places for tests: one in memory, and one that fails, stalls, cuts, lies or dies at a chosen call.
+"""Backends for tests: one in memory, and one with faults at chosen calls.
 
-Both speak the verbs of `wsa.store.backends.base.Backend`, so whatever runs on a real store runs on
-them. Nothing here needs more than the standard library.
+Both implement `wsa.store.backends.base.Backend`, so any code that runs on a real store runs on them.
+This module needs only the standard library.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Fault = Literal["fail", "stall", "cut", "lose", "late", "full", "kill"]
 
 
 class MemoryBackend:
-    """A dictionary of files, as plain as the protocol allows: the model of every real backend.
+    """A dictionary of files: the simplest backend, and the reference for all others.
 
     Args:
-        url: What it calls itself.
-        clock: Seconds since 1970, as this place tells the time; may be replaced at any moment.
-        at_once: How many small reads callers should make side by side.
+        url: URL of the backend.
+        clock: Returns the backend's time in seconds since 1970; may be replaced at any time.
+        at_once: Useful number of concurrent small reads.
 
     Attributes:
         files: Bytes and time of publication by path; tests may change both.
@@ -46,7 +46,7 @@ class MemoryBackend:
         self._lock = threading.Lock()
 
     def get(self, path: str, most: int = MAX_FILE_BYTES) -> bytes:
-        """The file's bytes, at most `most`; `FileNotFoundError` if there is none."""
+        """Read a file of at most `most` bytes; `FileNotFoundError` if there is none."""
         found = self.files.get(self._inside(path))
         if found is None:
             raise FileNotFoundError(path)
@@ -55,13 +55,13 @@ class MemoryBackend:
         return found[0]
 
     def put_new(self, path: str, data: bytes) -> bool:
-        """Publish a file unless one is there; whether this call did."""
+        """Publish a file unless one exists, and return whether this call published it."""
         with self._lock:
             new = (bytes(data), self.clock())
             return self.files.setdefault(self._inside(path), new) is new
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """All files below the folder `prefix`, in no order."""
+        """List all files below the folder `prefix`, in no order."""
         folder = f"{self._inside(prefix)}/" if prefix else ""
         with self._lock:
             found = list(self.files.items())
@@ -70,12 +70,12 @@ class MemoryBackend:
                 yield Entry(path, len(data), modified)
 
     def delete(self, path: str) -> None:
-        """Remove a file; nothing happens if there is none."""
+        """Remove a file, if there is one."""
         with self._lock:
             self.files.pop(self._inside(path), None)
 
     def stat(self, path: str) -> int | None:
-        """The file's length in bytes, or None if there is none."""
+        """Return a file's length in bytes, or None if there is no such file."""
         found = self.files.get(self._inside(path))
         return None if found is None else len(found[0])
 
@@ -88,7 +88,7 @@ class MemoryBackend:
 
 
 class Killed(BaseException):
-    """The process is gone; as no `except Exception` sees a SIGKILL, none sees this."""
+    """Simulates SIGKILL: as a `BaseException`, it is not caught by `except Exception`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +96,10 @@ class Call:
     """One call of a backend.
 
     Attributes:
-        number: How many calls came before it, of any verb.
-        verb: What was called.
-        nth: How many calls of this verb came before it.
-        path: The path or prefix it was given.
+        number: Number of earlier calls of all methods.
+        verb: The method.
+        nth: Number of earlier calls of this method.
+        path: The path or prefix argument.
     """
 
     number: int
@@ -108,14 +108,14 @@ class Call:
     path: str
 
 
-# By the number of a call, or by a verb and how many calls of that verb came before; or any rule.
+# Faults by `Call.number` or by (`Call.verb`, `Call.nth`), or a function of the call.
 Plan = Mapping[int | tuple[Verb, int], Fault] | Callable[[Call], Fault | None]
 
 
 def random_plan(
     seed: int, rate: float, faults: tuple[Fault, ...] = ("fail", "cut", "lose", "full")
 ) -> Callable[[Call], Fault | None]:
-    """A plan by which each call meets a fault with probability `rate`; the same for a seed."""
+    """Return a plan that gives each call a fault with probability `rate`, determined by `seed`."""
 
     def plan(call: Call) -> Fault | None:
         rng = random.Random(f"{seed} {call.number}")
@@ -127,23 +127,23 @@ def random_plan(
 class FaultyBackend:
     """Another backend, with faults at chosen calls.
 
-    | fault | what the caller sees | what happens in the place |
+    | fault | what the caller sees | what happens in the inner backend |
     | --- | --- | --- |
     | `fail` | `StorageError` unavailable | nothing |
-    | `stall` | the answer, after `on_stall` returned | what was asked |
-    | `cut` | a `get` returns the first half; a `list` fails half way; else as `fail` | nothing |
-    | `lose` | `StorageError` unavailable | what was asked |
-    | `late` | `StorageError` unavailable | a put is done after the next call, as networks may do it |
-    | `full` | `put_new` raises `StorageError` no-space; others answer | nothing is stored |
-    | `kill` | `Killed`, and again at every later call | nothing, from now on |
+    | `stall` | the result, after `on_stall` has returned | the call |
+    | `cut` | `get` returns the first half; `list` fails halfway; others like `fail` | nothing |
+    | `lose` | `StorageError` unavailable | the call |
+    | `late` | `StorageError` unavailable | a put happens after the next call, as on a network |
+    | `full` | `put_new` raises `StorageError` no-space; others succeed | nothing is stored |
+    | `kill` | `Killed`, also at every later call | nothing from now on |
 
     Args:
-        inner: Where the files are.
-        plan: Which calls meet which fault.
-        on_stall: Called in the midst of a stalled call; sleeps 0.1 s unless given.
+        inner: The backend that has the files.
+        plan: The fault of each call.
+        on_stall: Called during a stalled call; by default it sleeps 0.1 s.
 
     Attributes:
-        calls: Every call so far, those that failed included.
+        calls: All calls so far, including those that failed.
         dead: Whether a call was killed.
     """
 
@@ -164,16 +164,16 @@ class FaultyBackend:
 
     @property
     def url(self) -> str:
-        """The inner backend's."""
+        """URL of the inner backend."""
         return self.inner.url
 
     @property
     def at_once(self) -> int:
-        """The inner backend's."""
+        """Useful number of concurrent small reads of the inner backend."""
         return self.inner.at_once
 
     def get(self, path: str, most: int = MAX_FILE_BYTES) -> bytes:
-        """The file's bytes, or the first half of them."""
+        """Read a file, or the first half of it."""
         fault = self._begin("get", path)
         try:
             data = self.inner.get(path, most)
@@ -182,7 +182,7 @@ class FaultyBackend:
         return data[: len(data) // 2] if fault == "cut" else data
 
     def put_new(self, path: str, data: bytes) -> bool:
-        """Publish a file unless one is there; whether this call did."""
+        """Publish a file unless one exists, and return whether this call published it."""
         fault = self._begin("put_new", path)
         if fault == "full":
             raise StorageError("no-space", f"No room left at {path} (by plan). Free some space.")
@@ -194,32 +194,32 @@ class FaultyBackend:
         return won
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """All files below the folder `prefix`, or half of them and an error."""
+        """List all files below the folder `prefix`, or half of them and raise an error."""
         fault = self._begin("list", prefix)
         found = list(self.inner.list(prefix))
         self._end(fault, prefix)
         return _half(found, prefix) if fault == "cut" else iter(found)
 
     def delete(self, path: str) -> None:
-        """Remove a file; nothing happens if there is none."""
+        """Remove a file, if there is one."""
         fault = self._begin("delete", path)
         self.inner.delete(path)
         self._end(fault, path)
 
     def stat(self, path: str) -> int | None:
-        """The file's length in bytes, or None if there is none."""
+        """Return a file's length in bytes, or None if there is no such file."""
         fault = self._begin("stat", path)
         found = self.inner.stat(path)
         self._end(fault, path)
         return found
 
     def settle(self) -> None:
-        """Let what is still on its way arrive."""
+        """Complete the puts that are delayed."""
         while self._on_the_way:
             self.inner.put_new(*self._on_the_way.pop())
 
     def _begin(self, verb: Verb, path: str) -> Fault | None:
-        """Count a call, and meet the faults that come before it does anything."""
+        """Count a call, and apply the faults that precede its work."""
         with self._lock:
             call = Call(len(self.calls), verb, self._counts[verb], path)
             self._counts[verb] += 1
@@ -238,9 +238,9 @@ class FaultyBackend:
         return fault
 
     def _end(self, fault: Fault | None, path: str) -> None:
-        """Meet the faults that come after a call did its work."""
+        """Apply the faults that follow a call's work."""
         self.settle()
-        if self.dead:  # Killed by another thread meanwhile: what was on its way may have arrived.
+        if self.dead:  # Killed by another thread's call; delayed puts may still have arrived.
             raise Killed
         if fault in ("lose", "late"):
             raise _unavailable(path)

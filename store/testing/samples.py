@@ -1,7 +1,7 @@
-"""Small objects to fill a store with in tests, without an emulator or a model.
+"""Small objects for tests of a store, without an emulator or a model.
 
-A `Work` is what one writer commits; what it holds follows from its fields alone, so that a test
-can tell what a reader must see: `check_store` does.
+A `Work` describes what one writer commits. Its content depends only on its fields, so a test knows
+what a reader must see: `check_store` compares this.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ Content = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a writer commits: a segment, its embeddings by one model, or a model.
+    """One object to commit: a segment, one model's embeddings of a segment, or a model.
 
     Attributes:
-        kind: Which of them.
-        number: Which segment; even ones are of one game, odd ones of another.
-        alias: Which model.
-        salt: Changes what is inside but not what it is, so that it shows whose bytes were kept.
+        kind: Kind of the object.
+        number: Number of the segment; even and odd ones belong to two games.
+        alias: Alias of the model.
+        salt: Changes the content but not the path, to tell which writer's bytes were kept.
     """
 
     kind: Kind
@@ -57,7 +57,7 @@ class Work:
 
     @property
     def paths(self) -> list[str]:
-        """Paths of its objects, in the order in which they become visible."""
+        """Paths of the objects, in the order in which they become visible."""
         if self.kind == "model":
             return [names.model_path(self._key)]
         game, segment = self._segment
@@ -66,11 +66,11 @@ class Work:
         return [names.frames_path(game, segment), names.segment_path(game, segment)]
 
     def contents(self) -> list[Content]:
-        """What each of its objects holds: arrays, or the files of a model."""
+        """Return the content of each object: arrays, or the files of a model."""
         return _contents(self)
 
     def commit(self, backend: Backend) -> bool:
-        """Commit it; whether this call made the last of its objects visible."""
+        """Commit the work, and return whether this call made its last object visible."""
         if self.kind == "model":
             return writer.commit_model(backend, ModelMeta(self._key), dict(self.contents()[0]))
         game, segment = self._segment
@@ -107,7 +107,7 @@ def _contents(work: Work) -> list[Content]:
         return [{"spec.json": rng.bytes(30), "probe.safetensors": rng.bytes(50)}]
     if work.kind == "embedding":
         return [{"": rng.normal(size=(3, 4)).astype(np.float16)}]
-    # Of one segment all writers hold the same frames; rows differ here as they would by mistake.
+    # All writers of a segment have the same frames. Different rows, as here, would be a mistake.
     frames = {
         "frames": same.integers(0, 255, (3, 2, 2), np.uint8),
         "palette": same.integers(0, 255, (256, 3), np.uint8),
@@ -117,10 +117,10 @@ def _contents(work: Work) -> list[Content]:
 
 
 def read_object(snapshot: Snapshot, path: str) -> Content:
-    """Everything an object holds, as a reader gets it.
+    """Read the whole content of an object.
 
     Raises:
-        DamagedError: Its bytes are not what was committed.
+        DamagedError: If its bytes are not what was committed.
     """
     commit = snapshot.commit(path)
     meta = commit.meta
@@ -138,7 +138,7 @@ def read_object(snapshot: Snapshot, path: str) -> Content:
 
 
 def same_content(a: Content, b: Content) -> bool:
-    """Whether two objects hold the same: names, types, shapes and values."""
+    """Whether two objects have the same names, types, shapes and values."""
     return a.keys() == b.keys() and all(
         np.asarray(a[name]).dtype == np.asarray(b[name]).dtype and np.array_equal(a[name], b[name])
         for name in a
@@ -146,13 +146,13 @@ def same_content(a: Content, b: Content) -> bool:
 
 
 def check_store(backend: Backend, works: Sequence[Work]) -> set[str]:
-    """Read a store that holds nothing but objects of `works`, as readers and as `verify` do.
+    """Read and verify a store that contains only objects of `works`.
 
     Returns:
-        Paths of the objects that are visible.
+        Paths of the visible objects.
 
     Raises:
-        AssertionError: One is not what was committed, or none of these.
+        AssertionError: If an object is not in `works`, or is not what was committed.
     """
     snapshot = take_snapshot(backend)
     expected = {
@@ -170,14 +170,14 @@ def check_store(backend: Backend, works: Sequence[Work]) -> set[str]:
 
 
 def unnamed(backend: Backend) -> set[str]:
-    """Files that no record names: leftovers, and what writers are at work on."""
+    """Return the files that no record names: leftovers, and files of active writers."""
     commits = take_snapshot(backend).commits.values()
     named = {f"{commit.folder}/{file.name}" for commit in commits for file in commit.files}
     named |= {names.commit_path(commit.id) for commit in commits} | {names.STORE_FILE}
     return {entry.path for entry in backend.list("")} - named
 
 
-# Of every object that works of these kinds, segments and aliases can make visible.
+# Paths of every object that works of these kinds, segments and aliases can make visible.
 ALL_PATHS = sorted(
     {
         path

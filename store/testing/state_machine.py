@@ -1,14 +1,15 @@
-"""A state machine that lives through years of a store's life in seconds, and looks at every turn.
+"""Property-based test of a store: random operations and faults, checked after every step.
 
-`StoreMachine` is a hypothesis `RuleBasedStateMachine`. Its rules commit objects over a place that
-fails, lies or dies at some call, let two writers meet, corrupt files, set clocks wrong, sweep,
-repair and merge. Beside the store it keeps what each object was committed with. After every rule:
-the store shows exactly the objects that were committed; each of them reads as what was committed,
-or raises `DamagedError` because its bytes were changed; and `verify` names exactly those.
+`StoreMachine` is a hypothesis `RuleBasedStateMachine`. Its rules commit objects with faults in the
+backend, make two writers race, corrupt files, change the clock, sweep, repair and merge. The machine
+remembers each object as it was committed. It checks that the store shows exactly the committed
+objects, that each of them reads as it was committed or raises `DamagedError` because its bytes were
+changed, and that `verify` names exactly the changed ones.
 
     TestStore = StoreMachine.TestCase
 
-runs it in memory; override `start`, `clock` and `move_clock` to run it on another backend. Needs the extra `testing`.
+runs it in memory. To run it on another backend, override `start`, `clock` and `move_clock`. This
+needs the extra `testing`.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ from wsa.store.testing.samples import (
 )
 
 DAY_S = 86400.0
-# What wrong clocks may add to the age of a file while its writer is at work.
+# Largest error that a wrong clock adds to the age of a file while its writer is active.
 SKEW_S = DAY_S
 
 
 @dataclasses.dataclass(frozen=True)
 class Committed:
-    """What the model knows of a visible object: what it holds, its record, and its files."""
+    """A visible object as it was committed: its content, its record, and its files."""
 
     content: Content
     record: bytes
@@ -63,35 +64,35 @@ WORKS = st.builds(
     st.integers(0, 3),
 )
 FAULTS = st.sampled_from([None, None, "fail", "lose", "late", "cut", "full", "kill"])
-# A commit of a segment makes about 30 calls, one of an embedding about 5. Below zero: at the put of
-# its last record, or of the first of two.
+# Number of the call with the fault. A commit of a segment makes about 30 calls, and of an embedding
+# about 5. A negative number means the put of the last record (-1), or of the one before it (-2).
 CALLS = st.one_of(st.integers(-2, -1), st.integers(0, 7), st.integers(0, 40))
 CORRUPTIONS = st.sampled_from(["flip", "cut", "grow", "empty", "delete", "swap"])
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Rules and the invariant; see the module.
+    """The state machine; see the module.
 
     Attributes:
-        place: Where the store's files are.
-        model: The visible objects by path.
+        place: Backend of the store.
+        model: Visible objects by path, as they were committed.
     """
 
     def start(self) -> Backend:
-        """An empty place; called once in each life."""
+        """Return an empty backend; called once per example."""
         return MemoryBackend(clock=self.clock)
 
     def clock(self) -> float:
-        """The time at the place."""
+        """Return the time of the backend."""
         return self.time_s
 
     def move_clock(self, by_s: float) -> None:
-        """Time passes at the place; or goes back, as clocks that are set do."""
+        """Move the clock of the backend forward or back."""
         self.time_s += by_s
 
     @initialize()
     def begin(self) -> None:
-        """Start with an empty store, and an empty one of another lab."""
+        """Start with an empty store, and an empty store of another lab."""
         self.time_s = 1_700_000_000.0
         self.place = self.start()
         self.there = MemoryBackend("memory://there")
@@ -101,12 +102,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(work=WORKS, fault=FAULTS, at=CALLS)
     def commit(self, work: Work, fault: Fault | None, at: int) -> None:
-        """Write an object; perhaps one of the calls fails, lies, or is the writer's last."""
+        """Write an object, perhaps with a fault at one of the calls."""
         self._commit(work, FaultyBackend(self.place, _at(work, at, fault)))
 
     @rule(work=WORKS, at=CALLS, salt=st.integers(0, 3))
     def commit_beside_another(self, work: Work, at: int, salt: int) -> None:
-        """Write an object while another writer writes the same one from beginning to end."""
+        """Write an object; during one call, another writer writes the same object completely."""
         other = dataclasses.replace(work, salt=salt)
         won: list[bool] = []
         overtaken = FaultyBackend(
@@ -116,7 +117,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(work=WORKS, at=CALLS, jump_s=st.sampled_from([0.0, SKEW_S, -SKEW_S]))
     def commit_beside_a_sweep(self, work: Work, at: int, jump_s: float) -> None:
-        """Write an object while leftovers are swept, by a clock that is wrong by a day at most."""
+        """Write an object; during one call, leftovers are swept and the clock may be a day off."""
 
         def sweep_now(call: Call) -> None:
             self.move_clock(jump_s)
@@ -126,12 +127,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(by_s=st.sampled_from([60.0, DAY_S, -DAY_S, 3 * DAY_S]))
     def set_the_clock(self, by_s: float) -> None:
-        """Time passes, or somebody sets the place's clock, forward or back."""
+        """Let time pass, or set the backend's clock back."""
         self.move_clock(by_s)
 
     @rule(grace_s=st.sampled_from([0.0, 3600.0, 2 * DAY_S]), dry_run=st.booleans())
     def sweep(self, grace_s: float, dry_run: bool) -> None:
-        """Nothing that a record names goes, nor anything young; everything else does."""
+        """A sweep removes exactly the old files that no record names or may name."""
         now = self.clock()
         old = self._sweepable(now - grace_s)
         before = set(self.raw())
@@ -142,7 +143,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.raw())
     @rule(which=st.integers(0, 1 << 16), how=CORRUPTIONS, where=st.integers(0, 1 << 16))
     def corrupt(self, which: int, how: str, where: int) -> None:
-        """Change the bytes of a file behind the store's back, or remove it."""
+        """Change a file's bytes without the store's knowledge, or remove it."""
         files = self.raw()
         path = sorted(files)[which % len(files)]
         data = files[path]
@@ -164,7 +165,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def repair(self) -> None:
-        """Take out what verify names, so that it can be made again."""
+        """Move the objects that `verify` names, so that they can be made again."""
         before = self.raw()
         repair(self.place, verify(self.place).damage)
         kept = {self.place.get(entry.path) for entry in self.place.list(KEPT)}
@@ -175,19 +176,19 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
-        """Forget what was read before, and keep what is seen now for later."""
+        """Take a new snapshot without cached records, and keep it for `read_an_old_snapshot`."""
         if not self.unreadable():
             self.snapshot = take_snapshot(self.place)
             self.old = (self.snapshot, dict(self.model))
 
     @rule(work=WORKS)
     def write_there(self, work: Work) -> None:
-        """Another lab writes to its own store."""
+        """Write an object to the store of the other lab."""
         work.commit(self.there)
 
     @rule(fault=FAULTS, at=st.integers(0, 200))
     def merge(self, fault: Fault | None, at: int) -> None:
-        """Bring what the other lab has; perhaps one of the calls fails."""
+        """Copy the other lab's objects, perhaps with a fault at one of the calls."""
         source, _ = sync.survey(self.there)
         before = self.visible()
         faulty = FaultyBackend(self.place, {at: fault} if fault else {})
@@ -211,13 +212,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def verify(self) -> None:
-        """What was changed is named, and nothing else."""
+        """`verify` names exactly the changed objects."""
         report = verify(self.place)
         expected = {(_record(path), "") for path in self.unreadable()}
         files = self.raw()
         for path in self.damaged():
             for file, data in self.model[path].files.items():
-                if files.get(file) != data:  # Below the attempt's folder: of an array, or of all.
+                if files.get(file) != data:  # After the attempt: the array's name, if there is one.
                     _, *array, _ = file.removeprefix(f"{path}/").split("/", 2)
                     expected.add((path, "" if path.startswith("models/") else "".join(array)))
         assert {(damage.path, damage.array) for damage in report.damage} == expected
@@ -229,22 +230,22 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def read(self) -> None:
-        """Read everything: each object is what was committed, or an error."""
+        """Read everything: each object is what was committed, or raises an error."""
         if not self.unreadable():
             self._read(take_snapshot(self.place, self.snapshot), self.model)
 
     @rule()
     def read_an_old_snapshot(self) -> None:
-        """What a reader opened long ago still reads as it did, unless it was changed or removed."""
+        """An old snapshot still reads the same, except objects that were changed or removed."""
         self._read(*self.old)
 
     @invariant()
     def what_is_visible(self) -> None:
-        """The store shows the objects that were committed, or says which records it cannot read."""
+        """The store shows the committed objects, or names the records that it cannot read."""
         unreadable = self.unreadable()
         if unreadable:
             try:
-                # A new snapshot: what was read when it was whole may still be used, and is right.
+                # Not from the earlier snapshot, which may rightly reuse records read when intact.
                 take_snapshot(self.place)
             except DamagedError as error:
                 assert any(_record(path) in str(error) for path in unreadable)
@@ -254,25 +255,25 @@ class StoreMachine(RuleBasedStateMachine):
             self.snapshot = take_snapshot(self.place, self.snapshot)
             assert set(self.snapshot.commits) == set(self.model)
 
-    # What follows looks at the place's raw files, as the store itself never does.
+    # The methods below read the backend's raw files, which the store itself never does.
 
     def raw(self) -> dict[str, bytes]:
-        """All files of the place but `wsa.json`, and what a repair set aside."""
+        """Return all files by path, except `wsa.json` and those in `damaged/`."""
         paths = [entry.path for entry in self.place.list("")]
         beside = (names.STORE_FILE, f"{KEPT}/")
         return {path: self.place.get(path) for path in paths if not path.startswith(beside)}
 
     def visible(self) -> set[str]:
-        """Objects that have a record, whatever is in it."""
+        """Return the objects that have a record, valid or not."""
         present = {entry.path for entry in list_records(self.place)}
         return {path for path in ALL_PATHS if _record(path) in present}
 
     def unreadable(self) -> set[str]:
-        """Objects whose records were changed."""
+        """Return the objects whose records were changed."""
         return {p for p, c in self.model.items() if self.place.get(_record(p)) != c.record}
 
     def damaged(self) -> set[str]:
-        """Objects with files that were changed or removed, and a whole record."""
+        """Return the objects with an intact record and files that were changed or removed."""
         files = self.raw()
         return {
             path
@@ -287,7 +288,14 @@ class StoreMachine(RuleBasedStateMachine):
         other: Work | None = None,
         other_won: list[bool] | None = None,
     ) -> None:
-        """Let a writer work, and hold what it was told against what is there."""
+        """Let a writer commit, and compare its result with the store's files.
+
+        Args:
+            work: The object.
+            backend: The writer's backend.
+            other: The work of a concurrent writer, if there is one.
+            other_won: Filled with the results of the concurrent writer.
+        """
         before = self.visible()
         won: bool | None = None
         with contextlib.suppress(Killed, StorageError):
@@ -311,7 +319,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert last in self.model and told == (last in new)
 
     def _found(self, path: str) -> Content:
-        """What a new object holds, by a reader's way but past damaged records."""
+        """Read a new object like a reader, but without reading other, possibly damaged records."""
         record = read_commit(self.place.get(_record(path)), _record(path))
         return read_object(Snapshot(self.place, {path: record}), path)
 
@@ -336,7 +344,7 @@ class StoreMachine(RuleBasedStateMachine):
                 assert same_content(found, committed.content)
 
     def _sweepable(self, oldest: float) -> set[str]:
-        """Files that no record names and none may, in folders that have not changed since."""
+        """Return the files that no record names or may name, in attempts that are old enough."""
         named = {file for committed in self.model.values() for file in committed.files}
         unreadable = tuple(f"{path}/" for path in self.unreadable())
         attempts: dict[str, list[tuple[str, float]]] = {}
@@ -357,7 +365,7 @@ class StoreMachine(RuleBasedStateMachine):
         }
 
     def _forget_lost(self) -> None:
-        """Forget objects without a record: it is as if they had never been committed."""
+        """Forget objects without a record, since they count as not committed."""
         visible = self.visible()
         self.model = {path: known for path, known in self.model.items() if path in visible}
 
@@ -367,12 +375,12 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 def _record(path: str) -> str:
-    """Path of an object's record."""
+    """Return the path of an object's record."""
     return names.commit_path(hashing.object_id(path))
 
 
 def _at(work: Work, at: int, fault: Fault | None) -> Plan:
-    """A fault at call number `at` of a commit, or at a record counted from the last."""
+    """Return a plan: a fault at call `at` of a commit, or at a record counted from the last."""
 
     def plan(call: Call) -> Fault | None:
         if at >= 0:

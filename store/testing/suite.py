@@ -1,14 +1,14 @@
-"""The test kit of the store, for people who write a backend, a store, or a tool on top of one.
+"""Conformance suite for backends.
 
     class TestMine(BackendSuite):
         @pytest.fixture
         def backend(self, tmp_path):
             return MyBackend(tmp_path)
 
-runs every promise of `wsa.store.backends.base.Backend` against `MyBackend`. `MemoryBackend` is the
-simplest thing that keeps them; `FaultyBackend` makes any backend fail where you choose.
-`StoreMachine` lives through commits, faults, damage, sweeps and merges on any of them. Needs the
-extra `testing`.
+tests every promise of `wsa.store.backends.base.Backend` on `MyBackend`. `MemoryBackend` is the
+simplest backend that keeps them. `FaultyBackend` makes any backend fail at the calls that you
+choose. `StoreMachine` tries commits, faults, damage, sweeps and merges on any of them. This needs
+the extra `testing`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ OUTSIDE = ["../outside", "/outside", "a/../../outside", "a/../../../outside", ".
 
 
 class BackendSuite:
-    """What every backend must do. Inherit it and override the fixture `backend`.
+    """Tests that every backend must pass. Inherit it and override the fixture `backend`.
 
     Attributes:
-        large_bytes: Length of the large file: more than one request or part of one.
-        many: Files of the long listing: more than a page of it.
-        rounds: Races between writers.
-        calls: What is done in a row to a small place.
+        large_bytes: Size of the large file, above the size of one request or of one part.
+        many: Number of files of the long listing, more than one page.
+        rounds: Number of races between writers.
+        calls: Number of random calls that are compared with a dictionary.
     """
 
     large_bytes = 12 << 20
@@ -45,19 +45,19 @@ class BackendSuite:
 
     @pytest.fixture
     def backend(self) -> Backend:
-        """An empty place, one for each test."""
+        """Return a new empty backend."""
         raise NotImplementedError("override the fixture 'backend'")
 
     @pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 9, b"\r\n\0\n"])
     def test_a_file_comes_back_as_it_was_put(self, backend: Backend, data: bytes) -> None:
-        """Short files, the empty one among them, are read, measured and listed as put."""
+        """Short files, including an empty one, are read, measured and listed as they were put."""
         assert backend.put_new("games/a", data)
         assert backend.get("games/a") == data
         assert backend.stat("games/a") == len(data)
         assert [(entry.path, entry.bytes) for entry in backend.list("")] == [("games/a", len(data))]
 
     def test_a_large_file_comes_back_as_it_was_put(self, backend: Backend) -> None:
-        """So is a file that takes more than one request."""
+        """A file that takes more than one request is read and measured as it was put."""
         data = random.Random(1).randbytes(self.large_bytes)
         assert backend.put_new("games/large", data)
         assert backend.stat("games/large") == len(data)
@@ -68,7 +68,7 @@ class BackendSuite:
             backend.get("games/large", len(data) - 1)
 
     def test_a_name_is_given_once(self, backend: Backend) -> None:
-        """`put_new` never replaces a file, and says so."""
+        """`put_new` never replaces a file, and returns False instead."""
         assert backend.put_new("games/a", b"first")
         before = list(backend.list(""))
         for data in (b"second, and longer", b"first", b""):
@@ -77,7 +77,7 @@ class BackendSuite:
         assert list(backend.list("")) == before
 
     def test_of_many_writers_one_wins(self, backend: Backend) -> None:
-        """Of threads that put one name at once, exactly one hears that it won, and did."""
+        """If threads put the same name at once, exactly one call returns True, for its own bytes."""
         writers = 8
         start = threading.Barrier(writers)
 
@@ -94,7 +94,7 @@ class BackendSuite:
         assert len(list(backend.list("commits"))) == self.rounds
 
     def test_a_file_is_seen_whole_or_not_at_all(self, backend: Backend) -> None:
-        """Readers beside a writer meet no part of a file."""
+        """Concurrent readers never see a part of a file."""
         data = random.Random(2).randbytes(4 << 20)
         done = threading.Event()
 
@@ -119,9 +119,9 @@ class BackendSuite:
             assert all(reader.result() for reader in readers)
 
     def test_what_is_not_there(self, backend: Backend) -> None:
-        """Absent files, folders and beginnings of names are all absent."""
+        """Missing files, folders and prefixes of names all count as missing."""
         backend.put_new("games/Pong/a", b"x")
-        # A folder is no file either, nor is a name that another begins with.
+        # A folder is not a file, nor is a prefix of a file's name.
         for path in ("nothing", "games/nothing", "games", "games/Pong", "games/Pon", "games/Pong/"):
             with pytest.raises(FileNotFoundError):
                 backend.get(path)
@@ -131,7 +131,7 @@ class BackendSuite:
         assert list(backend.list("nothing")) == []
 
     def test_deleting(self, backend: Backend) -> None:
-        """A deleted file is gone, its neighbours are not, and its name is free."""
+        """A deleted file is gone, its neighbors are not, and its name is free."""
         for path in ("games/a", "games/ab", "games/b/a"):
             backend.put_new(path, b"first")
         backend.delete("games/a")
@@ -144,7 +144,7 @@ class BackendSuite:
         assert backend.get("games/a") == b"second"
 
     def test_too_large_a_file_is_refused(self, backend: Backend) -> None:
-        """`get` refuses a file longer than `most`."""
+        """`get` refuses a file larger than `most`."""
         backend.put_new("commits/a", b"x" * 1000)
         backend.put_new("commits/empty", b"")
         assert backend.get("commits/a", 1000) == b"x" * 1000
@@ -155,7 +155,7 @@ class BackendSuite:
             assert refused.value.kind == "bad-bytes"
 
     def test_a_prefix_is_a_folder(self, backend: Backend) -> None:
-        """`list` takes folders, not beginnings of names."""
+        """`list` takes folders, not prefixes of names."""
         inside = ["commits/aa/x.json", "commits/ab/y.json", "commits/z"]
         for path in (*inside, "commits2/x", "commit", "games/commits/x", "wsa.json"):
             backend.put_new(path, b"x")
@@ -176,11 +176,11 @@ class BackendSuite:
         assert {entry.bytes for entry in found} == {len(expected[0])}
 
     def test_when_a_file_was_published(self, backend: Backend) -> None:
-        """The time of a file is that of its publication, and stays."""
+        """The time of a file is that of its publication, and does not change."""
         backend.put_new("games/a", b"x")
         (before,) = backend.list("games")
         assert type(before.modified) is float and type(before.bytes) is int
-        # A place has a clock of its own; a listing that gives no time, or hours, is wrong anyhow.
+        # A backend may have its own clock, but hours of difference mean a wrong unit or no time.
         assert abs(before.modified - time.time()) < 3600
         backend.get("games/a")
         backend.put_new("games/a", b"y")
@@ -188,7 +188,7 @@ class BackendSuite:
         assert after == before
 
     def test_every_name_that_a_store_uses(self, backend: Backend) -> None:
-        """The longest and the oddest names of the grammar are names of files."""
+        """The longest and most unusual names of the grammar are accepted."""
         key = names.make_model_key("a" * 64, "0123456789ab")
         segment = names.make_segment("0123456789ab", 999, 999_999_999, 65536)
         expected = {
@@ -207,7 +207,7 @@ class BackendSuite:
 
     @pytest.mark.parametrize("path", OUTSIDE)
     def test_no_path_leads_out(self, backend: Backend, path: str) -> None:
-        """Every verb refuses a path that leads out of the root."""
+        """Every method refuses a path that leads out of the root."""
         for call in (backend.get, backend.stat, backend.delete, lambda p: list(backend.list(p))):
             with pytest.raises(DamagedError):
                 call(path)
@@ -216,7 +216,7 @@ class BackendSuite:
         assert _paths(backend) == []
 
     def test_it_is_a_dictionary_that_does_not_overwrite(self, backend: Backend) -> None:
-        """Many calls in a row do what they do to a dictionary."""
+        """Many random calls have the same effect as on a dictionary."""
         rng = random.Random(3)
         model: dict[str, bytes] = {}
         paths = [folder + name for folder in ("", "x/", "x/y/") for name in ("a", "b", "xa")]
@@ -235,7 +235,7 @@ class BackendSuite:
         assert {path: backend.get(path) for path in _paths(backend)} == model
 
     def test_what_it_says_of_itself(self, backend: Backend) -> None:
-        """`url` and `at_once` are there."""
+        """`url` and `at_once` have valid values."""
         assert backend.url and isinstance(backend.url, str)
         assert backend.at_once >= 1
 
