@@ -26,7 +26,7 @@ from wsa.store.common.errors import StorageError
 
 TEMPORARY = "tmp"
 
-_one_at_a_time = threading.Lock()
+_folder_lock = threading.Lock()
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -59,13 +59,13 @@ def no_permission(path: Path, error: OSError) -> str:
     """Return a message about a denied access: owner, permissions, and what to do."""
     place = next(p for p in (path, *path.parents) if os.path.lexists(p) or p == p.parent)
     try:
-        found = place.stat()
-        whose = f"{user_name(found.st_uid)}:{group_name(found.st_gid)}"
-        whose = f"{place} belongs to {whose}, mode {stat.filemode(found.st_mode)}"
+        status = place.stat()
+        owner = f"{user_name(status.st_uid)}:{group_name(status.st_gid)}"
+        owner = f"{place} belongs to {owner}, mode {stat.filemode(status.st_mode)}"
     except OSError:
-        whose = f"{place} cannot be looked at"
+        owner = f"{place} cannot be looked at"
     return (
-        f"{path}: {error.strerror or error} for {user_name(os.geteuid())}. {whose}. Ask its owner for access: "
+        f"{path}: {error.strerror or error} for {user_name(os.geteuid())}. {owner}. Ask its owner for access: "
         "docs/howto/share.md says how a group shares a store."
     )
 
@@ -171,7 +171,7 @@ def make_folder(folder: Path, root: Path | None = None) -> None:
     """
     if folder.is_dir():
         return
-    with _one_at_a_time:  # Otherwise several threads would flush the same parents.
+    with _folder_lock:  # Otherwise several threads would flush the same parents.
         _make_folder(folder, root)
 
 

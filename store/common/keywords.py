@@ -94,10 +94,10 @@ def _fields(options: Any) -> Iterator[tuple[str, str, Any]]:
     for field, hint in typing.get_type_hints(type(options), include_extras=True).items():
         if typing.get_origin(hint) is typing.ClassVar:
             continue
-        stated = getattr(hint, "__metadata__", ())
-        if Fixed in stated:
+        metadata = getattr(hint, "__metadata__", ())
+        if Fixed in metadata:
             continue
-        named = [name for part in stated if (name := getattr(part, "name", None))]
+        named = [name for part in metadata if (name := getattr(part, "name", None))]
         yield field, (named[0] if named else field).replace("-", "_"), hint
 
 
@@ -107,40 +107,40 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
     Raises:
         UsageError: If the value has the wrong type.
     """
-    wanted = _plain(hint)
-    reads = next((part.instance_from_str for part in getattr(hint, "__metadata__", ())
+    bare = _without_annotations(hint)
+    parse = next((part.instance_from_str for part in getattr(hint, "__metadata__", ())
                   if hasattr(part, "instance_from_str")), None)  # fmt: skip
-    if typing.get_origin(wanted) is tuple:
+    if typing.get_origin(bare) is tuple:
         if isinstance(value, Mapping):
             value = tuple(f"{key}={os.fspath(of)}" for key, of in value.items())
-        elif isinstance(value, str) and reads:
-            value = reads([value])
+        elif isinstance(value, str) and parse:
+            value = parse([value])
         elif isinstance(value, (int, float, os.PathLike)):
             value = (value,)
         # As on the command line: split a word at its commas, and correct the spelling of a game.
         value = [
-            part for one in value for part in (reads([one]) if reads and _is_word(one) else (one,))
+            part for one in value for part in (parse([one]) if parse and _is_word(one) else (one,))
         ]
     elif isinstance(value, os.PathLike):
         value = os.fspath(value)
     elif hasattr(value, "item"):  # A numpy scalar.
         value = value.item()
-    if reads and typing.get_origin(wanted) is not tuple and isinstance(value, str):
-        value = reads([value])
+    if parse and typing.get_origin(bare) is not tuple and isinstance(value, str):
+        value = parse([value])
     try:
-        return msgspec.convert(value, wanted)
+        return msgspec.convert(value, bare)
     except msgspec.ValidationError as error:
-        choices = typing.get_args(wanted) if typing.get_origin(wanted) is typing.Literal else ()
+        choices = typing.get_args(bare) if typing.get_origin(bare) is typing.Literal else ()
         why = f"choose from {', '.join(map(str, choices))}" if choices else error
         raise UsageError("bad-option", f"{where} cannot be {value!r}: {why}.") from None
 
 
-def _plain(hint: Any) -> Any:
+def _without_annotations(hint: Any) -> Any:
     """Return a type without its command-line annotations."""
     if typing.get_origin(hint) is typing.Annotated:
-        return _plain(hint.__origin__)
+        return _without_annotations(hint.__origin__)
     if typing.get_origin(hint) in (typing.Union, type(int | str)):
-        parts = [_plain(part) for part in typing.get_args(hint)]
+        parts = [_without_annotations(part) for part in typing.get_args(hint)]
         return typing.Union[tuple(parts)]  # noqa: UP007  As many as there are.
     return hint
 

@@ -23,9 +23,9 @@ import msgspec
 from wsa.store.common.errors import WsaError
 
 PLAIN_LINE_EVERY_S = 10.0
-_WIDE = 100_000  # Columns of a pipe or a file, so that no line wraps.
+_UNWRAPPED_COLUMNS = 100_000  # Columns of a pipe or a file, so that no line wraps.
 # Lines of a `rich.box.Box`: spaces between columns, and dashes below the column names.
-_RULED = "    \n    \n -  \n" + 5 * "    \n"
+_BOX = "    \n    \n -  \n" + 5 * "    \n"
 
 
 def say(text: str) -> None:
@@ -81,16 +81,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     from rich.table import Table
     from rich.text import Text
 
-    ruled = Table(
-        box=Box(_RULED, ascii=True), show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    ruled = Table(box=Box(_BOX, ascii=True), show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(columns):
         number = any(isinstance(row[i], (int, float)) for row in rows)
         ruled.add_column(Text(name), justify="right" if number else "left", overflow="fold")
     for row in rows:
         ruled.add_row(*(Text(_text(value)) for value in row))  # A str could contain rich markup.
     drawn = io.StringIO()  # On stdout itself, rich would exit if the reader has gone.
-    Console(file=drawn, width=None if sys.stdout.isatty() else _WIDE).print(ruled)
+    Console(file=drawn, width=None if sys.stdout.isatty() else _UNWRAPPED_COLUMNS).print(ruled)
     if title:
         print(title)
     for line in drawn.getvalue().splitlines():
@@ -154,7 +152,7 @@ class Progress:
     def __init__(self, what: str, unit: str, total: int = 0, shown: bool = True) -> None:
         self._what, self._unit, self._total = what, unit, total
         self._shown = shown
-        self._spoke = time.monotonic()
+        self._printed_s = time.monotonic()
         self._done = 0
         self._first: tuple[int, float] | None = None
         self._bar = None
@@ -192,7 +190,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         elif self._shown and self._done:
-            self._speak(time.monotonic())
+            self._print_line(time.monotonic())
 
     def update(self, done: int, total: int | None = None) -> None:
         """Report units done and in total; both include those done before this command."""
@@ -200,21 +198,21 @@ class Progress:
         self._total = self._total if total is None else total
         now = time.monotonic()
         if self._first is None:
-            self._first, self._spoke = (done, now), now
+            self._first, self._printed_s = (done, now), now
         if self._bar is not None:
             rate = self._rate(now)
-            told = f"{rate:,.1f}/s" if rate else ""
-            self._bar.update(self._task, completed=done, total=self._total, rate=told)
-        elif self._shown and done and now - self._spoke > PLAIN_LINE_EVERY_S:
-            self._speak(now)
+            rate_text = f"{rate:,.1f}/s" if rate else ""
+            self._bar.update(self._task, completed=done, total=self._total, rate=rate_text)
+        elif self._shown and done and now - self._printed_s > PLAIN_LINE_EVERY_S:
+            self._print_line(now)
 
     def _rate(self, now: float) -> float:
         """Units per second since the first update; the time of those before it is unknown."""
         done, since = self._first or (0, now)
         return (self._done - done) / max(now - since, 1e-9)
 
-    def _speak(self, now: float) -> None:
-        self._spoke = now
+    def _print_line(self, now: float) -> None:
+        self._printed_s = now
         rate = self._rate(now)
         of = f" of {self._total:,}" if self._total else ""
         speed = f", {rate:,.1f}/s" if rate else ""
@@ -236,8 +234,8 @@ def _values(values: dict[str, Any], indent: str) -> None:
     width = max(map(len, values), default=0)
     for name, value in values.items():
         # A name that is not an identifier is a value, such as a model key, and keeps its `_`.
-        spoken = name.replace("_", " ") if name.isidentifier() else name
-        label = f"{indent}{plain(spoken):<{width}}  "
+        words = name.replace("_", " ") if name.isidentifier() else name
+        label = f"{indent}{plain(words):<{width}}  "
         if isinstance(value, dict):
             print(label.rstrip())
             _values(value, indent + "  ")

@@ -54,18 +54,18 @@ def load_typed(name: str, kind: type, flag: str, recorded_in: str = "") -> Any:
             f"yourself: --trust {name}.",
         )
     try:
-        found = find(name)
+        cls = find(name)
     except MissingError:
         raise
     except Exception as error:
         raise raised(name, error) from error
-    if not (isinstance(found, type) and issubclass(found, kind)):
+    if not (isinstance(cls, type) and issubclass(cls, kind)):
         raise ConflictError(
             "user-code",
             f"{flag} {name}: it is no subclass of {kind.__module__}.{kind.__qualname__}. Derive it from "
             "that.",
         )
-    return found
+    return cls
 
 
 def find(name: str, kind: Kind = "no-library", where: str = "") -> Any:
@@ -80,11 +80,11 @@ def find(name: str, kind: Kind = "no-library", where: str = "") -> Any:
         MissingError: If there is no such module, or no such callable in it.
         Exception: Any error that the module raises while it is imported.
     """
-    place, _, attribute = name.partition(":")
+    module_name, _, attribute = name.partition(":")
     where = where or socket.gethostname()
     try:
         with current_folder():
-            module = importlib.import_module(place)
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise MissingError(
             kind,
@@ -95,7 +95,7 @@ def find(name: str, kind: Kind = "no-library", where: str = "") -> Any:
     if not callable(found):
         raise MissingError(
             kind,
-            f"{place} of {where} has no callable {attribute!r}. Write module:callable as it is "
+            f"{module_name} of {where} has no callable {attribute!r}. Write module:callable as it is "
             "spelled there.",
         )
     return found
@@ -113,11 +113,11 @@ def raised(name: str, error: Exception) -> ConflictError:
 def current_folder() -> Iterator[None]:
     """Append the current folder to `sys.path` while a user's module is imported."""
     folder = str(Path.cwd())
-    there = folder in sys.path
-    if not there:
+    listed = folder in sys.path
+    if not listed:
         sys.path.append(folder)
     try:
         yield
     finally:
-        if not there:
+        if not listed:
             sys.path.remove(folder)

@@ -113,23 +113,23 @@ def decode_array(
         raise DamagedError(
             "lost-file", f"{where}/{chunk_file(len(shape))} is missing. Run 'wsa verify'."
         )
-    at = "the whole of it"
+    part = "the whole of it"
     try:
         bodies = []
         for number, chunk in enumerate(split(stored, data)):
-            at = f"rows {number * stored.rows} to {_end(stored, number) - 1} of {shape[0]}"
+            part = f"rows {number * stored.rows} to {_end_row(stored, number) - 1} of {shape[0]}"
             bodies.append(check_crc(chunk))
             check_size(stored, bodies[-1])
         # Only now is it certain that the chunks have the size of the array.
         result = np.empty(shape, stored.dtype)
         for number, body in enumerate(bodies):
-            at = f"rows {number * stored.rows} to {_end(stored, number) - 1} of {shape[0]}"
-            rows = result[number * stored.rows : _end(stored, number)]
+            part = f"rows {number * stored.rows} to {_end_row(stored, number) - 1} of {shape[0]}"
+            rows = result[number * stored.rows : _end_row(stored, number)]
             _decode(stored, body, rows)
     except (ValueError, RuntimeError) as error:
         raise DamagedError(
             "bad-bytes",
-            f"{where}/{chunk_file(len(shape))} cannot be decoded ({at}): {error}. Run 'wsa verify'.",
+            f"{where}/{chunk_file(len(shape))} cannot be decoded ({part}): {error}. Run 'wsa verify'.",
         ) from None
     return result
 
@@ -137,12 +137,14 @@ def decode_array(
 def _decode(stored: Stored, body: Bytes, rows: NDArray[Any]) -> None:
     """Decode one chunk into `rows`, without its padding."""
     shape = (stored.rows, *stored.shape[1:])
-    flat = stored.order == tuple(range(len(shape)))
-    whole = rows if flat and len(rows) == stored.rows else np.empty(stored.chunk_bytes, np.uint8)
-    _DECODERS[stored.compressor].decode(body, whole)
-    if whole is not rows:
-        kept = whole.view(stored.dtype).reshape([shape[axis] for axis in stored.order])
-        rows[:] = kept.transpose(np.argsort(stored.order))[: len(rows)]
+    in_order = stored.order == tuple(range(len(shape)))
+    decoded = (
+        rows if in_order and len(rows) == stored.rows else np.empty(stored.chunk_bytes, np.uint8)
+    )
+    _DECODERS[stored.compressor].decode(body, decoded)
+    if decoded is not rows:
+        values = decoded.view(stored.dtype).reshape([shape[axis] for axis in stored.order])
+        rows[:] = values.transpose(np.argsort(stored.order))[: len(rows)]
 
 
 def damaged_rows(stored: Stored, data: bytes) -> list[tuple[int, int]]:
@@ -156,24 +158,24 @@ def damaged_rows(stored: Stored, data: bytes) -> list[tuple[int, int]]:
         Rows of the chunks with a wrong checksum or size. All rows if the file cannot be divided
         into chunks, or if every chunk is intact but the file still differs.
     """
-    every = [(0, stored.shape[0] - 1)]
+    all_rows = [(0, stored.shape[0] - 1)]
     try:
         chunks = split(stored, data)
     except ValueError:
-        return every
-    found: list[tuple[int, int]] = []
+        return all_rows
+    ranges: list[tuple[int, int]] = []
     for number, chunk in enumerate(chunks):
         try:
             check_size(stored, check_crc(chunk))
         except ValueError:
-            first, last = number * stored.rows, _end(stored, number) - 1
-            if found and found[-1][1] == first - 1:
-                first = found.pop()[0]
-            found.append((first, last))
-    return found or every
+            first, last = number * stored.rows, _end_row(stored, number) - 1
+            if ranges and ranges[-1][1] == first - 1:
+                first = ranges.pop()[0]
+            ranges.append((first, last))
+    return ranges or all_rows
 
 
-def _end(stored: Stored, number: int) -> int:
+def _end_row(stored: Stored, number: int) -> int:
     """Return the row after the last row of chunk `number`."""
     return min((number + 1) * stored.rows, stored.shape[0])
 
@@ -193,15 +195,15 @@ def _create(
 ) -> None:
     """Write one array, its chunks in one shard, so that it is one data file and one metadata file."""
     rows = len(array)
-    inner = max(1, min(rows_per_chunk, rows))
-    whole = -(-rows // inner) * inner
-    if whole * array[:1].nbytes > MAX_ARRAY_BYTES or whole // inner > MAX_CHUNKS:
+    chunk_rows = max(1, min(rows_per_chunk, rows))
+    padded_rows = -(-rows // chunk_rows) * chunk_rows
+    if padded_rows * array[:1].nbytes > MAX_ARRAY_BYTES or padded_rows // chunk_rows > MAX_CHUNKS:
         raise UsageError(
             "bad-option",
             f"{name or 'An embedding'} of shape {array.shape} takes more than {MAX_ARRAY_BYTES} "
             "bytes. Collect shorter segments: lower --segment-steps.",
         )
-    last = (*range(1, array.ndim), 0)
+    rows_last = (*range(1, array.ndim), 0)
     codec = (
         ZstdCodec(level=3)
         if compress == "zstd"
@@ -212,11 +214,11 @@ def _create(
         name=name,
         shape=array.shape,
         dtype=array.dtype,
-        chunks=(inner, *array.shape[1:]),
-        shards=(whole, *array.shape[1:]) if whole > inner else None,
+        chunks=(chunk_rows, *array.shape[1:]),
+        shards=(padded_rows, *array.shape[1:]) if padded_rows > chunk_rows else None,
         # Neighboring frames are similar, so each feature is smooth along the row axis. With that
         # axis last, bitshuffle uses this: 1.7 times smaller instead of 1.2.
-        filters=[TransposeCodec(order=last)] if compress == "blosc" and array.ndim > 1 else [],
+        filters=[TransposeCodec(order=rows_last)] if compress == "blosc" and array.ndim > 1 else [],
         compressors=[codec, Crc32cCodec()],
         fill_value=0,
         chunk_key_encoding={"name": "default", "configuration": _FLAT},

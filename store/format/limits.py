@@ -100,19 +100,25 @@ def _stored(data: bytes, shape: tuple[int, ...], dtype: str) -> Stored:
         raise ValueError(f"it has {len(data)} bytes")
     if dtype not in DTYPES:
         raise ValueError(f"its record says {dtype!r}, not one of {', '.join(sorted(DTYPES))}")
-    kind = np.dtype(dtype)
-    found = msgspec.json.decode(data, type=dict[str, Any])
-    if found["zarr_format"] != 3 or found["node_type"] != "array":
+    item_type = np.dtype(dtype)
+    metadata = msgspec.json.decode(data, type=dict[str, Any])
+    if metadata["zarr_format"] != 3 or metadata["node_type"] != "array":
         raise ValueError("it is not an array of Zarr format 3")
-    if found["shape"] != list(shape) or found["data_type"] != dtype or min(shape, default=0) < 1:
-        raise ValueError(f"it says {found['shape']} {found['data_type']!r}, not {shape} {dtype}")
-    if found["chunk_grid"]["name"] != "regular" or found.get("storage_transformers"):
+    if (
+        metadata["shape"] != list(shape)
+        or metadata["data_type"] != dtype
+        or min(shape, default=0) < 1
+    ):
+        raise ValueError(
+            f"it says {metadata['shape']} {metadata['data_type']!r}, not {shape} {dtype}"
+        )
+    if metadata["chunk_grid"]["name"] != "regular" or metadata.get("storage_transformers"):
         raise ValueError("its chunk grid is not the regular one")
-    keys = found["chunk_key_encoding"]
+    keys = metadata["chunk_key_encoding"]
     if keys["name"] != "default" or keys.get("configuration") != {"separator": "."}:
         raise ValueError("its chunks are not named as c.0.0")
-    whole = found["chunk_grid"]["configuration"]["chunk_shape"]
-    codecs, inner = found["codecs"], whole
+    whole = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    codecs, inner = metadata["codecs"], whole
     sharded = len(codecs) == 1 and codecs[0]["name"] == "sharding_indexed"
     if sharded:
         shard = codecs[0]["configuration"]
@@ -128,12 +134,12 @@ def _stored(data: bytes, shape: tuple[int, ...], dtype: str) -> Stored:
     rows = inner[0]
     if not 1 <= rows <= shape[0] or whole[0] != -(-shape[0] // rows) * rows:
         raise ValueError(f"chunks of {inner} in {whole} do not make up {shape}")
-    if whole[0] * math.prod(shape[1:]) * kind.itemsize > MAX_ARRAY_BYTES:
+    if whole[0] * math.prod(shape[1:]) * item_type.itemsize > MAX_ARRAY_BYTES:
         raise ValueError(f"{shape} in chunks of {inner} takes more than {MAX_ARRAY_BYTES} bytes")
     if whole[0] // rows > (MAX_CHUNKS if sharded else 1):
         raise ValueError(f"it has {whole[0] // rows} chunks")
-    order, compressor = _chain(codecs, len(shape), kind.itemsize)
-    return Stored(shape, kind, rows, order, compressor, sharded)
+    order, compressor = _chain(codecs, len(shape), item_type.itemsize)
+    return Stored(shape, item_type, rows, order, compressor, sharded)
 
 
 def _chain(codecs: Any, axes: int, itemsize: int) -> tuple[tuple[int, ...], str]:
@@ -202,11 +208,11 @@ def check_size(stored: Stored, body: Bytes) -> None:
     """
     header = body[:_HEADER_BYTES].tobytes()
     if stored.compressor == "zstd":
-        says = _zstd_bytes(header)
+        size = _zstd_bytes(header)
     else:
-        says = _blosc_bytes(header, len(body), stored.dtype.itemsize)
-    if says != stored.chunk_bytes:
-        raise ValueError(f"it would decode to {says} bytes, not {stored.chunk_bytes}")
+        size = _blosc_bytes(header, len(body), stored.dtype.itemsize)
+    if size != stored.chunk_bytes:
+        raise ValueError(f"it would decode to {size} bytes, not {stored.chunk_bytes}")
 
 
 def _zstd_bytes(header: bytes) -> int:
@@ -232,9 +238,9 @@ def _blosc_bytes(header: bytes, length: int, itemsize: int) -> int:
     """
     if len(header) < 16:
         raise ValueError("it has no blosc header")
-    decoded, block, says = (int.from_bytes(header[at : at + 4], "little") for at in (4, 8, 12))
-    if says != length:  # Blosc does not check this.
-        raise ValueError(f"it says that {says} bytes are stored, not {length}")
+    decoded, block, stored = (int.from_bytes(header[at : at + 4], "little") for at in (4, 8, 12))
+    if stored != length:  # Blosc does not check this.
+        raise ValueError(f"it says that {stored} bytes are stored, not {length}")
     if header[3] != itemsize or not 0 < block <= _MAX_BLOSC_BLOCK_BYTES:
         raise ValueError(f"it says items of {header[3]} bytes in blocks of {block}")
     flags = header[2]

@@ -259,7 +259,7 @@ def read_commit(data: bytes, where: str) -> Commit:
         ConflictError: If the record has another version, which is not damage.
     """
     head = read_json(data, _Head, where)  # Records of later versions have other fields.
-    if head.check != _check(data, head.check):
+    if head.check != _checksum(data, head.check):
         raise DamagedError("bad-record", _damaged(where, "its checksum does not fit its content"))
     if head.version != VERSION:
         raise ConflictError(
@@ -279,14 +279,14 @@ def read_commit(data: bytes, where: str) -> Commit:
     for file in commit.files:
         if not _FILE.fullmatch(file.name):
             raise DamagedError("bad-record", _damaged(where, f"it names a file {file.name!r}"))
-    most = _most_bytes(commit.meta)
-    if commit.bytes > most:
-        why = f"its files would have {commit.bytes} bytes, and {most} at most can be right"
+    limit = _max_bytes(commit.meta)
+    if commit.bytes > limit:
+        why = f"its files would have {commit.bytes} bytes, and {limit} at most can be right"
         raise DamagedError("bad-record", _damaged(where, why))
     return commit
 
 
-def _most_bytes(meta: Meta) -> int:
+def _max_bytes(meta: Meta) -> int:
     """Return an upper limit on the size of an object's files: incompressible arrays and padding.
 
     The limit is 0 if the metadata claims an array above `MAX_ARRAY_BYTES`, which is never valid.
@@ -294,15 +294,15 @@ def _most_bytes(meta: Meta) -> int:
     if isinstance(meta, ModelMeta):
         return MAX_MODEL_BYTES
     if isinstance(meta, FramesMeta):
-        largest = meta.frames * meta.height * meta.width * (1 if meta.indexed else 3)
+        array_bytes = meta.frames * meta.height * meta.width * (1 if meta.indexed else 3)
     elif isinstance(meta, SegmentMeta):
-        largest = 32 * meta.rows + hashing.DIGEST_BYTES * meta.frames
+        array_bytes = 32 * meta.rows + hashing.DIGEST_BYTES * meta.frames
     else:
-        largest = math.prod(meta.shape) * (2 if meta.dtype == "float16" else 4)
-    return 2 * largest + (2 << 20) if largest <= MAX_ARRAY_BYTES else 0
+        array_bytes = math.prod(meta.shape) * (2 if meta.dtype == "float16" else 4)
+    return 2 * array_bytes + (2 << 20) if array_bytes <= MAX_ARRAY_BYTES else 0
 
 
-def _check(data: bytes, check: str) -> str:
+def _checksum(data: bytes, check: str) -> str:
     """Compute the checksum of the record `data`, whose `check` field is `check`."""
     # Quotes inside strings are escaped, so this matches only the field itself.
     return hashing.checksum(data.replace(b'"check":"%s"' % check.encode(), b'"check":""', 1))
@@ -334,13 +334,13 @@ def read_json(data: bytes, kind: type[T], where: str, limit_bytes: int = MAX_REC
 
 
 _prepared: set[Any] = set()
-_preparing = threading.Lock()
+_prepare_lock = threading.Lock()
 
 
 def _prepare(kind: Any) -> None:
     """Make msgspec inspect a type in one thread: several at once can crash the process."""
     if kind not in _prepared:
-        with _preparing:
+        with _prepare_lock:
             msgspec.json.Decoder(kind)
             _prepared.add(kind)
 

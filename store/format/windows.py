@@ -51,12 +51,12 @@ def window_rows(
             f"A stack of {window} frames: segments hold what stacks of 1 to {MAX_STACK_FRAMES} "
             "need. Choose one of these.",
         )
-    back = np.arange(window - 1, -1, -1)
-    found: NDArray[np.int64] = np.maximum(rows[:, None] - back, starts[:, None])
-    return found
+    offsets = np.arange(window - 1, -1, -1)
+    result: NDArray[np.int64] = np.maximum(rows[:, None] - offsets, starts[:, None])
+    return result
 
 
 def window_digests(digests: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the digests of windows, shape (n, 16), from those of their frames, (n, w, 16)."""
-    found = b"".join(hashing.window_digest(window.tobytes()) for window in digests)
-    return np.frombuffer(found, np.uint8).reshape(-1, hashing.DIGEST_BYTES)
+    joined = b"".join(hashing.window_digest(window.tobytes()) for window in digests)
+    return np.frombuffer(joined, np.uint8).reshape(-1, hashing.DIGEST_BYTES)

@@ -38,18 +38,18 @@ class DigestIndex:
             Rows, shape (M,), int64.
         """
         high, low = _words(digests)
-        found = np.full(len(high), -1, np.int64)
-        open_ = np.arange(len(high))
+        result = np.full(len(high), -1, np.int64)
+        pending = np.arange(len(high))
         at = np.searchsorted(self._high, high)
-        while len(open_):  # One iteration, unless different digests share their first word.
+        while len(pending):  # One iteration, unless different digests share their first word.
             inside = at < len(self._high)
-            open_, at = open_[inside], at[inside]
-            same = self._high[at] == high[open_]
-            open_, at = open_[same], at[same]
-            hit = self._low[at] == low[open_]
-            found[open_[hit]] = self._rows[at[hit]]
-            open_, at = open_[~hit], at[~hit] + 1
-        return found
+            pending, at = pending[inside], at[inside]
+            same = self._high[at] == high[pending]
+            pending, at = pending[same], at[same]
+            hit = self._low[at] == low[pending]
+            result[pending[hit]] = self._rows[at[hit]]
+            pending, at = pending[~hit], at[~hit] + 1
+        return result
 
 
 def first_seen(digests: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -71,8 +71,8 @@ def _sorted(
     rows = np.argsort(high, kind="stable")
     high, low = high[rows], low[rows]
     if ((high[1:] == high[:-1]) & (low[1:] != low[:-1])).any():  # Only for crafted digests.
-        again = np.lexsort((low, high))  # Stable.
-        high, low, rows = high[again], low[again], rows[again]
+        order = np.lexsort((low, high))  # Stable.
+        high, low, rows = high[order], low[order], rows[order]
     return high, low, rows
 
 

@@ -104,7 +104,7 @@ class Contents(msgspec.Struct, frozen=True):
 
     def files(self) -> dict[str, int]:
         """Return the names of the files and their minimum sizes in bytes."""
-        rows, frames = _end(self.parts)
+        rows, frames = _totals(self.parts)
         itemsize = np.dtype(self.dtype).itemsize
         entries = {
             "rows.bin": (rows, ROW.itemsize),
@@ -140,12 +140,18 @@ class FlatMap:
         known = {meta.segment for meta in snapshot.segments(contents.game)}
         parts = [part for part in contents.parts if part.segment in known]
         self.parts = sorted(parts, key=lambda part: part.segment)
-        total_rows, total_frames = _end(contents.parts)
+        total_rows, total_frames = _totals(contents.parts)
         self.rows = np.memmap(folder / "rows.bin", ROW, "r", shape=(total_rows,))
-        frame, row = contents.width(windowed=False), contents.width(windowed=True)
-        self.embeddings = _map(folder / "embeddings.bin", contents.dtype, (total_frames, frame))
-        self.digests = _map(folder / "digests.bin", "uint8", (total_frames, hashing.DIGEST_BYTES))
-        self.windowed = _map(folder / "windows.bin", contents.dtype, (total_rows, row))
+        frame_width, window_width = contents.width(windowed=False), contents.width(windowed=True)
+        self.embeddings = _map_file(
+            folder / "embeddings.bin", contents.dtype, (total_frames, frame_width)
+        )
+        self.digests = _map_file(
+            folder / "digests.bin", "uint8", (total_frames, hashing.DIGEST_BYTES)
+        )
+        self.windowed = _map_file(
+            folder / "windows.bin", contents.dtype, (total_rows, window_width)
+        )
         actions = np.asarray(self.rows["action"])
         self.steps = np.concatenate(
             [
@@ -250,14 +256,14 @@ def materialise(
     with atomic_files.storage_errors(folder):
         atomic_files.make_folder(folder)
     with atomic_files.storage_errors(folder), filelock.FileLock(folder / "lock"):
-        contents = _contents(folder / "flat.json")
-        wanted = {meta.segment: _check(snapshot, game, models, meta) for meta in segments}
+        contents = _read_contents(folder / "flat.json")
+        checks = {meta.segment: _object_hash(snapshot, game, models, meta) for meta in segments}
         fits = (
             contents is not None
             and (contents.windows, contents.shapes) == (windows, shapes)
             and contents.dtype == dtype
-            and all(wanted.get(p.segment, p.check) == p.check for p in contents.parts)
-            and _whole(folder, contents)
+            and all(checks.get(p.segment, p.check) == p.check for p in contents.parts)
+            and _is_complete(folder, contents)
         )
         if contents is None or not fits:
             # Another store was at this path, or an object was recreated: start over. Remove the
@@ -270,7 +276,7 @@ def materialise(
         present = {part.segment for part in contents.parts}
         new = [meta for meta in segments if meta.segment not in present]
         if new:
-            contents = _append(folder, contents, snapshot, new, wanted)
+            contents = _append(folder, contents, snapshot, new, checks)
         # Map under the lock: the next process may replace the files.
         return FlatMap(folder, contents, snapshot)
 
@@ -297,12 +303,12 @@ def shapes_of(
     dtype = "float16"
     for key in models:
         metas = snapshot.embeddings(game, key)
-        different = {(meta.window, meta.shape[1:]) for meta in metas}
-        if len(different) != 1:
+        layouts = {(meta.window, meta.shape[1:]) for meta in metas}
+        if len(layouts) != 1:
             raise ConflictError(
-                "other-bytes", f"{key} has embeddings of windows and shapes {different}."
+                "other-bytes", f"{key} has embeddings of windows and shapes {layouts}."
             )
-        window, shape = different.pop()
+        window, shape = layouts.pop()
         windows.append(window)
         shapes.append(shape)
         if any(meta.dtype == "float32" for meta in metas):
@@ -310,28 +316,28 @@ def shapes_of(
     return tuple(windows), tuple(shapes), dtype
 
 
-def _check(snapshot: Snapshot, game: str, models: Sequence[str], meta: SegmentMeta) -> str:
+def _object_hash(snapshot: Snapshot, game: str, models: Sequence[str], meta: SegmentMeta) -> str:
     """Return a hash that changes if a segment or one of its embeddings is replaced."""
     paths = [names.segment_path(game, meta.segment)]
     paths += [names.embedding_path(game, key, meta.segment) for key in models]
     return hashing.identity([[f.blake3 for f in snapshot.commit(p).files] for p in paths])
 
 
-def _contents(path: Path) -> Contents | None:
+def _read_contents(path: Path) -> Contents | None:
     try:
         return records.read_json(path.read_bytes(), Contents, str(path), MAX_CONTENTS_BYTES)
     except (FileNotFoundError, DamagedError):
         return None
 
 
-def _end(parts: Sequence[Part]) -> tuple[int, int]:
+def _totals(parts: Sequence[Part]) -> tuple[int, int]:
     """Return the number of rows, and of embedding rows, that the parts take."""
     return max((p.row + p.rows for p in parts), default=0), max(
         (p.frame + p.frames for p in parts), default=0
     )
 
 
-def _map(path: Path, dtype: str, shape: tuple[int, int]) -> NDArray[Any]:
+def _map_file(path: Path, dtype: str, shape: tuple[int, int]) -> NDArray[Any]:
     """Map a file; an empty array needs no file, since no system maps zero bytes."""
     return np.memmap(path, dtype, "r", shape=shape) if math.prod(shape) else np.empty(shape, dtype)
 
@@ -343,7 +349,7 @@ def _take(table: NDArray[Any], rows: NDArray[np.int64], out: NDArray[Any]) -> ND
     return np.take(table, rows, axis=0, out=out, mode="clip")
 
 
-def _whole(folder: Path, contents: Contents) -> bool:
+def _is_complete(folder: Path, contents: Contents) -> bool:
     """Whether no file is shorter than `flat.json` says: cleaners of caches truncate and remove."""
     try:
         return all(
@@ -362,10 +368,10 @@ def _append(
 ) -> Contents:
     """Append new segments to the files, then replace `flat.json`."""
     parts = list(contents.parts)
-    row, frame = _end(parts)
+    row, frame = _totals(parts)
     with atomic_files.storage_errors(folder), contextlib.ExitStack() as opened:
         files = {
-            name: opened.enter_context(_at(folder / name, size))
+            name: opened.enter_context(_open_at(folder / name, size))
             for name, size in contents.files().items()
         }
         for meta in new:
@@ -379,7 +385,7 @@ def _append(
             files["digests.bin"].write(rows["digest"].data)
             for name, windowed in (("embeddings.bin", False), ("windows.bin", True)):
                 if name in files:
-                    files[name].write(_fused(contents, snapshot, meta, windowed).data)
+                    files[name].write(_read_embeddings(contents, snapshot, meta, windowed).data)
             parts.append(
                 Part(meta.segment, checks[meta.segment], row, meta.rows, frame, meta.frames)
             )
@@ -394,7 +400,7 @@ def _append(
     return contents
 
 
-def _fused(
+def _read_embeddings(
     contents: Contents, snapshot: Snapshot, meta: SegmentMeta, windowed: bool
 ) -> NDArray[Any]:
     """Return a segment's embeddings of frames, or of windows, models side by side."""
@@ -408,7 +414,7 @@ def _fused(
     )
 
 
-def _at(path: Path, offset: int) -> Any:
+def _open_at(path: Path, offset: int) -> Any:
     file = path.open("r+b" if path.exists() else "w+b")
     file.seek(offset)
     return file

@@ -173,7 +173,9 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def json(self) -> bytes:
         """Content of `spec.json`."""
-        return hashing.canonical({**msgspec.to_builtins(self), "identity": _said(self.identity)})
+        return hashing.canonical(
+            {**msgspec.to_builtins(self), "identity": _identity_values(self.identity)}
+        )
 
     @property
     def game(self) -> str:
@@ -188,21 +190,21 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def model_key(alias: str, identity: Identity) -> str:
     """Return the key of the model with this alias and identity."""
-    return names.make_model_key(alias, hashing.identity(_said(identity)))
+    return names.make_model_key(alias, hashing.identity(_identity_values(identity)))
 
 
-def _said(identity: Identity) -> dict[str, Any]:
+def _identity_values(identity: Identity) -> dict[str, Any]:
     """Convert an identity to JSON values.
 
     Later fields of `Preprocessing` are left out if they have their default, so that the keys of
     older models stay the same. msgspec's `omit_defaults` does not work here: it compares objects by
     identity, which a number loses on its way to a worker.
     """
-    said: dict[str, Any] = msgspec.to_builtins(identity)
+    values: dict[str, Any] = msgspec.to_builtins(identity)
     for field in msgspec.structs.fields(Preprocessing):
-        if said["preprocessing"][field.name] == field.default:
-            del said["preprocessing"][field.name]
-    return said
+        if values["preprocessing"][field.name] == field.default:
+            del values["preprocessing"][field.name]
+    return values
 
 
 def read_spec(snapshot: Snapshot, key: str) -> ModelSpec:

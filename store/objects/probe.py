@@ -32,9 +32,9 @@ def step_error(found: NDArray[Any], reference: NDArray[Any]) -> float:
     """
     if found.shape != reference.shape:
         return float("inf")
-    wanted = reference.reshape(len(reference), -1).astype(np.float64)
-    errors = np.linalg.norm(found.reshape(len(found), -1) - wanted, axis=1)
-    steps = np.linalg.norm(wanted[1::2] - wanted[::2], axis=1)
+    flat_reference = reference.reshape(len(reference), -1).astype(np.float64)
+    errors = np.linalg.norm(found.reshape(len(found), -1) - flat_reference, axis=1)
+    steps = np.linalg.norm(flat_reference[1::2] - flat_reference[::2], axis=1)
     if not np.isfinite(errors).all():
         return float("inf")
     return float(np.median(errors) / max(np.median(steps), 1e-12))

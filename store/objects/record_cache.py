@@ -49,17 +49,17 @@ class Catalog:
 
     def read(self) -> dict[Entry, bytes]:
         """Return every cached record by its file's entry in the listing."""
-        found: dict[Entry, bytes] = {}
+        cached: dict[Entry, bytes] = {}
 
         def work(database: sqlite3.Connection) -> None:
             rows = "SELECT path, bytes, modified, data FROM record WHERE typeof(data) = 'blob'"
             for *entry, data in database.execute(rows):
-                found[Entry(*entry)] = data
+                cached[Entry(*entry)] = data
 
         with contextlib.suppress(OSError):
             if self._path.exists():
-                self._do(work)
-        return found
+                self._run(work)
+        return cached
 
     def add(self, records: Mapping[Entry, bytes]) -> None:
         """Cache records, replacing those of the same path."""
@@ -75,9 +75,9 @@ class Catalog:
         with contextlib.suppress(OSError):
             if rows:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._do(work)
+                self._run(work)
 
-    def _do(self, work: Callable[[sqlite3.Connection], None]) -> None:
+    def _run(self, work: Callable[[sqlite3.Connection], None]) -> None:
         """Run `work` on the database; remove a broken one, skip a locked or forbidden one."""
         try:
             with contextlib.closing(sqlite3.connect(self._path, timeout=1)) as database:

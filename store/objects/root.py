@@ -57,7 +57,7 @@ def open_store(url: str, *, create: bool = False) -> Backend:
     try:
         data = _read(backend)
     except FileNotFoundError:
-        data = _start(backend, create)
+        data = _create_root(backend, create)
     try:
         root = records.read_json(data, Root, names.STORE_FILE)
     except DamagedError:
@@ -71,7 +71,7 @@ def open_store(url: str, *, create: bool = False) -> Backend:
     return backend
 
 
-def _start(backend: Backend, create: bool) -> bytes:
+def _create_root(backend: Backend, create: bool) -> bytes:
     """Write `wsa.json`, which was missing a moment ago, and return its content."""
     free = is_free(backend)
     try:
@@ -134,11 +134,11 @@ def _read(backend: Backend) -> bytes:
 
 
 def _damaged(backend: Backend) -> DamagedError:
-    whole = hashing.canonical(Root(FORMAT)).decode()
+    content = hashing.canonical(Root(FORMAT)).decode()
     return DamagedError(
         "bad-record",
         f"{backend.url}/{names.STORE_FILE} is damaged. If {backend.url} is a store of this "
-        f"wsa, that file's whole content is {whole} and nothing else is lost: write that.",
+        f"wsa, that file's whole content is {content} and nothing else is lost: write that.",
     )
 
 

@@ -58,22 +58,22 @@ class Snapshot:
 
     def segments(self, game: str | None = None) -> list[SegmentMeta]:
         """Segments of one game or of all games, sorted by game and id."""
-        found = (m for m in self._metas(SegmentMeta) if game in (None, m.game))
-        return sorted(found, key=lambda m: (m.game, m.segment))
+        metas = (m for m in self._metas(SegmentMeta) if game in (None, m.game))
+        return sorted(metas, key=lambda m: (m.game, m.segment))
 
     def frames(self, game: str | None = None) -> list[FramesMeta]:
         """Frames objects, sorted like segments; a segment pulled without frames has none."""
-        found = (m for m in self._metas(FramesMeta) if game in (None, m.game))
-        return sorted(found, key=lambda m: (m.game, m.segment))
+        metas = (m for m in self._metas(FramesMeta) if game in (None, m.game))
+        return sorted(metas, key=lambda m: (m.game, m.segment))
 
     def embeddings(self, game: str | None = None, model: str | None = None) -> list[EmbeddingMeta]:
         """Embeddings of one game, one model, or all, sorted by game, model and segment."""
-        found = (
+        metas = (
             m
             for m in self._metas(EmbeddingMeta)
             if game in (None, m.game) and model in (None, m.model)
         )
-        return sorted(found, key=lambda m: (m.game, m.model, m.segment))
+        return sorted(metas, key=lambda m: (m.game, m.model, m.segment))
 
     @property
     def models(self) -> list[str]:
@@ -181,15 +181,15 @@ class Snapshot:
                 f"The store {self.backend.url} has the rows of {meta.game} segment {meta.segment} "
                 f"but not its frames. Fetch them: wsa pull URL --game {meta.game}",
             )
-        of = self.commits[path].meta
-        assert isinstance(of, FramesMeta)
-        if of.frames != meta.frames:
+        frames_meta = self.commits[path].meta
+        assert isinstance(frames_meta, FramesMeta)
+        if frames_meta.frames != meta.frames:
             raise DamagedError(
                 "bad-record",
-                f"{path} has {of.frames} frames, its segment {meta.frames}. Run 'wsa verify'.",
+                f"{path} has {frames_meta.frames} frames, its segment {meta.frames}. Run 'wsa verify'.",
             )
         pictures = self.read_group(path, "frames").astype(np.uint8, copy=False)
-        if not of.indexed:
+        if not frames_meta.indexed:
             return pictures, None
         return pictures, self.read_group(path, "palette").astype(np.uint8, copy=False)
 
@@ -252,17 +252,17 @@ def take_snapshot(backend: Backend, earlier: Snapshot | None = None) -> Snapshot
     listed = list_records(backend)
     if sum(entry not in known for entry in listed) >= WORTHWHILE:
         catalog = Catalog(backend.url)
-        remembered = catalog.read()
+        cached = catalog.read()
         for entry in listed:
-            if entry not in known and entry in remembered:
+            if entry not in known and entry in cached:
                 with contextlib.suppress(DamagedError):
-                    known[entry] = records.read_commit(remembered[entry], entry.path)
-        fresh = [entry for entry in listed if entry not in known]
-        catalog.add(_read_all(backend, fresh, known))
+                    known[entry] = records.read_commit(cached[entry], entry.path)
+        unread = [entry for entry in listed if entry not in known]
+        catalog.add(_read_all(backend, unread, known))
     else:
         _read_all(backend, [entry for entry in listed if entry not in known], known)
-    found = {entry: commit for entry in listed if (commit := known.get(entry)) is not None}
-    return Snapshot(backend, {commit.path: commit for commit in found.values()}, found)
+    current = {entry: commit for entry in listed if (commit := known.get(entry)) is not None}
+    return Snapshot(backend, {commit.path: commit for commit in current.values()}, current)
 
 
 def _read_all(
@@ -277,12 +277,12 @@ def _read_all(
     return read
 
 
-def _map(backend: Backend, read: Callable[[A], B], of: Sequence[A]) -> Iterable[B]:
+def _map(backend: Backend, read: Callable[[A], B], items: Sequence[A]) -> Iterable[B]:
     """Apply `read` to each item, in threads if the backend gains from them; keeps the order."""
-    if backend.at_once == 1 or len(of) < 2:
-        return map(read, of)
+    if backend.at_once == 1 or len(items) < 2:
+        return map(read, items)
     with ThreadPoolExecutor(backend.at_once) as threads:
-        return list(threads.map(read, of))
+        return list(threads.map(read, items))
 
 
 def _get(backend: Backend, entry: Entry) -> bytes | None:
@@ -308,11 +308,11 @@ def read_records(backend: Backend) -> tuple[dict[str, Commit], dict[str, WsaErro
     """
     commits: dict[str, Commit] = {}
     unreadable: dict[str, WsaError] = {}
-    for path, found in read_each(backend, [entry.path for entry in list_records(backend)]):
-        if isinstance(found, WsaError):
-            unreadable[path] = found
-        elif found is not None:
-            commits[found.path] = found
+    for path, outcome in read_each(backend, [entry.path for entry in list_records(backend)]):
+        if isinstance(outcome, WsaError):
+            unreadable[path] = outcome
+        elif outcome is not None:
+            commits[outcome.path] = outcome
     return commits, unreadable
 
 
@@ -329,8 +329,8 @@ def read_each(
 
     # In blocks, so that a million records are not in memory at once.
     for at in range(0, len(paths), 1024):
-        some = paths[at : at + 1024]
-        yield from zip(some, _map(backend, read, some), strict=True)
+        block = paths[at : at + 1024]
+        yield from zip(block, _map(backend, read, block), strict=True)
 
 
 def read_record(backend: Backend, path: str) -> Commit | None:

@@ -66,17 +66,21 @@ def commit_segment(backend: Backend, meta: SegmentMeta, arrays: layout.Arrays) -
     _, height, width, *_ = arrays["frames"].shape
     indexed = "palette" in arrays
     frames = FramesMeta(meta.game, meta.segment, meta.frames, height, width, indexed)
-    pictures = group_arrays(frames)
-    if sorted(arrays) != sorted([*pictures, *group_arrays(meta)]):
-        raise ValueError(f"a segment has {[*pictures, *group_arrays(meta)]}, not {list(arrays)}")
-    for name, (shape, dtype) in (pictures | group_arrays(meta)).items():
+    frame_arrays = group_arrays(frames)
+    if sorted(arrays) != sorted([*frame_arrays, *group_arrays(meta)]):
+        raise ValueError(
+            f"a segment has {[*frame_arrays, *group_arrays(meta)]}, not {list(arrays)}"
+        )
+    for name, (shape, dtype) in (frame_arrays | group_arrays(meta)).items():
         _require(name, arrays[name], shape, dtype)
-    files = layout.encode_group({name: arrays[name] for name in pictures})
-    rows = layout.encode_group({name: arrays[name] for name in arrays if name not in pictures})
+    frame_files = layout.encode_group({name: arrays[name] for name in frame_arrays})
+    row_files = layout.encode_group(
+        {name: arrays[name] for name in arrays if name not in frame_arrays}
+    )
     # Make both records before writing anything, since either may be invalid.
-    records_of = _record(frames, files), _record(meta, rows)
-    _commit(backend, records_of[0], files)
-    return _commit(backend, records_of[1], rows)
+    commits = _record(frames, frame_files), _record(meta, row_files)
+    _commit(backend, commits[0], frame_files)
+    return _commit(backend, commits[1], row_files)
 
 
 def embedding_dtype(array: NDArray[np.floating[Any]]) -> type[np.float16 | np.float32]:
@@ -144,15 +148,15 @@ def publish_record(backend: Backend, commit: Commit, paths: Sequence[str]) -> bo
         StorageError: If the disk or the bucket refuses. The network may still deliver the record
             later, so the files stay; `sweep` removes them if it does not.
     """
-    won = over = False
+    won = ended = False
     try:
         won = backend.put_new(names.commit_path(commit.id), records.write_commit(commit))
-        over = True
+        ended = True
     except StorageError as error:
-        over = error.kind == "no-space"
+        ended = error.kind == "no-space"
         raise
     finally:
-        if not won and _lost(backend, commit, over):
+        if not won and _lost(backend, commit, ended):
             remove_files(backend, paths)
     return won
 
@@ -173,11 +177,11 @@ def _put_all(backend: Backend, files: Mapping[str, bytes]) -> None:
     with ThreadPoolExecutor(PUTS_AT_ONCE) as threads:
         puts = [threads.submit(backend.put_new, path, data) for path, data in files.items()]
         try:
-            done = [put.result() for put in puts]
+            published = [put.result() for put in puts]
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
-    for path, new in zip(files, done, strict=True):
+    for path, new in zip(files, published, strict=True):
         require_new(path, new)
 
 
@@ -189,7 +193,7 @@ def require_new(path: str, new: bool) -> None:
         )
 
 
-def _lost(backend: Backend, commit: Commit, over: bool) -> bool:
+def _lost(backend: Backend, commit: Commit, ended: bool) -> bool:
     """Whether this attempt lost: another writer's record is there, or none is and ours cannot come.
 
     Args:
@@ -198,10 +202,10 @@ def _lost(backend: Backend, commit: Commit, over: bool) -> bool:
         over: Whether the put has definitely ended, so that its record cannot appear later.
     """
     try:
-        found = backend.get(names.commit_path(commit.id), records.MAX_RECORD_BYTES)
-        return records.read_commit(found, names.commit_path(commit.id)).attempt != commit.attempt
+        data = backend.get(names.commit_path(commit.id), records.MAX_RECORD_BYTES)
+        return records.read_commit(data, names.commit_path(commit.id)).attempt != commit.attempt
     except FileNotFoundError:
-        return over
+        return ended
     except ConflictError:  # A newer wsa's record.
         return True
     except (DamagedError, StorageError):
@@ -242,14 +246,14 @@ def author() -> str:
         user = getpass.getuser()
     except (KeyError, OSError):  # OSError from Python 3.13 on.
         user = str(os.getuid())
-    return _text(f"{user}@{socket.gethostname()}")
+    return _json_text(f"{user}@{socket.gethostname()}")
 
 
 def command_line() -> str:
     """Return this process's command line without secrets."""
-    return _text(redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])))
+    return _json_text(redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])))
 
 
-def _text(words: str) -> str:
+def _json_text(words: str) -> str:
     """Escape what JSON cannot encode, such as undecodable bytes from the system."""
     return words.encode(errors="backslashreplace").decode()
