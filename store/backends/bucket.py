@@ -60,9 +60,9 @@ class RemoteBackend:
     def __init__(self, url: str) -> None:
         self.place = parse(url)
         # Files that were put without an answer: they may still appear.
-        self._unsure: set[str] = set()
+        self._unanswered: set[str] = set()
         # Whether the last request failed for good, so that the next one is not retried.
-        self._down = False
+        self._gave_up = False
 
     @property
     def url(self) -> str:
@@ -90,9 +90,9 @@ class RemoteBackend:
             return data
 
         try:
-            return self._persist(get)
+            return self._with_retries(get)
         except FileNotFoundError:
-            if key not in self._unsure:
+            if key not in self._unanswered:
                 raise
         raise StorageError(
             "unavailable",
@@ -103,31 +103,31 @@ class RemoteBackend:
     def put_new(self, path: str, data: bytes) -> bool:
         """Publish a file unless one exists, and return whether this call published it."""
         key = self._file(path)
-        write = uuid.uuid4().hex
+        write_id = uuid.uuid4().hex
         sent = False
 
         def put() -> bool:
             nonlocal sent
-            again, sent = sent, True
+            retried, sent = sent, True
             try:
                 self._client(len(data)).put(
-                    key, data, mode="create", attributes={WRITE_ID: write}, use_multipart=False
+                    key, data, mode="create", attributes={WRITE_ID: write_id}, use_multipart=False
                 )
             except AlreadyExistsError as error:
                 if _code(error) in _CONFLICTS:  # Perhaps no put has won: S3 asks for a retry.
                     raise BaseError(str(error)) from None
                 # An earlier put may have published the file, and its reply was lost.
-                return again and self._is_ours(key, write, data)
+                return retried and self._is_ours(key, write_id, data)
             return True
 
         try:
-            won = self._persist(put)
+            won = self._with_retries(put)
         except FileNotFoundError as error:  # The bucket itself is missing.
-            raise self._refusal(error) from None
+            raise self._storage_error(error) from None
         except BaseException:
-            self._unsure.add(key)
+            self._unanswered.add(key)
             raise
-        self._unsure.discard(key)
+        self._unanswered.discard(key)
         return won
 
     def list(self, prefix: str) -> Iterator[Entry]:
@@ -154,30 +154,30 @@ class RemoteBackend:
                     f"({_first_line(error)}). Remove it.",
                 ) from None
             except BaseError as error:
-                if not tries.again(error):
-                    raise self._refusal(error) from None
+                if not tries.retry(error):
+                    raise self._storage_error(error) from None
 
     def delete(self, path: str) -> None:
         """Remove a file, if there is one."""
         with contextlib.suppress(FileNotFoundError):
             key = self._file(path)
-            self._persist(lambda: self._client().delete(key))
+            self._with_retries(lambda: self._client().delete(key))
 
     def stat(self, path: str) -> int | None:
         """Return a file's length in bytes, or None if there is no such file."""
         try:
             key = self._file(path)
-            return int(self._persist(lambda: self._client(reading=True).head(key)["size"]))
+            return int(self._with_retries(lambda: self._client(reading=True).head(key)["size"]))
         except FileNotFoundError:
             return None
 
-    def _is_ours(self, key: str, write: str, data: bytes) -> bool:
+    def _is_ours(self, key: str, write_id: str, data: bytes) -> bool:
         """Whether an earlier try of this put published the existing file."""
         client = self._client(len(data), reading=True)
         try:
             found = client.get(key, options={"head": True})
             if WRITE_ID in found.attributes:
-                return bool(found.attributes[WRITE_ID] == write)
+                return bool(found.attributes[WRITE_ID] == write_id)
             # The server keeps no metadata, so compare the bytes. Where it matters, no two writers
             # put the same: a record contains its attempt, and other files are in that folder.
             return found.meta["size"] == len(data) and bytes(client.get(key).bytes()) == data
@@ -199,23 +199,23 @@ class RemoteBackend:
                 f"{SETTINGS[scheme]}.",
             ) from None
 
-    def _persist(self, request: Callable[[], T]) -> T:
+    def _with_retries(self, request: Callable[[], T]) -> T:
         """Repeat a request until it succeeds, fails for good, or has failed for too long."""
-        tries = _Tries(self._down)
+        tries = _Tries(self._gave_up)
         while True:
             try:
                 answer = request()
-                self._down = False
+                self._gave_up = False
                 return answer
             except FileNotFoundError as error:
                 # The bucket is missing, not the file. Only puts and reads are told so.
                 if "NoSuchBucket" in str(error):
-                    raise self._refusal(error) from None
+                    raise self._storage_error(error) from None
                 raise
             except BaseError as error:
-                if not tries.again(error):
-                    self._down = True
-                    raise self._refusal(error) from None
+                if not tries.retry(error):
+                    self._gave_up = True
+                    raise self._storage_error(error) from None
 
     def _file(self, path: str) -> str:
         """Return a file's key, or raise `FileNotFoundError` for a folder."""
@@ -232,7 +232,7 @@ class RemoteBackend:
             )
         return path.removesuffix("/")
 
-    def _refusal(self, error: Exception) -> StorageError:
+    def _storage_error(self, error: Exception) -> StorageError:
         """Return an error with the reason and what to check, without secrets."""
         scheme, name, _ = self.place
         kind = _kind(error)
@@ -254,11 +254,11 @@ class RemoteBackend:
 class _Tries:
     """Retries of one request until its time is over."""
 
-    def __init__(self, last: bool = False) -> None:
-        self._until = time.monotonic() + (0 if last else patience())
+    def __init__(self, once: bool = False) -> None:
+        self._until = time.monotonic() + (0 if once else patience())
         self._pause = 0.1
 
-    def again(self, error: Exception) -> bool:
+    def retry(self, error: Exception) -> bool:
         """Pause and return True if a retry makes sense; return False otherwise."""
         left = self._until - time.monotonic()
         if _kind(error) != "failed" or left <= 0:
@@ -270,10 +270,10 @@ class _Tries:
 
 def _kind(error: Exception) -> str:
     """Classify an error by its remedy: `failed` may be temporary, all others are permanent."""
-    said = str(error)
-    status = int(found[1]) if (found := _STATUS.search(said)) else 0
+    message = str(error)
+    status = int(found[1]) if (found := _STATUS.search(message)) else 0
     code = _code(error)
-    if _METADATA.search(said) and status < 500:
+    if _METADATA.search(message) and status < 500:
         return "no-credentials"
     if code == "NoSuchBucket":
         return "bucket"
@@ -284,16 +284,16 @@ def _kind(error: Exception) -> str:
     if status == 501:
         return "conditional"
     passing = status >= 500 or status in (0, 408, 409, 425, 429) or code == "RequestTimeout"
-    final = "builder error" in said or "redirect" in said
+    final = "builder error" in message or "redirect" in message
     return "failed" if passing and not final else "refused"
 
 
 def _reason(error: Exception) -> str:
     """Return the server's or the library's message without URLs, which may contain signatures."""
-    said = _first_line(error)
-    if found := _STATUS.search(said):
+    message = _first_line(error)
+    if found := _STATUS.search(message):
         return f"the server answered {found[1]} {_code(error) or found[2]}".rstrip()
-    return redact(re.sub(r"\w+://\S+", "the server", said.rpartition(" - ")[2])).rstrip(". ")
+    return redact(re.sub(r"\w+://\S+", "the server", message.rpartition(" - ")[2])).rstrip(". ")
 
 
 def _code(error: Exception) -> str:
@@ -421,7 +421,7 @@ def connect(
             "connections do not survive that. Start processes by 'spawn'.",
         )
     _in_use.append(place)
-    known = dict(settings)
+    variables = dict(settings)
     wait = min(REQUEST_S, max(seconds, 0.1))
     options: ClientConfig = {
         "timeout": timedelta(seconds=wait * scale),
@@ -435,36 +435,36 @@ def connect(
     if scheme == "s3":
         # Not every server has bulk deletion, and wsa deletes one file at a time.
         config["disable_bulk_delete"] = True
-        if "AWS_CA_BUNDLE" in known:
-            options["root_certificate"] = _read(known["AWS_CA_BUNDLE"])
-        if not any(known.get(name) for name in _GIVEN):
-            provider = _profile(known, config)
-    endpoint = next((known[name] for name in ENDPOINTS[scheme] if known.get(name)), None)
+        if "AWS_CA_BUNDLE" in variables:
+            options["root_certificate"] = _read(variables["AWS_CA_BUNDLE"])
+        if not any(variables.get(name) for name in _GIVEN):
+            provider = _profile(variables, config)
+    endpoint = next((variables[name] for name in ENDPOINTS[scheme] if variables.get(name)), None)
     if (endpoint or config.get("endpoint", "")).startswith("http://"):
         options["allow_http"] = True
     # `RemoteBackend` retries, since only it knows whether an earlier put may have won.
-    once: RetryConfig = {"max_retries": 0}
+    no_retries: RetryConfig = {"max_retries": 0}
     if scheme == "gs":
-        return GCSStore(name, prefix=prefix, client_options=options, retry_config=once)
+        return GCSStore(name, prefix=prefix, client_options=options, retry_config=no_retries)
     if scheme == "az":
-        return AzureStore(name, prefix=prefix, client_options=options, retry_config=once)
+        return AzureStore(name, prefix=prefix, client_options=options, retry_config=no_retries)
     return S3Store(
         name,
         prefix=prefix,
         config=config,  # type: ignore[arg-type]
         client_options=options,
-        retry_config=once,
+        retry_config=no_retries,
         credential_provider=provider,
     )
 
 
-def _profile(known: Mapping[str, str], config: dict[str, Any]) -> Any:
+def _profile(variables: Mapping[str, str], config: dict[str, Any]) -> Any:
     """Return a provider of the credentials of `AWS_PROFILE` or the default profile, or None.
 
     If the environment has no region or endpoint, the profile's is added to `config`.
     """
-    files = (Path(known.get(name, usual)).expanduser() for name, usual in _PROFILES.items())
-    if not known.get("AWS_PROFILE") and not any(file.exists() for file in files):
+    files = (Path(variables.get(name, usual)).expanduser() for name, usual in _PROFILES.items())
+    if not variables.get("AWS_PROFILE") and not any(file.exists() for file in files):
         return None
     try:
         boto3 = importlib.import_module("boto3")
@@ -482,9 +482,9 @@ def _profile(known: Mapping[str, str], config: dict[str, Any]) -> Any:
         found = session._session.get_scoped_config()
     except Exception as error:  # noqa: BLE001  botocore raises many kinds.
         raise StorageError("unavailable", f"AWS_PROFILE: {error}.") from None
-    if session.region_name and not {"AWS_REGION", "AWS_DEFAULT_REGION"} & known.keys():
+    if session.region_name and not {"AWS_REGION", "AWS_DEFAULT_REGION"} & variables.keys():
         config["region"] = session.region_name
-    if found.get("endpoint_url") and not set(ENDPOINTS["s3"]) & known.keys():
+    if found.get("endpoint_url") and not set(ENDPOINTS["s3"]) & variables.keys():
         config["endpoint"] = found["endpoint_url"]
     return providers.Boto3CredentialProvider(session)
 

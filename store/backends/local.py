@@ -62,13 +62,13 @@ class LocalBackend:
         """List all files below the folder `prefix`, in no order."""
         folder = self._inside(prefix)
         with storage_errors(folder):
-            for parent, _, files in os.walk(folder, onerror=_refuse):
+            for parent, _, files in os.walk(folder, onerror=_raise_unless_missing):
                 base = os.path.relpath(parent, self.root)
                 start = "" if base == "." else base.replace(os.sep, "/") + "/"
                 for name in files:
                     with contextlib.suppress(FileNotFoundError):  # Removed meanwhile.
-                        found = os.lstat(f"{parent}{os.sep}{name}")
-                        yield Entry(start + name, found.st_size, found.st_mtime)
+                        status = os.lstat(f"{parent}{os.sep}{name}")
+                        yield Entry(start + name, status.st_size, status.st_mtime)
 
     def delete(self, path: str) -> None:
         """Remove a file, if there is one."""
@@ -107,13 +107,13 @@ def _file_in_the_way(folder: Path) -> Path | None:
 def _length(path: Path) -> int | None:
     """Return a plain file's length in bytes; None for anything else, which could block a read."""
     try:
-        found = path.stat()
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _refuse(error: OSError) -> None:
+def _raise_unless_missing(error: OSError) -> None:
     """Raise instead of listing incompletely; a missing folder counts as empty."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error

@@ -111,10 +111,10 @@ class Column:
         self._waiting += len(rows)
         if self._waiting >= self._chunk:
             joined = np.concatenate(self._held)
-            whole = len(joined) // self._chunk * self._chunk
-            self._put(joined[:whole])
+            complete = len(joined) // self._chunk * self._chunk
+            self._put(joined[:complete])
             # Copy, since a view would keep the whole array in memory.
-            self._held = [joined[whole:].copy()]
+            self._held = [joined[complete:].copy()]
 
     def finish(self) -> None:
         """Write the remaining rows, and shorten the array to the rows written."""
@@ -148,7 +148,7 @@ class Table:
             frame: Index of the segment's first frame in the export.
         """
         context = int(rows["context"].sum())
-        joined = self._end == (meta.run, meta.env, meta.start) and not rows["is_first"][context]
+        continues = self._end == (meta.run, meta.env, meta.start) and not rows["is_first"][context]
         acted = rows["action"] >= 0
         steps: NDArray[np.int64] = np.cumsum(acted) - acted
         steps[:context] = np.arange(-context, 0)
@@ -158,11 +158,11 @@ class Table:
             "segment": np.full(meta.rows, number, np.int32),
             "step": meta.start + steps,
         }
-        if joined:
+        if continues:
             self._last = None
             table = {name: column[context:] for name, column in table.items()}
         begins = np.diff(table["episode"], prepend=table["episode"][0]) != 0
-        begins[0] = not joined
+        begins[0] = not continues
         episodes = self._episodes - 1 + np.cumsum(begins)
         self._episodes = int(episodes[-1]) + 1
         table["episode"] = episodes
@@ -258,13 +258,13 @@ def plan_export(
 def _embedding(snapshot: Snapshot, game: str, key: str) -> tuple[int, tuple[int, ...], str]:
     """Return a model's window, the shape of one embedding, and a dtype that holds all of them."""
     metas = snapshot.embeddings(game, key)
-    found = {(meta.window, meta.shape[1:]) for meta in metas}
-    if len(found) != 1:
+    layouts = {(meta.window, meta.shape[1:]) for meta in metas}
+    if len(layouts) != 1:
         raise ConflictError(
             "other-bytes",
-            f"{key} has embeddings of windows and shapes {found}. Leave it out of --models.",
+            f"{key} has embeddings of windows and shapes {layouts}. Leave it out of --models.",
         )
-    return *found.pop(), max(meta.dtype for meta in metas)  # float16 < float32
+    return *layouts.pop(), max(meta.dtype for meta in metas)  # float16 < float32
 
 
 def _screen(snapshot: Snapshot, game: str) -> tuple[int, int]:
@@ -299,7 +299,7 @@ def export(
         StorageError: If there is no space, or the folder cannot be written.
     """
     partial = path.with_name(f"{path.name}.partial")
-    with atomic_files.storage_errors(path), _alone(path, partial):
+    with atomic_files.storage_errors(path), _locked(path, partial):
         rows = _write(snapshot, plan, partial, on_segment)
         _flush(partial)
         partial.rename(path)
@@ -308,7 +308,7 @@ def export(
 
 
 @contextlib.contextmanager
-def _alone(path: Path, partial: Path) -> Iterator[None]:
+def _locked(path: Path, partial: Path) -> Iterator[None]:
     """Lock `partial` as an empty folder that no other process writes to."""
     if path.exists():
         raise ConflictError(
@@ -427,8 +427,8 @@ def _model(snapshot: Snapshot, plan: ExportPlan, group: zarr.Group, key: str) ->
     # Each model has its own axes, since an axis may differ in length between models.
     axes = (unit, *(f"{key}_{axis}" for axis in range(1, len(shape) + 1)))
     spec = _spec(snapshot, key)
-    said = ("timm_name", "source", "licence")
-    attributes = {name: value for name, value in spec.items() if name in said}
+    names = ("timm_name", "source", "licence")
+    attributes = {name: value for name, value in spec.items() if name in names}
     if window > 1:
         attributes["window"] = window
     return Column(group, key, (count, *shape), dtype, axes, attributes)

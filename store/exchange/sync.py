@@ -142,16 +142,17 @@ def plan_sync(
     same_models = {
         key
         for key in source.models
-        if key in wanted and plan.add(names.model_path(key), partial(_other_model, same_model))
+        if key in wanted and plan.add(names.model_path(key), partial(_model_difference, same_model))
     }
     same_segments = {
         (meta.game, meta.segment)
         for meta in source.segments()
-        if (not games or meta.game in games) and plan.add(records.meta_path(meta), _other_frames)
+        if (not games or meta.game in games)
+        and plan.add(records.meta_path(meta), _frames_difference)
     }
-    for of in source.frames() if frames else ():
-        if (of.game, of.segment) in same_segments:
-            plan.add(records.meta_path(of))
+    for frames_meta in source.frames() if frames else ():
+        if (frames_meta.game, frames_meta.segment) in same_segments:
+            plan.add(records.meta_path(frames_meta))
     left = 0
     for meta in source.embeddings():
         if meta.model not in wanted or (games and meta.game not in games):
@@ -185,19 +186,19 @@ def copy(
     threads = max(PUTS_AT_ONCE, source.backend.at_once, target.at_once)
     objects: list[Commit] = []
     damaged: list[Finding] = []
-    spoiled: set[tuple[str, ...]] = set()
+    failed: set[tuple[str, ...]] = set()
     present = left = 0
     for kind in ORDER:
         stage = [commit for commit in plan.objects if isinstance(commit.meta, kind)]
-        whole = [commit for commit in stage if not spoiled.intersection(_rests_on(commit.meta))]
-        left += len(stage) - len(whole)
+        ready = [commit for commit in stage if not failed.intersection(_dependencies(commit.meta))]
+        left += len(stage) - len(ready)
         with contextlib.closing(
-            _side_by_side(partial(_copy_object, source, target), whole, threads)
+            _run_concurrently(partial(_copy_object, source, target), ready, threads)
         ) as copies:
             for commit, outcome in copies:
                 if isinstance(outcome, str):
                     damaged.append(Finding(commit.path, outcome))
-                    spoiled.add(_name(commit.meta))
+                    failed.add(_dependency_name(commit.meta))
                 elif outcome:
                     objects.append(commit)
                 else:
@@ -215,27 +216,27 @@ class _Planner:
         self.present = 0
         self.damaged: list[Finding] = []
         self.conflicts: list[Finding] = []
-        self._of_run = collections.defaultdict(list)
+        self._target_segments = collections.defaultdict(list)
         for meta in target.segments():
-            self._of_run[meta.game, meta.run, meta.env].append(meta)
+            self._target_segments[meta.game, meta.run, meta.env].append(meta)
 
     def _overlaps(self, meta: SegmentMeta) -> bool:
         end = meta.start + meta.steps
         return any(
-            there.start < end and meta.start < there.start + there.steps
-            for there in self._of_run[meta.game, meta.run, meta.env]
+            other.start < end and meta.start < other.start + other.steps
+            for other in self._target_segments[meta.game, meta.run, meta.env]
         )
 
     def add(
         self,
         path: str,
-        other: Callable[[Snapshot, Snapshot, str], str] = lambda source, target, path: "",
+        compare: Callable[[Snapshot, Snapshot, str], str] = lambda source, target, path: "",
     ) -> bool:
         """Plan to copy the object at `path`, unless the target has it.
 
         Args:
             path: The object's path.
-            other: Returns how the target's object differs; "" if it is the same.
+            compare: Returns how the target's object differs; "" if it is the same.
 
         Returns:
             Whether the target has the source's object, or will have it.
@@ -255,7 +256,7 @@ class _Planner:
             self.objects.append(commit)
             return True
         try:
-            difference = other(self._source, self._target, path)
+            difference = compare(self._source, self._target, path)
         except DamagedError as error:
             self.damaged.append(Finding(path, str(error)))
             return False
@@ -297,11 +298,13 @@ def _models(source: Snapshot, games: Sequence[str], wanted: Sequence[str]) -> se
     return keys
 
 
-def _other_model(
+def _model_difference(
     same_model: Callable[[Files, Files], bool], source: Snapshot, target: Snapshot, path: str
 ) -> str:
-    here, there = source.commit(path), target.commit(path)
-    if here.files == there.files or same_model(source.read_files(here), target.read_files(there)):
+    source_commit, target_commit = source.commit(path), target.commit(path)
+    if source_commit.files == target_commit.files or same_model(
+        source.read_files(source_commit), target.read_files(target_commit)
+    ):
         return ""
     return (
         f"As a model of {source.backend.url} it returns other embeddings than in "
@@ -310,15 +313,15 @@ def _other_model(
     )
 
 
-def _other_frames(source: Snapshot, target: Snapshot, path: str) -> str:
-    here, there = source.commit(path), target.commit(path)
+def _frames_difference(source: Snapshot, target: Snapshot, path: str) -> str:
+    source_commit, target_commit = source.commit(path), target.commit(path)
     # The same digests give the same files, unless different library versions encoded them.
-    if _digest_files(here) == _digest_files(there):
+    if _digest_files(source_commit) == _digest_files(target_commit):
         return ""
-    ours, theirs = here.meta, there.meta
-    assert isinstance(ours, SegmentMeta)
-    assert isinstance(theirs, SegmentMeta)
-    if np.array_equal(source.read_digests(ours), target.read_digests(theirs)):
+    source_meta, target_meta = source_commit.meta, target_commit.meta
+    assert isinstance(source_meta, SegmentMeta)
+    assert isinstance(target_meta, SegmentMeta)
+    if np.array_equal(source.read_digests(source_meta), target.read_digests(target_meta)):
         return ""
     return (
         f"In {source.backend.url} this segment has other frames than in {target.backend.url}, so it "
@@ -331,7 +334,7 @@ def _digest_files(commit: Commit) -> list[records.File]:
     return [file for file in commit.files if file.name.startswith("digest/")]
 
 
-def _name(meta: Meta) -> tuple[str, ...]:
+def _dependency_name(meta: Meta) -> tuple[str, ...]:
     """Return the name by which others depend on a model or a segment; () for other objects."""
     if isinstance(meta, ModelMeta):
         return ("model", meta.model)
@@ -340,13 +343,13 @@ def _name(meta: Meta) -> tuple[str, ...]:
     return ()
 
 
-def _rests_on(meta: Meta) -> tuple[tuple[str, ...], ...]:
+def _dependencies(meta: Meta) -> tuple[tuple[str, ...], ...]:
     if isinstance(meta, EmbeddingMeta):
         return ("model", meta.model), ("segment", meta.game, meta.segment)
     return ()
 
 
-def _side_by_side(
+def _run_concurrently(
     work: Callable[[Commit], bool | str], objects: Sequence[Commit], threads: int
 ) -> Generator[tuple[Commit, bool | str]]:
     """Run `work` on objects in threads, and yield each object with its result, in no order.
@@ -355,18 +358,18 @@ def _side_by_side(
     since each has one file in memory.
     """
     waiting = collections.deque(objects)
-    flying: dict[Future[bool | str], Commit] = {}
+    running: dict[Future[bool | str], Commit] = {}
     pool = ThreadPoolExecutor(threads)
     try:
-        while waiting or flying:
-            while waiting and len(flying) < 2 * threads:
-                held = sum(map(_largest, flying.values()))
-                if flying and held + _largest(waiting[0]) > MAX_HELD_BYTES:
+        while waiting or running:
+            while waiting and len(running) < 2 * threads:
+                held_bytes = sum(map(_largest, running.values()))
+                if running and held_bytes + _largest(waiting[0]) > MAX_HELD_BYTES:
                     break
                 commit = waiting.popleft()
-                flying[pool.submit(work, commit)] = commit
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
-                yield flying.pop(future), future.result()
+                running[pool.submit(work, commit)] = commit
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -384,20 +387,20 @@ def _copy_object(source: Snapshot, target: Backend, commit: Commit) -> bool | st
     """
     if committed(target, commit.meta):
         return False
-    copy = msgspec.structs.replace(commit, attempt=new_attempt())
-    put: list[str] = []
-    whole = False
+    new_commit = msgspec.structs.replace(commit, attempt=new_attempt())
+    written: list[str] = []
+    complete = False
     try:
         for file in commit.files:
             try:
                 data = source.read_file(commit, file)
             except DamagedError as error:
                 return str(error)
-            path = f"{copy.folder}/{file.name}"
-            put.append(path)
+            path = f"{new_commit.folder}/{file.name}"
+            written.append(path)
             require_new(path, target.put_new(path, data))
-        whole = True
+        complete = True
     finally:
-        if not whole:
-            remove_files(target, put)
-    return publish_record(target, copy, put)
+        if not complete:
+            remove_files(target, written)
+    return publish_record(target, new_commit, written)

@@ -86,7 +86,7 @@ def _set_object_aside(backend: Backend, damage: Damage) -> Repair:
     for file in files:
         if file not in left:
             backend.delete(file)
-    return Repair(damage.path, kept, tuple(left), _next(damage, commit.command))
+    return Repair(damage.path, kept, tuple(left), _next_step(damage, commit.command))
 
 
 def _set_record_aside(backend: Backend, damage: Damage) -> Repair:
@@ -114,7 +114,7 @@ def _set_record_aside(backend: Backend, damage: Damage) -> Repair:
     kept = f"{KEPT}/{object_id}/{hashing.checksum(data)[:16]}"
     _keep(backend, f"{kept}.json", data)
     backend.delete(damage.path)
-    return Repair(damage.path, kept, tuple(left), _next(damage, ""))
+    return Repair(damage.path, kept, tuple(left), _next_step(damage, ""))
 
 
 def object_path(damage: Damage) -> str:
@@ -155,7 +155,7 @@ def _keep(backend: Backend, path: str, data: bytes) -> None:
         backend.put_new(f"{path}.{hashing.checksum(data)[:16]}", data)
 
 
-def _next(damage: Damage, command: str) -> str:
+def _next_step(damage: Damage, command: str) -> str:
     """Return the command that makes or fetches the object again."""
     alias = names.key_alias(damage.model) if damage.model else ""
     if damage.game and alias:
@@ -163,10 +163,10 @@ def _next(damage: Damage, command: str) -> str:
     if alias:
         return f"wsa encode --models {alias}"
     if damage.game:
-        again = (
+        maker = (
             command
             if _PLAIN_COMMAND.fullmatch(command)
             else "the 'wsa collect' or 'wsa import' that made it"
         )
-        return f"{again}; or, from another store, wsa pull URL --game {damage.game}"
+        return f"{maker}; or, from another store, wsa pull URL --game {damage.game}"
     return "the 'wsa collect' or 'wsa encode' that made it"

@@ -57,7 +57,7 @@ def summaries(snapshot: Snapshot) -> list[GameSummary]:
     by_game: dict[str, list[Commit]] = {}
     for commit in snapshot.commits.values():
         by_game.setdefault(getattr(commit.meta, "game", ""), []).append(commit)
-    return [_summarise(game, by_game[game]) for game in snapshot.games]
+    return [_summarize(game, by_game[game]) for game in snapshot.games]
 
 
 def summarise(snapshot: Snapshot, game: str) -> GameSummary:
@@ -72,10 +72,10 @@ def summarise(snapshot: Snapshot, game: str) -> GameSummary:
             f"The store {snapshot.backend.url} has no frames of {game}. Collect some: "
             f"wsa collect --game {game}",
         )
-    return _summarise(game, commits_of(snapshot, game))
+    return _summarize(game, commits_of(snapshot, game))
 
 
-def _summarise(game: str, commits: Iterable[Commit]) -> GameSummary:
+def _summarize(game: str, commits: Iterable[Commit]) -> GameSummary:
     segments: list[SegmentMeta] = []
     pictured, size, embedded = set(), 0, 0
     encoded: dict[str, set[str]] = {}
@@ -90,13 +90,13 @@ def _summarise(game: str, commits: Iterable[Commit]) -> GameSummary:
             segments.append(meta)
         elif isinstance(meta, FramesMeta):
             pictured.add(meta.segment)
-    here = {meta.segment for meta in segments}
-    counts = {key: len(encoded[key] & here) for key in sorted(encoded)}
+    ids = {meta.segment for meta in segments}
+    counts = {key: len(encoded[key] & ids) for key in sorted(encoded)}
     returns = [returned for meta in segments for _, returned in meta.episodes]
     return GameSummary(
         game=game,
         segments=len(segments),
-        pictured=len(pictured & here),
+        pictured=len(pictured & ids),
         steps=sum(m.steps for m in segments),
         emulator_frames=sum(m.steps * m.protocol.frame_skip for m in segments),
         frames=sum(m.frames for m in segments),
@@ -169,8 +169,8 @@ def segment_card(snapshot: Snapshot, segment: str) -> dict[str, Any]:
     embeddings = [e for e in snapshot.embeddings(meta.game) if e.segment == segment]
     return {
         **records.to_builtins(meta),
-        **_written(snapshot.commit(names.segment_path(meta.game, segment))),
-        "screens": _written(pictures) if pictures else None,
+        **_provenance(snapshot.commit(names.segment_path(meta.game, segment))),
+        "screens": _provenance(pictures) if pictures else None,
         "embeddings": {
             e.model: {
                 "shape": list(e.shape),
@@ -178,7 +178,7 @@ def segment_card(snapshot: Snapshot, segment: str) -> dict[str, Any]:
                 "passes": e.passes,
                 "copied": e.copied,
                 "seconds": e.seconds,
-                **_written(snapshot.commit(names.embedding_path(e.game, e.model, segment))),
+                **_provenance(snapshot.commit(names.embedding_path(e.game, e.model, segment))),
             }
             for e in embeddings
         },
@@ -205,7 +205,7 @@ def model_card(snapshot: Snapshot, key: str) -> dict[str, Any]:
             game: f"{sum(e.game == game for e in embeddings):,} of {count:,} segments"
             for game, count in games.items()
         },
-        **_written(snapshot.commit(names.model_path(key))),
+        **_provenance(snapshot.commit(names.model_path(key))),
         "embedded": sum(
             c.bytes
             for c in snapshot.commits.values()
@@ -214,7 +214,7 @@ def model_card(snapshot: Snapshot, key: str) -> dict[str, Any]:
     }
 
 
-def _written(commit: Commit) -> dict[str, Any]:
+def _provenance(commit: Commit) -> dict[str, Any]:
     return {
         "path": commit.folder,
         "bytes": commit.bytes,

@@ -125,9 +125,9 @@ def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = N
     old = {path: sign for path, sign in listing.signs.items() if sign.newest <= oldest}
     leftovers: list[Leftover] = []
     removed = young = protected = 0
-    for path, found in sorted({**listing.attempts, **old}.items()):
-        if found.newest > oldest:
-            young += found.files
+    for path, attempt in sorted({**listing.attempts, **old}.items()):
+        if attempt.newest > oldest:
+            young += attempt.files
             continue
         if not _is_file(path):
             # Look again, by name: a listing may be outdated, and time has passed since.
@@ -136,11 +136,13 @@ def sweep(backend: Backend, grace_s: float, dry_run: bool, now: float | None = N
                     backend, names.commit_path(hashing.object_id(path.rpartition("/")[0]))
                 )
             except (DamagedError, StorageError):
-                protected += found.files
+                protected += attempt.files
                 continue
             if commit is not None and commit.folder == path:
                 continue
-        leftovers.append(Leftover(path, found.files, found.bytes, oldest + grace_s - found.newest))
+        leftovers.append(
+            Leftover(path, attempt.files, attempt.bytes, oldest + grace_s - attempt.newest)
+        )
         if not dry_run:
             removed += _remove(backend, path, oldest)
     return SweepReport(tuple(leftovers), removed, young, protected, tuple(sorted(listing.strange)))
@@ -151,19 +153,19 @@ def owner(path: str) -> str | None:
     parts = path.split("/")
     try:
         if parts[0] == "models":
-            at = names.model_path(parts[1])
+            object_path = names.model_path(parts[1])
         elif parts[2] == "embeddings":
-            at = names.embedding_path(parts[1], parts[3], parts[4])
+            object_path = names.embedding_path(parts[1], parts[3], parts[4])
         elif parts[2] == "segments":
-            at = names.segment_path(parts[1], parts[3])
+            object_path = names.segment_path(parts[1], parts[3])
         elif parts[2] == "frames":
-            at = names.frames_path(parts[1], parts[3])
+            object_path = names.frames_path(parts[1], parts[3])
         else:
             return None
     except (IndexError, UsageError):
         return None
-    below = _FILE.fullmatch(path.removeprefix(f"{at}/"))
-    return f"{at}/{below[1]}" if below else None
+    below = _FILE.fullmatch(path.removeprefix(f"{object_path}/"))
+    return f"{object_path}/{below[1]}" if below else None
 
 
 def list_attempts(backend: Backend, prefix: str = "") -> Listing:

@@ -77,28 +77,28 @@ def usage(snapshot: Snapshot, by: str) -> Usage:
         "model": lambda commit: getattr(commit.meta, "model", "(no model)"),
         "author": lambda commit: commit.author,
     }
-    of = group[by]
+    name_of = group[by]
     shares: dict[str, Share] = {}
     total = Share("total")
     for commit in snapshot.commits.values():
-        name = of(commit)
+        name = name_of(commit)
         shares[name] = _add(shares.get(name, Share(name)), commit, by == "model")
         total = _add(total, commit, False)
     listing = list_attempts(snapshot.backend)
     named = {commit.folder for commit in snapshot.commits.values()}
-    spare = [found for path, found in listing.attempts.items() if path not in named]
+    leftovers = [found for path, found in listing.attempts.items() if path not in named]
     return Usage(
         by=by,
         shares=tuple(sorted(shares.values(), key=lambda s: (-s.bytes, s.name))),
         total=total,
-        leftovers=_together(spare),
-        damaged=_together(listing.kept.values()),
+        leftovers=_total(leftovers),
+        damaged=_total(listing.kept.values()),
     )
 
 
-def _together(found: Iterable[Attempt]) -> Place:
-    each = list(found)
-    return Place(sum(one.files for one in each), sum(one.bytes for one in each))
+def _total(found: Iterable[Attempt]) -> Place:
+    attempts = list(found)
+    return Place(sum(one.files for one in attempts), sum(one.bytes for one in attempts))
 
 
 def _game(commit: Commit) -> str:

@@ -64,7 +64,7 @@ class Damage:
     @property
     def concerns(self) -> str:
         """Game, segment, model and rows in words, as far as they are known."""
-        said = [
+        parts = [
             f"{word} {value}"
             for word, value in (
                 ("game", self.game),
@@ -76,10 +76,10 @@ class Damage:
         ]
         if self.rows:
             ranges = " and ".join(f"{first} to {last}" for first, last in self.rows)
-            said.append(f"{self.unit} {ranges}")
+            parts.append(f"{self.unit} {ranges}")
         elif self.model and not self.segment:
-            said[-1] += ", and nothing it encoded"
-        words = ", ".join(said)
+            parts[-1] += ", and nothing it encoded"
+        words = ", ".join(parts)
         if self.attempt:
             return words
         return f"the record of {words or 'an object none of whose files are left'}"
@@ -126,7 +126,7 @@ def verify(
         StorageError: If the store cannot be listed. An unreadable file counts as damage instead.
     """
     # List files before records, so that a commit in between does not count as a leftover.
-    found = list_attempts(backend, "" if sample >= 1 else KEPT)
+    listing = list_attempts(backend, "" if sample >= 1 else KEPT)
     paths = [entry.path for entry in list_records(backend)]
     total = len(paths)
     if sample < 1:
@@ -134,26 +134,26 @@ def verify(
     damage: list[Damage] = []
     counts = _Counts()
     objects = files = size = unlisted = 0
-    for done, seen in enumerate(_check_all(backend, paths), 1):
-        if seen.folder:
+    for done, checked in enumerate(_check_all(backend, paths), 1):
+        if checked.folder:
             objects += 1
-            files += seen.files + 1
-            size += seen.bytes
-            found.attempts.pop(seen.folder, None)
-            counts.add(seen)
+            files += checked.files + 1
+            size += checked.bytes
+            listing.attempts.pop(checked.folder, None)
+            counts.add(checked)
         room = MOST_LISTED - len(damage)
-        damage += seen.damage[:room]
-        unlisted += len(seen.damage[room:])
+        damage += checked.damage[:room]
+        unlisted += len(checked.damage[room:])
         on_object(done, len(paths))
-    for one in counts.wrong(backend):
+    for one in counts.mismatches(backend):
         if len(damage) < MOST_LISTED:
             damage.append(one)
         else:
             unlisted += 1
-    left = sum(attempt.files for attempt in found.attempts.values()) + len(found.strange)
+    leftovers = sum(attempt.files for attempt in listing.attempts.values()) + len(listing.strange)
     # A record's name is the hash of its object's path. So the paths of files without a readable
     # record tell which object a damaged record belongs to.
-    orphans = {path.rpartition("/")[0] for path in found.attempts}
+    orphans = {path.rpartition("/")[0] for path in listing.attempts}
     by_record = {names.commit_path(hashing.object_id(path)): path for path in orphans}
     damage = [_with_object(one, by_record) for one in damage]
     return Report(
@@ -161,15 +161,15 @@ def verify(
         of=total,
         files=files,
         bytes=size,
-        leftovers=left if sample >= 1 else None,
-        set_aside=len(found.kept),
+        leftovers=leftovers if sample >= 1 else None,
+        set_aside=len(listing.kept),
         damage=tuple(sorted(damage, key=lambda d: (d.path, d.array, d.rows))),
         unlisted=unlisted,
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Seen:
+class _Checked:
     """Result of checking one record and its object; `folder` is empty if the record is damaged."""
 
     damage: Sequence[Damage] = ()
@@ -186,29 +186,29 @@ class _Counts:
         self._segments: dict[str, tuple[int, int]] = {}
         self._embeddings: dict[str, tuple[str, int, int]] = {}
 
-    def add(self, seen: _Seen) -> None:
-        meta = seen.meta
+    def add(self, checked: _Checked) -> None:
+        meta = checked.meta
         if isinstance(meta, SegmentMeta):
             self._segments[records.meta_path(meta)] = meta.frames, meta.rows
-        elif isinstance(meta, EmbeddingMeta) and not seen.damage:
-            of = names.segment_path(meta.game, meta.segment)
-            self._embeddings[records.meta_path(meta)] = of, meta.window > 1, meta.shape[0]
+        elif isinstance(meta, EmbeddingMeta) and not checked.damage:
+            segment = names.segment_path(meta.game, meta.segment)
+            self._embeddings[records.meta_path(meta)] = segment, meta.window > 1, meta.shape[0]
 
-    def wrong(self, backend: Backend) -> Iterator[Damage]:
+    def mismatches(self, backend: Backend) -> Iterator[Damage]:
         """Yield embeddings whose number differs from their segment's frames or rows."""
-        for path, (of, unit, count) in self._embeddings.items():
-            if of not in self._segments or self._segments[of][unit] == count:
+        for path, (segment, column, count) in self._embeddings.items():
+            if segment not in self._segments or self._segments[segment][column] == count:
                 continue
             commit = read_record(backend, names.commit_path(hashing.object_id(path)))
             if commit is not None and isinstance(commit.meta, EmbeddingMeta):
                 why = (
-                    f"{path} has {count} embeddings, and its segment {self._segments[of][unit]} "
+                    f"{path} has {count} embeddings, and its segment {self._segments[segment][column]} "
                     f"{commit.meta.unit}. Run 'wsa verify'."
                 )
                 yield _damage(commit, "", (), DamagedError("bad-record", why))
 
 
-def _check_all(backend: Backend, paths: Sequence[str]) -> Iterator[_Seen]:
+def _check_all(backend: Backend, paths: Sequence[str]) -> Iterator[_Checked]:
     check = partial(_check, backend)
     if backend.at_once == 1:
         yield from map(check, paths)
@@ -219,19 +219,19 @@ def _check_all(backend: Backend, paths: Sequence[str]) -> Iterator[_Seen]:
             yield from threads.map(check, paths[at : at + step])
 
 
-def _check(backend: Backend, path: str) -> _Seen:
+def _check(backend: Backend, path: str) -> _Checked:
     try:
         commit = read_record(backend, path)
     except (DamagedError, StorageError) as error:
-        return _Seen([Damage(path, error.kind, str(error))])
+        return _Checked([Damage(path, error.kind, str(error))])
     if commit is None:  # Removed meanwhile.
-        return _Seen()
+        return _Checked()
     damage = list(_check_object(Snapshot(backend, {}), commit))
-    return _Seen(damage, commit.folder, len(commit.files), commit.bytes, commit.meta)
+    return _Checked(damage, commit.folder, len(commit.files), commit.bytes, commit.meta)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Bad:
+class _BadFile:
     """A file that is not what was committed, and its bytes if they can be read."""
 
     error: WsaError
@@ -240,11 +240,11 @@ class _Bad:
 
 def _check_object(snapshot: Snapshot, commit: Commit) -> Iterator[Damage]:
     meta = commit.meta
-    bad: dict[str, _Bad] = {}
+    bad: dict[str, _BadFile] = {}
     try:
         files = snapshot.read_files(commit)
     except (DamagedError, StorageError):
-        files, bad = _read_apart(snapshot, commit)
+        files, bad = _read_one_by_one(snapshot, commit)
     arrays: dict[str, tuple[tuple[int, ...], str]] = dict(group_arrays(meta))
     if isinstance(meta, EmbeddingMeta):
         arrays = {"": (meta.shape, meta.dtype)}
@@ -272,7 +272,9 @@ def _check_object(snapshot: Snapshot, commit: Commit) -> Iterator[Damage]:
         yield _damage(commit, "", (), one.error)
 
 
-def _read_apart(snapshot: Snapshot, commit: Commit) -> tuple[dict[str, bytes], dict[str, _Bad]]:
+def _read_one_by_one(
+    snapshot: Snapshot, commit: Commit
+) -> tuple[dict[str, bytes], dict[str, _BadFile]]:
     """Read an object's files one by one, and return the good ones and the bad ones."""
     files, bad = {}, {}
     for file in commit.files:
@@ -282,7 +284,7 @@ def _read_apart(snapshot: Snapshot, commit: Commit) -> tuple[dict[str, bytes], d
             data = None
             with contextlib.suppress(DamagedError, StorageError, FileNotFoundError):
                 data = snapshot.backend.get(f"{commit.folder}/{file.name}", file.bytes)
-            bad[file.name] = _Bad(error, data)
+            bad[file.name] = _BadFile(error, data)
     return files, bad
 
 

@@ -81,7 +81,7 @@ class Work:
             )
             return writer.commit_embedding(backend, meta, array)
         frames, rows = self.contents()
-        described = SegmentMeta(
+        segment_meta = SegmentMeta(
             game=game,
             segment=segment,
             run="a1" * 6,
@@ -96,12 +96,12 @@ class Work:
             seed=1,
             emulator=("0.12.0", ""),
         )
-        return writer.commit_segment(backend, described, {**frames, **rows})
+        return writer.commit_segment(backend, segment_meta, {**frames, **rows})
 
 
 @functools.cache
 def _contents(work: Work) -> list[Content]:
-    same = np.random.default_rng([work.number, *work.alias.encode()])
+    shared_rng = np.random.default_rng([work.number, *work.alias.encode()])
     rng = np.random.default_rng([work.number, *work.alias.encode(), work.salt])
     if work.kind == "model":
         return [{"spec.json": rng.bytes(30), "probe.safetensors": rng.bytes(50)}]
@@ -109,11 +109,11 @@ def _contents(work: Work) -> list[Content]:
         return [{"": rng.normal(size=(3, 4)).astype(np.float16)}]
     # All writers of a segment have the same frames. Different rows, as here, would be a mistake.
     frames = {
-        "frames": same.integers(0, 255, (3, 2, 2), np.uint8),
-        "palette": same.integers(0, 255, (256, 3), np.uint8),
+        "frames": shared_rng.integers(0, 255, (3, 2, 2), np.uint8),
+        "palette": shared_rng.integers(0, 255, (256, 3), np.uint8),
     }
     rows = {name: rng.integers(0, 2, 5).astype(kind) for name, kind in arrays.ROW_FIELDS.items()}
-    return [frames, {"digest": same.integers(0, 255, (3, 16), np.uint8), **rows}]
+    return [frames, {"digest": shared_rng.integers(0, 255, (3, 16), np.uint8), **rows}]
 
 
 def read_object(snapshot: Snapshot, path: str) -> Content:

@@ -313,10 +313,10 @@ class StoreMachine(RuleBasedStateMachine):
                 assert same_content(found, candidates[0]), "a writer that hears it won has won"
             self._remember(path, found)
         last = work.paths[-1]
-        told = [won, *(other_won or [])].count(True)
-        assert told <= (last in new), "an object is made visible once"
+        wins = [won, *(other_won or [])].count(True)
+        assert wins <= (last in new), "an object is made visible once"
         if won is not None:
-            assert last in self.model and told == (last in new)
+            assert last in self.model and wins == (last in new)
 
     def _found(self, path: str) -> Content:
         """Read a new object like a reader, but without reading other, possibly damaged records."""
