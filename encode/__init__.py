@@ -1,6 +1,6 @@
-"""Frames in, committed embeddings out: models, preprocessing, one forward function, jobs.
+"""Turn frames into committed embeddings: models, preprocessing, inference, jobs.
 
-Called, `wsa.encode(...)`, it encodes as the command does.
+The package is callable: `wsa.encode(...)` does what the `wsa encode` command does.
 """
 
 from wsa.store.common.callable_package import make_callable

@@ -1,7 +1,7 @@
-"""What users may set when they encode, and the kinds of value that all commands share.
+"""Options of the commands that encode.
 
-The dataclasses are the command line: tyro makes flags, types, defaults and help of them. Nothing
-heavy is imported here, so that help is quick.
+The dataclasses are the command line: tyro derives flags, types, defaults and help from them. This
+module imports nothing heavy, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ class EncodeOptions(SlurmOptions, StoreOptions):
 
 
 def weights_files(given: Sequence[str]) -> dict[str, str]:
-    """`--weights` as a dict from alias to file.
+    """Parse the pairs of `--weights` into a dict from alias to file.
 
     Raises:
-        UsageError: A pair has no '='.
+        UsageError: If a pair has no '='.
     """
     for pair in given:
         if "=" not in pair:
@@ -104,10 +104,10 @@ def weights_files(given: Sequence[str]) -> dict[str, str]:
 
 
 def pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
-    """Pairs of an option as a dict.
+    """Parse an option's `ALIAS=VALUE` pairs into a dict.
 
     Raises:
-        UsageError: A pair has no '='.
+        UsageError: If a pair has no '='.
     """
     for pair in given:
         if "=" not in pair:

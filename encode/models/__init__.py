@@ -1,1 +1,1 @@
-"""The models there are: aliases, timm and hub models, user modules, the paper's own encoders."""
+"""Frozen models: aliases, timm and hub models, user modules, and the paper's own encoders."""

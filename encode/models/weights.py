@@ -1,9 +1,9 @@
-"""Weights files as people have them: with prefixes and heads of what they were trained in.
+"""Read weights files that carry the name prefixes and heads of a training framework.
 
-A training framework saves a backbone below a prefix (`module.` of DistributedDataParallel, `model.`,
-`backbone.`, `encoder.`, `student.`), and with the heads that it was trained with. Where all of an
-architecture's tensors are there, under one prefix and of the right shapes, they are taken and the
-rest is left out; where one lacks or does not fit, nothing is.
+A framework saves a backbone below a prefix (`module.` for DistributedDataParallel, `model.`,
+`backbone.`, `encoder.`, `student.`), together with the heads it was trained with. If a file has all
+of an architecture's tensors, below one prefix and with the right shapes, wsa takes these and leaves
+out the rest. If one is missing or does not fit, wsa takes nothing.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ Tensors = dict[str, Tensor]
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 _PREFIXES = ("module", "model", "backbone", "encoder", "student")
-# What a torch archive has tensors under, beside optimizers and counts.
+# Entries that hold the tensors of a torch archive, which may also hold optimizers and counters.
 _WITHIN = ("state_dict", "model_state_dict", "model", "student", "module")
 _HEAD = re.compile(r"head|classif|proj|predict|decoder|prototype|^fc$|^last_linear$")
-_COUNTER = "num_batches_tracked"  # Changes no number, and not every file has it.
+_COUNTER = "num_batches_tracked"  # Does not affect inference, and not every file has it.
 _SHOWN = 3
 
 _log = logging.getLogger(__name__)
 
 
 def read(file: Path) -> Tensors:
-    """The tensors of a file.
+    """Read the tensors of a file, by name.
 
     Raises:
-        ValueError: It holds something else.
-        Exception: safetensors and torch raise many kinds.
+        ValueError: If the file holds anything but tensors by name.
+        Exception: If the file cannot be read; safetensors and torch raise many kinds.
     """
     if file.suffix == ".safetensors":
         return safetensors.torch.load_file(file)
@@ -52,7 +52,7 @@ def read(file: Path) -> Tensors:
 
 
 def below_prefixes(tensors: Tensors) -> Iterator[tuple[str, Tensors]]:
-    """The tensors; then those below each prefix that there is, under their names there."""
+    """Yield the tensors, then the tensors below each known prefix, with the prefix removed."""
     yield "", tensors
     prefixes: dict[str, None] = {}
     for name in tensors:
@@ -74,10 +74,11 @@ class Fit:
     """How a file's tensors fit an architecture.
 
     Attributes:
-        tensors: All that it has, taken from the file where that has them.
-        missing, unexpected, unlike: Names of tensors that the file lacks, that it has and the network does not, and
-            that have another shape there; heads are none of these.
-        heads: Names of heads that are left out.
+        tensors: All tensors of the architecture, from the file where it has them.
+        missing: Names of tensors that only the architecture has.
+        unexpected: Names of tensors that only the file has, without heads.
+        unlike: Names of tensors whose shapes differ, without the classifier's.
+        heads: Names of the file's heads, which are left out.
     """
 
     tensors: Tensors
@@ -88,7 +89,7 @@ class Fit:
 
     @property
     def whole(self) -> bool:
-        """Whether everything but heads matches."""
+        """Whether everything except heads matches."""
         return not (self.missing or self.unexpected or self.unlike)
 
     def __str__(self) -> str:
@@ -104,9 +105,9 @@ def fit(tensors: Tensors, wanted: Tensors, classifier: tuple[str, ...]) -> Fit:
     """Compare a file's tensors with an architecture's.
 
     Args:
-        tensors: The file's.
-        wanted: The architecture's.
-        classifier: How the names of its classifier begin, which is dropped in the end.
+        tensors: Tensors of the file.
+        wanted: Tensors of the architecture.
+        classifier: Prefixes of the names in the architecture's classifier, which is dropped later.
     """
     found: Tensors = {}
     missing: list[str] = []
@@ -125,9 +126,9 @@ def fit(tensors: Tensors, wanted: Tensors, classifier: tuple[str, ...]) -> Fit:
     return Fit(found, missing, unexpected, unlike, heads)
 
 
-@functools.cache  # A model is built by several steps of one command.
+@functools.cache  # One command may build a model several times.
 def say_taken(file: Path, prefix: str, left_out: tuple[str, ...]) -> None:
-    """Say what of a file was taken."""
+    """Log which tensors of a file were taken."""
     below = f" below {prefix!r}" if prefix else ""
     rest = f"; left out {len(left_out)} others ({_some(left_out)})" if left_out else ""
     _log.info("%s: took the tensors%s%s", file, below, rest)

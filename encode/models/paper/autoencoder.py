@@ -1,14 +1,14 @@
-"""The paper's context: the code of a convolutional autoencoder of single frames.
+"""The paper's context encoder: a convolutional autoencoder of single frames.
 
-The encoder is DQN's convolutions with a smaller second one (Mnih et al., 2015), the decoder their
-mirror. With x a grey frame in [0, 1]:
+The encoder has DQN's convolutions (Mnih et al., 2015) with a smaller second kernel; the decoder
+mirrors them. With x a gray frame in [0, 1]:
 
     code    c = ReLU(conv3(ReLU(conv2(ReLU(conv1(x))))))       (64, 16, 16)
     loss    mean over pixels of (sigmoid(decoder(c)) - x)^2
 
-The paper keeps the encoder as the context that WSA's scorer is conditioned on. In its authors' PPO
-runs the reinforcement learner overwrote it with random numbers. Here it is a frozen model like any
-other, whose weights are in its key.
+The code is the context on which WSA's scorer is conditioned. In the authors' PPO runs the learner
+overwrote the encoder with random numbers. Here it is a frozen model like any other, whose key
+covers its weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wsa.encode.models.paper.base import Frozen, Recipe, Trainee, TrainingInput,
 
 
 class ContextEncoder(Frozen):
-    """One frame to a code, frozen under the alias `ae`; 0.058 M parameters, 16 M products."""
+    """Encoder of one frame, alias `ae`; 0.058 M parameters, 16 M multiplications."""
 
     sees: ClassVar[Input] = grey(84, 84)
 
@@ -36,13 +36,13 @@ class ContextEncoder(Frozen):
         )  # fmt: skip
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 1, 84, 84) in [0, 1] to (B, 64, 16, 16)."""
+        """Encode frames (B, 1, 84, 84) in [0, 1] as codes (B, 64, 16, 16)."""
         code: Tensor = self.layers(pixels)
         return code
 
 
 class Autoencoder(Trainee):
-    """The encoder with the decoder that it is trained with."""
+    """The context encoder and the decoder that trains it."""
 
     training_input: ClassVar[TrainingInput] = TrainingInput(ContextEncoder.sees)
     recipe: ClassVar[Recipe] = Recipe(steps=100_000, batch_size=32, learning_rate=1e-3)
@@ -57,19 +57,19 @@ class Autoencoder(Trainee):
         )  # fmt: skip
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 1, 84, 84) to its reconstruction, of the same shape, in [0, 1]."""
+        """Reconstruct frames (B, 1, 84, 84); the output has the same shape and lies in [0, 1]."""
         image: Tensor = self.decoder(self.encoder(pixels))
         return image
 
     def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of the reconstruction; looks (B, 1, 84, 84)."""
+        """Return the mean squared error of the reconstruction; looks: (B, 1, 84, 84)."""
         return nn.functional.mse_loss(self(looks), looks), {}
 
     def frozen(self) -> dict[str, Frozen]:
-        """The encoder."""
+        """Return the encoder."""
         return {"ae": self.encoder}
 
     def show(self, looks: Tensor) -> list[Tensor]:
-        """The frame, its reconstruction, and how far they are apart."""
+        """Show the frame, its reconstruction, and their absolute difference."""
         image = self(looks)
         return [visualize.grey(part[:, 0]) for part in (looks, image, (image - looks).abs())]

@@ -1,8 +1,8 @@
-"""What the paper's own encoders have in common: how they look at a game, and how they are trained.
+"""Base classes of the paper's own encoders, for training and for use.
 
-An encoder of the paper is a part of a larger network, the *trainee*, that learns from frames alone.
-A trainee says what it looks at (`TrainingInput`), what it minimises (`loss`), with which numbers its
-authors trained it (`Recipe`), and which parts of it are kept, frozen, under which alias (`frozen`).
+An encoder of the paper is part of a larger network, the *trainee*, which learns from frames alone.
+A trainee states its training input (`TrainingInput`; one sample is a *look*), its `loss`, its
+authors' hyperparameters (`Recipe`), and its parts that are kept and frozen, by alias (`frozen`).
 `wsa.learn.pretrain.trainer` trains any of them.
 """
 
@@ -17,16 +17,16 @@ from wsa.encode.models.custom import Input
 
 
 def grey(height: int, width: int) -> Input:
-    """Grey screens in [0, 1], shrunk as the field shrinks them (OpenCV's INTER_AREA)."""
+    """Return the input of gray screens in [0, 1], resized like OpenCV's INTER_AREA as is usual."""
     return Input(height, width, "grey", interpolation="area")
 
 
 class Frozen(nn.Module):
-    """A part that is kept.
+    """A part of a trainee that is kept as a frozen encoder.
 
     Attributes:
-        sees: What it wants to see.
-        window: Consecutive frames of it.
+        sees: Expected input.
+        window: Number of consecutive frames per input.
     """
 
     sees: ClassVar[Input]
@@ -35,16 +35,16 @@ class Frozen(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingInput:
-    """What one look at a game is, in training: grey frames of one episode, scaled to [0, 1].
+    """Description of a look, one training sample: gray frames of one episode, scaled to [0, 1].
 
     Attributes:
-        sees: A frame as the network sees it, in training and in use.
-        depth: Consecutive frames of a look, oldest first. Before an episode's first frame that
-            frame is repeated, as it is in use.
+        sees: Preprocessing of a frame, the same in training and in use.
+        depth: Number of consecutive frames in a look, oldest first. At the start of an episode the
+            first frame is repeated, as in use.
         apart: If not 0, a look is two frames (`depth` is 1) that are 1 to `apart` steps apart, in
             either order.
-        one_game: Whether a batch must be of one game: where a network tells the looks of a batch
-            apart, the game alone must not give them away.
+        one_game: Whether all looks of a batch come from one game. A network that learns to tell
+            the looks of a batch apart needs this, or the game alone would give them away.
     """
 
     sees: Input
@@ -54,30 +54,30 @@ class TrainingInput:
 
     @property
     def height(self) -> int:
-        """Of a frame, in pixels."""
+        """Height of a frame in pixels."""
         return self.sees.height
 
     @property
     def width(self) -> int:
-        """Of a frame, in pixels."""
+        """Width of a frame in pixels."""
         return self.sees.width
 
     @property
     def frames(self) -> int:
-        """Frames in a look."""
+        """Number of frames in a look."""
         return 2 if self.apart else self.depth
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a trainee is trained unless the user says otherwise.
+    """Default hyperparameters for training a trainee.
 
     Attributes:
-        steps: Gradient steps.
-        batch_size: Looks in a batch.
-        learning_rate: Of Adam, at the beginning.
-        adam_eps: Of Adam.
-        clip: Largest norm of the gradient; 0 for any.
+        steps: Number of gradient steps.
+        batch_size: Number of looks in a batch.
+        learning_rate: Initial learning rate of Adam.
+        adam_eps: Epsilon of Adam.
+        clip: Norm to which the gradient is clipped; 0 for no clipping.
     """
 
     steps: int
@@ -88,15 +88,15 @@ class Recipe:
 
 
 class Trainee(nn.Module):
-    """A network that learns from frames alone, of which a part is kept.
+    """A network that learns from frames alone and whose encoder is kept.
 
     Attributes:
-        training_input: What it looks at.
-        recipe: How its authors trained it.
-        settled: Share of the gradient steps after which its loss no longer changes its meaning. Only
-            from then on are validation losses compared, the best kept, and training stopped early.
-        scheduled: Whether the loss or the learning rate depends on how many gradient steps there are
-            in all. Such a training cannot be made longer later.
+        training_input: Description of a training sample.
+        recipe: Hyperparameters of its authors.
+        settled: Fraction of the gradient steps after which the loss function stays the same. Only
+            then are validation losses compared, to keep the best weights and to stop early.
+        scheduled: Whether the loss or the learning rate depends on the total number of gradient
+            steps. If so, training cannot be extended later.
     """
 
     training_input: ClassVar[TrainingInput]
@@ -105,32 +105,32 @@ class Trainee(nn.Module):
     scheduled: ClassVar[bool] = False
 
     def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised.
+        """Compute the loss of a batch.
 
         Args:
-            looks: (B, frames, height, width) float32 in [0, 1].
-            done: Share of the gradient steps that were made before this one, in [0, 1].
+            looks: Batch (B, frames, height, width), float32 in [0, 1].
+            done: Fraction of the gradient steps made before this one, in [0, 1].
 
         Returns:
-            The loss, and its parts by name, for the curves; scalars.
+            The loss, and its parts by name for the training curves; all scalars.
         """
         raise NotImplementedError
 
     def learning_rate(self, initial: float, step: int, steps: int) -> float:
-        """Adam's learning rate after `step` of `steps` gradient steps."""
+        """Return Adam's learning rate after `step` of `steps` gradient steps."""
         return initial
 
     def frozen(self) -> dict[str, Frozen]:
-        """The parts that are kept, by alias: each maps its declared input to an embedding."""
+        """Return the kept parts by alias; each maps its declared input to an embedding."""
         raise NotImplementedError
 
     def show(self, looks: Tensor) -> list[Tensor]:
-        """Pictures of what it makes of some looks, side by side.
+        """Draw what the network makes of some looks, as pictures to show side by side.
 
         Args:
-            looks: (B, frames, height, width) float32 in [0, 1].
+            looks: Batch (B, frames, height, width), float32 in [0, 1].
 
         Returns:
-            Pictures (B, 3, height, width) float32 in [0, 1].
+            Pictures (B, 3, height, width), float32 in [0, 1].
         """
         raise NotImplementedError

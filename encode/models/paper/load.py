@@ -1,10 +1,9 @@
-"""The paper's own encoders as frozen models: `ae`, `sr`, `oke`, `okk`, `vos`.
+"""Load the paper's own encoders as frozen models: `ae`, `sr`, `oke`, `okk`, `vos`.
 
-They are models like any other, with the network, the input and the window that wsa itself says.
-Their weights are those that come with wsa (`weights/`, made as docs/howto/pretrain.md says), or those
-of a file that `wsa pretrain` made. What is kept of them by default is everything: maps as
-they are, and of `vos` the code that its masks are decoded from, `--output map` for the masks
-themselves. `grid:N` and reductions are there as for any model, where they are asked for.
+They are models like any other; wsa defines their network, input and window. Their weights come with
+wsa (`weights/`, made as docs/howto/pretrain.md says) or from a file that `wsa pretrain` wrote. By
+default their output is kept whole: maps unreduced, and for `vos` the code from which its masks are
+decoded (`--output map` gives the masks). `grid:N` and reductions work as for any model.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from wsa.store.common.errors import ConflictError, UsageError
 
 PREFIX = "wsa:"
 LICENCE = "Apache-2.0, trained by wsa"
-CONTEXT = "ae"  # Gives the context of the paper's fusion, and is not fused.
+CONTEXT = "ae"  # Gives the context of the paper's fusion and is not itself fused.
 
-# The module and class of each network, and what is kept of what it gives.
+# Module and class of each network, and its default output.
 NETWORKS = {
     "ae": ("autoencoder:ContextEncoder", "map"),
     "sr": ("marginals:MarginalEncoder", "pooled"),
@@ -37,61 +36,63 @@ NETWORKS = {
 }
 
 
-# Other networks that had an alias, or may be trained for it: of a file, the one that fits is built.
+# Other networks under an alias, from earlier versions or for training. A file's tensors decide
+# which network is built.
 OTHER_NETWORKS = {"sr": ("stdim:StateEncoder",)}
 
 
 class PaperNetwork(UserNetwork):
-    """One of the paper's encoders, with the face of timm's."""
+    """One of the paper's encoders behind the interface of a timm model."""
 
     def decode(self, features: Tensor) -> Tensor | None:
-        """The maps (B, C, H, W) that a code (B, D) stands for; None where it stands for itself."""
+        """Decode codes (B, D) into maps (B, C, H, W); None for an encoder without a decoder."""
         masks = getattr(self.module, "masks", None)
         return None if masks is None else masks(features)
 
 
 def is_paper_model(timm_name: str) -> bool:
-    """Whether a request's or a spec's architecture is spelled as one of these."""
+    """Return whether the architecture of a request or spec is one of the paper's encoders."""
     return timm_name.startswith(PREFIX)
 
 
 def network(alias: str, seed: int = 0, where: str = "") -> Frozen:
-    """The network of an alias, with random weights that are the same every time for a seed.
+    """Create the network of an alias with random weights, which the seed alone determines.
 
     Args:
         alias: A key of `NETWORKS`.
-        seed: Of the weights.
-        where: Its module and class, of an alias that has had several; the newest if not given.
+        seed: Seed of the weights.
+        where: Module and class, for an alias that has several; the alias's own if empty.
     """
     module, _, name = (where or NETWORKS[alias][0]).partition(":")
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # Not the GPUs', which may be training.
+        # torch.manual_seed would also seed the GPUs, which may be training.
+        torch.default_generator.manual_seed(seed)
         made: Frozen = getattr(importlib.import_module(f"wsa.encode.models.paper.{module}"), name)()
     return made
 
 
 def networks(alias: str) -> tuple[str, ...]:
-    """Module and class of each network that has an alias, as `network` takes them; its own first."""
+    """Return the `where` of each network under an alias, for `network`; the alias's own first."""
     return NETWORKS[alias][0], *OTHER_NETWORKS.get(alias, ())
 
 
 def shipped(alias: str) -> Path:
-    """The weights that come with wsa."""
+    """Return the path of the weights that come with wsa."""
     return Path(__file__).with_name("weights") / f"{alias}.safetensors"
 
 
 def build(timm_name: str, source: str, seed: int = 0, where: str = "") -> PaperNetwork:
-    """Build one of these, frozen, on the CPU.
+    """Build one of the paper's encoders, frozen, on the CPU.
 
     Args:
-        timm_name: `wsa:<alias>`, out of a request or a store.
+        timm_name: `wsa:<alias>`, from a request or a store.
         source: `random`, `file:<path>`, or `package` for the weights that come with wsa.
-        seed: Seed for random weights; a store has those of seed 0 only.
-        where: As `network` has it; a file says itself which network it is of.
+        seed: Seed of random weights; models in a store always have seed 0.
+        where: Module and class, as for `network`. With a file its tensors decide instead.
 
     Raises:
-        UsageError: There is no such encoder.
-        ConflictError: The file does not hold this network's weights.
+        UsageError: If there is no such encoder.
+        ConflictError: If the file does not hold the weights of this encoder.
     """
     alias = timm_name.removeprefix(PREFIX)
     if alias not in NETWORKS:
@@ -106,23 +107,23 @@ def build(timm_name: str, source: str, seed: int = 0, where: str = "") -> PaperN
 
 
 def licence(source: str) -> str:
-    """Licence of the weights of one of these."""
+    """Return the license of the weights of one of the paper's encoders."""
     stated = {"random": "none: random weights", "package": LICENCE}
     return stated.get(source, "as stated by its trainer")
 
 
 def open_decoder(alias: str, file: Path | None = None) -> nn.Module:
-    """What turns a stored code into the maps it stands for, at use.
+    """Return the decoder from stored codes to maps.
 
     Args:
         alias: `vos`.
-        file: The weights file that the codes were made with; those that come with wsa if none.
+        file: Weights file that the codes were made with; None for the weights that come with wsa.
 
     Returns:
         A frozen module from codes (B, 512) to masks (B, 20, 84, 84), float32.
 
     Raises:
-        ConflictError: The file does not hold this network's weights.
+        ConflictError: If the file does not hold the weights of this encoder.
     """
     made: Any = build(PREFIX + alias, f"file:{file or shipped(alias)}").module
     decoder: nn.Module = made.decoder
@@ -130,10 +131,10 @@ def open_decoder(alias: str, file: Path | None = None) -> nn.Module:
 
 
 def _of_file(alias: str, file: Path) -> Frozen:
-    """The network whose weights a file holds: the alias's own, or another that it stands for.
+    """Build the network whose weights a file holds, among those under the alias.
 
     Raises:
-        ConflictError: The file holds none of them.
+        ConflictError: If the file fits none of them.
     """
     for where in OTHER_NETWORKS.get(alias, ()):
         made = network(alias, where=where)
@@ -146,12 +147,12 @@ def _of_file(alias: str, file: Path) -> Frozen:
 
 
 def _load(made: nn.Module, alias: str, file: Path) -> None:
-    """Load a file that holds exactly this network's tensors, in single or half precision."""
+    """Load a file with exactly this network's tensors, in single or half precision."""
     try:
         if file.suffix != ".safetensors":
             raise ValueError("it is no .safetensors file")
         tensors = {n: t.float() for n, t in safetensors.torch.load_file(file).items()}
-        # Batch norm's count of training batches changes no number, and is not in the file.
+        # The file lacks batch norm's counter of training batches, which inference does not use.
         for name, tensor in made.state_dict().items():
             if name.endswith("num_batches_tracked"):
                 tensors[name] = tensor

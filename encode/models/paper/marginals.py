@@ -1,17 +1,17 @@
-"""A state representation that keeps places: marginals of small feature maps, trained on hidden patches.
+"""A state representation that preserves positions: marginals of small feature maps.
 
-Where something is, is what an agent wants to know of a screen, and a linear map should be able to read it
-out. So the code is no fully connected layer's: of each feature map it is the mean of each row and of
-each column. docs/howto/pretrain.md has what that and training are worth.
+An agent needs to know where things are, and a linear map should be able to read it out. The code is
+therefore not the output of a fully connected layer: it holds the mean of each row and each column
+of every feature map. docs/howto/pretrain.md has measurements of the code and of its training.
 
-The encoder is trained as a masked autoencoder (He et al., 2022, arXiv 2111.06377). Half of a frame's 7 x 7
-patches are hidden, and a decoder draws what is behind them from the code of the rest,
+The encoder is trained as a masked autoencoder (He et al., 2022, arXiv 2111.06377). Half of a frame's
+patches, of 7 x 7 pixels, are hidden, and a decoder predicts them from the code of the rest:
 
     loss    mean over hidden pixels of (decoder(c) - x)^2 / sigma,
 
-with sigma the deviation of the pixel over the batch, which is of one game, at least 0.03, and
-1 / sigma scaled to mean 1. So a ball that crosses a pixel now and then counts for as much there as a wall
-of bricks that comes and goes.
+where sigma is the pixel's standard deviation over the batch, which is from one game, and at least
+0.03; the mean of 1 / sigma is scaled to 1. A ball that sometimes crosses a pixel thus counts as
+much there as a wall of bricks that comes and goes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from wsa.encode.models.paper import visualize
 from wsa.encode.models.paper.base import Frozen, Recipe, Trainee, TrainingInput, grey
 from wsa.encode.models.paper.stdim import initialise
 
-PATCH, HIDDEN = 7, 0.5  # Pixels of a patch's side; share of the patches that is hidden.
+PATCH, HIDDEN = 7, 0.5  # Side of a patch in pixels; fraction of the patches that is hidden.
 LEAST_DEVIATION = 0.03
 
 
 class MarginalEncoder(Frozen):
-    """A frame to row and column means of 16 maps, frozen under the alias `sr`; 2,736 parameters, 1.5 M
-    products."""
+    """Row and column means of 16 feature maps of a frame, alias `sr`.
+
+    It has 2,736 parameters and needs 1.5 M multiplications.
+    """
 
     sees: ClassVar[Input] = grey(84, 84)
 
@@ -46,17 +48,20 @@ class MarginalEncoder(Frozen):
         initialise(self)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 1, 84, 84) in [0, 1] to (B, 608): of each map its 19 columns, then its 19 rows."""
+        """Encode frames (B, 1, 84, 84) in [0, 1] as codes (B, 608).
+
+        For each map, a code has the means of its 19 columns, then those of its 19 rows.
+        """
         maps = self.maps(pixels)
         return torch.cat([maps.mean(dim=2), maps.mean(dim=3)], dim=2).flatten(1)
 
 
 class MaskedAutoencoder(Trainee):
-    """The encoder with the decoder that it is trained with."""
+    """The marginal encoder and the decoder that trains it."""
 
-    # Of one game, so that a pixel's deviation is that of its game.
+    # A pixel's standard deviation must be that of one game.
     training_input: ClassVar[TrainingInput] = TrainingInput(MarginalEncoder.sees, one_game=True)
-    # Few steps: after 9,000 of them places are read out worse than from random weights.
+    # Few steps: after 9,000, positions are read out worse than with random weights.
     recipe: ClassVar[Recipe] = Recipe(steps=700, batch_size=64, learning_rate=1e-3, adam_eps=1e-5)
 
     def __init__(self) -> None:
@@ -65,7 +70,7 @@ class MaskedAutoencoder(Trainee):
         self.decoder = decoder(608)
 
     def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted squared error of hidden pixels; looks (B, 1, 84, 84) of one game."""
+        """Return the weighted squared error of hidden pixels; looks: (B, 1, 84, 84), one game."""
         hidden = hidden_pixels(looks)
         sigma = looks.std(dim=0, correction=0).clamp(min=LEAST_DEVIATION)
         weight = hidden * sigma.mean() / sigma
@@ -73,18 +78,18 @@ class MaskedAutoencoder(Trainee):
         return (missed.square() * weight).mean() / HIDDEN, {}
 
     def frozen(self) -> dict[str, Frozen]:
-        """The encoder."""
+        """Return the encoder."""
         return {"sr": self.encoder}
 
     def show(self, looks: Tensor) -> list[Tensor]:
-        """The frame, what is left of it, and what is drawn from that."""
+        """Show the frame, its visible patches, and the prediction from them."""
         left = looks * (1 - hidden_pixels(looks))
         parts = looks, left, self.decoder(self.encoder(left))
         return [visualize.grey(part[:, 0]) for part in parts]
 
 
 def decoder(width: int) -> nn.Sequential:
-    """What draws a frame from a code, (B, width) to (B, 1, 84, 84)."""
+    """Create a decoder from codes (B, width) to frames (B, 1, 84, 84)."""
     return nn.Sequential(
         nn.Linear(width, 32 * 7 * 7), nn.ReLU(), nn.Unflatten(1, (32, 7, 7)),
         nn.ConvTranspose2d(32, 32, 3, 1), nn.ReLU(),
@@ -94,10 +99,10 @@ def decoder(width: int) -> nn.Sequential:
 
 
 def hidden_pixels(looks: Tensor) -> Tensor:
-    """What is hidden of each look, (B, 1, 84, 84): 1 in half of the patches, 0 elsewhere.
+    """Draw a mask of each look, (B, 1, 84, 84): 1 in about half of the patches, 0 elsewhere.
 
-    Drawn by a generator that the looks themselves seed, so that a loss depends on them alone: a
-    validation is repeatable, and an interrupted training goes on exactly.
+    The looks seed the generator, so that the loss depends on them alone: validation is repeatable,
+    and interrupted training resumes exactly.
     """
     generator = torch.Generator().manual_seed(int(looks.double().sum().item() * 255))
     side = looks.shape[-1] // PATCH

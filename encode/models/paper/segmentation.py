@@ -1,23 +1,23 @@
 """The paper's moving objects: masks learned from motion alone (MOREL; Goel et al., 2018).
 
-From two consecutive frames the network makes K = 20 masks, a shift for each and a camera motion
-common to all; moving the second frame by them must give the first. With frames x1, x2, masks
-M_k in [0, 1] (84, 84), shifts t_k and camera c in R^2:
+From two consecutive frames the network predicts K = 20 masks, a shift for each, and one camera
+motion; warping the second frame by them must give the first. With frames x1, x2, masks M_k in
+[0, 1] (84, 84), shifts t_k and camera motion c in R^2:
 
     flow    u[p] = 0.01 * size * (sum_k M_k[p] t_k + c)            pixels, size = 84
     warped  y[p] = x2[p + u[p]]                                     bilinear, edges repeated
     loss    (1 - SSIM(y, x1)) / 2  +  lambda * mean over k, p of |M_k[p] t_k|
 
-with lambda growing from 0 to 1 over the first fifth of the training, which is by 1e-5 a step in the
-authors' 500,000. Losses at different lambda cannot be compared, so the best weights are looked for
-once it stands still (`settled`).
+where lambda grows from 0 to 1 over the first fifth of training, by 1e-5 a step in the authors'
+500,000 steps. Losses at different lambda cannot be compared, so the search for the best weights
+starts once lambda is constant (`settled`).
 
-The masks, 20 x 84 x 84, are a function of 512 numbers, the *code*; that is what the frozen model
-gives and what a store keeps. `ObjectMasks.masks` decodes it, with 54 of the network's 62 M
-products, to exactly the masks that a pass over the frames gives, since both begin from the code.
+The masks, 20 x 84 x 84, are a function of 512 numbers, the *code*, which the frozen model returns
+and a store keeps. `ObjectMasks.masks` decodes it, with 54 M of the network's 62 M multiplications,
+to exactly the masks of a full forward pass, which computes the same code first.
 
-The paper's authors trained on consecutive frames in [0, 1] and ran the network on means of frames,
-or on one frame twice, in [0, 1/255]. Here both frames and their scale are the model's declared
+The paper's authors trained on consecutive frames in [0, 1] but ran the network on means of frames,
+or on one frame twice, in [0, 1/255]. Here the two frames and their scale are the model's declared
 input.
 """
 
@@ -39,19 +39,19 @@ _FLOW_SCALE = 0.01 * _SIDE
 
 
 class Residual(nn.Module):
-    """x + ReLU(conv(x)), 24 channels."""
+    """Residual block x + ReLU(conv(x)) with 24 channels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(24, 24, 3, 1, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, 24, h, w) to the same shape."""
+        """Apply the block to maps (B, 24, h, w); the shape stays the same."""
         return maps + nn.functional.relu(self.conv(maps))
 
 
 class ObjectMasks(Frozen):
-    """Two frames to a code, and a code to masks; frozen under the alias `vos`."""
+    """Encoder of two frames to a code, and decoder of a code to masks; alias `vos`."""
 
     sees: ClassVar[Input] = grey(_SIDE, _SIDE)
     window: ClassVar[int] = 2
@@ -72,18 +72,18 @@ class ObjectMasks(Frozen):
         )  # fmt: skip
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 2, 84, 84) in [0, 1], older frame first, to the code (B, 512)."""
+        """Encode frames (B, 2, 84, 84) in [0, 1], older first, as codes (B, 512)."""
         code: Tensor = self.code(pixels)
         return code
 
     def masks(self, code: Tensor) -> Tensor:
-        """(B, 512) to masks (B, 20, 84, 84) in [0, 1]."""
+        """Decode codes (B, 512) into masks (B, 20, 84, 84) in [0, 1]."""
         masks: Tensor = self.decoder(code)
         return masks
 
 
 class MovingObjects(Trainee):
-    """The masks with the motions that they are trained with; 7.14 M parameters."""
+    """The mask network and the motions that train it; 7.14 M parameters."""
 
     training_input: ClassVar[TrainingInput] = TrainingInput(ObjectMasks.sees, depth=2)
     recipe: ClassVar[Recipe] = Recipe(steps=500_000, batch_size=32, learning_rate=1e-4, clip=5.0)
@@ -97,11 +97,15 @@ class MovingObjects(Trainee):
         self.camera = nn.Linear(CODE, 2)
 
     def learning_rate(self, initial: float, step: int, steps: int) -> float:
-        """Linearly to 0."""
+        """Decay the learning rate linearly to 0."""
         return initial * (1 - step / steps)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 2, 84, 84) to masks (B, 20, 84, 84), shifts (B, 20, 2), camera (B, 2), as y and x."""
+        """Predict masks and motions from frames (B, 2, 84, 84).
+
+        Returns:
+            Masks (B, 20, 84, 84), shifts (B, 20, 2) and camera motion (B, 2), in y and x.
+        """
         code = self.objects(pixels)
         return (
             self.objects.masks(code),
@@ -110,22 +114,28 @@ class MovingObjects(Trainee):
         )
 
     def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Dissimilarity of the warped frame, and the size of the motions; looks (B, 2, 84, 84)."""
+        """Return the dissimilarity of the warped frame plus the weighted size of the motions.
+
+        Args:
+            looks: Frames (B, 2, 84, 84), older first.
+            done: Fraction of the gradient steps made, which sets the weight of the motions.
+        """
         masks, shifts, camera = (part.float() for part in self(looks))
-        with torch.autocast(looks.device.type, enabled=False):  # Variances are small differences.
+        # SSIM's variances are small differences, too small for half precision.
+        with torch.autocast(looks.device.type, enabled=False):
             warped = warp(looks[:, 1:], flow(masks, shifts, camera))
             unlike = (1 - ssim(warped, looks[:, :1])) / 2
-            # The mean of |M_k t_k| over places, objects and both directions, without the products.
+            # Since M_k >= 0, this is the mean of |M_k t_k| without the products at every pixel.
             motion = (masks.mean(dim=(2, 3))[..., None] * shifts.abs()).mean()
         weight = min(1.0, done / self.settled)
         return unlike + weight * motion, {"dssim": unlike, "motion": motion}
 
     def frozen(self) -> dict[str, Frozen]:
-        """The code and its decoder."""
+        """Return the encoder together with its mask decoder."""
         return {"vos": self.objects}
 
     def show(self, looks: Tensor) -> list[Tensor]:
-        """Both frames, the second moved to the first, and the masks by how far they move."""
+        """Show both frames, the warped second one, and the first with masks weighted by motion."""
         masks, shifts, camera = self(looks)
         warped = warp(looks[:, 1:], flow(masks, shifts, camera))
         moving = masks * shifts.norm(dim=2)[..., None, None]
@@ -134,29 +144,29 @@ class MovingObjects(Trainee):
 
 
 def flow(masks: Tensor, shifts: Tensor, camera: Tensor) -> Tensor:
-    """Motion of each pixel.
+    """Compute the motion of each pixel.
 
     Args:
-        masks: (B, K, h, w).
-        shifts: (B, K, 2), y and x.
-        camera: (B, 2).
+        masks: Masks (B, K, h, w) in [0, 1].
+        shifts: Shift of each mask (B, K, 2), y and x.
+        camera: Camera motion (B, 2), y and x.
 
     Returns:
-        (B, 2, h, w) in pixels.
+        Motion (B, 2, h, w) in pixels, y and x.
     """
     moved = torch.einsum("bkhw,bkd->bdhw", masks, shifts)
     return _FLOW_SCALE * (moved + camera[:, :, None, None])
 
 
 def warp(frames: Tensor, motion: Tensor) -> Tensor:
-    """Look up each pixel where its motion leads, bilinearly, with edges repeated.
+    """Sample each pixel from where its motion points, bilinearly, with edges repeated.
 
     Args:
-        frames: (B, C, h, w).
-        motion: (B, 2, h, w) in pixels, y and x.
+        frames: Frames (B, C, h, w).
+        motion: Motion (B, 2, h, w) in pixels, y and x.
 
     Returns:
-        (B, C, h, w).
+        The warped frames, (B, C, h, w).
     """
     height, width = frames.shape[-2:]
     down = torch.arange(height, device=frames.device)[:, None] + motion[:, 0]
@@ -169,12 +179,12 @@ def warp(frames: Tensor, motion: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor, side: int = 11, spread: float = 1.5) -> Tensor:
-    """Mean structural similarity of images in [0, 1] (Wang et al., 2004), Gaussian windows.
+    """Return the mean structural similarity, with Gaussian windows (Wang et al., 2004).
 
     Args:
-        a, b: (B, 1, h, w).
-        side: Of a window; windows lie wholly inside the image.
-        spread: Standard deviation of a window, in pixels.
+        a, b: Images (B, 1, h, w) in [0, 1].
+        side: Side of a window in pixels; windows lie wholly inside the image.
+        spread: Standard deviation of a window in pixels.
     """
     at = torch.arange(side, device=a.device) - side // 2
     window = torch.exp(-at.square() / (2 * spread**2))

@@ -1,18 +1,18 @@
 """The paper's state representation: ST-DIM, spatiotemporal deep infomax (Anand et al., 2019).
 
-A code of the present must tell, from patches of the frame before, which of them were its own.
-With a batch of B moments of one game, x_i the four frames up to moment i and x'_i the four frames
-up to the step before, g the network's output (512), and f_p its third convolution's features at
-place p of 11 x 8 (128):
+Given a code of the present, the network must identify which patch features of previous steps belong
+to its own previous step. For a batch of B moments of one game, let x_i be the four frames up to
+moment i, x'_i the four frames up to the step before it, g the network's output (512), and f_p the
+features (128) of its third convolution at position p of 11 x 8:
 
     logits_p[i, j] = <W g(x_i),   f_p(x'_j)>      global to local, W: 512 -> 128
     logits'_p[i, j] = <V f_p(x_i), f_p(x'_j)>     local to local,  V: 128 -> 128
     loss = mean over p and i of  -log softmax_j(logits_p[i])_i  -  log softmax_j(logits'_p[i])_i
 
-so that the other moments of the batch are the negatives (InfoNCE; Oord et al., 2018). The network
-looks at the whole screen, 210 high and 160 wide: the paper's authors ran it on frames of 160 by 210
-stretched from 84 by 84, which permutes the meaning of its last layer. It is trained here on what it
-sees in use.
+The other moments of the batch are the negatives (InfoNCE; Oord et al., 2018). The network takes the
+whole screen, 210 high and 160 wide. The paper's authors ran it on frames of 160 by 210 stretched
+from 84 by 84, which permutes the meaning of its last layer; here training and use have the same
+input.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STACK = 4
 
 
 class StateEncoder(Frozen):
-    """Four frames to a code, frozen under the alias `sr`; 2.02 M parameters, 48 M products."""
+    """Encoder of four frames, alias `sr`; 2.02 M parameters, 48 M multiplications."""
 
     sees: ClassVar[Input] = grey(210, 160)
     window: ClassVar[int] = _STACK
@@ -48,13 +48,13 @@ class StateEncoder(Frozen):
         initialise(self)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 4, 210, 160) in [0, 1], oldest frame first, to (B, 512)."""
+        """Encode frames (B, 4, 210, 160) in [0, 1], oldest first, as codes (B, 512)."""
         code: Tensor = self.code(self.patches(pixels))
         return code
 
 
 def initialise(network: nn.Module) -> None:
-    """Draw orthogonal weights, as Anand et al.; the loss is at chance for longer otherwise."""
+    """Draw orthogonal weights, as Anand et al. do; otherwise the loss stays at chance longer."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             assert layer.bias is not None
@@ -63,18 +63,19 @@ def initialise(network: nn.Module) -> None:
 
 
 class InfoMax(Trainee):
-    """The encoder with the two linear scorers that it is trained with.
+    """The state encoder and the two linear scorers that train it.
 
     Attributes:
-        network: The encoder's class. Its `patches` gives a map of local features, its `code` the code.
-        channels: Of the local features.
-        places: Rows and columns of their map.
+        network: Class of the encoder, with the modules `patches`, which gives a map of local
+            features, and `code`, which gives the code.
+        channels: Number of channels of the local features.
+        places: Rows and columns of the map of local features.
     """
 
     network: ClassVar[type[Frozen]] = StateEncoder
     channels: ClassVar[int] = 128
     places: ClassVar[tuple[int, int]] = (11, 8)
-    # A look holds the four frames of a moment and the four of the step before it: five.
+    # The four frames of a moment and the four of the step before it share three: five in all.
     training_input: ClassVar[TrainingInput] = TrainingInput(
         StateEncoder.sees, depth=_STACK + 1, one_game=True
     )
@@ -89,13 +90,13 @@ class InfoMax(Trainee):
         self.locally = nn.Linear(self.channels, self.channels)
 
     def scores(self, looks: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of each moment i against the step before each moment j, at each place.
+        """Compute the logits of each moment i against the step before each moment j.
 
         Args:
-            looks: (B, window + 1, height, width).
+            looks: Frames (B, window + 1, height, width).
 
         Returns:
-            Global to local and local to local, (places, B, B) each.
+            Global-to-local and local-to-local logits, each (places, B, B).
         """
         patches = self.encoder.patches(looks[:, 1:])
         before = self.encoder.patches(looks[:, :-1]).flatten(2).permute(2, 1, 0)  # (p, c, B)
@@ -104,26 +105,31 @@ class InfoMax(Trainee):
         return torch.matmul(whole, before), torch.bmm(local, before)
 
     def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """InfoNCE, global to local and local to local; looks (B, window + 1, height, width)."""
-        # Moments of a game differ by less than bf16's last digit: there the loss stayed at chance.
+        """Return InfoNCE, global to local plus local to local.
+
+        Args:
+            looks: Frames (B, window + 1, height, width).
+            done: Unused.
+        """
+        # Moments of a game differ by less than bf16's resolution; with it the loss stayed at chance.
         with torch.autocast(looks.device.type, enabled=False):
             parts = [info_nce(scores) for scores in self.scores(looks)]
         return parts[0] + parts[1], {"global_local": parts[0], "local_local": parts[1]}
 
     def frozen(self) -> dict[str, Frozen]:
-        """The encoder."""
+        """Return the encoder."""
         encoder: Frozen = self.encoder
         return {"sr": encoder}
 
     def show(self, looks: Tensor) -> list[Tensor]:
-        """The newest frame, and over it the places whose past the whole code tells apart."""
+        """Show the newest frame, plain and with the positions whose past the code identifies."""
         sure = self.scores(looks)[0].softmax(dim=-1).diagonal(dim1=1, dim2=2)  # (p, B)
         places = sure.T.reshape(len(looks), 1, *self.places)
         return [visualize.grey(looks[:, -1]), visualize.overlay(looks[:, -1], places)]
 
 
 def info_nce(scores: Tensor) -> Tensor:
-    """Mean cross entropy of logits (places, B, B) whose diagonal is right."""
+    """Return the mean cross-entropy of logits (places, B, B) whose diagonal is correct."""
     places, count, _ = scores.shape
     right = torch.arange(count, device=scores.device).repeat(places)
     return nn.functional.cross_entropy(scores.flatten(0, 1), right)

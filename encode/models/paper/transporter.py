@@ -1,17 +1,17 @@
 """The paper's keypoints: the Transporter (Kulkarni et al., 2019).
 
-Moving a frame's features from its keypoints to another frame's must give that other frame, so the
-keypoints come to lie on what moves. With source x and target y of one episode, fewer than 20 steps
-apart, features F (128, 21, 21), and keypoint maps K (4, 21, 21), softmax over places, whose means
-m_k lie in [-1, 1]^2:
+The network clears a frame's features at the keypoints and puts those of another frame there; the
+result must decode to that other frame, so the keypoints learn to sit on what moves. Source x and
+target y are from one episode, fewer than 20 steps apart; F are features (128, 21, 21), and K
+keypoint maps (4, 21, 21), whose softmax over positions has the means m_k in [-1, 1]^2:
 
     H_k(x)[p] = exp(-|p - m_k(x)|^2 / 0.1^2)                        a Gaussian map for each k
     T = F(x);  for each k:  T <- (1 - H_k(x)) (1 - H_k(y)) T + H_k(y) F(y)
     loss = mean over pixels of (refine(T) - y)^2
 
-F(x) and H(x) get no gradient. Two trunks of the same form, with weights of their own, give F and K;
-so `oke` (F) and `okk` (the raw K, without softmax) share no computation, and each is a model that
-holds its own half only: the paper's authors loaded the whole network twice, decoder included.
+F(x) and H(x) get no gradient. Two trunks of the same architecture, with separate weights, give F
+and K. So `oke` (F) and `okk` (the raw K, before the softmax) share no computation, and each model
+holds only its own half; the paper's authors loaded the whole network twice, with the decoder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SPREAD = 0.1
 
 
 class Block(nn.Sequential):
-    """Convolution that keeps the size (or halves it), batch norm, ReLU."""
+    """Convolution that preserves the size, or halves it with stride 2; batch norm; ReLU."""
 
     def __init__(self, inputs: int, outputs: int, side: int = 3, stride: int = 1) -> None:
         super().__init__(
@@ -39,7 +39,7 @@ class Block(nn.Sequential):
 
 
 class FeatureEncoder(Frozen):
-    """One frame to features, frozen under the alias `oke`; 271 M products."""
+    """Feature encoder of one frame, alias `oke`; 271 M multiplications."""
 
     sees: ClassVar[Input] = grey(84, 84)
 
@@ -52,13 +52,13 @@ class FeatureEncoder(Frozen):
         )  # fmt: skip
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 1, 84, 84) in [0, 1] to (B, 128, 21, 21)."""
+        """Encode frames (B, 1, 84, 84) in [0, 1] as features (B, 128, 21, 21)."""
         features: Tensor = self.layers(pixels)
         return features
 
 
 class KeypointEncoder(Frozen):
-    """One frame to keypoint maps before their softmax, frozen as `okk`; 271 M products."""
+    """Encoder of one frame to keypoint maps before the softmax, alias `okk`; 271 M multiplications."""
 
     sees: ClassVar[Input] = FeatureEncoder.sees
 
@@ -68,13 +68,13 @@ class KeypointEncoder(Frozen):
         self.head = nn.Conv2d(128, KEYPOINTS, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 1, 84, 84) in [0, 1] to (B, 4, 21, 21)."""
+        """Encode frames (B, 1, 84, 84) in [0, 1] as keypoint maps (B, 4, 21, 21)."""
         maps: Tensor = self.head(self.trunk(pixels))
         return maps
 
 
 class Transporter(Trainee):
-    """Both encoders with the decoder that they are trained with; 0.87 M parameters."""
+    """Both encoders and the decoder that trains them; 0.87 M parameters."""
 
     training_input: ClassVar[TrainingInput] = TrainingInput(FeatureEncoder.sees, apart=19)
     recipe: ClassVar[Recipe] = Recipe(steps=1_000_000, batch_size=64, learning_rate=1e-3)
@@ -92,13 +92,13 @@ class Transporter(Trainee):
         )  # fmt: skip
 
     def learning_rate(self, initial: float, step: int, steps: int) -> float:
-        """Times 0.95 every 100,000 steps."""
+        """Multiply the learning rate by 0.95 every 100,000 steps."""
         rate: float = initial * 0.95 ** (step // 100_000)
         return rate
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """The target (B, 1, 84, 84), made of the source's features moved to its keypoints."""
-        with torch.no_grad():  # What is moved from has no say, and costs no backward pass.
+        """Predict the target (B, 1, 84, 84) by transporting its features into the source's."""
+        with torch.no_grad():  # The source gets no gradient, which also saves its backward pass.
             at_source, of_source = gaussians(self.keypoints(source)), self.features(source)
         at_target, of_target = gaussians(self.keypoints(target)), self.features(target)
         moved = transport(at_source, at_target, of_source, of_target)
@@ -106,16 +106,16 @@ class Transporter(Trainee):
         return image
 
     def loss(self, looks: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of the target; looks (B, 2, 84, 84), source and target."""
+        """Return the mean squared error of the target; looks: (B, 2, 84, 84), source and target."""
         target = looks[:, 1:]
         return nn.functional.mse_loss(self(looks[:, :1], target), target), {}
 
     def frozen(self) -> dict[str, Frozen]:
-        """Both encoders."""
+        """Return both encoders."""
         return {"oke": self.features, "okk": self.keypoints}
 
     def show(self, looks: Tensor) -> list[Tensor]:
-        """Source, target, what was made of the source, and the target's keypoints over it."""
+        """Show the source, the target, the prediction, and the target with its keypoints."""
         source, target = looks[:, :1], looks[:, 1:]
         keypoints = gaussians(self.keypoints(target))
         image = self(source, target)
@@ -124,17 +124,21 @@ class Transporter(Trainee):
 
 
 def means(maps: Tensor) -> Tensor:
-    """Where keypoints lie: maps before their softmax (B, K, h, w) to (B, K, 2), y and x in [-1, 1]."""
+    """Return the positions of keypoints, (B, K, 2), y and x in [-1, 1].
+
+    Args:
+        maps: Keypoint maps before the softmax, (B, K, h, w).
+    """
     height, width = maps.shape[-2:]
     share = maps.float().flatten(2).softmax(dim=-1).view_as(maps)
     down = torch.linspace(-1, 1, height, device=maps.device)
     across = torch.linspace(-1, 1, width, device=maps.device)
-    with torch.autocast(maps.device.type, enabled=False):  # Places are finer than half precision.
+    with torch.autocast(maps.device.type, enabled=False):  # Half precision is too coarse.
         return torch.stack([share.sum(3) @ down, share.sum(2) @ across], dim=-1)
 
 
 def gaussians(maps: Tensor) -> Tensor:
-    """Maps before their softmax to Gaussian maps around their means, (B, K, h, w) both."""
+    """Turn maps before the softmax into Gaussian maps around their means, both (B, K, h, w)."""
     height, width = maps.shape[-2:]
     y, x = means(maps)[..., None].unbind(dim=2)  # (B, K, 1) each
     down = torch.linspace(-1, 1, height, device=maps.device) - y
@@ -144,14 +148,14 @@ def gaussians(maps: Tensor) -> Tensor:
 
 
 def transport(at_source: Tensor, at_target: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Clear the source's features at both frames' keypoints and put the target's in.
+    """Clear the source's features at both frames' keypoints and insert the target's.
 
     Args:
-        at_source, at_target: Gaussian maps (B, K, h, w).
-        source, target: Features (B, C, h, w).
+        at_source, at_target: Gaussian maps of the keypoints, (B, K, h, w).
+        source, target: Features, (B, C, h, w).
 
     Returns:
-        (B, C, h, w).
+        The transported features, (B, C, h, w).
     """
     moved = source
     for k in range(at_source.shape[1]):

@@ -1,4 +1,4 @@
-"""Overlays of keypoints and masks on the frames they belong to."""
+"""Overlay keypoints and masks on their frames."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 
 def grey(frames: Tensor) -> Tensor:
-    """(B, h, w) in [0, 1] as pictures (B, 3, h, w)."""
+    """Convert gray frames (B, h, w) in [0, 1] to pictures (B, 3, h, w)."""
     return frames.unsqueeze(1).expand(-1, 3, -1, -1).clamp(0, 1)
 
 
 def overlay(frames: Tensor, maps: Tensor) -> Tensor:
-    """Maps in colours over darkened frames.
+    """Draw maps in different colors over darkened frames.
 
     Args:
-        frames: (B, h, w) in [0, 1].
-        maps: (B, K, h', w'). What a map has everywhere is left away, since it points to nothing;
-            where all together are largest, a look has full colour.
+        frames: Gray frames (B, h, w) in [0, 1].
+        maps: Maps (B, K, h', w'). A map's minimum is subtracted, since a constant points to
+            nothing; the color is full where the sum of a frame's maps is largest.
 
     Returns:
-        (B, 3, h, w) in [0, 1].
+        Pictures (B, 3, h, w) in [0, 1].
     """
     count = maps.shape[1]
     colours = torch.tensor(
