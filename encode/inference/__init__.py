@@ -1,1 +1,1 @@
-"""From frames to embeddings: preprocessing, engines, the network, its output and reduction."""
+"""Turn frames into embeddings: preprocessing, engines, network output and reduction."""

@@ -1,4 +1,4 @@
-"""How many cores this process may use, whatever the machine has."""
+"""Count the cores that this process may use, which can be fewer than the machine has."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from wsa.store.common.errors import UsageError
 
 
 def cores() -> int:
-    """Cores that this process may use: of the machine, its affinity, its container and its SLURM job."""
+    """Return the smallest limit set by the machine, CPU affinity, the container and SLURM."""
     from dask.system import cpu_count  # It reads affinity and cgroups.
 
     limits = [cpu_count(), *map(int, filter(str.isdigit, _of_slurm()))]
@@ -16,16 +16,16 @@ def cores() -> int:
 
 
 def _of_slurm() -> list[str]:
-    """What SLURM gives a task, or the job where it does not say."""
+    """Return SLURM's cores per task, else its cores of the job on this node; empty elsewhere."""
     said = [os.environ.get(name, "") for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")]
     return [*filter(None, said)][:1]
 
 
 def threads_for(asked: int | None) -> int:
-    """Threads that embed side by side: as many as asked for, or one a core.
+    """Return the number of threads that embed in parallel: `asked`, or one per core.
 
     Raises:
-        UsageError: More than there are cores.
+        UsageError: If `asked` exceeds the number of cores.
     """
     most = cores()
     if asked is not None and asked > most:

@@ -1,11 +1,11 @@
-"""The one function from frames to embeddings, used for the store and for live play alike.
+"""Compute embeddings from frames, with the same function for the store and for live play.
 
 An `Encoder` is a frozen model on a device with its preprocessing, output and precision, run by an
-engine. It counts every frame that goes through the network (`passes`), which is how wsa knows and
-proves what it saved. A frame's embedding depends on that frame alone, to the last bit: that is what
-an engine promises (`wsa.encode.inference.engines`), and frames are preprocessed and reduced one like another.
-On a CPU each core takes some frames, whole from screen to embedding; on a GPU every batch is padded
-to the engine's. An encoder may be called from several threads.
+engine. It counts every frame that goes through the network (`passes`), which shows how many passes
+wsa saved. A frame's embedding depends on that frame alone, to the last bit: the engine guarantees
+it (`wsa.encode.inference.engines`), and preprocessing and reduction treat all frames alike. On a
+CPU each core processes some frames from screen to embedding; on a GPU every batch is padded to the
+engine's size. Several threads may call an encoder.
 """
 
 from __future__ import annotations
@@ -42,29 +42,29 @@ def run_on_gpu(
     device: torch.device,
     cuda: Any = torch.cuda,
 ) -> Tensor:
-    """Apply `function` to batches of exactly `batch` frames, the last one filled up.
+    """Apply `function` to batches of exactly `batch` frames; the last batch is padded.
 
     Args:
-        function: From (batch, ...) uint8 on the device to (batch, ...) there.
-        frames: (n, ...) uint8, n at least 1.
-        batch: Frames at once.
-        device: The GPU.
-        cuda: `torch.cuda`, or what stands for it.
+        function: Function from (batch, ...) uint8 to (batch, ...), both on the device.
+        frames: Frames (n, ...) uint8, n at least 1.
+        batch: Number of frames in a batch.
+        device: GPU to run on.
+        cuda: `torch.cuda`, or a substitute in tests.
 
     Returns:
-        (n, ...) on the CPU.
+        The results (n, ...) on the CPU.
     """
     shape = (batch, *frames.shape[1:])
     pinned = [torch.empty(shape, dtype=torch.uint8).pin_memory() for _ in range(IN_FLIGHT)]
     on_device = [torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(IN_FLIGHT)]
     free = [cuda.Event() for _ in range(IN_FLIGHT)]
     copies, computing = cuda.Stream(device), cuda.current_stream(device)
-    copies.wait_stream(computing)  # What lay where the batches go may still be read.
+    copies.wait_stream(computing)  # Earlier work may still read the memory of these buffers.
     found = []
     for at in range(0, len(frames), batch):
         slot = at // batch % IN_FLIGHT
         part = frames[at : at + batch]
-        free[slot].synchronize()  # At once for the first ones: nothing has been recorded.
+        free[slot].synchronize()  # Returns at once for an event not yet recorded.
         pinned[slot].numpy()[: len(part)] = part
         pinned[slot].numpy()[len(part) :] = part[-1:]
         with cuda.stream(copies):
@@ -76,10 +76,10 @@ def run_on_gpu(
 
 
 def choose_device(device: str) -> str:
-    """`auto` is the GPU where there is one.
+    """Resolve `auto` to the GPU if there is one, else to the CPU.
 
     Raises:
-        MissingError: A GPU is asked for where there is none.
+        MissingError: If a GPU is asked for and there is none.
     """
     there = torch.cuda.is_available()
     if device == "cuda" and not there:
@@ -97,22 +97,22 @@ class Encoder:
     """A frozen model, ready to embed frames.
 
     Args:
-        module: The network, as `wsa.encode.models.registry.build` returns it.
-        preprocessing: From screens to its input.
-        output: What is kept of its last feature map.
-        basis: The reduction, where the output asks for one.
+        module: Network, as `wsa.encode.models.registry.build` returns it.
+        preprocessing: How screens become the input.
+        output: How to extract the embedding from the last features.
+        basis: Reduction; None if the output has none.
         precision: Arithmetic of the forward pass.
-        device: Where to run.
-        engine: What runs the network.
-        threads: Threads of a CPU that call it at once; as many as torch uses if not given.
+        device: Device to run on.
+        engine: Name of the engine that runs the network.
+        threads: Number of CPU threads that call the engine at once; torch's number if None.
 
     Raises:
-        MissingError: The engine is not installed.
-        UsageError: It has no such arithmetic there.
+        MissingError: If the engine is not installed.
+        UsageError: If the engine lacks this precision on this device.
 
     Attributes:
-        passes: Frames, or windows of frames, that went through this network.
-        total_passes: Those that went through any network of this process.
+        passes: Number of frames, or windows of frames, that went through this network.
+        total_passes: The same number for all networks of this process.
     """
 
     total_passes: ClassVar[int] = 0
@@ -130,7 +130,7 @@ class Encoder:
         threads: int | None = None,
     ) -> None:
         self.device = torch.device(device)
-        engines.require(engine, self.device, precision)  # Before the module is moved anywhere.
+        engines.require(engine, self.device, precision)  # Refuse before moving the module.
         self.module: Any = module.to(self.device).to(memory_format=torch.channels_last)
         channels = len(preprocessing.mean) * getattr(module, "window", 1)
         shape = channels, preprocessing.height, preprocessing.width
@@ -146,11 +146,11 @@ class Encoder:
         """Embed frames.
 
         Args:
-            frames: (n, H, W, 3) uint8 RGB, or (n, w, H, W, 3) for a model that looks at w frames,
-                oldest first; n at least 1.
+            frames: Frames (n, H, W, 3) uint8 RGB, or (n, w, H, W, 3) for a model with a window of
+                w, oldest first; n at least 1.
 
         Returns:
-            (n, *shape) float32.
+            Embeddings (n, *shape) float32.
         """
         if self._reads_screens:
             return self.embed_shrunk(self.shrink(frames))
@@ -158,76 +158,81 @@ class Encoder:
 
     @property
     def _reads_screens(self) -> bool:
-        """Whether nothing but a reduction looks at the screens, for which a network hands them on."""
+        """Whether the reduction can read the screens directly, because the network is an identity."""
         return isinstance(self.basis, ScreenReduction) and self.device.type == "cpu"
 
     @property
     def in_parts(self) -> bool:
-        """Whether frames may come in parts from several threads.
+        """Whether it helps to split frames over several threads.
 
-        A GPU takes them all at once; and threads that only read screens wait for each other, since
+        A GPU takes all frames at once. Threads that only read screens wait for each other, since
         each holds the interpreter's lock.
         """
         return self.device.type == "cpu" and not self._reads_screens
 
     @property
     def waits(self) -> bool:
-        """Whether a thread that calls it takes no core, but waits for a GPU."""
+        """Whether a calling thread only waits for a GPU and uses no core."""
         return self.device.type != "cpu"
 
     @property
     def alike(self) -> Preprocessing:
-        """How screens are made small, for whichever models want them so."""
+        """The part of the preprocessing that decides how `shrink` resizes screens."""
         return self.preprocessing.alike
 
     def shrinks(self, screen: Sequence[int]) -> bool:
-        """Whether it is worth keeping what screens of H x W become: small grey ones, on a CPU."""
+        """Return whether to cache the resized screens of H x W: only small gray ones, on a CPU."""
         how = self.preprocessing
         small = how.height * how.width <= math.prod(screen)
         return self.device.type == "cpu" and how.channels == "grey" and small
 
     def shrink(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Make screens (n, H, W, 3) as small as the model wants them: (n, channels, h, w) uint8.
+        """Resize screens to the model's input, on the CPU.
 
-        Where it sees grey also those that are grey already, (n, H, W). On the CPU. `embed_shrunk`
-        goes on from there, as often as models and windows share a screen.
+        `embed_shrunk` takes the result, which models and windows that share a screen can reuse.
+
+        Args:
+            frames: Screens (n, H, W, 3) uint8 RGB; for a gray model also gray screens (n, H, W).
+
+        Returns:
+            Levels (n, channels, h, w) uint8.
         """
         how = self.preprocessing
         levels: NDArray[np.uint8] = _on_cores(lambda part: shrink(part, how), frames).numpy()
         return levels
 
     def embed_shrunk(self, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Embed what `shrink` gave, to the bit as from the screens.
+        """Embed the levels of `shrink`; the result equals that of the screens to the bit.
 
         Args:
-            levels: (n, channels, h, w) uint8, or (n, w, channels, h, w), oldest first.
+            levels: Levels (n, channels, h, w) uint8, or (n, w, channels, h, w), oldest first.
 
         Returns:
-            (n, *shape) float32.
+            Embeddings (n, *shape) float32.
         """
         return self._run(levels, self._embed_levels).numpy()
 
     def _embed_levels(self, levels: Tensor) -> Tensor:
-        """What `shrink` gave, (B, channels, h, w) or (B, w, channels, h, w), to (B, *shape)."""
+        """Embed levels (B, channels, h, w) or (B, w, channels, h, w) as (B, *shape)."""
         if isinstance(self.basis, ScreenReduction) and self._reads_screens:
             return self.basis.of_screens(levels[:, 0].numpy())
         return self.reduce(self.engine(normalise(levels, self.preprocessing)))
 
     def features(self, frames: NDArray[np.uint8]) -> Tensor:
-        """What the basis is fitted on: (n, *shape) float32, before any reduction."""
+        """Return features (n, *shape) float32, before any reduction; a basis is fitted on them."""
         return self._run(frames, self._features)
 
     def reduce(self, features: Tensor) -> Tensor:
-        """One batch on the device, reduced where the output asks for it."""
+        """Reduce one batch on the device; return it unchanged if there is no reduction."""
         with torch.inference_mode(), arithmetic(self.device, "fp32"):
             return features if self.basis is None else self.basis(features)
 
     def _features(self, frames: Tensor) -> Tensor:
-        """(B, H, W, 3) or (B, w, H, W, 3) to (B, *shape), on the device."""
+        """Compute features (B, *shape) of frames (B, H, W, 3) or (B, w, H, W, 3) on the device."""
         return self.engine(preprocess(frames, self.preprocessing))
 
     def _run(self, frames: NDArray[np.uint8], function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply `function` to batches, and count."""
+        """Apply `function` to batches and count the passes."""
         if self.device.type == "cpu":
             found = _on_cores(function, frames)
         else:
@@ -239,17 +244,16 @@ class Encoder:
 
 
 def stored(embeddings: NDArray[np.float32]) -> NDArray[np.float16 | np.float32]:
-    """Embeddings rounded as the store keeps them.
+    """Round embeddings as the store does.
 
-    Each row is rounded to half precision unless a number in it is too large for that (or is not a
-    number). That depends on the row alone, so that a frame has the same embedding in whichever
-    segment it stands, and live.
+    A row is rounded to half precision unless a number in it is too large for that, or is NaN. This
+    depends on the row alone, so that a frame has the same embedding in every segment and live.
 
     Args:
-        embeddings: (n, *shape) float32.
+        embeddings: Embeddings (n, *shape) float32.
 
     Returns:
-        (n, *shape) float16, or float32 where a row was not rounded.
+        Embeddings (n, *shape) float16, or float32 if any row was not rounded.
     """
     with np.errstate(over="ignore"):
         half = embeddings.astype(np.float16)
@@ -261,13 +265,13 @@ def stored(embeddings: NDArray[np.float32]) -> NDArray[np.float16 | np.float32]:
 
 
 def _on_cores(function: Callable[[Tensor], Tensor], frames: NDArray[np.uint8]) -> Tensor:
-    """Apply `function` to frames on one core each, as many at once as torch may use threads."""
-    # Few at once, so that what one frame becomes stays in the core's cache.
+    """Apply `function` to parts of the frames, one core each, on as many cores as torch may use."""
+    # Small parts keep a frame's intermediate results in the core's cache.
     size = max(1, min(ROWS, -(-len(frames) // torch.get_num_threads())))
     parts = [frames[at : at + size] for at in range(0, len(frames), size)]
 
     def run(part: NDArray[np.uint8]) -> Tensor:
-        # Torch takes no read-only arrays and no negative strides.
+        # Torch accepts neither read-only arrays nor negative strides.
         return function(torch.from_numpy(np.require(part, requirements=["C", "W"])))
 
     threads = min(torch.get_num_threads(), len(parts))
@@ -275,6 +279,6 @@ def _on_cores(function: Callable[[Tensor], Tensor], frames: NDArray[np.uint8]) -
         if threads == 1:
             done = [run(part) for part in parts]
             return done[0] if len(done) == 1 else torch.cat(done)
-        # The number of threads belongs to the thread that sets it.
+        # torch.set_num_threads applies to the calling thread alone.
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return torch.cat([*pool.map(run, parts)])

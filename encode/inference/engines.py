@@ -1,12 +1,12 @@
-"""What runs a network: the same function of pixels, at the speed of the machine.
+"""Inference engines: ways to run the same network, with different libraries and speeds.
 
-An engine is made of a `Trunk`, a device and a precision, and is called with a batch of pixels.
-Whichever it is, a row depends on its frame alone, to the last bit. A library may sum in another
-order for another batch or another number of threads (measured: EfficientNet-Lite0 in PyTorch
-differs with one and two threads, ViT-B with batches of one and eight), so on a CPU PyTorch runs
-frame by frame, each on one core, and OpenVINO in batches that it has shown to make no difference;
-on a GPU every batch has the same size. Engines differ from each other in the last bits of a number;
-`wsa.encode.registration.engine_choice` measures by how much before one is used.
+An engine is made from a `Trunk`, a device and a precision, and is called with a batch of pixels.
+Every engine guarantees that an output row depends on its frame alone, to the last bit. A library
+may sum in another order for another batch size or number of threads (measured: EfficientNet-Lite0
+in PyTorch differs between one and two threads, ViT-B between batches of one and eight). So on a CPU
+PyTorch runs frame by frame, each on one core, and OpenVINO uses a batch size only after checking
+that it changes no bit; on a GPU every batch has the same size. Engines differ from each other in
+the last bits; `wsa.encode.registration.engine_choice` measures by how much before using one.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ _AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Engine(Protocol):
-    """A network ready to run.
+    """A network that is ready to run.
 
     Attributes:
-        name: What users call the engine.
-        batch: Frames that it runs at once. On a GPU it is called with exactly so many.
+        name: Name of the engine on the command line.
+        batch: Number of frames it runs at once; on a GPU every call has exactly this many.
     """
 
     name: str
     batch: int
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(B, c, h, w) float32 on the device to (B, *shape) float32 there."""
+        """Map pixels (B, c, h, w) to features (B, *shape), both float32 on the device."""
         ...
 
 
@@ -58,19 +58,19 @@ def make(
     precision: Precision,
     threads: int | None = None,
 ) -> Engine:
-    """An engine.
+    """Create an engine.
 
     Args:
-        name: Which one.
-        trunk: The network, on the device.
-        shape: Channels, height and width of its input.
-        device: Where it runs.
+        name: Name of the engine.
+        trunk: Network, on the device.
+        shape: Channels, height and width of the input.
+        device: Device to run on.
         precision: Arithmetic of the forward pass.
-        threads: Threads of a CPU that call it at once; as many as torch uses if not given.
+        threads: Number of CPU threads that call the engine at once; torch's number if None.
 
     Raises:
-        MissingError: It is not installed.
-        UsageError: It has no such arithmetic there.
+        MissingError: If the engine is not installed.
+        UsageError: If the engine lacks this precision on this device.
     """
     require(name, device, precision)
     if name == "openvino":
@@ -83,7 +83,7 @@ def make(
 
 
 class Eager:
-    """PyTorch as it is."""
+    """PyTorch in eager mode."""
 
     name = "torch"
 
@@ -94,14 +94,14 @@ class Eager:
         self._precision: Precision = precision
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(B, c, h, w) to (B, *shape)."""
+        """Map pixels (B, c, h, w) to features (B, *shape)."""
         with torch.inference_mode(), arithmetic(self._device, self._precision):
             found = [self._trunk(part) for part in pixels.split(self.batch)]
             return torch.cat(found).float()
 
 
 class Compiled(Eager):
-    """PyTorch compiled for one shape of batch: CUDA graphs on a GPU, C++ on a CPU."""
+    """PyTorch compiled for one batch shape: CUDA graphs on a GPU, C++ on a CPU."""
 
     name = "compile"
 
@@ -113,31 +113,31 @@ class Compiled(Eager):
         precision: Precision,
     ) -> None:
         super().__init__(trunk, device, precision)
-        # A CUDA graph lives in the thread that recorded it, whichever calls. All threads use the
-        # device's default stream, so this changes no order.
+        # Only the thread that recorded a CUDA graph can replay it, so one thread serves all
+        # callers. All threads use the device's default stream, so the order does not change.
         self._thread = ThreadPoolExecutor(1) if device.type != "cpu" else None
         self._trunk = (
             torch.compile(trunk, dynamic=False, mode="reduce-overhead")
             if self._thread
             else torch.compile(trunk, dynamic=False, options={"freezing": True})
         )
-        with one_thread():  # As all frames run on a CPU: the code would be made for more.
+        with one_thread():  # Compile for one thread, on which frames run on a CPU.
             pixels = torch.zeros((self.batch, *shape), device=device)
             self(pixels.to(memory_format=torch.channels_last))
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(B, c, h, w) to (B, *shape)."""
+        """Map pixels (B, c, h, w) to features (B, *shape)."""
         if self._thread is None:
             return super().__call__(pixels)
         return self._thread.submit(self._replay, pixels).result()
 
     def _replay(self, pixels: Tensor) -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()
-        return super().__call__(pixels).clone()  # The next replay writes where this one did.
+        return super().__call__(pixels).clone()  # The next replay overwrites this result.
 
 
 def why_not(name: str, device: torch.device, precision: Precision) -> str:
-    """Why an engine cannot be used, and what would help; empty if it can."""
+    """Return why an engine cannot be used, and what would help; empty if it can be used."""
     return _lacking(name, device) or _impossible(name, device, precision)
 
 
@@ -145,8 +145,8 @@ def require(name: str, device: torch.device, precision: Precision) -> None:
     """Refuse an engine that cannot be used.
 
     Raises:
-        MissingError: It is not installed.
-        UsageError: There is none of that name, or it has no such arithmetic there.
+        MissingError: If the engine is not installed.
+        UsageError: If the engine is unknown or lacks this precision on this device.
     """
     if reason := _lacking(name, device):
         raise MissingError("no-library", reason)
@@ -155,7 +155,7 @@ def require(name: str, device: torch.device, precision: Precision) -> None:
 
 
 def _lacking(name: str, device: torch.device) -> str:
-    """What is not installed here, and how to get it; empty where nothing is."""
+    """Return what is not installed and how to install it; empty if nothing is missing."""
     on_cpu = device.type == "cpu"
     if name == "openvino" and on_cpu and importlib.util.find_spec("openvino") is None:
         return (
@@ -170,7 +170,7 @@ def _lacking(name: str, device: torch.device) -> str:
 
 
 def _impossible(name: str, device: torch.device, precision: Precision) -> str:
-    """Why what is installed cannot do it; empty where it can."""
+    """Return why an engine cannot run there even if installed; empty if it can."""
     if name not in NAMES:
         return f"--engine {name!r} is not one; choose from auto, {', '.join(NAMES)}."
     if precision == "tf32" and device.type != "cuda":
@@ -186,13 +186,13 @@ def _impossible(name: str, device: torch.device, precision: Precision) -> str:
 
 
 def offered(device: torch.device, precision: Precision) -> list[str]:
-    """The engines that `auto` tries.
+    """Return the engines that `auto` tries; `left_out` says why the others are not among them.
 
-    `compile` is none of them on a CPU: compiling takes a minute there, in every process, and
-    OpenVINO is faster. `left_out` says why an engine is none of them.
+    On a CPU `compile` is not tried: compiling takes a minute in every process, and OpenVINO is
+    faster.
 
     Raises:
-        UsageError: The device has no such arithmetic.
+        UsageError: If the device lacks this precision.
     """
     require("torch", device, precision)
     tried: list[str] = ["torch", "openvino" if device.type == "cpu" else "compile"]
@@ -200,7 +200,7 @@ def offered(device: torch.device, precision: Precision) -> list[str]:
 
 
 def left_out(device: torch.device, precision: Precision) -> dict[str, str]:
-    """Engines for this device that `auto` does not try, and why."""
+    """Return the engines for this device that `auto` does not try, each with the reason."""
     tried = offered(device, precision)
     reasons = {}
     if device.type == "cpu":
@@ -213,7 +213,7 @@ def left_out(device: torch.device, precision: Precision) -> dict[str, str]:
 
 @contextlib.contextmanager
 def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Exactly the precision asked for; cuDNN has TF32 on by default, so it is set either way."""
+    """Use exactly this precision. TF32 is set in any case, since cuDNN enables it by default."""
     dtype = _AUTOCAST.get(precision)
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         if device.type != "cuda":
@@ -221,7 +221,7 @@ def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
             return
         cuda: Any = torch.backends.cuda.matmul
         cudnn: Any = torch.backends.cudnn
-        with _tf32:  # The flags belong to the process; no other thread may set them now.
+        with _tf32:  # The flags are global, so other threads must not set them meanwhile.
             before = cuda.allow_tf32, cudnn.allow_tf32
             cuda.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
             try:
@@ -232,7 +232,7 @@ def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one core, in this thread and in those that start meanwhile."""
+    """Limit torch to one core, in this thread and in threads that start meanwhile."""
     before = torch.get_num_threads()
     if before == 1:
         yield

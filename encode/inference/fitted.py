@@ -1,4 +1,4 @@
-"""The reductions that are fitted on frames, by the name that an output gives them."""
+"""Reductions that are fitted on frames, by their name in an output."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from wsa.encode.inference.reduction import Reduction
 
 
 class FittedReduction(Protocol):
-    """What the module of a fitted reduction has."""
+    """Interface of a module with a fitted reduction."""
 
     def fit(self, features: Tensor, numbers: int, /) -> Reduction:
-        """Fit it on features (n, *shape) float32 to the number that an output names.
+        """Fit the reduction.
+
+        Args:
+            features: Features (n, *shape) float32.
+            numbers: Number in the output, such as 512 in `pca:512`.
 
         Raises:
-            UsageError: The features cannot give it.
+            UsageError: If the features do not allow that number.
         """
         ...
 
     def save(self, fitted: Any, /) -> bytes:
-        """Safetensors bytes."""
+        """Serialize a fit as safetensors bytes."""
         ...
 
     def load(self, data: bytes, /) -> Reduction:
-        """Read what `save` wrote."""
+        """Restore a fit from the bytes of `save`."""
         ...
 
 

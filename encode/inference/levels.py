@@ -1,9 +1,9 @@
-"""What a game draws on its background: the base of the encoders `palette` and `objects`.
+"""Separate a game's foreground from its background, for the encoders `palette` and `objects`.
 
-An Atari game draws few colours, and most things have one of their own. So a screen is read without
-any training: a pixel's background is the grey level it has most often, and what differs from it is
-foreground. Both are fitted on unlabelled frames of one game; fits for the games of ALE come with
-wsa (`wsa.encode.registration.game_levels`).
+An Atari game draws few colors, and most things have a color of their own, so no training is needed:
+the background of a pixel is its most frequent gray level, and anything else is foreground. Both are
+fitted on unlabeled frames of one game. Fits for the games of ALE come with wsa
+(`wsa.encode.registration.game_levels`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ MOST_LEVELS = 12
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """The background of a game, and the grey levels of its foreground.
+    """The background of a game and the gray levels of its foreground.
 
     Attributes:
-        background: (H, W) uint8, each pixel's most frequent grey level.
-        levels: (L,) uint8, the foreground's levels, the most frequent first.
+        background: Most frequent gray level of each pixel, (H, W) uint8.
+        levels: Gray levels of the foreground, (L,) uint8, most frequent first.
     """
 
     background: NDArray[np.uint8]
@@ -38,11 +38,10 @@ class Levels:
     def foreground(
         self, screens: NDArray[np.uint8]
     ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-        """The pixels of screens (B, H, W) that have one of the levels and are not background.
+        """Find the pixels of screens (B, H, W) that have one of the levels and are not background.
 
         Returns:
-            Three arrays (n,): of which level of which screen each pixel is, counted as screen x L +
-            level; its row, and its column.
+            For each pixel, three arrays (n,): screen x L + level, row, and column.
         """
         pixels = np.flatnonzero(screens != self.background)
         level = self._places[screens.ravel()[pixels]]
@@ -53,10 +52,11 @@ class Levels:
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Levels:
-        """What `arrays` gave.
+        """Restore levels from `arrays`.
 
         Raises:
-            KeyError, ValueError: These are other arrays.
+            KeyError: If an array is missing.
+            ValueError: If an array has another type or shape.
         """
         background, levels = arrays["background"], arrays["levels"]
         if not (background.dtype == levels.dtype == np.uint8):
@@ -67,29 +67,29 @@ class Levels:
 
     @property
     def arrays(self) -> dict[str, NDArray[np.uint8]]:
-        """What is stored of it, by name."""
+        """Arrays to store, by name."""
         return {"background": self.background, "levels": self.levels}
 
     def first(self, most: int) -> Levels:
-        """The same with the most frequent levels alone."""
+        """Return a copy with at most the `most` most frequent levels."""
         return Levels(self.background, self.levels[:most])
 
     @functools.cached_property
     def _places(self) -> NDArray[np.intp]:
-        """Where each of 256 grey levels stands in `levels`; behind its end if it is none of them."""
+        """Index in `levels` of each of 256 gray levels; L for a gray level that is not there."""
         places = np.full(256, len(self.levels), np.intp)
         places[self.levels] = np.arange(len(self.levels))
         return places
 
 
 def fit_levels(screens: NDArray[np.uint8]) -> Levels:
-    """Find background and foreground levels, at most `MOST_LEVELS`.
+    """Fit the background and at most `MOST_LEVELS` foreground levels.
 
     Args:
-        screens: (n, H, W) grey, frames of one game, spread over its episodes.
+        screens: Gray frames (n, H, W) of one game, spread over its episodes.
 
     Raises:
-        UsageError: Nothing in the frames ever changes.
+        UsageError: If all frames are alike.
     """
     background = np.zeros(screens.shape[1:], np.uint8)
     frames_with = np.zeros(screens.shape[1:], np.int64)
@@ -98,7 +98,7 @@ def fit_levels(screens: NDArray[np.uint8]) -> Levels:
         background[frames > frames_with] = level
         frames_with = np.maximum(frames, frames_with)
     pixels = np.bincount(screens[screens != background], minlength=256)
-    # Equally frequent levels in ascending order, so that a fit is repeatable.
+    # The stable sort orders equally frequent levels by value, which makes a fit repeatable.
     levels = np.argsort(-pixels, kind="stable")[: min(MOST_LEVELS, np.count_nonzero(pixels))]
     if not len(levels):
         raise UsageError(
@@ -110,11 +110,13 @@ def fit_levels(screens: NDArray[np.uint8]) -> Levels:
 
 
 def grey_screens(features: Tensor) -> NDArray[np.uint8]:
-    """Grey screens (B, H, W) uint8 of what the network `screen` gives, (B, H, W, 1) float32 from 0 to
-    255.
+    """Convert the features of the network `screen` back to gray screens (B, H, W) uint8.
+
+    Args:
+        features: Features (B, H, W, 1) float32 from 0 to 255.
 
     Raises:
-        UsageError: They are features of another network.
+        UsageError: If the features are from another network.
     """
     if features.ndim != 4 or features.shape[-1] != 1:
         raise UsageError(
@@ -122,52 +124,55 @@ def grey_screens(features: Tensor) -> NDArray[np.uint8]:
             "palette and objects read grayscale screens, not a network's features. Ask for them as "
             "models: --models palette,objects.",
         )
-    # Whole numbers but for the last bits of a division and a product.
+    # Rounds, because normalization left an error in the last bits.
     screens: NDArray[np.uint8] = features[..., 0].add(0.5).byte().cpu().numpy()
     return screens
 
 
 @dataclasses.dataclass(frozen=True)
 class ScreenReduction:
-    """A reduction that reads a grey screen, not features.
+    """A reduction that reads a gray screen instead of features.
 
     Attributes:
         levels: Background and foreground of the game.
-        device: Where its results are wanted; it computes on the CPU.
+        device: Device of the result; the computation is on the CPU.
     """
 
     levels: Levels
     device: torch.device | str = dataclasses.field(default="cpu", kw_only=True)
 
     def __call__(self, features: Tensor) -> Tensor:
-        """What the network `screen` gives, (B, H, W, 1), to (B, K) float32."""
+        """Reduce features (B, H, W, 1) of the network `screen` to (B, K) float32."""
         return self.of_screens(grey_screens(features))
 
     def to(self, device: torch.device) -> Self:
-        """The same map on a device."""
+        """Return the same map with its result on a device."""
         return dataclasses.replace(self, device=device)
 
     def of_screens(self, screens: NDArray[np.uint8]) -> Tensor:
-        """Grey screens (B, H, W) to (B, K) float32."""
+        """Reduce gray screens (B, H, W) to (B, K) float32."""
         return torch.from_numpy(self.codes(screens)).to(self.device)
 
     def codes(self, screens: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Grey screens (B, H, W) to (B, K): each depends on its own screen alone, to the last bit."""
+        """Encode gray screens (B, H, W) as (B, K).
+
+        Each row depends on its own screen alone, to the last bit.
+        """
         raise NotImplementedError
 
 
 @functools.cache
 def soft_bins(length: int, width: int) -> NDArray[np.float32]:
-    """Triangular bins over pixels: how much of each pixel falls into each bin.
+    """Return triangular bins over pixels: the weight of each pixel in each bin.
 
     Args:
-        length: Pixels.
-        width: Pixels from one bin's centre to the next.
+        length: Number of pixels.
+        width: Pixels from the center of one bin to the next.
 
     Returns:
-        (length, length // width) float32, in units of 1 / (2 width) of a pixel. These are whole
-        numbers, so sums of them are exact, in whatever order they are added. Each row sums to
-        2 width: a thing that moves by one pixel moves weight from a bin to its neighbour.
+        Weights (length, length // width) float32, in units of 1 / (2 width) of a pixel. They are
+        whole numbers, so their sums are exact in any order. Each row sums to 2 width: a thing that
+        moves by one pixel moves weight from one bin to its neighbor.
     """
     centres = 2 * width * np.arange(length // width) + width - 1
     pixels = np.clip(2 * np.arange(length), centres[0], centres[-1])

@@ -1,10 +1,10 @@
-"""`objects`: the things on a screen, by colour and size, and where each of them is.
+"""The `objects` encoder: things on a screen by color and size, with their positions.
 
-A thing is a connected component of one foreground level (8 neighbours). Things of one level and one
-of three sizes are a class; for each class the code says how many there are, and in which of 42 soft
-bins of rows and 40 of columns their centres lie. So a ball and a paddle of one colour, which
-`palette` adds up, stay apart. Nothing is trained; background, levels and classes are fitted on
-frames of one game.
+A thing is a connected component of one foreground level (8 neighbors). Things of the same level and
+of the same of three sizes form a class. For each class the code has the number of things and their
+centers in 42 soft bins of rows and 40 of columns. A ball and a paddle of the same color, which
+`palette` adds up, thus stay separate. Nothing is trained; background, levels and classes are fitted
+on frames of one game.
 """
 
 from __future__ import annotations
@@ -23,26 +23,28 @@ from wsa.encode.inference.palette import COLUMN_BIN, ROW_BIN
 from wsa.store.common.errors import UsageError
 
 LEVELS = 6
-SIZES = np.array(
-    [17, 129]
-)  # Pixels: a ball has 8, a paddle 64, what is larger is a wall or a crowd.
+# Limits in pixels: a ball has 8, a paddle 64; anything larger is a wall or a crowd.
+SIZES = np.array([17, 129])
 MOST_CLASSES = LEVELS * (len(SIZES) + 1)
-STEPS = 4096  # From one bin's centre to the next.
-MOST_THINGS = 4  # A bin counts no more, so that a crowd does not outweigh one thing.
+STEPS = 4096  # From the center of one bin to the next.
+MOST_THINGS = 4  # Cap of a bin's count, so that a crowd does not outweigh one thing.
 
 
 @dataclasses.dataclass(frozen=True)
 class Objects(ScreenReduction):
-    """The map from grey screens to counts and centres.
+    """The map from gray screens to counts and centers.
 
     Attributes:
-        classes: (K,) uint8, level x 3 + size of each class that is kept.
+        classes: Classes to keep, (K,) uint8, each as level x 3 + size.
     """
 
     classes: NDArray[np.uint8]
 
     def codes(self, screens: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(B, H, W) to (B, K x (1 + H // 5 + W // 4)): for each class its count, rows, columns."""
+        """Encode screens (B, H, W) as (B, K x (1 + H // 5 + W // 4)).
+
+        For each class, a code has its count, then its row bins, then its column bins.
+        """
         kept, possible = len(self.classes), len(self._places)
         of, centres = components(screens, self.levels)
         screen, possibly = np.divmod(of, possible)
@@ -53,8 +55,8 @@ class Objects(ScreenReduction):
         parts = [np.bincount(of, minlength=count)[:, None]]
         for axis, width in enumerate((ROW_BIN, COLUMN_BIN)):
             bins = screens.shape[1 + axis] // width
-            # Between which bins' centres it lies, and how near to the later one, in whole steps:
-            # so sums are exact, in whatever order things are found.
+            # Split each thing between the two nearest bins. Shares are whole steps, so sums are
+            # exact in whatever order things are found.
             at = np.clip((centres[:, axis] - (width - 1) / 2) / width, 0, bins - 1)
             before = np.minimum(at.astype(np.intp), bins - 2)
             share = np.rint((at - before) * STEPS) / STEPS
@@ -67,7 +69,7 @@ class Objects(ScreenReduction):
 
     @functools.cached_property
     def _places(self) -> NDArray[np.intp]:
-        """Where each possible class stands in `classes`; behind its end if it is not kept."""
+        """Index in `classes` of each possible class; K for a class that is not kept."""
         places = np.full(len(self.levels.levels) * (len(SIZES) + 1), len(self.classes), np.intp)
         places[self.classes] = np.arange(len(self.classes))
         return places
@@ -76,19 +78,20 @@ class Objects(ScreenReduction):
 def components(
     screens: NDArray[np.uint8], levels: Levels
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """The things on screens.
+    """Find the things on screens.
 
     Args:
-        screens: (B, H, W) grey.
+        screens: Gray screens (B, H, W).
         levels: Background and foreground of the game.
 
     Returns:
-        (n,) class of each, (screen x L + level) x 3 + size; (n, 2) row and column of its centre.
+        For each thing, (screen x L + level) x 3 + size, (n,), and row and column of its center,
+        (n, 2).
     """
     _, height, width = screens.shape
     level, row, column = levels.foreground(screens)
-    # The lines of all levels of all screens below each other, without the empty ones but for one in
-    # each gap: so one call finds the things of all, and looks at nothing else.
+    # One sheet holds the lines of all levels of all screens, one below the other. Each gap between
+    # used lines shrinks to one empty line, so one call finds all things and skips empty space.
     line = level * (height + 1) + row
     taken = np.zeros(len(screens) * len(levels.levels) * (height + 1), np.bool_)
     taken[line] = True
@@ -99,28 +102,29 @@ def components(
     sheet = np.zeros((at[-1] + 1 if len(at) else 1, width), np.uint8)
     sheet[place[line], column] = 1
     _, _, boxes, centres = cv2.connectedComponentsWithStats(sheet, connectivity=8)
-    # The first is what is no thing.
+    # The first component is the background.
     boxes, centres = np.asarray(boxes[1:], np.intp), np.asarray(centres[1:], np.float64)
     area, top = boxes[:, cv2.CC_STAT_AREA], boxes[:, cv2.CC_STAT_TOP]
     begins = np.empty(len(sheet), np.intp)
     begins[at] = lines
     of, first = np.divmod(begins[top], height + 1)
-    # From the sum of a thing's lines, which is whole, or its place on the sheet would round it.
+    # Compute the row from the sum of a thing's rows, a whole number. Subtracting the position on
+    # the sheet from the center would round differently for each position.
     rows = (np.rint(centres[:, 1] * area) - (top - first) * area) / area
     size = np.searchsorted(SIZES, area, side="right")
     return of * (len(SIZES) + 1) + size, np.stack([rows, centres[:, 0]], 1)
 
 
 def make(levels: Levels, classes: NDArray[np.uint8], most: int) -> Objects:
-    """The map of a game.
+    """Create the map of a game.
 
     Args:
-        levels: Its background and foreground.
-        classes: Its classes, from `fit_classes`.
-        most: How many of them are kept at most.
+        levels: Background and foreground of the game.
+        classes: Classes of the game, from `fit_classes`.
+        most: Maximum number of classes to keep.
 
     Raises:
-        UsageError: `most` is out of range.
+        UsageError: If `most` is out of range.
     """
     if not 1 <= most <= MOST_CLASSES:
         raise UsageError(
@@ -132,7 +136,7 @@ def make(levels: Levels, classes: NDArray[np.uint8], most: int) -> Objects:
 
 
 def fit_classes(screens: NDArray[np.uint8], levels: Levels) -> NDArray[np.uint8]:
-    """The classes of things on grey screens (n, H, W), those that are in the most frames first."""
+    """Return the classes of things on gray screens (n, H, W), those in the most frames first."""
     levels = levels.first(LEVELS)
     frames_with = np.zeros(MOST_CLASSES, np.int64)
     for screen in screens:
@@ -142,10 +146,10 @@ def fit_classes(screens: NDArray[np.uint8], levels: Levels) -> NDArray[np.uint8]
 
 
 def fit(features: Tensor, most: int) -> Objects:
-    """`make`, with everything fitted on grey screens (n, H, W, 1) of one game.
+    """Fit levels and classes on gray screens (n, H, W, 1) of one game, then call `make`.
 
     Raises:
-        UsageError: `most` is out of range, or nothing in the screens changes.
+        UsageError: If `most` is out of range, or nothing in the screens changes.
     """
     screens = grey_screens(features)
     levels = fit_levels(screens)
@@ -153,12 +157,12 @@ def fit(features: Tensor, most: int) -> Objects:
 
 
 def save(fitted: Objects) -> bytes:
-    """Safetensors bytes."""
+    """Serialize the fit as safetensors bytes."""
     return safetensors.numpy.save({**fitted.levels.arrays, "classes": fitted.classes})
 
 
 def load(data: bytes) -> Objects:
-    """Read what `save` wrote."""
+    """Restore a fit from the bytes of `save`."""
     arrays = safetensors.numpy.load(data)
     levels, classes = Levels.of(arrays), arrays["classes"]
     possible = len(levels.levels) * (len(SIZES) + 1)

@@ -1,9 +1,9 @@
-"""The OpenVINO engine: on a CPU up to three times as fast as PyTorch, and as exact.
+"""The OpenVINO engine: up to three times as fast as PyTorch on a CPU, and as exact.
 
-PyTorch's network is converted once and compiled for batches of `BATCH` frames and of one, each
-batch on one core. Batches are faster for most networks; whether they change a bit is looked at when
-the network is compiled, and one that they would change runs frame by frame. One look is enough: the
-order in which numbers are summed is that of the code made for a shape, whatever the numbers are.
+PyTorch's network is converted once and compiled for batches of `BATCH` frames and of one frame,
+each batch on one core. Batches are faster for most networks. A check after compilation tells
+whether batches change any bit of the result; if so, the network runs frame by frame. One check is
+enough, because the order of summation is compiled for a shape and does not depend on the numbers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 import warnings
 from typing import Any
 
-# Its converter would report every network to Intel, by processes of its own that inherit this one's
-# signal handlers; where it cannot import its telemetry it has a stub instead.
+# OpenVINO's converter reports every network to Intel, from subprocesses that inherit our signal
+# handlers. If it cannot import its telemetry, it uses a stub.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino
@@ -32,13 +32,13 @@ _TYPES: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 class OpenVINO:
-    """A network as OpenVINO runs it.
+    """A network compiled by OpenVINO.
 
     Args:
-        trunk: The network, on the CPU.
-        shape: Channels, height and width of its input.
-        precision: Arithmetic, one that is `capable`.
-        threads: Threads that call it at once; as many as torch uses if not given.
+        trunk: Network, on the CPU.
+        shape: Channels, height and width of the input.
+        precision: Arithmetic of the forward pass, for which `capable` is true.
+        threads: Number of threads that call the engine at once; torch's number if None.
     """
 
     name = "openvino"
@@ -55,11 +55,11 @@ class OpenVINO:
         self.batch = 1
         try:
             with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # Tracing warns of every size it takes for fixed.
+                warnings.simplefilter("ignore")  # Tracing warns of every size that it hard-codes.
                 model = _convert(trunk, pixels[:1])
             self._alone = _Requests(_compile(model, (1, *shape), precision, threads))
             alone = self(pixels)
-        except Exception as error:  # noqa: BLE001  A network may do what cannot be converted.
+        except Exception as error:  # noqa: BLE001  Conversion raises many kinds.
             why = " ".join(str(error).split())[:300]
             raise ConflictError(
                 "model-failed", f"OpenVINO cannot run this model ({why}). Use --engine torch."
@@ -67,12 +67,12 @@ class OpenVINO:
         try:
             self._together = _Requests(_compile(model, tuple(pixels.shape), precision, threads))
             together = self._together(pixels)
-        except RuntimeError:  # A network that was written for one frame at a time.
+        except RuntimeError:  # The network supports only one frame at a time.
             return
         self.batch = BATCH if torch.equal(alone, together) else 1
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(B, c, h, w) to (B, *shape)."""
+        """Map pixels (B, c, h, w) to features (B, *shape)."""
         whole = len(pixels) // BATCH * BATCH if self.batch == BATCH else 0
         found = [self._together(pixels[at : at + BATCH]) for at in range(0, whole, BATCH)]
         found += [self._alone(pixels[at : at + 1]) for at in range(whole, len(pixels))]
@@ -80,7 +80,7 @@ class OpenVINO:
 
 
 class _Requests:
-    """A compiled network for any number of threads: each call takes a request that is free."""
+    """A compiled network for any number of threads: each call takes a free inference request."""
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
@@ -98,7 +98,7 @@ class _Requests:
 
 
 def capable(precision: Precision) -> bool:
-    """Whether OpenVINO computes in that precision on this CPU; it would fall back silently."""
+    """Return whether OpenVINO has this precision on this CPU; if not, it falls back silently."""
     return precision.upper() in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
@@ -108,26 +108,26 @@ def _core() -> Any:
 
 
 class _Constants(nn.Module):
-    """A network whose trace has its weights as constants, and no submodules.
+    """Wrapper without submodules, whose trace contains the network's weights as constants.
 
-    TorchScript gives every submodule attributes of its own (`code`, `graph`), which would hide a
-    network's attributes of these names from OpenVINO's converter.
+    TorchScript adds attributes (`code`, `graph`) to every submodule, which would hide a network's
+    own attributes of these names from OpenVINO's converter.
     """
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
-        self._hidden = [trunk]  # In a list, or it would be a submodule.
+        self._hidden = [trunk]  # The list keeps torch from registering it as a submodule.
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """What the network gives."""
+        """Return the network's features."""
         found: Tensor = self._hidden[0](pixels)
         return found
 
 
 def _convert(trunk: Trunk, pixels: Tensor) -> Any:
-    """OpenVINO's model of a network, which takes pixels as they lie in memory: channels last."""
+    """Convert a network to an OpenVINO model that takes pixels in memory order, channels last."""
     network: Any = trunk
-    # A part that is TorchScript already can be traced as a submodule only.
+    # A part that is already TorchScript can only be traced as a submodule.
     if not any(isinstance(part, torch.jit.ScriptModule) for part in trunk.modules()):
         network = torch.jit.trace(_Constants(trunk), pixels, check_trace=False)
     model = openvino.convert_model(network, example_input=pixels)
@@ -147,7 +147,7 @@ def _compile(model: Any, shape: tuple[int, ...], precision: Precision, threads: 
             "INFERENCE_PRECISION_HINT": _TYPES[precision],
             "NUM_STREAMS": threads,
             "INFERENCE_NUM_THREADS": threads,
-            # Every worker process would pin its one thread to the same core.
+            # With pinning, every worker process would use the same core.
             "ENABLE_CPU_PINNING": False,
         },
     )

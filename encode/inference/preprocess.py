@@ -1,11 +1,11 @@
-"""From screens to a model's input, whole batches at a time, on the model's device.
+"""Preprocess screens into a model's input, in whole batches, on the model's device.
 
-timm's own evaluation transform (`crop`) resizes the shorter side and crops the middle, which cuts a
-quarter of a 210 x 160 screen away: the score, the ship, the paddle. So the whole screen is
-stretched to the model's input by default (`squash`), or keeps its aspect between black bars
-(`pad`); with the model's interpolation and antialiasing, exactly as Pillow does it on uint8 (first
-along the rows, then along the columns, as every Pillow before 13), and normalised with the model's
-mean and standard deviation.
+timm's own evaluation transform (`crop`) resizes the shorter side and crops the center, which cuts
+off a quarter of a 210 x 160 screen: the score, the ship, the paddle. By default the whole screen is
+therefore stretched to the model's input (`squash`); `pad` keeps its aspect ratio between black bars.
+Resizing uses the model's interpolation with antialiasing and equals Pillow's on uint8 exactly
+(first along the rows, then along the columns, as in every Pillow before 13). The result is
+normalized with the model's mean and standard deviation.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from torch import Tensor
 from wsa.encode.inference.engines import arithmetic
 from wsa.store.objects.model_spec import Preprocessing
 
-# ITU-R BT.601 luma in 15 bits, as OpenCV's RGB2GRAY computes it; ALE's own grey screens agree to
+# ITU-R BT.601 luma in 15 bits, as OpenCV's RGB2GRAY computes it; ALE's own gray screens agree to
 # within one level.
 LUMA, LUMA_BITS = (9798, 19235, 3735), 15
 
-HALF_BITS = 11  # Half of the bits that Pillow's weights have.
+HALF_BITS = 11  # Half of the 22 bits of Pillow's weights.
 
 
 def preprocess(frames: Tensor, how: Preprocessing) -> Tensor:
-    """Bring screens to a model's size, and normalise.
+    """Resize screens to a model's input and normalize them.
 
     Args:
-        frames: (B, H, W, 3) uint8 RGB, or (B, w, H, W, 3) for a model that looks at w frames.
-        how: The model's preprocessing.
+        frames: Screens (B, H, W, 3) uint8 RGB, or (B, w, H, W, 3) for a model with a window of w.
+        how: Preprocessing of the model.
 
     Returns:
-        (B, channels, height, width) float32, channels last in memory; of windows (B, channels w,
-        height, width), the channels of the oldest frame first.
+        Pixels (B, channels, height, width) float32, channels last in memory; for windows
+        (B, w x channels, height, width), the channels of the oldest frame first.
     """
     if frames.ndim == 5:
         return normalise(shrink(frames.flatten(0, 1), how).unflatten(0, frames.shape[:2]), how)
@@ -47,9 +47,14 @@ def preprocess(frames: Tensor, how: Preprocessing) -> Tensor:
 
 
 def shrink(frames: Tensor, how: Preprocessing) -> Tensor:
-    """(B, H, W, 3) uint8 RGB to (B, channels, height, width) uint8, each frame by itself.
+    """Resize screens to a model's input, without normalizing; each frame independently.
 
-    For a model that sees grey also (B, H, W), what is grey already.
+    Args:
+        frames: Screens (B, H, W, 3) uint8 RGB; for a gray model also gray screens (B, H, W).
+        how: Preprocessing of the model.
+
+    Returns:
+        Levels (B, channels, height, width) uint8.
     """
     if frames.ndim == 3:
         return _fit(frames.unsqueeze(1), how)
@@ -60,13 +65,18 @@ def shrink(frames: Tensor, how: Preprocessing) -> Tensor:
 
 
 def normalise(levels: Tensor, how: Preprocessing) -> Tensor:
-    """What `shrink` gave, (B, c, h, w) or (B, w, c, h, w) uint8, to what `preprocess` returns."""
+    """Normalize the levels of `shrink` into the pixels that `preprocess` returns.
+
+    Args:
+        levels: Levels (B, c, h, w) uint8, or (B, w, c, h, w) for windows.
+        how: Preprocessing of the model.
+    """
     if levels.ndim == 5:
         single = normalise(levels.flatten(0, 1), how)
         folded = single.reshape(len(levels), -1, how.height, how.width)
         return folded.contiguous(memory_format=torch.channels_last)
     mean, std = (torch.tensor(of, device=levels.device) for of in (how.mean, how.std))
-    # Whole lines of the screen at once, which is twice as fast as channels by threes.
+    # Whole lines of the screen at once are twice as fast as three channels per pixel.
     scale, shift = ((1 / (255 * std)).repeat(how.width), (mean / std).repeat(how.width))
     lines = levels.permute(0, 2, 3, 1).flatten(2).to(torch.float32).mul_(scale).sub_(shift)
     result: Tensor = lines.unflatten(2, (how.width, -1)).permute(0, 3, 1, 2)
@@ -74,15 +84,15 @@ def normalise(levels: Tensor, how: Preprocessing) -> Tensor:
 
 
 def grey(pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 RGB to (B, 1, H, W) uint8 luma, exactly as `cv2.COLOR_RGB2GRAY`."""
+    """Convert RGB (B, 3, H, W) uint8 to luma (B, 1, H, W) uint8, exactly as OpenCV does."""
     red, green, blue = (channel.to(torch.float32) for channel in pixels.unbind(1))
-    # Whole numbers below 2^24: exact in float32, which is faster than in integers.
+    # Whole numbers below 2^24 are exact in float32, which is faster than integers.
     luma = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
     return luma.add_(1 << LUMA_BITS - 1).mul_(2.0**-LUMA_BITS).to(torch.uint8).unsqueeze(1)
 
 
 def _grey_of(frames: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 RGB on the CPU to (B, 1, H, W): OpenCV takes an eighth of `grey`'s time."""
+    """Do the same as `grey` on the CPU in an eighth of its time: (B, H, W, 3) to (B, 1, H, W)."""
     luma = np.empty((len(frames), 1, *frames.shape[1:3]), np.uint8)
     for frame, own in zip(frames.numpy(), luma, strict=True):
         cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY, dst=own[0])
@@ -90,7 +100,7 @@ def _grey_of(frames: Tensor) -> Tensor:
 
 
 def _fit(pixels: Tensor, how: Preprocessing) -> Tensor:
-    """(B, c, H, W) uint8 to (B, c, height, width) uint8."""
+    """Squash, crop or pad pixels (B, c, H, W) uint8 to (B, c, height, width) uint8."""
     height, width = pixels.shape[-2:]
     size = [how.height, how.width]
     if how.geometry == "squash":
@@ -99,7 +109,7 @@ def _fit(pixels: Tensor, how: Preprocessing) -> Tensor:
         scale = max(
             math.floor(want / how.crop) / of for want, of in zip(size, (height, width), strict=True)
         )
-        # As torchvision's Resize: the shorter side exactly, the longer one cut to whole pixels.
+        # Like torchvision's Resize: the shorter side exact, the longer one rounded down.
         large = [math.floor(of * scale + 1e-9) for of in (height, width)]
         top, left = (round((of - want) / 2) for of, want in zip(large, size, strict=True))
         resized = _resize(pixels, large, how.interpolation)
@@ -112,7 +122,7 @@ def _fit(pixels: Tensor, how: Preprocessing) -> Tensor:
 
 
 def _resize(pixels: Tensor, size: list[int], interpolation: str) -> Tensor:
-    """(B, c, H, W) uint8 to (B, c, *size) uint8, the same levels on every device."""
+    """Resize (B, c, H, W) uint8 to (B, c, *size) uint8, to the same levels on every device."""
     if interpolation == "area":
         return _area(pixels, size)
     if pixels.device.type == "cpu":
@@ -121,10 +131,10 @@ def _resize(pixels: Tensor, size: list[int], interpolation: str) -> Tensor:
 
 
 def _pillow(pixels: Tensor, size: list[int], interpolation: str) -> Tensor:
-    """One direction after the other, whose order Pillow 13 would choose by itself.
+    """Resize with Pillow, first the width, then the height; Pillow 13 would choose the order.
 
-    PyTorch's own kernel for uint8 takes a fifth of the time (0.1 ms a frame in place of 0.6), but
-    its weights have 15 bits where Pillow's have 22, and it ends up two levels elsewhere.
+    PyTorch's own uint8 kernel takes a fifth of the time (0.1 ms per frame instead of 0.6), but its
+    weights have 15 bits instead of Pillow's 22, and its results differ by up to two levels.
     """
     kernel = Image.Resampling[interpolation.upper()]
     height, width = size
@@ -137,19 +147,19 @@ def _pillow(pixels: Tensor, size: list[int], interpolation: str) -> Tensor:
 
 
 def two_passes(pixels: Tensor, size: list[int], interpolation: str) -> Tensor:
-    """Pillow's resize, to the bit, as matrix products.
+    """Compute Pillow's resize, to the bit, as matrix products.
 
-    On a GPU PyTorch would resize floats, which do not lose between the passes what lies beyond
-    black and white, and end up to 20 levels elsewhere.
+    On a GPU PyTorch would resize floats. Unlike Pillow it would not clip values below black and
+    above white between the two passes, and its results would differ by up to 20 levels.
     """
     wide = _pass(pixels, size[1], interpolation)
     return _pass(wide.transpose(-1, -2), size[0], interpolation).transpose(-1, -2)
 
 
 def _pass(pixels: Tensor, want: int, interpolation: str) -> Tensor:
-    """(..., W) uint8 to (..., want) uint8.
+    """Resize the last dimension: (..., W) uint8 to (..., want) uint8.
 
-    The 22 bits of a weight go into two float32 products of whole numbers, each exact.
+    The 22 bits of the weights are split over two float32 products of whole numbers, both exact.
     """
     if pixels.shape[-1] == want:
         return pixels
@@ -163,7 +173,7 @@ def _pass(pixels: Tensor, want: int, interpolation: str) -> Tensor:
 
 @functools.cache
 def _weights(of: int, want: int, interpolation: str) -> Tensor:
-    """What each of `of` pixels weighs in each of `want`: upper and lower bits, (2, want, of)."""
+    """Return the weights of `of` pixels in `want` pixels: upper and lower bits, (2, want, of)."""
     scale = of / want
     stretch = max(scale, 1.0)
     reach = {"bilinear": 1.0, "bicubic": 2.0}[interpolation] * stretch
@@ -175,7 +185,7 @@ def _weights(of: int, want: int, interpolation: str) -> Tensor:
     shares = np.where(inside, _KERNELS[interpolation](away), 0.0)
     shares /= shares.sum(axis=1, keepdims=True)
     whole = np.trunc(shares * 4.0**HALF_BITS + np.copysign(0.5, shares)).astype(np.int64)
-    coarse = (whole + (1 << HALF_BITS - 1)) >> HALF_BITS  # To the nearest: the rest is small.
+    coarse = (whole + (1 << HALF_BITS - 1)) >> HALF_BITS  # Rounded, so that the rest is small.
     return torch.from_numpy(np.stack([coarse, whole - (coarse << HALF_BITS)])).float()
 
 
@@ -184,7 +194,7 @@ def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keys' kernel with a = -0.5, as Pillow's bicubic."""
+    """Evaluate Keys' kernel with a = -0.5, which Pillow's bicubic uses."""
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return np.where(x < 1, near, np.where(x < 2, far, 0))
@@ -194,11 +204,11 @@ _KERNELS = {"bilinear": _triangle, "bicubic": _cubic}
 
 
 def _area(pixels: Tensor, size: list[int]) -> Tensor:
-    """The mean of what each pixel covers, as `cv2.INTER_AREA` when it makes a picture smaller.
+    """Average the area that each new pixel covers, like `cv2.INTER_AREA` when it shrinks.
 
-    Overlaps are counted in whole units, of which H x size fill a side, so that all sums are whole
-    numbers below 2^24: exact in float32, in whichever order they are added. OpenCV's own sums are
-    not exact: where a mean lies between two levels it may round to either.
+    Overlaps are counted in whole units: a side of `of` pixels resized to `want` has of x want
+    units. All sums are therefore whole numbers below 2^24, exact in float32 in any order. OpenCV's
+    own sums are not exact: if a mean lies halfway between two levels, it may round to either.
     """
     if list(pixels.shape[-2:]) == size:
         return pixels
@@ -210,7 +220,7 @@ def _area(pixels: Tensor, size: list[int]) -> Tensor:
 
 
 def area_products(pixels: Tensor, size: list[int]) -> Tensor:
-    """`_area` as matrix products, for a GPU."""
+    """Compute `_area` as matrix products, for a GPU."""
     height, width = pixels.shape[-2:]
     rows, columns = (
         _overlaps(of, want).to(pixels.device)
@@ -223,7 +233,7 @@ def area_products(pixels: Tensor, size: list[int]) -> Tensor:
 
 
 def _area_of(plane: NDArray[np.uint8], size: list[int]) -> NDArray[np.uint8]:
-    """(H, W) uint8 to `size`, in the time that OpenCV takes: few old pixels lie in a new one."""
+    """Resize (H, W) uint8 to `size` as fast as OpenCV, using that few old pixels overlap a new one."""
     sums = _shares(plane.astype(np.float32), size[0])
     sums = _shares(np.asarray(cv2.transpose(sums), np.float32), size[1])
     sums /= np.float32(plane.size)
@@ -231,7 +241,7 @@ def _area_of(plane: NDArray[np.uint8], size: list[int]) -> NDArray[np.uint8]:
 
 
 def _shares(rows: NDArray[np.float32], want: int) -> NDArray[np.float32]:
-    """(of, n) to (want, n): sums of the rows that lie in each new one, by how much of them does."""
+    """Sum old rows (of, n) into new rows (want, n), weighted by their overlap."""
     (at, units), *others = _covered(len(rows), want)
     sums = rows.take(at, 0)
     sums *= units
@@ -244,9 +254,11 @@ def _shares(rows: NDArray[np.float32], want: int) -> NDArray[np.float32]:
 
 @functools.cache
 def _covered(of: int, want: int) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """The first old pixel in each of `want` new ones, then the second, ...: which, and its units.
+    """Return the first old pixel that overlaps each of `want` new ones, then the second, and so on.
 
-    Each is (want,) and (want, 1); a new pixel that holds fewer has one of no units.
+    Returns:
+        Pairs of indices (want,) and overlaps in units (want, 1); the overlap is 0 for a new pixel
+        with fewer old ones.
     """
     overlaps = _overlaps(of, want).numpy()
     first = (overlaps > 0).argmax(axis=1)
@@ -260,7 +272,7 @@ def _covered(of: int, want: int) -> list[tuple[NDArray[np.int64], NDArray[np.flo
 
 @functools.cache
 def _overlaps(of: int, want: int) -> Tensor:
-    """(want, of): how much of each old pixel, `want` units long, lies in each new one, `of` long."""
+    """Return the overlap of old pixels, `want` units long, with new ones, `of` long: (want, of)."""
     old = torch.arange(of) * want
     new = torch.arange(want).unsqueeze(1) * of
     return (torch.minimum(old + want, new + of) - torch.maximum(old, new)).clamp_min(0).float()

@@ -1,11 +1,11 @@
-"""A frozen linear map from a grid of features to a few hundred numbers.
+"""Reduce a grid of features to a few hundred numbers by a frozen linear map.
 
 Pooled features lose small things, such as a ball; a grid keeps them but is large (7 x 7 x 1280).
-Two kinds of map make it small. A principal component analysis is fitted once, on the strip of all
-games or on frames of one. It is done in two steps, so that it is megabytes rather than hundreds:
-first the channels, the same way at every place of the grid, to at most `CHANNELS`; then the whole
-grid. docs/design/003-output.md has what the first step costs. A random projection is fitted on
-nothing: its matrix is drawn from a fixed seed, so there is nothing to store.
+There are two kinds of map. A principal component analysis is fitted once, on the strip of all games
+or on frames of one game. It has two steps, so that it takes megabytes instead of hundreds of them:
+first the channels, with the same map at every position of the grid, to at most `CHANNELS`; then the
+whole grid. docs/design/003-output.md measures the cost of the first step. A random projection needs
+no fit: its matrix is drawn from a fixed seed, so nothing needs to be stored.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ CHANNELS = 128
 CHUNK = 8192
 SEED = 0
 
-# Rows that are reduced at once: 0.19 ms each for 49 x 1280 features, against 0.70 one by one.
+# Rows reduced at once: 0.19 ms each for 49 x 1280 features, compared with 0.70 one by one.
 ROWS = 8
 
 
 class Reduction(Protocol):
-    """What follows a `wsa.encode.inference.trunk.Trunk`."""
+    """A map from the features of a `wsa.encode.inference.trunk.Trunk` to an embedding."""
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(B, *shape) to (B, K), each row by itself: see `in_rows`."""
+        """Reduce features (B, *shape) to (B, K), each row independently; see `in_rows`."""
         ...
 
     def to(self, device: torch.device) -> Reduction:
-        """The same map on a device."""
+        """Return the same map on a device."""
         ...
 
 
 class Projection:
-    """The random projection x -> x S / sqrt(K), S being signs (Achlioptas 2003).
+    """The random projection x -> x S / sqrt(K), where S holds random signs (Achlioptas 2003).
 
-    Signs rather than Gaussian numbers: they are the plain bits of numpy's PCG64, which are the same
-    on every machine and in every version of numpy, while its normal numbers are promised to be
-    neither. Distances are kept as well by either.
+    Signs are the plain bits of numpy's PCG64, which are the same on every machine and in every
+    version of numpy; numpy promises neither for its normal numbers. Signs preserve distances as
+    well as Gaussian numbers do.
 
     Args:
-        numbers: K.
-        device: Where it is used.
+        numbers: Size K of the result.
+        device: Device of the matrix.
     """
 
     def __init__(self, numbers: int, device: torch.device | str = "cpu") -> None:
@@ -62,12 +62,12 @@ class Projection:
         self._drawing = threading.Lock()
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(B, *shape) to (B, K)."""
+        """Project features (B, *shape) to (B, K)."""
         matrix = self._drawn(features[0].numel())
         return in_rows(lambda rows: rows.flatten(1) @ matrix, features)
 
     def _drawn(self, size: int) -> Tensor:
-        """The matrix, drawn at its first use, when the size of the features is known."""
+        """Return the matrix; draw it at first use, when the size of the features is known."""
         with self._drawing:
             matrix = self._matrix
             if matrix is None:
@@ -77,12 +77,15 @@ class Projection:
             return matrix
 
     def to(self, device: torch.device) -> Projection:
-        """The same map on a device."""
+        """Return the same map on a device."""
         return Projection(self._numbers, device)
 
 
 def signs(size: int, numbers: int) -> np.ndarray[tuple[int, int], np.dtype[np.int8]]:
-    """(size, numbers) of -1 and 1: the bits of PCG64 with seed `SEED`, lowest first, by row."""
+    """Return a matrix (size, numbers) of -1 and 1.
+
+    The signs are the bits of PCG64 with seed `SEED`, lowest bit first, in row-major order.
+    """
     count = size * numbers
     words = np.random.PCG64(SEED).random_raw(-(-count // 64)).astype("<u8")
     bits = np.unpackbits(words.view(np.uint8), count=count, bitorder="little")
@@ -91,13 +94,13 @@ def signs(size: int, numbers: int) -> np.ndarray[tuple[int, int], np.dtype[np.in
 
 @dataclasses.dataclass(frozen=True)
 class Basis:
-    """The map x -> ((x - channel_mean) channels, flattened, - grid_mean) grid.
+    """The map x -> (flatten((x - channel_mean) channels) - grid_mean) grid.
 
     Attributes:
-        channel_mean: (C,) float32.
-        channels: (C, c) float32.
-        grid_mean: (places x c,) float32.
-        grid: (places x c, K) float32.
+        channel_mean: Mean of the channels, (C,) float32.
+        channels: Principal directions of the channels, (C, c) float32.
+        grid_mean: Mean of the flattened grid, (places x c,) float32.
+        grid: Principal directions of the grid, (places x c, K) float32.
     """
 
     channel_mean: Tensor
@@ -106,7 +109,7 @@ class Basis:
     grid: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(B, *places, C) to (B, K)."""
+        """Reduce features (B, *places, C) to (B, K)."""
 
         def reduce(rows: Tensor) -> Tensor:
             narrow = ((rows - self.channel_mean) @ self.channels).flatten(1)
@@ -115,14 +118,14 @@ class Basis:
         return in_rows(reduce, features)
 
     def to(self, device: torch.device) -> Basis:
-        """The same map on a device."""
+        """Return the same map on a device."""
         return Basis(*(tensor.to(device) for tensor in dataclasses.astuple(self)))
 
 
 def in_rows(function: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-    """Apply a map to always `ROWS` rows, the last ones filled up with zeros.
+    """Apply a map to exactly `ROWS` rows at a time; the last batch is padded with zeros.
 
-    Products of several sizes would round differently.
+    Matrix products of different sizes would round differently.
     """
     found = []
     for rows in features.split(ROWS):
@@ -134,10 +137,11 @@ def in_rows(function: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
 
 
 def recipe(strip: str) -> str:
-    """What stands for a basis of the strip in a model's identity: how it is fitted, and on what.
+    """Return the part of a model's identity that stands for a basis fitted on the strip.
 
-    Not its bytes: fits of two machines differ in their last bits (by 0.0003 of a game's step for
-    EfficientNet-Lite0), and two labs that encode with the same model should find the same key.
+    It hashes the method and the strip instead of the basis's bytes. Fits on two machines differ in
+    the last bits (by 0.0003 of a game's step for EfficientNet-Lite0), but two labs that encode with
+    the same model should get the same key.
 
     Args:
         strip: Digest of the strip.
@@ -146,24 +150,27 @@ def recipe(strip: str) -> str:
 
 
 def random_recipe() -> str:
-    """What stands for a random projection in a model's identity."""
+    """Return the part of a model's identity that stands for a random projection."""
     return hashing.identity(["signs of PCG64", SEED])
 
 
 def own_recipe(saved: bytes) -> str:
-    """What stands for a basis of one game: its bytes, since no other store has those frames."""
+    """Return the part of a model's identity that stands for a basis of one game.
+
+    It hashes the basis's bytes, since no other store has the frames it was fitted on.
+    """
     return hashing.checksum(saved)
 
 
 def fit(features: Tensor, numbers: int) -> Basis:
-    """Fit the map.
+    """Fit the principal component analysis.
 
     Args:
-        features: (n, *places, C) float32.
-        numbers: K, at most n - 1 and at most places x C.
+        features: Features (n, *places, C) float32.
+        numbers: Size K of the result, at most n - 1 and at most places x C.
 
     Raises:
-        UsageError: K is too large.
+        UsageError: If K is too large.
     """
     features = features.flatten(1, -2) if features.ndim > 2 else features.unsqueeze(1)
     count, places, width = features.shape
@@ -183,16 +190,16 @@ def fit(features: Tensor, numbers: int) -> Basis:
     grid_mean = narrow.mean(dim=0, dtype=torch.float64).float()
     grid = _leading(narrow - grid_mean, numbers)
     fitted = Basis(mean, channels, grid_mean, grid)
-    return load(save(fitted))  # As it will be read: rounded to half precision.
+    return load(save(fitted))  # Round to half precision, so that it equals the stored basis.
 
 
 def save(basis: Basis) -> bytes:
-    """Safetensors bytes; the two matrices in half precision."""
+    """Serialize the basis as safetensors bytes, with its two matrices in half precision."""
     return safetensors.torch.save(_halves(basis))
 
 
 def load(data: bytes) -> Basis:
-    """Read what `save` wrote."""
+    """Restore a basis from the bytes of `save`."""
     tensors = safetensors.torch.load(data)
     return Basis(*(tensors[field.name].to(torch.float32) for field in dataclasses.fields(Basis)))
 
@@ -207,14 +214,14 @@ def _halves(basis: Basis) -> dict[str, Tensor]:
 
 
 def _leading(centred: Tensor, numbers: int) -> Tensor:
-    """(n, D) centred rows to the (D, numbers) leading principal directions.
+    """Return the leading principal directions (D, numbers) of centered rows (n, D).
 
-    Each is signed so that its largest entry is positive, which makes a fit repeatable.
+    The sign of each is chosen so that its largest entry is positive, which makes a fit repeatable.
     """
     rows, width = centred.shape
     if width <= rows:
         square = torch.zeros(width, width, dtype=torch.float64)
-        for part in centred.split(CHUNK):  # In double precision, all rows at once take gigabytes.
+        for part in centred.split(CHUNK):  # All rows at once would take gigabytes as doubles.
             square += part.double().T @ part.double()
         _, vectors = torch.linalg.eigh(square)
         directions = vectors[:, -numbers:].flip(1)

@@ -1,8 +1,7 @@
-"""What a model looks at for one embedding: a frame, or the frames of a window.
+"""Build a model's inputs from a segment: single frames, or windows of frames.
 
-A model with a window of 1 has an input for each distinct frame of a segment, any other one for each
-row. Equal inputs have equal digests, whichever segment and game they stand in, so each goes through
-a model once.
+A model with a window of 1 has one input per distinct frame of a segment; any other model has one
+per row. Equal inputs have equal digests across segments and games, so each needs only one pass.
 """
 
 from __future__ import annotations
@@ -20,20 +19,20 @@ from wsa.store.format.windows import episode_starts, window_digests, window_rows
 from wsa.store.objects.model_spec import Preprocessing
 from wsa.store.objects.snapshot import Snapshot
 
-# A hundred megabytes where four screens make a window; a GPU takes no more at once.
+# A hundred megabytes with windows of four screens; also the batch size on a GPU.
 WINDOWS_AT_ONCE = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentFrames:
-    """What a segment shows.
+    """Frames of a segment, and what models with a window need of its rows.
 
     Attributes:
-        pictures: (F, H, W) uint8, its distinct frames as indices into `palette`, or (F, H, W, 3) RGB.
-        palette: (256, 3) uint8 RGB, or None.
-        frame: (rows,) int64, which of them each row shows; empty where no model has a window.
-        starts: (rows,) int64, where each row's episode begins; empty likewise.
-        small: Its frames as models see them, as far as some have asked for them.
+        pictures: Distinct frames, (F, H, W) uint8 indices into `palette`, or (F, H, W, 3) uint8 RGB.
+        palette: Colors (256, 3) uint8 RGB; None if the pictures are RGB.
+        frame: Index into `pictures` of each row, (rows,) int64; empty if no model has a window.
+        starts: First row of each row's episode, (rows,) int64; empty if no model has a window.
+        small: Cache of resized frames, by preprocessing; filled on demand.
     """
 
     pictures: NDArray[np.uint8]
@@ -44,18 +43,18 @@ class SegmentFrames:
 
     @functools.cached_property
     def frames(self) -> NDArray[np.uint8]:
-        """Its distinct frames, (F, H, W, 3) uint8 RGB."""
+        """Distinct frames, (F, H, W, 3) uint8 RGB."""
         return self.pictures if self.palette is None else self.palette[self.pictures]
 
     def inputs(self, window: int, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-        """Some of the inputs, a bounded number at a time: each window repeats its neighbours' frames.
+        """Yield chosen inputs, in parts, since overlapping windows repeat frames in memory.
 
         Args:
-            window: Frames in an input.
-            chosen: (n,) frames, or rows where `window` > 1.
+            window: Number of frames in an input.
+            chosen: Indices (n,) of frames, or of rows if `window` > 1.
 
         Yields:
-            (m, H, W, 3) uint8 RGB, or (m, window, H, W, 3), oldest first.
+            Frames (m, H, W, 3) uint8 RGB, or windows (m, window, H, W, 3), oldest first.
         """
         if window == 1:
             yield self.frames if len(chosen) == len(self.frames) else self.frames[chosen]
@@ -71,17 +70,17 @@ class SegmentFrames:
         how: Preprocessing,
         shrink: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
     ) -> Iterator[NDArray[np.uint8]]:
-        """The same inputs made small, each frame once, whichever models and windows show it.
+        """Yield chosen inputs resized; each frame is resized once for all models and windows.
 
         Args:
-            window: Frames in an input.
-            chosen: (n,) frames, or rows where `window` > 1.
-            how: How the model wants to see them.
-            shrink: What makes frames (n, H, W, 3), or grey ones (n, H, W), so: (n, channels, h, w)
-                uint8.
+            window: Number of frames in an input.
+            chosen: Indices (n,) of frames, or of rows if `window` > 1.
+            how: Preprocessing of the model.
+            shrink: Function that resizes frames (n, H, W, 3), or gray ones (n, H, W), to uint8
+                (n, channels, h, w).
 
         Yields:
-            (m, channels, h, w) uint8, or (m, window, channels, h, w), oldest first.
+            Levels (m, channels, h, w) uint8, or (m, window, channels, h, w), oldest first.
         """
         alike = how.alike
         if alike not in self.small:
@@ -101,10 +100,10 @@ class SegmentFrames:
             yield small.levels[of[at : at + WINDOWS_AT_ONCE]]
 
     def _grey(self) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]]:
-        """What gives some of the frames as grey screens, or as RGB if there is no palette.
+        """Return a function from frame indices to gray screens, or to RGB without a palette.
 
-        Of a palette's 256 colours the grey levels are known before any frame is looked at: no frame
-        becomes three times as large, to be made small again.
+        The palette's 256 colors are converted to gray once. Frames are then looked up in it and
+        need no RGB copy of three times the size.
         """
         if self.palette is None:
             return lambda some: self.frames[some]
@@ -114,18 +113,18 @@ class SegmentFrames:
 
 @dataclasses.dataclass(frozen=True)
 class _Small:
-    """Frames made small, (F, channels, h, w) uint8, and which of them are, (F,)."""
+    """Resized frames (F, channels, h, w) uint8, and whether each is computed yet (F,)."""
 
     levels: NDArray[np.uint8]
     made: NDArray[np.bool_]
 
 
 def read_segment_frames(snapshot: Snapshot, meta: SegmentMeta, *, rows: bool) -> SegmentFrames:
-    """Read a segment's frames, and what of its rows models with a window need if `rows` is set.
+    """Read a segment's frames and, if `rows` is set, the row data that models with a window need.
 
     Raises:
-        MissingError: Its frames are not here.
-        DamagedError: Stored bytes are not what was committed.
+        MissingError: If the store lacks the frames.
+        DamagedError: If stored bytes differ from the committed ones.
     """
     none = np.zeros(0, np.int64)
     frame, starts = _rows(snapshot, meta) if rows else (none, none)
@@ -133,7 +132,7 @@ def read_segment_frames(snapshot: Snapshot, meta: SegmentMeta, *, rows: bool) ->
 
 
 def input_digests(snapshot: Snapshot, meta: SegmentMeta, window: int) -> NDArray[np.uint8]:
-    """Identities of a segment's inputs, (n, 16) uint8."""
+    """Return the digests of a segment's inputs, (n, 16) uint8."""
     digests = snapshot.read_digests(meta)
     if window == 1:
         return digests
@@ -142,6 +141,6 @@ def input_digests(snapshot: Snapshot, meta: SegmentMeta, window: int) -> NDArray
 
 
 def _rows(snapshot: Snapshot, meta: SegmentMeta) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which frame each row shows, and where its episode begins."""
+    """Return each row's frame index, and the first row of its episode."""
     frame = snapshot.read_array(meta, "frame").astype(np.int64)
     return frame, episode_starts(snapshot.read_array(meta, "is_first"))

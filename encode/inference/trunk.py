@@ -1,8 +1,8 @@
-"""What is kept of a model: its last features, pooled, its class token, on a grid, or as they are.
+"""Extract a model's output from its last features: pooled, class token, grid, or whole map.
 
-Every architecture has its own layout of features. A `Trunk` is a network that returns them in the
-shape of an embedding before any reduction: (C,) where they are pooled, (N, N, C) for a grid. It is
-the part of a model that an engine runs (`wsa.encode.inference.engines`); nothing else of a model costs much.
+Every architecture has its own layout of features. A `Trunk` returns them in the shape of an
+embedding before any reduction: (C,) if pooled, (N, N, C) for a grid. It is the expensive part of a
+model and the part that an engine runs (`wsa.encode.inference.engines`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from wsa.store.objects.model_spec import Output
 
 
 class Trunk(nn.Module):
-    """A frozen network up to its output.
+    """A frozen network with its output, before any reduction.
 
     Args:
-        module: The network, as `wsa.encode.models.registry.build` returns it.
-        output: What is kept of its last features.
+        module: Network, as `wsa.encode.models.registry.build` returns it.
+        output: How to extract the embedding from the last features.
     """
 
     def __init__(self, module: nn.Module, output: Output) -> None:
@@ -30,10 +30,10 @@ class Trunk(nn.Module):
         self._output = output
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, c, h, w) to (B, C), (B, N, N, C) or (B, H, W, C) float32.
+        """Turn pixels (B, c, h, w) into float32 (B, C), (B, N, N, C) or (B, H, W, C).
 
         Raises:
-            UsageError: The model has no such output.
+            UsageError: If the model does not have this output.
         """
         features = self.module.forward_features(pixels)
         if not isinstance(features, Tensor):
@@ -59,7 +59,7 @@ class Trunk(nn.Module):
         return kept.float()
 
     def _spatial(self, features: Tensor) -> Tensor:
-        """The feature map (B, C, H, W), or the grid that it is averaged to."""
+        """Return the feature map (B, C, H, W), averaged to a grid if the output asks for one."""
         spatial = self._map(features)
         side = self._output.side
         if not side:
@@ -71,7 +71,7 @@ class Trunk(nn.Module):
         return nn.functional.adaptive_avg_pool2d(spatial.float(), (side, side))
 
     def _map(self, features: Tensor) -> Tensor:
-        """A model's features as a map (B, C, h, w), whatever their own layout."""
+        """Convert a model's features from any layout to a map (B, C, h, w)."""
         if features.ndim == 4:
             nhwc = str(getattr(self.module, "output_fmt", "NCHW")).endswith("NHWC")
             return features.permute(0, 3, 1, 2) if nhwc else features
@@ -82,13 +82,14 @@ class Trunk(nn.Module):
                 return decoded
         if features.ndim != 3:
             raise self._refusal("has no feature map", "pooled")
-        patches = features[:, getattr(self.module, "num_prefix_tokens", 0) :]  # Registers as well.
+        # Prefix tokens are the class token and registers.
+        patches = features[:, getattr(self.module, "num_prefix_tokens", 0) :]
         height, width = self._patch_grid(patches.shape[1])
         spatial: Tensor = patches.transpose(1, 2).unflatten(2, (height, width))
         return spatial
 
     def _patch_grid(self, count: int) -> tuple[int, int]:
-        """Rows and columns of `count` patches: the model's own, or a square."""
+        """Return rows and columns of `count` patches: the model's own grid, else a square."""
         stated = getattr(getattr(self.module, "patch_embed", None), "grid_size", None)
         side = math.isqrt(count)
         height, width = stated or (side, side)

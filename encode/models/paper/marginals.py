@@ -10,8 +10,8 @@ patches, of 7 x 7 pixels, are hidden, and a decoder predicts them from the code 
     loss    mean over hidden pixels of (decoder(c) - x)^2 / sigma,
 
 where sigma is the pixel's standard deviation over the batch, which is from one game, and at least
-0.03; the mean of 1 / sigma is scaled to 1. A ball that sometimes crosses a pixel thus counts as
-much there as a wall of bricks that comes and goes.
+0.03; 1 / sigma is multiplied by the mean of sigma. A ball that sometimes crosses a pixel thus
+counts as much there as a wall of bricks that comes and goes.
 """
 
 from __future__ import annotations
