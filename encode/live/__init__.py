@@ -1,1 +1,1 @@
-"""Embed frames while a game is played: look each one up, run what is missing."""
+"""Embed frames while a game is played: look up each frame and run the models on the misses."""

@@ -1,8 +1,8 @@
-"""Threads that embed side by side, each on one core.
+"""Embed inputs in parallel threads, each on one core.
 
-What is to be embedded is cut into pieces, frames by models, and each piece is run by one thread, in
-which torch and OpenVINO use one core. So cores never wait for each other inside an operation, and
-since a frame's embedding does not depend on its batch, nothing depends on how many threads there are.
+The work is cut into pieces, by models and by inputs. One thread runs each piece, and torch and
+OpenVINO use one core in it, so cores never wait for each other inside an operation. Since a frame's
+embedding does not depend on its batch, the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 Piece = Callable[[int, int], NDArray[Any]]
-"""Embeds inputs from one number up to another: (n, width)."""
+"""Embeds the inputs from one index up to another: (n, width)."""
 
 
 class EmbeddingPool:
-    """Threads, and what they are given.
+    """A pool of threads that embed.
 
     Args:
-        threads: How many.
+        threads: Number of threads.
     """
 
     def __init__(self, threads: int) -> None:
@@ -35,11 +35,12 @@ class EmbeddingPool:
         )
 
     def begin(self, count: int, models: Sequence[tuple[Piece, bool]]) -> Embeddings:
-        """Begin to embed inputs by several models.
+        """Start embedding inputs with several models.
 
         Args:
-            count: How many inputs, at least 1.
-            models: What embeds some of them, and whether it may be given them in parts.
+            count: Number of inputs, at least 1.
+            models: For each model, a function that embeds some inputs, and whether to split the
+                inputs over threads.
         """
         parts = [
             [self._pool.submit(_timed, embed, *ends) for ends in self._cut(count, apart)]
@@ -48,27 +49,30 @@ class EmbeddingPool:
         return Embeddings(parts)
 
     def _cut(self, count: int, apart: bool) -> list[tuple[int, int]]:
-        """Parts of equal size, one a thread."""
+        """Split `count` inputs into parts of equal size, one per thread."""
         parts = min(count, self.threads) if apart else 1
         ends = [count * i // parts for i in range(parts + 1)]
         return list(itertools.pairwise(ends))
 
 
 class Embeddings:
-    """Embeddings that are being made.
+    """Embeddings in progress.
 
     Args:
-        parts: Of each model, what makes some of its rows, and the seconds that took.
+        parts: For each model, futures of some of its rows and of the seconds they took.
     """
 
     def __init__(self, parts: list[list[Future[tuple[NDArray[Any], float]]]]) -> None:
         self._parts = parts
 
     def result(self) -> tuple[NDArray[Any], float]:
-        """Wait for them: (n, width), the models side by side, and seconds summed over the threads.
+        """Wait for the embeddings.
+
+        Returns:
+            Embeddings (n, width), the models side by side, and seconds summed over the threads.
 
         Raises:
-            WsaError: A model failed. What it raised is raised again whenever it is asked.
+            WsaError: If a model failed; every call raises it again.
         """
         done = [[part.result() for part in of_model] for of_model in self._parts]
         rows = [np.concatenate([rows for rows, _ in of_model]) for of_model in done]

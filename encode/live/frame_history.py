@@ -1,4 +1,4 @@
-"""What environments have shown last: a frame, and those before it that a model may look at."""
+"""Keep the last frames of each environment, for models with a window."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from wsa.store.common import hashing
 
 @dataclasses.dataclass(frozen=True)
 class FrameWindow:
-    """A frame as it was played, and those of its episode before it.
+    """A frame and the frames of its episode before it.
 
     Attributes:
-        frames: (H, W, 3) uint8 RGB each, oldest first; an episode's first is repeated before it.
-        digests: Theirs.
+        frames: Frames (H, W, 3) uint8 RGB, oldest first. At the start of an episode its first frame
+            is repeated.
+        digests: Digests of the frames.
     """
 
     frames: tuple[NDArray[np.uint8], ...]
     digests: tuple[bytes, ...]
 
     def last(self, count: int) -> FrameWindow:
-        """Its last frames alone."""
+        """Return a window of the last `count` frames."""
         return FrameWindow(self.frames[-count:], self.digests[-count:])
 
 
@@ -32,7 +33,7 @@ class FrameHistory:
     """The last frames of each environment.
 
     Args:
-        longest: How many of them windows reach back to; 1 where no model has a window.
+        longest: Number of frames to keep, the longest window of any model.
     """
 
     def __init__(self, longest: int) -> None:
@@ -42,17 +43,17 @@ class FrameHistory:
     def push(
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> list[FrameWindow]:
-        """Take frames, one after the other.
+        """Add frames in order and return the window that ends at each.
 
         Args:
-            frames: (n, H, W, 3) uint8 RGB.
-            first: (n,) whether each begins an episode: what was before it is forgotten.
-            envs: (n,) which environments they are of.
+            frames: Frames (n, H, W, 3) uint8 RGB.
+            first: Whether each frame begins an episode, (n,); if so, its window has no older frames.
+            envs: Environment of each frame, (n,).
         """
         found = []
         for shown, begins, env in zip(frames, first, envs.tolist(), strict=True):
             digest = hashing.frame_digest(shown)
-            frame = shown.copy()  # An environment may write over what it has shown.
+            frame = shown.copy()  # The environment may reuse its buffer.
             before = None if begins else self._last.get(env)
             if before is None:
                 before = FrameWindow((frame,) * self._longest, (digest,) * self._longest)
@@ -63,27 +64,27 @@ class FrameHistory:
 
 
 class FrameInputs:
-    """What models that look at so many frames see; called, it gives some of it as an array.
+    """Inputs of models with the same window; calling it stacks some of them into an array.
 
     Args:
-        windows: The frames that each input is made of, oldest first.
+        windows: Frames of each input, oldest first.
     """
 
     def __init__(self, windows: Sequence[FrameWindow]) -> None:
         self.windows = list(windows)
 
     def only(self, some: Sequence[int]) -> FrameInputs:
-        """Some of these."""
+        """Return a selection of the inputs, by index."""
         return FrameInputs([self.windows[i] for i in some])
 
     def __call__(self, some: Sequence[int]) -> NDArray[np.uint8]:
-        """Some as a batch, (n, H, W, 3), or (n, window, H, W, 3), uint8 RGB."""
+        """Stack some inputs into a batch (n, H, W, 3), or (n, window, H, W, 3), uint8 RGB."""
         stacked = np.stack([np.stack(self.windows[i].frames) for i in some])
         return stacked if stacked.shape[1] > 1 else stacked[:, 0]
 
 
 def window_inputs(seen: Sequence[FrameWindow], window: int) -> tuple[list[bytes], FrameInputs]:
-    """What a model that looks at `window` frames sees of this: identities, and the inputs."""
+    """Return the digests and the inputs for a model with this `window`."""
     windows = [one.last(window) for one in seen]
     if window == 1:
         return [one.digests[0] for one in windows], FrameInputs(windows)

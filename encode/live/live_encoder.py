@@ -1,10 +1,10 @@
-"""Embeddings of frames as they are played: look up, run the misses as one job, remember.
+"""Embed frames as they are played: look them up, run the misses as one job, and remember those.
 
-What the store has is found by a frame's digest, or a window's, in the flat map; what it has not goes
-through the same `Encoder` that fills the store, rounded the same way, so a cached and a live
-embedding of one frame are the same numbers. Everything asked for is counted as found, remembered,
-or run. The misses of all models and windows run side by side, in parts, and the caller may do
-something else meanwhile (`Lookup.begin`).
+An embedding from the store is found in the flat map by the digest of the frame or window. A miss
+goes through the same `Encoder` that fills the store and is rounded in the same way, so the cached
+and the live embedding of a frame are equal. Every request is counted as found, remembered or run.
+The misses of all models and windows run in parallel, in parts, while the caller may do other work
+(`Lookup.begin`).
 """
 
 from __future__ import annotations
@@ -30,33 +30,32 @@ REMEMBERED = 50_000
 
 
 class EmbeddingSource(Protocol):
-    """Embeddings of frames, or windows, kept by somebody else: the table of a run."""
+    """Embeddings of frames or windows outside the store, such as the table of a run."""
 
     def find(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
-        """Rows of identities, (n,); -1 where there is none."""
+        """Return the rows of digests, (n,); -1 for an unknown digest."""
         ...
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
-        """Copy rows: (n, width)."""
+        """Return a copy of rows, (n, width)."""
         ...
 
 
 class LiveEncoder:
-    """Fused embeddings by several models, of single frames and of windows of them.
+    """Embeds live frames, and windows of them, with several models side by side.
 
     Args:
-        flat: The game's flat map: what the store has, and the order of the models.
-        encoders: One for each of `flat.models`, in that order; None of a model that is left out: it
+        flat: Flat map of the game, with the embeddings of the store and the order of the models.
+        encoders: One encoder for each of `flat.models`, in that order. None leaves a model out: it
             is neither looked up nor run, and its numbers are 0.
-        remember: How many frames, and how many windows, seen live are kept in memory.
-        elsewhere: What has been seen live, by how many frames that is: looked in, too, before
-            anything goes through a model.
-        threads: Cores that embed side by side; as many as torch uses if not given.
+        remember: Number of live embeddings to keep in memory, per window length.
+        elsewhere: Other sources to search before running a model, by window length.
+        threads: Number of cores to embed on; torch's number if None.
 
     Attributes:
-        width: Numbers in a fused embedding by all models.
-        dtype: Its type.
-        lookups: Of the models that look at as many frames, by how many.
+        width: Size of an embedding by all models.
+        dtype: Type of an embedding.
+        lookups: Lookup of the models with the same window, by window length.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class LiveEncoder:
         windows = [window for i, window in enumerate(flat.windows) if i not in left_out]
         threads = threads or torch.get_num_threads()
         if any(encoder.waits for encoder in self._encoders):
-            threads = max(threads, len(self._encoders))  # So that none waits for another.
+            threads = max(threads, len(self._encoders))  # Models that wait must not block others.
         pool = EmbeddingPool(threads)
         shrunk = ShrunkFrames(self._encoders, windows)
         self.lookups = {
@@ -94,32 +93,32 @@ class LiveEncoder:
 
     @property
     def passes(self) -> int:
-        """Frames, and windows, that went through a model, summed over the models."""
+        """Number of frames and windows that went through a model, summed over the models."""
         return sum(lookup.passes for lookup in self.lookups.values())
 
     @property
     def engines(self) -> list[str]:
-        """Names of what runs each model."""
+        """Name of the engine of each model."""
         return [encoder.engine.name for encoder in self._encoders]
 
     @property
     def frames(self) -> int:
-        """Frames, and windows, asked for."""
+        """Number of frames and windows requested."""
         return sum(lookup.asked for lookup in self.lookups.values())
 
     @property
     def found(self) -> int:
-        """Of those, found in the store."""
+        """Number of requests found in the store."""
         return sum(lookup.found for lookup in self.lookups.values())
 
     @property
     def remembered(self) -> int:
-        """Of those, seen live before."""
+        """Number of requests already seen live."""
         return sum(lookup.remembered for lookup in self.lookups.values())
 
     @property
     def hit_rate(self) -> float:
-        """Share of what was asked for that needed no pass."""
+        """Fraction of the requests that needed no pass."""
         return (self.found + self.remembered) / max(1, self.frames)
 
     def __call__(
@@ -128,7 +127,7 @@ class LiveEncoder:
         first: NDArray[np.bool_] | None = None,
         envs: NDArray[np.int64] | None = None,
     ) -> NDArray[Any]:
-        """`embed_later`, and wait: (n, width)."""
+        """Embed frames as `embed_later` does and wait for the result, (n, width)."""
         return self.embed_later(frames, first, envs).result()
 
     def embed_later(
@@ -137,16 +136,17 @@ class LiveEncoder:
         first: NDArray[np.bool_] | None = None,
         envs: NDArray[np.int64] | None = None,
     ) -> Fused:
-        """Take the newest frames, and begin to embed them.
+        """Start embedding the newest frames.
+
+        `first` and `envs` are needed only if a model has a window.
 
         Args:
-            frames: (n, H, W, 3) uint8 RGB.
-            first: (n,) whether each begins an episode: what was before it is forgotten.
-            envs: (n,) which environments they are of. Where no model has a window, neither is
-                needed.
+            frames: Frames (n, H, W, 3) uint8 RGB.
+            first: Whether each frame begins an episode, (n,); if so, its window has no older frames.
+            envs: Environment of each frame, (n,).
 
         Raises:
-            UsageError: A model has a window, and it is not told of what.
+            UsageError: If a model has a window, and `first` or `envs` is missing.
         """
         if first is None or envs is None:
             if self._longest > 1:
@@ -167,22 +167,22 @@ class LiveEncoder:
 
 
 class Fused:
-    """Fused embeddings of frames that may be running still.
+    """Embeddings of frames by all models, possibly still in progress.
 
     Args:
-        out: (n, width), still to be filled.
-        parts: Embeddings by models that look at as many frames, and where they stand in a row.
+        out: Array (n, width) to fill.
+        parts: For each window length, its embeddings and their columns in a row of `out`.
     """
 
     def __init__(self, out: NDArray[Any], parts: list[tuple[Found, list[slice]]]) -> None:
         self._out, self._parts = out, parts
 
     def result(self) -> NDArray[Any]:
-        """Wait for them: (n, width) of the flat map's dtype, the models side by side in their order.
+        """Wait for the embeddings, (n, width) of the flat map's dtype, in the order of its models.
 
         Raises:
-            ConflictError: A model gave NaN, or a number too large for the flat map, or its engine
-                failed.
+            ConflictError: If a model returned NaN or a number too large for the flat map, or its
+                engine failed.
         """
         for found, places in self._parts:
             scatter_columns(found.result()[0], places, self._out)
@@ -190,12 +190,12 @@ class Fused:
 
 
 def scatter_columns(part: NDArray[Any], places: Sequence[slice], out: NDArray[Any]) -> None:
-    """Copy embeddings by some models to where they stand in a row of all models.
+    """Copy embeddings by some models into their columns of an array for all models.
 
     Args:
-        part: (..., w), by some models side by side.
-        places: Where each of them stands in a row.
-        out: (..., width).
+        part: Embeddings (..., w) by some models, side by side.
+        places: Columns of each of these models in `out`.
+        out: Embeddings (..., width) by all models.
     """
     columns = side_by_side([(place.stop - place.start,) for place in places])
     for place, own in zip(places, columns, strict=True):
@@ -203,23 +203,25 @@ def scatter_columns(part: NDArray[Any], places: Sequence[slice], out: NDArray[An
 
 
 class Lookup:
-    """Fused embeddings by the models that look at `window` frames, by digest.
+    """Looks up embeddings by the models with the same window, by digest.
 
     Args:
-        flat: As of `LiveEncoder`.
-        window: How many.
-        encoders: As of `LiveEncoder`; none need be given if the store has all that is asked for.
-        pool: What runs the models side by side.
-        shrunk: What takes frames to the models.
-        remember: How much of what was seen live is kept in memory.
-        elsewhere: What has been seen live.
+        flat: Flat map, as for `LiveEncoder`.
+        window: Number of frames that the models see.
+        encoders: Encoders, as for `LiveEncoder`; may be empty if the store has every embedding.
+        pool: Threads that run the models.
+        shrunk: Cache of resized screens, through which models get frames.
+        remember: Number of live embeddings to keep in memory.
+        elsewhere: Another source to search before running a model.
 
     Attributes:
-        places: Where each of them stands in a row of all models.
-        width: Numbers in a fused embedding by them.
-        dtype: Its type.
-        asked, found, remembered: Counts.
-        passes: Frames, or windows, that went through a model or are about to, summed over the models.
+        places: Columns of each of these models in a row of all models.
+        width: Size of an embedding by these models.
+        dtype: Type of an embedding.
+        asked, found, remembered: Number of requests, of those found in the store, and of those
+            already seen live.
+        passes: Number of frames or windows that went through a model or are queued for it, summed
+            over the models.
     """
 
     def __init__(
@@ -253,15 +255,15 @@ class Lookup:
         self.asked = self.found = self.remembered = self.passes = 0
 
     def embed(self, digests: Sequence[bytes], inputs: FrameInputs) -> NDArray[Any]:
-        """`begin`, and wait: (n, width)."""
+        """Look up or run embeddings as `begin` does and wait for the result, (n, width)."""
         return self.begin(digests, inputs).result()[0]
 
     def begin(self, digests: Sequence[bytes], inputs: FrameInputs) -> Found:
-        """Look up, and begin to run what is found nowhere.
+        """Look up embeddings and start the models on the misses.
 
         Args:
-            digests: Identities of what is asked for.
-            inputs: The frames, or windows, themselves.
+            digests: Digests of the requested frames or windows.
+            inputs: The frames or windows themselves.
         """
         rows = self.rows(digests)
         out = np.empty((len(digests), self.width), self.dtype)
@@ -293,7 +295,7 @@ class Lookup:
     def _take_elsewhere(
         self, digests: Sequence[bytes], known: NDArray[np.bool_], out: NDArray[Any]
     ) -> NDArray[np.bool_]:
-        """Copy what is not known and has been seen elsewhere into its rows of `out`; which those are."""
+        """Fill rows of `out` that are not known from the other source; return which were filled."""
         assert self._elsewhere is not None
         rows = np.where(known, -1, self._elsewhere.find(digests))
         taken = rows >= 0
@@ -302,11 +304,11 @@ class Lookup:
         return taken
 
     def rows(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
-        """Where the store has what is of these identities, (n,); -1 where it has not."""
+        """Return the rows of digests in the flat map, (n,); -1 for an unknown digest."""
         return self._index.find(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16))
 
     def _run(self, digests: list[bytes], inputs: FrameInputs) -> _Misses:
-        """Begin to run every model over the same inputs."""
+        """Start every model on the same inputs."""
         models = [
             (self._piece(key, encoder, inputs), encoder.in_parts) for key, encoder in self._models
         ]
@@ -323,7 +325,7 @@ class Lookup:
         return misses
 
     def _piece(self, key: str, encoder: Encoder, inputs: FrameInputs) -> Piece:
-        """What runs one model over some of the inputs."""
+        """Return a function that runs one model on some of the inputs."""
 
         def embed(begin: int, end: int) -> NDArray[Any]:
             try:
@@ -347,11 +349,11 @@ class Lookup:
 
 
 class _Misses:
-    """What was found nowhere, going through the models.
+    """Cache misses that the models are embedding.
 
     Args:
-        embeddings: What they give.
-        keep: Called once with all rows, when they are there.
+        embeddings: Embeddings in progress.
+        keep: Called once with all rows, when they are ready.
     """
 
     def __init__(self, embeddings: Embeddings, keep: Callable[[NDArray[Any]], None]) -> None:
@@ -360,7 +362,7 @@ class _Misses:
         self.seconds = 0.0
 
     def result(self) -> NDArray[Any]:
-        """Wait for them: (n, width)."""
+        """Wait for the embeddings, (n, width)."""
         if self._rows is None:
             self._rows, self.seconds = self._embeddings.result()
             self._keep(self._rows)
@@ -368,12 +370,12 @@ class _Misses:
 
 
 class Found:
-    """Embeddings that were looked up, some of which may be running still.
+    """Embeddings that were looked up, with some possibly still in progress.
 
     Args:
-        rows: (n, width), without those.
-        running: Which rows those are, what runs each, and its number there.
-        misses: What was begun for this alone.
+        rows: Embeddings (n, width), still undefined in the rows of `running`.
+        running: For each row in progress, its index, its `_Misses`, and its index there.
+        misses: Misses that were started for this lookup; None if there were none.
     """
 
     def __init__(
@@ -385,12 +387,16 @@ class Found:
         self._rows, self._running, self._misses = rows, running, misses
 
     def result(self) -> tuple[NDArray[Any], float]:
-        """Wait for them: (n, width), and the seconds that models took for this, over all threads.
+        """Wait for the embeddings.
+
+        Returns:
+            Embeddings (n, width), and the seconds that models took for this lookup, summed over
+            threads.
 
         Raises:
-            ConflictError: A model gave NaN, or a number too large for the flat map, or its engine
-                failed.
-            WsaError: What embeds elsewhere has gone.
+            ConflictError: If a model returned NaN or a number too large for the flat map, or its
+                engine failed.
+            WsaError: If the remote workers are gone.
         """
         for i, misses, at in self._running:
             self._rows[i] = misses.result()[at]

@@ -1,9 +1,8 @@
-"""Live embeddings by somebody else's machines: a Dask scheduler whose workers have the GPUs.
+"""Embed live frames on remote machines: the workers of a Dask scheduler, usually with GPUs.
 
-A learner's misses go there as one batch, parted among the workers (those that offer a GPU, if one
-does), each of which keeps the models it has opened. A worker opens a model as everybody does, checks
-included, and runs the same function, so with the same engine its rows are those of this process,
-bit for bit.
+A learner's misses go there as one batch, split among the workers (only those with a GPU, if any has
+one). Each worker keeps the models that it has opened. It opens a model with the usual checks and
+runs the same function, so with the same engine its rows equal those of this process, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,36 +21,36 @@ from wsa.encode.jobs.cluster import connect
 from wsa.encode.jobs.workers import TASKS_A_GPU, TASKS_A_THREAD, Workers
 from wsa.store.common.errors import ConflictError, StorageError, UsageError
 
-# A batch that was lost with its worker is embedded again elsewhere.
+# Another worker embeds a batch that was lost with its worker.
 RETRIES = 3
-# Workers that are gone for twice as long are not coming back.
+# After twice this time without workers, a run gives up.
 NO_WORKERS_S = 60
 
 
 class RemoteEngine(NamedTuple):
-    """An engine elsewhere, by its name."""
+    """Name of an engine on the workers."""
 
     name: str
 
 
 class RemoteEncoder:
-    """Speaks like `wsa.encode.inference.encoder.Encoder`.
+    """A model on remote workers, with the interface of `wsa.encode.inference.encoder.Encoder`.
 
     Args:
-        workers: Of the scheduler.
-        store: The store's URL, the same for this process and the workers.
-        key: The model key.
-        engine: What runs it; `auto` is what filled the store, if the worker has it.
+        workers: Workers of the scheduler.
+        store: URL of the store, the same for this process and the workers.
+        key: Model key.
+        engine: Name of the engine; `auto` is the engine that filled the store, if the worker has it.
 
     Attributes:
-        alike: Nothing: the workers make screens small.
-        in_parts: No: all frames go to the workers at once.
-        waits: Yes: the cores are elsewhere.
-        passes: Frames that went through the network.
-        engine: What the first worker asked runs it with.
+        alike: None, since the workers resize screens.
+        in_parts: False, since all frames go to the workers at once.
+        waits: True, since the work uses no core of this machine.
+        passes: Number of frames that went through the network.
+        engine: Engine that the first worker used.
 
     Raises:
-        StorageError, ConflictError, WsaError: As when it is called.
+        StorageError, ConflictError, WsaError: For the reasons of `__call__`.
     """
 
     alike = None
@@ -64,20 +63,20 @@ class RemoteEncoder:
         self._key = key
         self._what = store, key, engine
         self.passes = 0
-        # So that a model that no worker can open stops a run before it begins.
+        # Open the model now, so that a run stops before it begins if no worker can.
         self.engine = RemoteEngine(self._result([self._submit(engine_of)])[0])
 
     def shrinks(self, screen: Sequence[int]) -> bool:
-        """Whether this process makes screens small: no."""
+        """Return False: this process does not resize screens."""
         return False
 
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Embed frames (n, H, W, 3) uint8 RGB: (n, *shape) float32.
+        """Embed frames (n, H, W, 3) uint8 RGB as (n, *shape) float32.
 
         Raises:
-            StorageError: The scheduler has gone, or all workers have.
-            ConflictError: Workers died of it again and again.
-            WsaError: A worker could not open the model.
+            StorageError: If the scheduler or all workers are gone.
+            ConflictError: If workers died repeatedly while embedding.
+            WsaError: If a worker could not open the model.
         """
         at_once = self._workers.task_slots() // TASKS_A_THREAD
         if self._workers.device == "cuda":
@@ -99,7 +98,7 @@ class RemoteEncoder:
         )
 
     def _result(self, futures: list[Any]) -> list[Any]:
-        """What the workers give."""
+        """Wait for the workers and return their results."""
         try:
             self._wait(futures)
             return self._client.gather(futures)  # type: ignore[no-any-return]
@@ -109,7 +108,7 @@ class RemoteEncoder:
                 "The Dask scheduler that --encoder names has gone. Start it and its workers again; "
                 "'wsa learn --resume RUN' goes on from the last checkpoint.",
             ) from None
-        except RuntimeError as error:  # KilledWorker and its like.
+        except RuntimeError as error:  # For example KilledWorker.
             raise ConflictError(
                 "other-bytes",
                 f"The Dask workers cannot embed with {self._key} ({type(error).__name__}). Look "
@@ -117,7 +116,7 @@ class RemoteEncoder:
             ) from None
 
     def _wait(self, futures: list[Any]) -> None:
-        """Wait for as long as somebody is there to work."""
+        """Wait for futures; give up once there have been no workers for two timeouts."""
         alone = False
         while True:
             try:
@@ -139,12 +138,12 @@ class RemoteEncoder:
 def remote_encoders(
     scheduler: str, store: str, keys: Sequence[str], engine: str = "auto"
 ) -> Iterator[list[Any]]:
-    """An encoder for each model key, on the workers of a scheduler at `tcp://host:port`.
+    """Yield an encoder for each model key, on the workers of a scheduler at `tcp://host:port`.
 
     Raises:
-        StorageError: The scheduler does not answer, or has no workers.
-        UsageError: `scheduler` is no address.
-        MissingError: No worker can import wsa, or none has the weights.
+        StorageError: If the scheduler does not answer or has no workers.
+        UsageError: If `scheduler` is not an address.
+        MissingError: If no worker can import wsa, or none has the weights.
     """
     if not scheduler.startswith(("tcp://", "tls://")):
         raise UsageError(
@@ -158,13 +157,13 @@ def remote_encoders(
 
 
 def embed(store: str, key: str, engine: str, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What a worker does."""
-    with tasks.model_lock:  # A worker that somebody else started may have several threads.
+    """Embed frames on a worker."""
+    with tasks.model_lock:  # A worker that wsa did not start may have several threads.
         return _model(store, key, engine)(frames)
 
 
 def engine_of(store: str, key: str, engine: str) -> str:
-    """Open a model on a worker; the name of what runs it there."""
+    """Open a model on a worker and return the name of its engine there."""
     with tasks.model_lock:
         return _model(store, key, engine).engine.name
 
