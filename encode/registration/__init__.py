@@ -1,1 +1,1 @@
-"""Give a model its identity, choose its engine, check its probe, commit it to a store."""
+"""Identify a model, choose its engine, check its probe vectors, and commit it to a store."""

@@ -1,7 +1,7 @@
-"""Whether a model is what the store relies on: a function of its frame alone, today and tomorrow.
+"""Check what the store relies on: that a model is a function of its frame alone, now and later.
 
-`wsa models check` runs it before a lab spends a week of computing on a model. Each point is tried
-on the probe frames and says what was found.
+`wsa models check` runs these checks before a lab spends a week of computing on a model. Each check
+uses the probe frames and reports its result.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ from wsa.store.objects import probe
 from wsa.store.objects.model_spec import Precision, parse_output
 from wsa.store.objects.writer import FLOAT16_MAX
 
-BATCH_ERROR = 0.01  # As a share of a game's step: libraries round differently for other batches.
+# As a fraction of the change in a game's step. Libraries round differently for other batch sizes.
+BATCH_ERROR = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckResult:
-    """Whether a model does one thing that it must.
+    """Result of one check.
 
     Attributes:
-        what: The point, in a few words.
-        ok: Whether it does.
-        found: What was found.
+        what: Name of the check, in a few words.
+        ok: Whether the model passed.
+        found: Details, for the user.
     """
 
     what: str
@@ -52,12 +53,12 @@ class CheckResult:
 
 
 def check(request: Request, device: str) -> Iterator[CheckResult]:
-    """Try a model, before any reduction that is fitted here; one point after another as it is known.
+    """Check a model without any reduction that would be fitted here; yield each result as it comes.
 
     Raises:
-        MissingError: No weights, or no such module.
-        ConflictError: Wrong weights, or a user's callable that fails.
-        UsageError: An output that the model cannot give.
+        MissingError: If the weights or the module are not found.
+        ConflictError: If the weights are wrong, or the user's callable fails.
+        UsageError: If the model lacks the output.
     """
     module = registry.build(request)
     before = _everything(module)
@@ -82,7 +83,7 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
     finite = _finite(found)
     yield finite
     if not finite.ok:
-        return  # What is compared below would be told as differing by infinity.
+        return  # The comparisons below would all report an infinite difference.
     yield _sees(found)
     yield _equal("the same again", encoder(frames), found)
     backwards = np.concatenate([encoder(frames[5:6]), encoder(frames[:5][::-1])])
@@ -108,20 +109,20 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
 def _encoder(module: nn.Module, request: Request, device: str) -> Encoder:
     how, output = identify(module, request).preprocessing, parse_output(request.output)
     basis = None
-    if output.of_one_game:  # Nothing without its reduction: tried as it is for one game.
+    if output.of_one_game:  # It does nothing without its reduction, so take that of one game.
         output = msgspec.structs.replace(output, game=_tried_game(request))
         basis = fit_reduction.shipped(output)
     return Encoder(module, how, output, basis, request.precision, device)
 
 
 def _tried_game(request: Request) -> str:
-    """The game that a model of one game is tried on; empty for any other model."""
+    """Return the game on which to check a model of one game; empty for any other model."""
     output = parse_output(request.output)
     return output.game or probe_frames.PROBE_GAMES[0] if output.of_one_game else ""
 
 
 def _engines(module: nn.Module, request: Request, device: str, window: int) -> CheckResult:
-    """Which engine `auto` takes for the model, and why it takes no other."""
+    """Report which engine `auto` chooses for the model, and why no other."""
     how, output = identify(module, request).preprocessing, parse_output(request.output)
 
     def make(engine: str, precision: Precision) -> Encoder:
@@ -136,7 +137,7 @@ def _engines(module: nn.Module, request: Request, device: str, window: int) -> C
 
 
 def _everything(module: nn.Module) -> str:
-    """Digest of all tensors, also of those that no embedding depends on."""
+    """Return the digest of all tensors, even those that no embedding depends on."""
     return hashing.tensors_digest({n: t.cpu().numpy() for n, t in module.state_dict().items()})
 
 
@@ -186,7 +187,7 @@ def _equal(what: str, found: NDArray[np.float32], wanted: NDArray[np.float32]) -
 def _batch(
     module: nn.Module, encoder: Encoder, request: Request, frames: NDArray[Any]
 ) -> CheckResult:
-    """All frames as one batch of the network, against each on its own."""
+    """Compare the network's output for all frames in one batch with that for each frame alone."""
     trunk = Trunk(module, parse_output(request.output))
     pixels = preprocess(torch.from_numpy(frames).to(encoder.device), encoder.preprocessing)
     with torch.inference_mode(), arithmetic(encoder.device, request.precision):
@@ -210,7 +211,7 @@ def _threads(encoder: Encoder, frames: NDArray[Any]) -> CheckResult:
 
 
 def _screens(encoder: Encoder, window: int, shape: tuple[int, ...]) -> CheckResult:
-    """The shape of the embedding of every height of screen that a game of the strip has."""
+    """Check that screens of every height in the strip give embeddings of the same shape."""
     by_height = {
         part.frames.shape[1]: probe_frames.pairs_in_windows(part.frames[:2], window)
         for part in probe_frames.load_frames()

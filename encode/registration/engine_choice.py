@@ -1,10 +1,10 @@
-"""Which engine runs a model: the fastest of those whose numbers are right, by measuring both.
+"""Choose the engine that runs a model: the fastest accurate one, by measuring speed and error.
 
-Every engine embeds the same frames: the probe frames, and where less than fp32 was asked for,
-consecutive frames of the games to encode, since an error is small or large beside what
-changes in that game. It is compared with PyTorch in fp32. Below `MAX_ENGINE_ERROR` an engine's
-embeddings cannot be told from those, so that the model key need not name it; a precision that the
-user asked for, which the key does name, may err by `--max-step-error`.
+Every engine embeds the same frames: the probe frames, and for precisions below fp32 also
+consecutive frames of the games to encode, since an error matters relative to the changes in a game.
+The result is compared with PyTorch in fp32. Below `MAX_ENGINE_ERROR` the difference is negligible,
+so the model key does not name the engine. The key does name the precision, whose error may reach
+`--max-step-error`.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ PROBE = "strip"
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """An engine that does not run a model.
+    """An engine that was not chosen.
 
     Attributes:
-        engine: Its name.
-        why: Why not.
-        rate: Frames a second, 0 where it was not measured.
-        error: Largest step-relative error; None where it was not measured.
+        engine: Name of the engine.
+        why: Reason.
+        rate: Frames per second; 0 if not measured.
+        error: Largest step-relative error; None if not measured.
     """
 
     engine: str
@@ -58,13 +58,13 @@ class LeftOut:
 
 @dataclasses.dataclass(frozen=True)
 class EngineChoice:
-    """An engine that was measured.
+    """The chosen engine, or a candidate, with its measurements.
 
     Attributes:
-        engine: Its name.
-        rate: Frames a second in the process that measured, preprocessing included.
-        errors: Step-relative error against PyTorch in fp32, on the `strip` and on games.
-        left_out: The other engines, and why none of them was chosen.
+        engine: Name of the engine.
+        rate: Frames per second in the measuring process, with preprocessing.
+        errors: Step-relative errors relative to PyTorch in fp32, on the `strip` and by game.
+        left_out: Other engines, with the reason why each was not chosen.
     """
 
     engine: str
@@ -74,7 +74,7 @@ class EngineChoice:
 
     @property
     def error(self) -> float:
-        """The largest of its errors."""
+        """Largest of the errors."""
         return max(self.errors.values())
 
     def __str__(self) -> str:
@@ -82,7 +82,7 @@ class EngineChoice:
 
     @property
     def explained(self) -> str:
-        """The engine, and why no other was chosen, in a line."""
+        """The engine, and why no other was chosen, in one line."""
         return "; ".join(map(str, (self, *self.left_out)))
 
 
@@ -91,14 +91,14 @@ def _measured(rate: float, error: float) -> str:
 
 
 class Engines:
-    """One model's engines, each made and measured when it is first asked for.
+    """The engines of one model, each created and measured on first use.
 
     Args:
-        make: An encoder without a basis, by engine and precision.
-        alias: The model, for messages.
-        window: Consecutive frames that it looks at.
-        games: Inputs to measure on beside the probe frames, as `game_inputs` finds them.
-        only_game: The only game that the model embeds, if there is one.
+        make: Function from engine and precision to an encoder without a basis.
+        alias: Name of the model, for messages.
+        window: Number of consecutive frames that the model sees.
+        games: Inputs to measure on besides the probe frames, from `game_inputs`.
+        only_game: The one game that the model embeds; empty if it embeds any.
     """
 
     def __init__(
@@ -117,11 +117,11 @@ class Engines:
         self._measurements: dict[tuple[str, Precision], tuple[float, dict[str, Tensor]]] = {}
 
     def set_basis(self, basis: Reduction | None) -> None:
-        """Reduce what the model gives from now on."""
+        """Set the reduction of all encoders from now on."""
         self._basis = basis
 
     def encoder(self, engine: str, precision: Precision) -> Encoder:
-        """The encoder, with the basis."""
+        """Return the encoder, with the basis."""
         if (engine, precision) not in self._encoders:
             with self._naming_the_model(engine):
                 self._encoders[engine, precision] = self._make(engine, precision)
@@ -130,27 +130,27 @@ class Engines:
         return encoder
 
     def embed(self, engine: str, precision: Precision, of: str = PROBE) -> NDArray[np.float32]:
-        """Embeddings of the probe frames, or of a game's."""
+        """Return embeddings of the probe frames, or of a game's frames."""
         encoder = self.encoder(engine, precision)
         features = self._measure(engine, precision)[1][of]
         return encoder.reduce(features.to(encoder.device)).cpu().numpy()
 
     def choose(self, asked: str, precision: Precision, limit: float) -> EngineChoice:
-        """The engine asked for, or the fastest if that is `auto`, if it errs little enough.
+        """Choose the engine asked for, or for `auto` the fastest, among those accurate enough.
 
         Args:
-            asked: An engine, or `auto`.
+            asked: Name of an engine, or `auto`.
             precision: Arithmetic of the forward pass.
-            limit: Largest step-relative error where that is less than fp32; for fp32 it is
+            limit: Largest step-relative error of a precision below fp32; the limit for fp32 is
                 `MAX_ENGINE_ERROR`.
 
         Raises:
-            MissingError: The engine is not installed.
-            UsageError: It has no such arithmetic there.
-            ConflictError: The model fails, or every engine errs by more, or gives what is not a number.
+            MissingError: If the engine is not installed.
+            UsageError: If the engine lacks this precision on this device.
+            ConflictError: If the model fails, or no engine is accurate enough or finite.
         """
         device = self.encoder("torch", "fp32").device
-        self._measure("torch", "fp32")  # First, since it says best what is wrong with a model.
+        self._measure("torch", "fp32")  # First, because PyTorch gives the clearest errors.
         auto = asked == "auto"
         found, others = [], []
         for name in engines.offered(device, precision) if auto else [asked]:
@@ -166,7 +166,7 @@ class Engines:
         right = [choice for choice in found if choice.error <= most]
         if not right:
             raise _rejection(self._alias, precision, min(found, key=lambda c: c.error), most)
-        # In turn once more: other work may have slowed one of them all the while.
+        # Time them again, since other work may have slowed one of them.
         if len(right) > 1:
             again = [self._time(choice.engine, precision)[0] for choice in right]
             right = [
@@ -196,7 +196,7 @@ class Engines:
         }
 
     def _measure(self, engine: str, precision: Precision) -> tuple[float, dict[str, Tensor]]:
-        """Frames a second, and features of all inputs."""
+        """Return frames per second, and the features of all inputs."""
         if (engine, precision) not in self._measurements:
             encoder = self.encoder(engine, precision)
             with self._naming_the_model(engine):
@@ -208,26 +208,27 @@ class Engines:
         return self._measurements[engine, precision]
 
     def _time(self, engine: str, precision: Precision) -> tuple[float, Tensor]:
-        """Frames a second at best, and features of the probe frames, repeated to fill a batch."""
+        """Return the best frames per second, and features of the probe frames, repeated to a batch."""
         encoder = self.encoder(engine, precision)
-        # A GPU runs full batches, so it is a full one that tells its rate.
+        # A GPU runs full batches, so measure the rate of a full one.
         inputs = _repeated(self._inputs[PROBE], encoder.engine.batch)
         size = min(len(inputs), encoder.engine.batch * torch.get_num_threads())
-        encoder.features(inputs[:size])  # The first time is slower.
+        encoder.features(inputs[:size])  # Warm-up.
         parts, seconds = [], []
         for at in range(0, len(inputs), size):
             started = time.perf_counter()
             parts.append(encoder.features(inputs[at : at + size]))
             seconds.append((time.perf_counter() - started) / len(parts[-1]))
-        # The shortest: other work on the machine only ever adds to it.
+        # Take the shortest time, since other work on the machine can only add to it.
         return 1 / min(seconds), torch.cat(parts)
 
     @contextlib.contextmanager
     def _naming_the_model(self, engine: str) -> Iterator[None]:
-        """A network, a user's above all, may raise anything, and so may what compiles it.
+        """Turn any error of the network or its compiler into one that names the model.
 
         Raises:
-            ConflictError: It did; says what.
+            ConflictError: If an error occurred that is neither wsa's, an import error, nor a lack
+                of memory.
         """
         try:
             yield
@@ -243,18 +244,18 @@ class Engines:
 
 
 def _repeated(inputs: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """All inputs, repeated until there are `count`."""
+    """Return all inputs, repeated until there are at least `count`."""
     return inputs[np.arange(max(count, len(inputs))) % len(inputs)]
 
 
 def game_inputs(
     snapshot: Snapshot, games: Sequence[str], window: int
 ) -> dict[str, NDArray[np.uint8]]:
-    """What a model sees in consecutive steps of each game, from a segment with its pictures.
+    """Read inputs of consecutive steps of each game, from a segment with frames.
 
     Returns:
-        For each game that has any, (2n, H, W, 3) uint8 RGB, or (2n, window, H, W, 3), n at most
-        `GAME_PAIRS`: rows 2i and 2i + 1 are of two consecutive steps that showed something else.
+        Inputs (2n, H, W, 3) uint8 RGB, or (2n, window, H, W, 3), with n at most `GAME_PAIRS`, for
+        each game that has any. Rows 2i and 2i + 1 are consecutive steps with different frames.
     """
     with_frames = {(meta.game, meta.segment) for meta in snapshot.frames()}
     found = {}
@@ -300,6 +301,6 @@ def _rejection(alias: str, precision: Precision, best: EngineChoice, limit: floa
 
 
 def _rounded_up(error: float) -> str:
-    """A number a little above `error`, in two digits."""
+    """Return a number slightly above `error`, with two digits."""
     unit = 10.0 ** (math.floor(math.log10(error)) - 1)
     return f"{(math.floor(error / unit) + 1) * unit:.2g}"

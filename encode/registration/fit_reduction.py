@@ -1,4 +1,4 @@
-"""Where the reduction of a model's output comes from: drawn, shipped, or fitted on the strip or a game."""
+"""Fit the reduction of a model's output on the strip or a game, or return the shipped one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.model_spec import Output
 from wsa.store.objects.snapshot import Snapshot
 
-GAME_FRAMES = 2048  # Kept in memory as features: half a gigabyte for a grid of 7 x 7 x 1280.
-GAME_SCREENS = 1024  # Likewise: 0.14 GB of grey screens.
+# Largest numbers of a game's frames to fit on, which are in memory all at once.
+GAME_FRAMES = 2048  # Half a gigabyte of features for a grid of 7 x 7 x 1280.
+GAME_SCREENS = 1024  # 0.14 GB of gray screens.
 
 
 def recipe(output: Output) -> str:
-    """What stands for an output's reduction in a model's identity before anything is fitted.
+    """Return the part of a model's identity that stands for its reduction, before any fit.
 
-    Of a game's own basis it is empty, for only its bytes can say what it is.
+    It is empty for a basis of one game, which only its bytes identify.
     """
     if output.reduction == "rp":
         return bases.random_recipe()
@@ -37,7 +38,7 @@ def recipe(output: Output) -> str:
 
 
 def frames_needed(snapshot: Snapshot, output: Output, window: int = 1) -> int:
-    """How many frames, or windows of frames, a fit takes."""
+    """Return the number of frames, or windows of frames, that a fit takes."""
     if output.reduction not in FITTED or shipped(output) is not None:
         return 0
     if not output.game:
@@ -48,17 +49,17 @@ def frames_needed(snapshot: Snapshot, output: Output, window: int = 1) -> int:
 
 
 def fit(encoder: Encoder, snapshot: Snapshot | None, output: Output, window: int) -> Reduction:
-    """Fit a reduction on what `encoder` makes of frames.
+    """Fit a reduction on the features of frames, or return the shipped one.
 
     Args:
-        encoder: The model without its reduction.
-        snapshot: The store, for frames of a game; not needed where the output names none.
-        output: What is fitted, and on which game.
-        window: Consecutive frames that the model looks at.
+        encoder: Model without its reduction.
+        snapshot: Snapshot of the store, for frames of a game; not needed if the output names none.
+        output: Output that names the reduction, and the game to fit it on.
+        window: Number of consecutive frames that the model sees.
 
     Raises:
-        MissingError: The store has no frames of the game.
-        UsageError: The frames cannot give so many numbers.
+        MissingError: If the store has no frames of the game.
+        UsageError: If there are too few frames for the size of the reduction.
     """
     known = shipped(output)
     if known is not None:
@@ -76,7 +77,7 @@ def fit(encoder: Encoder, snapshot: Snapshot | None, output: Output, window: int
 
 
 def shipped(output: Output) -> Reduction | None:
-    """The reduction that comes with wsa, where the output needs that of one game."""
+    """Return the reduction that comes with wsa for a game; None if there is none."""
     known = game_levels.load(output.game) if output.of_one_game else None
     if known is None:
         return None
@@ -91,10 +92,13 @@ def _most_frames(output: Output) -> int:
 
 
 def game_inputs(snapshot: Snapshot, game: str, window: int, most: int) -> list[NDArray[np.uint8]]:
-    """Up to `most` of what a model sees of a game, spread evenly over all in the store.
+    """Read up to `most` inputs of a game, spread evenly over the store.
 
     Returns:
-        Arrays (n, H, W, 3) uint8, or (n, window, H, W, 3) of a model with a window.
+        Arrays (n, H, W, 3) uint8, or (n, window, H, W, 3) for a model with a window.
+
+    Raises:
+        MissingError: If the store has no frames of the game.
     """
     metas = _with_frames(snapshot, game)
     edges = np.cumsum([0, *_input_counts(metas, window)])
@@ -114,7 +118,7 @@ def game_inputs(snapshot: Snapshot, game: str, window: int, most: int) -> list[N
 
 
 def _with_frames(snapshot: Snapshot, game: str) -> list[SegmentMeta]:
-    """A game's segments whose frames are here."""
+    """Return a game's segments whose frames are in the store."""
     here = {meta.segment for meta in snapshot.frames(game)}
     return [meta for meta in snapshot.segments(game) if meta.segment in here]
 

@@ -1,7 +1,7 @@
-"""Background, grey levels and classes of things of the games of ALE, fitted once and shipped.
+"""Load the shipped fits for the games of ALE: background, gray levels and classes of things.
 
-`palette` and `objects` need no frames of these games in the store, and are the same for everybody.
-`benchmarks/make_levels.py` made the file and says how. Changing a byte of it changes model keys.
+For these games `palette` and `objects` need no frames in the store, and are the same for all users.
+`benchmarks/make_levels.py` made the file and says how. Changing one byte of it changes model keys.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ PATH = Path(__file__).with_name("game_levels.npz")
 
 
 def load(game: str) -> tuple[Levels, NDArray[np.uint8]] | None:
-    """A game's levels, and its classes as `wsa.encode.inference.objects` numbers them.
+    """Load a game's levels, and its classes as `wsa.encode.inference.objects` numbers them.
 
     Returns:
-        None of a game that is not in the file.
+        Levels and classes; None for a game that is not in the file.
     """
     with np.load(PATH, allow_pickle=False) as file:
         if f"{game}/levels" not in file:

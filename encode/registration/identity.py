@@ -1,7 +1,7 @@
-"""Which model of a store a request means: specs, identities, and the way back to a request.
+"""Match requests with a store's models: compute identities, find specs, restore requests.
 
-A spec comes out of a store, and so from anybody. It is data: nothing here, nor what is built from
-it, imports a module that it names.
+A spec comes from a store and is therefore untrusted. It is data: neither this module nor a model
+built from a spec imports a module that the spec names.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from wsa.store.objects.snapshot import Snapshot
 
 
 def find_model(snapshot: Snapshot, request: Request) -> ModelSpec | None:
-    """The registered model that `request` asks for, judged without building it, or None.
+    """Return the registered model that `request` asks for, or None, usually without building it.
 
-    Only where a weights file, a user's module or one of wsa's own networks is named, it is built,
-    since another may be there now.
+    The model is built only if its weights come from a file, a user's module or wsa itself, since
+    these may have changed.
 
     Raises:
-        ConflictError: There are several, each with a basis of its own.
+        ConflictError: If there are several, each with its own basis.
     """
     specs = [read_spec(snapshot, key) for key in snapshot.models]
     found = [spec for spec in specs if _matches(spec, request)]
@@ -50,21 +50,21 @@ def find_model(snapshot: Snapshot, request: Request) -> ModelSpec | None:
 
 
 def unregistered_key(request: Request) -> str:
-    """What stands for the key of a model that is not in the store, under which nothing is encoded."""
+    """Return a placeholder key for a model that is not in the store; no embedding has this key."""
     return names.make_model_key(request.alias, hashing.identity([request.output, "not registered"]))
 
 
 def _matches(spec: ModelSpec, request: Request) -> bool:
-    """Whether a spec is of this request, as far as can be told without building it."""
+    """Return whether a spec matches a request, as far as this is known without building it."""
     asked = (request.alias, request.timm_name, request.recorded, request.output, request.precision)
     identity = spec.identity
     there = (spec.alias, spec.timm_name, spec.source, identity.output, identity.precision)
-    declared = request.recorded == "user"  # Its geometry is its maker's.
+    declared = request.recorded == "user"  # A user's model declares its own geometry.
     return asked == there and (declared or request.geometry == identity.preprocessing.geometry)
 
 
 def _only_one(found: list[ModelSpec]) -> ModelSpec | None:
-    """Raises ConflictError where there are several."""
+    """Return the only model found, or None; raise ConflictError if there are several."""
     if len(found) > 1:
         raise ConflictError(
             "other-weights",
@@ -75,13 +75,13 @@ def _only_one(found: list[ModelSpec]) -> ModelSpec | None:
 
 
 def _without_game_basis(identity: Identity) -> Identity:
-    """An identity as it is known before a basis of one game is fitted."""
+    """Return the identity without a basis of one game, as known before the basis is fitted."""
     own = parse_output(identity.output).game
     return msgspec.structs.replace(identity, basis="") if own else identity
 
 
 def find_by_identity(snapshot: Snapshot, alias: str, identity: Identity) -> ModelSpec | None:
-    """The registered model that has this identity, whichever frames its own basis was fitted on."""
+    """Return the registered model with this identity, ignoring the bytes of a game's basis."""
     if not parse_output(identity.output).game:
         key = model_key(alias, identity)
         return read_spec(snapshot, key) if key in snapshot.models else None
@@ -90,15 +90,15 @@ def find_by_identity(snapshot: Snapshot, alias: str, identity: Identity) -> Mode
 
 
 def request_of(spec: ModelSpec, weights: Mapping[str, str]) -> Request:
-    """What to ask for to get a registered model again.
+    """Return a request that builds a registered model again.
 
     Args:
-        spec: Its spec, which may come from anyone: a module that it names is never imported.
-        weights: By alias, weights files where this machine keeps them elsewhere, and the modules of
+        spec: Spec of the model, which is untrusted: a module that it names is never imported.
+        weights: By alias, weights files that have another path on this machine, and modules of
             users' own models.
     """
     source = "user" if spec.source.startswith("user") else spec.source
-    if source.startswith("archive:"):  # No store may say so: only who types a name does.
+    if source.startswith("archive:"):  # Only a user may name an archive, never a store.
         source = f"file:{source.removeprefix('archive:')}"
     if spec.alias in weights:
         given = weights[spec.alias]
@@ -115,10 +115,10 @@ def request_of(spec: ModelSpec, weights: Mapping[str, str]) -> Request:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Hex blake3-256 of a model's tensors, without a classifier.
+    """Return the hex blake3-256 of a model's tensors, without a classifier.
 
-    Batch norm's count of training batches changes no number that the model returns, and not every
-    file has it.
+    Batch norm's counter of training batches is left out: it does not affect the output, and not
+    every file has it.
     """
     return hashing.tensors_digest(
         {
@@ -130,7 +130,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def identify(module: nn.Module, request: Request) -> Identity:
-    """A built model's identity; without its basis where that is one of a game."""
+    """Return the identity of a built model, without its basis if that is fitted on a game."""
     if isinstance(module, UserNetwork):
         preprocessing = module.preprocessing
     else:
@@ -148,10 +148,10 @@ def identify(module: nn.Module, request: Request) -> Identity:
 
 
 def _window(module: nn.Module, request: Request) -> int:
-    """Consecutive frames that a network looks at; 1 unless it says otherwise.
+    """Return the number of consecutive frames that a network sees; 1 unless it declares more.
 
     Raises:
-        UsageError: More than segments repeat of each other.
+        UsageError: If it is not from 1 to `MAX_STACK_FRAMES`; segments share no more frames.
     """
     window = getattr(module, "window", 1)
     if isinstance(window, int) and 1 <= window <= MAX_STACK_FRAMES:
@@ -163,7 +163,7 @@ def _window(module: nn.Module, request: Request) -> int:
 
 
 def _preprocessing(module: nn.Module, geometry: Geometry) -> Preprocessing:
-    """What timm says of a model's input."""
+    """Return the preprocessing that timm states for a model."""
     from timm.data.config import resolve_model_data_config
 
     config = resolve_model_data_config(module)

@@ -1,8 +1,8 @@
-"""The strip: eight real frames of every ALE game, shipped with wsa and the same for everybody.
+"""Load the strip: eight real frames of every ALE game, which are shipped with wsa.
 
-Bases that reduce a model's output are fitted on it, so that two labs' embeddings agree without
-having met, and a model's probe vectors are its embeddings of a few of these frames.
-`benchmarks/make_strip.py` made the file and says how. Changing a byte of it changes model keys.
+Bases that reduce a model's output are fitted on it, so that the embeddings of two labs agree
+without any exchange. A model's probe vectors are its embeddings of a few of these frames.
+`benchmarks/make_strip.py` made the file and says how. Changing one byte of it changes model keys.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class GameFrames:
 
     Attributes:
         game: ALE game id.
-        frames: (8, H, W, 3) uint8 RGB, four pairs: rows 2i and 2i + 1 are what two consecutive
-            steps showed. Most screens are 210 x 160; some games have 214 to 250 rows.
+        frames: Four pairs of frames, (8, H, W, 3) uint8 RGB; rows 2i and 2i + 1 are consecutive
+            steps. Most screens are 210 x 160; some games have 214 to 250 rows.
     """
 
     game: str
@@ -45,46 +45,46 @@ class GameFrames:
 
 
 def load_frames() -> list[GameFrames]:
-    """The whole strip, sorted by game."""
+    """Load the whole strip, sorted by game."""
     with np.load(PATH, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     palettes = np.split(arrays["palette"], np.cumsum(arrays["colours"])[:-1])
     pixels = {height: iter(arrays[f"pixels_{height}"]) for height in np.unique(arrays["height"])}
     games = []
     for game, height, palette in zip(arrays["game"], arrays["height"], palettes, strict=True):
-        # Each frame is stored as its difference from the one before.
+        # Each frame is stored as its XOR with the previous one.
         indices = np.bitwise_xor.accumulate(next(pixels[height]), axis=0)
         games.append(GameFrames(str(game), palette[indices]))
     return sorted(games, key=lambda part: part.game)
 
 
 def probe_inputs(window: int = 1, game: str = "") -> NDArray[np.uint8]:
-    """The frames that probe vectors are computed from.
+    """Return the inputs of which probe vectors are the embeddings.
 
     Args:
-        window: Consecutive frames that the model looks at.
-        game: The only game that the model embeds, if there is one.
+        window: Number of consecutive frames that the model sees.
+        game: The one game that the model embeds; empty if it embeds any.
 
     Returns:
-        (16, 210, 160, 3) uint8: for each of `PROBE_GAMES` a pair of consecutive frames, so that an
-        error can be compared with what changes from one step to the next; of one game that is in
-        the strip, its four pairs (8, H, W, 3). For a model with a window (n, window, H, W, 3), as
-        `pairs_in_windows` makes them.
+        Frames (16, 210, 160, 3) uint8 RGB: a pair of consecutive frames of each of `PROBE_GAMES`,
+        so that an error can be compared with the change from one step to the next. If `game` is in
+        the strip, its four pairs (8, H, W, 3). For a model with a window, windows
+        (n, window, H, W, 3) from `pairs_in_windows`.
     """
     own = _game_frames(game) if game else None
     return pairs_in_windows((_single_frames() if own is None else own).copy(), window)
 
 
 def pairs_in_windows(frames: NDArray[np.uint8], window: int) -> NDArray[np.uint8]:
-    """What a model with a window sees of pairs of frames, as if each pair began an episode.
+    """Turn pairs of frames into windows, as if each pair began an episode.
 
     Args:
-        frames: (2n, H, W, 3), rows 2i and 2i + 1 being of consecutive steps.
-        window: Consecutive frames that the model looks at.
+        frames: Frames (2n, H, W, 3); rows 2i and 2i + 1 are consecutive steps.
+        window: Number of consecutive frames that the model sees.
 
     Returns:
-        (2n, window, H, W, 3): of frames a and b the windows [a ... a a] and [a ... a b]; `frames`
-        where `window` is 1.
+        Windows (2n, window, H, W, 3): for frames a and b, [a ... a a] and [a ... a b]. If `window`
+        is 1, `frames` itself.
     """
     if window == 1:
         return frames
@@ -92,10 +92,10 @@ def pairs_in_windows(frames: NDArray[np.uint8], window: int) -> NDArray[np.uint8
     return frames[np.column_stack([*[at - at % 2] * (window - 1), at])]
 
 
-@functools.cache  # Each model is probed when it is registered and whenever it is opened.
+@functools.cache  # Each model is probed when it is registered and each time it is opened.
 def _single_frames() -> NDArray[np.uint8]:
     games = {part.game: part.frames for part in load_frames()}
-    # The third pair is of a time when the game is under way.
+    # At the third pair, play is under way.
     return np.concatenate([games[game][4:6] for game in PROBE_GAMES])
 
 
@@ -105,5 +105,5 @@ def _game_frames(game: str) -> NDArray[np.uint8] | None:
 
 
 def frames_digest() -> str:
-    """Hex blake3-256 of the strip's file."""
+    """Return the hex blake3-256 of the strip's file."""
     return hashing.checksum(PATH.read_bytes())

@@ -1,9 +1,9 @@
-"""From what a user asks for to a model in the store, and from a model in the store to an encoder.
+"""Register a requested model in a store, and open a registered model as an encoder.
 
-Registering builds the model, chooses what runs it, finds its basis in the store or fits it, embeds
-the probe frames, and commits spec, basis and probe. Opening a registered model embeds the
-probe frames again: a wrong mean, another resize kernel, a swapped file or a drifted library is
-refused before one row is written or one action taken.
+Registering builds the model, chooses its engine, finds its basis in the store or fits it, embeds
+the probe frames, and commits spec, basis and probe. Opening a registered model embeds the probe
+frames again, which detects a wrong mean, another resize kernel, a swapped file or a changed library
+before any row is written or any action taken.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class Registered:
     """A registered model.
 
     Attributes:
-        spec: Its spec.
-        fitted: Frames that went through it now to fit its basis.
-        request: What was asked for; a worker opens the model with it.
-        choice: The engine that runs it, where it has anything to run.
+        spec: Spec of the model.
+        fitted: Number of frames that just went through the model to fit its basis.
+        request: Request of the user; a worker opens the model with it.
+        choice: Engine that runs the model; None if nothing needs to run.
     """
 
     spec: ModelSpec
@@ -82,21 +82,21 @@ def register(
     engine: str = "auto",
     games: Sequence[str] = (),
 ) -> Registered:
-    """Build a model, choose its engine, and commit it unless it is in the store.
+    """Build a model, choose its engine, and commit it unless it is already in the store.
 
     Args:
-        snapshot: The store.
-        request: What the user asks for.
+        snapshot: Snapshot of the store.
+        request: Model that the user asks for.
         max_step_error: Largest step-relative error of a reduced precision.
-        device: Where to run it.
-        engine: The inference engine; `auto` is the fastest accurate one.
-        games: Games on which a reduced precision must be right, beside the strip.
+        device: Device to run on.
+        engine: Inference engine; `auto` is the fastest accurate one.
+        games: Games on which to check a reduced precision, besides the strip.
 
     Raises:
-        MissingError: No weights.
-        ConflictError: Wrong weights, a drifted model, NaN, or a precision that errs too much.
-        UsageError: An engine or a precision that is not to be had there, or an output the model
-            cannot give.
+        MissingError: If the weights are not found.
+        ConflictError: If the weights are wrong, the embeddings have drifted or contain NaN, or the
+            error of the precision is too large.
+        UsageError: If the device lacks the engine or precision, or the model lacks the output.
     """
     engine = request.engine(engine)
     found, module, identity = measure_engines(snapshot, request, device, engine, games)
@@ -104,7 +104,7 @@ def register(
     if there is not None:
         found.set_basis(_stored_reduction(snapshot, there.key, there.identity))
         if engine == "auto" and identity.precision != "fp32":
-            # Below fp32 engines agree less with each other than with what changes in a game.
+            # Below fp32, engines differ noticeably, so keep the one that filled the store.
             engine = _main_engine(snapshot, there.key, device, identity.precision) or "auto"
         choice = found.choose(engine, identity.precision, max_step_error)
         check_probe(snapshot, there.key, found.embed(choice.engine, identity.precision))
@@ -130,7 +130,8 @@ def register(
         saved = FITTED[output.reduction].save(basis)
         files["basis.safetensors"] = saved
         if output.game:
-            # Of two bases fitted side by side each would have to be asked for by its key ever after.
+            # If another process just fitted its own basis, use that one. With two bases in the
+            # store, users could name either only by its key.
             snapshot = take_snapshot(snapshot.backend, snapshot)
             if find_by_identity(snapshot, request.alias, identity) is not None:
                 return register(snapshot, request, max_step_error, device, engine, games)
@@ -168,7 +169,7 @@ def open_models(
     engine: str = "auto",
     threads: int | None = None,
 ) -> list[Encoder]:
-    """`open_model`, of several."""
+    """Open several models with `open_model`."""
     how: dict[str, Any] = {
         "weights": weights, "device": device, "engine": engine, "threads": threads,
     }  # fmt: skip
@@ -185,23 +186,23 @@ def open_model(
     engine: str = "auto",
     threads: int | None = None,
 ) -> Encoder:
-    """Build a registered model and make sure that it is the one that filled the store.
+    """Build a registered model and check that it is the one that filled the store.
 
     Args:
-        snapshot: A snapshot that has the model.
-        key: The model key.
-        weights: By alias, weights files where this machine keeps them elsewhere, and the modules of
+        snapshot: Snapshot that has the model.
+        key: Model key.
+        weights: By alias, weights files that have another path on this machine, and modules of
             users' own models.
-        source: Where the weights are on this machine, if not where they were.
-        device: Where to run.
-        engine: What runs it; `auto` is what filled the store or, if that is not to be had here, the
-            fastest that is right.
-        threads: Threads of a CPU that call it at once; as many as torch uses if not given.
+        source: Source of the weights on this machine, if it differs from the recorded one.
+        device: Device to run on.
+        engine: Inference engine; `auto` is the engine that filled the store or, if it is not
+            available here, the fastest accurate one.
+        threads: Number of CPU threads that call the encoder at once; torch's number if None.
 
     Raises:
-        MissingError: No such model, or no weights for it here.
-        ConflictError: Other weights, or other embeddings of the probe frames.
-        UsageError: An engine that is not to be had here.
+        MissingError: If the store lacks the model, or this machine lacks its weights.
+        ConflictError: If the weights or the embeddings of the probe frames differ from the store's.
+        UsageError: If the engine is not available here.
     """
     spec = read_spec(snapshot, key)
     request = request_of(spec, weights or {})
@@ -225,7 +226,7 @@ def open_model(
         if engine:
             _log.info("%s: run by %s, the engine that filled the store", key, engine)
         else:
-            # Whether a precision errs too much was decided when the model was registered.
+            # The error of the precision was accepted when the model was registered.
             choice = found.choose("auto", precision, math.inf)
             engine = choice.engine
             filled = snapshot.embeddings(model=key)
@@ -245,18 +246,21 @@ def measure_engines(
     engine: str = "auto",
     games: Sequence[str] = (),
 ) -> tuple[Engines, nn.Module, Identity]:
-    """A model's engines, still without a basis, the model, and what it is.
+    """Build a model and prepare to measure its engines.
 
     Args:
-        snapshot: The store, for frames of the games.
-        request: What the user asks for.
-        device: Where to run it.
-        engine: The inference engine.
-        games: Games on which a reduced precision is measured, beside the strip.
+        snapshot: Snapshot of the store, for frames of the games.
+        request: Model that the user asks for.
+        device: Device to run on.
+        engine: Inference engine.
+        games: Games on which to measure a reduced precision, besides the strip.
+
+    Returns:
+        The engines, still without a basis; the model; and its identity.
 
     Raises:
-        MissingError: No weights.
-        UsageError: An engine or a precision that is not to be had there.
+        MissingError: If the weights are not found.
+        UsageError: If the device lacks the engine or precision.
     """
     where = torch.device(device)
     engines.require("torch" if engine == "auto" else engine, where, request.precision)
@@ -268,10 +272,10 @@ def measure_engines(
 
 
 def encoder_without_basis(request: Request, device: str) -> tuple[Encoder, int]:
-    """A model before its basis as PyTorch runs it, for measuring, and its window.
+    """Return an encoder that runs a model in PyTorch without its basis, and the model's window.
 
     Raises:
-        MissingError: No weights.
+        MissingError: If the weights are not found.
     """
     module = registry.build(request)
     identity = identify(module, request)
@@ -280,7 +284,7 @@ def encoder_without_basis(request: Request, device: str) -> tuple[Encoder, int]:
 
 
 def _main_engine(snapshot: Snapshot, key: str, device: str, precision: Precision) -> str:
-    """The engine that ran most of a model's frames; empty if there is none, or not here."""
+    """Return the engine that ran most of a model's frames; empty if none did or it is not here."""
     passes: Counter[str] = Counter()
     for meta in snapshot.embeddings(model=key):
         passes[meta.engine] += meta.passes
@@ -289,10 +293,10 @@ def _main_engine(snapshot: Snapshot, key: str, device: str, precision: Precision
 
 
 def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> None:
-    """Compare embeddings of the probe frames with those stored.
+    """Compare embeddings of the probe frames with the stored ones.
 
     Raises:
-        ConflictError: They differ by more than a tenth of what changes from step to step.
+        ConflictError: If they differ by more than a tenth of the change from one step to the next.
     """
     error = probe.step_error(found, _load(snapshot, key, "probe.safetensors", probe.load))
     if not error <= probe.MAX_STEP_ERROR:
@@ -308,10 +312,10 @@ def check_probe(snapshot: Snapshot, key: str, found: NDArray[np.float32]) -> Non
 
 
 def _check_orphans(snapshot: Snapshot, key: str, window: int, encoder: Encoder) -> None:
-    """Compare with embeddings of a model that was lost: its new basis and probe must fit them.
+    """Compare the encoder with stored embeddings of a model whose record was lost.
 
     Raises:
-        ConflictError: They differ by more than a tenth of what changes from frame to frame.
+        ConflictError: If they differ by more than a tenth of the change between frames.
     """
     segments = {(meta.game, meta.segment): meta for meta in snapshot.segments()}
     with_frames = {(meta.game, meta.segment) for meta in snapshot.frames()}
@@ -339,10 +343,10 @@ def _check_orphans(snapshot: Snapshot, key: str, window: int, encoder: Encoder) 
 
 
 def _stored_reduction(snapshot: Snapshot, key: str, identity: Identity) -> Reduction | None:
-    """The reduction of a registered model.
+    """Return the reduction of a registered model.
 
     Raises:
-        DamagedError: Its basis cannot be read, or is not the one in its key.
+        DamagedError: If its basis cannot be read or does not match its key.
     """
     output = parse_output(identity.output)
     if not output.reduction:
@@ -360,10 +364,10 @@ def _stored_reduction(snapshot: Snapshot, key: str, identity: Identity) -> Reduc
 
 
 def _load(snapshot: Snapshot, key: str, name: str, load: Callable[[bytes], T]) -> T:
-    """What `load` makes of a model's file.
+    """Read a model's file and parse it with `load`.
 
     Raises:
-        DamagedError: There is no such file, or it does not hold what it must.
+        DamagedError: If the file is missing or cannot be parsed.
     """
     try:
         return load(snapshot.read_model(key, name)[name])

@@ -1,4 +1,4 @@
-"""Which of a store's models a user means: by alias, by key, or all that encoded a game."""
+"""Select models of a store by alias or key, or all that encoded a game."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from wsa.store.objects.snapshot import Snapshot
 
 
 def stored_name(snapshot: Snapshot, name: str) -> str:
-    """A model as `wsa encode` takes it (`timm:NAME`, `vit:random`), as its alias or key in a store.
+    """Translate a model as typed for `wsa encode` (`vit:random`) to its alias or key in a store.
 
-    It is a key where the alias alone would not tell trained weights from untrained ones.
+    The result is a key if the alias does not distinguish trained from untrained weights.
 
     Raises:
-        UsageError: There is no such model.
+        UsageError: If there is no such model.
     """
     if name in snapshot.models:
         return name
@@ -46,11 +46,12 @@ def stored_name(snapshot: Snapshot, name: str) -> str:
 
 
 def choose_models(snapshot: Snapshot, game: str, asked: Sequence[str]) -> list[str]:
-    """Model keys for what was asked, by alias or key; all that encoded the game if nothing was.
+    """Return the keys of models asked for by alias or key; without any, all that encoded the game.
 
     Raises:
-        MissingError: No frames, or a model has not encoded them all; says which command to run.
-        UsageError: An alias fits several models.
+        MissingError: If the store has no frames of the game, or a model has not encoded all of
+            them; the message has the command to run.
+        UsageError: If an alias fits several models.
     """
     url = snapshot.backend.url
     if game not in snapshot.games:
@@ -78,7 +79,7 @@ def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:
     known = [key for key in snapshot.models if name in (key, names.key_alias(key))]
     options = name
     if len(known) == 1:
-        # Spelled so that it makes this very model, not one of another output.
+        # Spell out all options, so that the command makes exactly this model.
         spec = read_spec(snapshot, known[0])
         options = spec.alias if spec.alias in known_aliases() else f"timm:{spec.timm_name}"
         options = spec.timm_name if spec.source == "user" else options
