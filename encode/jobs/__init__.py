@@ -1,1 +1,1 @@
-"""Encode what is missing, in parallel, with Dask."""
+"""Encode missing segments in parallel with Dask."""

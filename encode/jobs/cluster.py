@@ -1,4 +1,4 @@
-"""Where encoding runs: in this process, on this machine's cores or GPUs, or on a cluster."""
+"""Start or join the Dask cluster of an encoding: this process, this machine, SLURM, or a running one."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from wsa.store.common.errors import StorageError, Terminated, UsageError
 
 WAIT_FOR_ANSWER_S = 20
 WAIT_FOR_WORKERS_S = 60
-WAIT_FOR_PROCESSES_S = 300  # Torch is to be imported first, and other work may be beside.
+WAIT_FOR_PROCESSES_S = 300  # Workers import torch first, which is slow on a busy machine.
 SCALE_EVERY_S = 5
 
-# Even without a dashboard a scheduler serves HTTP, by default on port 8787, with a warning where
-# somebody else has that: another encode, or a notebook.
+# A scheduler serves HTTP even without a dashboard, by default on port 8787, and warns if another
+# encode or a notebook uses that port.
 _ANY_PORT = "127.0.0.1:0"
 
-# Dask has its workers give memory back to the system at every chance. A model takes and returns
-# megabytes for each layer, and was 2.3 times slower for it (22 000 page faults a frame).
+# Dask makes workers return freed memory to the system at once. A model allocates and frees megabytes
+# for each layer, and was 2.3 times slower with that setting (22 000 page faults per frame).
 WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": 256 << 20,
     "MALLOC_MMAP_THRESHOLD_": 32 << 20,
@@ -47,17 +47,17 @@ WORKER_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": 1,
 }
 
-# Elsewhere than on Linux a fork of a process with libraries is not safe, or there is none.
+# Outside Linux, forking a process with these libraries is unsafe or impossible.
 _METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
 
 def cores() -> int:
-    """Cores this process may use: those of the machine, of its affinity, or of its container."""
+    """Return the number of cores that the machine, CPU affinity and container allow."""
     return cpu_count()
 
 
 def models_at_once(scheduler: str, workers: int, device: str, jobs: SlurmOptions) -> int:
-    """How many workers `connect` would have at a model at once; 1 where others start them."""
+    """Return how many workers of `connect` can run a model at once; 1 for a running scheduler."""
     if scheduler == "local":
         return workers or _gpus_for(device) or cores()
     if scheduler == "slurm":
@@ -78,24 +78,24 @@ def connect(
     threads: int = 0,
     option: str = "--scheduler",
 ) -> Iterator[tuple[Client, int]]:
-    """A Dask client, and how many cores torch may use in a task (0: as the worker has it).
+    """Yield a Dask client, and the number of cores torch may use in a task (0: the worker's own).
 
     Args:
-        scheduler: `local` starts one worker process a core, whose model has one core, measured
-            faster than one process on all cores; or one a GPU. `inproc` works in this process,
-            `slurm` has SLURM start the workers, `tcp://host:port` uses a running scheduler.
-        workers: Worker processes for `local`; 0 is one for each core or GPU. Jobs for `slurm`. No
-            other has a use for a number.
-        device: `cpu`, `cuda` or `auto`, which is the GPU where there is one.
-        jobs: What a job of SLURM has.
-        threads: Tasks that a worker process started here runs at once; 0 for as many as encoding
-            keeps busy.
-        option: What gave the scheduler, for messages.
+        scheduler: `local` starts one worker process per core, which is faster than one process on
+            all cores (measured), or one per GPU. `inproc` works in this process, `slurm` makes SLURM
+            start the workers, and `tcp://host:port` uses a running scheduler.
+        workers: Number of worker processes for `local`, 0 for one per core or GPU; number of jobs
+            for `slurm`. Other schedulers take no number.
+        device: `cpu`, `cuda` or `auto`, which is the GPU if there is one.
+        jobs: Resources of a SLURM job.
+        threads: Number of tasks that a worker process started here runs at once; 0 for the number
+            that suits encoding.
+        option: Name of the option that gave the scheduler, for messages.
 
     Raises:
-        UsageError: The scheduler is none of these, or no address, or has its own workers.
-        MissingError: dask-jobqueue is not installed.
-        StorageError: The running scheduler, or SLURM, does not answer, or no workers start.
+        UsageError: If the scheduler is unknown, is not an address, or has its own workers.
+        MissingError: If dask-jobqueue is not installed.
+        StorageError: If the running scheduler or SLURM does not answer, or no workers start.
     """
     if workers and scheduler not in ("local", "slurm"):
         raise UsageError(
@@ -118,7 +118,7 @@ def connect(
             yield client, 1
     elif "://" in scheduler:
         try:
-            if scheduler.startswith(("tcp:", "tls:")):  # Dask's client would not find it.
+            if scheduler.startswith(("tcp:", "tls:")):  # Dask's client does not check the address.
                 get_address_host_port(scheduler)
             client = _client(scheduler, timeout=WAIT_FOR_ANSWER_S)
         except OSError as error:
@@ -158,13 +158,13 @@ def connect(
 
 
 def _client(*where: Any, **options: Any) -> Client:
-    """A client that leaves the caller's own Dask alone, also where none answers."""
+    """Create a client without making it the caller's default, even if no scheduler answers."""
     return Client(*where, set_as_default=False, **options)
 
 
 @contextlib.contextmanager
 def _running_client(start: Callable[[contextlib.ExitStack], Client]) -> Iterator[Client]:
-    """A client of what is started for it, and ended in any case."""
+    """Yield a client of a cluster that is started for it and always shut down."""
     stack = contextlib.ExitStack()
     try:
         with _defer_signals():
@@ -216,10 +216,10 @@ def _start(
 
 
 def _await_processes(client: Client, count: int) -> None:
-    """Wait until all worker processes have started. Signals are obeyed meanwhile.
+    """Wait until all worker processes have started. Signals work meanwhile.
 
     Raises:
-        StorageError: They did not.
+        StorageError: If they did not start in time.
     """
     try:
         client.wait_for_workers(count, timeout=WAIT_FOR_PROCESSES_S)
@@ -235,7 +235,7 @@ def _await_processes(client: Client, count: int) -> None:
 
 
 def _keep_scaled(scale: Callable[[], Any], loop: IOLoop, stack: contextlib.ExitStack) -> None:
-    """Start workers, and others in the place of those that went for good."""
+    """Start workers, and keep replacing those that are gone for good."""
     scale()
     again = PeriodicCallback(scale, 1000 * SCALE_EVERY_S)
     loop.add_callback(again.start)
@@ -243,16 +243,16 @@ def _keep_scaled(scale: Callable[[], Any], loop: IOLoop, stack: contextlib.ExitS
 
 
 def _preload_forkserver() -> None:
-    """Start the process that workers are forked from; it imports what they need, once for all.
+    """Start the process that workers are forked from, which imports their libraries once.
 
-    To import torch and timm takes a core 7 s, which each worker would need of its own, also one that
-    comes in the place of a dead one. That process stays until this one ends. Of the environment it
-    keeps what it began with: what libraries read as they are imported, and what is removed later.
+    Importing torch and timm takes a core 7 s, which each worker would need, even one that replaces
+    a dead one. The process lives until this one ends. It keeps the environment that it started
+    with, including variables that libraries read on import and those that are removed later.
     """
     if _METHOD != "forkserver":
         return
     get_mp_context().set_forkserver_preload([tasks.__name__, "timm"])
-    # Python 3.11 would have it look for modules in the current folder first.
+    # Without this, the process of Python 3.11 imports modules from the current folder first.
     wanted = {**WORKER_ENVIRONMENT, "PYTHONSAFEPATH": 1}
     added = {name: str(value) for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
@@ -264,12 +264,12 @@ def _preload_forkserver() -> None:
 
 
 class _Local(LocalCluster):  # type: ignore[misc]  # distributed has no types.
-    """Worker processes here; where they have GPUs, each sees its own."""
+    """Worker processes on this machine; with GPUs, each worker sees only its own."""
 
     def new_worker_spec(self) -> dict[int, Any]:
         spec: dict[int, Any] = super().new_worker_spec()
         for name, worker in spec.items():
-            # What has been set since the process began that they are forked from.
+            # Pass variables that were set after the fork server started.
             environment = dict(os.environ)
             if worker["options"].get("resources"):
                 environment["CUDA_VISIBLE_DEVICES"] = _gpus()[name % len(_gpus())]
@@ -278,7 +278,7 @@ class _Local(LocalCluster):  # type: ignore[misc]  # distributed has no types.
 
 
 def _gpus() -> list[str]:
-    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
     seen = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word]
     return seen or [str(number) for number in range(torch.cuda.device_count())]
 
@@ -300,7 +300,7 @@ def _submit(workers: int, jobs: SlurmOptions, threads: int, stack: contextlib.Ex
 
 
 def job_script(jobs: SlurmOptions) -> str:
-    """What would be submitted to SLURM, for `wsa encode --dry-run`."""
+    """Return the script that would be submitted to SLURM, for `wsa encode --dry-run`."""
     options: dict[str, Any] = {"dashboard_address": _ANY_PORT, "dashboard": False}
     with slurm.start(jobs, WORKER_ENVIRONMENT, False, **options) as cluster:
         script: str = cluster.job_script()
@@ -308,18 +308,18 @@ def job_script(jobs: SlurmOptions) -> str:
 
 
 def _dask_settings() -> config.set:
-    """Dask's settings for workers of our own."""
+    """Return Dask's settings for workers that wsa starts."""
     return config.set(
         {
             "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
             "distributed.worker.multiprocessing-method": _METHOD,
-            # A worker's death is an attempt of its segment; attempts are counted by the driver.
+            # A worker's death counts as an attempt of its segment, and the driver counts attempts.
             "distributed.scheduler.allowed-failures": 0,
-            # A worker that died may come back with torch to import, which takes a busy machine
-            # longer than Dask's 15 s; it would be closed as it comes, and those beside it be blamed.
+            # A restarted worker imports torch, which on a busy machine takes longer than Dask's
+            # 15 s. Dask would then close the worker, and others would be blamed.
             "distributed.deploy.lost-worker-timeout": "120s",
-            # Dask stops a worker that holds much memory from starting tasks, for good where the
-            # memory is a model's. What tasks hold is bounded here.
+            # Dask pauses a worker that holds much memory, forever if a model needs that memory. The
+            # number of task slots already bounds the memory of tasks.
             "distributed.worker.memory.target": False,
             "distributed.worker.memory.spill": False,
             "distributed.worker.memory.pause": False,
@@ -328,18 +328,18 @@ def _dask_settings() -> config.set:
 
 
 def _dashboard() -> dict[str, Any]:
-    """Dask's pages, where bokeh is installed to draw them."""
+    """Return options that enable Dask's dashboard if bokeh is installed."""
     return {"dashboard": importlib.util.find_spec("bokeh") is not None}
 
 
 @contextlib.contextmanager
 def _defer_signals() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait till the end; Ctrl-C never reaches what is started meanwhile.
+    """Defer Ctrl-C and SIGTERM to the end, and block Ctrl-C in processes started meanwhile.
 
-    A terminal sends it to workers too, which must not print where they were: this process ends
-    them, by SIGTERM. And Dask, half started or half closed, can neither go on nor back.
+    A terminal sends Ctrl-C to workers too. They must not print tracebacks; this process ends them
+    with SIGTERM. And Dask cannot recover from an interrupt while it starts or closes.
     """
-    resource_tracker.ensure_running()  # It would lift the block below where it is started later.
+    resource_tracker.ensure_running()  # Starting it later would unblock SIGINT.
     asked: list[int] = []
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

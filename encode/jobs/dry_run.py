@@ -1,9 +1,9 @@
-"""What an encoding takes of a worker's memory, for `wsa encode --dry-run`: an upper bound.
+"""Estimate the work of an encoding, and a worker's memory, for `wsa encode --dry-run`.
 
-A worker is started as an encoding starts them, builds every model, and measures its engines: that
-is its libraries, weights and activations, measured. What its tasks hold beside that is counted:
-the frames of the largest segment in each thread, embeddings on their way, and, for a model that is
-not in the store yet, the features that its basis is fitted on.
+The memory is an upper bound. It starts a worker as an encoding does, which builds every model and
+measures its engines; the worker's peak covers libraries, weights and activations. It then adds what
+tasks hold: the frames of the largest segment in each thread, embeddings in transit and, for a model
+that is not in the store yet, the features to fit its basis on.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 @dataclasses.dataclass(frozen=True)
 class MeasuredModel:
-    """One model as it was found where it would run.
+    """Measurements of a model on a worker.
 
     Attributes:
-        engine: What would run it.
-        rate: Frames a second of that.
-        window: Consecutive frames that it looks at.
-        features: Numbers of one input before any reduction.
-        numbers: Numbers of an embedding.
+        engine: Engine that would run the model.
+        rate: Frames per second of that engine.
+        window: Number of consecutive frames that the model sees.
+        features: Size of an embedding before any reduction.
+        numbers: Size of an embedding.
     """
 
     engine: str
@@ -56,17 +56,17 @@ class MeasuredModel:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """One model's share of the work.
+    """Estimated work for one model.
 
     Attributes:
-        name: The model's alias, and its game where it embeds that alone.
-        objects: Embedding objects to write.
-        passes: Frames, or windows of frames, to run through the model.
-        copies: Those whose embedding is copied.
-        strip: Frames of the strip, or of a game, to run to fit the model's basis.
+        name: Alias of the model, and its game if it embeds only one.
+        objects: Number of embedding objects to write.
+        passes: Number of frames, or windows of frames, to run through the model.
+        copies: Number of frames or windows whose embedding is copied.
+        strip: Number of frames of the strip, or of a game, to run to fit the model's basis.
         bytes: Size of the embeddings before compression, which saves about a third.
-        engine: What would run it.
-        minutes: Time, from that engine's rate measured just now.
+        engine: Engine that would run the model.
+        minutes: Time in minutes, from the engine's measured rate.
     """
 
     name: str
@@ -87,12 +87,12 @@ def measure_model(
     engine: str = "auto",
     max_step_error: float = MAX_STEP_ERROR,
 ) -> tuple[MeasuredModel, Encoder]:
-    """Build a model and measure its engines, as when it is registered; nothing is written.
+    """Build a model and measure its engines, as registering does, without writing anything.
 
     Raises:
-        MissingError: No weights, or an engine that is not installed.
-        UsageError: A precision that is not to be had there.
-        ConflictError: A model that fails, or a precision that errs too much.
+        MissingError: If the weights are not found or the engine is not installed.
+        UsageError: If the device lacks the precision.
+        ConflictError: If the model fails, or the error of the precision is too large.
     """
     engine = request.engine(engine)
     found, _, identity = register.measure_engines(snapshot, request, device, engine, games)
@@ -111,17 +111,17 @@ def estimate(
     measured: MeasuredModel,
     parallel: int = 1,
 ) -> Estimate:
-    """Plan one model.
+    """Estimate the work for one model.
 
     Args:
-        snapshot: The store.
-        request: The model.
-        games: Games.
-        measured: The model, from `measure_model`.
-        parallel: Workers that run it side by side.
+        snapshot: Snapshot of the store.
+        request: Requested model.
+        games: Games to encode.
+        measured: Measurements of the model, from `measure_model`.
+        parallel: Number of workers that run the model in parallel.
     """
     spec = lookup.find_model(snapshot, request)
-    # Of a model that is not in the store, nothing has been encoded under whatever key it will get.
+    # A model that is not in the store has no embeddings yet, so any unused key will do.
     key = spec.key if spec else lookup.unregistered_key(request)
     output = parse_output(request.output)
     only = {key: output.only_game} if output.only_game else {}
@@ -136,29 +136,29 @@ def estimate(
         strip=fit,
         bytes=2 * numbers * sum(item.inputs for item in plan.items),
         engine=measured.engine,
-        # A basis is fitted by one worker alone.
+        # One worker alone fits a basis.
         minutes=(plan.passes / parallel + fit) / measured.rate / 60,
     )
 
 
-# Of `palette` a grey level has 42 + 40 numbers, of `objects` a class one more.
+# A gray level of `palette` has 42 + 40 numbers, a class of `objects` one more.
 SCREEN_NUMBERS = 83
 
-# An allocator keeps some of what it got back.
+# The allocator keeps some of the freed memory.
 SPARE = 1.1
 
-# Of a segment a task holds its frames as palette indices and as colours, and those it runs.
+# A task holds a segment's frames as palette indices, as colors, and once more to run them.
 COPIES_OF_FRAMES = 7 / 3
 
 LARGEST_SCREEN = 250 * 160 * 3
 
-# A basis is fitted on the features, made of parts that are joined, and on their differences.
+# A fit holds the parts of the features, the joined features, and their difference from the mean.
 COPIES_OF_FEATURES = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkerMeasurement:
-    """All models in one worker: its most bytes, and each model."""
+    """Peak memory, in bytes, of a worker with all models, and the measurements of each model."""
 
     peak: int
     models: tuple[MeasuredModel, ...]
@@ -173,13 +173,13 @@ def measure_on_worker(
     max_step_error: float = MAX_STEP_ERROR,
     scheduler: str = "local",
 ) -> WorkerMeasurement:
-    """Start a worker here, and let it build and measure the models; with `inproc` this process is it.
+    """Build and measure the models on a new worker on this machine, or in this process (`inproc`).
 
     Raises:
-        MissingError: No weights, or an engine that is not installed.
-        UsageError: A precision that is not to be had here.
-        ConflictError: A model that fails, or a precision that errs too much.
-        StorageError: The worker died of it.
+        MissingError: If the weights are not found or the engine is not installed.
+        UsageError: If the device lacks the precision.
+        ConflictError: If the model fails, or the error of the precision is too large.
+        StorageError: If the worker died.
     """
     asked = snapshot.backend.url, tuple(requests), tuple(games), device, engine, max_step_error
     with cluster.connect(scheduler, int(scheduler == "local"), device) as (client, threads):
@@ -223,14 +223,14 @@ def worker_bytes(
     found: WorkerMeasurement,
     fitted: Sequence[int],
 ) -> int:
-    """The most memory that one worker takes, in bytes.
+    """Return an upper bound of one worker's memory, in bytes.
 
     Args:
-        snapshot: The store.
-        games: Games.
+        snapshot: Snapshot of the store.
+        games: Games to encode.
         device: `cpu`, `cuda` or `auto`.
-        found: The models, from `measure_on_worker`.
-        fitted: Frames, or windows, on which each one's basis has still to be fitted.
+        found: Measurements, from `measure_on_worker`.
+        fitted: For each model, the number of frames or windows to fit its basis on.
     """
     segments = [m for m in snapshot.segments() if m.game in games]
     inputs = max((max(m.rows, m.frames) for m in segments), default=0)
@@ -242,10 +242,10 @@ def worker_bytes(
     embeddings = sum(inputs * m.numbers for m in found.models)
     on_gpu = choose_device(device) == "cuda"
     at_once = TASKS_A_GPU if on_gpu else THREADS_A_WORKER
-    # A row is float32 where it is made, then half, then joined, then compressed.
+    # A row is held as float32, as float16, in the joined array, and compressed.
     tasks = at_once * (COPIES_OF_FRAMES * frames + window_bytes + 10 * embeddings)
     waiting = TASKS_A_THREAD * at_once * 4 * embeddings
-    screen = max(frame_bytes, LARGEST_SCREEN)  # The strip has all games.
+    screen = max(frame_bytes, LARGEST_SCREEN)  # The strip has the largest screens too.
     fit = max(
         count * (m.window * screen + COPIES_OF_FEATURES * 4 * m.features)
         for count, m in zip(fitted, found.models, strict=True)
@@ -254,9 +254,9 @@ def worker_bytes(
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had."""
+    """Return the peak memory of this process in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # What `getrusage` says there includes the process that started this one.
+    if status.exists():  # On Linux, `getrusage` would include the parent process.
         return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1])  # type: ignore[index]
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most

@@ -1,4 +1,4 @@
-"""What happens while encoding, as plain data; progress bars, logs and JSON lines listen."""
+"""Events of an encoding, as plain data for progress bars, logs and JSON lines."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from wsa.store.objects.model_spec import ModelSpec
 
 @dataclasses.dataclass(frozen=True)
 class Started:
-    """Workers are there: how many, with how many threads in all, and what they run models on.
+    """The workers are ready.
 
-    `dashboard` is the address of Dask's own pages, empty where there are none.
+    Attributes:
+        workers: Number of workers.
+        threads: Number of threads of all workers.
+        device: Device on which they run models.
+        dashboard: Address of Dask's dashboard; empty if there is none.
     """
 
     workers: int
@@ -25,10 +29,12 @@ class Started:
 
 @dataclasses.dataclass(frozen=True)
 class ModelReady:
-    """A model is in the store; `fitted` strip frames went through it to fit its basis.
+    """A model is in the store.
 
-    `choice` says which engine runs it, how fast and exact that was found to be, and why the others
-    were left out.
+    Attributes:
+        spec: Spec of the model.
+        fitted: Number of frames that went through it to fit its basis.
+        choice: Engine that runs it, with its measured speed and error, and why not the others.
     """
 
     spec: ModelSpec
@@ -38,7 +44,7 @@ class ModelReady:
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """What is to be done: objects to write, frames or windows of frames to run, and to copy."""
+    """Numbers of objects to write, of frames or windows to run, and of those to copy."""
 
     objects: int
     passes: int
@@ -51,17 +57,17 @@ class SegmentDone:
 
     Attributes:
         game: ALE game id.
-        segment: The segment's id.
-        model: The model key.
-        inputs: Its frames, or windows of frames.
-        passes: Frames, or windows, that went through the model; none if another run was quicker.
-        copied: Those whose embedding was copied.
-        seconds: From start to commit, on the worker.
-        reading: Of these, seconds to read and decode the frames, shared among a segment's models.
-        running: To preprocess them and run the model.
-        writing: To copy rows, compress and commit.
+        segment: Id of the segment.
+        model: Model key.
+        inputs: Number of its frames, or windows of frames.
+        passes: Number of inputs that went through the model; 0 if another run committed first.
+        copied: Number of inputs whose embedding was copied.
+        seconds: Seconds from start to commit, on the worker.
+        reading: Seconds of these to read and decode the frames, divided among a segment's models.
+        running: Seconds to preprocess them and run the model.
+        writing: Seconds to copy rows, compress and commit.
         worker: Address of the worker that committed.
-        attempts: How often it was tried, this time included.
+        attempts: Number of attempts, with this one.
     """
 
     game: str
@@ -84,11 +90,11 @@ class AttemptFailed:
 
     Attributes:
         game: ALE game id.
-        segment: The segment's id.
-        model: The model key.
-        attempts: How often it was tried, this time included.
-        last: Whether it is set aside now; else it is tried again.
-        error: Why.
+        segment: Id of the segment.
+        model: Model key.
+        attempts: Number of attempts, with this one.
+        last: Whether the object is now set aside; otherwise there is another attempt.
+        error: Reason.
         worker: Address of the worker.
     """
 
@@ -103,7 +109,7 @@ class AttemptFailed:
 
 @dataclasses.dataclass(frozen=True)
 class WorkerUnfit:
-    """A worker cannot open a model, and gets no more segments; `error` says why and where it is."""
+    """A worker cannot open a model and gets no more segments; `error` says why."""
 
     worker: str
     host: str

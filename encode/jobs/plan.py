@@ -1,9 +1,9 @@
-"""What has to be encoded: pure, printable, and exact about every pass.
+"""Plan what to encode, with an exact number of passes; a pure function of a snapshot.
 
-For each model the segments without an embedding object are listed. Within them an input, which is a
-frame or a window of frames, goes through the model only if its digest was never seen by that model:
-not in any committed segment of any game, and not earlier in the plan. Every other one is a copy of
-a row of another object.
+A plan lists, for each model, the segments without an embedding object. An input of these (a frame
+or a window of frames) goes through the model only if the model has never seen its digest, neither
+in a committed segment of any game nor earlier in the plan. Any other input copies a row of another
+object.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.digest_index import first_seen
 from wsa.store.objects.snapshot import Snapshot
 
-Name = tuple[str, str, str]  # Of an embedding object: model key, game, segment.
+Name = tuple[str, str, str]  # An embedding object: model key, game, segment.
 Digests = dict[tuple[str, str, int], NDArray[np.uint8]]  # By game, segment and window.
 
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
-    """Rows to copy from embeddings by the same model.
+    """Rows to copy from an embedding object of the same model.
 
     Attributes:
         game: Game of the source segment.
-        segment: The source segment; the one that is written where that repeats an input.
-        source: (n,) int64, its rows.
-        target: (n,) int64, the rows they become.
+        segment: Source segment; the target itself if that repeats an input.
+        source: Rows in the source, (n,) int64.
+        target: Rows in the target, (n,) int64.
     """
 
     game: str
@@ -46,11 +46,11 @@ class Item:
     """One embedding object to write.
 
     Attributes:
-        model: The model key.
-        meta: The segment.
-        own: (n,) int64, inputs that go through the model: frames, or rows where it has a window.
-        copies: Where the other rows come from.
-        window: Consecutive frames that the model looks at.
+        model: Model key.
+        meta: Segment to encode.
+        own: Inputs that go through the model, (n,) int64: frames, or rows for a model with a window.
+        copies: Sources of the other rows.
+        window: Number of consecutive frames that the model sees.
     """
 
     model: str
@@ -61,28 +61,28 @@ class Item:
 
     @property
     def inputs(self) -> int:
-        """Embeddings in the object."""
+        """Number of embeddings in the object."""
         return self.meta.inputs(self.window)
 
     @property
     def name(self) -> Name:
-        """The object's model key, game and segment."""
+        """Model key, game and segment of the object."""
         return self.model, self.meta.game, self.meta.segment
 
     @property
     def sources(self) -> set[Name]:
-        """The other objects that it copies from."""
+        """Other objects that this one copies from."""
         return {(self.model, c.game, c.segment) for c in self.copies} - {self.name}
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything to be done, model by model, segment by segment; copies only look back.
+    """All objects to write, by model, then segment; an object copies only from earlier ones.
 
     Attributes:
         items: Objects to write.
-        present: Objects that were asked for and are there already.
-        games: The games, in order.
+        present: Number of requested objects that are already in the store.
+        games: Games, in order.
     """
 
     items: tuple[Item, ...]
@@ -91,16 +91,16 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Frames, or windows, that will go through a model."""
+        """Number of frames, or windows, to run through a model."""
         return sum(len(item.own) for item in self.items)
 
     @property
     def copies(self) -> int:
-        """Those that will not, because the same went through before."""
+        """Number of frames, or windows, whose embedding is copied."""
         return sum(item.inputs - len(item.own) for item in self.items)
 
     def by_segment(self) -> list[tuple[Item, ...]]:
-        """The items of each segment together, in an order in which copies only look back too."""
+        """Group the items by segment, in an order in which copies still refer to earlier items."""
         ordered = sorted(self.items, key=lambda item: _order(self.games, item.meta))
         return [
             tuple(items)
@@ -120,13 +120,13 @@ def make_plan(
     """Plan the encoding of `games` by `models`, both in the order given.
 
     Args:
-        snapshot: The store.
+        snapshot: Snapshot of the store.
         models: Model keys.
-        games: Games.
-        without: Objects to leave out, and to copy nothing from.
-        windows: Consecutive frames that a model looks at, of those that look at more than one.
-        known: Digests read for earlier plans; those read for this one are added.
-        only: The game of each model that embeds one game alone.
+        games: Games to encode.
+        without: Objects to leave out and not to copy from.
+        windows: Number of consecutive frames that a model sees, by key; 1 if absent.
+        known: Cache of digests over several plans; updated.
+        only: The game of each model that embeds only one, by key.
     """
     segments = snapshot.segments()
     digests = _Digests(snapshot, {} if known is None else known)
@@ -149,23 +149,23 @@ def make_plan(
 
 
 def _order(games: Sequence[str], meta: SegmentMeta) -> tuple[int, int, str]:
-    """Where a segment stands in a plan.
+    """Return the sort key of a segment in a plan.
 
-    All environments of all runs side by side, since a segment repeats the last frames of the one
-    before it: so that one is done by the time that they are copied.
+    Segments of all environments and runs are interleaved by their first step. A segment repeats the
+    last frames of its predecessor, which is then usually finished before they are copied.
     """
     return games.index(meta.game), meta.start, meta.segment
 
 
 class _Digests:
-    """Digests of segments' inputs, made once each."""
+    """Digests of segments' inputs, each computed once."""
 
     def __init__(self, snapshot: Snapshot, known: Digests) -> None:
         self._snapshot = snapshot
         self._made = known
 
     def __call__(self, meta: SegmentMeta, window: int) -> NDArray[np.uint8]:
-        # An id alone may be that of another game's segment too.
+        # A segment's id is unique only within its game.
         name = meta.game, meta.segment, window
         if name not in self._made:
             self._made[name] = input_digests(self._snapshot, meta, window)
@@ -179,7 +179,7 @@ def _plan_model(
     missing: list[SegmentMeta],
     digests: _Digests,
 ) -> list[Item]:
-    """One model's items: number all inputs in order, and let each find where it stands first."""
+    """Plan one model: number all inputs in order, and find the first occurrence of each."""
     ordered = [*done, *missing]
     edges = np.cumsum([0, *(m.inputs(window) for m in ordered)])
     everything = np.concatenate([digests(m, window) for m in ordered])
@@ -191,7 +191,7 @@ def _plan_model(
         own = np.flatnonzero(~seen)
         owners = np.searchsorted(edges, origin, side="right") - 1
         copies = []
-        for owner in np.unique(owners[seen]):  # In order, so the segment itself comes last.
+        for owner in np.unique(owners[seen]):  # Sorted, so the segment itself comes last.
             target = np.flatnonzero(seen & (owners == owner))
             meta = ordered[owner]
             copies.append(Copy(meta.game, meta.segment, origin[target] - edges[owner], target))

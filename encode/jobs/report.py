@@ -1,4 +1,4 @@
-"""The report of an encoding: `summary.md` for people, `run.json` for programs."""
+"""Write the report of an encoding: `summary.md` for people, `run.json` for programs."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class ModelTotals:
-    """What an encoding did with one model, as `run.json` has it.
+    """Totals of an encoding for one model, as in `run.json`.
 
     Attributes:
-        model: The model key.
-        engine: What ran it, and how fast and exact that was found to be.
-        random: Whether its weights are untrained.
-        objects: Segments encoded.
-        inputs: Their frames, or windows of frames.
-        passes: Those that went through the model.
-        copied: Those that did not, because the same had gone through before.
-        strip_passes: Frames that its basis was fitted on.
-        set_aside: Segments that failed every attempt.
-        failed_attempts: Attempts that failed.
-        passes_a_second_of_a_worker: Rate while the model ran.
-        seconds: Of all workers together, in each stage of the work.
+        model: Model key.
+        engine: Engine that ran it, with its measured speed and error.
+        random: Whether the weights are untrained.
+        objects: Number of segments encoded.
+        inputs: Number of their frames, or windows of frames.
+        passes: Number of inputs that went through the model.
+        copied: Number of inputs whose embedding was copied from an equal input.
+        strip_passes: Number of frames that the basis was fitted on.
+        set_aside: Number of segments that failed every attempt.
+        failed_attempts: Number of attempts that failed.
+        passes_a_second_of_a_worker: Passes per second while the model ran.
+        seconds: Seconds in each stage of the work, summed over all workers.
     """
 
     model: str
@@ -61,17 +61,19 @@ class ModelTotals:
 
 @dataclasses.dataclass(frozen=True)
 class EncodeReport:
-    """What an encoding did.
+    """Results of an encoding.
 
     Attributes:
-        models: The models, registered.
-        done: One entry a segment and model that was encoded now.
-        failures: Every attempt that failed, first to last.
-        present: Objects that were there already.
+        models: Registered models.
+        done: One entry per segment and model that was encoded now.
+        failures: All attempts that failed, in order.
+        present: Number of objects that were already in the store.
         seconds: Wall time.
-        workers: Workers at the start, and `threads` and `device` of theirs.
+        workers: Number of workers at the start.
+        threads: Number of threads of all workers at the start.
+        device: Device of the workers.
         unfit: Workers that could not open a model.
-        stopped: What ended it before all was tried; empty if nothing did.
+        stopped: What ended the encoding early; empty if nothing did.
     """
 
     models: tuple[Registered, ...]
@@ -87,27 +89,27 @@ class EncodeReport:
 
     @property
     def failed(self) -> tuple[AttemptFailed, ...]:
-        """What was set aside because every attempt failed."""
+        """Final failures of objects that were set aside because every attempt failed."""
         return tuple(f for f in self.failures if f.last)
 
     @property
     def exit_code(self) -> int:
-        """0, or that of the first error for which something was set aside."""
+        """0, or the exit code of the first error for which an object was set aside."""
         return self.failed[0].error.exit_code if self.failed else 0
 
     @property
     def passes(self) -> int:
-        """Frames, or windows of frames, that went through a model."""
+        """Number of frames, or windows of frames, that went through a model."""
         return sum(d.passes for d in self.done)
 
     @property
     def copied(self) -> int:
-        """Those that did not, because the same had gone through before."""
+        """Number of frames or windows whose embedding was copied from an equal one."""
         return sum(d.copied for d in self.done)
 
     @property
     def totals(self) -> list[ModelTotals]:
-        """What was done with each model."""
+        """Totals of each model."""
         return [self._totals(one) for one in self.models]
 
     def _totals(self, one: Registered) -> ModelTotals:
@@ -134,7 +136,7 @@ class EncodeReport:
         )
 
     def summary(self) -> dict[str, Any]:
-        """The report as JSON values, for `--json`."""
+        """Return the report as JSON values, for `--json`."""
         return {
             "models": {
                 one.spec.key: {
@@ -164,17 +166,17 @@ def _failure(failed: AttemptFailed) -> dict[str, Any]:
 
 
 def write_report(folder: Path, report: EncodeReport) -> Path:
-    """Write both files, over older ones.
+    """Write both files, replacing older ones.
 
     Args:
-        folder: Where; made if need be.
-        report: What an encoding did.
+        folder: Folder to write to, created if missing.
+        report: Results of the encoding.
 
     Returns:
         The folder.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: If the folder cannot be written to.
     """
     values = run_values(report)
     make_folder(folder)
@@ -185,10 +187,10 @@ def write_report(folder: Path, report: EncodeReport) -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of a report, and see that something can be written there.
+    """Create the folder of a report and check that it is writable.
 
     Raises:
-        StorageError: It cannot.
+        StorageError: If it is not.
     """
     with atomic_files.storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -197,7 +199,7 @@ def make_folder(folder: Path) -> None:
 
 
 def run_values(report: EncodeReport) -> dict[str, Any]:
-    """Everything that is known of an encoding, as JSON values."""
+    """Return the content of `run.json`, as JSON values."""
     return {
         "command": command_line(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -238,7 +240,7 @@ def _versions() -> dict[str, str]:
 
 
 def summary(values: dict[str, Any]) -> str:
-    """`run.json` in words, as Markdown."""
+    """Describe the values of `run.json` in Markdown."""
     models = values["models"]
     made, saved = (sum(m[of] for m in models) for of in ("passes", "copied"))
     libraries = ", ".join(f"{name} {version}" for name, version in values["versions"].items())

@@ -1,7 +1,7 @@
-"""Encode: register the models, plan, have the plan carried out, and report.
+"""Encode a store: register the models, make a plan, execute it, and report.
 
-What is committed stays, so the same command continues after any interruption. What fails every
-attempt is set aside and reported, and the rest is done.
+Committed objects stay, so the same command continues after any interruption. Objects that fail
+every attempt are set aside and reported, and the rest is encoded.
 """
 
 from __future__ import annotations
@@ -51,20 +51,21 @@ def encode(
     """Run each model once over every frame that it has not seen.
 
     Args:
-        backend: The store.
-        requests: Models.
-        games: Games; all that the store has where empty.
-        scheduler, workers, device, jobs: As `wsa.encode.jobs.cluster.connect` takes them.
+        backend: Backend of the store.
+        requests: Models to run.
+        games: Games to encode; all games of the store if empty.
+        scheduler, workers, device, jobs: Arguments of `wsa.encode.jobs.cluster.connect`.
         max_step_error: Largest step-relative error of a reduced precision.
-        tries: How often a segment is tried before it is set aside.
-        engine: What runs models; `auto` is the fastest that is right.
+        tries: Number of attempts before a segment is set aside.
+        engine: Inference engine; `auto` is the fastest accurate one.
         listen: Called with every event.
-        on_stop: Called with what was done, where something ends it early.
+        on_stop: Called with the report so far if the encoding ends early.
 
     Raises:
-        MissingError: No frames, or rows without their frames, or no weights.
-        ConflictError: Wrong weights, a drifted model, or too low a precision.
-        StorageError: The store refused all of it.
+        MissingError: If there are no frames, rows without frames, or no weights.
+        ConflictError: If the weights are wrong, a model has drifted, or the error of the precision
+            is too large.
+        StorageError: If the store refuses every write.
     """
     started = time.perf_counter()
     snapshot = take_snapshot(backend)
@@ -106,17 +107,17 @@ def encode_on(
     tries: int = TRIES,
     on_stop: Callable[[EncodeReport], None] = lambda report: None,
 ) -> EncodeReport:
-    """`encode` with workers that are there already.
+    """Do the same as `encode` on existing workers.
 
     Args:
-        workers: The workers; their listeners hear every event.
-        snapshot: The store, as last seen; looked at again once the models are registered.
-        requests: Models.
-        games: Games.
-        engine: What runs models; `auto` is the fastest that is right.
+        workers: Workers, whose listener gets every event.
+        snapshot: Last snapshot of the store; taken again once the models are registered.
+        requests: Models to run.
+        games: Games to encode.
+        engine: Inference engine; `auto` is the fastest accurate one.
         max_step_error: Largest step-relative error of a reduced precision.
-        tries: How often a segment is tried before it is set aside.
-        on_stop: Called with what was done, where something ends it early.
+        tries: Number of attempts before a segment is set aside.
+        on_stop: Called with the report so far if the encoding ends early.
     """
     started = time.perf_counter()
     backend = snapshot.backend
@@ -144,7 +145,8 @@ def encode_on(
     again = plan
     try:
         while driver.run(again.by_segment()):
-            # Something would have copied from what was set aside: its frames go through the model.
+            # Objects were left out because they copy from one that was set aside. A new plan runs
+            # those frames through the model.
             snapshot = take_snapshot(backend, snapshot)
             again = _plan(snapshot, registered, games, driver.skipped)
     except BaseException as error:
@@ -154,7 +156,7 @@ def encode_on(
 
 
 def task_settings(workers: Workers, store: str, registered: Iterable[Registered]) -> TaskSettings:
-    """What all tasks have in common that run these models on these workers."""
+    """Return the settings of all tasks that run these models on these workers."""
     models = list(registered)
     sources = {one.spec.key: one.request.source for one in models}
     engines = {one.spec.key: one.choice.engine for one in models if one.choice}
@@ -169,12 +171,12 @@ def register_all(
     engine: str,
     max_step_error: float,
 ) -> list[Registered]:
-    """Register each model on a worker that can build it, several side by side, and tell of each.
+    """Register each model on a worker that can build it, several in parallel, and announce each.
 
-    Requests for one and the same model, as by its name and by its key, become one.
+    Several requests for the same model, such as by name and by key, give one registered model.
 
     Raises:
-        WsaError: A model cannot be registered, or the workers went away.
+        WsaError: If a model cannot be registered, or the workers are gone.
     """
     found: dict[Request, Registered] = {}
     deaths = 0
@@ -219,10 +221,10 @@ def register_all(
 
 
 def wanted_games(snapshot: Snapshot, games: Sequence[str]) -> list[str]:
-    """The games asked for, or all.
+    """Return the games asked for, or all games of the store.
 
     Raises:
-        MissingError: The store has no frames of one of them.
+        MissingError: If the store has no frames of one of them.
     """
     for game in games:
         if game not in snapshot.games:
@@ -252,13 +254,13 @@ def _plan(
 
 
 def require_frames(snapshot: Snapshot, requests: Sequence[Request], games: Sequence[str]) -> None:
-    """Make sure, before any model is built, that the frames are here which have to go through one.
+    """Check, before building any model, that the store has all frames that need a pass.
 
     Raises:
-        MissingError: Some were left where their rows were pulled from.
+        MissingError: If rows were pulled without frames that need a pass.
     """
     if {(m.game, m.segment) for m in snapshot.segments()} <= _with_frames(snapshot):
-        return  # As nearly always; it needs no plan to tell.
+        return  # The usual case, which needs no plan.
     specs = [read_spec(snapshot, key) for key in snapshot.models]
     alike = {(spec.alias, spec.identity.output, spec.identity.precision) for spec in specs}
     models: dict[str, int] = {}
@@ -271,7 +273,7 @@ def require_frames(snapshot: Snapshot, requests: Sequence[Request], games: Seque
             key = unregistered_key(request)
             models[key] = 1
         else:
-            continue  # Only its weights, once it is built, tell whether it is one of these.
+            continue  # Only the built model's weights tell whether it is one of these.
         if game := parse_output(request.output).only_game:
             only[key] = game
     plan = make_plan(snapshot, [*models], games, windows=models, only=only)
@@ -280,7 +282,7 @@ def require_frames(snapshot: Snapshot, requests: Sequence[Request], games: Seque
 
 def _require_frames(snapshot: Snapshot, plan: Plan) -> None:
     needed = {(i.meta.game, i.meta.segment): i.model for i in plan.items if len(i.own)}
-    # By name once more: a listing that took long may have missed what was committed meanwhile.
+    # Check by name too, since a slow listing may have missed commits made meanwhile.
     lacking = [
         of
         for of in sorted(needed.keys() - _with_frames(snapshot))

@@ -1,9 +1,10 @@
-"""Keep workers busy with a plan: submit, try again, set aside; what is committed never runs again.
+"""Execute a plan on the workers: submit tasks, retry failures, and set aside hopeless objects.
 
-A segment is one task for all of its models; or two, `embed` and `commit`, where it copies rows from
-a segment that is still being made, so that no model waits for a commit. A few segments a thread are
-in flight. Each failure counts as an attempt. What fails every attempt is set aside, and what would
-copy from that is left for another plan, which runs the frames elsewhere.
+A segment is one task for all of its models. If it copies rows from a segment in progress, it is two
+tasks, `embed` and `commit`, so that no model waits for a commit. A few segments per thread are in
+flight. Each failure counts as an attempt. An object that fails every attempt is set aside; objects
+that copy from it are left out for another plan, which runs the frames for one of them. Committed
+objects never run again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from wsa.store.common.errors import StorageError
 
 TRIES = 3
 
-# So many set aside one after the other are no segment's own fault.
+# If this many segments in a row are set aside, the cause is not in the segments.
 TOO_MANY_IN_A_ROW = 20
 
 Segment = tuple[str, str]
@@ -32,15 +33,15 @@ Segment = tuple[str, str]
 
 @dataclasses.dataclass
 class _SegmentWork:
-    """What is to be written of one segment, and how that goes.
+    """Objects to write for one segment, and their progress.
 
     Attributes:
         segment: Game and segment.
-        items: What is left to be written, one for each model.
-        attempts: How often it was tried and failed.
-        killed: Whether a worker died over it.
-        alone: Whether this attempt is made while no other suspect is about.
-        embedded: The task that embeds it, where committing is another.
+        items: Objects left to write, at most one per model.
+        attempts: Number of attempts so far.
+        killed: Whether a worker died in an attempt; the segment is then a suspect.
+        alone: Whether no other suspect runs during this attempt.
+        embedded: Task that embeds the segment, if a separate task commits it.
     """
 
     segment: Segment
@@ -52,16 +53,16 @@ class _SegmentWork:
 
 
 class Driver:
-    """Carries plans out.
+    """Executes plans.
 
     Args:
-        workers: The workers; their listeners hear of every segment.
-        settings: What all tasks have in common.
-        tries: How often a segment is tried.
+        workers: Workers, whose listener gets an event for every segment.
+        settings: Settings of all tasks.
+        tries: Number of attempts per segment.
 
     Attributes:
-        done: What was committed.
-        failures: Every attempt that failed, first to last.
+        done: Committed objects.
+        failures: All attempts that failed, in order.
         skipped: Objects that failed every attempt.
     """
 
@@ -73,26 +74,26 @@ class Driver:
         self.failures: list[AttemptFailed] = []
         self._failed_in_a_row = 0
         self._retries: list[_SegmentWork] = []
-        # Begun, and neither committed nor set aside.
+        # Segments that were started and are neither committed nor set aside.
         self._unfinished: dict[Segment, _SegmentWork] = {}
         self._in_flight: dict[Any, _SegmentWork] = {}
         self._dependents: dict[Segment, list[_SegmentWork]] = defaultdict(list)
         self.skipped: set[Name] = set()
-        self._left_out: set[Name] = set()  # Left out of this plan.
+        self._left_out: set[Name] = set()  # Objects of this plan that copy from a skipped one.
 
     def run(self, works: Sequence[Sequence[Item]]) -> set[Name]:
-        """Carry a plan out.
+        """Execute a plan.
 
         Args:
-            works: The items of each segment, in an order in which copies only look back.
+            works: Items of each segment, in an order in which copies refer to earlier items.
 
         Returns:
-            Objects left out because they copy from what was set aside; a plan without that has
-            to be made for them.
+            Objects left out because they copy from one that was set aside. They need a new plan
+            without `skipped`.
 
         Raises:
-            WsaError: No worker can open a model, there is no room left, or one segment after the
-                other fails.
+            WsaError: If no worker can open a model, the store is full or not writable, or too many
+                segments fail in a row.
         """
         self._left_out = set()
         self._completed = as_completed(loop=self._workers.client.loop)
@@ -105,26 +106,26 @@ class Driver:
         return self._left_out
 
     def _results(self, batch: list[Future]) -> list[Any]:
-        """What tasks came to, fetched together; None of those that failed."""
+        """Fetch the results of tasks together; None for a task that failed."""
         try:
             if all(future.status == "finished" for future in batch):
                 found: Any = self._workers.client.gather(batch)
                 return list(found)
-        except Exception:  # noqa: BLE001, S110  A result was lost with its worker.
+        except Exception:  # noqa: BLE001, S110  A worker took a result with it.
             pass
         return [self._result(future) for future in batch]
 
     def _result(self, future: Future) -> Any:
         try:
             return future.result()
-        except Exception:  # noqa: BLE001  The future has it.
+        except Exception:  # noqa: BLE001  The future keeps the error.
             return None
 
     def _submit_more(self, pending: Iterator[Sequence[Item]]) -> None:
         again, self._retries = self._retries, []
         for work in again:
-            # A segment whose worker died has its last attempt when no other such one is about, so
-            # that it does not pay for what another did.
+            # The last attempt of a suspect runs without other suspects, so that it is not blamed
+            # for a worker that another one killed.
             last = work.killed and work.attempts + 1 >= self._tries
             if last and any(other.alone for other in self._unfinished.values()):
                 self._retries.append(work)
@@ -139,7 +140,7 @@ class Driver:
                 self._start(work)
 
     def _keep_runnable(self, items: Sequence[Item]) -> tuple[Item, ...]:
-        """Items that copy from nothing that was set aside or left out; the others are left out."""
+        """Return the items that copy from no skipped or left-out object; leave out the others."""
         for item in items:
             if not all(item.sources.isdisjoint(gone) for gone in (self._left_out, self.skipped)):
                 self._left_out.add(item.name)
@@ -155,7 +156,7 @@ class Driver:
             self._track(work, self._submit(work, tasks.encode_segment))
 
     def _pending_sources(self, work: _SegmentWork) -> set[Segment]:
-        """Segments that a work copies from and that are still being made."""
+        """Return the unfinished segments from which the work copies."""
         return {name[1:] for item in work.items for name in item.sources} & self._unfinished.keys()
 
     def _submit(self, work: _SegmentWork, task: Callable[..., Any], *embedded: Future) -> Future:
@@ -165,18 +166,18 @@ class Driver:
             work.items,
             *embedded,
             pure=False,
-            priority=len(embedded),  # To commit goes before to begin.
+            priority=len(embedded),  # Commit before starting more segments.
             **self._workers.options(model=not embedded),
         )
         return future
 
     def _track(self, work: _SegmentWork, future: Future) -> None:
-        """Hear of a task's end; of an `embed`, whose result is large, only the workers do."""
+        """Wait for a task. An `embed` is not tracked, so its large result stays on the workers."""
         self._in_flight[future.key] = work
         self._completed.add(future)
 
     def _on_result(self, future: Future, result: Any) -> None:
-        """Go on from what a task came to."""
+        """Handle the result or the error of a task."""
         work = self._in_flight.pop(future.key)
         if result is not None:
             self._record(work, result)
@@ -187,7 +188,7 @@ class Driver:
             raise scheduler_lost()
 
     def _commit(self, work: _SegmentWork) -> bool:
-        """Commit what is embedded, or will be; whether there is something left to commit."""
+        """Submit the commit of an embedded segment; return whether anything is left to commit."""
         work.items, embedded, work.embedded = self._keep_runnable(work.items), work.embedded, None
         assert embedded is not None
         if work.items:
@@ -195,20 +196,21 @@ class Driver:
         return bool(work.items)
 
     def _on_error(self, work: _SegmentWork, error: BaseException) -> None:
-        """A task did not come back."""
+        """Handle a task that failed without returning outcomes."""
         if isinstance(error, ImportError) and self._workers.exclude_without_wsa():
             self._retries.append(work)
             return
         where = "", ""
         if isinstance(error, KilledWorker):
             work.killed = True
-            work.attempts += error.allowed_failures  # Dask's own attempts, on a cluster not ours.
+            # A cluster that wsa did not start may have Dask retry too; count those attempts.
+            work.attempts += error.allowed_failures
             where = error.last_worker.address, error.last_worker.host
             error = worker_died(" ".join(work.segment), error)
         self._record(work, [tasks.as_failed(item, error, where=where) for item in work.items])
 
     def _record(self, work: _SegmentWork, outcomes: Sequence[SegmentDone | Failed]) -> None:
-        """What became of a segment's objects."""
+        """Record the outcome of each object of a segment, then retry or finish the segment."""
         if not all(isinstance(o, Failed) and o.unfit for o in outcomes):
             work.attempts += 1
         again = []
@@ -232,10 +234,10 @@ class Driver:
     def _check_failures_in_a_row(
         self, work: _SegmentWork, outcomes: Sequence[SegmentDone | Failed]
     ) -> None:
-        """Count segments of which something was set aside, one after the other.
+        """Count consecutive segments of which an object was set aside.
 
         Raises:
-            WsaError: They are too many.
+            WsaError: If there are too many.
         """
         if any(isinstance(outcome, SegmentDone) for outcome in outcomes):
             self._failed_in_a_row = 0
@@ -245,12 +247,12 @@ class Driver:
                 raise next(outcome.error for outcome in outcomes if isinstance(outcome, Failed))
 
     def _record_failure(self, work: _SegmentWork, item: Item, outcome: Failed) -> bool:
-        """Say that an attempt failed; whether there will be another.
+        """Record and announce a failed attempt; return whether there will be another.
 
         Raises:
-            WsaError: There is no room.
+            WsaError: If the store is full or not writable.
         """
-        # With no other suspect about, so that it is not blamed for what another did.
+        # A suspect is blamed only if it ran without others.
         blamed = work.alone or not work.killed
         last = work.attempts >= self._tries and blamed
         failed = AttemptFailed(
@@ -271,20 +273,20 @@ class Driver:
         return not last
 
     def _finish(self, work: _SegmentWork) -> None:
-        """Nothing more is to be done for a segment: others may copy from it, or do without."""
+        """Mark a segment as finished, and commit the segments that waited for its rows."""
         over = [work]
         while over:
             segment = over.pop().segment
             del self._unfinished[segment]
             for other in self._dependents.pop(segment, []):
-                # What waited for several may have gone on already.
+                # A segment that waited for several may already be committing.
                 ready = other.embedded is not None and not self._pending_sources(other)
                 if ready and not self._commit(other):
                     over.append(other)
 
 
 def scheduler_lost() -> StorageError:
-    """What to say where tasks were lost with the scheduler."""
+    """Create the error for tasks that were lost with the scheduler."""
     return StorageError(
         "unavailable",
         "The Dask scheduler went away. Nothing committed is lost; run the same command again when it "
@@ -293,7 +295,7 @@ def scheduler_lost() -> StorageError:
 
 
 def worker_died(of: str, error: KilledWorker) -> StorageError:
-    """What to say of a worker that died over something."""
+    """Create the error for a worker that died while it worked on `of`."""
     return StorageError(
         "worker-died",
         f"The worker {error.last_worker.address} died over {of}. Often it ran out of memory "

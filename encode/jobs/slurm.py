@@ -1,9 +1,9 @@
-"""Workers that SLURM starts: options of the command, and a Dask cluster made of them.
+"""Start workers with SLURM: options of the command, and a Dask cluster built from them.
 
-What these options do not say is taken from dask-jobqueue's own settings in `~/.config/dask`, where
-a lab may keep what all its jobs have in common. A job that SLURM refuses is kept with SLURM's words,
-and asked for again a minute later. A job that is over is followed by another. Dask is imported where
-it is needed: the options are read for `--help` too.
+Settings beyond these options come from dask-jobqueue's own configuration in `~/.config/dask`, where
+a lab can keep those that all its jobs share. A job that SLURM refuses is kept with SLURM's message
+and submitted again a minute later. A job that has ended is replaced. Dask is imported only where it
+is needed, because `--help` reads these options too.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 5
 
-# A worker that died is restarted within its job, which may take so long to import torch.
+# A dead worker restarts within its job, and importing torch may take this long.
 GONE_S = 60.0
 
-# `squeue` is a burden to a cluster, and a job may wait for days.
+# `squeue` puts load on a cluster, and a job may wait for days.
 ASK_EVERY_S = 30.0
 
-# So many jobs for each one wanted end without a worker before the command gives up.
+# The command gives up after this many jobs without a worker, per job wanted.
 TRIES = 3
 
 _FORGOTTEN = "forgotten"
@@ -75,10 +75,10 @@ class SlurmOptions:
 
 
 def jobs(options: SlurmOptions, scheduler: str) -> SlurmOptions:
-    """The SLURM options alone of a command's options.
+    """Return the SLURM options among a command's options.
 
     Raises:
-        UsageError: A value cannot be, or one is given that this scheduler has no use for.
+        UsageError: If a value is out of range, or is given for another scheduler.
     """
     from dask.utils import parse_bytes
 
@@ -105,18 +105,18 @@ def start(
     threads: int = 0,
     **scheduler: Any,
 ) -> Any:
-    """A `dask_jobqueue.SLURMCluster` without jobs yet; `job_script()` is what it would submit.
+    """Create a `dask_jobqueue.SLURMCluster` without jobs; `job_script()` is what it would submit.
 
     Args:
-        jobs: What each job asks for.
-        environment: Variables that workers start with.
+        jobs: Resources of each job.
+        environment: Environment variables of the workers.
         submit: Whether jobs will be submitted.
-        threads: Of a worker; 0 for as many as encoding keeps busy.
+        threads: Number of threads of a worker; 0 for the number that suits encoding.
         scheduler: Options of the scheduler, which runs in this process.
 
     Raises:
-        MissingError: dask-jobqueue is not installed, or SLURM is not on this machine.
-        StorageError: The folder for what jobs print cannot be made.
+        MissingError: If dask-jobqueue is not installed, or SLURM is not on this machine.
+        StorageError: If the folder for the jobs' output cannot be created.
     """
     if submit and not shutil.which("sbatch"):
         raise MissingError(
@@ -136,7 +136,7 @@ def start(
         ) from None
 
     class Job(SLURMJob):
-        """A job; `refusal` is what SLURM said where it did not take it."""
+        """A job; `refusal` is SLURM's message if it refused the job."""
 
         refusal = ""
 
@@ -147,27 +147,27 @@ def start(
             except (RuntimeError, ValueError, OSError) as error:
                 said = str(error)
                 self.refusal = " ".join((said.partition("stderr:")[2].strip() or said).split())
-                started: Any = ProcessInterface.start  # As one that will never have a worker.
+                started: Any = ProcessInterface.start  # Act like a job that never has a worker.
                 await started(self)
 
         async def close(self) -> None:
             cancel: Any = super().close
             if not self.refusal:
                 await cancel()
-            closed: Any = ProcessInterface.close  # dask-jobqueue does not say so by itself.
+            closed: Any = ProcessInterface.close  # dask-jobqueue does not call it.
             await closed(self)
 
     numbers = itertools.count()
 
     class Cluster(SLURMCluster):
-        """Jobs; `fruitless` names those in a row that were over before they had a worker."""
+        """A cluster of jobs; `fruitless` lists consecutive jobs that ended without a worker."""
 
         def __init__(self, **options: Any) -> None:
             self.fruitless: list[str] = []
             super().__init__(**options)
 
         def _new_worker_name(self, worker_number: int) -> str:
-            # Dask would use the name of a lost job again, find that job, and submit none.
+            # Dask would reuse the name of a lost job, find that job, and not submit a new one.
             return f"{self._name}-{next(numbers)}"
 
     output = _output(jobs)
@@ -218,44 +218,44 @@ def start(
 
 
 def _of_the_lab(setting: str) -> list[str]:
-    """A list of dask-jobqueue's own settings, which what wsa adds to it would replace."""
+    """Return a list from dask-jobqueue's configuration, which wsa extends instead of replacing."""
     from dask import config
 
     return list(config.get(f"jobqueue.slurm.{setting}", None) or [])
 
 
 def _output(jobs: SlurmOptions) -> Path | None:
-    """SLURM's pattern for the files that jobs print to; None if the user or the lab says where."""
+    """Return SLURM's pattern for output files; None if the user or the lab's settings give one."""
     from dask import config
 
     if any(extra.startswith(("-o", "--output")) for extra in jobs.slurm_extra):
         return None
     if config.get("jobqueue.slurm.log-directory", None):
         return None
-    from wsa.store.objects.record_cache import cache_folder  # Here: help needs no numpy.
+    from wsa.store.objects.record_cache import cache_folder  # It imports numpy, too slow for help.
 
     return cache_folder().absolute() / "slurm" / "%j.out"
 
 
 class JobKeeper:
-    """Keeps so many jobs submitted: another one for each that is over or was refused.
+    """Keeps a number of jobs submitted: replaces each job that has ended or was refused.
 
-    dask-jobqueue does so itself, but only where a job has a single worker, and has had it.
+    dask-jobqueue does this too, but only for a job with a single worker that has already started.
 
     Args:
-        cluster: From `start`.
-        count: Jobs.
+        cluster: Cluster from `start`.
+        count: Number of jobs.
     """
 
     def __init__(self, cluster: Any, count: int) -> None:
         self._cluster = cluster
         self._count = count
-        self._seen: dict[str, float] = {}  # When a job last had a worker, or was found refused.
-        self._states: dict[str, str] = {}  # As SLURM said last, by the job's number.
+        self._seen: dict[str, float] = {}  # When a job last had a worker, or was refused.
+        self._states: dict[str, str] = {}  # Last state that SLURM reported, by job number.
         self._asked = -ASK_EVERY_S
 
     def __call__(self) -> None:
-        """Look once; to be called every few seconds, where the cluster's loop runs."""
+        """Check all jobs once; call this every few seconds in the cluster's event loop."""
         now = time.monotonic()
         here = {worker["name"] for worker in self._cluster.scheduler_info["workers"].values()}
         ask = False
@@ -265,7 +265,7 @@ class JobKeeper:
                 self._seen[name] = now
                 self._cluster.fruitless.clear()
                 continue
-            if job is None:  # It is being submitted.
+            if job is None:  # Submission is in progress.
                 continue
             state = self._states.get(job.job_id, "")
             if job.refusal:
@@ -287,18 +287,18 @@ class JobKeeper:
         self._cluster.scale(jobs=self._count)
 
     async def _ask(self) -> None:
-        """Learn the jobs' states, if SLURM answers: the next look uses them."""
+        """Ask SLURM for the states of the jobs, for the next check; keep the old if it is silent."""
         found = await asyncio.to_thread(_job_states)
         if found is None:
             return
-        # A job that was never told of is left alone: it may be another cluster's.
+        # Leave alone a job that SLURM has never reported; it may be on another cluster.
         known = {number: _FORGOTTEN for number in self._states} | found
         mine = {job.job_id for job in self._cluster.workers.values()}
         self._states = {number: known[number] for number in mine & known.keys()}
 
 
 def _job_states() -> dict[str, str] | None:
-    """The state of each of the user's jobs, also of those lately over; None if SLURM is silent."""
+    """Return the states of the user's jobs, with recently ended ones; None if SLURM is silent."""
     asked = ["squeue", "--noheader", f"--user={os.getuid()}", "--states=all", "--format=%A %T"]
     try:
         done = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60)
@@ -309,10 +309,10 @@ def _job_states() -> dict[str, str] | None:
 
 
 def await_worker(client: Client, cluster: Any, jobs: SlurmOptions) -> None:
-    """Wait for the first worker: a job may stand in the queue for as long as it likes.
+    """Wait for the first worker, without a time limit, since jobs may queue for long.
 
     Raises:
-        StorageError: SLURM refused every job, or one after the other ended without a worker.
+        StorageError: If SLURM refused every job, or too many ended without a worker.
     """
     output = _output(jobs)
     said = False

@@ -1,10 +1,10 @@
-"""What a worker does: register a model, embed a segment's frames or windows, commit them.
+"""Tasks of a worker: register a model, embed a segment's frames or windows, commit embeddings.
 
-Each function takes plain values, opens what it needs from the store, and may run twice without
-harm: commits are exclusive, and what is committed is not made again. A model is built once in each
-process and kept. A worker may run several of these side by side: one of them has the model, while
-the others read frames or write embeddings. What goes wrong with one object is handed back as a
-`Failed`, so that the segment's other objects do not fall with it.
+Each function takes plain values and opens the objects it needs from the store. It may safely run
+twice: commits are exclusive, and committed objects are not computed again. Each process builds a
+model once and keeps it. A worker may run several tasks in parallel: one has the model while others
+read frames or write embeddings. An error with one object is returned as a `Failed`, so that the
+segment's other objects do not fail with it.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from wsa.store.objects.writer import commit_embedding, committed, embedding_dtyp
 
 MODELS_KEPT = 8
 
-# One model is built or run at a time in a process: on a CPU it has the cores, on a GPU the memory,
-# and torch has one generator for untrained weights.
+# A process builds or runs one model at a time. The model uses all cores of a CPU or the memory of a
+# GPU, and torch has only one generator for untrained weights.
 model_lock = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings:
-    """What all tasks of an encoding have in common.
+    """Settings that all tasks of an encoding share.
 
     Attributes:
-        store: The store's URL.
-        sources: Where the weights of each model are, by its key.
-        engines: What runs each model, by its key.
+        store: URL of the store.
+        sources: Source of the weights of each model, by key.
+        engines: Engine of each model, by key.
         device: `cpu`, `cuda` or `auto`.
-        threads: Cores that torch may use in a task; 0 as the worker has it.
+        threads: Number of cores that torch may use in a task; 0 for the worker's own setting.
     """
 
     store: str
@@ -64,13 +64,13 @@ class TaskSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """What went wrong with one object, and on which worker.
+    """An error with one object, and its worker.
 
     Attributes:
-        model: The model key.
-        error: Why, as all errors of wsa.
-        worker: The worker's address.
-        host: Its machine's name.
+        model: Model key.
+        error: The error.
+        worker: Address of the worker.
+        host: Name of the worker's machine.
         unfit: Whether the worker cannot open the model at all.
     """
 
@@ -83,9 +83,13 @@ class Failed:
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """A segment's own inputs after one model: (n, *shape) in the type they are stored as.
+    """Embeddings of a segment's own inputs by one model.
 
-    `rows` is None if the object is there already.
+    Attributes:
+        model: Model key.
+        rows: Embeddings (n, *shape) in their stored type; None if the object already exists.
+        reading: Seconds to read the frames.
+        running: Seconds to run the model.
     """
 
     model: str
@@ -95,7 +99,7 @@ class Embedded:
 
 
 def set_threads(threads: int) -> None:
-    """How many cores torch may use in this thread; 0 leaves it as it is."""
+    """Set the number of cores that torch may use in this thread; 0 leaves it unchanged."""
     if threads:
         torch.set_num_threads(threads)
 
@@ -109,13 +113,13 @@ def register_model(
     engine: str = "auto",
     games: Sequence[str] = (),
 ) -> Registered | Failed:
-    """Build a model and commit it unless it is there; see `wsa.encode.registration.register.register`.
+    """Build a model and commit it if it is new, with `wsa.encode.registration.register.register`.
 
     Returns:
-        The model, or why this worker cannot build it while another may.
+        The model, or the reason why this worker cannot build it, although another may.
 
     Raises:
-        WsaError: No worker can.
+        WsaError: If no worker can build it.
     """
     set_threads(threads)
     snapshot = take_snapshot(open_store(store))
@@ -124,7 +128,7 @@ def register_model(
             return register(snapshot, request, max_step_error, choose_device(device), engine, games)
     except (MissingError, ImportError) as error:
         if isinstance(error, MissingError) and error.kind == "no-frames":
-            raise  # To fit a basis on, which no other worker has either.
+            raise  # No other worker has frames to fit the basis on either.
         return as_failed(request.alias, error, unfit=True)
     except WsaError:
         raise
@@ -136,11 +140,11 @@ def embed(settings: TaskSettings, items: Sequence[Item]) -> list[Embedded | Fail
     """Read a segment's frames once, and run them through each model that has not seen them.
 
     Args:
-        settings: What all tasks have in common.
-        items: What to write of one segment, by several models.
+        settings: Settings of all tasks.
+        items: Objects to write for one segment, by several models.
 
     Returns:
-        One entry an item.
+        One entry per item.
     """
     started = time.perf_counter()
     set_threads(settings.threads)
@@ -149,7 +153,7 @@ def embed(settings: TaskSettings, items: Sequence[Item]) -> list[Embedded | Fail
         there = [committed(backend, _meta(item)) for item in items]
         runs = [item for item, done in zip(items, there, strict=True) if len(item.own) and not done]
         shown = _read(backend, runs) if runs else None
-    except Exception as error:  # noqa: BLE001  Whatever it is, it is this segment's.
+    except Exception as error:  # noqa: BLE001  Any error fails this segment alone.
         return [as_failed(item, error) for item in items]
     reading = (time.perf_counter() - started) / len(items)
     return [
@@ -159,7 +163,7 @@ def embed(settings: TaskSettings, items: Sequence[Item]) -> list[Embedded | Fail
 
 
 def _read(backend: Backend, items: Sequence[Item]) -> SegmentFrames:
-    """What these items' segment shows."""
+    """Read the frames of the items' segment."""
     meta = items[0].meta
     of = meta.game, meta.segment
     windows = any(item.window > 1 for item in items)
@@ -181,10 +185,11 @@ def _run(
         try:
             source, device = settings.sources[item.model], choose_device(settings.device)
             engine = settings.engines[item.model]
-            keep = max(MODELS_KEPT, len(settings.sources))  # One more would be built ever again.
+            # Keep all models of this encoding, or they would evict each other for every segment.
+            keep = max(MODELS_KEPT, len(settings.sources))
             encoder = cached_model(settings.store, item.model, source, device, engine, keep)
         except (MissingError, ConflictError, UsageError, ImportError) as error:
-            return as_failed(item, error, unfit=True)  # No weights, others, or no such engine here.
+            return as_failed(item, error, unfit=True)  # The weights or the engine are not here.
         except Exception as error:  # noqa: BLE001
             return as_failed(item, error)
         started = time.perf_counter()
@@ -200,10 +205,10 @@ def _run(
 def _embeddings(
     encoder: Encoder, shown: SegmentFrames, item: Item
 ) -> Iterator[NDArray[np.float32]]:
-    """A segment's own inputs after a model, some after another.
+    """Yield the embeddings of a segment's own inputs, in parts.
 
-    On a CPU grey screens are made small once for all models and windows, a window of four else made
-    each four times. Those in colour would take too much memory.
+    On a CPU gray screens are resized once for all models and windows; otherwise a window of four
+    would resize each screen four times. Color screens would take too much memory.
     """
     if encoder.shrinks(shown.pictures.shape[1:3]):
         how = encoder.preprocessing
@@ -220,12 +225,12 @@ def commit(
     """Join each model's embeddings of a segment with the copied ones, and commit them.
 
     Args:
-        settings: What all tasks have in common.
-        items: What to write.
-        embedded: From `embed`, of these items and perhaps of others.
+        settings: Settings of all tasks.
+        items: Objects to write.
+        embedded: Results of `embed` for these items, and possibly for others.
 
     Returns:
-        One entry an item.
+        One entry per item.
     """
     outcomes: list[SegmentDone | Failed] = []
     of = {own.model: own for own in embedded}
@@ -239,7 +244,7 @@ def commit(
 
 
 def encode_segment(settings: TaskSettings, items: Sequence[Item]) -> list[SegmentDone | Failed]:
-    """`embed` and `commit`, where no copied row is still to be made."""
+    """Embed and commit a segment whose sources of copied rows are all finished."""
     return commit(settings, items, embed(settings, items))
 
 
@@ -264,8 +269,8 @@ def _commit(settings: TaskSettings, item: Item, embedded: Embedded) -> SegmentDo
             whole[copy.target] = part
         for copy in repeats:
             whole[copy.target] = whole[copy.source]
-        # Rows were rounded one by one, so this loses nothing; and the type is the same whichever
-        # rows were copied.
+        # Each row was rounded on its own, so this loses nothing, and the type does not depend on
+        # which rows were copied.
         whole = whole.astype(embedding_dtype(whole), copy=False)
         meta = _meta(item, whole, embedded.running, settings.engines[item.model])
         commit_embedding(backend, meta, whole)
@@ -288,7 +293,7 @@ def _commit(settings: TaskSettings, item: Item, embedded: Embedded) -> SegmentDo
 def _meta(
     item: Item, whole: NDArray[Any] | None = None, seconds: float = 0.0, engine: str = "torch"
 ) -> EmbeddingMeta:
-    """The metadata of an item's object; without the array, of no more than its name."""
+    """Return the metadata of an item's object; without the array only its name is meaningful."""
     made = whole is not None
     return EmbeddingMeta(
         game=item.meta.game,
@@ -307,7 +312,7 @@ def _meta(
 def as_failed(
     of: Item | str, error: BaseException, unfit: bool = False, where: tuple[str, str] | None = None
 ) -> Failed:
-    """Name the object, or the model, and the worker; errors that are not wsa's become one."""
+    """Describe an error with its object or model and its worker; convert it to a `WsaError`."""
     worker, host = where or _this_worker()
     model = of if isinstance(of, str) else of.model
     if isinstance(of, Item):
@@ -328,10 +333,10 @@ def as_failed(
 
 
 def _this_worker() -> tuple[str, str]:
-    """This worker's address and its machine."""
+    """Return this worker's address and machine."""
     try:
         return get_worker().address, socket.gethostname()
-    except ValueError:  # No worker: somebody calls these functions.
+    except ValueError:  # Called outside a worker.
         return "", socket.gethostname()
 
 
@@ -341,7 +346,7 @@ _models: dict[tuple[str | None, ...], Encoder] = {}
 def cached_model(
     store: str, key: str, source: str | None, device: str, engine: str, keep: int = MODELS_KEPT
 ) -> Encoder:
-    """A model, built once; of all that were built, the `keep` that were used last are kept."""
+    """Return a model, built once per process; the `keep` most recently used ones are kept."""
     name = store, key, source, device, engine
     encoder = _models.pop(name, None)
     if encoder is None:

@@ -1,4 +1,4 @@
-"""The workers of an encoding: what they offer, and which of them cannot open a model."""
+"""Track the workers of an encoding: their resources, and which of them cannot open a model."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from wsa.encode.jobs.events import Listener, Started, WorkerUnfit
 from wsa.encode.jobs.tasks import Failed
 from wsa.store.common.errors import MissingError, UsageError
 
-# Workers with a GPU say so by this Dask resource: `dask worker --resources GPU=1`.
+# Dask resource by which a worker declares its GPU: `dask worker --resources GPU=1`.
 GPU = "GPU"
 
-# A GPU is lent in parts: one task has the model on it while others read and write. On a CPU, where
-# the model is slower, one other task is enough.
+# Tasks share a GPU: one runs the model while others read and write. On a CPU, where the model is
+# slower, one other task is enough.
 TASKS_A_GPU = 4
 THREADS_A_WORKER = 2
 
-# Tasks in flight: what runs, and as many again, so that no thread waits for the driver.
+# Tasks in flight per thread: one running and one queued, so that no thread waits for the driver.
 TASKS_A_THREAD = 2
 
 COUNT_EVERY_S = 5.0
 
 
 class Workers:
-    """The workers that a client has, as they come and go.
+    """The workers of a client, which may come and go.
 
     Args:
-        client: Their client.
-        device: `cpu`, `cuda` or `auto`, which is the GPU where a worker offers one.
+        client: Dask client.
+        device: `cpu`, `cuda` or `auto`, which is the GPU if a worker offers one.
         listen: Called with every event.
-        threads: Cores that torch may use in a task; 0 as the worker has it.
+        threads: Number of cores that torch may use in a task; 0 for the worker's own setting.
 
     Raises:
-        UsageError: A GPU is asked for, and no worker offers one.
-        MissingError: No worker can import wsa.
+        UsageError: If a GPU is asked for and no worker offers one.
+        MissingError: If no worker can import wsa.
 
     Attributes:
-        client: Their client.
+        client: Dask client.
         device: `cpu` or `cuda`.
-        listen: As given.
-        threads: As given.
-        at_start: How many there were.
-        unfit: Those that cannot open a model, by address.
+        listen: The listener given.
+        threads: The number given.
+        at_start: Numbers of workers and threads at the start.
+        unfit: Workers that cannot open a model, by address.
     """
 
     def __init__(self, client: Client, device: str, listen: Listener, threads: int = 0) -> None:
@@ -57,7 +57,7 @@ class Workers:
         self.unfit: dict[str, WorkerUnfit] = {}
         self._counted_at = time.monotonic()
         self._info = self._ask()
-        self.exclude_without_wsa()  # Even to be handed a task, a worker must know its types.
+        self.exclude_without_wsa()  # Such a worker cannot even unpickle a task.
         offered = any(GPU in one["resources"] for one in self._info.values())
         if device == "cuda" and not offered:
             raise UsageError(
@@ -71,7 +71,7 @@ class Workers:
         listen(self.at_start)
 
     def task_slots(self) -> int:
-        """Tasks that may be in flight; the workers are counted again every few seconds."""
+        """Return how many tasks may be in flight. Workers are counted again every few seconds."""
         if time.monotonic() - self._counted_at > COUNT_EVERY_S:
             self._counted_at, self._info = time.monotonic(), self._ask()
         fit = [one for address, one in self._info.items() if address not in self.unfit]
@@ -82,7 +82,11 @@ class Workers:
         return max(1, TASKS_A_THREAD * int(slots))
 
     def options(self, model: bool = True) -> dict[str, Any]:
-        """Where a task may run, as `Client.submit` takes it; `model` where it runs one."""
+        """Return options of `Client.submit` that say where a task may run.
+
+        Args:
+            model: Whether the task runs a model, and so needs part of a GPU.
+        """
         options: dict[str, Any] = {}
         if model and self.device == "cuda":
             options["resources"] = {GPU: 1 / TASKS_A_GPU}
@@ -94,7 +98,7 @@ class Workers:
         """Give no more work to a worker that cannot open a model.
 
         Raises:
-            WsaError: It was the last one.
+            WsaError: If it was the last worker.
         """
         if failed.worker not in self.unfit:
             self.unfit[failed.worker] = WorkerUnfit(failed.worker, failed.host, failed.error)
@@ -106,7 +110,7 @@ class Workers:
             raise type(failed.error)(failed.error.kind, f"{failed.error}{remote}")
 
     def exclude_without_wsa(self) -> bool:
-        """Find and exclude workers that cannot import wsa or what it needs; whether any was found."""
+        """Exclude workers that cannot import wsa or its libraries; return whether there were any."""
         found: Any = self.client.run(importlib.import_module, tasks.__name__, on_error="return")
         lacking = {
             address: why
@@ -125,9 +129,9 @@ class Workers:
 
 
 def _dashboard(client: Client) -> str:
-    """Address of Dask's pages, or nothing where the scheduler lacks what draws them."""
+    """Return the address of Dask's dashboard; empty if the scheduler has none."""
     drawn = client.run_on_scheduler(lambda: importlib.util.find_spec("bokeh") is not None)
     scheduler: Any = client.scheduler
-    # Within this process alone, nothing starts them.
+    # A scheduler in this process does not start a dashboard.
     shown = drawn and not scheduler.address.startswith("inproc")
     return (client.dashboard_link or "") if shown else ""
