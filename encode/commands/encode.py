@@ -1,4 +1,4 @@
-"""The command `encode`: from options to a printed result and an exit code."""
+"""The command `wsa encode`: turn options into a printed result and an exit code."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Options of a service, which is a process and not a function.
+# Options of the service, which `wsa.encode(...)` does not offer: it is a process, not a function.
 _SERVICE = ("watch", "poll", "beat", "metrics_port", "metrics_host")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """What is encoded: models, as they are named, and games, all that the store has if none is."""
+    """The store, models and games that the options name; without games, all games of the store."""
 
     backend: Backend
     snapshot: Snapshot
@@ -50,7 +50,7 @@ class _Asked:
 
 
 def encode(o: EncodeOptions) -> int:
-    """`wsa encode`."""
+    """Run `wsa encode`."""
     _check(o)
     asked = _asked(o)
     if o.watch:
@@ -97,14 +97,14 @@ def encode_store(**options: Any) -> dict[str, Any]:
 
 
 def _asked(o: EncodeOptions) -> _Asked:
-    """Models and games, from their names.
+    """Resolve the names of models and games.
 
     Raises:
-        UsageError: There is no such model, or weights are given of none that is asked for.
-        MissingError: There is no store.
+        UsageError: If there is no such model, or weights are given for a model not asked for.
+        MissingError: If there is no store.
     """
     weights = weights_files(o.weights)
-    # A key names a model of the store, output and precision included; all else is spelled out.
+    # A key names a model of the store with its output and precision; other names are parsed.
     keys = {name for name in o.models if names.is_model_key(name)}
     licences = pairs("--license", o.license)
     asked = {
@@ -145,9 +145,9 @@ def _encoded(
     asked: _Asked,
     run: Callable[[Backend, Sequence[Request], Sequence[str], EncodeOptions], EncodeReport],
 ) -> EncodeReport:
-    """Encode, and write the report of it."""
+    """Encode, and write the report."""
     if o.report:
-        make_folder(Path(o.report))  # Hours later would be too late to hear that it cannot be.
+        make_folder(Path(o.report))  # Fail now rather than hours later.
     report = run(asked.backend, asked.requests, asked.games, o)
     _write_report(o, report)
     return report
@@ -177,7 +177,7 @@ def _watch(o: EncodeOptions, asked: _Asked) -> NoReturn:
 
 
 def _write_report(o: EncodeOptions, report: EncodeReport) -> None:
-    """Write the report of what was done, and say where."""
+    """Write the report if anything was done, and log its folder."""
     if report.done or report.failures:
         name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
         folder = Path(o.report) if o.report else cache_folder() / "encode-reports" / name
@@ -202,10 +202,10 @@ def _print(report: EncodeReport) -> None:
 
 
 def _check(o: EncodeOptions) -> None:
-    """Refuse what cannot be, before anything is opened.
+    """Refuse impossible options before opening anything.
 
     Raises:
-        UsageError: A value is out of range, or has no use beside the others.
+        UsageError: If a value is out of range or does not go with the others.
     """
     check_ranges(o)
     if o.output:
@@ -231,13 +231,13 @@ def _check(o: EncodeOptions) -> None:
             f"--scheduler {o.scheduler!r} is not one; write local, inproc, slurm, or "
             "tcp://HOST:PORT.",
         )
-    slurm.jobs(o, o.scheduler)  # Refuses what cannot be.
+    slurm.jobs(o, o.scheduler)  # Raises if SLURM's options are impossible.
 
 
 def run_with_progress(
     backend: Backend, requests: Sequence[Request], games: Sequence[str], o: EncodeOptions
 ) -> EncodeReport:
-    """Encode, and say how far it is."""
+    """Encode, and show the progress."""
     if o.json:
         return _run(backend, requests, games, o, terminal.say_event)
     done = total = 0
@@ -265,7 +265,7 @@ def _run(
     listen: events.Listener,
 ) -> EncodeReport:
     def stopped(report: EncodeReport) -> None:
-        with contextlib.suppress(StorageError):  # What stopped it is what to tell.
+        with contextlib.suppress(StorageError):  # Report the error that ended the encoding instead.
             _write_report(o, report)
 
     return run(
@@ -285,11 +285,12 @@ def _run(
 
 
 def describe_event(event: events.Event, said_before: dict[str, str]) -> str:
-    """An event in words, where a person wants to know of it.
+    """Describe an event for a person; empty for events that a person does not need to see.
 
     Args:
-        event: The event.
-        said_before: Why workers got no segments, and of which this was said, so that it is said once.
+        event: Event of the encoding.
+        said_before: The first worker for each reason why workers got no segments, so that a reason
+            is printed only once; updated.
     """
     if isinstance(event, events.Started):
         pages = f"; Dask's pages are at {event.dashboard}" if event.dashboard else ""
@@ -314,13 +315,21 @@ def describe_event(event: events.Event, said_before: dict[str, str]) -> str:
 
 
 def _plural(number: int, what: str) -> str:
-    """A number of things, in words."""
+    """Format a number of things, such as `2 workers`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Estimates:
-    """What an encoding would take: each model, the workers, the bytes of each, and SLURM's script."""
+    """Estimated work and memory of an encoding.
+
+    Attributes:
+        models: Estimate of each model.
+        games: Games to encode.
+        workers: Number of workers.
+        worker_bytes: Memory of each worker, at most.
+        job_script: Script of a SLURM job; empty for other schedulers.
+    """
 
     models: list[Estimate]
     games: list[str]
@@ -329,7 +338,7 @@ class _Estimates:
     job_script: str
 
     def values(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """Return the estimates as JSON values."""
         from wsa.encode.jobs import dry_run
 
         return {
@@ -342,10 +351,10 @@ class _Estimates:
 
 
 def _estimated(o: EncodeOptions, asked: _Asked) -> _Estimates:
-    """What an encoding would take, measured on a worker.
+    """Estimate an encoding, with measurements on a worker.
 
     Raises:
-        MissingError: The store has no frames of a game.
+        MissingError: If the store has no frames of a game.
     """
     from wsa.encode.jobs import cluster, dry_run
 

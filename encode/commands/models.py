@@ -1,4 +1,4 @@
-"""`wsa models`: the models there are, those in a store, and whether one still gives its vectors."""
+"""The command `wsa models`: list known models and those of a store, or check one model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsa.store.objects.root import open_snapshot
 
 
 def _check_model(o: ModelsOptions) -> int:
-    """Print each result as it is known; 4 if any failed."""
+    """Run `wsa models check`, printing each result as it comes; return 4 if any check failed."""
     from wsa.encode.inference.encoder import choose_device
     from wsa.encode.registration.check import check
 
@@ -43,7 +43,7 @@ def _check_model(o: ModelsOptions) -> int:
 
 
 def models(o: ModelsOptions) -> int:
-    """`wsa models`, and `wsa models check NAME`."""
+    """Run `wsa models` or `wsa models check NAME`."""
     if o.action == "check":
         return _check_model(o)
     _, snapshot = open_snapshot(o.store, or_empty=True)

@@ -1,4 +1,4 @@
-"""The verb `status`: the services of a store, and what each of its models has still to encode."""
+"""The command `wsa status`: show the services of a store and the backlog of each model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from wsa.store.objects.snapshot import Snapshot
 
 
 def status(o: StatusOptions) -> int:
-    """`wsa status`."""
+    """Run `wsa status`."""
     backend, snapshot = open_snapshot(o.store)
     heartbeats = read_heartbeats(backend)
     todo = backlog(snapshot)
-    # By this machine's clock: to read the place's takes writing there, which not everybody may.
+    # Use this machine's clock. Reading the store's takes a write, which a user may not be allowed.
     now = time.time()
     if o.json:
         services = [_as_json(stored, now) for stored in heartbeats]
@@ -47,7 +47,7 @@ def status(o: StatusOptions) -> int:
 
 
 def backlog(snapshot: Snapshot) -> dict[str, dict[str, int]]:
-    """Objects, passes and copies that each model of a store lacks, exactly."""
+    """Return the exact numbers of objects, passes and copies that each model still needs."""
     known: Digests = {}
     found = {}
     for key in snapshot.models if snapshot.games else []:
@@ -60,7 +60,7 @@ def backlog(snapshot: Snapshot) -> dict[str, dict[str, int]]:
 
 
 def is_lost(stored: StoredHeartbeat, now: float) -> bool:
-    """Whether a service has missed so many heartbeats that it is dead, or far from the store."""
+    """Return whether a service has missed too many heartbeats: it is dead or cut off."""
     return now - stored.modified > MISSED_HEARTBEATS * stored.heartbeat.every
 
 
@@ -103,5 +103,5 @@ def _details(stored: StoredHeartbeat) -> None:
 def _time(seconds: float) -> str:
     try:
         return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    except (ValueError, OverflowError, OSError):  # Anything may be written there.
+    except (ValueError, OverflowError, OSError):  # A file may hold any number.
         return "at no time"

@@ -158,7 +158,7 @@ class Encoder:
 
     @property
     def _reads_screens(self) -> bool:
-        """Whether the reduction can read the screens directly, because the network is an identity."""
+        """Whether the reduction can read screens directly, as the network is an identity."""
         return isinstance(self.basis, ScreenReduction) and self.device.type == "cpu"
 
     @property

@@ -2,9 +2,9 @@
 
 timm's own evaluation transform (`crop`) resizes the shorter side and crops the center, which cuts
 off a quarter of a 210 x 160 screen: the score, the ship, the paddle. By default the whole screen is
-therefore stretched to the model's input (`squash`); `pad` keeps its aspect ratio between black bars.
-Resizing uses the model's interpolation with antialiasing and equals Pillow's on uint8 exactly
-(first along the rows, then along the columns, as in every Pillow before 13). The result is
+therefore stretched to the model's input (`squash`); `pad` keeps its aspect ratio and adds black
+bars. Resizing uses the model's interpolation with antialiasing and equals Pillow's on uint8
+exactly (first along the rows, then along the columns, as in every Pillow before 13). The result is
 normalized with the model's mean and standard deviation.
 """
 
@@ -233,7 +233,7 @@ def area_products(pixels: Tensor, size: list[int]) -> Tensor:
 
 
 def _area_of(plane: NDArray[np.uint8], size: list[int]) -> NDArray[np.uint8]:
-    """Resize (H, W) uint8 to `size` as fast as OpenCV, using that few old pixels overlap a new one."""
+    """Resize (H, W) uint8 to `size` as fast as OpenCV: few old pixels overlap a new one."""
     sums = _shares(plane.astype(np.float32), size[0])
     sums = _shares(np.asarray(cv2.transpose(sums), np.float32), size[1])
     sums /= np.float32(plane.size)

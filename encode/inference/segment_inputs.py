@@ -28,7 +28,7 @@ class SegmentFrames:
     """Frames of a segment, and what models with a window need of its rows.
 
     Attributes:
-        pictures: Distinct frames, (F, H, W) uint8 indices into `palette`, or (F, H, W, 3) uint8 RGB.
+        pictures: Distinct frames, uint8: (F, H, W) indices into `palette`, or (F, H, W, 3) RGB.
         palette: Colors (256, 3) uint8 RGB; None if the pictures are RGB.
         frame: Index into `pictures` of each row, (rows,) int64; empty if no model has a window.
         starts: First row of each row's episode, (rows,) int64; empty if no model has a window.

@@ -1,4 +1,4 @@
-"""Start or join the Dask cluster of an encoding: this process, this machine, SLURM, or a running one."""
+"""Start a Dask cluster in this process, on this machine or with SLURM, or join a running one."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ SCALE_EVERY_S = 5
 # encode or a notebook uses that port.
 _ANY_PORT = "127.0.0.1:0"
 
-# Dask makes workers return freed memory to the system at once. A model allocates and frees megabytes
-# for each layer, and was 2.3 times slower with that setting (22 000 page faults per frame).
+# Dask makes workers return freed memory to the system at once. A model allocates and frees
+# megabytes for each layer, and was 2.3 times slower with that setting (22 000 page faults per
+# frame).
 WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": 256 << 20,
     "MALLOC_MMAP_THRESHOLD_": 32 << 20,
@@ -82,7 +83,7 @@ def connect(
 
     Args:
         scheduler: `local` starts one worker process per core, which is faster than one process on
-            all cores (measured), or one per GPU. `inproc` works in this process, `slurm` makes SLURM
+            all cores (measured), or one per GPU. `inproc` works in this process, `slurm` has SLURM
             start the workers, and `tcp://host:port` uses a running scheduler.
         workers: Number of worker processes for `local`, 0 for one per core or GPU; number of jobs
             for `slurm`. Other schedulers take no number.

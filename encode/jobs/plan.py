@@ -48,7 +48,7 @@ class Item:
     Attributes:
         model: Model key.
         meta: Segment to encode.
-        own: Inputs that go through the model, (n,) int64: frames, or rows for a model with a window.
+        own: Inputs that go through the model, (n,) int64: frames, or rows if it has a window.
         copies: Sources of the other rows.
         window: Number of consecutive frames that the model sees.
     """

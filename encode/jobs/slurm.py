@@ -287,7 +287,7 @@ class JobKeeper:
         self._cluster.scale(jobs=self._count)
 
     async def _ask(self) -> None:
-        """Ask SLURM for the states of the jobs, for the next check; keep the old if it is silent."""
+        """Ask SLURM for the states of the jobs; keep the old ones if it is silent."""
         found = await asyncio.to_thread(_job_states)
         if found is None:
             return

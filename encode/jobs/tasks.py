@@ -189,7 +189,7 @@ def _run(
             keep = max(MODELS_KEPT, len(settings.sources))
             encoder = cached_model(settings.store, item.model, source, device, engine, keep)
         except (MissingError, ConflictError, UsageError, ImportError) as error:
-            return as_failed(item, error, unfit=True)  # The weights or the engine are not here.
+            return as_failed(item, error, unfit=True)  # This worker lacks weights or engine.
         except Exception as error:  # noqa: BLE001
             return as_failed(item, error)
         started = time.perf_counter()

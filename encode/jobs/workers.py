@@ -110,7 +110,7 @@ class Workers:
             raise type(failed.error)(failed.error.kind, f"{failed.error}{remote}")
 
     def exclude_without_wsa(self) -> bool:
-        """Exclude workers that cannot import wsa or its libraries; return whether there were any."""
+        """Exclude workers that cannot import wsa or its libraries; return whether any were."""
         found: Any = self.client.run(importlib.import_module, tasks.__name__, on_error="return")
         lacking = {
             address: why

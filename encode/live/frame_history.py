@@ -47,7 +47,7 @@ class FrameHistory:
 
         Args:
             frames: Frames (n, H, W, 3) uint8 RGB.
-            first: Whether each frame begins an episode, (n,); if so, its window has no older frames.
+            first: Whether each frame begins an episode, (n,); its window has no older ones.
             envs: Environment of each frame, (n,).
         """
         found = []

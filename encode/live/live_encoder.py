@@ -142,7 +142,7 @@ class LiveEncoder:
 
         Args:
             frames: Frames (n, H, W, 3) uint8 RGB.
-            first: Whether each frame begins an episode, (n,); if so, its window has no older frames.
+            first: Whether each frame begins an episode, (n,); its window has no older ones.
             envs: Environment of each frame, (n,).
 
         Raises:

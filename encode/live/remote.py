@@ -40,7 +40,7 @@ class RemoteEncoder:
         workers: Workers of the scheduler.
         store: URL of the store, the same for this process and the workers.
         key: Model key.
-        engine: Name of the engine; `auto` is the engine that filled the store, if the worker has it.
+        engine: Name of the engine; `auto` is the one that filled the store, if the worker has it.
 
     Attributes:
         alike: None, since the workers resize screens.

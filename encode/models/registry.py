@@ -440,8 +440,8 @@ def build(request: Request) -> Any:
 def _create(request: Request, file: Path | None) -> Any:
     """Create timm's model, still with its classifier, which `build` drops.
 
-    The file must contain all of the model's tensors below one prefix. It may also contain heads that
-    the model does not have.
+    The file must contain all of the model's tensors below one prefix. It may also contain heads
+    that the model does not have.
 
     Raises:
         ConflictError: If a tensor is missing or does not fit.
@@ -573,7 +573,7 @@ def _no_weights(request: Request, why: str) -> MissingError:
 
 
 def local_weights(request: Request) -> str | None:
-    """Say where this machine has a model's weights; None if they must be downloaded or installed."""
+    """Say where this machine has a model's weights; None if it must download or install them."""
     if request.source == screen.SOURCE:
         return "needs none"
     if request.source == "package" and load.is_paper_model(request.timm_name):

@@ -208,7 +208,7 @@ class Engines:
         return self._measurements[engine, precision]
 
     def _time(self, engine: str, precision: Precision) -> tuple[float, Tensor]:
-        """Return the best frames per second, and features of the probe frames, repeated to a batch."""
+        """Return the best frames per second, and features of at least a batch of probe frames."""
         encoder = self.encoder(engine, precision)
         # A GPU runs full batches, so measure the rate of a full one.
         inputs = _repeated(self._inputs[PROBE], encoder.engine.batch)

@@ -1,1 +1,1 @@
-"""Keep a shared store encoded: the service, its heartbeat, claims, counters and Prometheus."""
+"""Keep a shared store encoded: the service, its heartbeats, claims, counters and Prometheus."""

@@ -1,10 +1,10 @@
-"""Who encodes what, so that services on one store share the work without doing it twice.
+"""Claim work, so that services on one store share it without doing it twice.
 
-The frames of one game repeat each other, and a frame should go through a model once. So a service
-takes (game, model) *pairs*, for a batch of segments. A claim is a small file of a name that only one
-service can publish, and it is good for as long as its holder's heartbeats come, by the clock of the
-store. Claims are a courtesy: commits are exclusive with or without them, so a claim that is lost,
-doubled or ignored costs time and nothing else.
+Frames repeat within a game, and a frame should go through a model only once. So a service claims
+(game, model) *pairs*, for a batch of segments. A claim is a small file with a name that only one
+service can publish. It is valid while its holder's heartbeats arrive, by the clock of the store.
+Claims are a courtesy: commits are exclusive even without them, so a claim that is lost, duplicated
+or ignored only costs time.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The content of a claim.
 
     Attributes:
-        version: 1.
-        service: Who holds it.
-        grace: Seconds without a heartbeat of the holder after which it is void.
+        version: Version of this record, 1.
+        service: Service that holds the claim.
+        grace: Seconds without a heartbeat of the holder after which the claim is void.
     """
 
     version: Literal[1]
@@ -39,11 +39,11 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Claims:
-    """What one service holds.
+    """The claims of one service.
 
     Args:
-        backend: The store.
-        service: Who claims.
+        backend: Backend of the store.
+        service: Name of the service.
         grace_s: Seconds without a heartbeat of this service after which others may take over.
     """
 
@@ -55,31 +55,31 @@ class Claims:
         self.held: set[Pair] = set()
 
     def take(self, pairs: Sequence[Pair]) -> list[Pair]:
-        """Claim a fair share of `pairs`: all that are free where no other service is alive.
+        """Claim a fair share of `pairs`: all free ones if no other service is alive.
 
         Raises:
-            StorageError: The store refused.
+            StorageError: If the store refuses.
         """
         newest = heartbeat.newest_heartbeats(self._backend)
         seen = {service: at for service, (_, at) in newest.items()}
         claimed = {entry.path: entry.modified for entry in self._backend.list(names.CLAIMS)}
-        # The store's clock shows at least the time of the newest heartbeat: usually one's own.
+        # The newest heartbeat, usually this service's own, stands for the store's clock.
         now = max([0.0, *seen.values(), *claimed.values()])
         alive = {s for s, at in seen.items() if now - at <= self._grace_s} | {self._service}
         share = -(-len(pairs) // len(alive))
         for pair in pairs:
             if len(self.held) < share and pair not in self.held:
                 path = names.claim_path(*pair)
-                self.held.add(pair)  # First: a refusal may come after the file.
+                self.held.add(pair)  # First, since an error may follow a successful write.
                 if not self._put(path, now, seen, claimed.get(path, now)):
                     self.held.discard(pair)
         return [pair for pair in pairs if pair in self.held]
 
     def release(self) -> None:
-        """Give back everything that is held.
+        """Release all claims.
 
         Raises:
-            StorageError: The store refused; what was not given back is still held.
+            StorageError: If the store refuses; the claims not yet released are still held.
         """
         for pair in sorted(self.held):
             path = names.claim_path(*pair)
@@ -90,25 +90,25 @@ class Claims:
             self.held.discard(pair)
 
     def _put(self, path: str, now: float, seen: dict[str, float], made: float) -> bool:
-        """Publish a claim, in place of one whose holder is dead; whether it is this service's."""
+        """Publish a claim, replacing that of a dead service; return whether this service has it."""
         for _ in range(2):
             if self._backend.put_new(path, self._content):
                 return True
             try:
                 claim = self._read(path)
-            except FileNotFoundError:  # Given back just now.
+            except FileNotFoundError:  # Just released.
                 continue
             if claim is not None:
                 if claim.service == self._service:
                     return True
                 if now - max(made, seen.get(claim.service, 0.0)) <= claim.grace:
                     return False
-            # Of several that do this at once, two may hold the claim: a courtesy, no lock.
+            # If several services do this at once, two may hold the claim, which is not a lock.
             self._backend.delete(path)
         return False
 
     def _read(self, path: str) -> Claim | None:
-        """A claim, or None if what is there is none."""
+        """Read a claim; None if the file is not a valid one."""
         with contextlib.suppress(DamagedError):
             data = self._backend.get(path, heartbeat.MAX_HEARTBEAT_BYTES)
             return records.read_json(data, Claim, path, heartbeat.MAX_HEARTBEAT_BYTES)

@@ -1,4 +1,4 @@
-"""What a service has done and is doing, counted from the events of its encoding."""
+"""Count the work of a service from the events of its encoding."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from wsa.store.common.errors import redact
 from wsa.store.common.version import __version__
 from wsa.store.objects.writer import author
 
-# What "lately" means.
+# Period of the recent rate.
 RECENT_S = 60.0
 SHOWN = 16
 
 
 class Counters:
-    """The next heartbeat, which the encoding fills and other threads read.
+    """The content of the next heartbeat, which the encoding updates and other threads read.
 
     Args:
-        service: The service's name.
+        service: Name of the service.
         every: Seconds between two heartbeats.
-        asked: The models, as asked for.
-        games: The games; none means all.
+        asked: Models, as the user named them.
+        games: Games; all if empty.
     """
 
     def __init__(
@@ -60,19 +60,19 @@ class Counters:
         )
 
     def set_state(self, state: State, trouble: str = "") -> None:
-        """Say what the service does now; with `trouble`, what it waits for to pass, as an error."""
+        """Set the state, and count an error if there is `trouble` that the service waits out."""
         with self._lock:
             errors = self._now.errors + bool(trouble)
             self._set(state=state, trouble=redact(trouble)[:1000], errors=errors)
 
     def set_backlog(self, todo: Mapping[str, tuple[int, int]]) -> None:
-        """Say how many segments, and frames of them, each model has still to encode."""
+        """Set the numbers of segments and of their frames that each model has yet to encode."""
         with self._lock:
             for model, (segments, frames) in todo.items():
                 self._set_model(model, todo=segments, todo_frames=frames)
 
     def set_skipped(self, found: Mapping[str, Sequence[str]]) -> None:
-        """Say what each model could not encode, each with its reason; it replaces what was said."""
+        """Replace the list of what each model could not encode, with reasons."""
         with self._lock:
             for model in {*self._now.models, *found}:
                 self._set_model(model, set_aside=len(found.get(model, ())))
@@ -80,7 +80,7 @@ class Counters:
             self._set(set_aside=tuple(every[:SHOWN]))
 
     def listen(self, event: Event) -> None:
-        """Count what an encoding tells."""
+        """Count an event."""
         if isinstance(event, SegmentDone):
             with self._lock:
                 before = self._of(event.model)
@@ -103,7 +103,7 @@ class Counters:
                     self._set_model(event.model, failed=self._of(event.model).failed + 1)
 
     def heartbeat(self) -> Heartbeat:
-        """All of it."""
+        """Return the current heartbeat, with updated rates."""
         with self._lock:
             now = time.monotonic()
             while self._recent and now - self._recent[0][0] > RECENT_S:

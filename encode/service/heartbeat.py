@@ -1,9 +1,9 @@
-"""A service's heartbeat in the store, so that everyone who has the store sees every service.
+"""Write and read heartbeats in the store, so that all users of the store see all its services.
 
-The newest heartbeat of a service says what it is doing and has done. Files are never overwritten, so
-each heartbeat is a new file, and the one before is removed. Its age is by the clock of the store's
-file system or bucket, as the listing shows it. Heartbeats are no part of the data: they decide only
-which service starts on what, and what a person is shown.
+The newest heartbeat of a service says what it is doing and has done. Files are never overwritten,
+so each heartbeat is a new file, and the previous one is deleted. The listing gives its age by the
+clock of the store's file system or bucket. Heartbeats are not part of the data: they only decide
+which service claims which work, and what `wsa status` shows.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from wsa.store.common.errors import DamagedError, WsaError
 from wsa.store.format import records
 
 MAX_HEARTBEAT_BYTES = 64 << 10
-# The newest are read; a folder may be full of them.
+# Limit on the services to read, newest first, since a folder may be full of them.
 MAX_SERVICES = 256
-# Heartbeats that may be missing before a service counts as dead.
+# Number of missing heartbeats after which a service counts as dead.
 MISSED_HEARTBEATS = 4
 SHUTDOWN_S = 10.0
 
@@ -37,16 +37,16 @@ Interval = Annotated[float, msgspec.Meta(ge=0.1, le=600)]
 
 
 class ModelCounters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One model's counters since the service started, and what it has still to do.
+    """Counters of one model since the service started, and its backlog.
 
     Attributes:
-        done: Segments encoded.
-        failed: How often a segment failed every attempt.
-        set_aside: Segments that are set aside for that now.
-        passes: Passes made: frames that went through the model.
-        saved: Passes saved: frames whose embedding was copied.
-        todo: Segments still to encode, without those set aside.
-        todo_frames: Their frames.
+        done: Number of segments encoded.
+        failed: Number of times that a segment failed every attempt.
+        set_aside: Number of segments that are currently set aside for this.
+        passes: Number of frames that went through the model.
+        saved: Number of frames whose embedding was copied instead.
+        todo: Number of segments still to encode, without those set aside.
+        todo_frames: Number of frames in these segments.
     """
 
     done: Number = 0
@@ -59,26 +59,26 @@ class ModelCounters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a service says of itself. Times are seconds since 1970 by its own clock.
+    """The state of a service. Times are seconds since 1970 by the service's own clock.
 
     Attributes:
         version: Version of this record, 1.
-        service: 16 hex digits, drawn when it started.
-        author: Who started it, `user@host`.
-        pid: Its process there.
-        wsa: Its version.
-        since: When it started.
+        service: Name of the service, 16 hex digits drawn when it started.
+        author: User who started it, as `user@host`.
+        pid: Id of its process.
+        wsa: Version of wsa.
+        since: Time when it started.
         every: Seconds between two heartbeats.
-        state: What it is doing.
-        trouble: The error that it waits for to pass, or "".
-        errors: Errors since it started.
-        asked: The models, as asked for.
-        games: The games; none means all.
+        state: Current activity.
+        trouble: Error that it waits out, or "".
+        errors: Number of errors since the start.
+        asked: Models, as the user named them.
+        games: Games; all if empty.
         models: Counters, by model key.
-        frames_per_second: Frames encoded in a second, copies included, lately.
-        frames_per_second_overall: The same since the start.
-        last_commit: When it last committed an object, or 0.
-        set_aside: What it could not encode, and why; a few of them.
+        frames_per_second: Recent rate of encoding in frames per second, with copies.
+        frames_per_second_overall: The same rate since the start.
+        last_commit: Time of the last commit, or 0.
+        set_aside: A few of the objects that it could not encode, with reasons.
     """
 
     version: Literal[1]
@@ -101,14 +101,14 @@ class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StoredHeartbeat(NamedTuple):
-    """A service's newest heartbeat, and when it came by the store's clock."""
+    """The newest heartbeat of a service, and its time by the store's clock."""
 
     heartbeat: Heartbeat
     modified: float
 
 
 def newest_heartbeats(backend: Backend) -> dict[str, tuple[str, float]]:
-    """Path and time of the newest heartbeat of each service, by service; the latest services first."""
+    """Return path and time of each service's newest heartbeat, by service, latest first."""
     found: dict[str, tuple[str, float]] = {}
     for entry in backend.list(names.SERVICES):
         if names.is_sign(entry.path):
@@ -119,12 +119,12 @@ def newest_heartbeats(backend: Backend) -> dict[str, tuple[str, float]]:
 
 
 def read_heartbeats(backend: Backend) -> list[StoredHeartbeat]:
-    """The newest heartbeat of every service that left one, the latest first.
+    """Read the newest heartbeat of every service that left one, latest first.
 
-    Files of any other content, or of another version, are passed over.
+    Files with other content, or of another version, are ignored.
     """
     found: dict[str, StoredHeartbeat] = {}
-    for _ in range(3):  # A heartbeat may be replaced between the listing and the reading.
+    for _ in range(3):  # A heartbeat may be replaced between listing and reading.
         wanted = {s: at for s, at in newest_heartbeats(backend).items() if s not in found}
         for service, (path, modified) in wanted.items():
             with contextlib.suppress(FileNotFoundError, DamagedError):
@@ -136,15 +136,15 @@ def read_heartbeats(backend: Backend) -> list[StoredHeartbeat]:
 
 
 class HeartbeatThread:
-    """Puts a heartbeat into the store every few seconds until it is stopped.
+    """Writes a heartbeat to the store every few seconds until it is stopped.
 
-    If the store rejects a write, that heartbeat is skipped. When it stops, it calls `on_stop` and
+    If the store refuses a write, that heartbeat is skipped. When it stops, it calls `on_stop` and
     deletes the last heartbeat, but waits no longer than `SHUTDOWN_S` for that.
 
     Args:
-        backend: The store; used by the thread alone.
-        read: Gives what to put.
-        on_stop: Called last of all.
+        backend: Backend of the store, used by this thread alone.
+        read: Returns the heartbeat to write.
+        on_stop: Called when the thread stops.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class HeartbeatThread:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
-        """Start, with a first heartbeat, which others should see before this service claims work."""
+        """Start and wait for the first heartbeat, which others must see before any claim."""
         self._thread.start()
         self._first.wait(SHUTDOWN_S)
         return self
@@ -178,7 +178,7 @@ class HeartbeatThread:
             with contextlib.suppress(WsaError):
                 number += 1
                 path = names.sign_path(heartbeat.service, number)
-                put.append(path)  # First: a refusal may come after the file.
+                put.append(path)  # First, since an error may follow a successful write.
                 self._backend.put_new(path, hashing.canonical(heartbeat))
                 self._remove(put, 1)
             self._first.set()
@@ -194,5 +194,5 @@ class HeartbeatThread:
 
 
 def new_service() -> str:
-    """A name for a service that starts now."""
+    """Return a random name for a new service."""
     return secrets.token_hex(8)

@@ -1,4 +1,4 @@
-"""A service's counters for Prometheus, read at each scrape from where they are counted."""
+"""Serve the counters of a service to Prometheus; each scrape reads their current values."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def _gauge(name: str, what: str, value: float) -> Metric:
 
 @contextlib.contextmanager
 def serve(host: str, port: int, read: Callable[[], Heartbeat]) -> Iterator[str]:
-    """Serve the metrics; yields their URL.
+    """Serve the metrics and yield their URL.
 
     Args:
         host: Address to listen on.
-        port: Its port; 0 takes any.
-        read: Gives what to tell.
+        port: Port to listen on; 0 for any free one.
+        read: Returns the current heartbeat.
 
     Raises:
-        UsageError: The port is taken, or the address is none of this machine's.
+        UsageError: If the port is in use, or the address is not one of this machine.
     """
     registry = CollectorRegistry()
     registry.register(_Service(read))

@@ -1,8 +1,8 @@
-"""Keep a shared store encoded: look for what is new, claim it, have it encoded, and look again.
+"""Keep a shared store encoded: poll it, claim new work, encode it, and start over.
 
-A service ends when you stop it, or when it finds at its start that it cannot work as asked. It
-waits for whatever goes wrong later: the store, the workers, a damaged record. A segment that fails
-every attempt is skipped, reported, and tried again after an hour.
+A service ends when it is stopped, or if it cannot start as asked. Later it waits out any trouble
+with the store, the workers or a damaged record. A segment that fails every attempt is skipped,
+reported, and tried again after an hour.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from wsa.store.objects.probe import MAX_STEP_ERROR
 from wsa.store.objects.root import is_free, open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
-# For about so long a batch keeps its claims, and does not look for new work.
+# Target duration of a batch, during which it keeps its claims and does not look for new work.
 BATCH_S = 120.0
 RETRY_SKIPPED_S = 3600.0
 LONGEST_PAUSE_S = 60.0
@@ -47,22 +47,22 @@ Connect = Callable[[], AbstractContextManager[tuple[Client, int]]]
 
 
 class Service:
-    """Encodes what comes into a store until Ctrl-C or SIGTERM stops it.
+    """Encodes new segments of a store until Ctrl-C or SIGTERM stops it.
 
     Args:
-        backend: The store, which need not be there yet.
-        snapshot: The store, as it is.
-        requests: Models.
-        games: Games; all that the store will have where empty.
-        asked: The models as the user named them, for `wsa status`.
+        backend: Backend of the store, which need not exist yet.
+        snapshot: Current snapshot of the store.
+        requests: Models to run.
+        games: Games to encode; if empty, all games that the store has or will have.
+        asked: Models, as the user named them, for `wsa status`.
         connect: Connects to workers, as `wsa.encode.jobs.cluster.connect` does.
-        device: Where models run: `cpu`, `cuda` or `auto`.
-        engine: What runs models; `auto` is the fastest that is right.
+        device: Device to run models on: `cpu`, `cuda` or `auto`.
+        engine: Inference engine; `auto` is the fastest accurate one.
         max_step_error: Largest step-relative error of a reduced precision.
-        tries: How often a segment is tried before it is set aside.
-        poll_s: Seconds between two looks at the store while there is nothing to do.
+        tries: Number of attempts before a segment is set aside.
+        poll_s: Seconds between checks of the store while there is nothing to do.
         heartbeat_s: Seconds between two heartbeats.
-        metrics: Address and port to serve Prometheus on.
+        metrics: Address and port to serve Prometheus metrics on; None to serve none.
         listen: Called with every event.
     """
 
@@ -102,11 +102,12 @@ class Service:
         self._last_log = ""
 
     def run(self) -> NoReturn:
-        """Serve, with heartbeats from the time that the store is there.
+        """Run the service; heartbeats start once the store exists.
 
         Raises:
-            WsaError: At the start: no weights, a drifted model, no workers, a port that is taken.
-            KeyboardInterrupt: It was told to end.
+            WsaError: If it cannot start: the weights are missing, a model has drifted, there are no
+                workers, or the port is in use.
+            KeyboardInterrupt: If it is stopped.
         """
         with contextlib.ExitStack() as stack:
             if self._metrics is not None:
@@ -120,7 +121,7 @@ class Service:
             self._work()
 
     def _await_store(self) -> None:
-        """Wait until somebody starts the store. Nothing is written before: the place must be empty."""
+        """Wait until a store exists. Nothing is written before, since a new store must be empty."""
         while True:
             try:
                 if is_free(self._backend):
@@ -134,17 +135,17 @@ class Service:
                 self._back_off("storage-down", error)
 
     def _work(self) -> NoReturn:
-        """Connect to workers, and again whenever they are lost, and serve."""
-        # Where a connection was lost, tasks of Dask speak of it long after.
+        """Connect to workers and encode; connect again whenever they are lost."""
+        # Dask's tasks log a lost connection long after it happened.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         while True:
             try:
                 with self._connect() as (client, threads):
                     self._serve(Workers(client, self._device, self._listen, threads))
-            except Exception as error:  # Dask's own too: of many kinds, and none lasts.
+            except Exception as error:  # Dask raises many kinds, all of them temporary.
                 if not self._registered:
                     raise
-                # Look at the workers again: those that could not open a model may be fixed.
+                # Connect again, since workers that could not open a model may be fixed by now.
                 own = isinstance(error, WsaError) and not isinstance(error, StorageError)
                 self._back_off("trouble" if own else "no-workers", error)
 
@@ -163,7 +164,7 @@ class Service:
                 time.sleep(self._poll_s)
 
     def _round(self, workers: Workers) -> bool:
-        """Look at the store and encode a batch of what it lacks; whether there was any."""
+        """Take a snapshot and encode a batch of what is missing; return whether there was any."""
         self._snapshot = take_snapshot(self._backend, self._snapshot)
         lost = not self._registered.keys() <= set(self._snapshot.models)
         if not self._registered or lost or self._lacks_fitted_models():
@@ -191,7 +192,7 @@ class Service:
         return True
 
     def _lacks_fitted_models(self) -> bool:
-        """Whether a game has come for which a model that is of one game has to be registered."""
+        """Return whether a new game needs a model that is fitted on it."""
         games = self._present_games() - self._rejected_games.keys() - self._registered_games
         return any(for_games(self._requests, [game]) != self._requests for game in games)
 
@@ -204,7 +205,7 @@ class Service:
         self._snapshot = take_snapshot(self._backend, self._snapshot)
 
     def _check_precision(self, workers: Workers) -> None:
-        """Measure reduced precisions on games that came later; those they err on are left out."""
+        """Measure reduced precisions on new games; exclude games with too large an error."""
         reduced = [request for request in self._requests if request.precision != "fp32"]
         for game in sorted(self._present_games() - self._checked_games):
             try:
@@ -218,7 +219,7 @@ class Service:
             self._checked_games.add(game)
 
     def _present_games(self) -> set[str]:
-        """The games asked for that have come."""
+        """Return the games asked for that the store has."""
         return set(self._games or self._snapshot.games) & set(self._snapshot.games)
 
     def _register_models(
@@ -234,7 +235,7 @@ class Service:
         )
 
     def _pending_pairs(self) -> list[Pair]:
-        """Pairs of a game and a model with something to encode; counts what each model lacks."""
+        """Return (game, model) pairs with segments to encode, and update each model's backlog."""
         here = {(m.game, m.segment) for m in self._snapshot.frames()}
         wanted = [
             m
@@ -261,7 +262,7 @@ class Service:
         return sorted(todo)
 
     def _excluded(self) -> set[Name]:
-        """Objects that are set aside for now, and those whose frames are elsewhere."""
+        """Return the objects that are set aside for now, and those whose frames are not here."""
         now = time.monotonic()
         self._skipped = {name: it for name, it in self._skipped.items() if it[0] > now}
         skipped = defaultdict(list)
@@ -276,7 +277,7 @@ class Service:
         return self._skipped.keys() | {(key, *of) for key in self._registered for of in away}
 
     def _encode(self, pairs: Sequence[Pair], workers: Workers) -> None:
-        # Once more: what another has committed until it gave a claim back is seen only now.
+        # Take a new snapshot, to see what another service committed before it released its claim.
         self._snapshot = take_snapshot(self._backend, self._snapshot)
         plan = self._plan(pairs, least=workers.task_slots())
         if not plan.items:
@@ -286,9 +287,9 @@ class Service:
         settings = task_settings(workers, self._backend.url, self._registered.values())
         driver = Driver(workers, settings, self._tries)
         try:
-            # What would have copied from what was set aside is left for the next round.
+            # Objects that copy from one that was set aside are left for the next round.
             driver.run(plan.by_segment())
-        finally:  # Where one after the other fails, the next round should go on behind them.
+        finally:  # After many failures in a row, the next round should skip these segments.
             retry = time.monotonic() + RETRY_SKIPPED_S
             skipped = [failed for failed in driver.failures if failed.last]
             for failed in skipped:
@@ -300,7 +301,7 @@ class Service:
         )
 
     def _plan(self, pairs: Sequence[Pair], least: int) -> Plan:
-        """What to do of the pairs in about `BATCH_S`, but at least `least` segments of each model."""
+        """Plan about `BATCH_S` of work on the pairs, but at least `least` segments per model."""
         without = self._excluded()
         now = self.counters.heartbeat()
         rate = max(now.frames_per_second, now.frames_per_second_overall)
@@ -311,7 +312,7 @@ class Service:
             windows = {model: self._window(model)}
             whole = make_plan(self._snapshot, [model], games, without, windows, self._digests).items
             frames = BATCH_S * rate / len(models)
-            for number, item in enumerate(whole):  # Copies only look back, so any cut will do.
+            for number, item in enumerate(whole):  # Copies point backward, so any cut works.
                 if number >= least and frames <= 0:
                     break
                 frames -= item.inputs
@@ -329,13 +330,13 @@ class Service:
             self._log(f"{event.spec.key} is ready, run by {engine}")
         elif isinstance(event, AttemptFailed):
             if event.error.kind == "unavailable":
-                open_store(self._backend.url)  # Raises, if not one file but the place is away.
+                open_store(self._backend.url)  # Raises if the whole store is unavailable.
             if event.last:
                 where = f"{event.game} {event.segment} by {event.model}"
                 self._log(f"set aside: {where}, after {event.attempts} attempts: {event.error}")
 
     def _back_off(self, state: State, error: Exception) -> None:
-        """Say what is wrong, and wait: each time longer, and never as long as others do."""
+        """Report trouble and wait, longer each time, with jitter so that services do not sync."""
         why = str(error) if isinstance(error, WsaError) else f"{type(error).__name__}: {error}"
         pause = random.uniform(0.5, 1) * self._retry_s
         self._retry_s = min(2 * self._retry_s, LONGEST_PAUSE_S)
@@ -348,7 +349,7 @@ class Service:
         self._log(f"{state}: {why}", always)
 
     def _log(self, text: str, always: bool = True) -> None:
-        """A line for the log, but not the same again and again."""
+        """Log a line; without `always`, only if it differs from the previous one."""
         if always or text != self._last_log:
             terminal.say(text)
         self._last_log = text

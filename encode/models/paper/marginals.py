@@ -4,8 +4,8 @@ An agent needs to know where things are, and a linear map should be able to read
 therefore not the output of a fully connected layer: it holds the mean of each row and each column
 of every feature map. docs/howto/pretrain.md has measurements of the code and of its training.
 
-The encoder is trained as a masked autoencoder (He et al., 2022, arXiv 2111.06377). Half of a frame's
-patches, of 7 x 7 pixels, are hidden, and a decoder predicts them from the code of the rest:
+The encoder is trained as a masked autoencoder (He et al., 2022, arXiv 2111.06377). Half of the
+7 x 7 pixel patches of a frame are hidden, and a decoder predicts them from the code of the rest:
 
     loss    mean over hidden pixels of (decoder(c) - x)^2 / sigma,
 

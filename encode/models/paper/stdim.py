@@ -111,7 +111,7 @@ class InfoMax(Trainee):
             looks: Frames (B, window + 1, height, width).
             done: Unused.
         """
-        # Moments of a game differ by less than bf16's resolution; with it the loss stayed at chance.
+        # Moments of a game differ by less than bf16 resolves; with it the loss stayed at chance.
         with torch.autocast(looks.device.type, enabled=False):
             parts = [info_nce(scores) for scores in self.scores(looks)]
         return parts[0] + parts[1], {"global_local": parts[0], "local_local": parts[1]}

@@ -58,7 +58,7 @@ class FeatureEncoder(Frozen):
 
 
 class KeypointEncoder(Frozen):
-    """Encoder of one frame to keypoint maps before the softmax, alias `okk`; 271 M multiplications."""
+    """Keypoint encoder of one frame, before the softmax, alias `okk`; 271 M multiplications."""
 
     sees: ClassVar[Input] = FeatureEncoder.sees
 
