@@ -102,7 +102,7 @@ class Request:
 
     @property
     def architecture(self) -> str:
-        """Timm architecture without the tag, or a user's `module:callable`."""
+        """Architecture: timm's name without the tag, or a user's `module:callable`."""
         return self.timm_name if self.recorded == "user" else self.timm_name.partition(".")[0]
 
     @property

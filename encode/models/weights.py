@@ -75,8 +75,8 @@ class Fit:
 
     Attributes:
         tensors: All tensors of the architecture, from the file where it has them.
-        missing: Names of tensors that only the architecture has.
-        unexpected: Names of tensors that only the file has, without heads.
+        missing: Names of tensors that the file lacks, without the classifier's.
+        unexpected: Names of tensors that the architecture lacks, without heads.
         unlike: Names of tensors whose shapes differ, without the classifier's.
         heads: Names of the file's heads, which are left out.
     """

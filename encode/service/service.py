@@ -336,7 +336,7 @@ class Service:
                 self._log(f"set aside: {where}, after {event.attempts} attempts: {event.error}")
 
     def _back_off(self, state: State, error: Exception) -> None:
-        """Report trouble and wait, longer each time, with jitter so that services do not sync."""
+        """Report trouble and wait, longer each time, with jitter against retries in lockstep."""
         why = str(error) if isinstance(error, WsaError) else f"{type(error).__name__}: {error}"
         pause = random.uniform(0.5, 1) * self._retry_s
         self._retry_s = min(2 * self._retry_s, LONGEST_PAUSE_S)
