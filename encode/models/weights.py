@@ -42,13 +42,13 @@ def read(file: Path) -> Tensors:
     """
     if file.suffix == ".safetensors":
         return safetensors.torch.load_file(file)
-    found: Any = torch.load(file, map_location="cpu", weights_only=True)
+    content: Any = torch.load(file, map_location="cpu", weights_only=True)
     for name in _WITHIN:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
         raise ValueError("it holds more than tensors by name; save model.state_dict() alone")
-    return {str(name): tensor for name, tensor in found.items()}
+    return {str(name): tensor for name, tensor in content.items()}
 
 
 def below_prefixes(tensors: Tensors) -> Iterator[tuple[str, Tensors]]:
@@ -98,7 +98,7 @@ class Fit:
             ("unexpected", self.unexpected),
             ("of another shape", self.unlike),
         )
-        return "; ".join(f"{what}: {_some(names)}" for what, names in parts if names)
+        return "; ".join(f"{what}: {_shortened(names)}" for what, names in parts if names)
 
 
 def fit(tensors: Tensors, wanted: Tensors, classifier: tuple[str, ...]) -> Fit:
@@ -130,10 +130,10 @@ def fit(tensors: Tensors, wanted: Tensors, classifier: tuple[str, ...]) -> Fit:
 def say_taken(file: Path, prefix: str, left_out: tuple[str, ...]) -> None:
     """Log which tensors of a file were taken."""
     below = f" below {prefix!r}" if prefix else ""
-    rest = f"; left out {len(left_out)} others ({_some(left_out)})" if left_out else ""
+    rest = f"; left out {len(left_out)} others ({_shortened(left_out)})" if left_out else ""
     _log.info("%s: took the tensors%s%s", file, below, rest)
 
 
-def _some(names: list[str] | tuple[str, ...]) -> str:
+def _shortened(names: list[str] | tuple[str, ...]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(name[:60] for name in names[:_SHOWN]) + more

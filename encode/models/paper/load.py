@@ -101,7 +101,7 @@ def build(timm_name: str, source: str, seed: int = 0, where: str = "") -> PaperN
     if source == "package":
         _load(made, alias, shipped(alias))
     elif source.startswith("file:"):
-        made = _of_file(alias, Path(source.removeprefix("file:")))
+        made = _build_from_file(alias, Path(source.removeprefix("file:")))
     declared = UserModel(made, made.sees, made.window, licence=licence(source))
     return PaperNetwork(declared).eval().requires_grad_(False)
 
@@ -130,7 +130,7 @@ def open_decoder(alias: str, file: Path | None = None) -> nn.Module:
     return decoder
 
 
-def _of_file(alias: str, file: Path) -> Frozen:
+def _build_from_file(alias: str, file: Path) -> Frozen:
     """Build the network whose weights a file holds, among those under the alias.
 
     Raises:

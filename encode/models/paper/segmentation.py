@@ -124,11 +124,11 @@ class MovingObjects(Trainee):
         # SSIM's variances are small differences, too small for half precision.
         with torch.autocast(looks.device.type, enabled=False):
             warped = warp(looks[:, 1:], flow(masks, shifts, camera))
-            unlike = (1 - ssim(warped, looks[:, :1])) / 2
+            dissimilarity = (1 - ssim(warped, looks[:, :1])) / 2
             # Since M_k >= 0, this is the mean of |M_k t_k| without the products at every pixel.
             motion = (masks.mean(dim=(2, 3))[..., None] * shifts.abs()).mean()
         weight = min(1.0, done / self.settled)
-        return unlike + weight * motion, {"dssim": unlike, "motion": motion}
+        return dissimilarity + weight * motion, {"dssim": dissimilarity, "motion": motion}
 
     def frozen(self) -> dict[str, Frozen]:
         """Return the encoder together with its mask decoder."""
@@ -172,10 +172,10 @@ def warp(frames: Tensor, motion: Tensor) -> Tensor:
     down = torch.arange(height, device=frames.device)[:, None] + motion[:, 0]
     across = torch.arange(width, device=frames.device) + motion[:, 1]
     places = torch.stack([2 * across / (width - 1) - 1, 2 * down / (height - 1) - 1], dim=-1)
-    found: Tensor = nn.functional.grid_sample(
+    sampled: Tensor = nn.functional.grid_sample(
         frames, places, mode="bilinear", padding_mode="border", align_corners=True
     )
-    return found
+    return sampled
 
 
 def ssim(a: Tensor, b: Tensor, side: int = 11, spread: float = 1.5) -> Tensor:
@@ -198,6 +198,6 @@ def ssim(a: Tensor, b: Tensor, side: int = 11, spread: float = 1.5) -> Tensor:
     variances = mean(a * a) + mean(b * b) - mean_a.square() - mean_b.square()
     covariance = mean(a * b) - mean_a * mean_b
     light, contrast = 0.01**2, 0.03**2
-    like = (2 * mean_a * mean_b + light) * (2 * covariance + contrast)
-    unlike = (mean_a.square() + mean_b.square() + light) * (variances + contrast)
-    return (like / unlike).mean()
+    numerator = (2 * mean_a * mean_b + light) * (2 * covariance + contrast)
+    denominator = (mean_a.square() + mean_b.square() + light) * (variances + contrast)
+    return (numerator / denominator).mean()

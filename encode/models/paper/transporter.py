@@ -159,6 +159,6 @@ def transport(at_source: Tensor, at_target: Tensor, source: Tensor, target: Tens
     """
     moved = source
     for k in range(at_source.shape[1]):
-        here, there = at_source[:, k : k + 1], at_target[:, k : k + 1]
-        moved = (1 - here) * (1 - there) * moved + there * target
+        source_mask, target_mask = at_source[:, k : k + 1], at_target[:, k : k + 1]
+        moved = (1 - source_mask) * (1 - target_mask) * moved + target_mask * target
     return moved
