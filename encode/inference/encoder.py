@@ -60,7 +60,7 @@ def run_on_gpu(
     free = [cuda.Event() for _ in range(IN_FLIGHT)]
     copies, computing = cuda.Stream(device), cuda.current_stream(device)
     copies.wait_stream(computing)  # Earlier work may still read the memory of these buffers.
-    found = []
+    results = []
     for at in range(0, len(frames), batch):
         slot = at // batch % IN_FLIGHT
         part = frames[at : at + batch]
@@ -70,9 +70,9 @@ def run_on_gpu(
         with cuda.stream(copies):
             on_device[slot].copy_(pinned[slot], non_blocking=True)
         computing.wait_stream(copies)
-        found.append(function(on_device[slot])[: len(part)])
+        results.append(function(on_device[slot])[: len(part)])
         free[slot].record(computing)
-    return torch.cat(found).cpu()
+    return torch.cat(results).cpu()
 
 
 def choose_device(device: str) -> str:
@@ -81,8 +81,8 @@ def choose_device(device: str) -> str:
     Raises:
         MissingError: If a GPU is asked for and there is none.
     """
-    there = torch.cuda.is_available()
-    if device == "cuda" and not there:
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
         raise MissingError(
             "no-gpu",
             f"--device cuda: PyTorch {torch.__version__} finds no GPU on {socket.gethostname()}. Run "
@@ -90,7 +90,7 @@ def choose_device(device: str) -> str:
         )
     if device != "auto":
         return device
-    return "cuda" if there else "cpu"
+    return "cuda" if has_gpu else "cpu"
 
 
 class Encoder:
@@ -234,13 +234,13 @@ class Encoder:
     def _run(self, frames: NDArray[np.uint8], function: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply `function` to batches and count the passes."""
         if self.device.type == "cpu":
-            found = _on_cores(function, frames)
+            results = _on_cores(function, frames)
         else:
-            found = run_on_gpu(function, frames, self.engine.batch, self.device)
+            results = run_on_gpu(function, frames, self.engine.batch, self.device)
         with Encoder._counting:
             self.passes += len(frames)
             Encoder.total_passes += len(frames)
-        return found
+        return results
 
 
 def stored(embeddings: NDArray[np.float32]) -> NDArray[np.float16 | np.float32]:

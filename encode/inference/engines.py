@@ -96,8 +96,8 @@ class Eager:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Map pixels (B, c, h, w) to features (B, *shape)."""
         with torch.inference_mode(), arithmetic(self._device, self._precision):
-            found = [self._trunk(part) for part in pixels.split(self.batch)]
-            return torch.cat(found).float()
+            features = [self._trunk(part) for part in pixels.split(self.batch)]
+            return torch.cat(features).float()
 
 
 class Compiled(Eager):
@@ -246,5 +246,5 @@ def one_thread() -> Iterator[None]:
 
 def _compiler() -> str | None:
     named = os.environ.get("CXX")
-    found = [shutil.which(name) for name in ([named] if named else ["g++", "clang++", "cl"])]
-    return next(filter(None, found), None)
+    compilers = [shutil.which(name) for name in ([named] if named else ["g++", "clang++", "cl"])]
+    return next(filter(None, compilers), None)

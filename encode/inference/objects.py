@@ -46,13 +46,13 @@ class Objects(ScreenReduction):
         For each class, a code has its count, then its row bins, then its column bins.
         """
         kept, possible = len(self.classes), len(self._places)
-        of, centres = components(screens, self.levels)
-        screen, possibly = np.divmod(of, possible)
-        place = self._places[possibly]
+        label, centres = components(screens, self.levels)
+        screen, possible_class = np.divmod(label, possible)
+        place = self._places[possible_class]
         known = place < kept
-        of, centres = (screen * kept + place)[known], centres[known]
+        label, centres = (screen * kept + place)[known], centres[known]
         count = len(screens) * kept
-        parts = [np.bincount(of, minlength=count)[:, None]]
+        parts = [np.bincount(label, minlength=count)[:, None]]
         for axis, width in enumerate((ROW_BIN, COLUMN_BIN)):
             bins = screens.shape[1 + axis] // width
             # Split each thing between the two nearest bins. Shares are whole steps, so sums are
@@ -60,7 +60,7 @@ class Objects(ScreenReduction):
             at = np.clip((centres[:, axis] - (width - 1) / 2) / width, 0, bins - 1)
             before = np.minimum(at.astype(np.intp), bins - 2)
             share = np.rint((at - before) * STEPS) / STEPS
-            first = of * bins + before
+            first = label * bins + before
             binned = np.bincount(first, 1 - share, count * bins)
             binned += np.bincount(first + 1, share, count * bins)
             parts.append(binned.reshape(count, bins))
@@ -107,12 +107,12 @@ def components(
     area, top = boxes[:, cv2.CC_STAT_AREA], boxes[:, cv2.CC_STAT_TOP]
     begins = np.empty(len(sheet), np.intp)
     begins[at] = lines
-    of, first = np.divmod(begins[top], height + 1)
+    layer, first = np.divmod(begins[top], height + 1)
     # Compute the row from the sum of a thing's rows, a whole number. Subtracting the position on
     # the sheet from the center would round differently for each position.
     rows = (np.rint(centres[:, 1] * area) - (top - first) * area) / area
     size = np.searchsorted(SIZES, area, side="right")
-    return of * (len(SIZES) + 1) + size, np.stack([rows, centres[:, 0]], 1)
+    return layer * (len(SIZES) + 1) + size, np.stack([rows, centres[:, 0]], 1)
 
 
 def make(levels: Levels, classes: NDArray[np.uint8], most: int) -> Objects:

@@ -74,9 +74,9 @@ class OpenVINO:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Map pixels (B, c, h, w) to features (B, *shape)."""
         whole = len(pixels) // BATCH * BATCH if self.batch == BATCH else 0
-        found = [self._together(pixels[at : at + BATCH]) for at in range(0, whole, BATCH)]
-        found += [self._alone(pixels[at : at + 1]) for at in range(whole, len(pixels))]
-        return torch.cat(found)
+        features = [self._together(pixels[at : at + BATCH]) for at in range(0, whole, BATCH)]
+        features += [self._alone(pixels[at : at + 1]) for at in range(whole, len(pixels))]
+        return torch.cat(features)
 
 
 class _Requests:
@@ -92,9 +92,9 @@ class _Requests:
         except IndexError:
             request = self._compiled.create_infer_request()
         lines = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        found = torch.from_numpy(request.infer([lines], share_inputs=True)[0].copy())
+        features = torch.from_numpy(request.infer([lines], share_inputs=True)[0].copy())
         self._free.append(request)
-        return found
+        return features
 
 
 def capable(precision: Precision) -> bool:
@@ -120,8 +120,8 @@ class _Constants(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the network's features."""
-        found: Tensor = self._hidden[0](pixels)
-        return found
+        features: Tensor = self._hidden[0](pixels)
+        return features
 
 
 def _convert(trunk: Trunk, pixels: Tensor) -> Any:

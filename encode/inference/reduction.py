@@ -127,13 +127,13 @@ def in_rows(function: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
 
     Matrix products of different sizes would round differently.
     """
-    found = []
+    reduced = []
     for rows in features.split(ROWS):
         count = len(rows)
         if count < ROWS:
             rows = nn.functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, ROWS - count))
-        found.append(function(rows)[:count])
-    return torch.cat(found)
+        reduced.append(function(rows)[:count])
+    return torch.cat(reduced)
 
 
 def recipe(strip: str) -> str:

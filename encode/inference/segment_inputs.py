@@ -59,9 +59,9 @@ class SegmentFrames:
         if window == 1:
             yield self.frames if len(chosen) == len(self.frames) else self.frames[chosen]
             return
-        of = self.frame[window_rows(chosen, self.starts[chosen], window)]
-        for at in range(0, len(of), WINDOWS_AT_ONCE):
-            yield self.frames[of[at : at + WINDOWS_AT_ONCE]]
+        indices = self.frame[window_rows(chosen, self.starts[chosen], window)]
+        for at in range(0, len(indices), WINDOWS_AT_ONCE):
+            yield self.frames[indices[at : at + WINDOWS_AT_ONCE]]
 
     def levels(
         self,
@@ -87,17 +87,17 @@ class SegmentFrames:
             shape = (len(self.pictures), 1 if how.channels == "grey" else 3, how.height, how.width)
             self.small[alike] = _Small(np.empty(shape, np.uint8), np.zeros(shape[0], np.bool_))
         small = self.small[alike]
-        of = chosen
+        indices = chosen
         if window > 1:
-            of = self.frame[window_rows(chosen, self.starts[chosen], window)]
-        missing = np.unique(of[~small.made[of]])
-        shown = self._grey() if how.channels == "grey" else lambda some: self.frames[some]
+            indices = self.frame[window_rows(chosen, self.starts[chosen], window)]
+        missing = np.unique(indices[~small.made[indices]])
+        read = self._grey() if how.channels == "grey" else lambda batch: self.frames[batch]
         for at in range(0, len(missing), WINDOWS_AT_ONCE):
-            some = missing[at : at + WINDOWS_AT_ONCE]
-            small.levels[some] = shrink(shown(some))
+            batch = missing[at : at + WINDOWS_AT_ONCE]
+            small.levels[batch] = shrink(read(batch))
         small.made[missing] = True
-        for at in range(0, len(of), WINDOWS_AT_ONCE):
-            yield small.levels[of[at : at + WINDOWS_AT_ONCE]]
+        for at in range(0, len(indices), WINDOWS_AT_ONCE):
+            yield small.levels[indices[at : at + WINDOWS_AT_ONCE]]
 
     def _grey(self) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]]:
         """Return a function from frame indices to gray screens, or to RGB without a palette.
