@@ -50,7 +50,7 @@ class FrameHistory:
             first: Whether each frame begins an episode, (n,); its window has no older ones.
             envs: Environment of each frame, (n,).
         """
-        found = []
+        windows = []
         for shown, begins, env in zip(frames, first, envs.tolist(), strict=True):
             digest = hashing.frame_digest(shown)
             frame = shown.copy()  # The environment may reuse its buffer.
@@ -59,8 +59,8 @@ class FrameHistory:
                 before = FrameWindow((frame,) * self._longest, (digest,) * self._longest)
             seen = FrameWindow((*before.frames[1:], frame), (*before.digests[1:], digest))
             self._last[env] = seen
-            found.append(seen)
-        return found
+            windows.append(seen)
+        return windows
 
 
 class FrameInputs:

@@ -235,9 +235,9 @@ class Lookup:
         elsewhere: EmbeddingSource | None = None,
     ) -> None:
         left_out = {i for i, encoder in enumerate(encoders) if encoder is None}
-        mine = [i for i, of in enumerate(flat.windows) if of == window and i not in left_out]
-        self.places = [flat.places[i] for i in mine]
-        self._columns = np.concatenate([np.r_[flat.columns[i]] for i in mine])
+        own_models = [i for i, of in enumerate(flat.windows) if of == window and i not in left_out]
+        self.places = [flat.places[i] for i in own_models]
+        self._columns = np.concatenate([np.r_[flat.columns[i]] for i in own_models])
         self.width = len(self._columns)
         models = zip(flat.windows, flat.models, encoders, strict=False)
         self._models = [
@@ -329,13 +329,13 @@ class Lookup:
 
         def embed(begin: int, end: int) -> NDArray[Any]:
             try:
-                found = self._shrunk_frames.embed(encoder, inputs.only(range(begin, end)))
+                embeddings = self._shrunk_frames.embed(encoder, inputs.only(range(begin, end)))
             except WsaError:
                 raise
             except Exception as error:
                 raise _engine_failed(key, encoder.engine.name, error) from error
             with np.errstate(over="ignore"):
-                rows = stored(found).reshape(end - begin, -1).astype(self.dtype)
+                rows = stored(embeddings).reshape(end - begin, -1).astype(self.dtype)
             if not np.isfinite(rows).all():
                 raise ConflictError(
                     "not-finite",

@@ -82,9 +82,9 @@ class _ShrunkCache:
                 self._levels |= zip(fresh, map(np.copy, small), strict=True)
             for digest in frames:
                 self._levels.move_to_end(digest)
-            found = np.stack(
+            levels = np.stack(
                 [np.stack([self._levels[digest] for digest in w.digests]) for w in windows]
             )
             while len(self._levels) > MAX_SHRUNK:
                 self._levels.popitem(last=False)
-        return found
+        return levels
