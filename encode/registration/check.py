@@ -61,7 +61,7 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
         UsageError: If the model lacks the output.
     """
     module = registry.build(request)
-    before = _everything(module)
+    before = _tensors_digest(module)
     numbers = sum(tensor.numel() for tensor in module.state_dict().values())
     licence = module.licence if isinstance(module, UserNetwork) else request.licence
     yield CheckResult("weights", True, f"{numbers:,} numbers, {_short(before)}, licence: {licence}")
@@ -70,7 +70,7 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
     window = identify(module, request).window
     frames = probe_frames.probe_inputs(window, _tried_game(request))
     try:
-        found = encoder(frames)
+        embeddings = encoder(frames)
     except WsaError:
         raise
     except Exception as error:  # noqa: BLE001  A user's module may raise anything.
@@ -78,32 +78,32 @@ def check(request: Request, device: str) -> Iterator[CheckResult]:
         yield CheckResult("runs", False, f"{type(error).__name__}: {why}")
         return
     yield CheckResult(
-        "runs", True, f"embeddings of shape {found.shape[1:]}, {found[0].size:,} numbers"
+        "runs", True, f"embeddings of shape {embeddings.shape[1:]}, {embeddings[0].size:,} numbers"
     )
-    finite = _finite(found)
+    finite = _finite(embeddings)
     yield finite
     if not finite.ok:
         return  # The comparisons below would all report an infinite difference.
-    yield _sees(found)
-    yield _equal("the same again", encoder(frames), found)
+    yield _sees(embeddings)
+    yield _equal("the same again", encoder(frames), embeddings)
     backwards = np.concatenate([encoder(frames[5:6]), encoder(frames[:5][::-1])])
-    yield _equal("alone and in another order", backwards, found[[5, 4, 3, 2, 1, 0]])
+    yield _equal("alone and in another order", backwards, embeddings[[5, 4, 3, 2, 1, 0]])
     yield _batch(module, encoder, request, frames)
     yield _threads(encoder, frames)
-    yield _screens(encoder, window, found.shape[1:])
+    yield _screens(encoder, window, embeddings.shape[1:])
     yield _engines(module, request, device, window)
-    after = _everything(encoder.module.cpu())
+    after = _tensors_digest(encoder.module.cpu())
     yield CheckResult(
         "weights untouched", after == before, f"{_short(before)}, then {_short(after)}"
     )
     again = registry.build(request)
     yield CheckResult(
         "the same weights when built again",
-        _everything(again) == before,
-        f"{_short(before)}, then {_short(_everything(again))}",
+        _tensors_digest(again) == before,
+        f"{_short(before)}, then {_short(_tensors_digest(again))}",
     )
     rebuilt = _encoder(again, request, device)(frames)
-    yield _equal("the same embeddings when built again", rebuilt, found)
+    yield _equal("the same embeddings when built again", rebuilt, embeddings)
 
 
 def _encoder(module: nn.Module, request: Request, device: str) -> Encoder:
@@ -136,7 +136,7 @@ def _engines(module: nn.Module, request: Request, device: str, window: int) -> C
     return CheckResult("engines", True, choice.explained)
 
 
-def _everything(module: nn.Module) -> str:
+def _tensors_digest(module: nn.Module) -> str:
     """Return the digest of all tensors, even those that no embedding depends on."""
     return hashing.tensors_digest({n: t.cpu().numpy() for n, t in module.state_dict().items()})
 
@@ -149,9 +149,9 @@ def _frozen(module: nn.Module) -> CheckResult:
     training = [name or "the module" for name, part in module.named_modules() if part.training]
     learning = [name for name, tensor in module.named_parameters() if tensor.requires_grad]
     if training or learning:
-        said = f"in training mode: {', '.join(training[:3]) or 'none'}"
+        details = f"in training mode: {', '.join(training[:3]) or 'none'}"
         return CheckResult(
-            "frozen", False, f"{said}; with gradients: {', '.join(learning[:3]) or 'none'}"
+            "frozen", False, f"{details}; with gradients: {', '.join(learning[:3]) or 'none'}"
         )
     return CheckResult("frozen", True, "evaluation mode, no gradients")
 
@@ -170,8 +170,8 @@ def _finite(found: NDArray[np.float32]) -> CheckResult:
 def _sees(found: NDArray[np.float32]) -> CheckResult:
     pairs = found.reshape(len(found) // 2, 2, -1)
     differ = int((pairs[:, 0] != pairs[:, 1]).any(axis=1).sum())
-    said = f"{differ} of {len(pairs)} pairs of consecutive frames have embeddings that differ"
-    return CheckResult("sees a step", 2 * differ > len(pairs), said)
+    details = f"{differ} of {len(pairs)} pairs of consecutive frames have embeddings that differ"
+    return CheckResult("sees a step", 2 * differ > len(pairs), details)
 
 
 def _equal(what: str, found: NDArray[np.float32], wanted: NDArray[np.float32]) -> CheckResult:
@@ -194,20 +194,20 @@ def _batch(
         together = trunk(pixels).cpu().numpy()
         alone = np.concatenate([trunk(one).cpu().numpy() for one in pixels.split(1)])
     error = probe.step_error(together, alone)
-    said = f"differ by {error:.2g} of a game's step from each alone (limit {BATCH_ERROR})"
-    return CheckResult("in one batch", error <= BATCH_ERROR, said)
+    details = f"differ by {error:.2g} of a game's step from each alone (limit {BATCH_ERROR})"
+    return CheckResult("in one batch", error <= BATCH_ERROR, details)
 
 
 def _threads(encoder: Encoder, frames: NDArray[Any]) -> CheckResult:
     threads = torch.get_num_threads()
-    found = []
+    results = []
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(encoder(frames))
+            results.append(encoder(frames))
     finally:
         torch.set_num_threads(threads)
-    return _equal("with one thread and with two", found[1], found[0])
+    return _equal("with one thread and with two", results[1], results[0])
 
 
 def _screens(encoder: Encoder, window: int, shape: tuple[int, ...]) -> CheckResult:
@@ -217,7 +217,7 @@ def _screens(encoder: Encoder, window: int, shape: tuple[int, ...]) -> CheckResu
         for part in probe_frames.load_frames()
     }
     others = [height for height in by_height if encoder(by_height[height]).shape[1:] != shape]
-    said = f"the same shape for screens of {', '.join(map(str, sorted(by_height)))} rows"
+    details = f"the same shape for screens of {', '.join(map(str, sorted(by_height)))} rows"
     return CheckResult(
-        "any screen", not others, said if not others else f"another shape for {others}"
+        "any screen", not others, details if not others else f"another shape for {others}"
     )

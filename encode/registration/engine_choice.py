@@ -152,7 +152,7 @@ class Engines:
         device = self.encoder("torch", "fp32").device
         self._measure("torch", "fp32")  # First, because PyTorch gives the clearest errors.
         auto = asked == "auto"
-        found, others = [], []
+        measured, others = [], []
         for name in engines.offered(device, precision) if auto else [asked]:
             try:
                 rate, _ = self._measure(name, precision)
@@ -161,11 +161,11 @@ class Engines:
                     raise
                 others.append(LeftOut(name, str(error)))
             else:
-                found.append(EngineChoice(name, rate, self._errors(name, precision)))
+                measured.append(EngineChoice(name, rate, self._errors(name, precision)))
         most = MAX_ENGINE_ERROR if precision == "fp32" else limit
-        right = [choice for choice in found if choice.error <= most]
+        right = [choice for choice in measured if choice.error <= most]
         if not right:
-            raise _rejection(self._alias, precision, min(found, key=lambda c: c.error), most)
+            raise _rejection(self._alias, precision, min(measured, key=lambda c: c.error), most)
         # Time them again, since other work may have slowed one of them.
         if len(right) > 1:
             again = [self._time(choice.engine, precision)[0] for choice in right]
@@ -176,7 +176,7 @@ class Engines:
         best = max(right, key=lambda choice: choice.rate)
         if not auto:
             return best
-        for other in found:
+        for other in measured:
             if not other.error <= most:
                 others.append(
                     LeftOut(other.engine, f"it errs by more than {most:g}", other.rate, other.error)
@@ -258,7 +258,7 @@ def game_inputs(
         each game that has any. Rows 2i and 2i + 1 are consecutive steps with different frames.
     """
     with_frames = {(meta.game, meta.segment) for meta in snapshot.frames()}
-    found = {}
+    inputs = {}
     for game in games:
         for meta in snapshot.segments(game):
             if (game, meta.segment) in with_frames:
@@ -267,16 +267,16 @@ def game_inputs(
                 (before,) = np.nonzero((frame[1:] != frame[:-1]) & ~first[1:])
                 if len(before):
                     spread = np.linspace(0, len(before) - 1, GAME_PAIRS).astype(int)
-                    some = before[np.unique(spread)]
-                    rows = np.stack([some, some + 1], axis=1).ravel()
-                    shown = read_segment_frames(snapshot, meta, rows=window > 1)
-                    found[game] = (
-                        shown.frames[frame[rows]]
+                    chosen = before[np.unique(spread)]
+                    rows = np.stack([chosen, chosen + 1], axis=1).ravel()
+                    segment_frames = read_segment_frames(snapshot, meta, rows=window > 1)
+                    inputs[game] = (
+                        segment_frames.frames[frame[rows]]
                         if window == 1
-                        else next(shown.inputs(window, rows))
+                        else next(segment_frames.inputs(window, rows))
                     )
                     break
-    return found
+    return inputs
 
 
 def _rejection(alias: str, precision: Precision, best: EngineChoice, limit: float) -> ConflictError:

@@ -43,9 +43,7 @@ def frames_needed(snapshot: Snapshot, output: Output, window: int = 1) -> int:
         return 0
     if not output.game:
         return sum(len(part.frames) for part in probe_frames.load_frames())
-    return min(
-        _most_frames(output), sum(_input_counts(_with_frames(snapshot, output.game), window))
-    )
+    return min(_max_frames(output), sum(_input_counts(_with_frames(snapshot, output.game), window)))
 
 
 def fit(encoder: Encoder, snapshot: Snapshot | None, output: Output, window: int) -> Reduction:
@@ -66,7 +64,7 @@ def fit(encoder: Encoder, snapshot: Snapshot | None, output: Output, window: int
         return known
     if output.game:
         assert snapshot is not None, "frames of a game are a store's"
-        parts = game_inputs(snapshot, output.game, window, _most_frames(output))
+        parts = game_inputs(snapshot, output.game, window, _max_frames(output))
     else:
         parts = [
             probe_frames.pairs_in_windows(part.frames, window)
@@ -87,7 +85,7 @@ def shipped(output: Output) -> Reduction | None:
     return objects.make(levels, classes, output.numbers)
 
 
-def _most_frames(output: Output) -> int:
+def _max_frames(output: Output) -> int:
     return GAME_SCREENS if output.of_one_game else GAME_FRAMES
 
 
@@ -111,16 +109,16 @@ def game_inputs(snapshot: Snapshot, game: str, window: int, most: int) -> list[N
     chosen = np.unique(np.linspace(0, edges[-1] - 1, most).round().astype(np.int64))
     parts: list[NDArray[np.uint8]] = []
     for meta, start, stop in zip(metas, edges, edges[1:], strict=False):
-        own = chosen[(chosen >= start) & (chosen < stop)] - start
-        if len(own):
-            parts += read_segment_frames(snapshot, meta, rows=window > 1).inputs(window, own)
+        indices = chosen[(chosen >= start) & (chosen < stop)] - start
+        if len(indices):
+            parts += read_segment_frames(snapshot, meta, rows=window > 1).inputs(window, indices)
     return parts
 
 
 def _with_frames(snapshot: Snapshot, game: str) -> list[SegmentMeta]:
     """Return a game's segments whose frames are in the store."""
-    here = {meta.segment for meta in snapshot.frames(game)}
-    return [meta for meta in snapshot.segments(game) if meta.segment in here]
+    with_frames = {meta.segment for meta in snapshot.frames(game)}
+    return [meta for meta in snapshot.segments(game) if meta.segment in with_frames]
 
 
 def _input_counts(metas: list[SegmentMeta], window: int) -> list[int]:

@@ -41,12 +41,12 @@ def find_model(snapshot: Snapshot, request: Request) -> ModelSpec | None:
         ConflictError: If there are several, each with its own basis.
     """
     specs = [read_spec(snapshot, key) for key in snapshot.models]
-    found = [spec for spec in specs if _matches(spec, request)]
-    own = request.source in ("package", "random") and load.is_paper_model(request.timm_name)
-    if found and (own or request.recorded.startswith("file:") or request.recorded == "user"):
+    matches = [spec for spec in specs if _matches(spec, request)]
+    from_wsa = request.source in ("package", "random") and load.is_paper_model(request.timm_name)
+    if matches and (from_wsa or request.recorded.startswith("file:") or request.recorded == "user"):
         identity = identify(registry.build(request), request)
-        found = [spec for spec in found if _without_game_basis(spec.identity) == identity]
-    return _only_one(found)
+        matches = [spec for spec in matches if _without_game_basis(spec.identity) == identity]
+    return _only_one(matches)
 
 
 def unregistered_key(request: Request) -> str:
@@ -58,9 +58,9 @@ def _matches(spec: ModelSpec, request: Request) -> bool:
     """Return whether a spec matches a request, as far as this is known without building it."""
     asked = (request.alias, request.timm_name, request.recorded, request.output, request.precision)
     identity = spec.identity
-    there = (spec.alias, spec.timm_name, spec.source, identity.output, identity.precision)
+    recorded = (spec.alias, spec.timm_name, spec.source, identity.output, identity.precision)
     declared = request.recorded == "user"  # A user's model declares its own geometry.
-    return asked == there and (declared or request.geometry == identity.preprocessing.geometry)
+    return asked == recorded and (declared or request.geometry == identity.preprocessing.geometry)
 
 
 def _only_one(found: list[ModelSpec]) -> ModelSpec | None:
@@ -76,8 +76,8 @@ def _only_one(found: list[ModelSpec]) -> ModelSpec | None:
 
 def _without_game_basis(identity: Identity) -> Identity:
     """Return the identity without a basis of one game, as known before the basis is fitted."""
-    own = parse_output(identity.output).game
-    return msgspec.structs.replace(identity, basis="") if own else identity
+    game = parse_output(identity.output).game
+    return msgspec.structs.replace(identity, basis="") if game else identity
 
 
 def find_by_identity(snapshot: Snapshot, alias: str, identity: Identity) -> ModelSpec | None:

@@ -71,8 +71,8 @@ def probe_inputs(window: int = 1, game: str = "") -> NDArray[np.uint8]:
         the strip, its four pairs (8, H, W, 3). For a model with a window, windows
         (n, window, H, W, 3) from `pairs_in_windows`.
     """
-    own = _game_frames(game) if game else None
-    return pairs_in_windows((_single_frames() if own is None else own).copy(), window)
+    pairs = _game_frames(game) if game else None
+    return pairs_in_windows((_single_frames() if pairs is None else pairs).copy(), window)
 
 
 def pairs_in_windows(frames: NDArray[np.uint8], window: int) -> NDArray[np.uint8]:

@@ -99,17 +99,17 @@ def register(
         UsageError: If the device lacks the engine or precision, or the model lacks the output.
     """
     engine = request.engine(engine)
-    found, module, identity = measure_engines(snapshot, request, device, engine, games)
-    there = find_by_identity(snapshot, request.alias, identity)
-    if there is not None:
-        found.set_basis(_stored_reduction(snapshot, there.key, there.identity))
+    candidates, module, identity = measure_engines(snapshot, request, device, engine, games)
+    existing = find_by_identity(snapshot, request.alias, identity)
+    if existing is not None:
+        candidates.set_basis(_stored_reduction(snapshot, existing.key, existing.identity))
         if engine == "auto" and identity.precision != "fp32":
             # Below fp32, engines differ noticeably, so keep the one that filled the store.
-            engine = _main_engine(snapshot, there.key, device, identity.precision) or "auto"
-        choice = found.choose(engine, identity.precision, max_step_error)
-        check_probe(snapshot, there.key, found.embed(choice.engine, identity.precision))
-        return Registered(there, 0, request, choice)
-    if not np.isfinite(found.embed("torch", "fp32")).all():
+            engine = _main_engine(snapshot, existing.key, device, identity.precision) or "auto"
+        choice = candidates.choose(engine, identity.precision, max_step_error)
+        check_probe(snapshot, existing.key, candidates.embed(choice.engine, identity.precision))
+        return Registered(existing, 0, request, choice)
+    if not np.isfinite(candidates.embed("torch", "fp32")).all():
         raise ConflictError(
             "not-finite",
             f"{request.alias} with weights from {request.source} returns NaN or infinite numbers "
@@ -118,15 +118,15 @@ def register(
     output = parse_output(request.output)
     files, fitted = {}, 0
     if output.reduction == "rp":
-        found.set_basis(Projection(output.numbers))
+        candidates.set_basis(Projection(output.numbers))
     elif output.reduction:
-        whole = found.encoder(
-            found.choose(engine, "fp32", engine_choice.MAX_ENGINE_ERROR).engine, "fp32"
+        whole = candidates.encoder(
+            candidates.choose(engine, "fp32", engine_choice.MAX_ENGINE_ERROR).engine, "fp32"
         )
         before = whole.passes
         basis = fit_reduction.fit(whole, snapshot, output, identity.window)
         fitted = whole.passes - before
-        found.set_basis(basis)
+        candidates.set_basis(basis)
         saved = FITTED[output.reduction].save(basis)
         files["basis.safetensors"] = saved
         if output.game:
@@ -137,8 +137,8 @@ def register(
                 return register(snapshot, request, max_step_error, device, engine, games)
             identity = msgspec.structs.replace(identity, basis=bases.own_recipe(saved))
     key = model_key(request.alias, identity)
-    choice = found.choose(engine, identity.precision, max_step_error)
-    probed = found.embed(choice.engine, identity.precision)
+    choice = candidates.choose(engine, identity.precision, max_step_error)
+    probed = candidates.embed(choice.engine, identity.precision)
     spec = ModelSpec(
         alias=request.alias,
         timm_name=request.timm_name,
@@ -153,7 +153,7 @@ def register(
             **{name: importlib.metadata.version(name) for name in ("torchvision", "timm")},
         },
     )
-    encoder = found.encoder(choice.engine, identity.precision)
+    encoder = candidates.encoder(choice.engine, identity.precision)
     _check_orphans(snapshot, key, identity.window, encoder)
     files |= {"spec.json": spec.json, "probe.safetensors": probe.save(probed)}
     commit_model(snapshot.backend, ModelMeta(key), files)
@@ -219,20 +219,20 @@ def open_model(
             "these under their own key.",
         )
     precision = spec.identity.precision
-    found = _engines(module, spec.identity, spec.alias, device, threads=threads)
-    found.set_basis(_stored_reduction(snapshot, key, spec.identity))
+    candidates = _engines(module, spec.identity, spec.alias, device, threads=threads)
+    candidates.set_basis(_stored_reduction(snapshot, key, spec.identity))
     if engine == "auto":
         engine = _main_engine(snapshot, key, device, precision)
         if engine:
             _log.info("%s: run by %s, the engine that filled the store", key, engine)
         else:
             # The error of the precision was accepted when the model was registered.
-            choice = found.choose("auto", precision, math.inf)
+            choice = candidates.choose("auto", precision, math.inf)
             engine = choice.engine
             filled = snapshot.embeddings(model=key)
             why = "the engine that filled the store is not available here; " if filled else ""
             _log.info("%s: %srun by %s", key, why, choice.explained)
-    encoder = found.encoder(engine, precision)
+    encoder = candidates.encoder(engine, precision)
     inputs = probe_frames.probe_inputs(spec.identity.window, spec.game)
     check_probe(snapshot, key, encoder(inputs))
     encoder.passes = 0
@@ -267,8 +267,8 @@ def measure_engines(
     module = registry.build(request)
     identity = identify(module, request)
     reduced = request.precision != "fp32"
-    shown = engine_choice.game_inputs(snapshot, games, identity.window) if reduced else {}
-    return _engines(module, identity, request.alias, device, shown), module, identity
+    game_frames = engine_choice.game_inputs(snapshot, games, identity.window) if reduced else {}
+    return _engines(module, identity, request.alias, device, game_frames), module, identity
 
 
 def encoder_without_basis(request: Request, device: str) -> tuple[Encoder, int]:
@@ -279,8 +279,8 @@ def encoder_without_basis(request: Request, device: str) -> tuple[Encoder, int]:
     """
     module = registry.build(request)
     identity = identify(module, request)
-    found = _engines(module, identity, request.alias, device)
-    return found.encoder("torch", request.precision), identity.window
+    candidates = _engines(module, identity, request.alias, device)
+    return candidates.encoder("torch", request.precision), identity.window
 
 
 def _main_engine(snapshot: Snapshot, key: str, device: str, precision: Precision) -> str:
@@ -324,13 +324,13 @@ def _check_orphans(snapshot: Snapshot, key: str, window: int, encoder: Encoder) 
         if segment is None or (meta.game, meta.segment) not in with_frames:
             continue
         distinct = np.unique(first_seen(input_digests(snapshot, segment, window)))
-        some = distinct[: 2 * min(len(probe_frames.PROBE_GAMES), len(distinct) // 2)]
-        if not len(some):
+        rows = distinct[: 2 * min(len(probe_frames.PROBE_GAMES), len(distinct) // 2)]
+        if not len(rows):
             continue
-        shown = read_segment_frames(snapshot, segment, rows=window > 1)
-        found = stored(encoder(next(shown.inputs(window, some))))
-        there = snapshot.read_embedding(meta.game, key, meta.segment)[some]
-        error = probe.step_error(found.astype(np.float32), there.astype(np.float32))
+        frames = read_segment_frames(snapshot, segment, rows=window > 1)
+        embedded = stored(encoder(next(frames.inputs(window, rows))))
+        stored_rows = snapshot.read_embedding(meta.game, key, meta.segment)[rows]
+        error = probe.step_error(embedded.astype(np.float32), stored_rows.astype(np.float32))
         if not error <= probe.MAX_STEP_ERROR:
             raise ConflictError(
                 "model-drift",

@@ -23,9 +23,9 @@ def stored_name(snapshot: Snapshot, name: str) -> str:
     if name in snapshot.models:
         return name
     plain, at, output = name.partition("@")
-    own, named, _ = plain.partition("=")
+    own_name, named, _ = plain.partition("=")
     if at:
-        alias = own if named else parse_request(plain, {}).alias
+        alias = own_name if named else parse_request(plain, {}).alias
         kept = str(parse_output(output))
         specs = [
             read_spec(snapshot, key) for key in snapshot.models if names.key_alias(key) == alias
@@ -33,7 +33,7 @@ def stored_name(snapshot: Snapshot, name: str) -> str:
         alike_output = [spec.key for spec in specs if spec.identity.output == kept]
         return alike_output[0] if len(alike_output) == 1 else name
     if named:
-        return own if own in map(names.key_alias, snapshot.models) else name
+        return own_name if own_name in map(names.key_alias, snapshot.models) else name
     alias = name
     if name not in {names.key_alias(key) for key in snapshot.models}:
         alias = parse_request(name, {}).alias
