@@ -254,8 +254,8 @@ def _preload_forkserver() -> None:
         return
     get_mp_context().set_forkserver_preload([tasks.__name__, "timm"])
     # Without this, the process of Python 3.11 imports modules from the current folder first.
-    wanted = {**WORKER_ENVIRONMENT, "PYTHONSAFEPATH": 1}
-    added = {name: str(value) for name, value in wanted.items() if name not in os.environ}
+    environment = {**WORKER_ENVIRONMENT, "PYTHONSAFEPATH": 1}
+    added = {name: str(value) for name, value in environment.items() if name not in os.environ}
     os.environ.update(added)
     try:
         forkserver.ensure_running()

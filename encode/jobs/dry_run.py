@@ -95,13 +95,13 @@ def measure_model(
         ConflictError: If the model fails, or the error of the precision is too large.
     """
     engine = request.engine(engine)
-    found, _, identity = register.measure_engines(snapshot, request, device, engine, games)
-    choice = found.choose(engine, identity.precision, max_step_error)
-    features = found.embed(choice.engine, identity.precision)[0].size
+    engines, _, identity = register.measure_engines(snapshot, request, device, engine, games)
+    choice = engines.choose(engine, identity.precision, max_step_error)
+    features = engines.embed(choice.engine, identity.precision)[0].size
     output = parse_output(request.output)
     numbers = SCREEN_NUMBERS * output.numbers if output.of_one_game else output.numbers or features
     measured = MeasuredModel(choice.engine, choice.rate, identity.window, features, numbers)
-    return measured, found.encoder(choice.engine, identity.precision)
+    return measured, engines.encoder(choice.engine, identity.precision)
 
 
 def estimate(
@@ -184,10 +184,10 @@ def measure_on_worker(
     asked = snapshot.backend.url, tuple(requests), tuple(games), device, engine, max_step_error
     with cluster.connect(scheduler, int(scheduler == "local"), device) as (client, threads):
         try:
-            found: WorkerMeasurement = client.submit(_measure, *asked, threads).result()
+            measurement: WorkerMeasurement = client.submit(_measure, *asked, threads).result()
         except KilledWorker as error:
             raise worker_died(", ".join(request.alias for request in requests), error) from None
-    return found
+    return measurement
 
 
 def _measure(

@@ -135,14 +135,14 @@ def make_plan(
     for model in models:
         encoded = {(e.game, e.segment) for e in snapshot.embeddings(model=model)}
         done = [m for m in segments if (m.game, m.segment) in encoded]
-        own = (only or {}).get(model)
-        mine = [game for game in games if own in (None, game)]
-        todo = [m for m in segments if m.game in mine and (m.game, m.segment) not in encoded]
+        only_game = (only or {}).get(model)
+        model_games = [game for game in games if only_game in (None, game)]
+        todo = [m for m in segments if m.game in model_games and (m.game, m.segment) not in encoded]
         missing = sorted(
             (m for m in todo if (model, m.game, m.segment) not in without),
             key=lambda m: _order(games, m),
         )
-        present += sum(m.game in mine for m in done)
+        present += sum(m.game in model_games for m in done)
         window = (windows or {}).get(model, 1)
         items += _plan_model(model, window, done, missing, digests) if missing else []
     return Plan(tuple(items), present, tuple(games))

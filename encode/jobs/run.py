@@ -178,9 +178,9 @@ def register_all(
     Raises:
         WsaError: If a model cannot be registered, or the workers are gone.
     """
-    found: dict[Request, Registered] = {}
+    registered: dict[Request, Registered] = {}
     deaths = 0
-    while missing := [request for request in requests if request not in found]:
+    while missing := [request for request in requests if request not in registered]:
         futures = [
             workers.client.submit(
                 tasks.register_model,
@@ -213,8 +213,8 @@ def register_all(
             if isinstance(outcome, Failed):
                 workers.exclude(outcome)
             else:
-                found[request] = outcome
-    models = {found[request].spec.key: found[request] for request in requests}
+                registered[request] = outcome
+    models = {registered[request].spec.key: registered[request] for request in requests}
     for one in models.values():
         workers.listen(ModelReady(one.spec, one.fitted, one.choice))
     return list(models.values())
@@ -231,7 +231,7 @@ def wanted_games(snapshot: Snapshot, games: Sequence[str]) -> list[str]:
             raise MissingError(
                 "no-frames",
                 f"The store {snapshot.backend.url} has no frames of {game}. "
-                f"{_near(game, snapshot.games)}Collect some: wsa collect --game {game}",
+                f"{_suggestion(game, snapshot.games)}Collect some: wsa collect --game {game}",
             )
     if not snapshot.games:
         raise MissingError(
@@ -304,6 +304,6 @@ def _with_frames(snapshot: Snapshot) -> set[tuple[str, str]]:
     return {(meta.game, meta.segment) for meta in snapshot.frames()}
 
 
-def _near(game: str, games: Sequence[str]) -> str:
+def _suggestion(game: str, games: Sequence[str]) -> str:
     close = difflib.get_close_matches(game, games, n=1)
     return f"Did you mean {close[0]}? " if close else ""

@@ -109,8 +109,8 @@ class Driver:
         """Fetch the results of tasks together; None for a task that failed."""
         try:
             if all(future.status == "finished" for future in batch):
-                found: Any = self._workers.client.gather(batch)
-                return list(found)
+                results: Any = self._workers.client.gather(batch)
+                return list(results)
         except Exception:  # noqa: BLE001, S110  A worker took a result with it.
             pass
         return [self._result(future) for future in batch]

@@ -83,19 +83,20 @@ def jobs(options: SlurmOptions, scheduler: str) -> SlurmOptions:
     from dask.utils import parse_bytes
 
     fields = dataclasses.fields(SlurmOptions)
-    found = SlurmOptions(**{field.name: getattr(options, field.name) for field in fields})
-    check_ranges(found)
+    slurm_options = SlurmOptions(**{field.name: getattr(options, field.name) for field in fields})
+    check_ranges(slurm_options)
     try:
-        parse_bytes(found.slurm_memory)
+        parse_bytes(slurm_options.slurm_memory)
     except ValueError:
         raise UsageError(
-            "bad-option", f"--slurm-memory {found.slurm_memory}: write an amount, such as 16GB."
+            "bad-option",
+            f"--slurm-memory {slurm_options.slurm_memory}: write an amount, such as 16GB.",
         ) from None
     for field in fields:
-        if scheduler != "slurm" and getattr(found, field.name) != field.default:
+        if scheduler != "slurm" and getattr(slurm_options, field.name) != field.default:
             flag = "--" + field.name.replace("_", "-")
             raise UsageError("bad-option", f"{flag} is for SLURM; add --scheduler slurm.")
-    return found
+    return slurm_options
 
 
 def start(
@@ -145,8 +146,10 @@ def start(
             try:
                 await submit()
             except (RuntimeError, ValueError, OSError) as error:
-                said = str(error)
-                self.refusal = " ".join((said.partition("stderr:")[2].strip() or said).split())
+                message = str(error)
+                self.refusal = " ".join(
+                    (message.partition("stderr:")[2].strip() or message).split()
+                )
                 started: Any = ProcessInterface.start  # Act like a job that never has a worker.
                 await started(self)
 
@@ -188,7 +191,7 @@ def start(
         "walltime": jobs.slurm_walltime,
     }
     directives = [
-        *_of_the_lab("job-extra-directives"),
+        *_lab_settings("job-extra-directives"),
         *(["--gpus=1"] if jobs.slurm_gpu else []),
         *([f"--output={shlex.quote(str(output))}"] if output else []),
         *jobs.slurm_extra,
@@ -205,11 +208,11 @@ def start(
         memory=jobs.slurm_memory,
         job_extra_directives=directives,
         job_script_prologue=[
-            *_of_the_lab("job-script-prologue"),
+            *_lab_settings("job-script-prologue"),
             *(f"export {name}={value}" for name, value in environment.items()),
         ],
         worker_extra_args=[
-            *_of_the_lab("worker-extra-args"),
+            *_lab_settings("worker-extra-args"),
             *(["--resources", f"{GPU}=1"] if jobs.slurm_gpu else []),
         ],
         scheduler_options=scheduler,
@@ -217,7 +220,7 @@ def start(
     )
 
 
-def _of_the_lab(setting: str) -> list[str]:
+def _lab_settings(setting: str) -> list[str]:
     """Return a list from dask-jobqueue's configuration, which wsa extends instead of replacing."""
     from dask import config
 
@@ -257,11 +260,13 @@ class JobKeeper:
     def __call__(self) -> None:
         """Check all jobs once; call this every few seconds in the cluster's event loop."""
         now = time.monotonic()
-        here = {worker["name"] for worker in self._cluster.scheduler_info["workers"].values()}
+        worker_names = {
+            worker["name"] for worker in self._cluster.scheduler_info["workers"].values()
+        }
         ask = False
         for name, spec in list(self._cluster.worker_spec.items()):
             job = self._cluster.workers.get(name)
-            if here & {f"{name}{of}" for of in spec.get("group", [""])}:
+            if worker_names & {f"{name}{of}" for of in spec.get("group", [""])}:
                 self._seen[name] = now
                 self._cluster.fruitless.clear()
                 continue
@@ -288,20 +293,20 @@ class JobKeeper:
 
     async def _ask(self) -> None:
         """Ask SLURM for the states of the jobs; keep the old ones if it is silent."""
-        found = await asyncio.to_thread(_job_states)
-        if found is None:
+        states = await asyncio.to_thread(_job_states)
+        if states is None:
             return
         # Leave alone a job that SLURM has never reported; it may be on another cluster.
-        known = {number: _FORGOTTEN for number in self._states} | found
-        mine = {job.job_id for job in self._cluster.workers.values()}
-        self._states = {number: known[number] for number in mine & known.keys()}
+        known = {number: _FORGOTTEN for number in self._states} | states
+        own_jobs = {job.job_id for job in self._cluster.workers.values()}
+        self._states = {number: known[number] for number in own_jobs & known.keys()}
 
 
 def _job_states() -> dict[str, str] | None:
     """Return the states of the user's jobs, with recently ended ones; None if SLURM is silent."""
-    asked = ["squeue", "--noheader", f"--user={os.getuid()}", "--states=all", "--format=%A %T"]
+    command = ["squeue", "--noheader", f"--user={os.getuid()}", "--states=all", "--format=%A %T"]
     try:
-        done = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
         return None
     words = [line.split() for line in done.stdout.splitlines()]
@@ -315,7 +320,7 @@ def await_worker(client: Client, cluster: Any, jobs: SlurmOptions) -> None:
         StorageError: If SLURM refused every job, or too many ended without a worker.
     """
     output = _output(jobs)
-    said = False
+    announced = False
     while True:
         try:
             client.wait_for_workers(1, timeout=LOOK_EVERY_S)
@@ -338,8 +343,8 @@ def await_worker(client: Client, cluster: Any, jobs: SlurmOptions) -> None:
                     "write there fails, too: --slurm-extra=--output=/some/folder/%j.out chooses "
                     "another place.",
                 ) from None
-            if not said:
+            if not announced:
                 refusal = f"; it refused {len(refused)} ({refused[0]})" if refused else ""
                 kept = f"; what jobs print is kept in {output.parent}" if output else ""
                 terminal.say(f"waiting for SLURM to start a job, which squeue shows{refusal}{kept}")
-            said = True
+            announced = True

@@ -150,31 +150,33 @@ def embed(settings: TaskSettings, items: Sequence[Item]) -> list[Embedded | Fail
     set_threads(settings.threads)
     try:
         backend = open_store(settings.store)
-        there = [committed(backend, _meta(item)) for item in items]
-        runs = [item for item, done in zip(items, there, strict=True) if len(item.own) and not done]
-        shown = _read(backend, runs) if runs else None
+        present = [committed(backend, _meta(item)) for item in items]
+        runs = [
+            item for item, done in zip(items, present, strict=True) if len(item.own) and not done
+        ]
+        frames = _read(backend, runs) if runs else None
     except Exception as error:  # noqa: BLE001  Any error fails this segment alone.
         return [as_failed(item, error) for item in items]
     reading = (time.perf_counter() - started) / len(items)
     return [
-        Embedded(item.model, None, reading, 0.0) if done else _run(settings, item, shown, reading)
-        for item, done in zip(items, there, strict=True)
+        Embedded(item.model, None, reading, 0.0) if done else _run(settings, item, frames, reading)
+        for item, done in zip(items, present, strict=True)
     ]
 
 
 def _read(backend: Backend, items: Sequence[Item]) -> SegmentFrames:
     """Read the frames of the items' segment."""
     meta = items[0].meta
-    of = meta.game, meta.segment
+    name = meta.game, meta.segment
     windows = any(item.window > 1 for item in items)
-    paths = [names.frames_path(*of), *([names.segment_path(*of)] if windows else [])]
+    paths = [names.frames_path(*name), *([names.segment_path(*name)] if windows else [])]
     return read_segment_frames(take_objects(backend, paths), meta, rows=windows)
 
 
 def _run(
-    settings: TaskSettings, item: Item, shown: SegmentFrames | None, reading: float
+    settings: TaskSettings, item: Item, frames: SegmentFrames | None, reading: float
 ) -> Embedded | Failed:
-    if shown is None or not len(item.own):
+    if frames is None or not len(item.own):
         try:
             snapshot = take_objects(open_store(settings.store), [names.model_path(item.model)])
             shape = read_spec(snapshot, item.model).shape
@@ -195,27 +197,27 @@ def _run(
         started = time.perf_counter()
         try:
             before = encoder.passes
-            found = np.concatenate(list(_embeddings(encoder, shown, item)))
+            embeddings = np.concatenate(list(_embeddings(encoder, frames, item)))
             assert encoder.passes - before == len(item.own)
-            return Embedded(item.model, stored(found), reading, time.perf_counter() - started)
+            return Embedded(item.model, stored(embeddings), reading, time.perf_counter() - started)
         except Exception as error:  # noqa: BLE001  A model may raise anything.
             return as_failed(item, error)
 
 
 def _embeddings(
-    encoder: Encoder, shown: SegmentFrames, item: Item
+    encoder: Encoder, frames: SegmentFrames, item: Item
 ) -> Iterator[NDArray[np.float32]]:
     """Yield the embeddings of a segment's own inputs, in parts.
 
     On a CPU gray screens are resized once for all models and windows; otherwise a window of four
     would resize each screen four times. Color screens would take too much memory.
     """
-    if encoder.shrinks(shown.pictures.shape[1:3]):
+    if encoder.shrinks(frames.pictures.shape[1:3]):
         how = encoder.preprocessing
-        for some in shown.levels(item.window, item.own, how, encoder.shrink):
+        for some in frames.levels(item.window, item.own, how, encoder.shrink):
             yield encoder.embed_shrunk(some)
         return
-    for some in shown.inputs(item.window, item.own):
+    for some in frames.inputs(item.window, item.own):
         yield encoder(some)
 
 
@@ -233,9 +235,9 @@ def commit(
         One entry per item.
     """
     outcomes: list[SegmentDone | Failed] = []
-    of = {own.model: own for own in embedded}
+    by_model = {own.model: own for own in embedded}
     for item in items:
-        own = of[item.model]
+        own = by_model[item.model]
         try:
             outcomes.append(own if isinstance(own, Failed) else _commit(settings, item, own))
         except Exception as error:  # noqa: BLE001
@@ -325,9 +327,10 @@ def as_failed(
             f"{of} ran out of memory on {host}. Use fewer --workers, or machines with more.",
         )
     elif not isinstance(error, WsaError):
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         error = ConflictError(
-            "model-failed", f"{of} failed on {host} ({said}). Try it alone with --scheduler inproc."
+            "model-failed",
+            f"{of} failed on {host} ({message}). Try it alone with --scheduler inproc.",
         )
     return Failed(model, error, worker, host, unfit)
 

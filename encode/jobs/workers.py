@@ -111,27 +111,27 @@ class Workers:
 
     def exclude_without_wsa(self) -> bool:
         """Exclude workers that cannot import wsa or its libraries; return whether any were."""
-        found: Any = self.client.run(importlib.import_module, tasks.__name__, on_error="return")
+        imported: Any = self.client.run(importlib.import_module, tasks.__name__, on_error="return")
         lacking = {
             address: why
-            for address, why in found.items()
+            for address, why in imported.items()
             if isinstance(why, BaseException) and address not in self.unfit
         }
         for address, why in lacking.items():
             host = self._info.get(address, {}).get("host", "")
-            said = f"{why}. Install wsa and its extras there, of the driver's version."
-            self.exclude(Failed("", MissingError("no-library", said), address, host, True))
+            message = f"{why}. Install wsa and its extras there, of the driver's version."
+            self.exclude(Failed("", MissingError("no-library", message), address, host, True))
         return bool(lacking)
 
     def _ask(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
-        return found
+        workers: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
+        return workers
 
 
 def _dashboard(client: Client) -> str:
     """Return the address of Dask's dashboard; empty if the scheduler has none."""
-    drawn = client.run_on_scheduler(lambda: importlib.util.find_spec("bokeh") is not None)
+    has_bokeh = client.run_on_scheduler(lambda: importlib.util.find_spec("bokeh") is not None)
     scheduler: Any = client.scheduler
     # A scheduler in this process does not start a dashboard.
-    shown = drawn and not scheduler.address.startswith("inproc")
-    return (client.dashboard_link or "") if shown else ""
+    served = has_bokeh and not scheduler.address.startswith("inproc")
+    return (client.dashboard_link or "") if served else ""
