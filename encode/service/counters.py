@@ -76,8 +76,8 @@ class Counters:
         with self._lock:
             for model in {*self._now.models, *found}:
                 self._set_model(model, set_aside=len(found.get(model, ())))
-            every = [redact(why)[:1000] for model in sorted(found) for why in found[model]]
-            self._set(set_aside=tuple(every[:SHOWN]))
+            reasons = [redact(why)[:1000] for model in sorted(found) for why in found[model]]
+            self._set(set_aside=tuple(reasons[:SHOWN]))
 
     def listen(self, event: Event) -> None:
         """Count an event."""
@@ -109,9 +109,9 @@ class Counters:
             while self._recent and now - self._recent[0][0] > RECENT_S:
                 self._recent.popleft()
             ran = max(now - self._began, 1e-3)
-            lately = sum(frames for _, frames in self._recent) / min(ran, RECENT_S)
+            recent_rate = sum(frames for _, frames in self._recent) / min(ran, RECENT_S)
             self._set(
-                frames_per_second=round(lately, 3),
+                frames_per_second=round(recent_rate, 3),
                 frames_per_second_overall=round(self._frames / ran, 3),
             )
             return self._now

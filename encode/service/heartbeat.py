@@ -109,13 +109,13 @@ class StoredHeartbeat(NamedTuple):
 
 def newest_heartbeats(backend: Backend) -> dict[str, tuple[str, float]]:
     """Return path and time of each service's newest heartbeat, by service, latest first."""
-    found: dict[str, tuple[str, float]] = {}
+    newest: dict[str, tuple[str, float]] = {}
     for entry in backend.list(names.SERVICES):
         if names.is_sign(entry.path):
             service = entry.path.removeprefix(f"{names.SERVICES}/").partition("-")[0]
-            found[service] = max(found.get(service, ("", 0.0)), (entry.path, entry.modified))
-    latest = sorted(found, key=lambda service: -found[service][1])[:MAX_SERVICES]
-    return {service: found[service] for service in latest}
+            newest[service] = max(newest.get(service, ("", 0.0)), (entry.path, entry.modified))
+    latest = sorted(newest, key=lambda service: -newest[service][1])[:MAX_SERVICES]
+    return {service: newest[service] for service in latest}
 
 
 def read_heartbeats(backend: Backend) -> list[StoredHeartbeat]:
@@ -123,16 +123,16 @@ def read_heartbeats(backend: Backend) -> list[StoredHeartbeat]:
 
     Files with other content, or of another version, are ignored.
     """
-    found: dict[str, StoredHeartbeat] = {}
+    heartbeats: dict[str, StoredHeartbeat] = {}
     for _ in range(3):  # A heartbeat may be replaced between listing and reading.
-        wanted = {s: at for s, at in newest_heartbeats(backend).items() if s not in found}
-        for service, (path, modified) in wanted.items():
+        unread = {s: at for s, at in newest_heartbeats(backend).items() if s not in heartbeats}
+        for service, (path, modified) in unread.items():
             with contextlib.suppress(FileNotFoundError, DamagedError):
                 data = backend.get(path, MAX_HEARTBEAT_BYTES)
                 heartbeat = records.read_json(data, Heartbeat, path, MAX_HEARTBEAT_BYTES)
                 if heartbeat.service == service:
-                    found[service] = StoredHeartbeat(heartbeat, modified)
-    return sorted(found.values(), key=lambda stored: -stored.modified)
+                    heartbeats[service] = StoredHeartbeat(heartbeat, modified)
+    return sorted(heartbeats.values(), key=lambda stored: -stored.modified)
 
 
 class HeartbeatThread:

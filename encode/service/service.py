@@ -146,8 +146,8 @@ class Service:
                 if not self._registered:
                     raise
                 # Connect again, since workers that could not open a model may be fixed by now.
-                own = isinstance(error, WsaError) and not isinstance(error, StorageError)
-                self._back_off("trouble" if own else "no-workers", error)
+                known = isinstance(error, WsaError) and not isinstance(error, StorageError)
+                self._back_off("trouble" if known else "no-workers", error)
 
     def _serve(self, workers: Workers) -> NoReturn:
         while True:
@@ -198,8 +198,8 @@ class Service:
 
     def _register(self, workers: Workers) -> None:
         games = self._present_games() - self._rejected_games.keys()
-        found = self._register_models(workers, self._requests, games)
-        self._registered = {one.spec.key: one for one in found}
+        registered = self._register_models(workers, self._requests, games)
+        self._registered = {one.spec.key: one for one in registered}
         self._checked_games |= games
         self._registered_games |= games
         self._snapshot = take_snapshot(self._backend, self._snapshot)
@@ -236,11 +236,11 @@ class Service:
 
     def _pending_pairs(self) -> list[Pair]:
         """Return (game, model) pairs with segments to encode, and update each model's backlog."""
-        here = {(m.game, m.segment) for m in self._snapshot.frames()}
+        with_frames = {(m.game, m.segment) for m in self._snapshot.frames()}
         wanted = [
             m
             for m in self._snapshot.segments()
-            if (m.game, m.segment) in here
+            if (m.game, m.segment) in with_frames
             and (not self._games or m.game in self._games)
             and m.game not in self._rejected_games
         ]
@@ -272,8 +272,8 @@ class Service:
             for model in self._registered:
                 skipped[model].append(f"{game}: {error}")
         self.counters.set_skipped(skipped)
-        here = {(m.game, m.segment) for m in self._snapshot.frames()}
-        away = {(m.game, m.segment) for m in self._snapshot.segments()} - here
+        with_frames = {(m.game, m.segment) for m in self._snapshot.frames()}
+        away = {(m.game, m.segment) for m in self._snapshot.segments()} - with_frames
         return self._skipped.keys() | {(key, *of) for key in self._registered for of in away}
 
     def _encode(self, pairs: Sequence[Pair], workers: Workers) -> None:
