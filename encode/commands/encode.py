@@ -309,8 +309,8 @@ def describe_event(event: events.Event, said_before: dict[str, str]) -> str:
     if isinstance(event, events.WorkerUnfit):
         why = str(event.error)
         first = said_before.setdefault(why, event.worker)
-        said = why if first == event.worker else f"As {first}."
-        return f"worker {event.worker} on {event.host} gets no segments. {said}"
+        reason = why if first == event.worker else f"As {first}."
+        return f"worker {event.worker} on {event.host} gets no segments. {reason}"
     return ""
 
 
@@ -362,17 +362,17 @@ def _estimated(o: EncodeOptions, asked: _Asked) -> _Estimates:
     require_frames(snapshot, asked.requests, games)
     requests = for_games(asked.requests, games)
     jobs = slurm.jobs(o, o.scheduler)
-    here = "inproc" if o.scheduler == "inproc" else "local"
-    found = dry_run.measure_on_worker(
-        snapshot, requests, games, o.device, o.engine, o.max_step_error, here
+    measure_on = "inproc" if o.scheduler == "inproc" else "local"
+    measurement = dry_run.measure_on_worker(
+        snapshot, requests, games, o.device, o.engine, o.max_step_error, measure_on
     )
     workers = cluster.models_at_once(o.scheduler, o.workers, o.device, jobs)
     models = [
         dry_run.estimate(snapshot, request, games, measured, workers)
-        for request, measured in zip(requests, found.models, strict=True)
+        for request, measured in zip(requests, measurement.models, strict=True)
     ]
     fitted = [of.strip for of in models]
-    each = dry_run.worker_bytes(snapshot, games, o.device, found, fitted)
+    each = dry_run.worker_bytes(snapshot, games, o.device, measurement, fitted)
     script = cluster.job_script(jobs) if o.scheduler == "slurm" else ""
     return _Estimates(models, games, workers, each, script)
 

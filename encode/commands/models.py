@@ -57,10 +57,10 @@ def models(o: ModelsOptions) -> int:
         ["alias", "timm", "licence", "weights here"],
         [[r.alias, r.timm_name, r.licence, local_weights(r)] for r in known],
     )
-    shown = ["key", "model", "output", "precision", "licence", "embeddings", "passes"]
+    columns = ["key", "model", "output", "precision", "licence", "embeddings", "passes"]
     if stored:
-        rows = [[row[column] for column in shown] for row in stored]
-        terminal.table("\nIn the store", shown, rows)
+        rows = [[row[column] for column in columns] for row in stored]
+        terminal.table("\nIn the store", columns, rows)
     else:
         print("\nThe store has no models yet; 'wsa encode' would bring the first.")
     return 0

@@ -49,14 +49,14 @@ def status(o: StatusOptions) -> int:
 def backlog(snapshot: Snapshot) -> dict[str, dict[str, int]]:
     """Return the exact numbers of objects, passes and copies that each model still needs."""
     known: Digests = {}
-    found = {}
+    backlogs = {}
     for key in snapshot.models if snapshot.games else []:
         spec = read_spec(snapshot, key)
         games = [spec.game] if spec.game else snapshot.games
         windows = {key: spec.identity.window}
         plan = make_plan(snapshot, [key], games, (), windows, known)
-        found[key] = {"objects": len(plan.items), "passes": plan.passes, "copies": plan.copies}
-    return found
+        backlogs[key] = {"objects": len(plan.items), "passes": plan.passes, "copies": plan.copies}
+    return backlogs
 
 
 def is_lost(stored: StoredHeartbeat, now: float) -> bool:
