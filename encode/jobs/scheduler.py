@@ -1,4 +1,4 @@
-"""Execute a plan on the workers: submit tasks, retry failures, and set aside hopeless objects.
+"""Execute a plan on the workers: submit tasks, retry failures, set aside what keeps failing.
 
 A segment is one task for all of its models. If it copies rows from a segment in progress, it is two
 tasks, `embed` and `commit`, so that no model waits for a commit. A few segments per thread are in

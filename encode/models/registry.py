@@ -109,7 +109,7 @@ class Request:
     def recorded(self) -> str:
         """The source as a store records it.
 
-        It names neither a module nor an archive; a user must name those again.
+        It has no `user:MODULE` and no `archive:`, since a user must name those again.
         """
         if self.source.startswith("archive:"):
             return f"file:{self.source.removeprefix('archive:')}"
