@@ -14,8 +14,8 @@ from tyro.conf import Positional, arg
 
 from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.store.common.errors import UsageError
-from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, Range
-from wsa.store.configs import Games, Names, Pairs, StoreOptions
+from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, Range, check_ranges
+from wsa.store.configs import Games, Names, Pairs, StoreOptions, Switch, Text
 
 Engine = Literal["auto", "torch", "compile", "openvino"]
 
@@ -26,9 +26,9 @@ class ModelsOptions(StoreOptions):
 
     action: Positional[Literal["list", "check"]] = "list"
     """list: show the models; check: test one model before you fill a store with it."""
-    name: Annotated[Positional[str], arg(metavar="NAME")] = ""
+    name: Annotated[Positional[Text], arg(metavar="NAME")] = ""
     """The model to check, as 'wsa encode --models' takes it."""
-    output: str = ""
+    output: Text = ""
     """Output to check: pooled (if not given), cls, grid:N, or map. Palette and objects have their own."""
     geometry: Literal["squash", "crop", "pad"] = "squash"
     """How a screen becomes the model's input."""
@@ -41,15 +41,21 @@ class ModelsOptions(StoreOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodeOptions(SlurmOptions, StoreOptions):
-    """Options of `wsa encode`."""
+class Work:
+    """What to encode."""
 
     models: Names = ("palette", "objects")
-    """Aliases ('wsa models' lists them), timm:NAME, your own as MODULE:CALLABLE, or keys.
-    NAME:random has untrained weights, NAME@OUTPUT its own output. mine=timm:NAME names your own weights."""
+    """Aliases ('wsa models' lists them), timm:NAME, MODULE:CALLABLE, or keys."""
     game: Games = ()
     """ALE games; all in the store if not given."""
-    output: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingOptions:
+    """How models run, and what is kept of their output. In --models, NAME:random has untrained weights,
+    NAME@OUTPUT its own output, and mine=timm:NAME names your own weights."""
+
+    output: Text = ""
     """Embedding to keep: pooled, cls, grid:N, or map; reduced with +pca:K, +pca:K@GAME, or +rp:K.
     If not given: grid:7+pca:512; the paper's encoders keep everything; palette and objects have their own."""
     geometry: Literal["squash", "crop", "pad"] = "squash"
@@ -65,28 +71,61 @@ class EncodeOptions(SlurmOptions, StoreOptions):
     For your own models in a store: their modules, such as mine=module:callable."""
     license: Pairs = ()
     """License of your own weights, such as mine=MIT."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerOptions:
+    """Who does the work."""
+
     scheduler: str = "local"
     """local: worker processes on this machine; inproc: this process; slurm; or tcp://HOST:PORT of a Dask scheduler."""
-    workers: Annotated[int, OPTIONAL_COUNT] = 0
-    """Number of local worker processes, or of SLURM jobs; 0 for one per core or GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models run; auto uses a GPU if a worker has one."""
     tries: Annotated[int, COUNT] = 3
     """Number of attempts before a segment is skipped."""
-    report: str = ""
+    report: Text = ""
     """Folder for the report, summary.md and run.json; a new one in WSA_CACHE if not given."""
-    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
-    """Print what would be done, its size, and its time, then stop."""
-    watch: bool = False
-    """Keep running: encode new frames as they arrive. It even waits for the store to exist."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class ServiceOptions:
+    """With --watch: a service that keeps the store encoded."""
+
     poll: Annotated[float, Range(0.1, 86400)] = 30.0
-    """With --watch: seconds between checks of the store while there is nothing to do."""
+    """Seconds between checks of the store while there is nothing to do."""
     beat: Annotated[float, Range(0.1, 600)] = 15.0
-    """With --watch: seconds between heartbeats, which 'wsa status' shows."""
+    """Seconds between heartbeats, which 'wsa status' shows."""
     metrics_port: Annotated[int, Range(0, 65535)] | None = None
-    """With --watch: serve counters for Prometheus on this port."""
+    """Serve counters for Prometheus on this port."""
     metrics_host: str = "127.0.0.1"
     """Address for --metrics-port."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeOptions(StoreOptions, Work):
+    """Options of `wsa encode`."""
+
+    workers: Annotated[int, OPTIONAL_COUNT] = 0
+    """Number of local worker processes, or of SLURM jobs; 0 for one per core or GPU."""
+    watch: Switch = False
+    """Keep running: encode new frames as they arrive. It even waits for the store to exist."""
+    dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
+    """Print what would be done, its size, and its time, then stop."""
+    embedding: Annotated[EmbeddingOptions, arg(name="model")] = EmbeddingOptions()
+    worker: WorkerOptions = WorkerOptions()
+    service: ServiceOptions = ServiceOptions()
+    slurm: Annotated[SlurmOptions, arg(name="SLURM")] = dataclasses.field(
+        default_factory=SlurmOptions
+    )
 
 
 def weights_files(given: Sequence[str]) -> dict[str, str]:

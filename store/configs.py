@@ -60,10 +60,18 @@ def _one_game() -> PrimitiveConstructorSpec[str]:
     )
 
 
+def _shown(default: str) -> str:
+    """Show a default in the help, unless it only says that the option was not given."""
+    return "" if default in ("False", "''") else f"(default: {default})"
+
+
+_HINT = arg(help_behavior_hint=_shown)
+Switch = Annotated[bool, _HINT]
+Text = Annotated[str, _HINT]
 Game = Annotated[str, _one_game()]
-Games = Annotated[tuple[str, ...], commas("NAME[,NAME...]", spelled)]
-Names = Annotated[tuple[str, ...], commas("NAME[,NAME...]")]
-Pairs = Annotated[tuple[str, ...], commas("ALIAS=FILE[,ALIAS=FILE...]")]
+Games = Annotated[tuple[str, ...], commas("NAME[,NAME...]", spelled), _HINT]
+Names = Annotated[tuple[str, ...], commas("NAME[,NAME...]"), _HINT]
+Pairs = Annotated[tuple[str, ...], commas("ALIAS=FILE[,ALIAS=FILE...]"), _HINT]
 Integers = Annotated[tuple[int, ...], commas("INT[,INT...]", int)]
 
 
@@ -83,18 +91,18 @@ class StoreOptions:
     """Options of every verb that reads a store."""
 
     store: str = dataclasses.field(default_factory=default_store)
-    """Folder or URL of the store, such as s3://bucket/wsa; also WSA_STORE."""
-    json: bool = False
-    """Print the result as JSON, for scripts."""
+    """Folder or URL of the store; also WSA_STORE."""
+    json: Switch = False
+    """Print the result as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InitOptions(StoreOptions):
     """Options of `wsa init`."""
 
-    shared: bool = False
+    shared: Switch = False
     """Let a group write: everything in the store, now and later, gets its folder's group and permissions."""
-    group: str = ""
+    group: Text = ""
     """With --shared: the group; the folder's own if not given."""
 
 
@@ -104,7 +112,7 @@ class MergeOptions(StoreOptions):
 
     url: Annotated[Positional[str], arg(metavar="URL")]
     """The other store: a folder or a URL."""
-    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+    dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
     """Print what would be copied and what it saves, then stop."""
 
 
@@ -116,7 +124,7 @@ class ShareOptions(MergeOptions):
     """ALE games; all if not given."""
     models: Names = ()
     """Aliases or keys; every model that has encoded one of the games if not given."""
-    no_frames: bool = False
+    no_frames: Switch = False
     """Do not copy frames: rows and embeddings are enough to train, but not to encode."""
 
 
@@ -152,7 +160,7 @@ class VerifyOptions(StoreOptions):
 
     sample: str = "100%"
     """Share of the objects to read, chosen at random each time: 1% or 0.01."""
-    repair: bool = False
+    repair: Switch = False
     """Move damaged objects to damaged/, so that you can make or fetch them again."""
 
 
@@ -162,5 +170,5 @@ class SweepOptions(StoreOptions):
 
     grace_hours: float = 24.0
     """Minimum age of a leftover. No commit may take longer than this."""
-    yes: bool = False
+    yes: Switch = False
     """Remove the leftovers; otherwise they are only listed."""

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from wsa.encode.configs import EncodeOptions, pairs, weights_files
+from wsa.encode.configs import EncodeOptions, ServiceOptions, pairs, weights_files
 from wsa.encode.jobs import events, slurm
 from wsa.encode.jobs.report import EncodeReport, make_folder, write_report
 from wsa.encode.jobs.run import encode as run
@@ -64,7 +64,7 @@ def encode(o: EncodeOptions) -> int:
         _print(report)
     if report.failed:
         terminal.say(
-            f"wsa encode: {len(report.failed)} objects were set aside after {o.tries} attempts each, "
+            f"wsa encode: {len(report.failed)} objects were set aside after {o.worker.tries} attempts each, "
             f"the rest is done. {report.failed[0].error}"
         )
     return report.exit_code
@@ -103,12 +103,14 @@ def _asked(o: EncodeOptions) -> _Asked:
         UsageError: If there is no such model, or weights are given for a model not asked for.
         MissingError: If there is no store.
     """
-    weights = weights_files(o.weights)
+    weights = weights_files(o.embedding.weights)
     # A key names a model of the store with its output and precision; other names are parsed.
     keys = {name for name in o.models if names.is_model_key(name)}
-    licences = pairs("--license", o.license)
+    licences = pairs("--license", o.embedding.license)
     asked = {
-        name: parse_request(name, weights, o.output, o.precision, o.geometry, licences)
+        name: parse_request(
+            name, weights, o.embedding.output, o.embedding.precision, o.embedding.geometry, licences
+        )
         for name in o.models
         if name not in keys
     }
@@ -146,8 +148,8 @@ def _encoded(
     run: Callable[[Backend, Sequence[Request], Sequence[str], EncodeOptions], EncodeReport],
 ) -> EncodeReport:
     """Encode, and write the report."""
-    if o.report:
-        make_folder(Path(o.report))  # Fail now rather than hours later.
+    if o.worker.report:
+        make_folder(Path(o.worker.report))  # Fail now rather than hours later.
     report = run(asked.backend, asked.requests, asked.games, o)
     _write_report(o, report)
     return report
@@ -157,21 +159,22 @@ def _watch(o: EncodeOptions, asked: _Asked) -> NoReturn:
     from wsa.encode.jobs import cluster
     from wsa.encode.service.service import Service
 
-    jobs = slurm.jobs(o, o.scheduler)
     Service(
         asked.backend,
         asked.snapshot,
         asked.requests,
         asked.games,
         asked=o.models,
-        connect=partial(cluster.connect, o.scheduler, o.workers, o.device, jobs),
-        device=o.device,
-        engine=o.engine,
-        max_step_error=o.max_step_error,
-        tries=o.tries,
-        poll_s=o.poll,
-        heartbeat_s=o.beat,
-        metrics=None if o.metrics_port is None else (o.metrics_host, o.metrics_port),
+        connect=partial(cluster.connect, o.worker.scheduler, o.workers, o.worker.device, o.slurm),
+        device=o.worker.device,
+        engine=o.embedding.engine,
+        max_step_error=o.embedding.max_step_error,
+        tries=o.worker.tries,
+        poll_s=o.service.poll,
+        heartbeat_s=o.service.beat,
+        metrics=None
+        if o.service.metrics_port is None
+        else (o.service.metrics_host, o.service.metrics_port),
         listen=terminal.say_event if o.json else lambda event: None,
     ).run()
 
@@ -180,7 +183,9 @@ def _write_report(o: EncodeOptions, report: EncodeReport) -> None:
     """Write the report if anything was done, and log its folder."""
     if report.done or report.failures:
         name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
-        folder = Path(o.report) if o.report else cache_folder() / "encode-reports" / name
+        folder = (
+            Path(o.worker.report) if o.worker.report else cache_folder() / "encode-reports" / name
+        )
         _log.info(f"report {write_report(folder, report)}")
 
 
@@ -208,8 +213,8 @@ def _check(o: EncodeOptions) -> None:
         UsageError: If a value is out of range or does not go with the others.
     """
     check_ranges(o)
-    if o.output:
-        parse_output(o.output)
+    if o.embedding.output:
+        parse_output(o.embedding.output)
     if not o.models:
         raise UsageError(
             "bad-option",
@@ -217,21 +222,21 @@ def _check(o: EncodeOptions) -> None:
         )
     if o.watch and o.dry_run:
         raise UsageError("bad-option", "--watch has no end to plan for; leave --dry-run out.")
-    if o.watch and o.report:
+    if o.watch and o.worker.report:
         raise UsageError(
             "bad-option", "--watch has no end to report; leave --report out, and ask 'wsa status'."
         )
     for name in ("poll", "beat", "metrics_port"):
-        if not o.watch and getattr(o, name) != getattr(EncodeOptions, name):
+        if not o.watch and getattr(o.service, name) != getattr(ServiceOptions, name):
             flag = name.replace("_", "-")
             raise UsageError("bad-option", f"--{flag} is for a service; add --watch.")
-    if o.scheduler not in ("local", "inproc", "slurm") and "://" not in o.scheduler:
+    if o.worker.scheduler not in ("local", "inproc", "slurm") and "://" not in o.worker.scheduler:
         raise UsageError(
             "bad-option",
-            f"--scheduler {o.scheduler!r} is not one; write local, inproc, slurm, or "
+            f"--scheduler {o.worker.scheduler!r} is not one; write local, inproc, slurm, or "
             "tcp://HOST:PORT.",
         )
-    slurm.jobs(o, o.scheduler)  # Raises if SLURM's options are impossible.
+    slurm.check_jobs(o.slurm, o.worker.scheduler)
 
 
 def run_with_progress(
@@ -272,13 +277,13 @@ def _run(
         backend,
         requests,
         games,
-        scheduler=o.scheduler,
+        scheduler=o.worker.scheduler,
         workers=o.workers,
-        device=o.device,
-        jobs=slurm.jobs(o, o.scheduler),
-        max_step_error=o.max_step_error,
-        tries=o.tries,
-        engine=o.engine,
+        device=o.worker.device,
+        jobs=o.slurm,
+        max_step_error=o.embedding.max_step_error,
+        tries=o.worker.tries,
+        engine=o.embedding.engine,
         listen=listen,
         on_stop=stopped,
     )
@@ -361,19 +366,24 @@ def _estimated(o: EncodeOptions, asked: _Asked) -> _Estimates:
     snapshot, games = asked.snapshot, asked.games
     require_frames(snapshot, asked.requests, games)
     requests = for_games(asked.requests, games)
-    jobs = slurm.jobs(o, o.scheduler)
-    measure_on = "inproc" if o.scheduler == "inproc" else "local"
+    measure_on = "inproc" if o.worker.scheduler == "inproc" else "local"
     measurement = dry_run.measure_on_worker(
-        snapshot, requests, games, o.device, o.engine, o.max_step_error, measure_on
+        snapshot,
+        requests,
+        games,
+        o.worker.device,
+        o.embedding.engine,
+        o.embedding.max_step_error,
+        measure_on,
     )
-    workers = cluster.models_at_once(o.scheduler, o.workers, o.device, jobs)
+    workers = cluster.models_at_once(o.worker.scheduler, o.workers, o.worker.device, o.slurm)
     models = [
         dry_run.estimate(snapshot, request, games, measured, workers)
         for request, measured in zip(requests, measurement.models, strict=True)
     ]
     fitted = [of.strip for of in models]
-    each = dry_run.worker_bytes(snapshot, games, o.device, measurement, fitted)
-    script = cluster.job_script(jobs) if o.scheduler == "slurm" else ""
+    each = dry_run.worker_bytes(snapshot, games, o.worker.device, measurement, fitted)
+    script = cluster.job_script(o.slurm) if o.worker.scheduler == "slurm" else ""
     return _Estimates(models, games, workers, each, script)
 
 
@@ -409,7 +419,9 @@ def _show(o: EncodeOptions, found: _Estimates) -> int:
             for e in found.models
         ],
     )
-    unasked = f" (how many {o.scheduler} has was not asked)" if "://" in o.scheduler else ""
+    unasked = (
+        f" (how many {o.worker.scheduler} has was not asked)" if "://" in o.worker.scheduler else ""
+    )
     print(
         f"\nminutes with {_plural(found.workers, 'worker')} as fast as this machine's{unasked}; memory "
         f"at most {terminal.size(found.worker_bytes)} for each, {terminal.size(dry_run.peak_bytes())} "

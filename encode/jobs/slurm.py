@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError, StorageError, UsageError
 from wsa.store.common.ranges import COUNT, check_ranges
-from wsa.store.configs import Names
+from wsa.store.configs import Names, Switch, Text
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -56,47 +56,43 @@ _OVER = {
 
 @dataclasses.dataclass(frozen=True)
 class SlurmOptions:
-    """What `--scheduler slurm` asks SLURM for, for each of `--workers` jobs."""
+    """With --scheduler slurm: what each of --workers jobs asks SLURM for."""
 
-    slurm_queue: str = ""
+    slurm_queue: Text = ""
     """Partition; SLURM's default if not given."""
-    slurm_account: str = ""
+    slurm_account: Text = ""
     """Account to charge; yours if not given."""
-    slurm_walltime: str = ""
+    slurm_walltime: Text = ""
     """Time limit of a job, such as 04:00:00. A job that reaches it is replaced."""
     slurm_cores: Annotated[int, COUNT] = 4
     """Cores per job: as many workers, or one if it has a GPU."""
     slurm_memory: str = "16GB"
     """Memory per job."""
-    slurm_gpu: bool = False
+    slurm_gpu: Switch = False
     """Give each job a GPU."""
     slurm_extra: Names = ()
     """Further #SBATCH directives, such as --constraint=a100,--exclude=node7."""
 
 
-def jobs(options: SlurmOptions, scheduler: str) -> SlurmOptions:
-    """Return the SLURM options among a command's options.
+def check_jobs(jobs: SlurmOptions, scheduler: str) -> None:
+    """Check the SLURM options of a command.
 
     Raises:
         UsageError: If a value is out of range, or is given for another scheduler.
     """
     from dask.utils import parse_bytes
 
-    fields = dataclasses.fields(SlurmOptions)
-    slurm_options = SlurmOptions(**{field.name: getattr(options, field.name) for field in fields})
-    check_ranges(slurm_options)
+    check_ranges(jobs)
     try:
-        parse_bytes(slurm_options.slurm_memory)
+        parse_bytes(jobs.slurm_memory)
     except ValueError:
         raise UsageError(
-            "bad-option",
-            f"--slurm-memory {slurm_options.slurm_memory}: write an amount, such as 16GB.",
+            "bad-option", f"--slurm-memory {jobs.slurm_memory}: write an amount, such as 16GB."
         ) from None
-    for field in fields:
-        if scheduler != "slurm" and getattr(slurm_options, field.name) != field.default:
+    for field in dataclasses.fields(SlurmOptions):
+        if scheduler != "slurm" and getattr(jobs, field.name) != field.default:
             flag = "--" + field.name.replace("_", "-")
             raise UsageError("bad-option", f"{flag} is for SLURM; add --scheduler slurm.")
-    return slurm_options
 
 
 def start(

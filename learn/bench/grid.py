@@ -20,12 +20,14 @@ from typing import Any
 
 import msgspec
 
+from wsa.encode.jobs import slurm
 from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.configs.fusions import FUSIONS, PIXELS, as_preset, check_own_or
 from wsa.learn.configs.learn import (
     PRESET_OPTIONS,
     ComputeOptions,
     LiveOptions,
+    MethodOptions,
     PlayOptions,
     RunRequest,
     Training,
@@ -160,7 +162,6 @@ def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
         settings: From `settle`; all runs read the store named there.
     """
     judging = Judging(o.episodes, o.epsilon, o.eval_seed, o.eval_num_envs)
-    compute = ComputeOptions(o.device, o.compile)
     methods = list(dict.fromkeys(_methods(o)))
     grid = []
     for game, (fusion, models), seed in itertools.product(
@@ -175,7 +176,7 @@ def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
         )
         folder = Path(o.bench_dir) / "runs" / f"{game}__{fusion}__{spelled_models(models)}__{seed}"
         segments = settings.segments.get(game, ())
-        grid.append(Cell(request, folder.absolute(), judging, compute, segments))
+        grid.append(Cell(request, folder.absolute(), judging, o.compute, segments))
     return grid
 
 
@@ -190,6 +191,7 @@ def check(o: BenchOptions) -> None:
     if not (o.games and o.seeds and o.fusions):
         raise UsageError("bad-option", "--games, --seeds and --fusions must name at least one.")
     check_ranges(o)
+    slurm.check_jobs(o.slurm, o.scheduler)
     user_code.type_in(o.fusions)
     for fusion in o.fusions:
         check_own_or("--fusions", fusion, [*FUSIONS, PIXELS], "module:Class")
@@ -263,11 +265,11 @@ def changed(o: BenchOptions) -> list[str]:
 def _defaults(o: BenchOptions) -> BenchOptions:
     """The same algorithm and presets, with defaults otherwise."""
     fusion = "wsa" if isinstance(o.network, NetworkConfig) else PIXELS
-    presets = {name: getattr(o, name) for name in PRESET_OPTIONS}
+    presets = {name: getattr(o.method, name) for name in PRESET_OPTIONS}
     return BenchOptions(
         online=o.online,
         algo=o.algo,
-        **presets,
+        method=MethodOptions(**presets),
         **preset_defaults(type(o.algorithm), **presets, fusion=fusion),
         data=type(o.data)(),
         live=type(o.live)(),
@@ -304,7 +306,7 @@ def request_for(o: BenchOptions, fusion: str) -> RunRequest:
     shared = {field.name: getattr(o, field.name) for field in dataclasses.fields(Training)}
     fusion_type = Fusion if fusion == PIXELS else fusion_class(fusion)
     if not fusion_type.conditioned:
-        shared["context"] = MEAN_CONTEXT
+        shared["method"] = dataclasses.replace(o.method, context=MEAN_CONTEXT)
     if not fusion_type.weighs:
         shared["algorithm"] = msgspec.structs.replace(
             o.algorithm, weight_entropy_coef=0.0, load_balance_coef=0.0
@@ -316,7 +318,7 @@ def request_for(o: BenchOptions, fusion: str) -> RunRequest:
         shared["data"] = dataclasses.replace(o.data, parameters=0)
     if isinstance(o.network, NetworkConfig):
         shared["network"] = msgspec.structs.replace(
-            o.network, fusion=as_preset(o.network.fusion, o.fusion_preset, fusion)
+            o.network, fusion=as_preset(o.network.fusion, o.method.fusion_preset, fusion)
         )
     return RunRequest(**shared, fusion=fusion)
 

@@ -9,7 +9,6 @@ from typing import Any, Self
 
 from distributed import KilledWorker, as_completed
 
-from wsa.encode.jobs import slurm
 from wsa.learn.bench import grid
 from wsa.learn.bench import report as bench_report
 from wsa.learn.bench.grid import Cell
@@ -136,9 +135,8 @@ def _on_workers(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator
     """Run as many at once as there are workers."""
     if not left:
         return
-    jobs = slurm.jobs(o, o.scheduler)
     with (
-        connect(o.scheduler, o.workers, o.device, jobs, threads=1) as (client, _),
+        connect(o.scheduler, o.workers, o.compute.device, o.slurm, threads=1) as (client, _),
         terminal.Progress("bench", "runs", len(left), shown=not o.json) as progress,
     ):
         flying = {client.submit(attempt, cell, pure=False): (cell, 1) for cell in left}

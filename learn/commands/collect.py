@@ -42,7 +42,7 @@ def perform(o: CollectOptions, *, progress: bool = False) -> dict[str, Any]:
     from wsa.learn.collect.rewards import rewarded_steps, warning
     from wsa.store.objects.snapshot import take_snapshot
 
-    protocol = atari.protocol(o.game, o.protocol, o.sticky, o.max_episode_steps)
+    protocol = atari.protocol(o.game, o.rules.protocol, o.rules.sticky, o.rules.max_episode_steps)
     name, policy = _policy(o, protocol)
     backend, snapshot = open_snapshot(o.store, create=not o.dry_run, or_empty=o.dry_run)
     plan = plan_collection(
@@ -53,7 +53,7 @@ def perform(o: CollectOptions, *, progress: bool = False) -> dict[str, Any]:
         num_envs=o.num_envs,
         policy=name,
         seed=o.seed,
-        segment_steps=o.segment_steps,
+        segment_steps=o.rules.segment_steps,
     )
     _log.info(
         f"{o.game}, {atari.describe(protocol)}: {plan.missing:,} of "
@@ -85,23 +85,23 @@ def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
     A network's name contains the checkpoint's digest: data of another network is another
     collection.
     """
-    if not 0 <= o.eps <= 1:
-        raise UsageError("bad-option", f"--eps must be from 0 to 1, not {o.eps}.")
+    if not 0 <= o.run_policy.eps <= 1:
+        raise UsageError("bad-option", f"--eps must be from 0 to 1, not {o.run_policy.eps}.")
     if o.policy == "random":
         return "random", None
     if user_code.is_name(o.policy) and not Path(o.policy).exists():
-        if o.eps:
+        if o.run_policy.eps:
             raise UsageError("bad-option", "--eps is for a run's network. Leave it out.")
         return o.policy, load_policy(o.policy, protocol.actions, o.seed)
-    user_code.type_in(o.trust)
+    user_code.type_in(o.run_policy.trust)
     from wsa.encode.inference.encoder import choose_device
     from wsa.learn.runs.player import open_player
 
     player = open_player(
         Path(o.policy),
         otherwise=o.store,
-        weights=weights_files(o.weights),
-        device=choose_device(o.device),
+        weights=weights_files(o.run_policy.weights),
+        device=choose_device(o.run_policy.device),
     )
     if (player.config.game, player.config.protocol.actions) != (o.game, protocol.actions):
         raise UsageError(
@@ -110,5 +110,5 @@ def _policy(o: CollectOptions, protocol: Protocol) -> tuple[str, Policy | None]:
             f"{len(player.config.protocol.actions)} actions, not {o.game} with "
             f"{len(protocol.actions)}. Give its --game and --protocol.",
         )
-    name = f"{player.algo} {player.digest} eps {o.eps:g}"
-    return name, player.policy(o.num_envs, o.eps, o.seed)
+    name = f"{player.algo} {player.digest} eps {o.run_policy.eps:g}"
+    return name, player.policy(o.num_envs, o.run_policy.eps, o.seed)

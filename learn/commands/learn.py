@@ -38,7 +38,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
         The results, as `--json` prints them.
     """
     check_ranges(o)
-    user_code.type_in(o.trust)
+    user_code.type_in(o.output.trust)
     atari.check_game(o.game)
     from wsa.encode.inference.cores import threads_for
     from wsa.encode.inference.encoder import choose_device
@@ -50,11 +50,13 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     from wsa.learn.runs.track import tracked
     from wsa.learn.runs.train import launch
 
-    device, threads = choose_device(o.device), threads_for(o.live.threads)
+    device, threads = choose_device(o.compute.device), threads_for(o.live.threads)
     snapshot, config, folder = plan_run(o, device)
     _log.info(f"{config.game}, {_described(config)}; run {folder}")
-    if o.match_parameters and config.models:
-        _log.info(f"--match-parameters {o.match_parameters:,} chose {width_of(config.network)}")
+    if o.method.match_parameters and config.models:
+        _log.info(
+            f"--match-parameters {o.method.match_parameters:,} chose {width_of(config.network)}"
+        )
     if o.dry_run:
         return estimate(snapshot, config, device)
     newest: dict[str, float] = {}
@@ -78,7 +80,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
             engine=o.live.engine,
             threads=threads,
             encoder=o.live.encoder if isinstance(o.live, OnlineLiveOptions) else "",
-            compiled=o.compile,
+            compiled=o.compute.compile,
         )
     _log.info(f"report {report.write(folder)}")
     _log.info(f"Play full games with it: wsa eval {shlex.quote(str(folder))}")

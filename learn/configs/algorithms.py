@@ -26,6 +26,7 @@ from wsa.store.common.ranges import (
     Range,
     check_ranges,
 )
+from wsa.store.configs import Switch
 
 
 class Discounting(NamedTuple):
@@ -39,7 +40,7 @@ class Discounting(NamedTuple):
 
     n_step: int = 1
     gamma: float = 1.0
-    clip: bool = False
+    clip: Switch = False
 
 
 class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,7 +90,7 @@ class OfflineConfig(AlgorithmConfig, frozen=True):
     """Share of the episodes held out for validation."""
     validation_frequency: Annotated[int, COUNT] = 1000
     """Gradient steps between validations."""
-    save_best: bool = False
+    save_best: Switch = False
     """Keep the network with the best validation too; 'wsa eval' plays the final one by default."""
     log_frequency: Annotated[int, COUNT] = 100
     """Gradient steps between lines of metrics."""
@@ -160,7 +161,7 @@ class OnlineConfig(AlgorithmConfig, frozen=True, tag_field="algo"):
     """Discount per step."""
     clip_rewards: bool = True
     """Train on the sign of rewards; --no-clip-rewards uses raw ones. Reports always show raw rewards."""
-    terminal_on_life_loss: bool = False
+    terminal_on_life_loss: Switch = False
     """Treat a lost life as the end when estimating values. The game continues; reports cover whole games."""
     save_frequency: Annotated[int, COUNT] = 100_000
     """Steps between checkpoints."""
@@ -194,7 +195,7 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
     """Normalize advantages in each minibatch; --no-norm-adv leaves them as they are."""
     clip_coef: Annotated[float, POSITIVE] = 0.1
     """Clipping range of the probability ratio."""
-    anneal_clip: bool = False
+    anneal_clip: Switch = False
     """Decay that range linearly to 0."""
     clip_vloss: bool = True
     """Clip the value loss too; --no-clip-vloss leaves it unclipped."""
@@ -208,7 +209,7 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
     """Maximum norm of the gradients."""
     target_kl: float = 0.0
     """Stop the epochs of a rollout once the approximate KL divergence exceeds this; 0 for never."""
-    recurrent: bool = False
+    recurrent: Switch = False
     """Use a recurrent policy: an LSTM as wide as the fused state vector."""
 
     def __post_init__(self) -> None:

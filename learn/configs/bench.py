@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
+from tyro.conf import arg
+
 from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.learn.configs.learn import ComputeOptions, Training, training_defaults, values_of
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE
-from wsa.store.configs import Games, Integers, Names
+from wsa.store.configs import Games, Integers, Names, Switch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +51,15 @@ class GridOptions(CellOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchOptions(SlurmOptions, ComputeOptions, Training, GridOptions):
+class BenchOptions(Training, GridOptions):
     """Options of `wsa bench`: the grid's, and those of `wsa learn` that every run shares."""
 
-    context: str = ""
-    """Context of WSA's scorer: a model's embedding of the newest frame, fused or not.
-    If not given: 'mean' of the fused models."""
+    dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
+    """Print what would be done, then stop."""
+    compute: ComputeOptions = ComputeOptions()
+    slurm: Annotated[SlurmOptions, arg(name="SLURM")] = dataclasses.field(
+        default_factory=SlurmOptions
+    )
 
 
 def bench_options(arguments: Sequence[str]) -> BenchOptions:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from wsa.store.configs import Game, Names, Pairs, StoreOptions
+from wsa.store.configs import Game, Names, Pairs, StoreOptions, Switch, Text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,9 @@ class ExportOptions(StoreOptions):
     """ALE game."""
     models: Names = ()
     """Aliases or keys; every model that has encoded the whole game if not given."""
-    frames: bool = False
+    frames: Switch = False
     """Export the frames themselves too, as RGB."""
-    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+    dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
     """Print what would be written, then stop."""
 
 
@@ -36,7 +36,7 @@ class ImportOptions(StoreOptions):
     """The dataset's id or folder; the file or folder of arrays."""
     game: Game = ""
     """ALE game, if the data do not name it."""
-    policy: str = ""
+    policy: Text = ""
     """Name of the policy that played, if the data do not name it."""
     protocol: Literal["", "classic", "v5"] = ""
     """Protocol of the play, as in 'wsa collect --protocol'."""
@@ -44,25 +44,25 @@ class ImportOptions(StoreOptions):
     """Emulator frames per step."""
     sticky: float | None = None
     """Probability that the emulator repeated the last action."""
-    full_action_space: bool = False
+    full_action_space: Switch = False
     """Actions index all 18, not the game's minimal set."""
     noop_max: int | None = None
     """Maximum number of no-ops at the beginning of an episode."""
-    fire_reset: bool = False
+    fire_reset: Switch = False
     """FIRE was pressed at the beginning of an episode."""
-    max_pool: bool = False
+    max_pool: Switch = False
     """Screens are the maximum over the last two emulator frames."""
     max_episode_steps: int | None = None
     """Steps after which an episode was truncated."""
     segment_steps: int = 1024
     """Steps per segment, the unit of writing and encoding."""
-    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+    dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
     """Check the data, print what would be written, then stop."""
 
 
 @dataclasses.dataclass(frozen=True)
-class CollectOptions(StoreOptions):
-    """Options of `wsa collect`."""
+class Play:
+    """What to play."""
 
     game: Game = "Seaquest"
     """ALE game."""
@@ -72,16 +72,28 @@ class CollectOptions(StoreOptions):
     """Number of parallel environments."""
     policy: str = "random"
     """Policy that plays: random, the folder of a run, or your own as module:callable."""
+    seed: int = 1
+    """Environment i has the seed SEED + i."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPolicyOptions:
+    """With --policy RUN: how the run plays."""
+
     eps: float = 0.0
-    """With the policy of a run: probability of a random action."""
+    """Probability of a random action."""
     weights: Pairs = ()
     """Safetensors files of the run's models, if they have moved."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the run's models run."""
     trust: Names = ()
     """Your own fusion or algorithm, as module:name, that the run names."""
-    seed: int = 1
-    """Environment i has the seed SEED + i."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProtocolOptions:
+    """How the game is played, and how it is stored."""
+
     protocol: Literal["classic", "v5"] = "classic"
     """classic: no sticky actions, up to 30 no-ops, FIRE at a reset, minimal actions.
     v5: sticky actions 0.25, all 18 actions."""
@@ -91,15 +103,23 @@ class CollectOptions(StoreOptions):
     """Steps after which an episode is truncated."""
     segment_steps: int = 1024
     """Steps per segment, the unit of writing and encoding."""
-    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectOptions(StoreOptions, Play):
+    """Options of `wsa collect`."""
+
+    dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
     """Print what would be done, then stop."""
+    run_policy: Annotated[RunPolicyOptions, arg(name="run's policy")] = RunPolicyOptions()
+    rules: Annotated[ProtocolOptions, arg(name="protocol")] = ProtocolOptions()
 
 
 @dataclasses.dataclass(frozen=True)
 class ListOptions(StoreOptions):
     """Options of `wsa list`."""
 
-    games: bool = False
+    games: Switch = False
     """List all ALE games, collected or not."""
 
 

@@ -42,7 +42,7 @@ from wsa.learn.configs.rl_presets import RL_PRESETS, rl_defaults
 from wsa.store.common import user_code
 from wsa.store.common.errors import UsageError
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE, check_ranges
-from wsa.store.configs import Game, Names, Pairs, StoreOptions, own_or
+from wsa.store.configs import Game, Names, Pairs, StoreOptions, Switch, Text, own_or
 
 _HEADS = (NetworkConfig().hidden, NetworkConfig().head_activation)
 PRESET_OPTIONS = ("fusion_preset", "rl_preset")
@@ -64,7 +64,7 @@ else:
 class DataOptions:
     """Which stored data a run learns from."""
 
-    protocol: str = ""
+    protocol: Text = ""
     """Protocol of the data, if the game was played under several."""
 
 
@@ -72,11 +72,11 @@ class DataOptions:
 class PlayOptions(DataOptions):
     """How the game is played, and what is kept of it."""
 
-    protocol: str = ""
+    protocol: Text = ""
     """classic or v5. If not given: classic; with --init, that run's."""
     max_episode_steps: int = 27_000
     """Steps after which an episode is truncated."""
-    record: bool = False
+    record: Switch = False
     """Store what is played, with its embeddings."""
     parameters: int = 0
     """With --fusion nature: approximate number of parameters; 0 for CleanRL's widths."""
@@ -101,9 +101,9 @@ class LiveOptions:
 class OnlineLiveOptions(LiveOptions):
     """How models run while games are played."""
 
-    encoder: str = ""
+    encoder: Text = ""
     """tcp://HOST:PORT of a Dask scheduler whose workers embed frames that the store lacks."""
-    output: str = ""
+    output: Text = ""
     """Output of models that the store does not have yet; that of 'wsa encode' if not given."""
 
 
@@ -111,7 +111,7 @@ class OnlineLiveOptions(LiveOptions):
 class WarmStart:
     """Start from a trained run."""
 
-    init: str = ""
+    init: Text = ""
     """Folder of a run; start from its final network, models, and network options."""
     add: Names = ()
     """With --init: models to add, with fresh adapters."""
@@ -123,31 +123,27 @@ class WarmStart:
 class OutputOptions:
     """Where the run is kept."""
 
-    run_dir: str = ""
+    run_dir: Text = ""
     """Folder of the run; runs/GAME__EXP_NAME__SEED__TIME if not given. An existing run continues."""
     exp_name: str = "wsa"
     """Part of the run's name."""
-    resume: str = ""
+    resume: Text = ""
     """Folder of a run to continue as it was started; only --store and options on how models run go with it."""
-    track: bool = False
+    trust: Names = ()
+    """Your own fusion or algorithm, as module:name, that the run of --resume or --init names."""
+    track: Switch = False
     """Send metrics and options to Weights & Biases too; with WANDB_MODE=offline they stay here."""
     wandb_project_name: str = "wsa"
     """With --track: the project."""
-    wandb_entity: str = ""
+    wandb_entity: Text = ""
     """With --track: the team; yours if not given."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Training(StoreOptions):
-    """What all runs of a bench have in common."""
+class MethodOptions:
+    """The context of the fusion, the authors' settings, and equal numbers of parameters."""
 
-    online: bool = False
-    """Learn while playing, with --algo ppo or dqn; adds models that the store lacks."""
-    algo: Algorithm = "cql"
-    """Offline: cql (double DQN with a conservative term for fixed data), dqn (double DQN), bc (cloning).
-    Online: ppo or dqn. Or your own, as module:Config.
-    Each has its own options: wsa learn --algo ppo --online --help."""
-    context: str = ""
+    context: Text = ""
     """Context of WSA's scorer: a model's embedding of the newest frame, or 'mean' of the fused models.
     If not given: mean; if you name no models either, ae if it has encoded the game."""
     fusion_preset: Preset = "default"
@@ -158,6 +154,20 @@ class Training(StoreOptions):
     match_parameters: Annotated[int, OPTIONAL_COUNT] = 0
     """Choose the width (--fusion-size; cnn, mix: --fusion-channels; lin, res: --hidden) with which the network,
     including its head, comes closest to this many trainable parameters; 0 keeps the width as given."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(StoreOptions):
+    """What all runs of a bench have in common."""
+
+    online: Switch = False
+    """Learn while playing, with --algo ppo or dqn."""
+    algo: Algorithm = "cql"
+    """Offline cql, dqn, bc; online ppo, dqn; or your own."""
+    method: MethodOptions = MethodOptions()
     data: DataOptions = DataOptions()
     network: Annotated[FrameStack, arg(name="models and fusion")] = NetworkConfig()
     algorithm: AlgorithmConfig = CQLConfig()
@@ -172,13 +182,11 @@ class Choice:
     game: Game = "Seaquest"
     """ALE game."""
     models: Names = ()
-    """Aliases or keys. If not given: every model that has encoded the game except the context.
-    Online: palette and objects."""
+    """Aliases or keys; if not given, all that encoded the game (online: palette and objects)."""
     fusion: FusionName = "wsa"
-    """Fusion: the paper's seven methods, controls, or your own, as module:Class.
-    With nature, no fusion: an end-to-end network on grayscale pixels (online only)."""
+    """The paper's seven fusions, controls, or your own; nature: pixels, no fusion."""
     seed: Annotated[int, SEED] = 1
-    """Seed for weight initialization and sampling."""
+    """Seed for initialization and sampling."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,19 +210,18 @@ class ComputeOptions:
 
     device: Device = "auto"
     """Where to train."""
-    compile: bool = False
-    """Compile networks with torch.compile: minutes at first, faster updates afterwards."""
-    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
-    """Print what would be done, then stop."""
+    compile: Switch = False
+    """Use torch.compile: a start of minutes, then faster updates."""
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnOptions(ComputeOptions, RunRequest):
+class LearnOptions(RunRequest):
     """Options of `wsa learn`."""
 
-    trust: Names = ()
-    """Your own fusion or algorithm, as module:name, that the run of --resume or --init names."""
+    dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
+    """Print what would be done, then stop."""
     output: OutputOptions = OutputOptions()
+    compute: ComputeOptions = ComputeOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,21 +238,21 @@ class EvalOptions:
     """Environment i has the seed SEED + i; separate from training's."""
     num_envs: Annotated[int, COUNT] = 4
     """Number of parallel environments."""
-    video: bool = False
+    video: Switch = False
     """Film the first environment's games into RUN/videos, with the fusion's weights."""
     checkpoint: Literal["final", "best"] = "final"
     """The latest network, or the one with the best validation (learn --save-best)."""
-    store: str = ""
+    store: Text = ""
     """Location of the run's store, if it has moved. WSA_STORE is used only if the recorded store is gone."""
     without: Names = ()
     """Models to leave out: they do not run, and the others are weighted without them.
     With --context mean, the context is the mean of the rest."""
     only: Names = ()
     """Models to keep; all others are left out."""
-    variant: Annotated[str, arg(metavar="SPEC")] = ""
+    variant: Annotated[Text, arg(metavar="SPEC")] = ""
     """Change the game, with parts joined by + (docs/howto/variants.md): mode=12, difficulty=1,
     sticky=0.25, ram:pong-lazy, look:invert, look:hue=120, noise=0.1, occlude=16, flicker=0.5, ..."""
-    out: str = ""
+    out: Text = ""
     """Folder for the results, for a read-only run; the run's own if not given."""
     weights: Pairs = ()
     """Safetensors files, if they have moved."""
@@ -257,9 +264,9 @@ class EvalOptions:
     """Cores that run models in parallel; all that this process may use if not given."""
     trust: Names = ()
     """Your own fusion or algorithm, as module:name, that the run names."""
-    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+    dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
     """Print how many games would be played, then stop."""
-    json: bool = False
+    json: Switch = False
     """Print the result as JSON, for scripts."""
 
 
@@ -437,10 +444,11 @@ def check_combination(training: Training) -> None:
 def flat_options(training: Training) -> dict[str, Any]:
     """Options that decide what a run becomes, by flag; not where or how models run."""
     found: dict[str, Any] = {
-        name: getattr(training, name)
-        for name in ("online", "algo", "context", *PRESET_OPTIONS, "match_parameters")
+        "online": training.online,
+        "algo": training.algo,
+        **dataclasses.asdict(training.method),
+        **dataclasses.asdict(training.data),
     }
-    found |= dataclasses.asdict(training.data)
     if isinstance(training.live, OnlineLiveOptions):
         found["output"] = training.live.output
     for part in (training.network, training.algorithm, training.evaluation):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from wsa.store.configs import Game, Games, Names, StoreOptions
+from wsa.store.configs import Game, Games, Names, StoreOptions, Switch, Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +31,13 @@ class ProbeOptions(StoreOptions):
     """Number of parts to split whole episodes into; probes fitted on the others test each once."""
     untrained: int = 3
     """Number of untrained networks, with different seeds, for each network that ships with wsa."""
-    f1: bool = False
+    f1: Switch = False
     """With ram: also F1 of exact values by logistic regression, a minute or more per model."""
     seed: int = 1
     """Seed for drawing steps and for the intervals."""
-    csv: bool = False
+    csv: Switch = False
     """Print the result as CSV, a line for each model and variable."""
-    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+    dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
     """Print what would be read, then stop."""
 
 
@@ -67,11 +67,11 @@ class PretrainOptions(StoreOptions):
     """Stop after this many validations without improvement; 0 for never."""
     seed: int = 1
     """Seed for weight initialization and sampling."""
-    half: bool = False
+    half: Switch = False
     """Write weights in half precision: half the size, and a different model than in full precision."""
     memory_gb: float = 0.0
     """Memory for frames in GB; if they need more, fewer segments are read. 0 for half of the machine's."""
-    run_dir: str = ""
+    run_dir: Text = ""
     """Folder of the run; runs/pretrain__SEED__TIME if not given. An existing run continues."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Precision of the passes: bf16 is faster on a CPU with AMX or a GPU with tensor cores.
@@ -80,5 +80,5 @@ class PretrainOptions(StoreOptions):
     """Threads on a CPU; the number may change the last bits of the result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
-    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+    dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
     """Print what would be trained on and how long it would take, then stop."""

@@ -14,14 +14,14 @@ from wsa.learn.configs.bench import CellOptions
 from wsa.learn.configs.fusions import check_choice
 from wsa.learn.configs.learn import ComputeOptions, Device, Training, training_defaults
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE
-from wsa.store.configs import Pairs
+from wsa.store.configs import Pairs, Switch, Text
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyOptions:
     """Options of every study."""
 
-    kind: Annotated[Positional[str], arg(metavar="KIND")] = ""
+    kind: Annotated[Positional[Text], arg(metavar="KIND")] = ""
     """combine: which fusion is best.
     scale: what is left of trained runs with fewer models; with --during, what changing models costs.
     generalise: how trained runs play changed games.
@@ -29,7 +29,7 @@ class StudyOptions:
     wsa study KIND --help shows the options of each."""
     study_dir: str = "study"
     """Folder for tables and index.html, which shows all studies in it."""
-    json: bool = False
+    json: Switch = False
     """Print the result as JSON, for scripts."""
 
 
@@ -55,7 +55,7 @@ class RunsOptions(StudyOptions):
     """Inference engine; auto uses the one that filled the store, if it is available here."""
     threads: Annotated[int, COUNT] | None = None
     """Cores that run models in parallel; all that this process may use if not given."""
-    dry_run: Annotated[bool, arg(aliases=["-n"])] = False
+    dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
     """Print what would be done, then stop."""
 
 
@@ -80,7 +80,7 @@ class GeneraliseOptions(RunsOptions):
     sticky: the emulator repeats actions."""
     states: Annotated[int, OPTIONAL_COUNT] = 512
     """Number of states in which to compare embeddings and weights with and without each change of looks."""
-    quick: bool = False
+    quick: Switch = False
     """A first look: at most 3 games and 64 states."""
 
 
@@ -90,18 +90,24 @@ class AttendOptions(RunsOptions):
 
 
 @dataclasses.dataclass(frozen=True)
-class CombineOptions(SlurmOptions, ComputeOptions, Training, CellOptions, StudyOptions):
+class CombineOptions(Training, CellOptions, StudyOptions):
     """Options of `wsa study combine`: the grid's, and those of `wsa learn` that every run shares."""
 
-    quick: bool = False
+    quick: Switch = False
     """A first look: one seed, at most 2,000 updates or 20,000 steps, and 5 games."""
+    dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
+    """Print what would be done, then stop."""
+    compute: ComputeOptions = ComputeOptions()
+    slurm: Annotated[SlurmOptions, arg(name="SLURM")] = dataclasses.field(
+        default_factory=SlurmOptions
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class DuringOptions(CombineOptions):
     """Options of `wsa study scale --during`: --updates are those of each stage."""
 
-    during: bool = False
+    during: Switch = False
     """Add and drop models while training, in all orders, instead of studying trained runs."""
 
 

@@ -80,7 +80,7 @@ def configure(
             "--add and --drop change the models of a run that was trained: name it with --init. "
             "To choose a new run's models, use --models.",
         )
-    if start.init and request.match_parameters:
+    if start.init and request.method.match_parameters:
         raise UsageError(
             "bad-option",
             f"--match-parameters: the network is that of --init {start.init}, whose width is what it "
@@ -115,15 +115,15 @@ def configure(
         network, models, context = _begin_from(request, before, keys_of)
     elif request.models or pixels or before:
         models = keys_of(request.models) if request.models else []
-        context = _context_key(request.context or MEAN_CONTEXT, models, keys_of)
+        context = _context_key(request.method.context or MEAN_CONTEXT, models, keys_of)
     else:
-        context = _context_key(request.context, [], keys_of)
+        context = _context_key(request.method.context, [], keys_of)
         models, context = by_default(default_keys(), request.fusion, context)
     if not request.online:
         assert isinstance(request.algorithm, OfflineConfig)
         return make_offline(
             snapshot, request.game, models, context, request.seed, request.algorithm,
-            request.data.protocol, network, init, request.evaluation, request.match_parameters,
+            request.data.protocol, network, init, request.evaluation, request.method.match_parameters,
         )  # fmt: skip
     assert isinstance(request.algorithm, OnlineConfig) and isinstance(request.data, PlayOptions)
     play = request.data
@@ -143,7 +143,7 @@ def configure(
         parameters=play.parameters,
         init=init,
         evaluation=request.evaluation,
-        match=request.match_parameters,
+        match=request.method.match_parameters,
     )
 
 
@@ -152,7 +152,7 @@ def weights_of(request: RunRequest) -> dict[str, str]:
 
     Those of `--weights`, and those typed as models: typing a module's name permits its import.
     """
-    typed = typed_modules([*request.models, request.context, *request.start.add])
+    typed = typed_modules([*request.models, request.method.context, *request.start.add])
     return typed | weights_files(request.live.weights)
 
 
@@ -284,14 +284,17 @@ def _begin_from(
             f"--models are not those of {start.init}, which are {', '.join(before.models)}. Leave "
             "out --models, and say with --add and --drop what changes.",
         )
-    if request.context not in ("", MEAN_CONTEXT):
+    if request.method.context not in ("", MEAN_CONTEXT):
         known_names = {before.context}
         if before.context != MEAN_CONTEXT:
             known_names.add(names.key_alias(before.context))
-        if request.context not in known_names and keys_of([request.context])[0] not in known_names:
+        if (
+            request.method.context not in known_names
+            and keys_of([request.method.context])[0] not in known_names
+        ):
             raise UsageError(
                 "bad-option",
-                f"--context {request.context}: the context of {start.init} is {before.context}, "
+                f"--context {request.method.context}: the context of {start.init} is {before.context}, "
                 "and its scorer was trained on that. Leave out --context.",
             )
     if before.context in before.models and before.context not in models:

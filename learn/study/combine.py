@@ -20,7 +20,7 @@ def combine(o: CombineOptions, connect: runner.Connect) -> int:
     """`wsa study combine`; the exit code is that of the first failed run, or 0."""
     create = o.online and not o.dry_run
     _, snapshot = open_snapshot(o.store, create=create, or_empty=o.online and o.dry_run)
-    device = choose_device(o.device)
+    device = choose_device(o.compute.device)
     grid_plan = plan(o, snapshot, device)
     left = list(left_of(grid_plan))
     terminal.say(

@@ -48,7 +48,7 @@ def during(o: DuringOptions, connect: runner.Connect) -> int:
         raise UsageError(
             "bad-option", "--during is of runs that learn from stored data: leave out --online."
         )
-    if o.match_parameters:
+    if o.method.match_parameters:
         raise UsageError(
             "bad-option",
             "--match-parameters: a network that models join or leave has as many parameters as they "
@@ -113,7 +113,7 @@ def _just_changed(o: DuringOptions, stage: Stage, games: Games) -> Played:
     if (saved := games.find(config, network, START)) is not None:
         return saved
     terminal.say(f"right after the change: {stage.cell}")
-    device = choose_device(o.device)
+    device = choose_device(o.compute.device)
     player = open_player(
         folder,
         weights=weights_files(o.live.weights),

@@ -18,7 +18,7 @@ import msgspec
 from wsa.learn.bench import grid
 from wsa.learn.bench.grid import Cell, Judging, Settings
 from wsa.learn.configs.bench import BenchOptions
-from wsa.learn.configs.learn import ComputeOptions, WarmStart
+from wsa.learn.configs.learn import WarmStart
 
 Way = Literal["add", "drop", "control"]
 MOST_ALL_ORDERS = 3  # Number of models; with more, there are as many orders as models.
@@ -143,7 +143,7 @@ class _Maker:
             request,
             (self._folder / "runs" / name).absolute(),
             judging,
-            ComputeOptions(bench.device, bench.compile),
+            bench.compute,
             self._settings.segments.get(self._game, ()),
             named(way, changed, present),
         )

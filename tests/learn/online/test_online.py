@@ -24,7 +24,7 @@ from wsa.encode.registration.register import open_model, open_models
 from wsa.encode.registration.select import choose_models
 from wsa.learn.commands import collect as collect_module
 from wsa.learn.commands.learn import plan_run
-from wsa.learn.configs.data import CollectOptions
+from wsa.learn.configs.data import CollectOptions, ProtocolOptions, RunPolicyOptions
 from wsa.learn.configs.learn import LearnOptions
 from wsa.learn.envs import atari as games
 from wsa.learn.evaluation import periodic
@@ -538,8 +538,8 @@ def test_data_of_another_protocol_is_not_mixed_in(here: Path) -> None:
         configure(wanted, "cpu")
     for protocol, says in (("v5", "by another: protocol v5 .*--protocol"), ("classic", "Encode")):
         collect = CollectOptions(
-            store=str(here / "store"), game="Breakout", steps=4, num_envs=1, protocol=protocol,  # type: ignore[arg-type]
-            json=True,
+            store=str(here / "store"), game="Breakout", steps=4, num_envs=1, json=True,
+            rules=ProtocolOptions(protocol),  # type: ignore[arg-type]
         )  # fmt: skip
         assert collect_module.collect(collect) == 0
         with pytest.raises(UsageError, match=says):
@@ -582,10 +582,17 @@ def test_options_that_exclude_each_other(here: Path, change: dict[str, Any]) -> 
 def collected(store: Path, policy: Path, eps: float, **changes: Any) -> list[tuple[Any, ...]]:
     """What `wsa collect --policy` has of the first two environments."""
     details: dict[str, Any] = {"steps": 60, "num_envs": 2, "segment_steps": 30, **changes}
+    rules = ProtocolOptions(segment_steps=details.pop("segment_steps"))
     assert (
         collect_module.collect(
             CollectOptions(
-                store=str(store), game="Breakout", policy=str(policy), eps=eps, json=True, **details
+                store=str(store),
+                game="Breakout",
+                policy=str(policy),
+                json=True,
+                **details,
+                run_policy=RunPolicyOptions(eps),
+                rules=rules,
             )
         )
         == 0
