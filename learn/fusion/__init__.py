@@ -1,1 +1,1 @@
-"""Weight Sharing Attention, its rivals and ablations, behind one signature."""
+"""Weight Sharing Attention (WSA), its baselines, and its ablations, with one common interface."""

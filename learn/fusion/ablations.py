@@ -1,6 +1,7 @@
-"""Controls, which the paper lacks: what WSA's parts are worth is what is lost without them.
+"""Ablations of WSA and other controls, which the paper lacks: each changes one part of WSA.
 
-All share WSA's adapters. Random frozen backbones are no fusion: `wsa encode --models vit:random`.
+All use WSA's adapters. The control with random frozen backbones is a model, not a fusion:
+`wsa encode --models vit:random`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from wsa.store.common.errors import UsageError
 
 
 class Uniform(Adapted):
-    """WSA with the weights fixed: R = sum_i E_i / m. What do weights add?"""
+    """WSA with equal weights: R = sum_i E_i / m. Shows what learned weights add."""
 
     conditioned = False
 
@@ -27,14 +28,14 @@ class Uniform(Adapted):
         embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], None]:
-        """As `Fusion.forward`."""
+        """See `Fusion.forward`."""
         return self.adapt(embeddings, present_of(mask, self.models)).mean(dim=1), None
 
 
 class Mean(Adapted):
-    """The authors' ensemble: R = (c + sum_i E_i) / (m + 1), the context one model among others.
+    """The authors' ensemble: R = (c + sum_i E_i) / (m + 1). The context counts as one more model.
 
-    Where the context is the mean of the E_i this is `Uniform`.
+    If the context is the mean of the E_i, this equals `Uniform`.
     """
 
     def forward(
@@ -42,17 +43,17 @@ class Mean(Adapted):
         embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], None]:
-        """As `Fusion.forward`."""
+        """See `Fusion.forward`."""
         adapted = self.adapt(embeddings, present_of(mask, self.models))
         context = self.condition(adapted, embeddings)
         return torch.cat([adapted, context.unsqueeze(1)], dim=1).mean(dim=1), None
 
 
 class Single(Uniform):
-    """One model alone: R = E_1. Trained once for each model, the best of them is the control.
+    """One model alone: R = E_1. The control is the best result over one training run per model.
 
     Raises:
-        UsageError: There are several.
+        UsageError: If there is more than one model.
     """
 
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
@@ -66,7 +67,7 @@ class Single(Uniform):
 
 
 class Unshared(Attention):
-    """WSA with a scorer for each model, the authors' first version: s_i = f_i([c ; E_i])."""
+    """WSA with one scorer per model, as in the authors' first version: s_i = f_i([c ; E_i])."""
 
     per_model = ("spatial", "adapters", "scorers")
 
@@ -82,18 +83,19 @@ class Unshared(Attention):
         adapted: Float[Tensor, "batch present size"],
         present: Sequence[int],
     ) -> Float[Tensor, "batch present"]:
-        """s_i = f_i([c ; E_i])."""
+        """Return s_i = f_i([c ; E_i]) of each present model."""
         pairs = beside(context, adapted)
         return torch.cat([self.scorers[i](pairs[:, at]) for at, i in enumerate(present)], dim=1)
 
 
 class MoE(Attention):
-    """A mixture of experts: the gate sees the context, and not what it weighs.
+    """A soft mixture of experts: the gate sees the context, but not the E_i that it weights.
 
-    h = ReLU(V c + a), s_i = g_i . h + b_i, w = softmax(s), R = sum_i w_i E_i: soft, every expert
-    runs. The authors' later version adds Gumbel noise, dropped experts and a running mean of the
-    weights, by which a policy's weights in its rollout are not those of its update; these are left
-    out. `--load-balance-coef` and `--weight-entropy-coef` are its auxiliary losses.
+    h = ReLU(V c + a), s_i = g_i . h + b_i, w = softmax(s), R = sum_i w_i E_i. Every expert runs.
+
+    The authors' later version also has Gumbel noise, dropped experts, and a running mean of the
+    weights. They are left out, because with them a policy's weights during a rollout differ from
+    those in its update. `--load-balance-coef` and `--weight-entropy-coef` are the auxiliary losses.
     """
 
     per_model = ("spatial", "adapters", "gates")
@@ -109,6 +111,6 @@ class MoE(Attention):
         adapted: Float[Tensor, "batch present size"],
         present: Sequence[int],
     ) -> Float[Tensor, "batch present"]:
-        """s_i = g_i . h + b_i."""
+        """Return s_i = g_i . h + b_i of each present model."""
         hidden = self.router(context)
         return torch.cat([self.gates[i](hidden) for i in present], dim=1)

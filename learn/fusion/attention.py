@@ -1,21 +1,22 @@
-"""Weight Sharing Attention, and dot-product attention: weights that depend on the state.
+"""Weight Sharing Attention (WSA) and dot-product attention: weights that depend on the state.
 
 Piccoli et al., "Combining Pre-Trained Models for Enhanced Feature Representation in Reinforcement
 Learning" (arXiv 2507.07197). For models i = 1..m with state embeddings u_i and a context u_0,
 
-    E_i = ReLU(LN(W_i u_i + b_i))           (B, d)  adapters, one for each model
-    c   = ReLU(LN(W_0 u_0 + b_0))           (B, d)  context, or the mean of the E_i
-    s_i = f([c ; E_i])                      (B,)    one MLP, shared by all models: the method's name
+    E_i = ReLU(LN(W_i u_i + b_i))           (B, d)  adapters, one per model
+    c   = ReLU(LN(W_0 u_0 + b_0))           (B, d)  context; without u_0, the mean of the E_i
+    s_i = f([c ; E_i])                      (B,)    one MLP shared by all models, hence the name
     w   = softmax(s)                        (B, m)  sums to 1
     R   = sum_i w_i E_i                     (B, d)  the state vector
 
-The authors' code differs from their text and from itself; these defaults mend what was found wrong
-there (docs/explain/wsa.md), and `FusionConfig` has a switch for each: scores have no ReLU, so a
-model can be turned off and no row is stuck at uniform weights, and adapters are normalised, so none
-dies on embeddings of another scale. f has a hidden layer, as their text says: in their code it is
-one linear map, and then c adds the same to every score, which the softmax takes away again. The
-context would do nothing and learn nothing (Brody et al., 2022, arXiv 2105.14491, for attention over
-graphs).
+The authors' code differs from their text, and its versions differ from each other. The defaults
+here fix the problems found there (docs/explain/wsa.md), and `FusionConfig` has a switch for each:
+
+- Scores have no ReLU, so a model can be turned off and no row is stuck at uniform weights.
+- Adapters have a LayerNorm, so no adapter dies on embeddings of another scale.
+- f has a hidden layer, as in their text. In their code f is one linear map: c then adds the same
+  number to every score, which the softmax cancels, so the context has no effect and no gradient
+  (Brody et al., 2022, arXiv 2105.14491, show this for attention over graphs).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from wsa.learn.fusion.base import Adapted, Inputs, initialise, present_of
 
 
 class Attention(Adapted):
-    """A weighted sum of the E_i; what weighs them is a subclass's `scores`."""
+    """A weighted sum of the E_i. Subclasses define `scores`, from which the weights follow."""
 
     weighs = True
 
@@ -48,7 +49,7 @@ class Attention(Adapted):
         adapted: Float[Tensor, "batch present size"],
         present: Sequence[int],
     ) -> Float[Tensor, "batch present"]:
-        """s_i of the models that are present."""
+        """Return the score s_i of each present model."""
         raise NotImplementedError
 
     def forward(
@@ -56,7 +57,7 @@ class Attention(Adapted):
         embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], Float[Tensor, "batch models"] | None]:
-        """As `Fusion.forward`."""
+        """See `Fusion.forward`."""
         present = present_of(mask, self.models)
         adapted = self.adapt(embeddings, present)
         scores = self.scores(self.condition(adapted, embeddings), adapted, present)
@@ -68,10 +69,10 @@ class Attention(Adapted):
         return state, everyone.index_copy(1, torch.tensor(present, device=weights.device), weights)
 
     def dead_rows(self, weights: Float[Tensor, "batch models"]) -> Float[Tensor, ""] | None:
-        """Share of states in which a ReLU cuts every score off at 0.
+        """Return the fraction of states in which a ReLU sets every score to 0.
 
-        There the scores have no gradient; with relu-sum the state vector is 0, and the adapters have
-        none either. Read off the weights, since 0 for all scores gives each model the same.
+        In such a state the scores have no gradient. With relu-sum the state vector is 0, so the
+        adapters have no gradient either. The weights show it: if all scores are 0, they are equal.
         """
         if self._normaliser == "relu-sum":
             dead = weights.amax(dim=1) == 0
@@ -84,7 +85,7 @@ class Attention(Adapted):
         return dead.float().mean()
 
     def normalise(self, scores: Float[Tensor, "batch present"]) -> Float[Tensor, "batch present"]:
-        """Weights of scores, as the normaliser has them."""
+        """Turn scores into weights with the configured normalizer."""
         scores = scores / self._temperature
         if self._relu:
             scores = scores.relu()
@@ -93,12 +94,12 @@ class Attention(Adapted):
         if self._normaliser == "sigmoid":
             return scores.sigmoid()
         shares = scores.relu()
-        # Where all are 0 so is the state: a fault of the published code that belongs to it.
+        # If all are 0, so is the state vector. The published code has this flaw; relu-sum keeps it.
         return shares / shares.sum(dim=1, keepdim=True).clamp_min(1e-8)
 
 
 class WSA(Attention):
-    """Weight Sharing Attention, the equations above."""
+    """Weight Sharing Attention: the equations at the top of this file."""
 
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
         super().__init__(inputs, config)
@@ -112,15 +113,16 @@ class WSA(Attention):
         adapted: Float[Tensor, "batch present size"],
         present: Sequence[int],
     ) -> Float[Tensor, "batch present"]:
-        """s_i = f([c ; E_i])."""
+        """Return s_i = f([c ; E_i]) of each present model."""
         found: Tensor = self.scorer(beside(context, adapted)).squeeze(2)
         return found
 
 
 class DPA(Attention):
-    """Dot-product attention, the paper's rival: w = softmax(c . E_i / sqrt(d)), R = sum_i w_i E_i.
+    """Dot-product attention, a baseline of the paper.
 
-    One head and no projections: keys and values are the E_i, the query is the context.
+    w = softmax(c . E_i / sqrt(d)), R = sum_i w_i E_i. There is one head and no projection: the
+    context is the query, and the E_i are both keys and values.
     """
 
     def scores(
@@ -129,12 +131,12 @@ class DPA(Attention):
         adapted: Float[Tensor, "batch present size"],
         present: Sequence[int],
     ) -> Float[Tensor, "batch present"]:
-        """s_i = c . E_i / sqrt(d)."""
+        """Return s_i = c . E_i / sqrt(d) of each present model."""
         return torch.einsum("bd,bmd->bm", context, adapted) / sqrt(adapted.shape[2])
 
 
 def scorer(config: FusionConfig) -> nn.Sequential:
-    """f: [c ; E] (..., 2d) to a score (..., 1)."""
+    """Build f, which maps [c ; E] (..., 2d) to a score (..., 1)."""
     size = config.size
     if not config.scorer_hidden:
         return nn.Sequential(nn.Linear(2 * size, 1))
@@ -144,5 +146,5 @@ def scorer(config: FusionConfig) -> nn.Sequential:
 def beside(
     context: Float[Tensor, "batch size"], adapted: Float[Tensor, "batch present size"]
 ) -> Float[Tensor, "batch present double"]:
-    """[c ; E_i] for each model."""
+    """Concatenate the context with each E_i: [c ; E_i]."""
     return torch.cat([context.unsqueeze(1).expand_as(adapted), adapted], dim=2)

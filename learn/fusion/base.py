@@ -1,12 +1,14 @@
-"""From a frozen model's embedding to what can be fused: folding, convolutions, one linear map.
+"""Base class of fusions, and the adapters that bring every model's embedding to one length.
 
-A state's embedding by one model is (B, k, D), or (B, k, H, W, C) where the model's output is a grid
-or a map: k consecutive frames, oldest first, one where the model looked at several itself. Frames
-are folded into channels, u_i: (B, k D), or (B, k C, H, W).
+One model's embedding of a state has shape (B, k, D), or (B, k, H, W, C) if the model's output is a
+grid or a feature map. k is the number of consecutive frames, oldest first; it is 1 for a model that
+sees several frames itself. Frames are folded into channels, which gives u_i: (B, k D) or
+(B, k C, H, W).
 
-Piccoli et al. (arXiv 2507.07197) bring spatial embeddings to 16 x 16 with two convolutions and a
-ReLU, and everything to d numbers with a linear map and a ReLU. Their convolutions are written down
-for three shapes; `SpatialAdapter` is the rule that gives exactly those and serves all others.
+Piccoli et al. (arXiv 2507.07197) reduce spatial embeddings to 16 x 16 with two convolutions and a
+ReLU, then map every embedding to d numbers with a linear layer and a ReLU. They give the
+convolutions for three shapes. `SpatialAdapter` has a rule that yields these three and works for
+every other shape.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from wsa.learn.configs.fusions import FusionConfig
 
-SIDE = 16  # Of the maps that adapters make.
+SIDE = 16  # Height and width of a spatial adapter's output.
 MOST_CHANNELS, FEWEST_CHANNELS = 32, 16
 
 Shape = tuple[int, ...]
@@ -29,14 +31,14 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a network reads of a state: an embedding by each model.
+    """Shapes of a network's inputs: one embedding of the state per model.
 
     Attributes:
-        shapes: (k, D) or (k, H, W, C) of each, in the order of the flat map.
-        context: Which of them conditions the weights, by its newest frame as in the paper; None for
-            the mean of those that are fused.
-        fused: How many of them, from the first, are fused; all if None. One that is not gives the
-            context alone, as the paper's autoencoder does.
+        shapes: (k, D) or (k, H, W, C) of each embedding, in the order of the flat map.
+        context: Index of the embedding whose newest frame is the context, as in the paper; None
+            for the mean of the fused models' E_i.
+        fused: Number of embeddings to fuse, counted from the first; None for all. The remaining
+            one serves only as the context, like the paper's autoencoder.
     """
 
     shapes: tuple[Shape, ...]
@@ -45,31 +47,31 @@ class Inputs:
 
     @property
     def models(self) -> tuple[Shape, ...]:
-        """Shapes of those that are fused."""
+        """Shapes of the fused embeddings."""
         return self.shapes[: self.fused]
 
     @property
     def depth(self) -> int:
-        """Frames in a state."""
+        """Number of frames in a state."""
         return max(shape[0] for shape in self.shapes)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Numbers that each takes in a row of the flat map."""
+        """Number of values that each embedding has in one row of the flat map."""
         return tuple(prod(shape[1:]) for shape in self.shapes)
 
 
 class Fusion(nn.Module):
-    """What turns several embeddings into one state vector.
+    """Base class: combine several embeddings into one state vector.
 
     Attributes:
         out_features: Length of the state vector.
-        weighs: Whether it learns a weight for each model.
-        conditioned: Whether it looks at a context.
-        per_model: Its lists of modules that have one entry for each model. What is in no such list
-            serves any number of models; a fusion that names none cannot gain or lose one.
-        scaled_by: What sets its width, for `--match-parameters`: a field of `FusionConfig`, or `hidden`,
-            the head's, where the state vector is as long as its models make it; "" of one that has none.
+        weighs: Whether the fusion learns a weight for each model.
+        conditioned: Whether the fusion uses a context.
+        per_model: Names of the module lists that have one entry per model. All other modules work
+            with any number of models. Without such a list, models cannot be added or removed.
+        scaled_by: What sets the width, for `--match-parameters`: a field of `FusionConfig`;
+            `hidden` (the head's layers) if the models fix the state vector's length; "" if nothing.
     """
 
     weighs = False
@@ -83,43 +85,44 @@ class Fusion(nn.Module):
         embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], Float[Tensor, "batch models"] | None]:
-        """Fuse.
+        """Fuse embeddings into a state vector.
 
         Args:
-            embeddings: One of (B, k, D) or (B, k, H, W, C) for each input.
-            mask: Whether each fused model is present, all if None. One that is absent is neither
-                looked at nor scored: the others are fused as if there had never been more.
+            embeddings: One tensor per input, (B, k, D) or (B, k, H, W, C).
+            mask: Whether each fused model is present; None if all are. Absent models are neither
+                adapted nor scored: the others are fused as if they were the only ones.
 
         Returns:
-            The state vector (B, out_features); and the weights (B, models), 0 where absent, or
-            None of a fusion that gives models no weights.
+            The state vector (B, out_features), and the weights (B, models), which are 0 for absent
+            models. The weights are None if the fusion has none.
         """
         raise NotImplementedError
 
     def dead_rows(self, weights: Float[Tensor, "batch models"]) -> Float[Tensor, ""] | None:
-        """Share of states in which a ReLU cuts off every model's score, and with it the gradient.
+        """Return the fraction of states in which a ReLU zeroes every score and its gradient.
 
         Args:
-            weights: What `forward` gave with all models present.
+            weights: Weights returned by `forward` with all models present.
 
         Returns:
-            From 0 to 1; None of a fusion in which there can be no such state.
+            A fraction from 0 to 1; None if the fusion cannot have such states.
         """
         return None
 
 
 class SpatialAdapter(nn.Sequential):
-    """As_i of the paper: 1x1 convolution to fewer channels, convolution to `side`, ReLU.
+    """The paper's As_i: 1x1 convolution to fewer channels, convolution to `side` x `side`, ReLU.
 
-    (B, k, H, W, C) becomes (B, channels, side, side). From H (W alike) to `side`: stride
-    s = floor(H / side), and the smallest kernel, no smaller than s, that ends at `side`:
-    max(s, H - s side + 1). Channels are a quarter of k C, from 16 to 32. That gives the authors'
-    own, by which no position is unlike another: 128x21x21 to 32 by a 6x6; 4x21x21 to 16 by a 6x6;
-    20x84x84 to 16 by a 5x5 of stride 5. No padding; biases; nothing between the convolutions.
+    Maps (B, k, H, W, C) to (B, channels, side, side). The second convolution has stride
+    s = floor(H / side) and the smallest kernel of at least s whose output has height `side`:
+    max(s, H - s side + 1); likewise for W. `channels` is k C / 4, clipped to 16..32. Every position
+    is treated alike, and the authors' three adapters follow: 128x21x21 to 32 channels with a 6x6
+    kernel, 4x21x21 to 16 with 6x6, 20x84x84 to 16 with 5x5 and stride 5. The convolutions have
+    biases, no padding, and no nonlinearity between them.
 
     Args:
         shape: (k, H, W, C).
-        side: Of the result; at most 16, and at most H and W.
+        side: Height and width of the output; at most 16, H, and W.
     """
 
     def __init__(self, shape: Shape, side: int) -> None:
@@ -138,7 +141,7 @@ class SpatialAdapter(nn.Sequential):
     def forward(
         self, input: Float[Tensor, "batch k height width channels"]
     ) -> Float[Tensor, "batch out side side"]:
-        """Fold frames into channels, and convolve."""
+        """Fold frames into channels, then convolve."""
         maps = input.permute(0, 1, 4, 2, 3).flatten(1, 2)
         for part in self:
             maps = part(maps)
@@ -146,16 +149,16 @@ class SpatialAdapter(nn.Sequential):
 
 
 def side_of(shape: Shape) -> int:
-    """The side an embedding's map is brought to: 16, or less where it is smaller."""
+    """Return the output side of an embedding's spatial adapter: 16, or the map's own if smaller."""
     return min(SIDE, *shape[1:3])
 
 
 def spatial_adapters(shapes: Sequence[Shape], side: int | None = None) -> nn.ModuleList:
-    """As_i for each spatial embedding; vectors go through nothing.
+    """Build As_i for each spatial embedding, and an identity for each vector.
 
     Args:
-        shapes: Of the embeddings.
-        side: Of all results; each by its own shape if None.
+        shapes: Shapes of the embeddings.
+        side: Output side of all adapters; None to derive each one from its shape.
     """
     return nn.ModuleList(
         SpatialAdapter(shape, side or side_of(shape)) if len(shape) == 4 else nn.Identity()
@@ -164,7 +167,7 @@ def spatial_adapters(shapes: Sequence[Shape], side: int | None = None) -> nn.Mod
 
 
 def widths_after(shapes: Sequence[Shape], adapters: nn.ModuleList) -> list[int]:
-    """Numbers in each u_i once the spatial adapters are through."""
+    """Return the number of values in each u_i after the spatial adapters."""
     return [
         prod(adapter.out_shape) if isinstance(adapter, SpatialAdapter) else prod(shape)
         for shape, adapter in zip(shapes, adapters, strict=True)
@@ -172,7 +175,7 @@ def widths_after(shapes: Sequence[Shape], adapters: nn.ModuleList) -> list[int]:
 
 
 def linear_adapter(width: int, config: FusionConfig) -> nn.Sequential:
-    """Al_i of the paper: u (B, width) to ReLU(LN(W u + b)), (B, d)."""
+    """Build the paper's Al_i, which maps u (B, width) to ReLU(LN(W u + b)) (B, d)."""
     parts: list[nn.Module] = [nn.Linear(width, config.size)]
     if config.layer_norm:
         parts.append(nn.LayerNorm(config.size))
@@ -183,7 +186,7 @@ def linear_adapter(width: int, config: FusionConfig) -> nn.Sequential:
 
 
 def initialise(module: nn.Module, gain: float) -> None:
-    """Orthogonal weights of a gain and no bias, in every linear map and convolution."""
+    """Give all linear layers and convolutions orthogonal weights with `gain`, and zero biases."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             nn.init.orthogonal_(part.weight, gain)
@@ -192,10 +195,10 @@ def initialise(module: nn.Module, gain: float) -> None:
 
 
 def present_of(mask: Sequence[bool] | None, models: int) -> list[int]:
-    """Places of the models that are present.
+    """Return the indices of the present models.
 
     Raises:
-        ValueError: The mask is of another number of models, or all are absent.
+        ValueError: If the mask has another number of models, or no model is present.
     """
     if mask is None:
         return list(range(models))
@@ -206,13 +209,13 @@ def present_of(mask: Sequence[bool] | None, models: int) -> list[int]:
 
 
 class Adapted(Fusion):
-    """A fusion of embeddings E_i that adapters have brought to one length d.
+    """Base class of fusions whose adapters bring every embedding to one length d.
 
-    E_i = ReLU(LN(W_i flatten(As_i(u_i)) + b_i)), E_i in R^d, one pair (As_i, W_i) for each model.
+    E_i = ReLU(LN(W_i flatten(As_i(u_i)) + b_i)), E_i in R^d, with one pair (As_i, W_i) per model.
 
     Args:
-        inputs: What is fused.
-        config: Size and switches.
+        inputs: Shapes of the embeddings, and which one is the context.
+        config: Size d and switches.
     """
 
     conditioned = True
@@ -236,13 +239,13 @@ class Adapted(Fusion):
     def adapt(
         self, embeddings: Sequence[Float[Tensor, "batch ..."]], present: Sequence[int]
     ) -> Float[Tensor, "batch present size"]:
-        """E_i of the models that are present.
+        """Return E_i of each present model.
 
         Raises:
-            ValueError: There are fewer embeddings than models.
+            ValueError: If there are fewer embeddings than models.
         """
-        # A loop: one batched product over stacked weights took 0.83 to 1.07 of its time on a CPU
-        # (docs/benchmarks.md), and models of unlike widths could not share it.
+        # A loop, because one batched product over stacked weights took 0.83 to 1.07 of the loop's
+        # time on a CPU (docs/benchmarks.md) and needs models of equal width.
         return torch.stack(
             [self.adapters[i](self.spatial[i](embeddings[i]).flatten(1)) for i in present], dim=1
         )
@@ -252,7 +255,7 @@ class Adapted(Fusion):
         adapted: Float[Tensor, "batch present size"],
         embeddings: Sequence[Float[Tensor, "batch ..."]],
     ) -> Float[Tensor, "batch size"]:
-        """The context c: one input's, of the newest frame, or the mean of the E_i."""
+        """Return the context c: the adapted newest frame of one input, or the mean of the E_i."""
         if self.context is None or self._context is None:
             return adapted.mean(dim=1)
         context: Tensor = self.context(embeddings[self._context][:, -1].flatten(1))

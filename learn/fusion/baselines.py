@@ -1,8 +1,9 @@
-"""The combination modules that the paper compares WSA with: LIN, FIX, CNN, MIX and RES.
+"""The paper's baselines for combining models: LIN, FIX, CNN, MIX, and RES.
 
-All but DPA (`wsa.learn.fusion.attention`) give models no weights. Shapes in brackets are the paper's, whose
-spatial adapters turn 128x21x21, 4x21x21 and 20x84x84 into 32x16x16, 16x16x16 and 16x16x16, beside
-one vector of 512. A model that is absent counts as zeros.
+The paper's other baseline, DPA, is in `wsa.learn.fusion.attention`; it alone learns weights. Shapes
+in square brackets are those of the paper, where spatial adapters turn 128x21x21, 4x21x21, and
+20x84x84 into 32x16x16, 16x16x16, and 16x16x16, and the fourth embedding is a vector of 512. An
+absent model's values are zeros.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from wsa.store.common.errors import UsageError
 
 
 class Joined(Fusion):
-    """A fusion that sets the adapted embeddings side by side."""
+    """Base class of fusions that concatenate the spatially adapted embeddings."""
 
     scaled_by = "hidden"
 
@@ -43,7 +44,7 @@ class Joined(Fusion):
     def spread(
         self, embeddings: Sequence[Float[Tensor, "batch ..."]], mask: Sequence[bool] | None
     ) -> list[Tensor]:
-        """As_i(u_i), or u_i as it is where it is a vector; zeros where a model is absent."""
+        """Return As_i(u_i), or u_i itself for a vector; zeros for an absent model."""
         present = present_of(mask, len(self.shapes))
         parts = []
         for i, adapter in enumerate(self.spatial):
@@ -64,7 +65,7 @@ class LIN(Joined):
         embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], None]:
-        """As `Fusion.forward`."""
+        """See `Fusion.forward`."""
         parts = self.spread(embeddings, mask)
         return torch.cat([part.flatten(1) for part in parts], dim=1), None
 
@@ -72,7 +73,7 @@ class LIN(Joined):
 class FIX(Joined):
     """E_i = ReLU(LN(W_i flatten(As_i(u_i)) + b_i)), R = [E_1 ; ... ; E_m], (B, m d).
 
-    The authors' has no LN: `FusionConfig.layer_norm`.
+    The authors' version has no LayerNorm (`FusionConfig.layer_norm`).
     """
 
     scaled_by = "size"
@@ -87,7 +88,7 @@ class FIX(Joined):
         embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], None]:
-        """As `Fusion.forward`."""
+        """See `Fusion.forward`."""
         present = present_of(mask, len(self.shapes))
         parts = [
             adapter(part.flatten(1))
@@ -98,13 +99,14 @@ class FIX(Joined):
 
 
 class CNN(Joined):
-    """Maps on top of each other, then n convolutions: R = flatten(h_n), (B, 32 side^2) [8,192].
+    """Stack all maps as channels, then apply n convolutions: R = flatten(h_n) [8,192].
 
-    h_0 = [As_i(u_i)], in channels, a vector folded into D / side^2 of them [2+32+16+16 = 66];
-    h_j = ReLU(conv3x3(h_{j-1})), to 32 channels (`FusionConfig.channels`), stride 1, padding 1.
+    h_0 = [As_i(u_i)] along channels, a vector of D in D / side^2 channels [2+32+16+16 = 66];
+    h_j = ReLU(conv3x3(h_{j-1})) with 32 output channels (`FusionConfig.channels`), stride 1, and
+    padding 1; R has length 32 side^2.
 
     Raises:
-        UsageError: No embedding is spatial, or a vector cannot be folded.
+        UsageError: If no embedding is spatial, or a vector cannot be folded.
     """
 
     scaled_by = "channels"
@@ -134,7 +136,7 @@ class CNN(Joined):
         embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], None]:
-        """As `Fusion.forward`."""
+        """See `Fusion.forward`."""
         maps = [
             part.reshape(len(part), -1, self._side, self._side)
             for part in self.spread(embeddings, mask)
@@ -143,12 +145,13 @@ class CNN(Joined):
 
 
 class MIX(Joined):
-    """Spatial ones through one convolution, vectors beside it [8,192 + 512 = 8,704].
+    """Convolve the spatial embeddings together, then append the vectors [8,192 + 512 = 8,704].
 
-    R = [flatten(ReLU(conv3x3([As_i(u_i)]))) ; u_j ...], i spatial [64 channels to 32], j not.
+    R = [flatten(ReLU(conv3x3([As_i(u_i)]))) ; u_j ...], where i are the spatial embeddings
+    [64 channels to 32] and j the vectors.
 
     Raises:
-        UsageError: No embedding is spatial.
+        UsageError: If no embedding is spatial.
     """
 
     scaled_by = "channels"
@@ -167,7 +170,7 @@ class MIX(Joined):
         embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], None]:
-        """As `Fusion.forward`."""
+        """See `Fusion.forward`."""
         parts = self.spread(embeddings, mask)
         spatial = [p for p, shape in zip(parts, self.shapes, strict=True) if len(shape) == 4]
         vectors = [p for p, shape in zip(parts, self.shapes, strict=True) if len(shape) == 2]
@@ -176,19 +179,19 @@ class MIX(Joined):
 
 
 class RES(Joined):
-    """A fixed random recurrent network, the reservoir: R = x_k, (B, n).
+    """Reservoir: a fixed random recurrent network. R = x_k, (B, n).
 
-    x_0 = 0; x_j = tanh(u_j W_in + x_{j-1} W_res), j = 1..k over the frames of the state, oldest
-    first, u_j being LIN's vector of one frame. W_in, W_res ~ N(0, 1), W_res brought to a spectral
-    radius of 0.9; no leak, no scaling of the input, no gradient. A model with one embedding for the
-    whole state (k = 1) gives it at every j.
+    x_0 = 0; x_j = tanh(u_j W_in + x_{j-1} W_res) for j = 1..k over the state's frames, oldest
+    first, where u_j is LIN's vector of one frame. W_in, W_res ~ N(0, 1), and W_res is rescaled to a
+    spectral radius of 0.9. There is no leak, no input scaling, and no gradient. A model with one
+    embedding for the whole state (k = 1) provides it at every j.
 
-    The authors keep one x for each place in a batch and never reset it, so that their shuffled
-    minibatches overwrite the states of environments, and what a policy saw while playing is not
-    what it is trained on; their matrices are in no checkpoint. Here the state is a function of the
-    environment's own last k frames, starts again with each episode, needs no replay of its past, and
-    the matrices are buffers that are saved. It remembers k frames, not a whole episode. The spatial
-    adapters stay random, as theirs: nothing but the head is trained.
+    The authors keep one x per batch index and never reset it. Their shuffled minibatches therefore
+    overwrite the environments' states, the policy trains on other states than it acted on, and
+    their checkpoints lack the matrices. Here, R is a function of the last k frames of the episode:
+    it restarts with each episode, needs no replay, and remembers k frames, not a whole episode. The
+    matrices are buffers, so checkpoints have them. As in the authors' code, the spatial adapters
+    stay random: only the head is trained.
     """
 
     def __init__(self, inputs: Inputs, config: FusionConfig) -> None:
@@ -210,7 +213,7 @@ class RES(Joined):
         embeddings: Sequence[Float[Tensor, "batch ..."]],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Float[Tensor, "batch size"], None]:
-        """As `Fusion.forward`; it has no gradient."""
+        """See `Fusion.forward`. No gradient flows through it."""
         state = embeddings[0].new_zeros(len(embeddings[0]), self.out_features)
         for at in range(max(shape[0] for shape in self.shapes)):
             frame = [
@@ -222,10 +225,10 @@ class RES(Joined):
 
 
 def common_side(shapes: Sequence[Shape], name: str) -> int:
-    """The side that all maps are brought to: the smallest of their own.
+    """Return the side that all maps are reduced to: the smallest of their output sides.
 
     Raises:
-        UsageError: None is spatial.
+        UsageError: If no embedding is spatial.
     """
     sides = [side_of(shape) for shape in shapes if len(shape) == 4]
     if not sides:

@@ -12,16 +12,17 @@ from wsa.store.common.errors import UsageError, WsaError
 
 
 def fusion_class(name: str, recorded_in: str = "") -> type[Fusion]:
-    """The class of a fusion.
+    """Return the class of a fusion.
 
     Args:
-        name: A key of `FUSIONS`, or `module:Class` of a user's own, which the user must have typed.
-        recorded_in: The file that names it, for messages.
+        name: A key of `FUSIONS`, or the `module:Class` of a user's fusion, which is imported only
+            if the user typed it on the command line.
+        recorded_in: File that names the fusion, for messages.
 
     Raises:
-        UsageError: There is no such fusion.
-        MissingError: It is a user's own, and not here, or not typed.
-        ConflictError: It is no fusion.
+        UsageError: If there is no such fusion.
+        MissingError: If a user's fusion cannot be found, or the user did not type its name.
+        ConflictError: If the object is not a `Fusion`.
     """
     if user_code.is_name(name):
         own: type[Fusion] = user_code.load_typed(name, Fusion, "--fusion", recorded_in)
@@ -33,10 +34,10 @@ def fusion_class(name: str, recorded_in: str = "") -> type[Fusion]:
 
 
 def make_fusion(config: FusionConfig, inputs: Inputs) -> Fusion:
-    """Build a fusion, its weights drawn from torch's generator.
+    """Build a fusion, drawing its weights from torch's global generator.
 
     Raises:
-        UsageError: It cannot take these shapes, or has no use for the context that is given.
+        UsageError: If it cannot take these shapes, or takes no context and one is given.
     """
     kind = fusion_class(config.name)
     try:

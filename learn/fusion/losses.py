@@ -1,4 +1,4 @@
-"""Losses on the weights that a fusion gives its models: entropy and imbalance."""
+"""Auxiliary losses on a fusion's weights: entropy and load balance."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from wsa.store.common.errors import UsageError
 
 
 def entropy(weights: Float[Tensor, "batch models"]) -> Float[Tensor, ""]:
-    """Mean entropy of the rows, in nats; rows that do not sum to 1 are made to.
+    """Return the mean entropy of the rows in nats. Rows are first normalized to sum to 1.
 
-    As a loss, `-coefficient * entropy(weights)` keeps weights from collapsing onto one model. (The
-    authors added theirs, on weights without a gradient: docs/explain/wsa.md.)
+    As a loss, `-coefficient * entropy(weights)` keeps the weights from collapsing onto one model.
+    (The authors add the entropy instead, and on weights without a gradient: docs/explain/wsa.md.)
     """
     shares = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-8)
     return -(shares * shares.clamp_min(1e-12).log()).sum(dim=1).mean()
 
 
 def imbalance(weights: Float[Tensor, "batch models"]) -> Float[Tensor, ""]:
-    """Squared deviation of the batch's mean weights from 1/m, summed; 0 where all are used alike.
+    """Return the summed squared deviation of the batch's mean weights from 1/m; 0 if balanced.
 
-    As a loss, `coefficient * imbalance(weights)` lets each state choose, and evens out the whole.
+    As a loss, `coefficient * imbalance(weights)` balances the models over the batch, while each
+    state may still prefer one model.
     """
     shares = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-8)
     return (shares.mean(dim=0) - 1 / weights.shape[1]).square().sum()
 
 
 def check_weight_losses(config: Any, fusion: str) -> None:
-    """Refuse losses on the weights of a fusion that learns none.
+    """Refuse weight losses for a fusion that learns no weights.
 
     Raises:
-        UsageError: One was asked for.
+        UsageError: If a coefficient is not 0 and the fusion learns no weights.
     """
     if (config.weight_entropy_coef or config.load_balance_coef) and not fusion_class(fusion).weighs:
         raise UsageError(
@@ -47,7 +48,7 @@ def check_weight_losses(config: Any, fusion: str) -> None:
 
 
 def weight_loss(config: Any, weights: Tensor | None) -> Tensor | float:
-    """The two losses on a fusion's weights (B, models), of which both are usually off."""
+    """Return the sum of both losses on a fusion's weights (B, models); by default they are off."""
     loss: Tensor | float = 0.0
     if weights is not None and config.weight_entropy_coef:
         loss = loss - config.weight_entropy_coef * entropy(weights)
@@ -57,15 +58,15 @@ def weight_loss(config: Any, weights: Tensor | None) -> Tensor | float:
 
 
 def weight_scalars(weights: Tensor | None, network: Any) -> dict[str, Tensor]:
-    """What to log of a fusion's weights.
+    """Return the statistics of a fusion's weights to log.
 
     Args:
-        weights: (B, models), or None.
-        network: Whose fusion gave them.
+        weights: Weights (B, models), or None.
+        network: The network whose fusion returned them.
 
     Returns:
-        `weights`, their mean (models,); `wsa/weight_entropy`; and `wsa/dead_rows`, where there can be
-        any (`Fusion.dead_rows`).
+        `weights` (the mean per model, (models,)), `wsa/weight_entropy`, and `wsa/dead_rows` if the
+        fusion can have dead rows (`Fusion.dead_rows`). Empty without weights.
     """
     if weights is None:
         return {}
