@@ -1,1 +1,1 @@
-"""The networks above a fusion, and the pixel baseline."""
+"""Policy and value networks on top of a fusion, and the pixel baseline."""

@@ -1,4 +1,4 @@
-"""From stacks of embeddings to actions: normalise, fuse, and a head on the state vector."""
+"""Q-network and actor-critic: normalize embeddings, fuse them, and apply heads."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from wsa.learn.fusion.build import make_fusion
 
 
 class Standard(nn.Module):
-    """Numbers less their mean over the data, divided by their deviation.
+    """Standardize each feature with its mean and standard deviation over the data.
 
     Args:
-        width: How many.
+        width: Number of features.
     """
 
     mean: Tensor
@@ -30,15 +30,15 @@ class Standard(nn.Module):
         self.register_buffer("deviation", torch.ones(width))
 
     def forward(self, part: Float[Tensor, "batch k width"]) -> Float[Tensor, "batch k width"]:
-        """Normalise."""
+        """Return (part - mean) / deviation."""
         return (part - self.mean) / self.deviation
 
 
 class Layer(nn.LayerNorm):
-    """A frame's numbers to mean 0 and deviation 1; nothing is learned.
+    """LayerNorm without learned parameters: each frame gets mean 0 and standard deviation 1.
 
     Args:
-        width: How many.
+        width: Number of features.
     """
 
     def __init__(self, width: int) -> None:
@@ -46,18 +46,18 @@ class Layer(nn.LayerNorm):
 
 
 class Raw(nn.Identity):
-    """Numbers as they are."""
+    """No normalization."""
 
 
 class Torso(nn.Module):
-    """Stacks of embeddings to one state vector; what all heads share.
+    """Normalize and fuse stacks of embeddings into one state vector, the input of every head.
 
     Args:
-        inputs: The models' embeddings, which stand side by side in a row.
-        config: What the network is.
+        inputs: Shapes of the models' embeddings, which are concatenated in each row.
+        config: Normalization, fusion, and sizes.
 
     Attributes:
-        fusion: The fusion.
+        fusion: The fusion module.
         out_features: Length of the state vector.
     """
 
@@ -72,7 +72,7 @@ class Torso(nn.Module):
     def set_moments(
         self, mean: Float[Tensor, " width"], deviation: Float[Tensor, " width"]
     ) -> None:
-        """Fix what `standard` normalises with; saved with the weights."""
+        """Set the moments of `standard` normalization, which are saved with the weights."""
         widths = list(self.inputs.widths)
         parts = zip(self.normalisers, mean.split(widths), deviation.split(widths), strict=True)
         for normaliser, centre, spread in parts:
@@ -83,16 +83,16 @@ class Torso(nn.Module):
     def forward(
         self, stacks: Float[Tensor, "batch k width"], mask: Sequence[bool] | None = None
     ) -> tuple[Float[Tensor, "batch size"], Float[Tensor, "batch models"] | None]:
-        """Fuse.
+        """Compute the state vector.
 
         Args:
-            stacks: (B, k, width) float16 or float32, oldest frame first. Of a model that gives one
-                embedding for the whole state, the last is it.
-            mask: Whether each model is present, all if None.
+            stacks: Embeddings of the last k frames, (B, k, width), float16 or float32, oldest
+                first. A model with one embedding for the whole state uses only the newest row.
+            mask: Whether each model is present; None if all are.
 
         Returns:
-            The state vector (B, out_features); and the weights (B, models), or None of a fusion
-            that gives models no weights.
+            The state vector (B, out_features), and the weights (B, models), or None if the fusion
+            has no weights.
         """
         parts = stacks.split(list(self.inputs.widths), dim=2)
         embeddings = [
@@ -106,13 +106,13 @@ class Torso(nn.Module):
 
 
 class QNetwork(nn.Module):
-    """Action values; trained by cross-entropy (`wsa.learn.offline.bc`) their order is a policy's.
+    """Q-values of all actions. Behavioral cloning (`wsa.learn.offline.bc`) uses them as logits.
 
     Args:
-        inputs: The models' embeddings.
+        inputs: Shapes of the models' embeddings.
         actions: Number of actions.
-        config: What the network is.
-        torso: Takes the place of a `Torso`, as `wsa.learn.networks.nature.NatureTorso` does.
+        config: Normalization, fusion, and sizes.
+        torso: Replaces the `Torso`, for example with `wsa.learn.networks.nature.NatureTorso`.
     """
 
     def __init__(
@@ -124,28 +124,28 @@ class QNetwork(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     def forward(
         self, stacks: Num[Tensor, "batch k width"], mask: Sequence[bool] | None = None
     ) -> tuple[Float[Tensor, "batch actions"], Float[Tensor, "batch models"] | None]:
-        """Value actions; arguments and weights as `Torso.forward`."""
+        """Return Q-values (B, actions), and the weights; see `Torso.forward`."""
         state, weights = self.torso(stacks, mask)
         return self.head(state), weights
 
 
 class ActorCritic(nn.Module):
-    """Action logits and a state's value, a head each on one torso.
+    """Actor and critic heads on one shared torso.
 
-    Orthogonal heads: gain sqrt(2) in hidden layers, 0.01 for the logits, 1 for the value, as is
-    usual with PPO.
+    The heads have orthogonal weights and zero biases, as is usual for PPO: gain sqrt(2) in hidden
+    layers, 0.01 for the logits, and 1 for the value.
 
     Args:
-        inputs: The models' embeddings.
+        inputs: Shapes of the models' embeddings.
         actions: Number of actions.
-        config: What the network is.
-        torso: Takes the place of a `Torso`, as `wsa.learn.networks.nature.NatureTorso` does.
+        config: Normalization, fusion, and sizes.
+        torso: Replaces the `Torso`, for example with `wsa.learn.networks.nature.NatureTorso`.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class ActorCritic(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     def forward(
@@ -173,7 +173,7 @@ class ActorCritic(nn.Module):
         Float[Tensor, " batch"],
         Float[Tensor, "batch models"] | None,
     ]:
-        """Logits (B, actions), values (B,), and weights as `Torso.forward`."""
+        """Return logits (B, actions), values (B,), and the weights; see `Torso.forward`."""
         state, weights = self.torso(stacks, mask)
         return self.actor(state), self.critic(state).squeeze(1), weights
 

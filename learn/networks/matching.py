@@ -1,6 +1,7 @@
-"""Choose a fusion's width by how many parameters its network is to have.
+"""Choose a fusion's width so that its network has a given number of parameters.
 
-Fusions differ in parameters by a factor of forty, and more of them alone may win a comparison.
+Without this, fusions differ in parameters by a factor of forty, which alone may decide a
+comparison.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ def match_parameters(
     *,
     linear_heads: bool = False,
 ) -> NetworkConfig:
-    """The same network in the width that comes nearest to a number of parameters.
+    """Return the network with the width whose number of parameters is nearest to a target.
 
     Args:
-        network: Its own width is where that is looked for; of several hidden layers the proportions stay.
-        wanted: Trainable parameters, its head's among them.
-        count: How many a network has; more with each step of its width.
-        linear_heads: Whether the algorithm's heads are one linear map each, whatever `hidden` says.
+        network: The network to resize. Several hidden layers keep their proportions.
+        wanted: Target number of trainable parameters, including the head's.
+        count: Returns a network's number of parameters, which must grow with its width.
+        linear_heads: Whether the algorithm's heads are single linear layers and ignore `hidden`.
 
     Raises:
-        UsageError: The fusion has no width to choose, or it was chosen already, or no width comes
-            near.
+        UsageError: If the fusion has no width to choose, the user already set that width, or no
+            width reaches the target.
     """
     name, by = network.fusion.name, fusion_class(network.fusion.name).scaled_by
     if not by or (by == "hidden" and (linear_heads or not network.hidden)):
@@ -70,12 +71,12 @@ def match_parameters(
 
 
 def widened(network: NetworkConfig, by: str, width: int) -> NetworkConfig:
-    """A network in another width.
+    """Return the network with another width.
 
     Args:
-        network: What it is otherwise.
+        network: The network to resize.
         by: What sets the width: a field of `FusionConfig`, or `hidden`.
-        width: Its new value; of several hidden layers that of the first.
+        width: The new width; with several hidden layers, that of the first.
     """
     if by != "hidden":
         fusion = msgspec.structs.replace(network.fusion, **{by: width})
@@ -86,7 +87,7 @@ def widened(network: NetworkConfig, by: str, width: int) -> NetworkConfig:
 
 
 def width_of(network: NetworkConfig) -> str:
-    """The option that sets a fusion's width, as it is written."""
+    """Return the option that sets a fusion's width, as typed on the command line."""
     by = fusion_class(network.fusion.name).scaled_by
     if by == "hidden":
         return f"{_FLAGS[by]} {','.join(map(str, network.hidden))}"

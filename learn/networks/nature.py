@@ -1,10 +1,10 @@
-"""The end-to-end baseline: grey pixels and the network of Mnih et al., instead of frozen models.
+"""The end-to-end baseline: gray pixels and the network of Mnih et al. instead of frozen models.
 
-Its "embedding" of a frame is the frame's luma, resized to 84 x 84 by areas as DQN's preprocessing
-does (Mnih et al., 2015; OpenCV's INTER_AREA, as `gymnasium.wrappers.AtariPreprocessing`), made from
-the very RGB frame that the models see, so tables, replay, algorithms and evaluation are the same
-code for both, and nothing differs but what looks at the screen. The network and its orthogonal
-initialisation are CleanRL's.
+Its "embedding" of a frame is the frame's luma, resized to 84 x 84 by area as in DQN's preprocessing
+(Mnih et al., 2015; OpenCV's INTER_AREA, as in `gymnasium.wrappers.AtariPreprocessing`). It is
+computed from the same RGB frame that the models see. Tables, replay, algorithms, and evaluation are
+therefore the same code for both; only the network that sees the screen differs. The network and its
+orthogonal initialization are those of CleanRL.
 """
 
 from __future__ import annotations
@@ -28,26 +28,28 @@ UNITS = 512
 
 
 class Ready(NamedTuple):
-    """Rows that need not be waited for."""
+    """A finished result with the interface of a pending one."""
 
     rows: NDArray[Any]
 
     def result(self) -> tuple[NDArray[Any], float]:
-        """The rows, and the seconds that models took: none."""
+        """Return the rows, and 0 seconds of model time."""
         return self.rows, 0.0
 
 
 class GreyPixels:
-    """Frames to rows of grey pixels; speaks like `wsa.encode.live.live_encoder.LiveEncoder`, and runs no model.
+    """Turn frames into rows of gray pixels.
+
+    Has the interface of `wsa.encode.live.live_encoder.LiveEncoder`, but runs no model.
 
     Attributes:
         width: Pixels in a row.
-        dtype: Their type.
-        places: The whole row.
-        frames: Frames asked for.
-        found, remembered, passes: 0.
-        hit_rate: 0.
-        engines: None.
+        dtype: Type of a pixel.
+        places: One slice, the whole row.
+        frames: Number of frames converted so far.
+        found, remembered, passes: Always 0.
+        hit_rate: Always 0.
+        engines: Always empty.
     """
 
     width = SIDE * SIDE
@@ -62,25 +64,25 @@ class GreyPixels:
 
     @property
     def lookups(self) -> dict[int, GreyPixels]:
-        """It looks at one frame."""
+        """Lookup for each window; here one, for single frames."""
         return {1: self}
 
     def rows(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
-        """Where the store has grey pixels of frames, (n,): -1, nowhere."""
+        """Return -1 for each of n frames, (n,): the store holds no gray pixels."""
         return np.full(len(digests), -1)
 
     def begin(self, digests: Sequence[bytes], inputs: FrameInputs) -> Ready:
-        """As when called, of frames that `inputs` gives."""
+        """Convert the frames that `inputs` returns, with the result ready at once."""
         return Ready(self(inputs(range(len(digests)))))
 
     def embed_later(self, frames: NDArray[np.uint8], *which: Any) -> Future[NDArray[Any]]:
-        """As when called, with nothing to wait for."""
+        """Convert frames; the future is already done."""
         done = Future[NDArray[Any]]()
         done.set_result(self(frames))
         return done
 
     def __call__(self, frames: NDArray[np.uint8], *which: Any) -> NDArray[Any]:
-        """Turn (n, H, W, 3) uint8 RGB grey and small: (n, width) uint8."""
+        """Convert RGB frames (n, H, W, 3) uint8 to 84 x 84 gray pixels (n, width) uint8."""
         self.frames += len(frames)
         grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
         small = [cv2.resize(g, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for g in grey]
@@ -88,11 +90,11 @@ class GreyPixels:
 
 
 class NatureTorso(nn.Module):
-    """Stacks of grey pixels to a state vector; takes the place of `wsa.learn.networks.heads.Torso`.
+    """Map stacks of gray pixels to a state vector. Replaces `wsa.learn.networks.heads.Torso`.
 
     Args:
-        depth: k, frames in a stack.
-        scale: Channels and units are this many times CleanRL's (32, 64, 64 and 512).
+        depth: Number of frames in a stack, k.
+        scale: Factor on the channels and units of CleanRL's network (32, 64, 64, and 512).
 
     Attributes:
         out_features: Length of the state vector.
@@ -115,21 +117,21 @@ class NatureTorso(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, stacks: Tensor, mask: Sequence[bool] | None = None) -> tuple[Tensor, None]:
-        """(B, k, 84 * 84) uint8 to (B, out_features); there are no models to weigh."""
+        """Map (B, k, 84 * 84) uint8 to (B, out_features). There are no models, so no weights."""
         pixels = stacks.view(len(stacks), -1, SIDE, SIDE).float() / 255
         return self.layers(pixels), None
 
 
 def scale_for(parameters: int, depth: int, head: int) -> float:
-    """The scale at which torso and head come closest to a number of parameters from below.
+    """Return the largest scale at which torso and head stay within a number of parameters.
 
     Args:
-        parameters: How many; 0 for CleanRL's network as it is.
-        depth: k, frames in a stack.
-        head: Outputs of the linear heads together.
+        parameters: Maximum number of parameters; 0 for CleanRL's sizes.
+        depth: Number of frames in a stack, k.
+        head: Total number of outputs of the linear heads.
 
     Raises:
-        UsageError: No network is that small.
+        UsageError: If even the smallest network has more parameters.
     """
     if not parameters:
         return 1.0

@@ -1,4 +1,4 @@
-"""How many numbers a network learns, counted in one way for every table."""
+"""Count a network's trainable parameters, in the same way for every table."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import nn
 
 
 class Parameters(NamedTuple):
-    """Trainable numbers of a network: those that torch gives a gradient (`requires_grad`).
+    """Number of trainable parameters of a network: those with `requires_grad`.
 
-    So counted are also the spatial adapters of `res`, which the paper counts and nothing trains. The
-    frozen models, which are no part of the network, and buffers (`res`'s matrices, what `standard`
-    normalizes with) are not; nor is DQN's target network, which is a copy.
+    The count includes the spatial adapters of `res`, which are never trained, because the paper
+    counts them. It excludes the frozen models, which are not part of the network, the buffers (the
+    matrices of `res`, the moments of `standard` normalization), and DQN's target network, a copy.
 
     Attributes:
-        fusion: Of what gives the state vector: adapters and fusion, or the network on pixels.
-        head: Of all above it: heads, and the memory of a recurrent policy.
+        fusion: Parameters up to the state vector: adapters and fusion, or the pixel network.
+        head: Parameters above it: the heads, and a recurrent policy's LSTM.
     """
 
     fusion: int
@@ -24,11 +24,11 @@ class Parameters(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Of the whole network."""
+        """Parameters of the whole network."""
         return self.fusion + self.head
 
     def named(self) -> dict[str, int]:
-        """As JSON values."""
+        """Return the counts under their JSON names."""
         return {
             "parameters": self.total,
             "parameters_fusion": self.fusion,
@@ -37,10 +37,10 @@ class Parameters(NamedTuple):
 
 
 def count_parameters(network: Any) -> Parameters:
-    """Count a network's, which may be on the meta device.
+    """Count a network's parameters. The network may be on the meta device.
 
     Args:
-        network: As of `wsa.learn.runs.network.make_network`: a `torso`, and more above it.
+        network: A network with a `torso`, such as `wsa.learn.runs.network.make_network` builds.
     """
     fusion = _trainable(network.torso)
     return Parameters(fusion, _trainable(network) - fusion)

@@ -1,8 +1,8 @@
-"""A policy with a memory: an LSTM between the fused state vector and the heads.
+"""Recurrent actor-critic: an LSTM between the fused state vector and the heads.
 
-As the published fork of the paper has it: the LSTM is as wide as the state vector, with orthogonal
-weights and zero biases, and each head is one linear map. Unlike there, the memory is carried in
-evaluation too.
+As in the paper's published fork, the LSTM is as wide as the state vector, has orthogonal weights
+and zero biases, and each head is one linear layer. Unlike in the fork, the LSTM state is also
+carried from step to step during evaluation.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 
 class RecurrentActorCritic(nn.Module):
-    """Logits and values of stacks, one step after the other.
+    """Actor and critic heads on an LSTM, which runs over the steps of each environment.
 
     Args:
-        torso: Stacks to state vectors.
+        torso: Module that maps stacks to state vectors.
         actions: Number of actions.
     """
 
@@ -39,11 +39,11 @@ class RecurrentActorCritic(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     def blank(self, envs: int) -> tuple[Tensor, Tensor]:
-        """The memory of n environments that have seen nothing, (1, n, size) twice."""
+        """Return the initial LSTM state of n environments: zeros, (1, n, size) twice."""
         return torch.zeros(1, envs, self.size), torch.zeros(1, envs, self.size)
 
     def forward(
@@ -53,17 +53,17 @@ class RecurrentActorCritic(nn.Module):
         memory: tuple[Tensor, Tensor],
         mask: Sequence[bool] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor]]:
-        """Go through T steps of n environments.
+        """Run T steps of n environments.
 
         Args:
-            stacks: (T * n, k, width), step by step.
-            first: (T * n,) 1 where an episode begins, and the memory is blank.
-            memory: (1, n, size) twice, before the first step.
-            mask: Whether each model is present, all if None.
+            stacks: Embeddings (T * n, k, width), ordered by step, then environment.
+            first: 1 where an episode begins, which resets the LSTM state, (T * n,).
+            memory: LSTM state before the first step, (1, n, size) twice.
+            mask: Whether each model is present; None if all are.
 
         Returns:
             Logits (T * n, actions), values (T * n,), fusion weights (T * n, models) or None, and
-            the memory after the last step.
+            the LSTM state after the last step.
         """
         state, weights = self.torso(stacks, mask)
         envs = memory[0].shape[1]
