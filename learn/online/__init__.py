@@ -1,1 +1,1 @@
-"""Learn while playing: PPO and DQN, replay, live embeddings, recording."""
+"""Online RL: PPO and DQN, the replay buffer, live embeddings, and recording."""

@@ -1,11 +1,11 @@
-"""Distinct frames, or windows of them: what models return for each, once, at a row.
+"""A growing table with one row of embeddings per distinct frame, or per distinct window of frames.
 
-    <folder>/embeddings.bin    (N, width) float16 or float32, or grey pixels; one row each
-             digests.bin       (N, 16) uint8, which frame or window that is
-             shorter.bin       (N, s) int32, rows of the shorter windows that end with this one
+    <folder>/embeddings.bin    (N, width) float16, float32, or uint8 gray pixels
+             digests.bin       (N, 16) uint8, digest of each row's frame or window
+             shorter.bin       (N, s) int32, rows of the shorter windows with the same last frame
 
-The files are mapped, and the system keeps the parts in use. Rows are only ever appended. A
-checkpoint says how many there were, and a run that continues from it overwrites what came later.
+The files are memory-mapped, so the operating system caches the parts in use. Rows are only
+appended. A checkpoint has the number of rows; a run resumed from it overwrites later ones.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import DamagedError
 from wsa.store.objects.digest_index import DigestIndex
 
-GROWTH = 32 << 20  # Bytes that the embeddings' file grows by.
-CHECKED = 4096  # Rows that are checked at once.
-# Identities that are looked up in a dictionary before they are sorted into the index.
+GROWTH = 32 << 20  # Bytes by which embeddings.bin grows.
+CHECKED = 4096  # Rows per checksum update when a table is restored.
+# Minimum number of digests to keep in a dictionary before they are merged into the index.
 RECENT = 1 << 16
 
 
 class Embedding(Protocol):
-    """Embeddings that are asked for, and may be running still."""
+    """A pending batch of embeddings."""
 
     def result(self) -> tuple[NDArray[Any], float]:
-        """Wait for them: (n, width), and the seconds that models took, over all threads."""
+        """Wait for the embeddings (n, width). Also return the models' seconds over all threads."""
         ...
 
 
 class Lookup(Protocol):
-    """What turns frames, or windows, into rows: `wsa.encode.live.live_encoder.Lookup`, or grey pixels."""
+    """Embeds frames or windows: `wsa.encode.live.live_encoder.Lookup`, or the pixel baseline."""
 
     @property
     def width(self) -> int:
-        """Numbers in a row."""
+        """Number of values in a row."""
         ...
 
     @property
@@ -53,44 +53,44 @@ class Lookup(Protocol):
 
     @property
     def places(self) -> Sequence[slice]:
-        """Where the numbers of each model stand in a row of all models."""
+        """Columns of each of its models in a row of all models."""
         ...
 
     @property
     def found(self) -> int:
-        """Frames, or windows, that were found in the store."""
+        """Number of frames or windows found in the store."""
         ...
 
     @property
     def passes(self) -> int:
-        """Frames, or windows, that went through a model or are about to, over all models."""
+        """Number of passes started so far, summed over the models."""
         ...
 
     def rows(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
-        """Where the store has had what is of these identities, (n,); -1 where it has not."""
+        """Return the store's row for each digest, (n,); -1 if the store has none."""
         ...
 
     def begin(self, digests: Sequence[bytes], inputs: FrameInputs) -> Embedding:
-        """Begin to embed what is of these identities."""
+        """Start embedding the frames or windows with these digests."""
         ...
 
 
 class Distinct:
-    """A growing table of embeddings by models that look at as many frames.
+    """A growing table of embeddings by all models with the same window size.
 
-    What is seen has its row at once; its embedding is waited for where somebody reads it, so that
-    models run while the game is played on.
+    A new frame or window gets its row at once. Reading the row waits for its embedding, so models
+    run while the game goes on.
 
     Args:
-        folder: Where its files are; what they hold is kept by `restore`, or written over.
-        lookup: What is not seen before goes through it, all of a call at once.
-        shorter: How many shorter windows there are.
+        folder: Folder of the files. `restore` keeps their content; otherwise it is overwritten.
+        lookup: Embeds new frames or windows, all those of one `see` call in one batch.
+        shorter: Number of shorter window sizes.
 
     Raises:
-        StorageError: No room.
+        StorageError: If the disk is full.
 
     Attributes:
-        seconds: Time that models took for it in this process, over all threads.
+        seconds: Time that models took in this process, summed over all threads.
     """
 
     def __init__(self, folder: Path, lookup: Lookup, shorter: int = 0) -> None:
@@ -107,24 +107,24 @@ class Distinct:
         self._map(0)
         self._index = DigestIndex(np.zeros((0, hashing.DIGEST_BYTES), np.uint8))
         self._recent: dict[bytes, int] = {}
-        # The rows that have no embedding yet, and where it comes from; the oldest first.
+        # Rows whose embeddings are pending, oldest first.
         self._running: deque[tuple[slice, Embedding]] = deque()
         self.seconds = 0.0
 
     def __len__(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return self._rows
 
     @property
     def embeddings(self) -> NDArray[Any]:
-        """All embeddings, (N, width), mapped."""
+        """All embeddings, (N, width), memory-mapped. Waits for pending ones."""
         self.finish()
         found: NDArray[Any] = self._files["embeddings"][: self._rows]
         return found
 
     @property
     def shorter(self) -> NDArray[np.int32]:
-        """Rows of the shorter windows, (N, s), mapped."""
+        """Rows of the shorter windows, (N, s), memory-mapped."""
         found: NDArray[np.int32] = self._files["shorter"][: self._rows]
         return found
 
@@ -134,15 +134,15 @@ class Distinct:
         inputs: FrameInputs,
         shorter: Callable[[list[int]], NDArray[np.int64]] | None = None,
     ) -> NDArray[np.int64]:
-        """Rows of frames, or windows; those not seen before are appended, and begin to be embedded.
+        """Return the rows of frames or windows. Append new ones and start embedding them.
 
         Args:
-            digests: Their identities.
-            inputs: The frames, or windows, themselves.
-            shorter: Gives the rows of the shorter windows of some of them, (n, s).
+            digests: Digests of the frames or windows.
+            inputs: The frames or windows.
+            shorter: Maps m indices into `digests` to the rows of their shorter windows, (m, s).
 
         Returns:
-            (n,) rows.
+            Row numbers, (n,).
         """
         rows = self.find(digests)
         new: dict[bytes, int] = {}
@@ -162,10 +162,10 @@ class Distinct:
         return rows
 
     def finish(self, rows: int | None = None) -> None:
-        """Wait for the embeddings of the first rows; of all if not told how many.
+        """Wait for the embeddings of the first `rows` rows, or of all.
 
         Raises:
-            WsaError: A model failed; it is raised again whenever one of its rows is read.
+            WsaError: If a model failed. Reading one of the failed rows raises it again.
         """
         while self._running and (rows is None or self._running[0][0].start < rows):
             some, embedding = self._running[0]
@@ -175,7 +175,7 @@ class Distinct:
             self._running.popleft()
 
     def find(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
-        """Rows of identities, (n,) int64; -1 where there is none."""
+        """Return the row of each digest, (n,) int64; -1 if there is none."""
         rows = self._index.find(
             np.frombuffer(b"".join(digests), np.uint8).reshape(-1, hashing.DIGEST_BYTES)
         )
@@ -184,32 +184,32 @@ class Distinct:
         return rows
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
-        """Copy rows of any shape, once they are embedded: (*shape, width)."""
+        """Wait for the embeddings of rows, and copy them: (*rows.shape, width)."""
         self.finish(int(rows.max(initial=-1)) + 1)
         width, dtype = self._kinds["embeddings"]
         out = np.empty((rows.size, width), dtype)
         assert rows.size == 0 or (rows.min() >= 0 and rows.max() < self._rows)
-        # mode="clip" lets numpy write straight into `out`; "raise" would go through a buffer.
+        # mode="clip" lets numpy write directly into `out`; "raise" copies through a buffer.
         np.take(self._files["embeddings"], rows.ravel(), axis=0, out=out, mode="clip")
         return out.reshape(*rows.shape, width)
 
     def flush(self) -> None:
-        """Make all rows durable, as the checkpoint that names them will be."""
+        """Write all rows to disk, before a checkpoint that refers to them."""
         self.finish()
         with atomic_files.storage_errors(self._folder):
             for file in self._files.values():
                 file.flush()
 
     def state(self) -> dict[str, Any]:
-        """How many rows there are, and a checksum of them, as JSON values."""
+        """Return the number of rows, and their checksum, as JSON values."""
         self.finish()
         return {"rows": len(self), "check": self._check.hexdigest()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken.
+        """Restore what `state` returned.
 
         Raises:
-            DamagedError: The files do not hold what they held then.
+            DamagedError: If the files' rows differ from those at the time of `state`.
         """
         self._rows = min(state["rows"], len(self._files["embeddings"]))
         self._check = blake3()
@@ -224,7 +224,7 @@ class Distinct:
         self._index = DigestIndex(np.array(self._files["digests"][: self._rows]))
 
     def _count_in(self, some: slice) -> None:
-        """Let the checksum go on over some rows."""
+        """Add rows to the running checksum."""
         order = ["digests", "embeddings", *(["shorter"] if "shorter" in self._files else [])]
         parts = [np.ascontiguousarray(self._files[name][some]).view(np.uint8) for name in order]
         self._check.update(np.concatenate(parts, axis=1).data)
@@ -243,13 +243,13 @@ class Distinct:
         self._rows = end
 
     def _tidy(self) -> None:
-        # Sorting all again is worth it once the index has grown by a quarter.
+        # Rebuilding sorts all digests, so wait until the index has grown by a quarter.
         if len(self._recent) > max(RECENT, self._rows // 4):
             self._index = DigestIndex(np.array(self._files["digests"][: self._rows]))
             self._recent = {}
 
     def _map(self, rows: int) -> None:
-        """Map files of room for more than `rows`, and for all that they hold."""
+        """Map files with room for more than `rows` rows and for all that they already hold."""
         bytes_of = {name: width * dtype.itemsize for name, (width, dtype) in self._kinds.items()}
         paths = {name: self._folder / f"{name}.bin" for name in self._kinds}
         step = max(1, GROWTH // bytes_of["embeddings"])

@@ -1,9 +1,9 @@
-"""Double DQN while playing, in the manner of CleanRL's `dqn_atari`, with a share of stored data.
+"""Online double DQN, in the style of CleanRL's `dqn_atari`, optionally mixed with stored data.
 
-The learner is the offline one (`wsa.learn.offline.dqn.DQN`) without its conservative term. Replay is row
-numbers (`wsa.learn.online.replay_buffer`), so an update runs no backbone. Of each batch exactly
-`offline_fraction` may come from what the store has of the game, a share that is moved linearly
-towards `offline_fraction_end` over the run.
+The update is the offline learner's (`wsa.learn.offline.dqn.DQN`) without the conservative term. The
+replay buffer holds row numbers (`wsa.learn.online.replay_buffer`), so an update runs no frozen
+model. A fraction of each batch may come from the game's stored transitions: exactly
+`offline_fraction`, which changes linearly to `offline_fraction_end` over the run.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ def train_dqn(
     device: str = "cpu",
     on_line: OnLine = lambda step, line: None,
 ) -> Played:
-    """Play and train; continue from the newest checkpoint in `folder` if there is one.
+    """Train DQN, resuming from the newest checkpoint in `folder` if there is one.
 
     Args:
         config: Hyperparameters.
-        session: What is played, and the stored data that batches hold.
-        network: What is trained.
+        session: The environments, their embedding table, and stored transitions if batches mix
+            them in.
+        network: The Q-network to train.
         folder: The run's folder.
-        device: Where to train.
+        device: Device to train on.
         on_line: Called with every line of metrics.
 
     Raises:
-        DamagedError: The newest checkpoint, or what stands beside it, is damaged.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been saved.
+        DamagedError: If the newest checkpoint, or a file that it refers to, is damaged.
+        KeyboardInterrupt: On Ctrl-C or SIGTERM, after a checkpoint is saved.
     """
     runner, stride = session.runner, config.num_envs
     learner = DQN(config.learner, network.to(device))
@@ -99,13 +100,13 @@ def train_dqn(
 def act(
     config: OnlineDQNConfig, session: Session, network: QNetwork, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """The actions of greatest value, or with probability epsilon random ones, (n,)."""
+    """Choose epsilon-greedy actions, (n,)."""
     runner = session.runner
     explore = generator.random(runner.num_envs) < config.epsilon(runner.steps)
     random = generator.integers(runner.actions, size=runner.num_envs)
     if explore.all():
         return random
-    if network.training:  # Dropout is for updates.
+    if network.training:  # No dropout while acting.
         network.eval()
     with torch.no_grad():
         stacks = session.table.gather(runner.stacks).to(network.device)
@@ -114,11 +115,11 @@ def act(
 
 
 class Draws:
-    """Batches of what was played and, as far as asked for, of what is stored.
+    """Draw batches from the replay buffer and, if configured, from stored transitions.
 
     Args:
         config: Hyperparameters.
-        session: What is played, and what is stored.
+        session: The environments, and stored transitions if batches mix them in.
         folder: The run's folder.
     """
 
@@ -140,7 +141,7 @@ class Draws:
             )
 
     def draw(self, step: int) -> Batch:
-        """The batch after so many steps, stored transitions first."""
+        """Draw the batch for training step `step`; stored transitions come first in it."""
         stored = self._config.stored_of(step) if self._stored else 0
         parts = []
         if stored and self._stored:
@@ -150,7 +151,7 @@ class Draws:
         return parts[0] if len(parts) == 1 else Batch.join(parts)
 
     def state(self) -> dict[str, Any]:
-        """Where the draws stand, as JSON values."""
+        """Return the state of the buffer and the generators as JSON values."""
         return {
             "replay": self.replay.state(),
             "generator": self._generator.bit_generator.state,
@@ -158,7 +159,7 @@ class Draws:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken."""
+        """Restore what `state` returned."""
         self.replay.restore(state["replay"])
         self._generator.bit_generator.state = state["generator"]
         if self._stored:

@@ -1,13 +1,13 @@
-"""Everything that an online run has seen: what its models return for it, once, at a row.
+"""Embedding table of an online run: each distinct frame or window it has seen, embedded once.
 
-    <run>/table/             what models of single frames return for each distinct frame
-                window-4/    what models that look at four frames return for each distinct window
+    <run>/table/             embeddings of distinct frames, by models of single frames
+                window-4/    embeddings of distinct windows, by models that see four frames
 
-A row of the table is a frame as it was played, with as many before it as any model looks at: where
-all look at one, a distinct frame; else a distinct window of the longest, which knows in which rows
-of the other folders the shorter ones stand. A learner keeps row numbers and gathers from here, so
-that PPO's epochs and DQN's replay cost no pass and little memory. Of each folder see
-`wsa.learn.online.digest_table`.
+A row of the table is the input of the models at one step: a distinct frame if all models see single
+frames, else a distinct window of the largest size, with the row numbers of its shorter windows in
+the other folders. Learners keep row numbers and gather embeddings from here, so PPO's epochs and
+DQN's replay run no frozen model and need little memory. `wsa.learn.online.digest_table` describes
+each folder.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from wsa.store.objects.flat_map import side_by_side
 
 
 class Embedder(Protocol):
-    """What turns frames into rows: `wsa.encode.live.live_encoder.LiveEncoder`, or grey pixels."""
+    """Embeds frames: `wsa.encode.live.live_encoder.LiveEncoder`, or the pixel baseline."""
 
     @property
     def width(self) -> int:
-        """Numbers in a row."""
+        """Number of values in a row."""
         ...
 
     @property
@@ -42,28 +42,28 @@ class Embedder(Protocol):
 
     @property
     def lookups(self) -> Mapping[int, Lookup]:
-        """Of the models that look at as many frames, by how many."""
+        """Lookup of the models with each window size."""
         ...
 
 
 class Table:
-    """A growing table of embeddings, and what they are of.
+    """A growing table of embeddings by all models of a run.
 
     Args:
-        folder: Where its files are; what they hold is kept by `restore`, or written over.
-        embedder: What is not seen before goes through it, by all models at once.
+        folder: Folder of the files. `restore` keeps their content; otherwise it is overwritten.
+        embedder: Embeds new frames and windows with all models.
 
     Raises:
-        StorageError: No room.
+        StorageError: If the disk is full.
 
     Attributes:
-        width: Numbers in a row.
+        width: Number of values in a row.
         dtype: Type of a row.
-        longest: Frames that any model looks at.
-        parts: Frames, and windows, by how many frames that is, the longest last.
-        asked: Frames, and windows, looked for, before the run was continued too.
-        known: Of those, seen by this run before, or found in the store.
-        passes: Frames, and windows, that went through a model or are about to, over all models.
+        longest: The largest window size, in frames.
+        parts: The table for each window size, in ascending order.
+        asked: Number of lookups of frames and windows since the run began, across resumes.
+        known: Number of cache hits among them: seen earlier in this run, or found in the store.
+        passes: Number of passes started since the run began, summed over the models.
     """
 
     def __init__(self, folder: Path, embedder: Embedder) -> None:
@@ -79,7 +79,7 @@ class Table:
             for window in windows
         }
         *self._shorter, (_, self._last) = self.parts.items()
-        # By where its numbers begin in a row: what a model's numbers are part of, and where there.
+        # For each model, by its first column in a row: its part, and its columns within the part.
         self._models: dict[int, tuple[Distinct, slice]] = {}
         for part in self.parts.values():
             places = part.lookup.places
@@ -89,27 +89,27 @@ class Table:
         self.asked = self.known = self.passes = self._passes_before = 0
 
     def __len__(self) -> int:
-        """Rows: distinct frames, or windows of the longest, seen."""
+        """Number of rows: distinct frames, or distinct windows of the largest size."""
         return len(self._last)
 
     @property
     def seconds(self) -> float:
-        """Time that models took for what was not seen before in this process, over all threads."""
+        """Time that models took in this process, summed over all threads."""
         return sum(part.seconds for part in self.parts.values())
 
     @property
     def seconds_a_pass(self) -> float:
-        """What the way through one model took on average, in this process."""
+        """Average time of one pass in this process."""
         return self.seconds / max(1, self.passes - self._passes_before)
 
     def see(self, seen: Sequence[FrameWindow]) -> NDArray[np.int64]:
-        """Rows of what is shown; what was not seen before is appended, and begins to be embedded.
+        """Return the rows of frames. Append new frames and windows, and start embedding them.
 
         Args:
-            seen: n frames, and as many before each as any model looks at.
+            seen: n frames, each with the earlier frames of the largest window.
 
         Returns:
-            (n,) rows.
+            Row numbers, (n,).
         """
         missed, passes = self._missed(), self._passes()
         rows = self._last.see(
@@ -123,14 +123,14 @@ class Table:
         return rows
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> Tensor:
-        """Copy states, once what they show is embedded.
+        """Wait for the embeddings of states, and copy them.
 
         Args:
-            rows: (..., k), those of the k frames of each state, oldest first.
+            rows: Rows of the k frames of each state, (..., k), oldest first.
 
         Returns:
-            (..., k, width). What models that look at several frames gave stands in a state's last
-            row; in the others are zeros in its place, which are never read.
+            Embeddings, (..., k, width). Models that see several frames fill only the last of the k
+            rows; their columns in the others are zeros, which are never read.
         """
         if self.longest == 1:
             return torch.from_numpy(self._last.gather(rows))
@@ -143,14 +143,15 @@ class Table:
         return torch.from_numpy(out)
 
     def sample(self, place: slice, most: int) -> NDArray[Any]:
-        """What one model gave.
+        """Return a sample of one model's embeddings.
 
         Args:
-            place: Where its numbers stand in a row.
-            most: Rows to look at, evenly spaced among all frames, or windows, that it has seen.
+            place: Columns of the model in a row.
+            most: Maximum number of embeddings, evenly spaced among all frames or windows that the
+                model has seen.
 
         Returns:
-            (n, numbers).
+            Embeddings, (n, values).
         """
         part, columns = self._models[place.start]
         at = np.unique(np.linspace(0, len(part) - 1, most).astype(np.int64))
@@ -158,21 +159,21 @@ class Table:
         return found
 
     def flush(self) -> None:
-        """Make all rows durable, as the checkpoint that names them will be."""
+        """Write all rows to disk, before a checkpoint that refers to them."""
         for part in self.parts.values():
             part.flush()
 
     def state(self) -> dict[str, Any]:
-        """Counts, and a checksum of all rows, as JSON values."""
+        """Return the counts, and a checksum of all rows, as JSON values."""
         counts = {k: getattr(self, k) for k in ("asked", "known", "passes")}
         shorter = [part.state() for _, part in self._shorter]
         return {**counts, **self._last.state(), **({"shorter": shorter} if shorter else {})}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken.
+        """Restore what `state` returned.
 
         Raises:
-            DamagedError: The files do not hold what they held then.
+            DamagedError: If the files' rows differ from those at the time of `state`.
         """
         self.asked, self.known, self.passes = state["asked"], state["known"], state["passes"]
         self._passes_before = self.passes
@@ -181,12 +182,12 @@ class Table:
             part.restore(its)
 
     def _see_shorter(self, seen: Sequence[FrameWindow]) -> NDArray[np.int64]:
-        """Rows of the shorter windows that end with the frames, (n, parts - 1)."""
+        """Return the rows of the shorter windows that end at these frames, (n, parts - 1)."""
         rows = [part.see(*window_inputs(seen, window)) for window, part in self._shorter]
         return np.stack(rows, axis=1)
 
     def _missed(self) -> int:
-        """What was in neither place."""
+        """Number of cache misses: in neither this table nor the store."""
         return sum(len(part) - part.lookup.found for part in self.parts.values())
 
     def _passes(self) -> int:

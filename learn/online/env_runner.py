@@ -1,14 +1,14 @@
-"""Play for a learner that learns while it plays: environments, stacks of rows, ends, and returns.
+"""Step the environments of an online learner, and track states, episode ends, and returns.
 
 Training data and reports are separated here, once for all algorithms: rewards and returns are raw;
-an episode is a whole game; `terminated` is the game's end, `truncated` the step limit's; a lost life
-is reported separately. The frame that ended an episode is seen like all others, and the first frame
-of the next episode is never mistaken for it.
+an episode is a whole game; `terminated` means that the game ended, `truncated` that the step limit
+was reached; a lost life is reported separately. The last frame of an episode is seen like all
+others, and is never confused with the first frame of the next episode.
 
-An emulator in ale-py's vector environment cannot be saved, but its play depends on its seed and its
-actions alone. So each environment's play is cut into *stretches*: a reset with a seed of its own
+An emulator in ale-py's vector environment cannot be saved, but its play depends only on its seed
+and its actions. So each environment's play is cut into *stretches*: a reset with its own seed
 begins one, and the first episode that ends after `STRETCH` steps ends it. A checkpoint holds the
-actions of the stretch at hand, and continuing plays them again.
+actions of the current stretch, and resuming replays them.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from wsa.learn.envs import atari as games
 from wsa.learn.online.embedding_table import Table
 from wsa.store.common.errors import ConflictError
 
-# A reset with a seed costs 90 ms, one without 4; 5,000 steps are played again in a second or two.
+# A reset with a seed costs 90 ms, one without 4 ms; replaying 5,000 steps takes one to two seconds.
 STRETCH = 5_000
 
-_ONLINE = "online "  # What the policies of those who learn while they play are called.
+_ONLINE = "online "  # Prefix of the policy names of online runs.
 
 
 def online_policy(algo: str) -> str:
-    """Who plays, for the record of a segment that was played in an online run."""
+    """Return the policy name that the segments of an online run record."""
     return _ONLINE + algo
 
 
 def is_online(policy: str) -> bool:
-    """Whether a segment was played in an online run, in stretches."""
+    """Return whether a segment was played by an online run, and so in stretches."""
     return policy.startswith(_ONLINE)
 
 
 def stretch_seed(seed: int, env: int, stretch: int) -> int:
-    """What a stretch of an environment begins with."""
+    """Return the seed of an environment's stretch."""
     if not stretch:
         return seed + env
     return int(np.random.SeedSequence([seed, env, stretch]).generate_state(1)[0]) >> 1
@@ -51,16 +51,16 @@ def stretch_seed(seed: int, env: int, stretch: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What followed an action in each of n environments, all or a group.
+    """Result of one action in each of n environments, all of them or one group.
 
     Attributes:
-        rewards: (n,) float32, raw.
-        terminated: (n,) bool, the game ended.
-        truncated: (n,) bool, the step limit ended it.
-        life_lost: (n,) bool, a life was lost and the game goes on.
-        final: (n, k) rows, the state that followed: where an episode ended, with its last frame,
-            which is worth something only if it was truncated.
-        episodes: Raw return and steps of each episode that ended now.
+        rewards: Raw rewards, (n,) float32.
+        terminated: Whether the game ended, (n,) bool.
+        truncated: Whether the step limit ended the episode, (n,) bool.
+        life_lost: Whether a life was lost and the game goes on, (n,) bool.
+        final: Table rows of the next states, (n, k). If the episode ended, its true last state,
+            from which a value is bootstrapped only if the episode was truncated.
+        episodes: Raw return and number of steps of each episode that just ended.
     """
 
     rewards: NDArray[np.float32]
@@ -72,32 +72,32 @@ class Step:
 
     @property
     def ended(self) -> NDArray[np.bool_]:
-        """(n,) whether an episode ended."""
+        """Whether the episode ended, (n,) bool."""
         return self.terminated | self.truncated
 
 
 class EnvRunner:
-    """Environments being played, in one group or several.
+    """Steps vector environments, in one group or several.
 
-    While what one group has seen is embedded, another may be played: frames have rows of the table
-    at once, and code that reads a row waits for it.
+    While one group's frames are embedded, another group can be stepped: a frame gets its table row
+    at once, and only reading the row waits for the embedding.
 
     Args:
-        groups: Environments from `atari.make_env`, those of each group together.
-        table: What the frames go into.
-        depth: k, frames in a state.
+        groups: One vector environment from `atari.make_env` per group.
+        table: Embedding table for the frames.
+        depth: Number of frames in a state, k.
         seed: Environment i begins with seed + i.
-        recording: What keeps the steps in the store, if anything does:
-            `wsa.learn.online.record_segments.Recording`.
+        recording: `wsa.learn.online.record_segments.Recording`, which commits the steps to the
+            store; None to keep none.
 
     Attributes:
-        table: As given.
-        num_envs: n, in all groups together.
-        groups: Which of them each group is.
-        actions: Number of actions there are.
-        stacks: (n, k) rows of the present states, oldest frame first.
-        first: (n,) bool, whether each begins an episode.
-        steps: Steps played, in all environments together.
+        table: The embedding table.
+        num_envs: Number of environments in all groups, n.
+        groups: Slice of the environments that forms each group.
+        actions: Number of actions.
+        stacks: Table rows of the current states, (n, k), oldest frame first.
+        first: Whether each current state begins an episode, (n,) bool.
+        steps: Number of steps played, summed over the environments.
     """
 
     def __init__(
@@ -120,11 +120,11 @@ class EnvRunner:
         self._lives = np.zeros(n, np.int64)
         self._stretch = np.zeros(n, np.int64)
         self._actions: list[list[int]] = [[] for _ in range(n)]
-        # Episodes ended by now, and by when the stretch began.
+        # Number of episodes ended so far, and before the current stretch.
         self._ended, self._ended_before = np.zeros(n, np.int64), np.zeros(n, np.int64)
 
     def begin(self) -> None:
-        """Begin the first episodes."""
+        """Reset all environments and begin their first episodes."""
         for env, group in zip(self._played, self.groups, strict=True):
             observations, info = env.reset(seed=self._seed + group.start)
             self._lives[group] = info["lives"]
@@ -136,11 +136,11 @@ class EnvRunner:
                 self._recording.begin(envs, all_of_them, observations, self._lives[group])
 
     def step(self, actions: NDArray[np.int64], number: int = 0) -> Step:
-        """Take an action in each environment of a group; `stacks` and `first` then follow from them.
+        """Step the environments of one group, and update `stacks` and `first`.
 
         Args:
-            actions: One for each environment of the group.
-            number: Which group.
+            actions: One action per environment of the group.
+            number: Index of the group.
         """
         env, group = self._played[number], self.groups[number]
         observations, rewards, terminated, truncated, info = env.step(actions)
@@ -160,7 +160,7 @@ class EnvRunner:
         final = info["final_obs"] if ended.any() else observations
         fresh = ended & (np.array([len(taken) for taken in taken_before]) >= STRETCH)
         if fresh.any():
-            final = final.copy()  # A reset may write where it stands.
+            final = final.copy()  # The reset may overwrite this buffer.
             observations, lives = self._stretch_anew(number, fresh)
         self._lives[group] = lives
         everywhere = np.ones(len(actions), np.bool_)
@@ -179,10 +179,10 @@ class EnvRunner:
         final: NDArray[np.uint8],
         ended: NDArray[np.bool_],
     ) -> NDArray[np.int64]:
-        """Push a group's newest frames; returns the states that followed, (n, k)."""
+        """Push a group's newest frames, and return the rows of the next states, (n, k)."""
         envs = self._envs[group]
-        # A game's last frame too: what is recorded needs it, and plays no other way. Before the
-        # next game's first one, which no window reaches beyond.
+        # Also push each game's last frame: a recording needs it, and a run plays the same with or
+        # without one. It comes before the next game's first frame, where new windows begin.
         last_seen = self._recent.push(
             games.pictures(final)[ended], np.zeros(ended.sum(), np.bool_), envs[ended]
         )
@@ -191,7 +191,7 @@ class EnvRunner:
         newest, last = rows[: len(envs)], rows[: len(envs)].copy()
         last[ended] = rows[len(envs) :]
         following = np.concatenate([self.stacks[group, 1:], last[:, None]], axis=1)
-        # Others, not the same ones changed: learners keep the states that they acted in.
+        # New arrays, because learners keep references to the states in which they acted.
         self.stacks, self.first = self.stacks.copy(), self.first.copy()
         self.stacks[group] = np.where(ended[:, None], newest[:, None], following)
         self.first[group] = ended
@@ -200,7 +200,7 @@ class EnvRunner:
     def _stretch_anew(
         self, number: int, fresh: NDArray[np.bool_]
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Begin another stretch where `fresh` in a group; observations and lives of all of it."""
+        """Begin a new stretch where `fresh`; return the whole group's observations and lives."""
         group = self.groups[number]
         envs = self._envs[group][fresh]
         self._stretch[envs] += 1
@@ -212,11 +212,11 @@ class EnvRunner:
         return observations, np.array(info["lives"])
 
     def _seed_of(self, env: int) -> int:
-        """Seed of the stretch at hand."""
+        """Return the seed of an environment's current stretch."""
         return stretch_seed(self._seed, env, int(self._stretch[env]))
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All that continuing needs."""
+        """Return all arrays that resuming needs."""
         longest = max(map(len, self._actions))
         actions = np.full((self.num_envs, longest), -1, np.int16)
         for row, taken in zip(actions, self._actions, strict=True):
@@ -235,10 +235,10 @@ class EnvRunner:
         }
 
     def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Continue where `state` was taken: play the stretches at hand again.
+        """Restore what `state` returned, by replaying the current stretches.
 
         Raises:
-            ConflictError: The emulator does not play here as it did.
+            ConflictError: If the emulator now plays differently.
         """
         self.stacks, self.first = state["stacks"].copy(), state["first"].copy()
         self._returns, self._lengths = state["returns"].copy(), state["lengths"].copy()
@@ -265,9 +265,9 @@ class EnvRunner:
             )
 
     def _play_again(self, env: Any, group: slice, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Play the stretches at hand of a group again, `counts` actions each; returns by now."""
+        """Replay a group's current stretches, `counts` actions each; return the returns so far."""
         envs = self._envs[group]
-        # All end together: each begins once as many steps are left as it has played.
+        # All replays end together: each begins when the steps left equal its number of actions.
         longest = int(counts.max(initial=0))
         returns = np.zeros(len(envs))
         observations, info = env.reset(seed=self._seed + group.start)
@@ -308,7 +308,7 @@ class EnvRunner:
         observations: NDArray[np.uint8],
         left: int,
     ) -> None:
-        """Take what some environments show again, if windows reach back to it from `left` steps on."""
+        """Push replayed frames if a window reaches back to them from `left` steps later."""
         if left < self.table.longest:
             frames = games.pictures(observations)[which]
             self._recent.push(frames, first[which], envs[which])
@@ -325,7 +325,7 @@ class EnvRunner:
         observations: NDArray[np.uint8],
         lives: NDArray[Any],
     ) -> None:
-        """Record a step of some environments of a group, if anything does."""
+        """Record a step of some environments of a group, if the run is recorded."""
         if not self._recording:
             return
         envs = self._envs[group]

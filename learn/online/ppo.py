@@ -1,16 +1,16 @@
-"""PPO while playing, readable from top to bottom, in the manner of CleanRL's `ppo_atari`.
+"""PPO in one file, in the style of CleanRL's `ppo_atari`.
 
-Schulman et al., 2017 (arXiv 1707.06347), with generalised advantage estimation (Schulman et al.,
-2016, arXiv 1506.02438). A rollout holds row numbers of the run's table, not embeddings or pixels,
-so its epochs cost no pass: each distinct frame goes through a model at most once.
+Schulman et al., 2017 (arXiv 1707.06347), with generalized advantage estimation (GAE; Schulman et
+al., 2016, arXiv 1506.02438). A rollout stores row numbers of the run's embedding table, not
+embeddings or pixels. Each distinct frame goes through a model at most once, so update epochs run no
+frozen model.
 
-Environments are played in groups, one after the other: while what one has shown is embedded, the
-other acts and its emulators run.
+Environments are stepped in groups, one after the other: while the frames of one group are embedded,
+the other group acts and its emulators run.
 
-What differs from CleanRL: a truncated episode is bootstrapped from its true last frame; and the
-first rollout, played by a policy that is still all but uniform, only settles what embeddings are
-normalised with, unless --init has settled it. What the store holds changes what a run costs, and
-nothing else of it.
+Differences from CleanRL: a truncated episode is bootstrapped from its true last frame. The first
+rollout, by a still nearly uniform policy, only sets the mean and standard deviation that normalize
+embeddings, unless --init has set them. What the store holds changes a run's cost, not its result.
 """
 
 from __future__ import annotations
@@ -32,22 +32,24 @@ from wsa.learn.training.loop import Loop, OnLine
 from wsa.learn.training.metrics import Metrics
 
 Memory = tuple[Tensor, Tensor] | None
-"""What a recurrent policy carries: (1, n, d) twice."""
+"""LSTM state of a recurrent policy, (1, n, d) twice; None without an LSTM."""
 
 
 class Rollout(NamedTuple):
     """T steps of n environments.
 
     Attributes:
-        stacks: (T, n, k) rows.
-        first: (T, n) float32, 1 where an episode begins.
+        stacks: Table rows of each state's k frames, (T, n, k), oldest first.
+        first: 1 where an episode begins, (T, n) float32.
         actions: (T, n) int64.
-        logprobs, values: (T, n) float32, of the policy that played.
-        rewards: (T, n) float32, as trained on.
-        terminated: (T, n) float32, 1 where nothing is worth anything afterwards.
-        ended: (T, n) float32, 1 where the next step is of another episode, too.
-        following: (T, n) float32, value of the state that followed, true last frames included.
-        memory: The policy's at the beginning.
+        logprobs: Log-probabilities of the actions under the policy that acted, (T, n) float32.
+        values: Value estimates V(s_t) by the same network, (T, n) float32.
+        rewards: Rewards for training, clipped if so configured, (T, n) float32.
+        terminated: 1 where no value is bootstrapped from the next state, (T, n) float32.
+        ended: 1 where the episode is terminated or truncated, (T, n) float32.
+        following: Values V(s'_t) of the true next states, including the last frames of truncated
+            episodes, (T, n) float32.
+        memory: LSTM state at the start of the rollout.
     """
 
     stacks: NDArray[np.int64]
@@ -70,20 +72,20 @@ def train_ppo(
     device: str = "cpu",
     on_line: OnLine = lambda step, line: None,
 ) -> Played:
-    """Play and train; continue from the newest checkpoint in `folder` if there is one.
+    """Train PPO, resuming from the newest checkpoint in `folder` if there is one.
 
     Args:
         config: Hyperparameters.
-        session: What is played.
-        network: Stacks of embeddings to logits, values and fusion weights (or None); a recurrent
-            one as `wsa.learn.networks.recurrent.RecurrentActorCritic`.
+        session: The environments, their embedding table, and the run's state.
+        network: Actor-critic that maps stacks of embeddings to logits, values, and fusion weights
+            (or None); `wsa.learn.networks.recurrent.RecurrentActorCritic` if recurrent.
         folder: The run's folder.
-        device: Where to train.
+        device: Device to train on.
         on_line: Called with every line of metrics.
 
     Raises:
-        DamagedError: The newest checkpoint, or the table beside it, is damaged.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been saved.
+        DamagedError: If the newest checkpoint, or the table that it refers to, is damaged.
+        KeyboardInterrupt: On Ctrl-C or SIGTERM, after a checkpoint is saved.
     """
     runner, stride = session.runner, config.rollout_size
     network.to(device)
@@ -126,23 +128,23 @@ def play(
     config: PPOConfig, session: Session, network: nn.Module, memory: Memory, device: str,
     metrics: Metrics,
 ) -> tuple[Rollout, Memory]:  # fmt: skip
-    """Play a rollout with the network as it is; also the memory after it."""
-    network.eval()  # Dropout is for updates.
+    """Collect a rollout with the current network. Also return the LSTM state after it."""
+    network.eval()  # No dropout while acting.
     runner, table = session.runner, session.table
     shape = (config.num_steps, config.num_envs)
     first, logprobs, values, rewards, terminated, ended, following = torch.zeros(7, *shape).unbind()
     actions = torch.zeros(shape, dtype=torch.int64)
     stacks = np.zeros((*shape, runner.stacks.shape[1]), np.int64)
-    # What each group of environments carries.
+    # LSTM state of each group of environments.
     carried = [memory and (memory[0][:, group], memory[1][:, group]) for group in runner.groups]
     for t in range(config.num_steps):
         stacks[t], first[t] = runner.stacks, torch.from_numpy(runner.first)
         for number, group in enumerate(runner.groups):
-            # What this group showed last is waited for here; the other's is embedded meanwhile.
+            # Gathering waits for this group's newest embeddings; the other group's run meanwhile.
             logits, value, _, carried[number] = forward(
                 network, table.gather(stacks[t, group]), first[t, group], carried[number], device
             )
-            # On the CPU: torch's generator there is saved with the run.
+            # Sample on the CPU, whose torch generator is saved with the run.
             chances = logits.cpu().log_softmax(dim=1)
             chosen = torch.multinomial(chances.exp(), 1)
             actions[t, group] = chosen.squeeze(1)
@@ -182,14 +184,14 @@ def play(
 def forward(
     network: nn.Module, stacks: Tensor, first: Tensor, memory: Memory, device: str
 ) -> tuple[Tensor, Tensor, Tensor | None, Memory]:
-    """Logits, values, fusion weights and memory of a step, or of T steps one after the other.
+    """Return logits, values, fusion weights, and the next LSTM state for T steps of n environments.
 
     Args:
-        network: With a memory or without.
-        stacks: (T * n, k, width), or (n, k, width) where T is 1.
-        first: (T * n,) float32, 1 where an episode begins: what came before is forgotten.
-        memory: Before the first step, or None of a network without.
-        device: Where the network is.
+        network: Actor-critic, recurrent or not.
+        stacks: Embeddings, (T * n, k, width), ordered by step, then environment.
+        first: 1 where an episode begins, which resets the LSTM state, (T * n,) float32.
+        memory: LSTM state before the first step; None for a network without an LSTM.
+        device: Device of the network.
     """
     if memory is None:
         return *network(stacks.to(device)), None
@@ -198,10 +200,10 @@ def forward(
 
 
 def advantages(config: PPOConfig, rollout: Rollout) -> Tensor:
-    """Generalised advantage estimates, (T, n).
+    """Compute generalized advantage estimates, (T, n).
 
-    delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t), where s'_t is the state that truly
-    followed; A_t = delta_t + gamma lambda (1 - ended_t) A_(t+1).
+    delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t), where s'_t is the true next state;
+    A_t = delta_t + gamma lambda (1 - ended_t) A_(t+1).
     """
     worth = config.gamma * (1 - rollout.terminated) * rollout.following
     deltas = rollout.rewards + worth - rollout.values
@@ -221,7 +223,7 @@ def update_policy(
     rollout: Rollout,
     device: str,
 ) -> dict[str, float]:
-    """Go through a rollout's epochs; returns CleanRL's scalars and the fusion's weights."""
+    """Run the update epochs on a rollout. Return CleanRL's scalars and the mean fusion weights."""
     network.train()
     estimates = advantages(config, rollout)
     returns = estimates + rollout.values
@@ -248,9 +250,9 @@ def update_policy(
 
 
 def minibatches(config: PPOConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """Steps and environments of each minibatch of an epoch, (B,) each.
+    """Yield the steps and the environments of each minibatch of one epoch, (B,) each.
 
-    A recurrent policy's minibatches are whole environments, step by step.
+    A recurrent policy's minibatches are the full rollouts of a subset of the environments.
     """
     if not config.recurrent:
         for part in torch.randperm(config.rollout_size).chunk(config.num_minibatches):
@@ -271,7 +273,7 @@ def loss_of(
     at: tuple[Tensor, Tensor],
     device: str,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a minibatch, and what to log of it, still where the network is."""
+    """Return the PPO loss of a minibatch, and scalars to log, still on the network's device."""
     t, i = at
     stacks = session.table.gather(rollout.stacks[t.numpy(), i.numpy()])
     memory = rollout.memory

@@ -1,11 +1,12 @@
-"""What an online run plays, as segments with their embeddings, so that it is never embedded again.
+"""Commit an online run's steps as segments, together with the embeddings the run has computed.
 
-`--record` commits ordinary segments, cut like those of `wsa collect`, and for each model the
-embeddings that the run has in its table. A segment that begins inside an episode first repeats
-frames of before; the windows of these rows begin with the earliest at hand (`wsa.store.format.windows`),
-which no agent has seen, so models with a window embed them now. At every checkpoint what has been played is cut and
-committed first, so a run that is continued begins its next segment where its checkpoint stands, and
-what a killed process had committed beyond it is found to be there already.
+`--record` commits ordinary segments, cut like those of `wsa collect`, and each model's embeddings
+from the run's table, so nothing is embedded twice. A segment that begins inside an episode first
+repeats a few earlier frames. The windows of these rows start at the segment's earliest frame
+(`wsa.store.format.windows`), so the agent never saw them, and models with a window embed them when
+the segment is written. Before every checkpoint, all steps so far are cut and committed. A resumed
+run therefore begins its next segment at its checkpoint, and finds later segments that a killed
+process had committed already there.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ SEGMENT_STEPS = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """What a row of the table holds of a model.
+    """One model's part of a table row.
 
     Attributes:
-        model: Its key.
-        window: Frames that it looks at.
-        shape: Of an embedding.
-        engine: Name of what ran it.
+        model: Key of the model.
+        window: Number of frames that the model sees.
+        shape: Shape of an embedding.
+        engine: Name of the engine that ran the model.
     """
 
     model: str
@@ -53,15 +54,15 @@ class Embedded:
 
 
 _Look = tuple[Screen, ...]
-"""The frames that a model looks at, oldest first."""
+"""One model input: a frame or a window of frames, oldest first."""
 
 
 class _Part(NamedTuple):
-    """A segment's embeddings by the models that look at as many frames.
+    """A segment's embeddings by the models with one window size.
 
     Attributes:
-        rows: (n, width), one a distinct frame, or a row.
-        passed: How many went through the models, and are in no segment before.
+        rows: Embeddings, (n, width), one per distinct frame (window 1) or per step row.
+        passed: Number of passes behind them that no earlier segment has counted.
     """
 
     rows: NDArray[Any]
@@ -73,15 +74,15 @@ class Recording:
 
     Args:
         backend: The store.
-        table: The run's, which has seen every frame that is shown.
-        models: Whose embeddings a row holds, in its order; none if it holds grayscale pixels.
+        table: The run's embedding table, which has seen every recorded frame.
+        models: The models in a table row, in order; empty for grayscale pixels.
         game: ALE game id.
-        protocol: How it is played.
-        policy: Who plays, for the record.
-        seed: Of the environments.
-        run: 12 hex digits that name the run, and no other.
-        num_envs: Environments.
-        steps: Steps that each will play at most.
+        protocol: Protocol by which the game is played.
+        policy: Name of the policy, stored in each segment's record.
+        seed: Seed of the environments.
+        run: Unique name of the run, 12 hex digits.
+        num_envs: Number of environments.
+        steps: Maximum number of steps of each environment.
     """
 
     def __init__(
@@ -111,19 +112,19 @@ class Recording:
 
     @property
     def passes(self) -> int:
-        """Windows that no agent has seen that went through a model, summed over the models."""
+        """Passes of windows that the agent never saw, summed over the models."""
         return self._writer.passes
 
     def rewind(self, played: int, shown: NDArray[np.int64], episodes: NDArray[np.int64]) -> None:
-        """Record from `played` steps on; each environment is about to be shown some before again.
+        """Continue recording at step `played`, before some earlier steps are replayed.
 
         Args:
-            played: Steps that each has played.
-            shown: (n,) of these, how many will be shown again.
-            episodes: (n,) episodes that had ended before them.
+            played: Number of steps that each environment has played.
+            shown: Number of these steps that will be replayed, (n,).
+            episodes: Number of episodes that ended before the replayed steps, (n,).
         """
         self._writer.tell_all()
-        # The pieces that an uninterrupted run has left: the first of them is cut at `played`.
+        # The remaining pieces of an uninterrupted run, the first one cut at `played`.
         grid = gaps([], self._steps, SEGMENT_STEPS)
         pieces = [
             (max(start, played), start + length - max(start, played))
@@ -142,7 +143,7 @@ class Recording:
         observations: NDArray[np.uint8],
         lives: NDArray[Any],
     ) -> None:
-        """Take the first frames of episodes, of environments `envs` where `which` says."""
+        """Record the first frames of episodes in those of `envs` that `which` selects."""
         recorders = [self._recorders[env] for env in envs]
         wanted = which & [recorder.wants(recorder.played) for recorder in recorders]
         screens = self._colours.screens(observations, wanted)
@@ -160,13 +161,13 @@ class Recording:
         observations: NDArray[np.uint8],
         lives: NDArray[Any],
     ) -> None:
-        """Take a step of environments `envs`, where `which` says, and the true frames that followed."""
+        """Record a step, with the true next frames, in those of `envs` that `which` selects."""
         recorders = [self._recorders[env] for env in envs]
         wanted = which & [recorder.wants(recorder.played + 1) for recorder in recorders]
         screens = self._colours.screens(observations, wanted)
         for i in np.flatnonzero(which):
             recorder = recorders[i]
-            if recorder.full:  # Once its last frame has been through the table.
+            if recorder.full:  # By now its last frame is in the table.
                 self._writer.write(int(envs[i]), recorder.take())
             recorder.step(
                 int(actions[i]), float(rewards[i]), bool(terminated[i]), bool(truncated[i]),
@@ -174,10 +175,10 @@ class Recording:
             )  # fmt: skip
 
     def flush(self) -> None:
-        """Commit all that has been played, and wait until it is durable.
+        """Commit all steps so far, and wait until they are on disk.
 
         Raises:
-            WsaError: A segment could not be committed.
+            WsaError: If a segment cannot be committed.
         """
         for i, recorder in enumerate(self._recorders):
             cut = recorder.cut()
@@ -186,15 +187,15 @@ class Recording:
         self._writer.finish(0)
 
     def close(self) -> None:
-        """Finish the segment being written."""
+        """Finish the segment that is being written."""
         self._writer.close()
 
 
 class _Writer(Writer):
-    """Commits the embeddings of what it has committed.
+    """Commits segments, then their embeddings.
 
     Attributes:
-        passes: As `Recording.passes`.
+        passes: See `Recording.passes`.
     """
 
     def __init__(
@@ -211,24 +212,24 @@ class _Writer(Writer):
         self._screens = colours
         self._table = table
         self._models = list(models)
-        # Of the first rows of each part of the table, whether a segment tells of their passes.
+        # For each window size, whether a segment has counted the pass of each table row.
         self._told: dict[int, NDArray[np.bool_]] = {}
         self._parts: dict[tuple[int, int], dict[int, _Part]] = {}
 
     def tell_all(self) -> None:
-        """Take it that segments tell of the passes of all that the table has."""
+        """Mark the passes of all current table rows as counted."""
         if self._models:
             self._told = {w: np.ones(len(p), np.bool_) for w, p in self._table.parts.items()}
 
     def write(self, env: int, cut: Cut) -> None:
-        # Here, not in the thread that commits: the table grows meanwhile.
+        # Look up embeddings here, not in the committing thread, because the table grows.
         if self._models:
             windows = {one.window for one in self._models}
             self._parts[env, cut.start] = {window: self._part(window, cut) for window in windows}
         super().write(env, cut)
 
     def _part(self, window: int, cut: Cut) -> _Part:
-        """What the models that look at so many frames gave for a segment, from the table."""
+        """Return a segment's embeddings by the models with this window size."""
         part, looks = self._table.parts[window], _looks(window, cut)
         ids = [_identity(look) for look in looks]
         look_of = dict(zip(ids, looks, strict=True))
@@ -253,10 +254,10 @@ class _Writer(Writer):
         return FrameWindow(frames, tuple(screen.digest for screen in look))
 
     def _fresh(self, window: int, rows: NDArray[np.int64], digests: list[bytes]) -> int:
-        """How many of these went through the models, and are in no segment before."""
+        """Count the rows that needed a pass which no segment has counted, and mark them."""
         part = self._table.parts[window]
         told = self._told.get(window, np.zeros(0, np.bool_))
-        if len(part) > len(told):  # To twice its size, not by a few rows each time.
+        if len(part) > len(told):  # Double it, rather than grow by a few rows each time.
             told = np.append(told, np.zeros(len(part), np.bool_))
         fresh = ~told[rows] & (part.lookup.rows(digests) < 0)
         told[rows] = True
@@ -268,7 +269,7 @@ class _Writer(Writer):
         if (env, cut.start) not in self._parts:
             return meta, visible
         parts = self._parts.pop((env, cut.start))
-        if not visible and not self._plays(meta, cut):  # By a process that was killed since.
+        if not visible and not self._plays(meta, cut):  # From a killed process.
             return meta, visible
         begin = dict.fromkeys(parts, 0)
         for one in self._models:
@@ -292,7 +293,7 @@ class _Writer(Writer):
         return meta, visible
 
     def _plays(self, meta: SegmentMeta, cut: Cut) -> bool:
-        """Whether the segment that is there shows what this one does."""
+        """Return whether the segment in the store has the same frames and episode starts."""
         path = names.segment_path(meta.game, meta.segment)
         rows = take_objects(self._backend, [path]).read_rows(meta)
         shown = rows["digest"][rows["frame"]].tobytes()
@@ -303,7 +304,7 @@ class _Writer(Writer):
 
 
 def _looks(window: int, cut: Cut) -> list[_Look]:
-    """What such models look at in a segment: its distinct frames, or the windows of its rows."""
+    """Return the inputs of models with this window: a segment's distinct frames, or its windows."""
     screens = [row.screen for row in cut.rows]
     if window == 1:
         return [(screen,) for screen in {screen.digest: screen for screen in screens}.values()]

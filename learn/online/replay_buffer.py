@@ -1,11 +1,10 @@
-"""An online learner's past: one small record a step, pointing into the run's table.
+"""Replay buffer: one small record per step, with row numbers of the run's embedding table.
 
     <run>/replay.bin    (T, n) records of 20 bytes, T steps of n environments
 
-A million steps are 20 MB here; the embeddings they point to stand in `wsa.learn.online.embedding_table` once a
-frame, however many states they are in. Records are only ever appended: draws see the newest
-`buffer_size` of them, a checkpoint says how many there were, and a run that continues from it
-overwrites what came later.
+A million steps take 20 MB. `wsa.learn.online.embedding_table` holds each frame's embedding once,
+however many states contain the frame. Records are only appended, and sampling sees the newest
+`buffer_size`. A checkpoint has the number of records; a run resumed from it overwrites later ones.
 """
 
 from __future__ import annotations
@@ -26,30 +25,30 @@ from wsa.store.common.errors import DamagedError
 
 RECORD = np.dtype(
     [
-        ("row", "<i4"),  # the frame, in the table
-        ("following", "<i4"),  # the frame that truly followed, in the table
-        ("begin", "<i4"),  # step at which this episode began
+        ("row", "<i4"),  # table row of the frame
+        ("following", "<i4"),  # table row of the true next frame
+        ("begin", "<i4"),  # step at which the episode began
         ("action", "<i2"),
         ("reward", "<f4"),  # raw
-        ("terminated", "?"),  # nothing is worth anything afterwards
-        ("ended", "?"),  # the next step is of another episode
+        ("terminated", "?"),  # no bootstrap value from the next state
+        ("ended", "?"),  # the next step belongs to another episode
     ]
 )
 
 
 class Replay:
-    """Steps of several environments.
+    """Replay buffer of several environments.
 
     Args:
         folder: The run's folder.
-        table: What records point into.
-        num_envs: Environments.
-        steps: Steps that each will play at most.
-        depth: k, frames in a state.
-        capacity: Of the newest steps, how many draws see, in all environments together.
-        n_step: Steps in a transition.
+        table: Embedding table that the records refer to.
+        num_envs: Number of environments.
+        steps: Maximum number of steps of each environment.
+        depth: Number of frames in a state, k.
+        capacity: Number of newest steps to sample from, over all environments.
+        n_step: Number of steps in a transition.
         gamma: Discount per step.
-        clip: Whether rewards count by their sign.
+        clip: Whether to replace rewards by their sign.
     """
 
     def __init__(
@@ -84,14 +83,14 @@ class Replay:
         step: Step,
         life_loss_ends: bool,
     ) -> None:
-        """Keep a step of every environment.
+        """Append one step of every environment.
 
         Args:
-            before: (n, k) the states it was taken in.
-            first: (n,) whether they began an episode.
-            actions: (n,) what was done.
-            step: What followed.
-            life_loss_ends: Whether nothing is worth anything after a lost life.
+            before: Table rows of the states acted in, (n, k).
+            first: Whether these states began an episode, (n,).
+            actions: (n,).
+            step: Rewards, ends, and next states.
+            life_loss_ends: Whether losing a life counts as termination.
         """
         self._begin[first] = self.played
         record = self._records[self.played]
@@ -104,17 +103,17 @@ class Replay:
         self.played += 1
 
     def draw(self, size: int, generator: np.random.Generator) -> Batch:
-        """Uniform draws, with replacement, of the newest steps."""
+        """Sample uniformly, with replacement, from the newest steps."""
         oldest = max(0, self.played - self._window)
         t = generator.integers(oldest, self.played, size=size)
         return self.of(t, generator.integers(self._records.shape[1], size=size))
 
     def of(self, t: NDArray[np.int64], env: NDArray[np.int64]) -> Batch:
-        """The transitions that begin at some steps.
+        """Return the n-step transitions that begin at the given steps.
 
         Args:
-            t: (B,) steps of an environment.
-            env: (B,) which.
+            t: Step numbers, (B,).
+            env: Environment of each, (B,).
         """
         here = self._records[t, env]
         returns, discounts = np.zeros(len(t)), np.ones(len(t))
@@ -129,7 +128,7 @@ class Replay:
             on = ~(at["terminated"] | at["ended"]) & (t[going] + made + 1 < self.played)
             going = going[on]
         k = self._depth
-        # The state that followed: what came before it, and the frame that truly followed.
+        # The next state: the last k - 1 frames, then the true next frame.
         before = self._rows(last, env, k - 1)
         following = np.column_stack([before, self._records["following"][last, env]])
         return Batch(
@@ -141,26 +140,26 @@ class Replay:
         )
 
     def _rows(self, t: NDArray[np.int64], env: NDArray[np.int64], depth: int) -> NDArray[np.int32]:
-        """Rows of the last `depth` frames up to each step, an episode's first repeated before it."""
+        """Return table rows of the last `depth` frames; an episode's first frame is repeated."""
         back = np.arange(depth - 1, -1, -1)
         at = np.maximum(t[:, None] - back, self._records["begin"][t, env][:, None])
         return self._records["row"][at, env[:, None]]  # type: ignore[no-any-return]
 
     def flush(self) -> None:
-        """Make all records durable, as the checkpoint that counts them will be."""
+        """Write all records to disk, before a checkpoint that counts them."""
         with atomic_files.storage_errors(Path(str(self._records.filename))):
             self._records.flush()
 
     def state(self) -> dict[str, Any]:
-        """Where it stands, and a checksum of its records, as JSON values."""
+        """Return the step count, episode starts, and the records' checksum as JSON values."""
         begin = self._begin.tolist()
         return {"played": self.played, "begin": begin, "check": self._check.hexdigest()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken.
+        """Restore what `state` returned.
 
         Raises:
-            DamagedError: The file does not hold what it held then.
+            DamagedError: If the file's records differ from those at the time of `state`.
         """
         self.played = state["played"]
         self._begin = np.array(state["begin"], np.int32)

@@ -1,4 +1,4 @@
-"""What online algorithms share: the environments and their table, normalisation, metrics, exact resume."""
+"""State that online algorithms share: environments, table, normalization, metrics, exact resume."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from wsa.learn.training import checkpoint
 from wsa.learn.training.metrics import Metrics
 from wsa.store.objects.flat_map import FlatMap
 
-# Rows that the mean and deviation are taken over, as in `wsa.learn.data.transitions.moments`.
+# Rows from which the moments are estimated, as in `wsa.learn.data.transitions.moments`.
 SAMPLE = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Played:
-    """What an online training did just now.
+    """Result of one call of an online trainer.
 
     Attributes:
         network: The trained network.
-        steps: Steps played now; 0 where the run was finished already.
-        steps_per_s: Their rate.
-        passes: Frames, and windows, that went through a model meanwhile, summed over the models.
-        hit_rate: Share of all that the run looked for that needed no pass to be played.
+        steps: Steps played in this call; 0 if the run was already finished.
+        steps_per_s: Steps per second.
+        passes: Passes in this call, summed over the models.
+        hit_rate: Fraction of the run's lookups that needed no pass.
     """
 
     network: nn.Module
@@ -45,7 +45,7 @@ class Played:
     hit_rate: float
 
     def summary(self) -> dict[str, float]:
-        """What was done, as JSON values."""
+        """Return the counts and rates as JSON values."""
         return {
             "steps": self.steps,
             "steps_per_s": self.steps_per_s,
@@ -55,19 +55,19 @@ class Played:
 
 
 class Session:
-    """A run being played.
+    """An online run in progress.
 
     Args:
-        runner: Its environments.
-        models: Model keys, in the order of a row; none for grey pixels.
-        columns: Where each model's numbers stand in a row.
-        settled: Whether what embeddings are normalised with is settled already.
-        seed: Of exploration and draws.
-        stored: The stored data, where batches hold some.
-        recording: What keeps the steps in the store, if anything does; made durable before each
+        runner: The environments.
+        models: Model keys, in the order of a row; empty for gray pixels.
+        columns: Columns of each model in a row.
+        settled: Whether the normalization's mean and standard deviation are already fixed.
+        seed: Seed of exploration and sampling.
+        stored: Stored transitions to mix into batches, if any.
+        recording: Commits the steps to the store, if the run is recorded; flushed before each
             checkpoint.
-        compiled: Whether networks go through torch.compile.
-        evaluation: Games to play every so often, if any.
+        compiled: Whether to use torch.compile on the networks.
+        evaluation: Periodic evaluation games, if any.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Session:
         self.seed, self.stored = seed, stored
         self._recording = recording
         self._compiled = compiled
-        # Rows that the normalisation was settled on; -1: by something else, for good.
+        # Table rows when the moments were last set; -1 if they never change.
         self._settled_on = -1 if settled or not models else 0
         self._began = time.perf_counter()
         self._steps_before = self._passes_before = 0
@@ -98,19 +98,19 @@ class Session:
 
     @property
     def settled(self) -> bool:
-        """Whether there is something to normalise with."""
+        """Whether the normalization's moments are set."""
         return self._settled_on != 0
 
     @property
     def _seconds(self) -> float:
-        """Time since `resume`, less what evaluations took."""
+        """Seconds since `resume`, without evaluations."""
         return time.perf_counter() - self._began - self.evaluation.seconds
 
     def settle(self, *networks: nn.Module) -> None:
-        """Take mean and deviation over the table, once at first and whenever it has doubled.
+        """Set the normalization's moments from the table, whenever the table has doubled.
 
-        A table of one game's frames soon stops doubling, so what a network was trained with hardly
-        moves; the first frames of a game alone would be a poor sample of it.
+        The first frames of a game alone are a poor sample. The table soon stops doubling, so later
+        the moments hardly change.
         """
         if self._settled_on < 0 or len(self.table) < 2 * self._settled_on:
             return
@@ -121,13 +121,13 @@ class Session:
         self._settled_on = len(self.table)
 
     def log_episodes(self, metrics: Metrics, step: Step) -> None:
-        """A line for each episode that ended, under CleanRL's keys: raw returns of whole games."""
+        """Log the raw return and length of each game that ended, under CleanRL's keys."""
         for returned, length in step.episodes:
             line = {"charts/episodic_return": returned, "charts/episodic_length": float(length)}
             metrics.write(self.runner.steps, line)
 
     def scalars(self) -> dict[str, float]:
-        """Speed, and what the cache saved."""
+        """Return the speed and the cache statistics to log."""
         table = self.table
         lap, self._lap = self._lap, (table.seconds, table.asked - table.known)
         embedded = self._lap[1] - lap[1]
@@ -146,7 +146,7 @@ class Session:
         }
 
     def line(self, scalars: Mapping[str, Tensor]) -> dict[str, float]:
-        """Scalars to log, `weights` (models,) as one for each model that is fused."""
+        """Convert scalars for logging; `weights` (models,) becomes one scalar per fused model."""
         line = {key: value.item() for key, value in scalars.items() if key != "weights"}
         if "weights" in scalars:
             weights = scalars["weights"].tolist()
@@ -156,11 +156,11 @@ class Session:
     def resume(
         self, folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer
     ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Begin, or continue from the newest checkpoint; returns the arrays and values it holds.
+        """Begin, or resume from the newest checkpoint and return its arrays and JSON values.
 
         Raises:
-            DamagedError: The newest checkpoint, or the table, is damaged.
-            ConflictError: The emulator does not play here as it did.
+            DamagedError: If the newest checkpoint, or the table, is damaged.
+            ConflictError: If the emulator now plays differently.
         """
         arrays: dict[str, NDArray[Any]] = {}
         extra: dict[str, Any] = {}
@@ -175,9 +175,9 @@ class Session:
         self._lap = (0.0, self.table.asked - self.table.known)
         if not extra:
             self.runner.begin()
-        if self._compiled:  # In place: what is compiled has the very weights that are trained.
+        if self._compiled:  # In place: it shares the trained weights.
             for module in modules.values():
-                # A memory's loop over steps would be unrolled; what it is fed is most of the work.
+                # torch.compile would unroll the LSTM's loop; the torso is most of the work anyway.
                 part: Any = module.torso if hasattr(module, "blank") else module
                 part.compile(dynamic=False)
         self._began = time.perf_counter()
@@ -191,7 +191,7 @@ class Session:
         arrays: Mapping[str, Any],
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """Save a checkpoint: table first, then what names its rows."""
+        """Save a checkpoint, after writing the recording and the table that it refers to."""
         if self._recording:
             self._recording.flush()
         self.table.flush()
@@ -203,7 +203,7 @@ class Session:
         )
 
     def played(self, network: nn.Module) -> Played:
-        """What was done since `resume`."""
+        """Return the result since `resume`."""
         steps = self.runner.steps - self._steps_before
         return Played(
             network,
