@@ -1,1 +1,1 @@
-"""Learn from stored transitions: DQN, CQL, behavioural cloning."""
+"""Offline RL on stored transitions: DQN, CQL, and behavioral cloning."""

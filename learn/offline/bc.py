@@ -1,7 +1,7 @@
-"""Behaviour cloning: the action that the data took, by cross-entropy.
+"""Behavioral cloning: predict the data's actions, trained with cross-entropy.
 
-What a network is judged by where rewards are rare or the data good; it cannot be better than
-whichever policy played, but never worse by a value that ran away.
+The baseline where rewards are rare or the data is good. It cannot be better than the policy that
+played, but no diverging value can make it worse.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from wsa.learn.networks.heads import QNetwork
 
 
 class BC:
-    """Behaviour cloning at work; see `wsa.learn.offline.trainer.Learner`.
+    """Behavioral cloning as a `wsa.learn.offline.trainer.Learner`.
 
     Args:
         config: Hyperparameters.
-        network: What is trained; its values are logits.
+        network: The network to train; its Q-values serve as logits.
     """
 
     judge: str = "validation/loss"
@@ -34,7 +34,7 @@ class BC:
         )
 
     def update(self, step: int, batch: Batch) -> dict[str, Tensor]:
-        """As `Learner.update`."""
+        """See `Learner.update`."""
         loss, accuracy, weights = self._losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
         (loss + weight_loss(self._config, weights)).backward()
@@ -46,12 +46,12 @@ class BC:
         }
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy and accuracy, as `Learner.validate`."""
+        """Return cross-entropy and accuracy; see `Learner.validate`."""
         loss, accuracy, _ = self._losses(batch)
         return {"validation/loss": loss, "validation/accuracy": accuracy}
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Cross-entropy, share of actions hit, and the fusion's weights."""
+        """Return the cross-entropy, the accuracy, and the fusion's weights."""
         device = self.online.device
         actions = batch.actions.to(device)
         logits, weights = self.online(batch.states.to(device))

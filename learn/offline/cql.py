@@ -1,7 +1,8 @@
-"""CQL: double DQN with a conservative term, for data that is fixed.
+"""Conservative Q-learning (CQL): double DQN with a conservative term, for fixed data.
 
-Kumar et al., 2020 (arXiv 2006.04779), equation 4 with the entropy regularizer, as a term of the loss:
-alpha * (logsumexp Q - Q(a)). It keeps values of actions that the data does not take from running away.
+Kumar et al., 2020 (arXiv 2006.04779), equation 4 with the entropy regularizer, as a term of the
+loss: alpha * (logsumexp Q - Q(a)). It keeps the values of actions that are not in the data from
+diverging.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from wsa.learn.offline.dqn import DQN
 
 
 class CQL(DQN):
-    """CQL at work; see `wsa.learn.offline.trainer.Learner`.
+    """CQL as a `wsa.learn.offline.trainer.Learner`.
 
     Args:
         config: Hyperparameters.
-        network: What is trained.
+        network: The Q-network to train.
     """
 
     def __init__(self, config: CQLConfig, network: QNetwork) -> None:

@@ -1,6 +1,6 @@
 """Double DQN (van Hasselt et al., 2016, arXiv 1509.06461), with an optional conservative term.
 
-n-step returns: Sutton, 1988, without a correction for what other policies would have done.
+n-step returns are those of Sutton, 1988, without an off-policy correction.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from wsa.learn.networks.heads import QNetwork
 
 
 class DQN:
-    """Double DQN at work; see `wsa.learn.offline.trainer.Learner`.
+    """Double DQN as a `wsa.learn.offline.trainer.Learner`.
 
     Args:
         config: Hyperparameters.
-        network: What is trained.
+        network: The Q-network to train.
     """
 
     judge: str = "validation/td_error"
@@ -38,7 +38,7 @@ class DQN:
         )
 
     def update(self, step: int, batch: Batch) -> dict[str, Tensor]:
-        """As `Learner.update`."""
+        """See `Learner.update`."""
         loss, scalars = self._loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -50,7 +50,7 @@ class DQN:
         return scalars
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """TD error, loss, the value of the best action, as `Learner.validate`."""
+        """Return loss, TD error, and the mean value of the best action; see `Learner.validate`."""
         loss, scalars = self._loss(batch)
         return {
             "validation/loss": loss,
@@ -65,16 +65,16 @@ class DQN:
 def update_loss(
     config: DQNConfig, online: QNetwork, target: QNetwork, batch: Batch, cql_alpha: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of one batch, and what to log of it.
+    """Compute the loss of one batch, and scalars to log.
 
         y = r_1 + ... + gamma^{n-1} r_n + discount * Q_target(s', argmax_a Q(s', a))
             (argmax_a Q_target(s', a) without `double_q`)
         loss = Huber(Q(s, a) - y) + cql_alpha * (logsumexp Q(s, .) - Q(s, a))
 
     Returns:
-        The loss; and as scalars `losses/td_loss` (Huber), `losses/td_error` (mean absolute),
-        `losses/cql`, `losses/q_values` (of actions taken), `losses/max_q`, and what
-        `weight_scalars` gives.
+        The loss, and the scalars `losses/td_loss` (Huber), `losses/td_error` (mean absolute error),
+        `losses/cql`, `losses/q_values` (of the actions taken), `losses/max_q`, and those of
+        `weight_scalars`.
     """
     device = online.device
     states, following = batch.states.to(device), batch.following.to(device)

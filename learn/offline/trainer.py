@@ -1,8 +1,8 @@
-"""Training on what was played before: the loop that every offline learner shares.
+"""Offline training: the loop that all offline learners share.
 
-Everything a learner needs of a frame was computed once, when the store was filled, so this loop
-runs no backbone: it draws transitions from the flat map and says so by counting (`passes`).
-Whole episodes are held out, and what the learner makes of them is logged as `validation/...`.
+All embeddings were computed when the store was encoded, so the loop runs no frozen model; it counts
+passes to check this (`passes`). It samples transitions from the flat map. Whole episodes are held
+out, and the learner's scalars on them are logged as `validation/...`.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from wsa.learn.training.loop import Loop, OnLine
 from wsa.store.common import terminal
 from wsa.store.objects.flat_map import FlatMap
 
-VALIDATED = 2048  # Held-out steps that are looked at.
+VALIDATED = 2048  # Maximum number of held-out steps to validate on.
 CHUNK = 256
 
 
 class Learner(Protocol):
-    """An offline algorithm at work on a network.
+    """An offline algorithm, bound to a network.
 
     Attributes:
-        modules: Networks by name, `online` among them: what a checkpoint holds.
-        optimizer: What moves them.
-        judge: Which validation scalar tells that a network is better, by being lower.
+        modules: The networks that a checkpoint holds, by name; one of them is `online`.
+        optimizer: Optimizer of the online network.
+        judge: Validation scalar by which networks are compared; lower is better.
     """
 
     modules: dict[str, nn.Module]
@@ -51,23 +51,23 @@ class Learner(Protocol):
     judge: str
 
     def update(self, step: int, batch: Batch) -> dict[str, Tensor]:
-        """Make gradient step number `step`; scalars to log, and `weights` (models,) if any."""
+        """Make gradient step `step`. Return scalars to log, and `weights` (models,) if any."""
         ...
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars of held-out transitions, each a mean over the batch."""
+        """Return scalars of held-out transitions, each a mean over the batch."""
         ...
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training did just now.
+    """Result of one call of `train_offline`.
 
     Attributes:
         network: The trained network.
-        updates: Gradient steps made now; 0 where the run was finished already.
-        updates_per_s: Their rate.
-        passes: Frames that went through a backbone meanwhile: 0.
+        updates: Gradient steps made in this call; 0 if the run was already finished.
+        updates_per_s: Gradient steps per second.
+        passes: Passes through a frozen model in this call: 0.
     """
 
     network: QNetwork
@@ -76,7 +76,7 @@ class Trained:
     passes: int
 
     def summary(self) -> dict[str, float]:
-        """What was done, as JSON values."""
+        """Return the counts and rates as JSON values."""
         return {
             "updates": self.updates,
             "updates_per_s": self.updates_per_s,
@@ -99,26 +99,26 @@ def train_offline(
     evaluation: PeriodicEvaluation | None = None,
     on_line: OnLine = lambda step, line: None,
 ) -> Trained:
-    """Train from the flat map; continue from the newest checkpoint in `folder` if there is one.
+    """Train on the flat map, resuming from the newest checkpoint in `folder` if there is one.
 
     Args:
-        config: Hyperparameters, and with them the algorithm.
-        network: What the network is.
-        flat: The data.
-        inputs: The models' embeddings of a state.
+        config: Hyperparameters; their class selects the algorithm.
+        network: Configuration of the network.
+        flat: The stored transitions and embeddings.
+        inputs: Shapes of the models' embeddings.
         actions: Number of actions.
-        seed: Of initialization and draws.
+        seed: Seed of initialization and sampling.
         folder: The run's folder.
-        device: Where to train.
-        warm_start: Changes the weights that training begins with.
-        compiled: Whether networks go through torch.compile.
-        evaluation: Games to play every so often, if any.
+        device: Device to train on.
+        warm_start: Changes the initial weights of a new run.
+        compiled: Whether to use torch.compile on the networks.
+        evaluation: Periodic evaluation games, if any.
         on_line: Called with every line of metrics.
 
     Raises:
-        UsageError: The fusion cannot take these inputs.
-        DamagedError: The newest checkpoint is damaged.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been saved.
+        UsageError: If the fusion cannot take these inputs.
+        DamagedError: If the newest checkpoint is damaged.
+        KeyboardInterrupt: On Ctrl-C or SIGTERM, after a checkpoint is saved.
     """
     evaluation = evaluation or PeriodicEvaluation()
     torch.manual_seed(seed)
@@ -171,7 +171,7 @@ def train_offline(
                 line["charts/learning_rate"] = config.learning_rate
                 line["time/updates_per_s"] = (step - logged) / (loop.seconds - lap)
                 line["cache/backbone_passes"] = passes()
-                # Without a cache each update runs every model on a batch of states and of next states.
+                # Without a cache, an update runs every model on its states and its next states.
                 line["cache/backbone_passes_saved"] = (
                     2 * config.batch_size * len(inputs.shapes) * step
                 )
@@ -188,7 +188,7 @@ def train_offline(
 
 
 def make_learner(config: OfflineConfig, network: QNetwork) -> Learner:
-    """The algorithm that a configuration names, at work on a network."""
+    """Create the learner that a configuration names."""
     module, _, name = config.LEARNER.partition(":")
     learner: Learner = getattr(importlib.import_module(module), name)(config, network)
     return learner
@@ -203,12 +203,12 @@ def _line(scalars: dict[str, Tensor], models: tuple[str, ...]) -> dict[str, floa
 
 
 class Validation:
-    """Held-out transitions, always the same ones, evenly spaced.
+    """Validation on a fixed, evenly spaced sample of the held-out transitions.
 
     Args:
         config: Hyperparameters.
-        depth: Frames in a state.
-        flat: The data.
+        depth: Number of frames in a state.
+        flat: The stored transitions and embeddings.
         held: Rows of the held-out steps.
     """
 
@@ -226,13 +226,13 @@ class Validation:
 
     @functools.cached_property
     def _returns(self) -> NDArray[np.float32]:
-        """Discounted returns of these steps, of those that the data tells to their end."""
+        """Discounted returns of those sampled steps whose return the data holds in full."""
         _, gamma, clip = self._config.discounting
         earned = walk(self._flat, self._rows, horizon(gamma), gamma, clip)
         return earned.returns[earned.whole]
 
     def __call__(self, learner: Learner) -> dict[str, float]:
-        """What a learner makes of them; nothing is learned, and no random number drawn."""
+        """Return a learner's validation scalars, without training it or drawing random numbers."""
         sums: dict[str, float] = {}
         for module in learner.modules.values():
             module.eval()
@@ -248,7 +248,7 @@ class Validation:
         return sums
 
     def _warn(self, value: float) -> None:
-        """Say once that values have left what the data can tell."""
+        """Warn once if the mean value is far outside the range of the data's returns."""
         low, high = 2 * min(self._returns.min(), 0) - 1, 2 * max(self._returns.max(), 0) + 1
         if not self._warned and not low <= value <= high:
             self._warned = True
