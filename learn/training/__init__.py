@@ -1,1 +1,1 @@
-"""What every training shares: the loop, checkpoints, metrics, interruption."""
+"""Shared by all training: the loop, checkpoints, metrics, and interruption."""

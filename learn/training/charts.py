@@ -1,4 +1,4 @@
-"""Line charts as PNG files: losses of a pretraining, returns of a bench."""
+"""Draw line charts as PNG files, such as pretraining losses and bench returns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-# Okabe and Ito's palette, without its yellow: tells lines apart for color-blind readers too.
+# Okabe and Ito's palette for color-blind readers, without its yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")  # For more lines than there are colors.
 
@@ -19,7 +19,7 @@ class Line:
     """One line of a chart.
 
     Attributes:
-        label: Its entry in the legend; lines without one get none.
+        label: Entry in the legend; "" for none.
         x: (n,) ascending.
         y: (n,); NaN leaves a gap.
         style: Lines of one style share a color.
@@ -36,16 +36,16 @@ class Line:
 def draw(
     title: str, x_label: str, y_label: str, lines: Sequence[Line], *, logarithmic: bool = False
 ) -> bytes:
-    """Draw a chart; returns a PNG file.
+    """Draw a chart, and return the bytes of a PNG file.
 
     Args:
-        title: Stands above it.
-        x_label: What the horizontal axis shows, with its unit.
-        y_label: What the vertical axis shows.
-        lines: What to draw; may be empty.
+        title: Title above the chart.
+        x_label: Label of the horizontal axis, with its unit.
+        y_label: Label of the vertical axis.
+        lines: Lines to draw; may be empty.
         logarithmic: Whether the vertical axis is logarithmic. All values must be above 0.
     """
-    # matplotlib is slow to import. A figure of its own touches no global state and needs no screen.
+    # matplotlib is slow to import. A separate Figure uses no global state and needs no display.
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 

@@ -1,8 +1,8 @@
-"""A learner's whole state in one safetensors file, written whole or not at all.
+"""Save and load a learner's complete state in one safetensors file, written atomically.
 
-Tensors hold weights and optimiser state; the file's metadata holds the rest as JSON: step, random
-states, where the draws stand, and a checksum over all of it. A run continued from a checkpoint goes
-on exactly as if it had not stopped.
+Tensors hold weights and optimizer state. The file's metadata holds the rest as JSON: the step, the
+states of random generators and samplers, and a checksum over everything. A run resumed from a
+checkpoint continues exactly as if it had not stopped.
 
 A damaged checkpoint is never skipped: to use an older one, remove it yourself.
 """
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import DamagedError, MissingError
 
-BEST = "best"  # The name of the checkpoint that did best on held-out episodes.
-KEPT = 2  # Checkpoints of a run.
+BEST = "best"  # Name of the checkpoint with the best validation score.
+KEPT = 2  # Number of checkpoints that a run keeps.
 
 
 def save(
@@ -37,16 +37,18 @@ def save(
     name: str = "",
     arrays: Mapping[str, NDArray[Any]] | None = None,
 ) -> Path:
-    """Write `<folder>/<step>.safetensors`; of others the newest is kept, and nothing half written.
+    """Write `<folder>/<step>.safetensors`, and remove all other checkpoints but the newest.
+
+    Also removes what interrupted writes left behind.
 
     Args:
         folder: The run's `checkpoints/`.
-        step: Updates made.
+        step: Step of the checkpoint.
         modules: Networks by name.
-        optimizer: Its state is saved too.
-        extra: Anything else that JSON can hold.
-        name: The file's, in place of the step; such a one is never continued from.
-        arrays: Anything else, as `arrays.<name>`.
+        optimizer: Optimizer whose state to save, if any.
+        extra: Other state, as JSON values.
+        name: File name instead of the step. A run never resumes from a named checkpoint.
+        arrays: Other state, as arrays; saved as `arrays.<name>`.
     """
     tensors = {
         f"{name}.{key}": tensor.detach().cpu().contiguous()
@@ -66,7 +68,7 @@ def save(
     for left in (*folder.glob(".[0-9]*.safetensors.*"), *folder.glob(f".{BEST}.safetensors.*")):
         left.unlink(missing_ok=True)
     atomic_files.replace(path, safetensors.torch.save(tensors, metadata))
-    if not name:  # The one before stays, in case this one is damaged.
+    if not name:  # Keep the previous one, in case this one is damaged.
         others = [other for other in all_of(folder) if other != path]
         for old in others[: max(0, len(others) + 1 - KEPT)]:
             old.unlink(missing_ok=True)
@@ -74,10 +76,10 @@ def save(
 
 
 def latest(folder: Path) -> Path:
-    """The newest checkpoint of a run, whether or not it can be read.
+    """Return the path of a run's newest checkpoint, readable or not.
 
     Raises:
-        MissingError: There is none.
+        MissingError: If there is none.
     """
     found = all_of(folder)
     if not found:
@@ -90,19 +92,19 @@ def latest(folder: Path) -> Path:
 
 
 def digest(folder: Path) -> str:
-    """12 hex digits of a run's newest checkpoint.
+    """Return the first 12 hex digits of the checksum of a run's newest checkpoint.
 
     Raises:
-        MissingError: There is none.
+        MissingError: If there is none.
     """
     return hashing.checksum(latest(folder).read_bytes())[:12]
 
 
 def best(folder: Path) -> Path:
-    """The network of a run that did best on held-out episodes.
+    """Return the path of a run's checkpoint with the best validation score.
 
     Raises:
-        MissingError: The run kept none.
+        MissingError: If the run kept none.
     """
     path = folder / f"{BEST}.safetensors"
     if not path.exists():
@@ -115,7 +117,7 @@ def best(folder: Path) -> Path:
 
 
 def all_of(folder: Path) -> list[Path]:
-    """A run's checkpoints, oldest first."""
+    """Return the paths of a run's checkpoints, oldest first."""
     found = (path for path in folder.glob("*.safetensors") if path.stem.isdecimal())
     return sorted(found, key=lambda path: int(path.stem))
 
@@ -126,20 +128,20 @@ def load(
     optimizer: torch.optim.Optimizer | None = None,
     arrays: dict[str, NDArray[Any]] | None = None,
 ) -> tuple[int, dict[str, Any]]:
-    """Read a checkpoint into networks, and into the optimiser and torch's generator if given.
+    """Load a checkpoint into networks and, to resume training, an optimizer and torch's generator.
 
     Args:
         path: The checkpoint.
         modules: Networks by name.
-        optimizer: Given by who continues to train.
-        arrays: Filled with the arrays that were saved.
+        optimizer: Optimizer to restore; with it, torch's global generator is restored too.
+        arrays: Filled with the saved arrays, if given.
 
     Returns:
         The step, and `extra` as it was saved.
 
     Raises:
-        DamagedError: The file is not what was saved, or does not fit the networks; these and the
-            optimiser may have been changed.
+        DamagedError: If the file was changed since it was saved, or does not fit the networks. The
+            networks and the optimizer may be partly overwritten then.
     """
     tensors, metadata = read(path)
     try:
@@ -152,7 +154,7 @@ def load(
                 state.setdefault(int(index), {})[field] = value
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
             for parameter, moments in optimizer.state.items():
-                # In the parameter's own layout, which fused optimisers take for granted.
+                # Fused optimizers assume that their state has the parameter's memory layout.
                 for field, value in moments.items():
                     if value.shape == parameter.shape:
                         moments[field] = torch.empty_like(parameter).copy_(value)
@@ -165,11 +167,11 @@ def load(
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A checkpoint's tensors by name, and its metadata.
+    """Return a checkpoint's tensors by name, and its metadata.
 
     Raises:
-        MissingError: There is no such file any more.
-        DamagedError: The file is not what was saved.
+        MissingError: If the file no longer exists.
+        DamagedError: If the file was changed since it was saved.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:

@@ -1,7 +1,7 @@
-"""Say so where a run's fusion is dead from the start, before hours go into it.
+"""Warn if a run's fusion is dead from the start, before hours of training are wasted.
 
-A ReLU on scores, which both of the authors' presets have, lets an initialization be such that every
-score is cut off in every state. Nothing that weighs the models then gets a gradient, and never will.
+With a ReLU on scores, which both of the authors' presets have, an initialization can set every
+score to 0 in every state. The scorer then gets no gradient, and never will.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import logging
 from collections.abc import Mapping
 
 DEAD_ROWS = "wsa/dead_rows"
-"""Share of a batch's states in which all scores are cut off at 0 (`Fusion.dead_rows`)."""
+"""Metric: fraction of a batch's states in which a ReLU zeroes all scores (`Fusion.dead_rows`)."""
 
 _log = logging.getLogger(__name__)
 
 
 class DeadFusion:
-    """Looks at the first line of metrics that tells, of this process's part of a run."""
+    """Checks the first line of metrics in this process that has `DEAD_ROWS`."""
 
     def __init__(self) -> None:
         self._seen = False
 
     def see(self, line: Mapping[str, float]) -> None:
-        """Warn if the line is the first one, and no state's scores get a gradient."""
+        """Warn if this is the first such line, and no state's scores get a gradient."""
         if self._seen or DEAD_ROWS not in line:
             return
         self._seen = True

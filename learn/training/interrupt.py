@@ -1,4 +1,4 @@
-"""Stop a training when asked to, at the end of a step, with its state saved."""
+"""Stop training on a signal, at the end of a step, after its state is saved."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from wsa.store.common.errors import Terminated
 
 
 class StopRequest:
-    """While entered, Ctrl-C and SIGTERM ask to stop after the update at hand; a second one stops.
+    """Turns Ctrl-C and SIGTERM into a request to stop after the step; a second one stops at once.
+
+    Active while used as a context manager.
 
     Attributes:
-        asked: What to raise once all is saved, if it was asked to stop.
+        asked: Exception to raise after everything is saved; None until a signal arrives.
     """
 
     def __init__(self) -> None:
@@ -28,7 +30,7 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            # None: it was set by something other than Python.
+            # None: the handler was not installed from Python.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _ask(self, number: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""The loop that every training shares: metrics, evaluations, checkpoints, and stopping when asked."""
+"""The loop that all training shares: metrics, evaluations, checkpoints, and interruption."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ OnLine = Callable[[int, dict[str, float]], None]
 
 
 def times(frequency: int, steps: int, stride: int = 1) -> int:
-    """How often something that happens every `frequency` steps happened in the last `stride`."""
+    """Return how often an event with period `frequency` occurred in the last `stride` steps."""
     return steps // frequency - (steps - stride) // frequency if frequency else 0
 
 
 class Evaluation(Protocol):
-    """Games that are played every so often: `wsa.learn.evaluation.periodic.PeriodicEvaluation`."""
+    """Periodic evaluation games: `wsa.learn.evaluation.periodic.PeriodicEvaluation`."""
 
     seconds: float
 
     def due(self, step: int, *, stride: int = 1, last: bool = False) -> bool:
-        """Whether to play after a step."""
+        """Return whether to play after a step."""
         ...
 
     def owed(self, folder: Path, step: int, *, stride: int = 1, last: bool = False) -> bool:
-        """Whether an interruption left out the games after a step."""
+        """Return whether an interruption skipped the games that were due after a step."""
         ...
 
     def play(self, network: Any, step: int, metrics: Metrics, stop: StopRequest) -> None:
-        """Play, and write a line of metrics."""
+        """Play the games, and write a line of metrics."""
         ...
 
 
 class Loop:
-    """The steps of a training, from where it continues to its last.
+    """Iterates over the remaining steps of a training run.
 
         with Loop(folder, start, total, save=save, save_frequency=1000) as loop:
             for step in loop:
@@ -48,24 +48,24 @@ class Loop:
                 if loop.every(100):
                     loop.write(line)
 
-    After each step the loop plays the evaluation that is due and saves a checkpoint: every so often,
-    at the last step, and when the training is asked to stop (Ctrl-C, SIGTERM), which it then does.
+    After each step, the loop plays the evaluation if one is due. It saves a checkpoint at a fixed
+    frequency, at the last step, and on Ctrl-C or SIGTERM, after which it stops.
 
     Args:
         folder: The run's folder.
-        start: Step that the training continues from.
-        total: Its last step.
-        save: Saves a checkpoint of a step.
+        start: Step to continue from.
+        total: Last step.
+        save: Saves a checkpoint, given the step.
         save_frequency: Steps between checkpoints.
-        stride: Steps that are made at once.
+        stride: Steps per iteration.
         on_line: Called with every line of metrics.
-        evaluation: Games to play every so often, if any.
-        network: What plays them.
-        trained: Whether it has had an update; before that there is nothing to evaluate.
+        evaluation: Periodic evaluation games, if any.
+        network: The network to evaluate.
+        trained: Whether the network has had an update; before the first, no games are played.
 
     Attributes:
-        metrics: The run's scalars.
-        step: The step at hand.
+        metrics: The run's metrics.
+        step: The current step.
     """
 
     metrics: Metrics
@@ -104,10 +104,10 @@ class Loop:
         self._open.close()
 
     def __iter__(self) -> Iterator[int]:
-        """The steps that are left.
+        """Yield the remaining steps.
 
         Raises:
-            KeyboardInterrupt: It was asked to stop; a checkpoint has been saved.
+            KeyboardInterrupt: On Ctrl-C or SIGTERM, after a checkpoint is saved.
         """
         self._play_owed()
         for step in range(self._start + self._stride, self._total + 1, self._stride):
@@ -116,7 +116,7 @@ class Loop:
             evaluation = self._evaluation
             if evaluation and self._trained() and self._due(evaluation):
                 evaluation.play(self._network, step, self.metrics, self._stop)
-            stopping = self._stop.asked  # Once: a signal may come between the lines below.
+            stopping = self._stop.asked  # Read once: a signal may arrive between the lines below.
             if self.every(self._save_frequency) or stopping:
                 self.metrics.flush()
                 self._save(step)
@@ -127,34 +127,34 @@ class Loop:
 
     @property
     def last(self) -> bool:
-        """Whether the step at hand is the last."""
+        """Whether the current step is the last."""
         return self._finished or self.step == self._total
 
     @property
     def seconds(self) -> float:
-        """Time since the loop was entered, less what evaluations took."""
+        """Seconds since the loop was entered, without evaluations."""
         played = self._evaluation.seconds if self._evaluation else 0.0
         return time.perf_counter() - self._began - played
 
     def every(self, frequency: int) -> bool:
-        """Whether something that happens every `frequency` steps, and at the last, happens now."""
+        """Return whether an event with period `frequency` is due; at the last step it always is."""
         return times(frequency, self.step, self._stride) > 0 or self.last
 
     def write(self, line: dict[str, float]) -> None:
-        """Write a line of metrics at the step at hand."""
+        """Write a line of metrics for the current step."""
         self.metrics.write(self.step, line)
         self._dead.see(line)
         self._on_line(self.step, line)
 
     def finish(self) -> None:
-        """Make the step at hand the last."""
+        """Make the current step the last."""
         self._finished = True
 
     def _due(self, evaluation: Evaluation) -> bool:
         return evaluation.due(self.step, stride=self._stride, last=self.last)
 
     def _play_owed(self) -> None:
-        """Play the games that an interruption left out."""
+        """Play the games that an interruption skipped."""
         evaluation, last = self._evaluation, self._start == self._total
         if not evaluation or not self._trained():
             return

@@ -1,4 +1,4 @@
-"""Scalars of a run: JSON lines always, TensorBoard beside them, under CleanRL's keys."""
+"""A run's metrics as JSON lines and TensorBoard events, under CleanRL's keys."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Metrics:
 
     Args:
         folder: The run's folder.
-        start: Step the run continues from; lines of later steps, from before an interruption, are
-            dropped.
+        start: Step the run continues from. Lines of later steps, written before an interruption,
+            are dropped.
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
@@ -34,11 +34,11 @@ class Metrics:
             kept = b"".join(line + b"\n" for line in lines if _step(line) <= start)
         atomic_files.replace(path, kept)
         self._lines = path.open("a")
-        # TensorBoard forgets what another file has of these steps.
+        # Makes TensorBoard discard later steps in the run's earlier event files.
         self._board = SummaryWriter(str(folder), purge_step=start + 1)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """One line of scalars at `step`; what is not a finite number is null, as JSON has it."""
+        """Write one line of scalars at `step`. JSON has no NaN or infinity: they become null."""
         finite = {key: value if math.isfinite(value) else None for key, value in scalars.items()}
         line = {"step": step, "time": round(time.time(), 3), **finite}
         self._lines.write(json.dumps(line) + "\n")
@@ -47,7 +47,7 @@ class Metrics:
             self._board.add_scalar(key, value, step)
 
     def flush(self) -> None:
-        """Make what was written durable, as the checkpoint that continues from here will be."""
+        """Write all lines to disk, before a checkpoint of this step."""
         os.fsync(self._lines.fileno())
         self._board.flush()
 
@@ -65,14 +65,14 @@ class Metrics:
 
 
 def has(folder: Path, step: int, key: str) -> bool:
-    """Whether a run has a scalar of a step."""
+    """Return whether a run's metrics have a scalar at a step."""
     path = folder / FILE
     lines = path.read_bytes().splitlines() if path.exists() else []
     return any(_step(line) == step and key in json.loads(line) for line in lines)
 
 
 def _step(line: bytes) -> int:
-    """Step of a line; one that was cut off counts as later than all."""
+    """Return the step of a line; a truncated line counts as later than all others."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
