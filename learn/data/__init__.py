@@ -1,1 +1,1 @@
-"""Batches of transitions from stored embeddings."""
+"""Sample batches of transitions from stored embeddings."""

@@ -1,4 +1,4 @@
-"""n-step returns over the rows of a flat map, and which episodes are held out."""
+"""Compute n-step returns over the rows of a flat map, and hold out episodes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from wsa.store.objects.flat_map import FlatMap
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """What followed n steps after each of some rows.
+    """Result of walking up to n steps from each of B rows.
 
     Attributes:
-        returns: (B,) float32, sum of gamma^j r_j over the steps made.
-        discounts: (B,) float32, gamma^steps made, and 0 where the game ended: what the value of
-            the last state counts.
-        last: (B,) int64, row of the last state reached.
-        whole: (B,) bool, whether nothing but the game's end kept it from n steps.
+        returns: Sum of gamma^j r_j over the steps made, (B,) float32.
+        discounts: Factor on the value of the last state, (B,) float32: gamma^(steps made), or 0 if
+            the game ended.
+        last: Row of the last state reached, (B,) int64.
+        whole: Whether the walk made n steps or reached the game's end, (B,) bool.
     """
 
     returns: NDArray[np.float32]
@@ -31,22 +31,22 @@ class Steps:
 
 
 def walk(flat: FlatMap, rows: NDArray[np.int64], n: float, gamma: float, clip: bool) -> Steps:
-    """Go up to n steps on from each row, and add up what was earned.
+    """Walk up to n steps from each row, and sum the discounted rewards.
 
-    A walk ends early at the episode's end, terminated or truncated, and where a segment was cut
-    inside it. The row after a step is its true next observation in every case, so the value of the
-    last state can be had there; it counts unless the game itself ended.
+    A walk ends early when the episode terminates or is truncated, or where a segment ends inside
+    the episode. The row after a step always holds its true next observation, so a value can be
+    bootstrapped there unless the game itself ended.
 
     Args:
-        flat: The data.
-        rows: (B,) rows that hold a step.
-        n: Steps at most; may be infinite.
+        flat: The stored transitions.
+        rows: Rows that hold a step, (B,).
+        n: Maximum number of steps; may be infinite.
         gamma: Discount per step.
-        clip: Whether to add up signs of rewards.
+        clip: Whether to replace rewards by their sign.
     """
     at = rows.copy()
     returns, discounts = np.zeros(len(rows)), np.ones(len(rows))
-    going = np.arange(len(rows))  # Places of the walks that go on.
+    going = np.arange(len(rows))  # Indices of the walks still going.
     ended = np.zeros(len(rows), np.bool_)
     made = 0
     while made < n and len(going):
@@ -67,26 +67,27 @@ def walk(flat: FlatMap, rows: NDArray[np.int64], n: float, gamma: float, clip: b
 
 
 def horizon(gamma: float) -> float:
-    """Steps after which a reward counts less than a hundredth; infinite for gamma 1."""
+    """Return the number of steps after which the discount is below 1/100; infinite for gamma 1."""
     return inf if gamma >= 1 else int(np.ceil(np.log(0.01) / np.log(max(gamma, 1e-9)))) or 1
 
 
 def hold_out(flat: FlatMap, fraction: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Part the steps by whole episodes into those to train on and those to validate with.
+    """Split the steps into a training and a validation set by whole episodes.
 
-    An episode is held out by the hash of its name (collection run, environment, number), so that
-    another seed, another learner or more data moves few. One that goes on in another segment is
-    held out with all of its parts.
+    Episodes are chosen by the hash of their name (collection run, environment, number), so another
+    seed or another learner changes nothing, and more data changes little. An episode that spans
+    several segments is held out as a whole.
 
     Args:
-        flat: The data.
-        fraction: Of the episodes; if it is not 0 and there are two episodes, one is held out.
+        flat: The stored transitions.
+        fraction: Fraction of the episodes to hold out. Unless it is 0, at least one of two or more
+            episodes is held out.
 
     Returns:
-        (S,) rows to train on and (V,) rows to validate with, in the snapshot's order.
+        Rows to train on, (S,), and rows to validate on, (V,), both in the snapshot's order.
     """
     places: dict[str, int] = {}
-    of = np.full(len(flat.rows), -1)  # The episode of each row, as its place in `places`.
+    of = np.full(len(flat.rows), -1)  # Index of each row's episode in `places`.
     for part in flat.parts:
         rows = slice(part.row, part.row + part.rows)
         run = "-".join(part.segment.split("-")[:2])

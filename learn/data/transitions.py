@@ -1,4 +1,4 @@
-"""Stacks of embeddings for a learner: drawn from the flat map, or kept while playing live."""
+"""Batches of transitions, and uniform sampling of them from the flat map."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from wsa.store.objects.flat_map import FlatMap
 
 
 class StateRows:
-    """Gathers rows into one buffer.
+    """Gathers rows of embeddings into one buffer.
 
     Args:
-        flat: The data.
+        flat: The stored embeddings.
 
     Attributes:
-        width: Numbers in a row.
+        width: Number of values in a row.
     """
 
     def __init__(self, flat: FlatMap) -> None:
         self._flat = flat
         self.width = flat.width + flat.window_width
-        # One buffer for every batch: numpy gathers into it without allocating.
+        # Reused for every batch, so numpy gathers without allocating.
         self._buffer = np.empty((0, 0, self.width), flat.embeddings.dtype)
 
     def gather(
         self, frames: NDArray[np.int64], ends: Mapping[int, NDArray[np.int64]]
     ) -> NDArray[Any]:
-        """Gather runs of rows.
+        """Gather B runs of m rows.
 
         Args:
-            frames: (B, m) which frames they show, as `FlatMap.stack` gives them.
-            ends: By place in the run, the (B,) rows of the flat map at which states end there.
+            frames: Frame of each row, (B, m), as returned by `FlatMap.stack`.
+            ends: For each position in a run at which a state ends, the states' rows in the flat
+                map, (B,).
 
         Returns:
-            (B, m, width), the caller's until the next call.
+            Embeddings, (B, m, width), valid until the next call.
         """
         flat, (count, length) = self._flat, frames.shape
         if self._buffer.shape[1] != length or len(self._buffer) < count:
@@ -66,17 +67,16 @@ class StateRows:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Transitions of n steps.
+    """A batch of n-step transitions.
 
     Attributes:
-        states: (B, k, width), embeddings of k consecutive frames, oldest first. Before an
-            episode's first frame that frame is repeated. Of models with a window only the last
-            counts (`wsa.learn.data.transitions`).
-        following: (B, k, width), the same of the last state that n steps reach.
+        states: Embeddings of k consecutive frames, (B, k, width), oldest first. At the start of an
+            episode, its first frame is repeated. Models with a window fill only the last row.
+        following: Embeddings of the state after the last step, (B, k, width).
         actions: (B,) int64.
-        rewards: (B,) float32, the discounted sum of what these steps earned.
-        discounts: (B,) float32, what the value of the last state counts: gamma^n, less steps where
-            there were fewer, 0 where the game ended; a truncated episode is not an end.
+        rewards: Discounted sum of the n rewards, (B,) float32.
+        discounts: Factor on the bootstrap value, (B,) float32: gamma^n, with a smaller exponent if
+            fewer steps were made, and 0 if the game ended. Truncation does not count as an end.
     """
 
     states: Tensor
@@ -87,23 +87,23 @@ class Batch:
 
     @classmethod
     def join(cls, parts: Sequence[Batch]) -> Batch:
-        """Several batches as one."""
+        """Concatenate batches."""
         fields = [field.name for field in dataclasses.fields(cls)]
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
 
 
 class OfflineBatches:
-    """Uniform draws, with replacement, of steps in a flat map.
+    """Samples transitions uniformly, with replacement, from a flat map.
 
     Args:
-        flat: The data.
-        depth: k, frames in a state.
-        batch_size: Transitions in a batch.
-        seed: Of the draws.
-        steps: Rows to draw from; all steps if None.
-        n_step: Steps in a transition.
+        flat: The stored transitions and embeddings.
+        depth: Number of frames in a state, k.
+        batch_size: Number of transitions in a batch.
+        seed: Seed of the sampling.
+        steps: Rows to sample from; None for all steps.
+        n_step: Number of steps in a transition.
         gamma: Discount per step.
-        clip: Whether rewards count by their sign.
+        clip: Whether to replace rewards by their sign.
     """
 
     def __init__(
@@ -127,27 +127,27 @@ class OfflineBatches:
         self._state_rows = StateRows(flat)
 
     def draw(self, size: int = 0) -> Batch:
-        """The next batch; its states are the caller's until the next one.
+        """Sample the next batch. Its states are valid until the next call.
 
         Args:
-            size: Transitions, where it is not a whole batch.
+            size: Number of transitions; 0 for the batch size.
 
         Raises:
-            UsageError: `depth` is more than what segments repeat of each other.
+            UsageError: If `depth` exceeds the number of frames that segments repeat.
         """
         size = size or self._batch_size
         return self.of(self._steps[self._generator.integers(len(self._steps), size=size)])
 
     def of(self, rows: NDArray[np.int64]) -> Batch:
-        """The transitions that begin at some rows; their states are the caller's until the next.
+        """Return the transitions that begin at `rows`. Their states are valid until the next call.
 
         Args:
-            rows: (B,) rows that hold a step.
+            rows: Rows that hold a step, (B,).
         """
         flat, depth = self._flat, self._depth
         steps = walk(flat, rows, self._n_step, self._gamma, self._clip)
         state = flat.stack(rows, depth)
-        if self._n_step == 1:  # The two overlap in all frames but one, which is gathered once.
+        if self._n_step == 1:  # Gather the k - 1 shared frames once.
             frames = np.column_stack([state, flat.rows["frame"][steps.last]])
         else:
             frames = np.column_stack([state, flat.stack(steps.last, depth)])
@@ -162,26 +162,26 @@ class OfflineBatches:
         )
 
     def state(self) -> dict[str, Any]:
-        """Where the draws stand, as JSON values."""
+        """Return the generator's state as JSON values."""
         return self._generator.bit_generator.state  # type: ignore[return-value]
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken."""
+        """Restore what `state` returned."""
         self._generator.bit_generator.state = state
 
 
 def moments(flat: FlatMap, most: int = 20_000) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each embedding number over the steps, (width,) float32 each.
+    """Estimate each feature's mean and standard deviation over the steps, (width,) float32 each.
 
-    All frames of one game are alike, so what tells them apart is a small part of an embedding;
-    learners subtract the mean and divide by the deviation. Numbers that hardly vary are not blown
-    up: a deviation counts as at least a hundredth of its model's mean one.
+    All frames of one game look alike, so only a small part of an embedding tells them apart.
+    Learners therefore subtract the mean and divide by the standard deviation. To avoid amplifying
+    features that hardly vary, a standard deviation is at least 1/100 of its model's average.
 
     Args:
-        flat: The data.
-        most: Steps to look at, evenly spaced.
+        flat: The stored transitions and embeddings.
+        most: Maximum number of steps to use, evenly spaced.
     """
-    # By way of the steps: the flat map's files may hold other segments than this snapshot's.
+    # Go through the steps, because the flat map's files may hold segments outside this snapshot.
     at = np.unique(np.linspace(0, len(flat.steps) - 1, most).astype(np.int64))
     rows = flat.steps[at]
     frames = flat.rows["frame"][rows]
@@ -194,8 +194,8 @@ def moments(flat: FlatMap, most: int = 20_000) -> tuple[Tensor, Tensor]:
 
 
 def moments_of(sample: NDArray[Any]) -> tuple[Tensor, Tensor]:
-    """As `moments`, of some embeddings (n, width) by one model."""
-    # float64: in float32 a sum over rows loses what little differs between frames.
+    """Return the moments of one model's embeddings (n, width); see `moments`."""
+    # float64: a float32 sum over rows loses the small differences between frames.
     exact = sample.astype(np.float64)
     spread = exact.std(axis=0)
     deviation = np.maximum(spread, 0.01 * spread.mean() + 1e-6)
