@@ -1,1 +1,1 @@
-"""Atari environments and the policies that play them."""
+"""Atari environments, and policies to play them."""

@@ -1,16 +1,15 @@
-"""Atari games, played one way that is stated: protocol, screen, seeds and autoreset in one place.
+"""Atari environments: protocol, screen, seeds, and autoreset in one place.
 
-All play, for collecting and for evaluating, goes through `make_env`: ale-py's native vector
-environment, the whole RGB screen, rewards as the game gives them. Autoreset is SAME_STEP: the step
-that ends an episode returns the next episode's first frame and, in `info["final_obs"]`, the last
-frame of the old one.
+Collection, training, and evaluation all use `make_env`: ale-py's native vector environment, the
+whole RGB screen, and raw rewards. Autoreset is SAME_STEP: the step that ends an episode returns the
+next episode's first frame and, in `info["final_obs"]`, the last frame of the old one.
 
-That last frame is true where an episode was cut by its limit of steps, so a value may be
-bootstrapped from it. Where the *game* ended, it is what ale-py 0.12 makes of it, and
-`gymnasium.wrappers.AtariPreprocessing` too: both stop before they look at the screen on which the
-game ended. If the game ended in the first, second or third of the four emulator frames of a step,
-the last frame is the frame before it again; in the fourth, the pixel-wise maximum of the frame
-before it and the third screen. Nothing learns from that picture: nothing follows it.
+If the step limit ended the episode, this is its true last frame, and a value may be bootstrapped
+from it. If the *game* ended, it is not: ale-py 0.12, like `gymnasium.wrappers.AtariPreprocessing`,
+stops before it reads the screen on which the game ended. If that happened in the first, second, or
+third of a step's four emulator frames, the last frame is a copy of the previous frame; in the
+fourth, the pixel-wise maximum of the previous frame and the third screen. No learner uses this
+frame, because no value is bootstrapped after a game's end.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from wsa.store.common.errors import UsageError
 from wsa.store.format.records import Protocol
 
 FRAME_SKIP = 4
-MAX_STEPS = 27_000  # 30 minutes of play at 60 Hz, the field's limit (108 000 emulator frames).
+MAX_STEPS = 27_000  # 30 minutes of play at 60 Hz, the usual limit (108,000 emulator frames).
 _NEVER = 1 << 30  # emulator frames; ale-py counts them in an int
 
-# `classic` is what NoopFrameskip-v4 environments with the usual wrappers did; `v5` is the protocol
-# of Machado et al. (2018), as ALE/*-v5. Scores under the two must not be compared.
+# `classic` is NoopFrameskip-v4 with the usual wrappers; `v5` is the protocol of Machado et al.
+# (2018), as in ALE/*-v5. Do not compare scores between the two.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "classic": {"sticky": 0.0, "noop_max": 30, "fire_reset": True, "full_action_space": False},
     "v5": {"sticky": 0.25, "noop_max": 0, "fire_reset": False, "full_action_space": True},
@@ -46,7 +45,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 @functools.cache
 def games() -> dict[str, str]:
-    """ALE game ids and the names of their ROMs, `{"MsPacman": "ms_pacman", ...}`, sorted."""
+    """Return the ROM name of each ALE game id, `{"MsPacman": "ms_pacman", ...}`, sorted."""
     gymnasium.register_envs(ale_py)
     specs = (s for s in gymnasium.registry.values() if s.id.startswith("ALE/"))
     found = {
@@ -61,7 +60,7 @@ def check_game(game: str) -> str:
     """Return `game` if it is an ALE game.
 
     Raises:
-        UsageError: It is not; the message gives the nearest names.
+        UsageError: If it is not; the message suggests similar names.
     """
     if game in games():
         return game
@@ -77,14 +76,14 @@ def check_game(game: str) -> str:
 
 @functools.cache
 def screen(game: str) -> tuple[int, int]:
-    """Height and width of a game's screen in pixels; 210 x 160 for most games."""
+    """Return the height and width of a game's screen in pixels, 210 x 160 for most games."""
     height, width = _emulator(game).getScreenDims()
     return height, width
 
 
 @functools.cache
 def action_names(game: str, full_action_space: bool) -> tuple[str, ...]:
-    """What the actions of a game are called: those it knows, or all that a console has."""
+    """Return the names of a game's actions: its minimal set, or all 18 of the console."""
     emulator = _emulator(game)
     actions = emulator.getLegalActionSet() if full_action_space else emulator.getMinimalActionSet()
     return tuple(action.name for action in actions)
@@ -92,7 +91,7 @@ def action_names(game: str, full_action_space: bool) -> tuple[str, ...]:
 
 @functools.cache
 def switches(game: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The modes and the difficulties that a cartridge has."""
+    """Return a game's available modes and difficulties."""
     emulator = _emulator(game)
     return tuple(emulator.getAvailableModes()), tuple(emulator.getAvailableDifficulties())
 
@@ -105,12 +104,12 @@ def _emulator(game: str) -> ale_py.ALEInterface:
 
 
 def emulator_identity(game: str) -> tuple[str, str]:
-    """Version of ale-py and MD5 of the game's ROM, as recorded in every segment."""
+    """Return ale-py's version and the MD5 of the game's ROM, which every segment records."""
     return ale_py.__version__, hashlib.md5(rom(game).read_bytes()).hexdigest()
 
 
 def rom(game: str) -> Path:
-    """The file of a game's ROM."""
+    """Return the path of a game's ROM."""
     path = roms.get_rom_path(games()[check_game(game)])
     assert path is not None, f"ale-py registers {game} without its ROM"
     return Path(path)
@@ -124,7 +123,7 @@ def quiet_emulator() -> None:
 def protocol(
     game: str, name: str, sticky: float | None = None, max_steps: int = MAX_STEPS
 ) -> Protocol:
-    """Spell out a protocol for a game.
+    """Return a protocol with all its details for a game.
 
     Args:
         game: ALE game id.
@@ -133,7 +132,7 @@ def protocol(
         max_steps: Steps after which an episode is truncated.
 
     Raises:
-        UsageError: No such game or protocol, or a value out of range.
+        UsageError: If the game or protocol does not exist, or a value is out of range.
     """
     check_game(game)
     if name not in PROTOCOLS:
@@ -163,10 +162,10 @@ def protocol(
 
 
 class _Env(AtariVectorEnv):
-    """The native environment, with episodes cut after `max_steps` steps.
+    """The native environment, with episodes truncated after `max_steps` steps.
 
-    ale-py's own limit stops inside the last step, so that its last frame is no true one. The
-    wrappers of others cut between steps; so does this.
+    ale-py's own limit stops inside the last step, so the last frame is not a true one. This class
+    truncates between steps, as Gymnasium's wrappers do.
     """
 
     def __init__(self, rom: str, num_envs: int, max_steps: int, **details: Any) -> None:
@@ -177,7 +176,7 @@ class _Env(AtariVectorEnv):
     def reset(  # type: ignore[override]  # ale-py types its result by an unbound variable.
         self, *, seed: int | NDArray[Any] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]:
-        """Begin episodes, everywhere or where `options["reset_mask"]` says."""
+        """Begin episodes in all environments, or in those that `options["reset_mask"]` selects."""
         self._played[(options or {}).get("reset_mask", ...)] = 0
         result: tuple[NDArray[np.uint8], dict[str, NDArray[Any]]]
         result = super().reset(seed=seed, options=options)
@@ -202,11 +201,11 @@ class _Env(AtariVectorEnv):
 
 
 def make_env(game: str, stated: Protocol, num_envs: int) -> AtariVectorEnv:
-    """A vector of environments that play `game` by `stated`.
+    """Make a vector environment that plays `game` by the protocol `stated`.
 
     Observations are (num_envs, 1, H, W, 3) uint8; rewards are raw; actions index
-    `stated.actions`. With `reset(seed=s)` environment i is seeded with s + i, and what it does
-    then does not depend on how many others there are.
+    `stated.actions`. `reset(seed=s)` seeds environment i with s + i. How it then behaves does not
+    depend on the number of environments.
     """
     quiet_emulator()
     height, width = screen(game)
@@ -234,7 +233,7 @@ def make_env(game: str, stated: Protocol, num_envs: int) -> AtariVectorEnv:
 
 
 def group_sizes(num_envs: int, groups: int) -> list[int]:
-    """How many environments are in each of so many groups, as alike as can be, the larger first."""
+    """Split environments into groups of nearly equal size; return the sizes, largest first."""
     return [len(range(i, num_envs, groups)) for i in range(groups)]
 
 
@@ -245,7 +244,7 @@ def pictures(observations: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def describe(stated: Protocol) -> str:
-    """A protocol in a line."""
+    """Describe a protocol in one line."""
     start = "FIRE at a reset, " if stated.fire_reset else ""
     return (
         f"protocol {stated.name} (sticky actions {stated.sticky:g}, up to {stated.noop_max} "

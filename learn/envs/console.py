@@ -1,8 +1,8 @@
-"""A plain emulator that plays as the native vector environment does, and can be looked into and changed.
+"""An emulator that plays like the native vector environment, with access to memory and switches.
 
-ale-py's native vector environment shows no memory, and can be given neither a mode, nor a difficulty,
-nor a byte. `ale_py.ALEInterface` can. `Console` plays one game with it exactly as an environment of
-`atari.make_env` does: FIRE and no-ops at a reset, frame skip, maximum of the last two screens,
+ale-py's native vector environment does not expose the memory, and cannot set a mode, a difficulty,
+or a byte. `ale_py.ALEInterface` can. `Console` plays one game with it exactly like an environment
+of `atari.make_env`: FIRE and no-ops at a reset, frame skip, maximum of the last two screens, and
 sticky actions drawn by the emulator itself. `Consoles` is a vector of them.
 """
 
@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 from wsa.learn.envs import atari as games
 from wsa.store.format.records import Protocol
 
-# Changes the emulator's memory; called before each emulator frame.
+# A function that changes the emulator's memory, called before each emulator frame.
 Write = Callable[[ale_py.ALEInterface], None]
 
 
 class Console:
-    """One emulator, with its memory.
+    """One emulator with access to its memory.
 
     Args:
         game: ALE game id.
-        stated: How to play.
-        mode, difficulty: The game's switches; as they stand when a cartridge is put in if not given.
-        writes: Each makes, when an episode begins, what then changes the memory.
+        stated: The protocol.
+        mode, difficulty: The game's switches; None for the cartridge's defaults.
+        writes: Factories, each called at the start of an episode to make a `Write`.
 
     Attributes:
-        screen: (H, W, 3) uint8 RGB, the newest frame. The step that ends a game leaves it as it was.
+        screen: The newest frame, (H, W, 3) uint8 RGB. The step that ends a game does not change it.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Console:
         self.screen = np.zeros((0, 0, 3), np.uint8)
 
     def reset(self, seed: int | None = None) -> None:
-        """Begin an episode; with a seed, begin to play."""
+        """Begin an episode. With a seed, first seed the emulator and reload the game."""
         if seed is not None:
             self._noops = np.random.RandomState(seed)
             self._ale.setInt("random_seed", seed)
@@ -79,11 +79,11 @@ class Console:
         self.screen = self._ale.getScreenRGB()
 
     def memory(self) -> NDArray[np.uint8]:
-        """What the memory holds, (128,)."""
+        """Return the emulator's memory, (128,) uint8."""
         return self._ale.getRAM()
 
     def step(self, action: int) -> tuple[float, bool]:
-        """Act; the reward, and whether the game ended."""
+        """Take one step. Return the reward, and whether the game ended."""
         reward, shown = 0.0, []
         for left in reversed(range(self._skip)):
             reward += self._act(self._actions[action])
@@ -100,10 +100,10 @@ class Console:
         return self._ale.act(action)
 
     def _draw(self, count: int) -> int:
-        """A number below `count`, as the native environment draws it; 0 if `count` is.
+        """Draw a number below `count` like the native environment; 0 if `count` is 0.
 
-        That is `std::uniform_int_distribution` of `std::mt19937` by libstdc++: Lemire's method
-        (2019, arXiv 1805.10941), of a generator that numpy seeds alike.
+        That is libstdc++'s `std::uniform_int_distribution` on `std::mt19937`: Lemire's method
+        (2019, arXiv 1805.10941), on a generator that numpy seeds in the same way.
         """
         while count:
             product = int(self._noops.randint(1 << 32, dtype=np.uint32)) * count
@@ -113,13 +113,13 @@ class Console:
 
 
 class Consoles:
-    """A vector of consoles; plays and ends episodes as what `atari.make_env` gives.
+    """A vector of consoles, which plays and ends episodes like an environment of `atari.make_env`.
 
     Args:
-        consoles: What is played, side by side.
+        consoles: The consoles.
         max_steps: Steps after which an episode is truncated.
-        show: Gives the frame that is shown, of (frame, seed of the console, frames it has shown
-            since it was seeded).
+        show: Returns the frame to show, given the frame, the console's seed, and the number of
+            frames that the console has shown since it was seeded.
     """
 
     def __init__(
@@ -135,10 +135,10 @@ class Consoles:
         self._played = np.zeros(len(consoles), np.int64)
 
     def reset(self, *, seed: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Begin to play everywhere; console i is seeded with seed + i.
+        """Seed console i with seed + i, and begin episodes in all consoles.
 
         Returns:
-            Observations (num_envs, 1, H, W, 3) uint8, and nothing else.
+            Observations (num_envs, 1, H, W, 3) uint8, and an empty info.
         """
         self._seed, self._shown = seed, 0
         self._played[:] = 0
@@ -151,11 +151,11 @@ class Consoles:
     ) -> tuple[
         NDArray[np.uint8], NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
     ]:
-        """Take one step in each console; where an episode ends, the next one begins.
+        """Take one step in each console; where an episode ends, begin the next one.
 
         Returns:
             Observations (num_envs, 1, H, W, 3) uint8; raw rewards, whether the game ended, and
-            whether the limit of steps ended the episode, each (num_envs,); and nothing else.
+            whether the step limit ended the episode, each (num_envs,); and an empty info.
         """
         done = [console.step(int(a)) for console, a in zip(self._consoles, actions, strict=True)]
         rewards = np.array([reward for reward, _ in done])
@@ -176,5 +176,5 @@ class Consoles:
         return np.stack(frames)[:, None]
 
     def close(self) -> None:
-        """Let the emulators go."""
+        """Release the emulators."""
         self._consoles = ()

@@ -1,7 +1,7 @@
-"""Changes of what is shown: colour maps of whole frames, and distortions drawn at random.
+"""Visual changes of frames: color maps, and random distortions.
 
-All of them are applied to the frame as an agent would see it, after the maximum of two screens. What
-happens in the game stays as it is.
+They are applied to the frame that the agent sees, after the maximum of two screens. The game itself
+does not change.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ class Look(Protocol):
     """Changes a frame."""
 
     def __call__(self, frame: Frame, generator: np.random.Generator) -> Frame:
-        """(H, W, 3) uint8 RGB to another such frame; draws what it needs from the generator."""
+        """Map a frame (H, W, 3) uint8 RGB to another; all randomness comes from `generator`."""
         ...
 
 
 class ColourMap:
-    """Gives each colour another one, wherever it stands.
+    """Maps each color to another, independent of its position.
 
     Args:
-        recolour: (n, 3) uint8 RGB to as many colours.
+        recolour: Maps colors (n, 3) uint8 RGB to n other colors.
     """
 
     def __init__(self, recolour: Callable[[Frame], Frame]) -> None:
         self._recolour = recolour
-        # By packed colour. Games show few colours: most of this memory is never touched.
+        # Indexed by packed color. Games show few colors, so most of this memory is never touched.
         self._known = np.zeros(1 << 24, np.bool_)
         self._table = np.zeros((1 << 24, 3), np.uint8)
 
     def __call__(self, frame: Frame, generator: np.random.Generator) -> Frame:
-        """Look every pixel up."""
+        """Look up every pixel's new color."""
         red, green, blue = (frame[..., channel].astype(np.int32) for channel in range(3))
         packed = red << 16 | green << 8 | blue
         known = self._known[packed]
@@ -51,12 +51,12 @@ class ColourMap:
 
 
 def invert() -> Look:
-    """Each channel's 255 - x."""
+    """Map each channel value x to 255 - x."""
     return ColourMap(lambda colours: 255 - colours)
 
 
 def grey() -> Look:
-    """Luma in all three channels, as OpenCV computes it."""
+    """Show the luma in all three channels, as OpenCV computes it."""
 
     def luma(colours: Frame) -> Frame:
         found: Frame = np.asarray(cv2.cvtColor(colours[None], cv2.COLOR_RGB2GRAY), np.uint8)
@@ -66,7 +66,7 @@ def grey() -> Look:
 
 
 def hue(degrees: float) -> Look:
-    """Hues turned by an angle; saturation and value of HSV stay."""
+    """Rotate all hues by an angle; saturation and value in HSV stay the same."""
 
     def turn(colours: Frame) -> Frame:
         hsv = cv2.cvtColor(colours[None].astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
@@ -78,22 +78,22 @@ def hue(degrees: float) -> Look:
 
 
 def palette(seed: int) -> Look:
-    """Each channel's 256 levels in another order: different colours stay different."""
+    """Permute each channel's 256 levels; different colors stay different."""
     generator = np.random.default_rng(seed)
     orders = np.stack([generator.permutation(256).astype(np.uint8) for _ in range(3)])
     return ColourMap(lambda colours: orders[np.arange(3), colours])
 
 
 def dim(factor: float) -> Look:
-    """Each channel times a factor from 0 to 1."""
+    """Multiply each channel by a factor from 0 to 1."""
     return ColourMap(lambda colours: (colours * factor).round().astype(np.uint8))
 
 
 def noise(deviation: float) -> Look:
-    """Gaussian noise on each channel of each pixel.
+    """Add Gaussian noise to each channel of each pixel.
 
     Args:
-        deviation: Its standard deviation, as a share of the range from 0 to 255.
+        deviation: Standard deviation of the noise, as a fraction of the range from 0 to 255.
     """
 
     def disturb(frame: Frame, generator: np.random.Generator) -> Frame:
@@ -104,7 +104,7 @@ def noise(deviation: float) -> Look:
 
 
 def occlude(side: int) -> Look:
-    """A black square somewhere on the screen, elsewhere in each frame."""
+    """Cover each frame with a black square at a random position."""
 
     def cover(frame: Frame, generator: np.random.Generator) -> Frame:
         covered = frame.copy()
@@ -116,5 +116,5 @@ def occlude(side: int) -> Look:
 
 
 def flicker(share: float) -> Look:
-    """A black frame instead, with a probability (Hausknecht & Stone 2015, arXiv 1507.06527)."""
+    """Show a black frame with probability `share` (Hausknecht & Stone 2015, arXiv 1507.06527)."""
     return lambda frame, generator: np.zeros_like(frame) if generator.random() < share else frame

@@ -1,9 +1,9 @@
-"""Games changed through the emulator's memory: other looks, and other rules.
+"""Games with other looks or rules, changed through the emulator's memory.
 
-Bytes are written before each emulator frame, as HackAtari does (Delfosse et al. 2024, arXiv
-2406.03997; MIT, https://github.com/k4ntz/HackAtari), whose modifications gave the ideas for these.
-The addresses stand here because they were found to do what is said when the games of ale-py 0.12.1
-were played; `tests/learn/test_variants.py` plays them again.
+Bytes are written before each emulator frame, as in HackAtari (Delfosse et al. 2024, arXiv
+2406.03997; MIT, https://github.com/k4ntz/HackAtari), whose modifications inspired these. The effect
+of each address was checked by playing the games of ale-py 0.12.1; `tests/learn/test_variants.py`
+repeats that.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class MemoryChange:
 
     Attributes:
         game: ALE game id.
-        rules: Whether what happens changes. If not, the same actions earn the same rewards and end
-            the same games, and only frames differ.
-        addresses: Of the bytes that are written.
-        begin: Makes what writes, at the beginning of each episode.
+        rules: Whether the game's rules change. If not, only frames differ: the same actions earn
+            the same rewards and end the game at the same step.
+        addresses: Addresses of the bytes that are written.
+        begin: Makes the `Write` at the start of each episode.
     """
 
     game: str
@@ -35,7 +35,7 @@ class MemoryChange:
 
 
 def _constant(game: str, rules: bool, values: Mapping[int, int]) -> MemoryChange:
-    """Some bytes always hold the same."""
+    """Keep bytes at constant values."""
 
     def write(emulator: ale_py.ALEInterface) -> None:
         for byte, value in values.items():
@@ -45,7 +45,7 @@ def _constant(game: str, rules: bool, values: Mapping[int, int]) -> MemoryChange
 
 
 class _StoppedCars:
-    """Freeway's cars stay where they are when an episode begins: at the right edge."""
+    """Stops Freeway's cars where they are when an episode begins: at the right edge."""
 
     CARS_X = range(108, 118)
 
@@ -60,9 +60,10 @@ class _StoppedCars:
 
 
 class _LazyEnemy:
-    """Pong's enemy stays where it is while the ball flies away from it, to the right.
+    """Stops Pong's enemy while the ball flies away from it, to the right.
 
-    It still trembles: from where it is put, the game moves it by up to 4 lines in a frame.
+    The enemy still jitters, because the game moves it by up to 4 lines per frame from where it is
+    put.
     """
 
     BALL_X, BALL_Y, ENEMY_Y = 49, 54, 21  # Byte 50, which probes read, is a copy of 21.
@@ -77,15 +78,15 @@ class _LazyEnemy:
         ball = int(memory[self.BALL_X])
         if ball != self._ball:
             self._ball, self._away = ball, ball > self._ball
-        if self._away and memory[self.BALL_Y]:  # 0 between two points.
+        if self._away and memory[self.BALL_Y]:  # It is 0 between points.
             emulator.setRAM(self.ENEMY_Y, self._enemy)
         else:
             self._enemy = int(memory[self.ENEMY_Y])
 
 
-# Colours of the console's palette: black, light grey, red, blue, green.
+# Colors of the console's palette: black, light gray, red, blue, green.
 _COLOURS = (0, 12, 48, 113, 200)
-_PLAYER, _ROWS = 62, range(64, 70)  # Breakout: player and ball; the rows of blocks.
+_PLAYER, _ROWS = 62, range(64, 70)  # Breakout: player and ball; rows of blocks.
 
 
 def _recoloured(player: int, blocks: int) -> MemoryChange:
@@ -94,7 +95,7 @@ def _recoloured(player: int, blocks: int) -> MemoryChange:
 
 
 CHANGES: dict[str, MemoryChange] = {
-    # The 25 of the paper: one colour for the player and the ball, one for all blocks.
+    # The paper's 25: one color for the player and the ball, one for all blocks.
     **{f"breakout-p{p}-b{b}": _recoloured(p, b) for p in range(5) for b in range(5)},
     "pong-lazy": MemoryChange("Pong", True, frozenset({_LazyEnemy.ENEMY_Y}), _LazyEnemy),
     "freeway-black": _constant("Freeway", False, dict.fromkeys(range(77, 87), 0)),

@@ -1,4 +1,4 @@
-"""A user's own policy, named as `wsa collect --policy module:callable`."""
+"""A user's own policy, from `wsa collect --policy module:callable`."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from wsa.store.common.errors import ConflictError, WsaError
 
 
 class MakesPolicy(Protocol):
-    """What `module:callable` names."""
+    """The callable that `module:callable` names."""
 
     def __call__(self, actions: Sequence[str], seed: int) -> Policy:
-        """A policy.
+        """Make a policy.
 
         Args:
-            actions: What the game's actions are called; the policy returns indices into them.
-            seed: Of the collection. The same name and seed must play the same: what is in the
-                store already is not written again.
+            actions: Names of the game's actions; the policy returns indices into them.
+            seed: Seed of the collection. The same name and seed must play identically, because
+                steps that are already in the store are not written again.
         """
         ...
 
 
 def load_policy(name: str, actions: Sequence[str], seed: int) -> Policy:
-    """Import a user's module, and make the policy that it names.
+    """Import a user's callable, and make its policy.
 
     Raises:
-        MissingError: No such module or callable here.
-        ConflictError: It raised, or is no policy.
+        MissingError: If the module or callable cannot be found.
+        ConflictError: If it raises an exception, or returns no policy.
     """
     try:
         make: MakesPolicy = user_code.find(name)
@@ -51,11 +51,11 @@ def load_policy(name: str, actions: Sequence[str], seed: int) -> Policy:
 
 
 class OwnPolicy:
-    """A user's policy, whose actions are checked before the emulator gets them.
+    """A user's policy, with its actions checked before the emulator gets them.
 
     Args:
-        name: As the user typed it.
-        policy: What acts.
+        name: Name that the user typed.
+        policy: The user's policy.
         actions: Number of actions.
     """
 
@@ -65,10 +65,10 @@ class OwnPolicy:
     def __call__(
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """As of `Policy`.
+        """See `Policy`.
 
         Raises:
-            ConflictError: It raised, or returned something else than actions.
+            ConflictError: If it raises an exception, or returns anything but valid actions.
         """
         try:
             found: NDArray[Any] = np.asarray(self._policy(frames, first, envs))

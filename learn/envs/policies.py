@@ -1,4 +1,4 @@
-"""Who chooses actions, while runs are judged and games collected."""
+"""Policies that choose actions during collection and evaluation."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Policy(Protocol):
         """Choose actions.
 
         Args:
-            frames: (n, H, W, 3) uint8 RGB, the newest screens.
-            first: (n,) whether each begins an episode.
-            envs: (n,) numbers of their environments.
+            frames: Newest screens, (n, H, W, 3) uint8 RGB.
+            first: Whether each frame begins an episode, (n,).
+            envs: Numbers of the frames' environments, (n,).
 
         Returns:
-            (n,) actions.
+            Actions, (n,).
         """
         ...
 
 
 class RandomPolicy:
-    """Uniform random actions: what the returns of others are compared with."""
+    """Uniform random actions, the baseline for other policies' returns."""
 
     def __init__(self, actions: int, seed: int) -> None:
         self._actions = actions
@@ -42,7 +42,7 @@ class RandomPolicy:
 
 
 class EachRandom:
-    """Uniform random actions, for each environment from a generator of its own."""
+    """Uniform random actions, with one generator per environment."""
 
     def __init__(self, actions: int, seed: int) -> None:
         self._actions = actions

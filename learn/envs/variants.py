@@ -1,18 +1,18 @@
-"""Games otherwise than a run learned them: what `wsa eval --variant SPEC` plays.
+"""Variants of the games that a run was trained on, for `wsa eval --variant SPEC`.
 
 A SPEC is one or more parts, joined with `+`:
 
     mode=12 difficulty=1        the cartridge's switches
-    sticky=0.25                 probability that the emulator repeats the action before
+    sticky=0.25                 probability that the emulator repeats the previous action
     ram:pong-lazy               a change through the emulator's memory (`memory_changes.py`)
     look:invert look:grey look:hue=120 look:palette=7 look:dim=0.5
-                                colours of the whole frame (`looks.py`)
+                                colors of the whole frame (`looks.py`)
     noise=0.1 occlude=16 flicker=0.5
-                                distortions of the whole frame, drawn at random
+                                random distortions of the whole frame
 
-Everything else is as in plain play: the same seeds begin with the same no-ops, so a game and its
-variant can be compared pair by pair. Looks and distortions are applied in the order given, before
-anything takes a frame's digest: an embedding that is found in a store is that of the frame shown.
+Everything else is as in the unchanged game: the same seed begins with the same no-ops, so a game
+and its variant can be compared pairwise. Looks and distortions are applied in the given order,
+before the frame's digest is computed, so cached embeddings are those of the frame shown.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from wsa.store.format.records import Protocol
 
 @dataclasses.dataclass(frozen=True)
 class _Number:
-    """The number that a part takes."""
+    """Range and type of the number that a part takes."""
 
     least: float
     most: float
     whole: bool
 
     def read(self, part: str, text: str) -> Any:
-        """The number that `text` says.
+        """Parse `text`.
 
         Raises:
-            UsageError: It says none, or one out of range.
+            UsageError: If it is not a number, or is out of range.
         """
         kind = int if self.whole else float
         try:
@@ -82,14 +82,14 @@ _GRADED: dict[str, tuple[_Number, Callable[[Any], Look]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What is different.
+    """Changes of a game.
 
     Attributes:
-        spec: As it was asked for.
-        mode, difficulty: The cartridge's switches.
-        sticky: Probability that an action is repeated.
+        spec: The SPEC that the user gave.
+        mode, difficulty: The cartridge's switches; None for the defaults.
+        sticky: Probability that an action is repeated; None for the protocol's.
         memory: Changes through the emulator's memory.
-        looks: Changes of frames, in their order.
+        looks: Changes of frames, in the order to apply them.
     """
 
     spec: str
@@ -101,12 +101,12 @@ class Variant:
 
     @property
     def keeps_rules(self) -> bool:
-        """Whether frames alone differ: the same actions earn the same rewards and end the same games."""
+        """Whether only frames differ, so the same actions earn the same rewards and game ends."""
         switched = (self.mode, self.difficulty, self.sticky) != (None, None, None)
         return not switched and not any(change.rules for change in self.memory)
 
     def make_env(self, game: str, stated: Protocol, num_envs: int) -> Consoles:
-        """What `atari.make_env` would give, with the changes."""
+        """Make an environment like that of `atari.make_env`, with the changes."""
         if self.sticky is not None:
             stated = msgspec.structs.replace(stated, sticky=self.sticky)
         begin = [change.begin for change in self.memory]
@@ -115,7 +115,7 @@ class Variant:
         return Consoles(consoles, stated.max_steps, self._show)
 
     def _show(self, frame: NDArray[np.uint8], seed: int, shown: int) -> NDArray[np.uint8]:
-        """A frame as it looks; what is random follows from the environment's seed and the step."""
+        """Apply the looks to a frame, at random by the environment's seed and the step alone."""
         if self.looks:
             generator = np.random.default_rng([seed, shown])
             for look in self.looks:
@@ -124,10 +124,10 @@ class Variant:
 
 
 def parse_variant(spec: str, game: str) -> Variant:
-    """What a SPEC asks of a game.
+    """Parse a SPEC for a game.
 
     Raises:
-        UsageError: A part is unknown, given twice, or not for this game.
+        UsageError: If a part is unknown, given twice, or not for this game.
     """
     numbers: dict[str, Any] = {}
     memory: list[MemoryChange] = []
@@ -190,7 +190,7 @@ def _unknown(part: str) -> NoReturn:
     if part in _SWITCHES or part in _GRADED:
         raise UsageError("bad-option", f"--variant {part} takes a number: {part}=NUMBER.")
     known = [*_SWITCHES, *_GRADED, *_COLOURS, *(f"ram:{change}" for change in CHANGES)]
-    # Also by the name alone: invert is look:invert.
+    # Also match the name without its prefix, such as invert for look:invert.
     alone = {full.rpartition(":")[2]: full for full in reversed(known)}
     close = difflib.get_close_matches(name.lower(), {*known, *alone}, 3, 0.6)
     near = list(dict.fromkeys(alone.get(one, one) for one in close))
