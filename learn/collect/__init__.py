@@ -1,1 +1,1 @@
-"""Play games into segments, or import them from elsewhere."""
+"""Collect segments by playing games, or import them from other data."""

@@ -1,6 +1,7 @@
-"""Plain arrays as a source to import from: an `.npz` file, a Zarr folder, or an export of wsa.
+"""Plain arrays as an import source: an `.npz` file, a Zarr folder, or an export of wsa.
 
-Names and order are Gymnasium's. Row i is an observation; action, reward and ends are what followed:
+Names and order are Gymnasium's. Row i has an observation, then the action taken there and its
+reward and ends:
 
     observations   (N, H, W, 3) uint8, or (N, H, W) uint8 with `palette` (P, 3) uint8
     actions        (N,) whole numbers
@@ -9,16 +10,16 @@ Names and order are Gymnasium's. Row i is an observation; action, reward and end
     truncations    (N,) the episode was cut after the action
     lives          (N,) if known
 
-Episodes stand one after another. The observation at the end of an episode comes in one of two ways:
+Episodes follow one another. An episode's last observation is stored in one of two ways:
 
-- *in place*: an episode of T steps has T + 1 rows, and the last one's action is -1 (its reward 0, no
-  end); an episode that has no end before that row counts as truncated there;
-- *apart*: an episode of T steps has T rows, and `final_observations` (E, H, W, 3) has one for each of
-  the E episodes. Where every episode is terminated it may be left out: nothing is learned from
-  the picture a game ended on, so the last observation is repeated, as ALE itself does.
+- *in place*: an episode of T steps has T + 1 rows. The last row has action -1, reward 0, and no
+  end. An episode that does not end before that row counts as truncated there.
+- *apart*: an episode of T steps has T rows, and `final_observations` (E, H, W, 3) has one image for
+  each of the E episodes. It may be left out if every episode is terminated: nothing is learned from
+  the frame on which a game ended, so the last observation is repeated, as ALE itself does.
 
-In place of `observations` there may be `frames` (F, ...) and `frame_index` (N,), and the names may be
-those of the rows of a store; rows marked in `context` are passed over. So an export is such a folder.
+`frames` (F, ...) with `frame_index` (N,) may replace `observations`, and columns may have the names
+of a store's rows. Rows marked in `context` are skipped. So an export of wsa is such a folder.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from wsa.store.common import hashing
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.format.records import Protocol
 
-# What a column may be called; the first name is the one that messages use.
+# Accepted names of each column; messages use the first.
 _NAMES = {
     "actions": ("actions", "action"),
     "rewards": ("rewards", "reward"),
@@ -62,8 +63,8 @@ class Arrays:
         path: An `.npz` file, which must fit into memory, or a folder of Zarr format 3.
 
     Raises:
-        MissingError: There is nothing at `path`.
-        UsageError: It is neither, or arrays are missing, misshapen or of another type.
+        MissingError: If `path` does not exist.
+        UsageError: If it is neither, or an array is missing or has a wrong shape or type.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,7 +103,7 @@ class Arrays:
         self.steps = sum(rows.stop - rows.start for rows, _ in self._episodes)
 
     def check_screens(self, game: str) -> None:
-        """As `Source.check_screens`."""
+        """See `Source.check_screens`."""
         screen = games.screen(game)
         for name in ("observations", "frames", "final_observations"):
             array = self._arrays.get(name)
@@ -116,7 +117,7 @@ class Arrays:
             raise self._refuse(f"palette is {palette.shape} {palette.dtype}, not (P, 3) uint8")
 
     def episodes(self) -> Iterator[Episode]:
-        """As `Source.episodes`; screens are read when they are asked for."""
+        """See `Source.episodes`. Screens are read on demand."""
         for number, (rows, final) in enumerate(self._episodes):
             cut = {name: array[rows] for name, array in self._columns.items()}
             lives = cut.get("lives")
@@ -135,9 +136,10 @@ class Arrays:
             )
 
     def _cut(self) -> Iterator[tuple[slice, int | None]]:
-        """Steps of each episode; and which final observation it has, None where it is in place.
+        """Yield each episode's rows, and the index of its final observation.
 
-        The number is -1 where the last observation is to be repeated.
+        The index is None if the final observation is in place, and -1 if the last observation is
+        repeated instead.
         """
         actions = self._columns["actions"]
         died, cut = self._columns["terminations"] != 0, self._columns["truncations"] != 0
@@ -197,13 +199,13 @@ class Arrays:
         return screens
 
     def _rgb(self, name: str, at: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Some pictures of an array as RGB."""
+        """Read frames `at` of an array as RGB."""
         array, (places, back) = self._arrays[name], np.unique(at, return_inverse=True)
         if not len(at):
             return np.zeros((0, *array.shape[1:3], 3), np.uint8)
         first, last = int(places[0]), int(places[-1])
         with self._reading(name):
-            if last - first < 2 * len(places):  # Near each other: one read of all between them.
+            if last - first < 2 * len(places):  # Close together: read the whole range at once.
                 found = np.asarray(array[first : last + 1])[places - first]
             elif isinstance(array, zarr.Array):
                 found = np.asarray(array.oindex[places])
@@ -215,7 +217,7 @@ class Arrays:
                 raise self._refuse(f"{name} shows colour {found.max()} of {len(palette)}")
             found = palette[found]
         if name == "frames" and self._digests is not None:
-            # Zarr reads a chunk that is gone as zeros.
+            # Zarr returns zeros for a missing chunk.
             for place, frame in zip(places.tolist(), found, strict=True):
                 if hashing.frame_digest(frame) != self._digests[place].tobytes():
                     raise self._refuse(f"frame {place} is not the one whose digest it has")
@@ -224,7 +226,7 @@ class Arrays:
 
     @functools.cached_property
     def _digests(self) -> NDArray[np.uint8] | None:
-        """The digests of `frames`, which an export has."""
+        """Digests of `frames`, which an export has; otherwise None."""
         found = self._arrays.get("digest")
         if found is None or found.shape != (
             self._arrays["frames"].shape[0],
@@ -243,7 +245,7 @@ class Arrays:
 
     @contextlib.contextmanager
     def _reading(self, name: str) -> Iterator[None]:
-        """Say in words what a codec finds wrong."""
+        """Turn a codec's exception into a UsageError."""
         try:
             yield
         except (ValueError, RuntimeError, OSError) as error:
@@ -258,12 +260,12 @@ class Arrays:
 
 
 def _open(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Arrays by name, and the attributes that stand with them."""
+    """Open a file or folder, and return its arrays by name and its attributes."""
     if not path.exists():
         raise MissingError("no-frames", f"There is no {path}. Give an .npz file or a Zarr folder.")
     try:
         if path.is_dir():
-            # Format 3 alone: older ones may name codecs that run code.
+            # Only format 3: older formats may name codecs that execute code.
             group = zarr.open_group(path, mode="r", zarr_format=3)
             arrays: dict[str, Any] = dict(group.arrays())
             attributes = group.attrs.asdict()
@@ -282,7 +284,7 @@ def _open(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 
 
 def _told(name: str, attributes: Mapping[str, Any]) -> tuple[str, str, Facts]:
-    """Game, policy and protocol, where the folder is an export."""
+    """Return the game, policy, and facts from an export's attributes; empty for other arrays."""
     if "wsa_export" not in attributes:
         return "", "", Facts()
     try:

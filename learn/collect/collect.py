@@ -1,11 +1,10 @@
-"""Play a policy and keep what was seen, as segments.
+"""Play games with a policy, and commit the steps as segments.
 
-A collection *run* is everything that determines its steps: game, protocol, policy, seed, emulator.
-Environment i of a run always plays the same steps, so the steps it has played are a line from 0,
-and a segment is an interval of it. Collecting is filling the gaps of that line: the emulator is
-played from the start, at thousands of steps a second, and what is not committed yet is written.
-The same command again therefore does nothing, an interrupted one continues, and asking for more
-steps extends what is there.
+A collection *run* is defined by everything that determines its steps: game, protocol, policy, seed,
+and emulator. Environment i of a run always plays the same steps, numbered from 0, and a segment is
+an interval of them. Collecting fills the gaps: it plays from the start, at thousands of steps per
+second, and commits the steps that are missing. So running the same command again does nothing, an
+interrupted one continues, and asking for more steps extends the run.
 """
 
 from __future__ import annotations
@@ -31,24 +30,24 @@ from wsa.store.objects.root import require_writable
 from wsa.store.objects.snapshot import Snapshot
 from wsa.store.objects.writer import commit_segment
 
-# For estimates: a step of Seaquest on disk, and how fast recording is beside bare play.
+# For estimates: bytes of a Seaquest step on disk, and speed of recording relative to bare play.
 BYTES_A_STEP = 240
 RECORDING = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class CollectPlan:
-    """What a collection has to do.
+    """A collection run and its missing intervals.
 
     Attributes:
         game: ALE game id.
-        protocol: How it is played.
-        policy: Who plays.
+        protocol: Protocol by which the game is played.
+        policy: Name of the policy.
         seed: Seed of the run.
-        run: 12 hex digits that name the run.
-        num_envs: Environments played side by side.
-        steps: Steps asked for in all, rounded up to the same number for every environment.
-        pieces: For each environment the intervals to write, as (first step, steps).
+        run: Name of the run, 12 hex digits.
+        num_envs: Number of parallel environments.
+        steps: Total number of steps requested, rounded up to a multiple of `num_envs`.
+        pieces: Intervals to write for each environment, as (first step, number of steps).
     """
 
     game: str
@@ -62,7 +61,7 @@ class CollectPlan:
 
     @property
     def missing(self) -> int:
-        """Steps not in the store yet."""
+        """Number of steps that the store lacks."""
         return sum(length for env in self.pieces for _, length in env)
 
 
@@ -77,20 +76,20 @@ def plan_collection(
     seed: int,
     segment_steps: int,
 ) -> CollectPlan:
-    """Find the intervals that have not been committed.
+    """Find the intervals of a collection run that are not committed yet.
 
     Args:
-        snapshot: The store.
+        snapshot: Snapshot of the store.
         game: ALE game id.
-        protocol: How to play.
-        steps: Steps in all.
-        num_envs: Environments side by side.
-        policy: Who plays: `random`, or a name that no other policy has.
+        protocol: Protocol by which to play.
+        steps: Total number of steps.
+        num_envs: Number of parallel environments.
+        policy: `random`, or a name that is unique to the policy.
         seed: Environment i is seeded with seed + i.
-        segment_steps: Steps in a segment.
+        segment_steps: Maximum number of steps in a segment.
 
     Raises:
-        UsageError: A number is out of range.
+        UsageError: If a number is out of range.
     """
     for option, value, least, most in (
         ("--steps", steps, 1, 10**9),
@@ -112,10 +111,11 @@ def plan_collection(
 def lacking(
     snapshot: Snapshot, game: str, run: str, env: int, end: int, longest: int
 ) -> tuple[tuple[int, int], ...]:
-    """What to write of the first `end` steps of an environment, as (first step, steps), in order.
+    """Return the intervals to write among an environment's first `end` steps, in order.
 
-    Steps that are in no segment, cut to at most `longest`; and segments whose rows are there
-    without their frames, as a repair may leave them: the same steps show the same frames.
+    Each interval is (first step, number of steps). They cover the steps that are in no segment, in
+    pieces of at most `longest` steps, and segments that have rows but no frames, as a repair may
+    leave them: playing the same steps shows the same frames.
     """
     own = [m for m in snapshot.segments(game) if m.run == run and m.env == env]
     seen = {m.segment for m in snapshot.frames(game)}
@@ -129,7 +129,7 @@ def lacking(
 
 
 def estimate(plan: CollectPlan) -> dict[str, float]:
-    """What a plan would take: steps, segments, bytes and minutes, from a second of play."""
+    """Estimate a plan's steps, segments, bytes, and minutes by playing for one second."""
     env = games.make_env(plan.game, plan.protocol, plan.num_envs)
     generator = np.random.default_rng(plan.seed)
     env.reset(seed=plan.seed)
@@ -149,7 +149,7 @@ def estimate(plan: CollectPlan) -> dict[str, float]:
 
 
 def gaps(done: list[tuple[int, int]], end: int, longest: int) -> Iterator[tuple[int, int]]:
-    """Intervals of [0, end) not in `done`, cut to at most `longest` steps."""
+    """Yield the intervals of [0, end) that are not in `done`, cut to at most `longest` steps."""
     at = 0
     for start, length in [*done, (end, 0)]:
         stop = min(start, end)
@@ -166,17 +166,17 @@ def collect(
     on_steps: Callable[[int, int], None] = lambda done, total: None,
     policy: Policy | None = None,
 ) -> list[SegmentMeta]:
-    """Play and write every missing segment of a plan.
+    """Play, and commit every missing segment of a plan.
 
     Args:
-        plan: From `plan_collection`.
+        plan: Result of `plan_collection`.
         backend: The store.
-        on_steps: Called with (steps written, steps to write) now and then.
-        policy: Who plays, if it is not `random`; what it does in an environment must not depend on
-            how many others there are.
+        on_steps: Called from time to time with (steps written, steps to write).
+        policy: Policy to play; None for `random`. Its actions in an environment must not depend on
+            the number of environments.
 
     Returns:
-        The segments that this call made visible.
+        The segments that this call committed.
     """
     if not plan.missing:
         return []
@@ -227,17 +227,17 @@ def collect(
 
 
 class Writer:
-    """Commits segments in a thread of its own, so that play goes on while the disk is waited for.
+    """Commits segments in a background thread, so play continues during disk writes.
 
     Args:
-        plan: What the segments belong to.
+        plan: The run to which the segments belong.
         backend: The store.
-        colours: What made the screens.
-        emulator: As `SegmentMeta.emulator`.
+        colours: The object that made the screens.
+        emulator: See `SegmentMeta.emulator`.
 
     Attributes:
-        written: Steps in the store, by this writer or another.
-        visible: Segments that this writer made visible.
+        written: Number of steps whose segments are now in the store, from any writer.
+        visible: Segments that this writer committed.
     """
 
     def __init__(
@@ -257,15 +257,15 @@ class Writer:
         self.visible: list[SegmentMeta] = []
 
     def write(self, env: int, cut: Cut) -> None:
-        """Have a segment committed; waits while as many as there are environments are under way."""
+        """Queue a segment for commit. Block while more than `num_envs` segments are queued."""
         self._waiting.append(self._thread.submit(self._commit, env, cut))
         self.finish(self._plan.num_envs)
 
     def finish(self, most: int) -> None:
-        """Wait until at most `most` segments are under way.
+        """Wait until at most `most` segments are queued.
 
         Raises:
-            WsaError: A segment could not be committed.
+            WsaError: If a segment cannot be committed.
         """
         while self._waiting and (len(self._waiting) > most or self._waiting[0].done()):
             meta, visible = self._waiting.popleft().result()
@@ -274,7 +274,7 @@ class Writer:
                 self.visible.append(meta)
 
     def close(self) -> None:
-        """Finish the segment being written; drop those that wait, which are soon played again."""
+        """Finish the current commit, and drop queued segments, which are quickly played again."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _commit(self, env: int, cut: Cut) -> tuple[SegmentMeta, bool]:

@@ -1,8 +1,8 @@
-"""Bring what others played into a store, as segments like those that were collected.
+"""Import other data into a store, as segments like those of `wsa collect`.
 
-A source is read twice. The first time everything is checked and hashed: nothing is written unless
-all of it is right. The run's id is cut from that hash, so the same data are the same run however
-they came, importing them again does nothing, and an interrupted import goes on where it stopped.
+A source is read twice. The first pass checks and hashes everything; nothing is written unless all
+data is valid. The run's name is part of that hash, so equal data is the same run whatever its
+format: importing it again does nothing, and an interrupted import continues where it stopped.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from wsa.store.common.errors import UsageError
 from wsa.store.format.records import Protocol, SegmentMeta
 from wsa.store.objects.snapshot import Snapshot
 
-# The data do not say which emulator showed them.
+# The data does not name its emulator.
 EMULATOR = ("unknown", "unknown")
 SCREENS_AT_ONCE = 64
 
-# Facts, the option that gives each, and its default: None must be given.
+# For each fact, the option that sets it and its default; None if the user must set it.
 _FACTS: dict[str, tuple[str, Any]] = {
     "frame_skip": ("--frame-skip", None),
     "sticky": ("--sticky", None),
@@ -48,24 +48,24 @@ def open_source(kind: str, source: str) -> Source:
     """Open a `minari` dataset by id or folder, or `arrays` in a file or folder.
 
     Raises:
-        MissingError: It is not there, or minari is not installed.
-        UsageError: It is nothing that can be imported.
+        MissingError: If the source does not exist, or minari is not installed.
+        UsageError: If it cannot be imported.
     """
     path = Path(source).expanduser()
     return open_minari(source) if kind == "minari" else Arrays(path)
 
 
 def state_protocol(game: str, told: Facts, asked: Facts, named: str = "") -> Protocol:
-    """Spell out how imported data was played.
+    """Return the full protocol by which imported data was played.
 
     Args:
         game: ALE game id.
-        told: What the data says.
-        asked: What the user says.
-        named: `classic` or `v5`, which says the rest of it, or "".
+        told: Facts that the data states.
+        asked: Facts that the user states.
+        named: `classic` or `v5`, which fills in what the user does not state, or "".
 
     Raises:
-        UsageError: The two contradict each other, or a required fact is missing.
+        UsageError: If data and user contradict each other, or a required fact is missing.
     """
     preset = games.protocol(game, named) if named else None
     found: dict[str, Any] = {}
@@ -105,11 +105,11 @@ def state_protocol(game: str, told: Facts, asked: Facts, named: str = "") -> Pro
 
 @dataclasses.dataclass(frozen=True)
 class ImportPlan:
-    """What an import has to do.
+    """An import and its missing intervals.
 
     Attributes:
-        collection: The run and its missing pieces, as for a collection of one environment.
-        episodes: Episodes in the data.
+        collection: The run and its missing intervals, as for a collection with one environment.
+        episodes: Number of episodes in the data.
     """
 
     collection: CollectPlan
@@ -125,19 +125,19 @@ def plan_import(
     segment_steps: int,
     on_steps: Callable[[int, int], None] = lambda done, total: None,
 ) -> ImportPlan:
-    """Check all of the data and find what has not been committed.
+    """Check all data, and find the intervals that are not committed yet.
 
     Args:
-        snapshot: The store.
+        snapshot: Snapshot of the store.
         source: The data.
         game: ALE game id.
-        protocol: How it was played.
-        policy: Who played.
-        segment_steps: Steps in a segment.
-        on_steps: Called with (steps checked, steps in all) now and then.
+        protocol: Protocol by which the data was played.
+        policy: Name of the policy that played.
+        segment_steps: Maximum number of steps in a segment.
+        on_steps: Called from time to time with (steps checked, total steps).
 
     Raises:
-        UsageError: The data are not what they must be.
+        UsageError: If the data is invalid.
     """
     if not 1 <= segment_steps <= 65536:
         raise UsageError(
@@ -171,7 +171,7 @@ def plan_import(
 
 
 def _content(episode: Episode) -> str:
-    """Hash of everything in an episode that is stored."""
+    """Hash everything of an episode that is stored."""
     digests = [
         hashing.frame_digest(screen)
         for start, stop in _blocks(episode)
@@ -193,16 +193,16 @@ def run_import(
     backend: Backend,
     on_steps: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[SegmentMeta]:
-    """Write every missing segment of a plan.
+    """Commit every missing segment of a plan.
 
     Args:
-        plan: From `plan_import`.
+        plan: Result of `plan_import`.
         source: The same data.
         backend: The store.
-        on_steps: Called with (steps written, steps to write) now and then.
+        on_steps: Called from time to time with (steps written, steps to write).
 
     Returns:
-        The segments that this call made visible.
+        The segments that this call committed.
     """
     collection = plan.collection
     if not collection.missing:
@@ -239,7 +239,7 @@ def run_import(
 def _screens(
     episode: Episode, recorder: Recorder, pictures: Pictures, played: int
 ) -> Iterator[Screen]:
-    """An episode's screens; those that no missing segment shows are not read."""
+    """Yield an episode's screens, reading only those that a missing segment needs."""
     for start, stop in _blocks(episode):
         wanted = [recorder.wants(played + at) for at in range(start, stop)]
         if any(wanted):

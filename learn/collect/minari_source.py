@@ -1,8 +1,8 @@
-"""Minari datasets of Atari games, as a source to import from.
+"""Minari datasets of Atari games as an import source.
 
-The published ones hold whole screens: `ALE/<Game>-v5` without sticky actions, frame skip 4. Minari
-keeps pictures as JPEG unless told otherwise, so their colours are near those of the emulator, not
-the same: frames that were played again get other digests, and other embeddings.
+The published datasets hold whole screens of `ALE/<Game>-v5` without sticky actions, with frame skip
+4. By default, Minari stores images as JPEG, so their colors are close to the emulator's but not
+equal: the same frames played in the emulator have other digests and other embeddings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wsa.learn.collect.sources import Episode, Facts, Source, make_episode, refu
 from wsa.learn.envs import atari as games
 from wsa.store.common.errors import MissingError, UsageError
 
-# Wrappers that change neither what is seen nor what is earned.
+# Wrappers that change neither observations nor rewards.
 _HARMLESS = (
     "OrderEnforcing",
     "PassiveEnvChecker",
@@ -28,11 +28,11 @@ _HARMLESS = (
 
 
 def open_minari(source: str) -> Source:
-    """A Minari dataset: its id, or the folder that holds it.
+    """Open a Minari dataset by its id or its folder.
 
     Raises:
-        MissingError: The package minari is not installed, or no such dataset is here.
-        UsageError: It cannot be read, or was played in a way that wsa cannot record.
+        MissingError: If the package minari is not installed, or the dataset is not on this machine.
+        UsageError: If the dataset cannot be read, or was played in a way that wsa cannot record.
     """
     try:
         import minari
@@ -52,7 +52,7 @@ def open_minari(source: str) -> Source:
             f"There is no Minari dataset {source} on this machine. Fetch it: "
             f"minari download {source}",
         ) from None
-    except Exception as error:  # noqa: BLE001  It raises what its readers raise.
+    except Exception as error:  # noqa: BLE001  Minari's readers raise anything.
         raise UsageError(
             "bad-option", f"{source} cannot be read as a Minari dataset: {error}"
         ) from None
@@ -75,18 +75,18 @@ class Minari:
         if not self.actions or getattr(space, "start", 0) != 0:
             raise UsageError("bad-option", f"{name}: its actions are {space}, not Discrete(n).")
         self.steps = dataset.total_steps
-        # Minari stores pictures as JPEG unless told otherwise; before 0.5.4 always.
+        # JPEG is Minari's default; before 0.5.4 it was the only format.
         self.lossy = bool(metadata.get("jpeg_encoding", True))
 
     def check_screens(self, game: str) -> None:
-        """As `Source.check_screens`."""
+        """See `Source.check_screens`."""
         space = self._dataset.observation_space
         found = (getattr(space, "shape", None), getattr(space, "dtype", None))
         if found != ((*games.screen(game), 3), np.uint8):
             raise refuse_screens(self._name, str(space), game)
 
     def episodes(self) -> Iterator[Episode]:
-        """As `Source.episodes`; one episode at a time is in memory."""
+        """See `Source.episodes`. Only one episode at a time is in memory."""
         shape = self._dataset.observation_space.shape
         for number, found in enumerate(self._dataset.iterate_episodes()):
             where = f"{self._name}, episode {number}"
@@ -110,7 +110,7 @@ class Minari:
 
 
 def _environment(name: str, spec: Any) -> tuple[str, Facts]:
-    """The game and the way of playing that a Gymnasium environment's spec tells."""
+    """Return the game, and how it was played, from a Gymnasium environment's spec."""
     options = spec.kwargs
     by_rom = {rom: game for game, rom in games.games().items()}
     game = by_rom.get(str(options.get("game")), "")
@@ -151,7 +151,7 @@ def _environment(name: str, spec: Any) -> tuple[str, Facts]:
             f"{name} was played in {spec.id} with frame skip {options.get('frameskip')}; wsa "
             "records one fixed skip.",
         )
-    # The emulator's own limit counts its frames, Gymnasium's counts steps.
+    # The emulator's own limit counts frames, Gymnasium's counts steps.
     frames = options.get("max_num_frames_per_episode") or games.FRAME_SKIP * games.MAX_STEPS
     limits = (spec.max_episode_steps or games.MAX_STEPS, -(-frames // skip))
     return game, Facts(

@@ -1,4 +1,4 @@
-"""Screens as numbers of colours: a third of the memory, and what a segment's palette is made from."""
+"""Represent screens as color indices: a third of the memory, and the basis of segment palettes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsa.store.format import arrays
 
 
 class Screen(NamedTuple):
-    """A frame's identity and its pixels as numbers of colours, (H, W) uint8 or uint16."""
+    """A frame's digest, and its pixels as color indices, (H, W) uint8 or uint16."""
 
     digest: bytes
     pixels: NDArray[Any]
@@ -25,9 +25,9 @@ UNSEEN = Screen(b"", np.zeros((0, 0), np.uint8))
 
 
 class Colours:
-    """Turns RGB screens into numbers of colours, as many as a run shows.
+    """Converts RGB screens to indices of the colors seen so far.
 
-    An Atari shows 128 colours, and the maximum of two of them is one of fewer than 2^15.
+    An Atari shows 128 colors, so the maximum of two screens has fewer than 2^15.
     """
 
     def __init__(self) -> None:
@@ -37,9 +37,9 @@ class Colours:
     def screens(
         self, observations: NDArray[np.uint8], wanted: Sequence[bool] | NDArray[np.bool_]
     ) -> list[Screen]:
-        """(n, 1, H, W, 3) uint8 to n screens; new colours are numbered as they appear.
+        """Convert observations (n, 1, H, W, 3) uint8 to n screens, and number new colors.
 
-        Only `wanted` ones are looked at, which makes playing through what is stored cheap.
+        Skipping those that are not `wanted` makes it cheap to replay steps that are stored.
         """
         frames = pictures(observations)
         if not all(wanted):
@@ -61,23 +61,23 @@ class Colours:
         ]
 
     def picture(self, screen: Screen) -> NDArray[np.uint8]:
-        """A screen as it was, (H, W, 3) uint8 RGB."""
+        """Convert a screen back to RGB, (H, W, 3) uint8."""
         packed = self._packed.take(screen.pixels)
         padded = packed.view(np.uint8).reshape(*screen.pixels.shape, 4)
         picture: Any = cv2.cvtColor(padded, cv2.COLOR_BGRA2RGB)
         return picture  # type: ignore[no-any-return]
 
     def frames(self, screens: list[Screen]) -> arrays.Arrays:
-        """`frames` as palette indices with their `palette`, or as RGB where 256 do not suffice.
+        """Return `frames` as palette indices with a `palette`, or as RGB if 256 colors are too few.
 
-        The palette is sorted by colour, so that the same screens give the same bytes whatever
-        was seen before them.
+        The palette is sorted by color, so the same screens give the same bytes, whatever was seen
+        before.
         """
-        all_packed = self._packed  # another thread may be adding to it
+        all_packed = self._packed  # another thread may extend it
         shown = np.zeros(len(all_packed), np.bool_)
         for screen in screens:
             shown |= _histogram(screen.pixels, len(shown)) > 0
-        # Frame by frame: a segment's worth of temporaries would be several hundred megabytes.
+        # Frame by frame, because temporaries of a whole segment would take several hundred MB.
         shape = (len(screens), *screens[0].pixels.shape)
         if shown.sum() > 256:
             frames = np.empty((*shape, 3), np.uint8)
@@ -93,22 +93,22 @@ class Colours:
 
 
 class Pictures:
-    """Screens kept as RGB: of any number of colours, as those that went through a JPEG have.
+    """Keeps screens as RGB, for data with any number of colors, such as decoded JPEGs.
 
-    Speaks like `Colours`, and writes the same bytes of the same screens.
+    Has the interface of `Colours`, and gives the same bytes for the same screens.
     """
 
     def screens(
         self, observations: NDArray[np.uint8], wanted: Sequence[bool] | NDArray[np.bool_]
     ) -> list[Screen]:
-        """(n, 1, H, W, 3) uint8 to n screens, whose pixels are (H, W, 3); only `wanted` ones."""
+        """Convert the `wanted` observations (n, 1, H, W, 3) uint8 to screens (H, W, 3)."""
         return [
             Screen(hashing.frame_digest(frame), frame) if want else UNSEEN
             for frame, want in zip(pictures(observations), wanted, strict=True)
         ]
 
     def frames(self, screens: list[Screen]) -> arrays.Arrays:
-        """`frames` as palette indices with their `palette`, or as RGB where 256 do not suffice."""
+        """Return `frames` as palette indices with a `palette`, or as RGB; see `Colours`."""
         shown = np.zeros(1 << 24, np.bool_)
         count = 0
         for screen in screens:
@@ -126,22 +126,22 @@ class Pictures:
 
 
 def _pack(frames: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """(n, H, W, 3) RGB to (n, H, W) numbers below 2^24."""
+    """Pack RGB (n, H, W, 3) into integers below 2^24, (n, H, W)."""
     count, height, width, _ = frames.shape
-    # OpenCV pads pixels to four bytes ten times faster than numpy; the fourth is 255.
+    # OpenCV pads pixels to four bytes ten times faster than numpy. The fourth byte is 255.
     padded = cv2.cvtColor(frames.reshape(-1, width, 3), cv2.COLOR_RGB2BGRA)
     packed: NDArray[np.int32] = padded.view(np.int32).reshape(count, height, width) & 0xFFFFFF
     return packed
 
 
 def _palette(packed: NDArray[Any]) -> NDArray[np.uint8]:
-    """Up to 256 colours as (256, 3) RGB."""
+    """Unpack up to 256 colors into a palette, (256, 3) RGB."""
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(packed)] = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
     return palette
 
 
 def _histogram(pixels: NDArray[Any], colours: int) -> NDArray[Any]:
-    """How often each number of a colour occurs, (colours,) float32."""
+    """Count how often each color index occurs, (colours,) float32."""
     counts: NDArray[Any] = cv2.calcHist([pixels], [0], None, [colours], [0, colours])
     return counts.reshape(-1)

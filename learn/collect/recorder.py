@@ -1,4 +1,4 @@
-"""Cuts the steps of one environment into segments, while it is played."""
+"""Cut the steps of one environment into segments while it is played."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_ACTION = -1
 
 @dataclasses.dataclass
 class _Row:
-    """One row in the making; fields as in `layout.ROW_FIELDS`."""
+    """One row of a segment; fields as in `layout.ROW_FIELDS`."""
 
     screen: Screen
     lives: int
@@ -29,7 +29,7 @@ class _Row:
 
 
 class Cut(NamedTuple):
-    """What a segment is made of: its place in the run, its rows, the episodes that ended in it."""
+    """A segment's interval, its rows, and (length, return) of each episode that ended in it."""
 
     start: int
     steps: int
@@ -41,13 +41,13 @@ class Recorder:
     """Cuts the steps of one environment into segments.
 
     Args:
-        pieces: Intervals to cut out, as (first step, steps), in order.
-        played: Steps of the environment before those that will be shown.
-        episodes: Episodes of it before those.
+        pieces: Intervals to record, as (first step, number of steps), in order.
+        played: Number of steps that the environment has played before.
+        episodes: Number of episodes that it has played before.
 
     Attributes:
-        steps: Steps in the segment in the making.
-        played: Steps of the environment by now.
+        steps: Number of steps in the current segment.
+        played: Number of steps that the environment has played.
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class Recorder:
 
     @property
     def full(self) -> bool:
-        """Whether the segment in the making has all its steps."""
+        """Whether the current segment has all its steps."""
         return bool(self._pieces) and self.steps == self._pieces[0][1]
 
     def wants(self, at: int) -> bool:
-        """Whether the frame after `at` steps will stand in a segment, be it as context."""
+        """Return whether the frame after `at` steps will be in a segment, maybe as context."""
         return bool(self._pieces) and at > self._pieces[0][0] - MAX_STACK_FRAMES
 
     def begin(self, screen: Screen, lives: int) -> None:
-        """Take the first frame of an episode."""
+        """Begin an episode with its first frame."""
         self._episode += 1
         self._length, self._return = 0, 0.0
         self._recent.clear()
@@ -90,7 +90,7 @@ class Recorder:
         screen: Screen,
         lives: int,
     ) -> None:
-        """Take an action and what followed: reward, end, and the true next frame."""
+        """Record an action, its reward, whether the episode ended, and the true next frame."""
         now = self._recent[-1]
         following = _Row(screen, lives, self._episode, is_first=False)
         self._length += 1
@@ -113,13 +113,13 @@ class Recorder:
         self._recent.append(following)
 
     def take(self) -> Cut:
-        """The finished segment; the next one begins."""
+        """Return the finished segment, and begin the next one."""
         cut = Cut(*self._pieces.popleft(), self._rows, self._episodes)
         self._rows, self._episodes, self.steps = [], [], 0
         return cut
 
     def cut(self) -> Cut | None:
-        """The steps since the last segment as one, if there are any; the next piece is shortened."""
+        """End the current segment early and return it, or None if it has no steps."""
         if not self.steps:
             return None
         if self._rows[-1].action != NO_ACTION:

@@ -1,4 +1,4 @@
-"""Whether there is anything to learn from in what was played: data without a single reward."""
+"""Detect data without a single reward, from which nothing can be learned."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from wsa.store.objects.snapshot import Snapshot
 
 
 def rewarded_steps(snapshot: Snapshot, segments: Sequence[SegmentMeta]) -> int:
-    """Steps that earned a reward, positive or negative; reads the segments' rows."""
+    """Count the steps with a nonzero reward. Reads the segments' rows."""
     return sum(int(np.count_nonzero(snapshot.read_rows(meta)["reward"])) for meta in segments)
 
 
 def warning(game: str, steps: int) -> str:
-    """What to say of `steps` steps of a game of which none earned a reward."""
+    """Return the warning for a game in which none of `steps` steps earned a reward."""
     return (
         f"warning: none of these {steps:,} steps of {game} earned a reward, so CQL and DQN have "
         "nothing to learn from them. Collect more, or with a policy that scores (wsa collect "

@@ -1,8 +1,9 @@
-"""What others played, read episode by episode: Minari datasets, and plain arrays.
+"""Interface of import sources: Minari datasets and plain arrays, read episode by episode.
 
-A source says what it knows of how the game was played and hands out episodes of T steps and T + 1
-observations. Only whole RGB screens will do: frozen vision models need colours and shapes that
-84x84 grey pictures have lost. What does not fit is refused with what was found.
+A source states what it knows about how the game was played, and yields episodes of T steps and
+T + 1 observations. Observations must be whole RGB screens: frozen vision models need colors and
+shapes that 84x84 gray images have lost. Other data is refused, with a message that says what was
+found.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from wsa.store.common.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """How a game was played, as far as it is known; fields as in `wsa.store.format.records.Protocol`."""
+    """Known facts about how a game was played; fields as in `wsa.store.format.records.Protocol`."""
 
     frame_skip: int | None = None
     sticky: float | None = None
@@ -36,11 +37,13 @@ class Episode:
     """One episode of T steps.
 
     Attributes:
-        screens: From (first, last + 1) to these of the T + 1 observations, (n, H, W, 3) uint8.
+        screens: Returns observations start to stop - 1 of the T + 1, (n, H, W, 3) uint8, given
+            (start, stop).
         actions: (T,) int16.
         rewards: (T,) float32.
-        terminated, truncated: (T,) bool; one of them at the last step and nowhere else.
-        lives: (T + 1,) uint8, zeros if unknown.
+        terminated, truncated: (T,) bool; exactly one of them is true at the last step, and none
+            before.
+        lives: (T + 1,) uint8; zeros if unknown.
     """
 
     screens: Callable[[int, int], NDArray[np.uint8]]
@@ -55,15 +58,15 @@ class Episode:
 
 
 class Source(Protocol):
-    """Something to import from.
+    """A data set to import.
 
     Attributes:
-        game: ALE game id, or "" where the data does not say it.
-        policy: Who played, or "".
-        facts: How it was played, as far as the data says.
-        actions: How many actions there are, or 0 where the data does not say.
-        steps: Steps in all.
-        lossy: Whether screens went through a JPEG.
+        game: ALE game id; "" if the data does not state it.
+        policy: Name of the policy that played; "" if unknown.
+        facts: How the game was played, as far as the data states it.
+        actions: Number of actions; 0 if the data does not state it.
+        steps: Total number of steps.
+        lossy: Whether the screens were compressed as JPEG.
     """
 
     game: str
@@ -74,24 +77,24 @@ class Source(Protocol):
     lossy: bool
 
     def check_screens(self, game: str) -> None:
-        """Refuse observations that are no whole RGB screens of `game`.
+        """Refuse observations that are not whole RGB screens of `game`.
 
         Raises:
-            UsageError: They are not.
+            UsageError: If they are not.
         """
         ...
 
     def episodes(self) -> Iterator[Episode]:
-        """Every episode, in order, the same each time.
+        """Yield every episode, in the same order each time.
 
         Raises:
-            UsageError: One is not what an episode must be.
+            UsageError: If an episode is invalid.
         """
         ...
 
 
 def refuse_screens(what: str, found: str, game: str) -> UsageError:
-    """What is said of observations that will not do."""
+    """Return the error for observations that are not whole RGB screens."""
     height, width = games.screen(game)
     return UsageError(
         "bad-option",
@@ -110,12 +113,12 @@ def make_episode(
     truncated: NDArray[Any],
     lives: NDArray[Any] | None,
 ) -> Episode:
-    """Check an episode's columns and bring them into the types that are stored.
+    """Check an episode's columns, and convert them to the stored types.
 
-    An episode without an end was cut where the data ends: its last step counts as truncated.
+    If no step ends the episode, the data ended first, so its last step counts as truncated.
 
     Raises:
-        UsageError: They are not what an episode must be; the message names episode and step.
+        UsageError: If the columns are invalid; the message names the episode, and often the step.
     """
     columns = {"rewards": rewards, "terminations": terminated, "truncations": truncated}
     for name, column in columns.items():
