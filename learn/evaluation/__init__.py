@@ -1,1 +1,1 @@
-"""Play full games with a policy: returns, scores, videos, attention weights."""
+"""Evaluate policies on full games: returns, scores, videos, and attention weights."""

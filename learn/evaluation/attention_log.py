@@ -1,15 +1,15 @@
-"""Which model the fusion listened to, at every step of an evaluation: `eval_weights.npz`.
+"""Log the fusion's weights at every step of an evaluation to `eval_weights.npz`.
 
     models     (m,) keys of the models
-    step       (n,) of its game, from 0
-    env        (n,) environment
-    episode    (n,) of that environment, from 0
-    action     (n,) what was done
-    reward     (n,) what it earned, raw
+    step       (n,) step of the game, from 0
+    env        (n,) number of the environment
+    episode    (n,) number of the environment's game, from 0
+    action     (n,) action taken
+    reward     (n,) raw reward
     weights    (n, m) float32, the fusion's weight of each model
 
-Steps of one game are in order; those of several environments are interleaved. Steps wait in memory,
-about 100 MB for 100 long games, until the games are over.
+Steps of one game are in order; those of several environments are interleaved. Steps are kept in
+memory until all games are over, about 100 MB for 100 long games.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ FILE = "eval_weights.npz"
 
 
 class WeightLog:
-    """Keeps the weights of every step it is shown.
+    """Collects the fusion's weights at every step.
 
-    Used in a `with`, which writes the archive at its end, in the place of one that was there, unless
-    an error or an interruption ended the games. Leaving it raises StorageError where no room is left.
+    As a context manager, it writes the archive on exit, replacing an earlier one, unless an error
+    or an interruption ended the games. It raises StorageError if the disk is full.
 
     Args:
         folder: The run's folder.
-        models: Keys of the models that are weighed.
-        weights: Gives the weights (n, models) of the step at hand.
+        models: Keys of the fused models.
+        weights: Returns the weights of the current step, (n, models).
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class WeightLog:
         self._rows = bytearray()
 
     def see(self, moment: Moment) -> None:
-        """Take a step."""
+        """Record one step."""
         rows = np.empty(len(moment.envs), self._row)
         rows["step"], rows["env"], rows["episode"] = moment.steps, moment.envs, moment.episodes
         rows["action"], rows["reward"] = moment.actions, moment.rewards

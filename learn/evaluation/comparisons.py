@@ -1,8 +1,8 @@
-"""Is one method better than another, and how often is it how good: with intervals.
+"""Compare methods: probability of improvement and performance profiles, with intervals.
 
 Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (2021, arXiv
 2108.13264): the probability of improvement (section 4.3) and the performance profile (4.2). The
-formulas are those of its library, rliable.
+formulas are those of the authors' library, rliable.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ RESAMPLES = 2000
 
 
 def improvement(x: Scores, y: Scores) -> Scores:
-    """How probable it is that a run of X scores more than one of Y on a game drawn at random.
+    """Estimate the probability that a run of X scores more than one of Y on a random game.
 
     P(X > Y) = 1/M sum_m 1/(N K) sum_i sum_j S(x_im, y_jm), where S is 1 if x is larger, 1/2 if they
     are equal and 0 else: the Mann-Whitney statistic of each game.
 
     Args:
-        x: (..., N runs, M games).
-        y: (..., K runs, M games), of the same games.
+        x: Scores of X, (..., N runs, M games).
+        y: Scores of Y on the same games, (..., K runs, M games).
 
     Returns:
-        (...), from 0 to 1; 1/2 where neither is better.
+        Probabilities, (...); 1/2 if neither is better.
     """
     pairs = x[..., :, None, :], y[..., None, :, :]
     better = np.greater(*pairs) + 0.5 * np.equal(*pairs)
@@ -36,7 +36,7 @@ def improvement(x: Scores, y: Scores) -> Scores:
 def improvement_interval(
     x: Scores, y: Scores, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """`improvement` with its percentile interval, runs of both resampled within each game."""
+    """Return `improvement` with its percentile interval, resampling runs within each game."""
     generator = np.random.default_rng(seed)
     drawn = improvement(_draw(generator, x, resamples), _draw(generator, y, resamples))
     tail = (1 - confidence) / 2
@@ -45,7 +45,7 @@ def improvement_interval(
 
 
 def profile(scores: Scores, thresholds: NDArray[np.float64]) -> Scores:
-    """The share of runs and games that score more than each threshold.
+    """Return the fraction of runs and games that score more than each threshold.
 
     F(t) = 1/M sum_m 1/N sum_n [x_nm > t].
 
@@ -54,7 +54,7 @@ def profile(scores: Scores, thresholds: NDArray[np.float64]) -> Scores:
         thresholds: (T,).
 
     Returns:
-        (..., T), from 1 to 0.
+        Fractions, (..., T).
     """
     above = scores[..., None] > thresholds
     return np.asarray(above.mean(axis=(-3, -2)))
@@ -68,7 +68,7 @@ def profile_band(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Scores:
-    """`profile` with its pointwise percentile band: (3, T), the profile, its lower and upper end."""
+    """Return `profile` and the low and high ends of its pointwise percentile band, (3, T)."""
     drawn = profile(_draw(np.random.default_rng(seed), scores, resamples), thresholds)
     tail = (1 - confidence) / 2
     band = np.quantile(drawn, [tail, 1 - tail], axis=0)
@@ -76,6 +76,6 @@ def profile_band(
 
 
 def _draw(generator: np.random.Generator, scores: Scores, resamples: int) -> Scores:
-    """(resamples, runs, games), runs drawn within each game."""
+    """Resample runs within each game: (resamples, runs, games)."""
     runs, games = scores.shape
     return scores[generator.integers(runs, size=(resamples, runs, games)), np.arange(games)]

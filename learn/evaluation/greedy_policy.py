@@ -1,4 +1,4 @@
-"""Play as a trained network says, on live embeddings."""
+"""Play greedily with a trained network on live embeddings."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ from wsa.encode.live.live_encoder import LiveEncoder
 
 
 class GreedyPolicy:
-    """The action a network values most; a random one with probability `epsilon`.
+    """Chooses the action with the highest value, or a random one with probability `epsilon`.
 
-    What is done in an environment depends on the seed, its number and its frames alone, not on
-    how many others there are: each has random numbers and, where the network has a memory, a memory
-    of its own, and its state goes through the network alone, since sums in a batch of another size
-    may differ in the last bit.
+    An environment's actions depend only on the seed, its number, and its frames, not on the number
+    of environments. So each has its own random generator and its own LSTM state, and its state goes
+    through the network alone, because sums in a batch of another size may differ in the last bit.
 
     Args:
-        network: The trained network: action values or logits of stacks, first of what it returns.
+        network: The trained network, whose first output is Q-values or logits.
         stacks: Live embeddings.
         actions: Number of actions.
-        epsilon: The field evaluates with 0.001.
-        seed: Of the random actions.
-        eager: Do without torch.compile, which the network goes through elsewhere.
-        mask: Whether each fused model is present, all if None.
+        epsilon: Probability of a random action; 0.001 is usual in evaluation.
+        seed: Seed of the random actions.
+        eager: Whether to run a compiled network without torch.compile.
+        mask: Whether each fused model is present; None if all are.
 
     Attributes:
-        weights: (n, models) float32, the fusion's weights when it acted last; None where it gives
-            models none.
+        weights: Fusion weights at the last step, (n, models) float32; None if the fusion has none.
     """
 
     def __init__(
@@ -61,13 +59,13 @@ class GreedyPolicy:
     def __call__(
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Value and choose (n,) actions."""
+        """Choose actions, (n,)."""
         return self.begin(frames, first, envs)()
 
     def begin(
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> Callable[[], NDArray[np.int64]]:
-        """Begin to embed what is seen; what comes back waits for it, and gives (n,) actions."""
+        """Start embedding frames. Return a function that waits, and returns the actions, (n,)."""
         stacks = self._stacks.begin(frames, first, envs)
         return lambda: self._act(stacks(), first, envs)
 
@@ -86,7 +84,7 @@ class GreedyPolicy:
     def _value(
         self, stack: Any, begins: bool, env: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Action values (or logits), and the fusion's weights, of one state."""
+        """Return the Q-values or logits, and the fusion's weights, of one state."""
         import torch  # Here: collecting at random needs none of it.
 
         how = torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
@@ -112,12 +110,12 @@ class GreedyPolicy:
 
 
 class LiveStacks:
-    """The last k embeddings of each environment while it is played.
+    """Keeps the last k embeddings of each environment.
 
     Args:
-        encoder: Embeds frames, looking them up first.
-        num_envs: Environments.
-        depth: k.
+        encoder: Live encoder, which looks frames up and embeds cache misses.
+        num_envs: Number of environments.
+        depth: Number of frames in a state, k.
     """
 
     def __init__(self, encoder: LiveEncoder, num_envs: int, depth: int) -> None:
@@ -127,22 +125,22 @@ class LiveStacks:
     def see(
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> Tensor:
-        """`begin`, and wait."""
+        """Embed frames and wait; see `begin`."""
         return self.begin(frames, first, envs)()
 
     def begin(
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> Callable[[], Tensor]:
-        """Take the newest frames of some environments, and begin to embed them.
+        """Start embedding the newest frames of some environments.
 
         Args:
-            frames: (n, H, W, 3) uint8 RGB.
-            first: (n,) whether each begins an episode.
-            envs: (n,) which environments they are of.
+            frames: Newest frames, (n, H, W, 3) uint8 RGB.
+            first: Whether each frame begins an episode, (n,).
+            envs: Numbers of the environments, (n,).
 
         Returns:
-            What waits for them, and gives the states (n, k, width), oldest first, the first frame of
-            an episode repeated before it. It must be called before these environments' next frames.
+            A function that waits, and returns the states (n, k, width), oldest first, with an
+            episode's first frame repeated. Call it before these environments' next frames.
         """
         embedding = self._encoder.embed_later(frames, first, envs)
         return lambda: self._push(embedding.result(), first, envs)

@@ -1,9 +1,9 @@
-"""Games that a network plays every so often while it is trained: the curve of a run's returns.
+"""Periodic evaluation during training, which gives a run's learning curve.
 
-They are played as `wsa eval` plays: whole games, raw returns, greedily but for one action in a
-thousand, in environments of their own that are seeded apart from training's and alike every time,
-by the network as it is uncompiled. Nothing of the training moves by it: none of its random numbers
-is drawn, none of its statistics taken, and none of its checkpoints is another.
+Games are played as in `wsa eval`: whole games, raw returns, epsilon 0.001, and the uncompiled
+network. The environments are separate from training's and use the same seeds every time.
+Evaluation does not affect training: it draws none of its random numbers, adds nothing to its
+statistics, and changes none of its checkpoints.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from wsa.store.common.errors import WsaError
 _log = logging.getLogger(__name__)
 
 RETURN = "eval/episodic_return"
-# Frames, and windows, whose embeddings are kept from one evaluation to the next: games begin alike.
+# Number of embeddings to keep between evaluations, because games begin alike.
 REMEMBERED = 4096
 
 
 class PeriodicEvaluation:
-    """Plays a network in training, and writes down what it returned.
+    """Plays games with the network in training, and logs their returns.
 
-    Where it is asked to stop in the midst of the games, they are left, and played when the run is
-    continued.
+    If training is interrupted during the games, they are abandoned, and played when the run is
+    resumed.
 
     Args:
-        config: The run, offline or online; none plays nothing.
-        embedder: Opens what embeds frames, as `LiveEncoder`, when there is something to play.
-        compiled: Whether the network goes through torch.compile in training.
+        config: Configuration of the run, offline or online; None to play no games.
+        embedder: Opens the live encoder, such as `LiveEncoder`, when the first games are due.
+        compiled: Whether training uses torch.compile on the network.
 
     Attributes:
-        seconds: Time that all of it took in this process.
-        passes: Frames, and windows, that went through a model for it, summed over the models.
+        seconds: Time that evaluations took in this process.
+        passes: Passes that evaluations needed in this process, summed over the models.
     """
 
     def __init__(
@@ -60,40 +60,40 @@ class PeriodicEvaluation:
         self.seconds, self.passes = 0.0, 0
 
     def due(self, step: int, *, stride: int = 1, last: bool = False) -> bool:
-        """Whether there is one after a step.
+        """Return whether an evaluation is due after a step.
 
         Args:
-            step: That step, the last of `stride` taken at once.
-            stride: How many.
-            last: Whether it is the run's last.
+            step: The step, the last of `stride` steps taken at once.
+            stride: Number of steps taken at once.
+            last: Whether it is the run's last step.
         """
         return times(self._frequency, step, stride) > 0 or (last and self._frequency > 0)
 
     def owed(self, folder: Path, step: int, *, stride: int = 1, last: bool = False) -> bool:
-        """Whether one was due after the step that the run in `folder` continues from, and left."""
+        """Return whether the evaluation after `step`, from which the run resumes, was skipped."""
         if not step or not self.due(step, stride=stride, last=last):
             return False
         return not training_metrics.has(folder, step, RETURN)
 
     def open(self) -> None:
-        """Make ready to play, if ever there is something to play.
+        """Open the live encoder, if evaluation is on.
 
         Raises:
-            MissingError: No weights.
-            ConflictError: A model does not give here what it gave when the store was filled.
+            MissingError: If a model's weights are missing.
+            ConflictError: If a model's outputs differ from those when the store was encoded.
         """
         if self._frequency and self._embedder is None:
-            # Building a model draws from the generator that trains.
+            # Building a model would draw from training's generator.
             with torch.random.fork_rng(devices=[]):
                 self._embedder = self._open()
 
     def play(
         self, network: Any, step: int, metrics: training_metrics.Metrics, stop: StopRequest
     ) -> None:
-        """Play, and write a line of metrics, unless it is asked to stop.
+        """Play the games, and write a line of metrics unless training is interrupted.
 
-        Games that cannot be played, since a model gives what is no number or a scheduler has gone,
-        are warned of, and the training goes on.
+        If games fail, because a model returns NaN or a scheduler is gone, log a warning and
+        continue training.
         """
         began, training = time.perf_counter(), network.training
         self.open()
@@ -133,4 +133,4 @@ class PeriodicEvaluation:
 
 
 class _Stopped(Exception):
-    """It was asked to stop."""
+    """Training was interrupted."""

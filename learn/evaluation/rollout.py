@@ -1,9 +1,9 @@
-"""Play full games with a trained network and live embeddings, and report raw returns.
+"""Play full games with a policy, and report raw returns.
 
-Every frame is looked up first and run through the backbones only on a miss, by the same function
-that filled the store. Each environment plays a fixed share of the episodes, so that short games are
-not counted more often than long ones. Returns are whole games' raw scores, never clipped, and lives
-are not episodes.
+A policy on live embeddings looks up every frame, and runs the frozen models only on a cache miss,
+with the same function that filled the store. Each environment plays a fixed number of the episodes,
+so short games are not counted more often than long ones. Returns are unclipped scores of whole
+games: losing a life does not end an episode.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from wsa.store.common import atomic_files
 from wsa.store.common.errors import UsageError
 from wsa.store.format import records
 
-EPSILON = 0.001  # The field's: probability of a random action.
-EVAL_SEED = 10_000  # Environment i is seeded with it + i: apart from training's.
+EPSILON = 0.001  # The usual probability of a random action.
+EVAL_SEED = 10_000  # Environment i is seeded with this + i, apart from training seeds.
 NUM_ENVS = 4
 
 COLUMNS = ("updates", "policy", "checkpoint", "epsilon", "env", "seed", "return", "steps",
@@ -41,11 +41,11 @@ class Episode:
     """One game played to its end.
 
     Attributes:
-        env: Environment that played it.
-        seed: That environment's seed.
+        env: Number of the environment.
+        seed: Seed of the environment.
         returned: Sum of raw rewards.
-        steps: Agent steps; emulator frames are four times as many.
-        truncated: Whether the step limit ended it.
+        steps: Number of agent steps, each of four emulator frames.
+        truncated: Whether the step limit ended the game.
     """
 
     env: int
@@ -57,16 +57,16 @@ class Episode:
 
 @dataclasses.dataclass(frozen=True)
 class Moment:
-    """One step of the environments that are still playing.
+    """One step of the environments that still have games to play.
 
     Attributes:
-        frames: (n, H, W, 3) uint8 RGB, what the policy saw.
-        envs: (n,) which environments they are of.
-        episodes: (n,) how many games each had finished.
-        steps: (n,) how many steps of this game it had played.
-        actions: (n,) what the policy did.
-        rewards: (n,) raw, what that earned.
-        ended: (n,) whether the game ended with it.
+        frames: Frames that the policy saw, (n, H, W, 3) uint8 RGB.
+        envs: Numbers of the environments, (n,).
+        episodes: Number of games that each environment had finished, (n,).
+        steps: Number of steps played before in this game, (n,).
+        actions: Actions that the policy chose, (n,).
+        rewards: Raw rewards, (n,).
+        ended: Whether the game ended with this step, (n,).
     """
 
     frames: NDArray[np.uint8]
@@ -79,10 +79,10 @@ class Moment:
 
 
 class Watcher(Protocol):
-    """Looks on while games are played."""
+    """Observes games, for example to log or film them."""
 
     def see(self, moment: Moment) -> None:
-        """Take a step."""
+        """Observe one step."""
         ...
 
 
@@ -98,30 +98,30 @@ def play(
     watchers: Sequence[Watcher] = (),
     on_step: Callable[[int, int], None] = lambda steps, episodes: None,
 ) -> list[Episode]:
-    """Play whole games.
+    """Play full games.
 
     Args:
         game: ALE game id.
-        protocol: How to play.
-        policy: Who plays.
-        episodes: Games to finish.
+        protocol: Protocol by which to play.
+        policy: Policy to play.
+        episodes: Number of games to finish.
         seed: Environment i is seeded with seed + i.
-        num_envs: Environments side by side, at most one for each episode.
-        make_env: Makes them, as `atari.make_env` does, which is taken if not given.
-        watchers: Shown every step.
+        num_envs: Number of parallel environments; at most one per episode is used.
+        make_env: Makes the environments; None for `atari.make_env`.
+        watchers: Observers of every step.
         on_step: Called with (steps played, episodes finished).
 
     Returns:
-        The episodes, by environment and in the order played.
+        The episodes, sorted by environment, each environment's in the order played.
 
     Raises:
-        UsageError: No episodes or no environments.
+        UsageError: If `episodes` or `num_envs` is below 1.
     """
     if episodes < 1 or num_envs < 1:
         raise UsageError("bad-option", "--episodes and --num-envs must be at least 1.")
     make_env = make_env or games.make_env
     count = min(num_envs, episodes)
-    # While what one group has seen is embedded, the other is played.
+    # Two groups: while one's frames are embedded, the other is stepped.
     sizes = games.group_sizes(count, min(2, count) if isinstance(policy, Embedding) else 1)
     ends = [0, *itertools.accumulate(sizes)]
     shares = [len(range(i, episodes, count)) for i in range(count)]
@@ -140,32 +140,32 @@ def play(
                         watcher.see(moment)
                     on_step(total, sum(len(group.finished) for group in groups))
     played = [episode for group in groups for episode in group.finished]
-    return sorted(played, key=lambda episode: episode.env)  # Each one's in the order played.
+    return sorted(played, key=lambda episode: episode.env)  # Stable: keeps the order played.
 
 
 @runtime_checkable
 class Embedding(Protocol):
-    """A policy that may be played on without, while it embeds what it has seen."""
+    """A policy that embeds frames in the background, so other environments can be stepped."""
 
     def begin(
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> Callable[[], NDArray[np.int64]]:
-        """Begin to embed what is seen; what comes back waits for it, and gives (n,) actions."""
+        """Start embedding frames. Return a function that waits, and returns the actions, (n,)."""
         ...
 
 
 class _Group:
-    """Environments that are played together.
+    """Environments that are stepped together.
 
     Args:
-        env: The environments.
-        begin: Number of the first of them.
-        shares: How many games each finishes.
-        policy: Who plays.
-        seed: That of environment 0.
+        env: The vector environment.
+        begin: Number of its first environment.
+        shares: Number of games that each environment plays.
+        policy: Policy to play.
+        seed: Seed of environment 0.
 
     Attributes:
-        finished: The games that were played to their ends.
+        finished: The games played to their end.
     """
 
     def __init__(
@@ -182,11 +182,11 @@ class _Group:
 
     @property
     def playing(self) -> bool:
-        """Whether any of them has a game to finish."""
+        """Whether any environment has a game to finish."""
         return len(self._which) > 0
 
     def _look(self, observations: NDArray[np.uint8]) -> None:
-        """Show the policy the newest frames of those that play on."""
+        """Show the policy the newest frames of the environments that still play."""
         self._which = np.flatnonzero(self._episodes < self._shares)
         if self.playing:
             self._frames = games.pictures(observations)[self._which]
@@ -199,7 +199,7 @@ class _Group:
             )
 
     def step(self) -> Moment:
-        """Act, once what was seen is embedded; and look at what follows."""
+        """Wait for the policy's actions, take a step, and show the policy the next frames."""
         which, frames = self._which, self._frames
         actions = np.zeros(len(self._shares), np.int64)
         actions[which] = self._actions()
@@ -242,32 +242,32 @@ def write_csv(
     present: Sequence[str] = (),
     variant: str = "",
 ) -> None:
-    """Add episodes to a table, one a line; all of them or none.
+    """Add episodes to a CSV table, one per line, atomically.
 
-    What the table has already is not added again, so the same evaluation twice is there once. A table
-    that has other columns is renamed, to `eval-1.csv` or the next number.
+    Lines that the table already has are not added again, so repeating an evaluation adds nothing. A
+    table with other columns is renamed to `eval-1.csv`, or the next free number.
 
     Args:
         path: The table.
-        updates: Updates the network had had.
-        checkpoint: 12 hex digits of the checkpoint that it was.
+        updates: Number of updates that the network had.
+        checkpoint: Digest of the network's checkpoint, 12 hex digits.
         epsilon: Probability of a random action.
-        played: Games by policy: `run`, the run's final network; `best`, the one that did best on
-            held-out episodes; `random`, which was played beside it.
-        present: Names of the models that the network had; none where it sees pixels.
-        variant: Of the game, as a SPEC says it; "" if it was the game as it is.
+        played: Games by policy: `run` is the run's final network, `best` the one with the best
+            validation score, `random` the random baseline.
+        present: Names of the models that the network uses; empty for pixels.
+        variant: SPEC of the game's variant; "" for the unchanged game.
     """
     table = io.StringIO(newline="")
     writer = csv.writer(table)
     there = path.read_bytes() if path.exists() else b""
     if there and there.splitlines()[0] != ",".join(COLUMNS).encode():
-        # Of an older wsa: kept as it is, out of the way.
+        # From an older wsa: keep it under another name.
         number = next(n for n in itertools.count(1) if not _aside(path, n).exists())
         path.rename(_aside(path, number))
         there = b""
     if not there:
         writer.writerow(COLUMNS)
-    # Two games of an environment may be alike, so lines are counted.
+    # Two games of an environment may give equal lines, so count them.
     known = Counter(there.decode().splitlines())
     for policy, episodes in played.items():
         for e in episodes:

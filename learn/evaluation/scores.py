@@ -1,9 +1,9 @@
-"""Scores that may be compared: human-normalized, aggregated robustly, with intervals.
+"""Human-normalized scores, robust aggregates, and confidence intervals.
 
-A raw return says little across games, a mean over games is one lucky game's, and three seeds are
-few. So: human-normalized scores (Mnih et al., 2015), the interquartile mean over runs and games,
-and intervals by the stratified bootstrap (Agarwal et al., 2021, arXiv 2108.13264). The formulas are
-rliable's; a test holds them to figures that rliable gives.
+Raw returns cannot be compared across games, one outlier game can dominate a mean over games, and
+three seeds are few. So use human-normalized scores (Mnih et al., 2015), the interquartile mean over
+runs and games, and intervals by the stratified bootstrap (Agarwal et al., 2021, arXiv 2108.13264).
+The formulas are those of rliable; a test compares them with rliable's results.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        """As it stands in tables: 0.27 [0.03, 0.56]."""
+        """Format for tables, such as 0.27 [0.03, 0.56]."""
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 def human_normalised(game: str, raw: float) -> float | None:
-    """(raw - random) / (human - random): 0 plays like chance, 1 like the human tester.
+    """Return (raw - random) / (human - random): 0 for random play, 1 for the human tester.
 
     Args:
         game: ALE game id.
@@ -105,15 +105,15 @@ def human_normalised(game: str, raw: float) -> float | None:
 
 
 def interquartile_mean(scores: Scores) -> Scores:
-    """Mean of the middle half of all runs and games together.
+    """Return the mean of the middle half of the scores of all runs and games.
 
-    A quarter of the scores, rounded down, is left out at either end.
+    A quarter of the scores, rounded down, is dropped at each end.
 
     Args:
         scores: (..., runs, games).
 
     Returns:
-        (...), a number for each table.
+        Means, (...).
     """
     ordered = np.sort(_together(scores), axis=-1)
     count = ordered.shape[-1]
@@ -121,7 +121,7 @@ def interquartile_mean(scores: Scores) -> Scores:
 
 
 def mean_score(scores: Scores) -> Scores:
-    """Mean of all runs and games together: (..., runs, games) to (...)."""
+    """Return the mean over all runs and games: (..., runs, games) to (...)."""
     return np.asarray(_together(scores).mean(axis=-1))
 
 
@@ -137,14 +137,14 @@ def stratified_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """A statistic with its percentile interval, runs resampled within each game.
+    """Return a statistic with its percentile interval, resampling runs within each game.
 
     Args:
-        scores: (runs, games); every game has as many runs.
-        statistic: Gives a number for each of several such tables, (resamples, runs, games).
-        confidence: Share of resamples inside the interval.
-        resamples: How many; rliable's default is 50,000, which moves an end by about 1 %.
-        seed: Of the draws.
+        scores: (runs, games), with the same number of runs for every game.
+        statistic: Maps resampled scores (resamples, runs, games) to values (resamples,).
+        confidence: Fraction of resamples inside the interval.
+        resamples: Number of resamples. rliable's default of 50,000 moves an end by about 1 %.
+        seed: Seed of the resampling.
     """
     runs, games = scores.shape
     generator = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
-"""Films of games, with the step's action and return, and the fusion's weights, drawn beside them.
+"""Record videos of games, with action, return, and fusion weights drawn beside the screen.
 
-VP9 in MP4, which browsers and notebooks play.
+The format is VP9 in MP4, which browsers and notebooks play.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Picture = NDArray[np.uint8]
 Weights = NDArray[np.float32]
 
 SCALE = 2
-PER_SECOND = 15.0  # Steps, of four emulator frames each: as played.
+PER_SECOND = 15.0  # Steps of four emulator frames: original speed.
 PANEL = 240
 MARGIN = 12
 LINE = 20  # Height of a line of text.
 TALLEST_ROW = 48
-HISTORY = PANEL - 2 * MARGIN  # Steps whose weights are drawn, one a column.
+HISTORY = PANEL - 2 * MARGIN  # Number of steps whose weights are drawn, one per column.
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 TEXT, TRACK = (235, 235, 235), (60, 60, 60)
-# Colors that color-blind readers tell apart (Okabe and Ito), in turn.
+# Okabe and Ito's colors, for color-blind readers; used in turn.
 COLORS = (
     (86, 180, 233),
     (230, 159, 0),
@@ -44,13 +44,14 @@ COLORS = (
 class Films:
     """Writes `episode_0.mp4`, `episode_1.mp4`, ... of the first environment into a folder.
 
-    Used in a `with`. A film has its name once its game has ended; one that was cut short is removed.
+    Use it as a context manager. A video gets its name when its game ends; an unfinished one is
+    removed.
 
     Args:
-        folder: Where to.
-        models: Keys of the models that are weighed; none for films without weights.
-        weights: Gives the weights (n, models) of the step at hand.
-        actions: Names of the actions; their numbers are shown if not given.
+        folder: Output folder.
+        models: Keys of the fused models; empty for videos without weights.
+        weights: Returns the weights of the current step, (n, models).
+        actions: Names of the actions; empty to show their numbers.
     """
 
     def __init__(
@@ -70,10 +71,10 @@ class Films:
         self._returned = 0.0
 
     def see(self, moment: Moment) -> None:
-        """Film a step.
+        """Add one step to the video.
 
         Raises:
-            StorageError: The film cannot be written.
+            StorageError: If the video cannot be written.
         """
         if moment.envs[0] != 0:
             return
@@ -106,7 +107,7 @@ class Films:
     def _begin(self, episode: int, picture: Picture) -> Any:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._path = self._folder / f"episode_{episode}.mp4"
-        self._part = self._folder / f".episode_{episode}.part.mp4"  # The name says the format.
+        self._part = self._folder / f".episode_{episode}.part.mp4"  # OpenCV reads the suffix.
         code = cv2.VideoWriter.fourcc(*"vp09")
         size = picture.shape[1], picture.shape[0]
         self._writer = cv2.VideoWriter(str(self._part), code, PER_SECOND, size)
@@ -125,7 +126,7 @@ class Films:
 
 
 def labels(models: Sequence[str]) -> list[str]:
-    """What to call models: by their alias, or by their key where several share it."""
+    """Return the models' display names: the alias, or the key if several share an alias."""
     count = Counter(names.key_alias(key) for key in models)
     return [key if count[names.key_alias(key)] > 1 else names.key_alias(key) for key in models]
 
@@ -133,16 +134,16 @@ def labels(models: Sequence[str]) -> list[str]:
 def panel(
     called: Sequence[str], history: Sequence[Weights], facts: Sequence[str], height: int
 ) -> Picture:
-    """What stands beside the game: (height, PANEL, 3) uint8 RGB.
+    """Draw the panel beside the game, (height, PANEL, 3) uint8 RGB.
 
-    Lines of text; a bar for each model, with its name and its weight; and, where there is room, each
-    model's weight over the last `HISTORY` steps.
+    It shows lines of text; a bar for each model, with its name and weight; and, if there is room,
+    each model's weight over the last `HISTORY` steps.
 
     Args:
-        called: The models' names; none if nothing is weighed.
-        history: Of each step so far (models,), each from 0 to 1.
+        called: Display names of the models; empty for no weights.
+        history: Weights of each step so far, (models,), from 0 to 1.
         facts: Lines of text.
-        height: Of the game's picture.
+        height: Height of the game's image.
     """
     picture = np.zeros((height, PANEL, 3), np.uint8)
     for i, fact in enumerate(facts):
@@ -160,7 +161,7 @@ def panel(
 
 
 def _bar(row: Picture, name: str, weight: float, color: tuple[int, int, int]) -> None:
-    """A model's name and weight above a bar; draws into `row`, (height, PANEL, 3)."""
+    """Draw a model's name and weight above a bar into `row`, (height, PANEL, 3)."""
     size = 0.45 * min(1.0, len(row) / TALLEST_ROW + 0.25)
     right, under = PANEL - MARGIN, len(row) // 2 - 2
     number = f"{weight:.2f}"
@@ -173,11 +174,11 @@ def _bar(row: Picture, name: str, weight: float, color: tuple[int, int, int]) ->
 
 
 def _lines(chart: Picture, weights: Weights) -> None:
-    """Weights (steps, models) as lines, the newest step at the right; draws into `chart`."""
+    """Draw weights (steps, models) as lines into `chart`, the newest step at the right."""
     chart[:] = TRACK
     bottom = len(chart) - 1
     x = np.arange(len(weights)) + chart.shape[1] - len(weights)
-    drawn = chart.copy()  # OpenCV wants an array of its own.
+    drawn = chart.copy()  # OpenCV needs a contiguous array.
     for i, values in enumerate(np.clip(weights.T, 0, 1)):
         points = np.stack([x, np.rint(bottom * (1 - values))], axis=1).astype(np.int32)
         cv2.polylines(drawn, [points], False, COLORS[i % len(COLORS)], 1, cv2.LINE_AA)
@@ -185,7 +186,7 @@ def _lines(chart: Picture, weights: Weights) -> None:
 
 
 def _write(picture: Picture, text: str, at: tuple[int, int], size: float, room: int) -> None:
-    """Write text, cut off where it is wider than `room`."""
+    """Write text, truncated to a width of `room` pixels."""
     while _width(text, size) > room:
         text = text[:-1]
     drawn = np.ascontiguousarray(picture)
