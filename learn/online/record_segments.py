@@ -269,7 +269,8 @@ class _Writer(Writer):
         if (env, cut.start) not in self._parts:
             return meta, visible
         parts = self._parts.pop((env, cut.start))
-        if not visible and not self._plays(meta, cut):  # From a killed process.
+        # A killed process may have committed this segment before, with other frames.
+        if not visible and not self._plays(meta, cut):
             return meta, visible
         begin = dict.fromkeys(parts, 0)
         for one in self._models:
