@@ -1,1 +1,1 @@
-"""Collect segments by playing games, or import them from other data."""
+"""Collect segments by playing games, or import recorded data as segments."""

@@ -4,16 +4,16 @@ Names and order are Gymnasium's. Row i has an observation, then the action taken
 reward and ends:
 
     observations   (N, H, W, 3) uint8, or (N, H, W) uint8 with `palette` (P, 3) uint8
-    actions        (N,) whole numbers
+    actions        (N,) integers
     rewards        (N,) raw
-    terminations   (N,) the game ended by the action
-    truncations    (N,) the episode was cut after the action
+    terminations   (N,) whether the action ended the game
+    truncations    (N,) whether the episode was cut off after the action
     lives          (N,) if known
 
 Episodes follow one another. An episode's last observation is stored in one of two ways:
 
 - *in place*: an episode of T steps has T + 1 rows. The last row has action -1, reward 0, and no
-  end. An episode that does not end before that row counts as truncated there.
+  end. If no row before it has an end, the episode counts as truncated there.
 - *apart*: an episode of T steps has T rows, and `final_observations` (E, H, W, 3) has one image for
   each of the E episodes. It may be left out if every episode is terminated: nothing is learned from
   the frame on which a game ended, so the last observation is repeated, as ALE itself does.

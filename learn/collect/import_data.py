@@ -1,7 +1,7 @@
-"""Import other data into a store, as segments like those of `wsa collect`.
+"""Import recorded data into a store, as segments like those of `wsa collect`.
 
 A source is read twice. The first pass checks and hashes everything; nothing is written unless all
-data is valid. The run's name is part of that hash, so equal data is the same run whatever its
+data is valid. The run's name comes from that hash, so equal data is the same run whatever its
 format: importing it again does nothing, and an interrupted import continues where it stopped.
 """
 

@@ -27,7 +27,7 @@ UNSEEN = Screen(b"", np.zeros((0, 0), np.uint8))
 class Colours:
     """Converts RGB screens to indices of the colors seen so far.
 
-    An Atari shows 128 colors, so the maximum of two screens has fewer than 2^15.
+    An Atari has 128 colors, so the maximum of two screens has fewer than 2^15 possible ones.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Pictures:
     def screens(
         self, observations: NDArray[np.uint8], wanted: Sequence[bool] | NDArray[np.bool_]
     ) -> list[Screen]:
-        """Convert the `wanted` observations (n, 1, H, W, 3) uint8 to screens (H, W, 3)."""
+        """Convert the `wanted` observations (n, 1, H, W, 3) uint8 to screens of RGB pixels."""
         return [
             Screen(hashing.frame_digest(frame), frame) if want else UNSEEN
             for frame, want in zip(pictures(observations), wanted, strict=True)

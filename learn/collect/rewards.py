@@ -1,4 +1,4 @@
-"""Detect data without a single reward, from which nothing can be learned."""
+"""Detect data without a single reward, from which CQL and DQN cannot learn."""
 
 from __future__ import annotations
 

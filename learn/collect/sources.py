@@ -58,7 +58,7 @@ class Episode:
 
 
 class Source(Protocol):
-    """A data set to import.
+    """A dataset to import.
 
     Attributes:
         game: ALE game id; "" if the data does not state it.

@@ -33,7 +33,7 @@ from wsa.store.format.records import Protocol
 
 FRAME_SKIP = 4
 MAX_STEPS = 27_000  # 30 minutes of play at 60 Hz, the usual limit (108,000 emulator frames).
-_NEVER = 1 << 30  # emulator frames; ale-py counts them in an int
+_NEVER = 1 << 30  # Emulator frames; ale-py counts them in an int.
 
 # `classic` is NoopFrameskip-v4 with the usual wrappers; `v5` is the protocol of Machado et al.
 # (2018), as in ALE/*-v5. Do not compare scores between the two.
@@ -164,8 +164,8 @@ def protocol(
 class _Env(AtariVectorEnv):
     """The native environment, with episodes truncated after `max_steps` steps.
 
-    ale-py's own limit stops inside the last step, so the last frame is not a true one. This class
-    truncates between steps, as Gymnasium's wrappers do.
+    ale-py's own limit stops inside the last step, so its last frame is not the true one. This
+    class truncates between steps, as Gymnasium's wrappers do.
     """
 
     def __init__(self, rom: str, num_envs: int, max_steps: int, **details: Any) -> None:

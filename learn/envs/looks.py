@@ -25,7 +25,7 @@ class Look(Protocol):
 
 
 class ColourMap:
-    """Maps each color to another, independent of its position.
+    """Maps each color to another, regardless of position.
 
     Args:
         recolour: Maps colors (n, 3) uint8 RGB to n other colors.

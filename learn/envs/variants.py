@@ -115,7 +115,7 @@ class Variant:
         return Consoles(consoles, stated.max_steps, self._show)
 
     def _show(self, frame: NDArray[np.uint8], seed: int, shown: int) -> NDArray[np.uint8]:
-        """Apply the looks to a frame, at random by the environment's seed and the step alone."""
+        """Apply the looks to a frame, with randomness from the environment's seed and step."""
         if self.looks:
             generator = np.random.default_rng([seed, shown])
             for look in self.looks:

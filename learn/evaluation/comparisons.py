@@ -19,7 +19,7 @@ def improvement(x: Scores, y: Scores) -> Scores:
     """Estimate the probability that a run of X scores more than one of Y on a random game.
 
     P(X > Y) = 1/M sum_m 1/(N K) sum_i sum_j S(x_im, y_jm), where S is 1 if x is larger, 1/2 if they
-    are equal and 0 else: the Mann-Whitney statistic of each game.
+    are equal, and 0 otherwise: the Mann-Whitney statistic of each game.
 
     Args:
         x: Scores of X, (..., N runs, M games).

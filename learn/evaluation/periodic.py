@@ -39,7 +39,7 @@ class PeriodicEvaluation:
 
     Args:
         config: Configuration of the run, offline or online; None to play no games.
-        embedder: Opens the live encoder, such as `LiveEncoder`, when the first games are due.
+        embedder: Opens an encoder of frames, such as `LiveEncoder`, before the first games.
         compiled: Whether training uses torch.compile on the network.
 
     Attributes:
@@ -76,7 +76,7 @@ class PeriodicEvaluation:
         return not training_metrics.has(folder, step, RETURN)
 
     def open(self) -> None:
-        """Open the live encoder, if evaluation is on.
+        """Open the encoder, if evaluation is on.
 
         Raises:
             MissingError: If a model's weights are missing.

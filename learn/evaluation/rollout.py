@@ -79,7 +79,7 @@ class Moment:
 
 
 class Watcher(Protocol):
-    """Observes games, for example to log or film them."""
+    """Observes games, for example to log or record them."""
 
     def see(self, moment: Moment) -> None:
         """Observe one step."""

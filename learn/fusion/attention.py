@@ -72,7 +72,7 @@ class Attention(Adapted):
         """Return the fraction of states in which a ReLU sets every score to 0.
 
         In such a state the scores have no gradient. With relu-sum the state vector is 0, so the
-        adapters have no gradient either. The weights show it: if all scores are 0, they are equal.
+        adapters have no gradient either. The weights tell: they are equal if all scores are 0.
         """
         if self._normaliser == "relu-sum":
             dead = weights.amax(dim=1) == 0

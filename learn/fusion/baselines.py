@@ -1,9 +1,9 @@
 """The paper's baselines for combining models: LIN, FIX, CNN, MIX, and RES.
 
-The paper's other baseline, DPA, is in `wsa.learn.fusion.attention`; it alone learns weights. Shapes
-in square brackets are those of the paper, where spatial adapters turn 128x21x21, 4x21x21, and
-20x84x84 into 32x16x16, 16x16x16, and 16x16x16, and the fourth embedding is a vector of 512. An
-absent model's values are zeros.
+The paper's other baseline, DPA, is in `wsa.learn.fusion.attention`; it alone learns weights.
+Numbers in square brackets are the paper's, where spatial adapters turn 128x21x21, 4x21x21, and
+20x84x84 into 32x16x16, 16x16x16, and 16x16x16, and the fourth embedding is a vector of 512. The
+values of an absent model are zeros.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ class FIX(Joined):
 class CNN(Joined):
     """Stack all maps as channels, then apply n convolutions: R = flatten(h_n) [8,192].
 
-    h_0 = [As_i(u_i)] along channels, a vector of D in D / side^2 channels [2+32+16+16 = 66];
-    h_j = ReLU(conv3x3(h_{j-1})) with 32 output channels (`FusionConfig.channels`), stride 1, and
-    padding 1; R has length 32 side^2.
+    h_0 = [As_i(u_i)] along channels, with a vector of length D folded into D / side^2 channels
+    [2+32+16+16 = 66]; h_j = ReLU(conv3x3(h_{j-1})) with 32 output channels
+    (`FusionConfig.channels`), stride 1, and padding 1. R has length 32 side^2.
 
     Raises:
         UsageError: If no embedding is spatial, or a vector cannot be folded.
@@ -187,7 +187,7 @@ class RES(Joined):
     embedding for the whole state (k = 1) provides it at every j.
 
     The authors keep one x per batch index and never reset it. Their shuffled minibatches therefore
-    overwrite the environments' states, the policy trains on other states than it acted on, and
+    overwrite the environments' states, the policy is trained on other states than it acted on, and
     their checkpoints lack the matrices. Here, R is a function of the last k frames of the episode:
     it restarts with each episode, needs no replay, and remembers k frames, not a whole episode. The
     matrices are buffers, so checkpoints have them. As in the authors' code, the spatial adapters

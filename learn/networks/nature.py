@@ -64,7 +64,7 @@ class GreyPixels:
 
     @property
     def lookups(self) -> dict[int, GreyPixels]:
-        """Lookup for each window; here one, for single frames."""
+        """Lookup of each window size: only size 1, for single frames."""
         return {1: self}
 
     def rows(self, digests: Sequence[bytes]) -> NDArray[np.int64]:

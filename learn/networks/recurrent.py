@@ -1,8 +1,8 @@
 """Recurrent actor-critic: an LSTM between the fused state vector and the heads.
 
-As in the paper's published fork, the LSTM is as wide as the state vector, has orthogonal weights
-and zero biases, and each head is one linear layer. Unlike in the fork, the LSTM state is also
-carried from step to step during evaluation.
+As in the fork that the authors published, the LSTM is as wide as the state vector, has orthogonal
+weights and zero biases, and each head is one linear layer. Unlike in the fork, the LSTM state is
+also carried from step to step during evaluation.
 """
 
 from __future__ import annotations

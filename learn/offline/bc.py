@@ -1,7 +1,7 @@
 """Behavioral cloning: predict the data's actions, trained with cross-entropy.
 
-The baseline where rewards are rare or the data is good. It cannot be better than the policy that
-played, but no diverging value can make it worse.
+The baseline where rewards are rare or the data is good. It cannot beat the policy that played,
+but has no Q-values that could diverge.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Trained:
         network: The trained network.
         updates: Gradient steps made in this call; 0 if the run was already finished.
         updates_per_s: Gradient steps per second.
-        passes: Passes through a frozen model in this call: 0.
+        passes: Passes through a frozen model in this call; always 0.
     """
 
     network: QNetwork

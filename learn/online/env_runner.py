@@ -38,7 +38,7 @@ def online_policy(algo: str) -> str:
 
 
 def is_online(policy: str) -> bool:
-    """Return whether a segment was played by an online run, and so in stretches."""
+    """Return whether a policy name is that of an online run, which plays in stretches."""
     return policy.startswith(_ONLINE)
 
 

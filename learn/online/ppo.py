@@ -252,7 +252,7 @@ def update_policy(
 def minibatches(config: PPOConfig) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the steps and the environments of each minibatch of one epoch, (B,) each.
 
-    A recurrent policy's minibatches are the full rollouts of a subset of the environments.
+    A recurrent policy's minibatches are whole rollouts of some environments, ordered by step.
     """
     if not config.recurrent:
         for part in torch.randperm(config.rollout_size).chunk(config.num_minibatches):

@@ -37,7 +37,7 @@ def save(
     name: str = "",
     arrays: Mapping[str, NDArray[Any]] | None = None,
 ) -> Path:
-    """Write `<folder>/<step>.safetensors`, and remove all other checkpoints but the newest.
+    """Write `<folder>/<step>.safetensors`, and remove all older checkpoints but the newest.
 
     Also removes what interrupted writes left behind.
 
