@@ -65,8 +65,8 @@ class Attention(Adapted):
         state = torch.einsum("bm,bmd->bd", weights, adapted)
         if len(present) == self.models:
             return state, weights
-        everyone = weights.new_zeros(len(weights), self.models)
-        return state, everyone.index_copy(1, torch.tensor(present, device=weights.device), weights)
+        padded = weights.new_zeros(len(weights), self.models)
+        return state, padded.index_copy(1, torch.tensor(present, device=weights.device), weights)
 
     def dead_rows(self, weights: Float[Tensor, "batch models"]) -> Float[Tensor, ""] | None:
         """Return the fraction of states in which a ReLU sets every score to 0.
@@ -114,8 +114,8 @@ class WSA(Attention):
         present: Sequence[int],
     ) -> Float[Tensor, "batch present"]:
         """Return s_i = f([c ; E_i]) of each present model."""
-        found: Tensor = self.scorer(beside(context, adapted)).squeeze(2)
-        return found
+        scores: Tensor = self.scorer(beside(context, adapted)).squeeze(2)
+        return scores
 
 
 class DPA(Attention):

@@ -202,7 +202,7 @@ def present_of(mask: Sequence[bool] | None, models: int) -> list[int]:
     """
     if mask is None:
         return list(range(models))
-    present = [i for i, there in zip(range(models), mask, strict=True) if there]
+    present = [i for i, is_present in zip(range(models), mask, strict=True) if is_present]
     if not present:
         raise ValueError("a state needs at least one model")
     return present

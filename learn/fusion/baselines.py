@@ -215,12 +215,12 @@ class RES(Joined):
     ) -> tuple[Float[Tensor, "batch size"], None]:
         """See `Fusion.forward`. No gradient flows through it."""
         state = embeddings[0].new_zeros(len(embeddings[0]), self.out_features)
-        for at in range(max(shape[0] for shape in self.shapes)):
+        for t in range(max(shape[0] for shape in self.shapes)):
             frame = [
-                u[:, at : at + 1] if u.shape[1] > 1 else u for u in embeddings[: len(self.shapes)]
+                u[:, t : t + 1] if u.shape[1] > 1 else u for u in embeddings[: len(self.shapes)]
             ]
-            seen = torch.cat([part.flatten(1) for part in self.spread(frame, mask)], dim=1)
-            state = torch.tanh(seen @ self.reservoir_in + state @ self.reservoir)
+            inputs = torch.cat([part.flatten(1) for part in self.spread(frame, mask)], dim=1)
+            state = torch.tanh(inputs @ self.reservoir_in + state @ self.reservoir)
         return state, None
 
 

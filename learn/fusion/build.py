@@ -29,8 +29,8 @@ def fusion_class(name: str, recorded_in: str = "") -> type[Fusion]:
         return own
     check_own_or("--fusion", name, list(FUSIONS), "module:Class")
     module, _, attribute = FUSIONS[name].partition(":")
-    found: type[Fusion] = getattr(importlib.import_module(module), attribute)
-    return found
+    built_in: type[Fusion] = getattr(importlib.import_module(module), attribute)
+    return built_in
 
 
 def make_fusion(config: FusionConfig, inputs: Inputs) -> Fusion:
@@ -39,24 +39,24 @@ def make_fusion(config: FusionConfig, inputs: Inputs) -> Fusion:
     Raises:
         UsageError: If it cannot take these shapes, or takes no context and one is given.
     """
-    kind = fusion_class(config.name)
+    cls = fusion_class(config.name)
     try:
-        made = kind(inputs, config)
+        fusion = cls(inputs, config)
     except WsaError:
         raise
     except Exception as error:
         if not user_code.is_name(config.name):
             raise
         raise user_code.raised(config.name, error) from error
-    if inputs.context is not None and not made.conditioned:
+    if inputs.context is not None and not fusion.conditioned:
         raise UsageError(
             "bad-option",
             f"--fusion {config.name} is conditioned on nothing: leave out --context.",
         )
     if config.init == "orthogonal":
-        initialise(made, sqrt(2))
-    elif config.init == "small" and isinstance(made, Adapted):
-        initialise(made.adapters, 0.01)
-        if made.context is not None:
-            initialise(made.context, 0.01)
-    return made
+        initialise(fusion, sqrt(2))
+    elif config.init == "small" and isinstance(fusion, Adapted):
+        initialise(fusion.adapters, 0.01)
+        if fusion.context is not None:
+            initialise(fusion.context, 0.01)
+    return fusion

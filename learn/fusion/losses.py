@@ -71,6 +71,6 @@ def weight_scalars(weights: Tensor | None, network: Any) -> dict[str, Tensor]:
     if weights is None:
         return {}
     with torch.no_grad():
-        found = {"wsa/weight_entropy": entropy(weights), "weights": weights.mean(dim=0)}
+        scalars = {"wsa/weight_entropy": entropy(weights), "weights": weights.mean(dim=0)}
         dead = network.torso.fusion.dead_rows(weights)
-    return found if dead is None else found | {DEAD_ROWS: dead}
+    return scalars if dead is None else scalars | {DEAD_ROWS: dead}

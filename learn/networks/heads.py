@@ -64,8 +64,8 @@ class Torso(nn.Module):
     def __init__(self, inputs: Inputs, config: NetworkConfig) -> None:
         super().__init__()
         self.inputs = inputs
-        kind = {"standard": Standard, "layer": Layer, "none": Raw}[config.normalize]
-        self.normalisers = nn.ModuleList(kind(width) for width in inputs.widths)
+        normalizer = {"standard": Standard, "layer": Layer, "none": Raw}[config.normalize]
+        self.normalisers = nn.ModuleList(normalizer(width) for width in inputs.widths)
         self.fusion = make_fusion(config.fusion, inputs)
         self.out_features = self.fusion.out_features
 
@@ -75,10 +75,10 @@ class Torso(nn.Module):
         """Set the moments of `standard` normalization, which are saved with the weights."""
         widths = list(self.inputs.widths)
         parts = zip(self.normalisers, mean.split(widths), deviation.split(widths), strict=True)
-        for normaliser, centre, spread in parts:
+        for normaliser, part_mean, part_deviation in parts:
             if isinstance(normaliser, Standard):
-                normaliser.mean.copy_(centre)
-                normaliser.deviation.copy_(spread)
+                normaliser.mean.copy_(part_mean)
+                normaliser.deviation.copy_(part_deviation)
 
     def forward(
         self, stacks: Float[Tensor, "batch k width"], mask: Sequence[bool] | None = None
@@ -155,11 +155,11 @@ class ActorCritic(nn.Module):
         self.torso: Any = Torso(inputs, config) if torso is None else torso
         self.actor = _mlp(self.torso.out_features, config, actions)
         self.critic = _mlp(self.torso.out_features, config, 1)
-        for head, last in ((self.actor, 0.01), (self.critic, 1.0)):
-            maps = [part for part in head if isinstance(part, nn.Linear)]
-            for part in maps:
-                nn.init.orthogonal_(part.weight, last if part is maps[-1] else 2**0.5)
-                nn.init.zeros_(part.bias)
+        for head, gain in ((self.actor, 0.01), (self.critic, 1.0)):
+            linears = [linear for linear in head if isinstance(linear, nn.Linear)]
+            for linear in linears:
+                nn.init.orthogonal_(linear.weight, gain if linear is linears[-1] else 2**0.5)
+                nn.init.zeros_(linear.bias)
 
     @property
     def device(self) -> torch.device:

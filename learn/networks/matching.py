@@ -57,8 +57,8 @@ def match_parameters(
     low, high = 1, 2
     while high < WIDEST and parameters(high) < wanted:
         low, high = high, 2 * high
-    for limit, within in ((low, parameters(low) <= wanted), (high, parameters(high) >= wanted)):
-        if not within:
+    for limit, in_range in ((low, parameters(low) <= wanted), (high, parameters(high) >= wanted)):
+        if not in_range:
             raise UsageError(
                 "bad-option",
                 f"--match-parameters {wanted:,}: with {_FLAGS[by]} {limit} --fusion {name} has "

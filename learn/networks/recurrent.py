@@ -67,10 +67,10 @@ class RecurrentActorCritic(nn.Module):
         """
         state, weights = self.torso(stacks, mask)
         envs = memory[0].shape[1]
-        kept = 1 - first.view(-1, 1, envs, 1).to(state.dtype)
+        not_first = 1 - first.view(-1, 1, envs, 1).to(state.dtype)
         outputs = []
-        for seen, keep in zip(state.view(-1, 1, envs, self.size), kept, strict=True):
-            output, memory = self.lstm(seen, (keep * memory[0], keep * memory[1]))
+        for inputs, keep in zip(state.view(-1, 1, envs, self.size), not_first, strict=True):
+            output, memory = self.lstm(inputs, (keep * memory[0], keep * memory[1]))
             outputs.append(output)
         hidden = torch.cat(outputs).view(-1, self.size)
         return self.actor(hidden), self.critic(hidden).squeeze(1), weights, memory
