@@ -44,26 +44,26 @@ def walk(flat: FlatMap, rows: NDArray[np.int64], n: float, gamma: float, clip: b
         gamma: Discount per step.
         clip: Whether to replace rewards by their sign.
     """
-    at = rows.copy()
+    position = rows.copy()
     returns, discounts = np.zeros(len(rows)), np.ones(len(rows))
-    going = np.arange(len(rows))  # Indices of the walks still going.
+    active = np.arange(len(rows))  # Indices of the walks still going.
     ended = np.zeros(len(rows), np.bool_)
-    made = 0
-    while made < n and len(going):
-        here = flat.rows[at[going]]
-        stepping = here["action"] >= 0
-        going, here = going[stepping], here[stepping]
-        earned = np.sign(here["reward"]) if clip else here["reward"]
-        returns[going] += discounts[going] * earned
-        discounts[going] *= gamma
-        at[going] += 1
-        ended[going[here["terminated"]]] = True
-        going = going[~(here["terminated"] | here["truncated"])]
-        made += 1
+    n_made = 0
+    while n_made < n and len(active):
+        current = flat.rows[position[active]]
+        has_step = current["action"] >= 0
+        active, current = active[has_step], current[has_step]
+        rewards = np.sign(current["reward"]) if clip else current["reward"]
+        returns[active] += discounts[active] * rewards
+        discounts[active] *= gamma
+        position[active] += 1
+        ended[active[current["terminated"]]] = True
+        active = active[~(current["terminated"] | current["truncated"])]
+        n_made += 1
     whole = ended.copy()
-    whole[going] = True
+    whole[active] = True
     discounts[ended] = 0
-    return Steps(returns.astype(np.float32), discounts.astype(np.float32), at, whole)
+    return Steps(returns.astype(np.float32), discounts.astype(np.float32), position, whole)
 
 
 def horizon(gamma: float) -> float:
@@ -86,15 +86,17 @@ def hold_out(flat: FlatMap, fraction: float) -> tuple[NDArray[np.int64], NDArray
     Returns:
         Rows to train on, (S,), and rows to validate on, (V,), both in the snapshot's order.
     """
-    places: dict[str, int] = {}
-    of = np.full(len(flat.rows), -1)  # Index of each row's episode in `places`.
+    index_of: dict[str, int] = {}
+    episode_of = np.full(len(flat.rows), -1)  # Index of each row's episode.
     for part in flat.parts:
         rows = slice(part.row, part.row + part.rows)
         run = "-".join(part.segment.split("-")[:2])
         numbers, inverse = np.unique(flat.rows["episode"][rows], return_inverse=True)
-        ours = [places.setdefault(f"{run}/{number}", len(places)) for number in numbers]
-        of[rows] = np.array(ours)[inverse]
-    count = max(round(fraction * len(places)), 1) if fraction and len(places) > 1 else 0
-    chosen = sorted(places, key=lambda name: blake3(name.encode()).digest())[:count]
-    held = np.isin(of[flat.steps], [places[name] for name in chosen])
-    return flat.steps[~held], flat.steps[held]
+        segment_episodes = [
+            index_of.setdefault(f"{run}/{number}", len(index_of)) for number in numbers
+        ]
+        episode_of[rows] = np.array(segment_episodes)[inverse]
+    count = max(round(fraction * len(index_of)), 1) if fraction and len(index_of) > 1 else 0
+    held_names = sorted(index_of, key=lambda name: blake3(name.encode()).digest())[:count]
+    held_out = np.isin(episode_of[flat.steps], [index_of[name] for name in held_names])
+    return flat.steps[~held_out], flat.steps[held_out]

@@ -185,18 +185,18 @@ def moments(flat: FlatMap, most: int = 20_000) -> tuple[Tensor, Tensor]:
     at = np.unique(np.linspace(0, len(flat.steps) - 1, most).astype(np.int64))
     rows = flat.steps[at]
     frames = flat.rows["frame"][rows]
-    found = []
+    by_model = []
     for window, columns in zip(flat.windows, flat.columns, strict=True):
         table, at = (flat.embeddings, frames) if window == 1 else (flat.windowed, rows)
-        found.append(moments_of(table[at, columns]))
-    mean, deviation = (torch.cat(parts) for parts in zip(*found, strict=True))
+        by_model.append(moments_of(table[at, columns]))
+    mean, deviation = (torch.cat(parts) for parts in zip(*by_model, strict=True))
     return mean, deviation
 
 
 def moments_of(sample: NDArray[Any]) -> tuple[Tensor, Tensor]:
     """Return the moments of one model's embeddings (n, width); see `moments`."""
     # float64: a float32 sum over rows loses the small differences between frames.
-    exact = sample.astype(np.float64)
-    spread = exact.std(axis=0)
-    deviation = np.maximum(spread, 0.01 * spread.mean() + 1e-6)
-    return torch.from_numpy(exact.mean(axis=0)).float(), torch.from_numpy(deviation).float()
+    sample64 = sample.astype(np.float64)
+    raw_deviation = sample64.std(axis=0)
+    deviation = np.maximum(raw_deviation, 0.01 * raw_deviation.mean() + 1e-6)
+    return torch.from_numpy(sample64.mean(axis=0)).float(), torch.from_numpy(deviation).float()
