@@ -119,14 +119,14 @@ class Distinct:
     def embeddings(self) -> NDArray[Any]:
         """All embeddings, (N, width), memory-mapped. Waits for pending ones."""
         self.finish()
-        found: NDArray[Any] = self._files["embeddings"][: self._rows]
-        return found
+        rows: NDArray[Any] = self._files["embeddings"][: self._rows]
+        return rows
 
     @property
     def shorter(self) -> NDArray[np.int32]:
         """Rows of the shorter windows, (N, s), memory-mapped."""
-        found: NDArray[np.int32] = self._files["shorter"][: self._rows]
-        return found
+        rows: NDArray[np.int32] = self._files["shorter"][: self._rows]
+        return rows
 
     def see(
         self,
@@ -149,13 +149,13 @@ class Distinct:
         for i in np.flatnonzero(rows < 0):
             new.setdefault(digests[i], int(i))
         if new:
-            asked = list(new.values())
+            new_indices = list(new.values())
             parts: dict[str, NDArray[Any]] = {
                 "digests": np.frombuffer(b"".join(new), np.uint8).reshape(-1, hashing.DIGEST_BYTES)
             }
             if shorter is not None:
-                parts["shorter"] = shorter(asked)
-            self._append(list(new), parts, self.lookup.begin(list(new), inputs.only(asked)))
+                parts["shorter"] = shorter(new_indices)
+            self._append(list(new), parts, self.lookup.begin(list(new), inputs.only(new_indices)))
             for i in np.flatnonzero(rows < 0):
                 rows[i] = self._recent[digests[i]]
             self._tidy()
@@ -168,10 +168,10 @@ class Distinct:
             WsaError: If a model failed. Reading one of the failed rows raises it again.
         """
         while self._running and (rows is None or self._running[0][0].start < rows):
-            some, embedding = self._running[0]
-            self._files["embeddings"][some], seconds = embedding.result()
+            pending, embedding = self._running[0]
+            self._files["embeddings"][pending], seconds = embedding.result()
             self.seconds += seconds
-            self._count_in(some)
+            self._count_in(pending)
             self._running.popleft()
 
     def find(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
@@ -235,10 +235,10 @@ class Distinct:
         end = self._rows + len(digests)
         if end > len(self._files["embeddings"]):
             self._map(end)
-        some = slice(self._rows, end)
+        new_rows = slice(self._rows, end)
         for name, part in parts.items():
-            self._files[name][some] = part
-        self._running.append((some, embedding))
+            self._files[name][new_rows] = part
+        self._running.append((new_rows, embedding))
         self._recent |= {digest: self._rows + i for i, digest in enumerate(digests)}
         self._rows = end
 

@@ -74,10 +74,10 @@ def train_dqn(
         network=network, trained=lambda: updates > 0,
     ) as loop:  # fmt: skip
         for step in loop:
-            before, first = runner.stacks, runner.first
+            states, first = runner.stacks, runner.first
             actions = act(config, session, network, generator)
             played = runner.step(actions)
-            draws.replay.add(before, first, actions, played, config.terminal_on_life_loss)
+            draws.replay.add(states, first, actions, played, config.terminal_on_life_loss)
             session.log_episodes(loop.metrics, played)
             logging = loop.every(config.log_frequency)
             if step >= config.learning_starts:
@@ -85,9 +85,9 @@ def train_dqn(
                 for _ in range(times(config.train_frequency, step, stride)):
                     learner.online.train()
                     updates += 1
-                    found = learner.update(updates, draws.draw(step))
+                    new_scalars = learner.update(updates, draws.draw(step))
                     if logging:
-                        scalars = session.line(found)
+                        scalars = session.line(new_scalars)
             if logging:
                 rates = {
                     "charts/epsilon": config.epsilon(step),
@@ -103,15 +103,15 @@ def act(
     """Choose epsilon-greedy actions, (n,)."""
     runner = session.runner
     explore = generator.random(runner.num_envs) < config.epsilon(runner.steps)
-    random = generator.integers(runner.actions, size=runner.num_envs)
+    random_actions = generator.integers(runner.actions, size=runner.num_envs)
     if explore.all():
-        return random
+        return random_actions
     if network.training:  # No dropout while acting.
         network.eval()
     with torch.no_grad():
         stacks = session.table.gather(runner.stacks).to(network.device)
         values = network(stacks)[0]
-    return np.where(explore, random, values.argmax(dim=1).cpu().numpy())
+    return np.where(explore, random_actions, values.argmax(dim=1).cpu().numpy())
 
 
 class Draws:
@@ -128,16 +128,16 @@ class Draws:
         runner = session.runner
         depth = runner.stacks.shape[1]
         steps = config.total_timesteps // config.num_envs
-        counting = config.discounting._asdict()
+        discounting = config.discounting._asdict()
         self.replay = Replay(
-            folder, session.table, config.num_envs, steps, depth, config.buffer_size, **counting
+            folder, session.table, config.num_envs, steps, depth, config.buffer_size, **discounting
         )
         self._generator = np.random.default_rng([session.seed, 3])
         self._stored: OfflineBatches | None = None
         if config.mixes_stored:
             assert session.stored is not None, "such a run is configured with some"
             self._stored = OfflineBatches(
-                session.stored, depth, config.batch_size, session.seed, **counting
+                session.stored, depth, config.batch_size, session.seed, **discounting
             )
 
     def draw(self, step: int) -> Batch:

@@ -83,8 +83,8 @@ class Table:
         self._models: dict[int, tuple[Distinct, slice]] = {}
         for part in self.parts.values():
             places = part.lookup.places
-            own = side_by_side([(place.stop - place.start,) for place in places])
-            for place, columns in zip(places, own, strict=True):
+            part_columns = side_by_side([(place.stop - place.start,) for place in places])
+            for place, columns in zip(places, part_columns, strict=True):
                 self._models[place.start] = part, columns
         self.asked = self.known = self.passes = self._passes_before = 0
 
@@ -136,10 +136,10 @@ class Table:
             return torch.from_numpy(self._last.gather(rows))
         out = np.zeros((*rows.shape, self.width), self.dtype)
         for at, (window, part) in enumerate(self.parts.items()):
-            these, where = (rows, out) if window == 1 else (rows[..., -1], out[..., -1, :])
+            part_rows, target = (rows, out) if window == 1 else (rows[..., -1], out[..., -1, :])
             if part is not self._last:
-                these = self._last.shorter[these, at]
-            scatter_columns(part.gather(these), part.lookup.places, where)
+                part_rows = self._last.shorter[part_rows, at]
+            scatter_columns(part.gather(part_rows), part.lookup.places, target)
         return torch.from_numpy(out)
 
     def sample(self, place: slice, most: int) -> NDArray[Any]:
@@ -154,9 +154,9 @@ class Table:
             Embeddings, (n, values).
         """
         part, columns = self._models[place.start]
-        at = np.unique(np.linspace(0, len(part) - 1, most).astype(np.int64))
-        found: NDArray[Any] = part.embeddings[at, columns]
-        return found
+        rows = np.unique(np.linspace(0, len(part) - 1, most).astype(np.int64))
+        sampled: NDArray[Any] = part.embeddings[rows, columns]
+        return sampled
 
     def flush(self) -> None:
         """Write all rows to disk, before a checkpoint that refers to them."""
@@ -178,8 +178,8 @@ class Table:
         self.asked, self.known, self.passes = state["asked"], state["known"], state["passes"]
         self._passes_before = self.passes
         self._last.restore(state)
-        for (_, part), its in zip(self._shorter, state.get("shorter", []), strict=True):
-            part.restore(its)
+        for (_, part), part_state in zip(self._shorter, state.get("shorter", []), strict=True):
+            part.restore(part_state)
 
     def _see_shorter(self, seen: Sequence[FrameWindow]) -> NDArray[np.int64]:
         """Return the rows of the shorter windows that end at these frames, (n, parts - 1)."""

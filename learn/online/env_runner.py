@@ -132,8 +132,8 @@ class EnvRunner:
             seen = self._recent.push(games.pictures(observations), self.first[group], envs)
             self.stacks[group] = self.table.see(seen)[:, None]
             if self._recording:
-                all_of_them = np.ones(len(envs), np.bool_)
-                self._recording.begin(envs, all_of_them, observations, self._lives[group])
+                all_envs = np.ones(len(envs), np.bool_)
+                self._recording.begin(envs, all_envs, observations, self._lives[group])
 
     def step(self, actions: NDArray[np.int64], number: int = 0) -> Step:
         """Step the environments of one group, and update `stacks` and `first`.
@@ -161,11 +161,11 @@ class EnvRunner:
         fresh = ended & (np.array([len(taken) for taken in taken_before]) >= STRETCH)
         if fresh.any():
             final = final.copy()  # The reset may overwrite this buffer.
-            observations, lives = self._stretch_anew(number, fresh)
+            observations, lives = self._begin_stretch(number, fresh)
         self._lives[group] = lives
-        everywhere = np.ones(len(actions), np.bool_)
-        self._show(
-            group, everywhere, actions, rewards, terminated, truncated, final, observations, lives
+        all_envs = np.ones(len(actions), np.bool_)
+        self._record(
+            group, all_envs, actions, rewards, terminated, truncated, final, observations, lives
         )
         following = self._see(group, observations, final, ended)
         return Step(
@@ -197,7 +197,7 @@ class EnvRunner:
         self.first[group] = ended
         return following
 
-    def _stretch_anew(
+    def _begin_stretch(
         self, number: int, fresh: NDArray[np.bool_]
     ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Begin a new stretch where `fresh`; return the whole group's observations and lives."""
@@ -251,7 +251,7 @@ class EnvRunner:
         if self._recording:
             self._recording.rewind(self.steps // self.num_envs, counts, self._ended_before)
         returns = [
-            self._play_again(env, group, counts[group])
+            self._replay(env, group, counts[group])
             for env, group in zip(self._played, self.groups, strict=True)
         ]
         if (self._lives != state["lives"]).any() or (
@@ -264,7 +264,7 @@ class EnvRunner:
                 "begin another run; with --init it takes over this one's weights.",
             )
 
-    def _play_again(self, env: Any, group: slice, counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _replay(self, env: Any, group: slice, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         """Replay a group's current stretches, `counts` actions each; return the returns so far."""
         envs = self._envs[group]
         # All replays end together: each begins when the steps left equal its number of actions.
@@ -277,7 +277,7 @@ class EnvRunner:
                 seeds = np.array([self._seed_of(int(i)) for i in envs[begins]])
                 observations, info = env.reset(seed=seeds, options={"reset_mask": begins})
                 returns[begins] = 0
-                self._recall(envs, begins, begins, observations, longest - t)
+                self._push_replayed(envs, begins, begins, observations, longest - t)
                 if self._recording:
                     self._recording.begin(envs, begins, observations, info["lives"])
             if t == longest:
@@ -291,16 +291,16 @@ class EnvRunner:
             ended = terminated | truncated
             returns += rewards
             returns[ended] = 0
-            self._recall(envs, at >= 0, ended, observations, longest - t - 1)
+            self._push_replayed(envs, at >= 0, ended, observations, longest - t - 1)
             final = info["final_obs"] if ended.any() else observations
-            self._show(
+            self._record(
                 group, at >= 0, actions, rewards, terminated, truncated, final, observations,
                 info["lives"],
             )  # fmt: skip
         self._lives[group] = info["lives"]
         return returns
 
-    def _recall(
+    def _push_replayed(
         self,
         envs: NDArray[np.int64],
         which: NDArray[np.bool_],
@@ -313,7 +313,7 @@ class EnvRunner:
             frames = games.pictures(observations)[which]
             self._recent.push(frames, first[which], envs[which])
 
-    def _show(
+    def _record(
         self,
         group: slice,
         which: NDArray[np.bool_],

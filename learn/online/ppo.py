@@ -108,16 +108,16 @@ def train_ppo(
         network=network,
     ) as loop:  # fmt: skip
         for step in loop:
-            left = 1 - (step // stride - 1) / updates
-            rate = config.learning_rate * left if config.anneal_lr else config.learning_rate
-            now = config
+            remaining = 1 - (step // stride - 1) / updates
+            rate = config.learning_rate * remaining if config.anneal_lr else config.learning_rate
+            annealed = config
             if config.anneal_clip:
-                now = msgspec.structs.replace(config, clip_coef=config.clip_coef * left)
+                annealed = msgspec.structs.replace(config, clip_coef=config.clip_coef * remaining)
             optimizer.param_groups[0]["lr"] = rate
             rollout, memory = play(config, session, network, memory, device, loop.metrics)
             line = {"charts/learning_rate": rate}
             if session.settled:
-                line |= update_policy(now, session, network, optimizer, rollout, device)
+                line |= update_policy(annealed, session, network, optimizer, rollout, device)
             session.settle(network)
             loop.write(line | session.scalars())
     return session.played(network)
@@ -145,10 +145,10 @@ def play(
                 network, table.gather(stacks[t, group]), first[t, group], carried[number], device
             )
             # Sample on the CPU, whose torch generator is saved with the run.
-            chances = logits.cpu().log_softmax(dim=1)
-            chosen = torch.multinomial(chances.exp(), 1)
-            actions[t, group] = chosen.squeeze(1)
-            logprobs[t, group] = chances.gather(1, chosen).squeeze(1)
+            log_policy = logits.cpu().log_softmax(dim=1)
+            sampled = torch.multinomial(log_policy.exp(), 1)
+            actions[t, group] = sampled.squeeze(1)
+            logprobs[t, group] = log_policy.gather(1, sampled).squeeze(1)
             values[t, group] = value.cpu()
             if t:
                 following[t - 1, group] = torch.where(
@@ -160,15 +160,15 @@ def play(
             terminated[t, group] = torch.from_numpy(dead).float()
             ended[t, group] = torch.from_numpy(dead | step.truncated).float()
             if step.truncated.any():
-                final, going_on = table.gather(step.final), torch.zeros(len(dead))
-                last = forward(network, final, going_on, carried[number], device)
-                following[t, group] = last[1].cpu()
+                final, not_first = table.gather(step.final), torch.zeros(len(dead))
+                next_output = forward(network, final, not_first, carried[number], device)
+                following[t, group] = next_output[1].cpu()
             session.log_episodes(metrics, step)
     for number, group in enumerate(runner.groups):
         now, begins = table.gather(runner.stacks[group]), torch.from_numpy(runner.first[group])
-        last = forward(network, now, begins.float(), carried[number], device)
+        next_output = forward(network, now, begins.float(), carried[number], device)
         following[-1, group] = torch.where(
-            ended[-1, group] > 0, following[-1, group], last[1].cpu()
+            ended[-1, group] > 0, following[-1, group], next_output[1].cpu()
         )
     if config.clip_rewards:
         rewards = rewards.sign()
@@ -205,14 +205,16 @@ def advantages(config: PPOConfig, rollout: Rollout) -> Tensor:
     delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t), where s'_t is the true next state;
     A_t = delta_t + gamma lambda (1 - ended_t) A_(t+1).
     """
-    worth = config.gamma * (1 - rollout.terminated) * rollout.following
-    deltas = rollout.rewards + worth - rollout.values
-    found = torch.zeros_like(deltas)
-    later = torch.zeros_like(deltas[0])
+    bootstrap = config.gamma * (1 - rollout.terminated) * rollout.following
+    deltas = rollout.rewards + bootstrap - rollout.values
+    estimates = torch.zeros_like(deltas)
+    next_advantage = torch.zeros_like(deltas[0])
     for t in reversed(range(len(deltas))):
-        later = deltas[t] + config.gamma * config.gae_lambda * (1 - rollout.ended[t]) * later
-        found[t] = later
-    return found
+        next_advantage = (
+            deltas[t] + config.gamma * config.gae_lambda * (1 - rollout.ended[t]) * next_advantage
+        )
+        estimates[t] = next_advantage
+    return estimates
 
 
 def update_policy(
@@ -243,9 +245,9 @@ def update_policy(
             break
     line = session.line(scalars)
     line["losses/clipfrac"] = torch.stack(clipfracs).mean().item()
-    spread = returns.var().item()
+    variance = returns.var().item()
     unexplained = (returns - rollout.values).var().item()
-    line["losses/explained_variance"] = 1 - unexplained / spread if spread else float("nan")
+    line["losses/explained_variance"] = 1 - unexplained / variance if variance else float("nan")
     return line
 
 
@@ -281,23 +283,23 @@ def loss_of(
         envs = i[: len(i) // config.num_steps]
         memory = memory[0][:, envs], memory[1][:, envs]
     logits, values, weights, _ = forward(network, stacks, rollout.first[at], memory, device)
-    chances = logits.log_softmax(dim=1)
-    taken = chances.gather(1, rollout.actions[at].to(device)[:, None]).squeeze(1)
-    logratio = taken - rollout.logprobs[at].to(device)
+    log_policy = logits.log_softmax(dim=1)
+    logprob = log_policy.gather(1, rollout.actions[at].to(device)[:, None]).squeeze(1)
+    logratio = logprob - rollout.logprobs[at].to(device)
     ratio = logratio.exp()
     advantage = estimates[at].to(device)
     if config.norm_adv:
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    clipped = ratio.clamp(1 - config.clip_coef, 1 + config.clip_coef)
-    policy_loss = torch.max(-advantage * ratio, -advantage * clipped).mean()
-    wanted, old = returns[at].to(device), rollout.values[at].to(device)
-    errors = (values - wanted) ** 2
+    clipped_ratio = ratio.clamp(1 - config.clip_coef, 1 + config.clip_coef)
+    policy_loss = torch.max(-advantage * ratio, -advantage * clipped_ratio).mean()
+    targets, old_values = returns[at].to(device), rollout.values[at].to(device)
+    squared_errors = (values - targets) ** 2
     if config.clip_vloss:
-        reach = config.vf_clip_coef or config.clip_coef
-        near = old + (values - old).clamp(-reach, reach)
-        errors = torch.max(errors, (near - wanted) ** 2)
-    value_loss = 0.5 * errors.mean()
-    entropy = -(chances.exp() * chances).sum(dim=1).mean()
+        limit = config.vf_clip_coef or config.clip_coef
+        near_values = old_values + (values - old_values).clamp(-limit, limit)
+        squared_errors = torch.max(squared_errors, (near_values - targets) ** 2)
+    value_loss = 0.5 * squared_errors.mean()
+    entropy = -(log_policy.exp() * log_policy).sum(dim=1).mean()
     loss = policy_loss - config.ent_coef * entropy + config.vf_coef * value_loss
     loss = loss + weight_loss(config, weights)
     with torch.no_grad():

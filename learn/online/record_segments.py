@@ -53,7 +53,7 @@ class Embedded:
     engine: str
 
 
-_Look = tuple[Screen, ...]
+_ModelInput = tuple[Screen, ...]
 """One model input: a frame or a window of frames, oldest first."""
 
 
@@ -123,7 +123,7 @@ class Recording:
             shown: Number of these steps that will be replayed, (n,).
             episodes: Number of episodes that ended before the replayed steps, (n,).
         """
-        self._writer.tell_all()
+        self._writer.mark_counted()
         # The remaining pieces of an uninterrupted run, the first one cut at `played`.
         grid = gaps([], self._steps, SEGMENT_STEPS)
         pieces = [
@@ -213,13 +213,13 @@ class _Writer(Writer):
         self._table = table
         self._models = list(models)
         # For each window size, whether a segment has counted the pass of each table row.
-        self._told: dict[int, NDArray[np.bool_]] = {}
+        self._counted: dict[int, NDArray[np.bool_]] = {}
         self._parts: dict[tuple[int, int], dict[int, _Part]] = {}
 
-    def tell_all(self) -> None:
+    def mark_counted(self) -> None:
         """Mark the passes of all current table rows as counted."""
         if self._models:
-            self._told = {w: np.ones(len(p), np.bool_) for w, p in self._table.parts.items()}
+            self._counted = {w: np.ones(len(p), np.bool_) for w, p in self._table.parts.items()}
 
     def write(self, env: int, cut: Cut) -> None:
         # Look up embeddings here, not in the committing thread, because the table grows.
@@ -230,39 +230,39 @@ class _Writer(Writer):
 
     def _part(self, window: int, cut: Cut) -> _Part:
         """Return a segment's embeddings by the models with this window size."""
-        part, looks = self._table.parts[window], _looks(window, cut)
-        ids = [_identity(look) for look in looks]
-        look_of = dict(zip(ids, looks, strict=True))
-        distinct = list(look_of)
+        part, model_inputs = self._table.parts[window], _model_inputs(window, cut)
+        digests = [_digest(model_input) for model_input in model_inputs]
+        input_of = dict(zip(digests, model_inputs, strict=True))
+        distinct = list(input_of)
         rows = part.find(distinct)
-        seen = rows >= 0
-        found = np.empty((len(distinct), part.lookup.width), part.lookup.dtype)
-        found[seen] = part.gather(rows[seen])
-        passed = self._fresh(window, rows[seen], [*itertools.compress(distinct, seen)])
-        if not seen.all():
-            unseen = [*itertools.compress(distinct, ~seen)]
+        known = rows >= 0
+        embeddings = np.empty((len(distinct), part.lookup.width), part.lookup.dtype)
+        embeddings[known] = part.gather(rows[known])
+        passed = self._count_passes(window, rows[known], [*itertools.compress(distinct, known)])
+        if not known.all():
+            unknown = [*itertools.compress(distinct, ~known)]
             before = part.lookup.passes, part.lookup.found
-            inputs = FrameInputs([self._window(look_of[name]) for name in unseen])
-            found[~seen], _ = part.lookup.begin(unseen, inputs).result()
+            inputs = FrameInputs([self._window(input_of[digest]) for digest in unknown])
+            embeddings[~known], _ = part.lookup.begin(unknown, inputs).result()
             self.passes += part.lookup.passes - before[0]
-            passed += len(unseen) - (part.lookup.found - before[1])
-        number = {name: i for i, name in enumerate(distinct)}
-        return _Part(found[[number[name] for name in ids]], passed)
+            passed += len(unknown) - (part.lookup.found - before[1])
+        index = {digest: i for i, digest in enumerate(distinct)}
+        return _Part(embeddings[[index[digest] for digest in digests]], passed)
 
-    def _window(self, look: _Look) -> FrameWindow:
-        frames = tuple(self._screens.picture(screen) for screen in look)
-        return FrameWindow(frames, tuple(screen.digest for screen in look))
+    def _window(self, model_input: _ModelInput) -> FrameWindow:
+        frames = tuple(self._screens.picture(screen) for screen in model_input)
+        return FrameWindow(frames, tuple(screen.digest for screen in model_input))
 
-    def _fresh(self, window: int, rows: NDArray[np.int64], digests: list[bytes]) -> int:
+    def _count_passes(self, window: int, rows: NDArray[np.int64], digests: list[bytes]) -> int:
         """Count the rows that needed a pass which no segment has counted, and mark them."""
         part = self._table.parts[window]
-        told = self._told.get(window, np.zeros(0, np.bool_))
-        if len(part) > len(told):  # Double it, rather than grow by a few rows each time.
-            told = np.append(told, np.zeros(len(part), np.bool_))
-        fresh = ~told[rows] & (part.lookup.rows(digests) < 0)
-        told[rows] = True
-        self._told[window] = told
-        return int(fresh.sum())
+        counted = self._counted.get(window, np.zeros(0, np.bool_))
+        if len(part) > len(counted):  # Double it, rather than grow by a few rows each time.
+            counted = np.append(counted, np.zeros(len(part), np.bool_))
+        uncounted = ~counted[rows] & (part.lookup.rows(digests) < 0)
+        counted[rows] = True
+        self._counted[window] = counted
+        return int(uncounted.sum())
 
     def _commit(self, env: int, cut: Cut) -> tuple[SegmentMeta, bool]:
         meta, visible = super()._commit(env, cut)
@@ -270,30 +270,31 @@ class _Writer(Writer):
             return meta, visible
         parts = self._parts.pop((env, cut.start))
         # A killed process may have committed this segment before, with other frames.
-        if not visible and not self._plays(meta, cut):
+        if not visible and not self._shows_the_same(meta, cut):
             return meta, visible
         begin = dict.fromkeys(parts, 0)
-        for one in self._models:
-            rows, passed = parts[one.window]
-            at, begin[one.window] = begin[one.window], begin[one.window] + math.prod(one.shape)
-            own = rows[:, at : begin[one.window]].reshape(len(rows), *one.shape)
-            own = own.astype(embedding_dtype(own))
-            about = EmbeddingMeta(
+        for model in self._models:
+            rows, passed = parts[model.window]
+            start = begin[model.window]
+            end = begin[model.window] = start + math.prod(model.shape)
+            embeddings = rows[:, start:end].reshape(len(rows), *model.shape)
+            embeddings = embeddings.astype(embedding_dtype(embeddings))
+            embedding_meta = EmbeddingMeta(
                 game=meta.game,
                 segment=meta.segment,
-                model=one.model,
-                shape=own.shape,
-                dtype=own.dtype.name,
+                model=model.model,
+                shape=embeddings.shape,
+                dtype=embeddings.dtype.name,
                 passes=passed,
-                copied=len(own) - passed,
+                copied=len(embeddings) - passed,
                 seconds=passed * self._table.seconds_a_pass,
-                window=one.window,
-                engine=one.engine,
+                window=model.window,
+                engine=model.engine,
             )
-            commit_embedding(self._backend, about, own)
+            commit_embedding(self._backend, embedding_meta, embeddings)
         return meta, visible
 
-    def _plays(self, meta: SegmentMeta, cut: Cut) -> bool:
+    def _shows_the_same(self, meta: SegmentMeta, cut: Cut) -> bool:
         """Return whether the segment in the store has the same frames and episode starts."""
         path = names.segment_path(meta.game, meta.segment)
         rows = take_objects(self._backend, [path]).read_rows(meta)
@@ -304,7 +305,7 @@ class _Writer(Writer):
         return first == [row.is_first for row in cut.rows]
 
 
-def _looks(window: int, cut: Cut) -> list[_Look]:
+def _model_inputs(window: int, cut: Cut) -> list[_ModelInput]:
     """Return the inputs of models with this window: a segment's distinct frames, or its windows."""
     screens = [row.screen for row in cut.rows]
     if window == 1:
@@ -316,7 +317,7 @@ def _looks(window: int, cut: Cut) -> list[_Look]:
     ]
 
 
-def _identity(look: _Look) -> bytes:
-    if len(look) == 1:
-        return look[0].digest
-    return hashing.window_digest(b"".join(screen.digest for screen in look))
+def _digest(model_input: _ModelInput) -> bytes:
+    if len(model_input) == 1:
+        return model_input[0].digest
+    return hashing.window_digest(b"".join(screen.digest for screen in model_input))

@@ -115,18 +115,18 @@ class Replay:
             t: Step numbers, (B,).
             env: Environment of each, (B,).
         """
-        here = self._records[t, env]
+        start = self._records[t, env]
         returns, discounts = np.zeros(len(t)), np.ones(len(t))
-        last, going = t.copy(), np.arange(len(t))
+        last, active = t.copy(), np.arange(len(t))
         for made in range(self._n_step):
-            at = self._records[t[going] + made, env[going]]
-            earned = np.sign(at["reward"]) if self._clip else at["reward"]
-            returns[going] += discounts[going] * earned
-            discounts[going] *= self._gamma
-            discounts[going[at["terminated"]]] = 0
-            last[going] = t[going] + made
-            on = ~(at["terminated"] | at["ended"]) & (t[going] + made + 1 < self.played)
-            going = going[on]
+            step = self._records[t[active] + made, env[active]]
+            rewards = np.sign(step["reward"]) if self._clip else step["reward"]
+            returns[active] += discounts[active] * rewards
+            discounts[active] *= self._gamma
+            discounts[active[step["terminated"]]] = 0
+            last[active] = t[active] + made
+            continues = ~(step["terminated"] | step["ended"]) & (t[active] + made + 1 < self.played)
+            active = active[continues]
         k = self._depth
         # The next state: the last k - 1 frames, then the true next frame.
         before = self._rows(last, env, k - 1)
@@ -134,7 +134,7 @@ class Replay:
         return Batch(
             states=self._table.gather(self._rows(t, env, k)),
             following=self._table.gather(following),
-            actions=torch.from_numpy(here["action"].astype(np.int64)),
+            actions=torch.from_numpy(start["action"].astype(np.int64)),
             rewards=torch.from_numpy(returns.astype(np.float32)),
             discounts=torch.from_numpy(discounts.astype(np.float32)),
         )

@@ -114,8 +114,8 @@ class Session:
         """
         if self._settled_on < 0 or len(self.table) < 2 * self._settled_on:
             return
-        found = [moments_of(self.table.sample(model, SAMPLE)) for model in self._columns]
-        mean, deviation = (torch.cat(parts) for parts in zip(*found, strict=True))
+        moments = [moments_of(self.table.sample(model, SAMPLE)) for model in self._columns]
+        mean, deviation = (torch.cat(parts) for parts in zip(*moments, strict=True))
         for network in networks:
             network.torso.set_moments(mean, deviation)  # type: ignore[operator, union-attr]
         self._settled_on = len(self.table)
@@ -164,9 +164,9 @@ class Session:
         """
         arrays: dict[str, NDArray[Any]] = {}
         extra: dict[str, Any] = {}
-        saved = folder / "checkpoints"
-        if checkpoint.all_of(saved):
-            path = checkpoint.latest(saved)
+        checkpoints = folder / "checkpoints"
+        if checkpoint.all_of(checkpoints):
+            path = checkpoint.latest(checkpoints)
             _, extra = checkpoint.load(path, modules, optimizer, arrays)
             self.table.restore(extra["table"])
             self._settled_on = extra["settled_on"]
@@ -195,11 +195,11 @@ class Session:
         if self._recording:
             self._recording.flush()
         self.table.flush()
-        whole = {f"stage.{name}": array for name, array in self.runner.state().items()}
+        all_arrays = {f"stage.{name}": array for name, array in self.runner.state().items()}
         state = {"table": self.table.state(), "settled_on": self._settled_on, **(extra or {})}
-        whole |= {name: np.asarray(array) for name, array in arrays.items()}
+        all_arrays |= {name: np.asarray(array) for name, array in arrays.items()}
         checkpoint.save(
-            folder / "checkpoints", self.runner.steps, modules, optimizer, state, arrays=whole
+            folder / "checkpoints", self.runner.steps, modules, optimizer, state, arrays=all_arrays
         )
 
     def played(self, network: nn.Module) -> Played:
