@@ -142,32 +142,32 @@ class Arrays:
         repeated instead.
         """
         actions = self._columns["actions"]
-        died, cut = self._columns["terminations"] != 0, self._columns["truncations"] != 0
+        ended, cut = self._columns["terminations"] != 0, self._columns["truncations"] != 0
         if (actions == NO_ACTION).any():
-            idle = np.flatnonzero(actions == NO_ACTION)
-            if idle[-1] != len(actions) - 1:
+            last_rows = np.flatnonzero(actions == NO_ACTION)
+            if last_rows[-1] != len(actions) - 1:
                 raise self._refuse(
                     f"the last episode has no last observation: row {len(actions) - 1} has action "
                     f"{actions[-1]}, and must be one more, with action -1"
                 )
-            if (died | cut)[idle].any() or (self._columns["rewards"][idle] != 0).any():
+            if (ended | cut)[last_rows].any() or (self._columns["rewards"][last_rows] != 0).any():
                 raise self._refuse("a row with action -1 has a reward or an end; nothing was done")
             start = 0
-            for stop in idle.tolist():
+            for stop in last_rows.tolist():
                 if stop == start:
                     raise self._refuse(f"row {stop} has action -1 and belongs to no episode")
                 yield slice(start, stop), None
                 start = stop + 1
             return
-        ends = np.flatnonzero(died | cut)
+        ends = np.flatnonzero(ended | cut)
         if not len(ends) or ends[-1] != len(actions) - 1:
             raise self._refuse(
                 "the last episode has no end. Mark its last step in truncations, and give the "
                 "observation that followed"
             )
         final = self._arrays.get("final_observations")
-        if final is None and not died[ends].all():
-            at = int(ends[np.argmin(died[ends])])
+        if final is None and not ended[ends].all():
+            at = int(ends[np.argmin(ended[ends])])
             raise self._refuse(
                 f"the episode that was cut after row {at} has no last observation, whose value "
                 "learning needs. Add a row for it with action -1 (and so for every episode), or "
@@ -200,41 +200,41 @@ class Arrays:
 
     def _rgb(self, name: str, at: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Read frames `at` of an array as RGB."""
-        array, (places, back) = self._arrays[name], np.unique(at, return_inverse=True)
+        array, (distinct, inverse) = self._arrays[name], np.unique(at, return_inverse=True)
         if not len(at):
             return np.zeros((0, *array.shape[1:3], 3), np.uint8)
-        first, last = int(places[0]), int(places[-1])
+        first, last = int(distinct[0]), int(distinct[-1])
         with self._reading(name):
-            if last - first < 2 * len(places):  # Close together: read the whole range at once.
-                found = np.asarray(array[first : last + 1])[places - first]
+            if last - first < 2 * len(distinct):  # Close together: read the whole range at once.
+                frames = np.asarray(array[first : last + 1])[distinct - first]
             elif isinstance(array, zarr.Array):
-                found = np.asarray(array.oindex[places])
+                frames = np.asarray(array.oindex[distinct])
             else:
-                found = array[places]
-        if found.ndim == 3:
+                frames = array[distinct]
+        if frames.ndim == 3:
             palette = np.asarray(self._arrays["palette"])
-            if found.max() >= len(palette):
-                raise self._refuse(f"{name} shows colour {found.max()} of {len(palette)}")
-            found = palette[found]
+            if frames.max() >= len(palette):
+                raise self._refuse(f"{name} shows colour {frames.max()} of {len(palette)}")
+            frames = palette[frames]
         if name == "frames" and self._digests is not None:
             # Zarr returns zeros for a missing chunk.
-            for place, frame in zip(places.tolist(), found, strict=True):
+            for place, frame in zip(distinct.tolist(), frames, strict=True):
                 if hashing.frame_digest(frame) != self._digests[place].tobytes():
                     raise self._refuse(f"frame {place} is not the one whose digest it has")
-        picked: NDArray[np.uint8] = found[back]
-        return picked
+        result: NDArray[np.uint8] = frames[inverse]
+        return result
 
     @functools.cached_property
     def _digests(self) -> NDArray[np.uint8] | None:
         """Digests of `frames`, which an export has; otherwise None."""
-        found = self._arrays.get("digest")
-        if found is None or found.shape != (
+        digests = self._arrays.get("digest")
+        if digests is None or digests.shape != (
             self._arrays["frames"].shape[0],
             hashing.DIGEST_BYTES,
         ):
             return None
         with self._reading("digest"):
-            return np.asarray(found, np.uint8)
+            return np.asarray(digests, np.uint8)
 
     def _column(self, name: str) -> NDArray[Any] | None:
         for spelled in _NAMES[name]:

@@ -68,36 +68,37 @@ def state_protocol(game: str, told: Facts, asked: Facts, named: str = "") -> Pro
         UsageError: If data and user contradict each other, or a required fact is missing.
     """
     preset = games.protocol(game, named) if named else None
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for name, (option, default) in _FACTS.items():
-        said, wanted = getattr(told, name), getattr(asked, name)
-        if wanted is None and preset is not None:
-            wanted, option = getattr(preset, name), f"--protocol {named}"
-        if said is not None and wanted is not None and said != wanted:
+        told_value, asked_value = getattr(told, name), getattr(asked, name)
+        if asked_value is None and preset is not None:
+            asked_value, option = getattr(preset, name), f"--protocol {named}"
+        if told_value is not None and asked_value is not None and told_value != asked_value:
             raise UsageError(
                 "bad-option",
-                f"The data was played with {name} {said}; {option} says {wanted}. Leave it out.",
+                f"The data was played with {name} {told_value}; {option} says {asked_value}. "
+                "Leave it out.",
             )
-        found[name] = next((v for v in (said, wanted, default) if v is not None), None)
-    missing = [_FACTS[name][0] for name, value in found.items() if value is None]
+        facts[name] = next((v for v in (told_value, asked_value, default) if v is not None), None)
+    missing = [_FACTS[name][0] for name, value in facts.items() if value is None]
     if missing:
         raise UsageError(
             "bad-option",
             f"The data does not say how {game} was played. Say it: {' and '.join(missing)}, or "
             "--protocol classic or v5 where it was played so.",
         )
-    if found["frame_skip"] < 1 or not 0 <= found["sticky"] < 1 or found["max_steps"] < 1:
+    if facts["frame_skip"] < 1 or not 0 <= facts["sticky"] < 1 or facts["max_steps"] < 1:
         raise UsageError(
             "bad-option",
             "--frame-skip and --max-episode-steps must be at least 1, and --sticky at least 0 and "
-            f"below 1; they are {found['frame_skip']}, {found['max_steps']} and "
-            f"{found['sticky']:g}.",
+            f"below 1; they are {facts['frame_skip']}, {facts['max_steps']} and "
+            f"{facts['sticky']:g}.",
         )
-    full = games.protocol(game, "v5" if found["full_action_space"] else "classic")
-    stated = msgspec.structs.replace(full, name="custom", **found)
+    base = games.protocol(game, "v5" if facts["full_action_space"] else "classic")
+    stated = msgspec.structs.replace(base, name="custom", **facts)
     for known in games.PROTOCOLS:
         if msgspec.structs.replace(stated, name=known) == games.protocol(
-            game, known, max_steps=found["max_steps"]
+            game, known, max_steps=facts["max_steps"]
         ):
             return msgspec.structs.replace(stated, name=known)
     return stated

@@ -81,30 +81,30 @@ class Minari:
     def check_screens(self, game: str) -> None:
         """See `Source.check_screens`."""
         space = self._dataset.observation_space
-        found = (getattr(space, "shape", None), getattr(space, "dtype", None))
-        if found != ((*games.screen(game), 3), np.uint8):
+        stored = (getattr(space, "shape", None), getattr(space, "dtype", None))
+        if stored != ((*games.screen(game), 3), np.uint8):
             raise refuse_screens(self._name, str(space), game)
 
     def episodes(self) -> Iterator[Episode]:
         """See `Source.episodes`. Only one episode at a time is in memory."""
         shape = self._dataset.observation_space.shape
-        for number, found in enumerate(self._dataset.iterate_episodes()):
+        for number, episode in enumerate(self._dataset.iterate_episodes()):
             where = f"{self._name}, episode {number}"
-            seen = np.asarray(found.observations)
-            if seen.shape != (len(found.actions) + 1, *shape) or seen.dtype != np.uint8:
+            screens = np.asarray(episode.observations)
+            if screens.shape != (len(episode.actions) + 1, *shape) or screens.dtype != np.uint8:
                 raise UsageError(
                     "bad-option",
-                    f"{where} has {len(found.actions)} actions and observations "
-                    f"{seen.shape} {seen.dtype}; it needs one observation more than actions.",
+                    f"{where} has {len(episode.actions)} actions and observations "
+                    f"{screens.shape} {screens.dtype}; it needs one observation more than actions.",
                 )
-            lives = (found.infos or {}).get("lives")
+            lives = (episode.infos or {}).get("lives")
             yield make_episode(
                 where,
-                lambda start, stop, seen=seen: seen[start:stop],  # type: ignore[misc]
-                np.asarray(found.actions),
-                np.asarray(found.rewards),
-                np.asarray(found.terminations),
-                np.asarray(found.truncations),
+                lambda start, stop, screens=screens: screens[start:stop],  # type: ignore[misc]
+                np.asarray(episode.actions),
+                np.asarray(episode.rewards),
+                np.asarray(episode.terminations),
+                np.asarray(episode.truncations),
                 None if lives is None else np.asarray(lives),
             )
 
@@ -127,17 +127,17 @@ def _environment(name: str, spec: Any) -> tuple[str, Facts]:
     skip: Any = options.get("frameskip", 4)
     noop_max, max_pool = 0, False
     for wrapper in spec.additional_wrappers:
-        told = wrapper.kwargs or {}
+        wrapper_options = wrapper.kwargs or {}
         if wrapper.name == "AtariPreprocessing":
-            if told.get("terminal_on_life_loss"):
+            if wrapper_options.get("terminal_on_life_loss"):
                 raise UsageError(
                     "bad-option",
                     f"{name} ends an episode at every lost life, so its episodes are no games. "
                     "Record it again without terminal_on_life_loss.",
                 )
-            inner = told.get("frame_skip", 4)
-            skip = inner if skip == 1 else None
-            noop_max, max_pool = told.get("noop_max", 30), inner > 1
+            inner_skip = wrapper_options.get("frame_skip", 4)
+            skip = inner_skip if skip == 1 else None
+            noop_max, max_pool = wrapper_options.get("noop_max", 30), inner_skip > 1
         elif wrapper.name not in _HARMLESS:
             raise UsageError(
                 "bad-option",

@@ -137,22 +137,22 @@ def make_episode(
     if not np.isfinite(earned).all():
         at = int(np.argmin(np.isfinite(earned)))
         raise UsageError("bad-option", f"{where}: the reward of step {at} is {rewards[at]}.")
-    died, cut = _flags(where, "terminations", terminated), _flags(where, "truncations", truncated)
-    if (died | cut)[:-1].any():
-        at = int(np.argmax(died | cut))
+    ended, cut = _flags(where, "terminations", terminated), _flags(where, "truncations", truncated)
+    if (ended | cut)[:-1].any():
+        at = int(np.argmax(ended | cut))
         raise UsageError(
             "bad-option",
             f"{where} goes on after its end at step {at} of {len(actions)}. Every episode must be "
             "followed by its last observation, and then by the next episode's first.",
         )
-    cut[-1] |= not died[-1]
-    left = np.zeros(len(actions) + 1) if lives is None else lives
-    if left.shape != (len(actions) + 1,) or left.min() < 0 or left.max() > 255:
+    cut[-1] |= not ended[-1]
+    lives_left = np.zeros(len(actions) + 1) if lives is None else lives
+    if lives_left.shape != (len(actions) + 1,) or lives_left.min() < 0 or lives_left.max() > 255:
         raise UsageError(
             "bad-option", f"{where}: lives must be {len(actions) + 1} numbers from 0 to 255."
         )
-    small = np.clip(actions, -2, 32767).astype(np.int16)
-    return Episode(screens, small, earned, died, cut, left.astype(np.uint8))
+    clipped = np.clip(actions, -2, 32767).astype(np.int16)
+    return Episode(screens, clipped, earned, ended, cut, lives_left.astype(np.uint8))
 
 
 def _flags(where: str, name: str, column: NDArray[Any]) -> NDArray[np.bool_]:
