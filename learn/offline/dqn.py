@@ -80,21 +80,21 @@ def update_loss(
     states, following = batch.states.to(device), batch.following.to(device)
     actions = batch.actions.to(device)
     with torch.no_grad():
-        valued = target(following)[0]
-        best = (online(following)[0] if config.double_q else valued).argmax(dim=1)
-        value = valued.gather(1, best[:, None]).squeeze(1)
-        wanted = batch.rewards.to(device) + batch.discounts.to(device) * value
+        next_values = target(following)[0]
+        next_actions = (online(following)[0] if config.double_q else next_values).argmax(dim=1)
+        next_value = next_values.gather(1, next_actions[:, None]).squeeze(1)
+        targets = batch.rewards.to(device) + batch.discounts.to(device) * next_value
     values, weights = online(states)
-    taken = values.gather(1, actions[:, None]).squeeze(1)
-    td_loss = nn.functional.smooth_l1_loss(taken, wanted)
-    conservative = (values.logsumexp(dim=1) - taken).mean()
+    q_taken = values.gather(1, actions[:, None]).squeeze(1)
+    td_loss = nn.functional.smooth_l1_loss(q_taken, targets)
+    conservative = (values.logsumexp(dim=1) - q_taken).mean()
     loss = td_loss + cql_alpha * conservative + weight_loss(config, weights)
     with torch.no_grad():
         scalars = {
             "losses/td_loss": td_loss,
-            "losses/td_error": (taken - wanted).abs().mean(),
+            "losses/td_error": (q_taken - targets).abs().mean(),
             "losses/cql": conservative,
-            "losses/q_values": taken.mean(),
+            "losses/q_values": q_taken.mean(),
             "losses/max_q": values.amax(dim=1).mean(),
             **weight_scalars(weights, online),
         }

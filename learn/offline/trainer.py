@@ -126,22 +126,22 @@ def train_offline(
     if network.normalize == "standard":
         online.torso.set_moments(*moments(flat))
     checkpoints = folder / "checkpoints"
-    begun = bool(checkpoint.all_of(checkpoints))
-    if not begun:
+    resuming = bool(checkpoint.all_of(checkpoints))
+    if not resuming:
         warm_start(online)
     online.to(device)
     learner = make_learner(config, online)
     if compiled:
         for module in learner.modules.values():
             module.compile()
-    training, held = hold_out(flat, config.validation_fraction)
+    training, held_out = hold_out(flat, config.validation_fraction)
     batches = OfflineBatches(
         flat, inputs.depth, config.batch_size, seed, steps=training,
         **config.discounting._asdict(),
     )  # fmt: skip
-    validation = Validation(config, inputs.depth, flat, held)
+    validation = Validation(config, inputs.depth, flat, held_out)
     start, best = 0, inf
-    if begun:
+    if resuming:
         newest = checkpoint.latest(checkpoints)
         start, extra = checkpoint.load(newest, learner.modules, learner.optimizer)
         batches.restore(extra["draws"])
@@ -165,7 +165,7 @@ def train_offline(
         logged, lap = start, 0.0
         for step in loop:
             scalars = learner.update(step, batches.draw())
-            validating = bool(len(held)) and loop.every(config.validation_frequency)
+            validating = bool(len(held_out)) and loop.every(config.validation_frequency)
             if loop.every(config.log_frequency) or validating:
                 line = _line(scalars, flat.models)
                 line["charts/learning_rate"] = config.learning_rate
