@@ -38,9 +38,9 @@ def improvement_interval(
 ) -> Interval:
     """Return `improvement` with its percentile interval, resampling runs within each game."""
     generator = np.random.default_rng(seed)
-    drawn = improvement(_draw(generator, x, resamples), _draw(generator, y, resamples))
+    resampled = improvement(_draw(generator, x, resamples), _draw(generator, y, resamples))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    low, high = np.quantile(resampled, [tail, 1 - tail])
     return Interval(float(improvement(x, y)), float(low), float(high))
 
 
@@ -69,9 +69,9 @@ def profile_band(
     seed: int = 0,
 ) -> Scores:
     """Return `profile` and the low and high ends of its pointwise percentile band, (3, T)."""
-    drawn = profile(_draw(np.random.default_rng(seed), scores, resamples), thresholds)
+    resampled = profile(_draw(np.random.default_rng(seed), scores, resamples), thresholds)
     tail = (1 - confidence) / 2
-    band = np.quantile(drawn, [tail, 1 - tail], axis=0)
+    band = np.quantile(resampled, [tail, 1 - tail], axis=0)
     return np.stack([profile(scores, thresholds), *band])
 
 

@@ -72,12 +72,14 @@ class GreedyPolicy:
     def _act(
         self, stacks: Tensor, first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        each = zip(stacks.to(self._network.device), first, envs, strict=True)
-        found = [self._value(stack[None], bool(begins), int(env)) for stack, begins, env in each]
-        weights = [one for _, one in found if one is not None]
+        states = zip(stacks.to(self._network.device), first, envs, strict=True)
+        outputs = [
+            self._value(stack[None], bool(begins), int(env)) for stack, begins, env in states
+        ]
+        weights = [one for _, one in outputs if one is not None]
         self.weights = np.stack(weights) if weights else None
         chosen = [
-            self._choose(values, int(env)) for (values, _), env in zip(found, envs, strict=True)
+            self._choose(values, int(env)) for (values, _), env in zip(outputs, envs, strict=True)
         ]
         return np.array(chosen, np.int64)
 
@@ -85,17 +87,15 @@ class GreedyPolicy:
         self, stack: Any, begins: bool, env: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return the Q-values or logits, and the fusion's weights, of one state."""
-        import torch  # Here: collecting at random needs none of it.
-
-        how = torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
-        with torch.inference_mode(), how:
+        stance = torch.compiler.set_stance("force_eager") if self._eager else nullcontext()
+        with torch.inference_mode(), stance:
             if hasattr(self._network, "blank"):
                 device = stack.device
                 if begins:
                     self._memories[env] = tuple(m.to(device) for m in self._network.blank(1))
-                goes_on = torch.zeros(1, device=device)
+                not_first = torch.zeros(1, device=device)
                 values, _, weights, self._memories[env] = self._network(
-                    stack, goes_on, self._memories[env], self._mask
+                    stack, not_first, self._memories[env], self._mask
                 )
             else:
                 values, *_, weights = self._network(stack, self._mask)

@@ -190,12 +190,12 @@ class _Group:
         self._which = np.flatnonzero(self._episodes < self._shares)
         if self.playing:
             self._frames = games.pictures(observations)[self._which]
-            seen = self._frames, self._first[self._which], self._begin + self._which
+            inputs = self._frames, self._first[self._which], self._begin + self._which
             policy = self._policy
             self._actions = (
-                policy.begin(*seen)
+                policy.begin(*inputs)
                 if isinstance(policy, Embedding)
-                else functools.partial(policy, *seen)
+                else functools.partial(policy, *inputs)
             )
 
     def step(self) -> Moment:
@@ -259,27 +259,27 @@ def write_csv(
     """
     table = io.StringIO(newline="")
     writer = csv.writer(table)
-    there = path.read_bytes() if path.exists() else b""
-    if there and there.splitlines()[0] != ",".join(COLUMNS).encode():
+    existing = path.read_bytes() if path.exists() else b""
+    if existing and existing.splitlines()[0] != ",".join(COLUMNS).encode():
         # From an older wsa: keep it under another name.
         number = next(n for n in itertools.count(1) if not _aside(path, n).exists())
         path.rename(_aside(path, number))
-        there = b""
-    if not there:
+        existing = b""
+    if not existing:
         writer.writerow(COLUMNS)
     # Two games of an environment may give equal lines, so count them.
-    known = Counter(there.decode().splitlines())
+    unmatched = Counter(existing.decode().splitlines())
     for policy, episodes in played.items():
         for e in episodes:
-            about = (updates, policy, checkpoint, epsilon)
-            having = "" if policy == "random" else "+".join(present)
-            how = (e.env, e.seed, e.returned, e.steps, e.truncated, having, variant)
+            run_fields = (updates, policy, checkpoint, epsilon)
+            models = "" if policy == "random" else "+".join(present)
+            episode_fields = (e.env, e.seed, e.returned, e.steps, e.truncated, models, variant)
             line = io.StringIO(newline="")
-            csv.writer(line).writerow([*about, *how])
-            known[line.getvalue().rstrip()] -= 1
-            if known[line.getvalue().rstrip()] < 0:
+            csv.writer(line).writerow([*run_fields, *episode_fields])
+            unmatched[line.getvalue().rstrip()] -= 1
+            if unmatched[line.getvalue().rstrip()] < 0:
                 table.write(line.getvalue())
-    atomic_files.replace(path, there + table.getvalue().encode())
+    atomic_files.replace(path, existing + table.getvalue().encode())
 
 
 def _aside(path: Path, number: int) -> Path:

@@ -149,7 +149,7 @@ def stratified_interval(
     runs, games = scores.shape
     generator = np.random.default_rng(seed)
     chosen = generator.integers(runs, size=(resamples, runs, games))
-    drawn = statistic(scores[chosen, np.arange(games)])
+    resampled = statistic(scores[chosen, np.arange(games)])
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    low, high = np.quantile(resampled, [tail, 1 - tail])
     return Interval(float(statistic(scores)), float(low), float(high))
