@@ -48,12 +48,12 @@ def games() -> dict[str, str]:
     """Return the ROM name of each ALE game id, `{"MsPacman": "ms_pacman", ...}`, sorted."""
     gymnasium.register_envs(ale_py)
     specs = (s for s in gymnasium.registry.values() if s.id.startswith("ALE/"))
-    found = {
+    rom_names = {
         s.id.removeprefix("ALE/").removesuffix("-v5"): str(s.kwargs["game"])
         for s in specs
         if s.id.endswith("-v5")
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(rom_names.items()))
 
 
 def check_game(game: str) -> str:
@@ -191,13 +191,13 @@ class _Env(AtariVectorEnv):
         observations, rewards, terminated, truncated, info = super().step(actions)
         self._played += 1
         self._played[terminated] = 0
-        cut = self._played >= self._max_steps
-        if not cut.any():
+        at_limit = self._played >= self._max_steps
+        if not at_limit.any():
             return observations, rewards, terminated, truncated, info
         final = info.get("final_obs", observations).copy()
-        final[cut] = observations[cut]
-        observations, info = self.reset(options={"reset_mask": cut})
-        return observations, rewards, terminated, truncated | cut, {**info, "final_obs": final}
+        final[at_limit] = observations[at_limit]
+        observations, info = self.reset(options={"reset_mask": at_limit})
+        return observations, rewards, terminated, truncated | at_limit, {**info, "final_obs": final}
 
 
 def make_env(game: str, stated: Protocol, num_envs: int) -> AtariVectorEnv:

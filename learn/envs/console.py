@@ -84,14 +84,14 @@ class Console:
 
     def step(self, action: int) -> tuple[float, bool]:
         """Take one step. Return the reward, and whether the game ended."""
-        reward, shown = 0.0, []
+        reward, screens = 0.0, []
         for left in reversed(range(self._skip)):
             reward += self._act(self._actions[action])
             if self._ale.game_over():
                 return reward, True
             if left < 2:
-                shown.append(self._ale.getScreenRGB())
-        self.screen = np.maximum(*shown) if self._pool and len(shown) == 2 else shown[-1]
+                screens.append(self._ale.getScreenRGB())
+        self.screen = np.maximum(*screens) if self._pool and len(screens) == 2 else screens[-1]
         return reward, False
 
     def _act(self, action: ale_py.Action) -> int:
@@ -157,9 +157,9 @@ class Consoles:
             Observations (num_envs, 1, H, W, 3) uint8; raw rewards, whether the game ended, and
             whether the step limit ended the episode, each (num_envs,); and an empty info.
         """
-        done = [console.step(int(a)) for console, a in zip(self._consoles, actions, strict=True)]
-        rewards = np.array([reward for reward, _ in done])
-        terminated = np.array([ended for _, ended in done])
+        results = [console.step(int(a)) for console, a in zip(self._consoles, actions, strict=True)]
+        rewards = np.array([reward for reward, _ in results])
+        terminated = np.array([ended for _, ended in results])
         self._played += 1
         truncated = ~terminated & (self._played >= self._max_steps)
         for i in np.flatnonzero(terminated | truncated).tolist():

@@ -59,8 +59,8 @@ def grey() -> Look:
     """Show the luma in all three channels, as OpenCV computes it."""
 
     def luma(colours: Frame) -> Frame:
-        found: Frame = np.asarray(cv2.cvtColor(colours[None], cv2.COLOR_RGB2GRAY), np.uint8)
-        return found[0, :, None].repeat(3, 1)
+        gray: Frame = np.asarray(cv2.cvtColor(colours[None], cv2.COLOR_RGB2GRAY), np.uint8)
+        return gray[0, :, None].repeat(3, 1)
 
     return ColourMap(luma)
 

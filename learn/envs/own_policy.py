@@ -71,14 +71,14 @@ class OwnPolicy:
             ConflictError: If it raises an exception, or returns anything but valid actions.
         """
         try:
-            found: NDArray[Any] = np.asarray(self._policy(frames, first, envs))
+            actions: NDArray[Any] = np.asarray(self._policy(frames, first, envs))
         except Exception as error:
             raise user_code.raised(f"--policy {self._name}", error) from error
-        whole = found.shape == envs.shape and np.issubdtype(found.dtype, np.integer)
-        if not whole or found.min() < 0 or found.max() >= self._actions:
+        are_integers = actions.shape == envs.shape and np.issubdtype(actions.dtype, np.integer)
+        if not are_integers or actions.min() < 0 or actions.max() >= self._actions:
             raise ConflictError(
                 "user-code",
-                f"--policy {self._name} returned {found.dtype} {found.shape}, not {len(envs)} whole "
-                f"numbers from 0 to {self._actions - 1}.",
+                f"--policy {self._name} returned {actions.dtype} {actions.shape}, not {len(envs)} "
+                f"whole numbers from 0 to {self._actions - 1}.",
             )
-        return found.astype(np.int64)
+        return actions.astype(np.int64)

@@ -110,8 +110,8 @@ class Variant:
         if self.sticky is not None:
             stated = msgspec.structs.replace(stated, sticky=self.sticky)
         begin = [change.begin for change in self.memory]
-        how: dict[str, Any] = {"mode": self.mode, "difficulty": self.difficulty, "writes": begin}
-        consoles = [Console(game, stated, **how) for _ in range(num_envs)]
+        kwargs: dict[str, Any] = {"mode": self.mode, "difficulty": self.difficulty, "writes": begin}
+        consoles = [Console(game, stated, **kwargs) for _ in range(num_envs)]
         return Consoles(consoles, stated.max_steps, self._show)
 
     def _show(self, frame: NDArray[np.uint8], seed: int, shown: int) -> NDArray[np.uint8]:
@@ -131,7 +131,7 @@ def parse_variant(spec: str, game: str) -> Variant:
     """
     numbers: dict[str, Any] = {}
     memory: list[MemoryChange] = []
-    shown: list[Look] = []
+    frame_looks: list[Look] = []
     parts = [part.strip() for part in spec.split("+")]
     for part in parts:
         name, equals, text = part.partition("=")
@@ -139,9 +139,9 @@ def parse_variant(spec: str, game: str) -> Variant:
             numbers[name] = _SWITCHES[name].read(part, text)
         elif name in _GRADED and equals:
             number, make = _GRADED[name]
-            shown.append(make(number.read(part, text)))
+            frame_looks.append(make(number.read(part, text)))
         elif part in _COLOURS:
-            shown.append(_COLOURS[part]())
+            frame_looks.append(_COLOURS[part]())
         elif part.startswith("ram:"):
             memory.append(_memory_change(part, game))
         else:
@@ -156,7 +156,7 @@ def parse_variant(spec: str, game: str) -> Variant:
                 "bad-option", f"--variant {spec}: two changes write the same memory. Choose one."
             )
     _check_switches(numbers, game)
-    return Variant("+".join(parts), **numbers, memory=tuple(memory), looks=tuple(shown))
+    return Variant("+".join(parts), **numbers, memory=tuple(memory), looks=tuple(frame_looks))
 
 
 def _memory_change(part: str, game: str) -> MemoryChange:
