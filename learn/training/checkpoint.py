@@ -55,8 +55,8 @@ def save(
         for name, module in modules.items()
         for key, tensor in module.state_dict().items()
     }
-    moved = optimizer.state_dict()["state"] if optimizer else {}
-    for index, state in moved.items():
+    optimizer_state = optimizer.state_dict()["state"] if optimizer else {}
+    for index, state in optimizer_state.items():
         for key, value in state.items():
             tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).cpu().contiguous()
     for key, array in (arrays or {}).items():
@@ -65,8 +65,8 @@ def save(
     metadata = {"step": str(step), "extra": json.dumps(extra or {})}
     metadata["check"] = _check(metadata, tensors)
     path = folder / f"{name or f'{step:09d}'}.safetensors"
-    for left in (*folder.glob(".[0-9]*.safetensors.*"), *folder.glob(f".{BEST}.safetensors.*")):
-        left.unlink(missing_ok=True)
+    for leftover in (*folder.glob(".[0-9]*.safetensors.*"), *folder.glob(f".{BEST}.safetensors.*")):
+        leftover.unlink(missing_ok=True)
     atomic_files.replace(path, safetensors.torch.save(tensors, metadata))
     if not name:  # Keep the previous one, in case this one is damaged.
         others = [other for other in all_of(folder) if other != path]
@@ -81,14 +81,14 @@ def latest(folder: Path) -> Path:
     Raises:
         MissingError: If there is none.
     """
-    found = all_of(folder)
-    if not found:
+    checkpoints = all_of(folder)
+    if not checkpoints:
         raise MissingError(
             "no-run",
             f"{folder} has no checkpoint. Give the folder of a run that 'wsa learn' made, for "
             "example runs/Seaquest__wsa__1__1700000000.",
         )
-    return found[-1]
+    return checkpoints[-1]
 
 
 def digest(folder: Path) -> str:
@@ -118,8 +118,8 @@ def best(folder: Path) -> Path:
 
 def all_of(folder: Path) -> list[Path]:
     """Return the paths of a run's checkpoints, oldest first."""
-    found = (path for path in folder.glob("*.safetensors") if path.stem.isdecimal())
-    return sorted(found, key=lambda path: int(path.stem))
+    checkpoints = (path for path in folder.glob("*.safetensors") if path.stem.isdecimal())
+    return sorted(checkpoints, key=lambda path: int(path.stem))
 
 
 def load(
@@ -211,5 +211,5 @@ def _check(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    cut = len(prefix) + 1
-    return {k[cut:]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
+    start = len(prefix) + 1
+    return {k[start:]: v for k, v in tensors.items() if k.startswith(prefix + ".")}

@@ -133,8 +133,8 @@ class Loop:
     @property
     def seconds(self) -> float:
         """Seconds since the loop was entered, without evaluations."""
-        played = self._evaluation.seconds if self._evaluation else 0.0
-        return time.perf_counter() - self._began - played
+        evaluating = self._evaluation.seconds if self._evaluation else 0.0
+        return time.perf_counter() - self._began - evaluating
 
     def every(self, frequency: int) -> bool:
         """Return whether an event with period `frequency` is due; at the last step it always is."""
