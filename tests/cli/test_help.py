@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -52,6 +53,17 @@ def test_help_of_a_verb_ends_with_its_example(wsa, verb):
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: wsa {verb} ")
     assert out.endswith(f"example:\n  {cli.VERBS[verb].example}\n")
+
+
+@pytest.mark.parametrize("verb", ["collect", "encode", "learn"])
+def test_everyday_options_fit_on_one_screen(wsa, monkeypatch, verb):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("WSA_STORE", "/home/me/wsa")
+    lines = wsa(verb, "--help").out.splitlines()
+    further = [i for i, line in enumerate(lines) if re.fullmatch(r" \S.* options *", line)]
+    everyday = lines[: further[0] - 1]  # Without the blank line.
+    assert len(everyday) <= 24
+    assert all(any(f" {flag} " in line for line in everyday) for flag in ("--game", "--store"))
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
