@@ -27,7 +27,7 @@ GAMES = ("Pong", "Breakout", "Seaquest", "MsPacman", "SpaceInvaders", "Qbert")
 STEPS, MOMENTS, ENVS = 320, 2, 4
 
 
-def looks(game: str) -> Tensor:
+def examples(game: str) -> Tensor:
     """Two consecutive frames at each moment, shape (MOMENTS, 2, 84, 84), in [0, 1]."""
     with store_of(game, STEPS, STEPS // ENVS) as (backend, _):
         snapshot = take_snapshot(backend)
@@ -64,7 +64,7 @@ def main(picture: Path, arguments: list[str]) -> None:
     torch.set_num_threads(1)
     files = dict(one.split("=", 1) for one in arguments if "=" in one)
     games = [one for one in arguments if "=" not in one] or list(GAMES)
-    shown = [panels(looks(game), files) for game in games]
+    shown = [panels(examples(game), files) for game in games]
     columns = [torch.cat(column) for column in zip(*shown, strict=True)]
     outputs.write_panels(picture, columns)
     print(f"{picture}: {', '.join(games)}, {MOMENTS} moments each")

@@ -133,7 +133,7 @@ class Frames:
         _, snapshot = open_snapshot(store)
         games = sorted({meta.game for meta in snapshot.segments()})
         choice = data.choose(snapshot, games, (), [SIGHT], 1 << 40)
-        self.looks = data.read(snapshot, choice.segments, SIGHT, 0.05)
+        self.examples = data.read(snapshot, choice.segments, SIGHT, 0.05)
         self.games = games
         names = sorted({name for m in choice.segments for name in m.protocol.actions})
         actions = []
@@ -141,22 +141,22 @@ class Frames:
             number = np.array([*(names.index(name) for name in meta.protocol.actions), 0])
             actions.append(number[snapshot.read_rows(meta)["action"].astype(np.int64)])
         self.action = np.concatenate(actions)
-        self.weight = {game: self._weight(rows) for game, rows in self.looks.training.items()}
+        self.weight = {game: self._weight(rows) for game, rows in self.examples.training.items()}
 
     def _weight(self, rows: NDArray[np.int64]) -> Tensor:
         """Inverse standard deviations of a game's pixels, shape (1, 84, 84), mean 1."""
         generator = np.random.default_rng(0)
-        some = self.looks.take(generator.choice(rows, 2_000), generator)[:, 1:].float() / 255
+        some = self.examples.take(generator.choice(rows, 2_000), generator)[:, 1:].float() / 255
         inverse = 1 / some.std(dim=0).clamp(min=LEAST_DEVIATION)
         return inverse / inverse.mean()
 
     def draw(self, generator: np.random.Generator, count: int) -> Batch:
         """Draw pairs of frames, about equally many from each game."""
         games = np.sort(generator.integers(0, len(self.games), count))
-        rows = np.array([generator.choice(self.looks.training[self.games[g]]) for g in games])
-        before = self.looks.at(rows, generator)[:, 0]
+        rows = np.array([generator.choice(self.examples.training[self.games[g]]) for g in games])
+        before = self.examples.frame_rows(rows, generator)[:, 0]
         return Batch(
-            data.scale(self.looks.take(rows, generator), "cpu"),
+            data.scale(self.examples.take(rows, generator), "cpu"),
             torch.from_numpy(self.action[before]),
             torch.stack([self.weight[self.games[g]] for g in games]),
         )

@@ -91,8 +91,8 @@ def live() -> None:
         played = np.stack([snapshot.read_frames(m)[:LIVE_STEPS] for m in segments], axis=1)
 
     def inputs_of(shown: NDArray[np.uint8]) -> FrameInputs:
-        looks = [tuple(np.ascontiguousarray(frame) for frame in window) for window in shown]
-        return FrameInputs([FrameWindow(w, tuple(map(hashing.frame_digest, w))) for w in looks])
+        windows = [tuple(np.ascontiguousarray(frame) for frame in window) for window in shown]
+        return FrameInputs([FrameWindow(w, tuple(map(hashing.frame_digest, w))) for w in windows])
 
     def play(embed: Callable[[Encoder, FrameInputs], object]) -> float:
         started = time.perf_counter()
@@ -129,8 +129,8 @@ def quality(folder: Path, others: list[str]) -> None:
     optimizer = torch.optim.Adam(modules["network"].parameters(), fused=True)
     checkpoint.load(newest, modules, optimizer)
     held: dict[str, list[Tensor]] = {}
-    looks = trainer.open_looks(training, take_snapshot(open_store(training.store)))
-    for game, batch in looks.validation(64):
+    examples = trainer.open_examples(training, take_snapshot(open_store(training.store)))
+    for game, batch in examples.validation(64):
         held.setdefault(game, []).append(batch)
     rows = [[game, "episodes", *errors(held[game], trained, untrained)] for game in held]
     unseen = [game for game in others if game not in held]
@@ -151,13 +151,13 @@ def screens(game: str) -> Iterator[Tensor]:
 
 def errors(parts: list[Tensor], *networks: Autoencoder) -> list[str]:
     """Mean squared error of each network and of the mean frame, times 1000; and the ratio."""
-    looks = data.scale(torch.cat(parts), "cpu")
+    examples = data.scale(torch.cat(parts), "cpu")
     with torch.inference_mode():
         found = [
-            float(np.mean([float((network(p) - p).square().mean()) for p in looks.split(64)]))
+            float(np.mean([float((network(p) - p).square().mean()) for p in examples.split(64)]))
             for network in networks
         ]
-    mean = float((looks - looks.mean(dim=0)).square().mean())
+    mean = float((examples - examples.mean(dim=0)).square().mean())
     return [*(f"{1000 * error:.2f}" for error in (*found, mean)), f"{found[0] / mean:.2f}"]
 
 

@@ -26,10 +26,10 @@ def pretrain_encoders(o: PretrainOptions) -> int:
     """`wsa pretrain`."""
     _check(o)
     games = list(dict.fromkeys(map(names.game, o.games)))
-    sights = [trainee(encoder).training_input for encoder in o.encoder]
+    training_inputs = [trainee(encoder).training_input for encoder in o.encoder]
     _, snapshot = open_snapshot(o.store)
     memory = round(o.memory_gb * 1e9) or MEMORY_LIMIT // 2
-    choice = data.choose(snapshot, games, o.policies, sights, memory)
+    choice = data.choose(snapshot, games, o.policies, training_inputs, memory)
     policies = sorted({meta.policy for meta in choice.segments})
     terminal.say(
         f"{choice.frames:,} frames of {', '.join(games)}, played by {', '.join(policies)}, in "
@@ -79,7 +79,7 @@ def _train(
     shown = not o.json
     reading = terminal.Progress(f"{training.encoder}: read", "frames", choice.frames, shown=shown)
     with reading:
-        looks = trainer.open_looks(training, snapshot, reading.update)
+        examples = trainer.open_examples(training, snapshot, reading.update)
     training_progress = terminal.Progress(
         f"{training.encoder}: train", "steps", training.steps, shown=shown
     )
@@ -87,7 +87,7 @@ def _train(
         return trainer.run(
             folder,
             training,
-            looks,
+            examples,
             half=o.half,
             device=device,
             on_line=lambda step, _: training_progress.update(step),
@@ -122,13 +122,15 @@ def _estimate(training: Training, device: str) -> dict[str, Any]:
     """Estimate the cost of a training from one gradient step on noise."""
     kind = trainee(training.encoder)
     network: Trainee = kind().to(device).to(memory_format=torch.channels_last)
-    sight = kind.training_input
+    training_input = kind.training_input
     seconds = 0.0
     for count in (2, training.batch_size):  # The first pass is not timed: libraries initialize.
-        looks = torch.rand(count, sight.frames, sight.height, sight.width).to(device)
+        examples = torch.rand(
+            count, training_input.frames, training_input.height, training_input.width
+        ).to(device)
         began = time.perf_counter()
-        with engines.arithmetic(looks.device, training.precision):
-            loss, _ = network.loss(looks, 0)
+        with engines.arithmetic(examples.device, training.precision):
+            loss, _ = network.loss(examples, 0)
         loss.backward()
         if device != "cpu":
             torch.cuda.synchronize()

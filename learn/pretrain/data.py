@@ -30,7 +30,7 @@ from wsa.store.format.records import SegmentMeta
 from wsa.store.format.windows import episode_starts
 from wsa.store.objects.snapshot import Snapshot
 
-_AT_ONCE = 64
+_FRAMES_PER_BLOCK = 64
 
 Rows = NDArray[np.int64]
 
@@ -54,7 +54,7 @@ def choose(
     snapshot: Snapshot,
     games: Sequence[str],
     policies: Sequence[str],
-    sights: Sequence[TrainingInput],
+    training_inputs: Sequence[TrainingInput],
     memory: int,
 ) -> Choice:
     """Choose segments of some games and policies, as many as fit into memory.
@@ -66,26 +66,26 @@ def choose(
         snapshot: The store.
         games: ALE games.
         policies: Names of policies; empty for all.
-        sights: Inputs of the networks that are trained one after another.
+        training_inputs: Inputs of the networks that are trained one after another.
         memory: Memory for frames, in bytes.
 
     Raises:
         MissingError: If a game has no frames of these policies.
         UsageError: If not even one segment of each game fits.
     """
-    pictured = {(meta.game, meta.segment) for meta in snapshot.frames()}
-    size = max(sight.height * sight.width for sight in sights)
+    with_frames = {(meta.game, meta.segment) for meta in snapshot.frames()}
+    size = max(sees.height * sees.width for sees in training_inputs)
     share = memory // size // len(games)
     chosen: list[SegmentMeta] = []
     total = 0
     for game in games:
-        available = [m for m in snapshot.segments(game) if (game, m.segment) in pictured]
-        players = sorted({m.policy for m in available})
+        available = [m for m in snapshot.segments(game) if (game, m.segment) in with_frames]
+        stored_policies = sorted({m.policy for m in available})
         matching = [m for m in available if not policies or m.policy in policies]
         if not matching:
             who = (
-                f" played by {', '.join(policies)} (there is {', '.join(players)})"
-                if players
+                f" played by {', '.join(policies)} (there is {', '.join(stored_policies)})"
+                if stored_policies
                 else ""
             )
             raise MissingError(
@@ -135,10 +135,10 @@ class Part:
     usable: NDArray[np.bool_]
 
 
-class Looks:
+class Examples:
     """Training and held-out examples: frames in memory, and the rows at which examples end.
 
-    An example ("look") is one frame or several, as the network's input requires.
+    An example is one frame or several, as the network's input requires.
 
     Attributes:
         training, held_out: By game, rows of the newest (or only) frame of each example.
@@ -146,9 +146,9 @@ class Looks:
     """
 
     def __init__(
-        self, sight: TrainingInput, pixels: NDArray[np.uint8], parts: Sequence[Part]
+        self, training_input: TrainingInput, pixels: NDArray[np.uint8], parts: Sequence[Part]
     ) -> None:
-        self.sight = sight
+        self.training_input = training_input
         self._pixels = pixels
         self._frame, self._first, self._last = (
             np.concatenate([getattr(part, name) for part in parts])
@@ -176,7 +176,7 @@ class Looks:
         """
         generator = np.random.default_rng([seed, step])
         games = list(self.training)
-        if self.sight.one_game:
+        if self.training_input.one_game:
             games = [games[step % len(games)]]
         # Each game equally often, over the steps.
         counts = collections.Counter(
@@ -214,17 +214,17 @@ class Looks:
         Returns:
             Frames (B, frames, height, width), uint8.
         """
-        return torch.from_numpy(self._pixels[self._frame[self.at(rows, generator)]])
+        return torch.from_numpy(self._pixels[self._frame[self.frame_rows(rows, generator)]])
 
-    def at(self, rows: Rows, generator: np.random.Generator) -> Rows:
+    def frame_rows(self, rows: Rows, generator: np.random.Generator) -> Rows:
         """Rows of the frames of the examples at some rows, shape (B, frames)."""
         first, last = self._first[rows], self._last[rows]
-        if self.sight.apart:
-            low = np.maximum(first, rows - self.sight.apart)
-            high = np.minimum(last, rows + self.sight.apart)
+        if self.training_input.apart:
+            low = np.maximum(first, rows - self.training_input.apart)
+            high = np.minimum(last, rows + self.training_input.apart)
             other = low + generator.integers(0, high - low)
             return np.stack([rows, other + (other >= rows)], axis=1)
-        back = np.arange(self.sight.depth - 1, -1, -1)
+        back = np.arange(self.training_input.depth - 1, -1, -1)
         stack: Rows = np.maximum(rows[:, None] - back, first[:, None])
         return stack
 
@@ -232,16 +232,16 @@ class Looks:
 def read(
     snapshot: Snapshot,
     segments: Sequence[SegmentMeta],
-    sight: TrainingInput,
+    training_input: TrainingInput,
     share: float,
     on_frames: Callable[[int], None] = lambda done: None,
-) -> Looks:
+) -> Examples:
     """Read segments into memory.
 
     Args:
         snapshot: The store.
         segments: From `choose`.
-        sight: Input of the network.
+        training_input: Input of the network.
         share: Share of each game's episodes to hold out; at least one episode.
         on_frames: Called with the number of frames read so far.
 
@@ -250,38 +250,40 @@ def read(
         DamagedError: If stored bytes are not what was committed.
     """
     total = sum(meta.frames for meta in segments)
-    pixels = np.empty((total, sight.height, sight.width), np.uint8)
+    pixels = np.empty((total, training_input.height, training_input.width), np.uint8)
     parts: list[Part] = []
     row = frame = 0
     for meta in segments:
-        parts.append(_part(snapshot.read_rows(meta), sight, row, frame))
+        parts.append(_part(snapshot.read_rows(meta), training_input, row, frame))
         screens = snapshot.read_frames(meta)
-        for start in range(0, len(screens), _AT_ONCE):
-            block = screens[start : start + _AT_ONCE]
-            pixels[frame + start : frame + start + len(block)] = levels(block, sight)
+        for start in range(0, len(screens), _FRAMES_PER_BLOCK):
+            block = screens[start : start + _FRAMES_PER_BLOCK]
+            pixels[frame + start : frame + start + len(block)] = levels(block, training_input)
             on_frames(frame + start + len(block))
         row += meta.rows
         frame += meta.frames
-    looks = Looks(sight, pixels, parts)
+    examples = Examples(training_input, pixels, parts)
     for game in dict.fromkeys(meta.game for meta in segments):
         members = [(m, p) for m, p in zip(segments, parts, strict=True) if m.game == game]
-        _split(looks, game, members, share)
-    return looks
+        _split(examples, game, members, share)
+    return examples
 
 
-def levels(frames: NDArray[np.uint8], sight: TrainingInput) -> NDArray[np.uint8]:
+def levels(frames: NDArray[np.uint8], training_input: TrainingInput) -> NDArray[np.uint8]:
     """Convert screens (n, H, W, 3) to the gray levels that the network sees: (n, h, w) uint8."""
-    scaled = preprocess(torch.from_numpy(np.array(frames)), sight.sees.preprocessing())
+    scaled = preprocess(torch.from_numpy(np.array(frames)), training_input.sees.preprocessing())
     gray: NDArray[np.uint8] = scaled.squeeze(1).mul_(255).round_().to(torch.uint8).numpy()
     return gray
 
 
-def scale(looks: Tensor, device: str) -> Tensor:
+def scale(examples: Tensor, device: str) -> Tensor:
     """Scale uint8 gray levels to [0, 1] float32, exactly as `preprocess` does in use."""
-    return looks.to(device).to(torch.float32).mul_(torch.tensor(1 / 255))
+    return examples.to(device).to(torch.float32).mul_(torch.tensor(1 / 255))
 
 
-def _part(rows: dict[str, NDArray[np.generic]], sight: TrainingInput, row: int, frame: int) -> Part:
+def _part(
+    rows: dict[str, NDArray[np.generic]], training_input: TrainingInput, row: int, frame: int
+) -> Part:
     index = np.arange(len(rows["frame"]))
     is_first = rows["is_first"].astype(np.bool_)
     first = episode_starts(is_first)
@@ -290,9 +292,9 @@ def _part(rows: dict[str, NDArray[np.generic]], sight: TrainingInput, row: int, 
     # If the segment was cut inside an episode, an example must not reach before its first row. At
     # the true start of an episode the first frame is repeated, but the example must contain one
     # change.
-    needed = np.where(is_first[first], min(1, sight.depth - 1), sight.depth - 1)
+    needed = np.where(is_first[first], min(1, training_input.depth - 1), training_input.depth - 1)
     usable = (rows["action"].astype(np.int16) >= 0) & (index - first >= needed)
-    if sight.apart:
+    if training_input.apart:
         usable &= last > first
     return Part(
         rows["frame"].astype(np.int64) + frame,
@@ -303,7 +305,9 @@ def _part(rows: dict[str, NDArray[np.generic]], sight: TrainingInput, row: int, 
     )
 
 
-def _split(looks: Looks, game: str, members: list[tuple[SegmentMeta, Part]], share: float) -> None:
+def _split(
+    examples: Examples, game: str, members: list[tuple[SegmentMeta, Part]], share: float
+) -> None:
     """Hold out a share of a game's episodes, chosen by a hash of their names."""
     # Rows of each episode; an episode that is cut into several segments counts once.
     episodes: dict[tuple[str, int, int], list[Rows]] = {}
@@ -324,4 +328,4 @@ def _split(looks: Looks, game: str, members: list[tuple[SegmentMeta, Part]], sha
         np.concatenate([rows for name in some for rows in episodes[name]])
         for some in (order[:count], order[count:])
     )
-    looks.split(game, np.sort(trained), np.sort(held), (len(order) - count, count))
+    examples.split(game, np.sort(trained), np.sort(held), (len(order) - count, count))

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from wsa.encode.models.paper.base import Trainee
-from wsa.learn.pretrain.data import Looks, scale
+from wsa.learn.pretrain.data import Examples, scale
 from wsa.learn.training import charts
 from wsa.store.common import atomic_files, hashing
 
-_PICTURED = 6
+_MAX_EXAMPLES = 6
 _ZOOM = 2
 
 
@@ -46,18 +46,18 @@ def write_encoders(folder: Path, network: Trainee, half: bool) -> dict[str, dict
     return files
 
 
-def write_pictures(folder: Path, network: Trainee, looks: Looks, device: str) -> None:
+def write_pictures(folder: Path, network: Trainee, examples: Examples, device: str) -> None:
     """Draw the losses, and the network's view of some held-out frames."""
     write_curves(folder / "curves.png", folder / "metrics.jsonl")
     generator = np.random.default_rng(0)
     network.eval()
     pictures = []
     # Examples of one game go through the network together, because some networks compare them.
-    for rows in list(looks.held_out.values())[:_PICTURED]:
-        count = max(1, _PICTURED // len(looks.held_out))
+    for rows in list(examples.held_out.values())[:_MAX_EXAMPLES]:
+        count = max(1, _MAX_EXAMPLES // len(examples.held_out))
         chosen = rows[np.linspace(0, len(rows) - 1, max(count, 2)).astype(np.int64)]
         with torch.inference_mode():
-            panels = network.show(scale(looks.take(chosen, generator), device))
+            panels = network.show(scale(examples.take(chosen, generator), device))
         pictures.append([panel[:count] for panel in panels])
     write_panels(folder / "seen.png", [torch.cat(column) for column in zip(*pictures, strict=True)])
 

@@ -30,7 +30,7 @@ from wsa.encode.inference import engines
 from wsa.encode.models.paper.base import Trainee
 from wsa.learn.pretrain import data as pretrain_data
 from wsa.learn.pretrain import outputs
-from wsa.learn.pretrain.data import Looks, scale
+from wsa.learn.pretrain.data import Examples, scale
 from wsa.learn.training import checkpoint
 from wsa.learn.training.loop import Loop, OnLine
 from wsa.store.common import atomic_files, hashing
@@ -159,11 +159,11 @@ def begin(folder: Path, training: Training) -> None:
     atomic_files.replace(folder / "command.txt", (command_line() + "\n").encode())
 
 
-def open_looks(
+def open_examples(
     training: Training,
     snapshot: Snapshot,
     on_frames: Callable[[int], None] = lambda done: None,
-) -> Looks:
+) -> Examples:
     """Read the frames of a training into memory.
 
     Raises:
@@ -172,14 +172,14 @@ def open_looks(
     """
     known = {(m.game, m.segment): m for m in snapshot.segments()}
     segments = [known[pair] for pair in training.segments]
-    sight = trainee(training.encoder).training_input
-    return pretrain_data.read(snapshot, segments, sight, training.held_out, on_frames)
+    training_input = trainee(training.encoder).training_input
+    return pretrain_data.read(snapshot, segments, training_input, training.held_out, on_frames)
 
 
 def run(
     folder: Path,
     training: Training,
-    looks: Looks,
+    examples: Examples,
     *,
     half: bool = False,
     device: str = "cpu",
@@ -190,7 +190,7 @@ def run(
     Args:
         folder: The folder that `begin` prepared.
         training: Settings of the training.
-        looks: Its examples.
+        examples: Its examples.
         half: Whether to write weights in half precision.
         device: Device to train on.
         on_line: Called with every line of losses.
@@ -205,11 +205,11 @@ def run(
     """
     try:
         with filelock.FileLock(folder / "lock", timeout=0):
-            trained = train_encoder(training, looks, folder, device, on_line)
+            trained = train_encoder(training, examples, folder, device, on_line)
             files = outputs.write_encoders(folder, trained.network, half)
-            encoded = hashing.canonical(manifest(training, looks, trained, files))
+            encoded = hashing.canonical(manifest(training, examples, trained, files))
             atomic_files.replace(folder / "manifest.json", msgspec.json.format(encoded))
-            outputs.write_pictures(folder, trained.network, looks, device)
+            outputs.write_pictures(folder, trained.network, examples, device)
             decoded: dict[str, Any] = msgspec.json.decode(encoded)
             return decoded
     except filelock.Timeout:
@@ -221,7 +221,7 @@ def run(
 
 def train_encoder(
     training: Training,
-    looks: Looks,
+    examples: Examples,
     folder: Path,
     device: str = "cpu",
     on_line: OnLine = lambda step, line: None,
@@ -256,7 +256,7 @@ def train_encoder(
         logged, lap = start, 0.0
         for step in loop:
             rate = network.learning_rate(training.learning_rate, step - 1, training.steps)
-            batch = scale(looks.draw(training.seed, step, training.batch_size), device)
+            batch = scale(examples.draw(training.seed, step, training.batch_size), device)
             done = (step - 1) / training.steps
             loss, parts, norm = _update(network, optimizer, batch, done, rate, training.precision)
             line: dict[str, float] = {}
@@ -267,7 +267,7 @@ def train_encoder(
                 line["time/steps_per_s"] = (step - logged) / (loop.seconds - lap)
                 lap, logged = loop.seconds, step
             if loop.every(training.validate_frequency):
-                line |= _validate(network, best_network, looks, training, step, best, device)
+                line |= _validate(network, best_network, examples, training, step, best, device)
             if line:
                 loop.write(line)
             if 0 < training.patience <= best.since:
@@ -304,7 +304,7 @@ def _update(
 def _validate(
     network: Trainee,
     best_network: Trainee,
-    looks: Looks,
+    examples: Examples,
     training: Training,
     step: int,
     best: Best,
@@ -313,7 +313,7 @@ def _validate(
     """Validate on the whole held-out set, keep the weights if they are the best, return losses."""
     done = step / training.steps
     with engines.arithmetic(torch.device(device), training.precision):
-        losses = validation_loss(network, looks, training.batch_size, done, device)
+        losses = validation_loss(network, examples, training.batch_size, done, device)
     mean_loss = float(np.mean(list(losses.values())))
     if done <= network.settled or mean_loss < best.loss:
         best.step, best.since = step, 0
@@ -330,30 +330,30 @@ def _validate(
 
 
 def validation_loss(
-    network: Trainee, looks: Looks, batch_size: int, done: float, device: str
+    network: Trainee, examples: Examples, batch_size: int, done: float, device: str
 ) -> dict[str, float]:
     """Mean loss of each game over its held-out examples, with the network in evaluation mode."""
     network.eval()
-    sums = {game: 0.0 for game in looks.held_out}
+    sums = {game: 0.0 for game in examples.held_out}
     with torch.inference_mode():
-        for game, batch in looks.validation(batch_size):
+        for game, batch in examples.validation(batch_size):
             loss, _ = network.loss(scale(batch, device), done)
             sums[game] += loss.item() * len(batch)
-    return {game: total / len(looks.held_out[game]) for game, total in sums.items()}
+    return {game: total / len(examples.held_out[game]) for game, total in sums.items()}
 
 
 def manifest(
-    training: Training, looks: Looks, trained: Trained, files: dict[str, dict[str, Any]]
+    training: Training, examples: Examples, trained: Trained, files: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """Everything that a reader of the files needs to know about them."""
     games = {
         game: {
             "steps": len(rows),
-            "held_out_steps": len(looks.held_out[game]),
-            "episodes": looks.episodes[game][0],
-            "held_out_episodes": looks.episodes[game][1],
+            "held_out_steps": len(examples.held_out[game]),
+            "episodes": examples.episodes[game][0],
+            "held_out_episodes": examples.episodes[game][1],
         }
-        for game, rows in looks.training.items()
+        for game, rows in examples.training.items()
     }
     settings = msgspec.to_builtins(training)
     return {

@@ -45,7 +45,7 @@ def test_an_encoder_and_what_is_said_of_it(filled, tmp_path, unchanged):
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_was_trained(filled, tmp_path, monkeypatch):
-    real = trainer.Looks.draw
+    real = trainer.Examples.draw
 
     def press(self: Any, seed: int, step: int, size: int) -> Any:
         if step == 2:
@@ -53,7 +53,7 @@ def test_ctrl_c_keeps_what_was_trained(filled, tmp_path, monkeypatch):
         return real(self, seed, step, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Looks, "draw", press)
+        patch.setattr(trainer.Examples, "draw", press)
         outcome = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new")
     assert outcome.code == 130 and "the same command continues" in outcome.error
     assert not (tmp_path / "new/ae/manifest.json").exists()

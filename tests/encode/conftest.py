@@ -29,7 +29,7 @@ from wsa.encode.registration import identity, probe_frames
 from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs.atari import protocol
 from wsa.learn.pretrain import data
-from wsa.learn.pretrain.data import Looks
+from wsa.learn.pretrain.data import Examples
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
 from wsa.store.format import arrays as layout
@@ -204,26 +204,26 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Backend:
 
 
 @pytest.fixture(scope="session")
-def looks_of(played: Backend) -> Callable[..., Looks]:
-    """What a trainee sees of the real games: `looks_of(Autoencoder.training_input, "Pong")`."""
+def examples_of(played: Backend) -> Callable[..., Examples]:
+    """What a trainee sees of the real games: `examples_of(Autoencoder.training_input, "Pong")`."""
 
-    def see(sight: TrainingInput, *games: str) -> Looks:
+    def see(training_input: TrainingInput, *games: str) -> Examples:
         snapshot = take_snapshot(played)
-        chosen = data.choose(snapshot, games or ("Breakout", "Pong"), (), [sight], 1 << 30)
-        return data.read(snapshot, chosen.segments, sight, 0.25)
+        chosen = data.choose(snapshot, games or ("Breakout", "Pong"), (), [training_input], 1 << 30)
+        return data.read(snapshot, chosen.segments, training_input, 0.25)
 
     return see
 
 
 @pytest.fixture(scope="session")
 def fit() -> Callable[..., list[float]]:
-    """`fit(trainee, looks, steps)`: the losses of a batch that is trained on again and again."""
+    """`fit(trainee, examples, steps)`: the losses of a batch that is trained on again and again."""
 
-    def train(trainee: Trainee, looks: torch.Tensor, steps: int, rate: float) -> list[float]:
+    def train(trainee: Trainee, examples: torch.Tensor, steps: int, rate: float) -> list[float]:
         optimizer = torch.optim.Adam(trainee.parameters(), rate)
         losses = []
         for _ in range(steps):
-            loss, _ = trainee.loss(looks, 0)
+            loss, _ = trainee.loss(examples, 0)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wsa.encode.models.paper.autoencoder import Autoencoder, ContextEncoder
-from wsa.learn.pretrain.data import Looks, scale
+from wsa.learn.pretrain.data import Examples, scale
 
 
 def test_it_has_the_size_and_the_cost_of_the_papers(cost: Callable[..., tuple[int, int]]) -> None:
@@ -32,14 +32,14 @@ def test_its_loss_is_the_mean_squared_error_of_what_it_makes() -> None:
 
 @pytest.mark.slow
 def test_it_learns_to_reconstruct_real_frames(
-    looks_of: Callable[..., Looks], fit: Callable[..., list[float]]
+    examples_of: Callable[..., Examples], fit: Callable[..., list[float]]
 ) -> None:
     torch.manual_seed(0)
-    looks = scale(looks_of(Autoencoder.training_input).draw(1, 1, 8), "cpu")
+    examples = scale(examples_of(Autoencoder.training_input).draw(1, 1, 8), "cpu")
     network = Autoencoder()
-    losses = fit(network, looks, 40, 1e-3)
+    losses = fit(network, examples, 40, 1e-3)
     # Better than the best constant picture of one grey, and still falling.
-    assert losses[-1] < 0.5 * looks.var() < losses[0]
+    assert losses[-1] < 0.5 * examples.var() < losses[0]
     assert all(grad_of(p) > 0 for p in network.parameters())
 
 

@@ -31,7 +31,7 @@ from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration import identity
 from wsa.encode.registration.register import open_model, register
 from wsa.learn.pretrain import outputs, trainer
-from wsa.learn.pretrain.data import Looks, scale
+from wsa.learn.pretrain.data import Examples, scale
 from wsa.learn.pretrain.trainer import TRAINEES, trainee
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing
@@ -164,24 +164,24 @@ def test_a_file_says_which_network_sr_stands_for(name: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("alias", NETWORKS)
 def test_in_use_it_sees_to_the_bit_what_it_is_trained_on(
-    alias: str, looks_of: Callable[..., Looks], played: Backend
+    alias: str, examples_of: Callable[..., Examples], played: Backend
 ) -> None:
     """Scale, height and width, which frames and in which order: from the screens of a real game."""
     kind = trainee_of(alias)
-    looks = looks_of(kind.training_input, "Pong")
+    examples = examples_of(kind.training_input, "Pong")
     request = parse_request(f"{alias}:random", {})
     encoder = encoder_of(request)
     window = identity.identify(encoder.module, request).window
     snapshot = take_snapshot(played)
     screens = np.concatenate([snapshot.read_frames(m) for m in snapshot.segments("Pong")])
-    rows = looks.training["Pong"][-3:]
-    at = looks.at(rows, np.random.default_rng(0))
-    frames = screens[looks._frame[at[:, -window:] if window > 1 else at[:, :1]]]
+    rows = examples.training["Pong"][-3:]
+    at = examples.frame_rows(rows, np.random.default_rng(0))
+    frames = screens[examples._frame[at[:, -window:] if window > 1 else at[:, :1]]]
     seen: list[torch.Tensor] = []
     first = next(m for m in encoder.module.modules() if isinstance(m, nn.Conv2d))
     first.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
     encoder(frames if window > 1 else frames[:, 0])
-    trained = scale(looks.take(rows, np.random.default_rng(0)), "cpu")
+    trained = scale(examples.take(rows, np.random.default_rng(0)), "cpu")
     trained = trained[:, -window:] if window > 1 else trained[:, :1]
     assert torch.equal(torch.cat(seen), trained)
     assert trained.max() > 0.3 and trained.min() >= 0
@@ -191,7 +191,7 @@ def test_in_use_it_sees_to_the_bit_what_it_is_trained_on(
 
 @pytest.mark.parametrize("alias", NETWORKS)
 def test_everything_is_kept_unless_less_is_asked_for(
-    alias: str, looks_of: Callable[..., Looks], store: Backend
+    alias: str, examples_of: Callable[..., Examples], store: Backend
 ) -> None:
     request = parse_request(f"{alias}:random", {})
     spec = register(take_snapshot(store), request, 0.1).spec
@@ -214,7 +214,7 @@ def test_less_is_an_output_of_its_own(
 
 
 def test_a_stored_code_decodes_to_the_masks_that_a_live_one_does(
-    tmp_path: Path, looks_of: Callable[..., Looks], played: Backend
+    tmp_path: Path, examples_of: Callable[..., Examples], played: Backend
 ) -> None:
     network = load.network("vos")
     safetensors.torch.save_file(network.state_dict(), tmp_path / "vos.safetensors")

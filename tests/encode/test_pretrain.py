@@ -18,7 +18,7 @@ import torch
 from wsa.encode.models.paper.autoencoder import Autoencoder
 from wsa.encode.models.paper.segmentation import MovingObjects
 from wsa.learn.pretrain import trainer
-from wsa.learn.pretrain.data import Looks
+from wsa.learn.pretrain.data import Examples
 from wsa.learn.pretrain.trainer import TRAINEES, Training, trainee
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
@@ -42,8 +42,8 @@ TRAINING = Training(
 
 
 @pytest.fixture(scope="module")
-def looks(looks_of: Callable[..., Looks]) -> Looks:
-    return looks_of(Autoencoder.training_input)
+def examples(examples_of: Callable[..., Examples]) -> Examples:
+    return examples_of(Autoencoder.training_input)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -52,18 +52,18 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in clocks} for line in found]
 
 
-def test_an_interrupted_training_goes_on_exactly(looks: Looks, tmp_path: Path) -> None:
-    whole = trainer.train_encoder(TRAINING, looks, tmp_path / "whole")
+def test_an_interrupted_training_goes_on_exactly(examples: Examples, tmp_path: Path) -> None:
+    whole = trainer.train_encoder(TRAINING, examples, tmp_path / "whole")
 
     def interrupt(step: int, _: dict[str, float]) -> None:
         if step == 6:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        trainer.train_encoder(TRAINING, looks, tmp_path / "cut", on_line=interrupt)
+        trainer.train_encoder(TRAINING, examples, tmp_path / "cut", on_line=interrupt)
     assert checkpoint.latest(tmp_path / "cut" / "checkpoints").stem == "000000006"
     torch.manual_seed(99)
-    rest = trainer.train_encoder(TRAINING, looks, tmp_path / "cut")
+    rest = trainer.train_encoder(TRAINING, examples, tmp_path / "cut")
     assert (whole.step, rest.step, rest.best) == (12, 12, whole.best)
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     one, other = (
@@ -73,18 +73,18 @@ def test_an_interrupted_training_goes_on_exactly(looks: Looks, tmp_path: Path) -
     assert one.keys() == other.keys() and any(name.startswith("optimizer") for name in one)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert len(checkpoint.all_of(tmp_path / "cut" / "checkpoints")) == 2
-    again = trainer.train_encoder(TRAINING, looks, tmp_path / "cut")
+    again = trainer.train_encoder(TRAINING, examples, tmp_path / "cut")
     assert (again.step, again.steps_per_s, again.best) == (12, 0.0, whole.best)
 
 
 @pytest.mark.slow
-def test_a_training_is_made_longer(looks: Looks, tmp_path: Path) -> None:
+def test_a_training_is_made_longer(examples: Examples, tmp_path: Path) -> None:
     short = msgspec.structs.replace(TRAINING, steps=6, validate_frequency=6, log_frequency=1)
     trainer.begin(tmp_path / "long", short)
-    trainer.train_encoder(short, looks, tmp_path / "long")
+    trainer.train_encoder(short, examples, tmp_path / "long")
     trainer.begin(tmp_path / "long", TRAINING)
-    rest = trainer.train_encoder(TRAINING, looks, tmp_path / "long")
-    whole = trainer.train_encoder(TRAINING, looks, tmp_path / "whole")
+    rest = trainer.train_encoder(TRAINING, examples, tmp_path / "long")
+    whole = trainer.train_encoder(TRAINING, examples, tmp_path / "whole")
     assert rest.step == whole.step == 12
     one, other = (
         safetensors.torch.load_file(checkpoint.latest(tmp_path / name / "checkpoints"))
@@ -107,12 +107,14 @@ def test_a_training_with_a_schedule_is_not_made_longer(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("encoder", "same"), [("ae", False), ("stdim", True)])
 def test_half_precision_is_for_networks_that_learn_in_it(
-    encoder: str, same: bool, looks_of: Callable[..., Looks], tmp_path: Path
+    encoder: str, same: bool, examples_of: Callable[..., Examples], tmp_path: Path
 ) -> None:
     how = msgspec.structs.replace(TRAINING, encoder=encoder, steps=2, validate_frequency=2)
-    looks = looks_of(trainee(encoder).training_input)
+    examples = examples_of(trainee(encoder).training_input)
     exact, half = (
-        trainer.train_encoder(msgspec.structs.replace(how, precision=name), looks, tmp_path / name)
+        trainer.train_encoder(
+            msgspec.structs.replace(how, precision=name), examples, tmp_path / name
+        )
         for name in ("fp32", "bf16")
     )
     assert all(p.dtype == torch.float32 for p in half.network.parameters())
@@ -122,7 +124,7 @@ def test_half_precision_is_for_networks_that_learn_in_it(
 
 
 def test_the_best_is_chosen_on_all_that_is_held_out(
-    looks: Looks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not on one random batch, whose luckiest draw would win."""
     seen: dict[int, dict[str, torch.Tensor]] = {}
@@ -134,9 +136,9 @@ def test_the_best_is_chosen_on_all_that_is_held_out(
 
     monkeypatch.setattr(trainer, "validation_loss", note)
     rate = msgspec.structs.replace(TRAINING, learning_rate=0.01, steps=12)
-    trained = trainer.train_encoder(rate, looks, tmp_path)
+    trained = trainer.train_encoder(rate, examples, tmp_path)
     measured = {
-        step: sum(real(network, looks, 4, step / 12, "cpu").values()) / 2
+        step: sum(real(network, examples, 4, step / 12, "cpu").values()) / 2
         for step, weights in seen.items()
         for network in [Autoencoder()]
         if network.load_state_dict(weights)
@@ -152,40 +154,40 @@ def test_the_best_is_chosen_on_all_that_is_held_out(
     assert logged == pytest.approx(measured, rel=1e-5)
 
 
-def test_a_validation_loss_is_the_mean_over_frames_and_then_over_games(looks: Looks) -> None:
+def test_a_validation_loss_is_the_mean_over_frames_and_then_over_games(examples: Examples) -> None:
     torch.manual_seed(0)
     network = Autoencoder().eval()
-    found = trainer.validation_loss(network, looks, 7, 0, "cpu")
+    found = trainer.validation_loss(network, examples, 7, 0, "cpu")
     for game in ("Breakout", "Pong"):
         each = [
             network.loss(batch[i : i + 1] / 255, 0)[0].item()
-            for of, batch in looks.validation(7)
+            for of, batch in examples.validation(7)
             if of == game
             for i in range(len(batch))
         ]
-        assert len(each) == len(looks.held_out[game])
+        assert len(each) == len(examples.held_out[game])
         assert found[game] == pytest.approx(sum(each) / len(each), rel=1e-5)
 
 
 @pytest.mark.parametrize("patience", [0, 2])
 def test_training_stops_when_validations_do_not_get_better(
-    patience: int, looks: Looks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    patience: int, examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 1.0, 1.0, 2.0, 5.0, 0.5])
     monkeypatch.setattr(trainer, "validation_loss", lambda *_: {"Pong": next(losses)})
     how = msgspec.structs.replace(TRAINING, patience=patience, validate_frequency=2)
-    trained = trainer.train_encoder(how, looks, tmp_path)
+    trained = trainer.train_encoder(how, examples, tmp_path)
     if patience:
         assert (trained.step, trained.best.step, trained.best.loss) == (8, 4, 1.0)
         assert trained.best.stopped
-        assert trainer.train_encoder(how, looks, tmp_path).step == 8  # And stays stopped.
+        assert trainer.train_encoder(how, examples, tmp_path).step == 8  # And stays stopped.
     else:
         assert (trained.step, trained.best.step, trained.best.stopped) == (12, 12, False)
 
 
 @pytest.mark.slow
 def test_while_a_loss_changes_its_meaning_the_newest_is_kept(
-    looks_of: Callable[..., Looks], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    examples_of: Callable[..., Examples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([0.1, 0.2, 0.3, 0.9, 0.8, 1.0])
     monkeypatch.setattr(trainer, "validation_loss", lambda *_: {"Pong": next(losses)})
@@ -193,7 +195,7 @@ def test_while_a_loss_changes_its_meaning_the_newest_is_kept(
     how = msgspec.structs.replace(
         TRAINING, encoder="segmentation", patience=1, validate_frequency=2, batch_size=2
     )
-    trained = trainer.train_encoder(how, looks_of(MovingObjects.training_input), tmp_path)
+    trained = trainer.train_encoder(how, examples_of(MovingObjects.training_input), tmp_path)
     assert (trained.best.step, trained.best.loss, trained.step) == (10, 0.8, 12)
 
 
@@ -209,13 +211,13 @@ FAST = [("ae", False), ("ae", True), ("transporter", False)]
     ],
 )
 def test_what_is_left_behind(
-    encoder: str, half: bool, looks_of: Callable[..., Looks], tmp_path: Path
+    encoder: str, half: bool, examples_of: Callable[..., Examples], tmp_path: Path
 ) -> None:
     kind = trainee(encoder)
     how = msgspec.structs.replace(
         TRAINING, encoder=encoder, steps=1, batch_size=2, validate_frequency=2
     )
-    seen = looks_of(kind.training_input, "Pong")
+    seen = examples_of(kind.training_input, "Pong")
     seen.held_out["Pong"] = seen.held_out["Pong"][:3]
     trainer.begin(tmp_path, how)
     made = trainer.run(tmp_path, how, seen, half=half)

@@ -12,7 +12,7 @@ import torch
 
 from wsa.encode.models.paper.base import TrainingInput, grey
 from wsa.learn.pretrain import data
-from wsa.learn.pretrain.data import Looks, levels, scale
+from wsa.learn.pretrain.data import Examples, levels, scale
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.snapshot import take_snapshot
@@ -40,43 +40,45 @@ def test_numbers_are_from_0_to_1_once() -> None:
 
 
 def test_a_batch_is_the_same_for_the_same_step_and_another_for_another(
-    looks_of: Callable[..., Looks],
+    examples_of: Callable[..., Examples],
 ) -> None:
-    looks = looks_of(ONE)
-    batch = looks.draw(1, 7, 8)
+    examples = examples_of(ONE)
+    batch = examples.draw(1, 7, 8)
     assert batch.shape == (8, 1, 84, 84) and batch.dtype == torch.uint8
-    assert torch.equal(batch, looks.draw(1, 7, 8))
-    assert not torch.equal(batch, looks.draw(1, 8, 8))
-    assert not torch.equal(batch, looks.draw(2, 7, 8))
+    assert torch.equal(batch, examples.draw(1, 7, 8))
+    assert not torch.equal(batch, examples.draw(1, 8, 8))
+    assert not torch.equal(batch, examples.draw(2, 7, 8))
 
 
-def drawn(looks: Looks, batches: int, size: int) -> list[collections.Counter[str]]:
-    """How many looks of each game some batches have; what is drawn is found by its rows."""
+def drawn(examples: Examples, batches: int, size: int) -> list[collections.Counter[str]]:
+    """How many examples of each game some batches have; what is drawn is found by its rows."""
     found: list[collections.Counter[str]] = []
-    owner = {int(row): game for game, rows in looks.training.items() for row in rows}
-    take = looks.take
+    owner = {int(row): game for game, rows in examples.training.items() for row in rows}
+    take = examples.take
 
     def note(rows: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
         assert len(set(rows.tolist())) == len(rows)
         found.append(collections.Counter(owner[int(row)] for row in rows))
         return take(rows, generator)
 
-    looks.take = note  # type: ignore[method-assign]
+    examples.take = note  # type: ignore[method-assign]
     for step in range(batches):
-        looks.draw(1, step, size)
+        examples.draw(1, step, size)
     return found
 
 
-def test_games_have_the_same_share(looks_of: Callable[..., Looks]) -> None:
-    looks = looks_of(ONE)
-    looks.training["Pong"] = looks.training["Pong"][:30]  # However little there is of one.
-    found = drawn(looks, 10, 7)
+def test_games_have_the_same_share(examples_of: Callable[..., Examples]) -> None:
+    examples = examples_of(ONE)
+    examples.training["Pong"] = examples.training["Pong"][:30]  # However little there is of one.
+    found = drawn(examples, 10, 7)
     assert sum(found, collections.Counter()) == {"Breakout": 35, "Pong": 35}
     assert all(len(batch) == 2 for batch in found)
 
 
-def test_a_batch_whose_looks_are_told_apart_is_of_one_game(looks_of: Callable[..., Looks]) -> None:
-    found = drawn(looks_of(STACK), 10, 6)
+def test_a_batch_whose_looks_are_told_apart_is_of_one_game(
+    examples_of: Callable[..., Examples],
+) -> None:
+    found = drawn(examples_of(STACK), 10, 6)
     assert [len(batch) for batch in found] == [1] * 10
     assert sum(found, collections.Counter()) == {"Breakout": 30, "Pong": 30}
 
@@ -89,16 +91,16 @@ def test_policies_are_mixed_by_frame_and_not_by_episode(store: Backend, kit: Mod
     kit.add_segment(store, 0, run="ba9876543210", env=1, steps=60, ends=(59,))
     snapshot = take_snapshot(store)
     chosen = data.choose(snapshot, ["Pong"], (), [ONE], 1 << 30)
-    looks = data.read(snapshot, chosen.segments, ONE, 0.01)
+    examples = data.read(snapshot, chosen.segments, ONE, 0.01)
     # One episode is held out; every step of the others is there once.
-    held = len(looks.held_out["Pong"])
-    assert held in (10, 60) and looks.steps == 160 - held
-    rows = looks.training["Pong"]
+    held = len(examples.held_out["Pong"])
+    assert held in (10, 60) and examples.steps == 160 - held
+    rows = examples.training["Pong"]
     assert len(np.unique(rows)) == len(rows)
 
 
-def test_whole_episodes_are_held_out(looks_of: Callable[..., Looks], played: Backend) -> None:
-    looks = looks_of(ONE)
+def test_whole_episodes_are_held_out(examples_of: Callable[..., Examples], played: Backend) -> None:
+    examples = examples_of(ONE)
     snapshot = take_snapshot(played)
     chosen = data.choose(snapshot, ["Breakout", "Pong"], (), [ONE], 1 << 30)
     names: list[tuple[str, str, int, int]] = []
@@ -109,36 +111,36 @@ def test_whole_episodes_are_held_out(looks_of: Callable[..., Looks], played: Bac
         steps += int((rows["action"] >= 0).sum())
     for game in ("Breakout", "Pong"):
         trained, held = (
-            {names[row] for row in rows[game]} for rows in (looks.training, looks.held_out)
+            {names[row] for row in rows[game]} for rows in (examples.training, examples.held_out)
         )
         assert trained and held and not trained & held
         assert {name[0] for name in trained | held} == {game}
-        assert looks.episodes[game] == (len(trained), len(held))
-    found = np.concatenate([*looks.training.values(), *looks.held_out.values()])
+        assert examples.episodes[game] == (len(trained), len(held))
+    found = np.concatenate([*examples.training.values(), *examples.held_out.values()])
     assert len(found) == len(set(found)) == steps
 
 
 def test_every_encoder_holds_out_the_same_episodes(
-    looks_of: Callable[..., Looks],
+    examples_of: Callable[..., Examples],
 ) -> None:
-    one, stack = looks_of(ONE), looks_of(STACK)
+    one, stack = examples_of(ONE), examples_of(STACK)
     for game in ("Breakout", "Pong"):
         assert set(stack.held_out[game]) <= set(one.held_out[game])
         assert set(stack.training[game]) <= set(one.training[game])
 
 
-@pytest.mark.parametrize("sight", [ONE, STACK, PAIR])
+@pytest.mark.parametrize("training_input", [ONE, STACK, PAIR])
 def test_a_validation_sees_all_that_is_held_out_in_the_same_batches_each_time(
-    sight: TrainingInput, looks_of: Callable[..., Looks]
+    training_input: TrainingInput, examples_of: Callable[..., Examples]
 ) -> None:
-    looks = looks_of(sight)
-    first, second = (list(looks.validation(7)) for _ in range(2))
+    examples = examples_of(training_input)
+    first, second = (list(examples.validation(7)) for _ in range(2))
     for (game, batch), (other, again) in zip(first, second, strict=True):
         assert game == other and torch.equal(batch, again) and len(batch) <= 7
-    for game, rows in looks.held_out.items():
+    for game, rows in examples.held_out.items():
         seen = torch.cat([batch for of, batch in first if of == game])
-        newest = looks.take(rows, np.random.default_rng(0))
-        at = 0 if sight.apart else -1
+        newest = examples.take(rows, np.random.default_rng(0))
+        at = 0 if training_input.apart else -1
         assert sorted(f.numpy().tobytes() for f in seen[:, at]) == sorted(
             f.numpy().tobytes() for f in newest[:, at]
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wsa.encode.models.paper.segmentation import MovingObjects, ObjectMasks, flow, ssim, warp
-from wsa.learn.pretrain.data import Looks, levels, scale
+from wsa.learn.pretrain.data import Examples, levels, scale
 from wsa.store.backends.base import Backend
 from wsa.store.objects.snapshot import take_snapshot
 
@@ -98,12 +98,12 @@ def test_similarity_is_that_of_each_window() -> None:
 def test_the_weight_of_motion_grows_to_one() -> None:
     torch.manual_seed(0)
     network = MovingObjects()
-    looks = torch.rand(2, 2, 84, 84)
+    examples = torch.rand(2, 2, 84, 84)
     with torch.no_grad():
-        masks, shifts, _ = network(looks)
+        masks, shifts, _ = network(examples)
         motion = (masks[:, :, None] * shifts[..., None, None]).abs().mean()
         for done, weight in ((0.0, 0.0), (0.1, 0.5), (0.2, 1.0), (0.6, 1.0)):
-            loss, parts = network.loss(looks, done)
+            loss, parts = network.loss(examples, done)
             torch.testing.assert_close(parts["motion"], motion)
             torch.testing.assert_close(loss, parts["dssim"] + weight * motion)
     assert network.settled * network.recipe.steps == 100_000
@@ -111,12 +111,12 @@ def test_the_weight_of_motion_grows_to_one() -> None:
 
 
 def test_it_is_shown_two_consecutive_frames_in_order(
-    looks_of: Callable[..., Looks], played: Backend
+    examples_of: Callable[..., Examples], played: Backend
 ) -> None:
     """Not one frame twice, and not means of frames, as the paper's authors ran it."""
-    looks = looks_of(MovingObjects.training_input, "Pong")
-    rows = np.sort(np.concatenate([looks.training["Pong"], looks.held_out["Pong"]]))
-    seen = looks.take(rows, np.random.default_rng(0)).numpy()
+    examples = examples_of(MovingObjects.training_input, "Pong")
+    rows = np.sort(np.concatenate([examples.training["Pong"], examples.held_out["Pong"]]))
+    seen = examples.take(rows, np.random.default_rng(0)).numpy()
     snapshot = take_snapshot(played)
     wanted = []
     for meta in snapshot.segments("Pong"):
@@ -133,13 +133,13 @@ def test_it_is_shown_two_consecutive_frames_in_order(
 
 @pytest.mark.slow
 def test_it_learns_from_motion(
-    looks_of: Callable[..., Looks], fit: Callable[..., list[float]]
+    examples_of: Callable[..., Examples], fit: Callable[..., list[float]]
 ) -> None:
     torch.manual_seed(0)
-    looks = scale(looks_of(MovingObjects.training_input, "Pong").draw(1, 1, 4), "cpu")
+    examples = scale(examples_of(MovingObjects.training_input, "Pong").draw(1, 1, 4), "cpu")
     network = MovingObjects()
-    losses = fit(network, looks, 50, 1e-3)
+    losses = fit(network, examples, 50, 1e-3)
     assert losses[-1] < 0.9 * losses[0]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
     with torch.inference_mode():
-        assert [p.shape for p in network.show(looks)] == [(4, 3, 84, 84)] * 4
+        assert [p.shape for p in network.show(examples)] == [(4, 3, 84, 84)] * 4

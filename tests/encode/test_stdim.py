@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wsa.encode.models.paper.stdim import InfoMax, StateEncoder
-from wsa.learn.pretrain.data import Looks, scale
+from wsa.learn.pretrain.data import Examples, scale
 
 
 def test_it_has_the_size_and_the_cost_of_the_papers(cost: Callable[..., tuple[int, int]]) -> None:
@@ -27,10 +27,10 @@ def test_its_last_map_is_upright() -> None:
 def test_its_loss_is_that_of_a_loop_over_places_and_moments() -> None:
     torch.manual_seed(0)
     network = InfoMax()
-    looks = torch.rand(3, 5, 210, 160)
+    examples = torch.rand(3, 5, 210, 160)
     with torch.no_grad():
-        loss, parts = network.loss(looks, 0)
-        now, before = looks[:, 1:], looks[:, :4]
+        loss, parts = network.loss(examples, 0)
+        now, before = examples[:, 1:], examples[:, :4]
         whole = network.globally(network.encoder(now))
         here, then = network.encoder.patches(now), network.encoder.patches(before)
     found = {"global_local": 0.0, "local_local": 0.0}
@@ -47,11 +47,11 @@ def test_its_loss_is_that_of_a_loop_over_places_and_moments() -> None:
 
 
 def test_the_past_of_a_moment_is_its_own_window_one_step_earlier(
-    looks_of: Callable[..., Looks],
+    examples_of: Callable[..., Examples],
 ) -> None:
-    looks = looks_of(InfoMax.training_input, "Breakout")
-    rows = looks.training["Breakout"]
-    at = looks.at(rows, np.random.default_rng(0))
+    examples = examples_of(InfoMax.training_input, "Breakout")
+    rows = examples.training["Breakout"]
+    at = examples.frame_rows(rows, np.random.default_rng(0))
     np.testing.assert_array_equal(at[:, -1], rows)
     steps = np.diff(at, axis=1)
     assert (steps[:, -1] == 1).all()  # The newest frame is never a repeated one.
@@ -62,12 +62,12 @@ def test_the_past_of_a_moment_is_its_own_window_one_step_earlier(
 
 @pytest.mark.slow
 def test_it_learns_which_past_is_whose(
-    looks_of: Callable[..., Looks], fit: Callable[..., list[float]]
+    examples_of: Callable[..., Examples], fit: Callable[..., list[float]]
 ) -> None:
     torch.manual_seed(0)
-    looks = scale(looks_of(InfoMax.training_input, "Breakout").draw(1, 1, 8), "cpu")
+    examples = scale(examples_of(InfoMax.training_input, "Breakout").draw(1, 1, 8), "cpu")
     network = InfoMax()
-    losses = fit(network, looks, 50, 1e-3)
+    losses = fit(network, examples, 50, 1e-3)
     assert losses[0] == pytest.approx(2 * np.log(8), rel=0.05)  # It knows nothing at first.
     # Most places of a screen never change, and tell nothing.
     assert losses[-1] < 0.95 * losses[0]

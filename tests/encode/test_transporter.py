@@ -14,7 +14,7 @@ from wsa.encode.models.paper.transporter import (
     means,
     transport,
 )
-from wsa.learn.pretrain.data import Looks, scale
+from wsa.learn.pretrain.data import Examples, scale
 
 
 def test_they_have_the_sizes_and_the_costs_of_the_papers(
@@ -85,25 +85,25 @@ def test_its_rate_falls_by_a_twentieth_every_100_000_steps() -> None:
     assert rates == pytest.approx([1e-3, 1e-3, 0.95e-3, 0.95**2 * 1e-3])
 
 
-def test_pairs_are_of_one_episode_and_near(looks_of: Callable[..., Looks]) -> None:
-    looks = looks_of(Transporter.training_input)
-    rows = np.concatenate([np.repeat(r, 20) for r in looks.training.values()])
-    source, target = looks.at(rows, np.random.default_rng(0)).T
+def test_pairs_are_of_one_episode_and_near(examples_of: Callable[..., Examples]) -> None:
+    examples = examples_of(Transporter.training_input)
+    rows = np.concatenate([np.repeat(r, 20) for r in examples.training.values()])
+    source, target = examples.frame_rows(rows, np.random.default_rng(0)).T
     apart = np.abs(source - target)
     assert set(apart) == set(range(1, 20))
-    assert (looks._first[source] == looks._first[target]).all()
+    assert (examples._first[source] == examples._first[target]).all()
     assert (source < target).any() and (source > target).any()
 
 
 @pytest.mark.slow
 def test_it_learns_to_move_what_moves(
-    looks_of: Callable[..., Looks], fit: Callable[..., list[float]]
+    examples_of: Callable[..., Examples], fit: Callable[..., list[float]]
 ) -> None:
     torch.manual_seed(0)
-    looks = scale(looks_of(Transporter.training_input, "Pong").draw(1, 1, 3), "cpu")
+    examples = scale(examples_of(Transporter.training_input, "Pong").draw(1, 1, 3), "cpu")
     network = Transporter()
-    losses = fit(network, looks, 8, 3e-3)
+    losses = fit(network, examples, 8, 3e-3)
     assert losses[-1] < 0.7 * losses[0]
     with torch.inference_mode():
-        panels = network.eval().show(looks)
+        panels = network.eval().show(examples)
     assert [panel.shape for panel in panels] == [(3, 3, 84, 84)] * 4
