@@ -130,7 +130,7 @@ def parts(o: Options, folder: Path) -> dict[str, Cost]:
         return n
 
     found["screens made small"] = cost(shrink)
-    for key, window, encoder in zip(config.inputs, config.looks, encoders, strict=True):
+    for key, window, encoder in zip(config.inputs, config.model_windows, encoders, strict=True):
         found[f"{key}, {encoder.engine.name}"] = cost(embedding(encoder, window, shown))
     found["acting"] = cost(acting(config, n))
     found["update"] = updating(config, where, encoders)
@@ -152,7 +152,7 @@ def embedding(encoder: Encoder, window: int, shown: Any) -> Callable[[], int]:
 
 def acting(config: OnlineRun, envs: int) -> Callable[[], int]:
     """Run the policy's network and draw actions, in each group of environments."""
-    network = make_network(config, config.looks, config.shapes).eval()
+    network = make_network(config, config.model_windows, config.shapes).eval()
     sizes = games.group_sizes(envs, config.env_groups)
     width = sum(int(np.prod(shape)) for shape in config.shapes)
     states = [torch.randn(size, config.network.frame_stack, width).half() for size in sizes]

@@ -138,7 +138,7 @@ class OnlineRun(RunConfig, frozen=True, tag_field="kind", tag="online"):
         return self.hyperparameters.total_timesteps
 
     @property
-    def looks(self) -> tuple[int, ...]:
+    def model_windows(self) -> tuple[int, ...]:
         """Number of frames that each of `inputs` sees."""
         return self.windows or (1,) * len(self.shapes)
 

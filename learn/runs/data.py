@@ -66,7 +66,7 @@ class _EmptyMap:
 
     def __init__(self, config: OnlineRun) -> None:
         self.models, self.shapes = config.inputs, config.shapes
-        self.windows, self.places = config.looks, config.columns
+        self.windows, self.places = config.model_windows, config.columns
         self.columns = in_files(self.windows, self.shapes)
         widths = list(zip(self.windows, map(math.prod, self.shapes), strict=True))
         self.width = sum(width for window, width in widths if window == 1)

@@ -14,7 +14,7 @@ from wsa.learn.networks.heads import QNetwork
 from wsa.learn.offline.trainer import make_learner
 from wsa.learn.online.replay_buffer import RECORD
 from wsa.learn.runs.config import OfflineRun, OnlineRun
-from wsa.learn.runs.network import looks_of, parameters_of
+from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.store.objects.flat_map import ROW
 from wsa.store.objects.snapshot import Snapshot
 
@@ -35,7 +35,7 @@ def estimate(snapshot: Snapshot, config: OfflineRun | OnlineRun, device: str) ->
         Online, as upper bounds: steps, frames, and bytes of the run's folder if no frame repeats.
         Both: the trainable parameters (`Parameters`).
     """
-    counted = parameters_of(config, *looks_of(config, snapshot)).named()
+    counted = parameters_of(config, *windows_and_shapes(config, snapshot)).named()
     if isinstance(config, OnlineRun):
         return _online_cost(config) | counted
     metas = [m for m in snapshot.segments(config.game) if m.segment in config.segments]
@@ -64,7 +64,8 @@ def estimate(snapshot: Snapshot, config: OfflineRun | OnlineRun, device: str) ->
 def _online_cost(config: OnlineRun) -> dict[str, float]:
     total = config.hyperparameters.total_timesteps
     row = 84 * 84 if config.end_to_end else 2 * sum(map(math.prod, config.shapes))
-    windows = max(1, len(set(config.looks)))  # Each row of a table stores its rows in the others.
+    # Each row of a table stores its rows in the others.
+    windows = max(1, len(set(config.model_windows)))
     costs = {"table_bytes": total * (row + 16 * windows + 4 * (windows - 1))}
     if isinstance(config.hyperparameters, OnlineDQNConfig):
         costs["replay_bytes"] = total * RECORD.itemsize

@@ -44,7 +44,7 @@ def make_network(
     return ActorCritic(inputs, actions, network, torso)
 
 
-def looks_of(
+def windows_and_shapes(
     config: OfflineRun | OnlineRun, snapshot: Snapshot
 ) -> tuple[Sequence[int], Sequence[tuple[int, ...]]]:
     """Number of frames that each of a run's inputs sees, and the shape of its embedding.
@@ -57,7 +57,7 @@ def looks_of(
         MissingError: If the store does not have the run's embeddings.
     """
     if isinstance(config, OnlineRun):
-        return config.looks, config.shapes
+        return config.model_windows, config.shapes
     return shapes_of(snapshot, config.game, config.inputs)[:2]
 
 

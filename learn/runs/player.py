@@ -181,7 +181,7 @@ def _windows_and_shapes(
 ) -> tuple[Sequence[int], Sequence[tuple[int, ...]]]:
     """Number of frames that each of a run's inputs sees, and the shape of its embedding."""
     if isinstance(config, OnlineRun):
-        return config.looks, config.shapes
+        return config.model_windows, config.shapes
     assert flat is not None, "an offline run has data"
     return flat.windows, flat.shapes
 

@@ -27,7 +27,7 @@ from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Film, Part, Section, Text, table, versions
 from wsa.learn.report.page import page
 from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
-from wsa.learn.runs.network import looks_of, parameters_of
+from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.learn.training import metrics
 from wsa.store.common import atomic_files
 from wsa.store.common.errors import WsaError
@@ -121,7 +121,7 @@ def _parameters(config: OfflineRun | OnlineRun, store: str) -> Part:
     """Number of trainable parameters; the store has the shapes of the network's inputs."""
     try:
         snapshot = take_snapshot(open_store(store))
-        counted = parameters_of(config, *looks_of(config, snapshot))
+        counted = parameters_of(config, *windows_and_shapes(config, snapshot))
     except WsaError as error:
         return Text(f"How many parameters the network has is not known: {error}")
     rows = [("fusion", counted.fusion), ("head", counted.head), ("together", counted.total)]

@@ -500,10 +500,10 @@ def make_online(
         segments=tuple(meta.segment for meta in metas),
     )
     if match and not config.end_to_end:
-        matched = _matched(config, config.looks, config.shapes, match)
+        matched = _matched(config, config.model_windows, config.shapes, match)
         config = msgspec.structs.replace(config, network=matched)
     with torch.device("meta"):  # Shapes suffice to check the fusion and the checkpoint.
-        network_made = make_network(config, config.looks, config.shapes)
+        network_made = make_network(config, config.model_windows, config.shapes)
         if init:
             warm_start(config, network_made)
     return config

@@ -165,7 +165,7 @@ def train_playing(
     embedder = make_embedder(config, flat, encoders, remember=0, threads=threads)
     # Seed only now: opening a model draws random numbers, and remote models are not opened here.
     torch.manual_seed(config.seed)
-    network = make_network(config, config.looks, config.shapes)
+    network = make_network(config, config.model_windows, config.shapes)
     if checkpoint.all_of(folder / "checkpoints"):
         pass  # The checkpoint holds the network; that of --init may be gone.
     elif config.init:
@@ -216,7 +216,7 @@ def train_playing(
 def _record(config: OnlineRun, table: Table, embedder: Any) -> Recording:
     """Make the recording that keeps a run's steps in the store."""
     learner = config.hyperparameters
-    models = zip(config.inputs, config.looks, config.shapes, embedder.engines, strict=True)
+    models = zip(config.inputs, config.model_windows, config.shapes, embedder.engines, strict=True)
     return Recording(
         open_store(config.store),
         table,

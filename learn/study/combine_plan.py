@@ -18,7 +18,7 @@ from wsa.learn.configs.study import CombineOptions
 from wsa.learn.runs import dry_run
 from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.data import only
-from wsa.learn.runs.network import looks_of, parameters_of
+from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.learn.runs.setup import configure
 from wsa.learn.study.costs import seconds_per_step, steps_per_game
 from wsa.store.common.errors import MissingError, UsageError, WsaError
@@ -155,7 +155,8 @@ def _planned(
         if request.online and dry and "--dry-run" in str(error):
             return Planned(cell, method, None, None)
         return error
-    return Planned(cell, method, config, parameters_of(config, *looks_of(config, snapshot)).total)
+    parameters = parameters_of(config, *windows_and_shapes(config, snapshot)).total
+    return Planned(cell, method, config, parameters)
 
 
 def costs(made: Plan, left: Sequence[Planned], snapshot: Snapshot, device: str) -> dict[str, float]:

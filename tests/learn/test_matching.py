@@ -21,7 +21,7 @@ from wsa.learn.networks import matching
 from wsa.learn.networks.heads import ActorCritic, QNetwork
 from wsa.learn.networks.matching import match_parameters, widened, width_of
 from wsa.learn.networks.parameters import count_parameters
-from wsa.learn.runs.network import looks_of, parameters_of
+from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.learn.runs.setup import make_offline, make_online
 from wsa.learn.study import combine_plan
 from wsa.store.common.errors import UsageError
@@ -95,10 +95,12 @@ def test_a_run_has_the_width_that_was_found(kit: ModuleType, snapshot: Snapshot)
     details = {"network": NetworkConfig(frame_stack=2, hidden=(16,)), "match": 3_000}
     run = make_offline(snapshot, kit.GAME, models, "mean", 1, CQLConfig(), **details)  # type: ignore[arg-type]
     assert run.network.fusion.size not in (1, 256)
-    assert parameters_of(run, *looks_of(run, snapshot)).total == pytest.approx(3_000, rel=0.05)
+    assert parameters_of(run, *windows_and_shapes(run, snapshot)).total == pytest.approx(
+        3_000, rel=0.05
+    )
     with torch.device("meta"):
         made = QNetwork(Inputs(((2, 5), (2, 3))), len(run.protocol.actions), run.network)
-    assert count_parameters(made) == parameters_of(run, *looks_of(run, snapshot))
+    assert count_parameters(made) == parameters_of(run, *windows_and_shapes(run, snapshot))
 
 
 @pytest.mark.parametrize("learner", [PPOConfig(), OnlineDQNConfig()])

@@ -127,7 +127,7 @@ def online(kit: ModuleType, url: str, folder: Path, recurrent: bool) -> Path:
     )  # fmt: skip
     begin(folder, config)
     torch.manual_seed(0)
-    network = make_network(config, config.looks, config.shapes)
+    network = make_network(config, config.model_windows, config.shapes)
     checkpoint.save(folder / "checkpoints", 8, {"online": network})
     return folder
 

@@ -148,7 +148,7 @@ def test_the_end_to_end_baseline_is_the_same_code(here: Path, algo: dict[str, An
     assert played.passes == 0
     snapshot = take_snapshot(open_store(config.store))
     assert sum(m.steps for m in snapshot.segments()) == 96 and not snapshot.embeddings("Breakout")
-    network = make_network(config, config.looks, config.shapes)
+    network = make_network(config, config.model_windows, config.shapes)
     count = sum(p.numel() for p in network.parameters())
     assert 49_000 < count <= 50_000
     whole = make_network(msgspec.structs.replace(config, parameters=0), (), ())
@@ -551,14 +551,14 @@ def test_ppo_begins_with_an_offline_torso(here: Path) -> None:
     train(store, here / "first", **{**DQN, "total_timesteps": 32})
     ppo = {**PPO, "total_timesteps": 32, "init": str(here / "first")}
     config, _ = configure(options(store, here / "second", **ppo), "cpu")
-    network = make_network(config, config.looks, config.shapes)
+    network = make_network(config, config.model_windows, config.shapes)
     warm_start(config, network)
     old = checkpoint.read(Path(config.init))[0]
     for name, tensor in network.state_dict().items():
         if name.startswith("torso."):
             assert torch.equal(tensor, old[f"online.{name}"])
     same, _ = configure(options(store, here / "third", **DQN, init=str(here / "first")), "cpu")
-    network = make_network(same, same.looks, same.shapes)
+    network = make_network(same, same.model_windows, same.shapes)
     warm_start(same, network)
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, old[f"online.{name}"])

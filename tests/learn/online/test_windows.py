@@ -270,7 +270,7 @@ def test_what_is_recorded_is_what_encoding_gives(
         "wsa.learn.online.record_segments.SEGMENT_STEPS", 15
     )  # Cuts inside of episodes.
     config, played = learn(here, "one", **algo, record=True)
-    assert config.looks == (4, 1, 2)
+    assert config.model_windows == (4, 1, 2)
     backend = open_store(config.store)
     assert not verify(backend).damage
     snapshot = take_snapshot(backend)
@@ -280,7 +280,7 @@ def test_what_is_recorded_is_what_encoding_gives(
     context = sum(int(snapshot.read_rows(m)["context"].sum()) for m in metas)
     assert context > 0
     line = [li for li in read_metrics(here / "one") if "cache/hit_rate" in li][-1]
-    of = dict(zip(config.looks, config.models, strict=True))
+    of = dict(zip(config.model_windows, config.models, strict=True))
     for window, name in ((1, "frames"), (2, "windows_2"), (4, "windows_4")):
         embedded = snapshot.embeddings("Breakout", of[window])
         assert {m.window for m in embedded} == {window}
@@ -362,12 +362,12 @@ def test_a_recorded_run_that_was_killed_keeps_each_window_once(
 def test_a_model_with_a_window_may_stand_alone_or_give_the_context(here: Path) -> None:
     short = {"total_timesteps": 16}
     config, played = learn(here, "alone", **{**PPO, **short}, models=("stacked4",))
-    assert config.looks == (4,) and 0 < played.passes <= 16 + 4
+    assert config.model_windows == (4,) and 0 < played.passes <= 16 + 4
     seen = evaluate_run(here / "alone", 1, epsilon=1.0, num_envs=1).live
     assert seen.frames > 3 and seen.passes == seen.frames - seen.found - seen.remembered
     snapshot = take_snapshot(open_store(str(here / "store")))
     config, _ = learn(here, "beside", **{**DQN, **short}, models=MODELS[1:2], context="stacked2")
-    assert config.looks == (1, 2) and len(config.models) == 1
+    assert config.model_windows == (1, 2) and len(config.models) == 1
     # A row of each part, and where the frame's stands.
     width = sum(map(np.prod, config.shapes))
     assert estimate(snapshot, config, "cpu")["table_bytes"] == 16 * (2 * width + 2 * 16 + 4)
@@ -375,4 +375,4 @@ def test_a_model_with_a_window_may_stand_alone_or_give_the_context(here: Path) -
 
 def test_the_papers_own_encoders_are_kept_as_encoding_keeps_them(here: Path) -> None:
     config, _ = settle(here, "own", **PPO, models=("vos:random", "sr:random"))
-    assert config.looks == (2, 1) and config.shapes == ((512,), (608,))
+    assert config.model_windows == (2, 1) and config.shapes == ((512,), (608,))
