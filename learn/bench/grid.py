@@ -51,7 +51,7 @@ SETTINGS, RESULT = "bench.json", "result.json"
 LONGEST = 80
 
 
-class Judging(msgspec.Struct, frozen=True):
+class EvaluationSettings(msgspec.Struct, frozen=True):
     """Settings of the evaluation games.
 
     Attributes:
@@ -87,7 +87,7 @@ class Result(msgspec.Struct, frozen=True):
         fusion: Name of the fusion.
         models: The fused models, as named in the options; empty if the network saw pixels.
         seed: Seed of the run.
-        judging: Settings of the evaluation.
+        evaluation: Settings of the evaluation; `judging` in the file, whose format is fixed.
         summary: From `wsa.learn.runs.evaluate.Evaluation.summary`.
     """
 
@@ -95,7 +95,7 @@ class Result(msgspec.Struct, frozen=True):
     fusion: str
     models: tuple[str, ...]
     seed: int
-    judging: Judging
+    evaluation: EvaluationSettings = msgspec.field(name="judging")
     summary: dict[str, Any]
 
 
@@ -106,7 +106,7 @@ class Cell:
     Attributes:
         request: The requested run.
         folder: The run's folder.
-        judging: Settings of its evaluation.
+        evaluation: Settings of its evaluation.
         compute: Device and compilation for training.
         segments: Segments that an offline run learns from.
         label: Displayed name, if the request does not distinguish the run from others.
@@ -114,7 +114,7 @@ class Cell:
 
     request: RunRequest
     folder: Path
-    judging: Judging
+    evaluation: EvaluationSettings
     compute: ComputeOptions = ComputeOptions()
     segments: tuple[str, ...] = ()
     label: str = ""
@@ -136,7 +136,7 @@ class Cell:
     def result(self) -> Result | None:
         """The run's result, if it was trained, and evaluated with these settings."""
         saved = read_result(self.folder)
-        return saved if saved is not None and saved.judging == self.judging else None
+        return saved if saved is not None and saved.evaluation == self.evaluation else None
 
     def done(self) -> int:
         """Number of updates, or of steps, in its newest checkpoint."""
@@ -161,7 +161,7 @@ def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
         o: The options.
         settings: From `settle`; all runs read the store named there.
     """
-    judging = Judging(o.episodes, o.epsilon, o.eval_seed, o.eval_num_envs)
+    evaluation = EvaluationSettings(o.episodes, o.epsilon, o.eval_seed, o.eval_num_envs)
     methods = list(dict.fromkeys(_methods(o)))
     grid = []
     for game, (fusion, models), seed in itertools.product(
@@ -176,7 +176,7 @@ def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
         )
         folder = Path(o.bench_dir) / "runs" / f"{game}__{fusion}__{spelled_models(models)}__{seed}"
         segments = settings.segments.get(game, ())
-        grid.append(Cell(request, folder.absolute(), judging, o.compute, segments))
+        grid.append(Cell(request, folder.absolute(), evaluation, o.compute, segments))
     return grid
 
 
@@ -195,7 +195,7 @@ def check(o: BenchOptions) -> None:
     user_code.type_in(o.fusions)
     for fusion in o.fusions:
         check_own_or("--fusions", fusion, [*FUSIONS, PIXELS], "module:Class")
-        check_combination(without_judging(request_for(o, fusion)))
+        check_combination(without_live_options(request_for(o, fusion)))
     if o.fusions != (PIXELS,) and not (o.models_subsets or o.models):
         raise UsageError(
             "bad-option",
@@ -295,7 +295,7 @@ def _methods(o: BenchOptions) -> Iterator[tuple[str, tuple[str, ...]]]:
                 yield fusion, models
 
 
-def without_judging(request: RunRequest) -> RunRequest:
+def without_live_options(request: RunRequest) -> RunRequest:
     """A request without the options for running models, if no game is played during training."""
     playing = request.online or request.evaluation.eval_frequency
     return request if playing else dataclasses.replace(request, live=LiveOptions())

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsa.learn.bench import plot
-from wsa.learn.bench.grid import Judging, Result, read_result
+from wsa.learn.bench.grid import EvaluationSettings, Result, read_result
 from wsa.learn.bench.plot import Curve
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.evaluation import periodic
@@ -107,12 +107,14 @@ class Report:
         }
 
 
-def write(folder: Path, judging: Judging, store: str, changed: Sequence[str]) -> Report:
+def write(
+    folder: Path, evaluation: EvaluationSettings, store: str, changed: Sequence[str]
+) -> Report:
     """Write the tables of a bench, for all of its runs evaluated with the same settings.
 
     Args:
         folder: The bench's folder.
-        judging: Settings of the evaluation.
+        evaluation: Settings of the evaluation.
         store: URL of the store.
         changed: Shared options that differ from their defaults.
 
@@ -120,12 +122,12 @@ def write(folder: Path, judging: Judging, store: str, changed: Sequence[str]) ->
         DamagedError: If a run's result is damaged.
         StorageError: If there is no room, or the folder refuses access.
     """
-    runs = sorted(_judged(folder, judging), key=lambda found: _about(found[1]))
+    runs = sorted(_evaluated_runs(folder, evaluation), key=lambda run: _about(run[1]))
     results = [result for _, result in runs]
     lines = list(tabulate(results))
     curves = list(curves_of(runs))
     drawn = returns_of(curves)
-    section = _section(results, lines, judging, store, changed, drawn)
+    section = _section(results, lines, evaluation, store, changed, drawn)
     text = markdown(section)
     key_columns = ("game", "fusion", "models", "seed")
     _csv(
@@ -201,7 +203,7 @@ def _row(line: Line) -> tuple[Any, ...]:
 def _section(
     results: Sequence[Result],
     lines: Sequence[Line],
-    judging: Judging,
+    evaluation: EvaluationSettings,
     store: str,
     changed: Sequence[str],
     drawn: Mapping[str, Sequence[Curve]],
@@ -245,7 +247,7 @@ def _section(
             "Raw return",
             ["method", *games],
             raw,
-            f"Mean of {judging.episodes} full games (epsilon {judging.epsilon:g}), then mean +- sample "
+            f"Mean of {evaluation.episodes} full games (epsilon {evaluation.epsilon:g}), then mean +- sample "
             "standard deviation over seeds (how many).",
         ),
         table(
@@ -269,10 +271,10 @@ def _raw(line: Line | None) -> str:
     return f"{line.mean:,.1f}{std} ({line.seeds})"
 
 
-def _judged(folder: Path, judging: Judging) -> Iterator[tuple[Path, Result]]:
+def _evaluated_runs(folder: Path, evaluation: EvaluationSettings) -> Iterator[tuple[Path, Result]]:
     for run in sorted((folder / "runs").glob("*/")):
         result = read_result(run)
-        if result is not None and result.judging == judging:
+        if result is not None and result.evaluation == evaluation:
             yield run, result
 
 

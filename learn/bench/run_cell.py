@@ -12,7 +12,7 @@ import msgspec
 
 from wsa.encode.inference.cores import threads_for
 from wsa.encode.inference.encoder import choose_device
-from wsa.learn.bench.grid import RESULT, Cell, Result, without_judging
+from wsa.learn.bench.grid import RESULT, Cell, Result, without_live_options
 from wsa.learn.configs.learn import OnlineLiveOptions, PlayOptions
 from wsa.learn.runs.config import FILE, read_config
 from wsa.learn.runs.data import only
@@ -65,7 +65,7 @@ def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure 
     with _one_at_a_time:
         try:
             _train(cell, lambda step, _: tell("learn", step, cell.total))
-            _judge(cell, lambda _, games: tell("eval", games, cell.judging.episodes))
+            _evaluate(cell, lambda _, games: tell("eval", games, cell.evaluation.episodes))
         except WsaError as error:
             return Failure(str(cell), error.kind, str(error), error.exit_code)
         except Exception as error:  # noqa: BLE001  Memory, a driver, ...: other runs continue.
@@ -89,7 +89,7 @@ def _train(cell: Cell, on_line: OnLine) -> None:
         snapshot = take_snapshot(open_store(request.store))
         if not request.online:  # Only the data that the bench was started with.
             snapshot = only(snapshot, request.game, cell.segments)
-        config = configure(without_judging(request), snapshot, device)
+        config = configure(without_live_options(request), snapshot, device)
         record = isinstance(request.data, PlayOptions) and request.data.record
         config = settled(config, folder, record)
     launch(
@@ -105,21 +105,21 @@ def _train(cell: Cell, on_line: OnLine) -> None:
     )
 
 
-def _judge(cell: Cell, on_step: Callable[[int, int], None]) -> None:
-    request, judging = cell.request, cell.judging
+def _evaluate(cell: Cell, on_step: Callable[[int, int], None]) -> None:
+    request, settings = cell.request, cell.evaluation
     evaluation = evaluate_run(
         cell.folder,
-        judging.episodes,
-        epsilon=judging.epsilon,
-        seed=judging.seed,
+        settings.episodes,
+        epsilon=settings.epsilon,
+        seed=settings.seed,
         weights=weights_of(request),
         device=choose_device(cell.compute.device),
         engine=request.live.engine,
         threads=threads_for(request.live.threads or 1),
-        num_envs=judging.num_envs,
+        num_envs=settings.num_envs,
         on_step=on_step,
     )
     result = Result(
-        request.game, request.fusion, request.models, request.seed, judging, evaluation.summary()
+        request.game, request.fusion, request.models, request.seed, settings, evaluation.summary()
     )
     atomic_files.replace(Path(cell.folder) / RESULT, msgspec.json.format(hashing.canonical(result)))

@@ -38,7 +38,7 @@ def bench(o: BenchOptions, connect: Connect) -> int:
     grid.write(o, settings)
     failures = list(run_cells(o, left, connect))
     report = bench_report.write(
-        Path(o.bench_dir), cells[0].judging, settings.options["store"], grid.changed(o)
+        Path(o.bench_dir), cells[0].evaluation, settings.options["store"], grid.changed(o)
     )
     if o.json:
         terminal.result(True, report.summary(failures))

@@ -8,7 +8,7 @@ from typing import Any
 from wsa.encode.configs import weights_files
 from wsa.encode.inference.cores import threads_for
 from wsa.encode.inference.encoder import choose_device
-from wsa.learn.bench.grid import Judging
+from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.configs.study import RunsOptions
 from wsa.learn.runs.player import Player, open_player
 from wsa.learn.study.output import PAGE
@@ -31,9 +31,9 @@ def runs_of(o: RunsOptions) -> list[Path]:
     return [Path(run) for run in dict.fromkeys(o.runs)]
 
 
-def judging_of(o: RunsOptions) -> Judging:
+def evaluation_of(o: RunsOptions) -> EvaluationSettings:
     """The settings of evaluation games, from the options."""
-    return Judging(o.episodes, o.epsilon, o.eval_seed, o.eval_num_envs)
+    return EvaluationSettings(o.episodes, o.epsilon, o.eval_seed, o.eval_num_envs)
 
 
 def open_run(o: RunsOptions, run: Path) -> Player:

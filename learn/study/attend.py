@@ -11,7 +11,7 @@ from wsa.learn.evaluation.video import labels
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import read_config
 from wsa.learn.study import attend_report
-from wsa.learn.study.asked import judging_of, open_run, runs_of, tell
+from wsa.learn.study.asked import evaluation_of, open_run, runs_of, tell
 from wsa.learn.study.games import Games, Played
 from wsa.learn.study.interventions import KINDS, Kind, intervened
 from wsa.learn.study.listened import Log, read_log
@@ -28,8 +28,8 @@ def attend(o: AttendOptions) -> int:
     for run in runs:  # Check all runs before playing the first.
         _check(run)
         read_log(run)
-    judging = judging_of(o)
-    games = Games(Path(o.study_dir), judging)
+    evaluation = evaluation_of(o)
+    games = Games(Path(o.study_dir), evaluation)
     if o.dry_run:
         return _dry(o, runs, games)
     results = []
@@ -37,7 +37,7 @@ def attend(o: AttendOptions) -> int:
         terminal.say(f"{run}: {o.episodes} games in each of {len(KINDS)} conditions")
         with terminal.Progress(run.name, "games", shown=not o.json) as progress:
             results.append(_look(o, run, games, progress.update))
-    text = attend_report.write(Path(o.study_dir), results, judging)
+    text = attend_report.write(Path(o.study_dir), results, evaluation)
     return tell(o, text, {"runs": [attend_report.summary(one) for one in results]})
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from wsa.learn.bench.grid import Judging
+from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.evaluation.scores import Interval
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.study import output
-from wsa.learn.study.games import NOTHING_TO_LOSE, Played, difference, judged
+from wsa.learn.study.games import NOTHING_TO_LOSE, Played, difference, evaluation_note
 from wsa.learn.study.interventions import Kind
 from wsa.learn.study.listened import (
     REACH,
@@ -66,7 +66,7 @@ class Attended:
     random: Played | None
 
 
-def write(folder: Path, runs: Sequence[Attended], judging: Judging) -> str:
+def write(folder: Path, runs: Sequence[Attended], evaluation: EvaluationSettings) -> str:
     """Write the tables and the page; return the study as Markdown."""
     parts = [part for one in runs for part in _parts(one)]
     weighed = (
@@ -75,7 +75,7 @@ def write(folder: Path, runs: Sequence[Attended], judging: Judging) -> str:
         "the largest weight; a switch is a step at which that is another model. Bands around rewards: "
         "95 % bootstrap over the rewards."
     )
-    played = f" Interventions: {judged(judging)}." if judging.episodes else ""
+    played = f" Interventions: {evaluation_note(evaluation)}." if evaluation.episodes else ""
     rows = (row for one in runs for row in _rows(one))
     extra = {
         "attend-events": (EVENT_COLUMNS, [row for one in runs for row in _event_rows(one)]),

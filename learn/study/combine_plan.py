@@ -10,7 +10,7 @@ import msgspec
 
 from wsa.encode.models.registry import parse_request
 from wsa.learn.bench import grid
-from wsa.learn.bench.grid import Cell, Settings, without_judging
+from wsa.learn.bench.grid import Cell, Settings, without_live_options
 from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.configs.fusions import PIXELS
 from wsa.learn.configs.learn import RunRequest
@@ -146,7 +146,7 @@ def _planned(
     cell: Cell, method: str, snapshot: Snapshot, device: str, dry: bool
 ) -> Planned | WsaError:
     """Plan a run, or return the error that makes it impossible."""
-    request = without_judging(cell.request)
+    request = without_live_options(cell.request)
     if not request.online:
         snapshot = only(snapshot, request.game, cell.segments)
     try:

@@ -56,7 +56,7 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class EvaluatedRun:
     """An evaluated run.
 
     Attributes:
@@ -91,7 +91,7 @@ def write(folder: Path, made: Plan, failures: Sequence[Failure]) -> Report:
         failures: Runs that failed.
     """
     runs = [
-        Judged(run.method, result, run.parameters, run.cell.folder)
+        EvaluatedRun(run.method, result, run.parameters, run.cell.folder)
         for run in made.runs
         if (result := run.cell.result()) is not None
     ]
@@ -116,7 +116,7 @@ def write(folder: Path, made: Plan, failures: Sequence[Failure]) -> Report:
     return Report(markdown, [dataclasses.asdict(line) for line in overall])
 
 
-def _row(run: Judged) -> tuple[Any, ...]:
+def _row(run: EvaluatedRun) -> tuple[Any, ...]:
     r, s = run.result, run.result.summary
     return (
         r.game, run.method, r.fusion, "+".join(r.models), r.seed, run.parameters, s["updates"],
@@ -125,7 +125,7 @@ def _row(run: Judged) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _scores(runs: Sequence[Judged], method: str) -> dict[str, dict[int, float]]:
+def _scores(runs: Sequence[EvaluatedRun], method: str) -> dict[str, dict[int, float]]:
     """Mean raw returns of a method's runs, by game and seed."""
     returns: dict[str, dict[int, float]] = {}
     for run in runs:
@@ -167,7 +167,7 @@ class Overall:
 
 
 def _overall(
-    runs: Sequence[Judged], methods: Sequence[str], tables: Mapping[str, Any]
+    runs: Sequence[EvaluatedRun], methods: Sequence[str], tables: Mapping[str, Any]
 ) -> Iterator[Overall]:
     for method in methods:
         own_runs = [run for run in runs if run.method == method]
@@ -188,7 +188,7 @@ def _overall(
 
 
 def _about(
-    made: Plan, runs: Sequence[Judged], failures: Sequence[Failure]
+    made: Plan, runs: Sequence[EvaluatedRun], failures: Sequence[Failure]
 ) -> Iterator[Text | Table]:
     lost = len(made.runs) - len(runs)
     yield Text(f"{len(runs)} of {len(made.runs)} runs are trained and judged.")
@@ -208,7 +208,7 @@ def _about(
         )
 
 
-def _raw(runs: Sequence[Judged], methods: Sequence[str]) -> Iterator[Table]:
+def _raw(runs: Sequence[EvaluatedRun], methods: Sequence[str]) -> Iterator[Table]:
     for game in dict.fromkeys(run.result.game for run in runs):
         rows = []
         for method in methods:
@@ -231,7 +231,7 @@ def _raw(runs: Sequence[Judged], methods: Sequence[str]) -> Iterator[Table]:
         )
 
 
-def _line(method: str, mine: Sequence[Judged]) -> tuple[object, ...]:
+def _line(method: str, mine: Sequence[EvaluatedRun]) -> tuple[object, ...]:
     means = np.array([run.mean for run in mine])
     spread = f"{means.std(ddof=1):,.1f}" if len(means) > 1 else None
     no_better = sum(not run.learned for run in mine)
@@ -264,7 +264,7 @@ def _aggregate(overall: Sequence[Overall]) -> Iterator[Table]:
 
 
 def _figures(
-    runs: Sequence[Judged],
+    runs: Sequence[EvaluatedRun],
     methods: Sequence[str],
     tables: Mapping[str, Any],
     overall: Sequence[Overall],
@@ -331,7 +331,7 @@ def _profiles(ranked: Sequence[str], tables: Mapping[str, Any]) -> Iterator[figu
         yield figures.Line(method, thresholds, *profile_band(own, thresholds))
 
 
-def _of_game(game: str, runs: Sequence[Judged], style: Mapping[str, int]) -> Figure:
+def _of_game(game: str, runs: Sequence[EvaluatedRun], style: Mapping[str, int]) -> Figure:
     bars = []
     for method in dict.fromkeys(run.method for run in runs):
         own_runs = [run for run in runs if run.method == method]
@@ -349,7 +349,7 @@ def _of_game(game: str, runs: Sequence[Judged], style: Mapping[str, int]) -> Fig
     )
 
 
-def _curves(runs: Sequence[Judged]) -> Iterator[Figure]:
+def _curves(runs: Sequence[EvaluatedRun]) -> Iterator[Figure]:
     """Returns during training, for runs that played."""
     logged = list(curves_of([(run.folder, run.result) for run in runs]))
     called = {str(Method(r.result.fusion, r.result.models)): r.method for r in runs}

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from wsa.learn.bench.grid import Judging
+from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.envs.policies import Policy, RandomPolicy
 from wsa.learn.envs.variants import Variant
 from wsa.learn.evaluation.rollout import play
@@ -59,11 +59,11 @@ class Games:
 
     Args:
         folder: The study's folder.
-        judging: Settings of the games.
+        evaluation: Settings of the games.
     """
 
-    def __init__(self, folder: Path, judging: Judging) -> None:
-        self._folder, self._judging = folder / "games", judging
+    def __init__(self, folder: Path, evaluation: EvaluationSettings) -> None:
+        self._folder, self._evaluation = folder / "games", evaluation
 
     def find(self, config: RunConfig, network: str, condition: str) -> Played | None:
         """Find saved games of this network in this condition; None if there are none."""
@@ -92,7 +92,7 @@ class Games:
             on_step: Called with (steps played, games finished).
             variant: Variant to play instead of the game; the condition must name it.
         """
-        settings = self._judging
+        settings = self._evaluation
         before = embedder.passes if embedder else 0
         episodes = play(
             config.game, config.protocol, policy, settings.episodes, settings.seed,
@@ -109,13 +109,13 @@ class Games:
 
     def random(self, config: RunConfig, variant: Variant | None = None) -> Played:
         """Games of a random policy in the same environments; played now if they are not saved."""
-        policy = RandomPolicy(len(config.protocol.actions), self._judging.seed)
+        policy = RandomPolicy(len(config.protocol.actions), self._evaluation.seed)
         condition = random_condition(variant)
         saved = self.find(config, RANDOM, condition)
         return saved or self.play(config, RANDOM, condition, policy, variant=variant)
 
     def _path(self, config: RunConfig, network: str, condition: str) -> Path:
-        identity = [config.game, config.protocol, network, condition, self._judging]
+        identity = [config.game, config.protocol, network, condition, self._evaluation]
         return self._folder / f"{hashing.identity(identity)[:24]}.json"
 
 
@@ -133,18 +133,18 @@ def random_condition(variant: Variant | None) -> str:
     return "" if variant is None or variant.keeps_rules else condition_of(variant)
 
 
-def seeds(how: Judging) -> list[int]:
+def env_seeds(evaluation: EvaluationSettings) -> list[int]:
     """Seed of each game's environment, in the order of `Played.returns`."""
-    count = min(how.num_envs, how.episodes)
-    return [how.seed + i for i in range(count) for _ in range(i, how.episodes, count)]
+    count = min(evaluation.num_envs, evaluation.episodes)
+    return [evaluation.seed + i for i in range(count) for _ in range(i, evaluation.episodes, count)]
 
 
-def judged(how: Judging) -> str:
+def evaluation_note(evaluation: EvaluationSettings) -> str:
     """Describe how games were played."""
     return (
-        f"{how.episodes} full games each (epsilon {how.epsilon:g}, {how.num_envs} environments seeded "
-        f"from {how.seed}, the same for all), raw returns, means with 95 % bootstrap interval over "
-        "the games"
+        f"{evaluation.episodes} full games each (epsilon {evaluation.epsilon:g}, "
+        f"{evaluation.num_envs} environments seeded from {evaluation.seed}, the same for all); raw "
+        "returns; means with 95 % bootstrap intervals over the games"
     )
 
 

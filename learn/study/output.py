@@ -34,7 +34,7 @@ def write(
     kind: str,
     title: str,
     parts: Sequence[Part],
-    judged: str,
+    evaluation: str,
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
     further: Mapping[str, Raw] | None = None,
@@ -46,7 +46,7 @@ def write(
         kind: Name of the study, one of `ORDER`.
         title: Heading of the study.
         parts: Texts, tables, and figures of the study.
-        judged: Description of the evaluation.
+        evaluation: Description of the evaluation.
         columns: Columns of the raw table.
         rows: Rows of the raw table, one for each unit.
         further: Other raw tables, by file name.
@@ -58,7 +58,7 @@ def write(
         DamagedError: If another study's section cannot be read.
         StorageError: If there is no room, or the folder refuses access.
     """
-    facts = {"judged": judged, "command": command_line(), "versions": versions()}
+    facts = {"evaluation": evaluation, "command": command_line(), "versions": versions()}
     section = Section(kind, title, tuple(parts), facts)
     text = markdown(section)
     for name, raw in {kind: (columns, rows), **(further or {})}.items():

@@ -11,21 +11,25 @@ import numpy as np
 import pytest
 
 from wsa.learn.bench import report as bench_report
-from wsa.learn.bench.grid import RESULT, Judging, Result
+from wsa.learn.bench.grid import RESULT, EvaluationSettings, Result
 from wsa.learn.bench.report import ALL, RUN_COLUMNS, Method, tabulate
 from wsa.learn.evaluation.scores import human_normalised, interquartile_mean, stratified_interval
 
-JUDGING = Judging(episodes=100, epsilon=0.001, seed=10_000, num_envs=4)
+EVALUATION = EvaluationSettings(episodes=100, epsilon=0.001, seed=10_000, num_envs=4)
 OPTIONS = {"store": "/lab/wsa", "algo": "cql", "updates": 7, "hidden": ["256"]}
 
 
 def result(
-    game: str, seed: int, mean: float, fusion: str = "wsa", judging: Judging = JUDGING
+    game: str,
+    seed: int,
+    mean: float,
+    fusion: str = "wsa",
+    evaluation: EvaluationSettings = EVALUATION,
 ) -> Result:
     summary: dict[str, Any] = dict.fromkeys(RUN_COLUMNS, 0)
     summary |= {"return_mean": mean, "random_return_mean": -20.0}
     summary["parameters"] = 1000 + len(game)
-    return Result(game, fusion, ("lite0", "lite1"), seed, judging, summary)
+    return Result(game, fusion, ("lite0", "lite1"), seed, evaluation, summary)
 
 
 SCORES = {"Breakout": [30.0, 8.0, 12.0], "Pong": [-3.0, 4.0, 9.0], "Qbert": [900.0, 200.0, 4000.0]}
@@ -79,10 +83,10 @@ def test_what_is_aggregated_is_complete() -> None:
 
 
 def test_what_is_written(tmp_path: Path) -> None:
-    other = msgspec.structs.replace(JUDGING, episodes=10)
+    other = msgspec.structs.replace(EVALUATION, episodes=10)
     first = grid()
     del first[0].summary["parameters"]  # An older wsa's.
-    runs = [*first, result("Pong", 9, 99.0, judging=other), result("Adventure", 0, 5.0, "lin")]
+    runs = [*first, result("Pong", 9, 99.0, evaluation=other), result("Adventure", 0, 5.0, "lin")]
     for number, run in enumerate(runs):
         folder = tmp_path / "runs" / str(number)
         folder.mkdir(parents=True)
@@ -92,7 +96,7 @@ def test_what_is_written(tmp_path: Path) -> None:
         '{"step": 3, "time": 1, "charts/episodic_return": 2.5, "losses/td_loss": 1}\n'
         '{"step": 4, "validation/td_error": null, "wsa/weight/lite0": 0.5}\n'
     )
-    report = bench_report.write(tmp_path, JUDGING, "/lab/wsa", ["--updates 7"])
+    report = bench_report.write(tmp_path, EVALUATION, "/lab/wsa", ["--updates 7"])
     assert len(report.results) == len(runs) - 1
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in report.markdown.splitlines()]
     assert ["method", "Adventure", "Breakout", "Pong", "Qbert"] in cells
@@ -113,7 +117,7 @@ def test_what_is_written(tmp_path: Path) -> None:
         '{"step": 4, "time": 1, "eval/episodic_return": 1.5, "eval/backbone_passes": 3}\n'
     )
     bench_report.write(
-        tmp_path, JUDGING, "/lab/wsa", ["--updates 7"]
+        tmp_path, EVALUATION, "/lab/wsa", ["--updates 7"]
     )  # Evaluations, where there are any.
     assert next(tmp_path.glob("*.png")).read_bytes() != drawn
     rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))

@@ -18,7 +18,7 @@ from wsa.learn.bench.run_cell import Failure
 from wsa.learn.evaluation.scores import human_normalised
 from wsa.learn.study import combine_plan, combine_report
 from wsa.learn.study.combine_plan import Plan, Planned, bench_options, method_of, untrained
-from wsa.learn.study.combine_report import Judged, complete
+from wsa.learn.study.combine_report import EvaluatedRun, complete
 from wsa.learn.study.output import PAGE
 
 
@@ -47,7 +47,7 @@ def judge(run: Planned, mean: float, spread: float = 1.0) -> None:
         "random_return_std": 1.0, "human_normalised": human_normalised(r.game, mean),
     }  # fmt: skip
     run.cell.folder.mkdir(parents=True)
-    result = Result(r.game, r.fusion, r.models, r.seed, run.cell.judging, summary)
+    result = Result(r.game, r.fusion, r.models, r.seed, run.cell.evaluation, summary)
     (run.cell.folder / RESULT).write_bytes(msgspec.json.encode(result))
 
 
@@ -82,14 +82,14 @@ def test_no_better_than_random(tmp_path: Path) -> None:
     # Standard errors are 0.1 each: a difference has 0.141, and 1.96 of these are 0.277.
     for run, mean in zip(plan.runs, (-19.72, -19.73, -21.0), strict=False):
         judge(run, mean)
-    found = [Judged(r.method, r.cell.result(), 1, r.cell.folder) for r in plan.runs[:3]]  # type: ignore[arg-type]
+    found = [EvaluatedRun(r.method, r.cell.result(), 1, r.cell.folder) for r in plan.runs[:3]]  # type: ignore[arg-type]
     assert [run.learned for run in found] == [True, False, False]
     # Where all games return the same there is nothing to be sure of but their difference.
     judge(plan.runs[3], -20.0, 0.0)
     result = plan.runs[3].cell.result()
     assert result is not None
     still = msgspec.structs.replace(result, summary={**result.summary, "random_return_std": 0.0})
-    assert not Judged("cnn", still, 1, tmp_path).learned
+    assert not EvaluatedRun("cnn", still, 1, tmp_path).learned
 
 
 def test_only_seeds_that_played_all_games_count() -> None:

@@ -96,7 +96,7 @@ def test_the_report(tmp_path: Path) -> None:
                    "return_std": 1.0, "random_return_mean": 0.5, "random_return_std": 1.0,
                    "episodes": 100}  # fmt: skip
         r = stage.cell.request
-        result = Result(r.game, "wsa", r.models, r.seed, stage.cell.judging, summary)
+        result = Result(r.game, "wsa", r.models, r.seed, stage.cell.evaluation, summary)
         stage.cell.folder.mkdir(parents=True)
         (stage.cell.folder / RESULT).write_bytes(msgspec.json.encode(result))
         if stage.before:

@@ -8,12 +8,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from wsa.learn.bench.grid import Judging
+from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.envs import atari
 from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.envs.variants import parse_variant
 from wsa.learn.evaluation.rollout import play
-from wsa.learn.study.games import Played, random_condition, seeds
+from wsa.learn.study.games import Played, env_seeds, random_condition
 from wsa.learn.study.generalising.kept import Share
 from wsa.learn.study.generalising.shift import Seen, cosine, shift
 from wsa.learn.study.generalising.suites import SUITES, variants_of
@@ -70,10 +70,10 @@ def test_what_is_no_better_than_random_has_nothing_to_keep() -> None:
 
 
 def test_seeds_of_games() -> None:
-    how = Judging(5, 0.5, 40, 2)
+    how = EvaluationSettings(5, 0.5, 40, 2)
     protocol = msgspec.structs.replace(atari.protocol("Pong", "classic"), max_steps=2)
     played = play("Pong", protocol, RandomPolicy(6, 0), 5, 40, num_envs=2)
-    assert [e.seed for e in played] == seeds(how) == [40, 40, 40, 41, 41]
+    assert [e.seed for e in played] == env_seeds(how) == [40, 40, 40, 41, 41]
 
 
 def test_how_far_embeddings_and_weights_move() -> None:

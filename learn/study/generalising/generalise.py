@@ -8,13 +8,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from wsa.learn.bench.grid import Judging
+from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.configs.study import GeneraliseOptions
 from wsa.learn.envs.variants import Variant
 from wsa.learn.evaluation.video import labels
 from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
 from wsa.learn.runs.player import Player
-from wsa.learn.study.asked import judging_of, open_run, runs_of, tell
+from wsa.learn.study.asked import evaluation_of, open_run, runs_of, tell
 from wsa.learn.study.costs import seconds_per_step, steps_per_game
 from wsa.learn.study.games import RANDOM, Games, condition_of, random_condition
 from wsa.learn.study.generalising import report
@@ -58,13 +58,13 @@ class Known:
 
     Args:
         folder: The study's folder.
-        judging: Settings of the games.
+        evaluation: Settings of the games.
         states: Number of states to compare with and without a change of looks.
     """
 
-    def __init__(self, folder: Path, judging: Judging, states: int) -> None:
-        self.games = Games(folder, judging)
-        self.shifts = Shifts(folder, judging, states)
+    def __init__(self, folder: Path, evaluation: EvaluationSettings, states: int) -> None:
+        self.games = Games(folder, evaluation)
+        self.shifts = Shifts(folder, evaluation, states)
 
     def games_left(self, plan: Plan) -> list[Variant | None]:
         """Variants in which a run has not been played; None stands for the unchanged game."""
@@ -99,8 +99,8 @@ def generalise(o: GeneraliseOptions) -> int:
             f"--suite {o.suite}: no run's game has such variants. authors is for Breakout and Pong; "
             "look, noise and sticky are for every game.",
         )
-    judging, folder = judging_of(o), Path(o.study_dir)
-    saved = Known(folder, judging, o.states)
+    evaluation, folder = evaluation_of(o), Path(o.study_dir)
+    saved = Known(folder, evaluation, o.states)
     if o.dry_run:
         return _dry(o, plans, saved)
     results: list[Generalised] = []
@@ -109,7 +109,7 @@ def generalise(o: GeneraliseOptions) -> int:
         with terminal.Progress(plan.folder.name, "games", shown=not o.json) as progress:
             outcome = _attempt(o, plan, saved, progress.update)
         (failed if isinstance(outcome, Failed) else results).append(outcome)  # type: ignore[arg-type]
-    text = report.write(folder, results, failed, lacking, judging)
+    text = report.write(folder, results, failed, lacking, evaluation)
     summaries = [report.summary(one) for one in results]
     tell(o, text, {"runs": summaries, "failed": [dataclasses.asdict(one) for one in failed]})
     for one in failed:

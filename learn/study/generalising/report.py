@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from wsa.learn.bench.grid import Judging
+from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.study import output
-from wsa.learn.study.games import judged, seeds
+from wsa.learn.study.games import env_seeds, evaluation_note
 from wsa.learn.study.generalising.kept import FEW, Pair, Share
 from wsa.learn.study.generalising.shift import Shift
 from wsa.learn.study.generalising.suites import COLOURS
@@ -91,7 +91,7 @@ def write(
     runs: Sequence[Generalised],
     failed: Sequence[Failed],
     lacking: Sequence[str],
-    judging: Judging,
+    evaluation: EvaluationSettings,
 ) -> str:
     """Write the tables and the page; return the study as Markdown.
 
@@ -100,21 +100,21 @@ def write(
         runs: Runs with their games.
         failed: Runs that failed.
         lacking: Remarks on games that have no variant in a suite.
-        judging: Settings of the games.
+        evaluation: Settings of the games.
     """
     parts: list[Part] = [*_overview(runs), *(Text(note) for note in lacking)]
     if failed:
         rows = [(one.run, one.message) for one in failed]
         parts.append(table("Runs that failed", ("run", "why"), rows))
-    parts += [part for one in runs for part in _parts(one, judging.episodes)]
+    parts += [part for one in runs for part in _parts(one, evaluation.episodes)]
     note = (
-        f"{judged(judging)}; a game and its variant begin alike, pair by pair. Kept: (return in the variant - "
+        f"{evaluation_note(evaluation)}; a game and its variant begin alike, pair by pair. Kept: (return in the variant - "
         "random policy in the variant) / (return - random policy), where the run is above random by the "
         "95 % interval of the difference; intervals by drawing pairs of games together. Embeddings: "
         "cosine between those of a frame with and without the change, of the same actions, as the "
         "network normalises them; weights made to sum to 1."
     )
-    raw = (row for one in runs for row in _rows(one, seeds(judging)))
+    raw = (row for one in runs for row in _rows(one, env_seeds(evaluation)))
     further = {
         "generalise-kept": (KEPT_COLUMNS, [row for one in runs for row in _kept_rows(one)]),
         "generalise-shift": (SHIFT_COLUMNS, [row for one in runs for row in _shift_rows(one)]),

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.learn.bench.grid import Judging
+from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.envs.atari import pictures
 from wsa.learn.envs.variants import Variant
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy, LiveStacks
@@ -55,12 +55,12 @@ class Shifts:
 
     Args:
         folder: The study's folder.
-        judging: Settings of the games.
+        evaluation: Settings of the games.
         states: Number of states to compare, over all environments.
     """
 
-    def __init__(self, folder: Path, judging: Judging, states: int) -> None:
-        self._folder, self._judging, self._states = folder / "shifts", judging, states
+    def __init__(self, folder: Path, evaluation: EvaluationSettings, states: int) -> None:
+        self._folder, self._evaluation, self._states = folder / "shifts", evaluation, states
 
     def wanted(self, config: RunConfig, variant: Variant) -> bool:
         """Whether there are embeddings to compare, and the variant changes only looks."""
@@ -77,10 +77,10 @@ class Shifts:
         Returns:
             A function that plays a variant, compares it with the unchanged game, and saves the result.
         """
-        plain = _watch(player, Variant(""), self._judging, self._states)
+        plain = _watch(player, Variant(""), self._evaluation, self._states)
 
         def compare(variant: Variant) -> Shift:
-            changed = _watch(player, variant, self._judging, self._states, plain.actions)
+            changed = _watch(player, variant, self._evaluation, self._states, plain.actions)
             result = shift(plain, changed)
             path = self._path(player.config, player.digest, variant)
             atomic_files.replace(path, msgspec.json.encode(result))
@@ -89,7 +89,7 @@ class Shifts:
         return compare
 
     def _path(self, config: RunConfig, network: str, variant: Variant) -> Path:
-        settings = self._judging.epsilon, self._judging.seed, self._judging.num_envs
+        settings = self._evaluation.epsilon, self._evaluation.seed, self._evaluation.num_envs
         parts = [config.game, config.protocol, network, variant.spec, self._states, *settings]
         return self._folder / f"{hashing.identity(parts)[:24]}.json"
 
@@ -166,7 +166,7 @@ class _Recorded(LiveStacks):
 def _watch(
     player: Player,
     variant: Variant,
-    how: Judging,
+    evaluation: EvaluationSettings,
     states: int,
     actions: NDArray[np.int64] | None = None,
 ) -> Seen:
@@ -175,20 +175,20 @@ def _watch(
     Args:
         player: The network.
         variant: Variant to play.
-        how: Environments, their seeds, and the probability of a random action.
+        evaluation: Environments, their seeds, and the probability of a random action.
         states: Number of states, over all environments.
         actions: Actions to take, shape (steps, envs); by default the network's.
     """
-    config, count = player.config, how.num_envs
+    config, count = player.config, evaluation.num_envs
     fresh = player.having(player.mask)  # Frames seen in another variant must not be remembered.
     stacks = _Recorded(fresh.embedder, count, config.network.frame_stack)
     choices = len(config.protocol.actions)
-    policy = GreedyPolicy(player.network, stacks, choices, 0.0, how.seed)
-    generator = np.random.default_rng(how.seed)
+    policy = GreedyPolicy(player.network, stacks, choices, 0.0, evaluation.seed)
+    generator = np.random.default_rng(evaluation.seed)
     envs, first = np.arange(count), np.ones(count, np.bool_)
     actions_taken, greedy, weights = [], [], []
     console = variant.make_env(config.game, config.protocol, count)
-    observations, _ = console.reset(seed=how.seed)
+    observations, _ = console.reset(seed=evaluation.seed)
     for step in range(-(-states // count)):
         greedy.append(policy(pictures(observations), first, envs))
         if policy.weights is not None:
@@ -196,7 +196,7 @@ def _watch(
         if actions is None:
             explored = generator.integers(choices, size=count)
             actions_taken.append(
-                np.where(generator.random(count) < how.epsilon, explored, greedy[-1])
+                np.where(generator.random(count) < evaluation.epsilon, explored, greedy[-1])
             )
         else:
             actions_taken.append(actions[step])

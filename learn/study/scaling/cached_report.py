@@ -14,7 +14,7 @@ from wsa.learn.study.scaling.cached import Measured, Scaled
 
 KIND, TITLE = "scale-cached", "After training, on stored states"
 MOST_IN_LATTICE = 4
-JUDGED = (
+NOTE = (
     "The greedy action of the network with a set of its models, against that with all of them, on the "
     "same stored states. Regret: what the set's action loses by the whole network's own values. KL: "
     "divergence of the set's policy from the whole's, in nats. No model: the head on a state vector "
@@ -31,7 +31,7 @@ def write(folder: Path, scaled: Sequence[Scaled]) -> str:
     """Write the tables and the page; return the study as Markdown."""
     parts: list[Part] = [part for one in scaled for part in _parts(one)]
     rows = (_row(one, found) for one in scaled for found in one.sets)
-    return output.write(folder, KIND, TITLE, parts, JUDGED, COLUMNS, rows)
+    return output.write(folder, KIND, TITLE, parts, NOTE, COLUMNS, rows)
 
 
 def _row(one: Scaled, measured: Measured) -> tuple[Any, ...]:

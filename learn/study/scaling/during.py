@@ -99,7 +99,7 @@ def _changes(
     for stage in all_stages:
         if stage.before is None or stage.cell.result() is None:
             continue
-        games = Games(Path(o.study_dir), stage.cell.judging)
+        games = Games(Path(o.study_dir), stage.cell.evaluation)
         try:
             changes[stage.cell.folder] = _just_changed(o, stage, games)
         except WsaError as error:
@@ -108,7 +108,7 @@ def _changes(
 
 
 def _just_changed(o: DuringOptions, stage: Stage, games: Games) -> Played:
-    folder, judging = stage.cell.folder, stage.cell.judging
+    folder, evaluation = stage.cell.folder, stage.cell.evaluation
     config, network = read_config(folder), checkpoint.digest(folder / "checkpoints")
     if (saved := games.find(config, network, START)) is not None:
         return saved
@@ -123,7 +123,7 @@ def _just_changed(o: DuringOptions, stage: Stage, games: Games) -> Played:
     )
     assert isinstance(config, OfflineRun)
     player = dataclasses.replace(player, network=start_of(config).to(torch.device(device)))
-    policy = player.policy(judging.num_envs, judging.epsilon, judging.seed)
+    policy = player.policy(evaluation.num_envs, evaluation.epsilon, evaluation.seed)
     return games.play(config, network, START, policy, player.embedder)
 
 

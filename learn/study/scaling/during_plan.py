@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from wsa.learn.bench import grid
-from wsa.learn.bench.grid import Cell, Judging, Settings
+from wsa.learn.bench.grid import Cell, EvaluationSettings, Settings
 from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.configs.learn import WarmStart
 
@@ -138,11 +138,13 @@ class _Maker:
             request = dataclasses.replace(request, algorithm=learner)
         models_name = grid.spelled_models(changed if way == "add" else (*present, *changed))
         name = f"{self._game}__{way}{len(changed)}__{models_name}__{self._seed}"
-        judging = Judging(bench.episodes, bench.epsilon, bench.eval_seed, bench.eval_num_envs)
+        evaluation = EvaluationSettings(
+            bench.episodes, bench.epsilon, bench.eval_seed, bench.eval_num_envs
+        )
         cell = Cell(
             request,
             (self._folder / "runs" / name).absolute(),
-            judging,
+            evaluation,
             bench.compute,
             self._settings.segments.get(self._game, ()),
             named(way, changed, present),

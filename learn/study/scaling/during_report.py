@@ -14,7 +14,7 @@ from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.study import output
-from wsa.learn.study.games import Played, better_than_random, judged
+from wsa.learn.study.games import Played, better_than_random, evaluation_note
 from wsa.learn.study.scaling.during_plan import Stage
 
 KIND, TITLE = "scale-during", "While training: models added and dropped"
@@ -55,9 +55,9 @@ def write(
     for game in dict.fromkeys(stage.cell.request.game for stage in done):
         of_game = [stage for stage in done if stage.cell.request.game == game]
         parts += [*_figures(game, of_game, changes), *_tables(game, of_game, changes)]
-    judging = every[0].cell.judging
+    evaluation = every[0].cell.evaluation
     note = (
-        f"{judged(judging)}. A stage goes on from the network of the one before with a model more or "
+        f"{evaluation_note(evaluation)}. A stage goes on from the network of the one before with a model more or "
         "less, and is judged right after that change, before any update, and at its end. Controls were "
         "never changed and have as many updates as all stages together. Trained by wsa learn with "
         f"{', '.join(changed(bench)) or 'its defaults'}."

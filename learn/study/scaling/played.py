@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsa.learn.bench.grid import Judging
+from wsa.learn.bench.grid import EvaluationSettings
 from wsa.learn.evaluation.video import labels
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
 from wsa.learn.runs.player import Player
 from wsa.learn.study import output
-from wsa.learn.study.games import NOTHING_TO_LOSE, Games, Played, difference, judged
+from wsa.learn.study.games import NOTHING_TO_LOSE, Games, Played, difference, evaluation_note
 from wsa.learn.study.scaling.cached_report import letters_of
 from wsa.learn.study.scaling.subsets import Mask, shapley, subsets
 from wsa.learn.training import checkpoint
@@ -79,7 +79,7 @@ def left(run: Path, games: Games) -> list[Mask]:
 def measure(
     run: Path,
     games: Games,
-    judging: Judging,
+    evaluation: EvaluationSettings,
     open_run: Callable[[Path], Player],
     on_games: Callable[[int, int], None],
 ) -> Reduced:
@@ -88,7 +88,7 @@ def measure(
     Args:
         run: The run's folder.
         games: Saved games; plays new ones.
-        judging: Settings of the games.
+        evaluation: Settings of the games.
         open_run: Opens the run; called only if there are games to play.
         on_games: Called with (games played, games in total).
     """
@@ -100,12 +100,12 @@ def measure(
         games_played = games.find(config, network, _condition(mask))
         if games_played is None:
             assert player is not None
-            having, done = player.having(mask), todo.index(mask) * judging.episodes
+            having, done = player.having(mask), todo.index(mask) * evaluation.episodes
 
             def on_step(_: int, finished: int, done: int = done) -> None:
-                on_games(done + finished, len(todo) * judging.episodes)
+                on_games(done + finished, len(todo) * evaluation.episodes)
 
-            policy = having.policy(judging.num_envs, judging.epsilon, judging.seed)
+            policy = having.policy(evaluation.num_envs, evaluation.epsilon, evaluation.seed)
             games_played = games.play(
                 config, network, _condition(mask), policy, having.embedder, on_step
             )
@@ -119,11 +119,11 @@ def _condition(mask: Mask) -> str:
     return "none" if all(mask) else f"models {''.join('01'[there] for there in mask)}"
 
 
-def write(folder: Path, runs: Sequence[Reduced], judging: Judging) -> str:
+def write(folder: Path, runs: Sequence[Reduced], evaluation: EvaluationSettings) -> str:
     """Write the tables and the page; return the study as Markdown."""
     parts = [part for one in runs for part in _parts(one)]
     note = (
-        f"{judged(judging)}. A model that is left out is not run at all. Shapley value (exact): what a "
+        f"{evaluation_note(evaluation)}. A model that is left out is not run at all. Shapley value (exact): what a "
         "model adds to the mean return, averaged over all orders in which the models may join; without "
         "any, a random policy plays."
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.configs.study import ScaleOptions
-from wsa.learn.study.asked import judging_of, open_run, runs_of, tell
+from wsa.learn.study.asked import evaluation_of, open_run, runs_of, tell
 from wsa.learn.study.games import Games
 from wsa.learn.study.scaling import cached, cached_report, played
 from wsa.store.common import terminal
@@ -39,8 +39,8 @@ def _cached(o: ScaleOptions, runs: list[Path]) -> int:
 def _played(o: ScaleOptions, runs: list[Path]) -> int:
     if not o.episodes:
         raise UsageError("bad-option", "--episodes must be at least 1 with --after played.")
-    judging = judging_of(o)
-    games = Games(Path(o.study_dir), judging)
+    evaluation = evaluation_of(o)
+    games = Games(Path(o.study_dir), evaluation)
     if o.dry_run:
         sets = sum(len(played.left(run, games)) for run in runs)
         total = {"runs": len(runs), "sets_left": sets, "games_left": sets * o.episodes}
@@ -49,7 +49,7 @@ def _played(o: ScaleOptions, runs: list[Path]) -> int:
     for run in runs:
         with terminal.Progress(run.name, "games", shown=not o.json) as progress:
             results.append(
-                played.measure(run, games, judging, partial(open_run, o), progress.update)
+                played.measure(run, games, evaluation, partial(open_run, o), progress.update)
             )
-    text = played.write(Path(o.study_dir), results, judging)
+    text = played.write(Path(o.study_dir), results, evaluation)
     return tell(o, text, {"runs": [played.summary(one) for one in results]})
