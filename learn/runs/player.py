@@ -51,7 +51,7 @@ class Player:
     mask: Mask | None
     embedder_for: Callable[[Mask | None], Any]
 
-    def having(self, mask: Mask | None) -> Player:
+    def with_models(self, mask: Mask | None) -> Player:
         """The same network with only some of the opened models; the others are not run."""
         return dataclasses.replace(self, mask=mask, embedder=self.embedder_for(mask))
 

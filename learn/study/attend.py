@@ -11,10 +11,10 @@ from wsa.learn.evaluation.video import labels
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import read_config
 from wsa.learn.study import attend_report
-from wsa.learn.study.asked import evaluation_of, open_run, runs_of, tell
-from wsa.learn.study.games import Games, Played
+from wsa.learn.study.games import Games, PlayedGames
 from wsa.learn.study.interventions import KINDS, Kind, intervened
-from wsa.learn.study.listened import Log, read_log
+from wsa.learn.study.trained_runs import evaluation_of, open_run, print_results, runs_of
+from wsa.learn.study.weight_statistics import Log, read_log
 from wsa.learn.training import checkpoint
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
@@ -36,9 +36,9 @@ def attend(o: AttendOptions) -> int:
     for run in runs:
         terminal.say(f"{run}: {o.episodes} games in each of {len(KINDS)} conditions")
         with terminal.Progress(run.name, "games", shown=not o.json) as progress:
-            results.append(_look(o, run, games, progress.update))
+            results.append(_study_run(o, run, games, progress.update))
     text = attend_report.write(Path(o.study_dir), results, evaluation)
-    return tell(o, text, {"runs": [attend_report.summary(one) for one in results]})
+    return print_results(o, text, {"runs": [attend_report.summary(one) for one in results]})
 
 
 def _check(folder: Path) -> None:
@@ -72,25 +72,25 @@ def _left(run: Path, mean: Sequence[float], games: Games) -> list[Kind]:
     return [kind for kind in KINDS if not games.find(config, network, condition(kind, mean))]
 
 
-def _look(
+def _study_run(
     o: AttendOptions, run: Path, games: Games, on_games: Callable[[int, int], None]
-) -> attend_report.Attended:
+) -> attend_report.AttentionResult:
     """Read a run's weights, and play it in every condition not played before."""
     config, log = read_config(run), read_log(run)
     played = _play(o, run, log, games, on_games) if o.episodes else {}
     steps_per_s = EMULATOR_HZ / config.protocol.frame_skip
     chance = games.random(config) if o.episodes else None
     models = tuple(labels(config.models))
-    return attend_report.Attended(str(run), config, models, steps_per_s, log, played, chance)
+    return attend_report.AttentionResult(str(run), config, models, steps_per_s, log, played, chance)
 
 
 def _play(
     o: AttendOptions, run: Path, log: Log, games: Games, on_games: Callable[[int, int], None]
-) -> dict[Kind, Played]:
+) -> dict[Kind, PlayedGames]:
     mean = log.weights.mean(axis=0).tolist()
     config, network = read_config(run), checkpoint.digest(run / "checkpoints")
     left = _left(run, mean, games)
-    games_by_kind: dict[Kind, Played | None] = {
+    games_by_kind: dict[Kind, PlayedGames | None] = {
         kind: games.find(config, network, condition(kind, mean)) for kind in KINDS
     }
     player = open_run(o, run) if left else None
@@ -100,7 +100,9 @@ def _play(
             on_games(before + finished, len(left) * o.episodes)
 
         assert player is not None, "it is opened for what is left"
-        fresh = player.having(None)  # Frames of one condition must not be remembered in the next.
+        fresh = player.with_models(
+            None
+        )  # Frames of one condition must not be remembered in the next.
         with intervened(player.network.torso.fusion, kind, mean, o.eval_seed):
             games_by_kind[kind] = games.play(
                 config,
@@ -110,7 +112,7 @@ def _play(
                 fresh.embedder,
                 on_step,
             )
-    played_by_kind: dict[Kind, Played] = {}
+    played_by_kind: dict[Kind, PlayedGames] = {}
     for kind in KINDS:
         played = games_by_kind[kind]
         if played is not None:

@@ -15,9 +15,9 @@ from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.study import output
-from wsa.learn.study.games import NOTHING_TO_LOSE, Played, difference, evaluation_note
+from wsa.learn.study.games import NO_BETTER_THAN_RANDOM, PlayedGames, difference, evaluation_note
 from wsa.learn.study.interventions import Kind
-from wsa.learn.study.listened import (
+from wsa.learn.study.weight_statistics import (
     REACH,
     Log,
     around_rewards,
@@ -31,7 +31,7 @@ KIND, TITLE = "attend", "Which model gets the attention"
 FEW = 5  # Below this number of games, an interval says nothing.
 MOST_POINTS = 400  # Points in the chart of a game.
 SIGNS = {1: "rewards", -1: "penalties"}
-SAID = {
+CONDITION_NAMES = {
     "none": "as trained",
     "frozen": "weights frozen at their mean",
     "uniform": "weights uniform",
@@ -44,7 +44,7 @@ COLUMNS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Attended:
+class AttentionResult:
     """A run with its logged weights and its games.
 
     Attributes:
@@ -62,11 +62,11 @@ class Attended:
     models: tuple[str, ...]
     steps_per_s: float
     log: Log
-    games: dict[Kind, Played]
-    random: Played | None
+    games: dict[Kind, PlayedGames]
+    random: PlayedGames | None
 
 
-def write(folder: Path, runs: Sequence[Attended], evaluation: EvaluationSettings) -> str:
+def write(folder: Path, runs: Sequence[AttentionResult], evaluation: EvaluationSettings) -> str:
     """Write the tables and the page; return the study as Markdown."""
     parts = [part for one in runs for part in _parts(one)]
     weighed = (
@@ -85,7 +85,7 @@ def write(folder: Path, runs: Sequence[Attended], evaluation: EvaluationSettings
     return output.write(folder, KIND, TITLE, parts, weighed + played, COLUMNS, rows, extra)
 
 
-def summary(one: Attended) -> dict[str, Any]:
+def summary(one: AttentionResult) -> dict[str, Any]:
     """A run as JSON values."""
     return {
         "run": one.run,
@@ -94,12 +94,12 @@ def summary(one: Attended) -> dict[str, Any]:
     }
 
 
-def _about(one: Attended) -> tuple[Any, ...]:
+def _about(one: AttentionResult) -> tuple[Any, ...]:
     c = one.config
     return one.run, c.game, c.network.fusion.name, c.seed
 
 
-def _rows(one: Attended) -> Iterator[tuple[Any, ...]]:
+def _rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
     shares = one.log.shares
     largest = np.bincount(shares.argmax(axis=1), minlength=len(one.models)) / len(shares)
     overall = (
@@ -117,7 +117,7 @@ ACTION_COLUMNS = ("run", "game", "fusion", "seed", "action", "count", "model", "
 GAME_COLUMNS = ("run", "game", "fusion", "seed", "condition", "number", "return")
 
 
-def _event_rows(one: Attended) -> Iterator[tuple[Any, ...]]:
+def _event_rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
     for sign, name in SIGNS.items():
         events = around_rewards(one.log, sign)
         if events is None:
@@ -128,7 +128,7 @@ def _event_rows(one: Attended) -> Iterator[tuple[Any, ...]]:
                 yield (*_about(one), name, count, model, step, *values.tolist())
 
 
-def _action_rows(one: Attended) -> Iterator[tuple[Any, ...]]:
+def _action_rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
     actions = one.config.protocol.actions
     counts, means = by_action(one.log, len(actions))
     for action, count, row in zip(actions, counts.tolist(), means.tolist(), strict=True):
@@ -136,13 +136,13 @@ def _action_rows(one: Attended) -> Iterator[tuple[Any, ...]]:
             yield (*_about(one), action, count, model, mean if count else "")
 
 
-def _game_rows(one: Attended) -> Iterator[tuple[Any, ...]]:
+def _game_rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
     for kind, played in one.games.items():
         for number, returned in enumerate(played.returns):
             yield (*_about(one), kind, number, returned)
 
 
-def _parts(one: Attended) -> Iterator[Part]:
+def _parts(one: AttentionResult) -> Iterator[Part]:
     name = f"{one.config.game}, {one.config.network.fusion.name}, seed {one.config.seed}"
     rows = list(_rows(one))
     *_, effective, switches, steps, games = rows[0]
@@ -179,7 +179,7 @@ def _parts(one: Attended) -> Iterator[Part]:
     yield from _interventions(one)
 
 
-def _film(one: Attended) -> Figure:
+def _film(one: AttentionResult) -> Figure:
     """Weights over the first game, averaged over equal stretches if it is long."""
     shares = one.log.shares[one.log.game == 0]
     stretches = np.array_split(np.arange(len(shares)), min(len(shares), MOST_POINTS))
@@ -200,7 +200,7 @@ def _conclusion(lost: Interval | None, games: int) -> str:
     return "it matters" if lost.low > 0 else "no loss shown"
 
 
-def _interventions(one: Attended) -> Iterator[Part]:
+def _interventions(one: AttentionResult) -> Iterator[Part]:
     if not one.games:
         yield Text("No interventions were played.")
         return
@@ -208,11 +208,13 @@ def _interventions(one: Attended) -> Iterator[Part]:
     rows: list[tuple[object, ...]] = []
     for kind, played in one.games.items():
         lost = None if kind == "none" else difference(base, played)
-        rows.append((SAID[kind], played.interval, lost, _conclusion(lost, len(played.returns))))
+        rows.append(
+            (CONDITION_NAMES[kind], played.interval, lost, _conclusion(lost, len(played.returns)))
+        )
     if one.random is not None:
         rows.append(("random policy", one.random.interval, difference(base, one.random), ""))
         if not difference(base, one.random).low > 0:
-            yield Text(NOTHING_TO_LOSE)
+            yield Text(NO_BETTER_THAN_RANDOM)
     yield table(
         "Does the attention matter?",
         ("played", "mean return", "loss against as trained", "so"),
@@ -220,7 +222,7 @@ def _interventions(one: Attended) -> Iterator[Part]:
         "A loss whose interval holds 0 shows nothing; more --episodes may.",
     )
     bars = [
-        figures.Bar(SAID[kind], *played.interval, int(kind != "none"))
+        figures.Bar(CONDITION_NAMES[kind], *played.interval, int(kind != "none"))
         for kind, played in one.games.items()
     ]
     yield Figure(

@@ -10,7 +10,7 @@ from wsa.learn.bench import grid, runner
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.configs.study import CombineOptions
 from wsa.learn.study import combine_report
-from wsa.learn.study.combine_plan import Plan, costs, left_of, plan
+from wsa.learn.study.combine_plan import Plan, costs, plan, unfinished
 from wsa.store.common import terminal
 from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot
@@ -22,7 +22,7 @@ def combine(o: CombineOptions, connect: runner.Connect) -> int:
     _, snapshot = open_snapshot(o.store, create=create, or_empty=o.online and o.dry_run)
     device = choose_device(o.compute.device)
     grid_plan = plan(o, snapshot, device)
-    left = list(left_of(grid_plan))
+    left = list(unfinished(grid_plan))
     terminal.say(
         f"{len(grid_plan.runs) - len(left)} of {len(grid_plan.runs)} runs are done; {o.study_dir}"
     )
@@ -37,7 +37,7 @@ def combine(o: CombineOptions, connect: runner.Connect) -> int:
 
 
 def _dry(o: CombineOptions, grid_plan: Plan, snapshot: Snapshot, device: str) -> int:
-    left = list(left_of(grid_plan))
+    left = list(unfinished(grid_plan))
     total = costs(grid_plan, left, snapshot, device)
     columns = ("game", "method", "seed", "parameters", "state")
     rows = [

@@ -159,19 +159,21 @@ def _planned(
     return Planned(cell, method, config, parameters)
 
 
-def costs(made: Plan, left: Sequence[Planned], snapshot: Snapshot, device: str) -> dict[str, float]:
+def costs(
+    grid_plan: Plan, left: Sequence[Planned], snapshot: Snapshot, device: str
+) -> dict[str, float]:
     """Estimate the remaining cost: runs, updates or steps, games, and minutes.
 
     Updates are timed on noise. The time of a game step is estimated from each model's forward
     passes when the store was filled, as if every frame needed a pass.
     """
-    unit = "steps" if made.bench.online else "updates"
+    unit = "steps" if grid_plan.bench.online else "updates"
     todo = [max(0, run.cell.total - run.cell.done()) for run in left]
     totals: dict[str, float] = {
-        "runs": len(made.runs),
+        "runs": len(grid_plan.runs),
         "left": len(left),
         f"{unit}_left": sum(todo),
-        "games_left": len(left) * made.bench.episodes,
+        "games_left": len(left) * grid_plan.bench.episodes,
     }
     training = playing = 0.0
     rates: dict[tuple[str, str], float] = {}
@@ -179,7 +181,7 @@ def costs(made: Plan, left: Sequence[Planned], snapshot: Snapshot, device: str) 
         config = run.config
         per_step = seconds_per_step(snapshot, config.inputs if config else ())
         per_game = steps_per_game(snapshot, run.cell.request.game) * per_step
-        playing += 2 * made.bench.episodes * per_game
+        playing += 2 * grid_plan.bench.episodes * per_game
         if isinstance(config, OfflineRun):
             key = run.cell.request.game, run.method
             if key not in rates:
@@ -191,6 +193,6 @@ def costs(made: Plan, left: Sequence[Planned], snapshot: Snapshot, device: str) 
     return totals | {"minutes_training": training, "minutes_playing": playing / 60}
 
 
-def left_of(made: Plan) -> Iterator[Planned]:
+def unfinished(grid_plan: Plan) -> Iterator[Planned]:
     """Runs that are not evaluated yet."""
-    return (run for run in made.runs if run.cell.result() is None)
+    return (run for run in grid_plan.runs if run.cell.result() is None)

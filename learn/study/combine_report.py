@@ -77,30 +77,34 @@ class EvaluatedRun:
         return float(self.result.summary["return_mean"])
 
     @property
-    def learned(self) -> bool:
+    def beats_random(self) -> bool:
         """Whether the run plays better than the random policy."""
         return better_than_random(self.result.summary)
 
 
-def write(folder: Path, made: Plan, failures: Sequence[Failure]) -> Report:
+def write(folder: Path, grid_plan: Plan, failures: Sequence[Failure]) -> Report:
     """Write tables and page for the runs that are finished.
 
     Args:
         folder: The study's folder.
-        made: The study's grid.
+        grid_plan: The study's grid.
         failures: Runs that failed.
     """
     runs = [
         EvaluatedRun(run.method, result, run.parameters, run.cell.folder)
-        for run in made.runs
+        for run in grid_plan.runs
         if (result := run.cell.result()) is not None
     ]
-    methods = list(dict.fromkeys(run.method for run in made.runs))
+    methods = list(dict.fromkeys(run.method for run in grid_plan.runs))
     tables = {name: _scores(runs, name) for name in methods}
     overall = list(_overall(runs, methods, tables))
-    parts: list[Part] = [*_about(made, runs, failures), *_raw(runs, methods), *_aggregate(overall)]
+    parts: list[Part] = [
+        *_about(grid_plan, runs, failures),
+        *_raw(runs, methods),
+        *_aggregate(overall),
+    ]
     parts += [*_figures(runs, methods, tables, overall), *_curves(runs)]
-    bench = made.bench
+    bench = grid_plan.bench
     note = (
         f"{bench.episodes} full games a run (epsilon {bench.epsilon:g}, environments seeded from "
         f"{bench.eval_seed}), raw returns; beside each run a random policy under the same protocol "
@@ -110,7 +114,7 @@ def write(folder: Path, made: Plan, failures: Sequence[Failure]) -> Report:
         f"{REFERENCE} scores more than one of the method on a game drawn at random (Mann-Whitney), with "
         "95 % bootstrap interval, on raw returns. All after Agarwal et al., 2021 (arXiv 2108.13264). "
         f"Trained by wsa learn with {', '.join(changed(bench)) or 'its defaults'}; store "
-        f"{made.settings.options['store']}."
+        f"{grid_plan.settings.options['store']}."
     )
     markdown = output.write(folder, KIND, TITLE, parts, note, COLUMNS, map(_row, runs))
     return Report(markdown, [dataclasses.asdict(line) for line in overall])
@@ -121,7 +125,7 @@ def _row(run: EvaluatedRun) -> tuple[Any, ...]:
     return (
         r.game, run.method, r.fusion, "+".join(r.models), r.seed, run.parameters, s["updates"],
         s["episodes"], s["return_mean"], s["return_low"], s["return_high"], s["random_return_mean"],
-        s["human_normalised"], run.learned, run.folder.name,
+        s["human_normalised"], run.beats_random, run.folder.name,
     )  # fmt: skip
 
 
@@ -183,15 +187,15 @@ def _overall(
         counts = [run.parameters for run in own_runs if run.parameters is not None]
         yield Overall(
             method, max(counts, default=None), len(own_runs),
-            sum(not run.learned for run in own_runs), iqm, against,
+            sum(not run.beats_random for run in own_runs), iqm, against,
         )  # fmt: skip
 
 
 def _about(
-    made: Plan, runs: Sequence[EvaluatedRun], failures: Sequence[Failure]
+    grid_plan: Plan, runs: Sequence[EvaluatedRun], failures: Sequence[Failure]
 ) -> Iterator[Text | Table]:
-    lost = len(made.runs) - len(runs)
-    yield Text(f"{len(runs)} of {len(made.runs)} runs are trained and judged.")
+    lost = len(grid_plan.runs) - len(runs)
+    yield Text(f"{len(runs)} of {len(grid_plan.runs)} runs are trained and judged.")
     if len({run.result.seed for run in runs}) < FEW:
         yield Text("With fewer than three seeds the intervals say little about another seed.")
     if failures:
@@ -199,11 +203,11 @@ def _about(
         yield table("Runs that failed", ("run", "kind", "why"), rows)
     elif lost:
         yield Text(f"{lost} are missing: the same command again continues.")
-    if made.left_out:
+    if grid_plan.left_out:
         yield table(
             "Left out",
             ("what", "why"),
-            list(made.left_out.items()),
+            list(grid_plan.left_out.items()),
             "They cannot be with these models.",
         )
 
@@ -234,7 +238,7 @@ def _raw(runs: Sequence[EvaluatedRun], methods: Sequence[str]) -> Iterator[Table
 def _line(method: str, mine: Sequence[EvaluatedRun]) -> tuple[object, ...]:
     means = np.array([run.mean for run in mine])
     spread = f"{means.std(ddof=1):,.1f}" if len(means) > 1 else None
-    no_better = sum(not run.learned for run in mine)
+    no_better = sum(not run.beats_random for run in mine)
     count = mine[0].parameters
     return (
         method, f"{means.mean():,.1f}", spread, len(mine), count and f"{count:,}",

@@ -22,15 +22,15 @@ from wsa.learn.runs.config import RunConfig
 from wsa.store.common import atomic_files, hashing
 from wsa.store.format import records
 
-SURE = 1.96  # Standard errors in a 95 % interval.
+Z_95 = 1.96  # Standard errors in a 95 % interval.
 RANDOM = "random"  # Name of the random policy, in place of a network.
-NOTHING_TO_LOSE = (
+NO_BETTER_THAN_RANDOM = (
     "As it was trained the run plays no better than chance, so nothing that you take away "
     "can lower its return. Conclude nothing else from these games."
 )
 
 
-class Played(msgspec.Struct, frozen=True):
+class PlayedGames(msgspec.Struct, frozen=True):
     """Games of one network in one condition.
 
     Attributes:
@@ -65,10 +65,12 @@ class Games:
     def __init__(self, folder: Path, evaluation: EvaluationSettings) -> None:
         self._folder, self._evaluation = folder / "games", evaluation
 
-    def find(self, config: RunConfig, network: str, condition: str) -> Played | None:
+    def find(self, config: RunConfig, network: str, condition: str) -> PlayedGames | None:
         """Find saved games of this network in this condition; None if there are none."""
         path = self._path(config, network, condition)
-        return records.read_json(path.read_bytes(), Played, str(path)) if path.exists() else None
+        return (
+            records.read_json(path.read_bytes(), PlayedGames, str(path)) if path.exists() else None
+        )
 
     def play(
         self,
@@ -79,7 +81,7 @@ class Games:
         embedder: Any = None,
         on_step: Callable[[int, int], None] = lambda steps, episodes: None,
         variant: Variant | None = None,
-    ) -> Played:
+    ) -> PlayedGames:
         """Play games, and save them.
 
         Args:
@@ -99,7 +101,7 @@ class Games:
             num_envs=settings.num_envs, make_env=variant.make_env if variant else None,
             on_step=on_step,
         )  # fmt: skip
-        played = Played(
+        played = PlayedGames(
             tuple(e.returned for e in episodes),
             sum(e.steps for e in episodes),
             embedder.passes - before if embedder else 0,
@@ -107,7 +109,7 @@ class Games:
         atomic_files.replace(self._path(config, network, condition), msgspec.json.encode(played))
         return played
 
-    def random(self, config: RunConfig, variant: Variant | None = None) -> Played:
+    def random(self, config: RunConfig, variant: Variant | None = None) -> PlayedGames:
         """Games of a random policy in the same environments; played now if they are not saved."""
         policy = RandomPolicy(len(config.protocol.actions), self._evaluation.seed)
         condition = random_condition(variant)
@@ -134,7 +136,7 @@ def random_condition(variant: Variant | None) -> str:
 
 
 def env_seeds(evaluation: EvaluationSettings) -> list[int]:
-    """Seed of each game's environment, in the order of `Played.returns`."""
+    """Seed of each game's environment, in the order of `PlayedGames.returns`."""
     count = min(evaluation.num_envs, evaluation.episodes)
     return [evaluation.seed + i for i in range(count) for _ in range(i, evaluation.episodes, count)]
 
@@ -158,10 +160,10 @@ def better_than_random(summary: Mapping[str, Any]) -> bool:
     """
     spreads = summary["return_std"] ** 2 + summary["random_return_std"] ** 2
     gain = summary["return_mean"] - summary["random_return_mean"]
-    return bool(gain > SURE * math.sqrt(spreads / summary["episodes"]))
+    return bool(gain > Z_95 * math.sqrt(spreads / summary["episodes"]))
 
 
-def difference(one: Played, other: Played, *, resamples: int = 2000) -> Interval:
+def difference(one: PlayedGames, other: PlayedGames, *, resamples: int = 2000) -> Interval:
     """Difference of two mean returns, with its 95 % bootstrap interval over the games."""
     generator = np.random.default_rng(0)
     means = [_means(generator, p.returns, resamples) for p in (one, other)]

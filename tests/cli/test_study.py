@@ -92,7 +92,7 @@ def test_sets_of_models_are_played_once(ready, trained, tmp_path, monkeypatch, u
     # Two models pass twice as often at most; one alone is the only one that runs.
     assert 0 < passes[RESNET] <= 24 and 0 < passes[VIT] <= 24 and passes[""] == 0
     # Nothing is played again, and no model is opened for it.
-    monkeypatch.setattr("wsa.learn.study.asked.open_player", None)
+    monkeypatch.setattr("wsa.learn.study.trained_runs.open_player", None)
     with unchanged():
         again = ready(*how, "--json")
     assert json.loads(again.out) == found
@@ -238,7 +238,7 @@ def test_changed_games(ready, trained, tmp_path, monkeypatch, unchanged):
     page = (tmp_path / "st" / "index.html").read_text()
     assert "Runs that failed" in page and "How the fusion responds" in page
     # Nothing is played again, and no model is opened for it.
-    monkeypatch.setattr("wsa.learn.study.asked.open_player", None)
+    monkeypatch.setattr("wsa.learn.study.trained_runs.open_player", None)
     outcome = ready(*how, "--json")
     assert json.loads(outcome.out) == {"runs": found["runs"], "failed": []}
     with unchanged():

@@ -15,7 +15,7 @@ from wsa.learn.fusion.attention import Attention
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.fusion.build import make_fusion
 from wsa.learn.study.interventions import intervened
-from wsa.learn.study.listened import (
+from wsa.learn.study.weight_statistics import (
     Log,
     around_rewards,
     by_action,

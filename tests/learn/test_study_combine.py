@@ -83,13 +83,13 @@ def test_no_better_than_random(tmp_path: Path) -> None:
     for run, mean in zip(plan.runs, (-19.72, -19.73, -21.0), strict=False):
         judge(run, mean)
     found = [EvaluatedRun(r.method, r.cell.result(), 1, r.cell.folder) for r in plan.runs[:3]]  # type: ignore[arg-type]
-    assert [run.learned for run in found] == [True, False, False]
+    assert [run.beats_random for run in found] == [True, False, False]
     # Where all games return the same there is nothing to be sure of but their difference.
     judge(plan.runs[3], -20.0, 0.0)
     result = plan.runs[3].cell.result()
     assert result is not None
     still = msgspec.structs.replace(result, summary={**result.summary, "random_return_std": 0.0})
-    assert not EvaluatedRun("cnn", still, 1, tmp_path).learned
+    assert not EvaluatedRun("cnn", still, 1, tmp_path).beats_random
 
 
 def test_only_seeds_that_played_all_games_count() -> None:

@@ -20,7 +20,7 @@ from wsa.learn.runs.folder import begin
 from wsa.learn.runs.setup import make_offline
 from wsa.learn.runs.train import train_stored
 from wsa.learn.study.combine_plan import bench_options
-from wsa.learn.study.games import Played
+from wsa.learn.study.games import PlayedGames
 from wsa.learn.study.scaling import during_report
 from wsa.learn.study.scaling.during import start_of
 from wsa.learn.study.scaling.during_plan import Stage, orders, stages
@@ -100,7 +100,7 @@ def test_the_report(tmp_path: Path) -> None:
         stage.cell.folder.mkdir(parents=True)
         (stage.cell.folder / RESULT).write_bytes(msgspec.json.encode(result))
         if stage.before:
-            changes[stage.cell.folder] = Played((-5.0, -7.0), 10, 3)
+            changes[stage.cell.folder] = PlayedGames((-5.0, -7.0), 10, 3)
     bench = bench_options(cli.parse("study", ["scale", "--during", "--models", "a,b"]))
     text = during_report.write(tmp_path, bench, found, changes, [])
     assert "9 of 10 runs are trained and judged." in text

@@ -13,9 +13,8 @@ from wsa.learn.envs import atari
 from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.envs.variants import parse_variant
 from wsa.learn.evaluation.rollout import play
-from wsa.learn.study.games import Played, env_seeds, random_condition
-from wsa.learn.study.generalising.kept import Share
-from wsa.learn.study.generalising.shift import Seen, cosine, shift
+from wsa.learn.study.games import PlayedGames, env_seeds, random_condition
+from wsa.learn.study.generalising.shift import StateOutputs, cosine, shift
 from wsa.learn.study.generalising.suites import SUITES, variants_of
 
 
@@ -40,33 +39,33 @@ def test_suites() -> None:
     assert not parse_variant("look:grey+sticky=0.25", "Pong").keeps_rules
 
 
-def games(*returns: float) -> Played:
-    return Played(tuple(returns), 0, 0)
+def games(*returns: float) -> PlayedGames:
+    return PlayedGames(tuple(returns), 0, 0)
 
 
 def test_the_share_that_is_kept() -> None:
     plain = games(10, 12, 14, 16, 18), games(2, 2, 2, 2, 2)
-    share = Share(plain)
-    assert share.learned and share.advantage.value == 12
-    assert share.kept([plain]) == (1, 1, 1)  # Whatever games are drawn: they are pairs.
+    retention = Retention(plain)
+    assert retention.beats_random and retention.advantage.value == 12
+    assert retention.share([plain]) == (1, 1, 1)  # Whatever games are drawn: they are pairs.
     half = games(7, 8, 9, 10, 11), games(3, 3, 3, 3, 3)
-    assert share.kept([half]) == pytest.approx((0.5, 0.5, 0.5))
-    mixed = share.kept([(games(11, 7, 10, 8, 9), half[1])])
+    assert retention.share([half]) == pytest.approx((0.5, 0.5, 0.5))
+    mixed = retention.share([(games(11, 7, 10, 8, 9), half[1])])
     assert mixed and mixed.value == pytest.approx(0.5) and mixed.low < 0.45 and mixed.high > 0.55
     # A game that is easier for anybody is none in which a run keeps more.
     easier = games(*(r + 5 for r in plain[0].returns)), games(7, 7, 7, 7, 7)
-    assert share.kept([easier]) == pytest.approx((1, 1, 1))
-    assert share.change(easier[0]) == pytest.approx((5, 5, 5))
-    both = share.kept([half, easier])
+    assert retention.share([easier]) == pytest.approx((1, 1, 1))
+    assert retention.change(easier[0]) == pytest.approx((5, 5, 5))
+    both = retention.share([half, easier])
     assert both and both.value == pytest.approx(0.75)
 
 
 def test_what_is_no_better_than_random_has_nothing_to_keep() -> None:
     plain = games(1, 2, 3, 2, 1), games(2, 1, 2, 2, 2)
-    share = Share(plain)
-    assert not share.learned and share.kept([plain]) is None
-    assert share.change(plain[0]) == (0, 0, 0)
-    assert not Share((games(9), games(1))).learned  # One game.
+    retention = Retention(plain)
+    assert not retention.beats_random and retention.share([plain]) is None
+    assert retention.change(plain[0]) == (0, 0, 0)
+    assert not Retention((games(9), games(1))).beats_random  # One game.
 
 
 def test_seeds_of_games() -> None:
@@ -82,8 +81,10 @@ def test_how_far_embeddings_and_weights_move() -> None:
     np.testing.assert_allclose(cosine(one, other), [1, 0, 1, 0])
     about: dict[str, Any] = {"actions": np.zeros((4, 1), np.int64)}
     weights = np.array([[0.5, 0.5], [0.2, 0.8], [0.5, 0.5], [1, 0]], np.float32)
-    plain = Seen(**about, embeddings=[one, one], weights=weights, greedy=np.array([0, 1, 2, 0]))
-    changed = Seen(
+    plain = StateOutputs(
+        **about, embeddings=[one, one], weights=weights, greedy=np.array([0, 1, 2, 0])
+    )
+    changed = StateOutputs(
         **about, embeddings=[other, one], weights=weights[:, ::-1], greedy=np.array([0, 1, 0, 1])
     )
     found = shift(plain, changed)
@@ -94,5 +95,5 @@ def test_how_far_embeddings_and_weights_move() -> None:
     )
     assert found.moved == pytest.approx((0.4, 0.4))
     none = msgspec.structs.replace(found, before=None, after=None, moved=None)
-    unweighed = [Seen(s.actions, s.embeddings, None, s.greedy) for s in (plain, changed)]
+    unweighed = [StateOutputs(s.actions, s.embeddings, None, s.greedy) for s in (plain, changed)]
     assert shift(*unweighed) == none

@@ -14,20 +14,20 @@ from wsa.learn.envs.variants import Variant
 from wsa.learn.evaluation.video import labels
 from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
 from wsa.learn.runs.player import Player
-from wsa.learn.study.asked import evaluation_of, open_run, runs_of, tell
 from wsa.learn.study.costs import seconds_per_step, steps_per_game
 from wsa.learn.study.games import RANDOM, Games, condition_of, random_condition
 from wsa.learn.study.generalising import report
-from wsa.learn.study.generalising.report import Failed, Generalised
+from wsa.learn.study.generalising.report import Failed, VariantResult
 from wsa.learn.study.generalising.shift import Shift, Shifts
 from wsa.learn.study.generalising.suites import SUITES, variants_of
+from wsa.learn.study.trained_runs import evaluation_of, open_run, print_results, runs_of
 from wsa.learn.training import checkpoint
 from wsa.store.common import atomic_files, terminal
 from wsa.store.common.errors import UsageError, WsaError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
-AS_IT_IS = "none"  # Condition of a run without any intervention, as in the other studies.
+UNCHANGED = "none"  # Condition of a run without any intervention, as in the other studies.
 QUICK_GAMES, QUICK_STATES = 3, 64
 
 
@@ -53,7 +53,7 @@ class Plan:
         return [variant for suite in self.suites.values() for variant in suite]
 
 
-class Known:
+class SavedResults:
     """Saved results of runs, and what is left to play and to measure.
 
     Args:
@@ -90,8 +90,8 @@ def generalise(o: GeneraliseOptions) -> int:
     if not o.episodes:
         raise UsageError("bad-option", "wsa study generalise: --episodes must be at least 1.")
     plans = [_plan(o, run) for run in runs]  # Check all runs before playing the first.
-    lacking = _lacking(plans, SUITES if o.suite == "all" else (o.suite,))
-    for remark in lacking:
+    missing_suites = _missing_suites(plans, SUITES if o.suite == "all" else (o.suite,))
+    for remark in missing_suites:
         terminal.say(remark)
     if not any(plan.suites for plan in plans):
         raise UsageError(
@@ -100,18 +100,20 @@ def generalise(o: GeneraliseOptions) -> int:
             "look, noise and sticky are for every game.",
         )
     evaluation, folder = evaluation_of(o), Path(o.study_dir)
-    saved = Known(folder, evaluation, o.states)
+    saved = SavedResults(folder, evaluation, o.states)
     if o.dry_run:
         return _dry(o, plans, saved)
-    results: list[Generalised] = []
+    results: list[VariantResult] = []
     failed: list[Failed] = []
     for plan in plans:
         with terminal.Progress(plan.folder.name, "games", shown=not o.json) as progress:
             outcome = _attempt(o, plan, saved, progress.update)
         (failed if isinstance(outcome, Failed) else results).append(outcome)  # type: ignore[arg-type]
-    text = report.write(folder, results, failed, lacking, evaluation)
+    text = report.write(folder, results, failed, missing_suites, evaluation)
     summaries = [report.summary(one) for one in results]
-    tell(o, text, {"runs": summaries, "failed": [dataclasses.asdict(one) for one in failed]})
+    print_results(
+        o, text, {"runs": summaries, "failed": [dataclasses.asdict(one) for one in failed]}
+    )
     for one in failed:
         terminal.say(f"failed: {one.run}: {one.message}")
     return failed[0].exit_code if failed else 0
@@ -125,7 +127,7 @@ def _plan(o: GeneraliseOptions, run: Path) -> Plan:
     return Plan(run, config, checkpoint.digest(run / "checkpoints"), suites)
 
 
-def _lacking(plans: list[Plan], suites: tuple[str, ...]) -> list[str]:
+def _missing_suites(plans: list[Plan], suites: tuple[str, ...]) -> list[str]:
     """Remarks on games that have no variant in a suite."""
     games = {plan.config.game: plan.suites for plan in plans}
     return [
@@ -137,10 +139,10 @@ def _lacking(plans: list[Plan], suites: tuple[str, ...]) -> list[str]:
 
 
 def _condition(variant: Variant | None) -> str:
-    return condition_of(variant) if variant else AS_IT_IS
+    return condition_of(variant) if variant else UNCHANGED
 
 
-def _dry(o: GeneraliseOptions, plans: list[Plan], saved: Known) -> int:
+def _dry(o: GeneraliseOptions, plans: list[Plan], saved: SavedResults) -> int:
     games = states = 0
     minutes = 0.0
     of_random: set[tuple[str, ...]] = set()
@@ -151,7 +153,7 @@ def _dry(o: GeneraliseOptions, plans: list[Plan], saved: Known) -> int:
         compared = o.states * (len(shifts) + bool(shifts))
         snapshot = take_snapshot(open_store(config.store))
         per_step = seconds_per_step(snapshot, config.inputs)
-        base = saved.games.find(config, plan.network, AS_IT_IS)
+        base = saved.games.find(config, plan.network, UNCHANGED)
         length = base.steps / o.episodes if base else steps_per_game(snapshot, config.game)
         for variant in (None, *plan.variants):
             condition = random_condition(variant)
@@ -179,12 +181,12 @@ def _dry(o: GeneraliseOptions, plans: list[Plan], saved: Known) -> int:
 
 
 def _attempt(
-    o: GeneraliseOptions, plan: Plan, saved: Known, on_games: Callable[[int, int], None]
-) -> Generalised | Failed:
+    o: GeneraliseOptions, plan: Plan, saved: SavedResults, on_games: Callable[[int, int], None]
+) -> VariantResult | Failed:
     """Study a run; return a failure instead of raising it, so that the other runs continue."""
     run = str(plan.folder)
     try:
-        return _look(o, plan, saved, on_games)
+        return _study_run(o, plan, saved, on_games)
     except WsaError as error:
         return Failed(run, error.kind, str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001  For example memory or a driver.
@@ -195,9 +197,9 @@ def _attempt(
         return Failed(run, type(error).__name__, why, 1)
 
 
-def _look(
-    o: GeneraliseOptions, plan: Plan, saved: Known, on_games: Callable[[int, int], None]
-) -> Generalised:
+def _study_run(
+    o: GeneraliseOptions, plan: Plan, saved: SavedResults, on_games: Callable[[int, int], None]
+) -> VariantResult:
     """Play a run and a random policy in every variant, and compare states."""
     config, games = plan.config, saved.games
     left = saved.games_left(plan)
@@ -208,7 +210,9 @@ def _look(
         def on_step(_: int, finished: int, before: int = done * o.episodes) -> None:
             on_games(before + finished, len(left) * o.episodes)
 
-        fresh = player.having(None)  # Frames of one variant must not be remembered in the next.
+        fresh = player.with_models(
+            None
+        )  # Frames of one variant must not be remembered in the next.
         policy = fresh.policy(o.eval_num_envs, o.epsilon, o.eval_seed)
         condition = _condition(variant)
         games.play(
@@ -224,10 +228,10 @@ def _look(
     }
     shifts = dict(_shifts(plan, saved, player))
     models = tuple(labels(config.models))
-    return Generalised(str(plan.folder), config, models, plan.network, pairs[""], suites, shifts)
+    return VariantResult(str(plan.folder), config, models, plan.network, pairs[""], suites, shifts)
 
 
-def _shifts(plan: Plan, saved: Known, player: Player | None) -> Iterator[tuple[str, Shift]]:
+def _shifts(plan: Plan, saved: SavedResults, player: Player | None) -> Iterator[tuple[str, Shift]]:
     """Effect of each change of looks, by variant."""
     left = saved.shifts_left(plan)
     if left:

@@ -15,7 +15,7 @@ from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.study import output
 from wsa.learn.study.games import env_seeds, evaluation_note
-from wsa.learn.study.generalising.kept import FEW, Pair, Share
+from wsa.learn.study.generalising.retention import FEW, Pair, Retention
 from wsa.learn.study.generalising.shift import Shift
 from wsa.learn.study.generalising.suites import COLOURS
 
@@ -27,7 +27,7 @@ KEPT_COLUMNS = ("run", "game", "fusion", "seed", "suite", "variant", "return_mea
                 "kept_low", "kept_high", "passes")  # fmt: skip
 SHIFT_COLUMNS = ("run", "game", "fusion", "seed", "variant", "states", "model", "cosine",
                  "weight_before", "weight_after", "weight_moved", "action_agreement")  # fmt: skip
-NOTHING_TO_KEEP = (
+NO_ADVANTAGE = (
     "These games do not show that the run plays better than chance ({}: its return less that of the random "
     "policy in the game as it is), so there is no score of which a share could be kept: returns alone "
     "are shown."
@@ -35,7 +35,7 @@ NOTHING_TO_KEEP = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Generalised:
+class VariantResult:
     """A run, and its games in variants.
 
     Attributes:
@@ -88,9 +88,9 @@ class Failed:
 
 def write(
     folder: Path,
-    runs: Sequence[Generalised],
+    runs: Sequence[VariantResult],
     failed: Sequence[Failed],
-    lacking: Sequence[str],
+    missing_suites: Sequence[str],
     evaluation: EvaluationSettings,
 ) -> str:
     """Write the tables and the page; return the study as Markdown.
@@ -99,10 +99,10 @@ def write(
         folder: The study's folder.
         runs: Runs with their games.
         failed: Runs that failed.
-        lacking: Remarks on games that have no variant in a suite.
+        missing_suites: Remarks on games that have no variant in a suite.
         evaluation: Settings of the games.
     """
-    parts: list[Part] = [*_overview(runs), *(Text(note) for note in lacking)]
+    parts: list[Part] = [*_overview(runs), *(Text(note) for note in missing_suites)]
     if failed:
         rows = [(one.run, one.message) for one in failed]
         parts.append(table("Runs that failed", ("run", "why"), rows))
@@ -122,21 +122,21 @@ def write(
     return output.write(folder, KIND, TITLE, parts, note, COLUMNS, raw, further)
 
 
-def summary(one: Generalised) -> dict[str, Any]:
+def summary(one: VariantResult) -> dict[str, Any]:
     """A run as JSON values."""
-    share = Share(one.plain)
+    retention = Retention(one.plain)
     return {
         "run": one.run,
         "return": list(one.plain[0].interval),
         "random": list(one.plain[1].interval),
-        "above_random": share.learned,
-        "suites": {s: share.kept(list(pairs.values())) for s, pairs in one.suites.items()},
+        "above_random": retention.beats_random,
+        "suites": {s: retention.share(list(pairs.values())) for s, pairs in one.suites.items()},
         "variants": [dict(zip(KEPT_COLUMNS[4:], row[4:], strict=True)) for row in _kept_rows(one)],
         "shifts": [dict(zip(SHIFT_COLUMNS[4:], row[4:], strict=True)) for row in _shift_rows(one)],
     }
 
 
-def _rows(one: Generalised, seeds: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+def _rows(one: VariantResult, seeds: Sequence[int]) -> Iterator[tuple[Any, ...]]:
     plain = ("", "", one.plain)
     entries = [(s, v, pair) for s, variants in one.suites.items() for v, pair in variants.items()]
     for suite, variant, pair in (plain, *entries):
@@ -146,16 +146,16 @@ def _rows(one: Generalised, seeds: Sequence[int]) -> Iterator[tuple[Any, ...]]:
                 yield (*columns, number, seed, returned)
 
 
-def _kept_rows(one: Generalised) -> Iterator[tuple[Any, ...]]:
-    share = Share(one.plain)
+def _kept_rows(one: VariantResult) -> Iterator[tuple[Any, ...]]:
+    retention = Retention(one.plain)
     for suite, variants in one.suites.items():
         for variant, pair in variants.items():
-            share_kept, (played, chance) = share.kept([pair]) or (None,) * 3, pair
-            values = (*played.interval, chance.mean, *share.change(played), *share_kept)
+            share_kept, (played, chance) = retention.share([pair]) or (None,) * 3, pair
+            values = (*played.interval, chance.mean, *retention.change(played), *share_kept)
             yield (*one.about, suite, variant, *values, played.passes)
 
 
-def _shift_rows(one: Generalised) -> Iterator[tuple[Any, ...]]:
+def _shift_rows(one: VariantResult) -> Iterator[tuple[Any, ...]]:
     for variant, s in one.shifts.items():
         missing = (None,) * len(one.models)
         by_model = (
@@ -169,16 +169,16 @@ def _shift_rows(one: Generalised) -> Iterator[tuple[Any, ...]]:
             yield (*one.about, variant, s.states, *of_model, s.agreement)
 
 
-def _overview(runs: Sequence[Generalised]) -> Iterator[Part]:
+def _overview(runs: Sequence[VariantResult]) -> Iterator[Part]:
     """Results of all runs, suite by suite."""
     suites = list(dict.fromkeys(suite for one in runs for suite in one.suites))
     rows, bars = [], []
     for style, one in enumerate(runs):
-        share, called = Share(one.plain), Path(one.run).name
-        shares = {s: share.kept(list(pairs.values())) for s, pairs in one.suites.items()}
+        retention, called = Retention(one.plain), Path(one.run).name
+        shares = {s: retention.share(list(pairs.values())) for s, pairs in one.suites.items()}
         played, chance = (p.interval for p in one.plain)
         cells = [shares.get(suite) for suite in suites]
-        note = "" if share.learned else "not shown to be above random: nothing to keep"
+        note = "" if retention.beats_random else "not shown to be above random: nothing to keep"
         rows.append((called, one.name, played, chance, *cells, note))
         bars += [
             figures.Bar(f"{suite}: {called}", *value, style)
@@ -200,24 +200,30 @@ def _overview(runs: Sequence[Generalised]) -> Iterator[Part]:
         )
 
 
-def _parts(one: Generalised, games: int) -> Iterator[Part]:
-    share = Share(one.plain)
+def _parts(one: VariantResult, games: int) -> Iterator[Part]:
+    retention = Retention(one.plain)
     yield Text(f"{one.run}: {one.name}; network {one.checkpoint}.")
-    if not share.learned:
-        yield Text(NOTHING_TO_KEEP.format(share.advantage))
+    if not retention.beats_random:
+        yield Text(NO_ADVANTAGE.format(retention.advantage))
     elif games < FEW:
         yield Text(f"With fewer than {FEW} games in each condition the intervals say little.")
     for suite, variants in one.suites.items():
         if suite == "authors" and len(variants) == len(COLOURS) ** 2:
-            yield _recolourings(one, share, list(variants.values()))
+            yield _recolourings(one, retention, list(variants.values()))
         else:
-            yield _bars(one, share, suite, variants)
+            yield _bars(one, retention, suite, variants)
     yield table(
         f"Variants: {one.name}",
         ("suite", "variant", "mean return", "random policy", "change of the return", "kept"),
         [("", "as it is", *(p.interval for p in one.plain), None, None)]
         + [
-            (suite, variant, *(p.interval for p in pair), share.change(pair[0]), share.kept([pair]))
+            (
+                suite,
+                variant,
+                *(p.interval for p in pair),
+                retention.change(pair[0]),
+                retention.share([pair]),
+            )
             for suite, variants in one.suites.items()
             for variant, pair in variants.items()
         ],
@@ -227,10 +233,12 @@ def _parts(one: Generalised, games: int) -> Iterator[Part]:
         yield from _moved(one)
 
 
-def _bars(one: Generalised, share: Share, suite: str, variants: dict[str, Pair]) -> Figure:
+def _bars(
+    one: VariantResult, retention: Retention, suite: str, variants: dict[str, Pair]
+) -> Figure:
     title = f"{suite}: {one.name}"
-    if share.learned:
-        shares = {variant: share.kept([pair]) for variant, pair in variants.items()}
+    if retention.beats_random:
+        shares = {variant: retention.share([pair]) for variant, pair in variants.items()}
         bars = [figures.Bar(v, *value) for v, value in shares.items() if value is not None]
         return Figure(title, figures.intervals(bars, "share kept", line=1.0), "Dashed: all of it.")
     games = {"as it is": one.plain, **variants}
@@ -240,20 +248,20 @@ def _bars(one: Generalised, share: Share, suite: str, variants: dict[str, Pair])
     return Figure(title, figures.intervals(bars, "raw return", line=line), note)
 
 
-def _recolourings(one: Generalised, share: Share, pairs: Sequence[Pair]) -> Figure:
+def _recolourings(one: VariantResult, retention: Retention, pairs: Sequence[Pair]) -> Figure:
     """The paper's 25 recolorings, by color of the player and of the blocks."""
-    numbers = [kept.value if (kept := share.kept([p])) else p[0].mean for p in pairs]
+    numbers = [kept.value if (kept := retention.share([p])) else p[0].mean for p in pairs]
     values = np.array(numbers).reshape(len(COLOURS), len(COLOURS))
-    title = "share kept" if share.learned else "mean return"
+    title = "share kept" if retention.beats_random else "mean return"
     note = "Black is the background's color: whatever has it is invisible."
     svg = figures.heat_map(
         values, COLOURS, COLOURS, "color of the blocks", y_label="player and ball",
-        strongest=1.0 if share.learned else None,
+        strongest=1.0 if retention.beats_random else None,
     )  # fmt: skip
     return Figure(f"Breakout's 25 recolorings, {title}: {one.name}", svg, note)
 
 
-def _moved(one: Generalised) -> Iterator[Part]:
+def _moved(one: VariantResult) -> Iterator[Part]:
     """The model that a change of looks moves most, and how the fusion responds."""
     variants, shifts = list(one.shifts), list(one.shifts.values())
     yield Figure(

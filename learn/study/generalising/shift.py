@@ -77,10 +77,10 @@ class Shifts:
         Returns:
             A function that plays a variant, compares it with the unchanged game, and saves the result.
         """
-        plain = _watch(player, Variant(""), self._evaluation, self._states)
+        plain = _record_states(player, Variant(""), self._evaluation, self._states)
 
         def compare(variant: Variant) -> Shift:
-            changed = _watch(player, variant, self._evaluation, self._states, plain.actions)
+            changed = _record_states(player, variant, self._evaluation, self._states, plain.actions)
             result = shift(plain, changed)
             path = self._path(player.config, player.digest, variant)
             atomic_files.replace(path, msgspec.json.encode(result))
@@ -95,7 +95,7 @@ class Shifts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class StateOutputs:
     """n states of some environments, with the network's outputs.
 
     Attributes:
@@ -111,7 +111,7 @@ class Seen:
     greedy: NDArray[np.int64]
 
 
-def shift(plain: Seen, changed: Seen) -> Shift:
+def shift(plain: StateOutputs, changed: StateOutputs) -> Shift:
     """Compare the same states with and without a change."""
     weights: dict[str, Any] = {"before": None, "after": None, "moved": None}
     if plain.weights is not None and changed.weights is not None:
@@ -142,7 +142,7 @@ def _means(values: Floats) -> tuple[float, ...]:
     return tuple(values.mean(axis=0).tolist())
 
 
-class _Recorded(LiveStacks):
+class _RecordingStacks(LiveStacks):
     """Live stacks that keep their newest embeddings."""
 
     def __init__(self, *about: Any) -> None:
@@ -163,13 +163,13 @@ class _Recorded(LiveStacks):
         return wait
 
 
-def _watch(
+def _record_states(
     player: Player,
     variant: Variant,
     evaluation: EvaluationSettings,
     states: int,
     actions: NDArray[np.int64] | None = None,
-) -> Seen:
+) -> StateOutputs:
     """Show a network the first states of games.
 
     Args:
@@ -180,8 +180,10 @@ def _watch(
         actions: Actions to take, shape (steps, envs); by default the network's.
     """
     config, count = player.config, evaluation.num_envs
-    fresh = player.having(player.mask)  # Frames seen in another variant must not be remembered.
-    stacks = _Recorded(fresh.embedder, count, config.network.frame_stack)
+    fresh = player.with_models(
+        player.mask
+    )  # Frames seen in another variant must not be remembered.
+    stacks = _RecordingStacks(fresh.embedder, count, config.network.frame_stack)
     choices = len(config.protocol.actions)
     policy = GreedyPolicy(player.network, stacks, choices, 0.0, evaluation.seed)
     generator = np.random.default_rng(evaluation.seed)
@@ -207,7 +209,9 @@ def _watch(
     if shares is not None:
         shares = shares / np.maximum(shares.sum(axis=1, keepdims=True), np.finfo(np.float32).tiny)
     rows = torch.cat(stacks.newest)
-    return Seen(np.stack(actions_taken), _normalised(player, rows), shares, np.concatenate(greedy))
+    return StateOutputs(
+        np.stack(actions_taken), _normalised(player, rows), shares, np.concatenate(greedy)
+    )
 
 
 @torch.inference_mode()

@@ -27,7 +27,7 @@ MOST_MODELS = 10  # Makes about a thousand sets.
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class SetResult:
     """Result of one set of a run's models, compared with all of them.
 
     Attributes:
@@ -45,7 +45,7 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scaled:
+class CachedResult:
     """A run, with every set of its models.
 
     Attributes:
@@ -57,7 +57,7 @@ class Scaled:
         checkpoint: First 12 hex digits of the network's hash.
         states: Number of states.
         held_out: Whether the run was not trained on these states.
-        loss: Kind of `Measured.loss`: `regret` or `KL`.
+        loss: Kind of `SetResult.loss`: `regret` or `KL`.
         sets: Results of all sets of models, the empty one first.
         shapley: Each model's exact Shapley value of the agreement.
         passes: Number of frames that went through a model: 0.
@@ -72,7 +72,7 @@ class Scaled:
     states: int
     held_out: bool
     loss: str
-    sets: tuple[Measured, ...]
+    sets: tuple[SetResult, ...]
     shapley: tuple[float, ...]
     passes: int
 
@@ -94,7 +94,7 @@ def check(folder: Path) -> None:
         )
 
 
-def models_of(folder: Path) -> int:
+def count_models(folder: Path) -> int:
     """Number of models that a run fuses."""
     return len(read_config(folder).models)
 
@@ -104,7 +104,7 @@ def measure(
     most: int = STATES,
     device: str = "cpu",
     on_set: Callable[[int, int], None] = lambda done, total: None,
-) -> Scaled:
+) -> CachedResult:
     """Evaluate a run's network with every set of its models.
 
     Args:
@@ -138,11 +138,11 @@ def measure(
             if kind == "KL"
             else regret(all_values, decisions.values)
         )
-        sets.append(Measured(mask, agreement, loss, weights))
+        sets.append(SetResult(mask, agreement, loss, weights))
         on_set(done, len(masks))
     passes = Encoder.total_passes - before
     assert passes == 0, "stored states need no pass"
-    return Scaled(
+    return CachedResult(
         str(folder), config.game, config.network.fusion.name, config.seed,
         tuple(labels(config.models)), states.digest, len(states), states.held_out, kind,
         tuple(sets), tuple(shapley({s.present: s.agreement for s in sets}).tolist()), passes,

@@ -10,7 +10,7 @@ from typing import Any
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.study import output
-from wsa.learn.study.scaling.cached import Measured, Scaled
+from wsa.learn.study.scaling.cached import CachedResult, SetResult
 
 KIND, TITLE = "scale-cached", "After training, on stored states"
 MOST_IN_LATTICE = 4
@@ -27,14 +27,14 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write(folder: Path, scaled: Sequence[Scaled]) -> str:
+def write(folder: Path, scaled: Sequence[CachedResult]) -> str:
     """Write the tables and the page; return the study as Markdown."""
     parts: list[Part] = [part for one in scaled for part in _parts(one)]
     rows = (_row(one, found) for one in scaled for found in one.sets)
     return output.write(folder, KIND, TITLE, parts, NOTE, COLUMNS, rows)
 
 
-def _row(one: Scaled, measured: Measured) -> tuple[Any, ...]:
+def _row(one: CachedResult, measured: SetResult) -> tuple[Any, ...]:
     weights = measured.weights and "+".join(f"{w:.6g}" for w in measured.weights)
     return (
         one.run, one.game, one.fusion, one.seed, one.checkpoint, one.states, one.held_out,
@@ -43,7 +43,7 @@ def _row(one: Scaled, measured: Measured) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _parts(one: Scaled) -> Iterator[Part]:
+def _parts(one: CachedResult) -> Iterator[Part]:
     which = "held-out states" if one.held_out else "states that it may have learned from"
     yield Text(
         f"{one.run}: {one.game}, {one.fusion}, seed {one.seed}; {one.states:,} {which}, network "
@@ -89,11 +89,11 @@ def letters_of(models: Sequence[str]) -> tuple[str, str]:
     return letters, f"{named}. The larger a dot, the higher its value."
 
 
-def _named(one: Scaled, measured: Measured) -> str:
+def _named(one: CachedResult, measured: SetResult) -> str:
     return "+".join(m for m, there in zip(one.models, measured.present, strict=True) if there)
 
 
-def _weights(one: Scaled, measured: Measured) -> str | None:
+def _weights(one: CachedResult, measured: SetResult) -> str | None:
     if measured.weights is None:
         return None
     named = zip(one.models, measured.weights, measured.present, strict=True)

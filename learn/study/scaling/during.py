@@ -25,7 +25,7 @@ from wsa.learn.runs.network import make_network
 from wsa.learn.runs.player import open_player
 from wsa.learn.runs.warm_start import warm_start
 from wsa.learn.study.combine_plan import bench_options
-from wsa.learn.study.games import Games, Played
+from wsa.learn.study.games import Games, PlayedGames
 from wsa.learn.study.scaling import during_report
 from wsa.learn.study.scaling.during_plan import Stage, stages
 from wsa.learn.training import checkpoint
@@ -93,7 +93,7 @@ def _depth(stage: Stage) -> int:
 
 def _changes(
     o: DuringOptions, all_stages: list[Stage], failures: list[Failure]
-) -> dict[Path, Played]:
+) -> dict[Path, PlayedGames]:
     """Games of changed networks before their first update, by folder of their stage."""
     changes = {}
     for stage in all_stages:
@@ -107,7 +107,7 @@ def _changes(
     return changes
 
 
-def _just_changed(o: DuringOptions, stage: Stage, games: Games) -> Played:
+def _just_changed(o: DuringOptions, stage: Stage, games: Games) -> PlayedGames:
     folder, evaluation = stage.cell.folder, stage.cell.evaluation
     config, network = read_config(folder), checkpoint.digest(folder / "checkpoints")
     if (saved := games.find(config, network, START)) is not None:

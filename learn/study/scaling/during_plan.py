@@ -46,10 +46,10 @@ class Stage:
 
     def __str__(self) -> str:
         """Name of the stage in text."""
-        return named(self.way, self.changed, self.present)
+        return stage_name(self.way, self.changed, self.present)
 
 
-def named(way: Way, changed: Sequence[str], present: Sequence[str]) -> str:
+def stage_name(way: Way, changed: Sequence[str], present: Sequence[str]) -> str:
     """Name a network by its changes: a + b, or all - b - a, or for a control its models."""
     if way == "add":
         return " + ".join(changed)
@@ -70,12 +70,12 @@ def stages(bench: BenchOptions, settings: Settings, folder: Path) -> list[Stage]
     """All runs, each after the one that it continues from."""
     all_stages: list[Stage] = []
     for game, seed in itertools.product(dict.fromkeys(bench.games), dict.fromkeys(bench.seeds)):
-        maker = _Maker(bench, settings, folder, game, seed)
+        maker = _StageBuilder(bench, settings, folder, game, seed)
         all_stages += [*maker.added(), *maker.dropped(), *maker.controls()]
     return all_stages
 
 
-class _Maker:
+class _StageBuilder:
     """Makes the stages of one game and seed."""
 
     def __init__(
@@ -147,7 +147,7 @@ class _Maker:
             evaluation,
             bench.compute,
             self._settings.segments.get(self._game, ()),
-            named(way, changed, present),
+            stage_name(way, changed, present),
         )
         number = len(self._models) if way == "control" else max(len(changed), 1)
         if way == "drop":

@@ -14,7 +14,7 @@ from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.study import output
-from wsa.learn.study.games import Played, better_than_random, evaluation_note
+from wsa.learn.study.games import PlayedGames, better_than_random, evaluation_note
 from wsa.learn.study.scaling.during_plan import Stage
 
 KIND, TITLE = "scale-during", "While training: models added and dropped"
@@ -27,8 +27,8 @@ COLUMNS = (
 def write(
     folder: Path,
     bench: BenchOptions,
-    every: Sequence[Stage],
-    changes: Mapping[Path, Played],
+    all_stages: Sequence[Stage],
+    changes: Mapping[Path, PlayedGames],
     failures: Sequence[Failure],
 ) -> str:
     """Write the tables and the page; return the study as Markdown.
@@ -36,12 +36,12 @@ def write(
     Args:
         folder: The study's folder.
         bench: Settings that all runs share.
-        every: The stages.
+        all_stages: The stages.
         changes: Games of changed networks before their first update, by folder.
         failures: Runs that failed.
     """
-    done = [stage for stage in every if stage.cell.result() is not None]
-    parts: list[Part] = [Text(f"{len(done)} of {len(every)} runs are trained and judged.")]
+    done = [stage for stage in all_stages if stage.cell.result() is not None]
+    parts: list[Part] = [Text(f"{len(done)} of {len(all_stages)} runs are trained and judged.")]
     if lost := sum(not better_than_random(_summary(stage)) for stage in done):
         parts.append(
             Text(
@@ -53,9 +53,9 @@ def write(
         rows = [(failure.cell, failure.kind, failure.message) for failure in failures]
         parts.append(table("Runs that failed", ("run", "kind", "why"), rows))
     for game in dict.fromkeys(stage.cell.request.game for stage in done):
-        of_game = [stage for stage in done if stage.cell.request.game == game]
-        parts += [*_figures(game, of_game, changes), *_tables(game, of_game, changes)]
-    evaluation = every[0].cell.evaluation
+        game_stages = [stage for stage in done if stage.cell.request.game == game]
+        parts += [*_figures(game, game_stages, changes), *_tables(game, game_stages, changes)]
+    evaluation = all_stages[0].cell.evaluation
     note = (
         f"{evaluation_note(evaluation)}. A stage goes on from the network of the one before with a model more or "
         "less, and is judged right after that change, before any update, and at its end. Controls were "
@@ -75,7 +75,7 @@ def _so_far(stage: Stage) -> int:
     return stage.cell.total + (_so_far(stage.before) if stage.before else 0)
 
 
-def _row(stage: Stage, changes: Mapping[Path, Played]) -> tuple[Any, ...]:
+def _row(stage: Stage, changes: Mapping[Path, PlayedGames]) -> tuple[Any, ...]:
     s, r, shock = _summary(stage), stage.cell.request, changes.get(stage.cell.folder)
     return (
         r.game, r.seed, stage.way, str(stage), stage.number, "+".join(stage.present),
@@ -88,12 +88,14 @@ def _mean(values: Sequence[float]) -> str | None:
     return f"{np.mean(values):,.2f}" if values else None
 
 
-def _tables(game: str, of_game: Sequence[Stage], changes: Mapping[Path, Played]) -> Iterator[Part]:
-    chance = _summary(of_game[0])["random_return_mean"]
+def _tables(
+    game: str, game_stages: Sequence[Stage], changes: Mapping[Path, PlayedGames]
+) -> Iterator[Part]:
+    chance = _summary(game_stages[0])["random_return_mean"]
     for way, title in (("add", "Added"), ("drop", "Dropped"), ("control", "Never changed")):
         rows = []
-        for name in dict.fromkeys(str(s) for s in of_game if s.way == way):
-            same_order = [s for s in of_game if s.way == way and str(s) == name]
+        for name in dict.fromkeys(str(s) for s in game_stages if s.way == way):
+            same_order = [s for s in game_stages if s.way == way and str(s) == name]
             before = [_summary(s.before)["return_mean"] for s in same_order if s.before]
             shock = [changes[f].mean for s in same_order if (f := s.cell.folder) in changes]
             end = [_summary(s)["return_mean"] for s in same_order]
@@ -109,14 +111,14 @@ def _tables(game: str, of_game: Sequence[Stage], changes: Mapping[Path, Played])
 
 
 def _figures(
-    game: str, of_game: Sequence[Stage], changes: Mapping[Path, Played]
+    game: str, game_stages: Sequence[Stage], changes: Mapping[Path, PlayedGames]
 ) -> Iterator[Figure]:
     """For each order, the returns before a change, after it, and at the end of its stage."""
     for way, title in (("add", "adding"), ("drop", "dropping")):
         lines = []
-        last = max((s.number for s in of_game if s.way == way), default=0)
-        for name in dict.fromkeys(str(s) for s in of_game if s.way == way and s.number == last):
-            ends = [s for s in of_game if s.way == way and str(s) == name]
+        last = max((s.number for s in game_stages if s.way == way), default=0)
+        for name in dict.fromkeys(str(s) for s in game_stages if s.way == way and s.number == last):
+            ends = [s for s in game_stages if s.way == way and str(s) == name]
             paths = [_path(stage, changes) for stage in ends]
             complete_paths = [np.array(path) for path in paths if len(path) == max(map(len, paths))]
             x, y = np.mean(complete_paths, axis=0).T
@@ -129,7 +131,7 @@ def _figures(
             )
 
 
-def _path(stage: Stage, changes: Mapping[Path, Played]) -> list[tuple[float, float]]:
+def _path(stage: Stage, changes: Mapping[Path, PlayedGames]) -> list[tuple[float, float]]:
     """Updates and returns from the first stage to this one; a change is a vertical step."""
     path = _path(stage.before, changes) if stage.before else []
     if path and (shock := changes.get(stage.cell.folder)) is not None:

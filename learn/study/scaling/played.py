@@ -18,7 +18,13 @@ from wsa.learn.report.document import Figure, Part, Text, table
 from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
 from wsa.learn.runs.player import Player
 from wsa.learn.study import output
-from wsa.learn.study.games import NOTHING_TO_LOSE, Games, Played, difference, evaluation_note
+from wsa.learn.study.games import (
+    NO_BETTER_THAN_RANDOM,
+    Games,
+    PlayedGames,
+    difference,
+    evaluation_note,
+)
 from wsa.learn.study.scaling.cached_report import letters_of
 from wsa.learn.study.scaling.subsets import Mask, shapley, subsets
 from wsa.learn.training import checkpoint
@@ -30,7 +36,7 @@ COLUMNS = ("run", "game", "fusion", "seed", "checkpoint", "present", "models", "
 
 
 @dataclasses.dataclass(frozen=True)
-class Reduced:
+class PlayedResult:
     """A run, and its games with sets of its models.
 
     Attributes:
@@ -46,8 +52,8 @@ class Reduced:
     config: OfflineRun | OnlineRun
     models: tuple[str, ...]
     checkpoint: str
-    sets: dict[Mask, Played]
-    random: Played
+    sets: dict[Mask, PlayedGames]
+    random: PlayedGames
 
     @property
     def shapley(self) -> tuple[float, ...] | None:
@@ -82,7 +88,7 @@ def measure(
     evaluation: EvaluationSettings,
     open_run: Callable[[Path], Player],
     on_games: Callable[[int, int], None],
-) -> Reduced:
+) -> PlayedResult:
     """Play a run with every set of models not played before.
 
     Args:
@@ -95,23 +101,23 @@ def measure(
     config, network = read_config(run), checkpoint.digest(run / "checkpoints")
     todo = left(run, games)
     player = open_run(run) if todo else None
-    by_mask: dict[Mask, Played] = {}
+    by_mask: dict[Mask, PlayedGames] = {}
     for mask in masks(len(config.models)):
         games_played = games.find(config, network, _condition(mask))
         if games_played is None:
             assert player is not None
-            having, done = player.having(mask), todo.index(mask) * evaluation.episodes
+            reduced, done = player.with_models(mask), todo.index(mask) * evaluation.episodes
 
             def on_step(_: int, finished: int, done: int = done) -> None:
                 on_games(done + finished, len(todo) * evaluation.episodes)
 
-            policy = having.policy(evaluation.num_envs, evaluation.epsilon, evaluation.seed)
+            policy = reduced.policy(evaluation.num_envs, evaluation.epsilon, evaluation.seed)
             games_played = games.play(
-                config, network, _condition(mask), policy, having.embedder, on_step
+                config, network, _condition(mask), policy, reduced.embedder, on_step
             )
         by_mask[mask] = games_played
     models = tuple(labels(config.models))
-    return Reduced(str(run), config, models, network, by_mask, games.random(config))
+    return PlayedResult(str(run), config, models, network, by_mask, games.random(config))
 
 
 def _condition(mask: Mask) -> str:
@@ -119,7 +125,7 @@ def _condition(mask: Mask) -> str:
     return "none" if all(mask) else f"models {''.join('01'[there] for there in mask)}"
 
 
-def write(folder: Path, runs: Sequence[Reduced], evaluation: EvaluationSettings) -> str:
+def write(folder: Path, runs: Sequence[PlayedResult], evaluation: EvaluationSettings) -> str:
     """Write the tables and the page; return the study as Markdown."""
     parts = [part for one in runs for part in _parts(one)]
     note = (
@@ -131,7 +137,7 @@ def write(folder: Path, runs: Sequence[Reduced], evaluation: EvaluationSettings)
     return output.write(folder, KIND, TITLE, parts, note, COLUMNS, rows)
 
 
-def summary(one: Reduced) -> dict[str, Any]:
+def summary(one: PlayedResult) -> dict[str, Any]:
     """A run as JSON values."""
     return {
         "run": one.run,
@@ -141,7 +147,7 @@ def summary(one: Reduced) -> dict[str, Any]:
     }
 
 
-def _rows(one: Reduced) -> list[tuple[Any, ...]]:
+def _rows(one: PlayedResult) -> list[tuple[Any, ...]]:
     c = one.config
     columns = (one.run, c.game, c.network.fusion.name, c.seed, one.checkpoint)
     sets = [(_named(one, mask), sum(mask), played) for mask, played in one.sets.items()]
@@ -157,18 +163,18 @@ def _round(value: float) -> float:
     return round(value, 2) + 0.0
 
 
-def _named(one: Reduced, mask: Mask) -> str:
+def _named(one: PlayedResult, mask: Mask) -> str:
     return "+".join(m for m, there in zip(one.models, mask, strict=True) if there)
 
 
-def _parts(one: Reduced) -> list[Part]:
+def _parts(one: PlayedResult) -> list[Part]:
     c = one.config
     name = f"{c.game}, {c.network.fusion.name}, seed {c.seed}"
     all_models = one.sets[(True,) * len(one.models)]
     learned = difference(all_models, one.random).low > 0
     parts: list[Part] = [Text(f"{one.run}: {name}; network {one.checkpoint}.")]
     if not learned:
-        parts.append(Text(NOTHING_TO_LOSE))
+        parts.append(Text(NO_BETTER_THAN_RANDOM))
     bars = [
         figures.Bar(_named(one, mask), *played.interval, int(not all(mask)))
         for mask, played in one.sets.items()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from wsa.encode.inference.encoder import choose_device
 from wsa.learn.configs.study import ScaleOptions
-from wsa.learn.study.asked import evaluation_of, open_run, runs_of, tell
 from wsa.learn.study.games import Games
 from wsa.learn.study.scaling import cached, cached_report, played
+from wsa.learn.study.trained_runs import evaluation_of, open_run, print_results, runs_of
 from wsa.store.common import terminal
 from wsa.store.common.errors import UsageError
 
@@ -25,7 +25,7 @@ def scale(o: ScaleOptions) -> int:
 
 def _cached(o: ScaleOptions, runs: list[Path]) -> int:
     if o.dry_run:
-        sets = sum(2 ** cached.models_of(run) for run in runs)
+        sets = sum(2 ** cached.count_models(run) for run in runs)
         total = {"runs": len(runs), "sets": sets, "backbone_passes": 0, "games": 0}
         return terminal.result(o.json, total)
     device, results = choose_device(o.device), []
@@ -33,7 +33,7 @@ def _cached(o: ScaleOptions, runs: list[Path]) -> int:
         with terminal.Progress(run.name, "sets of models", shown=not o.json) as progress:
             results.append(cached.measure(run, o.states, device, progress.update))
     text = cached_report.write(Path(o.study_dir), results)
-    return tell(o, text, {"runs": [dataclasses.asdict(one) for one in results]})
+    return print_results(o, text, {"runs": [dataclasses.asdict(one) for one in results]})
 
 
 def _played(o: ScaleOptions, runs: list[Path]) -> int:
@@ -52,4 +52,4 @@ def _played(o: ScaleOptions, runs: list[Path]) -> int:
                 played.measure(run, games, evaluation, partial(open_run, o), progress.update)
             )
     text = played.write(Path(o.study_dir), results, evaluation)
-    return tell(o, text, {"runs": [played.summary(one) for one in results]})
+    return print_results(o, text, {"runs": [played.summary(one) for one in results]})

@@ -86,7 +86,7 @@ class StoredStates:
         """
         memory = self._network.blank(1) if self._recurrent else None
         parts: list[tuple[Tensor, Tensor | None]] = []
-        with contextlib.nullcontext() if any(mask) else _empty(self._network):
+        with contextlib.nullcontext() if any(mask) else _without_models(self._network):
             for stacks, first in self._states():
                 if memory is None:
                     values, *_, weights = self._network(stacks, mask)
@@ -111,7 +111,7 @@ class StoredStates:
             yield torch.from_numpy(stacks).to(device), first.to(device)
 
 
-class _Nothing(torch.nn.Module):
+class _NoModels(torch.nn.Module):
     """Replaces a torso; returns the state vector of no model."""
 
     def __init__(self, torso: Any) -> None:
@@ -123,9 +123,9 @@ class _Nothing(torch.nn.Module):
 
 
 @contextlib.contextmanager
-def _empty(network: Any) -> Iterator[None]:
+def _without_models(network: Any) -> Iterator[None]:
     """Remove all models from the network until the block ends."""
-    torso, network.torso = network.torso, _Nothing(network.torso)
+    torso, network.torso = network.torso, _NoModels(network.torso)
     try:
         yield
     finally:

@@ -47,7 +47,7 @@ def open_run(o: RunsOptions, run: Path) -> Player:
     )
 
 
-def tell(o: RunsOptions, text: str, values: dict[str, Any]) -> int:
+def print_results(o: RunsOptions, text: str, values: dict[str, Any]) -> int:
     """Print a study's results and the path of its page; return exit code 0."""
     if o.json:
         return terminal.result(True, values)

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsa.learn.evaluation.scores import Interval
-from wsa.learn.study.games import Played, difference
+from wsa.learn.study.games import PlayedGames, difference
 
-Pair = tuple[Played, Played]  # Games of a run and of a random policy.
+Pair = tuple[PlayedGames, PlayedGames]  # Games of a run and of a random policy.
 FEW = 5  # Below this number of games, an interval says nothing.
 
 
-class Share:
+class Retention:
     """Compares a run's games in variants with its games without a change.
 
     Args:
@@ -40,14 +40,14 @@ class Share:
         self._picks = np.concatenate([np.tile(np.arange(games), (2, 1, 1)), drawn], axis=1)
 
     @property
-    def learned(self) -> bool:
+    def beats_random(self) -> bool:
         """Whether the run is better than random, so that there is a score to keep.
 
         False after one game, whose interval is a point.
         """
         return len(self._plain[0].returns) > 1 and self.advantage.low > 0
 
-    def change(self, played: Played) -> Interval:
+    def change(self, played: PlayedGames) -> Interval:
         """Return in a variant minus the return without a change, with pairs of games."""
         return _interval(self._means(played, 0) - self._means(self._plain[0], 0))
 
@@ -56,7 +56,7 @@ class Share:
 
         None if the run has no advantage.
         """
-        if not self.learned:
+        if not self.beats_random:
             return None
         had = self._above(self._plain)
         had = np.where(had > 0, had, np.nan)  # Ignore resamples without an advantage.
@@ -65,7 +65,7 @@ class Share:
     def _above(self, pair: Pair) -> NDArray[np.float64]:
         return self._means(pair[0], 0) - self._means(pair[1], 1)
 
-    def _means(self, played: Played, who: int) -> NDArray[np.float64]:
+    def _means(self, played: PlayedGames, who: int) -> NDArray[np.float64]:
         means: NDArray[np.float64] = np.array(played.returns)[self._picks[who]].mean(axis=1)
         return means
 
