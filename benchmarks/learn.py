@@ -70,7 +70,7 @@ class RamBatches:
         )
 
 
-def learner() -> DQN:
+def learner() -> CQL:
     inputs = Inputs(((DEPTH, SIZE),) * len(MODELS))
     network = QNetwork(inputs, ACTIONS, NetworkConfig(FusionConfig(size=SIZE), DEPTH))
     return CQL(CQLConfig(), network)
@@ -97,7 +97,7 @@ def updates(flat: FlatMap) -> None:
         in_ram = RamBatches(flat, size)
         fixed = in_ram.draw()
 
-        def update(batch: Batch, trained: DQN = trained) -> int:
+        def update(batch: Batch, trained: CQL = trained) -> int:
             trained.update(1, batch)
             return 1
 

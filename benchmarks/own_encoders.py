@@ -41,6 +41,7 @@ from wsa.learn.pretrain import data, trainer
 from wsa.learn.pretrain.trainer import Training
 from wsa.learn.training import checkpoint
 from wsa.store.backends.base import Backend
+from wsa.store.common import hashing
 from wsa.store.format import records
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot

@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import subprocess
+import symtable
 import sys
 import tomllib
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -190,6 +192,61 @@ def test_the_wheel(tmp_path):
     assert ended.stdout.split("\n")[:2] == [
         str(target / "wsa" / "__init__.py"),
         f"wsa {wsa.__version__}",
+    ]
+
+
+def source_of(module: str) -> Path | None:
+    """File of a module of wsa, or of the benchmarks' own; None for other modules."""
+    parts = module.split(".")
+    base = ROOT.joinpath(*parts[1:] if parts[0] == "wsa" else ("benchmarks", *parts))
+    files = (base / "__init__.py", base.with_suffix(".py"))
+    return next((path for path in files if path.is_file()), None)
+
+
+@cache
+def bound(path: Path) -> set[str]:
+    """Names that a module defines or imports at its top level."""
+    symbols = symtable.symtable(path.read_text(), str(path), "exec").get_symbols()
+    return {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+
+
+def missing_names(script: Path) -> list[str]:
+    """Names of wsa that a script imports, or reads from a module, and that do not exist."""
+    missing, modules = [], dict[str, Path]()
+    tree = ast.parse(script.read_text())
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or (path := source_of(f"{node.module}")) is None:
+            continue
+        for alias in node.names:
+            if inner := source_of(f"{node.module}.{alias.name}"):
+                modules[alias.asname or alias.name] = inner
+            elif alias.name not in bound(path):
+                missing.append(f"{script.name}: {node.module}.{alias.name}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            if module and node.attr not in bound(module) | {"__name__"}:
+                missing.append(f"{script.name}: {node.value.id}.{node.attr}")
+    return missing
+
+
+def test_benchmarks_use_only_names_that_exist():
+    scripts = sorted((ROOT / "benchmarks").glob("*.py"))
+    assert scripts and not [name for script in scripts for name in missing_names(script)]
+
+
+def test_a_name_that_is_gone_is_found(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from wsa.learn.probe import linear as probes\n"
+        "from wsa.learn.probe.linear import Axes, ridge_path\n"
+        "from kit import markdown, chart\n"
+        "probes.ridge(probes.r2)\n"
+    )
+    assert missing_names(script) == [
+        "script.py: wsa.learn.probe.linear.ridge_path",
+        "script.py: kit.chart",
+        "script.py: probes.r2",
     ]
 
 

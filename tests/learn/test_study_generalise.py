@@ -14,6 +14,7 @@ from wsa.learn.envs.policies import RandomPolicy
 from wsa.learn.envs.variants import parse_variant
 from wsa.learn.evaluation.rollout import play
 from wsa.learn.study.games import PlayedGames, env_seeds, random_condition
+from wsa.learn.study.generalising.retention import Retention
 from wsa.learn.study.generalising.shift import StateOutputs, cosine, shift
 from wsa.learn.study.generalising.suites import SUITES, variants_of
 
