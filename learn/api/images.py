@@ -117,7 +117,7 @@ class ImageEncoder:
             return self.encoder(_rgb(images, 4))
         if isinstance(images, (list, tuple)):
             if not images:
-                raise UsageError("bad-option", "There is no image to embed.")
+                raise UsageError("bad-option", "There are no images to embed.")
             # One by one, because sizes may differ. The batch size does not change an embedding.
             return np.concatenate([self.encoder(_rgb(image)[None]) for image in images])
         alone: NDArray[np.float32] = self.encoder(_rgb(images)[None])[0]
@@ -134,7 +134,7 @@ def _rgb(image: Any, ndim: int = 3) -> NDArray[np.uint8]:
     if pixels.dtype != np.uint8 or pixels.ndim != ndim or pixels.shape[-1] != 3 or not pixels.size:
         raise UsageError(
             "bad-option",
-            f"An image must be (H, W, 3) or (H, W) uint8, or one of Pillow's, not "
+            f"An image must be (H, W, 3) or (H, W) uint8, or a Pillow image, not "
             f"{pixels.shape} {pixels.dtype}. Pixels from 0 to 1: multiply by 255 and round.",
         )
     return pixels
@@ -145,6 +145,6 @@ def _windows(images: Any, window: int) -> NDArray[np.uint8]:
     if pixels.dtype != np.uint8 or pixels.ndim != 5 or pixels.shape[1] != window:
         raise UsageError(
             "bad-option",
-            f"This model looks at {window} frames: give (n, {window}, H, W, 3) uint8, oldest first.",
+            f"This model sees {window} frames: give (n, {window}, H, W, 3) uint8, oldest first.",
         )
     return pixels

@@ -189,7 +189,9 @@ def check(o: BenchOptions) -> None:
     for game in o.games:
         atari.check_game(game)
     if not (o.games and o.seeds and o.fusions):
-        raise UsageError("bad-option", "--games, --seeds and --fusions must name at least one.")
+        raise UsageError(
+            "bad-option", "--games, --seeds and --fusions need at least one value each."
+        )
     check_ranges(o)
     slurm.check_jobs(o.slurm, o.scheduler)
     user_code.type_in(o.fusions)
@@ -199,7 +201,7 @@ def check(o: BenchOptions) -> None:
     if o.fusions != (PIXELS,) and not (o.models_subsets or o.models):
         raise UsageError(
             "bad-option",
-            "Name the models that are fused, as --models-subsets lite0+lite1,lite0.",
+            "Name the models to fuse, for example --models-subsets lite0+lite1,lite0.",
         )
     if o.models_subsets and o.models:
         raise UsageError("bad-option", "Give --models or --models-subsets, not both.")
@@ -238,8 +240,8 @@ def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
             if spelled(name, old) != spelled(name, new_value):
                 raise ConflictError(
                     "run-exists",
-                    f"{o.bench_dir} was started with {spelled(name, old)}, not {written(new_value)}: "
-                    "its runs would not be comparable. Give that, or another --bench-dir.",
+                    f"{o.bench_dir} was started with {spelled(name, old)}, not {written(new_value)}, so "
+                    "the runs would not be comparable. Use the same value, or another --bench-dir.",
                 )
     if not o.online:
         new = {game: snapshot.segments(game) for game in o.games if game in snapshot.games}

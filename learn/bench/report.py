@@ -236,11 +236,13 @@ def _section(
     ]
     if bars:
         drawing = figures.intervals(bars, "IQM of human-normalized scores", line=0.0)
-        parts.append(Figure("All games", drawing, "0 plays like chance, 1 like the human tester."))
+        parts.append(
+            Figure("All games", drawing, "0 is the random policy's score, 1 the human tester's.")
+        )
     for game, curves in drawn.items():
         strong = [line for line in plot.lines(curves) if not line.pale]
         figure_lines = [figures.Line(line.label, line.x, line.y) for line in strong]
-        note = "Mean over runs (how many)."
+        note = "Mean over runs; the number of runs is in parentheses."
         parts.append(Figure(game, figures.curves(figure_lines, "steps", "raw return"), note))
     parts += [
         table(
@@ -248,15 +250,15 @@ def _section(
             ["method", *games],
             raw,
             f"Mean of {evaluation.episodes} full games (epsilon {evaluation.epsilon:g}), then mean +- sample "
-            "standard deviation over seeds (how many).",
+            "standard deviation over seeds; the number of seeds is in parentheses.",
         ),
         table(
             "Human-normalized",
             ["method", *games, "IQM", "games x seeds", "parameters"],
             normalised,
-            "0 plays like chance, 1 like the human tester. IQM: interquartile mean over games x seeds, "
-            "with 95 % stratified bootstrap interval. Parameters: trainable numbers of the largest network, "
-            "its head among them.",
+            "0 is the random policy's score, 1 the human tester's. IQM: interquartile mean over games x "
+            "seeds, with 95 % stratified bootstrap interval. Parameters: number of trainable parameters "
+            "of the largest network, including its head.",
         ),
     ]
     return Section(

@@ -72,7 +72,7 @@ def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure 
             path = cell.folder / ERROR
             atomic_files.replace(path, traceback.format_exc().encode())
             message = " ".join(str(error).split())[:300]
-            why = f"{type(error).__name__}: {message}. {path} says where."
+            why = f"{type(error).__name__}: {message}. See the traceback in {path}."
             return Failure(str(cell), type(error).__name__, why, 1)
     (cell.folder / ERROR).unlink(missing_ok=True)
     return None

@@ -59,7 +59,7 @@ def say_failures(verb: str, failures: Sequence[Failure], runs: int) -> int:
         terminal.say(f"failed: {failure.cell}: {failure.message}")
     if failures:
         terminal.say(
-            f"wsa {verb}: {len(failures)} of {runs} runs failed, the rest is done. Fix the "
+            f"wsa {verb}: {len(failures)} of {runs} runs failed; the others are done. Fix the "
             "errors above, and run the same command again."
         )
     return failures[0].exit_code if failures else 0
@@ -163,8 +163,8 @@ def _on_workers(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator
 def _died(cell: Cell, error: KilledWorker) -> Failure:
     died = StorageError(
         "worker-died",
-        f"The worker {error.last_worker.address} died over it, the last of {TRIES} that did. Often it "
-        "ran out of memory; the worker's own log says more.",
+        f"{TRIES} workers died during this run; the last was {error.last_worker.address}. The usual "
+        "cause is too little memory. See the worker's log.",
     )
     return Failure(str(cell), died.kind, str(died), died.exit_code)
 
@@ -173,7 +173,7 @@ def _lost(cell: Cell, error: Exception) -> Failure:
     message = " ".join(str(error).split())[:300]
     lost = StorageError(
         "unavailable",
-        f"Its worker answered with {type(error).__name__}: {message}. Workers need wsa of this "
-        "version, and the store and the bench's folder under the same paths.",
+        f"The run's worker failed with {type(error).__name__}: {message}. Workers need this version of "
+        "wsa, and the store and the bench's folder at the same paths.",
     )
     return Failure(str(cell), lost.kind, str(lost), lost.exit_code)

@@ -103,7 +103,7 @@ def _summary(
         (
             "passes to encode",
             sum(e.passes for e in objects),
-            f"{sum(e.copied for e in objects):,} saved: the same frame, or window, had been encoded",
+            f"{sum(e.copied for e in objects):,} saved: the same frame or window was already encoded",
         ),
         (
             "passes to train",

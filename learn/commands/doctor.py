@@ -81,7 +81,7 @@ def _engines() -> Iterator[Finding]:
     for name in engines.NAMES:
         reason = engines.why_not(name, device, "fp32")
         tried = name in engines.offered(device, "fp32")
-        here = "tried by --engine auto" if tried else "used where --engine asks for it"
+        here = "tried by --engine auto" if tried else "used only if --engine names it"
         yield Finding(f"engine {name}", None if reason else True, reason or here)
 
 
@@ -96,7 +96,7 @@ def _weights() -> Iterator[Finding]:
     for alias in registry.known_aliases():
         request = registry.parse_request(alias, {})
         path = registry.local_weights(request)
-        where = path or "not on this machine; fetched from the hub when asked for"
+        where = path or "not on this machine; downloaded from the hub when first used"
         yield Finding(f"weights {alias}", True if path else None, f"{request.timm_name}: {where}")
 
 
@@ -123,7 +123,7 @@ def _bucket(backend: Backend) -> Finding:
     if once:
         return Finding("store bucket", True, "can be listed; puts a file only if it is absent")
     return Finding(
-        "store bucket", False, "replaces files though asked not to; no store may be kept there"
+        "store bucket", False, "replaces files even when told not to, so it cannot hold a store"
     )
 
 

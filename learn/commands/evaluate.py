@@ -71,10 +71,10 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
             on_step=on_step,
         )
     results = out or folder
-    kept = ["eval.csv", *(["eval_weights.npz"] if evaluation.weighed else [])]
-    _log.info(f"games {', '.join(str(results / name) for name in kept)}")
+    files = ["eval.csv", *(["eval_weights.npz"] if evaluation.weighed else [])]
+    _log.info(f"games {', '.join(str(results / name) for name in files)}")
     if o.video:
-        _log.info(f"films {results / 'videos'}")
+        _log.info(f"videos {results / 'videos'}")
     _log.info(f"report {report.write(folder, o.store, out)}")
     return evaluation.summary()
 

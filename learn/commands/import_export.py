@@ -24,7 +24,7 @@ def export(o: ExportOptions) -> int:
         models = choose_models(snapshot, o.game, [stored_name(snapshot, n) for n in o.models])
     started = {meta.model for meta in snapshot.embeddings(o.game)} - set(snapshot.models_of(o.game))
     if started and not o.models:
-        terminal.say(f"left out, for they have not encoded every segment: {', '.join(started)}")
+        terminal.say(f"left out, because they have not encoded every segment: {', '.join(started)}")
     plan = plan_export(snapshot, o.game, models, o.frames)
     values = {
         "path": o.path,
@@ -55,7 +55,7 @@ def import_data(o: ImportOptions) -> int:
         raise UsageError("bad-option", f"{o.source} does not say which game it is: give --game.")
     if source.game not in ("", game):
         raise UsageError(
-            "bad-option", f"{o.source} is of {source.game}, not of {game}. Leave out --game."
+            "bad-option", f"{o.source} contains {source.game}, not {game}. Leave out --game."
         )
     stated = Facts(
         frame_skip=o.frame_skip,
@@ -69,15 +69,13 @@ def import_data(o: ImportOptions) -> int:
     protocol = state_protocol(game, source.facts, stated, o.protocol)
     policy = o.policy or source.policy or "imported"
     if not policy.isprintable() or len(policy) > 100:
-        raise UsageError(
-            "bad-option", "--policy: write a name of at most 100 letters that can be printed."
-        )
+        raise UsageError("bad-option", "--policy: give a name of at most 100 printable characters.")
     _, snapshot = open_snapshot(o.store, or_empty=True)
     terminal.say(f"{game}, {atari.describe(protocol)}, played by {policy}")
     if source.lossy:
         terminal.say(
-            "Its screens are JPEG pictures: near what the emulator shows, not the same. They take "
-            "more room, and live screens will not be found among them."
+            "The screens are JPEG images, which differ slightly from the emulator's screens. They need "
+            "more space, and frames of live games will not be found among them."
         )
     with terminal.Progress("check", "steps", source.steps, not o.json) as progress:
         plan = plan_import(

@@ -28,7 +28,7 @@ def list_games(o: ListOptions) -> int:
     if o.json:
         return terminal.result(True, {s.game: dataclasses.asdict(s) for s in games})
     if not games:
-        terminal.say("It is empty. Collect some frames: wsa collect --game Seaquest")
+        terminal.say("The store is empty. Collect some frames: wsa collect --game Seaquest")
         return 0
     terminal.table(
         "",
@@ -51,7 +51,11 @@ def list_games(o: ListOptions) -> int:
         for s in games
         for what, count in [("(frames)", s.pictured), *s.encoded.items()]
     ]
-    terminal.table("\nwhat there is of each segment", ["game", "model", "segments", ""], covered)
+    terminal.table(
+        "\nsegments with frames, and with embeddings of each model",
+        ["game", "model", "segments", ""],
+        covered,
+    )
     return 0
 
 

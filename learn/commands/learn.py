@@ -133,5 +133,5 @@ def _described(config: OfflineRun | OnlineRun) -> str:
     if isinstance(config, OnlineRun):
         models = ", ".join(config.inputs) or "none, grayscale pixels"
         played = atari.describe(config.protocol)
-        return f"{played}; models {models}; {count} to look frames up in"
+        return f"{played}; models {models}; embeddings looked up in {count}"
     return f"{count}; models {', '.join(config.models)}; context {config.context}"

@@ -37,8 +37,8 @@ def pretrain_encoders(o: PretrainOptions) -> int:
     )
     if choice.left_out:
         terminal.say(
-            f"{choice.left_out:,} frames more do not fit into {terminal.size(memory)} of memory and "
-            "are left out, the same share of each game; --memory-gb gives more."
+            f"{choice.left_out:,} frames are left out, because they do not fit into "
+            f"{terminal.size(memory)} of memory; each game has the same share of it. --memory-gb raises it."
         )
     device = choose_device(o.device)
     engines.require("torch", torch.device(device), o.precision)
@@ -161,9 +161,11 @@ def _check(o: PretrainOptions) -> None:
             f"--encoder {','.join(o.encoder)}: write one or more of {','.join(TRAINEES)}.",
         )
     if not o.games:
-        raise UsageError("bad-option", "--games names no game; write --games Pong,Breakout.")
+        raise UsageError(
+            "bad-option", "--games names no game. Write for example --games Pong,Breakout."
+        )
     if o.steps and o.epochs:
-        raise UsageError("bad-option", "--steps and --epochs say the same; give one of them.")
+        raise UsageError("bad-option", "Give --steps or --epochs, not both.")
     ranges: tuple[tuple[str, float, float, float], ...] = (
         ("steps", o.steps, 0, 10**9),
         ("epochs", o.epochs, 0, 10**6),

@@ -51,8 +51,8 @@ def probe_models(o: ProbeOptions) -> int:
         terminal.say(line)
     if not frames:
         terminal.say(
-            "The store has no frames of some of these segments, so grayscale pixels and untrained networks "
-            f"are left out. Fetch them: wsa pull URL --game {o.game}"
+            "The store lacks the frames of some of these segments, so grayscale pixels and untrained "
+            f"networks are left out. Fetch the frames: wsa pull URL --game {o.game}"
         )
     if o.dry_run:
         return terminal.result(o.json, _estimate(o, snapshot, models, segments, frames))
@@ -66,7 +66,7 @@ def probe_models(o: ProbeOptions) -> int:
     if not variables or not any(len(split.test) for split in moments.splits):
         raise MissingError(
             "no-frames",
-            f"Nothing varies in what would be tested of {o.game}. Collect more, or by a policy "
+            f"No variable of {o.game} varies enough to be tested. Collect more steps, or use a policy "
             "that gets further.",
         )
     plan = Plan(
@@ -120,7 +120,7 @@ def probe_models(o: ProbeOptions) -> int:
         }
         parts.append(tables.seen_table(seen, shown))
     if plan.f1:
-        what = "F1 of exact values" if ram else "F1 (plain mean of the values')"
+        what = "F1 of exact values" if ram else "F1 (plain mean over values)"
         parts.append(f"{what}, first split\n\n{tables.f1_table(table, plain=not ram)}")
     print("\n".join(parts), end="")
     return 0
@@ -155,8 +155,8 @@ def _remarks_on_play(game: str, play: dict[str, dict[str, Any]]) -> list[str]:
         )
     if "better" not in play:
         remarks.append(
-            "There is random play only, so the table says nothing about the states that better play reaches. "
-            f"Collect some: wsa collect --game {game} --policy RUN --eps 0.2, and encode it."
+            "There is only random play, so the table says nothing about states that better play reaches. "
+            f"Collect better play: wsa collect --game {game} --policy RUN --eps 0.2, and encode it."
         )
     elif "random" not in play:
         remarks.append(
@@ -166,7 +166,7 @@ def _remarks_on_play(game: str, play: dict[str, dict[str, Any]]) -> list[str]:
     else:
         random, better = (play[kind]["mean_return"] for kind in ("random", "better"))
         if random is not None and better is not None and better <= random:
-            remarks.append("What was not played at random returned no more than random play.")
+            remarks.append("Better play has no higher mean return than random play.")
     return remarks
 
 
@@ -174,13 +174,13 @@ def _remarks_on_moments(o: ProbeOptions, moments: Moments) -> list[str]:
     sizes = [len(split.test) for split in moments.splits]
     drawn = f"{len(moments):,} steps drawn, {int(moments.better.sum()):,} of them better play; "
     dealt = f"{len(moments.groups)} {moments.groups.unit} in {len(sizes)} splits, "
-    remarks = [f"{drawn}{dealt}{sum(sizes):,} steps judged"]
+    remarks = [f"{drawn}{dealt}{sum(sizes):,} steps tested"]
     if len(sizes) < o.splits:
         remarks.append(f"There are too few {moments.groups.unit} for {o.splits} splits.")
     if "segments" in moments.groups.unit:
         remarks.append(
-            "There are too few episodes to hold whole ones out: test data may be close to "
-            "training data, so read the order, not the numbers. More environments make more episodes."
+            "There are too few episodes to hold out whole ones, so test data may be close to training "
+            "data: trust the order, not the numbers. More environments give more episodes."
         )
     return remarks
 
@@ -199,17 +199,17 @@ def _asks(
         if len(sets) > 1:
             raise UsageError(
                 "bad-option",
-                f"{o.game} was played with different sets of actions there. Name policies "
-                "with the same set with --policies.",
+                f"The segments of {o.game} have different sets of actions. Choose policies with the same "
+                "set with --policies.",
             )
         if not all(map(probe_data.is_better, segments)):
             terminal.say(
-                "Some of it was played at random: such actions do not depend on the "
-                "screen. Name other policies with --policies."
+                "Some segments were played at random. Such actions do not depend on the screen. Choose "
+                "other policies with --policies."
             )
         return list(segments), targets.action_target
     total = sum(meta.steps for meta in segments)
-    with terminal.Progress("play again", "steps", total, shown=not (o.json or o.csv)) as progress:
+    with terminal.Progress("replay", "steps", total, shown=not (o.json or o.csv)) as progress:
         replayed, memories, why = targets.open_memories(snapshot, segments, progress.update)
     if why:
         terminal.say(why)

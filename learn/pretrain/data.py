@@ -84,7 +84,7 @@ def choose(
         matching = [m for m in available if not policies or m.policy in policies]
         if not matching:
             who = (
-                f" played by {', '.join(policies)} (there is {', '.join(stored_policies)})"
+                f" played by {', '.join(policies)} (available: {', '.join(stored_policies)})"
                 if stored_policies
                 else ""
             )
@@ -100,8 +100,8 @@ def choose(
         if not fitting:
             raise UsageError(
                 "bad-option",
-                f"Not one segment of {game} fits into its share of the memory, "
-                f"{share * size / 1e9:.3f} GB. Give more with --memory-gb, or fewer games.",
+                f"No segment of {game} fits into its share of the memory, "
+                f"{share * size / 1e9:.3f} GB. Raise --memory-gb, or name fewer games.",
             )
         chosen += sorted(fitting, key=lambda m: m.segment)
     taken = sum(m.frames for m in chosen)
@@ -319,8 +319,8 @@ def _split(
     if len(episodes) < 2:
         raise MissingError(
             "no-frames",
-            f"{game} has {len(episodes)} episodes, and training needs two at least: one is held "
-            f"out. Collect more, or with more environments: wsa collect --game {game} --num-envs 8",
+            f"{game} has {len(episodes)} episodes, but training needs at least two, because one is "
+            f"held out. Collect more, or with more environments: wsa collect --game {game} --num-envs 8",
         )
     order = sorted(episodes, key=hashing.identity)
     count = min(len(order) - 1, math.ceil(share * len(order)))

@@ -149,10 +149,10 @@ def begin(folder: Path, training: Training) -> None:
         ]
         longer = training.steps > existing.steps and {*fields} <= {"steps", *_CADENCE}
         if not longer or trainee(training.encoder).scheduled:
-            why = "; its schedule is for as many steps as it began with" if longer else ""
+            why = "; its schedule fixes the number of steps" if longer else ""
             raise ConflictError(
                 "run-exists",
-                f"{folder} holds another training: its {', '.join(fields)} differ{why}. Give another "
+                f"{folder} holds another training: its {', '.join(fields)} differ{why}. Use another "
                 f"--run-dir, or the command in {folder / 'command.txt'}.",
             )
     atomic_files.replace(path, msgspec.json.format(hashing.canonical(training)))

@@ -241,7 +241,7 @@ def _matching_keys(snapshot: Snapshot, game: str, encoded: Sequence[str], name: 
             if names.key_alias(key) == alias and read_spec(snapshot, key).identity.random == random
         ]
     if not keys:
-        available = f" There is {', '.join(encoded)}." if encoded else ""
+        available = f" Available: {', '.join(encoded)}." if encoded else ""
         raise MissingError(
             "not-encoded",
             f"{name} has not encoded frames of {game} in {snapshot.backend.url}.{available} Run: wsa "
@@ -283,7 +283,7 @@ def judged(moments: Moments, least: float) -> tuple[list[str], dict[str, str]]:
     for name, values in moments.target.items():
         shown = moments.shown[name]
         if shown.sum() < min(LEAST_SHOWN, len(moments) // 4):
-            reasons[name] = f"on the screen at {int(shown.sum()):,} of {len(moments):,} steps"
+            reasons[name] = f"on the screen at only {int(shown.sum()):,} of {len(moments):,} steps"
             continue
         entropy = linear.entropy(values[shown])
         if entropy > 0 and entropy >= least:

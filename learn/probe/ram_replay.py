@@ -68,7 +68,7 @@ def memories(
                     recovered[meta.segment] = memory
         except _ReplayError as error:
             failed |= {name: str(error) for name in sorted(names - recovered.keys())}
-        failed |= {name: "its steps are in other segments too" for name in names - recovered.keys()
+        failed |= {name: "other segments have the same steps" for name in names - recovered.keys()
                    if name not in failed}  # fmt: skip
     return recovered, failed
 
@@ -79,12 +79,12 @@ def _replay(
     """Yield the segments of one environment with the memory at each row.
 
     Raises:
-        _Unlike: If the next segment cannot be replayed.
+        _ReplayError: If the next segment cannot be replayed.
     """
     first = sequence[0]
     rom = games.emulator_identity(first.game)[1]
     if first.emulator[1] != rom:
-        raise _ReplayError(f"it was played on another emulator ({' '.join(first.emulator)})")
+        raise _ReplayError(f"another emulator played it ({' '.join(first.emulator)})")
     console = Console(first.game, first.protocol)
     next_seed: int | None = first.seed + first.env  # Seed of the next episode's reset.
     position = stretch = taken = 0
@@ -98,7 +98,7 @@ def _replay(
         memory = np.zeros((meta.rows, RAM_BYTES), np.uint8)
         for row in np.flatnonzero(rows["action"] >= 0).tolist():
             if episode_over != rows["is_first"][row]:
-                raise _ReplayError("its episodes begin elsewhere than where others end")
+                raise _ReplayError("an episode begins where the previous one has not ended")
             if episode_over:
                 console.reset(next_seed)
                 next_seed = None
@@ -121,8 +121,8 @@ def _replay(
 def _require_same(same: bool, meta: SegmentMeta, row: int) -> None:
     if not same:
         raise _ReplayError(
-            f"ale-py {ale_py.__version__} plays otherwise than {meta.emulator[0]} did, from row "
-            f"{row} of {meta.segment} on"
+            f"ale-py {ale_py.__version__} plays differently from {meta.emulator[0]}, starting at row "
+            f"{row} of {meta.segment}"
         )
 
 
@@ -132,7 +132,7 @@ def why(failed: Mapping[str, str]) -> str:
     for segment, reason in failed.items():
         reasons.setdefault(reason, []).append(segment)
     return "\n".join(
-        f"left out, since {reason}: {', '.join(segments[:4])}"
+        f"left out because {reason}: {', '.join(segments[:4])}"
         + (f" and {len(segments) - 4} more" if len(segments) > 4 else "")
         for reason, segments in reasons.items()
     )

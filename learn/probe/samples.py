@@ -83,8 +83,8 @@ def choose(
         raise MissingError(
             "not-encoded",
             f"No segment of {game}{who} in {snapshot.backend.url} has been encoded by all of "
-            f"{', '.join(models)}; {len(available)} are there. Run: wsa encode --game {game}, or name "
-            "fewer models.",
+            f"{', '.join(models)}; the store has {len(available)} segments. Run: wsa encode --game {game}, "
+            "or name fewer models.",
         )
     kinds = [kind for kind in (False, True) if any(is_better(m) == kind for m in fitting)]
     chosen: list[SegmentMeta] = []
@@ -215,7 +215,7 @@ def _unseen(split: Split, identity: NDArray[Any]) -> Split:
 def _too_few(snapshot: Snapshot, count: int, play: str) -> MissingError:
     return MissingError(
         "no-frames",
-        f"{count} segments of {play} in {snapshot.backend.url} can be used, and {FEWEST} episodes or "
-        "segments are needed at least: to learn from, to choose penalties by, and to be judged. "
-        "Collect more: wsa collect --num-envs 8, or leave this play out with --policies",
+        f"{count} segments of {play} in {snapshot.backend.url} can be used, but at least {FEWEST} "
+        "episodes or segments are needed: to fit probes, to choose penalties, and to test. Collect "
+        "more: wsa collect --num-envs 8, or leave this play out with --policies",
     )

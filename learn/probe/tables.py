@@ -78,25 +78,25 @@ def notes(table: Table, *, hits: bool) -> list[str]:
     remarks = []
     if table.lines[0].kind == "state":
         failed = [
-            f"{_displayed(name)} does not rank: the true state has {one.true_state:.2f}, {one.best_name} "
-            f"{one.best_other:.2f}"
+            f"{_displayed(name)} is not used for ranking: the true state has {one.true_state:.2f}, "
+            f"{one.best_name} {one.best_other:.2f}"
             for name, one in table.calibrations.items()
             if not one.ranks
         ]
         remarks += failed
         if not table.ranked_by:
-            remarks.append("no measure puts the true state first: this is no ranking")
+            remarks.append("no measure puts the true state first, so the models are not ranked")
     kinds = set(table.better.tolist())
     if len(kinds) == 1:
         remarks.append(
-            f"over {'better' if kinds == {True} else 'random'} play only: the store has no other play "
-            "that all these models have encoded"
+            f"only {'better' if kinds == {True} else 'random'} play is probed: the store has no other "
+            "play that all these models have encoded"
         )
     if table.unread:
         remarks.append(
-            f"no encoder reads (R2 below 0.1), left out of means: {', '.join(table.unread)}"
+            f"left out of means, because no encoder predicts them (R2 below 0.1): {', '.join(table.unread)}"
         )
-    seeds = " Of several seeds, the least and the most of them stand in brackets."
+    seeds = " For several seeds, brackets show the minimum and maximum."
     spread = seeds if any(len(lines) > 1 for _, lines in _grouped(table)) else ""
     what = f" A hit is within {HIT_WITHIN} units of memory." if hits else ""
     by = f"Ranked by {_displayed(table.ranked_by)}. " if table.ranked_by else ""
@@ -147,7 +147,7 @@ def seen_table(seen: dict[str, dict[str, float]], shown: dict[str, float]) -> st
         [thing, _number(shown[thing]), _number(of.get("random")), _number(of.get("better"))]
         for thing, of in seen.items()
     ]
-    columns = ["object", "on the screen", "place seen in training, random play", "better play"]
+    columns = ["object", "on the screen", "position seen in training, random play", "better play"]
     return terminal.markdown(columns, rows)
 
 

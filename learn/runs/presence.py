@@ -40,7 +40,8 @@ def mask_of(
     mask = tuple((key in named) == bool(only) for key in config.models)
     if not any(mask):
         raise UsageError(
-            "bad-option", f"{option} leaves no model. Keep one of {', '.join(config.models)}."
+            "bad-option",
+            f"{option} leaves no model. Keep at least one of {', '.join(config.models)}.",
         )
     left_out = {key for key, is_present in zip(config.models, mask, strict=True) if not is_present}
     if config.context in left_out:
@@ -70,8 +71,8 @@ def check_can_lose(config: RunConfig, option: str) -> None:
     elif not fusion_class(fusion).per_model:
         able = ", ".join(name for name in FUSIONS if _can_lose(name))
         why = (
-            f"the state vector of --fusion {fusion} has a length that depends on its models, and its head "
-            f"has never seen a part of it missing. It can be done with {able}"
+            f"with --fusion {fusion}, the length of the state vector depends on the models, so the head "
+            f"needs all of them. Models can be left out with {able}"
         )
     else:
         return
@@ -91,7 +92,7 @@ def _find(config: RunConfig, snapshot: Snapshot, name: str, option: str) -> str:
     if len(fitting) != 1:
         raise UsageError(
             "bad-option",
-            f"{option} {name}: the run's models are {', '.join(config.models)}. Name one of them, "
-            "by its key where an alias fits several.",
+            f"{option} {name}: the run's models are {', '.join(config.models)}. Name one of them; "
+            "use the key if an alias fits several.",
         )
     return fitting[0]

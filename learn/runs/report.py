@@ -37,14 +37,14 @@ from wsa.store.objects.snapshot import take_snapshot
 
 FILE = "report.html"
 POINTS = 150  # Points in a curve; more cannot be told apart.
-LARGEST_FILM = 3_000_000  # Bytes; a larger film is only named.
+MAX_VIDEO_BYTES = 3_000_000  # A larger video is only named.
 RETURNS = ("charts/episodic_return", "eval/episodic_return")
-OF_EPISODES = ("env", "seed", "return", "steps", "truncated")
+EPISODE_COLUMNS = ("env", "seed", "return", "steps", "truncated")
 PASSES = {
     "cache/backbone_passes": "passes made",
     "cache/backbone_passes_saved": "passes saved",
     "cache/distinct_frames": "distinct frames seen",
-    "cache/hit_rate": "share found in the store or seen before",
+    "cache/hit_rate": "share found in the store or among earlier frames",
 }
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -76,7 +76,7 @@ def write(folder: Path, store: str = "", out: Path | None = None) -> Path:
             ("training", "Training", _training(config, scalars)),
             ("evaluation", "Full games", _evaluation(out or folder, config)),
             ("passes", "Passes through frozen models", _passes(scalars)),
-            ("film", "A game", _film(out or folder)),
+            ("film", "Video of a game", _film(out or folder)),
             ("settings", "Settings", _settings(config)),
         )
         if parts
@@ -91,7 +91,7 @@ def _run_section(folder: Path, config: OfflineRun | OnlineRun, store: str) -> Se
     network = config.network
     data = f"{len(config.segments):,} stored segments"
     if isinstance(config, OnlineRun):
-        data = f"what it played; {data} to look frames up in"
+        data = f"games it played; embeddings are looked up in {data}"
     rows = [
         ("game", config.game),
         ("protocol", atari.describe(config.protocol)),
@@ -123,8 +123,8 @@ def _parameters(config: OfflineRun | OnlineRun, store: str) -> Part:
         snapshot = take_snapshot(open_store(store))
         counted = parameters_of(config, *windows_and_shapes(config, snapshot))
     except WsaError as error:
-        return Text(f"How many parameters the network has is not known: {error}")
-    rows = [("fusion", counted.fusion), ("head", counted.head), ("together", counted.total)]
+        return Text(f"The number of parameters is unknown: {error}")
+    rows = [("fusion", counted.fusion), ("head", counted.head), ("total", counted.total)]
     return table(
         "Trainable parameters", ("", "numbers"), [(name, f"{count:,}") for name, count in rows]
     )
@@ -193,7 +193,7 @@ def _evaluation(folder: Path, config: OfflineRun | OnlineRun) -> list[Part]:
     groups: dict[tuple[str, ...], list[float]] = defaultdict(list)
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        columns = [c for c in reader.fieldnames or () if c not in OF_EPISODES]
+        columns = [c for c in reader.fieldnames or () if c not in EPISODE_COLUMNS]
         for row in reader:
             groups[tuple(row[c] for c in columns)].append(float(row["return"]))
     rows, bars = [], []
@@ -206,9 +206,7 @@ def _evaluation(folder: Path, config: OfflineRun | OnlineRun) -> list[Part]:
         name = " ".join(v for c, v in zip(columns, group, strict=True) if v and c != "checkpoint")
         style = int("random" in group)
         bars.append(figures.Bar(name, mean.value, mean.low, mean.high, style))
-    note = (
-        "Mean raw return with its 95% bootstrap interval over games; 0 human-normalized is chance."
-    )
+    note = "Mean raw return with its 95% bootstrap interval over games. Human-normalized: 0 is the random policy's score, 1 the human tester's."
     heads = (*columns, "games", "mean return", "95% interval", "human-normalized")
     return [
         Figure("Mean return", figures.intervals(bars, "raw return")),
@@ -225,7 +223,7 @@ def _passes(scalars: Mapping[str, Curve]) -> list[Part]:
         for name, title in PASSES.items()
         if name in scalars
     ]
-    return [table("", ("", "in all"), rows)] if rows else []
+    return [table("", ("", "total"), rows)] if rows else []
 
 
 def _film(folder: Path) -> list[Part]:
@@ -234,8 +232,8 @@ def _film(folder: Path) -> list[Part]:
     if not films:
         return []
     newest = films[-1]
-    if newest.stat().st_size > LARGEST_FILM:
-        return [Text(f"The newest film, videos/{newest.name}, is too large for this page.")]
+    if newest.stat().st_size > MAX_VIDEO_BYTES:
+        return [Text(f"The newest video, videos/{newest.name}, is too large for this page.")]
     return [Film(f"videos/{newest.name}", newest.read_bytes())]
 
 

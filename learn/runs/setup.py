@@ -77,14 +77,14 @@ def configure(
     if (start.add or start.drop) and not start.init:
         raise UsageError(
             "bad-option",
-            "--add and --drop change the models of a run that was trained: name it with --init. "
-            "To choose a new run's models, use --models.",
+            "--add and --drop change the models of a trained run: name the run with --init. To choose "
+            "a new run's models, use --models.",
         )
     if start.init and request.method.match_parameters:
         raise UsageError(
             "bad-option",
-            f"--match-parameters: the network is that of --init {start.init}, whose width is what it "
-            "was trained with. Leave it out.",
+            f"--match-parameters: the network comes from --init {start.init}, so its width is fixed. Leave "
+            "it out.",
         )
     pixels = request.fusion == PIXELS
     if request.online:
@@ -219,7 +219,7 @@ class _OnlineModels:
         if not requests:
             raise UsageError(
                 "bad-option",
-                f"--output {self._output} is of another game than {self._game}. Leave out --output.",
+                f"--output {self._output} is for another game, not {self._game}. Leave out --output.",
             )
         return requests[0]
 
@@ -273,16 +273,16 @@ def _begin_from(
     if network not in (before.network, NetworkConfig()):
         raise UsageError(
             "bad-option",
-            f"--init {start.init}: its network is another than the options ask for. Leave out "
-            "options of the network: they are that run's.",
+            f"--init {start.init}: the network options differ from that run's network. Leave out the "
+            "network options; the run's own are used.",
         )
     added = keys_of(start.add) if start.add else []
     models = change_models(before.models, added, start.drop, before.network.fusion.name)
     if request.models and keys_of(request.models) != models:
         raise UsageError(
             "bad-option",
-            f"--models are not those of {start.init}, which are {', '.join(before.models)}. Leave "
-            "out --models, and say with --add and --drop what changes.",
+            f"--models differ from those of {start.init}: {', '.join(before.models)}. Leave out "
+            "--models, and use --add and --drop for changes.",
         )
     if request.method.context not in ("", MEAN_CONTEXT):
         known_names = {before.context}
@@ -407,15 +407,15 @@ def _segments_and_protocol(
     if len({p.name for p in protocols}) == 1:
         raise UsageError(
             "bad-option",
-            f"{game} was played in {len(protocols)} ways that are all called "
-            f"{protocols.pop().name}; 'wsa show {game}' shows how they differ. Data and "
-            "scores of two must not be mixed: collect each into a store of its own.",
+            f"{game} was played under {len(protocols)} different protocols, all named "
+            f"{protocols.pop().name}; 'wsa show {game}' shows how they differ. Their data and scores "
+            "must not be mixed: collect each into its own store.",
         )
     played = ", ".join(sorted({m.protocol.name for m in snapshot.segments(game)}))
     raise UsageError(
         "bad-option",
-        f"{game} was played under these protocols: {played}. Data and scores of two must not "
-        "be mixed; choose one with --protocol.",
+        f"{game} was played under these protocols: {played}. Their data and scores must not be "
+        "mixed: choose one with --protocol.",
     )
 
 
@@ -457,7 +457,8 @@ def make_online(
     if match and network.fusion.name == PIXELS:
         if parameters:
             raise UsageError(
-                "bad-option", "--match-parameters and --parameters are the same here: give one."
+                "bad-option",
+                "Give --match-parameters or --parameters, not both: with --fusion nature they mean the same.",
             )
         parameters = match
     config = OnlineRun(
@@ -531,19 +532,19 @@ def _mixable_segments(
         return same_protocol
     game, played = config.game, {m.protocol for m in snapshot.segments(config.game)}
     if config.protocol in played:
-        remedy = f"Encode what it has: wsa encode --game {game} --models ..."
+        remedy = f"Encode its data: wsa encode --game {game} --models ..."
     elif played:
         others = "; ".join(sorted(map(atari.describe, played)))
         remedy = (
-            f"What it has was played by another: {others}. Choose that with --protocol, or collect "
-            "what this run needs"
+            f"Its data was played under another protocol: {others}. Choose that with --protocol, or "
+            "collect data under this run's protocol"
         )
     else:
         remedy = f"Collect and encode some: wsa collect --game {game}"
     raise UsageError(
         "bad-option",
-        f"--offline-fraction: the store has no data of {game} by {atari.describe(config.protocol)} "
-        f"that all models have encoded. {remedy}; or leave it out.",
+        f"--offline-fraction: the store has no data of {game} under {atari.describe(config.protocol)} "
+        f"that all models have encoded. {remedy}; or leave out --offline-fraction.",
     )
 
 

@@ -43,9 +43,8 @@ def change_models(
         able = ", ".join(name for name in FUSIONS if fusion_class(name).per_model)
         raise UsageError(
             "bad-option",
-            f"--add and --drop: the state vector of --fusion {fusion} has a length that "
-            "depends on its models, so a head trained on some cannot continue with others. Use one of "
-            f"{able}.",
+            f"--add and --drop: with --fusion {fusion}, the length of the state vector depends on the "
+            f"models, so a trained head cannot continue with other models. Use one of {able}.",
         )
     remaining = list(models)
     for name in drop:
@@ -53,16 +52,20 @@ def change_models(
         if len(fitting) != 1:
             raise UsageError(
                 "bad-option",
-                f"--drop {name}: the run's models are {', '.join(models)}. Name one of them, by "
-                "its key where an alias fits several.",
+                f"--drop {name}: the run's models are {', '.join(models)}. Name one of them; "
+                "use the key if an alias fits several.",
             )
         remaining.remove(fitting[0])
     for key in add:
         if key in remaining:
-            raise UsageError("bad-option", f"--add {key}: the run has it already. Leave it out.")
+            raise UsageError(
+                "bad-option", f"--add {key}: the run already has this model. Leave it out."
+            )
         remaining.append(key)
     if not remaining:
-        raise UsageError("bad-option", "--drop leaves no model. Keep one, or --add another.")
+        raise UsageError(
+            "bad-option", "--drop leaves no model. Keep at least one, or --add another."
+        )
     return remaining
 
 
@@ -117,7 +120,7 @@ def transfer(
             raise UsageError(
                 "bad-option",
                 f"--init {path.parent.parent}: {name} has shape {tuple(source.shape)} there and "
-                f"{tuple(tensor.shape)} here. Begin from a run of the same game and protocol, with "
+                f"{tuple(tensor.shape)} here. Start from a run of the same game and protocol, with "
                 "the same network.",
             )
         else:

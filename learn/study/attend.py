@@ -53,7 +53,7 @@ def _check(folder: Path) -> None:
         able = ", ".join(name for name in FUSIONS if fusion_class(name).weighs)
         raise UsageError(
             "bad-option",
-            f"{folder}: --fusion {fusion} gives its models no weights. Those that do are {able}.",
+            f"{folder}: --fusion {fusion} gives its models no weights. Use a run with one of: {able}.",
         )
 
 

@@ -70,10 +70,10 @@ def write(folder: Path, runs: Sequence[AttentionResult], evaluation: EvaluationS
     """Write the tables and the page; return the study as Markdown."""
     parts = [part for one in runs for part in _parts(one)]
     weighed = (
-        "Weights of every step of the run's newest wsa eval, made to sum to 1. Effective number: exp of "
-        "their entropy, from 1 to the number of models. Largest: share of steps in which a model has "
-        "the largest weight; a switch is a step at which that is another model. Bands around rewards: "
-        "95 % bootstrap over the rewards."
+        "Weights at every step of the run's newest wsa eval, scaled to sum to 1. Effective number: exp "
+        "of their entropy, from 1 to the number of models. Largest: share of steps at which a model "
+        "has the largest weight. A switch is a step at which that model changes. Bands around rewards: "
+        "95 % bootstrap intervals over the rewards."
     )
     played = f" Interventions: {evaluation_note(evaluation)}." if evaluation.episodes else ""
     rows = (row for one in runs for row in _rows(one))
@@ -147,8 +147,9 @@ def _parts(one: AttentionResult) -> Iterator[Part]:
     rows = list(_rows(one))
     *_, effective, switches, steps, games = rows[0]
     yield Text(
-        f"{one.run}: {name}; {steps:,} steps of {games} games. {effective:.2f} of {len(one.models)} "
-        f"models are listened to at a time, and another one most {switches:.2f} times a second."
+        f"{one.run}: {name}; {steps:,} steps of {games} games. Effective number of "
+        f"models: {effective:.2f} of {len(one.models)}. The model with the largest weight changes "
+        f"{switches:.2f} times per second."
     )
     yield table(
         f"Use of the models: {name}",
@@ -163,8 +164,8 @@ def _parts(one: AttentionResult) -> Iterator[Part]:
             x = np.arange(-REACH, REACH + 1) / one.steps_per_s
             yield Figure(
                 f"Around {event}",
-                figures.events(x, one.models, list(bands), "seconds from it"),
-                f"{count:,} {event}; mean weight with 95 % bootstrap band.",
+                figures.events(x, one.models, list(bands), "seconds from the event"),
+                f"{count:,} {event}; mean weights with 95 % bootstrap bands.",
             )
     actions = one.config.protocol.actions
     counts, means = by_action(one.log, len(actions))
@@ -188,7 +189,7 @@ def _film(one: AttentionResult) -> Figure:
     return Figure(
         "The first game",
         figures.stacked(one.models, seconds, means, "seconds"),
-        "Each model's weight, on top of each other.",
+        "The weights of the models, stacked.",
     )
 
 
@@ -196,7 +197,7 @@ def _conclusion(lost: Interval | None, games: int) -> str:
     if lost is None:
         return ""
     if games < FEW:
-        return "too few games to say"
+        return "too few games to tell"
     return "it matters" if lost.low > 0 else "no loss shown"
 
 
@@ -217,9 +218,9 @@ def _interventions(one: AttentionResult) -> Iterator[Part]:
             yield Text(NO_BETTER_THAN_RANDOM)
     yield table(
         "Does the attention matter?",
-        ("played", "mean return", "loss against as trained", "so"),
+        ("condition", "mean return", "loss compared with as trained", "conclusion"),
         rows,
-        "A loss whose interval holds 0 shows nothing; more --episodes may.",
+        "A loss whose interval contains 0 shows nothing; more --episodes may narrow it.",
     )
     bars = [
         figures.Bar(CONDITION_NAMES[kind], *played.interval, int(kind != "none"))

@@ -120,7 +120,7 @@ def plan(o: CombineOptions, snapshot: Snapshot, device: str) -> Plan:
     if len(dict.fromkeys(o.models)) < 2:
         raise UsageError(
             "bad-option",
-            "wsa study combine: name the models that are combined, at least two: "
+            "wsa study combine: name at least two models to combine, for example "
             "--models palette,objects.",
         )
     grid.check(bench)

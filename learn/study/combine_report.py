@@ -106,13 +106,13 @@ def write(folder: Path, grid_plan: Plan, failures: Sequence[Failure]) -> Report:
     parts += [*_figures(runs, methods, tables, overall), *_curves(runs)]
     bench = grid_plan.bench
     note = (
-        f"{bench.episodes} full games a run (epsilon {bench.epsilon:g}, environments seeded from "
-        f"{bench.eval_seed}), raw returns; beside each run a random policy under the same protocol "
-        "and seeds, and a run is no better than it where Welch's 95 % interval of the difference "
-        "reaches 0. Human-normalized: 0 plays like chance, 1 like the human tester. IQM: interquartile "
+        f"{bench.episodes} full games per run (epsilon {bench.epsilon:g}, environments seeded from "
+        f"{bench.eval_seed}); raw returns. A random policy plays under the same protocol and seeds. A "
+        "run is no better than random if Welch's 95 % interval of the difference reaches 0. "
+        "Human-normalized: 0 is the random policy's score, 1 the human tester's. IQM: interquartile "
         "mean over games x seeds with 95 % stratified bootstrap interval. P: probability that a run of "
-        f"{REFERENCE} scores more than one of the method on a game drawn at random (Mann-Whitney), with "
-        "95 % bootstrap interval, on raw returns. All after Agarwal et al., 2021 (arXiv 2108.13264). "
+        f"{REFERENCE} has a higher raw return than a run of the method on a game drawn at random "
+        "(Mann-Whitney), with 95 % bootstrap interval. All after Agarwal et al., 2021 (arXiv 2108.13264). "
         f"Trained by wsa learn with {', '.join(changed(bench)) or 'its defaults'}; store "
         f"{grid_plan.settings.options['store']}."
     )
@@ -195,20 +195,20 @@ def _about(
     grid_plan: Plan, runs: Sequence[EvaluatedRun], failures: Sequence[Failure]
 ) -> Iterator[Text | Table]:
     lost = len(grid_plan.runs) - len(runs)
-    yield Text(f"{len(runs)} of {len(grid_plan.runs)} runs are trained and judged.")
+    yield Text(f"{len(runs)} of {len(grid_plan.runs)} runs are trained and evaluated.")
     if len({run.result.seed for run in runs}) < FEW:
-        yield Text("With fewer than three seeds the intervals say little about another seed.")
+        yield Text("With fewer than three seeds, the intervals say little about other seeds.")
     if failures:
         rows = [(failure.cell, failure.kind, failure.message) for failure in failures]
-        yield table("Runs that failed", ("run", "kind", "why"), rows)
+        yield table("Runs that failed", ("run", "kind", "reason"), rows)
     elif lost:
-        yield Text(f"{lost} are missing: the same command again continues.")
+        yield Text(f"{lost} are missing. Run the same command again to continue.")
     if grid_plan.left_out:
         yield table(
             "Left out",
-            ("what", "why"),
+            ("run", "reason"),
             list(grid_plan.left_out.items()),
-            "They cannot be with these models.",
+            "These runs are impossible with these models.",
         )
 
 
@@ -262,8 +262,8 @@ def _aggregate(overall: Sequence[Overall]) -> Iterator[Table]:
             )
             for line in best
         ],
-        "Human-normalized. P above 0.5: the reference is better more often than not; an interval that "
-        "holds 0.5 decides nothing.",
+        "Human-normalized. P above 0.5: the reference is better more often than not. An interval that "
+        "contains 0.5 decides nothing.",
     )
 
 
@@ -277,12 +277,12 @@ def _figures(
     scored = [line for line in overall if line.iqm]
     scored.sort(key=lambda line: -line.iqm.value if line.iqm else 0.0)
     bars = [figures.Bar(line.method, *line.iqm, style[line.method]) for line in scored if line.iqm]
-    paper = "The paper's methods in the first color, controls in the second."
+    paper = "First color: methods of the paper. Second color: controls."
     if bars:
         yield Figure(
             "Interquartile mean over games and seeds",
             figures.intervals(bars, "human-normalized score", line=0.0),
-            f"{paper} 0 plays like chance.",
+            f"{paper} 0 is the random policy's score.",
         )
     counted = [
         (bar, line.parameters)
@@ -306,14 +306,14 @@ def _figures(
         yield Figure(
             f"Probability that {REFERENCE} is better",
             figures.intervals(against, f"P({REFERENCE} > method)", line=0.5),
-            "On a game drawn at random. An interval that holds 0.5 decides nothing.",
+            "On a game drawn at random. An interval that contains 0.5 decides nothing.",
         )
     drawn = list(_profiles([line.method for line in scored], tables))
     if drawn:
         yield Figure(
             "Performance profile",
             figures.curves(drawn, "human-normalized score", "share of runs above"),
-            f"With 95 % bands; {REFERENCE} and the best others by IQM.",
+            f"With 95 % bands: {REFERENCE} and the other methods with the highest IQM.",
         )
     for game in dict.fromkeys(run.result.game for run in runs):
         yield _of_game(game, [run for run in runs if run.result.game == game], style)
@@ -349,7 +349,7 @@ def _of_game(game: str, runs: Sequence[EvaluatedRun], style: Mapping[str, int]) 
     return Figure(
         f"Raw return: {game}",
         figures.intervals(bars, "raw return", line=chance),
-        "Mean with 95 % bootstrap interval over seeds, of one seed over its games. Dashed: random policy.",
+        "Mean with 95 % bootstrap interval over seeds, or over games for a single seed. Dashed: random policy.",
     )
 
 
@@ -374,7 +374,7 @@ def _curves(runs: Sequence[EvaluatedRun]) -> Iterator[Figure]:
                 )  # fmt: skip
         if lines:
             yield Figure(
-                f"On the way: {game}",
+                f"During training: {game}",
                 figures.curves(lines, "steps", "raw return"),
-                "Mean over seeds; the band is from the worst to the best seed.",
+                "Mean over seeds; the band spans the worst to the best seed.",
             )

@@ -25,8 +25,8 @@ from wsa.store.format import records
 Z_95 = 1.96  # Standard errors in a 95 % interval.
 RANDOM = "random"  # Name of the random policy, in place of a network.
 NO_BETTER_THAN_RANDOM = (
-    "As it was trained the run plays no better than chance, so nothing that you take away "
-    "can lower its return. Conclude nothing else from these games."
+    "As trained, the run plays no better than a random policy, so removing something cannot lower its "
+    "return. These games do not support any other conclusion."
 )
 
 

@@ -26,7 +26,7 @@ def runs_of(o: RunsOptions) -> list[Path]:
     check_ranges(o)
     if not o.runs:
         raise UsageError(
-            "bad-option", f"wsa study {o.kind}: name the folder of one trained run or more."
+            "bad-option", f"wsa study {o.kind}: name the folders of one or more trained runs."
         )
     return [Path(run) for run in dict.fromkeys(o.runs)]
 

@@ -54,8 +54,8 @@ def read_log(folder: Path) -> Log:
     if not path.exists():
         raise MissingError(
             "no-run",
-            f"{folder} has no {FILE}: 'wsa eval {folder}' keeps one, of a fusion that gives models "
-            "weights (wsa, dpa, unshared or moe).",
+            f"{folder} has no {FILE}. 'wsa eval {folder}' writes it, if the fusion gives models weights "
+            "(wsa, dpa, unshared or moe).",
         )
     try:
         with np.load(path, allow_pickle=False) as found:
@@ -80,8 +80,8 @@ def read_log(folder: Path) -> Log:
     if len(log.models) < 2 or not weights.any(axis=0).all():
         raise UsageError(
             "bad-option",
-            f"{path} is of an evaluation in which models were left out, or of one model alone. "
-            f"Evaluate the whole: wsa eval {folder}",
+            f"{path} comes from an evaluation with only some of the run's models, or the run has only "
+            f"one. Evaluate the run with all its models: wsa eval {folder}",
         )
     return log
 

@@ -303,7 +303,7 @@ def test_an_empty_store(wsa, tmp_path):
     assert wsa("show") == (3, "", f"store ./store\nwsa show: {none}\n")
     code, out, err = wsa("list")
     assert (code, out) == (0, "")
-    assert err.endswith("It is empty. Collect some frames: wsa collect --game Seaquest\n")
+    assert err.endswith("The store is empty. Collect some frames: wsa collect --game Seaquest\n")
     assert wsa("verify").code == 0
 
 

@@ -161,7 +161,7 @@ def test_a_run_that_fails_is_named_and_the_rest_is_done(ready, tmp_path, monkeyp
         (f"Breakout, mean, {RESNET}, seed 1", "RuntimeError"),
         (f"Breakout, mean, {RESNET}, seed 2", "RuntimeError"),
     ]
-    assert err.splitlines()[-1].startswith("wsa bench: 8 of 8 runs failed, the rest is done.")
+    assert err.splitlines()[-1].startswith("wsa bench: 8 of 8 runs failed; the others are done.")
     assert "wsa encode --game Breakout --models lite0" in err
     assert "out of memory" in err and "Traceback" not in err
     error = tmp_path / "bench" / "runs" / f"Breakout__mean__{RESNET}__1" / "error.txt"
@@ -181,8 +181,8 @@ def test_other_games_to_judge_by_train_nothing_anew(ready, tmp_path, unchanged):
         outcome = ready(*BENCH, *ONE, "--updates", 7)
     assert outcome.code == 4
     assert outcome.error == (
-        "wsa bench: bench was started with --updates 6, not 7: its runs would not be comparable. "
-        "Give that, or another --bench-dir."
+        "wsa bench: bench was started with --updates 6, not 7, so the runs would not be "
+        "comparable. Use the same value, or another --bench-dir."
     )
     (folder,) = (tmp_path / "bench" / "runs").iterdir()
     before = {p: p.read_bytes() for p in (folder / "checkpoints").iterdir()}
@@ -245,7 +245,7 @@ def test_runs_on_workers_are_those_of_one_process(ready, tmp_path):
         ("--algo ppo", "--algo ppo needs --online"),
         ("--episodes 0", "--episodes must be at least 1"),
         ("--updates 0", "--updates must be at least 1"),
-        ("--models-subsets ,", "Name the models that are fused"),
+        ("--models-subsets ,", "Name the models to fuse"),
         ("--models-subsets lite0+", "write models with + between them"),
         ("--models lite0", "Give --models or --models-subsets, not both"),
         ("--game Pong", "Unrecognized options: --game"),

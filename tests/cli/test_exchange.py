@@ -136,7 +136,7 @@ def test_export_leaves_out_models_that_have_not_encoded_everything(filled, key):
     outcome = filled("export", "x.zarr", "--game", "Breakout", "--json")
     assert outcome.code == 0
     assert json.loads(outcome.out)["models"] == []
-    assert f"left out, for they have not encoded every segment: {key}" in outcome.err
+    assert f"left out, because they have not encoded every segment: {key}" in outcome.err
 
 
 @pytest.mark.parametrize("by", ["game", "policy", "model", "author"])

@@ -35,13 +35,13 @@ def test_models_join_and_leave(filled, tmp_path):
     assert fewer.code == 0, fewer.err
     assert config(tmp_path / "three")["models"] == keys[1:]
     for options, says in (
-        (("--init", "two", "--models", RESNET), "--models are not those of two"),
-        (("--init", "two", "--fusion-size", "16"), "its network is another"),
+        (("--init", "two", "--models", RESNET), "--models differ from those of two"),
+        (("--init", "two", "--fusion-size", "16"), "the network options differ"),
         (("--init", "two", "--drop", "vit"), "--drop vit: the run's models are"),
-        (("--init", "two", "--add", RESNET), f"--add {keys[0]}: the run has it already"),
+        (("--init", "two", "--add", RESNET), f"--add {keys[0]}: the run already has this model"),
         (("--init", "two", "--context", VIT), "the context of two is mean"),
         (("--init", "nowhere"), "nowhere/checkpoints has no checkpoint"),
-        (("--add", VIT), "name it with --init"),
+        (("--add", VIT), "name the run with --init"),
     ):
         outcome = filled(*LEARN[:-2], *options, "--run-dir", "no")
         assert outcome.code in (2, 3) and says in outcome.error, outcome.err

@@ -90,8 +90,8 @@ def test_less_memory_reads_fewer_segments_and_says_so(filled):
     [
         (("--encoder", "vit"), 2, "write one or more of ae,stdim,mae,transporter,segmentation"),
         (("--games", "Qbert"), 3, "wsa collect --game Qbert"),
-        (("--games", "Breakout", "--policies", "expert"), 3, "there is random"),
-        (("--steps", 5, "--epochs", 1), 2, "give one of them"),
+        (("--games", "Breakout", "--policies", "expert"), 3, "available: random"),
+        (("--steps", 5, "--epochs", 1), 2, "Give --steps or --epochs"),
         (("--batch-size", 1), 2, "at least 2"),
         (("--held-out", 1), 2, "above 0 and below 1"),
         (("--learning-rate", -1), 2, "--learning-rate must be from 0 to 1"),

@@ -31,7 +31,7 @@ def test_places_are_read_out(filled, key, unchanged):
     assert found["hit_within"] == 4 and 0 < found["on_screen"]["ball x"] < 1
     assert found["seen_in_training"]["player"]["random"] > 0
     assert found["play"]["random"]["steps"] == 200 and "better" not in found["play"]
-    assert "There is random play only" in err and not state["f1"] and "transfer" not in state
+    assert "There is only random play" in err and not state["f1"] and "transfer" not in state
 
 
 def test_tables_are_markdown(filled):
@@ -40,7 +40,7 @@ def test_tables_are_markdown(filled):
     assert code == 0
     assert " ".join(lines[0].split()) == "| model | numbers | R2 | 64 axes: R2 |"
     assert any(line.startswith(f"| {NAME}") for line in lines)
-    assert "F1 (plain mean of the values'), first split" in lines
+    assert "F1 (plain mean over values), first split" in lines
     assert any("next 10 steps" in line for line in lines)
     assert err.splitlines()[-1].startswith("probe: 2 of 2 embeddings")
 
@@ -53,7 +53,7 @@ def test_f1_stands_beside_places_where_it_is_asked_for(filled):
     head, _, f1 = out.partition("F1 of exact values, first split")
     for part in (head, f1):
         assert "(true state)" in part and NAME in part and "pixels 88" in part
-    assert "| ball " in head and "place seen in training" in head
+    assert "| ball " in head and "position seen in training" in head
 
 
 def test_a_line_for_each_model_and_variable(filled, key):
@@ -89,7 +89,7 @@ def test_untrained_seeds_stand_beside_encoders_of_wsas_own(filled):
     assert (estimate["untrained_networks"], estimate["untrained_passes"]) == (2, 200)
     code, out, _ = filled(*asked)
     assert code == 0
-    assert "| vos untrained, 2 seeds | 512" in out and "the least and the most" in out
+    assert "| vos untrained, 2 seeds | 512" in out and "the minimum and maximum" in out
 
 
 def test_a_dry_run_reads_nothing_but_records(filled, unchanged):

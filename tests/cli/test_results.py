@@ -172,7 +172,7 @@ def test_list(filled, key):
         "size",
     ]
     assert out[2].split()[:6] == ["Breakout", "4", "200", "196", "0", "-"]
-    assert out[3:5] == ["", "what there is of each segment"]
+    assert out[3:5] == ["", "segments with frames, and with embeddings of each model"]
     assert [line.split() for line in out[7:]] == [
         ["Breakout", "(frames)", "4", "of", "4", "100%"],
         ["Breakout", key, "4", "of", "4", "100%"],

@@ -53,8 +53,8 @@ def rows(path: Path) -> list[dict[str, str]]:
     "arguments, code, why",
     [
         (("sclae",), 2, "Did you mean scale?"),
-        (("scale",), 2, "name the folder of one trained run"),
-        (("attend",), 2, "name the folder of one trained run"),
+        (("scale",), 2, "name the folders of one or more trained runs"),
+        (("attend",), 2, "name the folders of one or more trained runs"),
         (("scale", "nowhere"), 3, "is not the folder of a run"),
         (("attend", "nowhere"), 3, "is not the folder of a run"),
         (("generalise", "run", "nowhere"), 3, "is not the folder of a run"),

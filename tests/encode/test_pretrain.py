@@ -100,7 +100,7 @@ def test_a_training_with_a_schedule_is_not_made_longer(tmp_path: Path) -> None:
     masks = msgspec.structs.replace(TRAINING, encoder="segmentation")
     trainer.begin(tmp_path, masks)
     longer = msgspec.structs.replace(masks, steps=24)
-    with pytest.raises(ConflictError, match="its schedule is for as many steps as it began with"):
+    with pytest.raises(ConflictError, match="its schedule fixes the number of steps"):
         trainer.begin(tmp_path, longer)
 
 

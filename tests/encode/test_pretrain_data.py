@@ -171,7 +171,7 @@ def test_one_episode_cannot_be_split(store: Backend, kit: ModuleType) -> None:
     kit.add_segment(store, 0)
     snapshot = take_snapshot(store)
     chosen = data.choose(snapshot, ["Pong"], (), [ONE], 1 << 30)
-    with pytest.raises(MissingError, match="has 1 episodes, and training needs two"):
+    with pytest.raises(MissingError, match="has 1 episodes, but training needs at least two"):
         data.read(snapshot, chosen.segments, ONE, 0.2)
 
 

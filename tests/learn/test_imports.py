@@ -492,7 +492,7 @@ def test_the_command_reads_game_policy_and_protocol_from_the_data(
     assert main([*bring_it, "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["steps"] == 75
-    assert "played by uniform" in said.err and "Its screens are JPEG pictures" in said.err
+    assert "played by uniform" in said.err and "The screens are JPEG images" in said.err
 
 
 @pytest.fixture(autouse=True)

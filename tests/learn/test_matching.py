@@ -114,7 +114,7 @@ def test_a_network_on_pixels_is_matched_too(snapshot: Snapshot, learner: OnlineC
     run = made(match=200_000)
     assert run == made(parameters=200_000)
     assert parameters_of(run, (), ()).total == pytest.approx(200_000, rel=0.02)
-    with pytest.raises(UsageError, match="are the same here"):
+    with pytest.raises(UsageError, match="they mean the same"):
         made(match=200_000, parameters=200_000)
 
 

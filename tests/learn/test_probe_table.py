@@ -93,7 +93,8 @@ def test_a_measure_that_fails_the_true_state_is_not_ranked_by(moments: Moments) 
     assert failed.best_name == "codes" and failed.true_state < failed.best_other
     assert not failed.ranks and table.calibrations["r2"].ranks and table.ranked_by == "r2"
     assert any(
-        "F1 does not rank: the true state has" in note for note in tables.notes(table, hits=True)
+        "F1 is not used for ranking: the true state has" in note
+        for note in tables.notes(table, hits=True)
     )
 
 
@@ -121,7 +122,7 @@ def test_without_a_measure_to_trust_nothing_is_ranked() -> None:
     assert order(ranking(1, 1)) == [TRUE_STATE, "better", "worse", FLOOR]
     by_hits = ranking(0.7, 1)
     assert by_hits.ranked_by == "hit"
-    assert "R2 does not rank: the true state has 0.70, better 0.80" in tables.notes(
+    assert "R2 is not used for ranking: the true state has 0.70, better 0.80" in tables.notes(
         by_hits, hits=True
     )
     assert any(
@@ -135,7 +136,7 @@ def test_without_a_measure_to_trust_nothing_is_ranked() -> None:
         FLOOR,
     ]
     said = tables.notes(by_nothing, hits=True)
-    assert "no measure puts the true state first: this is no ranking" in said
+    assert "no measure puts the true state first, so the models are not ranked" in said
     assert not any(note.startswith("Ranked by") for note in said)
     assert tables.as_json(by_nothing)["calibration"]["hit"]["ranks"] is False
 

@@ -102,8 +102,8 @@ def test_what_is_played_otherwise_is_named(
     assert set(found) == {m.segment for m in segments if m.env == 1} | {own[0].segment}
     assert set(failed) == {m.segment for m in own[1:]}
     (said,) = set(failed.values())
-    assert f"of {own[1].segment} on" in said and "plays otherwise" in said
-    assert why(failed).startswith(f"left out, since {said}: {own[1].segment}, ")
+    assert f"of {own[1].segment}" in said and "plays differently" in said
+    assert why(failed).startswith(f"left out because {said}: {own[1].segment}, ")
 
 
 def test_what_the_play_before_is_missing_of_is_named(breakout: Snapshot) -> None:
@@ -126,7 +126,7 @@ def test_what_came_from_elsewhere_is_named(breakout: Snapshot) -> None:
     }
     other = Snapshot(breakout.backend, commits)
     _, failed = memories(other, other.segments("Breakout")[:1])
-    assert list(failed.values()) == ["it was played on another emulator (unknown unknown)"]
+    assert list(failed.values()) == ["another emulator played it (unknown unknown)"]
 
 
 class _Seen:

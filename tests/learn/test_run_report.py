@@ -64,7 +64,7 @@ def test_it_says_what_was_asked_and_what_came_of_it(run: Path) -> None:
         "fusion size 256", "passes saved 25,600", "400 run abc 0.001 2 20.5", MODELS[0],
     ):  # fmt: skip
         assert known in said, known
-    assert "How many parameters the network has is not known: " in said
+    assert "The number of parameters is unknown: " in said
     assert "Only keys are known" in said  # These models are in no store.
     titles = re.findall(r'aria-label="([^"]+)"', page)
     assert titles == ["Fusion weights", "losses: td loss", "Mean return"]
@@ -77,7 +77,7 @@ def test_a_film_stands_in_it_if_it_is_small(run: Path, monkeypatch: pytest.Monke
     (run / "videos" / "episode_0.mp4").write_bytes(b"film")
     page = report.write(run).read_text()
     assert f'src="data:video/mp4;base64,{base64.b64encode(b"film").decode()}"' in page
-    monkeypatch.setattr(report, "LARGEST_FILM", 3)
+    monkeypatch.setattr(report, "MAX_VIDEO_BYTES", 3)
     page = report.write(run).read_text()
     assert "<video" not in page and "videos/episode_0.mp4, is too large" in page
 

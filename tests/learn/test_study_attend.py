@@ -58,8 +58,12 @@ def test_a_log_is_read_game_by_game(tmp_path: Path) -> None:
     "changes, error, why",
     [
         (None, MissingError, "wsa eval"),
-        ({"weights": np.array([[1.0, 0.0]] * 4)}, UsageError, "models were left out"),
-        ({"models": np.array(["a-0123456789ab"]), "weights": np.ones((4, 1))}, UsageError, "alone"),
+        ({"weights": np.array([[1.0, 0.0]] * 4)}, UsageError, "only some of the run's models"),
+        (
+            {"models": np.array(["a-0123456789ab"]), "weights": np.ones((4, 1))},
+            UsageError,
+            "has only one",
+        ),
         ({"step": np.zeros((2, 2))}, DamagedError, "cannot be read"),
     ],
 )

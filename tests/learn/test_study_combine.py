@@ -114,7 +114,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[di
 
 def test_what_is_there_is_reported_and_what_is_not_is_named(report: Any) -> None:
     folder, text, table = report
-    assert "16 of 78 runs are trained and judged." in text
+    assert "16 of 78 runs are trained and evaluated." in text
     assert "Pong, fix, seed 1" in text and "It needs 9 GB." in text
     assert "Pong, cnn" in text and "every model gives a vector" in text
     assert "| 3 of 3 " in text  # Runs of uniform are no better than random, and get no ratio.

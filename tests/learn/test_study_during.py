@@ -103,8 +103,8 @@ def test_the_report(tmp_path: Path) -> None:
             changes[stage.cell.folder] = PlayedGames((-5.0, -7.0), 10, 3)
     bench = bench_options(cli.parse("study", ["scale", "--during", "--models", "a,b"]))
     text = during_report.write(tmp_path, bench, found, changes, [])
-    assert "9 of 10 runs are trained and judged." in text
-    assert "1 of them play no better than chance" in text
+    assert "9 of 10 runs are trained and evaluated." in text
+    assert "1 of them play no better than a random policy" in text
     adding = next(line for line in text.splitlines() if line.startswith("| a + b "))
     assert [cell.strip() for cell in adding.split("|")[1:-1]] == [
         "a + b", "20", "0.00", "-6.00", "1.00", "1",

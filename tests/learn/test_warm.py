@@ -148,7 +148,7 @@ def test_which_models_are_left() -> None:
     for add, drop, says in (
         ([], ["vit"], "--drop vit: the run's models are vit-000000000001"),
         ([], ["lite0"], "--drop lite0: "),
-        ([models[0]], [], f"--add {models[0]}: the run has it already"),
+        ([models[0]], [], f"--add {models[0]}: the run already has this model"),
         ([], models, "--drop leaves no model"),
     ):
         with pytest.raises(UsageError, match=says):

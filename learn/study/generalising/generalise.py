@@ -96,8 +96,8 @@ def generalise(o: GeneraliseOptions) -> int:
     if not any(plan.suites for plan in plans):
         raise UsageError(
             "bad-option",
-            f"--suite {o.suite}: no run's game has such variants. authors is for Breakout and Pong; "
-            "look, noise and sticky are for every game.",
+            f"--suite {o.suite}: no run's game has variants in this suite. authors is for Breakout and "
+            "Pong; look, noise and sticky are for every game.",
         )
     evaluation, folder = evaluation_of(o), Path(o.study_dir)
     saved = SavedResults(folder, evaluation, o.states)
@@ -193,7 +193,7 @@ def _attempt(
         path = Path(o.study_dir) / "error.txt"
         atomic_files.replace(path, traceback.format_exc().encode())
         message = " ".join(str(error).split())[:300]
-        why = f"{type(error).__name__}: {message}. {path} says where."
+        why = f"{type(error).__name__}: {message}. See the traceback in {path}."
         return Failed(run, type(error).__name__, why, 1)
 
 

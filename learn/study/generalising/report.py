@@ -19,7 +19,7 @@ from wsa.learn.study.generalising.retention import FEW, Pair, Retention
 from wsa.learn.study.generalising.shift import Shift
 from wsa.learn.study.generalising.suites import COLOURS
 
-KIND, TITLE = "generalise", "In games that they did not train on"
+KIND, TITLE = "generalise", "In games that the runs were not trained on"
 COLUMNS = ("run", "game", "fusion", "seed", "checkpoint", "suite", "variant", "policy", "number",
            "env_seed", "return")  # fmt: skip
 KEPT_COLUMNS = ("run", "game", "fusion", "seed", "suite", "variant", "return_mean", "return_low",
@@ -28,9 +28,9 @@ KEPT_COLUMNS = ("run", "game", "fusion", "seed", "suite", "variant", "return_mea
 SHIFT_COLUMNS = ("run", "game", "fusion", "seed", "variant", "states", "model", "cosine",
                  "weight_before", "weight_after", "weight_moved", "action_agreement")  # fmt: skip
 NO_ADVANTAGE = (
-    "These games do not show that the run plays better than chance ({}: its return less that of the random "
-    "policy in the game as it is), so there is no score of which a share could be kept: returns alone "
-    "are shown."
+    "These games do not show that the run plays better than a random policy. In the unchanged game, its "
+    "return minus the random policy's is {}. So there is no advantage to keep, and only returns are "
+    "shown."
 )
 
 
@@ -105,14 +105,14 @@ def write(
     parts: list[Part] = [*_overview(runs), *(Text(note) for note in missing_suites)]
     if failed:
         rows = [(one.run, one.message) for one in failed]
-        parts.append(table("Runs that failed", ("run", "why"), rows))
+        parts.append(table("Runs that failed", ("run", "reason"), rows))
     parts += [part for one in runs for part in _parts(one, evaluation.episodes)]
     note = (
-        f"{evaluation_note(evaluation)}; a game and its variant begin alike, pair by pair. Kept: (return in the variant - "
-        "random policy in the variant) / (return - random policy), where the run is above random by the "
-        "95 % interval of the difference; intervals by drawing pairs of games together. Embeddings: "
-        "cosine between those of a frame with and without the change, of the same actions, as the "
-        "network normalises them; weights made to sum to 1."
+        f"{evaluation_note(evaluation)}. Games with and without a change have the same seeds, in pairs. Kept: "
+        "(return in the variant - random policy in the variant) / (return - random policy), if the 95 % "
+        "interval of the run's advantage over the random policy is above 0. Intervals: bootstrap over "
+        "pairs of games. Embeddings: cosine between the embeddings of a frame with and without the "
+        "change, after the same actions, as the network normalizes them. Weights are scaled to sum to 1."
     )
     raw = (row for one in runs for row in _rows(one, env_seeds(evaluation)))
     further = {
@@ -178,7 +178,7 @@ def _overview(runs: Sequence[VariantResult]) -> Iterator[Part]:
         shares = {s: retention.share(list(pairs.values())) for s, pairs in one.suites.items()}
         played, chance = (p.interval for p in one.plain)
         cells = [shares.get(suite) for suite in suites]
-        note = "" if retention.beats_random else "not shown to be above random: nothing to keep"
+        note = "" if retention.beats_random else "not shown to be better than random"
         rows.append((called, one.name, played, chance, *cells, note))
         bars += [
             figures.Bar(f"{suite}: {called}", *value, style)
@@ -190,12 +190,12 @@ def _overview(runs: Sequence[VariantResult]) -> Iterator[Part]:
         yield Figure(
             "Share of the score that is kept",
             figures.intervals(bars, "share kept, mean over the suite", line=1.0),
-            "1 (dashed): as far above the random policy as in the game as it is. 0: no better than it.",
+            "1 (dashed): as far above the random policy as in the unchanged game. 0: no better than random.",
         )
     if rows:
         yield table(
             "Share of the score that is kept, mean over each suite",
-            ("run", "of", "mean return", "random policy", *suites, "note"),
+            ("run", "game", "mean return", "random policy", *suites, "note"),
             rows,
         )
 
@@ -206,7 +206,7 @@ def _parts(one: VariantResult, games: int) -> Iterator[Part]:
     if not retention.beats_random:
         yield Text(NO_ADVANTAGE.format(retention.advantage))
     elif games < FEW:
-        yield Text(f"With fewer than {FEW} games in each condition the intervals say little.")
+        yield Text(f"With fewer than {FEW} games per condition, the intervals say little.")
     for suite, variants in one.suites.items():
         if suite == "authors" and len(variants) == len(COLOURS) ** 2:
             yield _recolourings(one, retention, list(variants.values()))
@@ -215,7 +215,7 @@ def _parts(one: VariantResult, games: int) -> Iterator[Part]:
     yield table(
         f"Variants: {one.name}",
         ("suite", "variant", "mean return", "random policy", "change of the return", "kept"),
-        [("", "as it is", *(p.interval for p in one.plain), None, None)]
+        [("", "unchanged", *(p.interval for p in one.plain), None, None)]
         + [
             (
                 suite,
@@ -227,7 +227,7 @@ def _parts(one: VariantResult, games: int) -> Iterator[Part]:
             for suite, variants in one.suites.items()
             for variant, pair in variants.items()
         ],
-        "A change whose interval holds 0 shows nothing; more --episodes may.",
+        "A change whose interval contains 0 shows nothing; more --episodes may narrow it.",
     )
     if one.shifts:
         yield from _moved(one)
@@ -240,11 +240,13 @@ def _bars(
     if retention.beats_random:
         shares = {variant: retention.share([pair]) for variant, pair in variants.items()}
         bars = [figures.Bar(v, *value) for v, value in shares.items() if value is not None]
-        return Figure(title, figures.intervals(bars, "share kept", line=1.0), "Dashed: all of it.")
-    games = {"as it is": one.plain, **variants}
+        return Figure(
+            title, figures.intervals(bars, "share kept", line=1.0), "Dashed: the whole score."
+        )
+    games = {"unchanged": one.plain, **variants}
     bars = [figures.Bar(variant, *pair[0].interval) for variant, pair in games.items()]
     line = one.plain[1].mean
-    note = "Dashed: random policy in the game as it is."
+    note = "Dashed: random policy in the unchanged game."
     return Figure(title, figures.intervals(bars, "raw return", line=line), note)
 
 
@@ -253,7 +255,7 @@ def _recolourings(one: VariantResult, retention: Retention, pairs: Sequence[Pair
     numbers = [kept.value if (kept := retention.share([p])) else p[0].mean for p in pairs]
     values = np.array(numbers).reshape(len(COLOURS), len(COLOURS))
     title = "share kept" if retention.beats_random else "mean return"
-    note = "Black is the background's color: whatever has it is invisible."
+    note = "Black is the background's color, so black objects are invisible."
     svg = figures.heat_map(
         values, COLOURS, COLOURS, "color of the blocks", y_label="player and ball",
         strongest=1.0 if retention.beats_random else None,
@@ -265,12 +267,12 @@ def _moved(one: VariantResult) -> Iterator[Part]:
     """The model that a change of looks moves most, and how the fusion responds."""
     variants, shifts = list(one.shifts), list(one.shifts.values())
     yield Figure(
-        f"Embeddings in other looks: {one.name}",
+        f"Embeddings with changed looks: {one.name}",
         figures.heat_map(
             np.array([s.cosine for s in shifts]), variants, one.models,
             "cosine of the embeddings", strongest=1.0,
         ),
-        "1: the model sees the same as before. 0: something unrelated.",
+        "1: the embedding does not change. 0: it is unrelated to the original.",
     )  # fmt: skip
     weighed = [(s.before, s.after) for s in shifts if s.before and s.after]
     if len(one.models) > 1 and weighed:
@@ -278,7 +280,7 @@ def _moved(one: VariantResult) -> Iterator[Part]:
         yield Figure(
             f"How the fusion responds: {one.name}",
             figures.heat_map(changes, variants, one.models, "change of the mean weight"),
-            "If a look confuses a model, a fusion that notices gives it less weight.",
+            "If a change confuses a model, a fusion that notices gives the model less weight.",
         )
     rows = []
     for variant, s in one.shifts.items():
@@ -296,8 +298,8 @@ def _moved(one: VariantResult) -> Iterator[Part]:
             )
         )
     yield table(
-        f"The model that a look moved most: {one.name}",
-        ("variant", "moved most", "cosine", "its weight", "same action"),
+        f"The model whose embeddings change most: {one.name}",
+        ("variant", "model", "cosine", "weight", "same action"),
         rows,
-        f"Of the same {shifts[0].states} states with and without the change.",
+        f"Over the same {shifts[0].states} states with and without the change.",
     )

@@ -90,7 +90,7 @@ def check(folder: Path) -> None:
         raise UsageError(
             "bad-option",
             f"{folder} has {len(config.models)} models, which make {2 ** len(config.models):,} "
-            f"sets; at most {MOST_MODELS} can be looked at. Use wsa eval --without for single sets.",
+            f"sets. At most {MOST_MODELS} models are supported. Use wsa eval --without for single sets.",
         )
 
 

@@ -15,11 +15,12 @@ from wsa.learn.study.scaling.cached import CachedResult, SetResult
 KIND, TITLE = "scale-cached", "After training, on stored states"
 MOST_IN_LATTICE = 4
 NOTE = (
-    "The greedy action of the network with a set of its models, against that with all of them, on the "
-    "same stored states. Regret: what the set's action loses by the whole network's own values. KL: "
-    "divergence of the set's policy from the whole's, in nats. No model: the head on a state vector "
-    "of zeros. Shapley value (exact): what a model adds to the agreement, averaged over all orders in "
-    "which the models may join. No frame went through a model, and no game was played."
+    "The network's greedy action with a set of its models, compared with its action with all models, "
+    "on the same stored states. Regret: how much value the set's action loses, by the full network's "
+    "action values. KL: divergence of the set's policy from the full network's, in nats. No model: the "
+    "head sees a state vector of zeros. Shapley value (exact): how much a model adds to the agreement, "
+    "averaged over all orders in which models can be added. No frame went through a model, and no "
+    "game was played."
 )
 COLUMNS = (
     "run", "game", "fusion", "seed", "checkpoint", "states", "held_out", "present", "models",
@@ -44,7 +45,7 @@ def _row(one: CachedResult, measured: SetResult) -> tuple[Any, ...]:
 
 
 def _parts(one: CachedResult) -> Iterator[Part]:
-    which = "held-out states" if one.held_out else "states that it may have learned from"
+    which = "held-out states" if one.held_out else "states that it may have been trained on"
     yield Text(
         f"{one.run}: {one.game}, {one.fusion}, seed {one.seed}; {one.states:,} {which}, network "
         f"{one.checkpoint}."
@@ -56,20 +57,20 @@ def _parts(one: CachedResult) -> Iterator[Part]:
     yield Figure(
         f"What each model adds ({one.game}, {one.fusion}, seed {one.seed})",
         figures.intervals(bars, "Shapley value of the agreement", line=0.0),
-        f"They sum to {sum(one.shapley):.3f}, what all models have over none.",
+        f"They sum to {sum(one.shapley):.3f}, the difference between all models and none.",
     )
     if len(one.models) <= MOST_IN_LATTICE:
         letters, legend = letters_of(one.models)
         yield Figure(
             "Every set of models",
             figures.lattice(
-                {s.present: s.agreement for s in one.sets}, letters, "agreement with the whole"
+                {s.present: s.agreement for s in one.sets}, letters, "agreement with all models"
             ),
             legend,
         )
     yield table(
         f"Sets of models: {one.game}, {one.fusion}, seed {one.seed}",
-        ("models", "agreement", one.loss, "mean weight of each"),
+        ("models", "agreement", one.loss, "mean weights"),
         [
             (_named(one, s) or "none", f"{s.agreement:.3f}", f"{s.loss:.4g}", _weights(one, s))
             for s in one.sets

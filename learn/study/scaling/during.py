@@ -41,18 +41,18 @@ def during(o: DuringOptions, connect: runner.Connect) -> int:
     if len(dict.fromkeys(o.models)) < 2:
         raise UsageError(
             "bad-option",
-            "wsa study scale --during: name the models that are added and dropped, at least two: "
+            "wsa study scale --during: name at least two models to add and drop, for example "
             "--models palette,objects.",
         )
     if o.online:
         raise UsageError(
-            "bad-option", "--during is of runs that learn from stored data: leave out --online."
+            "bad-option", "--during is for runs that learn from stored data. Leave out --online."
         )
     if o.method.match_parameters:
         raise UsageError(
             "bad-option",
-            "--match-parameters: a network that models join or leave has as many parameters as they "
-            "bring. Leave it out.",
+            "--match-parameters: the number of parameters changes when models are added and dropped. "
+            "Leave it out.",
         )
     folder = Path(o.study_dir) / "during"
     bench = bench_options(o, fusions=("wsa",), bench_dir=str(folder))

@@ -41,25 +41,26 @@ def write(
         failures: Runs that failed.
     """
     done = [stage for stage in all_stages if stage.cell.result() is not None]
-    parts: list[Part] = [Text(f"{len(done)} of {len(all_stages)} runs are trained and judged.")]
+    parts: list[Part] = [Text(f"{len(done)} of {len(all_stages)} runs are trained and evaluated.")]
     if lost := sum(not better_than_random(_summary(stage)) for stage in done):
         parts.append(
             Text(
-                f"{lost} of them play no better than chance (Welch, 95 %): what a change costs a "
-                "network that plays no better is not known."
+                f"{lost} of them play no better than a random policy (Welch, 95 %). For such a "
+                "network, the cost of a change cannot be measured."
             )
         )
     if failures:
         rows = [(failure.cell, failure.kind, failure.message) for failure in failures]
-        parts.append(table("Runs that failed", ("run", "kind", "why"), rows))
+        parts.append(table("Runs that failed", ("run", "kind", "reason"), rows))
     for game in dict.fromkeys(stage.cell.request.game for stage in done):
         game_stages = [stage for stage in done if stage.cell.request.game == game]
         parts += [*_figures(game, game_stages, changes), *_tables(game, game_stages, changes)]
     evaluation = all_stages[0].cell.evaluation
     note = (
-        f"{evaluation_note(evaluation)}. A stage goes on from the network of the one before with a model more or "
-        "less, and is judged right after that change, before any update, and at its end. Controls were "
-        "never changed and have as many updates as all stages together. Trained by wsa learn with "
+        f"{evaluation_note(evaluation)}. A stage continues from the previous stage's network with one "
+        "model added or dropped. It is evaluated right after that change, before any update, and at its "
+        "end. Controls are never changed, and train for as many updates as all stages together. Trained "
+        "by wsa learn with "
         f"{', '.join(changed(bench)) or 'its defaults'}."
     )
     return output.write(folder, KIND, TITLE, parts, note, COLUMNS, (_row(s, changes) for s in done))
@@ -106,7 +107,7 @@ def _tables(
             f"{title}: {game}",
             ("order", "updates", "before", "right after", "at the end", "seeds"),
             rows,
-            f"Mean raw returns over seeds; a random policy has {chance:,.2f}.",
+            f"Mean raw returns over seeds. A random policy reaches {chance:,.2f}.",
         )
 
 
@@ -127,7 +128,7 @@ def _figures(
             yield Figure(
                 f"Shock and recovery, {title}: {game}",
                 figures.curves(lines, "updates", "raw return"),
-                "A fall is a change of models, a slope is a stage of training. Mean over seeds.",
+                "Vertical steps are changes of models, slopes are training. Mean over seeds.",
             )
 
 

@@ -129,9 +129,9 @@ def write(folder: Path, runs: Sequence[PlayedResult], evaluation: EvaluationSett
     """Write the tables and the page; return the study as Markdown."""
     parts = [part for one in runs for part in _parts(one)]
     note = (
-        f"{evaluation_note(evaluation)}. A model that is left out is not run at all. Shapley value (exact): what a "
-        "model adds to the mean return, averaged over all orders in which the models may join; without "
-        "any, a random policy plays."
+        f"{evaluation_note(evaluation)}. A model that is left out is not run at all. Shapley value (exact): "
+        "how much a model adds to the mean return, averaged over all orders in which models can be "
+        "added. Without any model, a random policy plays."
     )
     rows = (row for one in runs for row in _rows(one))
     return output.write(folder, KIND, TITLE, parts, note, COLUMNS, rows)
@@ -200,13 +200,13 @@ def _parts(one: PlayedResult) -> list[Part]:
                 "What each model adds",
                 ("model", "Shapley value of the return"),
                 [(m, f"{_round(v):+.2f}") for m, v in zip(one.models, added, strict=True)],
-                f"They sum to {_round(sum(added)):+.2f}, what all models have over a random policy.",
+                f"They sum to {_round(sum(added)):+.2f}, the difference between all models and a random policy.",
             )
         )
     parts.append(
         table(
             f"Games: {name}",
-            ("models", "mean return", "loss against the whole", "passes"),
+            ("models", "mean return", "loss compared with all models", "passes"),
             [
                 (
                     _named(one, mask),

@@ -146,7 +146,7 @@ def _data(folder: Path, config: OfflineRun | OnlineRun) -> FlatMap:
         called = ",".join(names.key_alias(key) for key in config.inputs)
         raise MissingError(
             "not-encoded",
-            f"{folder} learned online, and the store {config.store} has no states of {config.game} "
+            f"{folder} was trained online, and the store {config.store} has no states of {config.game} "
             f"that all of its models have encoded. Make some: wsa collect --game {config.game}, "
             f"then wsa encode --game {config.game} --models {called}",
         )

@@ -516,19 +516,19 @@ def test_models_change_only_where_that_is_said(here: Path) -> None:
     assert (config.models, config.network) == (begun.models, begun.network)
     assert begin(models=(MODEL,)) == config
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"add": (MODEL,)}, "--add .*: the run has it already"),
+        ({"add": (MODEL,)}, "--add .*: the run already has this model"),
         ({"drop": begun.models}, "--drop leaves no model"),
-        ({"fusion_size": 8}, "its network is another"),
+        ({"fusion_size": 8}, "the network options differ"),
         ({"fusion": "nature", "fusion_size": None, "hidden": None}, "sees pixels"),
         ({"protocol": "v5", "algo": DQN}, "game and protocol"),
-        ({"init": "", "drop": begun.models}, "name it with --init"),
+        ({"init": "", "drop": begun.models}, "name the run with --init"),
     ]
     for change, says in refused:
         with pytest.raises(UsageError, match=says):
             begin(**change)
     changed = (first / "config.json").read_text().replace(begun.models[0], "lite0-0123456789ab")
     (first / "config.json").write_text(changed)
-    with pytest.raises(UsageError, match=r"--models are not those of .* --add and --drop"):
+    with pytest.raises(UsageError, match=r"--models differ from those of .* --add and --drop"):
         begin(models=(MODEL,))
 
 
