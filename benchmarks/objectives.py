@@ -339,7 +339,7 @@ def judge(
     segments = samples.choose(snapshot, game, [*stored], (), samples.SPREAD * count)
     segments, memories, _ = targets.open_memories(snapshot, segments, lambda done: None)
     moments = samples.draw(snapshot, segments, targets.ram_target(memories), count, 5, 1)
-    variables, _ = probe.judged(moments, probe.LEAST_ENTROPY)
+    variables, _ = probe.usable_variables(moments, probe.MIN_ENTROPY)
     plan = probe.Plan(stored, variables, True, True, True, False, 0, True, 1)
     pixels = levels(snapshot, moments)
 

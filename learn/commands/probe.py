@@ -14,13 +14,13 @@ from wsa.learn.envs import atari
 from wsa.learn.probe import inputs, linear, ram_labels, tables, targets
 from wsa.learn.probe import samples as probe_data
 from wsa.learn.probe.probe import (
-    LEAST_ENTROPY,
+    MIN_ENTROPY,
     Plan,
-    judged,
     pixel_sizes,
     probe,
     seen_before,
     untrained_kinds,
+    usable_variables,
 )
 from wsa.learn.probe.probe import models_of as find_models
 from wsa.learn.probe.samples import Moments
@@ -56,9 +56,9 @@ def probe_models(o: ProbeOptions) -> int:
         )
     if o.dry_run:
         return terminal.result(o.json, _estimate(o, snapshot, models, segments, frames))
-    segments, asks = _asks(o, snapshot, segments, horizons)
-    moments = probe_data.draw(snapshot, segments, asks, o.samples, o.splits, o.seed)
-    variables, left_out = judged(moments, LEAST_ENTROPY if o.target == "ram" else 0)
+    segments, labeler = _labeler(o, snapshot, segments, horizons)
+    moments = probe_data.draw(snapshot, segments, labeler, o.samples, o.splits, o.seed)
+    variables, left_out = usable_variables(moments, MIN_ENTROPY if o.target == "ram" else 0)
     for line in _remarks_on_moments(o, moments):
         terminal.say(line)
     for name, why in left_out.items():
@@ -185,13 +185,13 @@ def _remarks_on_moments(o: ProbeOptions, moments: Moments) -> list[str]:
     return remarks
 
 
-def _asks(
+def _labeler(
     o: ProbeOptions,
     snapshot: Snapshot,
     segments: Sequence[SegmentMeta],
     horizons: Sequence[int],
-) -> tuple[list[SegmentMeta], targets.Asks]:
-    """Segments that have answers, and the function that returns a segment's answers."""
+) -> tuple[list[SegmentMeta], targets.Labeler]:
+    """Segments that have labels, and the function that returns a segment's labels."""
     if o.target == "reward":
         return list(segments), targets.reward_target(horizons)
     if o.target == "action":
@@ -225,7 +225,7 @@ def _estimate(
 ) -> dict[str, Any]:
     """Estimate the cost of a probe."""
     widths = {key: inputs.width(snapshot, o.game, key) for key in models}
-    samples = probe_data.drawn_at_most(segments, o.samples)
+    samples = probe_data.max_drawn(segments, o.samples)
     kinds = untrained_kinds(snapshot, models) if frames else {}
     largest = max(
         linear.memory_bytes(samples, width, o.untrained if key in kinds else 1)

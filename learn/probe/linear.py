@@ -7,7 +7,7 @@ There are two kinds, both fitted by scikit-learn on the embedding alone:
   (2019, https://arxiv.org/abs/1906.08226) judge encoders.
 
 Penalties are chosen on moments that are used neither for fitting nor for testing (`Split.check`).
-Embeddings are first projected onto their principal axes. Of embeddings wider than `WIDEST`, only
+Embeddings are first projected onto their principal axes. Of embeddings wider than `MAX_AXES`, only
 the leading axes are kept, and `Axes.kept` is their share of the variance. The axes are fitted on
 all moments, including those tested: they depend on frames, not on labels.
 """
@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from wsa.learn.probe.splits import Split
 
-WIDEST = 1024
+MAX_AXES = 1024
 # Number of moments on which the axes of wider embeddings are fitted: the time grows with its cube.
-AXES_FROM = 2048
+AXES_SAMPLE = 2048
 _COLUMNS = 2048  # Columns of an embedding that are processed together.
 # For rows with a mean squared length of 1.
 PENALTIES = 10.0 ** np.arange(-5, 3)
@@ -56,31 +56,31 @@ class Axes:
         return Axes(rows / max(share, 1e-30) ** 0.5, self.kept * share)
 
 
-def principal(embeddings: NDArray[Any], widest: int = WIDEST) -> Axes:
+def principal(embeddings: NDArray[Any], max_axes: int = MAX_AXES) -> Axes:
     """Project embeddings onto their principal axes.
 
     Args:
         embeddings: Shape (n, width).
-        widest: Maximum number of axes to keep.
+        max_axes: Maximum number of axes to keep.
     """
     from sklearn.decomposition import PCA, KernelPCA
 
     count, width = embeddings.shape
-    if width <= min(count, AXES_FROM):
+    if width <= min(count, AXES_SAMPLE):
         rows = embeddings.astype(np.float64)
         total = rows.var(axis=0).sum() * count
         with np.errstate(invalid="ignore"):  # For constant embeddings, shares are 0 / 0.
-            pca = PCA(min(width, widest), svd_solver="covariance_eigh").fit(rows)
+            pca = PCA(min(width, max_axes), svd_solver="covariance_eigh").fit(rows)
         projected, values = pca.transform(rows), pca.explained_variance_ * (count - 1)
         share = values.sum() / max(total, 1e-30)
     else:
         # The Gram matrix of moments gives the same axes, and is smaller than the covariance matrix.
-        sample = np.linspace(0, count - 1, min(count, AXES_FROM)).astype(np.int64)
+        sample = np.linspace(0, count - 1, min(count, AXES_SAMPLE)).astype(np.int64)
         products = np.zeros((count, len(sample)))
         for part in _centred(embeddings, sample):
             products += part @ part[sample].T
         kernel = KernelPCA(
-            min(len(sample), widest), kernel="precomputed", eigen_solver="dense", copy_X=False
+            min(len(sample), max_axes), kernel="precomputed", eigen_solver="dense", copy_X=False
         ).fit(products[sample])
         # Products are single-precision sums: an eigenvalue below their error is not an axis.
         significant = kernel.eigenvalues_ >= 1e-7 * kernel.eigenvalues_.max()
@@ -98,12 +98,12 @@ def memory_bytes(count: int, width: int, held: int = 1) -> int:
         width: Length of the embedding.
         held: Number of embeddings of that width in memory at once.
     """
-    axes = min(width, WIDEST, count)
+    axes = min(width, MAX_AXES, count)
     stored = 8 * count * width * held  # Single precision, in parts and joined.
-    if width <= min(count, AXES_FROM):
+    if width <= min(count, AXES_SAMPLE):
         projection = 8 * count * (width + 2 * axes)  # Double precision, and projected.
     else:
-        sample = min(count, AXES_FROM)
+        sample = min(count, AXES_SAMPLE)
         # The Gram matrix, two parts of the embedding, and the axes.
         projection = (
             8 * count * (sample + axes) + 16 * count * min(width, _COLUMNS) + 24 * sample**2
@@ -118,12 +118,12 @@ def _centred(embeddings: NDArray[Any], sample: NDArray[np.int64]) -> Iterator[ND
         yield (part - part[sample].mean(axis=0)).astype(np.float32)
 
 
-def ridge(axes: Axes, wanted: NDArray[Any], split: Split) -> NDArray[np.float64]:
+def ridge(axes: Axes, targets: NDArray[Any], split: Split) -> NDArray[np.float64]:
     """Predict each variable by ridge regression, with the penalty chosen on `split.check`.
 
     Args:
         axes: From `principal`.
-        wanted: Variables, shape (n, V).
+        targets: Variables, shape (n, V).
         split: Split of the moments; no part is empty.
 
     Returns:
@@ -131,16 +131,16 @@ def ridge(axes: Axes, wanted: NDArray[Any], split: Split) -> NDArray[np.float64]
     """
     from sklearn.linear_model import Ridge
 
-    rows, count = axes.rows, wanted.shape[1]
+    rows, count = axes.rows, targets.shape[1]
     # Repeat the variables for each penalty: scikit-learn then builds the normal equations once.
-    repeated = np.tile(wanted, len(PENALTIES))
+    repeated = np.tile(targets, len(PENALTIES))
     penalties: Any = np.repeat(PENALTIES, count)
     model = Ridge(penalties, solver="cholesky").fit(rows[split.fit], repeated[split.fit])
     errors = (
         model.predict(rows[split.check]).reshape(-1, repeated.shape[1]) - repeated[split.check]
     ) ** 2
     chosen: Any = PENALTIES[errors.mean(axis=0).reshape(len(PENALTIES), count).argmin(axis=0)]
-    model = Ridge(chosen, solver="cholesky").fit(rows[split.train], wanted[split.train])
+    model = Ridge(chosen, solver="cholesky").fit(rows[split.train], targets[split.train])
     predicted: NDArray[np.float64] = model.predict(rows[split.test])
     return predicted.reshape(-1, count)  # For a single variable, scikit-learn returns (tests,).
 
@@ -188,18 +188,18 @@ def classify(axes: Axes, labels: NDArray[Any], split: Split) -> NDArray[Any]:
 
 
 @_many_classes()
-def f1(truth: NDArray[Any], found: NDArray[Any]) -> tuple[float, float]:
+def f1(truth: NDArray[Any], predicted: NDArray[Any]) -> tuple[float, float]:
     """F1 over the classes of the truth: the mean weighted by frequency, and the plain mean.
 
     Args:
         truth: True labels, shape (n,), with n at least 1.
-        found: Predicted labels, shape (n,).
+        predicted: Predicted labels, shape (n,).
     """
     from sklearn.metrics import f1_score
 
     classes = np.unique(truth)
-    weighted = f1_score(truth, found, labels=classes, average="weighted")
-    return float(weighted), float(f1_score(truth, found, labels=classes, average="macro"))
+    weighted = f1_score(truth, predicted, labels=classes, average="weighted")
+    return float(weighted), float(f1_score(truth, predicted, labels=classes, average="macro"))
 
 
 def entropy(values: NDArray[Any]) -> float:

@@ -29,11 +29,11 @@ from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.snapshot import Snapshot
 
 # Anand et al. skip variables whose values have less entropy, in nats: they hardly vary.
-LEAST_ENTROPY = 0.6
-LEAST_SHOWN = 50  # Moments with the object on the screen that are needed to judge its position.
+MIN_ENTROPY = 0.6
+MIN_SHOWN = 50  # Moments with the object on the screen that are needed to test its position.
 READABLE = 0.1  # R2 of the best encoder below which a variable counts as unreadable.
 NARROW = 64  # Number of axes in the comparison at equal width.
-MOST_PIXELS = 84 * 84
+MAX_PIXELS = 84 * 84
 TRUE_STATE, FLOOR = "(true state)", "(mean)"
 
 # both: fitted and tested on random and better play; transfer: fitted on random play, tested on
@@ -207,7 +207,7 @@ class Table:
         return [line for line in self.lines if line.kind not in ("state", "floor")]
 
 
-def models_of(snapshot: Snapshot, game: str, asked: Sequence[str]) -> dict[str, str]:
+def models_of(snapshot: Snapshot, game: str, requested: Sequence[str]) -> dict[str, str]:
     """Keys of the requested models, with the name to display for each.
 
     An alias selects every model with that alias that has encoded frames of the game: trained
@@ -218,10 +218,12 @@ def models_of(snapshot: Snapshot, game: str, asked: Sequence[str]) -> dict[str, 
         UsageError: If the model does not exist.
     """
     encoded = sorted({meta.model for meta in snapshot.embeddings(game)})
-    if not asked:
+    if not requested:
         chosen = encoded or choose_models(snapshot, game, ())  # It raises an error with advice.
     else:
-        chosen = [key for name in asked for key in _matching_keys(snapshot, game, encoded, name)]
+        chosen = [
+            key for name in requested for key in _matching_keys(snapshot, game, encoded, name)
+        ]
     specs = {key: read_spec(snapshot, key) for key in dict.fromkeys(chosen)}
     labels = {
         key: spec.alias + (":random" if spec.identity.random else "") for key, spec in specs.items()
@@ -269,28 +271,28 @@ def untrained_kinds(snapshot: Snapshot, models: Mapping[str, str]) -> dict[str, 
 
 def pixel_sizes(widths: Sequence[int]) -> list[int]:
     """Numbers of grayscale pixels to compare with embeddings of some widths."""
-    return sorted({min(width, MOST_PIXELS) for width in widths})
+    return sorted({min(width, MAX_PIXELS) for width in widths})
 
 
-def judged(moments: Moments, least: float) -> tuple[list[str], dict[str, str]]:
-    """Variables that can be judged, and the reasons that exclude the others.
+def usable_variables(moments: Moments, least: float) -> tuple[list[str], dict[str, str]]:
+    """Variables that can be tested, and the reasons that exclude the others.
 
     Args:
         moments: The drawn moments.
         least: Minimum entropy of a variable's values, in nats, while its object is on the screen.
     """
-    kept, reasons = [], {}
+    usable, reasons = [], {}
     for name, values in moments.target.items():
         shown = moments.shown[name]
-        if shown.sum() < min(LEAST_SHOWN, len(moments) // 4):
+        if shown.sum() < min(MIN_SHOWN, len(moments) // 4):
             reasons[name] = f"on the screen at only {int(shown.sum()):,} of {len(moments):,} steps"
             continue
         entropy = linear.entropy(values[shown])
         if entropy > 0 and entropy >= least:
-            kept.append(name)
+            usable.append(name)
         else:
             reasons[name] = f"hardly varies (entropy {entropy:.2f})"
-    return kept, reasons
+    return usable, reasons
 
 
 def seen_before(moments: Moments, places: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -326,10 +328,10 @@ class Plan:
 
     Attributes:
         models: From `models_of`.
-        variables: From `judged`.
+        variables: From `usable_variables`.
         ordered: Whether values have an order, so that R2 is meaningful.
         places: Whether means are over positions only.
-        state: Whether to judge the true state too.
+        state: Whether to probe the true state too.
         f1: Whether to compute F1 of exact values too.
         untrained: Number of untrained networks for each of wsa's own encoders.
         frames: Whether the store has frames, which untrained networks and pixels need.
@@ -393,14 +395,14 @@ def compare(
         embeddings: Embeddings of these moments; only one is in memory at a time.
         on_line: Called with the number of embeddings done.
     """
-    lines = [_judge(FLOOR, "", "floor", None, moments, plan)]
+    lines = [_probe_one(FLOOR, "", "floor", None, moments, plan)]
     if plan.state:
         state = np.stack([*moments.target.values()], axis=1).astype(np.float64)
         spread = state.std(axis=0)
         scaled = (state - state.mean(axis=0)) / np.where(spread > 0, spread, 1)
-        lines.insert(0, _judge(TRUE_STATE, "", "state", scaled, moments, plan))
+        lines.insert(0, _probe_one(TRUE_STATE, "", "state", scaled, moments, plan))
     for done, (name, key, kind, rows) in enumerate(embeddings, 1):
-        lines.append(_judge(name, key, kind, rows, moments, plan))
+        lines.append(_probe_one(name, key, kind, rows, moments, plan))
         on_line(done)
     ordered = plan.variables if plan.ordered else []
     counted = [n for n in ordered if not plan.places or ram_labels.is_position(n)]
@@ -428,19 +430,19 @@ def _embeddings(
         yield f"pixels {rows.shape[1]}", "", "pixels", rows
 
 
-def _judge(
+def _probe_one(
     name: str, key: str, kind: Kind, rows: NDArray[Any] | None, moments: Moments, plan: Plan
 ) -> Line:
     """Probe every variable in one embedding; if `rows` is None, predict the mean."""
     axes = None if rows is None else linear.principal(rows)
     sums: dict[Way, Sums] = {}
     if plan.ordered:
-        sums["both"] = scores.read_out(axes, moments, plan.variables, moments.splits)
+        sums["both"] = scores.fit_and_test(axes, moments, plan.variables, moments.splits)
         if moments.better.any() and not moments.better.all():
             across = [split.across(moments.better) for split in moments.splits]
-            sums["transfer"] = scores.read_out(axes, moments, plan.variables, across)
+            sums["transfer"] = scores.fit_and_test(axes, moments, plan.variables, across)
         narrow = axes and axes.leading(NARROW)
-        sums["narrow"] = scores.read_out(narrow, moments, plan.variables, moments.splits)
+        sums["narrow"] = scores.fit_and_test(narrow, moments, plan.variables, moments.splits)
     numbers = 0 if rows is None else rows.shape[1]
     f1 = _f1(axes, moments, plan.variables) if plan.f1 else {}
     return Line(name, key, kind, numbers, axes.kept if axes else 1.0, sums, f1)

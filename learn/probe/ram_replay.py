@@ -126,7 +126,7 @@ def _require_same(same: bool, meta: SegmentMeta, row: int) -> None:
         )
 
 
-def why(failed: Mapping[str, str]) -> str:
+def describe_failures(failed: Mapping[str, str]) -> str:
     """Describe the segments that could not be replayed, grouped by reason, one line each."""
     reasons: dict[str, list[str]] = {}
     for segment, reason in failed.items():

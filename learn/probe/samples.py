@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.learn.probe.splits import FEWEST, Groups, Rows, Split, deal, group
-from wsa.learn.probe.targets import Asks, Shown, Target
+from wsa.learn.probe.splits import MIN_EPISODES, Groups, Rows, Split, group, make_splits
+from wsa.learn.probe.targets import Labeler, Shown, Target
 from wsa.store.common.errors import MissingError
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects.snapshot import Snapshot
@@ -106,7 +106,7 @@ def _first_of_each(segments: Sequence[SegmentMeta], steps: int) -> list[SegmentM
     return chosen
 
 
-def drawn_at_most(segments: Sequence[SegmentMeta], samples: int) -> int:
+def max_drawn(segments: Sequence[SegmentMeta], samples: int) -> int:
     """Number of steps that `draw` takes from some segments if every step has an answer."""
     counts = [
         sum(meta.steps for meta in segments if is_better(meta) == kind) for kind in (False, True)
@@ -118,7 +118,7 @@ def drawn_at_most(segments: Sequence[SegmentMeta], samples: int) -> int:
 def draw(
     snapshot: Snapshot,
     segments: Sequence[SegmentMeta],
-    asks: Asks,
+    labeler: Labeler,
     samples: int,
     splits: int,
     seed: int,
@@ -128,7 +128,7 @@ def draw(
     Args:
         snapshot: The store.
         segments: From `choose`.
-        asks: Returns the answers of a segment.
+        labeler: Returns the labels of a segment.
         samples: Maximum number of steps. If there are both random and better play, each gets at
             most half.
         splits: Number of parts that episodes are assigned to, at least 3; fewer if there are fewer
@@ -142,10 +142,10 @@ def draw(
         raise _too_few(snapshot, 0, "play")
     generator = np.random.default_rng(seed)
     rows_of = [snapshot.read_rows(meta) for meta in segments]
-    answers = [asks(meta, rows) for meta, rows in zip(segments, rows_of, strict=True)]
+    labels = [labeler(meta, rows) for meta, rows in zip(segments, rows_of, strict=True)]
     fitting = [
-        np.flatnonzero(found.answered & (rows["action"] >= 0))
-        for found, rows in zip(answers, rows_of, strict=True)
+        np.flatnonzero(segment_labels.labeled & (rows["action"] >= 0))
+        for segment_labels, rows in zip(labels, rows_of, strict=True)
     ]
     drawn = _draw([is_better(m) for m in segments], list(map(len, fitting)), samples, generator)
     places = [some[at] for some, at in zip(fitting, drawn, strict=True)]
@@ -163,7 +163,7 @@ def draw(
         better,
     )
     for kind in np.unique(better):
-        if (groups.better == kind).sum() < FEWEST:
+        if (groups.better == kind).sum() < MIN_EPISODES:
             count = sum(is_better(meta) == kind for meta in segments)
             raise _too_few(snapshot, count, "better play" if kind else "random play")
     digests = np.concatenate([r["digest"][f] for r, f in zip(rows_of, frames, strict=True)])
@@ -172,11 +172,11 @@ def draw(
         list(segments),
         places,
         frames,
-        _joined([found.values for found in answers], places),
-        _joined([found.shown for found in answers], places),
+        _joined([one.values for one in labels], places),
+        _joined([one.shown for one in labels], places),
         better,
         groups,
-        [_unseen(split, identity) for split in deal(groups, splits)],
+        [_unseen(split, identity) for split in make_splits(groups, splits)],
     )
 
 
@@ -199,7 +199,7 @@ def _draw(
 
 
 def _joined(parts: Sequence[dict[str, NDArray[Any]]], at: Sequence[Rows]) -> dict[str, Any]:
-    """Concatenate some rows of each segment's answers."""
+    """Concatenate some rows of each segment's labels."""
     return {
         name: np.concatenate([part[name][rows] for part, rows in zip(parts, at, strict=True)])
         for name in parts[0]
@@ -215,7 +215,7 @@ def _unseen(split: Split, identity: NDArray[Any]) -> Split:
 def _too_few(snapshot: Snapshot, count: int, play: str) -> MissingError:
     return MissingError(
         "no-frames",
-        f"{count} segments of {play} in {snapshot.backend.url} can be used, but at least {FEWEST} "
+        f"{count} segments of {play} in {snapshot.backend.url} can be used, but at least {MIN_EPISODES} "
         "episodes or segments are needed: to fit probes, to choose penalties, and to test. Collect "
         "more: wsa collect --num-envs 8, or leave this play out with --policies",
     )

@@ -19,7 +19,7 @@ from wsa.learn.probe.splits import Split
 
 HIT_WITHIN = 4  # Units of memory; on the screen about as many pixels.
 # Fewest moments with the object on the screen to fit a probe, and to choose its penalty.
-LEAST_FIT, LEAST_CHECK = 10, 2
+MIN_FIT, MIN_CHECK = 10, 2
 DRAWS = 1000
 _SUMS = 5  # Moments, values, their squares, squared errors, hits.
 
@@ -46,7 +46,7 @@ class Mean(NamedTuple):
     high: float
 
 
-def read_out(
+def fit_and_test(
     axes: Axes | None, moments: Moments, names: Sequence[str], splits: Sequence[Split]
 ) -> Sums:
     """Fit probes of some variables in each split, and test them.
@@ -72,7 +72,7 @@ def read_out(
         shown = moments.shown[names[columns[0]]]
         for split in splits:
             part = split.within(shown)
-            if len(part.fit) < LEAST_FIT or len(part.check) < LEAST_CHECK or not len(part.test):
+            if len(part.fit) < MIN_FIT or len(part.check) < MIN_CHECK or not len(part.test):
                 continue
             if axes is None:
                 predicted = np.tile(targets[part.train].mean(axis=0), (len(part.test), 1))
@@ -122,7 +122,7 @@ def mean(
     """Means of R2 and of hits over some variables, with intervals; None if nothing was tested.
 
     Args:
-        sums: From `read_out`.
+        sums: From `fit_and_test`.
         columns: Indices of the variables.
         better: Whether each group is of better play, shape (groups,). The bootstrap draws from each
             kind of play separately.

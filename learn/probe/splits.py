@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-FEWEST = 3  # Episodes of a kind of play; with fewer, segments are assigned instead.
+MIN_EPISODES = 3  # Episodes of a kind of play; with fewer, segments are assigned instead.
 
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -71,7 +71,7 @@ def group(episodes: Sequence[tuple[object, ...]], segments: Sequence[int], bette
     units, named = set(), np.empty(len(better), object)
     for kind in (False, True):
         rows = np.flatnonzero(better == kind).tolist()
-        few = len({episodes[i] for i in rows}) < FEWEST
+        few = len({episodes[i] for i in rows}) < MIN_EPISODES
         if rows:
             units.add("segments" if few else "episodes")
         for i in rows:
@@ -83,7 +83,7 @@ def group(episodes: Sequence[tuple[object, ...]], segments: Sequence[int], bette
     return Groups(group_of, " and ".join(sorted(units)), group_better)
 
 
-def deal(groups: Groups, splits: int) -> list[Split]:
+def make_splits(groups: Groups, splits: int) -> list[Split]:
     """Assign groups of each kind to parts of similar size; each part is tested in one split.
 
     The part after the tested one chooses penalties.

@@ -17,46 +17,46 @@ Target = dict[str, NDArray[np.int64]]
 Shown = dict[str, NDArray[np.bool_]]
 
 
-class Answers(NamedTuple):
-    """Answers of a segment.
+class Labels(NamedTuple):
+    """Labels of a segment.
 
     Attributes:
-        answered: Whether each row has answers, shape (rows,).
+        labeled: Whether each row has labels, shape (rows,).
         values: By variable, its values, shape (rows,).
         shown: By variable, whether its object is on the screen, shape (rows,).
     """
 
-    answered: NDArray[np.bool_]
+    labeled: NDArray[np.bool_]
     values: Target
     shown: Shown
 
 
-# Maps a segment and its rows to the answers.
-Asks = Callable[[SegmentMeta, dict[str, NDArray[Any]]], Answers]
+# Maps a segment and its rows to the labels.
+Labeler = Callable[[SegmentMeta, dict[str, NDArray[Any]]], Labels]
 
 
-def ram_target(memories: dict[str, NDArray[np.uint8]]) -> Asks:
+def ram_target(memories: dict[str, NDArray[np.uint8]]) -> Labeler:
     """The state variables of the emulator's memory (`wsa.learn.probe.ram_labels`)."""
 
-    def target(meta: SegmentMeta, rows: dict[str, NDArray[Any]]) -> Answers:
+    def target(meta: SegmentMeta, rows: dict[str, NDArray[Any]]) -> Labels:
         memory = memories[meta.segment]
         values = {
             name: v.astype(np.int64) for name, v in ram_labels.read(meta.game, memory).items()
         }
-        return Answers(rows["action"] >= 0, values, ram_labels.on_screen(meta.game, memory))
+        return Labels(rows["action"] >= 0, values, ram_labels.on_screen(meta.game, memory))
 
     return target
 
 
-def action_target(meta: SegmentMeta, rows: dict[str, NDArray[Any]]) -> Answers:
+def action_target(meta: SegmentMeta, rows: dict[str, NDArray[Any]]) -> Labels:
     """The player's actions."""
     steps = rows["action"] >= 0
-    return Answers(
+    return Labels(
         steps, {"action": rows["action"].astype(np.int64)}, {"action": np.ones(len(steps), bool)}
     )
 
 
-def reward_target(horizons: Sequence[int]) -> Asks:
+def reward_target(horizons: Sequence[int]) -> Labeler:
     """Sign of the summed reward over the next steps of the episode, for each number of steps.
 
     A moment has an answer if its segment contains all of these steps, or the episode's end.
@@ -64,7 +64,7 @@ def reward_target(horizons: Sequence[int]) -> Asks:
     return lambda meta, rows: _rewards(rows, horizons)
 
 
-def _rewards(rows: dict[str, NDArray[Any]], horizons: Sequence[int]) -> Answers:
+def _rewards(rows: dict[str, NDArray[Any]], horizons: Sequence[int]) -> Labels:
     count = len(rows["action"])
     ends = np.flatnonzero(rows["terminated"] | rows["truncated"]) + 1
     steps = rows["action"] >= 0
@@ -75,15 +75,15 @@ def _rewards(rows: dict[str, NDArray[Any]], horizons: Sequence[int]) -> Answers:
     episode = np.searchsorted(ends, index, side="right")
     end, cut = bounds[episode], episode == len(ends)
     earned = np.concatenate([[0.0], np.cumsum(np.where(steps, rows["reward"], 0.0))])
-    answered = np.ones(count, np.bool_)
+    labeled = np.ones(count, np.bool_)
     target: Target = {}
     for horizon in horizons:
         until = np.minimum(index + horizon, end)
-        answered &= ~cut | (index + horizon <= last)
+        labeled &= ~cut | (index + horizon <= last)
         within = np.maximum(until, index)
         name = "next step" if horizon == 1 else f"next {horizon} steps"
         target[name] = np.sign(earned[within] - earned[index]).astype(np.int64)
-    return Answers(answered, target, {name: np.ones(count, np.bool_) for name in target})
+    return Labels(labeled, target, {name: np.ones(count, np.bool_) for name in target})
 
 
 def horizons_of(words: Sequence[str]) -> tuple[int, ...]:
@@ -104,4 +104,8 @@ def open_memories(
 ) -> tuple[list[SegmentMeta], dict[str, NDArray[np.uint8]], str]:
     """Replay segments; return the replayed ones, their memory, and remarks on the others."""
     memories, failed = ram_replay.memories(snapshot, segments, on_steps)
-    return [m for m in segments if m.segment in memories], memories, ram_replay.why(failed)
+    return (
+        [m for m in segments if m.segment in memories],
+        memories,
+        ram_replay.describe_failures(failed),
+    )

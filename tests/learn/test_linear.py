@@ -140,7 +140,7 @@ def test_axes_of_wide_embeddings_are_found_on_some_moments(monkeypatch):
     generator = np.random.default_rng(0)
     rows = generator.normal(size=(600, 6)) @ generator.normal(size=(6, 400))
     whole = principal(rows)
-    monkeypatch.setattr(linear, "AXES_FROM", 50)
+    monkeypatch.setattr(linear, "AXES_SAMPLE", 50)
     some = principal(rows)
     assert some.kept == pytest.approx(1, abs=1e-4)
     place = rows[:, :1] * 7

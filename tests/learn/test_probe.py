@@ -1,4 +1,4 @@
-"""Moments, splits and answers of probes, and that they rank what knows above what does not."""
+"""Moments, splits and labels of probes, and that they rank what knows above what does not."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.models.paper import load
 from wsa.learn.probe import inputs
 from wsa.learn.probe.inputs import embeddings
-from wsa.learn.probe.probe import FLOOR, Plan, Table, judged, probe
-from wsa.learn.probe.samples import Moments, choose, draw, drawn_at_most, is_better
+from wsa.learn.probe.probe import FLOOR, Plan, Table, probe, usable_variables
+from wsa.learn.probe.samples import Moments, choose, draw, is_better, max_drawn
 from wsa.learn.probe.targets import action_target, horizons_of, reward_target
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import MissingError, UsageError
@@ -52,9 +52,9 @@ def played(
 
 
 def drawn(
-    snapshot: Snapshot, game: str, asks: Any, samples: int = 300, splits: int = 5, seed: int = 1
+    snapshot: Snapshot, game: str, labeler: Any, samples: int = 300, splits: int = 5, seed: int = 1
 ) -> Moments:
-    return draw(snapshot, snapshot.segments(game), asks, samples, splits, seed)
+    return draw(snapshot, snapshot.segments(game), labeler, samples, splits, seed)
 
 
 def plan(models: dict[str, str], variables: list[str], **options: Any) -> Plan:
@@ -72,7 +72,7 @@ def r2_of(table: Table, name: str, variable: str) -> float:
 
 def test_what_knows_is_ranked_above_noise(kit: ModuleType, told: Snapshot) -> None:
     moments = drawn(told, kit.GAME, reward_target((1, 2)))
-    variables, left_out = judged(moments, 0)
+    variables, left_out = usable_variables(moments, 0)
     assert not left_out and variables == ["next step", "next 2 steps"]
     models = {kit.key("vit"): "noise", kit.key("lite0"): "known"}
     done: list[tuple[int, int]] = []
@@ -138,8 +138,8 @@ def test_random_and_better_play_have_equal_shares_in_every_split(
         assert not moments.better[across.train].any() and moments.better[across.test].all()
         assert set(across.test) < set(split.test) and set(across.fit) < set(split.fit)
     few = drawn(snapshot, kit.GAME, action_target, 10_000)
-    assert drawn_at_most(snapshot.segments(kit.GAME), 10_000) == 600 == len(few)
-    assert drawn_at_most(snapshot.segments(kit.GAME), 200) == 200
+    assert max_drawn(snapshot.segments(kit.GAME), 10_000) == 600 == len(few)
+    assert max_drawn(snapshot.segments(kit.GAME), 200) == 200
 
 
 def test_a_policy_that_does_nothing_but_explore_plays_at_random(kit: ModuleType) -> None:
@@ -196,9 +196,9 @@ def test_the_sign_of_what_is_earned_next() -> None:
         "truncated": np.zeros(8, np.bool_),
     }
     meta: Any = None
-    answered, target, shown = reward_target((1, 2))(meta, rows)
+    labeled, target, shown = reward_target((1, 2))(meta, rows)
     steps = rows["action"] >= 0
-    assert answered[steps].tolist() == [True, True, True, True, True, False]
+    assert labeled[steps].tolist() == [True, True, True, True, True, False]
     assert target["next step"][steps].tolist() == [0, 1, -1, 0, 0, -1]
     assert target["next 2 steps"][steps][:5].tolist() == [1, 1, -1, 0, -1]
     assert all(of.all() for of in shown.values())

@@ -16,11 +16,11 @@ from wsa.learn.probe.probe import (
     Plan,
     Table,
     compare,
-    judged,
     seen_before,
+    usable_variables,
 )
 from wsa.learn.probe.samples import Moments
-from wsa.learn.probe.splits import deal, group
+from wsa.learn.probe.splits import group, make_splits
 
 EPISODES, STEPS = 20, 30
 
@@ -43,12 +43,12 @@ def moments() -> Moments:
     groups = group([(e,) for e in episode.tolist()], [0] * count, better)
     return Moments(
         [], [], [], target, {**dict.fromkeys(target, always), "ball x": shown, "ball y": shown},
-        better, groups, deal(groups, 5),
+        better, groups, make_splits(groups, 5),
     )  # fmt: skip
 
 
 def verdict(moments: Moments, f1: bool = False, **rows: NDArray[Any]) -> Table:
-    variables, _ = judged(moments, 0.6)
+    variables, _ = usable_variables(moments, 0.6)
     how: dict[str, Any] = {"ordered": True, "places": True, "state": True, "f1": f1}
     asked = Plan({}, variables, untrained=0, frames=False, seed=1, **how)
     return compare(moments, asked, [(n, "", "model", r) for n, r in rows.items()])
@@ -157,7 +157,7 @@ def test_places_are_judged_only_while_the_object_is_on_the_screen(moments: Momen
 def test_what_is_hardly_on_the_screen_or_hardly_varies_is_left_out(moments: Moments) -> None:
     moments.shown["ball x"] = np.arange(len(moments)) < 20
     moments.target["score"][:] = 3
-    kept, left_out = judged(moments, 0.6)
+    kept, left_out = usable_variables(moments, 0.6)
     assert kept == ["ball y", "paddle x"]
     assert left_out == {
         "ball x": "on the screen at 20 of 600 steps",
@@ -217,7 +217,7 @@ def test_the_share_of_places_that_were_seen_before(moments: Moments) -> None:
 
 
 def test_seeds_of_one_network_are_a_line_with_the_least_and_the_most(moments: Moments) -> None:
-    variables, _ = judged(moments, 0.6)
+    variables, _ = usable_variables(moments, 0.6)
     asked = Plan({}, variables, True, True, True, False, 0, False, 1)
     rows = [known(moments, *told) for told in (("ball x",), ("ball x", "paddle x"), ("ball x",))]
     table = compare(

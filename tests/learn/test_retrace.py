@@ -16,7 +16,7 @@ from wsa.learn.online import env_runner
 from wsa.learn.online.env_runner import EnvRunner, is_online, online_policy, stretch_seed
 from wsa.learn.online.record_segments import Recording
 from wsa.learn.probe import ram_labels
-from wsa.learn.probe.ram_replay import memories, why
+from wsa.learn.probe.ram_replay import describe_failures, memories
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.root import open_store
@@ -56,7 +56,7 @@ def read(snapshot: Snapshot, found: dict[str, NDArray[np.uint8]], game: str, nam
 def test_memory_is_that_of_the_frame(breakout: Snapshot) -> None:
     steps: list[int] = []
     found, failed = memories(breakout, breakout.segments("Breakout"), steps.append)
-    assert not failed and why(failed) == ""
+    assert not failed and describe_failures(failed) == ""
     assert steps == np.cumsum([m.steps for m in breakout.segments("Breakout")]).tolist()
     lives, rows = read(breakout, found, "Breakout", "lives")
     assert len(set(lives)) > 1 and rows["truncated"].any()
@@ -103,7 +103,7 @@ def test_what_is_played_otherwise_is_named(
     assert set(failed) == {m.segment for m in own[1:]}
     (said,) = set(failed.values())
     assert f"of {own[1].segment}" in said and "plays differently" in said
-    assert why(failed).startswith(f"left out because {said}: {own[1].segment}, ")
+    assert describe_failures(failed).startswith(f"left out because {said}: {own[1].segment}, ")
 
 
 def test_what_the_play_before_is_missing_of_is_named(breakout: Snapshot) -> None:
