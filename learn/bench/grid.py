@@ -159,7 +159,7 @@ def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
 
     Args:
         o: The options.
-        settings: From `settle`; all runs read the store named there.
+        settings: From `shared_settings`; all runs read the store named there.
     """
     evaluation = EvaluationSettings(o.episodes, o.epsilon, o.eval_seed, o.eval_num_envs)
     methods = list(dict.fromkeys(_methods(o)))
@@ -174,7 +174,7 @@ def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
             seed=seed,
             store=str(settings.options["store"]),
         )
-        folder = Path(o.bench_dir) / "runs" / f"{game}__{fusion}__{spelled_models(models)}__{seed}"
+        folder = Path(o.bench_dir) / "runs" / f"{game}__{fusion}__{folder_part(models)}__{seed}"
         segments = settings.segments.get(game, ())
         grid.append(Cell(request, folder.absolute(), evaluation, o.compute, segments))
     return grid
@@ -214,7 +214,7 @@ def check(o: BenchOptions) -> None:
             )
 
 
-def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
+def shared_settings(o: BenchOptions, snapshot: Snapshot) -> Settings:
     """Settings that all runs share: those the bench was started with, or else those of the options.
 
     All offline runs learn from the segments that the store had of their game when the bench first
@@ -237,10 +237,10 @@ def settle(o: BenchOptions, snapshot: Snapshot) -> Settings:
             # An option that an older wsa did not know, or left to the algorithm, has its default
             # value.
             old = defaults.get(name) if old is None else old
-            if spelled(name, old) != spelled(name, new_value):
+            if as_flag(name, old) != as_flag(name, new_value):
                 raise ConflictError(
                     "run-exists",
-                    f"{o.bench_dir} was started with {spelled(name, old)}, not {written(new_value)}, so "
+                    f"{o.bench_dir} was started with {as_flag(name, old)}, not {flag_value(new_value)}, so "
                     "the runs would not be comparable. Use the same value, or another --bench-dir.",
                 )
     if not o.online:
@@ -258,9 +258,9 @@ def changed(o: BenchOptions) -> list[str]:
         **dict.fromkeys(PRESET_OPTIONS, "default"),
     }
     return [
-        spelled(name, value)
+        as_flag(name, value)
         for name, value in flat_options(o).items()
-        if spelled(name, value) != spelled(name, defaults[name])
+        if as_flag(name, value) != as_flag(name, defaults[name])
     ]
 
 
@@ -325,17 +325,17 @@ def request_for(o: BenchOptions, fusion: str) -> RunRequest:
     return RunRequest(**shared, fusion=fusion)
 
 
-def written(value: Any) -> Any:
+def flag_value(value: Any) -> Any:
     """Write an option's value as on the command line."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-def spelled(name: str, value: Any) -> str:
+def as_flag(name: str, value: Any) -> str:
     """Write an option with its value as on the command line."""
-    return f"--{name.replace('_', '-')} {written(value)}"
+    return f"--{name.replace('_', '-')} {flag_value(value)}"
 
 
-def spelled_models(models: tuple[str, ...]) -> str:
+def folder_part(models: tuple[str, ...]) -> str:
     """Write models as part of a folder's name."""
     joined = "+".join(models)
     plain = re.sub(r"[^\w.+-]", "_", joined, flags=re.ASCII)

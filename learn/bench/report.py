@@ -122,7 +122,7 @@ def write(
         DamagedError: If a run's result is damaged.
         StorageError: If there is no room, or the folder refuses access.
     """
-    runs = sorted(_evaluated_runs(folder, evaluation), key=lambda run: _about(run[1]))
+    runs = sorted(_evaluated_runs(folder, evaluation), key=lambda run: _key(run[1]))
     results = [result for _, result in runs]
     lines = list(tabulate(results))
     curves = list(curves_of(runs))
@@ -133,7 +133,7 @@ def write(
     _csv(
         folder / "results.csv",
         (*key_columns, *RUN_COLUMNS),
-        ((*_about(r), *(r.summary.get(name) for name in RUN_COLUMNS)) for r in results),
+        ((*_key(r), *(r.summary.get(name) for name in RUN_COLUMNS)) for r in results),
     )
     _csv(folder / "table.csv", TABLE_COLUMNS, map(_row, lines))
     atomic_files.replace(folder / "table.md", text.encode())
@@ -280,7 +280,7 @@ def _evaluated_runs(folder: Path, evaluation: EvaluationSettings) -> Iterator[tu
             yield run, result
 
 
-def _about(result: Result) -> tuple[str, str, str, int]:
+def _key(result: Result) -> tuple[str, str, str, int]:
     return result.game, result.fusion, "+".join(result.models), result.seed
 
 
@@ -292,7 +292,7 @@ def curves_of(runs: Sequence[tuple[Path, Result]]) -> Iterator[tuple[Any, ...]]:
             line = json.loads(text)
             for scalar, value in line.items():
                 if scalar.startswith(CURVES) and value is not None:
-                    yield (*_about(result), line["step"], scalar, value)
+                    yield (*_key(result), line["step"], scalar, value)
 
 
 def returns_of(curves: Sequence[tuple[Any, ...]]) -> dict[str, list[Curve]]:

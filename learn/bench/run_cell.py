@@ -17,7 +17,7 @@ from wsa.learn.configs.learn import OnlineLiveOptions, PlayOptions
 from wsa.learn.runs.config import FILE, read_config
 from wsa.learn.runs.data import only
 from wsa.learn.runs.evaluate import evaluate_run
-from wsa.learn.runs.folder import settled
+from wsa.learn.runs.folder import match_existing
 from wsa.learn.runs.setup import configure, weights_of
 from wsa.learn.runs.train import launch
 from wsa.learn.training.loop import OnLine
@@ -91,7 +91,7 @@ def _train(cell: Cell, on_line: OnLine) -> None:
             snapshot = only(snapshot, request.game, cell.segments)
         config = configure(without_live_options(request), snapshot, device)
         record = isinstance(request.data, PlayOptions) and request.data.record
-        config = settled(config, folder, record)
+        config = match_existing(config, folder, record)
     launch(
         folder,
         config,

@@ -29,7 +29,7 @@ def bench(o: BenchOptions, connect: Connect) -> int:
     grid.check(o)
     create = o.online and not o.dry_run
     _, snapshot = open_snapshot(o.store, create=create, or_empty=o.online and o.dry_run)
-    settings = grid.settle(o, snapshot)
+    settings = grid.shared_settings(o, snapshot)
     cells = grid.cells(o, settings)
     left = [cell for cell in cells if cell.result() is None]
     terminal.say(f"{len(cells) - len(left)} of {len(cells)} runs are done; {o.bench_dir}")
@@ -67,7 +67,7 @@ def say_failures(verb: str, failures: Sequence[Failure], runs: int) -> int:
 
 def run_cells(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure]:
     """Train and evaluate runs, in this process or on workers; yield those that failed."""
-    run = _here if o.scheduler == "inproc" else _on_workers
+    run = _run_inproc if o.scheduler == "inproc" else _run_on_workers
     yield from filter(None, run(o, left, connect))
 
 
@@ -96,7 +96,7 @@ def _dry(o: BenchOptions, cells: list[Cell]) -> int:
     return terminal.result(False, totals)
 
 
-def _here(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure | None]:
+def _run_inproc(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure | None]:
     """Run one after the other, in this process."""
     for number, cell in enumerate(left, 1):
         terminal.say(f"{number} of {len(left)}: {cell}")
@@ -131,7 +131,9 @@ class _Bars:
         self._open.close()
 
 
-def _on_workers(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure | None]:
+def _run_on_workers(
+    o: BenchOptions, left: list[Cell], connect: Connect
+) -> Iterator[Failure | None]:
     """Run as many at once as there are workers."""
     if not left:
         return
@@ -139,17 +141,17 @@ def _on_workers(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator
         connect(o.scheduler, o.workers, o.compute.device, o.slurm, threads=1) as (client, _),
         terminal.Progress("bench", "runs", len(left), shown=not o.json) as progress,
     ):
-        flying = {client.submit(attempt, cell, pure=False): (cell, 1) for cell in left}
-        completed = as_completed(flying, loop=client.loop)
+        pending = {client.submit(attempt, cell, pure=False): (cell, 1) for cell in left}
+        completed = as_completed(pending, loop=client.loop)
         done = 0
         for future in completed:
-            cell, tries = flying.pop(future)
+            cell, tries = pending.pop(future)
             try:
                 failure = future.result()
             except KilledWorker as error:
                 if tries < TRIES:
                     again = client.submit(attempt, cell, pure=False)
-                    flying[again] = cell, tries + 1
+                    pending[again] = cell, tries + 1
                     completed.add(again)
                     continue
                 failure = _died(cell, error)

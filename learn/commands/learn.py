@@ -103,7 +103,7 @@ def _newest_metrics(scalars: dict[str, float]) -> dict[str, dict[str, float]]:
 def plan_run(o: LearnOptions, device: str) -> tuple[Snapshot, OfflineRun | OnlineRun, Path]:
     """The store, the run to start or to resume, and its folder."""
     from wsa.learn.runs.config import read_config
-    from wsa.learn.runs.folder import new_folder, settled
+    from wsa.learn.runs.folder import match_existing, new_folder
     from wsa.learn.runs.moved_store import find_store
     from wsa.learn.runs.setup import configure
 
@@ -123,7 +123,7 @@ def plan_run(o: LearnOptions, device: str) -> tuple[Snapshot, OfflineRun | Onlin
     record = isinstance(o.data, PlayOptions) and o.data.record
     if record:
         require_writable(snapshot.backend)
-    return snapshot, settled(config, folder, record), folder
+    return snapshot, match_existing(config, folder, record), folder
 
 
 def _described(config: OfflineRun | OnlineRun) -> str:

@@ -87,7 +87,9 @@ def _extended(existing: OfflineRun | OnlineRun, config: OfflineRun | OnlineRun) 
     )
 
 
-def settled(config: OfflineRun | OnlineRun, folder: Path, record: bool) -> OfflineRun | OnlineRun:
+def match_existing(
+    config: OfflineRun | OnlineRun, folder: Path, record: bool
+) -> OfflineRun | OnlineRun:
     """Make an online run match the one already in `folder`, whatever the store received since.
 
     Args:

@@ -94,7 +94,7 @@ def summary(one: AttentionResult) -> dict[str, Any]:
     }
 
 
-def _about(one: AttentionResult) -> tuple[Any, ...]:
+def _run_columns(one: AttentionResult) -> tuple[Any, ...]:
     c = one.config
     return one.run, c.game, c.network.fusion.name, c.seed
 
@@ -108,7 +108,7 @@ def _rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
     )  # fmt: skip
     for i, model in enumerate(one.models):
         of_model = float(shares[:, i].mean()), float(shares[:, i].std()), float(largest[i])
-        yield (*_about(one), model, *of_model, *overall)
+        yield (*_run_columns(one), model, *of_model, *overall)
 
 
 EVENT_COLUMNS = ("run", "game", "fusion", "seed", "event", "count", "model", "step", "mean", "low",
@@ -125,7 +125,7 @@ def _event_rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
         count, bands = events
         for model, band in zip(one.models, bands, strict=True):
             for step, values in enumerate(band.T, -REACH):
-                yield (*_about(one), name, count, model, step, *values.tolist())
+                yield (*_run_columns(one), name, count, model, step, *values.tolist())
 
 
 def _action_rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
@@ -133,13 +133,13 @@ def _action_rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
     counts, means = by_action(one.log, len(actions))
     for action, count, row in zip(actions, counts.tolist(), means.tolist(), strict=True):
         for model, mean in zip(one.models, row, strict=True):
-            yield (*_about(one), action, count, model, mean if count else "")
+            yield (*_run_columns(one), action, count, model, mean if count else "")
 
 
 def _game_rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
     for kind, played in one.games.items():
         for number, returned in enumerate(played.returns):
-            yield (*_about(one), kind, number, returned)
+            yield (*_run_columns(one), kind, number, returned)
 
 
 def _parts(one: AttentionResult) -> Iterator[Part]:

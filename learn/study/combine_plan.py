@@ -124,7 +124,7 @@ def plan(o: CombineOptions, snapshot: Snapshot, device: str) -> Plan:
             "--models palette,objects.",
         )
     grid.check(bench)
-    settings = grid.settle(bench, snapshot)
+    settings = grid.shared_settings(bench, snapshot)
     cells = [(cell, method_of(cell.request)) for cell in grid.cells(bench, settings)]
     if control := untrained(o.models):
         untrained_bench = dataclasses.replace(bench, fusions=("wsa",), models=control)

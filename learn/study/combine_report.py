@@ -99,7 +99,7 @@ def write(folder: Path, grid_plan: Plan, failures: Sequence[Failure]) -> Report:
     tables = {name: _scores(runs, name) for name in methods}
     overall = list(_overall(runs, methods, tables))
     parts: list[Part] = [
-        *_about(grid_plan, runs, failures),
+        *_overview(grid_plan, runs, failures),
         *_raw(runs, methods),
         *_aggregate(overall),
     ]
@@ -191,7 +191,7 @@ def _overall(
         )  # fmt: skip
 
 
-def _about(
+def _overview(
     grid_plan: Plan, runs: Sequence[EvaluatedRun], failures: Sequence[Failure]
 ) -> Iterator[Text | Table]:
     lost = len(grid_plan.runs) - len(runs)
@@ -235,14 +235,14 @@ def _raw(runs: Sequence[EvaluatedRun], methods: Sequence[str]) -> Iterator[Table
         )
 
 
-def _line(method: str, mine: Sequence[EvaluatedRun]) -> tuple[object, ...]:
-    means = np.array([run.mean for run in mine])
+def _line(method: str, runs: Sequence[EvaluatedRun]) -> tuple[object, ...]:
+    means = np.array([run.mean for run in runs])
     spread = f"{means.std(ddof=1):,.1f}" if len(means) > 1 else None
-    no_better = sum(not run.beats_random for run in mine)
-    count = mine[0].parameters
+    no_better = sum(not run.beats_random for run in runs)
+    count = runs[0].parameters
     return (
-        method, f"{means.mean():,.1f}", spread, len(mine), count and f"{count:,}",
-        f"{no_better} of {len(mine)}" if no_better else "",
+        method, f"{means.mean():,.1f}", spread, len(runs), count and f"{count:,}",
+        f"{no_better} of {len(runs)}" if no_better else "",
     )  # fmt: skip
 
 

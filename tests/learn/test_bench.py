@@ -84,7 +84,7 @@ def test_a_bench_keeps_what_it_was_begun_with(tmp_path: Path) -> None:
 
     def begin(**flags: Any) -> None:
         o = options(**ppo, **flags)
-        grid.write(o, grid.settle(o, snapshot))
+        grid.write(o, grid.shared_settings(o, snapshot))
 
     begin(models=("a",), fusions=("wsa", "nature"), hidden=(128,), output="pooled")
     begin(fusions=("nature",), output="pooled")
@@ -134,10 +134,10 @@ def test_a_run_whose_worker_dies_is_tried_again(
         asked.append((where, how))
         return connect("inproc", 0, "cpu")
 
-    failures = [f for f in runner._on_workers(o, cells, inproc) if f]
+    failures = [f for f in runner._run_on_workers(o, cells, inproc) if f]
     assert tries == {"wsa": 1, "mean": 3, "lin": 1, "fix": 1}
     kinds = {f.cell.split(", ")[1]: (f.kind, f.exit_code) for f in failures}
     expected = {"lin": ("unavailable", 6), "fix": ("no-memory", 6)}
     assert kinds == expected | ({"mean": ("worker-died", 6)} if deaths == 3 else {})
     assert asked[0][1] == {"threads": 1} and len(asked) == 1
-    assert list(runner._on_workers(o, [], inproc)) == [] and len(asked) == 1
+    assert list(runner._run_on_workers(o, [], inproc)) == [] and len(asked) == 1

@@ -58,7 +58,7 @@ def during(o: DuringOptions, connect: runner.Connect) -> int:
     bench = bench_options(o, fusions=("wsa",), bench_dir=str(folder))
     grid.check(bench)
     _, snapshot = open_snapshot(o.store)
-    settings = grid.settle(bench, snapshot)
+    settings = grid.shared_settings(bench, snapshot)
     all_stages = stages(bench, settings, folder)
     left = [stage for stage in all_stages if stage.cell.result() is None]
     terminal.say(f"{len(all_stages) - len(left)} of {len(all_stages)} runs are done; {o.study_dir}")

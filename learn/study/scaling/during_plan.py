@@ -136,7 +136,7 @@ class _StageBuilder:
             }
             learner = msgspec.structs.replace(request.algorithm, **longer)
             request = dataclasses.replace(request, algorithm=learner)
-        models_name = grid.spelled_models(changed if way == "add" else (*present, *changed))
+        models_name = grid.folder_part(changed if way == "add" else (*present, *changed))
         name = f"{self._game}__{way}{len(changed)}__{models_name}__{self._seed}"
         evaluation = EvaluationSettings(
             bench.episodes, bench.epsilon, bench.eval_seed, bench.eval_num_envs
