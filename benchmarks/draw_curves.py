@@ -29,9 +29,9 @@ def line(style: int, method: tuple[str, str], episodes: list[dict[str, str]]) ->
     own = [e for e in episodes if (e["fusion"], e["models"]) == method]
     stretch = np.array([int(e["step"]) // STRETCH for e in own])
     returns = np.array([float(e["episodic_return"]) for e in own])
-    shown = np.unique(stretch)
-    means = np.array([returns[stretch == i].mean() for i in shown])
-    return charts.Line(METHODS[method], (shown + 0.5) * STRETCH, means, style)
+    stretches = np.unique(stretch)
+    means = np.array([returns[stretch == i].mean() for i in stretches])
+    return charts.Line(METHODS[method], (stretches + 0.5) * STRETCH, means, style)
 
 
 def main() -> None:

@@ -32,40 +32,40 @@ def examples(game: str) -> Tensor:
     with store_of(game, STEPS, STEPS // ENVS) as (backend, _):
         snapshot = take_snapshot(backend)
         metas = snapshot.segments(game)[:MOMENTS]
-        shown = []
+        pairs = []
         for meta, share in zip(metas, np.linspace(0.4, 0.95, len(metas)), strict=True):
             rows = snapshot.read_rows(meta)
             at = np.array([int(share * meta.steps)])
             pair = window_rows(at, episode_starts(rows["is_first"])[at], 2)[0]
             frames = snapshot.read_frames(meta)[rows["frame"][pair]]
-            shown.append(data.levels(frames, MovingObjects.training_input))
-    return data.scale(torch.from_numpy(np.stack(shown)), "cpu")
+            pairs.append(data.levels(frames, MovingObjects.training_input))
+    return data.scale(torch.from_numpy(np.stack(pairs)), "cpu")
 
 
-def panels(seen: Tensor, files: dict[str, str]) -> list[Tensor]:
+def panels(pairs: Tensor, files: dict[str, str]) -> list[Tensor]:
     """Pictures to place side by side, each (MOMENTS, 3, 84, 84)."""
-    newest = seen[:, 1]
-    found = [visualize.grey(newest)]
+    newest = pairs[:, 1]
+    pictures = [visualize.grey(newest)]
     networks = {
         alias: load.build(load.PREFIX + alias, f"file:{file}").module
         for alias, file in files.items()
     }
     with torch.inference_mode():
         if "okk" in networks:
-            maps = networks["okk"](seen[:, 1:])
-            found.append(visualize.overlay(newest, gaussians(maps)))
+            maps = networks["okk"](pairs[:, 1:])
+            pictures.append(visualize.overlay(newest, gaussians(maps)))
         if "vos" in networks:
             network = networks["vos"]
-            found.append(visualize.overlay(newest, network.masks(network(seen))))
-    return found
+            pictures.append(visualize.overlay(newest, network.masks(network(pairs))))
+    return pictures
 
 
 def main(picture: Path, arguments: list[str]) -> None:
     torch.set_num_threads(1)
     files = dict(one.split("=", 1) for one in arguments if "=" in one)
     games = [one for one in arguments if "=" not in one] or list(GAMES)
-    shown = [panels(examples(game), files) for game in games]
-    columns = [torch.cat(column) for column in zip(*shown, strict=True)]
+    rows = [panels(examples(game), files) for game in games]
+    columns = [torch.cat(column) for column in zip(*rows, strict=True)]
     outputs.write_panels(picture, columns)
     print(f"{picture}: {', '.join(games)}, {MOMENTS} moments each")
 

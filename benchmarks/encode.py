@@ -57,7 +57,7 @@ USERS_BATCHES = (1, 8, 32)
 PRECISIONS = ("fp32", "bf16")
 
 
-def main(asked: list[str]) -> None:
+def main(models: list[str]) -> None:
     torch.set_num_threads(1)
     rows = []
     for precision in PRECISIONS:
@@ -70,7 +70,7 @@ def main(asked: list[str]) -> None:
     torch.set_num_threads(1)
     print(f"{GAME}, {cores()} cores\n")
     markdown(["peak, GFLOP/s", "one core", "all"], rows)
-    for name in asked:
+    for name in models:
         print(flush=True)
         measure(name)
 
@@ -87,8 +87,8 @@ def measure(name: str) -> None:
             torch.randn(2 * output.numbers, *width), output.numbers
         )
     with store_of(GAME, *((256, 32) if operations > HEAVY else (2048, 256))) as (backend, _):
-        made = register.register(take_snapshot(backend), request, 0.1)
-        key, choice = made.spec.key, made.choice
+        registered = register.register(take_snapshot(backend), request, 0.1)
+        key, choice = registered.spec.key, registered.choice
         assert choice is not None
         snapshot = take_snapshot(backend)
         plan = cut(make_plan(snapshot, [key], [GAME]), SECONDS * choice.rate)
@@ -120,11 +120,11 @@ def measure(name: str) -> None:
         )
         table("frames/s, one core", rates, "bare")
         print(f"\nshare of the peak: {share(encoder, pixels, 'fp32', operations)} in fp32", end="")
-        found, _, _ = register.measure_engines(
+        candidates, _, _ = register.measure_engines(
             snapshot, dataclasses.replace(request, precision="bf16"), "cpu"
         )
-        half = found.choose("auto", "bf16", math.inf)
-        by_hand = share(found.encoder(half.engine, "bf16"), pixels, "bf16", operations)
+        half = candidates.choose("auto", "bf16", math.inf)
+        by_hand = share(candidates.encoder(half.engine, "bf16"), pixels, "bf16", operations)
         print(f", {by_hand} in bf16 ({half.engine}, step error {half.error:.2g})\n")
         against_a_user(request, snapshot, plan, settings)
 
@@ -140,8 +140,8 @@ def share(encoder: Encoder, pixels: torch.Tensor, precision: str, operations: in
     rates = interleave(
         {"peak": lambda: rate(product, 1.0), "bare": lambda: bare(encoder, pixels)}, 2 * ROUNDS
     )
-    found = [operations * b / p for b, p in zip(rates["bare"], rates["peak"], strict=True)]
-    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+    shares = [operations * b / p for b, p in zip(rates["bare"], rates["peak"], strict=True)]
+    return f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
 
 
 def counted(encoder: Encoder) -> list[int]:
@@ -186,9 +186,9 @@ def against_a_user(
 
         torch.set_num_threads(cores())
         with torch.inference_mode():
-            found = rate(work, SECONDS / 2)
+            measured = rate(work, SECONDS / 2)
         torch.set_num_threads(1)
-        return found
+        return measured
 
     contenders: dict[str, Callable[[], float]] = {
         f"script, batch {size}": functools.partial(script, size) for size in USERS_BATCHES

@@ -104,10 +104,10 @@ def pretended(workers: int) -> Iterator[Client]:
             process.wait()
 
 
-def works(count: int, chained: bool, models: int) -> list[tuple[Item, ...]]:
+def make_segments(count: int, chained: bool, models: int) -> list[tuple[Item, ...]]:
     """Segments as in a real plan; if `chained`, each repeats three frames of the one before."""
     rules = protocol("Seaquest", "classic")
-    made = []
+    segments = []
     for number in range(count):
         run, env, start = hashing.identity(number % 97)[:12], number % 8, number * STEPS
         where = names.make_segment(run, env, start, STEPS)
@@ -127,13 +127,13 @@ def works(count: int, chained: bool, models: int) -> list[tuple[Item, ...]]:
             emulator=("0.12.0", "240bfbac5163af4df5ae713985386f92"),
         )
         copies: tuple[Copy, ...] = ()
-        if chained and made:
+        if chained and segments:
             three = np.arange(3)
-            before = made[-1][0].meta
+            before = segments[-1][0].meta
             copies = (Copy("Seaquest", before.segment, three + DISTINCT - 3, three),)
         own = np.arange(3 if copies else 0, DISTINCT)
-        made.append(tuple(Item(model, meta, own, copies) for model in MODELS[:models]))
-    return made
+        segments.append(tuple(Item(model, meta, own, copies) for model in MODELS[:models]))
+    return segments
 
 
 def measure(
@@ -141,7 +141,7 @@ def measure(
 ) -> list[object]:
     """Run a plan, and measure how busy the models were."""
     count = max(4 * workers, int(lasting * workers / seconds) if seconds else 20 * workers)
-    plan = works(min(count, 12_000), chained, models)
+    plan = make_segments(min(count, 12_000), chained, models)
     settings = TaskSettings("/nowhere", {"seconds": str(seconds)}, {}, "cpu", 1)
     driver = Driver(Workers(client, "cpu", lambda event: None), settings)
     began, cpu = time.monotonic(), time.process_time()

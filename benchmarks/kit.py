@@ -91,9 +91,9 @@ def table(unit: str, rates: dict[str, list[float]], base: str) -> None:
     middle = statistics.median(rates[base])
     print(f"| | {unit} (median of {len(rates[base])}) | range | ratio |")
     print("| --- | --- | --- | --- |")
-    for name, found in rates.items():
-        median = statistics.median(found)
-        spread = f"{min(found):,.1f} to {max(found):,.1f}"
+    for name, measured in rates.items():
+        median = statistics.median(measured)
+        spread = f"{min(measured):,.1f} to {max(measured):,.1f}"
         print(f"| {name} | {median:,.1f} | {spread} | {median / middle:.2f} |")
 
 

@@ -138,12 +138,12 @@ def backbones(flat: FlatMap, folder: Path) -> None:
     rates = interleave({n: (lambda w=w: rate(w, 2.0)) for n, w in contenders.items()}, 3)
     table("updates/s", rates, "backbones in the loop")
     assert Encoder.total_passes > before
-    made = Encoder.total_passes
+    before = Encoder.total_passes
     with_backbones()
-    an_update = (Encoder.total_passes - made) / len(encoders)
-    made = Encoder.total_passes
+    an_update = (Encoder.total_passes - before) / len(encoders)
+    before = Encoder.total_passes
     cached.update(1, mapped.draw())
-    assert Encoder.total_passes == made
+    assert Encoder.total_passes == before
     frames = len(flat.embeddings) / len(flat.steps)
     print("\nPasses through each backbone, an update every 4 environment steps:\n")
     markdown(
@@ -182,8 +182,8 @@ class Batched(nn.Module):
 
     def forward(self, embeddings: list[Tensor]) -> Tensor:
         """Map (B, width) for each model to (B, models, d)."""
-        found = torch.baddbmm(self.bias, torch.stack(embeddings), self.weight)
-        normal = nn.functional.layer_norm(found, found.shape[2:]) * self.gain + self.shift
+        projected = torch.baddbmm(self.bias, torch.stack(embeddings), self.weight)
+        normal = nn.functional.layer_norm(projected, projected.shape[2:]) * self.gain + self.shift
         return normal.relu().transpose(0, 1)
 
 

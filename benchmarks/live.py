@@ -119,7 +119,7 @@ def parts(o: Options, folder: Path) -> dict[str, Cost]:
         env.step(generator.integers(len(config.protocol.actions), size=n))
         return n
 
-    found = {"emulator": cost(emulate)}
+    costs = {"emulator": cost(emulate)}
     shown = np.stack([games.pictures(env.step(np.zeros(n, np.int64))[0]).copy() for _ in range(4)])
     encoders = open_models(take_snapshot(open_store(config.store)), config.inputs)
     ways = {encoder.alike: encoder for encoder in encoders}
@@ -129,13 +129,13 @@ def parts(o: Options, folder: Path) -> dict[str, Cost]:
             encoder.shrink(shown[-1])
         return n
 
-    found["screens made small"] = cost(shrink)
+    costs["screens made small"] = cost(shrink)
     for key, window, encoder in zip(config.inputs, config.model_windows, encoders, strict=True):
-        found[f"{key}, {encoder.engine.name}"] = cost(embedding(encoder, window, shown))
-    found["acting"] = cost(acting(config, n))
-    found["update"] = updating(config, where, encoders)
+        costs[f"{key}, {encoder.engine.name}"] = cost(embedding(encoder, window, shown))
+    costs["acting"] = cost(acting(config, n))
+    costs["update"] = updating(config, where, encoders)
     env.close()
-    return found
+    return costs
 
 
 def embedding(encoder: Encoder, window: int, shown: Any) -> Callable[[], int]:
@@ -217,8 +217,8 @@ def evaluating(o: Options, python: str, run: Path) -> Cost:
     """Measure `wsa eval` without its first four games; steps are those of the run's own games."""
     spent = []
     for episodes in (4, 4 + o.episodes):
-        said, *_ = found = command(python, "eval", run, f"--episodes={episodes}")
-        spent.append((said["frames"], *found[1:]))
+        result, *cost = command(python, "eval", run, f"--episodes={episodes}")
+        spent.append((result["frames"], *cost))
     return Cost(*(late - early for early, late in zip(*spent, strict=True)))
 
 
@@ -278,9 +278,9 @@ def main(o: Options) -> None:
         return simulate(o)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found = parts(o, folder)
-        rows = [of.row(name) for name, of in found.items()]
-        each = sum(of.cpu / of.steps for of in found.values())
+        costs_of_parts = parts(o, folder)
+        rows = [cost.row(name) for name, cost in costs_of_parts.items()]
+        each = sum(c.cpu / c.steps for c in costs_of_parts.values())
         perfect = cores() / each
         rows.append(["sum of the parts", f"{1 / each:,.0f}", f"{1000 * each:.3f}", "1.00"])
         rows.append(

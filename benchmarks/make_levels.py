@@ -52,18 +52,18 @@ def screens(game: str) -> NDArray[np.uint8]:
 def fit(game: str) -> dict[str, NDArray[np.uint8]]:
     """Fit one game's arrays; return them by their names in the file."""
     torch.set_num_threads(1)
-    seen = screens(game)
-    levels = fit_levels(seen)
-    arrays = {**levels.arrays, "classes": fit_classes(seen, levels)}
+    frames = screens(game)
+    levels = fit_levels(frames)
+    arrays = {**levels.arrays, "classes": fit_classes(frames, levels)}
     return {f"{game}/{name}": array for name, array in arrays.items()}
 
 
 if __name__ == "__main__":
     arrays: dict[str, NDArray[np.uint8]] = {}
     with ProcessPoolExecutor(2) as pool:
-        for game, found in zip(games.games(), pool.map(fit, games.games()), strict=True):
-            arrays |= found
-            levels, classes = (len(found[f"{game}/{name}"]) for name in ("levels", "classes"))
+        for game, fitted in zip(games.games(), pool.map(fit, games.games()), strict=True):
+            arrays |= fitted
+            levels, classes = (len(fitted[f"{game}/{name}"]) for name in ("levels", "classes"))
             print(f"{game}: {levels} levels, {classes} classes", flush=True)
     data = same_npz(arrays)
     PATH.write_bytes(data)

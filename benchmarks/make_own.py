@@ -80,23 +80,23 @@ def gather(folder: Path) -> None:
     }
     files = {}
     for encoder, manifest in manifests.items():
-        for alias, told in manifest["files"].items():
+        for alias, facts in manifest["files"].items():
             shutil.copy(
                 folder / "encoders" / encoder / f"{alias}.safetensors",
                 place / f"{alias}.safetensors",
             )
-            files[alias] = told
+            files[alias] = facts
     left_out = ("files", "games", "command")  # A command contains paths of one machine.
-    told = {
+    manifest_of_all = {
         "files": files,
         "games": manifests["ae"]["games"],
         "trainings": {
             e: {k: v for k, v in m.items() if k not in left_out} for e, m in manifests.items()
         },
     }
-    for training in told["trainings"].values():
+    for training in manifest_of_all["trainings"].values():
         training["training"].pop("store")
-    (place / "manifest.json").write_text(json.dumps(told, indent=1) + "\n")
+    (place / "manifest.json").write_text(json.dumps(manifest_of_all, indent=1) + "\n")
 
 
 def on_all(jobs: int, do: Callable[[str], None], what: Sequence[str]) -> None:

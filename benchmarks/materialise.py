@@ -34,10 +34,10 @@ def main() -> None:
         for meta in snapshot.segments(GAME):
             for model in models:
                 slow = np.cumsum(generator.normal(size=(meta.frames, NUMBERS)), axis=0)
-                made = EmbeddingMeta(
+                meta_of_rows = EmbeddingMeta(
                     GAME, meta.segment, model, slow.shape, "float16", meta.frames, 0, 1.0
                 )
-                commit_embedding(backend, made, slow.astype(np.float16))
+                commit_embedding(backend, meta_of_rows, slow.astype(np.float16))
         snapshot = take_snapshot(backend)
         frames = sum(meta.frames for meta in snapshot.segments(GAME))
         places = [
@@ -62,8 +62,8 @@ def main() -> None:
             return frames / spent
 
         print(f"{GAME}, {frames:,} frames, {len(models)} models x {NUMBERS} float16:\n")
-        found = interleave({"arrays read once with plain Zarr": once, "materialise": copy})
-        table("frames/s", found, "arrays read once with plain Zarr")
+        rates = interleave({"arrays read once with plain Zarr": once, "materialise": copy})
+        table("frames/s", rates, "arrays read once with plain Zarr")
 
 
 if __name__ == "__main__":

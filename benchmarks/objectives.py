@@ -146,8 +146,8 @@ class Frames:
     def _weight(self, rows: NDArray[np.int64]) -> Tensor:
         """Inverse standard deviations of a game's pixels, shape (1, 84, 84), mean 1."""
         generator = np.random.default_rng(0)
-        some = self.examples.take(generator.choice(rows, 2_000), generator)[:, 1:].float() / 255
-        inverse = 1 / some.std(dim=0).clamp(min=LEAST_DEVIATION)
+        sample = self.examples.take(generator.choice(rows, 2_000), generator)[:, 1:].float() / 255
+        inverse = 1 / sample.std(dim=0).clamp(min=LEAST_DEVIATION)
         return inverse / inverse.mean()
 
     def draw(self, generator: np.random.Generator, count: int) -> Batch:
@@ -226,12 +226,12 @@ class SelfPrediction(Objective):
 
     def loss(self, batch: Batch) -> Tensor:
         """See the class."""
-        acted = functional.one_hot(batch.action, ACTIONS).float()
+        action = functional.one_hot(batch.action, ACTIONS).float()
         code = self.project(self.encoder(batch.before))
-        predicted = self.predict(torch.cat([code, acted], dim=1))
+        predicted = self.predict(torch.cat([code, action], dim=1))
         with torch.no_grad():
-            came = self.target(batch.now)
-        return 1 - functional.cosine_similarity(predicted, came).mean()
+            target_code = self.target(batch.now)
+        return 1 - functional.cosine_similarity(predicted, target_code).mean()
 
     def after(self) -> None:
         """Update the moving averages of the networks."""
@@ -251,12 +251,12 @@ class Reconstruction(Objective):
 
     def loss(self, batch: Batch) -> Tensor:
         """See the class."""
-        shown, counted = batch.now, batch.weight
+        visible, weight = batch.now, batch.weight
         if self.masked:
-            hidden = (torch.rand(len(shown), 1, 12, 12) < self.masked).float()
+            hidden = (torch.rand(len(visible), 1, 12, 12) < self.masked).float()
             hidden = functional.interpolate(hidden, size=(84, 84))
-            shown, counted = shown * (1 - hidden), counted * hidden / self.masked
-        return ((self.decode(self.encoder(shown)) - batch.now).square() * counted).mean()
+            visible, weight = visible * (1 - hidden), weight * hidden / self.masked
+        return ((self.decode(self.encoder(visible)) - batch.now).square() * weight).mean()
 
 
 class MaskedReconstruction(Reconstruction):
@@ -319,7 +319,7 @@ def train(file: Path, name: str, frames: Frames, minutes: float, seed: int) -> N
     safetensors.torch.save_file(encoder.state_dict(), file, facts)
 
 
-def named(folder: Path) -> Iterator[tuple[str, SmallStateEncoder]]:
+def load_encoders(folder: Path) -> Iterator[tuple[str, SmallStateEncoder]]:
     """Yield every encoder of a folder, and three untrained ones."""
     for seed in range(3):
         yield f"untrained, seed {seed}", untrained(seed)
@@ -329,7 +329,7 @@ def named(folder: Path) -> Iterator[tuple[str, SmallStateEncoder]]:
         yield file.stem, encoder
 
 
-def judge(
+def probe_encoders(
     snapshot: Snapshot, game: str, count: int, encoders: Sequence[tuple[str, SmallStateEncoder]]
 ) -> dict[str, list[float | None]]:
     """R2, hits, and R2 from random to better play, of every encoder and every stored model."""
@@ -353,14 +353,14 @@ def judge(
             yield name, "", "model", torch.cat(codes).numpy()
 
     table = probe.compare(moments, plan, embeddings())
-    found: dict[str, list[float | None]] = {}
+    results: dict[str, list[float | None]] = {}
     for line in table.lines:
         both, across = (table.means.get((line.name, way)) for way in ("both", "transfer"))
-        found[line.name] = [
+        results[line.name] = [
             *([m.value for m in both] if both else [None, None]),
             across[0].value if across else None,
         ]
-    return found
+    return results
 
 
 def levels(snapshot: Snapshot, moments: samples.Moments) -> Tensor:
@@ -369,8 +369,8 @@ def levels(snapshot: Snapshot, moments: samples.Moments) -> Tensor:
     for meta, frames in zip(moments.segments, moments.frames, strict=True):
         distinct, at = np.unique(frames, return_inverse=True)
         if len(distinct):
-            shown = snapshot.read_frames(meta)
-            parts += [data.levels(np.stack([shown[i] for i in distinct.tolist()]), SIGHT)[at]]
+            screens = snapshot.read_frames(meta)
+            parts += [data.levels(np.stack([screens[i] for i in distinct.tolist()]), SIGHT)[at]]
     return torch.from_numpy(np.concatenate(parts)).unsqueeze(1)
 
 
@@ -379,21 +379,23 @@ def tables(probed: dict[str, dict[str, list[float | None]]], trained: Sequence[s
     games = [*sorted(set(probed) & set(trained)), *sorted(set(probed) - set(trained))]
     columns = [g if g in trained else f"{g} (unseen)" for g in games]
     rows: list[tuple[float, list[str]]] = []
-    for name in dict.fromkeys(name for found in probed.values() for name in found):
+    for name in dict.fromkeys(name for by_encoder in probed.values() for name in by_encoder):
         cells = [probed[game].get(name) or [None, None, None] for game in games]
-        known: list[Any] = [
+        seen: list[Any] = [
             c for c, g in zip(cells, games, strict=True) if g in trained and c[0] is not None
         ]
         unseen: list[Any] = [
             c for c, g in zip(cells, games, strict=True) if g not in trained and c[0] is not None
         ]
         means = [
-            f"{np.mean([c[0] for c in of]):.3f} / {np.mean([c[1] for c in of]):.3f}" if of else "-"
-            for of in (known, unseen)
+            f"{np.mean([c[0] for c in cells_of]):.3f} / {np.mean([c[1] for c in cells_of]):.3f}"
+            if cells_of
+            else "-"
+            for cells_of in (seen, unseen)
         ]
-        shown = ["-" if c[0] is None else f"{c[0]:.2f} / {c[1]:.2f}" for c in cells]
+        scores = ["-" if c[0] is None else f"{c[0]:.2f} / {c[1]:.2f}" for c in cells]
         rows.append(
-            (float(np.mean([c[0] for c in known])) if known else 0.0, [name, *means, *shown])
+            (float(np.mean([c[0] for c in seen])) if seen else 0.0, [name, *means, *scores])
         )
     markdown(
         ["encoder (R2 / hit)", "mean, trained on", "mean, unseen", *columns],
@@ -420,16 +422,16 @@ def main() -> None:
             if not file.exists():
                 frames = frames or Frames(o.store)
                 train(file, name, frames, o.minutes, seed)
-    encoders = list(named(o.folder))
+    encoders = list(load_encoders(o.folder))
     _, training = open_snapshot(o.store)
     _, snapshot = open_snapshot(o.judged)
-    kept = o.folder / "probes.json"
-    probed = json.loads(kept.read_text()) if kept.exists() else {}
+    results_file = o.folder / "probes.json"
+    probed = json.loads(results_file.read_text()) if results_file.exists() else {}
     for game in sorted({meta.game for meta in snapshot.segments()}):
         if any(name not in probed.get(game, {}) for name, _ in encoders):
-            probed[game] = judge(snapshot, game, o.samples, encoders)
-            kept.write_text(json.dumps(probed, indent=1))
-            print(f"judged {game}", flush=True)
+            probed[game] = probe_encoders(snapshot, game, o.samples, encoders)
+            results_file.write_text(json.dumps(probed, indent=1))
+            print(f"probed {game}", flush=True)
     tables(probed, sorted({meta.game for meta in training.segments()}))
 
 

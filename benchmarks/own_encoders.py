@@ -54,10 +54,11 @@ OTHERS, UNSEEN_STEPS = ("Boxing", "Freeway", "Asteroids", "Pong", "Seaquest", "Q
 def cost() -> None:
     with store_of(GAME, STEPS, SEGMENT) as (backend, _):
         requests = [parse_request(f"{alias}:random", {}) for alias in load.NETWORKS]
-        made = [
-            register.register(take_snapshot(backend), one, 0.1, engine="torch") for one in requests
+        registered = [
+            register.register(take_snapshot(backend), request, 0.1, engine="torch")
+            for request in requests
         ]
-        keys = [one.spec.key for one in made]
+        keys = [one.spec.key for one in registered]
         settings = tasks.TaskSettings(
             backend.url, dict.fromkeys(keys, "random"), dict.fromkeys(keys, "torch"), "cpu", 1
         )
@@ -84,10 +85,14 @@ def live() -> None:
     """Run windows of the last screens through `ae`, `sr`, and `vos`, as `LiveEncoder` does."""
     requests = [parse_request(f"{alias}:random", {}) for alias in ("ae", "sr", "vos")]
     with store_of(GAME, 8 * LIVE_STEPS, LIVE_STEPS) as (backend, _):
-        made = [register.register(take_snapshot(backend), r, 0.1, engine="torch") for r in requests]
+        registered = [
+            register.register(take_snapshot(backend), r, 0.1, engine="torch") for r in requests
+        ]
         snapshot = take_snapshot(backend)
-        encoders = register.open_models(snapshot, [one.spec.key for one in made], engine="torch")
-        windows = [one.spec.identity.window for one in made]
+        encoders = register.open_models(
+            snapshot, [one.spec.key for one in registered], engine="torch"
+        )
+        windows = [one.spec.identity.window for one in registered]
         segments = snapshot.segments(GAME)[:8]
         played = np.stack([snapshot.read_frames(m)[:LIVE_STEPS] for m in segments], axis=1)
 
@@ -154,12 +159,12 @@ def errors(parts: list[Tensor], *networks: Autoencoder) -> list[str]:
     """Mean squared error of each network and of the mean frame, times 1000; and the ratio."""
     examples = data.scale(torch.cat(parts), "cpu")
     with torch.inference_mode():
-        found = [
+        losses = [
             float(np.mean([float((network(p) - p).square().mean()) for p in examples.split(64)]))
             for network in networks
         ]
     mean = float((examples - examples.mean(dim=0)).square().mean())
-    return [*(f"{1000 * error:.2f}" for error in (*found, mean)), f"{found[0] / mean:.2f}"]
+    return [*(f"{1000 * error:.2f}" for error in (*losses, mean)), f"{losses[0] / mean:.2f}"]
 
 
 def main(arguments: list[str]) -> None:

@@ -44,15 +44,15 @@ def main(games: list[str]) -> None:
             contenders = {}
             for alias in MODELS:
                 request = for_games([parse_request(alias, {})], [game])[0]
-                made = register(take_snapshot(backend), request, 0.1).spec
+                spec = register(take_snapshot(backend), request, 0.1).spec
                 snapshot = take_snapshot(backend)
-                asked = open_model(snapshot, made.key), snapshot, game, made.key
-                window = made.identity.window
+                arguments = open_model(snapshot, spec.key), snapshot, game, spec.key
+                window = spec.identity.window
 
-                def one(asked: tuple = asked, window: int = window) -> float:
-                    return rate(lambda: embed(*asked, window), 1.0)
+                def measure(arguments: tuple = arguments, window: int = window) -> float:
+                    return rate(lambda: embed(*arguments, window), 1.0)
 
-                contenders[alias] = one
+                contenders[alias] = measure
             print(f"\n{game}\n")
             table("frames/s", interleave(contenders), "vos")
 

@@ -41,7 +41,7 @@ COLUMNS = {
 }
 
 
-def asked(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--games", default=GAMES)
@@ -66,13 +66,13 @@ def answer(file: Path, *arguments: object) -> dict[str, Any]:
     if not file.exists():
         print("wsa", *arguments, flush=True)
         command = [sys.executable, "-m", "wsa.cli", *map(str, arguments), "--json"]
-        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         file.parent.mkdir(parents=True, exist_ok=True)
         half = file.with_suffix(".part")
-        half.write_text(found)
+        half.write_text(output)
         half.replace(file)
-    read: dict[str, Any] = json.loads(file.read_text())
-    return read
+    result: dict[str, Any] = json.loads(file.read_text())
+    return result
 
 
 def fill(o: argparse.Namespace, game: str, models: Sequence[str]) -> None:
@@ -88,7 +88,7 @@ def fill(o: argparse.Namespace, game: str, models: Sequence[str]) -> None:
 
 def returns(o: argparse.Namespace, game: str, model: str) -> list[float]:
     """Mean return of full games after training over one encoder, for each seed."""
-    found = []
+    means = []
     for seed in range(1, o.seeds + 1):
         name = f"{game}-{model.replace(':', '-')}-{seed}"
         run = o.folder / "runs" / name
@@ -100,8 +100,8 @@ def returns(o: argparse.Namespace, game: str, model: str) -> list[float]:
                 "--total-timesteps", o.budget, "--run-dir", run,
             )  # fmt: skip
         played = answer(result, "eval", run, "--episodes", o.episodes)
-        found.append(float(played["return_mean"]))
-    return found
+        means.append(float(played["return_mean"]))
+    return means
 
 
 def rows(probed: dict[str, Any], models: Sequence[str]) -> Iterator[tuple[str, list[float | None]]]:
@@ -114,7 +114,7 @@ def rows(probed: dict[str, Any], models: Sequence[str]) -> Iterator[tuple[str, l
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    o = asked(arguments)
+    o = parse_arguments(arguments)
     models = o.models.split(",")
     columns = [*COLUMNS, "F1"]
     for game in o.games.split(","):
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = ["--samples", o.samples, "--models", o.models, *(["--f1"] if o.f1 else [])]
         file = o.folder / "probes" / f"{game}.json"
         probed = answer(file, "probe", "--store", o.folder / "store", "--game", game, *options)
-        told = dict(rows(probed, models))
+        scores = dict(rows(probed, models))
         earned = {model: returns(o, game, model) for model in models}
         means = {model: sum(own) / len(own) for model, own in earned.items()}
         order = sorted(models, key=lambda model: -means[model])
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         markdown(
             ["encoder", "return", *columns],
             [
-                [model, f"{means[model]:.1f}", *("-" if v is None else f"{v:.2f}" for v in told[model])]
+                [model, f"{means[model]:.1f}", *("-" if v is None else f"{v:.2f}" for v in scores[model])]
                 for model in order
             ],
         )  # fmt: skip
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         correlations = []
         for i, column in enumerate(columns):
-            values = [told[model][i] for model in models]
+            values = [scores[model][i] for model in models]
             if None not in values:
                 rho = spearmanr(values, [means[model] for model in models])
                 correlations.append([column, f"{rho.statistic:.2f}", f"{rho.pvalue:.2f}"])

@@ -114,9 +114,9 @@ def main(aliases: list[str]) -> None:
                     request = parse_request(alias, {}, output)
                     key = register(snapshot, request, 0.1).spec.key
                     encoder = open_model(take_snapshot(backend), key)
-                    found = encoder(rgb[:EMBEDDED]).astype(np.float16)
-                    print(f"\n{game}, {alias}, {output}, {found.shape} float16:\n")
-                    markdown(["embeddings", *head], embedding_table(found))
+                    embeddings = encoder(rgb[:EMBEDDED]).astype(np.float16)
+                    print(f"\n{game}, {alias}, {output}, {embeddings.shape} float16:\n")
+                    markdown(["embeddings", *head], embedding_table(embeddings))
             print(flush=True)
 
 

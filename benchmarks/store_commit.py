@@ -105,14 +105,14 @@ def main() -> None:
             return OBJECTS / (time.perf_counter() - started)
 
         print()
-        found = interleave(
+        rates = interleave(
             {
                 "the same files, links and flushes": bare,
                 "commit": commit,
                 "compression alone": compress,
             }
         )
-        table("objects/s", found, "the same files, links and flushes")
+        table("objects/s", rates, "the same files, links and flushes")
 
 
 if __name__ == "__main__":

@@ -77,10 +77,10 @@ def objects(segments: int) -> Iterator[tuple[Any, dict[str, bytes]]]:
             dict.fromkeys(rows, b"x"),
         )
         for model in MODELS if number % 2 else MODELS[:-1]:
-            made = EmbeddingMeta(
+            embedding = EmbeddingMeta(
                 "Seaquest", where, model, (DISTINCT, 512), "float16", DISTINCT, 0, 41.5
             )
-            yield made, dict.fromkeys(["zarr.json", "c.0.0"], b"x")
+            yield embedding, dict.fromkeys(["zarr.json", "c.0.0"], b"x")
 
 
 def fill(root: Path, segments: int) -> int:
