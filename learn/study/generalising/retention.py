@@ -51,7 +51,7 @@ class Retention:
         """Return in a variant minus the return without a change, with pairs of games."""
         return _interval(self._means(played, 0) - self._means(self._plain[0], 0))
 
-    def kept(self, variants: Sequence[Pair]) -> Interval | None:
+    def share(self, variants: Sequence[Pair]) -> Interval | None:
         """Share of the advantage that is kept, averaged over variants.
 
         None if the run has no advantage.
