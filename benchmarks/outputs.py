@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from kit import markdown
 from numpy.typing import NDArray
+from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
 from wsa.encode.inference import reduction as bases
@@ -39,7 +40,7 @@ from wsa.learn.probe.linear import Split
 from wsa.store.objects.model_spec import Output
 
 # Variables of `wsa.learn.probe.ram_labels` with which the tables in docs/ were measured.
-JUDGED = {
+VARIABLES = {
     "Pong": ("ball x", "ball y", "player y", "enemy y", "enemy score"),
     "Breakout": ("ball x", "ball y", "player x", "blocks hit"),
     "Seaquest": (
@@ -53,12 +54,8 @@ JUDGED = {
     "SpaceInvaders": ("player x", "invaders left", "invaders x", "invaders y", "missile y"),
     "Qbert": ("player x", "player y", "column", "red column", "green column"),
 }
-SEEDS, TESTED, KEPT, EVERY = (
-    7,
-    2,
-    300,
-    3,
-)  # Seeds, those for testing, frames per seed, steps between.
+SEEDS, TEST_SEEDS = 7, 2
+FRAMES, STEPS_BETWEEN = 300, 3  # Frames per seed, and steps from one to the next.
 SKIP, NOOPS = 4, 30
 SIDE = 7
 SIZES = (128, 256, 512, 1024)
@@ -66,7 +63,7 @@ Map = Callable[[Tensor], Tensor]  # (n, places, C) to (n, K)
 
 
 def play(game: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Frames (SEEDS x KEPT, H, W, 3) as wsa collects them, and their RAM (SEEDS x KEPT, 128)."""
+    """Frames (SEEDS x FRAMES, H, W, 3) as wsa collects them, and their RAM (SEEDS x FRAMES, 128)."""
     frames, memory = [], []
     for seed in range(SEEDS):
         games.quiet_emulator()
@@ -76,7 +73,7 @@ def play(game: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         ale.loadROM(str(games.rom(game)))
         generator = np.random.default_rng(seed)
         actions = ale.getMinimalActionSet()
-        for step in range(KEPT * EVERY):
+        for step in range(FRAMES * STEPS_BETWEEN):
             if step == 0 or ale.game_over():
                 ale.reset_game()
                 for _ in range(generator.integers(1, NOOPS + 1)):
@@ -86,18 +83,18 @@ def play(game: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
                 ale.act(action)
             before = ale.getScreenRGB()
             ale.act(action)
-            if step % EVERY == EVERY - 1:
+            if step % STEPS_BETWEEN == STEPS_BETWEEN - 1:
                 frames.append(np.maximum(before, ale.getScreenRGB()))
                 memory.append(ale.getRAM().copy())
     return np.stack(frames), np.stack(memory)
 
 
-def fits(shared: Tensor) -> dict[str, list[Map]]:
-    """Reductions of a grid to each of `SIZES`, fitted on the strip's feature maps or on nothing."""
+def reductions(shared: Tensor) -> dict[str, list[Map]]:
+    """Reductions of a grid to each of `SIZES`, fitted on the strip's feature maps if at all."""
     shared = grid(shared)
-    most = bases.fit(shared, len(shared) - 1)
+    full_basis = bases.fit(shared, len(shared) - 1)
     return {
-        "PCA of the strip": [lambda own, k=k: most(own)[:, :k] for k in SIZES],
+        "PCA of the strip": [lambda own, k=k: full_basis(own)[:, :k] for k in SIZES],
         "PCA of the strip's channels": [channels(shared, round(k / SIDE**2)) for k in SIZES],
         "separable PCA of the strip": [separable(shared, k) for k in SIZES],
         "random projection": [projection(shared[0].numel(), k) for k in SIZES],
@@ -109,7 +106,7 @@ def outputs(own: Tensor, fitted: dict[str, list[Map]], train: int) -> Iterator[t
 
     Args:
         own: The game's feature maps, shape (n, H, W, C), float32, training frames first.
-        fitted: From `fits`.
+        fitted: From `reductions`.
         train: Number of training frames.
     """
     yield "pooled", own.mean(dim=(1, 2))
@@ -129,10 +126,10 @@ def grid(maps: Tensor) -> Tensor:
     return pooled.flatten(2).transpose(1, 2).contiguous()
 
 
-def channels(shared: Tensor, kept: int) -> Map:
+def channels(shared: Tensor, count: int) -> Map:
     """First step of `wsa.encode.inference.reduction` alone: the same channels at every place."""
     mean = shared.mean(dim=(0, 1))
-    basis = bases._leading((shared - mean).flatten(0, 1), kept)
+    basis = bases._leading((shared - mean).flatten(0, 1), count)
     return lambda own: ((own - mean) @ basis).flatten(1)
 
 
@@ -153,19 +150,21 @@ def projection(size: int, numbers: int) -> Map:
     return lambda own: own.flatten(1) @ torch.from_numpy(bases.signs(size, numbers)).float()
 
 
-def probe(rows: Tensor, wanted: NDArray[np.float64], train: int) -> NDArray[np.float64]:
-    """R2 of each variable on the frames after `train`, by ridge regression.
+def probe(rows: Tensor, targets: NDArray[np.float64], train: int) -> NDArray[np.float64]:
+    """R2 of each variable on the frames after `train`, by ridge regression; NaN if it is constant.
 
     Args:
         rows: Inputs, shape (n, K).
-        wanted: Variables, shape (n, V).
+        targets: Variables, shape (n, V).
         train: Number of training frames; their last seed chooses the penalty.
     """
     split = Split(
-        np.arange(train - KEPT), np.arange(train - KEPT, train), np.arange(train, len(rows))
+        np.arange(train - FRAMES), np.arange(train - FRAMES, train), np.arange(train, len(rows))
     )
-    axes = linear.principal(rows.numpy(), split, None)
-    return linear.r2(wanted[split.test], linear.ridge(axes, wanted, split))
+    axes = linear.principal(rows.numpy(), max_axes=linear.AXES_SAMPLE)
+    truth, predicted = targets[split.test], linear.ridge(axes, targets, split)
+    r2 = r2_score(truth, predicted, multioutput="raw_values")
+    return np.where(np.ptp(truth, axis=0) > 0, r2, np.nan)
 
 
 def maps(folder: Path, model: str, name: str, parts: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -179,35 +178,37 @@ def maps(folder: Path, model: str, name: str, parts: Sequence[NDArray[np.uint8]]
     return torch.from_numpy(np.load(file)).float()
 
 
-def judge(folder: Path, model: str, game: str) -> None:
-    """Write every output's R2 for one game and model, unless it is there."""
+def measure(folder: Path, model: str, game: str) -> None:
+    """Write every output's R2 for one game and model, unless the file exists."""
     result = folder / f"{model}-{game}.json"
     if result.exists():
         return
     with np.load(played(folder, game)) as file:
         frames, memory = file["frames"], file["memory"]
-    train = (SEEDS - TESTED) * KEPT
-    names = list(JUDGED[game])
-    found = ram_labels.read(game, memory)
-    wanted = np.stack([found[name] for name in names], axis=1).astype(np.float64)
+    train = (SEEDS - TEST_SEEDS) * FRAMES
+    names = list(VARIABLES[game])
+    values = ram_labels.read(game, memory)
+    targets = np.stack([values[name] for name in names], axis=1).astype(np.float64)
     if model == "pixels":
-        grey = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), (32, 42)) for f in frames]
-        rows = torch.tensor(np.stack(grey)).flatten(1).float() / 255
-        reduced: Iterable[tuple[str, Tensor]] = [("grey pixels 42x32", rows)]
+        gray = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), (32, 42)) for f in frames]
+        rows = torch.tensor(np.stack(gray)).flatten(1).float() / 255
+        named_rows: Iterable[tuple[str, Tensor]] = [("gray pixels 42x32", rows)]
     else:
-        own = maps(folder, model, game, np.split(frames, SEEDS))
-        reduced = outputs(own, of_strip(folder, model), train)
+        game_maps = maps(folder, model, game, np.split(frames, SEEDS))
+        named_rows = outputs(game_maps, strip_reductions(folder, model), train)
     scores = []
-    for name, rows in reduced:
-        r2 = dict(zip(names, probe(rows, wanted, train), strict=True))
+    for name, rows in named_rows:
+        r2 = dict(zip(names, probe(rows, targets, train), strict=True))
         scores.append({"output": name, "numbers": rows.shape[1], "r2": r2})
     result.write_text(json.dumps(scores, default=float))
     print(result, flush=True)
 
 
 @functools.cache
-def of_strip(folder: Path, model: str) -> dict[str, list[Map]]:
-    return fits(maps(folder, model, "strip", [part.frames for part in probe_frames.load_frames()]))
+def strip_reductions(folder: Path, model: str) -> dict[str, list[Map]]:
+    return reductions(
+        maps(folder, model, "strip", [part.frames for part in probe_frames.load_frames()])
+    )
 
 
 def played(folder: Path, game: str) -> Path:
@@ -221,17 +222,17 @@ def played(folder: Path, game: str) -> Path:
 
 def show(folder: Path, models: list[str]) -> None:
     """Print the mean R2 of every output: by game for the first model, and over games for all."""
-    found = {
-        model: [json.loads((folder / f"{model}-{game}.json").read_text()) for game in JUDGED]
+    results = {
+        model: [json.loads((folder / f"{model}-{game}.json").read_text()) for game in VARIABLES]
         for model in models
     }
     rows = []
-    for at, one in enumerate(found[models[0]][0]):
-        scores = {model: [mean(game[at]["r2"]) for game in found[model]] for model in models}
-        values = [*scores[models[0]], *(float(np.mean(of_games)) for of_games in scores.values())]
-        rows.append([one["output"], one["numbers"], *(f"{value:.2f}" for value in values)])
+    for i, output in enumerate(results[models[0]][0]):
+        scores = {model: [mean(game[i]["r2"]) for game in results[model]] for model in models}
+        values = [*scores[models[0]], *(float(np.mean(by_game)) for by_game in scores.values())]
+        rows.append([output["output"], output["numbers"], *(f"{value:.2f}" for value in values)])
     print()
-    markdown(["output", "numbers", *JUDGED, *(f"mean, {model}" for model in models)], rows)
+    markdown(["output", "numbers", *VARIABLES, *(f"mean, {model}" for model in models)], rows)
 
 
 def mean(r2: dict[str, float]) -> float:
@@ -241,24 +242,22 @@ def mean(r2: dict[str, float]) -> float:
 
 def costs() -> None:
     """Print the time per frame, on one core, before and after a network."""
-    maps, screen = (
-        torch.rand(1, SIDE, SIDE, 1280),
-        torch.from_numpy(probe_frames.probe_inputs()[:1]),
-    )
+    feature_map = torch.rand(1, SIDE, SIDE, 1280)
+    screen = torch.from_numpy(probe_frames.probe_inputs()[:1])
     sizes = [(1280,), (1280, bases.CHANNELS), (6272,), (6272, 512)]
     fitted = bases.Basis(*(torch.rand(size) for size in sizes))
     random = bases.Projection(512)
     shape = [224, 224]
     pixels = screen.permute(0, 3, 1, 2)
     torch_resize = functools.partial(nn.functional.interpolate, mode="bicubic", antialias=True)
-    works = {
-        "PCA in two steps, to 512": lambda: fitted(maps),
-        "random projection, to 512": lambda: random(maps),
+    contenders = {
+        "PCA in two steps, to 512": lambda: fitted(feature_map),
+        "random projection, to 512": lambda: random(feature_map),
         "Pillow's resize, to 224 x 224": lambda: _pillow(pixels, shape, "bicubic"),
         "PyTorch's resize of uint8": lambda: torch_resize(pixels, shape),
     }
     rows = []
-    for name, work in works.items():
+    for name, work in contenders.items():
         times = []
         for _ in range(200):
             started = time.perf_counter()
@@ -273,10 +272,10 @@ def costs() -> None:
 def main(folder: Path, models: list[str]) -> None:
     torch.set_num_threads(1)
     for model in models:
-        for game in JUDGED:
-            judge(folder, model, game)
-    for alike in (["pixels"], [model for model in models if model != "pixels"]):
-        show(folder, alike)
+        for game in VARIABLES:
+            measure(folder, model, game)
+    for group in (["pixels"], [model for model in models if model != "pixels"]):
+        show(folder, group)
     costs()
 
 
