@@ -126,7 +126,7 @@ def test_without_a_measure_to_trust_nothing_is_ranked() -> None:
         by_hits, hits=True
     )
     assert any(
-        note.startswith("over random play only") for note in tables.notes(by_hits, hits=True)
+        note.startswith("only random play is probed") for note in tables.notes(by_hits, hits=True)
     )
     by_nothing = ranking(0.7, 0.6)
     assert by_nothing.ranked_by == "" and order(by_nothing) == [
@@ -160,7 +160,7 @@ def test_what_is_hardly_on_the_screen_or_hardly_varies_is_left_out(moments: Mome
     kept, left_out = usable_variables(moments, 0.6)
     assert kept == ["ball y", "paddle x"]
     assert left_out == {
-        "ball x": "on the screen at 20 of 600 steps",
+        "ball x": "on the screen at only 20 of 600 steps",
         "score": "hardly varies (entropy 0.00)",
     }
 
@@ -201,7 +201,10 @@ def test_what_no_encoder_reads_is_listed_and_left_out_of_means(moments: Moments)
     assert table.unread == ["ball y"]
     assert table.means["some", "both"][0].value > 0.99
     assert table.means["less", "both"][0].value == pytest.approx(0.5, abs=0.05)
-    assert any("left out of means: ball y" in note for note in tables.notes(table, hits=True))
+    assert any(
+        note.startswith("left out of means") and "ball y" in note
+        for note in tables.notes(table, hits=True)
+    )
     nothing = verdict(moments, noise=known(moments))
     assert nothing.unread == nothing.counted and not nothing.means
     assert "| -" in tables.means_table(nothing, hits=True)

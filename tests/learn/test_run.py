@@ -274,7 +274,11 @@ def test_a_model_that_is_left_out_is_not_run(
         ("wsa", {"without": [ALIASES[0]]}, "which provides the context"),
         ("wsa", {"without": ALIASES}, "leaves no model"),
         ("wsa", {"without": ALIASES, "only": ALIASES}, "not both"),
-        ("lin", {"without": [ALIASES[1]]}, "--fusion lin has a length that depends on its models"),
+        (
+            "lin",
+            {"without": [ALIASES[1]]},
+            "--fusion lin, the length of the state vector depends on",
+        ),
         ("res", {"only": [ALIASES[1]]}, "It can be done with wsa, dpa, mean, uniform, unshared"),
     ],
 )
@@ -787,7 +791,7 @@ def test_protocols_are_not_mixed(tmp_path: Path) -> None:
     assert flat is not None and len(flat.steps) == 64
     gather(backend, 64, max_steps=50)  # Another one that is called classic too.
     embed(backend, MODELS[:1])
-    with pytest.raises(UsageError, match="2 ways that are all called classic"):
+    with pytest.raises(UsageError, match="2 different protocols, all named classic"):
         configure(take_snapshot(backend), **changes, protocol="classic")
 
 

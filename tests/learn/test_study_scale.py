@@ -166,7 +166,7 @@ def test_runs_that_cannot_lose_a_model(kit: ModuleType, walk_url: str, tmp_path:
         LEARNER, network=msgspec.structs.replace(NETWORK, fusion=FusionConfig("lin")),
     )  # fmt: skip
     begin(tmp_path, config)
-    with pytest.raises(UsageError, match="--fusion lin has a length that depends on its models"):
+    with pytest.raises(UsageError, match="--fusion lin, the length of the state vector depends on"):
         cached.check(tmp_path)
     many = tuple(f"vit{i}-0123456789ab" for i in range(11))
     (tmp_path / "more").mkdir()

@@ -375,7 +375,7 @@ def test_palette_is_of_the_game_that_is_played(here: Path) -> None:
     with pytest.raises(MissingError, match=r"--models palette$"):
         choose_models(snapshot, "Breakout", [config.models[0]])
     other = {**changes, "models": ("palette",), "output": "map+palette:5@Pong", "game": "Seaquest"}
-    with pytest.raises(UsageError, match="another game than Seaquest"):
+    with pytest.raises(UsageError, match="another game, not Seaquest"):
         train(here / "store", here / "no", **other)
 
 
@@ -536,7 +536,10 @@ def test_data_of_another_protocol_is_not_mixed_in(here: Path) -> None:
     wanted = options(here / "store", here / "run", **DQN, offline_fraction=0.5)
     with pytest.raises(UsageError, match=r"no data of Breakout by .* wsa collect --game Breakout"):
         configure(wanted, "cpu")
-    for protocol, says in (("v5", "by another: protocol v5 .*--protocol"), ("classic", "Encode")):
+    for protocol, says in (
+        ("v5", "under another protocol: protocol v5 .*--protocol"),
+        ("classic", "Encode"),
+    ):
         collect = CollectOptions(
             store=str(here / "store"), game="Breakout", steps=4, num_envs=1, json=True,
             rules=ProtocolOptions(protocol),  # type: ignore[arg-type]
