@@ -58,7 +58,7 @@ def test_every_run_has_the_options_that_its_fusion_can_use() -> None:
     }  # fmt: skip
     made = plan(fusions=("wsa", "mean", "lin", "nature"), models=("vit",), **shared)
     requests: Any = [cell.request for cell in made]
-    assert [r.context for r in requests] == ["ae", "ae", "mean", "mean"]
+    assert [r.method.context for r in requests] == ["ae", "ae", "mean", "mean"]
     assert [r.algorithm.weight_entropy_coef for r in requests] == [0.5, 0, 0, 0]
     assert [r.data.parameters for r in requests] == [0, 0, 0, 99]
     assert {cell.total for cell in made} == {2048}
