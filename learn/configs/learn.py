@@ -505,6 +505,7 @@ _FLAGS = {
 _SWITCHES = {
     "fusion_preset",
     "normalize",
+    "clip_embeddings",
     "hidden",
     "head_activation",
     "weight_entropy_coef",

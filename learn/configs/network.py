@@ -9,9 +9,12 @@ from tyro.conf import arg
 
 from wsa.learn.configs.fusions import PIXELS, FusionConfig
 from wsa.store.common.errors import UsageError
-from wsa.store.common.ranges import Range, check_ranges
+from wsa.store.common.ranges import NOT_NEGATIVE, Range, check_ranges
 from wsa.store.configs import Integers
 from wsa.store.format.stacks import MAX_STACK_FRAMES
+
+# Pong over `palette`, two seeds: 3 to 4 points ahead after 100,000 to 200,000 steps of PPO.
+_CLIP = 5.0
 
 
 class FrameStack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,6 +39,8 @@ class NetworkConfig(FrameStack, frozen=True):
     """How embeddings become one state vector."""
     normalize: Literal["none", "layer", "standard"] = "standard"
     """Normalize embeddings: standard, with mean and deviation over the data; layer, each by itself; or none."""
+    clip_embeddings: Annotated[float, NOT_NEGATIVE] = _CLIP
+    """With --normalize standard: clip to this many standard deviations around the mean; 0 for no clipping."""
     hidden: Annotated[Integers, Range(1)] = (256,)
     """Units in each hidden layer of a head; the paper's code has one layer of 256."""
     head_activation: Literal["relu", "tanh"] = "relu"
@@ -44,6 +49,12 @@ class NetworkConfig(FrameStack, frozen=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self)
+        if self.normalize != "standard" and self.clip_embeddings not in (0, _CLIP):
+            raise UsageError(
+                "bad-option",
+                f"--clip-embeddings {self.clip_embeddings:g} has no effect with --normalize "
+                f"{self.normalize}. Leave it out.",
+            )
 
 
 class PixelNetworkConfig(FrameStack, frozen=True):

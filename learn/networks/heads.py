@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import inf
 from typing import Any
 
 import torch
@@ -15,23 +17,28 @@ from wsa.learn.fusion.build import make_fusion
 
 
 class Standard(nn.Module):
-    """Standardize each feature with its mean and standard deviation over the data.
+    """Standardize each feature with its mean and standard deviation over the data, and clip it.
+
+    Without clipping, a feature that was constant in the data drowns all others once it changes: in
+    Pong, the first pixels of a color in a new column were 490 standard deviations from the mean.
 
     Args:
         width: Number of features.
+        clip: Largest absolute value; infinity for no clipping.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, clip: float) -> None:
         super().__init__()
+        self._clip = clip
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
 
     def forward(self, part: Float[Tensor, "batch k width"]) -> Float[Tensor, "batch k width"]:
-        """Return (part - mean) / deviation."""
-        return (part - self.mean) / self.deviation
+        """Return (part - mean) / deviation, clipped."""
+        return ((part - self.mean) / self.deviation).clamp(-self._clip, self._clip)
 
 
 class Layer(nn.LayerNorm):
@@ -64,8 +71,14 @@ class Torso(nn.Module):
     def __init__(self, inputs: Inputs, config: NetworkConfig) -> None:
         super().__init__()
         self.inputs = inputs
-        normalizer = {"standard": Standard, "layer": Layer, "none": Raw}[config.normalize]
-        self.normalisers = nn.ModuleList(normalizer(width) for width in inputs.widths)
+        normalizers: dict[str, Callable[[int], nn.Module]] = {
+            "standard": partial(Standard, clip=config.clip_embeddings or inf),
+            "layer": Layer,
+            "none": Raw,
+        }
+        self.normalisers = nn.ModuleList(
+            normalizers[config.normalize](width) for width in inputs.widths
+        )
         self.fusion = make_fusion(config.fusion, inputs)
         self.out_features = self.fusion.out_features
 

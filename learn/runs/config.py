@@ -212,10 +212,12 @@ def _own_algorithm(values: dict[str, Any], path: str) -> OfflineConfig | OnlineC
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """Convert a configuration that wsa 0.1 wrote to today's form.
 
-    In wsa 0.1 an offline run had no `kind`, its CQL was a DQN with an alpha, and the frequency of
-    evaluation was a hyperparameter.
+    In wsa 0.1 an offline run had no `kind`, its CQL was a DQN with an alpha, the frequency of
+    evaluation was a hyperparameter, and standardized embeddings were not clipped.
     """
     values.setdefault("kind", "offline")
+    if isinstance(values.get("network"), dict):
+        values["network"].setdefault("clip_embeddings", 0.0)
     learner = values.get("hyperparameters")
     if isinstance(learner, dict):
         played = {name for name in EvaluationConfig.__struct_fields__ if name in learner}
