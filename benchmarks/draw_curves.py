@@ -2,7 +2,7 @@
 
     python benchmarks/draw_curves.py docs/pictures/pong.png
 
-Each point is the mean raw return of the training games that ended in 20,000 steps.
+Each point is the mean raw return of the training games, of all seeds, that ended in 20,000 steps.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from wsa.learn.training import charts
 RESULTS = Path(__file__).with_name("results") / "online-curves.csv"
 STRETCH = 20_000
 METHODS = {
+    ("wsa", "palette"): "WSA over palette (two seeds)",
     ("wsa", "palette+objects"): "WSA over palette and objects",
     ("wsa", "sr+vos"): "WSA over sr and vos",
     ("nature", ""): "pixels (NatureCNN)",
@@ -40,7 +41,7 @@ def main() -> None:
         episodes = list(csv.DictReader(file))
     lines = [line(style, method, episodes) for style, method in enumerate(METHODS)]
     Path(sys.argv[1]).write_bytes(
-        charts.draw("Pong, PPO, one seed", "agent steps", "raw return of training games", lines)
+        charts.draw("Pong, PPO", "agent steps", "raw return of training games", lines)
     )
 
 
