@@ -67,6 +67,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 
 _load("command_kit")  # For `from command_kit import options`.
+_load("browser_kit")
 
 
 @pytest.hookimpl(tryfirst=True)  # Before the choice of what is slow is made.

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from wsa.learn.configs.data import ListOptions, ShowOptions
@@ -70,22 +71,50 @@ def show(o: ShowOptions) -> int:
         describe = model_card
     else:
         describe, _ = card, atari.check_game(o.what)
+    if o.html and describe is not card:
+        raise UsageError("bad-option", f"--html is for a game; {o.what} is none. Leave it out.")
+    if o.probe and not o.html:
+        raise UsageError("bad-option", "--probe is for a page; add --html PATH.")
     _, snapshot = open_snapshot(o.store)
-    values = describe(snapshot, o.what)
-    if describe is card:
-        _warn_of_rewards(snapshot, o.what)
+    remark = _reward_remark(snapshot, o.what) if describe is card else ""
+    values = _write_page(snapshot, o, remark) if o.html else describe(snapshot, o.what)
+    if remark:
+        terminal.say(remark)
     return terminal.result(o.json, values)
 
 
-def _warn_of_rewards(snapshot: Snapshot, game: str) -> None:
-    """Print a warning if no stored step of a game earned a reward."""
+def _write_page(snapshot: Snapshot, o: ShowOptions, remark: str) -> dict[str, Any]:
+    """Write the page of a game.
+
+    Raises:
+        UsageError: If the result of a probe cannot be shown.
+        StorageError: If the page cannot be written there.
+    """
+    from wsa.learn.report.game_page import make_page
+    from wsa.learn.report.probe_result import read_probe
+    from wsa.store.common import atomic_files
+
+    path = Path(o.html).expanduser()
+    if path.is_dir():
+        raise UsageError("bad-option", f"--html {path} is a folder: name a file in it.")
+    atomic_files.require_writable(path.parent)
+    probe = read_probe(Path(o.probe).expanduser(), o.what) if o.probe else None
+    with terminal.Progress("read", "segments", shown=not o.json) as progress:
+        html = make_page(snapshot, o.what, remark=remark, probe=probe, on_segment=progress.update)
+    atomic_files.replace(path, html.encode())
+    return {"page": str(path), "bytes": len(html.encode())}
+
+
+def _reward_remark(snapshot: Snapshot, game: str) -> str:
+    """A warning if no stored step of a game earned a reward, else nothing."""
     from wsa.learn.collect.rewards import rewarded_steps, warning
 
     segments = snapshot.segments(game)
     # Read rows only if the records do not tell: a large store has many.
     earned = any(returned for meta in segments for _, returned in meta.episodes)
-    if not earned and not rewarded_steps(snapshot, segments):
-        terminal.say(warning(game, sum(meta.steps for meta in segments)))
+    if not segments or earned or rewarded_steps(snapshot, segments):
+        return ""
+    return warning(game, sum(meta.steps for meta in segments))
 
 
 def _fits(grammar: Callable[[str], str], name: str) -> bool:

@@ -129,6 +129,10 @@ class ShowOptions(StoreOptions):
 
     what: Annotated[Positional[Game], arg(metavar="WHAT")] = "Seaquest"
     """ALE game, segment id, or model key."""
+    html: str = ""
+    """Of a game: write one page that needs no network, with frames, returns, and similar frames of each model."""
+    probe: str = ""
+    """With --html: a file with the output of 'wsa probe --json', to be shown too."""
 
 
 @dataclasses.dataclass(frozen=True)

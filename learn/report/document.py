@@ -67,7 +67,33 @@ class Film(msgspec.Struct, frozen=True, tag="film"):
     mp4: bytes
 
 
-Part = Text | Table | Figure | Film
+class Picture(msgspec.Struct, frozen=True):
+    """A small picture.
+
+    Attributes:
+        png: The file.
+        caption: What it shows, in a few words.
+    """
+
+    png: bytes
+    caption: str
+
+
+class Gallery(msgspec.Struct, frozen=True, tag="gallery"):
+    """Pictures side by side, as many in a row as fit.
+
+    Attributes:
+        title: What they show.
+        pictures: The pictures, in order.
+        note: How to read them.
+    """
+
+    title: str
+    pictures: tuple[Picture, ...]
+    note: str = ""
+
+
+Part = Text | Table | Figure | Film | Gallery
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -102,7 +128,7 @@ def versions() -> str:
 
 
 def markdown(section: Section) -> str:
-    """Write a section as Markdown; figures and films appear only on the page."""
+    """Write a section as Markdown; figures, films, and pictures appear only on the page."""
     lines = [f"# {section.title}\n"]
     for part in section.parts:
         match part:
@@ -113,7 +139,7 @@ def markdown(section: Section) -> str:
                 if part.note:
                     lines.append(f"{part.note}\n")
                 lines.append(terminal.markdown(part.columns, part.rows))
-            case Figure() | Film():
+            case Figure() | Film() | Gallery():
                 pass
     if section.facts:
         lines.append("## How this was made\n")

@@ -182,6 +182,7 @@ def curves(
             axes.plot(
                 line.x, line.y, label=line.label, color=color, linewidth=1.8,
                 linestyle=_DASHES[i // len(SERIES) % len(_DASHES)],
+                marker="o" if len(np.atleast_1d(line.x)) == 1 else "",  # No line has one point.
             )  # fmt: skip
         if at is not None:
             axes.axvline(at, color=FAINT, linewidth=1, linestyle="--")

@@ -10,7 +10,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from wsa.learn.report.document import Figure, Film, Section, Table, Text
+from wsa.learn.report.document import Figure, Film, Gallery, Section, Table, Text
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1c1e; --faint: #5c6166; --rule: #d6d9dc;
@@ -35,6 +35,10 @@ td.words { white-space: normal; min-width: 14rem; }
 .figures { display: flex; flex-wrap: wrap; gap: 1.5rem; margin: 1rem 0; align-items: flex-start; }
 figure { margin: 0; flex: 0 1 30rem; min-width: 0; max-width: 100%; }
 figure svg, figure video { width: 100%; height: auto; display: block; stroke-linejoin: round; }
+.gallery { display: grid; gap: 0.75rem; margin: 0.5rem 0 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr)); }
+.gallery figcaption { color: var(--faint); font-size: 0.8rem; line-height: 1.3; }
+.gallery img { width: 100%; height: auto; display: block; image-rendering: pixelated; }
 dl { background: var(--raised); padding: 0.75rem 1rem; border-radius: 6px; font-size: 0.9rem; }
 dd { margin: 0 0 0.5rem; }
 """
@@ -77,6 +81,8 @@ def _section(section: Section) -> str:
                 lines.append(_table(part))
             case Film():
                 lines.append(_film(part))
+            case Gallery():
+                lines.append(_gallery(part))
             case Text():
                 lines.append(_text(part))
     lines += _row(drawn)
@@ -104,6 +110,17 @@ def _film(film: Film) -> str:
         f"<figure><figcaption><b>{escape(film.title)}</b></figcaption>"
         f'<video controls src="data:video/mp4;base64,{data}"></video></figure>'
     )
+
+
+def _gallery(part: Gallery) -> str:
+    note = f'<p class="note">{escape(part.note)}</p>' if part.note else ""
+    pictures = "".join(
+        f'<figure><img alt="{escape(picture.caption)}" src="data:image/png;base64,'
+        f'{base64.b64encode(picture.png).decode()}">'
+        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
+        for picture in part.pictures
+    )
+    return f'<h3>{escape(part.title)}</h3>{note}<div class="gallery">{pictures}</div>'
 
 
 def _text(part: Text) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -160,7 +158,7 @@ def evaluate_run(
     # Check before opening models, which is slow.
     results = out or folder
     read_config(folder)
-    _require_writable(results)
+    atomic_files.require_writable(results)
     changed = parse_variant(variant, read_config(folder).game) if variant else None
     player = open_player(
         folder,
@@ -207,18 +205,6 @@ def evaluate_run(
         spec,
         player.weighs,
     )
-
-
-def _require_writable(folder: Path) -> None:
-    """Make sure that results can be written, before games are played.
-
-    Raises:
-        StorageError: If the folder cannot be written to.
-    """
-    with atomic_files.storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 @contextlib.contextmanager

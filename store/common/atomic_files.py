@@ -70,6 +70,18 @@ def no_permission(path: Path, error: OSError) -> str:
     )
 
 
+def require_writable(folder: Path) -> None:
+    """Make a folder if it is missing, and check before any work that files can be added to it.
+
+    Raises:
+        StorageError: They cannot.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
 def user_name(number: int) -> str:
     """Return a user's name, or the number if the system knows no name."""
     try:

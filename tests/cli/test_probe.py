@@ -7,11 +7,13 @@ import json
 
 import pytest
 
+from wsa.learn.report.probe_result import probe_parts, read_probe
+
 PROBE = ("probe", "--game", "Breakout", "--samples", "200")
 NAME = "test_resnet_r160_in1k:random"
 
 
-def test_places_are_read_out(filled, key, unchanged):
+def test_places_are_read_out(filled, key, unchanged, tmp_path):
     with unchanged():
         code, out, err = filled(*PROBE, "--json")
     found = json.loads(out)
@@ -32,6 +34,11 @@ def test_places_are_read_out(filled, key, unchanged):
     assert found["seen_in_training"]["player"]["random"] > 0
     assert found["play"]["random"]["steps"] == 200 and "better" not in found["play"]
     assert "There is only random play" in err and not state["f1"] and "transfer" not in state
+    # The page of `wsa show --html` shows it.
+    (tmp_path / "probe.json").write_text(out)
+    means, variables = probe_parts(read_probe(tmp_path / "probe.json", "Breakout"))
+    assert [row[0] for row in means.rows] == [line["name"] for line in found["models"]]
+    assert means.columns == ("model", "numbers", "R2", "hit") and "ball x" in variables.columns
 
 
 def test_tables_are_markdown(filled):

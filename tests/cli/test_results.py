@@ -219,6 +219,25 @@ def test_show_takes_a_segment_or_a_model(filled, key):
     assert filled("show", "Breakot").code == 2
 
 
+def test_show_writes_a_page(filled, key, tmp_path):
+    code, out, err = filled("show", "Breakout", "--html", "new/page.html", "--json")
+    assert (code, err) == (0, "store ./store\n")
+    told = strict(out)
+    page = (tmp_path / "new" / "page.html").read_text()
+    assert told == {"page": "new/page.html", "bytes": len(page.encode())}
+    assert f"{key}, frame 1" in page and "none: random weights" in page
+    (run,) = re.findall(r"run ([0-9a-f]{12})", filled("show", "Breakout").out)
+    for options, said in (
+        ((f"{run}-e001-000000064-00036", "--html", "page.html"), "--html is for a game"),
+        (("Breakout", "--probe", "p.json"), "add --html"),
+        (("Breakout", "--html", "new"), "is a folder"),
+        (("Breakout", "--html", "page.html", "--probe", "p.json"), "there is no such file"),
+    ):
+        outcome = filled("show", *options)
+        assert outcome.code == 2 and said in outcome.error
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_models_says_licence_and_what_an_alias_is_and_marks_random_weights(filled, key):
     out = filled("models").out
     lines = {line.split()[0]: line.split() for line in out.splitlines() if line}

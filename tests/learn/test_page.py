@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
-import cv2
+import browser_kit
 import numpy as np
 import pytest
 
@@ -19,9 +17,6 @@ from wsa.learn.report.document import Figure, Part, Section, Text, markdown, tab
 from wsa.learn.report.page import page
 
 HOSTILE = '<script>alert("1")</script> & $x$'
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
 
 
 @functools.cache
@@ -98,24 +93,9 @@ def test_markdown_has_all_but_the_figures() -> None:
 
 # Seconds of a browser: with the page, and by itself.
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
+@browser_kit.needs_browser
 @pytest.mark.parametrize("width", [400, 1280])
 def test_a_browser_shows_it(tmp_path: Path, width: int) -> None:
-    (tmp_path / "index.html").write_text(page("A report", [section()]))
-    # A window is no narrower than 500, a frame is.
-    frame = f'<iframe src="index.html" width="{width}" height="3000" style="border:0"></iframe>'
-    (tmp_path / "frame.html").write_text(f"<!doctype html><body style='margin:0'>{frame}")
-    ended = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-         "--enable-logging=stderr", f"--window-size={max(width, 500)},3000",
-         f"--screenshot={tmp_path / 'seen.png'}", (tmp_path / "frame.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert "CONSOLE" not in ended.stderr
-    seen = cv2.imread(str(tmp_path / "seen.png"))
-    assert seen is not None
-    seen = seen[:, :width]
-    blue = np.abs(seen.astype(int) - (0xB2, 0x72, 0x00)).sum(axis=2) < 60
-    assert blue.sum() > 500  # Figures have the page's color.
-    # Nothing is wider than the page: its margin stays empty all the way down.
-    assert (seen[:, -8:] == seen[0, -1]).all()
+    seen = browser_kit.look(page("A report", [section()]), tmp_path, width)
+    assert browser_kit.count_pixels(seen, 0x00, 0x72, 0xB2) > 500  # Figures have its color.
+    browser_kit.check_width(seen)

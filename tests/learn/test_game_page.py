@@ -1,0 +1,201 @@
+"""`wsa show GAME --html`: the page of a stored game."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import browser_kit
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsa.learn.report import game_page, similar
+from wsa.learn.report.frame_sample import choose_segments, draw, read_pngs
+from wsa.learn.report.probe_result import read_probe
+from wsa.store.backends.base import Backend
+from wsa.store.common.errors import UsageError
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
+
+HOSTILE = '<img src="https://example.org/x">'
+SEEN = re.compile(r'(?:href|src)="([^"]+)"')
+
+
+@pytest.fixture
+def store(in_memory: Backend) -> Backend:
+    return in_memory
+
+
+def add(kit: ModuleType, store: Backend, count: int = 5, **options: object) -> list[str]:
+    """Segments of one environment, 40 steps each; the first model has encoded all, the other two."""
+    models = [kit.key("lite0"), kit.key("vit")]
+    for number in range(count):
+        ends = (20,) if number % 2 else ()
+        meta, _ = kit.add_segment(store, number, steps=40, ends=ends, **options)
+        kit.add_embedding(store, meta, models[0])
+        if number < 2:
+            kit.add_embedding(store, meta, models[1], window=3)
+    return models
+
+
+def text(page: str) -> str:
+    return re.sub(
+        r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
+    )
+
+
+def test_the_page_has_every_section_and_stands_alone(
+    kit: ModuleType, store: Backend, tmp_path: Path
+) -> None:
+    models = add(kit, store)
+    mean = {"value": 0.5, "low": 0.25, "high": 0.75}
+    model = {"name": HOSTILE, "numbers": 3, "both": {"mean_r2": mean, "r2": {"ball x": None}}}
+    told = {"game": kit.GAME, "target": "ram", "samples": 100, "models": [model]}
+    (tmp_path / "probe.json").write_text(json.dumps(told))
+    probe = read_probe(tmp_path / "probe.json", kit.GAME)
+    read = []
+    page = game_page.make_page(
+        take_snapshot(store), kit.GAME, remark=HOSTILE, probe=probe,
+        on_segment=lambda *counts: read.append(counts),
+    )  # fmt: skip
+    said = text(page)
+    assert re.findall(r'<section id="(\w+)"', page) == [
+        *("contents", "frames", "rewards", "models", "similar", "probe"),
+    ]
+    assert "A random frame of each of 5 of 5 segments with frames." in said
+    assert 'aria-label="Return of each episode"' in page and "random 200 2 1.5 1.5 1.5" in said
+    assert f"{models[0]} 5 of 5 100%" in said and f"{models[1]} 2 of 5 40%" in said
+    assert f"{models[1]}, frame 4" in said and "of 2 segments, of 2 that it has encoded" in said
+    assert "0.50 [0.25, 0.75]" in said and "ball x" in said
+    assert read[-1] == (5, 5)
+    # Nothing is fetched, whatever a store or a file contains.
+    assert "<img src=" not in page.replace('<img alt="', "")
+    assert all(address.startswith(("#", "data:")) for address in SEEN.findall(page))
+    assert page.count("data:image/png") == 5 + sum(
+        len(group)
+        for one in _similar(take_snapshot(store), kit.GAME, models)
+        for group in one.groups
+    )
+
+
+def _similar(snapshot: Snapshot, game: str, models: list[str]) -> list[similar.Similar]:
+    return similar.similar_by_model(snapshot, game, models, snapshot.segments(game), 12, 200)
+
+
+def test_a_store_without_frames_episodes_or_models_has_a_page(
+    kit: ModuleType, store: Backend
+) -> None:
+    meta, _ = kit.add_segment(store, 0)
+    full = take_snapshot(store)
+    rows = {
+        path: c for path, c in full.commits.items() if path not in (kit.segment_paths(meta)[0],)
+    }
+    page = text(game_page.make_page(Snapshot(store, rows), kit.GAME))
+    assert "but not their frames. Fetch them: wsa pull URL" in page
+    assert "No episode ended" in page and f"None yet: wsa encode --game {kit.GAME}" in page
+    assert "considers similar" not in page
+    assert "A random frame of each of 1 of 1" in text(game_page.make_page(full, kit.GAME))
+
+
+def test_many_episodes_are_averaged() -> None:
+    episodes = [(i, float(i % 10)) for i in range(1000)]
+    figure = game_page._returns({"random": episodes[:999], "run": episodes[999:]}, 1000)
+    assert "1,000 episodes" in figure.note and "mean of 7 episodes" in figure.note
+    assert len(figure.svg) < 40_000
+
+
+def test_the_cost_is_bounded_and_the_sample_stays_the_same(
+    kit: ModuleType, store: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = add(kit, store, 6)
+    snapshot = take_snapshot(store)
+    metas = snapshot.segments(kit.GAME)
+    assert choose_segments(metas[::-1], 3) == choose_segments(metas, 6)[:3]
+    few, many = draw(snapshot, metas, 5), draw(snapshot, metas, 1000)
+    assert len(few) == 30 and (few.frames == many.of({m.segment for m in metas}, 5).frames).all()
+    assert len(many) == sum(meta.frames for meta in metas)
+    monkeypatch.setattr(similar, "MOST_NUMBERS", 3 * 6 * 10)
+    one, two = _similar(snapshot, kit.GAME, models)
+    assert len(one.sample) == 60 and len(two.sample) == 60
+    assert len(_similar(snapshot, kit.GAME, models[:1])) == 1
+    (few_segments,) = similar.similar_by_model(snapshot, kit.GAME, models[:1], metas, 2, 7)
+    assert len(few_segments.sample) == 14
+
+
+@pytest.mark.slow
+@browser_kit.needs_browser
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_browser_shows_it(kit: ModuleType, store: Backend, tmp_path: Path, width: int) -> None:
+    add(kit, store, height=210, width=160)
+    page = game_page.make_page(take_snapshot(store), kit.GAME, remark=HOSTILE)
+    seen = browser_kit.look(page, tmp_path, width)
+    assert browser_kit.count_pixels(seen, 0x00, 0x72, 0xB2) > 100  # The curve of returns.
+    browser_kit.check_width(seen)
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_pictures_are_the_stored_frames(kit: ModuleType, store: Backend, indexed: bool) -> None:
+    meta, _ = kit.add_segment(store, 0, indexed=indexed)
+    snapshot = take_snapshot(store)
+    pngs = read_pngs(snapshot, meta, [0, 3])
+    for frame, png in pngs.items():
+        shown = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        assert (shown == snapshot.read_frames(meta)[frame]).all()
+
+
+def test_neighbors_are_the_nearest_distinct_frames_from_elsewhere(
+    kit: ModuleType, store: Backend
+) -> None:
+    for number in range(4):
+        kit.add_segment(store, number, steps=100, frames=60)
+    snapshot = take_snapshot(store)
+    sample = draw(snapshot, snapshot.segments(kit.GAME), 50)
+    embeddings: NDArray[np.float32] = np.random.default_rng(0).normal(size=(200, 4)).astype("f4")
+    embeddings[:, 3] = 7  # A number that never varies says nothing.
+    groups = similar.find_similar(sample, embeddings)
+    assert [len(group) for group in groups] == [6] * 4
+    assert len({int(sample.owners[group[0].n]) for group in groups}) == 4
+    standard = (embeddings - embeddings.mean(0))[:, :3] / embeddings.std(0)[:3]
+    unit = standard / np.linalg.norm(standard, axis=1, keepdims=True)
+    for group in groups:
+        distances = 1 - unit @ unit[group[0].n]
+        shown = [one.n for one in group]
+        np.testing.assert_allclose([one.distance for one in group], distances[shown], atol=1e-5)
+        assert np.all(np.diff([one.distance for one in group]) >= 0)
+        steps = np.sort(sample.steps[shown])
+        assert (np.diff(steps) >= similar.APART).all()
+        far = np.abs(sample.steps - sample.steps[shown[0]]) >= similar.APART
+        assert distances[far].min() == pytest.approx(group[1].distance, abs=1e-5)
+
+
+def test_equal_frames_are_shown_once(kit: ModuleType, store: Backend) -> None:
+    """The same frames at other steps, of another environment."""
+    for env in range(3):
+        kit.add_segment(store, 0, env=env, frames=3, steps=40)
+    snapshot = take_snapshot(store)
+    sample = draw(snapshot, snapshot.segments(kit.GAME), 50)
+    same = sample.digests.copy()
+    same[:] = same[0]
+    alike = type(sample)(**{**vars(sample), "digests": same})
+    groups = similar.find_similar(alike, np.arange(9, dtype=np.float32)[:, None])
+    assert [len(group) for group in groups] == [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "there is no such file"),
+        ("{", "is not what 'wsa probe --game Pong --json' prints"),
+        ('{"game": "Pong"}', "is not what 'wsa probe --game Pong --json' prints"),
+        ('{"game": "Qbert", "target": "ram", "samples": 1, "models": []}', "of Qbert, not of Pong"),
+    ],
+)
+def test_what_is_no_probe_is_refused(tmp_path: Path, content: str | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / "probe.json").write_text(content)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        read_probe(tmp_path / "probe.json", "Pong")
