@@ -102,7 +102,7 @@ class ServiceOptions:
     beat: Annotated[float, Range(0.1, 600)] = 15.0
     """Seconds between heartbeats, which 'wsa status' shows."""
     metrics_port: Annotated[int, Range(0, 65535)] | None = None
-    """Serve counters for Prometheus on this port."""
+    """Serve the page of 'wsa status --serve', and counters for Prometheus, on this port."""
     metrics_host: str = "127.0.0.1"
     """Address for --metrics-port."""
 
@@ -157,3 +157,8 @@ def pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
 @dataclasses.dataclass(frozen=True)
 class StatusOptions(StoreOptions):
     """Options of `wsa status`."""
+
+    serve: Annotated[tuple[int, ...] | None, Range(0, 65535), arg(metavar="[PORT]")] = None
+    """Serve a live page on this port, or on any free one, until Ctrl-C."""
+    host: str = "127.0.0.1"
+    """Address for --serve."""

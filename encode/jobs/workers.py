@@ -72,14 +72,21 @@ class Workers:
 
     def task_slots(self) -> int:
         """Return how many tasks may be in flight. Workers are counted again every few seconds."""
-        if time.monotonic() - self._counted_at > COUNT_EVERY_S:
-            self._counted_at, self._info = time.monotonic(), self._ask()
-        fit = [one for address, one in self._info.items() if address not in self.unfit]
+        fit = self._fit()
         if self.device == "cuda":
             slots = sum(TASKS_A_GPU * one["resources"].get(GPU, 0) for one in fit)
         else:
             slots = sum(one["nthreads"] for one in fit)
         return max(1, TASKS_A_THREAD * int(slots))
+
+    def count(self) -> int:
+        """Return the number of workers that can open the models, counted again every few seconds."""
+        return len(self._fit())
+
+    def _fit(self) -> list[dict[str, Any]]:
+        if time.monotonic() - self._counted_at > COUNT_EVERY_S:
+            self._counted_at, self._info = time.monotonic(), self._ask()
+        return [one for address, one in self._info.items() if address not in self.unfit]
 
     def options(self, model: bool = True) -> dict[str, Any]:
         """Return options of `Client.submit` that say where a task may run.

@@ -65,6 +65,11 @@ class Counters:
             errors = self._now.errors + bool(trouble)
             self._set(state=state, trouble=redact(trouble)[:1000], errors=errors)
 
+    def set_workers(self, count: int) -> None:
+        """Say how many workers encode."""
+        with self._lock:
+            self._set(workers=count)
+
     def set_backlog(self, todo: Mapping[str, tuple[int, int]]) -> None:
         """Set the numbers of segments and of their frames that each model has yet to encode."""
         with self._lock:

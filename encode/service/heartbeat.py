@@ -30,6 +30,7 @@ MISSED_HEARTBEATS = 4
 SHUTDOWN_S = 10.0
 
 State = Literal["starting", "waiting", "encoding", "storage-down", "no-workers", "trouble"]
+HEALTHY: frozenset[State] = frozenset(("waiting", "encoding"))
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
 Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
@@ -79,6 +80,7 @@ class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         frames_per_second_overall: The same rate since the start.
         last_commit: Time of the last commit, or 0.
         set_aside: A few of the objects that it could not encode, with reasons.
+        workers: Number of workers that encode for it.
     """
 
     version: Literal[1]
@@ -98,6 +100,7 @@ class Heartbeat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     frames_per_second_overall: Seconds
     last_commit: Seconds
     set_aside: Annotated[tuple[Text, ...], msgspec.Meta(max_length=16)]
+    workers: Number = 0
 
 
 class StoredHeartbeat(NamedTuple):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import get_args
+from wsgiref.types import WSGIApplication
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from wsa.encode.service.heartbeat import Heartbeat, State
-from wsa.store.common.errors import UsageError
-
-HEALTHY: frozenset[State] = frozenset(("waiting", "encoding"))
+from wsa.encode.service.heartbeat import HEALTHY, Heartbeat, State
 
 
 class _Service(Collector):
@@ -46,6 +43,7 @@ class _Service(Collector):
         yield _gauge(
             "wsa_frames_per_second", "Frames encoded in a second.", heartbeat.frames_per_second
         )
+        yield _gauge("wsa_workers", "Workers that encode.", heartbeat.workers)
         yield _gauge("wsa_up", "1 while nothing is wrong.", heartbeat.state in HEALTHY)
         state = GaugeMetricFamily("wsa_state", "What the service does.", labels=["state"])
         for name in get_args(State):
@@ -61,31 +59,12 @@ def _gauge(name: str, what: str, value: float) -> Metric:
     return GaugeMetricFamily(name, what, value=value)
 
 
-@contextlib.contextmanager
-def serve(host: str, port: int, read: Callable[[], Heartbeat]) -> Iterator[str]:
-    """Serve the metrics and yield their URL.
+def metrics_app(read: Callable[[], Heartbeat]) -> WSGIApplication:
+    """Return the WSGI application that answers `/metrics`.
 
     Args:
-        host: Address to listen on.
-        port: Port to listen on; 0 for any free one.
         read: Returns the current heartbeat.
-
-    Raises:
-        UsageError: If the port is in use, or the address is not one of this machine.
     """
     registry = CollectorRegistry()
     registry.register(_Service(read))
-    try:
-        server, thread = start_http_server(port, host, registry)
-    except OSError as error:
-        raise UsageError(
-            "bad-option",
-            f"--metrics-port {port}: {host}:{port} cannot be served from "
-            f"({error.strerror or error}). Give another port, or end what has this one.",
-        ) from None
-    try:
-        yield f"http://{host}:{server.server_port}/metrics"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return make_wsgi_app(registry)

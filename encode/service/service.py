@@ -25,10 +25,11 @@ from wsa.encode.jobs.scheduler import TRIES, Driver
 from wsa.encode.jobs.workers import Workers
 from wsa.encode.models.registry import Request, for_games
 from wsa.encode.registration.register import Registered
-from wsa.encode.service import heartbeat, prometheus
+from wsa.encode.service import heartbeat, http_server, prometheus
 from wsa.encode.service.claims import Claims, Pair
 from wsa.encode.service.counters import Counters
 from wsa.encode.service.heartbeat import HeartbeatThread, State
+from wsa.encode.service.status import StatusReader
 from wsa.store.backends.base import Backend
 from wsa.store.backends.open import open_backend
 from wsa.store.common import terminal
@@ -62,7 +63,7 @@ class Service:
         tries: Number of attempts before a segment is set aside.
         poll_s: Seconds between checks of the store while there is nothing to do.
         heartbeat_s: Seconds between two heartbeats.
-        metrics: Address and port to serve Prometheus metrics on; None to serve none.
+        metrics: Address and port to serve the status page and Prometheus metrics on; None for neither.
         listen: Called with every event.
     """
 
@@ -111,14 +112,20 @@ class Service:
         """
         with contextlib.ExitStack() as stack:
             if self._metrics is not None:
-                served = prometheus.serve(*self._metrics, self.counters.heartbeat)
-                terminal.say(f"metrics at {stack.enter_context(served)}")
+                url = stack.enter_context(self._serve_pages(*self._metrics))
+                terminal.say(f"metrics at {url}/metrics, status at {url}/")
             self._await_store()
             heartbeats = HeartbeatThread(
                 open_backend(self._backend.url), self.counters.heartbeat, self.claims.release
             )
             stack.enter_context(heartbeats)
             self._work()
+
+    def _serve_pages(self, host: str, port: int) -> AbstractContextManager[str]:
+        """Serve the store's status, and the service's counters for Prometheus."""
+        apps = http_server.status_apps(StatusReader(self._backend.url))
+        apps["/metrics"] = prometheus.metrics_app(self.counters.heartbeat)
+        return http_server.serve(host, port, apps, "--metrics-port")
 
     def _await_store(self) -> None:
         """Wait until a store exists. Nothing is written before, since a new store must be empty."""
@@ -147,6 +154,7 @@ class Service:
                     raise
                 # Connect again, since workers that could not open a model may be fixed by now.
                 known = isinstance(error, WsaError) and not isinstance(error, StorageError)
+                self.counters.set_workers(0)  # The connection is over, so none encodes.
                 self._back_off("trouble" if known else "no-workers", error)
 
     def _serve(self, workers: Workers) -> NoReturn:
@@ -165,6 +173,7 @@ class Service:
 
     def _round(self, workers: Workers) -> bool:
         """Take a snapshot and encode a batch of what is missing; return whether there was any."""
+        self.counters.set_workers(workers.count())
         self._snapshot = take_snapshot(self._backend, self._snapshot)
         lost = not self._registered.keys() <= set(self._snapshot.models)
         if not self._registered or lost or self._lacks_fitted_models():

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import os
+import re
 import socket
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import browser_kit
 import msgspec
 import pytest
 
 from wsa.cli import main
-from wsa.encode.commands import status
 from wsa.encode.jobs.events import AttemptFailed, SegmentDone
 from wsa.encode.jobs.run import encode
 from wsa.encode.models.registry import Request
-from wsa.encode.service import prometheus
+from wsa.encode.service import http_server, prometheus
 from wsa.encode.service.claims import Claims
 from wsa.encode.service.counters import Counters
 from wsa.encode.service.heartbeat import (
@@ -32,8 +35,11 @@ from wsa.encode.service.heartbeat import (
     newest_heartbeats,
     read_heartbeats,
 )
+from wsa.encode.service.service import Service
+from wsa.encode.service.status import StatusReader, is_lost
+from wsa.encode.service.status_page import status_page
 from wsa.store.backends.base import Backend
-from wsa.store.common import hashing, names
+from wsa.store.common import hashing, names, terminal
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.maintenance.sweep import sweep
 from wsa.store.maintenance.verify import verify
@@ -42,6 +48,7 @@ from wsa.store.objects.snapshot import take_snapshot
 
 KEY = "vit-0123456789ab"
 OTHER = "resnet-0123456789ab"
+HOSTILE = '<script>alert("1")</script>'
 PAIRS = [("Breakout", KEY), ("Breakout", OTHER), ("Pong", KEY)]
 
 
@@ -206,15 +213,16 @@ def test_what_a_service_counts(store: Backend) -> None:
 def test_prometheus_reads_the_counters() -> None:
     counters = Counters("0" * 16, 15.0, ["vit"], [])
     counters.set_state("encoding")
+    counters.set_workers(3)
     counters.set_backlog({KEY: (2, 20)})
     counters.listen(done(6, 4))
-    with prometheus.serve("127.0.0.1", 0, counters.heartbeat) as url:
-        with urllib.request.urlopen(url) as reply:
-            said = reply.read().decode().splitlines()
-        port = int(url.split(":")[2].split("/")[0])
+    apps = {"/metrics": prometheus.metrics_app(counters.heartbeat)}
+    with http_server.serve("127.0.0.1", 0, apps, "--metrics-port") as url:
+        said = fetch(f"{url}/metrics")[1].splitlines()
+        port = int(url.split(":")[2])
         with (
             pytest.raises(UsageError, match=f"--metrics-port {port}: "),
-            prometheus.serve("127.0.0.1", port, counters.heartbeat),
+            http_server.serve("127.0.0.1", port, apps, "--metrics-port"),
         ):
             pass
     assert {
@@ -223,12 +231,23 @@ def test_prometheus_reads_the_counters() -> None:
         f'wsa_segments_total{{model="{KEY}",outcome="done"}} 1.0',
         f'wsa_backlog_frames{{model="{KEY}"}} 10.0',
         "wsa_up 1.0",
+        "wsa_workers 3.0",
         'wsa_state{state="encoding"} 1.0',
         'wsa_state{state="storage-down"} 0.0',
     } <= set(said)
     assert any(line.startswith("wsa_last_commit_timestamp_seconds 1") for line in said)
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         pass
+
+
+def fetch(url: str) -> tuple[int, str]:
+    """Status and text of an answer, without any proxy."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -275,15 +294,120 @@ def test_status_counts_what_each_model_lacks(
     key = report.models[0].spec.key
     code, out, _ = run("status", "--store", store.url, "--json")
     assert code == 0
-    assert json.loads(out)["backlog"] == {key: {"objects": 2, "passes": 3, "copies": 2}}
+    left = {"objects": 2, "passes": 3, "copies": 2}
+    assert json.loads(out)["backlog"] == {key: left}
+    assert json.loads(out)["games"] == {"Pong": {key: left}}
     code, out, _ = run("status", "--store", store.url)
     assert out.splitlines()[-1].split() == [key, "2", "3", "2"]
     assert "No service keeps this store encoded" in out
 
 
+def test_the_page_shows_the_numbers_of_status(
+    store: Backend, fill: Callable[..., object], tiny: Callable[..., Request]
+) -> None:
+    fill(store, [[0, 1, 2]])
+    key = encode(store, [tiny("resnet")], scheduler="inproc", device="cpu").models[0].spec.key
+    fill(store, [[2, 3, 4], [4, 5]], first=1)
+    fill(store, [[0, 9]], game="Breakout")
+    work = ModelCounters(3, 1, 1, 1234, 66, 1, 100)
+    values = {"models": {KEY: work}, "trouble": "<b>down</b>", "frames_per_second": 12.5}
+    put(store, heartbeat("1" * 16, author=HOSTILE, workers=7, state="trouble", **values))
+    apps = http_server.status_apps(StatusReader(store.url))
+    with http_server.serve("127.0.0.1", 0, apps, "--serve") as url:
+        (code, page), (json_code, told) = fetch(f"{url}/"), fetch(f"{url}/status.json")
+        assert fetch(f"{url}/other") == (404, "There is no such page.\n")
+    assert (code, json_code) == (200, 200)
+    _, out, _ = run("status", "--store", store.url, "--json")
+    assert json.loads(told) == json.loads(out)
+    cells = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in page.split("<tr>")]
+    # Made for no other model: a frame that both games share is a copy.
+    assert ["all", key, "3", "4", "3"] in cells
+    assert ["Breakout", key, "1", "1", "1"] in cells and ["Pong", key, "2", "3", "2"] in cells
+    (service,) = [row for row in cells if "trouble" in row]
+    assert service[3:] == ["7", "12.5", "1,234", "66", "100", "0"]
+    # What anybody wrote stays text, and the page fetches and runs nothing.
+    assert HOSTILE not in page and html.escape(HOSTILE) in page
+    assert "trouble: &lt;b&gt;down&lt;/b&gt;" in page and "and 1 more" in page
+    assert not re.findall(r"<(script|img|iframe|b)\b", page)
+    assert re.findall(r'(?:src|href)="([^"]+)"', page) == ["data:,", "status.json"]
+    assert '<meta http-equiv="refresh"' in page
+
+
+def test_a_service_shows_the_status_beside_its_metrics(store: Backend) -> None:
+    service = Service(
+        store,
+        take_snapshot(store),
+        [],
+        asked=["vit"],
+        connect=lambda: pytest.fail("none is asked for"),
+    )
+    put(store, heartbeat(author="ann@gpu1"))
+    with service._serve_pages("127.0.0.1", 0) as url:
+        assert "ann@gpu1" in fetch(f"{url}/")[1]
+        assert "wsa_workers 0.0" in fetch(f"{url}/metrics")[1]
+        assert json.loads(fetch(f"{url}/status.json")[1])["backlog"] == {}
+
+
+def test_a_store_that_is_away_is_said_on_the_page(tmp_path: Path) -> None:
+    reader = StatusReader(str(tmp_path / "<store>"))
+    apps = http_server.status_apps(reader)
+    with http_server.serve("127.0.0.1", 0, apps, "--serve") as url:
+        (code, page), (json_code, told) = fetch(f"{url}/"), fetch(f"{url}/status.json")
+        assert (code, json_code) == (503, 503)
+        assert "&lt;store&gt;" in page and "<store>" not in page
+        assert json.loads(told)["error"]["kind"] == "no-store"
+        open_store(reader.url, create=True)
+        assert "No service keeps this store encoded" in fetch(f"{url}/")[1]
+
+
+def test_status_serves_until_it_is_told_to_end(
+    store: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    say = terminal.say
+
+    def interrupt(text: str) -> None:
+        if text.startswith("status at "):
+            told.append(fetch(text.split()[2]))
+            raise KeyboardInterrupt
+        say(text)
+
+    monkeypatch.setattr(terminal, "say", interrupt)
+    code, _, err = run("status", "--store", store.url, "--serve")
+    assert code == 130 and "interrupted" in err
+    assert [code for code, _ in told] == [200]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--host", "0.0.0.0"), "add --serve"),
+        (("--serve", "1", "2"), "--serve takes one port"),
+        (("--serve", "--json"), "no --json"),
+        (("--serve", "70000"), "--serve must be from 0 to 65535, not 70000."),
+        (("--serve", "--host", "no.such.host.invalid"), "cannot be served from"),
+    ],
+)
+def test_what_status_cannot_serve(store: Backend, options: tuple[str, ...], said: str) -> None:
+    code, _, err = run("status", "--store", store.url, *options)
+    assert code == 2 and said in err
+
+
+@pytest.mark.slow
+@browser_kit.needs_browser
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_browser_shows_the_status(store: Backend, tmp_path: Path, width: int) -> None:
+    put(store, heartbeat(author=HOSTILE, trouble="no answer", state="trouble"))
+    folder = tmp_path / "browser"
+    folder.mkdir()
+    seen = browser_kit.look(status_page(StatusReader(store.url).read()), folder, width)
+    assert browser_kit.count_pixels(seen, 0xB3, 0x26, 0x1E) > 20  # Trouble is red.
+    browser_kit.check_width(seen)
+
+
 def test_a_heartbeat_far_from_any_clock_is_shown(store: Backend) -> None:
     told = heartbeat(last_commit=1e12, since=1e12)
-    assert not status.is_lost(StoredHeartbeat(told, time.time()), time.time())
+    assert not is_lost(StoredHeartbeat(told, time.time()), time.time())
     put(store, told)
     assert "at no time" in run("status", "--store", store.url)[1]
 
