@@ -7,7 +7,7 @@ run from the games it plays.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -229,3 +229,12 @@ def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
             else:
                 learner.pop("cql_alpha", None)
     return values
+
+
+def flat_settings(part: msgspec.Struct) -> Iterator[tuple[str, Any]]:
+    """Names and values of a part of a configuration; those of a part within it have both names."""
+    for name, value in msgspec.to_builtins(part).items():
+        if isinstance(value, dict):
+            yield from ((f"{name} {inner}", v) for inner, v in value.items())
+        else:
+            yield name, value

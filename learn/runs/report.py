@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +25,7 @@ from wsa.learn.evaluation.video import labels
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Film, Part, Section, Text, table, versions
 from wsa.learn.report.page import page
-from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
+from wsa.learn.runs.config import OfflineRun, OnlineRun, flat_settings, read_config
 from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.learn.training import metrics
 from wsa.store.common import atomic_files
@@ -146,17 +145,9 @@ def _settings(config: OfflineRun | OnlineRun) -> list[Part]:
     """Every hyperparameter, and every setting of the network."""
     tables = {"Hyperparameters": config.hyperparameters, "Network": config.network}
     return [
-        table(title, ("name", "value"), [(k, v) for k, v in _flat(part) if k != "type"])
+        table(title, ("name", "value"), [(k, v) for k, v in flat_settings(part) if k != "type"])
         for title, part in tables.items()
     ]
-
-
-def _flat(part: msgspec.Struct) -> Iterator[tuple[str, Any]]:
-    for name, value in msgspec.to_builtins(part).items():
-        if isinstance(value, dict):
-            yield from ((f"{name} {inner}", v) for inner, v in value.items())
-        else:
-            yield name, value
 
 
 def _training(config: OfflineRun | OnlineRun, scalars: Mapping[str, Curve]) -> list[Part]:

@@ -25,6 +25,7 @@ from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.data import make_embedder, open_data
 from wsa.learn.runs.folder import begin, locked
 from wsa.learn.runs.network import make_network
+from wsa.learn.runs.track import write_hparams
 from wsa.learn.runs.warm_start import warm_start
 from wsa.learn.training import checkpoint
 from wsa.learn.training.loop import OnLine
@@ -116,6 +117,7 @@ def train_stored(
         return make_embedder(config, flat, models, remember=REMEMBERED, threads=threads)
 
     with locked(folder):
+        write_hparams(folder, config)
         return train_offline(
             config.hyperparameters,
             config.network,
@@ -179,6 +181,7 @@ def train_playing(
             for n in group_sizes(learner.num_envs, config.env_groups)
         ]
         stack.enter_context(locked(folder))
+        write_hparams(folder, config)
         table = Table(folder / "table", embedder)
         recording = None
         if config.record:

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata as hparams_metadata
 
+from wsa.learn.configs.algorithms import CQLConfig
+from wsa.learn.configs.network import NetworkConfig
+from wsa.learn.envs import atari
+from wsa.learn.runs.config import OfflineRun
+from wsa.learn.runs.track import METRICS, write_hparams
 from wsa.learn.training.metrics import Metrics
 
 KEYS = (
@@ -123,3 +129,28 @@ def test_what_is_no_number_is_still_json(tmp_path: Path, value: float) -> None:
     assert lines(tmp_path)[0]["losses/cql"] == 1.0
     [(_, shown)] = events(tmp_path)
     assert shown == value or (math.isnan(shown) and math.isnan(value))
+
+
+def test_hyperparameters_are_in_the_events_of_the_run(tmp_path: Path) -> None:
+    config = OfflineRun(
+        store="gone", game="Pong", protocol=atari.protocol("Pong", "classic"), models=("a", "b"),
+        context="mean", network=NetworkConfig(), seed=3, segments=("s",),
+        hyperparameters=CQLConfig(updates=400),
+    )  # fmt: skip
+    write_hparams(tmp_path, config)
+    write(tmp_path, 0, range(1, 4))
+    write_hparams(tmp_path, config)  # Once more, where the run is resumed.
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    assert board.Tags()["scalars"] == ["losses/td_loss"]
+    assert events(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    told = board.SummaryMetadata(hparams_metadata.SESSION_START_INFO_TAG)
+    start = hparams_metadata.parse_session_start_info_plugin_data(told.plugin_data.content)
+    found = {k: getattr(v, v.WhichOneof("kind")) for k, v in start.hparams.items()}
+    assert found["algorithm"] == "cql" and found["models"] == "a,b" and found["seed"] == 3
+    assert found["updates"] == 400 and found["cql_alpha"] == 1 and found["fusion size"] == 256
+    told = board.SummaryMetadata(hparams_metadata.EXPERIMENT_TAG)
+    experiment = hparams_metadata.parse_experiment_plugin_data(told.plugin_data.content)
+    assert {one.name for one in experiment.hparam_infos} == set(found)
+    assert [one.name.tag for one in experiment.metric_infos] == list(METRICS)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
