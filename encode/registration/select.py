@@ -1,14 +1,21 @@
-"""Select models of a store by alias or key, or all that encoded a game."""
+"""Select models of a store by alias, by key, by default, or all that encoded a game."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from wsa.encode.models import screen
-from wsa.encode.models.registry import known_aliases, parse_request, timm_alias
+from wsa.encode.models.registry import (
+    DEFAULT,
+    Request,
+    for_games,
+    known_aliases,
+    parse_request,
+    timm_alias,
+)
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError, UsageError
-from wsa.store.objects.model_spec import parse_output, read_spec
+from wsa.store.objects.model_spec import ModelSpec, parse_output, read_spec
 from wsa.store.objects.snapshot import Snapshot
 
 
@@ -68,6 +75,34 @@ def choose_models(snapshot: Snapshot, game: str, asked: Sequence[str]) -> list[s
             )
         return ready
     return list(dict.fromkeys(_choose(snapshot, game, ready, name) for name in asked))
+
+
+def default_models(snapshot: Snapshot, game: str) -> list[str]:
+    """Model keys to take if a user names none: wsa's default set, whatever else has encoded the game.
+
+    If the default set has not encoded the game, all models that have.
+
+    Raises:
+        MissingError: There are no frames, or no model has encoded them all.
+        UsageError: One of the default set is there several times.
+    """
+    ready = choose_models(snapshot, game, ())
+    specs = [read_spec(snapshot, key) for key in ready]
+    chosen: set[str] = set()
+    for request in for_games([parse_request(name, {}) for name in DEFAULT], [game]):
+        fitting = [spec.key for spec in specs if _is(spec, request)]
+        if not fitting:
+            return ready
+        if len(fitting) > 1:
+            raise _ambiguous(request.alias, fitting)
+        chosen.update(fitting)
+    return [key for key in ready if key in chosen]
+
+
+def _is(spec: ModelSpec, request: Request) -> bool:
+    """Whether a spec is that of a model without weights as it is asked for."""
+    there = (spec.alias, spec.timm_name, spec.source, spec.identity.output)
+    return there == (request.alias, request.timm_name, request.recorded, request.output)
 
 
 def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:

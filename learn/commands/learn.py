@@ -53,6 +53,8 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     device, threads = choose_device(o.compute.device), threads_for(o.live.threads)
     snapshot, config, folder = plan_run(o, device)
     _log.info(f"{config.game}, {_described(config)}; run {folder}")
+    if config.models and not (o.models or o.output.resume or o.start.init):
+        _log.info(f"No models are named, so these are taken. To keep them: {_pinned(config)}")
     if o.method.match_parameters and config.models:
         _log.info(
             f"--match-parameters {o.method.match_parameters:,} chose {width_of(config.network)}"
@@ -124,6 +126,14 @@ def plan_run(o: LearnOptions, device: str) -> tuple[Snapshot, OfflineRun | Onlin
     if record:
         require_writable(snapshot.backend)
     return snapshot, match_existing(config, folder, record), folder
+
+
+def _pinned(config: OfflineRun | OnlineRun) -> str:
+    """Return the options that name a run's models, so that models encoded later change nothing."""
+    from wsa.learn.runs.config import MEAN_CONTEXT
+
+    context = "" if config.context == MEAN_CONTEXT else f" --context {config.context}"
+    return f"--models {','.join(config.models)}{context}"
 
 
 def _described(config: OfflineRun | OnlineRun) -> str:

@@ -145,7 +145,7 @@ class MethodOptions:
 
     context: Text = ""
     """Context of WSA's scorer: a model's embedding of the newest frame, or 'mean' of the fused models.
-    If not given: mean; if you name no models either, ae if it has encoded the game."""
+    If not given: mean; ae if you name no models either and all that have encoded the game are taken."""
     fusion_preset: Preset = "default"
     """Fusion options as in the authors' thesis, or as in their published code."""
     rl_preset: RLPreset = "default"
@@ -182,7 +182,7 @@ class Choice:
     game: Game = "Seaquest"
     """ALE game."""
     models: Names = ()
-    """Aliases or keys; if not given, all that encoded the game (online: palette and objects)."""
+    """Aliases or keys; if not given, palette and objects, or else all that encoded the game."""
     fusion: FusionName = "wsa"
     """The paper's seven fusions, controls, or your own; nature: pixels, no fusion."""
     seed: Annotated[int, SEED] = 1

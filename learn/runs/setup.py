@@ -17,7 +17,7 @@ from wsa.encode.models.registry import (
     parse_request,
     typed_modules,
 )
-from wsa.encode.registration.select import choose_models, stored_name
+from wsa.encode.registration.select import choose_models, default_models, stored_name
 from wsa.learn.configs.algorithms import (
     EvaluationConfig,
     OfflineConfig,
@@ -98,7 +98,7 @@ def configure(
             )
 
         def default_keys() -> list[str]:
-            return choose_models(snapshot, request.game, ())
+            return default_models(snapshot, request.game)
 
     before: RunConfig | None = None
     if start.init:

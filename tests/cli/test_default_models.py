@@ -47,6 +47,16 @@ def test_the_shipped_set_is_taken_where_none_is_named(wsa, learnt):
     fused, context = learnt("offline", "--updates", 2, "--batch-size", 4)
     assert (sorted(fused), context) == (sorted(DEFAULT), "mean")
     assert sorted(keys_of("offline")) == sorted(keys_of("online"))
+    # What a colleague encodes changes nothing.
+    another = ("--models", "timm:test_resnet.r160_in1k:random", "--output", "pooled")
+    assert wsa("encode", *another, "--scheduler", "inproc").code == 0
+    offline = ("learn", "--game", "Pong", "--updates", 2, "--batch-size", 4)
+    outcome = wsa(*offline, "--run-dir", "later")
+    assert keys_of("later") == keys_of("offline")
+    pinned = f"--models {','.join(keys_of('later'))}"
+    assert f"so these are taken. To keep them: {pinned}\n" in outcome.err
+    outcome = wsa(*offline, *pinned.split(), "--run-dir", "pinned")
+    assert keys_of("pinned") == keys_of("later") and "To keep them" not in outcome.err
 
 
 @pytest.mark.slow
