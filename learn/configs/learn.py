@@ -290,6 +290,7 @@ _OF_RESUMED = {
     "json",
     "help",
     "trust",
+    "dry_run",
     "engine",
     "weights",
     "threads",

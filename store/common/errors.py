@@ -69,7 +69,7 @@ class WsaError(Exception):
         self.kind: Kind = kind
 
     def __reduce__(self) -> tuple[type[WsaError], tuple[str, str]]:
-        """Keep the kind when the error is pickled."""
+        """Keep the kind when the error travels between processes."""
         return type(self), (self.kind, str(self))
 
 

@@ -83,7 +83,7 @@ def test_untrained_and_trained_are_told_apart(filled, key):
         outcome = filled(*PROBE, "--models", name, "--dry-run")
         assert outcome.code == 3
         assert outcome.error.endswith(f"Run: wsa encode --game Breakout --models {name}")
-        assert f"has not encoded frames of Breakout in ./store. There is {key}." in outcome.error
+        assert f"has not encoded frames of Breakout in ./store. Available: {key}." in outcome.error
 
 
 @pytest.mark.slow  # To encode takes ten seconds; `learn/test_probe.py` has the same of a fake store.

@@ -161,7 +161,9 @@ def test_more_than_fits_is_left_out_the_same_share_of_each_game(played: Backend)
 
 def test_policies_and_games_that_are_not_there(played: Backend) -> None:
     snapshot = take_snapshot(played)
-    with pytest.raises(MissingError, match="no frames of Pong played by expert \\(there is random"):
+    with pytest.raises(
+        MissingError, match="no frames of Pong played by expert \\(available: random"
+    ):
         data.choose(snapshot, ["Pong"], ["expert"], [ONE], 1 << 30)
     with pytest.raises(MissingError, match="wsa collect --game Qbert"):
         data.choose(snapshot, ["Qbert"], (), [ONE], 1 << 30)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wsa import cli
 from wsa.learn.configs.fusions import FUSIONS, PRESETS, FusionConfig, make_fusion_config
-from wsa.learn.configs.learn import LearnOptions
+from wsa.learn.configs.learn import MethodOptions
 from wsa.learn.fusion.attention import WSA
 from wsa.learn.fusion.base import Fusion, Inputs
 from wsa.learn.fusion.build import make_fusion
@@ -339,7 +339,7 @@ def test_the_command_line_knows_them_all() -> None:
         assert cli.parse("learn", ["--fusion", name]).fusion == name
     with pytest.raises(UsageError, match="wsa"):
         cli.parse("learn", ["--fusion", "oops"])
-    assert get_args(get_type_hints(LearnOptions)["fusion_preset"]) == tuple(PRESETS)
+    assert get_args(get_type_hints(MethodOptions)["fusion_preset"]) == tuple(PRESETS)
 
 
 def test_shapes_are_checked_in_tests() -> None:

@@ -484,7 +484,7 @@ def test_the_command_reads_game_policy_and_protocol_from_the_data(
     dataset(played[1:])
     bring_it = ["import", "minari", "atari/breakout/x-v0"]
     assert main([*bring_it, "--game", "Pong"]) == 2
-    assert "is of Breakout, not of Pong. Leave out --game." in capsys.readouterr().err
+    assert "contains Breakout, not Pong. Leave out --game." in capsys.readouterr().err
     dataset([small(played[2])], "grey", wrapped())
     assert main(["import", "minari", "atari/breakout/grey-v0"]) == 2
     assert not (here / "new").exists()

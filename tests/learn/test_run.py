@@ -279,7 +279,11 @@ def test_a_model_that_is_left_out_is_not_run(
             {"without": [ALIASES[1]]},
             "--fusion lin, the length of the state vector depends on",
         ),
-        ("res", {"only": [ALIASES[1]]}, "It can be done with wsa, dpa, mean, uniform, unshared"),
+        (
+            "res",
+            {"only": [ALIASES[1]]},
+            "Models can be left out with wsa, dpa, mean, uniform, unshared",
+        ),
     ],
 )
 def test_models_that_cannot_be_left_out(

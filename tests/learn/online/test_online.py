@@ -534,7 +534,9 @@ def test_models_change_only_where_that_is_said(here: Path) -> None:
 
 def test_data_of_another_protocol_is_not_mixed_in(here: Path) -> None:
     wanted = options(here / "store", here / "run", **DQN, offline_fraction=0.5)
-    with pytest.raises(UsageError, match=r"no data of Breakout by .* wsa collect --game Breakout"):
+    with pytest.raises(
+        UsageError, match=r"no data of Breakout under .* wsa collect --game Breakout"
+    ):
         configure(wanted, "cpu")
     for protocol, says in (
         ("v5", "under another protocol: protocol v5 .*--protocol"),
