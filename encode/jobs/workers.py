@@ -57,7 +57,7 @@ class Workers:
         self.unfit: dict[str, WorkerUnfit] = {}
         self._counted_at = time.monotonic()
         self._info = self._ask()
-        self.exclude_without_wsa()  # Such a worker cannot even unpickle a task.
+        self.exclude_without_wsa()  # Such a worker cannot even load a task.
         offered = any(GPU in one["resources"] for one in self._info.values())
         if device == "cuda" and not offered:
             raise UsageError(

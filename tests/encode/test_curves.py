@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
 
 def test_a_run_that_stopped_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
     write(tmp_path, 0, range(1, 9))
+    time.sleep(1)  # TensorBoard orders event files by name, in which time is in seconds.
     write(tmp_path, 0, range(1, 4), shift=0.5)
     expected = [(s, s + 0.5) for s in range(1, 4)]
     assert [(line["step"], line["losses/td_loss"]) for line in lines(tmp_path)] == expected
