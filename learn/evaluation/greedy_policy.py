@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -60,18 +60,7 @@ class GreedyPolicy:
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Choose actions, (n,)."""
-        return self.begin(frames, first, envs)()
-
-    def begin(
-        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
-    ) -> Callable[[], NDArray[np.int64]]:
-        """Start embedding frames. Return a function that waits, and returns the actions, (n,)."""
-        stacks = self._stacks.begin(frames, first, envs)
-        return lambda: self._act(stacks(), first, envs)
-
-    def _act(
-        self, stacks: Tensor, first: NDArray[np.bool_], envs: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
+        stacks = self._stacks.see(frames, first, envs)
         states = zip(stacks.to(self._network.device), first, envs, strict=True)
         outputs = [
             self._value(stack[None], bool(begins), int(env)) for stack, begins, env in states
@@ -125,13 +114,7 @@ class LiveStacks:
     def see(
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
     ) -> Tensor:
-        """Embed frames and wait; see `begin`."""
-        return self.begin(frames, first, envs)()
-
-    def begin(
-        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
-    ) -> Callable[[], Tensor]:
-        """Start embedding the newest frames of some environments.
+        """Embed the newest frames of some environments.
 
         Args:
             frames: Newest frames, (n, H, W, 3) uint8 RGB.
@@ -139,15 +122,9 @@ class LiveStacks:
             envs: Numbers of the environments, (n,).
 
         Returns:
-            A function that waits, and returns the states (n, k, width), oldest first, with an
-            episode's first frame repeated. Call it before these environments' next frames.
+            The states (n, k, width), oldest first, with an episode's first frame repeated.
         """
-        embedding = self._encoder.embed_later(frames, first, envs)
-        return lambda: self._push(embedding.result(), first, envs)
-
-    def _push(
-        self, newest: NDArray[Any], first: NDArray[np.bool_], envs: NDArray[np.int64]
-    ) -> Tensor:
+        newest = self._encoder(frames, first, envs)
         stacks = self._stacks[envs]
         stacks[:, :-1] = stacks[:, 1:]
         stacks[:, -1] = newest

@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import functools
 import io
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,118 +118,48 @@ def play(
     """
     if episodes < 1 or num_envs < 1:
         raise UsageError("bad-option", "--episodes and --num-envs must be at least 1.")
-    make_env = make_env or games.make_env
     count = min(num_envs, episodes)
-    # Two groups: while one's frames are embedded, the other is stepped.
-    sizes = games.group_sizes(count, min(2, count) if isinstance(policy, Embedding) else 1)
-    ends = [0, *itertools.accumulate(sizes)]
-    shares = [len(range(i, episodes, count)) for i in range(count)]
-    with contextlib.ExitStack() as stack:
-        groups = []
-        for begin, end in itertools.pairwise(ends):
-            env = stack.enter_context(contextlib.closing(make_env(game, protocol, end - begin)))
-            groups.append(_Group(env, begin, shares[begin:end], policy, seed))
-        total = 0
-        while any(group.playing for group in groups):
-            for group in groups:
-                if group.playing:
-                    moment = group.step()
-                    total += len(moment.envs)
-                    for watcher in watchers:
-                        watcher.see(moment)
-                    on_step(total, sum(len(group.finished) for group in groups))
-    played = [episode for group in groups for episode in group.finished]
-    return sorted(played, key=lambda episode: episode.env)  # Stable: keeps the order played.
-
-
-@runtime_checkable
-class Embedding(Protocol):
-    """A policy that embeds frames in the background, so other environments can be stepped."""
-
-    def begin(
-        self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
-    ) -> Callable[[], NDArray[np.int64]]:
-        """Start embedding frames. Return a function that waits, and returns the actions, (n,)."""
-        ...
-
-
-class _Group:
-    """Environments that are stepped together.
-
-    Args:
-        env: The vector environment.
-        begin: Number of its first environment.
-        shares: Number of games that each environment plays.
-        policy: Policy to play.
-        seed: Seed of environment 0.
-
-    Attributes:
-        finished: The games played to their end.
-    """
-
-    def __init__(
-        self, env: Any, begin: int, shares: Sequence[int], policy: Policy, seed: int
-    ) -> None:
-        self._env, self._begin, self._policy, self._seed = env, begin, policy, seed
-        self._shares = np.array(shares)
-        self._episodes = np.zeros(len(shares), np.int64)
-        self._returns, self._lengths = np.zeros(len(shares)), np.zeros(len(shares), np.int64)
-        self._first = np.ones(len(shares), np.bool_)
-        self.finished: list[Episode] = []
-        observations, _ = env.reset(seed=seed + begin)
-        self._look(observations)
-
-    @property
-    def playing(self) -> bool:
-        """Whether any environment has a game to finish."""
-        return len(self._which) > 0
-
-    def _look(self, observations: NDArray[np.uint8]) -> None:
-        """Show the policy the newest frames of the environments that still play."""
-        self._which = np.flatnonzero(self._episodes < self._shares)
-        if self.playing:
-            self._frames = games.pictures(observations)[self._which]
-            inputs = self._frames, self._first[self._which], self._begin + self._which
-            policy = self._policy
-            self._actions = (
-                policy.begin(*inputs)
-                if isinstance(policy, Embedding)
-                else functools.partial(policy, *inputs)
+    shares = np.array([len(range(i, episodes, count)) for i in range(count)])
+    games_done, lengths = np.zeros((2, count), np.int64)
+    returns, first = np.zeros(count), np.ones(count, np.bool_)
+    finished: list[Episode] = []
+    steps = 0
+    with contextlib.closing((make_env or games.make_env)(game, protocol, count)) as env:
+        observations, _ = env.reset(seed=seed)
+        while (playing := np.flatnonzero(games_done < shares)).size:
+            frames = games.pictures(observations)[playing]
+            actions = np.zeros(count, np.int64)
+            actions[playing] = policy(frames, first[playing], playing)
+            observations, rewards, terminated, truncated, _ = env.step(actions)
+            first = terminated | truncated
+            moment = Moment(
+                frames=frames,
+                envs=playing,
+                episodes=games_done[playing],
+                steps=lengths[playing],
+                actions=actions[playing],
+                rewards=rewards[playing].astype(np.float64),
+                ended=first[playing],
             )
-
-    def step(self) -> Moment:
-        """Wait for the policy's actions, take a step, and show the policy the next frames."""
-        which, frames = self._which, self._frames
-        actions = np.zeros(len(self._shares), np.int64)
-        actions[which] = self._actions()
-        observations, rewards, terminated, truncated, _ = self._env.step(actions)
-        self._first = terminated | truncated
-        moment = Moment(
-            frames=frames,
-            envs=self._begin + which,
-            episodes=self._episodes[which],
-            steps=self._lengths[which],
-            actions=actions[which],
-            rewards=rewards[which].astype(np.float64),
-            ended=self._first[which],
-        )
-        self._returns += rewards
-        self._lengths += 1
-        for i in np.flatnonzero(self._first):
-            if self._episodes[i] < self._shares[i]:
-                self._episodes[i] += 1
-                self.finished.append(
+            returns += rewards
+            lengths += 1
+            for i in playing[first[playing]]:
+                games_done[i] += 1
+                finished.append(
                     Episode(
-                        env=self._begin + int(i),
-                        seed=self._seed + self._begin + int(i),
-                        returned=float(self._returns[i]),
-                        steps=int(self._lengths[i]),
+                        env=int(i),
+                        seed=seed + int(i),
+                        returned=float(returns[i]),
+                        steps=int(lengths[i]),
                         truncated=bool(truncated[i]),
                     )
                 )
-            self._returns[i], self._lengths[i] = 0, 0
-        self._look(observations)
-        return moment
+            returns[first], lengths[first] = 0, 0
+            steps += len(playing)
+            for watcher in watchers:
+                watcher.see(moment)
+            on_step(steps, len(finished))
+    return sorted(finished, key=lambda episode: episode.env)  # Stable: keeps the order played.
 
 
 def write_csv(

@@ -10,7 +10,6 @@ orthogonal initialization are those of CleanRL.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import cv2
@@ -74,12 +73,6 @@ class GreyPixels:
     def begin(self, digests: Sequence[bytes], inputs: FrameInputs) -> Ready:
         """Convert the frames that `inputs` returns, with the result ready at once."""
         return Ready(self(inputs(range(len(digests)))))
-
-    def embed_later(self, frames: NDArray[np.uint8], *which: Any) -> Future[NDArray[Any]]:
-        """Convert frames; the future is already done."""
-        done = Future[NDArray[Any]]()
-        done.set_result(self(frames))
-        return done
 
     def __call__(self, frames: NDArray[np.uint8], *which: Any) -> NDArray[Any]:
         """Convert RGB frames (n, H, W, 3) uint8 to 84 x 84 gray pixels (n, width) uint8."""

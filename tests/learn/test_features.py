@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -243,11 +242,6 @@ class FakeEncoder:
 
     def __call__(self, frames: NDArray[np.uint8], *_: Any) -> NDArray[np.float16]:
         return frames.reshape(len(frames), -1)[:, :3].astype(np.float16)
-
-    def embed_later(self, frames: NDArray[np.uint8], *_: Any) -> Future[NDArray[np.float16]]:
-        done = Future[NDArray[np.float16]]()
-        done.set_result(self(frames))
-        return done
 
 
 class Script(gymnasium.Env[NDArray[np.uint8], int]):

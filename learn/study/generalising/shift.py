@@ -149,18 +149,13 @@ class _RecordingStacks(LiveStacks):
         super().__init__(*about)
         self.newest: list[Tensor] = []
 
-    def begin(
+    def see(
         self, frames: NDArray[np.uint8], first: NDArray[np.bool_], envs: NDArray[np.int64]
-    ) -> Callable[[], Tensor]:
-        """See `LiveStacks.begin`."""
-        embed = super().begin(frames, first, envs)
-
-        def wait() -> Tensor:
-            stacks = embed()
-            self.newest.append(stacks[:, -1].clone())
-            return stacks
-
-        return wait
+    ) -> Tensor:
+        """See `LiveStacks.see`."""
+        stacks = super().see(frames, first, envs)
+        self.newest.append(stacks[:, -1].clone())
+        return stacks
 
 
 def _record_states(
