@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import functools
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +189,8 @@ def test_nothing_to_play_is_refused(episodes: int, num_envs: int) -> None:
 class FakeStacks:
     """The number in a frame's corner, as a stack."""
 
-    def begin(self, frames: NDArray[np.uint8], first: Any, envs: Any) -> Callable[[], Tensor]:
-        return lambda: torch.from_numpy(frames[:, :1, 0, :1].astype(np.float32))
+    def see(self, frames: NDArray[np.uint8], first: Any, envs: Any) -> Tensor:
+        return torch.from_numpy(frames[:, :1, 0, :1].astype(np.float32))
 
 
 class FakeNetwork(torch.nn.Module):
