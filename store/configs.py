@@ -68,7 +68,7 @@ def _shown(default: str) -> str:
 _HINT = arg(help_behavior_hint=_shown)
 Switch = Annotated[bool, _HINT]
 Text = Annotated[str, _HINT]
-Game = Annotated[str, _one_game()]
+Game = Annotated[str, _one_game(), _HINT]
 Games = Annotated[tuple[str, ...], commas("NAME[,NAME...]", spelled), _HINT]
 Names = Annotated[tuple[str, ...], commas("NAME[,NAME...]"), _HINT]
 Pairs = Annotated[tuple[str, ...], commas("ALIAS=FILE[,ALIAS=FILE...]"), _HINT]

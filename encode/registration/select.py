@@ -78,16 +78,21 @@ def choose_models(snapshot: Snapshot, game: str, asked: Sequence[str]) -> list[s
 
 
 def default_models(snapshot: Snapshot, game: str) -> list[str]:
-    """Model keys to take if a user names none: wsa's default set, whatever else has encoded the game.
+    """Choose models if a user names none: wsa's default set, whatever else has encoded the game.
 
-    If the default set has not encoded the game, all models that have.
+    Without the default set, choose all models that have encoded the game.
+
+    Returns:
+        Their keys.
 
     Raises:
-        MissingError: There are no frames, or no model has encoded them all.
-        UsageError: One of the default set is there several times.
+        MissingError: If there are no frames, or no model, or one of the default set, has not
+            encoded them all.
+        UsageError: If one of the default set is there several times.
     """
     ready = choose_models(snapshot, game, ())
-    specs = [read_spec(snapshot, key) for key in ready]
+    specs = [read_spec(snapshot, key) for key in snapshot.models]
+    specs = [spec for spec in specs if spec.game in ("", game)]
     chosen: set[str] = set()
     for request in for_games([parse_request(name, {}) for name in DEFAULT], [game]):
         fitting = [spec.key for spec in specs if _is(spec, request)]
@@ -95,12 +100,12 @@ def default_models(snapshot: Snapshot, game: str) -> list[str]:
             return ready
         if len(fitting) > 1:
             raise _ambiguous(request.alias, fitting)
-        chosen.update(fitting)
+        chosen.add(_choose(snapshot, game, ready, fitting[0]))
     return [key for key in ready if key in chosen]
 
 
 def _is(spec: ModelSpec, request: Request) -> bool:
-    """Whether a spec is that of a model without weights as it is asked for."""
+    """Return whether a spec is that of a requested model without weights."""
     there = (spec.alias, spec.timm_name, spec.source, spec.identity.output)
     return there == (request.alias, request.timm_name, request.recorded, request.output)
 
@@ -138,6 +143,6 @@ def _choose(snapshot: Snapshot, game: str, ready: list[str], name: str) -> str:
 def _ambiguous(name: str, fitting: list[str]) -> UsageError:
     return UsageError(
         "bad-option",
-        f"{name} may be any of {', '.join(fitting)}; give the whole key. 'wsa models' shows how "
+        f"{name} may be any of {', '.join(fitting)}; give the whole key with --models. 'wsa models' shows how "
         "they differ.",
     )

@@ -26,7 +26,12 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = 30  # Of a client that connects and asks for nothing.
+    timeout = 30  # Seconds for a client that connects and sends nothing.
+
+    def handle(self) -> None:
+        """Handle a request; a client that goes away, or asks for nothing, is no error."""
+        with contextlib.suppress(OSError):
+            super().handle()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log no requests."""
@@ -34,16 +39,16 @@ class _Handler(WSGIRequestHandler):
 
 @contextlib.contextmanager
 def serve(host: str, port: int, apps: Mapping[str, WSGIApplication], flag: str) -> Iterator[str]:
-    """Serve until the block ends; yields the server's URL, without a slash at its end.
+    """Serve until the block ends, and yield the server's URL without a trailing slash.
 
     Args:
         host: Address to listen on.
-        port: Its port; 0 takes any.
-        apps: What answers each path.
-        flag: The option that asked for it, for messages.
+        port: Port to listen on; 0 for any free one.
+        apps: Application of each path.
+        flag: Option for the port, for messages.
 
     Raises:
-        UsageError: The port is taken, or the address is none of this machine's.
+        UsageError: If the port is taken, or the address is not one of this machine.
     """
 
     def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
@@ -56,11 +61,12 @@ def serve(host: str, port: int, apps: Mapping[str, WSGIApplication], flag: str) 
             address_family = socket.getaddrinfo(host, port)[0][0]
 
         server = make_server(host, port, answer, Server, _Handler)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UsageError(
             "bad-option",
-            f"{flag} {port}: {host}:{port} cannot be served from ({error.strerror or error}). "
-            "Give another port, or end what has this one.",
+            f"{flag} {port}: cannot listen on {host}:{port} ({reason}). Choose a free port and an "
+            "address of this machine.",
         ) from None
     thread = threading.Thread(target=server.serve_forever, name="http", daemon=True)
     thread.start()
@@ -74,7 +80,7 @@ def serve(host: str, port: int, apps: Mapping[str, WSGIApplication], flag: str) 
 
 
 def status_apps(reader: StatusReader) -> dict[str, WSGIApplication]:
-    """What answers `/` and `/status.json`: the status of a store, or why it cannot be read."""
+    """Return the applications of `/` and `/status.json`: a store's status, or why it cannot be read."""
 
     def page() -> tuple[HTTPStatus, str]:
         try:

@@ -54,7 +54,7 @@ class Status:
 
     Attributes:
         url: The store.
-        time: When it was read, in seconds since 1970 by this machine's clock.
+        time: Time at which the heartbeats were read, in seconds since 1970 by this machine's clock.
         services: The newest heartbeat of each service, the latest first.
         games: By game and model key, what is left to encode. It has every model that can encode
             the game.
@@ -123,6 +123,7 @@ class StatusReader:
         self._snapshot: Snapshot | None = None
         self._digests: Digests = {}
         self._newest: Status | None = None
+        self._read_at = 0.0
 
     def read(self) -> Status:
         """The status, at most a few seconds old.
@@ -131,10 +132,11 @@ class StatusReader:
             WsaError: There is no store, or it cannot be read.
         """
         with self._lock:
-            if self._newest is None or time.time() - self._newest.time > REFRESH_S / 2:
+            if self._newest is None or time.monotonic() - self._read_at > REFRESH_S / 2:
                 self._backend = self._backend or open_store(self.url)
                 self._snapshot = take_snapshot(self._backend, self._snapshot)
                 self._newest = read_status(self._backend, self._snapshot, self._digests)
+                self._read_at = time.monotonic()
             return self._newest
 
 
@@ -150,6 +152,8 @@ def read_status(backend: Backend, snapshot: Snapshot, known: Digests | None = No
         WsaError: The store cannot be read.
     """
     heartbeats = tuple(read_heartbeats(backend))
+    # Use this machine's clock. Reading the store's takes a write, which a user may not be allowed.
+    now = time.time()
     known = {} if known is None else known
     games: dict[str, dict[str, Backlog]] = {game: {} for game in snapshot.games}
     for key in snapshot.models if games else ():
@@ -161,8 +165,7 @@ def read_status(backend: Backend, snapshot: Snapshot, known: Digests | None = No
         for item in plan.items:
             passes = len(item.own)
             games[item.meta.game][key] += Backlog(1, passes, item.inputs - passes)
-    # By this machine's clock: to read the place's takes writing there, which not everybody may.
-    return Status(backend.url, time.time(), heartbeats, games, tuple(snapshot.models))
+    return Status(backend.url, now, heartbeats, games, tuple(snapshot.models))
 
 
 def is_lost(stored: StoredHeartbeat, now: float) -> bool:

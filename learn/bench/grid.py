@@ -35,7 +35,7 @@ from wsa.learn.configs.learn import (
     flat_options,
     preset_defaults,
 )
-from wsa.learn.configs.network import NetworkConfig, PixelNetworkConfig
+from wsa.learn.configs.network import NetworkConfig, PixelNetworkConfig, unclipped
 from wsa.learn.envs import atari
 from wsa.learn.fusion.base import Fusion
 from wsa.learn.fusion.build import fusion_class
@@ -237,6 +237,8 @@ def shared_settings(o: BenchOptions, snapshot: Snapshot) -> Settings:
             # An option that an older wsa did not know, or left to the algorithm, has its default
             # value.
             old = defaults.get(name) if old is None else old
+            if name == "clip_embeddings" and name not in before.options:
+                old = unclipped(before.options.get("normalize", "standard"))
             if as_flag(name, old) != as_flag(name, new_value):
                 raise ConflictError(
                     "run-exists",

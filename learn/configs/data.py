@@ -129,9 +129,9 @@ class ShowOptions(StoreOptions):
 
     what: Annotated[Positional[Game], arg(metavar="WHAT")] = "Seaquest"
     """ALE game, segment id, or model key."""
-    html: str = ""
+    html: Text = ""
     """Of a game: write one page that needs no network, with frames, returns, and similar frames of each model."""
-    probe: str = ""
+    probe: Text = ""
     """With --html: a file with the output of 'wsa probe --json', to be shown too."""
 
 

@@ -128,7 +128,7 @@ class OutputOptions:
     exp_name: str = "wsa"
     """Part of the run's name."""
     resume: Text = ""
-    """Folder of a run to continue as it was started; only --store and options on how models run go with it."""
+    """Folder of a run to continue as it was started; only --store and options on how it runs go with it."""
     trust: Names = ()
     """Your own fusion or algorithm, as module:name, that the run of --resume or --init names."""
     track: Switch = False

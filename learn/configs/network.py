@@ -57,6 +57,11 @@ class NetworkConfig(FrameStack, frozen=True):
             )
 
 
+def unclipped(normalize: str) -> float:
+    """`clip_embeddings` of a network from before there was clipping."""
+    return 0.0 if normalize == "standard" else _CLIP
+
+
 class PixelNetworkConfig(FrameStack, frozen=True):
     """What an end-to-end network on grey pixels looks at."""
 

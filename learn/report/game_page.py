@@ -128,7 +128,7 @@ def _said(value: object) -> str:
 
 def _contact_sheet(sheet: FrameSample | None, pngs: Pngs, summary: GameSummary) -> Part:
     """A frame of each of a few segments."""
-    if not sheet:
+    if sheet is None:
         return Text(
             "The store has the rows of these segments but not their frames. Fetch them: wsa pull "
             f"URL --game {summary.game}"

@@ -65,7 +65,7 @@ def read_probe(path: Path, game: str) -> ProbeResult:
             raise ValueError("it is too large")
         # The standard library reads NaN, which `wsa probe` may print.
         result = msgspec.convert(json.loads(path.read_bytes()), ProbeResult)
-    except ValueError as error:  # Of msgspec too.
+    except (ValueError, RecursionError) as error:  # msgspec raises a ValueError too.
         raise UsageError(
             "bad-option",
             f"--probe {path} is not what 'wsa probe --game {game} --json' prints ({error}). Give "

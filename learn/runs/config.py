@@ -25,7 +25,7 @@ from wsa.learn.configs.algorithms import (
     load_algorithm,
 )
 from wsa.learn.configs.fusions import PIXELS
-from wsa.learn.configs.network import NetworkConfig
+from wsa.learn.configs.network import NetworkConfig, unclipped
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.fusion.build import fusion_class
 from wsa.store.common import user_code
@@ -216,8 +216,8 @@ def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
     evaluation was a hyperparameter, and standardized embeddings were not clipped.
     """
     values.setdefault("kind", "offline")
-    if isinstance(values.get("network"), dict):
-        values["network"].setdefault("clip_embeddings", 0.0)
+    if isinstance(network := values.get("network"), dict):
+        network.setdefault("clip_embeddings", unclipped(network.get("normalize", "standard")))
     learner = values.get("hyperparameters")
     if isinstance(learner, dict):
         played = {name for name in EvaluationConfig.__struct_fields__ if name in learner}

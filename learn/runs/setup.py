@@ -270,7 +270,8 @@ def _begin_from(
         UsageError: If the options contradict the other run without `--add` or `--drop`.
     """
     start, network = request.start, request.network_config
-    if network not in (before.network, NetworkConfig()):
+    as_before = msgspec.structs.replace(network, clip_embeddings=before.network.clip_embeddings)
+    if before.network != as_before and network != NetworkConfig():
         raise UsageError(
             "bad-option",
             f"--init {start.init}: the network options differ from that run's network. Leave out the "

@@ -57,6 +57,11 @@ def test_the_shipped_set_is_taken_where_none_is_named(wsa, learnt):
     assert f"so these are taken. To keep them: {pinned}\n" in outcome.err
     outcome = wsa(*offline, *pinned.split(), "--run-dir", "pinned")
     assert keys_of("pinned") == keys_of("later") and "To keep them" not in outcome.err
+    # Nor does a default model that lags behind: it is not replaced by one that is complete.
+    wsa("collect", "--game", "Pong", "--steps", 48, "--num-envs", 2)
+    assert wsa("encode", *another, "--scheduler", "inproc").code == 0
+    outcome = wsa(*offline, "--run-dir", "behind")
+    assert outcome.code == 3 and "has not encoded every segment of Pong" in outcome.error
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import struct
 import time
 import urllib.error
 import urllib.request
@@ -360,6 +361,20 @@ def test_a_store_that_is_away_is_said_on_the_page(tmp_path: Path) -> None:
         assert "No service keeps this store encoded" in fetch(f"{url}/")[1]
 
 
+def test_a_client_that_goes_away_is_no_error(
+    store: Backend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apps = http_server.status_apps(StatusReader(store.url))
+    with http_server.serve("127.0.0.1", 0, apps, "--serve") as url:
+        port = int(url.rpartition(":")[2])
+        client = socket.create_connection(("127.0.0.1", port))
+        # Closing with a linger of 0 resets the connection.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        assert fetch(f"{url}/status.json")[0] == 200
+    assert capsys.readouterr().err == ""
+
+
 def test_status_serves_until_it_is_told_to_end(
     store: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,7 +400,8 @@ def test_status_serves_until_it_is_told_to_end(
         (("--serve", "1", "2"), "--serve takes one port"),
         (("--serve", "--json"), "no --json"),
         (("--serve", "70000"), "--serve must be from 0 to 65535, not 70000."),
-        (("--serve", "--host", "no.such.host.invalid"), "cannot be served from"),
+        (("--serve", "--host", "no.such.host.invalid"), "cannot listen on"),
+        (("--serve", "--host", "a" * 70), "cannot listen on"),
     ],
 )
 def test_what_status_cannot_serve(store: Backend, options: tuple[str, ...], said: str) -> None:

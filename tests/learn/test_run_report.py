@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from wsa.learn.configs.algorithms import CQLConfig, PPOConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari
 from wsa.learn.runs import report
-from wsa.learn.runs.config import OfflineRun, OnlineRun
+from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
 from wsa.store.common.errors import MissingError
 from wsa.store.objects.root import open_store
 
@@ -105,3 +106,16 @@ def test_an_online_run_from_pixels(run: Path) -> None:
     page = report.write(run).read_text()
     assert 'aria-label="Return"' in page and "4,096 steps" in text(page)
     assert "Frozen models" not in page
+
+
+@pytest.mark.parametrize(("normalize", "clip"), [("standard", 0.0), ("layer", 5.0), ("none", 5.0)])
+def test_a_run_from_before_clipping_stays_as_it_was(run: Path, normalize: Any, clip: float) -> None:
+    config = OnlineRun(
+        store="gone", game="Pong", protocol=atari.protocol("Pong", "classic"), models=(),
+        context="mean", network=NetworkConfig(normalize=normalize), seed=1, segments=(), shapes=(),
+        parameters=0, hyperparameters=PPOConfig(total_timesteps=4096),
+    )  # fmt: skip
+    values = msgspec.to_builtins(config)
+    del values["network"]["clip_embeddings"]
+    (run / "config.json").write_text(json.dumps(values))
+    assert read_config(run).network == NetworkConfig(normalize=normalize, clip_embeddings=clip)
