@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsa.encode.commands.status import backlog
 from wsa.encode.inference import levels, objects, palette
 from wsa.encode.inference.encoder import stored
 from wsa.encode.inference.levels import Levels
@@ -25,6 +24,7 @@ from wsa.encode.models import screen
 from wsa.encode.models.registry import for_games, parse_request
 from wsa.encode.registration import fit_reduction, game_levels
 from wsa.encode.registration.register import open_model, register
+from wsa.encode.service.status import Backlog, read_status
 from wsa.learn.envs import atari
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import DamagedError, UsageError
@@ -246,7 +246,8 @@ def test_each_game_has_its_own_and_is_encoded_by_it_alone(two_games: Backend) ->
     # Equal frames of two games have different codes, so none is copied from one to the other.
     assert sum(e.passes for e in snapshot.embeddings(game="Breakout")) == 2 * 3
     assert sum(e.passes for e in snapshot.embeddings(game="Pong")) == 2 * 5
-    assert all(not any(left.values()) for left in backlog(snapshot).values())
+    backlog = read_status(snapshot.backend, snapshot).backlog
+    assert backlog and set(backlog.values()) == {Backlog()}
     again = encode(two_games, REQUESTS, scheduler="inproc")
     assert again.passes == 0 and again.present == report.present + len(report.done)
     assert again.models and {m.spec.key for m in again.models} == set(snapshot.models)

@@ -106,7 +106,7 @@ def test_dqn_learns_the_walk(walk: SimpleNamespace, tmp_path: Path, read_metrics
     for step, epsilon in epsilons:
         assert epsilon == pytest.approx(max(0.0, 1 - step / 3000))
     # What it has learnt is worth: a step before the reward 1, two steps 0.9, three 0.81.
-    table = walk.Counting().embed_later(walk.picture(np.arange(walk.states))).result()
+    table = walk.Counting()(walk.picture(np.arange(walk.states)))
     stacks = torch.from_numpy(np.stack([table[1:4], table[1:4]], axis=1))
     best = run.network(stacks)[0]
     assert best.argmax(dim=1).tolist() == [1, 1, 1]

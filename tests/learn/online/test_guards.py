@@ -242,8 +242,8 @@ def test_a_memory_too_can_do_with_fewer_models() -> None:
     assert not torch.equal(one[0], whole[0])
 
     class Stacks:
-        def begin(self, *seen: Any) -> Any:
-            return lambda: stacks[:1]
+        def see(self, *seen: Any) -> Any:
+            return stacks[:1]
 
     policy = GreedyPolicy(network, cast("Any", Stacks()), 3, 0.0, 1, mask=mask)
     blank = np.zeros((1, 2, 2, 3), np.uint8)
