@@ -69,8 +69,8 @@ def _serve(url: str, host: str, port: int) -> NoReturn:
     """Serve the live page until Ctrl-C or SIGTERM.
 
     Raises:
-        UsageError: It cannot be served there.
-        KeyboardInterrupt: It was told to end.
+        UsageError: If the page cannot be served there.
+        KeyboardInterrupt: On Ctrl-C or SIGTERM.
     """
     from wsa.encode.service import http_server
 
