@@ -230,8 +230,6 @@ def _check(o: EncodeOptions) -> None:
         if not o.watch and getattr(o.service, name) != getattr(ServiceOptions, name):
             flag = name.replace("_", "-")
             raise UsageError("bad-option", f"--{flag} is for a service; add --watch.")
-    if o.service.metrics_port is None and o.service.metrics_host != ServiceOptions.metrics_host:
-        raise UsageError("bad-option", "--metrics-host is for --metrics-port; add that.")
     if o.worker.scheduler not in ("local", "inproc", "slurm") and "://" not in o.worker.scheduler:
         raise UsageError(
             "bad-option",
