@@ -232,13 +232,14 @@ def shared_settings(o: BenchOptions, snapshot: Snapshot) -> Settings:
         before = records.read_json(path.read_bytes(), Settings, str(path))
         segments, saved = before.segments, before.options
         defaults = flat_options(_defaults(o))
+        started_with = saved
+        if "normalize" in saved:  # Benches from before clipping do not name it.
+            started_with = {"clip_embeddings": unclipped(saved["normalize"]), **saved}
         for name, new_value in options.items():
-            old = before.options.get(name)
+            old = started_with.get(name)
             # An option that an older wsa did not know, or left to the algorithm, has its default
             # value.
             old = defaults.get(name) if old is None else old
-            if name == "clip_embeddings" and name not in before.options:
-                old = unclipped(before.options.get("normalize", "standard"))
             if as_flag(name, old) != as_flag(name, new_value):
                 raise ConflictError(
                     "run-exists",

@@ -270,8 +270,11 @@ def _begin_from(
         UsageError: If the options contradict the other run without `--add` or `--drop`.
     """
     start, network = request.start, request.network_config
-    as_before = msgspec.structs.replace(network, clip_embeddings=before.network.clip_embeddings)
-    if before.network != as_before and network != NetworkConfig():
+    default, as_before = NetworkConfig(), network
+    if network.clip_embeddings == default.clip_embeddings:  # Runs from before clipping have 0.
+        clip = before.network.clip_embeddings
+        as_before = msgspec.structs.replace(network, clip_embeddings=clip)
+    if network != default and as_before != before.network:
         raise UsageError(
             "bad-option",
             f"--init {start.init}: the network options differ from that run's network. Leave out the "

@@ -37,6 +37,7 @@ def test_models_join_and_leave(filled, tmp_path):
     for options, says in (
         (("--init", "two", "--models", RESNET), "--models differ from those of two"),
         (("--init", "two", "--fusion-size", "16"), "the network options differ"),
+        (("--init", "two", "--clip-embeddings", "3"), "the network options differ"),
         (("--init", "two", "--drop", "vit"), "--drop vit: the run's models are"),
         (("--init", "two", "--add", RESNET), f"--add {keys[0]}: the run already has this model"),
         (("--init", "two", "--context", VIT), "the context of two is mean"),

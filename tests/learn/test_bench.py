@@ -94,6 +94,24 @@ def test_a_bench_keeps_what_it_was_begun_with(tmp_path: Path) -> None:
     begin(models=("a",), fusions=("mean",), hidden=(128,), output="pooled")
 
 
+def test_a_bench_from_before_clipping_stays_unclipped(tmp_path: Path) -> None:
+    snapshot = take_snapshot(open_store(str(tmp_path / "store"), create=True))
+    o = options(models=("a",), bench_dir=str(tmp_path / "bench"))
+    before = grid.shared_settings(o, snapshot)
+    del before.options["clip_embeddings"]
+    grid.write(o, before)
+    with pytest.raises(ConflictError, match="was started with --clip-embeddings 0"):
+        grid.shared_settings(o, snapshot)
+    unclipped = options(models=("a",), bench_dir=str(tmp_path / "bench"), clip_embeddings=0.0)
+    assert grid.shared_settings(unclipped, snapshot).options["clip_embeddings"] == 0
+    # A bench of pixels alone names neither, and may gain runs on embeddings.
+    playing: dict[str, Any] = {"online": True, "algo": "ppo", "bench_dir": str(tmp_path / "pixels")}
+    pixels = options(fusions=("nature",), **playing)
+    grid.write(pixels, grid.shared_settings(pixels, snapshot))
+    both = options(models=("a",), fusions=("nature", "wsa"), **playing)
+    assert grid.shared_settings(both, snapshot).options["clip_embeddings"] == 5
+
+
 def test_what_a_table_says_of_its_runs() -> None:
     assert grid.changed(options(models=("a",))) == []
     said = grid.changed(options(models=("a",), fusion_preset="thesis", updates=7))
