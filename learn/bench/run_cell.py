@@ -18,7 +18,8 @@ from wsa.learn.runs.config import FILE, read_config
 from wsa.learn.runs.data import only
 from wsa.learn.runs.evaluate import evaluate_run
 from wsa.learn.runs.folder import match_existing
-from wsa.learn.runs.setup import configure, weights_of
+from wsa.learn.runs.setup.configure import configure
+from wsa.learn.runs.setup.models import weights_of
 from wsa.learn.runs.train import launch
 from wsa.learn.training.loop import OnLine
 from wsa.store.common import atomic_files, hashing, user_code

@@ -46,7 +46,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     from wsa.learn.networks.parameters import count_parameters
     from wsa.learn.runs import report
     from wsa.learn.runs.dry_run import estimate
-    from wsa.learn.runs.setup import weights_of
+    from wsa.learn.runs.setup.models import weights_of
     from wsa.learn.runs.track import tracked
     from wsa.learn.runs.train import launch
 
@@ -107,7 +107,7 @@ def plan_run(o: LearnOptions, device: str) -> tuple[Snapshot, OfflineRun | Onlin
     from wsa.learn.runs.config import read_config
     from wsa.learn.runs.folder import match_existing, new_folder
     from wsa.learn.runs.moved_store import find_store
-    from wsa.learn.runs.setup import configure
+    from wsa.learn.runs.setup.configure import configure
 
     if o.output.resume:
         folder = Path(o.output.resume)

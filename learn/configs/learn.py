@@ -2,7 +2,7 @@
 
 The dataclasses are the command line: tyro makes flags, types, defaults and help of them. Which flags
 there are depends on the algorithm, so `learn_options` finds `--algo`, `--online` and `--fusion`
-first. What a run is asked to be, `RunRequest`, is also what `wsa.learn.runs.setup` takes; a bench
+first. `wsa.learn.runs.setup.configure` also takes what a run is asked to be, a `RunRequest`; a bench
 makes one for each of its runs.
 """
 

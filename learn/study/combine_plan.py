@@ -19,7 +19,7 @@ from wsa.learn.runs import dry_run
 from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.data import only
 from wsa.learn.runs.network import parameters_of, windows_and_shapes
-from wsa.learn.runs.setup import configure
+from wsa.learn.runs.setup.configure import configure
 from wsa.learn.study.costs import seconds_per_step, steps_per_game
 from wsa.store.common.errors import MissingError, UsageError, WsaError
 from wsa.store.objects.snapshot import Snapshot

@@ -44,7 +44,7 @@ from wsa.learn.runs.evaluate import evaluate_run
 from wsa.learn.runs.folder import begin
 from wsa.learn.runs.moved_store import find_store
 from wsa.learn.runs.presence import mask_of
-from wsa.learn.runs.setup import make_offline
+from wsa.learn.runs.setup.offline import make_offline
 from wsa.learn.runs.train import train_stored
 from wsa.learn.training import checkpoint
 from wsa.learn.training import metrics as curves

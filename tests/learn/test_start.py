@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from wsa.learn.runs.config import RunConfig
-from wsa.learn.runs.setup import by_default
+from wsa.learn.runs.setup.models import by_default
 
 AE, SR, OKK = (f"{alias}-0123456789ab" for alias in ("ae", "sr", "okk"))
 OTHER = "ae-ffffffffffff"

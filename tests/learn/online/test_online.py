@@ -30,12 +30,12 @@ from wsa.learn.envs import atari as games
 from wsa.learn.evaluation import periodic
 from wsa.learn.evaluation.rollout import EVAL_SEED
 from wsa.learn.online.embedding_table import Table
-from wsa.learn.runs import setup
 from wsa.learn.runs.config import OnlineRun
 from wsa.learn.runs.data import make_embedder, open_data
 from wsa.learn.runs.evaluate import evaluate_run
 from wsa.learn.runs.folder import begin
 from wsa.learn.runs.network import make_network
+from wsa.learn.runs.setup import online as setup
 from wsa.learn.runs.train import train_playing
 from wsa.learn.runs.warm_start import warm_start
 from wsa.learn.training import checkpoint

@@ -1,0 +1,1 @@
+"""Turn a request for a run into its configuration."""

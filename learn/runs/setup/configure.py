@@ -1,0 +1,169 @@
+"""Configure the run that a command line asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from wsa.encode.registration.select import choose_models, default_models, stored_name
+from wsa.learn.configs.algorithms import OfflineConfig, OnlineConfig
+from wsa.learn.configs.fusions import PIXELS
+from wsa.learn.configs.learn import PlayOptions, RunRequest, check_combination
+from wsa.learn.configs.network import NetworkConfig
+from wsa.learn.envs import atari
+from wsa.learn.fusion.build import fusion_class
+from wsa.learn.runs.config import MEAN_CONTEXT, OfflineRun, OnlineRun, RunConfig, read_config
+from wsa.learn.runs.setup.models import KeysOf, OnlineModels, by_default, context_key
+from wsa.learn.runs.setup.offline import make_offline
+from wsa.learn.runs.setup.online import make_online
+from wsa.learn.runs.warm_start import change_models
+from wsa.learn.training import checkpoint
+from wsa.store.common import names, user_code
+from wsa.store.common.errors import UsageError
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
+
+
+def configure(
+    request: RunRequest, snapshot: Snapshot, device: str = "cpu", *, dry_run: bool = False
+) -> OfflineRun | OnlineRun:
+    """Make the configuration of a run; an online run adds models that the store lacks.
+
+    Args:
+        request: The requested run.
+        snapshot: The store.
+        device: Device on which added models run.
+        dry_run: Whether to refuse instead of adding models.
+
+    Raises:
+        UsageError: If options contradict each other or are out of range.
+        MissingError: If there are no frames, a model has not encoded them, or the weights or the
+            run to start from are missing.
+    """
+    atari.check_game(request.game)
+    check_combination(request)
+    user_code.type_in([request.fusion, request.algo])
+    if request.fusion != PIXELS:
+        fusion_class(request.fusion)  # Check before a model is opened or added.
+    start, init = request.start, ""
+    if (start.add or start.drop) and not start.init:
+        raise UsageError(
+            "bad-option",
+            "--add and --drop change the models of a trained run: name the run with --init. To choose "
+            "a new run's models, use --models.",
+        )
+    if start.init and request.method.match_parameters:
+        raise UsageError(
+            "bad-option",
+            f"--match-parameters: the network comes from --init {start.init}, so its width is fixed. Leave "
+            "it out.",
+        )
+    pixels = request.fusion == PIXELS
+    if request.online:
+        online = OnlineModels(request, snapshot, device, dry_run)
+        keys_of, default_keys = online.keys_of, online.default_keys
+    else:
+
+        def keys_of(requested: Sequence[str]) -> list[str]:
+            return choose_models(
+                snapshot, request.game, [stored_name(snapshot, s) for s in requested]
+            )
+
+        def default_keys() -> list[str]:
+            return default_models(snapshot, request.game)
+
+    before: RunConfig | None = None
+    if start.init:
+        init = str(checkpoint.latest(Path(start.init).absolute() / "checkpoints"))
+        before = read_config(Path(start.init))
+        if bool(before.models) == pixels:
+            raise UsageError(
+                "bad-option",
+                f"--init {start.init}: one of the two networks sees pixels, the other embeddings. "
+                "Start from another run, or from scratch.",
+            )
+    network = request.network_config
+    if before and before.models and not pixels:
+        network, models, context = begin_from(request, before, keys_of)
+    elif request.models or pixels or before:
+        models = keys_of(request.models) if request.models else []
+        context = context_key(request.method.context or MEAN_CONTEXT, models, keys_of)
+    else:
+        context = context_key(request.method.context, [], keys_of)
+        models, context = by_default(default_keys(), request.fusion, context)
+    if not request.online:
+        assert isinstance(request.algorithm, OfflineConfig)
+        return make_offline(
+            snapshot, request.game, models, context, request.seed, request.algorithm,
+            request.data.protocol, network, init, request.evaluation, request.method.match_parameters,
+        )  # fmt: skip
+    assert isinstance(request.algorithm, OnlineConfig) and isinstance(request.data, PlayOptions)
+    play = request.data
+    return make_online(
+        take_snapshot(snapshot.backend),
+        request.game,
+        models,
+        context,
+        network,
+        before.protocol
+        if before and not play.protocol
+        else atari.protocol(
+            request.game, play.protocol or "classic", max_steps=play.max_episode_steps
+        ),
+        request.seed,
+        request.algorithm,
+        parameters=play.parameters,
+        init=init,
+        evaluation=request.evaluation,
+        match=request.method.match_parameters,
+    )
+
+
+def begin_from(
+    request: RunRequest, before: RunConfig, keys_of: KeysOf
+) -> tuple[NetworkConfig, list[str], str]:
+    """Network, models, and context of a run that starts from another.
+
+    Raises:
+        UsageError: If the options contradict the other run without `--add` or `--drop`.
+    """
+    start, network = request.start, request.network_config
+    default, as_before = NetworkConfig(), network
+    if network.clip_embeddings == default.clip_embeddings:  # Runs from before clipping have 0.
+        clip = before.network.clip_embeddings
+        as_before = msgspec.structs.replace(network, clip_embeddings=clip)
+    if network != default and as_before != before.network:
+        raise UsageError(
+            "bad-option",
+            f"--init {start.init}: the network options differ from that run's network. Leave out the "
+            "network options; the run's own are used.",
+        )
+    added = keys_of(start.add) if start.add else []
+    models = change_models(before.models, added, start.drop, before.network.fusion.name)
+    if request.models and keys_of(request.models) != models:
+        raise UsageError(
+            "bad-option",
+            f"--models differ from those of {start.init}: {', '.join(before.models)}. Leave out "
+            "--models, and use --add and --drop for changes.",
+        )
+    if request.method.context not in ("", MEAN_CONTEXT):
+        known_names = {before.context}
+        if before.context != MEAN_CONTEXT:
+            known_names.add(names.key_alias(before.context))
+        if (
+            request.method.context not in known_names
+            and keys_of([request.method.context])[0] not in known_names
+        ):
+            raise UsageError(
+                "bad-option",
+                f"--context {request.method.context}: the context of {start.init} is {before.context}, "
+                "and its scorer was trained on that. Leave out --context.",
+            )
+    if before.context in before.models and before.context not in models:
+        raise UsageError(
+            "bad-option",
+            f"--drop: {before.context} provides the context that the scorer was trained on. Drop "
+            "another model, or start a new run.",
+        )
+    return before.network, models, before.context

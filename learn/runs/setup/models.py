@@ -1,0 +1,141 @@
+"""Which models a run fuses, and which of them gives the context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from wsa.encode.configs import weights_files
+from wsa.encode.models.paper import load
+from wsa.encode.models.registry import (
+    DEFAULT,
+    Request,
+    for_games,
+    parse_request,
+    typed_modules,
+)
+from wsa.encode.registration.select import stored_name
+from wsa.learn.configs.learn import OnlineLiveOptions, RunRequest
+from wsa.learn.fusion.build import fusion_class
+from wsa.learn.runs.config import MEAN_CONTEXT
+from wsa.store.common import names
+from wsa.store.common.errors import UsageError
+from wsa.store.objects.model_spec import read_spec
+from wsa.store.objects.probe import MAX_STEP_ERROR
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
+
+KeysOf = Callable[[Sequence[str]], list[str]]
+"""Maps names of models to their keys."""
+
+
+class OnlineModels:
+    """Resolves models of an online run; adds those that the store lacks."""
+
+    def __init__(self, request: RunRequest, snapshot: Snapshot, device: str, dry_run: bool) -> None:
+        assert isinstance(request.live, OnlineLiveOptions)
+        self._backend, self._device, self._dry_run = snapshot.backend, device, dry_run
+        self._game = request.game
+        self._weights, self._output = weights_files(request.live.weights), request.live.output
+
+    def keys_of(self, requested: Sequence[str]) -> list[str]:
+        """Return the keys of models, given aliases or keys.
+
+        Raises:
+            UsageError: If an alias fits several models.
+        """
+        # Take a snapshot for each name: a model that was just added may be named twice.
+        keys = [self._key(take_snapshot(self._backend), name) for name in requested]
+        return list(dict.fromkeys(keys))
+
+    def default_keys(self) -> list[str]:
+        """Keys of wsa's default models, even if the store has other models with their aliases."""
+        from wsa.encode.registration.identity import find_model  # Imported here: it imports timm.
+
+        keys = []
+        for name in DEFAULT:
+            snapshot = take_snapshot(self._backend)
+            model = find_model(snapshot, self._request(name))
+            keys.append(model.key if model else self._add(snapshot, name))
+        return keys
+
+    def _key(self, snapshot: Snapshot, name: str) -> str:
+        alias = stored_name(snapshot, name)
+        fitting = [
+            key
+            for key in snapshot.models
+            if alias in (key, names.key_alias(key))
+            and read_spec(snapshot, key).game in ("", self._game)
+        ]
+        if len(fitting) > 1:
+            raise UsageError(
+                "bad-option",
+                f"{name} may be any of {', '.join(fitting)}; give the whole key. 'wsa models' shows "
+                "how they differ.",
+            )
+        return fitting[0] if fitting else self._add(snapshot, name)
+
+    def _add(self, snapshot: Snapshot, name: str) -> str:
+        if self._dry_run:
+            raise UsageError(
+                "bad-option",
+                f"--dry-run: the store has no model {name} yet. Leave out --dry-run, or run "
+                f"'wsa encode --models {name}' first.",
+            )
+        from wsa.encode.registration.register import register
+
+        return register(snapshot, self._request(name), MAX_STEP_ERROR, self._device).spec.key
+
+    def _request(self, name: str) -> Request:
+        """Parse a model as typed; fit it to the game if its output depends on the game."""
+        requests = for_games([parse_request(name, self._weights, self._output)], [self._game])
+        if not requests:
+            raise UsageError(
+                "bad-option",
+                f"--output {self._output} is for another game, not {self._game}. Leave out --output.",
+            )
+        return requests[0]
+
+
+def context_key(context: str, models: Sequence[str], keys_of: KeysOf) -> str:
+    """Key of the model that gives the context: a fused one, or another."""
+    if context in ("", MEAN_CONTEXT):
+        return context
+    fitting = [key for key in models if context in (key, names.key_alias(key))]
+    if len(fitting) > 1:
+        raise UsageError(
+            "bad-option",
+            f"--context {context} may be any of {', '.join(fitting)}; give the whole key. "
+            "'wsa models' shows how they differ.",
+        )
+    return fitting[0] if fitting else keys_of([context])[0]
+
+
+def by_default(keys: Sequence[str], fusion: str, context: str) -> tuple[list[str], str]:
+    """Choose the fused models and the context if the user names no models, as in the paper.
+
+    Args:
+        keys: Keys of the available models.
+        fusion: A key of `wsa.learn.configs.fusions.FUSIONS`.
+        context: A key, `mean`, or empty. Empty selects the model `ae`, or `mean` if there is not
+            exactly one.
+
+    Returns:
+        Keys of all models but the one that gives the context, and the context; `mean` if it was
+        not given and the fusion uses none.
+    """
+    if context == MEAN_CONTEXT:
+        return list(keys), context
+    context_keys = [key for key in keys if names.key_alias(key) == load.CONTEXT]
+    chosen = context or (context_keys[0] if len(context_keys) == 1 else MEAN_CONTEXT)
+    fused = [key for key in keys if key != chosen]
+    if not fused:
+        return list(keys), context or MEAN_CONTEXT
+    return fused, chosen if context or fusion_class(fusion).conditioned else MEAN_CONTEXT
+
+
+def weights_of(request: RunRequest) -> dict[str, str]:
+    """Weights files and modules of users' own models, by alias.
+
+    Those of `--weights`, and those typed as models: typing a module's name permits its import.
+    """
+    typed = typed_modules([*request.models, request.method.context, *request.start.add])
+    return typed | weights_files(request.live.weights)
