@@ -145,6 +145,7 @@ class CQLConfig(DQNConfig, frozen=True, tag="cql"):
     """Double DQN with a conservative term for fixed data (CQL; Kumar et al., 2020)."""
 
     LEARNER = "wsa.learn.offline.cql:CQL"
+    NAME = "cql"
 
     cql_alpha: Annotated[float, NOT_NEGATIVE] = 1.0
     """Weight of the conservative term."""

@@ -26,10 +26,11 @@ def config_of(name: str, online: bool) -> Any:
 
 @pytest.mark.parametrize(("name", "online"), ALGORITHMS)
 def test_an_algorithm_is_on_the_command_line_and_read_again(name: str, online: bool) -> None:
-    """Its flags clash with no other option, and its tag is its own."""
+    """Its flags clash with no other option, its tag is its own, and reports call it by its name."""
     switch = {"online": True} if online else {}
     parsed = command_kit.options("learn", algo=name, **switch)
     assert type(parsed.algorithm) is config_of(name, online)
+    assert name == parsed.algorithm.NAME
     written = msgspec.json.encode(parsed.algorithm)
     any_of: Any = AnyOnline if online else AnyOffline
     assert msgspec.json.decode(written, type=any_of) == parsed.algorithm
