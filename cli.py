@@ -38,7 +38,8 @@ class Verb(NamedTuple):
         what: What the verb does, for the help.
         example: A command line, for the help.
         options: `module:name` of a dataclass; or of a function from arguments to a dataclass
-            instance, for a verb whose options depend on the command line.
+            instance, for a verb whose options depend on the command line. The dataclass may say in
+            `VERB` and `EXAMPLE` what the help shows instead of the verb's name and example.
         function: `module:name` of the function that takes the options and returns the exit code.
     """
 
@@ -293,7 +294,6 @@ def _run(name: str, arguments: list[str]) -> int:
         raise UsageError("bad-option", _unknown_verb(name))
     options = parse(name, arguments)
     if options is None:
-        print(f"\nexample:\n  {VERBS[name].example}")
         return 0
     from wsa.store.common import terminal
 
@@ -303,7 +303,7 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def parse(name: str, arguments: list[str]) -> Any:
-    """Parse a verb's options; print the help and return None if `--help` is among them.
+    """Parse a verb's options; print the help and an example, and return None, if it is asked for.
 
     Raises:
         UsageError: If the options cannot be parsed.
@@ -317,6 +317,7 @@ def parse(name: str, arguments: list[str]) -> Any:
     if not isinstance(kind, type):
         default = kind(arguments)
         kind, defaults = type(default), {"default": default}
+    name = getattr(kind, "VERB", name)
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
@@ -330,6 +331,7 @@ def parse(name: str, arguments: list[str]) -> Any:
     except SystemExit as stop:
         if stop.code:
             raise UsageError("bad-option", _one_line(name, errors.getvalue())) from None
+        print(f"\nexample:\n  {getattr(kind, 'EXAMPLE', verb.example)}")
         return None
 
 

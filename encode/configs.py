@@ -15,19 +15,15 @@ from tyro.conf import Positional, arg
 from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.store.common.errors import UsageError
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, Range, check_ranges
-from wsa.store.configs import Games, Names, Pairs, StoreOptions, Switch, Text
+from wsa.store.configs import Games, Names, OptionalInt, Pairs, StoreOptions, Switch, Text
 
 Engine = Literal["auto", "torch", "compile", "openvino"]
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelsOptions(StoreOptions):
-    """Options of `wsa models`."""
+class CheckOptions:
+    """With check: how the model runs, and what is kept of its output."""
 
-    action: Positional[Literal["list", "check"]] = "list"
-    """list: show the models; check: test one model before you fill a store with it."""
-    name: Annotated[Positional[Text], arg(metavar="NAME")] = ""
-    """The model to check, as 'wsa encode --models' takes it."""
     output: Text = ""
     """Output to check: pooled (if not given), cls, grid:N, or map. Palette and objects have their own."""
     geometry: Literal["squash", "crop", "pad"] = "squash"
@@ -38,6 +34,17 @@ class ModelsOptions(StoreOptions):
     """Weights files and modules, as 'wsa encode --weights' takes them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelsOptions(StoreOptions):
+    """Options of `wsa models`."""
+
+    action: Positional[Literal["list", "check"]] = "list"
+    """list: show the models; check: test one model before you fill a store with it."""
+    name: Annotated[Positional[Text], arg(metavar="NAME")] = ""
+    """The model to check, as 'wsa encode --models' takes it."""
+    check: CheckOptions = CheckOptions()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +76,7 @@ class EmbeddingOptions:
     weights: Pairs = ()
     """Weights files (.safetensors, .pth, .pt) for machines without a hub, such as vit=path.safetensors.
     For your own models in a store: their modules, such as mine=module:callable."""
-    license: Pairs = ()
+    license: Annotated[Pairs, arg(metavar="ALIAS=LICENSE,...")] = ()
     """License of your own weights, such as mine=MIT."""
 
     def __post_init__(self) -> None:
@@ -101,7 +108,7 @@ class ServiceOptions:
     """Seconds between checks of the store while there is nothing to do."""
     beat: Annotated[float, Range(0.1, 600)] = 15.0
     """Seconds between heartbeats, which 'wsa status' shows."""
-    metrics_port: Annotated[int, Range(0, 65535)] | None = None
+    metrics_port: Annotated[OptionalInt, Range(0, 65535)] = None
     """Serve the page of 'wsa status --serve', and counters for Prometheus, on this port."""
     metrics_host: str = "127.0.0.1"
     """Address for --metrics-port."""
@@ -158,7 +165,9 @@ def pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
 class StatusOptions(StoreOptions):
     """Options of `wsa status`."""
 
-    serve: Annotated[tuple[int, ...] | None, Range(0, 65535), arg(metavar="[PORT]")] = None
+    serve: Annotated[
+        tuple[int, ...] | None, Range(0, 65535), arg(metavar="[PORT]", help_behavior_hint="")
+    ] = None
     """Serve a live page on this port, or on any free one, until Ctrl-C."""
     host: str = "127.0.0.1"
     """Address for --serve."""

@@ -62,17 +62,20 @@ def _one_game() -> PrimitiveConstructorSpec[str]:
 
 def _shown(default: str) -> str:
     """Show a default in the help, unless it only says that the option was not given."""
-    return "" if default in ("False", "''") else f"(default: {default})"
+    return "" if default in ("False", "None", "''", "") else f"(default: {default})"
 
 
 _HINT = arg(help_behavior_hint=_shown)
 Switch = Annotated[bool, _HINT]
 Text = Annotated[str, _HINT]
 Game = Annotated[str, _one_game(), _HINT]
-Games = Annotated[tuple[str, ...], commas("NAME[,NAME...]", spelled), _HINT]
-Names = Annotated[tuple[str, ...], commas("NAME[,NAME...]"), _HINT]
-Pairs = Annotated[tuple[str, ...], commas("ALIAS=FILE[,ALIAS=FILE...]"), _HINT]
-Integers = Annotated[tuple[int, ...], commas("INT[,INT...]", int)]
+Games = Annotated[tuple[str, ...], commas("NAME,...", spelled), _HINT]
+Names = Annotated[tuple[str, ...], commas("NAME,..."), _HINT]
+Words = Annotated[tuple[str, ...], _HINT]
+Pairs = Annotated[tuple[str, ...], commas("ALIAS=FILE,..."), _HINT]
+Integers = Annotated[tuple[int, ...], commas("INT,...", int)]
+OptionalInt = Annotated[int | None, arg(help_behavior_hint=_shown, metavar="INT")]
+OptionalFloat = Annotated[float | None, arg(help_behavior_hint=_shown, metavar="FLOAT")]
 
 
 def default_store() -> str:

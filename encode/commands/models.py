@@ -21,14 +21,14 @@ def _check_model(o: ModelsOptions) -> int:
 
     if not o.name:
         raise UsageError("bad-option", "Say which model: wsa models check NAME.")
-    weights = weights_files(o.weights)
+    weights = weights_files(o.check.weights)
     if names.is_model_key(o.name):
         request = request_of(read_spec(open_snapshot(o.store)[1], o.name), weights)
     else:
-        output = o.output or ("" if o.name in screen.OUTPUTS else "pooled")
-        request = parse_request(o.name, weights, output, o.precision, o.geometry)
+        output = o.check.output or ("" if o.name in screen.OUTPUTS else "pooled")
+        request = parse_request(o.name, weights, output, o.check.precision, o.check.geometry)
     results = []
-    for result in check(request, choose_device(o.device)):
+    for result in check(request, choose_device(o.check.device)):
         results.append(result)
         if not o.json:
             print(

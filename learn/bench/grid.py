@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from wsa.encode.jobs import slurm
-from wsa.learn.configs.bench import BenchOptions
+from wsa.learn.configs.bench import BenchOptions, FinalGames
 from wsa.learn.configs.fusions import FUSIONS, PIXELS, as_preset, check_own_or
 from wsa.learn.configs.learn import (
     PRESET_OPTIONS,
@@ -154,6 +154,11 @@ def read_result(folder: Path) -> Result | None:
     return records.read_json(path.read_bytes(), Result, str(path)) if path.exists() else None
 
 
+def evaluation_settings(episodes: int, games: FinalGames) -> EvaluationSettings:
+    """Settings of evaluation games, from their number and the options for playing them."""
+    return EvaluationSettings(episodes, games.epsilon, games.eval_seed, games.eval_num_envs)
+
+
 def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
     """All runs of the grid.
 
@@ -161,7 +166,7 @@ def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
         o: The options.
         settings: From `shared_settings`; all runs read the store named there.
     """
-    evaluation = EvaluationSettings(o.episodes, o.epsilon, o.eval_seed, o.eval_num_envs)
+    evaluation = evaluation_settings(o.episodes, o.final_games)
     methods = list(dict.fromkeys(_methods(o)))
     grid = []
     for game, (fusion, models), seed in itertools.product(
@@ -193,7 +198,7 @@ def check(o: BenchOptions) -> None:
             "bad-option", "--games, --seeds and --fusions need at least one value each."
         )
     check_ranges(o)
-    slurm.check_jobs(o.slurm, o.scheduler)
+    slurm.check_jobs(o.slurm, o.worker.scheduler)
     user_code.type_in(o.fusions)
     for fusion in o.fusions:
         check_own_or("--fusions", fusion, [*FUSIONS, PIXELS], "module:Class")

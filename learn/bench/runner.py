@@ -67,7 +67,7 @@ def say_failures(verb: str, failures: Sequence[Failure], runs: int) -> int:
 
 def run_cells(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure]:
     """Train and evaluate runs, in this process or on workers; yield those that failed."""
-    run = _run_inproc if o.scheduler == "inproc" else _run_on_workers
+    run = _run_inproc if o.worker.scheduler == "inproc" else _run_on_workers
     yield from filter(None, run(o, left, connect))
 
 
@@ -137,8 +137,9 @@ def _run_on_workers(
     """Run as many at once as there are workers."""
     if not left:
         return
+    scheduler, workers = o.worker.scheduler, o.worker.workers
     with (
-        connect(o.scheduler, o.workers, o.compute.device, o.slurm, threads=1) as (client, _),
+        connect(scheduler, workers, o.compute.device, o.slurm, threads=1) as (client, _),
         terminal.Progress("bench", "runs", len(left), shown=not o.json) as progress,
     ):
         pending = {client.submit(attempt, cell, pure=False): (cell, 1) for cell in left}

@@ -9,7 +9,6 @@ from typing import Any
 from wsa.encode.configs import weights_files
 from wsa.learn.configs.learn import EvalOptions
 from wsa.store.common import terminal, user_code
-from wsa.store.common.ranges import check_ranges
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +34,9 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     from wsa.learn.runs.config import read_config
     from wsa.learn.runs.evaluate import evaluate_run
 
-    check_ranges(o)
-    user_code.type_in(o.trust)
-    threads = threads_for(o.threads)
-    folder, out = Path(o.run), Path(o.out) if o.out else None
+    user_code.type_in(o.reads.trust)
+    threads = threads_for(o.live.threads)
+    folder, out = Path(o.run), Path(o.reads.out) if o.reads.out else None
     config = read_config(folder)
     _log.info(f"store {o.store or config.store}")
     games = {"games": o.episodes, "random_games": o.episodes}
@@ -54,16 +52,16 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
         evaluation = evaluate_run(
             folder,
             o.episodes,
-            epsilon=o.epsilon,
-            seed=o.seed,
+            epsilon=o.play.epsilon,
+            seed=o.play.seed,
             store=o.store,
-            weights=weights_files(o.weights),
+            weights=weights_files(o.live.weights),
             video=o.video,
-            device=choose_device(o.device),
-            engine=o.engine,
+            device=choose_device(o.live.device),
+            engine=o.live.engine,
             threads=threads,
-            num_envs=o.num_envs,
-            which=o.checkpoint,
+            num_envs=o.play.num_envs,
+            which=o.reads.checkpoint,
             without=o.without,
             only=o.only,
             variant=o.variant,

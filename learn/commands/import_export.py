@@ -58,15 +58,15 @@ def import_data(o: ImportOptions) -> int:
             "bad-option", f"{o.source} contains {source.game}, not {game}. Leave out --game."
         )
     stated = Facts(
-        frame_skip=o.frame_skip,
-        sticky=o.sticky,
-        full_action_space=o.full_action_space or None,
-        noop_max=o.noop_max,
-        fire_reset=o.fire_reset or None,
-        max_pool=o.max_pool or None,
-        max_steps=o.max_episode_steps,
+        frame_skip=o.rules.frame_skip,
+        sticky=o.rules.sticky,
+        full_action_space=o.rules.full_action_space or None,
+        noop_max=o.rules.noop_max,
+        fire_reset=o.rules.fire_reset or None,
+        max_pool=o.rules.max_pool or None,
+        max_steps=o.rules.max_episode_steps,
     )
-    protocol = state_protocol(game, source.facts, stated, o.protocol)
+    protocol = state_protocol(game, source.facts, stated, o.rules.protocol)
     policy = o.policy or source.policy or "imported"
     if not policy.isprintable() or len(policy) > 100:
         raise UsageError("bad-option", "--policy: give a name of at most 100 printable characters.")

@@ -28,8 +28,8 @@ def pretrain_encoders(o: PretrainOptions) -> int:
     games = list(dict.fromkeys(map(names.game, o.games)))
     training_inputs = [trainee(encoder).training_input for encoder in o.encoder]
     _, snapshot = open_snapshot(o.store)
-    memory = round(o.memory_gb * 1e9) or MEMORY_LIMIT // 2
-    choice = data.choose(snapshot, games, o.policies, training_inputs, memory)
+    memory = round(o.compute.memory_gb * 1e9) or MEMORY_LIMIT // 2
+    choice = data.choose(snapshot, games, o.recipe.policies, training_inputs, memory)
     policies = sorted({meta.policy for meta in choice.segments})
     terminal.say(
         f"{choice.frames:,} frames of {', '.join(games)}, played by {', '.join(policies)}, in "
@@ -40,9 +40,9 @@ def pretrain_encoders(o: PretrainOptions) -> int:
             f"{choice.left_out:,} frames are left out, because they do not fit into "
             f"{terminal.size(memory)} of memory; each game has the same share of it. --memory-gb raises it."
         )
-    device = choose_device(o.device)
-    engines.require("torch", torch.device(device), o.precision)
-    torch.set_num_threads(o.threads)
+    device = choose_device(o.compute.device)
+    engines.require("torch", torch.device(device), o.compute.precision)
+    torch.set_num_threads(o.compute.threads)
     trainings = {encoder: _training(o, encoder, snapshot, choice) for encoder in o.encoder}
     if o.dry_run:
         return terminal.result(o.json, {e: _estimate(t, device) for e, t in trainings.items()})
@@ -88,7 +88,7 @@ def _train(
             folder,
             training,
             examples,
-            half=o.half,
+            half=o.compute.half,
             device=device,
             on_line=lambda step, _: training_progress.update(step),
         )
@@ -98,9 +98,13 @@ def _training(
     o: PretrainOptions, encoder: str, snapshot: Snapshot, choice: data.Choice
 ) -> Training:
     recipe = trainee(encoder).recipe
-    batch_size = o.batch_size or recipe.batch_size
-    trained_on = (1 - o.held_out) * sum(meta.steps for meta in choice.segments)
-    steps = math.ceil(o.epochs * trained_on / batch_size) if o.epochs else o.steps or recipe.steps
+    batch_size = o.recipe.batch_size or recipe.batch_size
+    trained_on = (1 - o.recipe.held_out) * sum(meta.steps for meta in choice.segments)
+    steps = (
+        math.ceil(o.recipe.epochs * trained_on / batch_size)
+        if o.recipe.epochs
+        else o.steps or recipe.steps
+    )
     return Training(
         encoder=encoder,
         store=snapshot.backend.url,
@@ -109,12 +113,12 @@ def _training(
         seed=o.seed,
         steps=steps,
         batch_size=batch_size,
-        learning_rate=o.learning_rate or recipe.learning_rate,
-        held_out=o.held_out,
-        validate_frequency=o.validate_frequency or max(1, steps // 100),
-        patience=o.patience,
+        learning_rate=o.recipe.learning_rate or recipe.learning_rate,
+        held_out=o.recipe.held_out,
+        validate_frequency=o.recipe.validate_frequency or max(1, steps // 100),
+        patience=o.recipe.patience,
         log_frequency=max(1, min(100, steps // 100)),
-        precision=o.precision,
+        precision=o.compute.precision,
     )
 
 
@@ -164,29 +168,29 @@ def _check(o: PretrainOptions) -> None:
         raise UsageError(
             "bad-option", "--games names no game. Write for example --games Pong,Breakout."
         )
-    if o.steps and o.epochs:
+    if o.steps and o.recipe.epochs:
         raise UsageError("bad-option", "Give --steps or --epochs, not both.")
     ranges: tuple[tuple[str, float, float, float], ...] = (
         ("steps", o.steps, 0, 10**9),
-        ("epochs", o.epochs, 0, 10**6),
-        ("batch-size", o.batch_size, 0, 1 << 16),
-        ("learning-rate", o.learning_rate, 0, 1),
-        ("validate-frequency", o.validate_frequency, 0, 10**9),
-        ("patience", o.patience, 0, 10**9),
+        ("epochs", o.recipe.epochs, 0, 10**6),
+        ("batch-size", o.recipe.batch_size, 0, 1 << 16),
+        ("learning-rate", o.recipe.learning_rate, 0, 1),
+        ("validate-frequency", o.recipe.validate_frequency, 0, 10**9),
+        ("patience", o.recipe.patience, 0, 10**9),
         ("seed", o.seed, 0, 2**31 - 1),
-        ("memory-gb", o.memory_gb, 0, 1e6),
-        ("threads", o.threads, 1, 1024),
+        ("memory-gb", o.compute.memory_gb, 0, 1e6),
+        ("threads", o.compute.threads, 1, 1024),
     )
     for name, value, least, most in ranges:
         if not least <= value <= most:
             raise UsageError(
                 "bad-option", f"--{name} must be from {least:g} to {most:g}, not {value:g}."
             )
-    if not 0 < o.held_out < 1:
+    if not 0 < o.recipe.held_out < 1:
         raise UsageError(
-            "bad-option", f"--held-out must be above 0 and below 1, not {o.held_out:g}."
+            "bad-option", f"--held-out must be above 0 and below 1, not {o.recipe.held_out:g}."
         )
-    if o.batch_size == 1:
+    if o.recipe.batch_size == 1:
         raise UsageError(
             "bad-option", "--batch-size must be at least 2, to compare samples with each other."
         )

@@ -41,7 +41,7 @@ def probe_models(o: ProbeOptions) -> int:
     _, snapshot = open_snapshot(o.store)
     models = find_models(snapshot, o.game, o.models)
     segments = probe_data.choose(
-        snapshot, o.game, list(models), o.policies, probe_data.SPREAD * o.samples
+        snapshot, o.game, list(models), o.fit.policies, probe_data.SPREAD * o.fit.samples
     )
     pictured = {meta.segment for meta in snapshot.frames(o.game)}
     frames = all(meta.segment in pictured for meta in segments)
@@ -57,7 +57,7 @@ def probe_models(o: ProbeOptions) -> int:
     if o.dry_run:
         return terminal.result(o.json, _estimate(o, snapshot, models, segments, frames))
     segments, labeler = _labeler(o, snapshot, segments, horizons)
-    moments = probe_data.draw(snapshot, segments, labeler, o.samples, o.splits, o.seed)
+    moments = probe_data.draw(snapshot, segments, labeler, o.fit.samples, o.fit.splits, o.fit.seed)
     variables, left_out = usable_variables(moments, MIN_ENTROPY if o.target == "ram" else 0)
     for line in _remarks_on_moments(o, moments):
         terminal.say(line)
@@ -75,10 +75,10 @@ def probe_models(o: ProbeOptions) -> int:
         ordered=o.target != "action",
         places=o.target == "ram",
         state=o.target == "ram",
-        f1=o.f1 or o.target != "ram",
-        untrained=o.untrained,
+        f1=o.fit.f1 or o.target != "ram",
+        untrained=o.fit.untrained,
         frames=frames,
-        seed=o.seed,
+        seed=o.fit.seed,
     )
     with terminal.Progress("probe", "embeddings", shown=not (o.json or o.csv)) as progress:
         table = probe(snapshot, o.game, moments, plan, progress.update)
@@ -92,7 +92,7 @@ def probe_models(o: ProbeOptions) -> int:
         values = {
             "game": o.game,
             "target": o.target,
-            "seed": o.seed,
+            "seed": o.fit.seed,
             "samples": len(moments),
             "judged": sum(len(split.test) for split in moments.splits),
             "splits": len(moments.splits),
@@ -175,8 +175,8 @@ def _remarks_on_moments(o: ProbeOptions, moments: Moments) -> list[str]:
     drawn = f"{len(moments):,} steps drawn, {int(moments.better.sum()):,} of them better play; "
     dealt = f"{len(moments.groups)} {moments.groups.unit} in {len(sizes)} splits, "
     remarks = [f"{drawn}{dealt}{sum(sizes):,} steps tested"]
-    if len(sizes) < o.splits:
-        remarks.append(f"There are too few {moments.groups.unit} for {o.splits} splits.")
+    if len(sizes) < o.fit.splits:
+        remarks.append(f"There are too few {moments.groups.unit} for {o.fit.splits} splits.")
     if "segments" in moments.groups.unit:
         remarks.append(
             "There are too few episodes to hold out whole ones, so test data may be close to training "
@@ -225,10 +225,10 @@ def _estimate(
 ) -> dict[str, Any]:
     """Estimate the cost of a probe."""
     widths = {key: inputs.width(snapshot, o.game, key) for key in models}
-    samples = probe_data.max_drawn(segments, o.samples)
+    samples = probe_data.max_drawn(segments, o.fit.samples)
     kinds = untrained_kinds(snapshot, models) if frames else {}
     largest = max(
-        linear.memory_bytes(samples, width, o.untrained if key in kinds else 1)
+        linear.memory_bytes(samples, width, o.fit.untrained if key in kinds else 1)
         for key, width in widths.items()
     )
     chosen = {meta.segment for meta in segments}
@@ -239,11 +239,11 @@ def _estimate(
         "segments": len(segments),
         "steps": sum(meta.steps for meta in segments),
         "samples": samples,
-        "splits": o.splits,
+        "splits": o.fit.splits,
         "numbers": widths,
         "pixels": pixel_sizes([*widths.values()]) if frames else [],
-        "untrained_networks": len(kinds) * o.untrained,
-        "untrained_passes": len(kinds) * o.untrained * samples,
+        "untrained_networks": len(kinds) * o.fit.untrained,
+        "untrained_passes": len(kinds) * o.fit.untrained * samples,
         "memory_bytes": largest + screens,
     }
 
@@ -255,10 +255,10 @@ def _check(o: ProbeOptions) -> None:
         UsageError: If a value is out of range.
     """
     for name, value, least, most in (
-        ("--samples", o.samples, 100, 100_000),
-        ("--splits", o.splits, 3, 20),
-        ("--untrained", o.untrained, 0, 10),
-        ("--seed", o.seed, 0, 2**31 - 1),
+        ("--samples", o.fit.samples, 100, 100_000),
+        ("--splits", o.fit.splits, 3, 20),
+        ("--untrained", o.fit.untrained, 0, 10),
+        ("--seed", o.fit.seed, 0, 2**31 - 1),
     ):
         if not least <= value <= most:
             raise UsageError("bad-option", f"{name} must be from {least} to {most}, not {value}.")

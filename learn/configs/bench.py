@@ -10,13 +10,41 @@ from tyro.conf import arg
 
 from wsa.encode.jobs.slurm import SlurmOptions
 from wsa.learn.configs.learn import ComputeOptions, Training, training_defaults, values_of
-from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE
+from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE, check_ranges
 from wsa.store.configs import Games, Integers, Names, Switch
 
 
 @dataclasses.dataclass(frozen=True)
+class FinalGames:
+    """How evaluation games are played. A random policy plays as many."""
+
+    epsilon: Annotated[float, SHARE] = 0.001
+    """Probability of a random action."""
+    eval_seed: Annotated[int, SEED] = 10_000
+    """Environment i has the seed EVAL_SEED + i; separate from training's."""
+    eval_num_envs: Annotated[int, COUNT] = 4
+    """Number of parallel environments."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class GridWorkers:
+    """Which processes train and evaluate the runs."""
+
+    scheduler: str = "inproc"
+    """inproc: this process, one run at a time; local: worker processes; slurm; or tcp://HOST:PORT (Dask)."""
+    workers: Annotated[int, OPTIONAL_COUNT] = 0
+    """Number of local worker processes, or of SLURM jobs; 0 for one per core or GPU."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class CellOptions:
-    """What every grid of runs needs: games and seeds, how runs are judged, where they are computed."""
+    """What every grid of runs needs: games and seeds, how runs are judged, who computes them."""
 
     games: Games = ("Pong", "Breakout")
     """ALE games."""
@@ -25,17 +53,9 @@ class CellOptions:
     models: Names = ()
     """Models to fuse, if there is only one set of them."""
     episodes: Annotated[int, COUNT] = 100
-    """Evaluation games per run; a random policy plays as many."""
-    epsilon: Annotated[float, SHARE] = 0.001
-    """Evaluation: probability of a random action."""
-    eval_seed: Annotated[int, SEED] = 10_000
-    """Evaluation: environment i has the seed EVAL_SEED + i; separate from training's."""
-    eval_num_envs: Annotated[int, COUNT] = 4
-    """Evaluation: number of parallel environments."""
-    scheduler: str = "inproc"
-    """inproc: this process, one run at a time; local: worker processes; slurm; or tcp://HOST:PORT (Dask)."""
-    workers: Annotated[int, OPTIONAL_COUNT] = 0
-    """Number of local worker processes, or of SLURM jobs; 0 for one per core or GPU."""
+    """Evaluation games per run."""
+    final_games: Annotated[FinalGames, arg(name="evaluation games")] = FinalGames()
+    worker: GridWorkers = GridWorkers()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +63,11 @@ class GridOptions(CellOptions):
     """What is compared with what."""
 
     fusions: Names = ("wsa", "mean", "single")
-    """Fusions, as in 'wsa learn'. single: a run with each model alone. nature: pixels (online only)."""
+    """Fusions of 'wsa learn'; single: each model alone; nature: pixels, online."""
     models_subsets: Names = ()
-    """Sets of models, joined with +, such as lite0+lite1,lite0; all of --models if not given."""
+    """Several sets of models, such as lite0+lite1,lite0."""
     bench_dir: str = "bench"
-    """Folder of the runs and tables. The same command continues; more seeds, games, fusions, and models add to it."""
+    """Folder of the runs. The same command continues; more games, seeds, or methods add to it."""
 
 
 @dataclasses.dataclass(frozen=True)

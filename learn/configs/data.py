@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from wsa.store.configs import Game, Names, Pairs, StoreOptions, Switch, Text
+from wsa.store.configs import (
+    Game,
+    Names,
+    OptionalFloat,
+    OptionalInt,
+    Pairs,
+    StoreOptions,
+    Switch,
+    Text,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +35,30 @@ class ExportOptions(StoreOptions):
     """Print what would be written, then stop."""
 
 
+@dataclasses.dataclass(frozen=True)
+class StatedProtocol:
+    """How the game was played, as far as the data do not say it."""
+
+    protocol: Annotated[
+        Literal["", "classic", "v5"], arg(metavar="{classic,v5}", help_behavior_hint="")
+    ] = ""
+    """Protocol of the play, as in 'wsa collect --protocol'."""
+    frame_skip: OptionalInt = None
+    """Emulator frames per step."""
+    sticky: OptionalFloat = None
+    """Probability that the emulator repeated the last action."""
+    full_action_space: Switch = False
+    """Actions index all 18, not the game's minimal set."""
+    noop_max: OptionalInt = None
+    """Maximum number of no-ops at the beginning of an episode."""
+    fire_reset: Switch = False
+    """FIRE was pressed at the beginning of an episode."""
+    max_pool: Switch = False
+    """Screens are the maximum over the last two emulator frames."""
+    max_episode_steps: OptionalInt = None
+    """Steps after which an episode was truncated."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportOptions(StoreOptions):
     """Options of `wsa import`."""
@@ -38,24 +71,9 @@ class ImportOptions(StoreOptions):
     """ALE game, if the data do not name it."""
     policy: Text = ""
     """Name of the policy that played, if the data do not name it."""
-    protocol: Literal["", "classic", "v5"] = ""
-    """Protocol of the play, as in 'wsa collect --protocol'."""
-    frame_skip: int | None = None
-    """Emulator frames per step."""
-    sticky: float | None = None
-    """Probability that the emulator repeated the last action."""
-    full_action_space: Switch = False
-    """Actions index all 18, not the game's minimal set."""
-    noop_max: int | None = None
-    """Maximum number of no-ops at the beginning of an episode."""
-    fire_reset: Switch = False
-    """FIRE was pressed at the beginning of an episode."""
-    max_pool: Switch = False
-    """Screens are the maximum over the last two emulator frames."""
-    max_episode_steps: int | None = None
-    """Steps after which an episode was truncated."""
     segment_steps: int = 1024
     """Steps per segment, the unit of writing and encoding."""
+    rules: Annotated[StatedProtocol, arg(name="protocol")] = StatedProtocol()
     dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
     """Check the data, print what would be written, then stop."""
 
@@ -97,7 +115,7 @@ class ProtocolOptions:
     protocol: Literal["classic", "v5"] = "classic"
     """classic: no sticky actions, up to 30 no-ops, FIRE at a reset, minimal actions.
     v5: sticky actions 0.25, all 18 actions."""
-    sticky: float | None = None
+    sticky: OptionalFloat = None
     """Overrides the protocol's sticky-action probability."""
     max_episode_steps: int = 27_000
     """Steps after which an episode is truncated."""

@@ -42,7 +42,7 @@ from wsa.learn.configs.rl_presets import RL_PRESETS, rl_defaults
 from wsa.store.common import user_code
 from wsa.store.common.errors import UsageError
 from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE, check_ranges
-from wsa.store.configs import Game, Names, Pairs, StoreOptions, Switch, Text, own_or
+from wsa.store.configs import Game, Names, OptionalInt, Pairs, StoreOptions, Switch, Text, own_or
 
 _HEADS = (NetworkConfig().hidden, NetworkConfig().head_activation)
 PRESET_OPTIONS = ("fusion_preset", "rl_preset")
@@ -90,7 +90,7 @@ class LiveOptions:
     """Inference engine; auto uses the one that filled the store, if it is available here."""
     weights: Pairs = ()
     """Weights files of models that the store does not have, or whose files have moved."""
-    threads: Annotated[int, COUNT] | None = None
+    threads: Annotated[OptionalInt, COUNT] = None
     """Cores that run models in parallel. If not given: all that this process may use; in a bench, one."""
 
     def __post_init__(self) -> None:
@@ -105,6 +105,14 @@ class OnlineLiveOptions(LiveOptions):
     """tcp://HOST:PORT of a Dask scheduler whose workers embed frames that the store lacks."""
     output: Text = ""
     """Output of models that the store does not have yet; that of 'wsa encode' if not given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunModelsOptions(LiveOptions):
+    """How a trained run's network and models run."""
+
+    device: Device = "auto"
+    """Where they run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +174,7 @@ class Training(StoreOptions):
     online: Switch = False
     """Learn while playing, with --algo ppo or dqn."""
     algo: Algorithm = "cql"
-    """Offline cql, dqn, bc; online ppo, dqn; or your own."""
+    """Offline cql, dqn, bc; online ppo, dqn."""
     method: MethodOptions = MethodOptions()
     data: DataOptions = DataOptions()
     network: Annotated[FrameStack, arg(name="models and fusion")] = NetworkConfig()
@@ -225,49 +233,60 @@ class LearnOptions(RunRequest):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalOptions:
-    """Options of `wsa eval`."""
+class EvalPlayOptions:
+    """How the games are played."""
 
-    run: Annotated[Positional[str], arg(metavar="RUN")]
-    """Folder of a run that 'wsa learn' made."""
-    episodes: Annotated[int, COUNT] = 100
-    """Number of games; a random policy plays as many for comparison."""
     epsilon: Annotated[float, SHARE] = 0.001
     """Probability of a random action."""
     seed: Annotated[int, SEED] = 10_000
     """Environment i has the seed SEED + i; separate from training's."""
     num_envs: Annotated[int, COUNT] = 4
     """Number of parallel environments."""
-    video: Switch = False
-    """Film the first environment's games into RUN/videos, with the fusion's weights."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalRunOptions:
+    """What is read of the run, and where the results go."""
+
     checkpoint: Literal["final", "best"] = "final"
     """The latest network, or the one with the best validation (learn --save-best)."""
-    store: Text = ""
-    """Location of the run's store, if it has moved. WSA_STORE is used only if the recorded store is gone."""
+    out: Text = ""
+    """Folder for the results, for a read-only run; the run's own if not given."""
+    trust: Names = ()
+    """Your own fusion or algorithm, as module:name, that the run names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalOptions:
+    """Options of `wsa eval`."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Folder of a run that 'wsa learn' made."""
+    episodes: Annotated[int, COUNT] = 100
+    """Number of games; a random policy plays as many."""
+    video: Switch = False
+    """Film the first environment's games, with fusion weights."""
     without: Names = ()
-    """Models to leave out: they do not run, and the others are weighted without them.
-    With --context mean, the context is the mean of the rest."""
+    """Models to leave out. They do not run; the weights, and a mean as context, are those of the rest."""
     only: Names = ()
     """Models to keep; all others are left out."""
     variant: Annotated[Text, arg(metavar="SPEC")] = ""
-    """Change the game, with parts joined by + (docs/howto/variants.md): mode=12, difficulty=1,
-    sticky=0.25, ram:pong-lazy, look:invert, look:hue=120, noise=0.1, occlude=16, flicker=0.5, ..."""
-    out: Text = ""
-    """Folder for the results, for a read-only run; the run's own if not given."""
-    weights: Pairs = ()
-    """Safetensors files, if they have moved."""
-    device: Device = "auto"
-    """Where models run."""
-    engine: Engine = "auto"
-    """Inference engine; auto uses the one that filled the store, if it is available here."""
-    threads: Annotated[int, COUNT] | None = None
-    """Cores that run models in parallel; all that this process may use if not given."""
-    trust: Names = ()
-    """Your own fusion or algorithm, as module:name, that the run names."""
+    """Change the game, such as mode=12+noise=0.1 or look:invert; see docs/howto/variants.md."""
+    store: Text = ""
+    """Location of the run's store, if it has moved. WSA_STORE is used only if that store is gone."""
     dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
     """Print how many games would be played, then stop."""
     json: Switch = False
-    """Print the result as JSON, for scripts."""
+    """Print the result as JSON."""
+    play: EvalPlayOptions = EvalPlayOptions()
+    reads: Annotated[EvalRunOptions, arg(name="run")] = EvalRunOptions()
+    live: Annotated[RunModelsOptions, arg(name="live models")] = RunModelsOptions()
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def learn_options(arguments: Sequence[str]) -> LearnOptions:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
-from wsa.encode.configs import Engine
 from wsa.encode.jobs.slurm import SlurmOptions
-from wsa.learn.configs.bench import CellOptions
+from wsa.learn.configs.bench import CellOptions, FinalGames
 from wsa.learn.configs.fusions import check_choice
-from wsa.learn.configs.learn import ComputeOptions, Device, Training, training_defaults
-from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT, SEED, SHARE
-from wsa.store.configs import Pairs, Switch, Text
+from wsa.learn.configs.learn import ComputeOptions, RunModelsOptions, Training, training_defaults
+from wsa.store.common.ranges import COUNT, OPTIONAL_COUNT
+from wsa.store.configs import Switch, Text, Words
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyOptions:
-    """Options of every study."""
+    """Options of every study. A study replaces the verb's name and example in the help."""
+
+    VERB: ClassVar[str] = "study"
+    EXAMPLE: ClassVar[str] = "wsa study scale runs/Pong__wsa__1__1700000000 --study-dir study"
 
     kind: Annotated[Positional[Text], arg(metavar="KIND")] = ""
     """combine: which fusion is best.
@@ -30,38 +32,32 @@ class StudyOptions:
     study_dir: str = "study"
     """Folder for tables and index.html, which shows all studies in it."""
     json: Switch = False
-    """Print the result as JSON, for scripts."""
+    """Print the result as JSON."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunsOptions(StudyOptions):
-    """Of which trained runs a study is, and how they are played."""
+    """The trained runs that a study is about, and how they play."""
 
-    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN")] = ()
+    runs: Annotated[Positional[Words], arg(metavar="RUN")] = ()
     """Folders of runs that 'wsa learn' made."""
     episodes: Annotated[int, OPTIONAL_COUNT] = 10
     """Games in each condition; 0 plays none."""
-    epsilon: Annotated[float, SHARE] = 0.001
-    """Probability of a random action."""
-    eval_seed: Annotated[int, SEED] = 10_000
-    """Environment i has the seed EVAL_SEED + i; separate from training's."""
-    eval_num_envs: Annotated[int, COUNT] = 4
-    """Number of parallel environments."""
-    weights: Pairs = ()
-    """Safetensors files, if they have moved."""
-    device: Device = "auto"
-    """Where networks and models run."""
-    engine: Engine = "auto"
-    """Inference engine; auto uses the one that filled the store, if it is available here."""
-    threads: Annotated[int, COUNT] | None = None
-    """Cores that run models in parallel; all that this process may use if not given."""
     dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
     """Print what would be done, then stop."""
+    final_games: Annotated[FinalGames, arg(name="evaluation games")] = dataclasses.field(
+        default_factory=FinalGames
+    )
+    live: Annotated[RunModelsOptions, arg(name="live models")] = dataclasses.field(
+        default_factory=RunModelsOptions
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class ScaleOptions(RunsOptions):
     """Options of `wsa study scale`."""
+
+    VERB = "study scale"
 
     after: Literal["cached", "played"] = "cached"
     """cached: every set of a run's models on held-out stored states, without a pass or a game.
@@ -74,12 +70,14 @@ class ScaleOptions(RunsOptions):
 class GeneraliseOptions(RunsOptions):
     """Options of `wsa study generalise`."""
 
+    VERB = "study generalise"
+    EXAMPLE = "wsa study generalise runs/Breakout__wsa__1__1700000000 --suite authors"
+
     suite: Literal["all", "authors", "modes", "look", "noise", "sticky"] = "all"
-    """authors: Breakout in 25 other colors, and Pong's lazy enemy, as the paper meant them.
-    modes: the cartridge's own. look: other colors. noise: disturbed frames.
-    sticky: the emulator repeats actions."""
+    """authors: as in the paper, Breakout in 25 other colors and Pong's lazy enemy. modes: the cartridge's.
+    look: other colors. noise: disturbed frames. sticky: repeated actions."""
     states: Annotated[int, OPTIONAL_COUNT] = 512
-    """Number of states in which to compare embeddings and weights with and without each change of looks."""
+    """States in which to compare embeddings and weights with and without a change of looks."""
     quick: Switch = False
     """A first look: at most 3 games and 64 states."""
 
@@ -88,11 +86,16 @@ class GeneraliseOptions(RunsOptions):
 class AttendOptions(RunsOptions):
     """Options of `wsa study attend`."""
 
+    VERB = "study attend"
+    EXAMPLE = "wsa study attend runs/Pong__wsa__1__1700000000 --episodes 10"
+
 
 @dataclasses.dataclass(frozen=True)
-class CombineOptions(Training, CellOptions, StudyOptions):
+class CombineOptions(StudyOptions, Training, CellOptions):
     """Options of `wsa study combine`: the grid's, and those of `wsa learn` that every run shares."""
 
+    VERB = "study combine"
+    EXAMPLE = "wsa study combine --games Pong --models palette,objects --quick"
     quick: Switch = False
     """A first look: one seed, at most 2,000 updates or 20,000 steps, and 5 games."""
     dry_run: Annotated[Switch, arg(aliases=["-n"])] = False
@@ -107,6 +110,8 @@ class CombineOptions(Training, CellOptions, StudyOptions):
 class DuringOptions(CombineOptions):
     """Options of `wsa study scale --during`: --updates are those of each stage."""
 
+    VERB = "study scale --during"
+    EXAMPLE = "wsa study scale --during --games Pong --models palette,objects --updates 2000"
     during: Switch = False
     """Add and drop models while training, in all orders, instead of studying trained runs."""
 

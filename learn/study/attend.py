@@ -13,7 +13,7 @@ from wsa.learn.runs.config import read_config
 from wsa.learn.study import attend_report
 from wsa.learn.study.games import Games, PlayedGames
 from wsa.learn.study.interventions import KINDS, Kind, intervened
-from wsa.learn.study.trained_runs import evaluation_of, open_run, print_results, runs_of
+from wsa.learn.study.trained_runs import evaluation_of, open_run, policy_of, print_results, runs_of
 from wsa.learn.study.weight_statistics import Log, read_log
 from wsa.learn.training import checkpoint
 from wsa.store.common import terminal
@@ -100,15 +100,14 @@ def _play(
             on_games(before + finished, len(left) * o.episodes)
 
         assert player is not None, "it is opened for what is left"
-        fresh = player.with_models(
-            None
-        )  # Frames of one condition must not be remembered in the next.
-        with intervened(player.network.torso.fusion, kind, mean, o.eval_seed):
+        # Frames of one condition must not be remembered in the next.
+        fresh = player.with_models(None)
+        with intervened(player.network.torso.fusion, kind, mean, o.final_games.eval_seed):
             games_by_kind[kind] = games.play(
                 config,
                 network,
                 condition(kind, mean),
-                fresh.policy(o.eval_num_envs, o.epsilon, o.eval_seed),
+                policy_of(o, fresh),
                 fresh.embedder,
                 on_step,
             )

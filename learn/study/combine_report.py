@@ -106,9 +106,9 @@ def write(folder: Path, grid_plan: Plan, failures: Sequence[Failure]) -> Report:
     parts += [*_figures(runs, methods, tables, overall), *_curves(runs)]
     bench = grid_plan.bench
     note = (
-        f"{bench.episodes} full games per run (epsilon {bench.epsilon:g}, environments seeded from "
-        f"{bench.eval_seed}); raw returns. A random policy plays under the same protocol and seeds. A "
-        "run is no better than random if Welch's 95 % interval of the difference reaches 0. "
+        f"{bench.episodes} full games per run (epsilon {bench.final_games.epsilon:g}, environments seeded from "
+        f"{bench.final_games.eval_seed}); raw returns. A random policy plays under the same protocol and "
+        "seeds. A run is no better than random if Welch's 95 % interval of the difference reaches 0. "
         "Human-normalized: 0 is the random policy's score, 1 the human tester's. IQM: interquartile "
         "mean over games x seeds with 95 % stratified bootstrap interval. P: probability that a run of "
         f"{REFERENCE} has a higher raw return than a run of the method on a game drawn at random "

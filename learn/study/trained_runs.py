@@ -8,8 +8,9 @@ from typing import Any
 from wsa.encode.configs import weights_files
 from wsa.encode.inference.cores import threads_for
 from wsa.encode.inference.encoder import choose_device
-from wsa.learn.bench.grid import EvaluationSettings
+from wsa.learn.bench.grid import EvaluationSettings, evaluation_settings
 from wsa.learn.configs.study import RunsOptions
+from wsa.learn.evaluation.greedy_policy import GreedyPolicy
 from wsa.learn.runs.player import Player, open_player
 from wsa.learn.study.output import PAGE
 from wsa.store.common import terminal
@@ -33,18 +34,24 @@ def runs_of(o: RunsOptions) -> list[Path]:
 
 def evaluation_of(o: RunsOptions) -> EvaluationSettings:
     """The settings of evaluation games, from the options."""
-    return EvaluationSettings(o.episodes, o.epsilon, o.eval_seed, o.eval_num_envs)
+    return evaluation_settings(o.episodes, o.final_games)
 
 
 def open_run(o: RunsOptions, run: Path) -> Player:
     """Open a run's network and models, as the options say."""
     return open_player(
         run,
-        weights=weights_files(o.weights),
-        device=choose_device(o.device),
-        engine=o.engine,
-        threads=threads_for(o.threads),
+        weights=weights_files(o.live.weights),
+        device=choose_device(o.live.device),
+        engine=o.live.engine,
+        threads=threads_for(o.live.threads),
     )
+
+
+def policy_of(o: RunsOptions, player: Player) -> GreedyPolicy:
+    """A run's network as the policy of a study's games."""
+    final = o.final_games
+    return player.policy(final.eval_num_envs, final.epsilon, final.eval_seed)
 
 
 def print_results(o: RunsOptions, text: str, values: dict[str, Any]) -> int:

@@ -10,7 +10,9 @@ import sys
 import pytest
 
 from wsa import __version__, cli
+from wsa.learn.configs.study import KINDS
 
+COMMANDS = [*cli.VERBS, *(f"study {kind}" for kind in (*KINDS, "scale --during"))]
 HEAVY = {"torch", "zarr", "numpy", "dask", "distributed", "timm", "gymnasium", "ale_py", "tyro"}
 
 
@@ -47,28 +49,36 @@ def test_version(wsa):
     assert wsa("--version") == wsa("-V") == (0, f"wsa {__version__}\n", "")
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_help_of_a_verb_ends_with_its_example(wsa, verb):
-    code, out, err = wsa(verb, "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_ends_with_an_example_that_parses(wsa, command):
+    code, out, err = wsa(*command.split(), "--help")
     assert (code, err) == (0, "")
-    assert out.startswith(f"usage: wsa {verb} ")
-    assert out.endswith(f"example:\n  {cli.VERBS[verb].example}\n")
+    assert out.startswith(f"usage: wsa {command} ")
+    *_, title, example = out.splitlines()
+    assert (title, example[:6]) == ("example:", "  wsa ")
+    verb, *rest = shlex.split(example)[1:]
+    assert verb == command.split()[0]
+    assert cli.parse(verb, rest) is not None
+    assert callable(cli._load(cli.VERBS[verb].function))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "scale --during"])
+def test_help_of_a_study_has_its_own_example(wsa, kind):
+    assert f"  wsa study {kind} " in wsa("study", *kind.split(), "--help").out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_everyday_options_fit_on_one_screen(wsa, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("WSA_STORE", "/home/me/wsa")
+    lines = wsa(*command.split(), "--help").out.splitlines()
+    further = [i for i, line in enumerate(lines) if re.fullmatch(r" \S.* options *", line)]
+    everyday = lines[: further[0] - 1] if further else lines  # Without the blank line.
+    assert len(everyday) <= 24
+    assert not re.search(r"default: (None|''|)\)|\{None\}", "\n".join(lines))
 
 
 @pytest.mark.parametrize("verb", ["collect", "encode", "learn"])
-def test_everyday_options_fit_on_one_screen(wsa, monkeypatch, verb):
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("WSA_STORE", "/home/me/wsa")
-    lines = wsa(verb, "--help").out.splitlines()
-    further = [i for i, line in enumerate(lines) if re.fullmatch(r" \S.* options *", line)]
-    everyday = lines[: further[0] - 1]  # Without the blank line.
-    assert len(everyday) <= 24
-    assert all(any(f" {flag} " in line for line in everyday) for flag in ("--game", "--store"))
-
-
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_the_example_of_a_verb_parses(verb):
-    program, name, *rest = shlex.split(cli.VERBS[verb].example)
-    assert (program, name) == ("wsa", verb)
-    assert cli.parse(verb, rest) is not None
-    assert callable(cli._load(cli.VERBS[verb].function))
+def test_game_and_store_are_everyday_options(wsa, verb):
+    everyday = re.split(r"^ \S.* options *$", wsa(verb, "--help").out, flags=re.MULTILINE)[0]
+    assert " --game " in everyday and " --store " in everyday

@@ -20,7 +20,7 @@ from wsa.learn.study.generalising import report
 from wsa.learn.study.generalising.report import Failed, VariantResult
 from wsa.learn.study.generalising.shift import Shift, Shifts
 from wsa.learn.study.generalising.suites import SUITES, variants_of
-from wsa.learn.study.trained_runs import evaluation_of, open_run, print_results, runs_of
+from wsa.learn.study.trained_runs import evaluation_of, open_run, policy_of, print_results, runs_of
 from wsa.learn.training import checkpoint
 from wsa.store.common import atomic_files, terminal
 from wsa.store.common.errors import UsageError, WsaError
@@ -210,10 +210,9 @@ def _study_run(
         def on_step(_: int, finished: int, before: int = done * o.episodes) -> None:
             on_games(before + finished, len(left) * o.episodes)
 
-        fresh = player.with_models(
-            None
-        )  # Frames of one variant must not be remembered in the next.
-        policy = fresh.policy(o.eval_num_envs, o.epsilon, o.eval_seed)
+        # Frames of one variant must not be remembered in the next.
+        fresh = player.with_models(None)
+        policy = policy_of(o, fresh)
         condition = _condition(variant)
         games.play(
             config, plan.network, condition, policy, fresh.embedder, on_step, variant=variant

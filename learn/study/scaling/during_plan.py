@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from wsa.learn.bench import grid
-from wsa.learn.bench.grid import Cell, EvaluationSettings, Settings
+from wsa.learn.bench.grid import Cell, Settings
 from wsa.learn.configs.bench import BenchOptions
 from wsa.learn.configs.learn import WarmStart
 
@@ -138,13 +138,10 @@ class _StageBuilder:
             request = dataclasses.replace(request, algorithm=learner)
         models_name = grid.folder_part(changed if way == "add" else (*present, *changed))
         name = f"{self._game}__{way}{len(changed)}__{models_name}__{self._seed}"
-        evaluation = EvaluationSettings(
-            bench.episodes, bench.epsilon, bench.eval_seed, bench.eval_num_envs
-        )
         cell = Cell(
             request,
             (self._folder / "runs" / name).absolute(),
-            evaluation,
+            grid.evaluation_settings(bench.episodes, bench.final_games),
             bench.compute,
             self._settings.segments.get(self._game, ()),
             stage_name(way, changed, present),

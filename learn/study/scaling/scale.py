@@ -28,7 +28,7 @@ def _cached(o: ScaleOptions, runs: list[Path]) -> int:
         sets = sum(2 ** cached.count_models(run) for run in runs)
         total = {"runs": len(runs), "sets": sets, "backbone_passes": 0, "games": 0}
         return terminal.result(o.json, total)
-    device, results = choose_device(o.device), []
+    device, results = choose_device(o.live.device), []
     for run in runs:
         with terminal.Progress(run.name, "sets of models", shown=not o.json) as progress:
             results.append(cached.measure(run, o.states, device, progress.update))
