@@ -68,7 +68,7 @@ def perform(o: CollectOptions, *, progress: bool = False) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     rewarded = rewarded_steps(take_snapshot(backend), written)
     if steps and not rewarded:
-        _log.info(warning(o.game, steps))
+        _log.warning(warning(o.game, steps))
     return {
         "segments": len(written),
         "steps": steps,

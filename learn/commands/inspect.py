@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from wsa.store.common import names, terminal
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot
+
+_log = logging.getLogger(__name__)
 
 
 def list_games(o: ListOptions) -> int:
@@ -79,7 +82,7 @@ def show(o: ShowOptions) -> int:
     remark = _reward_remark(snapshot, o.what) if describe is card else ""
     values = _write_page(snapshot, o, remark) if o.html else describe(snapshot, o.what)
     if remark:
-        terminal.say(remark)
+        _log.warning(remark)
     return terminal.result(o.json, values)
 
 
@@ -100,7 +103,13 @@ def _write_page(snapshot: Snapshot, o: ShowOptions, remark: str) -> dict[str, An
     atomic_files.require_writable(path.parent)
     probe = read_probe(Path(o.probe).expanduser(), o.what) if o.probe else None
     with terminal.Progress("read", "segments", shown=not o.json) as progress:
-        html = make_page(snapshot, o.what, remark=remark, probe=probe, on_segment=progress.update)
+        html = make_page(
+            snapshot,
+            o.what,
+            remark=remark and f"Warning: {remark}",
+            probe=probe,
+            on_segment=progress.update,
+        )
     atomic_files.replace(path, html.encode())
     return {"page": str(path), "bytes": len(html.encode())}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
@@ -30,8 +31,9 @@ from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import QNetwork
 from wsa.learn.training import checkpoint
 from wsa.learn.training.loop import Loop, OnLine
-from wsa.store.common import terminal
 from wsa.store.objects.flat_map import FlatMap
+
+_log = logging.getLogger(__name__)
 
 VALIDATED = 2048  # Maximum number of held-out steps to validate on.
 CHUNK = 256
@@ -252,8 +254,8 @@ class Validation:
         low, high = 2 * min(self._returns.min(), 0) - 1, 2 * max(self._returns.max(), 0) + 1
         if not self._warned and not low <= value <= high:
             self._warned = True
-            terminal.say(
-                f"warning: states of held-out episodes are valued at {value:,.3g} on average, and "
+            _log.warning(
+                f"states of held-out episodes are valued at {value:,.3g} on average, and "
                 f"no discounted return in them is above {self._returns.max():,.3g} (mean "
                 f"{self._returns.mean():,.3g}): values run away, as they do on fixed data. "
                 "Use --algo cql, a larger --cql-alpha, or --algo bc."

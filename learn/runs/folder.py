@@ -17,6 +17,7 @@ runs/{game}__{exp_name}__{seed}__{time}/
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +27,11 @@ import filelock
 import msgspec
 
 from wsa.learn.runs.config import FILE, OfflineRun, OnlineRun, RunConfig, read_config
-from wsa.store.common import atomic_files, hashing, terminal
+from wsa.store.common import atomic_files, hashing
 from wsa.store.common.errors import ConflictError, DamagedError
 from wsa.store.objects.writer import author, command_line
+
+_log = logging.getLogger(__name__)
 
 
 def new_folder(runs: Path, config: RunConfig, exp_name: str) -> Path:
@@ -62,7 +65,7 @@ def begin(folder: Path, config: OfflineRun | OnlineRun) -> None:
         if existing.total == config.total:
             atomic_files.replace(path, msgspec.json.format(hashing.canonical(config)))
             return
-        terminal.say(_extended(existing, config))
+        _log.info(_extended(existing, config))
     atomic_files.replace(path, msgspec.json.format(hashing.canonical(config)))
     atomic_files.replace(folder / "command.txt", (command_line() + "\n").encode())
 

@@ -6,15 +6,17 @@ has all of them works.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TypeVar
 
 import msgspec
 
 from wsa.learn.runs.config import RunConfig
-from wsa.store.common import terminal
 from wsa.store.common.errors import MissingError
 from wsa.store.objects.root import open_store
+
+_log = logging.getLogger(__name__)
 
 Run = TypeVar("Run", bound=RunConfig)
 
@@ -43,6 +45,6 @@ def find_store(config: Run, store: str = "", otherwise: str = "") -> Run:
                 f"{error} If the run's store has moved, say where it is with --store or WSA_STORE.",
             ) from None
         moved = msgspec.structs.replace(config, store=open_store(otherwise).url)
-        terminal.say(f"The run's store {config.store} is not there; using {moved.store}.")
+        _log.info("The run's store %s is not there; using %s.", config.store, moved.store)
         return moved
     return config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ from wsa.learn.runs.track import write_hparams
 from wsa.learn.runs.warm_start import warm_start
 from wsa.learn.training import checkpoint
 from wsa.learn.training.loop import OnLine
-from wsa.store.common import terminal
 from wsa.store.objects.root import open_store
+
+_log = logging.getLogger(__name__)
 
 
 def launch(
@@ -106,7 +108,7 @@ def train_stored(
     assert flat is not None, "an offline run has data"
     learns_values = isinstance(config.hyperparameters, DQNConfig)  # Cloning ignores rewards.
     if learns_values and not flat.rows["reward"][flat.steps].any():
-        terminal.say(rewards.warning(config.game, len(flat.steps)))
+        _log.warning(rewards.warning(config.game, len(flat.steps)))
 
     def embedder() -> Any:
         from wsa.encode.registration.register import open_models  # Imported here: it imports timm.

@@ -418,7 +418,7 @@ def test_later_segments_change_nothing(snapshot: Snapshot, trained: Path, tmp_pa
 
 
 def test_a_run_with_more_updates_is_the_longer_run(
-    snapshot: Snapshot, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    snapshot: Snapshot, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     long = configure(snapshot)
     short = msgspec.structs.replace(
@@ -427,10 +427,10 @@ def test_a_run_with_more_updates_is_the_longer_run(
     folder = tmp_path / "r"
     begin(folder, short)
     assert train_stored(folder, short, "cpu").updates == 30
-    capsys.readouterr()
-    begin(folder, long)
+    with caplog.at_level("INFO"):
+        begin(folder, long)
     said = "extended from 30 to 50 updates, as if it had started with as many."
-    assert said in capsys.readouterr().err
+    assert said in caplog.text
     assert read_config(folder) == long
     assert train_stored(folder, long, "cpu").updates == 20
     last = "checkpoints/000000050.safetensors"

@@ -337,13 +337,13 @@ def _killing_save(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[..., N
     ],
 )
 def test_a_run_with_more_steps_goes_on(
-    here: Path, algo: dict[str, Any], exact: bool, capsys: pytest.CaptureFixture[str]
+    here: Path, algo: dict[str, Any], exact: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     algo = {**algo, "record": True}
     train(here / "store", here / "short", **{**algo, "total_timesteps": 48})
-    capsys.readouterr()
-    _, played = train(here / "store", here / "short", **algo)
-    said = capsys.readouterr().err
+    with caplog.at_level("INFO"):
+        _, played = train(here / "store", here / "short", **algo)
+    said = caplog.text
     assert "extended from 48 to 96 steps" in said
     assert ("as if it had started" if exact else "so the result differs") in said
     assert played.steps == 48
