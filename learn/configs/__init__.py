@@ -1,1 +1,1 @@
-"""What each command and each algorithm can be told: dataclasses that are the command line."""
+"""Options of the commands and algorithms, as dataclasses that define the command line."""

@@ -1,9 +1,9 @@
-"""The registry of algorithms, and the hyperparameters that each takes.
+"""The registry of algorithms, with the hyperparameters of each.
 
-The classes are at once the command line (`wsa learn --algo NAME`), what a learner takes, and what a
-run's `config.json` records. To add an algorithm, write its hyperparameters here, name what trains it
-in `LEARNER`, and add a line to `OFFLINE` or `ONLINE`. What trains is named and imported when it is
-needed, so that this file needs no torch.
+The same classes define the command line (`wsa learn --algo NAME`), the arguments of a learner, and
+what a run's `config.json` records. To add an algorithm, write its hyperparameters here, name its
+trainer in `LEARNER`, and add a line to `OFFLINE` or `ONLINE`. The trainer is imported only when it is
+needed, so this file needs no torch.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from wsa.store.configs import Switch
 
 
 class Discounting(NamedTuple):
-    """How rewards add up.
+    """How rewards add up to a target.
 
     Attributes:
-        n_step: Steps whose rewards a target adds up.
+        n_step: Number of steps whose rewards a target adds up.
         gamma: Discount per step.
-        clip: Whether a reward counts by its sign.
+        clip: Whether each reward is replaced by its sign.
     """
 
     n_step: int = 1
@@ -56,12 +56,12 @@ class EvaluationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AlgorithmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Hyperparameters that every algorithm has."""
+    """Hyperparameters of every algorithm."""
 
     LEARNER: ClassVar[str]
-    """`module:name` of what trains: offline a `Learner`, online a function like `train_ppo`."""
+    """`module:name` of the trainer: offline a `Learner`, online a function such as `train_ppo`."""
     NAME: ClassVar[str]
-    """What the run's policy is called in the record of what it plays."""
+    """The algorithm's name in reports, and in the records of steps that a run's policy plays."""
 
     weight_entropy_coef: Annotated[float, NOT_NEGATIVE] = 0.0
     """Coefficient of a loss that raises the entropy of the fusion's weights."""
@@ -73,12 +73,12 @@ class AlgorithmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     @property
     def scheduled(self) -> bool:
-        """Whether training depends on how long it is to last; a longer run then differs earlier."""
+        """Whether training depends on its length, so that a longer run differs from its first update."""
         return False
 
 
 class OfflineConfig(AlgorithmConfig, frozen=True):
-    """Hyperparameters that every offline algorithm has."""
+    """Hyperparameters of every offline algorithm."""
 
     updates: Annotated[int, COUNT] = 100_000
     """Number of gradient steps."""
@@ -124,7 +124,7 @@ class DQNConfig(OfflineConfig, frozen=True, tag="dqn"):
     gamma: Annotated[float, SHARE] = 0.99
     """Discount per step."""
     n_step: Annotated[int, COUNT] = 1
-    """Steps whose rewards a target adds up."""
+    """Number of steps in an n-step return."""
     target_network_frequency: Annotated[int, COUNT] = 1000
     """Gradient steps between copies to the target network."""
     clip_rewards: bool = True
@@ -152,7 +152,7 @@ class CQLConfig(DQNConfig, frozen=True, tag="cql"):
 
 
 class OnlineConfig(AlgorithmConfig, frozen=True, tag_field="algo"):
-    """Hyperparameters that every online algorithm has, named and set as CleanRL's."""
+    """Hyperparameters of every online algorithm, with CleanRL's names and values."""
 
     total_timesteps: Annotated[int, COUNT] = 10_000_000
     """Agent steps to play, in all environments together; the emulator plays four frames in each."""
@@ -168,7 +168,7 @@ class OnlineConfig(AlgorithmConfig, frozen=True, tag_field="algo"):
     """Steps between checkpoints."""
 
     def settled(self) -> Self:
-        """The same with every value written out, as `config.json` has it."""
+        """Return a copy with every default filled in, as `config.json` records it."""
         return self
 
 
@@ -242,7 +242,7 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
 
     @property
     def rollout_size(self) -> int:
-        """Steps in a rollout, of all environments together."""
+        """Number of steps in a rollout, summed over the environments."""
         return self.num_envs * self.num_steps
 
 
@@ -265,7 +265,7 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
     target_network_frequency: Annotated[int, COUNT] = 1000
     """Steps between copies to the target network."""
     n_step: Annotated[int, COUNT] = 1
-    """Steps whose rewards a target adds up."""
+    """Number of steps in an n-step return."""
     double_q: bool = True
     """Let the network choose the next action that the target network values; --no-double-q takes the
     target network's greatest value (Mnih et al., 2015)."""
@@ -299,17 +299,17 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
 
     @property
     def mixes_stored(self) -> bool:
-        """Whether any batch holds stored data."""
+        """Whether any batch of the run contains stored data."""
         return self.offline_fraction > 0 or self.last_fraction > 0
 
     @property
     def last_fraction(self) -> float:
-        """Share of each batch that is stored data at the end of the run."""
+        """Share of stored data in a batch at the end of the run."""
         end = self.offline_fraction_end
         return self.offline_fraction if end is None else end
 
     def settled(self) -> Self:
-        """The same with every value written out, as `config.json` has it."""
+        """Return a copy with every default filled in, as `config.json` records it."""
         return msgspec.structs.replace(self, offline_fraction_end=self.last_fraction)
 
     @property
@@ -319,7 +319,7 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
 
     @property
     def learner(self) -> DQNConfig:
-        """What the offline learner takes; it counts in updates what is counted in steps here."""
+        """Hyperparameters of the offline learner, which counts updates where this class counts steps."""
         return DQNConfig(
             learning_rate=self.learning_rate,
             gamma=self.gamma,
@@ -333,12 +333,12 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
         )
 
     def epsilon(self, step: int) -> float:
-        """Probability of a random action after so many steps."""
+        """Return the probability of a random action after `step` steps."""
         done = min(1.0, step / max(1.0, self.exploration_fraction * self.total_timesteps))
         return self.start_e + done * (self.end_e - self.start_e)
 
     def stored_of(self, step: int) -> int:
-        """Transitions of a batch that are stored data, after so many steps."""
+        """Return the number of stored transitions in a batch after `step` steps."""
         done = step / self.total_timesteps
         share = self.offline_fraction + done * (self.last_fraction - self.offline_fraction)
         return round(share * self.batch_size)
@@ -350,21 +350,21 @@ ONLINE: dict[str, type[OnlineConfig]] = {"ppo": PPOConfig, "dqn": OnlineDQNConfi
 if TYPE_CHECKING:
     AnyOffline: TypeAlias = OfflineConfig
     AnyOnline: TypeAlias = OnlineConfig
-else:  # What `config.json` may hold, told apart by tags.
+else:  # The types in `config.json`, which msgspec tells apart by their tags.
     AnyOffline = functools.reduce(operator.or_, OFFLINE.values())
     AnyOnline = functools.reduce(operator.or_, ONLINE.values())
 
 
 def load_algorithm(name: str, recorded_in: str = "") -> type[OfflineConfig | OnlineConfig]:
-    """The hyperparameters of a user's own algorithm.
+    """Return the hyperparameter class of a user's own algorithm.
 
     Args:
-        name: `module:Config`, which the user must have typed.
-        recorded_in: The file that names it, for messages.
+        name: `module:Config`. The user must have typed it.
+        recorded_in: File that names it, for messages.
 
     Raises:
-        MissingError: It is not here, or was not typed.
-        ConflictError: It is no such class, or its tag, by which a run names it, is another.
+        MissingError: If it cannot be imported, or the user did not type it.
+        ConflictError: If it is not such a class, or its tag is not `name`.
     """
     found: type[AlgorithmConfig] = user_code.load_typed(
         name, AlgorithmConfig, "--algo", recorded_in
@@ -378,16 +378,16 @@ def load_algorithm(name: str, recorded_in: str = "") -> type[OfflineConfig | Onl
         wrong = "give it a NAME, and a LEARNER = 'module:name' of what trains"
     if wrong:
         raise ConflictError("user-code", f"--algo {name}: {wrong}.")
-    return found  # type: ignore[return-value]  # As was just asked.
+    return found  # type: ignore[return-value]  # Checked above.
 
 
 def algorithms(online: bool) -> dict[str, type[OfflineConfig]] | dict[str, type[OnlineConfig]]:
-    """Algorithms by name."""
+    """Return the algorithms of one kind, by name."""
     return ONLINE if online else OFFLINE
 
 
 def with_option(field: str) -> Iterator[tuple[str, bool]]:
-    """Algorithms that take a hyperparameter: their names, and whether they are online."""
+    """Yield each algorithm that has a hyperparameter: its name, and whether it is online."""
     for online in (False, True):
         for name, config in algorithms(online).items():
             if field in config.__struct_fields__:

@@ -1,4 +1,4 @@
-"""The command line of `wsa bench`: a grid, and what all of its runs have in common."""
+"""Options of `wsa bench`: the grid, and the options that all of its runs share."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class GridWorkers:
 
 @dataclasses.dataclass(frozen=True)
 class CellOptions:
-    """What every grid of runs needs: games and seeds, how runs are judged, who computes them."""
+    """Options of every grid of runs: games, seeds, evaluation, and workers."""
 
     games: Games = ("Pong", "Breakout")
     """ALE games."""
@@ -60,7 +60,7 @@ class CellOptions:
 
 @dataclasses.dataclass(frozen=True)
 class GridOptions(CellOptions):
-    """What is compared with what."""
+    """What a bench compares, and where it writes."""
 
     fusions: Names = ("wsa", "mean", "single")
     """Fusions of 'wsa learn'; single: each model alone; nature: pixels, online."""
@@ -83,10 +83,10 @@ class BenchOptions(Training, GridOptions):
 
 
 def bench_options(arguments: Sequence[str]) -> BenchOptions:
-    """The options that a command line may set, with their defaults.
+    """Return the options that a command line may set, with their defaults.
 
     Raises:
-        UsageError: An option belongs to another algorithm, or to another kind of run.
+        UsageError: If an option belongs to another algorithm, or to another kind of run.
     """
     fusions = values_of(arguments, "fusions", ",".join(GridOptions.fusions))
     return BenchOptions(**training_defaults(arguments, "--fusions", fusions))

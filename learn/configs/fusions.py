@@ -1,8 +1,8 @@
-"""The registry of fusions: each by name, their switches, and the authors' two variants as presets.
+"""The registry of fusions, their switches, and the authors' two variants as presets.
 
-To add a fusion, write its class (`wsa.learn.fusion.base.Fusion`) and add a line to `FUSIONS`; a
-user's own needs none (`module:Class`).
-Classes are named here and imported when one is built, so that this file needs no torch.
+To add a fusion, write its class (`wsa.learn.fusion.base.Fusion`) and add a line to `FUSIONS`. A
+user's own fusion needs no line (`module:Class`). A class is imported only when it is built, so this
+file needs no torch.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ FUSIONS = {
     "moe": "wsa.learn.fusion.ablations:MoE",
 }
 
-# No fusion at all: an end-to-end network on grey pixels, which only online learning can train.
+# No fusion: an end-to-end network on grayscale pixels, which only online learning can train.
 PIXELS = "nature"
 
 
 class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Switches of the fusion; those of the scorer belong to WSA and its controls."""
+    """Switches of the fusion. Only WSA and its controls have a scorer."""
 
     name: Annotated[str, Fixed, Suppress] = "wsa"
-    """A key of `FUSIONS`, or `module:Class` of a user's own."""
+    """A key of `FUSIONS`, or `module:Class` for a user's own."""
     size: Annotated[int, COUNT, arg(name="fusion-size")] = 256
     """Size of an adapted embedding; for res, of the reservoir."""
     layers: Annotated[int, COUNT, arg(name="fusion-layers")] = 1
@@ -49,7 +49,7 @@ class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     channels: Annotated[int, COUNT, arg(name="fusion-channels")] = 32
     """Channels of the convolutions in cnn and mix."""
     score_activation: Literal["none", "relu"] = "none"
-    """Activation of the scores; with relu, as the authors have it, no model can be turned off."""
+    """Activation of the scores; with relu, as in the authors' code, no model can be turned off."""
     normaliser: Literal["softmax", "relu-sum", "sigmoid"] = "softmax"
     """How scores become weights: softmax; relu-sum, ReLU over its sum, as in the published code; or sigmoid."""
     layer_norm: FlagConversionOff[bool] = True
@@ -69,7 +69,7 @@ class FusionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         check_ranges(self, flags)
 
 
-# The faults of the authors' code, by name; docs/explain/wsa.md says what each does.
+# Flaws of the authors' code, by preset; docs/explain/wsa.md explains each.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     # The thesis: SB3, four stacked frames.
@@ -80,7 +80,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scorer_hidden": False,
         "init": "orthogonal",
     },
-    # The published fork, almost surely the paper's.
+    # The published fork, almost certainly the code of the paper.
     "paper": {
         "score_activation": "relu",
         "normaliser": "relu-sum",
@@ -91,13 +91,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-# Whose scores are no part of what the authors changed: all they have is a softmax.
+# Fusions without the authors' scorer, whose weights are always a softmax.
 _SOFTMAX = ("dpa", "unshared", "moe")
 SCORING = ("score_activation", "normaliser")
 
 
 def preset_switches(preset: str, name: str) -> dict[str, Any]:
-    """What a preset sets of a fusion: its scoring is WSA's, and of the user's own."""
+    """Return the switches that a preset sets for a fusion; scoring only if it has such a scorer."""
     switches = PRESETS[preset]
     if name in _SOFTMAX:
         return {k: v for k, v in switches.items() if k not in SCORING}
@@ -105,7 +105,7 @@ def preset_switches(preset: str, name: str) -> dict[str, Any]:
 
 
 def as_preset(config: FusionConfig, preset: str, name: str) -> FusionConfig:
-    """Switches that a grid's fusions share, as one of them has them: a preset's scoring only if it is its own."""
+    """Adapt the switches that a grid's fusions share to one fusion: undo preset scoring that it lacks."""
     own, default = preset_switches(preset, name), FusionConfig()
     theirs = {
         switch: getattr(default, switch)
@@ -116,10 +116,10 @@ def as_preset(config: FusionConfig, preset: str, name: str) -> FusionConfig:
 
 
 def make_fusion_config(name: str = "wsa", preset: str = "default", **switches: Any) -> FusionConfig:
-    """A preset's configuration of a fusion, with `switches` in place of the preset's.
+    """Return a preset's configuration of a fusion, with `switches` instead of the preset's.
 
     Raises:
-        UsageError: The fusion or the preset is unknown, or a switch is out of range.
+        UsageError: If the fusion or the preset is unknown, or a switch is out of range.
     """
     check_own_or("--fusion", name, list(FUSIONS), "module:Class")
     check_choice("--fusion-preset", preset, list(PRESETS))
@@ -130,7 +130,7 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     """Reject a value that is not among the choices, and name the nearest one.
 
     Raises:
-        UsageError: It is not.
+        UsageError: If it is not among them.
     """
     if value not in choices:
         near = difflib.get_close_matches(value, choices, 1)
@@ -143,10 +143,10 @@ def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
 
 
 def check_own_or(option: str, value: str, choices: Sequence[str], own: str) -> None:
-    """Reject a value that is neither among the choices nor spelled as a user's own.
+    """Reject a value that is neither a choice nor spelled like a user's own class.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: If it is neither.
     """
     if not user_code.is_name(value):
         check_choice(option, value, [*choices, own])

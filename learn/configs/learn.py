@@ -1,9 +1,9 @@
-"""The command line of `wsa learn`: what a run is asked to be, and where it is trained.
+"""Options of `wsa learn` and `wsa eval`.
 
-The dataclasses are the command line: tyro makes flags, types, defaults and help of them. Which flags
-there are depends on the algorithm, so `learn_options` finds `--algo`, `--online` and `--fusion`
-first. `wsa.learn.runs.setup.configure` also takes what a run is asked to be, a `RunRequest`; a bench
-makes one for each of its runs.
+The dataclasses define the command line: tyro derives flags, types, defaults, and help from them.
+The flags depend on the algorithm, so `learn_options` first looks for `--algo`, `--online`, and
+`--fusion`. The part that defines a run is a `RunRequest`, which `wsa.learn.runs.setup.configure`
+takes; a bench makes one for each of its runs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class DataOptions:
 
 @dataclasses.dataclass(frozen=True)
 class PlayOptions(DataOptions):
-    """How the game is played, and what is kept of it."""
+    """How the game is played, and whether it is recorded."""
 
     protocol: Text = ""
     """classic or v5. If not given: classic; with --init, that run's."""
@@ -129,14 +129,14 @@ class WarmStart:
 
 @dataclasses.dataclass(frozen=True)
 class OutputOptions:
-    """Where the run is kept."""
+    """Where the run is stored and tracked, and what it continues."""
 
     run_dir: Text = ""
     """Folder of the run; runs/GAME__EXP_NAME__SEED__TIME if not given. An existing run continues."""
     exp_name: str = "wsa"
     """Part of the run's name."""
     resume: Text = ""
-    """Folder of a run to continue as it was started; only --store and options on how it runs go with it."""
+    """Folder of a run to continue unchanged; only --store and options for how it runs may go with it."""
     trust: Names = ()
     """Your own fusion or algorithm, as module:name, that the run of --resume or --init names."""
     track: Switch = False
@@ -169,7 +169,7 @@ class MethodOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Training(StoreOptions):
-    """What all runs of a bench have in common."""
+    """Options that all runs of a bench share."""
 
     online: Switch = False
     """Learn while playing, with --algo ppo or dqn."""
@@ -185,7 +185,7 @@ class Training(StoreOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What tells the runs of a bench apart."""
+    """Options in which the runs of a bench differ."""
 
     game: Game = "Seaquest"
     """ALE game."""
@@ -199,13 +199,13 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class RunRequest(Training, Choice):
-    """What a run is asked to be."""
+    """The options that define a run."""
 
     start: Annotated[WarmStart, arg(name="warm start")] = WarmStart()
 
     @property
     def network_config(self) -> NetworkConfig:
-        """The network, with the fusion that `fusion` names."""
+        """Configuration of the network, with the fusion that `fusion` names."""
         if not isinstance(self.network, NetworkConfig):
             return pixel_network(self.network.frame_stack)
         fusion = msgspec.structs.replace(self.network.fusion, name=self.fusion)
@@ -290,10 +290,10 @@ class EvalOptions:
 
 
 def learn_options(arguments: Sequence[str]) -> LearnOptions:
-    """The options that a command line may set, with their defaults.
+    """Return the options that a command line may set, with their defaults.
 
     Raises:
-        UsageError: An option belongs to another algorithm, or to another kind of run.
+        UsageError: If an option belongs to another algorithm, or to another kind of run.
     """
     if _given(arguments, "resume"):
         _check_resumed(arguments)
@@ -302,7 +302,7 @@ def learn_options(arguments: Sequence[str]) -> LearnOptions:
     return LearnOptions(**training_defaults(arguments, "--fusion", fusions))
 
 
-# What a run that is continued does not say itself: where things are, and how they run.
+# Options that may go with --resume: where things are and how they run may change.
 _OF_RESUMED = {
     "resume",
     "store",
@@ -318,10 +318,10 @@ _OF_RESUMED = {
 
 
 def _check_resumed(arguments: Sequence[str]) -> None:
-    """Reject options that a run which is continued would ignore.
+    """Reject options that a resumed run would ignore.
 
     Raises:
-        UsageError: There is one.
+        UsageError: If there is one.
     """
     for field in _fields(arguments):
         if field not in _OF_RESUMED:
@@ -336,15 +336,15 @@ def _check_resumed(arguments: Sequence[str]) -> None:
 def training_defaults(
     arguments: Sequence[str], flag: str, fusions: Sequence[str]
 ) -> dict[str, Any]:
-    """Defaults of `Training`, for the algorithm and the fusions that a command line names.
+    """Return the defaults of `Training` for the algorithm and fusions that a command line names.
 
     Args:
-        arguments: The command line.
-        flag: What names fusions there.
-        fusions: Which it names.
+        arguments: Words of the command line.
+        flag: Flag that names the fusions.
+        fusions: Fusions that it names.
 
     Raises:
-        UsageError: An option belongs to another algorithm, or to another kind of run.
+        UsageError: If an option belongs to another algorithm, or to another kind of run.
     """
     helping = bool({"-h", "--help"} & set(arguments))
     online = _given(arguments, "online")
@@ -380,7 +380,7 @@ def training_defaults(
         preset if preset in PRESETS else "default",  # Another is rejected when options are parsed.
         rl_preset if rl_preset in RL_PRESETS and not helping else "default",
     )
-    # Of a grid, whose fusions differ, WSA's: each takes of it what is its own.
+    # A grid has several fusions. Each takes from WSA's defaults what it has.
     name = fusions[0] if flag == "--fusion" else "wsa"
     defaults = preset_defaults(config, *presets, fusion=PIXELS if pixels else name)
     if online:
@@ -394,10 +394,10 @@ def training_defaults(
 def preset_defaults(
     algorithm: type[AlgorithmConfig], fusion_preset: str, rl_preset: str, fusion: str
 ) -> dict[str, Any]:
-    """Defaults of an algorithm and its network, as the two presets have them.
+    """Return the defaults of an algorithm and its network under the two presets.
 
     Raises:
-        UsageError: The authors did not train with this algorithm.
+        UsageError: If the authors did not train with this algorithm.
     """
     rl = rl_defaults(rl_preset, algorithm)
     network: FrameStack
@@ -411,12 +411,12 @@ def preset_defaults(
 
 
 def own_algorithm(name: str, online: bool) -> type[AlgorithmConfig]:
-    """The hyperparameters of a user's own algorithm, typed as `--algo module:Config`.
+    """Return the hyperparameter class of a user's own algorithm, typed as `--algo module:Config`.
 
     Raises:
-        UsageError: It is of the other kind of run.
-        MissingError: It is not here.
-        ConflictError: It is no such class, or its tag is not its name.
+        UsageError: If it is for the other kind of run.
+        MissingError: If it cannot be imported.
+        ConflictError: If it is not such a class, or its tag is not its name.
     """
     user_code.type_in([name])
     config = load_algorithm(name)
@@ -430,10 +430,10 @@ def own_algorithm(name: str, online: bool) -> type[AlgorithmConfig]:
 
 
 def check_combination(training: Training) -> None:
-    """Reject options that would have no effect beside the others.
+    """Reject options that would have no effect together with the others.
 
     Raises:
-        UsageError: There is one.
+        UsageError: If there is one.
     """
     _check_algorithm(training.algo)
     playing = training.online or training.evaluation.eval_frequency
@@ -462,7 +462,7 @@ def check_combination(training: Training) -> None:
 
 
 def flat_options(training: Training) -> dict[str, Any]:
-    """Options that decide what a run becomes, by flag; not where or how models run."""
+    """Return the options that define a run, by flag; without where and how its models run."""
     found: dict[str, Any] = {
         "online": training.online,
         "algo": training.algo,
@@ -486,12 +486,12 @@ def flat_options(training: Training) -> dict[str, Any]:
 def _idle(
     field: str, config: type[AlgorithmConfig], algo: str, online: bool, pixels: str
 ) -> Iterator[str]:
-    """Why an option has no effect on such a run, if it has none.
+    """Yield the reason why an option would have no effect on a run, if there is one.
 
     Args:
-        field: The option.
+        field: Name of the option.
         config, algo, online: The algorithm.
-        pixels: The flag that says that the network sees pixels, or empty.
+        pixels: Flag that chose a network on pixels; "" for another network.
     """
     takers = [] if field in config.__struct_fields__ else list(with_option(field))
     here = [f"--algo {name}" for name, other in takers if other == online]
@@ -521,7 +521,7 @@ _FLAGS = {
     "channels": "fusion_channels",
     "init": "weight_init",
 }
-# Options that only a fusion of models and the heads above it have.
+# Options of a fusion and of the heads above it, which a network on pixels does not have.
 _SWITCHES = {
     "fusion_preset",
     "normalize",
@@ -534,7 +534,7 @@ _SWITCHES = {
 
 
 def _fields(arguments: Sequence[str]) -> list[str]:
-    """Names of the options on a command line, as fields."""
+    """Return the names of the options on a command line, spelled as fields."""
     flags = [word[2:].split("=")[0] for word in arguments if word.startswith("--")]
     return [flag.replace("-", "_").removeprefix("no_") for flag in flags]
 
@@ -544,7 +544,7 @@ def _given(arguments: Sequence[str], flag: str) -> bool:
 
 
 def values_of(arguments: Sequence[str], flag: str, default: str) -> list[str]:
-    """What a command line says after a flag; of several, separated by commas, each."""
+    """Return the comma-separated values of a flag on a command line; the last flag counts."""
     found = default
     for at, word in enumerate(arguments):
         name, equals, value = word.partition("=")

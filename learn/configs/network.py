@@ -1,4 +1,4 @@
-"""What a network is, whichever algorithm trains it."""
+"""Options of a network, the same for every algorithm."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from wsa.store.common.ranges import NOT_NEGATIVE, Range, check_ranges
 from wsa.store.configs import Integers
 from wsa.store.format.stacks import MAX_STACK_FRAMES
 
-# Pong over `palette`, two seeds: 3 to 4 points ahead after 100,000 to 200,000 steps of PPO.
+# On Pong with `palette`, two seeds: 3 to 4 points more after 100,000 to 200,000 steps of PPO.
 _CLIP = 5.0
 
 
 class FrameStack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every network has: a state of several frames."""
+    """Options of every network."""
 
     frame_stack: int = 4
     """Number of frames in a state."""
@@ -33,7 +33,7 @@ class FrameStack(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class NetworkConfig(FrameStack, frozen=True):
-    """What the network looks at, and what stands above the fusion."""
+    """The network's input, its fusion, and the heads above it."""
 
     fusion: Annotated[FusionConfig, arg(name="")] = FusionConfig()
     """How embeddings become one state vector."""
@@ -58,14 +58,14 @@ class NetworkConfig(FrameStack, frozen=True):
 
 
 def unclipped(normalize: str) -> float:
-    """`clip_embeddings` of a network from before there was clipping."""
+    """Return `clip_embeddings` of a network that is older than this option."""
     return 0.0 if normalize == "standard" else _CLIP
 
 
 class PixelNetworkConfig(FrameStack, frozen=True):
-    """What an end-to-end network on grey pixels looks at."""
+    """The input of an end-to-end network on grayscale pixels."""
 
 
 def pixel_network(frame_stack: int) -> NetworkConfig:
-    """An end-to-end network as a run records it: no fusion, nothing normalized, linear heads."""
+    """Return an end-to-end network as a run records it: no fusion, no normalizing, linear heads."""
     return NetworkConfig(FusionConfig(PIXELS), frame_stack=frame_stack, normalize="none", hidden=())

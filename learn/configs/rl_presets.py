@@ -1,6 +1,6 @@
-"""The authors' two ways to train, as presets: defaults that explicit options replace.
+"""The authors' two training setups as presets: defaults that explicit options replace.
 
-What is known of them, and what a preset leaves out, is in docs/explain/wsa.md.
+docs/explain/wsa.md says what is known about them, and what a preset leaves out.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from wsa.store.common.errors import UsageError
 
 
 class Defaults(NamedTuple):
-    """Other defaults than wsa's.
+    """Defaults that replace wsa's own.
 
     Attributes:
-        learner: Of the algorithm's hyperparameters.
-        network: Of the network's options; `frame_stack` also of a network on pixels.
-        fusion: Of the fusion's switches, over those of `--fusion-preset`.
+        learner: Hyperparameters of the algorithm.
+        network: Options of the network. A network on pixels takes only `frame_stack`.
+        fusion: Switches of the fusion, which override those of `--fusion-preset`.
     """
 
     learner: dict[str, Any]
@@ -34,7 +34,7 @@ RL_PRESETS: dict[str, dict[type[AlgorithmConfig], Defaults]] = {
                 "terminal_on_life_loss": True,
                 "anneal_clip": True,
                 "clip_vloss": False,
-                "vf_coef": 1.0,  # 0.5 of the squared error, which is halved here.
+                "vf_coef": 1.0,  # 0.5 times the squared error, of which the loss here is half.
             },
             {"head_activation": "tanh"},
         ),
@@ -49,7 +49,7 @@ RL_PRESETS: dict[str, dict[type[AlgorithmConfig], Defaults]] = {
                 "train_frequency": 32,  # Every fourth step of all eight environments.
             },
             {"hidden": (64, 64)},
-            {"init": "torch"},  # Of PPO alone the library draws the weights again.
+            {"init": "torch"},  # The library initializes the weights again only for PPO.
         ),
     },
     # PufferLib, in the published fork; its rates and sizes are tuned for each game.
@@ -62,13 +62,13 @@ RL_PRESETS: dict[str, dict[type[AlgorithmConfig], Defaults]] = {
 
 
 def rl_defaults(preset: str, algorithm: type[AlgorithmConfig]) -> Defaults:
-    """The defaults of an algorithm under a preset.
+    """Return the defaults of an algorithm under a preset.
 
     Raises:
-        UsageError: The authors did not train so.
+        UsageError: If the authors did not train with this algorithm.
     """
     known = RL_PRESETS[preset]
-    for config in algorithm.__mro__:  # A user's own may be derived from one of these.
+    for config in algorithm.__mro__:  # A user's own class may derive from one of these.
         if config in known:
             return known[config]
     if not known:

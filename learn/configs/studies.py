@@ -1,4 +1,4 @@
-"""What users may set when they probe; see `wsa.encode.configs`."""
+"""Options of `wsa probe` and `wsa pretrain`."""
 
 from __future__ import annotations
 

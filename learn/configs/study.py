@@ -1,4 +1,4 @@
-"""The command line of `wsa study`: which study, of what, and where its report goes."""
+"""Options of `wsa study`: the study, the runs or grid that it is about, and its report."""
 
 from __future__ import annotations
 
@@ -117,10 +117,10 @@ class DuringOptions(CombineOptions):
 
 
 def scale_options(arguments: Sequence[str]) -> ScaleOptions | DuringOptions:
-    """The options that a command line may set, with their defaults.
+    """Return the options that a command line may set, with their defaults.
 
     Raises:
-        UsageError: An option belongs to another algorithm, or to another kind of run.
+        UsageError: If an option belongs to another algorithm, or to another kind of run.
     """
     if "--during" not in arguments:
         return ScaleOptions()
@@ -128,10 +128,10 @@ def scale_options(arguments: Sequence[str]) -> ScaleOptions | DuringOptions:
 
 
 def combine_options(arguments: Sequence[str]) -> CombineOptions:
-    """The options that a command line may set, with their defaults.
+    """Return the options that a command line may set, with their defaults.
 
     Raises:
-        UsageError: An option belongs to another algorithm, or to another kind of run.
+        UsageError: If an option belongs to another algorithm, or to another kind of run.
     """
     return CombineOptions(**training_defaults(arguments, "--fusions", ["wsa"]))
 
@@ -145,10 +145,10 @@ KINDS: dict[str, Callable[[Sequence[str]], Any]] = {
 
 
 def study_options(arguments: Sequence[str]) -> Any:
-    """The options that a command line may set, with their defaults: those of the study it names.
+    """Return the options of the study that a command line names, with their defaults.
 
     Raises:
-        UsageError: There is no such study.
+        UsageError: If there is no such study.
     """
     kind = next(iter(arguments), "")
     if kind in ("", "-h", "--help"):
