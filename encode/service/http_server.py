@@ -1,4 +1,4 @@
-"""A small HTTP server in a thread: the status page, its JSON, and metrics."""
+"""A small HTTP server in a thread, for the status page, its JSON, and metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wsa.encode.service.status import StatusReader
 from wsa.encode.service.status_page import error_page, status_page
 from wsa.store.common.errors import UsageError, WsaError, redact
 
-# Nothing is run or fetched, whatever a service says, and no other page may frame this one.
+# Whatever a heartbeat contains, the page runs and fetches nothing, and no page may frame it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 
 
@@ -26,15 +26,15 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = 30  # Seconds for a client that connects and sends nothing.
+    timeout = 30  # Seconds until a client that sends nothing is dropped.
 
     def handle(self) -> None:
-        """Handle a request; a client that goes away, or asks for nothing, is no error."""
+        """Handle a request, and ignore clients that disconnect or send nothing."""
         with contextlib.suppress(OSError):
             super().handle()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log no requests."""
+        """Do not log requests."""
 
 
 @contextlib.contextmanager
@@ -44,8 +44,8 @@ def serve(host: str, port: int, apps: Mapping[str, WSGIApplication], flag: str) 
     Args:
         host: Address to listen on.
         port: Port to listen on; 0 for any free one.
-        apps: Application of each path.
-        flag: Option for the port, for messages.
+        apps: WSGI application for each path.
+        flag: Option that sets the port, for messages.
 
     Raises:
         UsageError: If the port is taken, or the address is not one of this machine.
@@ -80,7 +80,7 @@ def serve(host: str, port: int, apps: Mapping[str, WSGIApplication], flag: str) 
 
 
 def status_apps(reader: StatusReader) -> dict[str, WSGIApplication]:
-    """Return the applications of `/` and `/status.json`: a store's status, or why it cannot be read."""
+    """Return the applications for `/` and `/status.json`, which show the status or an error."""
 
     def page() -> tuple[HTTPStatus, str]:
         try:

@@ -1,4 +1,4 @@
-"""The status of a store: its services, and what its models have still to encode.
+"""The status of a store: its services, and what is left to encode.
 
 `wsa status`, its JSON, and the live page all show the numbers of one `Status`.
 """
@@ -30,12 +30,12 @@ BACKLOG_COLUMNS = ("game", "model", "objects", "passes", "copies")
 
 @dataclasses.dataclass(frozen=True)
 class Backlog:
-    """What a model has still to encode.
+    """What a model has left to encode.
 
     Attributes:
-        objects: Embedding objects, one for each segment.
-        passes: Passes to make.
-        copies: Passes saved: embeddings to copy instead.
+        objects: Number of embedding objects, one for each segment.
+        passes: Number of passes to make.
+        copies: Number of embeddings to copy, each of which saves a pass.
     """
 
     objects: int = 0
@@ -54,10 +54,9 @@ class Status:
 
     Attributes:
         url: The store.
-        time: Time at which the heartbeats were read, in seconds since 1970 by this machine's clock.
-        services: The newest heartbeat of each service, the latest first.
-        games: By game and model key, what is left to encode. It has every model that can encode
-            the game.
+        time: When the heartbeats were read, in seconds since 1970 by this machine's clock.
+        services: Newest heartbeat of each service, latest first.
+        games: What is left to encode, by game and by key of every model that can encode the game.
         models: Keys of all models.
     """
 
@@ -69,14 +68,14 @@ class Status:
 
     @property
     def backlog(self) -> dict[str, Backlog]:
-        """What each model has left to encode, of all games; nothing if the store has no game."""
+        """What each model has left to encode in all games; empty if the store has no game."""
         return {
             key: sum((of[key] for of in self.games.values() if key in of), start=Backlog())
             for key in (self.models if self.games else ())
         }
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as JSON values."""
+        """Return everything as JSON values."""
         return {
             "services": [
                 {
@@ -94,11 +93,11 @@ class Status:
         }
 
     def service_rows(self) -> list[list[object]]:
-        """A row of `SERVICE_COLUMNS` for each service."""
+        """Return a row of `SERVICE_COLUMNS` for each service."""
         return [_service_row(stored, self.time) for stored in self.services]
 
     def backlog_rows(self) -> list[list[object]]:
-        """A row of `BACKLOG_COLUMNS` for each game and model with something left to encode."""
+        """Return a row of `BACKLOG_COLUMNS` for each game and model with anything left to encode."""
         return [
             [game, key, *dataclasses.astuple(one)]
             for game, of in self.games.items()
@@ -108,12 +107,12 @@ class Status:
 
 
 class StatusReader:
-    """Reads the status of a store again and again, and each record and digest once.
+    """Reads the status of a store repeatedly, but each record and digest only once.
 
-    However many ask, the store is read at most every few seconds.
+    However often it is called, it reads the store at most every few seconds.
 
     Args:
-        url: The store, which need not be there yet.
+        url: URL of the store, which need not exist yet.
     """
 
     def __init__(self, url: str) -> None:
@@ -126,10 +125,10 @@ class StatusReader:
         self._read_at = 0.0
 
     def read(self) -> Status:
-        """The status, at most a few seconds old.
+        """Return the status, at most a few seconds old.
 
         Raises:
-            WsaError: There is no store, or it cannot be read.
+            WsaError: If there is no store, or it cannot be read.
         """
         with self._lock:
             if self._newest is None or time.monotonic() - self._read_at > REFRESH_S / 2:
@@ -145,14 +144,14 @@ def read_status(backend: Backend, snapshot: Snapshot, known: Digests | None = No
 
     Args:
         backend: The store.
-        snapshot: The store, as it is.
-        known: Digests that were read before; those read now are added.
+        snapshot: The store's current snapshot.
+        known: Digests that were read before. This call adds those that it reads.
 
     Raises:
-        WsaError: The store cannot be read.
+        WsaError: If the store cannot be read.
     """
     heartbeats = tuple(read_heartbeats(backend))
-    # Use this machine's clock. Reading the store's takes a write, which a user may not be allowed.
+    # Use this machine's clock. To read the store's clock, the user would need to write to it.
     now = time.time()
     known = {} if known is None else known
     games: dict[str, dict[str, Backlog]] = {game: {} for game in snapshot.games}
@@ -169,7 +168,7 @@ def read_status(backend: Backend, snapshot: Snapshot, known: Digests | None = No
 
 
 def is_lost(stored: StoredHeartbeat, now: float) -> bool:
-    """Whether a service has missed so many heartbeats that it is dead, or far from the store."""
+    """Whether a service has missed so many heartbeats that it is dead, or cut off from the store."""
     return now - stored.modified > MISSED_HEARTBEATS * stored.heartbeat.every
 
 
@@ -190,12 +189,12 @@ def _service_row(stored: StoredHeartbeat, now: float) -> list[object]:
 
 
 def name_of(stored: StoredHeartbeat) -> str:
-    """What people call a service."""
+    """Return the name of a service for people: its author and process id."""
     return f"{stored.heartbeat.author} {stored.heartbeat.pid}"
 
 
 def details(stored: StoredHeartbeat) -> str:
-    """What a service was asked for, and since when it runs."""
+    """Describe what a service encodes, and since when it runs."""
     heartbeat = stored.heartbeat
     games = f" of {', '.join(heartbeat.games)}" if heartbeat.games else ""
     last = f", last commit {show_time(heartbeat.last_commit)}" if heartbeat.last_commit else ""
@@ -204,7 +203,7 @@ def details(stored: StoredHeartbeat) -> str:
 
 
 def failures(stored: StoredHeartbeat) -> list[str]:
-    """What went wrong in a service: the error that it waits for to pass, and what it skipped."""
+    """List the problems of a service: the error that it waits out, and what it skipped."""
     heartbeat = stored.heartbeat
     lines = [f"trouble: {heartbeat.trouble}"] if heartbeat.trouble else []
     lines += [f"set aside: {what}" for what in heartbeat.set_aside]
@@ -215,7 +214,7 @@ def failures(stored: StoredHeartbeat) -> list[str]:
 
 
 def show_time(seconds: float) -> str:
-    """A time in this machine's zone; anything may be written in a heartbeat."""
+    """Format a time in this machine's zone; a heartbeat may contain any number."""
     try:
         return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError, OSError):

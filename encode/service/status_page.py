@@ -1,6 +1,6 @@
-"""The status of a store as a page that reloads itself: no script, and nothing from elsewhere.
+"""The status of a store as an HTML page that reloads itself, without scripts or external files.
 
-Whatever services and stores say of themselves is escaped.
+All text that comes from services and stores is escaped.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ th, td { text-align: left; padding: 0.3rem 1rem 0.3rem 0; border-bottom: 1px sol
 
 
 def status_page(status: Status) -> str:
-    """Make the page, as HTML."""
+    """Return the page as HTML."""
     note = (
         f"Read at {escape(show_time(status.time))}. The page reloads every {REFRESH_S:.0f} s; "
         '<a href="status.json">status.json</a> has the same for scripts.'
@@ -62,7 +62,7 @@ def status_page(status: Status) -> str:
 
 
 def error_page(url: str, why: str) -> str:
-    """Make the page of a store that cannot be read at the moment, as HTML."""
+    """Return the page, as HTML, of a store that cannot be read at the moment."""
     note = f'<p class="note">The page tries again every {REFRESH_S:.0f} s.</p>'
     return _page(f"Status of {redact(url)}", [f'<p class="bad">{_text(redact(why))}</p>', note])
 
@@ -118,7 +118,7 @@ def _table(
     rows: Sequence[Sequence[object]],
     marks: dict[int, list[str]] | None = None,
 ) -> str:
-    """A table; `marks` has a class for each cell of some columns."""
+    """Return a table. `marks` has a CSS class for each cell of some columns."""
     kinds = ["number" if isinstance(cell, (int, float)) else "" for cell in rows[0]]
     head = "".join(
         f'<th class="{kind}">{escape(name)}</th>' for kind, name in zip(kinds, columns, strict=True)

@@ -1,7 +1,7 @@
 """Figures of reports, drawn by matplotlib as SVG that takes its colors from the page.
 
 All are as wide as a phone's screen and scale up where there is room, so that their text is readable
-on both. A page places several side by side.
+on both. A page places several side by side. `wsa.learn.training.charts` draws files that stand alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""A sample of a stored game's frames: small enough for any store, and the same every time.
+"""A sample of a stored game's frames, small for a store of any size, and the same every time.
 
-Segments are ranked by a hash of their names, so models that have encoded different segments share
-as much of a sample as possible. Within a segment, frames are drawn by a generator that its name
-seeds.
+Segments are ranked by a hash of their ids, so samples for models that have encoded different
+segments overlap as much as possible. The id of a segment also seeds the draw of its frames.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class FrameSample:
-    """Frames of some segments; those of one segment are distinct, and in random order.
+    """Frames of some segments. Those of one segment are distinct, and in random order.
 
     Attributes:
         segments: The segments.
@@ -34,7 +33,7 @@ class FrameSample:
         rows: First row of the segment that shows the frame, shape (n,).
         frames: Number of the frame within its segment, shape (n,).
         steps: Step of that row, counted from the start of the environment, shape (n,).
-        digests: Identities of the frames, shape (n, 16), uint8.
+        digests: Digests of the frames, shape (n, 16), uint8.
     """
 
     segments: tuple[SegmentMeta, ...]
@@ -49,20 +48,20 @@ class FrameSample:
         return len(self.frames)
 
     def of(self, segments: Collection[str], most: int) -> FrameSample:
-        """The first `most` frames of each segment whose id is among `segments`."""
+        """Return the first `most` frames of each segment whose id is in `segments`."""
         wanted = np.array([meta.segment in segments for meta in self.segments])
         kept = wanted[self.owners] & (self.ranks < most)
         columns = {name: getattr(self, name)[kept] for name in _COLUMNS}
         return FrameSample(self.segments, **columns)
 
     def name(self, n: int) -> str:
-        """Where a frame comes from."""
+        """Return where a frame comes from: its run, environment, and step."""
         meta = self.segments[self.owners[n]]
         return f"run {meta.run}, environment {meta.env}, step {self.steps[n]:,}"
 
 
 def choose_segments(metas: Iterable[SegmentMeta], most: int) -> list[SegmentMeta]:
-    """At most `most` of the segments, at random, but always the same ones first."""
+    """Return at most `most` segments, in a random order that is always the same."""
     return sorted(metas, key=lambda meta: hashing.identity([SEED, meta.segment]))[:most]
 
 
@@ -70,7 +69,7 @@ def draw(snapshot: Snapshot, metas: Sequence[SegmentMeta], most: int) -> FrameSa
     """Draw at most `most` distinct frames of each segment.
 
     Raises:
-        DamagedError: Stored bytes are not what was committed.
+        DamagedError: If stored bytes differ from what was committed.
     """
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in _COLUMNS}
     for owner, meta in enumerate(metas):
@@ -87,9 +86,9 @@ _COLUMNS = tuple(
 
 
 def _draw(snapshot: Snapshot, owner: int, meta: SegmentMeta, most: int) -> tuple[NDArray[Any], ...]:
-    """One segment's part of each column."""
+    """Draw the frames of one segment; return its part of each column."""
     table = snapshot.read_rows(meta)
-    own = np.flatnonzero(~table["context"])  # Other rows repeat the segment before.
+    own = np.flatnonzero(~table["context"])  # The other rows repeat the end of the segment before.
     frames, at = np.unique(table["frame"][own], return_index=True)
     generator = np.random.default_rng(int(hashing.identity([SEED, meta.segment])[:16], 16))
     chosen = generator.permutation(len(frames))[:most]
@@ -101,18 +100,18 @@ def _draw(snapshot: Snapshot, owner: int, meta: SegmentMeta, most: int) -> tuple
 
 
 def read_pngs(snapshot: Snapshot, meta: SegmentMeta, frames: Collection[int]) -> dict[int, bytes]:
-    """Some of a segment's frames as PNG files, by their number within the segment.
+    """Read some of a segment's frames as PNG files, by their number within the segment.
 
     Raises:
-        MissingError: The store has the segment's rows only.
-        DamagedError: Stored bytes are not what was committed.
+        MissingError: If the store has only the segment's rows.
+        DamagedError: If stored bytes differ from what was committed.
     """
     pictures, palette = snapshot.read_pictures(meta)
     return {frame: _png(pictures[frame], palette) for frame in frames}
 
 
 def _png(picture: NDArray[np.uint8], palette: NDArray[np.uint8] | None) -> bytes:
-    """A stored picture as PNG: (H, W) indices into a palette (256, 3), or (H, W, 3) RGB."""
+    """Encode a stored picture as PNG: RGB (H, W, 3), or indices (H, W) with a palette (256, 3)."""
     image = Image.fromarray(picture)
     if palette is not None:
         image.putpalette(palette.tobytes())

@@ -1,7 +1,7 @@
-"""The page of a stored game: its frames, returns, and models, and what each model finds similar.
+"""The page of a stored game: its frames, returns, models, and similar frames.
 
-It reads records of everything, but rows, frames, and embeddings of a few segments only, so that it
-takes about as long for a large store as for a small one. It says how many it looked at.
+It reads all records, but rows, frames, and embeddings of only a few segments, so a large store takes
+about as long as a small one. The page says how many segments it shows.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from wsa.store.objects.model_spec import describe
 from wsa.store.objects.snapshot import Snapshot
 from wsa.store.objects.writer import command_line
 
-SHEET = 24  # Frames on the contact sheet, each of another segment.
-SEGMENTS = 12  # Segments in which each model looks for similar frames.
-FRAMES = 200  # Frames of each of them.
-POINTS = 150  # Points in the curve of returns; more cannot be told apart.
+SHEET = 24  # Frames on the contact sheet, each from a different segment.
+SEGMENTS = 12  # Segments that are searched for similar frames, for each model.
+FRAMES = 200  # Frames of each of these segments.
+POINTS = 150  # Points in the curve of returns; more would overlap.
 
 Pngs = dict[tuple[str, int], bytes]
-"""PNG files by segment id and number of the frame."""
+"""PNG files by segment id and frame number."""
 
 
 def make_page(
@@ -54,18 +54,18 @@ def make_page(
     probe: ProbeResult | None = None,
     on_segment: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:
-    """Make the page, as HTML.
+    """Return the page as HTML.
 
     Args:
         snapshot: The store.
         game: ALE game id.
-        remark: What to say of the rewards.
+        remark: A remark about the rewards; "" for none.
         probe: Result of a probe to show.
-        on_segment: Called with the number of segments whose frames were read, and of all to read.
+        on_segment: Called after each segment with the number of segments read, and their total.
 
     Raises:
         MissingError: If the store has no frames of the game.
-        DamagedError: If stored bytes are not what was committed.
+        DamagedError: If stored bytes differ from what was committed.
     """
     summary = summarise(snapshot, game)
     metas = snapshot.segments(game)
@@ -93,7 +93,7 @@ def make_page(
 
 
 def _contents(snapshot: Snapshot, about: Mapping[str, Any]) -> Section:
-    """What there is of the game, from what `wsa show` prints."""
+    """Return the section of counts and sizes, from the values that `wsa show` prints."""
     rows = [(title, f"{about[name]:,}") for name, title in _COUNTS.items()]
     rows += [(f"bytes of {what}", terminal.size(about[name])) for name, what in _SIZES.items()]
     rows += [(name, "; ".join(about[name]) or "-") for name in ("screens", "emulator", "authors")]
@@ -127,7 +127,7 @@ def _said(value: object) -> str:
 
 
 def _contact_sheet(sheet: FrameSample | None, pngs: Pngs, summary: GameSummary) -> Part:
-    """A frame of each of a few segments."""
+    """Show one frame from each of a few segments."""
     if sheet is None:
         return Text(
             "The store has the rows of these segments but not their frames. Fetch them: wsa pull "
@@ -142,7 +142,7 @@ def _contact_sheet(sheet: FrameSample | None, pngs: Pngs, summary: GameSummary) 
 
 
 def _rewards(snapshot: Snapshot, about: Mapping[str, Any], remark: str) -> list[Part]:
-    """Returns of the episodes in the order in which they were played, and by policy."""
+    """Show the returns of the episodes in the order of play, and by policy."""
     parts: list[Part] = [Text(remark)] if remark else []
     by_policy: dict[str, list[tuple[int, float]]] = defaultdict(list)
     number = 0
@@ -168,7 +168,7 @@ def _number(value: float | None) -> str | None:
 
 
 def _returns(by_policy: Mapping[str, Sequence[tuple[int, float]]], episodes: int) -> Figure:
-    """Returns over episodes; many episodes are averaged, with a band from least to highest."""
+    """Plot returns over episodes; many are averaged, with a band from the lowest to the highest."""
     size = -(-episodes // POINTS)
     most = len(figures.SERIES)
     lines = []
@@ -194,7 +194,7 @@ def _returns(by_policy: Mapping[str, Sequence[tuple[int, float]]], episodes: int
 
 
 def _in_order(snapshot: Snapshot, metas: Sequence[SegmentMeta]) -> list[SegmentMeta]:
-    """Segments by the time of their run's first commit, and within a run by step."""
+    """Sort segments by the time of their run's first commit, and within a run by step."""
     began: dict[str, str] = {}
     for meta in metas:
         written = snapshot.commit(names.segment_path(meta.game, meta.segment)).time
@@ -203,7 +203,7 @@ def _in_order(snapshot: Snapshot, metas: Sequence[SegmentMeta]) -> list[SegmentM
 
 
 def _coverage(snapshot: Snapshot, summary: GameSummary) -> Table:
-    """How many segments each model has encoded."""
+    """Tabulate how many segments each model has encoded."""
     rows: list[tuple[Any, ...]] = []
     for key, count in summary.encoded.items():
         about = describe(snapshot, key) if key in snapshot.models else {}
@@ -227,7 +227,7 @@ def _coverage(snapshot: Snapshot, summary: GameSummary) -> Table:
 
 
 def _galleries(found: Sequence[Similar], pngs: Pngs, summary: GameSummary) -> list[Part]:
-    """By model, some frames and those that it finds most similar."""
+    """Show some frames for each model, with the frames that it finds most similar."""
     parts: list[Part] = [
         Text(
             "The first picture of a row is a frame of the store. After it come the frames whose "
@@ -263,7 +263,7 @@ def _read(
     shown: Sequence[tuple[FrameSample, int]],
     on_segment: Callable[[int, int], None],
 ) -> Pngs:
-    """Read the pictures of some frames of samples; each segment once."""
+    """Read the PNG files of sampled frames, and each segment only once."""
     wanted: dict[SegmentMeta, set[int]] = defaultdict(set)
     for sample, n in shown:
         wanted[sample.segments[sample.owners[n]]].add(int(sample.frames[n]))

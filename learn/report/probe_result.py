@@ -1,4 +1,4 @@
-"""The result of `wsa probe --json` as tables of a page."""
+"""The output of `wsa probe --json` as tables of a page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from wsa.learn.report.document import Table, table
 from wsa.store.common.errors import UsageError
 
-LARGEST = 64 << 20  # Bytes of a result.
+LARGEST = 64 << 20  # Bytes.
 
 
 class _Mean(msgspec.Struct):
@@ -34,13 +34,13 @@ class _Model(msgspec.Struct):
 
 
 class ProbeResult(msgspec.Struct):
-    """What a page shows of a probe.
+    """The part of a probe's result that a page shows.
 
     Attributes:
         game: ALE game id.
         target: What the probes predict.
-        samples: Steps drawn.
-        models: Scores of each model, the best first.
+        samples: Number of steps drawn.
+        models: Scores of each model, best first.
     """
 
     game: str
@@ -50,10 +50,10 @@ class ProbeResult(msgspec.Struct):
 
 
 def read_probe(path: Path, game: str) -> ProbeResult:
-    """Read what `wsa probe --json` printed.
+    """Read a file with the output of `wsa probe --json`.
 
     Raises:
-        UsageError: There is no such file, or it is no result of a probe of this game.
+        UsageError: If there is no such file, or it is not a probe of this game.
     """
     if not path.is_file():
         raise UsageError(
@@ -65,7 +65,7 @@ def read_probe(path: Path, game: str) -> ProbeResult:
             raise ValueError("it is too large")
         # The standard library reads NaN, which `wsa probe` may print.
         result = msgspec.convert(json.loads(path.read_bytes()), ProbeResult)
-    except (ValueError, RecursionError) as error:  # msgspec raises a ValueError too.
+    except (ValueError, RecursionError) as error:  # msgspec raises ValueErrors too.
         raise UsageError(
             "bad-option",
             f"--probe {path} is not what 'wsa probe --game {game} --json' prints ({error}). Give "
@@ -81,7 +81,7 @@ def read_probe(path: Path, game: str) -> ProbeResult:
 
 
 def probe_parts(result: ProbeResult) -> list[Table]:
-    """Tables of a probe's scores."""
+    """Return tables of a probe's scores."""
     means = [
         (
             model.name,

@@ -1,4 +1,4 @@
-"""Which frames a model considers similar: nearest neighbors among its stored embeddings."""
+"""Frames that a model considers similar: nearest neighbors among its stored embeddings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from wsa.store.objects.snapshot import Snapshot
 
 QUERIES = 4
 NEIGHBORS = 5
-APART = 30  # Steps. Frames of one environment that are closer look alike to any model.
-MOST_NUMBERS = 1 << 25  # Of embeddings in memory: 128 MiB in single precision.
+APART = 30  # Steps. Closer frames of one environment look alike to every model.
+MOST_NUMBERS = 1 << 25  # Numbers of embeddings in memory: 128 MiB in single precision.
 
 
 class Neighbor(NamedTuple):
-    """A frame of a sample, and how far it is from the query.
+    """A frame of a sample, and its distance from the query.
 
     Attributes:
         n: Index of the frame in the sample.
@@ -32,12 +32,12 @@ class Neighbor(NamedTuple):
 
 
 class Similar(NamedTuple):
-    """What a model considers similar.
+    """The frames that a model considers similar.
 
     Attributes:
-        model: Its key.
-        sample: The frames that it was asked about.
-        groups: Each a query and then its neighbors, from the nearest.
+        model: Key of the model.
+        sample: Frames that were compared.
+        groups: For each query, the query and then its neighbors, nearest first.
     """
 
     model: str
@@ -60,12 +60,12 @@ def similar_by_model(
         game: ALE game id.
         models: Model keys.
         metas: Segments to choose from.
-        segments: Largest number of segments to look at with one model.
-        frames: Largest number of frames of each; fewer if embeddings are so wide that they would
+        segments: Maximum number of segments for each model.
+        frames: Maximum number of frames of each segment; fewer are used if their embeddings would
             not fit into memory.
 
     Raises:
-        DamagedError: Stored bytes are not what was committed.
+        DamagedError: If stored bytes differ from what was committed.
     """
     encoded = {key: {e.segment for e in snapshot.embeddings(game, key)} for key in models}
     chosen = {
@@ -92,14 +92,14 @@ def read_embeddings(
 ) -> NDArray[np.float32]:
     """Read a model's flattened embeddings of sampled frames, shape (n, width).
 
-    For a model that sees several frames: the embedding of the window that ends at the frame.
+    For a model that sees several frames, use the window that ends at the frame.
 
     Raises:
-        DamagedError: Stored bytes are not what was committed.
+        DamagedError: If stored bytes differ from what was committed.
     """
     windows = {e.segment: e.window for e in snapshot.embeddings(game, model)}
     parts: list[NDArray[Any]] = []
-    for owner in np.unique(sample.owners):  # Frames of a segment stand together, in this order.
+    for owner in np.unique(sample.owners):  # The frames of a sample are sorted by segment.
         segment = sample.segments[owner].segment
         at = sample.frames if windows[segment] == 1 else sample.rows
         chosen = snapshot.read_embedding(game, model, segment)[at[sample.owners == owner]]
@@ -110,15 +110,15 @@ def read_embeddings(
 def find_similar(sample: FrameSample, embeddings: NDArray[np.float32]) -> list[list[Neighbor]]:
     """Find the nearest neighbors of a few frames.
 
-    Each number of an embedding is standardized over the sample, so that all count alike. The query
-    and its neighbors are distinct frames, and no two of them come from the same 30 steps.
+    Each dimension of the embeddings is standardized over the sample, so that all count alike. The
+    query and its neighbors are distinct frames, and no two of them come from the same 30 steps.
 
     Args:
         sample: The frames.
         embeddings: Their embeddings, shape (n, width).
 
     Returns:
-        For each query, the query itself and then its neighbors, from the nearest.
+        For each query, the query and then its neighbors, nearest first.
     """
     spread = embeddings.std(axis=0)
     standard = (embeddings - embeddings.mean(axis=0)) / np.where(spread > 0, spread, 1)
@@ -129,7 +129,7 @@ def find_similar(sample: FrameSample, embeddings: NDArray[np.float32]) -> list[l
 
 
 def _neighbors(sample: FrameSample, query: int, distances: NDArray[np.float32]) -> list[Neighbor]:
-    """The query and the frames nearest to it, by their distances from it, shape (n,)."""
+    """Return the query and the frames nearest to it, given all distances from it, shape (n,)."""
     tracks = np.unique([(m.run, str(m.env)) for m in sample.segments], axis=0, return_inverse=True)
     track = tracks[1].reshape(-1)[sample.owners]
     free = np.ones(len(sample), np.bool_)

@@ -1,4 +1,9 @@
-"""Draw line charts as PNG files, such as pretraining losses and bench returns."""
+"""Draw line charts as PNG files, such as pretraining losses and bench returns.
+
+A file stands alone: it has a title, colors of its own, and a format that every viewer shows. Figures
+of a page are SVG in the colors of the page instead (`wsa.learn.report.figures`). The two share little
+more than a loop over lines, and `wsa.learn.pretrain` may not import from `wsa.learn.report`.
+"""
 
 from __future__ import annotations
 
