@@ -49,7 +49,7 @@ def _print(found: Status) -> None:
             for line in (details(stored), *(f"  {why}" for why in failures(stored))):
                 print(terminal.plain(line))
     else:
-        print("No service keeps this store encoded; 'wsa encode --watch' would.")
+        print("No service keeps this store encoded. To start one: wsa encode --watch")
     print()
     if not found.backlog:
         print("The store has no models yet, or no frames.")

@@ -80,7 +80,7 @@ def _page(title: str, told: Sequence[str]) -> str:
 
 def _services(status: Status) -> list[str]:
     if not status.services:
-        return ["<p>No service keeps this store encoded; wsa encode --watch would.</p>"]
+        return ["<p>No service keeps this store encoded. To start one: wsa encode --watch</p>"]
     marks = [
         "good" if stored.heartbeat.state in HEALTHY and not is_lost(stored, status.time) else "bad"
         for stored in status.services
@@ -100,7 +100,7 @@ def _backlog(status: Status) -> list[str]:
     ]
     return [
         _table(BACKLOG_COLUMNS, [*rows, *status.backlog_rows()]),
-        '<p class="note">Passes go through the model; copies are saved ones.</p>',
+        '<p class="note">Passes go through the model. Each copy saves a pass.</p>',
     ]
 
 

@@ -371,11 +371,11 @@ def load_algorithm(name: str, recorded_in: str = "") -> type[OfflineConfig | Onl
     )
     wrong = ""
     if not issubclass(found, (OfflineConfig, OnlineConfig)):
-        wrong = "derive it from OfflineConfig or OnlineConfig, or from one of theirs"
+        wrong = "derive it from OfflineConfig or OnlineConfig, or from a subclass of them"
     elif found.__struct_config__.tag != name:
-        wrong = f'a run names it by its tag: write class ...(..., frozen=True, tag="{name}")'
+        wrong = f'its tag must be its name: write class ...(..., frozen=True, tag="{name}")'
     elif not user_code.is_name(getattr(found, "LEARNER", "")) or not getattr(found, "NAME", ""):
-        wrong = "give it a NAME, and a LEARNER = 'module:name' of what trains"
+        wrong = "give it a NAME, and a LEARNER = 'module:name' that names its trainer"
     if wrong:
         raise ConflictError("user-code", f"--algo {name}: {wrong}.")
     return found  # type: ignore[return-value]  # Checked above.

@@ -76,6 +76,6 @@ def rl_defaults(preset: str, algorithm: type[AlgorithmConfig]) -> Defaults:
     names = " and ".join(f"--algo {config.NAME}" for config in known)
     raise UsageError(
         "bad-option",
-        f"--rl-preset {preset} is of --online with {names}: the authors trained with nothing else. "
-        "Leave it out, or train so.",
+        f"--rl-preset {preset} is for --online with {names}: the authors used nothing else. Leave it "
+        "out, or train that way.",
     )

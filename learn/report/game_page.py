@@ -107,7 +107,7 @@ def _contents(snapshot: Snapshot, about: Mapping[str, Any]) -> Section:
         "page written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "versions": versions(),
     }
-    parts = (table("What there is", ("", ""), rows), table("Protocols", ("name", ""), protocols))
+    parts = (table("In the store", ("", ""), rows), table("Protocols", ("name", ""), protocols))
     return Section("contents", "Contents", parts, facts)
 
 
@@ -189,7 +189,7 @@ def _returns(by_policy: Mapping[str, Sequence[tuple[int, float]]], episodes: int
     if size > 1:
         note += f" A point is the mean of {size:,} episodes; the band is from least to highest."
     if len(by_policy) > most:
-        note += f" The {most} of {len(by_policy):,} policies with most episodes are drawn."
+        note += f" Only the {most} of {len(by_policy):,} policies with the most episodes are drawn."
     return Figure("Return of each episode", figures.curves(lines, "episode", "raw return"), note)
 
 
@@ -230,9 +230,9 @@ def _galleries(found: Sequence[Similar], pngs: Pngs, summary: GameSummary) -> li
     """Show some frames for each model, with the frames that it finds most similar."""
     parts: list[Part] = [
         Text(
-            "The first picture of a row is a frame of the store. After it come the frames whose "
-            "embeddings are nearest to its own, by cosine distance of standardized embeddings. All "
-            f"are distinct, and no two of a row come from the same {APART} steps."
+            "Each row starts with a frame of the store. The frames with the nearest embeddings "
+            "follow, by cosine distance of standardized embeddings. All frames of a row are "
+            f"distinct, and no two come from the same {APART} steps."
         )
     ]
     for model, sample, groups in found:
@@ -241,13 +241,13 @@ def _galleries(found: Sequence[Similar], pngs: Pngs, summary: GameSummary) -> li
             pictures = [
                 Picture(
                     pngs[_key(sample, n)],
-                    f"{f'{distance:.3f}' if at else 'asked for'}: {sample.name(n)}",
+                    f"{f'{distance:.3f}' if at else 'query'}: {sample.name(n)}",
                 )
                 for at, (n, distance) in enumerate(group)
             ]
             note = (
-                f"Among {len(sample):,} frames of {looked:,} segments, of "
-                f"{summary.encoded[model]:,} that it has encoded."
+                f"Searched: {len(sample):,} frames of {looked:,} segments, of "
+                f"{summary.encoded[model]:,} that the model has encoded."
             )
             title = f"{model}, frame {i + 1}"
             parts.append(Gallery(title, tuple(pictures), "" if i else note))

@@ -69,7 +69,9 @@ def test_the_page_has_every_section_and_stands_alone(
     assert "A random frame of each of 5 of 5 segments with frames." in said
     assert 'aria-label="Return of each episode"' in page and "random 200 2 1.5 1.5 1.5" in said
     assert f"{models[0]} 5 of 5 100%" in said and f"{models[1]} 2 of 5 40%" in said
-    assert f"{models[1]}, frame 4" in said and "of 2 segments, of 2 that it has encoded" in said
+    assert (
+        f"{models[1]}, frame 4" in said and "of 2 segments, of 2 that the model has encoded" in said
+    )
     assert "0.50 [0.25, 0.75]" in said and "ball x" in said
     assert read[-1] == (5, 5)
     # Nothing is fetched, whatever a store or a file contains.

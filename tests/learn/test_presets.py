@@ -72,8 +72,8 @@ def test_no_preset_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"rl_preset": "thesis"}, "of --online with --algo ppo and --algo dqn"),
-        ({"rl_preset": "paper", **ONLINE, "algo": "dqn"}, "of --online with --algo ppo: "),
+        ({"rl_preset": "thesis"}, "for --online with --algo ppo and --algo dqn"),
+        ({"rl_preset": "paper", **ONLINE, "algo": "dqn"}, "for --online with --algo ppo: "),
     ],
 )
 def test_what_the_authors_did_not_train_is_refused(flags: dict[str, Any], words: str) -> None:
