@@ -60,9 +60,13 @@ class Attention(Adapted):
         """See `Fusion.forward`."""
         present = present_of(mask, self.models)
         adapted = self.adapt(embeddings, present)
-        scores = self.scores(self.condition(adapted, embeddings), adapted, present)
-        weights = self.normalise(scores)
-        state = torch.einsum("bm,bmd->bd", weights, adapted)
+        if len(present) == 1 and self._normaliser == "softmax":
+            # The weight is 1 whatever the score, and the scorer's gradient is 0.
+            weights, state = adapted.new_ones(len(adapted), 1), adapted[:, 0]
+        else:
+            scores = self.scores(self.condition(adapted, embeddings), adapted, present)
+            weights = self.normalise(scores)
+            state = torch.einsum("bm,bmd->bd", weights, adapted)
         if len(present) == self.models:
             return state, weights
         padded = weights.new_zeros(len(weights), self.models)

@@ -194,6 +194,14 @@ def test_the_authors_faults_are_reproduced() -> None:
     assert (state == 0).all() and (weights == 0).all()
 
 
+def test_one_model_is_not_scored() -> None:
+    fusion, _, (embedding,) = made([6], None, 4)
+    fusion.scorer = None
+    state, weights = fusion([embedding])
+    torch.testing.assert_close(state, fusion.adapt([embedding], [0])[:, 0], rtol=0, atol=0)
+    assert weights.tolist() == [[1.0]] * 3
+
+
 @pytest.mark.parametrize("context", [None, 1])
 def test_one_scorer_serves_all_models(context: int | None) -> None:
     fusion, _, _ = made([5, 6, 7, 8], context, 16)
