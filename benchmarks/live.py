@@ -1,14 +1,19 @@
-"""Cost of a step of online learning, part by part, and how well the parts overlap.
+"""Cost of a step of online learning, part by part, beside whole runs of wsa and of PPO from pixels.
 
-    python benchmarks/live.py [--models sr,vos] [--steps 8192] [--rounds 3] [--before PYTHON]
+    python benchmarks/live.py [--models palette,objects] [--steps 8192] [--rounds 3]
     python benchmarks/live.py --simulate
 
-The table starts with the emulator alone, then lists the cost of each part of a step: shrinking
-screens, each network, acting, the update; then their sum, and the rate at which they would run if
-they overlapped perfectly on the cores that this process may use. Below are whole runs, each a
-separate command: wsa, `wsa eval`, and PPO from pixels with CleanRL's network. Start-up is excluded:
-each command runs twice, once for longer, and the difference is shown. `--before` names the Python
-of another checkout, whose runs are measured in turn with these.
+The first rows are a plain loop that has one part of a step more in each row: the
+emulator alone, + screens made small, + each network, + acting, + the update. Then comes the rate at
+which these parts would run if they overlapped perfectly on the cores that this process may use.
+Below are whole runs, each a separate command, without start-up: each runs twice, once for longer,
+and the difference is shown.
+
+PPO from pixels is `--fusion nature`: CleanRL's network, hyperparameters, and loop (all environments
+act together, then four epochs of four minibatches) on the same emulator. Unlike CleanRL, it keeps
+pixels as bytes in the run's table and finds them by digest.
+
+`--before` names the Python of another checkout, whose runs are measured in turn with these.
 """
 
 from __future__ import annotations
@@ -22,7 +27,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +38,7 @@ import numpy as np
 import torch
 import tyro
 from kit import markdown
+from torch import nn
 
 from wsa import cli
 from wsa.encode.inference.cores import cores
@@ -50,20 +58,20 @@ from wsa.learn.online.session import Session
 from wsa.learn.runs import train
 from wsa.learn.runs.config import OnlineRun
 from wsa.learn.runs.folder import begin
-from wsa.learn.runs.network import make_network
 from wsa.store.objects.flat_map import side_by_side
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
 CONFIG = PPOConfig()
 SHORT = 2 * CONFIG.rollout_size  # Steps of the subtracted run: start-up, and the first rollouts.
+WINDOW = 4  # Frames in the largest window of a model.
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What to measure."""
 
-    models: str = "sr,vos"
+    models: str = "palette,objects"
     """Models of the run."""
     game: str = "Pong"
     """ALE game."""
@@ -104,87 +112,100 @@ def cost(work: Callable[[], int], seconds: float = 1.5) -> Cost:
 
 
 def parts(o: Options, folder: Path) -> dict[str, Cost]:
-    """Measure each part of a step separately."""
+    """Measure a plain loop that has one part of a step more each time."""
     flags = ["--online", "--algo=ppo", f"--game={o.game}", f"--models={o.models}"]
     flags += [f"--store={folder / 'store'}", f"--run-dir={folder / 'parts'}"]
-    flags += [f"--total-timesteps={SHORT + CONFIG.rollout_size}"]
+    flags += [f"--total-timesteps={SHORT}"]
     _, config, where = plan_run(cli.parse("learn", flags), "cpu")
     assert isinstance(config, OnlineRun)
-    n = CONFIG.num_envs
-    env = games.make_env(o.game, config.protocol, n)
-    env.reset(seed=1)
-    generator = np.random.default_rng(0)
-
-    def emulate() -> int:
-        env.step(generator.integers(len(config.protocol.actions), size=n))
-        return n
-
-    costs = {"emulator": cost(emulate)}
-    shown = np.stack([games.pictures(env.step(np.zeros(n, np.int64))[0]).copy() for _ in range(4)])
     encoders = open_models(take_snapshot(open_store(config.store)), config.inputs)
-    ways = {encoder.alike: encoder for encoder in encoders}
-
-    def shrink() -> int:
-        for encoder in ways.values():
-            encoder.shrink(shown[-1])
-        return n
-
-    costs["screens made small"] = cost(shrink)
+    update, network = captured_update(config, where, encoders)
+    loop = PlainLoop(config)
+    steps: dict[str, Callable[[], object]] = {
+        "emulator alone": loop.emulate,
+        "+ screens made small": partial(loop.shrink, encoders),
+    }
     for key, window, encoder in zip(config.inputs, config.model_windows, encoders, strict=True):
-        costs[f"{key}, {encoder.engine.name}"] = cost(embedding(encoder, window, shown))
-    costs["acting"] = cost(acting(config, n))
-    costs["update"] = updating(config, where, encoders)
-    env.close()
+        name = f"+ {key.rpartition('-')[0]} ({encoder.engine.name})"
+        steps[name] = partial(loop.embed, encoder, window)
+    steps["+ acting"] = partial(loop.act, network)
+    costs = {}
+    for count, name in enumerate(steps, 1):
+        costs[name] = cost(partial(loop.rollout, list(steps.values())[:count]))
+    costs["+ update"] = cost(partial(loop.rollout, list(steps.values()), update))
+    loop.env.close()
     return costs
 
 
-def embedding(encoder: Encoder, window: int, shown: Any) -> Callable[[], int]:
-    """Run a model's network on the newest window of each environment."""
-    levels = np.stack([encoder.shrink(frames) for frames in shown[-window:]], axis=1)
-    levels = levels if window > 1 else levels[:, 0]
+class PlainLoop:
+    """The parts of a step, one after the other; each uses what those before it have made."""
 
-    def work() -> int:
-        encoder.embed_shrunk(levels)
-        return len(levels)
+    def __init__(self, config: OnlineRun) -> None:
+        self.config = config
+        self.env = games.make_env(config.game, config.protocol, CONFIG.num_envs)
+        self.env.reset(seed=1)
+        self._generator = np.random.default_rng(0)
+        self._frames: Any = None
+        self._levels: dict[Any, deque[Any]] = {}
 
-    return work
+    def rollout(
+        self, parts: Sequence[Callable[[], object]], update: Callable[[], object] | None = None
+    ) -> int:
+        """Take the steps of a rollout, then make its update, if any; return how many steps."""
+        for _ in range(CONFIG.num_steps):
+            for part in parts:
+                part()
+        if update:
+            update()
+        return CONFIG.rollout_size
 
+    def emulate(self) -> None:
+        """Play random actions."""
+        actions = len(self.config.protocol.actions)
+        played = self.env.step(self._generator.integers(actions, size=CONFIG.num_envs))
+        self._frames = games.pictures(played[0])
 
-def acting(config: OnlineRun, envs: int) -> Callable[[], int]:
-    """Run the policy's network and draw actions, in each group of environments."""
-    network = make_network(config, config.model_windows, config.shapes).eval()
-    sizes = games.group_sizes(envs, config.env_groups)
-    width = sum(int(np.prod(shape)) for shape in config.shapes)
-    states = [torch.randn(size, config.network.frame_stack, width).half() for size in sizes]
+    def shrink(self, encoders: Sequence[Encoder]) -> None:
+        """Resize the screens once for all models that share it."""
+        for encoder in {encoder.alike: encoder for encoder in encoders}.values():
+            levels = encoder.shrink(self._frames)
+            # As at the start of an episode, the first screen stands for those before it.
+            kept = self._levels.setdefault(encoder.alike, deque([levels] * WINDOW, WINDOW))
+            kept.append(levels)
 
-    def work() -> int:
-        with torch.no_grad():
-            for state in states:
-                logits = ppo.forward(network, state, torch.zeros(len(state)), None, "cpu")[0]
+    def embed(self, encoder: Encoder, window: int) -> None:
+        """Run a model on the newest window of each environment."""
+        newest = list(self._levels[encoder.alike])[-window:]
+        encoder.embed_shrunk(np.stack(newest, axis=1) if window > 1 else newest[0])
+
+    def act(self, network: nn.Module) -> None:
+        """Run the policy's network on random embeddings, and draw actions, in each group."""
+        network.eval()
+        width = sum(int(np.prod(shape)) for shape in self.config.shapes)
+        for size in games.group_sizes(CONFIG.num_envs, self.config.env_groups):
+            states = torch.randn(size, self.config.network.frame_stack, width).half()
+            with torch.no_grad():
+                logits = ppo.forward(network, states, torch.zeros(size), None, "cpu")[0]
                 torch.multinomial(logits.softmax(dim=1), 1)
-        return envs
-
-    return work
 
 
-def updating(config: OnlineRun, folder: Path, encoders: list[Encoder]) -> Cost:
-    """Measure the updates of a short run."""
+def captured_update(
+    config: OnlineRun, folder: Path, encoders: list[Encoder]
+) -> tuple[Callable[[], object], nn.Module]:
+    """Train for a few rollouts; return the last update, which can be repeated, and its network."""
     begin(folder, config)
-    real, costs = ppo.update_policy, []
+    real, given = ppo.update_policy, []
 
-    def timed(*given: Any) -> Any:
-        wall, cpu = time.perf_counter(), time.process_time()
-        line = real(*given)
-        costs.append((time.perf_counter() - wall, time.process_time() - cpu))
-        return line
+    def kept(*arguments: Any) -> Any:
+        given[:] = arguments
+        return real(*arguments)
 
-    ppo.update_policy = timed
+    ppo.update_policy = kept
     try:
         train.train_playing(folder, config, "cpu", encoders=encoders)
     finally:
         ppo.update_policy = real
-    wall, cpu = (sum(each) for each in zip(*costs, strict=True))
-    return Cost(CONFIG.rollout_size * len(costs), wall, cpu)
+    return partial(real, *given), given[2]
 
 
 def command(python: str, *arguments: object) -> tuple[dict[str, Any], float, float]:
@@ -280,12 +301,9 @@ def main(o: Options) -> None:
         folder = Path(name)
         costs_of_parts = parts(o, folder)
         rows = [cost.row(name) for name, cost in costs_of_parts.items()]
-        each = sum(c.cpu / c.steps for c in costs_of_parts.values())
-        perfect = cores() / each
-        rows.append(["sum of the parts", f"{1 / each:,.0f}", f"{1000 * each:.3f}", "1.00"])
-        rows.append(
-            ["overlapping perfectly", f"{perfect:,.0f}", f"{1000 * each:.3f}", f"{cores():.2f}"]
-        )
+        plain = costs_of_parts["+ update"]
+        perfect = Cost(plain.steps, plain.cpu / cores(), plain.cpu)
+        rows.append(perfect.row("the same, overlapping perfectly"))
         pythons = {"wsa": sys.executable} | ({"wsa before": o.before} if o.before else {})
         models, numbers = f"--models={o.models}", iter(range(10**6))
         contenders: dict[str, Callable[[], Cost]] = {}
@@ -317,7 +335,8 @@ def main(o: Options) -> None:
             name: statistics.median([c.steps / c.wall for c in costs])
             for name, costs in measured.items()
         }
-        print(f"\nwsa: learn / overlapping perfectly: {rates['wsa: learn'] / perfect:.2f}")
+        rates = {"overlapping perfectly": perfect.steps / perfect.wall, **rates}
+        print()
         for name, other in rates.items():
             print(f"wsa: learn / {name}: {rates['wsa: learn'] / other:.2f}")
 
