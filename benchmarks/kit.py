@@ -1,8 +1,7 @@
 """Shared parts of the benchmarks: interleaved timing in one run, Markdown tables, and commands.
 
 Absolute times on shared machines are unreliable, so every figure is a ratio of things measured side
-by
-side: contenders are timed in turn, round after round, and their medians are compared.
+by side: contenders are timed in turn, round after round, and their medians are compared.
 """
 
 from __future__ import annotations
@@ -99,10 +98,17 @@ def table(unit: str, rates: dict[str, list[float]], base: str) -> None:
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a Markdown table."""
-    print("| " + " | ".join(columns) + " |")
-    print("| " + " | ".join("---" for _ in columns) + " |")
-    for row in rows:
-        print("| " + " | ".join(map(str, row)) + " |")
+    print(markdown_table(columns, rows))
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table."""
+    return "\n".join(map(markdown_line, [columns, ["---"] * len(columns), *rows]))
+
+
+def markdown_line(cells: Sequence[object]) -> str:
+    """Return a row of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def same_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
