@@ -6,20 +6,14 @@ by side: contenders are timed in turn, round after round, and their medians are 
 
 from __future__ import annotations
 
-import io
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from wsa.encode.jobs.plan import Plan
 from wsa.learn.collect.collect import collect, plan_collection
@@ -109,16 +103,3 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> 
 def markdown_line(cells: Sequence[object]) -> str:
     """Return a row of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"
-
-
-def same_npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """Make an npz file with the same bytes each time; numpy's contains the time of day."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, array in arrays.items():
-            content = io.BytesIO()
-            np.lib.format.write_array(content, array, allow_pickle=False)
-            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            info.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(info, content.getvalue(), compresslevel=9)
-    return file.getvalue()

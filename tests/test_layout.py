@@ -198,8 +198,11 @@ def test_the_wheel(tmp_path):
 def source_of(module: str) -> Path | None:
     """File of a module of wsa, or of the benchmarks' own; None for other modules."""
     parts = module.split(".")
-    base = ROOT.joinpath(*parts[1:] if parts[0] == "wsa" else ("benchmarks", *parts))
-    files = (base / "__init__.py", base.with_suffix(".py"))
+    folders = [ROOT / "benchmarks", ROOT / "benchmarks/making"]
+    bases = (
+        [ROOT.joinpath(*parts[1:])] if parts[0] == "wsa" else [f.joinpath(*parts) for f in folders]
+    )
+    files = [file for base in bases for file in (base / "__init__.py", base.with_suffix(".py"))]
     return next((path for path in files if path.is_file()), None)
 
 
@@ -231,7 +234,7 @@ def missing_names(script: Path) -> list[str]:
 
 
 def test_benchmarks_use_only_names_that_exist():
-    scripts = sorted((ROOT / "benchmarks").glob("*.py"))
+    scripts = sorted((ROOT / "benchmarks").rglob("*.py"))
     assert scripts and not [name for script in scripts for name in missing_names(script)]
 
 

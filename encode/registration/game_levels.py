@@ -1,7 +1,8 @@
 """Load the shipped fits for the games of ALE: background, gray levels and classes of things.
 
 For these games `palette` and `objects` need no frames in the store, and are the same for all users.
-`benchmarks/make_levels.py` made the file and says how. Changing one byte of it changes model keys.
+`benchmarks/making/make_levels.py` made the file and says how. Changing one byte of it changes model
+keys.
 """
 
 from __future__ import annotations

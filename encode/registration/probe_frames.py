@@ -2,7 +2,8 @@
 
 Bases that reduce a model's output are fitted on it, so that the embeddings of two labs agree
 without any exchange. A model's probe vectors are its embeddings of a few of these frames.
-`benchmarks/make_strip.py` made the file and says how. Changing one byte of it changes model keys.
+`benchmarks/making/make_strip.py` made the file and says how. Changing one byte of it changes model
+keys.
 """
 
 from __future__ import annotations

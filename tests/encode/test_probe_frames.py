@@ -28,7 +28,7 @@ def parts() -> list[probe_frames.GameFrames]:
 
 @pytest.fixture(scope="module")
 def maker() -> Iterator[ModuleType]:
-    folder = Path(__file__).parents[2] / "benchmarks"
+    folder = Path(__file__).parents[2] / "benchmarks/making"
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))  # As when it is run: it imports its neighbours.
         spec = importlib.util.spec_from_file_location("make_strip", folder / "make_strip.py")

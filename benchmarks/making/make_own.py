@@ -1,6 +1,6 @@
 """Train one set of the paper's own encoders for ten games, starting from only the emulator.
 
-    python benchmarks/make_own.py FOLDER [--jobs 4] [--scale 10]
+    python benchmarks/making/make_own.py FOLDER [--jobs 4] [--scale 10]
 
 1. A random policy plays each of the ten games of the field's published scores.
 2. PPO over `palette` trains on each game for a while, and then plays equally many steps.
@@ -18,13 +18,14 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import torch
-from kit import wsa
 
 GAMES = (
     "Pong", "Breakout", "BeamRider", "Seaquest", "SpaceInvaders",
@@ -40,6 +41,13 @@ TRAININGS = {
     "segmentation": (11_188, 128, 3e-4, "tf32"),
     "ae": (35_000, 64, 1e-3, "tf32"),
 }
+
+
+def wsa(*arguments: object) -> None:
+    """Run a command to its end, in a separate process."""
+    print("wsa", *arguments, flush=True)
+    command = [sys.executable, "-m", "wsa.cli", *map(str, arguments)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def play(folder: Path, scale: float, game: str) -> None:

@@ -1,6 +1,6 @@
 """Make `encode/registration/probe_frames.npz`, the same bytes each time.
 
-    python benchmarks/make_strip.py
+    python benchmarks/making/make_strip.py
 
 It holds eight real frames of every ALE game. Every game is played with random actions under the
 classic protocol. From its first 400 steps, four pairs of consecutive frames are kept, spread over
@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from kit import same_npz
+from npz import same_npz
 from numpy.typing import NDArray
 
 from wsa.encode.registration.probe_frames import PATH

@@ -1,6 +1,6 @@
 """Make `encode/registration/game_levels.npz`: background, levels, and classes of every ALE game.
 
-    python benchmarks/make_levels.py
+    python benchmarks/making/make_levels.py
 
 Every game is played in eight environments for 1,200 steps under the classic protocol. Four take a
 random action in each step. The others repeat theirs for four steps on average, which gets farther.
@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
-from kit import same_npz
+from npz import same_npz
 from numpy.typing import NDArray
 
 from wsa.encode.inference.levels import fit_levels

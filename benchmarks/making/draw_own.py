@@ -1,6 +1,6 @@
 """Draw what trained keypoints and masks point to, in six games, as a PNG.
 
-    python benchmarks/draw_own.py PICTURE.png okk=okk.safetensors vos=vos.safetensors [GAME ...]
+    python benchmarks/making/draw_own.py PICTURE.png okk=okk.safetensors vos=vos.safetensors [GAME ...]
 
 Either file may be missing. For two moments of each game, played at random: the frame, the keypoints
 as spots over it, one color each, and the masks of moving objects.
@@ -9,18 +9,20 @@ as spots over it, one color each, and the masks of moving objects.
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from kit import store_of
 from torch import Tensor
 
+import wsa
 from wsa.encode.models.paper import load, visualize
 from wsa.encode.models.paper.segmentation import MovingObjects
 from wsa.encode.models.paper.transporter import gaussians
 from wsa.learn.pretrain import data, outputs
 from wsa.store.format.windows import episode_starts, window_rows
+from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
 GAMES = ("Pong", "Breakout", "Seaquest", "MsPacman", "SpaceInvaders", "Qbert")
@@ -29,8 +31,9 @@ STEPS, MOMENTS, ENVS = 320, 2, 4
 
 def examples(game: str) -> Tensor:
     """Two consecutive frames at each moment, shape (MOMENTS, 2, 84, 84), in [0, 1]."""
-    with store_of(game, STEPS, STEPS // ENVS) as (backend, _):
-        snapshot = take_snapshot(backend)
+    with tempfile.TemporaryDirectory() as folder:
+        wsa.collect(game, store=folder, steps=STEPS, num_envs=ENVS, segment_steps=STEPS // ENVS)
+        snapshot = take_snapshot(open_store(folder))
         metas = snapshot.segments(game)[:MOMENTS]
         pairs = []
         for meta, share in zip(metas, np.linspace(0.4, 0.95, len(metas)), strict=True):

@@ -1,6 +1,6 @@
-"""Draw the learning curves of results/online-curves.csv as a PNG.
+"""Draw the learning curves of benchmarks/results/online-curves.csv as a PNG.
 
-    python benchmarks/draw_curves.py docs/pictures/pong.png
+    python benchmarks/making/draw_curves.py docs/pictures/pong.png
 
 Each point is the mean raw return of the training games, of all seeds, that ended in 20,000 steps.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from wsa.learn.training import charts
 
-RESULTS = Path(__file__).with_name("results") / "online-curves.csv"
+RESULTS = Path(__file__).parents[1] / "results/online-curves.csv"
 STRETCH = 20_000
 METHODS = {
     ("wsa", "palette"): "WSA over palette (two seeds)",
