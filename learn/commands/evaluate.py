@@ -30,7 +30,7 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     """
     from wsa.encode.inference.cores import threads_for
     from wsa.encode.inference.encoder import choose_device
-    from wsa.learn.runs import report
+    from wsa.learn.runs import evaluations, report
     from wsa.learn.runs.config import read_config
     from wsa.learn.runs.evaluate import evaluate_run
 
@@ -39,9 +39,36 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     folder, out = Path(o.run), Path(o.reads.out) if o.reads.out else None
     config = read_config(folder)
     _log.info(f"store {o.store or config.store}")
-    games = {"games": o.episodes, "random_games": o.episodes}
+    results, device = out or folder, choose_device(o.live.device)
+    asked = evaluations.asked(
+        folder,
+        o.reads.checkpoint,
+        episodes=o.episodes,
+        epsilon=o.play.epsilon,
+        seed=o.play.seed,
+        num_envs=o.play.num_envs,
+        without=o.without,
+        only=o.only,
+        variant=o.variant,
+        device=device,
+        engine=o.live.engine,
+    )
+    recorded = None if o.play.again or o.video else evaluations.find(results, asked)
     if o.dry_run:
-        return {**games, "steps_at_most": 2 * o.episodes * config.protocol.max_steps}
+        games = 0 if recorded else o.episodes
+        steps = 2 * games * config.protocol.max_steps
+        return {"games": games, "random_games": games, "steps_at_most": steps}
+    if recorded:
+        _log.info(
+            f"These games were played before, so none is played; they are in {results / 'eval.csv'}. "
+            "--again plays them again."
+        )
+        if not evaluations.has_its_weights(results, recorded):
+            _log.info(
+                f"{results / 'eval_weights.npz'} is of another evaluation; --again writes this one's."
+            )
+        _log.info(f"report {report.write(folder, o.store, out)}")
+        return recorded.repeated
     _log.info(f"games to play: {o.episodes:,} by the run, then as many by a random policy")
     pace = _Pace(o.episodes)
     with terminal.Progress("eval", "steps", shown=progress) as shown:
@@ -57,7 +84,7 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
             store=o.store,
             weights=weights_files(o.live.weights),
             video=o.video,
-            device=choose_device(o.live.device),
+            device=device,
             engine=o.live.engine,
             threads=threads,
             num_envs=o.play.num_envs,
@@ -68,7 +95,7 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
             out=out,
             on_step=on_step,
         )
-    results = out or folder
+    evaluations.keep(folder, results, asked, evaluation.summary(), weighed=evaluation.weighed)
     files = ["eval.csv", *(["eval_weights.npz"] if evaluation.weighed else [])]
     _log.info(f"games {', '.join(str(results / name) for name in files)}")
     if o.video:

@@ -242,6 +242,8 @@ class EvalPlayOptions:
     """Environment i has the seed SEED + i; separate from training's."""
     num_envs: Annotated[int, COUNT] = 4
     """Number of parallel environments."""
+    again: Switch = False
+    """Play even if the same games were played before; otherwise their result is printed again."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

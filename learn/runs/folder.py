@@ -8,6 +8,7 @@ runs/{game}__{exp_name}__{seed}__{time}/
     table/           online: the embedding of each distinct frame or window, once
     replay.bin       online DQN: steps, which point into the table
     eval.csv         episodes played by `wsa eval`
+    evaluations/     the result of each `wsa eval`, found again by what was asked
     eval_weights.npz the fusion's weights at every step of the newest `wsa eval`
     report.html      everything on one page; `wsa learn` and `wsa eval` rewrite it
     lock             held while a process trains the run

@@ -331,12 +331,42 @@ def test_an_evaluation_may_leave_its_results_elsewhere(filled, tmp_path):
     assert "games elsewhere/eval.csv, elsewhere/eval_weights.npz" in outcome.err
     assert "report elsewhere/report.html" in outcome.err
     kept = {path.name for path in (tmp_path / "elsewhere").iterdir()}
-    assert kept == {"eval.csv", "eval_weights.npz", "report.html"}
+    assert kept == {"eval.csv", "eval_weights.npz", "evaluations", "report.html"}
     table = (tmp_path / "elsewhere" / "eval.csv").read_bytes()
     assert len(table.splitlines()) == 1 + 2
-    filled(*run, "--out", "elsewhere")  # The same games again.
+    filled(*run, "--out", "elsewhere", "--again")  # The same games again.
     assert (tmp_path / "elsewhere" / "eval.csv").read_bytes() == table
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
     (tmp_path / "file").write_text("")
     refused = filled(*run, "--out", "file/results")
     assert refused.code == 6 and "file/results" in refused.error
+
+
+def test_repeating_an_evaluation_plays_nothing(filled, tmp_path):
+    run = ("eval", "run", "--num-envs", "1", "--seed", "77", "--json", "--out", "out")
+    first, second = (filled(*run, "--episodes", "1") for _ in range(2))
+    played, found = strict(first.out), strict(second.out)
+    costs = {
+        "frames",
+        "found_in_store",
+        "seen_before_live",
+        "hit_rate",
+        "backbone_passes",
+        "seconds",
+    }
+    assert played["backbone_passes"] > 0 and not any(found[name] for name in costs)
+    assert {k: v for k, v in found.items() if k not in costs} == {
+        k: v for k, v in played.items() if k not in costs
+    }
+    assert "played before" in second.err and "another evaluation" not in second.err
+    planned = strict(filled(*run, "--episodes", "1", "--dry-run").out)
+    assert planned == {"games": 0, "random_games": 0, "steps_at_most": 0}
+    # Anything else is another evaluation, whose weights replace this one's.
+    for other in (("--variant", "look:invert"), ("--epsilon", "0.5"), ("--again",), ("--video",)):
+        assert strict(filled(*run, "--episodes", "1", *other, "--dry-run").out)["games"] == 1
+    (tmp_path / "out" / "eval_weights.npz").write_bytes(b"of another one")
+    outcome = filled(*run, "--episodes", "1")
+    assert strict(outcome.out) == found and "is of another evaluation" in outcome.err
+    # Without the table there is nothing to refer to.
+    (tmp_path / "out" / "eval.csv").unlink()
+    assert strict(filled(*run, "--episodes", "1", "--dry-run").out)["games"] == 1

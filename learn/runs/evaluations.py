@@ -1,0 +1,138 @@
+"""Results of a run's evaluations, so that repeating one plays no game and makes no pass.
+
+RESULTS/evaluations/{identity}.json    what was asked, and the result
+
+Games follow from the network, the options, and the seeds: the same evaluation would give the same
+result. It counts as the same only if its options are spelled alike, and nothing is found if
+`eval.csv` was removed. A run with a user's own fusion is played every time, because that code may
+have changed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from wsa.learn.evaluation import attention_log
+from wsa.learn.report.document import versions
+from wsa.learn.runs.config import read_config
+from wsa.learn.training import checkpoint
+from wsa.store.common import atomic_files, hashing, user_code
+from wsa.store.format import records
+
+FOLDER = "evaluations"
+TABLE = "eval.csv"
+_NOTHING_PLAYED = {
+    "frames": 0,
+    "found_in_store": 0,
+    "seen_before_live": 0,
+    "hit_rate": 0.0,
+    "backbone_passes": 0,
+    "seconds": 0.0,
+}
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """Everything that the games of an evaluation depend on.
+
+    Attributes:
+        checkpoint: Checksum of the network's checkpoint.
+        versions: Versions of wsa and of the libraries it uses.
+        which, episodes, epsilon, seed, num_envs, without, only, variant, device, engine: Options of
+            `wsa eval`.
+    """
+
+    checkpoint: str
+    versions: str
+    which: Literal["final", "best"]
+    episodes: int
+    epsilon: float
+    seed: int
+    num_envs: int
+    without: tuple[str, ...]
+    only: tuple[str, ...]
+    variant: str
+    device: str
+    engine: str
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """A finished evaluation.
+
+    Attributes:
+        asked: What was asked.
+        result: From `wsa.learn.runs.evaluate.Evaluation.summary`.
+        weights: Checksum of its `eval_weights.npz`; "" if the fusion has no weights.
+    """
+
+    asked: Asked
+    result: dict[str, Any]
+    weights: str
+
+    @property
+    def repeated(self) -> dict[str, Any]:
+        """The result, with the costs of finding it: none."""
+        return self.result | _NOTHING_PLAYED
+
+
+def asked(run: Path, which: Literal["final", "best"], **options: Any) -> Asked:
+    """Describe an evaluation of a run.
+
+    Args:
+        run: The run's folder.
+        which: The newest checkpoint, or the best on held-out episodes.
+        options: The other options in `Asked`.
+
+    Raises:
+        MissingError: If the run has no such checkpoint.
+    """
+    folder = run / "checkpoints"
+    path = checkpoint.latest(folder) if which == "final" else checkpoint.best(folder)
+    return Asked(hashing.checksum(path.read_bytes()), versions(), which, **options)
+
+
+def find(results: Path, what: Asked) -> Recorded | None:
+    """Find a finished evaluation; None if there is none.
+
+    Raises:
+        DamagedError: If its file is damaged.
+    """
+    path = _path(results, what)
+    if not path.exists() or not (results / TABLE).exists():
+        return None
+    return records.read_json(path.read_bytes(), Recorded, str(path))
+
+
+def keep(run: Path, results: Path, what: Asked, result: dict[str, Any], *, weighed: bool) -> None:
+    """Record a finished evaluation, unless a user's own fusion played.
+
+    Args:
+        run: The run's folder.
+        results: Folder of the results.
+        what: What was asked.
+        result: The result.
+        weighed: Whether it wrote the fusion's weights.
+
+    Raises:
+        StorageError: If there is no room, or the folder refuses access.
+    """
+    if user_code.is_name(read_config(run).network.fusion.name):
+        return
+    recorded = Recorded(what, result, _weights(results) if weighed else "")
+    atomic_files.replace(_path(results, what), msgspec.json.format(hashing.canonical(recorded)))
+
+
+def has_its_weights(results: Path, recorded: Recorded) -> bool:
+    """Whether the fusion's weights in the folder, if it has any, are those of this evaluation."""
+    return not recorded.weights or recorded.weights == _weights(results)
+
+
+def _weights(results: Path) -> str:
+    path = results / attention_log.FILE
+    return hashing.checksum(path.read_bytes()) if path.exists() else ""
+
+
+def _path(results: Path, what: Asked) -> Path:
+    return results / FOLDER / f"{hashing.identity(what)[:24]}.json"
