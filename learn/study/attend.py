@@ -13,7 +13,14 @@ from wsa.learn.runs.config import read_config
 from wsa.learn.study import attend_report
 from wsa.learn.study.games import Games, PlayedGames
 from wsa.learn.study.interventions import KINDS, Kind, intervened
-from wsa.learn.study.trained_runs import evaluation_of, open_run, policy_of, print_results, runs_of
+from wsa.learn.study.trained_runs import (
+    evaluation_of,
+    open_run,
+    policy_of,
+    print_results,
+    runs_of,
+    trained_parameters,
+)
 from wsa.learn.study.weight_statistics import Log, read_log
 from wsa.learn.training import checkpoint
 from wsa.store.common import terminal
@@ -81,7 +88,9 @@ def _study_run(
     steps_per_s = EMULATOR_HZ / config.protocol.frame_skip
     chance = games.random(config) if o.episodes else None
     models = tuple(labels(config.models))
-    return attend_report.AttentionResult(str(run), config, models, steps_per_s, log, played, chance)
+    return attend_report.AttentionResult(
+        str(run), config, models, trained_parameters(config), steps_per_s, log, played, chance
+    )
 
 
 def _play(

@@ -17,6 +17,7 @@ from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.study import output
 from wsa.learn.study.games import NO_BETTER_THAN_RANDOM, PlayedGames, difference, evaluation_note
 from wsa.learn.study.interventions import Kind
+from wsa.learn.study.trained_runs import in_text
 from wsa.learn.study.weight_statistics import (
     REACH,
     Log,
@@ -38,7 +39,7 @@ CONDITION_NAMES = {
     "shuffled": "context of another state",
 }
 COLUMNS = (
-    "run", "game", "fusion", "seed", "model", "mean_weight", "std_weight", "largest_share", "entropy",
+    "run", "game", "fusion", "seed", "parameters", "model", "mean_weight", "std_weight", "largest_share", "entropy",
     "effective_number", "switches_per_s", "steps", "games",
 )  # fmt: skip
 
@@ -51,6 +52,7 @@ class AttentionResult:
         run: The run's folder.
         config: The run.
         models: Displayed names of its models.
+        parameters: Number of trainable parameters; None if unknown.
         steps_per_s: Number of steps in a second of play.
         log: Weights of its newest evaluation.
         games: Games in each condition; empty if nothing was played.
@@ -60,6 +62,7 @@ class AttentionResult:
     run: str
     config: OfflineRun | OnlineRun
     models: tuple[str, ...]
+    parameters: int | None
     steps_per_s: float
     log: Log
     games: dict[Kind, PlayedGames]
@@ -89,6 +92,7 @@ def summary(one: AttentionResult) -> dict[str, Any]:
     """A run as JSON values."""
     return {
         "run": one.run,
+        "parameters": one.parameters,
         "models": [dict(zip(COLUMNS, row, strict=True)) for row in _rows(one)],
         "games": {kind: list(played.interval) for kind, played in one.games.items()},
     }
@@ -96,7 +100,7 @@ def summary(one: AttentionResult) -> dict[str, Any]:
 
 def _run_columns(one: AttentionResult) -> tuple[Any, ...]:
     c = one.config
-    return one.run, c.game, c.network.fusion.name, c.seed
+    return one.run, c.game, c.network.fusion.name, c.seed, one.parameters
 
 
 def _rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
@@ -111,10 +115,20 @@ def _rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
         yield (*_run_columns(one), model, *of_model, *overall)
 
 
-EVENT_COLUMNS = ("run", "game", "fusion", "seed", "event", "count", "model", "step", "mean", "low",
+EVENT_COLUMNS = ("run", "game", "fusion", "seed", "parameters", "event", "count", "model", "step", "mean", "low",
                  "high")  # fmt: skip
-ACTION_COLUMNS = ("run", "game", "fusion", "seed", "action", "count", "model", "mean_weight")
-GAME_COLUMNS = ("run", "game", "fusion", "seed", "condition", "number", "return")
+ACTION_COLUMNS = (
+    "run",
+    "game",
+    "fusion",
+    "seed",
+    "parameters",
+    "action",
+    "count",
+    "model",
+    "mean_weight",
+)
+GAME_COLUMNS = ("run", "game", "fusion", "seed", "parameters", "condition", "number", "return")
 
 
 def _event_rows(one: AttentionResult) -> Iterator[tuple[Any, ...]]:
@@ -147,14 +161,14 @@ def _parts(one: AttentionResult) -> Iterator[Part]:
     rows = list(_rows(one))
     *_, effective, switches, steps, games = rows[0]
     yield Text(
-        f"{one.run}: {name}; {steps:,} steps of {games} games. Effective number of "
+        f"{one.run}: {name}, {in_text(one.parameters)}; {steps:,} steps of {games} games. Effective number of "
         f"models: {effective:.2f} of {len(one.models)}. The model with the largest weight changes "
         f"{switches:.2f} times per second."
     )
     yield table(
         f"Use of the models: {name}",
         ("model", "mean weight", "std", "largest in"),
-        [(r[4], f"{r[5]:.3f}", f"{r[6]:.3f}", f"{r[7]:.0%} of steps") for r in rows],
+        [(r[5], f"{r[6]:.3f}", f"{r[7]:.3f}", f"{r[8]:.0%} of steps") for r in rows],
     )
     yield _film(one)
     for sign, event in SIGNS.items():

@@ -11,11 +11,16 @@ from wsa.encode.inference.encoder import choose_device
 from wsa.learn.bench.grid import EvaluationSettings, evaluation_settings
 from wsa.learn.configs.study import RunsOptions
 from wsa.learn.evaluation.greedy_policy import GreedyPolicy
+from wsa.learn.runs.config import OfflineRun, OnlineRun
+from wsa.learn.runs.moved_store import find_store
+from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.learn.runs.player import Player, open_player
 from wsa.learn.study.output import PAGE
 from wsa.store.common import terminal
-from wsa.store.common.errors import UsageError
+from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.common.ranges import check_ranges
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
 
 
 def runs_of(o: RunsOptions) -> list[Path]:
@@ -52,6 +57,25 @@ def policy_of(o: RunsOptions, player: Player) -> GreedyPolicy:
     """A run's network as the policy of a study's games."""
     final = o.final_games
     return player.policy(final.eval_num_envs, final.epsilon, final.eval_seed)
+
+
+def trained_parameters(config: OfflineRun | OnlineRun) -> int | None:
+    """Number of trainable parameters of a run's network.
+
+    Returns:
+        The number; None if the store of a run on stored data, which has the shapes, is gone.
+    """
+    try:
+        config = find_store(config)
+        snapshot = take_snapshot(open_store(config.store))
+        return parameters_of(config, *windows_and_shapes(config, snapshot)).total
+    except MissingError:
+        return None
+
+
+def in_text(parameters: int | None) -> str:
+    """The number of trainable parameters in a sentence."""
+    return f"{'unknown' if parameters is None else f'{parameters:,}'} trainable parameters"
 
 
 def print_results(o: RunsOptions, text: str, values: dict[str, Any]) -> int:

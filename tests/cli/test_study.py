@@ -88,6 +88,7 @@ def test_sets_of_models_are_played_once(ready, trained, tmp_path, monkeypatch, u
     whole, chance = run["sets"][f"{RESNET}+{VIT}"][0], run["random"][0]
     assert sum(run["shapley"].values()) == pytest.approx(whole - chance)
     games = rows(tmp_path / "st" / "scale-played.csv")
+    assert {int(r["parameters"]) for r in games} == {run["parameters"]}
     passes = {r["present"]: int(r["passes"]) for r in games}
     # Two models pass twice as often at most; one alone is the only one that runs.
     assert 0 < passes[RESNET] <= 24 and 0 < passes[VIT] <= 24 and passes[""] == 0
@@ -122,6 +123,7 @@ def test_interventions_go_on_where_they_stopped(ready, trained, tmp_path, monkey
     st = tmp_path / "st"
     assert {r["condition"] for r in rows(st / "attend-games.csv")} == set(interventions.KINDS)
     assert [r["model"] for r in rows(st / "attend.csv")] == [RESNET, VIT]
+    assert all(int(r["parameters"]) > 0 for r in rows(st / "attend.csv"))
     shares = [float(r["mean_weight"]) for r in rows(st / "attend.csv")]
     assert sum(shares) == pytest.approx(1, abs=1e-5)
     # Games of the run as it is are those that --after played has of the whole.

@@ -184,6 +184,8 @@ def test_what_is_written(run: Path, tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "scale-cached.csv").read_text().splitlines()))
     assert [r["present"] for r in rows] == ["", "lite0", "vit", "lite0+vit"]
     assert [float(r["agreement"]) for r in rows] == [one.agreement for one in found.sets]
+    assert {int(r["parameters"]) for r in rows} == {found.parameters}
+    assert f"{found.parameters:,} trainable parameters" in text
     assert text == (tmp_path / "scale-cached.md").read_text()
     assert "| lite0+vit | 1.000" in text and "- command: " in text and "torch" in text
     page = (tmp_path / "index.html").read_text()

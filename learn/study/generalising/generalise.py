@@ -20,7 +20,14 @@ from wsa.learn.study.generalising import report
 from wsa.learn.study.generalising.report import Failed, VariantResult
 from wsa.learn.study.generalising.shift import Shift, Shifts
 from wsa.learn.study.generalising.suites import SUITES, variants_of
-from wsa.learn.study.trained_runs import evaluation_of, open_run, policy_of, print_results, runs_of
+from wsa.learn.study.trained_runs import (
+    evaluation_of,
+    open_run,
+    policy_of,
+    print_results,
+    runs_of,
+    trained_parameters,
+)
 from wsa.learn.training import checkpoint
 from wsa.store.common import atomic_files, terminal
 from wsa.store.common.errors import UsageError, WsaError
@@ -227,7 +234,10 @@ def _study_run(
     }
     shifts = dict(_shifts(plan, saved, player))
     models = tuple(labels(config.models))
-    return VariantResult(str(plan.folder), config, models, plan.network, pairs[""], suites, shifts)
+    return VariantResult(
+        str(plan.folder), config, models, plan.network, trained_parameters(config), pairs[""],
+        suites, shifts,
+    )  # fmt: skip
 
 
 def _shifts(plan: Plan, saved: SavedResults, player: Player | None) -> Iterator[tuple[str, Shift]]:

@@ -18,14 +18,15 @@ from wsa.learn.study.games import env_seeds, evaluation_note
 from wsa.learn.study.generalising.retention import FEW, Pair, Retention
 from wsa.learn.study.generalising.shift import Shift
 from wsa.learn.study.generalising.suites import COLOURS
+from wsa.learn.study.trained_runs import in_text
 
 KIND, TITLE = "generalise", "In games that the runs were not trained on"
-COLUMNS = ("run", "game", "fusion", "seed", "checkpoint", "suite", "variant", "policy", "number",
+COLUMNS = ("run", "game", "fusion", "seed", "parameters", "checkpoint", "suite", "variant", "policy", "number",
            "env_seed", "return")  # fmt: skip
-KEPT_COLUMNS = ("run", "game", "fusion", "seed", "suite", "variant", "return_mean", "return_low",
+KEPT_COLUMNS = ("run", "game", "fusion", "seed", "parameters", "suite", "variant", "return_mean", "return_low",
                 "return_high", "random_mean", "change", "change_low", "change_high", "kept",
                 "kept_low", "kept_high", "passes")  # fmt: skip
-SHIFT_COLUMNS = ("run", "game", "fusion", "seed", "variant", "states", "model", "cosine",
+SHIFT_COLUMNS = ("run", "game", "fusion", "seed", "parameters", "variant", "states", "model", "cosine",
                  "weight_before", "weight_after", "weight_moved", "action_agreement")  # fmt: skip
 NO_ADVANTAGE = (
     "These games do not show that the run plays better than a random policy. In the unchanged game, its "
@@ -43,6 +44,7 @@ class VariantResult:
         config: The run.
         models: Displayed names of its models.
         checkpoint: First 12 hex digits of the network's hash.
+        parameters: Number of trainable parameters; None if unknown.
         plain: Games without a change, of the run and of a random policy.
         suites: The same by suite and variant.
         shifts: By variant, its effect on embeddings and weights.
@@ -52,6 +54,7 @@ class VariantResult:
     config: OfflineRun | OnlineRun
     models: tuple[str, ...]
     checkpoint: str
+    parameters: int | None
     plain: Pair
     suites: dict[str, dict[str, Pair]]
     shifts: dict[str, Shift]
@@ -66,7 +69,7 @@ class VariantResult:
     def about(self) -> tuple[Any, ...]:
         """First columns of the run's rows."""
         c = self.config
-        return self.run, c.game, c.network.fusion.name, c.seed
+        return self.run, c.game, c.network.fusion.name, c.seed, self.parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,12 +130,13 @@ def summary(one: VariantResult) -> dict[str, Any]:
     retention = Retention(one.plain)
     return {
         "run": one.run,
+        "parameters": one.parameters,
         "return": list(one.plain[0].interval),
         "random": list(one.plain[1].interval),
         "above_random": retention.beats_random,
         "suites": {s: retention.share(list(pairs.values())) for s, pairs in one.suites.items()},
-        "variants": [dict(zip(KEPT_COLUMNS[4:], row[4:], strict=True)) for row in _kept_rows(one)],
-        "shifts": [dict(zip(SHIFT_COLUMNS[4:], row[4:], strict=True)) for row in _shift_rows(one)],
+        "variants": [dict(zip(KEPT_COLUMNS[5:], row[5:], strict=True)) for row in _kept_rows(one)],
+        "shifts": [dict(zip(SHIFT_COLUMNS[5:], row[5:], strict=True)) for row in _shift_rows(one)],
     }
 
 
@@ -179,7 +183,8 @@ def _overview(runs: Sequence[VariantResult]) -> Iterator[Part]:
         played, chance = (p.interval for p in one.plain)
         cells = [shares.get(suite) for suite in suites]
         note = "" if retention.beats_random else "not shown to be better than random"
-        rows.append((called, one.name, played, chance, *cells, note))
+        counted = one.parameters and f"{one.parameters:,}"
+        rows.append((called, one.name, counted, played, chance, *cells, note))
         bars += [
             figures.Bar(f"{suite}: {called}", *value, style)
             for suite, value in shares.items()
@@ -195,14 +200,14 @@ def _overview(runs: Sequence[VariantResult]) -> Iterator[Part]:
     if rows:
         yield table(
             "Share of the score that is kept, mean over each suite",
-            ("run", "game", "mean return", "random policy", *suites, "note"),
+            ("run", "game", "parameters", "mean return", "random policy", *suites, "note"),
             rows,
         )
 
 
 def _parts(one: VariantResult, games: int) -> Iterator[Part]:
     retention = Retention(one.plain)
-    yield Text(f"{one.run}: {one.name}; network {one.checkpoint}.")
+    yield Text(f"{one.run}: {one.name}; network {one.checkpoint}, {in_text(one.parameters)}.")
     if not retention.beats_random:
         yield Text(NO_ADVANTAGE.format(retention.advantage))
     elif games < FEW:

@@ -53,6 +53,7 @@ class CachedResult:
         game: ALE game id.
         fusion: Name of the fusion.
         seed: Seed of the run.
+        parameters: Number of trainable parameters, including those of absent models.
         models: Displayed names of its models.
         checkpoint: First 12 hex digits of the network's hash.
         states: Number of states.
@@ -67,6 +68,7 @@ class CachedResult:
     game: str
     fusion: str
     seed: int
+    parameters: int
     models: tuple[str, ...]
     checkpoint: str
     states: int
@@ -143,7 +145,7 @@ def measure(
     passes = Encoder.total_passes - before
     assert passes == 0, "stored states need no pass"
     return CachedResult(
-        str(folder), config.game, config.network.fusion.name, config.seed,
+        str(folder), config.game, config.network.fusion.name, config.seed, states.parameters,
         tuple(labels(config.models)), states.digest, len(states), states.held_out, kind,
         tuple(sets), tuple(shapley({s.present: s.agreement for s in sets}).tolist()), passes,
     )  # fmt: skip

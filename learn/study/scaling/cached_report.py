@@ -23,7 +23,7 @@ NOTE = (
     "game was played."
 )
 COLUMNS = (
-    "run", "game", "fusion", "seed", "checkpoint", "states", "held_out", "present", "models",
+    "run", "game", "fusion", "seed", "parameters", "checkpoint", "states", "held_out", "present", "models",
     "agreement", "loss", "loss_value", "mean_weights",
 )  # fmt: skip
 
@@ -38,8 +38,8 @@ def write(folder: Path, scaled: Sequence[CachedResult]) -> str:
 def _row(one: CachedResult, measured: SetResult) -> tuple[Any, ...]:
     weights = measured.weights and "+".join(f"{w:.6g}" for w in measured.weights)
     return (
-        one.run, one.game, one.fusion, one.seed, one.checkpoint, one.states, one.held_out,
-        _named(one, measured), sum(measured.present), measured.agreement, one.loss, measured.loss,
+        one.run, one.game, one.fusion, one.seed, one.parameters, one.checkpoint, one.states,
+        one.held_out, _named(one, measured), sum(measured.present), measured.agreement, one.loss, measured.loss,
         weights or "",
     )  # fmt: skip
 
@@ -48,7 +48,7 @@ def _parts(one: CachedResult) -> Iterator[Part]:
     which = "held-out states" if one.held_out else "states that it may have been trained on"
     yield Text(
         f"{one.run}: {one.game}, {one.fusion}, seed {one.seed}; {one.states:,} {which}, network "
-        f"{one.checkpoint}."
+        f"{one.checkpoint}, {one.parameters:,} trainable parameters."
     )
     bars = [
         figures.Bar(name, value, style=i)

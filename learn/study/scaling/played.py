@@ -27,12 +27,13 @@ from wsa.learn.study.games import (
 )
 from wsa.learn.study.scaling.cached_report import letters_of
 from wsa.learn.study.scaling.subsets import Mask, shapley, subsets
+from wsa.learn.study.trained_runs import in_text, trained_parameters
 from wsa.learn.training import checkpoint
 
 KIND, TITLE = "scale-played", "After training, in games"
 MOST_EXACT = 4
-COLUMNS = ("run", "game", "fusion", "seed", "checkpoint", "present", "models", "number", "return",
-           "passes")  # fmt: skip
+COLUMNS = ("run", "game", "fusion", "seed", "parameters", "checkpoint", "present", "models", "number",
+           "return", "passes")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ class PlayedResult:
         config: The run.
         models: Displayed names of its models.
         checkpoint: First 12 hex digits of the network's hash.
+        parameters: Number of trainable parameters, including those of absent models; None if
+            unknown.
         sets: Games by set, the whole last.
         random: Games of a random policy.
     """
@@ -52,6 +55,7 @@ class PlayedResult:
     config: OfflineRun | OnlineRun
     models: tuple[str, ...]
     checkpoint: str
+    parameters: int | None
     sets: dict[Mask, PlayedGames]
     random: PlayedGames
 
@@ -117,7 +121,8 @@ def measure(
             )
         by_mask[mask] = games_played
     models = tuple(labels(config.models))
-    return PlayedResult(str(run), config, models, network, by_mask, games.random(config))
+    parameters, chance = trained_parameters(config), games.random(config)
+    return PlayedResult(str(run), config, models, network, parameters, by_mask, chance)
 
 
 def _condition(mask: Mask) -> str:
@@ -141,6 +146,7 @@ def summary(one: PlayedResult) -> dict[str, Any]:
     """A run as JSON values."""
     return {
         "run": one.run,
+        "parameters": one.parameters,
         "sets": {_named(one, mask): list(played.interval) for mask, played in one.sets.items()},
         "random": list(one.random.interval),
         "shapley": one.shapley and dict(zip(one.models, one.shapley, strict=True)),
@@ -149,7 +155,7 @@ def summary(one: PlayedResult) -> dict[str, Any]:
 
 def _rows(one: PlayedResult) -> list[tuple[Any, ...]]:
     c = one.config
-    columns = (one.run, c.game, c.network.fusion.name, c.seed, one.checkpoint)
+    columns = (one.run, c.game, c.network.fusion.name, c.seed, one.parameters, one.checkpoint)
     sets = [(_named(one, mask), sum(mask), played) for mask, played in one.sets.items()]
     return [
         (*columns, name, count, number, returned, played.passes)
@@ -172,7 +178,8 @@ def _parts(one: PlayedResult) -> list[Part]:
     name = f"{c.game}, {c.network.fusion.name}, seed {c.seed}"
     all_models = one.sets[(True,) * len(one.models)]
     learned = difference(all_models, one.random).low > 0
-    parts: list[Part] = [Text(f"{one.run}: {name}; network {one.checkpoint}.")]
+    counted = in_text(one.parameters)
+    parts: list[Part] = [Text(f"{one.run}: {name}; network {one.checkpoint}, {counted}.")]
     if not learned:
         parts.append(Text(NO_BETTER_THAN_RANDOM))
     bars = [

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wsa.learn.data.nstep import hold_out
 from wsa.learn.data.transitions import StateRows
+from wsa.learn.networks.parameters import count_parameters
 from wsa.learn.runs.config import OfflineRun, OnlineRun, read_config
 from wsa.learn.runs.data import only, open_data
 from wsa.learn.runs.player import load_network
@@ -55,6 +56,7 @@ class StoredStates:
         config: The run.
         digest: First 12 hex digits of its checkpoint's hash.
         held_out: Whether the run was not trained on the states.
+        parameters: Number of trainable parameters of its network.
 
     Raises:
         MissingError: If there is no run, no checkpoint, or no state that all of its models have
@@ -69,6 +71,7 @@ class StoredStates:
         self._flat = _data(folder, self.config)
         network, _ = load_network(self.config, self._flat, path)
         self._network: Any = network.to(torch.device(device)).eval()
+        self.parameters = count_parameters(network).total
         self._rows, self.held_out = _held_out(self.config, self._flat, most, self._recurrent)
 
     def __len__(self) -> int:
