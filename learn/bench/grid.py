@@ -172,13 +172,9 @@ def cells(o: BenchOptions, settings: Settings) -> list[Cell]:
     for game, (fusion, models), seed in itertools.product(
         dict.fromkeys(o.games), methods, dict.fromkeys(o.seeds)
     ):
-        request = dataclasses.replace(
-            request_for(o, fusion),
-            game=game,
-            models=models,
-            seed=seed,
-            store=str(settings.options["store"]),
-        )
+        request = with_models(request_for(o, fusion), models)
+        store = str(settings.options["store"])
+        request = dataclasses.replace(request, game=game, seed=seed, store=store)
         folder = Path(o.bench_dir) / "runs" / f"{game}__{fusion}__{folder_part(models)}__{seed}"
         segments = settings.segments.get(game, ())
         grid.append(Cell(request, folder.absolute(), evaluation, o.compute, segments))
@@ -208,6 +204,14 @@ def check(o: BenchOptions) -> None:
             "bad-option",
             "Name the models to fuse, for example --models-subsets lite0+lite1,lite0.",
         )
+    named = {*o.models, *itertools.chain(*(subset.split("+") for subset in o.models_subsets))}
+    for name in o.method.decode:
+        if name not in {*named, o.method.context}:
+            raise UsageError(
+                "bad-option",
+                f"--decode {name}: no run has this model. Name one of {', '.join(sorted(named))}, "
+                "as it is named there.",
+            )
     if o.models_subsets and o.models:
         raise UsageError("bad-option", "Give --models or --models-subsets, not both.")
     for subset in o.models_subsets:
@@ -331,6 +335,14 @@ def request_for(o: BenchOptions, fusion: str) -> RunRequest:
             o.network, fusion=as_preset(o.network.fusion, o.method.fusion_preset, fusion)
         )
     return RunRequest(**shared, fusion=fusion)
+
+
+def with_models(request: RunRequest, models: tuple[str, ...]) -> RunRequest:
+    """The request of a run with these models; it decodes only those that it has."""
+    own = {*models, request.method.context}
+    decode = tuple(name for name in request.method.decode if name in own)
+    method = dataclasses.replace(request.method, decode=decode)
+    return dataclasses.replace(request, models=models, method=method)
 
 
 def flag_value(value: Any) -> Any:

@@ -149,11 +149,13 @@ class OutputOptions:
 
 @dataclasses.dataclass(frozen=True)
 class MethodOptions:
-    """The context of the fusion, the authors' settings, and equal numbers of parameters."""
+    """The fusion's context, decoders, the authors' settings, and equal numbers of parameters."""
 
     context: Text = ""
     """Context of WSA's scorer: a model's embedding of the newest frame, or 'mean' of the fused models.
     If not given: mean; ae if you name no models either and all that have encoded the game are taken."""
+    decode: Names = ()
+    """Models whose stored code the network decodes with their own frozen decoder: vos, into 20 masks of 84 x 84."""
     fusion_preset: Preset = "default"
     """Fusion options as in the authors' thesis, or as in their published code."""
     rl_preset: RLPreset = "default"
@@ -525,6 +527,7 @@ _FLAGS = {
 }
 # Options of a fusion and of the heads above it, which a network on pixels does not have.
 _SWITCHES = {
+    "decode",
     "fusion_preset",
     "normalize",
     "clip_embeddings",

@@ -39,11 +39,14 @@ class Inputs:
             for the mean of the fused models' E_i.
         fused: Number of embeddings to fuse, counted from the first; None for all. The remaining
             one serves only as the context, like the paper's autoencoder.
+        decoders: For each embedding that the network decodes into a map, the digest of its model's
+            weights; "" for the others. Empty if it decodes none.
     """
 
     shapes: tuple[Shape, ...]
     context: int | None = None
     fused: int | None = None
+    decoders: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[Shape, ...]:

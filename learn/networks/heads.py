@@ -1,7 +1,8 @@
-"""Q-network and actor-critic: normalize embeddings, fuse them, and apply heads."""
+"""Q-network and actor-critic: normalize or decode embeddings, fuse them, and apply heads."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.fusion.build import make_fusion
+from wsa.learn.networks.decoder import Decoder
 
 
 class Standard(nn.Module):
@@ -59,8 +61,12 @@ class Raw(nn.Identity):
 class Torso(nn.Module):
     """Normalize and fuse stacks of embeddings into one state vector, the input of every head.
 
+    An embedding with a decoder is not normalized, because the decoder takes the code as it is, and
+    returns masks from 0 to 1.
+
     Args:
-        inputs: Shapes of the models' embeddings, which are concatenated in each row.
+        inputs: Shapes of the models' embeddings, which are concatenated in each row, and which of
+            them to decode.
         config: Normalization, fusion, and sizes.
 
     Attributes:
@@ -76,10 +82,21 @@ class Torso(nn.Module):
             "layer": Layer,
             "none": Raw,
         }
+        decoders = inputs.decoders or ("",) * len(inputs.shapes)
         self.normalisers = nn.ModuleList(
-            normalizers[config.normalize](width) for width in inputs.widths
+            Raw() if weights else normalizers[config.normalize](width)
+            for width, weights in zip(inputs.widths, decoders, strict=True)
         )
-        self.fusion = make_fusion(config.fusion, inputs)
+        self.decoders = nn.ModuleList(
+            Decoder(weights) if weights else nn.Identity() for weights in decoders
+        )
+        shapes = tuple(
+            (shape[0], *Decoder.shape) if weights else shape
+            for shape, weights in zip(inputs.shapes, decoders, strict=True)
+        )
+        self.fusion = make_fusion(
+            config.fusion, dataclasses.replace(inputs, shapes=shapes, decoders=())
+        )
         self.out_features = self.fusion.out_features
 
     def set_moments(
@@ -109,9 +126,9 @@ class Torso(nn.Module):
         """
         parts = stacks.split(list(self.inputs.widths), dim=2)
         embeddings = [
-            normaliser(part[:, -shape[0] :].float()).reshape(len(part), *shape)
-            for normaliser, part, shape in zip(
-                self.normalisers, parts, self.inputs.shapes, strict=True
+            decoder(normaliser(part[:, -shape[0] :].float()).reshape(len(part), *shape))
+            for decoder, normaliser, part, shape in zip(
+                self.decoders, self.normalisers, parts, self.inputs.shapes, strict=True
             )
         ]
         state, weights = self.fusion(embeddings, mask)

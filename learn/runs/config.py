@@ -52,6 +52,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             data. All models have encoded them.
         evaluation: Settings of the periodic evaluation games.
         init: Checkpoint of another run whose network this run starts from, or "".
+        decoders: For each model whose code the network decodes, by key: the digest of the model's
+            weights, by which the decoder is found.
     """
 
     store: str
@@ -64,6 +66,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     segments: tuple[str, ...]
     evaluation: EvaluationConfig = EvaluationConfig()
     init: str = ""
+    decoders: dict[str, str] = {}
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -89,7 +92,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             for i, (window, shape) in enumerate(zip(windows, shapes, strict=True))
         )
         context = None if self.context == MEAN_CONTEXT else self.inputs.index(self.context)
-        return Inputs(stacked, context, fused)
+        decoders = tuple(self.decoders.get(key, "") for key in self.inputs)
+        return Inputs(stacked, context, fused, decoders if any(decoders) else ())
 
 
 class OfflineRun(RunConfig, frozen=True, tag_field="kind", tag="offline"):

@@ -31,7 +31,7 @@ from wsa.learn.evaluation.scores import (
     stratified_interval,
 )
 from wsa.learn.evaluation.video import Films, labels
-from wsa.learn.networks.parameters import count_parameters
+from wsa.learn.networks.parameters import Parameters, count_parameters
 from wsa.learn.runs.config import read_config
 from wsa.learn.runs.player import Player, open_player
 from wsa.store.common import atomic_files
@@ -51,7 +51,7 @@ class Evaluation:
         live: The live encoder, or grayscale pixels, with its counts.
         seconds: Wall time of the network's games.
         present: Names of the fused models.
-        parameters: Number of trainable parameters, including those of models that were left out.
+        parameters: Numbers of parameters, including those of models that were left out.
         variant: Variant of the game as a SPEC; "" for the unchanged game.
         weighed: Whether the fusion's weights were logged.
     """
@@ -64,7 +64,7 @@ class Evaluation:
     live: Any
     seconds: float
     present: tuple[str, ...]
-    parameters: int
+    parameters: Parameters
     variant: str = ""
     weighed: bool = False
 
@@ -82,7 +82,7 @@ class Evaluation:
             "checkpoint": self.which,
             "present": self.present,
             "variant": self.variant or None,
-            "parameters": self.parameters,
+            **self.parameters.named(),
             "episodes": len(self.episodes),
             "return_mean": mean,
             "return_std": spread,
@@ -201,7 +201,7 @@ def evaluate_run(
         player.embedder,
         seconds,
         present,
-        count_parameters(player.network).total,
+        count_parameters(player.network),
         spec,
         player.weighs,
     )

@@ -36,7 +36,7 @@ def mask_of(
         return None
     option = "--only" if only else "--without"
     check_can_lose(config, option)
-    named = {_find(config, snapshot, name, option) for name in (*without, *only)}
+    named = {find_model(config.models, snapshot, name, option) for name in (*without, *only)}
     mask = tuple((key in named) == bool(only) for key in config.models)
     if not any(mask):
         raise UsageError(
@@ -83,16 +83,26 @@ def _can_lose(fusion: str) -> bool:
     return fusion != "single" and bool(fusion_class(fusion).per_model)
 
 
-def _find(config: RunConfig, snapshot: Snapshot, name: str, option: str) -> str:
-    """Find the run's model with a name: a key, an alias, or a name as in `wsa encode --models`."""
-    fitting = [key for key in config.models if name in (key, names.key_alias(key))]
+def find_model(models: Sequence[str], snapshot: Snapshot, name: str, option: str) -> str:
+    """Find one of a run's models by its key, its alias, or its name as in `wsa encode --models`.
+
+    Args:
+        models: Keys of the run's models.
+        snapshot: The run's store.
+        name: The name.
+        option: The option that names it.
+
+    Raises:
+        UsageError: If none of them, or several, have this name.
+    """
+    fitting = [key for key in models if name in (key, names.key_alias(key))]
     if not fitting and ":" in name:
         stored = stored_name(snapshot, name)
-        fitting = [key for key in config.models if stored in (key, names.key_alias(key))]
+        fitting = [key for key in models if stored in (key, names.key_alias(key))]
     if len(fitting) != 1:
         raise UsageError(
             "bad-option",
-            f"{option} {name}: the run's models are {', '.join(config.models)}. Name one of them; "
+            f"{option} {name}: the run's models are {', '.join(models)}. Name one of them; "
             "use the key if an alias fits several.",
         )
     return fitting[0]

@@ -117,13 +117,15 @@ def _run_section(folder: Path, config: OfflineRun | OnlineRun, store: str) -> Se
 
 
 def _parameters(config: OfflineRun | OnlineRun, store: str) -> Part:
-    """Number of trainable parameters; the store has the shapes of the network's inputs."""
+    """Numbers of parameters; the store has the shapes of the network's inputs."""
     try:
         snapshot = take_snapshot(open_store(store))
         counted = parameters_of(config, *windows_and_shapes(config, snapshot))
     except WsaError as error:
         return Text(f"The number of parameters is unknown: {error}")
     rows = [("fusion", counted.fusion), ("head", counted.head), ("total", counted.total)]
+    if counted.frozen:
+        rows.append(("frozen decoders, not in the total", counted.frozen))
     return table(
         "Trainable parameters", ("", "numbers"), [(name, f"{count:,}") for name, count in rows]
     )

@@ -127,7 +127,11 @@ def plan(o: CombineOptions, snapshot: Snapshot, device: str) -> Plan:
     settings = grid.shared_settings(bench, snapshot)
     cells = [(cell, method_of(cell.request)) for cell in grid.cells(bench, settings)]
     if control := untrained(o.models):
-        untrained_bench = dataclasses.replace(bench, fusions=("wsa",), models=control)
+        decode = tuple(_untrained(name) for name in bench.method.decode)
+        options = dataclasses.replace(bench.method, decode=decode)
+        untrained_bench = dataclasses.replace(
+            bench, fusions=("wsa",), models=control, method=options
+        )
         cells += [(cell, "wsa, untrained models") for cell in grid.cells(untrained_bench, settings)]
     runs: list[Planned] = []
     left_out: dict[str, str] = {}

@@ -35,6 +35,7 @@ from wsa.encode.models.paper.base import Frozen, Recipe, Trainee, TrainingInput,
 OBJECTS = 20
 CODE = 512
 _SIDE = 84
+MASKS = (_SIDE, _SIDE, OBJECTS)  # Shape of the masks as a map of features.
 _FLOW_SCALE = 0.01 * _SIDE
 
 

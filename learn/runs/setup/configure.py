@@ -92,11 +92,13 @@ def configure(
     else:
         context = context_key(request.method.context, [], keys_of)
         models, context = by_default(default_keys(), request.fusion, context)
+    kept = before.decoders.keys() & {*models, context} if before else ()
+    decode = (*request.method.decode, *kept)
     if not request.online:
         assert isinstance(request.algorithm, OfflineConfig)
         return make_offline(
             snapshot, request.game, models, context, request.seed, request.algorithm,
-            request.data.protocol, network, init, request.evaluation, request.method.match_parameters,
+            request.data.protocol, network, init, request.evaluation, request.method.match_parameters, decode,
         )  # fmt: skip
     assert isinstance(request.algorithm, OnlineConfig) and isinstance(request.data, PlayOptions)
     play = request.data
@@ -117,6 +119,7 @@ def configure(
         init=init,
         evaluation=request.evaluation,
         match=request.method.match_parameters,
+        decode=decode,
     )
 
 

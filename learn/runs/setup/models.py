@@ -1,4 +1,4 @@
-"""Which models a run fuses, and which of them gives the context."""
+"""Which models a run fuses, which of them gives the context, and which the network decodes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from wsa.encode.models.registry import (
     parse_request,
     typed_modules,
 )
+from wsa.encode.registration.decoders import require_code
 from wsa.encode.registration.select import stored_name
 from wsa.learn.configs.learn import OnlineLiveOptions, RunRequest
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import MEAN_CONTEXT
+from wsa.learn.runs.presence import find_model
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.model_spec import read_spec
@@ -130,6 +132,24 @@ def by_default(keys: Sequence[str], fusion: str, context: str) -> tuple[list[str
     if not fused:
         return list(keys), context or MEAN_CONTEXT
     return fused, chosen if context or fusion_class(fusion).conditioned else MEAN_CONTEXT
+
+
+def decoders_of(snapshot: Snapshot, models: Sequence[str], decode: Sequence[str]) -> dict[str, str]:
+    """Digest of the weights of each model whose code the network decodes, by key.
+
+    Args:
+        snapshot: The store.
+        models: Keys of the run's models.
+        decode: Names of those to decode.
+
+    Raises:
+        UsageError: If one is not among them, has no decoder, or stores something other than a code.
+        ConflictError: If wsa has no decoder of its weights.
+    """
+    specs = [read_spec(snapshot, find_model(models, snapshot, n, "--decode")) for n in decode]
+    for spec in specs:
+        require_code(spec)
+    return {spec.key: spec.identity.weights for spec in specs}
 
 
 def weights_of(request: RunRequest) -> dict[str, str]:

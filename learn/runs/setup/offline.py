@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from wsa.encode.registration.select import choose_models
 from wsa.learn.configs.algorithms import EvaluationConfig, OfflineConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari
 from wsa.learn.fusion.losses import check_weight_losses
 from wsa.learn.runs.config import OfflineRun
-from wsa.learn.runs.setup.models import context_key
+from wsa.learn.runs.setup.models import context_key, decoders_of
 from wsa.learn.runs.setup.network import fit_network
 from wsa.store.common.errors import UsageError
 from wsa.store.format.records import Protocol
@@ -30,6 +32,7 @@ def make_offline(
     init: str = "",
     evaluation: EvaluationConfig | None = None,
     match: int = 0,
+    decode: Sequence[str] = (),
 ) -> OfflineRun:
     """Configure a run that learns from stored segments.
 
@@ -45,12 +48,14 @@ def make_offline(
         init: Checkpoint of a run to start from.
         evaluation: Settings of the periodic evaluation games.
         match: Number of parameters to match with the network's width; 0 to keep the width.
+        decode: Names of the models whose code the network decodes.
 
     Raises:
         MissingError: If there are no frames, or a model has not encoded them.
         UsageError: If the fusion cannot take the models or reach `match`, an alias fits several
-            models, or the game was played under several protocols and none is named: their scores
-            must not be mixed.
+            models, a model of `decode` cannot be decoded, or the game was played under several
+            protocols and none is named: their scores must not be mixed.
+        ConflictError: If wsa has no decoder of the weights of a model of `decode`.
     """
     atari.check_game(game)
     chosen = choose_models(snapshot, game, models)
@@ -72,6 +77,7 @@ def make_offline(
         evaluation=evaluation or EvaluationConfig(),
         init=init,
     )
+    config = msgspec.structs.replace(config, decoders=decoders_of(snapshot, config.inputs, decode))
     check_weight_losses(hyperparameters, config.network.fusion.name)
     windows, shapes, _ = shapes_of(snapshot, game, config.inputs)
     return fit_network(config, windows, shapes, match)

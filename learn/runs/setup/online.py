@@ -12,6 +12,7 @@ from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.envs import atari
 from wsa.learn.fusion.losses import check_weight_losses
 from wsa.learn.runs.config import OnlineRun
+from wsa.learn.runs.setup.models import decoders_of
 from wsa.learn.runs.setup.network import fit_network
 from wsa.store.common.errors import UsageError
 from wsa.store.format.records import Protocol, SegmentMeta
@@ -37,6 +38,7 @@ def make_online(
     init: str = "",
     evaluation: EvaluationConfig | None = None,
     match: int = 0,
+    decode: Sequence[str] = (),
 ) -> OnlineRun:
     """Configure a run that learns from the games it plays.
 
@@ -52,10 +54,12 @@ def make_online(
         parameters: Approximate number of parameters of the end-to-end network.
         init: Checkpoint of a run to start from.
         evaluation: Settings of the periodic evaluation games.
-        match: See `make_offline`.
+        match, decode: See `make_offline`.
 
     Raises:
-        UsageError: If options exclude each other, or the fusion cannot take the models.
+        UsageError: If options exclude each other, the fusion cannot take the models, or a model of
+            `decode` cannot be decoded.
+        ConflictError: If wsa has no decoder of the weights of a model of `decode`.
     """
     atari.check_game(game)
     if match and network.fusion.name == PIXELS:
@@ -103,6 +107,7 @@ def make_online(
         shapes=tuple(spec.shape for spec in specs),
         windows=windows if max(windows, default=1) > 1 else msgspec.UNSET,
         segments=tuple(meta.segment for meta in metas),
+        decoders=decoders_of(snapshot, config.inputs, decode),
     )
     return fit_network(config, config.model_windows, config.shapes, match)
 

@@ -121,7 +121,7 @@ class _StageBuilder:
             init = str(before.cell.folder)
             start = WarmStart(init, add=change) if way == "add" else WarmStart(init, drop=change)
         request = dataclasses.replace(
-            grid.request_for(bench, "wsa"),
+            grid.with_models(grid.request_for(bench, "wsa"), present),
             game=self._game,
             seed=self._seed,
             store=str(self._settings.options["store"]),
