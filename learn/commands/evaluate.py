@@ -67,7 +67,8 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
             _log.info(
                 f"{results / 'eval_weights.npz'} is of another evaluation; --again writes this one's."
             )
-        _log.info(f"report {report.write(folder, o.store, out)}")
+        if (results / report.FILE).exists():  # Nothing is written: a shared run may be read-only.
+            _log.info(f"report {results / report.FILE}")
         return recorded.repeated
     _log.info(f"games to play: {o.episodes:,} by the run, then as many by a random policy")
     pace = _Pace(o.episodes)
