@@ -87,7 +87,7 @@ def check(folder: Path) -> None:
         UsageError: If it has too many models, or its fusion needs all of them.
     """
     config = read_config(folder)
-    check_can_lose(config, f"wsa study scale {folder}")
+    check_can_lose(config, str(folder))
     if len(config.models) > MOST_MODELS:
         raise UsageError(
             "bad-option",
