@@ -86,7 +86,7 @@ def test_untrained_and_trained_are_told_apart(filled, key):
         assert f"has not encoded frames of Breakout in ./store. Available: {key}." in outcome.error
 
 
-@pytest.mark.slow  # To encode takes ten seconds; `learn/test_probe.py` has the same of a fake store.
+@pytest.mark.slow  # To encode takes ten seconds; `learn/probe/test_probe.py` has the same of a fake store.
 def test_untrained_seeds_stand_beside_encoders_of_wsas_own(filled):
     assert (
         filled("encode", "--game", "Breakout", "--models", "vos", "--scheduler", "inproc").code == 0

@@ -1,4 +1,4 @@
-"""`benchmarks/probe_rank.py` ranks encoders by probe and by return, and goes on where it ended."""
+"""`benchmarks/probe_rank.py` ranks encoders by probe and by return, and resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-# Of each encoder, what the fake probe says and what the fake games return.
-KNOWN = {"vos": (0.9, 5.0), "okk:random": (0.5, 1.0), "vos:random": (0.7, 3.0)}
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+# By encoder, its score in the fake probe and its return in the fake games.
+SCORES = {"vos": (0.9, 5.0), "okk:random": (0.5, 1.0), "vos:random": (0.7, 3.0)}
 
 
 @pytest.fixture
@@ -24,49 +24,49 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.delitem(sys.modules, "kit")  # Another module may be called so.
+    monkeypatch.delitem(sys.modules, "kit")  # The name of another module too.
     return module
 
 
-def answer_of(command: list[str]) -> dict[str, Any]:
+def reply(command: list[str]) -> dict[str, Any]:
     if "eval" in command:
         run = Path(command[command.index("eval") + 1]).name
-        (earned,) = [e for n, (_, e) in KNOWN.items() if run == f"Pong-{n.replace(':', '-')}-1"]
-        return {"return_mean": earned}
-    mean = {name: {"value": told, "low": told, "high": told} for name, (told, _) in KNOWN.items()}
+        (returned,) = [r for n, (_, r) in SCORES.items() if run == f"Pong-{n.replace(':', '-')}-1"]
+        return {"return_mean": returned}
+    mean = {n: {"value": score, "low": score, "high": score} for n, (score, _) in SCORES.items()}
     return {
         "models": [
             {"name": name, "both": {"mean_r2": mean[name], "mean_hit": mean[name]},
              "narrow": {"mean_r2": None}, "mean_f1": -mean[name]["value"]}
-            for name in KNOWN
+            for name in SCORES
         ]
     }  # fmt: skip
 
 
-def test_encoders_are_ranked_and_nothing_is_done_twice(
+def test_an_interrupted_ranking_resumes_and_repeats_nothing(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
-    ran: list[str] = []
-    answered: list[str] = []
+    verbs: list[str] = []
+    replies: list[str] = []
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        answered.append(command[3])
-        if answered.count("eval") == 2 and "stop" not in answered:
-            answered.append("stop")
+        replies.append(command[3])
+        if replies.count("eval") == 2 and "stop" not in replies:
+            replies.append("stop")
             raise KeyboardInterrupt
-        return subprocess.CompletedProcess(command, 0, json.dumps(answer_of(command)))
+        return subprocess.CompletedProcess(command, 0, json.dumps(reply(command)))
 
-    monkeypatch.setattr(script, "wsa", lambda verb, *_: ran.append(verb))
+    monkeypatch.setattr(script, "wsa", lambda verb, *_: verbs.append(verb))
     monkeypatch.setattr(script.subprocess, "run", run)
     with pytest.raises(KeyboardInterrupt):
         script.main([str(tmp_path), "--small"])
-    assert answered == ["probe", "eval", "eval", "stop"]
+    assert replies == ["probe", "eval", "eval", "stop"]
     script.main([str(tmp_path), "--small"])
-    assert answered[4:] == ["eval", "eval"]  # The probe and the first games were kept.
+    assert replies[4:] == ["eval", "eval"]  # The probe and the first games were kept.
     capsys.readouterr()
-    del ran[:]
+    verbs.clear()
     script.main([str(tmp_path), "--small"])
-    assert ran == ["collect", "encode"] and answered[6:] == []
+    assert verbs == ["collect", "encode"] and replies[6:] == []
     lines = capsys.readouterr().out.splitlines()
     order = [line.split(" | ")[0] for line in lines if line.startswith(("| vos", "| okk"))]
     assert order == ["| vos", "| vos:random", "| okk:random"]

@@ -1,0 +1,237 @@
+"""The verdict of a probe: scores, the measure that ranks the models, and the notes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from wsa.learn.probe import scores, tables
+from wsa.learn.probe.probe import (
+    FLOOR,
+    TRUE_STATE,
+    Line,
+    Plan,
+    Table,
+    compare,
+    seen_before,
+    usable_variables,
+)
+from wsa.learn.probe.samples import Moments
+from wsa.learn.probe.splits import group, make_splits
+
+EPISODES, STEPS = 20, 18
+
+
+@pytest.fixture
+def moments() -> Moments:
+    """A ball and a paddle at random places, further to the right in the second half of the episodes.
+
+    The ball is on the screen at two steps of three; at the others its place is noise.
+    """
+    generator = np.random.default_rng(0)
+    episode = np.repeat(np.arange(EPISODES), STEPS)
+    count, better = len(episode), episode >= EPISODES // 2
+    ball = generator.integers(100, size=(count, 2)) + 40 * better[:, None]
+    paddle = generator.integers(100, size=count)
+    shown = np.arange(count) % 3 > 0
+    ball[~shown] = generator.integers(100, size=((~shown).sum(), 2))
+    target = {"ball x": ball[:, 0], "ball y": ball[:, 1], "paddle x": paddle, "score": paddle // 10}
+    always = np.ones(count, np.bool_)
+    groups = group([(e,) for e in episode.tolist()], [0] * count, better)
+    return Moments(
+        [], [], [], target, {**dict.fromkeys(target, always), "ball x": shown, "ball y": shown},
+        better, groups, make_splits(groups, 5),
+    )  # fmt: skip
+
+
+def compare_models(moments: Moments, f1: bool = False, **embeddings: NDArray[Any]) -> Table:
+    return compare(
+        moments, plan(moments, f1), [(n, "", "model", rows) for n, rows in embeddings.items()]
+    )
+
+
+def plan(moments: Moments, f1: bool = False) -> Plan:
+    variables, _ = usable_variables(moments, 0.6)
+    return Plan({}, variables, True, True, True, f1, 0, False, 1)
+
+
+def embed(moments: Moments, *names: str, noise: int = 4) -> NDArray[np.float32]:
+    """Embeddings that contain some variables, and noise."""
+    variables = [moments.target[name] / 30 for name in names]
+    noises = np.random.default_rng(1).normal(size=(len(moments), noise))
+    return np.column_stack([*variables, noises]).astype(np.float32)
+
+
+def has_note(table: Table, start: str) -> bool:
+    return any(note.startswith(start) for note in tables.notes(table, hits=True))
+
+
+def test_the_true_state_comes_first(moments: Moments) -> None:
+    half = embed(moments, "ball x", "paddle x")
+    table = compare_models(moments, one=embed(moments, "ball y"), half=half)
+    state, best, worst, floor = table.ranked()
+    names = [line.name for line in (state, best, worst, floor)]
+    assert names == [TRUE_STATE, "half", "one", FLOOR]
+    for way in ("both", "transfer", "narrow"):
+        r2, hit = table.means[TRUE_STATE, way]
+        assert r2.value == pytest.approx(1) and hit.value == pytest.approx(1)
+    assert table.ranked_by == "r2"
+    assert all(one.ranks for one in table.calibrations.values())
+    assert table.counted == ["ball x", "ball y", "paddle x"]  # The score is no place.
+    r2, hit = table.means["half", "both"]
+    assert 0.6 < r2.value < 0.7 and 0.6 < hit.value < 0.8
+    assert r2.low <= r2.value <= r2.high and r2.low < r2.high
+
+
+def test_a_measure_that_ranks_a_model_above_the_true_state_is_not_used(moments: Moments) -> None:
+    """One-hot codes of the values win by F1, as an untrained network does."""
+    places = [np.eye(101)[moments.target[name]] for name in ("paddle x", "score")]
+    codes = np.concatenate([*places, embed(moments, noise=1)], axis=1)
+    del moments.target["ball x"], moments.target["ball y"]
+    table = compare_models(moments, f1=True, codes=codes)
+    failed = table.calibrations["f1"]
+    assert failed.best_name == "codes" and failed.true_state < failed.best_other
+    assert not failed.ranks and table.calibrations["r2"].ranks and table.ranked_by == "r2"
+    assert has_note(table, "F1 is not used for ranking: the true state has")
+
+
+def make_line(name: str, kind: Any, r2: float, hit: float) -> Line:
+    """A line with these scores of one variable, from two episodes of four moments each."""
+    sums = np.tile([4.0, 0.0, 4.0, 4 * (1 - r2), 4 * hit], (2, 1, 1))
+    return Line(name, "", kind, 1, 1.0, {"both": sums}, {})
+
+
+def make_table(*state: float) -> Table:
+    lines = [
+        make_line(TRUE_STATE, "state", *state),
+        make_line(FLOOR, "floor", 0, 0),
+        make_line("worse", "model", 0.5, 0.5),
+        make_line("better", "model", 0.8, 0.75),
+    ]
+    return Table(lines, ["ball x"], ["ball x"], np.zeros(2, np.bool_), 1)
+
+
+def test_models_are_ranked_by_a_measure_that_puts_the_true_state_first() -> None:
+    def order(table: Table) -> list[str]:
+        return [line.name for line in table.ranked()]
+
+    by_r2 = make_table(1, 1)
+    assert by_r2.ranked_by == "r2"
+    assert order(by_r2) == [TRUE_STATE, "better", "worse", FLOOR]
+    by_hits = make_table(0.7, 1)
+    assert by_hits.ranked_by == "hit"
+    assert has_note(by_hits, "R2 is not used for ranking: the true state has 0.70, better 0.80")
+    assert has_note(by_hits, "only random play is probed")
+    unranked = make_table(0.7, 0.6)
+    assert unranked.ranked_by == ""
+    assert order(unranked) == [TRUE_STATE, "worse", "better", FLOOR]
+    assert has_note(unranked, "no measure puts the true state first, so the models are not ranked")
+    assert not has_note(unranked, "Ranked by")
+    assert tables.as_json(unranked)["calibration"]["hit"]["ranks"] is False
+
+
+def test_places_are_tested_only_while_the_object_is_on_the_screen(moments: Moments) -> None:
+    rows = embed(moments, "ball x", noise=1)
+    hidden = ~moments.shown["ball x"]
+    rows[hidden] = np.random.default_rng(2).normal(size=rows[hidden].shape)
+    table = compare_models(moments, known=rows)
+    line, ball = table.lines[-1], table.ordered.index("ball x")
+    scores = line.scores("both")
+    assert scores and scores.r2[ball] > 0.99
+    tested = line.sums["both"][..., 0].sum(axis=0)
+    assert tested[ball] == moments.shown["ball x"].sum()
+    assert tested[table.ordered.index("paddle x")] == len(moments)
+
+
+def test_variables_that_are_rarely_shown_or_hardly_vary_are_left_out(moments: Moments) -> None:
+    moments.shown["ball x"] = np.arange(len(moments)) < 20
+    moments.target["score"][:] = 3
+    kept, left_out = usable_variables(moments, 0.6)
+    assert kept == ["ball y", "paddle x"]
+    assert left_out == {
+        "ball x": "on the screen at only 20 of 360 steps",
+        "score": "hardly varies (entropy 0.00)",
+    }
+
+
+def test_probes_of_random_play_are_tested_on_better_play(moments: Moments) -> None:
+    """Numbers that mean the opposite in better play do not transfer."""
+    place = moments.target["paddle x"] / 30
+    flipped = np.column_stack([np.where(moments.better, -place, place), moments.better])
+    same = np.column_stack([place, moments.better])
+    table = compare_models(moments, flipped=flipped, same=same)
+    column = table.ordered.index("paddle x")
+    transferred = {line.name: line.scores("transfer") for line in table.lines}
+    assert transferred["same"].r2[column] > 0.99  # type: ignore[union-attr]
+    assert transferred["flipped"].r2[column] < 0  # type: ignore[union-attr]
+    assert table.means["flipped", "transfer"][0].value == 0  # Means count scores below 0 as 0.
+    tested = table.lines[0].sums["transfer"][..., 0].any(axis=1)
+    assert (tested == moments.groups.better).all()
+
+
+def test_the_narrow_score_uses_the_64_leading_axes(moments: Moments) -> None:
+    """They do not contain a place whose axis is quieter."""
+    generator = np.random.default_rng(3)
+    loud = 10 * generator.normal(size=(len(moments), 64))
+    quiet = embed(moments, "paddle x", noise=0)
+    table = compare_models(moments, quiet=np.column_stack([loud, quiet]), alone=quiet)
+    column = table.ordered.index("paddle x")
+    scores = {(line.name, way): line.scores(way) for line in table.lines for way in line.sums}
+    assert scores["quiet", "both"].r2[column] > 0.9  # type: ignore[union-attr]
+    assert scores["quiet", "narrow"].r2[column] < 0.1  # type: ignore[union-attr]
+    assert scores["alone", "narrow"].r2[column] > 0.99  # type: ignore[union-attr]
+
+
+def test_variables_that_no_encoder_knows_are_left_out_of_means(moments: Moments) -> None:
+    table = compare_models(
+        moments, some=embed(moments, "ball x", "paddle x"), less=embed(moments, "ball x")
+    )
+    assert table.unread == ["ball y"]
+    assert table.means["some", "both"][0].value > 0.99
+    assert table.means["less", "both"][0].value == pytest.approx(0.5, abs=0.05)
+    (note,) = [n for n in tables.notes(table, hits=True) if n.startswith("left out of means")]
+    assert "ball y" in note
+    noise = compare_models(moments, noise=embed(moments))
+    assert noise.unread == noise.counted and not noise.means
+    assert "| -" in tables.means_table(noise, hits=True)
+
+
+def test_the_share_of_places_that_occur_in_training(moments: Moments) -> None:
+    moments.target["paddle x"][:] = np.where(
+        moments.better, np.arange(len(moments)), moments.target["paddle x"] % 3
+    )
+    seen = seen_before(moments, ["ball x", "ball y", "paddle x"])
+    assert seen["paddle"] == {"random": 1.0, "better": 0.0}
+    assert 0 < seen["ball"]["random"] < 0.2  # Of 10,000 places.
+
+
+def test_seeds_of_one_network_share_a_line_with_their_range(moments: Moments) -> None:
+    known = (("ball x",), ("ball x", "paddle x"), ("ball x",))
+    seeds: list[Any] = [
+        (f"sr untrained, seed {i}", "", "untrained", embed(moments, *names))
+        for i, names in enumerate(known)
+    ]
+    table = compare(moments, plan(moments), seeds)
+    (line,) = [r for r in tables.means_table(table, hits=False).splitlines() if "untrained" in r]
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[0] == "sr untrained, 3 seeds"
+    assert cells[2] == "0.67 [0.50, 1.00]"  # Of ball x and paddle x: none knows ball y.
+    assert len(tables.as_json(table)["models"]) == 5
+    assert len({row[0] for row in tables.csv_rows(table)}) == 5
+
+
+def test_intervals_resample_episodes() -> None:
+    """They are wide for few episodes, narrow for many, and empty for equal episodes."""
+    generator = np.random.default_rng(0)
+    widths = []
+    for count in (4, 64):
+        hits = generator.integers(0, 11, size=count)
+        sums = np.stack([np.tile([10.0, 0, 10, 5, hit], (1, 1)) for hit in hits])
+        pair = scores.mean(sums, [0], np.zeros(count, np.bool_), 1)
+        assert pair and pair[1].value == pytest.approx(hits.mean() / 10)
+        assert pair[0].low == pair[0].value == pair[0].high == 0.5
+        widths.append(pair[1].high - pair[1].low)
+    assert widths[0] > 2 * widths[1] > 0
