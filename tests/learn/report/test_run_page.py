@@ -1,4 +1,4 @@
-"""`report.html` of a run: what it says, and that it says it whatever of the run is there."""
+"""`report.html` of a run: its content, and that parts of the run may be missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODELS = ("lite0-0123456789ab", "vos-0123456789ab")
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run's folder as `wsa learn` leaves it, without checkpoints."""
+    """A run's folder as `wsa learn` writes it, without checkpoints."""
     store = open_store(str(tmp_path / "store"), create=True)
     config = OfflineRun(
         store=store.url, game="Pong", protocol=atari.protocol("Pong", "classic"), models=MODELS,
@@ -47,33 +47,37 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def text(page: str) -> str:
+def read_text(page: str) -> str:
     return re.sub(
         r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
     )
 
 
-def test_it_says_what_was_asked_and_what_came_of_it(run: Path) -> None:
-    rows = [f"400,{who},abc,0.001,0,{i},{r},9,False" for who in ("run", "random") for i, r in
-            enumerate((20, 21) if who == "run" else (-21, -20))]  # fmt: skip
-    head = "updates,policy,checkpoint,epsilon,env,seed,return,steps,truncated"
-    (run / "eval.csv").write_text("\n".join([head, *rows, ""]))
+def test_the_page_has_the_settings_and_the_results(run: Path) -> None:
+    returns = {"run": (20, 21), "random": (-21, -20)}
+    rows = [
+        f"400,{policy},abc,0.001,0,{i},{r},9,False"
+        for policy in returns
+        for i, r in enumerate(returns[policy])
+    ]
+    header = "updates,policy,checkpoint,epsilon,env,seed,return,steps,truncated"
+    (run / "eval.csv").write_text("\n".join([header, *rows, ""]))
     page = report.write(run).read_text()
-    said = text(page)
-    for known in (
+    text = read_text(page)
+    for words in (
         "Pong: &lt;run&gt;", "wsa learn --game Pong &amp; more", "400 updates", "cql_alpha 1.0",
         "fusion size 256", "passes saved 25,600", "400 run abc 0.001 2 20.5", MODELS[0],
     ):  # fmt: skip
-        assert known in said, known
-    assert "The number of parameters is unknown: " in said
-    assert "Only keys are known" in said  # These models are in no store.
+        assert words in text, words
+    assert "The number of parameters is unknown: " in text
+    assert "Only keys are known" in text  # These models are in no store.
     titles = re.findall(r'aria-label="([^"]+)"', page)
     assert titles == ["Fusion weights", "losses: td loss", "Mean return"]
-    # Nothing is fetched: every address is within the page.
+    # The page fetches nothing.
     assert all(a.startswith(("#", "data:")) for a in re.findall(r'(?:href|src)="([^"]+)"', page))
 
 
-def test_a_film_stands_in_it_if_it_is_small(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_video_is_part_of_the_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run / "videos").mkdir()
     (run / "videos" / "episode_0.mp4").write_bytes(b"film")
     page = report.write(run).read_text()
@@ -83,39 +87,41 @@ def test_a_film_stands_in_it_if_it_is_small(run: Path, monkeypatch: pytest.Monke
     assert "<video" not in page and "videos/episode_0.mp4, is too large" in page
 
 
-def test_a_run_that_has_just_begun_has_one_too(run: Path) -> None:
+def test_a_run_that_has_just_begun_has_a_page(run: Path) -> None:
     metrics = run / "metrics.jsonl"
-    metrics.write_text(metrics.read_text().splitlines()[0] + '\n{"step": 2, "los')  # Being written.
+    metrics.write_text(
+        metrics.read_text().splitlines()[0] + '\n{"step": 2, "los'
+    )  # Still being written.
     (run / "command.txt").unlink()
-    assert "not recorded" in text(report.write(run).read_text())
+    assert "not recorded" in read_text(report.write(run).read_text())
     metrics.unlink()
     report.write(run)
     with pytest.raises(MissingError):
         report.write(run.parent)
 
 
-def test_an_online_run_from_pixels(run: Path) -> None:
-    config = OnlineRun(
+def online_config(network: NetworkConfig) -> OnlineRun:
+    return OnlineRun(
         store="gone", game="Pong", protocol=atari.protocol("Pong", "classic"), models=(),
-        context="mean", network=NetworkConfig(), seed=1, segments=(), shapes=(), parameters=0,
+        context="mean", network=network, seed=1, segments=(), shapes=(), parameters=0,
         hyperparameters=PPOConfig(total_timesteps=4096),
     )  # fmt: skip
-    (run / "config.json").write_bytes(msgspec.json.encode(config))
+
+
+def test_an_online_run_from_pixels(run: Path) -> None:
+    (run / "config.json").write_bytes(msgspec.json.encode(online_config(NetworkConfig())))
     line = {"step": 2048, "charts/episodic_return": -20.0, "cache/hit_rate": 0.5}
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     page = report.write(run).read_text()
-    assert 'aria-label="Return"' in page and "4,096 steps" in text(page)
+    assert 'aria-label="Return"' in page and "4,096 steps" in read_text(page)
     assert "Frozen models" not in page
 
 
 @pytest.mark.parametrize(("normalize", "clip"), [("standard", 0.0), ("layer", 5.0), ("none", 5.0)])
-def test_a_run_from_before_clipping_stays_as_it_was(run: Path, normalize: Any, clip: float) -> None:
-    config = OnlineRun(
-        store="gone", game="Pong", protocol=atari.protocol("Pong", "classic"), models=(),
-        context="mean", network=NetworkConfig(normalize=normalize), seed=1, segments=(), shapes=(),
-        parameters=0, hyperparameters=PPOConfig(total_timesteps=4096),
-    )  # fmt: skip
-    values = msgspec.to_builtins(config)
+def test_a_run_from_before_clipping_keeps_its_network(
+    run: Path, normalize: Any, clip: float
+) -> None:
+    values = msgspec.to_builtins(online_config(NetworkConfig(normalize=normalize)))
     del values["network"]["clip_embeddings"]
     (run / "config.json").write_text(json.dumps(values))
     assert read_config(run).network == NetworkConfig(normalize=normalize, clip_embeddings=clip)

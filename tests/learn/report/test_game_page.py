@@ -22,7 +22,7 @@ from wsa.store.common.errors import UsageError
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 HOSTILE = '<img src="https://example.org/x">'
-SEEN = re.compile(r'(?:href|src)="([^"]+)"')
+ADDRESS = re.compile(r'(?:href|src)="([^"]+)"')
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def store(in_memory: Backend) -> Backend:
     return in_memory
 
 
-def add(kit: ModuleType, store: Backend, count: int = 5, **options: object) -> list[str]:
-    """Segments of one environment, 40 steps each; the first model has encoded all, the other two."""
+def add_segments(kit: ModuleType, store: Backend, count: int = 5, **options: object) -> list[str]:
+    """Add segments of 40 steps; one model has encoded all, the other the first two."""
     models = [kit.key("lite0"), kit.key("vit")]
     for number in range(count):
         ends = (20,) if number % 2 else ()
@@ -42,7 +42,7 @@ def add(kit: ModuleType, store: Backend, count: int = 5, **options: object) -> l
     return models
 
 
-def text(page: str) -> str:
+def read_text(page: str) -> str:
     return re.sub(
         r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
     )
@@ -51,40 +51,38 @@ def text(page: str) -> str:
 def test_the_page_has_every_section_and_stands_alone(
     kit: ModuleType, store: Backend, tmp_path: Path
 ) -> None:
-    models = add(kit, store)
+    models = add_segments(kit, store)
     mean = {"value": 0.5, "low": 0.25, "high": 0.75}
     model = {"name": HOSTILE, "numbers": 3, "both": {"mean_r2": mean, "r2": {"ball x": None}}}
-    told = {"game": kit.GAME, "target": "ram", "samples": 100, "models": [model]}
-    (tmp_path / "probe.json").write_text(json.dumps(told))
+    printed = {"game": kit.GAME, "target": "ram", "samples": 100, "models": [model]}
+    (tmp_path / "probe.json").write_text(json.dumps(printed))
     probe = read_probe(tmp_path / "probe.json", kit.GAME)
-    read = []
+    progress = []
     page = game_page.make_page(
         take_snapshot(store), kit.GAME, remark=HOSTILE, probe=probe,
-        on_segment=lambda *counts: read.append(counts),
+        on_segment=lambda *counts: progress.append(counts),
     )  # fmt: skip
-    said = text(page)
+    text = read_text(page)
     assert re.findall(r'<section id="(\w+)"', page) == [
         *("contents", "frames", "rewards", "models", "similar", "probe"),
     ]
-    assert "A random frame of each of 5 of 5 segments with frames." in said
-    assert 'aria-label="Return of each episode"' in page and "random 200 2 1.5 1.5 1.5" in said
-    assert f"{models[0]} 5 of 5 100%" in said and f"{models[1]} 2 of 5 40%" in said
-    assert (
-        f"{models[1]}, frame 4" in said and "of 2 segments, of 2 that the model has encoded" in said
-    )
-    assert "0.50 [0.25, 0.75]" in said and "ball x" in said
-    assert read[-1] == (5, 5)
-    # Nothing is fetched, whatever a store or a file contains.
+    assert "A random frame of each of 5 of 5 segments with frames." in text
+    assert 'aria-label="Return of each episode"' in page and "random 200 2 1.5 1.5 1.5" in text
+    assert f"{models[0]} 5 of 5 100%" in text and f"{models[1]} 2 of 5 40%" in text
+    assert f"{models[1]}, frame 4" in text and "of 2 segments, of 2 that the model has encoded" in text
+    assert "0.50 [0.25, 0.75]" in text and "ball x" in text
+    assert progress[-1] == (5, 5)
+    # The page fetches nothing, whatever a store or a file contains.
     assert "<img src=" not in page.replace('<img alt="', "")
-    assert all(address.startswith(("#", "data:")) for address in SEEN.findall(page))
+    assert all(address.startswith(("#", "data:")) for address in ADDRESS.findall(page))
     assert page.count("data:image/png") == 5 + sum(
         len(group)
-        for one in _similar(take_snapshot(store), kit.GAME, models)
-        for group in one.groups
+        for found in find_similar(take_snapshot(store), kit.GAME, models)
+        for group in found.groups
     )
 
 
-def _similar(snapshot: Snapshot, game: str, models: list[str]) -> list[similar.Similar]:
+def find_similar(snapshot: Snapshot, game: str, models: list[str]) -> list[similar.Similar]:
     return similar.similar_by_model(snapshot, game, models, snapshot.segments(game), 12, 200)
 
 
@@ -93,14 +91,13 @@ def test_a_store_without_frames_episodes_or_models_has_a_page(
 ) -> None:
     meta, _ = kit.add_segment(store, 0)
     full = take_snapshot(store)
-    rows = {
-        path: c for path, c in full.commits.items() if path not in (kit.segment_paths(meta)[0],)
-    }
-    page = text(game_page.make_page(Snapshot(store, rows), kit.GAME))
+    frames_path, _ = kit.segment_paths(meta)
+    frameless = {path: commit for path, commit in full.commits.items() if path != frames_path}
+    page = read_text(game_page.make_page(Snapshot(store, frameless), kit.GAME))
     assert "but not their frames. Fetch them: wsa pull URL" in page
     assert "No episode ended" in page and f"None yet: wsa encode --game {kit.GAME}" in page
     assert "considers similar" not in page
-    assert "A random frame of each of 1 of 1" in text(game_page.make_page(full, kit.GAME))
+    assert "A random frame of each of 1 of 1" in read_text(game_page.make_page(full, kit.GAME))
 
 
 def test_many_episodes_are_averaged() -> None:
@@ -110,10 +107,10 @@ def test_many_episodes_are_averaged() -> None:
     assert len(figure.svg) < 40_000
 
 
-def test_the_cost_is_bounded_and_the_sample_stays_the_same(
+def test_samples_are_bounded_and_stay_the_same(
     kit: ModuleType, store: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = add(kit, store, 6)
+    models = add_segments(kit, store, 6)
     snapshot = take_snapshot(store)
     metas = snapshot.segments(kit.GAME)
     assert choose_segments(metas[::-1], 3) == choose_segments(metas, 6)[:3]
@@ -121,9 +118,8 @@ def test_the_cost_is_bounded_and_the_sample_stays_the_same(
     assert len(few) == 30 and (few.frames == many.of({m.segment for m in metas}, 5).frames).all()
     assert len(many) == sum(meta.frames for meta in metas)
     monkeypatch.setattr(similar, "MOST_NUMBERS", 3 * 6 * 10)
-    one, two = _similar(snapshot, kit.GAME, models)
-    assert len(one.sample) == 60 and len(two.sample) == 60
-    assert len(_similar(snapshot, kit.GAME, models[:1])) == 1
+    assert [len(f.sample) for f in find_similar(snapshot, kit.GAME, models)] == [60, 60]
+    assert len(find_similar(snapshot, kit.GAME, models[:1])) == 1
     (few_segments,) = similar.similar_by_model(snapshot, kit.GAME, models[:1], metas, 2, 7)
     assert len(few_segments.sample) == 14
 
@@ -131,8 +127,10 @@ def test_the_cost_is_bounded_and_the_sample_stays_the_same(
 @pytest.mark.slow
 @browser_kit.needs_browser
 @pytest.mark.parametrize("width", [400, 1280])
-def test_a_browser_shows_it(kit: ModuleType, store: Backend, tmp_path: Path, width: int) -> None:
-    add(kit, store, height=210, width=160)
+def test_a_browser_shows_the_page(
+    kit: ModuleType, store: Backend, tmp_path: Path, width: int
+) -> None:
+    add_segments(kit, store, height=210, width=160)
     page = game_page.make_page(take_snapshot(store), kit.GAME, remark=HOSTILE)
     seen = browser_kit.look(page, tmp_path, width)
     assert browser_kit.count_pixels(seen, 0x00, 0x72, 0xB2) > 100  # The curve of returns.
@@ -149,7 +147,7 @@ def test_pictures_are_the_stored_frames(kit: ModuleType, store: Backend, indexed
         assert (shown == snapshot.read_frames(meta)[frame]).all()
 
 
-def test_neighbors_are_the_nearest_distinct_frames_from_elsewhere(
+def test_neighbors_are_the_nearest_frames_from_other_moments(
     kit: ModuleType, store: Backend
 ) -> None:
     for number in range(4):
@@ -157,7 +155,7 @@ def test_neighbors_are_the_nearest_distinct_frames_from_elsewhere(
     snapshot = take_snapshot(store)
     sample = draw(snapshot, snapshot.segments(kit.GAME), 50)
     embeddings: NDArray[np.float32] = np.random.default_rng(0).normal(size=(200, 4)).astype("f4")
-    embeddings[:, 3] = 7  # A number that never varies says nothing.
+    embeddings[:, 3] = 7  # A constant is ignored.
     groups = similar.find_similar(sample, embeddings)
     assert [len(group) for group in groups] == [6] * 4
     assert len({int(sample.owners[group[0].n]) for group in groups}) == 4
@@ -175,20 +173,19 @@ def test_neighbors_are_the_nearest_distinct_frames_from_elsewhere(
 
 
 def test_equal_frames_are_shown_once(kit: ModuleType, store: Backend) -> None:
-    """The same frames at other steps, of another environment."""
+    """Also those of other steps and environments."""
     for env in range(3):
         kit.add_segment(store, 0, env=env, frames=3, steps=40)
     snapshot = take_snapshot(store)
     sample = draw(snapshot, snapshot.segments(kit.GAME), 50)
-    same = sample.digests.copy()
-    same[:] = same[0]
-    alike = type(sample)(**{**vars(sample), "digests": same})
-    groups = similar.find_similar(alike, np.arange(9, dtype=np.float32)[:, None])
+    digests = np.repeat(sample.digests[:1], len(sample.digests), axis=0)
+    equal = type(sample)(**{**vars(sample), "digests": digests})
+    groups = similar.find_similar(equal, np.arange(9, dtype=np.float32)[:, None])
     assert [len(group) for group in groups] == [1] * 4
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "there is no such file"),
         ("{", "is not what 'wsa probe --game Pong --json' prints"),
@@ -196,8 +193,10 @@ def test_equal_frames_are_shown_once(kit: ModuleType, store: Backend) -> None:
         ('{"game": "Qbert", "target": "ram", "samples": 1, "models": []}', "of Qbert, not of Pong"),
     ],
 )
-def test_what_is_no_probe_is_refused(tmp_path: Path, content: str | None, said: str) -> None:
+def test_files_that_are_no_probe_of_the_game_are_refused(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / "probe.json").write_text(content)
-    with pytest.raises(UsageError, match=re.escape(said)):
+    with pytest.raises(UsageError, match=re.escape(message)):
         read_probe(tmp_path / "probe.json", "Pong")

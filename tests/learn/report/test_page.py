@@ -1,4 +1,4 @@
-"""The page of a report: one file, nothing from elsewhere, and what is said stays text."""
+"""Pages and figures of reports: one file that fetches nothing, with all names escaped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOSTILE = '<script>alert("1")</script> & $x$'
 
 @functools.cache
 def drawings() -> list[str]:
-    """A figure of each kind, with names that mean something to others."""
+    """A figure of each kind, with names that HTML and TeX would interpret."""
     bars = [figures.Bar(HOSTILE, 0.4, 0.1, 0.6), figures.Bar("lin_1", 0.2, style=9)]
     x = np.arange(5)
     band = np.stack([x, x - 1, x + 1]).astype(float)
@@ -37,7 +37,7 @@ def drawings() -> list[str]:
     ]
 
 
-def section(name: str = "one") -> Section:
+def make_section(name: str = "one") -> Section:
     parts: list[Part] = [
         Text(HOSTILE),
         table("A table", ("a", HOSTILE), [(1, None), (HOSTILE, "|")]),
@@ -47,55 +47,58 @@ def section(name: str = "one") -> Section:
 
 
 class Reader(HTMLParser):
-    """Which elements there are, what they refer to, and the text."""
+    """Collects the elements of a page, the addresses that they refer to, and the text."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tags: list[str] = []
-        self.refers: list[str] = []
+        self.addresses: list[str] = []
         self.text = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.refers += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "action")]
+        self.addresses += [
+            v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "action")
+        ]
 
     def handle_data(self, data: str) -> None:
         self.text += data
 
 
-def test_a_page_is_one_file_and_says_what_was_said() -> None:
-    html = page("A report", [section(), section("two")])
+def test_a_page_fetches_nothing_and_escapes_text() -> None:
+    html = page("A report", [make_section(), make_section("two")])
     reader = Reader()
     reader.feed(html)
     assert not {"script", "iframe", "object", "img"} & set(reader.tags)
-    assert all(r.startswith("#") or r == "data:," for r in reader.refers)
+    assert all(a.startswith("#") or a == "data:," for a in reader.addresses)
     assert "http" not in re.sub(r'xmlns="http://www.w3.org/2000/svg"|http-equiv', "", html)
-    # In text, a heading of a table, a cell, notes, a fact; and in figures.
+    # In text, the heading and a cell of a table, notes, a fact, and in figures.
     assert reader.text.count(HOSTILE) > 2 * 12
     assert reader.tags.count("svg") == 2 * len(drawings())
     assert len(html) < 300_000
 
 
-def test_figures_are_in_the_colors_of_the_page() -> None:
+def test_figures_use_the_colors_of_the_page_and_are_reproducible() -> None:
     for svg in drawings():
         assert svg.startswith("<svg viewBox=") and "DejaVu" not in svg and "<style" not in svg
         assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) == set(), "a color that no theme changes"
         assert "var(--ink)" in svg and not re.search(r'id="(axes|patch|figure)_\d', svg)
-    again = figures.stacked("ab", np.arange(3), np.full((2, 3), 0.5), "steps")
-    assert again == figures.stacked("ab", np.arange(3), np.full((2, 3), 0.5), "steps")
+    one, other = (
+        figures.stacked("ab", np.arange(3), np.full((2, 3), 0.5), "steps") for _ in range(2)
+    )
+    assert one == other
 
 
-def test_markdown_has_all_but_the_figures() -> None:
-    text = markdown(section())
+def test_markdown_has_everything_except_the_figures() -> None:
+    text = markdown(make_section())
     assert text.startswith("# A section\n") and "## A table" in text and "Figure" not in text
     assert "- command: wsa study" in text
 
 
-# Seconds of a browser: with the page, and by itself.
 @pytest.mark.slow
 @browser_kit.needs_browser
 @pytest.mark.parametrize("width", [400, 1280])
-def test_a_browser_shows_it(tmp_path: Path, width: int) -> None:
-    seen = browser_kit.look(page("A report", [section()]), tmp_path, width)
-    assert browser_kit.count_pixels(seen, 0x00, 0x72, 0xB2) > 500  # Figures have its color.
+def test_a_browser_shows_the_page(tmp_path: Path, width: int) -> None:
+    seen = browser_kit.look(page("A report", [make_section()]), tmp_path, width)
+    assert browser_kit.count_pixels(seen, 0x00, 0x72, 0xB2) > 500  # The color of the figures.
     browser_kit.check_width(seen)
