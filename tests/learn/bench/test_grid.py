@@ -1,4 +1,4 @@
-"""The grid of a bench, and its runs on Dask's workers; what runs come to is in tests/cli/test_bench.py."""
+"""The grid of a bench, its shared settings, and its runs on Dask workers; `tests/cli/test_bench.py` trains."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def plan(**flags: Any) -> list[grid.Cell]:
     return grid.cells(options(**flags), SETTINGS)
 
 
-def test_the_grid() -> None:
-    found = plan(
+def test_every_game_method_and_seed_is_a_run() -> None:
+    cells = plan(
         games=("Pong", "Breakout"), seeds=(1, 2, 1), fusions=("wsa", "single", "nature"),
         online=True, algo="ppo",
         models_subsets=("lite0+lite1", "lite0"),
@@ -42,34 +42,35 @@ def test_the_grid() -> None:
     methods = [("wsa", ("lite0", "lite1")), ("wsa", ("lite0",)), ("single", ("lite0",)),
                ("single", ("lite1",)), ("nature", ())]  # fmt: skip
     assert [(c.request.game, (c.request.fusion, c.request.models), c.request.seed)
-            for c in found] == [(game, method, seed) for game in ("Pong", "Breakout")
+            for c in cells] == [(game, method, seed) for game in ("Pong", "Breakout")
                                 for method in methods for seed in (1, 2)]  # fmt: skip
-    assert len({cell.folder for cell in found}) == len(found)
-    assert found[0].folder.name == "Pong__wsa__lite0+lite1__1"
-    assert {cell.segments for cell in found if cell.request.game == "Pong"} == {("a", "b")}
-    assert all(cell.request.store == "/lab/wsa" and cell.folder.is_absolute() for cell in found)
-    assert str(found[0]) == "Pong, wsa, lite0+lite1, seed 1"
+    assert len({cell.folder for cell in cells}) == len(cells)
+    assert cells[0].folder.name == "Pong__wsa__lite0+lite1__1"
+    assert {cell.segments for cell in cells if cell.request.game == "Pong"} == {("a", "b")}
+    assert all(cell.request.store == "/lab/wsa" and cell.folder.is_absolute() for cell in cells)
+    assert str(cells[0]) == "Pong, wsa, lite0+lite1, seed 1"
 
 
-def test_every_run_has_the_options_that_its_fusion_can_use() -> None:
+def test_a_run_has_the_options_that_its_fusion_uses() -> None:
     shared: dict[str, Any] = {
         "online": True, "algo": "ppo", "total_timesteps": 2048, "context": "ae",
         "weight_entropy_coef": 0.5, "parameters": 99,
     }  # fmt: skip
-    made = plan(fusions=("wsa", "mean", "lin", "nature"), models=("vit",), **shared)
-    requests: Any = [cell.request for cell in made]
+    cells = plan(fusions=("wsa", "mean", "lin", "nature"), models=("vit",), **shared)
+    requests: Any = [cell.request for cell in cells]
     assert [r.method.context for r in requests] == ["ae", "ae", "mean", "mean"]
     assert [r.algorithm.weight_entropy_coef for r in requests] == [0.5, 0, 0, 0]
     assert [r.data.parameters for r in requests] == [0, 0, 0, 99]
-    assert {cell.total for cell in made} == {2048}
+    assert {cell.total for cell in cells} == {2048}
     assert requests[3].models == () and not hasattr(requests[3].network, "fusion")
 
 
-def test_what_models_play_with_is_for_the_judging_where_nothing_else_is_played() -> None:
-    given: dict[str, Any] = {"weights": ("vit=/w",), "engine": "torch", "models": ("vit",)}
-    others: list[dict[str, Any]] = [{}, {"eval_frequency": 5}, {"online": True, "algo": "ppo"}]
-    for more in others:
-        o = options(fusions=("wsa",), **given, **more)
+def test_options_of_live_models_serve_the_evaluation() -> None:
+    """Offline runs play no other games, and refuse options of games during training."""
+    live: dict[str, Any] = {"weights": ("vit=/w",), "engine": "torch", "models": ("vit",)}
+    ways: list[dict[str, Any]] = [{}, {"eval_frequency": 5}, {"online": True, "algo": "ppo"}]
+    for way in ways:
+        o = options(fusions=("wsa",), **live, **way)
         grid.check(o)
         [cell] = grid.cells(o, SETTINGS)
         assert cell.request.live.engine == "torch"
@@ -77,8 +78,8 @@ def test_what_models_play_with_is_for_the_judging_where_nothing_else_is_played()
         grid.check(options(models=("vit",), eval_episodes=30))
 
 
-def test_a_bench_keeps_what_it_was_begun_with(tmp_path: Path) -> None:
-    """Also what some of its runs have no use for, and which embeddings are learned from."""
+def test_a_bench_keeps_its_shared_settings(tmp_path: Path) -> None:
+    """Also those that some of its runs do not use, and the output of the models."""
     snapshot = take_snapshot(open_store(str(tmp_path / "store"), create=True))
     ppo: dict[str, Any] = {"online": True, "algo": "ppo", "bench_dir": str(tmp_path / "bench")}
 
@@ -112,13 +113,13 @@ def test_a_bench_from_before_clipping_stays_unclipped(tmp_path: Path) -> None:
     assert grid.shared_settings(both, snapshot).options["clip_embeddings"] == 5
 
 
-def test_what_a_table_says_of_its_runs() -> None:
+def test_a_table_names_the_changed_options() -> None:
     assert grid.changed(options(models=("a",))) == []
-    said = grid.changed(options(models=("a",), fusion_preset="thesis", updates=7))
-    assert said == ["--fusion-preset thesis", "--updates 7"]
+    changed = grid.changed(options(models=("a",), fusion_preset="thesis", updates=7))
+    assert changed == ["--fusion-preset thesis", "--updates 7"]
 
 
-def test_folders_of_odd_models_are_plain_and_apart() -> None:
+def test_folders_of_odd_model_names_are_plain_and_distinct() -> None:
     models = ("mod:net", "mod/net", "mod_net", "x" * 300, "x" * 301)
     names = [cell.folder.name for cell in plan(fusions=("single",), models=models)]
     assert len(set(names)) == len(models) and max(map(len, names)) < 130
@@ -126,36 +127,35 @@ def test_folders_of_odd_models_are_plain_and_apart() -> None:
     assert "Pong__single__mod_net__1" in names
 
 
-@pytest.mark.parametrize("deaths", [2, 3])
-def test_a_run_whose_worker_dies_is_tried_again(
-    deaths: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Dask copies a function of a test, and what it holds; a module is the same for both.
+def test_a_run_whose_worker_dies_is_tried_three_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    deaths = {"mean": 2, "uniform": 3}
+    # Dask copies a test's function with what it refers to, but not a module.
     tries: Counter[str] = Counter()
     monkeypatch.setattr(runner, "tries", tries, raising=False)
 
     def attempt(cell: grid.Cell) -> Failure | None:
-        runner.tries[cell.request.fusion] += 1  # type: ignore[attr-defined]
-        if cell.request.fusion == "mean" and runner.tries["mean"] <= deaths:  # type: ignore[attr-defined]
-            died: Any = SimpleNamespace(address="tcp://there")
-            raise KilledWorker("attempt", died, 0)
-        if cell.request.fusion == "lin":
+        fusion = cell.request.fusion
+        runner.tries[fusion] += 1  # type: ignore[attr-defined]
+        if runner.tries[fusion] <= deaths.get(fusion, 0):  # type: ignore[attr-defined]
+            worker: Any = SimpleNamespace(address="tcp://worker")
+            raise KilledWorker("attempt", worker, 0)
+        if fusion == "lin":
             raise ModuleNotFoundError("No module named 'wsa'")
-        return Failure(str(cell), "no-memory", "x", 6) if cell.request.fusion == "fix" else None
+        return Failure(str(cell), "no-memory", "x", 6) if fusion == "fix" else None
 
     monkeypatch.setattr(runner, "attempt", attempt)
-    cells = plan(fusions=("wsa", "mean", "lin", "fix"), models=("vit",))
+    cells = plan(fusions=("wsa", "mean", "uniform", "lin", "fix"), models=("vit",))
     o = options(json=True, device="cpu")
-    asked = []
+    connections: list[dict[str, Any]] = []
 
-    def inproc(*where: Any, **how: Any) -> Any:
-        asked.append((where, how))
+    def connect_inproc(*_: Any, **settings: Any) -> Any:
+        connections.append(settings)
         return connect("inproc", 0, "cpu")
 
-    failures = [f for f in runner._run_on_workers(o, cells, inproc) if f]
-    assert tries == {"wsa": 1, "mean": 3, "lin": 1, "fix": 1}
-    kinds = {f.cell.split(", ")[1]: (f.kind, f.exit_code) for f in failures}
-    expected = {"lin": ("unavailable", 6), "fix": ("no-memory", 6)}
-    assert kinds == expected | ({"mean": ("worker-died", 6)} if deaths == 3 else {})
-    assert asked[0][1] == {"threads": 1} and len(asked) == 1
-    assert list(runner._run_on_workers(o, [], inproc)) == [] and len(asked) == 1
+    failures = [f for f in runner._run_on_workers(o, cells, connect_inproc) if f]
+    assert tries == {"wsa": 1, "mean": 3, "uniform": 3, "lin": 1, "fix": 1}
+    assert {f.cell.split(", ")[1]: (f.kind, f.exit_code) for f in failures} == {
+        "lin": ("unavailable", 6), "fix": ("no-memory", 6), "uniform": ("worker-died", 6),
+    }  # fmt: skip
+    assert connections == [{"threads": 1}]
+    assert list(runner._run_on_workers(o, [], connect_inproc)) == [] and len(connections) == 1

@@ -1,4 +1,4 @@
-"""The tables of a bench, of results that are made up."""
+"""Tables and files of a bench, from invented results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVALUATION = EvaluationSettings(episodes=100, epsilon=0.001, seed=10_000, num_en
 OPTIONS = {"store": "/lab/wsa", "algo": "cql", "updates": 7, "hidden": ["256"]}
 
 
-def result(
+def make_result(
     game: str,
     seed: int,
     mean: float,
@@ -35,14 +35,14 @@ def result(
 SCORES = {"Breakout": [30.0, 8.0, 12.0], "Pong": [-3.0, 4.0, 9.0], "Qbert": [900.0, 200.0, 4000.0]}
 
 
-def grid() -> list[Result]:
-    return [result(game, seed, x) for game, by in SCORES.items() for seed, x in enumerate(by)]
+def make_results() -> list[Result]:
+    return [make_result(game, seed, x) for game, by in SCORES.items() for seed, x in enumerate(by)]
 
 
-def test_a_method_over_games_and_seeds() -> None:
-    *each, whole = tabulate(grid())
-    assert [(line.game, line.seeds) for line in each] == [(game, 3) for game in SCORES]
-    for line in each:
+def test_a_method_is_summarized_by_game_and_over_all_games() -> None:
+    *by_game, overall = tabulate(make_results())
+    assert [(line.game, line.seeds) for line in by_game] == [(game, 3) for game in SCORES]
+    for line in by_game:
         returns = SCORES[line.game]
         assert line.mean == pytest.approx(np.mean(returns))
         assert line.std == pytest.approx(np.std(returns, ddof=1))
@@ -50,43 +50,46 @@ def test_a_method_over_games_and_seeds() -> None:
             human_normalised(line.game, float(np.mean(returns)))
         )
     table = np.array([[human_normalised(g, SCORES[g][s]) for g in SCORES] for s in range(3)])
-    assert whole.game == ALL and (whole.games, whole.seeds) == (3, 3)
-    assert whole.normalised == pytest.approx(interquartile_mean(table))
-    assert whole.interval == stratified_interval(table)
+    assert overall.game == ALL and (overall.games, overall.seeds) == (3, 3)
+    assert overall.normalised == pytest.approx(interquartile_mean(table))
+    assert overall.interval == stratified_interval(table)
 
 
-def test_methods_are_kept_apart_and_one_run_has_no_spread() -> None:
-    lines = list(tabulate([*grid(), result("Pong", 0, 1.0, "mean")]))
+def test_each_method_has_its_lines_and_one_run_has_no_spread() -> None:
+    lines = list(tabulate([*make_results(), make_result("Pong", 0, 1.0, "mean")]))
     assert [line.method.fusion for line in lines] == ["wsa"] * 4 + ["mean"] * 2
     assert (lines[4].mean, lines[4].std, lines[4].seeds) == (1.0, None, 1)
     assert str(lines[4].method) == "mean lite0+lite1"
     assert str(Method("nature", ())) == "nature"
 
 
-def test_a_method_is_as_large_as_its_largest_network() -> None:
-    lines = list(tabulate(grid()))
+def test_a_method_has_the_parameters_of_its_largest_network() -> None:
+    lines = list(tabulate(make_results()))
     assert [line.parameters for line in lines] == [1008, 1004, 1004 + 1, 1008]
-    older = grid()
+    older = make_results()
     for one in older:
-        del one.summary["parameters"]  # A wsa that did not count wrote it.
+        del one.summary["parameters"]  # Older versions did not count them.
     assert {line.parameters for line in tabulate(older)} == {None}
 
 
-def test_what_is_aggregated_is_complete() -> None:
-    """Only seeds that played every game, and only games with a human score, count."""
-    lacking = [r for r in grid() if (r.game, r.seed) != ("Pong", 1)]
-    *_, whole = tabulate([*lacking, result("Adventure", 0, 5.0)])
-    assert (whole.games, whole.seeds) == (3, 2)
-    *_, raw, nothing = tabulate([result("Adventure", 0, 5.0)])
+def test_the_aggregate_is_over_complete_seeds_and_games_with_a_human_score() -> None:
+    incomplete = [r for r in make_results() if (r.game, r.seed) != ("Pong", 1)]
+    *_, overall = tabulate([*incomplete, make_result("Adventure", 0, 5.0)])
+    assert (overall.games, overall.seeds) == (3, 2)
+    *_, raw, empty = tabulate([make_result("Adventure", 0, 5.0)])
     assert (raw.mean, raw.normalised) == (5.0, None)
-    assert (nothing.games, nothing.seeds, nothing.interval) == (0, 0, None)
+    assert (empty.games, empty.seeds, empty.interval) == (0, 0, None)
 
 
-def test_what_is_written(tmp_path: Path) -> None:
+def test_the_files_of_a_bench(tmp_path: Path) -> None:
     other = msgspec.structs.replace(EVALUATION, episodes=10)
-    first = grid()
-    del first[0].summary["parameters"]  # An older wsa's.
-    runs = [*first, result("Pong", 9, 99.0, evaluation=other), result("Adventure", 0, 5.0, "lin")]
+    first = make_results()
+    del first[0].summary["parameters"]  # As older versions write it.
+    runs = [
+        *first,
+        make_result("Pong", 9, 99.0, evaluation=other),
+        make_result("Adventure", 0, 5.0, "lin"),
+    ]
     for number, run in enumerate(runs):
         folder = tmp_path / "runs" / str(number)
         folder.mkdir(parents=True)
@@ -112,14 +115,13 @@ def test_what_is_written(tmp_path: Path) -> None:
         ("3", "charts/episodic_return", "2.5"), ("4", "wsa/weight/lite0", "0.5"),
     ]  # fmt: skip
     assert [path.name for path in tmp_path.glob("*.png")] == ["curves-Breakout.png"]
-    drawn = next(tmp_path.glob("*.png")).read_bytes()
+    before = next(tmp_path.glob("*.png")).read_bytes()
     (tmp_path / "runs" / "1" / "metrics.jsonl").write_text(
         '{"step": 4, "time": 1, "eval/episodic_return": 1.5, "eval/backbone_passes": 3}\n'
     )
-    bench_report.write(
-        tmp_path, EVALUATION, "/lab/wsa", ["--updates 7"]
-    )  # Evaluations, where there are any.
-    assert next(tmp_path.glob("*.png")).read_bytes() != drawn
+    # Evaluations during training are drawn instead of training returns.
+    bench_report.write(tmp_path, EVALUATION, "/lab/wsa", ["--updates 7"])
+    assert next(tmp_path.glob("*.png")).read_bytes() != before
     rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
     assert ("eval/episodic_return", "1.5") in [(r["scalar"], r["value"]) for r in rows]
     summary = report.summary([])
