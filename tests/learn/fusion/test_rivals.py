@@ -1,4 +1,4 @@
-"""The paper's rivals and the controls, their shapes, and the paper's numbers of parameters."""
+"""The paper's other fusions and the controls: outputs, shapes, and numbers of parameters."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ MIXED = ((2, 18), (2, 3, 3, 5), (2, 4, 5, 2))
         ("res", {"size": 2048}, 1.11),
     ],
 )
-def test_trainable_parameters_are_the_papers(
+def test_numbers_of_parameters_are_the_papers(
     name: str, switches: dict[str, int], millions: float
 ) -> None:
-    assert parameters(name, **switches) / 1e6 == pytest.approx(millions, abs=0.005)
+    assert count_trainable(name, **switches) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
 @pytest.mark.parametrize("size", [256, 512, 1024])
 def test_dpa_is_wsa_without_its_scorer(size: int) -> None:
-    assert parameters("dpa", size=size) == parameters("wsa", size=size) - (2 * size + 1)
+    assert count_trainable("dpa", size=size) == count_trainable("wsa", size=size) - (2 * size + 1)
 
 
-def parameters(name: str, **switches: int) -> int:
-    """Trainable ones, with 4 actions and heads of 256 units, the frozen encoders left out."""
+def count_trainable(name: str, **switches: int) -> int:
+    """Parameters of the fusion and of heads of 256 units for 4 actions."""
     conditioned = name in ("wsa", "dpa")
     inputs = Inputs(PAPER if conditioned else PAPER[:4], 4 if conditioned else None, 4)
     config = NetworkConfig(
@@ -67,16 +67,19 @@ def parameters(name: str, **switches: int) -> int:
         return count_parameters(ActorCritic(inputs, 4, config)).total
 
 
-def test_a_head_and_a_memory_are_counted_apart_from_the_fusion() -> None:
+def test_parameters_of_the_fusion_and_of_the_head_are_counted_separately() -> None:
     config = NetworkConfig(make_fusion_config(size=8), frame_stack=1, hidden=(5,))
     policy = ActorCritic(Inputs(((1, 3),)), 4, config)
     heads = 2 * (8 * 5 + 5) + (5 * 4 + 4) + (5 + 1)
     fusion = (3 * 8 + 8) + 2 * 8 + (16 * 8 + 8) + (8 + 1)  # Adapter, its norm, scorer.
-    found = count_parameters(policy)
-    assert (found.fusion, found.head, found.total) == (fusion, heads, fusion + heads)
-    memory = count_parameters(RecurrentActorCritic(policy.torso, 4))
-    assert (memory.fusion, memory.head) == (fusion, 4 * 8 * (8 + 8 + 2) + (8 * 4 + 4) + (8 + 1))
-    assert found.named()["parameters"] == sum(p.numel() for p in policy.parameters())
+    counts = count_parameters(policy)
+    assert (counts.fusion, counts.head, counts.total) == (fusion, heads, fusion + heads)
+    recurrent = count_parameters(RecurrentActorCritic(policy.torso, 4))
+    assert (recurrent.fusion, recurrent.head) == (
+        fusion,
+        4 * 8 * (8 + 8 + 2) + (8 * 4 + 4) + (8 + 1),
+    )
+    assert counts.named()["parameters"] == sum(p.numel() for p in policy.parameters())
 
 
 @pytest.mark.parametrize(
@@ -101,29 +104,29 @@ def test_spatial_adapters_are_the_papers(
     channels=st.integers(1, 9),
     less=st.integers(0, 15),
 )
-def test_spatial_adapters_end_at_the_side(
+def test_spatial_adapters_output_the_requested_side(
     frames: int, height: int, width: int, channels: int, less: int
 ) -> None:
     shape = (frames, height, width, channels)
     side = max(1, side_of(shape) - less)
-    found = SpatialAdapter(shape, side)(torch.zeros(2, *shape))
-    assert found.shape == (2, 16, side, side)
+    output = SpatialAdapter(shape, side)(torch.zeros(2, *shape))
+    assert output.shape == (2, 16, side, side)
 
 
-def made(name: str, **switches: Any) -> tuple[Any, list[Tensor]]:
+def make(name: str, **switches: Any) -> tuple[Any, list[Tensor]]:
     torch.manual_seed(3)
     shapes = MIXED[:1] if name == "single" else MIXED
     fusion = make_fusion(make_fusion_config(name, **{"size": 6, **switches}), Inputs(shapes))
     return fusion, [torch.randn(4, *shape) for shape in shapes]
 
 
-def spread(fusion: Any, embeddings: list[Tensor]) -> list[Tensor]:
+def adapt_maps(fusion: Any, embeddings: list[Tensor]) -> list[Tensor]:
     return [adapter(u) for adapter, u in zip(fusion.spatial, embeddings, strict=True)]
 
 
 @pytest.mark.parametrize("name", list(FUSIONS))
-def test_every_fusion_has_one_signature(name: str) -> None:
-    fusion, embeddings = made(name)
+def test_every_fusion_has_the_same_signature(name: str) -> None:
+    fusion, embeddings = make(name)
     state, weights = fusion(embeddings)
     assert state.shape == (4, fusion.out_features)
     assert weights is None or weights.shape == (4, len(embeddings))
@@ -131,31 +134,31 @@ def test_every_fusion_has_one_signature(name: str) -> None:
     mask = [True] + [False] * (len(embeddings) - 1)
     masked, weights = fusion(embeddings, mask)
     other = [embeddings[0], *(torch.full_like(u, 5.0) for u in embeddings[1:])]
-    torch.testing.assert_close(fusion(other, mask)[0], masked)  # Who is absent has no say.
+    torch.testing.assert_close(fusion(other, mask)[0], masked)  # Absent models have no influence.
     if weights is not None:
         torch.testing.assert_close(weights, torch.eye(3)[:1].expand(4, 3))
 
 
-def test_lin_sets_them_side_by_side() -> None:
-    fusion, embeddings = made("lin")
-    expected = torch.cat([part.flatten(1) for part in spread(fusion, embeddings)], dim=1)
+def test_lin_concatenates_the_embeddings() -> None:
+    fusion, embeddings = make("lin")
+    expected = torch.cat([part.flatten(1) for part in adapt_maps(fusion, embeddings)], dim=1)
     assert torch.equal(fusion(embeddings)[0], expected)
     assert fusion.out_features == 36 + 16 * 9 + 16 * 16
     masked = fusion(embeddings, [True, False, True])[0]
     assert (masked[:, 36 : 36 + 144] == 0).all() and torch.equal(masked[:, :36], expected[:, :36])
 
 
-def test_fix_adapts_each() -> None:
-    fusion, embeddings = made("fix")
-    parts = zip(fusion.adapters, spread(fusion, embeddings), strict=True)
+def test_fix_concatenates_the_adapted_embeddings() -> None:
+    fusion, embeddings = make("fix")
+    parts = zip(fusion.adapters, adapt_maps(fusion, embeddings), strict=True)
     expected = torch.cat([adapter(part.flatten(1)) for adapter, part in parts], dim=1)
     assert torch.equal(fusion(embeddings)[0], expected) and expected.shape == (4, 18)
 
 
 def test_cnn_folds_vectors_into_maps() -> None:
-    fusion, embeddings = made("cnn", layers=2)
+    fusion, embeddings = make("cnn", layers=2)
     # The smallest map has side 3; 2 x 18 numbers are 4 channels of that.
-    maps = spread(fusion, embeddings)
+    maps = adapt_maps(fusion, embeddings)
     assert [tuple(m.shape[1:]) for m in maps] == [(2, 18), (16, 3, 3), (16, 3, 3)]
     stacked = torch.cat([maps[0].reshape(4, 4, 3, 3), maps[1], maps[2]], dim=1)
     one, other = (fusion.convolutions[i] for i in (0, 2))
@@ -164,47 +167,49 @@ def test_cnn_folds_vectors_into_maps() -> None:
     torch.testing.assert_close(fusion(embeddings)[0], hidden.flatten(1))
 
 
-def test_mix_convolves_the_spatial_ones_alone() -> None:
-    fusion, embeddings = made("mix")
-    maps = spread(fusion, embeddings)
+def test_mix_convolves_the_maps_alone() -> None:
+    fusion, embeddings = make("mix")
+    maps = adapt_maps(fusion, embeddings)
     mixed = fusion.convolution(torch.cat(maps[1:], dim=1)).flatten(1)
     expected = torch.cat([mixed, embeddings[0].flatten(1)], dim=1)
     assert torch.equal(fusion(embeddings)[0], expected) and expected.shape == (4, 32 * 9 + 36)
 
 
 def test_res_is_a_fixed_recurrent_network() -> None:
-    fusion, embeddings = made("res", size=7)
+    fusion, embeddings = make("res", size=7)
     radius = torch.linalg.eigvals(fusion.reservoir).abs().max().item()
     assert radius == pytest.approx(0.9, rel=1e-4)
     state = torch.zeros(4, 7)
-    for at in range(2):  # Frames of the state.
-        frame = [u[:, at : at + 1] for u in embeddings]
-        seen = torch.cat([part.flatten(1) for part in spread(fusion, frame)], dim=1)
-        state = torch.tanh(seen @ fusion.reservoir_in + state @ fusion.reservoir)
-    found = fusion(embeddings)[0]
-    torch.testing.assert_close(found, state.detach())
-    assert not found.requires_grad
-    assert {"reservoir", "reservoir_in"} <= set(fusion.state_dict())  # Saved, unlike the authors'.
-    # The state is each environment's own, wherever it stands in a batch, and in whichever order.
+    for i in range(2):  # Frames of the state.
+        frame = [u[:, i : i + 1] for u in embeddings]
+        row = torch.cat([part.flatten(1) for part in adapt_maps(fusion, frame)], dim=1)
+        state = torch.tanh(row @ fusion.reservoir_in + state @ fusion.reservoir)
+    output = fusion(embeddings)[0]
+    torch.testing.assert_close(output, state.detach())
+    assert not output.requires_grad
+    assert {"reservoir", "reservoir_in"} <= set(
+        fusion.state_dict()
+    )  # The authors do not save them.
+    # Rows of a batch do not influence each other.
     order = [2, 0, 3, 1]
-    torch.testing.assert_close(fusion([u[order] for u in embeddings])[0], found[order])
-    other, _ = made("res", size=7)
+    torch.testing.assert_close(fusion([u[order] for u in embeddings])[0], output[order])
+    other, _ = make("res", size=7)
     other.load_state_dict(fusion.state_dict())
-    assert torch.equal(other(embeddings)[0], found)
+    assert torch.equal(other(embeddings)[0], output)
 
 
-def test_dpa_asks_with_the_context() -> None:
-    fusion, embeddings = made("dpa")
+def test_dpa_queries_with_the_context() -> None:
+    fusion, embeddings = make("dpa")
     adapted = fusion.adapt(embeddings, range(3))
     context = adapted.mean(dim=1)
     scores = torch.stack([(context * adapted[:, i]).sum(dim=1) for i in range(3)], dim=1) / 6**0.5
     weights = scores.softmax(dim=1)
-    state, found = fusion(embeddings)
-    torch.testing.assert_close(found, weights)
+    state, output = fusion(embeddings)
+    torch.testing.assert_close(output, weights)
     torch.testing.assert_close(state, sum(weights[:, i, None] * adapted[:, i] for i in range(3)))
 
 
-def test_controls_take_wsa_apart() -> None:
+def test_controls_replace_parts_of_wsa() -> None:
     shapes = (*MIXED, (2, 4))
     embeddings = [torch.randn(4, *shape) for shape in shapes]
     inputs = Inputs(shapes, 3, 3)
@@ -220,20 +225,20 @@ def test_controls_take_wsa_apart() -> None:
         if fusion is fusions["mean"]:
             torch.testing.assert_close(state, (adapted.sum(dim=1) + context) / 4)
             continue
-        if fusion is fusions["moe"]:  # The gate does not see what it weighs.
+        if fusion is fusions["moe"]:  # The gate does not see the embeddings.
             hidden = fusion.router(context)
             scores = [gate(hidden) for gate in fusion.gates]
         else:
             pairs = [torch.cat([context, adapted[:, i]], dim=1) for i in range(3)]
             scores = [f(pair) for f, pair in zip(fusion.scorers, pairs, strict=True)]
         torch.testing.assert_close(weights, torch.cat(scores, dim=1).softmax(dim=1))
-    uniform, embeddings = made("uniform")
+    uniform, embeddings = make("uniform")
     state = uniform(embeddings)[0]
     torch.testing.assert_close(state, uniform.adapt(embeddings, range(3)).mean(dim=1))
 
 
 @pytest.mark.parametrize(
-    ("name", "shapes", "says"),
+    ("name", "shapes", "message"),
     [
         ("cnn", ((1, 4), (1, 5)), "every model gives a vector. Encode one with --output grid:7"),
         ("mix", ((1, 4),), "choose --fusion lin or wsa"),
@@ -241,16 +246,16 @@ def test_controls_take_wsa_apart() -> None:
         ("single", ((1, 4), (1, 5)), "takes one model, and there are 2. Name it with --models"),
     ],
 )
-def test_shapes_that_a_fusion_cannot_take_are_refused(
-    name: str, shapes: tuple[tuple[int, ...], ...], says: str
+def test_unsuitable_shapes_are_refused(
+    name: str, shapes: tuple[tuple[int, ...], ...], message: str
 ) -> None:
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         make_fusion(make_fusion_config(name), Inputs(shapes))
 
 
 @pytest.mark.parametrize("normalize", ["none", "layer", "standard"])
-def test_a_torso_splits_and_normalises(normalize: Any) -> None:
-    # The second model looks at the whole state itself: its last embedding is the state's.
+def test_a_torso_splits_and_normalizes(normalize: Any) -> None:
+    # The second model sees the whole state, so its last embedding is used alone.
     shapes = ((3, 4), (1, 2, 2, 3))
     config = NetworkConfig(make_fusion_config("lin"), frame_stack=3, normalize=normalize)
     torso = Torso(Inputs(shapes), config)
@@ -270,15 +275,15 @@ def test_a_torso_splits_and_normalises(normalize: Any) -> None:
     torch.testing.assert_close(torso(stacks.half())[0], expected, rtol=0.02, atol=0.02)
 
 
-def test_heads_have_the_layers_asked_for() -> None:
+def test_heads_have_the_requested_layers() -> None:
     config = NetworkConfig(make_fusion_config(size=8), frame_stack=1, hidden=(16, 12))
     network = QNetwork(Inputs(((1, 4),)), 3, config)
-    maps = [m for m in network.head if isinstance(m, nn.Linear)]
-    assert [(m.in_features, m.out_features) for m in maps] == [(8, 16), (16, 12), (12, 3)]
+    layers = [m for m in network.head if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in layers] == [(8, 16), (16, 12), (12, 3)]
     actor = ActorCritic(
         Inputs(((1, 4),)), 3, NetworkConfig(make_fusion_config(size=8), frame_stack=1, hidden=())
     )
     logits, values, weights = actor(torch.randn(5, 1, 4))
     assert logits.shape == (5, 3) and values.shape == (5,)
     assert weights is not None and weights.shape == (5, 1)
-    assert logits.abs().max() < 0.1  # Every action is as likely as the others at first.
+    assert logits.abs().max() < 0.1  # Actions are about equally likely at first.
