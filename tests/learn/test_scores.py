@@ -1,4 +1,4 @@
-"""Human-normalized scores, the interquartile mean and its intervals, held to rliable's figures."""
+"""Scores and statistics over runs and games, compared with rliable's results and values by hand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsa.learn.envs import atari
+from wsa.learn.evaluation.comparisons import (
+    improvement,
+    improvement_interval,
+    profile,
+    profile_band,
+)
 from wsa.learn.evaluation.scores import (
     RANDOM_HUMAN,
     Scores,
@@ -19,8 +25,8 @@ from wsa.learn.evaluation.scores import (
     stratified_interval,
 )
 
-# Five runs of four games, and what rliable 1.2.0 says of them: aggregate_iqm, aggregate_mean and
-# get_interval_estimates(reps=50000). It is not installed with wsa: its pins are old.
+# Five runs of four games, and the results of rliable 1.2.0: aggregate_iqm, aggregate_mean, and
+# get_interval_estimates(reps=50000). Its pins are too old to install it here.
 TABLE = np.array(
     [
         [0.501231, 0.848167, 0.260227, -0.089587],
@@ -34,72 +40,62 @@ IQM, IQM_LOW, IQM_HIGH = 0.2732616, 0.03370932, 0.5647248
 MEAN, MEAN_LOW, MEAN_HIGH = 0.470838, 0.17254819, 0.80533639
 
 
-def test_the_interquartile_mean_is_rliables() -> None:
+def test_means_and_intervals_are_those_of_rliable() -> None:
     assert interquartile_mean(TABLE) == pytest.approx(IQM, abs=1e-6)
+    interval = stratified_interval(TABLE, resamples=20_000)
+    assert interval == pytest.approx((IQM, IQM_LOW, IQM_HIGH), abs=0.015)
+    interval = stratified_interval(TABLE, mean_score, resamples=20_000)
+    assert interval == pytest.approx((MEAN, MEAN_LOW, MEAN_HIGH), abs=0.015)
 
 
-def test_intervals_are_rliables() -> None:
-    found = stratified_interval(TABLE, resamples=20_000)
-    assert found == pytest.approx((IQM, IQM_LOW, IQM_HIGH), abs=0.015)
-    found = stratified_interval(TABLE, mean_score, resamples=20_000)
-    assert found == pytest.approx((MEAN, MEAN_LOW, MEAN_HIGH), abs=0.015)
-
-
-def test_runs_are_drawn_within_their_game() -> None:
-    # Two games far apart: were runs mixed over games, the interval would span both.
+def test_runs_are_resampled_within_their_game() -> None:
+    # If runs were resampled across the games, the interval would contain both.
     table = np.array([[0.0, 100.0], [1.0, 101.0], [2.0, 102.0]])
-    found = stratified_interval(table, mean_score)
-    assert 50 <= found.low <= found.value == 51 <= found.high <= 52
+    interval = stratified_interval(table, mean_score)
+    assert 50 <= interval.low <= interval.value == 51 <= interval.high <= 52
 
 
 @pytest.mark.parametrize("statistic", [interquartile_mean, mean_score])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 4), (13, 3), (100, 1), (3, 57)])
-def test_resamples_are_those_of_one_draw_after_the_other(
+def test_resampling_at_once_equals_resampling_one_by_one(
     shape: tuple[int, int], statistic: Callable[[Scores], Scores]
 ) -> None:
-    """All are drawn at once; drawn one by one they are the same to the last bit."""
     scores = np.random.default_rng(1).normal(size=shape)
     generator = np.random.default_rng(7)
     runs, games = shape
-    drawn = [
+    resampled = [
         statistic(scores[generator.integers(runs, size=shape), np.arange(games)])
         for _ in range(500)
     ]
     tail = (1 - 0.95) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    found = stratified_interval(scores, statistic, resamples=500, seed=7)
-    assert found == (float(statistic(scores)), low, high)
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    interval = stratified_interval(scores, statistic, resamples=500, seed=7)
+    assert interval == (float(statistic(scores)), low, high)
 
 
 def test_one_run_has_no_spread() -> None:
-    found = stratified_interval(np.array([[3.0]]))
-    assert found == (3, 3, 3) and str(found) == "3.00 [3.00, 3.00]"
+    interval = stratified_interval(np.array([[3.0]]))
+    assert interval == (3, 3, 3) and str(interval) == "3.00 [3.00, 3.00]"
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=40), st.randoms())
-def test_outliers_and_order_do_not_move_it(values: list[float], random: object) -> None:
+def test_outliers_and_order_do_not_change_the_interquartile_mean(
+    values: list[float], random: object
+) -> None:
     table = np.array(values)[:, None]
     before = interquartile_mean(table)
     table[table.argmax()] = 1e9
     assert interquartile_mean(table[::-1]) == pytest.approx(before, abs=1e-6)
 
 
-def test_scores_are_those_of_the_ten_games_of_the_paper() -> None:
+def test_human_normalized_scores_of_ten_games() -> None:
     assert human_normalised("Pong", -20.7) == 0
     assert human_normalised("Seaquest", 42054.7) == 1
     # SB3-zoo's PPO on the ten games, whose interquartile mean is published as 0.74.
     raw = {
-        "Pong": 21.0,
-        "Breakout": 398,
-        "BeamRider": 3397,
-        "Seaquest": 1784,
-        "SpaceInvaders": 960,
-        "Qbert": 15627,
-        "MsPacman": 1754,
-        "RoadRunner": 40681,
-        "Asteroids": 2156,
-        "Enduro": 996,
-    }
+        "Pong": 21.0, "Breakout": 398, "BeamRider": 3397, "Seaquest": 1784, "SpaceInvaders": 960,
+        "Qbert": 15627, "MsPacman": 1754, "RoadRunner": 40681, "Asteroids": 2156, "Enduro": 996,
+    }  # fmt: skip
     scores = np.array([[human_normalised(game, value) for game, value in raw.items()]], float)
     assert interquartile_mean(scores) == pytest.approx(0.74, abs=0.005)
     assert human_normalised("Adventure", 1.0) is None
@@ -108,3 +104,40 @@ def test_scores_are_those_of_the_ten_games_of_the_paper() -> None:
 def test_every_game_with_a_score_is_an_ale_game() -> None:
     assert set(RANDOM_HUMAN) <= set(atari.games())
     assert all(human > random for random, human in RANDOM_HUMAN.values())
+
+
+# Two games: of 6 pairs, X wins 5 in the first; it wins 2 and draws 3 in the second.
+X = np.array([[3.0, 1.0], [5.0, 1.0], [1.0, 0.0]])
+Y = np.array([[2.0, 1.0], [0.0, 0.0]])
+BY_HAND = (5 / 6 + (2 + 3 * 0.5) / 6) / 2
+
+
+def test_the_probability_of_improvement() -> None:
+    # First game, 3 > 2, 3 > 0, 5 > 2, 5 > 0, 1 > 0; second, 1 = 1, 1 > 0 twice, 0 = 0.
+    assert improvement(X, Y) == pytest.approx(BY_HAND)
+    assert improvement(Y, X) == pytest.approx(1 - BY_HAND)
+    assert improvement(X, X) == 0.5
+    assert improvement(X + 10, Y) == 1 and improvement(X - 10, Y) == 0
+    np.testing.assert_allclose(improvement(np.stack([X, X + 10]), np.stack([Y, Y])), [BY_HAND, 1])
+
+
+def test_the_interval_of_the_probability_of_improvement() -> None:
+    interval = improvement_interval(X, Y)
+    assert interval.value == pytest.approx(BY_HAND)
+    assert 0 <= interval.low < interval.value < interval.high <= 1
+    assert improvement_interval(X + 10, Y) == (1, 1, 1)
+    # One run each has no spread.
+    assert improvement_interval(X[:1], Y[:1]) == (0.75, 0.75, 0.75)
+    # The bootstrap draws (0, 2), (0, 0), or (2, 2) to compare with 1.
+    few = improvement_interval(np.array([[0.0], [2.0]]), np.array([[1.0]]), confidence=0.4)
+    assert few == (0.5, 0.5, 0.5)
+    assert improvement_interval(np.array([[0.0], [2.0]]), np.array([[1.0]])) == (0.5, 0, 1)
+
+
+def test_the_performance_profile() -> None:
+    thresholds = np.array([-1.0, 0.0, 1.0, 2.9, 5.0])
+    np.testing.assert_allclose(profile(X, thresholds), [1, 5 / 6, 2 / 6, 2 / 6, 0])
+    shares, low, high = profile_band(X, thresholds)
+    np.testing.assert_allclose(shares, profile(X, thresholds))
+    assert (low <= shares).all() and (shares <= high).all() and (high - low)[1:4].min() > 0
+    assert (low[0], high[-1]) == (1, 0)

@@ -1,4 +1,4 @@
-"""`wsa learn --track`, with something in the place of Weights & Biases."""
+"""`wsa learn --track`, with a fake Weights & Biases."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ CONFIG = OfflineRun(
 
 @pytest.fixture
 def calls(monkeypatch):
-    found = []
-    run = SimpleNamespace(finish=lambda: found.append("finished"))
+    calls = []
+    run = SimpleNamespace(finish=lambda: calls.append("finished"))
 
-    def init(**how):
-        found.append(how)
+    def init(**options):
+        calls.append(options)
         return run
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    return found
+    return calls
 
 
-def test_a_run_is_begun_before_it_logs_and_ended_whatever_happens(calls, tmp_path):
+def test_a_tracked_run_ends_after_an_error_and_resumes_under_its_id(calls, tmp_path):
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt), tracked(tmp_path / "run", CONFIG, "lab", ""):
             assert calls[-1]["sync_tensorboard"]
@@ -52,7 +52,7 @@ def test_a_run_is_begun_before_it_logs_and_ended_whatever_happens(calls, tmp_pat
     assert "my-password" not in str(first)
 
 
-def test_it_is_said_that_it_is_not_installed(monkeypatch, tmp_path):
+def test_a_missing_wandb_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with (
         pytest.raises(MissingError, match="pip install wandb"),

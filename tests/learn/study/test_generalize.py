@@ -1,4 +1,4 @@
-"""Suites of variants, what a run keeps of its score in them, and what they do to embeddings."""
+"""Studies of variants: suites, the share of the advantage that a run retains, and shifts of embeddings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def specs(suite: str, game: str, protocol: str = "classic") -> list[str]:
     return [v.spec for v in variants_of(suite, game, atari.protocol(game, protocol))]
 
 
-def test_suites() -> None:
+def test_suites_have_the_variants_of_a_game() -> None:
     colourings = variants_of("authors", "Breakout", atari.protocol("Breakout", "classic"))
     assert len({v.spec for v in colourings}) == 25 and all(v.keeps_rules for v in colourings)
     (lazy,) = variants_of("authors", "Pong", atari.protocol("Pong", "classic"))
@@ -31,7 +31,7 @@ def test_suites() -> None:
     assert specs("authors", "Seaquest") == []
     assert specs("modes", "Pong") == ["mode=1", "difficulty=1", "difficulty=2", "difficulty=3"]
     assert specs("modes", "Enduro") == []
-    # A run's own stickiness is no variant.
+    # The stickiness of the run is no variant.
     assert specs("sticky", "Pong") == ["sticky=0.25", "sticky=0.5"]
     assert specs("sticky", "Pong", "v5") == ["sticky=0", "sticky=0.5"]
     for suite in SUITES:
@@ -44,16 +44,16 @@ def games(*returns: float) -> PlayedGames:
     return PlayedGames(tuple(returns), 0, 0)
 
 
-def test_the_share_that_is_kept() -> None:
+def test_the_retained_share_is_of_the_advantage_over_random_play() -> None:
     plain = games(10, 12, 14, 16, 18), games(2, 2, 2, 2, 2)
     retention = Retention(plain)
     assert retention.beats_random and retention.advantage.value == 12
-    assert retention.share([plain]) == (1, 1, 1)  # Whatever games are drawn: they are pairs.
+    assert retention.share([plain]) == (1, 1, 1)  # Games are resampled in pairs.
     half = games(7, 8, 9, 10, 11), games(3, 3, 3, 3, 3)
     assert retention.share([half]) == pytest.approx((0.5, 0.5, 0.5))
     mixed = retention.share([(games(11, 7, 10, 8, 9), half[1])])
     assert mixed and mixed.value == pytest.approx(0.5) and mixed.low < 0.45 and mixed.high > 0.55
-    # A game that is easier for anybody is none in which a run keeps more.
+    # A variant that is easier for the random policy too raises no share.
     easier = games(*(r + 5 for r in plain[0].returns)), games(7, 7, 7, 7, 7)
     assert retention.share([easier]) == pytest.approx((1, 1, 1))
     assert retention.change(easier[0]) == pytest.approx((5, 5, 5))
@@ -61,7 +61,7 @@ def test_the_share_that_is_kept() -> None:
     assert both and both.value == pytest.approx(0.75)
 
 
-def test_what_is_no_better_than_random_has_nothing_to_keep() -> None:
+def test_a_run_no_better_than_random_has_no_share() -> None:
     plain = games(1, 2, 3, 2, 1), games(2, 1, 2, 2, 2)
     retention = Retention(plain)
     assert not retention.beats_random and retention.share([plain]) is None
@@ -69,32 +69,32 @@ def test_what_is_no_better_than_random_has_nothing_to_keep() -> None:
     assert not Retention((games(9), games(1))).beats_random  # One game.
 
 
-def test_seeds_of_games() -> None:
-    how = EvaluationSettings(5, 0.5, 40, 2)
+def test_planned_seeds_are_the_played_ones() -> None:
+    settings = EvaluationSettings(5, 0.5, 40, 2)
     protocol = msgspec.structs.replace(atari.protocol("Pong", "classic"), max_steps=2)
     played = play("Pong", protocol, RandomPolicy(6, 0), 5, 40, num_envs=2)
-    assert [e.seed for e in played] == env_seeds(how) == [40, 40, 40, 41, 41]
+    assert [e.seed for e in played] == env_seeds(settings) == [40, 40, 40, 41, 41]
 
 
-def test_how_far_embeddings_and_weights_move() -> None:
+def test_shifts_of_embeddings_and_weights() -> None:
     one = np.array([[1, 0], [0, 2], [0, 0], [0, 0]], np.float32)
     other = np.array([[2, 0], [1, 0], [0, 0], [3, 0]], np.float32)
     np.testing.assert_allclose(cosine(one, other), [1, 0, 1, 0])
-    about: dict[str, Any] = {"actions": np.zeros((4, 1), np.int64)}
+    actions: dict[str, Any] = {"actions": np.zeros((4, 1), np.int64)}
     weights = np.array([[0.5, 0.5], [0.2, 0.8], [0.5, 0.5], [1, 0]], np.float32)
     plain = StateOutputs(
-        **about, embeddings=[one, one], weights=weights, greedy=np.array([0, 1, 2, 0])
+        **actions, embeddings=[one, one], weights=weights, greedy=np.array([0, 1, 2, 0])
     )
     changed = StateOutputs(
-        **about, embeddings=[other, one], weights=weights[:, ::-1], greedy=np.array([0, 1, 0, 1])
+        **actions, embeddings=[other, one], weights=weights[:, ::-1], greedy=np.array([0, 1, 0, 1])
     )
-    found = shift(plain, changed)
-    assert (found.states, found.agreement) == (4, 0.5)
-    assert found.cosine == pytest.approx((0.5, 1))
-    assert found.before == pytest.approx((0.55, 0.45)) and found.after == pytest.approx(
+    moved = shift(plain, changed)
+    assert (moved.states, moved.agreement) == (4, 0.5)
+    assert moved.cosine == pytest.approx((0.5, 1))
+    assert moved.before == pytest.approx((0.55, 0.45)) and moved.after == pytest.approx(
         (0.45, 0.55)
     )
-    assert found.moved == pytest.approx((0.4, 0.4))
-    none = msgspec.structs.replace(found, before=None, after=None, moved=None)
+    assert moved.moved == pytest.approx((0.4, 0.4))
+    weightless = msgspec.structs.replace(moved, before=None, after=None, moved=None)
     unweighed = [StateOutputs(s.actions, s.embeddings, None, s.greedy) for s in (plain, changed)]
-    assert shift(*unweighed) == none
+    assert shift(*unweighed) == weightless

@@ -1,4 +1,4 @@
-"""Sets of a run's models on stored states: exact values, no pass, and no game."""
+"""`wsa study scale --after cached`: every set of a run's models on stored states, without a model pass or a game."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
 NETWORK = NetworkConfig(FusionConfig(size=16), frame_stack=2, hidden=(16,))
-LEARNER = CQLConfig(updates=120, batch_size=32, learning_rate=3e-3, log_frequency=60)
+LEARNER = CQLConfig(updates=60, batch_size=32, learning_rate=3e-3, log_frequency=30)
 
 
-def test_all_sets_small_ones_first() -> None:
+def test_subsets_are_ordered_by_size() -> None:
     assert subsets(2) == [(True, False), (False, True), (True, True)]
     assert len(set(subsets(4))) == 15 and [sum(s) for s in subsets(3)] == [1, 1, 1, 2, 2, 2, 3]
 
 
-def test_shapley_values() -> None:
-    # Two left gloves and a right one: a pair is worth 1. By hand 1/6, 1/6, 4/6.
+def test_shapley_values_are_exact() -> None:
+    # Two left gloves and a right one; a pair is worth 1.
     gloves = {s: float(s[2] and (s[0] or s[1])) for s in [(False,) * 3, *subsets(3)]}
     np.testing.assert_allclose(shapley(gloves), [1 / 6, 1 / 6, 4 / 6])
     generator = np.random.default_rng(0)
     values = {s: float(generator.normal()) for s in [(False,) * 5, *subsets(5)]}
-    found = shapley(values)
-    assert found.sum() == pytest.approx(values[(True,) * 5] - values[(False,) * 5])
-    # Worth as much in every set, whatever the others: that much, and what adds nothing: nothing.
-    alone = {s: 0.3 * s[0] + 0.5 * s[2] for s in values}
-    np.testing.assert_allclose(shapley(alone), [0.3, 0, 0.5, 0, 0], atol=1e-12)
+    exact = shapley(values)
+    assert exact.sum() == pytest.approx(values[(True,) * 5] - values[(False,) * 5])
+    # Models that add the same to every set are worth that, and others nothing.
+    additive = {s: 0.3 * s[0] + 0.5 * s[2] for s in values}
+    np.testing.assert_allclose(shapley(additive), [0.3, 0, 0.5, 0, 0], atol=1e-12)
 
 
-def test_what_a_choice_loses() -> None:
+def test_regret_and_divergence() -> None:
     whole = np.array([[1, 3], [2, 0]], np.float32)
     assert cached.regret(whole, np.array([[5, 4], [9, 8]], np.float32)) == 1.0
     assert cached.regret(whole, whole) == cached.divergence(whole, whole) == 0
@@ -64,8 +64,8 @@ def test_what_a_choice_loses() -> None:
     assert cached.divergence(*logits) == pytest.approx(by_hand)
 
 
-def a_run(kit: ModuleType, url: str, folder: Path, **changes: Any) -> Path:
-    """A run on the walk: one model knows the state, the other is noise."""
+def train_run(kit: ModuleType, url: str, folder: Path, **changes: Any) -> Path:
+    """Train on the walk: one model knows the state, the other is noise."""
     details: dict[str, Any] = {"hyperparameters": LEARNER, "network": NETWORK, **changes}
     config = make_offline(
         take_snapshot(open_store(url)), kit.GAME, [kit.key("lite0"), kit.key("vit")], "mean", 1,
@@ -78,19 +78,21 @@ def a_run(kit: ModuleType, url: str, folder: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def run(kit: ModuleType, walk_url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return a_run(kit, walk_url, tmp_path_factory.mktemp("study") / "run")
+    return train_run(kit, walk_url, tmp_path_factory.mktemp("study") / "run")
 
 
-def test_every_set_of_a_runs_models(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sets_without_the_informed_model_agree_less(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_model(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was opened")
 
     monkeypatch.setattr("wsa.encode.registration.register.open_model", no_model)
-    before, told = Encoder.total_passes, []
-    found = cached.measure(run, 50, on_set=lambda done, total: told.append((done, total)))
+    before, progress = Encoder.total_passes, []
+    found = cached.measure(run, 50, on_set=lambda *counts: progress.append(counts))
     assert (found.passes, Encoder.total_passes) == (0, before)
     assert (found.states, found.held_out, found.loss) == (50, True, "regret")
-    assert told == [(n, 4) for n in (1, 2, 3, 4)]
+    assert progress == [(n, 4) for n in (1, 2, 3, 4)]
     assert found.models == ("lite0", "vit") and len(found.sets) == 4
     empty, knows, noise, whole = found.sets
     assert (whole.agreement, whole.loss) == (1.0, 0.0)
@@ -99,7 +101,7 @@ def test_every_set_of_a_runs_models(run: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sum(found.shapley) == pytest.approx(1 - empty.agreement)
     assert knows.agreement > noise.agreement and knows.loss < noise.loss
     assert found.shapley[0] > found.shapley[1]
-    # And it is the network's own doing: by hand, with one model alone.
+    # The network itself gives the same values with one model.
     states = StoredStates(run, 50)
     network = states._network
     alone = states.decide((True, False))
@@ -109,17 +111,17 @@ def test_every_set_of_a_runs_models(run: Path, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(alone.values[: len(values)], values, rtol=1e-5)
 
 
-def test_a_policy_is_judged_by_its_divergence(
+def test_policies_are_compared_by_divergence(
     kit: ModuleType, walk_url: str, tmp_path: Path
 ) -> None:
     learner = BCConfig(updates=20, batch_size=8, log_frequency=10, validation_fraction=0.0)
-    found = cached.measure(a_run(kit, walk_url, tmp_path / "run", hyperparameters=learner), 20)
+    found = cached.measure(train_run(kit, walk_url, tmp_path / "run", hyperparameters=learner), 20)
     assert (found.loss, found.held_out) == ("KL", False)
     assert found.sets[-1].loss == 0 and all(one.loss > 0 for one in found.sets[:-1])
 
 
-def online(kit: ModuleType, url: str, folder: Path, recurrent: bool) -> Path:
-    """A run that learned online, on a store that it need know nothing of."""
+def make_online_run(kit: ModuleType, url: str, folder: Path, recurrent: bool) -> Path:
+    """An online run; its store may be empty."""
     config = OnlineRun(
         store=url, game=kit.GAME, protocol=kit.PROTOCOL, models=(kit.key("lite0"), kit.key("vit")),
         context="mean", network=NETWORK, seed=1, segments=(), shapes=((5,), (3,)), parameters=0,
@@ -133,14 +135,14 @@ def online(kit: ModuleType, url: str, folder: Path, recurrent: bool) -> Path:
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
-def test_an_online_run_is_shown_what_the_store_has(
+def test_online_runs_are_measured_on_the_stored_states(
     kit: ModuleType, walk_url: str, tmp_path: Path, recurrent: bool
 ) -> None:
-    folder = online(kit, walk_url, tmp_path / "run", recurrent)
+    folder = make_online_run(kit, walk_url, tmp_path / "run", recurrent)
     found = cached.measure(folder, 300)
     assert (found.states, found.held_out, found.loss) == (300, True, "KL")
     assert found.sets[-1].loss == 0
-    if recurrent:  # Two chunks as one: the memory goes on where the first one ended.
+    if recurrent:  # The memory continues from one chunk to the next.
         states = StoredStates(folder, 300)
         network = states._network
         parts = [(stacks.clone(), first) for stacks, first in states._states()]
@@ -151,16 +153,18 @@ def test_an_online_run_is_shown_what_the_store_has(
         assert 30 < first.sum() < 200
 
 
-def test_an_online_run_without_stored_states(kit: ModuleType, tmp_path: Path) -> None:
+def test_an_online_run_without_stored_states_is_an_error(kit: ModuleType, tmp_path: Path) -> None:
     url = str(tmp_path / "store")
     open_store(url, create=True)
-    folder = online(kit, url, tmp_path / "run", False)
-    with pytest.raises(MissingError, match=r"wsa encode --game Pong --models lite0,vit") as caught:
+    folder = make_online_run(kit, url, tmp_path / "run", False)
+    with pytest.raises(MissingError, match=r"wsa encode --game Pong --models lite0,vit") as error:
         cached.measure(folder)
-    assert caught.value.kind == "not-encoded"
+    assert error.value.kind == "not-encoded"
 
 
-def test_runs_that_cannot_lose_a_model(kit: ModuleType, walk_url: str, tmp_path: Path) -> None:
+def test_runs_that_cannot_leave_out_a_model_are_refused(
+    kit: ModuleType, walk_url: str, tmp_path: Path
+) -> None:
     config = make_offline(
         take_snapshot(open_store(walk_url)), kit.GAME, [kit.key("lite0"), kit.key("vit")], "mean", 1,
         LEARNER, network=msgspec.structs.replace(NETWORK, fusion=FusionConfig("lin")),
@@ -175,7 +179,7 @@ def test_runs_that_cannot_lose_a_model(kit: ModuleType, walk_url: str, tmp_path:
         cached.check(tmp_path / "more")
 
 
-def test_what_is_written(run: Path, tmp_path: Path) -> None:
+def test_the_written_files(run: Path, tmp_path: Path) -> None:
     found = cached.measure(run, 50)
     text = cached_report.write(tmp_path, [found])
     assert sorted(p.name for p in tmp_path.iterdir()) == [

@@ -1,3 +1,5 @@
+"""Palettes of collected frames: stored frames are lossless and do not depend on earlier ones."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -12,20 +14,22 @@ from wsa.store.common import hashing
     counts=st.lists(st.sampled_from([1, 2, 7, 200, 256, 257, 300, 400]), min_size=1, max_size=4),
     seed=st.integers(0, 2**16),
 )
-def test_colours_lose_nothing_and_do_not_depend_on_the_past(counts: list[int], seed: int) -> None:
-    """Screens of so many random colours each, some of them shared; kept as numbers or as RGB."""
+def test_stored_frames_are_lossless_and_do_not_depend_on_earlier_ones(
+    counts: list[int], seed: int
+) -> None:
+    """Screens have the given numbers of random colors, some of them shared."""
     generator = np.random.default_rng(seed)
     pool = generator.integers(0, 256, (max(counts), 3), dtype=np.uint8)
     screens = np.stack([pool[generator.integers(0, n, (20, 21))] for n in counts])[:, None]
-    fresh, used = Colours(), Colours()
+    new, used = Colours(), Colours()
     used.screens(generator.integers(0, 256, (3, 1, 20, 21, 3), dtype=np.uint8), [True] * 3)
     stored = []
-    for colours in (fresh, used, Pictures()):
+    for kept in (new, used, Pictures()):
         seen: list[Screen] = []
-        for screen in screens:  # one by one: early ones are kept with fewer colours known
-            seen += colours.screens(screen[None], [True])
+        for screen in screens:  # The first are kept while fewer colors are known.
+            seen += kept.screens(screen[None], [True])
         assert [s.digest for s in seen] == [hashing.frame_digest(s[0]) for s in screens]
-        stored.append(colours.frames(seen))
+        stored.append(kept.frames(seen))
     assert stored[0].keys() == stored[1].keys() == stored[2].keys()
     for name, array in stored[0].items():
         assert array.dtype == stored[2][name].dtype == np.uint8

@@ -1,4 +1,4 @@
-"""The grid of `wsa study combine`, and its report of results that are made up."""
+"""The grid of `wsa study combine`, and its report of invented results."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from wsa.learn.study.combine_report import EvaluatedRun, complete
 from wsa.learn.study.output import PAGE
 
 
-def asked(*flags: str) -> Any:
+def parse(*flags: str) -> Any:
     return cli.parse("study", ["combine", "--models", "palette,vos", *flags])
 
 
-def made(tmp_path: Path, *flags: str) -> Plan:
-    """The grid without a store."""
-    o = dataclasses.replace(asked(*flags), study_dir=str(tmp_path))
+def make_plan(tmp_path: Path, *flags: str) -> Plan:
+    """The grid, without a store."""
+    o = dataclasses.replace(parse(*flags), study_dir=str(tmp_path))
     bench = bench_options(o)
     settings = Settings({"store": "/lab/wsa"}, {})
     runs = [
@@ -38,11 +38,11 @@ def made(tmp_path: Path, *flags: str) -> Plan:
     return Plan(bench, settings, tuple(runs), {"Pong, cnn": "every model gives a vector"})
 
 
-def judge(run: Planned, mean: float, spread: float = 1.0) -> None:
-    """Write what came of a run; chance has -20 +- 1 of 100 games."""
+def write_result(run: Planned, mean: float, std: float = 1.0) -> None:
+    """Write a run's returns of 100 games; those of the random policy are -20 +- 1."""
     r = run.cell.request
     summary = {
-        "updates": 7, "episodes": 100, "return_mean": mean, "return_std": spread,
+        "updates": 7, "episodes": 100, "return_mean": mean, "return_std": std,
         "return_low": mean - 1, "return_high": mean + 1, "random_return_mean": -20.0,
         "random_return_std": 1.0, "human_normalised": human_normalised(r.game, mean),
     }  # fmt: skip
@@ -52,44 +52,44 @@ def judge(run: Planned, mean: float, spread: float = 1.0) -> None:
 
 
 def test_the_grid_has_the_papers_methods_and_controls(tmp_path: Path) -> None:
-    plan = made(tmp_path, "--games", "Pong", "--seeds", "1")
+    plan = make_plan(tmp_path, "--games", "Pong", "--seeds", "1")
     assert [run.method for run in plan.runs] == [
         "wsa", "lin", "fix", "cnn", "mix", "res", "dpa", "mean", "uniform", "unshared", "moe",
         "single palette", "single vos",
     ]  # fmt: skip
-    online = made(tmp_path, "--games", "Pong", "--seeds", "1", "--online", "--algo", "ppo")
+    online = make_plan(tmp_path, "--games", "Pong", "--seeds", "1", "--online", "--algo", "ppo")
     assert online.runs[-1].method == "pixels"
-    assert len(made(tmp_path, "--games", "Pong,Breakout").runs) == 2 * 3 * 13
+    assert len(make_plan(tmp_path, "--games", "Pong,Breakout").runs) == 2 * 3 * 13
 
 
-def test_untrained_networks_are_of_models_that_have_weights() -> None:
+def test_untrained_networks_are_offered_for_models_with_weights() -> None:
     assert untrained(("palette", "vos")) == ("palette", "vos:random")
     assert untrained(("palette", "objects")) == () == untrained(("vos:random", "palette"))
 
 
-def test_a_first_look_is_short(tmp_path: Path) -> None:
-    quick = bench_options(asked("--quick", "--seeds", "4,5"))
+def test_quick_studies_are_short(tmp_path: Path) -> None:
+    quick = bench_options(parse("--quick", "--seeds", "4,5"))
     assert (quick.seeds, quick.episodes) == ((4,), combine_plan.QUICK_GAMES)
     assert quick.algorithm.updates == combine_plan.QUICK["updates"]  # type: ignore[attr-defined]
-    assert bench_options(asked("--quick", "--updates", "7")).algorithm.updates == 7  # type: ignore[attr-defined]
-    online = bench_options(asked("--quick", "--online", "--algo", "dqn"))
+    assert bench_options(parse("--quick", "--updates", "7")).algorithm.updates == 7  # type: ignore[attr-defined]
+    online = bench_options(parse("--quick", "--online", "--algo", "dqn"))
     assert online.algorithm.total_timesteps == combine_plan.QUICK["total_timesteps"]  # type: ignore[attr-defined]
-    assert options("bench").episodes == bench_options(asked()).episodes == 100
+    assert options("bench").episodes == bench_options(parse()).episodes == 100
 
 
-def test_no_better_than_random(tmp_path: Path) -> None:
-    plan = made(tmp_path, "--games", "Pong", "--seeds", "1")
-    # Standard errors are 0.1 each: a difference has 0.141, and 1.96 of these are 0.277.
+def test_runs_beat_the_random_policy_by_their_standard_errors(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "--games", "Pong", "--seeds", "1")
+    # Standard errors are 0.1 each, 0.141 of the difference: the threshold is 1.96 x 0.141 = 0.277.
     for run, mean in zip(plan.runs, (-19.72, -19.73, -21.0), strict=False):
-        judge(run, mean)
-    found = [EvaluatedRun(r.method, r.cell.result(), 1, r.cell.folder) for r in plan.runs[:3]]  # type: ignore[arg-type]
-    assert [run.beats_random for run in found] == [True, False, False]
-    # Where all games return the same there is nothing to be sure of but their difference.
-    judge(plan.runs[3], -20.0, 0.0)
+        write_result(run, mean)
+    runs = [EvaluatedRun(r.method, r.cell.result(), 1, r.cell.folder) for r in plan.runs[:3]]  # type: ignore[arg-type]
+    assert [run.beats_random for run in runs] == [True, False, False]
+    # Without a spread, any positive difference counts.
+    write_result(plan.runs[3], -20.0, 0.0)
     result = plan.runs[3].cell.result()
     assert result is not None
-    still = msgspec.structs.replace(result, summary={**result.summary, "random_return_std": 0.0})
-    assert not EvaluatedRun("cnn", still, 1, tmp_path).beats_random
+    equal = msgspec.structs.replace(result, summary={**result.summary, "random_return_std": 0.0})
+    assert not EvaluatedRun("cnn", equal, 1, tmp_path).beats_random
 
 
 def test_only_seeds_that_played_all_games_count() -> None:
@@ -100,24 +100,24 @@ def test_only_seeds_that_played_all_games_count() -> None:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[dict[str, Any]]]:
-    """Of two games and three seeds, less one run that failed and one that is missing."""
+    """Two games and three seeds, with a failed and a missing run."""
     folder = tmp_path_factory.mktemp("combine")
-    plan = made(folder, "--games", "Pong,Breakout")
+    plan = make_plan(folder, "--games", "Pong,Breakout")
     quality = {"wsa": 8.0, "lin": 3.0, "uniform": -30.0}
     for run in plan.runs:
         if run.method in quality and (run.method, run.cell.request.seed) != ("lin", 3):
-            judge(run, quality[run.method] + run.cell.request.seed)
+            write_result(run, quality[run.method] + run.cell.request.seed)
     failed = [Failure("Pong, fix, seed 1", "no-memory", "It needs 9 GB. Take fewer models.", 6)]
-    found = combine_report.write(folder, plan, failed)
-    return folder, found.markdown, found.table
+    written = combine_report.write(folder, plan, failed)
+    return folder, written.markdown, written.table
 
 
-def test_what_is_there_is_reported_and_what_is_not_is_named(report: Any) -> None:
+def test_the_report_has_the_results_and_names_missing_runs(report: Any) -> None:
     folder, text, table = report
     assert "16 of 78 runs are trained and evaluated." in text
     assert "Pong, fix, seed 1" in text and "It needs 9 GB." in text
     assert "Pong, cnn" in text and "every model gives a vector" in text
-    assert "| 3 of 3 " in text  # Runs of uniform are no better than random, and get no ratio.
+    assert "| 3 of 3 " in text  # Runs of uniform no better than random.
     rows = list(csv.DictReader((folder / "combine.csv").read_text().splitlines()))
     assert len(rows) == 16
     assert {r["method"]: r["better_than_random"] for r in rows} == {
@@ -125,7 +125,7 @@ def test_what_is_there_is_reported_and_what_is_not_is_named(report: Any) -> None
     }  # fmt: skip
     by_name = {line["method"]: line for line in table}
     assert by_name["moe"]["runs"] == 0 and by_name["moe"]["iqm"] is None
-    # wsa has 9, 10, 11 and lin 4, 5: every pair is won; and of uniform too.
+    # wsa has 9, 10, 11 and lin 4, 5: wsa wins every pair, also against uniform.
     assert by_name["lin"]["against"] == by_name["uniform"]["against"] == (1, 1, 1)
     assert by_name["wsa"]["against"] is None and by_name["uniform"]["no_better"] == 6
     low, high = (human_normalised(g, x) for g, x in (("Breakout", 9.0), ("Pong", 11.0)))

@@ -1,4 +1,4 @@
-"""Who was listened to: measures of made-up weights, and what interventions take away."""
+"""Studies of fusion weights: logs, statistics of the weights, and interventions."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from wsa.learn.study.weight_statistics import (
 from wsa.store.common.errors import DamagedError, MissingError, UsageError
 
 
-def write(folder: Path, **changes: Any) -> None:
-    """Two games of two environments, interleaved as they are played; the second is one step long."""
+def write_log(folder: Path, **changes: Any) -> None:
+    """Write a log of two environments' games, interleaved; the second has one step."""
     columns: dict[str, Any] = {
         "models": np.array(["a-0123456789ab", "b-0123456789ab"]),
         "step": np.array([0, 0, 1, 2]),
@@ -41,13 +41,13 @@ def write(folder: Path, **changes: Any) -> None:
 
 
 def test_a_log_is_read_game_by_game(tmp_path: Path) -> None:
-    write(tmp_path)
+    write_log(tmp_path)
     log = read_log(tmp_path)
     assert log.game.tolist() == [0, 0, 0, 1] and log.step.tolist() == [0, 1, 2, 0]
     assert log.action.tolist() == [1, 1, 0, 0] and log.reward.tolist() == [0, 0, 1, 5]
     np.testing.assert_allclose(log.shares[-1], [0.5, 0.5])
     np.testing.assert_allclose(log.weights[-1], [1, 1])
-    # One change in the two steps that follow another: at 15 steps a second 7.5.
+    # One switch in two transitions, at 15 steps per second.
     assert switches_per_second(log, 15) == 7.5
     count, means = by_action(log, 3)
     assert count.tolist() == [2, 2, 0]
@@ -55,7 +55,7 @@ def test_a_log_is_read_game_by_game(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes, error, why",
+    ("changes", "error", "message"),
     [
         (None, MissingError, "wsa eval"),
         ({"weights": np.array([[1.0, 0.0]] * 4)}, UsageError, "only some of the run's models"),
@@ -67,10 +67,10 @@ def test_a_log_is_read_game_by_game(tmp_path: Path) -> None:
         ({"step": np.zeros((2, 2))}, DamagedError, "cannot be read"),
     ],
 )
-def test_logs_that_say_nothing(tmp_path: Path, changes: Any, error: Any, why: str) -> None:
+def test_unusable_logs_are_refused(tmp_path: Path, changes: Any, error: Any, message: str) -> None:
     if changes is not None:
-        write(tmp_path, **changes)
-    with pytest.raises(error, match=why):
+        write_log(tmp_path, **changes)
+    with pytest.raises(error, match=message):
         read_log(tmp_path)
 
 
@@ -80,20 +80,20 @@ def test_the_effective_number_of_models() -> None:
 
 
 def test_weights_around_rewards() -> None:
-    # Three games of 10 steps; in the middle of each a reward, before which the first model counts.
+    # Three games of 10 steps. The first model has the weight until the reward in the middle.
     step = np.tile(np.arange(10), 3)
     first = np.where(step <= 5, 0.9, 0.1)
     reward = np.where(step == 5, 2.0, 0.0)
     shares = np.stack([first, 1 - first], axis=1)
     log = Log(("a", "b"), np.repeat([0, 1, 2], 10), step, 0 * step, reward, shares, shares)
-    found = around_rewards(log, 1, reach=4)
-    assert found is not None
-    count, bands = found
+    around = around_rewards(log, 1, reach=4)
+    assert around is not None
+    count, bands = around
     assert count == 3 and bands.shape == (2, 3, 9)
     for band in bands[0]:
         np.testing.assert_allclose(band, [0.9] * 5 + [0.1] * 4)
     assert around_rewards(log, -1) is None
-    # Beyond the ends of a game nothing is counted, least of all the next game.
+    # Steps beyond the ends of a game are not counted.
     _, wide = around_rewards(log, 1, reach=7) or (0, bands)
     np.testing.assert_allclose(wide[0, 0], [0] * 2 + [0.9] * 6 + [0.1] * 4 + [0] * 3)
 
@@ -101,12 +101,12 @@ def test_weights_around_rewards() -> None:
 @pytest.fixture
 def fusion() -> Attention:
     torch.manual_seed(0)
-    made = make_fusion(FusionConfig("wsa", size=8), Inputs(((1, 3), (1, 3))))
-    assert isinstance(made, Attention)
-    return made.eval()
+    fusion = make_fusion(FusionConfig("wsa", size=8), Inputs(((1, 3), (1, 3))))
+    assert isinstance(fusion, Attention)
+    return fusion.eval()
 
 
-def test_interventions(fusion: Attention) -> None:
+def test_interventions_replace_the_weights_and_are_undone(fusion: Attention) -> None:
     states = [[torch.randn(1, 1, 3), torch.randn(1, 1, 3)] for _ in range(6)]
 
     def weights() -> Any:
@@ -121,7 +121,7 @@ def test_interventions(fusion: Attention) -> None:
         np.testing.assert_allclose(weights(), [[0.5, 0.5]] * 6, rtol=1e-6)
     with intervened(fusion, "shuffled", [0.3, 0.7], 1):
         shuffled = weights()
-    np.testing.assert_array_equal(shuffled[0], trained[0])  # It has seen no other state.
+    np.testing.assert_array_equal(shuffled[0], trained[0])  # There is no earlier state yet.
     assert (shuffled != trained).any(axis=1).sum() >= 2
     with intervened(fusion, "none", [0.3, 0.7], 1):
         np.testing.assert_array_equal(weights(), trained)

@@ -1,4 +1,4 @@
-"""Models added and dropped while training: orders, stages, and the network right after a change."""
+"""Models added and dropped during training: orders, stages, networks after a change, and the report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
 
-def planned(folder: Path, models: str = "a,b,c") -> list[Stage]:
+def make_stages(folder: Path, models: str = "a,b,c") -> list[Stage]:
     words = ["scale", "--during", "--models", models, "--games", "Pong", "--seeds", "1",
              "--updates", "10"]  # fmt: skip
     o = dataclasses.replace(cli.parse("study", words), study_dir=str(folder))
@@ -37,35 +37,35 @@ def planned(folder: Path, models: str = "a,b,c") -> list[Stage]:
     return stages(bench, Settings({"store": "/lab/wsa"}, {}), folder)
 
 
-def test_orders() -> None:
+def test_orders_have_each_model_once_in_each_place() -> None:
     assert len(set(orders("abc"))) == 6
     square = np.array(orders("abcd"))
     assert square.shape == (4, 4)
-    for lines in (square, square.T):  # Each model once in each order, and once in each place.
+    for lines in (square, square.T):
         assert all(sorted(line) == list("abcd") for line in lines.tolist())
 
 
-def test_stages_that_begin_alike_are_shared(tmp_path: Path) -> None:
-    found = planned(tmp_path)
-    ways = [stage.way for stage in found]
+def test_orders_share_their_first_stages(tmp_path: Path) -> None:
+    plan = make_stages(tmp_path)
+    ways = [stage.way for stage in plan]
     assert [ways.count(way) for way in ("add", "drop", "control")] == [15, 10, 4]
-    assert len({stage.cell.folder for stage in found}) == 29
-    for stage in found:
+    assert len({stage.cell.folder for stage in plan}) == 29
+    for stage in plan:
         updates = stage.cell.total
         assert updates == (30 if stage.way == "control" else 10)
         start = stage.cell.request.start
         if stage.before is None:
             assert not start.init and stage.cell.request.models == stage.present
         else:
-            assert found.index(stage.before) < found.index(stage)
+            assert plan.index(stage.before) < plan.index(stage)
             assert start.init == str(stage.before.cell.folder)
             moved = set(stage.present) ^ set(stage.before.present)
             assert moved == set(start.add) | set(start.drop) == {stage.changed[-1]}
-    assert next(str(s) for s in found if s.present == ("a", "b", "c")) == "a + b + c"
-    assert "all - b - a" in [str(s) for s in found] and str(found[-1]) == "c"
+    assert next(str(s) for s in plan if s.present == ("a", "b", "c")) == "a + b + c"
+    assert "all - b - a" in [str(s) for s in plan] and str(plan[-1]) == "c"
 
 
-def test_right_after_a_change_is_before_the_first_update(
+def test_the_network_after_a_change_is_the_one_that_training_starts_with(
     kit: ModuleType, walk_url: str, tmp_path: Path
 ) -> None:
     snapshot = take_snapshot(open_store(walk_url))
@@ -77,21 +77,21 @@ def test_right_after_a_change_is_before_the_first_update(
     first = make_offline(snapshot, kit.GAME, one, "mean", 1, learner, **details)
     begin(tmp_path / "one", first)
     train_stored(tmp_path / "one", first, "cpu")
-    still = msgspec.structs.replace(learner, updates=1, learning_rate=1e-30)
+    frozen = msgspec.structs.replace(learner, updates=1, learning_rate=1e-30)
     init = str(checkpoint.latest(tmp_path / "one" / "checkpoints"))
-    second = make_offline(snapshot, kit.GAME, both, "mean", 1, still, init=init, **details)
+    second = make_offline(snapshot, kit.GAME, both, "mean", 1, frozen, init=init, **details)
     begin(tmp_path / "two", second)
     trained = train_stored(tmp_path / "two", second, "cpu").network.state_dict()
-    begun = start_of(second).state_dict()
-    assert begun.keys() == trained.keys()
-    for name, tensor in begun.items():
+    started = start_of(second).state_dict()
+    assert started.keys() == trained.keys()
+    for name, tensor in started.items():
         torch.testing.assert_close(tensor, trained[name], rtol=0, atol=1e-9)
 
 
-def test_the_report(tmp_path: Path) -> None:
-    found = planned(tmp_path, "a,b")
+def test_the_report_shows_returns_before_and_after_each_change(tmp_path: Path) -> None:
+    plan = make_stages(tmp_path, "a,b")
     changes = {}
-    for i, stage in enumerate(found[:-1]):  # One is missing.
+    for i, stage in enumerate(plan[:-1]):  # The last is missing.
         summary = {"return_mean": float(i), "return_low": 0.0, "return_high": 9.0,
                    "return_std": 1.0, "random_return_mean": 0.5, "random_return_std": 1.0,
                    "episodes": 100}  # fmt: skip
@@ -102,11 +102,13 @@ def test_the_report(tmp_path: Path) -> None:
         if stage.before:
             changes[stage.cell.folder] = PlayedGames((-5.0, -7.0), 10, 3)
     bench = bench_options(cli.parse("study", ["scale", "--during", "--models", "a,b"]))
-    text = during_report.write(tmp_path, bench, found, changes, [])
+    text = during_report.write(tmp_path, bench, plan, changes, [])
     assert "9 of 10 runs are trained and evaluated." in text
     assert "1 of them play no better than a random policy" in text
     adding = next(line for line in text.splitlines() if line.startswith("| a + b "))
     assert [cell.strip() for cell in adding.split("|")[1:-1]] == [
         "a + b", "20", "0.00", "-6.00", "1.00", "1",
     ]  # fmt: skip
-    assert (tmp_path / "index.html").read_text().count("Shock and recovery") == 4  # And aloud.
+    assert (tmp_path / "index.html").read_text().count(
+        "Shock and recovery"
+    ) == 4  # Also for screen readers.
