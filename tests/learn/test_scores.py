@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,7 +16,6 @@ from wsa.learn.evaluation.comparisons import (
 )
 from wsa.learn.evaluation.scores import (
     RANDOM_HUMAN,
-    Scores,
     human_normalised,
     interquartile_mean,
     mean_score,
@@ -53,24 +50,6 @@ def test_runs_are_resampled_within_their_game() -> None:
     table = np.array([[0.0, 100.0], [1.0, 101.0], [2.0, 102.0]])
     interval = stratified_interval(table, mean_score)
     assert 50 <= interval.low <= interval.value == 51 <= interval.high <= 52
-
-
-@pytest.mark.parametrize("statistic", [interquartile_mean, mean_score])
-@pytest.mark.parametrize("shape", [(1, 1), (5, 4), (13, 3), (100, 1), (3, 57)])
-def test_resampling_at_once_equals_resampling_one_by_one(
-    shape: tuple[int, int], statistic: Callable[[Scores], Scores]
-) -> None:
-    scores = np.random.default_rng(1).normal(size=shape)
-    generator = np.random.default_rng(7)
-    runs, games = shape
-    resampled = [
-        statistic(scores[generator.integers(runs, size=shape), np.arange(games)])
-        for _ in range(500)
-    ]
-    tail = (1 - 0.95) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    interval = stratified_interval(scores, statistic, resamples=500, seed=7)
-    assert interval == (float(statistic(scores)), low, high)
 
 
 def test_one_run_has_no_spread() -> None:

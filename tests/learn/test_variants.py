@@ -112,13 +112,26 @@ def native_breakout(sticky_breakout: Protocol) -> Play:
     return play_native("Breakout", sticky_breakout, **WHOLE_GAMES)
 
 
-def test_the_next_game_begins_like_the_native_one(
-    sticky_breakout: Protocol, native_breakout: Play
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("", []),  # The next game begins with other no-ops and other sticky actions.
+        ("ram:breakout-p0-b3", ["frames"]),
+        *(
+            pytest.param(f"ram:{name}", ["frames"], marks=pytest.mark.slow)
+            for name in CHANGES
+            if name.startswith("breakout-p1")
+        ),
+    ],
+)
+def test_whole_games_of_breakout_differ_in_their_looks_alone(
+    spec: str, expected: list[str], sticky_breakout: Protocol, native_breakout: Play
 ) -> None:
-    """It begins with other no-ops, and with other sticky actions."""
-    console = play_variant("", "Breakout", sticky_breakout, **WHOLE_GAMES)
-    assert differences(console, native_breakout) == []
-    assert console.terminated[:130].any()
+    variant = play_variant(spec, "Breakout", sticky_breakout, **WHOLE_GAMES)
+    assert differences(variant, native_breakout) == expected
+    assert variant.terminated[:130].any()
+    changed = (variant.frames[:60] != native_breakout.frames[:60]).any((1, 2, 3, 4))
+    assert changed.all() == bool(expected)
 
 
 def test_a_variant_that_names_the_defaults_changes_nothing() -> None:
@@ -142,26 +155,6 @@ def test_a_sticky_variant_equals_a_sticky_protocol(native_breakout: Play) -> Non
     protocol = atari.protocol("Breakout", "classic")
     variant = play_variant("sticky=0.25", "Breakout", protocol, **WHOLE_GAMES)
     assert differences(variant, native_breakout) == []
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "breakout-p0-b3",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in CHANGES
-            if name.startswith("breakout-p1")
-        ),
-    ],
-)
-def test_looks_of_breakout_change_frames_alone(
-    name: str, sticky_breakout: Protocol, native_breakout: Play
-) -> None:
-    variant = play_variant(f"ram:{name}", "Breakout", sticky_breakout, **WHOLE_GAMES)
-    assert differences(variant, native_breakout) == ["frames"]
-    assert native_breakout.terminated.any()
-    assert (variant.frames[:60] != native_breakout.frames[:60]).any((1, 2, 3, 4)).all()
 
 
 def test_black_cars_of_freeway_change_frames_alone() -> None:

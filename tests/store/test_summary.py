@@ -167,9 +167,9 @@ def test_missing_objects_are_errors(kit: ModuleType, snapshot: Snapshot) -> None
 @pytest.mark.parametrize("by", ["game", "policy", "model", "author"])
 def test_usage_adds_up_to_all_files(snapshot: Snapshot, by: str) -> None:
     root = Path(snapshot.backend.url)
-    found = usage(snapshot, by)
+    breakdown = usage(snapshot, by)
     resnet, vit = snapshot.models
-    shares = {share.name: share for share in found.shares}
+    shares = {share.name: share for share in breakdown.shares}
     assert (
         set(shares)
         == {
@@ -179,22 +179,22 @@ def test_usage_adds_up_to_all_files(snapshot: Snapshot, by: str) -> None:
             "author": {next(iter(snapshot.commits.values())).author},
         }[by]
     )
-    total = found.total
+    total = breakdown.total
     assert (total.objects, total.frames) == (len(snapshot.commits), 21 + 5)
     files = count_bytes(root / "games") + count_bytes(root / "models")
     assert total.bytes == total_bytes(snapshot) == files
     assert total.seconds == 5 * 1.5
-    for share in (*found.shares, total):
+    for share in (*breakdown.shares, total):
         assert share.bytes == share.screens + share.rows + share.embeddings + share.models
     for name in ("objects", "screens", "rows", "embeddings", "models", "bytes", "seconds"):
-        assert sum(getattr(share, name) for share in found.shares) == getattr(total, name)
-    sizes = [share.bytes for share in found.shares]
+        assert sum(getattr(share, name) for share in breakdown.shares) == getattr(total, name)
+    sizes = [share.bytes for share in breakdown.shares]
     assert sizes == sorted(sizes, reverse=True)
     if by == "model":
         assert (shares[vit].frames, shares[vit].seconds) == (14, 3.0)
     if by == "game":
         assert shares["Pong"].bytes == count_bytes(root / "games" / "Pong")
-    assert (found.leftovers.files, found.damaged.files) == (0, 0)
+    assert (breakdown.leftovers.files, breakdown.damaged.files) == (0, 0)
 
 
 def test_usage_counts_leftovers_and_damaged_files(
@@ -211,9 +211,9 @@ def test_usage_counts_leftovers_and_damaged_files(
     ):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(bytes(length))
-    found = usage(take_snapshot(open_store(str(root))), "game")
-    assert (found.leftovers.files, found.leftovers.bytes) == (2, 18)
-    assert (found.damaged.files, found.damaged.bytes) == (2, 30)
+    breakdown = usage(take_snapshot(open_store(str(root))), "game")
+    assert (breakdown.leftovers.files, breakdown.leftovers.bytes) == (2, 18)
+    assert (breakdown.damaged.files, breakdown.damaged.bytes) == (2, 30)
 
 
 def test_frames_without_rows_have_no_policy(kit: ModuleType, snapshot: Snapshot) -> None:

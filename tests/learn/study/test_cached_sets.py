@@ -89,18 +89,18 @@ def test_sets_without_the_informed_model_agree_less(
 
     monkeypatch.setattr("wsa.encode.registration.register.open_model", no_model)
     before, progress = Encoder.total_passes, []
-    found = cached.measure(run, 50, on_set=lambda *counts: progress.append(counts))
-    assert (found.passes, Encoder.total_passes) == (0, before)
-    assert (found.states, found.held_out, found.loss) == (50, True, "regret")
+    result = cached.measure(run, 50, on_set=lambda *counts: progress.append(counts))
+    assert (result.passes, Encoder.total_passes) == (0, before)
+    assert (result.states, result.held_out, result.loss) == (50, True, "regret")
     assert progress == [(n, 4) for n in (1, 2, 3, 4)]
-    assert found.models == ("lite0", "vit") and len(found.sets) == 4
-    empty, knows, noise, whole = found.sets
+    assert result.models == ("lite0", "vit") and len(result.sets) == 4
+    empty, knows, noise, whole = result.sets
     assert (whole.agreement, whole.loss) == (1.0, 0.0)
     assert whole.weights and sum(whole.weights) == pytest.approx(1)
     assert empty.weights is None and knows.weights == (1.0, 0.0)
-    assert sum(found.shapley) == pytest.approx(1 - empty.agreement)
+    assert sum(result.shapley) == pytest.approx(1 - empty.agreement)
     assert knows.agreement > noise.agreement and knows.loss < noise.loss
-    assert found.shapley[0] > found.shapley[1]
+    assert result.shapley[0] > result.shapley[1]
     # The network itself gives the same values with one model.
     states = StoredStates(run, 50)
     network = states._network
@@ -115,9 +115,9 @@ def test_policies_are_compared_by_divergence(
     kit: ModuleType, walk_url: str, tmp_path: Path
 ) -> None:
     learner = BCConfig(updates=20, batch_size=8, log_frequency=10, validation_fraction=0.0)
-    found = cached.measure(train_run(kit, walk_url, tmp_path / "run", hyperparameters=learner), 20)
-    assert (found.loss, found.held_out) == ("KL", False)
-    assert found.sets[-1].loss == 0 and all(one.loss > 0 for one in found.sets[:-1])
+    result = cached.measure(train_run(kit, walk_url, tmp_path / "run", hyperparameters=learner), 20)
+    assert (result.loss, result.held_out) == ("KL", False)
+    assert result.sets[-1].loss == 0 and all(one.loss > 0 for one in result.sets[:-1])
 
 
 def make_online_run(kit: ModuleType, url: str, folder: Path, recurrent: bool) -> Path:
@@ -139,9 +139,9 @@ def test_online_runs_are_measured_on_the_stored_states(
     kit: ModuleType, walk_url: str, tmp_path: Path, recurrent: bool
 ) -> None:
     folder = make_online_run(kit, walk_url, tmp_path / "run", recurrent)
-    found = cached.measure(folder, 300)
-    assert (found.states, found.held_out, found.loss) == (300, True, "KL")
-    assert found.sets[-1].loss == 0
+    result = cached.measure(folder, 300)
+    assert (result.states, result.held_out, result.loss) == (300, True, "KL")
+    assert result.sets[-1].loss == 0
     if recurrent:  # The memory continues from one chunk to the next.
         states = StoredStates(folder, 300)
         network = states._network
@@ -180,16 +180,16 @@ def test_runs_that_cannot_leave_out_a_model_are_refused(
 
 
 def test_the_written_files(run: Path, tmp_path: Path) -> None:
-    found = cached.measure(run, 50)
-    text = cached_report.write(tmp_path, [found])
+    result = cached.measure(run, 50)
+    text = cached_report.write(tmp_path, [result])
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "index.html", "scale-cached.csv", "scale-cached.json", "scale-cached.md",
     ]  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "scale-cached.csv").read_text().splitlines()))
     assert [r["present"] for r in rows] == ["", "lite0", "vit", "lite0+vit"]
-    assert [float(r["agreement"]) for r in rows] == [one.agreement for one in found.sets]
-    assert {int(r["parameters"]) for r in rows} == {found.parameters}
-    assert f"{found.parameters:,} trainable parameters" in text
+    assert [float(r["agreement"]) for r in rows] == [one.agreement for one in result.sets]
+    assert {int(r["parameters"]) for r in rows} == {result.parameters}
+    assert f"{result.parameters:,} trainable parameters" in text
     assert text == (tmp_path / "scale-cached.md").read_text()
     assert "| lite0+vit | 1.000" in text and "- command: " in text and "torch" in text
     page = (tmp_path / "index.html").read_text()
