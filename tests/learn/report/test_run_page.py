@@ -78,6 +78,7 @@ def test_the_page_has_the_settings_and_the_results(run: Path) -> None:
 
 
 def test_a_small_video_is_part_of_the_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "metrics.jsonl").unlink()  # No curves to draw.
     (run / "videos").mkdir()
     (run / "videos" / "episode_0.mp4").write_bytes(b"film")
     page = report.write(run).read_text()
