@@ -66,7 +66,7 @@ def test_a_run_has_the_options_that_its_fusion_uses() -> None:
 
 
 def test_options_of_live_models_serve_the_evaluation() -> None:
-    """Offline runs play no other games, and refuse options of games during training."""
+    """An offline run plays no other games, unless --eval-frequency asks for some."""
     live: dict[str, Any] = {"weights": ("vit=/w",), "engine": "torch", "models": ("vit",)}
     ways: list[dict[str, Any]] = [{}, {"eval_frequency": 5}, {"online": True, "algo": "ppo"}]
     for way in ways:

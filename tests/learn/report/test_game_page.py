@@ -43,9 +43,7 @@ def add_segments(kit: ModuleType, store: Backend, count: int = 5, **options: obj
 
 
 def read_text(page: str) -> str:
-    return re.sub(
-        r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
-    )
+    return " ".join(re.sub(r"(?s)<svg.*?</svg>|<[^>]+>", " ", page).split())
 
 
 def test_the_page_has_every_section_and_stands_alone(

@@ -48,9 +48,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def read_text(page: str) -> str:
-    return re.sub(
-        r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
-    )
+    return " ".join(re.sub(r"(?s)<svg.*?</svg>|<[^>]+>", " ", page).split())
 
 
 def test_the_page_has_the_settings_and_the_results(run: Path) -> None:

@@ -24,8 +24,8 @@ def specs(suite: str, game: str, protocol: str = "classic") -> list[str]:
 
 
 def test_suites_have_the_variants_of_a_game() -> None:
-    colourings = variants_of("authors", "Breakout", atari.protocol("Breakout", "classic"))
-    assert len({v.spec for v in colourings}) == 25 and all(v.keeps_rules for v in colourings)
+    colorings = variants_of("authors", "Breakout", atari.protocol("Breakout", "classic"))
+    assert len({v.spec for v in colorings}) == 25 and all(v.keeps_rules for v in colorings)
     (lazy,) = variants_of("authors", "Pong", atari.protocol("Pong", "classic"))
     assert lazy.spec == "ram:pong-lazy" and not lazy.keeps_rules
     assert specs("authors", "Seaquest") == []
@@ -36,7 +36,7 @@ def test_suites_have_the_variants_of_a_game() -> None:
     assert specs("sticky", "Pong", "v5") == ["sticky=0", "sticky=0.5"]
     for suite in SUITES:
         assert "" not in specs(suite, "Breakout")
-    assert random_condition(colourings[3]) == "" != random_condition(lazy)
+    assert random_condition(colorings[3]) == "" != random_condition(lazy)
     assert not parse_variant("look:grey+sticky=0.25", "Pong").keeps_rules
 
 
