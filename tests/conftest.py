@@ -1,7 +1,7 @@
-"""Fixtures that every room's tests may use, and the hypothesis profiles.
+"""Fixtures for the tests of every room, and the hypothesis profiles.
 
-`HYPOTHESIS_PROFILE=nightly`, which `make nightly` sets, runs forty times as many examples. Where an
-example writes files or runs a model a test asks for a share of them.
+`HYPOTHESIS_PROFILE=nightly`, which `make nightly` sets, runs forty times as many examples. A test
+whose examples write files or run a model asks for a share of them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 # Before torch is imported anywhere: on busy cores its threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Nothing that is imported or collected is garbage, and to look for some in it takes a sixth of the time.
+# Nothing that is imported or collected is garbage; searching it takes a sixth of the time.
 gc.disable()
 
 import jaxtyping
@@ -27,8 +28,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-# Shapes written in signatures are checked in tests that ask for `checked_shapes`, and by night in
-# all: that is a good part of a small training. They cost nothing elsewhere.
+# Tests that ask for `checked_shapes` check the shapes in signatures, and `make nightly` checks them
+# in all tests. This takes a good part of the time of a small training; elsewhere it costs nothing.
 install_import_hook(["wsa.learn.fusion", "wsa.learn.networks.heads"], "beartype.beartype")
 
 from wsa.store.backends.base import Backend
@@ -39,7 +40,7 @@ from wsa.store.testing.faults import MemoryBackend
 
 HERE = Path(__file__).parent
 
-# Machines that run tests are busy: no deadlines. Session fixtures only are used under @given.
+# Machines that run tests are busy, so there are no deadlines.
 settings.register_profile(
     "default", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -49,7 +50,7 @@ jaxtyping.config.update("jaxtyping_disable", os.environ.get("HYPOTHESIS_PROFILE"
 
 
 def _load(name: str, folder: Path = HERE) -> ModuleType:
-    # `tests` is no package: helpers are loaded by their place and handed out as fixtures.
+    # `tests` is not a package, so kits are loaded from their files.
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
@@ -60,7 +61,7 @@ def _load(name: str, folder: Path = HERE) -> ModuleType:
     return module
 
 
-# A short strip, here and in every process that a test starts.
+# Shorten the strip, here and in every process that a test starts.
 _load("sitecustomize", HERE / "short")
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(HERE / "short"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -70,11 +71,11 @@ _load("command_kit")  # For `from command_kit import options`.
 _load("browser_kit")
 
 
-@pytest.hookimpl(tryfirst=True)  # Before the choice of what is slow is made.
+@pytest.hookimpl(tryfirst=True)  # Before slow tests are deselected.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave all but the first parameters of a test that is marked `variants` to the night.
+    """Mark all but the first parameters of a test that is marked `variants` as slow.
 
-    Tests that wait for processes come first, and on one worker, which starts one warm parent.
+    Tests that wait for processes come first, on one worker, which then starts one warm parent.
     """
     seen: set[str] = set()
     for item in items:
@@ -88,17 +89,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop() -> None:
-    """From now on look for garbage, but only among what tests make."""
+    """Collect garbage again, but only what tests make."""
     gc.freeze()
     gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_power_cut() -> Iterator[None]:
-    """Tests do not outlive a power cut, so their own process need not wait for the disk.
+    """The tests' own process does not wait for the disk: no test outlives a power cut.
 
-    That files are flushed, and in which order, is tested by watching the calls; the processes of
-    the nursery flush for real.
+    Tests of flushing watch the calls; the processes of the nursery really flush.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
@@ -107,7 +107,7 @@ def no_power_cut() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test, and no process that one starts, reads or writes the cache in the user's home."""
+    """Tests, and the processes that they start, do not use the cache in the user's home."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WSA_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -115,9 +115,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def pytorch_alone() -> Iterator[None]:
-    """`auto` tries PyTorch and nothing else: to convert a model takes OpenVINO seconds.
+    """`--engine auto` tries PyTorch only, because OpenVINO takes seconds to convert a model.
 
-    What is about engines names one, or asks for `every_engine`.
+    Tests of engines name one, or ask for `every_engine`.
     """
     from wsa.encode.inference import engines
 
@@ -130,9 +130,23 @@ def pytorch_alone() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def docstrings_read_once() -> Iterator[None]:
+    """tyro tokenizes an options class once, not for every parsed command line.
+
+    Without this, half of the 0.16 CPU s that `wsa learn` takes to parse its options goes there.
+    """
+    from tyro import _docstrings
+
+    tokens = _docstrings._ClassTokenization
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "make", staticmethod(cache(tokens.make)))
+        yield
+
+
 @pytest.fixture(scope="module")
 def checked_shapes() -> Iterator[None]:
-    """Tensors are held to the shapes in the signatures of fusions and networks."""
+    """Check tensors against the shapes in the signatures of fusions and networks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jaxtyping.config, "jaxtyping_disable", False)
         yield
@@ -140,7 +154,7 @@ def checked_shapes() -> Iterator[None]:
 
 @pytest.fixture
 def every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` tries what it tries outside of tests."""
+    """`--engine auto` tries all engines, as outside of tests."""
     from wsa.encode.inference import engines
 
     monkeypatch.setattr(engines, "offered", engines.really_offered)  # type: ignore[attr-defined]
@@ -148,7 +162,7 @@ def every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def whole_strip() -> Iterator[None]:
-    """The strip and the probe frames as they are shipped, in this process."""
+    """The strip and the probe frames that wsa ships, in this process."""
     from wsa.encode.registration import probe_frames
 
     with pytest.MonkeyPatch.context() as patch:
@@ -159,35 +173,35 @@ def whole_strip() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def emulators() -> Iterator[Any]:
-    """Emulators that were closed are handed out again, for one takes 0.1 s to make.
+    """Reuse closed emulators, because a new one takes 0.1 s.
 
-    After `reset(seed=...)` one that was used plays as a new one does, which
-    `learn/test_env.py` shows by `new_emulators`.
+    After `reset(seed=...)` a used one plays like a new one; `learn/test_env.py` checks it with
+    `new_emulators`.
     """
     from wsa.learn.envs import atari
 
     make = atari.make_env
     free: dict[Any, list[Any]] = defaultdict(list)
 
-    def hand_out(game: str, stated: Any, num_envs: int) -> Any:
-        played = ("name", "actions", "max_steps")  # These are no matter of the emulator.
-        facts = {f: getattr(stated, f) for f in stated.__struct_fields__ if f not in played}
-        key = (game, num_envs, *facts.items())
-        env: Any = free[key].pop() if free[key] else make(game, stated, num_envs)
-        env._max_steps = stated.max_steps
-        left = [env]
-        env.close = lambda **_: free[key].append(left.pop()) if left else None
+    def reuse(game: str, protocol: Any, num_envs: int) -> Any:
+        others = ("name", "actions", "max_steps")  # The emulator does not depend on these.
+        settings = {f: getattr(protocol, f) for f in protocol.__struct_fields__ if f not in others}
+        key = (game, num_envs, *settings.items())
+        env: Any = free[key].pop() if free[key] else make(game, protocol, num_envs)
+        env._max_steps = protocol.max_steps
+        in_use = [env]
+        env.close = lambda **_: free[key].append(in_use.pop()) if in_use else None
         return env
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(atari, "make_env", hand_out)
+        patch.setattr(atari, "make_env", reuse)
         patch.setattr(atari, "really_make_env", make, raising=False)
         yield free
 
 
 @pytest.fixture
 def new_emulators() -> Iterator[None]:
-    """Each emulator is a new one, as outside of tests."""
+    """Make a new emulator each time, as outside of tests."""
     from wsa.learn.envs import atari
 
     with pytest.MonkeyPatch.context() as patch:
@@ -197,7 +211,7 @@ def new_emulators() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def kit() -> ModuleType:
-    """`tests/store_kit.py`: fake segments, embeddings and models, and processes to kill."""
+    """`tests/store_kit.py`: fake segments, embeddings, and models, and processes to kill."""
     return _load("store_kit")
 
 
@@ -210,34 +224,34 @@ def service(tmp_path: Path, warm: Any) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def on_disk(tmp_path: Path) -> Backend:
-    """An empty store in a folder, opened."""
+    """An empty store in a folder."""
     return open_store(str(tmp_path / "store"), create=True)
 
 
 @pytest.fixture
 def in_memory() -> MemoryBackend:
-    """An empty store in memory: as one in a folder (`store/test_backends.py`), in half the time."""
-    made = MemoryBackend()
-    made.put_new("wsa.json", b'{"format":1}')
-    return made
+    """An empty store in memory: like one in a folder (`store/test_backends.py`), and twice as fast."""
+    backend = MemoryBackend()
+    backend.put_new("wsa.json", b'{"format":1}')
+    return backend
 
 
 @pytest.fixture
 def store(on_disk: Backend) -> Backend:
-    """An empty store, in a folder unless a module replaces this by one in memory."""
+    """An empty store in a folder, or in memory where a module replaces this fixture."""
     return on_disk
 
 
 @pytest.fixture(scope="session")
 def fake_segment(kit: ModuleType) -> Callable[..., tuple[SegmentMeta, arrays.Arrays]]:
     """`store_kit.fake_segment`: a valid segment of noise, `(meta, arrays)`, without an emulator."""
-    made: Callable[..., tuple[SegmentMeta, arrays.Arrays]] = kit.fake_segment
-    return made
+    make: Callable[..., tuple[SegmentMeta, arrays.Arrays]] = kit.fake_segment
+    return make
 
 
 @pytest.fixture(scope="session")
 def stacked() -> Iterator[Callable[..., Any]]:
-    """A request for a tiny random network that looks at several frames: `stacked(4, "pooled")`."""
+    """`stacked(4, "pooled")` requests a tiny random network that sees four frames."""
     import timm
     import torch
 
@@ -245,10 +259,10 @@ def stacked() -> Iterator[Callable[..., Any]]:
 
     build = registry.build
 
-    def ask(window: int, output: str = "pooled") -> registry.Request:
+    def make_request(window: int, output: str = "pooled") -> registry.Request:
         return registry.Request(f"stacked{window}", "test_resnet.r160_in1k", "random", output)
 
-    def make(request: registry.Request) -> Any:
+    def build_stacked(request: registry.Request) -> Any:
         if not request.alias.startswith("stacked"):
             return build(request)
         window = int(request.alias.removeprefix("stacked"))
@@ -259,8 +273,8 @@ def stacked() -> Iterator[Callable[..., Any]]:
         return network.eval().requires_grad_(False)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "build", make)
-        yield ask
+        patch.setattr(registry, "build", build_stacked)
+        yield make_request
 
 
 @pytest.fixture
@@ -274,6 +288,6 @@ def nursery(kit: ModuleType, tmp_path: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Any]:
-    """A `warm_process.Nursery`, which starts commands that need torch in no time."""
-    with _load("warm_process").warm_parent() as made:
-        yield made
+    """A `warm_process.Nursery`, which starts commands that need torch in 0.1 s."""
+    with _load("warm_process").warm_parent() as parent:
+        yield parent

@@ -1,4 +1,4 @@
-"""Services as real processes: started, watched, stopped, killed. `tests/conftest.py` hands them out as the fixture `service`."""
+"""`wsa encode --watch` as real processes, which the fixture `service` of `tests/conftest.py` starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Service:
-    """`wsa encode --watch` in a process of its own; its log lies in a file."""
+    """`wsa encode --watch` in its own process; its log goes to a file."""
 
     def __init__(
         self, start: Callable[..., Any], log: Path, *arguments: str, scheduler: str = "inproc"
@@ -39,7 +39,10 @@ class Service:
     ) -> None:
         """Wait until something has happened while the service runs.
 
-        What is asked may read the whole store; it must not take the time that the service needs.
+        Args:
+            happened: Whether it has happened. It may read the whole store, so it is not asked often.
+            seconds: How long to wait at most.
+            pause_s: Seconds between two questions.
         """
         end = time.monotonic() + seconds
         while not happened():
@@ -51,7 +54,7 @@ class Service:
         self.until(lambda: words in self.said, seconds, 0.05)
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """Tell it to end; returns its exit code."""
+        """End it by a signal, and return its exit code."""
         self.process.send_signal(how)
         code: int = self.process.wait(120)
         return code
@@ -64,7 +67,7 @@ class Service:
 
 @contextlib.contextmanager
 def services(folder: Path, begin: Callable[..., Any]) -> Iterator[Callable[..., Service]]:
-    """`start(*arguments)` starts one by `begin`; all are killed in the end."""
+    """`start(*arguments)` starts a service by `begin`; all are killed in the end."""
     started: list[Service] = []
     # Tests that run in the background of a script ignore Ctrl-C, and so would what they start.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

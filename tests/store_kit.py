@@ -1,8 +1,8 @@
-"""What the tests of the store share: objects made without an emulator, and processes to kill.
+"""Objects of a store without an emulator or a model, and processes to kill.
 
-`tests/conftest.py` hands this module out as the fixture `kit`. Run as a program it is the
-*nursery*: it has imported everything once and forks a child for each line it reads, so that a test
-can start and kill dozens of real processes in a second. `Nursery` is the other end of the pipe.
+The fixture `kit` of `tests/conftest.py` is this module. As a program it is the *nursery*: it imports
+everything once and forks a child for each line that it reads, so that a test can start and kill
+dozens of real processes in a second. `Nursery` is the other end of the pipe.
 """
 
 from __future__ import annotations
@@ -65,14 +65,15 @@ def fake_segment(
     ends: tuple[int, ...] = (),
     cut: bool = False,
 ) -> tuple[SegmentMeta, layout.Arrays]:
-    """A valid segment of noise, the same for the same arguments.
+    """A valid segment of noise, which is the same for the same arguments.
 
     Args:
-        number: Which of a run's segments; it begins at step `number * steps`.
-        steps: Steps it holds.
-        frames: Distinct frames; as many as rows if not given.
-        ends: Steps of the segment, from 0, after which an episode ended.
-        cut: Whether it begins inside an episode, with three rows of context.
+        number: Its number in the run; it begins at step `number * steps`.
+        steps: Number of steps.
+        frames: Number of distinct frames; as many as rows if not given.
+        indexed: Whether frames are palette indices, not RGB.
+        ends: Steps of the segment, from 0, after which an episode ends.
+        cut: Whether it begins inside of an episode, with three rows of context.
     """
     rng = np.random.default_rng([number, env, steps, *game.encode(), int(run, 16)])
     kinds: list[tuple[bool, bool, int, bool]] = []  # context, is_first, action, ended
@@ -92,13 +93,13 @@ def fake_segment(
     else:
         palette = None
         rgb = pixels = rng.integers(0, 256, (count, height, width, 3), np.uint8)
-    shown = np.concatenate([np.arange(count), rng.integers(0, count, rows - count)])
+    frame = np.concatenate([np.arange(count), rng.integers(0, count, rows - count)])
     arrays: layout.Arrays = {
         "frames": pixels,
         "digest": np.frombuffer(
             b"".join(hashing.frame_digest(frame) for frame in rgb), np.uint8
         ).reshape(-1, hashing.DIGEST_BYTES),
-        "frame": shown.astype(np.int32),
+        "frame": frame.astype(np.int32),
         "action": np.array([k[2] for k in kinds], np.int16),
         "reward": rng.integers(-1, 2, rows).astype(np.float32),
         "terminated": np.array([k[3] for k in kinds]),
@@ -137,10 +138,7 @@ def fake_embedding(
     scale: float = 1.0,
     window: int = 1,
 ) -> tuple[EmbeddingMeta, NDArray[Any]]:
-    """Embeddings of a segment that depend on each frame's digest and the model alone.
-
-    Those of a window depend on the digests of all its frames.
-    """
+    """Embeddings of a segment that depend only on the model and on the digests of the frame or window."""
     _, arrays = by_id(meta)
     seeds = arrays["digest"].view("<u4")
     if window > 1:
@@ -148,21 +146,21 @@ def fake_embedding(
     noise = [np.random.default_rng([*model.encode(), *row]).normal(size=shape) for row in seeds]
     array = np.asarray(noise).reshape(len(seeds), *shape) * scale
     array = array.astype(dtype)
-    described = EmbeddingMeta(
+    embedding_meta = EmbeddingMeta(
         meta.game, meta.segment, model, array.shape, dtype, len(seeds), 0, 0.5, window
     )
-    return described, array
+    return embedding_meta, array
 
 
 def window_of(rows: layout.Arrays, window: int) -> list[list[int]]:
-    """The rows of each row's window, oldest first, found step by step."""
-    found = []
+    """The rows of each row's window, oldest first, by a slow and simple method."""
+    windows = []
     for row in range(len(rows["is_first"])):
         of = [row]
         while len(of) < window:
             of.insert(0, of[0] if rows["is_first"][of[0]] or of[0] == 0 else of[0] - 1)
-        found.append(of)
-    return found
+        windows.append(of)
+    return windows
 
 
 _MADE: dict[str, tuple[SegmentMeta, layout.Arrays]] = {}
@@ -183,16 +181,16 @@ def add_segment(
 
 
 def remember(number: int = 0, **options: Any) -> tuple[SegmentMeta, layout.Arrays]:
-    """Make a `fake_segment` whose embeddings can be made."""
-    made = fake_segment(number, **options)
-    _MADE[f"{made[0].game}/{made[0].segment}"] = made
-    return made
+    """Make a `fake_segment` that `fake_embedding` and `by_id` know."""
+    meta, arrays = fake_segment(number, **options)
+    _MADE[f"{meta.game}/{meta.segment}"] = meta, arrays
+    return meta, arrays
 
 
 def add_embedding(backend: Backend, meta: SegmentMeta, model: str, **options: Any) -> NDArray[Any]:
     """Commit a `fake_embedding`."""
-    described, array = fake_embedding(meta, model, **options)
-    writer.commit_embedding(backend, described, array)
+    embedding_meta, array = fake_embedding(meta, model, **options)
+    writer.commit_embedding(backend, embedding_meta, array)
     return array
 
 
@@ -204,27 +202,27 @@ def add_model(backend: Backend, model: str) -> dict[str, bytes]:
 
 
 def check_whole(snapshot: Snapshot, segments: list[SegmentMeta], models: list[str]) -> int:
-    """Read what a snapshot shows of these objects and compare it; returns how many were there."""
-    seen = 0
+    """Read and compare the objects of these segments that a snapshot has; returns their number."""
+    count = 0
     for meta in segments:
         _, arrays = by_id(meta)
         for path in segment_paths(meta):
             if path in snapshot.commits:
-                seen += 1
+                count += 1
                 for name in group_arrays(snapshot.commits[path].meta):
                     np.testing.assert_array_equal(snapshot.read_group(path, name), arrays[name])
         for model in models:
             if names.embedding_path(meta.game, model, meta.segment) in snapshot.commits:
-                seen += 1
+                count += 1
                 np.testing.assert_array_equal(
                     snapshot.read_embedding(meta.game, model, meta.segment),
                     fake_embedding(meta, model)[1],
                 )
-    return seen
+    return count
 
 
 class Dying:
-    """A backend whose process dies at put number `left`, and does nothing after that."""
+    """A backend whose process dies at put number `left`: after that, every call is an interrupt."""
 
     def __init__(self, backend: Backend, left: int) -> None:
         self._backend, self.left, self._dead = backend, left, False
@@ -232,26 +230,26 @@ class Dying:
         self.url, self.at_once = backend.url, backend.at_once
 
     def put_new(self, path: str, data: bytes) -> bool:
-        """Publish a file, while it lives."""
+        """Publish a file, until it dies."""
         with self._lock:
             self._dead |= not self.left
             self.left -= 1
         return self._alive().put_new(path, data)
 
     def get(self, path: str, *most: int) -> bytes:
-        """The file's bytes, while it lives."""
+        """The file's bytes, until it dies."""
         return self._alive().get(path, *most)
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """All files below a folder, while it lives."""
+        """All files below a folder, until it dies."""
         return self._alive().list(prefix)
 
     def delete(self, path: str) -> None:
-        """Remove a file, while it lives."""
+        """Remove a file, until it dies."""
         self._alive().delete(path)
 
     def stat(self, path: str) -> int | None:
-        """The file's length, while it lives."""
+        """The file's length, until it dies."""
         return self._alive().stat(path)
 
     def _alive(self) -> Backend:
@@ -271,14 +269,14 @@ def all_files(backend: Backend) -> dict[str, bytes]:
 
 
 def segment_paths(meta: SegmentMeta) -> list[str]:
-    """Paths of the two objects that a segment is."""
+    """Paths of a segment's two objects."""
     return [
         names.frames_path(meta.game, meta.segment),
         names.segment_path(meta.game, meta.segment),
     ]
 
 
-# What children of the nursery do. Each acknowledges what is done by a line in its log.
+# The tasks of the nursery's children. Each acknowledges what it has done by a line in its log.
 
 
 def write_all(
@@ -288,7 +286,7 @@ def write_all(
     aliases: list[str],
     calls: int | None = None,
 ) -> None:
-    """Commit segments and their embeddings, in the order given; die after some system calls."""
+    """Commit segments and their embeddings in this order; die after `calls` system calls."""
     if calls is not None:
         left = iter(range(calls))
 
@@ -308,8 +306,8 @@ def write_all(
         for path in segment_paths(meta):
             say(f"{path} {won:d}")
         for alias in aliases:
-            described, array = fake_embedding(meta, key(alias))
-            won = writer.commit_embedding(backend, described, array)
+            embedding_meta, array = fake_embedding(meta, key(alias))
+            won = writer.commit_embedding(backend, embedding_meta, array)
             say(f"{names.embedding_path(meta.game, key(alias), meta.segment)} {won:d}")
 
 
@@ -321,7 +319,7 @@ def put(say: Callable[[str], None], url: str, path: str, content: str, at: float
 
 
 def start_store(say: Callable[[str], None], url: str, at: float) -> None:
-    """Start a store at a given moment, and put something into it."""
+    """Start a store at a given moment, and put a file into it."""
     time.sleep(max(0.0, at - time.time()))
     backend = open_store(url, create=True)
     backend.put_new(f"games/{os.getpid()}", b"x")
@@ -329,7 +327,7 @@ def start_store(say: Callable[[str], None], url: str, at: float) -> None:
 
 
 def count(say: Callable[[str], None], url: str, cache: str, at: float) -> None:
-    """Take snapshots from a given moment on, the first with records that nobody here has read."""
+    """Take three snapshots from a given moment on; the first reads records that are in no cache."""
     os.environ["WSA_CACHE"] = cache
     time.sleep(max(0.0, at - time.time()))
     for _ in range(3):
@@ -340,7 +338,7 @@ def count(say: Callable[[str], None], url: str, cache: str, at: float) -> None:
 def materialise(
     say: Callable[[str], None], url: str, aliases: list[str], cache: str, slow_s: float
 ) -> None:
-    """Materialise, sleeping before each segment is read."""
+    """Materialise embeddings, and sleep before each segment."""
     read_rows = Snapshot.read_rows
 
     def slowly(self: Snapshot, meta: SegmentMeta) -> dict[str, NDArray[Any]]:
@@ -350,8 +348,8 @@ def materialise(
 
     Snapshot.read_rows = slowly  # type: ignore[method-assign]
     snapshot = take_snapshot(open_store(url))
-    made = flat_map.materialise(snapshot, GAME, [key(a) for a in aliases], Path(cache))
-    say(f"{len(made.rows)} {hashing.checksum(made.embeddings.tobytes() + made.rows.tobytes())}")
+    flat = flat_map.materialise(snapshot, GAME, [key(a) for a in aliases], Path(cache))
+    say(f"{len(flat.rows)} {hashing.checksum(flat.embeddings.tobytes() + flat.rows.tobytes())}")
 
 
 def gather(
@@ -362,9 +360,9 @@ def gather(
     cache: str,
     seed: int,
 ) -> None:
-    """Draw batches while others write, until everything is there; each must fit together.
+    """Draw batches while others write, until all is there; check that each is consistent.
 
-    Says of each batch from how many segments it was drawn.
+    Says from how many segments each batch was drawn.
     """
     rng = np.random.default_rng(seed)
     models = [key(alias) for alias in aliases]
@@ -385,22 +383,22 @@ def gather(
             for path, commit in snapshot.commits.items()
             if getattr(commit.meta, "segment", "") in chosen
         }
-        made = flat_map.materialise(Snapshot(snapshot.backend, here), GAME, models, Path(cache))
+        flat = flat_map.materialise(Snapshot(snapshot.backend, here), GAME, models, Path(cache))
         # The map's steps are those of the segments in order of their ids, and of no others.
         steps = [
             (s, row) for s in sorted(chosen) for row in np.flatnonzero(_actions(truth[s]) >= 0)
         ]
-        assert len(made.steps) == len(steps)
+        assert len(flat.steps) == len(steps)
         for at in rng.integers(len(steps), size=64):
             segment, row = steps[at]
             arrays, embeddings = truth[segment]
-            found = made.rows[made.steps[at]]
+            drawn_row = flat.rows[flat.steps[at]]
             for name in ("action", "reward", "lives", "is_first"):
-                assert found[name] == arrays[name][row], (segment, row, name)
-            stack = made.stack(made.steps[at : at + 1], 4)[0]
+                assert drawn_row[name] == arrays[name][row], (segment, row, name)
+            stack = flat.stack(flat.steps[at : at + 1], 4)[0]
             first = np.flatnonzero(arrays["is_first"][: row + 1]).max(initial=0)
             rows = np.maximum(np.arange(row - 3, row + 1), first)
-            batch = made.gather(stack, np.zeros((4, made.width), made.embeddings.dtype))
+            batch = flat.gather(stack, np.zeros((4, flat.width), flat.embeddings.dtype))
             np.testing.assert_array_equal(batch, embeddings[arrays["frame"][rows]])
         drawn = len(chosen)
         say(str(drawn))
@@ -421,12 +419,12 @@ class Child:
         self._log = log
 
     def said(self) -> list[str]:
-        """Whole lines it has written so far."""
+        """The whole lines that it has written so far."""
         text = self._log.read_text() if self._log.exists() else ""
         return text.split("\n")[:-1]
 
     def wait_for(self, lines: int, timeout_s: float) -> bool:
-        """Wait until it has written so many lines; whether it did in time."""
+        """Wait until it has written so many lines; returns whether it did in time."""
         end = time.monotonic() + timeout_s
         while len(self.said()) < lines:
             if time.monotonic() > end:
@@ -435,13 +433,13 @@ class Child:
         return True
 
     def kill(self) -> None:
-        """SIGKILL, if it still runs."""
+        """Kill it, if it still runs."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
 
 class Nursery:
-    """Starts processes that do one of `VERBS`.
+    """Starts processes that each do one of `VERBS`.
 
     Args:
         folder: Where their logs go.
@@ -461,7 +459,7 @@ class Nursery:
         return Child(int(self._ask({"verb": verb, "args": args, "log": str(log)})), log)
 
     def wait(self, *children: Child) -> list[int]:
-        """Wait for each; their exit codes, negative for a signal. 1: its traceback is on stderr."""
+        """Wait for each; returns exit codes, negative for a signal. With 1, a traceback is on stderr."""
         return [int(self._ask({"wait": child.pid})) for child in children]
 
     def close(self) -> None:
@@ -496,7 +494,7 @@ def _child(verb: str, args: list[Any], log: str) -> int:
 
     try:
         VERBS[verb](say, *args)
-    except Exception as error:  # noqa: BLE001  Whatever it is, the test shall see it.
+    except Exception as error:  # noqa: BLE001  The test must see any error.
         traceback.print_exc()
         return getattr(error, "exit_code", 1)
     return 0

@@ -1,7 +1,4 @@
-"""Is a forked process as good as an interpreter? Each fact is asked of both.
-
-Of interpreters by night: that they have not changed is no matter of every run.
-"""
+"""A warm process behaves like a new interpreter; `make nightly` runs the same tests on both."""
 
 from __future__ import annotations
 
@@ -9,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from command_kit import wait_until
 
 PIPES: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
@@ -34,7 +31,7 @@ def start(request: pytest.FixtureRequest, warm: Any) -> Iterator[Callable[..., A
 
 @pytest.fixture
 def run(start: Callable[..., Any]) -> Callable[..., Any]:
-    """As `subprocess.run`, with text."""
+    """Like `subprocess.run`, with text."""
 
     def wait(arguments: list[str], input: str = "", **options: Any) -> Any:
         process = start(arguments, stdin=subprocess.PIPE, **PIPES, **options)
@@ -44,73 +41,71 @@ def run(start: Callable[..., Any]) -> Callable[..., Any]:
     return wait
 
 
-def test_exit_codes_and_outputs(run):
-    done = run(["-c", "import sys; print('a'); print('b', file=sys.stderr); sys.exit(7)"])
-    assert (done.returncode, done.stdout, done.stderr) == (7, "a\n", "b\n")
-    done = run(["-c", "1/0"])
-    assert done.returncode == 1 and done.stderr.startswith("Traceback")
-    assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
-    done = run(["-c", "import sys; sys.exit('words')"])
-    assert (done.returncode, done.stderr) == (1, "words\n")
+def test_exit_codes_outputs_and_exit_hooks(run):
+    ended = run(["-c", "import sys; print('a'); print('b', file=sys.stderr); sys.exit(7)"])
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "a\n", "b\n")
+    ended = run(["-c", "1/0"])
+    assert ended.returncode == 1 and ended.stderr.startswith("Traceback")
+    assert ended.stderr.endswith("ZeroDivisionError: division by zero\n")
+    ended = run(["-c", "import sys; sys.exit('words')"])
+    assert (ended.returncode, ended.stderr) == (1, "words\n")
     code = (
         "import atexit, threading, time; atexit.register(print, 'bye'); "
         "threading.Thread(target=lambda: (time.sleep(.1), print('thread'))).start()"
     )
-    done = run(["-c", code])
-    assert (done.returncode, done.stdout) == (0, "thread\nbye\n")
+    ended = run(["-c", code])
+    assert (ended.returncode, ended.stdout) == (0, "thread\nbye\n")
     assert run(["-c", "import os; os._exit(9)"]).returncode == 9
-    done = run(
+    ended = run(
         ["-c", "import sys; print(sys.stdin.read().upper(), sys.argv)", "x", "y"], input="hi"
     )
-    assert done.stdout == "HI ['-c', 'x', 'y']\n"
+    assert ended.stdout == "HI ['-c', 'x', 'y']\n"
 
 
-def test_the_command(run, tmp_path):
-    done = run(["-m", "wsa.cli", "list", "--store", str(tmp_path / "none")])
-    assert done.returncode == 3 and "There is no store" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_the_command_runs(run, tmp_path):
+    ended = run(["-m", "wsa.cli", "list", "--store", str(tmp_path / "none")])
+    assert ended.returncode == 3 and "There is no store" in ended.stderr
+    assert "Traceback" not in ended.stderr
     assert run(["-m", "wsa.cli", "-V"]).stdout.startswith("wsa ")
 
 
-def test_folder_and_environment(run, tmp_path):
+def test_a_script_has_its_folder_and_environment(run, tmp_path):
     (tmp_path / "helper.py").write_text("x = 5")
     (tmp_path / "script.py").write_text(
         "import os, sys, helper\n"
         "print(os.getcwd(), os.environ.get('A'), os.environ.get('HOME'), helper.x, sys.argv[1:], __name__)"
     )
-    done = run([str(tmp_path / "script.py"), "q"], cwd=tmp_path, env={"A": "1", "PATH": ""})
-    assert done.stdout == f"{tmp_path} 1 None 5 ['q'] __main__\n", done
+    ended = run([str(tmp_path / "script.py"), "q"], cwd=tmp_path, env={"A": "1", "PATH": ""})
+    assert ended.stdout == f"{tmp_path} 1 None 5 ['q'] __main__\n", ended
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_signals(start, how):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_it(start, signum):
     code = "import time\nprint('on', flush=True)\ntime.sleep(60)"
     process = start(["-c", code], start_new_session=True, **PIPES)
     assert process.stdout.readline() == "on\n" and process.poll() is None
     assert os.getpgid(process.pid) == process.pid != os.getpgid(0)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.05)
-    os.killpg(process.pid, how)
+    os.killpg(process.pid, signum)
     out, err = process.communicate(timeout=10)
-    assert (process.returncode, out) == (-how, ""), err
-    assert ("KeyboardInterrupt" in err) == (how == signal.SIGINT)
-    assert process.poll() == -how and not psutil.pid_exists(process.pid)
+    assert (process.returncode, out) == (-signum, ""), err
+    assert ("KeyboardInterrupt" in err) == (signum == signal.SIGINT)
+    assert process.poll() == -signum and not psutil.pid_exists(process.pid)
 
 
-def test_the_command_ended(start, tmp_path):
+def test_a_terminated_command_says_so(start, tmp_path):
     play = ("--game", "Breakout", "--steps", "100000", "--num-envs", "1", "--segment-steps", "32")
     command = ["-m", "wsa.cli", "collect", *play, "--store", str(tmp_path / "s")]
     process = start(command, start_new_session=True, **PIPES)
-    while not list((tmp_path / "s" / "commits").glob("*/*.json")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+    wait_until(lambda: list((tmp_path / "s" / "commits").glob("*/*.json")), process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
     assert err.splitlines()[-1].startswith("wsa collect: terminated."), err
 
 
-def test_children_of_it(start):
+def test_its_children_end_with_its_group(start):
     code = (
         "import multiprocessing as m, time\nif __name__ == '__main__':\n"
         " m.get_context('spawn').Process(target=time.sleep, args=(60,)).start()\n"
@@ -126,7 +121,7 @@ def test_children_of_it(start):
     assert not psutil.wait_procs(children, timeout=5)[1]
 
 
-def test_a_closed_output(start):
+def test_a_closed_output_is_no_error(start):
     reading, writing = os.pipe()
     os.close(reading)
     process = start(["-m", "wsa.cli", "--help"], stdout=writing, stderr=subprocess.PIPE, text=True)
@@ -135,7 +130,7 @@ def test_a_closed_output(start):
     assert process.returncode == 0 and "Traceback" not in err, err
 
 
-def test_outputs_to_a_file(start, tmp_path):
+def test_outputs_go_to_a_file(start, tmp_path):
     with (tmp_path / "log").open("w") as file:
         code = "import sys, os; print(1); os.system('echo 2'); print(3, file=sys.stderr)"
         process = start(["-c", code], stdout=file, stderr=file)
@@ -143,18 +138,14 @@ def test_outputs_to_a_file(start, tmp_path):
     assert sorted((tmp_path / "log").read_text().split()) == ["1", "2", "3"]
 
 
-def test_no_handle_is_left(warm):
-    def handles():
+def test_no_file_handle_is_left_open(warm):
+    def count_handles():
         folders = [Path(f"/proc/{pid}/fd") for pid in ("self", warm._process.pid)]
         return [len(list(folder.iterdir())) for folder in folders]
 
     warm.run(["-c", ""], capture_output=True)
-    before = handles()
+    before = count_handles()
     for _ in range(10):
         warm.run(["-c", ""], capture_output=True, text=True)
-    end = time.monotonic() + 10
-    while any(
-        now > then for now, then in zip(handles(), before, strict=True)
-    ):  # The parent closes its own a moment after it has told.
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    # The parent closes its own a moment after its reply.
+    wait_until(lambda: all(now <= then for now, then in zip(count_handles(), before, strict=True)))

@@ -1,15 +1,15 @@
-"""Interpreters that start in 0.1 CPU s: forked from a parent that has imported torch, timm and wsa.
+"""Interpreters that start in 0.1 CPU s: forks of a parent that has imported torch, timm, and wsa.
 
 `Nursery().start([...])` takes what would follow `python` on a command line (`-m wsa.cli list`,
-`-c CODE a b`, `script.py a b`) and returns a `WarmProcess`, which answers as `subprocess.Popen`.
-The child is forked from a parent of one thread, and leaves as an interpreter leaves: other threads
-are joined, exit hooks run, `SystemExit` becomes an exit code, a traceback goes to standard error,
-and an uncaught Ctrl-C ends it by the signal.
+`-c CODE a b`, `script.py a b`) and returns a `WarmProcess`, which works like `subprocess.Popen`.
+The parent has one thread. A child ends as an interpreter does: it joins other threads, runs exit
+hooks, turns `SystemExit` into an exit code, writes a traceback to standard error, and dies by the
+signal of an uncaught Ctrl-C.
 
-What differs from a real interpreter: modules are there already, so whatever they read from the
-environment while they are imported (`HF_HOME`, `OMP_NUM_THREADS`) stays as it was in the parent;
-interpreter options (`-W`, `-B`, `PYTHONUNBUFFERED`) are not to be had; objects are not destroyed at the end; and what
-is imported cannot be tested by it.
+It differs from a real interpreter in four ways: modules are imported already, so what they read
+from the environment at import (`HF_HOME`, `OMP_NUM_THREADS`) is the parent's; interpreter options
+(`-W`, `-B`, `PYTHONUNBUFFERED`) do not work; objects are not destroyed at the end; and it cannot
+test imports.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn, Self
 
-# All that `wsa encode`, `learn`, `eval`, `collect` and the store's verbs import.
+# What `wsa encode`, `learn`, `eval`, `collect`, and the verbs of the store import.
 MODULES = (
     "numpy", "torch", "torch._dynamo", "timm", "torchvision", "distributed", "gymnasium", "ale_py", "cv2",
     "tyro", "torch.utils.tensorboard", "wsa.cli", "wsa.encode.jobs.tasks", "wsa.encode.commands.encode",
     "wsa.encode.service.service", "wsa.learn.commands.learn", "wsa.learn.commands.collect",
     "wsa.learn.runs.train", "wsa.learn.runs.evaluate", "wsa.store.commands.share",
 )  # fmt: skip
-# As in the tests' own process: to convert a model takes OpenVINO seconds.
+# As in the tests' own process: OpenVINO takes seconds to convert a model.
 PRELUDE = """
 from wsa.encode.inference import engines
 offered = engines.offered
 engines.offered = lambda *how: [name for name in offered(*how) if name != "openvino"]
 """
-# One thread: a library that started more while it was imported could not be forked safely.
+# A parent with more than one thread cannot be forked safely.
 ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 class WarmProcess:
-    """As `subprocess.Popen`. It is a child of the nursery, which tells how it ended."""
+    """Like `subprocess.Popen`; a child of the nursery, which reports how it ended."""
 
     def __init__(
         self,
@@ -66,16 +66,16 @@ class WarmProcess:
         self.cpu_s: float | None = None
         self._ending = ending
         self._readers: list[threading.Thread] | None = None
-        self._said: dict[str, Any] = {"stdout": None, "stderr": None}
+        self._outputs: dict[str, Any] = {"stdout": None, "stderr": None}
 
     def poll(self) -> int | None:
-        """The exit code if it has ended: negative for a signal."""
+        """The exit code if it has ended, negative for a signal."""
         if self.returncode is None and select.select([self._ending], [], [], 0)[0]:
             self._end()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until it has ended."""
+        """Wait until it ends; returns the exit code."""
         if self.returncode is None:
             if not select.select([self._ending], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(list(self.args), timeout or 0)
@@ -84,15 +84,15 @@ class WarmProcess:
         return self.returncode
 
     def _end(self) -> None:
-        said = self._ending.recv(100)
-        if not said:
+        status = self._ending.recv(100)
+        if not status:
             raise RuntimeError(f"the nursery of process {self.pid} is gone")
-        code, cpu = said.split()
+        code, cpu = status.split()
         self.returncode, self.cpu_s = int(code), float(cpu)
         self._ending.close()
 
     def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
-        """Write `input`, read both outputs to their ends, and wait."""
+        """Write `input`, read both outputs to their ends, and wait for the exit."""
         end = None if timeout is None else time.monotonic() + timeout
         if self.stdin and not self.stdin.closed:
             with contextlib.suppress(BrokenPipeError):
@@ -102,7 +102,7 @@ class WarmProcess:
         if self._readers is None:
             self._readers = [
                 threading.Thread(target=self._read, args=(name,), daemon=True)
-                for name in self._said
+                for name in self._outputs
                 if getattr(self, name) and not getattr(self, name).closed
             ]
             for reader in self._readers:
@@ -112,14 +112,14 @@ class WarmProcess:
             if reader.is_alive():
                 raise subprocess.TimeoutExpired(list(self.args), timeout or 0)
         self.wait(None if end is None else max(0.0, end - time.monotonic()))
-        return self._said["stdout"], self._said["stderr"]
+        return self._outputs["stdout"], self._outputs["stderr"]
 
     def _read(self, name: str) -> None:
         with getattr(self, name) as file:
-            self._said[name] = file.read()
+            self._outputs[name] = file.read()
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, if it still runs."""
+        """Send a signal, if the process still runs."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
@@ -144,20 +144,20 @@ class WarmProcess:
 
 
 class Nursery:
-    """The warm parent, a process of one thread. Start one a session; it ends with the session.
+    """The warm parent, a process of one thread, which ends with the session.
 
     Args:
         modules: What it imports before it forks.
-        prelude: Code that it runs after that, e.g. to patch what tests patch.
+        prelude: Code that it runs then, such as the patches of `tests/conftest.py`.
     """
 
     def __init__(self, modules: Sequence[str] = MODULES, prelude: str = PRELUDE) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._socket = ours
-        with theirs:
+        local, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = local
+        with remote:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno()), prelude, *modules],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, __file__, str(remote.fileno()), prelude, *modules],
+                pass_fds=[remote.fileno()],
                 env={**os.environ, **ALONE},
                 start_new_session=True,  # Ctrl-C at a terminal is for the tests.
             )
@@ -194,25 +194,25 @@ class Nursery:
             elif wanted == subprocess.STDOUT:
                 handle = handles[1]
             elif wanted is None:
-                handle = at  # Those of the tests.
+                handle = at  # The tests' own.
             else:
                 handle = wanted if isinstance(wanted, int) else wanted.fileno()
             handles.append(handle)
             files.append(file)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        local, remote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         question = {
             "arguments": [str(argument) for argument in arguments],
             "cwd": str(cwd or Path.cwd()),
             "env": dict(os.environ if env is None else env),
             "session": start_new_session,
         }
-        with theirs:
+        with remote:
             message = [json.dumps(question).encode()]
-            socket.send_fds(self._socket, message, [*handles, theirs.fileno()])
+            socket.send_fds(self._socket, message, [*handles, remote.fileno()])
         for handle in close:
             os.close(handle)
-        pid = int(ours.recv(20))
-        return WarmProcess(arguments, pid, ours, files)
+        pid = int(local.recv(20))
+        return WarmProcess(arguments, pid, local, files)
 
     def run(
         self,
@@ -224,7 +224,7 @@ class Nursery:
         capture_output: bool = False,
         **options: Any,
     ) -> subprocess.CompletedProcess[Any]:
-        """As `subprocess.run`."""
+        """Like `subprocess.run`."""
         if capture_output:
             options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         if input is not None:
@@ -236,13 +236,13 @@ class Nursery:
             process.kill()
             process.wait()
             raise
-        done = subprocess.CompletedProcess(list(arguments), process.wait(), out, err)
+        ended = subprocess.CompletedProcess(list(arguments), process.wait(), out, err)
         if check:
-            done.check_returncode()
-        return done
+            ended.check_returncode()
+        return ended
 
     def close(self) -> None:
-        """End it; children that run are left alone, as those of a shell."""
+        """End it; running children go on, as those of a shell."""
         self._socket.close()
         self._process.wait()
 
@@ -251,7 +251,7 @@ class Nursery:
 
 
 def _become(question: dict[str, Any], handles: list[int], server: socket.socket) -> None:
-    """Be an interpreter: its files, folder, environment, signals and arguments."""
+    """Become an interpreter, with its files, folder, environment, signals, and arguments."""
     server.close()
     if question["session"]:
         os.setsid()
@@ -299,9 +299,9 @@ def _become(question: dict[str, Any], handles: list[int], server: socket.socket)
 
 
 def _leave(work: Callable[[], object]) -> NoReturn:
-    """Do it and end as an interpreter does, except that what it holds is not taken to pieces.
+    """Do the work and end as an interpreter does, but do not destroy objects.
 
-    That would write to every page that is shared with the parent: 0.4 of 0.5 CPU s.
+    That would write to every page that is shared with the parent, and take 0.4 of 0.5 CPU s.
     """
     code, by_interrupt = 0, False
     try:
@@ -314,7 +314,7 @@ def _leave(work: Callable[[], object]) -> NoReturn:
         by_interrupt = isinstance(error, KeyboardInterrupt)
         sys.excepthook(type(error), error, error.__traceback__)
         code = 1
-    threading._shutdown()  # type: ignore[attr-defined]  # Other threads end first, then
+    threading._shutdown()  # type: ignore[attr-defined]  # Other threads end first.
     atexit._run_exitfuncs()
     for file in (sys.stdout, sys.stderr):
         try:
@@ -352,15 +352,15 @@ def _serve(handle: int, prelude: str, modules: Sequence[str]) -> None:
                 waiting.unregister(ready)
                 os.close(ready)
                 continue
-            said, handles, _, _ = socket.recv_fds(server, 1 << 20, 8)
-            if not said:
+            message, handles, _, _ = socket.recv_fds(server, 1 << 20, 8)
+            if not message:
                 return
             pid = os.fork()
             if not pid:
                 for watched, (_, ending) in endings.items():
                     os.close(watched)
                     ending.close()
-                _leave(functools.partial(_become, json.loads(said), handles, server))
+                _leave(functools.partial(_become, json.loads(message), handles, server))
             for one in handles[:-1]:
                 os.close(one)
             ending = socket.socket(fileno=handles[-1])
@@ -372,12 +372,12 @@ def _serve(handle: int, prelude: str, modules: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def warm_parent() -> Iterator[Nursery]:
-    """A nursery for the time of a session."""
-    made = Nursery()
+    """A nursery that ends with the session."""
+    nursery = Nursery()
     try:
-        yield made
+        yield nursery
     finally:
-        made.close()
+        nursery.close()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`wsa completion`: what a shell completes."""
+"""`wsa completion`: completion scripts for bash, zsh and fish."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_bash_completes_verbs_and_options(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("shell", [pytest.param("zsh", marks=pytest.mark.slow), "fish"])
-def test_every_verb_is_in_a_script(shell, capsys):
+def test_a_script_has_every_verb(shell, capsys):
     assert cli.main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(verb in script for verb in cli.VERBS)

@@ -1,27 +1,25 @@
-"""`wsa models`, and `wsa models check`."""
+"""`wsa models`, `wsa models check`, and the estimates of `wsa encode --dry-run`."""
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from command_kit import read_json
 
-from wsa import cli
 from wsa.encode.jobs.dry_run import estimate, measure_model
 from wsa.encode.models.registry import known_aliases, parse_request
 from wsa.encode.registration import probe_frames
-from wsa.store.backends.base import Backend
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
-NETS = """
+NETWORKS = """
 import torch
 from wsa.encode.models.custom import Input, UserModel
 
-class Draws(torch.nn.Module):
+class Noisy(torch.nn.Module):
     def forward(self, pixels):
         return torch.rand(len(pixels), 8) + pixels.mean()
 
@@ -29,8 +27,8 @@ class Steady(torch.nn.Module):
     def forward(self, pixels):
         return pixels.mean(dim=3).flatten(1)
 
-def draws():
-    return UserModel(Draws(), Input(32, 32))
+def noisy():
+    return UserModel(Noisy(), Input(32, 32))
 
 def steady():
     return UserModel(Steady(), Input(32, 32, channels="grey", interpolation="area"), licence="MIT")
@@ -38,88 +36,78 @@ def steady():
 
 
 @pytest.fixture
-def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    import sys
-
-    (tmp_path / "cli_nets.py").write_text(NETS)
-    monkeypatch.chdir(tmp_path)
+def networks(wsa, tmp_path: Path) -> Iterator[None]:
+    """A module of networks in the current folder."""
+    (tmp_path / "cli_networks.py").write_text(NETWORKS)
     yield
-    sys.modules.pop("cli_nets", None)
+    sys.modules.pop("cli_networks", None)
 
 
-def test_every_alias_is_listed_with_its_licence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["models", "--json", "--store", str(tmp_path / "none")]) == 0
-    listed = json.loads(capsys.readouterr().out)["aliases"]
+def test_every_alias_is_listed_with_its_license(wsa):
+    listed = wsa("models", "--json").json["aliases"]
     assert set(listed) == set(known_aliases()) and all(one["licence"] for one in listed.values())
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("whole_strip")
-def test_a_model_that_passes_and_one_that_does_not(
-    nets: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["models", "check", "cli_nets:steady"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 14 and all(line.startswith("ok ") for line in said)
-    assert cli.main(["models", "check", "cli_nets:draws", "--json"]) == 4
-    found = json.loads(capsys.readouterr().out)
-    failed = [point["what"] for point in found["points"] if not point["ok"]]
-    assert found["ok"] is False and "the same again" in failed
+@pytest.mark.usefixtures("whole_strip", "networks")
+def test_check_passes_a_steady_model_and_fails_a_noisy_one(wsa):
+    code, out, _ = wsa("models", "check", "cli_networks:steady")
+    assert code == 0 and len(out.splitlines()) == 14
+    assert all(line.startswith("ok ") for line in out.splitlines())
+    code, out, _ = wsa("models", "check", "cli_networks:noisy", "--json")
+    report = read_json(out)
+    failed = [point["what"] for point in report["points"] if not point["ok"]]
+    assert code == 4 and report["ok"] is False and "the same again" in failed
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
-        (["check"], 2, "wsa models check NAME"),
-        (["check", "vitt"], 2, "did you mean vit?"),
-        (["check", "no_such_module_of_mine:make"], 3, "cannot be imported by"),
-        (["check", "timm:test_resnet:random", "--output", "cls"], 2, "has no class token"),
-        (["check", "timm:test_resnet:random", "--output", "grid:9"], 2, "Ask for grid:5"),
-        (["chekc", "vit"], 2, "chekc"),
+        ("check", 2, "wsa models check NAME"),
+        ("check vitt", 2, "did you mean vit?"),
+        ("check no_such_module_of_mine:make", 3, "cannot be imported by"),
+        ("check timm:test_resnet:random --output cls", 2, "has no class token"),
+        ("check timm:test_resnet:random --output grid:9", 2, "Ask for grid:5"),
+        ("chekc vit", 2, "chekc"),
     ],
 )
-def test_what_cannot_be_checked_is_said_in_a_line(
-    arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["models", *arguments]) == code
-    error = capsys.readouterr().err
-    assert said in error and "Traceback" not in error
+def test_a_model_that_cannot_be_checked_is_refused(wsa, arguments, code, message):
+    outcome = wsa("models", *arguments.split())
+    assert outcome.code == code
+    assert message in outcome.err and "Traceback" not in outcome.err
 
 
-def test_a_dry_run_tells_of_an_output_and_writes_nothing(
-    tmp_path: Path, kit: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_reports_a_fitted_output_and_writes_nothing(wsa, tmp_path, kit):
     store = open_store(str(tmp_path / "store"), create=True)
     kit.add_segment(store, height=64, width=48)
-    command = ["encode", "--models", "timm:test_vit:random", "--dry-run", "--json"]
-    command += ["--output", "grid:2+pca:2@Pong", "--geometry", "crop", "--store", store.url]
-    command += ["--scheduler", "inproc"]
-    assert cli.main(command) == 0
-    (line,) = json.loads(capsys.readouterr().out)["models"].values()
+    outcome = wsa(
+        "encode", "--models", "timm:test_vit:random", "--dry-run", "--json", "--scheduler", "inproc",
+        "--output", "grid:2+pca:2@Pong", "--geometry", "crop",
+    )  # fmt: skip
+    (line,) = outcome.json["models"].values()
     assert line["objects"] == 1 and line["passes"] > 0 and line["bytes"] > 0
     assert line["strip"] == line["passes"], "the basis is fitted on all frames of the game"
     assert not list((tmp_path / "store").glob("models/*"))
 
 
 @pytest.mark.parametrize(
-    ("output", "numbers", "fit"),
+    ("output", "numbers", "fitted"),
     [
-        ("pooled", 64, 0),
-        ("cls", 64, 0),
-        ("map", 10 * 10 * 64, 0),
-        ("grid:2+pca:8", 8, sum(len(part.frames) for part in probe_frames.load_frames())),
-        ("grid:2+rp:8", 8, 0),
+        ("pooled", 64, False),
+        ("cls", 64, False),
+        ("map", 10 * 10 * 64, False),
+        ("grid:2+pca:8", 8, True),
+        ("grid:2+rp:8", 8, False),
     ],
 )
-def test_an_estimate_is_made_of_every_output(
-    output: str, numbers: int, fit: int, store: Backend, kit: ModuleType
-) -> None:
-    kit.add_segment(store, height=64, width=48)
+def test_every_output_is_estimated(output, numbers, fitted, in_memory, kit):
+    kit.add_segment(in_memory, height=64, width=48)
     request = parse_request("timm:test_vit:random", {}, output, geometry="pad")
-    asked = take_snapshot(store), request, ["Pong"]
+    snapshot = take_snapshot(in_memory)
+    asked = (snapshot, request, ["Pong"])
     found = estimate(*asked, measure_model(*asked, "cpu", "torch")[0])
-    (meta,) = take_snapshot(store).segments()
-    assert found.bytes == 2 * numbers * meta.frames and found.strip == fit
-    assert take_snapshot(store).models == []
+    (meta,) = snapshot.segments()
+    strip = sum(len(part.frames) for part in probe_frames.load_frames())
+    assert found.bytes == 2 * numbers * meta.frames
+    assert found.strip == (strip if fitted else 0)
+    assert take_snapshot(in_memory).models == []

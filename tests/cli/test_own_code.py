@@ -1,4 +1,4 @@
-"""Fusions, algorithms and policies of users' own: the examples of the guides, and what is refused."""
+"""Fusions, algorithms and policies of a user: the examples of the guides, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_kit import LEARN, read_config
 
 import wsa as api
 from wsa.store.common import user_code
 
 GUIDES = Path(__file__).parents[2] / "docs/howto"
 BLOCK = re.compile(r"^```python\n# (\w+)\.py\n(.*?)^```", re.DOTALL | re.MULTILINE)
-LEARN = ("learn", "--game", "Breakout", "--updates", 2, "--batch-size", 4, "--fusion-size", 8,
-         "--validation-fraction", 0)  # fmt: skip
+TRAIN = (*LEARN, "--updates", 2, "--validation-fraction", 0)
 FUSION, ALGORITHM = "own_fusion:Static", "own_algorithm:WeightedBC"
 POLICY = "own_policy:Repeating"
 
 
-def example(guide: str) -> tuple[str, str]:
+def read_example(guide: str) -> tuple[str, str]:
     """Name and source of the module that a guide shows."""
-    (found,) = BLOCK.findall((GUIDES / guide).read_text())
-    return found
+    (block,) = BLOCK.findall((GUIDES / guide).read_text())
+    return block
 
 
 @pytest.fixture
@@ -31,67 +31,63 @@ def own(filled, tmp_path, monkeypatch):
     """`wsa` in a folder with the guides' modules, which no command has named yet."""
     monkeypatch.setattr(user_code, "_typed", set())
     for guide in ("own-fusion.md", "own-algorithm.md", "own-policy.md"):
-        name, source = example(guide)
+        name, source = read_example(guide)
         (tmp_path / f"{name}.py").write_text(source)
     return filled
 
 
-@pytest.fixture
-def nothing_typed(monkeypatch):
-    return lambda: user_code._typed.clear()
+def forget_names():
+    """Forget the modules that earlier commands named, as a new process does."""
+    user_code._typed.clear()
 
 
 @pytest.mark.parametrize("guide", ["own-fusion.md", "own-algorithm.md", "own-policy.md"])
 def test_an_example_has_at_most_forty_lines(guide):
-    assert len(example(guide)[1].splitlines()) <= 40
+    assert len(read_example(guide)[1].splitlines()) <= 40
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "name"), [(("--fusion",), FUSION), (("--algo",), ALGORITHM)], ids=["fusion", "algo"]
 )
-def test_it_is_trained_continued_and_judged_where_it_is_named(
-    own, tmp_path, nothing_typed, flags, name
-):
-    begun = own(*LEARN, *flags, name, "--run-dir", "own")
-    assert begun.code == 0, begun.err
+def test_own_code_trains_continues_and_plays_only_where_it_is_named(own, tmp_path, flags, name):
+    started = own(*TRAIN, *flags, name, "--run-dir", "own")
+    assert started.code == 0, started.err
     assert name in (tmp_path / "own/config.json").read_text()
     checkpoints = sorted((tmp_path / "own/checkpoints").iterdir())
     resume = ("learn", "--resume", "own")
-    judge = ("eval", "own", "--episodes", 1, "--num-envs", 1)
-    for command in (resume, judge, (*LEARN, "--init", "own", "--run-dir", "next")):
-        nothing_typed()
+    evaluate = ("eval", "own", "--episodes", 1, "--num-envs", 1)
+    for command in (resume, evaluate, (*TRAIN, "--init", "own", "--run-dir", "next")):
+        forget_names()
         refused = own(*command)
         assert refused.code == 3 and f"--trust {name}" in refused.error
-        assert "./own/config.json" in refused.error or "own/config.json" in refused.error
+        assert "own/config.json" in refused.error
     assert not (tmp_path / "next").exists()
     assert own(*resume, "--trust", name).code == 0
     assert sorted((tmp_path / "own/checkpoints").iterdir()) == checkpoints
-    nothing_typed()
-    assert own(*judge, "--trust", name).code == 0
-    nothing_typed()
+    forget_names()
+    assert own(*evaluate, "--trust", name).code == 0
+    forget_names()
     with pytest.raises(api.MissingError):
         api.load_run("own")
     run = api.load_run("own", trust=[name], device="cpu")
     assert run.trained == 2
 
 
-def test_a_fusions_weights_are_logged_and_its_algorithms_options_recorded(own, tmp_path):
+def test_an_own_algorithms_options_and_losses_are_recorded(own, tmp_path):
     both = ("--fusion", FUSION, "--algo", ALGORITHM, "--bonus", 2.5, "--log-frequency", 1)
-    assert own(*LEARN, *both, "--run-dir", "own").code == 0
-    config = json.loads((tmp_path / "own/config.json").read_text())
-    assert config["hyperparameters"]["bonus"] == 2.5
+    assert own(*TRAIN, *both, "--run-dir", "own").code == 0
+    assert read_config(tmp_path / "own")["hyperparameters"]["bonus"] == 2.5
     line = json.loads((tmp_path / "own/metrics.jsonl").read_text().splitlines()[-1])
     assert "losses/weighted_bc" in line
-    refused = own(*LEARN, *both, "--clip-coef", 0.1, "--run-dir", "other")
+    refused = own(*TRAIN, *both, "--clip-coef", 0.1, "--run-dir", "other")
     assert refused.code == 2 and "is an option of --algo ppo" in refused.error
 
 
-def test_a_policy_collects_once(own):
+def test_an_own_policy_collects_once(own):
     command = ("collect", "--game", "Breakout", "--policy", POLICY, "--steps", 20, "--num-envs", 2)
     assert own(*command, "--json").code == 0
-    again = own(*command, "--json")
-    assert json.loads(again.out)["segments"] == 0
+    assert own(*command, "--json").json["segments"] == 0
     assert POLICY in {meta.policy for meta in api.open("store").segments("Breakout")}
     assert own(*command, "--eps", 0.1).error.endswith("--eps is for a run's network. Leave it out.")
 
@@ -106,17 +102,17 @@ def make():
 """
 
 
-def test_a_model_that_is_typed_is_imported_the_first_time(own, tmp_path):
+def test_an_own_model_is_imported_where_it_is_named(own, tmp_path):
     (tmp_path / "own_net.py").write_text(NET)
-    ended = own(
+    learned = own(
         "learn", "--online", "--algo", "dqn", "--game", "breakout", "--models", "own_net:make",
         "--output", "pooled", "--total-timesteps", 8, "--learning-starts", 4, "--batch-size", 2,
-        "--buffer-size", 8, "--fusion-size", 4, "--max-episode-steps", 50, "--run-dir", "net",
+        "--buffer-size", 8, "--fusion-size", 4, "--max-episode-steps", 12, "--run-dir", "net",
     )  # fmt: skip
-    assert ended.code == 0, ended.err
+    assert learned.code == 0, learned.err
     named = ("--weights", "own_net_make=own_net:make")
-    judge = ("eval", "net", "--episodes", 1, "--num-envs", 1)
-    assert own(*judge).code == 3 and own(*judge, *named).code == 0
+    evaluate = ("eval", "net", "--episodes", 1, "--num-envs", 1)
+    assert own(*evaluate).code == 3 and own(*evaluate, *named).code == 0
 
 
 WRONG = """
@@ -141,7 +137,7 @@ def raises(actions, seed): raise KeyError(seed)
 
 
 @pytest.mark.parametrize(
-    ("flag", "name", "code", "said"),
+    ("flag", "name", "code", "message"),
     [
         ("--fusion", "no_such_module:Mine", 3, "cannot be imported"),
         ("--fusion", "wrong_code:Misspelled", 3, "no callable 'Misspelled'"),
@@ -158,16 +154,16 @@ def raises(actions, seed): raise KeyError(seed)
         ("--algo", "cqll", 2, "Did you mean cql?"),
     ],
 )
-def test_what_is_no_fusion_or_algorithm_is_refused(own, tmp_path, flag, name, code, said):
+def test_code_that_is_no_fusion_or_algorithm_is_refused(own, tmp_path, flag, name, code, message):
     (tmp_path / "wrong_code.py").write_text(WRONG)
     (tmp_path / "broken_code.py").write_text("1 / 0\n")
-    refused = own(*LEARN, flag, name, "--run-dir", "own")
-    assert refused.code == code and said in refused.error and "Traceback" not in refused.err
+    refused = own(*TRAIN, flag, name, "--run-dir", "own")
+    assert refused.code == code and message in refused.error and "Traceback" not in refused.err
     assert not (tmp_path / "own").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "said"),
+    ("name", "code", "message"),
     [
         ("no_such_module:mine", 3, "cannot be imported"),
         ("wrong_code:misspelled", 3, "no callable"),
@@ -178,16 +174,16 @@ def test_what_is_no_fusion_or_algorithm_is_refused(own, tmp_path, flag, name, co
         ("wrong_code:broken", 4, "raised KeyError"),
     ],
 )
-def test_what_is_no_policy_is_refused(own, tmp_path, name, code, said):
+def test_code_that_is_no_policy_is_refused(own, tmp_path, name, code, message):
     (tmp_path / "wrong_code.py").write_text(WRONG)
     refused = own("collect", "--game", "Breakout", "--policy", name, "--steps", 8, "--num-envs", 2)
-    assert refused.code == code and said in refused.error and "Traceback" not in refused.err
+    assert refused.code == code and message in refused.error and "Traceback" not in refused.err
     assert not any(meta.policy == name for meta in api.open("store").segments("Breakout"))
 
 
 @pytest.mark.variants
 @pytest.mark.parametrize("part", ["fusion", "algorithm"])
-def test_a_run_makes_nobody_import_a_module(own, tmp_path, part):
+def test_a_run_imports_no_module_that_the_user_has_not_named(own, tmp_path, part):
     (tmp_path / "evil_code_of_a_run.py").write_text(
         "from pathlib import Path\nPath('canary').touch()\nclass Evil: pass\n"
     )
@@ -202,8 +198,8 @@ def test_a_run_makes_nobody_import_a_module(own, tmp_path, part):
         ("eval", "run"),
         ("eval", "run", "--trust", "other:Evil,evil_code_of_a_run:Other"),
         ("learn", "--resume", "run"),
-        (*LEARN, "--init", "run"),
-        (*LEARN, "--run-dir", "run"),
+        (*TRAIN, "--init", "run"),
+        (*TRAIN, "--run-dir", "run"),
         ("collect", "--game", "Breakout", "--policy", "run"),
     ):
         refused = own(*command)

@@ -1,4 +1,4 @@
-"""`wsa pretrain` as a user meets it."""
+"""`wsa pretrain`: training the encoders of the paper, its plan, and what it refuses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsa.learn.pretrain import trainer
 TINY = ("--games", "Breakout", "--steps", 3, "--batch-size", 2, "--validate-frequency", 2)
 
 
-def test_an_encoder_and_what_is_said_of_it(filled, tmp_path, unchanged):
+def test_an_encoder_is_trained_once_and_described(filled, tmp_path, unchanged):
     code, out, err = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new")
     assert code == 0, err
     assert "played by random" in err and "run new" in err
@@ -23,16 +23,15 @@ def test_an_encoder_and_what_is_said_of_it(filled, tmp_path, unchanged):
         ["encoder", "gradient", "steps", "best", "at", "validation", "loss", "weights", "bytes"]
     )
     assert "new/ae/ae.safetensors" in out
-    left = {path.name for path in (tmp_path / "new" / "ae").iterdir()}
-    assert left >= {"ae.safetensors", "manifest.json", "metrics.jsonl", "curves.png", "seen.png"}
+    files = {path.name for path in (tmp_path / "new" / "ae").iterdir()}
+    assert files >= {"ae.safetensors", "manifest.json", "metrics.jsonl", "curves.png", "seen.png"}
     before = (tmp_path / "new/ae/ae.safetensors").read_bytes()
     again = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new")
     assert (again.code, again.out) == (0, out)
     assert (tmp_path / "new/ae/ae.safetensors").read_bytes() == before
-    code, out, _ = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new", "--json")
-    made = json.loads(out)
-    assert code == 0 and made["run"] == "new"
-    ae = made["encoders"]["ae"]
+    summary = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new", "--json").json
+    assert summary["run"] == "new"
+    ae = summary["encoders"]["ae"]
     assert (ae["gradient_steps"], ae["training"]["batch_size"]) == (3, 2)
     assert ae["files"]["ae"]["parameters"] == 57_504
     assert ae["games"]["Breakout"]["held_out_episodes"] == 1
@@ -44,16 +43,16 @@ def test_an_encoder_and_what_is_said_of_it(filled, tmp_path, unchanged):
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_was_trained(filled, tmp_path, monkeypatch):
-    real = trainer.Examples.draw
+def test_an_interrupted_training_resumes(filled, tmp_path, monkeypatch):
+    draw = trainer.Examples.draw
 
-    def press(self: Any, seed: int, step: int, size: int) -> Any:
+    def draw_and_interrupt(self: Any, seed: int, step: int, size: int) -> Any:
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(self, seed, step, size)
+        return draw(self, seed, step, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Examples, "draw", press)
+        patch.setattr(trainer.Examples, "draw", draw_and_interrupt)
         outcome = filled("pretrain", "--encoder", "ae", *TINY, "--run-dir", "new")
     assert outcome.code == 130 and "the same command continues" in outcome.error
     assert not (tmp_path / "new/ae/manifest.json").exists()
@@ -64,29 +63,27 @@ def test_ctrl_c_keeps_what_was_trained(filled, tmp_path, monkeypatch):
 
 def test_a_dry_run_changes_nothing(filled, unchanged):
     with unchanged():
-        code, out, _ = filled(
-            "pretrain", "--encoder", "ae,segmentation", *TINY, "--dry-run", "--json"
-        )
-    found = json.loads(out)
-    assert code == 0 and list(found) == ["ae", "segmentation"]
+        options = ("--encoder", "ae,segmentation", *TINY, "--dry-run", "--json")
+        found = filled("pretrain", *options).json
+    assert list(found) == ["ae", "segmentation"]
     assert found["ae"]["gradient_steps"] == 3 and found["segmentation"]["parameters"] == 7_142_086
     assert found["ae"]["hours_without_validations"] > 0
 
 
-def test_epochs_are_passes_over_what_is_trained_on(filled):
+def test_epochs_are_passes_over_the_training_frames(filled):
     options = ("--encoder", "ae", "--games", "Breakout", "--epochs", 2, "--batch-size", 8)
-    found = json.loads(filled("pretrain", *options, "--dry-run", "--json").out)
+    found = filled("pretrain", *options, "--dry-run", "--json").json
     assert found["ae"]["gradient_steps"] == 2 * 200 * 0.8 / 8
 
 
-def test_less_memory_reads_fewer_segments_and_says_so(filled):
+def test_a_memory_limit_that_frames_exceed_is_reported(filled):
     outcome = filled("pretrain", "--encoder", "ae", *TINY, "--dry-run", "--memory-gb", "0.001")
     assert outcome.code == 0
     assert "do not fit into 1.0 MB of memory" in outcome.err
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "says"),
+    ("options", "code", "message"),
     [
         (("--encoder", "vit"), 2, "write one or more of ae,stdim,mae,transporter,segmentation"),
         (("--games", "Qbert"), 3, "wsa collect --game Qbert"),
@@ -98,13 +95,13 @@ def test_less_memory_reads_fewer_segments_and_says_so(filled):
         (("--games", "Breakout", "--memory-gb", "0.00001"), 2, "--memory-gb"),
     ],
 )
-def test_what_cannot_be_is_refused(filled, unchanged, options, code, says):
+def test_impossible_options_are_refused(filled, unchanged, options, code, message):
     with unchanged():
         outcome = filled("pretrain", "--encoder", "ae", *options, "--run-dir", "new")
-    assert outcome.code == code and says in outcome.error
+    assert outcome.code == code and message in outcome.error
 
 
-GIVES = {"ae": ("map", [16, 16, 64]), "vos": ("pooled", [512])}
+OUTPUTS = {"ae": ("map", [16, 16, 64]), "vos": ("pooled", [512])}
 
 
 @pytest.mark.slow
@@ -113,22 +110,22 @@ GIVES = {"ae": ("map", [16, 16, 64]), "vos": ("pooled", [512])}
     [{"ae": "ae"}, pytest.param({"ae": "ae", "vos": "segmentation"}, marks=pytest.mark.slow)],
     ids="-".join,
 )
-def test_trained_encoders_are_models_like_any_other(filled, trained):
+def test_trained_encoders_are_encoded_and_learned_from(filled, trained):
     training = ("--encoder", ",".join(trained.values()), *TINY, "--run-dir", "new")
     assert filled("pretrain", *training).code == 0
     weights = ",".join(f"{m}=new/{e}/{m}.safetensors" for m, e in trained.items())
     options = ("--models", ",".join(trained), "--scheduler", "inproc", "--weights", weights)
     code, _, err = filled("encode", *options)
     assert code == 0, err
-    stored = {m["model"]: m for m in json.loads(filled("models", "--json").out)["stored"]}
+    stored = {m["model"]: m for m in filled("models", "--json").json["stored"]}
     for model in trained:
-        assert (stored[model]["output"], stored[model]["shape"]) == GIVES[model]
+        assert (stored[model]["output"], stored[model]["shape"]) == OUTPUTS[model]
     assert filled("encode", *options).code == 0  # Nothing is left to do.
-    learnt = filled("learn", "--game", "Breakout", "--models", stored["ae"]["key"],
+    learned = filled("learn", "--game", "Breakout", "--models", stored["ae"]["key"],
                     "--updates", 2, "--run-dir", "agent")  # fmt: skip
-    assert learnt.code == 0, learnt.err
+    assert learned.code == 0, learned.err
     # Without a file it is the one that comes with wsa.
     *_, last = trained
     assert filled("encode", "--models", last, "--scheduler", "inproc").code == 0
-    stored = json.loads(filled("models", "--json").out)["stored"]
+    stored = filled("models", "--json").json["stored"]
     assert len({m["key"] for m in stored if m["model"] == last}) == 2

@@ -1,4 +1,4 @@
-"""`wsa probe`, as a user meets it."""
+"""`wsa probe`: its tables, JSON, dry run, and what it refuses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROBE = ("probe", "--game", "Breakout", "--samples", "200")
 NAME = "test_resnet_r160_in1k:random"
 
 
-def test_places_are_read_out(filled, key, unchanged, tmp_path):
+def test_positions_are_read_out_as_json(filled, key, unchanged, tmp_path):
     with unchanged():
         code, out, err = filled(*PROBE, "--json")
     found = json.loads(out)
@@ -53,7 +53,7 @@ def test_tables_are_markdown(filled):
 
 
 @pytest.mark.slow
-def test_f1_stands_beside_places_where_it_is_asked_for(filled):
+def test_f1_is_added_on_request(filled):
     code, out, _ = filled(*PROBE, "--f1", "--splits", "3", "--samples", "150")
     assert code == 0
     assert "Ranked by R2." in out and "A hit is within 4 units of memory." in out
@@ -63,7 +63,7 @@ def test_f1_stands_beside_places_where_it_is_asked_for(filled):
     assert "| ball " in head and "position seen in training" in head
 
 
-def test_a_line_for_each_model_and_variable(filled, key):
+def test_csv_has_a_row_for_each_model_and_variable(filled, key):
     code, out, err = filled(*PROBE, "--target", "action", "--csv", "--models", key)
     rows = list(csv.DictReader(out.splitlines()))
     assert code == 0
@@ -76,7 +76,7 @@ def test_a_line_for_each_model_and_variable(filled, key):
     assert "played at random" in err
 
 
-def test_untrained_and_trained_are_told_apart(filled, key):
+def test_untrained_and_trained_models_are_different(filled, key):
     untrained = "timm:test_resnet.r160_in1k:random"
     assert filled(*PROBE, "--models", untrained, "--dry-run").code == 0
     for name in (untrained.removesuffix(":random"), "lite0", "lite0-0123456789ab"):
@@ -87,29 +87,27 @@ def test_untrained_and_trained_are_told_apart(filled, key):
 
 
 @pytest.mark.slow  # To encode takes ten seconds; `learn/probe/test_probe.py` has the same of a fake store.
-def test_untrained_seeds_stand_beside_encoders_of_wsas_own(filled):
+def test_untrained_networks_are_added_to_encoders_of_wsa(filled):
     assert (
         filled("encode", "--game", "Breakout", "--models", "vos", "--scheduler", "inproc").code == 0
     )
-    asked = (*PROBE, "--models", "vos", "--samples", "100", "--splits", "3", "--untrained", "2")
-    estimate = json.loads(filled(*asked, "--dry-run", "--json").out)
+    command = (*PROBE, "--models", "vos", "--samples", "100", "--splits", "3", "--untrained", "2")
+    estimate = filled(*command, "--dry-run", "--json").json
     assert (estimate["untrained_networks"], estimate["untrained_passes"]) == (2, 200)
-    code, out, _ = filled(*asked)
+    code, out, _ = filled(*command)
     assert code == 0
     assert "| vos untrained, 2 seeds | 512" in out and "the minimum and maximum" in out
 
 
-def test_a_dry_run_reads_nothing_but_records(filled, unchanged):
+def test_a_dry_run_reads_only_records(filled, unchanged):
     with unchanged():
-        code, out, _ = filled(*PROBE, "--dry-run", "--json")
-    found = json.loads(out)
-    assert code == 0
+        found = filled(*PROBE, "--dry-run", "--json").json
     assert (found["segments"], found["steps"], found["samples"]) == (4, 200, 200)
     assert list(found["numbers"].values()) == [96] and found["memory_bytes"] > 0
     assert (found["pixels"], found["untrained_networks"]) == ([96], 0)
 
 
-def test_without_frames_there_are_no_pixels(filled, tmp_path):
+def test_a_store_without_frames_has_no_pixels(filled, tmp_path):
     assert filled("push", "bare", "--no-frames").code == 0
     code, out, err = filled(*PROBE, "--store", "bare", "--splits", "3", "--json")
     assert code == 0 and "wsa pull URL --game Breakout" in err
@@ -117,7 +115,7 @@ def test_without_frames_there_are_no_pixels(filled, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "said"),
+    ("options", "code", "message"),
     [
         ("--samples 10", 2, "--samples must be from 100 to 100000, not 10."),
         ("--seed -1", 2, "--seed must be from 0 to 2147483647, not -1."),
@@ -129,8 +127,8 @@ def test_without_frames_there_are_no_pixels(filled, tmp_path):
         ("--policies expert", 3, "No segment of Breakout played by expert in ./store"),
     ],
 )
-def test_what_cannot_be_probed(filled, unchanged, options, code, said):
+def test_an_impossible_probe_is_refused(filled, unchanged, options, code, message):
     with unchanged():
         outcome = filled(*PROBE, *options.split())
     assert (outcome.code, outcome.out) == (code, "")
-    assert said in outcome.error
+    assert message in outcome.error

@@ -1,141 +1,90 @@
-"""What the command prints and leaves: tables, JSON, dry runs, and that a second time changes nothing."""
+"""What commands print and leave: tables, JSON, dry runs, and nothing new the second time."""
 
 from __future__ import annotations
 
-import json
 import re
 
-import pytest
+from command_kit import ALIAS, COLLECT, ENCODE, LEARN, MODEL, read_files, read_json
 
 from wsa.encode.models.registry import ALIASES
 from wsa.learn.runs import data
 from wsa.store.objects import flat_map
 
-MODEL = "timm:test_resnet.r160_in1k:random"
-ENCODE = ("encode", "--models", MODEL, "--output", "pooled", "--scheduler", "inproc")
-COLLECT = (
-    "collect", "--game", "Breakout", "--steps", "200", "--num-envs", "2", "--segment-steps", "64",
-    "--max-episode-steps", "150",
-)  # fmt: skip
 
-
-def strict(text):
-    """A JSON document and nothing else; NaN and infinity are none."""
-
-    def refuse(name):
-        raise AssertionError(f"{name} is not JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def test_collecting_and_encoding_twice_does_nothing_the_second_time(filled, unchanged):
+def test_collecting_and_encoding_again_do_nothing(filled, key, unchanged):
     with unchanged():
-        collected = filled(*COLLECT, "--json")
-        encoded = filled(*ENCODE, "--json")
-    assert strict(collected.out)["segments"] == 0
-    report = strict(encoded.out)
+        assert filled(*COLLECT, "--json").json["segments"] == 0
+        report = filled(*ENCODE, "--json").json
     assert (report["objects"], report["passes"], report["copied"]) == (0, 0, 0)
     assert (report["present"], report["strip_passes"]) == (4, 0)
-
-
-def test_a_model_named_twice_is_one(filled):
-    outcome = filled(*ENCODE[:2], f"{MODEL},{MODEL}", *ENCODE[3:], "--json")
-    assert strict(outcome.out)["present"] == 4
+    # A model that is named twice is encoded once; a stored key has the output it was made with.
+    assert filled(*ENCODE[:2], f"{MODEL},{MODEL}", *ENCODE[3:], "--json").json["present"] == 4
+    by_key = filled("encode", "--models", key, "--scheduler", "inproc", "--json").json
+    assert (list(by_key["models"]), by_key["objects"], by_key["present"]) == ([key], 0, 4)
+    assert filled("encode", "--models", f"{key[:-1]}g").code == 2
+    unknown = key[:-1] + ("0" if key[-1] != "0" else "1")
+    assert filled("encode", "--models", unknown).code == 3
 
 
 def test_a_finished_run_is_left_alone(filled, tmp_path):
-    before = {p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").iterdir()}
-    planned = strict(filled("learn", "--resume", "run", "--dry-run", "--json").out)
-    again = ("--game", "Breakout", "--updates", 3, "--run-dir", "run", "--json")
-    for arguments in (again, ("--resume", "run", "--json")):
-        outcome = filled("learn", *arguments)
-        assert (outcome.code, strict(outcome.out)["updates"]) == (0, 0)
-        told = {k: v for k, v in strict(outcome.out).items() if k.startswith("parameters")}
-        assert told == {k: planned[k] for k in told} and len(told) == 3
+    checkpoints = read_files(tmp_path / "run" / "checkpoints")
+    planned = filled("learn", "--resume", "run", "--dry-run", "--json").json
+    for command in ((*LEARN, "--updates", 3, "--run-dir", "run"), ("learn", "--resume", "run")):
+        summary = filled(*command, "--json").json
+        assert summary["updates"] == 0
+        counts = {name: n for name, n in summary.items() if name.startswith("parameters")}
+        assert counts == {name: planned[name] for name in counts} and len(counts) == 3
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Trainable parameters" in page and f"{told['parameters']:,}" in page
-    assert {p: p.read_bytes() for p in (tmp_path / "run" / "checkpoints").iterdir()} == before
+    assert "Trainable parameters" in page and f"{counts['parameters']:,}" in page
+    assert read_files(tmp_path / "run" / "checkpoints") == checkpoints
 
 
-@pytest.mark.parametrize(
-    ("command", "columns"),
-    [
-        ((*COLLECT[:4], "300", *COLLECT[5:]), {"steps", "segments", "bytes", "minutes"}),
-        (
-            ("learn", "--game", "Breakout"),
-            {"steps", "segments", "cache_bytes", "minutes", "parameters"},
-        ),
-    ],
-    ids=lambda value: value[0] if isinstance(value, tuple) else "",
-)
-def test_a_dry_run_changes_nothing(filled, unchanged, command, columns):
+def test_a_dry_run_of_training_changes_nothing(filled, unchanged):
     with unchanged():
-        spoken = filled(*command, "--dry-run")
-        outcome = filled(*command, "-n", "--json")
-    assert (spoken.code, outcome.code) == (0, 0)
-    found = strict(outcome.out)
-    assert columns <= found.keys()
-    assert all(found[column] > 0 for column in columns)
-    assert all(column.replace("_", " ") in spoken.out for column in columns)
+        text = filled(*LEARN, "--dry-run")
+        found = filled(*LEARN, "-n", "--json").json
+    assert text.code == 0
+    for column in ("steps", "segments", "cache_bytes", "minutes", "parameters"):
+        assert found[column] > 0 and column.replace("_", " ") in text.out
 
 
 def test_a_dry_run_of_encoding_changes_nothing(filled, unchanged):
     command = ("encode", "--models", MODEL, "--output", "grid:2", "--scheduler", "inproc")
     with unchanged():
-        spoken = filled(*command, "--dry-run")
-        whole = strict(filled(*command, "-n", "--json").out)
-    found = whole["models"]["test_resnet_r160_in1k"]
-    assert spoken.code == 0
-    assert "nothing was changed" in spoken.out
+        text = filled(*command, "--dry-run")
+        found = filled(*command, "-n", "--json").json["models"][ALIAS]
+    assert text.code == 0 and "nothing was changed" in text.out
     assert found["objects"] == 4
     assert found["passes"] + found["copies"] == 196
     assert found["bytes"] == 196 * 2 * 2 * 96 * 2
     assert found["minutes"] > 0
 
 
-def test_a_dry_run_starts_no_store(wsa, tmp_path, unchanged):
+def test_a_dry_run_of_collecting_starts_no_store(wsa, tmp_path, unchanged):
     with unchanged():
-        outcome = wsa(*COLLECT, "--dry-run")
-    assert outcome.code == 0
+        outcome = wsa(*COLLECT, "--dry-run", "--json")
     assert outcome.err.startswith("store ./store, not there yet\n")
     assert not (tmp_path / "store").exists()
+    assert all(outcome.json[name] > 0 for name in ("steps", "segments", "bytes", "minutes"))
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
+def test_json_is_one_document_and_the_store_is_named_beside_it(filled):
+    for command in (
         "list",
-        "list --games",
         "show Breakout",
         "du",
-        "export x.zarr --game Breakout --dry-run",
         "models",
         "verify",
-        "doctor",
-        "eval run --episodes 1",
-    ],
-)
-def test_json_is_one_document_and_nothing_else(filled, command):
-    code, out, _ = filled(*command.split(), "--json")
-    assert code == 0
-    assert strict(out)
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        *("list", "show Breakout", "du", "models", "verify"),
-        pytest.param("eval run --episodes 1", marks=pytest.mark.slow),
-        "export x.zarr --game Breakout",
+        "export x.zarr --game Breakout --dry-run",
         "learn --game Breakout --dry-run",
         "collect --game Breakout --steps 8 --num-envs 1",
-    ],
-)
-def test_every_verb_names_its_store(filled, command):
-    assert filled(*command.split()).err.splitlines()[0] == "store ./store"
+    ):
+        outcome = filled(*command.split(), "--json")
+        assert outcome.json, command
+        assert outcome.err.splitlines()[0] == "store ./store", command
 
 
-def test_store_is_chosen_by_option_before_environment(filled, tmp_path, monkeypatch):
+def test_the_option_names_the_store_before_the_environment(filled, tmp_path, monkeypatch):
     monkeypatch.setenv("WSA_STORE", str(tmp_path / "elsewhere"))
     assert filled("list").code == 3
     assert filled("list", "--store", "store").code == 0
@@ -145,32 +94,22 @@ def test_store_is_chosen_by_option_before_environment(filled, tmp_path, monkeypa
 
 
 def test_progress_is_plain_lines_on_standard_error(filled):
-    more = ("--steps", 300, "--num-envs", 2, "--max-episode-steps", 150)
-    outcome = filled("collect", "--game", "Breakout", *more)
-    assert outcome.out.splitlines()[:2] == ["segments         2", "steps            100"]
-    assert outcome.err.splitlines()[1] == (
+    outcome = filled(*COLLECT[:3], "--steps", 240, *COLLECT[5:])
+    assert outcome.out.splitlines()[:2] == ["segments         2", "steps            40"]
+    _, plan, progress = outcome.err.splitlines()[:3]
+    assert plan == (
         "Breakout, protocol classic (sticky actions 0, up to 30 no-ops, FIRE at a reset, 4 "
-        "actions, skip 4, at most 150 steps an episode): 100 of 300 steps to play (400 "
+        "actions, skip 4, at most 150 steps an episode): 40 of 240 steps to play (160 "
         "emulator frames)"
     )
-    assert outcome.err.splitlines()[2].startswith("collect: 100 of 100 steps, ")
-    assert outcome.err.splitlines()[2].endswith(" left")
+    assert progress.startswith("collect: 40 of 40 steps, ") and progress.endswith(" left")
     assert "\r" not in outcome.err and "\x1b" not in outcome.err
 
 
-def test_list(filled, key):
+def test_list_counts_games_and_what_is_encoded(filled, key):
     out = filled("list").out.splitlines()
-    assert out[0].split() == [
-        "game",
-        "segments",
-        "steps",
-        "distinct",
-        "frames",
-        "episodes",
-        "mean",
-        "return",
-        "size",
-    ]
+    header = "game segments steps distinct frames episodes mean return size"
+    assert " ".join(out[0].split()) == header
     assert out[2].split()[:6] == ["Breakout", "4", "200", "196", "0", "-"]
     assert out[3:5] == ["", "segments with frames, and with embeddings of each model"]
     assert [line.split() for line in out[7:]] == [
@@ -179,7 +118,7 @@ def test_list(filled, key):
     ]
     games = filled("list", "--games").out.split()
     assert len(games) == 104 and "MsPacman" in games
-    assert strict(filled("list", "--games", "--json").out) == games
+    assert filled("list", "--games", "--json").json == games
 
 
 def test_show_prints_every_detail_of_the_protocol(filled, key):
@@ -196,149 +135,131 @@ def test_show_prints_every_detail_of_the_protocol(filled, key):
         "actions            NOOP, FIRE, RIGHT, LEFT",
     ):
         assert f"  {line}\n" in out
-    assert f"  {key}  1.00\n" in out
-    assert "(random weights)" in out
-    card = strict(filled("show", "Breakout", "--json").out)
+    assert f"  {key}  1.00\n" in out and "(random weights)" in out
+    card = filled("show", "Breakout", "--json").json
     assert card["protocols"][0]["sticky"] == 0
     assert card["emulator"][0].startswith("ale-py ")
 
 
-def test_show_takes_a_segment_or_a_model(filled, key):
-    games = strict(filled("show", key, "--json").out)["games"]
-    assert games == {"Breakout": "4 of 4 segments"}
+def test_show_takes_a_game_a_segment_or_a_model(filled, key):
+    assert filled("show", key, "--json").json["games"] == {"Breakout": "4 of 4 segments"}
     assert "Breakout  4 of 4 segments" in filled("show", key).out
-    segment = re.search(r"[0-9a-f]{12}-e000-000000000-", filled("show", "Breakout", "--json").out)
-    assert segment is None  # A game's card names runs, not each of its segments.
-    (run,) = re.findall(r"run ([0-9a-f]{12})", filled("show", "Breakout").out)
-    card = strict(filled("show", f"{run}-e001-000000064-00036", "--json").out)
+    game = filled("show", "Breakout").out
+    assert filled("show", "ALE/Breakout-v5").out == game
+    # A game's card names runs, not each of their segments.
+    assert not re.search(r"[0-9a-f]{12}-e000-000000000-", game)
+    (run,) = re.findall(r"run ([0-9a-f]{12})", game)
+    card = filled("show", f"{run}-e001-000000064-00036", "--json").json
     assert (card["game"], card["start"], card["steps"]) == ("Breakout", 64, 36)
     assert list(card["embeddings"]) == [key]
     assert filled("show", f"{run}-e009-000000064-00036").code == 3
     assert filled("show", "other-0123456789ab").code == 3
-    assert filled("show", "ALE/Breakout-v5").out == filled("show", "Breakout").out
     assert filled("show", "Breakot").code == 2
 
 
 def test_show_writes_a_page(filled, key, tmp_path):
-    code, out, err = filled("show", "Breakout", "--html", "new/page.html", "--json")
-    assert (code, err) == (0, "store ./store\n")
-    told = strict(out)
+    outcome = filled("show", "Breakout", "--html", "new/page.html", "--json")
+    assert outcome.err == "store ./store\n"
     page = (tmp_path / "new" / "page.html").read_text()
-    assert told == {"page": "new/page.html", "bytes": len(page.encode())}
+    assert outcome.json == {"page": "new/page.html", "bytes": len(page.encode())}
     assert f"{key}, frame 1" in page and "none: random weights" in page
     (run,) = re.findall(r"run ([0-9a-f]{12})", filled("show", "Breakout").out)
-    for options, said in (
+    for options, message in (
         ((f"{run}-e001-000000064-00036", "--html", "page.html"), "--html is for a game"),
         (("Breakout", "--probe", "p.json"), "add --html"),
         (("Breakout", "--html", "new"), "is a folder"),
         (("Breakout", "--html", "page.html", "--probe", "p.json"), "there is no such file"),
     ):
-        outcome = filled("show", *options)
-        assert outcome.code == 2 and said in outcome.error
+        refused = filled("show", *options)
+        assert refused.code == 2 and message in refused.error
     assert not (tmp_path / "page.html").exists()
 
 
-def test_models_says_licence_and_what_an_alias_is_and_marks_random_weights(filled, key):
-    out = filled("models").out
-    lines = {line.split()[0]: line.split() for line in out.splitlines() if line}
+def test_models_lists_licenses_and_marks_random_weights(filled, key):
+    lines = {line.split()[0]: line.split() for line in filled("models").out.splitlines() if line}
     for alias, name in ALIASES.items():
         assert lines[alias][1] == name
         assert lines[alias][2] in ("apache-2.0", "mit")
-    assert lines[key][1:4] == ["test_resnet_r160_in1k", "(random", "weights)"]
-    found = strict(filled("models", "--json").out)
+    assert lines[key][1:4] == [ALIAS, "(random", "weights)"]
+    found = filled("models", "--json").json
     assert found["stored"][0]["licence"] == "none: random weights"
     assert found["aliases"]["swin"]["licence"] == "mit"
 
 
-def test_models_without_a_store(wsa, unchanged):
+def test_models_needs_no_store(wsa, unchanged):
     with unchanged():
         code, out, err = wsa("models")
     assert (code, err) == (0, "store ./store, not there yet\n")
     assert "The store has no models yet" in out
 
 
-def test_doctor(wsa, filled):
+def test_doctor_checks_libraries_and_the_store(filled, tmp_path, monkeypatch):
+    from wsa.learn.commands import doctor
+
     code, out, _ = filled("doctor")
     assert code == 0
     assert "104 ALE games with their ROMs" in out
     assert "./store: 13 objects, Breakout" in out
-
-
-def test_doctor_finds_what_is_bad(wsa, tmp_path, monkeypatch):
-    from wsa.learn.commands import doctor
-
     monkeypatch.setattr(doctor, "LIBRARIES", ("zarr", "no-such-library"))
     monkeypatch.setattr(doctor, "FLOORS", {"zarr": (99,)})
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "wsa.json").write_text('{"format":2}')
-    code, out, _ = wsa("doctor", "--json")
-    found = strict(out)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "wsa.json").write_text('{"format":2}')
+    code, out, _ = filled("doctor", "--json", "--store", "new")
+    found = read_json(out)
     assert code == 3
-    assert {name for name, one in found.items() if one["ok"] is False} == {
-        *("zarr", "no-such-library", "store"),
-    }
+    bad = {name for name, check in found.items() if check["ok"] is False}
+    assert bad == {"zarr", "no-such-library", "store"}
     assert found["no-such-library"]["found"] == "not installed; pip install no-such-library"
     assert found["zarr"]["found"].endswith("; pip install 'zarr>=99'")
 
 
-def test_a_model_of_the_store_is_asked_for_by_its_key(filled, key):
-    """With the output that it was registered with, whatever the default is."""
-    again = strict(filled("encode", "--models", key, "--scheduler", "inproc", "--json").out)
-    assert (list(again["models"]), again["objects"], again["passes"]) == ([key], 0, 0)
-    assert again["present"] > 0
-    assert filled("encode", "--models", f"{key[:-1]}g").code == 2
-    other = key[:-1] + ("0" if key[-1] != "0" else "1")
-    assert filled("encode", "--models", other).code == 3
-
-
 def test_play_without_a_reward_is_reported(wsa):
-    play = ("collect", "--game", "Freeway", "--steps", "60", "--num-envs", "2")
-    outcome = wsa(*play, "--json")
-    assert strict(outcome.out)["rewarded_steps"] == 0
-    said = "none of these 60 steps of Freeway earned a reward, so CQL and DQN have nothing to learn"
-    assert said in outcome.err
-    assert said in wsa("show", "Freeway").err
+    outcome = wsa("collect", "--game", "Freeway", "--steps", "60", "--num-envs", "2", "--json")
+    assert outcome.json["rewarded_steps"] == 0
+    warning = (
+        "none of these 60 steps of Freeway earned a reward, so CQL and DQN have nothing to learn"
+    )
+    assert warning in outcome.err and warning in wsa("show", "Freeway").err
 
 
 def test_learning_without_a_reward_is_reported(filled, monkeypatch):
-    run = ("learn", "--game", "Breakout", "--updates", 2, "--json")
-    assert "earned a reward" not in filled(*run, "--run-dir", "a").err
-    read = flat_map.materialise
-
-    def worthless(*arguments, **details):
-        flat = read(*arguments, **details)
+    def read_without_rewards(*arguments, **details):
+        flat = flat_map.materialise(*arguments, **details)
         flat.rows = flat.rows.copy()
         flat.rows["reward"] = 0
         return flat
 
-    monkeypatch.setattr(data, "materialise", worthless)
-    outcome = filled(*run, "--run-dir", "b")
+    monkeypatch.setattr(data, "materialise", read_without_rewards)
+    outcome = filled(*LEARN, "--updates", 2, "--run-dir", "new", "--json")
     assert "of Breakout earned a reward" in outcome.err
-    found = strict(outcome.out)
-    assert {"losses", "validation", "weight"} <= found.keys()
-    assert "report b/report.html\nPlay full games with it: wsa eval b" in outcome.err
-    assert "earned a reward" not in filled(*run, "--algo", "bc", "--run-dir", "c").err
+    assert {"losses", "validation", "weight"} <= outcome.json.keys()
+    assert "report new/report.html\nPlay full games with it: wsa eval new" in outcome.err
+    cloning = filled(*LEARN, "--updates", 2, "--algo", "bc", "--run-dir", "cloned")
+    assert cloning.code == 0 and "earned a reward" not in cloning.err
 
 
 def test_an_evaluation_may_leave_its_results_elsewhere(filled, tmp_path):
-    run = ("eval", "run", "--episodes", "1", "--num-envs", "1")
-    planned = filled(*run, "--dry-run", "--json")
-    assert strict(planned.out) == {"games": 1, "random_games": 1, "steps_at_most": 2 * 150}
-    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    outcome = filled(*run, "--out", "elsewhere")
-    assert outcome.code == 0
+    config = tmp_path / "run" / "config.json"
+    config.write_text(re.sub(r'("max_steps": ?)150', r"\g<1>20", config.read_text()))
+    command = ("eval", "run", "--episodes", "1", "--num-envs", "1")
+    planned = filled(*command, "--dry-run", "--json").json
+    assert planned == {"games": 1, "random_games": 1, "steps_at_most": 2 * 20}
+    run = read_files(tmp_path / "run")
+    outcome = filled(*command, "--out", "elsewhere", "--json")
+    assert outcome.json
+    assert outcome.err.startswith("store ./store\n")
     assert "by the run, then as many by a random policy" in outcome.err
     assert "games elsewhere/eval.csv, elsewhere/eval_weights.npz" in outcome.err
     assert "report elsewhere/report.html" in outcome.err
-    kept = {path.name for path in (tmp_path / "elsewhere").iterdir()}
-    assert kept == {"eval.csv", "eval_weights.npz", "evaluations", "report.html"}
+    results = {path.name for path in (tmp_path / "elsewhere").iterdir()}
+    assert results == {"eval.csv", "eval_weights.npz", "evaluations", "report.html"}
     table = (tmp_path / "elsewhere" / "eval.csv").read_bytes()
     assert len(table.splitlines()) == 1 + 2
-    filled(*run, "--out", "elsewhere", "--again")  # The same games again.
+    filled(*command, "--out", "elsewhere", "--again")  # The same games are not recorded twice.
     assert (tmp_path / "elsewhere" / "eval.csv").read_bytes() == table
-    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    assert read_files(tmp_path / "run") == run
     (tmp_path / "file").write_text("")
-    refused = filled(*run, "--out", "file/results")
+    refused = filled(*command, "--out", "file/results")
     assert refused.code == 6 and "file/results" in refused.error
 
 
@@ -347,7 +268,7 @@ def test_repeating_an_evaluation_plays_nothing(filled, tmp_path, unchanged):
     first = filled(*run, "--episodes", "1")
     with unchanged():
         second = filled(*run, "--episodes", "1")
-    played, found = strict(first.out), strict(second.out)
+    played, found = read_json(first.out), read_json(second.out)
     costs = {
         "frames",
         "found_in_store",
@@ -361,14 +282,14 @@ def test_repeating_an_evaluation_plays_nothing(filled, tmp_path, unchanged):
         k: v for k, v in played.items() if k not in costs
     }
     assert "played before" in second.err and "another evaluation" not in second.err
-    planned = strict(filled(*run, "--episodes", "1", "--dry-run").out)
+    planned = read_json(filled(*run, "--episodes", "1", "--dry-run").out)
     assert planned == {"games": 0, "random_games": 0, "steps_at_most": 0}
     # Anything else is another evaluation, whose weights replace this one's.
     for other in (("--variant", "look:invert"), ("--epsilon", "0.5"), ("--again",), ("--video",)):
-        assert strict(filled(*run, "--episodes", "1", *other, "--dry-run").out)["games"] == 1
+        assert read_json(filled(*run, "--episodes", "1", *other, "--dry-run").out)["games"] == 1
     (tmp_path / "out" / "eval_weights.npz").write_bytes(b"of another one")
     outcome = filled(*run, "--episodes", "1")
-    assert strict(outcome.out) == found and "is of another evaluation" in outcome.err
+    assert read_json(outcome.out) == found and "is of another evaluation" in outcome.err
     # Without the table there is nothing to refer to.
     (tmp_path / "out" / "eval.csv").unlink()
-    assert strict(filled(*run, "--episodes", "1", "--dry-run").out)["games"] == 1
+    assert read_json(filled(*run, "--episodes", "1", "--dry-run").out)["games"] == 1

@@ -1,9 +1,7 @@
-"""Output without a reader, characters that a terminal lacks, folders that are gone: work goes on."""
+"""Output without a reader, terminals, closed streams, and folders that are gone: work goes on."""
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import pty
 import subprocess
@@ -18,111 +16,98 @@ from wsa.store.common import streams
 from wsa.store.common.errors import MissingError, UsageError
 from wsa.store.objects.record_cache import cache_folder
 
-WSA = (sys.executable, "-m", "wsa.cli")
+COLLECT = ("collect", "--game", "Pong", "--steps", "8", "--num-envs", "1")
 
 
-def test_progress_without_a_reader_ends_no_work(wsa):
-    """As `wsa collect ... 2>&1 | head -1`."""
+@pytest.fixture
+def no_reader():
+    """A pipe that nothing reads, as that of `wsa ... | head -1` once `head` has its line."""
     reading, writing = os.pipe()
     os.close(reading)
-    command = [*WSA, "collect", "--game", "Pong", "--steps", "40", "--num-envs", "2"]
-    ended = subprocess.run(command, stdout=writing, stderr=writing, check=False)
+    yield writing
     os.close(writing)
-    assert ended.returncode == 0
-    assert json.loads(wsa("list", "--json").out)["Pong"]["steps"] == 40
 
 
-def test_a_result_without_a_reader_leaves_the_exit_code(filled):
-    """Damage is still damage if `head` has seen enough of it."""
-    reading, writing = os.pipe()
-    os.close(reading)
+def shell(script: str, **options) -> subprocess.CompletedProcess[str]:
+    """Run a script in which `wsa` is the command."""
+    script = f'wsa() {{ {sys.executable} -m wsa.cli "$@"; }}; {script}'
+    return subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_output_without_a_reader_changes_no_exit_code(filled, warm, no_reader):
+    def run(*arguments, **files):
+        return warm.run(["-m", "wsa.cli", *arguments], text=True, **files)
+
+    assert run(*COLLECT, stdout=no_reader, stderr=no_reader).returncode == 0
+    assert filled("list", "--json").json["Pong"]["steps"] == 8
+    listed = run("list", stdout=no_reader, stderr=subprocess.PIPE)
+    assert (listed.returncode, len(listed.stderr.splitlines())) == (0, 1)  # The store's place.
     array = next(Path("store").rglob("zarr.json"))
-    array.chmod(0o644)
+    array.unlink()
     array.write_bytes(b"junk")
-    ended = subprocess.run([*WSA, "verify"], stdout=writing, capture_output=False, check=False)
-    os.close(writing)
-    assert ended.returncode == 5
+    assert run("verify", stdout=no_reader, stderr=subprocess.PIPE).returncode == 5
+
+
+def test_a_full_disk_below_the_output_is_an_error(filled):
+    ended = shell("wsa list > /dev/full")
+    assert ended.returncode == 6 and "No space left" in ended.stderr
+
+
+@pytest.mark.variants
+@pytest.mark.parametrize("command", ["list --games", "--help"])
+def test_a_reader_may_leave_after_one_line(filled, command):
+    ended = shell(f"wsa {command} | head -1; exit ${{PIPESTATUS[0]}}")
+    assert ended.returncode == 0 and ended.stdout.count("\n") == 1
+    assert "Error" not in ended.stderr and "Traceback" not in ended.stderr
 
 
 @pytest.mark.variants
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-", ">&-"])
 def test_streams_may_be_closed_from_the_beginning(filled, closed):
-    code = f"{sys.executable} -m wsa.cli list {closed}"
-    ended = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0
+    ended = shell(f"wsa list {closed}")
+    assert ended.returncode == 0 and "Traceback" not in ended.stderr
     assert ("Breakout" in ended.stdout) == (closed == "2>&-")
-    assert "Traceback" not in ended.stderr
 
 
-def test_a_full_disk_is_an_error_all_the_same(filled):
-    with Path("/dev/full").open("w") as full:
-        ended = subprocess.run(
-            [*WSA, "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
-    assert ended.returncode == 6 and "No space left" in ended.stderr
-
-
-def test_a_terminal_that_lacks_characters(wsa):
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    command = [*WSA, "list", "--store", "l\u00e4ufe"]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def test_a_terminal_that_lacks_characters_gets_escapes(tmp_path):
+    ended = shell("PYTHONIOENCODING=ascii wsa list --store l\u00e4ufe", cwd=tmp_path)
     assert ended.returncode == 3 and "l\\xe4ufe" in ended.stderr
 
 
-def test_a_current_folder_that_was_removed(tmp_path):
-    code = f"mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m wsa.cli list"
-    ended = subprocess.run(
-        ["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert (ended.returncode, ended.stderr) == (
-        2,
-        "wsa list: the current folder was removed. Change to another, as with cd.\n",
+def test_a_current_folder_that_was_removed_is_an_error(tmp_path):
+    ended = shell("mkdir gone; cd gone; rmdir ../gone; wsa list", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "wsa list: the current folder was removed. Change to another, as with cd.\n"
     )
 
 
-class Terminal(io.StringIO):
-    """Standard output that says it is a terminal, which tyro paints for."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_what_is_wrong_is_a_line_without_colours_on_a_terminal_too(verb, monkeypatch):
-    said = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setattr(sys, "stderr", said)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    assert cli.main([verb, "--nonsense"]) == 2
-    (line,) = said.getvalue().splitlines()
-    assert line.startswith(f"wsa {verb}: ") and line.isprintable()
-
-
-@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}])
-def test_on_a_real_terminal(tmp_path, environment):
+def test_an_error_on_a_real_terminal_is_one_plain_line():
     terminal, inside = pty.openpty()
-    variables = {**os.environ, "TERM": "xterm-256color", **environment}
-    command = [*WSA, "list", "--stroe", "x"]
-    process = subprocess.Popen(command, stdout=inside, stderr=inside, env=variables)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wsa.cli", "list", "--stroe", "x"],
+        stdout=inside, stderr=inside, env={**os.environ, "TERM": "xterm-256color"},
+    )  # fmt: skip
     assert process.wait(60) == 2
     os.close(inside)
-    said = os.read(terminal, 10_000).decode()
+    text = os.read(terminal, 10_000).decode()
     os.close(terminal)
-    assert said == (
+    assert text == (
         "wsa list: Unrecognized options: --stroe, x. Perhaps you meant --store. 'wsa list --help' "
         "lists the options.\r\n"
     )
 
 
-def test_a_user_without_a_home_says_where(monkeypatch, capsys):
-    def homeless(*_: object, **__: object) -> None:
+def test_a_user_without_a_home_is_asked_for_a_place(monkeypatch, capsys):
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("could not determine the home directory")
 
     for name in ("WSA_STORE", "WSA_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("platformdirs.user_data_path", homeless)
-    monkeypatch.setattr("platformdirs.user_cache_path", homeless)
+    monkeypatch.setattr("platformdirs.user_data_path", fail)
+    monkeypatch.setattr("platformdirs.user_cache_path", fail)
     assert cli.main(["list"]) == 2
     assert capsys.readouterr().err.startswith(
         "wsa list: No store is named, and you have no home folder"
@@ -131,35 +116,25 @@ def test_a_user_without_a_home_says_where(monkeypatch, capsys):
         cache_folder()
 
 
-def test_a_gpu_that_is_not_there(wsa, monkeypatch):
+def test_a_missing_gpu_is_an_error(wsa, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(MissingError, match="finds no GPU"):
         choose_device("cuda")
-    outcome = wsa(
-        "learn",
-        "--game",
-        "Pong",
-        "--online",
-        "--algo",
-        "ppo",
-        "--device",
-        "cuda",
-        "--run-dir",
-        "run",
-    )
+    online = ("--game", "Pong", "--online", "--algo", "ppo", "--device", "cuda")
+    outcome = wsa("learn", *online, "--run-dir", "run")
     assert outcome.code == 3 and "finds no GPU" in outcome.err
     assert not Path("run").exists()
 
 
-def test_a_worker_does_nothing_of_the_script_that_it_imports(monkeypatch):
-    """A script that calls `main` without a guard: each worker process imports it."""
+def test_a_worker_that_imports_the_script_runs_no_command(monkeypatch):
+    """Each worker process imports the script that called `main`, even without a guard."""
     monkeypatch.setattr("multiprocessing.process._current_process._inheriting", True, raising=False)
     assert cli.main(["lisst"]) == 0
 
 
-def test_streams_are_put_back(capsys):
+def test_streams_are_restored_after_an_error(capsys):
     before = sys.stdout, sys.stderr
     with pytest.raises(ZeroDivisionError), streams.lasting():
-        print("said")
+        print("printed")
         raise ZeroDivisionError
-    assert (sys.stdout, sys.stderr) == before and capsys.readouterr().out == "said\n"
+    assert (sys.stdout, sys.stderr) == before and capsys.readouterr().out == "printed\n"

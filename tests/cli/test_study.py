@@ -1,56 +1,39 @@
-"""`wsa study` as a user meets it: what is refused before anything, what is played once, what goes on."""
+"""`wsa study` as a user meets it: refused options, games played once, and studies that continue."""
 
 from __future__ import annotations
 
-import csv
-import json
 import shutil
 from pathlib import Path
 
 import pytest
+from command_kit import ALIAS as RESNET
+from command_kit import LEARN as KIT_LEARN
+from command_kit import OTHER_ALIAS as VIT
+from command_kit import read_csv, read_json, run_all
 
 from wsa.learn.bench import run_cell
 from wsa.learn.study import combine_plan, interventions
 from wsa.learn.study.generalising import suites
 from wsa.learn.study.scaling import played
 
-RESNET, VIT = "test_resnet_r160_in1k", "test_vit_r160_in1k"
-LEARN = ("--batch-size", 4, "--fusion-size", 8, "--frame-stack", 1, "--log-frequency", 1)
+LEARN = (*KIT_LEARN[3:], "--log-frequency", 1)
 PLAY = ("--episodes", 2, "--epsilon", 0.5, "--eval-num-envs", 1)
 COMBINE = ("study", "combine", "--games", "Breakout", "--models", f"{RESNET},{VIT}", "--seeds", 1,
            "--updates", 2, *LEARN, *PLAY, "--study-dir", "st")  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def trained(two_models: Path) -> Path:
-    """A run on that store, which was judged."""
-    from wsa.cli import main
-
-    folder = two_models.parent / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WSA_STORE", str(two_models))
-        patch.setenv("WSA_CACHE", str(two_models.parent / "cache"))
-        for command in (
-            ("learn", "--game", "Breakout", "--updates", 4, *LEARN, "--run-dir", folder),
-            ("eval", folder, "--episodes", 2, "--num-envs", 1, "--epsilon", 0.5),
-        ):
-            assert main([str(word) for word in command]) == 0
-    return folder
-
-
-@pytest.fixture
-def ready(wsa, two_models, monkeypatch):
-    """`wsa` on that store."""
-    monkeypatch.setenv("WSA_STORE", str(two_models))
-    return wsa
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text().splitlines()))
+@pytest.fixture(scope="module")
+def trained(two_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the store of two models, and its evaluation."""
+    folder = tmp_path_factory.mktemp("trained")
+    learn = ("learn", "--game", "Breakout", "--updates", 4, *LEARN, "--run-dir", "run")
+    evaluate = ("eval", "run", "--episodes", 2, "--num-envs", 1, "--epsilon", 0.5)
+    run_all(folder, learn, evaluate, store=two_models)
+    return folder / "run"
 
 
 @pytest.mark.parametrize(
-    "arguments, code, why",
+    ("arguments", "code", "message"),
     [
         (("sclae",), 2, "Did you mean scale?"),
         (("scale",), 2, "name the folders of one or more trained runs"),
@@ -62,32 +45,30 @@ def rows(path: Path) -> list[dict[str, str]]:
         (("generalise", "run", "--episodes", 0), 2, "--episodes must be at least 1"),
         (("combine", "--models", RESNET), 2, "at least two"),
         (("combine", "--models", f"{RESNET},oops", "--games", "Breakout"), 2, "oops"),
-        (
-            ("scale", "run", "--after", "played", "--episodes", 0),
-            2,
-            "--episodes must be at least 1",
-        ),
+        (("scale", "run", "--after", "played", "--episodes", 0), 2, "must be at least 1"),
         (("scale", "--during", "--models", RESNET), 2, "at least two"),
         (("scale", "--during", "--online", "--algo", "ppo", "--models", "a,b"), 2, "--online"),
     ],
 )
-def test_what_cannot_be_is_refused(ready, trained, tmp_path, arguments, code, why):
+def test_an_impossible_study_is_refused_before_it_begins(
+    ready, trained, tmp_path, arguments, code, message
+):
     outcome = ready("study", *(trained if a == "run" else a for a in arguments))
-    assert outcome.code == code and why in outcome.error, outcome.err
+    assert outcome.code == code and message in outcome.error, outcome.err
     assert "Traceback" not in outcome.err and not (tmp_path / "study").exists()
 
 
 def test_sets_of_models_are_played_once(ready, trained, tmp_path, monkeypatch, unchanged):
-    how = ("study", "scale", trained, "--after", "played", *PLAY, "--study-dir", "st")
-    dry = json.loads(ready(*how, "--dry-run", "--json").out)
+    command = ("study", "scale", trained, "--after", "played", *PLAY, "--study-dir", "st")
+    dry = ready(*command, "--dry-run", "--json").json
     assert dry == {"runs": 1, "sets_left": 3, "games_left": 6}
     assert not (tmp_path / "st").exists()
-    found = json.loads(ready(*how, "--json").out)
+    found = ready(*command, "--json").json
     (run,) = found["runs"]
     assert list(run["sets"]) == [RESNET, VIT, f"{RESNET}+{VIT}"]
     whole, chance = run["sets"][f"{RESNET}+{VIT}"][0], run["random"][0]
     assert sum(run["shapley"].values()) == pytest.approx(whole - chance)
-    games = rows(tmp_path / "st" / "scale-played.csv")
+    games = read_csv(tmp_path / "st" / "scale-played.csv")
     assert {int(r["parameters"]) for r in games} == {run["parameters"]}
     passes = {r["present"]: int(r["passes"]) for r in games}
     # Two models pass twice as often at most; one alone is the only one that runs.
@@ -95,43 +76,42 @@ def test_sets_of_models_are_played_once(ready, trained, tmp_path, monkeypatch, u
     # Nothing is played again, and no model is opened for it.
     monkeypatch.setattr("wsa.learn.study.trained_runs.open_player", None)
     with unchanged():
-        again = ready(*how, "--json")
-    assert json.loads(again.out) == found
-    assert json.loads(ready(*how, "--dry-run", "--json").out)["sets_left"] == 0
+        assert ready(*command, "--json").json == found
+    assert ready(*command, "--dry-run", "--json").json["sets_left"] == 0
     # The run itself has the weights that its evaluation kept, and no line more.
-    assert len(rows(trained / "eval.csv")) == 4
+    assert len(read_csv(trained / "eval.csv")) == 4
 
 
 @pytest.mark.slow
-def test_interventions_go_on_where_they_stopped(ready, trained, tmp_path, monkeypatch):
-    how = ("study", "attend", trained, *PLAY, "--study-dir", "st")
+def test_interrupted_interventions_continue(ready, trained, tmp_path, monkeypatch):
+    command = ("study", "attend", trained, *PLAY, "--study-dir", "st")
     play, calls = played.Games.play, []
 
-    def dying(self, *arguments, **details):
+    def die_at_the_third(self, *arguments, **details):
         calls.append(arguments[2])
         if len(calls) == 3:
             raise KeyboardInterrupt
         return play(self, *arguments, **details)
 
     with monkeypatch.context() as patch:
-        patch.setattr(played.Games, "play", dying)
-        assert ready(*how).code == 130
-    assert json.loads(ready(*how, "--dry-run", "--json").out)["conditions_left"] == 2
-    outcome = ready(*how)
+        patch.setattr(played.Games, "play", die_at_the_third)
+        assert ready(*command).code == 130
+    assert ready(*command, "--dry-run", "--json").json["conditions_left"] == 2
+    outcome = ready(*command)
     assert outcome.code == 0, outcome.err
     assert "Does the attention matter?" in outcome.out and "weights uniform" in outcome.out
     st = tmp_path / "st"
-    assert {r["condition"] for r in rows(st / "attend-games.csv")} == set(interventions.KINDS)
-    assert [r["model"] for r in rows(st / "attend.csv")] == [RESNET, VIT]
-    assert all(int(r["parameters"]) > 0 for r in rows(st / "attend.csv"))
-    shares = [float(r["mean_weight"]) for r in rows(st / "attend.csv")]
+    assert {r["condition"] for r in read_csv(st / "attend-games.csv")} == set(interventions.KINDS)
+    assert [r["model"] for r in read_csv(st / "attend.csv")] == [RESNET, VIT]
+    assert all(int(r["parameters"]) > 0 for r in read_csv(st / "attend.csv"))
+    shares = [float(r["mean_weight"]) for r in read_csv(st / "attend.csv")]
     assert sum(shares) == pytest.approx(1, abs=1e-5)
     # Games of the run as it is are those that --after played has of the whole.
     dry = ready("study", "scale", trained, "--after", "played", *PLAY, "--study-dir", "st",
                 "--dry-run", "--json")  # fmt: skip
-    assert json.loads(dry.out)["sets_left"] == 2
+    assert dry.json["sets_left"] == 2
     # And without games it says what the weights alone say.
-    assert "No interventions were played." in ready(*how[:3], "--episodes", 0).out
+    assert "No interventions were played." in ready(*command[:3], "--episodes", 0).out
 
 
 DURING = ("study", "scale", "--during", "--games", "Breakout", "--models", f"{RESNET},{VIT}",
@@ -139,16 +119,16 @@ DURING = ("study", "scale", "--during", "--games", "Breakout", "--models", f"{RE
 
 
 def test_a_study_of_changes_is_planned(ready, tmp_path):
-    planned = json.loads(ready(*DURING, "--dry-run", "--json").out)
+    planned = ready(*DURING, "--dry-run", "--json").json
     assert planned == {"runs": 10, "left": 10, "updates_left": 7 * 2 + 3 * 4, "games_left": 28}
     assert not (tmp_path / "st").exists()
 
 
 @pytest.mark.slow  # Ten runs, each judged, and four changes.
-def test_models_are_added_and_dropped(ready, tmp_path, unchanged):
+def test_models_are_added_and_dropped_during_training(ready, tmp_path, unchanged):
     outcome = ready(*DURING)
     assert outcome.code == 0, outcome.err
-    table = rows(tmp_path / "st" / "scale-during.csv")
+    table = read_csv(tmp_path / "st" / "scale-during.csv")
     assert len(table) == 10
     changed = [r["stage"] == "2" and r["way"] != "control" for r in table]
     assert [bool(r["return_after_change"]) for r in table] == changed
@@ -157,10 +137,10 @@ def test_models_are_added_and_dropped(ready, tmp_path, unchanged):
 
 
 @pytest.mark.slow
-def test_ways_of_combining(ready, tmp_path, monkeypatch, unchanged):
+def test_ways_of_combining_are_trained_and_compared(ready, tmp_path, monkeypatch, unchanged):
     monkeypatch.setattr(combine_plan, "PAPER", ("wsa", "lin", "cnn"))
     monkeypatch.setattr(combine_plan, "CONTROLS", ())
-    planned = json.loads(ready(*COMBINE, "--dry-run", "--json").out)
+    planned = ready(*COMBINE, "--dry-run", "--json").json
     assert (planned["runs"], planned["left"], planned["games_left"]) == (2, 2, 4)
     assert planned["minutes_training"] > 0 and planned["minutes_playing"] > 0
     assert all(row["parameters"] > 0 for row in planned["grid"])
@@ -168,36 +148,36 @@ def test_ways_of_combining(ready, tmp_path, monkeypatch, unchanged):
     assert not (tmp_path / "st").exists()
     evaluate = run_cell.evaluate_run
 
-    def failing(folder, *arguments, **details):
+    def fail_for_lin(folder, *arguments, **details):
         if "lin" in folder.name:
             raise MemoryError("no room")
         return evaluate(folder, *arguments, **details)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_cell, "evaluate_run", failing)
+        patch.setattr(run_cell, "evaluate_run", fail_for_lin)
         outcome = ready(*COMBINE)
     assert outcome.code == 1 and "1 of 2 runs failed" in outcome.err
     st = tmp_path / "st"
-    assert [r["method"] for r in rows(st / "combine.csv")] == ["wsa"]
+    assert [r["method"] for r in read_csv(st / "combine.csv")] == ["wsa"]
     assert "no room" in outcome.out and "Breakout, lin" in (st / "index.html").read_text()
     outcome = ready(*COMBINE)
     assert outcome.code == 0, outcome.err
-    assert len(rows(st / "combine.csv")) == 2 and "Runs that failed" not in outcome.out
-    planned = json.loads(ready(*COMBINE, "--dry-run", "--json").out)
+    assert len(read_csv(st / "combine.csv")) == 2 and "Runs that failed" not in outcome.out
+    planned = ready(*COMBINE, "--dry-run", "--json").json
     counts = {row["method"]: row["parameters"] for row in planned["grid"]}
-    told = {r["method"]: int(r["parameters"]) for r in rows(st / "combine.csv")}
-    assert told == counts and planned["left"] == 0
+    counted = {r["method"]: int(r["parameters"]) for r in read_csv(st / "combine.csv")}
+    assert counted == counts and planned["left"] == 0
     with unchanged():
         assert ready(*COMBINE).code == 0
 
 
 @pytest.mark.slow
-def test_changed_games(ready, trained, tmp_path, monkeypatch, unchanged):
+def test_a_run_is_evaluated_on_changed_games(ready, trained, tmp_path, monkeypatch, unchanged):
     # The first of them changes nothing.
     monkeypatch.setattr(suites, "_LOOK", ("look:dim=1", "look:invert"))
-    how = ("study", "generalise", trained, "--suite", "look", *PLAY, "--states", 20,
+    command = ("study", "generalise", trained, "--suite", "look", *PLAY, "--states", 20,
            "--study-dir", "st")  # fmt: skip
-    dry = json.loads(ready(*how, "--dry-run", "--json").out)
+    dry = ready(*command, "--dry-run", "--json").json
     assert dry.pop("minutes") > 0
     assert not (tmp_path / "st").exists()
     (grid,) = dry.pop("grid")
@@ -206,24 +186,24 @@ def test_changed_games(ready, trained, tmp_path, monkeypatch, unchanged):
     assert dry == {"runs": 1, "games_left": 6, "random_games_left": 2, "states_left": 60}
     play, calls = played.Games.play, []
 
-    def dying(self, *arguments, **details):
+    def die_at_the_third(self, *arguments, **details):
         calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return play(self, *arguments, **details)
 
     with monkeypatch.context() as patch:
-        patch.setattr(played.Games, "play", dying)
-        assert ready(*how).code == 130
-    assert json.loads(ready(*how, "--dry-run", "--json").out)["games_left"] == 2
+        patch.setattr(played.Games, "play", die_at_the_third)
+        assert ready(*command).code == 130
+    assert ready(*command, "--dry-run", "--json").json["games_left"] == 2
     # A run that cannot be opened is named, and the rest is there.
     broken = tmp_path / "broken"
     shutil.copytree(trained, broken)
     for path in (broken / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:-40])
-    outcome = ready(*how[:2], broken, *how[2:], "--json")
+    outcome = ready(*command[:2], broken, *command[2:], "--json")
     assert outcome.code == 5 and "failed: broken" in outcome.err.replace("./", "")
-    found = json.loads(outcome.out)
+    found = read_json(outcome.out)
     assert found["failed"][0]["run"].endswith("broken")
     (run,) = found["runs"]
     same = run["variants"][0]
@@ -235,13 +215,13 @@ def test_changed_games(ready, trained, tmp_path, monkeypatch, unchanged):
         assert alike["action_agreement"] == 1 and other["cosine"] < 0.99
         assert other["weight_before"] == alike["weight_after"] and other["weight_moved"] > 0
     # Every game with its pair: the run and the random policy, as it is and in both variants.
-    games = rows(tmp_path / "st" / "generalise.csv")
+    games = read_csv(tmp_path / "st" / "generalise.csv")
     assert len(games) == 2 * 2 * 3 and {g["policy"] for g in games} == {"run", "random"}
     page = (tmp_path / "st" / "index.html").read_text()
     assert "Runs that failed" in page and "How the fusion responds" in page
     # Nothing is played again, and no model is opened for it.
     monkeypatch.setattr("wsa.learn.study.trained_runs.open_player", None)
-    outcome = ready(*how, "--json")
-    assert json.loads(outcome.out) == {"runs": found["runs"], "failed": []}
+    outcome = ready(*command, "--json")
+    assert read_json(outcome.out) == {"runs": found["runs"], "failed": []}
     with unchanged():
-        assert ready(*how).code == 0
+        assert ready(*command).code == 0

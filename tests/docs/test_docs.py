@@ -1,8 +1,9 @@
-"""The documentation says what is true: commands parse, links lead somewhere, verbs are described."""
+"""The documentation is true: commands parse, links lead somewhere, and every verb is described."""
 
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -11,57 +12,46 @@ import pytest
 from wsa import cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("**/*.md")])
 BLOCK = re.compile(r"^```(?:bash|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 REDIRECTION = re.compile(r" 2?> \S+")
 LINK = re.compile(r"\]\(([^)#]+?\.md|[^)#]+/)\)")
 
 
-def commands() -> list[tuple[str, str]]:
-    found = []
-    for page in PAGES:
-        for block in BLOCK.findall(page.read_text()):
-            for line in block.splitlines():
-                if line.startswith("wsa "):
-                    found.append((page.relative_to(ROOT).as_posix(), line.partition("  #")[0]))
-    return list(dict.fromkeys(found))
+def shown_commands(page: Path) -> list[str]:
+    """The `wsa` command lines of a page's blocks, without comments and redirections."""
+    lines = [line for block in BLOCK.findall(page.read_text()) for line in block.splitlines()]
+    commands = [REDIRECTION.sub("", line.partition("  #")[0]) for line in lines]
+    return [command for command in commands if command.startswith("wsa ")]
 
 
-def test_there_are_commands_to_check():
-    assert len(commands()) > 20
+COMMANDS = {page: commands for page in PAGES if (commands := shown_commands(page))}
 
 
-@pytest.mark.parametrize(("page", "line"), commands())
-def test_every_command_shown_parses(page, line):
-    name, *arguments = shlex.split(REDIRECTION.sub("", line))[1:]
-    if name.startswith("-") or "--help" in arguments:
-        return
-    assert cli.parse(name, arguments) is not None
-
-
-@pytest.mark.parametrize("name", cli.VERBS)
-def test_every_verb_is_described(name):
-    assert f"## wsa {name}\n" in (ROOT / "docs/reference/commands.md").read_text()
+@pytest.mark.parametrize("page", COMMANDS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_command_shown_parses(page):
+    for command in COMMANDS[page]:
+        verb, *arguments = shlex.split(command)[1:]
+        if not verb.startswith("-") and "--help" not in arguments:
+            assert cli.parse(verb, arguments) is not None
 
 
 def test_the_page_of_commands_is_the_help_of_the_commands():
-    """`python docs/reference/make_commands.py` writes it anew."""
-    scope: dict[str, object] = {"__name__": "make_commands"}
-    source = (ROOT / "docs/reference/make_commands.py").read_text()
-    exec(compile(source, "make_commands.py", "exec"), scope)  # noqa: S102
-    page = scope["page"]
-    assert callable(page)
-    assert (ROOT / "docs/reference/commands.md").read_text() == page()
+    """`python docs/reference/make_commands.py` writes it again."""
+    page = (DOCS / "reference/commands.md").read_text()
+    assert page == runpy.run_path(str(DOCS / "reference/make_commands.py"))["page"]()
+    assert not [verb for verb in cli.VERBS if f"## wsa {verb}\n" not in page]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(page):
-    for target in LINK.findall(page.read_text()):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+def test_links_lead_somewhere():
+    links = [(page, link) for page in PAGES for link in LINK.findall(page.read_text())]
+    assert len(COMMANDS) > 10 and len(links) > 20
+    dead = [(p, link) for p, link in links if "://" not in link and not (p.parent / link).exists()]
+    assert not dead
 
 
 def test_every_page_is_linked_from_the_index():
-    index = (ROOT / "docs/index.md").read_text()
-    for page in ROOT.glob("docs/*/*.md"):
-        assert page.relative_to(ROOT / "docs").as_posix() in index
+    index = (DOCS / "index.md").read_text()
+    pages = [page.relative_to(DOCS).as_posix() for page in DOCS.glob("*/*.md")]
+    assert not [page for page in pages if page not in index]

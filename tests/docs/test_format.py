@@ -1,4 +1,4 @@
-"""docs/reference/format.md is enough: a second reader, written from it, with zarr, json and numpy."""
+"""A reader of the store that is written from docs/reference/format.md, with zarr, json and numpy."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ import numpy as np
 import pytest
 import zarr
 from blake3 import blake3
+from command_kit import ENCODE, run_all
 
-from wsa.cli import main
 from wsa.encode.jobs.run import encode
 from wsa.store.objects.root import open_store
 
-MODEL = "timm:test_resnet.r160_in1k:random"
+STEPS = 60
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, stacked) -> Path:
-    """Three little episodes, cut inside, by a model of single frames and one of four."""
-    store = tmp_path_factory.mktemp("format") / "store"
-    played = ["--game", "Breakout", "--steps", "150", "--num-envs", "2", "--segment-steps", "40"]
-    played += ["--max-episode-steps", "50"]
-    assert main(["collect", *played, "--store", str(store)]) == 0
-    encoded = ["--models", MODEL, "--output", "pooled", "--scheduler", "inproc"]
-    assert main(["encode", *encoded, "--store", str(store)]) == 0
-    encode(open_store(str(store)), [stacked(4)], scheduler="inproc")
-    return store
+    """A store of episodes that segments cut, encoded by a model of one frame and one of four."""
+    folder = tmp_path_factory.mktemp("format")
+    collect = ("collect", "--game", "Breakout", "--steps", STEPS, "--num-envs", 2,
+               "--segment-steps", 14, "--max-episode-steps", 20)  # fmt: skip
+    run_all(folder, collect, ENCODE)
+    encode(open_store(str(folder / "store")), [stacked(4)], scheduler="inproc")
+    return folder / "store"
 
 
 def records(folder: Path) -> list[dict]:
@@ -56,7 +54,7 @@ def arrays(folder: Path, record: dict) -> dict[str, Any]:
 
 def test_the_state_is_the_union_of_the_records(folder):
     assert json.loads((folder / "wsa.json").read_text()) == {"format": 1}
-    named = set()
+    listed = set()
     for path in folder.glob("commits/*/*.json"):
         record = json.loads(path.read_text())
         identifier = blake3(place(record["meta"]).encode()).hexdigest()[:32]
@@ -68,17 +66,17 @@ def test_the_state_is_the_union_of_the_records(folder):
             path = f"{place(record['meta'])}/{record['attempt']}/{file['name']}"
             data = (folder / path).read_bytes()
             assert (len(data), blake3(data).hexdigest()) == (file["bytes"], file["blake3"])
-            named.add(path)
+            listed.add(path)
     there = {p.relative_to(folder).as_posix() for p in folder.glob("[gm]*/**/*") if p.is_file()}
-    assert there == named
+    assert there == listed
 
 
-def test_rows_and_frames(folder):
+def test_rows_and_frames_fit_together(folder):
     steps = 0
-    pictures = {place(r["meta"]): r for r in records(folder) if r["meta"]["type"] == "frames"}
+    frame_objects = {place(r["meta"]): r for r in records(folder) if r["meta"]["type"] == "frames"}
     for record in (r for r in records(folder) if r["meta"]["type"] == "segment"):
         meta, row = record["meta"], arrays(folder, record)
-        of = pictures.pop(place({**meta, "type": "frames"}))
+        of = frame_objects.pop(place({**meta, "type": "frames"}))
         shown = arrays(folder, of)
         assert (of["meta"]["frames"], of["meta"]["indexed"]) == (meta["frames"], True)
         frames = shown["frames"]
@@ -97,11 +95,11 @@ def test_rows_and_frames(folder):
         assert (row["action"][ended + 1] == -1).all()
         assert len(ended) == len(meta["episodes"])
         assert row["frame"].max() == meta["frames"] - 1
-    assert steps == 150
-    assert not pictures
+    assert steps == STEPS
+    assert not frame_objects
 
 
-def test_embeddings_and_models(folder):
+def test_embeddings_have_the_shapes_that_their_models_state(folder):
     specs = {}
     segments = {
         (r["meta"]["game"], r["meta"]["segment"]): r
@@ -132,12 +130,12 @@ def test_embeddings_and_models(folder):
 
 
 def windows(row: dict[str, Any], size: int) -> list[list[int]]:
-    """The rows of the window at each row, as the page says."""
-    found = []
+    """The rows of the window at each row, as the page defines it."""
+    windows_of_rows = []
     for at in range(len(row["is_first"])):
         begins = max((i for i in range(at + 1) if row["is_first"][i]), default=0)
-        found.append([max(begins, at - back) for back in range(size - 1, -1, -1)])
-    return found
+        windows_of_rows.append([max(begins, at - back) for back in range(size - 1, -1, -1)])
+    return windows_of_rows
 
 
 def test_equal_windows_have_equal_embeddings_and_went_through_the_model_once(folder):

@@ -1,4 +1,4 @@
-"""Words that the documentation, the help, and the messages do without; CONTRIBUTING.md has the style."""
+"""Words that the documentation, the help, and the messages avoid; CONTRIBUTING.md has the style."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BRITISH = re.compile(r"(behaviour|colour|neighbour|catalogue|[^`_]licence|normal
 CODE = re.compile(r"^```.*?^```|`[^`]+`|\]\([^)]*\)", re.DOTALL | re.MULTILINE)
 
 
-def found(pattern: re.Pattern[str], name: str, text: str) -> list[str]:
+def matches(pattern: re.Pattern[str], name: str, text: str) -> list[str]:
     return [f"{name}: {match[0]}" for match in pattern.finditer(text)]
 
 
@@ -26,7 +26,7 @@ def test_words_are_plain_and_american():
     odd: list[str] = []
     for path in files:
         name, text = path.relative_to(ROOT).as_posix(), path.read_text()
-        odd += found(WORDS, name, text)
+        odd += matches(WORDS, name, text)
         if path.suffix == ".md":
-            odd += found(BRITISH, name, CODE.sub("", text))
+            odd += matches(BRITISH, name, CODE.sub("", text))
     assert not odd

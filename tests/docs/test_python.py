@@ -1,13 +1,15 @@
-"""The pages about Python: what they show runs, and the reference is that of the code."""
+"""The pages about Python: their examples run, and the reference is up to date."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+from command_kit import blank_figures
 
 import wsa
 
@@ -17,12 +19,13 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty folder, with a store and a cache of its own."""
+    """An empty folder with its own store and cache; figures are blank."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WSA_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("WSA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-    return tmp_path
+    with blank_figures():
+        yield tmp_path
 
 
 def test_the_examples_of_the_guide_run(folder):
@@ -46,13 +49,9 @@ def test_the_notebook_runs(folder, capsys):
     assert "Did you mean updates?" in capsys.readouterr().out
 
 
-def test_the_reference_is_that_of_the_code():
+def test_the_reference_describes_the_code():
     """`python docs/reference/make_python.py` writes it again."""
-    scope: dict[str, object] = {"__name__": "make_python"}
-    source = (ROOT / "docs/reference/make_python.py").read_text()
-    exec(compile(source, "make_python.py", "exec"), scope)  # noqa: S102
-    page, groups = scope["page"], scope["GROUPS"]
-    assert callable(page) and isinstance(groups, dict)
-    assert (ROOT / "docs/reference/python.md").read_text() == page()
-    listed = [name for names in groups.values() for name in names]
+    script = runpy.run_path(str(ROOT / "docs/reference/make_python.py"))
+    assert (ROOT / "docs/reference/python.md").read_text() == script["page"]()
+    listed = [name for names in script["GROUPS"].values() for name in names]
     assert sorted([*listed, "__version__"]) == list(wsa.__all__)

@@ -1,4 +1,4 @@
-"""What `make docs` cannot see: pages outside the navigation, and files that the site lacks."""
+"""Faults of the site that `make docs` does not report: navigation, links, and lists."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 CLOSE_LIST = re.compile(r"^(?![-*] |\d+\. |#|\s|$).*\n(?:[-*]|\d+\.) .*", re.MULTILINE)
 
 
-def named(entry: object) -> Iterator[str]:
-    """The pages of a navigation, from the top."""
+def pages_of(entry: object) -> Iterator[str]:
+    """The pages of a navigation, in its order."""
     if isinstance(entry, str):
         yield entry
         return
     assert isinstance(entry, list | dict)
     for inner in entry.values() if isinstance(entry, dict) else entry:
-        yield from named(inner)
+        yield from pages_of(inner)
 
 
 def test_the_navigation_names_every_page_once():
     config = tomllib.loads((ROOT / "zensical.toml").read_text())
     pages = [page.relative_to(DOCS).as_posix() for page in PAGES]
-    assert sorted(named(config["project"]["nav"])) == sorted(pages)
+    assert sorted(pages_of(config["project"]["nav"])) == sorted(pages)
 
 
 def test_links_stay_inside_the_site():
@@ -42,7 +42,7 @@ def test_links_stay_inside_the_site():
     assert not dead
 
 
-def test_lists_stand_apart():
-    """Python-Markdown, unlike GitHub, takes a list right below a paragraph for more of it."""
+def test_a_blank_line_precedes_every_list():
+    """Without it, Python-Markdown, unlike GitHub, continues the paragraph."""
     close = {page.name: CLOSE_LIST.findall(FENCED.sub("", page.read_text())) for page in PAGES}
     assert not {name: found for name, found in close.items() if found}

@@ -1,4 +1,4 @@
-"""P17: every store that a released wsa wrote is read, verified, planned for and trained from."""
+"""P17: every store that a released wsa wrote is read, verified, planned for, and trained on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def contents():
     return module.contents
 
 
-def test_there_is_one_for_each_format():
+def test_every_format_has_a_golden_store():
     assert [path.name for path in STORES] == ["format-1"]
 
 
@@ -46,7 +46,7 @@ def test_a_golden_store_is_read_whole(folder, contents, tmp_path):
 
 
 @pytest.mark.parametrize("folder", STORES, ids=lambda path: path.name)
-def test_a_golden_store_is_encoded_and_trained_from(folder, tmp_path):
+def test_a_golden_store_needs_no_encoding_and_gives_batches(folder, tmp_path):
     snapshot = take_snapshot(open_store(str(folder / "store")))
     assert {"Breakout", "Pong"} <= set(snapshot.games)
     for game in snapshot.games:

@@ -1,8 +1,8 @@
-"""A short strip: models are probed by 4 of 16 frames and bases fitted on 96 of 832.
+"""A short strip: models are probed on 4 of 16 frames, and bases are fitted on 96 of 832.
 
-Python imports this module when it starts with this folder on `PYTHONPATH`, and `tests/conftest.py`
-sees to both: so the tests, and every process that they start, agree on what a model's probe is. The
-strip as it is shipped is for tests that ask for `whole_strip`, and for whoever tests the strip.
+Python imports this module when it starts with this folder on `PYTHONPATH`, which `tests/conftest.py`
+sets. So the tests and every process that they start agree on a model's probe. Tests that ask for
+`whole_strip` use the strip that wsa ships.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PROBED, FITTED = 2, 12  # Games.
 
 
 def shorten(strip: Any) -> None:
-    """Replace what the module gives; `strip.whole` keeps it."""
+    """Replace the functions of the module; `strip.whole` keeps the real ones."""
     whole = {
         name: getattr(strip, name) for name in ("load_frames", "PROBE_GAMES", "_single_frames")
     }
