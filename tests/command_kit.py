@@ -79,14 +79,16 @@ def _paint(height: float, paint: Callable[[Any], None]) -> str:
 
 @contextlib.contextmanager
 def blank_figures() -> Iterator[None]:
-    """Leave figures of reports blank: each takes 0.1 CPU s, and a run's report has eight.
+    """Leave figures and charts blank: each takes 0.1 CPU s or more, and a run's report has eight.
 
-    The tests of reports in `learn/` draw them.
+    The tests of reports and charts in `learn/` draw them.
     """
     from wsa.learn.report import figures
+    from wsa.learn.training import charts
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "draw", _paint)
+        patch.setattr(charts, "draw", lambda *lines, **options: b"")
         yield
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -78,23 +81,29 @@ def test_sets_of_models_are_played_once(ready, trained, tmp_path, monkeypatch, u
     with unchanged():
         assert ready(*command, "--json").json == found
     assert ready(*command, "--dry-run", "--json").json["sets_left"] == 0
-    # The run itself has the weights that its evaluation kept, and no line more.
+    # The run itself has no more games than its own evaluation.
     assert len(read_csv(trained / "eval.csv")) == 4
 
 
-@pytest.mark.slow
-def test_interrupted_interventions_continue(ready, trained, tmp_path, monkeypatch):
-    command = ("study", "attend", trained, *PLAY, "--study-dir", "st")
-    play, calls = played.Games.play, []
+@contextlib.contextmanager
+def interrupting_the_third_play() -> Iterator[None]:
+    """Press Ctrl-C when a study plays its games for the third time."""
+    play, calls = played.Games.play, itertools.count(1)
 
-    def die_at_the_third(self, *arguments, **details):
-        calls.append(arguments[2])
-        if len(calls) == 3:
+    def play_or_interrupt(self, *arguments, **details):
+        if next(calls) == 3:
             raise KeyboardInterrupt
         return play(self, *arguments, **details)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(played.Games, "play", die_at_the_third)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(played.Games, "play", play_or_interrupt)
+        yield
+
+
+@pytest.mark.slow
+def test_interrupted_interventions_continue(ready, trained, tmp_path):
+    command = ("study", "attend", trained, *PLAY, "--study-dir", "st")
+    with interrupting_the_third_play():
         assert ready(*command).code == 130
     assert ready(*command, "--dry-run", "--json").json["conditions_left"] == 2
     outcome = ready(*command)
@@ -110,7 +119,7 @@ def test_interrupted_interventions_continue(ready, trained, tmp_path, monkeypatc
     dry = ready("study", "scale", trained, "--after", "played", *PLAY, "--study-dir", "st",
                 "--dry-run", "--json")  # fmt: skip
     assert dry.json["sets_left"] == 2
-    # And without games it says what the weights alone say.
+    # Without games, the report has the weights only.
     assert "No interventions were played." in ready(*command[:3], "--episodes", 0).out
 
 
@@ -124,7 +133,7 @@ def test_a_study_of_changes_is_planned(ready, tmp_path):
     assert not (tmp_path / "st").exists()
 
 
-@pytest.mark.slow  # Ten runs, each judged, and four changes.
+@pytest.mark.slow  # Ten runs, each evaluated, and four changes.
 def test_models_are_added_and_dropped_during_training(ready, tmp_path, unchanged):
     outcome = ready(*DURING)
     assert outcome.code == 0, outcome.err
@@ -184,16 +193,7 @@ def test_a_run_is_evaluated_on_changed_games(ready, trained, tmp_path, monkeypat
     assert grid["variants"] == 2
     # A random policy does not look.
     assert dry == {"runs": 1, "games_left": 6, "random_games_left": 2, "states_left": 60}
-    play, calls = played.Games.play, []
-
-    def die_at_the_third(self, *arguments, **details):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return play(self, *arguments, **details)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(played.Games, "play", die_at_the_third)
+    with interrupting_the_third_play():
         assert ready(*command).code == 130
     assert ready(*command, "--dry-run", "--json").json["games_left"] == 2
     # A run that cannot be opened is named, and the rest is there.
