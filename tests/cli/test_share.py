@@ -155,6 +155,8 @@ def test_a_damaged_embedding_is_named_and_the_rest_is_copied(filled, tmp_path):
     text = filled("push", "lab")
     assert text.code == 5
     assert f"damaged: {path}\n" in text.out and "wsa verify" in text.out
+    assert "\nembeddings        3" in text.out
+    assert "push: " in text.err and " kB, " in text.err
     assert list_objects(tmp_path / "lab") == list_objects(store) - {path}
     outcome = filled("push", "lab", "--json")
     report = read_json(outcome.out)
