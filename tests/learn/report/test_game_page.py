@@ -67,7 +67,9 @@ def test_the_page_has_every_section_and_stands_alone(
     assert "A random frame of each of 5 of 5 segments with frames." in text
     assert 'aria-label="Return of each episode"' in page and "random 200 2 1.5 1.5 1.5" in text
     assert f"{models[0]} 5 of 5 100%" in text and f"{models[1]} 2 of 5 40%" in text
-    assert f"{models[1]}, frame 4" in text and "of 2 segments, of 2 that the model has encoded" in text
+    assert (
+        f"{models[1]}, frame 4" in text and "of 2 segments, of 2 that the model has encoded" in text
+    )
     assert "0.50 [0.25, 0.75]" in text and "ball x" in text
     assert progress[-1] == (5, 5)
     # The page fetches nothing, whatever a store or a file contains.
