@@ -1,7 +1,8 @@
-"""Plants hostile stores and reads them in processes of their own, to see how much memory that takes.
+"""Plants hostile stores, reads each in a separate process, and measures how much that grows.
 
-Run as a program with a folder and names of `ATTACKS` (or none for all), it prints for each a line of
-JSON: what came of reading it, and by how much the reading process grew at its largest.
+`bomb_process.py FOLDER [--small] [ATTACK ...]` prints a line of JSON for each attack: the outcome of
+reading the store, and the peak growth of the reading process. `--small` plants smaller bombs, which
+would still exceed what `test_memory.py` allows if wsa expanded them.
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ from wsa.store.objects import writer
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import read_records, take_snapshot
 
+RECORD = f"commits/00/{'0' * 32}.json"
 SEGMENT = "0123456789ab-e000-000000000-00012"
 MODEL = "lite0-0123456789ab"
 GIB = 1 << 30
-# Beyond what a process has mapped at its beginning: above any bar, below what a machine has.
+# On top of what a process maps at its start: above any bound of a test, below a machine's memory.
 LIMIT_BYTES = 3 * GIB
+BLOCK_BYTES = 128 << 10
+# `--small` divides the sizes by this.
+SMALLER = 8
+divisor = 1
 
 
 def embedding(shape: tuple[int, ...], dtype: str = "float16") -> EmbeddingMeta:
@@ -91,11 +97,21 @@ def sharded(shape: tuple[int, ...], inner: int, **changes: Any) -> bytes:
     return json.dumps(found).encode()
 
 
-def rle_frame(blocks: int, header: bytes) -> bytes:
-    """A zstd frame of `blocks` times 128 kB of zeros, four bytes each."""
-    size = 128 << 10
-    block = struct.pack("<I", (size << 3) | (1 << 1))[:3] + b"\0"
-    last = struct.pack("<I", (size << 3) | (1 << 1) | 1)[:3] + b"\0"
+def bomb_bytes() -> int:
+    """What a bomb expands to."""
+    return GIB // divisor
+
+
+def json_bytes() -> int:
+    """Size of a document of nested lists."""
+    return (64 << 20) // divisor
+
+
+def rle_frame(header: bytes) -> bytes:
+    """A zstd frame of `bomb_bytes()` zeros, in blocks of four bytes each."""
+    blocks = bomb_bytes() // BLOCK_BYTES
+    block = struct.pack("<I", (BLOCK_BYTES << 3) | (1 << 1))[:3] + b"\0"
+    last = struct.pack("<I", (BLOCK_BYTES << 3) | (1 << 1) | 1)[:3] + b"\0"
     return b"\x28\xb5\x2f\xfd" + header + block * (blocks - 1) + last
 
 
@@ -116,10 +132,6 @@ GOOD_BLOSC = Blosc("zstd", 1, Blosc.BITSHUFFLE, typesize=2).encode(np.ones(120, 
 
 def deep(count: int) -> bytes:
     return b"[" * (count // 2) + b"]" * (count // 2)
-
-
-def put(path: str, data: bytes) -> Callable[[Backend], object]:
-    return lambda store: store.put_new(path, data)
 
 
 def planted(files: Callable[[], dict[str, bytes]], meta: Meta | None = None) -> Any:
@@ -148,25 +160,26 @@ def embedding_folder() -> str:
 
 
 def largest(store: Backend) -> None:
-    """Nothing is wrong with this one: 64 MB in one chunk, which compresses to nothing."""
-    writer.commit_embedding(store, embedding((256, 1 << 17)), np.zeros((256, 1 << 17), np.float16))
+    """A valid array of 64 MB in one chunk, which compresses to nothing."""
+    array = np.zeros((256, (1 << 17) // divisor), np.float16)
+    writer.commit_embedding(store, embedding(array.shape), array)
 
 
 ATTACKS: dict[str, Callable[[Backend], object]] = {
-    "zstd bomb": planted(lambda: chunk(Zstd().encode(bytes(GIB)))),
-    "zstd bomb of no stated size": planted(lambda: chunk(rle_frame(8 << 10, NO_SIZE))),
+    "zstd bomb": planted(lambda: chunk(Zstd().encode(bytes(bomb_bytes())))),
+    "zstd bomb of no stated size": planted(lambda: chunk(rle_frame(NO_SIZE))),
     "zstd bomb that understates": planted(
-        lambda: chunk(rle_frame(8 << 10, b"\x80\x58" + struct.pack("<I", 240)))
+        lambda: chunk(rle_frame(b"\x80\x58" + struct.pack("<I", 240)))
     ),
-    "zstd bomb behind a good frame": planted(
-        lambda: chunk(GOOD_FRAME + rle_frame(8 << 10, NO_SIZE))
-    ),
+    "zstd bomb behind a good frame": planted(lambda: chunk(GOOD_FRAME + rle_frame(NO_SIZE))),
     "zstd bomb behind a frame to skip": planted(
-        lambda: chunk(b"\x50\x2a\x4d\x18\x04\0\0\0\0\0\0\0" + rle_frame(8 << 10, NO_SIZE))
+        lambda: chunk(b"\x50\x2a\x4d\x18\x04\0\0\0\0\0\0\0" + rle_frame(NO_SIZE))
     ),
     "blosc bomb": planted(
         lambda: chunk(
-            Blosc("zstd", 9, Blosc.SHUFFLE, typesize=2).encode(np.zeros(GIB // 2, np.float16)),
+            Blosc("zstd", 9, Blosc.SHUFFLE, typesize=2).encode(
+                np.zeros(bomb_bytes() // 2, np.float16)
+            ),
             "blosc",
         )
     ),
@@ -197,7 +210,7 @@ ATTACKS: dict[str, Callable[[Backend], object]] = {
         lambda: {"zarr.json": sharded((1 << 28, 1), 1), "c.0.0": with_crc(bytes(1 << 20))},
         embedding((1 << 28, 1)),
     ),
-    "a chunk said 60,000 times": planted(
+    "a chunk listed 60,000 times": planted(
         lambda: {
             "zarr.json": sharded((60_000, 3), 1),
             "c.0.0": GOOD_BLOSC + with_crc(struct.pack("<QQ", 0, len(GOOD_BLOSC)) * 60_000),
@@ -205,17 +218,15 @@ ATTACKS: dict[str, Callable[[Backend], object]] = {
         embedding((60_000, 3)),
     ),
     "2**61 rows": huge_rows,
-    "64 MB of nested JSON as record": put(f"commits/00/{'0' * 32}.json", deep(64 << 20)),
-    "4 MB of nested JSON as record": put(f"commits/00/{'0' * 32}.json", deep(4 << 20)),
-    "64 MB of nested JSON as metadata": planted(
-        lambda: {"zarr.json": deep(64 << 20), "c.0.0": b"x"}, embedding((1 << 20, 100))
+    "nested JSON as record": lambda store: store.put_new(RECORD, deep(json_bytes())),
+    "4 MB of nested JSON as record": lambda store: store.put_new(RECORD, deep(4 << 20)),
+    "nested JSON as metadata": planted(
+        lambda: {"zarr.json": deep(json_bytes()), "c.0.0": b"x"}, embedding((1 << 20, 100))
     ),
-    "64 MB of nested JSON as spec": planted(
-        lambda: {"spec.json": deep(64 << 20)}, ModelMeta(MODEL)
-    ),
+    "nested JSON as spec": planted(lambda: {"spec.json": deep(json_bytes())}, ModelMeta(MODEL)),
     "huge record": huge_record,
     "a file of 7 GB": long_file,
-    "a good array of 64 MB": largest,
+    "a good array": largest,
 }
 
 
@@ -284,7 +295,7 @@ def read_all(url: str) -> str:
 
 
 def measured(work: Callable[[], str]) -> dict[str, Any]:
-    """What came of it in a process of its own, and how much that grew."""
+    """Outcome of `work` in a separate process, and how much that process grew."""
     out, inside = os.pipe()
     pid = os.fork()
     if not pid:
@@ -301,30 +312,33 @@ def measured(work: Callable[[], str]) -> dict[str, Any]:
             os._exit(status)
     os.close(inside)
     with os.fdopen(out, "rb") as pipe:
-        said = pipe.read()
+        output = pipe.read()
     _, ended = os.waitpid(pid, 0)
-    return json.loads(said) if said else {"what": f"died: {ended}", "grown_mb": 0}
+    return json.loads(output) if output else {"what": f"died: {ended}", "grown_mb": 0}
 
 
-def main(folder: Path, wanted: list[str]) -> None:
+def main(folder: Path, chosen: list[str]) -> None:
     for name, attack in ATTACKS.items():
-        if name in wanted or not wanted:
+        if name in chosen or not chosen:
             url = str(folder / hashing.identity(name)[:8])
 
             def make(url: str = url, attack: Callable[[Backend], object] = attack) -> str:
                 attack(open_store(url, create=True))
                 return ""
 
-            made = measured(make)
-            assert made["what"] == "", (name, made)
+            planted = measured(make)
+            assert planted["what"] == "", (name, planted)
             print(json.dumps({"name": name, **measured(lambda url=url: read_all(url))}), flush=True)
+    few = 2 * 10**4 // divisor
     for paths in (garbage_commits, garbage_attempts):
-        for count in (2 * 10**4, 10**6):
+        for count in (few, 10**6):
             name = f"{paths.__name__} {count}"
-            if name in wanted or (not wanted and count == 2 * 10**4):
+            if name in chosen or (not chosen and count == few):
                 work = measured(lambda paths=paths, count=count: read_flood(paths, count))
                 print(json.dumps({"name": name, **work}), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    folder, *chosen = [argument for argument in sys.argv[1:] if argument != "--small"]
+    divisor = SMALLER if "--small" in sys.argv else 1
+    main(Path(folder), chosen)

@@ -1,4 +1,4 @@
-"""An enemy who can write to the store, and compute checksums."""
+"""An enemy who can write to the store and compute checksums."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def plant() -> Plant:
         listed = tuple(
             File(name, len(data), hashing.checksum(data)) for name, data in files.items()
         )
-        made = records.seal(Commit(1, meta, "0" * 16, listed, "eve", "", ""))
+        record = records.seal(Commit(1, meta, "0" * 16, listed, "eve", "", ""))
         for name, data in files.items():
-            store.put_new(f"{made.folder}/{name}", data)
-        store.put_new(names.commit_path(made.id), records.write_commit(made))
+            store.put_new(f"{record.folder}/{name}", data)
+        store.put_new(names.commit_path(record.id), records.write_commit(record))
 
     return commit

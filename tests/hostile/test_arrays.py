@@ -1,9 +1,10 @@
-"""A store written by an enemy: metadata that runs code, lies about its size or its type."""
+"""P7, P9: arrays of a hostile store, whose metadata names code or lies about size and type."""
 
 from __future__ import annotations
 
 import copy
 import json
+import os
 
 import msgspec
 import numpy as np
@@ -32,20 +33,20 @@ def metadata(array=ARRAY):
 
 @pytest.fixture
 def canary(tmp_path, monkeypatch):
-    """Zarr must not be reached; whatever a codec would do leaves a file."""
+    """Zarr must not be reached; if it were, this file would appear."""
     file = tmp_path / "canary"
 
-    def touched(*args, **kwargs):
+    def touch(*args, **kwargs):
         file.touch()
         raise AssertionError("Zarr was asked to open hostile metadata")
 
-    monkeypatch.setattr(zarr, "open_array", touched)
-    monkeypatch.setattr(zarr, "open", touched)
+    monkeypatch.setattr(zarr, "open_array", touch)
+    monkeypatch.setattr(zarr, "open", touch)
     yield file
     assert not file.exists()
 
 
-def changed(*path, value, array=ARRAY):
+def with_value(*path, value, array=ARRAY):
     found = copy.deepcopy(metadata(array))
     place = found
     for step in path[:-1]:
@@ -58,9 +59,9 @@ def codec(name, **configuration):
     return {"name": name, "configuration": configuration}
 
 
-def with_codec(made, at=1):
+def with_codec(added, at=1):
     found = metadata()
-    found["codecs"].insert(at, made)
+    found["codecs"].insert(at, added)
     return found
 
 
@@ -92,12 +93,12 @@ HOSTILE = {
     "no name": with_codec({"configuration": {}}),
     "name is a list": with_codec({"name": ["bytes"]}),
     "codec is a word": with_codec("pickle"),
-    "codecs are a word": changed("codecs", value="bytes"),
-    "codecs are null": changed("codecs", value=None),
-    "pickle in a shard": changed(
+    "codecs are a word": with_value("codecs", value="bytes"),
+    "codecs are null": with_value("codecs", value=None),
+    "pickle in a shard": with_value(
         "codecs", 0, "configuration", "codecs", value=[codec("numcodecs.pickle")], array=SHARDED
     ),
-    "pickle in a shard's index": changed(
+    "pickle in a shard's index": with_value(
         "codecs", 0, "configuration", "index_codecs", value=[codec("pickle")], array=SHARDED
     ),
     "shards without end": nested(200),
@@ -111,34 +112,34 @@ HOSTILE = {
         "order": "C",
         "fill_value": None,
     },
-    "format 2 said in format 3": changed("zarr_format", value=2),
-    "a group": changed("node_type", value="group"),
-    "objects": changed("data_type", value="object"),
-    "numpy objects": changed("data_type", value="|O"),
-    "strings by type": changed("data_type", value="string"),
-    "structured": changed("data_type", value=codec("structured", fields=[["a", "object"]])),
-    "raw bits": changed("data_type", value="r64"),
-    "2**62 rows": changed("shape", value=[2**62, 3]),
-    "negative rows": changed("shape", value=[-40, 3]),
-    "fewer rows": changed("shape", value=[39, 3]),
-    "more axes": changed("shape", value=[40, 3, 1]),
-    "rows are text": changed("shape", value="40,3"),
-    "huge chunks": changed("chunk_grid", "configuration", "chunk_shape", value=[2**40, 3]),
-    "chunks of nothing": changed("chunk_grid", "configuration", "chunk_shape", value=[0, 3]),
-    "negative chunks": changed("chunk_grid", "configuration", "chunk_shape", value=[-1, 3]),
-    "real chunks": changed("chunk_grid", "configuration", "chunk_shape", value=[40.0, 3]),
-    "chunks of another rank": changed("chunk_grid", "configuration", "chunk_shape", value=[120]),
-    "another grid": changed("chunk_grid", "name", value="rectilinear"),
-    "other chunk names": changed("chunk_key_encoding", "name", value="v2"),
-    "another separator": changed("chunk_key_encoding", "configuration", "separator", value="/"),
-    "transformers": changed("storage_transformers", value=[codec("pickle")]),
+    "format 2 claimed in format 3": with_value("zarr_format", value=2),
+    "a group": with_value("node_type", value="group"),
+    "objects": with_value("data_type", value="object"),
+    "numpy objects": with_value("data_type", value="|O"),
+    "strings by type": with_value("data_type", value="string"),
+    "structured": with_value("data_type", value=codec("structured", fields=[["a", "object"]])),
+    "raw bits": with_value("data_type", value="r64"),
+    "2**62 rows": with_value("shape", value=[2**62, 3]),
+    "negative rows": with_value("shape", value=[-40, 3]),
+    "fewer rows": with_value("shape", value=[39, 3]),
+    "more axes": with_value("shape", value=[40, 3, 1]),
+    "rows are text": with_value("shape", value="40,3"),
+    "huge chunks": with_value("chunk_grid", "configuration", "chunk_shape", value=[2**40, 3]),
+    "chunks of nothing": with_value("chunk_grid", "configuration", "chunk_shape", value=[0, 3]),
+    "negative chunks": with_value("chunk_grid", "configuration", "chunk_shape", value=[-1, 3]),
+    "real chunks": with_value("chunk_grid", "configuration", "chunk_shape", value=[40.0, 3]),
+    "chunks of another rank": with_value("chunk_grid", "configuration", "chunk_shape", value=[120]),
+    "another grid": with_value("chunk_grid", "name", value="rectilinear"),
+    "other chunk names": with_value("chunk_key_encoding", "name", value="v2"),
+    "another separator": with_value("chunk_key_encoding", "configuration", "separator", value="/"),
+    "transformers": with_value("storage_transformers", value=[codec("pickle")]),
     "nothing": {},
     "list": [],
     "null": None,
 }
 
 
-def refused(data: bytes, shape=(40, 3), dtype="float16"):
+def check_refused(data: bytes, shape=(40, 3), dtype="float16"):
     with pytest.raises(DamagedError) as error:
         limits.check_metadata(data, shape, dtype, "x")
     files = {**arrays.encode_embedding(ARRAY), "zarr.json": data}
@@ -151,7 +152,7 @@ def refused(data: bytes, shape=(40, 3), dtype="float16"):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_metadata_is_refused_before_zarr_sees_it(canary, name):
     shape = (600, 3) if "shard" in name else (40, 3)
-    refused(json.dumps(HOSTILE[name]).encode(), shape)
+    check_refused(json.dumps(HOSTILE[name]).encode(), shape)
 
 
 @pytest.mark.parametrize(
@@ -167,22 +168,22 @@ def test_hostile_metadata_is_refused_before_zarr_sees_it(canary, name):
     ],
     ids=lambda d: f"{d[:12]!r} of {len(d)}",
 )
-def test_what_is_no_metadata_is_refused(canary, data):
-    refused(data)
+def test_other_content_than_metadata_is_refused(canary, data):
+    check_refused(data)
 
 
 @pytest.mark.parametrize(
     "dtype", ["object", "O", "string", "float64", "V8", "M8[ns]", "S9999999999"]
 )
-def test_types_of_a_record_are_on_a_list(canary, dtype):
-    refused(json.dumps(changed("data_type", value=dtype)).encode(), dtype=dtype)
+def test_only_listed_types_are_accepted(canary, dtype):
+    check_refused(json.dumps(with_value("data_type", value=dtype)).encode(), dtype=dtype)
 
 
 @pytest.mark.parametrize("shape", [(2**62, 3), (2**20, 2**20), (2**31, 3), (0, 2**61), (2**61, 0)])
-def test_no_shape_makes_the_reader_take_memory(shape):
-    """Even where record and metadata agree on it, and one chunk is there."""
+def test_no_shape_makes_the_reader_allocate_memory(shape):
+    """Even if record and metadata agree on it, and one chunk exists."""
     for chunk in ([1, 1], [min(n, 2**30) or 1 for n in shape], [n or 1 for n in shape]):
-        found = changed("shape", value=list(shape))
+        found = with_value("shape", value=list(shape))
         found["chunk_grid"]["configuration"]["chunk_shape"] = chunk
         files = {**arrays.encode_embedding(ARRAY), "zarr.json": json.dumps(found).encode()}
         try:
@@ -191,31 +192,31 @@ def test_no_shape_makes_the_reader_take_memory(shape):
             assert error.kind in ("bad-array", "lost-file", "bad-bytes")
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_object_is_refused_and_its_neighbours_read(
-    store, kit, plant, canary, monkeypatch, name
-):
-    model, segment = kit.key(), kit.fake_segment()[0].segment
-    meta = EmbeddingMeta("Pong", segment, model, (40, 3), "float16", 40, 0, 0.0)
-    files = {**arrays.encode_embedding(ARRAY), "zarr.json": json.dumps(HOSTILE[name]).encode()}
-    plant(store, meta, files)
+def test_hostile_objects_are_refused_and_their_neighbors_read(store, kit, plant, canary):
+    segment = kit.fake_segment()[0].segment
+    models = [kit.key(f"m{number}") for number in range(len(HOSTILE))]
+    for model, content in zip(models, HOSTILE.values(), strict=True):
+        meta = EmbeddingMeta("Pong", segment, model, (40, 3), "float16", 40, 0, 0.0)
+        files = {**arrays.encode_embedding(ARRAY), "zarr.json": json.dumps(content).encode()}
+        plant(store, meta, files)
     snapshot = take_snapshot(store)
-    with pytest.raises(DamagedError):
-        snapshot.read_embedding("Pong", model, segment)
-    monkeypatch.undo()
+    for model in models:
+        with pytest.raises(DamagedError):
+            snapshot.read_embedding("Pong", model, segment)
     good = kit.add_segment(store)[0]
-    (damage,) = verify(store).damage
-    assert model in damage.concerns and segment in damage.concerns
-    kit.check_whole(take_snapshot(store), [good], [])
+    damage = verify(store).damage
+    assert sorted(damaged.model for damaged in damage) == sorted(models)
+    assert all(damaged.segment == segment for damaged in damage)
+    assert kit.check_whole(take_snapshot(store), [good], []) == 2
 
 
 @pytest.mark.timeout(30)
-def test_files_of_any_size_are_not_read(on_disk, kit):
+def test_files_longer_than_recorded_are_not_read(on_disk, kit):
     meta, _ = kit.add_segment(on_disk)
     frames = take_snapshot(on_disk).commit(names.frames_path(meta.game, meta.segment))
     target = on_disk.root / frames.folder / "frames" / "c.0.0.0"
     with target.open("r+b") as file:
-        file.truncate(1 << 40)  # Holes: nothing on the disk, all of it in memory when read.
+        file.truncate(1 << 40)  # Holes take no room on the disk, but would in memory.
     with pytest.raises(DamagedError):
         take_snapshot(on_disk).read_frames(meta)
     assert len(verify(on_disk).damage) == 1
@@ -224,14 +225,14 @@ def test_files_of_any_size_are_not_read(on_disk, kit):
         file.truncate(1 << 40)
     with pytest.raises(DamagedError):
         take_snapshot(on_disk)
-    assert len(verify(on_disk).damage) in (1, 2)  # Whether or not it was the record of the frames.
+    assert len(verify(on_disk).damage) in (1, 2)  # It may be the record of these frames.
 
 
 @pytest.mark.timeout(30)
-def test_pipes_folders_and_links_in_place_of_files_are_damage(on_disk, kit, tmp_path):
+def test_pipes_folders_and_links_instead_of_files_are_damage(on_disk, kit, tmp_path):
     (tmp_path / "secret").write_bytes(b"secret")
     planters = {
-        "pipe": lambda p: __import__("os").mkfifo(p),
+        "pipe": os.mkfifo,
         "folder": lambda p: p.mkdir(),
         "link out": lambda p: p.symlink_to(tmp_path / "secret"),
         "link to itself": lambda p: p.symlink_to(p.name),
@@ -254,8 +255,7 @@ def test_pipes_folders_and_links_in_place_of_files_are_damage(on_disk, kit, tmp_
     assert damaged == {names.segment_path(m.game, m.segment) for m in metas[:-1]}
 
 
-def test_metadata_of_the_store_itself_passes():
-    """The list is not so strict that nothing passes."""
+def test_metadata_that_wsa_writes_is_accepted():
     for array in (ARRAY, SHARDED, np.ones(5, np.float32), np.ones((300, 2, 2, 2), np.float32)):
         data = arrays.encode_embedding(array)["zarr.json"]
         stored = limits.check_metadata(data, array.shape, array.dtype.name, "x")

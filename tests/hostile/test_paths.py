@@ -1,4 +1,4 @@
-"""No name and no planted link leads out of a store (P8)."""
+"""P8: no name and no planted link leads out of a store."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def outside(tmp_path):
 
 
 @pytest.mark.parametrize("name", EVIL)
-def test_a_record_with_such_a_name_is_refused(store, plant, name):
+def test_a_record_with_a_hostile_name_is_refused(store, plant, name):
     segment = "0123456789ab-e000-000000000-00012"
     for meta in (
         FramesMeta(name, segment, 1, 1, 1, True),
@@ -47,7 +47,7 @@ def test_a_record_with_such_a_name_is_refused(store, plant, name):
         EmbeddingMeta("Pong", segment, name, (1, 1), "float16", 1, 0, 0),
         ModelMeta(name),
     ):
-        with pytest.raises(UsageError):  # Even an enemy must spell a path to commit to it.
+        with pytest.raises(UsageError):  # No path can be made of it.
             plant(store, meta, {"x": b""})
     good = ModelMeta("lite0-0123456789ab")
     plant(store, good, {"spec.json": b"{}"})
@@ -58,20 +58,6 @@ def test_a_record_with_such_a_name_is_refused(store, plant, name):
             record.write_bytes(forged)
             with pytest.raises(DamagedError):
                 take_snapshot(store)
-
-
-@pytest.mark.parametrize("name", [n for n in EVIL if n not in ("CON", "\uff30ong", "P" * 300)])
-def test_the_backend_itself_refuses_to_leave(store, outside, name):
-    for path in (f"{name}/../../outside/secret", f"../outside/{name}", "../outside/secret"):
-        for call in (
-            lambda p=path: store.get(p),
-            lambda p=path: store.put_new(p, b"x"),
-            lambda p=path: store.delete(p),
-            lambda p=path: store.stat(p),
-            lambda p=path: list(store.list(p)),
-        ):
-            with pytest.raises((WsaError, FileNotFoundError)):
-                call()
 
 
 LINKS = {
@@ -106,7 +92,7 @@ def test_links_to_folders_outside_are_not_followed(store, kit, outside, what):
             assert refused.exit_code in (3, 5, 6)
 
 
-def test_links_to_files_outside_are_neither_read_nor_removed_through(store, kit, outside):
+def test_links_to_files_outside_are_not_read(store, kit, outside):
     meta, _ = kit.add_segment(store, 0)
     rows = take_snapshot(store).commit(names.segment_path(meta.game, meta.segment))
     planted = [
