@@ -1,4 +1,4 @@
-"""A real S3 API on loopback, a wire to it that can fail, and buckets."""
+"""An S3 server on loopback, a proxy in front of it that injects faults, and buckets."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _numbers = itertools.count()
 
 
 class Serial:
-    """A WSGI application whose puts are made one after another.
+    """A WSGI application that serves one PUT or DELETE at a time.
 
-    The test server looks whether a name is taken and then takes it, in two steps; a real bucket does it in one.
+    The test server first checks whether a name is taken and then takes it; a real bucket does both
+    in one step.
     """
 
     def __init__(self, application: Any) -> None:
@@ -49,21 +50,21 @@ def server() -> Iterator[tuple[str, int]]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
 
     class Handler(WSGIRequestHandler):
-        protocol_version = "HTTP/1.1"  # Connections are kept, as by real servers.
+        protocol_version = "HTTP/1.1"  # Real servers keep connections too.
 
     application = Serial(DomainDispatcherApplication(create_backend_app))
-    made = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Handler)
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05})
+    server = make_server("127.0.0.1", 0, application, threaded=True, request_handler=Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    yield "127.0.0.1", made.server_port
-    made.shutdown()
+    yield "127.0.0.1", server.server_port
+    server.shutdown()
     thread.join()
-    made.server_close()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")
 def faults() -> ModuleType:
-    """`proxy.py`, loaded by its place, as `tests` is no package."""
+    """`proxy.py`, loaded by path, because `tests` is not a package."""
     path = Path(__file__).with_name("proxy.py")
     spec = importlib.util.spec_from_file_location("wsa_test_proxy", path)
     assert spec and spec.loader
@@ -75,9 +76,9 @@ def faults() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def wire(server: tuple[str, int], faults: ModuleType) -> Iterator[Any]:
-    """A `proxy.Proxy` before the server."""
-    with faults.proxy(server) as made:
-        yield made
+    """A `proxy.Proxy` in front of the server."""
+    with faults.proxy(server) as proxy:
+        yield proxy
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def environment(
 
 @pytest.fixture
 def faulty(environment: pytest.MonkeyPatch, wire: Any) -> Any:
-    """The wire, with all requests going through it."""
+    """The proxy, through which all requests go."""
     wire.clear()
     environment.setenv("AWS_ENDPOINT_URL", wire.url)
     environment.setenv("WSA_RETRY_S", "20")
@@ -108,7 +109,7 @@ def faulty(environment: pytest.MonkeyPatch, wire: Any) -> Any:
 
 @pytest.fixture
 def s3(environment: pytest.MonkeyPatch, server: tuple[str, int]) -> Any:
-    """A client that is not wsa's, for looking and for making buckets."""
+    """A client apart from wsa, to inspect and create buckets."""
     import boto3
 
     return boto3.client("s3", endpoint_url="http://{}:{}".format(*server))
@@ -123,7 +124,7 @@ def url(s3: Any) -> str:
 
 
 class Direct(RemoteBackend):
-    """Never goes through the wire, wherever the environment leads."""
+    """Bypasses the proxy, whatever the environment says."""
 
     def __init__(self, url: str, endpoint: str) -> None:
         super().__init__(url)

@@ -1,16 +1,16 @@
-"""A wire to a server that can be told to fail: a small HTTP proxy on loopback.
+"""A small HTTP proxy on loopback that injects faults.
 
-Each request gets a number, from 0. A *plan* looks at it and names a fault or none:
+Requests are numbered from 0. A *plan* gives each request a fault or none:
 
-    503, 403 Denied   answered so, with such a code, and not passed on
-    slow              passed on after a second
-    hang              not passed on and not answered
-    cut               passed on, and the reply cut in the middle of its body
-    lost              passed on, and the connection closed without a reply
-    dropped           not passed on, and the connection closed
-    stale             a listing: the reply to the same request when it was made first
-    mute              passed on, and the reply without the object's own metadata
-    overwrite         passed on without its condition, as servers do that know none
+    503, 403 Denied   answered with this status and error code, not forwarded
+    slow              forwarded after a second
+    hang              neither forwarded nor answered
+    cut               forwarded; half of the body of the reply is sent
+    lost              forwarded; the connection is closed without a reply
+    dropped           not forwarded; the connection is closed
+    stale             answered with the first reply to the same request
+    mute              forwarded; the reply lacks the metadata of the object
+    overwrite         forwarded without its condition, as if the server ignored it
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SLOW_S = 1.0
 
 
 class Request(NamedTuple):
-    """What a plan decides on."""
+    """What a plan sees of a request."""
 
     number: int
     method: str
@@ -38,7 +38,7 @@ Plan = Callable[[Request], str | None]
 
 
 class Proxy(ThreadingHTTPServer):
-    """Passes requests to `target` (host, port), but for what `plan` says."""
+    """Forwards requests to `target` (host, port), with the faults of `plan`."""
 
     daemon_threads = True
 
@@ -57,7 +57,7 @@ class Proxy(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def decide(self, method: str, path: str, signature: str) -> str | None:
-        """Number a request and ask the plan."""
+        """Number a request and return its fault."""
         with self.lock:
             request = Request(len(self.requests), method, path, signature)
             fault = self.plan(request)
@@ -65,14 +65,14 @@ class Proxy(ThreadingHTTPServer):
         return fault
 
     def clear(self, plan: Plan = lambda request: None) -> None:
-        """Begin again from request 0, with a new plan."""
+        """Restart at request 0 with a new plan."""
         with self.lock:
             self.plan = plan
             self.requests = []
             self.first = {}
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients hang up when they have waited long enough; that is no news."""
+        """Ignore clients that hang up."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     @property
     def proxy(self) -> Proxy:
-        """The server, as what it is."""
+        """The server."""
         assert isinstance(self.server, Proxy)
         return self.server
 
@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         self, status: int, headers: list[tuple[str, str]], data: bytes, *, cut: bool = False
     ) -> None:
         self.send_response_only(status)
-        # A reply to HEAD says how long the body would be, and has none.
+        # A reply to HEAD states the length of the body, but has none.
         length = {k.lower(): v for k, v in headers}.get("content-length", str(len(data)))
         dropped = ("connection", "transfer-encoding", "content-length")
         for name, value in headers:
@@ -140,19 +140,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def proxy(target: tuple[str, int]) -> Iterator[Proxy]:
     """A running proxy."""
-    made = Proxy(target)
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05})
+    running = Proxy(target)
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield made
+        yield running
     finally:
-        made.over.set()
-        made.shutdown()
+        running.over.set()
+        running.shutdown()
         thread.join()
-        made.server_close()
+        running.server_close()

@@ -1,4 +1,4 @@
-"""A bucket is a backend like any other, and its refusals say what to check."""
+"""A bucket is a backend like any other, and its errors say what to check."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from wsa.store.testing import BackendSuite
 
 
 class TestS3(BackendSuite):
-    calls = 60
+    calls = 30
+    rounds = 4
 
-    @pytest.mark.slow  # `test_faults.py` reads long listings, over a wire that fails.
+    @pytest.mark.slow  # So is the long listing over a bad connection, in `test_faults.py`.
     def test_a_long_listing_is_whole(self, backend):
         super().test_a_long_listing_is_whole(backend)
 
@@ -34,7 +35,7 @@ class TestS3(BackendSuite):
 
 
 @pytest.mark.parametrize(
-    ("url", "place", "said"),
+    ("url", "place", "canonical"),
     [
         ("s3://lab/wsa", ("s3", "lab", "wsa"), "s3://lab/wsa"),
         ("s3://lab/wsa/", ("s3", "lab", "wsa"), "s3://lab/wsa"),
@@ -44,11 +45,11 @@ class TestS3(BackendSuite):
         ("az://container/wsa", ("az", "container", "wsa"), "az://container/wsa"),
     ],
 )
-def test_urls(url, place, said):
+def test_urls_of_buckets(url, place, canonical):
     backend = open_backend(url)
     assert isinstance(backend, RemoteBackend)
-    assert (backend.place, backend.url, backend.at_once) == (place, said, 32)
-    assert open_backend(backend.url).url == said
+    assert (backend.place, backend.url, backend.at_once) == (place, canonical, 32)
+    assert open_backend(backend.url).url == canonical
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_urls(url, place, said):
         "s3://-lab/wsa", "s3://lab/ü", "s3://lab/.hidden",
     ],
 )  # fmt: skip
-def test_urls_that_are_refused(url):
+def test_malformed_urls_are_refused(url):
     with pytest.raises(UsageError, match="write it like") as refused:
         open_backend(url)
     assert refused.value.kind == "bad-option"
@@ -73,20 +74,20 @@ def test_urls_that_are_refused(url):
         "s3://lab:hush/wsa",
     ],
 )  # fmt: skip
-def test_urls_with_credentials_are_refused_unrepeated(url):
+def test_urls_with_credentials_are_refused_and_not_repeated(url):
     with pytest.raises(UsageError, match="in the environment: ") as refused:
         open_backend(url)
     assert "hush" not in str(refused.value) and "AKIA" not in str(refused.value)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "ftp", "hf"])
-def test_other_schemes(scheme):
+def test_other_schemes_are_refused(scheme):
     with pytest.raises(UsageError, match=f"not on {scheme}://") as refused:
         open_backend(f"{scheme}://user:hush@place/wsa?hush")
     assert "hush" not in str(refused.value)
 
 
-def test_gs_and_az_are_reached_as_their_users_expect(environment):
+def test_gs_and_az_use_the_usual_settings(environment):
     environment.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     environment.setenv("AZURE_STORAGE_ACCOUNT_KEY", "aHVzaA==")
     az = RemoteBackend("az://container/shared/wsa")._client()
@@ -97,7 +98,7 @@ def test_gs_and_az_are_reached_as_their_users_expect(environment):
     assert (gs.config.get("bucket"), gs.prefix) == ("lab", "wsa")
 
 
-def test_settings_that_cannot_be_used_are_named(environment, tmp_path):
+def test_unusable_settings_are_named(environment, tmp_path):
     with pytest.raises(
         StorageError, match=r"Account must be specified.*AZURE_STORAGE_ACCOUNT_NAME"
     ):
@@ -111,13 +112,13 @@ def test_settings_that_cannot_be_used_are_named(environment, tmp_path):
 
 
 @pytest.mark.parametrize("retry", ["soon", "1 min"])
-def test_a_time_that_is_none(environment, url, retry):
+def test_an_invalid_retry_time_is_refused(environment, url, retry):
     environment.setenv("WSA_RETRY_S", retry)
     with pytest.raises(UsageError, match="WSA_RETRY_S must be a number of seconds"):
         RemoteBackend(url).get("x")
 
 
-def test_a_store_begins_in_a_folder_that_a_console_made(s3, url, kit):
+def test_a_store_can_start_in_a_folder_made_by_a_console(s3, url, kit):
     name = RemoteBackend(url).place.bucket
     for folder in ("shared/", "shared/wsa/"):
         s3.put_object(Bucket=name, Key=folder)
@@ -132,7 +133,7 @@ def test_a_store_begins_in_a_folder_that_a_console_made(s3, url, kit):
     assert keys > {"shared/", "shared/wsa/", "shared/wsa-old/x", "shared/wsa/wsa.json"}
 
 
-def test_what_belongs_to_others_is_no_store(s3, url):
+def test_a_folder_with_other_files_is_not_a_store(s3, url):
     backend = RemoteBackend(url)
     s3.put_object(Bucket=backend.place.bucket, Key="shared/wsa/thesis.pdf", Body=b"x")
     with pytest.raises(MissingError, match=r"holds files but no wsa.json"):
@@ -140,7 +141,7 @@ def test_what_belongs_to_others_is_no_store(s3, url):
 
 
 @pytest.mark.parametrize("name", ["commits/../../x", "commits//x", "commits/./x"])
-def test_names_that_wsa_never_writes_stop_a_listing(s3, url, name):
+def test_an_impossible_name_stops_a_listing(s3, url, name):
     backend = RemoteBackend(url)
     s3.put_object(Bucket=backend.place.bucket, Key=f"shared/wsa/{name}", Body=b"x")
     with pytest.raises(DamagedError, match="a name that wsa never writes"):
@@ -148,7 +149,7 @@ def test_names_that_wsa_never_writes_stop_a_listing(s3, url, name):
 
 
 @pytest.mark.parametrize("create", [False, True])
-def test_no_such_bucket(environment, create):
+def test_a_missing_bucket_is_named(environment, create):
     with pytest.raises(StorageError, match=r"There is no bucket 'nowhere'. Make it, or check"):
         open_store("s3://nowhere/wsa", create=create)
     backend = RemoteBackend("s3://nowhere/wsa")
@@ -169,7 +170,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("fault", REFUSALS)
-def test_refusals_are_told_at_once(faulty, url, fault):
+def test_a_refusal_is_reported_without_a_retry(faulty, url, fault):
     remote = RemoteBackend(url)
     calls = {
         "GET": [lambda: remote.get("x"), lambda: list(remote.list(""))],
@@ -183,12 +184,12 @@ def test_refusals_are_told_at_once(faulty, url, fault):
             with pytest.raises(StorageError) as refused:
                 call()
             assert refused.value.exit_code == 6
-            if method != "HEAD":  # Its reply has no body to say more.
+            if method != "HEAD":  # Its reply has no body.
                 assert REFUSALS[fault] in str(refused.value)
             assert len(faulty.requests) == 1
 
 
-def test_a_server_that_knows_no_condition_holds_no_store(faulty, url, backend):
+def test_a_server_without_put_if_absent_is_refused(faulty, url, backend):
     faulty.clear(lambda request: "overwrite" if request.method == "PUT" else None)
     assert not gives_names_once(RemoteBackend(url))
     with pytest.raises(UsageError, match="cannot hold a store: its server lets a second writer"):
@@ -203,19 +204,19 @@ def test_a_server_that_knows_no_condition_holds_no_store(faulty, url, backend):
     assert found.ok is None and "can be listed and read, not written" in found.found
 
 
-def test_no_credentials_at_all(url, environment, tmp_path):
+def test_missing_credentials_are_named(url, environment, tmp_path):
     environment.setenv("HOME", str(tmp_path))
     environment.setenv("WSA_RETRY_S", "0.1")
     environment.delenv("AWS_ACCESS_KEY_ID")
     environment.delenv("AWS_SECRET_ACCESS_KEY")
-    # Where a cloud's own machine would find some; nothing listens there.
+    # Where machines of a cloud find credentials; nothing listens here.
     environment.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(StorageError) as refused:
         RemoteBackend(url).get("x")
     assert "No credentials were found. Set AWS_ACCESS_KEY_ID and" in str(refused.value)
 
 
-def test_anonymous(faulty, url, environment, s3):
+def test_anonymous_reading(faulty, url, environment, s3):
     remote = RemoteBackend(url)
     remote.put_new("x", b"1")
     s3.put_object_acl(Bucket=remote.place.bucket, Key="shared/wsa/x", ACL="public-read")
@@ -244,7 +245,7 @@ def profile(faulty, environment, tmp_path):
         environment.delenv(name)
 
 
-def test_profiles(profile, faulty, url, environment):
+def test_profiles_of_the_aws_configuration(profile, faulty, url, environment):
     RemoteBackend(url).stat("x")
     environment.setenv("AWS_PROFILE", "lab")
     environment.delenv("AWS_ENDPOINT_URL")
@@ -263,7 +264,7 @@ def test_profiles(profile, faulty, url, environment):
         RemoteBackend(url).stat("x")
 
 
-def test_profiles_without_boto3(profile, url, monkeypatch):
+def test_profiles_need_boto3(profile, url, monkeypatch):
     real = importlib.import_module
 
     def without(name, *rest):
@@ -276,7 +277,7 @@ def test_profiles_without_boto3(profile, url, monkeypatch):
         RemoteBackend(url).stat("x")
 
 
-def test_connections_are_kept_for_a_place_and_its_environment(url, environment):
+def test_clients_are_shared_by_place_and_environment(url, environment):
     one, other = RemoteBackend(url), RemoteBackend(url)
     assert one._client() is other._client() is one._client(bucket.REQUEST_BYTES)
     assert one._client() is not one._client(bucket.REQUEST_BYTES + 1)
@@ -286,35 +287,35 @@ def test_connections_are_kept_for_a_place_and_its_environment(url, environment):
     assert one._client() is not before
 
 
-def test_a_backend_travels_to_another_process(bucket_store):
+def test_a_backend_can_be_pickled_without_secrets(bucket_store):
     bucket_store.get("wsa.json")
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(bucket_store.get, ("wsa.json",)) == b'{"format":1}'
     assert b"hush" not in pickle.dumps(bucket_store) and b"secret" not in pickle.dumps(bucket_store)
 
 
-def test_a_forked_process_is_refused_and_does_not_hang(bucket_store):
+def test_a_forked_process_gets_an_error_and_does_not_hang(bucket_store):
     bucket_store.get("wsa.json")
-    ours, theirs = socket.socketpair()
+    parent, child_end = socket.socketpair()
     child = os.fork()
     if not child:
         try:
             bucket_store.get("wsa.json")
         except StorageError as error:
-            theirs.send(str(error).encode())
+            child_end.send(str(error).encode())
         finally:
             os._exit(0)
-    ours.settimeout(20)
-    said = ours.recv(1000).decode()
+    parent.settimeout(20)
+    message = parent.recv(1000).decode()
     os.waitpid(child, 0)
-    assert "forked" in said and "'spawn'" in said
-    ours.close()
-    theirs.close()
+    assert "forked" in message and "'spawn'" in message
+    parent.close()
+    child_end.close()
     assert bucket_store.get("wsa.json")
 
 
-def test_requests_of_an_object(faulty, url, kit):
-    """What docs/howto/bucket.md says of costs."""
+def test_the_number_of_requests_for_an_object(faulty, url, kit):
+    """docs/howto/bucket.md states these costs."""
     store = open_store(url, create=True)
 
     def count(call):

@@ -1,4 +1,4 @@
-"""The commands on a bucket, from nothing to a trained run; and P22: no secret is written anywhere."""
+"""P22: commands from nothing to a trained run work on a bucket, and write no secret anywhere."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ import pytest
 
 from wsa.cli import main
 from wsa.store.common.errors import redact
+from wsa.store.objects.root import open_store
 from wsa.store.objects.writer import command_line
 
 COLLECT = (
-    "collect", "--game", "Breakout", "--steps", "80", "--num-envs", "2", "--segment-steps", "40",
+    "collect", "--game", "Breakout", "--steps", "40", "--num-envs", "2", "--segment-steps", "20",
 )  # fmt: skip
 ENCODE = ("encode", "--models", "timm:test_resnet.r160_in1k:random", "--output", "pooled")
-LEARN = ("learn", "--game", "Breakout", "--updates", "3", "--run-dir", "run")
+LEARN = ("learn", "--game", "Breakout", "--updates", "1", "--run-dir", "run")
 TOKEN = "a-token/that+nobody=may-see"
 
 
 @pytest.fixture
-def said():
-    """Everything that commands have put out."""
+def outputs():
+    """Everything that commands printed."""
     return []
 
 
 @pytest.fixture
-def wsa(said, environment, tmp_path, url):
-    """Run the command in this process, in an empty folder."""
+def wsa(outputs, environment, tmp_path, url):
+    """Run wsa in this process, in an empty folder."""
     environment.chdir(tmp_path)
     environment.setenv("WSA_STORE", url)
     environment.setenv("WSA_CACHE", str(tmp_path / "cache"))
@@ -43,15 +44,15 @@ def wsa(said, environment, tmp_path, url):
         environment.setattr(sys, "argv", ["wsa", *arguments])
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main(arguments)
-        said.append(out.getvalue() + err.getvalue())
-        assert code == expected, said[-1]
+        outputs.append(out.getvalue() + err.getvalue())
+        assert code == expected, outputs[-1]
         return out.getvalue() if not code else err.getvalue()
 
     return command
 
 
 def bytes_of(s3, url):
-    """Everything that the bucket holds, names and metadata included."""
+    """Everything in the bucket, with names and metadata."""
     name = url.split("/")[2]
     for page in s3.get_paginator("list_objects_v2").paginate(Bucket=name):
         for entry in page["Contents"]:
@@ -60,21 +61,20 @@ def bytes_of(s3, url):
             yield entry["Key"] + " metadata", repr((entry["Key"], found["Metadata"])).encode()
 
 
-def test_from_nothing_to_a_run_and_no_secret_anywhere(wsa, said, s3, url, tmp_path, environment):
+def test_a_run_on_a_bucket_writes_no_secret(wsa, outputs, s3, url, tmp_path, environment):
     secrets = [os.environ["AWS_SECRET_ACCESS_KEY"], os.environ["AWS_ACCESS_KEY_ID"], TOKEN, "hush"]
     hostile = f"s3://me:hush@{url[5:]}"
     for verb in (*COLLECT, "--store", hostile), ("verify", "--store", hostile):
         assert "in the environment" in wsa(*verb, expected=2)
     wsa("collect", "--stor", hostile, expected=2)
     assert json.loads(wsa(*COLLECT, "--json"))["segments"] == 2
-    # What only looks like a URL is recorded with the command, without its password.
+    # Other URLs are recorded with the command, without their passwords.
     environment.setattr(sys, "argv", ["wsa", *ENCODE])
     wsa(*ENCODE, "--scheduler", "inproc", "--metrics-host", "https://me:hush@host/x?sig=hush")
     assert json.loads(wsa(*ENCODE, "--scheduler", "inproc", "--json"))["objects"] == 0
     wsa(*LEARN)
-    wsa("learn", "--resume", "run")
     listed = json.loads(wsa("list", "--json"))["Breakout"]
-    assert (listed["segments"], listed["steps"]) == (2, 80)
+    assert (listed["segments"], listed["steps"]) == (2, 40)
     assert "Breakout" in wsa("show", "Breakout")
     report = json.loads(wsa("verify", "--json"))
     assert (report["damage"], report["leftovers"], report["objects"]) == ([], 0, 7)
@@ -82,7 +82,7 @@ def test_from_nothing_to_a_run_and_no_secret_anywhere(wsa, said, s3, url, tmp_pa
     found = dict(bytes_of(s3, url))
     files = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert len(found) > 60 and len(files) > 6
-    everything = {**found, **files, "output": "".join(said).encode()}
+    everything = {**found, **files, "output": "".join(outputs).encode()}
     for secret in secrets:
         for name, data in everything.items():
             assert secret.encode() not in data, name
@@ -94,24 +94,24 @@ def test_from_nothing_to_a_run_and_no_secret_anywhere(wsa, said, s3, url, tmp_pa
     assert any("https://***@host/x?***" in command for command in commands)
 
 
-def test_doctor(wsa, url):
+def test_doctor_checks_the_bucket(wsa, url, kit):
     wsa("doctor", "--json", "--store", f"{url}/none")
     found = json.loads(wsa("doctor", "--json"))
     assert "There is no store" in found["store"]["found"]
     assert found["store bucket"]["ok"] is True and "store disk" not in found
     assert "only if it is absent" in found["store bucket"]["found"]
-    wsa(*COLLECT)
+    kit.add_segment(open_store(url, create=True), game="Breakout")
     assert "objects, Breakout" in json.loads(wsa("doctor", "--json"))["store"]["found"]
-    said = wsa("doctor", "--json", "--store", "s3://nowhere/wsa", expected=3)
-    assert "Traceback" not in said
+    error = wsa("doctor", "--json", "--store", "s3://nowhere/wsa", expected=3)
+    assert "Traceback" not in error
 
 
-def test_a_bucket_that_does_not_answer_is_exit_code_6(wsa, environment):
+def test_a_bucket_that_does_not_answer_ends_with_exit_code_6(wsa, environment):
     environment.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     environment.setenv("WSA_RETRY_S", "0.3")
     for verb in (COLLECT, ENCODE, ("verify",), ("list",)):
-        said = wsa(*verb, expected=6)
-        assert "It kept failing for 0.3 s." in said and "Traceback" not in said
+        error = wsa(*verb, expected=6)
+        assert "It kept failing for 0.3 s." in error and "Traceback" not in error
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_encoding_with_worker_processes(wsa, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("text", "redacted"),
     [
         ("wsa encode --store s3://lab/wsa", "wsa encode --store s3://lab/wsa"),
         ("--store s3://me:pa/ss@w@lab/wsa --seed 1", "--store s3://***@lab/wsa --seed 1"),
@@ -143,9 +143,9 @@ def test_encoding_with_worker_processes(wsa, tmp_path):
         ("tiny stays", "tiny stays"),
     ],
 )
-def test_redacting(said, shown, monkeypatch):
+def test_secrets_are_redacted(text, redacted, monkeypatch):
     monkeypatch.setenv("SOME_API_TOKEN", "long-secret-value")
     monkeypatch.setenv("SOME_PASSWORD", "tiny")
-    assert redact(said) == shown
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/wsa", *said.split(" ")])
-    assert command_line() == f"wsa {shown}"
+    assert redact(text) == redacted
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/wsa", *text.split(" ")])
+    assert command_line() == f"wsa {redacted}"

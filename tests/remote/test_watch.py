@@ -1,4 +1,4 @@
-"""Services on a bucket: two at once, a bucket that is away for a while, one that was never there."""
+"""`wsa encode --watch` on a bucket: two services, an outage, and wrong credentials."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def encoded(backend, models):
 
 
 def check(backend, models):
-    """Each frame went through each model once, no byte is bad, and no service left anything."""
+    """Each frame went through each model once, all bytes are right, and no service left a file."""
     snapshot = take_snapshot(backend)
     assert encoded(backend, models) and len(snapshot.models) == models
     digests = {d.tobytes() for m in snapshot.segments() for d in snapshot.read_digests(m)}
@@ -39,14 +39,14 @@ def test_two_services_make_each_pass_once(faulty, bucket_store, backend, url, ki
     both[0].until(lambda: encoded(backend, 2))
     for one in both:
         one.until(lambda one=one: "waiting" in one.said.splitlines()[-1])
-    assert sum("passes made" in one.said for one in both) == 2, "both had their share"
+    assert sum("passes made" in one.said for one in both) == 2, "both did some of the work"
     assert [one.end() for one in both] == [143, 143]
     check(backend, 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["503", "dropped"])
-def test_a_bucket_that_is_away_is_waited_for(
+def test_a_service_waits_for_an_unreachable_bucket(
     faulty, environment, bucket_store, backend, url, kit, service, fault
 ):
     environment.setenv("WSA_RETRY_S", "1.5")
@@ -72,11 +72,11 @@ def test_a_bucket_that_is_away_is_waited_for(
         and sign.heartbeat.set_aside == ()
         and sign.heartbeat.trouble == ""
     )
-    faulty.clear(lambda request: fault)  # Even then it ends when it is told to.
+    faulty.clear(lambda request: fault)  # It ends on request even then.
     assert one.end() == 143
     faulty.clear()
     assert "Traceback" not in one.said
-    for entry in backend.list("services"):  # It could not take its sign away, which is sweep's.
+    for entry in backend.list("services"):  # It could not remove its heartbeat; `wsa sweep` would.
         backend.delete(entry.path)
     check(backend, 1)
 
