@@ -1,4 +1,4 @@
-"""P5, P6, P18: whatever happens to a store, it equals its model, or names what it cannot vouch for."""
+"""P5, P6, P18: after any operations and faults, a store equals its model or names what is damaged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wsa.store.testing import MemoryBackend, StoreMachine, Work, state_machine
 
 
 class InFolder(StoreMachine):
-    """The same life on a disk."""
+    """The state machine on a disk."""
 
     def start(self):
         self.folder = tempfile.mkdtemp(prefix="wsa-machine-")
@@ -42,21 +42,21 @@ class InFolder(StoreMachine):
         shutil.rmtree(self.folder)
 
 
-def live(machine, lives, steps):
+def run_machine(machine, examples, steps):
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=lives, stateful_step_count=steps)
+        machine, settings=settings(max_examples=examples, stateful_step_count=steps)
     )
 
 
 def test_a_store_in_memory():
-    live(StoreMachine, 8, 30)
+    run_machine(StoreMachine, 6, 30)
 
 
 def test_a_store_in_a_folder():
-    live(InFolder, 3, 25)
+    run_machine(InFolder, 2, 20)
 
 
-def test_an_object_damaged_pulled_and_damaged_again():
+def test_an_object_can_be_damaged_repaired_and_copied_repeatedly():
     there, here = MemoryBackend("memory://there"), MemoryBackend()
     Work("model").commit(there)
     for junk in (b"longer than the file was, by far" * 3, b"short", b"", b"short"):
@@ -73,17 +73,17 @@ def test_an_object_damaged_pulled_and_damaged_again():
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("machine", [StoreMachine, InFolder])
-def test_long_lives(machine):
-    live(machine, 20, 500)
+def test_long_runs(machine):
+    run_machine(machine, 20, 500)
 
 
 def _unchecked(self, commit, file):
-    """As `Snapshot.read_file`, without the comparison."""
+    """Like `Snapshot.read_file`, without comparing the checksum."""
     return self.backend.get(f"{commit.folder}/{file.name}")
 
 
 def _record_first(backend, commit, files):
-    """As `writer._commit`, in the wrong order."""
+    """Like `writer._commit`, in the wrong order."""
     won = backend.put_new(names.commit_path(commit.id), records.write_commit(commit))
     writer._put_all(backend, {f"{commit.folder}/{name}": data for name, data in files.items()})
     return won
@@ -97,29 +97,29 @@ MISTAKES = {
         "_lost",
         lambda backend, commit, over, real=writer._lost: real(backend, commit, True),
     ),
-    "everybody wins": (
+    "every writer wins": (
         writer,
         "publish_record",
         lambda *of, real=writer.publish_record: bool(real(*of)) or True,
     ),
     "verify looks at records only": (verify, "_check_object", lambda *of: []),
-    "sweep takes the young": (
+    "sweep removes young files": (
         state_machine,
         "sweep",
         lambda backend, grace_s, dry_run, now, real=state_machine.sweep: real(
             backend, 0, dry_run, now
         ),
     ),
-    "sweep asks no record": (sweep, "read_record", lambda backend, path: None),
+    "sweep reads no record": (sweep, "read_record", lambda backend, path: None),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_it_notices(mistake, monkeypatch):
-    """The machine itself is tested: each of these mistakes in the store ends its life."""
+def test_the_machine_finds_a_mistake(mistake, monkeypatch):
+    """Each of these mistakes in the store makes the state machine fail."""
     monkeypatch.setattr(*MISTAKES[mistake])
-    phases = [Phase.generate]  # The shortest life that shows it is not asked for.
+    phases = [Phase.generate]  # Without shrinking.
     with pytest.raises(Exception):  # noqa: B017  Whichever it meets first.
         run_state_machine_as_test(
             StoreMachine,
