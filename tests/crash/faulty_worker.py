@@ -1,8 +1,8 @@
-"""Loaded by worker processes before they work (`distributed.worker.preload`): counts, and kills.
+"""Preloaded by worker processes (`distributed.worker.preload`): counts attempts, and injects faults.
 
-`WSA_TEST_FAULTS` is a folder. Every worker leaves `started-PID` there, every segment's embedding
-`ran-SEGMENT`, one byte an attempt. A segment named in `table.json` kills its worker, or raises, in
-its first so many attempts; a module named in `blocked` cannot be imported.
+`WSA_TEST_FAULTS` is a folder. Each worker creates `started-PID` there, and each attempt at a segment
+appends a byte to `ran-SEGMENT`. `table.json` names segments whose first attempts kill the worker or
+raise an error; a module named in `blocked` cannot be imported.
 """
 
 from __future__ import annotations

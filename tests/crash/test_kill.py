@@ -1,4 +1,4 @@
-"""P1, P3: writers are killed at any moment and write side by side; nothing acknowledged is lost."""
+"""P1, P2, P3: writers are killed and write concurrently; nothing acknowledged is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALIASES = ["lite0", "vit"]
 
 
 def plan(kit, numbers):
-    """Segments and the paths of every object that `write_all` commits."""
+    """The segments, and the paths of all objects that `write_all` commits."""
     metas = [kit.remember(number)[0] for number in numbers]
     paths = []
     for meta in metas:
@@ -32,38 +32,38 @@ def acknowledged(child):
 
 
 def kill_often(kit, nursery, folder, moments, size, seed):
-    """Kill a writer again and again; its successors go on where it was stopped.
+    """Kill writers; each continues the work of the previous one.
 
     Returns:
-        How many were killed, and after how many of them files of a half-made object lay there.
+        Number of killed writers, and number of those that left files of an incomplete object.
     """
     rng = random.Random(seed)
     models = [kit.key(alias) for alias in ALIASES]
     numbers = list(range(size))
     metas, paths = plan(kit, numbers)
-    said: set[str] = set()
+    committed: set[str] = set()
     killed = torn = finished = attempts = 0
-    while moments or said:  # One store after the other is filled.
+    while moments or committed:  # Fill one store after the other.
         url = str(folder / f"store{finished}")
-        done = not moments or len(said) == len(paths)
+        done = not moments or len(committed) == len(paths)
         if done:
             child = nursery.start("write_all", url, numbers, ALIASES)
             assert nursery.wait(child) == [0]
             assert acknowledged(child) == set(paths)
         else:
             moments -= 1
-            if moments % 2:  # After a number of system calls: a segment takes about 150.
+            if moments % 2:  # After some system calls; a segment takes about 150.
                 child = nursery.start("write_all", url, numbers, ALIASES, rng.randrange(200))
-            else:  # At a time, soon after it did something new or right at its start.
+            else:  # At a random time after its start, or after its first new object.
                 child = nursery.start("write_all", url, numbers, ALIASES)
-                assert child.wait_for(min(rng.choice([0, len(said) + 1]), len(paths)), 60)
+                assert child.wait_for(min(rng.choice([0, len(committed) + 1]), len(paths)), 60)
                 time.sleep(rng.random() * 0.03)
                 child.kill()
             killed += nursery.wait(child) == [-9]
-        said |= acknowledged(child)
+        committed |= acknowledged(child)
         store = open_store(url, create=True)
         snapshot = take_snapshot(store)
-        assert said <= set(snapshot.commits), "an acknowledged commit is there"
+        assert committed <= set(snapshot.commits), "an acknowledged commit is there"
         whole = kit.check_whole(snapshot, metas, models)
         assert whole == len(snapshot.commits)
         report = verify(store)
@@ -78,7 +78,7 @@ def kill_often(kit, nursery, folder, moments, size, seed):
             attempts += len({attempt(path) for path in left})
             assert len(temporary) <= writer.PUTS_AT_ONCE * killed
             finished += 1
-            said = set()
+            committed = set()
     assert attempts <= killed and finished
     return killed, torn
 
@@ -99,19 +99,19 @@ def attempt(path):
 
 
 def test_a_killed_writer_loses_nothing_acknowledged(tmp_path, kit, nursery):
-    killed, torn = kill_often(kit, nursery, tmp_path, 10, 6, 1)
-    assert killed >= 6 and torn >= 2, "the kills came in the middle of work"
+    killed, torn = kill_often(kit, nursery, tmp_path, 7, 4, 1)
+    assert killed >= 4 and torn >= 1, "kills hit writers at work"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_a_writer_killed_200_times_loses_nothing_acknowledged(tmp_path, kit, nursery):
     killed, torn = kill_often(kit, nursery, tmp_path, 200, 20, 2)
-    assert killed >= 120 and torn >= 50, "the kills came in the middle of work"
+    assert killed >= 120 and torn >= 50, "kills hit writers at work"
 
 
 def write_side_by_side(kit, nursery, url, processes, rounds, size, seed):
-    """Overlapping sets in different orders, one of the writers killed in every third round."""
+    """Let processes write overlapping sets in different orders; kill one in every third round."""
     rng = random.Random(seed)
     everything: set[str] = set()
     for turn in range(rounds):
@@ -133,7 +133,9 @@ def write_side_by_side(kit, nursery, url, processes, rounds, size, seed):
         assert len(won) == len(set(won)), "an object is made visible once"
         missing = set(paths) - set(won)
         words = [*map(kit.segment_paths, metas), *([path] for path in paths)] * (codes[0] == -9)
-        assert any(missing <= set(said) for said in [[], *words]), "its last word may be lost"
+        assert any(missing <= set(committed) for committed in [[], *words]), (
+            "only a last line may be lost"
+        )
         everything |= set(paths)
         snapshot = take_snapshot(open_store(url))
         assert set(snapshot.commits) == everything
@@ -144,7 +146,7 @@ def write_side_by_side(kit, nursery, url, processes, rounds, size, seed):
 
 
 def test_four_writers_make_every_object_once(tmp_path, kit, nursery):
-    write_side_by_side(kit, nursery, str(tmp_path / "store"), 4, 2, 4, 1)
+    write_side_by_side(kit, nursery, str(tmp_path / "store"), 4, 1, 4, 1)
 
 
 @pytest.mark.slow
@@ -154,9 +156,9 @@ def test_eight_writers_make_every_object_once_in_a_hundred_rounds(tmp_path, kit,
 
 
 def test_readers_beside_writers_see_whole_objects_only(tmp_path, kit, nursery):
-    """P2: every snapshot taken meanwhile holds what was acknowledged before it, all of it whole."""
+    """P2: each snapshot contains, whole, what was acknowledged before it."""
     url = str(tmp_path / "store")
-    numbers = list(range(8))
+    numbers = list(range(6))
     metas, paths = plan(kit, numbers)
     children = [
         nursery.start("write_all", url, order, ALIASES) for order in (numbers, numbers[::-1])
@@ -170,4 +172,4 @@ def test_readers_beside_writers_see_whole_objects_only(tmp_path, kit, nursery):
         seen.append(kit.check_whole(snapshot, metas, [kit.key(a) for a in ALIASES]))
         assert seen[-1] == len(snapshot.commits) >= seen[-2]
     assert nursery.wait(*children) == [0, 0]
-    assert len(set(seen)) > 3, "it was read while it grew"
+    assert len(set(seen)) > 3, "snapshots were taken while the store grew"

