@@ -7,6 +7,7 @@ whose examples write files or run a model asks for a share of them.
 from __future__ import annotations
 
 import gc
+import hashlib
 import importlib.util
 import os
 import sys
@@ -14,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 # Before torch is imported anywhere: on busy cores its threads wait for each other.
@@ -102,6 +103,40 @@ def no_power_cut() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def encode_once() -> Iterator[None]:
+    """Writers encode equal small arrays once: Zarr takes 60 ms of CPU for a segment of 12 steps.
+
+    `store/test_layout.py` tests the encoder itself, and that equal arrays give equal files.
+    """
+    from wsa.store.objects import writer
+
+    encoded: dict[str, arrays.Files] = {}
+
+    def memoize(encode: Callable[[Any], arrays.Files]) -> Callable[[Any], arrays.Files]:
+        def encode_once(given: Any) -> arrays.Files:
+            named = given if isinstance(given, dict) else {"": given}
+            if sum(array.nbytes for array in named.values()) > 1 << 18:
+                return encode(given)
+            digest = hashlib.sha256(encode.__name__.encode())
+            for name, array in named.items():
+                digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+                digest.update(array.tobytes())
+            key = digest.hexdigest()
+            if key not in encoded:
+                encoded[key] = encode(given)
+            return dict(encoded[key])
+
+        return encode_once
+
+    layout = SimpleNamespace(**vars(arrays))
+    layout.encode_group = memoize(arrays.encode_group)
+    layout.encode_embedding = memoize(arrays.encode_embedding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "layout", layout)
         yield
 
 
@@ -277,13 +312,11 @@ def stacked() -> Iterator[Callable[..., Any]]:
         yield make_request
 
 
-@pytest.fixture
-def nursery(kit: ModuleType, tmp_path: Path) -> Iterator[Any]:
-    """A `store_kit.Nursery`, which starts processes with this test's environment in no time."""
-    folder = tmp_path / "nursery"
-    folder.mkdir()
-    with kit.nursery(folder) as made:
-        yield made
+@pytest.fixture(scope="session")
+def nursery(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A `store_kit.Nursery`, which forks processes with the environment of the running test."""
+    with kit.nursery(tmp_path_factory.mktemp("nursery")) as nursery:
+        yield nursery
 
 
 @pytest.fixture(scope="session")

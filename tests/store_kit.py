@@ -456,7 +456,8 @@ class Nursery:
         """Fork a child that does `verb`."""
         self._count += 1
         log = self._folder / f"{self._count}.log"
-        return Child(int(self._ask({"verb": verb, "args": args, "log": str(log)})), log)
+        question = {"verb": verb, "args": args, "log": str(log), "env": dict(os.environ)}
+        return Child(int(self._ask(question)), log)
 
     def wait(self, *children: Child) -> list[int]:
         """Wait for each; returns exit codes, negative for a signal. With 1, a traceback is on stderr."""
@@ -477,7 +478,7 @@ class Nursery:
 
 @contextlib.contextmanager
 def nursery(folder: Path) -> Iterator[Nursery]:
-    """A nursery for the time of a test."""
+    """A nursery that is closed at the end."""
     made = Nursery(folder)
     try:
         yield made
@@ -485,8 +486,10 @@ def nursery(folder: Path) -> Iterator[Nursery]:
         made.close()
 
 
-def _child(verb: str, args: list[Any], log: str) -> int:
-    """Write each line in one call, so that a kill leaves whole lines and perhaps a part of one."""
+def _child(verb: str, args: list[Any], log: str, env: dict[str, str]) -> int:
+    """Do `verb`. Write each line in one call, so that a kill leaves whole lines and perhaps a part of one."""
+    os.environ.clear()
+    os.environ.update(env)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Each backend keeps the promises of the protocol; `MemoryBackend` is the model of the others."""
+"""Every backend passes the conformance suite; `MemoryBackend` is the model for the others."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ class TestMemory(BackendSuite):
 
 
 class TestLocal(BackendSuite):
+    calls = 150
+    many = 200
+
     @pytest.fixture
     def backend(self, tmp_path):
         return LocalBackend(tmp_path / "store")
 
 
 class TestFaultyWithoutFaults(BackendSuite):
+    calls = 100
+    many = 200
+
     @pytest.fixture
     def backend(self):
         return FaultyBackend(MemoryBackend())

@@ -1,3 +1,5 @@
+"""P9: the size that a chunk decodes to is checked before anything is decoded."""
+
 from __future__ import annotations
 
 import json
@@ -12,51 +14,52 @@ from numcodecs import Blosc, Zstd
 from wsa.store.common.errors import DamagedError
 from wsa.store.format import arrays, limits
 
-# Around where the header of a zstd frame takes another width.
+# Around the sizes at which the header of a zstd frame changes its width.
 SIZES = st.one_of(
     st.integers(1, 600), st.integers(65_500, 66_100), st.sampled_from([1 << 17, 1 << 20])
 )
 
 
-def stored(size, compressor, itemsize=1):
-    kind = {1: "uint8", 2: "float16", 4: "float32"}[itemsize]
+def expect_bytes(size, compressor, itemsize=1):
+    """Metadata of an array in one chunk that decodes to `size` bytes."""
+    dtype = {1: "uint8", 2: "float16", 4: "float32"}[itemsize]
     rows = size // itemsize
-    return limits.Stored((rows,), np.dtype(kind), rows, (0,), compressor, False)
+    return limits.Stored((rows,), np.dtype(dtype), rows, (0,), compressor, False)
 
 
-def bytes_of(data):
+def to_array(data):
     return np.frombuffer(data, np.uint8)
 
 
 @given(SIZES, st.integers(1, 22), st.booleans(), st.booleans())
-def test_the_size_in_a_zstd_header_is_read_as_zstd_writes_it(size, level, check, noise):
+def test_the_size_in_a_zstd_header_is_compared(size, level, check, noise):
     data = np.random.default_rng(size).bytes(size) if noise else bytes(size)
-    body = bytes_of(Zstd(level=min(level, 12), checksum=check).encode(data))
-    limits.check_size(stored(size, "zstd"), body)
+    body = to_array(Zstd(level=min(level, 12), checksum=check).encode(data))
+    limits.check_size(expect_bytes(size, "zstd"), body)
     for other in (size - 1, size + 1, 2 * size):
         if other:
             with pytest.raises(ValueError, match=f"{size} bytes, not"):
-                limits.check_size(stored(other, "zstd"), body)
+                limits.check_size(expect_bytes(other, "zstd"), body)
 
 
 @given(SIZES, st.sampled_from([1, 2, 4]), st.integers(0, 9), st.integers(0, 2), st.booleans())
-def test_the_size_in_a_blosc_header_is_read_as_blosc_writes_it(size, item, level, shuffle, noise):
+def test_the_size_in_a_blosc_header_is_compared(size, item, level, shuffle, noise):
     size = -(-size // item) * item
     data = np.random.default_rng(size).bytes(size) if noise else bytes(size)
-    body = bytes_of(Blosc("zstd", level, shuffle, typesize=item).encode(data))
-    limits.check_size(stored(size, "blosc", item), body)
+    body = to_array(Blosc("zstd", level, shuffle, typesize=item).encode(data))
+    limits.check_size(expect_bytes(size, "blosc", item), body)
     with pytest.raises(ValueError):
-        limits.check_size(stored(size + item, "blosc", item), body)
+        limits.check_size(expect_bytes(size + item, "blosc", item), body)
     for cut in (body[:-1], np.append(body, np.uint8(0)), body[:15], body[:0]):
         with pytest.raises(ValueError):
-            limits.check_size(stored(size, "blosc", item), cut)
+            limits.check_size(expect_bytes(size, "blosc", item), cut)
 
 
 @pytest.mark.parametrize("name", ["lz4", "lz4hc", "blosclz", "zlib"])
-def test_blosc_of_another_compressor_is_refused(name):
-    body = bytes_of(Blosc(name, 5, 1, typesize=2).encode(np.zeros(9000, np.float16)))
+def test_another_compressor_inside_blosc_is_refused(name):
+    body = to_array(Blosc(name, 5, 1, typesize=2).encode(np.zeros(9000, np.float16)))
     with pytest.raises(ValueError, match="not compressed by zstd"):
-        limits.check_size(stored(18000, "blosc", 2), body)
+        limits.check_size(expect_bytes(18000, "blosc", 2), body)
 
 
 ARRAY = np.arange(1800, dtype=np.float16).reshape(600, 3)
@@ -65,7 +68,7 @@ ENTRIES = 3
 
 
 def with_index(change):
-    """The shard with its index changed, under a checksum made anew."""
+    """The shard with its index changed, and the checksum of the index recomputed."""
     data = FILES["c.0.0"]
     at = len(data) - 16 * ENTRIES - 4
     index = np.frombuffer(data[at:-4], "<u8").copy().reshape(-1, 2)
@@ -81,7 +84,7 @@ def put(row, column, value):
     return change
 
 
-def shared(index):
+def share_chunk(index):
     index[1] = index[0]
 
 
@@ -95,21 +98,20 @@ def shared(index):
         put(2, 0, 10**6),
         put(1, 1, 10**6),
         put(1, 1, 0),
-        shared,
+        share_chunk,
         lambda index: index.fill(2**64 - 1),
         lambda index: index.fill(0),
     ],
     ids=range(10),
 )
-def test_an_index_that_is_not_a_division_of_the_file_is_refused(change):
+def test_an_index_that_does_not_divide_the_file_is_refused(change):
     files = {**FILES, "c.0.0": with_index(change)}
     with pytest.raises(DamagedError) as damaged:
         arrays.decode_array(files, None, ARRAY.shape, "float16", "x")
     assert damaged.value.kind == "bad-bytes"
 
 
-def test_chunks_may_lie_in_any_order():
-    """A second writer may lay them so; only their index tells."""
+def test_chunks_may_lie_in_any_order_in_the_file():
     data = FILES["c.0.0"]
     at = len(data) - 16 * ENTRIES - 4
     index = np.frombuffer(data[at:-4], "<u8").reshape(-1, 2).tolist()
@@ -129,7 +131,7 @@ def test_chunks_may_lie_in_any_order():
     np.testing.assert_array_equal(found, ARRAY)
 
 
-def test_a_message_names_the_rows():
+def test_the_message_names_the_damaged_rows():
     data = bytearray(FILES["c.0.0"])
     index = np.frombuffer(data[-16 * ENTRIES - 4 : -4], "<u8").reshape(-1, 2).tolist()
     data[index[1][0] + 30] ^= 1
@@ -140,14 +142,14 @@ def test_a_message_names_the_rows():
 @pytest.mark.parametrize(
     "order", [[0], [0, 0], [1, 2], [0, 1, 2], [-1, 0], [1.0, 0], ["1", 0], None, {}]
 )
-def test_axes_in_no_order_are_refused(order):
+def test_an_impossible_order_of_axes_is_refused(order):
     found = json.loads(FILES["zarr.json"])
     found["codecs"][0]["configuration"]["codecs"][0]["configuration"]["order"] = order
     with pytest.raises(DamagedError):
         limits.check_metadata(json.dumps(found).encode(), ARRAY.shape, "float16", "x")
 
 
-def test_a_shard_of_too_many_chunks_is_neither_written_nor_read(monkeypatch):
+def test_a_shard_of_too_many_chunks_is_refused(monkeypatch):
     monkeypatch.setattr(limits, "MAX_CHUNKS", 2)
     with pytest.raises(DamagedError, match="3 chunks"):
         limits.check_metadata(FILES["zarr.json"], ARRAY.shape, "float16", "x")

@@ -1,4 +1,4 @@
-"""What was read of a store's records before is not read again, and is never trusted."""
+"""A local cache of records saves reading them again, and is never trusted."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ COUNT = record_cache.WORTHWHILE + 2
 
 
 @pytest.fixture(scope="module")
-def made(kit):
+def template(kit):
     backend = MemoryBackend()
-    add(kit, backend, range(COUNT))
+    add_models(kit, backend, range(COUNT))
     return backend.files
 
 
 @pytest.fixture
-def many(made):
-    """A place with as many records as are worth remembering, and two more."""
+def many(template):
+    """A store with two records more than a cache is worthwhile for."""
     backend = MemoryBackend()
-    backend.files = dict(made)
+    backend.files = dict(template)
     return backend
 
 
-def add(kit, backend, numbers):
+def add_models(kit, backend, numbers):
     """Commit models, each of one small file."""
     for number in numbers:
         writer.commit_model(backend, ModelMeta(kit.key(f"m{number}")), {"spec.json": b"{}"})
@@ -57,70 +57,71 @@ def record_of(kit, number):
     return names.commit_path(kit.hashing.object_id(names.model_path(kit.key(f"m{number}"))))
 
 
-def reads(backend, earlier=None):
-    """A snapshot, and the files that were read for it."""
+def read_commits(backend, earlier=None):
+    """The commits of a new snapshot, and the files that were read for it."""
     counted = FaultyBackend(backend)
     snapshot = take_snapshot(counted, earlier)
     return snapshot.commits, sorted(c.path for c in counted.calls if c.verb == "get")
 
 
-def file_of(cache):
+def cache_file(cache):
     (file,) = (cache / "catalog").iterdir()
     return file
 
 
 def test_records_are_read_once(kit, many, cache):
     records = sorted(entry.path for entry in many.list("commits"))
-    commits, read = reads(many)
+    commits, read = read_commits(many)
     assert read == records and len(commits) == len(records) == COUNT
-    assert reads(many) == (commits, [])
-    add(kit, many, [1000])
-    grown, read = reads(many)
+    assert read_commits(many) == (commits, [])
+    add_models(kit, many, [1000])
+    grown, read = read_commits(many)
     assert read == [record_of(kit, 1000)] and len(grown) == len(commits) + 1
-    assert reads(many) == (grown, [])
-    # What an earlier snapshot knows is not looked up either.
+    assert read_commits(many) == (grown, [])
+    # Records of an earlier snapshot are not looked up either.
     earlier = take_snapshot(many)
-    file_of(cache).unlink()
-    assert reads(many, earlier) == (grown, [])
+    cache_file(cache).unlink()
+    assert read_commits(many, earlier) == (grown, [])
     assert not list((cache / "catalog").iterdir())
 
 
-def test_few_records_are_read_where_they_are(kit, cache):
-    backend = MemoryBackend()
-    add(kit, backend, range(record_cache.WORTHWHILE - 1))
+def test_few_records_are_not_cached(kit, many, cache):
+    backend = many
+    for number in range(3):
+        backend.delete(record_of(kit, number))
     for _ in range(2):
-        assert len(reads(backend)[1]) == record_cache.WORTHWHILE - 1
+        assert len(read_commits(backend)[1]) == record_cache.WORTHWHILE - 1
     assert not cache.exists()
 
 
-def test_stores_are_told_apart(kit, many, cache):
+def test_each_store_has_its_own_cache(kit, many, cache):
     other = MemoryBackend("memory://other", lambda: 7.0)
     for path, (data, _) in many.files.items():
         other.put_new(path, data)
     take_snapshot(many)
-    assert len(reads(other)[1]) == COUNT
+    assert len(read_commits(other)[1]) == COUNT
     assert len(list((cache / "catalog").iterdir())) == 2
 
 
-def test_a_record_removed_or_made_anew_is_noticed(kit, many):
-    before, _ = reads(many)
+def test_removed_and_replaced_records_are_noticed(kit, many):
+    before, _ = read_commits(many)
     many.delete(record_of(kit, 3))
-    commits, read = reads(many)
+    commits, read = read_commits(many)
     assert len(commits) == len(before) - 1 and read == []
     many.delete(record_of(kit, 4))
-    add(kit, many, [4])
-    commits, read = reads(many)
+    add_models(kit, many, [4])
+    commits, read = read_commits(many)
     assert read == [record_of(kit, 4)]
     model = names.model_path(kit.key("m4"))
     assert commits[model].attempt != before[model].attempt
     many.delete(record_of(kit, 4))
-    # Listed, and gone before it is read.
+    # A record may disappear between the listing and its reading.
     listed = [*many.list(""), reader.Entry(record_of(kit, 4), 500, 1.0)]
     many.list = lambda prefix: iter([e for e in listed if e.path.startswith(prefix)])
-    assert model not in reads(many)[0]
+    assert model not in read_commits(many)[0]
 
 
-def test_a_damaged_record_is_not_remembered(kit, many, cache):
+def test_a_damaged_record_is_not_cached(kit, many, cache):
     path = record_of(kit, 9)
     data, moment = many.files[path]
     many.files[path] = data[:-1] + b" ", moment
@@ -128,10 +129,10 @@ def test_a_damaged_record_is_not_remembered(kit, many, cache):
         with pytest.raises(DamagedError, match=path):
             take_snapshot(many)
     many.files[path] = data, moment
-    assert len(reads(many)[0]) == COUNT
+    assert len(read_commits(many)[0]) == COUNT
 
 
-def cut(file):
+def truncate(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
 
 
@@ -151,13 +152,13 @@ def make_folder(file):
     file.mkdir()
 
 
-def forget_folder(file):
+def replace_folder(file):
     file.unlink()
     file.parent.rmdir()
     file.parent.write_text("no folder")
 
 
-def run(*statements):
+def execute(*statements):
     def change(file):
         with sqlite3.connect(file) as database:
             for statement in statements:
@@ -170,72 +171,75 @@ def run(*statements):
 BROKEN = {
     "emptied": lambda file: file.write_bytes(b""),
     "noise": lambda file: file.write_bytes(b"noise" * 5000),
-    "cut": cut,
+    "cut": truncate,
     "every byte changed": flip_all,
     "some bytes changed": flip_some,
     "a folder": make_folder,
-    "in no folder": forget_folder,
-    "another table": run("DROP TABLE record", "CREATE TABLE record (path TEXT, more TEXT)"),
-    "no table": run("DROP TABLE record"),
-    "numbers for records": run("UPDATE record SET data = 5"),
-    "text for records": run("UPDATE record SET data = CAST(data AS TEXT)"),
-    "nothing for records": run("UPDATE record SET data = NULL, bytes = NULL"),
-    "times as text": run("UPDATE record SET modified = 'x'"),
-    "damaged records": run("UPDATE record SET data = CAST(substr(data, 2) AS BLOB)"),
-    "records of other objects": run("UPDATE record SET data = (SELECT data FROM record LIMIT 1)"),
+    "in no folder": replace_folder,
+    "another table": execute("DROP TABLE record", "CREATE TABLE record (path TEXT, more TEXT)"),
+    "no table": execute("DROP TABLE record"),
+    "numbers for records": execute("UPDATE record SET data = 5"),
+    "text for records": execute("UPDATE record SET data = CAST(data AS TEXT)"),
+    "nothing for records": execute("UPDATE record SET data = NULL, bytes = NULL"),
+    "times as text": execute("UPDATE record SET modified = 'x'"),
+    "damaged records": execute("UPDATE record SET data = CAST(substr(data, 2) AS BLOB)"),
+    "records of other objects": execute(
+        "UPDATE record SET data = (SELECT data FROM record LIMIT 1)"
+    ),
 }
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_broken_catalogue_changes_nothing(kit, many, cache, how):
-    whole, _ = reads(many)
-    BROKEN[how](file_of(cache))
+def test_a_broken_cache_changes_no_result(kit, many, cache, how):
+    whole, _ = read_commits(many)
+    BROKEN[how](cache_file(cache))
     for _ in range(3):
-        assert reads(many)[0] == whole
-    add(kit, many, [1000])
-    assert len(reads(many)[0]) == len(whole) + 1
+        assert read_commits(many)[0] == whole
+    add_models(kit, many, [1000])
+    assert len(read_commits(many)[0]) == len(whole) + 1
 
 
 @pytest.mark.parametrize("how", ["emptied", "noise", "cut", "every byte changed", "no table"])
-def test_a_broken_catalogue_is_made_anew(many, cache, how):
+def test_a_broken_cache_is_replaced(many, cache, how):
     take_snapshot(many)
-    BROKEN[how](file_of(cache))
+    BROKEN[how](cache_file(cache))
     take_snapshot(many)
     take_snapshot(many)
-    assert reads(many)[1] == []
+    assert read_commits(many)[1] == []
 
 
 @pytest.mark.parametrize("call", ["connect", "mkdir"])
-def test_a_catalogue_that_may_not_be_written_changes_nothing(many, cache, monkeypatch, call):
+def test_a_read_only_cache_changes_no_result(many, cache, monkeypatch, call):
     def refuse(*args, **kwargs):
         raise sqlite3.OperationalError("readonly") if call == "connect" else PermissionError(13)
 
     target = {"connect": "sqlite3.connect", "mkdir": "pathlib.Path.mkdir"}[call]
     monkeypatch.setattr(target, refuse)
     for _ in range(2):
-        commits, read = reads(many)
+        commits, read = read_commits(many)
         assert len(commits) == len(read) == COUNT
 
 
-def test_a_catalogue_in_use_is_not_waited_for(many, cache, monkeypatch):
-    whole, _ = reads(many)
+def test_a_locked_cache_is_not_waited_for(many, cache, monkeypatch):
+    whole, _ = read_commits(many)
     real = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda path, timeout: real(path, timeout=0))
-    other = real(file_of(cache))
+    other = real(cache_file(cache))
     other.execute("BEGIN EXCLUSIVE")
-    commits, read = reads(many)
+    commits, read = read_commits(many)
     assert commits == whole and len(read) == len(whole)
     other.close()
-    assert reads(many) == (whole, [])
+    assert read_commits(many) == (whole, [])
 
 
-def test_processes_share_a_catalogue(kit, on_disk, cache, nursery):
-    add(kit, on_disk, range(COUNT))
+def test_processes_share_a_cache(kit, template, on_disk, cache, nursery):
+    for path, (data, _) in template.items():
+        on_disk.put_new(path, data)
     at = time.time() + 0.2
     children = [nursery.start("count", on_disk.url, str(cache), at) for _ in range(4)]
     assert nursery.wait(*children) == [0] * 4
-    said = {line for child in children for line in child.said()}
-    commits, read = reads(on_disk)
+    reports = {line for child in children for line in child.said()}
+    commits, read = read_commits(on_disk)
     assert read == [] and len(commits) == COUNT
     checks = kit.hashing.identity(sorted(c.check for c in commits.values()))
-    assert said == {f"{len(commits)} {checks}"}
+    assert reports == {f"{len(commits)} {checks}"}

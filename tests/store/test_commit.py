@@ -1,4 +1,4 @@
-"""Writer and reader together: what becomes visible, when, and what happens to leftovers."""
+"""Writer and reader: what a snapshot shows, what is refused, and what a record says."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from wsa.store.common.errors import (
     UsageError,
 )
 from wsa.store.format import records
-from wsa.store.format.records import EmbeddingMeta, FramesMeta, ModelMeta
+from wsa.store.format.records import FramesMeta, ModelMeta
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects import writer
-from wsa.store.objects.snapshot import Snapshot, take_objects, take_snapshot
+from wsa.store.objects.snapshot import take_objects, take_snapshot
 from wsa.store.testing.faults import MemoryBackend
 
 
@@ -32,7 +32,7 @@ def store(in_memory):
     return in_memory
 
 
-def test_a_commit_is_seen_whole_by_later_snapshots_only(store, kit):
+def test_only_later_snapshots_show_a_commit(store, kit):
     key = kit.key()
     before = take_snapshot(store)
     meta, _ = kit.add_segment(store, indexed=False)
@@ -57,12 +57,12 @@ def test_a_commit_is_seen_whole_by_later_snapshots_only(store, kit):
     )
 
 
-def test_a_segment_without_its_frames_is_read_but_for_them(on_disk, kit):
-    """As after a pull for training, which takes the rows alone."""
+def test_the_rows_of_a_segment_without_frames_can_be_read(on_disk, kit):
+    """As after a pull for training, which copies only rows."""
     meta, arrays = kit.add_segment(on_disk)
     kit.add_embedding(on_disk, meta, kit.key())
-    pictures, rows = kit.segment_paths(meta)
-    on_disk.delete(names.commit_path(kit.hashing.object_id(pictures)))
+    frames, rows = kit.segment_paths(meta)
+    on_disk.delete(names.commit_path(kit.hashing.object_id(frames)))
     snapshot = take_snapshot(on_disk)
     assert snapshot.segments() == [meta] and snapshot.frames() == []
     assert kit.check_whole(snapshot, [meta], [kit.key()]) == 2
@@ -75,7 +75,7 @@ def test_a_segment_without_its_frames_is_read_but_for_them(on_disk, kit):
         assert word in str(missing.value)
 
 
-def test_frames_of_another_number_than_their_segments_are_damage(store, kit):
+def test_a_wrong_number_of_frames_is_damage(store, kit):
     meta, arrays = kit.remember(0)
     of = FramesMeta(meta.game, meta.segment, meta.frames - 1, 6, 5, True)
     files = kit.layout.encode_group({"frames": arrays["frames"][:-1], "palette": arrays["palette"]})
@@ -87,8 +87,7 @@ def test_frames_of_another_number_than_their_segments_are_damage(store, kit):
 
 
 @pytest.mark.parametrize("damage", ["none", "cut", "gone"])
-def test_reads_side_by_side_give_the_same(kit, damage):
-    """On a place that is worth several requests at once."""
+def test_concurrent_reads_give_the_same(kit, damage):
     one_by_one = MemoryBackend()
     side_by_side = MemoryBackend(at_once=8)
     side_by_side.files = one_by_one.files
@@ -99,7 +98,7 @@ def test_reads_side_by_side_give_the_same(kit, damage):
         data, moment = one_by_one.files.pop(path)
         if damage == "cut":
             one_by_one.files[path] = data[:-1], moment
-    told = []
+    errors = []
     for backend in (one_by_one, side_by_side):
         snapshot = take_snapshot(backend)
         assert list(snapshot.commits) == list(take_snapshot(one_by_one).commits)
@@ -108,16 +107,16 @@ def test_reads_side_by_side_give_the_same(kit, damage):
         try:
             rows = snapshot.read_rows(metas[0])
         except DamagedError as error:
-            told.append((error.kind, str(error)))
+            errors.append((error.kind, str(error)))
         else:
             _, arrays = kit.by_id(metas[0])
             for name, array in rows.items():
                 np.testing.assert_array_equal(array, arrays[name])
-    assert len(told) == (0 if damage == "none" else 2) and len(set(told)) <= 1
+    assert len(errors) == (0 if damage == "none" else 2) and len(set(errors)) <= 1
 
 
 @pytest.mark.parametrize("indexed", [True, False])
-def test_frames_are_read_as_rgb_and_fit_their_digests(store, kit, indexed):
+def test_frames_are_read_as_rgb_and_match_their_digests(store, kit, indexed):
     meta, arrays = kit.add_segment(store, indexed=indexed, steps=40)
     kit.add_segment(store, 0, game="Seaquest")
     snapshot = take_snapshot(store)
@@ -145,7 +144,7 @@ def test_a_snapshot_may_build_on_an_earlier_one(store, kit, monkeypatch):
     assert take_snapshot(store).commits == later.commits
 
 
-def test_a_few_objects_are_found_without_the_others(store, kit):
+def test_single_objects_are_found_without_reading_the_others(store, kit):
     meta, _ = kit.add_segment(store, 0)
     kit.add_segment(store, 1)
     path = names.segment_path(meta.game, meta.segment)
@@ -154,30 +153,7 @@ def test_a_few_objects_are_found_without_the_others(store, kit):
         take_objects(store, [path, names.model_path(kit.key())])
 
 
-def test_nothing_is_visible_before_the_record(store, kit):
-    """The writer dies at each of its writes in turn: no half of an object is ever seen."""
-    meta, arrays = kit.remember(0)
-    pictures, rows = kit.segment_paths(meta)
-    of_frames = 1 + 2 * 2 + 1  # A group, two arrays, then the record; before the rows.
-    done = 0
-    for done in range(100):
-        try:
-            writer.commit_segment(kit.Dying(store, done), meta, arrays)
-            break
-        except KeyboardInterrupt:
-            seen = take_snapshot(store).commits
-            assert set(seen) == (set() if done < of_frames else {pictures})
-            assert verify(store).leftovers == done - len(seen) * of_frames
-            assert not verify(store).damage
-            for path in kit.all_files(store):
-                if path != "wsa.json":
-                    store.delete(path)
-    assert done == 2 * len(arrays) + 2 * 2
-    assert set(take_snapshot(store).commits) == {pictures, rows}
-    assert kit.check_whole(take_snapshot(store), [meta], []) == 2
-
-
-def test_the_second_commit_changes_nothing(store, kit):
+def test_a_repeated_commit_changes_nothing(store, kit):
     meta, arrays = kit.remember(0)
     described, array = kit.fake_embedding(meta, kit.key())
     files = {"spec.json": b"{}"}
@@ -194,15 +170,11 @@ def test_the_second_commit_changes_nothing(store, kit):
     assert writer.committed(store, meta) and writer.committed(store, described)
 
 
-def embedding(kit, store, shape=(3,), **options):
-    meta, _ = kit.add_segment(store, **options)
-    return meta, *kit.fake_embedding(meta, kit.key(), shape)
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("shape", [(3,), (2, 2, 2)])
 def test_embeddings_that_are_not_finite_are_refused(store, kit, bad, shape):
-    meta, described, array = embedding(kit, store, shape)
+    meta, _ = kit.add_segment(store)
+    described, array = kit.fake_embedding(meta, kit.key(), shape)
     array[4, 0] = bad
     before = kit.all_files(store)
     with pytest.raises(ConflictError) as conflict:
@@ -225,17 +197,14 @@ def test_embeddings_that_are_not_finite_are_refused(store, kit, bad, shape):
         (np.nan, np.float32),
     ],
 )
-def test_what_exceeds_float16_is_stored_as_float32(value, dtype):
+def test_values_beyond_float16_are_stored_as_float32(value, dtype):
     array = np.array([[0, 1], [value, 2]], np.float32)
     assert writer.embedding_dtype(array) is dtype
     assert np.isfinite(array.astype(dtype)).all() or not np.isfinite(value)
-
-
-def test_no_embeddings_at_all_are_float16():
     assert writer.embedding_dtype(np.zeros((0, 3), np.float32)) is np.float16
 
 
-def test_arrays_that_do_not_fit_their_record_are_refused(store, kit):
+def test_arrays_that_do_not_match_their_record_are_refused(store, kit):
     meta, arrays = kit.remember(0)
     for wrong in (
         {**arrays, "reward": arrays["reward"][:-1]},
@@ -258,27 +227,25 @@ def test_arrays_that_do_not_fit_their_record_are_refused(store, kit):
 
 
 @pytest.mark.parametrize(
-    "change", [{"episodes": ((1, float("nan")),)}, {"rows": -1}, {"seed": "7"}, {"env": 2**63}]
+    ("change", "error"),
+    [
+        *(({"episodes": ((1, float("nan")),)}, ValueError), ({"rows": -1}, ValueError)),
+        *(({"seed": "7"}, ValueError), ({"env": 2**63}, ValueError)),
+        # Names are checked before they become paths.
+        *(({"game": "../Pong"}, UsageError), ({"segment": "x/../.."}, UsageError)),
+    ],
 )
-def test_a_record_that_could_not_be_read_is_not_written(store, kit, change):
+def test_an_invalid_record_is_not_written(store, kit, change, error):
     meta, arrays = kit.remember(0)
-    with pytest.raises(ValueError):
+    with pytest.raises(error) as refused:
         writer.commit_segment(store, msgspec.structs.replace(meta, **change), arrays)
-    assert list(kit.all_files(store)) == ["wsa.json"]
-
-
-@pytest.mark.parametrize("field, value", [("game", "../Pong"), ("segment", "x/../..")])
-def test_names_are_checked_before_they_are_paths(store, kit, field, value):
-    meta, arrays = kit.remember(0)
-    with pytest.raises(UsageError) as refused:
-        writer.commit_segment(store, msgspec.structs.replace(meta, **{field: value}), arrays)
-    assert refused.value.kind == "bad-name"
+    assert getattr(refused.value, "kind", "bad-name") == "bad-name"
     with pytest.raises(UsageError):
         writer.commit_model(store, ModelMeta("../x"), {"spec.json": b""})
     assert list(kit.all_files(store)) == ["wsa.json"]
 
 
-def test_records_say_who_and_how(store, kit, monkeypatch):
+def test_a_record_states_author_time_and_command(store, kit, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/wsa", "collect", "--game", "caf\udce9"])
     monkeypatch.setattr(getpass, "getuser", lambda: "ann")
     meta, _ = kit.add_segment(store)
@@ -288,16 +255,15 @@ def test_records_say_who_and_how(store, kit, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyError("uid"), OSError("no name")])
-def test_a_user_without_a_name_is_a_number(store, kit, monkeypatch, error):
+def test_an_author_without_a_name_is_a_number(monkeypatch, error):
     def getuser():
         raise error
 
     monkeypatch.setattr(getpass, "getuser", getuser)
     assert writer.author().startswith(f"{os.getuid()}@")
-    kit.add_segment(store)
 
 
-def test_models_of_a_game_have_encoded_all_of_it(store, kit):
+def test_the_models_of_a_game_are_those_that_encoded_all_of_it(store, kit):
     vit, lite = kit.key("vit"), kit.key("lite0")
     metas = [kit.add_segment(store, number)[0] for number in range(2)]
     other, _ = kit.add_segment(store, game="Seaquest")
@@ -326,7 +292,7 @@ def test_objects_never_committed_are_missing(store, kit):
             read()
 
 
-def test_half_made_files_of_copying_tools_are_no_records(store, kit):
+def test_partial_files_of_copying_tools_are_not_records(store, kit):
     meta, _ = kit.add_segment(store)
     record = kit.paths(store, "commits")[0]
     for name in (f".{record[-10:]}.Xa12", "x.json.part", ".DS_Store"):
@@ -336,7 +302,7 @@ def test_half_made_files_of_copying_tools_are_no_records(store, kit):
     assert (report.damage, report.leftovers) == ((), 3)
 
 
-def test_a_record_removed_while_it_is_listed_is_not_seen(store, kit, monkeypatch):
+def test_a_record_removed_during_a_listing_is_not_seen(store, kit, monkeypatch):
     kit.add_model(store, kit.key("vit"))
     kit.add_model(store, kit.key("lite0"))
     listed = list(store.list("commits"))
@@ -362,7 +328,7 @@ def test_a_damaged_record_is_refused_until_it_is_removed(on_disk, kit):
     assert kit.check_whole(take_snapshot(on_disk), metas, []) == 6
 
 
-def test_a_store_that_cannot_be_listed_is_no_empty_store(on_disk, kit, monkeypatch):
+def test_a_store_that_cannot_be_listed_does_not_look_empty(on_disk, kit, monkeypatch):
     kit.add_segment(on_disk)
     monkeypatch.setattr(
         os, "scandir", lambda path: (_ for _ in ()).throw(PermissionError(13, "no"))
@@ -371,18 +337,10 @@ def test_a_store_that_cannot_be_listed_is_no_empty_store(on_disk, kit, monkeypat
         take_snapshot(on_disk)
 
 
-def test_snapshots_hold_embedding_metas_as_written(store, kit):
-    meta, _ = kit.add_segment(store)
-    kit.add_embedding(store, meta, kit.key(), dtype="float32", scale=1e6)
-    (found,) = take_snapshot(store).embeddings()
-    assert found == EmbeddingMeta(
-        "Pong", meta.segment, kit.key(), (meta.frames, 3), "float32", meta.frames, 0, 0.5
-    )
-    assert isinstance(take_snapshot(store), Snapshot)
-
-
-def test_a_commit_is_its_flushes_and_its_bytes_and_nothing_more(on_disk, kit, monkeypatch):
-    """Three files, the folders they appear in, and the folders that are new: nine flushes."""
+def test_a_commit_flushes_each_file_and_folder_once_and_writes_no_byte_twice(
+    on_disk, kit, monkeypatch
+):
+    """Three files, the folders they appear in, and new folders: nine flushes."""
     key = kit.key()
     meta, _ = kit.add_segment(on_disk)
     later, _ = kit.add_segment(on_disk, 1)

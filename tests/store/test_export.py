@@ -1,3 +1,5 @@
+"""An export is a plain Zarr group that other libraries read."""
+
 from __future__ import annotations
 
 import fcntl
@@ -14,7 +16,6 @@ import xarray
 import zarr
 from numpy.typing import NDArray
 
-from wsa.store.backends.base import Backend
 from wsa.store.common import names
 from wsa.store.common.errors import ConflictError, DamagedError, MissingError
 from wsa.store.exchange import export as columns
@@ -25,16 +26,12 @@ from wsa.store.testing.faults import MemoryBackend
 RUN_B = "ba9876543210"
 
 
-@pytest.fixture
-def store(in_memory):
-    return in_memory
-
-
-@pytest.fixture
-def snapshot(kit: ModuleType, store: Backend) -> Snapshot:
-    """A run of three segments that continue each other, one of which begins inside an episode; an
-    environment of which the first segment is missing; another run. Two models, one of them of
-    float32 in one segment."""
+@pytest.fixture(scope="module")
+def template(kit: ModuleType) -> MemoryBackend:
+    """A run of three consecutive segments, one of which begins inside an episode; an environment
+    whose first segment is missing; another run. Two models, one with float32 in one segment."""
+    store = MemoryBackend()
+    store.put_new("wsa.json", b'{"format":1}')
     vit, cnn = kit.key("vit"), kit.key("cnn")
     for number, options in (
         (0, {"ends": (4, 9)}),
@@ -48,34 +45,46 @@ def snapshot(kit: ModuleType, store: Backend) -> Snapshot:
         kit.add_embedding(store, meta, cnn, dtype="float32" if number == 2 else "float16")
     kit.add_model(store, vit)
     kit.add_model(store, cnn)
+    return store
+
+
+@pytest.fixture
+def store(template: MemoryBackend) -> MemoryBackend:
+    copy = MemoryBackend(template.url)
+    copy.files = dict(template.files)
+    return copy
+
+
+@pytest.fixture
+def snapshot(store: MemoryBackend) -> Snapshot:
     return take_snapshot(store)
 
 
-def write(snapshot: Snapshot, kit: ModuleType, path: Path, **options: Any) -> ExportPlan:
+def export_all(snapshot: Snapshot, kit: ModuleType, path: Path, **options: Any) -> ExportPlan:
     plan = plan_export(snapshot, kit.GAME, [kit.key("vit"), kit.key("cnn")], **options)
     export(snapshot, plan, path)
     return plan
 
 
-def ordered(snapshot: Snapshot, kit: ModuleType) -> list[Any]:
+def in_order(snapshot: Snapshot, kit: ModuleType) -> list[Any]:
     return sorted(snapshot.segments(kit.GAME), key=lambda m: (m.run, m.env, m.start))
 
 
-def stored(snapshot: Snapshot, kit: ModuleType, read: Any) -> NDArray[Any]:
-    return np.concatenate([read(meta) for meta in ordered(snapshot, kit)])
+def concatenate(snapshot: Snapshot, kit: ModuleType, read: Any) -> NDArray[Any]:
+    return np.concatenate([read(meta) for meta in in_order(snapshot, kit)])
 
 
-def test_zarr_dask_and_xarray_read_what_the_store_holds(
-    kit: ModuleType, snapshot: Snapshot, tmp_path: Path
-) -> None:
+def test_zarr_dask_and_xarray_read_what_the_store_holds(kit, snapshot, tmp_path):
     path = tmp_path / "pong.zarr"
-    plan = write(snapshot, kit, path, pictures=True)
+    plan = export_all(snapshot, kit, path, pictures=True)
     expected = {
-        key: stored(snapshot, kit, lambda m, k=key: snapshot.read_embedding(m.game, k, m.segment))
+        key: concatenate(
+            snapshot, kit, lambda m, k=key: snapshot.read_embedding(m.game, k, m.segment)
+        )
         for key in plan.models
     }
-    expected["digest"] = stored(snapshot, kit, snapshot.read_digests)
-    expected["frames"] = stored(snapshot, kit, snapshot.read_frames)
+    expected["digest"] = concatenate(snapshot, kit, snapshot.read_digests)
+    expected["frames"] = concatenate(snapshot, kit, snapshot.read_frames)
     group: Any = zarr.open_group(path, mode="r")
     table = xarray.open_zarr(path)
     assert group.metadata.consolidated_metadata is not None
@@ -101,15 +110,13 @@ def test_zarr_dask_and_xarray_read_what_the_store_holds(
     assert picked.shape == (table.sizes["row"], 2, 3)
 
 
-def test_rows_show_the_frames_of_their_segment(
-    kit: ModuleType, snapshot: Snapshot, tmp_path: Path
-) -> None:
-    write(snapshot, kit, tmp_path / "x")
+def test_rows_show_the_frames_of_their_segment(kit, snapshot, tmp_path):
+    export_all(snapshot, kit, tmp_path / "x")
     found: Any = zarr.open_group(tmp_path / "x", mode="r")
     table = {name: found[name][...] for name in columns.ROW_COLUMNS}
     digest = found["digest"][...]
-    assert found.attrs["segments"] == [meta.segment for meta in ordered(snapshot, kit)]
-    for number, meta in enumerate(ordered(snapshot, kit)):
+    assert found.attrs["segments"] == [meta.segment for meta in in_order(snapshot, kit)]
+    for number, meta in enumerate(in_order(snapshot, kit)):
         rows = snapshot.read_rows(meta)
         here = table["segment"] == number
         acted = rows["action"] >= 0
@@ -124,18 +131,16 @@ def test_rows_show_the_frames_of_their_segment(
         )
 
 
-def test_segments_that_continue_each_other_are_joined(
-    kit: ModuleType, snapshot: Snapshot, tmp_path: Path
-) -> None:
-    plan = write(snapshot, kit, tmp_path / "x")
+def test_consecutive_segments_are_joined(kit, snapshot, tmp_path):
+    plan = export_all(snapshot, kit, tmp_path / "x")
     found: Any = zarr.open_group(tmp_path / "x", mode="r")
     table = {name: found[name][...] for name in columns.ROW_COLUMNS}
-    # The only repeated rows were the three of context and the closing one before them.
+    # Only three rows of context and the closing row before them are repeated.
     assert plan.rows - len(table["action"]) == 4
     first = table["step"][(table["segment"] == 1) & ~table["context"]]
     last = table["step"][table["segment"] == 0]
     assert first[0] == last[-1] + 1
-    # Where the segment before is missing, the context stays and is marked.
+    # If the previous segment is missing, the context stays and is marked.
     context = np.flatnonzero(table["context"])
     assert table["segment"][context].tolist() == [3, 3, 3]
     assert table["step"][context].tolist() == [9, 10, 11]
@@ -148,22 +153,18 @@ def test_segments_that_continue_each_other_are_joined(
         assert actions[-1] == -1 and (actions[:-1] >= 0).all()
 
 
-def test_attributes_say_where_it_came_from(
-    kit: ModuleType, snapshot: Snapshot, tmp_path: Path
-) -> None:
-    write(snapshot, kit, tmp_path / "x")
-    said: Any = zarr.open_group(tmp_path / "x", mode="r").attrs.asdict()
-    assert (said["game"], said["store"]) == (kit.GAME, snapshot.backend.url)
-    assert said["models"].keys() == {kit.key("vit"), kit.key("cnn")}
-    assert said["runs"][kit.RUN]["protocol"]["frame_skip"] == 4
-    assert said["runs"].keys() == {kit.RUN, RUN_B}
-    assert "@" in said["authors"][0]
+def test_attributes_state_the_origin(kit, snapshot, tmp_path):
+    export_all(snapshot, kit, tmp_path / "x")
+    attributes: Any = zarr.open_group(tmp_path / "x", mode="r").attrs.asdict()
+    assert (attributes["game"], attributes["store"]) == (kit.GAME, snapshot.backend.url)
+    assert attributes["models"].keys() == {kit.key("vit"), kit.key("cnn")}
+    assert attributes["runs"][kit.RUN]["protocol"]["frame_skip"] == 4
+    assert attributes["runs"].keys() == {kit.RUN, RUN_B}
+    assert "@" in attributes["authors"][0]
 
 
-def test_columns_are_written_in_whole_chunks(
-    kit: ModuleType, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(snapshot, kit, tmp_path / "large", pictures=True)
+def test_columns_are_written_in_whole_chunks(kit, snapshot, tmp_path, monkeypatch):
+    export_all(snapshot, kit, tmp_path / "large", pictures=True)
     monkeypatch.setattr(columns, "CHUNK_BYTES", 64)
     written: list[tuple[int, int]] = []
     put = columns.Column._put
@@ -173,7 +174,7 @@ def test_columns_are_written_in_whole_chunks(
         put(self, rows)
 
     monkeypatch.setattr(columns.Column, "_put", watched)
-    write(snapshot, kit, tmp_path / "small", pictures=True)
+    export_all(snapshot, kit, tmp_path / "small", pictures=True)
     assert all(start == 0 for start, _ in written)
     large, small = (
         dict(zarr.open_group(tmp_path / name, mode="r").arrays()) for name in ("large", "small")
@@ -185,10 +186,8 @@ def test_columns_are_written_in_whole_chunks(
         np.testing.assert_array_equal(array[...], large[name][...])
 
 
-def test_a_plan_says_what_there_will_be(
-    kit: ModuleType, snapshot: Snapshot, tmp_path: Path
-) -> None:
-    plan = write(snapshot, kit, tmp_path / "x", pictures=True)
+def test_a_plan_predicts_frames_rows_and_bytes(kit, snapshot, tmp_path):
+    plan = export_all(snapshot, kit, tmp_path / "x", pictures=True)
     found: Any = zarr.open_group(tmp_path / "x", mode="r")
     rows = found["action"].shape[0]
     assert found["digest"].shape[0] == plan.frames == 42
@@ -197,36 +196,36 @@ def test_a_plan_says_what_there_will_be(
     assert plan.bytes == nbytes + (plan.rows - rows) * row
 
 
-def test_what_is_there_is_left_alone(kit: ModuleType, snapshot: Snapshot, tmp_path: Path) -> None:
+def test_existing_files_are_left_alone(kit, snapshot, tmp_path):
     for path in (tmp_path / "file", tmp_path / "folder"):
         path.mkdir() if path.name == "folder" else path.write_text("mine")
         with pytest.raises(ConflictError, match="Export to another path"):
-            write(snapshot, kit, path)
+            export_all(snapshot, kit, path)
     partial = tmp_path / "x.partial"
     partial.mkdir()
     (partial / "notes.txt").write_text("mine")
     with pytest.raises(ConflictError, match="is not an export's"):
-        write(snapshot, kit, tmp_path / "x")
+        export_all(snapshot, kit, tmp_path / "x")
     assert (partial / "notes.txt").read_text() == "mine"
     assert not (tmp_path / "x").exists()
 
 
-def test_two_do_not_write_one_export(kit: ModuleType, snapshot: Snapshot, tmp_path: Path) -> None:
+def test_two_processes_cannot_write_one_export(kit, snapshot, tmp_path):
     partial = tmp_path / "x.partial"
     partial.mkdir()
     handle = os.open(partial, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     with pytest.raises(ConflictError, match="Another process") as busy:
-        write(snapshot, kit, tmp_path / "x")
+        export_all(snapshot, kit, tmp_path / "x")
     assert busy.value.kind == "run-exists"
     os.close(handle)
-    write(snapshot, kit, tmp_path / "x")
+    export_all(snapshot, kit, tmp_path / "x")
     assert not partial.exists()
 
 
-def test_an_export_is_whole_or_absent(kit: ModuleType, snapshot: Snapshot, tmp_path: Path) -> None:
-    """Damage in the third segment stops it; the same command later begins anew."""
-    meta = ordered(snapshot, kit)[2]
+def test_an_export_is_complete_or_absent(kit, snapshot, tmp_path):
+    """Damage in the third segment stops it; the same command later starts again."""
+    meta = in_order(snapshot, kit)[2]
     commit = snapshot.commit(names.segment_path(meta.game, meta.segment))
     largest = max(commit.files, key=lambda file: file.bytes)
     path = f"{commit.folder}/{largest.name}"
@@ -235,11 +234,11 @@ def test_an_export_is_whole_or_absent(kit: ModuleType, snapshot: Snapshot, tmp_p
     whole = files[path]
     files[path] = (whole[0][:-1], whole[1])
     with pytest.raises(DamagedError):
-        write(snapshot, kit, tmp_path / "x")
+        export_all(snapshot, kit, tmp_path / "x")
     assert not (tmp_path / "x").exists()
     assert (tmp_path / "x.partial").exists()
     files[path] = whole
-    plan = write(snapshot, kit, tmp_path / "x")
+    plan = export_all(snapshot, kit, tmp_path / "x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x"]
     found: Any = zarr.open_group(tmp_path / "x", mode="r")
     assert {name for name, _ in found.arrays()} == {
@@ -248,7 +247,7 @@ def test_an_export_is_whole_or_absent(kit: ModuleType, snapshot: Snapshot, tmp_p
     }
 
 
-def test_what_cannot_be_exported(kit: ModuleType, store: Backend, snapshot: Snapshot) -> None:
+def test_missing_games_embeddings_and_frames_are_named(kit, store, snapshot):
     with pytest.raises(MissingError, match="wsa collect --game Breakout"):
         plan_export(snapshot, "Breakout")
     meta, _ = kit.add_segment(store, 7)

@@ -1,3 +1,5 @@
+"""Flat maps: copies of a game's rows and embeddings in the cache, memory-mapped, equal to the store."""
+
 from __future__ import annotations
 
 import errno
@@ -24,8 +26,10 @@ from wsa.store.format import arrays
 from wsa.store.objects import flat_map
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
+from wsa.store.testing.faults import MemoryBackend
 
-SHAPES = {"lite0": (3,), "vit": (2, 2)}
+# Shape and window of each model; models of windows and of single frames are mixed.
+MODELS = {"lite0": ((3,), 1), "pair": ((2, 2), 2), "vit": ((2, 2), 1), "moving": ((1,), 4)}
 
 
 @pytest.fixture
@@ -35,71 +39,75 @@ def store(in_memory):
 
 @pytest.fixture
 def models(kit):
-    return [kit.key(alias) for alias in SHAPES]
+    return [kit.key(alias) for alias in MODELS]
 
 
-def fill(store, kit, numbers, **options):
-    """Segments of one environment, each cut where the last one ended, encoded by two models."""
+def fill(store, kit, numbers, aliases=tuple(MODELS), first=None, **options):
+    """Commit consecutive segments of one environment, encoded by these models.
+
+    Args:
+        first: Other options of the embeddings of the first model.
+    """
     metas = []
     for number in numbers:
-        made = {"steps": 9, "ends": (2, 3, 6), "frames": 7, "cut": number > 0, **options}
-        meta, _ = kit.add_segment(store, number, **made)
-        for alias, shape in SHAPES.items():
-            kit.add_embedding(store, meta, kit.key(alias), shape=shape)
+        segment = {"steps": 9, "ends": (2, 3, 6), "frames": 7, "cut": number > 0, **options}
+        meta, _ = kit.add_segment(store, number, **segment)
+        for alias in aliases:
+            shape, window = MODELS[alias]
+            changed = (first or {}) if alias == aliases[0] else {}
+            embedding = {"shape": shape, "window": window, **changed}
+            kit.add_embedding(store, meta, kit.key(alias), **embedding)
         metas.append(meta)
     return metas
 
 
-def reference(snapshot, game, models, depth):
-    """For each step in the snapshot's order: its row, and its stack of fused embeddings, by brute force."""
-    for meta in snapshot.segments(game):
+def materialize(store, models, cache, game="Pong"):
+    return flat_map.materialise(take_snapshot(store), game, models, cache)
+
+
+def check_map(flat, snapshot, models, depth=4):
+    """Compare rows, digests, stacks and windows of each step with the objects, by brute force."""
+    stacks = flat.stack(flat.steps, depth)
+    out = np.empty((stacks.size, flat.width), flat.embeddings.dtype)
+    stacked = flat.gather(stacks.reshape(-1), out).reshape(*stacks.shape, flat.width)
+    out = np.empty((len(flat.steps), flat.window_width), flat.windowed.dtype)
+    windows = flat.gather_windows(flat.steps, out)
+    step = 0
+    for meta in snapshot.segments("Pong"):
         rows = snapshot.read_rows(meta)
-        rows = {name: rows[name] for name in arrays.ROW_FIELDS}
-        fused = np.concatenate(
-            [
-                snapshot.read_embedding(game, key, meta.segment).reshape(meta.frames, -1)
-                for key in models
-            ],
-            axis=1,
-        )
-        for row in range(meta.rows):
-            if rows["action"][row] < 0:
-                continue
+        digests = snapshot.read_digests(meta)
+        embeddings = [snapshot.read_embedding("Pong", key, meta.segment) for key in models]
+        for row in np.flatnonzero(rows["action"] >= 0):
+            found = flat.rows[flat.steps[step]]
+            for name in arrays.ROW_FIELDS:
+                if name != "frame":
+                    assert found[name] == rows[name][row]
+            np.testing.assert_array_equal(flat.digests[found["frame"]], digests[rows["frame"][row]])
             stack, at = [], row
             for _ in range(depth):
-                stack.insert(0, fused[rows["frame"][at]])
+                stack.insert(0, rows["frame"][at])
                 at = at if rows["is_first"][at] or at == 0 else at - 1
-            yield {name: values[row] for name, values in rows.items()}, np.stack(stack), meta, row
+            for embedding, window, columns in zip(
+                embeddings, flat.windows, flat.columns, strict=True
+            ):
+                if window == 1:
+                    expected = embedding[stack].reshape(depth, -1)
+                    np.testing.assert_array_equal(stacked[step][:, columns], expected)
+                else:
+                    expected = embedding[row].reshape(-1)
+                    np.testing.assert_array_equal(windows[step][columns], expected)
+            step += 1
+    assert step == len(flat.steps)
 
 
-def equals_the_store(made, snapshot, models, depth=4):
-    expected = list(reference(snapshot, "Pong", models, depth))
-    assert len(made.steps) == len(expected)
-    stacks = made.stack(made.steps, depth)
-    assert stacks.shape == (len(expected), depth) and stacks.dtype == np.int64
-    out = np.empty((stacks.size, made.width), made.embeddings.dtype)
-    gathered = made.gather(stacks.reshape(-1), out).reshape(*stacks.shape, -1)
-    for at, (row, stack, meta, number) in enumerate(expected):
-        found = made.rows[made.steps[at]]
-        for name in arrays.ROW_FIELDS:
-            if name != "frame":
-                assert found[name] == row[name]
-        np.testing.assert_array_equal(gathered[at], stack.astype(gathered.dtype))
-        digest = snapshot.read_digests(meta)[snapshot.read_rows(meta)["frame"][number]]
-        np.testing.assert_array_equal(made.digests[found["frame"]], digest)
-    for column, shape in zip(made.columns, made.shapes, strict=True):
-        assert column.stop - column.start == np.prod(shape)
-
-
-def same_data(one, other):
-    """Equal to whoever samples, wherever the segments stand in the files."""
+def check_same_samples(one, other):
+    """Sampling gives the same, although segments may lie elsewhere in the files."""
     assert len(one.steps) == len(other.steps)
     for name in arrays.ROW_FIELDS:
         if name != "frame":
             np.testing.assert_array_equal(one.rows[name][one.steps], other.rows[name][other.steps])
-    for depth in (1, 4):
-        left, right = (m.embeddings[m.stack(m.steps, depth)] for m in (one, other))
-        np.testing.assert_array_equal(left, right)
+    left, right = (flat.embeddings[flat.stack(flat.steps, 4)] for flat in (one, other))
+    np.testing.assert_array_equal(left, right)
 
 
 def folder_of(cache):
@@ -107,18 +115,22 @@ def folder_of(cache):
     return folder
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_a_map_equals_the_store(store, kit, models, tmp_path, depth):
+def test_a_map_equals_the_store(store, kit, models, tmp_path):
     fill(store, kit, range(3))
     fill(store, kit, [0], game="Seaquest")
     snapshot = take_snapshot(store)
-    made = flat_map.materialise(snapshot, "Pong", models, tmp_path)
-    assert made.models == tuple(models) and made.shapes == tuple(SHAPES.values())
-    assert made.width == 7 and made.embeddings.dtype == np.float16
-    equals_the_store(made, snapshot, models, depth)
-    swapped = flat_map.materialise(snapshot, "Pong", models[::-1], tmp_path)
-    assert swapped.models == tuple(models[::-1])
-    equals_the_store(swapped, snapshot, models[::-1], depth)
+    flat = materialize(store, models, tmp_path)
+    assert flat.models == tuple(models)
+    assert list(zip(flat.shapes, flat.windows, strict=True)) == list(MODELS.values())
+    assert (flat.width, flat.window_width, flat.embeddings.dtype) == (7, 5, np.float16)
+    for depth in (1, 4):
+        check_map(flat, snapshot, models, depth)
+    for chosen in (models[::-1], models[:1], models[1:2], [models[2], models[3]]):
+        check_map(materialize(store, chosen, tmp_path), snapshot, chosen)
+    for window in (2, 4):
+        digests = flat.digests[flat.stack(np.arange(len(flat.rows)), window)]
+        expected = [hashing.window_digest(one.tobytes()) for one in digests]
+        assert [digest.tobytes() for digest in flat.window_digests(window)] == expected
 
 
 @settings(max_examples=8)
@@ -135,288 +147,264 @@ def test_a_map_equals_the_store(store, kit, models, tmp_path, depth):
     )
 )
 def test_any_map_equals_the_store(kit, tmp_path_factory, segments):
-    folder = tmp_path_factory.mktemp("any")
-    on_disk = open_store(str(folder / "store"), create=True)
-    models = [kit.key(alias) for alias in SHAPES]
+    store, cache = MemoryBackend(), tmp_path_factory.mktemp("any")
+    models = [kit.key(alias) for alias in MODELS]
     for env, (steps, ends, frames, cut) in enumerate(segments):
         options = {"env": env, "steps": steps, "ends": tuple(ends), "frames": frames, "cut": cut}
-        fill(on_disk, kit, [0], **options)
-    snapshot = take_snapshot(on_disk)
-    equals_the_store(flat_map.materialise(snapshot, "Pong", models, folder), snapshot, models)
+        fill(store, kit, [0], **options)
+    check_map(materialize(store, models, cache), take_snapshot(store), models)
 
 
-def test_new_segments_are_appended_and_nothing_else_changes(store, kit, models, tmp_path):
-    cache, fresh = tmp_path / "cache", tmp_path / "fresh"
+def test_a_map_has_only_the_files_that_its_models_need(store, kit, models, tmp_path):
+    fill(store, kit, range(1))
+    both = {"rows.bin", "digests.bin"}
+    for number, (chosen, files) in enumerate(
+        [
+            (models[1:2], both | {"windows.bin"}),
+            (models[:1], both | {"embeddings.bin"}),
+            (models[:2], both | {"embeddings.bin", "windows.bin"}),
+        ]
+    ):
+        cache = tmp_path / str(number)
+        materialize(store, chosen, cache)
+        assert {path.name for path in folder_of(cache).glob("*.bin")} == files
+
+
+def test_new_segments_are_appended(store, kit, models, tmp_path):
+    cache = tmp_path / "cache"
     fill(store, kit, [3, 1])
     early = take_snapshot(store)
-    first = flat_map.materialise(early, "Pong", models, cache)
-    before = {
-        name: (folder_of(cache) / name).read_bytes()
-        for name in ("rows.bin", "embeddings.bin", "digests.bin")
-    }
-    mapped = first.embeddings[:].copy()
-    fill(store, kit, [0, 2])  # Before and between the old ones in the snapshot's order.
+    first = materialize(store, models, cache)
+    before = {name: (folder_of(cache) / name).read_bytes() for name in flat_map.FILES}
+    fill(store, kit, [0, 2])  # Before and between the others in the order of the snapshot.
     snapshot = take_snapshot(store)
-    second = flat_map.materialise(snapshot, "Pong", models, cache)
+    second = materialize(store, models, cache)
     for name, data in before.items():
         after = (folder_of(cache) / name).read_bytes()
         assert after.startswith(data) and len(after) > len(data)
-    np.testing.assert_array_equal(first.embeddings, mapped)
-    equals_the_store(second, snapshot, models)
-    same_data(second, flat_map.materialise(snapshot, "Pong", models, fresh))
-    same_data(first, flat_map.materialise(early, "Pong", models, cache))
-    equals_the_store(flat_map.materialise(early, "Pong", models, cache), early, models)
+    check_map(second, snapshot, models)
+    at_once = materialize(store, models, tmp_path / "once")
+    assert (second.steps != at_once.steps).any(), "segments lie elsewhere in the files"
+    check_same_samples(second, at_once)
+    check_map(first, early, models)
+    check_map(flat_map.materialise(early, "Pong", models, cache), early, models)
 
 
-def test_the_same_again_reads_nothing_of_the_store_and_writes_nothing(
+def test_a_complete_map_is_opened_without_reading_or_writing(
     store, kit, models, tmp_path, monkeypatch
 ):
+    def stamps():
+        files = folder_of(tmp_path).iterdir()
+        return {file.name: file.stat().st_mtime_ns for file in files if file.name != "lock"}
+
     fill(store, kit, range(2))
     snapshot = take_snapshot(store)
     first = flat_map.materialise(snapshot, "Pong", models, tmp_path)
-    stamps = {p.name: p.stat().st_mtime_ns for p in folder_of(tmp_path).iterdir()}
+    before = stamps()
     monkeypatch.setattr(type(snapshot), "read_files", None)
-    same_data(first, flat_map.materialise(snapshot, "Pong", models, tmp_path))
-    assert (
-        stamps.items()
-        >= {
-            p.name: p.stat().st_mtime_ns for p in folder_of(tmp_path).iterdir() if p.name != "lock"
-        }.items()
-    )
+    check_same_samples(first, flat_map.materialise(snapshot, "Pong", models, tmp_path))
+    assert stamps() == before
 
 
-def test_a_map_is_opened_before_anyone_may_replace_it(store, kit, models, tmp_path, monkeypatch):
+def test_a_map_is_opened_under_its_lock(store, kit, models, tmp_path, monkeypatch):
     fill(store, kit, range(1))
-    held = []
+    locked = []
 
-    def opened(folder, contents, snapshot):
+    def open_map(folder, contents, snapshot):
         try:
             with filelock.FileLock(folder / "lock", timeout=0):
-                held.append(False)
+                locked.append(False)
         except filelock.Timeout:
-            held.append(True)
+            locked.append(True)
 
-    monkeypatch.setattr(flat_map, "FlatMap", opened)
-    flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path)
-    assert held == [True]
-
-
-def test_sampling_order_is_the_snapshots_whatever_was_appended_first(store, kit, models, tmp_path):
-    maps = []
-    for number in [4, 0, 3, 1, 2]:
-        fill(store, kit, [number])
-        maps.append(flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path / "grown"))
-    grown = maps[-1]
-    at_once = flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path / "once")
-    assert (grown.steps != at_once.steps).any(), "they stand elsewhere in the file"
-    same_data(grown, at_once)
+    monkeypatch.setattr(flat_map, "FlatMap", open_map)
+    materialize(store, models, tmp_path)
+    assert locked == [True]
 
 
-def test_a_store_made_anew_at_the_same_path_is_not_mixed_up(on_disk, kit, models, tmp_path):
+def test_a_new_store_at_the_same_path_gets_a_new_map(on_disk, kit, models, tmp_path):
     cache = tmp_path / "cache"
     fill(on_disk, kit, range(3))
-    old = flat_map.materialise(take_snapshot(on_disk), "Pong", models, cache)
+    old = materialize(on_disk, models, cache)
     copied = old.embeddings[:].copy()
-    for again in ({"frames": 5}, {"run": "ffffffffffff"}):
+    for options in ({"frames": 5}, {"run": "ffffffffffff"}):
         shutil.rmtree(on_disk.url)
         open_store(on_disk.url, create=True)
-        fill(on_disk, kit, range(2), **again)
-        snapshot = take_snapshot(on_disk)
-        made = flat_map.materialise(snapshot, "Pong", models, cache)
-        equals_the_store(made, snapshot, models)
-        np.testing.assert_array_equal(old.embeddings, copied)  # Whoever mapped it keeps it.
+        fill(on_disk, kit, range(2), **options)
+        check_map(materialize(on_disk, models, cache), take_snapshot(on_disk), models)
+        np.testing.assert_array_equal(old.embeddings, copied)  # A process that maps it keeps it.
 
 
-def test_one_segment_made_anew_is_not_mixed_up(on_disk, kit, models, tmp_path):
-    """Same ids and shapes; other embeddings, as after a model file was repaired."""
-    metas = fill(on_disk, kit, range(3))
-    flat_map.materialise(take_snapshot(on_disk), "Pong", models, tmp_path)
+def test_a_replaced_embedding_is_noticed(store, kit, models, tmp_path):
+    """Ids and shapes are the same, but the values are others, as after a repair."""
+    metas = fill(store, kit, range(3))
+    materialize(store, models, tmp_path)
     path = names.embedding_path("Pong", models[0], metas[1].segment)
-    on_disk.delete(names.commit_path(hashing.object_id(path)))
-    shutil.rmtree(on_disk.root / path)
-    described, array = kit.fake_embedding(metas[1], models[0], SHAPES["lite0"])
-    kit.writer.commit_embedding(on_disk, described, -array)
-    snapshot = take_snapshot(on_disk)
-    equals_the_store(flat_map.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
+    for file in [names.commit_path(hashing.object_id(path)), *kit.paths(store, path)]:
+        store.delete(file)
+    described, array = kit.fake_embedding(metas[1], models[0], *MODELS["lite0"][:1])
+    kit.writer.commit_embedding(store, described, -array)
+    check_map(materialize(store, models, tmp_path), take_snapshot(store), models)
 
 
 def test_one_float32_segment_makes_the_map_float32(store, kit, models, tmp_path):
     fill(store, kit, range(2))
-    before = flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path)
+    before = materialize(store, models, tmp_path)
     assert before.embeddings.dtype == np.float16
     copied = before.embeddings[:].copy()
-    meta, _ = kit.add_segment(store, 2, steps=9, cut=True)
-    kit.add_embedding(store, meta, models[0], shape=(3,), dtype="float32", scale=1e6)
-    kit.add_embedding(store, meta, models[1], shape=(2, 2))
-    snapshot = take_snapshot(store)
-    made = flat_map.materialise(snapshot, "Pong", models, tmp_path)
-    assert made.embeddings.dtype == np.float32 and np.abs(made.embeddings).max() > 65504
-    equals_the_store(made, snapshot, models)
+    fill(store, kit, [2], first={"dtype": "float32", "scale": 1e6})
+    flat = materialize(store, models, tmp_path)
+    assert flat.embeddings.dtype == np.float32 and np.abs(flat.embeddings).max() > 65504
+    check_map(flat, take_snapshot(store), models)
     np.testing.assert_array_equal(before.embeddings, copied)
+
+
+@pytest.mark.parametrize(
+    ("first", "word"), [({"shape": (4,)}, "lite0"), ({"window": 2}, "windows")]
+)
+def test_embeddings_of_several_shapes_or_windows_are_a_conflict(
+    store, kit, models, tmp_path, first, word
+):
+    fill(store, kit, range(2))
+    fill(store, kit, [2], first=first)
+    with pytest.raises(ConflictError, match=word) as conflict:
+        materialize(store, models, tmp_path)
+    assert conflict.value.kind == "other-bytes"
+
+
+DAMAGE = [
+    ("rows.bin", "deleted"),
+    ("embeddings.bin", "truncated"),
+    ("windows.bin", "truncated"),
+    ("digests.bin", "emptied"),
+    ("flat.json", "truncated"),
+]
 
 
 @pytest.mark.parametrize(
     ("name", "how"),
     [
-        ("rows.bin", "deleted"),
-        ("embeddings.bin", "cut"),
-        ("digests.bin", "emptied"),
-        ("flat.json", "cut"),
-        *(
-            pytest.param(name, how, marks=pytest.mark.slow)
-            for name, hows in {
-                "rows.bin": ("cut", "emptied"),
-                "embeddings.bin": ("deleted", "emptied"),
-                "digests.bin": ("deleted", "cut"),
-                "flat.json": ("deleted", "emptied"),
-            }.items()
-            for how in hows
-        ),
+        pytest.param(*case, marks=() if case in DAMAGE else pytest.mark.slow)
+        for case in [
+            (name, how)
+            for name in ("rows.bin", "embeddings.bin", "windows.bin", "digests.bin", "flat.json")
+            for how in ("deleted", "truncated", "emptied")
+        ]
     ],
 )
-def test_a_cleaned_cache_is_made_again(store, kit, models, tmp_path, name, how):
+def test_a_damaged_cache_is_made_again(store, kit, models, tmp_path, name, how):
     fill(store, kit, range(2))
-    snapshot = take_snapshot(store)
-    flat_map.materialise(snapshot, "Pong", models, tmp_path)
+    materialize(store, models, tmp_path)
     file = folder_of(tmp_path) / name
     if how == "deleted":
         file.unlink()
     else:
-        os.truncate(file, file.stat().st_size // 2 if how == "cut" else 0)
-    equals_the_store(flat_map.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
+        os.truncate(file, file.stat().st_size // 2 if how == "truncated" else 0)
+    check_map(materialize(store, models, tmp_path), take_snapshot(store), models)
 
 
-def test_what_is_not_there_is_named_with_the_command_that_makes_it(store, kit, models, tmp_path):
-    def missing(game, keys_):
-        with pytest.raises(MissingError) as error:
-            flat_map.materialise(take_snapshot(store), game, keys_, tmp_path)
-        assert error.value.exit_code == 3
-        return error.value.kind, str(error.value)
+def test_missing_objects_are_named_with_the_command_that_makes_them(store, kit, models, tmp_path):
+    def message_of(kind, game):
+        with pytest.raises(MissingError) as missing:
+            materialize(store, models, tmp_path, game)
+        assert (missing.value.kind, missing.value.exit_code) == (kind, 3)
+        return str(missing.value)
 
-    kind, message = missing("Pong", models)
-    assert kind == "no-frames" and "wsa collect --game Pong" in message
+    assert "wsa collect --game Pong" in message_of("no-frames", "Pong")
     fill(store, kit, range(2))
-    kind, message = missing("Seaquest", models)
-    assert kind == "no-frames" and "wsa collect --game Seaquest" in message
+    assert "wsa collect --game Seaquest" in message_of("no-frames", "Seaquest")
     kit.add_segment(store, 5)
-    kind, message = missing("Pong", models)
-    assert kind == "not-encoded"
+    message = message_of("not-encoded", "Pong")
     assert "1 of 3 segments" in message and "wsa encode --game Pong --models lite0" in message
     assert not (tmp_path / "flat").exists()
-
-
-def test_no_models_and_no_model_keys_are_refused(store, kit, tmp_path):
-    fill(store, kit, range(1))
-    for keys_, kind in (([], "bad-option"), (["lite0"], "bad-name"), (["../x"], "bad-name")):
+    for chosen, kind in (([], "bad-option"), (["lite0"], "bad-name"), (["../x"], "bad-name")):
         with pytest.raises(UsageError) as refused:
-            flat_map.materialise(take_snapshot(store), "Pong", keys_, tmp_path)
+            materialize(store, chosen, tmp_path)
         assert refused.value.kind == kind
 
 
-def test_embeddings_of_several_shapes_are_a_conflict(store, kit, models, tmp_path):
-    fill(store, kit, range(2))
-    meta, _ = kit.add_segment(store, 2)
-    kit.add_embedding(store, meta, models[0], shape=(4,))
-    kit.add_embedding(store, meta, models[1], shape=(2, 2))
-    with pytest.raises(ConflictError) as conflict:
-        flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path)
-    assert conflict.value.kind == "other-bytes" and models[0] in str(conflict.value)
-
-
-def test_damage_is_not_copied(on_disk, kit, models, tmp_path):
-    metas = fill(on_disk, kit, range(3))
-    path = names.embedding_path("Pong", models[1], metas[1].segment)
-    file = on_disk.root / take_snapshot(on_disk).commit(path).folder / "c.0.0.0"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    snapshot = take_snapshot(on_disk)
+def test_damage_is_not_copied(store, kit, models, tmp_path):
+    metas = fill(store, kit, range(3))
+    path = names.embedding_path("Pong", models[2], metas[1].segment)
+    file = f"{take_snapshot(store).commit(path).folder}/c.0.0.0"
+    whole, moment = store.files[file]
+    store.files[file] = whole[:-1] + bytes([whole[-1] ^ 1]), moment
     with pytest.raises(DamagedError):
-        flat_map.materialise(snapshot, "Pong", models, tmp_path)
-    file.write_bytes(whole)
-    equals_the_store(flat_map.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
+        materialize(store, models, tmp_path)
+    store.files[file] = whole, moment
+    check_map(materialize(store, models, tmp_path), take_snapshot(store), models)
 
 
-def test_a_full_disk_leaves_a_map_that_can_be_completed(store, kit, models, tmp_path, monkeypatch):
+def test_a_map_interrupted_by_a_full_disk_is_completed(store, kit, models, tmp_path, monkeypatch):
     fill(store, kit, range(2))
-    flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path)
+    materialize(store, models, tmp_path)
     fill(store, kit, [2])
-    snapshot = take_snapshot(store)
 
-    def full(handle):
+    def fail(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(StorageError) as error:
-            flat_map.materialise(snapshot, "Pong", models, tmp_path)
-    assert error.value.kind == "no-space"
-    equals_the_store(flat_map.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(StorageError) as full:
+            materialize(store, models, tmp_path)
+    assert full.value.kind == "no-space"
+    check_map(materialize(store, models, tmp_path), take_snapshot(store), models)
 
 
-@pytest.mark.parametrize("frames", [[-1], [0, 10**6], [2**62]])
-def test_rows_out_of_range_are_refused(store, kit, models, tmp_path, frames):
+def test_rows_out_of_range_and_deep_stacks_are_refused(store, kit, models, tmp_path):
     fill(store, kit, range(1))
-    made = flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path)
-    out = np.zeros((len(frames), made.width), np.float16)
-    for bad in (frames, [len(made.embeddings)]):
+    flat = materialize(store, models, tmp_path)
+    out = np.zeros((2, flat.width), np.float16)
+    count = len(flat.embeddings)
+    for frames in ([-1], [0, 10**6], [2**62], [count]):
         with pytest.raises(IndexError, match="must be in"):
-            made.gather(np.array(bad), out[: len(bad)])
+            flat.gather(np.array(frames), out[: len(frames)])
     assert not out.any()
-    last = len(made.embeddings) - 1
-    made.gather(np.array([last]), out[:1])
-    np.testing.assert_array_equal(out[0], made.embeddings[last])
-    assert made.gather(np.zeros(0, np.int64), out[:0]).shape == (0, made.width)
+    flat.gather(np.array([count - 1]), out[:1])
+    np.testing.assert_array_equal(out[0], flat.embeddings[count - 1])
+    assert flat.gather(np.zeros(0, np.int64), out[:0]).shape == (0, flat.width)
+    with pytest.raises(IndexError, match="must be in"):
+        flat.gather_windows(np.array([len(flat.rows)]), np.empty((1, 5), np.float16))
+    for depth in (0, -1, 5):
+        with pytest.raises(UsageError) as refused:
+            flat.stack(flat.steps, depth)
+        assert refused.value.kind == "bad-option"
 
 
-@pytest.mark.parametrize("depth", [0, -1, 5])
-def test_stacks_deeper_than_what_segments_repeat_are_refused(store, kit, models, tmp_path, depth):
-    fill(store, kit, range(2))
-    made = flat_map.materialise(take_snapshot(store), "Pong", models, tmp_path)
-    with pytest.raises(UsageError) as refused:
-        made.stack(made.steps, depth)
-    assert refused.value.kind == "bad-option"
-
-
-def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
+def test_the_user_chooses_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("WSA_CACHE", str(tmp_path))
     assert flat_map.cache_folder() == tmp_path
     monkeypatch.delenv("WSA_CACHE")
     assert flat_map.cache_folder().name == "wsa"
 
 
-def test_two_processes_make_one_map(on_disk, kit, models, tmp_path, nursery):
-    fill(on_disk, kit, range(4))
-    snapshot = take_snapshot(on_disk)
-    for turn in range(2):
-        cache = tmp_path / f"cache{turn}"
-        args = ("materialise", on_disk.url, list(SHAPES), str(cache), 0.02)
-        children = [nursery.start(*args) for _ in range(3)]
-        assert nursery.wait(*children) == [0, 0, 0]
-        results = {child.said()[-1] for child in children}
-        assert len(results) == 1
-        assert sorted(len(child.said()) for child in children) == [1, 1, 5], "one did the work"
-        equals_the_store(flat_map.materialise(snapshot, "Pong", models, cache), snapshot, models)
+ALIASES = ("lite0", "vit")
 
 
-def test_a_killed_materialisation_is_completed(on_disk, kit, models, tmp_path, nursery):
-    fill(on_disk, kit, range(4))
-    snapshot = take_snapshot(on_disk)
+def test_several_processes_make_one_map(on_disk, kit, tmp_path, nursery):
+    fill(on_disk, kit, range(3), ALIASES)
+    cache, models = tmp_path / "cache", [kit.key(alias) for alias in ALIASES]
+    args = ("materialise", on_disk.url, ALIASES, str(cache), 0.02)
+    children = [nursery.start(*args) for _ in range(3)]
+    assert nursery.wait(*children) == [0, 0, 0]
+    assert len({child.said()[-1] for child in children}) == 1, "all read the same map"
+    assert sorted(len(child.said()) for child in children) == [1, 1, 4], "one did the work"
+    check_map(materialize(on_disk, models, cache), take_snapshot(on_disk), models)
+
+
+def test_a_map_of_a_killed_process_is_completed(on_disk, kit, tmp_path, nursery):
+    fill(on_disk, kit, range(4), ALIASES)
+    cache, models = tmp_path / "cache", [kit.key(alias) for alias in ALIASES]
     rng = random.Random(3)
-    cache = tmp_path / "cache"
-    grown = 0
-    for turn in range(8):
-        child = nursery.start("materialise", on_disk.url, list(SHAPES), str(cache), 0.01)
-        child.wait_for(1 + turn % 2, 2.0)  # In vain where an earlier one was killed too late.
+    killed = 0
+    for turn in range(5):
+        child = nursery.start("materialise", on_disk.url, ALIASES, str(cache), 0.01)
+        child.wait_for(1 + turn % 2, 2.0)  # Times out if an earlier process finished the map.
         time.sleep(rng.random() * 0.015)
         child.kill()
-        grown += nursery.wait(child) == [-9]
-        if turn % 3 == 2:
-            made = flat_map.materialise(snapshot, "Pong", models, cache)
-            equals_the_store(made, snapshot, models)
-            if turn == 2:
-                fill(on_disk, kit, [4, 5])
-                snapshot = take_snapshot(on_disk)
-            else:
-                shutil.rmtree(cache)
-    assert grown >= 4, "most were killed at work"
-    equals_the_store(flat_map.materialise(snapshot, "Pong", models, cache), snapshot, models)
+        killed += nursery.wait(child) == [-9]
+        if turn == 2:
+            check_map(materialize(on_disk, models, cache), take_snapshot(on_disk), models)
+            fill(on_disk, kit, [4, 5], ALIASES)
+    assert killed >= 2, "some were killed while they worked"
+    check_map(materialize(on_disk, models, cache), take_snapshot(on_disk), models)

@@ -1,4 +1,4 @@
-"""Games as they are typed."""
+"""Names of games are understood as users type them."""
 
 from __future__ import annotations
 
@@ -9,45 +9,33 @@ from wsa.learn.envs import atari
 from wsa.store.common.games import GAMES, spelled
 
 
-def test_the_list_is_that_of_the_emulator():
+def test_the_games_are_those_of_the_emulator_and_roms_name_them_too():
     assert sorted(GAMES) == list(atari.games())
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Freeway",
-        "freeway",
-        "FREEWAY",
-        "Freeway-v5",
-        "ALE/Freeway-v5",
-        "FreewayNoFrameskip-v4",
-        " freeway ",
-    ],
-)
-def test_a_game_is_known_as_it_is_typed(text):
-    assert spelled(text) == "Freeway"
-
-
-def test_every_game_is_itself_and_as_its_rom_is_called():
     assert [spelled(game) for game in GAMES] == GAMES
     assert all(spelled(rom) == game for game, rom in atari.games().items())
 
 
-@pytest.mark.parametrize("text", ["Nope", "", "vit-0123456789ab", "../x"])
-def test_what_is_no_game_is_left_as_it_is(text):
-    assert spelled(text) == text
+@pytest.mark.parametrize(
+    ("text", "game"),
+    [
+        *((text, "Freeway") for text in ("freeway", "FREEWAY", " freeway ", "Freeway-v5")),
+        *((text, "Freeway") for text in ("ALE/Freeway-v5", "FreewayNoFrameskip-v4")),
+        *((text, text) for text in ("Nope", "", "vit-0123456789ab", "../x")),
+    ],
+)
+def test_known_spellings_become_the_game_and_other_text_stays(text, game):
+    assert spelled(text) == game
 
 
 @pytest.mark.parametrize("verb", ["collect", "learn", "encode", "push", "probe", "bench", "show"])
-def test_every_verb_takes_them(verb):
+def test_every_verb_accepts_the_spellings(verb):
     flags = {"push": ["url", "--game"], "bench": ["--games"], "show": []}.get(verb, ["--game"])
-    made = cli.parse(verb, [*flags, "ALE/MsPacman-v5"])
-    found = {"bench": "games", "show": "what"}.get(verb, "game")
-    assert getattr(made, found) in ("MsPacman", ("MsPacman",))
+    options = cli.parse(verb, [*flags, "ALE/MsPacman-v5"])
+    field = {"bench": "games", "show": "what"}.get(verb, "game")
+    assert getattr(options, field) in ("MsPacman", ("MsPacman",))
 
 
-def test_lists_may_have_spaces():
+def test_lists_may_contain_spaces():
     assert cli.parse("encode", ["--models", "sr, ae", "--game", "pong, freeway"]).models == (
         "sr",
         "ae",

@@ -1,3 +1,5 @@
+"""P6: arrays round-trip through Zarr files, and what is missing or changed is an error, never zeros."""
+
 from __future__ import annotations
 
 import random
@@ -15,13 +17,13 @@ from wsa.store.common.errors import DamagedError, UsageError
 from wsa.store.format import arrays as layout
 
 FLOATS = {"float16": np.float16, "float32": np.float32}
-# Around the edges of a chunk of 256 rows, and of more than one in a shard.
+# Around the edges of chunks of 256 rows, one or several in a shard.
 ROWS = st.sampled_from([1, 2, 5, 255, 256, 257, 300, 511, 512, 513, 700])
 SHAPES = st.sampled_from([(1,), (7,), (3, 2, 5), (4, 3), (2, 1, 1)])
 
 
-def filled(shape, dtype, seed):
-    """Noise, with stretches of zeros and the type's own extremes."""
+def make_noise(shape, dtype, seed):
+    """Noise with stretches of zeros and the extremes of the type."""
     rng = np.random.default_rng(seed)
     array = rng.normal(size=shape).astype(dtype)
     array[rng.random(shape[0]) < 0.3] = 0
@@ -30,26 +32,29 @@ def filled(shape, dtype, seed):
     return array
 
 
-def same(left, right):
+def assert_same(left, right):
     assert left.dtype == right.dtype and left.shape == right.shape
     assert left.tobytes() == right.tobytes()
 
 
-def write(folder, files):
+def write_files(folder, files):
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
 
 
+@settings(max_examples=settings().max_examples // 2)
 @given(ROWS, SHAPES, st.sampled_from([*FLOATS]), st.integers(0, 9))
 def test_embeddings_round_trip(rows, shape, dtype, seed):
-    array = filled((rows, *shape), FLOATS[dtype], seed)
+    array = make_noise((rows, *shape), FLOATS[dtype], seed)
     files = layout.encode_embedding(array)
-    same(layout.decode_array(files, None, array.shape, dtype, "x"), array)
+    assert_same(layout.decode_array(files, None, array.shape, dtype, "x"), array)
     assert len(files) == 2, "an array is one file and its metadata"
     assert layout.encode_embedding(array) == files, "equal arrays give equal bytes"
     columns = np.asfortranarray(array)
-    same(layout.decode_array(layout.encode_embedding(columns), None, array.shape, dtype, ""), array)
+    assert_same(
+        layout.decode_array(layout.encode_embedding(columns), None, array.shape, dtype, ""), array
+    )
 
 
 @given(
@@ -59,10 +64,10 @@ def test_embeddings_round_trip(rows, shape, dtype, seed):
         elements={"allow_nan": False},
     )
 )
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_any_array_round_trips(array):
     files = layout.encode_embedding(array)
-    same(layout.decode_array(files, None, array.shape, array.dtype.name, "x"), array)
+    assert_same(layout.decode_array(files, None, array.shape, array.dtype.name, "x"), array)
 
 
 @given(
@@ -72,51 +77,51 @@ def test_any_array_round_trips(array):
     cut=st.booleans(),
     height=st.integers(1, 9),
 )
-@settings(max_examples=30)
+@settings(max_examples=10)
 def test_segments_round_trip(fake_segment, steps, frames, indexed, cut, height):
     _, arrays = fake_segment(steps=steps, frames=frames, indexed=indexed, cut=cut, height=height)
     files = layout.encode_group(arrays)
     assert len(files) == 2 * len(arrays) + 1
     for name, array in arrays.items():
-        same(layout.decode_array(files, name, array.shape, array.dtype.name, "x"), array)
+        assert_same(layout.decode_array(files, name, array.shape, array.dtype.name, "x"), array)
 
 
 @pytest.mark.parametrize("indexed", [True, False])
 def test_segments_open_with_plain_zarr(fake_segment, tmp_path, indexed):
     _, arrays = fake_segment(steps=70, indexed=indexed)
-    write(tmp_path, layout.encode_group(arrays))
+    write_files(tmp_path, layout.encode_group(arrays))
     group = zarr.open_group(tmp_path, mode="r")
     assert sorted(group.array_keys()) == sorted(arrays)
     for name, array in arrays.items():
-        same(np.asarray(group[name]), array)
-        same(np.asarray(zarr.open_array(tmp_path / name, mode="r")[...]), array)
+        assert_same(np.asarray(group[name]), array)
+        assert_same(np.asarray(zarr.open_array(tmp_path / name, mode="r")[...]), array)
 
 
-@pytest.mark.parametrize("rows", [3, 256, 600])
+@pytest.mark.parametrize("rows", [3, 600])
 def test_embeddings_open_with_plain_zarr(tmp_path, rows):
-    array = filled((rows, 3, 2, 5), np.float16, 1)
-    write(tmp_path, layout.encode_embedding(array))
+    array = make_noise((rows, 3, 2, 5), np.float16, 1)
+    write_files(tmp_path, layout.encode_embedding(array))
     found = zarr.open_array(LocalStore(tmp_path), mode="r")
     assert found.metadata.zarr_format == 3
-    same(np.asarray(found[...]), array)
-    same(np.asarray(found[rows - 1]), array[rows - 1])
+    assert_same(np.asarray(found[...]), array)
+    assert_same(np.asarray(found[rows - 1]), array[rows - 1])
 
 
-@pytest.mark.parametrize("rows", [1, 256, 600])
-def test_zeros_are_stored_like_anything_else(fake_segment, rows):
+@pytest.mark.parametrize("rows", [1, 600])
+def test_zeros_are_stored_like_other_values(fake_segment, rows):
     array = np.zeros((rows, 4), np.float16)
     files = layout.encode_embedding(array)
     assert sorted(files) == ["c.0.0", "zarr.json"]
-    same(layout.decode_array(files, None, array.shape, "float16", "x"), array)
+    assert_same(layout.decode_array(files, None, array.shape, "float16", "x"), array)
     _, arrays = fake_segment(steps=70)
     blank = {name: np.zeros_like(array) for name, array in arrays.items()}
     files = layout.encode_group(blank)
     for name, array in blank.items():
         assert any(path.startswith(f"{name}/c.0") for path in files)
-        same(layout.decode_array(files, name, array.shape, array.dtype.name, "x"), array)
+        assert_same(layout.decode_array(files, name, array.shape, array.dtype.name, "x"), array)
 
 
-def test_what_is_missing_is_an_error_and_never_zeros(fake_segment):
+def test_a_missing_file_is_an_error_and_never_zeros(fake_segment):
     meta, arrays = fake_segment(steps=70)
     files = layout.encode_group(arrays)
     for name, array in arrays.items():
@@ -130,8 +135,7 @@ def test_what_is_missing_is_an_error_and_never_zeros(fake_segment):
                 assert f"{meta.segment}/{name}" in str(damaged.value)
 
 
-def test_a_name_is_not_mistaken_for_its_beginning(fake_segment):
-    """`frame` and `frames` lie side by side."""
+def test_frame_and_frames_are_not_mixed_up(fake_segment):
     _, arrays = fake_segment(steps=40)
     files = {p: d for p, d in layout.encode_group(arrays).items() if p.startswith("frames/")}
     with pytest.raises(DamagedError):
@@ -149,21 +153,21 @@ def test_another_shape_or_type_than_recorded_is_refused(shape, dtype):
 
 
 OBJECTS = {
-    "one chunk": filled((40, 12), np.float16, 2),
-    "shard": filled((600, 5), np.float16, 3),
-    "map": filled((40, 3, 2, 2), np.float32, 4),
+    "one chunk": make_noise((40, 12), np.float16, 2),
+    "shard": make_noise((600, 5), np.float16, 3),
+    "map": make_noise((40, 3, 2, 2), np.float32, 4),
 }
 
 
 @pytest.mark.parametrize("name", OBJECTS)
 def test_a_flipped_bit_is_found_without_the_record(name):
-    """The check of a record is the first line; this is the second, which plain Zarr has too."""
+    """The checksum in the record is the first check; this is the second, which plain Zarr has too."""
     array = OBJECTS[name]
     files = layout.encode_embedding(array)
     rng = random.Random(name)
     refused = 0
     for path in files:
-        for _ in range(120):
+        for _ in range(60):
             data = bytearray(files[path])
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
             try:
@@ -175,8 +179,8 @@ def test_a_flipped_bit_is_found_without_the_record(name):
             except DamagedError:
                 refused += 1
             else:
-                same(found, array)  # A flip in a comment of the metadata changes nothing.
-    assert refused >= 200
+                assert_same(found, array)  # Some flips in the metadata change nothing.
+    assert refused >= 100
 
 
 def test_a_flipped_bit_in_a_segment_is_found_without_the_record(fake_segment):
@@ -186,7 +190,7 @@ def test_a_flipped_bit_in_a_segment_is_found_without_the_record(fake_segment):
     refused = 0
     for name, array in arrays.items():
         for path in [p for p in files if p.startswith(f"{name}/")]:
-            for _ in range(12):
+            for _ in range(6):
                 data = bytearray(files[path])
                 data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
                 shape, dtype = array.shape, array.dtype.name
@@ -197,8 +201,8 @@ def test_a_flipped_bit_in_a_segment_is_found_without_the_record(fake_segment):
                 except DamagedError:
                     refused += 1
                 else:
-                    same(found, array)
-    assert refused >= 180
+                    assert_same(found, array)
+    assert refused >= 90
 
 
 @pytest.mark.parametrize("name", OBJECTS)
@@ -215,17 +219,19 @@ def test_chunks_that_are_cut_swapped_or_empty_are_refused(name):
         layout.decode_array(swapped, None, array.shape, array.dtype.name, "x")
 
 
-def test_what_could_not_be_read_back_is_not_written(monkeypatch):
+def test_an_array_too_large_to_read_is_not_written(monkeypatch):
     monkeypatch.setattr(layout, "MAX_ARRAY_BYTES", 1000)
     fits = np.ones((250, 2), np.float16)
-    same(layout.decode_array(layout.encode_embedding(fits), None, (250, 2), "float16", ""), fits)
+    assert_same(
+        layout.decode_array(layout.encode_embedding(fits), None, (250, 2), "float16", ""), fits
+    )
     with pytest.raises(UsageError, match="--segment-steps") as refused:
         layout.encode_embedding(np.ones((251, 2), np.float16))
     assert refused.value.kind == "bad-option"
 
 
-def test_neighbouring_frames_compress():
-    """Rows last and bitshuffle are why: without the transposition this is 1.2 times."""
+def test_embeddings_of_neighboring_frames_compress():
+    """The row axis comes last, for bitshuffle; otherwise the ratio is 1.2."""
     rng = np.random.default_rng(0)
     slow = rng.normal(size=400) + 0.001 * rng.normal(size=(256, 400)).cumsum(axis=0)
     array = slow.astype(np.float16)

@@ -1,4 +1,8 @@
+"""`verify --repair` takes damaged objects out, keeps every byte, and says how to make them again."""
+
 from __future__ import annotations
+
+import itertools
 
 import pytest
 
@@ -7,13 +11,14 @@ from wsa.store.maintenance import verify
 from wsa.store.maintenance.repair import repair
 from wsa.store.maintenance.sweep import sweep
 from wsa.store.objects.snapshot import take_snapshot
+from wsa.store.testing import FaultyBackend, Killed
 
 MODELS = ("lite0", "vit")
 OBJECTS = 14
 
 
-def remake(store, kit, metas):
-    """What the commands do that made the store."""
+def fill_again(store, kit, metas):
+    """Do what the commands that filled the store would do."""
     for meta in metas:
         kit.writer.commit_segment(store, *kit.by_id(meta))
         for alias in MODELS:
@@ -24,7 +29,7 @@ def remake(store, kit, metas):
 
 @pytest.mark.variants
 @pytest.mark.parametrize("how", ["changed", "deleted", "record"])
-def test_a_repaired_store_is_whole_and_what_is_missing_is_made_again(store, full, kit, how):
+def test_a_repaired_store_is_whole_and_can_be_completed(store, full, kit, how):
     before = kit.all_files(store)
     snapshot = take_snapshot(store)
     damaged = []
@@ -45,15 +50,15 @@ def test_a_repaired_store_is_whole_and_what_is_missing_is_made_again(store, full
     assert take_snapshot(store).commits.keys() == snapshot.commits.keys() - {
         c.path for c in list(snapshot.commits.values())[::2]
     }
-    # Every byte there was is there still.
+    # Every byte is still there.
     assert set(now.values()) <= set(kit.all_files(store).values())
     for one in done:
         assert one.kept.startswith("damaged/") and one.left == ()
         assert "wsa collect" in one.next or "wsa encode" in one.next
-    remake(store, kit, full)
+    fill_again(store, kit, full)
     assert kit.check_whole(take_snapshot(store), full, [kit.key(a) for a in MODELS]) == OBJECTS - 2
     assert not verify.verify(store).damage
-    # What a damaged record may have named stays, until it is swept.
+    # Files that a damaged record may have named stay until they are swept.
     leftovers = sweep(store, -1, dry_run=False)
     assert (leftovers.removed > 0) == (how == "record")
     assert kit.check_whole(take_snapshot(store), full, [kit.key(a) for a in MODELS]) == OBJECTS - 2
@@ -63,44 +68,38 @@ def test_a_repaired_store_is_whole_and_what_is_missing_is_made_again(store, full
     )
 
 
-def test_a_repair_that_was_interrupted_anywhere_can_be_done_again(store, full, kit, monkeypatch):
-    path = names.embedding_path(full[2].game, kit.key("vit"), full[2].segment)
-    commit = take_snapshot(store).commit(path)
-    (store.root / commit.folder / "c.0.0").write_bytes(b"?")
+def test_a_repair_interrupted_anywhere_can_be_repeated(in_memory, kit):
+    store = in_memory
+    meta, _ = kit.add_segment(store)
+    kit.add_embedding(store, meta, kit.key())
+    path = names.embedding_path(meta.game, kit.key(), meta.segment)
+    file = f"{take_snapshot(store).commit(path).folder}/c.0.0"
+    store.files[file] = b"?", store.files[file][1]
     damage = verify.verify(store).damage
-    whole = kit.all_files(store)
-    left = 0
-    for left in range(7):
-        calls = iter(range(left))
-        with monkeypatch.context() as patch:
-            for verb in ("put_new", "delete"):
-                real = getattr(type(store), verb)
+    damaged = dict(store.files)
+    every_byte = {data for data, _ in damaged.values()}
+    number = 0
+    for number in itertools.count():
+        store.files = dict(damaged)
+        changes = itertools.count()
 
-                def call(self, *args, real=real, calls=calls):
-                    if next(calls, None) is None:
-                        raise KeyboardInterrupt
-                    return real(self, *args)
+        def plan(call, number=number, changes=changes):
+            changing = call.verb in ("put_new", "delete")
+            return "kill" if changing and next(changes) == number else None
 
-                patch.setattr(type(store), verb, call)
-            try:
-                repair(store, damage)
-            except KeyboardInterrupt:
-                pass
-            else:
-                break
-        assert set(whole.values()) <= set(kit.all_files(store).values())
-        repair(store, verify.verify(store).damage)
+        try:
+            repair(FaultyBackend(store, plan), damage)
+        except Killed:
+            assert every_byte <= {data for data, _ in store.files.values()}
+            repair(store, verify.verify(store).damage)
         assert not verify.verify(store).damage
-        assert set(whole.values()) <= set(kit.all_files(store).values())
-        for found in kit.paths(store):  # As it was, for the next moment.
-            if found not in whole:
-                store.delete(found)
-        for name, data in whole.items():
-            store.put_new(name, data)
-    assert left == 6, "three copies, a record and two files removed"
+        assert every_byte <= {data for data, _ in store.files.values()}
+        if next(changes) <= number:
+            break
+    assert number == 6, "a repair makes three copies, and removes a record and two files"
 
 
-def test_a_repair_leaves_what_another_has_made_again(store, full, kit):
+def test_a_repair_leaves_an_object_that_was_made_again(store, full, kit):
     path = names.model_path(kit.key("vit"))
     (store.root / kit.paths(store, path)[0]).write_bytes(b"?")
     damage = verify.verify(store).damage
@@ -111,8 +110,8 @@ def test_a_repair_leaves_what_another_has_made_again(store, full, kit):
     assert done.kept == "" and kit.all_files(store) == before
 
 
-def test_a_repair_leaves_what_the_disk_refuses(store, full, kit, monkeypatch, refuse):
-    """It may be whole: a share that was away for a moment must not cost an object."""
+def test_a_repair_leaves_what_the_disk_cannot_read(store, full, kit, monkeypatch, refuse):
+    """It may be whole: a short outage of a network share must not cost an object."""
     refuse(names.model_path(kit.key("vit")))
     damage = verify.verify(store).damage
     monkeypatch.undo()
@@ -122,7 +121,7 @@ def test_a_repair_leaves_what_the_disk_refuses(store, full, kit, monkeypatch, re
     assert kit.all_files(store) == before and not verify.verify(store).damage
 
 
-def test_what_to_run_next_is_never_another_persons_command(store, kit, monkeypatch):
+def test_a_stored_command_is_suggested_only_if_it_is_harmless(store, kit, monkeypatch):
     for words, shown in (
         ("wsa collect --game Pong --steps 24", True),
         ("wsa collect --game Pong; rm -rf ~", False),

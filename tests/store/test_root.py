@@ -1,3 +1,5 @@
+"""Starting and opening a store: `wsa.json` is written once, and nothing else counts as a store."""
+
 from __future__ import annotations
 
 import time
@@ -8,60 +10,50 @@ from wsa.store.common.errors import ConflictError, DamagedError, MissingError, U
 from wsa.store.objects.root import open_store
 
 
-def fails(error, kind, exit_code, url, **options):
-    with pytest.raises(error) as raised:
+def check_refused(error, kind, exit_code, url, **options):
+    """Opening raises this error; its message."""
+    with pytest.raises(error) as refused:
         open_store(str(url), **options)
-    assert (raised.value.kind, raised.value.exit_code) == (kind, exit_code)
-    return str(raised.value)
+    assert (refused.value.kind, refused.value.exit_code) == (kind, exit_code)
+    return str(refused.value)
 
 
-def test_a_store_is_started_once_and_opened_ever_after(tmp_path):
-    fails(MissingError, "no-store", 3, tmp_path / "s")
-    assert not (tmp_path / "s").exists(), "asking for a store does not make one"
-    open_store(str(tmp_path / "s"), create=True)
-    content = (tmp_path / "s" / "wsa.json").read_bytes()
-    assert content == b'{"format":1}'
+def test_a_store_is_created_only_on_request_and_only_once(tmp_path):
+    url = tmp_path / "a" / "store"
+    check_refused(MissingError, "no-store", 3, url)
+    assert not url.exists(), "asking for a store does not create one"
+    open_store(str(url), create=True)
     for create in (True, False):
-        assert open_store(str(tmp_path / "s"), create=create).url == str(tmp_path / "s")
-    assert (tmp_path / "s" / "wsa.json").read_bytes() == content
+        assert open_store(str(url), create=create).url == str(url)
+    assert (url / "wsa.json").read_bytes() == b'{"format":1}'
 
 
-def test_a_store_may_be_started_in_an_empty_folder_or_below_none(tmp_path):
-    (tmp_path / "empty").mkdir()
-    message = fails(MissingError, "no-store", 3, tmp_path / "empty")
-    assert "wsa collect" in message
-    open_store(str(tmp_path / "empty"), create=True)
-    open_store(str(tmp_path / "a" / "b" / "c"), create=True)
-    assert open_store(str(tmp_path / "a" / "b" / "c"))
-
-
-@pytest.mark.parametrize("create", [True, False])
-def test_a_folder_with_other_files_is_no_store(tmp_path, create):
-    (tmp_path / "thesis.tex").write_text("x")
-    message = fails(MissingError, "no-store", 3, tmp_path, create=create)
-    assert "empty folder" in message
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_a_file_is_no_store(tmp_path):
-    (tmp_path / "file").write_text("x")
-    fails(MissingError, "no-store", 3, tmp_path / "file")
-    fails(MissingError, "no-store", 3, tmp_path / "file", create=True)
-    fails(MissingError, "no-store", 3, tmp_path / "file" / "below", create=True)
-    assert (tmp_path / "file").read_text() == "x"
-
-
-def test_what_a_killed_starter_left_is_no_hindrance(tmp_path):
+def test_an_empty_folder_may_become_a_store(tmp_path):
+    assert "wsa collect" in check_refused(MissingError, "no-store", 3, tmp_path)
+    # Such a file remains when the process that starts a store is killed.
     (tmp_path / "tmp").mkdir()
     (tmp_path / "tmp" / "0123").write_text("{")
-    fails(MissingError, "no-store", 3, tmp_path)
+    check_refused(MissingError, "no-store", 3, tmp_path)
     assert open_store(str(tmp_path), create=True)
 
 
-def test_many_may_start_the_same_store_at_once(tmp_path, nursery):
-    for turn in range(5):
-        at = time.time() + 0.15
+@pytest.mark.parametrize("create", [True, False])
+def test_files_and_folders_of_others_are_no_store(tmp_path, create):
+    file = tmp_path / "thesis.tex"
+    file.write_text("x")
+    message = check_refused(MissingError, "no-store", 3, tmp_path, create=create)
+    assert "empty folder" in message
+    check_refused(MissingError, "no-store", 3, file, create=create)
+    check_refused(MissingError, "no-store", 3, file / "below", create=create)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    assert file.read_text() == "x"
+    check_refused(UsageError, "bad-option", 2, "ftp://host/wsa", create=create)
+
+
+def test_many_processes_may_start_the_same_store_at_once(tmp_path, nursery):
+    for turn in range(2):
         url = str(tmp_path / f"s{turn}" / "store")
+        at = time.time() + 0.15
         children = [nursery.start("start_store", url, at) for _ in range(8)]
         assert nursery.wait(*children) == [0] * 8
         assert len(list(open_store(url).list("games"))) == 8
@@ -71,7 +63,7 @@ def test_many_may_start_the_same_store_at_once(tmp_path, nursery):
 def test_another_format_is_a_conflict(store, content):
     (store.root / "wsa.json").write_bytes(content)
     for create in (True, False):
-        message = fails(ConflictError, "other-format", 4, store.url, create=create)
+        message = check_refused(ConflictError, "other-format", 4, store.url, create=create)
         assert "reads format 1" in message
     assert (store.root / "wsa.json").read_bytes() == content
 
@@ -89,33 +81,28 @@ def test_another_format_is_a_conflict(store, content):
         b'{"format":1,"x":' + b"[" * 100_000,
         b'{"format":1}' + b" " * (5 << 20),
     ],
-    ids=lambda c: f"{c[:16]!r} of {len(c)} bytes",
+    ids=lambda content: f"{content[:16]!r} of {len(content)} bytes",
 )
-def test_a_damaged_root_is_damage(store, content):
+def test_a_damaged_root_is_reported_and_left_alone(store, content):
     (store.root / "wsa.json").write_bytes(content)
-    message = fails(DamagedError, "bad-record", 5, store.url, create=True)
+    message = check_refused(DamagedError, "bad-record", 5, store.url, create=True)
     assert "wsa.json" in message
     assert (store.root / "wsa.json").read_bytes() == content
 
 
-def test_a_root_of_any_size_is_not_read(store):
+def test_a_huge_root_is_not_read(store):
     with (store.root / "wsa.json").open("wb") as file:
-        file.truncate(1 << 40)  # Holes only: it takes no room, until someone reads it.
-    fails(DamagedError, "bad-record", 5, store.url)
+        file.truncate(1 << 40)  # Holes take no room on the disk, but would in memory.
+    check_refused(DamagedError, "bad-record", 5, store.url)
 
 
-def test_stores_are_kept_in_folders_and_buckets_only():
-    fails(UsageError, "bad-option", 2, "ftp://host/wsa")
-
-
-def test_a_flip_in_the_root_is_refused_at_opening(store):
+def test_every_flipped_bit_of_the_root_is_found(store):
     file = store.root / "wsa.json"
     whole = file.read_bytes()
-    for at in range(len(whole)):
-        for bit in range(8):
-            data = bytearray(whole)
-            data[at] ^= 1 << bit
-            file.write_bytes(data)
-            with pytest.raises(WsaError) as refused:
-                open_store(store.url)
-            assert refused.value.exit_code in (4, 5)
+    for bit in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(data)
+        with pytest.raises(WsaError) as refused:
+            open_store(store.url)
+        assert refused.value.exit_code in (4, 5)

@@ -1,4 +1,4 @@
-"""A store that a group shares: permissions follow the root, and missing write permission is reported first."""
+"""A store shared by a group: permissions follow its root, and a missing one is reported first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,18 +45,16 @@ def umask() -> Iterator[Callable[[int], int]]:
 
 def modes(root: Path) -> tuple[set[int], set[int]]:
     """Permissions of the folders and of the files in a store."""
-    found: tuple[set[int], set[int]] = (set(), set())
+    folders_and_files: tuple[set[int], set[int]] = (set(), set())
     for path in root.rglob("*"):
         mode = stat.S_IMODE(path.stat().st_mode)
-        found[0 if path.is_dir() else 1].add(mode)
-    return found
+        folders_and_files[0 if path.is_dir() else 1].add(mode)
+    return folders_and_files
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o022, 0o000])
 @pytest.mark.parametrize("mode", [0o2775, 0o755, 0o700])
-def test_what_is_made_has_the_permissions_of_the_root(
-    mode: int, mask: int, tmp_path: Path, segment: Any, umask: Callable[[int], int]
-) -> None:
+def test_new_files_get_the_permissions_of_the_root(mode, mask, tmp_path, segment, umask):
     root = tmp_path / "lab"
     root.mkdir()
     root.chmod(mode)
@@ -66,12 +65,12 @@ def test_what_is_made_has_the_permissions_of_the_root(
 
 
 def run_as(user: int, groups: list[int], *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A command of a user with umask 077, who has no home."""
+    """Run wsa as a user with umask 077 and no home."""
     return python_as(user, groups, "-m", "wsa.cli", *arguments)
 
 
 def python_as(user: int, groups: list[int], *arguments: object) -> subprocess.CompletedProcess[str]:
-    """This interpreter, run by a user with umask 077, who has no home."""
+    """Run this interpreter as a user with umask 077 and no home."""
     who = ["setpriv", f"--reuid={user}", f"--regid={user}"]
     who += [f"--groups={','.join(map(str, groups))}"] if groups else ["--clear-groups"]
     command = [*who, sys.executable, *map(str, arguments)]
@@ -83,25 +82,30 @@ def python_as(user: int, groups: list[int], *arguments: object) -> subprocess.Co
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Path:
-    """A folder of a user and a group, below folders that everybody may pass."""
-    root = tmp_path / "lab"
-    root.mkdir()
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):  # pytest's own, for its user alone.
-        folder.chmod(folder.stat().st_mode | 0o011)
-    os.chown(root, OWNER, GROUP)
+def lab() -> Iterator[Path]:
+    """A folder of a user and a group; not in `tmp_path`, which others may not enter."""
+    with tempfile.TemporaryDirectory(prefix="wsa-lab-") as folder:
+        Path(folder).chmod(0o755)
+        root = Path(folder, "lab")
+        root.mkdir()
+        os.chown(root, OWNER, GROUP)
+        _require_other_users(root)
+        yield root
+
+
+def _require_other_users(root: Path) -> None:
     if python_as(STRANGER, [], "-c", f"import os, wsa.cli; os.stat({str(root)!r})").returncode:
         pytest.skip(
             "other users cannot reach this interpreter or its files, or there is no setpriv"
         )
-    return root
 
 
 COLLECT = ("collect", "--game", "Pong", "--num-envs", 1, "--json", "--store")
 
 
+@pytest.mark.slow
 @as_root
-def test_two_users_of_a_group_add_to_one_store(lab: Path) -> None:
+def test_two_users_of_a_group_add_to_one_store(lab):
     started = run_as(OWNER, [GROUP], "init", "--store", lab, "--shared", "--json")
     assert started.returncode == 0, started.stderr
     assert json.loads(started.stdout)["mode"] == "drwxrwsr-x"
@@ -119,14 +123,14 @@ def test_two_users_of_a_group_add_to_one_store(lab: Path) -> None:
     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("wsa collect: ")]
     assert refused.returncode == 6 and f"belongs to {OWNER}:{GROUP}, mode drwxrwsr-x" in line
     assert line.endswith("docs/howto/share.md says how a group shares a store.")
-    # What is there already needs no permission.
+    # A command that has nothing to add needs no permission.
     again = run_as(STRANGER, [], *COLLECT, lab, "--steps", 24)
     assert again.returncode == 0 and json.loads(again.stdout)["steps"] == 0
 
 
 @pytest.mark.slow
 @as_root
-def test_frames_go_through_no_model_where_nothing_can_be_added(lab: Path) -> None:
+def test_encode_runs_no_model_if_it_cannot_write(lab):
     lab.chmod(0o755)
     assert run_as(OWNER, [], *COLLECT, lab, "--steps", 8).returncode == 0
     encode = ("encode", "--store", lab, "--scheduler", "inproc", "--json")
@@ -140,22 +144,20 @@ def test_frames_go_through_no_model_where_nothing_can_be_added(lab: Path) -> Non
 
 @pytest.mark.slow
 @as_root
-def test_a_store_that_is_there_becomes_shared(lab: Path) -> None:
+def test_an_existing_store_can_be_shared(lab):
     lab.chmod(0o755)
     assert run_as(OWNER, [], *COLLECT, lab, "--steps", 8).returncode == 0
-    (lab / "games" / "theirs").mkdir()  # By root.
+    (lab / "games" / "foreign").mkdir()  # By root.
     shared = run_as(OWNER, [GROUP], "init", "--store", lab, "--shared")
     assert shared.returncode == 6 and "1 files and folders" in shared.stderr
     assert "belong to root" in shared.stderr
-    (lab / "games" / "theirs").rmdir()
+    (lab / "games" / "foreign").rmdir()
     assert run_as(OWNER, [GROUP], "init", "--store", lab, "--shared").returncode == 0
     assert modes(lab) == ({0o2775}, {0o664})
     assert run_as(COLLEAGUE, [GROUP], *COLLECT, lab, "--steps", 16).returncode == 0
 
 
-def test_a_folder_that_others_made_is_looked_at_too(
-    store: Backend, segment: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cannot_be_written_is_found(store, segment, monkeypatch):
     segment(store)
     require_writable(store)
     real = os.access
@@ -166,22 +168,20 @@ def test_a_folder_that_others_made_is_looked_at_too(
 
 
 @pytest.mark.parametrize(
-    ("options", "what"),
+    ("options", "message"),
     [
         (["--group", "lab"], "add --shared"),
         (["--shared", "--group", "no-such-group"], "no such group"),
         (["--shared", "--store", "s3://lab/wsa"], "permissions of a folder"),
     ],
 )
-def test_what_cannot_be_shared_so(
-    options: list[str], what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_impossible_ways_to_share_are_refused(options, message, tmp_path, capsys):
     where = [] if "--store" in options else ["--store", str(tmp_path / "new")]
     assert main(["init", *where, *options]) == 2
-    assert what in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_init_starts_a_store_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_starts_a_store_once(tmp_path, capsys):
     for _ in range(2):
         assert main(["init", "--store", str(tmp_path / "new"), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["store"] == str(tmp_path / "new")

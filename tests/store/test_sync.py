@@ -1,4 +1,4 @@
-"""A copy between stores is a union: whole, checked, resumable, and never at anybody's cost."""
+"""A copy between stores is a union: whole, checked, resumable, and it never overwrites anything."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wsa.store.format import records
 from wsa.store.format.records import EmbeddingMeta, FramesMeta, ModelMeta, SegmentMeta
 from wsa.store.objects import writer
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
-from wsa.store.testing.faults import FaultyBackend, Killed, MemoryBackend
+from wsa.store.testing import FaultyBackend, Killed, MemoryBackend, unnamed
 
 GAMES = ("Breakout", "Pong")
 NUMBERS = (0, 1)
@@ -32,7 +32,7 @@ ALIASES = ("lite0", "vit")
 
 
 def make_lab(kit: ModuleType, name: str) -> MemoryBackend:
-    """A store with two segments of two games, encoded by two models."""
+    """A store with two segments of each of two games, encoded by two models."""
     lab = MemoryBackend(f"memory://{name}", at_once=4)
     for alias in ALIASES:
         kit.add_model(lab, kit.key(alias))
@@ -46,28 +46,28 @@ def make_lab(kit: ModuleType, name: str) -> MemoryBackend:
 
 @pytest.fixture(scope="module")
 def labs(kit: ModuleType) -> tuple[MemoryBackend, MemoryBackend]:
-    """Two labs that did the same, each for itself."""
+    """Two labs that did the same work independently."""
     return make_lab(kit, "ours"), make_lab(kit, "theirs")
 
 
 @pytest.fixture
 def ours(labs: tuple[MemoryBackend, MemoryBackend]) -> MemoryBackend:
-    return part(labs[0])
+    return without_objects(labs[0])
 
 
-def part(lab: MemoryBackend, without: Any = lambda meta: False) -> MemoryBackend:
-    """A copy of a store without some objects."""
-    made = MemoryBackend(lab.url, at_once=lab.at_once)
+def without_objects(lab: MemoryBackend, lacks: Any = lambda meta: False) -> MemoryBackend:
+    """A copy of a store, except some objects."""
+    copied = MemoryBackend(lab.url, at_once=lab.at_once)
     for commit in take_snapshot(lab).commits.values():
-        if not without(commit.meta):
+        if not lacks(commit.meta):
             for path in (names.commit_path(commit.id), *files(commit)):
-                made.put_new(path, lab.get(path))
-    return made
+                copied.put_new(path, lab.get(path))
+    return copied
 
 
 def first_of_pong(lab: MemoryBackend) -> MemoryBackend:
     """One segment, and what its embeddings need."""
-    return part(
+    return without_objects(
         lab,
         lambda meta: (
             not isinstance(meta, ModelMeta)
@@ -92,11 +92,11 @@ def objects(backend: Backend) -> set[str]:
     return set(take_snapshot(backend).commits)
 
 
-def is_whole(backend: Backend, lab: MemoryBackend) -> int:
-    """Compare all that is there with what the lab made; returns how many objects there are."""
-    snapshot, made = take_snapshot(backend), take_snapshot(lab)
+def check_whole(backend: Backend, lab: MemoryBackend) -> int:
+    """Compare every object with the lab's; how many there are."""
+    snapshot, expected = take_snapshot(backend), take_snapshot(lab)
     for path, commit in snapshot.commits.items():
-        assert snapshot.read_files(commit) == made.read_files(made.commits[path])
+        assert snapshot.read_files(commit) == expected.read_files(expected.commits[path])
     for meta in snapshot.embeddings():
         assert names.model_path(meta.model) in snapshot.commits
         assert names.segment_path(meta.game, meta.segment) in snapshot.commits
@@ -104,17 +104,10 @@ def is_whole(backend: Backend, lab: MemoryBackend) -> int:
 
 
 def assert_same_but_attempt(copied: records.Commit, commit: records.Commit) -> None:
-    """A copy is an attempt of its own; author, time and files are the writer's."""
+    """A copy is its own attempt; author, time and files are those of the writer."""
     assert copied.attempt != commit.attempt
     same = msgspec.structs.replace(copied, attempt=commit.attempt)
     assert records.seal(same) == commit
-
-
-def leftovers(backend: Backend) -> set[str]:
-    """Files that no record names."""
-    known = take_snapshot(backend).commits.values()
-    whole = {path for c in known for path in (names.commit_path(c.id), *files(c))}
-    return {entry.path for entry in backend.list("")} - whole
 
 
 # What a store of `make_lab` may lack: frames, rows and embeddings, each of some segments.
@@ -140,8 +133,11 @@ def lacking(draw: st.DrawFn) -> Any:
 
 @settings(max_examples=settings().max_examples // 3)
 @given(lacking(), lacking(), st.data())
-def test_what_was_asked_for_is_there_afterwards(labs, lacking_ours, lacking_theirs, data):
-    source, target = part(labs[0], lacking_ours), part(labs[1], lacking_theirs)
+def test_a_copy_adds_exactly_what_was_asked_for(labs, lacking_ours, lacking_theirs, data):
+    source, target = (
+        without_objects(labs[0], lacking_ours),
+        without_objects(labs[1], lacking_theirs),
+    )
     before = dict(target.files)
     has = take_snapshot(source)
     games = data.draw(st.lists(st.sampled_from(has.games), unique=True)) if has.games else []
@@ -166,7 +162,7 @@ def test_what_was_asked_for_is_there_afterwards(labs, lacking_ours, lacking_thei
     assert {c.path for c in plan.objects} == {c.path for c in done.objects} == asked - had
     assert (plan.present, plan.left, done.present, done.left) == (len(asked & had), 0, 0, 0)
     assert (plan.damaged, plan.conflicts, done.damaged) == ((), (), ())
-    assert is_whole(target, labs[0]) == len(had | asked)
+    assert check_whole(target, labs[0]) == len(had | asked)
     assert before.items() <= target.files.items(), "a byte of the target was changed"
     brought = take_snapshot(target).commits
     for commit in done.objects:
@@ -180,17 +176,17 @@ def test_what_was_asked_for_is_there_afterwards(labs, lacking_ours, lacking_thei
 
 @settings(max_examples=settings().max_examples // 3)
 @given(lacking(), lacking())
-def test_the_direction_does_not_matter(labs, lacking_ours, lacking_theirs):
-    ours, theirs = part(labs[0], lacking_ours), part(labs[1], lacking_theirs)
-    there, back = part(theirs), part(ours)
+def test_both_directions_end_in_the_same_union(labs, lacking_ours, lacking_theirs):
+    ours, theirs = without_objects(labs[0], lacking_ours), without_objects(labs[1], lacking_theirs)
+    there, back = without_objects(theirs), without_objects(ours)
     sync_all(ours, there)
     sync_all(theirs, back)
     assert objects(there) == objects(back) == objects(ours) | objects(theirs)
 
 
-def test_what_a_copy_saves_is_said_before(kit, labs, ours):
+def test_a_plan_says_which_passes_it_saves(kit, labs, ours):
     first = kit.fake_segment(0)[0]
-    without = part(
+    without = without_objects(
         labs[1], lambda meta: isinstance(meta, EmbeddingMeta) and meta.segment == first.segment
     )
     plan = plan_sync(take_snapshot(ours), take_snapshot(without))
@@ -198,7 +194,7 @@ def test_what_a_copy_saves_is_said_before(kit, labs, ours):
     assert saved(plan.objects) == (4 * first.frames, 4 * 0.5)
 
 
-def test_nothing_is_there_before_what_it_rests_on(ours):
+def test_an_object_is_copied_after_what_it_depends_on(ours):
     target = FaultyBackend(MemoryBackend(at_once=16))
     sync_all(ours, target)
     has = {names.commit_path(c.id): c.meta for c in take_snapshot(ours).commits.values()}
@@ -212,27 +208,29 @@ def test_nothing_is_there_before_what_it_rests_on(ours):
 
 
 @pytest.mark.variants
-@pytest.mark.parametrize("fault", ["kill", "fail", "lose", "full"])
-def test_a_copy_interrupted_at_any_call_goes_on(labs, fault):
+@pytest.mark.parametrize(
+    ("fault", "stride"), [("kill", 5), ("kill", 1), ("fail", 1), ("lose", 1), ("full", 1)]
+)
+def test_a_copy_interrupted_at_any_call_can_be_resumed(labs, fault, stride):
     source = first_of_pong(labs[0])
     whole, number = objects(source), 0
-    for number in range(10_000):
+    for number in range(0, 10_000, stride):
         target = MemoryBackend("memory://target", at_once=4)
         faulty = FaultyBackend(target, {number: fault})
         with contextlib.suppress(Killed, StorageError):
             sync_all(source, faulty)
         if len(faulty.calls) <= number:
             break
-        is_whole(target, labs[0])
+        check_whole(target, labs[0])
         before = dict(target.files)
         sync_all(source, target)
         assert before.items() <= target.files.items()
         assert objects(target) == whole
-        assert is_whole(target, labs[0]) == len(whole)
+        assert check_whole(target, labs[0]) == len(whole)
     assert number >= 3 * len(whole), "asked, put at least one file, put the record"
 
 
-def test_ctrl_c_in_the_midst_leaves_whole_objects(ours):
+def test_ctrl_c_leaves_whole_objects(ours):
     target = MemoryBackend(at_once=4)
     have = take_snapshot(ours)
     seen = []
@@ -246,40 +244,35 @@ def test_ctrl_c_in_the_midst_leaves_whole_objects(ours):
     with pytest.raises(KeyboardInterrupt):
         copy(have, target, plan_sync(have, take_snapshot(target)), stop)
     assert threading.active_count() == threads
-    assert 9 <= is_whole(target, ours) < len(have.commits)
+    assert 9 <= check_whole(target, ours) < len(have.commits)
     sync_all(ours, target)
-    assert is_whole(target, ours) == len(have.commits)
-    assert leftovers(target) == set()
+    assert check_whole(target, ours) == len(have.commits)
+    assert not unnamed(target)
 
 
-def test_what_a_dead_copy_left_is_not_built_on(ours):
-    """It may be swept away at any moment, or be cut; a copy of the object takes another folder."""
+def test_files_of_a_dead_copy_are_not_used(ours):
+    """They may be truncated, or swept at any moment; another copy takes another folder."""
     have = take_snapshot(ours)
     target = MemoryBackend()
     for commit in have.commits.values():
         target.put_new(files(commit)[0], b"cut")
     _, done = sync_all(ours, target)
-    assert len(done.objects) == len(have.commits) == is_whole(target, ours)
+    assert len(done.objects) == len(have.commits) == check_whole(target, ours)
     for path, commit in take_snapshot(target).commits.items():
         assert_same_but_attempt(commit, have.commits[path])
         target.delete(files(have.commits[path])[0])
-    assert is_whole(target, ours) == len(have.commits)
-    assert leftovers(target) == set()
+    assert check_whole(target, ours) == len(have.commits)
+    assert not unnamed(target)
 
 
 def test_two_copies_at_once_bring_each_object_once(labs):
     sources = [take_snapshot(labs[at % 2]) for at in range(4)]
-    for _ in range(10):
+    for _ in range(3):
         target = MemoryBackend(at_once=4)
         plans = [plan_sync(source, take_snapshot(target)) for source in sources]
         start = threading.Barrier(len(plans), timeout=60)
 
-        def run(
-            source: Snapshot,
-            plan: SyncPlan,
-            start: threading.Barrier = start,
-            target: MemoryBackend = target,
-        ) -> Copied:
+        def run(source, plan, start=start, target=target):
             start.wait()
             return copy(source, target, plan)
 
@@ -288,8 +281,8 @@ def test_two_copies_at_once_bring_each_object_once(labs):
         brought = [commit.path for one in done for commit in one.objects]
         assert sorted(brought) == sorted(sources[0].commits)
         assert sum(one.present for one in done) == 3 * len(brought)
-        assert is_whole(target, labs[0]) == len(brought)
-        assert leftovers(target) == set(), "who came late takes its files away"
+        assert check_whole(target, labs[0]) == len(brought)
+        assert not unnamed(target), "a late copy removes its files"
 
 
 def one_of_each(snapshot: Snapshot) -> list[records.Commit]:
@@ -299,12 +292,7 @@ def one_of_each(snapshot: Snapshot) -> list[records.Commit]:
     ]
 
 
-def damage_each(backend: MemoryBackend) -> list[tuple[records.Commit, str]]:
-    """Every file of one object of each kind."""
-    return [(c, path) for c in one_of_each(take_snapshot(backend)) for path in files(c)]
-
-
-def resting_on(snapshot: Snapshot, commit: records.Commit) -> set[str]:
+def depending_on(snapshot: Snapshot, commit: records.Commit) -> set[str]:
     meta = commit.meta
     if isinstance(meta, ModelMeta):
         return {records.meta_path(e) for e in snapshot.embeddings(model=meta.model)}
@@ -316,33 +304,36 @@ def resting_on(snapshot: Snapshot, commit: records.Commit) -> set[str]:
 
 @pytest.mark.variants
 @pytest.mark.parametrize("how", ["flip", "cut", "empty", "lose"])
-def test_damage_is_not_copied_and_the_rest_is(labs, how):
+def test_damage_is_not_copied_but_the_rest_is(labs, how):
     ours = first_of_pong(labs[0])
-    for commit, path in damage_each(ours):
-        source, target = part(ours), MemoryBackend("memory://target", at_once=4)
+    first_and_last = [
+        (commit, files(commit)[at]) for commit in one_of_each(take_snapshot(ours)) for at in (0, -1)
+    ]
+    for commit, path in first_and_last:
+        source, target = without_objects(ours), MemoryBackend("memory://target", at_once=4)
         data = bytearray(source.get(path))
         source.delete(path)
         if how != "lose":
             data[len(data) // 2] ^= 1
             source.put_new(path, {"flip": data, "cut": data[:-1], "empty": b""}[how])
         plan, done = sync_all(source, target)
-        lost = resting_on(take_snapshot(ours), commit)
+        lost = depending_on(take_snapshot(ours), commit)
         assert [found.path for found in done.damaged] == [commit.path]
         assert "wsa verify" in done.damaged[0].why
         assert path in done.damaged[0].why
         assert done.left == len(lost)
         assert objects(target) == objects(ours) - {commit.path} - lost
         assert len(done.objects) == len(plan.objects) - 1 - len(lost)
-        is_whole(target, ours)
-        assert leftovers(target) == set()
-        # Once it is mended, the same copy brings the rest.
+        check_whole(target, ours)
+        assert not unnamed(target)
+        # Once it is repaired, the same copy adds the rest.
         sync_all(ours, target)
         assert objects(target) == objects(ours)
 
 
-def test_a_damaged_record_is_named_and_the_rest_is_copied(ours):
+def test_a_damaged_record_of_the_source_is_named_and_the_rest_is_copied(ours):
     for commit in one_of_each(take_snapshot(ours)):
-        source, target = part(ours), MemoryBackend("memory://target")
+        source, target = without_objects(ours), MemoryBackend("memory://target")
         record = names.commit_path(commit.id)
         data = source.get(record)
         source.delete(record)
@@ -351,20 +342,20 @@ def test_a_damaged_record_is_named_and_the_rest_is_copied(ours):
             take_snapshot(source)
         have, damaged = survey(source)
         assert [found.path for found in damaged] == [record]
-        lost = resting_on(take_snapshot(ours), commit)
-        if isinstance(commit.meta, SegmentMeta):  # Pictures without rows are of no use.
+        lost = depending_on(take_snapshot(ours), commit)
+        if isinstance(commit.meta, SegmentMeta):  # Frames without rows are useless.
             lost |= {names.frames_path(commit.meta.game, commit.meta.segment)}
         plan = plan_sync(have, take_snapshot(target))
         copy(have, target, plan)
         assert objects(target) == objects(ours) - {commit.path} - lost
-        assert plan.left == len(resting_on(take_snapshot(ours), commit))
-        is_whole(target, ours)
+        assert plan.left == len(depending_on(take_snapshot(ours), commit))
+        check_whole(target, ours)
 
 
-def test_a_damaged_record_of_the_target_stays_and_nothing_rests_on_it(ours):
+def test_a_damaged_record_of_the_target_stays_and_nothing_is_added_to_it(ours):
     for commit in one_of_each(take_snapshot(ours)):
-        lost = resting_on(take_snapshot(ours), commit)
-        target = part(ours, lambda meta, lost=lost: records.meta_path(meta) in lost)
+        lost = depending_on(take_snapshot(ours), commit)
+        target = without_objects(ours, lambda meta, lost=lost: records.meta_path(meta) in lost)
         record = names.commit_path(commit.id)
         target.delete(record)
         target.put_new(record, b"{}")
@@ -381,16 +372,18 @@ def test_a_damaged_record_of_the_target_stays_and_nothing_rests_on_it(ours):
 def other_frames(kit: ModuleType, lab: MemoryBackend, game: str = "Pong") -> MemoryBackend:
     """The lab, but with other frames in the first segment of a game."""
     meta, arrays = kit.remember(0, game=game)
-    made = part(lab, lambda m: getattr(m, "segment", "") == meta.segment and m.game == game)
+    other = without_objects(
+        lab, lambda m: getattr(m, "segment", "") == meta.segment and m.game == game
+    )
     digests = arrays["digest"].copy()
     digests[-1] ^= 1
-    writer.commit_segment(made, meta, {**arrays, "digest": digests})
+    writer.commit_segment(other, meta, {**arrays, "digest": digests})
     for alias in ALIASES:
-        kit.add_embedding(made, meta, kit.key(alias))
-    return made
+        kit.add_embedding(other, meta, kit.key(alias))
+    return other
 
 
-def test_a_segment_of_other_frames_is_named_and_left_alone(kit, labs):
+def test_a_segment_with_other_frames_is_a_conflict_and_is_left_alone(kit, labs):
     source = other_frames(kit, labs[0])
     first = kit.fake_segment(0)[0]
     path = names.segment_path("Pong", first.segment)
@@ -398,7 +391,7 @@ def test_a_segment_of_other_frames_is_named_and_left_alone(kit, labs):
     def lacks(meta: records.Meta) -> bool:  # Embeddings, also those of the segment; and all frames.
         return isinstance(meta, EmbeddingMeta | FramesMeta)
 
-    target = part(labs[1], lacks)
+    target = without_objects(labs[1], lacks)
     before = dict(target.files)
     plan, _ = sync_all(source, target)
     assert [found.path for found in plan.conflicts] == [path]
@@ -410,14 +403,16 @@ def test_a_segment_of_other_frames_is_named_and_left_alone(kit, labs):
     }
     assert objects(target) == objects(source) - own
     assert before.items() <= target.files.items()
-    is_whole(target, labs[0])
-    # What somebody asks for that has no part in it does not mention it.
+    check_whole(target, labs[0])
+    # A copy of another game does not mention it.
     assert plan_sync(take_snapshot(source), take_snapshot(target), ["Breakout"]).conflicts == ()
 
 
-def test_the_same_frames_packed_differently_are_the_same_segment(kit, labs, ours, monkeypatch):
+def test_equal_frames_in_other_bytes_are_the_same_segment(kit, labs, ours, monkeypatch):
     first = kit.fake_segment(0)[0]
-    source = part(ours, lambda m: getattr(m, "segment", "") == first.segment and m.game == "Pong")
+    source = without_objects(
+        ours, lambda m: getattr(m, "segment", "") == first.segment and m.game == "Pong"
+    )
     whole = writer.layout.encode_group
 
     def spaced(arrays: Any) -> dict[str, bytes]:
@@ -426,14 +421,15 @@ def test_the_same_frames_packed_differently_are_the_same_segment(kit, labs, ours
 
     monkeypatch.setattr(writer.layout, "encode_group", spaced)
     meta, _ = kit.add_segment(source, 0)
-    plan = plan_sync(take_snapshot(source), take_snapshot(part(labs[1])))
+    plan = plan_sync(take_snapshot(source), take_snapshot(without_objects(labs[1])))
     assert (plan.conflicts, plan.objects, plan.left) == ((), (), 0)
-    # Where they have to be compared and cannot, they are not taken for the same.
+    # If they must be compared and cannot be, they do not count as equal.
     commit = take_snapshot(source).commits[records.meta_path(meta)]
     digest = next(path for path in files(commit) if "/digest/c" in path)
     source.delete(digest)
     plan = plan_sync(
-        take_snapshot(source), take_snapshot(part(labs[1], lambda m: isinstance(m, EmbeddingMeta)))
+        take_snapshot(source),
+        take_snapshot(without_objects(labs[1], lambda m: isinstance(m, EmbeddingMeta))),
     )
     assert [found.path for found in plan.damaged] == [commit.path]
     assert {records.meta_path(c.meta) for c in plan.objects}.isdisjoint(
@@ -441,7 +437,7 @@ def test_the_same_frames_packed_differently_are_the_same_segment(kit, labs, ours
     )
 
 
-def test_two_labs_with_one_model_share_its_passes(kit):
+def test_labs_with_the_same_model_share_its_passes(kit):
     ours, theirs = MemoryBackend("memory://ours"), MemoryBackend("memory://theirs")
     key = kit.key("vit")
     for lab, number in ((ours, 0), (theirs, 1)):
@@ -455,7 +451,7 @@ def test_two_labs_with_one_model_share_its_passes(kit):
     assert (plan.items, plan.present) == ((), 3)
 
 
-def test_other_weights_stay_apart(kit):
+def test_models_with_other_weights_stay_apart(kit):
     ours, theirs = MemoryBackend("memory://ours"), MemoryBackend("memory://theirs")
     mine, other = (names.make_model_key("vit", hashing.identity(weights)) for weights in "ab")
     arrays = {}
@@ -472,12 +468,12 @@ def test_other_weights_stay_apart(kit):
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_models_of_one_key_whose_files_differ_are_compared(kit, ours, labs, same):
+def test_two_models_with_one_key_and_other_files_are_compared(kit, ours, labs, same):
     key = kit.key("vit")
-    source = part(ours, lambda meta: isinstance(meta, ModelMeta) and meta.model == key)
+    source = without_objects(ours, lambda meta: isinstance(meta, ModelMeta) and meta.model == key)
     other = {"spec.json": b"{}", "probe.safetensors": b"other"}
     writer.commit_model(source, ModelMeta(key), other)
-    target = part(labs[1], lambda meta: isinstance(meta, EmbeddingMeta))
+    target = without_objects(labs[1], lambda meta: isinstance(meta, EmbeddingMeta))
     asked = []
 
     def same_model(ours: Any, theirs: Any) -> bool:
@@ -498,7 +494,7 @@ def test_models_of_one_key_whose_files_differ_are_compared(kit, ours, labs, same
         assert len(take_snapshot(target).embeddings()) == 4
 
 
-def test_embeddings_of_an_alias_are_those_of_all_its_keys(kit, ours):
+def test_an_alias_means_all_its_keys(kit, ours):
     keys_of = [names.make_model_key("vit", hashing.identity(weights)) for weights in "ab"]
     for key in keys_of:
         kit.add_model(ours, key)
@@ -508,35 +504,35 @@ def test_embeddings_of_an_alias_are_those_of_all_its_keys(kit, ours):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "words"),
     [
         ({"games": ["Pongo"]}, ["Pongo", "Did you mean Pong?", "Breakout, Pong", "--game"]),
         ({"models": ["dino"]}, ["dino", "lite0-", "vit-", "--models"]),
         ({"models": ["vit", "dino-000000000000"]}, ["dino-000000000000", "--models"]),
     ],
 )
-def test_what_the_source_does_not_have_is_refused_with_what_it_has(ours, asked, said):
+def test_asking_for_what_the_source_lacks_names_what_it_has(ours, asked, words):
     with pytest.raises(MissingError) as refused:
         plan_sync(take_snapshot(ours), take_snapshot(MemoryBackend()), **asked)
-    assert all(word in str(refused.value) for word in [*said, ours.url])
+    assert all(word in str(refused.value) for word in [*words, ours.url])
 
 
-def test_embeddings_without_a_segment_or_a_model_stay(ours, labs):
+def test_embeddings_without_their_segment_or_model_are_not_copied(ours, labs):
     segment = take_snapshot(ours).segments("Pong")[0]
     for without in (
         lambda meta: isinstance(meta, SegmentMeta) and meta == segment,
         lambda meta: isinstance(meta, ModelMeta),
     ):
         target = MemoryBackend("memory://target")
-        plan, done = sync_all(part(ours, without), target)
-        is_whole(target, ours)
+        plan, done = sync_all(without_objects(ours, without), target)
+        check_whole(target, ours)
         assert plan.left + len(take_snapshot(target).embeddings()) == 8
         assert done.left == 0
         sync_all(ours, target)
         assert objects(target) == objects(ours)
 
 
-@pytest.mark.parametrize("most", [0, 600, 1 << 30])
+@pytest.mark.parametrize("most", [0, 600])
 def test_few_large_files_are_in_memory_at_once(ours, monkeypatch, most):
     monkeypatch.setattr(sync, "MAX_HELD_BYTES", most)
     have, held, peak = take_snapshot(ours), 0, 0
@@ -561,26 +557,17 @@ def test_few_large_files_are_in_memory_at_once(ours, monkeypatch, most):
     assert peak <= max(most, *largest.values())
 
 
-def test_a_store_that_refuses_is_not_taken_for_damage(ours):
-    for number in range(0, 60, 7):
-        source = FaultyBackend(part(ours), {number: "fail"})
+def test_a_failing_store_is_not_taken_for_damage(ours):
+    for number in range(0, 60, 11):
+        source = FaultyBackend(without_objects(ours), {number: "fail"})
         with pytest.raises(WsaError) as refused:
             sync_all(source, MemoryBackend())
         assert isinstance(refused.value, StorageError)
 
 
-def test_a_link_planted_in_the_target_is_not_damage_of_the_source(ours, store, tmp_path):
+def test_a_link_in_the_target_is_not_reported_as_damage_of_the_source(ours, store, tmp_path):
     (tmp_path / "outside").mkdir()
     (tmp_path / "store" / "models").symlink_to(tmp_path / "outside")
     with pytest.raises(DamagedError, match="leads out"):
         sync_all(ours, store)
     assert list((tmp_path / "outside").iterdir()) == []
-
-
-def test_from_a_folder_to_a_folder(ours, store):
-    sync_all(ours, store)
-    assert is_whole(store, ours) == len(objects(ours))
-    target = MemoryBackend(at_once=16)
-    sync_all(store, target)
-    assert is_whole(target, ours) == len(objects(ours))
-    assert leftovers(target) == {names.STORE_FILE} & set(target.files)

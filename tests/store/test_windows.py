@@ -1,31 +1,29 @@
-"""Models that look at several frames: their windows, and their embeddings, one a row."""
+"""Models that look at several frames: windows of rows, and one embedding for each row."""
 
 from __future__ import annotations
 
 import itertools
-import os
 
 import msgspec
 import numpy as np
 import pytest
 import xarray
 from blake3 import blake3
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wsa.store.common import hashing, names
-from wsa.store.common.errors import ConflictError, DamagedError, UsageError
+from wsa.store.common.errors import DamagedError, UsageError
 from wsa.store.exchange.export import export, plan_export
 from wsa.store.format import records
 from wsa.store.format.stacks import MAX_STACK_FRAMES
 from wsa.store.format.windows import episode_starts, window_digests, window_rows
 from wsa.store.maintenance.repair import repair
 from wsa.store.maintenance.verify import verify
-from wsa.store.objects import flat_map, writer
-from wsa.store.objects.root import open_store
+from wsa.store.objects import writer
 from wsa.store.objects.snapshot import take_snapshot
 
-# Of which models, in the order given; single frames stand among windows.
+# Frames of each model's window; models of single frames are mixed in.
 WINDOWS = {"moving": 4, "lite0": 1, "pair": 2, "vit": 1}
 SHAPES = {"moving": (3,), "lite0": (2,), "pair": (2, 2), "vit": (1,)}
 
@@ -49,31 +47,10 @@ def fill(store, kit, numbers, aliases=WINDOWS, **options):
     """Segments of one environment, each cut where the last one ended, encoded by these models."""
     metas = []
     for number in numbers:
-        made = {"steps": 9, "ends": (2, 3, 6), "frames": 7, "cut": number > 0, **options}
-        metas.append(kit.add_segment(store, number, **made)[0])
+        shape = {"steps": 9, "ends": (2, 3, 6), "frames": 7, "cut": number > 0, **options}
+        metas.append(kit.add_segment(store, number, **shape)[0])
         embed(store, kit, metas[-1], aliases)
     return metas
-
-
-def equals_the_store(made, snapshot, models):
-    """What the map gives for each step is what the objects hold, model by model."""
-    at = 0
-    windows = made.gather_windows(
-        made.steps, np.empty((len(made.steps), made.window_width), made.windowed.dtype)
-    )
-    frames = made.embeddings[made.rows["frame"][made.steps]]
-    for meta in snapshot.segments("Pong"):
-        rows = snapshot.read_rows(meta)
-        acted = np.flatnonzero(rows["action"] >= 0)
-        here = slice(at, at + len(acted))
-        for key, window, columns in zip(models, made.windows, made.columns, strict=True):
-            found = snapshot.read_embedding("Pong", key, meta.segment)
-            assert len(found) == (meta.rows if window > 1 else meta.frames)
-            wanted = found[acted] if window > 1 else found[rows["frame"][acted]]
-            got = (windows if window > 1 else frames)[here, columns]
-            np.testing.assert_array_equal(got, wanted.reshape(len(acted), -1))
-        at += len(acted)
-    assert at == len(made.steps)
 
 
 @st.composite
@@ -109,13 +86,13 @@ def test_windows_of_a_segment_are_those_of_the_uncut_episode(drawn, window):
 
 
 @pytest.mark.parametrize("window", [0, -1, MAX_STACK_FRAMES + 1])
-def test_longer_windows_than_segments_repeat_are_refused(window):
+def test_windows_longer_than_the_context_of_segments_are_refused(window):
     with pytest.raises(UsageError) as refused:
         window_rows(np.arange(3), np.zeros(3, np.int64), window)
     assert refused.value.kind == "bad-option"
 
 
-def test_a_window_is_named_by_the_digests_of_its_frames():
+def test_the_digest_of_a_window_depends_on_the_digests_of_its_frames():
     digests = np.random.default_rng(0).integers(0, 256, (5, 4, 16), np.uint8)
     found = window_digests(digests)
     assert found.shape == (5, 16) and found.dtype == np.uint8
@@ -124,7 +101,7 @@ def test_a_window_is_named_by_the_digests_of_its_frames():
     assert window_digests(digests[:0]).shape == (0, 16)
 
 
-def test_a_record_says_the_window_where_there_is_one(kit, store):
+def test_a_record_states_a_window_of_several_frames(kit, store):
     meta, _ = kit.add_segment(store)
     embed(store, kit, meta, ("lite0", "pair"))
     for alias, window, unit in (("lite0", 1, "frames"), ("pair", 2, "rows")):
@@ -133,13 +110,13 @@ def test_a_record_says_the_window_where_there_is_one(kit, store):
         )
         assert isinstance(commit.meta, records.EmbeddingMeta)
         assert commit.meta.window == window and commit.meta.unit == unit
-        said = msgspec.json.decode(store.get(names.commit_path(commit.id), 1 << 20))["meta"]
-        assert said.get("window") == (window if window > 1 else None)
+        written = msgspec.json.decode(store.get(names.commit_path(commit.id), 1 << 20))["meta"]
+        assert written.get("window") == (window if window > 1 else None)
 
 
 @pytest.mark.parametrize("window", [0, 1, -4, 5, 10**9, "4", 4.5, None])
-def test_a_record_with_another_window_is_refused(kit, window):
-    """1 too: there is one way to write a record."""
+def test_a_record_with_an_invalid_window_is_refused(kit, window):
+    """A window of 1 is not written, so that each record has one spelling."""
     meta, _ = kit.remember()
     described, _ = kit.fake_embedding(meta, kit.key("pair"), window=2)
     commit = records.Commit(1, described, "0" * 16, (), "a@b", "", "")
@@ -148,98 +125,6 @@ def test_a_record_with_another_window_is_refused(kit, window):
     forged["check"] = hashing.checksum(hashing.canonical(forged))
     with pytest.raises(DamagedError):
         records.read_commit(hashing.canonical(forged), names.commit_path(commit.id))
-
-
-def test_a_map_of_frames_and_windows_equals_the_store(store, kit, models, tmp_path):
-    fill(store, kit, range(3))
-    snapshot = take_snapshot(store)
-    made = flat_map.materialise(snapshot, "Pong", models, tmp_path)
-    assert made.windows == tuple(WINDOWS.values()) and made.shapes == tuple(SHAPES.values())
-    assert (made.width, made.window_width) == (3, 7)
-    equals_the_store(made, snapshot, models)
-    for names_ in (models[::-1], models[:1], models[1:2], [models[2], models[0]]):
-        equals_the_store(flat_map.materialise(snapshot, "Pong", names_, tmp_path), snapshot, names_)
-    with pytest.raises(IndexError, match="must be in"):
-        made.gather_windows(np.array([len(made.rows)]), np.empty((1, 7), np.float16))
-    for window in (2, 4):
-        names_of = made.window_digests(window)
-        of = made.digests[made.stack(np.arange(len(made.rows)), window)]
-        assert [n.tobytes() for n in names_of] == [
-            hashing.window_digest(one.tobytes()) for one in of
-        ]
-
-
-def test_files_of_what_no_model_needs_are_not_there(store, kit, models, tmp_path):
-    fill(store, kit, range(1))
-    snapshot = take_snapshot(store)
-    for chosen, present in (
-        (models[:1], {"rows.bin", "digests.bin", "windows.bin"}),
-        (models[1:2], {"rows.bin", "digests.bin", "embeddings.bin"}),
-        (models[:2], {"rows.bin", "digests.bin", "embeddings.bin", "windows.bin"}),
-    ):
-        cache = tmp_path / str(len(present)) / chosen[-1]
-        flat_map.materialise(snapshot, "Pong", chosen, cache)
-        (folder,) = (cache / "flat").iterdir()
-        assert {p.name for p in folder.glob("*.bin")} == present
-
-
-def test_windows_of_new_segments_are_appended(store, kit, models, tmp_path):
-    fill(store, kit, [3, 1])
-    early = take_snapshot(store)
-    first = flat_map.materialise(early, "Pong", models, tmp_path)
-    (folder,) = (tmp_path / "flat").iterdir()
-    before = {name: (folder / name).read_bytes() for name in flat_map.FILES}
-    fill(store, kit, [0, 2])
-    snapshot = take_snapshot(store)
-    equals_the_store(flat_map.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
-    for name, data in before.items():
-        after = (folder / name).read_bytes()
-        assert after.startswith(data) and len(after) > len(data)
-    equals_the_store(first, early, models)
-    equals_the_store(flat_map.materialise(early, "Pong", models, tmp_path), early, models)
-
-
-@pytest.mark.parametrize("how", ["deleted", "cut"])
-def test_cleaned_windows_are_made_again(store, kit, models, tmp_path, how):
-    fill(store, kit, range(2))
-    snapshot = take_snapshot(store)
-    flat_map.materialise(snapshot, "Pong", models, tmp_path)
-    (file,) = tmp_path.glob("flat/*/windows.bin")
-    file.unlink() if how == "deleted" else os.truncate(file, file.stat().st_size - 1)
-    equals_the_store(flat_map.materialise(snapshot, "Pong", models, tmp_path), snapshot, models)
-
-
-@settings(max_examples=8)
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 12), st.sets(st.integers(0, 11)), st.booleans()),
-        min_size=1,
-        max_size=3,
-    )
-)
-def test_any_map_with_windows_equals_the_store(kit, tmp_path_factory, segments):
-    folder = tmp_path_factory.mktemp("any")
-    on_disk = open_store(str(folder / "store"), create=True)
-    models = [kit.key(alias) for alias in WINDOWS]
-    for env, (steps, ends, cut) in enumerate(segments):
-        fill(on_disk, kit, [0], env=env, steps=steps, ends=tuple(ends), cut=cut)
-        snapshot = take_snapshot(on_disk)
-        made = flat_map.materialise(snapshot, "Pong", models, folder)
-        equals_the_store(made, snapshot, models)
-
-
-def test_one_model_has_one_window(store, kit, tmp_path):
-    fill(store, kit, [0], ("pair",))
-    meta, _ = kit.add_segment(store, 1)
-    key = kit.key("pair")
-    kit.add_embedding(store, meta, key, shape=SHAPES["pair"], window=4)
-    snapshot = take_snapshot(store)
-    for use in (
-        lambda: flat_map.materialise(snapshot, "Pong", [key], tmp_path),
-        lambda: plan_export(snapshot, "Pong", [key]),
-    ):
-        with pytest.raises(ConflictError, match="windows"):
-            use()
 
 
 @pytest.mark.parametrize("alias", ["lite0", "pair"])
@@ -262,7 +147,7 @@ def test_verify_finds_a_wrong_number_of_embeddings(store, kit, alias):
     assert not verify(store).damage
 
 
-def test_damaged_windows_are_named_by_row(on_disk, kit):
+def test_damage_to_windows_is_reported_by_rows(on_disk, kit):
     (meta,) = fill(on_disk, kit, [0], ("pair",), steps=600, frames=20)
     commit = take_snapshot(on_disk).commit(
         names.embedding_path("Pong", kit.key("pair"), meta.segment)
@@ -276,7 +161,7 @@ def test_damaged_windows_are_named_by_row(on_disk, kit):
 
 
 def test_an_export_has_windows_on_the_axis_of_rows(store, kit, models, tmp_path):
-    """Two segments are joined: each step's window stands in its row, context only where it is."""
+    """Two segments are joined, and the window of each step is in its row."""
     fill(store, kit, range(2))
     fill(store, kit, [1], env=1)
     for key in models:
