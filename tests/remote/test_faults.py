@@ -267,7 +267,8 @@ def test_a_bucket_that_stops_answering_loses_nothing(
 def test_a_record_that_may_still_arrive_keeps_its_files(url, faulty, backend, kit, environment):
     """The put of the record may arrive after the writer gave up."""
     store = open_store(url, create=True)
-    environment.setenv("WSA_RETRY_S", "0.1")
+    # Long enough for the requests before it on a busy machine.
+    environment.setenv("WSA_RETRY_S", "2")
     records = []
 
     def plan(request):
