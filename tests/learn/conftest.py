@@ -1,8 +1,10 @@
-"""A walk of five states, whose optimum is known, as a store and a flat map."""
+"""Stores for tests of training: a walk of five states whose optimum is known, and a little Breakout."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import msgspec
@@ -13,15 +15,17 @@ import torch
 from wsa.store.format.records import EmbeddingMeta
 from wsa.store.objects.flat_map import FlatMap, materialise
 from wsa.store.objects.root import open_store
-from wsa.store.objects.snapshot import take_snapshot
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 from wsa.store.objects.writer import commit_embedding, commit_segment
+
+sys.path.append(str(Path(__file__).parents[1]))  # For `from learn_kit import ...`.
 
 STATES = 5
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Sums are the same to the last bit whatever else the machine does."""
+    """One thread adds up in one order, so that sums are equal to the last bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -29,14 +33,16 @@ def one_thread() -> Iterator[None]:
 
 
 def fill(kit: ModuleType, url: str) -> None:
-    """A walk of five states: 2 begins; 0 ends it with nothing, 4 with a reward of 3.
+    """Fill a store with episodes of a walk that begins in state 2.
 
-    Actions go left, go right, stay. Episodes are cut after six steps. The embeddings tell the state: one
-    model knows it, the other is noise.
+    State 0 ends an episode with nothing, 4 with a reward of 3. Actions go left, go right, stay.
+    Episodes are truncated after six steps. One model's embeddings are the states, the other's are
+    noise.
     """
     backend = open_store(url, create=True)
     generator = np.random.default_rng(0)
-    rows: list[tuple[int, int, float, bool, bool, bool]] = []  # frame, action, reward, ends, first
+    # Frame, action, reward, terminated, truncated, is_first.
+    rows: list[tuple[int, int, float, bool, bool, bool]] = []
     for _ in range(150):
         state, first = 2, True
         for step in range(6):
@@ -68,10 +74,45 @@ def fill(kit: ModuleType, url: str) -> None:
     known = np.eye(STATES, dtype=np.float16)
     noise = np.random.default_rng(1).normal(size=(STATES, 3)).astype(np.float16)
     for alias, array in (("lite0", known), ("vit", noise)):
-        about = EmbeddingMeta(
+        record = EmbeddingMeta(
             meta.game, meta.segment, kit.key(alias), array.shape, "float16", STATES, 0, 1.0
         )
-        commit_embedding(backend, about, array)
+        commit_embedding(backend, record, array)
+
+
+@pytest.fixture(scope="session")
+def breakout(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """A little Breakout in episodes of 24 steps, encoded by two small random models; read it only."""
+    from learn_kit import collect_play
+
+    from wsa.encode.jobs.run import encode
+    from wsa.encode.models.registry import parse_request
+    from wsa.learn.envs import atari
+
+    backend = open_store(str(tmp_path_factory.mktemp("breakout") / "store"), create=True)
+    collect_play(backend, atari.protocol("Breakout", "classic", max_steps=24), steps=128)
+    names = ("timm:test_resnet.r160_in1k:random", "timm:test_vit.r160_in1k:random")
+    requests = [parse_request(name, {}, "pooled") for name in names]
+    encode(backend, requests, scheduler="inproc", device="cpu")
+    return take_snapshot(backend)
+
+
+@pytest.fixture(scope="session")
+def trained(breakout: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished offline run of 50 updates on it; read it only."""
+    from learn_kit import plan_offline
+
+    from wsa.learn.runs.folder import begin
+    from wsa.learn.runs.train import train_stored
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    config = plan_offline(breakout)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    begin(folder, config)
+    train_stored(folder, config, "cpu")
+    torch.set_num_threads(threads)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Online runs on the emulator with a small random model, from options to evaluation."""
+"""Online runs on the emulator with a small random model, from flags to evaluation."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import pytest
 import torch
-from command_kit import options as parsed
+from learn_kit import (
+    RESNET,
+    SHORT_DQN,
+    SHORT_PPO,
+    killed_at_checkpoint,
+    plan_online,
+    read_checkpoint,
+    read_metrics,
+    train_online,
+)
 from safetensors.numpy import load_file
 
 from wsa.encode.inference import engines
@@ -22,11 +31,9 @@ from wsa.encode.inference.encoder import Encoder
 from wsa.encode.registration import register
 from wsa.encode.registration.register import open_model, open_models
 from wsa.encode.registration.select import choose_models
-from wsa.learn.commands import collect as collect_module
-from wsa.learn.commands.learn import plan_run
+from wsa.learn.commands.collect import collect
 from wsa.learn.configs.data import CollectOptions, ProtocolOptions, RunPolicyOptions
-from wsa.learn.configs.learn import LearnOptions
-from wsa.learn.envs import atari as games
+from wsa.learn.envs import atari
 from wsa.learn.evaluation import periodic
 from wsa.learn.evaluation.rollout import EVAL_SEED
 from wsa.learn.online.embedding_table import Table
@@ -44,287 +51,268 @@ from wsa.store.common.errors import ConflictError, MissingError, Terminated, Usa
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.model_spec import read_spec
 from wsa.store.objects.root import open_store
-from wsa.store.objects.snapshot import take_snapshot
+from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
-MODEL = "timm:test_resnet.r160_in1k:random"
-PPO: dict[str, Any] = {
-    "algo": "ppo", "total_timesteps": 96, "num_envs": 2, "num_steps": 8, "num_minibatches": 2,
-    "update_epochs": 2,
-}  # fmt: skip
-DQN: dict[str, Any] = {
-    "algo": "dqn", "total_timesteps": 96, "num_envs": 2, "learning_starts": 16, "batch_size": 8,
-    "train_frequency": 4, "target_network_frequency": 16,
-}  # fmt: skip
+pytestmark = pytest.mark.usefixtures("one_thread", "short_segments")
 
+STEPS = SHORT_PPO["total_timesteps"]
+EPISODE = 16
+OUTPUT = {"output": "grid:5+pca:64"}
+PPO: dict[str, Any] = {**SHORT_PPO, **OUTPUT, "max_episode_steps": EPISODE}
+DQN: dict[str, Any] = {**SHORT_DQN, **OUTPUT, "max_episode_steps": EPISODE}
 RECURRENT: dict[str, Any] = {**PPO, "recurrent": True, "hidden": None}
-# Less what `options` gives of models.
+# The baseline on pixels takes none of the flags of models.
 PIXELS: dict[str, Any] = {
-    "fusion": "nature", "models": None, "output": None, "fusion_size": None, "hidden": None
+    "fusion": "nature", "models": None, "output": None, "fusion_size": None, "hidden": None,
+    "frame_stack": 4, "parameters": 50_000,
 }  # fmt: skip
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+def slow(*values: Any, **details: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow, **details)
+
+
+@pytest.fixture(scope="module")
+def short_segments() -> Iterator[None]:
+    """Recorded segments end inside of episodes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wsa.learn.online.record_segments.SEGMENT_STEPS", 10)
+        yield
 
 
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that has the model, and nothing of the game."""
-    store = tmp_path_factory.mktemp("registered") / "store"
-    configure(options(store, store.parent / "run", **PPO), "cpu")
-    return store
+    folder = tmp_path_factory.mktemp("registered")
+    plan_online(folder / "store", folder / "run", **PPO)
+    return folder / "store"
 
 
 @pytest.fixture
-def here(registered: Path, tmp_path: Path) -> Path:
-    """A folder with such a store."""
-    for name in ("store", "other"):
-        shutil.copytree(registered, tmp_path / name, copy_function=os.link)
-    return tmp_path
+def store(registered: Path, tmp_path: Path) -> Path:
+    """A copy of that store."""
+    return Path(shutil.copytree(registered, tmp_path / "store", copy_function=os.link))
 
 
-def options(store: Path, folder: Path, **changes: Any) -> LearnOptions:
-    details: dict[str, Any] = {
-        "store": str(store), "game": "Breakout", "online": True, "models": (MODEL,), "output": "grid:5+pca:64",
-        "fusion_size": 16, "hidden": ("16",), "frame_stack": 2, "run_dir": str(folder), **changes,
-    }  # fmt: skip
-    return parsed("learn", **details)
+class Recorded(NamedTuple):
+    """A run that recorded what it played, to be read only."""
+
+    store: Path
+    run: Path
+    flags: dict[str, Any]
+    config: OnlineRun
+    played: Any
+    encoder_passes: int
 
 
-def configure(o: LearnOptions, device: str) -> tuple[Any, Path]:
-    return plan_run(o, device)[1:]
-
-
-def train(store: Path, folder: Path, **changes: Any) -> tuple[OnlineRun, Any]:
-    config, folder = configure(options(store, folder, **changes), "cpu")
-    begin(folder, config)
-    return config, train_playing(folder, config, "cpu")
-
-
-@pytest.mark.parametrize(
-    "algo", [PPO, *(pytest.param(a, marks=pytest.mark.slow) for a in (DQN, RECURRENT))]
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(PPO, id="ppo"), slow(DQN, id="dqn"), slow(RECURRENT, id="recurrent")],
 )
-def test_a_run_from_end_to_end(here: Path, algo: dict[str, Any], read_metrics: Any) -> None:
-    """At most a pass a distinct frame; recorded, so that the next run needs none at all."""
+def recorded(
+    request: pytest.FixtureRequest, registered: Path, tmp_path_factory: pytest.TempPathFactory,
+    short_segments: None,
+) -> Recorded:  # fmt: skip
+    folder = tmp_path_factory.mktemp("recorded")
+    shutil.copytree(registered, folder / "store", copy_function=os.link)
+    flags = {**request.param, "record": True, "save_frequency": 16, "seed": EVAL_SEED}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     before = Encoder.total_passes
-    algo = {**algo, "max_episode_steps": 60}  # It is evaluated, too.
-    config, played = train(here / "store", here / "one", **algo, record=True)
-    line = [li for li in read_metrics(here / "one") if "cache/hit_rate" in li][-1]
-    assert played.steps == 96 and played.passes == line["cache/backbone_passes"]
-    assert 0 < played.passes <= line["cache/distinct_frames"] <= 96 + 4
-    assert Encoder.total_passes - before >= played.passes
-    backend = open_store(str(here / "store"))
-    report = verify(backend)
+    config, played = train_online(folder / "store", folder / "run", **flags)
+    passes = Encoder.total_passes - before
+    torch.set_num_threads(threads)
+    return Recorded(folder / "store", folder / "run", flags, config, played, passes)
+
+
+def read_play(snapshot: Snapshot) -> list[tuple[Any, ...]]:
+    """Every segment of Breakout with its embeddings, whatever run recorded it."""
+    models = snapshot.models_of("Breakout")
+    return sorted(
+        (
+            *(meta.env, meta.start, snapshot.read_rows(meta)["digest"].tobytes()),
+            *(snapshot.read_embedding("Breakout", m, meta.segment).tobytes() for m in models),
+        )
+        for meta in snapshot.segments("Breakout")
+    )
+
+
+def test_a_run_records_each_distinct_frame_with_one_pass(recorded: Recorded) -> None:
+    lines = read_metrics(recorded.run)
+    line = [line for line in lines if "cache/hit_rate" in line][-1]
+    passes = recorded.played.passes
+    assert recorded.played.steps == STEPS and passes == line["cache/backbone_passes"]
+    assert 0 < passes <= line["cache/distinct_frames"] <= STEPS + 2 * 4  # Resets show some, too.
+    assert recorded.encoder_passes >= passes
+    report = verify(open_store(str(recorded.store)))
     assert not report.damage and not report.leftovers
-    snapshot = take_snapshot(backend)
-    assert sum(m.steps for m in snapshot.segments("Breakout")) == 96
-    assert snapshot.models_of("Breakout") == list(config.models)
-    frames = {d.tobytes() for m in snapshot.segments() for d in snapshot.read_digests(m)}
-    assert len(frames) == line["cache/distinct_frames"]
-    # The store tells who ran what, each pass once.
+    snapshot = take_snapshot(open_store(str(recorded.store)))
+    segments = snapshot.segments("Breakout")
+    assert sum(meta.steps for meta in segments) == STEPS and len(segments) > 2
+    assert snapshot.models_of("Breakout") == list(recorded.config.models)
+    frames = {d.tobytes() for meta in segments for d in snapshot.read_digests(meta)}
     embedded = snapshot.embeddings("Breakout")
-    assert sum(m.passes for m in embedded) == played.passes == len(frames)
+    assert sum(m.passes for m in embedded) == passes == len(frames) == line["cache/distinct_frames"]
     assert all(m.passes + m.copied == m.shape[0] for m in embedded)
     assert sum(m.seconds for m in embedded) > 0
-    engine = open_model(snapshot, config.models[0]).engine.name
+    engine = open_model(snapshot, recorded.config.models[0]).engine.name
     assert {m.engine for m in embedded} == {engine}
-    # The same seeds again, in the store that now has it all.
-    again, replayed = train(here / "store", here / "two", **algo)
-    assert len(again.segments) == len(snapshot.segments())
-    assert replayed.passes == 0 and replayed.hit_rate == 1.0
-    # Whoever plays it, plays it.
-    seen = evaluate_run(here / "one", 1, epsilon=1.0, num_envs=1)
-    assert seen.updates == 96 and len(seen.episodes) == 1
-    changed = evaluate_run(here / "one", 1, epsilon=1.0, num_envs=1, variant="look:invert")
-    # The same play, as it was random, of frames that are not in the store.
-    assert changed.episodes == seen.episodes
-    assert changed.live.found == 0 < changed.live.passes
 
 
-@pytest.mark.parametrize("algo", [PPO, pytest.param(DQN, marks=pytest.mark.slow)])
-def test_the_end_to_end_baseline_is_the_same_code(here: Path, algo: dict[str, Any]) -> None:
-    changes = {**algo, **PIXELS, "frame_stack": 4, "parameters": 50_000, "record": True}
-    changes["max_episode_steps"] = 60
-    config, played = train(here / "store", here / "run", **changes)
-    assert played.passes == 0
-    snapshot = take_snapshot(open_store(config.store))
-    assert sum(m.steps for m in snapshot.segments()) == 96 and not snapshot.embeddings("Breakout")
-    network = make_network(config, config.model_windows, config.shapes)
-    count = sum(p.numel() for p in network.parameters())
-    assert 49_000 < count <= 50_000
-    whole = make_network(msgspec.structs.replace(config, parameters=0), (), ())
-    actions = 4 + (algo is PPO)
-    assert sum(p.numel() for p in whole.parameters()) == 1_684_128 + actions * 513
-    assert evaluate_run(here / "run", 1, epsilon=1.0, num_envs=1).live.passes == 0
-    evaluate_run(here / "run", 1, epsilon=1.0, num_envs=1, variant="mode=12+noise=0.1")
+def test_the_same_run_on_recorded_play_needs_no_pass(recorded: Recorded, tmp_path: Path) -> None:
+    flags = {**recorded.flags, "record": None}
+    config, played = train_online(recorded.store, tmp_path / "run", **flags)
+    assert len(config.segments) == len(take_snapshot(open_store(config.store)).segments())
+    assert played.passes == 0 and played.hit_rate == 1.0
+    again, first = (
+        [{k: v for k, v in line.items() if "cache" not in k} for line in read_metrics(run)]
+        for run in (tmp_path / "run", recorded.run)
+    )
+    assert again == first
 
 
-@pytest.mark.parametrize(
-    ("algo", "killed_at", "stretch"),
-    [
-        (DQN, (40,), 16),
-        *(pytest.param(algo, (40, 70), 10, marks=pytest.mark.slow) for algo in (PPO, DQN)),
-    ],
-)
-def test_a_recorded_run_that_was_killed_continues(
-    here: Path,
-    algo: dict[str, Any],
-    killed_at: tuple[int, ...],
-    stretch: int,
-    read_metrics: Any,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_run_is_evaluated_also_under_a_variant(recorded: Recorded) -> None:
+    plain = evaluate_run(recorded.run, 1, epsilon=1.0, num_envs=1)
+    assert plain.updates == STEPS and len(plain.episodes) == 1
+    # Random play is the same; the frames are not in the store.
+    inverted = evaluate_run(recorded.run, 1, epsilon=1.0, num_envs=1, variant="look:invert")
+    assert inverted.episodes == plain.episodes
+    assert inverted.live.found == 0 < inverted.live.passes
+
+
+def check_periodic_games(plain: Path, played: Path, at: list[int], config: OnlineRun) -> int:
+    """Games during training changed neither checkpoint nor metrics; returns their passes."""
+    lines = read_metrics(played)
+    games = [line for line in lines if periodic.RETURN in line]
+    assert [line["step"] for line in games] == at
+    assert all(line["eval/episodic_length"] == EPISODE for line in games)
+    assert read_checkpoint(played) == read_checkpoint(plain)
+    assert [line for line in lines if line not in games] == read_metrics(plain)
+    return int(sum(line["eval/backbone_passes"] for line in games))
+
+
+def test_games_during_training_do_not_change_the_run_or_its_record(
+    recorded: Recorded, store: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("wsa.learn.online.record_segments.SEGMENT_STEPS", stretch)
-    changes = {**algo, "record": True, "save_frequency": 32}
-    train(here / "store", here / "whole", **changes)
-    config, folder = configure(options(here / "other", here / "run", **changes), "cpu")
-    begin(folder, config)
-    for step in killed_at:
-
-        def kill(now: int, line: Any, step: int = step) -> None:
-            if now >= step:
-                raise RuntimeError("killed")
-
-        if algo is DQN:
-            kill = _killing_save(monkeypatch, step)
-        with pytest.raises(RuntimeError, match="killed"):
-            train_playing(folder, config, "cpu", kill)
-        monkeypatch.undo()
-        monkeypatch.setattr("wsa.learn.online.record_segments.SEGMENT_STEPS", stretch)
-    train_playing(folder, config, "cpu")
-    assert read_metrics(folder) == read_metrics(here / "whole")
-    snapshots = [take_snapshot(open_store(str(here / name))) for name in ("store", "other")]
-    one, other = ([m.start for m in s.segments()] for s in snapshots)
-    assert sorted(one) == sorted(other)
-    for snapshot in snapshots:
-        assert sum(m.steps for m in snapshot.segments()) == 96
-        assert snapshot.models_of("Breakout")
-    rows = [
-        sorted((m.env, m.start, s.read_rows(m)["digest"].tobytes()) for m in s.segments())
-        for s in snapshots
-    ]
-    assert rows[0] == rows[1]
-
-
-@pytest.mark.parametrize(
-    "algo",
-    [
-        PPO,
-        *(
-            pytest.param(a, marks=pytest.mark.slow)
-            for a in (DQN, RECURRENT, {**PPO, **PIXELS, "frame_stack": 4})
-        ),
-    ],
-)
-def test_evaluations_on_the_way_move_nothing_of_the_training(
-    here: Path, algo: dict[str, Any], read_metrics: Any
-) -> None:
-    """Neither of what is learnt nor of what is kept in a store."""
-    short = {**algo, "max_episode_steps": 16, "record": True}
-    train(here / "store", here / "plain", **short)
     before = Encoder.total_passes
-    changes = {**short, "eval_frequency": 40, "eval_episodes": 2}
-    config, trained = train(here / "other", here / "run", **changes)
-    lines = read_metrics(here / "run")
-    played = [line for line in lines if periodic.RETURN in line]
-    assert [line["step"] for line in played] == [40 if algo is DQN else 48, 80, 96]
-    last = [load_file(checkpoint.latest(here / n / "checkpoints")) for n in ("plain", "run")]
-    assert last[0].keys() == last[1].keys()
-    for name in last[0]:
-        np.testing.assert_array_equal(last[0][name], last[1][name])
-    kept = []
-    for store in ("store", "other"):
-        snapshot = take_snapshot(open_store(str(here / store)))
-        told = [
-            (
-                *(m.env, m.start, snapshot.read_rows(m)["digest"].tobytes()),
-                *(
-                    snapshot.read_embedding("Breakout", key, m.segment).tobytes()
-                    for key in snapshot.models_of("Breakout")
-                ),
-            )
-            for m in snapshot.segments()
-        ]
-        kept.append(sorted(told))
-    assert kept[0] == kept[1] and kept[0]
-    assert [line for line in lines if line not in played] == read_metrics(here / "plain")
-    assert all(line["eval/episodic_length"] == 16 for line in played)
-    passes = sum(line["eval/backbone_passes"] for line in played)
-    if config.end_to_end:
-        assert passes == 0
-        return
-    assert 0 < passes <= 3 * 2 * 16 and Encoder.total_passes - before >= trained.passes + passes
-    ours = [line for line in lines if "cache/backbone_passes" in line]
-    assert ours[-1]["cache/backbone_passes"] == trained.passes
+    flags = {**recorded.flags, "eval_frequency": 24, "eval_episodes": 2}
+    config, trained = train_online(store, tmp_path / "run", **flags)
+    at = [24, 48] if recorded.flags["algo"] == "dqn" else [32, 48]
+    passes = check_periodic_games(recorded.run, tmp_path / "run", at, config)
+    assert 0 < passes <= 2 * 2 * EPISODE
+    assert Encoder.total_passes - before >= trained.passes + passes
+    assert trained.passes == recorded.played.passes
+    play, wanted = (read_play(take_snapshot(open_store(str(s)))) for s in (store, recorded.store))
+    assert play == wanted and play
 
 
-@pytest.mark.slow  # Offline it is tested each time.
-@pytest.mark.parametrize("algo", [PPO, DQN, RECURRENT])
-def test_an_evaluation_that_was_stopped_is_played_when_the_run_goes_on(
-    here: Path, algo: dict[str, Any], read_metrics: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.slow
+def test_games_during_training_on_pixels_do_not_change_it(store: Path, tmp_path: Path) -> None:
+    flags = {**PPO, **PIXELS}
+    train_online(store, tmp_path / "plain", **flags)
+    games = {"eval_frequency": 24, "eval_episodes": 2}
+    config, _ = train_online(store, tmp_path / "run", **flags, **games)
+    assert check_periodic_games(tmp_path / "plain", tmp_path / "run", [32, 48], config) == 0
+
+
+def test_a_killed_run_records_what_an_uninterrupted_one_does(
+    recorded: Recorded, store: Path, tmp_path: Path
 ) -> None:
-    short = {**algo, "max_episode_steps": 20, "eval_frequency": 40, "eval_episodes": 1}
-    train(here / "store", here / "whole", **short)
-    config, folder = configure(options(here / "other", here / "stopped", **short), "cpu")
-    begin(folder, config)
-    real, steps = periodic.play, 0
+    for step in (32, 48):
+        with killed_at_checkpoint(step):
+            train_online(store, tmp_path / "run", **recorded.flags)
+    train_online(store, tmp_path / "run", **recorded.flags)
+    assert read_metrics(tmp_path / "run") == read_metrics(recorded.run)
+    play, wanted = (read_play(take_snapshot(open_store(str(s)))) for s in (store, recorded.store))
+    assert play == wanted
+
+
+@pytest.mark.slow  # Offline it is tested on every change.
+@pytest.mark.parametrize("algo", [PPO, DQN, RECURRENT])
+def test_an_interrupted_evaluation_is_played_when_the_run_resumes(
+    store: Path, tmp_path: Path, algo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {**algo, "total_timesteps": 96, "eval_frequency": 40, "eval_episodes": 1}
+    train_online(store, tmp_path / "whole", **flags)
+    play, steps = periodic.play, 0
+    stops = 10, 10 + 2 * EPISODE + 10  # In the middle of the first game, and of the third.
 
     def interrupted(*arguments: Any, on_step: Any, **details: Any) -> Any:
         def stop(played: int, episodes: int) -> None:
             nonlocal steps
             steps += 1
-            if steps in (10, 10 + 20 + 20 + 10):  # In the midst of the first, and of the third.
+            if steps in stops:
                 signal.raise_signal(signal.SIGTERM)
             on_step(played, episodes)
 
-        return real(*arguments, on_step=stop, **details)
+        return play(*arguments, on_step=stop, **details)
 
     monkeypatch.setattr(periodic, "play", interrupted)
+    folder = tmp_path / "stopped"
     for at in (40 if algo is DQN else 48, 96):
         with pytest.raises(Terminated):
-            train_playing(folder, config, "cpu")
+            train_online(store, folder, **flags)
         assert checkpoint.latest(folder / "checkpoints").stem == f"{at:09d}"
     for _ in range(2):
-        assert train_playing(folder, config, "cpu").steps == 0
-    assert steps == 10 + 20 + 20 + 10 + 20
+        assert train_online(store, folder, **flags)[1].steps == 0
+    assert steps == stops[1] + EPISODE
+    passes = "eval/backbone_passes"  # They depend on what the process has seen.
+    stopped, whole = (
+        [{k: v for k, v in line.items() if k != passes} for line in read_metrics(tmp_path / name)]
+        for name in ("stopped", "whole")
+    )
+    assert stopped == whole
 
-    def told(name: str) -> list[dict[str, Any]]:
-        passes = "eval/backbone_passes"  # It depends on what this process has seen.
-        return [{k: v for k, v in li.items() if k != passes} for li in read_metrics(here / name)]
 
-    assert told("stopped") == told("whole")
-
-
-def test_what_a_run_has_seen_costs_its_evaluations_nothing(here: Path) -> None:
-    """Its own table is looked in first: greedy games that began as training's did."""
-    changes = {**PPO, "max_episode_steps": 40, "seed": EVAL_SEED}
-    config, _ = train(here / "store", here / "run", **changes)
+def test_evaluation_looks_up_what_the_run_has_seen(recorded: Recorded) -> None:
+    config = recorded.config
     snapshot, flat = open_data(config)
     encoders = open_models(snapshot, config.inputs)
-    known = make_embedder(config, flat, encoders)
-    table = Table(here / "run" / "table", known)
-    _, extra = checkpoint.load(checkpoint.latest(here / "run" / "checkpoints"), {})
+    own = make_embedder(config, flat, encoders)
+    table = Table(recorded.run / "table", own)
+    _, extra = checkpoint.load(checkpoint.latest(recorded.run / "checkpoints"), {})
     table.restore(extra["table"])
-    env = games.make_env(config.game, config.protocol, 2)
-    frames = games.pictures(env.reset(seed=EVAL_SEED)[0])
+    env = atari.make_env(config.game, config.protocol, 2)
+    frames = atari.pictures(env.reset(seed=EVAL_SEED)[0])
     env.close()
     live = make_embedder(config, flat, encoders, elsewhere=table.parts)
     before = live.passes
-    rows = live(frames)
+    embeddings = live(frames)
     assert live.passes == before and live.remembered == len(frames)
-    np.testing.assert_array_equal(rows, known(frames))
+    np.testing.assert_array_equal(embeddings, own(frames))
 
 
-def _killing_save(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[..., None]:
-    """Let the run die at the checkpoint after a step."""
-    real = checkpoint.save
+@pytest.mark.parametrize("algo", [PPO, slow(DQN)])
+def test_the_baseline_on_pixels_runs_no_model(
+    store: Path, tmp_path: Path, algo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {**algo, **PIXELS}
+    config, played = train_online(store, tmp_path / "run", **flags, record=True)
+    assert played.passes == 0
+    snapshot = take_snapshot(open_store(config.store))
+    assert sum(m.steps for m in snapshot.segments()) == STEPS
+    assert not snapshot.embeddings("Breakout")
 
-    def save(folder: Path, at: int, *args: Any, **details: Any) -> Path:
-        if at >= step:
-            raise RuntimeError("killed")
-        return real(folder, at, *args, **details)
+    def count(config: OnlineRun) -> int:
+        network = make_network(config, config.model_windows, config.shapes)
+        return sum(p.numel() for p in network.parameters())
 
-    monkeypatch.setattr(checkpoint, "save", save)
-    return lambda step, line: None
+    assert 49_000 < count(config) <= 50_000
+    outputs = 4 + (algo is PPO)  # Actions, and PPO's value.
+    assert count(msgspec.structs.replace(config, parameters=0)) == 1_684_128 + outputs * 513
+    assert evaluate_run(tmp_path / "run", 1, epsilon=1.0, num_envs=1).live.passes == 0
+    evaluate_run(tmp_path / "run", 1, epsilon=1.0, num_envs=1, variant="mode=12+noise=0.1")
+
+    # Opening models draws random numbers, and happens elsewhere with --encoder.
+    real_open = register.open_models
+
+    def drawing(*args: Any, **details: Any) -> Any:
+        torch.rand(7)
+        return real_open(*args, **details)
+
+    monkeypatch.setattr(register, "open_models", drawing)
+    train_online(store, tmp_path / "again", **flags)
+    assert read_metrics(tmp_path / "again") == read_metrics(tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -336,300 +324,260 @@ def _killing_save(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[..., N
         (PPO, False),
     ],
 )
-def test_a_run_with_more_steps_goes_on(
-    here: Path, algo: dict[str, Any], exact: bool, caplog: pytest.LogCaptureFixture
+def test_a_finished_run_can_be_extended(
+    store: Path, tmp_path: Path, algo: dict[str, Any], exact: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    algo = {**algo, "record": True}
-    train(here / "store", here / "short", **{**algo, "total_timesteps": 48})
+    shutil.copytree(store, tmp_path / "other")
+    flags = {**algo, "record": True, "total_timesteps": 96}
+    train_online(store, tmp_path / "extended", **{**flags, "total_timesteps": 48})
     with caplog.at_level("INFO"):
-        _, played = train(here / "store", here / "short", **algo)
-    said = caplog.text
-    assert "extended from 48 to 96 steps" in said
-    assert ("as if it had started" if exact else "so the result differs") in said
+        _, played = train_online(store, tmp_path / "extended", **flags)
+    message = caplog.text
+    assert "extended from 48 to 96 steps" in message
+    assert ("as if it had started" if exact else "so the result differs") in message
     assert played.steps == 48
-    assert not verify(open_store(str(here / "store"))).damage
-    train(here / "other", here / "long", **algo)
-    newest = [checkpoint.latest(here / run / "checkpoints") for run in ("short", "long")]
-    one, other = map(load_file, newest)
-    assert one.keys() == other.keys()
-    same = all(np.array_equal(one[n], other[n]) for n in one if n.startswith("online."))
-    assert same == exact
+    assert not verify(open_store(str(store))).damage
+    train_online(tmp_path / "other", tmp_path / "long", **flags)
+    one, other = (
+        {name: t for name, t in read_checkpoint(tmp_path / run).items() if name[:7] == "online."}
+        for run in ("extended", "long")
+    )
+    assert one.keys() == other.keys() and (one == other) == exact
 
 
 @pytest.mark.slow
-def test_palette_is_of_the_game_that_is_played(here: Path) -> None:
-    """Each game has its own in one store; runs of both train, evaluate, and find it by its alias."""
-    changes = {**PPO, "total_timesteps": 48, "max_episode_steps": 60}
-    changes |= {"models": ("palette", "objects"), "output": ""}
+def test_palette_is_of_the_game_that_is_played(store: Path, tmp_path: Path) -> None:
+    flags = {**PPO, "models": ("palette", "objects"), "output": "", "max_episode_steps": 60}
     for game in ("Breakout", "Pong"):
-        config, played = train(here / "store", here / game, **changes, game=game, record=True)
-        assert played.steps == 48 and played.passes > 0
-        snapshot = take_snapshot(open_store(str(here / "store")))
+        config, played = train_online(store, tmp_path / game, **flags, game=game, record=True)
+        assert played.steps == STEPS and played.passes > 0
+        snapshot = take_snapshot(open_store(str(store)))
         assert [read_spec(snapshot, key).game for key in config.models] == [game] * 2
         assert choose_models(snapshot, game, ["palette", "objects"]) == list(config.models)
-        seen = evaluate_run(here / game, 1, epsilon=1.0, num_envs=1)
-        assert len(seen.episodes) == 1
-        # Colours that the game never has, as well.
-        seen = evaluate_run(here / game, 1, num_envs=1, variant="look:palette=3+noise=0.1")
-        assert len(seen.episodes) == 1 and seen.live.found == 0
+        assert len(evaluate_run(tmp_path / game, 1, epsilon=1.0, num_envs=1).episodes) == 1
+        # Also in colors that the game never has.
+        changed = "look:palette=3+noise=0.1"
+        evaluation = evaluate_run(tmp_path / game, 1, num_envs=1, variant=changed)
+        assert len(evaluation.episodes) == 1 and evaluation.live.found == 0
     with pytest.raises(MissingError, match=r"--models palette$"):
         choose_models(snapshot, "Breakout", [config.models[0]])
-    other = {**changes, "models": ("palette",), "output": "map+palette:5@Pong", "game": "Seaquest"}
+    other = {**flags, "models": ("palette",), "output": "map+palette:5@Pong", "game": "Seaquest"}
     with pytest.raises(UsageError, match="another game, not Seaquest"):
-        train(here / "store", here / "no", **other)
+        plan_online(store, tmp_path / "no", **other)
 
 
 @pytest.mark.slow
-def test_what_ran_the_models_is_recorded(here: Path) -> None:
+def test_the_engine_that_ran_a_model_is_recorded(store: Path, tmp_path: Path) -> None:
     why_not = engines.why_not("openvino", torch.device("cpu"), "fp32")
     if why_not:
         pytest.skip(why_not)
-    config, folder = configure(options(here / "store", here / "run", **PPO, record=True), "cpu")
-    begin(folder, config)
+    config = plan_online(store, tmp_path / "run", **PPO, record=True)
+    begin(tmp_path / "run", config)
     for engine in ("openvino", "torch"):
-        train_playing(folder, config, "cpu", engine=engine)
-        snapshot = take_snapshot(open_store(str(here / "store")))
+        train_playing(tmp_path / "run", config, "cpu", engine=engine)
+        snapshot = take_snapshot(open_store(str(store)))
         assert {m.engine for m in snapshot.embeddings("Breakout")} == {"openvino"}  # The first.
 
 
 @pytest.fixture
 def two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few environments are two groups, as many are outside of tests."""
+    """Few environments are split into two groups, as many are outside of tests."""
     monkeypatch.setattr(setup, "ENVS_OF_TWO_GROUPS", 2)
 
 
-WINDOWED = (MODEL, "ae:random", "vos:random")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("counts", [(1, 2), (1, 2, 3)])
-def test_a_run_is_the_same_with_any_number_of_threads(
-    here: Path, counts: tuple[int, ...], read_metrics: Any, two_groups: None
+def test_a_run_does_not_depend_on_the_number_of_threads(
+    store: Path, tmp_path: Path, two_groups: None
 ) -> None:
-    """Of models of several windows, in two groups of environments; and one is begun where it died."""
-    changes = {**PPO, "models": WINDOWED, "output": None, "save_frequency": 32}
-    config, folder = configure(options(here / "store", here / "1", **changes), "cpu")
+    models = {"models": (RESNET, "ae:random", "vos:random"), "output": None}  # Of several windows.
+    config = plan_online(store, tmp_path / "1", **{**PPO, **models})
     assert config.env_groups == 2
-    networks = []
-    for threads in counts:
-        folder = here / str(threads)
+    weights = []
+    for threads in (1, 2, 3):
+        folder = tmp_path / str(threads)
         begin(folder, config)
         played = train_playing(folder, config, "cpu", threads=threads)
-        networks.append(played.network.state_dict())
-        assert read_metrics(folder) == read_metrics(here / "1")
+        weights.append(read_checkpoint(folder))
+        assert read_metrics(folder) == read_metrics(tmp_path / "1")
         assert played.passes == read_metrics(folder)[-1]["cache/backbone_passes"] > 0
-    for name, tensor in networks[0].items():
-        assert all(torch.equal(tensor, other[name]) for other in networks[1:]), name
+    assert weights[0] == weights[1] == weights[2]
 
 
 @pytest.mark.slow
 def test_a_run_whose_engine_dies_can_be_resumed(
-    here: Path, read_metrics: Any, monkeypatch: pytest.MonkeyPatch
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {**PPO, "save_frequency": 32}
-    train(here / "store", here / "whole", **changes)
-    config, folder = configure(options(here / "store", here / "run", **changes), "cpu")
+    flags = {**PPO, "save_frequency": 16}
+    train_online(store, tmp_path / "whole", **flags)
+    config, folder = plan_online(store, tmp_path / "run", **flags), tmp_path / "run"
     begin(folder, config)
-    real, left = Encoder.__call__, [60]
+    embed, left = Encoder.__call__, 30
 
     def die(self: Encoder, frames: Any) -> Any:
-        left[0] -= len(frames)
-        if left[0] < 0:
+        nonlocal left
+        left -= len(frames)
+        if left < 0:
             raise RuntimeError("the library crashed")
-        return real(self, frames)
+        return embed(self, frames)
 
-    monkeypatch.setattr(Encoder, "__call__", die)
-    with pytest.raises(ConflictError, match=r"torch failed in the middle of play .* --resume RUN"):
-        train_playing(folder, config, "cpu", threads=2)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "__call__", die)
+        with pytest.raises(ConflictError, match=r"torch failed in the middle of play .* --resume"):
+            train_playing(folder, config, "cpu", threads=2)
     assert checkpoint.all_of(folder / "checkpoints")
     train_playing(folder, config, "cpu", threads=2)
-    assert read_metrics(folder) == read_metrics(here / "whole")
+    assert read_metrics(folder) == read_metrics(tmp_path / "whole")
 
 
-def test_a_run_of_before_there_were_groups_plays_on_in_one(here: Path, two_groups: None) -> None:
-    config, folder = configure(options(here / "store", here / "run", **PPO), "cpu")
+def test_a_run_begun_before_there_were_groups_stays_in_one(
+    store: Path, tmp_path: Path, two_groups: None
+) -> None:
+    folder = tmp_path / "run"
+    config = plan_online(store, folder, **PPO)
+    assert config.env_groups == 2
     begin(folder, msgspec.structs.replace(config, env_groups=1))
     older = json.loads((folder / "config.json").read_text())
     del older["env_groups"]
     (folder / "config.json").write_text(json.dumps(older))
-    again, _ = configure(options(here / "store", folder, **PPO), "cpu")
-    assert config.env_groups == 2 and again.env_groups == 1
-    begin(folder, again)  # It is that run.
-    assert train_playing(folder, again, "cpu").steps == 96
+    again = plan_online(store, folder, **PPO)
+    assert again.env_groups == 1
+    begin(folder, again)  # The same run: otherwise this is refused.
 
 
 @pytest.mark.slow
-def test_the_same_command_goes_on_though_the_store_has_grown(here: Path) -> None:
-    """By what the run itself has recorded, for one; and --init is needed at the beginning only."""
-    store = here / "store"
-    train(store, here / "first", **DQN)
-    changes = {**DQN, "record": True, "init": str(here / "first"), "save_frequency": 32}
-    config, folder = configure(options(store, here / "run", **changes), "cpu")
+def test_the_same_command_resumes_after_the_store_has_grown(store: Path, tmp_path: Path) -> None:
+    """It has grown by the run's own record; and --init is needed at the beginning only."""
+    shutil.copytree(store, tmp_path / "other")
+    train_online(store, tmp_path / "first", **DQN)
+    flags = {**DQN, "record": True, "init": str(tmp_path / "first"), "save_frequency": 16}
+    config, folder = plan_online(store, tmp_path / "run", **flags), tmp_path / "run"
     begin(folder, config)
-    with pytest.MonkeyPatch.context() as patch:
-        _killing_save(patch, 64)
-        with pytest.raises(RuntimeError, match="killed"):
-            train_playing(folder, config, "cpu")
+    with killed_at_checkpoint(32):
+        train_playing(folder, config, "cpu")
     assert take_snapshot(open_store(str(store))).segments("Breakout")
-    again, _ = configure(options(store, here / "run", **changes), "cpu")
+    again = plan_online(store, folder, **flags)
     assert again == config
     begin(folder, again)
-    shutil.rmtree(here / "first")
-    assert train_playing(folder, again, "cpu").steps == 64
-    other = configure(options(here / "other", here / "run", **DQN, gamma=0.5), "cpu")[0]
+    shutil.rmtree(tmp_path / "first")
+    assert train_playing(folder, again, "cpu").steps == 32
+    other = plan_online(tmp_path / "other", folder, **DQN, gamma=0.5)
     with pytest.raises(ConflictError, match="holds another run"):
         begin(folder, other)
 
 
-def test_a_seed_is_not_spent_on_opening_models(
-    here: Path, read_metrics: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("recorded", [PPO], indirect=True)
+def test_init_takes_models_and_network_of_the_other_run(
+    recorded: Recorded, store: Path, tmp_path: Path
 ) -> None:
-    """Which draws random numbers, and is done elsewhere with --encoder."""
-    train(here / "store", here / "one", **PPO, **PIXELS)
-    real = register.open_models
+    first = Path(shutil.copytree(recorded.run, tmp_path / "first"))
+    models = recorded.config.models
 
-    def drawing(*args: Any, **details: Any) -> Any:
-        torch.rand(7)
-        return real(*args, **details)
+    def plan(algo: Any = PPO, **changes: Any) -> OnlineRun:
+        defaults = {"fusion_size": 256, "hidden": ("256",), "frame_stack": 4, "models": ()}
+        flags = {**algo, **defaults, "init": str(first), **changes}
+        return plan_online(store, tmp_path / "new", **flags)
 
-    monkeypatch.setattr(register, "open_models", drawing)
-    train(here / "store", here / "two", **PPO, **PIXELS)
-    assert read_metrics(here / "one") == read_metrics(here / "two")
-
-
-def test_models_change_only_where_that_is_said(here: Path) -> None:
-    store, first = here / "store", here / "first"
-    begun, _ = train(store, first, **DQN)
-
-    def begin(algo: Any = PPO, **changes: Any) -> OnlineRun:
-        given: dict[str, Any] = {
-            "fusion_size": 256,
-            "hidden": ("256",),
-            "frame_stack": 4,
-            "models": (),
-        }
-        given |= {**algo, "init": str(first), **changes}
-        return configure(options(store, here / "new", **given), "cpu")[0]
-
-    config = begin()  # Models and network are that run's.
-    assert (config.models, config.network) == (begun.models, begun.network)
-    assert begin(models=(MODEL,)) == config
+    config = plan()
+    assert (config.models, config.network.fusion) == (models, recorded.config.network.fusion)
+    assert plan(models=(RESNET,)) == config
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"add": (MODEL,)}, "--add .*: the run already has this model"),
-        ({"drop": begun.models}, "--drop leaves no model"),
+        ({"add": (RESNET,)}, "--add .*: the run already has this model"),
+        ({"drop": models}, "--drop leaves no model"),
         ({"fusion_size": 8}, "the network options differ"),
         ({"fusion": "nature", "fusion_size": None, "hidden": None}, "sees pixels"),
-        ({"protocol": "v5", "algo": DQN}, "game and protocol"),
-        ({"init": "", "drop": begun.models}, "name the run with --init"),
+        ({"protocol": "v5"}, "game and protocol"),
+        ({"init": "", "drop": models}, "name the run with --init"),
     ]
-    for change, says in refused:
-        with pytest.raises(UsageError, match=says):
-            begin(**change)
-    changed = (first / "config.json").read_text().replace(begun.models[0], "lite0-0123456789ab")
-    (first / "config.json").write_text(changed)
+    for change, message in refused:
+        with pytest.raises(UsageError, match=message):
+            plan(**change)
+    renamed = (first / "config.json").read_text().replace(models[0], "lite0-0123456789ab")
+    (first / "config.json").write_text(renamed)
     with pytest.raises(UsageError, match=r"--models differ from those of .* --add and --drop"):
-        begin(models=(MODEL,))
+        plan(models=(RESNET,))
 
 
-def test_data_of_another_protocol_is_not_mixed_in(here: Path) -> None:
-    wanted = options(here / "store", here / "run", **DQN, offline_fraction=0.5)
-    with pytest.raises(
-        UsageError, match=r"no data of Breakout under .* wsa collect --game Breakout"
-    ):
-        configure(wanted, "cpu")
-    for protocol, says in (
+@pytest.mark.parametrize("recorded", [PPO], indirect=True)
+def test_init_takes_the_torso_and_with_the_same_algorithm_everything(
+    recorded: Recorded, store: Path, tmp_path: Path
+) -> None:
+    old = load_file(checkpoint.latest(recorded.run / "checkpoints"))
+    for flags, prefix in ((PPO, ""), (DQN, "torso.")):
+        config = plan_online(store, tmp_path / "run", **flags, init=str(recorded.run))
+        network = make_network(config, config.model_windows, config.shapes)
+        warm_start(config, network)
+        for name, tensor in network.state_dict().items():
+            if name.startswith(prefix):
+                np.testing.assert_array_equal(tensor.numpy(), old[f"online.{name}"])
+    begin(tmp_path / "run", config)
+    assert train_playing(tmp_path / "run", config, "cpu").steps == STEPS
+
+
+def test_stored_data_of_another_protocol_is_not_mixed_in(store: Path, tmp_path: Path) -> None:
+    flags = {**DQN, "max_episode_steps": None, "offline_fraction": 0.5}
+
+    def refuse(message: str) -> None:
+        with pytest.raises(UsageError, match=message):
+            plan_online(store, tmp_path / "run", **flags)
+
+    refuse(r"no data of Breakout under .* wsa collect --game Breakout")
+    for protocol, message in (
         ("v5", "under another protocol: protocol v5 .*--protocol"),
         ("classic", "Encode"),
     ):
-        collect = CollectOptions(
-            store=str(here / "store"), game="Breakout", steps=4, num_envs=1, json=True,
-            rules=ProtocolOptions(protocol),  # type: ignore[arg-type]
-        )  # fmt: skip
-        assert collect_module.collect(collect) == 0
-        with pytest.raises(UsageError, match=says):
-            configure(wanted, "cpu")
-
-
-def test_ppo_begins_with_an_offline_torso(here: Path) -> None:
-    store = here / "store"
-    train(store, here / "first", **{**DQN, "total_timesteps": 32})
-    ppo = {**PPO, "total_timesteps": 32, "init": str(here / "first")}
-    config, _ = configure(options(store, here / "second", **ppo), "cpu")
-    network = make_network(config, config.model_windows, config.shapes)
-    warm_start(config, network)
-    old = checkpoint.read(Path(config.init))[0]
-    for name, tensor in network.state_dict().items():
-        if name.startswith("torso."):
-            assert torch.equal(tensor, old[f"online.{name}"])
-    same, _ = configure(options(store, here / "third", **DQN, init=str(here / "first")), "cpu")
-    network = make_network(same, same.model_windows, same.shapes)
-    warm_start(same, network)
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, old[f"online.{name}"])
-    assert train_playing(here / "second", config, "cpu").steps == 32
-    shutil.rmtree(here / "second")
+        rules = ProtocolOptions(protocol)  # type: ignore[arg-type]
+        options = CollectOptions(
+            store=str(store), game="Breakout", steps=4, num_envs=1, json=True, rules=rules
+        )
+        assert collect(options) == 0
+        refuse(message)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"algo": "cql"}, {"algo": "ppo", "parameters": 5},
-        {"algo": "ppo", "fusion": "nature", "fusion_size": 256, "hidden": ("256",)}, {"algo": "dqn", "offline_fraction": 1.5},
-        {"algo": "ppo", "add": ("vit",)}, {"algo": "dqn", "clip_coef": 0.3},
+        {"algo": "cql"}, {"algo": "ppo", "parameters": 5}, {"algo": "ppo", "add": ("vit",)},
+        {"algo": "ppo", "fusion": "nature", "fusion_size": 256, "hidden": ("256",)},
+        {"algo": "dqn", "offline_fraction": 1.5}, {"algo": "dqn", "clip_coef": 0.3},
     ],
 )  # fmt: skip
-def test_options_that_exclude_each_other(here: Path, change: dict[str, Any]) -> None:
+def test_options_that_exclude_each_other(tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="--"):
-        configure(options(here / "store", here / "run", **change), "cpu")
+        plan_online(tmp_path / "store", tmp_path / "run", **change)
 
 
-def collected(store: Path, policy: Path, eps: float, **changes: Any) -> list[tuple[Any, ...]]:
-    """What `wsa collect --policy` has of the first two environments."""
-    details: dict[str, Any] = {"steps": 60, "num_envs": 2, "segment_steps": 30, **changes}
-    rules = ProtocolOptions(segment_steps=details.pop("segment_steps"))
-    assert (
-        collect_module.collect(
-            CollectOptions(
-                store=str(store),
-                game="Breakout",
-                policy=str(policy),
-                json=True,
-                **details,
-                run_policy=RunPolicyOptions(eps),
-                rules=rules,
-            )
-        )
-        == 0
-    )
+def collect_with(store: Path, run: Path, epsilon: float, **changes: Any) -> list[tuple[Any, ...]]:
+    """What `wsa collect --policy` stores of its first two environments."""
+    details: dict[str, Any] = {"steps": 40, "num_envs": 2, **changes}
+    options = CollectOptions(
+        store=str(store), game="Breakout", policy=str(run), json=True, **details,
+        run_policy=RunPolicyOptions(epsilon), rules=ProtocolOptions(segment_steps=20),
+    )  # fmt: skip
+    assert collect(options) == 0
     snapshot = take_snapshot(open_store(str(store)))
     return sorted(
-        (m.run, m.policy, m.env, m.start, s.tobytes())
+        (m.run, m.policy, m.env, m.start, snapshot.read_rows(m)["action"].tobytes())
         for m in snapshot.segments("Breakout")
-        for s in [snapshot.read_rows(m)["action"]]
         if m.env < 2
     )
 
 
-@pytest.mark.parametrize(
-    "algo",
-    [DQN, *(pytest.param(a, marks=pytest.mark.slow) for a in (RECURRENT, {**PPO, **PIXELS}))],
-)
-def test_a_trained_run_plays_as_a_behaviour_policy(here: Path, algo: dict[str, Any]) -> None:
-    train(here / "store", here / "run", **algo)
-    fresh = [here / name for name in "abc"]
-    for store in fresh:
-        shutil.copytree(here / "other", store)
-    one = collected(fresh[0], here / "run", 0.3)
-    digest = hashing.checksum(checkpoint.latest(here / "run" / "checkpoints").read_bytes())[:12]
-    assert {row[1] for row in one} == {f"{algo['algo']} {digest} eps 0.3"}
-    assert len({row[0] for row in one}) == 1 and len(one) == 2
-    if algo is not RECURRENT:  # The rest is not of the network.
+def test_a_trained_run_collects_as_a_behavior_policy(
+    recorded: Recorded, store: Path, tmp_path: Path
+) -> None:
+    wide, short = (Path(shutil.copytree(store, tmp_path / name)) for name in ("wide", "short"))
+    played = collect_with(store, recorded.run, 0.3)
+    newest = checkpoint.latest(recorded.run / "checkpoints").read_bytes()
+    policy = f"{recorded.flags['algo']} {hashing.checksum(newest)[:12]} eps 0.3"
+    assert {row[1] for row in played} == {policy}
+    assert len({row[0] for row in played}) == 1 and len(played) == 2
+    if not recorded.flags.get("recurrent"):  # The network matters only where it remembers.
         return
-    # Neither how many play beside it, nor an interruption, changes what an environment plays.
-    assert collected(fresh[1], here / "run", 0.3, num_envs=3, steps=90) == one
-    half = collected(fresh[2], here / "run", 0.3, steps=40, segment_steps=30)
-    assert len(half) == 2 and half != one
-    assert {r[:3] for r in collected(fresh[2], here / "run", 0.3)} == {r[:3] for r in one}
-    assert collected(fresh[0], here / "run", 0.3) == one  # Nothing is left to do.
-    assert len({row[0] for row in collected(fresh[0], here / "run", 0.4)}) == 2
+    # An environment's play depends neither on its neighbors nor on an interruption.
+    assert collect_with(wide, recorded.run, 0.3, num_envs=3, steps=60) == played
+    half = collect_with(short, recorded.run, 0.3, steps=20)
+    assert len(half) == 2 and half != played
+    resumed = collect_with(short, recorded.run, 0.3)
+    assert {row[:3] for row in resumed} == {row[:3] for row in played}
+    assert collect_with(store, recorded.run, 0.3) == played  # Nothing is left to do.
+    assert len({row[0] for row in collect_with(store, recorded.run, 0.4)}) == 2

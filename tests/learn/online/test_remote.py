@@ -1,4 +1,4 @@
-"""Misses embedded by the workers of a Dask scheduler."""
+"""Online runs whose models run on the workers of a Dask scheduler."""
 
 from __future__ import annotations
 
@@ -8,25 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_kit import options as parsed
 from distributed import LocalCluster
+from learn_kit import RESNET, SHORT_PPO, plan_online, read_metrics
 
 from wsa.encode.live.remote import remote_encoders
 from wsa.encode.registration.register import open_model
-from wsa.learn.commands.learn import plan_run
-from wsa.learn.configs.learn import LearnOptions
-from wsa.learn.runs.config import OnlineRun
 from wsa.learn.runs.folder import begin
 from wsa.learn.runs.train import train_playing
 from wsa.store.common.errors import StorageError, UsageError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
-
-RESNET = "timm:test_resnet.r160_in1k:random"
-
-
-def address(cluster: Any) -> str:
-    return str(cluster.scheduler_address)
 
 
 @pytest.mark.parametrize(
@@ -36,28 +27,17 @@ def address(cluster: Any) -> str:
             (RESNET,), {"n_workers": 1, "processes": False, "protocol": "tcp://"}, id="threads"
         ),
         pytest.param(
-            (RESNET, "vos:random"),
-            {"n_workers": 2, "processes": True},
-            id="processes",
+            (RESNET, "vos:random"), {"n_workers": 2, "processes": True}, id="processes",
             marks=pytest.mark.slow,
         ),
     ],
-)
+)  # fmt: skip
 def test_workers_give_the_same_bits_and_the_same_run(
-    models: tuple[str, ...], workers: dict[str, Any], tmp_path: Path, read_metrics: Any
+    models: tuple[str, ...], workers: dict[str, Any], tmp_path: Path
 ) -> None:
-    def options(folder: str) -> LearnOptions:
-        return parsed(
-            "learn",
-            store=str(tmp_path / "store"), game="Breakout", online=True, algo="ppo",
-            models=models, output="pooled", total_timesteps=32, num_envs=2,
-            num_steps=8, num_minibatches=2, update_epochs=1, fusion_size=16, hidden=("16",),
-            run_dir=str(tmp_path / folder),
-        )  # fmt: skip
-
-    config, here = plan_run(options("here"), "cpu")[1:]
-    _, _, there = plan_run(options("there"), "cpu")
-    assert isinstance(config, OnlineRun)
+    here, there = tmp_path / "here", tmp_path / "there"
+    flags = {**SHORT_PPO, "models": models, "output": "pooled", "total_timesteps": 32}
+    config = plan_online(tmp_path / "store", here, **flags)
     begin(here, config)
     begin(there, config)
     frames = np.random.default_rng(0).integers(0, 256, (5, 210, 160, 3)).astype(np.uint8)
@@ -67,7 +47,9 @@ def test_workers_give_the_same_bits_and_the_same_run(
             **workers, threads_per_worker=1, dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL, scheduler_kwargs={"dashboard": False},
         ) as cluster,
-        remote_encoders(address(cluster), config.store, config.models, "torch") as encoders,
+        remote_encoders(
+            str(cluster.scheduler_address), config.store, config.models, "torch"
+        ) as encoders,
     ):  # fmt: skip
         np.testing.assert_array_equal(encoders[0](frames), local(frames))
         assert encoders[0].passes == 5
@@ -76,20 +58,19 @@ def test_workers_give_the_same_bits_and_the_same_run(
     assert read_metrics(there) == read_metrics(here)
 
 
-def test_addresses_that_are_none(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UsageError, match="is no address"),
-        remote_encoders("gpu-box", str(tmp_path), ["lite0-0123456789ab"]),
+def test_a_wrong_or_silent_address_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError("refused")
+
+    monkeypatch.setattr("wsa.encode.jobs.cluster.Client", refuse)
+    for address, kind, message in (
+        ("gpu-box", UsageError, "is no address"),
+        ("tcp://127.0.0.1:1", StorageError, "No Dask scheduler answers"),
     ):
-        pass
-    with (
-        pytest.raises(StorageError, match="No Dask scheduler answers"),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr("wsa.encode.jobs.cluster.Client", _refused)
-        with remote_encoders("tcp://127.0.0.1:1", str(tmp_path), ["lite0-0123456789ab"]):
+        with (
+            pytest.raises(kind, match=message),
+            remote_encoders(address, str(tmp_path), ["lite0-0123456789ab"]),
+        ):
             pass
-
-
-def _refused(*_: Any, **__: Any) -> Any:
-    raise OSError("refused")
