@@ -1,7 +1,8 @@
-"""Learning from models that look at several frames, beside others that look at one."""
+"""Offline runs on models of several frames, beside others of one: batches, moments, live states."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -10,68 +11,57 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from learn_kit import collect_play
 from numpy.typing import NDArray
 
 from wsa.encode.jobs.run import encode
 from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import parse_request
-from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.collect.recorder import Recorder
 from wsa.learn.configs.algorithms import CQLConfig
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.data.transitions import OfflineBatches, StateRows, moments
-from wsa.learn.envs import atari as games
+from wsa.learn.envs import atari
 from wsa.learn.evaluation.greedy_policy import LiveStacks
 from wsa.learn.runs import dry_run
 from wsa.learn.runs.evaluate import evaluate_run
 from wsa.learn.runs.folder import begin
 from wsa.learn.runs.setup.offline import make_offline
 from wsa.learn.runs.train import train_stored
-from wsa.store.backends.base import Backend
 from wsa.store.format.windows import episode_starts, window_rows
 from wsa.store.objects.flat_map import ROW, FlatMap, materialise
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 DEPTH = 3
-STEPS = 160
-
-
-@pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory, stacked: Callable[..., Any]) -> Backend:
-    """A little Breakout, cut inside episodes, by models of four, of one, and of two frames."""
-    made = open_store(str(tmp_path_factory.mktemp("windows") / "store"), create=True)
-    plan = plan_collection(
-        take_snapshot(made), "Breakout", games.protocol("Breakout", "classic", max_steps=50),
-        steps=STEPS, num_envs=2, policy="random", seed=1, segment_steps=24,
-    )  # fmt: skip
-    collect(plan, made)
-    single = parse_request("timm:test_vit.r160_in1k:random", {}, "pooled")
-    encode(made, [stacked(4), single, stacked(2)], scheduler="inproc", device="cpu")
-    return made
-
-
-@pytest.fixture(scope="module")
-def snapshot(backend: Backend) -> Snapshot:
-    return take_snapshot(backend)
-
-
+STEPS = 72
 ALIASES = ("stacked4", "test_vit_r160_in1k", "stacked2")
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory, stacked: Callable[..., Any]) -> Snapshot:
+    """A little Breakout, cut inside of episodes, by models of four, of one, and of two frames."""
+    backend = open_store(str(tmp_path_factory.mktemp("windows") / "store"), create=True)
+    protocol = atari.protocol("Breakout", "classic", max_steps=20)
+    collect_play(backend, protocol, steps=STEPS, segment_steps=13)
+    single = parse_request("timm:test_vit.r160_in1k:random", {}, "pooled")
+    encode(backend, [stacked(4), single, stacked(2)], scheduler="inproc", device="cpu")
+    return take_snapshot(backend)
 
 
 @pytest.fixture(scope="module")
 def flat(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> FlatMap:
     """The models in an order in which windows and single frames alternate."""
     keys = [key for a in ALIASES for key in snapshot.models if key.startswith(f"{a}-")]
-    found = materialise(snapshot, "Breakout", keys, tmp_path_factory.mktemp("cache"))
-    assert found.windows == (4, 1, 2)
-    return found
+    flat = materialise(snapshot, "Breakout", keys, tmp_path_factory.mktemp("cache"))
+    assert flat.windows == (4, 1, 2)
+    return flat
 
 
-def states(snapshot: Snapshot, flat: FlatMap) -> dict[int, list[NDArray[Any]]]:
-    """By row of the flat map, each model's embedding of the state there, from the store itself."""
-    found: dict[int, list[NDArray[Any]]] = {}
-    at = 0
+def stored_states(snapshot: Snapshot, flat: FlatMap) -> dict[int, list[NDArray[Any]]]:
+    """Each model's embeddings of the state at a row of the flat map, read from the store itself."""
+    states: dict[int, list[NDArray[Any]]] = {}
+    begin = 0
     for meta in snapshot.segments("Breakout"):
         rows = snapshot.read_rows(meta)
         starts = episode_starts(rows["is_first"])
@@ -81,12 +71,12 @@ def states(snapshot: Snapshot, flat: FlatMap) -> dict[int, list[NDArray[Any]]]:
             for key, window in zip(flat.models, flat.windows, strict=True):
                 stored = snapshot.read_embedding("Breakout", key, meta.segment)
                 each.append(stored[[row]] if window > 1 else stored[rows["frame"][stack]])
-            found[at + int(row)] = [part.reshape(len(part), -1) for part in each]
-        at += meta.rows
-    return found
+            states[begin + int(row)] = [part.reshape(len(part), -1) for part in each]
+        begin += meta.rows
+    return states
 
 
-def parts(flat: FlatMap, state: torch.Tensor) -> list[NDArray[Any]]:
+def split(flat: FlatMap, state: torch.Tensor) -> list[NDArray[Any]]:
     """What a network reads of a state (k, width), model by model."""
     return [
         state[:, place].numpy()[-1 if window > 1 else 0 :]
@@ -94,45 +84,47 @@ def parts(flat: FlatMap, state: torch.Tensor) -> list[NDArray[Any]]:
     ]
 
 
+def assert_same_bits(state: list[NDArray[Any]], expected: list[NDArray[Any]]) -> None:
+    assert [part.tobytes() for part in state] == [part.tobytes() for part in expected]
+
+
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_batches_hold_what_each_model_gave_for_the_state(
     n_step: int, snapshot: Snapshot, flat: FlatMap
 ) -> None:
-    wanted = states(snapshot, flat)
+    states = stored_states(snapshot, flat)
     batches = OfflineBatches(flat, DEPTH, 8, seed=0, n_step=n_step, gamma=0.9)
     for rows in np.array_split(flat.steps, 9):
         batch = batches.of(rows)
         lengths = np.round(np.log(np.maximum(batch.discounts.numpy(), 1e-9)) / np.log(0.9))
         for at, row in enumerate(rows):
-            here = zip(parts(flat, batch.states[at]), wanted[int(row)], strict=True)
-            assert all(found.tobytes() == stored.tobytes() for found, stored in here)
+            assert_same_bits(split(flat, batch.states[at]), states[int(row)])
             if batch.discounts[at] > 0:
-                last = int(row + lengths[at])
-                there = zip(parts(flat, batch.following[at]), wanted[last], strict=True)
-                assert all(found.tobytes() == stored.tobytes() for found, stored in there)
+                following = split(flat, batch.following[at])
+                assert_same_bits(following, states[int(row + lengths[at])])
 
 
-def test_where_no_state_ends_there_is_nothing_of_a_window(flat: FlatMap) -> None:
+def test_a_stack_holds_a_window_only_where_a_state_ends(flat: FlatMap) -> None:
     rows = StateRows(flat)
     for length, end in ((4, 3), (2, 0), (4, 1)):
         frames = flat.stack(flat.steps[:5], length)
-        found = rows.gather(frames, {end: flat.steps[:5]})
-        assert found.shape == (5, length, rows.width)
+        stacks = rows.gather(frames, {end: flat.steps[:5]})
+        assert stacks.shape == (5, length, rows.width)
         for window, place in zip(flat.windows, flat.places, strict=True):
-            filled = found[:, :, place].any(axis=(0, 2))
+            filled = stacks[:, :, place].any(axis=(0, 2))
             assert filled.tolist() == [window == 1 or at == end for at in range(length)]
 
 
-def test_moments_are_of_the_steps(snapshot: Snapshot, flat: FlatMap) -> None:
-    wanted = states(snapshot, flat)
-    now = np.stack(
-        [np.concatenate([part[-1] for part in wanted[int(row)]]) for row in flat.steps]
+def test_moments_are_those_of_the_steps(snapshot: Snapshot, flat: FlatMap) -> None:
+    states = stored_states(snapshot, flat)
+    embeddings = np.stack(
+        [np.concatenate([part[-1] for part in states[int(row)]]) for row in flat.steps]
     ).astype(np.float64)
     mean, deviation = moments(flat)
     assert mean.dtype == deviation.dtype == torch.float32
-    np.testing.assert_allclose(mean.numpy(), now.mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mean.numpy(), embeddings.mean(axis=0), rtol=1e-5, atol=1e-6)
     for place in flat.places:
-        spread = now[:, place].std(axis=0)
+        spread = embeddings[:, place].std(axis=0)
         floor = 0.01 * spread.mean() + 1e-6
         np.testing.assert_allclose(
             deviation[place].numpy(), np.maximum(spread, floor), rtol=1e-4, atol=1e-7
@@ -140,83 +132,79 @@ def test_moments_are_of_the_steps(snapshot: Snapshot, flat: FlatMap) -> None:
 
 
 def test_live_states_equal_cached_ones(snapshot: Snapshot, flat: FlatMap) -> None:
-    wanted = states(snapshot, flat)
+    states = stored_states(snapshot, flat)
     live = LiveEncoder(flat, [])
     stacks = LiveStacks(live, 2, DEPTH)
-    at = checked = 0
+    begin = checked = 0
     for meta in snapshot.segments("Breakout"):
         rows, frames = snapshot.read_rows(meta), snapshot.read_frames(meta)
         env = np.array([meta.env])
         for row in np.flatnonzero(~rows["context"]):
             if row == meta.rows - 1 and not rows["terminated"][row - 1]:
-                continue  # The next segment, or nobody, goes on from it.
+                continue  # The next segment goes on from this row, or none does.
             shown = frames[rows["frame"][row]][None]
             state = stacks.see(shown, rows["is_first"][row : row + 1], env)[0]
-            pairs = zip(parts(flat, state), wanted[at + int(row)], strict=True)
-            assert all(found.tobytes() == stored.tobytes() for found, stored in pairs)
+            assert_same_bits(split(flat, state), states[begin + int(row)])
             checked += 1
-        at += meta.rows
+        begin += meta.rows
     assert checked >= STEPS and live.passes == 0 and live.hit_rate == 1
 
 
 @pytest.mark.variants
 @pytest.mark.parametrize("context", ["mean", "stacked2"])
 def test_a_run_learns_from_windows_and_plays_with_them(
-    context: str, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: str, snapshot: Snapshot, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("WSA_CACHE", str(tmp_path / "cache"))
     small = CQLConfig(updates=30, batch_size=8, log_frequency=10, save_frequency=20)
     chosen = ALIASES if context == "mean" else ALIASES[:2]  # The context may be none of them.
     config = make_offline(
         snapshot, "Breakout", chosen, context, 1, small, network=NetworkConfig(frame_stack=DEPTH)
     )
-    said = dry_run.estimate(snapshot, config, "cpu")
-    metas = snapshot.segments("Breakout")
-    of = {e.model: e for e in snapshot.embeddings("Breakout")}
+    estimate = dry_run.estimate(snapshot, config, "cpu")
+    segments = snapshot.segments("Breakout")
+    embedded = {e.model: e for e in snapshot.embeddings("Breakout")}
     numbers = sum(
-        int(np.prod(of[key].shape[1:])) * sum(m.inputs(of[key].window) for m in metas)
+        int(np.prod(embedded[key].shape[1:]))
+        * sum(m.inputs(embedded[key].window) for m in segments)
         for key in config.inputs
     )
-    assert said["cache_bytes"] == 2 * numbers + ROW.itemsize * sum(m.rows for m in metas)
-    folder = tmp_path / "run"
-    begin(folder, config)
-    trained = train_stored(folder, config, "cpu")
+    rows = sum(m.rows for m in segments)
+    assert estimate["cache_bytes"] == 2 * numbers + ROW.itemsize * rows
+    begin(tmp_path, config)
+    trained = train_stored(tmp_path, config, "cpu")
     assert trained.updates == 30 and trained.passes == 0
     assert [shape[0] for shape in trained.network.torso.inputs.shapes] == [1, DEPTH, 1]
-    played = evaluate_run(folder, 1, num_envs=1)
-    assert len(played.episodes) == 1 and played.live.frames > 3
-    assert played.live.passes == played.live.frames - played.live.found - played.live.remembered
+    evaluation = evaluate_run(tmp_path, 1, num_envs=1)
+    live = evaluation.live
+    assert len(evaluation.episodes) == 1 and live.frames > 3
+    assert live.passes == live.frames - live.found - live.remembered
 
 
-def test_windows_of_recorded_segments_are_those_of_the_game(kit: ModuleType) -> None:
-    """Cut by the recorder itself, at every place: each step has the window of the uncut game."""
-    lengths = [1, 2, 3, 5, 9]
-    shown: Any = [f"{e}:{i}" for e, n in enumerate(lengths) for i in range(n + 1)]
+def test_windows_of_recorded_segments_are_those_of_the_uncut_game(kit: ModuleType) -> None:
+    lengths = [1, 2, 3, 5]
+    frames = [f"{e}:{i}" for e, n in enumerate(lengths) for i in range(n + 1)]
     total = sum(lengths)
-    for window in (2, 3, 4):
-        for cut in range(1, total):
-            recorder = Recorder([(0, cut), (cut, total - cut)])
-            cuts = []
-            for episode, length in enumerate(lengths):
-                recorder.begin(f"{episode}:0", 3)  # type: ignore[arg-type]
-                for step in range(length):
-                    last = step == length - 1
-                    screen: Any = f"{episode}:{step + 1}"
-                    recorder.step(0, 0.0, last, False, screen, 3)
-                    if recorder.full:
-                        cuts.append(recorder.take())
-            assert len(cuts) == 2
-            seen = {}
-            for made in cuts:
-                rows = {"is_first": np.array([row.is_first for row in made.rows])}
-                of = kit.window_of(rows, window)
-                starts = episode_starts(rows["is_first"])
-                found = window_rows(np.arange(len(of)), starts, window)
-                assert found.tolist() == of
-                for row, at in zip(made.rows, of, strict=True):
-                    if not row.context:
-                        seen[row.screen] = [made.rows[i].screen for i in at]
-            assert sorted(map(str, seen)) == sorted(shown)
-            for name, of in seen.items():
-                episode, step = map(int, str(name).split(":"))
-                assert of == [f"{episode}:{max(0, step - b)}" for b in range(window - 1, -1, -1)]
+    for window, cut in itertools.product((2, 3, 4), range(1, total)):
+        recorder = Recorder([(0, cut), (cut, total - cut)])
+        segments = []
+        for episode, length in enumerate(lengths):
+            recorder.begin(f"{episode}:0", 3)  # type: ignore[arg-type]
+            for step in range(length):
+                screen: Any = f"{episode}:{step + 1}"
+                recorder.step(0, 0.0, step == length - 1, False, screen, 3)
+                if recorder.full:
+                    segments.append(recorder.take())
+        assert len(segments) == 2
+        windows = {}
+        for segment in segments:
+            is_first = np.array([row.is_first for row in segment.rows])
+            expected = kit.window_of({"is_first": is_first}, window)
+            found = window_rows(np.arange(len(expected)), episode_starts(is_first), window)
+            assert found.tolist() == expected
+            for row, members in zip(segment.rows, expected, strict=True):
+                if not row.context:
+                    windows[str(row.screen)] = [segment.rows[i].screen for i in members]
+        assert sorted(windows) == sorted(frames)
+        for frame, members in windows.items():
+            episode, step = map(int, frame.split(":"))
+            assert members == [f"{episode}:{max(0, step - b)}" for b in reversed(range(window))]
