@@ -1,4 +1,4 @@
-"""What is collected, against the environments and wrappers that everybody else uses."""
+"""Collected play equals that of gymnasium's own environments and wrappers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from gymnasium import Env, make
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit
+from learn_kit import collect_play
 from numpy.typing import NDArray
 
-from wsa.learn.collect.collect import collect, plan_collection
 from wsa.learn.envs import atari as games
 from wsa.store.common import hashing
 from wsa.store.format.records import EmbeddingMeta
@@ -23,7 +23,7 @@ from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.objects.writer import commit_embedding
 
 REFEREE_GAMES = [
-    ("Breakout", 27_000, 250),  # games end
+    ("Breakout", 27_000, 190),  # games end
     ("Pong", 33, 110),  # episodes are cut
     ("SpaceInvaders", 90, 200),  # both
     *(
@@ -40,7 +40,7 @@ REFEREE_GAMES = [
 
 
 def referee(game: str, max_steps: int) -> Env[Any, Any]:
-    """What everybody else uses."""
+    """The environment with gymnasium's wrappers."""
     height, width = games.screen(game)
     env: Env[Any, Any] = make(
         f"ALE/{game}-v5", frameskip=1, repeat_action_probability=0.0, full_action_space=False
@@ -61,21 +61,10 @@ def test_equal_to_gymnasium_step_by_step(
         games.protocol(game, "classic", max_steps=max_steps), noop_max=0, fire_reset=False
     )
     backend = open_store(str(tmp_path), create=True)
-    plan = plan_collection(
-        take_snapshot(backend),
-        game,
-        protocol,
-        steps=2 * each,
-        num_envs=2,
-        policy="random",
-        seed=7,
-        segment_steps=37,
-    )
-    collect(plan, backend)
-    snapshot = take_snapshot(backend)
+    snapshot = collect_play(backend, protocol, game, steps=2 * each, seed=7, segment_steps=37)
     model = "digest-000000000000"
     for meta in snapshot.segments(game):
-        # An embedding that tells which frame it is of.
+        # The embedding of a frame is its digest.
         vectors = snapshot.read_digests(meta).astype(np.float16)
         shape = vectors.shape
         record = EmbeddingMeta(game, meta.segment, model, shape, "float16", meta.frames, 0, 1.0)
