@@ -1,11 +1,11 @@
+"""Training offline on the walk: resuming to the bit, signals, metrics, validation, and checks."""
+
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from learn_kit import read_metrics
 from torch import Tensor, nn
 
 from wsa.encode.inference.encoder import Encoder
@@ -55,27 +56,21 @@ def train(
     network: NetworkConfig = NETWORK,
     **options: Any,
 ) -> Trained:
-    """Train on the walk."""
+    """Train on the walk's stored episodes."""
     shapes = tuple((network.frame_stack, *shape) for shape in flat.shapes)
     inputs = Inputs(shapes, context)
     return trainer.train_offline(config, network, flat, inputs, 3, seed, folder, **options)
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """Metrics without what a clock gave."""
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k[:4] != "time"} for line in found]
-
-
 def final(folder: Path, updates: int = SMALL.updates) -> dict[str, Any]:
-    """Weights, target, optimiser, random states and draws at the end, to the last bit."""
+    """Weights, target, optimizer, random states, and draws at the end, to the last bit."""
     with safetensors.safe_open(folder / "checkpoints" / f"{updates:09d}.safetensors", "np") as file:
         tensors = {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
         assert any(name.startswith("optimizer.") for name in tensors)
         return {**tensors, **file.metadata()}
 
 
-def test_the_target_changes_only_at_its_frequency(
+def test_the_target_network_is_copied_at_its_frequency(
     walk_flat: FlatMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
@@ -89,24 +84,23 @@ def test_the_target_changes_only_at_its_frequency(
     monkeypatch.setattr(dqn, "update_loss", spy)
     train(msgspec.structs.replace(SMALL, validation_fraction=0.0), walk_flat, 0, 1, tmp_path)
     assert len(seen) == SMALL.updates
-    for made, (online, target) in enumerate(seen):  # So many updates had been made.
-        copied = made - made % SMALL.target_network_frequency
+    for updates, (online, target) in enumerate(seen):
+        copied = updates - updates % SMALL.target_network_frequency
         assert torch.equal(target, seen[copied][0])
-        assert torch.equal(online, target) == (made == copied)
+        assert torch.equal(online, target) == (updates == copied)
 
 
-def test_it_is_the_same_again_and_another_with_another_seed(
-    walk_flat: FlatMap, tmp_path: Path
-) -> None:
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        trained = train(SMALL, walk_flat, 1, seed, tmp_path / name)
+def test_a_run_depends_on_its_seed(walk_flat: FlatMap, whole: Path, tmp_path: Path) -> None:
+    same, other = tmp_path / "same", tmp_path / "other"
+    for folder, seed in ((same, 1), (other, 2)):
+        trained = train(SMALL, walk_flat, 0, seed, folder)
         assert (trained.updates, trained.passes) == (SMALL.updates, 0)
         assert trained.updates_per_s > 0
-    assert final(tmp_path / "a") == final(tmp_path / "b") != final(tmp_path / "c")
-    assert lines(tmp_path / "a") == lines(tmp_path / "b") != lines(tmp_path / "c")
+    assert final(same) == final(whole) != final(other)
+    assert read_metrics(same) == read_metrics(whole) != read_metrics(other)
 
 
-def test_a_dead_fusion_is_warned_of_once_and_nothing_else_of_it_changes(
+def test_a_dead_fusion_is_warned_about_once_and_watching_changes_nothing(
     walk_flat: FlatMap,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -119,27 +113,29 @@ def test_a_dead_fusion_is_warned_of_once_and_nothing_else_of_it_changes(
 
     config = msgspec.structs.replace(SMALL, updates=20)
     train(config, walk_flat, None, 1, tmp_path / "dead", paper, warm_start=kill)
-    assert [line["wsa/dead_rows"] for line in lines(tmp_path / "dead")] == [1.0] * 5
+    assert [line["wsa/dead_rows"] for line in read_metrics(tmp_path / "dead")] == [1.0] * 5
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert "the fusion is dead" in warning and "--seed" in warning
     caplog.clear()
     train(config, walk_flat, None, 1, tmp_path / "alive", paper)
-    told = lines(tmp_path / "alive")
-    assert all(line["wsa/dead_rows"] < 1 for line in told) and not caplog.records
+    alive = read_metrics(tmp_path / "alive")
+    assert all(line["wsa/dead_rows"] < 1 for line in alive) and not caplog.records
     monkeypatch.setattr(WSA, "dead_rows", lambda self, weights: None)
-    train(config, walk_flat, None, 1, tmp_path / "untold", paper)
-    assert final(tmp_path / "alive", 20) == final(tmp_path / "untold", 20)
-    assert [line.pop("wsa/dead_rows") is not None for line in told] == [True] * 5
-    assert told == lines(tmp_path / "untold")
+    train(config, walk_flat, None, 1, tmp_path / "unwatched", paper)
+    assert final(tmp_path / "alive", 20) == final(tmp_path / "unwatched", 20)
+    assert [line.pop("wsa/dead_rows") is not None for line in alive] == [True] * 5
+    assert alive == read_metrics(tmp_path / "unwatched")
 
 
-def test_what_is_logged(kit: ModuleType, walk_flat: FlatMap, tmp_path: Path) -> None:
-    told: list[int] = []
+def test_metrics_have_weights_passes_and_losses(
+    kit: ModuleType, walk_flat: FlatMap, tmp_path: Path
+) -> None:
+    logged: list[int] = []
     config = msgspec.structs.replace(SMALL, updates=10)
-    train(config, walk_flat, None, 1, tmp_path, on_line=lambda step, _: told.append(step))
-    found = lines(tmp_path)
-    assert told == [line["step"] for line in found] == [4, 8, 10]
-    for line in found:
+    train(config, walk_flat, None, 1, tmp_path, on_line=lambda step, _: logged.append(step))
+    lines = read_metrics(tmp_path)
+    assert logged == [line["step"] for line in lines] == [4, 8, 10]
+    for line in lines:
         weights = [line[f"wsa/weight/{kit.key(alias)}"] for alias in ("lite0", "vit")]
         assert sum(weights) == pytest.approx(1, abs=1e-5)
         assert 0 < line["wsa/weight_entropy"] <= math.log(2) + 1e-6
@@ -149,7 +145,7 @@ def test_what_is_logged(kit: ModuleType, walk_flat: FlatMap, tmp_path: Path) -> 
         assert {"losses/td_loss", "losses/cql", "losses/q_values"} < set(line)
 
 
-def test_the_rate_is_of_the_updates_since_the_last_line(
+def test_the_speed_counts_updates_since_the_last_line(
     walk_flat: FlatMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(1000))
@@ -164,7 +160,7 @@ def test_the_rate_is_of_the_updates_since_the_last_line(
 
 
 class Tiny(nn.Module):
-    """A backbone."""
+    """A backbone that averages the pixels."""
 
     def forward_features(self, pixels: Tensor) -> Tensor:
         return pixels
@@ -173,27 +169,28 @@ class Tiny(nn.Module):
         return features.mean(dim=(2, 3))
 
 
-def test_a_backbone_that_runs_while_training_is_noticed(walk_flat: FlatMap, tmp_path: Path) -> None:
+def test_a_backbone_that_runs_during_training_is_an_error(
+    walk_flat: FlatMap, tmp_path: Path
+) -> None:
     squash = Preprocessing("squash", 8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
     encoder = Encoder(Tiny(), squash, Output("pooled"))
     frames = np.zeros((2, 16, 16, 3), np.uint8)
-    encoder(frames)  # Before: it does not count.
-    train(SMALL, walk_flat, None, 1, tmp_path / "without")
-    seen = []
+    encoder(frames)  # It does not count before the training.
+    passes = []
 
     def on_update(step: int, line: dict[str, float]) -> None:
-        seen.append(line["cache/backbone_passes"])
+        passes.append(line["cache/backbone_passes"])
         if step == 40:
             encoder(frames)
 
     with pytest.raises(AssertionError, match="must not run a backbone"):
-        train(SMALL, walk_flat, None, 1, tmp_path / "with", on_line=on_update)
-    assert seen == [0] * 11 + [2] * 5  # Lines at 4, 8, ..., and at 30, which is validated.
+        train(SMALL, walk_flat, None, 1, tmp_path, on_line=on_update)
+    assert passes == [0] * 11 + [2] * 5  # Lines at 4, 8, ..., and at 30, which is validated.
 
 
 @pytest.fixture(scope="module")
 def whole(walk_flat: FlatMap, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing stopped."""
+    """A run that was not interrupted; read it only."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole")
@@ -203,14 +200,14 @@ def whole(walk_flat: FlatMap, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Crash(Exception):
-    """Something that the trainer does not expect."""
+    """An exception that the trainer does not expect."""
 
 
 @pytest.mark.variants
 @pytest.mark.parametrize(
     "at", [4, 20, 60, *(pytest.param(n, marks=pytest.mark.slow) for n in (12, 32, 40, 52))]
 )
-def test_a_run_that_crashed_goes_on_as_if_it_had_not(
+def test_a_crashed_run_resumes_to_the_bit(
     walk_flat: FlatMap, whole: Path, tmp_path: Path, at: int
 ) -> None:
     def crash(step: int, _: Any) -> None:
@@ -223,7 +220,7 @@ def test_a_run_that_crashed_goes_on_as_if_it_had_not(
     trained = train(SMALL, walk_flat, 0, 1, tmp_path)
     assert trained.updates == SMALL.updates - (at - 1) // 10 * 10
     assert final(tmp_path) == final(whole)
-    assert lines(tmp_path) == lines(whole)
+    assert read_metrics(tmp_path) == read_metrics(whole)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +239,7 @@ def test_a_run_that_crashed_goes_on_as_if_it_had_not(
         ),
     ],
 )
-def test_a_run_that_was_asked_to_stop_goes_on(
+def test_a_run_stopped_by_a_signal_saves_and_resumes_to_the_bit(
     walk_flat: FlatMap, whole: Path, tmp_path: Path, at: int, number: signal.Signals
 ) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -257,7 +254,7 @@ def test_a_run_that_was_asked_to_stop_goes_on(
     assert (tmp_path / "checkpoints" / f"{at:09d}.safetensors").exists()
     assert train(SMALL, walk_flat, 0, 1, tmp_path).updates == SMALL.updates - at
     assert final(tmp_path) == final(whole)
-    assert lines(tmp_path) == lines(whole)
+    assert read_metrics(tmp_path) == read_metrics(whole)
 
 
 def test_a_second_signal_stops_at_once(walk_flat: FlatMap, tmp_path: Path) -> None:
@@ -270,7 +267,7 @@ def test_a_second_signal_stops_at_once(walk_flat: FlatMap, tmp_path: Path) -> No
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_signal_between_the_last_lines_of_an_update_loses_nothing(
+def test_a_signal_while_a_checkpoint_is_saved_loses_nothing(
     walk_flat: FlatMap, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = checkpoint.save
@@ -289,53 +286,7 @@ def test_a_signal_between_the_last_lines_of_an_update_loses_nothing(
     assert final(tmp_path) == final(whole)
 
 
-SCRIPT = """
-import sys, time, msgspec, torch
-from pathlib import Path
-from wsa.learn.fusion.base import Inputs
-from wsa.learn.configs.algorithms import BCConfig
-from wsa.learn.configs.algorithms import CQLConfig
-from wsa.learn.configs.fusions import FUSIONS
-from wsa.learn.configs.network import NetworkConfig
-from wsa.learn.offline.trainer import train_offline
-from wsa.store.objects.flat_map import materialise
-from wsa.store.objects.snapshot import take_snapshot
-from wsa.store.objects.root import open_store
-url, folder, models, config, network = sys.argv[1:]
-torch.set_num_threads(1)
-flat = materialise(take_snapshot(open_store(url)), "Pong", models.split(","), Path(folder) / "c")
-config = msgspec.json.decode(config, type=CQLConfig)
-network = msgspec.json.decode(network, type=NetworkConfig)
-inputs = Inputs(tuple((network.frame_stack, *shape) for shape in flat.shapes), 0)
-def tell(step, _):
-    print(step, flush=True)
-    time.sleep(0.1)
-train_offline(config, network, flat, inputs, 3, 1, Path(folder), on_line=tell)
-"""
-
-
-def test_a_process_that_is_interrupted_saves_and_goes_on(
-    warm: Any, kit: ModuleType, walk_url: str, walk_flat: FlatMap, whole: Path, tmp_path: Path
-) -> None:
-    models = f"{kit.key('lite0')},{kit.key('vit')}"
-    network = msgspec.json.encode(NETWORK).decode()
-    arguments = [walk_url, str(tmp_path), models, msgspec.json.encode(SMALL).decode(), network]
-    process = warm.start(["-c", SCRIPT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    with process:
-        assert process.stdout
-        for _ in range(3):
-            process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        errors = process.communicate(timeout=60)[1].decode()
-    assert "KeyboardInterrupt" in errors
-    saved = sorted(int(path.stem) for path in (tmp_path / "checkpoints").iterdir())
-    assert 12 <= saved[-1] < 60
-    train(SMALL, walk_flat, 0, 1, tmp_path)
-    assert final(tmp_path) == final(whole)
-    assert lines(tmp_path) == lines(whole)
-
-
-def test_a_finished_run_started_again_does_nothing(
+def test_a_finished_run_does_nothing_when_it_is_started_again(
     walk_flat: FlatMap, whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -347,7 +298,7 @@ def test_a_finished_run_started_again_does_nothing(
     assert after == before
 
 
-def test_a_damaged_newest_checkpoint_is_not_passed_over(
+def test_a_damaged_newest_checkpoint_is_an_error(
     walk_flat: FlatMap, whole: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -359,11 +310,11 @@ def test_a_damaged_newest_checkpoint_is_not_passed_over(
     ) as caught:
         train(SMALL, walk_flat, 0, 1, folder)
     assert str(newest) in str(caught.value)
-    assert lines(folder) == lines(whole)
+    assert read_metrics(folder) == read_metrics(whole)
     newest.unlink()  # The remedy.
     assert train(SMALL, walk_flat, 0, 1, folder).updates == 10
     assert final(folder) == final(whole)
-    assert lines(folder) == lines(whole)
+    assert read_metrics(folder) == read_metrics(whole)
 
 
 @pytest.mark.parametrize(
@@ -425,7 +376,7 @@ def long(config: OfflineConfig) -> OfflineConfig:
         ),
     ],
 )
-def test_training_goes_on_exactly_from_before_each_step(
+def test_training_resumes_to_the_bit_from_every_step(
     walk_flat: FlatMap,
     tmp_path: Path,
     config: OfflineConfig,
@@ -446,47 +397,48 @@ def test_training_goes_on_exactly_from_before_each_step(
         trained = train(rare, walk_flat, None, 1, folder, network)
         assert trained.updates == config.updates - step
         assert final(folder, 50) == final(tmp_path / "whole", 50)
-        tail = [line for line in lines(tmp_path / "whole") if line["step"] > step]
-        assert lines(folder) == tail
+        tail = [line for line in read_metrics(tmp_path / "whole") if line["step"] > step]
+        assert read_metrics(folder) == tail
 
 
-def test_the_best_is_kept_apart_from_the_final(walk_flat: FlatMap, tmp_path: Path) -> None:
+def test_the_best_network_is_kept_beside_the_final_one(
+    walk_flat: FlatMap, whole: Path, tmp_path: Path
+) -> None:
     config = msgspec.structs.replace(
         SMALL, validation_frequency=5, save_best=True, learning_rate=0.05
     )
     train(config, walk_flat, None, 1, tmp_path)
-    found = {line["step"]: line["validation/td_error"] for line in lines(tmp_path)
-             if "validation/td_error" in line}  # fmt: skip
-    lowest = min(found, key=lambda step: found[step])
-    assert lowest < SMALL.updates and len(found) == 12
+    errors = {line["step"]: line["validation/td_error"] for line in read_metrics(tmp_path)
+              if "validation/td_error" in line}  # fmt: skip
+    lowest = min(errors, key=lambda step: errors[step])
+    assert lowest < SMALL.updates and len(errors) == 12
     best = checkpoint.best(tmp_path / "checkpoints")
     assert int(checkpoint.read(best)[1]["step"]) == lowest
     assert checkpoint.latest(tmp_path / "checkpoints").stem == "000000060"
-    train(SMALL, walk_flat, None, 1, tmp_path / "other")
     with pytest.raises(MissingError, match="--save-best"):
-        checkpoint.best(tmp_path / "other" / "checkpoints")
+        checkpoint.best(whole / "checkpoints")
 
 
-def test_values_that_run_away_are_told_once(
+def test_values_that_run_away_are_warned_about_once(
     walk_flat: FlatMap, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    calm = msgspec.structs.replace(SMALL, gamma=0.9)
+    calm = msgspec.structs.replace(SMALL, gamma=0.9, updates=30)
     train(calm, walk_flat, None, 1, tmp_path / "calm")
     assert "run away" not in caplog.text
-    line = lines(tmp_path / "calm")[-1]
+    line = read_metrics(tmp_path / "calm")[-1]
     # Random walks of at most six steps from the middle; rewards count by their sign.
     assert 0.1 < line["validation/return"] < 0.9
-    # A target that is never terminated by much: values grow without end.
+    # Without discount, and with a target that follows at once, values grow without end.
     wild = msgspec.structs.replace(
         SMALL, gamma=1.0, cql_alpha=0.0, learning_rate=0.3, target_network_frequency=1
     )
     train(wild, walk_flat, None, 1, tmp_path / "wild")
     assert caplog.text.count("values run away") == 1
-    assert abs(lines(tmp_path / "wild")[-1]["validation/max_q"]) > 3
+    assert abs(read_metrics(tmp_path / "wild")[-1]["validation/max_q"]) > 3
 
 
 @pytest.mark.parametrize("fusion", list(FUSIONS))
-def test_losses_on_weights_need_weights(fusion: str) -> None:
+def test_a_loss_on_weights_needs_a_fusion_with_weights(fusion: str) -> None:
     losses.check_weight_losses(SMALL, fusion)
     for name in ("weight_entropy_coef", "load_balance_coef"):
         config = msgspec.structs.replace(SMALL, **{name: 0.1})
@@ -497,13 +449,13 @@ def test_losses_on_weights_need_weights(fusion: str) -> None:
             losses.check_weight_losses(config, fusion)
 
 
-def test_the_entropy_loss_keeps_weights_apart(walk_flat: FlatMap, tmp_path: Path) -> None:
-    found = []
-    for coefficient in (0.0, 1.0):
-        config = msgspec.structs.replace(SMALL, weight_entropy_coef=coefficient, updates=100)
-        train(config, walk_flat, None, 1, tmp_path / str(coefficient))
-        found.append(lines(tmp_path / str(coefficient))[-1]["wsa/weight_entropy"])
-    assert found[1] > found[0] and found[1] > 0.69
+def test_the_entropy_loss_evens_out_the_weights(
+    walk_flat: FlatMap, whole: Path, tmp_path: Path
+) -> None:
+    config = msgspec.structs.replace(SMALL, weight_entropy_coef=1.0)
+    train(config, walk_flat, 0, 1, tmp_path)
+    plain, even = (read_metrics(f)[-1]["wsa/weight_entropy"] for f in (whole, tmp_path))
+    assert even > plain and even > 0.69  # The maximum is log 2.
 
 
 @pytest.mark.slow
@@ -511,7 +463,7 @@ def test_the_entropy_loss_keeps_weights_apart(walk_flat: FlatMap, tmp_path: Path
 def test_a_compiled_network_acts_with_the_new_weights(
     walk_flat: FlatMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # torch.compile cannot see through the checks of shapes.
+    # torch.compile cannot trace the checks of shapes.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     config = msgspec.structs.replace(SMALL, updates=20, validation_fraction=0.0)
     network = train(config, walk_flat, 0, 1, tmp_path / "c", compiled=True).network
