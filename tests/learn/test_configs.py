@@ -1,4 +1,4 @@
-"""The registries: whatever is added to them gets flags of its own and a run that can be read again."""
+"""The registries of algorithms and fusions: flags, and what a run's configuration decodes to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def config_of(name: str, online: bool) -> Any:
 
 
 @pytest.mark.parametrize(("name", "online"), ALGORITHMS)
-def test_an_algorithm_is_on_the_command_line_and_read_again(name: str, online: bool) -> None:
+def test_an_algorithm_has_flags_and_decodes(name: str, online: bool) -> None:
     """Its flags clash with no other option, its tag is its own, and reports call it by its name."""
     switch = {"online": True} if online else {}
     parsed = command_kit.options("learn", algo=name, **switch)
@@ -39,7 +39,7 @@ def test_an_algorithm_is_on_the_command_line_and_read_again(name: str, online: b
 
 
 @pytest.mark.parametrize(("name", "online"), ALGORITHMS)
-def test_an_algorithms_options_belong_to_it_alone(name: str, online: bool) -> None:
+def test_options_of_another_algorithm_are_refused(name: str, online: bool) -> None:
     """Each is refused, with the algorithms that have it, where another was chosen."""
     mine = set(config_of(name, online).__struct_fields__)
     for other, as_online in ALGORITHMS:
@@ -50,19 +50,19 @@ def test_an_algorithms_options_belong_to_it_alone(name: str, online: bool) -> No
                 command_kit.options("learn", algo=other, **switch, **{field: 1})
 
 
-def test_tags_are_told_apart() -> None:
+def test_tags_are_unique() -> None:
     for of in (OFFLINE, ONLINE):
         tags = Counter(config.__struct_config__.tag for config in of.values())
         assert set(tags.values()) == {1}
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_a_fusion_is_there(name: str) -> None:
+def test_a_fusion_has_a_class_and_a_flag(name: str) -> None:
     assert issubclass(fusion_class(name), Fusion)
     assert command_kit.options("learn", fusion=name).network_config.fusion.name == name
 
 
-def test_pixels_take_no_switch_of_a_fusion() -> None:
+def test_pixels_refuse_the_options_of_fusions() -> None:
     how = {"online": True, "algo": "ppo", "fusion": PIXELS}
     assert command_kit.options("learn", **how).network_config.fusion.name == PIXELS
     for field in ("fusion_size", "dropout", "normalize", "hidden", "load_balance_coef"):
@@ -84,7 +84,9 @@ def test_pixels_take_no_switch_of_a_fusion() -> None:
         ),
     ],
 )
-def test_options_of_another_kind_of_run(flags: dict[str, Any], says: str | None) -> None:
+def test_options_of_another_kind_of_run_are_refused(
+    flags: dict[str, Any], says: str | None
+) -> None:
     if says is None:
         assert command_kit.options("learn", **flags)
         return
@@ -93,7 +95,7 @@ def test_options_of_another_kind_of_run(flags: dict[str, Any], says: str | None)
 
 
 @pytest.mark.parametrize(("end", "last"), [(None, 0.5), (0.1, 0.1), (0.0, 0.0)])
-def test_the_share_of_stored_data_stays_unless_an_end_is_given(
+def test_the_share_of_stored_data_is_constant_without_an_end(
     end: float | None, last: float
 ) -> None:
     how = {"online": True, "algo": "dqn", "offline_fraction": 0.5, "offline_fraction_end": end}
@@ -105,7 +107,7 @@ def test_the_share_of_stored_data_stays_unless_an_end_is_given(
 @pytest.mark.parametrize(
     "flags", [{}, {"encoder": "tcp://h:1"}, {"engine": "torch"}, {"store": "there"}]
 )
-def test_a_run_that_is_resumed_says_itself_what_it_is(flags: dict[str, Any]) -> None:
+def test_resuming_takes_options_of_the_machine_only(flags: dict[str, Any]) -> None:
     parsed = command_kit.options("learn", resume="run", **flags)
     assert parsed.output.resume == "run"
     assert parsed.store == flags.get("store", "")
@@ -114,7 +116,7 @@ def test_a_run_that_is_resumed_says_itself_what_it_is(flags: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     "flag", ["--seed 2", "--online", "--algo ppo", "--updates=9", "--no-record"]
 )
-def test_what_a_resumed_run_would_ignore_is_rejected(flag: str) -> None:
+def test_options_that_a_resumed_run_would_ignore_are_refused(flag: str) -> None:
     name = flag.split("=")[0].split()[0].replace("no-", "")
     with pytest.raises(UsageError, match=f"{name} cannot be given with --resume.*--run-dir"):
         cli.parse("learn", ["--resume", "run", *flag.split()])
@@ -123,8 +125,6 @@ def test_what_a_resumed_run_would_ignore_is_rejected(flag: str) -> None:
 @pytest.mark.parametrize(
     "line", ["--online", "--algo ppo", "--fusion nature", "--online --algo bc", "--recurrent", ""]
 )
-def test_help_is_shown_whatever_stands_beside_it(
-    line: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_is_shown_beside_any_flags(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.parse("learn", [*line.split(), "--help"]) is None
     assert "algorithm options" in capsys.readouterr().out

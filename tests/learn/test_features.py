@@ -1,3 +1,5 @@
+"""Batches, moments, and live stacks against a walk over the store step by step."""
+
 from __future__ import annotations
 
 import json
@@ -44,11 +46,11 @@ def add(
 
 
 def truncate(meta: SegmentMeta, arrays: layout.Arrays) -> None:
-    """Every other end was one of the step limit."""
+    """Turn every other end into a truncation."""
     ends = np.flatnonzero(arrays["terminated"])[::2]
     arrays["terminated"][ends] = False
     arrays["truncated"][ends] = True
-    arrays["reward"] *= 7  # Rewards that clipping would change.
+    arrays["reward"] *= 7  # Clipping would change them.
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ Step = tuple[list[bytes], list[bytes], int, float, bool]
 
 
 def steps_of(kit: ModuleType, snapshot: Snapshot, depth: int) -> list[Step]:
-    """Every step by brute force: walk each segment, hold the last frames in a list."""
+    """Every step, by a walk over each segment that keeps the last frames in a list."""
     found: list[Step] = []
     for meta in snapshot.segments(kit.GAME):
         rows = snapshot.read_rows(meta)
@@ -92,7 +94,7 @@ def steps_of(kit: ModuleType, snapshot: Snapshot, depth: int) -> list[Step]:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_draws_are_the_steps_of_the_store(
+def test_batches_are_drawn_from_the_steps_of_the_store(
     kit: ModuleType, data: tuple[Snapshot, FlatMap], depth: int
 ) -> None:
     snapshot, flat = data
@@ -120,7 +122,9 @@ def test_draws_are_the_steps_of_the_store(
     assert rewards == {-7.0, 0.0, 7.0}
 
 
-def test_only_terminated_is_an_end(kit: ModuleType, data: tuple[Snapshot, FlatMap]) -> None:
+def test_only_a_terminated_step_ends_the_return(
+    kit: ModuleType, data: tuple[Snapshot, FlatMap]
+) -> None:
     _, flat = data
     steps = flat.rows[flat.steps]
     assert steps["truncated"].sum() == 5 and steps["terminated"].sum() == 2
@@ -148,7 +152,9 @@ def test_draws_are_uniform(kit: ModuleType, data: tuple[Snapshot, FlatMap]) -> N
     assert drawn[flat.steps].min() > 850 and drawn[flat.steps].max() < 1150
 
 
-def test_a_deeper_stack_than_segments_hold_is_refused(data: tuple[Snapshot, FlatMap]) -> None:
+def test_a_stack_longer_than_the_context_of_segments_is_refused(
+    data: tuple[Snapshot, FlatMap],
+) -> None:
     for depth in (0, MAX_STACK_FRAMES + 1):
         with pytest.raises(UsageError, match="Choose one of these"):
             OfflineBatches(data[1], depth, 8, seed=0).draw()
@@ -162,7 +168,7 @@ def content(batches: OfflineBatches) -> list[bytes]:
     ]
 
 
-def test_a_saved_state_continues_from_every_point(data: tuple[Snapshot, FlatMap]) -> None:
+def test_draws_resume_from_every_saved_state(data: tuple[Snapshot, FlatMap]) -> None:
     batches = OfflineBatches(data[1], 4, 3, seed=5)
     states, drawn = [], []
     for _ in range(50):
@@ -173,17 +179,6 @@ def test_a_saved_state_continues_from_every_point(data: tuple[Snapshot, FlatMap]
     for at, state in enumerate(states):
         other.restore(json.loads(state))
         assert [content(other) for _ in range(min(3, 50 - at))] == drawn[at : at + 3]
-
-
-def test_moments_are_of_the_steps(kit: ModuleType, data: tuple[Snapshot, FlatMap]) -> None:
-    snapshot, flat = data
-    now = np.stack(
-        [np.frombuffer(step[0][0], np.float16) for step in steps_of(kit, snapshot, 1)]
-    ).astype(np.float64)
-    mean, deviation = moments(flat)
-    assert mean.dtype == deviation.dtype == torch.float32
-    np.testing.assert_allclose(mean.numpy(), now.mean(axis=0), rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(deviation.numpy(), now.std(axis=0), rtol=1e-6)
 
 
 def test_moments_do_not_depend_on_other_segments_in_the_cache(
@@ -203,7 +198,7 @@ def test_moments_do_not_depend_on_other_segments_in_the_cache(
 
 
 def flat_of(embeddings: NDArray[Any], columns: list[slice]) -> Any:
-    """As much of a flat map as `moments` needs, one step a frame."""
+    """What `moments` needs of a flat map, with one step for each frame."""
     rows = np.zeros(len(embeddings), [("frame", "<i8")])
     rows["frame"] = np.arange(len(embeddings))
     return SimpleNamespace(
@@ -216,7 +211,7 @@ def flat_of(embeddings: NDArray[Any], columns: list[slice]) -> Any:
     )
 
 
-def test_moments_keep_what_little_differs_and_do_not_blow_up_what_does_not() -> None:
+def test_moments_keep_small_differences_and_do_not_amplify_constants() -> None:
     generator = np.random.default_rng(0)
     embeddings = np.zeros((20_000, 5), np.float32)
     embeddings[:, 0] = 1000 + 0.01 * generator.standard_normal(20_000)
@@ -245,7 +240,7 @@ class FakeEncoder:
 
 
 class Script(gymnasium.Env[NDArray[np.uint8], int]):
-    """An environment that shows pictures of noise, with episodes of given lengths."""
+    """An environment that shows noise, in episodes of random lengths."""
 
     observation_space = gymnasium.spaces.Box(0, 255, (2, 2, 3), np.uint8)
     action_space: Any = gymnasium.spaces.Discrete(2)
@@ -267,7 +262,7 @@ class Script(gymnasium.Env[NDArray[np.uint8], int]):
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_live_stacks_are_gymnasiums(depth: int) -> None:
+def test_live_stacks_equal_those_of_gymnasium(depth: int) -> None:
     count = 3
     envs = [
         gymnasium.wrappers.FrameStackObservation(Script(i), depth, padding_type="reset")
@@ -280,7 +275,7 @@ def test_live_stacks_are_gymnasiums(depth: int) -> None:
     first = np.ones(count, np.bool_)
     episodes = 0
     for _ in range(80):
-        # Those that do not play keep their stack.
+        # An environment that does not play keeps its stack.
         playing = np.flatnonzero(generator.random(count) < 0.6)
         if not playing.size:
             continue
@@ -297,7 +292,7 @@ def test_live_stacks_are_gymnasiums(depth: int) -> None:
     assert episodes > 20
 
 
-def test_live_stacks_given_away_are_not_changed_later() -> None:
+def test_a_live_stack_is_a_copy() -> None:
     encoder: Any = FakeEncoder()
     stacks = LiveStacks(encoder, 1, 2)
     frames = np.arange(24, dtype=np.uint8).reshape(2, 1, 2, 2, 3)
@@ -308,28 +303,8 @@ def test_live_stacks_given_away_are_not_changed_later() -> None:
     assert torch.equal(before, kept)
 
 
-def test_live_stacks_equal_cached_ones_of_the_same_episodes(
-    kit: ModuleType, store: Backend, tmp_path: Path
-) -> None:
-    from wsa.encode.live.live_encoder import LiveEncoder
-
-    add(kit, store, 0, steps=40, ends=(0, 5, 20), frames=25)
-    snapshot = take_snapshot(store)
-    flat = materialise(snapshot, kit.GAME, [kit.key(a) for a in ALIASES], tmp_path / "c")
-    live = LiveEncoder(flat, [])
-    stacks = LiveStacks(live, 1, 4)
-    meta = snapshot.segments()[0]
-    rows, frames = snapshot.read_rows(meta), snapshot.read_frames(meta)
-    for i in range(meta.rows):
-        shown = frames[rows["frame"][i]][None]
-        found = stacks.see(shown, rows["is_first"][i : i + 1], np.zeros(1, np.int64))
-        cached = flat.embeddings[flat.stack(np.array([i]), 4)[0]]
-        assert found[0].numpy().tobytes() == cached.tobytes()
-    assert live.found == live.frames == meta.rows and live.passes == 0
-
-
 @pytest.mark.parametrize("n", [2, 5])
-def test_the_following_state_is_the_last_one_reached(
+def test_the_next_state_is_the_last_one_within_n_steps(
     data: tuple[Snapshot, FlatMap], n: int
 ) -> None:
     flat = data[1]

@@ -1,4 +1,4 @@
-"""A fusion's width, chosen by how many parameters its network is to have."""
+"""Choosing a fusion's width by the number of parameters of its network."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def count(config: NetworkConfig) -> int:
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_no_other_width_comes_nearer(name: str) -> None:
+def test_the_chosen_width_is_the_nearest(name: str) -> None:
     wanted = 20_001
     found = match_parameters(network(name), wanted, count)
     by = fusion_class(name).scaled_by
@@ -73,14 +73,14 @@ def test_hidden_layers_keep_their_proportions() -> None:
         (msgspec.structs.replace(network("res"), hidden=()), 4_000, False, "linear heads"),
     ],
 )
-def test_what_cannot_be_matched_is_refused(
+def test_an_impossible_match_is_refused(
     config: NetworkConfig, wanted: int, linear: bool, words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
         match_parameters(config, wanted, count, linear_heads=linear)
 
 
-def test_a_fusion_may_have_no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fusion_without_a_width_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matching, "fusion_class", lambda name: Fusion)
     with pytest.raises(UsageError, match=r"no width of its own to choose\. Leave it out"):
         match_parameters(network("wsa"), 4_000, count)
@@ -91,7 +91,7 @@ def snapshot(walk_url: str) -> Snapshot:
     return take_snapshot(open_store(walk_url))
 
 
-def test_a_run_has_the_width_that_was_found(kit: ModuleType, snapshot: Snapshot) -> None:
+def test_a_run_has_the_chosen_width(kit: ModuleType, snapshot: Snapshot) -> None:
     models = [kit.key("lite0"), kit.key("vit")]
     details = {"network": NetworkConfig(frame_stack=2, hidden=(16,)), "match": 3_000}
     run = make_offline(snapshot, kit.GAME, models, "mean", 1, CQLConfig(), **details)  # type: ignore[arg-type]
@@ -100,26 +100,26 @@ def test_a_run_has_the_width_that_was_found(kit: ModuleType, snapshot: Snapshot)
         3_000, rel=0.05
     )
     with torch.device("meta"):
-        made = QNetwork(Inputs(((2, 5), (2, 3))), len(run.protocol.actions), run.network)
-    assert count_parameters(made) == parameters_of(run, *windows_and_shapes(run, snapshot))
+        network = QNetwork(Inputs(((2, 5), (2, 3))), len(run.protocol.actions), run.network)
+    assert count_parameters(network) == parameters_of(run, *windows_and_shapes(run, snapshot))
 
 
 @pytest.mark.parametrize("learner", [PPOConfig(), OnlineDQNConfig()])
-def test_a_network_on_pixels_is_matched_too(snapshot: Snapshot, learner: OnlineConfig) -> None:
+def test_a_network_on_pixels_is_matched(snapshot: Snapshot, learner: OnlineConfig) -> None:
     pixels = NetworkConfig(FusionConfig("nature"), normalize="none", hidden=())
     protocol = atari.protocol("Pong", "classic")
 
-    def made(**size: Any) -> Any:
+    def plan(**size: Any) -> Any:
         return make_online(snapshot, "Pong", [], "mean", pixels, protocol, 1, learner, **size)
 
-    run = made(match=200_000)
-    assert run == made(parameters=200_000)
+    run = plan(match=200_000)
+    assert run == plan(parameters=200_000)
     assert parameters_of(run, (), ()).total == pytest.approx(200_000, rel=0.02)
     with pytest.raises(UsageError, match="they mean the same"):
-        made(match=200_000, parameters=200_000)
+        plan(match=200_000, parameters=200_000)
 
 
-def test_all_ways_of_combining_are_matched_alike(
+def test_all_fusions_of_a_study_are_matched(
     kit: ModuleType, snapshot: Snapshot, tmp_path: Any
 ) -> None:
     line = ["combine", "--games", kit.GAME, "--models", "lite0,vit", "--seeds", "1",

@@ -1,4 +1,4 @@
-"""n-step transitions against a slow walk over episodes, and held-out episodes."""
+"""n-step returns against a walk over episodes step by step, and episodes held out for validation."""
 
 from __future__ import annotations
 
@@ -17,11 +17,8 @@ from wsa.store.objects.flat_map import ROW, FlatMap, Part, materialise
 from wsa.store.objects.snapshot import take_snapshot
 from wsa.store.objects.writer import commit_segment
 
-END, CUT, OPEN = (
-    "terminated",
-    "truncated",
-    "open",
-)  # How an episode's rows stop; open: a segment's end.
+# How an episode's rows stop; open: where a segment ends.
+END, CUT, OPEN = "terminated", "truncated", "open"
 
 
 @st.composite
@@ -51,7 +48,9 @@ def rows_of_episodes(draw: st.DrawFn) -> Any:
     gamma=st.sampled_from([0.0, 0.5, 0.99, 1.0]),
     clip=st.booleans(),
 )
-def test_a_walk_is_the_slow_one(rows: Any, n: int, gamma: float, clip: bool) -> None:
+def test_returns_equal_those_added_up_step_by_step(
+    rows: Any, n: int, gamma: float, clip: bool
+) -> None:
     steps = np.flatnonzero(rows["action"] >= 0)
     flat: Any = SimpleNamespace(rows=rows)
     found = walk(flat, steps, n, gamma, clip)
@@ -59,16 +58,16 @@ def test_a_walk_is_the_slow_one(rows: Any, n: int, gamma: float, clip: bool) -> 
         total, factor, at, whole = 0.0, 1.0, row, False
         for _ in range(n):
             if rows[at]["action"] < 0:
-                break  # The segment was cut here: this is the last state there is.
+                break  # The segment ends here, and this is its last state.
             reward = float(rows[at]["reward"])
             total += factor * (float(np.sign(reward)) if clip else reward)
             factor *= gamma
             at += 1
             if rows[at - 1]["terminated"]:
-                factor, whole = 0.0, True  # Nothing comes after.
+                factor, whole = 0.0, True
                 break
             if rows[at - 1]["truncated"]:
-                break  # The clock ran out; the game had gone on from this state.
+                break  # The game could have gone on from this state.
         else:
             whole = True
         assert found.last[i] == at
@@ -78,7 +77,7 @@ def test_a_walk_is_the_slow_one(rows: Any, n: int, gamma: float, clip: bool) -> 
         assert rows[at]["episode"] == rows[row]["episode"]
 
 
-def test_a_horizon_is_where_rewards_stop_to_count() -> None:
+def test_the_horizon_is_where_a_reward_counts_one_percent() -> None:
     assert horizon(0.0) == 1 and horizon(1.0) == float("inf")
     for gamma in (0.5, 0.9, 0.99):
         assert gamma ** horizon(gamma) <= 0.01 < gamma ** (horizon(gamma) - 1)
@@ -86,7 +85,7 @@ def test_a_horizon_is_where_rewards_stop_to_count() -> None:
 
 @pytest.fixture
 def flat(kit: ModuleType, store: Backend, tmp_path: Path) -> FlatMap:
-    """Three segments of one environment, one of another; episodes go on across cuts."""
+    """Three segments of one environment and one of another; episodes go on across segments."""
 
     def add(number: int, env: int, first: int, **options: Any) -> None:
         meta, arrays = kit.remember(number, env=env, steps=20, frames=8, **options)
@@ -119,10 +118,10 @@ def test_whole_episodes_are_held_out(flat: FlatMap, fraction: float) -> None:
     again = hold_out(flat, fraction)
     assert np.array_equal(again[1], held)
     more = episodes(flat, hold_out(flat, fraction + 0.2)[1])
-    assert episodes(flat, held) < more  # By hash: who is held out stays so.
+    assert episodes(flat, held) < more  # Episodes are chosen by a hash, and stay held out.
 
 
-def test_an_episode_that_goes_on_in_another_segment_is_one(flat: FlatMap) -> None:
+def test_an_episode_in_two_segments_is_one(flat: FlatMap) -> None:
     across = [
         e for e in episodes(flat, flat.steps)
         if sum(e in episodes(flat, flat.steps[(flat.steps >= p.row) & (flat.steps < p.row + p.rows)])
@@ -131,6 +130,6 @@ def test_an_episode_that_goes_on_in_another_segment_is_one(flat: FlatMap) -> Non
     assert len(across) == 2
 
 
-def test_nothing_is_held_out_if_nothing_is_asked(flat: FlatMap) -> None:
+def test_a_fraction_of_zero_holds_out_nothing(flat: FlatMap) -> None:
     training, held = hold_out(flat, 0.0)
     assert np.array_equal(training, flat.steps) and not len(held)

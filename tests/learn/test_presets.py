@@ -1,4 +1,4 @@
-"""The authors' settings as presets: what they set, and what they leave to the command line."""
+"""Presets of the authors' settings: what they set, and what flags replace."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from wsa.store.common.errors import UsageError
 ONLINE: dict[str, Any] = {"online": True}
 
 
-def asked(**flags: Any) -> Any:
+def parse(**flags: Any) -> Any:
     return command_kit.options("learn", **flags)
 
 
-def test_the_thesis_ppo() -> None:
-    o = asked(**ONLINE, algo="ppo", rl_preset="thesis")
+def test_the_thesis_preset_of_ppo() -> None:
+    o = parse(**ONLINE, algo="ppo", rl_preset="thesis")
     assert o.algorithm == PPOConfig(
         terminal_on_life_loss=True, anneal_clip=True, clip_vloss=False, vf_coef=1.0
     )
@@ -36,25 +36,25 @@ def test_the_thesis_ppo() -> None:
     assert o.algorithm.scheduled
 
 
-def test_the_thesis_dqn_has_its_loss_and_its_heads_and_no_orthogonal_weights() -> None:
-    o = asked(**ONLINE, algo="dqn", rl_preset="thesis", fusion_preset="thesis")
+def test_the_thesis_preset_of_dqn() -> None:
+    o = parse(**ONLINE, algo="dqn", rl_preset="thesis", fusion_preset="thesis")
     learner = o.algorithm.learner
     assert (learner.double_q, learner.max_grad_norm, o.network.hidden) == (False, 10.0, (64, 64))
     assert (o.algorithm.num_envs, o.algorithm.train_frequency) == (8, 32)
     assert o.network.fusion == make_fusion_config(preset="thesis", init="torch")
 
 
-def test_the_papers_ppo() -> None:
-    o = asked(**ONLINE, algo="ppo", rl_preset="paper")
+def test_the_paper_preset_of_ppo() -> None:
+    o = parse(**ONLINE, algo="ppo", rl_preset="paper")
     assert o.algorithm == PPOConfig(recurrent=True, anneal_lr=False, clip_rewards=False)
     assert o.network.frame_stack == 1 and o.network.hidden == NetworkConfig().hidden
     check_combination(o)
-    pixels = asked(**ONLINE, algo="ppo", rl_preset="paper", fusion="nature")
+    pixels = parse(**ONLINE, algo="ppo", rl_preset="paper", fusion="nature")
     assert pixels.network.frame_stack == 1 and pixels.algorithm == o.algorithm
 
 
-def test_explicit_options_replace_a_presets() -> None:
-    o = asked(**ONLINE, algo="ppo", rl_preset="thesis", vf_coef=0.25, clip_vloss=True,
+def test_flags_replace_the_settings_of_a_preset() -> None:
+    o = parse(**ONLINE, algo="ppo", rl_preset="thesis", vf_coef=0.25, clip_vloss=True,
               head_activation="relu")  # fmt: skip
     assert (o.algorithm.vf_coef, o.algorithm.clip_vloss, o.algorithm.anneal_clip) == (
         0.25, True, True,
@@ -62,11 +62,11 @@ def test_explicit_options_replace_a_presets() -> None:
     assert o.network == NetworkConfig()
 
 
-def test_no_preset_changes_nothing() -> None:
+def test_the_default_preset_is_the_defaults() -> None:
     for algo, config in (("ppo", PPOConfig), ("dqn", OnlineDQNConfig)):
-        o = asked(**ONLINE, algo=algo, rl_preset="default")
+        o = parse(**ONLINE, algo=algo, rl_preset="default")
         assert (o.algorithm, o.network) == (config(), NetworkConfig())
-    assert asked().algorithm == CQLConfig()
+    assert parse().algorithm == CQLConfig()
 
 
 @pytest.mark.parametrize(
@@ -76,23 +76,23 @@ def test_no_preset_changes_nothing() -> None:
         ({"rl_preset": "paper", **ONLINE, "algo": "dqn"}, "for --online with --algo ppo: "),
     ],
 )
-def test_what_the_authors_did_not_train_is_refused(flags: dict[str, Any], words: str) -> None:
+def test_a_preset_is_refused_for_other_algorithms(flags: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        asked(**flags)
+        parse(**flags)
 
 
-def test_heads_with_a_memory_have_no_activation() -> None:
+def test_a_recurrent_policy_has_no_head_activation() -> None:
     with pytest.raises(UsageError, match="--head-activation have no meaning with --recurrent"):
-        check_combination(asked(**ONLINE, algo="ppo", rl_preset="thesis", recurrent=True))
+        check_combination(parse(**ONLINE, algo="ppo", rl_preset="thesis", recurrent=True))
 
 
-def test_heads_have_the_activation_asked_for() -> None:
+def test_heads_have_the_requested_activation() -> None:
     inputs = Inputs(((1, 3),))
     config = NetworkConfig(FusionConfig(size=4), frame_stack=1, hidden=(5, 6))
     tanh = NetworkConfig(FusionConfig(size=4), frame_stack=1, hidden=(5, 6), head_activation="tanh")
-    for made, kind in ((config, nn.ReLU), (tanh, nn.Tanh)):
-        policy = ActorCritic(inputs, 3, made)
-        for head in (policy.actor, policy.critic, QNetwork(inputs, 3, made).head):
+    for built, kind in ((config, nn.ReLU), (tanh, nn.Tanh)):
+        policy = ActorCritic(inputs, 3, built)
+        for head in (policy.actor, policy.critic, QNetwork(inputs, 3, built).head):
             assert [type(part) for part in head] == [nn.Linear, kind, nn.Linear, kind, nn.Linear]
     state = torch.randn(2, 4)
     first, _, second, _, last = (part for part in policy.actor)
@@ -100,25 +100,25 @@ def test_heads_have_the_activation_asked_for() -> None:
 
 
 @pytest.mark.parametrize("name", ["dpa", "unshared", "moe"])
-def test_a_preset_leaves_attention_that_is_not_wsas_its_softmax(name: str) -> None:
+def test_a_preset_keeps_the_softmax_of_other_attention(name: str) -> None:
     for found in (
         make_fusion_config(name, "paper"),
-        asked(fusion=name, fusion_preset="paper").network_config.fusion,
+        parse(fusion=name, fusion_preset="paper").network_config.fusion,
     ):
         assert (found.score_activation, found.normaliser) == ("none", "softmax")
         assert (found.scorer_hidden, found.init) == (False, "small")
-    typed = asked(fusion=name, fusion_preset="paper", normaliser="relu-sum")
+    typed = parse(fusion=name, fusion_preset="paper", normaliser="relu-sum")
     assert typed.network_config.fusion.normaliser == "relu-sum"
 
 
-def test_a_grid_gives_each_fusion_its_own_of_the_presets() -> None:
+def test_a_bench_applies_a_preset_to_each_fusion() -> None:
     o = command_kit.options(
         "bench", fusions=("wsa", "dpa", "lin"), models=("a", "b"), fusion_preset="paper",
         rl_preset="thesis", online=True, algo="ppo", seeds=(1,), games=("Pong",),
         total_timesteps=2048,
     )  # fmt: skip
-    made = [c.request for c in grid.cells(o, Settings({"store": "/lab/wsa"}, {}))]
-    scoring = [(r.network.fusion.normaliser, r.network.fusion.init) for r in made]  # type: ignore[attr-defined]
+    requests = [c.request for c in grid.cells(o, Settings({"store": "/lab/wsa"}, {}))]
+    scoring = [(r.network.fusion.normaliser, r.network.fusion.init) for r in requests]  # type: ignore[attr-defined]
     assert scoring == [("relu-sum", "small"), ("softmax", "small"), ("relu-sum", "small")]
     assert grid.changed(o) == [
         "--online True", "--algo ppo", "--fusion-preset paper", "--rl-preset thesis",
@@ -126,7 +126,7 @@ def test_a_grid_gives_each_fusion_its_own_of_the_presets() -> None:
     ]  # fmt: skip
 
 
-def test_every_preset_is_of_fields_that_are_there() -> None:
+def test_presets_set_fields_that_exist() -> None:
     for of in RL_PRESETS.values():
         for config, defaults in of.items():
             assert defaults.learner.keys() <= set(config.__struct_fields__)

@@ -1,4 +1,4 @@
-"""Models that join and leave in the middle of training."""
+"""Taking over weights from a run whose models are others: added, dropped, or in another order."""
 
 from __future__ import annotations
 
@@ -36,18 +36,20 @@ def network(
         None if context is None else keys.index(context),
         len(models),
     )
-    made = QNetwork(
+    built = QNetwork(
         inputs, 3, NetworkConfig(make_fusion_config(name, size=16, **options), frame_stack=2)
     )
-    made.torso.set_moments(torch.randn(sum(inputs.widths)), torch.rand(sum(inputs.widths)) + 0.5)
-    return made
+    built.torso.set_moments(torch.randn(sum(inputs.widths)), torch.rand(sum(inputs.widths)) + 0.5)
+    return built
 
 
 def inputs_of(models: Sequence[str], context: str | None) -> list[str]:
     return [*models, *([context] if context and context not in models else [])]
 
 
-def moved(old: QNetwork, before: list[str], new: Any, models: list[str], folder: Path) -> list[str]:
+def take_over(
+    old: QNetwork, before: list[str], new: Any, models: list[str], folder: Path
+) -> list[str]:
     path = checkpoint.save(folder / "checkpoints", 5, {"online": old})
     return transfer(new, new.torso, models, path, before)
 
@@ -67,39 +69,39 @@ def side_by_side(models: Sequence[str]) -> torch.Tensor:
 @pytest.mark.parametrize("name", OPEN)
 @pytest.mark.parametrize("context", [None, CONTEXT])
 @pytest.mark.parametrize("preset", ["default", "thesis", "paper"])
-def test_an_added_model_that_is_masked_changes_nothing(
+def test_an_added_model_changes_nothing_while_it_is_masked(
     tmp_path: Path, name: str, context: str | None, preset: str
 ) -> None:
     if name == "uniform" and context:
-        pytest.skip("it is conditioned on nothing")
+        pytest.skip("uniform weights use no context")
     before, after = ["vit-1", "map-2"], ["vit-1", "map-2", "dino-4"]
     old = network(before, name, context, preset=preset)
     new = network(after, name, context, seed=1, preset=preset)
-    ours, theirs = inputs_of(after, context), inputs_of(before, context)
-    fresh = moved(old, theirs, new, ours, tmp_path)
-    assert fresh and all(".2." in f for f in fresh)  # Nothing but the third model's.
-    expected, weights = old(side_by_side(theirs))
-    found, masked = new(side_by_side(ours), [True, True, False])
-    assert torch.equal(found, expected)  # To the last bit.
+    new_inputs, old_inputs = inputs_of(after, context), inputs_of(before, context)
+    fresh = take_over(old, old_inputs, new, new_inputs, tmp_path)
+    assert fresh and all(".2." in f for f in fresh)  # Only the third model's weights are new.
+    expected, weights = old(side_by_side(old_inputs))
+    found, masked = new(side_by_side(new_inputs), [True, True, False])
+    assert torch.equal(found, expected)
     if weights is not None:
         assert torch.equal(masked[:, :2], weights) and (masked[:, 2] == 0).all()
     if preset == "default":
-        assert not torch.equal(new(side_by_side(ours))[0], expected)
+        assert not torch.equal(new(side_by_side(new_inputs))[0], expected)
 
 
 @pytest.mark.parametrize("name", OPEN)
-def test_a_dropped_model_is_one_that_is_masked(tmp_path: Path, name: str) -> None:
+def test_dropping_a_model_equals_masking_it(tmp_path: Path, name: str) -> None:
     before, after = ["vit-1", "map-2", "dino-4"], ["vit-1", "dino-4"]
     old, new = network(before, name), network(after, name, seed=1)
-    assert moved(old, before, new, after, tmp_path) == []
+    assert take_over(old, before, new, after, tmp_path) == []
     expected, _ = old(side_by_side(before), [True, False, True])
     assert torch.equal(new(side_by_side(after))[0], expected)
 
 
-def test_models_may_change_places(tmp_path: Path) -> None:
+def test_models_may_change_their_order(tmp_path: Path) -> None:
     before, after = ["vit-1", "dino-4"], ["dino-4", "vit-1"]
     old, new = network(before), network(after, seed=1)
-    assert moved(old, before, new, after, tmp_path) == []
+    assert take_over(old, before, new, after, tmp_path) == []
     expected, weights = old(side_by_side(before))
     found, turned = new(side_by_side(after))
     torch.testing.assert_close(found, expected)
@@ -107,36 +109,36 @@ def test_models_may_change_places(tmp_path: Path) -> None:
     torch.testing.assert_close(turned.flip(1), weights)
 
 
-def test_only_those_present_share_the_weights() -> None:
-    made = network(["vit-1", "map-2", "dino-4"])
-    weights = made(side_by_side(["vit-1", "map-2", "dino-4"]), [True, False, True])[1]
+def test_a_masked_model_has_no_weight() -> None:
+    built = network(["vit-1", "map-2", "dino-4"])
+    weights = built(side_by_side(["vit-1", "map-2", "dino-4"]), [True, False, True])[1]
     assert weights is not None
     torch.testing.assert_close(weights[:, [0, 2]].sum(dim=1), torch.ones(6))
     assert (weights[:, 1] == 0).all()
 
 
-def test_another_head_begins_anew(tmp_path: Path) -> None:
+def test_a_head_of_another_kind_starts_from_new_weights(tmp_path: Path) -> None:
     old = network(["vit-1"])
     new = ActorCritic(
         old.torso.inputs, 3, NetworkConfig(make_fusion_config(size=16), frame_stack=2)
     )
-    fresh = moved(old, ["vit-1"], new, ["vit-1"], tmp_path)
+    fresh = take_over(old, ["vit-1"], new, ["vit-1"], tmp_path)
     assert fresh and all(name.startswith(("actor.", "critic.")) for name in fresh)
     given = stacks(["vit-1"])["vit-1"]
     assert torch.equal(new.torso(given)[0], old.torso(given)[0])
 
 
-def test_networks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_a_network_of_another_size_is_refused(tmp_path: Path) -> None:
     bigger = QNetwork(
         network(["vit-1"]).torso.inputs,
         4,
         NetworkConfig(make_fusion_config(size=16), frame_stack=2),
     )
     with pytest.raises(UsageError, match=r"head\.2\.weight has shape \(3, 256\) there and \(4,"):
-        moved(network(["vit-1"]), ["vit-1"], bigger, ["vit-1"], tmp_path)
+        take_over(network(["vit-1"]), ["vit-1"], bigger, ["vit-1"], tmp_path)
 
 
-def test_which_models_are_left() -> None:
+def test_models_are_added_and_dropped_by_alias_or_key() -> None:
     models = ["vit-000000000001", "vit-000000000002", "clip-000000000003"]
     assert change_models(models, [], ["clip"], "wsa") == models[:2]
     assert change_models(models, ["dino-000000000004"], [models[0]], "wsa") == [
