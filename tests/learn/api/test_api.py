@@ -1,4 +1,4 @@
-"""What `import wsa` offers: the same as the commands, as functions and objects."""
+"""`import wsa`: what the commands do, as functions and objects."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ from wsa.store.objects.root import open_store
 ROOT = Path(__file__).parents[3]
 MODEL = "timm:test_resnet.r160_in1k:random"
 KEY = "test_resnet_r160_in1k"
+STEPS = 64
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
-    """A folder with a store of 160 steps of Breakout, encoded, and a run of three updates."""
+    """A folder with a little Breakout, encoded, and a run of three updates, and what that returned."""
     folder = tmp_path_factory.mktemp("api")
     store = folder / "store"
-    said = {
+    returned = {
         "collect": wsa.collect(
-            "Breakout", store=store, steps=160, num_envs=2, segment_steps=64, max_episode_steps=60
+            "Breakout", store=store, steps=STEPS, num_envs=2, segment_steps=16, max_episode_steps=20
         ),
         "encode": wsa.encode(store=store, models=[MODEL], output="pooled", scheduler="inproc"),
         "learn": wsa.learn(
             "Breakout", store=store, models=KEY, updates=3, log_frequency=1, run_dir=folder / "run"
         ),
     }
-    return folder, said
+    return folder, returned
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def screens(run):
     return [each.copy() for each in seen]
 
 
-def test_every_name_is_there_and_described():
+def test_every_public_name_exists_and_has_a_docstring():
     assert list(wsa.__all__) == sorted(wsa.__all__) and set(wsa.__all__) <= set(dir(wsa))
     for name in wsa.__all__:
         assert getattr(wsa, name) is getattr(wsa, name)
@@ -75,7 +76,7 @@ def test_every_name_is_there_and_described():
         getattr(wsa, "nothing")  # noqa: B009
 
 
-def test_type_checkers_see_the_names_that_there_are():
+def test_type_checkers_see_every_public_name():
     tree = ast.parse((ROOT / "__init__.py").read_text())
     typed = {
         alias.asname or alias.name
@@ -86,7 +87,7 @@ def test_type_checkers_see_the_names_that_there_are():
     assert set(wsa.__all__) <= typed
 
 
-def test_importing_it_and_opening_a_store_brings_no_torch(on_disk):
+def test_importing_wsa_and_opening_a_store_imports_no_torch(on_disk):
     code = (
         f"import sys, wsa; s = wsa.open({on_disk.url!r}); print(s.games, s.models, s.segments());"
         "print(*sorted({'torch', 'timm', 'dask', 'pandas', 'xarray', 'ale_py'} & set(sys.modules)))"
@@ -95,33 +96,32 @@ def test_importing_it_and_opening_a_store_brings_no_torch(on_disk):
     assert ended.stdout == "[] [] []\n\n"
 
 
-def test_rooms_stay_packages():
+def test_functions_do_not_hide_the_packages_of_the_same_name():
     import wsa.encode.jobs
     import wsa.learn.runs
 
     assert wsa.encode.jobs and wsa.learn.runs and inspect.ismodule(wsa.encode)
 
 
-def test_functions_return_what_commands_print_and_print_nothing(played, capsys):
+def test_functions_return_what_commands_print(played, capsys):
     from wsa.cli import main
 
-    folder, said = played
-    assert said["collect"]["steps"] == 160 and said["encode"]["objects"] == 4
-    assert said["learn"]["run"] == str(folder / "run") and said["learn"]["updates"] == 3
-    again = wsa.collect("Breakout", store=folder / "store", steps=160, num_envs=2,
-                        max_episode_steps=60)  # fmt: skip
+    folder, returned = played
+    assert returned["collect"]["steps"] == STEPS and returned["encode"]["objects"] == 4
+    assert returned["learn"]["run"] == str(folder / "run") and returned["learn"]["updates"] == 3
+    again = wsa.collect("Breakout", store=folder / "store", steps=STEPS, num_envs=2,
+                        max_episode_steps=20)  # fmt: skip
     encoded = wsa.encode(store=folder / "store", models=MODEL, output="pooled", scheduler="inproc")
-    judged = wsa.evaluate(folder / "run", episodes=1, num_envs=1)
-    said_nothing = capsys.readouterr()
-    assert (said_nothing.out, said_nothing.err) == ("", "")
+    evaluated = wsa.evaluate(folder / "run", episodes=1, num_envs=1)
+    assert tuple(capsys.readouterr()) == ("", "")
     assert again["segments"] == 0 and encoded["passes"] == 0 and encoded["present"] == 4
     assert main(["eval", str(folder / "run"), "--episodes=1", "--num-envs=1", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed.keys() == judged.keys()
-    assert printed["return_mean"] == judged["return_mean"] and judged["episodes"] == 1
+    assert printed.keys() == evaluated.keys()
+    assert printed["return_mean"] == evaluated["return_mean"] and evaluated["episodes"] == 1
 
 
-def test_nothing_is_done_by_a_dry_run(tmp_path):
+def test_a_dry_run_does_nothing(tmp_path):
     plan = wsa.collect("Pong", store=tmp_path / "none", steps=100, dry_run=True)
     assert plan["steps"] == 104 and not (tmp_path / "none").exists()
 
@@ -146,7 +146,7 @@ def test_options_are_refused_as_on_the_command_line(tmp_path, given, said):
     assert said in str(refused.value) and not (tmp_path / "run").exists()
 
 
-def test_a_service_is_no_function(tmp_path):
+def test_the_service_is_a_command_only(tmp_path):
     with pytest.raises(wsa.UsageError, match="has no option 'watch'"):
         wsa.encode(store=tmp_path, watch=True)
 
@@ -157,34 +157,35 @@ def test_keywords_fill_every_group_of_options():
         "fusion_size": 64, "layer_norm": False, "hidden": 32, "eval_frequency": np.int64(5),
         "num_envs": 4, "record": True, "init": Path("runs/a"), "threads": 2,
     }  # fmt: skip
-    made = fill(learn_options(as_flags(given)), given, "wsa.learn")
-    assert isinstance(made, LearnOptions) and made.models == ("a", "b")
-    assert made.live.weights == ("a=x", "b=y") and made.live.threads == 2
-    network = msgspec.to_builtins(made.network)
+    options = fill(learn_options(as_flags(given)), given, "wsa.learn")
+    assert isinstance(options, LearnOptions) and options.models == ("a", "b")
+    assert options.live.weights == ("a=x", "b=y") and options.live.threads == 2
+    network = msgspec.to_builtins(options.network)
     assert network["fusion"]["size"] == 64 and network["fusion"]["layer_norm"] is False
-    assert tuple(network["hidden"]) == (32,) and made.evaluation.eval_frequency == 5
-    assert made.start.init == "runs/a"
-    assert isinstance(made.algorithm, PPOConfig) and made.algorithm.num_envs == 4
-    assert isinstance(made.data, PlayOptions) and made.data.record
+    assert tuple(network["hidden"]) == (32,) and options.evaluation.eval_frequency == 5
+    assert options.start.init == "runs/a"
+    assert isinstance(options.algorithm, PPOConfig) and options.algorithm.num_envs == 4
+    assert isinstance(options.data, PlayOptions) and options.data.record
 
 
-def test_embeddings_are_views_of_what_is_stored(store):
+def test_embeddings_are_views_of_the_stored_ones(store):
     assert store.games == ["Breakout"] and store.describe(KEY)["model"].startswith(KEY)
     data = store.data("Breakout")
-    found = data.embeddings()
-    assert isinstance(found, np.memmap) and np.shares_memory(found, data.flat.embeddings)
-    assert len(data) == len(data.steps) == 160
+    embeddings = data.embeddings()
+    assert isinstance(embeddings, np.memmap)
+    assert np.shares_memory(embeddings, data.flat.embeddings)
+    assert len(data) == len(data.steps) == STEPS
     rows = data.rows[data.steps]
     (segment, *_) = store.segments("Breakout")
     stored = store.snapshot.read_embedding("Breakout", data.models[0], segment.segment)
     at = store.snapshot.read_rows(segment)
-    mine = found[rows["frame"][: segment.steps]]
-    np.testing.assert_array_equal(mine, stored[at["frame"][at["action"] >= 0]])
-    np.testing.assert_array_equal(store.embeddings("Breakout", KEY), found)
-    np.testing.assert_array_equal(data.dask().compute(), found)
+    of_segment = embeddings[rows["frame"][: segment.steps]]
+    np.testing.assert_array_equal(of_segment, stored[at["frame"][at["action"] >= 0]])
+    np.testing.assert_array_equal(store.embeddings("Breakout", KEY), embeddings)
+    np.testing.assert_array_equal(data.dask().compute(), embeddings)
     table = data.xarray()
-    np.testing.assert_array_equal(table[data.models[0]].values, found)
-    assert np.shares_memory(table[data.models[0]].values, found)
+    np.testing.assert_array_equal(table[data.models[0]].values, embeddings)
+    assert np.shares_memory(table[data.models[0]].values, embeddings)
     assert table["action"].dims == ("row",) and table.attrs["game"] == "Breakout"
     assert store.frames(segment).shape[1:] == (210, 160, 3)
     with pytest.raises(wsa.UsageError, match="vit is not one of"):
@@ -196,7 +197,7 @@ def test_embeddings_are_views_of_what_is_stored(store):
 def test_transitions_are_what_training_draws(store):
     data = store.data("Breakout")
     items = wsa.Transitions(data, n_step=2, frame_stack=3)
-    assert len(items) == 160 and items.columns == {data.models[0]: slice(0, 96)}
+    assert len(items) == STEPS and items.columns == {data.models[0]: slice(0, 96)}
     wanted = OfflineBatches(data.flat, 3, 4, 0, n_step=2, clip=True).of(data.steps[:4])
     loaded = next(iter(DataLoader(items, batch_size=4)))
     for name in ("states", "following", "actions", "rewards", "discounts"):
@@ -205,21 +206,21 @@ def test_transitions_are_what_training_draws(store):
     kept = items[0]["states"].clone()
     _ = items[50]
     torch.testing.assert_close(items[0]["states"], kept)
-    assert sum(1 for _ in items) == 160  # An IndexError ends a loop.
+    assert sum(1 for _ in items) == STEPS  # An IndexError ends a loop.
     with pytest.raises(wsa.UsageError):
         wsa.Transitions(data, frame_stack=9)
     with pytest.raises(wsa.UsageError):
         store.transitions("Breakout", n_step=0)
 
 
-def test_a_dataset_of_embeddings_has_each_frame_of_each_segment_once(store):
+def test_an_embedding_dataset_has_each_frame_of_each_segment_once(store):
     items = store.embedding_dataset("Breakout", KEY)
     assert len(items) == sum(meta.frames for meta in store.segments("Breakout"))
     found = torch.stack(list(items)).numpy()
     np.testing.assert_array_equal(found, store.embeddings("Breakout", KEY))
 
 
-def test_a_stores_encoder_gives_what_is_stored(store):
+def test_the_encoder_of_a_store_gives_the_stored_embeddings(store):
     (segment, *_) = store.segments("Breakout")
     found = store.encoder(KEY, device="cpu")(store.frames(segment)[:3])
     stored = store.snapshot.read_embedding("Breakout", store.models[0], segment.segment)[:3]
@@ -240,7 +241,7 @@ def test_a_run_acts_alike_alone_and_beside_another(run, screens):
         assert alone == [int(actions[env]) for actions in together]
 
 
-def test_games_must_have_begun(run, screens):
+def test_act_refuses_games_that_did_not_begin_together(run, screens):
     run.act(screens[0][0, 0], first=True)
     with pytest.raises(wsa.UsageError, match="games begin together"):
         run.act(screens[0], first=np.array([True, False]))
@@ -253,26 +254,26 @@ def test_games_must_have_begun(run, screens):
             run.act(frames, first=first)
 
 
-def test_a_recurrent_run_begins_again_where_it_is_told(tmp_path, played, screens):
+def test_a_recurrent_run_forgets_where_an_episode_begins(tmp_path, played, screens):
     done = wsa.learn(
         "Breakout", store=played[0] / "store", online=True, algo="ppo", recurrent=True,
         models=KEY, num_envs=2, num_steps=4, num_minibatches=1, update_epochs=1,
-        total_timesteps=8, run_dir=tmp_path / "run", max_episode_steps=60, frame_stack=1,
+        total_timesteps=8, run_dir=tmp_path / "run", max_episode_steps=20, frame_stack=1,
     )  # fmt: skip
     run = wsa.load_run(done["run"], device="cpu")
 
-    def remembered(*begins):
+    def memory_after(*begins):
         for seen, first in zip(screens, begins, strict=False):
             run.act(seen[0, 0], first=first)
         policy: Any = run._policy
         return policy._memories[0][0].clone()
 
-    goes_on = remembered(True, False, False)
-    assert not torch.equal(goes_on, remembered(True, False, True))
+    one_episode = memory_after(True, False, False)
+    assert not torch.equal(one_episode, memory_after(True, False, True))
     torch.testing.assert_close(
-        remembered(True, True, True), remembered(True, False, True), rtol=0, atol=0
+        memory_after(True, True, True), memory_after(True, False, True), rtol=0, atol=0
     )
-    torch.testing.assert_close(remembered(True, False, False), goes_on, rtol=0, atol=0)
+    torch.testing.assert_close(memory_after(True, False, False), one_episode, rtol=0, atol=0)
 
 
 def test_a_run_embeds_frames_one_by_one_and_together(run, store, screens):
@@ -302,13 +303,12 @@ def test_an_encoder_takes_any_image():
     np.testing.assert_array_equal(encoder(Image.fromarray(several[1])), together[1])
     others = [several[0], Image.fromarray(several[1]), np.zeros((20, 30), np.uint8)]
     np.testing.assert_array_equal(encoder(others)[:2], together[:2])
-    wrongs: list[Any] = [several / 255, several[0, 0, 0], several[..., :2], []]
-    for wrong in wrongs:
+    for wrong in (several / 255, several[0, 0, 0], several[..., :2], []):
         with pytest.raises(wsa.UsageError):
             encoder(wrong)
 
 
-def test_an_encoder_keeps_what_it_is_asked_to_keep():
+def test_an_encoder_keeps_the_requested_output():
     assert wsa.encoder(MODEL, output="grid:2+rp:5", device="cpu")(
         np.zeros((9, 9, 3), np.uint8)
     ).shape == (5,)
@@ -322,7 +322,7 @@ def test_an_encoder_keeps_what_it_is_asked_to_keep():
         wsa.encoder("vitt")
 
 
-def test_no_store_is_said(tmp_path):
+def test_a_missing_store_or_game_is_an_error(tmp_path):
     with pytest.raises(wsa.MissingError, match="There is no store"):
         wsa.open(tmp_path / "none")
     open_store(str(tmp_path / "empty"), create=True)
