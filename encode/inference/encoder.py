@@ -271,8 +271,9 @@ def _on_cores(function: Callable[[Tensor], Tensor], frames: NDArray[np.uint8]) -
     parts = [frames[at : at + size] for at in range(0, len(frames), size)]
 
     def run(part: NDArray[np.uint8]) -> Tensor:
-        # Torch accepts neither read-only arrays nor negative strides.
-        return function(torch.from_numpy(np.require(part, requirements=["C", "W"])))
+        # Torch accepts neither read-only arrays nor negative strides, not even in an axis of length
+        # one, which numpy calls contiguous. A copy has neither.
+        return function(torch.from_numpy(np.array(part, order="C")))
 
     threads = min(torch.get_num_threads(), len(parts))
     with one_thread():

@@ -159,6 +159,7 @@ def test_frames_may_be_mapped_turned_or_read_only(
     wanted = encoder(frames[:2])
     np.testing.assert_array_equal(encoder(locked), wanted)
     np.testing.assert_array_equal(encoder(locked[::-1]), wanted[::-1])
+    np.testing.assert_array_equal(encoder(locked[::-1][:1]), wanted[1:])
     np.testing.assert_array_equal(encoder(np.asfortranarray(locked)), wanted)
 
 
