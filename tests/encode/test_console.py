@@ -1,4 +1,4 @@
-"""How wsa speaks while it works."""
+"""Output of commands: progress, events, tables, sizes, and logs."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from wsa.store.common.errors import MissingError
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """A clock that stands until it is told to go on."""
+    """A clock that only advances when a test says so."""
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     return lambda seconds: now.__setitem__(0, now[0] + seconds)
 
 
-def test_rate_and_time_left_are_of_what_was_done_now(
+def test_progress_measures_the_rate_since_the_first_update(
     clock: Callable[[float], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with terminal.Progress("train", "steps", 1_000) as progress:
-        clock(30)  # Data are opened.
-        progress.update(900)  # Of which a run that goes on had nearly all.
+        clock(30)  # Opening the data.
+        progress.update(900)  # A resumed run starts here.
         assert capsys.readouterr().err == ""
         clock(20)
         progress.update(910)
         assert capsys.readouterr().err == "train: 910 of 1,000 steps, 0.5/s, 0:03:00 left\n"
 
 
-def test_what_is_done_at_once_has_no_rate(
+def test_progress_that_ends_with_the_first_update_has_no_rate(
     clock: Callable[[float], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with terminal.Progress("read", "frames", 8) as progress:
@@ -44,29 +44,29 @@ def test_what_is_done_at_once_has_no_rate(
     assert capsys.readouterr().err == "read: 8 of 8 frames\n"
 
 
-def test_events_say_when(
+def test_events_have_a_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.12345)
     event = Started(1, 2, "cpu", "")
     terminal.say_event(event)
-    said = json.loads(capsys.readouterr().err)
-    assert said == {"event": "Started", "time": 1_700_000_000.123} | dataclasses.asdict(event)
+    written = json.loads(capsys.readouterr().err)
+    assert written == {"event": "Started", "time": 1_700_000_000.123} | dataclasses.asdict(event)
 
 
-def test_what_all_workers_lack_is_said_once() -> None:
-    told: dict[str, str] = {}
+def test_the_same_error_of_several_workers_is_described_once() -> None:
+    described: dict[str, str] = {}
     weights = MissingError("no-weights", "There are no weights of vit.")
     library = MissingError("no-library", "There is no timm.")
-    said = [
-        describe_event(WorkerUnfit(f"tcp://{i}", "here", error), told)
+    lines = [
+        describe_event(WorkerUnfit(f"tcp://{i}", "here", error), described)
         for i, error in enumerate([weights, library, weights])
     ]
-    assert str(weights) in said[0] and str(library) in said[1]
-    assert said[2] == "worker tcp://2 on here gets no segments. As tcp://0."
+    assert str(weights) in lines[0] and str(library) in lines[1]
+    assert lines[2] == "worker tcp://2 on here gets no segments. As tcp://0."
 
 
-def test_a_table_is_aligned_and_escaped_and_never_wrapped_in_a_pipe(
+def test_a_table_in_a_pipe_is_aligned_and_escaped_but_not_wrapped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rows = [["[b]a[/b]", 12_345, "x" * 300], [":smile:\x1b[31m", None, True]]
@@ -81,21 +81,21 @@ def test_a_table_is_aligned_and_escaped_and_never_wrapped_in_a_pipe(
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (1.44e6, "1.4 MB")]
+    ("count", "text"), [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (1.44e6, "1.4 MB")]
 )
-def test_sizes(count: float, words: str) -> None:
-    assert terminal.size(count) == words
+def test_sizes_are_rounded_with_a_unit(count: float, text: str) -> None:
+    assert terminal.size(count) == text
 
 
-def test_what_modules_log_is_shown_as_remarks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_are_shown_only_while_a_command_runs(capsys: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger("wsa.store.objects.root")
-    log.info("nobody asked")
+    log.info("before the command")
     with terminal.show_log():
         log.info("store %s", "s3://lab\x1b[31m")
         log.warning("no games were played")
         log.debug("a detail")
     log.warning("after the command")
-    said = capsys.readouterr().err.splitlines()
-    assert said[:2] == ["store s3://lab\\x1b[31m", "warning: no games were played"]
-    assert not any("nobody" in line or "detail" in line for line in said)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["store s3://lab\\x1b[31m", "warning: no games were played"]
+    assert not any("before" in line or "detail" in line for line in lines)
     assert logging.getLogger("wsa").handlers == []

@@ -1,7 +1,8 @@
+"""Plans: each frame goes through a model once, and other rows are copies."""
+
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -11,8 +12,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wsa.encode.jobs.plan import Plan, make_plan
-from wsa.store.common import names
-from wsa.store.format import records
 from wsa.store.format.records import Commit, EmbeddingMeta, Meta, SegmentMeta
 from wsa.store.objects.snapshot import Snapshot
 
@@ -26,21 +25,21 @@ def digest(number: int) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class InMemory(Snapshot):
-    """A snapshot whose segments hold the frames that a test says, by number."""
+    """A snapshot whose frames are numbers."""
 
-    shown: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    contents: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
     def read_digests(self, meta: SegmentMeta) -> NDArray[np.uint8]:
-        numbers = self.shown[f"{meta.game}/{meta.segment}"]
+        numbers = self.contents[f"{meta.game}/{meta.segment}"]
         return np.frombuffer(b"".join(map(digest, numbers)), np.uint8).reshape(-1, 16)
 
 
 @st.composite
 def stores(draw: st.DrawFn) -> Any:
-    """Segments as (game, frame numbers, models that encoded it), and what is asked for."""
-    # Few numbers, so that segments of one and of several games share frames, and repeat them.
-    shown = st.lists(st.integers(0, 9), min_size=1, max_size=7)
-    segment = st.tuples(st.sampled_from(GAMES), shown, st.sets(st.sampled_from(MODELS)))
+    """Segments as (game, frame numbers, models that encoded it), and requested models and games."""
+    # Few numbers, so that segments repeat frames of the same and of other games.
+    contents = st.lists(st.integers(0, 9), min_size=1, max_size=7)
+    segment = st.tuples(st.sampled_from(GAMES), contents, st.sets(st.sampled_from(MODELS)))
     return (
         draw(st.lists(segment, min_size=1, max_size=7)),
         draw(st.lists(st.sampled_from(MODELS), min_size=1, unique=True)),
@@ -50,7 +49,7 @@ def stores(draw: st.DrawFn) -> Any:
 
 def build(kit: ModuleType, segments: list[tuple[str, list[int], set[str]]]) -> InMemory:
     commits: dict[str, Commit] = {}
-    shown = {}
+    contents = {}
 
     def add(meta: Meta) -> None:
         commit = Commit(1, meta, "0" * 16, files=(), author="", time="", command="")
@@ -62,24 +61,24 @@ def build(kit: ModuleType, segments: list[tuple[str, list[int], set[str]]]) -> I
         fields = {name: getattr(meta, name) for name in meta.__struct_fields__}
         meta = SegmentMeta(**{**fields, "frames": len(numbers)})
         add(meta)
-        shown[f"{game}/{meta.segment}"] = numbers
+        contents[f"{game}/{meta.segment}"] = numbers
         for model in encoded:
             shape = (len(numbers), 1)
             add(EmbeddingMeta(game, meta.segment, model, shape, "float16", 0, len(numbers), 0))
-    return InMemory(None, commits, shown=shown)  # type: ignore[arg-type]  # No file is read.
+    return InMemory(None, commits, contents=contents)  # type: ignore[arg-type]  # No file is read.
 
 
-def apply(plan: Plan, snapshot: InMemory) -> dict[tuple[str, str, str], list[float]]:
-    """Carry a plan out by hand, in order: a pass gives a frame's number, a copy what is there.
+def execute(plan: Plan, snapshot: InMemory) -> dict[tuple[str, str, str], list[float]]:
+    """Execute a plan in order: a pass gives the number of its frame, a copy the row of its source.
 
-    Fails where a row is written twice, or copied from an object that is not there yet.
+    Fails if a row is written twice, or copied from an object that does not exist yet.
     """
     rows = {
-        (e.model, e.game, e.segment): [float(n) for n in snapshot.shown[f"{e.game}/{e.segment}"]]
+        (e.model, e.game, e.segment): [float(n) for n in snapshot.contents[f"{e.game}/{e.segment}"]]
         for e in snapshot.embeddings()
     }
     for item in plan.items:
-        numbers = snapshot.shown[f"{item.meta.game}/{item.meta.segment}"]
+        numbers = snapshot.contents[f"{item.meta.game}/{item.meta.segment}"]
         row = [np.nan] * len(numbers)
         for at in item.own:
             assert np.isnan(row[at])
@@ -87,18 +86,18 @@ def apply(plan: Plan, snapshot: InMemory) -> dict[tuple[str, str, str], list[flo
         for copy in item.copies:
             itself = (copy.game, copy.segment) == (item.meta.game, item.meta.segment)
             source = row if itself else rows.get((item.model, copy.game, copy.segment))
-            for theirs, ours in zip(copy.source, copy.target, strict=True):
-                assert source is not None and np.isnan(row[ours])
-                row[ours] = source[theirs]
+            for at, target in zip(copy.source, copy.target, strict=True):
+                assert source is not None and np.isnan(row[target])
+                row[target] = source[at]
         name = (item.model, item.meta.game, item.meta.segment)
         assert name not in rows
         rows[name] = row
     return rows
 
 
-@given(drawn=stores())
-def test_every_frame_goes_through_each_model_once(drawn: Any, kit: ModuleType) -> None:
-    segments, models, games = drawn
+@given(case=stores())
+def test_every_frame_goes_through_each_model_once(case: Any, kit: ModuleType) -> None:
+    segments, models, games = case
     snapshot = build(kit, segments)
     plan = make_plan(snapshot, models, games)
     passes = copies = objects = present = 0
@@ -117,41 +116,25 @@ def test_every_frame_goes_through_each_model_once(drawn: Any, kit: ModuleType) -
     assert [i.model for i in plan.items] == sorted((i.model for i in plan.items), key=models.index)
 
 
-@given(drawn=stores())
-def test_a_plan_carried_out_gives_every_frame_its_own_embedding(
-    drawn: Any, kit: ModuleType
-) -> None:
-    segments, models, games = drawn
+@given(case=stores())
+def test_an_executed_plan_gives_every_frame_its_embedding(case: Any, kit: ModuleType) -> None:
+    segments, models, games = case
     snapshot = build(kit, segments)
-    rows = apply(make_plan(snapshot, models, games), snapshot)
-    for (_, game, segment), found in rows.items():
-        assert found == snapshot.shown[f"{game}/{segment}"]
-    wanted = {
+    rows = execute(make_plan(snapshot, models, games), snapshot)
+    for (_, game, segment), row in rows.items():
+        assert row == snapshot.contents[f"{game}/{segment}"]
+    expected = {
         (m, s.game, s.segment) for m in models for s in snapshot.segments() if s.game in games
     }
-    assert wanted <= rows.keys()
+    assert expected <= rows.keys()
 
 
-@given(drawn=stores())
-def test_what_is_encoded_is_not_planned_again(drawn: Any, kit: ModuleType) -> None:
-    segments, models, games = drawn
-    done = [
-        (game, numbers, encoded | set(models) if game in games else encoded)
-        for game, numbers, encoded in segments
-    ]
-    plan = make_plan(build(kit, done), models, games)
-    assert plan.items == () and plan.passes == plan.copies == 0
-
-
-def test_copies_are_of_the_same_model_and_of_any_game(
-    kit: ModuleType, given_names: Callable[[str], str] = names.model_key
-) -> None:
+def test_a_copy_comes_from_the_same_model_and_any_game(kit: ModuleType) -> None:
     segments = [("Breakout", [1, 2], {MODELS[0]}), ("Pong", [2, 3], set[str]())]
     snapshot = build(kit, segments)
     first, second = make_plan(snapshot, [*MODELS], ["Pong"]).items
-    assert [given_names(i.model) for i in (first, second)] == [*MODELS]
+    assert [item.model for item in (first, second)] == [*MODELS]
     assert [(c.game, c.source.tolist(), c.target.tolist()) for c in first.copies] == [
         ("Breakout", [1], [0])
     ]
     assert first.own.tolist() == [1] and second.own.tolist() == [0, 1] and not second.copies
-    assert records.meta_path(first.meta).startswith("games/Pong/")
