@@ -1,13 +1,18 @@
-"""What the tests of encoding share: real frames, tiny models, stores of chosen frames, a counter.
+"""Fixtures of the encoder tests: frames, small models, stores with chosen frames, pass counters.
 
-Models are timm's `test_*` architectures, which run a frame in milliseconds; what needs trained
-weights uses the EfficientNet-Lites that a package brings.
+Tests of scheduling use `small`, a network of one convolution, because most of their time would go
+into forward passes. Tests of models use timm's `test_*` architectures (`tiny`). Tests that need
+trained weights use the EfficientNet-Lites.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
+import functools
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -20,9 +25,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from wsa import cli
 from wsa.encode.inference.encoder import Encoder
+from wsa.encode.jobs import tasks
 from wsa.encode.jobs.dry_run import Estimate, estimate, measure_model
+from wsa.encode.jobs.run import EncodeReport, encode
 from wsa.encode.models import registry
+from wsa.encode.models.custom import Input, UserModel, UserNetwork
 from wsa.encode.models.paper.base import Trainee, TrainingInput
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import identity, probe_frames
@@ -31,7 +40,7 @@ from wsa.learn.envs.atari import protocol
 from wsa.learn.pretrain import data
 from wsa.learn.pretrain.data import Examples
 from wsa.store.backends.base import Backend
-from wsa.store.common import hashing
+from wsa.store.common import hashing, names
 from wsa.store.format import arrays as layout
 from wsa.store.format.records import SegmentMeta
 from wsa.store.objects import writer
@@ -43,16 +52,29 @@ Frames = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="session")
-def frames() -> Frames:
+def strip() -> list[probe_frames.GameFrames]:
+    """All probe frames that wsa ships, loaded once."""
+    parts: list[probe_frames.GameFrames] = probe_frames.whole["load_frames"]()  # type: ignore[attr-defined]
+    return parts
+
+
+@pytest.fixture
+def whole_strip(whole_strip: None, strip: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe frames as wsa ships them, instead of the few that tests use."""
+    monkeypatch.setattr(probe_frames, "load_frames", lambda: list(strip))
+
+
+@pytest.fixture(scope="session")
+def frames(strip: list[probe_frames.GameFrames]) -> Frames:
     """Sixteen real frames, pairs of consecutive steps of eight games, (16, 210, 160, 3)."""
-    whole: dict[str, Any] = probe_frames.whole  # type: ignore[attr-defined]
-    shown = {part.game: part.frames for part in whole["load_frames"]()}
-    return np.concatenate([shown[game][4:6] for game in whole["PROBE_GAMES"]])
+    parts = {part.game: part.frames for part in strip}
+    games: tuple[str, ...] = probe_frames.whole["PROBE_GAMES"]  # type: ignore[attr-defined]
+    return np.concatenate([parts[game][4:6] for game in games])
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Request]:
-    """A request for one of timm's test models with random weights: `tiny("vit", "grid:2")`."""
+    """A request for a timm test model with random weights: `tiny("vit", "grid:2")`."""
 
     def ask(name: str, output: str = "pooled", **options: Any) -> Request:
         return registry.parse_request(f"timm:test_{name}:random", {}, output, **options)
@@ -60,9 +82,42 @@ def tiny() -> Callable[..., Request]:
     return ask
 
 
+class _Convolution(nn.Module):
+    """One convolution, (B, 3 x window, 32, 32) to a map (B, 16, 4, 4)."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3 * window, 16, 8, 8)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.layer(pixels)
+
+
 @pytest.fixture(scope="session")
-def encoder_of() -> Callable[..., Encoder]:
-    """An encoder without a store or a basis: `encoder_of(request)`."""
+def small() -> Iterator[Callable[..., Request]]:
+    """A request for a network of one random convolution: `small("a", "grid:2", window=4)`."""
+    build = registry.build
+
+    def ask(name: str = "a", output: str = "pooled", window: int = 1) -> Request:
+        return Request(f"small_{name}_{window}", "test_resnet.r160_in1k", "random", output)
+
+    def build_small(request: Request) -> Any:
+        if not request.alias.startswith("small_"):
+            return build(request)
+        window = int(request.alias.rpartition("_")[2])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(sum(request.alias.encode()))
+            network = UserNetwork(UserModel(_Convolution(window), Input(32, 32), window))
+        return network.eval().requires_grad_(False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "build", build_small)
+        yield ask
+
+
+@pytest.fixture(scope="session")
+def make_encoder() -> Callable[..., Encoder]:
+    """Make an encoder without a store or a basis: `make_encoder(request)`."""
 
     def make(request: Request, **options: Any) -> Encoder:
         module = registry.build(request)
@@ -73,8 +128,8 @@ def encoder_of() -> Callable[..., Encoder]:
 
 
 @pytest.fixture(scope="session")
-def estimated() -> Callable[..., Estimate]:
-    """What a dry run says of a model, measured in this process: `estimated(snapshot, request, games)`."""
+def estimate_job() -> Callable[..., Estimate]:
+    """The estimate of a dry run, measured in this process: `estimate_job(snapshot, request, games)`."""
 
     def make(snapshot: Snapshot, request: Request, games: Sequence[str]) -> Estimate:
         sized, _ = measure_model(snapshot, request, games, "cpu")
@@ -83,18 +138,49 @@ def estimated() -> Callable[..., Estimate]:
     return make
 
 
+@pytest.fixture(scope="session")
+def encode_all() -> Callable[..., EncodeReport]:
+    """Encode a store in this process: `encode_all(store, request, games=["Pong"], tries=1)`."""
+
+    def run(
+        backend: Backend, *requests: Request, games: Sequence[str] = (), **options: Any
+    ) -> EncodeReport:
+        return encode(backend, requests, games, scheduler="inproc", device="cpu", **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_wsa() -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process: `run_wsa("status")` returns exit code, output, and errors."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.main(arguments)
+        return code, out.getvalue(), err.getvalue()
+
+    return run
+
+
 @pytest.fixture
-def ran() -> Iterator[list[int]]:
-    """Batch sizes seen by any first layer of a network, in this process: the true count."""
-    seen: list[int] = []
+def batch_sizes() -> Iterator[list[int]]:
+    """Sizes of all batches that reach the first layer of a network: the true number of passes."""
+    sizes: list[int] = []
 
-    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def record(module: nn.Module, args: tuple[Any, ...]) -> None:
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
-            seen.append(len(args[0]))
+            sizes.append(len(args[0]))
 
-    handle = nn.modules.module.register_module_forward_pre_hook(note)
-    yield seen
+    handle = nn.modules.module.register_module_forward_pre_hook(record)
+    yield sizes
     handle.remove()
+
+
+@pytest.fixture
+def fresh_workers() -> None:
+    """Workers in this process open their models again."""
+    tasks._models.clear()
 
 
 @pytest.fixture(scope="session")
@@ -108,8 +194,8 @@ def noise() -> Callable[[int], Frames]:
 
 
 @pytest.fixture(scope="session")
-def segment_of(kit: ModuleType) -> Callable[..., tuple[SegmentMeta, layout.Arrays]]:
-    """A segment of chosen frames: `segment_of(number, frames, game="Pong")`."""
+def make_segment(kit: ModuleType) -> Callable[..., tuple[SegmentMeta, layout.Arrays]]:
+    """Make a segment of chosen frames: `make_segment(number, frames, game="Pong")`."""
 
     def make(
         number: int, shown: Sequence[Frames], game: str = "Pong"
@@ -135,8 +221,7 @@ def segment_of(kit: ModuleType) -> Callable[..., tuple[SegmentMeta, layout.Array
 
 @pytest.fixture(scope="session")
 def fill(
-    segment_of: Callable[..., tuple[SegmentMeta, layout.Arrays]],
-    noise: Callable[[int], Frames],
+    make_segment: Callable[..., tuple[SegmentMeta, layout.Arrays]], noise: Callable[[int], Frames]
 ) -> Callable[..., list[SegmentMeta]]:
     """`fill(store, [[0, 1], [1, 2]])` commits segments of `noise` frames with these numbers."""
 
@@ -145,12 +230,26 @@ def fill(
     ) -> list[SegmentMeta]:
         metas = []
         for at, shown in enumerate(numbers, first):
-            meta, arrays = segment_of(at, [noise(i) for i in shown], game)
+            meta, arrays = make_segment(at, [noise(i) for i in shown], game)
             writer.commit_segment(backend, meta, arrays)
             metas.append(meta)
         return metas
 
     return commit
+
+
+@pytest.fixture(scope="session")
+def damage_frames() -> Callable[[Backend, SegmentMeta], None]:
+    """Replace the pixels of a segment by garbage."""
+
+    def damage(backend: Backend, meta: SegmentMeta) -> None:
+        commit = take_snapshot(backend).commit(names.frames_path(meta.game, meta.segment))
+        (name,) = [file.name for file in commit.files if file.name.startswith("frames/c")]
+        chunk = Path(backend.url) / commit.folder / name
+        chunk.unlink()
+        chunk.write_bytes(b"garbage")
+
+    return damage
 
 
 @dataclasses.dataclass
@@ -169,61 +268,68 @@ class Tree:
 
 @pytest.fixture
 def tree(store: Backend) -> Tree:
-    """`tree()` is the store's every file with its checksum."""
+    """`tree()` returns the checksum of every file of the store."""
     return Tree(Path(store.url))
 
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
-    """Tests change how many cores torch uses; none inherits that."""
-    before = torch.get_num_threads()
+    """Restore torch's number of threads after a test that changes it."""
+    threads = torch.get_num_threads()
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Backend:
-    """A store of real games: 4 episodes' beginnings of Breakout and of Pong, 64 steps each.
+def atari_store(tmp_path_factory: pytest.TempPathFactory) -> Backend:
+    """A read-only store of Breakout and Pong: four episodes each, of which the first 40 steps.
 
-    Segments are cut after 40 steps, so that some begin inside an episode.
+    Segments are cut after 25 steps, so some begin inside an episode.
     """
-    backend = open_store(str(tmp_path_factory.mktemp("played") / "store"), create=True)
+    backend = open_store(str(tmp_path_factory.mktemp("atari") / "store"), create=True)
     for game in ("Breakout", "Pong"):
         plan = plan_collection(
             take_snapshot(backend),
             game,
             protocol(game, "classic"),
-            steps=256,
+            steps=160,
             num_envs=4,
             policy="random",
             seed=1,
-            segment_steps=40,
+            segment_steps=25,
         )
         collect(plan, backend)
     return backend
 
 
 @pytest.fixture(scope="session")
-def examples_of(played: Backend) -> Callable[..., Examples]:
-    """What a trainee sees of the real games: `examples_of(Autoencoder.training_input, "Pong")`."""
+def read_examples(atari_store: Backend) -> Callable[..., Examples]:
+    """Read training examples of real games: `read_examples(Autoencoder.training_input, "Pong")`."""
+    snapshot = take_snapshot(atari_store)
 
-    def see(training_input: TrainingInput, *games: str) -> Examples:
-        snapshot = take_snapshot(played)
+    @functools.cache
+    def read(training_input: TrainingInput, *games: str) -> Examples:
         chosen = data.choose(snapshot, games or ("Breakout", "Pong"), (), [training_input], 1 << 30)
         return data.read(snapshot, chosen.segments, training_input, 0.25)
 
-    return see
+    def read_copy(training_input: TrainingInput, *games: str) -> Examples:
+        examples = copy.copy(read(training_input, *games))  # Tests replace rows and methods.
+        examples.training = dict(examples.training)
+        examples.held_out = dict(examples.held_out)
+        return examples
+
+    return read_copy
 
 
 @pytest.fixture(scope="session")
-def fit() -> Callable[..., list[float]]:
-    """`fit(trainee, examples, steps)`: the losses of a batch that is trained on again and again."""
+def overfit() -> Callable[..., list[float]]:
+    """Train on one batch repeatedly and return the losses: `overfit(trainee, batch, steps, rate)`."""
 
-    def train(trainee: Trainee, examples: torch.Tensor, steps: int, rate: float) -> list[float]:
+    def train(trainee: Trainee, batch: torch.Tensor, steps: int, rate: float) -> list[float]:
         optimizer = torch.optim.Adam(trainee.parameters(), rate)
         losses = []
         for _ in range(steps):
-            loss, _ = trainee.loss(examples, 0)
+            loss, _ = trainee.loss(batch, 0)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -234,12 +340,14 @@ def fit() -> Callable[..., list[float]]:
 
 
 @pytest.fixture(scope="session")
-def cost() -> Callable[..., tuple[int, int]]:
-    """`cost(module, function, input)`: parameters of a module, and products of a call."""
+def measure_cost() -> Callable[..., tuple[int, int]]:
+    """Count a module's parameters and a call's multiplications: `measure_cost(module, call, input)`."""
 
-    def count(module: nn.Module, call: Callable[..., Any], *given: torch.Tensor) -> tuple[int, int]:
+    def count(
+        module: nn.Module, call: Callable[..., Any], *inputs: torch.Tensor
+    ) -> tuple[int, int]:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            call(*given)
+            call(*inputs)
         return sum(p.numel() for p in module.parameters()), counter.get_total_flops() // 2
 
     return count

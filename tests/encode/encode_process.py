@@ -1,6 +1,6 @@
-"""A process that encodes: `encode_process.py STORE SCHEDULER MODEL`, one line an event.
+"""Encode a store and print a line per event: `encode_process.py STORE SCHEDULER MODEL`.
 
-Started by `test_processes.py`, which kills it, interrupts it, or starts two at once.
+`test_processes.py` kills it, interrupts it, or starts two at once.
 """
 
 import sys
@@ -12,7 +12,7 @@ from wsa.store.common.errors import WsaError
 from wsa.store.objects.root import open_store
 
 
-def say(event: Event) -> None:
+def print_event(event: Event) -> None:
     if isinstance(event, Planned | SegmentDone):
         print(type(event).__name__, event.passes, flush=True)
 
@@ -27,7 +27,7 @@ def main(url: str, scheduler: str, model: str) -> int:
             scheduler=scheduler,
             workers=workers,
             device="cpu",
-            listen=say,
+            listen=print_event,
         )
     except WsaError as error:
         print(error.kind, error)

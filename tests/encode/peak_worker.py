@@ -1,4 +1,4 @@
-"""Loaded by worker processes: leaves the most memory a worker had in a file when it closes."""
+"""A Dask preload that writes the peak memory of a worker to a file when the worker closes."""
 
 from __future__ import annotations
 

@@ -1,16 +1,13 @@
-"""How a plan is carried out: what is read, tried again, set aside, and what waits for what."""
+"""How a plan is executed: reads, retries, segments set aside, and the order of tasks."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,161 +15,138 @@ import pytest
 from distributed import Client, LocalCluster, Scheduler, SpecCluster, Worker
 from numpy.typing import NDArray
 
-from wsa.cli import main
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.jobs import scheduler, tasks
 from wsa.encode.jobs.events import AttemptFailed, Event, SegmentDone, Started, WorkerUnfit
 from wsa.encode.jobs.report import run_values, summary
-from wsa.encode.jobs.run import EncodeReport, encode, encode_on
+from wsa.encode.jobs.run import EncodeReport, encode_on
 from wsa.encode.jobs.tasks import TaskSettings
 from wsa.encode.jobs.workers import TASKS_A_THREAD, Workers
 from wsa.encode.models.registry import Request
 from wsa.store.backends.base import Backend
-from wsa.store.common import names
 from wsa.store.common.errors import MissingError, StorageError, UsageError, WsaError
 from wsa.store.format.records import SegmentMeta
 from wsa.store.maintenance.verify import verify
 from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 Ask = Callable[..., Request]
+Encode = Callable[..., EncodeReport]
 Fill = Callable[..., list[SegmentMeta]]
-EncoderOf = Callable[..., Encoder]
-Noise = Callable[[int], NDArray[np.uint8]]
 
-
-def run(store: Backend, *requests: Request, **more: Any) -> EncodeReport:
-    return encode(store, requests, scheduler="inproc", device="cpu", **more)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_workers() -> None:
-    tasks._models.clear()
+pytestmark = pytest.mark.usefixtures("fresh_workers")
 
 
 @pytest.fixture
-def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Counter[str]]:
-    """How often each segment was embedded by each model, counted by the bytes of a file."""
-    folder = tmp_path / "tried"
-    folder.mkdir()
+def attempts(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, ...]]:
+    """How often each segment went through each model."""
+    counts: Counter[tuple[str, ...]] = Counter()
     real = tasks._run
 
-    def note(settings: Any, item: Any, *rest: Any) -> Any:
-        with (folder / "-".join(item.name)).open("ab") as file:
-            file.write(b"x")
+    def run(settings: Any, item: Any, *rest: Any) -> Any:
+        counts[item.name] += 1
         return real(settings, item, *rest)
 
-    monkeypatch.setattr(tasks, "_run", note)
-    return lambda: Counter({path.name: path.stat().st_size for path in folder.iterdir()})
-
-
-def damage(store: Backend, meta: SegmentMeta) -> None:
-    """Change a byte of a segment's pixels."""
-    commit = take_snapshot(store).commit(names.frames_path(meta.game, meta.segment))
-    (name,) = [f.name for f in commit.files if f.name.startswith("frames/c")]
-    file = Path(store.url) / commit.folder / name
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.chmod(0o644)
-    file.write_bytes(data)
+    monkeypatch.setattr(tasks, "_run", run)
+    return counts
 
 
 def test_a_segment_is_read_once_for_all_models(
-    store: Backend, fill: Fill, tiny: Ask, monkeypatch: pytest.MonkeyPatch
+    store: Backend, fill: Fill, small: Ask, encode_all: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metas = fill(store, [[0, 1, 2], [2, 3], [0, 3]])  # The last needs no frames at all.
-    read: list[str] = []
+    metas = fill(store, [[0, 1, 2], [2, 3], [0, 3]])  # The last one only copies.
+    reads: list[str] = []
     real = Snapshot.read_pictures
 
-    def note(self: Snapshot, meta: SegmentMeta) -> Any:
-        read.append(meta.segment)
+    def read(self: Snapshot, meta: SegmentMeta) -> Any:
+        reads.append(meta.segment)
         return real(self, meta)
 
-    monkeypatch.setattr(Snapshot, "read_pictures", note)
-    report = run(store, tiny("resnet"), tiny("vit"), tiny("efficientnet"))
-    assert len(report.done) == 9
-    assert sorted(read) == [m.segment for m in metas[:2]]
-    # A model that comes later reads them again, and once.
-    run(store, tiny("resnet"), tiny("convnext"))
-    assert sorted(read) == sorted(2 * [m.segment for m in metas[:2]])
+    monkeypatch.setattr(Snapshot, "read_pictures", read)
+    assert len(encode_all(store, small("a"), small("b"), small("c")).done) == 9
+    assert sorted(reads) == [meta.segment for meta in metas[:2]]
+    # A model that is added later reads them once more.
+    encode_all(store, small("a"), small("d"))
+    assert sorted(reads) == sorted(2 * [meta.segment for meta in metas[:2]])
 
 
-def test_attempts_are_exactly_those_of_the_fault_table(
+def test_a_segment_is_tried_a_fixed_number_of_times_and_then_set_aside(
     store: Backend,
     fill: Fill,
-    tiny: Ask,
-    tried: Callable[[], Counter[str]],
+    small: Ask,
+    encode_all: Encode,
+    attempts: Counter[tuple[str, ...]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """P4: segment i fails i times; four times is once too often."""
+    """P4: the commit of segment i fails i times; four times is one too many."""
     metas = fill(store, [[2 * i, 2 * i + 1] for i in range(5)])
-    table = {meta.segment: times for times, meta in enumerate(metas)}
-    left = dict(table)
+    faults = {meta.segment: times for times, meta in enumerate(metas)}
+    left = dict(faults)
     real = tasks._commit
 
-    def fail(settings: TaskSettings, item: Any, embedded: Any) -> Any:
-        if item.model.startswith("test_resnet") and left[item.meta.segment]:
+    def commit(settings: TaskSettings, item: Any, embedded: Any) -> Any:
+        if item.model.startswith("small_bad") and left[item.meta.segment]:
             left[item.meta.segment] -= 1
             raise RuntimeError("a fault")
         return real(settings, item, embedded)
 
-    monkeypatch.setattr(tasks, "_commit", fail)
+    monkeypatch.setattr(tasks, "_commit", commit)
     events: list[Event] = []
-    report = run(store, tiny("resnet"), tiny("vit"), tries=4, listen=events.append)
-    keys = {m.spec.alias: m.spec.key for m in report.models}
-    bad, good = keys["test_resnet_r160_in1k"], keys["test_vit_r160_in1k"]
-    for segment, times in table.items():
-        assert tried()[f"{bad}-Pong-{segment}"] == min(times + 1, 4)
-        assert tried()[f"{good}-Pong-{segment}"] == 1, "the other model's row is not made again"
+    report = encode_all(store, small("bad"), small("good"), tries=4, listen=events.append)
+    bad, good = (model.spec.key for model in report.models)
+    for segment, times in faults.items():
+        assert attempts[bad, "Pong", segment] == min(times + 1, 4)
+        assert attempts[good, "Pong", segment] == 1, "the other model does not run again"
         failed = [e for e in events if isinstance(e, AttemptFailed) and e.segment == segment]
         assert [e.attempts for e in failed] == [*range(1, times + 1)]
         assert [e.last for e in failed] == [n == 4 for n in range(1, times + 1)]
         assert all(e.error.kind == "model-failed" and "a fault" in str(e.error) for e in failed)
-    attempts = {d.segment: d.attempts for d in report.done if d.model == bad}
-    assert attempts == {s: n + 1 for s, n in table.items() if n < 4}
-    assert {d.attempts for d in report.done if d.model == good} == {1}
-    (aside,) = report.failed
-    assert (aside.segment, aside.attempts, report.exit_code) == (metas[4].segment, 4, 4)
+    tries = {done.segment: done.attempts for done in report.done if done.model == bad}
+    assert tries == {segment: times + 1 for segment, times in faults.items() if times < 4}
+    assert {done.attempts for done in report.done if done.model == good} == {1}
+    (failure,) = report.failed
+    assert (failure.segment, failure.attempts, report.exit_code) == (metas[4].segment, 4, 4)
     assert report.summary()["set_aside"][0]["segment"] == metas[4].segment
-    # The cause is gone: the same command does the rest.
-    left.update(dict.fromkeys(left, 0))
-    rest = run(store, tiny("resnet"), tiny("vit"))
+    # Once the cause is gone, the same command does the rest.
+    left.clear()
+    left.update(dict.fromkeys(faults, 0))
+    rest = encode_all(store, small("bad"), small("good"))
     assert (rest.passes, rest.present, rest.exit_code) == (2, 9, 0)
     assert verify(store).damage == () and verify(store).leftovers == 0
 
 
-@pytest.mark.parametrize(
-    "poisoned",
-    [{0, 1}, *(pytest.param(p, marks=pytest.mark.slow) for p in ({0}, {1}, {0, 1, 2, 3}))],
-)
-def test_what_copies_from_a_segment_set_aside_runs_those_frames_itself(
-    poisoned: set[int],
+@pytest.mark.variants
+@pytest.mark.parametrize("damaged", [{0, 1}, {0}, {1}, {0, 1, 2, 3}])
+def test_frames_that_a_damaged_segment_shares_run_in_the_next_segment_that_has_them(
+    damaged: set[int],
     store: Backend,
     fill: Fill,
-    tiny: Ask,
-    encoder_of: EncoderOf,
-    noise: Noise,
+    small: Ask,
+    encode_all: Encode,
+    make_encoder: Callable[..., Encoder],
+    noise: Callable[[int], NDArray[np.uint8]],
+    damage_frames: Callable[..., None],
 ) -> None:
-    shown = [[0, 1, 2], [2, 3, 0], [3, 4, 0], [4, 0, 2], [5]]  # Each repeats what went before.
+    shown = [[0, 1, 2], [2, 3, 0], [3, 4, 0], [4, 0, 2], [5]]  # Each repeats earlier frames.
     metas = fill(store, shown)
-    for number in poisoned:
-        damage(store, metas[number])
-    report = run(store, tiny("resnet"))
-    assert [f.segment for f in report.failed] == [metas[n].segment for n in sorted(poisoned)]
+    for number in damaged:
+        damage_frames(store, metas[number])
+    report = encode_all(store, small())
+    assert [f.segment for f in report.failed] == [metas[n].segment for n in sorted(damaged)]
     assert {f.error.kind for f in report.failed} == {"bad-bytes"} and report.exit_code == 5
     assert {f.attempts for f in report.failed} == {3}
-    whole = [n for n in range(len(shown)) if n not in poisoned]
-    assert report.passes == len({i for n in whole for i in shown[n]}), "each frame once"
-    snapshot, encoder = take_snapshot(store), encoder_of(tiny("resnet"))
+    intact = [n for n in range(len(shown)) if n not in damaged]
+    assert report.passes == len({i for n in intact for i in shown[n]}), "each frame once"
+    snapshot, encoder = take_snapshot(store), make_encoder(small())
     (key,) = snapshot.models
-    assert len(snapshot.embeddings()) == len(whole)
-    for number in whole:
-        found = snapshot.read_embedding("Pong", key, metas[number].segment)
-        wanted = stored(encoder(np.stack([noise(i) for i in shown[number]])))
-        np.testing.assert_array_equal(found, wanted)
+    assert len(snapshot.embeddings()) == len(intact)
+    for number in intact:
+        embedding = snapshot.read_embedding("Pong", key, metas[number].segment)
+        expected = stored(encoder(np.stack([noise(i) for i in shown[number]])))
+        np.testing.assert_array_equal(embedding, expected)
 
 
-def test_one_segment_after_the_other_failing_stops_the_run(
-    store: Backend, fill: Fill, tiny: Ask, monkeypatch: pytest.MonkeyPatch
+def test_too_many_failed_segments_in_a_row_stop_the_run(
+    store: Backend, fill: Fill, small: Ask, encode_all: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: Any) -> Any:
         raise StorageError("unavailable", "the share is gone")
@@ -182,106 +156,104 @@ def test_one_segment_after_the_other_failing_stops_the_run(
     fill(store, [[i] for i in range(16)])
     events: list[Event] = []
     with pytest.raises(StorageError, match="the share is gone"):
-        run(store, tiny("resnet"), tiny("vit"), listen=events.append)
-    aside = [e.segment for e in events if isinstance(e, AttemptFailed) and e.last]
-    assert len(set(aside)) == 4 and len(aside) == 8, "segments are counted, not their models"
+        encode_all(store, small("a"), small("b"), listen=events.append)
+    failed = [e.segment for e in events if isinstance(e, AttemptFailed) and e.last]
+    assert len(set(failed)) == 4 and len(failed) == 8, "segments are counted, not their models"
 
 
 def test_a_full_disk_stops_the_run_at_once(
-    store: Backend, fill: Fill, tiny: Ask, monkeypatch: pytest.MonkeyPatch
+    store: Backend, fill: Fill, small: Ask, encode_all: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: Any) -> Any:
         raise StorageError("no-space", "full")
 
     monkeypatch.setattr(tasks, "_commit", fail)
-    fill(store, [[i] for i in range(12)])
+    fill(store, [[i] for i in range(6)])
     events: list[Event] = []
     reports: list[EncodeReport] = []
     with pytest.raises(StorageError, match="full"):
-        run(store, tiny("resnet"), listen=events.append, on_stop=reports.append)
-    assert sum(isinstance(e, AttemptFailed) for e in events) == 1
+        encode_all(store, small(), listen=events.append, on_stop=reports.append)
+    assert sum(isinstance(event, AttemptFailed) for event in events) == 1
     (report,) = reports
     assert (report.stopped, len(report.failures)) == ("full", 1)
     assert "Stopped before all was tried: full" in summary(run_values(report))
 
 
-def test_the_model_runs_while_others_read_and_write(
-    store: Backend, fill: Fill, tiny: Ask, monkeypatch: pytest.MonkeyPatch
+def test_the_model_runs_while_other_segments_are_read_and_written(
+    store: Backend, fill: Fill, small: Ask, encode_all: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The forward pass of each segment but the last waits till the next one's frames are read, and
-    the commit of each but the last till the model runs again: both only happen side by side."""
+    """Each forward pass but the last waits until the next segment is read, and each commit but the
+    last until the model runs again. Both can only happen concurrently."""
     count = 6
     fill(store, [[2 * i, 2 * i + 1] for i in range(count)])
-    read, ran = threading.Semaphore(0), threading.Semaphore(0)
-    busy = threading.Lock()
-    passed: list[str] = []
-    reading, running, committing = tasks._read, Encoder.__call__, tasks._commit
+    reads, passes = threading.Semaphore(0), threading.Semaphore(0)
+    model_lock, write_lock = threading.Lock(), threading.Lock()
+    passed, written = list[int](), list[str]()
+    real_read, real_call, real_commit = tasks._read, Encoder.__call__, tasks._commit
 
-    def read_one(*args: Any) -> Any:
-        shown = reading(*args)
-        read.release()
-        return shown
+    def read(*args: Any) -> Any:
+        frames = real_read(*args)
+        reads.release()
+        return frames
 
     def forward(self: Encoder, frames: Any) -> Any:
-        if len(frames) != 2:  # Of the strip.
-            return running(self, frames)
-        assert busy.acquire(blocking=False), "one model runs at a time"
-        ran.release()
+        if len(frames) != 2:  # Probe frames.
+            return real_call(self, frames)
+        assert model_lock.acquire(blocking=False), "one model runs at a time"
+        passes.release()
         try:
-            passed.append("forward")
+            passed.append(len(frames))
             if len(passed) == 1:
-                assert read.acquire(timeout=30), "its own frames"
-            if passed.count("forward") < count:
-                assert read.acquire(timeout=30), "the next frames are read meanwhile"
-            return running(self, frames)
+                assert reads.acquire(timeout=60), "its own frames"
+            if len(passed) < count:
+                assert reads.acquire(timeout=60), "the next frames are read meanwhile"
+            return real_call(self, frames)
         finally:
-            busy.release()
+            model_lock.release()
 
-    def write(settings: TaskSettings, item: Any, embedded: Any) -> Any:
+    def commit(settings: TaskSettings, item: Any, embedded: Any) -> Any:
         with write_lock:
-            writes.append(item.meta.segment)
-            number = len(writes)
+            written.append(item.meta.segment)
+            number = len(written)
         for _ in range(2 if number == 1 else 1):
             if number < count:
-                assert ran.acquire(timeout=30), "the model runs meanwhile"
-        return committing(settings, item, embedded)
+                assert passes.acquire(timeout=60), "the model runs meanwhile"
+        return real_commit(settings, item, embedded)
 
-    write_lock, writes = threading.Lock(), list[str]()
-    monkeypatch.setattr(tasks, "_read", read_one)
+    monkeypatch.setattr(tasks, "_read", read)
     monkeypatch.setattr(Encoder, "__call__", forward)
-    monkeypatch.setattr(tasks, "_commit", write)
-    report = run(store, tiny("resnet"))
+    monkeypatch.setattr(tasks, "_commit", commit)
+    report = encode_all(store, small())
     assert report.failures == () and len(report.done) == count
 
 
-@pytest.mark.slow
 def test_a_bounded_number_of_tasks_is_in_flight(
-    store: Backend, fill: Fill, tiny: Ask, monkeypatch: pytest.MonkeyPatch
+    store: Backend, fill: Fill, small: Ask, encode_all: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill(store, [[2 * i, 2 * i + 1] for i in range(24)])
-    most = [0]
-    started: list[Event] = []
+    fill(store, [[i] for i in range(24)])
+    unfinished: list[int] = []
+    events: list[Event] = []
     real = scheduler.Driver._submit
 
     def submit(self: Any, *args: Any) -> Any:
         future = real(self, *args)
-        most[0] = max(most[0], len(self._unfinished))
+        unfinished.append(len(self._unfinished))
         return future
 
     monkeypatch.setattr(scheduler.Driver, "_submit", submit)
-    run(store, tiny("resnet"), listen=started.append)
-    (threads,) = [e.threads for e in started if isinstance(e, Started)]
-    assert most[0] == TASKS_A_THREAD * threads < 24
+    encode_all(store, small(), listen=events.append)
+    (threads,) = [event.threads for event in events if isinstance(event, Started)]
+    assert max(unfinished) == TASKS_A_THREAD * threads < 24
 
 
 @pytest.fixture
-def mixed() -> Iterator[Client]:
+def mixed_cluster() -> Iterator[Client]:
     """A worker that says it has a GPU and two that do not, all in this process."""
     options = {"nthreads": 2, "dashboard": False}
     gpu: dict[str, Any] = {"cls": Worker, "options": {**options, "resources": {"GPU": 1}}}
-    plain: dict[str, Any] = {"cls": Worker, "options": options}
+    cpu: dict[str, Any] = {"cls": Worker, "options": options}
     cluster = SpecCluster(
-        workers={"gpu": gpu, "a": plain, "b": plain},
+        workers={"gpu": gpu, "a": cpu, "b": cpu},
         scheduler={
             "cls": Scheduler,
             "options": {"protocol": "inproc", "dashboard": False, "dashboard_address": ":0"},
@@ -292,42 +264,43 @@ def mixed() -> Iterator[Client]:
         yield client
 
 
-def test_models_run_where_a_gpu_is_and_commits_anywhere(
-    store: Backend, fill: Fill, tiny: Ask, mixed: Client, monkeypatch: pytest.MonkeyPatch
+def test_models_run_on_workers_with_a_gpu_and_any_worker_commits(
+    store: Backend, fill: Fill, small: Ask, mixed_cluster: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill(store, [[i, i + 1] for i in range(12)])  # Each copies from the one before.
+    fill(store, [[i, i + 1] for i in range(6)])  # Each copies from the one before.
     monkeypatch.setattr(tasks, "choose_device", lambda device: {"cuda": "cpu"}[device])
-    ran: set[str] = set()
-    asked: list[tuple[str, Any]] = []
-    real, submit = tasks._run, mixed.submit
+    addresses: set[str] = set()
+    submitted: list[tuple[str, Any]] = []
+    real_run, real_submit = tasks._run, mixed_cluster.submit
 
-    def note(*args: Any) -> Any:
-        ran.add(tasks._this_worker()[0])
-        return real(*args)
+    def run(*args: Any) -> Any:
+        addresses.add(tasks._this_worker()[0])
+        return real_run(*args)
 
-    def ask(task: Any, *args: Any, **options: Any) -> Any:
-        asked.append((task.__name__, options.get("resources")))
-        return submit(task, *args, **options)
+    def submit(task: Any, *args: Any, **options: Any) -> Any:
+        submitted.append((task.__name__, options.get("resources")))
+        return real_submit(task, *args, **options)
 
-    monkeypatch.setattr(tasks, "_run", note)
-    monkeypatch.setattr(mixed, "submit", ask)
+    monkeypatch.setattr(tasks, "_run", run)
+    monkeypatch.setattr(mixed_cluster, "submit", submit)
     events: list[Event] = []
-    snapshot = take_snapshot(store)
-    gpus = Workers(mixed, "auto", events.append, 1)
-    report = encode_on(gpus, snapshot, [tiny("resnet")], ["Pong"])
-    assert report.passes == 13 and report.device == "cuda"
-    workers = mixed.scheduler_info(n_workers=-1)["workers"]
-    assert ran == {address for address, one in workers.items() if one["resources"]}
-    share = {"GPU": 0.25}
-    assert {resources for name, resources in asked if name == "commit"} == {None}
-    assert all(resources == share for name, resources in asked if name != "commit")
-    assert {name for name, _ in asked} == {"register_model", "encode_segment", "embed", "commit"}
-    assert {d.worker for d in events if isinstance(d, SegmentDone)} <= workers.keys()
+    workers = Workers(mixed_cluster, "auto", events.append, 1)
+    report = encode_on(workers, take_snapshot(store), [small()], ["Pong"])
+    assert report.passes == 7 and report.device == "cuda"
+    known = mixed_cluster.scheduler_info(n_workers=-1)["workers"]
+    assert addresses == {address for address, one in known.items() if one["resources"]}
+    assert {resources for name, resources in submitted if name == "commit"} == {None}
+    assert all(share == {"GPU": 0.25} for name, share in submitted if name != "commit")
+    names = {name for name, _ in submitted}
+    assert names == {"register_model", "encode_segment", "embed", "commit"}
+    assert {event.worker for event in events if isinstance(event, SegmentDone)} <= known.keys()
 
 
-def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(mixed: Client) -> None:
-    assert Workers(mixed, "auto", lambda event: None).device == "cuda"
-    assert Workers(mixed, "cpu", lambda event: None).device == "cpu"
+def test_auto_is_cuda_only_with_a_gpu_and_cuda_without_one_is_refused(
+    mixed_cluster: Client,
+) -> None:
+    assert Workers(mixed_cluster, "auto", lambda event: None).device == "cuda"
+    assert Workers(mixed_cluster, "cpu", lambda event: None).device == "cpu"
     with Client(processes=False, n_workers=1, dashboard_address=":0") as client:
         assert Workers(client, "auto", lambda event: None).device == "cpu"
         with pytest.raises(UsageError, match="--resources GPU=1"):
@@ -335,85 +308,82 @@ def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(mixed: Client) -> Non
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_goes_away_while_models_are_registered(
-    store: Backend, fill: Fill, tiny: Ask, monkeypatch: pytest.MonkeyPatch
+def test_a_scheduler_that_goes_away_during_registration_is_reported(
+    store: Backend, fill: Fill, small: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store, [[0]])
     with (
         LocalCluster(
             n_workers=1, processes=False, dashboard_address=":0", silence_logs=logging.CRITICAL
-        ) as there,
-        Client(there) as client,
+        ) as cluster,
+        Client(cluster) as client,
     ):
         workers = Workers(client, "cpu", lambda event: None, 1)
-        submit = client.submit
+        real_submit = client.submit
 
-        def lose(*args: Any, **options: Any) -> Any:
-            future = submit(time.sleep, 60)
+        def submit(*args: Any, **options: Any) -> Any:
+            future = real_submit(time.sleep, 60)
             client.cancel(future)
             return future
 
-        monkeypatch.setattr(client, "submit", lose)
+        monkeypatch.setattr(client, "submit", submit)
         with pytest.raises(StorageError, match="scheduler went away") as caught:
-            encode_on(workers, take_snapshot(store), [tiny("resnet")], ["Pong"])
+            encode_on(workers, take_snapshot(store), [small()], ["Pong"])
     assert caught.value.kind == "unavailable"
 
 
-def test_one_model_by_two_names_is_encoded_once(store: Backend, fill: Fill, tiny: Ask) -> None:
+def test_a_model_given_by_name_and_by_key_is_encoded_once(
+    store: Backend, fill: Fill, tiny: Ask, encode_all: Encode, run_wsa: Callable[..., Any]
+) -> None:
     fill(store, [[0, 1]])
-    name = "timm:test_resnet:random"
-    key = run(store, tiny("resnet")).models[0].spec.key
+    key = encode_all(store, tiny("resnet")).models[0].spec.key
     fill(store, [[2, 3]], first=1)
     command = ("encode", "--store", store.url, "--scheduler", "inproc", "--output", "pooled")
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        assert main([*command, "--models", f"{name},{key}", "--json"]) == 0
-    assert list(json.loads(said.getvalue())["models"]) == [key]
-    assert json.loads(said.getvalue())["passes"] == 2
+    code, out, _ = run_wsa(*command, "--models", f"timm:test_resnet:random,{key}", "--json")
+    result = json.loads(out)
+    assert (code, list(result["models"]), result["passes"]) == (0, [key], 2)
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (UsageError("bad-option", "no bf16 on this CPU"), "bad-option"),
-        (MissingError("no-library", "no OpenVINO"), "no-library"),
-    ],
+    "error",
+    [UsageError("bad-option", "no bf16 on this CPU"), MissingError("no-library", "no OpenVINO")],
 )
 def test_a_worker_that_lacks_the_engine_gets_no_work(
-    error: WsaError, kind: str, store: Backend, fill: Fill, tiny: Ask,
+    error: WsaError, store: Backend, fill: Fill, small: Ask, encode_all: Encode,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    def lack(*args: Any, **options: Any) -> Any:
+    def fail(*args: Any, **options: Any) -> Any:
         raise error
 
     fill(store, [[0, 1]])
-    monkeypatch.setattr(tasks, "open_model", lack)
+    monkeypatch.setattr(tasks, "open_model", fail)
     events: list[Event] = []
     with pytest.raises(type(error), match=str(error)) as caught:
-        run(store, tiny("resnet"), listen=events.append)
-    assert caught.value.kind == kind and any(isinstance(e, WorkerUnfit) for e in events)
+        encode_all(store, small(), listen=events.append)
+    assert caught.value.kind == error.kind and any(isinstance(e, WorkerUnfit) for e in events)
     assert not any(isinstance(e, AttemptFailed) for e in events), "that is no attempt"
 
 
-def test_as_many_models_stay_open_as_an_encoding_has(
-    store: Backend, fill: Fill, tiny: Ask, monkeypatch: pytest.MonkeyPatch
+def test_the_models_of_an_encoding_stay_open_and_few_earlier_ones(
+    store: Backend, fill: Fill, small: Ask, encode_all: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
     real = tasks.open_model
 
-    def note(snapshot: Any, key: str, **options: Any) -> Any:
+    def open_model(snapshot: Any, key: str, **options: Any) -> Any:
         opened.append(key)
         return real(snapshot, key, **options)
 
-    monkeypatch.setattr(tasks, "open_model", note)
+    monkeypatch.setattr(tasks, "open_model", open_model)
     monkeypatch.setattr(tasks, "MODELS_KEPT", 2)
     fill(store, [[0], [1], [2]])
-    report = run(store, tiny("resnet"), tiny("vit"), tiny("convnext"))
+    report = encode_all(store, small("a"), small("b"), small("c"))
     assert len(report.done) == 9 and len(opened) == len(set(opened)) == 3
-    run(store, tiny("resnet", "grid:2"))
-    assert len(tasks._models) == 2, "of former ones a few stay"
+    encode_all(store, small("a", "grid:2"))
+    assert len(tasks._models) == 2, "few of the earlier models stay open"
 
 
-def test_errors_of_workers_travel_whole() -> None:
+def test_errors_of_a_worker_keep_their_kind_and_name_the_worker() -> None:
     failed = tasks.as_failed(
         "m", ImportError("No module named 'openvino'"), where=("tcp://w:1", "w")
     )

@@ -1,4 +1,4 @@
-"""Engines give the same rows in whatever company a frame comes, and agree with PyTorch."""
+"""Inference engines: rows do not depend on the batch, engines agree with PyTorch, and refusals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def slow(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-# A network of maps and one of tokens; with each engine, and what OpenVINO does in bf16.
+# A network of maps and one of tokens, with each engine, and with bf16 in OpenVINO.
 COMBINATIONS = [
     (engine, name, precision)
     for engine, precision in [("torch", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")]
@@ -52,20 +52,20 @@ COMBINATIONS = [
 
 @pytest.fixture(scope="module")
 def alone(
-    frames: NDArray[np.uint8], encoder_of: Make, tiny: Ask
+    frames: NDArray[np.uint8], make_encoder: Make, tiny: Ask
 ) -> Callable[..., tuple[Encoder, NDArray[np.float32]]]:
-    """An encoder, and what it gives for every frame on its own, on one core."""
-    made: dict[tuple[str, ...], tuple[Encoder, NDArray[np.float32]]] = {}
+    """An encoder, and its embedding of each frame alone, on one core."""
+    computed: dict[tuple[str, ...], tuple[Encoder, NDArray[np.float32]]] = {}
 
     def of(engine: str, name: str, precision: Any) -> tuple[Encoder, NDArray[np.float32]]:
         if reason := engines.why_not(engine, CPU, precision):
             pytest.skip(reason)
-        if (engine, name, precision) not in made:
+        if (engine, name, precision) not in computed:
             torch.set_num_threads(1)
-            encoder = encoder_of(tiny(name, "grid:2"), engine=engine, precision=precision)
+            encoder = make_encoder(tiny(name, "grid:2"), engine=engine, precision=precision)
             rows = np.concatenate([encoder(frame[None]) for frame in frames])
-            made[engine, name, precision] = encoder, rows
-        return made[engine, name, precision]
+            computed[engine, name, precision] = encoder, rows
+        return computed[engine, name, precision]
 
     return of
 
@@ -94,49 +94,49 @@ def test_a_row_depends_on_its_frame_alone(
 
 
 @pytest.mark.parametrize("name", ["resnet", pytest.param("vit", marks=pytest.mark.slow)])
-def test_openvino_runs_batches_where_they_change_nothing(
+def test_openvino_runs_batches_only_if_they_change_no_bit(
     name: str, frames: NDArray[np.uint8], tiny: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trunk = Trunk(build(tiny(name)), parse_output("pooled")).eval()
     engine = make("openvino", trunk, (3, 160, 160), CPU, "fp32")
     assert engine.batch == openvino.BATCH
-    # Were one bit another one in a batch, it would run frame by frame.
+    # If a batch changed a bit, OpenVINO would run frame by frame.
     monkeypatch.setattr(openvino.torch, "equal", lambda a, b: False)
-    careful = make("openvino", trunk, (3, 160, 160), CPU, "fp32")
-    assert careful.batch == 1
+    single = make("openvino", trunk, (3, 160, 160), CPU, "fp32")
+    assert single.batch == 1
     pixels = torch.rand(6, 3, 160, 160)
-    np.testing.assert_array_equal(careful(pixels).numpy(), engine(pixels).numpy())
+    np.testing.assert_array_equal(single(pixels).numpy(), engine(pixels).numpy())
 
 
 @pytest.mark.parametrize("engine", [pytest.param("compile", marks=pytest.mark.slow), "openvino"])
 def test_engines_agree_with_pytorch(
     engine: str,
     frames: NDArray[np.uint8],
-    encoder_of: Make,
+    make_encoder: Make,
     alone: Callable[..., tuple[Encoder, NDArray[np.float32]]],
 ) -> None:
-    _, wanted = alone("torch", "vit", "fp32")
-    encoder, found = alone(engine, "vit", "fp32")
+    _, expected = alone("torch", "vit", "fp32")
+    encoder, rows = alone(engine, "vit", "fp32")
     assert encoder.engine.name == engine
-    assert step_error(found, wanted) < 1e-3
-    assert found.shape == wanted.shape and found.dtype == np.float32
+    assert step_error(rows, expected) < 1e-3
+    assert rows.shape == expected.shape and rows.dtype == np.float32
 
 
 @pytest.mark.slow
-def test_trained_weights_and_a_window_go_through_openvino(
-    frames: NDArray[np.uint8], encoder_of: Make, stacked: Callable[..., Request]
+def test_openvino_runs_trained_weights_and_windows(
+    frames: NDArray[np.uint8], make_encoder: Make, stacked: Callable[..., Request]
 ) -> None:
     for request, shown in (
         (parse_request("lite0", {}, "grid:7"), frames),
         (stacked(4, "pooled"), np.stack([frames[i : i + 4] for i in range(8)])),
     ):
-        exact = encoder_of(request)(shown)
-        found = encoder_of(request, engine="openvino")(shown)
-        assert step_error(found, exact) < 1e-3
+        exact = make_encoder(request)(shown)
+        rows = make_encoder(request, engine="openvino")(shown)
+        assert step_error(rows, exact) < 1e-3
 
 
-# Every alias that comes with wsa, one timm model of each kind, and users' own; those that take
-# seconds are tried by night, and compiled there.
+# Every alias, a timm model of each kind, and users' own models. Nightly runs try those that take
+# seconds, and compile.
 FAST = ["ae", "timm:test_convnext:random", "user_nets:scripted"]
 TRIED = ["ae", "sr", "vos", *(f"timm:test_{kind}:random" for kind in ("vit", "resnet", "convnext"))]
 USERS = ["user_nets:named", "user_nets:scripted", "user_nets:tokens"]
@@ -152,8 +152,8 @@ LARGE += ["timm:resnet18:random", "timm:convnext_atto:random"]
         *(slow(name, "compile") for name in [*TRIED, *LARGE]),
     ],
 )
-def test_every_model_runs_in_every_engine_that_is_installed(
-    name: str, engine: str, frames: NDArray[np.uint8], encoder_of: Make,
+def test_every_kind_of_model_runs_in_every_installed_engine(
+    name: str, engine: str, frames: NDArray[np.uint8], make_encoder: Make,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     if reason := engines.why_not(engine, CPU, "fp32"):
@@ -162,12 +162,12 @@ def test_every_model_runs_in_every_engine_that_is_installed(
     request = parse_request(name, {}, "pooled" if ":" in name or "lite" in name else "")
     window = getattr(build(request), "window", 1)
     shown = frames[:4] if window == 1 else np.stack([frames[i : i + window] for i in range(4)])
-    encoder = encoder_of(request, engine=engine)
+    encoder = make_encoder(request, engine=engine)
     assert encoder.engine.name == engine
-    assert step_error(encoder(shown), encoder_of(request)(shown)) < 1e-3
+    assert step_error(encoder(shown), make_encoder(request)(shown)) < 1e-3
 
 
-def test_precisions_are_what_they_say(
+def test_bf16_has_a_step_error_above_that_of_fp32(
     frames: NDArray[np.uint8], alone: Callable[..., tuple[Encoder, NDArray[np.float32]]]
 ) -> None:
     _, exact = alone("torch", "vit", "fp32")
@@ -175,10 +175,10 @@ def test_precisions_are_what_they_say(
     assert 1e-3 < step_error(rough, exact) < 1
 
 
-# What is here, and what is said if it is not.
+# Which engines are available, and errors if one is not.
 
 
-def test_what_auto_tries(every_engine: None) -> None:
+def test_auto_tries_torch_and_openvino_but_does_not_compile(every_engine: None) -> None:
     assert engines.offered(CPU, "fp32") == ["torch", "openvino"]
     assert "compile" not in engines.offered(CPU, "bf16")
 
@@ -201,15 +201,15 @@ def without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_openvino_pytorch_runs_everything(
     every_engine: None,
     frames: NDArray[np.uint8],
-    encoder_of: Make,
+    make_encoder: Make,
     tiny: Ask,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     without_openvino(monkeypatch)
     assert engines.offered(CPU, "fp32") == ["torch"]
-    assert np.isfinite(encoder_of(tiny("resnet"))(frames[:1])).all()
+    assert np.isfinite(make_encoder(tiny("resnet"))(frames[:1])).all()
     with pytest.raises(MissingError) as refused:
-        encoder_of(tiny("resnet"), engine="openvino")
+        make_encoder(tiny("resnet"), engine="openvino")
     assert str(refused.value) == (
         "--engine openvino needs OpenVINO, which is not installed: pip install 'wsa[cpu]', or use "
         "--engine torch."
@@ -217,7 +217,7 @@ def test_without_openvino_pytorch_runs_everything(
 
 
 @pytest.mark.parametrize(
-    ("engine", "device", "precision", "said"),
+    ("engine", "device", "precision", "message"),
     [
         ("tvm", "cpu", "fp32", "'tvm' is not one; choose from auto, torch, compile, openvino."),
         ("openvino", "cuda", "fp32", "openvino runs on a CPU; use torch or compile, or --device"),
@@ -225,12 +225,14 @@ def test_without_openvino_pytorch_runs_everything(
         ("torch", "cpu", "tf32", "tf32 needs an NVIDIA GPU; on a CPU use fp32 or bf16."),
     ],
 )
-def test_what_cannot_be_is_refused(engine: str, device: str, precision: Any, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_an_impossible_engine_or_precision_is_refused(
+    engine: str, device: str, precision: Any, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
         require(engine, torch.device(device), precision)
 
 
-def test_a_precision_that_the_processor_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_precision_that_the_processor_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Old:
         def get_property(self, device: str, name: str) -> list[str]:
             return ["FP32", "INT8"]
@@ -248,11 +250,11 @@ def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         require("compile", CPU, "fp32")
 
 
-# What a GPU is fed with, by a machine that has none.
+# How a GPU is fed, tested without one.
 
 
 class FakeCuda:
-    """What `torch.cuda` offers, noting who waits for what."""
+    """A stand-in for `torch.cuda` that logs who waits for what."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -293,22 +295,22 @@ class FakeStream:
 
 
 @given(count=st.integers(1, 14), batch=st.integers(1, 5))
-def test_a_gpu_gets_full_batches_and_gives_every_row_once(count: int, batch: int) -> None:
+def test_a_gpu_gets_full_batches_and_returns_every_row_once(count: int, batch: int) -> None:
     frames = np.random.default_rng(count).integers(0, 256, (count, 2, 3, 3), np.uint8)
     sizes = []
 
     def function(part: Tensor) -> Tensor:
         sizes.append(len(part))
-        return part.float().flatten(1) * 2  # A new tensor: the place is written again.
+        return part.float().flatten(1) * 2  # A new tensor, because the buffer is reused.
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "pin_memory", lambda self: self)
-        found = staging.run_on_gpu(function, frames, batch, CPU, FakeCuda())
-    np.testing.assert_array_equal(found.numpy(), frames.reshape(count, -1).astype(np.float32) * 2)
+        rows = staging.run_on_gpu(function, frames, batch, CPU, FakeCuda())
+    np.testing.assert_array_equal(rows.numpy(), frames.reshape(count, -1).astype(np.float32) * 2)
     assert sizes == [batch] * -(-count // batch)
 
 
-def test_the_host_waits_for_the_batch_before_the_last_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_waits_only_for_the_batch_before_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     cuda = FakeCuda()
     staging.run_on_gpu(lambda part: part.float(), np.zeros((8, 2), np.uint8), 2, CPU, cuda)
@@ -324,29 +326,29 @@ def test_the_host_waits_for_the_batch_before_the_last_only(monkeypatch: pytest.M
     ]
 
 
-def test_pixels_reach_the_engine_as_preprocessed(
-    frames: NDArray[np.uint8], encoder_of: Make, tiny: Ask
+def test_pixels_reach_the_engine_preprocessed_and_channels_last(
+    frames: NDArray[np.uint8], make_encoder: Make, tiny: Ask
 ) -> None:
-    encoder = encoder_of(tiny("resnet"))
-    seen: list[Tensor] = []
+    encoder = make_encoder(tiny("resnet"))
+    batches: list[Tensor] = []
     engine = encoder.engine
 
-    class Watched:
+    class Recorder:
         name, batch = engine.name, engine.batch
 
         def __call__(self, pixels: Tensor) -> Tensor:
-            seen.append(pixels)
+            batches.append(pixels)
             return engine(pixels)
 
-    encoder.engine = Watched()
+    encoder.engine = Recorder()
     encoder(frames)
-    wanted = preprocess(torch.from_numpy(frames.copy()), encoder.preprocessing)
-    assert sum(map(len, seen)) == encoder.passes == len(frames)
-    np.testing.assert_array_equal(torch.cat(seen).numpy(), wanted.numpy())
-    assert all(part.is_contiguous(memory_format=torch.channels_last) for part in seen)
+    expected = preprocess(torch.from_numpy(frames.copy()), encoder.preprocessing)
+    assert sum(map(len, batches)) == encoder.passes == len(frames)
+    np.testing.assert_array_equal(torch.cat(batches).numpy(), expected.numpy())
+    assert all(part.is_contiguous(memory_format=torch.channels_last) for part in batches)
 
 
-def test_openvino_reports_to_nobody() -> None:
+def test_openvino_sends_no_telemetry() -> None:
     from openvino.tools.ovc import convert_impl, telemetry_stub
 
     assert convert_impl.tm is telemetry_stub

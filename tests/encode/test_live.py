@@ -1,3 +1,5 @@
+"""Embedding during play: found in the store, remembered, or run, always with the same bits."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 
 from wsa.encode.inference import encoder as forward
 from wsa.encode.inference.encoder import Encoder
-from wsa.encode.jobs.run import encode
+from wsa.encode.jobs.run import EncodeReport
 from wsa.encode.live.frame_history import FrameInputs, FrameWindow
 from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.live.shrunk_frames import ShrunkFrames
@@ -25,43 +27,50 @@ from wsa.store.objects.snapshot import take_snapshot
 
 Ask = Callable[..., Request]
 Frames = NDArray[np.uint8]
+Opened = tuple[FlatMap, list[Encoder]]
+EncodeFrames = Callable[[Frames, Sequence[Request]], Opened]
 
 
 @pytest.fixture(scope="module")
-def mapped(
-    tmp_path_factory: pytest.TempPathFactory, segment_of: Callable[..., Any]
-) -> Callable[..., tuple[FlatMap, list[Encoder]]]:
-    """Encode frames with models, and open what a learner would: a flat map and encoders."""
+def encode_frames(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_segment: Callable[..., Any],
+    encode_all: Callable[..., EncodeReport],
+) -> EncodeFrames:
+    """Encode frames with models, and open what a learner opens: a flat map and encoders."""
 
-    def make(frames: Frames, requests: Sequence[Request]) -> tuple[FlatMap, list[Encoder]]:
+    def run(frames: Frames, requests: Sequence[Request]) -> Opened:
         folder = tmp_path_factory.mktemp("live")
         store = open_store(str(folder / "store"), create=True)
-        writer.commit_segment(store, *segment_of(0, list(frames)))
-        done = encode(store, requests, scheduler="inproc", device="cpu")
+        writer.commit_segment(store, *make_segment(0, list(frames)))
+        report = encode_all(store, *requests)
         snapshot = take_snapshot(store)
-        keys = [model.spec.key for model in done.models]
-        found = flat_map.materialise(snapshot, "Pong", keys, folder / "cache")
-        return found, [open_model(snapshot, key) for key in keys]
+        keys = [model.spec.key for model in report.models]
+        known = flat_map.materialise(snapshot, "Pong", keys, folder / "cache")
+        return known, [open_model(snapshot, key) for key in keys]
 
-    return make
+    return run
 
 
-class Unknown:
-    """A flat map that knows none of its frames, so that every one has to be run."""
+class EmptyMap:
+    """A flat map that knows neither frames nor windows, so that every one of them has to run."""
 
     def __init__(self, known: FlatMap) -> None:
         self.digests = np.zeros((0, 16), np.uint8)
-        self.embeddings = known.embeddings
+        self.embeddings, self.windowed = known.embeddings, known.windowed
         self.models, self.width = known.models, known.width
-        self.windows, self.window_width = known.windows, 0
+        self.windows, self.window_width = known.windows, known.window_width
         self.columns, self.places = known.columns, known.places
 
+    def window_digests(self, window: int) -> NDArray[np.uint8]:
+        return self.digests
 
-def check_cached_is_live(found: FlatMap, encoders: list[Encoder], frames: Frames) -> None:
-    cached = LiveEncoder(found, encoders)
+
+def check_cached_is_live(known: FlatMap, encoders: list[Encoder], frames: Frames) -> None:
+    cached = LiveEncoder(known, encoders)
     rows = cached(frames)
     assert cached.passes == 0 and cached.found == len(frames) and cached.hit_rate == 1
-    blank: Any = Unknown(found)
+    blank: Any = EmptyMap(known)
     for threads in (1, 2):
         torch.set_num_threads(threads)
         live = LiveEncoder(blank, encoders)
@@ -75,69 +84,66 @@ def check_cached_is_live(found: FlatMap, encoders: list[Encoder], frames: Frames
     np.testing.assert_array_equal(together[::-1], rows)
 
 
-def test_cached_is_live_to_the_last_bit(
-    mapped: Callable[..., tuple[FlatMap, list[Encoder]]], frames: Frames, tiny: Any
+def test_cached_embeddings_equal_live_ones_to_the_last_bit(
+    encode_frames: EncodeFrames, frames: Frames, tiny: Ask
 ) -> None:
-    requests = [parse_request("lite0", {}, "grid:2"), tiny("vit", "grid:2")]
-    found, encoders = mapped(frames[:3], requests)
-    assert found.width > 2 * 2 * 1280
-    check_cached_is_live(found, encoders, frames[:3])
+    requests = [tiny("efficientnet", "grid:2"), tiny("vit", "grid:2")]
+    known, encoders = encode_frames(frames[:3], requests)
+    assert known.width == 2 * 2 * (256 + 64)
+    check_cached_is_live(known, encoders, frames[:3])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # Three models, 832 frames of the strip each.
-def test_cached_is_live_with_the_default_output(
-    mapped: Callable[..., tuple[FlatMap, list[Encoder]]], frames: Frames
+def test_cached_embeddings_of_the_default_models_equal_live_ones(
+    encode_frames: EncodeFrames, frames: Frames
 ) -> None:
-    found, encoders = mapped(frames, [parse_request(f"lite{i}", {}) for i in range(3)])
-    assert found.width == 3 * 512
-    check_cached_is_live(found, encoders, frames)
+    known, encoders = encode_frames(frames, [parse_request(f"lite{i}", {}) for i in range(3)])
+    assert known.width == 3 * 512
+    check_cached_is_live(known, encoders, frames)
 
 
 @pytest.fixture(scope="module")
-def encoded(
-    mapped: Callable[..., tuple[FlatMap, list[Encoder]]], frames: Frames, tiny: Ask
-) -> tuple[FlatMap, list[Encoder]]:
-    """Two tiny models; frames 0 to 3 are in the store, the rest are not."""
-    return mapped(frames[:4], [tiny("resnet"), tiny("vit", "grid:2")])
+def _opened(encode_frames: EncodeFrames, frames: Frames, small: Ask, tiny: Ask) -> Opened:
+    return encode_frames(frames[:4], [small(), tiny("vit", "grid:2")])
 
 
 @pytest.fixture
-def played(encoded: tuple[FlatMap, list[Encoder]]) -> tuple[FlatMap, list[Encoder]]:
-    """The same, with encoders that have made no passes."""
-    for encoder in encoded[1]:
+def opened(_opened: Opened) -> Opened:
+    """The map and the encoders, without passes, of two models. The store has frames 0 to 3."""
+    for encoder in _opened[1]:
         encoder.passes = 0
-    return encoded
+    return _opened
 
 
-def test_every_frame_is_found_remembered_or_run(
-    played: tuple[FlatMap, list[Encoder]], frames: Frames, ran: list[int]
+def test_every_frame_is_found_or_remembered_or_run_once(
+    opened: Opened, frames: Frames, batch_sizes: list[int]
 ) -> None:
-    live = LiveEncoder(*played)
-    asked = np.array([0, 5, 1, 5, 6, 0, 7, 6])  # 5 and 6 stand twice in one call.
+    live = LiveEncoder(*opened)
+    asked = np.array([0, 5, 1, 5, 6, 0, 7, 6])  # 5 and 6 occur twice in one call.
     rows = live(frames[asked])
     assert rows.shape == (8, live.width) and rows.dtype == live.dtype
     assert (live.frames, live.found, live.remembered, live.passes) == (8, 3, 2, 3 * 2)
     again = live(frames[asked])
     np.testing.assert_array_equal(again, rows)
     assert (live.frames, live.found, live.remembered, live.passes) == (16, 6, 7, 3 * 2)
-    assert sum(ran) == live.passes
+    assert sum(batch_sizes) == live.passes
     assert live.hit_rate == (6 + 7) / 16
     for at, picked in enumerate(asked):
-        wanted = np.concatenate([e(frames[picked][None]).ravel() for e in played[1]])
-        np.testing.assert_array_equal(rows[at], wanted.astype(np.float16))
+        expected = np.concatenate([e(frames[picked][None]).ravel() for e in opened[1]])
+        np.testing.assert_array_equal(rows[at], expected.astype(np.float16))
 
 
 @pytest.mark.parametrize("remember", [0, 1, 2])
-def test_memory_is_bounded_and_never_loses_a_frame_of_this_call(
-    remember: int, played: tuple[FlatMap, list[Encoder]], frames: Frames
+def test_the_memory_is_bounded_but_keeps_the_frames_of_the_current_call(
+    remember: int, opened: Opened, frames: Frames
 ) -> None:
-    live = LiveEncoder(*played, remember=remember)
-    wanted = LiveEncoder(*played)(frames)
+    live = LiveEncoder(*opened, remember=remember)
+    expected = LiveEncoder(*opened)(frames)
     for _ in range(2):
-        np.testing.assert_array_equal(live(frames[4:7]), wanted[4:7])
+        np.testing.assert_array_equal(live(frames[4:7]), expected[4:7])
         assert len(live.lookups[1]._memory) == remember
-    # What is kept is what was seen last, and holds no other frame's embedding in memory.
+    # It keeps the last frames, as copies that keep no larger array alive.
     live(frames[[5, 8]])
     before = live.passes
     live(frames[8 : 8 + min(remember, 1)])
@@ -147,88 +153,83 @@ def test_memory_is_bounded_and_never_loses_a_frame_of_this_call(
     ) == (remember * live.width * live.dtype.itemsize)
 
 
-def test_what_was_seen_elsewhere_is_not_run_again(
-    played: tuple[FlatMap, list[Encoder]], frames: Frames
-) -> None:
-    wanted = LiveEncoder(*played)(frames)
+def test_a_frame_in_another_table_does_not_run(opened: Opened, frames: Frames) -> None:
+    expected = LiveEncoder(*opened)(frames)
 
     class Table:
-        """Holds the fifth and the sixth frame."""
+        """Has frames 5 and 6."""
 
         def find(self, digests: Sequence[bytes]) -> NDArray[np.int64]:
             known = [hashing.frame_digest(frame) for frame in frames[5:7]]
             return np.array([known.index(d) if d in known else -1 for d in digests])
 
         def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
-            return wanted[5:7][rows]
+            return expected[5:7][rows]
 
-    live = LiveEncoder(*played, elsewhere={1: Table()})
+    live = LiveEncoder(*opened, elsewhere={1: Table()})
     before = live.passes
     asked = np.array([0, 6, 5, 7, 6])
-    np.testing.assert_array_equal(live(frames[asked]), wanted[asked])
-    assert live.passes - before == 2  # The seventh, by both models.
+    np.testing.assert_array_equal(live(frames[asked]), expected[asked])
+    assert live.passes - before == 2  # Frame 7, by both models.
     assert (live.found, live.remembered) == (1, 3)
 
 
-def test_no_frames_are_no_embeddings(played: tuple[FlatMap, list[Encoder]], frames: Frames) -> None:
-    live = LiveEncoder(*played)
+def test_no_frames_are_no_embeddings(opened: Opened, frames: Frames) -> None:
+    live = LiveEncoder(*opened)
     assert live(frames[:0]).shape == (0, live.width)
     assert (live.frames, live.passes, live.hit_rate) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, 1e6])
-def test_what_the_store_would_refuse_is_not_played_with(
-    bad: float,
-    played: tuple[FlatMap, list[Encoder]],
-    frames: Frames,
-    monkeypatch: pytest.MonkeyPatch,
+def test_an_embedding_that_the_store_would_refuse_ends_play(
+    bad: float, opened: Opened, frames: Frames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Encoder.__call__
-    monkeypatch.setattr(Encoder, "__call__", lambda self, shown: real(self, shown) * 0 + bad)
-    live = LiveEncoder(*played)
+    monkeypatch.setattr(Encoder, "__call__", lambda self, inputs: real(self, inputs) * 0 + bad)
+    live = LiveEncoder(*opened)
     live(frames[:4])
-    with pytest.raises(ConflictError, match=played[0].models[0]) as caught:
+    with pytest.raises(ConflictError, match=opened[0].models[0]) as caught:
         live(frames[4:5])
     assert caught.value.kind == "not-finite"
 
 
-def test_a_screen_in_colour_is_made_small_once_for_models_that_want_it_alike(
-    frames: Frames, encoder_of: Callable[..., Encoder], tiny: Ask,
+def test_a_frame_is_resized_once_for_models_with_the_same_input(
+    frames: Frames, make_encoder: Callable[..., Encoder], small: Ask,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    alike = [encoder_of(tiny("resnet")) for _ in range(2)]
-    wanted = alike[0](frames[:3])
-    made = []
+    encoders = [make_encoder(small()) for _ in range(2)]
+    expected = encoders[0](frames[:3])
+    resized: list[int] = []
     shrink = forward.shrink
 
-    def counted(some: Any, how: Any) -> Any:
-        made.append(len(some))
-        return shrink(some, how)
+    def count(pixels: Any, preprocessing: Any) -> Any:
+        resized.append(len(pixels))
+        return shrink(pixels, preprocessing)
 
-    monkeypatch.setattr(forward, "shrink", counted)
-    shrunk = ShrunkFrames(alike, [1, 1])
+    monkeypatch.setattr(forward, "shrink", count)
+    shrunk = ShrunkFrames(encoders, [1, 1])
     windows = [FrameWindow((frame,), (hashing.frame_digest(frame),)) for frame in frames[:3]]
-    for encoder in alike:
-        np.testing.assert_array_equal(shrunk.embed(encoder, FrameInputs(windows)), wanted)
-    assert sum(made) == 3
+    for encoder in encoders:
+        np.testing.assert_array_equal(shrunk.embed(encoder, FrameInputs(windows)), expected)
+    assert sum(resized) == 3
 
 
 # Threads.
 
 
 @pytest.fixture(scope="module")
-def windowed(
-    mapped: Callable[..., tuple[FlatMap, list[Encoder]]], frames: Frames
-) -> tuple[FlatMap, list[Encoder]]:
-    """Two models of one way to make screens small, one of whose windows is longer; one in colour."""
-    return mapped(frames[:2], [parse_request(f"{alias}:random", {}) for alias in ("ae", "vos")])
+def windowed(encode_frames: EncodeFrames, frames: Frames) -> Opened:
+    """Two models with the same resized frames, one of which sees two of them."""
+    return encode_frames(
+        frames[:2], [parse_request(f"{alias}:random", {}) for alias in ("ae", "vos")]
+    )
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_nothing_depends_on_how_many_threads_embed(
-    engine: str, windowed: tuple[FlatMap, list[Encoder]], frames: Frames
+def test_embeddings_and_passes_do_not_depend_on_the_number_of_threads(
+    engine: str, windowed: Opened, frames: Frames
 ) -> None:
-    """Nor on whether somebody waits for one batch before the next is begun."""
+    """Nor on whether the caller waits for one batch before the next one begins."""
     known, encoders = windowed
     if engine != "torch":
         encoders = [
@@ -236,47 +237,36 @@ def test_nothing_depends_on_how_many_threads_embed(
             for e in encoders
         ]
     first, envs = np.zeros(4, np.bool_), np.arange(4)
-    played = [frames[i : i + 4] for i in (0, 4, 4, 4, 8)]  # What stands still is seen again.
-    blank: Any = Blank(known)
-    found = []
+    steps = [frames[i : i + 4] for i in (0, 4, 4, 4, 8)]  # A game that stands still for two steps.
+    blank: Any = EmptyMap(known)
+    results = []
     for threads in (1, 2, 3):
         live, waiting = (LiveEncoder(blank, encoders, threads=threads) for _ in range(2))
-        found.append(np.stack([live(shown, first, envs) for shown in played]))
-        begun = [waiting.embed_later(shown, first, envs) for shown in played]
-        found.append(np.stack([one.result() for one in begun]))
+        results.append(np.stack([live(step_frames, first, envs) for step_frames in steps]))
+        begun = [waiting.embed_later(step_frames, first, envs) for step_frames in steps]
+        results.append(np.stack([one.result() for one in begun]))
         assert waiting.passes == live.passes == 4 * (3 + 4)
         assert waiting.remembered == live.remembered == 4 * (2 + 1)
-    for other in found[1:]:
-        np.testing.assert_array_equal(other, found[0])
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
 
 
-class Blank(Unknown):
-    """A flat map that knows neither frames nor windows."""
-
-    def __init__(self, known: FlatMap) -> None:
-        super().__init__(known)
-        self.window_width, self.windowed = known.window_width, known.windowed
-
-    def window_digests(self, window: int) -> NDArray[np.uint8]:
-        return self.digests
-
-
-def test_an_engine_that_dies_is_named_and_stays_dead(
-    played: tuple[FlatMap, list[Encoder]], frames: Frames, monkeypatch: pytest.MonkeyPatch
+def test_an_engine_that_fails_is_named_every_time_the_result_is_read(
+    opened: Opened, frames: Frames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(*of: Any) -> None:
+    def fail(*of: Any) -> None:
         raise RuntimeError("out of\nmemory")
 
-    live = LiveEncoder(*played, threads=2)
-    monkeypatch.setattr(Encoder, "__call__", die)
+    live = LiveEncoder(*opened, threads=2)
+    monkeypatch.setattr(Encoder, "__call__", fail)
     begun = live.embed_later(frames[4:7])
     with pytest.raises(ConflictError):
         begun.result()
-    with pytest.raises(ConflictError) as caught:  # Again, whenever it is asked.
+    with pytest.raises(ConflictError) as caught:
         begun.result()
     assert caught.value.kind == "model-failed"
     assert str(caught.value) == (
-        f"torch failed in the middle of play when it ran {played[0].models[0]} (RuntimeError: out of "
+        f"torch failed in the middle of play when it ran {opened[0].models[0]} (RuntimeError: out of "
         "memory). 'wsa learn --resume RUN' continues from the last checkpoint; --engine torch runs "
         "the model without it."
     )

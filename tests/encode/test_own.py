@@ -1,4 +1,4 @@
-"""The paper's own encoders as frozen models: what they see in use, what is kept, where weights lie."""
+"""The paper's encoders as frozen models: their input, their outputs, and their weights."""
 
 from __future__ import annotations
 
@@ -38,110 +38,95 @@ from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.format.windows import window_rows
 from wsa.store.objects.model_spec import Preprocessing, parse_output
-from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
-SHAPES = {
-    "ae": (16, 16, 64),
-    "sr": (608,),
-    "oke": (21, 21, 128),
-    "okk": (21, 21, 4),
-    "vos": (512,),
-}
+SHAPES = {"ae": (16, 16, 64), "sr": (608,), "oke": (21, 21, 128), "okk": (21, 21, 4), "vos": (512,)}
 
 
-def trainee_of(alias: str) -> type[Trainee]:
-    """What an encoder is a part of, in training."""
+def find_trainee(alias: str) -> type[Trainee]:
+    """The network that an encoder is part of during training."""
     module = NETWORKS[alias][0].partition(":")[0] + ":"
     return next(trainee(name) for name, where in TRAINEES.items() if where.startswith(module))
 
 
-def encoder_of(request: Request) -> Encoder:
-    module = registry.build(request)
-    how = identity.identify(module, request).preprocessing
-    return Encoder(module, how, parse_output(request.output))
-
-
-def every_encoder() -> dict[str, Encoder]:
-    """Untrained, one of each alias, and the paper's `sr`, which looks at four large frames."""
-    encoders = {alias: encoder_of(parse_request(f"{alias}:random", {})) for alias in NETWORKS}
+@pytest.fixture(scope="module")
+def encoders(make_encoder: Callable[..., Encoder]) -> dict[str, Encoder]:
+    """Untrained encoders by alias, and the paper's `sr`, which sees four large frames."""
+    encoders = {alias: make_encoder(parse_request(f"{alias}:random", {})) for alias in NETWORKS}
     (paper,) = OTHER_NETWORKS["sr"]
     module = load.build("wsa:sr", "random", where=paper)
     return encoders | {paper: Encoder(module, module.preprocessing, parse_output("pooled"))}
 
 
-def test_a_screen_is_made_small_once_for_all_of_them(
-    played: Backend, monkeypatch: pytest.MonkeyPatch
+def test_a_stored_frame_is_resized_once_for_all_models_and_windows(
+    atari_store: Backend, encoders: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever models and windows show it; and nothing of what they give changes by a bit."""
-    snapshot = take_snapshot(played)
+    """Without changing a bit of any embedding."""
+    snapshot = take_snapshot(atari_store)
     meta = snapshot.segments("Pong")[1]
-    shown = read_segment_frames(snapshot, meta, rows=True)
-    rows = np.arange(5, 12)
-    frames = np.unique(shown.frame[5:12])
-    encoders = every_encoder()
+    segment = read_segment_frames(snapshot, meta, rows=True)
+    rows = np.arange(5, 9)
+    frames = np.unique(segment.frame[rows])
     expected = {
-        alias: np.concatenate([encoder(some) for some in shown.inputs(window_of(encoder), at)])
+        alias: np.concatenate([encoder(part) for part in segment.inputs(window_of(encoder), at)])
         for alias, encoder in encoders.items()
         for at in [frames if window_of(encoder) == 1 else rows]
     }
-    made: list[tuple[int, int, int]] = []
+    resized: dict[int, int] = defaultdict(int)  # By height.
     shrink = preprocess.shrink
 
-    def counted(some: torch.Tensor, how: Preprocessing) -> torch.Tensor:
-        made.append((len(some), how.height, how.width))
-        return shrink(some, how)
+    def count(pixels: torch.Tensor, how: Preprocessing) -> torch.Tensor:
+        resized[how.height] += len(pixels)
+        return shrink(pixels, how)
 
-    monkeypatch.setattr(forward, "shrink", counted)
+    monkeypatch.setattr(forward, "shrink", count)
     for alias, encoder in encoders.items():
         window = window_of(encoder)
         item = Item(alias, meta, frames if window == 1 else rows, (), window)
-        found = np.concatenate(list(tasks._embeddings(encoder, shown, item)))
-        np.testing.assert_array_equal(found, expected[alias])
-    asked = len(np.unique(shown.frame[window_rows(rows, shown.starts[rows], 4)]))
-    assert sum(count for count, height, _ in made if height == 210) == asked
-    two = len(np.unique(shown.frame[window_rows(rows, shown.starts[rows], 2)]))
-    assert sum(count for count, height, _ in made if height == 84) == two
+        embeddings = np.concatenate(list(tasks._embeddings(encoder, segment, item)))
+        np.testing.assert_array_equal(embeddings, expected[alias])
+    for height, window in ((210, 4), (84, 2)):
+        windows = window_rows(rows, segment.starts[rows], window)
+        assert resized[height] == len(np.unique(segment.frame[windows]))
 
 
 @pytest.mark.parametrize("kept", [1024, 3])
-def test_a_screen_that_is_played_is_made_small_once_for_all_of_them(
-    kept: int, played: Backend, monkeypatch: pytest.MonkeyPatch
+def test_a_played_frame_is_resized_once_for_all_models_while_there_is_room(
+    kept: int, atari_store: Backend, encoders: dict[str, Encoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If there is room for it; and nothing of what they give changes by a bit either way."""
+    """Without changing a bit of any embedding."""
     monkeypatch.setattr(shrunk_frames, "MAX_SHRUNK", kept)
-    snapshot = take_snapshot(played)
-    shown = read_segment_frames(snapshot, snapshot.segments("Pong")[1], rows=True)
-    encoders = [*every_encoder().values()]
-    made: dict[Preprocessing, int] = defaultdict(int)
+    snapshot = take_snapshot(atari_store)
+    segment = read_segment_frames(snapshot, snapshot.segments("Pong")[1], rows=True)
+    resized: dict[Preprocessing, int] = defaultdict(int)
     shrink = preprocess.shrink
 
-    def counted(some: torch.Tensor, how: Preprocessing) -> torch.Tensor:
-        made[how.alike] += len(some)
-        return shrink(some, how)
+    def count(pixels: torch.Tensor, how: Preprocessing) -> torch.Tensor:
+        resized[how.alike] += len(pixels)
+        return shrink(pixels, how)
 
-    together = ShrunkFrames(encoders, [window_of(encoder) for encoder in encoders])
-    for row in range(5, 12):
-        for encoder in encoders:
-            at = window_rows(np.array([row]), shown.starts[[row]], window_of(encoder))
-            frames = shown.frames[shown.frame[at if window_of(encoder) > 1 else at[:, 0]]]
-            wanted = encoder(frames)
-            monkeypatch.setattr(forward, "shrink", counted)
+    models = [*encoders.values()]
+    together = ShrunkFrames(models, [window_of(encoder) for encoder in models])
+    for row in range(5, 9):
+        for encoder in models:
+            at = window_rows(np.array([row]), segment.starts[[row]], window_of(encoder))
+            frames = segment.frames[segment.frame[at if window_of(encoder) > 1 else at[:, 0]]]
+            expected = encoder(frames)
+            monkeypatch.setattr(forward, "shrink", count)
             windows = [tuple(one) if one.ndim == 4 else (one,) for one in frames]
             inputs = FrameInputs(
                 [FrameWindow(w, tuple(map(hashing.frame_digest, w))) for w in windows]
             )
-            np.testing.assert_array_equal(together.embed(encoder, inputs), wanted)
+            np.testing.assert_array_equal(together.embed(encoder, inputs), expected)
             monkeypatch.setattr(forward, "shrink", shrink)
-    assert all(len(held._levels) <= kept for held in together._caches.values())
-    longest = {how: 0 for how in made}
-    for encoder in encoders:
-        how = encoder.alike
-        longest[how] = max(longest[how], window_of(encoder))
+    assert all(len(cache._levels) <= kept for cache in together._caches.values())
+    longest = dict.fromkeys(resized, 0)
+    for encoder in models:
+        longest[encoder.alike] = max(longest[encoder.alike], window_of(encoder))
     for how, window in longest.items():
-        asked = window_rows(np.arange(5, 12), shown.starts[5:12], window)
-        distinct = len(np.unique(shown.frame[asked]))
-        assert made[how] == distinct if kept > 3 else made[how] >= distinct
+        windows = window_rows(np.arange(5, 9), segment.starts[5:9], window)
+        distinct = len(np.unique(segment.frame[windows]))
+        assert resized[how] == distinct if kept > 3 else resized[how] >= distinct
     assert len(longest) >= 2
 
 
@@ -151,7 +136,7 @@ def window_of(encoder: Encoder) -> int:
 
 
 @pytest.mark.parametrize("name", ["stdim", "mae"])
-def test_a_file_says_which_network_sr_stands_for(name: str, tmp_path: Path) -> None:
+def test_a_weights_file_determines_the_network_of_sr(name: str, tmp_path: Path) -> None:
     trained = trainee(name)().frozen()["sr"]
     safetensors.torch.save_file(trained.state_dict(), tmp_path / "sr.safetensors")
     built = load.build("wsa:sr", f"file:{tmp_path / 'sr.safetensors'}")
@@ -163,106 +148,105 @@ def test_a_file_says_which_network_sr_stands_for(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("alias", NETWORKS)
-def test_in_use_it_sees_to_the_bit_what_it_is_trained_on(
-    alias: str, examples_of: Callable[..., Examples], played: Backend
+def test_a_frozen_encoder_sees_exactly_what_it_was_trained_on(
+    alias: str,
+    read_examples: Callable[..., Examples],
+    make_encoder: Callable[..., Encoder],
+    atari_store: Backend,
 ) -> None:
-    """Scale, height and width, which frames and in which order: from the screens of a real game."""
-    kind = trainee_of(alias)
-    examples = examples_of(kind.training_input, "Pong")
+    """The same scale, size, frames, and order, on a real game."""
+    examples = read_examples(find_trainee(alias).training_input, "Pong")
     request = parse_request(f"{alias}:random", {})
-    encoder = encoder_of(request)
+    encoder = make_encoder(request)
     window = identity.identify(encoder.module, request).window
-    snapshot = take_snapshot(played)
+    snapshot = take_snapshot(atari_store)
     screens = np.concatenate([snapshot.read_frames(m) for m in snapshot.segments("Pong")])
     rows = examples.training["Pong"][-3:]
     at = examples.frame_rows(rows, np.random.default_rng(0))
     frames = screens[examples._frame[at[:, -window:] if window > 1 else at[:, :1]]]
-    seen: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
     first = next(m for m in encoder.module.modules() if isinstance(m, nn.Conv2d))
-    first.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
+    first.register_forward_pre_hook(lambda _, args: inputs.append(args[0].clone()))
     encoder(frames if window > 1 else frames[:, 0])
     trained = scale(examples.take(rows, np.random.default_rng(0)), "cpu")
     trained = trained[:, -window:] if window > 1 else trained[:, :1]
-    assert torch.equal(torch.cat(seen), trained)
+    assert torch.equal(torch.cat(inputs), trained)
     assert trained.max() > 0.3 and trained.min() >= 0
     if window > 1:
         assert (trained[:, -1] != trained[:, -2]).any()
 
 
 @pytest.mark.parametrize("alias", NETWORKS)
-def test_everything_is_kept_unless_less_is_asked_for(
-    alias: str, examples_of: Callable[..., Examples], store: Backend
-) -> None:
+def test_by_default_the_whole_output_is_kept(alias: str, store: Backend) -> None:
     request = parse_request(f"{alias}:random", {})
     spec = register(take_snapshot(store), request, 0.1).spec
     assert spec.shape == SHAPES[alias] and spec.identity.random
     assert (spec.timm_name, spec.licence) == (f"wsa:{alias}", "none: random weights")
     assert identity.find_model(take_snapshot(store), request) == spec
-    again = open_model(take_snapshot(store), spec.key)  # The probe is embedded, and agrees.
-    assert again.passes == 0
+    assert open_model(take_snapshot(store), spec.key).passes == 0  # The probe agrees.
 
 
 @pytest.mark.parametrize(
     ("alias", "output", "shape"),
     [("oke", "grid:7", (7, 7, 128)), ("vos", "grid:21", (21, 21, 20)), ("ae", "pooled", (64,))],
 )
-def test_less_is_an_output_of_its_own(
+def test_a_smaller_output_is_a_model_of_its_own(
     alias: str, output: str, shape: tuple[int, ...], store: Backend
 ) -> None:
     spec = register(take_snapshot(store), parse_request(f"{alias}:random", {}, output), 0.1).spec
     assert (spec.shape, spec.identity.output) == (shape, output)
 
 
-def test_a_stored_code_decodes_to_the_masks_that_a_live_one_does(
-    tmp_path: Path, examples_of: Callable[..., Examples], played: Backend
+def test_a_stored_code_decodes_to_the_same_masks_as_a_live_one(
+    tmp_path: Path, make_encoder: Callable[..., Encoder], atari_store: Backend
 ) -> None:
     network = load.network("vos")
     safetensors.torch.save_file(network.state_dict(), tmp_path / "vos.safetensors")
     request = parse_request("vos", {"vos": str(tmp_path / "vos.safetensors")})
-    snapshot = take_snapshot(played)
+    snapshot = take_snapshot(atari_store)
     screens = snapshot.read_frames(snapshot.segments("Pong")[0])
-    windows = np.stack([screens[:-1], screens[1:]], axis=1)[:4]
-    code = stored(encoder_of(request)(windows))
+    windows = np.stack([screens[:-1], screens[1:]], axis=1)[:2]
+    code = stored(make_encoder(request)(windows))
     assert code.dtype == np.float16
     decoder = load.open_decoder("vos", tmp_path / "vos.safetensors")
     assert not any(p.requires_grad for p in decoder.parameters())
-    found = decoder(torch.from_numpy(code).float())
-    assert found.shape == (4, 20, 84, 84)
-    again = decoder(torch.from_numpy(stored(encoder_of(request)(windows))).float())
-    assert torch.equal(found, again)
-    whole = encoder_of(parse_request("vos", {"vos": str(tmp_path / "vos.safetensors")}, "map"))
-    np.testing.assert_allclose(found.permute(0, 2, 3, 1), whole(windows), atol=1e-3)
+    masks = decoder(torch.from_numpy(code).float())
+    assert masks.shape == (2, 20, 84, 84)
+    live = decoder(torch.from_numpy(stored(make_encoder(request)(windows))).float())
+    assert torch.equal(masks, live)
+    whole = make_encoder(parse_request("vos", {"vos": str(tmp_path / "vos.safetensors")}, "map"))
+    np.testing.assert_allclose(masks.permute(0, 2, 3, 1), whole(windows), atol=1e-3)
 
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("alias", NETWORKS)
-def test_what_training_wrote_is_loaded(alias: str, half: bool, tmp_path: Path) -> None:
-    trainee = trainee_of(alias)().eval()
+def test_the_files_of_a_training_are_loaded(alias: str, half: bool, tmp_path: Path) -> None:
+    trainee = find_trainee(alias)().eval()
     outputs.write_encoders(tmp_path, trainee, half)
     file = tmp_path / f"{alias}.safetensors"
     request = parse_request(alias, {alias: str(file)})
     assert request.source == f"file:{file}"
     built = registry.build(request)
-    wanted = trainee.frozen()[alias].state_dict()
+    weights = trainee.frozen()[alias].state_dict()
     for name, tensor in built.module.state_dict().items():
-        rounded = (
-            wanted[name].half().float() if half and tensor.is_floating_point() else wanted[name]
-        )
-        assert tensor.dtype == wanted[name].dtype and torch.equal(tensor, rounded), name
+        expected = weights[name]
+        if half and tensor.is_floating_point():
+            expected = expected.half().float()
+        assert tensor.dtype == expected.dtype and torch.equal(tensor, expected), name
     assert not built.training and not any(p.requires_grad for p in built.parameters())
 
 
 @pytest.mark.parametrize("alias", NETWORKS)
-def test_the_shipped_weights_are_those_of_the_manifest(alias: str) -> None:
+def test_the_shipped_weights_match_their_manifest(alias: str) -> None:
     request = parse_request(alias, {})
     file = load.shipped(alias)
     data = file.read_bytes()
-    told = json.loads(file.with_name("manifest.json").read_text())["files"][alias]
-    assert told["blake3"] == hashing.checksum(data) and told["bytes"] == len(data)
+    manifest = json.loads(file.with_name("manifest.json").read_text())["files"][alias]
+    assert manifest["blake3"] == hashing.checksum(data) and manifest["bytes"] == len(data)
     assert registry.local_weights(request) == "wsa" and "Apache-2.0" in request.licence
     built = registry.build(request).module
     sees = msgspec.json.decode(msgspec.json.encode(built.sees.preprocessing()))
-    assert told["window"] == built.window and told["sees"] == sees
+    assert manifest["window"] == built.window and manifest["sees"] == sees
     trained, untrained = built.state_dict(), load.network(alias).state_dict()
     for name, tensor in safetensors.torch.load_file(file).items():
         assert tensor.dtype == torch.float16 and tensor.isfinite().all()
@@ -270,14 +254,14 @@ def test_the_shipped_weights_are_those_of_the_manifest(alias: str) -> None:
         assert tensor.ndim < 2 or not torch.equal(tensor.float(), untrained[name].half().float())
 
 
-def test_the_shipped_set_is_small_and_of_ten_games() -> None:
+def test_the_shipped_weights_are_small_and_trained_on_ten_games() -> None:
     folder = load.shipped("ae").parent
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 20e6
     manifest = json.loads((folder / "manifest.json").read_text())
     assert len(manifest["games"]) >= 10 and manifest["files"].keys() == NETWORKS.keys()
 
 
-def test_files_of_another_network_are_refused(tmp_path: Path) -> None:
+def test_a_weights_file_of_another_network_is_refused(tmp_path: Path) -> None:
     outputs.write_encoders(tmp_path, trainer.trainee("transporter")(), False)
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "oke.safetensors").read_bytes()[:-9])
     for file in ("okk", "torn"):
@@ -286,19 +270,18 @@ def test_files_of_another_network_are_refused(tmp_path: Path) -> None:
         assert caught.value.kind == "other-weights"
 
 
-def test_a_store_can_name_no_other_network() -> None:
+def test_a_store_can_name_only_the_papers_networks() -> None:
     for name in ("wsa:os", "wsa:", "wsa:autoencoder:Autoencoder"):
         with pytest.raises(UsageError):
             registry.build(Request("ae", name, "random", "map"))
 
 
-def test_weights_of_a_later_wsa_are_another_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_weights_of_a_later_version_are_another_model(
+    store: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = open_store(str(tmp_path / "store"), create=True)
     request = parse_request("ae", {})
-    spec = register(take_snapshot(backend), request, 0.1, engine="torch").spec
-    snapshot = take_snapshot(backend)
+    spec = register(take_snapshot(store), request, 0.1, engine="torch").spec
+    snapshot = take_snapshot(store)
     assert identity.find_model(snapshot, request) == spec
     later = {name: 2 * t for name, t in safetensors.torch.load_file(load.shipped("ae")).items()}
     safetensors.torch.save_file(later, tmp_path / "ae.safetensors")

@@ -1,4 +1,4 @@
-"""`palette` and `objects`: what they compute, that each game has its own, and that cached is live."""
+"""The models `palette` and `objects`: their codes, their levels by game, and cached = live."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from wsa.encode.inference import levels, objects, palette
 from wsa.encode.inference.encoder import stored
 from wsa.encode.inference.levels import Levels
+from wsa.encode.inference.preprocess import shrink
 from wsa.encode.jobs.run import encode
 from wsa.encode.models import screen
 from wsa.encode.models.registry import for_games, parse_request
@@ -29,13 +30,14 @@ from wsa.learn.envs import atari
 from wsa.store.backends.base import Backend
 from wsa.store.common.errors import DamagedError, UsageError
 from wsa.store.objects.model_spec import parse_output, read_spec
+from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
 Screens = NDArray[np.uint8]
 HEIGHT, WIDTH = 20, 16
 label: Any = scipy.ndimage.label  # It has no types.
 
-# Small screens with few levels, so that things touch, and repeat the background.
+# Small screens with few levels, so that objects touch and repeat the background.
 small = st.integers(0, 2**32 - 1).map(
     lambda seed: (
         np.random.default_rng(seed)
@@ -46,14 +48,14 @@ small = st.integers(0, 2**32 - 1).map(
 
 
 def features(screens: Screens) -> Tensor:
-    """As the network `screen` gives them: (n, H, W, 1) float32 from 0 to 255."""
+    """Screens as the output of the network `screen`, (n, H, W, 1) float32 from 0 to 255."""
     return torch.from_numpy(screens.astype(np.float32))[..., None]
 
 
-def drawn(*things: tuple[int, int, int, int, int]) -> Screens:
+def draw(*boxes: tuple[int, int, int, int, int]) -> Screens:
     """A black screen with boxes: level, top, left, height, width."""
     screen = np.zeros((210, 160), np.uint8)
-    for level, top, left, height, width in things:
+    for level, top, left, height, width in boxes:
         screen[top : top + height, left : left + width] = level
     return screen
 
@@ -65,7 +67,7 @@ BLACK = Levels(np.zeros((210, 160), np.uint8), np.array([90, 200], np.uint8))
 
 
 @given(small)
-def test_background_is_each_pixels_most_frequent_level(screens: Screens) -> None:
+def test_the_background_is_the_most_frequent_level_of_each_pixel(screens: Screens) -> None:
     fitted = levels.fit_levels(screens)
     for row, column in np.ndindex(HEIGHT, WIDTH):
         counts = np.bincount(screens[:, row, column], minlength=256)
@@ -74,63 +76,63 @@ def test_background_is_each_pixels_most_frequent_level(screens: Screens) -> None
     assert foreground[fitted.levels].tolist() == sorted(foreground[foreground > 0])[::-1]
 
 
-def test_frames_in_which_nothing_changes_are_refused() -> None:
+def test_frames_without_any_change_are_refused() -> None:
     with pytest.raises(UsageError, match="alike"):
         levels.fit_levels(np.zeros((4, HEIGHT, WIDTH), np.uint8))
 
 
 @pytest.mark.parametrize(("length", "width"), [(210, 5), (160, 4), (13, 4)])
-def test_bins_share_out_every_pixel(length: int, width: int) -> None:
+def test_soft_bins_distribute_every_pixel_completely(length: int, width: int) -> None:
     bins = levels.soft_bins(length, width)
     assert bins.shape == (length, length // width)
     assert (bins.sum(axis=1) == 2 * width).all() and (bins == bins.round()).all()
     assert (np.count_nonzero(bins, axis=1) <= 2).all()
 
 
-# What the codes say.
+# The codes.
 
 
 @given(small)
 def test_palette_counts_the_pixels_of_each_level(screens: Screens) -> None:
     fitted = palette.fit(features(screens), 2)
     code = fitted(features(screens)).numpy()
-    wanted = []
-    for shown in screens:
+    expected = []
+    for pixels in screens:
         for level in fitted.levels.levels:
-            mask = (shown == level) & (shown != fitted.levels.background)
+            mask = (pixels == level) & (pixels != fitted.levels.background)
             for axis, width in ((1, palette.ROW_BIN), (0, palette.COLUMN_BIN)):
                 weights = levels.soft_bins(mask.shape[1 - axis], width) / (2 * width)
-                wanted.append(np.minimum(mask.sum(axis=axis) @ weights, 16) / 4)
-    np.testing.assert_allclose(code.ravel(), np.concatenate(wanted), rtol=1e-6)
+                expected.append(np.minimum(mask.sum(axis=axis) @ weights, 16) / 4)
+    np.testing.assert_allclose(code.ravel(), np.concatenate(expected), rtol=1e-6)
 
 
 @given(small)
-def test_objects_are_connected_components_of_a_level(screens: Screens) -> None:
+def test_objects_are_the_connected_components_of_each_level(screens: Screens) -> None:
     fitted = levels.fit_levels(screens)
-    for shown in screens:
-        wanted = []
+    for pixels in screens:
+        expected = []
         for number, level in enumerate(fitted.levels):
-            mask = (shown == level) & (shown != fitted.background)
+            mask = (pixels == level) & (pixels != fitted.background)
             labels, count = label(mask, np.ones((3, 3)))
-            for thing in range(1, count + 1):
-                rows, columns = np.nonzero(labels == thing)
+            for component in range(1, count + 1):
+                rows, columns = np.nonzero(labels == component)
                 size = int(np.searchsorted(objects.SIZES, len(rows), side="right"))
-                wanted.append((3 * number + size, rows.mean(), columns.mean()))
-        of, centres = objects.components(shown[None], fitted)
-        found = [(int(c), *centre) for c, centre in zip(of, centres, strict=True)]
-        np.testing.assert_allclose(sorted(found), sorted(wanted), atol=1e-9)
+                expected.append((3 * number + size, rows.mean(), columns.mean()))
+        classes, centers = objects.components(pixels[None], fitted)
+        components = [(int(c), *center) for c, center in zip(classes, centers, strict=True)]
+        np.testing.assert_allclose(sorted(components), sorted(expected), atol=1e-9)
 
 
-def test_a_ball_and_a_paddle_of_one_colour_stay_apart() -> None:
-    """In `palette` they add up; this is what `objects` is for."""
-    classes = np.array([0, 1], np.uint8)  # Of the first level, small things and middling ones.
+def test_a_ball_and_a_paddle_of_one_color_are_separate_objects() -> None:
+    """In `palette` they add up; `objects` separates them by size."""
+    classes = np.array([0, 1], np.uint8)  # Small and medium objects of the first level.
     fitted = objects.make(BLACK, classes, 9)
     paddle = (90, 100, 20, 16, 4)
-    codes = fitted(features(np.stack([drawn(paddle, (90, r, 60, 4, 2)) for r in (50, 52)]))).numpy()
+    codes = fitted(features(np.stack([draw(paddle, (90, r, 60, 4, 2)) for r in (50, 52)]))).numpy()
     ball, bat = codes.reshape(2, 2, 83).transpose(1, 0, 2)
     assert ball[:, 0].tolist() == bat[:, 0].tolist() == [1, 1]
     assert (bat[0] == bat[1]).all() and (ball[0] != ball[1]).any()
-    # Its centre can be read off the bins: rows 51.5 and 53.5, columns 60.5.
+    # The bins give the center: rows 51.5 and 53.5, columns 60.5.
     rows = ball[:, 1:43] @ (np.arange(42) * 5 + 2)
     columns = ball[:, 43:] @ (np.arange(40) * 4 + 1.5)
     np.testing.assert_allclose(rows, [51.5, 53.5], atol=5 / 4096)
@@ -139,7 +141,7 @@ def test_a_ball_and_a_paddle_of_one_colour_stay_apart() -> None:
 
 @pytest.mark.parametrize("kind", [palette, objects])
 @given(screens=small)
-def test_a_screens_code_depends_on_that_screen_alone(kind: Any, screens: Screens) -> None:
+def test_the_code_of_a_screen_does_not_depend_on_other_screens(kind: Any, screens: Screens) -> None:
     fitted = kind.fit(features(screens), 3)
     together = fitted(features(screens))
     assert torch.equal(together, torch.cat([fitted(features(s[None])) for s in screens]))
@@ -147,28 +149,25 @@ def test_a_screens_code_depends_on_that_screen_alone(kind: Any, screens: Screens
     assert kind.save(again) == kind.save(fitted) and torch.equal(again(features(screens)), together)
 
 
-def test_features_of_a_network_are_refused() -> None:
+def test_features_of_another_network_are_refused() -> None:
     for kind in (palette, objects):
         with pytest.raises(UsageError, match="--models palette,objects"):
             kind.fit(torch.zeros(3, 7, 7, 320), 3)
 
 
-@pytest.mark.parametrize("output", ["map+palette:0", "map+palette:13", "map+objects:19"])
-def test_numbers_out_of_range_are_refused(output: str, store: Backend) -> None:
-    if output.endswith(":0"):
-        with pytest.raises(UsageError, match="is not an output"):
-            parse_output(output)
-        return
-    alias = output[4:].partition(":")[0]
-    request = for_games([parse_request(alias, {}, output)], ["Pong"])[0]
+@pytest.mark.parametrize(("alias", "number"), [("palette", 13), ("objects", 19)])
+def test_a_number_of_levels_out_of_range_is_refused(
+    alias: str, number: int, store: Backend
+) -> None:
+    (request,) = for_games([parse_request(alias, {}, f"map+{alias}:{number}")], ["Pong"])
     with pytest.raises(UsageError, match="sk for 1 to"):
         register(take_snapshot(store), request, 0.1)
 
 
-# What comes with wsa.
+# The levels that wsa ships.
 
 
-def test_every_game_of_ale_is_shipped() -> None:
+def test_levels_of_every_ale_game_are_shipped() -> None:
     for game in atari.games():
         known = game_levels.load(game)
         assert known is not None, game
@@ -179,27 +178,27 @@ def test_every_game_of_ale_is_shipped() -> None:
 
 @pytest.mark.variants
 @pytest.mark.parametrize("alias", ["objects", "palette"])
-def test_the_ball_of_pong_can_be_read_off_the_code(alias: str) -> None:
-    """On real play, by a linear map: what the shipped networks cannot do (docs/howto/probe.md)."""
+def test_a_linear_map_finds_the_ball_of_pong_in_the_code(alias: str) -> None:
+    """On real play, where the shipped networks fail (docs/howto/probe.md)."""
     output = parse_output(screen.OUTPUTS[alias] + "@Pong")
     fitted = fit_reduction.shipped(output)
     assert fitted is not None
     env = atari.make_env("Pong", atari.protocol("Pong", "classic"), 4)
     env.reset(seed=3)
     rng = np.random.default_rng(3)
-    shown = []
-    for _ in range(250):
+    played = []
+    for _ in range(120):
         observations, *_ = env.step(rng.integers(6, size=4))
-        shown += list(atari.pictures(observations).copy())
+        played += list(atari.pictures(observations).copy())
     env.close()
     ball = np.array([236, 236, 236], np.uint8)
     frames, places = [], []
-    for frame in shown:
+    for frame in played:
         rows, columns = np.nonzero((frame[34:194] == ball).all(axis=-1))
         if 0 < len(rows) <= 16:
             frames.append(frame)
             places.append((rows.mean(), columns.mean()))
-    assert len(frames) > 400
+    assert len(frames) > 150
     grey = screens_of(np.stack(frames))
     code = fitted(features(grey)).double().numpy()
     train = np.arange(len(code)) % 4 != 0
@@ -215,18 +214,16 @@ def test_the_ball_of_pong_can_be_read_off_the_code(alias: str) -> None:
 
 def screens_of(frames: NDArray[np.uint8]) -> Screens:
     """Frames (n, H, W, 3) as the network `screen` sees them."""
-    from wsa.encode.inference.preprocess import shrink
-
     small: Screens = shrink(torch.from_numpy(frames), screen.SEES.preprocessing())[:, 0].numpy()
     return small
 
 
-# As models of a store.
+# In a store.
 
 
 @pytest.fixture
 def two_games(store: Backend, fill: Callable[..., Any]) -> Backend:
-    """A store with a few frames of noise in two games, one of them in both."""
+    """A store with frames of noise in two games, which share one frame."""
     fill(store, [[0, 1, 2], [2, 3, 4]])
     fill(store, [[5, 6, 0]], game="Breakout")
     return store
@@ -235,7 +232,7 @@ def two_games(store: Backend, fill: Callable[..., Any]) -> Backend:
 REQUESTS = [parse_request(alias, {}) for alias in screen.OUTPUTS]
 
 
-def test_each_game_has_its_own_and_is_encoded_by_it_alone(two_games: Backend) -> None:
+def test_each_game_is_encoded_by_its_own_models_only(two_games: Backend) -> None:
     report = encode(two_games, REQUESTS, scheduler="inproc")
     snapshot = take_snapshot(two_games)
     assert len(snapshot.models) == 4 and report.failed == ()
@@ -243,7 +240,7 @@ def test_each_game_has_its_own_and_is_encoded_by_it_alone(two_games: Backend) ->
         game = read_spec(snapshot, key).game
         assert {meta.game for meta in snapshot.embeddings(model=key)} == {game}
         assert key in snapshot.models_of(game)
-    # Equal frames of two games have different codes, so none is copied from one to the other.
+    # Equal frames of two games have different codes, so none is copied between games.
     assert sum(e.passes for e in snapshot.embeddings(game="Breakout")) == 2 * 3
     assert sum(e.passes for e in snapshot.embeddings(game="Pong")) == 2 * 5
     backlog = read_status(snapshot.backend, snapshot).backlog
@@ -253,45 +250,43 @@ def test_each_game_has_its_own_and_is_encoded_by_it_alone(two_games: Backend) ->
     assert again.models and {m.spec.key for m in again.models} == set(snapshot.models)
 
 
-def test_cached_is_live_to_the_bit(two_games: Backend) -> None:
+def test_cached_codes_equal_live_ones_to_the_last_bit(two_games: Backend) -> None:
     encode(two_games, REQUESTS, ["Pong"], scheduler="inproc")
     snapshot = take_snapshot(two_games)
     for key in snapshot.models:
         encoder = open_model(snapshot, key)
         for meta in snapshot.segments("Pong"):
-            shown = snapshot.read_frames(meta)
-            live = np.concatenate([stored(encoder(frame[None])) for frame in shown])
-            there = snapshot.read_embedding("Pong", key, meta.segment)
-            np.testing.assert_array_equal(live, there)
-            assert live.dtype == there.dtype
+            frames = snapshot.read_frames(meta)
+            live = np.concatenate([stored(encoder(frame[None])) for frame in frames])
+            cached = snapshot.read_embedding("Pong", key, meta.segment)
+            np.testing.assert_array_equal(live, cached)
+            assert live.dtype == cached.dtype
 
 
-def test_two_labs_that_have_not_met_have_the_same_keys(two_games: Backend, tmp_path: Path) -> None:
-    from wsa.store.objects.root import open_store
-
+def test_two_stores_have_the_same_keys_without_any_exchange(
+    two_games: Backend, tmp_path: Path
+) -> None:
     other = open_store(str(tmp_path / "other"), create=True)
     keys = []
-    for backend in (two_games, other):  # The other has no frames at all.
+    for backend in (two_games, other):  # The other one has no frames.
         for request in for_games(REQUESTS, ["Seaquest", "Pong"]):
             keys.append(register(take_snapshot(backend), request, 0.1).spec.key)
     assert keys[:4] == keys[4:] and len(set(keys)) == 4
 
 
-def test_a_game_that_is_not_shipped_is_fitted_on_its_frames(
+def test_levels_of_an_unknown_game_are_fitted_once_on_its_frames(
     store: Backend, fill: Callable[..., Any]
 ) -> None:
     fill(store, [[0, 1, 2, 3]], game="Homebrew")
     request = for_games(REQUESTS[:1], ["Homebrew"])[0]
-    found = register(take_snapshot(store), request, 0.1)
-    assert found.fitted == 4
-    # More frames come: the fit stays what it was.
+    registered = register(take_snapshot(store), request, 0.1)
+    assert registered.fitted == 4
+    # The levels stay the same when frames are added later.
     fill(store, [[7, 8, 9]], game="Homebrew")
-    assert register(take_snapshot(store), request, 0.1).spec.key == found.spec.key
+    assert register(take_snapshot(store), request, 0.1).spec.key == registered.spec.key
 
 
-def test_another_fit_in_its_place_is_damage(
-    two_games: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_swapped_levels_are_damage(two_games: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     request = for_games(REQUESTS[:1], ["Pong"])[0]
     key = register(take_snapshot(two_games), request, 0.1).spec.key
     other = fit_reduction.shipped(parse_output("map+palette:5@Breakout"))
@@ -302,35 +297,34 @@ def test_another_fit_in_its_place_is_damage(
 
 @pytest.mark.parametrize("spoil", [{"levels": (3, 3)}, {"levels": (0,)}, {"background": (9,)}])
 @pytest.mark.parametrize("kind", [palette, objects])
-def test_bytes_of_something_else_are_no_fit(kind: Any, spoil: dict[str, Any]) -> None:
+def test_arrays_of_other_shapes_are_refused(kind: Any, spoil: dict[str, Any]) -> None:
     shapes = {"background": (9, 9), "levels": (2,), "classes": (1,)} | spoil
     arrays = {name: np.full(shape, 7, np.uint8) for name, shape in shapes.items()}
     with pytest.raises(ValueError, match="shapes"):
         kind.load(safetensors.numpy.save(arrays))
 
 
-def test_classes_of_no_level_are_no_fit() -> None:
+def test_a_class_of_an_unknown_level_is_refused() -> None:
     arrays = {**BLACK.arrays, "classes": np.array([6], np.uint8)}
     with pytest.raises(ValueError, match="not of 6"):
         objects.load(safetensors.numpy.save(arrays))
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "what"),
-    [
-        ("palette:random", {}, "has no weights"),
-        ("palette", {"precision": "bf16"}, "no network"),
-    ],
+    ("name", "options", "message"),
+    [("palette:random", {}, "has no weights"), ("palette", {"precision": "bf16"}, "no network")],
 )
-def test_what_they_do_not_have_is_refused(name: str, options: Any, what: str) -> None:
-    with pytest.raises(UsageError, match=what):
+def test_random_weights_and_reduced_precisions_are_refused(
+    name: str, options: Any, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
         parse_request(name, {}, **options)
 
 
 @pytest.mark.parametrize(
-    ("output", "wanted"),
+    ("output", "expected"),
     [("grid:7", "map+palette:5"), ("map+objects:9", "map+palette:5"), ("map+palette:3",) * 2],
 )
-def test_an_output_of_networks_is_not_theirs(output: str, wanted: str) -> None:
-    """So one command can encode networks with an output of the user's beside them."""
-    assert parse_request("palette", {}, output).output == wanted
+def test_an_output_for_networks_does_not_apply(output: str, expected: str) -> None:
+    """So one command can encode them beside networks whose output the user chooses."""
+    assert parse_request("palette", {}, output).output == expected

@@ -1,4 +1,4 @@
-"""The frames that encoders are trained on: which, how they are mixed, and what is held out."""
+"""Training data of the paper's encoders: which frames, how they are mixed, and what is held out."""
 
 from __future__ import annotations
 
@@ -26,23 +26,21 @@ def test_screens_are_upright_and_whole() -> None:
     screen = np.zeros((1, 210, 160, 3), np.uint8)
     screen[0, :10] = 200  # Above.
     screen[0, :, :4] = 100  # At the left, over it.
-    seen = levels(screen, ONE)[0]
-    assert seen.shape == (84, 84)
-    assert (seen[0, 4:] == 200).all() and (seen[:, 0] == 100).all() and not seen[8:, 8:].any()
+    pixels = levels(screen, ONE)[0]
+    assert pixels.shape == (84, 84)
+    assert (pixels[0, 4:] == 200).all() and (pixels[:, 0] == 100).all() and not pixels[8:, 8:].any()
     tall = levels(screen, TrainingInput(grey(210, 160)))[0]
     assert tall.shape == (210, 160)
     np.testing.assert_array_equal(tall[9:11, 5], [200, 0])
 
 
-def test_numbers_are_from_0_to_1_once() -> None:
-    found = scale(torch.arange(256, dtype=torch.uint8), "cpu")
-    np.testing.assert_allclose(found, np.arange(256) / 255, rtol=1e-6)
+def test_pixels_are_scaled_to_0_to_1() -> None:
+    pixels = scale(torch.arange(256, dtype=torch.uint8), "cpu")
+    np.testing.assert_allclose(pixels, np.arange(256) / 255, rtol=1e-6)
 
 
-def test_a_batch_is_the_same_for_the_same_step_and_another_for_another(
-    examples_of: Callable[..., Examples],
-) -> None:
-    examples = examples_of(ONE)
+def test_a_batch_depends_on_the_seed_and_the_step(read_examples: Callable[..., Examples]) -> None:
+    examples = read_examples(ONE)
     batch = examples.draw(1, 7, 8)
     assert batch.shape == (8, 1, 84, 84) and batch.dtype == torch.uint8
     assert torch.equal(batch, examples.draw(1, 7, 8))
@@ -50,41 +48,45 @@ def test_a_batch_is_the_same_for_the_same_step_and_another_for_another(
     assert not torch.equal(batch, examples.draw(2, 7, 8))
 
 
-def drawn(examples: Examples, batches: int, size: int) -> list[collections.Counter[str]]:
-    """How many examples of each game some batches have; what is drawn is found by its rows."""
-    found: list[collections.Counter[str]] = []
+def count_games(examples: Examples, batches: int, size: int) -> list[collections.Counter[str]]:
+    """Draw batches, and count the examples of each game in each of them."""
+    counts: list[collections.Counter[str]] = []
     owner = {int(row): game for game, rows in examples.training.items() for row in rows}
     take = examples.take
 
-    def note(rows: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
+    def count(rows: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
         assert len(set(rows.tolist())) == len(rows)
-        found.append(collections.Counter(owner[int(row)] for row in rows))
+        counts.append(collections.Counter(owner[int(row)] for row in rows))
         return take(rows, generator)
 
-    examples.take = note  # type: ignore[method-assign]
+    examples.take = count  # type: ignore[method-assign]
     for step in range(batches):
         examples.draw(1, step, size)
-    return found
+    return counts
 
 
-def test_games_have_the_same_share(examples_of: Callable[..., Examples]) -> None:
-    examples = examples_of(ONE)
-    examples.training["Pong"] = examples.training["Pong"][:30]  # However little there is of one.
-    found = drawn(examples, 10, 7)
-    assert sum(found, collections.Counter()) == {"Breakout": 35, "Pong": 35}
-    assert all(len(batch) == 2 for batch in found)
-
-
-def test_a_batch_whose_looks_are_told_apart_is_of_one_game(
-    examples_of: Callable[..., Examples],
+def test_games_have_equal_shares_however_few_frames_one_has(
+    read_examples: Callable[..., Examples],
 ) -> None:
-    found = drawn(examples_of(STACK), 10, 6)
-    assert [len(batch) for batch in found] == [1] * 10
-    assert sum(found, collections.Counter()) == {"Breakout": 30, "Pong": 30}
+    examples = read_examples(ONE)
+    examples.training["Pong"] = examples.training["Pong"][:30]
+    counts = count_games(examples, 10, 7)
+    assert sum(counts, collections.Counter()) == {"Breakout": 35, "Pong": 35}
+    assert all(len(batch) == 2 for batch in counts)
 
 
-def test_policies_are_mixed_by_frame_and_not_by_episode(store: Backend, kit: ModuleType) -> None:
-    """Four short games of one policy and one long game of another: all steps count the same."""
+def test_a_batch_for_a_contrastive_loss_is_of_one_game(
+    read_examples: Callable[..., Examples],
+) -> None:
+    counts = count_games(read_examples(STACK), 10, 6)
+    assert [len(batch) for batch in counts] == [1] * 10
+    assert sum(counts, collections.Counter()) == {"Breakout": 30, "Pong": 30}
+
+
+def test_every_step_counts_the_same_whatever_the_length_of_its_episode(
+    store: Backend, kit: ModuleType
+) -> None:
+    """Four short episodes of one run, and two long ones of another."""
     for number in range(4):
         kit.add_segment(store, 0, env=number, steps=10, ends=(9,))
     kit.add_segment(store, 0, run="ba9876543210", steps=60, ends=(59,))
@@ -92,75 +94,75 @@ def test_policies_are_mixed_by_frame_and_not_by_episode(store: Backend, kit: Mod
     snapshot = take_snapshot(store)
     chosen = data.choose(snapshot, ["Pong"], (), [ONE], 1 << 30)
     examples = data.read(snapshot, chosen.segments, ONE, 0.01)
-    # One episode is held out; every step of the others is there once.
+    # One episode is held out; every step of the others is used once.
     held = len(examples.held_out["Pong"])
     assert held in (10, 60) and examples.steps == 160 - held
     rows = examples.training["Pong"]
     assert len(np.unique(rows)) == len(rows)
 
 
-def test_whole_episodes_are_held_out(examples_of: Callable[..., Examples], played: Backend) -> None:
-    examples = examples_of(ONE)
-    snapshot = take_snapshot(played)
+def test_whole_episodes_are_held_out(
+    read_examples: Callable[..., Examples], atari_store: Backend
+) -> None:
+    examples = read_examples(ONE)
+    snapshot = take_snapshot(atari_store)
     chosen = data.choose(snapshot, ["Breakout", "Pong"], (), [ONE], 1 << 30)
-    names: list[tuple[str, str, int, int]] = []
+    episodes: list[tuple[str, str, int, int]] = []  # Of each row.
     steps = 0
     for meta in chosen.segments:
         rows = snapshot.read_rows(meta)
-        names += [(meta.game, meta.run, meta.env, int(e)) for e in rows["episode"]]
+        episodes += [(meta.game, meta.run, meta.env, int(e)) for e in rows["episode"]]
         steps += int((rows["action"] >= 0).sum())
     for game in ("Breakout", "Pong"):
         trained, held = (
-            {names[row] for row in rows[game]} for rows in (examples.training, examples.held_out)
+            {episodes[row] for row in rows[game]} for rows in (examples.training, examples.held_out)
         )
         assert trained and held and not trained & held
-        assert {name[0] for name in trained | held} == {game}
+        assert {episode[0] for episode in trained | held} == {game}
         assert examples.episodes[game] == (len(trained), len(held))
-    found = np.concatenate([*examples.training.values(), *examples.held_out.values()])
-    assert len(found) == len(set(found)) == steps
+    rows = np.concatenate([*examples.training.values(), *examples.held_out.values()])
+    assert len(rows) == len(set(rows)) == steps
 
 
-def test_every_encoder_holds_out_the_same_episodes(
-    examples_of: Callable[..., Examples],
-) -> None:
-    one, stack = examples_of(ONE), examples_of(STACK)
+def test_every_encoder_holds_out_the_same_episodes(read_examples: Callable[..., Examples]) -> None:
+    one, stack = read_examples(ONE), read_examples(STACK)
     for game in ("Breakout", "Pong"):
         assert set(stack.held_out[game]) <= set(one.held_out[game])
         assert set(stack.training[game]) <= set(one.training[game])
 
 
 @pytest.mark.parametrize("training_input", [ONE, STACK, PAIR])
-def test_a_validation_sees_all_that_is_held_out_in_the_same_batches_each_time(
-    training_input: TrainingInput, examples_of: Callable[..., Examples]
+def test_validation_uses_all_held_out_examples_in_the_same_batches_each_time(
+    training_input: TrainingInput, read_examples: Callable[..., Examples]
 ) -> None:
-    examples = examples_of(training_input)
+    examples = read_examples(training_input)
     first, second = (list(examples.validation(7)) for _ in range(2))
     for (game, batch), (other, again) in zip(first, second, strict=True):
         assert game == other and torch.equal(batch, again) and len(batch) <= 7
     for game, rows in examples.held_out.items():
-        seen = torch.cat([batch for of, batch in first if of == game])
-        newest = examples.take(rows, np.random.default_rng(0))
+        validated = torch.cat([batch for batch_game, batch in first if batch_game == game])
+        expected = examples.take(rows, np.random.default_rng(0))
         at = 0 if training_input.apart else -1
-        assert sorted(f.numpy().tobytes() for f in seen[:, at]) == sorted(
-            f.numpy().tobytes() for f in newest[:, at]
+        assert sorted(frame.numpy().tobytes() for frame in validated[:, at]) == sorted(
+            frame.numpy().tobytes() for frame in expected[:, at]
         )
 
 
-def test_more_than_fits_is_left_out_the_same_share_of_each_game(played: Backend) -> None:
-    snapshot = take_snapshot(played)
+def test_what_does_not_fit_into_memory_is_left_out_evenly(atari_store: Backend) -> None:
+    snapshot = take_snapshot(atari_store)
     whole = data.choose(snapshot, ["Breakout", "Pong"], (), [ONE], 1 << 30)
     assert whole.left_out == 0 and whole.frames == sum(m.frames for m in whole.segments)
-    some = data.choose(snapshot, ["Breakout", "Pong"], (), [ONE, STACK], 240 * 84 * 84)
+    some = data.choose(snapshot, ["Breakout", "Pong"], (), [ONE, STACK], 150 * 84 * 84)
     assert some.frames + some.left_out == whole.frames and some.left_out > 0
     for game in ("Breakout", "Pong"):
-        assert 60 < sum(m.frames for m in some.segments if m.game == game) <= 120
+        assert 40 < sum(m.frames for m in some.segments if m.game == game) <= 75
     assert set(some.segments) < set(whole.segments)
     with pytest.raises(UsageError, match="--memory-gb"):
         data.choose(snapshot, ["Breakout", "Pong"], (), [ONE], 5000)
 
 
-def test_policies_and_games_that_are_not_there(played: Backend) -> None:
-    snapshot = take_snapshot(played)
+def test_a_missing_policy_or_game_is_named(atari_store: Backend) -> None:
+    snapshot = take_snapshot(atari_store)
     with pytest.raises(
         MissingError, match="no frames of Pong played by expert \\(available: random"
     ):
@@ -169,7 +171,7 @@ def test_policies_and_games_that_are_not_there(played: Backend) -> None:
         data.choose(snapshot, ["Qbert"], (), [ONE], 1 << 30)
 
 
-def test_one_episode_cannot_be_split(store: Backend, kit: ModuleType) -> None:
+def test_training_needs_two_episodes(store: Backend, kit: ModuleType) -> None:
     kit.add_segment(store, 0)
     snapshot = take_snapshot(store)
     chosen = data.choose(snapshot, ["Pong"], (), [ONE], 1 << 30)
@@ -177,9 +179,9 @@ def test_one_episode_cannot_be_split(store: Backend, kit: ModuleType) -> None:
         data.read(snapshot, chosen.segments, ONE, 0.2)
 
 
-def test_the_digest_of_the_data_is_that_of_its_records(played: Backend, store: Backend) -> None:
-    snapshot = take_snapshot(played)
+def test_the_digest_of_the_data_depends_on_the_segments(atari_store: Backend) -> None:
+    snapshot = take_snapshot(atari_store)
     segments = snapshot.segments()
     digest = data.data_digest(snapshot, segments)
-    assert digest == data.data_digest(take_snapshot(played), segments)
+    assert digest == data.data_digest(take_snapshot(atari_store), segments)
     assert digest != data.data_digest(snapshot, segments[1:])

@@ -1,3 +1,5 @@
+"""The probe frames that wsa ships: the file, its frames, and the emulator that shows them."""
+
 from __future__ import annotations
 
 import collections
@@ -21,16 +23,10 @@ pytestmark = pytest.mark.usefixtures("whole_strip")
 
 
 @pytest.fixture(scope="module")
-def parts() -> list[probe_frames.GameFrames]:
-    found: list[probe_frames.GameFrames] = probe_frames.whole["load_frames"]()  # type: ignore[attr-defined]
-    return found
-
-
-@pytest.fixture(scope="module")
 def maker() -> Iterator[ModuleType]:
     folder = Path(__file__).parents[2] / "benchmarks/making"
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))  # As when it is run: it imports its neighbours.
+        patch.syspath_prepend(str(folder))  # The script imports its neighbors.
         spec = importlib.util.spec_from_file_location("make_strip", folder / "make_strip.py")
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -38,38 +34,39 @@ def maker() -> Iterator[ModuleType]:
         yield module
 
 
-def test_the_file_is_the_one_that_model_keys_were_made_with() -> None:
+def test_the_file_never_changes() -> None:
     assert probe_frames.frames_digest() == DIGEST
     assert probe_frames.PATH.stat().st_size < 1 << 20
 
 
-def test_it_holds_eight_frames_of_every_game(parts: list[probe_frames.GameFrames]) -> None:
-    assert [part.game for part in parts] == list(games.games())
-    assert all(part.frames.dtype == np.uint8 for part in parts)
-    shapes = collections.Counter(part.frames.shape for part in parts)
+def test_the_strip_has_eight_frames_of_every_game(strip: list[probe_frames.GameFrames]) -> None:
+    assert [part.game for part in strip] == list(games.games())
+    assert all(part.frames.dtype == np.uint8 for part in strip)
+    shapes = collections.Counter(part.frames.shape for part in strip)
     heights = {210: 91, 214: 1, 220: 1, 230: 1, 250: 10}
     assert shapes == {(8, height, 160, 3): count for height, count in heights.items()}
 
 
-def test_all_frames_of_a_game_differ(parts: list[probe_frames.GameFrames]) -> None:
-    for part in parts:
+def test_all_frames_of_a_game_differ(strip: list[probe_frames.GameFrames]) -> None:
+    for part in strip:
         assert len({hashing.frame_digest(frame) for frame in part.frames}) == 8, part.game
 
 
+@pytest.mark.variants
 @pytest.mark.parametrize("game", ["Pong", "Tetris", "Adventure"])
 def test_the_emulator_shows_the_same_frames(
-    game: str, parts: list[probe_frames.GameFrames], maker: ModuleType
+    game: str, strip: list[probe_frames.GameFrames], maker: ModuleType
 ) -> None:
-    frames = next(part.frames for part in parts if part.game == game)
+    frames = next(part.frames for part in strip if part.game == game)
     np.testing.assert_array_equal(frames, maker.play(game))
 
 
 @pytest.mark.slow
 def test_packing_the_frames_gives_the_same_bytes(
-    parts: list[probe_frames.GameFrames], maker: ModuleType
+    strip: list[probe_frames.GameFrames], maker: ModuleType
 ) -> None:
-    packed = maker.pack({part.game: part.frames for part in parts})
-    # The compressed bytes belong to the zlib at hand, so what they hold is compared.
+    packed = maker.pack({part.game: part.frames for part in strip})
+    # Compressed bytes depend on the version of zlib, so compare the arrays.
     other = np.load(io.BytesIO(packed), allow_pickle=False)
     with np.load(probe_frames.PATH, allow_pickle=False) as own:
         assert own.files == other.files

@@ -1,8 +1,7 @@
-"""`wsa encode --scheduler slurm` with a real SLURM, where one answers.
+"""`wsa encode --scheduler slurm` with a real SLURM, if one is available.
 
-`benchmarks/slurm_single_node.sh` makes one of this machine.
-
-Other jobs are left alone: only those are looked at whose working directory is the test's.
+`benchmarks/slurm_single_node.sh` sets one up on this machine. The tests only touch jobs whose
+working directory is that of the test.
 """
 
 from __future__ import annotations
@@ -41,21 +40,21 @@ SEGMENTS = 16
 WAIT_S = 900.0  # A busy machine imports torch for a minute, and gives a job little of its cores.
 
 
-def until(true: Callable[[], object], what: str, wait_s: float = WAIT_S) -> None:
+def wait_until(condition: Callable[[], object], failure: str, wait_s: float = WAIT_S) -> None:
     end = time.monotonic() + wait_s
-    while not true():
-        assert time.monotonic() < end, what
+    while not condition():
+        assert time.monotonic() < end, failure
         time.sleep(0.3)
 
 
 class Encode:
-    """`wsa encode` as a process of its own group."""
+    """`wsa encode` in a process group of its own."""
 
     def __init__(self, folder: Path, store: Path, output: str, workers: int, *more: str) -> None:
         self.folder = folder
         where = ["--store", str(store), "--output", output, "--workers", str(workers)]
-        self.said = folder / "stderr"
-        with self.said.open("w") as err, (folder / "stdout").open("w") as out:
+        self.log = folder / "stderr"
+        with self.log.open("w") as err, (folder / "stdout").open("w") as out:
             self.process = subprocess.Popen(
                 [*WSA, "encode", *MODEL, *JOB, *where, *more],
                 stdout=out,
@@ -66,11 +65,11 @@ class Encode:
             )
 
     def jobs(self) -> list[str]:
-        """Jobs that wait or run."""
+        """Return the jobs that wait or run."""
         return self._in_state("PD,CF,R,CG")
 
     def submitted(self) -> list[str]:
-        """Jobs that wait, run, or are over."""
+        """Return the jobs that wait, run, or have ended."""
         return self._in_state("all")
 
     def _in_state(self, states: str) -> list[str]:
@@ -79,18 +78,18 @@ class Encode:
         return [i for i, place in map(str.split, lines.splitlines()) if place == str(self.folder)]
 
     def done(self) -> int:
-        return self.said.read_text().count('"SegmentDone"')
+        return self.log.read_text().count('"SegmentDone"')
 
-    def begun(self) -> None:
-        until(lambda: self.done() or self.process.poll() is not None, "nothing was encoded")
-        assert self.process.poll() is None, self.said.read_text()
+    def wait_for_segment(self) -> None:
+        wait_until(lambda: self.done() or self.process.poll() is not None, "nothing was encoded")
+        assert self.process.poll() is None, self.log.read_text()
 
-    def ends(self) -> int:
+    def wait(self) -> int:
         return self.process.wait(WAIT_S)
 
     def result(self) -> dict[str, object]:
-        found: dict[str, object] = json.loads((self.folder / "stdout").read_text())
-        return found
+        result: dict[str, object] = json.loads((self.folder / "stdout").read_text())
+        return result
 
 
 @pytest.fixture(scope="module")
@@ -119,70 +118,64 @@ def encode(tmp_path, store):
 
 
 @pytest.mark.parametrize(("workers", "output"), [(1, "pooled"), (2, "cls")])
-def test_jobs_encode_and_are_gone(encode, workers, output):
+def test_jobs_encode_everything_and_end(encode, workers, output):
     run = encode(output, workers)
-    run.begun()
+    run.wait_for_segment()
     assert len(run.jobs()) == workers
-    assert run.ends() == 0, run.said.read_text()
+    assert run.wait() == 0, run.log.read_text()
     assert (run.result()["objects"], run.result()["set_aside"]) == (SEGMENTS, [])
-    until(lambda: not run.jobs(), "jobs are left", 30)
+    wait_until(lambda: not run.jobs(), "jobs are left", 30)
     assert len(list((run.folder / "cache" / "slurm").glob("*.out"))) == workers
-    assert not list(run.folder.glob("slurm-*")), "nothing is left where the command was given"
+    assert not list(run.folder.glob("slurm-*")), "no file is left in the working directory"
 
 
 def test_a_job_that_is_cancelled_in_the_queue_is_replaced(encode):
-    # It cannot begin before tomorrow, as long as it is not cancelled.
+    # Unless it is cancelled, the job begins tomorrow.
     run = encode("grid:5", 1, "--slurm-extra=--begin=now+1day")
-    until(run.jobs, "no job was submitted")
+    wait_until(run.jobs, "no job was submitted")
     (first,) = run.jobs()
     subprocess.run(["scancel", first], check=True)
-    began = time.monotonic()
-    until(lambda: len(run.submitted()) > 1, "no other job was submitted")
-    print(f"another was submitted after {time.monotonic() - began:.0f} s")
+    wait_until(lambda: len(run.submitted()) > 1, "no other job was submitted")
     (second,) = run.jobs()
     subprocess.run(["scontrol", "update", f"jobid={second}", "starttime=now"], check=True)
-    assert run.ends() == 0, run.said.read_text()
-    assert "is over (cancelled) and had no worker" in run.said.read_text()
+    assert run.wait() == 0, run.log.read_text()
+    assert "is over (cancelled) and had no worker" in run.log.read_text()
 
 
-def test_jobs_that_cannot_start_end_the_command_and_say_where_to_look(encode):
+def test_jobs_that_cannot_start_end_the_command(encode):
     run = encode("grid:4", 1, "--slurm-extra=--output=/no/such/folder/%j.out")
-    assert run.ends() == 6
-    assert "ended before they had a worker" in run.said.read_text()
+    assert run.wait() == 6
+    assert "ended before they had a worker" in run.log.read_text()
 
 
 @pytest.mark.parametrize(("cores", "output"), [("1", "grid:7"), ("2", "grid:6")])
 def test_a_job_that_is_cancelled_costs_an_attempt_and_is_replaced(encode, cores, output):
-    # With several workers in a job dask-jobqueue does nothing about it: JobKeeper must.
+    # dask-jobqueue does not replace a job with several workers; `JobKeeper` does.
     run = encode(output, 1, "--slurm-cores", cores, "--slurm-memory", f"{2 * int(cores)}GB")
-    run.begun()
+    run.wait_for_segment()
     (first,) = run.jobs()
     subprocess.run(["scancel", first], check=True)
-    began = time.monotonic()
-    until(lambda: len(run.submitted()) > 1, "no other job was submitted")
-    print(
-        f"with {cores} workers a job, another was submitted after {time.monotonic() - began:.0f} s"
-    )
-    # It can finish only if another job came.
-    assert run.ends() == 0, run.said.read_text()
+    wait_until(lambda: len(run.submitted()) > 1, "no other job was submitted")
+    # The command only finishes with another job.
+    assert run.wait() == 0, run.log.read_text()
     assert (run.result()["objects"], run.result()["set_aside"]) == (SEGMENTS, [])
-    assert run.said.read_text().count('"worker-died"') >= 1
-    until(lambda: not run.jobs(), "jobs are left", 30)
+    assert run.log.read_text().count('"worker-died"') >= 1
+    wait_until(lambda: not run.jobs(), "jobs are left", 30)
 
 
 @pytest.mark.parametrize(
     ("number", "code", "output"), [(signal.SIGINT, 130, "grid:2"), (signal.SIGTERM, 143, "grid:3")]
 )
-def test_who_stops_the_driver_stops_its_jobs(encode, number, code, output):
+def test_stopping_the_command_ends_its_jobs(encode, number, code, output):
     run = encode(output, 2)
-    run.begun()
+    run.wait_for_segment()
     run.process.send_signal(number)
-    assert run.ends() == code, run.said.read_text()
+    assert run.wait() == code, run.log.read_text()
     assert 0 < run.done() < SEGMENTS
-    until(lambda: not run.jobs(), "jobs are left", 30)
+    wait_until(lambda: not run.jobs(), "jobs are left", 30)
 
 
-def test_what_slurm_refuses_ends_the_command(encode):
+def test_a_refused_job_ends_the_command(encode):
     run = encode("pooled+rp:8", 1, "--slurm-memory", "900000GB")
-    assert run.ends() == 6
-    assert "SLURM refused the jobs" in run.said.read_text()
+    assert run.wait() == 6
+    assert "SLURM refused the jobs" in run.log.read_text()

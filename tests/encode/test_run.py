@@ -1,6 +1,8 @@
+"""What one `encode` does to a store: passes, copies, rows, errors, and repeated commands."""
+
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -9,94 +11,89 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dask import config
 from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder, stored
-from wsa.encode.jobs import cluster, tasks
+from wsa.encode.jobs import tasks
 from wsa.encode.jobs.events import Event, ModelReady, Planned, SegmentDone
 from wsa.encode.jobs.plan import make_plan
-from wsa.encode.jobs.run import EncodeReport, encode
+from wsa.encode.jobs.run import EncodeReport
 from wsa.encode.models import registry
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import identity, probe_frames
 from wsa.encode.registration.register import Registered
 from wsa.store.backends.base import Backend
-from wsa.store.common.errors import ConflictError, MissingError, StorageError, UsageError, WsaError
+from wsa.store.common.errors import ConflictError, MissingError, WsaError
 from wsa.store.format.records import SegmentMeta
 from wsa.store.maintenance.verify import verify
+from wsa.store.objects import writer
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
 
 Ask = Callable[..., Request]
+Encode = Callable[..., EncodeReport]
 Fill = Callable[..., list[SegmentMeta]]
 PROBES = len(probe_frames.probe_inputs())
 
-
-def run(store: Backend, *requests: Request, games: Sequence[str] = (), **more: Any) -> EncodeReport:
-    return encode(store, requests, games, scheduler="inproc", device="cpu", **more)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_workers() -> None:
-    tasks._models.clear()
+pytestmark = pytest.mark.usefixtures("fresh_workers")
 
 
 def check_rows(
     store: Backend,
     numbers: dict[tuple[str, int], list[int]],
     request: Request,
-    encoder_of: Callable[..., Encoder],
+    make_encoder: Callable[..., Encoder],
     noise: Callable[[int], NDArray[np.uint8]],
 ) -> None:
-    """Every stored row is what the model gives for that frame."""
+    """Check that every stored row is what the model gives for that frame."""
     snapshot = take_snapshot(store)
     spec = identity.find_model(snapshot, request)
     assert spec is not None
-    encoder = encoder_of(request)
+    encoder = make_encoder(request)
     metas = {(m.game, m.start): m for m in snapshot.segments()}
     assert len(snapshot.embeddings(model=spec.key)) == len(numbers)
     for (game, start), shown in numbers.items():
-        found = snapshot.read_embedding(game, spec.key, metas[game, start].segment)
-        wanted = stored(encoder(np.stack([noise(n) for n in shown])))
-        np.testing.assert_array_equal(found, wanted)
-        assert found.dtype == np.float16
+        embedding = snapshot.read_embedding(game, spec.key, metas[game, start].segment)
+        expected = stored(encoder(np.stack([noise(n) for n in shown])))
+        np.testing.assert_array_equal(embedding, expected)
+        assert embedding.dtype == np.float16
 
 
 def test_the_same_encoding_elsewhere_gives_the_same_bytes(
-    store: Backend, tmp_path: Path, fill: Fill, tiny: Ask
+    store: Backend, tmp_path: Path, fill: Fill, small: Ask, encode_all: Encode
 ) -> None:
-    """P20: what differs between two such stores is who wrote when, and the folders' names."""
+    """P20: only authors, times, and names of folders differ between two such stores."""
     other = open_store(str(tmp_path / "other"), create=True)
-    for place in (store, other):
-        fill(place, [[0, 1, 2, 3], [3, 4, 0]])
-        run(place, tiny("resnet"), tiny("vit", "grid:2+pca:32"))
+    for backend in (store, other):
+        fill(backend, [[0, 1, 2, 3], [3, 4, 0]])
+        encode_all(backend, small("a"), small("b", "grid:2+pca:32"))
     files = [
-        {path: commit.files for path, commit in take_snapshot(place).commits.items()}
-        for place in (store, other)
+        {path: commit.files for path, commit in take_snapshot(backend).commits.items()}
+        for backend in (store, other)
     ]
     assert len(files[0]) == 2 * 2 + 2 + 2 * 2
     assert files[0] == files[1]
 
 
-def test_it_encodes_each_frame_once_and_tells_what_it_did(
+def test_each_frame_goes_through_each_model_once_and_events_count_the_passes(
     store: Backend,
     fill: Fill,
-    tiny: Ask,
-    encoder_of: Callable[..., Encoder],
+    small: Ask,
+    encode_all: Encode,
+    make_encoder: Callable[..., Encoder],
     noise: Callable[[int], NDArray[np.uint8]],
-    ran: list[int],
+    batch_sizes: list[int],
 ) -> None:
-    pong = [[0, 1, 2, 3], [3, 4, 0], [5, 6, 1], [4, 3]]  # The last has only copies,
-    breakout = [[0, 7], [7, 8, 2, 8]]  # and this one repeats a frame.
+    pong = [[0, 1, 2, 3], [3, 4, 0], [5, 6, 1], [4, 3]]  # The last one only copies.
+    breakout = [[0, 7], [7, 8, 2, 8]]  # The last one repeats a frame.
     fill(store, pong)
     fill(store, breakout, "Breakout")
     events: list[Event] = []
-    report = run(store, tiny("resnet"), tiny("vit"), listen=events.append)
+    report = encode_all(store, small("a"), small("b"), listen=events.append)
     assert report.passes == 9 * 2 and report.copied == (12 + 6 - 9) * 2 and report.present == 0
-    # Besides the frames of the plan, each model saw the probe frames when it was registered, after
-    # a frame that warmed it up, and when the worker opened it, and no more.
-    assert sum(ran) == report.passes + 2 * (2 * PROBES + 1)
+    # Besides the frames of the plan, each model saw one frame that warmed it up, and the probe
+    # frames when it was registered and when the worker opened it.
+    assert sum(batch_sizes) == report.passes + 2 * (2 * PROBES + 1)
     ready = [e for e in events if isinstance(e, ModelReady)]
     (planned,) = [e for e in events if isinstance(e, Planned)]
     done = [e for e in events if isinstance(e, SegmentDone)]
@@ -111,113 +108,113 @@ def test_it_encodes_each_frame_once_and_tells_what_it_did(
     assert all(e.seconds > 0 for e in snapshot.embeddings() if e.passes)
     numbers = {("Pong", at): shown for at, shown in enumerate(pong)}
     numbers |= {("Breakout", at): shown for at, shown in enumerate(breakout)}
-    ran.clear()
-    for name in ("resnet", "vit"):
-        check_rows(store, numbers, tiny(name), encoder_of, noise)
+    for name in ("a", "b"):
+        check_rows(store, numbers, small(name), make_encoder, noise)
     assert verify(store).damage == () and verify(store).leftovers == 0
 
 
-def test_a_second_run_does_nothing_and_a_new_segment_only_itself(
-    store: Backend, fill: Fill, tiny: Ask, tree: Callable[[], dict[str, str]], ran: list[int]
+def test_a_repeated_command_does_nothing_and_later_encodes_only_the_new_segment(
+    store: Backend,
+    fill: Fill,
+    small: Ask,
+    encode_all: Encode,
+    tree: Callable[[], dict[str, str]],
+    batch_sizes: list[int],
 ) -> None:
     fill(store, [[0, 1, 2], [2, 3]])
-    first = run(store, tiny("resnet"))
+    first = encode_all(store, small())
     before = tree()
-    ran.clear()
+    batch_sizes.clear()
     events: list[Event] = []
-    again = run(store, tiny("resnet"), listen=events.append)
+    again = encode_all(store, small(), listen=events.append)
     assert again.passes == again.copied == 0 and again.done == () and again.present == 2
-    assert events == [Planned(0, 0, 0)] and not ran
+    assert events == [Planned(0, 0, 0)] and not batch_sizes
     assert [m.spec for m in again.models] == [m.spec for m in first.models]
     assert tree() == before
     fill(store, [[3, 4, 0, 5]], first=2)
-    later = run(store, tiny("resnet"))
+    later = encode_all(store, small())
     assert (later.passes, later.copied, later.present, len(later.done)) == (2, 2, 2, 1)
-    assert before.items() <= tree().items(), "what was there is untouched"
+    assert before.items() <= tree().items(), "existing files are untouched"
 
 
-def test_only_the_games_asked_for_are_encoded(store: Backend, fill: Fill, tiny: Ask) -> None:
+def test_only_the_requested_games_are_encoded(
+    store: Backend, fill: Fill, small: Ask, encode_all: Encode
+) -> None:
     fill(store, [[0, 1]])
     fill(store, [[1, 2]], "Breakout")
-    assert run(store, tiny("resnet"), games=["Breakout"]).passes == 2
+    assert encode_all(store, small(), games=["Breakout"]).passes == 2
     assert {e.game for e in take_snapshot(store).embeddings()} == {"Breakout"}
-    rest = run(store, tiny("resnet"))
+    rest = encode_all(store, small())
     assert (rest.passes, rest.copied, rest.present) == (1, 1, 1)
 
 
-def test_without_frames_it_says_how_to_get_some(store: Backend, fill: Fill, tiny: Ask) -> None:
+def test_without_frames_the_error_says_how_to_collect_them(
+    store: Backend, fill: Fill, small: Ask, encode_all: Encode
+) -> None:
     with pytest.raises(MissingError, match="wsa collect") as caught:
-        run(store, tiny("resnet"))
+        encode_all(store, small())
     assert caught.value.kind == "no-frames"
     fill(store, [[0]])
     with pytest.raises(MissingError, match="wsa collect --game Seaquest"):
-        run(store, tiny("resnet"), games=["Seaquest"])
+        encode_all(store, small(), games=["Seaquest"])
     assert take_snapshot(store).models == []
-
-
-class Poisoned:
-    """`models.build` of a model that gives NaN for bright frames once it is registered."""
-
-    def __init__(self) -> None:
-        self._build = registry.build
-
-    def __call__(self, request: Request) -> Any:
-        module = self._build(request)
-        forward = module.forward_features
-
-        def poisoned(pixels: Any) -> Any:
-            features = forward(pixels)
-            return features * float("nan") if pixels.mean() > 0.9 else features
-
-        module.forward_features = poisoned
-        return module
 
 
 def test_nan_is_set_aside_with_its_segment_and_model_and_the_rest_is_done(
     store: Backend,
     kit: ModuleType,
-    segment_of: Callable[..., Any],
+    make_segment: Callable[..., Any],
     fill: Fill,
-    tiny: Ask,
+    small: Ask,
+    encode_all: Encode,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from wsa.store.objects import writer
+    build = registry.build
+
+    def build_poisoned(request: Request) -> Any:
+        """A model that gives NaN for frames brighter than the probe frames."""
+        module = build(request)
+        forward = module.forward_features
+        module.forward_features = lambda pixels: (
+            forward(pixels) * (float("nan") if pixels.mean() > 0.9 else 1)
+        )
+        return module
 
     fill(store, [[0, 1]])
-    bright = np.full((12, 10, 3), 255, np.uint8)
-    bad, arrays = segment_of(1, [bright])
-    writer.commit_segment(store, bad, arrays)
-    monkeypatch.setattr(registry, "build", Poisoned())
-    report = run(store, tiny("resnet"))
+    bright, arrays = make_segment(1, [np.full((12, 10, 3), 255, np.uint8)])
+    writer.commit_segment(store, bright, arrays)
+    monkeypatch.setattr(registry, "build", build_poisoned)
+    report = encode_all(store, small())
     (failed,) = report.failed
     assert type(failed.error) is ConflictError
     assert (failed.error.kind, report.exit_code, failed.attempts) == ("not-finite", 4, 3)
     (key,) = take_snapshot(store).models
-    assert bad.segment in str(failed.error) and key in str(failed.error)
-    assert (failed.model, failed.game, failed.segment) == (key, "Pong", bad.segment)
-    assert [d.segment for d in report.done] != [bad.segment] and len(report.done) == 1
-    assert not [p for p in kit.paths(store) if f"embeddings/{key}/{bad.segment}" in p]
+    assert bright.segment in str(failed.error) and key in str(failed.error)
+    assert (failed.model, failed.game, failed.segment) == (key, "Pong", bright.segment)
+    assert [done.segment for done in report.done] != [bright.segment] and len(report.done) == 1
+    assert not [path for path in kit.paths(store) if f"embeddings/{key}/{bright.segment}" in path]
     assert verify(store).damage == () and verify(store).leftovers == 0
 
 
 @pytest.mark.parametrize(
     "error", [MissingError("no-weights", "m"), ConflictError("step-error", "m")]
 )
-def test_an_error_of_a_worker_arrives_as_itself(
-    error: WsaError, store: Backend, fill: Fill, tiny: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_a_worker_is_raised_as_it_is(
+    error: WsaError, store: Backend, fill: Fill, small: Ask, encode_all: Encode,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     def fail(request: Request) -> Any:
         raise error
 
     fill(store, [[0]])
     monkeypatch.setattr(registry, "build", fail)
     with pytest.raises(type(error)) as caught:
-        run(store, tiny("resnet"))
+        encode_all(store, small())
     assert (caught.value.kind, str(caught.value)) == (error.kind, "m")
 
 
-def test_an_interrupt_leaves_the_store_whole_and_the_rest_for_next_time(
-    store: Backend, fill: Fill, tiny: Ask
+def test_an_interrupted_encoding_keeps_its_commits_and_the_same_command_does_the_rest(
+    store: Backend, fill: Fill, small: Ask, encode_all: Encode
 ) -> None:
     fill(store, [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(12)])
 
@@ -226,138 +223,83 @@ def test_an_interrupt_leaves_the_store_whole_and_the_rest_for_next_time(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(store, tiny("resnet"), listen=interrupt)
+        encode_all(store, small(), listen=interrupt)
     assert verify(store).damage == ()
     done = len(take_snapshot(store).embeddings())
     assert 1 <= done < 12
-    rest = run(store, tiny("resnet"))
+    rest = encode_all(store, small())
     assert rest.passes == 36 - 3 * done and rest.present == done
     assert verify(store).leftovers == 0
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e6])
-def test_a_frame_has_one_embedding_in_whichever_segment_it_stands(
-    scale: float, store: Backend, fill: Fill, tiny: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where another frame's is too large for half precision."""
+def test_a_frame_has_the_same_embedding_in_every_segment(
+    scale: float, store: Backend, fill: Fill, small: Ask, encode_all: Encode,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Also beside a frame whose embedding is too large for half precision."""
     real = Encoder.__call__
 
-    def large(self: Encoder, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        found = real(self, frames)
+    def enlarge(self: Encoder, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        embedding = real(self, frames)
         bright = frames.reshape(len(frames), -1).mean(axis=1) > 127.5
-        return np.where(bright[:, None], scale * found, found)
+        return np.where(bright[:, None], scale * embedding, embedding)
 
-    monkeypatch.setattr(Encoder, "__call__", large)
+    monkeypatch.setattr(Encoder, "__call__", enlarge)
     fill(store, [[0, 1, 2, 3], [4], [5]])
-    report = run(store, tiny("resnet"))
-    (key,) = (m.spec.key for m in report.models)
-    segments = fill(store, [[0, 1, 2, 3, 4, 5]], "Breakout")
-    run(store, tiny("resnet"))
+    (key,) = (model.spec.key for model in encode_all(store, small()).models)
+    (meta,) = fill(store, [[0, 1, 2, 3, 4, 5]], "Breakout")
+    encode_all(store, small())
     snapshot = take_snapshot(store)
-    joined = snapshot.read_embedding("Breakout", key, segments[0].segment)
+    together = snapshot.read_embedding("Breakout", key, meta.segment)
     apart = [snapshot.read_embedding("Pong", key, m.segment) for m in snapshot.segments("Pong")]
-    np.testing.assert_array_equal(joined, np.concatenate(apart))
-    assert joined.dtype == (np.float16 if scale == 1 else np.float32)
-    large_rows = np.abs(joined).max(axis=1) > 65504
-    assert (scale > 1) == large_rows.any() and not large_rows.all()
-    # The others are rounded as ever, although they stand beside large ones.
-    small = joined[~large_rows]
-    np.testing.assert_array_equal(small, small.astype(np.float16))
+    np.testing.assert_array_equal(together, np.concatenate(apart))
+    assert together.dtype == (np.float16 if scale == 1 else np.float32)
+    too_large = np.abs(together).max(axis=1) > 65504
+    assert (scale > 1) == too_large.any() and not too_large.all()
+    # Rows that fit into half precision are rounded to it, even beside large ones.
+    fitting = together[~too_large]
+    np.testing.assert_array_equal(fitting, fitting.astype(np.float16))
 
 
-def registered(store: Backend, request: Request) -> str:
-    made = tasks.register_model(store.url, request, 0.1, "cpu", 0)
-    assert isinstance(made, Registered)
-    return made.spec.key
+def plan_task(
+    store: Backend, request: Request
+) -> tuple[tasks.TaskSettings, list[tuple[Any, ...]], int]:
+    """Register a model; the settings of its tasks, the items of each segment, and their passes."""
+    registered = tasks.register_model(store.url, request, 0.1, "cpu", 0)
+    assert isinstance(registered, Registered)
+    key = registered.spec.key
+    plan = make_plan(take_snapshot(store), [key], ["Pong"])
+    settings = tasks.TaskSettings(store.url, {key: "random"}, {key: "torch"}, "cpu")
+    return settings, [tuple(items) for items in plan.by_segment()], plan.passes
 
 
 def test_tasks_of_one_worker_may_run_in_several_threads(
-    store: Backend, fill: Fill, tiny: Ask, ran: list[int]
+    store: Backend, fill: Fill, small: Ask, batch_sizes: list[int]
 ) -> None:
     fill(store, [[2 * i, 2 * i + 1] for i in range(8)])
-    key = registered(store, tiny("resnet"))
-    plan = make_plan(take_snapshot(store), [key], ["Pong"])
-    settings = tasks.TaskSettings(store.url, {key: "random"}, {key: "torch"}, "cpu")
-    ran.clear()
+    settings, works, passes = plan_task(store, small())
+    batch_sizes.clear()
     with ThreadPoolExecutor(4) as pool:
-        found = [*pool.map(partial(tasks.embed, settings), plan.by_segment())]
+        results = [*pool.map(partial(tasks.embed, settings), works)]
     shapes = [
-        e.rows.shape for (e,) in found if isinstance(e, tasks.Embedded) and e.rows is not None
+        e.rows.shape for (e,) in results if isinstance(e, tasks.Embedded) and e.rows is not None
     ]
-    assert shapes == [(2, 96)] * 8
-    assert sum(ran) == plan.passes + PROBES, "the model was opened once"
+    assert shapes == [(2, 16)] * 8
+    assert sum(batch_sizes) == passes + PROBES, "the model was opened once"
 
 
 def test_committing_twice_writes_once(
-    store: Backend, fill: Fill, tiny: Ask, ran: list[int]
+    store: Backend, fill: Fill, small: Ask, batch_sizes: list[int]
 ) -> None:
     fill(store, [[0, 1]])
-    key = registered(store, tiny("resnet"))
-    (items,) = make_plan(take_snapshot(store), [key], ["Pong"]).by_segment()
-    settings = tasks.TaskSettings(store.url, {key: "random"}, {key: "torch"}, "cpu")
+    settings, (items,), _ = plan_task(store, small())
     embedded = tasks.embed(settings, items)
     (one,), (two,) = (tasks.commit(settings, items, embedded) for _ in range(2))
     assert isinstance(one, SegmentDone) and isinstance(two, SegmentDone)
     assert (one.passes, one.segment) == (two.passes, two.segment)
-    ran.clear()
+    batch_sizes.clear()
     (again,) = tasks.encode_segment(settings, items)
     assert isinstance(again, SegmentDone) and again.passes == again.copied == 0
-    assert not ran, "what is committed does not run again"
+    assert not batch_sizes, "a committed segment does not run again"
     assert len(take_snapshot(store).embeddings()) == 1 and verify(store).leftovers == 0
-
-
-@pytest.mark.parametrize("name", ["", "inprocess", "pbs"])
-def test_an_unknown_scheduler_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="inproc"), cluster.connect(name, 0):
-        pass
-
-
-@pytest.mark.parametrize("name", ["foo://bar:1", "tcp://", "tcp://localhost", "tcp://127.0.0.1:x"])
-def test_what_is_no_address_is_refused(name: str) -> None:
-    said = f"--scheduler {name}: .*tcp://HOST:PORT"
-    with pytest.raises(UsageError, match=said) as caught, cluster.connect(name, 0):
-        pass
-    assert "\n" not in str(caught.value)
-
-
-def test_a_scheduler_that_does_not_answer_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "WAIT_FOR_ANSWER_S", 1)
-    before = config.get("scheduler", None)
-    with (
-        pytest.raises(StorageError, match="dask scheduler") as caught,
-        cluster.connect("tcp://127.0.0.1:1", 0),
-    ):
-        pass
-    assert caught.value.kind == "unavailable"
-    assert config.get("scheduler", None) == before, "the caller's own Dask is as it was"
-
-
-@pytest.mark.parametrize("name", ["inproc", "tcp://127.0.0.1:1"])
-def test_a_number_of_workers_that_nobody_heeds_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="--workers 3"), cluster.connect(name, 3):
-        pass
-
-
-def test_workers_that_do_not_start_are_not_waited_for_without_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(cluster, "WAIT_FOR_PROCESSES_S", 0.1)
-    monkeypatch.setattr(cluster, "_keep_scaled", lambda *_: None)
-    with (
-        pytest.raises(StorageError, match="Of 1 worker processes here 0 started"),
-        cluster.connect("local", 1, "cpu"),
-    ):
-        pass
-
-
-def test_a_scheduler_without_workers_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    from distributed import LocalCluster
-
-    monkeypatch.setattr(cluster, "WAIT_FOR_WORKERS_S", 0.5)
-    with LocalCluster(n_workers=0, dashboard_address=cluster._ANY_PORT) as empty:
-        where: str = empty.scheduler_address  # type: ignore[attr-defined]
-        with (
-            pytest.raises(StorageError, match=f"dask worker {where}"),
-            cluster.connect(where, 0),
-        ):
-            pass

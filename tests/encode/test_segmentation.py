@@ -1,3 +1,5 @@
+"""The network that segments moving objects: size, masks, motion, loss, and learning."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,18 +14,20 @@ from wsa.store.backends.base import Backend
 from wsa.store.objects.snapshot import take_snapshot
 
 
-def test_it_has_the_size_and_the_cost_of_the_papers(cost: Callable[..., tuple[int, int]]) -> None:
+def test_the_size_and_the_cost_equal_those_of_the_paper(
+    measure_cost: Callable[..., tuple[int, int]],
+) -> None:
     masks = ObjectMasks()
     assert sum(p.numel() for p in MovingObjects().parameters()) == 7_142_086
-    assert cost(masks, lambda x: masks.masks(masks(x)), torch.rand(1, 2, 84, 84)) == (
+    assert measure_cost(masks, lambda x: masks.masks(masks(x)), torch.rand(1, 2, 84, 84)) == (
         7_120_540,
         62_233_344,
     )
-    # Decoding what a store keeps is most of it.
-    assert cost(masks, masks.masks, torch.rand(1, 512))[1] == 54_528_768
+    # Most of the cost is decoding.
+    assert measure_cost(masks, masks.masks, torch.rand(1, 512))[1] == 54_528_768
 
 
-def test_the_code_gives_the_masks_exactly() -> None:
+def test_a_code_decodes_to_the_same_masks() -> None:
     network = MovingObjects().eval()
     pixels = torch.rand(2, 2, 84, 84)
     with torch.inference_mode():
@@ -31,19 +35,19 @@ def test_the_code_gives_the_masks_exactly() -> None:
         masks = network(pixels)[0]
         assert code.shape == (2, 512) and masks.shape == (2, 20, 84, 84)
         assert torch.equal(network.objects.masks(code), masks)
-        # A store keeps the code in half precision: what is read back decodes to the same bits as
-        # what is computed live, which is rounded in the same way.
+        # A store keeps the code in half precision. Live codes are rounded in the same way, so they
+        # decode to the same bits.
         kept = code.half().numpy()
         live = network.objects.masks(code.half().float())
         assert torch.equal(network.objects.masks(torch.from_numpy(kept).float()), live)
         assert (live - masks).abs().max() < 1e-3
 
 
-def test_a_warp_is_that_of_a_loop_over_pixels() -> None:
+def test_a_warp_equals_a_loop_over_pixels() -> None:
     rng = np.random.default_rng(0)
     frame = rng.random((6, 9))
     motion = rng.normal(0, 2, (2, 6, 9))
-    found = warp(torch.from_numpy(frame)[None, None], torch.from_numpy(motion)[None])[0, 0]
+    warped = warp(torch.from_numpy(frame)[None, None], torch.from_numpy(motion)[None])[0, 0]
     for y in range(6):
         for x in range(9):
             down = min(max(y + motion[0, y, x], 0), 5)
@@ -51,37 +55,36 @@ def test_a_warp_is_that_of_a_loop_over_pixels() -> None:
             top, left = int(down), int(across)
             bottom, right = min(top + 1, 5), min(left + 1, 8)
             a, b = down - top, across - left
-            wanted = (1 - a) * ((1 - b) * frame[top, left] + b * frame[top, right]) + a * (
+            expected = (1 - a) * ((1 - b) * frame[top, left] + b * frame[top, right]) + a * (
                 (1 - b) * frame[bottom, left] + b * frame[bottom, right]
             )
-            assert found[y, x].item() == pytest.approx(wanted, abs=1e-6)
+            assert warped[y, x].item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_second_frame_moved_back_is_the_first() -> None:
-    # What moved one pixel down and two right is looked up there.
+def test_the_second_frame_warped_back_is_the_first() -> None:
     first = torch.rand(1, 1, 12, 12)
     second = first.roll((1, 2), (2, 3))
     motion = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1).expand(1, 2, 12, 12)
     torch.testing.assert_close(warp(second, motion)[..., :-1, :-2], first[..., :-1, :-2])
 
 
-def test_flow_is_the_sum_of_the_objects_and_the_camera() -> None:
+def test_the_flow_is_the_sum_of_objects_and_camera() -> None:
     masks, shifts, camera = torch.rand(2, 3, 4, 5), torch.randn(2, 3, 2), torch.randn(2, 2)
-    wanted = torch.zeros(2, 2, 4, 5)
+    expected = torch.zeros(2, 2, 4, 5)
     for d in range(2):
-        wanted[:, d] = camera[:, d, None, None]
+        expected[:, d] = camera[:, d, None, None]
         for k in range(3):
-            wanted[:, d] += masks[:, k] * shifts[:, k, d, None, None]
-    torch.testing.assert_close(flow(masks, shifts, camera), 0.84 * wanted)
+            expected[:, d] += masks[:, k] * shifts[:, k, d, None, None]
+    torch.testing.assert_close(flow(masks, shifts, camera), 0.84 * expected)
 
 
-def test_similarity_is_that_of_each_window() -> None:
+def test_the_structural_similarity_equals_a_loop_over_windows() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.random((2, 13, 12))
     at = np.arange(11) - 5
     window = np.exp(-(at[:, None] ** 2 + at**2) / (2 * 1.5**2))
     window /= window.sum()
-    each = []
+    similarities = []
     for y in range(3):
         for x in range(2):
             p, q = a[y : y + 11, x : x + 11], b[y : y + 11, x : x + 11]
@@ -89,13 +92,12 @@ def test_similarity_is_that_of_each_window() -> None:
             vp, vq = (window * (p - mp) ** 2).sum(), (window * (q - mq) ** 2).sum()
             both = (window * (p - mp) * (q - mq)).sum()
             like = (2 * mp * mq + 1e-4) * (2 * both + 9e-4)
-            each.append(like / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
+            similarities.append(like / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
     images = [torch.tensor(i, dtype=torch.float32)[None, None] for i in (a, b)]
-    found = ssim(images[0], images[1])
-    assert found.item() == pytest.approx(np.mean(each), abs=1e-4)
+    assert ssim(images[0], images[1]).item() == pytest.approx(np.mean(similarities), abs=1e-4)
 
 
-def test_the_weight_of_motion_grows_to_one() -> None:
+def test_the_weight_of_the_motion_grows_to_one() -> None:
     torch.manual_seed(0)
     network = MovingObjects()
     examples = torch.rand(2, 2, 84, 84)
@@ -110,35 +112,35 @@ def test_the_weight_of_motion_grows_to_one() -> None:
     assert [network.learning_rate(1e-4, s, 500_000) for s in (0, 250_000)] == [1e-4, 5e-5]
 
 
-def test_it_is_shown_two_consecutive_frames_in_order(
-    examples_of: Callable[..., Examples], played: Backend
+def test_an_example_is_two_consecutive_frames_in_order(
+    read_examples: Callable[..., Examples], atari_store: Backend
 ) -> None:
-    """Not one frame twice, and not means of frames, as the paper's authors ran it."""
-    examples = examples_of(MovingObjects.training_input, "Pong")
+    """As the authors ran it: not one frame twice, and not means of frames."""
+    examples = read_examples(MovingObjects.training_input, "Pong")
     rows = np.sort(np.concatenate([examples.training["Pong"], examples.held_out["Pong"]]))
-    seen = examples.take(rows, np.random.default_rng(0)).numpy()
-    snapshot = take_snapshot(played)
-    wanted = []
+    pairs = examples.take(rows, np.random.default_rng(0)).numpy()
+    snapshot = take_snapshot(atari_store)
+    expected = []
     for meta in snapshot.segments("Pong"):
-        shown = levels(snapshot.read_frames(meta), MovingObjects.training_input)
+        screens = levels(snapshot.read_frames(meta), MovingObjects.training_input)
         row = snapshot.read_rows(meta)
         for i in range(1, meta.rows):
             if row["action"][i] >= 0 and not row["is_first"][i]:
-                wanted.append([shown[row["frame"][i - 1]], shown[row["frame"][i]]])
-    np.testing.assert_array_equal(seen, np.array(wanted))
-    changed = (seen[:, 0] != seen[:, 1]).any(axis=(1, 2))
+                expected.append([screens[row["frame"][i - 1]], screens[row["frame"][i]]])
+    np.testing.assert_array_equal(pairs, np.array(expected))
+    changed = (pairs[:, 0] != pairs[:, 1]).any(axis=(1, 2))
     assert changed.mean() > 0.5
-    assert scale(torch.from_numpy(seen), "cpu").max() > 0.5  # Not divided by 255 twice.
+    assert scale(torch.from_numpy(pairs), "cpu").max() > 0.5  # Not divided by 255 twice.
 
 
 @pytest.mark.slow
-def test_it_learns_from_motion(
-    examples_of: Callable[..., Examples], fit: Callable[..., list[float]]
+def test_the_network_learns_from_motion(
+    read_examples: Callable[..., Examples], overfit: Callable[..., list[float]]
 ) -> None:
     torch.manual_seed(0)
-    examples = scale(examples_of(MovingObjects.training_input, "Pong").draw(1, 1, 4), "cpu")
+    examples = scale(read_examples(MovingObjects.training_input, "Pong").draw(1, 1, 4), "cpu")
     network = MovingObjects()
-    losses = fit(network, examples, 50, 1e-3)
+    losses = overfit(network, examples, 50, 1e-3)
     assert losses[-1] < 0.9 * losses[0]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Models that look at several frames: encoded, looked up and run live, on a real game."""
+"""Models that see several consecutive frames: planned, encoded, looked up, and run live."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 
 from wsa.encode.inference.encoder import Encoder, stored
 from wsa.encode.inference.preprocess import preprocess
-from wsa.encode.jobs import tasks
+from wsa.encode.jobs.dry_run import Estimate
 from wsa.encode.jobs.plan import make_plan
-from wsa.encode.jobs.run import encode
+from wsa.encode.jobs.run import EncodeReport
 from wsa.encode.live.live_encoder import LiveEncoder
 from wsa.encode.models.registry import Request
 from wsa.encode.registration import identity, probe_frames, register
 from wsa.encode.registration.register import open_model
 from wsa.learn.collect.collect import collect, plan_collection
-from wsa.learn.envs import atari as games
+from wsa.learn.envs import atari
 from wsa.store.backends.base import Backend
 from wsa.store.common import hashing, names
 from wsa.store.common.errors import ConflictError, UsageError
@@ -40,38 +40,67 @@ from wsa.store.objects.snapshot import Snapshot, take_snapshot
 
 Ask = Callable[..., Request]
 Frames = NDArray[np.uint8]
-Stacked = Callable[..., Request]
+Encode = Callable[..., EncodeReport]
 
-
-@pytest.fixture(autouse=True)
-def _fresh_workers() -> None:
-    tasks._models.clear()
+pytestmark = pytest.mark.usefixtures("fresh_workers")
 
 
 def play(backend: Backend, steps: int, game: str = "Breakout", seed: int = 1) -> None:
-    """Play a little, in segments of 24 steps that are cut inside episodes."""
-    protocol = games.protocol(game, "classic", max_steps=40)
+    """Play a little, in segments of 12 steps that are cut inside episodes."""
+    protocol = atari.protocol(game, "classic", max_steps=20)
     plan = plan_collection(
         take_snapshot(backend), game, protocol,
-        steps=steps, num_envs=2, policy="random", seed=seed, segment_steps=24,
+        steps=steps, num_envs=2, policy="random", seed=seed, segment_steps=12,
     )  # fmt: skip
     collect(plan, backend)
 
 
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A read-only store of Breakout, encoded by a model that sees four frames."""
+
+    folder: Path
+    estimate: Estimate
+    report: EncodeReport
+    repeated: Estimate
+
+    @property
+    def store(self) -> Backend:
+        return open_store(str(self.folder))
+
+
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that has been played into."""
+    """A store of 72 steps of Breakout."""
     store = open_store(str(tmp_path_factory.mktemp("template") / "store"), create=True)
-    play(store, 144)
+    play(store, 72)
     assert any(snap.read_array(m, "context").any() for snap, m in segments(store))
     return Path(store.url)
 
 
 @pytest.fixture
 def played(template: Path, tmp_path: Path) -> Backend:
-    """A store like it."""
+    """A copy of that store."""
     shutil.copytree(template, tmp_path / "played", copy_function=os.link)
     return open_store(str(tmp_path / "played"))
+
+
+@pytest.fixture(scope="module")
+def encoded(
+    template: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    small: Ask,
+    encode_all: Encode,
+    estimate_job: Callable[..., Estimate],
+) -> Encoded:
+    folder = tmp_path_factory.mktemp("encoded") / "store"
+    shutil.copytree(template, folder, copy_function=os.link)
+    store = open_store(str(folder))
+    request = small(window=4)
+    estimate = estimate_job(take_snapshot(store), request, ["Breakout"])
+    report = encode_all(store, request)
+    repeated = estimate_job(take_snapshot(store), request, ["Breakout"])
+    return Encoded(folder, estimate, report, repeated)
 
 
 def segments(backend: Backend, game: str | None = None) -> list[tuple[Snapshot, SegmentMeta]]:
@@ -80,132 +109,127 @@ def segments(backend: Backend, game: str | None = None) -> list[tuple[Snapshot, 
 
 
 def windows_of(snapshot: Snapshot, meta: SegmentMeta, kit: ModuleType, window: int) -> Frames:
-    """Every row's window, (rows, window, H, W, 3), built the plain way."""
+    """The window of every row, (rows, window, H, W, 3), built row by row."""
     rows = snapshot.read_rows(meta)
-    shown = snapshot.read_frames(meta)[rows["frame"]]
-    whole: Frames = shown[np.array(kit.window_of(rows, window))]
-    return whole
-
-
-def run(backend: Backend, *requests: Request, **more: Any) -> Any:
-    return encode(backend, requests, (), scheduler="inproc", device="cpu", **more)
+    frames = snapshot.read_frames(meta)[rows["frame"]]
+    windows: Frames = frames[np.array(kit.window_of(rows, window))]
+    return windows
 
 
 def test_preprocessing_folds_a_window_into_channels(frames: Frames) -> None:
     how = Preprocessing("squash", 64, 48, "bilinear", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     window = torch.from_numpy(frames[:8].reshape(2, 4, *frames.shape[1:]))
-    found = preprocess(window, how)
-    assert found.shape == (2, 12, 64, 48)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    for one, of in zip(found, window, strict=True):
-        assert torch.equal(one, preprocess(of, how).flatten(0, 1))
+    result = preprocess(window, how)
+    assert result.shape == (2, 12, 64, 48)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    for one, frame_window in zip(result, window, strict=True):
+        assert torch.equal(one, preprocess(frame_window, how).flatten(0, 1))
 
 
 @pytest.mark.usefixtures("whole_strip")
 @pytest.mark.parametrize("window", [2, 4])
 def test_probe_windows_are_pairs_of_consecutive_steps(window: int, frames: Frames) -> None:
-    shown = probe_frames.probe_inputs(window)
-    assert shown.shape == (16, window, *frames.shape[1:])
+    windows = probe_frames.probe_inputs(window)
+    assert windows.shape == (16, window, *frames.shape[1:])
     for pair, (a, b) in enumerate(frames.reshape(8, 2, *frames.shape[1:])):
-        assert (shown[2 * pair] == a).all() and (shown[2 * pair + 1, :-1] == a).all()
-        assert (shown[2 * pair + 1, -1] == b).all() and (a != b).any()
+        assert (windows[2 * pair] == a).all() and (windows[2 * pair + 1, :-1] == a).all()
+        assert (windows[2 * pair + 1, -1] == b).all() and (a != b).any()
 
 
-@pytest.mark.parametrize("window", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
+@pytest.mark.variants
+@pytest.mark.parametrize("window", [2, 3, 4])
 def test_each_distinct_window_goes_through_the_model_once(
-    window: int, played: Backend, stacked: Stacked, kit: ModuleType
+    window: int, played: Backend, small: Ask, encode_all: Encode, kit: ModuleType
 ) -> None:
-    request = stacked(window)
+    request = small(window=window)
     seen: set[bytes] = set()
     key = ""
-    for turn in range(2):
+    for steps in (0, 24):
+        if steps:
+            play(played, steps, seed=5)
+            play(played, steps, "Pong")
         before = len(seen)
-        for snapshot, meta in segments(played)[:: -1 if turn else 1]:
+        for snapshot, meta in segments(played):
             digests = snapshot.read_digests(meta)[snapshot.read_rows(meta)["frame"]]
-            of = kit.window_of(snapshot.read_rows(meta), window)
-            seen |= {hashing.window_digest(digests[rows].tobytes()) for rows in of}
-        report = run(played, request)
+            windows = kit.window_of(snapshot.read_rows(meta), window)
+            seen |= {hashing.window_digest(digests[rows].tobytes()) for rows in windows}
+        report = encode_all(played, request)
         assert report.passes == len(seen) - before
         (key,) = (model.spec.key for model in report.models)
-        written = {(e.game, e.segment) for e in report.done}
+        written = {(done.game, done.segment) for done in report.done}
         rows = sum(m.rows for _, m in segments(played) if (m.game, m.segment) in written)
         assert report.copied == rows - report.passes > 0
-        play(played, 48, seed=5)
-        play(played, 48, "Pong")
     assert not verify(played).damage
     encoder = open_model(take_snapshot(played), key)
     for snapshot, meta in segments(played):
-        path = names.embedding_path(meta.game, key, meta.segment)
-        if path not in snapshot.commits:
-            continue  # Played after the last encoding.
-        found = snapshot.read_embedding(meta.game, key, meta.segment)
-        about = snapshot.commit(path).meta
-        assert isinstance(about, EmbeddingMeta) and about.window == window
-        assert about.passes + about.copied == len(found) == meta.rows
-        wanted = stored(encoder(windows_of(snapshot, meta, kit, window)))
-        np.testing.assert_array_equal(found, wanted)
+        embedding = snapshot.read_embedding(meta.game, key, meta.segment)
+        record = snapshot.commit(names.embedding_path(meta.game, key, meta.segment)).meta
+        assert isinstance(record, EmbeddingMeta) and record.window == window
+        assert record.passes + record.copied == len(embedding) == meta.rows
+        expected = stored(encoder(windows_of(snapshot, meta, kit, window)))
+        np.testing.assert_array_equal(embedding, expected)
 
 
-def test_a_dry_run_plans_what_is_then_done(
-    played: Backend, stacked: Stacked, estimated: Any
-) -> None:
-    said = estimated(take_snapshot(played), stacked(4), ["Breakout"])
-    report = run(played, stacked(4))
-    assert (said.objects, said.passes, said.copies) == (
-        len(report.done), report.passes, report.copied,
-    )  # fmt: skip
+def test_a_dry_run_estimates_what_is_then_done(encoded: Encoded) -> None:
+    estimate, report, repeated = encoded.estimate, encoded.report, encoded.repeated
+    assert (estimate.objects, estimate.passes) == (len(report.done), report.passes)
+    assert estimate.copies == report.copied
     shape = report.models[0].spec.shape
-    assert said.bytes == 2 * np.prod(shape) * sum(m.rows for _, m in segments(played))
-    again = estimated(take_snapshot(played), stacked(4), ["Breakout"])
-    assert (again.objects, again.passes, again.bytes) == (0, 0, 0)
+    assert estimate.bytes == 2 * np.prod(shape) * sum(m.rows for _, m in segments(encoded.store))
+    assert (repeated.objects, repeated.passes, repeated.bytes) == (0, 0, 0)
 
 
 def test_a_reduced_output_is_fitted_on_windows(
-    store: Backend, stacked: Stacked, monkeypatch: pytest.MonkeyPatch
+    store: Backend, small: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     some = probe_frames.load_frames()[:6]
     monkeypatch.setattr(probe_frames, "load_frames", lambda: some)
-    made = register.register(take_snapshot(store), stacked(4, "grid:2+pca:16"), 0.1)
-    assert made.fitted == 48 and made.spec.shape == (16,) and made.spec.identity.window == 4
-    again = register.register(take_snapshot(store), stacked(4, "grid:2+pca:16"), 0.1)
-    assert again.fitted == 0 and again.spec == made.spec
-    encoder = open_model(take_snapshot(store), made.spec.key)
-    shown = probe_frames.probe_inputs(4)
-    assert encoder(shown).shape == (len(shown), 16)
+    request = small(output="grid:2+pca:16", window=4)
+    registered = register.register(take_snapshot(store), request, 0.1)
+    spec = registered.spec
+    assert (registered.fitted, spec.shape, spec.identity.window) == (48, (16,), 4)
+    again = register.register(take_snapshot(store), request, 0.1)
+    assert again.fitted == 0 and again.spec == spec
+    encoder = open_model(take_snapshot(store), spec.key)
+    windows = probe_frames.probe_inputs(4)
+    assert encoder(windows).shape == (len(windows), 16)
 
 
-def test_a_lost_model_comes_back_only_if_its_windows_fit(
-    played: Backend, stacked: Stacked, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (key,) = (m.spec.key for m in run(played, stacked(4)).models)
+def test_a_model_that_lost_its_record_returns_only_if_its_windows_match(
+    encoded: Encoded, tmp_path: Path, small: Ask, encode_all: Encode,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    shutil.copytree(encoded.folder, tmp_path / "lost", copy_function=os.link)
+    store = open_store(str(tmp_path / "lost"))
+    (key,) = take_snapshot(store).models
     record = names.commit_path(hashing.object_id(names.model_path(key)))
-    played.delete(record)
+    store.delete(record)
     real = Encoder.__call__
 
-    def other(self: Encoder, shown: Frames) -> NDArray[np.float32]:
-        return real(self, shown)[..., ::-1].copy()
+    def reverse(self: Encoder, windows: Frames) -> NDArray[np.float32]:
+        return real(self, windows)[..., ::-1].copy()
 
     with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "__call__", other)
+        patch.setattr(Encoder, "__call__", reverse)
         with pytest.raises(ConflictError, match="has lost its record"):
-            run(played, stacked(4))
-    assert played.stat(record) is None
-    assert run(played, stacked(4)).passes == 0
+            encode_all(store, small(window=4))
+    assert store.stat(record) is None
+    assert encode_all(store, small(window=4)).passes == 0
 
 
 @pytest.mark.parametrize("window", [0, 5, "4", None])
-def test_a_window_that_segments_cannot_serve_is_refused(window: Any, stacked: Stacked) -> None:
+def test_a_window_that_segments_cannot_provide_is_refused(window: Any, small: Ask) -> None:
     network: Any = torch.nn.Module()
     network.window = window
     with pytest.raises(UsageError, match="from 1 to 4"):
-        identity._window(network, stacked(4))
+        identity._window(network, small())
 
 
 # Live.
 
 
-class Table:
-    """A flat map of some models, as if the store had none of their embeddings."""
+class EmptyMap:
+    """A flat map of some models without any of their embeddings, so that every frame has to run."""
 
     def __init__(self, known: flat_map.FlatMap) -> None:
         self.models, self.windows = known.models, known.windows
@@ -218,74 +242,79 @@ class Table:
         return self.digests
 
 
-def lines(snapshot: Snapshot) -> list[list[tuple[Frames, bool, int]]]:
-    """What each environment showed, in order: frames, whether each begins an episode, and its row."""
-    shown: dict[int, list[tuple[Frames, bool, int]]] = {}
-    at = 0
+def frames_by_environment(snapshot: Snapshot) -> list[list[tuple[Frames, bool, int]]]:
+    """By environment, in order: each frame, whether it begins an episode, and its row in the map."""
+    lines: dict[int, list[tuple[Frames, bool, int]]] = {}
+    offset = 0
     for meta in snapshot.segments("Breakout"):
         rows, frames = snapshot.read_rows(meta), snapshot.read_frames(meta)
-        line = shown.setdefault(meta.env, [])
+        line = lines.setdefault(meta.env, [])
         if rows["context"].any():
-            line.pop()  # The frame after the cut stands in both segments.
+            line.pop()  # Both segments have the frame after the cut.
         for row in np.flatnonzero(~rows["context"]):
-            line.append((frames[rows["frame"][row]], bool(rows["is_first"][row]), at + int(row)))
-        at += meta.rows
-    return list(shown.values())
+            first = bool(rows["is_first"][row])
+            line.append((frames[rows["frame"][row]], first, offset + int(row)))
+        offset += meta.rows
+    return list(lines.values())
 
 
-@pytest.mark.slow
-def test_cached_is_live_to_the_last_bit(
-    played: Backend, stacked: Stacked, tiny: Ask, tmp_path: Path
+def test_cached_windows_equal_live_ones_to_the_last_bit(
+    played: Backend, small: Ask, encode_all: Encode, tmp_path: Path
 ) -> None:
-    """A game's environments shown again, side by side: all of it found, or all of it run once."""
-    report = run(played, stacked(4), tiny("vit"), stacked(2))
+    """Play a game's environments again, side by side: all rows are found, or all run once."""
+    report = encode_all(played, small(window=4), small("b"), small(window=2))
     snapshot = take_snapshot(played)
     chosen = [model.spec.key for model in report.models]
     known = flat_map.materialise(snapshot, "Breakout", chosen, tmp_path)
     encoders = [[open_model(snapshot, key) for key in chosen] for _ in range(2)]
-    blank: Any = Table(known)
+    blank: Any = EmptyMap(known)
     cached, live = LiveEncoder(known, encoders[0]), LiveEncoder(blank, encoders[1])
     assert cached.width == known.window_width + known.width and known.width > 0
-    shown = lines(snapshot)
-    asked = 0
-    for step in range(max(map(len, shown))):
-        envs = np.array([env for env, line in enumerate(shown) if step < len(line)])
-        now = [shown[env][step] for env in envs]
+    lines = frames_by_environment(snapshot)
+    requested = 0
+    for step in range(max(map(len, lines))):
+        envs = np.array([env for env, line in enumerate(lines) if step < len(line)])
+        now = [lines[env][step] for env in envs]
         frames, first, rows = (np.stack(part) for part in zip(*now, strict=True))
-        found = cached(frames, first, envs)
+        embeddings = cached(frames, first, envs)
         for window, place, columns in zip(known.windows, known.places, known.columns, strict=True):
             table, at = known.embeddings, known.rows["frame"][rows]
             if window > 1:
                 table, at = known.windowed, rows
-            np.testing.assert_array_equal(found[:, place], table[at, columns])
-        np.testing.assert_array_equal(live(frames, first, envs), found)
-        asked += 3 * len(envs)
-    assert asked > 3 * 144
-    assert (cached.frames, cached.found, cached.passes, cached.hit_rate) == (asked, asked, 0, 1)
-    assert (live.frames, live.found) == (asked, 0)
+            np.testing.assert_array_equal(embeddings[:, place], table[at, columns])
+        np.testing.assert_array_equal(live(frames, first, envs), embeddings)
+        requested += 3 * len(envs)
+    assert requested > 3 * 72
+    assert (cached.frames, cached.found, cached.passes, cached.hit_rate) == (
+        requested,
+        requested,
+        0,
+        1,
+    )
+    frame = lines[0][0][0]
+    live(frame[None], np.array([True]), np.array([0]))  # A window that was shown before.
+    requested += 3
+    assert (live.frames, live.found) == (requested, 0)
     assert live.passes == live.frames - live.remembered
-    assert 0 < live.remembered < asked
-    # What was run live was all of what the store has but the windows of context rows.
+    assert 0 < live.remembered < requested
+    # Live play runs everything that the store has, except the windows of context rows.
     context = sum(snapshot.read_array(m, "context").sum() for m in snapshot.segments())
     assert report.passes - 2 * context <= live.passes <= report.passes
 
 
-@pytest.mark.slow
-def test_windows_alone_need_no_single_frames(
-    played: Backend, stacked: Stacked, tmp_path: Path, ran: list[int]
-) -> None:
-    (key,) = (model.spec.key for model in run(played, stacked(4)).models)
-    snapshot = take_snapshot(played)
+def test_a_live_encoder_of_windows_needs_no_single_frames(encoded: Encoded, tmp_path: Path) -> None:
+    snapshot = take_snapshot(encoded.store)
+    (key,) = snapshot.models
     known = flat_map.materialise(snapshot, "Breakout", [key], tmp_path)
     live = LiveEncoder(known, [])
-    frame, begins, row = lines(snapshot)[0][0]
+    frame, begins, row = frames_by_environment(snapshot)[0][0]
     with pytest.raises(UsageError, match="several frames"):
         live(frame[None])
     assert begins and live.frames == 0
-    found = live(frame[None], np.array([True]), np.array([7]))
-    np.testing.assert_array_equal(found, known.windowed[row][None])
-    nobody = np.zeros(0, np.int64)
-    assert live(frame[None][:0], nobody.astype(bool), nobody).shape == (0, live.width)
+    embedding = live(frame[None], np.array([True]), np.array([7]))
+    np.testing.assert_array_equal(embedding, known.windowed[row][None])
+    no_envs = np.zeros(0, np.int64)
+    assert live(frame[None][:0], no_envs.astype(bool), no_envs).shape == (0, live.width)
     assert (live.frames, live.found, live.passes) == (1, 1, 0)
 
 
@@ -294,16 +323,16 @@ def test_windows_alone_need_no_single_frames(
 
 @dataclasses.dataclass(frozen=True)
 class InMemory(Snapshot):
-    """A snapshot of segments of one row a frame, whose frames a test says by number."""
+    """A snapshot of segments with one row per frame; frames are numbers."""
 
-    shown: dict[str, tuple[list[int], list[bool]]] = dataclasses.field(default_factory=dict)
+    contents: dict[str, tuple[list[int], list[bool]]] = dataclasses.field(default_factory=dict)
 
     def read_digests(self, meta: SegmentMeta) -> NDArray[np.uint8]:
-        numbers, _ = self.shown[meta.segment]
+        numbers, _ = self.contents[meta.segment]
         return np.repeat(np.array(numbers, np.uint8)[:, None], 16, axis=1)
 
     def read_array(self, meta: SegmentMeta, name: str) -> NDArray[Any]:
-        numbers, first = self.shown[meta.segment]
+        numbers, first = self.contents[meta.segment]
         return np.array(first) if name == "is_first" else np.arange(len(numbers), dtype=np.int32)
 
 
@@ -315,13 +344,13 @@ class InMemory(Snapshot):
     ),
     st.integers(2, 4),
 )
-def test_every_window_goes_through_a_model_once(
+def test_a_plan_runs_every_window_once_and_copies_the_rest(
     kit: ModuleType, drawn: list[tuple[list[tuple[int, bool]], bool]], window: int
 ) -> None:
-    """Alone it is planned as beside a model of single frames, and carried out gives every row its own."""
+    """Also beside a model of single frames. Executed, the plan gives every row its own window."""
     model, other = kit.key("moving"), kit.key("lite0")
     commits: dict[str, Commit] = {}
-    shown: dict[str, tuple[list[int], list[bool]]] = {}
+    contents: dict[str, tuple[list[int], list[bool]]] = {}
     rows: dict[str, list[Any]] = {}
     expected: dict[str, list[tuple[int, ...]]] = {}
 
@@ -336,30 +365,32 @@ def test_every_window_goes_through_a_model_once(
         meta = SegmentMeta(**{**fields, "frames": count, "rows": count})
         add(meta)
         numbers, first = (list(part) for part in zip(*pairs, strict=True))
-        shown[meta.segment] = numbers, first
+        contents[meta.segment] = numbers, first
         of = kit.window_of({"is_first": np.array(first)}, window)
         expected[meta.segment] = [tuple(numbers[i] for i in one) for one in of]
         if done:
             shape = (count, 1)
             add(EmbeddingMeta("Pong", meta.segment, model, shape, "float16", count, 0, 0, window))
             rows[meta.segment] = list(expected[meta.segment])
-    seen = {one for found in rows.values() for one in found}
-    snapshot = InMemory(None, commits, shown=shown)  # type: ignore[arg-type]  # No file is read.
+    seen = {one for windows in rows.values() for one in windows}
+    snapshot = InMemory(None, commits, contents=contents)  # type: ignore[arg-type]  # No file is read.
     plan = make_plan(snapshot, [model], ["Pong"], windows={model: window})
     missing = [one for name in expected.keys() - rows.keys() for one in expected[name]]
     assert plan.passes == len(set(missing) - seen)
     assert plan.copies == len(missing) - plan.passes
     both = make_plan(snapshot, [other, model], ["Pong"], windows={model: window})
-    assert both.passes == plan.passes + len({n for numbers, _ in shown.values() for n in numbers})
+    assert both.passes == plan.passes + len(
+        {n for numbers, _ in contents.values() for n in numbers}
+    )
     for item in plan.items:
         assert item.window == window and item.inputs == item.meta.rows
-        made: list[Any] = [None] * item.inputs
+        result: list[Any] = [None] * item.inputs
         for at in item.own:
-            made[at] = expected[item.meta.segment][at]
+            result[at] = expected[item.meta.segment][at]
         for copy in item.copies:
-            source = made if copy.segment == item.meta.segment else rows[copy.segment]
-            for theirs, ours in zip(copy.source, copy.target, strict=True):
-                assert made[ours] is None
-                made[ours] = source[theirs]
-        assert made == expected[item.meta.segment]
-        rows[item.meta.segment] = made
+            source = result if copy.segment == item.meta.segment else rows[copy.segment]
+            for at, target in zip(copy.source, copy.target, strict=True):
+                assert result[target] is None
+                result[target] = source[at]
+        assert result == expected[item.meta.segment]
+        rows[item.meta.segment] = result

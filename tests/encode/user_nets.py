@@ -1,6 +1,6 @@
-"""Models as users write them: one that is as it should be, and one for each way to be wrong.
+"""Models as users write them: correct ones, and one with each fault.
 
-Imported by name in the tests of users' models, as `user_nets:dense`.
+`test_user_model.py` names them, for example as `user_nets:dense`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Stacked(nn.Module):
 
 
 class Named(nn.Module):
-    """Parts that are called what TorchScript calls its own attributes."""
+    """Parts with the names of TorchScript's own attributes."""
 
     schema: Tensor
     parts = ("code", "graph", "inlined_graph", "original_name", "training_data")
@@ -83,22 +83,22 @@ class Named(nn.Module):
 
 
 class Noisy(Dense):
-    """Dropout that evaluation mode does not end."""
+    """Dropout that stays active in evaluation mode."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         return nn.functional.dropout(super().forward(pixels), 0.1, training=True)
 
 
 class Mixed(Dense):
-    """Takes the mean of the batch away, as batch normalisation that still trains."""
+    """Subtracts the mean of the batch, like batch normalization in training mode."""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        found = super().forward(pixels)
-        return found - found.mean(dim=0)
+        features = super().forward(pixels)
+        return features - features.mean(dim=0)
 
 
 class Moving(Dense):
-    """Keeps a mean of what it saw among its tensors."""
+    """Accumulates features in a buffer."""
 
     seen: Tensor
 
@@ -107,9 +107,9 @@ class Moving(Dense):
         self.register_buffer("seen", torch.zeros(3136))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        found = super().forward(pixels)
-        self.seen.add_(found[0])
-        return found
+        features = super().forward(pixels)
+        self.seen.add_(features[0])
+        return features
 
 
 class Nan(Dense):
@@ -128,7 +128,7 @@ class Raising(Dense):
 
 
 class Training(Dense):
-    """Goes back to training whatever it is told."""
+    """Always returns to training mode."""
 
     def train(self, mode: bool = True) -> Training:
         return super().train(True)
@@ -177,9 +177,9 @@ def named() -> UserModel:
 
 
 def scripted() -> UserModel:
-    """As `torch.jit.load` returns one."""
+    """A module as `torch.jit.load` returns it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is being given up.
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated.
         return UserModel(torch.jit.script(_seeded(Dense).eval()), GREY)
 
 
@@ -212,7 +212,7 @@ def training() -> UserModel:
 
 
 def unseeded() -> UserModel:
-    """Other weights each time."""
+    """Other weights on each call."""
     module = _seeded(Dense).requires_grad_(False)
     next(module.parameters()).add_(next(_calls))
     return UserModel(module, GREY)

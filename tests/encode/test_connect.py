@@ -1,0 +1,68 @@
+"""Connecting to a scheduler: what is refused, and what is not waited for forever."""
+
+from __future__ import annotations
+
+import pytest
+from dask import config
+from distributed import LocalCluster
+
+from wsa.encode.jobs import cluster
+from wsa.store.common.errors import StorageError, UsageError
+
+ADDRESS = "--scheduler .*tcp://HOST:PORT"
+
+
+@pytest.mark.parametrize(
+    ("name", "workers", "message"),
+    [
+        ("", 0, "inproc"),
+        ("inprocess", 0, "inproc"),
+        ("pbs", 0, "inproc"),
+        ("foo://bar:1", 0, ADDRESS),
+        ("tcp://", 0, ADDRESS),
+        ("tcp://localhost", 0, ADDRESS),
+        ("tcp://127.0.0.1:x", 0, ADDRESS),
+        ("inproc", 3, "--workers 3"),
+        ("tcp://127.0.0.1:1", 3, "--workers 3"),
+    ],
+)
+def test_an_unknown_scheduler_or_an_unused_number_of_workers_is_refused(
+    name: str, workers: int, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught, cluster.connect(name, workers):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scheduler_that_does_not_answer_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "WAIT_FOR_ANSWER_S", 0.2)
+    before = config.get("scheduler", None)
+    with (
+        pytest.raises(StorageError, match="dask scheduler") as caught,
+        cluster.connect("tcp://127.0.0.1:1", 0),
+    ):
+        pass
+    assert caught.value.kind == "unavailable"
+    assert config.get("scheduler", None) == before, "the caller's own Dask is unchanged"
+
+
+def test_worker_processes_that_do_not_start_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "WAIT_FOR_PROCESSES_S", 0.1)
+    monkeypatch.setattr(cluster, "_keep_scaled", lambda *_: None)
+    monkeypatch.setattr(cluster, "_preload_forkserver", lambda: None)  # It imports for seconds.
+    with (
+        pytest.raises(StorageError, match="Of 1 worker processes here 0 started"),
+        cluster.connect("local", 1, "cpu"),
+    ):
+        pass
+
+
+def test_a_scheduler_without_workers_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "WAIT_FOR_WORKERS_S", 0.2)
+    with LocalCluster(n_workers=0, dashboard_address=cluster._ANY_PORT) as empty:
+        address: str = empty.scheduler_address  # type: ignore[attr-defined]
+        with (
+            pytest.raises(StorageError, match=f"dask worker {address}"),
+            cluster.connect(address, 0),
+        ):
+            pass

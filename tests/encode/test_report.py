@@ -1,0 +1,139 @@
+"""Events, the report, and the memory of an encoding."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dask import config
+
+from wsa.encode.jobs import cluster, dry_run
+from wsa.encode.jobs.run import encode_on
+from wsa.encode.jobs.workers import Workers
+from wsa.encode.models.registry import Request
+from wsa.store.backends.base import Backend
+from wsa.store.format.records import SegmentMeta
+from wsa.store.objects import writer
+from wsa.store.objects.snapshot import take_snapshot
+
+Ask = Callable[..., Request]
+Fill = Callable[..., list[SegmentMeta]]
+RunWsa = Callable[..., tuple[int, str, str]]
+PEAK = str(Path(__file__).with_name("peak_worker.py"))
+
+
+def encode_command(store: Backend, report: Path) -> tuple[str, ...]:
+    where = ("--store", store.url, "--report", str(report), "--scheduler", "inproc")
+    return ("encode", *where, "--models", "timm:test_resnet:random", "--output", "pooled")
+
+
+def test_events_are_json_lines_and_the_report_repeats_them(
+    store: Backend, fill: Fill, damage_frames: Callable[..., None], run_wsa: RunWsa, tmp_path: Path
+) -> None:
+    metas = fill(store, [[0, 1, 2], [2, 3], [5, 6]])
+    damage_frames(store, metas[2])
+    command = encode_command(store, tmp_path / "report")
+    code, out, err = run_wsa(*command, "--json", "--tries", "2")
+    assert code == 5
+    assert [one["segment"] for one in json.loads(out)["set_aside"]] == [metas[2].segment]
+    events = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    kinds = [event["event"] for event in events]
+    assert kinds[:3] == ["Started", "ModelReady", "Planned"]
+    assert kinds.count("SegmentDone") == 2
+    failed = [event["error"]["kind"] for event in events if event["event"] == "AttemptFailed"]
+    assert failed == ["bad-bytes", "bad-bytes"]
+    (ready,) = [event for event in events if event["event"] == "ModelReady"]
+    assert ready["spec"]["identity"]["output"] == "pooled" and ready["choice"]["rate"] > 0
+    run = json.loads((tmp_path / "report" / "run.json").read_text())
+    (model,) = run["models"]
+    assert (model["passes"], model["copied"], model["set_aside"]) == (4, 1, 1)
+    assert set(model["seconds"]) == {"reading", "running", "writing"}
+    assert all(seconds > 0 for seconds in model["seconds"].values())
+    assert model["passes_a_second_of_a_worker"] > 0
+    assert [attempt["attempt"] for attempt in run["failed_attempts"]] == [1, 2]
+    assert run["versions"]["torch"] and run["machine"]["cores"] and run["command"]
+    summary = (tmp_path / "report" / "summary.md").read_text()
+    assert model["model"] in summary and metas[2].segment in summary and "wsa verify" in summary
+    code, out, err = run_wsa(*command)
+    assert code == 5 and "Set aside" in out and "{" not in err
+    assert "(Attempt 1; this run tries it again.)" in err
+    assert "(Attempt 3; it is set aside.)" in err
+    assert err.splitlines()[-1].startswith("wsa encode: 1 objects were set aside")
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(
+    store: Backend, fill: Fill, run_wsa: RunWsa, tmp_path: Path
+) -> None:
+    fill(store, [[0]])
+    (tmp_path / "file").touch()
+    code, _, err = run_wsa(*encode_command(store, tmp_path / "file" / "x"))
+    assert code == 6 and str(tmp_path / "file" / "x") in err
+    assert take_snapshot(store).models == []
+
+
+MEASURE_AND_ENCODE = """
+import sys
+from wsa.encode.jobs import dry_run
+from wsa.encode.jobs.run import encode
+from wsa.encode.models.registry import parse_request
+from wsa.store.objects.root import open_store
+from wsa.store.objects.snapshot import take_snapshot
+
+store = open_store(sys.argv[1])
+request = parse_request("timm:test_vit:random", {}, "pooled")
+snapshot = take_snapshot(store)
+job = snapshot, [request], ["Pong"], "cpu"
+sized = dry_run.measure_on_worker(*job, "torch", scheduler="inproc")
+estimate = dry_run.worker_bytes(snapshot, ["Pong"], "cpu", sized, [0])
+encode(store, [request], scheduler="inproc", device="cpu", engine="torch")
+print(sized.peak, dry_run.peak_bytes(), estimate)
+"""
+
+
+def test_an_encoding_takes_no_more_memory_than_the_dry_run_says(
+    store: Backend, make_segment: Callable[..., Any], warm: Any
+) -> None:
+    """P19, in one process, with long segments that repeat a few screens of the real size."""
+    for number in range(4):
+        screens = np.zeros((10, 210, 160, 3), np.uint8)
+        screens[np.arange(10), number, np.arange(10)] = 255
+        writer.commit_segment(store, *make_segment(number, [*np.tile(screens, (60, 1, 1, 1))]))
+    command = ["-c", MEASURE_AND_ENCODE, store.url]
+    output = warm.run(command, capture_output=True, text=True, check=True).stdout
+    at_start, peak, estimate = map(int, output.split())
+    assert at_start < peak <= estimate
+
+
+@pytest.mark.slow
+def test_no_worker_takes_more_memory_than_the_dry_run_says(
+    store: Backend,
+    make_segment: Callable[..., Any],
+    tiny: Ask,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """P19, with screens of the real size."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        frames = [rng.integers(0, 256, (210, 160, 3), np.uint8) for _ in range(400)]
+        writer.commit_segment(store, *make_segment(number, frames))
+    requests = [tiny("resnet", "grid:2+pca:32"), tiny("vit")]
+    snapshot = take_snapshot(store)
+    sized = dry_run.measure_on_worker(snapshot, requests, ["Pong"], "cpu", "auto")
+    strip_frames = [832, 0]
+    estimate = dry_run.worker_bytes(snapshot, ["Pong"], "cpu", sized, strip_frames)
+    monkeypatch.setenv("WSA_TEST_PEAKS", str(tmp_path))
+    with (
+        config.set({"distributed.worker.preload": [PEAK]}),
+        cluster.connect("local", 2, "cpu") as (client, threads),
+    ):
+        workers = Workers(client, "cpu", print, threads)
+        report = encode_on(workers, snapshot, requests, ["Pong"])
+    assert report.passes == 2 * 1600 and report.failures == ()
+    peaks = [int(file.read_text()) for file in tmp_path.glob("peak-*")]
+    assert len(peaks) == 2
+    assert max(peaks) <= estimate <= 2 * max(peaks), (estimate, peaks)
