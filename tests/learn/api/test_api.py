@@ -303,7 +303,8 @@ def test_an_encoder_takes_any_image():
     np.testing.assert_array_equal(encoder(Image.fromarray(several[1])), together[1])
     others = [several[0], Image.fromarray(several[1]), np.zeros((20, 30), np.uint8)]
     np.testing.assert_array_equal(encoder(others)[:2], together[:2])
-    for wrong in (several / 255, several[0, 0, 0], several[..., :2], []):
+    refused: tuple[Any, ...] = (several / 255, several[0, 0, 0], several[..., :2], [])
+    for wrong in refused:
         with pytest.raises(wsa.UsageError):
             encoder(wrong)
 

@@ -48,7 +48,8 @@ def test_workers_give_the_same_bits_and_the_same_run(
             silence_logs=logging.CRITICAL, scheduler_kwargs={"dashboard": False},
         ) as cluster,
         remote_encoders(
-            str(cluster.scheduler_address), config.store, config.models, "torch"
+            str(cluster.scheduler_address),  # type: ignore[union-attr]
+            config.store, config.models, "torch",
         ) as encoders,
     ):  # fmt: skip
         np.testing.assert_array_equal(encoders[0](frames), local(frames))
