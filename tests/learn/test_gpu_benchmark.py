@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -24,12 +24,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def gpu() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        spec = importlib.util.spec_from_file_location("gpu", BENCHMARKS / "gpu.py")
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = importlib.import_module("gpu")
         sections = sys.modules["sections"]
-        for name in ("kit", "sections"):  # Another module may be called so.
+        for name in ("gpu", "kit", "sections"):  # Another module may be called so.
             patch.delitem(sys.modules, name)
         module.sections = sections  # type: ignore[attr-defined]
         yield module

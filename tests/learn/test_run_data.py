@@ -55,8 +55,9 @@ def test_the_autoencoder_gives_the_context_by_default_as_in_the_paper(
 def test_a_model_that_only_gives_the_context_sees_the_newest_frame() -> None:
     def shapes(models: list[str]) -> tuple[tuple[int, ...], ...]:
         config: Any = SimpleNamespace(
-            models=models, inputs=[SR, OKK, AE], context=AE, network=SimpleNamespace(frame_stack=4)
-        )
+            models=models, inputs=[SR, OKK, AE], context=AE, decoders={},
+            network=SimpleNamespace(frame_stack=4),
+        )  # fmt: skip
         return RunConfig.inputs_of(config, (4, 1, 1), [(512,), (21, 21, 4), (16, 16, 64)]).shapes
 
     assert shapes([SR, OKK]) == ((1, 512), (4, 21, 21, 4), (1, 16, 16, 64))
