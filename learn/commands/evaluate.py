@@ -96,12 +96,12 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
             out=out,
             on_step=on_step,
         )
-    evaluations.keep(folder, results, asked, evaluation.summary(), weighed=evaluation.weighed)
     files = ["eval.csv", *(["eval_weights.npz"] if evaluation.weighed else [])]
     _log.info(f"games {', '.join(str(results / name) for name in files)}")
     if o.video:
         _log.info(f"videos {results / 'videos'}")
     _log.info(f"report {report.write(folder, o.store, out)}")
+    evaluations.keep(folder, results, asked, evaluation)
     return evaluation.summary()
 
 

@@ -46,6 +46,7 @@ class Evaluation:
         game: ALE game id.
         updates: Number of updates that trained the network; for an online run, number of steps.
         which: Whether it is the run's final network, or the best on held-out episodes.
+        network: First 12 hex digits of the checkpoint's hash.
         episodes: Games played by the run's network.
         random: Games played by a random policy under the same protocol and seeds.
         live: The live encoder, or grayscale pixels, with its counts.
@@ -59,6 +60,7 @@ class Evaluation:
     game: str
     updates: int
     which: str
+    network: str
     episodes: tuple[Episode, ...]
     random: tuple[Episode, ...]
     live: Any
@@ -196,6 +198,7 @@ def evaluate_run(
         config.game,
         player.updates,
         which,
+        player.digest,
         tuple(played),
         tuple(random),
         player.embedder,

@@ -4,8 +4,8 @@ RESULTS/evaluations/{identity}.json    what was asked, and the result
 
 Games follow from the network, the options, and the seeds: the same evaluation would give the same
 result. It counts as the same only if its options are spelled alike, and nothing is found if
-`eval.csv` was removed. A run with a user's own fusion is played every time, because that code may
-have changed.
+`eval.csv` or the fusion's weights were removed. A run with a user's own fusion is played every time,
+because that code may have changed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import msgspec
 from wsa.learn.evaluation import attention_log
 from wsa.learn.report.document import versions
 from wsa.learn.runs.config import read_config
+from wsa.learn.runs.evaluate import Evaluation
 from wsa.learn.training import checkpoint
 from wsa.store.common import atomic_files, hashing, user_code
+from wsa.store.common.errors import DamagedError
 from wsa.store.format import records
 
 FOLDER = "evaluations"
@@ -102,30 +104,39 @@ def find(results: Path, what: Asked) -> Recorded | None:
     path = _path(results, what)
     if not path.exists() or not (results / TABLE).exists():
         return None
-    return records.read_json(path.read_bytes(), Recorded, str(path))
+    try:
+        recorded = records.read_json(path.read_bytes(), Recorded, str(path))
+    except DamagedError as error:
+        raise DamagedError(
+            error.kind, f"{path} is damaged. Remove it, or play the games again with --again."
+        ) from None
+    return recorded if _weights(results) or not recorded.weights else None
 
 
-def keep(run: Path, results: Path, what: Asked, result: dict[str, Any], *, weighed: bool) -> None:
-    """Record a finished evaluation, unless a user's own fusion played.
+def keep(run: Path, results: Path, what: Asked, finished: Evaluation) -> None:
+    """Record a finished evaluation.
+
+    Nothing is recorded if a user's own fusion played, or if a run in training has saved another
+    network since `asked` described the evaluation.
 
     Args:
         run: The run's folder.
         results: Folder of the results.
         what: What was asked.
-        result: The result.
-        weighed: Whether it wrote the fusion's weights.
+        finished: The evaluation.
 
     Raises:
         StorageError: If there is no room, or the folder refuses access.
     """
-    if user_code.is_name(read_config(run).network.fusion.name):
+    own_fusion = user_code.is_name(read_config(run).network.fusion.name)
+    if own_fusion or not what.checkpoint.startswith(finished.network):
         return
-    recorded = Recorded(what, result, _weights(results) if weighed else "")
+    recorded = Recorded(what, finished.summary(), _weights(results) if finished.weighed else "")
     atomic_files.replace(_path(results, what), msgspec.json.format(hashing.canonical(recorded)))
 
 
 def has_its_weights(results: Path, recorded: Recorded) -> bool:
-    """Whether the fusion's weights in the folder, if it has any, are those of this evaluation."""
+    """Whether the fusion's weights in the folder are those of this evaluation, if it has any."""
     return not recorded.weights or recorded.weights == _weights(results)
 
 

@@ -75,13 +75,14 @@ def read_log(folder: Path) -> Log:
         )
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise DamagedError(
-            "bad-array", f"{path} cannot be read ({error}). Make it again: wsa eval {folder}"
+            "bad-array",
+            f"{path} cannot be read ({error}). Make it again: wsa eval {folder} --again",
         ) from None
     if len(log.models) < 2 or not weights.any(axis=0).all():
         raise UsageError(
             "bad-option",
             f"{path} comes from an evaluation with only some of the run's models, or the run has only "
-            f"one. Evaluate the run with all its models: wsa eval {folder}",
+            f"one. Evaluate the run with all its models: wsa eval {folder} --again",
         )
     return log
 

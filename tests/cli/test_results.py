@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import types
 
 from command_kit import ALIAS, COLLECT, ENCODE, LEARN, MODEL, read_files, read_json
 
 from wsa.encode.models.registry import ALIASES
-from wsa.learn.runs import data
+from wsa.learn.runs import data, evaluations
 from wsa.store.objects import flat_map
 
 
@@ -290,6 +291,25 @@ def test_repeating_an_evaluation_plays_nothing(filled, tmp_path, unchanged):
     (tmp_path / "out" / "eval_weights.npz").write_bytes(b"of another one")
     outcome = filled(*run, "--episodes", "1")
     assert read_json(outcome.out) == found and "is of another evaluation" in outcome.err
-    # Without the table there is nothing to refer to.
-    (tmp_path / "out" / "eval.csv").unlink()
-    assert read_json(filled(*run, "--episodes", "1", "--dry-run").out)["games"] == 1
+    # Without the weights or the table there is nothing to refer to.
+    for name in ("eval_weights.npz", "eval.csv"):
+        (tmp_path / "out" / name).unlink()
+        assert read_json(filled(*run, "--episodes", "1", "--dry-run").out)["games"] == 1
+        (tmp_path / "out" / name).write_bytes(b"")
+    (record,) = (tmp_path / "out" / "evaluations").iterdir()
+    record.write_text("{")
+    damaged = filled(*run, "--episodes", "1", "--dry-run")
+    assert damaged.code == 5 and damaged.error.endswith("or play the games again with --again.")
+
+
+def test_games_of_a_newer_network_are_not_recorded_as_those_of_an_older_one(filled, tmp_path):
+    run = tmp_path / "run"
+    asked = evaluations.asked(
+        run, "final", episodes=1, epsilon=0.0, seed=1, num_envs=1, without=(), only=(), variant="",
+        device="cpu", engine="auto",
+    )  # fmt: skip
+    (run / evaluations.TABLE).touch()
+    for network, recorded in (("0" * 12, False), (asked.checkpoint[:12], True)):
+        finished = types.SimpleNamespace(network=network, weighed=False, summary=lambda: {"a": 1})
+        evaluations.keep(run, run, asked, finished)
+        assert (evaluations.find(run, asked) is not None) == recorded
