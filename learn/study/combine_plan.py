@@ -127,8 +127,9 @@ def plan(o: CombineOptions, snapshot: Snapshot, device: str) -> Plan:
     settings = grid.shared_settings(bench, snapshot)
     cells = [(cell, method_of(cell.request)) for cell in grid.cells(bench, settings)]
     if control := untrained(o.models):
-        decode = tuple(_untrained(name) for name in bench.method.decode)
-        options = dataclasses.replace(bench.method, decode=decode)
+        # Each run decodes those that it has; the context keeps its weights.
+        decode = (*bench.method.decode, *map(_untrained, bench.method.decode))
+        options = dataclasses.replace(bench.method, decode=tuple(dict.fromkeys(decode)))
         untrained_bench = dataclasses.replace(
             bench, fusions=("wsa",), models=control, method=options
         )

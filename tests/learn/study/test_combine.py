@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from command_kit import options
 
 from wsa import cli
-from wsa.learn.bench.grid import RESULT, Result, Settings, cells
+from wsa.learn.bench.grid import RESULT, Cell, Result, Settings, cells
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.evaluation.scores import human_normalised
 from wsa.learn.study import combine_plan, combine_report
@@ -65,6 +66,25 @@ def test_the_grid_has_the_papers_methods_and_controls(tmp_path: Path) -> None:
 def test_untrained_networks_are_offered_for_models_with_weights() -> None:
     assert untrained(("palette", "vos")) == ("palette", "vos:random")
     assert untrained(("palette", "objects")) == () == untrained(("vos:random", "palette"))
+
+
+def test_untrained_models_are_decoded_and_a_trained_context_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planned(cell: Cell, method: str, *_: Any) -> Planned:
+        return Planned(cell, method, None, None)
+
+    monkeypatch.setattr(combine_plan, "_planned", planned)
+    store: Any = types.SimpleNamespace(backend=types.SimpleNamespace(url="s"), games=())
+    flags = ("--games", "Pong", "--seeds", "1", "--context", "vos", "--decode", "vos")
+    o = dataclasses.replace(parse(*flags), study_dir=str(tmp_path))
+    decoded = {
+        run.method: run.cell.request.method.decode
+        for run in combine_plan.plan(o, store, "cpu").runs
+    }
+    assert decoded["wsa"] == decoded["single vos"] == ("vos",)
+    assert decoded["single palette"] == ()
+    assert decoded["wsa, untrained models"] == ("vos", "vos:random")
 
 
 def test_quick_studies_are_short(tmp_path: Path) -> None:
