@@ -17,7 +17,7 @@ from wsa.learn.runs.network import parameters_of, windows_and_shapes
 from wsa.learn.runs.player import Player, open_player
 from wsa.learn.study.output import PAGE
 from wsa.store.common import terminal
-from wsa.store.common.errors import MissingError, UsageError
+from wsa.store.common.errors import MissingError, StorageError, UsageError
 from wsa.store.common.ranges import check_ranges
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -63,13 +63,15 @@ def trained_parameters(config: OfflineRun | OnlineRun) -> int | None:
     """Number of trainable parameters of a run's network.
 
     Returns:
-        The number; None if the store of a run on stored data, which has the shapes, is gone.
+        The number; None for a run on stored data whose store, which has the shapes, is out of reach.
     """
+    if isinstance(config, OnlineRun):
+        return parameters_of(config, config.model_windows, config.shapes).total
     try:
         config = find_store(config)
         snapshot = take_snapshot(open_store(config.store))
         return parameters_of(config, *windows_and_shapes(config, snapshot)).total
-    except MissingError:
+    except (MissingError, StorageError):
         return None
 
 
