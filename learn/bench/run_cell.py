@@ -22,7 +22,7 @@ from wsa.learn.runs.setup.configure import configure
 from wsa.learn.runs.setup.models import weights_of
 from wsa.learn.runs.train import launch
 from wsa.learn.training.loop import OnLine
-from wsa.store.common import atomic_files, hashing, user_code
+from wsa.store.common import atomic_files, hashing, terminal, user_code
 from wsa.store.common.errors import WsaError
 from wsa.store.objects.root import open_store
 from wsa.store.objects.snapshot import take_snapshot
@@ -31,7 +31,7 @@ ERROR = "error.txt"
 
 # Runs draw from torch's global generator, so a process has one run at a time, even if a user's Dask
 # worker has several threads.
-_one_at_a_time = threading.Lock()
+_one_at_a_time = threading.RLock()
 
 Tell = Callable[[str, int, int], None]
 
@@ -77,6 +77,12 @@ def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure 
             return Failure(str(cell), type(error).__name__, why, 1)
     (cell.folder / ERROR).unlink(missing_ok=True)
     return None
+
+
+def attempt_on_worker(cell: Cell) -> Failure | None:
+    """`attempt` in a Dask worker, which would print warnings unmarked, and no other remarks."""
+    with _one_at_a_time, terminal.show_log():
+        return attempt(cell)
 
 
 def _train(cell: Cell, on_line: OnLine) -> None:

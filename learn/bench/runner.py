@@ -12,7 +12,7 @@ from distributed import KilledWorker, as_completed
 from wsa.learn.bench import grid
 from wsa.learn.bench import report as bench_report
 from wsa.learn.bench.grid import Cell
-from wsa.learn.bench.run_cell import Failure, attempt
+from wsa.learn.bench.run_cell import Failure, attempt, attempt_on_worker
 from wsa.learn.configs.bench import BenchOptions
 from wsa.store.common import terminal
 from wsa.store.common.errors import StorageError
@@ -142,7 +142,7 @@ def _run_on_workers(
         connect(scheduler, workers, o.compute.device, o.slurm, threads=1) as (client, _),
         terminal.Progress("bench", "runs", len(left), shown=not o.json) as progress,
     ):
-        pending = {client.submit(attempt, cell, pure=False): (cell, 1) for cell in left}
+        pending = {client.submit(attempt_on_worker, cell, pure=False): (cell, 1) for cell in left}
         completed = as_completed(pending, loop=client.loop)
         done = 0
         for future in completed:
@@ -151,7 +151,7 @@ def _run_on_workers(
                 failure = future.result()
             except KilledWorker as error:
                 if tries < TRIES:
-                    again = client.submit(attempt, cell, pure=False)
+                    again = client.submit(attempt_on_worker, cell, pure=False)
                     pending[again] = cell, tries + 1
                     completed.add(again)
                     continue

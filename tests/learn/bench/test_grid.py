@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from distributed import KilledWorker
 
 from wsa.encode.jobs.cluster import connect
-from wsa.learn.bench import grid, runner
+from wsa.learn.bench import grid, run_cell, runner
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.configs.bench import BenchOptions
 from wsa.store.common.errors import ConflictError, UsageError
@@ -143,7 +144,7 @@ def test_a_run_whose_worker_dies_is_tried_three_times(monkeypatch: pytest.Monkey
             raise ModuleNotFoundError("No module named 'wsa'")
         return Failure(str(cell), "no-memory", "x", 6) if fusion == "fix" else None
 
-    monkeypatch.setattr(runner, "attempt", attempt)
+    monkeypatch.setattr(runner, "attempt_on_worker", attempt)
     cells = plan(fusions=("wsa", "mean", "uniform", "lin", "fix"), models=("vit",))
     o = options(json=True, device="cpu")
     connections: list[dict[str, Any]] = []
@@ -159,3 +160,15 @@ def test_a_run_whose_worker_dies_is_tried_three_times(monkeypatch: pytest.Monkey
     }  # fmt: skip
     assert connections == [{"threads": 1}]
     assert list(runner._run_on_workers(o, [], connect_inproc)) == [] and len(connections) == 1
+
+
+def test_a_worker_prints_the_remarks_of_a_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def attempt(cell: grid.Cell) -> None:
+        logging.getLogger("wsa.learn").warning("no reward")
+        logging.getLogger("wsa.learn").info("extended")
+
+    monkeypatch.setattr(run_cell, "attempt", attempt)
+    assert run_cell.attempt_on_worker(plan(models=("vit",))[0]) is None
+    assert capsys.readouterr().err == "warning: no reward\nextended\n"
