@@ -36,7 +36,7 @@ def mask_of(
         return None
     option = "--only" if only else "--without"
     check_can_lose(config, option)
-    named = {find_model(config.models, snapshot, name, option) for name in (*without, *only)}
+    named = {named_model(config.models, snapshot, name, option) for name in (*without, *only)}
     mask = tuple((key in named) == bool(only) for key in config.models)
     if not any(mask):
         raise UsageError(
@@ -83,7 +83,7 @@ def _can_lose(fusion: str) -> bool:
     return fusion != "single" and bool(fusion_class(fusion).per_model)
 
 
-def find_model(models: Sequence[str], snapshot: Snapshot, name: str, option: str) -> str:
+def named_model(models: Sequence[str], snapshot: Snapshot, name: str, option: str) -> str:
     """Find one of a run's models by its key, its alias, or its name as in `wsa encode --models`.
 
     Args:

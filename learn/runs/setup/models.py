@@ -18,7 +18,7 @@ from wsa.encode.registration.select import stored_name
 from wsa.learn.configs.learn import OnlineLiveOptions, RunRequest
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import MEAN_CONTEXT
-from wsa.learn.runs.presence import find_model
+from wsa.learn.runs.presence import named_model
 from wsa.store.common import names
 from wsa.store.common.errors import UsageError
 from wsa.store.objects.model_spec import read_spec
@@ -146,7 +146,7 @@ def decoders_of(snapshot: Snapshot, models: Sequence[str], decode: Sequence[str]
         UsageError: If one is not among them, has no decoder, or stores something other than a code.
         ConflictError: If wsa has no decoder of its weights.
     """
-    specs = [read_spec(snapshot, find_model(models, snapshot, n, "--decode")) for n in decode]
+    specs = [read_spec(snapshot, named_model(models, snapshot, n, "--decode")) for n in decode]
     for spec in specs:
         require_code(spec)
     return {spec.key: spec.identity.weights for spec in specs}
