@@ -211,7 +211,7 @@ def _record_states(
 
 @torch.inference_mode()
 def _normalised(player: Player, rows: Tensor) -> list[Floats]:
-    """Embeddings (n, width) of each fused model, as the fusion receives them."""
+    """Embeddings (n, width) of each fused model, as the network normalizes or decodes them."""
     torso, models = player.network.torso, len(player.config.models)
     parts = rows.to(player.network.device).float()[:, None].split(list(torso.inputs.widths), dim=2)
     pairs = zip(torso.normalisers[:models], parts, strict=False)
