@@ -35,7 +35,7 @@ class OnlineModels:
     def __init__(self, request: RunRequest, snapshot: Snapshot, device: str, dry_run: bool) -> None:
         assert isinstance(request.live, OnlineLiveOptions)
         self._backend, self._device, self._dry_run = snapshot.backend, device, dry_run
-        self._game = request.game
+        self._game, self._engine = request.game, request.live.engine
         self._weights, self._output = weights_files(request.live.weights), request.live.output
 
     def keys_of(self, requested: Sequence[str]) -> list[str]:
@@ -84,7 +84,8 @@ class OnlineModels:
             )
         from wsa.encode.registration.register import register
 
-        return register(snapshot, self._request(name), MAX_STEP_ERROR, self._device).spec.key
+        added = register(snapshot, self._request(name), MAX_STEP_ERROR, self._device, self._engine)
+        return added.spec.key
 
     def _request(self, name: str) -> Request:
         """Parse a model as typed; fit it to the game if its output depends on the game."""

@@ -366,6 +366,17 @@ def test_palette_is_of_the_game_that_is_played(store: Path, tmp_path: Path) -> N
         plan_online(store, tmp_path / "no", **other)
 
 
+def test_a_model_that_the_store_lacks_is_added_with_the_requested_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise UsageError("bad-option", f"engine {arguments[-1]}")
+
+    monkeypatch.setattr("wsa.encode.registration.register.register", refuse)
+    with pytest.raises(UsageError, match="engine torch"):
+        plan_online(tmp_path / "store", tmp_path / "run", **PPO, engine="torch")
+
+
 @pytest.mark.slow
 def test_the_engine_that_ran_a_model_is_recorded(store: Path, tmp_path: Path) -> None:
     why_not = engines.why_not("openvino", torch.device("cpu"), "fp32")
