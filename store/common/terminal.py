@@ -153,7 +153,7 @@ class Progress:
         self._what, self._unit, self._total = what, unit, total
         self._shown = shown
         self._printed_s = time.monotonic()
-        self._done = 0
+        self._done = self._printed = 0
         self._first: tuple[int, float] | None = None
         self._bar = None
         if shown and sys.stderr.isatty():
@@ -189,7 +189,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._shown and self._done:
+        elif self._shown and self._done != self._printed:
             self._print_line(time.monotonic())
 
     def update(self, done: int, total: int | None = None) -> None:
@@ -212,7 +212,7 @@ class Progress:
         return (self._done - done) / max(now - since, 1e-9)
 
     def _print_line(self, now: float) -> None:
-        self._printed_s = now
+        self._printed_s, self._printed = now, self._done
         rate = self._rate(now)
         of = f" of {self._total:,}" if self._total else ""
         speed = f", {rate:,.1f}/s" if rate else ""

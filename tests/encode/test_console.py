@@ -44,6 +44,16 @@ def test_progress_that_ends_with_the_first_update_has_no_rate(
     assert capsys.readouterr().err == "read: 8 of 8 frames\n"
 
 
+def test_progress_prints_its_last_line_once(
+    clock: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with terminal.Progress("read", "frames", 8) as progress:
+        progress.update(0)
+        clock(20)
+        progress.update(8)
+    assert capsys.readouterr().err == "read: 8 of 8 frames, 0.4/s, 0:00:00 left\n"
+
+
 def test_events_have_a_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
