@@ -56,7 +56,7 @@ def demo(o: DemoOptions) -> int:
     encoded = run_with_progress(backend, requests, [o.game], EncodeOptions())
     models = [model.spec.key for model in encoded.models]
 
-    terminal.say(f"3/4 train WSA and double DQN offline, {o.updates:,} updates from the cache")
+    terminal.say(f"3/4 train WSA with CQL offline, {o.updates:,} updates from the cache")
     snapshot = take_snapshot(backend, snapshot)
     config = make_offline(
         snapshot,
