@@ -194,7 +194,7 @@ def _print(report: EncodeReport) -> None:
         [of.model, one.spec.title, of.objects, of.passes, of.copied, of.strip_passes]
         for one, of in zip(report.models, report.totals, strict=True)
     ]
-    columns = ["model", "weights of", "objects", "passes made", "passes saved", "basis passes"]
+    columns = ["key", "model", "objects", "passes made", "passes saved", "basis passes"]
     terminal.table("", columns, rows)
     if report.failed:
         aside = [[f.model, f.game, f.segment, f.attempts, f.error.kind] for f in report.failed]
@@ -397,7 +397,7 @@ def _show(o: EncodeOptions, found: _Estimates) -> int:
         "objects",
         "passes",
         "copies",
-        "strip passes",
+        "basis passes",
         "at most",
         "engine",
         "minutes",
@@ -423,9 +423,9 @@ def _show(o: EncodeOptions, found: _Estimates) -> int:
         f" (how many {o.worker.scheduler} has was not asked)" if "://" in o.worker.scheduler else ""
     )
     print(
-        f"\nminutes with {_plural(found.workers, 'worker')} as fast as this machine's{unasked}; memory "
-        f"at most {terminal.size(found.worker_bytes)} for each, {terminal.size(dry_run.peak_bytes())} "
-        "for this process"
+        f"\nminutes with {_plural(found.workers, 'worker')} as fast as this machine's{unasked}, "
+        f"without the time to start; memory at most {terminal.size(found.worker_bytes)} for each, "
+        f"{terminal.size(dry_run.peak_bytes())} for this process"
     )
     if found.job_script:
         print(f"\n{found.job_script}")
