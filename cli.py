@@ -198,6 +198,10 @@ VERBS = {
 }
 
 
+# What people type for some verbs because other tools call them so.
+OTHER_NAMES = {"embed": "encode", "ls": "list", "play": "eval", "test": "eval", "train": "learn"}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
@@ -283,8 +287,8 @@ def _overview() -> str:
 def _unknown_verb(verb: str) -> str:
     import difflib
 
-    close = difflib.get_close_matches(verb, VERBS, n=1)
-    hint = f"Did you mean '{close[0]}'? " if close else ""
+    close = OTHER_NAMES.get(verb) or "".join(difflib.get_close_matches(verb, VERBS, n=1))
+    hint = f"Did you mean '{close}'? " if close else ""
     return f"there is no such verb. {hint}'wsa --help' lists them."
 
 
@@ -376,8 +380,13 @@ def _one_line(name: str, box: str) -> str:
         r"no type matching .* from \[(.*?)\]\. Got errors.*", r"\1 is not a number", message
     )
     message = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", message)
+    message = re.sub(
+        r"Missing from [\w -]+: (\S+) (.*?)\.? \(required\)", r"\1 is missing: \2", message
+    )
     flags = [flag for p in parts if p.startswith("Perhaps") for flag in re.findall(r" --[\w-]+", p)]
     hint = f" Perhaps you meant{flags[0]}." if flags else ""
+    if re.match("Unrecognized options: [^-]", message):
+        hint = " Write a list with commas and no spaces."
     return f"{message.rstrip('.')}.{hint} 'wsa {name} --help' lists the options."
 
 

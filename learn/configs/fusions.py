@@ -149,4 +149,9 @@ def check_own_or(option: str, value: str, choices: Sequence[str], own: str) -> N
         UsageError: If it is neither.
     """
     if not user_code.is_name(value):
+        with_colon = ":".join(value.rsplit(".", 1))
+        if user_code.is_name(with_colon):
+            raise UsageError(
+                "bad-option", f"{option} {value}: write {own}. Did you mean {with_colon}?"
+            )
         check_choice(option, value, [*choices, own])

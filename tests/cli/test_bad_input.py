@@ -16,6 +16,8 @@ colect
     there is no such verb. Did you mean 'collect'? 'wsa --help' lists them.
 xyz
     there is no such verb. 'wsa --help' lists them.
+train
+    there is no such verb. Did you mean 'learn'? 'wsa --help' lists them.
 collect --steps abc
     Error parsing --steps: 'abc' is not a whole number. 'wsa collect --help' lists the options.
 collect --sticky abc
@@ -26,11 +28,16 @@ collect --stepz 3
 collect --protocol v6
     invalid choice 'v6' for argument '--protocol'. Expected one of ('classic', 'v5').
     'wsa collect --help' lists the options.
+learn --models vit clip
+    Unrecognized options: clip. Write a list with commas and no spaces.
+    'wsa learn --help' lists the options.
+learn --fusion own_fusion.Static
+    --fusion own_fusion.Static: write module:Class. Did you mean own_fusion:Static?
 encode --precision fp8
     invalid choice 'fp8' for argument '--precision'.
     Expected one of ('fp32', 'tf32', 'fp16', 'bf16'). 'wsa encode --help' lists the options.
 eval
-    Missing from wsa eval: RUN Folder of a run that 'wsa learn' made. (required).
+    RUN is missing: Folder of a run that 'wsa learn' made.
     'wsa eval --help' lists the options.
 collect --game Seaquestt
     'Seaquestt' is not an ALE game. Did you mean Seaquest or LaserGates? Games are
