@@ -18,6 +18,7 @@ import difflib
 import hashlib
 import importlib.util
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -396,7 +397,7 @@ def build(request: Request) -> Any:
             "no-weights",
             f"{request.alias} is someone's own model ({request.timm_name}), and wsa never "
             "imports a module because a store names it. If it is on this machine and you trust it, name it yourself: "
-            f"--weights {request.alias}=MODULE:CALLABLE.",
+            f"--weights {request.alias}={shlex.quote(request.timm_name)}.",
         )
     if request.timm_name == screen.NAME:
         return screen.build()
