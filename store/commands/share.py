@@ -174,7 +174,7 @@ class Outcome:
             rows.append([name, len(self._of(kind)), terminal.size(size)])
         terminal.table(title, ["what", "objects", "size"], rows)
         passes, seconds = sync.saved(self.objects)
-        print(f"passes saved: {passes:,}, which took {seconds / 3600:,.2f} hours")
+        print(f"passes saved: {passes:,}, which took {terminal.duration(seconds)}")
         print(f"there already: {self.present:,} objects")
         if self.left:
             print(f"left: {self.left:,} embeddings whose segment or model stays behind")
