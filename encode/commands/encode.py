@@ -313,7 +313,7 @@ def describe_event(event: events.Event, said_before: dict[str, str]) -> str:
         )
     if isinstance(event, events.WorkerUnfit):
         why = str(event.error)
-        first = said_before.setdefault(why, event.worker)
+        first = said_before.setdefault(why.replace(event.worker, ""), event.worker)
         reason = why if first == event.worker else f"As {first}."
         return f"worker {event.worker} on {event.host} gets no segments. {reason}"
     return ""

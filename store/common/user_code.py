@@ -88,15 +88,14 @@ def find(name: str, kind: Kind = "no-library", where: str = "") -> Any:
     except ModuleNotFoundError as error:
         raise MissingError(
             kind,
-            f"{name} cannot be imported by {where} ({error}). Install its package there, or put its "
+            f"{name} cannot be imported on {where} ({error}). Install its package there, or put its "
             "folder into PYTHONPATH before the process starts.",
         ) from None
     found = getattr(module, attribute, None)
     if not callable(found):
         raise MissingError(
             kind,
-            f"{module_name} of {where} has no callable {attribute!r}. Write module:callable as it is "
-            "spelled there.",
+            f"{module_name} on {where} has no callable {attribute!r}. Check the spelling of {name}.",
         )
     return found
 

@@ -65,7 +65,7 @@ def test_check_passes_a_steady_model_and_fails_a_noisy_one(wsa):
     [
         ("check", 2, "wsa models check NAME"),
         ("check vitt", 2, "did you mean vit?"),
-        ("check no_such_module_of_mine:make", 3, "cannot be imported by"),
+        ("check no_such_module_of_mine:make", 3, "cannot be imported on"),
         ("check timm:test_resnet:random --output cls", 2, "has no class token"),
         ("check timm:test_resnet:random --output grid:9", 2, "Ask for grid:5"),
         ("chekc vit", 2, "chekc"),

@@ -74,6 +74,10 @@ def test_the_same_error_of_several_workers_is_described_once() -> None:
     ]
     assert str(weights) in lines[0] and str(library) in lines[1]
     assert lines[2] == "worker tcp://2 on here gets no segments. As tcp://0."
+    itself = [MissingError("no-library", f"tcp://{i} lacks timm.") for i in (7, 8)]  # Its address.
+    for i, error in zip((7, 8), itself, strict=True):
+        lines.append(describe_event(WorkerUnfit(f"tcp://{i}", "here", error), described))
+    assert lines[-1] == "worker tcp://8 on here gets no segments. As tcp://7."
 
 
 def test_a_table_in_a_pipe_is_aligned_and_escaped_but_not_wrapped(

@@ -185,7 +185,7 @@ def test_other_weights_under_the_same_name_are_another_model(store: Backend) -> 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("no_such_module_here:make", "cannot be imported by"),
+        ("no_such_module_here:make", "cannot be imported on"),
         ("user_nets:nothing", "has no callable 'nothing'"),
         ("user_nets:not_callable", "has no callable"),
         ("user_nets:failing", "raised FileNotFoundError"),
