@@ -132,7 +132,7 @@ def keep(run: Path, results: Path, what: Asked, finished: Evaluation) -> None:
     if own_fusion or not what.checkpoint.startswith(finished.network):
         return
     recorded = Recorded(what, finished.summary(), _weights(results) if finished.weighed else "")
-    atomic_files.replace(_path(results, what), msgspec.json.format(hashing.canonical(recorded)))
+    atomic_files.replace(_path(results, what), msgspec.json.format(msgspec.json.encode(recorded)))
 
 
 def has_its_weights(results: Path, recorded: Recorded) -> bool:

@@ -282,6 +282,7 @@ def test_repeating_an_evaluation_plays_nothing(filled, tmp_path, unchanged):
     assert {k: v for k, v in found.items() if k not in costs} == {
         k: v for k, v in played.items() if k not in costs
     }
+    assert list(found) == list(played)
     assert "played before" in second.err and "another evaluation" not in second.err
     planned = read_json(filled(*run, "--episodes", "1", "--dry-run").out)
     assert planned == {"games": 0, "random_games": 0, "steps_at_most": 0}
