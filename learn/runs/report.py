@@ -76,7 +76,7 @@ def write(folder: Path, store: str = "", out: Path | None = None) -> Path:
             ("evaluation", "Full games", _evaluation(out or folder, config)),
             ("passes", "Passes through frozen models", _passes(scalars)),
             ("film", "Video of a game", _film(out or folder)),
-            ("settings", "Settings", _settings(config)),
+            ("settings", "All settings", _settings(config)),
         )
         if parts
     ]
