@@ -62,7 +62,8 @@ def _one_game() -> PrimitiveConstructorSpec[str]:
 
 def _shown(default: str) -> str:
     """Show a default in the help, unless it only says that the option was not given."""
-    return "" if default in ("False", "None", "''", "") else f"(default: {default})"
+    # The help names a switch that is on by its --no-FLAG, whose default is not True.
+    return "" if default in ("True", "False", "None", "''", "") else f"(default: {default})"
 
 
 _HINT = arg(help_behavior_hint=_shown)

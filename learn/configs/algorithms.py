@@ -127,9 +127,9 @@ class DQNConfig(OfflineConfig, frozen=True, tag="dqn"):
     """Number of steps in an n-step return."""
     target_network_frequency: Annotated[int, COUNT] = 1000
     """Gradient steps between copies to the target network."""
-    clip_rewards: bool = True
+    clip_rewards: Switch = True
     """Train on the sign of rewards; --no-clip-rewards uses raw ones. Reports always show raw rewards."""
-    double_q: bool = True
+    double_q: Switch = True
     """Let the network choose the next action that the target network values; --no-double-q takes the
     target network's greatest value (Mnih et al., 2015)."""
     max_grad_norm: Annotated[float, NOT_NEGATIVE] = 0.0
@@ -160,7 +160,7 @@ class OnlineConfig(AlgorithmConfig, frozen=True, tag_field="algo"):
     """Number of parallel environments."""
     gamma: Annotated[float, SHARE] = 0.99
     """Discount per step."""
-    clip_rewards: bool = True
+    clip_rewards: Switch = True
     """Train on the sign of rewards; --no-clip-rewards uses raw ones. Reports always show raw rewards."""
     terminal_on_life_loss: Switch = False
     """Treat a lost life as the end when estimating values. The game continues; reports cover whole games."""
@@ -180,7 +180,7 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
 
     learning_rate: Annotated[float, POSITIVE] = 2.5e-4
     """Learning rate for Adam."""
-    anneal_lr: bool = True
+    anneal_lr: Switch = True
     """Decay the learning rate linearly to 0; --no-anneal-lr keeps it constant."""
     num_envs: Annotated[int, COUNT] = 8
     """Number of parallel environments."""
@@ -192,13 +192,13 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
     """Epochs over each rollout."""
     gae_lambda: Annotated[float, SHARE] = 0.95
     """Lambda of generalized advantage estimation."""
-    norm_adv: bool = True
+    norm_adv: Switch = True
     """Normalize advantages in each minibatch; --no-norm-adv leaves them as they are."""
     clip_coef: Annotated[float, POSITIVE] = 0.1
     """Clipping range of the probability ratio."""
     anneal_clip: Switch = False
     """Decay that range linearly to 0."""
-    clip_vloss: bool = True
+    clip_vloss: Switch = True
     """Clip the value loss too; --no-clip-vloss leaves it unclipped."""
     vf_clip_coef: Annotated[float, NOT_NEGATIVE] = 0.0
     """Clipping range of the value loss; 0 for that of the probability ratio."""
@@ -266,7 +266,7 @@ class OnlineDQNConfig(OnlineConfig, frozen=True, tag="dqn"):
     """Steps between copies to the target network."""
     n_step: Annotated[int, COUNT] = 1
     """Number of steps in an n-step return."""
-    double_q: bool = True
+    double_q: Switch = True
     """Let the network choose the next action that the target network values; --no-double-q takes the
     target network's greatest value (Mnih et al., 2015)."""
     max_grad_norm: Annotated[float, NOT_NEGATIVE] = 0.0

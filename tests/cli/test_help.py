@@ -45,6 +45,12 @@ def test_without_arguments_help_is_shown_as_a_usage_error(wsa):
     assert wsa()[:2] == (2, wsa("-h").out)
 
 
+def test_the_help_shows_no_default_beside_the_flag_that_turns_a_switch_off(wsa):
+    out = wsa("learn", "--online", "--algo", "ppo", "--help").out
+    assert not re.search(r"--no-[^(]*\(default: True\)", out.partition("--no-clip-vloss")[0])
+    assert "--layer-norm" in out and "(default: True)" in out  # This option takes its value.
+
+
 def test_version(wsa):
     assert wsa("--version") == wsa("-V") == (0, f"wsa {__version__}\n", "")
 
