@@ -133,8 +133,8 @@ class OutputOptions:
 
     run_dir: Text = ""
     """Folder of the run; runs/GAME__EXP_NAME__SEED__TIME if not given. An existing run continues."""
-    exp_name: str = "wsa"
-    """Part of the run's name."""
+    exp_name: Text = ""
+    """Part of the run's name; the name of the fusion if not given."""
     resume: Text = ""
     """Folder of a run to continue unchanged; only --store and options for how it runs may go with it."""
     trust: Names = ()

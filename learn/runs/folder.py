@@ -36,7 +36,8 @@ _log = logging.getLogger(__name__)
 
 
 def new_folder(runs: Path, config: RunConfig, exp_name: str) -> Path:
-    """`runs/{game}__{exp_name}__{seed}__{time}`."""
+    """`runs/{game}__{exp_name}__{seed}__{time}`; an empty name becomes that of the fusion."""
+    exp_name = exp_name or config.network.fusion.name.rpartition(":")[2]
     return runs / f"{config.game}__{exp_name}__{config.seed}__{int(time.time())}"
 
 

@@ -83,7 +83,8 @@ def test_an_algorithm_and_its_options_are_recorded(filled, tmp_path, options, ex
 def test_every_fusion_can_be_planned(filled, unchanged):
     with unchanged():
         for fusion in ("lin", "fix", "res", "dpa", "mean", "uniform", "single"):
-            assert filled(*UPDATES, "--fusion", fusion, "--dry-run").code == 0
+            planned = filled(*UPDATES, "--fusion", fusion, "--dry-run")
+            assert planned.code == 0 and f"; run runs/Breakout__{fusion}__1__" in planned.err
 
 
 @pytest.mark.parametrize(
