@@ -123,7 +123,7 @@ class Cell:
     def total(self) -> int:
         """Number of updates, or of online steps, to train for."""
         learner: Any = self.request.algorithm
-        return int(learner.total_timesteps if self.request.online else learner.updates)
+        return int(learner.last_step if self.request.online else learner.updates)
 
     def __str__(self) -> str:
         """Name of the run in text."""

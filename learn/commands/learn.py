@@ -49,6 +49,7 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
     from wsa.learn.runs.setup.models import weights_of
     from wsa.learn.runs.track import tracked
     from wsa.learn.runs.train import launch
+    from wsa.learn.training import checkpoint
 
     device, threads = choose_device(o.compute.device), threads_for(o.live.threads)
     snapshot, config, folder = plan_run(o, device)
@@ -61,12 +62,14 @@ def perform(o: LearnOptions, *, progress: bool = False) -> dict[str, Any]:
         )
     if o.dry_run:
         return estimate(snapshot, config, device)
+    if saved := checkpoint.all_of(folder / "checkpoints"):
+        _log.info(f"trained so far: {int(saved[-1].stem):,} of {config.last_step:,} {config.unit}")
     newest: dict[str, float] = {}
     with (
         tracked(folder, config, o.output.wandb_project_name, o.output.wandb_entity)
         if o.output.track
         else contextlib.nullcontext(),
-        terminal.Progress("learn", config.unit, config.total, shown=progress) as shown,
+        terminal.Progress("learn", config.unit, config.last_step, shown=progress) as shown,
     ):
 
         def on_line(step: int, line: dict[str, float]) -> None:

@@ -155,7 +155,8 @@ class OnlineConfig(AlgorithmConfig, frozen=True, tag_field="algo"):
     """Hyperparameters of every online algorithm, with CleanRL's names and values."""
 
     total_timesteps: Annotated[int, COUNT] = 10_000_000
-    """Agent steps to play, in all environments together; the emulator plays four frames in each."""
+    """Agent steps to play, in all environments together; the emulator plays four frames in each.
+    PPO rounds down to whole rollouts."""
     num_envs: Annotated[int, COUNT] = 1
     """Number of parallel environments."""
     gamma: Annotated[float, SHARE] = 0.99
@@ -166,6 +167,11 @@ class OnlineConfig(AlgorithmConfig, frozen=True, tag_field="algo"):
     """Treat a lost life as the end when estimating values. The game continues; reports cover whole games."""
     save_frequency: Annotated[int, COUNT] = 100_000
     """Steps between checkpoints."""
+
+    @property
+    def last_step(self) -> int:
+        """Step at which a run ends: `total_timesteps`, rounded down to whole iterations."""
+        return self.total_timesteps // self.num_envs * self.num_envs
 
     def settled(self) -> Self:
         """Return a copy with every default filled in, as `config.json` records it."""
@@ -239,6 +245,11 @@ class PPOConfig(OnlineConfig, frozen=True, tag="ppo"):
     def scheduled(self) -> bool:
         """See `AlgorithmConfig`."""
         return self.anneal_lr or self.anneal_clip
+
+    @property
+    def last_step(self) -> int:
+        """See `OnlineConfig`. An iteration is a rollout."""
+        return self.total_timesteps // self.rollout_size * self.rollout_size
 
     @property
     def rollout_size(self) -> int:

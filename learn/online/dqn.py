@@ -69,7 +69,7 @@ def train_dqn(
         session.save(folder, learner.modules, learner.optimizer, {}, state)
 
     with Loop(
-        folder, runner.steps, config.total_timesteps // stride * stride, stride=stride, save=save,
+        folder, runner.steps, config.last_step, stride=stride, save=save,
         save_frequency=config.save_frequency, on_line=on_line, evaluation=session.evaluation,
         network=network, trained=lambda: updates > 0,
     ) as loop:  # fmt: skip

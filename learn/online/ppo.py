@@ -96,14 +96,14 @@ def train_ppo(
     arrays, _ = session.resume(folder, {"online": network}, optimizer)
     if arrays and memory:
         memory = torch.from_numpy(arrays["hidden"]), torch.from_numpy(arrays["cell"])
-    updates = config.total_timesteps // stride
+    updates = config.last_step // stride
 
     def save(step: int) -> None:
         carried = {} if memory is None else {"hidden": memory[0].cpu(), "cell": memory[1].cpu()}
         session.save(folder, {"online": network}, optimizer, carried)
 
     with Loop(
-        folder, runner.steps, updates * stride, stride=stride, save=save,
+        folder, runner.steps, config.last_step, stride=stride, save=save,
         save_frequency=config.save_frequency, on_line=on_line, evaluation=session.evaluation,
         network=network,
     ) as loop:  # fmt: skip

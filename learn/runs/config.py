@@ -112,6 +112,11 @@ class OfflineRun(RunConfig, frozen=True, tag_field="kind", tag="offline"):
         """Number of updates to train for."""
         return self.hyperparameters.updates
 
+    @property
+    def last_step(self) -> int:
+        """Update at which training ends."""
+        return self.total
+
 
 class OnlineRun(RunConfig, frozen=True, tag_field="kind", tag="online"):
     """A run that learns from the games it plays, and looks frames up in stored segments.
@@ -138,8 +143,13 @@ class OnlineRun(RunConfig, frozen=True, tag_field="kind", tag="online"):
 
     @property
     def total(self) -> int:
-        """Number of steps to train for."""
+        """Number of steps asked for."""
         return self.hyperparameters.total_timesteps
+
+    @property
+    def last_step(self) -> int:
+        """Step at which training ends: the last whole iteration within `total`."""
+        return self.hyperparameters.last_step
 
     @property
     def model_windows(self) -> tuple[int, ...]:

@@ -96,7 +96,7 @@ def _run_section(folder: Path, config: OfflineRun | OnlineRun, store: str) -> Se
         ("protocol", atari.describe(config.protocol)),
         ("learned from", data),
         ("algorithm", config.hyperparameters.NAME),
-        ("length", f"{config.total:,} {config.unit}"),
+        ("length", f"{config.last_step:,} {config.unit}"),
         ("seed", config.seed),
         ("fusion", network.fusion.name),
         ("context", config.context or None),

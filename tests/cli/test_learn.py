@@ -80,6 +80,12 @@ def test_an_algorithm_and_its_options_are_recorded(filled, tmp_path, options, ex
     assert expected.items() <= read_config(tmp_path / "new")["hyperparameters"].items()
 
 
+def test_a_run_that_goes_on_says_where(filled):
+    command = (*LEARN, "--updates", 3, "--run-dir", "run")
+    again = filled(*command, "--json")
+    assert again.json["updates"] == 0 and "trained so far: 3 of 3 updates\n" in again.err
+
+
 def test_every_fusion_can_be_planned(filled, unchanged):
     with unchanged():
         for fusion in ("lin", "fix", "res", "dpa", "mean", "uniform", "single"):

@@ -136,6 +136,11 @@ def test_anneal_clip_lowers_the_clipping_range_to_nothing(
     assert ranges == pytest.approx([0.1, 0.1, 0.1, 0.075, 0.05, 0.025])
 
 
+def test_a_run_ends_with_its_last_whole_rollout() -> None:
+    assert PPO.last_step == 256
+    assert msgspec.structs.replace(PPO, total_timesteps=255).last_step == 192
+
+
 def test_a_recurrent_minibatch_holds_whole_sequences() -> None:
     config = msgspec.structs.replace(PPO, recurrent=True)
     torch.manual_seed(0)
