@@ -247,8 +247,7 @@ class Adapted(Fusion):
         Raises:
             ValueError: If there are fewer embeddings than models.
         """
-        # A loop, because one batched product over stacked weights took 0.83 to 1.07 of the loop's
-        # time on a CPU (docs/benchmarks.md) and needs models of equal width.
+        # A loop, because one batched product over stacked weights needs models of equal width.
         return torch.stack(
             [self.adapters[i](self.spatial[i](embeddings[i]).flatten(1)) for i in present], dim=1
         )
