@@ -70,7 +70,11 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
         if (results / report.FILE).exists():  # Nothing is written: a shared run may be read-only.
             _log.info(f"report {results / report.FILE}")
         return recorded.repeated
-    _log.info(f"games to play: {o.episodes:,} by the run, then as many by a random policy")
+    most = config.protocol.max_steps
+    _log.info(
+        f"games to play: {o.episodes:,} by the run, then as many by a random policy, each of at most "
+        f"{most:,} steps"
+    )
     pace = _Pace(o.episodes)
     with terminal.Progress("eval", "steps", shown=progress) as shown:
 
@@ -95,6 +99,12 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
             variant=o.variant,
             out=out,
             on_step=on_step,
+        )
+    if stopped := sum(game.truncated for game in evaluation.episodes):
+        _log.warning(
+            f"{stopped:,} of {o.episodes:,} games had not ended after {most:,} steps. A policy that "
+            "has hardly trained may wait forever, as in Breakout if it never fires: train longer, or "
+            "play with a larger --epsilon."
         )
     files = ["eval.csv", *(["eval_weights.npz"] if evaluation.weighed else [])]
     _log.info(f"games {', '.join(str(results / name) for name in files)}")
