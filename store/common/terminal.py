@@ -241,7 +241,9 @@ def _values(values: dict[str, Any], indent: str) -> None:
             _values(value, indent + "  ")
         elif isinstance(value, (list, tuple)) and value and isinstance(value[0], dict):
             print(label.rstrip())
-            for one in value:
+            for number, one in enumerate(value):
+                if number:
+                    print()
                 _values(one, indent + "  ")
         else:
             print(label + _value(value))

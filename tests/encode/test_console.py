@@ -80,6 +80,12 @@ def test_the_same_error_of_several_workers_is_described_once() -> None:
     assert lines[-1] == "worker tcp://8 on here gets no segments. As tcp://7."
 
 
+def test_several_things_of_a_result_are_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.result(False, {"encoders": [{"key": "a", "passes": 1}, {"key": "b", "passes": 2}]})
+    blocks = capsys.readouterr().out.split("\n\n")
+    assert [block.split()[-3:] for block in blocks] == [["a", "passes", "1"], ["b", "passes", "2"]]
+
+
 def test_a_table_in_a_pipe_is_aligned_and_escaped_but_not_wrapped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
