@@ -32,9 +32,11 @@ $(VENV)/.docs: $(STAMP)
 	touch $@
 
 $(STAMP): pyproject.toml
+	@echo "Installing into $(VENV), which takes minutes: torch and its libraries are gigabytes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[lite,cpu]" --group dev
+	@# The warning is setuptools' for any editable package at the root of its repository.
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[lite,cpu]" --group dev
 	touch $@
 
 clean:
