@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import types
+from typing import Any
 
 from command_kit import ALIAS, COLLECT, ENCODE, LEARN, MODEL, read_files, read_json
 
@@ -312,6 +313,8 @@ def test_games_of_a_newer_network_are_not_recorded_as_those_of_an_older_one(fill
     )  # fmt: skip
     (run / evaluations.TABLE).touch()
     for network, recorded in (("0" * 12, False), (asked.checkpoint[:12], True)):
-        finished = types.SimpleNamespace(network=network, weighed=False, summary=lambda: {"a": 1})
+        finished: Any = types.SimpleNamespace(
+            network=network, weighed=False, summary=lambda: {"a": 1}
+        )
         evaluations.keep(run, run, asked, finished)
         assert (evaluations.find(run, asked) is not None) == recorded
