@@ -186,7 +186,7 @@ class WalkEncoder:
     dtype = np.dtype(np.float16)
 
     def __init__(self, windows: tuple[int, ...] = (1,)) -> None:
-        self.lookups: dict[int, WalkModel] = {}
+        self.lookups: dict[int, Any] = {}
         self.width = 0
         for window in windows:
             self.lookups[window] = WalkModel(window, self.width)
@@ -243,7 +243,7 @@ class WalkRun:
             self.network = RecurrentActorCritic(self.network.torso, 3)
 
     def train(self) -> Any:
-        train = dqn.train_dqn if isinstance(self.config, OnlineDQNConfig) else ppo.train_ppo
+        train: Any = dqn.train_dqn if isinstance(self.config, OnlineDQNConfig) else ppo.train_ppo
         return train(self.config, self.session, self.network, self.folder)
 
     def roll_out(self, memory: Any = None, network: Any = None) -> tuple[ppo.Rollout, Any]:

@@ -144,7 +144,7 @@ def test_a_model_that_is_left_out_is_not_run(run: Path, monkeypatch: pytest.Monk
     assert live.passes == live.frames - live.found - live.remembered > 0
     assert evaluation.summary()["present"] == (ALIASES[0],)
     assert [row["present"] for row in read_table(run)] == [ALIASES[0], ""]
-    weights = read_weights(run)["weights"]
+    weights: Any = read_weights(run)["weights"]
     np.testing.assert_array_equal(weights, np.repeat([[1.0, 0.0]], MAX_STEPS, axis=0))
     # The other way to say it, with the name that the model was encoded by.
     names = ["timm:test_resnet.r160_in1k:random"]
@@ -214,7 +214,7 @@ def test_both_policies_play_the_variant_and_the_store_stays_as_it_is(
 @pytest.mark.slow
 def test_a_video_shows_the_weights_of_each_step_beside_the_game(run: Path) -> None:
     evaluation = evaluate_run(run, 1, epsilon=0.2, seed=78, num_envs=1, video=True)
-    weights = read_weights(run)["weights"]
+    weights: Any = read_weights(run)["weights"]
     (path,) = (run / "videos").iterdir()
     frames = read_video(path)
     assert len(frames) == evaluation.episodes[0].steps == len(weights) == MAX_STEPS
