@@ -26,8 +26,8 @@ from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.data import make_embedder, open_data
 from wsa.learn.runs.folder import begin, locked
 from wsa.learn.runs.network import make_network
+from wsa.learn.runs.setup.warm_start import warm_start
 from wsa.learn.runs.track import write_hparams
-from wsa.learn.runs.warm_start import warm_start
 from wsa.learn.training import checkpoint
 from wsa.learn.training.loop import OnLine
 from wsa.store.objects.root import open_store

@@ -13,7 +13,7 @@ from wsa.learn.configs.fusions import make_fusion_config
 from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.fusion.base import Inputs
 from wsa.learn.networks.heads import ActorCritic, QNetwork
-from wsa.learn.runs.warm_start import change_models, transfer
+from wsa.learn.runs.setup.warm_start import change_models, transfer
 from wsa.learn.training import checkpoint
 from wsa.store.common.errors import UsageError
 

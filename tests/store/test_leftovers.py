@@ -1,4 +1,4 @@
-"""Files of writers that died, lost a race, or were refused: they harm nobody, and mostly disappear."""
+"""Files of writers that died, lost a race, or were refused: they do no harm, and most disappear."""
 
 from __future__ import annotations
 

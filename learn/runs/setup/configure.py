@@ -18,7 +18,7 @@ from wsa.learn.runs.config import MEAN_CONTEXT, OfflineRun, OnlineRun, RunConfig
 from wsa.learn.runs.setup.models import KeysOf, OnlineModels, by_default, context_key
 from wsa.learn.runs.setup.offline import make_offline
 from wsa.learn.runs.setup.online import make_online
-from wsa.learn.runs.warm_start import change_models
+from wsa.learn.runs.setup.warm_start import change_models
 from wsa.learn.training import checkpoint
 from wsa.store.common import names, user_code
 from wsa.store.common.errors import UsageError

@@ -12,7 +12,7 @@ from wsa.learn.configs.network import NetworkConfig
 from wsa.learn.networks.matching import match_parameters
 from wsa.learn.runs.config import OfflineRun, OnlineRun
 from wsa.learn.runs.network import make_network, parameters_of
-from wsa.learn.runs.warm_start import warm_start
+from wsa.learn.runs.setup.warm_start import warm_start
 
 Run = TypeVar("Run", OfflineRun, OnlineRun)
 

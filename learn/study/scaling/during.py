@@ -23,7 +23,7 @@ from wsa.learn.runs.config import OfflineRun, read_config
 from wsa.learn.runs.data import open_data
 from wsa.learn.runs.network import make_network
 from wsa.learn.runs.player import open_player
-from wsa.learn.runs.warm_start import warm_start
+from wsa.learn.runs.setup.warm_start import warm_start
 from wsa.learn.study.combine_plan import bench_options
 from wsa.learn.study.games import Games, PlayedGames
 from wsa.learn.study.scaling import during_report

@@ -43,8 +43,8 @@ from wsa.learn.runs.evaluate import evaluate_run
 from wsa.learn.runs.folder import begin
 from wsa.learn.runs.network import make_network
 from wsa.learn.runs.setup import online as setup
+from wsa.learn.runs.setup.warm_start import warm_start
 from wsa.learn.runs.train import train_playing
-from wsa.learn.runs.warm_start import warm_start
 from wsa.learn.training import checkpoint
 from wsa.store.common import hashing
 from wsa.store.common.errors import ConflictError, MissingError, Terminated, UsageError
