@@ -39,20 +39,20 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
     folder, out = Path(o.run), Path(o.reads.out) if o.reads.out else None
     config = read_config(folder)
     _log.info(f"store {o.store or config.store}")
-    results, device = out or folder, choose_device(o.live.device)
-    asked = evaluations.asked(
-        folder,
-        o.reads.checkpoint,
-        episodes=o.episodes,
-        epsilon=o.play.epsilon,
-        seed=o.play.seed,
-        num_envs=o.play.num_envs,
-        without=o.without,
-        only=o.only,
-        variant=o.variant,
-        device=device,
-        engine=o.live.engine,
-    )
+    results = out or folder
+    how: dict[str, Any] = {  # Everything that may change a game's result.
+        "which": o.reads.checkpoint,
+        "episodes": o.episodes,
+        "epsilon": o.play.epsilon,
+        "seed": o.play.seed,
+        "num_envs": o.play.num_envs,
+        "without": o.without,
+        "only": o.only,
+        "variant": o.variant,
+        "device": choose_device(o.live.device),
+        "engine": o.live.engine,
+    }
+    asked = evaluations.asked(folder, **how)
     recorded = None if o.play.again or o.video else evaluations.find(results, asked)
     if o.dry_run:
         games = 0 if recorded else o.episodes
@@ -83,20 +83,11 @@ def perform(o: EvalOptions, *, progress: bool = False) -> dict[str, Any]:
 
         evaluation = evaluate_run(
             folder,
-            o.episodes,
-            epsilon=o.play.epsilon,
-            seed=o.play.seed,
+            **how,
             store=o.store,
             weights=weights_files(o.live.weights),
             video=o.video,
-            device=device,
-            engine=o.live.engine,
             threads=threads,
-            num_envs=o.play.num_envs,
-            which=o.reads.checkpoint,
-            without=o.without,
-            only=o.only,
-            variant=o.variant,
             out=out,
             on_step=on_step,
         )

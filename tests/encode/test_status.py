@@ -82,16 +82,21 @@ def test_status_shows_live_and_lost_services(store: Backend, run_wsa: RunWsa) ->
     assert status["backlog"] == {}
 
 
-def test_status_counts_the_backlog_of_each_model(
+@pytest.fixture
+def key(
     store: Backend,
     fill: Callable[..., object],
     small: Callable[..., Request],
     encode_all: Callable[..., EncodeReport],
-    run_wsa: RunWsa,
-) -> None:
+) -> str:
+    """Key of a model that has encoded the first of three segments."""
     fill(store, [[0, 1, 2]])
     key = encode_all(store, small()).models[0].spec.key
     fill(store, [[2, 3, 4], [4, 5]], first=1)
+    return key
+
+
+def test_status_counts_the_backlog_of_each_model(store: Backend, key: str, run_wsa: RunWsa) -> None:
     code, out, _ = run_wsa("status", "--store", store.url, "--json")
     assert code == 0
     backlog = {"objects": 2, "passes": 3, "copies": 2}
@@ -103,15 +108,8 @@ def test_status_counts_the_backlog_of_each_model(
 
 
 def test_the_page_shows_the_numbers_of_status_and_escapes_all_text(
-    store: Backend,
-    fill: Callable[..., object],
-    small: Callable[..., Request],
-    encode_all: Callable[..., EncodeReport],
-    run_wsa: RunWsa,
+    store: Backend, key: str, fill: Callable[..., object], run_wsa: RunWsa
 ) -> None:
-    fill(store, [[0, 1, 2]])
-    key = encode_all(store, small()).models[0].spec.key
-    fill(store, [[2, 3, 4], [4, 5]], first=1)
     fill(store, [[0, 9]], game="Breakout")
     work = ModelCounters(3, 1, 1, 1234, 66, 1, 100)
     values = {"models": {KEY: work}, "trouble": "<b>down</b>", "frames_per_second": 12.5}
