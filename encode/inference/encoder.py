@@ -272,8 +272,9 @@ def _on_cores(function: Callable[[Tensor], Tensor], frames: NDArray[np.uint8]) -
 
     def run(part: NDArray[np.uint8]) -> Tensor:
         # Torch accepts neither read-only arrays nor negative strides, not even in an axis of length
-        # one, which numpy calls contiguous. A copy has neither.
-        return function(torch.from_numpy(np.array(part, order="C")))
+        # one, which numpy calls contiguous.
+        part = np.require(part, requirements=["C", "W"])
+        return function(torch.from_numpy(part if min(part.strides) > 0 else part.copy()))
 
     threads = min(torch.get_num_threads(), len(parts))
     with one_thread():
