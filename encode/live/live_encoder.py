@@ -127,16 +127,7 @@ class LiveEncoder:
         first: NDArray[np.bool_] | None = None,
         envs: NDArray[np.int64] | None = None,
     ) -> NDArray[Any]:
-        """Embed frames as `embed_later` does and wait for the result, (n, width)."""
-        return self.embed_later(frames, first, envs).result()
-
-    def embed_later(
-        self,
-        frames: NDArray[np.uint8],
-        first: NDArray[np.bool_] | None = None,
-        envs: NDArray[np.int64] | None = None,
-    ) -> Fused:
-        """Start embedding the newest frames.
+        """Embed the newest frames by all models.
 
         `first` and `envs` are needed only if a model has a window.
 
@@ -145,8 +136,13 @@ class LiveEncoder:
             first: Whether each frame begins an episode, (n,); its window has no older ones.
             envs: Environment of each frame, (n,).
 
+        Returns:
+            Embeddings, (n, width) of the flat map's dtype, in the order of its models.
+
         Raises:
             UsageError: If a model has a window, and `first` or `envs` is missing.
+            ConflictError: If a model returned NaN or a number too large for the flat map, or its
+                engine failed.
         """
         if first is None or envs is None:
             if self._longest > 1:
@@ -158,35 +154,14 @@ class LiveEncoder:
             seen = [FrameWindow((frame,), (hashing.frame_digest(frame),)) for frame in frames]
         else:
             seen = self._recent.push(frames, first, envs)
-        out = np.zeros((len(frames), self.width), self.dtype)
-        parts = [
+        begun = [
             (lookup.begin(*window_inputs(seen, window)), lookup.places)
             for window, lookup in self.lookups.items()
         ]
-        return Fused(out, parts)
-
-
-class Fused:
-    """Embeddings of frames by all models, possibly still in progress.
-
-    Args:
-        out: Array (n, width) to fill.
-        parts: For each window length, its embeddings and their columns in a row of `out`.
-    """
-
-    def __init__(self, out: NDArray[Any], parts: list[tuple[Found, list[slice]]]) -> None:
-        self._out, self._parts = out, parts
-
-    def result(self) -> NDArray[Any]:
-        """Wait for the embeddings, (n, width) of the flat map's dtype, in the order of its models.
-
-        Raises:
-            ConflictError: If a model returned NaN or a number too large for the flat map, or its
-                engine failed.
-        """
-        for found, places in self._parts:
-            scatter_columns(found.result()[0], places, self._out)
-        return self._out
+        out = np.zeros((len(frames), self.width), self.dtype)
+        for found, places in begun:
+            scatter_columns(found.result()[0], places, out)
+        return out
 
 
 def scatter_columns(part: NDArray[Any], places: Sequence[slice], out: NDArray[Any]) -> None:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from wsa.encode.inference import encoder as forward
 from wsa.encode.inference.encoder import Encoder
 from wsa.encode.jobs.run import EncodeReport
-from wsa.encode.live.frame_history import FrameInputs, FrameWindow
-from wsa.encode.live.live_encoder import LiveEncoder
+from wsa.encode.live.frame_history import FrameHistory, FrameInputs, FrameWindow, window_inputs
+from wsa.encode.live.live_encoder import LiveEncoder, scatter_columns
 from wsa.encode.live.shrunk_frames import ShrunkFrames
 from wsa.encode.models.registry import Request, parse_request
 from wsa.encode.registration.register import open_model
@@ -243,8 +243,17 @@ def test_embeddings_and_passes_do_not_depend_on_the_number_of_threads(
     for threads in (1, 2, 3):
         live, waiting = (LiveEncoder(blank, encoders, threads=threads) for _ in range(2))
         results.append(np.stack([live(step_frames, first, envs) for step_frames in steps]))
-        begun = [waiting.embed_later(step_frames, first, envs) for step_frames in steps]
-        results.append(np.stack([one.result() for one in begun]))
+        history = FrameHistory(max(waiting.lookups))
+        seen = [history.push(step_frames, first, envs) for step_frames in steps]
+        begun = [
+            [lookup.begin(*window_inputs(each, w)) for w, lookup in waiting.lookups.items()]
+            for each in seen
+        ]
+        out = np.zeros_like(results[0])
+        for row, parts in zip(out, begun, strict=True):
+            for part, lookup in zip(parts, waiting.lookups.values(), strict=True):
+                scatter_columns(part.result()[0], lookup.places, row)
+        results.append(out)
         assert waiting.passes == live.passes == 4 * (3 + 4)
         assert waiting.remembered == live.remembered == 4 * (2 + 1)
     for result in results[1:]:
@@ -259,7 +268,8 @@ def test_an_engine_that_fails_is_named_every_time_the_result_is_read(
 
     live = LiveEncoder(*opened, threads=2)
     monkeypatch.setattr(Encoder, "__call__", fail)
-    begun = live.embed_later(frames[4:7])
+    windows = [FrameWindow((frame,), (hashing.frame_digest(frame),)) for frame in frames[4:7]]
+    begun = live.lookups[1].begin(*window_inputs(windows, 1))
     with pytest.raises(ConflictError):
         begun.result()
     with pytest.raises(ConflictError) as caught:

@@ -53,9 +53,9 @@ def test_an_evaluation_counts_every_frame_and_a_variant_that_changes_nothing_is_
     shown: list[bytes] = []
 
     class Spy(LiveEncoder):
-        def embed_later(self, frames: NDArray[np.uint8], *episodes: Any, **details: Any) -> Any:
+        def __call__(self, frames: NDArray[np.uint8], *episodes: Any, **details: Any) -> Any:
             shown.extend(hashing.frame_digest(frame) for frame in frames)
-            return super().embed_later(frames, *episodes, **details)
+            return super().__call__(frames, *episodes, **details)
 
     with monkeypatch.context() as patch:
         patch.setattr(data, "LiveEncoder", Spy)
