@@ -95,7 +95,8 @@ def test_cached_embeddings_equal_live_ones_to_the_last_bit(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # Three models, 832 frames of the strip each.
-def test_cached_embeddings_of_the_default_models_equal_live_ones(
+@pytest.mark.usefixtures("whole_strip")
+def test_cached_embeddings_of_lite_models_equal_live_ones(
     encode_frames: EncodeFrames, frames: Frames
 ) -> None:
     known, encoders = encode_frames(frames, [parse_request(f"lite{i}", {}) for i in range(3)])
