@@ -91,8 +91,9 @@ class _Requests:
             request = self._free.pop()
         except IndexError:
             request = self._compiled.create_infer_request()
-        lines = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        features = torch.from_numpy(request.infer([lines], share_inputs=True)[0].copy())
+        # Faster than passing an array, which OpenVINO would examine in Python each time.
+        request.input_tensors[0].data[:] = pixels.permute(0, 2, 3, 1).numpy()
+        features = torch.from_numpy(request.infer(share_outputs=True)[0].copy())
         self._free.append(request)
         return features
 

@@ -75,12 +75,20 @@ def normalise(levels: Tensor, how: Preprocessing) -> Tensor:
         single = normalise(levels.flatten(0, 1), how)
         folded = single.reshape(len(levels), -1, how.height, how.width)
         return folded.contiguous(memory_format=torch.channels_last)
-    mean, std = (torch.tensor(of, device=levels.device) for of in (how.mean, how.std))
-    # Whole lines of the screen at once are twice as fast as three channels per pixel.
-    scale, shift = ((1 / (255 * std)).repeat(how.width), (mean / std).repeat(how.width))
+    scale, shift = _scale_and_shift(how, levels.device)
     lines = levels.permute(0, 2, 3, 1).flatten(2).to(torch.float32).mul_(scale).sub_(shift)
     result: Tensor = lines.unflatten(2, (how.width, -1)).permute(0, 3, 1, 2)
     return result
+
+
+@functools.cache
+def _scale_and_shift(how: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the factor and the offset of each value in a line of the screen, (width * c,).
+
+    Whole lines at once are twice as fast as three channels per pixel.
+    """
+    mean, std = (torch.tensor(of, device=device) for of in (how.mean, how.std))
+    return (1 / (255 * std)).repeat(how.width), (mean / std).repeat(how.width)
 
 
 def grey(pixels: Tensor) -> Tensor:

@@ -82,9 +82,7 @@ class _ShrunkCache:
                 self._levels |= zip(fresh, map(np.copy, small), strict=True)
             for digest in frames:
                 self._levels.move_to_end(digest)
-            levels = np.stack(
-                [np.stack([self._levels[digest] for digest in w.digests]) for w in windows]
-            )
+            levels = np.stack([self._levels[digest] for w in windows for digest in w.digests])
             while len(self._levels) > MAX_SHRUNK:
                 self._levels.popitem(last=False)
-        return levels
+        return levels.reshape(len(windows), -1, *levels.shape[1:])
