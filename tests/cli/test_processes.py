@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,13 @@ def interrupt(process: subprocess.Popen[str], signum: signal.Signals = signal.SI
     return err.splitlines()[-1]
 
 
+def handles(pid: int, signum: signal.Signals) -> bool:
+    """Whether a process has installed a handler of its own; wsa's does as soon as it runs."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (caught,) = (int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(caught >> signum - 1 & 1)
+
+
 def count_records(folder: Path) -> int:
     return len(list((folder / "store" / "commits").glob("*/*.json")))
 
@@ -145,6 +153,7 @@ def test_any_moment_is_safe_for_an_interrupt(filled, begin, tmp_path, verb):
     finished = 0
     for step in range(1, 17):
         process = begin(*command, cold=True)
+        wait_until(partial(handles, process.pid, signal.SIGTERM), process)
         try:
             process.wait(0.1 * step if verb in ("verify", "models") else 0.7 * step)
         except subprocess.TimeoutExpired:
