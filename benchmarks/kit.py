@@ -6,12 +6,14 @@ by side: contenders are timed in turn, round after round, and their medians are 
 
 from __future__ import annotations
 
+import dataclasses
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +31,32 @@ def wsa(*arguments: object) -> None:
     command = [sys.executable, "-m", "wsa.cli", *map(str, arguments)]
     print("wsa", *arguments, flush=True)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Wall and CPU seconds of some steps, over all threads."""
+
+    steps: float
+    wall: float
+    cpu: float
+
+    def row(self, name: str) -> list[object]:
+        """A row of the table."""
+        rate, each = self.steps / self.wall, 1000 * self.cpu / self.steps
+        return [name, f"{rate:,.0f}", f"{each:.3f}", f"{self.cpu / self.wall:.2f}"]
+
+
+def timed(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> tuple[bytes, float, float]:
+    """Run a command to its end; return what it printed, and its wall and CPU seconds."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    ended = subprocess.run(command, env=environment, capture_output=True, check=False)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if ended.returncode:
+        sys.exit(f"{' '.join(command)}\n{ended.stderr.decode()}")
+    return ended.stdout, wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @contextmanager

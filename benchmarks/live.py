@@ -21,9 +21,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from kit import markdown
+from kit import Cost, markdown, timed
 from torch import nn
 
 from wsa import cli
@@ -86,20 +84,6 @@ class Options:
     """Python of another checkout, to compare with."""
     simulate: bool = False
     """Instead, show how the rate grows with threads, up to 16, with models that only sleep."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """Wall and CPU seconds of some steps, over all threads."""
-
-    steps: float
-    wall: float
-    cpu: float
-
-    def row(self, name: str) -> list[object]:
-        """A row of the table."""
-        rate, each = self.steps / self.wall, 1000 * self.cpu / self.steps
-        return [name, f"{rate:,.0f}", f"{each:.3f}", f"{self.cpu / self.wall:.2f}"]
 
 
 def cost(work: Callable[[], int], seconds: float = 1.5) -> Cost:
@@ -210,13 +194,7 @@ def captured_update(
 
 def command(python: str, *arguments: object) -> tuple[dict[str, Any], float, float]:
     """Run a command; return its --json output, and its wall and CPU seconds."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    said = subprocess.run(
-        [python, "-m", "wsa.cli", *map(str, arguments), "--json"],
-        check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    ).stdout  # fmt: skip
-    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    said, wall, cpu = timed([python, "-m", "wsa.cli", *map(str, arguments), "--json"])
     return json.loads(said), wall, cpu
 
 
