@@ -1,0 +1,96 @@
+"""`benchmarks/peers.py` gives wsa and its peers the same hyperparameters, and reads games alike."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from wsa import cli
+from wsa.learn.configs.algorithms import PPOConfig
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def imported(name: str, path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # Dataclasses look their module up.
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def peers() -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        module = imported("peers_benchmark", BENCHMARKS / "peers.py")
+        for name in ("peers_benchmark", "kit"):  # Another module may be called so.
+            patch.delitem(sys.modules, name)
+        yield module
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("ppo", ["wsa, pixels", "wsa, palette"]),
+        ("dqn", ["wsa, pixels", "wsa, palette"]),
+        ("cql", ["wsa, palette"]),
+    ],
+)
+def test_the_commands_of_wsa_train_with_the_stated_hyperparameters(
+    peers: Any, method: str, expected: list[str], tmp_path: Path
+) -> None:
+    config = peers.hyperparameters(method, 2048)
+    names = []
+    for contender in peers.contenders(peers.Options(tmp_path), tmp_path):
+        if contender.method == method and contender.name.startswith("wsa"):
+            command = contender.command(config, 1, tmp_path / "run")
+            assert command[1:4] == ["-m", "wsa.cli", "learn"]
+            options = cli.parse("learn", command[4:])
+            assert options.algo == method and options.algorithm == config
+            names.append(contender.name)
+    assert names == expected
+
+
+def test_peers_get_the_hyperparameters_under_their_names(peers: Any) -> None:
+    sb3 = imported("peers_sb3", BENCHMARKS / "peers/sb3.py")
+    offline = imported("peers_offline", BENCHMARKS / "peers/d3rlpy_cql.py")
+
+    def given(method: str) -> dict[str, Any]:
+        return msgspec.structs.asdict(peers.hyperparameters(method, 2048))
+
+    ppo = sb3.ppo(given("ppo"))
+    assert (ppo["n_steps"], ppo["batch_size"], ppo["n_epochs"]) == (128, 256, 4)
+    assert (ppo["clip_range"], ppo["clip_range_vf"], ppo["vf_coef"]) == (0.1, 0.1, 0.25)
+    assert ppo["learning_rate"](1.0) == 2.5e-4 and ppo["learning_rate"](0.0) == 0
+    assert sb3.ppo(msgspec.structs.asdict(PPOConfig(anneal_lr=False)))["learning_rate"] == 2.5e-4
+    dqn = sb3.dqn(given("dqn"))
+    assert dqn["train_freq"] * 8 / dqn["gradient_steps"] == 4  # Steps between updates.
+    assert dqn["exploration_initial_eps"] == dqn["exploration_final_eps"] == 0.01
+    cql = offline.cql(given("cql"))
+    assert (cql["batch_size"], cql["alpha"], cql["target_update_interval"]) == (32, 1.0, 1000)
+
+
+def test_games_are_read_from_both_libraries(peers: Any, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 8, "time": 105.0, "charts/SPS": 9.0}\n'
+        '{"step": 8, "time": 106.5, "charts/episodic_return": -21.0}\n'
+    )
+    assert list(peers.logged(tmp_path)) == [(106.5, -21.0)]
+    (tmp_path / "0.monitor.csv").write_text('#{"t_start": 100.5}\nr,l,t\n-20.0,900,4.5\n')
+    assert list(peers.monitored(tmp_path)) == [(105.0, -20.0)]
+
+
+def test_a_score_is_reached_once_twenty_games_have_it(peers: Any) -> None:
+    games = [(minute / 10, -21.0) for minute in range(20)]
+    assert peers.minute_of(-21, games) == "1.9"
+    assert peers.minute_of(-20, games) == "-"
+    games += [(2 + minute / 10, 0.0) for minute in range(20)]
+    assert peers.minute_of(-10.5, games) == "2.9"
