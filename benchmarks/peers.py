@@ -36,7 +36,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -57,6 +57,8 @@ from wsa.learn.networks.nature import SIDE, GreyPixels
 SCRIPTS = Path(__file__).parent / "peers"
 SHORT = {"ppo": PPOConfig().rollout_size, "dqn": 512, "cql": 50}
 """Steps or updates of the run that is subtracted."""
+LONGER = 3
+"""Factor on the steps or updates that are measured over embeddings, where each takes less time."""
 SCORES = (-15, -10, 0, 10, 15, 18)
 """Mean returns of the last 20 training games whose minute is shown."""
 
@@ -75,13 +77,13 @@ class Options:
     """Methods to measure."""
     rollouts: int = 2
     """Rollouts of PPO beyond start-up, each of 1,024 steps."""
-    dqn_steps: int = 1024
-    """Steps of DQN beyond start-up."""
-    updates: int = 300
+    dqn_steps: int = 512
+    """Steps of DQN beyond start-up, with an update every fourth."""
+    updates: int = 200
     """Updates of CQL beyond start-up."""
-    data: int = 4096
+    data: int = 2048
     """Stored steps, by a random policy, that CQL trains on."""
-    threads: tuple[int, ...] = (1, cores())
+    threads: tuple[int, ...] = tuple(sorted({1, cores()}))
     """Numbers of threads to measure with."""
     rounds: int = 1
     """Number of times each pair of runs is measured; medians are shown."""
@@ -117,27 +119,29 @@ def flags(config: AlgorithmConfig) -> Iterator[str]:
             yield f"--no-{flag}" if value is False else f"--{flag}={value}"
 
 
+Command: TypeAlias = Callable[[AlgorithmConfig, int, Path], list[str]]
+
+
 class Contender(NamedTuple):
     """One line of the table.
 
     Attributes:
         method: `ppo`, `dqn`, or `cql`.
         name: Library and input.
+        longer: Factor on the number of steps or updates that are measured.
         command: Makes the command of a run from hyperparameters, threads, and the run's folder.
-        games: Reads the games of a run from its folder: when each ended, in seconds since the
-            epoch, and its raw return.
     """
 
     method: str
     name: str
-    command: Callable[[AlgorithmConfig, int, Path], list[str]]
-    games: Callable[[Path], Iterator[tuple[float, float]]]
+    longer: int
+    command: Command
 
 
 def contenders(o: Options, folder: Path) -> list[Contender]:
     """Return all contenders; the first of each method is the peer."""
 
-    def learn(*how: str) -> Callable[[AlgorithmConfig, int, Path], list[str]]:
+    def learn(*how: str) -> Command:
         def command(config: AlgorithmConfig, threads: int, run: Path) -> list[str]:
             offline = isinstance(config, OfflineConfig)
             places = [f"--store={folder / ('data' if offline else 'store')}", f"--run-dir={run}"]
@@ -149,9 +153,7 @@ def contenders(o: Options, folder: Path) -> list[Contender]:
 
         return command
 
-    def peer(
-        name: str, script: str, **about: str
-    ) -> Callable[[AlgorithmConfig, int, Path], list[str]]:
+    def peer(name: str, script: str, **about: str) -> Command:
         def command(config: AlgorithmConfig, threads: int, run: Path) -> list[str]:
             request = {**about, "log": f"{run}", "config": msgspec.structs.asdict(config)}
             python = o.peers / name / "bin/python"
@@ -164,30 +166,26 @@ def contenders(o: Options, folder: Path) -> list[Contender]:
     for method in ("ppo", "dqn"):
         sb3 = peer("sb3", "sb3.py", algo=method, game=o.game)
         found += [
-            Contender(method, "Stable-Baselines3, pixels", sb3, monitored),
-            Contender(method, "wsa, pixels", learn("--fusion=nature"), logged),
-            Contender(method, f"wsa, {o.models}", learn(f"--models={o.models}"), logged),
+            Contender(method, "Stable-Baselines3, pixels", 1, sb3),
+            Contender(method, "wsa, pixels", 1, learn("--fusion=nature")),
+            Contender(method, f"wsa, {o.models}", LONGER, learn(f"--models={o.models}")),
         ]
     d3rlpy = peer("d3rlpy", "d3rlpy_cql.py", data=transitions)
     return [
         *found,
-        Contender("cql", "d3rlpy, pixels", d3rlpy, monitored),
-        Contender("cql", f"wsa, {o.models}", learn(f"--models={o.models}"), logged),
+        Contender("cql", "d3rlpy, pixels", 1, d3rlpy),
+        Contender("cql", f"wsa, {o.models}", LONGER, learn(f"--models={o.models}")),
     ]
 
 
-def logged(run: Path) -> Iterator[tuple[float, float]]:
-    """Yield the games of a run of wsa."""
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        scalars = json.loads(line)
-        if "charts/episodic_return" in scalars:
-            yield scalars["time"], scalars["charts/episodic_return"]
-
-
-def monitored(run: Path) -> Iterator[tuple[float, float]]:
-    """Yield the games of a run of Stable-Baselines3."""
-    for path in run.glob("*.monitor.csv"):
-        with path.open() as file:
+def read_games(run: Path) -> Iterator[tuple[float, float]]:
+    """Yield when each game of a run ended, in seconds since the epoch, and its raw return."""
+    for log in run.glob("metrics.jsonl"):  # wsa's.
+        for scalars in map(json.loads, log.read_text().splitlines()):
+            if "charts/episodic_return" in scalars:
+                yield scalars["time"], scalars["charts/episodic_return"]
+    for log in run.glob("*.monitor.csv"):  # Stable-Baselines3's, one for each environment.
+        with log.open() as file:
             began = json.loads(file.readline().removeprefix("#"))["t_start"]
             for row in csv.DictReader(file):
                 yield began + float(row["t"]), float(row["r"])
@@ -224,7 +222,7 @@ def export(o: Options, folder: Path) -> None:
 def measure(contender: Contender, amount: int, threads: int, folder: Path) -> Cost:
     """Measure `amount` steps or updates of a contender without its start-up."""
     spent = []
-    short = SHORT[contender.method]
+    short, amount = SHORT[contender.method], contender.longer * amount
     for length in (short, short + amount):
         run = Path(tempfile.mkdtemp(dir=folder)) / "run"
         config = hyperparameters(contender.method, length)
@@ -276,7 +274,7 @@ def play(o: Options, contender: Contender, threads: int, folder: Path) -> list[t
     except subprocess.TimeoutExpired:
         process.terminate()
     process.wait()
-    return sorted(((end - began) / 60, returned) for end, returned in contender.games(folder))
+    return sorted(((end - began) / 60, returned) for end, returned in read_games(folder))
 
 
 def curves(o: Options, folder: Path) -> None:

@@ -79,13 +79,15 @@ def test_peers_get_the_hyperparameters_under_their_names(peers: Any) -> None:
 
 
 def test_games_are_read_from_both_libraries(peers: Any, tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text(
+    for name in ("wsa", "sb3"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "wsa/metrics.jsonl").write_text(
         '{"step": 8, "time": 105.0, "charts/SPS": 9.0}\n'
         '{"step": 8, "time": 106.5, "charts/episodic_return": -21.0}\n'
     )
-    assert list(peers.logged(tmp_path)) == [(106.5, -21.0)]
-    (tmp_path / "0.monitor.csv").write_text('#{"t_start": 100.5}\nr,l,t\n-20.0,900,4.5\n')
-    assert list(peers.monitored(tmp_path)) == [(105.0, -20.0)]
+    assert list(peers.read_games(tmp_path / "wsa")) == [(106.5, -21.0)]
+    (tmp_path / "sb3/0.monitor.csv").write_text('#{"t_start": 100.5}\nr,l,t\n-20.0,900,4.5\n')
+    assert list(peers.read_games(tmp_path / "sb3")) == [(105.0, -20.0)]
 
 
 def test_a_score_is_reached_once_twenty_games_have_it(peers: Any) -> None:
