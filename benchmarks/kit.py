@@ -7,6 +7,7 @@ by side: contenders are timed in turn, round after round, and their medians are 
 from __future__ import annotations
 
 import dataclasses
+import json
 import resource
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from wsa.encode.jobs.plan import Plan
 from wsa.learn.collect.collect import collect, plan_collection
@@ -57,6 +59,13 @@ def timed(
     if ended.returncode:
         sys.exit(f"{' '.join(command)}\n{ended.stderr.decode()}")
     return ended.stdout, wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def command(python: str, *arguments: object) -> tuple[dict[str, Any], float, float]:
+    """Run a command of wsa; return its --json output, and its wall and CPU seconds."""
+    print("wsa", *arguments, file=sys.stderr, flush=True)
+    said, wall, cpu = timed([python, "-m", "wsa.cli", *map(str, arguments), "--json"])
+    return json.loads(said), wall, cpu
 
 
 @contextmanager

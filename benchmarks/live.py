@@ -19,7 +19,6 @@ pixels as bytes in the run's table and finds them by digest.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import statistics
 import sys
@@ -35,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from kit import Cost, markdown, timed
+from kit import Cost, command, markdown
 from torch import nn
 
 from wsa import cli
@@ -190,12 +189,6 @@ def captured_update(
     finally:
         ppo.update_policy = real
     return partial(real, *given), given[2]
-
-
-def command(python: str, *arguments: object) -> tuple[dict[str, Any], float, float]:
-    """Run a command; return its --json output, and its wall and CPU seconds."""
-    said, wall, cpu = timed([python, "-m", "wsa.cli", *map(str, arguments), "--json"])
-    return json.loads(said), wall, cpu
 
 
 def learning(o: Options, python: str, folder: Path, number: int, *flags: str) -> Cost:
