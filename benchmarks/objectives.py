@@ -337,10 +337,10 @@ def probe_encoders(
         key: read_spec(snapshot, key).alias for key in {m.model for m in snapshot.embeddings(game)}
     }
     segments = samples.choose(snapshot, game, [*stored], (), samples.SPREAD * count)
-    segments, memories, _ = targets.open_memories(snapshot, segments, lambda done: None)
-    moments = samples.draw(snapshot, segments, targets.ram_target(memories), count, 5, 1)
+    segments, labeler, _ = targets.replay(snapshot, segments, lambda done: None)
+    moments = samples.draw(snapshot, segments, labeler, count, 5, 1)
     variables, _ = probe.usable_variables(moments, probe.MIN_ENTROPY)
-    plan = probe.Plan(stored, variables, True, True, True, False, 0, True, 1)
+    plan = probe.Plan(stored, variables, True, True, False, 0, True, 1)
     pixels = levels(snapshot, moments)
 
     def embeddings() -> Iterator[probe.Named]:

@@ -73,7 +73,6 @@ def probe_models(o: ProbeOptions) -> int:
         models,
         variables,
         ordered=o.target != "action",
-        places=o.target == "ram",
         state=o.target == "ram",
         f1=o.fit.f1 or o.target != "ram",
         untrained=o.fit.untrained,
@@ -210,10 +209,10 @@ def _labeler(
         return list(segments), targets.action_target
     total = sum(meta.steps for meta in segments)
     with terminal.Progress("replay", "steps", total, shown=not (o.json or o.csv)) as progress:
-        replayed, memories, why = targets.open_memories(snapshot, segments, progress.update)
+        replayed, labeler, why = targets.replay(snapshot, segments, progress.update)
     if why:
         terminal.say(why)
-    return replayed, targets.ram_target(memories)
+    return replayed, labeler
 
 
 def _estimate(

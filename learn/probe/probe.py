@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from wsa.encode.models.registry import parse_request
 from wsa.encode.registration.select import choose_models
+from wsa.learn.evaluation.scores import Interval
 from wsa.learn.probe import inputs, linear, ram_labels, scores
 from wsa.learn.probe.linear import Axes
 from wsa.learn.probe.samples import Moments
-from wsa.learn.probe.scores import Mean, Scores, Sums
+from wsa.learn.probe.scores import Scores, Sums
 from wsa.store.common import names
 from wsa.store.common.errors import MissingError
 from wsa.store.objects.model_spec import read_spec
@@ -34,6 +35,8 @@ MIN_SHOWN = 50  # Moments with the object on the screen that are needed to test 
 READABLE = 0.1  # R2 of the best encoder below which a variable counts as unreadable.
 NARROW = 64  # Number of axes in the comparison at equal width.
 MAX_PIXELS = 84 * 84
+# Places in a ranking of the kinds that are always first or last.
+ENDS = {"state": 0, "floor": 2}
 TRUE_STATE, FLOOR = "(true state)", "(mean)"
 
 # both: fitted and tested on random and better play; transfer: fitted on random play, tested on
@@ -137,7 +140,7 @@ class Table:
         return [n for n in self.counted if best[self.ordered.index(n)] < READABLE]
 
     @functools.cached_property
-    def means(self) -> dict[tuple[str, Way], tuple[Mean, Mean]]:
+    def means(self) -> dict[tuple[str, Way], tuple[Interval, Interval]]:
         """By line and way, means of R2 and of hits over the variables that are not `unread`."""
         columns = [self.ordered.index(n) for n in self.counted if n not in self.unread]
         result = {}
@@ -179,10 +182,8 @@ class Table:
         and for actions by F1, without a true state: the memory does not say what a player will do.
         """
         if self.lines and self.lines[0].kind == "state":
-            fit = [
-                m for m in ("r2", "hit") if m in self.calibrations and self.calibrations[m].ranks
-            ]
-            return fit[0] if fit else ""
+            known = self.calibrations
+            return next((m for m in ("r2", "hit") if m in known and known[m].ranks), "")
         return "r2" if self.means else "f1"
 
     def ranked(self) -> list[Line]:
@@ -190,8 +191,7 @@ class Table:
 
         The encoders keep their given order if no measure can rank them.
         """
-        ends = {"state": 0, "floor": 2}
-        return sorted(self.lines, key=lambda line: (ends.get(line.kind, 1), -self.rank(line)))
+        return sorted(self.lines, key=lambda line: (ENDS.get(line.kind, 1), -self.rank(line)))
 
     def rank(self, line: Line) -> float:
         """Value that ranks a line; the same for all lines if no measure can rank them."""
@@ -330,8 +330,8 @@ class Plan:
         models: From `models_of`.
         variables: From `usable_variables`.
         ordered: Whether values have an order, so that R2 is meaningful.
-        places: Whether means are over positions only.
-        state: Whether to probe the true state too.
+        state: Whether the variables are those of the true state, which is then probed too, and
+            means are over positions only.
         f1: Whether to compute F1 of exact values too.
         untrained: Number of untrained networks for each of wsa's own encoders.
         frames: Whether the store has frames, which untrained networks and pixels need.
@@ -341,7 +341,6 @@ class Plan:
     models: dict[str, str]
     variables: list[str]
     ordered: bool
-    places: bool
     state: bool
     f1: bool
     untrained: int
@@ -405,7 +404,7 @@ def compare(
         lines.append(_probe_one(name, key, kind, rows, moments, plan))
         on_line(done)
     ordered = plan.variables if plan.ordered else []
-    counted = [n for n in ordered if not plan.places or ram_labels.is_position(n)]
+    counted = [n for n in ordered if not plan.state or ram_labels.is_position(n)]
     return Table(lines, ordered, counted, moments.groups.better, plan.seed)
 
 

@@ -60,6 +60,7 @@ def memories(
         last = max(meta.start for meta in members)
         sequence = [m for m in snapshot.segments(game) if (m.run, m.env) == (run, env)]
         sequence = sorted((m for m in sequence if m.start <= last), key=lambda m: m.start)
+        reason = "other segments have the same steps"
         try:
             for meta, memory in _replay(snapshot, sequence):
                 played += meta.steps
@@ -67,9 +68,8 @@ def memories(
                 if meta.segment in names:
                     recovered[meta.segment] = memory
         except _ReplayError as error:
-            failed |= {name: str(error) for name in sorted(names - recovered.keys())}
-        failed |= {name: "other segments have the same steps" for name in names - recovered.keys()
-                   if name not in failed}  # fmt: skip
+            reason = str(error)
+        failed |= dict.fromkeys(sorted(names - recovered.keys()), reason)
     return recovered, failed
 
 

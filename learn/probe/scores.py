@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wsa.learn.evaluation.scores import Interval
 from wsa.learn.probe import linear
 from wsa.learn.probe.linear import Axes
 from wsa.learn.probe.samples import Moments
@@ -36,14 +37,6 @@ class Scores(NamedTuple):
 
     r2: NDArray[np.float64]
     hit: NDArray[np.float64]
-
-
-class Mean(NamedTuple):
-    """A mean over variables, with its 95% interval over episodes."""
-
-    value: float
-    low: float
-    high: float
 
 
 def fit_and_test(
@@ -118,8 +111,8 @@ def means(scores: Scores) -> NDArray[np.float64]:
 
 def mean(
     sums: Sums, columns: Sequence[int], better: NDArray[np.bool_], seed: int
-) -> tuple[Mean, Mean] | None:
-    """Means of R2 and of hits over some variables, with intervals; None if nothing was tested.
+) -> tuple[Interval, Interval] | None:
+    """Means of R2 and of hits over some variables, with 95% intervals over episodes; None if nothing was tested.
 
     Args:
         sums: From `fit_and_test`.
@@ -141,5 +134,5 @@ def mean(
             weights[:, rows] = drawn
     drawn_means = means(score(np.einsum("dg,gvs->dvs", weights, selected)))
     low, high = np.nanpercentile(drawn_means, [2.5, 97.5], axis=0)
-    r2, hit = (Mean(float(v), float(a), float(b)) for v, a, b in zip(value, low, high, strict=True))
-    return r2, hit
+    r2, hit = zip(value.tolist(), low.tolist(), high.tolist(), strict=True)
+    return Interval(*r2), Interval(*hit)

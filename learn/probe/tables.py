@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsa.learn.probe.probe import NARROW, WAYS, Line, Table, Way
-from wsa.learn.probe.scores import HIT_WITHIN, Mean
+from wsa.learn.evaluation.scores import Interval
+from wsa.learn.probe.probe import ENDS, NARROW, WAYS, Line, Table, Way
+from wsa.learn.probe.scores import HIT_WITHIN
 from wsa.store.common import terminal
 
 _UNTRAINED = ", seed "
-_TITLES: dict[Way, str] = {
+_TITLES: dict[str, str] = {
     "both": "",
     "transfer": "random to better: ",
     "narrow": f"{NARROW} axes: ",
@@ -50,10 +51,9 @@ def _grouped(table: Table) -> list[tuple[str, list[Line]]]:
     for line in table.ranked():
         name = line.name.partition(_UNTRAINED)[0] if line.kind == "untrained" else line.name
         groups.setdefault(name, []).append(line)
-    ends = {"state": 0, "floor": 2}
 
     def place(lines: list[Line]) -> tuple[int, float]:
-        return ends.get(lines[0].kind, 1), -sum(map(table.rank, lines)) / len(lines)
+        return ENDS.get(lines[0].kind, 1), -sum(map(table.rank, lines)) / len(lines)
 
     return [
         (f"{name}, {len(lines)} seeds" if len(lines) > 1 else lines[0].name, lines)
@@ -61,29 +61,24 @@ def _grouped(table: Table) -> list[tuple[str, list[Line]]]:
     ]
 
 
-def _interval(means: Sequence[Mean]) -> str:
+def _interval(means: Sequence[Interval]) -> str:
     """A mean with its interval over episodes; for several seeds, mean, minimum, and maximum."""
-    if not means:
-        return "-"
-    if len(means) == 1:
-        value, low, high = means[0]
-    else:
-        values = [mean.value for mean in means]
-        value, low, high = sum(values) / len(values), min(values), max(values)
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    if len(means) <= 1:
+        return str(means[0]) if means else "-"
+    values = [mean.value for mean in means]
+    return str(Interval(sum(values) / len(values), min(values), max(values)))
 
 
 def notes(table: Table, *, hits: bool) -> list[str]:
     """Notes on reading the table of means, and on measures that cannot rank."""
     remarks = []
     if table.lines[0].kind == "state":
-        failed = [
+        remarks += [
             f"{_displayed(name)} is not used for ranking: the true state has {one.true_state:.2f}, "
             f"{one.best_name} {one.best_other:.2f}"
             for name, one in table.calibrations.items()
             if not one.ranks
         ]
-        remarks += failed
         if not table.ranked_by:
             remarks.append("no measure puts the true state first, so the models are not ranked")
     kinds = set(table.better.tolist())
@@ -107,8 +102,7 @@ def notes(table: Table, *, hits: bool) -> list[str]:
 def _displayed(measure: str) -> str:
     """Displayed name of a measure of `Table.calibrations`."""
     name, _, way = measure.partition(" ")
-    titles = {str(known): title for known, title in _TITLES.items()}
-    return titles.get(way, "") + {"r2": "R2", "hit": "hit", "f1": "F1"}[name]
+    return _TITLES[way or "both"] + {"r2": "R2", "hit": "hit", "f1": "F1"}[name]
 
 
 def variables_table(table: Table, *, hits: bool) -> str:
@@ -130,14 +124,13 @@ def variables_table(table: Table, *, hits: bool) -> str:
 
 def f1_table(table: Table, *, plain: bool) -> str:
     """F1 of each variable, by model: the plain mean over its values if `plain`, else weighted."""
-    average = "macro" if plain else "weighted"
+    average: Literal["macro", "weighted"] = "macro" if plain else "weighted"
     ranked = table.ranked()
     names = list(ranked[0].f1)
-    rows = [
-        [line.name, _number(line.mean_f1("macro" if plain else "weighted")),
-         *(_number(getattr(line.f1[name], average)) for name in names)]
-        for line in ranked
-    ]  # fmt: skip
+    rows = []
+    for line in ranked:
+        values = [line.mean_f1(average), *(getattr(line.f1[name], average) for name in names)]
+        rows.append([line.name, *map(_number, values)])
     return terminal.markdown(["", "mean", *names], rows)
 
 

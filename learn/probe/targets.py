@@ -35,8 +35,15 @@ class Labels(NamedTuple):
 Labeler = Callable[[SegmentMeta, dict[str, NDArray[Any]]], Labels]
 
 
-def ram_target(memories: dict[str, NDArray[np.uint8]]) -> Labeler:
-    """The state variables of the emulator's memory (`wsa.learn.probe.ram_labels`)."""
+def replay(
+    snapshot: Snapshot, segments: Sequence[SegmentMeta], on_steps: Callable[[int], None]
+) -> tuple[list[SegmentMeta], Labeler, str]:
+    """Replay segments to read the state variables of the emulator's memory.
+
+    Returns:
+        The replayed segments, a function that labels them, and remarks on the other segments.
+    """
+    memories, failed = ram_replay.memories(snapshot, segments, on_steps)
 
     def target(meta: SegmentMeta, rows: dict[str, NDArray[Any]]) -> Labels:
         memory = memories[meta.segment]
@@ -45,7 +52,8 @@ def ram_target(memories: dict[str, NDArray[np.uint8]]) -> Labeler:
         }
         return Labels(rows["action"] >= 0, values, ram_labels.on_screen(meta.game, memory))
 
-    return target
+    replayed = [meta for meta in segments if meta.segment in memories]
+    return replayed, target, ram_replay.describe_failures(failed)
 
 
 def action_target(meta: SegmentMeta, rows: dict[str, NDArray[Any]]) -> Labels:
@@ -97,15 +105,3 @@ def horizons_of(words: Sequence[str]) -> tuple[int, ...]:
             "bad-option", f"--horizon {','.join(words)}: give numbers of steps from 1 to 1000."
         )
     return tuple(dict.fromkeys(int(word) for word in words))
-
-
-def open_memories(
-    snapshot: Snapshot, segments: Sequence[SegmentMeta], on_steps: Callable[[int], None]
-) -> tuple[list[SegmentMeta], dict[str, NDArray[np.uint8]], str]:
-    """Replay segments; return the replayed ones, their memory, and remarks on the others."""
-    memories, failed = ram_replay.memories(snapshot, segments, on_steps)
-    return (
-        [m for m in segments if m.segment in memories],
-        memories,
-        ram_replay.describe_failures(failed),
-    )

@@ -51,7 +51,7 @@ def draw_moments(snapshot: Snapshot, labeler: Any, samples: int) -> Moments:
 
 
 def plan(models: dict[str, str], variables: list[str], **options: Any) -> Plan:
-    defaults: dict[str, Any] = {"ordered": True, "places": False, "state": False, "f1": True}
+    defaults: dict[str, Any] = {"ordered": True, "state": False, "f1": True}
     defaults |= {"untrained": 0, "frames": False, "seed": 1}
     return Plan(models, variables, **{**defaults, **options})
 

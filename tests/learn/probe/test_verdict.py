@@ -15,6 +15,7 @@ from wsa.learn.probe.probe import (
     Line,
     Plan,
     Table,
+    Way,
     compare,
     seen_before,
     usable_variables,
@@ -55,7 +56,7 @@ def compare_models(moments: Moments, f1: bool = False, **embeddings: NDArray[Any
 
 def plan(moments: Moments, f1: bool = False) -> Plan:
     variables, _ = usable_variables(moments, 0.6)
-    return Plan({}, variables, True, True, True, f1, 0, False, 1)
+    return Plan({}, variables, True, True, f1, 0, False, 1)
 
 
 def embed(moments: Moments, *names: str, noise: int = 4) -> NDArray[np.float32]:
@@ -63,6 +64,13 @@ def embed(moments: Moments, *names: str, noise: int = 4) -> NDArray[np.float32]:
     variables = [moments.target[name] / 30 for name in names]
     noises = np.random.default_rng(1).normal(size=(len(moments), noise))
     return np.column_stack([*variables, noises]).astype(np.float32)
+
+
+def r2_of(table: Table, name: str, variable: str, way: Way = "both") -> float:
+    (line,) = [line for line in table.lines if line.name == name]
+    scores = line.scores(way)
+    assert scores
+    return float(scores.r2[table.ordered.index(variable)])
 
 
 def has_note(table: Table, start: str) -> bool:
@@ -139,11 +147,9 @@ def test_places_are_tested_only_while_the_object_is_on_the_screen(moments: Momen
     hidden = ~moments.shown["ball x"]
     rows[hidden] = np.random.default_rng(2).normal(size=rows[hidden].shape)
     table = compare_models(moments, known=rows)
-    line, ball = table.lines[-1], table.ordered.index("ball x")
-    scores = line.scores("both")
-    assert scores and scores.r2[ball] > 0.99
-    tested = line.sums["both"][..., 0].sum(axis=0)
-    assert tested[ball] == moments.shown["ball x"].sum()
+    assert r2_of(table, "known", "ball x") > 0.99
+    tested = table.lines[-1].sums["both"][..., 0].sum(axis=0)
+    assert tested[table.ordered.index("ball x")] == moments.shown["ball x"].sum()
     assert tested[table.ordered.index("paddle x")] == len(moments)
 
 
@@ -164,10 +170,8 @@ def test_probes_of_random_play_are_tested_on_better_play(moments: Moments) -> No
     flipped = np.column_stack([np.where(moments.better, -place, place), moments.better])
     same = np.column_stack([place, moments.better])
     table = compare_models(moments, flipped=flipped, same=same)
-    column = table.ordered.index("paddle x")
-    transferred = {line.name: line.scores("transfer") for line in table.lines}
-    assert transferred["same"].r2[column] > 0.99  # type: ignore[union-attr]
-    assert transferred["flipped"].r2[column] < 0  # type: ignore[union-attr]
+    assert r2_of(table, "same", "paddle x", "transfer") > 0.99
+    assert r2_of(table, "flipped", "paddle x", "transfer") < 0
     assert table.means["flipped", "transfer"][0].value == 0  # Means count scores below 0 as 0.
     tested = table.lines[0].sums["transfer"][..., 0].any(axis=1)
     assert (tested == moments.groups.better).all()
@@ -179,11 +183,9 @@ def test_the_narrow_score_uses_the_64_leading_axes(moments: Moments) -> None:
     loud = 10 * generator.normal(size=(len(moments), 64))
     quiet = embed(moments, "paddle x", noise=0)
     table = compare_models(moments, quiet=np.column_stack([loud, quiet]), alone=quiet)
-    column = table.ordered.index("paddle x")
-    scores = {(line.name, way): line.scores(way) for line in table.lines for way in line.sums}
-    assert scores["quiet", "both"].r2[column] > 0.9  # type: ignore[union-attr]
-    assert scores["quiet", "narrow"].r2[column] < 0.1  # type: ignore[union-attr]
-    assert scores["alone", "narrow"].r2[column] > 0.99  # type: ignore[union-attr]
+    assert r2_of(table, "quiet", "paddle x") > 0.9
+    assert r2_of(table, "quiet", "paddle x", "narrow") < 0.1
+    assert r2_of(table, "alone", "paddle x", "narrow") > 0.99
 
 
 def test_variables_that_no_encoder_knows_are_left_out_of_means(moments: Moments) -> None:
