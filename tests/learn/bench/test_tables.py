@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from command_kit import read_csv
 
 from wsa.learn.bench import report as bench_report
 from wsa.learn.bench.grid import RESULT, EvaluationSettings, Result
@@ -109,7 +109,7 @@ def test_the_files_of_a_bench(tmp_path: Path) -> None:
     assert any(c[:1] == ["wsa lite0+lite1"] and c[-1] == "1,008" for c in cells)
     assert "`wsa learn` with --updates 7; store /lab/wsa" in report.markdown
     for name, count in (("results.csv", 10), ("table.csv", 6), ("curves.csv", 2)):
-        rows = list(csv.DictReader((tmp_path / name).read_text().splitlines()))
+        rows = read_csv(tmp_path / name)
         assert len(rows) == count
     assert [(r["step"], r["scalar"], r["value"]) for r in rows] == [
         ("3", "charts/episodic_return", "2.5"), ("4", "wsa/weight/lite0", "0.5"),
@@ -122,7 +122,7 @@ def test_the_files_of_a_bench(tmp_path: Path) -> None:
     # Evaluations during training are drawn instead of training returns.
     bench_report.write(tmp_path, EVALUATION, "/lab/wsa", ["--updates 7"])
     assert next(tmp_path.glob("*.png")).read_bytes() != before
-    rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
+    rows = read_csv(tmp_path / "curves.csv")
     assert ("eval/episodic_return", "1.5") in [(r["scalar"], r["value"]) for r in rows]
     summary = report.summary([])
     assert summary["runs"] == 10 and summary["table"][1]["human_normalised"] is None

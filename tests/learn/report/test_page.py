@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 
 from wsa.learn.report import figures
-from wsa.learn.report.document import Figure, Part, Section, Text, markdown, table
+from wsa.learn.report.document import (
+    Figure,
+    Film,
+    Gallery,
+    Part,
+    Picture,
+    Section,
+    Text,
+    markdown,
+    table,
+)
 from wsa.learn.report.page import page
 
 HOSTILE = '<script>alert("1")</script> & $x$'
@@ -38,9 +48,12 @@ def drawings() -> list[str]:
 
 
 def make_section(name: str = "one") -> Section:
+    """A section with every kind of part."""
     parts: list[Part] = [
         Text(HOSTILE),
         table("A table", ("a", HOSTILE), [(1, None), (HOSTILE, "|")]),
+        Film(HOSTILE, b"film"),
+        Gallery(HOSTILE, (Picture(b"png", HOSTILE),), HOSTILE),
     ]
     parts += [Figure(f"Figure {i}", svg, HOSTILE) for i, svg in enumerate(drawings())]
     return Section(name, "A section", tuple(parts), {"judged": HOSTILE, "command": "wsa study"})
@@ -69,11 +82,11 @@ def test_a_page_fetches_nothing_and_escapes_text() -> None:
     html = page("A report", [make_section(), make_section("two")])
     reader = Reader()
     reader.feed(html)
-    assert not {"script", "iframe", "object", "img"} & set(reader.tags)
-    assert all(a.startswith("#") or a == "data:," for a in reader.addresses)
+    assert not {"script", "iframe", "object"} & set(reader.tags)
+    assert all(a.startswith(("#", "data:")) for a in reader.addresses)
     assert "http" not in re.sub(r'xmlns="http://www.w3.org/2000/svg"|http-equiv', "", html)
-    # In text, the heading and a cell of a table, notes, a fact, and in figures.
-    assert reader.text.count(HOSTILE) > 2 * 12
+    # In text, the heading and a cell of a table, titles, captions, notes, a fact, and in figures.
+    assert reader.text.count(HOSTILE) > 2 * 16
     assert reader.tags.count("svg") == 2 * len(drawings())
     assert len(html) < 300_000
 
