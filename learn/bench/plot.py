@@ -46,17 +46,30 @@ def png(title: str, curves: Sequence[Curve]) -> bytes:
 
 def lines(curves: Sequence[Curve]) -> list[charts.Line]:
     """A pale line for each curve, and a strong one for each method's mean."""
-    end = max(float(curve.steps.max()) for curve in curves)
-    middles = (np.arange(STRETCHES) + 0.5) / STRETCHES * end
+    middles, by_method = stretched(curves)
     drawn = []
-    for style, method in enumerate(dict.fromkeys(curve.method for curve in curves)):
-        table = np.array([averages(curve, end) for curve in curves if curve.method == method])
+    for style, (method, table) in enumerate(by_method.items()):
         for returns in table if len(table) > 1 else ():
             drawn.append(_line("", middles, returns, style, pale=True))
         # Only stretches in which every run has an episode, so that each mean is over the same runs.
         label = f"{method} ({len(table)})"
         drawn.append(_line(label, middles, table.mean(axis=0), style, pale=False))
     return drawn
+
+
+def stretched(curves: Sequence[Curve]) -> tuple[Points, dict[str, Points]]:
+    """Average curves over equal stretches of steps.
+
+    Returns:
+        The middles of the stretches, and by method the `averages` of its curves, shape (curves,
+        STRETCHES).
+    """
+    end = max(float(curve.steps.max()) for curve in curves)
+    by_method = {
+        method: np.array([averages(curve, end) for curve in curves if curve.method == method])
+        for method in dict.fromkeys(curve.method for curve in curves)
+    }
+    return (np.arange(STRETCHES) + 0.5) / STRETCHES * end, by_method
 
 
 def _line(label: str, x: Points, y: Points, style: int, *, pale: bool) -> charts.Line:

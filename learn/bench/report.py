@@ -9,9 +9,7 @@ curves.csv    metrics logged during training: returns, validation scores, weight
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,9 +23,24 @@ from wsa.learn.bench.grid import EvaluationSettings, Result, read_result
 from wsa.learn.bench.plot import Curve
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.evaluation import periodic
-from wsa.learn.evaluation.scores import Interval, human_normalised, stratified_interval
+from wsa.learn.evaluation.scores import (
+    RANDOM_HUMAN,
+    Interval,
+    Scores,
+    human_normalised,
+    stratified_interval,
+)
 from wsa.learn.report import figures
-from wsa.learn.report.document import Figure, Part, Section, Text, markdown, table, versions
+from wsa.learn.report.document import (
+    Figure,
+    Part,
+    Section,
+    Text,
+    csv_table,
+    markdown,
+    table,
+    versions,
+)
 from wsa.learn.report.page import page
 from wsa.store.common import atomic_files
 from wsa.store.objects.writer import command_line
@@ -130,18 +143,18 @@ def write(
     section = _section(results, lines, evaluation, store, changed, drawn)
     text = markdown(section)
     key_columns = ("game", "fusion", "models", "seed")
-    _csv(
-        folder / "results.csv",
-        (*key_columns, *RUN_COLUMNS),
-        ((*_key(r), *(r.summary.get(name) for name in RUN_COLUMNS)) for r in results),
-    )
-    _csv(folder / "table.csv", TABLE_COLUMNS, map(_row, lines))
-    atomic_files.replace(folder / "table.md", text.encode())
-    atomic_files.replace(folder / "report.html", page("wsa bench", [section]).encode())
-    _csv(folder / "curves.csv", (*key_columns, "step", "scalar", "value"), curves)
+    raw = [(*_key(r), *(r.summary.get(name) for name in RUN_COLUMNS)) for r in results]
+    files = {
+        "results.csv": csv_table((*key_columns, *RUN_COLUMNS), raw),
+        "table.csv": csv_table(TABLE_COLUMNS, map(_row, lines)),
+        "table.md": text.encode(),
+        "report.html": page("wsa bench", [section]).encode(),
+        "curves.csv": csv_table((*key_columns, "step", "scalar", "value"), curves),
+    }
     for game, of_game in drawn.items():
-        title = f"{game}, raw return by step"
-        atomic_files.replace(folder / f"curves-{game}.png", plot.png(title, of_game))
+        files[f"curves-{game}.png"] = plot.png(f"{game}, raw return by step", of_game)
+    for name, content in files.items():
+        atomic_files.replace(folder / name, content)
     return Report(tuple(results), tuple(lines), text)
 
 
@@ -170,19 +183,31 @@ def _parameters(results: Iterable[Result]) -> int | None:
     return max((count for count in counts if count is not None), default=None)
 
 
-def _over_games(method: Method, raw: dict[str, dict[int, float]]) -> Line:
+def _over_games(method: Method, raw: Mapping[str, Mapping[int, float]]) -> Line:
     """Interquartile mean over games with a known human score, and seeds that have all of them."""
-    scored_games = [game for game in raw if human_normalised(game, 0.0) is not None]
-    seeds = (
-        sorted(set.intersection(*(set(raw[game]) for game in scored_games))) if scored_games else []
-    )
+    scores = normalised(raw)
+    seeds, games = scores.shape
     if not seeds:
-        return Line(method, ALL, 0, len(scored_games), None, None, None)
-    scores = np.array(
-        [[human_normalised(game, raw[game][s]) for game in scored_games] for s in seeds]
-    )
-    interval = stratified_interval(scores.astype(np.float64))
-    return Line(method, ALL, len(seeds), len(scored_games), None, None, interval.value, interval)
+        return Line(method, ALL, 0, games, None, None, None)
+    interval = stratified_interval(scores)
+    return Line(method, ALL, seeds, games, None, None, interval.value, interval)
+
+
+def normalised(raw: Mapping[str, Mapping[int, float]]) -> Scores:
+    """Human-normalized scores (seeds, games) of the games with a human score; see `complete`."""
+    scores = {
+        game: {seed: human_normalised(game, mean) for seed, mean in by_seed.items()}
+        for game, by_seed in raw.items()
+        if game in RANDOM_HUMAN
+    }
+    return complete(scores, list(scores))
+
+
+def complete(raw: Mapping[str, Mapping[int, Any]], games: Sequence[str]) -> Scores:
+    """Values (seeds, games) of the seeds that finished all these games."""
+    seeds = sorted(set.intersection(*(set(raw.get(game, {})) for game in games))) if games else []
+    values = [[raw[game][seed] for game in games] for seed in seeds]
+    return np.array(values, np.float64).reshape(len(seeds), len(games))
 
 
 TABLE_COLUMNS = (
@@ -307,11 +332,3 @@ def returns_of(curves: Sequence[tuple[Any, ...]]) -> dict[str, list[Curve]]:
         steps, returns = np.array(pairs, np.float64).T
         curves_by_game[game].append(Curve(method, steps, returns))
     return curves_by_game
-
-
-def _csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    table = io.StringIO(newline="")
-    writer = csv.writer(table)
-    writer.writerow(columns)
-    writer.writerows(rows)
-    atomic_files.replace(path, table.getvalue().encode())

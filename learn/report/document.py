@@ -6,9 +6,11 @@ stored as JSON beside its results, so that a page can be made again from all sec
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
+import io
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -109,7 +111,7 @@ class Section(msgspec.Struct, frozen=True):
     name: str
     title: str
     parts: tuple[Part, ...]
-    facts: dict[str, str]
+    facts: dict[str, str] = {}
 
 
 def table(
@@ -118,6 +120,15 @@ def table(
     """Make a table of displayed values: None becomes a dash, other values become `str`."""
     cells = tuple(tuple("-" if cell is None else str(cell) for cell in row) for row in rows)
     return Table(title, tuple(columns), cells, note)
+
+
+def csv_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """Write a table as a CSV file."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return file.getvalue().encode()
 
 
 def versions() -> str:

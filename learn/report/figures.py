@@ -214,13 +214,10 @@ def stacked(labels: Sequence[str], x: ArrayLike, shares: NDArray[Any], x_label: 
     return draw(2.6 + 0.2 * -(-len(labels) // 2), paint)
 
 
-def points(
-    labels: Sequence[str], x: Sequence[float], bars: Sequence[Bar], x_label: str, y_label: str
-) -> str:
+def points(x: Sequence[float], bars: Sequence[Bar], x_label: str, y_label: str) -> str:
     """Draw each value as a point with its interval, labeled with its name.
 
     Args:
-        labels: Names.
         x: Horizontal positions, on a logarithmic axis.
         bars: Values.
         x_label: Label of the horizontal axis.
@@ -231,14 +228,15 @@ def points(
         from matplotlib.ticker import EngFormatter, NullFormatter
 
         beside = _label_heights(np.log10(x), np.array([bar.value for bar in bars]))
-        for label, place, bar, high in zip(labels, x, bars, beside.tolist(), strict=True):
+        for place, bar, high in zip(x, bars, beside.tolist(), strict=True):
             color = SERIES[bar.style % len(SERIES)]
             if bar.low is not None and bar.high is not None:
                 axes.plot([place, place], [bar.low, bar.high], color=color, linewidth=3, alpha=0.3)
             axes.plot([place], [bar.value], "o", color=color, markersize=5)
             axes.annotate(
-                label, (place, high), (6, 0), textcoords="offset points", fontsize=8, va="center"
-            )
+                bar.label, (place, high), (6, 0), textcoords="offset points", fontsize=8,
+                va="center",
+            )  # fmt: skip
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(NullFormatter())

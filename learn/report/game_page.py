@@ -79,16 +79,16 @@ def make_page(
     about = card(snapshot, game)
     sections = [
         _contents(snapshot, about),
-        Section("frames", "Frames", (_contact_sheet(sheet, pngs, summary),), {}),
-        Section("rewards", "Rewards", tuple(_rewards(snapshot, about, remark)), {}),
-        Section("models", "Models", (_coverage(snapshot, summary),), {}),
+        Section("frames", "Frames", (_contact_sheet(sheet, pngs, summary),)),
+        Section("rewards", "Rewards", tuple(_rewards(snapshot, about, remark))),
+        Section("models", "Models", (_coverage(snapshot, summary),)),
     ]
     if found:
         parts = _galleries(found, pngs, summary)
-        sections.append(Section("similar", "What a model considers similar", tuple(parts), {}))
+        sections.append(Section("similar", "What a model considers similar", tuple(parts)))
     if probe:
         tables = tuple(probe_parts(probe))
-        sections.append(Section("probe", "What a linear probe reads", tables, {}))
+        sections.append(Section("probe", "What a linear probe reads", tables))
     return page(f"{game} in {redact(snapshot.backend.url)}", sections)
 
 

@@ -15,17 +15,11 @@ from typing import Any
 import numpy as np
 
 from wsa.learn.bench.grid import Result, changed
-from wsa.learn.bench.plot import STRETCHES, averages
-from wsa.learn.bench.report import Method, curves_of, returns_of
+from wsa.learn.bench.plot import stretched
+from wsa.learn.bench.report import Method, complete, curves_of, normalised, returns_of
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.evaluation.comparisons import improvement_interval, profile_band
-from wsa.learn.evaluation.scores import (
-    Interval,
-    Scores,
-    human_normalised,
-    mean_score,
-    stratified_interval,
-)
+from wsa.learn.evaluation.scores import Interval, mean_score, stratified_interval
 from wsa.learn.report import figures
 from wsa.learn.report.document import Figure, Part, Table, Text, table
 from wsa.learn.study import output
@@ -40,6 +34,9 @@ COLUMNS = (
     "game", "method", "fusion", "models", "seed", "parameters", "trained", "episodes", "return_mean",
     "return_low", "return_high", "random_return_mean", "human_normalised", "better_than_random", "run",
 )  # fmt: skip
+
+
+Returns = dict[str, dict[int, float]]  # By game and seed.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,14 +93,15 @@ def write(folder: Path, grid_plan: Plan, failures: Sequence[Failure]) -> Report:
         if (result := run.cell.result()) is not None
     ]
     methods = list(dict.fromkeys(run.method for run in grid_plan.runs))
-    tables = {name: _scores(runs, name) for name in methods}
+    tables = {name: _returns(runs, name) for name in methods}
     overall = list(_overall(runs, methods, tables))
     parts: list[Part] = [
         *_overview(grid_plan, runs, failures),
         *_raw(runs, methods),
-        *_aggregate(overall),
+        _aggregate(overall),
+        *_figures(runs, methods, tables, overall),
+        *_curves(runs),
     ]
-    parts += [*_figures(runs, methods, tables, overall), *_curves(runs)]
     bench = grid_plan.bench
     note = (
         f"{bench.episodes} full games per run (epsilon {bench.final_games.epsilon:g}, environments seeded from "
@@ -129,24 +127,13 @@ def _row(run: EvaluatedRun) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _scores(runs: Sequence[EvaluatedRun], method: str) -> dict[str, dict[int, float]]:
-    """Mean raw returns of a method's runs, by game and seed."""
-    returns: dict[str, dict[int, float]] = {}
+def _returns(runs: Sequence[EvaluatedRun], method: str) -> Returns:
+    """Mean raw returns of a method's runs."""
+    returns: Returns = {}
     for run in runs:
         if run.method == method:
             returns.setdefault(run.result.game, {})[run.result.seed] = run.mean
     return returns
-
-
-def complete(raw: Mapping[str, Mapping[int, float]], games: Sequence[str]) -> Scores:
-    """Raw returns (seeds, games), for the seeds that finished all these games; may be empty."""
-    seeds = sorted(set.intersection(*(set(raw.get(game, {})) for game in games))) if games else []
-    return np.array([[raw[game][s] for game in games] for s in seeds], np.float64)
-
-
-def _normalised(raw: Scores, games: Sequence[str]) -> Scores:
-    columns = [[human_normalised(game, x) for x in raw[:, i]] for i, game in enumerate(games)]
-    return np.array(columns, np.float64).T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,14 +158,13 @@ class Overall:
 
 
 def _overall(
-    runs: Sequence[EvaluatedRun], methods: Sequence[str], tables: Mapping[str, Any]
+    runs: Sequence[EvaluatedRun], methods: Sequence[str], tables: Mapping[str, Returns]
 ) -> Iterator[Overall]:
     for method in methods:
         own_runs = [run for run in runs if run.method == method]
         raw = tables[method]
-        scored_games = [game for game in raw if human_normalised(game, 0.0) is not None]
-        returns = complete(raw, scored_games)
-        iqm = stratified_interval(_normalised(returns, scored_games)) if returns.size else None
+        scores = normalised(raw)
+        iqm = stratified_interval(scores) if scores.size else None
         shared = [game for game in raw if game in tables.get(REFERENCE, {})]
         reference, own = complete(tables.get(REFERENCE, {}), shared), complete(raw, shared)
         against = None
@@ -246,9 +232,9 @@ def _line(method: str, runs: Sequence[EvaluatedRun]) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _aggregate(overall: Sequence[Overall]) -> Iterator[Table]:
+def _aggregate(overall: Sequence[Overall]) -> Table:
     best = sorted(overall, key=lambda line: -line.iqm.value if line.iqm else math.inf)
-    yield table(
+    return table(
         "Over all games",
         ("method", "IQM", f"P({REFERENCE} better)", "parameters", "runs", "no better than random"),
         [
@@ -270,13 +256,12 @@ def _aggregate(overall: Sequence[Overall]) -> Iterator[Table]:
 def _figures(
     runs: Sequence[EvaluatedRun],
     methods: Sequence[str],
-    tables: Mapping[str, Any],
+    tables: Mapping[str, Returns],
     overall: Sequence[Overall],
 ) -> Iterator[Figure]:
     style = {name: 0 if name in PAPER else 1 for name in methods}
-    scored = [line for line in overall if line.iqm]
-    scored.sort(key=lambda line: -line.iqm.value if line.iqm else 0.0)
-    bars = [figures.Bar(line.method, *line.iqm, style[line.method]) for line in scored if line.iqm]
+    ranked = sorted(((o, o.iqm) for o in overall if o.iqm), key=lambda pair: -pair[1].value)
+    bars = [figures.Bar(o.method, *iqm, style[o.method]) for o, iqm in ranked]
     paper = "First color: methods of the paper. Second color: controls."
     if bars:
         yield Figure(
@@ -285,20 +270,15 @@ def _figures(
             f"{paper} 0 is the random policy's score.",
         )
     counted = [
-        (bar, line.parameters)
-        for bar, line in zip(bars, scored, strict=True)
-        if line.parameters is not None
+        (float(o.parameters), bar)
+        for bar, (o, _) in zip(bars, ranked, strict=True)
+        if o.parameters is not None
     ]
     if counted:
+        sizes, sized = zip(*counted, strict=True)
         yield Figure(
             "Score against parameters",
-            figures.points(
-                [bar.label for bar, _ in counted],
-                [float(count) for _, count in counted],
-                [bar for bar, _ in counted],
-                "trained parameters",
-                "IQM",
-            ),
+            figures.points(sizes, sized, "trained parameters", "IQM"),
             paper,
         )
     against = [figures.Bar(o.method, *o.against, style[o.method]) for o in overall if o.against]
@@ -308,7 +288,7 @@ def _figures(
             figures.intervals(against, f"P({REFERENCE} > method)", line=0.5),
             "On a game drawn at random. An interval that contains 0.5 decides nothing.",
         )
-    drawn = list(_profiles([line.method for line in scored], tables))
+    drawn = list(_profiles([o.method for o, _ in ranked], tables))
     if drawn:
         yield Figure(
             "Performance profile",
@@ -319,12 +299,9 @@ def _figures(
         yield _of_game(game, [run for run in runs if run.result.game == game], style)
 
 
-def _profiles(ranked: Sequence[str], tables: Mapping[str, Any]) -> Iterator[figures.Line]:
+def _profiles(ranked: Sequence[str], tables: Mapping[str, Returns]) -> Iterator[figures.Line]:
     chosen = list(dict.fromkeys([*(m for m in ranked if m == REFERENCE), *ranked]))[:MOST_CURVES]
-    scores = {}
-    for method in chosen:
-        games = [game for game in tables[method] if human_normalised(game, 0.0) is not None]
-        scores[method] = _normalised(complete(tables[method], games), games)
+    scores = {method: normalised(tables[method]) for method in chosen}
     values = [value for own in scores.values() for value in own.ravel().tolist()]
     if not values:
         return
@@ -358,20 +335,14 @@ def _curves(runs: Sequence[EvaluatedRun]) -> Iterator[Figure]:
     logged = list(curves_of([(run.folder, run.result) for run in runs]))
     called = {str(Method(r.result.fusion, r.result.models)): r.method for r in runs}
     for game, curves in returns_of(logged).items():
-        end = max(float(curve.steps.max()) for curve in curves)
-        middles = (np.arange(STRETCHES) + 0.5) / STRETCHES * end
+        middles, by_method = stretched(curves)
         lines = []
-        for method in dict.fromkeys(curve.method for curve in curves):
-            means = np.array([averages(curve, end) for curve in curves if curve.method == method])
+        for method, means in by_method.items():
             known = np.isfinite(means).all(axis=0)
             if known.any():
-                means = means[:, known]
-                lines.append(
-                    figures.Line(
-                        called[method],
-                        middles[known], means.mean(axis=0), means.min(axis=0), means.max(axis=0),
-                    )
-                )  # fmt: skip
+                x, y = middles[known], means[:, known]
+                band = y.mean(axis=0), y.min(axis=0), y.max(axis=0)
+                lines.append(figures.Line(called[method], x, *band))
         if lines:
             yield Figure(
                 f"During training: {game}",

@@ -38,7 +38,7 @@ def drawings() -> list[str]:
     sets = itertools.product((False, True), repeat=3)
     return [
         figures.intervals(bars, "score", line=0.0),
-        figures.points([HOSTILE, "b"], [1e5, 3e6], bars, "parameters", "score"),
+        figures.points([1e5, 3e6], bars, "parameters", "score"),
         figures.curves([figures.Line(HOSTILE, x, x), figures.Line("b", x, *band)], "x", "y", at=2),
         figures.events(x, ["a", "b"], [band, band], "steps"),
         figures.stacked(["a", HOSTILE], x, np.full((2, 5), 0.5), "steps"),

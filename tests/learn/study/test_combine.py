@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import types
 from pathlib import Path
@@ -11,15 +10,16 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from command_kit import options
+from command_kit import options, read_csv
 
 from wsa import cli
 from wsa.learn.bench.grid import RESULT, Cell, Result, Settings, cells
+from wsa.learn.bench.report import complete
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.evaluation.scores import human_normalised
 from wsa.learn.study import combine_plan, combine_report
 from wsa.learn.study.combine_plan import Plan, Planned, bench_options, method_of, untrained
-from wsa.learn.study.combine_report import EvaluatedRun, complete
+from wsa.learn.study.combine_report import EvaluatedRun
 from wsa.learn.study.output import PAGE
 
 
@@ -138,7 +138,7 @@ def test_the_report_has_the_results_and_names_missing_runs(report: Any) -> None:
     assert "Pong, fix, seed 1" in text and "It needs 9 GB." in text
     assert "Pong, cnn" in text and "every model gives a vector" in text
     assert "| 3 of 3 " in text  # Runs of uniform no better than random.
-    rows = list(csv.DictReader((folder / "combine.csv").read_text().splitlines()))
+    rows = read_csv(folder / "combine.csv")
     assert len(rows) == 16
     assert {r["method"]: r["better_than_random"] for r in rows} == {
         "wsa": "True", "lin": "True", "uniform": "False",
