@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from wsa.learn.fusion.base import Fusion
 from wsa.learn.fusion.build import fusion_class
 from wsa.learn.runs.config import MEAN_CONTEXT
 from wsa.learn.training import checkpoint
-from wsa.store.common import atomic_files, hashing, user_code
+from wsa.store.common import atomic_files, hashing, terminal, user_code
 from wsa.store.common.errors import ConflictError, UsageError
 from wsa.store.common.ranges import check_ranges
 from wsa.store.format import records
@@ -143,6 +143,14 @@ class Cell:
         saved = checkpoint.all_of(self.folder / "checkpoints")
         return int(saved[-1].stem) if saved else 0
 
+    def left(self) -> int:
+        """Number of updates, or of steps, that are left to train."""
+        return max(0, self.total - self.done())
+
+    def state(self) -> str:
+        """The run's progress in tables."""
+        return "done" if self.result() else f"{self.done():,} of {self.total:,}"
+
 
 def read_result(folder: Path) -> Result | None:
     """Read the result of the run in `folder`; None if it has none.
@@ -152,6 +160,30 @@ def read_result(folder: Path) -> Result | None:
     """
     path = folder / RESULT
     return records.read_json(path.read_bytes(), Result, str(path)) if path.exists() else None
+
+
+def print_grid(
+    as_json: bool,
+    total: dict[str, Any],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    **further: Any,
+) -> int:
+    """Print a planned grid and its cost; return exit code 0.
+
+    Args:
+        as_json: Whether to print JSON.
+        total: The cost of what is left, by name.
+        columns: Names of the columns.
+        rows: A row for each run.
+        further: Values that only the JSON has.
+    """
+    if as_json:
+        grid = [dict(zip(columns, row, strict=True)) for row in rows]
+        return terminal.result(True, {**total, **further, "grid": grid})
+    terminal.table("", columns, rows)
+    print()
+    return terminal.result(False, total)
 
 
 def evaluation_settings(episodes: int, games: FinalGames) -> EvaluationSettings:

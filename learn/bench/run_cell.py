@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -53,6 +53,34 @@ class Failure:
     exit_code: int
 
 
+def expected(cell: object, error: WsaError) -> Failure:
+    """Describe a run that failed with one of wsa's own errors."""
+    return Failure(str(cell), error.kind, str(error), error.exit_code)
+
+
+def failure(cell: object, error: Exception, trace: Path) -> Failure:
+    """Describe a run that failed.
+
+    Args:
+        cell: The run.
+        error: The error that is being handled.
+        trace: File for the traceback if the error is not one of wsa's own.
+    """
+    if isinstance(error, WsaError):
+        return expected(cell, error)
+    atomic_files.replace(trace, traceback.format_exc().encode())
+    message = " ".join(str(error).split())[:300]
+    why = f"{type(error).__name__}: {message}. See the traceback in {trace}."
+    return Failure(str(cell), type(error).__name__, why, 1)
+
+
+def say_failed(failures: Sequence[Failure]) -> int:
+    """Print the runs that failed; return the exit code of the first, or 0."""
+    for one in failures:
+        terminal.say(f"failed: {one.cell}: {one.message}")
+    return failures[0].exit_code if failures else 0
+
+
 def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure | None:
     """Train and evaluate a run from its current state; return a failure instead of raising it.
 
@@ -67,14 +95,8 @@ def attempt(cell: Cell, tell: Tell = lambda what, done, total: None) -> Failure 
         try:
             _train(cell, lambda step, _: tell("learn", step, cell.total))
             _evaluate(cell, lambda _, games: tell("eval", games, cell.evaluation.episodes))
-        except WsaError as error:
-            return Failure(str(cell), error.kind, str(error), error.exit_code)
         except Exception as error:  # noqa: BLE001  Memory, a driver, ...: other runs continue.
-            path = cell.folder / ERROR
-            atomic_files.replace(path, traceback.format_exc().encode())
-            message = " ".join(str(error).split())[:300]
-            why = f"{type(error).__name__}: {message}. See the traceback in {path}."
-            return Failure(str(cell), type(error).__name__, why, 1)
+            return failure(cell, error, cell.folder / ERROR)
     (cell.folder / ERROR).unlink(missing_ok=True)
     return None
 
@@ -129,4 +151,4 @@ def _evaluate(cell: Cell, on_step: Callable[[int, int], None]) -> None:
     result = Result(
         request.game, request.fusion, request.models, request.seed, settings, evaluation.summary()
     )
-    atomic_files.replace(Path(cell.folder) / RESULT, msgspec.json.format(hashing.canonical(result)))
+    atomic_files.replace(cell.folder / RESULT, msgspec.json.format(hashing.canonical(result)))

@@ -12,7 +12,7 @@ from distributed import KilledWorker, as_completed
 from wsa.learn.bench import grid
 from wsa.learn.bench import report as bench_report
 from wsa.learn.bench.grid import Cell
-from wsa.learn.bench.run_cell import Failure, attempt, attempt_on_worker
+from wsa.learn.bench.run_cell import Failure, attempt, attempt_on_worker, expected, say_failed
 from wsa.learn.configs.bench import BenchOptions
 from wsa.store.common import terminal
 from wsa.store.common.errors import StorageError
@@ -34,7 +34,7 @@ def bench(o: BenchOptions, connect: Connect) -> int:
     left = [cell for cell in cells if cell.result() is None]
     terminal.say(f"{len(cells) - len(left)} of {len(cells)} runs are done; {o.bench_dir}")
     if o.dry_run:
-        return _dry(o, cells)
+        return _dry(o, cells, left)
     grid.write(o, settings)
     failures = list(run_cells(o, left, connect))
     report = bench_report.write(
@@ -55,14 +55,13 @@ def say_failures(verb: str, failures: Sequence[Failure], runs: int) -> int:
         failures: The failed runs.
         runs: Total number of runs.
     """
-    for failure in failures:
-        terminal.say(f"failed: {failure.cell}: {failure.message}")
+    code = say_failed(failures)
     if failures:
         terminal.say(
             f"wsa {verb}: {len(failures)} of {runs} runs failed; the others are done. Fix the "
             "errors above, and run the same command again."
         )
-    return failures[0].exit_code if failures else 0
+    return code
 
 
 def run_cells(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure]:
@@ -71,29 +70,21 @@ def run_cells(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[F
     yield from filter(None, run(o, left, connect))
 
 
-def _dry(o: BenchOptions, cells: list[Cell]) -> int:
+def _dry(o: BenchOptions, cells: list[Cell], left: list[Cell]) -> int:
     """Print the progress of each run of the grid."""
     rows = []
     for cell in cells:
-        state = "done" if cell.result() else f"{cell.done():,} of {cell.total:,}"
         request = cell.request
         models = "+".join(request.models) or "pixels"
-        rows.append([request.game, request.fusion, models, str(request.seed), state])
-    left = [cell for cell in cells if cell.result() is None]
+        rows.append((request.game, request.fusion, models, str(request.seed), cell.state()))
     unit = "steps" if o.online else "updates"
-    totals = {
+    total = {
         "runs": len(cells),
         "left": len(left),
-        f"{unit}_left": sum(max(0, cell.total - cell.done()) for cell in left),
+        f"{unit}_left": sum(cell.left() for cell in left),
         "games_left": len(left) * o.episodes,
     }
-    columns = ["game", "fusion", "models", "seed", unit]
-    if o.json:
-        grid_rows = [dict(zip(columns, row, strict=True)) for row in rows]
-        return terminal.result(True, {**totals, "grid": grid_rows})
-    terminal.table("", columns, rows)
-    print()
-    return terminal.result(False, totals)
+    return grid.print_grid(o.json, total, ("game", "fusion", "models", "seed", unit), rows)
 
 
 def _run_inproc(o: BenchOptions, left: list[Cell], connect: Connect) -> Iterator[Failure | None]:
@@ -169,7 +160,7 @@ def _died(cell: Cell, error: KilledWorker) -> Failure:
         f"{TRIES} workers died during this run; the last was {error.last_worker.address}. The usual "
         "cause is too little memory. See the worker's log.",
     )
-    return Failure(str(cell), died.kind, str(died), died.exit_code)
+    return expected(cell, died)
 
 
 def _lost(cell: Cell, error: Exception) -> Failure:
@@ -179,4 +170,4 @@ def _lost(cell: Cell, error: Exception) -> Failure:
         f"The run's worker failed with {type(error).__name__}: {message}. Workers need this version of "
         "wsa, and the store and the bench's folder at the same paths.",
     )
-    return Failure(str(cell), lost.kind, str(lost), lost.exit_code)
+    return expected(cell, lost)

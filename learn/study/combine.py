@@ -10,7 +10,7 @@ from wsa.learn.bench import grid, runner
 from wsa.learn.bench.run_cell import Failure
 from wsa.learn.configs.study import CombineOptions
 from wsa.learn.study import combine_report
-from wsa.learn.study.combine_plan import Plan, costs, plan, unfinished
+from wsa.learn.study.combine_plan import Plan, Planned, costs, plan
 from wsa.store.common import terminal
 from wsa.store.objects.root import open_snapshot
 from wsa.store.objects.snapshot import Snapshot
@@ -22,40 +22,29 @@ def combine(o: CombineOptions, connect: runner.Connect) -> int:
     _, snapshot = open_snapshot(o.store, create=create, or_empty=o.online and o.dry_run)
     device = choose_device(o.compute.device)
     grid_plan = plan(o, snapshot, device)
-    left = list(unfinished(grid_plan))
+    left = [run for run in grid_plan.runs if run.cell.result() is None]
     terminal.say(
         f"{len(grid_plan.runs) - len(left)} of {len(grid_plan.runs)} runs are done; {o.study_dir}"
     )
     for name, why in grid_plan.left_out.items():
         terminal.say(f"left out: {name}: {why}")
     if o.dry_run:
-        return _dry(o, grid_plan, snapshot, device)
+        return _dry(o, grid_plan, left, snapshot, device)
     grid.write(grid_plan.bench, grid_plan.settings)
-    cells = [run.cell for run in left]
-    failures = list(runner.run_cells(grid_plan.bench, cells, connect))
+    failures = list(runner.run_cells(grid_plan.bench, [run.cell for run in left], connect))
     return _report(o, grid_plan, failures)
 
 
-def _dry(o: CombineOptions, grid_plan: Plan, snapshot: Snapshot, device: str) -> int:
-    left = list(unfinished(grid_plan))
-    total = costs(grid_plan, left, snapshot, device)
-    columns = ("game", "method", "seed", "parameters", "state")
+def _dry(
+    o: CombineOptions, grid_plan: Plan, left: list[Planned], snapshot: Snapshot, device: str
+) -> int:
     rows = [
-        (
-            run.cell.request.game,
-            run.method,
-            run.cell.request.seed,
-            run.parameters,
-            f"{run.cell.done():,} of {run.cell.total:,}" if run in left else "done",
-        )
+        (run.cell.request.game, run.method, run.cell.request.seed, run.parameters, run.cell.state())
         for run in grid_plan.runs
     ]
-    if o.json:
-        table = [dict(zip(columns, row, strict=True)) for row in rows]
-        return terminal.result(True, {**total, "left_out": grid_plan.left_out, "grid": table})
-    terminal.table("", columns, rows)
-    print()
-    return terminal.result(False, total)
+    columns = ("game", "method", "seed", "parameters", "state")
+    total = costs(grid_plan, left, snapshot, device)
+    return grid.print_grid(o.json, total, columns, rows, left_out=grid_plan.left_out)
 
 
 def _report(o: CombineOptions, grid_plan: Plan, failures: list[Failure]) -> int:

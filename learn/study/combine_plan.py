@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -173,7 +173,7 @@ def costs(
     passes when the store was filled, as if every frame needed a pass.
     """
     unit = "steps" if grid_plan.bench.online else "updates"
-    todo = [max(0, run.cell.total - run.cell.done()) for run in left]
+    todo = [run.cell.left() for run in left]
     totals: dict[str, float] = {
         "runs": len(grid_plan.runs),
         "left": len(left),
@@ -196,8 +196,3 @@ def costs(
         else:
             training += steps * per_step / 60
     return totals | {"minutes_training": training, "minutes_playing": playing / 60}
-
-
-def unfinished(grid_plan: Plan) -> Iterator[Planned]:
-    """Runs that are not evaluated yet."""
-    return (run for run in grid_plan.runs if run.cell.result() is None)
